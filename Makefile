@@ -1,0 +1,46 @@
+# make demo   the main job, end to end, on real parts; writes build/demo.json
+# make test   everything: unit, property and lab tests
+# make check  ruff, strict types, import contracts (under a minute)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export RETINUE_CACHE ?= $(CURDIR)/build/cache
+
+.PHONY: help demo test unit check format install system clean
+help:
+	@sed -n 's/^# //p' Makefile
+
+system:
+	@sh deploy/install-system.sh
+
+$(VENV)/.installed: requirements.lock requirements-nodeps.txt pyproject.toml
+	@echo "Making the Python environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements-nodeps.txt
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+install: system $(VENV)/.installed
+
+demo: install
+	@$(BIN)/retinue lab demo --output build/demo.json
+
+test: install
+	@$(BIN)/pytest
+
+unit: $(VENV)/.installed
+	@$(BIN)/pytest tests/unit tests/property
+
+check: $(VENV)/.installed
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.installed
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+clean:
+	rm -rf build $(VENV)

@@ -1,0 +1,36 @@
+"""MAC and IP addresses as the model keeps them."""
+
+import re
+from ipaddress import IPv4Address, IPv6Address
+
+Mac = str
+"""A MAC address, always in the one form `mac` returns: "52:54:00:00:00:01"."""
+
+IP = IPv4Address | IPv6Address
+
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+
+
+class ModelError(ValueError):
+    """A value that cannot be part of the model; the message says which and why."""
+
+
+def mac(text: str) -> Mac:
+    """Return `text` in the model's form of a MAC address. Raises ModelError if it is none."""
+    form = text.strip().lower().replace("-", ":")
+    if not _MAC.fullmatch(form):
+        raise ModelError(f"not a MAC address: {text!r} (expected six hex pairs, such as 52:54:00:00:00:01)")
+    return form
+
+
+def mac_to_int(address: Mac) -> int:
+    return int(address.replace(":", ""), 16)
+
+
+def mac_from_int(number: int) -> Mac:
+    return bytes.hex(number.to_bytes(6, "big"), ":")
+
+
+def is_multicast(address: Mac) -> bool:
+    """True for a group address, broadcast among them (IEEE 802: the first octet's lowest bit)."""
+    return bool(int(address[:2], 16) & 1)
