@@ -13,7 +13,7 @@ from retinue.model import mac_to_int
 
 
 class Field(IntEnum):
-    """Header fields; the number is the OpenFlow basic class field number (OXM, OpenFlow 1.4 section 7.2.3.7)."""
+    """Header fields, by their OpenFlow basic class number (OXM, OpenFlow 1.4 section 7.2.3.7)."""
 
     IN_PORT = 0
     METADATA = 2
@@ -107,7 +107,7 @@ class SetField:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Copy one field into another of the same width (Nicira reg_move; Open vSwitch has it in every version)."""
+    """Copy one field into another of the same width (Nicira reg_move, which every Open vSwitch has)."""
 
     source: Field
     target: Field

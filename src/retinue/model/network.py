@@ -67,21 +67,27 @@ class Network:
     def add_switch(self, switch: Switch) -> Touched:
         clash = next((s for s in self.switches.values() if s.dpid == switch.dpid and s.id != switch.id), None)
         if clash:
-            raise ModelError(f"switches {clash.id} and {switch.id} have the same datapath id {switch.dpid:#x}")
+            raise ModelError(
+                f"switches {clash.id} and {switch.id} have the same datapath id {switch.dpid:#x}"
+            )
         self.switches[switch.id] = switch
         return frozenset({Owner("switch", switch.id)})
 
     def add_link(self, link: Link) -> Touched:
         for ref, role in ((link.leaf, Role.LEAF), (link.spine, Role.SPINE)):
             if ref.switch not in self.switches or self.switches[ref.switch].role is not role:
-                raise ModelError(f"link {link.leaf} - {link.spine}: {ref.switch} is not a known {role} switch")
+                raise ModelError(
+                    f"link {link.leaf} - {link.spine}: {ref.switch} is not a known {role} switch"
+                )
         self.links = (*self.links, link)
         return self.everything()
 
     def add_subnet(self, subnet: Subnet) -> Touched:
         for other in self.subnets.values():
-            if other.id != subnet.id and other.prefix.overlaps(subnet.prefix):  # type: ignore[arg-type]
-                raise ModelError(f"subnets {other.id} and {subnet.id} overlap: {other.prefix}, {subnet.prefix}")
+            if other.id != subnet.id and other.prefix.overlaps(subnet.prefix):
+                raise ModelError(
+                    f"subnets {other.id} and {subnet.id} overlap: {other.prefix}, {subnet.prefix}"
+                )
         self.subnets[subnet.id] = subnet
         return frozenset(Owner("switch", s) for s in self.switches)
 
@@ -147,7 +153,9 @@ class Network:
     def put_vm(self, vm: VM) -> Touched:
         """Add a VM, or replace the one of the same id."""
         if is_multicast(vm.mac) or vm.mac == self.gateway_mac or vm.mac in self._server_of_mac:
-            raise ModelError(f"VM {vm.id}: MAC {vm.mac} cannot be a VM's (a group, gateway or server address)")
+            raise ModelError(
+                f"VM {vm.id}: MAC {vm.mac} cannot be a VM's (a group, gateway or server address)"
+            )
         holder = self._vm_of_mac.get(vm.mac)
         if holder is not None and holder != vm.id:
             raise ModelError(f"VM {vm.id}: MAC {vm.mac} already belongs to VM {holder}")
@@ -264,7 +272,7 @@ class Network:
 
     def bindings(self, vms: Iterable[str] | None = None) -> list[Binding]:
         """The rows of the snooping table, of all VMs or of some: each address at each place of its VM."""
-        rows = []
+        rows: list[Binding] = []
         for name in sorted(self.vms if vms is None else vms):
             vm = self.vms.get(name)
             if vm is None:

@@ -1,0 +1,182 @@
+"""Entries of leaves and spines: IP routes to servers (seed 3), and servers' MACs to ports (seed 4)."""
+
+from collections.abc import Iterator
+
+from retinue.flows.entry import (
+    Action,
+    DecTtl,
+    Field,
+    Flow,
+    Group,
+    Match,
+    Meter,
+    Output,
+    PortNo,
+    ToGroup,
+    match,
+    set_field,
+)
+from retinue.flows.pipeline import (
+    ARP_REQUEST,
+    CONTROLLER,
+    DHCP_CLIENT_PORT,
+    DHCP_SERVER_PORT,
+    ICMP,
+    ICMP_ECHO_REQUEST,
+    LEAF_ARP_METER,
+    LEAF_DHCP_METER,
+    LEAF_METER_RATE,
+    SPINES_GROUP,
+    UDP,
+    EthType,
+    Priority,
+    Reason,
+    Table,
+    arp_answer,
+    cookie,
+    echo_answer,
+    ip_match,
+)
+from retinue.model import IP, Role, Server, Service, Switch
+from retinue.model.network import Network, Owner
+
+
+def leaf_flows(net: Network, leaf: Switch) -> Iterator[Flow | Group | Meter]:
+    """What a leaf holds whatever servers it has."""
+    owner = Owner("switch", leaf.id)
+    mark = cookie(Reason.FORWARD, owner)
+    for table in (Table.ADMIT, Table.ARP, Table.ROUTE, Table.SERVERS):
+        yield Flow(table, Priority.DROP, (), cookie=mark)
+    for meter in (LEAF_ARP_METER, LEAF_DHCP_METER):
+        yield Meter(meter, LEAF_METER_RATE, LEAF_METER_RATE)
+    for port in _spine_ports(net, leaf.id):
+        down = match(in_port=port, eth_type=EthType.IPV4)
+        yield Flow(Table.ADMIT, 100, down, goto=Table.SERVERS, cookie=mark)
+        yield Flow(Table.ADMIT, 90, match(in_port=port), cookie=mark)
+    yield Flow(Table.ADMIT, 60, match(eth_type=EthType.ARP), goto=Table.ARP, cookie=mark)
+    rogue = match(eth_type=EthType.IPV4, ip_proto=UDP, udp_src=DHCP_SERVER_PORT, udp_dst=DHCP_CLIENT_PORT)
+    rogue_cookie = cookie(Reason.ROGUE_DHCP, owner)
+    yield Flow(Table.ADMIT, 55, rogue, (CONTROLLER,), meter=LEAF_DHCP_METER, cookie=rogue_cookie)
+    to_gateway = match(eth_type=EthType.IPV4, eth_dst=net.gateway_mac)
+    yield Flow(Table.ADMIT, 50, to_gateway, goto=Table.ROUTE, cookie=mark)
+    yield from _answers(net, owner)
+    yield from _upward(net, leaf.id, mark)
+
+
+def _answers(net: Network, owner: Owner) -> Iterator[Flow]:
+    """ARP ends here (row C3). The controller has a copy of each question: so servers are found (D2)."""
+    heard = cookie(Reason.SERVER_ARP, owner)
+    for subnet in net.subnets.values():
+        if subnet.gateway.version != 4:
+            continue
+        ask = match(eth_type=EthType.ARP, arp_op=ARP_REQUEST, arp_tpa=subnet.gateway)
+        answer = (CONTROLLER, *arp_answer(subnet.gateway, net.gateway_mac))
+        yield Flow(Table.ARP, 200, ask, answer, meter=LEAF_ARP_METER, cookie=heard)
+        ping = ip_match(dst=subnet.gateway, ip_proto=ICMP, icmpv4_type=ICMP_ECHO_REQUEST)
+        answer = echo_answer(subnet.gateway, net.gateway_mac)
+        yield Flow(Table.ROUTE, Priority.ANSWER, ping, answer, cookie=cookie(Reason.FORWARD, owner))
+    yield Flow(Table.ARP, 100, (), (CONTROLLER,), meter=LEAF_ARP_METER, cookie=heard)
+
+
+def _upward(net: Network, leaf: str, mark: int) -> Iterator[Flow | Group]:
+    """What is not here goes to a spine: by hash, so that one flow of packets stays on one path (row C4)."""
+    ports = _spine_ports(net, leaf)
+    if not ports:
+        return
+    yield Group(SPINES_GROUP, tuple((Output(port),) for port in ports))
+    up = (DecTtl(), set_field(Field.ETH_SRC, net.gateway_mac), ToGroup(SPINES_GROUP))
+    for subnet in net.subnets.values():
+        if subnet.prefix.version == 4:
+            inside = match(eth_type=EthType.IPV4, ipv4_dst=subnet.prefix)
+            yield Flow(Table.ROUTE, Priority.PREFIX + subnet.prefix.prefixlen, inside, up, cookie=mark)
+    yield Flow(Table.ROUTE, Priority.DEFAULT, match(eth_type=EthType.IPV4), up, cookie=mark)
+
+
+def spine_flows(net: Network, spine: Switch) -> Iterator[Flow]:
+    mark = cookie(Reason.FORWARD, Owner("switch", spine.id))
+    for table in (Table.ADMIT, Table.ROUTE, Table.SERVERS):
+        yield Flow(table, Priority.DROP, (), cookie=mark)
+    to_gateway = match(eth_type=EthType.IPV4, eth_dst=net.gateway_mac)
+    yield Flow(Table.ADMIT, 100, to_gateway, goto=Table.ROUTE, cookie=mark)
+    yield Flow(Table.ADMIT, 90, match(eth_type=EthType.IPV4), goto=Table.SERVERS, cookie=mark)
+
+
+def server_flows(net: Network, server: Server) -> dict[str, list[Flow]]:
+    """Ways to a server's MAC (row D3), to its own address and to the prefixes behind it, on each switch."""
+    at = net.place(server.id)
+    port = None if at is None else net.port_number(at)
+    if at is None or port is None:
+        return {}
+    mark = cookie(Reason.FORWARD, Owner("server", server.id))
+    found: dict[str, list[Flow]] = {at.switch: []}
+    here = found[at.switch]
+    here.append(Flow(Table.SERVERS, 100, match(eth_dst=server.mac), (Output(port),), cookie=mark))
+    if Service.DHCP in server.services:
+        trusted = match(in_port=port, eth_type=EthType.IPV4, ip_proto=UDP, udp_src=DHCP_SERVER_PORT)
+        reason = cookie(Reason.DHCP_SERVER, Owner("server", server.id))
+        here.append(Flow(Table.ADMIT, 58, trusted, (CONTROLLER,), meter=LEAF_DHCP_METER, cookie=reason))
+    for spine in net.with_role(Role.SPINE):
+        down = net.spine_port(spine.id, at.switch)
+        if down is not None:
+            to_it = match(eth_dst=server.mac)
+            found[spine.id] = [Flow(Table.SERVERS, 100, to_it, (Output(down),), cookie=mark)]
+    if server.address is not None:
+        _add(found, host_routes(net, server, server.address, mark))
+    for prefix in server.routes:
+        if prefix.version == 4:
+            inside = match(eth_type=EthType.IPV4, ipv4_dst=prefix)
+            _add(found, _routes(net, server, Priority.PREFIX + prefix.prefixlen, inside, None, mark))
+    return found
+
+
+def host_routes(net: Network, server: Server, ip: IP, mark: int) -> dict[str, list[Flow]]:
+    """The way to an address on a server: its leaf to the server's port, each spine to its leaf."""
+    if ip.version != 4:
+        return {}
+    hairpin = ip_match(dst=ip)
+    return _routes(net, server, Priority.HOST, hairpin, Priority.HAIRPIN, mark)
+
+
+def _routes(
+    net: Network, server: Server, priority: int, to: Match, hairpin: int | None, mark: int
+) -> dict[str, list[Flow]]:
+    at = net.place(server.id)
+    port = None if at is None else net.port_number(at)
+    if at is None or port is None:
+        return {}
+    rewrite: tuple[Action, ...] = (
+        DecTtl(),
+        set_field(Field.ETH_SRC, net.gateway_mac),
+        set_field(Field.ETH_DST, server.mac),
+    )
+    found = {at.switch: [Flow(Table.ROUTE, priority, to, (*rewrite, Output(port)), cookie=mark)]}
+    if hairpin is not None:
+        # Two VMs on one server with a stale ARP cache talk through the leaf (seed 3): back out of the port
+        # the frame came in by, which a switch does only when told so by name.
+        back = match(in_port=port) + to
+        turn = (*rewrite, Output(PortNo.IN_PORT))
+        found[at.switch].append(Flow(Table.ROUTE, hairpin, back, turn, cookie=mark))
+    for spine in net.with_role(Role.SPINE):
+        down = net.spine_port(spine.id, at.switch)
+        if down is not None:
+            way = (set_field(Field.ETH_DST, server.mac), Output(down))
+            found[spine.id] = [Flow(Table.ROUTE, priority, to, way, cookie=mark)]
+    return found
+
+
+def _spine_ports(net: Network, leaf: str) -> list[int]:
+    refs = sorted(link.leaf for link in net.links if link.leaf.switch == leaf)
+    return [number for ref in refs if (number := net.port_number(ref)) is not None]
+
+
+def _add(found: dict[str, list[Flow]], more: dict[str, list[Flow]]) -> None:
+    for switch, flows in more.items():
+        found.setdefault(switch, []).extend(flows)
+
+
+def trunk_ports(net: Network, leaf: str) -> frozenset[int]:
+    """Numbers of a leaf's ports that lead to spines; every other port may lead to a server."""
+    return frozenset(_spine_ports(net, leaf))
+
+
+__all__ = ["host_routes", "leaf_flows", "server_flows", "spine_flows", "trunk_ports"]

@@ -1,0 +1,34 @@
+"""In which order switches are told of a change: nearest to the new place first.
+
+A source leaf that points up while a spine still points down is a loop; a spine that points at a leaf that
+does not know the VM is a hole. So: the new place's edge and leaf, then the spines, then the other leaves,
+then the other edges. Each stage is confirmed by every switch in it before the next begins. A removal has no
+new place and starts at the spines.
+"""
+
+from collections.abc import Collection, Mapping
+
+from retinue.flows.compiler import Keys
+from retinue.model import Role, Switch
+from retinue.model.network import Network
+
+
+def stages(changed: Keys, switches: Mapping[str, Switch], near: Collection[str]) -> list[list[str]]:
+    """Switches of `changed` in the order they must be told, those of one list at the same time."""
+
+    def stage(switch: str) -> int:
+        if switch in near:
+            return 0
+        return {Role.SPINE: 1, Role.LEAF: 2, Role.EDGE: 3}[switches[switch].role]
+
+    found: dict[int, list[str]] = {}
+    for switch in sorted(changed):
+        found.setdefault(stage(switch), []).append(switch)
+    return [found[number] for number in sorted(found)]
+
+
+def near_server(net: Network, server: str) -> frozenset[str]:
+    """The edge and the leaf of a server: where a VM's new place is prepared first."""
+    at = net.place(server)
+    names = {net.servers[server].edge, "" if at is None else at.switch}
+    return frozenset(names - {""})
