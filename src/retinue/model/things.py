@@ -113,8 +113,9 @@ class Subnet:
 class VM:
     """A virtual machine as the manager books it.
 
-    `server` is where its traffic is delivered. `also` are further servers where it may send and where its port
-    would take frames, but none are steered: a move's target before the switch-over, its source after.
+    `server` is where its traffic is delivered. `also` are further servers where it may send and where its
+    port would take frames, but none are steered there: a move's target before the switch-over, its source
+    after it.
     """
 
     id: str

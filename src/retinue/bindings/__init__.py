@@ -1,0 +1,30 @@
+"""Rules of the snooping table: what DHCP messages and time do to bindings, and what is forgery."""
+
+from retinue.bindings.forgery import Forgery, ForgeryBook, ForgeryKind, interpret
+from retinue.bindings.snooping import (
+    Bind,
+    ClientMessage,
+    Effect,
+    Refused,
+    Release,
+    ServerMessage,
+    Snooper,
+    ToServers,
+    ToVM,
+)
+
+__all__ = [
+    "Bind",
+    "ClientMessage",
+    "Effect",
+    "Forgery",
+    "ForgeryBook",
+    "ForgeryKind",
+    "Refused",
+    "Release",
+    "ServerMessage",
+    "Snooper",
+    "ToServers",
+    "ToVM",
+    "interpret",
+]
