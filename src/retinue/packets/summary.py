@@ -53,8 +53,8 @@ def _arp(payload: bytes) -> str:
 
 
 def _ipv4(payload: bytes) -> str:
-    if len(payload) < 20:
-        raise FrameError(f"IPv4 of {len(payload)} bytes")
+    if len(payload) < 20 or payload[0] >> 4 != 4:
+        raise FrameError(f"IPv4 of {len(payload)} bytes, starting with {payload[:1].hex()}")
     protocol, src, dst = payload[9], IPv4Address(payload[12:16]), IPv4Address(payload[16:20])
     where = f"IPv4 {src} > {dst}"
     if protocol != UDP:
@@ -81,7 +81,7 @@ def _dhcp(message: DHCP) -> str:
 
 
 def _ipv6(payload: bytes) -> str:
-    if len(payload) < 40:
-        raise FrameError(f"IPv6 of {len(payload)} bytes")
+    if len(payload) < 40 or payload[0] >> 4 != 6:
+        raise FrameError(f"IPv6 of {len(payload)} bytes, starting with {payload[:1].hex()}")
     src, dst = IPv6Address(payload[8:24]), IPv6Address(payload[24:40])
     return f"IPv6 {src} > {dst} {_PROTOCOLS.get(payload[6], f'next header {payload[6]}')}"
