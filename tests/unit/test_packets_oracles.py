@@ -257,9 +257,7 @@ def decode(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
 def test_tshark_decodes_what_we_mean(tmp_path: Path) -> None:
-    relayed = DHCP(
-        **{**{f: getattr(asked, f) for f in DHCP.__slots__}, "giaddr": B, "hops": 1, "flags": 0x8000}
-    )
+    relayed = replace(asked, giaddr=B, hops=1, flags=FLAG_BROADCAST)
     messages = [*MESSAGES.values(), relayed]
     arps = [
         ARP(ArpOp.REQUEST, VM, A, ZERO_MAC, B),
