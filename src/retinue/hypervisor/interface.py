@@ -1,0 +1,143 @@
+"""What any hypervisor must be able to do for us (H1), and what it tells.
+
+A `Machine` is one virtual machine on one server. During a move there are two of the same VM: the source,
+which runs, and the target, opened to take its memory in. Times are seconds since the epoch, by the clock of
+the hypervisor's own host.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+
+class HypervisorError(Exception):
+    """The hypervisor did not do what it was asked; the message says what, for which VM, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class VMSpec:
+    """A VM to run on a server, with one network interface."""
+
+    id: str
+    mac: str
+    port: str
+    """Name of the tap it plugs into; the tap must exist."""
+    kernel: Path
+    initrd: Path
+    append: str = ""
+    """The kernel's command line."""
+    memory_mib: int = 128
+
+
+class RunState(StrEnum):
+    RUNNING = "running"
+    PAUSED = "paused"
+    INCOMING = "incoming"
+    """Opened as a move's target; its memory has not arrived."""
+    MOVED = "moved"
+    """Stopped at the source because the VM now runs elsewhere."""
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The VM's processor runs for the first time."""
+
+    vm: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The VM stands still on the source: from here on it sends nothing."""
+
+    vm: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The VM runs on: on the target, or again on the source after a move that failed."""
+
+    vm: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationFailed:
+    """The move came to nothing. `source_runs` tells whether the VM runs on at the source."""
+
+    vm: str
+    at: float
+    reason: str
+    source_runs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The VM's process has ended, asked or not."""
+
+    vm: str
+    at: float
+
+
+Event = Started | Stopped | Resumed | MigrationFailed | Gone
+OnEvent = Callable[[Event], None]
+"""Called at once, in the event loop; must not block."""
+
+
+def ignore(event: Event) -> None:
+    """For a caller who wants no events."""
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationResult:
+    stopped_at: float
+    resumed_at: float
+    total_ms: float
+    """From the order to move until the VM runs on the target."""
+    transferred: int
+    """Octets of memory that went over, 0 if the source could not tell."""
+    passes: int
+    """How often the source looked which pages were written meanwhile; see retinue.hypervisor.migration."""
+
+    @property
+    def pause_ms(self) -> float:
+        """How long the VM stood still."""
+        return (self.resumed_at - self.stopped_at) * 1000
+
+
+class Machine(Protocol):
+    @property
+    def spec(self) -> VMSpec: ...
+
+    async def state(self) -> RunState: ...
+
+    async def pause(self) -> None: ...
+
+    async def resume(self) -> None: ...
+
+    async def quit(self) -> None:
+        """End the machine, whatever its state. Ending what has ended is no error."""
+
+
+M = TypeVar("M", bound=Machine)
+
+
+class Hypervisor(Protocol[M]):
+    """Runs VMs on one server. Every method raises HypervisorError and has a time limit of its own."""
+
+    async def start(self, spec: VMSpec, on_event: OnEvent = ignore) -> M:
+        """Boot a VM; returns when it runs."""
+
+    async def open_target(self, spec: VMSpec, on_event: OnEvent = ignore) -> M:
+        """Open a machine that waits for the memory of the same VM, its port plugged in."""
+
+    async def migrate(self, source: M, target: M, uri: str, on_event: OnEvent = ignore) -> MigrationResult:
+        """Move the running VM from `source` to `target`, its memory over `uri`; returns when it runs there.
+
+        The source is left stopped, for the caller to end. On failure, and when this call is cancelled, the
+        target is ended, the source runs on, `MigrationFailed` is told, and HypervisorError raised.
+        """

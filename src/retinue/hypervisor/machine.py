@@ -1,0 +1,160 @@
+"""One running QEMU, spoken to by its monitor protocol (QMP)."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import structlog
+from qemu.qmp import ExecuteError, QMPError
+
+from retinue.hypervisor.argv import Files
+from retinue.hypervisor.interface import Gone, HypervisorError, OnEvent, RunState, VMSpec
+
+COMMAND_LIMIT = 10.0
+QUIT_LIMIT = 5.0
+
+GONE = "GONE"
+"""Name of the one event that is ours: the process has ended."""
+
+log = structlog.get_logger()
+
+# The library logs the end of every connection as an error; we report each failure ourselves.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
+
+QMPEvent = dict[str, Any]
+EventQueue = asyncio.Queue[tuple["QemuMachine", QMPEvent]]
+
+_STATES = {
+    "running": RunState.RUNNING,
+    "inmigrate": RunState.INCOMING,
+    "postmigrate": RunState.MOVED,
+    "internal-error": RunState.BROKEN,
+    "guest-panicked": RunState.BROKEN,
+    "io-error": RunState.BROKEN,
+    "shutdown": RunState.BROKEN,
+}
+
+
+def event_time(event: QMPEvent) -> float:
+    """Seconds since the epoch, by QEMU's own clock (QMP specification, "timestamp")."""
+    stamp = event["timestamp"]
+    return float(stamp["seconds"]) + float(stamp["microseconds"]) / 1e6
+
+
+class QemuMachine:
+    """One QEMU process. Made by QemuHypervisor."""
+
+    def __init__(
+        self, spec: VMSpec, files: Files, process: asyncio.subprocess.Process, qmp: Any, on_event: OnEvent
+    ) -> None:
+        self._spec = spec
+        self.files = files
+        self.process = process
+        self._qmp = qmp
+        self._on_event = on_event
+        self._subscribers: list[EventQueue] = []
+        self._pump = asyncio.create_task(self._hand_on_events(), name=f"QMP events of {spec.id}")
+        self._watch = asyncio.create_task(self._wait_for_end(), name=f"QEMU of {spec.id}")
+
+    @property
+    def spec(self) -> VMSpec:
+        return self._spec
+
+    @property
+    def alive(self) -> bool:
+        return self.process.returncode is None
+
+    async def state(self) -> RunState:
+        status = (await self.execute("query-status"))["status"]
+        return _STATES.get(status, RunState.PAUSED)
+
+    async def pause(self) -> None:
+        await self.execute("stop")
+
+    async def resume(self) -> None:
+        await self.execute("cont")
+
+    async def quit(self) -> None:
+        if self.alive:
+            with contextlib.suppress(HypervisorError):
+                await self.execute("quit")
+            try:
+                async with asyncio.timeout(QUIT_LIMIT):
+                    await self.process.wait()
+            except TimeoutError:
+                log.warning("QEMU did not quit, killing it", vm=self.spec.id, pid=self.process.pid)
+                self.kill()
+        await self._watch
+        self._pump.cancel()
+        await asyncio.gather(self._pump, return_exceptions=True)
+        await disconnect(self._qmp)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        """Run one QMP command; "_" in the arguments' names stand for "-". Raises HypervisorError."""
+        sent = {name.replace("_", "-"): value for name, value in arguments.items()}
+        try:
+            async with asyncio.timeout(COMMAND_LIMIT):
+                return await self._qmp.execute(command, sent or None)
+        except TimeoutError as error:
+            raise self._error(f"no answer to {command} within {COMMAND_LIMIT:.0f} s") from error
+        except ExecuteError as error:
+            raise self._error(f"{command} was refused: {error}") from error
+        except (QMPError, OSError, EOFError) as error:
+            if not self.alive:
+                raise self._error(f"{command}: QEMU has ended{last_words(self.files.log)}") from error
+            raise self._error(f"{command}: {error}") from error
+
+    @contextlib.contextmanager
+    def events_into(self, queue: EventQueue) -> Iterator[None]:
+        """Put the machine's events into the queue, from now on; what happened before is not told.
+
+        That matters to a VM that has moved here: its past holds a migration that was completed.
+        """
+        self._subscribers.append(queue)
+        try:
+            if not self.alive:
+                queue.put_nowait((self, {"event": GONE}))
+            yield
+        finally:
+            self._subscribers.remove(queue)
+
+    async def _hand_on_events(self) -> None:
+        with self._qmp.listener() as heard:
+            async for event in heard:
+                self._publish(event)
+
+    async def _wait_for_end(self) -> None:
+        await self.process.wait()
+        self._publish({"event": GONE})
+        self._on_event(Gone(self.spec.id, time.time()))
+
+    def _publish(self, event: QMPEvent) -> None:
+        for queue in self._subscribers:
+            queue.put_nowait((self, event))
+
+    def _error(self, what: str) -> HypervisorError:
+        return HypervisorError(f"VM {self.spec.id}, QEMU process {self.process.pid}: {what}")
+
+
+async def disconnect(qmp: Any) -> None:
+    """Close the connection. At the end of a QEMU the library reports its closing as an error; it is none."""
+    with contextlib.suppress(QMPError, OSError, EOFError):
+        await qmp.disconnect()
+
+
+def last_words(path: Path) -> str:
+    """What QEMU said last, as the end of a sentence."""
+    try:
+        said = path.read_text(errors="replace").strip()
+    except OSError:
+        said = ""
+    return f": {' / '.join(said.splitlines()[-3:])}" if said else ", and it said nothing"
