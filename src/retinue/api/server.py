@@ -1,0 +1,320 @@
+"""I1 over HTTP: what a manager sends, checked; what it asks, answered; what happens, streamed.
+
+Every refusal is JSON, {"error": "..."} with the reason in words, and is counted by its kind.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from retinue.api import views
+from retinue.controller.config import port_ref
+from retinue.controller.controller import Controller
+from retinue.controller.moving import MoveError
+from retinue.model import VM, ModelError, Server, Service, mac
+
+log = structlog.get_logger()
+
+LARGEST_BODY = 16 << 20
+HEARTBEAT = 15.0
+"""Seconds between comments on an idle event stream, so that a dead listener is noticed."""
+
+
+class VMBody(msgspec.Struct, forbid_unknown_fields=True):
+    id: str
+    mac: str
+    server: str
+    addresses: list[IPv4Address | IPv6Address] = []
+
+
+class ServerBody(msgspec.Struct, forbid_unknown_fields=True):
+    id: str
+    mac: str
+    address: IPv4Address | IPv6Address | None = None
+    edge: str = ""
+    services: list[Service] = []
+    at: str = ""
+
+
+class MoveBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Row B1: VM id, MAC, IP, source server id, and target server id or target switch id."""
+
+    vm: str
+    target_server: str = ""
+    target_switch: str = ""
+    source_server: str = ""
+    mac: str = ""
+    ip: IPv4Address | IPv6Address | None = None
+
+
+class EventBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The hypervisor's word about a VM or a move; `at` in seconds since the epoch."""
+
+    event: str
+    at: float = 0.0
+    server: str = ""
+    reason: str = ""
+
+
+class Api:
+    def __init__(
+        self, controller: Controller, refused_elsewhere: Callable[[], dict[str, dict[str, int]]]
+    ) -> None:
+        self._controller = controller
+        self._refused_elsewhere = refused_elsewhere
+        self.refused: Counter[str] = Counter()
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port, which the system chooses when given 0."""
+        app = web.Application(middlewares=[self._errors], client_max_size=LARGEST_BODY)
+        app.add_routes(
+            [
+                web.get("/v1/status", self._status),
+                web.get("/v1/switches", self._switches),
+                web.get("/v1/servers", self._servers),
+                web.post("/v1/servers", self._put_servers),
+                web.get("/v1/vms", self._vms),
+                web.post("/v1/vms", self._book),
+                web.get("/v1/vms/{id}", self._vm),
+                web.delete("/v1/vms/{id}", self._remove),
+                web.post("/v1/vms/{id}/events", self._vm_says),
+                web.get("/v1/bindings", self._bindings),
+                web.get("/v1/forgeries", self._forgeries),
+                web.get("/v1/moves", self._moves),
+                web.post("/v1/moves", self._start_move),
+                web.get("/v1/moves/{id}", self._move),
+                web.post("/v1/moves/{id}/events", self._move_says),
+                web.post("/v1/moves/{id}/cancel", self._cancel),
+                web.get("/v1/flows", self._flows),
+                web.get("/v1/events", self._stream),
+            ]
+        )
+        self._runner = web.AppRunner(
+            app, access_log=None, logger=_RefusalLogger(self.refused), shutdown_timeout=1.0
+        )
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port)
+        await site.start()
+        bound: int = self._runner.addresses[0][1]
+        return bound
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    # ---- reading ----
+
+    async def _status(self, _: web.Request) -> web.Response:
+        refused = {**self._refused_elsewhere(), "rest": dict(self.refused)}
+        return _json(views.status(self._controller, refused))
+
+    async def _switches(self, _: web.Request) -> web.Response:
+        return _json({"switches": views.switches(self._controller)})
+
+    async def _servers(self, _: web.Request) -> web.Response:
+        return _json({"servers": views.servers(self._controller)})
+
+    async def _vms(self, _: web.Request) -> web.Response:
+        return _json({"vms": [views.vm(self._controller, v) for v in self._controller.net.vms.values()]})
+
+    async def _vm(self, request: web.Request) -> web.Response:
+        name = request.match_info["id"]
+        value = self._controller.net.vms.get(name)
+        if value is None:
+            raise _NotFoundError(f"there is no VM {name}; `retinue vm list` shows those there are")
+        return _json(views.vm(self._controller, value))
+
+    async def _bindings(self, request: web.Request) -> web.Response:
+        wanted = request.query.get("vm")
+        rows = self._controller.net.bindings(None if wanted is None else [wanted])
+        return _json(
+            {"bindings": views.bindings(self._controller, rows), **views.forgeries(self._controller)}
+        )
+
+    async def _forgeries(self, _: web.Request) -> web.Response:
+        return _json(views.forgeries(self._controller))
+
+    async def _moves(self, _: web.Request) -> web.Response:
+        found = self._controller.mover.moves.values()
+        return _json({"moves": [views.move(self._controller, m) for m in found]})
+
+    async def _move(self, request: web.Request) -> web.Response:
+        name = request.match_info["id"]
+        value = self._controller.mover.moves.get(name)
+        if value is None:
+            raise _NotFoundError(f"there is no move {name}; `retinue move list` shows those there are")
+        return _json(views.move(self._controller, value))
+
+    async def _flows(self, request: web.Request) -> web.Response:
+        known = self._controller.net.switches
+        wanted = request.query.get("switch")
+        if wanted is not None and wanted not in known:
+            raise _NotFoundError(f"there is no switch {wanted}; `retinue switch list` shows those there are")
+        names = [wanted] if wanted is not None else list(known)
+        return _json({"flows": [flow for name in names for flow in views.flows(self._controller, name)]})
+
+    # ---- the manager's word ----
+
+    async def _book(self, request: web.Request) -> web.Response:
+        bodies: VMBody | list[VMBody] = await _body(request, VMBody | list[VMBody])
+        many = bodies if isinstance(bodies, list) else [bodies]
+        vms = [VM(b.id, mac(b.mac), b.server, addresses=tuple(b.addresses)) for b in many]
+        if any(not v.id for v in vms):
+            raise ModelError("a VM needs an id")
+        booked = self._controller.book_vms(vms)
+        return _json({"vms": [views.vm(self._controller, v) for v in booked]}, status=201)
+
+    async def _remove(self, request: web.Request) -> web.Response:
+        name = request.match_info["id"]
+        await self._controller.remove_vm(name)
+        return _json({"removed": name})
+
+    async def _vm_says(self, request: web.Request) -> web.Response:
+        body: EventBody = await _body(request, EventBody)
+        self._controller.vm_says(request.match_info["id"], body.event, body.server)
+        return _json({"ok": True})
+
+    async def _put_servers(self, request: web.Request) -> web.Response:
+        bodies: ServerBody | list[ServerBody] = await _body(request, ServerBody | list[ServerBody])
+        many = bodies if isinstance(bodies, list) else [bodies]
+        await self._controller.put_servers([_server(b, self._controller) for b in many])
+        return _json({"servers": [b.id for b in many]}, status=201)
+
+    async def _start_move(self, request: web.Request) -> web.Response:
+        body: MoveBody = await _body(request, MoveBody)
+        move = self._controller.mover.start(
+            body.vm,
+            target_server=body.target_server,
+            target_switch=body.target_switch,
+            source_server=body.source_server,
+            mac=mac(body.mac) if body.mac else "",
+            ip=body.ip,
+        )
+        return _json(views.move(self._controller, move), status=201)
+
+    async def _move_says(self, request: web.Request) -> web.Response:
+        body: EventBody = await _body(request, EventBody)
+        name = request.match_info["id"]
+        move = self._controller.mover.hypervisor_says(name, body.event, body.at, body.reason)
+        return _json({"state": move.state})
+
+    async def _cancel(self, request: web.Request) -> web.Response:
+        return _json(views.move(self._controller, self._controller.mover.cancel(request.match_info["id"])))
+
+    # ---- the event stream ----
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        """Server-sent events. `?since=ID` or the Last-Event-ID header: first what came after that event."""
+        since = request.query.get("since") or request.headers.get("Last-Event-ID")
+        if since is not None and not since.isdigit():
+            raise ModelError(f"not an event id: {since!r}")
+        bus = self._controller.events
+        stream = bus.listen(int(since) if since is not None else None)
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
+        )
+        await response.prepare(request)
+        hello = views.encode({"id": bus.last_id, "type": "hello"})
+        await response.write(b"event: hello\ndata: " + hello + b"\n\n")
+        next_event = asyncio.ensure_future(anext(stream))
+        try:
+            while True:
+                done, _ = await asyncio.wait({next_event}, timeout=HEARTBEAT)
+                if not done:
+                    await response.write(b": still here\n\n")
+                    continue
+                event = next_event.result()
+                data = views.encode(views.event(event, self._controller))
+                await response.write(
+                    b"id: %d\nevent: %s\ndata: %s\n\n" % (event.id, event.type.encode(), data)
+                )
+                next_event = asyncio.ensure_future(anext(stream))
+        except (StopAsyncIteration, ConnectionError):
+            pass
+        finally:
+            next_event.cancel()
+            await asyncio.gather(next_event, return_exceptions=True)
+            await stream.aclose()
+        return response
+
+    # ---- refusals ----
+
+    @web.middleware
+    async def _errors(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except _NotFoundError as error:
+            return self._refuse(request, 404, "not found", str(error))
+        except msgspec.DecodeError as error:
+            return self._refuse(request, 400, "bad body", f"the request's body cannot be used: {error}")
+        except MoveError as error:
+            return self._refuse(request, 409, "refused moves", str(error))
+        except ModelError as error:
+            return self._refuse(request, 409, "refused changes", str(error))
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            return self._refuse(
+                request, error.status, error.reason.lower(), f"{error.reason}: {request.path}"
+            )
+
+    def _refuse(self, request: web.Request, status: int, kind: str, reason: str) -> web.Response:
+        self.refused[kind] += 1
+        log.info("request refused", peer=request.remote, path=request.path, status=status, reason=reason)
+        return _json({"error": reason}, status=status)
+
+
+class _NotFoundError(Exception):
+    pass
+
+
+class _RefusalLogger(logging.Logger):
+    """Where the HTTP library reports what is not HTTP: counted, and said in one line."""
+
+    def __init__(self, refused: Counter[str]) -> None:
+        super().__init__("retinue.rest")
+        self._refused = refused
+
+    def handle(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        reason = str(error or record.getMessage()).strip().splitlines()[:1]
+        self._refused["not HTTP"] += 1
+        log.warning("REST connection refused", reason=reason[0] if reason else "")
+
+
+async def _body(request: web.Request, kind: Any) -> Any:
+    """The request's JSON body as this kind of struct; raises msgspec.DecodeError."""
+    return msgspec.json.decode(await request.read(), type=kind, dec_hook=_decode)
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind in (IPv4Address, IPv6Address):
+        return kind(value)
+    raise NotImplementedError(f"{kind} cannot be read from JSON")
+
+
+def _server(body: ServerBody, controller: Controller) -> Server:
+    old = controller.net.servers.get(body.id)
+    return Server(
+        id=body.id,
+        mac=mac(body.mac),
+        address=body.address,
+        edge=body.edge,
+        services=frozenset(body.services),
+        routes=old.routes if old is not None else (),
+        given_at=port_ref(body.at) if body.at else None,
+    )
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    return web.Response(body=views.encode(value), content_type="application/json", status=status)

@@ -1,0 +1,150 @@
+"""The controller's configuration file: the fabric as the operator built it.
+
+TOML; every key is checked, and a mistake is answered with the file, the key and what was expected.
+"""
+
+import tomllib
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from retinue.model import (
+    Link,
+    ModelError,
+    Network,
+    PortRef,
+    Role,
+    Server,
+    Service,
+    Subnet,
+    Switch,
+    mac,
+)
+
+
+class ConfigError(Exception):
+    """The file cannot be used; the message names it, the place in it and the reason."""
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Listen(_Table, frozen=True):
+    """Addresses (host:port) the controller listens at."""
+
+    openflow: str = "127.0.0.1:6653"
+    ovsdb: str = "127.0.0.1:6640"
+    rest: str = "127.0.0.1:8080"
+
+
+class SubnetTable(_Table, frozen=True):
+    id: str
+    prefix: IPv4Network | IPv6Network
+    gateway: IPv4Address | IPv6Address
+    vlan: int = 0
+
+
+class SwitchTable(_Table, frozen=True):
+    id: str
+    role: Role
+    dpid: str
+    uplink: str = ""
+
+
+class LinkTable(_Table, frozen=True):
+    leaf: str
+    spine: str
+
+
+class ServerTable(_Table, frozen=True):
+    id: str
+    mac: str
+    address: IPv4Address | IPv6Address | None = None
+    edge: str = ""
+    services: list[Service] = []
+    routes: list[IPv4Network | IPv6Network] = []
+    at: str = ""
+
+
+class Config(_Table, frozen=True):
+    """The whole file."""
+
+    gateway_mac: str
+    listen: Listen = Listen()
+    subnet: list[SubnetTable] = []
+    switch: list[SwitchTable] = []
+    link: list[LinkTable] = []
+    server: list[ServerTable] = []
+
+    def network(self) -> Network:
+        """A network with what the file says, and nothing else yet. Raises ConfigError."""
+        try:
+            net = Network(mac(self.gateway_mac))
+            for switch in self.switch:
+                net.add_switch(Switch(switch.id, switch.role, _dpid(switch), switch.uplink))
+            for link in self.link:
+                net.add_link(Link(port_ref(link.leaf), port_ref(link.spine)))
+            for subnet in self.subnet:
+                net.add_subnet(Subnet(subnet.id, subnet.prefix, subnet.gateway, subnet.vlan))
+            for server in self.server:
+                net.put_server(_server(server))
+        except ModelError as error:
+            raise ConfigError(str(error)) from error
+        return net
+
+
+def load(path: Path) -> Config:
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    try:
+        return msgspec.convert(tomllib.loads(text), Config, dec_hook=_decode)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def port_ref(text: str) -> PortRef:
+    """Read "leaf1:leaf1-spine1"; raises ModelError."""
+    switch, _, port = text.partition(":")
+    if not switch or not port:
+        raise ModelError(f"not a port: {text!r} (expected SWITCH:PORT, such as leaf1:leaf1-spine1)")
+    return PortRef(switch, port)
+
+
+def endpoint(text: str) -> tuple[str, int]:
+    """Read "192.0.2.1:6653"."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"not an address to listen at: {text!r} (expected HOST:PORT)")
+    return host.strip("[]"), int(port)
+
+
+def _dpid(switch: SwitchTable) -> int:
+    try:
+        return int(switch.dpid, 16)
+    except ValueError:
+        raise ModelError(
+            f"switch {switch.id}: datapath id {switch.dpid!r} is not a hexadecimal number"
+        ) from None
+
+
+def _server(table: ServerTable) -> Server:
+    return Server(
+        id=table.id,
+        mac=mac(table.mac),
+        address=table.address,
+        edge=table.edge,
+        services=frozenset(table.services),
+        routes=tuple(table.routes),
+        given_at=port_ref(table.at) if table.at else None,
+    )
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind in (IPv4Address, IPv4Network, IPv6Address, IPv6Network) and isinstance(value, str):
+        return kind(value)
+    raise NotImplementedError(f"{kind} cannot be read from a configuration file")

@@ -1,0 +1,112 @@
+"""What the controller's parts share: the network, the way to its switches, the event stream, the store."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from typing import Any, Protocol
+
+import structlog
+
+from retinue.bindings import ForgeryBook
+from retinue.controller.events import EventBus
+from retinue.controller.installer import Installer, Report
+from retinue.flows.compiler import Compiler, contribution
+from retinue.model import Network
+from retinue.model.network import Owner
+from retinue.openflow.session import Session
+
+log = structlog.get_logger()
+
+
+class Store(Protocol):
+    """Where the controller keeps what must outlive it; writes are queued, never awaited here."""
+
+    def put(self, value: Any) -> None: ...
+    def remove(self, value: Any) -> None: ...
+
+
+class NoStore:
+    """Keeps nothing: for tests, and for a controller that may forget."""
+
+    def put(self, value: Any) -> None:
+        pass
+
+    def remove(self, value: Any) -> None:
+        pass
+
+
+class Context:
+    def __init__(self, net: Network, clock: Callable[[], float], store: Store) -> None:
+        self.net = net
+        self.clock = clock
+        self.store = store
+        self.compiler = Compiler(net)
+        self.installer = Installer(self.compiler, clock)
+        self.events = EventBus(clock)
+        self.forgeries = ForgeryBook()
+        self.sessions: dict[str, Session] = {}
+        """Connected switches by id."""
+        self.counters: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._after_install: list[Callable[[Collection[Owner]], None]] = []
+
+    # ---- changes of the network, onto the switches ----
+
+    async def install(self, touched: Iterable[Owner], near: Collection[str] = ()) -> Report:
+        """Bring a change onto the switches; who listens (see `after_install`) is told when it is done."""
+        owners = frozenset(touched)
+        report = await self.installer.install(owners, near)
+        self._installed(owners)
+        return report
+
+    async def install_confirmed(self, touched: Iterable[Owner], near: Collection[str] = ()) -> Report:
+        owners = frozenset(touched)
+        report = await self.installer.install_confirmed(owners, near)
+        self._installed(owners)
+        return report
+
+    def after_install(self, callback: Callable[[Collection[Owner]], None]) -> None:
+        self._after_install.append(callback)
+
+    def _installed(self, owners: Collection[Owner]) -> None:
+        for callback in self._after_install:
+            callback(owners)
+
+    def stands(self, owner: Owner) -> bool:
+        """True when every entry of this owner is confirmed by its switch."""
+        return all(
+            self.installer.confirmed(switch, key)
+            for switch, entries in contribution(self.net, owner).items()
+            for key in entries
+        )
+
+    # ---- frames and tasks ----
+
+    def send_frame(self, switch: str, port: int, frame: bytes) -> bool:
+        """Send a frame out of a switch's port; False (and counted) when the switch is away."""
+        session = self.sessions.get(switch)
+        if session is None:
+            self.counters["frames not sent: switch away"] += 1
+            return False
+        session.packet_out(frame, port)
+        return True
+
+    def spawn(self, work: Coroutine[Any, Any, Any], what: str) -> asyncio.Task[Any]:
+        """Run in the background; a failure is logged and counted, and stops nothing else."""
+        task = asyncio.get_running_loop().create_task(work, name=what)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.counters["internal errors"] += 1
+            log.error("background work failed", what=task.get_name(), exc_info=error)
+            self.events.publish("controller.error", what=task.get_name(), error=repr(error))
+
+    async def stop(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.events.close()

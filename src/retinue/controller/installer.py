@@ -1,0 +1,217 @@
+"""Brings desired entries onto switches, stage by stage, and knows what each switch has confirmed.
+
+For each switch a mirror holds what it confirmed. A change is sent as the difference between mirror and
+desired program at the moment of sending, so a late sender can never put back an older entry, and sending
+twice does no harm. What could not be sent stays *pending*; when the switch comes (back), its entries are
+read, compared, and only the difference is sent.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from retinue.flows.change import Change
+from retinue.flows.compiler import Compiler, Entry, EntryKey, Keys
+from retinue.flows.difference import difference
+from retinue.flows.entry import Flow, FlowKey, Group, Meter
+from retinue.flows.plan import stages
+from retinue.model.network import Owner
+from retinue.openflow.messages import FlowStats
+
+log = structlog.get_logger()
+
+LONGEST_TIMEOUT = 65_535
+"""Seconds; a hard timeout is 16 bits in OpenFlow. Longer leases are sent again before it runs out."""
+RENEW_BEFORE = 3_600
+
+
+class SwitchSession(Protocol):
+    """What the installer needs of a switch's session."""
+
+    async def apply(self, change: Change, now: float) -> None: ...
+    async def read_flows(self, cookie: int = 0, cookie_mask: int = 0) -> list[FlowStats]: ...
+    async def read_groups(self) -> dict[int, Group]: ...
+    async def read_meters(self) -> dict[int, Meter]: ...
+    def close(self, reason: str) -> None: ...
+
+
+@dataclass
+class Report:
+    """What an installation did: flow entries sent, and switches that have not confirmed it."""
+
+    flow_mods: int = 0
+    missing: set[str] = field(default_factory=set)
+    changed: Keys = field(default_factory=dict)
+
+
+class Installer:
+    def __init__(self, compiler: Compiler, clock: Callable[[], float]) -> None:
+        self._compiler = compiler
+        self._clock = clock
+        self.sessions: dict[str, SwitchSession] = {}
+        self._mirror: dict[str, dict[EntryKey, Entry]] = {}
+        self._pending: dict[str, set[EntryKey]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._progress = asyncio.Condition()
+        self._resend_at: dict[tuple[str, EntryKey], float] = {}
+        self.flow_mods = 0
+        self.rejected: dict[str, str] = {}
+        """The last refusal of each switch that refused something, in words."""
+
+    # ---- changes ----
+
+    async def install(self, touched: Iterable[Owner], near: Collection[str] = ()) -> Report:
+        """Compute the touched owners again and bring the changes onto the switches that are connected."""
+        report = Report(changed=self._compiler.update(touched))
+        for switch, keys in report.changed.items():
+            self._pending.setdefault(switch, set()).update(keys)
+        for stage in stages(report.changed, self._compiler.net.switches, near):
+            counts = await asyncio.gather(*(self._send(s, report.changed[s]) for s in stage))
+            for switch, count in zip(stage, counts, strict=True):
+                if count is None:
+                    report.missing.add(switch)
+                else:
+                    report.flow_mods += count
+        return report
+
+    async def install_confirmed(self, touched: Iterable[Owner], near: Collection[str] = ()) -> Report:
+        """As `install`, and return only when every switch concerned has confirmed: wait for those away."""
+        report = await self.install(touched, near)
+        async with self._progress:
+            await self._progress.wait_for(lambda: self._settled(report.changed))
+        return report
+
+    async def _send(self, switch: str, keys: Collection[EntryKey]) -> int | None:
+        """Send the difference for these keys; return how many flow entries, None when not confirmed."""
+        async with self._lock(switch):
+            session = self.sessions.get(switch)
+            if session is None:
+                return None
+            mirror = self._mirror[switch]
+            program = self._compiler.program(switch)
+            change = difference(program, mirror, keys)
+            if not change.empty and not await self._apply(switch, session, change):
+                return None
+            await self._confirm(switch, keys)
+            return change.flow_count
+
+    async def _apply(self, switch: str, session: SwitchSession, change: Change) -> bool:
+        now = self._clock()
+        try:
+            await session.apply(change, now)
+        except (ConnectionError, TimeoutError) as error:
+            log.warning("switch did not confirm", switch=switch, error=str(error))
+            session.close(f"did not confirm a change: {error}")
+            return False
+        except Exception as error:
+            self.rejected[switch] = str(error)
+            log.error("switch refused a change", switch=switch, error=str(error))
+            return False
+        self.flow_mods += change.flow_count
+        mirror = self._mirror[switch]
+        for flow in change.remove:
+            mirror.pop(flow.key, None)
+            self._resend_at.pop((switch, flow.key), None)
+        for flow in change.add:
+            mirror[flow.key] = flow
+            if flow.expires_at is not None and flow.expires_at - now > LONGEST_TIMEOUT:
+                self._resend_at[switch, flow.key] = now + LONGEST_TIMEOUT - RENEW_BEFORE
+        mirror.update({("group", g.id): g for g in change.groups})
+        mirror.update({("meter", m.id): m for m in change.meters})
+        for number in change.remove_groups:
+            mirror.pop(("group", number), None)
+        for number in change.remove_meters:
+            mirror.pop(("meter", number), None)
+        return True
+
+    async def _confirm(self, switch: str, keys: Iterable[EntryKey]) -> None:
+        self._pending.get(switch, set()).difference_update(keys)
+        async with self._progress:
+            self._progress.notify_all()
+
+    # ---- switches that come and go ----
+
+    async def attach(self, switch: str, session: SwitchSession) -> Report:
+        """A switch has connected: read what it holds and send the difference."""
+        async with self._lock(switch):
+            self.sessions[switch] = session
+            self._mirror[switch] = await self._read(session)
+            wanted = self._compiler.program(switch)
+            keys = {*wanted, *self._mirror[switch]}
+            change = difference(wanted, self._mirror[switch], keys)
+            report = Report(flow_mods=change.flow_count)
+            if not change.empty and not await self._apply(switch, session, change):
+                report.missing.add(switch)
+            else:
+                await self._confirm(switch, keys | self._pending.get(switch, set()))
+            return report
+
+    def detach(self, switch: str, session: SwitchSession) -> None:
+        if self.sessions.get(switch) is session:
+            del self.sessions[switch]
+
+    def flow_ended(self, switch: str, key: FlowKey) -> None:
+        """The switch removed an entry by itself, at the end of its lease."""
+        self._mirror.get(switch, {}).pop(key, None)
+
+    async def renew_long_leases(self) -> None:
+        """Send again the entries whose lease is longer than a switch's longest timeout."""
+        now = self._clock()
+        due: dict[str, list[EntryKey]] = {}
+        for (switch, key), at in self._resend_at.items():
+            if at <= now:
+                due.setdefault(switch, []).append(key)
+        for switch, keys in due.items():
+            for key in keys:
+                del self._resend_at[switch, key]
+                self._mirror.get(switch, {}).pop(key, None)
+            await self._send(switch, keys)
+
+    # ---- questions ----
+
+    def confirmed(self, switch: str, key: EntryKey) -> bool:
+        return switch in self.sessions and key not in self._pending.get(switch, ())
+
+    def pending(self, changed: Keys | None = None) -> dict[str, int]:
+        """By switch, how many entries wait for its confirmation."""
+        counts = {
+            switch: len(keys if changed is None else keys & changed.get(switch, frozenset()))
+            for switch, keys in self._pending.items()
+        }
+        return {switch: count for switch, count in counts.items() if count}
+
+    def mirror(self, switch: str) -> Mapping[EntryKey, Entry]:
+        return self._mirror.get(switch, {})
+
+    def _settled(self, changed: Keys) -> bool:
+        return not self.pending(changed)
+
+    def _lock(self, switch: str) -> asyncio.Lock:
+        return self._locks.setdefault(switch, asyncio.Lock())
+
+    async def _read(self, session: SwitchSession) -> dict[EntryKey, Entry]:
+        now = self._clock()
+        found: dict[EntryKey, Entry] = {("group", n): g for n, g in (await session.read_groups()).items()}
+        found.update({("meter", n): m for n, m in (await session.read_meters()).items()})
+        for stats in await session.read_flows():
+            found[stats.flow.key] = _with_end(stats, now)
+        return found
+
+
+def _with_end(stats: FlowStats, now: float) -> Flow:
+    if not stats.hard_timeout:
+        return stats.flow
+    flow = stats.flow
+    return Flow(
+        flow.table,
+        flow.priority,
+        flow.match,
+        flow.actions,
+        flow.goto,
+        flow.meter,
+        flow.cookie,
+        expires_at=now + stats.hard_timeout - stats.duration_s,
+    )

@@ -1,0 +1,234 @@
+"""Moves, carried out: the effects of `moves.machine` become flows on switches and words to the hypervisor.
+
+The hypervisor side (H1) follows the event stream: move.prepare, move.copy, move.cleanup, move.rollback; and
+answers with events of its own (see `hypervisor_says`). The manager's message that starts a move is row B1's.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from retinue import moves
+from retinue.controller.context import Context
+from retinue.flows.plan import near_server
+from retinue.model import IP, VM, Mac, ModelError
+from retinue.model.network import NOTHING, Touched, moved
+from retinue.moves import Move, MoveState
+
+log = structlog.get_logger()
+
+
+class MoveError(Exception):
+    """The message is refused; it says why and what to do."""
+
+
+class Mover:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.moves: dict[str, Move] = {}
+        self.figures: dict[str, dict[str, Any]] = {}
+        """By move: control_ms, flow_mods and packet_ins, as far as known."""
+        self._open: set[str] = set()
+        """Moves whose hypervisor says the target is open, while its port is not yet reported."""
+        self._packet_ins_before: dict[str, int] = {}
+
+    # ---- the manager's word ----
+
+    def start(
+        self,
+        vm: str,
+        *,
+        target_server: str = "",
+        target_switch: str = "",
+        source_server: str = "",
+        mac: Mac = "",
+        ip: IP | None = None,
+    ) -> Move:
+        """A live-migration message (row B1), with the target server or the target's edge switch."""
+        net = self._context.net
+        booked = net.vms.get(vm)
+        if booked is None:
+            raise MoveError(f"there is no VM {vm}; `retinue vm list` shows those there are")
+        target = self._target(target_server, target_switch)
+        if source_server and source_server != booked.server:
+            raise MoveError(f"VM {vm} is at {booked.server}, not at {source_server}")
+        if mac and mac != booked.mac:
+            raise MoveError(f"VM {vm} has MAC {booked.mac}, not {mac}")
+        if ip is not None and ip not in {h.ip for h in net.held_by(vm)}:
+            raise MoveError(f"VM {vm} does not hold {ip}")
+        if target == booked.server:
+            raise MoveError(f"VM {vm} is at {target} already")
+        under_way = self.of_vm(vm)
+        if under_way is not None:
+            raise MoveError(f"VM {vm} is being moved already: move {under_way.id} is {under_way.state}")
+        number = 1 + max((int(m.removeprefix("move-")) for m in self.moves), default=0)
+        move = moves.begin(f"move-{number}", vm, booked.server, target, self._context.clock())
+        self.figures[move.id] = {"bindings_before": net.bindings([vm])}
+        self._packet_ins_before[move.id] = self._packet_ins()
+        self._keep(move)
+        self.look_again(move.id)
+        return self.moves[move.id]
+
+    def cancel(self, id: str, by: str = "the operator") -> Move:
+        return self._step(id, moves.Cancelled(by))
+
+    def of_vm(self, vm: str) -> Move | None:
+        """The move this VM is in, if any."""
+        return next((m for m in self.moves.values() if m.vm == vm and not m.state.ended), None)
+
+    # ---- the hypervisor's word ----
+
+    def hypervisor_says(self, id: str, event: str, at: float, reason: str) -> Move:
+        """target_open, copying, stopped, resumed, source_gone, failed, rolled_back."""
+        if id not in self.moves:
+            raise MoveError(f"there is no move {id}; `retinue move list` shows those there are")
+        match event:
+            case "target_open":
+                self._open.add(id)
+                self.look_again(id)
+                return self.moves[id]
+            case "copying":
+                return self._step(id, moves.CopyStarted())
+            case "stopped":
+                return self._step(id, moves.SourceStopped(at))
+            case "resumed":
+                return self._step(id, moves.Resumed(at))
+            case "source_gone":
+                return self._step(id, moves.SourceFreed())
+            case "rolled_back":
+                return self._step(id, moves.RolledBack())
+            case "failed":
+                return self._step(id, moves.Failed(reason or "the hypervisor gave no reason"))
+            case _:
+                raise MoveError(f"a move knows no event {event!r}")
+
+    # ---- what else drives a move ----
+
+    def look_again(self, id: str) -> None:
+        """Something about servers or ports changed: a move may have what it waits for."""
+        net, move = self._context.net, self.moves[id]
+        if move.state is MoveState.PLANNED and net.place(move.target) is not None:
+            move = self._step(id, moves.Matched())
+        edge = net.servers[move.target].edge
+        if move.state is MoveState.MATCHED and id in self._open and edge in net.vm_ports.get(move.vm, {}):
+            self._step(id, moves.TargetOpen())
+
+    def look_again_for(self, vm: str) -> None:
+        move = self.of_vm(vm)
+        if move is not None:
+            self.look_again(move.id)
+
+    def tick(self) -> None:
+        now = self._context.clock()
+        for move in list(self.moves.values()):
+            deadline = move.deadline()
+            if deadline is not None and now >= deadline:
+                self._step(move.id, moves.TimedOut())
+            elif move.state is MoveState.PLANNED:
+                self.look_again(move.id)
+
+    # ---- steps and effects ----
+
+    def _step(self, id: str, event: moves.Event) -> Move:
+        if id not in self.moves:
+            raise MoveError(f"there is no move {id}; `retinue move list` shows those there are")
+        began = self._context.clock()
+        try:
+            move, effects = moves.step(self.moves[id], event, began)
+        except moves.IllegalEventError as error:
+            raise MoveError(str(error)) from error
+        if move != self.moves[id]:
+            self._keep(move)
+        for effect in effects:
+            self._carry_out(move, effect, began)
+        return self.moves[id]
+
+    def _keep(self, move: Move) -> None:
+        self.moves[move.id] = move
+        self._context.store.put(move)
+        self._context.events.publish("move.step", move=move)
+        if move.state.ended:
+            self._open.discard(move.id)
+
+    def _carry_out(self, move: Move, effect: moves.Effect, began: float) -> None:
+        publish = self._context.events.publish
+        match effect:
+            case moves.OpenTarget():
+                publish("move.prepare", move=move)
+            case moves.StartCopy():
+                publish("move.copy", move=move)
+            case moves.FreeSource():
+                publish("move.cleanup", move=move)
+            case moves.UndoAtHypervisor():
+                publish("move.rollback", move=move, reason=move.reason)
+            case moves.AdmitAtTarget():
+                self._rebook(move, near_server(self._context.net, move.target), began)
+            case moves.SteerToTarget():
+                self._rebook(move, near_server(self._context.net, move.target), began)
+            case moves.CloseSource():
+                self._rebook(move, (), began)
+            case moves.CloseTarget():
+                self._rebook(move, near_server(self._context.net, move.source), began)
+
+    def _rebook(self, move: Move, near: Collection[str], began: float) -> None:
+        """Set the VM's place as the move's state wants it, and step on when every switch has confirmed it."""
+        net = self._context.net
+        vm = net.vms.get(move.vm)
+        touched: Touched = NOTHING
+        if vm is not None:
+            wanted = placed(vm, move)
+            try:
+                touched = net.put_vm(wanted)
+            except ModelError as error:
+                log.error("the VM cannot be booked as its move wants it", move=move.id, error=str(error))
+            self._context.store.put(net.vms[move.vm])
+        self._context.spawn(self._confirm(move, touched, near, began), f"{move.id}: {move.state}")
+
+    async def _confirm(self, move: Move, touched: Touched, near: Collection[str], began: float) -> None:
+        report = await self._context.install_confirmed(touched, near)
+        figures = self.figures.setdefault(move.id, {})
+        figures["flow_mods"] = figures.get("flow_mods", 0) + report.flow_mods
+        if move.state is MoveState.SWITCHING:
+            figures["control_ms"] = (self._context.clock() - began) * 1000
+        if self.moves[move.id].state is not move.state:
+            return  # Failed or cancelled while the switches were confirming.
+        done = self._step(move.id, moves.Confirmed())
+        if done.state is MoveState.CONFIRMED:
+            figures["bindings_after"] = self._context.net.bindings([move.vm])
+            figures["packet_ins"] = self._packet_ins() - self._packet_ins_before.pop(move.id, 0)
+
+    def _packet_ins(self) -> int:
+        return sum(n for name, n in self._context.counters.items() if name.startswith("packet-ins"))
+
+    def _target(self, server: str, switch: str) -> str:
+        net = self._context.net
+        if bool(server) == bool(switch):
+            raise MoveError("name the target once: a target server, or a target switch")
+        if switch:
+            runs = net.server_of_edge(switch)
+            if runs is None:
+                raise MoveError(f"{switch} is not the edge switch of a server; see `retinue server list`")
+            return runs.id
+        if server not in net.servers:
+            raise MoveError(f"there is no server {server}; `retinue server list` shows those there are")
+        if not net.servers[server].edge:
+            raise MoveError(f"server {server} has no edge switch, it cannot run VMs")
+        return server
+
+
+def placed(vm: VM, move: Move) -> VM:
+    """The VM where the move's state wants it: delivered at one server, open at others."""
+    match move.state:
+        case MoveState.ADMITTING | MoveState.PREPARED | MoveState.COPYING:
+            return replace(vm, server=move.source, also=vm.also | {move.target})
+        case MoveState.SWITCHING:
+            return moved(vm, move.target)
+        case MoveState.SWITCHED | MoveState.CONFIRMED | MoveState.DONE:
+            return replace(vm, server=move.target, also=frozenset())
+        case _:
+            return replace(vm, server=move.source, also=frozenset())
+
+
+__all__ = ["MoveError", "Mover", "placed"]

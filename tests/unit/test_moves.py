@@ -1,0 +1,125 @@
+"""The life of a move as a dialogue: events in, effects out."""
+
+import pytest
+
+from retinue.moves import (
+    AdmitAtTarget,
+    Cancelled,
+    CloseSource,
+    CloseTarget,
+    Confirmed,
+    CopyStarted,
+    Effect,
+    Event,
+    Failed,
+    FreeSource,
+    IllegalEventError,
+    Matched,
+    Move,
+    MoveState,
+    OpenTarget,
+    Resumed,
+    RolledBack,
+    SourceFreed,
+    SourceStopped,
+    StartCopy,
+    SteerToTarget,
+    TargetOpen,
+    TimedOut,
+    UndoAtHypervisor,
+    begin,
+    step,
+)
+from retinue.moves.machine import LIMITS
+
+STRAIGHT: list[tuple[Event, MoveState, tuple[Effect, ...]]] = [
+    (Matched(), MoveState.MATCHED, (OpenTarget(),)),
+    (TargetOpen(), MoveState.ADMITTING, (AdmitAtTarget(),)),
+    (Confirmed(), MoveState.PREPARED, (StartCopy(),)),
+    (CopyStarted(), MoveState.COPYING, ()),
+    (SourceStopped(99.5), MoveState.COPYING, ()),
+    (Resumed(100.0), MoveState.SWITCHING, (SteerToTarget(),)),
+    (Confirmed(), MoveState.SWITCHED, (CloseSource(),)),
+    (Confirmed(), MoveState.CONFIRMED, (FreeSource(),)),
+    (SourceFreed(), MoveState.DONE, ()),
+]
+UNDO = (CloseTarget(), UndoAtHypervisor())
+
+
+def walk(count: int) -> Move:
+    """A move after the first `count` events of the straight way."""
+    move = begin("move-1", "vm1", "server1", "server2", 0.0)
+    for number, (event, state, effects) in enumerate(STRAIGHT[:count]):
+        move, got = step(move, event, float(number + 1))
+        assert (move.state, got) == (state, effects)
+    return move
+
+
+def test_straight_way_to_done() -> None:
+    move = walk(len(STRAIGHT))
+    assert move.state is MoveState.DONE
+    assert (move.stopped_at, move.resumed_at) == (99.5, 100.0)
+    assert [state for state, _ in move.steps] == [
+        MoveState.PLANNED, MoveState.MATCHED, MoveState.ADMITTING, MoveState.PREPARED, MoveState.COPYING,
+        MoveState.SWITCHING, MoveState.SWITCHED, MoveState.CONFIRMED, MoveState.DONE,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", range(6))
+@pytest.mark.parametrize("trouble", [Failed("QEMU died"), Cancelled("an operator"), TimedOut()])
+def test_trouble_before_resume_rolls_back(count: int, trouble: Event) -> None:
+    move, effects = step(walk(count), trouble, 50.0)
+    assert move.state is MoveState.ROLLING_BACK
+    assert effects == UNDO
+    assert move.reason
+    # Both proofs are needed, in either order.
+    half, _ = step(move, RolledBack(), 51.0)
+    assert half.state is MoveState.ROLLING_BACK
+    whole, _ = step(half, Confirmed(), 52.0)
+    assert whole.state is MoveState.UNDONE
+    assert whole.reason == move.reason
+    other_half, _ = step(move, Confirmed(), 51.0)
+    assert step(other_half, RolledBack(), 52.0)[0].state is MoveState.UNDONE
+
+
+@pytest.mark.parametrize("count", [6, 7, 8])
+def test_no_way_back_after_resume(count: int) -> None:
+    move = walk(count)
+    for trouble in (Failed("late"), Cancelled("an operator")):
+        with pytest.raises(IllegalEventError, match="no way back"):
+            step(move, trouble, 50.0)
+    late, effects = step(move, TimedOut(), 50.0)
+    assert late.state is move.state
+    assert effects, "what was not confirmed in time is asked for again"
+    assert "trying again" in late.reason
+    assert late.deadline() == 50.0 + LIMITS[move.state]
+
+
+@pytest.mark.parametrize("count", range(len(STRAIGHT) + 1))
+def test_a_repeat_changes_nothing(count: int) -> None:
+    move = walk(count)
+    for event, _, _ in STRAIGHT[:count]:
+        if not isinstance(event, Confirmed | SourceStopped):
+            assert step(move, event, 60.0) == (move, ())
+
+
+@pytest.mark.parametrize("count", range(len(STRAIGHT) + 1))
+def test_what_does_not_fit_is_refused(count: int) -> None:
+    move = walk(count)
+    expected = {type(event) for event, _, _ in STRAIGHT[: count + 1]} | {SourceStopped, Resumed}
+    for event in (Matched(), TargetOpen(), CopyStarted(), SourceFreed(), RolledBack()):
+        if type(event) not in expected:
+            with pytest.raises(IllegalEventError):
+                step(move, event, 60.0)
+
+
+def test_resume_may_overtake_the_word_that_the_copy_started() -> None:
+    move, effects = step(walk(3), Resumed(5.0), 5.0)
+    assert move.state is MoveState.SWITCHING
+    assert effects == (SteerToTarget(),)
+    assert step(move, CopyStarted(), 6.0) == (move, ())
+
+
+def test_each_state_that_waits_has_a_limit() -> None:
+    for state in MoveState:
+        assert (state in LIMITS) == (not state.ended and state is not MoveState.ROLLING_BACK)
