@@ -66,3 +66,24 @@ class GuestShell:
         code = await reader.readuntil(b"\n")
         text = output.decode(errors="replace").removesuffix(f"\n{token} end ")
         return int(code), text
+
+
+async def console_line(console: Path, text: str, timeout: float = 60.0) -> str:
+    """Wait for a whole line with `text` in what the guest has written to its console; returns that line.
+
+    Raises GuestShellError with the console's last words. A file tells no one that it has grown, so it is
+    looked at again and again.
+    """
+    until = asyncio.get_running_loop().time() + timeout
+    while True:
+        said = console.read_text(errors="replace") if console.exists() else ""
+        whole = said[: said.rfind("\n") + 1].splitlines()
+        found = next((line.strip() for line in whole if text in line), None)
+        if found is not None:
+            return found
+        if asyncio.get_running_loop().time() > until:
+            last = " / ".join(whole[-3:]) or "nothing"
+            raise GuestShellError(
+                f"{console}: no {text!r} within {timeout:.0f} s; the guest said last: {last}"
+            )
+        await asyncio.sleep(0.02)

@@ -1,0 +1,302 @@
+"""The guest and QEMU behind H1, on real parts: one namespace, one Open vSwitch, two taps, one VM."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from retinue.hypervisor import (
+    Event,
+    Gone,
+    HypervisorError,
+    MigrationFailed,
+    QemuHypervisor,
+    QemuMachine,
+    Resumed,
+    RunState,
+    Started,
+    Stopped,
+    VMSpec,
+)
+from retinue.hypervisor.machine import EventQueue
+from retinue.hypervisor.migration import migrate
+from retinue.hypervisor.taps import add_port, remove_port
+from retinue.lab.capture import Port, SilentPorts
+from retinue.lab.guest import Guest, command_line, ensure_guest
+from retinue.lab.guest_shell import GuestShell, console_line
+from retinue.lab.traffic_process import TrafficProcess
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a network namespace"),
+]
+
+VM = "vm1"
+MAC = "52:54:00:00:00:01"
+ADDRESS = "10.1.0.50"
+BRIDGE = "edge"
+
+
+class Bench:
+    """A network namespace with a switch in it. The namespace itself has the address 10.1.0.1."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = f"retinue-bench-{os.getpid()}"
+        self.prefix = ("ip", "netns", "exec", self.name)
+        self.vsctl = ("ovs-vsctl", "--timeout=10", f"--db=unix:{folder}/db.sock")
+        self.hypervisor = QemuHypervisor(folder, self.prefix)
+        self.events: list[Event] = []
+        self.machines: list[QemuMachine] = []
+        self.guest: Guest
+
+    async def run(self, argv: Sequence[str]) -> str:
+        process = await self.popen("", argv)
+        output, complaint = await process.communicate()
+        assert process.returncode == 0, f"{argv}: {complaint.decode()}"
+        return output.decode()
+
+    async def popen(self, _node: str, argv: Sequence[str]) -> asyncio.subprocess.Process:
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(*self.prefix, *argv, stdin=pipe, stdout=pipe, stderr=pipe)
+
+    async def up(self) -> None:
+        folder = self.folder
+        os.environ["OVS_RUNDIR"] = str(folder)
+        await _host("ip", "netns", "add", self.name)
+        await self.run(["ip", "link", "set", "lo", "up"])
+        schema = "/usr/share/openvswitch/vswitch.ovsschema"
+        await self.run(["ovsdb-tool", "create", f"{folder}/conf.db", schema])
+        daemon = ["--detach", "--no-chdir", "--log-file=/dev/null"]
+        remote = f"--remote=punix:{folder}/db.sock"
+        pid = f"--pidfile={folder}/ovsdb-server.pid"
+        await self.run(["ovsdb-server", f"{folder}/conf.db", remote, pid, *daemon])
+        await self.run([*self.vsctl, "--no-wait", "init"])
+        pid = f"--pidfile={folder}/ovs-vswitchd.pid"
+        await self.run(["ovs-vswitchd", f"unix:{folder}/db.sock", pid, *daemon])
+        await self.run([*self.vsctl, "add-br", BRIDGE, "--", "set", "bridge", BRIDGE, "datapath_type=netdev"])
+        await self.run(["ethtool", "-K", BRIDGE, "tx", "off"])
+        await self.run(["ip", "address", "add", "10.1.0.1/24", "dev", BRIDGE])
+        await self.run(["ip", "link", "set", BRIDGE, "up"])
+        for tap in ("tap-a", "tap-b"):
+            await self.plug(tap)
+
+    async def plug(self, tap: str) -> None:
+        await add_port(self.run, bridge=BRIDGE, tap=tap, vm=VM, mac=MAC, ovs_vsctl=self.vsctl)
+
+    async def unplug(self, tap: str) -> None:
+        await remove_port(self.run, bridge=BRIDGE, tap=tap, ovs_vsctl=self.vsctl)
+
+    async def down(self) -> None:
+        for machine in self.machines:
+            await machine.quit()
+        for daemon in ("ovs-vswitchd", "ovsdb-server"):
+            with contextlib.suppress(FileNotFoundError):
+                os.kill(int((self.folder / f"{daemon}.pid").read_text()), signal.SIGTERM)
+        await _host("ip", "netns", "del", self.name)
+
+    def spec(self, tap: str = "tap-a", ip: str = f"{ADDRESS}/24,10.1.0.1") -> VMSpec:
+        return VMSpec(VM, MAC, tap, self.guest.kernel, self.guest.initrd, command_line(ip))
+
+    async def boot(self, ip: str = f"{ADDRESS}/24,10.1.0.1") -> tuple[QemuMachine, GuestShell]:
+        machine = await self.hypervisor.start(self.spec(ip=ip), self.events.append)
+        self.machines.append(machine)
+        await console_line(machine.files.serial_log, "RETINUE READY")
+        return machine, GuestShell(machine.files.shell)
+
+    async def target(self, tap: str = "tap-b") -> QemuMachine:
+        machine = await self.hypervisor.open_target(self.spec(tap), self.events.append)
+        self.machines.append(machine)
+        return machine
+
+    @property
+    def uri(self) -> str:
+        return f"unix:{self.folder}/memory.sock"
+
+
+async def _host(*argv: str) -> None:
+    process = await asyncio.create_subprocess_exec(*argv)
+    assert await process.wait() == 0, argv
+
+
+@pytest.fixture(scope="module")
+def guest() -> Guest:
+    return ensure_guest(print)
+
+
+@pytest.fixture
+async def bench(guest: Guest) -> AsyncIterator[Bench]:
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        made = Bench(Path(folder))
+        made.guest = guest
+        try:
+            await made.up()
+            yield made
+        finally:
+            await made.down()
+
+
+def test_a_built_guest_is_found_again_without_building(guest: Guest) -> None:
+    steps: list[str] = []
+    assert ensure_guest(steps.append) == guest
+    assert steps == []
+
+
+async def test_a_guest_boots_obeys_and_moves_without_losing_its_stream(bench: Bench) -> None:
+    began = time.monotonic()
+    source, shell = await bench.boot()
+    booted = time.monotonic() - began
+    assert await console_line(source.files.serial_log, "RETINUE ADDRESS") == f"RETINUE ADDRESS {ADDRESS}"
+    assert await shell.run("echo one; echo two >&2; exit 3") == (3, "one\ntwo\n")
+    assert await shell.run("sleep 60", timeout=1) == (137, "Killed\n")
+    code, routes = await shell.run("ip route; ls /proc/sys/net")
+    assert code == 0
+    assert "default via 10.1.0.1 dev eth0" in routes
+    assert "ipv6" not in routes
+    assert [type(event) for event in bench.events] == [Started]
+
+    target = await bench.target()
+    assert await target.state() is RunState.INCOMING
+    traffic = await TrafficProcess.start(bench.popen, "", ADDRESS, pps=500, seconds=60)
+    await traffic.flowing()
+    result = await bench.hypervisor.migrate(source, target, bench.uri, bench.events.append)
+    stopped, resumed = bench.events[1:]
+    assert isinstance(stopped, Stopped)
+    assert isinstance(resumed, Resumed)
+    assert stopped.at <= resumed.at == result.resumed_at
+    # One look before the first pass and one after the stop: none while the guest ran.
+    assert result.passes == 2
+    assert (await source.state(), await target.state()) == (RunState.MOVED, RunState.RUNNING)
+    await source.quit()
+    assert isinstance(bench.events[-1], Gone)
+    await bench.unplug("tap-a")
+
+    # The guest is the same one, and it answers at its new port.
+    code, uptime = await GuestShell(target.files.shell).run("cut -d. -f1 /proc/uptime; echo 9 >/tmp/mark")
+    assert code == 0
+    assert int(uptime) >= 1
+    figures, record = await traffic.finish(early=True)
+    answered_after = [a for a in record.arrivals if record.sent[a.sequence] > resumed.at * 1e9]
+    assert len(answered_after) > 20
+    assert (figures.duplicated, figures.reordered) == (0, 0)
+    assert figures.tcp_survived, figures.tcp_problem
+
+    # It moves back as well: a machine that was moved in has a past that must not be taken for the present.
+    await bench.plug("tap-a")
+    back = await bench.target("tap-a")
+    again = await bench.hypervisor.migrate(target, back, bench.uri, bench.events.append)
+    assert again.passes == 2
+    await target.quit()
+    assert await GuestShell(back.files.shell).run("cat /tmp/mark") == (0, "9\n")
+    print(
+        f"\nboot to ready {booted:.2f} s; moves took {result.total_ms:.0f} and {again.total_ms:.0f} ms, "
+        f"the guest stood still {result.pause_ms:.1f} and {again.pause_ms:.1f} ms; {figures}",
+        file=sys.stderr,
+    )
+
+
+@pytest.mark.parametrize("how", ["target dies", "called off", "too slow"])
+async def test_a_move_that_fails_leaves_the_vm_running_where_it_was(bench: Bench, how: str) -> None:
+    source, shell = await bench.boot()
+    target = await bench.target()
+    limit = 1.0 if how == "too slow" else 30.0
+    heard: EventQueue = asyncio.Queue()
+    with source.events_into(heard):
+        moving = asyncio.create_task(
+            migrate(source, target, bench.uri, bench.events.append, bandwidth=4 << 20, limit=limit)
+        )
+        async with asyncio.timeout(20):
+            while (await heard.get())[1].get("data", {}).get("status") != "active":
+                pass
+    match how:
+        case "target dies":
+            target.kill()
+        case "called off":
+            moving.cancel()
+    with pytest.raises((HypervisorError, asyncio.CancelledError)) as raised:
+        await moving
+    if how != "called off":
+        assert isinstance(raised.value, HypervisorError)
+        assert f"VM {VM} was not moved" in str(raised.value)
+    failed = bench.events[-1]
+    assert isinstance(failed, MigrationFailed)
+    assert failed.source_runs
+    assert not target.alive
+    assert await source.state() is RunState.RUNNING
+    assert (await shell.run("echo alive"))[0] == 0
+    assert await _answers(bench)
+
+    # And it can be moved afterwards.
+    second = await bench.target()
+    result = await bench.hypervisor.migrate(source, second, bench.uri)
+    assert result.passes == 2
+    assert await second.state() is RunState.RUNNING
+
+
+async def _answers(bench: Bench) -> bool:
+    traffic = await TrafficProcess.start(bench.popen, "", ADDRESS, pps=100, seconds=0.2, tcp_rate=0)
+    figures, _ = await traffic.finish()
+    return figures.received > 0
+
+
+async def test_dhcp_gives_an_address_and_release_takes_it_back(bench: Bench) -> None:
+    conf = bench.folder / "udhcpd.conf"
+    leases = bench.folder / "leases"
+    leases.touch()
+    conf.write_text(
+        f"start 10.1.0.100\nend 10.1.0.100\ninterface {BRIDGE}\nlease_file {leases}\n"
+        f"pidfile {bench.folder}/udhcpd.pid\noption subnet 255.255.255.0\noption router 10.1.0.1\n"
+        "option lease 600\n"
+    )
+    server = await bench.popen("", ["busybox", "udhcpd", "-f", str(conf)])
+    try:
+        machine, shell = await bench.boot(ip="dhcp")
+        line = await console_line(machine.files.serial_log, "RETINUE ADDRESS")
+        assert line == "RETINUE ADDRESS 10.1.0.100"
+        assert "default via 10.1.0.1" in (await shell.run("ip route"))[1]
+        gone = "while ip -4 address show eth0 | grep -q inet; do usleep 20000; done"
+        assert (await shell.run(f"kill -USR2 $(cat /run/udhcpc.pid); {gone}", timeout=5))[0] == 0
+    finally:
+        server.terminate()
+        await server.communicate()
+
+
+async def test_forged_frames_leave_the_guest_and_the_capture_sees_them(bench: Bench) -> None:
+    _, shell = await bench.boot()
+    watch = SilentPorts(
+        bench.popen,
+        [Port("bench", BRIDGE, frozenset({MAC})), Port("bench", "tap-b", direction="out")],
+    )
+    await watch.start()
+    forged = "ffffffffffff 020000000666 0806 " + "00" * 46
+    assert await shell.run(f"sendraw -c 3 '{forged}'") == (0, "")
+    found = await watch.stop()
+    kind = "02:00:00:00:06:66 > ff:ff:ff:ff:ff:ff ARP"
+    assert found[f"bench:{BRIDGE}"].kinds.get(kind) == 3
+    code, said = await shell.run("sendraw 12")
+    assert code == 2
+    assert "whole octets" in said
+    # A guest may change its MAC while it runs.
+    assert (await shell.run("ip link set eth0 address 02:00:00:00:00:09"))[0] == 0
+
+
+async def test_a_qemu_that_cannot_start_says_why(bench: Bench) -> None:
+    missing = VMSpec(VM, MAC, "tap-a", Path("/nowhere/vmlinuz"), bench.guest.initrd)
+    with pytest.raises(HypervisorError, match=r"VM vm1: QEMU did not come up.*vmlinuz"):
+        await bench.hypervisor.start(missing)
+
+
+async def test_others_can_watch_a_vm_they_did_not_start(bench: Bench) -> None:
+    machine, _ = await bench.boot()
+    with socket.socket(socket.AF_UNIX) as observer:
+        observer.settimeout(5)
+        observer.connect(str(machine.files.observer))
+        assert b'"QMP"' in observer.recv(4096)
