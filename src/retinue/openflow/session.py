@@ -1,0 +1,136 @@
+"""C1 as a server: switches connect, and each becomes a Session; whoever is no switch is refused and counted.
+
+    server = OpenFlowServer(handler)
+    port = await server.start("0.0.0.0", 6653)
+
+The handler's methods are called from the reader, in the order things arrive. They must not block; an
+exception in one is logged and counted and disturbs nothing else.
+"""
+
+import asyncio
+import ssl as ssl_module
+from collections import Counter
+
+import structlog
+
+from retinue.openflow.codec import FeaturesReply, PortDesc
+from retinue.openflow.connection import Connection, Receiver, Timing
+from retinue.openflow.requests import Rejected
+from retinue.openflow.switch import Session, SwitchHandler
+from retinue.openflow.tls import TlsGate
+
+log = structlog.get_logger()
+
+MAX_HALF_OPEN = 64
+"""Connections that have not said yet which switch they are; the oldest goes when there is one more."""
+
+
+class OpenFlowServer:
+    """Listens for switches.
+
+    hello_timeout: seconds from connecting to a complete handshake.
+    echo_interval, echo_timeout: a quiet switch is asked for a sign of life, and cut off when none comes.
+    ssl: a server context; require certificates in it to know the switches.
+    """
+
+    def __init__(
+        self,
+        handler: SwitchHandler,
+        *,
+        hello_timeout: float = 5.0,
+        echo_interval: float = 5.0,
+        echo_timeout: float = 10.0,
+        ssl: ssl_module.SSLContext | None = None,
+        max_half_open: int = MAX_HALF_OPEN,
+    ) -> None:
+        self.refused: Counter[str] = Counter()
+        """Connections cut off for what the peer did, by reason: version, length, malformed, handshake,
+        timeout, truncated, closed (before the handshake was through), unread, tls, crowded."""
+        self.sessions: dict[int, Session] = {}
+        """By datapath id."""
+        self._handler = handler
+        self._timing = Timing(hello_timeout, echo_interval, echo_timeout)
+        self._ssl = ssl
+        self._max_half_open = max_half_open
+        self._half_open: dict[Connection | TlsGate, None] = {}
+        self._connections: set[Connection] = set()
+        self._server: asyncio.Server | None = None
+
+    @property
+    def half_open(self) -> int:
+        """Connections whose handshake is not through."""
+        return len(self._half_open)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; return the port, which the system chooses when `port` is 0. Raises OSError."""
+        factory = self._connection if self._ssl is None else self._gate
+        self._server = await asyncio.get_running_loop().create_server(factory, host, port, backlog=1024)
+        bound = int(self._server.sockets[0].getsockname()[1])
+        log.info("openflow.listening", host=host, port=bound, tls=self._ssl is not None)
+        return bound
+
+    async def stop(self) -> None:
+        """Stop listening and end every session. Switches keep forwarding with what they hold."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        leaving: list[Connection | TlsGate] = [
+            *self._connections,
+            *(g for g in self._half_open if isinstance(g, TlsGate)),
+        ]
+        for one in leaving:
+            one.end("the controller stops")
+        await asyncio.gather(*(one.closed for one in leaving))
+
+    # ---- connections coming and going ----
+
+    def _connection(self) -> Connection:
+        return Connection(self, self._timing)
+
+    def _gate(self) -> TlsGate:
+        assert self._ssl is not None
+        return TlsGate(self._ssl, self._timing.hello_timeout, self._admit, self._connection, self._gate_done)
+
+    def _gate_done(self, gate: TlsGate, failure: str, kind: str) -> None:
+        self._half_open.pop(gate, None)
+        if kind:
+            self._refuse(gate.peer, failure, kind)
+
+    def _admit(self, newcomer: Connection | TlsGate) -> None:
+        self._half_open[newcomer] = None
+        if len(self._half_open) > self._max_half_open:
+            oldest = next(iter(self._half_open))
+            del self._half_open[oldest]
+            oldest.end(f"{self._max_half_open} newer connections without a handshake", "crowded")
+
+    def opened(self, connection: Connection) -> None:
+        self._connections.add(connection)
+        self._admit(connection)
+
+    def known(self, connection: Connection, features: FeaturesReply, ports: list[PortDesc]) -> Receiver:
+        self._half_open.pop(connection, None)
+        former = self.sessions.get(features.dpid)
+        if former is not None:
+            former.close(f"the switch connected again, from {connection.peer}")
+        session = Session(connection, features, ports, self._handler, self._gone)
+        self.sessions[session.dpid] = session
+        log.info("openflow.connected", switch=hex(session.dpid), peer=session.peer, ports=len(session.ports))
+        return session
+
+    def _gone(self, session: Session, reason: str) -> None:
+        if self.sessions.get(session.dpid) is session:
+            del self.sessions[session.dpid]
+        log.info("openflow.disconnected", switch=hex(session.dpid), peer=session.peer, reason=reason)
+
+    def ended(self, connection: Connection, reason: str, kind: str) -> None:
+        self._half_open.pop(connection, None)
+        self._connections.discard(connection)
+        if kind:
+            self._refuse(connection.peer, reason, kind)
+
+    def _refuse(self, peer: str, reason: str, kind: str) -> None:
+        self.refused[kind] += 1
+        log.warning("openflow.refused", peer=peer, reason=reason, kind=kind)
+
+
+__all__ = ["OpenFlowServer", "Rejected", "Session", "SwitchHandler"]
