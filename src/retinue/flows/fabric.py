@@ -82,14 +82,20 @@ def _upward(net: Network, leaf: str, mark: int) -> Iterator[Flow | Group]:
     """What is not here goes to a spine: by hash, so that one flow of packets stays on one path (row C4)."""
     ports = _spine_ports(net, leaf)
     if not ports:
+        yield from _subnet_routes(net, (), mark)
         return
     yield Group(SPINES_GROUP, tuple((Output(port),) for port in ports))
     up = (DecTtl(), set_field(Field.ETH_SRC, net.gateway_mac), ToGroup(SPINES_GROUP))
+    yield from _subnet_routes(net, up, mark)
+    yield Flow(Table.ROUTE, Priority.DEFAULT, match(eth_type=EthType.IPV4), up, cookie=mark)
+
+
+def _subnet_routes(net: Network, way: tuple[Action, ...], mark: int) -> Iterator[Flow]:
+    """What is inside a subnet never takes a way out of the data centre, were it the default route."""
     for subnet in net.subnets.values():
         if subnet.prefix.version == 4:
             inside = match(eth_type=EthType.IPV4, ipv4_dst=subnet.prefix)
-            yield Flow(Table.ROUTE, Priority.PREFIX + subnet.prefix.prefixlen, inside, up, cookie=mark)
-    yield Flow(Table.ROUTE, Priority.DEFAULT, match(eth_type=EthType.IPV4), up, cookie=mark)
+            yield Flow(Table.ROUTE, Priority.PREFIX + subnet.prefix.prefixlen, inside, way, cookie=mark)
 
 
 def spine_flows(net: Network, spine: Switch) -> Iterator[Flow]:
@@ -99,6 +105,7 @@ def spine_flows(net: Network, spine: Switch) -> Iterator[Flow]:
     to_gateway = match(eth_type=EthType.IPV4, eth_dst=net.gateway_mac)
     yield Flow(Table.ADMIT, 100, to_gateway, goto=Table.ROUTE, cookie=mark)
     yield Flow(Table.ADMIT, 90, match(eth_type=EthType.IPV4), goto=Table.SERVERS, cookie=mark)
+    yield from _subnet_routes(net, (), mark)  # An address nobody holds ends here.
 
 
 def server_flows(net: Network, server: Server) -> dict[str, list[Flow]]:

@@ -1,0 +1,136 @@
+"""A network whose desired flows stand on fake switches, and the questions that must hold in every state."""
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+
+from fake_switch import Delivery, FakeFabric
+from networks import GATEWAY_MAC, UPLINK, leaf_port, vm_ip, vm_mac, vm_port
+from retinue.flows.compiler import Compiler, Program
+from retinue.flows.difference import difference
+from retinue.flows.pipeline import FORGERIES, reason_of
+from retinue.flows.plan import stages
+from retinue.model import Network
+from retinue.model.network import Owner
+from retinue.packets import BROADCAST, Ethernet, arp_request, build_udp4, parse
+
+OUTSIDE = IPv4Address("198.51.100.9")
+MARK = b"retinue test payload"
+
+
+def udp_frame(src_mac: str, dst_mac: str, src: IPv4Address, dst: IPv4Address) -> bytes:
+    return Ethernet(dst_mac, src_mac, 0x0800, build_udp4(src, dst, 4000, 7, MARK)).build()
+
+
+@dataclass
+class World:
+    """VM N has the address, MAC and port of `networks`; switches and cables are made from the network."""
+
+    net: Network
+    compiler: Compiler = field(init=False)
+    fabric: FakeFabric = field(default_factory=FakeFabric)
+    installed: dict[str, Program] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.compiler = Compiler(self.net)
+        for switch in self.net.switches:
+            self.fabric.add(switch)
+            self.installed[switch] = {}
+        for link in self.net.links:
+            leaf, spine = self.net.port_number(link.leaf), self.net.port_number(link.spine)
+            assert leaf is not None
+            assert spine is not None
+            self.fabric.cable((link.leaf.switch, leaf), (link.spine.switch, spine))
+        for server in self.net.servers.values():
+            at = self.net.place(server.id)
+            if server.edge and at is not None:
+                port = self.net.port_number(at)
+                assert port is not None
+                self.fabric.cable((server.edge, UPLINK), (at.switch, port))
+        self.apply(self.net.everything())
+
+    def apply(
+        self,
+        touched: Iterable[Owner],
+        near: Collection[str] = (),
+        each: Callable[[], None] = lambda: None,
+        order: Callable[[list[str]], list[str]] = sorted,
+    ) -> None:
+        """Bring a change onto the switches as the controller does; call `each` after every single switch.
+
+        Within a stage switches confirm in any order: `order` chooses one.
+        """
+        changed = self.compiler.update(touched)
+        for stage in stages(changed, self.net.switches, near):
+            for switch in order(stage):
+                program = self.compiler.program(switch)
+                self.fabric[switch].apply(difference(program, self.installed[switch], changed[switch]))
+                self.installed[switch] = dict(program)
+                each()
+
+    # ---- questions ----
+
+    def send(self, vm: int, at: int, frame: bytes) -> list[Delivery]:
+        """Everything that may become of a frame VM `vm` sends from its port on server `at`."""
+        return self.fabric.all_paths(f"edge{at}", vm_port(vm), frame)
+
+    def reaches(self, vm: int, at: int, to: int, places: Collection[int], dst_mac: str = GATEWAY_MAC) -> None:
+        """An honest packet of `vm`, sent from server `at`, comes to VM `to` on one of `places`, once."""
+        frame = udp_frame(vm_mac(vm), dst_mac, vm_ip(vm), vm_ip(to))
+        for delivery in self.send(vm, at, frame):
+            self.comes_once(delivery, {(f"edge{place}", vm_port(to)) for place in places}, vm_mac(to))
+
+    def comes_once(self, delivery: Delivery, ports: Collection[tuple[str, int]], mac: str) -> None:
+        assert len(delivery.arrivals) == 1, f"not delivered once: {delivery}"
+        switch, port, frame = delivery.arrivals[0]
+        assert (switch, port) in ports, f"came out at {switch} port {port}, not at {ports}"
+        assert parse(frame).dst == mac
+        assert MARK in frame
+        assert not delivery.to_controller
+
+    def reaches_from_outside(self, to: int, places: Collection[int]) -> None:
+        last = self.net.servers["router"].given_at
+        assert last is not None
+        frame = udp_frame(self.net.servers["router"].mac, GATEWAY_MAC, OUTSIDE, vm_ip(to))
+        for delivery in self.fabric.all_paths(last.switch, 91, frame):
+            self.comes_once(delivery, {(f"edge{place}", vm_port(to)) for place in places}, vm_mac(to))
+
+    def reaches_outside(self, vm: int, at: int) -> None:
+        at_router = self.net.servers["router"].given_at
+        assert at_router is not None
+        frame = udp_frame(vm_mac(vm), GATEWAY_MAC, vm_ip(vm), OUTSIDE)
+        for delivery in self.send(vm, at, frame):
+            self.comes_once(delivery, {(at_router.switch, 91)}, self.net.servers["router"].mac)
+
+    def goes_nowhere(self, vm: int, at: int, frame: bytes) -> None:
+        for delivery in self.send(vm, at, frame):
+            assert not delivery.arrivals, f"delivered: {delivery}"
+
+    def is_reported_forged(self, vm: int, at: int, frame: bytes) -> None:
+        """The frame reaches nobody; the controller gets it as a forgery."""
+        for delivery in self.send(vm, at, frame):
+            assert not delivery.arrivals, f"delivered: {delivery}"
+            reasons = [reason_of(cookie) for _, cookie, _, _ in delivery.to_controller]
+            assert len(reasons) == 1
+            assert reasons[0] in FORGERIES
+
+    def forges(self, vm: int, at: int, victim: int) -> None:
+        """Every way in which `vm` may pretend to be `victim` fails, to whomever it is sent."""
+        for dst_mac, dst in ((GATEWAY_MAC, OUTSIDE), (vm_mac(victim), vm_ip(victim))):
+            for src_mac, src in (
+                (vm_mac(vm), vm_ip(victim)),
+                (vm_mac(victim), vm_ip(victim)),
+                (vm_mac(victim), vm_ip(vm)),
+            ):
+                self.is_reported_forged(vm, at, udp_frame(src_mac, dst_mac, src, dst))
+        self.is_reported_forged(vm, at, arp_request(vm_mac(vm), vm_ip(victim), vm_ip(victim)))
+        self.is_reported_forged(vm, at, arp_request(vm_mac(victim), vm_ip(victim), vm_ip(victim)))
+
+    def floods_nothing(self, vm: int, at: int) -> None:
+        for dst in (BROADCAST, "01:00:5e:00:00:fb", "33:33:00:00:00:01"):
+            self.goes_nowhere(vm, at, udp_frame(vm_mac(vm), dst, vm_ip(vm), IPv4Address("10.1.0.255")))
+
+    def server_port(self, server: int) -> tuple[str, int]:
+        at = self.net.place(f"server{server}")
+        assert at is not None
+        return at.switch, leaf_port(server)
