@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from struct import Struct
 
 from retinue.flows.entry import Action, DecTtl, Flow, Move, Output, PortNo, SetField, ToGroup
-from retinue.openflow.oxm import BITS, FIELD_OF_HEADER, HEADERS, encode_field
+from retinue.openflow.oxm import BITS, FIELD_OF_HEADER, FIELD_OF_MOVE, HEADERS, encode_field
 from retinue.openflow.wire import ANY_GROUP, NO_MAX_LENGTH, PADDING, ForeignError, ProtocolError
 
 OUTPUT, GROUP, DEC_NW_TTL, SET_FIELD, EXPERIMENTER = 0, 22, 24, 25, 0xFFFF
@@ -128,7 +128,7 @@ def _move(data: bytes, at: int) -> Move:
     _, _, vendor, subtype, bits, source_bit, target_bit, source_header, target_header = _MOVE.unpack_from(
         data, at
     )
-    source, target = FIELD_OF_HEADER.get(source_header), FIELD_OF_HEADER.get(target_header)
+    source, target = FIELD_OF_MOVE.get(source_header), FIELD_OF_MOVE.get(target_header)
     if (
         (vendor, subtype, source_bit, target_bit) != (NICIRA, REG_MOVE, 0, 0)
         or source is None

@@ -30,6 +30,41 @@ _DECODE: dict[bytes, tuple[Field, int, bool]] = {
 }
 FIELD_OF_HEADER: dict[int, Field] = {number: field for field, number in HEADERS.items()}
 
+_NICIRA_NUMBERS: dict[Field, int] = {
+    Field.ETH_DST: 0x0000_0001,
+    Field.ETH_SRC: 0x0000_0002,
+    Field.ETH_TYPE: 0x0000_0003,
+    Field.IP_PROTO: 0x0000_0006,
+    Field.IPV4_SRC: 0x0000_0007,
+    Field.IPV4_DST: 0x0000_0008,
+    Field.TCP_SRC: 0x0000_0009,
+    Field.TCP_DST: 0x0000_000A,
+    Field.UDP_SRC: 0x0000_000B,
+    Field.UDP_DST: 0x0000_000C,
+    Field.ICMPV4_TYPE: 0x0000_000D,
+    Field.ICMPV4_CODE: 0x0000_000E,
+    Field.ARP_OP: 0x0000_000F,
+    Field.ARP_SPA: 0x0000_0010,
+    Field.ARP_TPA: 0x0000_0011,
+    Field.TUNNEL_ID: 0x0001_0010,
+    Field.ARP_SHA: 0x0001_0011,
+    Field.ARP_THA: 0x0001_0012,
+    Field.IPV6_SRC: 0x0001_0013,
+    Field.IPV6_DST: 0x0001_0014,
+    Field.ICMPV6_TYPE: 0x0001_0015,
+    Field.ICMPV6_CODE: 0x0001_0016,
+    Field.IPV6_ND_TARGET: 0x0001_0017,
+    Field.IPV6_ND_SLL: 0x0001_0018,
+    Field.IPV6_ND_TLL: 0x0001_0019,
+}
+"""Class and number that Nicira's own match language (NXM) gives a field of the same width."""
+
+FIELD_OF_MOVE: dict[int, Field] = FIELD_OF_HEADER | {
+    (number & 0xFFFF_0000) | (number & 0x7F) << 9 | FIELD_BYTES[field]: field
+    for field, number in _NICIRA_NUMBERS.items()
+}
+"""Fields of a move by header: Open vSwitch takes OXM headers there and reports NXM ones."""
+
 EMPTY_MATCH = b"\x00\x01\x00\x04\x00\x00\x00\x00"
 
 
