@@ -266,7 +266,8 @@ def _check(topology: Topology) -> Topology:
     for name in (*topology.nodes, *(s.id for s in switches)):
         if not re.fullmatch(r"[a-z][a-z0-9]*", name):
             raise LabError(f"{name!r} is no usable id: lower-case letters and digits only")
-    for port in (name for cable in topology.cables for name in (cable.a, cable.b)):
+    cables = (name for cable in topology.cables for name in (cable.a, cable.b))
+    for port in (*cables, *(f"m-{node}" for node in topology.nodes)):
         if len(port) > IFNAME_MAX:
             raise LabError(f"ids too long: interface {port} would have more than {IFNAME_MAX} characters")
     if not topology.leaf:

@@ -1,0 +1,164 @@
+"""Builds the lab inside the sandbox, step by step, and tells what stands."""
+
+import asyncio
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from retinue.lab import kea, nodes, switches
+from retinue.lab.errors import LabError
+from retinue.lab.processes import Daemon, Supervisor, first_host_pid, last_words, run
+from retinue.lab.state import Directory, LabStatus, NodeStatus, Settings, SwitchStatus
+from retinue.lab.topology import CONTROLLER, DHCP, REST_PORT, SANDBOX, controller_config
+
+STATE_VARIABLE = "RETINUE_LAB_STATE"
+"""Environment variable that tells every program in the sandbox the lab's directory."""
+VERSIONS = {
+    "openvswitch": ["ovs-vswitchd", "--version"],
+    "qemu": ["qemu-system-x86_64", "--version"],
+    "kea": ["kea-dhcp4", "-v"],
+}
+CONTROLLER_SECONDS = 20.0
+DRIVER = "retinue.lab.vmdriver"
+
+Progress = Callable[[str], None]
+
+
+class Lab:
+    """What runs in the sandbox. Daemons that end are told to `on_end`."""
+
+    def __init__(self, where: Directory, settings: Settings, on_end: Callable[[Daemon], None]) -> None:
+        self.where = where
+        self.settings = settings
+        self.topology = settings.topology
+        self.started_at = time.time()
+        self.versions: dict[str, str] = {}
+        self.supervisor = Supervisor(where.logs, {STATE_VARIABLE: str(where.path)}, on_end)
+
+    async def build(self, progress: Progress) -> None:
+        """Everything, in the order in which one part needs another. Raises LabError at the first failure."""
+        progress(f"{len(self.topology.nodes)} nodes, {len(self.topology.cables)} cables")
+        _, empty = await asyncio.gather(nodes.create(self.topology), switches.make_database())
+        ovs = switches.nodes(self.topology)
+        progress(f"{len(self.topology.switches)} switches, DHCP server")
+        work = [self._find_versions(), *(self._start_switches(node, empty) for node in ovs)]
+        if self.topology.dhcp is not None:
+            work.append(kea.start(self.supervisor, self.topology, self.where.path / "kea"))
+        if self.settings.start_controller:
+            work.append(self._start_controller())
+        await asyncio.gather(*work)
+        if self.settings.start_controller:
+            progress("switches look for the controller")
+            await switches.wait_until_connected(self.topology)
+            silent = [node for node, answered in (await self.announce()).items() if not answered]
+            progress(
+                f"servers announced; no answer to: {', '.join(silent)}" if silent else "servers announced"
+            )
+        if self.settings.start_driver:
+            progress("VM driver")
+            await self.supervisor.start("vmdriver", SANDBOX, [sys.executable, "-m", DRIVER], ready_fd=True)
+
+    def env(self, node: str) -> dict[str, str]:
+        """What a program in the node finds in its environment."""
+        return switches.env(node) if node in switches.nodes(self.topology) else {}
+
+    async def announce(self) -> dict[str, bool]:
+        return await nodes.announce_servers(self.topology)
+
+    async def _start_switches(self, node: str, empty: Path) -> None:
+        await switches.start(self.supervisor, self.topology, node, empty)
+        for server in self.topology.server:
+            if server.id == node:
+                await nodes.configure_server(self.topology, server)
+
+    async def _start_controller(self) -> None:
+        config = self.where.path / "controller.toml"
+        config.write_text(controller_config(self.topology))
+        database = self.where.path / "controller.db"
+        program = [sys.executable, "-m", "retinue.cli.main", "controller", "run"]
+        daemon = await self.supervisor.start(
+            CONTROLLER, CONTROLLER, [*program, "--config", str(config), "--database", str(database)]
+        )
+        answering = asyncio.ensure_future(self._controller_answers())
+        ending = asyncio.ensure_future(daemon.ended.wait())
+        try:
+            await asyncio.wait(
+                {answering, ending}, timeout=CONTROLLER_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not answering.done():
+                why = "ended" if ending.done() else f"did not answer in {CONTROLLER_SECONDS:.0f} s"
+                raise LabError(f"the controller {why}: {last_words(daemon.log)}")
+        finally:
+            answering.cancel()
+            ending.cancel()
+
+    async def _controller_answers(self) -> None:
+        """Return when GET /v1/status is answered with 200. It cannot call us: ask again till then."""
+        own = str(self.topology.management_addresses[CONTROLLER].ip)
+        request = f"GET /v1/status HTTP/1.1\r\nHost: {own}\r\nConnection: close\r\n\r\n"
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection(own, REST_PORT)
+                try:
+                    writer.write(request.encode())
+                    if b" 200 " in await reader.readline():
+                        return
+                finally:
+                    writer.close()
+            except OSError:
+                pass
+            await asyncio.sleep(0.05)
+
+    async def _find_versions(self) -> None:
+        async def of(argv: list[str]) -> str:
+            found = re.search(r"\d+(\.\d+)+", await run(argv))
+            return found[0] if found else "unknown"
+
+        versions = await asyncio.gather(*map(of, VERSIONS.values()))
+        self.versions = dict(zip(VERSIONS, versions, strict=True))
+
+    async def status(self) -> LabStatus:
+        """What stands right now: asked of the kernel and of Open vSwitch, not remembered."""
+        names = [SANDBOX, *self.topology.nodes]
+        ovs = switches.nodes(self.topology)
+        seen, ports = await asyncio.gather(
+            nodes.interfaces(names), asyncio.gather(*(self._ports(node) for node in ovs))
+        )
+        ports_of = dict(zip(ovs, ports, strict=True))
+        return LabStatus(
+            name=self.settings.name,
+            init_pid=first_host_pid(),
+            started_at=self.started_at,
+            versions=self.versions,
+            nodes={
+                node: NodeStatus(
+                    pid=self._main_pid(node),
+                    netns=node,
+                    addresses=addresses,
+                    interfaces=interfaces,
+                    env=self.env(node),
+                )
+                for node, (interfaces, addresses) in seen.items()
+            },
+            switches={
+                b.id: SwitchStatus(b.node, b.bridge, b.dpid, b.role, ports_of[b.node].get(b.bridge, {}))
+                for b in self.topology.switches
+            },
+            daemons=[daemon.status for daemon in self.supervisor.daemons],
+            controller_url=self.topology.controller_url if self.settings.start_controller else None,
+            topology=self.topology,
+            directory=str(self.where.path),
+        )
+
+    async def _ports(self, node: str) -> dict[str, dict[str, int]]:
+        """Nothing when the node's database does not answer: a lab with a dead switch still has a status."""
+        if self.supervisor.running(f"{node}-ovsdb") is None:
+            return {}
+        return await switches.ports(node)
+
+    def _main_pid(self, node: str) -> int | None:
+        main = {DHCP: "kea-dhcp4", CONTROLLER: CONTROLLER}.get(node, f"{node}-vswitchd")
+        daemon = self.supervisor.running(main)
+        return daemon.host_pid if daemon else None

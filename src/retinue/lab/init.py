@@ -1,0 +1,208 @@
+"""First process of a lab's sandbox: builds the lab, serves it, and takes everything along when it ends.
+
+Run by `sandbox.up` through `unshare` as `python -m retinue.lab.init DIRECTORY`. It splits in two: process 1
+only reaps whatever loses its parent, its child does the work. When the child ends, process 1 ends, and with
+it, by the kernel's rule for pid namespaces, every process of the sandbox.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+import structlog
+
+from retinue.lab import state
+from retinue.lab.builder import Lab
+from retinue.lab.errors import LabError
+from retinue.lab.processes import HOST_PROC, Daemon, first_host_pid
+from retinue.lab.service import Service
+from retinue.lab.state import Directory, Settings
+
+DESCRIPTORS = "RETINUE_LAB_DESCRIPTORS"
+"""Environment variable with the numbers of three file descriptors, from `sandbox.up`: see Descriptors."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptors:
+    reports: int
+    """Pipe to whoever starts the lab: one JSON object a line with "progress", "ready" or "error"."""
+    lock: int
+    """The lab's lock, held while process 1 lives."""
+    tie: int
+    """Pipe from whoever the lab must not outlive; -1: nobody."""
+
+    @classmethod
+    def take(cls) -> "Descriptors":
+        """From the environment; no program started later gets them."""
+        found = cls(*map(int, os.environ.pop(DESCRIPTORS).split(",")))
+        for fd in (found.reports, found.lock, found.tie):
+            if fd >= 0:
+                os.set_inheritable(fd, False)
+        return found
+
+
+class Reports:
+    """Lines to whoever starts the lab; who no longer listens is no reason to fail."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def send(self, **message: Any) -> None:
+        if self.fd >= 0:
+            try:
+                os.write(self.fd, msgspec.json.encode(message) + b"\n")
+            except BrokenPipeError:
+                self.fd = -1
+
+    def progress(self, text: str) -> None:
+        log.info(text)
+        self.send(progress=text)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def main() -> NoReturn:
+    where = Directory(Path(sys.argv[1]))
+    descriptors = Descriptors.take()
+    reports = Reports(descriptors.reports)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(
+                key_order=["timestamp", "level", "event"], bool_as_flag=False
+            ),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    try:
+        settings = state.decode_settings(where.settings.read_bytes())
+        _mount()
+        where.pid.write_text(f"{first_host_pid()}\n")
+        socket.sethostname(f"retinue-{settings.name}"[:64])
+    except (LabError, OSError, msgspec.MsgspecError) as error:
+        _give_up(where, reports, error)
+    child = os.fork()
+    if child:
+        reports.close()
+        if descriptors.tie >= 0:
+            os.close(descriptors.tie)
+        sys.exit(_reap_until_gone(child))
+    os.close(descriptors.lock)
+    try:
+        asyncio.run(_work(where, settings, reports, descriptors.tie))
+    except Exception as error:
+        _give_up(where, reports, error if isinstance(error, LabError | OSError) else _defect(where, error))
+    sys.exit(0)
+
+
+def _defect(where: Directory, error: Exception) -> LabError:
+    """What to say of an error that nobody foresaw; its traceback goes to the log."""
+    log.error("defect", exc_info=error)
+    return LabError(f"defect in the lab: {type(error).__name__}: {error} (log: {where.logs / 'init.log'})")
+
+
+def _give_up(where: Directory, reports: Reports, error: Exception) -> NoReturn:
+    log.error("the lab did not come up", exc_info=error)
+    where.error.write_text(f"{error}\n")
+    reports.send(error=str(error))
+    sys.exit(1)
+
+
+def _mount() -> None:
+    """A /run and a /proc of the sandbox's own; the host's /proc stays visible below /run.
+
+    Raises LabError when the kernel does not let us.
+    """
+    run = [["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"]]
+    if not Path("/var/run").is_symlink():
+        run.append(["mount", "--bind", "/run", "/var/run"])
+    for argv in run:
+        _must(argv)
+    for folder in (HOST_PROC, Path("/run/netns"), Path("/run/lock")):
+        folder.mkdir()
+    _must(["mount", "--rbind", "/proc", str(HOST_PROC)])
+    _must(["mount", "-t", "proc", "proc", "/proc"])
+
+
+def _must(argv: list[str]) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise LabError(
+            f"cannot make the sandbox: {' '.join(argv)}: {done.stderr.strip()} "
+            "(a container must be started with the right to mount /proc: systempaths=unconfined)"
+        )
+
+
+def _reap_until_gone(child: int) -> int:
+    """Process 1's whole work: collect every process that ends, until the child does; return its exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        pid, status = os.wait()
+        if pid == child:
+            return os.waitstatus_to_exitcode(status) & 0xFF
+
+
+async def _work(where: Directory, settings: Settings, reports: Reports, tie: int) -> None:
+    """Build the lab, then serve it until it is told to stop or the one it is tied to is gone."""
+    loop = asyncio.get_running_loop()
+    if sys.version_info < (3, 12):  # later versions watch children by pidfd anyway
+        watcher = asyncio.PidfdChildWatcher()
+        watcher.attach_loop(loop)
+        asyncio.set_child_watcher(watcher)
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stopping.set)
+    if tie >= 0:
+        loop.add_reader(tie, stopping.set)
+    changed = asyncio.Event()
+
+    def ended(_: Daemon) -> None:
+        changed.set()
+
+    lab = Lab(where, settings, ended)
+    server = await Service(lab, stopping.set).listen(where.socket)
+    serving = asyncio.ensure_future(_serve(lab, reports, changed))
+    stopped = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    server.close()
+    if serving.done():
+        serving.result()
+    log.info("stopped")
+    os._exit(0)  # not one more step: what still runs is the kernel's to end
+
+
+async def _serve(lab: Lab, reports: Reports, changed: asyncio.Event) -> None:
+    await lab.build(reports.progress)
+    await _write_status(lab)
+    reports.send(ready=first_host_pid())
+    reports.close()
+    while True:
+        await changed.wait()
+        changed.clear()
+        await _write_status(lab)
+
+
+async def _write_status(lab: Lab) -> None:
+    path = lab.where.status
+    draft = path.with_suffix(".new")
+    draft.write_bytes(state.encode(await lab.status()))
+    draft.rename(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The lab's own socket: one JSON object a line asks, one answers. Served by the sandbox's first process.
+
+    {"do": "status"}                                    {"ok": true, "status": {...}}
+    {"do": "spawn", "node": "server1", "argv": [...],   {"ok": true, "name": ..., "pid": ..., "host_pid": ...,
+     "log": "sender", "env": {}, "ready": false}         "log": ...}
+    {"do": "kill", "pid": 17, "signal": 15}             {"ok": true}
+    {"do": "wait", "pid": 17}                           {"ok": true}, once the program has ended
+    {"do": "announce"}                                  {"ok": true, "answered": {"server1": true, ...}}
+    {"do": "stop"}                                      {"ok": true}, then everything ends
+    anything else, or a failure                         {"ok": false, "error": "one sentence"}
+
+Pids are the sandbox's. Only programs that the lab started can be killed or waited for. A program spawned
+with "ready" answers once it has written "ready" to the descriptor named by RETINUE_READY_FD.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from retinue.lab.builder import Lab
+from retinue.lab.errors import LabError
+from retinue.lab.processes import Daemon
+from retinue.lab.topology import SANDBOX, encode_hook
+
+LINE_MAX = 1 << 20
+
+
+class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="do"):
+    pass
+
+
+class AskStatus(_Request, frozen=True, tag="status"):
+    pass
+
+
+class Spawn(_Request, frozen=True, tag="spawn"):
+    node: str
+    argv: list[str]
+    log: str = ""
+    """Name of the log file, and of the program in the status; made from node and program when empty."""
+    env: dict[str, str] = {}
+    ready: bool = False
+
+
+class Kill(_Request, frozen=True, tag="kill"):
+    pid: int
+    signal: int = signal.SIGTERM
+
+
+class Wait(_Request, frozen=True, tag="wait"):
+    pid: int
+
+
+class Announce(_Request, frozen=True, tag="announce"):
+    pass
+
+
+class Stop(_Request, frozen=True, tag="stop"):
+    pass
+
+
+Request = AskStatus | Spawn | Kill | Wait | Announce | Stop
+
+
+class Service:
+    """Answers requests about one lab; `stop` is called when somebody asks for the end."""
+
+    def __init__(self, lab: Lab, stop: Callable[[], None]) -> None:
+        self.lab = lab
+        self.stop = stop
+
+    async def listen(self, socket: Path) -> asyncio.Server:
+        return await asyncio.start_unix_server(self._serve, socket, limit=LINE_MAX)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            try:
+                while line := await _line(reader):
+                    writer.write(msgspec.json.encode(await self._answer(line), enc_hook=encode_hook) + b"\n")
+                    await writer.drain()
+            finally:
+                writer.close()
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = msgspec.json.decode(line, type=Request)
+            return {"ok": True, **await self._do(request)}
+        except (msgspec.MsgspecError, LabError, OSError) as error:
+            return {"ok": False, "error": str(error)}
+
+    async def _do(self, request: Request) -> dict[str, Any]:
+        match request:
+            case AskStatus():
+                return {"status": await self.lab.status()}
+            case Spawn():
+                return await self._spawn(request)
+            case Kill():
+                self._find(request.pid)
+                os.kill(request.pid, request.signal)
+            case Wait():
+                await self._find(request.pid).ended.wait()
+            case Announce():
+                return {"answered": await self.lab.announce()}
+            case Stop():
+                asyncio.get_running_loop().call_soon(self.stop)
+        return {}
+
+    async def _spawn(self, request: Spawn) -> dict[str, Any]:
+        if not request.argv:
+            raise LabError("argv is empty")
+        if request.node not in (SANDBOX, *self.lab.topology.nodes):
+            raise LabError(f"there is no node {request.node!r}")
+        name = request.log.removesuffix(".log") or f"{request.node}-{Path(request.argv[0]).name}"
+        wanted = re.sub(r"[^\w.-]", "-", name)
+        supervisor = self.lab.supervisor
+        daemon = await supervisor.start(
+            supervisor.free_name(wanted),
+            request.node,
+            request.argv,
+            env=self.lab.env(request.node) | request.env,
+            ready_fd=request.ready,
+        )
+        return {
+            "name": daemon.name,
+            "pid": daemon.pid,
+            "host_pid": daemon.host_pid,
+            "log": str(daemon.log),
+        }
+
+    def _find(self, pid: int) -> Daemon:
+        found = next((d for d in self.lab.supervisor.daemons if d.pid == pid and d.running), None)
+        if found is None:
+            raise LabError(f"no program that this lab started runs as pid {pid}")
+        return found
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    """The next line; nothing when there is no more, or it is too long to be a request."""
+    try:
+        return await reader.readline()
+    except ValueError:
+        return b""
