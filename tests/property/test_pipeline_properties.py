@@ -1,0 +1,154 @@
+"""What must hold for ever, over random topologies, placements, histories and moves.
+
+1. Incremental = recomputed: after any history the programs are those of a fresh compiler.
+2. In every state, also after any single switch between two stages of an update: each honest packet reaches
+   exactly the right port once, each forged one none, nothing loops, nothing is flooded.
+"""
+
+from dataclasses import dataclass, replace
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from networks import GATEWAY_MAC, add_vm, fabric, holding, vm_ip, vm_mac, vm_port
+from retinue.flows.compiler import Compiler
+from retinue.flows.plan import near_server
+from retinue.model import Network, PortRef, VMPort
+from retinue.model.network import NOTHING, Touched, moved
+from world import World
+
+
+@dataclass(frozen=True)
+class Shape:
+    leaves: int
+    spines: int
+    servers_on: tuple[int, ...]
+    vms_at: tuple[int, ...]
+
+    def network(self) -> Network:
+        net = fabric(self.leaves, self.spines, self.servers_on)
+        for number, at in enumerate(self.vms_at, 1):
+            add_vm(net, number, at)
+        return net
+
+
+@st.composite
+def shapes(draw: st.DrawFn, vms: int = 4) -> Shape:
+    leaves = draw(st.integers(1, 3))
+    spines = draw(st.integers(1, 3))
+    servers = draw(st.integers(2, 5))
+    servers_on = tuple(draw(st.lists(st.integers(1, leaves), min_size=servers, max_size=servers)))
+    vms_at = tuple(draw(st.lists(st.integers(1, servers), min_size=2, max_size=vms)))
+    return Shape(leaves, spines, servers_on, vms_at)
+
+
+def check(world: World, at: dict[int, int], may_arrive: dict[int, set[int]]) -> None:
+    """The invariants; VM N runs on server `at[N]`, packets to it may come to its port on `may_arrive[N]`."""
+    for sender, place in at.items():
+        for receiver in at:
+            if receiver == sender:
+                continue
+            for dst_mac in (GATEWAY_MAC, vm_mac(receiver)):
+                world.reaches(sender, place, receiver, may_arrive[receiver], dst_mac)
+            world.forges(sender, place, receiver)
+        world.floods_nothing(sender, place)
+        world.reaches_outside(sender, place)
+        world.reaches_from_outside(sender, may_arrive[sender])
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@given(shape=shapes(vms=3), data=st.data())
+def test_every_state_of_a_move_is_right(shape: Shape, data: st.DataObject) -> None:
+    world = World(shape.network())
+    net = world.net
+    at = dict(enumerate(shape.vms_at, 1))
+    mover = data.draw(st.sampled_from(sorted(at)))
+    source = at[mover]
+    target = data.draw(st.sampled_from([n for n in range(1, len(shape.servers_on) + 1) if n != source]))
+    may: dict[int, set[int]] = {vm: {place} for vm, place in at.items()}
+
+    def run(touched: Touched, near: frozenset[str] = frozenset()) -> None:
+        world.apply(
+            touched, near, each=lambda: check(world, at, may), order=lambda s: data.draw(st.permutations(s))
+        )
+        check(world, at, may)
+
+    check(world, at, may)
+    vm = net.vms[f"vm{mover}"]
+    # The port at the target appears, the VM is admitted there, and nothing changes for anybody.
+    run(net.set_vm_port(vm.id, f"edge{target}", VMPort(vm_port(mover))))
+    admitted = replace(vm, also=frozenset({f"server{target}"}))
+    run(net.put_vm(admitted), near_server(net, f"server{target}"))
+    if data.draw(st.booleans(), label="undone"):
+        run(net.put_vm(vm), near_server(net, f"server{source}"))
+        assert world.compiler.programs == fresh(net)
+        return
+    # It resumes at the target; while the switches are told, its packets come to either port.
+    at[mover], may[mover] = target, {source, target}
+    run(net.put_vm(moved(admitted, f"server{target}")), near_server(net, f"server{target}"))
+    may[mover] = {target}
+    check(world, at, may)
+    run(net.put_vm(replace(vm, server=f"server{target}")))
+    # A port left behind at the source is nobody's: what it sends goes nowhere.
+    world.forges(mover, target, next(n for n in at if n != mover))
+
+
+def fresh(net: Network) -> dict[str, object]:
+    compiler = Compiler(net)
+    compiler.update(net.everything())
+    return dict(compiler.programs)
+
+
+Step = tuple[str, int, int]
+STEPS = st.tuples(
+    st.sampled_from(["hold", "release", "remove", "add", "place", "also", "port", "no port", "server"]),
+    st.integers(1, 4),
+    st.integers(1, 5),
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(shape=shapes(), steps=st.lists(STEPS, max_size=25))
+def test_incremental_equals_recomputed(shape: Shape, steps: list[Step]) -> None:
+    net = shape.network()
+    compiler = Compiler(net)
+    compiler.update(net.everything())
+    for step in steps:
+        compiler.update(change(net, shape, step))
+        got = {switch: program for switch, program in compiler.programs.items() if program}
+        assert got == fresh(net), f"after {step}"
+
+
+def change(net: Network, shape: Shape, step: Step) -> Touched:
+    """One change of the network; one that makes no sense for it changes nothing."""
+    what, number, place = step
+    place = min(place, len(shape.servers_on))
+    vm = net.vms.get(f"vm{number}")
+    if what == "server":
+        leaf = shape.servers_on[place - 1]
+        other = min(range(1, shape.leaves + 1), key=lambda n: (n == leaf, n))
+        net_place = net.detected[f"server{place}"]
+        ref = PortRef(f"leaf{leaf}", f"p{place}")
+        return net.detect(f"server{place}", PortRef(f"leaf{other}", "s1") if net_place == ref else ref)
+    if what == "add":
+        if vm is not None:
+            return NOTHING
+        add_vm(net, number, place, bound=False)
+        return net.everything()
+    if vm is None:
+        return NOTHING
+    match what:
+        case "hold":
+            return net.hold(holding(number, lease_end=1000.0 * place))
+        case "release":
+            return net.release(vm_ip(number))
+        case "remove":
+            return net.remove_vm(vm.id)
+        case "place":
+            return net.put_vm(moved(vm, f"server{place}"))
+        case "also":
+            return net.put_vm(replace(vm, also=frozenset({f"server{place}"}) - {vm.server}))
+        case "port":
+            return net.set_vm_port(vm.id, f"edge{place}", VMPort(vm_port(number)))
+        case _:
+            return net.set_vm_port(vm.id, f"edge{place}", None)
