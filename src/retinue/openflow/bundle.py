@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Set
 
 from retinue.flows.change import Change
-from retinue.flows.entry import Flow, Match
+from retinue.flows.entry import Flow
+from retinue.flows.text import match_text
 from retinue.openflow import codec
 
 
@@ -67,13 +68,4 @@ def subject(change: Change, index: int) -> str:
 
 def _flow_words(flow: object) -> str:
     assert isinstance(flow, Flow)
-    return f"(table {flow.table}, priority {flow.priority}, {match_words(flow.match)})"
-
-
-def match_words(match: Match) -> str:
-    """A match for people: "in_port=0x3 eth_dst=0x525400000001"."""
-    terms = [
-        f"{field.name.lower()}={value:#x}" + ("" if mask is None else f"/{mask:#x}")
-        for field, value, mask in match
-    ]
-    return " ".join(terms) or "any frame"
+    return f"(table {flow.table}, priority {flow.priority}, {match_text(flow.match)})"
