@@ -170,6 +170,33 @@ async def test_an_endpoint_of_no_known_form_is_refused(endpoint: str) -> None:
         await connect(endpoint)
 
 
+@pytest.mark.parametrize(
+    ("sent", "error"),
+    [
+        (b"SSH-2.0-x\r\n", ProtocolError),
+        (b'{"id":1,"result":7,"error":null}', ProtocolError),
+        (b"", TimeoutError),
+    ],
+)
+async def test_connecting_to_what_is_no_ovsdb_server_fails_and_says_so(
+    tmp_path: Path, sent: bytes, error: type[Exception]
+) -> None:
+    left = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(sent)
+        await Peer(reader, writer).gone()
+        left.set()
+
+    path = str(tmp_path / "sock")
+    server = await asyncio.start_unix_server(serve, path)
+    with pytest.raises(error, match=f"unix:{path}: "):
+        await connect(f"unix:{path}", timeout=0.2)
+    async with asyncio.timeout(PATIENCE):
+        await left.wait()
+    server.close()
+
+
 # ---- the listener ----
 
 

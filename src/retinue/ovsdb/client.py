@@ -122,6 +122,17 @@ class Connection:
         assert isinstance(done, list)
         return done
 
+    async def prove(self, timeout: float | None = None) -> list[str]:
+        """Have the peer show that it speaks OVSDB; return its databases' names. Raises as `call` does."""
+
+        def check(names: Any) -> list[str]:
+            if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+                raise ProtocolError(f"databases are listed as {names!r:.60}")
+            return names
+
+        names: list[str] = await self.call("list_dbs", [], timeout, on_reply=check)
+        return names
+
     def on_notification(self, method: str, handler: Callable[[list[Any]], None] | None) -> None:
         """Have `handler` called with the parameters of each such notification, in order; None: no more.
 
@@ -264,22 +275,33 @@ async def connect(
 ) -> Connection:
     """Connect to "tcp:HOST:PORT", "ssl:HOST:PORT" (with `ssl`) or "unix:PATH"; an IPv6 host in brackets.
 
-    Raises ValueError (no such form), OSError or TimeoutError (nothing answers there).
+    Raises ValueError (no such form), OSError or TimeoutError (nothing there, or it does not answer),
+    ProtocolError or OvsdbError (it answers, but not as an OVSDB server).
     """
     kind, _, rest = endpoint.partition(":")
-    async with asyncio.timeout(timeout):
-        if kind == "unix" and rest:
-            reader, writer = await asyncio.open_unix_connection(rest, limit=READ_BYTES)
-            return Connection(reader, writer, endpoint, probe=probe)
-        host, _, port = rest.rpartition(":")
-        if kind not in ("tcp", "ssl") or not host or not port.isdecimal():
-            raise ValueError(f"{endpoint!r} is not tcp:HOST:PORT, ssl:HOST:PORT or unix:PATH")
-        if kind == "ssl" and ssl is None:
-            raise ValueError(f"{endpoint!r}: TLS needs a certificate and a key, none are given")
-        reader, writer = await asyncio.open_connection(
-            host.strip("[]"), int(port), limit=READ_BYTES, ssl=ssl if kind == "ssl" else None
-        )
-        return Connection(reader, writer, endpoint, probe=probe)
+    host, _, port = rest.rpartition(":")
+    if not (kind == "unix" and rest) and not (kind in ("tcp", "ssl") and host and port.isdecimal()):
+        raise ValueError(f"{endpoint!r} is not tcp:HOST:PORT, ssl:HOST:PORT or unix:PATH")
+    if kind == "ssl" and ssl is None:
+        raise ValueError(f"{endpoint!r}: TLS needs a certificate and a key, none are given")
+    connection = None
+    try:
+        async with asyncio.timeout(timeout):
+            if kind == "unix":
+                streams = await asyncio.open_unix_connection(rest, limit=READ_BYTES)
+            else:
+                streams = await asyncio.open_connection(
+                    host.strip("[]"), int(port), limit=READ_BYTES, ssl=ssl if kind == "ssl" else None
+                )
+            connection = Connection(*streams, endpoint, probe=probe)
+            await connection.prove()
+            return connection
+    except BaseException as e:
+        if connection is not None:
+            connection.close("not an OVSDB server")
+        if isinstance(e, TimeoutError):
+            raise TimeoutError(f"{endpoint}: no answer in {timeout:g} s") from None
+        raise
 
 
 def _server_error(error: Any, operation: int | None = None) -> OvsdbError:

@@ -98,9 +98,7 @@ class OvsdbListener:
                 if self._ssl is not None:
                     await writer.start_tls(self._ssl)
                 connection = Connection(reader, writer, probe=self._probe)
-                names = await connection.call("list_dbs", [], None)
-                if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-                    raise ProtocolError(f"databases are listed as {names!r:.60}")
+                await connection.prove()
                 return connection
         except BaseException as e:
             if connection is not None:
