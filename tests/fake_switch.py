@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from fake_header import TRANSPORT, Header, read, write
+from fake_header import IPV4, IPV6, TRANSPORT, Header, read, write
 from fake_refusals import BadEntry, check_flow, check_group
 from retinue.flows.change import Change
 from retinue.flows.entry import (
@@ -272,7 +272,7 @@ class _Run:
                     packet.fields[name] = value
                 case Move(source, target):
                     packet.fields[target] = packet.fields.get(source, 0)
-                case DecTtl():
+                case DecTtl() if packet.base.eth_type in (IPV4, IPV6):
                     if packet.ttl <= 1:
                         return False
                     packet.ttl -= 1
