@@ -21,7 +21,7 @@ OFFLOADS_OFF = ",".join(
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Where one QEMU keeps its ends: all in one folder, named after the VM and a serial number."""
+    """Where one QEMU keeps its ends: all in one folder, under one name."""
 
     serial_log: Path
     """What the guest writes to its console."""

@@ -59,7 +59,7 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The VM runs on: on the target, or again on the source after a move that failed."""
+    """The VM runs on the target."""
 
     vm: str
     at: float
@@ -117,7 +117,8 @@ class Machine(Protocol):
 
     async def pause(self) -> None: ...
 
-    async def resume(self) -> None: ...
+    async def resume(self) -> None:
+        """Make it run on. Tried for a while, since a move called off a moment ago may still hold it."""
 
     async def quit(self) -> None:
         """End the machine, whatever its state. Ending what has ended is no error."""

@@ -16,6 +16,7 @@ from retinue.hypervisor.interface import Gone, HypervisorError, OnEvent, RunStat
 
 COMMAND_LIMIT = 10.0
 QUIT_LIMIT = 5.0
+RESUME_LIMIT = 5.0
 
 GONE = "GONE"
 """Name of the one event that is ours: the process has ended."""
@@ -76,7 +77,15 @@ class QemuMachine:
         await self.execute("stop")
 
     async def resume(self) -> None:
-        await self.execute("cont")
+        try:
+            async with asyncio.timeout(RESUME_LIMIT):
+                while await self.state() is not RunState.RUNNING:
+                    try:
+                        await self.execute("cont")
+                    except HypervisorError:  # the migration thread has not let go of the guest yet
+                        await asyncio.sleep(0.01)
+        except TimeoutError as error:
+            raise self._error(f"it does not run on within {RESUME_LIMIT:.0f} s") from error
 
     async def quit(self) -> None:
         if self.alive:

@@ -25,7 +25,6 @@ from retinue.hypervisor.interface import (
     MigrationResult,
     OnEvent,
     Resumed,
-    RunState,
     Stopped,
 )
 from retinue.hypervisor.machine import GONE, EventQueue, QemuMachine, QMPEvent, event_time
@@ -152,25 +151,19 @@ async def _as_before(
     runs = False
     try:
         async with asyncio.timeout(RECOVERY_LIMIT):
-            runs = await _run_on(source, heard, on_event)
+            runs = await _run_on(source, heard)
     except (HypervisorError, TimeoutError) as error:
         log.error("after a failed move the source does not run", vm=source.spec.id, error=str(error))
     on_event(MigrationFailed(source.spec.id, time.time(), reason, source_runs=runs))
 
 
-async def _run_on(source: QemuMachine, heard: EventQueue, on_event: OnEvent) -> bool:
+async def _run_on(source: QemuMachine, heard: EventQueue) -> bool:
     """Call the migration off where it is still under way, and make the source run. True when it does."""
     if await _status(source) not in ENDED:
         await source.execute("migrate_cancel")
         while await _status(source) not in ENDED:
             await heard.get()
-    while await source.state() is not RunState.RUNNING:
-        try:
-            await source.resume()
-        except HypervisorError:  # its migration thread has not let go of the guest yet
-            await asyncio.sleep(0.01)
-        else:
-            on_event(Resumed(source.spec.id, time.time()))
+    await source.resume()
     return True
 
 

@@ -57,7 +57,7 @@ class QemuHypervisor:
 
     async def _launch(self, spec: VMSpec, *, incoming: bool, on_event: OnEvent) -> QemuMachine:
         self.folder.mkdir(parents=True, exist_ok=True)
-        files = Files.named(self.folder, f"{spec.id}-{next(self._serial)}")
+        files = Files.named(self.folder, f"{spec.port}-{next(self._serial)}")
         ours, theirs = socket.socketpair()
         argv = qemu_argv(
             spec,
