@@ -96,6 +96,11 @@ class Session:
     def alive(self) -> bool:
         return not self._ended
 
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait to be sent to the switch."""
+        return self._connection.backlog
+
     # ---- what can be asked ----
 
     async def barrier(self, timeout: float = 5.0) -> None:
