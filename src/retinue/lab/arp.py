@@ -1,7 +1,7 @@
 """Ask for an address by ARP and wait for the answer. Run inside a node, as a file, nothing of ours loaded.
 
 Usage: arp.py INTERFACE OWN_ADDRESS ADDRESS TRIES. Prints the MAC that answered; exit code 1 if none did.
-Each try waits half a second for its answer (a request is sent again as a kernel would, only sooner).
+Each try waits a quarter of a second for its answer (a request is sent again as a kernel would, only sooner).
 """
 
 import socket
@@ -10,7 +10,7 @@ import sys
 import time
 
 ETHERTYPE_ARP = 0x0806
-WAIT = 0.5
+WAIT = 0.25
 
 
 def ask(interface: str, own: str, wanted: str, tries: int) -> str | None:

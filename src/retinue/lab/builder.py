@@ -34,6 +34,8 @@ class Lab:
         self.settings = settings
         self.topology = settings.topology
         self.started_at = time.time()
+        self.controlled = False
+        """True once a controller has been started."""
         self.versions: dict[str, str] = {}
         self.supervisor = Supervisor(where.logs, {STATE_VARIABLE: str(where.path)}, on_end)
 
@@ -47,11 +49,13 @@ class Lab:
         if self.topology.dhcp is not None:
             work.append(kea.start(self.supervisor, self.topology, self.where.path / "kea"))
         if self.settings.start_controller:
-            work.append(self._start_controller())
+            work.append(self.start_controller())
         await asyncio.gather(*work)
         if self.settings.start_controller:
             progress("switches look for the controller")
-            await switches.wait_until_connected(self.topology)
+            if (controller := self.supervisor.running(CONTROLLER)) is None:
+                raise LabError(f"the controller ended: {last_words(self.where.logs / f'{CONTROLLER}.log')}")
+            await switches.wait_until_connected(self.topology, controller.pid)
             silent = [node for node, answered in (await self.announce()).items() if not answered]
             progress(
                 f"servers announced; no answer to: {', '.join(silent)}" if silent else "servers announced"
@@ -73,7 +77,11 @@ class Lab:
             if server.id == node:
                 await nodes.configure_server(self.topology, server)
 
-    async def _start_controller(self) -> None:
+    async def start_controller(self) -> None:
+        """Start the controller in its node, or start it again; return when its REST interface answers."""
+        if self.supervisor.running(CONTROLLER) is not None:
+            raise LabError("the controller runs already")
+        self.controlled = True
         config = self.where.path / "controller.toml"
         config.write_text(controller_config(self.topology))
         database = self.where.path / "controller.db"
@@ -87,9 +95,10 @@ class Lab:
             await asyncio.wait(
                 {answering, ending}, timeout=CONTROLLER_SECONDS, return_when=asyncio.FIRST_COMPLETED
             )
-            if not answering.done():
-                why = "ended" if ending.done() else f"did not answer in {CONTROLLER_SECONDS:.0f} s"
-                raise LabError(f"the controller {why}: {last_words(daemon.log)}")
+            if answering.done():
+                return answering.result()
+            why = "ended" if ending.done() else f"did not answer in {CONTROLLER_SECONDS:.0f} s"
+            raise LabError(f"the controller {why}: {last_words(daemon.log)}")
         finally:
             answering.cancel()
             ending.cancel()
@@ -147,7 +156,7 @@ class Lab:
                 for b in self.topology.switches
             },
             daemons=[daemon.status for daemon in self.supervisor.daemons],
-            controller_url=self.topology.controller_url if self.settings.start_controller else None,
+            controller_url=self.topology.controller_url if self.controlled else None,
             topology=self.topology,
             directory=str(self.where.path),
         )

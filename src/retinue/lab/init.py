@@ -105,21 +105,21 @@ def main() -> NoReturn:
     try:
         asyncio.run(_work(where, settings, reports, descriptors.tie))
     except Exception as error:
-        _give_up(where, reports, error if isinstance(error, LabError | OSError) else _defect(where, error))
-    sys.exit(0)
+        _give_up(where, reports, error)
+    sys.exit("the work ends the process itself")
 
 
-def _defect(where: Directory, error: Exception) -> LabError:
-    """What to say of an error that nobody foresaw; its traceback goes to the log."""
-    log.error("defect", exc_info=error)
-    return LabError(f"defect in the lab: {type(error).__name__}: {error} (log: {where.logs / 'init.log'})")
-
-
-def _give_up(where: Directory, reports: Reports, error: Exception) -> NoReturn:
+def _give_up(where: Directory, reports: Reports, error: BaseException) -> NoReturn:
+    """Say in one sentence why, the traceback in the log only, and end at once."""
     log.error("the lab did not come up", exc_info=error)
-    where.error.write_text(f"{error}\n")
-    reports.send(error=str(error))
-    sys.exit(1)
+    sentence = str(error)
+    if not isinstance(error, LabError | OSError):
+        sentence = f"defect in the lab: {type(error).__name__}: {error} (log: {where.logs / 'init.log'})"
+    sentence = " / ".join(filter(None, map(str.strip, sentence.splitlines())))
+    where.error.write_text(f"{sentence}\n")
+    reports.send(error=sentence)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _mount() -> None:
@@ -158,7 +158,11 @@ def _reap_until_gone(child: int) -> int:
 
 
 async def _work(where: Directory, settings: Settings, reports: Reports, tie: int) -> None:
-    """Build the lab, then serve it until it is told to stop or the one it is tied to is gone."""
+    """Build the lab, then serve it until it is told to stop or the one it is tied to is gone.
+
+    Ends the process itself, without cancelling what is under way: the kernel ends all of it, and cancelling
+    the start of a program can wait for ever (asyncio's transports, when their pipes are not yet connected).
+    """
     loop = asyncio.get_running_loop()
     if sys.version_info < (3, 12):  # later versions watch children by pidfd anyway
         watcher = asyncio.PidfdChildWatcher()
@@ -179,11 +183,12 @@ async def _work(where: Directory, settings: Settings, reports: Reports, tie: int
     serving = asyncio.ensure_future(_serve(lab, reports, changed))
     stopped = asyncio.ensure_future(stopping.wait())
     await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if serving.done() and (error := serving.exception()) is not None:
+        _give_up(where, reports, error)
     server.close()
-    if serving.done():
-        serving.result()
     log.info("stopped")
-    os._exit(0)  # not one more step: what still runs is the kernel's to end
+    sys.stderr.flush()
+    os._exit(0)
 
 
 async def _serve(lab: Lab, reports: Reports, changed: asyncio.Event) -> None:

@@ -29,7 +29,7 @@ from retinue.lab.topology import (
 MANAGEMENT_BRIDGE = "mgmt"
 MANAGEMENT_NIC = "mgmt0"
 OFFLOADS = "rx off tx off sg off tso off gso off gro off"
-ANNOUNCE_TRIES = 6
+ANNOUNCE_TRIES = 12
 
 SYSCTLS = {
     "net/ipv6/conf/all/disable_ipv6": 1,

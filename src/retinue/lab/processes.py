@@ -25,6 +25,8 @@ HOST_PROC = Path("/run/host-proc")
 READY_FD = "RETINUE_READY_FD"
 READY_TIMEOUT = 30.0
 """Seconds a program may take to become ready."""
+CLOSE_TIMEOUT = 1.0
+"""Seconds between a program's pipe closing and its end, if that is why it closed."""
 
 log = structlog.get_logger()
 
@@ -75,7 +77,9 @@ class Daemon:
 
 
 class Supervisor:
-    """The long-running programs. One that ends is told to `on_end` and stays in the list, not running."""
+    """The long-running programs. One that ends is told to `on_end` and stays in the list, not running,
+    until another takes its name.
+    """
 
     def __init__(self, logs: Path, env: Mapping[str, str], on_end: Callable[[Daemon], None]) -> None:
         self.logs = logs
@@ -158,13 +162,14 @@ class Supervisor:
         return next((d for d in self.daemons if d.name == name and d.running), None)
 
     def free_name(self, name: str) -> str:
-        """`name`, or with a number behind it if a program of that name has been started before."""
-        taken = {d.name for d in self.daemons}
+        """`name`, or with a number behind it if a program of that name runs."""
+        taken = {d.name for d in self.daemons if d.running}
         numbered = (f"{name}-{n}" for n in range(2, len(taken) + 3))
         return name if name not in taken else next(n for n in numbered if n not in taken)
 
     def _add(self, name: str, node: str, pid: int, path: Path) -> Daemon:
         daemon = Daemon(name, node, pid, host_pids().get(pid), path)
+        self.daemons = [d for d in self.daemons if d.running or d.name != name]
         self.daemons.append(daemon)
         log.info("started", daemon=name, node=node, pid=pid)
         return daemon
@@ -193,9 +198,15 @@ class Supervisor:
             if not copy:
                 reading.cancel()
                 transport.close()
-        if not said.is_set():
-            why = f"did not become ready in {READY_TIMEOUT:.0f} s" if daemon.running else "ended"
-            raise LabError(f"{daemon.name} {why}: {last_words(daemon.log)}")
+        if said.is_set():
+            return
+        why = f"did not become ready in {READY_TIMEOUT:.0f} s"
+        if reading.done() and not reading.cancelled():
+            why = "closed its pipe before it was ready"
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(daemon.ended.wait(), CLOSE_TIMEOUT)
+                why = "ended before it was ready"
+        raise LabError(f"{daemon.name} {why}: {last_words(daemon.log)}")
 
     def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)

@@ -128,6 +128,10 @@ class LabHandle:
         """Send a signal to a program the lab started, by its pid in the sandbox."""
         self.request(do="kill", pid=pid, signal=int(number))
 
+    def start_controller(self) -> None:
+        """Start the controller, or start it again once it has ended; return when it answers."""
+        self.request(do="start_controller")
+
     def announce(self) -> dict[str, bool]:
         """Let every server ask for its gateway by ARP; tells for each whether it was answered."""
         answered: dict[str, bool] = self.request(do="announce")["answered"]
@@ -253,9 +257,18 @@ def _start(
         try:
             return _listen(where, listen, time.monotonic() + wait, wait, progress)
         except BaseException:
-            process.kill()  # and with it, by --kill-child, the first process
-            _reap(where)
+            _abort(where, process)
             raise
+
+
+def _abort(where: Directory, process: subprocess.Popen[bytes]) -> None:
+    """End a lab that is not to come up; return when nothing of it runs."""
+    with contextlib.suppress(LabError, ProcessLookupError):
+        init_pid = _init_pid(where)
+        if _parent(init_pid) == process.pid:
+            _end(init_pid, signal.SIGKILL)
+    process.kill()  # and with it, by --kill-child, a first process that has not said its pid yet
+    _reap(where)
 
 
 def _listen(
@@ -330,8 +343,11 @@ def _init_pid(where: Directory) -> int:
         raise LabError(f"lab {where.path.name} is only being started") from error
 
 
-def _end(init_pid: int) -> None:
-    """Ask the first process to end, then make it; return when it, all it had, and its `unshare` are gone."""
+def _end(init_pid: int, *signals: signal.Signals) -> None:
+    """Send the first process the signals, one after the other while it runs (by default TERM, then KILL).
+
+    Returns when it, all it had, and its `unshare` are gone.
+    """
     with contextlib.ExitStack() as cleanup:
         watched = []
         for pid in (init_pid, _parent(init_pid)):
@@ -340,7 +356,7 @@ def _end(init_pid: int) -> None:
                 cleanup.callback(os.close, watched[-1])
         if not watched:
             return
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number in signals or (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(watched[0], number)
             deadline = time.monotonic() + STOP_SECONDS

@@ -4,7 +4,8 @@
     {"do": "spawn", "node": "server1", "argv": [...],   {"ok": true, "name": ..., "pid": ..., "host_pid": ...,
      "log": "sender", "env": {}, "ready": false}         "log": ...}
     {"do": "kill", "pid": 17, "signal": 15}             {"ok": true}
-    {"do": "wait", "pid": 17}                           {"ok": true}, once the program has ended
+    {"do": "wait", "pid": 17}                           {"ok": true}, once the program has ended, or had
+    {"do": "start_controller"}                          {"ok": true}, once its REST interface answers
     {"do": "announce"}                                  {"ok": true, "answered": {"server1": true, ...}}
     {"do": "stop"}                                      {"ok": true}, then everything ends
     anything else, or a failure                         {"ok": false, "error": "one sentence"}
@@ -58,6 +59,10 @@ class Wait(_Request, frozen=True, tag="wait"):
     pid: int
 
 
+class StartController(_Request, frozen=True, tag="start_controller"):
+    pass
+
+
 class Announce(_Request, frozen=True, tag="announce"):
     pass
 
@@ -66,7 +71,7 @@ class Stop(_Request, frozen=True, tag="stop"):
     pass
 
 
-Request = AskStatus | Spawn | Kill | Wait | Announce | Stop
+Request = AskStatus | Spawn | Kill | Wait | StartController | Announce | Stop
 
 
 class Service:
@@ -102,10 +107,12 @@ class Service:
             case Spawn():
                 return await self._spawn(request)
             case Kill():
-                self._find(request.pid)
+                self._find(request.pid, running=True)
                 os.kill(request.pid, request.signal)
             case Wait():
                 await self._find(request.pid).ended.wait()
+            case StartController():
+                await self.lab.start_controller()
             case Announce():
                 return {"answered": await self.lab.announce()}
             case Stop():
@@ -134,9 +141,10 @@ class Service:
             "log": str(daemon.log),
         }
 
-    def _find(self, pid: int) -> Daemon:
-        found = next((d for d in self.lab.supervisor.daemons if d.pid == pid and d.running), None)
-        if found is None:
+    def _find(self, pid: int, running: bool = False) -> Daemon:
+        """The latest program with this pid; numbers are used again once a program has ended."""
+        found = next((d for d in reversed(self.lab.supervisor.daemons) if d.pid == pid), None)
+        if found is None or (running and not found.running):
             raise LabError(f"no program that this lab started runs as pid {pid}")
         return found
 
