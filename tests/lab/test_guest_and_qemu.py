@@ -66,11 +66,12 @@ class Bench:
 
     async def popen(self, _node: str, argv: Sequence[str]) -> asyncio.subprocess.Process:
         pipe = asyncio.subprocess.PIPE
-        return await asyncio.create_subprocess_exec(*self.prefix, *argv, stdin=pipe, stdout=pipe, stderr=pipe)
+        env = {**os.environ, "OVS_RUNDIR": str(self.folder)}
+        command = (*self.prefix, *argv)
+        return await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe, env=env)
 
     async def up(self) -> None:
         folder = self.folder
-        os.environ["OVS_RUNDIR"] = str(folder)
         await _host("ip", "netns", "add", self.name)
         await self.run(["ip", "link", "set", "lo", "up"])
         schema = "/usr/share/openvswitch/vswitch.ovsschema"
