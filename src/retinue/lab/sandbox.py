@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import retinue
-from retinue.lab import state, switches, topology
+from retinue.lab import guest, host, state, switches, topology
 from retinue.lab.errors import LabError
 from retinue.lab.init import DESCRIPTORS
 from retinue.lab.processes import last_words
@@ -30,20 +30,6 @@ from retinue.lab.state import Directory, LabStatus, Settings
 from retinue.lab.topology import SANDBOX, Topology
 
 DEFAULT_NAME = "default"
-PACKAGES = {
-    "ovs-vswitchd": "openvswitch-switch",
-    "ovsdb-server": "openvswitch-switch",
-    "ovs-vsctl": "openvswitch-switch",
-    "kea-dhcp4": "kea-dhcp4-server",
-    "qemu-system-x86_64": "qemu-system-x86",
-    "ip": "iproute2",
-    "ethtool": "ethtool",
-    "tcpdump": "tcpdump",
-    "unshare": "util-linux",
-    "nsenter": "util-linux",
-    "setpriv": "util-linux",
-}
-"""Programs the lab runs, and the Debian package of each."""
 NAMESPACES = ("--user", "--net", "--mount", "--pid", "--uts")
 STOP_SECONDS = 10.0
 REQUEST_SECONDS = 60.0
@@ -70,11 +56,20 @@ class LabHandle:
         if node not in (SANDBOX, *self.topology.nodes):
             known = ", ".join((SANDBOX, *self.topology.nodes))
             raise LabError(f"there is no node {node!r} in lab {self.name}; it has {known}")
-        enter = [_program("nsenter"), "--target", str(self.init_pid), *NAMESPACES, "--preserve-credentials"]
+        enter = [
+            host.program("nsenter"),
+            "--target",
+            str(self.init_pid),
+            *NAMESPACES,
+            "--preserve-credentials",
+        ]
         inside = [] if node == SANDBOX else ["ip", "netns", "exec", node]
         here = Path.cwd()
         hidden = any(here.is_relative_to(own) for own in ("/run", "/proc", "/sys"))
-        env = {"PATH": search_path(), **(switches.env(node) if node in switches.nodes(self.topology) else {})}
+        env = {
+            "PATH": host.search_path(),
+            **(switches.env(node) if node in switches.nodes(self.topology) else {}),
+        }
         words = [f"{key}={value}" for key, value in env.items()]
         return [
             *(*enter, "--", "setpriv", "--pdeathsig", "TERM", *inside),
@@ -160,7 +155,9 @@ def up(
     `network` is a topology or its file (None: the default). `wait` bounds the whole thing in seconds.
     With `tie_to_parent` the lab ends when this process does; without, it goes on until `down`.
     """
-    check_host()
+    host.check()
+    if start_driver:
+        _make_guest(progress)
     plan = network if isinstance(network, Topology) else topology.load(network)
     where = state.directory(name)
     state.create_base()
@@ -171,27 +168,12 @@ def up(
     return LabHandle(name, where.path, init_pid, plan)
 
 
-def check_host() -> None:
-    """Raise LabError that names every program that is missing, or the device that cannot be opened."""
-    missing = [program for program in PACKAGES if shutil.which(program, path=search_path()) is None]
-    if missing:
-        packages = " ".join(sorted({PACKAGES[program] for program in missing}))
-        are = "is" if len(missing) == 1 else "are"
-        raise LabError(
-            f"{', '.join(missing)} {are} missing: run `make install`, or as root `apt-get install {packages}`"
-        )
-    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-        raise LabError(
-            "/dev/net/tun cannot be opened, so no switch can have a port of its own: run as root "
-            "`modprobe tun; chmod 666 /dev/net/tun`, or run the lab as root"
-        )
-
-
-def search_path() -> str:
-    """PATH, and beside each folder called bin its sbin: users often lack those, the programs are there."""
-    folders = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder]
-    beside = [str(Path(folder).with_name("sbin")) for folder in folders if Path(folder).name == "bin"]
-    return os.pathsep.join(dict.fromkeys(folders + beside))
+def _make_guest(progress: Callable[[str], None]) -> None:
+    """The VMs' image, made here once: inside the sandbox there is no network to fetch its parts from."""
+    try:
+        guest.ensure_guest(progress)
+    except guest.GuestError as error:
+        raise LabError(f"cannot make the VMs' image: {error}") from error
 
 
 @contextlib.contextmanager
@@ -229,7 +211,7 @@ def _start(
     python_path = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     env = {
         **os.environ,
-        "PATH": search_path(),
+        "PATH": host.search_path(),
         "PYTHONPATH": os.pathsep.join(python_path),
         DESCRIPTORS: f"{report},{lock},{tied}",
     }
@@ -239,7 +221,7 @@ def _start(
             with (where.logs / "init.log").open("ab") as sink:
                 process = subprocess.Popen(
                     [
-                        *(_program("unshare"), *NAMESPACES, "--map-root-user", "--fork", "--kill-child"),
+                        *(host.program("unshare"), *NAMESPACES, "--map-root-user", "--fork", "--kill-child"),
                         *(sys.executable, "-P", "-m", "retinue.lab.init", str(where.path)),
                     ],
                     stdin=subprocess.DEVNULL,
@@ -384,10 +366,3 @@ def _reap(where: Directory) -> None:
         os.close(tie)
     if process is not None:
         process.wait(STOP_SECONDS)
-
-
-def _program(name: str) -> str:
-    found = shutil.which(name, path=search_path())
-    if found is None:
-        raise LabError(f"{name} is missing: run `make install`, or install the package {PACKAGES[name]}")
-    return found

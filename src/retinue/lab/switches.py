@@ -140,8 +140,8 @@ async def wait_until_connected(topology: Topology, controller_pid: int) -> None:
     wanted, found = len(topology.switches), 0
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            while (found := _sessions(controller_pid)) < wanted:
-                await asyncio.sleep(CONNECT_LOOK)  # noqa: ASYNC110 - the kernel tells nobody
+            while (found := _sessions(controller_pid)) < wanted:  # noqa: ASYNC110 - the kernel tells nobody
+                await asyncio.sleep(CONNECT_LOOK)
     except TimeoutError:
         raise LabError(
             f"only {found} of {wanted} switches reached the controller in {CONNECT_SECONDS} s"
