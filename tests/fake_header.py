@@ -85,7 +85,7 @@ def write(frame: bytes, base: Header, fields: Mapping[Field, int], ttl: int) -> 
     for field, at in ((Field.ETH_DST, 0), (Field.ETH_SRC, 6)):
         if changed(field):
             _set(out, at, field, fields)
-    if base.eth_type == ARP and fields.get(Field.ARP_OP, 0) and base.l3:
+    if base.eth_type == ARP and fields.get(Field.ARP_OP, 0):
         for field, offset in _ARP_FIELDS:
             if changed(field):
                 _set(out, base.l3 + offset, field, fields)
@@ -135,7 +135,7 @@ _ARP_FIELDS = (
 
 def _arp(frame: bytes, at: int, fields: dict[Field, int], eth_type: int) -> Header:
     if len(frame) < at + 28 or frame[at : at + 6] != bytes.fromhex("000108000604"):
-        return Header(fields, eth_type)
+        return Header(fields, eth_type, l3=at)
     for field, offset in _ARP_FIELDS:
         _put(fields, frame, at + offset, field)
     if fields[Field.ARP_OP] > 0xFF:
@@ -242,8 +242,9 @@ def _neighbour(body: bytes, fields: dict[Field, int]) -> None:
 
 
 def _set(out: bytearray, at: int, field: Field, fields: Mapping[Field, int]) -> None:
-    size = FIELD_BYTES[field]
-    out[at : at + size] = fields.get(field, 0).to_bytes(size, "big")
+    """Write a field, or what of it lies within the frame: a cut-off ARP is written to all the same."""
+    size = min(FIELD_BYTES[field], max(0, len(out) - at))
+    out[at : at + size] = fields.get(field, 0).to_bytes(FIELD_BYTES[field], "big")[:size]
 
 
 def _amend(out: bytearray, at: int, old: int, new: int) -> None:

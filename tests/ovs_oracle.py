@@ -9,9 +9,9 @@ port is a veth pair; a packet socket on the far end sends and captures. The sock
 out, so that a test uses them as its own.
 
 When is it known that nothing more comes? A sentinel frame, which an entry of ours sends to every port and to
-the controller, follows the frame, and a second one follows when the first has come back everywhere: the switch
-works off what a port received batch by batch, and what is in the second sentinel's batch comes out after all of
-the first's.
+the controller, follows the frame; a second one follows when the first has come back everywhere. The switch
+works off what a port received batch by batch: when the second is back, the batch of the first is done, and so
+is the frame.
 """
 
 import os
@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from fake_header import IPV4, read
 from fake_switch import FakeSwitch, Result, every_choice
 from ofctl_text import flow_text, group_text, meter_text, port_text
 from retinue.flows.entry import Flow, Group, Meter, PortNo
@@ -97,7 +98,11 @@ class RealSwitch:
         lines += [f"group add {group_text(group)}" for group in groups]
         lines += [f"flow add {flow_text(flow)}" for flow in flows]
         self._ofctl("bundle", BRIDGE, "-", text="\n".join([*lines, f"flow add {sentinel}", ""]))
-        # What the datapath remembers of the entries before would else be thrown away a little later.
+        # What it remembers of the entries before would else be thrown away a little later.
+        self.forget()
+
+    def forget(self) -> None:
+        """Empty the datapath's cache: the next frame is judged by the tables, not by frames before it."""
         self._run("ovs-appctl", "-t", f"{self._dir}/switch.ctl", "dpctl/del-flows")
 
     def inject(self, frame: bytes, in_port: int) -> list[tuple[int, bytes]]:
@@ -149,6 +154,11 @@ def assert_agrees(real: RealSwitch, fake: FakeSwitch, frame: bytes, in_port: int
 
     "Could": the real one's choice of a bucket is its own, the fake's choices are all tried.
     """
+    header = read(frame)
+    if header.eth_type == IPV4 and header.proto == 0:
+        # Protocol 0, or malformed: Open vSwitch 3.1 caches what it did to one such packet without looking at the
+        # TTL, so that the next one's may not count.
+        real.forget()
     seen = real.observe(frame, in_port)
     wanted = list(every_choice(lambda choose: fake.receive(frame, in_port, choose)))
     if not any(_same(seen, result) for result in wanted):

@@ -111,8 +111,10 @@ def damaged(rng: random.Random, frame: bytes) -> bytes:
         bad[rng.randrange(12, min(len(bad), 60))] = rng.choice((0, 1, rng.randrange(256), 255))
     if rng.random() < 0.6:
         del bad[rng.randrange(14, len(bad)) :]
-    if bytes(bad[12:14]) in _VLAN_TYPES and len(bad) < 20:
-        return frame  # The kernel throws away what ends so near its tag, before a switch sees it.
+    if bytes(bad[12:14]) in _VLAN_TYPES:
+        if len(bad) < 20:
+            return frame  # The kernel throws away what ends so near its tag, before a switch sees it.
+        bad[14] &= 0xEF  # It also loses the tag's drop-eligible bit.
     return bytes(bad)
 
 
