@@ -1,0 +1,90 @@
+"""`retinue controller`: the daemon itself, its configuration checked, its state asked."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retinue.cli import options, reach, tables
+from retinue.cli.errors import CliError
+
+app = options.group("The controller: run it, check its configuration, ask how it is.")
+
+Config = Annotated[Path, typer.Option(metavar="FILE", help="The configuration (TOML).")]
+
+
+@app.command()
+def run(
+    config: Config,
+    database: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where it keeps its state, made if it is not there."),
+    ] = None,
+) -> None:
+    """Run the controller in the foreground until it is ended (SIGTERM, or Ctrl-C).
+
+    \b
+    Example:
+      retinue controller run --config controller.toml --database controller.db
+    """
+    from retinue.api import daemon
+
+    raise typer.Exit(daemon.run(config, database))
+
+
+@app.command()
+def check(config: Config) -> None:
+    """Check a configuration without running anything.
+
+    \b
+    Example:
+      retinue controller check --config controller.toml
+    """
+    from retinue.controller.config import ConfigError, endpoint, load
+
+    try:
+        found = load(config)
+        net = found.network()
+        for address in (found.listen.openflow, found.listen.ovsdb, found.listen.rest):
+            endpoint(address)
+    except ConfigError as error:
+        text = str(error)
+        raise CliError(text if str(config) in text else f"{config}: {text}") from error
+    typer.echo(
+        f"{config} is good: {len(net.switches)} switches, {len(net.servers)} servers, "
+        f"{len(found.subnet)} subnets; REST at {found.listen.rest}, OpenFlow at {found.listen.openflow}, "
+        f"OVSDB at {found.listen.ovsdb}"
+    )
+
+
+@app.command()
+def status(url: options.Url = None, lab: options.Lab = None, as_json: options.Json = False) -> None:
+    """Show how the controller is: what it knows, what is pending, what it refused.
+
+    \b
+    Example:
+      retinue controller status
+    """
+    controller = reach.controller(url, lab)
+    data = controller.get("status")
+    if as_json:
+        tables.print_json(data)
+        return
+    switches, servers = data["switches"], data["servers"]
+    pending = sum(data["pending"].values())
+    refused = {
+        f"{where}: {kind}": count for where, kinds in data["refused"].items() for kind, count in kinds.items()
+    }
+    tables.print_fields(
+        (
+            ("controller", f"{controller.url}, version {data['version']}"),
+            ("switches", f"{switches['connected']} of {switches['known']} connected"),
+            ("servers", f"{servers['placed']} of {servers['known']} in place"),
+            ("VMs", data["vms"]),
+            ("bindings", data["bindings"]),
+            ("moves under way", data["moves_under_way"]),
+            ("flow changes", f"{data['flow_mods']} sent, {pending} pending, {data['rejected']} rejected"),
+            ("forgeries", data["forgeries"]),
+            ("refused", [f"{kind} {count}" for kind, count in refused.items()]),
+        )
+    )

@@ -1,0 +1,132 @@
+"""`retinue server`, `retinue switch`, `retinue flow`: the network as the controller sees and wants it."""
+
+from typing import Annotated, Any
+
+import typer
+
+from retinue.cli import options, reach, tables
+
+servers = options.group("Servers, and where they are attached.")
+switches = options.group("Switches, and whether they are connected.")
+flows = options.group("Flow entries of the switches.")
+
+
+@servers.command("list")
+def list_servers(url: options.Url = None, lab: options.Lab = None, as_json: options.Json = False) -> None:
+    """List the servers with the leaf port each is at.
+
+    STATE: matched (detected, as given if it was given); given (not detected yet); missing; mismatch;
+    unknown (detected, but not booked).
+
+    \b
+    Example:
+      retinue server list
+    """
+    data = reach.controller(url, lab).get("servers")
+    if as_json:
+        tables.print_json(data)
+        return
+    tables.print_table(
+        ("SERVER", "MAC", "IP", "EDGE", "SERVES", "AT", "STATE", "VMS"),
+        (
+            (
+                row["id"],
+                row["mac"],
+                row.get("address"),
+                row.get("edge"),
+                row.get("services"),
+                _place(row),
+                row["state"],
+                row.get("vms"),
+            )
+            for row in data["servers"]
+        ),
+        "There are no servers.",
+    )
+
+
+def _place(row: dict[str, Any]) -> str:
+    at, given = row["at"] or row["detected_at"], row.get("given_at", "")
+    return f"{row['detected_at']} (given: {given})" if row["state"] == "mismatch" else at
+
+
+@switches.command("list")
+def list_switches(url: options.Url = None, lab: options.Lab = None, as_json: options.Json = False) -> None:
+    """List the switches. PENDING are flow changes that the switch has not confirmed yet.
+
+    \b
+    Example:
+      retinue switch list
+    """
+    data = reach.controller(url, lab).get("switches")
+    if as_json:
+        tables.print_json(data)
+        return
+    tables.print_table(
+        ("SWITCH", "ROLE", "DPID", "SERVER", "CONNECTED", "PEER", ">PORTS", ">FLOWS", ">PENDING"),
+        (
+            (
+                row["id"],
+                row["role"],
+                row["dpid"],
+                row["server"],
+                row["connected"],
+                row["peer"],
+                len(row["ports"]),
+                row["flows"],
+                row["pending"],
+            )
+            for row in data["switches"]
+        ),
+        "There are no switches.",
+    )
+
+
+@flows.command("list")
+def list_flows(
+    switch: Annotated[str | None, typer.Option(metavar="SWITCH", help="Only this switch's.")] = None,
+    table: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="Only this table's, by number or name.")
+    ] = None,
+    url: options.Url = None,
+    lab: options.Lab = None,
+    as_json: options.Json = False,
+) -> None:
+    """List the flow entries the switches should hold, in the order they are looked at.
+
+    STATE: confirmed by the switch, or installing. LEASE is the time left of an entry that ends by itself.
+
+    \b
+    Examples:
+      retinue flow list --switch edge1
+      retinue flow list --switch leaf1 --table route
+    """
+    number = None if table is None else table_number(table)
+    data = reach.controller(url, lab).get("flows", switch=switch)
+    found = [row for row in data["flows"] if number is None or row["table"] == number]
+    if as_json:
+        tables.print_json({"flows": found})
+        return
+    one = [] if switch is not None else ["SWITCH"]
+    tables.print_table(
+        [*one, "TABLE", ">PRIO", "MATCH", "ACTIONS", "REASON", ">LEASE", "STATE"],
+        (
+            [row["switch"]] * len(one)
+            + [f"{row['table']} {row['table_name']}", row["priority"], row["match"], row["actions"]]
+            + [row["reason"], tables.left(row["expires_at"])]
+            + ["confirmed" if row["confirmed"] else "installing"]
+            for row in found
+        ),
+        "There are no such flows.",
+    )
+
+
+def table_number(text: str) -> int:
+    """ "30" or "deliver"; a table that is none is a usage error that names all."""
+    from retinue.flows.pipeline import Table
+
+    for table in Table:
+        if text.upper() == table.name or text == str(int(table)):
+            return int(table)
+    known = ", ".join(f"{int(table)} {table.name}" for table in Table)
+    raise typer.BadParameter(f"there is no table {text!r}; there are {known}")

@@ -1,0 +1,640 @@
+"""The command line: what it sends and waits for (a fake controller), what it shows (the real one's data)."""
+
+import asyncio
+import json
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import structlog
+from typer.testing import CliRunner, Result
+
+from retinue.api.server import Api
+from retinue.cli import client, events, reach, tables, vms
+from retinue.cli.errors import CliError
+from retinue.cli.main import app
+from retinue.controller.config import load
+from retinue.controller.controller import Controller
+from retinue.lab import sandbox, topology
+from retinue.lab.errors import LabError
+
+VM1 = {
+    "id": "vm1", "mac": "52:54:00:00:00:01", "server": "server1", "also": [], "addresses": [],
+    "reported": False, "state": "booked", "missing": ["switch edge1 has no port with iface-id vm1"],
+    "switch": "edge1", "port": 3, "holds": ["10.1.0.100"], "move": "", "forgeries": 2, "subnets": {},
+}  # fmt: skip
+
+
+class FakeController:
+    """Answers by a table of routes, remembers what it was sent, and streams the events it is given."""
+
+    def __init__(self) -> None:
+        self.routes: dict[tuple[str, str], Any] = {}
+        """Answer by method and path with query; a tuple is (status, answer), bytes are sent as they are."""
+        self.after_stream: dict[tuple[str, str], Any] = {}
+        """Routes that change when the first event stream is opened."""
+        self.requests: list[tuple[str, str, Any]] = []
+        self.ring: list[dict[str, Any]] = []
+        self.come: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        """Events to send to who listens; None ends the stream."""
+        self.last_event = 0
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self._thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def close(self) -> None:
+        self.come.put(None)
+        self.server.shutdown()
+        self._thread.join()
+        self.server.server_close()
+
+    def happened(self, type: str, **data: Any) -> None:
+        """An event that is in the ring already."""
+        self.last_event += 1
+        self.ring.append({"id": self.last_event, "at": 1000.0, "type": type, **data})
+
+    def will_happen(self, type: str, **data: Any) -> None:
+        """An event sent once somebody listens."""
+        after = self.last_event + self.come.qsize() + 1
+        self.come.put({"id": after, "at": 1000.0, "type": type, **data})
+
+    def sent(self, method: str, path: str) -> list[Any]:
+        return [body for m, p, body in self.requests if (m, p) == (method, path)]
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                fake.requests.append((self.command, self.path, json.loads(body) if body else None))
+                if self.path.startswith("/v1/events"):
+                    self.stream(int(self.path.partition("since=")[2]))
+                    return
+                value = fake.routes.get((self.command, self.path), (404, {"error": f"no {self.path}"}))
+                if (self.command, self.path) == ("GET", "/v1/status"):
+                    value = {"last_event": fake.last_event}
+                status, value = value if isinstance(value, tuple) else (200, value)
+                data = value if isinstance(value, bytes) else json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def stream(self, since: int) -> None:
+                fake.routes.update(fake.after_stream)
+                self.send_response(200)
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                self.chunk({"id": fake.last_event, "type": "hello"})
+                for event in [e for e in fake.ring if e["id"] > since]:
+                    self.chunk(event)
+                while (later := fake.come.get()) is not None:
+                    self.chunk(later)
+                self.wfile.write(b"0\r\n\r\n")
+
+            def chunk(self, event: dict[str, Any]) -> None:
+                head = f"id: {event['id']}\n" if event["type"] != "hello" else ""
+                text = f": a comment\n\n{head}event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(text), text))
+
+            do_GET = do_POST = do_DELETE = answer  # noqa: N815
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        return Handler
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeController]:
+    controller = FakeController()
+    yield controller
+    controller.close()
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Iterator[str]:
+    """The URL of the real interface over the default lab's network, without switches."""
+    config = tmp_path / "controller.toml"
+    config.write_text(topology.controller_config(topology.load(None)))
+    up: queue.Queue[Any] = queue.Queue()
+
+    async def serve() -> None:
+        controller = Controller(load(config).network())
+        api = Api(controller, lambda: {"openflow": {"bad version": 1}})
+        end = asyncio.Event()
+        await controller.start()
+        port = await api.start("127.0.0.1", 0)
+        loop = asyncio.get_running_loop()
+        up.put((f"http://127.0.0.1:{port}", lambda: loop.call_soon_threadsafe(end.set)))
+        await end.wait()
+        controller.events.close()
+        await api.stop()
+        await controller.stop()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    with structlog.testing.capture_logs():
+        url, stop = up.get(timeout=10)
+        yield url
+        stop()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RETINUE_URL", "RETINUE_LAB", reach.INSIDE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RETINUE_LAB_DIR", str(tmp_path / "labs"))
+
+
+def run(*args: str, input: str | None = None) -> Result:
+    return CliRunner().invoke(app, args, input=input)
+
+
+def good(*args: str, input: str | None = None) -> str:
+    result = run(*args, input=input)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    return result.stdout
+
+
+def bad(*args: str) -> str:
+    """What a command that fails says: one sentence, on standard error only."""
+    result = run(*args)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("retinue: ") and result.stderr.count("\n") == 1
+    return result.stderr
+
+
+# ---- what the real controller answers can be read and shown ----
+
+
+def test_session_with_the_real_interface(real: str) -> None:
+    at = ("--url", real)
+    assert "There are no VMs" in good("vm", "list", *at)
+    assert "There are no bindings" in good("binding", "list", *at)
+    assert "There are no moves" in good("move", "list", *at)
+    said = good("vm", "add", "vm1", "--server", "server1", "--address", "10.1.0.50", *at)
+    assert said == f"VM vm1 is booked: MAC {vms.mac_for('vm1')}, at server1 on edge1\n"
+    assert re.search(
+        r"^vm1 +52:54:00:\S+ +10\.1\.0\.50 +server1 +edge1 +- +booked", good("vm", "list", *at), re.M
+    )
+    shown = good("vm", "show", "vm1", *at)
+    assert "server server1 has not been detected at any leaf" in shown
+    assert re.search(r"^IP +10\.1\.0\.50$", shown, re.M)
+    assert re.search(r"^server1 .*edge1 .*missing +vm1$", good("server", "list", *at), re.M)
+    assert re.search(r"^edge1 +edge +0x31 +server1 +no", good("switch", "list", *at), re.M)
+    flows = good("flow", "list", "--switch", "edge1", "--table", "admit", *at)
+    assert "0 ADMIT" in flows and "ARP" not in flows.split("REASON")[0]
+    assert {
+        row["table"] for row in json.loads(good("flow", "list", "--table", "30", "--json", *at))["flows"]
+    } == {30}
+    assert "move-1: vm1 moves from server1 to server2" in good("move", "start", "vm1", "--to", "server2", *at)
+    assert "waits for the target server's place" in good("move", "show", "move-1", *at)
+    assert re.search(r"^move-1 +vm1 +server1 +server2 +planned", good("move", "list", *at), re.M)
+    assert "rolling back: cancelled by the operator" in good("move", "cancel", "move-1", *at)
+    said = good("events", *at)
+    assert "vm.booked" in said and "move-1 (vm1: server1 to server2, rolling back)" in said
+    assert "vm.booked" not in good("events", "--type", "move", *at)
+    assert "0 of 7 connected" in good("controller", "status", *at)
+    assert "openflow: bad version 1" in good("controller", "status", *at)
+
+
+def test_json_is_the_interface_s_own_data(real: str) -> None:
+    good("vm", "add", "vm1", "--server", "server1", "--url", real)
+    api = client.Client(real)
+    for command, path in (
+        (("vm", "list"), ("vms",)),
+        (("vm", "show", "vm1"), ("vms", "vm1")),
+        (("server", "list"), ("servers",)),
+        (("switch", "list"), ("switches",)),
+        (("flow", "list"), ("flows",)),
+        (("binding", "list"), ("bindings",)),
+        (("move", "list"), ("moves",)),
+        (("controller", "status"), ("status",)),
+    ):
+        assert json.loads(good(*command, "--json", "--url", real)) == api.get(*path)
+    lines = [json.loads(line) for line in good("events", "--json", "--url", real).splitlines()]
+    assert [event["id"] for event in lines] == list(range(1, api.last_event() + 1))
+    assert "vm.booked" in {event["type"] for event in lines}
+
+
+def test_the_controller_s_refusal_is_the_message(real: str) -> None:
+    assert "there is no VM vm9" in bad("vm", "show", "vm9", "--url", real)
+    assert "there is no VM vm9" in bad("move", "start", "vm9", "--to", "server2", "--url", real)
+    assert "there is no switch x" in bad("flow", "list", "--switch", "x", "--url", real)
+    assert "not a MAC address" in bad("vm", "add", "v", "--server", "server1", "--mac", "x", "--url", real)
+    assert "there is no VM a/b c" in bad("vm", "remove", "a/b c", "--url", real)
+
+
+# ---- VMs ----
+
+
+def test_add_from_a_file_and_from_stdin(fake: FakeController, tmp_path: Path) -> None:
+    fake.routes["POST", "/v1/vms"] = (201, {"vms": [VM1]})
+    file = tmp_path / "vms.json"
+    file.write_text(
+        '[{"id": "vm1", "server": "server1"}, {"id": "b", "server": "s", "mac": "52:54:00:00:00:09"}]'
+    )
+    good("vm", "add", "--from", str(file), "--url", fake.url)
+    good("vm", "add", "--from", "-", "--url", fake.url, input='{"vms": []}')
+    first, second = fake.sent("POST", "/v1/vms")
+    assert first == [
+        {"id": "vm1", "server": "server1", "mac": vms.mac_for("vm1")},
+        {"id": "b", "server": "s", "mac": "52:54:00:00:00:09"},
+    ]
+    assert second == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("{", "is not JSON"), ("[1]", "expected a list of VMs"), ('"x"', "expected a list of VMs")],
+)
+def test_add_from_a_bad_file(fake: FakeController, tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "vms.json"
+    file.write_text(text)
+    assert said in bad("vm", "add", "--from", str(file), "--url", fake.url)
+    assert fake.requests == []
+    assert "No such file" in bad("vm", "add", "--from", str(tmp_path / "none"), "--url", fake.url)
+
+
+def test_mac_is_local_unicast_and_stable() -> None:
+    assert vms.mac_for("vm1") == vms.mac_for("vm1") != vms.mac_for("vm2")
+    assert re.fullmatch(r"52:54:00(:[0-9a-f]{2}){3}", vms.mac_for("vm1"))
+
+
+def test_add_waits_until_ready(fake: FakeController) -> None:
+    fake.last_event = 7
+    fake.routes["POST", "/v1/vms"] = (201, {"vms": [VM1]})
+    fake.routes["GET", "/v1/vms/vm1"] = VM1
+    fake.after_stream["GET", "/v1/vms/vm1"] = VM1 | {"state": "ready"}
+    fake.will_happen("vm.ready", vm=VM1 | {"id": "other"})
+    fake.will_happen("vm.ready", vm=VM1)
+    said = good("vm", "add", "vm1", "--server", "server1", "--wait", "--url", fake.url)
+    assert "VM vm1 is ready" in said
+    assert ("GET", "/v1/events?since=7", None) in fake.requests  # nothing since the booking can be missed
+
+
+def test_add_does_not_wait_for_what_is_ready(fake: FakeController) -> None:
+    fake.routes["POST", "/v1/vms"] = (201, {"vms": [VM1]})
+    fake.routes["GET", "/v1/vms/vm1"] = VM1 | {"state": "running"}
+    good("vm", "add", "vm1", "--server", "server1", "--wait", "--url", fake.url)
+    assert not any(path.startswith("/v1/events") for _, path, _ in fake.requests)
+
+
+def test_add_says_what_is_missing_when_the_wait_is_over(fake: FakeController) -> None:
+    fake.routes["POST", "/v1/vms"] = (201, {"vms": [VM1]})
+    fake.routes["GET", "/v1/vms/vm1"] = VM1
+    said = bad("vm", "add", "vm1", "--server", "server1", "--wait", "--timeout", "0.05", "--url", fake.url)
+    assert "VM vm1 is not ready after 0.05 s: switch edge1 has no port with iface-id vm1" in said
+
+
+# ---- moves ----
+
+
+def move(*states: str, **more: Any) -> dict[str, Any]:
+    """A move that has been in these states, 10 ms each."""
+    steps = [{"state": state, "at": 1000 + n / 100} for n, state in enumerate(states)]
+    given = {"reason": "", "stopped_at": None, "resumed_at": None, "figures": {}} | more
+    ids = {"id": "move-1", "vm": "vm1", "source": "server1", "target": "server2"}
+    return ids | {"state": states[-1], "steps": steps} | given
+
+
+ALL = ("planned", "matched", "admitting", "prepared", "copying", "switching", "switched", "confirmed", "done")
+
+
+def test_start_sends_what_was_asked(fake: FakeController) -> None:
+    fake.routes["POST", "/v1/moves"] = (201, move("planned"))
+    good("move", "start", "vm1", "--to", "server2", "--from", "server1", "--url", fake.url)
+    good("move", "start", "vm1", "--to-switch", "edge2", "--url", fake.url)
+    assert fake.sent("POST", "/v1/moves") == [
+        {"vm": "vm1", "target_server": "server2", "source_server": "server1"},
+        {"vm": "vm1", "target_switch": "edge2"},
+    ]
+
+
+def play(fake: FakeController, *states: str, **more: Any) -> None:
+    """The move goes through these states: the first when asked, the others on the stream."""
+    fake.routes["POST", "/v1/moves"] = (201, move(states[0]))
+    fake.routes["GET", "/v1/moves/move-1"] = move(states[0])
+    fake.after_stream["GET", "/v1/moves/move-1"] = move(*states, **more)
+    for n in range(2, len(states) + 1):
+        fake.will_happen("move.step", move=move("planned") | {"id": "move-2", "state": "done"})
+        fake.will_happen("move.step", move=move(*states[:n]))
+
+
+def test_start_wait_draws_each_step_once(fake: FakeController) -> None:
+    play(fake, *ALL, stopped_at=5.0, resumed_at=5.042, figures={"control_ms": 1.5, "flow_mods": 12})
+    said = good("move", "start", "vm1", "--to", "server2", "--wait", "--url", fake.url)
+    assert re.findall(r"(\d\.\d{3}) s  (\w+)", said) == [(f"0.0{n}0", state) for n, state in enumerate(ALL)]
+    assert re.search(r"downtime +42 ms", said) and re.search(r"flow changes +12", said)
+
+
+def test_follow_as_json_is_a_line_a_step(fake: FakeController) -> None:
+    play(fake, *ALL)
+    lines = good("move", "show", "move-1", "--follow", "--json", "--url", fake.url).splitlines()
+    assert [json.loads(line)["state"] for line in lines] == list(ALL)
+
+
+def test_start_wait_as_json_is_the_ended_move(fake: FakeController) -> None:
+    play(fake, *ALL, figures={"flow_mods": 12})
+    said = good("move", "start", "vm1", "--to", "server2", "--wait", "--json", "--url", fake.url)
+    assert json.loads(said) == move(*ALL, figures={"flow_mods": 12})
+
+
+def test_undone_is_a_failure(fake: FakeController) -> None:
+    play(fake, "planned", "rolling back", "undone", reason="cancelled by the operator")
+    result = run("move", "show", "move-1", "--follow", "--url", fake.url)
+    assert result.exit_code == 1
+    assert "undone" in result.stdout
+    assert result.stderr == "retinue: move-1 was undone, vm1 is at server1: cancelled by the operator\n"
+
+
+def test_follow_of_an_ended_move_returns_at_once(fake: FakeController) -> None:
+    fake.routes["GET", "/v1/moves/move-1"] = move(*ALL)
+    assert "done" in good("move", "show", "move-1", "--follow", "--url", fake.url)
+
+
+def test_follow_gives_up_in_time(fake: FakeController) -> None:
+    fake.routes["GET", "/v1/moves/move-1"] = move("planned", "matched")
+    result = run("move", "show", "move-1", "--follow", "--timeout", "0.05", "--url", fake.url)
+    assert result.exit_code == 1
+    assert "waiting for the VM's port at the target" in result.stderr
+
+
+# ---- bindings and events ----
+
+
+def test_lease_is_what_is_left(fake: FakeController) -> None:
+    row = {
+        "mac": "52:54:00:00:00:01", "ip": "10.1.0.100", "kind": "dynamic", "vm": "vm1", "switch": "edge1",
+        "port": 3, "lease_end": time.time() + 54.9, "vlan": 0, "port_status": "up", "trust": "untrust",
+        "origin": "controller", "active": True, "confirmed": True,
+    }  # fmt: skip
+    forged = {
+        "kind": "arp", "switch": "edge1", "port": 3, "vm": "vm1", "claimed_mac": "52:54:00:00:00:02",
+        "claimed_ip": "10.1.0.9", "count": 17, "first": 1.0, "last": time.time(),
+    }  # fmt: skip
+    data = {"bindings": [row], "forgeries": [forged, forged | {"vm": "vm2"}], "dropped_frames": {"edge1": 17}}
+    fake.routes["GET", "/v1/bindings"] = fake.routes["GET", "/v1/bindings?vm=vm1"] = data
+    said = good("binding", "list", "--url", fake.url)
+    assert re.search(r"vm1 +52:54:00:00:00:01 +10\.1\.0\.100 +dynamic +5[45] s +edge1 +3 +active", said)
+    assert re.search(r"arp +vm2 +edge1 +3 +52:54:00:00:00:02 +10\.1\.0\.9 +17 +just now", said)
+    assert "Forged frames dropped: edge1 17" in said
+    assert max(map(len, said.splitlines())) <= 100
+    wide = good("binding", "list", "--wide", "--url", fake.url)
+    assert re.search(r"VLAN +LINK +TRUST +ORIGIN", wide) and re.search(r"0 +up +untrust +controller", wide)
+    assert "vm2" not in good("binding", "list", "--vm", "vm1", "--url", fake.url)
+
+
+def test_events_ends_with_the_latest(fake: FakeController) -> None:
+    for n in range(5):
+        fake.happened("vm.booked", vm=VM1, edge=f"edge{n}")
+    said = good("events", "--last", "2", "--url", fake.url).splitlines()
+    assert [re.sub(r"\d\d:\d\d:\d\d", "T", line) for line in said] == [
+        "    4  T.000  vm.booked            vm=vm1 (booked) edge=edge3",
+        "    5  T.000  vm.booked            vm=vm1 (booked) edge=edge4",
+    ]
+    assert good("events", "--last", "0", "--url", fake.url) == ""
+
+
+def test_a_listener_that_was_dropped_comes_back(fake: FakeController) -> None:
+    fake.happened("vm.booked", vm=VM1)
+    fake.come.put({"id": 2, "at": 1.0, "type": "vm.ready", "vm": VM1})
+    fake.come.put(None)
+    fake.come.put({"id": 3, "at": 1.0, "type": "vm.removed", "vm": VM1})
+    stream = client.Client(fake.url).events(0)
+    assert [next(stream)["type"] for _ in range(3)] == ["hello", "vm.booked", "vm.ready"]
+    assert [next(stream)["type"] for _ in range(2)] == ["hello", "vm.removed"]
+    assert [path for _, path, _ in fake.requests] == ["/v1/events?since=0", "/v1/events?since=2"]
+
+
+def test_a_stream_that_ends_at_once_is_an_error(fake: FakeController) -> None:
+    fake.come.put(None)
+    assert "has ended the event stream" in bad("events", "--follow", "--url", fake.url)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (VM1, "vm1 (booked)"),
+        (move("planned", "matched"), "move-1 (vm1: server1 to server2, matched)"),
+        (
+            [{"ip": "10.1.0.9", "vm": "vm1", "switch": "e", "port": 3, "active": False}],
+            "10.1.0.9@vm1:e:3(standby)",
+        ),
+        ("two words", '"two words"'),
+        (3, "3"),
+    ],
+)
+def test_brief(value: Any, text: str) -> None:
+    assert events.brief(value) == text
+
+
+# ---- reaching the controller ----
+
+
+def test_nobody_answers() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: refuses
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        assert f"no controller answers at {url} (Connection refused)" in bad("vm", "list", "--url", url)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "x", "http://", "http://h:port", "ftp://h:1", "http://h:1/v1", "http://[::"]
+)
+def test_not_a_url(url: str) -> None:
+    with pytest.raises(CliError, match="is not a controller's address"):
+        client.Client(url)
+
+
+def test_what_answers_is_no_controller(fake: FakeController) -> None:
+    fake.routes["GET", "/v1/vms"] = b"<html>"
+    assert "is not a retinue controller" in bad("vm", "list", "--url", fake.url)
+    fake.routes["GET", "/v1/vms"] = (502, b"[]")
+    assert "is not a retinue controller" in bad("vm", "list", "--url", fake.url)
+
+
+def test_url_from_the_environment(fake: FakeController, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.routes["GET", "/v1/vms"] = {"vms": [VM1]}
+    monkeypatch.setenv("RETINUE_URL", fake.url)
+    assert "vm1" in good("vm", "list")
+    assert "lab other does not run" in bad("vm", "list", "--lab", "other")  # what is said goes first
+
+
+def test_no_lab_and_no_url() -> None:
+    said = bad("vm", "list")
+    assert "start it with `retinue lab up`, or name a controller with --url or RETINUE_URL" in said
+
+
+class BecameError(Exception):
+    """In place of the end of this process: what it would have become."""
+
+
+@pytest.fixture
+def lab(monkeypatch: pytest.MonkeyPatch, fake: FakeController) -> None:
+    """A lab called default, whose controller is the fake one, and an execv that can be looked at."""
+
+    def command(node: str, argv: list[str]) -> list[str]:
+        if node not in ("sandbox", "server1"):
+            raise LabError(f"there is no node {node!r}")
+        return ["/enter", node, *argv]
+
+    def execv(path: str, argv: list[str]) -> None:
+        assert path == argv[0]
+        raise BecameError(argv)
+
+    handle = SimpleNamespace(
+        name="default", topology=SimpleNamespace(controller_url=fake.url), command=command
+    )
+    monkeypatch.setattr(sandbox, "list_labs", lambda: ["default"])
+    monkeypatch.setattr(sandbox, "handle", lambda name: handle)
+    monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.setattr(signal, "signal", lambda number, action: None)
+
+
+def became(*args: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(sys, "argv", ["retinue", *args])
+    result = run(*args)
+    assert isinstance(result.exception, BecameError), result.output
+    found: list[str] = result.exception.args[0]
+    return found
+
+
+def test_command_goes_on_inside_the_lab_once(
+    lab: None, fake: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.routes["GET", "/v1/vms"] = {"vms": [VM1]}
+    argv = became("vm", "list", "--json", monkeypatch=monkeypatch)
+    assert argv[:3] == ["/enter", "sandbox", "env"]
+    assert argv[-6:] == [sys.executable, "-P", "-m", "retinue.cli.main", "vm", "list", "--json"][-6:]
+    told = next(word for word in argv if word.startswith(reach.INSIDE)).partition("=")[2]
+    monkeypatch.setenv(reach.INSIDE, told)
+    assert json.loads(good("vm", "list", "--json")) == {"vms": [VM1]}
+
+
+def test_url_never_enters_a_lab(lab: None, fake: FakeController) -> None:
+    fake.routes["GET", "/v1/vms"] = {"vms": []}
+    good("vm", "list", "--url", fake.url)
+
+
+def test_another_lab_than_those_that_run(lab: None) -> None:
+    assert "lab x does not run, but default does" in bad("vm", "list", "--lab", "x")
+
+
+def test_lab_exec_passes_the_command_on(
+    lab: None, fake: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = became("lab", "exec", "server1", "--", "ovs-vsctl", "--json", "show", monkeypatch=monkeypatch)
+    assert argv[:2] == ["/enter", "server1"] and argv[-3:] == ["ovs-vsctl", "--json", "show"]
+    assert f"RETINUE_URL={fake.url}" in argv
+    assert "there is no node 'x'" in bad("lab", "exec", "x", "--", "true")
+
+
+def test_lab_list(lab: None) -> None:
+    assert json.loads(good("lab", "list", "--json")) == {"labs": ["default"]}
+    assert good("lab", "list").split() == ["LAB", "default"]
+
+
+def test_labs_that_are_not_there() -> None:
+    assert "there is no lab default" in bad("lab", "down")
+    assert "lab x does not run" in bad("lab", "status", "--name", "x")
+    assert "is no name for a lab" in bad("lab", "down", "--name", "../x")
+    assert "No lab runs" in good("lab", "list")
+
+
+# ---- controller check ----
+
+
+def test_check(tmp_path: Path) -> None:
+    file = tmp_path / "controller.toml"
+    file.write_text(topology.controller_config(topology.load(None)))
+    assert "is good: 7 switches, 5 servers, 2 subnets" in good("controller", "check", "--config", str(file))
+    file.write_text(file.read_text() + '[[server]]\nid = "s9"\nmac = "x"\n')
+    assert f"{file}: " in (said := bad("controller", "check", "--config", str(file))) and "MAC" in said
+    assert "cannot read" in bad("controller", "check", "--config", str(tmp_path / "none"))
+
+
+# ---- usage ----
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("vm", "add"), "--from"),
+        (("vm", "add", "vm1"), "--server is missing"),
+        (("vm", "add", "vm1", "--from", "f"), "--from"),
+        (("vm", "add", "--from", "f", "--server", "s"), "in the file"),
+        (("move", "start", "vm1"), "name the target once"),
+        (("move", "start", "vm1", "--to", "a", "--to-switch", "b"), "name the target once"),
+        (("flow", "list", "--table", "nine", "--url", "http://h:1"), "30 DELIVER"),
+        (("vm", "list", "--url", "http://h:1", "--lab", "x"), "not both"),
+        (("nonsense",), "nonsense"),
+    ],
+)
+def test_wrong_usage(args: tuple[str, ...], said: str) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    assert said in result.stderr and "Traceback" not in result.output
+
+
+NOUNS = ("lab", "controller", "vm", "move", "binding", "server", "switch", "flow")
+
+
+def commands() -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = [("events",)]
+    for noun in NOUNS:
+        listed = run(noun, "--help").stdout.partition("Commands:")[2]
+        found += [(noun, line.split()[0]) for line in listed.splitlines() if re.match(r"  \w", line)]
+    return found
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    found = commands()
+    assert len(found) >= 22
+    for command in found:
+        said = good(*command, "--help")
+        assert re.search(rf"Examples?:\n +retinue {' '.join(command)}\b", said), said
+        assert max(map(len, said.splitlines())) <= 100
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, retinue.cli.main; heavy = {'aiohttp', 'asyncio', 'rich', 'structlog', 'msgspec'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0134, "0.013 s"), (54, "54 s"), (99.9, "100 s"), (300, "5 min"), (7200, "2 h"), (400_000, "5 d")],
+)
+def test_span(seconds: float, text: str) -> None:
+    assert tables.span(seconds) == text
+
+
+def test_lease_left() -> None:
+    assert tables.left(None) == ""
+    assert tables.left(time.time() - 1) == "over"
