@@ -366,18 +366,18 @@ def alone(program: str, *arguments: str) -> None:
 def test_a_lab_that_ends_leaves_nothing(small: Path) -> None:
     program = """
         before = host()
-        handle = sandbox.up("brief", sys.argv[1], start_controller=False)
+        handle = sandbox.up("short", sys.argv[1], start_controller=False)
         assert host() == before, "a running lab shows on the host"
         pids = descendants(handle.init_pid)
         assert len(pids) > 5
-        sandbox.down("brief")
+        sandbox.down("short")
         assert wait_gone(pids, 0) == set()
         assert not handle.directory.exists()
         assert host() == before
     """
     alone(program, str(small))
-    with pytest.raises(LabError, match="there is no lab brief"):
-        sandbox.down("brief")
+    with pytest.raises(LabError, match="there is no lab short"):
+        sandbox.down("short")
 
 
 def test_when_the_first_process_is_killed_everything_ends(small: Path) -> None:
