@@ -517,6 +517,43 @@ async def test_refusal_says_what_was_refused(
     assert peer.applied == []
 
 
+async def test_discarding_a_bundle_that_never_was_bothers_nobody(
+    joined: tuple[Peer, Session], handler: Recorder
+) -> None:
+    peer, session = joined
+
+    def full(p: Peer, what: Any, raw: bytes) -> bool:
+        if isinstance(what, codec.BundleControl):
+            p.say(codec.error(what.xid, 17, 5 if what.step == BundleStep.OPEN_REQUEST else 2))
+        return isinstance(what, codec.BundleControl | codec.BundleAdd)
+
+    peer.answer = full
+    with pytest.raises(Rejected, match="opening the bundle: OFPET_BUNDLE_FAILED OFPBFC_OUT_OF_BUNDLES"):
+        await session.apply(Change(add=FLOWS), 0.0)
+    await session.barrier()
+    assert session.errors == 2
+    assert handler.events.empty()
+
+
+async def test_after_a_refusal_groups_and_meters_are_looked_up_again(joined: tuple[Peer, Session]) -> None:
+    peer, session = joined
+    group = Group(7, ((Output(1),),))
+    await session.apply(Change(groups=(group,)), 0.0)
+
+    def refuse(p: Peer, what: Any, raw: bytes) -> bool:
+        if isinstance(what, codec.GroupMod):
+            p.say(codec.error(what.xid, 6, 8))  # The switch has lost it.
+        return isinstance(what, codec.GroupMod)
+
+    peer.answer = refuse
+    with pytest.raises(Rejected, match="group 7: OFPET_GROUP_MOD_FAILED OFPGMFC_UNKNOWN_GROUP"):
+        await session.apply(Change(groups=(group,)), 0.0)
+    peer.answer = lambda p, what, raw: False
+    peer.applied.clear()
+    await session.apply(Change(groups=(group,)), 0.0)
+    assert [m.command for m in peer.applied] == [codec.ModCommand.ADD]
+
+
 async def test_entry_that_cannot_be_sent_leaves_the_session_as_it_was(joined: tuple[Peer, Session]) -> None:
     peer, session = joined
     for change in (Change(add=(*FLOWS, Flow(999, 0, ()))), Change(add=(Flow(999, 0, ()),))):

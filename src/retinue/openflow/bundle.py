@@ -19,10 +19,8 @@ def mods(change: Change, groups: Set[int], xid: int, now: float) -> Iterator[byt
     `groups` are those the switch has: they are modified, others are added. Raises ValueError for an entry
     that cannot be encoded.
     """
-    known = set(groups)
     for group in change.groups:
-        encode = codec.group_modify if group.id in known else codec.group_add
-        known.add(group.id)
+        encode = codec.group_modify if group.id in groups else codec.group_add
         yield encode(xid, group)
         xid += 1
     for flow in change.add:
@@ -44,10 +42,8 @@ def bundled(messages: Iterable[bytes], xid: int, bundle: int) -> Iterator[bytes]
 
 def meter_mods(change: Change, meters: Set[int], xid: int) -> Iterator[bytes]:
     """Meters to add or modify; `meters` are those the switch has."""
-    known = set(meters)
     for number, meter in enumerate(change.meters, xid):
-        encode = codec.meter_modify if meter.id in known else codec.meter_add
-        known.add(meter.id)
+        encode = codec.meter_modify if meter.id in meters else codec.meter_add
         yield encode(number, meter)
 
 
