@@ -7,7 +7,6 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import msgspec
@@ -15,7 +14,7 @@ import structlog
 from aiohttp import web
 
 from retinue.api import views
-from retinue.controller.config import port_ref
+from retinue.controller.config import address, port_ref
 from retinue.controller.controller import Controller
 from retinue.controller.moving import MoveError
 from retinue.model import VM, ModelError, Server, Service, mac
@@ -31,13 +30,13 @@ class VMBody(msgspec.Struct, forbid_unknown_fields=True):
     id: str
     mac: str
     server: str
-    addresses: list[IPv4Address | IPv6Address] = []
+    addresses: list[str] = []
 
 
 class ServerBody(msgspec.Struct, forbid_unknown_fields=True):
     id: str
     mac: str
-    address: IPv4Address | IPv6Address | None = None
+    address: str = ""
     edge: str = ""
     services: list[Service] = []
     at: str = ""
@@ -51,7 +50,7 @@ class MoveBody(msgspec.Struct, forbid_unknown_fields=True):
     target_switch: str = ""
     source_server: str = ""
     mac: str = ""
-    ip: IPv4Address | IPv6Address | None = None
+    ip: str = ""
 
 
 class EventBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -166,7 +165,7 @@ class Api:
     async def _book(self, request: web.Request) -> web.Response:
         bodies: VMBody | list[VMBody] = await _body(request, VMBody | list[VMBody])
         many = bodies if isinstance(bodies, list) else [bodies]
-        vms = [VM(b.id, mac(b.mac), b.server, addresses=tuple(b.addresses)) for b in many]
+        vms = [VM(b.id, mac(b.mac), b.server, addresses=tuple(map(address, b.addresses))) for b in many]
         if any(not v.id for v in vms):
             raise ModelError("a VM needs an id")
         booked = self._controller.book_vms(vms)
@@ -196,7 +195,7 @@ class Api:
             target_switch=body.target_switch,
             source_server=body.source_server,
             mac=mac(body.mac) if body.mac else "",
-            ip=body.ip,
+            ip=address(body.ip) if body.ip else None,
         )
         return _json(views.move(self._controller, move), status=201)
 
@@ -294,13 +293,7 @@ class _RefusalLogger(logging.Logger):
 
 async def _body(request: web.Request, kind: Any) -> Any:
     """The request's JSON body as this kind of struct; raises msgspec.DecodeError."""
-    return msgspec.json.decode(await request.read(), type=kind, dec_hook=_decode)
-
-
-def _decode(kind: type, value: Any) -> Any:
-    if kind in (IPv4Address, IPv6Address):
-        return kind(value)
-    raise NotImplementedError(f"{kind} cannot be read from JSON")
+    return msgspec.json.decode(await request.read(), type=kind)
 
 
 def _server(body: ServerBody, controller: Controller) -> Server:
@@ -308,7 +301,7 @@ def _server(body: ServerBody, controller: Controller) -> Server:
     return Server(
         id=body.id,
         mac=mac(body.mac),
-        address=body.address,
+        address=address(body.address) if body.address else None,
         edge=body.edge,
         services=frozenset(body.services),
         routes=old.routes if old is not None else (),

@@ -7,6 +7,7 @@ from retinue.flows.fabric import trunk_ports
 from retinue.flows.plan import near_server
 from retinue.model import IP, PortRef, Role
 from retinue.packets import ARP, ArpOp, Ethernet, FrameError, arp_reply, arp_request, parse, parse_arp
+from retinue.store import Place
 
 
 class ArpDesk:
@@ -84,6 +85,7 @@ class ArpDesk:
         touched = context.net.detect(server, here)
         if not touched:
             return
+        context.store.put(Place(server, here))
         given = context.net.servers[server].given_at
         if given is not None and given != here:
             context.events.publish("server.mismatch", server=server, given=str(given), detected=str(here))

@@ -4,13 +4,13 @@ TOML; every key is checked, and a mistake is answered with the file, the key and
 """
 
 import tomllib
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from retinue.model import (
+    IP,
     Link,
     ModelError,
     Network,
@@ -42,8 +42,8 @@ class Listen(_Table, frozen=True):
 
 class SubnetTable(_Table, frozen=True):
     id: str
-    prefix: IPv4Network | IPv6Network
-    gateway: IPv4Address | IPv6Address
+    prefix: str
+    gateway: str
     vlan: int = 0
 
 
@@ -62,10 +62,10 @@ class LinkTable(_Table, frozen=True):
 class ServerTable(_Table, frozen=True):
     id: str
     mac: str
-    address: IPv4Address | IPv6Address | None = None
+    address: str = ""
     edge: str = ""
     services: list[Service] = []
-    routes: list[IPv4Network | IPv6Network] = []
+    routes: list[str] = []
     at: str = ""
 
 
@@ -88,7 +88,9 @@ class Config(_Table, frozen=True):
             for link in self.link:
                 net.add_link(Link(port_ref(link.leaf), port_ref(link.spine)))
             for subnet in self.subnet:
-                net.add_subnet(Subnet(subnet.id, subnet.prefix, subnet.gateway, subnet.vlan))
+                net.add_subnet(
+                    Subnet(subnet.id, network(subnet.prefix), address(subnet.gateway), subnet.vlan)
+                )
             for server in self.server:
                 net.put_server(_server(server))
         except ModelError as error:
@@ -102,7 +104,7 @@ def load(path: Path) -> Config:
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     try:
-        return msgspec.convert(tomllib.loads(text), Config, dec_hook=_decode)
+        return msgspec.convert(tomllib.loads(text), Config)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -113,6 +115,22 @@ def port_ref(text: str) -> PortRef:
     if not switch or not port:
         raise ModelError(f"not a port: {text!r} (expected SWITCH:PORT, such as leaf1:leaf1-spine1)")
     return PortRef(switch, port)
+
+
+def address(text: str) -> IP:
+    """Read an IP address; raises ModelError."""
+    try:
+        return ip_address(text)
+    except ValueError as error:
+        raise ModelError(f"not an IP address: {text!r}") from error
+
+
+def network(text: str) -> IPv4Network | IPv6Network:
+    """Read a prefix such as 10.1.0.0/24; raises ModelError."""
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise ModelError(f"not an IP prefix: {error}") from error
 
 
 def endpoint(text: str) -> tuple[str, int]:
@@ -136,15 +154,9 @@ def _server(table: ServerTable) -> Server:
     return Server(
         id=table.id,
         mac=mac(table.mac),
-        address=table.address,
+        address=address(table.address) if table.address else None,
         edge=table.edge,
         services=frozenset(table.services),
-        routes=tuple(table.routes),
+        routes=tuple(network(route) for route in table.routes),
         given_at=port_ref(table.at) if table.at else None,
     )
-
-
-def _decode(kind: type, value: Any) -> Any:
-    if kind in (IPv4Address, IPv4Network, IPv6Address, IPv6Network) and isinstance(value, str):
-        return kind(value)
-    raise NotImplementedError(f"{kind} cannot be read from a configuration file")

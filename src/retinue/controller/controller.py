@@ -103,7 +103,8 @@ class Controller:
             wait = None if end is None else max(0.0, end - self.context.clock())
             self._lease_timer_moved.clear()
             try:
-                await asyncio.wait_for(self._lease_timer_moved.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._lease_timer_moved.wait()
             except TimeoutError:
                 await self.dhcp.expire()
 

@@ -106,6 +106,15 @@ class Mover:
 
     # ---- what else drives a move ----
 
+    def take_up(self, id: str, event: moves.Event) -> Move:
+        """Step a move that was under way when the controller ended. Raises MoveError."""
+        self._packet_ins_before[id] = self._packet_ins()
+        if self.moves[id].state is MoveState.ROLLING_BACK:
+            for effect in (moves.CloseTarget(), moves.UndoAtHypervisor()):
+                self._carry_out(self.moves[id], effect, self._context.clock())
+            return self.moves[id]
+        return self._step(id, event)
+
     def look_again(self, id: str) -> None:
         """Something about servers or ports changed: a move may have what it waits for."""
         net, move = self._context.net, self.moves[id]

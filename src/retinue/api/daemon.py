@@ -1,0 +1,87 @@
+"""The controller as a program: its configuration, its database, its three listeners, its end."""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+import structlog
+
+from retinue.api.server import Api
+from retinue.controller.config import Config, ConfigError, endpoint, load
+from retinue.controller.controller import Controller
+from retinue.controller.ports import PortWatch
+from retinue.controller.restore import restore, take_up_moves
+from retinue.openflow.session import OpenFlowServer
+from retinue.ovsdb import OvsdbListener
+from retinue.store import Database, StoreError
+
+log = structlog.get_logger()
+
+
+def run(config: Path, database: Path | None) -> int:
+    """Run until told to end (SIGTERM, SIGINT); the exit code. Without a database nothing outlives it."""
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+    )
+    try:
+        asyncio.run(_serve(load(config), database))
+    except (ConfigError, StoreError) as error:
+        print(f"retinue controller: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"retinue controller: cannot listen: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(config: Config, path: Path | None) -> None:
+    net = config.network()
+    store: Database | None = None
+    if path is not None:
+        store = Database()
+        await store.start(path)
+    controller = Controller(net, store)
+    try:
+        if store is not None:
+            restore(controller, await store.load())
+        await _listen(config, controller)
+    finally:
+        await controller.stop()
+        if store is not None:
+            await store.flush()
+            await store.stop()
+
+
+async def _listen(config: Config, controller: Controller) -> None:
+    switches = OpenFlowServer(controller)
+    databases = OvsdbListener(PortWatch(controller.vm_ports_changed).follow)
+    api = Api(
+        controller,
+        lambda: {"openflow": dict(switches.refused), "ovsdb": dict(databases.refused)},
+    )
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    await controller.start()
+    take_up_moves(controller)
+    try:
+        await switches.start(*endpoint(config.listen.openflow))
+        await databases.start(*endpoint(config.listen.ovsdb))
+        await api.start(*endpoint(config.listen.rest))
+        log.info("controller is up", **{name: str(at) for name, at in _addresses(config).items()})
+        await ended.wait()
+    finally:
+        await api.stop()
+        await databases.stop()
+        await switches.stop()
+
+
+def _addresses(config: Config) -> dict[str, str]:
+    return {"openflow": config.listen.openflow, "ovsdb": config.listen.ovsdb, "rest": config.listen.rest}

@@ -1,0 +1,65 @@
+"""Watches the databases of the switches that dial in, and tells the controller which VM ports came and went.
+
+A switch's ports do not go because its database was out of reach: what was last seen stands until the
+database, when it is back, says otherwise.
+"""
+
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from retinue.ovsdb import BridgePort, Connection, Replica, RowChange, bridges, diff, interfaces, ovs_version
+from retinue.ovsdb.switch_view import COLUMNS, DATABASE
+
+log = structlog.get_logger()
+
+Changed = Callable[[list[BridgePort], list[BridgePort]], None]
+"""Told the ports that went, and those that came or changed."""
+
+
+class PortWatch:
+    def __init__(self, changed: Changed) -> None:
+        self._changed = changed
+        self._ports: dict[int, list[BridgePort]] = {}
+        self.versions: dict[int, str] = {}
+        """Open vSwitch's version by datapath id."""
+
+    async def follow(self, connection: Connection) -> None:
+        """Follow one switch's database until its connection ends (a handler for OvsdbListener)."""
+
+        def update(_: list[RowChange] | None = None) -> None:
+            self._update(replica)
+
+        replica = Replica(DATABASE, COLUMNS, update)
+        await replica.start(connection)
+        update()
+        await connection.closed()
+
+    def _update(self, replica: Replica) -> None:
+        found: dict[int, list[BridgePort]] = {
+            b.dpid: [] for b in bridges(replica.tables) if b.dpid is not None
+        }
+        for port in interfaces(replica.tables):
+            found[port.dpid].append(port)
+        version = ovs_version(replica.tables)
+        went: list[BridgePort] = []
+        came: list[BridgePort] = []
+        for dpid, ports in found.items():
+            self.versions[dpid] = version
+            difference = diff(self._ports.get(dpid, []), ports)
+            self._ports[dpid] = ports
+            went += difference.went
+            came += difference.came
+            for old, new in difference.changed:
+                if old.iface_id != new.iface_id or new.number is None:
+                    went.append(old)
+                came.append(new)
+        if went or came:
+            self._changed(_of_vms(went), _of_vms(came))
+        for port in came:
+            if port.problem:
+                log.warning("a port's entries cannot be used", port=port.name, problem=port.problem)
+
+
+def _of_vms(ports: Iterable[BridgePort]) -> list[BridgePort]:
+    return [port for port in ports if port.iface_id]

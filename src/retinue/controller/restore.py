@@ -1,0 +1,65 @@
+"""After a start: what the database holds becomes the network again."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+
+from retinue import moves
+from retinue.controller.controller import Controller, VMState
+from retinue.controller.moving import MoveError
+from retinue.model import ModelError
+from retinue.model.network import Touched
+from retinue.store import Stored
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+
+def restore(controller: Controller, stored: Stored) -> None:
+    """Bring back servers, places, VMs and the addresses they hold; leases that ended meanwhile stay ended.
+
+    A move that was under way is rolled back, or, when the VM already ran at its target, brought to its end.
+    What no longer fits the configuration is left out, and said.
+    """
+    net = controller.net
+    now = controller.context.clock()
+    for fault in stored.faults:
+        log.warning("a row of the database cannot be used", fault=fault)
+    for server in stored.servers:
+        _fits(net.put_server, server)
+    for place in stored.places:
+        if place.server in net.servers and place.at.switch in net.switches:
+            net.detect(place.server, place.at)
+    for vm in stored.vms:
+        if _fits(net.put_vm, vm):
+            controller.vm_states[vm.id] = VMState.BOOKED
+    for holding in stored.holdings:
+        if holding.lease_end is not None and holding.lease_end <= now:
+            controller.context.store.remove(holding)
+        else:
+            _fits(net.hold, holding)
+    for move in stored.moves:
+        controller.mover.moves[move.id] = move
+
+
+def take_up_moves(controller: Controller) -> None:
+    """Once the controller runs: go on with, or undo, the moves it was in."""
+    for move in list(controller.mover.moves.values()):
+        if move.state.ended:
+            continue
+        event = moves.Failed("the controller was restarted") if move.state.may_undo else moves.TimedOut()
+        try:
+            controller.mover.take_up(move.id, event)
+        except MoveError as error:
+            log.warning("a move cannot be taken up", move=move.id, error=str(error))
+
+
+def _fits(change: Callable[[T], Touched], value: T) -> bool:
+    try:
+        change(value)
+    except ModelError as error:
+        log.warning("what the database holds does not fit the configuration", error=str(error))
+        return False
+    return True

@@ -1,0 +1,363 @@
+"""The controller over fake switches: what it does when frames, ports, managers and switches speak."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+import pytest
+
+from fake_session import FakeNetwork
+from networks import GATEWAY_MAC, fabric, vm_ip, vm_mac, vm_port
+from retinue.controller.moving import MoveError
+from retinue.model import VM, ModelError, PortRef, PortStatus
+from retinue.moves import MoveState
+from retinue.ovsdb import BridgePort
+from retinue.packets import (
+    BROADCAST,
+    DHCP,
+    Ethernet,
+    MessageType,
+    ack,
+    arp_request,
+    build_udp4,
+    dhcp_frame,
+    discover,
+    nak,
+    offer,
+    parse,
+    parse_arp,
+    parse_dhcp_frame,
+    release,
+    renewal,
+    request,
+)
+from world import OUTSIDE, udp_frame
+
+DHCP_SERVER = IPv4Address("10.1.0.2")
+NOWHERE, EVERYWHERE = IPv4Address(0), IPv4Address("255.255.255.255")
+LEASE = 600
+
+
+@dataclass
+class Lab:
+    """The fake network with a clock that tests turn."""
+
+    fake: FakeNetwork
+    now: float = 1000.0
+    refuses: bool = False
+
+    @property
+    def controller(self):  # type: ignore[no-untyped-def]
+        return self.fake.controller
+
+    def events(self, kind: str) -> list[dict[str, object]]:
+        return [event.data for event in self.controller.events.recent(kind, 1000)]
+
+    def port(self, vm: int, edge: int, *, mac: str | None = None) -> BridgePort:
+        return BridgePort(
+            dpid=0x30 + edge, bridge="br0", name=f"tap{vm}", number=vm_port(vm), status=PortStatus.UP,
+            iface_id=f"vm{vm}", attached_mac=mac or vm_mac(vm),
+        )  # fmt: skip
+
+    async def boot(self, vm: int, at: int) -> None:
+        """Booked in advance, port reported, address by DHCP."""
+        self.controller.book_vms([VM(f"vm{vm}", vm_mac(vm), f"server{at}")])
+        self.controller.vm_ports_changed([], [self.port(vm, at)])
+        await self.fake.settle()
+        await self.lease(vm, at)
+
+    async def lease(self, vm: int, at: int) -> None:
+        await self.say(vm, at, discover(vm_mac(vm), 7))
+        await self.say(vm, at, request(vm_mac(vm), 7, vm_ip(vm), DHCP_SERVER))
+
+    async def say(self, vm: int, at: int, dhcp: DHCP, src: IPv4Address = NOWHERE) -> None:
+        frame = dhcp_frame(dhcp, vm_mac(vm), BROADCAST, src, EVERYWHERE, 68, 67)
+        self.fake.send(f"edge{at}", vm_port(vm), frame)
+        await self.fake.settle()
+
+    def serve_dhcp(self, frame: bytes) -> None:
+        """The DHCP server's host: grants each VM N its address."""
+        _, _, asked = parse_dhcp_frame(frame)
+        number = int(asked.chaddr[-2:], 16)
+        match asked.message_type:
+            case MessageType.DISCOVER:
+                reply = offer(asked, vm_ip(number), DHCP_SERVER, LEASE)
+            case MessageType.REQUEST if self.refuses:
+                reply = nak(asked, DHCP_SERVER, "go away")
+            case MessageType.REQUEST:
+                reply = ack(asked, vm_ip(number), DHCP_SERVER, LEASE)
+            case _:
+                return
+        server = self.fake.net.servers["dhcp"]
+        answer = dhcp_frame(reply, server.mac, asked.chaddr, DHCP_SERVER, vm_ip(number), 67, 68)
+        self.fake.send("leaf2", 90, answer)
+
+    def heard_by(self, vm: int, at: int) -> list[bytes]:
+        return [
+            frame for switch, port, frame in self.fake.heard if (switch, port) == (f"edge{at}", vm_port(vm))
+        ]
+
+
+@pytest.fixture
+async def lab() -> AsyncIterator[Lab]:
+    fake: FakeNetwork
+    lab: Lab
+    fake = FakeNetwork(fabric(), clock=lambda: lab.now)
+    lab = Lab(fake)
+    fake.hosts["leaf2", 90] = lab.serve_dhcp
+    await fake.start()
+    yield lab
+    await fake.stop()
+
+
+async def test_a_vm_boots_by_dhcp_and_is_bound(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    (row,) = lab.controller.net.bindings()
+    assert (row.ip, row.mac, row.switch, row.port, row.lease_end) == (
+        vm_ip(1), vm_mac(1), "edge1", vm_port(1), 1000.0 + LEASE,
+    )  # fmt: skip
+    kinds = [parse_dhcp_frame(f)[2].message_type for f in lab.heard_by(1, 1)]
+    assert kinds == [MessageType.OFFER, MessageType.ACK]
+    assert not lab.controller.context.installer.pending()
+    assert lab.events("binding.added")
+
+
+async def test_the_ack_is_handed_on_only_when_the_binding_is_confirmed(lab: Lab) -> None:
+    """Row B3 in small: the VM's first packet finds its way open."""
+    lab.controller.book_vms([VM("vm1", vm_mac(1), "server1")])
+    lab.controller.vm_ports_changed([], [lab.port(1, 1)])
+    await lab.fake.settle()
+    await lab.say(1, 1, discover(vm_mac(1), 7))
+    gate = lab.fake.sessions["spine1"].hold = asyncio.Event()
+    await lab.say(1, 1, request(vm_mac(1), 7, vm_ip(1), DHCP_SERVER))
+    assert len(lab.heard_by(1, 1)) == 1, "the ACK waits for spine1"
+    gate.set()
+    await lab.fake.settle()
+    assert len(lab.heard_by(1, 1)) == 2
+
+
+async def test_vm_is_ready_only_when_given_and_detected_match_and_flows_stand(lab: Lab) -> None:
+    """Row D4, and D5 for what it waits for."""
+    del lab.fake.net.detected["server1"]
+    lab.controller.book_vms([VM("vm1", vm_mac(1), "server1", addresses=(vm_ip(1),))])
+    await lab.fake.settle()
+    vm = lab.fake.net.vms["vm1"]
+    assert len(lab.controller.missing_for(vm)) == 2
+    lab.controller.vm_ports_changed([], [lab.port(1, 1)])
+    await lab.fake.settle()
+    assert lab.controller.missing_for(vm) == ["server server1 has not been detected at any leaf"]
+    assert lab.controller.vm_states["vm1"] == "booked"
+    arp = arp_request("02:00:00:00:00:01", IPv4Address("10.0.0.11"), IPv4Address("10.0.0.254"))
+    lab.fake.send("leaf1", 101, arp)
+    await lab.fake.settle()
+    assert lab.fake.net.place("server1") == PortRef("leaf1", "p1")
+    assert lab.controller.missing_for(vm) == []
+    assert lab.controller.vm_states["vm1"] == "ready"
+    assert lab.events("vm.ready")
+
+
+async def test_a_static_address_is_bound_before_the_vm_speaks(lab: Lab) -> None:
+    """Rows B4 (manager) and D: no packet-in is needed before traffic flows."""
+    vms = [VM(f"vm{n}", vm_mac(n), f"server{n}", addresses=(vm_ip(n),)) for n in (1, 2)]
+    lab.controller.book_vms(vms)
+    lab.controller.vm_ports_changed([], [lab.port(1, 1), lab.port(2, 2)])
+    await lab.fake.settle()
+    delivery = lab.fake.send("edge1", vm_port(1), udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(1), vm_ip(2)))
+    assert [(a[0], a[1]) for a in delivery.arrivals] == [("edge2", vm_port(2))]
+    assert not lab.controller.context.counters
+
+
+async def test_bulk_booking_is_all_or_nothing(lab: Lab) -> None:
+    good, bad = VM("vm1", vm_mac(1), "server1", addresses=(vm_ip(1),)), VM("vm2", vm_mac(1), "server1")
+    with pytest.raises(ModelError, match="already belongs to VM vm1"):
+        lab.controller.book_vms([good, bad])
+    assert not lab.fake.net.vms
+    assert not lab.fake.net.holdings
+
+
+async def test_controller_answers_arp_from_what_it_holds(lab: Lab) -> None:
+    for number, at in ((1, 1), (2, 2), (3, 1)):
+        await lab.boot(number, at)
+    lab.fake.heard.clear()
+    for tpa, expected in ((vm_ip(2), GATEWAY_MAC), (vm_ip(3), vm_mac(3)), (DHCP_SERVER, GATEWAY_MAC)):
+        lab.fake.send("edge1", vm_port(1), arp_request(vm_mac(1), vm_ip(1), tpa))
+        (frame,) = lab.heard_by(1, 1)
+        reply = parse_arp(parse(frame).payload)
+        assert (reply.sha, reply.spa) == (expected, tpa)
+        lab.fake.heard.clear()
+    lab.fake.send("edge1", vm_port(1), arp_request(vm_mac(1), vm_ip(1), IPv4Address("10.1.0.200")))
+    lab.fake.send("edge1", vm_port(1), arp_request(vm_mac(1), NOWHERE, vm_ip(1)))
+    assert not lab.fake.heard, "no answer for what nobody has, nor for the asker's own address"
+
+
+async def test_forgery_is_reported_with_who_where_what_how_often(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    await lab.boot(2, at=2)
+    for _ in range(3):
+        lab.fake.send("edge2", vm_port(2), udp_frame(vm_mac(2), GATEWAY_MAC, vm_ip(1), OUTSIDE))
+    (row,) = lab.controller.context.forgeries.rows()
+    assert (row.kind, row.vm, row.switch, row.port) == ("ip", "vm2", "edge2", vm_port(2))
+    assert (row.claimed_mac, row.claimed_ip, row.count) == (vm_mac(2), str(vm_ip(1)), 3)
+    assert len(lab.events("forgery")) == 3
+
+
+async def test_release_nak_and_lease_end_close_the_port(lab: Lab) -> None:
+    async def may_send() -> bool:
+        await lab.fake.settle()
+        frame = udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(1), OUTSIDE)
+        return bool(lab.fake.send("edge1", vm_port(1), frame).arrivals)
+
+    await lab.boot(1, at=1)
+    assert await may_send()
+    await lab.say(1, 1, release(vm_ip(1), vm_mac(1), 9, DHCP_SERVER), src=vm_ip(1))
+    assert not await may_send()
+    await lab.lease(1, 1)
+    assert await may_send()
+    lab.refuses = True
+    await lab.say(1, 1, renewal(vm_ip(1), vm_mac(1), 10), src=vm_ip(1))
+    assert not await may_send()
+    lab.refuses = False
+    await lab.lease(1, 1)
+    assert await may_send()
+    lab.now += LEASE + 1
+    await lab.controller.dhcp.expire()
+    assert not await may_send()
+    reasons = [event["reason"] for event in lab.events("binding.removed")]
+    assert reasons == ["released by the VM", "refused by DHCP server dhcp", "the lease ended"]
+
+
+async def move_to(lab: Lab, target: int, *events: str) -> str:
+    """Start a move of vm1 by the manager's message; the hypervisor says `events`."""
+    move = lab.controller.mover.start("vm1", target_server=f"server{target}")
+    lab.controller.vm_ports_changed([], [lab.port(1, target)])
+    await lab.fake.settle()
+    for event in events:
+        lab.controller.mover.hypervisor_says(move.id, event, lab.now, "")
+        await lab.fake.settle()
+    return str(move.id)
+
+
+async def test_a_move_takes_binding_and_flows_along(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    id = await move_to(lab, 2, "target_open", "copying")
+    assert lab.controller.mover.moves[id].state is MoveState.COPYING
+    rows = {(row.switch, row.active) for row in lab.controller.net.bindings(["vm1"])}
+    assert rows == {("edge1", True), ("edge2", False)}
+    lab.controller.mover.hypervisor_says(id, "resumed", lab.now, "")
+    await lab.fake.settle()
+    (row,) = lab.controller.net.bindings(["vm1"])
+    assert (row.switch, row.active) == ("edge2", True)
+    assert lab.controller.mover.hypervisor_says(id, "source_gone", lab.now, "").state is MoveState.DONE
+    figures = lab.controller.mover.figures[id]
+    assert figures["flow_mods"] > 0
+    assert figures["control_ms"] == 0.0
+    types = [e.type for e in lab.controller.events.recent("move.", 100) if e.type != "move.step"]
+    assert types == ["move.prepare", "move.copy", "move.cleanup"]
+
+
+async def test_a_failed_move_leaves_the_network_as_before(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    before = {name: dict(switch.flows) for name, switch in lab.fake.fabric.switches.items()}
+    rows = lab.controller.net.bindings()
+    id = await move_to(lab, 2, "target_open", "copying", "failed", "rolled_back")
+    assert lab.controller.mover.moves[id].state is MoveState.UNDONE
+    assert lab.controller.net.bindings() == rows
+    assert {name: dict(switch.flows) for name, switch in lab.fake.fabric.switches.items()} == before
+
+
+async def test_a_move_waits_for_a_switch_that_does_not_confirm(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    gate = lab.fake.sessions["edge2"].hold = asyncio.Event()
+    id = await move_to(lab, 2, "target_open")
+    assert lab.controller.mover.moves[id].state is MoveState.ADMITTING
+    assert not lab.events("move.copy")
+    gate.set()
+    await lab.fake.settle()
+    assert lab.controller.mover.moves[id].state is MoveState.PREPARED
+
+
+async def test_move_messages_that_do_not_fit_are_refused(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    start = lab.controller.mover.start
+    for wrong, said in (
+        ({"vm": "vm9", "target_server": "server2"}, "there is no VM vm9"),
+        ({"vm": "vm1", "target_server": "server9"}, "there is no server server9"),
+        ({"vm": "vm1", "target_server": "dhcp"}, "cannot run VMs"),
+        ({"vm": "vm1", "target_server": "server1"}, "is at server1 already"),
+        ({"vm": "vm1", "target_switch": "leaf2"}, "not the edge switch"),
+        ({"vm": "vm1"}, "name the target once"),
+        ({"vm": "vm1", "target_server": "server2", "source_server": "server3"}, "is at server1, not"),
+        ({"vm": "vm1", "target_server": "server2", "mac": vm_mac(2)}, "has MAC"),
+        ({"vm": "vm1", "target_server": "server2", "ip": vm_ip(2)}, "does not hold"),
+    ):
+        with pytest.raises(MoveError, match=said):
+            start(**wrong)
+    assert start("vm1", target_switch="edge2", ip=vm_ip(1), mac=vm_mac(1)).target == "server2"
+    with pytest.raises(MoveError, match="being moved already"):
+        start("vm1", target_server="server3")
+
+
+async def test_a_switch_that_comes_back_gets_the_difference_only(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    lab.fake.sessions["leaf1"].close("cable pulled")
+    session = lab.fake.connect("leaf1")
+    await lab.fake.settle()
+    assert session.applied == [], "nothing differs, nothing is sent"
+    session.close("again")
+    await lab.boot(2, at=3)
+    assert lab.controller.context.installer.pending() == {"leaf1": 2}
+    stray = next(iter(lab.fake.fabric["leaf1"].flows.values()))
+    lab.fake.fabric["leaf1"]._remove(stray.key)
+    session = lab.fake.connect("leaf1")
+    await lab.fake.settle()
+    assert sum(change.flow_count for change in session.applied) == 3
+    assert not lab.controller.context.installer.pending()
+
+
+async def test_a_vm_reported_by_its_port_is_booked_and_goes_with_it(lab: Lab) -> None:
+    lab.controller.vm_ports_changed([], [lab.port(3, 1)])
+    await lab.fake.settle()
+    await lab.lease(3, 1)
+    assert [row.vm for row in lab.controller.net.bindings()] == ["vm3"]
+    lab.controller.vm_ports_changed([lab.port(3, 1)], [])
+    await lab.fake.settle()
+    assert not lab.fake.net.vms
+    assert not lab.fake.net.holdings
+
+
+async def test_a_removed_vm_is_not_booked_again_by_its_port(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    await lab.controller.remove_vm("vm1")
+    lab.controller.vm_ports_changed([], [lab.port(1, 1)])
+    assert not lab.fake.net.vms
+    frame = udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(1), OUTSIDE)
+    assert not lab.fake.send("edge1", vm_port(1), frame).arrivals
+
+
+async def test_a_port_with_another_mac_is_not_the_vms(lab: Lab) -> None:
+    lab.controller.book_vms([VM("vm1", vm_mac(1), "server1")])
+    lab.controller.vm_ports_changed([], [lab.port(1, 1, mac=vm_mac(9))])
+    await lab.fake.settle()
+    assert lab.events("vm.mismatch")
+    assert not lab.fake.net.vm_ports.get("vm1")
+
+
+async def test_bad_frames_are_counted_and_disturb_nothing(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    whole = dhcp_frame(discover(vm_mac(1), 7), vm_mac(1), BROADCAST, NOWHERE, EVERYWHERE, 68, 67)
+    for broken in (
+        Ethernet(
+            BROADCAST, vm_mac(1), 0x0800, build_udp4(NOWHERE, EVERYWHERE, 68, 67, whole[42:142])
+        ).build(),
+        whole[:42] + b"\x09" + whole[43:],  # op is neither request nor reply
+        whole[:44] + b"\x07" + whole[45:],  # hlen 7
+        whole[:278] + bytes(4) + whole[282:],  # no magic cookie
+        whole[:283] + b"\xff" + whole[284:],  # an option that runs past the end
+        whole[:24] + b"\0\0" + whole[26:],  # wrong IP checksum
+    ):
+        before = lab.controller.context.counters["bad DHCP frames"]
+        lab.fake.send("edge1", vm_port(1), broken)
+        assert lab.controller.context.counters["bad DHCP frames"] == before + 1, broken.hex()
+    assert lab.controller.context.counters["internal errors"] == 0
+    assert len(lab.controller.net.bindings()) == 1
