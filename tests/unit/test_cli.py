@@ -411,8 +411,8 @@ def test_events_ends_with_the_latest(fake: FakeController) -> None:
         fake.happened("vm.booked", vm=VM1, edge=f"edge{n}")
     said = good("events", "--last", "2", "--url", fake.url).splitlines()
     assert [re.sub(r"\d\d:\d\d:\d\d", "T", line) for line in said] == [
-        "    4  T.000  vm.booked            vm=vm1 (booked) edge=edge3",
-        "    5  T.000  vm.booked            vm=vm1 (booked) edge=edge4",
+        "    4  T.000  vm.booked            vm=vm1 edge=edge3",
+        "    5  T.000  vm.booked            vm=vm1 edge=edge4",
     ]
     assert good("events", "--last", "0", "--url", fake.url) == ""
 
@@ -433,10 +433,28 @@ def test_a_stream_that_ends_at_once_is_an_error(fake: FakeController) -> None:
     assert "has ended the event stream" in bad("events", "--follow", "--url", fake.url)
 
 
+def test_events_follow_goes_on_until_it_is_interrupted(fake: FakeController) -> None:
+    fake.happened("vm.booked", vm=VM1)
+    fake.will_happen("vm.ready", vm=VM1)
+    command = [sys.executable, "-m", "retinue.cli.main", "events", "--follow", "--url", fake.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert "vm.booked" in process.stdout.readline()
+        assert "vm.ready" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert process.stderr.read() == ""
+
+
+def test_an_event_about_a_place() -> None:
+    said = events.line({"id": 7, "type": "server.detected", "at": "leaf1:p", "server": "s1"})
+    assert "at=leaf1:p server=s1" in said
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (VM1, "vm1 (booked)"),
+        (VM1, "vm1"),
         (move("planned", "matched"), "move-1 (vm1: server1 to server2, matched)"),
         (
             [{"ip": "10.1.0.9", "vm": "vm1", "switch": "e", "port": 3, "active": False}],

@@ -83,7 +83,8 @@ def status(url: options.Url = None, lab: options.Lab = None, as_json: options.Js
             ("VMs", data["vms"]),
             ("bindings", data["bindings"]),
             ("moves under way", data["moves_under_way"]),
-            ("flow changes", f"{data['flow_mods']} sent, {pending} pending, {data['rejected']} rejected"),
+            ("flow changes", f"{data['flow_mods']} sent, {pending} pending"),
+            ("rejected", [f"{switch}: {error}" for switch, error in data["rejected"].items()]),
             ("forgeries", data["forgeries"]),
             ("refused", [f"{kind} {count}" for kind, count in refused.items()]),
         )

@@ -44,12 +44,13 @@ def events(
 
 def line(event: dict[str, Any]) -> str:
     """ "17  09:31:02.114  vm.booked  vm=vm1 edge=edge1"."""
-    data = " ".join(
-        f"{key}={brief(value)}"
-        for key, value in event.items()
-        if key not in ("id", "at", "type") and value not in (None, "", [])
-    )
-    return f"{event['id']:>5}  {tables.clock(event['at'])}  {event['type']:<20} {data}".rstrip()
+    at = event["at"]
+    timed = isinstance(at, (int, float))  # an event about a place may use the name for that
+    known = ("id", "type", "at") if timed else ("id", "type")
+    given = {key: value for key, value in event.items() if key not in known and value not in (None, "", [])}
+    data = " ".join(f"{key}={brief(value)}" for key, value in given.items())
+    time = tables.clock(at) if timed else ""
+    return f"{event['id']:>5}  {time:<12}  {event['type']:<20} {data}".rstrip()
 
 
 def brief(value: Any) -> str:
@@ -57,8 +58,6 @@ def brief(value: Any) -> str:
     match value:
         case {"source": source, "target": target, "state": state, "id": id, "vm": vm}:
             return f"{id} ({vm}: {source} to {target}, {state})"
-        case {"id": id, "state": state}:
-            return f"{id} ({state})"
         case {"kind": kind, "claimed_mac": mac, "claimed_ip": ip, "count": count}:
             who = value["vm"] or f"{value['switch']}:{value['port']}"
             return f"({kind} by {who} as {mac} {ip or '-'}, {count} times)"

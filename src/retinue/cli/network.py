@@ -1,5 +1,6 @@
 """`retinue server`, `retinue switch`, `retinue flow`: the network as the controller sees and wants it."""
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -112,13 +113,23 @@ def list_flows(
         [*one, "TABLE", ">PRIO", "MATCH", "ACTIONS", "REASON", ">LEASE", "STATE"],
         (
             [row["switch"]] * len(one)
-            + [f"{row['table']} {row['table_name']}", row["priority"], row["match"], row["actions"]]
+            + [
+                f"{row['table']} {row['table_name']}",
+                row["priority"],
+                _broken(row["match"]),
+                _broken(row["actions"]),
+            ]
             + [row["reason"], tables.left(row["expires_at"])]
             + ["confirmed" if row["confirmed"] else "installing"]
             for row in found
         ),
         "There are no such flows.",
     )
+
+
+def _broken(text: str) -> str:
+    """With spaces where a terminal may break the line; as it is, in the words of ovs-ofctl, for programs."""
+    return text.replace(",", ", ") if sys.stdout.isatty() else text
 
 
 def table_number(text: str) -> int:
