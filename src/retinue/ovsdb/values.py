@@ -173,7 +173,7 @@ class ColumnType:
     def read(self, wire: Any) -> Value:
         """A value of this column as it stands on the wire. Raises ProtocolError."""
         if type(wire) is _PYTHON[self.key] and not self.value:
-            plain: Atom = wire  # most values by far: no list, nothing to convert
+            plain: Any = wire  # most values by far: no list, nothing to convert
             return (plain,) if self.is_many else plain
         value = from_wire(wire)
         if self.value:

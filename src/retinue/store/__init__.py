@@ -1,0 +1,7 @@
+"""Our database: what the controller knows and must not forget, kept by an ovsdb-server of its own."""
+
+from retinue.store.database import Database
+from retinue.store.errors import StoreError
+from retinue.store.rows import Place, Storable, Stored
+
+__all__ = ["Database", "Place", "Storable", "Stored", "StoreError"]

@@ -1,0 +1,206 @@
+"""The ovsdb-server that serves our file, as a child process of the controller that ends with it."""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections import deque
+from pathlib import Path
+
+import structlog
+
+from retinue.ovsdb import Connection, OvsdbError, ProtocolError, connect
+from retinue.store.errors import StoreError
+from retinue.store.file import inspect
+from retinue.store.schema import VERSION, schema
+
+log = structlog.get_logger()
+
+OPEN_TIMEOUT = 60.0
+"""Seconds a server may take to read its file and answer."""
+LOCK_PATIENCE = 3.0
+"""Seconds to wait for a former server, told to end a moment ago, to let go of the file."""
+_SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class DatabaseServer:
+    """One server of one file; `start` may be called again after it ended."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._stderr: asyncio.Task[None] | None = None
+        self._words: deque[str] = deque(maxlen=20)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running server, None when there is none."""
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
+
+    async def start(self) -> Connection:
+        """Make the file if there is none, serve it, and return a connection. Raises StoreError."""
+        await self.stop()
+        if not await asyncio.to_thread(self.path.exists):
+            await self._create()
+        state = await asyncio.to_thread(inspect, self.path)
+        if state.version != VERSION:
+            await self._convert(state.version)
+        elif state.torn_at is not None:
+            log.warning(
+                "the database's last write was cut short and is dropped",
+                path=str(self.path),
+                byte=state.torn_at,
+            )
+        # Sockets have short path limits, so ours is not beside the file.
+        self._directory = tempfile.TemporaryDirectory(prefix="retinue-db-")
+        try:
+            return await self._serve(Path(self._directory.name))
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """End the server. What it has confirmed is in its file."""
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), 5.0)
+            except TimeoutError:
+                log.warning("the database server does not end; it is killed", pid=process.pid)
+                process.kill()
+                await process.wait()
+        if self._stderr is not None:
+            await self._stderr
+            self._stderr = None
+        if self._directory is not None:
+            self._directory.cleanup()
+            self._directory = None
+
+    async def _serve(self, directory: Path) -> Connection:
+        socket = directory / "db.sock"
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        self._process = await self._spawn(socket, directory / "ctl")
+        while True:
+            if self._process.returncode is not None:
+                if self._stderr is not None:
+                    await self._stderr
+                if "already locked" not in self._last_words() or loop.time() > began + LOCK_PATIENCE:
+                    raise StoreError(self._why_it_ended())
+                await asyncio.sleep(0.1)
+                self._process = await self._spawn(socket, directory / "ctl")
+            try:
+                connection = await connect(f"unix:{socket}", timeout=OPEN_TIMEOUT, probe=None)
+                log.info("the database is open", path=str(self.path), pid=self.pid, socket=str(socket))
+                return connection
+            except (FileNotFoundError, ConnectionError):
+                if loop.time() > began + OPEN_TIMEOUT:
+                    raise StoreError(
+                        f"ovsdb-server has not opened {self.path} in {OPEN_TIMEOUT:g} s"
+                    ) from None
+                await asyncio.sleep(0.01)
+            except (OSError, OvsdbError, ProtocolError) as e:
+                raise StoreError(f"ovsdb-server of {self.path} cannot be talked to: {e}") from e
+
+    async def _spawn(self, socket: Path, control: Path) -> asyncio.subprocess.Process:
+        if self._stderr is not None:
+            await self._stderr
+        self._words.clear()
+        options = [f"--remote=punix:{socket}", f"--unixctl={control}", "-vconsole:warn", "-vsyslog:off"]
+        command = [_program("ovsdb-server"), *options, "--", str(self.path)]
+        if setpriv := shutil.which("setpriv", path=_search_path()):
+            # Should the controller be killed, its database ends too and does not keep the file locked.
+            command = [setpriv, "--pdeathsig", "TERM", *command]
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # a Ctrl-C is for the controller, which has last things to write
+        )
+        self._stderr = asyncio.create_task(self._listen(process), name="database server's stderr")
+        return process
+
+    async def _listen(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        with contextlib.suppress(ValueError):  # a line longer than a pipe holds: nothing to learn from it
+            async for line in process.stderr:
+                text = line.decode(errors="replace").strip()
+                self._words.append(text)
+                if "|ERR|" in text or "|EMER|" in text:
+                    log.error("the database server says", text=text)
+                else:
+                    log.debug("the database server says", text=text)
+        await process.wait()
+
+    def _last_words(self) -> str:
+        return "; ".join(self._words) or "it said nothing"
+
+    def _why_it_ended(self) -> str:
+        words = self._last_words()
+        advice = ""
+        if "already locked" in words:
+            advice = "another controller or ovsdb-server has this file open, end that first: "
+        return f"ovsdb-server does not serve {self.path}: {advice}{words}"
+
+    async def _create(self) -> None:
+        log.info("making a new database", path=str(self.path))
+        fresh = self.path.with_name(self.path.name + ".new")
+        if not self.path.parent.is_dir():
+            raise StoreError(f"{self.path} cannot be made: there is no directory {self.path.parent}")
+        try:
+            fresh.unlink(missing_ok=True)
+            await self._tool("create", fresh)
+            fresh.replace(self.path)  # a whole file or none, whenever we are interrupted
+            fresh.with_name(f".{fresh.name}.~lock~").unlink(missing_ok=True)
+        except OSError as e:
+            raise StoreError(f"{self.path} cannot be made: {e.strerror}") from e
+
+    async def _convert(self, version: str) -> None:
+        if _numbers(version) > _numbers(VERSION):
+            raise StoreError(
+                f"{self.path} was made by a later retinue (schema {version}, this one has {VERSION}); "
+                "use that one"
+            )
+        copy = self.path.with_name(f"{self.path.name}.{version}")
+        log.warning("converting the database", path=str(self.path), frm=version, to=VERSION, copy=str(copy))
+        await asyncio.to_thread(shutil.copy2, self.path, copy)
+        await self._tool("convert", self.path)
+
+    async def _tool(self, verb: str, path: Path) -> None:
+        with tempfile.NamedTemporaryFile("w", prefix="retinue-", suffix=".ovsschema") as declared:
+            json.dump(schema(), declared)
+            declared.flush()
+            process = await asyncio.create_subprocess_exec(
+                _program("ovsdb-tool"),
+                *("-vsyslog:off", verb, str(path), declared.name),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            _, said = await process.communicate()
+        if process.returncode:
+            raise StoreError(f"ovsdb-tool {verb} {path} failed: {said.decode(errors='replace').strip()}")
+
+
+def _search_path() -> str:
+    return os.environ.get("PATH", "") + ":" + _SYSTEM_PATH
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name, path=_search_path())
+    if found is None:
+        raise StoreError(f"{name} is not installed (it comes with Open vSwitch: openvswitch-switch)")
+    return found
+
+
+def _numbers(version: str) -> list[int]:
+    try:
+        return [int(part) for part in version.split(".")]
+    except ValueError as e:
+        raise StoreError(f"a schema's version is three numbers, not {version!r}") from e
