@@ -47,6 +47,46 @@ class Header:
     fragment: bool = False
 
 
+_BESIDE = (Field.IN_PORT, Field.METADATA, Field.TUNNEL_ID)
+"""Fields that are not in the frame."""
+
+
+class Packet:
+    """A frame on its way through the tables: as it came in, and its fields as they are now."""
+
+    def __init__(self, frame: bytes, in_port: int) -> None:
+        self.frame = frame
+        self.in_port = in_port
+        self.base = read(frame)
+        self.fields = {**self.base.fields, Field.IN_PORT: in_port}
+        self.ttl = self.base.ttl
+        self.recirculated = False
+
+    def recirculate(self) -> None:
+        """Read the frame again as it is now, once: Open vSwitch does so to choose a bucket by its hash.
+
+        It shows where a change cannot be written: a malformed packet has its old fields again.
+        """
+        if self.recirculated:
+            return
+        self.frame = self.sent()
+        self.base = read(self.frame)
+        beside = {name: self.fields[name] for name in _BESIDE if name in self.fields}
+        self.fields, self.ttl = {**self.base.fields, **beside}, self.base.ttl
+        self.recirculated = True
+
+    def copy(self) -> "Packet":
+        """A copy that is changed by itself."""
+        twin = object.__new__(Packet)
+        twin.frame, twin.in_port, twin.base = self.frame, self.in_port, self.base
+        twin.fields, twin.ttl, twin.recirculated = dict(self.fields), self.ttl, self.recirculated
+        return twin
+
+    def sent(self) -> bytes:
+        """The frame as it would be sent now."""
+        return write(self.frame, self.base, self.fields, self.ttl)
+
+
 def read(frame: bytes) -> Header:
     """The header of a frame of at least 14 bytes."""
     fields: dict[Field, int] = {}

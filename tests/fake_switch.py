@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from fake_header import IPV4, IPV6, TRANSPORT, Header, read, write
+from fake_header import IPV4, IPV6, TRANSPORT, Header, Packet
 from fake_refusals import BadEntry, check_flow, check_group
 from retinue.flows.change import Change
 from retinue.flows.entry import (
@@ -151,7 +151,7 @@ class FakeSwitch:
         """Run the tables on a frame that came in by a port. Raises AmbiguousMatch."""
         if len(frame) < 14:
             return Result()
-        run = _Run(self, _Packet(frame, in_port), choose)
+        run = _Run(self, Packet(frame, in_port), choose)
         run.table(0)
         return run.result()
 
@@ -163,7 +163,7 @@ class FakeSwitch:
         choose: Choose = first,
     ) -> Result:
         """Run the actions of a packet-out. They pass no table."""
-        run = _Run(self, _Packet(frame, in_port), choose)
+        run = _Run(self, Packet(frame, in_port), choose)
         run.actions(run.packet, actions, cookie=0)
         return run.result()
 
@@ -218,30 +218,10 @@ def _outcome(flow: Flow) -> tuple[object, ...]:
     return (flow.actions, flow.goto, flow.meter, flow.cookie if told else None)
 
 
-class _Packet:
-    """A frame on its way through the tables: as it came in, and its fields as they are now."""
-
-    def __init__(self, frame: bytes, in_port: int) -> None:
-        self.frame = frame
-        self.in_port = in_port
-        self.base = read(frame)
-        self.fields = {**self.base.fields, Field.IN_PORT: in_port}
-        self.ttl = self.base.ttl
-
-    def copy(self) -> "_Packet":
-        twin = object.__new__(_Packet)
-        twin.frame, twin.in_port, twin.base = self.frame, self.in_port, self.base
-        twin.fields, twin.ttl = dict(self.fields), self.ttl
-        return twin
-
-    def bytes(self) -> bytes:
-        return write(self.frame, self.base, self.fields, self.ttl)
-
-
 class _Run:
     """One frame's way through one switch."""
 
-    def __init__(self, switch: FakeSwitch, packet: _Packet, choose: Choose) -> None:
+    def __init__(self, switch: FakeSwitch, packet: Packet, choose: Choose) -> None:
         self.switch, self.packet, self.choose = switch, packet, choose
         self.outputs: list[tuple[int, bytes]] = []
         self.to_controller: list[tuple[int, int, bytes]] = []
@@ -262,7 +242,7 @@ class _Run:
                 return
             number = flow.goto
 
-    def actions(self, packet: _Packet, actions: Iterable[Action], cookie: int) -> bool:
+    def actions(self, packet: Packet, actions: Iterable[Action], cookie: int) -> bool:
         """Run the actions in order; False if the frame ended here, its TTL run out."""
         for action in actions:
             match action:
@@ -279,18 +259,19 @@ class _Run:
                 case ToGroup(number):
                     buckets = self.switch.groups[number].buckets
                     if buckets:
+                        packet.recirculate()
                         bucket = buckets[self.choose(len(buckets))]
                         # A bucket works on a copy: what it changes, later actions do not see.
                         self.actions(packet.copy(), _as_action_set(bucket), cookie)
         return True
 
-    def output(self, packet: _Packet, port: int, cookie: int) -> None:
+    def output(self, packet: Packet, port: int, cookie: int) -> None:
         if port == PortNo.CONTROLLER:
-            self.to_controller.append((cookie, packet.in_port, packet.bytes()))
+            self.to_controller.append((cookie, packet.in_port, packet.sent()))
         elif port == PortNo.IN_PORT:
-            self.outputs.append((packet.in_port, packet.bytes()))
+            self.outputs.append((packet.in_port, packet.sent()))
         elif port != packet.in_port:
-            self.outputs.append((port, packet.bytes()))
+            self.outputs.append((port, packet.sent()))
 
 
 def _as_action_set(bucket: tuple[Action, ...]) -> list[Action]:

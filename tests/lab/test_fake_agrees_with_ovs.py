@@ -302,6 +302,23 @@ class TestMadeByHand:
         assert chosen == {2, 3}, "both paths should be in use"
         pair.frame(arp_request(VM1, IP1, IP2))
 
+    @pytest.mark.parametrize("protocol", [0, 17])
+    def test_choosing_reads_the_frame_again(self, real: RealSwitch, protocol: int) -> None:
+        """Into a packet of protocol 0 no change is written, and after the choice its TTL is what it was."""
+        pair = Pair(
+            real,
+            flow(DecTtl(), ToGroup(1), DecTtl(), Output(3), eth_type=0x0800),
+            groups=(Group(1, ((DecTtl(), Output(2)),)),),
+        )
+        packet = ipv4(IP1, IP2, (protocol, bytes(20)), ttl=2)
+        frame = Ethernet(GATEWAY, VM1, 0x0800, packet).build()
+        assert [port for port, _ in pair.out(frame)] == ([2, 3] if protocol == 0 else [])
+
+    def test_ttl_in_a_bucket_is_of_ip_alone(self, real: RealSwitch) -> None:
+        pair = Pair(real, flow(ToGroup(1)), groups=(Group(1, ((DecTtl(), Output(2)),)),))
+        for frame in (arp_request(VM1, IP1, IP2), udp(), udp(ttl=1)):
+            pair.frame(frame)
+
     def test_tags(self, real: RealSwitch) -> None:
         pair = Pair(
             real,
@@ -424,7 +441,7 @@ def some_actions(rng: random.Random, terms: dict[str, Any]) -> list[Action]:
     return rng.choices(choices, k=rng.randrange(5))
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(100))
 def test_from_seeds(real: RealSwitch, seed: int) -> None:
     rng = random.Random(seed)
     fake = FakeSwitch("fake")

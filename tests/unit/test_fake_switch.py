@@ -311,6 +311,13 @@ class TestGroups:
         [(port, frame)] = out(made, udp(ttl=9))
         assert (port, parse(frame).dst, parse_udp4(parse(frame).payload).ttl) == (2, VM1, 8)
 
+    def test_ttl_is_of_ip_alone(self) -> None:
+        """No match stands before a bucket: what its action is not for passes unchanged."""
+        asked = arp_request(VM1, IP1, IP2)
+        made = switch(flow(ToGroup(1)), groups=(Group(1, ((DecTtl(), Output(2)),)),))
+        assert out(made, asked) == ((2, asked),)
+        assert not out(made, udp(ttl=1))
+
     def test_no_buckets(self) -> None:
         assert not out(switch(flow(ToGroup(1)), groups=(Group(1, ()),)), udp())
 
