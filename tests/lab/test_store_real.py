@@ -299,9 +299,7 @@ asyncio.run(main())
 async def test_a_killed_controller_leaves_no_server_and_the_next_one_starts(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     controller = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", KILLED_CONTROLLER, str(path)),
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        *(sys.executable, "-c", KILLED_CONTROLLER, str(path)), stdout=asyncio.subprocess.PIPE
     )
     assert controller.stdout is not None
     async with asyncio.timeout(PATIENCE):
@@ -315,22 +313,36 @@ async def test_a_killed_controller_leaves_no_server_and_the_next_one_starts(tmp_
     assert await contents(database) == [vm(1)]
     await controller.wait()
     await until_gone(pid)
+    assert len(list((tmp_path / "x.db.run").glob("*.sock"))) == 1
     await database.stop()
+    assert {p.name for p in tmp_path.iterdir()} == {"x.db", ".x.db.~lock~"}
 
 
-async def test_stop_leaves_no_server_and_no_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+async def test_stop_leaves_no_server_and_only_the_file(tmp_path: Path) -> None:
     database = Database()
     await database.start(tmp_path / "x.db")
     pid = database.pid
     assert pid is not None
-    assert list(tmp_path.glob("retinue-*"))
+    assert {p.suffix for p in (tmp_path / "x.db.run").iterdir()} == {".sock", ".ctl"}
     await database.stop()
     assert gone(pid)
-    assert not list(tmp_path.glob("retinue-*"))
+    assert {p.name for p in tmp_path.iterdir()} == {"x.db", ".x.db.~lock~"}
     await database.stop()
+
+
+async def test_a_path_too_long_for_a_socket_is_served_from_a_temporary_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep, short = tmp_path / ("d" * 100), tmp_path / "t"
+    deep.mkdir()
+    short.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(short))
+    database = Database()
+    await database.start(deep / "x.db")
+    database.put(vm(1))
+    assert await contents(database) == [vm(1)]
+    await database.stop()
+    assert list(short.iterdir()) == []
 
 
 async def test_a_flush_that_waits_when_the_database_is_closed_says_so(tmp_path: Path) -> None:

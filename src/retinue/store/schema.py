@@ -1,7 +1,7 @@
 """The tables of our database, as ovsdb-server wants them declared (RFC 7047, section 3.2).
 
 A list whose order counts is a map from its index, since OVSDB sorts sets. To look into a running database:
-`ovsdb-client dump unix:SOCKET Retinue`.
+`ovsdb-client dump unix:FILE.run/NAME.sock Retinue`.
 """
 
 from typing import Any

@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -22,6 +24,8 @@ OPEN_TIMEOUT = 60.0
 """Seconds a server may take to read its file and answer."""
 LOCK_PATIENCE = 3.0
 """Seconds to wait for a former server, told to end a moment ago, to let go of the file."""
+LONGEST_SOCKET_PATH = 100
+"""Bytes; sun_path has 108 (unix(7))."""
 _SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -30,7 +34,7 @@ class DatabaseServer:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._sockets: _Sockets | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._stderr: asyncio.Task[None] | None = None
         self._words: deque[str] = deque(maxlen=20)
@@ -55,10 +59,12 @@ class DatabaseServer:
                 path=str(self.path),
                 byte=state.torn_at,
             )
-        # Sockets have short path limits, so ours is not beside the file.
-        self._directory = tempfile.TemporaryDirectory(prefix="retinue-db-")
         try:
-            return await self._serve(Path(self._directory.name))
+            self._sockets = _new_sockets(self.path)
+        except OSError as e:
+            raise StoreError(f"there is no place for the sockets of {self.path}: {e}") from e
+        try:
+            return await self._serve(self._sockets)
         except BaseException:
             await self.stop()
             raise
@@ -77,15 +83,15 @@ class DatabaseServer:
         if self._stderr is not None:
             await self._stderr
             self._stderr = None
-        if self._directory is not None:
-            self._directory.cleanup()
-            self._directory = None
+        if self._sockets is not None:
+            self._sockets.remove()
+            self._sockets = None
 
-    async def _serve(self, directory: Path) -> Connection:
-        socket = directory / "db.sock"
+    async def _serve(self, sockets: "_Sockets") -> Connection:
+        socket = sockets.database
         loop = asyncio.get_running_loop()
         began = loop.time()
-        self._process = await self._spawn(socket, directory / "ctl")
+        self._process = await self._spawn(sockets)
         while True:
             if self._process.returncode is not None:
                 if self._stderr is not None:
@@ -93,9 +99,10 @@ class DatabaseServer:
                 if "already locked" not in self._last_words() or loop.time() > began + LOCK_PATIENCE:
                     raise StoreError(self._why_it_ended())
                 await asyncio.sleep(0.1)
-                self._process = await self._spawn(socket, directory / "ctl")
+                self._process = await self._spawn(sockets)
             try:
                 connection = await connect(f"unix:{socket}", timeout=OPEN_TIMEOUT, probe=None)
+                sockets.remove_older()  # the file is locked by ours, so they are nobody's
                 log.info("the database is open", path=str(self.path), pid=self.pid, socket=str(socket))
                 return connection
             except (FileNotFoundError, ConnectionError):
@@ -107,12 +114,12 @@ class DatabaseServer:
             except (OSError, OvsdbError, ProtocolError) as e:
                 raise StoreError(f"ovsdb-server of {self.path} cannot be talked to: {e}") from e
 
-    async def _spawn(self, socket: Path, control: Path) -> asyncio.subprocess.Process:
+    async def _spawn(self, sockets: "_Sockets") -> asyncio.subprocess.Process:
         if self._stderr is not None:
             await self._stderr
         self._words.clear()
-        options = [f"--remote=punix:{socket}", f"--unixctl={control}", "-vconsole:warn", "-vsyslog:off"]
-        command = [_program("ovsdb-server"), *options, "--", str(self.path)]
+        remotes = [f"--remote=punix:{sockets.database}", f"--unixctl={sockets.control}"]
+        command = [_program("ovsdb-server"), *remotes, "-vconsole:warn", "-vsyslog:off", "--", str(self.path)]
         if setpriv := shutil.which("setpriv", path=_search_path()):
             # Should the controller be killed, its database ends too and does not keep the file locked.
             command = [setpriv, "--pdeathsig", "TERM", *command]
@@ -186,6 +193,42 @@ class DatabaseServer:
             _, said = await process.communicate()
         if process.returncode:
             raise StoreError(f"ovsdb-tool {verb} {path} failed: {said.decode(errors='replace').strip()}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sockets:
+    """In a directory only we may enter; the names are new each time, so that nobody else answers there."""
+
+    directory: Path
+    token: str
+
+    @property
+    def database(self) -> Path:
+        return self.directory / f"{self.token}.sock"
+
+    @property
+    def control(self) -> Path:
+        return self.directory / f"{self.token}.ctl"
+
+    def remove(self) -> None:
+        with contextlib.suppress(OSError):  # not empty: another server of this file is just starting
+            self.database.unlink(missing_ok=True)
+            self.control.unlink(missing_ok=True)
+            self.directory.rmdir()
+
+    def remove_older(self) -> None:
+        for socket in self.directory.iterdir():
+            if socket.stem != self.token:
+                socket.unlink(missing_ok=True)
+
+
+def _new_sockets(path: Path) -> _Sockets:
+    """In FILE.run beside the file; or in a temporary directory if that path is too long for a socket."""
+    sockets = _Sockets(path.absolute().with_name(path.name + ".run"), secrets.token_hex(4))
+    if len(os.fsencode(sockets.database)) > LONGEST_SOCKET_PATH:
+        return _Sockets(Path(tempfile.mkdtemp(prefix="retinue-db-")), sockets.token)
+    sockets.directory.mkdir(mode=0o700, exist_ok=True)
+    return sockets
 
 
 def _search_path() -> str:
