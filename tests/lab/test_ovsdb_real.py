@@ -187,8 +187,8 @@ async def test_each_way_of_monitoring_gives_the_same_replica(
     )
     await switch.vsctl("set", "interface", "old", "ofport=9", "external_ids:vm-id=x",
                        "--", "remove", "interface", "old", "external_ids", "iface-id")  # fmt: skip
-    await switch.vsctl("add-port", "br0", "brief", "--", "del-port", "br0", "new")
-    await switch.vsctl("del-port", "br0", "brief")
+    await switch.vsctl("add-port", "br0", "shortly", "--", "del-port", "br0", "new")
+    await switch.vsctl("del-port", "br0", "shortly")
     await ports.until(lambda: ports.names() == {"br0", "old"})
     assert ports.replica.method == ["monitor_cond_since", "monitor_cond", "monitor"][len(without)]
     assert [p for p in ports.ports if p.name == "old"] == [
