@@ -83,6 +83,15 @@ def test_every_state_of_a_move_is_right(shape: Shape, data: st.DataObject) -> No
         run(net.put_vm(vm), near_server(net, f"server{source}"))
         assert world.compiler.programs == fresh(net)
         return
+    if data.draw(st.booleans(), label="diverted, then undone"):
+        # The source stops, its traffic is turned to the target, the copy fails, and it is turned back.
+        may[mover] = {source, target}
+        run(net.put_vm(moved(admitted, f"server{target}")), near_server(net, f"server{target}"))
+        run(net.put_vm(vm), near_server(net, f"server{source}"))
+        may[mover] = {source}
+        check(world, at, may)
+        assert world.compiler.programs == fresh(net)
+        return
     # It resumes at the target; while the switches are told, its packets come to either port.
     at[mover], may[mover] = target, {source, target}
     run(net.put_vm(moved(admitted, f"server{target}")), near_server(net, f"server{target}"))

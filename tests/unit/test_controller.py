@@ -256,11 +256,26 @@ async def test_a_move_takes_binding_and_flows_along(lab: Lab) -> None:
     assert types == ["move.prepare", "move.copy", "move.cleanup"]
 
 
-async def test_a_failed_move_leaves_the_network_as_before(lab: Lab) -> None:
+async def test_traffic_waits_at_the_target_from_the_moment_the_source_stops(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    id = await move_to(lab, 2, "target_open", "copying", "stopped")
+    move = lab.controller.mover.moves[id]
+    assert (move.state, move.steered) == (MoveState.DIVERTED, True)
+    rows = {(row.switch, row.active) for row in lab.controller.net.bindings(["vm1"])}
+    assert rows == {("edge1", False), ("edge2", True)}
+    lab.controller.mover.hypervisor_says(id, "resumed", lab.now, "")
+    await lab.fake.settle()
+    assert lab.controller.mover.moves[id].state is MoveState.CONFIRMED
+    assert [row.switch for row in lab.controller.net.bindings(["vm1"])] == ["edge2"]
+
+
+@pytest.mark.parametrize("last", ["target_open", "copying", "stopped"])
+async def test_a_failed_move_leaves_the_network_as_before(lab: Lab, last: str) -> None:
     await lab.boot(1, at=1)
     before = {name: dict(switch.flows) for name, switch in lab.fake.fabric.switches.items()}
     rows = lab.controller.net.bindings()
-    id = await move_to(lab, 2, "target_open", "copying", "failed", "rolled_back")
+    said = ["target_open", "copying", "stopped"]
+    id = await move_to(lab, 2, *said[: said.index(last) + 1], "failed", "rolled_back")
     assert lab.controller.mover.moves[id].state is MoveState.UNDONE
     assert lab.controller.net.bindings() == rows
     assert {name: dict(switch.flows) for name, switch in lab.fake.fabric.switches.items()} == before

@@ -4,6 +4,7 @@ import pytest
 
 from retinue.moves import (
     AdmitAtTarget,
+    Booked,
     Cancelled,
     CloseSource,
     CloseTarget,
@@ -35,12 +36,12 @@ from retinue.moves.machine import LIMITS
 STRAIGHT: list[tuple[Event, MoveState, tuple[Effect, ...]]] = [
     (Matched(), MoveState.MATCHED, (OpenTarget(),)),
     (TargetOpen(), MoveState.ADMITTING, (AdmitAtTarget(),)),
-    (Confirmed(), MoveState.PREPARED, (StartCopy(),)),
+    (Confirmed(Booked.ADMITTED), MoveState.PREPARED, (StartCopy(),)),
     (CopyStarted(), MoveState.COPYING, ()),
-    (SourceStopped(99.5), MoveState.COPYING, ()),
-    (Resumed(100.0), MoveState.SWITCHING, (SteerToTarget(),)),
-    (Confirmed(), MoveState.SWITCHED, (CloseSource(),)),
-    (Confirmed(), MoveState.CONFIRMED, (FreeSource(),)),
+    (SourceStopped(99.5), MoveState.DIVERTED, (SteerToTarget(),)),
+    (Resumed(100.0), MoveState.SWITCHING, ()),
+    (Confirmed(Booked.STEERED), MoveState.SWITCHED, (CloseSource(),)),
+    (Confirmed(Booked.SOURCE_CLOSED), MoveState.CONFIRMED, (FreeSource(),)),
     (SourceFreed(), MoveState.DONE, ()),
 ]
 UNDO = (CloseTarget(), UndoAtHypervisor())
@@ -61,7 +62,7 @@ def test_straight_way_to_done() -> None:
     assert (move.stopped_at, move.resumed_at) == (99.5, 100.0)
     assert [state for state, _ in move.steps] == [
         MoveState.PLANNED, MoveState.MATCHED, MoveState.ADMITTING, MoveState.PREPARED, MoveState.COPYING,
-        MoveState.SWITCHING, MoveState.SWITCHED, MoveState.CONFIRMED, MoveState.DONE,
+        MoveState.DIVERTED, MoveState.SWITCHING, MoveState.SWITCHED, MoveState.CONFIRMED, MoveState.DONE,
     ]  # fmt: skip
 
 
@@ -75,10 +76,10 @@ def test_trouble_before_resume_rolls_back(count: int, trouble: Event) -> None:
     # Both proofs are needed, in either order.
     half, _ = step(move, RolledBack(), 51.0)
     assert half.state is MoveState.ROLLING_BACK
-    whole, _ = step(half, Confirmed(), 52.0)
+    whole, _ = step(half, Confirmed(Booked.TARGET_CLOSED), 52.0)
     assert whole.state is MoveState.UNDONE
     assert whole.reason == move.reason
-    other_half, _ = step(move, Confirmed(), 51.0)
+    other_half, _ = step(move, Confirmed(Booked.TARGET_CLOSED), 51.0)
     assert step(other_half, RolledBack(), 52.0)[0].state is MoveState.UNDONE
 
 
@@ -99,14 +100,14 @@ def test_no_way_back_after_resume(count: int) -> None:
 def test_a_repeat_changes_nothing(count: int) -> None:
     move = walk(count)
     for event, _, _ in STRAIGHT[:count]:
-        if not isinstance(event, Confirmed | SourceStopped):
+        if not isinstance(event, Confirmed):
             assert step(move, event, 60.0) == (move, ())
 
 
 @pytest.mark.parametrize("count", range(len(STRAIGHT) + 1))
 def test_what_does_not_fit_is_refused(count: int) -> None:
     move = walk(count)
-    expected = {type(event) for event, _, _ in STRAIGHT[: count + 1]} | {SourceStopped, Resumed}
+    expected = {type(event) for event, _, _ in STRAIGHT[: count + 1]} | {Resumed}
     for event in (Matched(), TargetOpen(), CopyStarted(), SourceFreed(), RolledBack()):
         if type(event) not in expected:
             with pytest.raises(IllegalEventError):
@@ -123,3 +124,27 @@ def test_resume_may_overtake_the_word_that_the_copy_started() -> None:
 def test_each_state_that_waits_has_a_limit() -> None:
     for state in MoveState:
         assert (state in LIMITS) == (not state.ended and state is not MoveState.ROLLING_BACK)
+
+
+def test_switches_that_confirm_before_resume_make_it_switched_at_once() -> None:
+    move, effects = step(walk(5), Confirmed(Booked.STEERED), 6.0)
+    assert (move.state, effects) == (MoveState.DIVERTED, ())
+    move, effects = step(move, Resumed(7.0), 7.0)
+    assert (move.state, effects) == (MoveState.SWITCHED, (CloseSource(),))
+    assert (move.stopped_at, move.resumed_at) == (99.5, 7.0)
+
+
+def test_a_hypervisor_that_does_not_tell_of_the_stop_is_steered_by_resume() -> None:
+    move, effects = step(walk(4), Resumed(7.0), 7.0)
+    assert (move.state, effects) == (MoveState.SWITCHING, (SteerToTarget(),))
+
+
+@pytest.mark.parametrize("count", range(len(STRAIGHT) + 1))
+def test_a_confirmation_of_another_change_is_refused(count: int) -> None:
+    """The switches' answer to a change that was given up meanwhile must not be taken for another's."""
+    move = walk(count)
+    with pytest.raises(IllegalEventError):
+        step(move, Confirmed(Booked.TARGET_CLOSED), 50.0)
+    undone, _ = step(walk(5), Failed("no"), 6.0)
+    with pytest.raises(IllegalEventError):
+        step(undone, Confirmed(Booked.STEERED), 7.0)

@@ -18,6 +18,7 @@ WAITS_FOR = {
     "admitting": "bindings and flows at the target, confirmed",
     "prepared": "the hypervisor to start the copy",
     "copying": "the VM to run at the target",
+    "diverted": "the VM to run at the target; its traffic waits there",
     "switching": "its traffic to be steered to the target, confirmed",
     "switched": "bindings and flows at the source to be deleted, confirmed",
     "confirmed": "the hypervisor to free the source",

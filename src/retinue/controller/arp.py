@@ -47,7 +47,7 @@ class ArpDesk:
         server = net.server_of_mac(arp.sha)
         if server is None or ethernet.src != arp.sha:
             if len(self.unknown) < 1024 and arp.sha not in self.unknown:
-                self._context.events.publish("server.unknown", mac=arp.sha, at=str(here))
+                self._context.events.publish("server.unknown", mac=arp.sha, place=str(here))
                 self.unknown[arp.sha] = here
             return
         self._seen(server.id, here)
@@ -90,7 +90,7 @@ class ArpDesk:
         if given is not None and given != here:
             context.events.publish("server.mismatch", server=server, given=str(given), detected=str(here))
         kind = "server.detected" if before is None else "server.moved"
-        context.events.publish(kind, server=server, at=str(here), before=str(before) if before else None)
+        context.events.publish(kind, server=server, place=str(here), before=str(before) if before else None)
         near = near_server(context.net, server)
         context.spawn(context.install(touched, near), f"flows of server {server}")
 

@@ -14,7 +14,7 @@ from retinue import moves
 from retinue.controller.context import Context
 from retinue.flows.plan import near_server
 from retinue.model import IP, VM, Mac, ModelError
-from retinue.model.network import NOTHING, Touched, moved
+from retinue.model.network import NOTHING, Touched
 from retinue.moves import Move, MoveState
 
 log = structlog.get_logger()
@@ -29,10 +29,13 @@ class Mover:
         self._context = context
         self.moves: dict[str, Move] = {}
         self.figures: dict[str, dict[str, Any]] = {}
-        """By move: control_ms, flow_mods and packet_ins, as far as known."""
+        """By move, as far as known: flow_mods, packet_ins, steering_ms (from the word to steer to the last
+        switch's confirmation) and control_ms (from the word of RESUME to the last confirmation of all)."""
         self._open: set[str] = set()
         """Moves whose hypervisor says the target is open, while its port is not yet reported."""
         self._packet_ins_before: dict[str, int] = {}
+        self._resumed_here: dict[str, float] = {}
+        """When the word of RESUME came in, by our own clock."""
 
     # ---- the manager's word ----
 
@@ -94,6 +97,7 @@ class Mover:
             case "stopped":
                 return self._step(id, moves.SourceStopped(at))
             case "resumed":
+                self._resumed_here.setdefault(id, self._context.clock())
                 return self._step(id, moves.Resumed(at))
             case "source_gone":
                 return self._step(id, moves.SourceFreed())
@@ -111,7 +115,7 @@ class Mover:
         self._packet_ins_before[id] = self._packet_ins()
         if self.moves[id].state is MoveState.ROLLING_BACK:
             for effect in (moves.CloseTarget(), moves.UndoAtHypervisor()):
-                self._carry_out(self.moves[id], effect, self._context.clock())
+                self._carry_out(self.moves[id], effect)
             return self.moves[id]
         return self._step(id, event)
 
@@ -143,15 +147,18 @@ class Mover:
     def _step(self, id: str, event: moves.Event) -> Move:
         if id not in self.moves:
             raise MoveError(f"there is no move {id}; `retinue move list` shows those there are")
-        began = self._context.clock()
+        now = self._context.clock()
         try:
-            move, effects = moves.step(self.moves[id], event, began)
+            move, effects = moves.step(self.moves[id], event, now)
         except moves.IllegalEventError as error:
             raise MoveError(str(error)) from error
-        if move != self.moves[id]:
-            self._keep(move)
+        changed = move != self.moves[id]
+        self.moves[id] = move
+        # Effects first: after RESUME every packet counts, the story of it can wait.
         for effect in effects:
-            self._carry_out(move, effect, began)
+            self._carry_out(move, effect)
+        if changed:
+            self._keep(move)
         return self.moves[id]
 
     def _keep(self, move: Move) -> None:
@@ -161,7 +168,7 @@ class Mover:
         if move.state.ended:
             self._open.discard(move.id)
 
-    def _carry_out(self, move: Move, effect: moves.Effect, began: float) -> None:
+    def _carry_out(self, move: Move, effect: moves.Effect) -> None:
         publish = self._context.events.publish
         match effect:
             case moves.OpenTarget():
@@ -173,40 +180,43 @@ class Mover:
             case moves.UndoAtHypervisor():
                 publish("move.rollback", move=move, reason=move.reason)
             case moves.AdmitAtTarget():
-                self._rebook(move, near_server(self._context.net, move.target), began)
+                self._rebook(move, moves.Booked.ADMITTED, near_server(self._context.net, move.target))
             case moves.SteerToTarget():
-                self._rebook(move, near_server(self._context.net, move.target), began)
+                self._rebook(move, moves.Booked.STEERED, near_server(self._context.net, move.target))
             case moves.CloseSource():
-                self._rebook(move, (), began)
+                self._rebook(move, moves.Booked.SOURCE_CLOSED, ())
             case moves.CloseTarget():
-                self._rebook(move, near_server(self._context.net, move.source), began)
+                self._rebook(move, moves.Booked.TARGET_CLOSED, near_server(self._context.net, move.source))
 
-    def _rebook(self, move: Move, near: Collection[str], began: float) -> None:
-        """Set the VM's place as the move's state wants it, and step on when every switch has confirmed it."""
+    def _rebook(self, move: Move, change: moves.Booked, near: Collection[str]) -> None:
+        """Set the VM's place as this change wants it, and step on when every switch has confirmed it."""
         net = self._context.net
         vm = net.vms.get(move.vm)
         touched: Touched = NOTHING
         if vm is not None:
-            wanted = placed(vm, move)
             try:
-                touched = net.put_vm(wanted)
+                touched = net.put_vm(placed(vm, move, change))
             except ModelError as error:
                 log.error("the VM cannot be booked as its move wants it", move=move.id, error=str(error))
             self._context.store.put(net.vms[move.vm])
-        self._context.spawn(self._confirm(move, touched, near, began), f"{move.id}: {move.state}")
+        self._context.spawn(self._confirm(move.id, change, touched, near), f"{move.id}: {change}")
 
-    async def _confirm(self, move: Move, touched: Touched, near: Collection[str], began: float) -> None:
+    async def _confirm(self, id: str, change: moves.Booked, touched: Touched, near: Collection[str]) -> None:
+        began = self._context.clock()
         report = await self._context.install_confirmed(touched, near)
-        figures = self.figures.setdefault(move.id, {})
+        now = self._context.clock()
+        figures = self.figures.setdefault(id, {})
         figures["flow_mods"] = figures.get("flow_mods", 0) + report.flow_mods
-        if move.state is MoveState.SWITCHING:
-            figures["control_ms"] = (self._context.clock() - began) * 1000
-        if self.moves[move.id].state is not move.state:
+        if change is moves.Booked.STEERED:
+            figures["steering_ms"] = (now - began) * 1000
+        try:
+            done = self._step(id, moves.Confirmed(change))
+        except MoveError:
             return  # Failed or cancelled while the switches were confirming.
-        done = self._step(move.id, moves.Confirmed())
         if done.state is MoveState.CONFIRMED:
-            figures["bindings_after"] = self._context.net.bindings([move.vm])
-            figures["packet_ins"] = self._packet_ins() - self._packet_ins_before.pop(move.id, 0)
+            figures["control_ms"] = (now - self._resumed_here.pop(id, now)) * 1000
+            figures["bindings_after"] = self._context.net.bindings([done.vm])
+            figures["packet_ins"] = self._packet_ins() - self._packet_ins_before.pop(id, 0)
 
     def _packet_ins(self) -> int:
         return sum(n for name, n in self._context.counters.items() if name.startswith("packet-ins"))
@@ -227,16 +237,16 @@ class Mover:
         return server
 
 
-def placed(vm: VM, move: Move) -> VM:
-    """The VM where the move's state wants it: delivered at one server, open at others."""
-    match move.state:
-        case MoveState.ADMITTING | MoveState.PREPARED | MoveState.COPYING:
+def placed(vm: VM, move: Move, change: moves.Booked) -> VM:
+    """The VM where this change of its move wants it: delivered at one server, open at others."""
+    match change:
+        case moves.Booked.ADMITTED:
             return replace(vm, server=move.source, also=vm.also | {move.target})
-        case MoveState.SWITCHING:
-            return moved(vm, move.target)
-        case MoveState.SWITCHED | MoveState.CONFIRMED | MoveState.DONE:
+        case moves.Booked.STEERED:
+            return replace(vm, server=move.target, also=frozenset({move.source}))
+        case moves.Booked.SOURCE_CLOSED:
             return replace(vm, server=move.target, also=frozenset())
-        case _:
+        case moves.Booked.TARGET_CLOSED:
             return replace(vm, server=move.source, also=frozenset())
 
 

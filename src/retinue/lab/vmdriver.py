@@ -43,6 +43,9 @@ AGAIN_SECONDS = 0.2
 
 log = structlog.get_logger()
 
+NICE = ("nice", "-n", "15")
+"""Guests yield to switches and controller: on real servers these have processors of their own."""
+
 
 class ServerPorts:
     """Ports of VMs on the lab's servers (vm_keeper.Ports)."""
@@ -103,7 +106,7 @@ async def drive(where: Path, topology: Topology, controller: str) -> None:
     hypervisors = {
         # What the driver starts ends with it, however it ends.
         server: QemuHypervisor(
-            folder / server, ("ip", "netns", "exec", server, "setpriv", "--pdeathsig", "KILL")
+            folder / server, ("ip", "netns", "exec", server, *NICE, "setpriv", "--pdeathsig", "KILL")
         )
         for server in servers
     }

@@ -2,6 +2,7 @@
 
 from retinue.moves.machine import (
     AdmitAtTarget,
+    Booked,
     Cancelled,
     CloseSource,
     CloseTarget,
@@ -31,6 +32,7 @@ from retinue.moves.machine import (
 
 __all__ = [
     "AdmitAtTarget",
+    "Booked",
     "Cancelled",
     "CloseSource",
     "CloseTarget",

@@ -6,19 +6,25 @@
     matched       TargetOpen: the port is there          admit the VM at the target: binding and flows
     admitting     Confirmed: every switch has them       the copy may start (row B3)
     prepared      CopyStarted                            -
-    copying       Resumed: the VM runs at the target     steer its traffic to the target
-    switching     Confirmed: every switch steers so      delete binding and flows at the source (row B3)
+    copying       SourceStopped                          steer its traffic to the target: it waits there
+    diverted      Resumed: the VM runs at the target     (once steering is confirmed:) delete binding
+                                                         and flows at the source (row B3)
+    switching     Confirmed: every switch steers so      the same
     switched      Confirmed: they are gone               free the source's QEMU and port
     confirmed     SourceFreed                            done
     rolling back  Confirmed (the target is closed) and   undone: the network is as before
                   RolledBack (the source runs)
+
+A hypervisor that does not say when it stops the source goes from copying to switching: Resumed is then what
+steers. The earlier word saves the packets sent between the two, and those sent until the switches follow.
 
 A failure, a cancel or a step out of time before Resumed rolls back. After Resumed there is no way back: the
 VM runs at the target, so the steps after it are tried until they are confirmed, and a delay is only reported.
 An event that does not fit the state is refused (IllegalEventError) and the move stays as it is; an event
 that arrives once more changes nothing.
 
-Diversion before the source stops, for a switch-over without loss, will stand between copying and Resumed.
+Diversion before the source stops, for a switch-over without loss, will make of `diverted` a state entered on
+our own initiative.
 """
 
 from dataclasses import dataclass, replace
@@ -31,6 +37,7 @@ class MoveState(StrEnum):
     ADMITTING = "admitting"
     PREPARED = "prepared"
     COPYING = "copying"
+    DIVERTED = "diverted"
     SWITCHING = "switching"
     SWITCHED = "switched"
     CONFIRMED = "confirmed"
@@ -53,6 +60,7 @@ LIMITS: dict[MoveState, float] = {
     MoveState.ADMITTING: 10.0,
     MoveState.PREPARED: 30.0,
     MoveState.COPYING: 600.0,
+    MoveState.DIVERTED: 10.0,
     MoveState.SWITCHING: 10.0,
     MoveState.SWITCHED: 10.0,
     MoveState.CONFIRMED: 60.0,
@@ -74,6 +82,8 @@ class Move:
     """Why it was undone, or what it is waiting for longer than it should."""
     stopped_at: float | None = None
     resumed_at: float | None = None
+    steered: bool = False
+    """Diverted: every switch has confirmed that the VM's traffic goes to the target."""
     closed: bool = False
     """Rolling back: the switches confirmed that the target is closed."""
     restored: bool = False
@@ -101,9 +111,20 @@ class TargetOpen:
     pass
 
 
+class Booked(StrEnum):
+    """A change of where the VM is booked, as the switches confirm it."""
+
+    ADMITTED = "admitted at the target"
+    STEERED = "steered to the target"
+    SOURCE_CLOSED = "source closed"
+    TARGET_CLOSED = "target closed"
+
+
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """Every switch concerned has confirmed the change asked for in this state."""
+    """Every switch concerned has confirmed this change."""
+
+    change: Booked
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +192,7 @@ class OpenTarget:
 
 @dataclass(frozen=True, slots=True)
 class AdmitAtTarget:
-    """Set binding and flows at the target; answer Confirmed."""
+    """Set binding and flows at the target; answer Confirmed(ADMITTED)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +202,12 @@ class StartCopy:
 
 @dataclass(frozen=True, slots=True)
 class SteerToTarget:
-    """Turn the VM's traffic to the target, in the order of flows.plan; answer Confirmed."""
+    """Turn the VM's traffic to the target, in the order of flows.plan; answer Confirmed(STEERED)."""
 
 
 @dataclass(frozen=True, slots=True)
 class CloseSource:
-    """Delete binding and flows at the source; answer Confirmed."""
+    """Delete binding and flows at the source; answer Confirmed(SOURCE_CLOSED)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +217,7 @@ class FreeSource:
 
 @dataclass(frozen=True, slots=True)
 class CloseTarget:
-    """Undo AdmitAtTarget; answer Confirmed."""
+    """Book the VM at the source alone, as before; answer Confirmed(TARGET_CLOSED)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,18 +242,21 @@ class IllegalEventError(Exception):
 
 
 S = MoveState
-NEXT: dict[tuple[MoveState, type[Event]], tuple[MoveState, tuple[Effect, ...]]] = {
+NEXT: dict[tuple[MoveState, type[Event] | Booked], tuple[MoveState, tuple[Effect, ...]]] = {
     (S.PLANNED, Matched): (S.MATCHED, (OpenTarget(),)),
     (S.MATCHED, TargetOpen): (S.ADMITTING, (AdmitAtTarget(),)),
-    (S.ADMITTING, Confirmed): (S.PREPARED, (StartCopy(),)),
+    (S.ADMITTING, Booked.ADMITTED): (S.PREPARED, (StartCopy(),)),
     (S.PREPARED, CopyStarted): (S.COPYING, ()),
+    (S.PREPARED, SourceStopped): (S.DIVERTED, (SteerToTarget(),)),
+    (S.COPYING, SourceStopped): (S.DIVERTED, (SteerToTarget(),)),
     (S.PREPARED, Resumed): (S.SWITCHING, (SteerToTarget(),)),
     (S.COPYING, Resumed): (S.SWITCHING, (SteerToTarget(),)),
-    (S.SWITCHING, Confirmed): (S.SWITCHED, (CloseSource(),)),
-    (S.SWITCHED, Confirmed): (S.CONFIRMED, (FreeSource(),)),
+    (S.DIVERTED, Resumed): (S.SWITCHING, ()),
+    (S.SWITCHING, Booked.STEERED): (S.SWITCHED, (CloseSource(),)),
+    (S.SWITCHED, Booked.SOURCE_CLOSED): (S.CONFIRMED, (FreeSource(),)),
     (S.CONFIRMED, SourceFreed): (S.DONE, ()),
 }
-"""The straight way. What is not in the table is handled in `step`: stops, failures, repeats."""
+"""The straight way, by event or, for Confirmed, by what is confirmed. The rest is in `step`."""
 
 RETRY: dict[MoveState, tuple[Effect, ...]] = {
     S.SWITCHING: (SteerToTarget(),),
@@ -241,15 +265,15 @@ RETRY: dict[MoveState, tuple[Effect, ...]] = {
 }
 """What is asked again when a step after the point of no return is not confirmed in time."""
 
-_REACHED_BY: dict[type[Event], tuple[MoveState, ...]] = {
-    Matched: tuple(S)[1:],
-    TargetOpen: tuple(S)[2:],
-    CopyStarted: tuple(S)[4:],
-    Resumed: tuple(S)[5:],
-    SourceFreed: (S.DONE,),
-    RolledBack: (S.UNDONE,),
+_PASSED: dict[type[Event], MoveState] = {
+    Matched: S.MATCHED,
+    TargetOpen: S.ADMITTING,
+    CopyStarted: S.COPYING,
+    SourceStopped: S.DIVERTED,
+    Resumed: S.SWITCHING,
+    SourceFreed: S.DONE,
 }
-"""States in which an event has already had its effect: its repeat changes nothing."""
+"""From which state on an event has had its effect, so that its repeat changes nothing."""
 
 
 def begin(id: str, vm: str, source: str, target: str, now: float) -> Move:
@@ -258,32 +282,51 @@ def begin(id: str, vm: str, source: str, target: str, now: float) -> Move:
 
 def step(move: Move, event: Event, now: float) -> tuple[Move, tuple[Effect, ...]]:
     """Take one step. Raises IllegalEventError, with the move unchanged, for an event that does not fit."""
-    found = NEXT.get((move.state, type(event)))
+    found = NEXT.get((move.state, event.change if isinstance(event, Confirmed) else type(event)))
     if found is not None:
-        state, effects = found
-        after = _enter(move, state, now)
-        if isinstance(event, Resumed):
-            after = replace(after, resumed_at=event.at)
-        return after, effects
+        return _on(move, event, *found, now)
     match event:
-        case SourceStopped(at) if move.state in (S.PREPARED, S.COPYING):
-            return replace(move, stopped_at=at), ()
         case Failed(reason):
             return _give_up(move, reason, now)
         case Cancelled(by):
             return _give_up(move, f"cancelled by {by}", now)
         case TimedOut():
             return _out_of_time(move, now)
-        case Confirmed() if move.state is S.ROLLING_BACK:
+        case Confirmed(Booked.STEERED) if move.state is S.DIVERTED:
+            return replace(move, steered=True), ()
+        case Confirmed(Booked.TARGET_CLOSED) if move.state is S.ROLLING_BACK:
             return _undone(replace(move, closed=True), now)
         case RolledBack() if move.state is S.ROLLING_BACK:
             return _undone(replace(move, restored=True), now)
-        case _ if move.state in _REACHED_BY.get(type(event), ()) and move.state is not S.ROLLING_BACK:
+        case RolledBack() if move.state is S.UNDONE:
+            return move, ()
+        case _ if _has_passed(move.state, type(event)):
             return move, ()
         case _:
-            raise IllegalEventError(
-                f"move {move.id} of {move.vm} is {move.state}: {type(event).__name__} does not fit"
-            )
+            raise IllegalEventError(f"move {move.id} of {move.vm} is {move.state}: {event} does not fit")
+
+
+def _on(
+    move: Move, event: Event, state: MoveState, effects: tuple[Effect, ...], now: float
+) -> tuple[Move, tuple[Effect, ...]]:
+    after = _enter(move, state, now)
+    match event:
+        case SourceStopped(at):
+            return replace(after, stopped_at=at), effects
+        case Resumed(at) if move.steered:
+            # The switches were told when the source stopped, and have confirmed: switched at once.
+            after, effects = _on(after, Confirmed(Booked.STEERED), *NEXT[state, Booked.STEERED], now)
+            return replace(after, resumed_at=at), effects
+        case Resumed(at):
+            return replace(after, resumed_at=at), effects
+        case _:
+            return after, effects
+
+
+def _has_passed(state: MoveState, event: type[Event]) -> bool:
+    order = tuple(S)
+    since = _PASSED.get(event)
+    return since is not None and order.index(since) <= order.index(state) <= order.index(S.DONE)
 
 
 def _enter(move: Move, state: MoveState, now: float) -> Move:
