@@ -3,6 +3,7 @@
     {"do": "vms"}                            -> {"vms": [{"id", "mac", "runs_at", "places", "move"}, ...]}
     {"do": "guest", "vm", "command": "ip r"} -> {"code": 0, "output": "..."}
     {"do": "serial", "vm"}                   -> {"text": "..."}: what the VM wrote on its console
+    {"do": "migrate", "vm", "target"}        -> {"stopped_at", "resumed_at"}: moved without the controller
     anything that cannot be done             -> {"error": "..."}
 
 "guest" takes a "timeout" in seconds, after which the command is killed.
@@ -16,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from retinue.hypervisor import HypervisorError
 from retinue.hypervisor.taps import tap_name
 from retinue.lab.guest_shell import GuestShell, GuestShellError
 from retinue.lab.vm_keeper import Keeper, Kept, LabMachine
@@ -26,6 +28,7 @@ LONGEST_LINE = 1 << 20
 class Request(msgspec.Struct, forbid_unknown_fields=True):
     do: str
     vm: str = ""
+    target: str = ""
     command: str = ""
     timeout: float = 20.0
 
@@ -89,9 +92,12 @@ async def answer(keeper: Keeper, shells: Shells, line: bytes) -> dict[str, Any]:
                 return {"code": code, "output": output}
             case "serial":
                 return {"text": _console(_known(keeper, request.vm))}
+            case "migrate":
+                moved = await keeper.migrate(_known(keeper, request.vm), request.target)
+                return {"stopped_at": moved.stopped_at, "resumed_at": moved.resumed_at}
             case other:
-                raise RequestError(f"cannot do {other!r}: it is vms, guest or serial")
-    except (msgspec.DecodeError, RequestError, GuestShellError) as error:
+                raise RequestError(f"cannot do {other!r}: it is migrate, vms, guest or serial")
+    except (msgspec.DecodeError, RequestError, GuestShellError, HypervisorError) as error:
         return {"error": str(error)}
 
 
