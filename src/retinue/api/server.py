@@ -13,7 +13,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from retinue.api import views
+from retinue.api import metrics, views
 from retinue.controller.config import address, port_ref
 from retinue.controller.controller import Controller
 from retinue.controller.moving import MoveError
@@ -94,6 +94,7 @@ class Api:
                 web.post("/v1/moves/{id}/cancel", self._cancel),
                 web.get("/v1/flows", self._flows),
                 web.get("/v1/events", self._stream),
+                web.get("/metrics", self._metrics),
             ]
         )
         self._runner = web.AppRunner(
@@ -160,6 +161,10 @@ class Api:
         names = [wanted] if wanted is not None else list(known)
         return _json({"flows": [flow for name in names for flow in views.flows(self._controller, name)]})
 
+    async def _metrics(self, _: web.Request) -> web.Response:
+        refused = {**self._refused_elsewhere(), "rest": dict(self.refused)}
+        return web.Response(body=metrics.exposition(self._controller, refused), content_type="text/plain")
+
     # ---- the manager's word ----
 
     async def _book(self, request: web.Request) -> web.Response:
@@ -211,17 +216,20 @@ class Api:
     # ---- the event stream ----
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
-        """Server-sent events. `?since=ID` or the Last-Event-ID header: first what came after that event."""
+        """Server-sent events. `?since=ID` or the Last-Event-ID header: first what came after that event.
+
+        The greeting carries the last id before the stream: nothing falls between the two.
+        """
         since = request.query.get("since") or request.headers.get("Last-Event-ID")
         if since is not None and not since.isdigit():
             raise ModelError(f"not an event id: {since!r}")
         bus = self._controller.events
+        hello = views.encode({"id": bus.last_id, "type": "hello"})
         stream = bus.listen(int(since) if since is not None else None)
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         )
         await response.prepare(request)
-        hello = views.encode({"id": bus.last_id, "type": "hello"})
         await response.write(b"event: hello\ndata: " + hello + b"\n\n")
         next_event = asyncio.ensure_future(anext(stream))
         try:
@@ -241,7 +249,7 @@ class Api:
         finally:
             next_event.cancel()
             await asyncio.gather(next_event, return_exceptions=True)
-            await stream.aclose()
+            stream.close()
         return response
 
     # ---- refusals ----

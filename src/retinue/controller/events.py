@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,28 @@ class Event:
     at: float
     type: str
     data: dict[str, Any]
+
+
+class Listener:
+    """An asynchronous iterator over events; ends when the bus closes, or when its reader is too slow."""
+
+    def __init__(
+        self, past: list[Event], queue: "asyncio.Queue[Event | None]", leave: Callable[[], None]
+    ) -> None:
+        self._past = deque(past)
+        self._queue = queue
+        self.close = leave
+
+    def __aiter__(self) -> "Listener":
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._past:
+            return self._past.popleft()
+        event = await self._queue.get()
+        if event is None:
+            raise StopAsyncIteration
+        return event
 
 
 class EventBus:
@@ -39,18 +61,12 @@ class EventBus:
                 queue.put_nowait(event)
         return event
 
-    async def listen(self, since: int | None = None) -> AsyncGenerator[Event, None]:
-        """Events from now on; with `since`, first those after that id that are still in the ring."""
-        queue: asyncio.Queue[Event | None] = asyncio.Queue(QUEUE)
+    def listen(self, since: int | None = None) -> "Listener":
+        """Hear every event from this call on; with `since`, first those after that id still in the ring."""
         past = [e for e in self._ring if since is not None and e.id > since]
+        queue: asyncio.Queue[Event | None] = asyncio.Queue(QUEUE)
         self._listeners.add(queue)
-        try:
-            for event in past:
-                yield event
-            while (waiting := await queue.get()) is not None:
-                yield waiting
-        finally:
-            self._listeners.discard(queue)
+        return Listener(past, queue, lambda: self._listeners.discard(queue))
 
     def recent(self, type_prefix: str = "", limit: int = 100) -> list[Event]:
         found = [e for e in self._ring if e.type.startswith(type_prefix)]

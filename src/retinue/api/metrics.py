@@ -1,0 +1,58 @@
+"""Counters and gauges for Prometheus, read from the controller when asked for."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from retinue.controller.controller import Controller
+
+Refused = dict[str, dict[str, int]]
+"""By listener and reason: what was refused."""
+
+
+def exposition(controller: Controller, refused: Refused) -> bytes:
+    """The text Prometheus scrapes."""
+    registry = CollectorRegistry()
+    registry.register(_Reading(controller, refused))
+    return generate_latest(registry)
+
+
+class _Reading:
+    def __init__(self, controller: Controller, refused: Refused) -> None:
+        self._controller = controller
+        self._refused = refused
+
+    def collect(self) -> Iterator[Metric]:
+        net, context = self._controller.net, self._controller.context
+        yield _gauge("retinue_switches_connected", "Switches with a session", len(context.sessions))
+        yield _gauge("retinue_vms", "VMs booked", len(net.vms))
+        yield _gauge("retinue_addresses_held", "Addresses with a binding", len(net.holdings))
+        under_way = sum(not m.state.ended for m in self._controller.mover.moves.values())
+        yield _gauge("retinue_moves_under_way", "Moves that have not ended", under_way)
+        waiting = sum(context.installer.pending().values())
+        yield _gauge("retinue_entries_pending", "Entries that wait for a switch's confirmation", waiting)
+        sent = CounterMetricFamily("retinue_flow_mods", "Flow entries sent and confirmed")
+        sent.add_metric([], context.installer.flow_mods)
+        yield sent
+        forged = CounterMetricFamily(
+            "retinue_forged_frames", "Frames dropped as forged", labels=["switch", "reason"]
+        )
+        for (switch, reason), count in sorted(self._controller.forged_frames.items()):
+            forged.add_metric([switch, reason.name.lower()], count)
+        yield forged
+        events = CounterMetricFamily("retinue_events", "What was counted, by kind", labels=["kind"])
+        for kind, count in sorted(context.counters.items()):
+            events.add_metric([kind], count)
+        yield events
+        turned_away = CounterMetricFamily(
+            "retinue_refused", "Connections and requests refused", labels=["listener", "reason"]
+        )
+        for listener, reasons in sorted(self._refused.items()):
+            for why, count in sorted(reasons.items()):
+                turned_away.add_metric([listener, why], count)
+        yield turned_away
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=value)
