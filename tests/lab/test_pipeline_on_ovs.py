@@ -1,0 +1,115 @@
+"""Real Open vSwitch does with our pipeline's entries what the fake switch does, frame by frame, byte by byte.
+
+So what the unit and property tests find on fake switches holds for real ones.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+
+from networks import GATEWAY, GATEWAY_MAC, INFRA_GATEWAY, UPLINK, add_vm, fabric, vm_ip, vm_mac, vm_port
+from ovs_oracle import RealSwitch, assert_agrees
+from retinue.flows.change import Change
+from retinue.flows.entry import Flow, Group, Meter, PortNo
+from retinue.model import Network
+from retinue.packets import (
+    BROADCAST,
+    Ethernet,
+    arp_reply,
+    arp_request,
+    build_udp4,
+    dhcp_frame,
+    discover,
+    offer,
+    parse,
+    parse_arp,
+)
+from world import OUTSIDE, World, udp_frame
+
+pytestmark = pytest.mark.lab
+
+NOWHERE, EVERYWHERE = IPv4Address(0), IPv4Address("255.255.255.255")
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    """vm1 on server1 and, as in the middle of a move, admitted on server2; vm2 and vm4 beside it."""
+    net = fabric()
+    moving = add_vm(net, 1, 1, ports_on=(2,))
+    net.put_vm(replace(moving, also=frozenset({"server2"})))
+    for number, at in ((2, 2), (3, 3), (4, 1)):
+        add_vm(net, number, at)
+    add_vm(net, 5, 1, bound=False)
+    return World(net)
+
+
+PORTS: dict[str, list[int]] = {
+    "edge1": [UPLINK, vm_port(1), vm_port(4), vm_port(5), PortNo.LOCAL],
+    "edge2": [UPLINK, vm_port(1), vm_port(2)],
+    "leaf1": [1, 2, 101, 103],
+    "leaf2": [1, 2, 102, 90, 91],
+    "spine1": [1, 2],
+}
+
+
+@pytest.mark.parametrize("switch", PORTS)
+def test_every_frame_at_every_port(world: World, switch: str) -> None:
+    program = list(world.compiler.program(switch).values())
+    # What a meter drops depends on time: here none does.
+    meters = [replace(m, rate=10**6, burst=10**6) for m in program if isinstance(m, Meter)]
+    flows = [f for f in program if isinstance(f, Flow)]
+    groups = [g for g in program if isinstance(g, Group)]
+    fake = world.fabric[switch]
+    fake.apply(Change(meters=tuple(meters)))
+    seen = 0
+    with RealSwitch(PORTS[switch]) as real:
+        real.install([replace(f, expires_at=None) for f in flows], groups, meters)
+        for port in PORTS[switch]:
+            for frame in frames(world.net):
+                observed = assert_agrees(real, fake, frame, port)
+                seen += bool(observed.outputs)
+    assert seen > 10, "the frames must exercise the switch"
+
+
+def frames(net: Network) -> Iterator[bytes]:
+    """Honest and forged, of every kind the pipeline knows and some it does not."""
+    hosts = [(vm_mac(n), vm_ip(n)) for n in (1, 2, 3, 4, 5)]
+    servers = [(s.mac, s.address) for s in net.servers.values() if isinstance(s.address, IPv4Address)]
+    addresses = [ip for _, ip in hosts + servers] + [OUTSIDE, GATEWAY, IPv4Address("10.1.0.200")]
+    for number, (mac, ip) in enumerate(hosts + servers):
+        for target in addresses[number % 2 :: 2]:
+            yield udp_frame(mac, GATEWAY_MAC, ip, target)
+        for dst in (vm_mac(4), vm_mac(2), BROADCAST, "01:00:5e:00:00:fb", servers[0][0], servers[1][0]):
+            yield udp_frame(mac, dst, ip, addresses[(number + 1) % 5])
+        yield udp_frame(mac, GATEWAY_MAC, addresses[(number + 1) % 5], OUTSIDE)
+        for target in (GATEWAY, INFRA_GATEWAY, vm_ip(4), vm_ip(2), ip):
+            yield arp_request(mac, ip, target)
+        yield arp_request(mac, NOWHERE, ip)
+        yield arp_request(mac, vm_ip(3), vm_ip(3))
+        yield arp_reply(parse_arp(parse(arp_request(vm_mac(4), vm_ip(4), ip)).payload), mac)
+        yield dhcp_frame(discover(mac, 7), mac, BROADCAST, NOWHERE, EVERYWHERE, 68, 67)
+        reply = offer(discover(vm_mac(5), 7), vm_ip(5), ip, 60)
+        yield dhcp_frame(reply, mac, BROADCAST, ip, EVERYWHERE, 67, 68)
+        yield dhcp_frame(reply, mac, GATEWAY_MAC, ip, vm_ip(5), 67, 68)
+        yield ping(mac, ip, GATEWAY)
+        yield ping(mac, ip, INFRA_GATEWAY)
+        yield Ethernet(GATEWAY_MAC, mac, 0x86DD, bytes([0x60]) + bytes(39)).build()
+        yield Ethernet(BROADCAST, mac, 0x8035, bytes(28)).build()
+    for ttl in (1, 2):
+        payload = build_udp4(vm_ip(1), vm_ip(2), 1, 2, b"ttl", ttl)
+        yield Ethernet(GATEWAY_MAC, vm_mac(1), 0x0800, payload).build()
+    whole = arp_request(vm_mac(1), vm_ip(1), GATEWAY)
+    yield whole[:30]
+    yield udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(1), OUTSIDE)[:30]
+
+
+def ping(mac: str, src: IPv4Address, dst: IPv4Address) -> bytes:
+    header = bytearray(build_udp4(src, dst, 0x0800, 0xF7FF, b"")[:28])
+    header[9] = 1
+    header[10:12] = bytes(2)
+    header[20:28] = bytes.fromhex("0800f7ff00000000")
+    total = sum(int.from_bytes(header[i : i + 2], "big") for i in range(0, 20, 2))
+    header[10:12] = (0xFFFF - ((total & 0xFFFF) + (total >> 16))).to_bytes(2, "big")
+    return Ethernet(GATEWAY_MAC, mac, 0x0800, bytes(header)).build()
