@@ -48,7 +48,7 @@ def test_the_control_connection_is_inherited_and_others_have_a_socket() -> None:
 
 def test_a_target_differs_from_its_source_in_waiting_only() -> None:
     source = qemu_argv(SPEC, FILES, qmp_fd=7)
-    assert qemu_argv(SPEC, FILES, qmp_fd=7, incoming=True) == [*source, "-incoming", "defer"]
+    assert qemu_argv(SPEC, FILES, qmp_fd=7, incoming=True) == [*source, "-incoming", "defer", "-S"]
 
 
 def test_a_comma_in_a_name_stays_inside_its_option() -> None:

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from retinue.hypervisor import (
+    Gate,
     Gone,
     HypervisorError,
     MigrationResult,
@@ -20,6 +21,7 @@ from retinue.hypervisor import (
     Stopped,
     VMSpec,
     ignore,
+    open_gate,
 )
 from retinue.hypervisor.argv import Files
 from retinue.lab.driver_records import Happening, MoveRecord, SubnetRecord, VMRecord, guest_command_line
@@ -102,7 +104,12 @@ class FakeHypervisor:
         return self.machines[-1]
 
     async def migrate(
-        self, source: FakeMachine, target: FakeMachine, uri: str, on_event: OnEvent = ignore
+        self,
+        source: FakeMachine,
+        target: FakeMachine,
+        uri: str,
+        on_event: OnEvent = ignore,
+        gate: Gate = open_gate,
     ) -> MigrationResult:
         self.world.note(f"{self.server}: migrate to {target.server}")
         self.copying.set()
@@ -116,6 +123,8 @@ class FakeHypervisor:
             raise
         source.now = RunState.MOVED
         on_event(Stopped("web", 100.0))
+        await gate()
+        self.world.note(f"{target.server}: runs")
         target.now = RunState.RUNNING
         on_event(Resumed("web", 100.5))
         if self.script == "hangs after resume":
@@ -292,6 +301,7 @@ async def test_a_move_from_end_to_end(bench: Bench) -> None:
         "server1: migrate to server2",
         "told /v1/moves/move-1/events copying",
         "told /v1/moves/move-1/events stopped 100.0",
+        "server2: runs",
         "told /v1/moves/move-1/events resumed 100.5",
     ]
     assert await bench.after(Happening("move.cleanup", move=MOVE)) == [

@@ -18,6 +18,7 @@ from retinue.controller.config import address, port_ref
 from retinue.controller.controller import Controller
 from retinue.controller.moving import MoveError
 from retinue.model import VM, ModelError, Server, Service, mac
+from retinue.moves import MoveState
 
 log = structlog.get_logger()
 
@@ -207,8 +208,12 @@ class Api:
     async def _move_says(self, request: web.Request) -> web.Response:
         body: EventBody = await _body(request, EventBody)
         name = request.match_info["id"]
-        move = self._controller.mover.hypervisor_says(name, body.event, body.at, body.reason)
-        return _json({"state": move.state})
+        mover = self._controller.mover
+        move = mover.hypervisor_says(name, body.event, body.at, body.reason)
+        if move.state is MoveState.DIVERTED:
+            # The answer is the word that the VM may run on the target: its traffic goes there already.
+            await mover.until_steered(name)
+        return _json({"state": mover.moves[name].state})
 
     async def _cancel(self, request: web.Request) -> web.Response:
         return _json(views.move(self._controller, self._controller.mover.cancel(request.match_info["id"])))

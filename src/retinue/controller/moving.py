@@ -4,6 +4,8 @@ The hypervisor side (H1) follows the event stream: move.prepare, move.copy, move
 answers with events of its own (see `hypervisor_says`). The manager's message that starts a move is row B1's.
 """
 
+import asyncio
+import contextlib
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
@@ -18,6 +20,9 @@ from retinue.model.network import NOTHING, Touched
 from retinue.moves import Move, MoveState
 
 log = structlog.get_logger()
+
+STEERING_LIMIT = 0.5
+"""Seconds a stopped VM is kept waiting for the switches: past that, running late is worse than running."""
 
 
 class MoveError(Exception):
@@ -34,6 +39,7 @@ class Mover:
         self._open: set[str] = set()
         """Moves whose hypervisor says the target is open, while its port is not yet reported."""
         self._packet_ins_before: dict[str, int] = {}
+        self._steered: dict[str, asyncio.Event] = {}
         self._resumed_here: dict[str, float] = {}
         """When the word of RESUME came in, by our own clock."""
 
@@ -108,6 +114,12 @@ class Mover:
             case _:
                 raise MoveError(f"a move knows no event {event!r}")
 
+    async def until_steered(self, id: str, limit: float = STEERING_LIMIT) -> None:
+        """Return when the switches have confirmed that they steer to the target, or after `limit`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                await self._steered.setdefault(id, asyncio.Event()).wait()
+
     # ---- what else drives a move ----
 
     def take_up(self, id: str, event: moves.Event) -> Move:
@@ -167,6 +179,7 @@ class Mover:
         self._context.events.publish("move.step", move=move)
         if move.state.ended:
             self._open.discard(move.id)
+            self._steered.pop(move.id, None)
 
     def _carry_out(self, move: Move, effect: moves.Effect) -> None:
         publish = self._context.events.publish
@@ -209,6 +222,7 @@ class Mover:
         figures["flow_mods"] = figures.get("flow_mods", 0) + report.flow_mods
         if change is moves.Booked.STEERED:
             figures["steering_ms"] = (now - began) * 1000
+            self._steered.setdefault(id, asyncio.Event()).set()
         try:
             done = self._step(id, moves.Confirmed(change))
         except MoveError:

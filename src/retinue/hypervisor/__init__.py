@@ -2,6 +2,7 @@
 
 from retinue.hypervisor.interface import (
     Event,
+    Gate,
     Gone,
     Hypervisor,
     HypervisorError,
@@ -15,12 +16,14 @@ from retinue.hypervisor.interface import (
     Stopped,
     VMSpec,
     ignore,
+    open_gate,
 )
 from retinue.hypervisor.machine import QemuMachine
 from retinue.hypervisor.qemu import QemuHypervisor
 
 __all__ = [
     "Event",
+    "Gate",
     "Gone",
     "Hypervisor",
     "HypervisorError",
@@ -36,4 +39,5 @@ __all__ = [
     "Stopped",
     "VMSpec",
     "ignore",
+    "open_gate",
 ]

@@ -72,7 +72,8 @@ def qemu_argv(
     argv += ["-qmp", f"unix:{files.observer},server=on,wait=off"]
     argv += extra
     if incoming:
-        argv += ["-incoming", "defer"]
+        # -S: the VM, once it is there, waits for our word to run.
+        argv += ["-incoming", "defer", "-S"]
     return argv
 
 

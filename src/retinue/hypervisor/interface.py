@@ -5,7 +5,7 @@ which runs, and the target, opened to take its memory in. Times are seconds sinc
 the hypervisor's own host.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -88,6 +88,13 @@ OnEvent = Callable[[Event], None]
 """Called at once, in the event loop; must not block."""
 
 
+Gate = Callable[[], Awaitable[None]]
+
+
+async def open_gate() -> None:
+    """Let the VM run on the target at once."""
+
+
 def ignore(event: Event) -> None:
     """For a caller who wants no events."""
 
@@ -136,8 +143,13 @@ class Hypervisor(Protocol[M]):
     async def open_target(self, spec: VMSpec, on_event: OnEvent = ignore) -> M:
         """Open a machine that waits for the memory of the same VM, its port plugged in."""
 
-    async def migrate(self, source: M, target: M, uri: str, on_event: OnEvent = ignore) -> MigrationResult:
+    async def migrate(
+        self, source: M, target: M, uri: str, on_event: OnEvent = ignore, gate: Gate = open_gate
+    ) -> MigrationResult:
         """Move the running VM from `source` to `target`, its memory over `uri`; returns when it runs there.
+
+        Before the VM runs on the target `gate` is awaited: what must be ready by then, its network, has that
+        time. The VM stands still meanwhile, so a gate opens soon, come what may.
 
         The source is left stopped, for the caller to end. On failure, and when this call is cancelled, the
         target is ended, the source runs on, `MigrationFailed` is told, and HypervisorError raised.

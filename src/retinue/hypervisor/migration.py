@@ -20,12 +20,14 @@ from typing import Any
 import structlog
 
 from retinue.hypervisor.interface import (
+    Gate,
     HypervisorError,
     MigrationFailed,
     MigrationResult,
     OnEvent,
     Resumed,
     Stopped,
+    open_gate,
 )
 from retinue.hypervisor.machine import GONE, EventQueue, QemuMachine, QMPEvent, event_time
 
@@ -50,6 +52,7 @@ async def migrate(
     target: QemuMachine,
     uri: str,
     on_event: OnEvent,
+    gate: Gate = open_gate,
     *,
     bandwidth: int = UNBOUNDED_BANDWIDTH,
     limit: float = MIGRATION_LIMIT,
@@ -67,6 +70,10 @@ async def migrate(
                 while not progress.done:
                     machine, event = await heard.get()
                     (progress.source_says if machine is source else progress.target_says)(event)
+                    if progress.may_run:
+                        progress.released = True
+                        await gate()
+                        await target.execute("cont")
         except BaseException as error:
             if progress.resumed_at is None:
                 reason = _reason(error, limit)
@@ -98,6 +105,13 @@ class _Progress:
     stopped_at: float | None = None
     resumed_at: float | None = None
     completed: bool = False
+    loaded: bool = False
+    released: bool = False
+
+    @property
+    def may_run(self) -> bool:
+        """All of the VM is at the target, which waits to be told to run it."""
+        return self.loaded and not self.released
 
     @property
     def done(self) -> bool:
@@ -121,6 +135,8 @@ class _Progress:
             case "RESUME", _:
                 self.resumed_at = event_time(event)
                 self.on_event(Resumed(self.vm, self.resumed_at))
+            case "MIGRATION", "completed":
+                self.loaded = True
             case "MIGRATION", "failed":
                 raise HypervisorError("the target could not take the VM in")
             case name, _ if name == GONE:

@@ -14,7 +14,16 @@ from pathlib import Path
 from qemu.qmp import QMPClient, QMPError
 
 from retinue.hypervisor.argv import Files, qemu_argv
-from retinue.hypervisor.interface import HypervisorError, MigrationResult, OnEvent, Started, VMSpec, ignore
+from retinue.hypervisor.interface import (
+    Gate,
+    HypervisorError,
+    MigrationResult,
+    OnEvent,
+    Started,
+    VMSpec,
+    ignore,
+    open_gate,
+)
 from retinue.hypervisor.machine import QemuMachine, last_words
 from retinue.hypervisor.migration import migrate
 
@@ -51,9 +60,14 @@ class QemuHypervisor:
         return await self._launch(spec, incoming=True, on_event=on_event)
 
     async def migrate(
-        self, source: QemuMachine, target: QemuMachine, uri: str, on_event: OnEvent = ignore
+        self,
+        source: QemuMachine,
+        target: QemuMachine,
+        uri: str,
+        on_event: OnEvent = ignore,
+        gate: Gate = open_gate,
     ) -> MigrationResult:
-        return await migrate(source, target, uri, on_event)
+        return await migrate(source, target, uri, on_event, gate)
 
     async def _launch(self, spec: VMSpec, *, incoming: bool, on_event: OnEvent) -> QemuMachine:
         self.folder.mkdir(parents=True, exist_ok=True)

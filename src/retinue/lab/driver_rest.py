@@ -52,12 +52,16 @@ class Reports:
         self._rest = rest
         self._last: dict[str, asyncio.Task[None]] = {}
 
-    def tell(self, subject: str, path: str, body: dict[str, Any]) -> None:
-        """Send at once, but not before what was told earlier about this subject has arrived."""
+    def tell(self, subject: str, path: str, body: dict[str, Any]) -> asyncio.Task[None]:
+        """Send at once, but not before what was told earlier about this subject has arrived.
+
+        The task ends when the controller has answered.
+        """
         task = asyncio.create_task(
             self._deliver(self._last.get(subject), path, body), name=f"report of {subject}"
         )
         self._last[subject] = task
+        return task
 
     async def delivered(self) -> None:
         """Wait until everything has been told."""

@@ -32,6 +32,9 @@ from retinue.lab.guest import Guest
 
 log = structlog.get_logger()
 
+GATE_SECONDS = 1.0
+"""How long a stopped VM waits for a controller that does not answer; then it runs on all the same."""
+
 
 class LabMachine(Machine, Protocol):
     @property
@@ -266,18 +269,25 @@ class Keeper:
         kept.copying = asyncio.create_task(copy, name=f"{move.id}: copy")
 
     async def _migrate(self, kept: Kept, move: MoveRecord, source: LabMachine, target: LabMachine) -> None:
+        answers: list[asyncio.Task[None]] = []
+
         def hear(event: Event) -> None:
             match event:
                 case Stopped(_, at):
-                    self._tell_move(move, "stopped", at=at)
+                    answers.append(self._tell_move(move, "stopped", at=at))
                 case Resumed(_, at):
                     kept.runs_at = move.target
                     self._tell_move(move, "resumed", at=at)
 
+        async def steered() -> None:
+            # The controller answers "stopped" when the switches have confirmed that they steer to the target.
+            if answers:
+                await asyncio.wait(answers, timeout=GATE_SECONDS)
+
         uri = f"unix:{self._memory / tap_name(kept.id)}.memory"
         kept.places[move.target].ending = True  # If it fails, the hypervisor ends it.
         try:
-            result = await self._hypervisors[move.source].migrate(source, target, uri, hear)
+            result = await self._hypervisors[move.source].migrate(source, target, uri, hear, steered)
         except HypervisorError as error:
             kept.places[move.target].machine = None
             self._tell_move(move, "failed", reason=str(error))
@@ -374,8 +384,8 @@ class Keeper:
         body = {"event": event, "server": server, **more}
         self.reports.tell(kept.id, f"/v1/vms/{quoted(kept.id)}/events", body)
 
-    def _tell_move(self, move: MoveRecord, event: str, **more: Any) -> None:
-        self.reports.tell(move.vm, f"/v1/moves/{quoted(move.id)}/events", {"event": event, **more})
+    def _tell_move(self, move: MoveRecord, event: str, **more: Any) -> asyncio.Task[None]:
+        return self.reports.tell(move.vm, f"/v1/moves/{quoted(move.id)}/events", {"event": event, **more})
 
 
 async def _quit(place: Place) -> None:
