@@ -4,10 +4,9 @@ import asyncio
 import itertools
 import json
 import socket
-import struct
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinue.lab.capture import Port, noise, read_pcap, tcpdump_argv
+from retinue.lab.capture import Port, noise, sniff_argv
 from retinue.lab.measure import Arrival, Message, Record, analyse
+from retinue.lab.sniff import KIND_OF_PACKET, Instruction, filter_for
 from retinue.lab.traffic import HEADER, MAGIC, Run
 
 MS = 1_000_000
@@ -219,19 +219,6 @@ def frame(destination: str, ethertype: int = 0x0800) -> bytes:
     return address + bytes.fromhex("020000000002") + ethertype.to_bytes(2, "big") + bytes(46)
 
 
-def pcap(path: Path, frames: list[bytes], order: str = "<") -> Path:
-    head = struct.pack(f"{order}IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)
-    records = (struct.pack(f"{order}IIII", 0, 0, len(f), len(f)) + f for f in frames)
-    path.write_bytes(head + b"".join(records))
-    return path
-
-
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_frames_of_a_capture_file_are_read(tmp_path: Path, order: str) -> None:
-    frames = [frame(OWN), frame("ff:ff:ff:ff:ff:ff", 0x0806)]
-    assert list(read_pcap(pcap(tmp_path / "c", frames, order))) == frames
-
-
 def test_only_frames_for_the_port_itself_are_silence() -> None:
     frames = [
         frame(OWN),
@@ -245,8 +232,40 @@ def test_only_frames_for_the_port_itself_are_silence() -> None:
     assert str(noise([frame(OWN)], frozenset({OWN}))) == "silence"
 
 
-def test_tcpdump_is_told_to_leave_out_what_is_expected() -> None:
-    argv = tcpdump_argv(Port("server1", "eth0", frozenset({OWN})), Path("/tmp/x"))
-    assert argv[-1] == f"not (ether dst {OWN})"
-    assert argv[argv.index("-Q") + 1] == "in"
-    assert tcpdump_argv(Port("server1", "eth0"), Path("/tmp/x"))[-2:] == ["-w", "/tmp/x"]
+def test_the_watcher_is_told_to_leave_out_what_is_expected() -> None:
+    assert sniff_argv(Port("server1", "eth0", frozenset({OWN})))[-4:] == ["eth0", "in", "128", OWN]
+    assert sniff_argv(Port("server1", "tap0", direction="out"))[-3:] == ["tap0", "out", "128"]
+
+
+def passes(program: Sequence[Instruction], frame: bytes, *, outgoing: bool) -> bool:
+    """What the kernel's packet filter decides: the few instructions of it that are used, executed."""
+    value = at = 0
+    while True:
+        code, if_true, if_false, operand = program[at]
+        at += 1
+        match code:
+            case 0x20 | 0x28:
+                value = int.from_bytes(frame[operand : operand + (4 if code == 0x20 else 2)], "big")
+            case 0x30:
+                assert operand == KIND_OF_PACKET
+                value = 4 if outgoing else 0
+            case 0x15:
+                at += if_true if value == operand else if_false
+            case 0x06:
+                return operand > 0
+            case _:
+                raise AssertionError(f"instruction {code:#x}")
+
+
+@pytest.mark.parametrize("direction", ["in", "out", "inout"])
+@pytest.mark.parametrize("outgoing", [False, True])
+@pytest.mark.parametrize("left_out", [[], [OWN], [OWN, "02:00:00:00:00:09"]])
+@pytest.mark.parametrize(
+    "dst", [OWN, "02:00:00:00:00:09", "03" + OWN[2:], OWN[:-2] + "ff", "ff:ff:ff:ff:ff:ff"]
+)
+def test_the_kernel_filters_by_direction_and_destination(
+    direction: str, outgoing: bool, left_out: list[str], dst: str
+) -> None:
+    wanted = direction == "inout" or (direction == "out") == outgoing
+    found = passes(filter_for(direction, left_out), frame(dst), outgoing=outgoing)
+    assert found == (wanted and dst not in left_out)

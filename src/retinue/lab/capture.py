@@ -1,33 +1,34 @@
 """Proof that nothing was flooded: counts frames at ports where none but their own should arrive.
 
 A port is silent when every frame it was given has one of its own MAC addresses as destination. Broadcasts,
-multicasts and frames for somebody else all break the silence. tcpdump does the watching, a file for each
-port; the files are read here.
+multicasts and frames for somebody else all break the silence. A `sniff` on each node does the watching; what
+it writes is read here.
 """
 
 import asyncio
 import contextlib
 import signal
-import struct
-import tempfile
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from retinue.lab import sniff
 from retinue.lab.commands import Popen
 from retinue.model import mac
 
 START_LIMIT = 10.0
 SETTLE = 0.2
-"""Seconds for what has already arrived to reach tcpdump."""
+"""Seconds for what has already arrived to reach the watcher."""
 SNAP_LENGTH = 128
+FILE_HEADER, RECORD_HEADER = 24, 16
+"""Octets, of what `sniff` writes (pcap-savefile(5))."""
 
 _ETHERTYPES = {0x0800: "IPv4", 0x0806: "ARP", 0x8035: "RARP", 0x86DD: "IPv6", 0x88CC: "LLDP"}
 
 
 class CaptureError(Exception):
-    """tcpdump did not do its part; the message says where and why."""
+    """A port could not be watched; the message says which and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,51 @@ class Noise:
         return "; ".join(f"{number} x {kind}" for kind, number in self.kinds.items()) or "silence"
 
 
+class Watch:
+    """One port, watched from `start` to `stop`. `on_frame` is given each frame when it comes."""
+
+    def __init__(self, popen: Popen, port: Port, on_frame: Callable[[bytes], None]) -> None:
+        self._popen = popen
+        self._port = port
+        self._on_frame = on_frame
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Returns when the port is being watched. Raises CaptureError."""
+        self._process = await self._popen(self._port.node, sniff_argv(self._port))
+        assert self._process.stdout is not None and self._process.stderr is not None
+        said = ""
+        try:
+            async with asyncio.timeout(START_LIMIT):
+                said = (await self._process.stderr.readline()).decode(errors="replace").strip()
+        except TimeoutError:
+            said = f"nothing within {START_LIMIT:.0f} s"
+        if not said.startswith("listening on"):
+            await self.stop()
+            raise CaptureError(f"{self._port} cannot be watched: {said}")
+        self._reading = asyncio.create_task(self._read(self._process.stdout))
+
+    async def stop(self) -> None:
+        """Returns when all frames that had arrived have been given. Raises CaptureError if some got lost."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGINT)
+        if self._reading is not None:
+            await self._reading
+        _, complaint = await self._process.communicate()
+        if self._process.returncode and self._reading is not None:
+            raise CaptureError(f"{self._port}: {complaint.decode(errors='replace').strip()}")
+
+    async def _read(self, stream: asyncio.StreamReader) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            await stream.readexactly(FILE_HEADER)
+            while True:
+                header = await stream.readexactly(RECORD_HEADER)
+                self._on_frame(await stream.readexactly(int.from_bytes(header[8:12], sys.byteorder)))
+
+
 class SilentPorts:
     """Watches ports between `start` and `stop`. Use one object once.
 
@@ -63,74 +109,33 @@ class SilentPorts:
     """
 
     def __init__(self, popen: Popen, specs: Sequence[Port | tuple[str, str, Sequence[str]]]) -> None:
-        self._popen = popen
-        self._ports = [spec if isinstance(spec, Port) else _port(*spec) for spec in specs]
-        self._folder = tempfile.TemporaryDirectory(prefix="retinue-capture-")
-        self._watching: dict[Port, tuple[asyncio.subprocess.Process, Path]] = {}
+        self._frames: dict[Port, list[bytes]] = {
+            spec if isinstance(spec, Port) else _port(*spec): [] for spec in specs
+        }
+        self._watches = [Watch(popen, port, frames.append) for port, frames in self._frames.items()]
 
     async def start(self) -> None:
         """Returns when every port is being watched."""
-        try:
-            await asyncio.gather(*(self._watch(number, port) for number, port in enumerate(self._ports)))
-        except BaseException:
-            await self._end()
-            self._folder.cleanup()
-            raise
+        started = await asyncio.gather(*(watch.start() for watch in self._watches), return_exceptions=True)
+        for result in started:
+            if isinstance(result, BaseException):
+                await self._end()
+                raise result
 
     async def stop(self) -> dict[str, Noise]:
         """What broke the silence, by "node:interface"; a port that stayed silent has count 0."""
         await asyncio.sleep(SETTLE)
         await self._end()
-        with self._folder:
-            return {
-                str(port): noise(read_pcap(path), port.own_macs) for port, (_, path) in self._watching.items()
-            }
-
-    async def _watch(self, number: int, port: Port) -> None:
-        path = Path(self._folder.name) / f"{number}.pcap"
-        process = await self._popen(port.node, tcpdump_argv(port, path))
-        self._watching[port] = (process, path)
-        assert process.stderr is not None
-        said: list[str] = []
-        try:
-            async with asyncio.timeout(START_LIMIT):
-                async for line in process.stderr:
-                    said.append(line.decode(errors="replace").strip())
-                    if "listening on" in said[-1]:
-                        return
-        except TimeoutError:
-            said.append(f"nothing within {START_LIMIT:.0f} s")
-        raise CaptureError(f"{port}: tcpdump does not listen: {' / '.join(said)}")
+        return {str(port): noise(frames, port.own_macs) for port, frames in self._frames.items()}
 
     async def _end(self) -> None:
-        for process, _ in self._watching.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGINT)
-        for process, _ in self._watching.values():
-            await process.communicate()
+        await asyncio.gather(*(watch.stop() for watch in self._watches))
 
 
-def tcpdump_argv(port: Port, path: Path) -> list[str]:
-    """Writes what is not for the port's own addresses, at once, and stays root: it may have no other user."""
-    argv = ["tcpdump", "-n", "--immediate-mode", "-U", "-Z", "root", "-s", str(SNAP_LENGTH)]
-    argv += ["-Q", port.direction, "-i", port.interface, "-w", str(path)]
-    own = " or ".join(f"ether dst {address}" for address in sorted(port.own_macs))
-    return [*argv, f"not ({own})"] if own else argv
-
-
-def read_pcap(path: Path) -> Iterator[bytes]:
-    """The frames of a capture file (the classic format, either order of octets)."""
-    data = path.read_bytes()
-    if len(data) < 24:
-        raise CaptureError(f"{path}: not a capture file")
-    order = "<" if data[:4] in (b"\xd4\xc3\xb2\xa1", b"\x4d\x3c\xb2\xa1") else ">"
-    record = struct.Struct(f"{order}IIII")
-    at = 24
-    while at + record.size <= len(data):
-        _, _, captured, _ = record.unpack_from(data, at)
-        at += record.size
-        yield data[at : at + captured]
-        at += captured
+def sniff_argv(port: Port) -> list[str]:
+    """The watcher's command line: what is for the port's own addresses is left out in the kernel already."""
+    argv = [sys.executable, "-I", "-S", sniff.__file__, port.interface, port.direction, str(SNAP_LENGTH)]
+    return [*argv, *sorted(port.own_macs)]
 
 
 def noise(frames: Iterator[bytes] | Sequence[bytes], own_macs: frozenset[str]) -> Noise:
