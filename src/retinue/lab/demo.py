@@ -1,0 +1,149 @@
+"""The demonstration, as the host sees it: a lab of its own, the work inside (demo_inside), the result.
+
+It leaves nothing behind, also when it fails or is interrupted: whatever runs ends with the lab, and whatever
+is written, but for the output asked for, is in the lab's directory.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from retinue.lab import demo_report, sandbox
+from retinue.lab.demo_report import Report
+from retinue.lab.errors import LabError
+from retinue.lab.sandbox import LabHandle
+from retinue.lab.topology import SANDBOX
+
+Say = Callable[[str], None]
+
+KEPT_NAME = "demo"
+LAST_LINES = 15
+"""Of the log, shown when the work inside fails without saying why."""
+NARROW = 100
+
+
+def run(output: Path | None, keep: bool, say: Say) -> int:
+    """Show and measure; returns 0, or 1 when something was not as expected.
+
+    `output` gets the report as JSON (demo_report.Report). With `keep` the lab stays up, its switches as the
+    control left them. `say` is given text for a person, as it goes and at the end. Raises LabError when the
+    demonstration cannot be carried out.
+    """
+    name = KEPT_NAME if keep else f"demo-{os.getpid()}"
+    if output is not None:
+        _check_writable(output)
+    with _ending(name, keep, say):
+        say(f"Building a network on this machine (lab {name})")
+        lab = sandbox.up(
+            name, start_driver=True, progress=lambda text: say(f"  {text}"), tie_to_parent=not keep
+        )
+        report = _carry_out(lab, say)
+    say(demo_report.table(report, colour=sys.stdout.isatty(), width=_width()))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_bytes(demo_report.encode(report))
+        say(f"All figures: {output}")
+    return 1 if demo_report.unmet(report) else 0
+
+
+def _check_writable(output: Path) -> None:
+    """Before the minute of work, not after it."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("ab"):
+            pass
+    except OSError as error:
+        raise LabError(f"cannot write {output}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _ending(name: str, keep: bool, say: Say) -> Iterator[None]:
+    """Take the lab down however the body ends; an interrupt during that waits until it is done.
+
+    SIGTERM and SIGHUP end the body as an interrupt from the terminal does.
+    """
+    with _handling({signal.SIGTERM: _interrupt, signal.SIGHUP: _interrupt}):
+        try:
+            yield
+        finally:
+            with _handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.SIG_IGN)):
+                if keep:
+                    say(f"Lab {name} stays up; `retinue lab down --name {name}` ends it")
+                else:
+                    with contextlib.suppress(LabError):  # It did not come to be, or is gone.
+                        sandbox.down(name)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _handling(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
+    """Only the main thread may set handlers; in any other there is nobody to interrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _carry_out(lab: LabHandle, say: Say) -> Report:
+    """Do the work inside, tell what it tells, and return what it has measured."""
+    scratch = lab.directory / "tmp"
+    scratch.mkdir()
+    log = scratch / "demo.log"
+    argv = [
+        "env",
+        f"TMPDIR={scratch}",
+        sys.executable,
+        "-P",
+        "-m",
+        "retinue.lab.demo_inside",
+        str(lab.directory),
+    ]
+    with (
+        log.open("wb") as sink,
+        # In a session of its own: an interrupt from the terminal is ours; it ends with the lab.
+        lab.popen(
+            SANDBOX,
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=sink,
+            start_new_session=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                match json.loads(line):
+                    case {"say": str(text)}:
+                        say(text)
+                    case {"error": str(text)}:
+                        raise LabError(text)
+                    case {"report": report}:
+                        return msgspec.convert(report, Report)
+        except BaseException:
+            process.terminate()
+            raise
+    last = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+    raise LabError(f"the demonstration broke off:\n{last}")
+
+
+def _width() -> int:
+    return max(NARROW, shutil.get_terminal_size((NARROW, 24)).columns)
