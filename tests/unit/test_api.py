@@ -88,6 +88,9 @@ async def test_move_messages_are_refused_in_words(api: Served) -> None:
     assert (status, move["target"], move["state"]) == (201, "server2", "matched")
     status, answer = await call(url, "POST", "/v1/moves/move-1/events", {"event": "resumed"})
     assert status == 409
+    assert "needs its time" in str(answer["error"])
+    status, answer = await call(url, "POST", "/v1/moves/move-1/events", {"event": "resumed", "at": 5.0})
+    assert status == 409
     assert "does not fit" in str(answer["error"])
 
 

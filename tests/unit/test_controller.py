@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 import pytest
@@ -10,8 +10,11 @@ import pytest
 from fake_session import FakeNetwork
 from networks import GATEWAY_MAC, fabric, vm_ip, vm_mac, vm_port
 from retinue.controller.moving import MoveError
+from retinue.controller.restore import restore, take_up_moves
+from retinue.flows.pipeline import Reason
 from retinue.model import VM, ModelError, PortRef, PortStatus
 from retinue.moves import MoveState
+from retinue.openflow.messages import FlowStats
 from retinue.ovsdb import BridgePort
 from retinue.packets import (
     BROADCAST,
@@ -32,6 +35,7 @@ from retinue.packets import (
     renewal,
     request,
 )
+from retinue.store import Stored
 from world import OUTSIDE, udp_frame
 
 DHCP_SERVER = IPv4Address("10.1.0.2")
@@ -376,3 +380,85 @@ async def test_bad_frames_are_counted_and_disturb_nothing(lab: Lab) -> None:
         assert lab.controller.context.counters["bad DHCP frames"] == before + 1, broken.hex()
     assert lab.controller.context.counters["internal errors"] == 0
     assert len(lab.controller.net.bindings()) == 1
+
+
+async def test_a_step_asked_for_again_is_not_confirmed_by_having_nothing_to_send(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    id = await move_to(lab, 2, "target_open", "copying")
+    gate = lab.fake.sessions["spine1"].hold = asyncio.Event()
+    lab.controller.mover.hypervisor_says(id, "resumed", lab.now, "")
+    await lab.fake.settle()
+    for _ in range(3):
+        lab.now += 11
+        lab.controller.mover.tick()
+        await lab.fake.settle()
+        assert lab.controller.mover.moves[id].state is MoveState.SWITCHING
+        assert "trying again" in lab.controller.mover.moves[id].reason
+    gate.set()
+    await lab.fake.settle()
+    assert lab.controller.mover.moves[id].state is MoveState.CONFIRMED
+
+
+async def test_a_target_that_is_gone_does_not_hold_up_the_undo(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    id = await move_to(lab, 2, "target_open", "copying", "stopped")
+    lab.fake.sessions["edge2"].close("the server lost power")
+    lab.controller.mover.hypervisor_says(id, "failed", lab.now, "the target is gone")
+    lab.controller.mover.hypervisor_says(id, "rolled_back", lab.now, "")
+    await lab.fake.settle()
+    assert lab.controller.mover.moves[id].state is MoveState.UNDONE
+    assert lab.controller.context.installer.pending()["edge2"]
+    lab.fake.connect("edge2")
+    await lab.fake.settle()
+    assert not lab.controller.context.installer.pending(), "what it still held is gone when it is back"
+
+
+async def test_a_move_taken_up_after_a_restart_waits_for_its_switches(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    id = await move_to(lab, 2, "target_open", "copying", "resumed")
+    done = lab.controller.mover.moves[id]
+    stored = Stored(
+        vms=list(lab.fake.net.vms.values()),
+        holdings=list(lab.fake.net.holdings.values()),
+        moves=[replace(done, state=MoveState.SWITCHED)],
+    )
+    again = FakeNetwork(fabric(), clock=lambda: lab.now)
+    restore(again.controller, stored)
+    await again.controller.start()
+    take_up_moves(again.controller)
+    for switch in ("edge2", "leaf2", "spine1", "spine2", "leaf1"):
+        again.connect(switch)
+        await again.settle()
+        assert again.controller.mover.moves[id].state is MoveState.SWITCHED
+    again.connect("edge1")
+    await again.settle()
+    assert again.controller.mover.moves[id].state is MoveState.CONFIRMED
+    await again.stop()
+
+
+async def test_bulk_servers_are_all_or_nothing(lab: Lab) -> None:
+    before = dict(lab.fake.net.servers)
+    good = replace(before["server1"], mac="02:00:00:00:00:77")
+    bad = replace(before["server2"], mac=before["server3"].mac)
+    with pytest.raises(ModelError, match="already belongs to server server3"):
+        await lab.controller.put_servers([good, bad])
+    assert lab.fake.net.servers == before
+    await lab.controller.put_servers([good])
+    assert lab.fake.net.server_of_mac("02:00:00:00:00:77") == good
+
+
+async def test_frames_dropped_as_forged_are_summed_though_entries_are_made_anew(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    session = lab.fake.sessions["edge1"]
+    packets = [0]
+
+    async def stats(cookie: int = 0, cookie_mask: int = 0) -> list[FlowStats]:
+        flows = [f for f in lab.fake.fabric["edge1"].flows.values() if f.cookie & cookie_mask == cookie]
+        return [FlowStats(flow, packets[0], 0, 0.0, 0) for flow in flows]
+
+    session.read_flows = stats  # type: ignore[method-assign]
+    totals = []
+    for packets[0] in (0, 5, 7, 1):
+        await lab.controller._count_forged()
+        totals.append(lab.controller.forged_frames.get(("edge1", Reason.FORGED_IP), 0))
+    assert totals == [0, 5, 7, 7]

@@ -241,17 +241,21 @@ def _draw_step(move: dict[str, Any], number: int) -> None:
 def _draw_end(move: dict[str, Any]) -> None:
     figures = move["figures"]
     late = move["reason"] if move["state"] not in (*ENDED, "rolling back") else ""
-    control = figures.get("control_ms")
     tables.print_fields(
         (
             ("late", late),
             ("took", tables.span(_took(move)) if move["state"] in ENDED else ""),
             ("downtime", _downtime(move)),
-            ("steering", "" if control is None else f"{control:.1f} ms"),
+            ("steered in", _milliseconds(figures, "steering_ms")),
+            ("confirmed in", _milliseconds(figures, "control_ms")),
             ("flow changes", figures.get("flow_mods")),
             ("packets to the controller", figures.get("packet_ins")),
         )
     )
+
+
+def _milliseconds(figures: dict[str, Any], name: str) -> str:
+    return f"{figures[name]:.1f} ms" if figures.get(name) is not None else ""
 
 
 def _took(move: dict[str, Any]) -> float:

@@ -59,12 +59,6 @@ class Context:
         self._installed(owners)
         return report
 
-    async def install_confirmed(self, touched: Iterable[Owner], near: Collection[str] = ()) -> Report:
-        owners = frozenset(touched)
-        report = await self.installer.install_confirmed(owners, near)
-        self._installed(owners)
-        return report
-
     def after_install(self, callback: Callable[[Collection[Owner]], None]) -> None:
         self._after_install.append(callback)
 

@@ -17,6 +17,7 @@ from retinue.controller.arp import ArpDesk
 from retinue.controller.context import Context, NoStore, Store
 from retinue.controller.dhcp import DhcpPath
 from retinue.controller.moving import Mover
+from retinue.flows.entry import FlowKey
 from retinue.flows.pipeline import FORGERY_COOKIE, FORGERY_COOKIE_MASK, Reason, reason_of
 from retinue.flows.plan import near_server
 from retinue.model import (
@@ -67,6 +68,7 @@ class Controller:
         """VM ports reported by switches for which no VM could be booked, with dpid and name."""
         self.forged_frames: dict[tuple[str, Reason], int] = {}
         """By switch and reason: all frames dropped as forged, from the switches' own counters."""
+        self._forged_counts: dict[str, dict[FlowKey, int]] = {}
         self._removed: set[str] = set()
         """VMs the manager took away whose port still stands: not to be booked again by its report."""
         self._by_dpid = {switch.dpid: switch.id for switch in net.switches.values()}
@@ -194,12 +196,16 @@ class Controller:
                 found = await session.read_flows(FORGERY_COOKIE, FORGERY_COOKIE_MASK)
             except (ConnectionError, TimeoutError):
                 continue
-            sums: dict[tuple[str, Reason], int] = {}
+            counts = {stats.flow.key: stats.packets for stats in found}
+            before = self._forged_counts.get(switch, {})
+            self._forged_counts[switch] = counts
             for stats in found:
                 reason = reason_of(stats.flow.cookie)
-                if reason is not None:
-                    sums[switch, reason] = sums.get((switch, reason), 0) + stats.packets
-            self.forged_frames.update(sums)
+                # An entry made anew counts from nothing again; the sum never goes down.
+                more = stats.packets - min(before.get(stats.flow.key, 0), stats.packets)
+                if reason is not None and more:
+                    sum_so_far = self.forged_frames.get((switch, reason), 0)
+                    self.forged_frames[switch, reason] = sum_so_far + more
 
     # ---- ports of VMs, from the switches' databases ----
 
@@ -338,10 +344,20 @@ class Controller:
         self.events.publish(f"vm.{event}", vm=self.net.vms[vm], server=server)
 
     async def put_servers(self, servers: Collection[Server]) -> None:
-        """Rows D1, D6, D7: servers given, or changed, in bulk. Raises ModelError."""
+        """Rows D1, D6, D7: servers given, or changed, in bulk; all or, on a mistake, none (ModelError)."""
+        before = {server.id: self.net.servers.get(server.id) for server in servers}
         touched: set[Owner] = set()
+        try:
+            for server in servers:
+                touched |= self.net.put_server(server)
+        except ModelError:
+            for name, old in before.items():
+                if old is None:
+                    self.net.remove_server(name)
+                else:
+                    self.net.put_server(old)
+            raise
         for server in servers:
-            touched |= self.net.put_server(server)
             self.context.store.put(server)
             self.events.publish("server.booked", server=server)
         near = frozenset().union(*(near_server(self.net, s.id) for s in servers))

@@ -54,8 +54,10 @@ class Installer:
         self.sessions: dict[str, SwitchSession] = {}
         self._mirror: dict[str, dict[EntryKey, Entry]] = {}
         self._pending: dict[str, set[EntryKey]] = {}
+        self._mirror_is_true: set[str] = set()
+        """Switches that are connected and whose entries have been read since."""
         self._locks: dict[str, asyncio.Lock] = {}
-        self._progress = asyncio.Condition()
+        self._listening: list[asyncio.Future[None]] = []
         self._resend_at: dict[tuple[str, EntryKey], float] = {}
         self.flow_mods = 0
         self.rejected: dict[str, str] = {}
@@ -77,12 +79,27 @@ class Installer:
                     report.flow_mods += count
         return report
 
-    async def install_confirmed(self, touched: Iterable[Owner], near: Collection[str] = ()) -> Report:
-        """As `install`, and return only when every switch concerned has confirmed: wait for those away."""
-        report = await self.install(touched, near)
-        async with self._progress:
-            await self._progress.wait_for(lambda: self._settled(report.changed))
-        return report
+    async def settled(self, changed: Keys, *, attached: Collection[str] = (), present: bool = False) -> None:
+        """Return when every switch has confirmed these entries, and those of `attached` have been read.
+
+        With `present`, a switch that is away is not waited for: it is corrected when it comes back.
+        """
+        while True:
+            waiting = set(self.pending(changed))
+            if present:
+                waiting &= set(self.sessions)
+            if not waiting and self._mirror_is_true.issuperset(attached):
+                return
+            news = asyncio.get_running_loop().create_future()
+            self._listening.append(news)
+            await news
+
+    def _tell(self) -> None:
+        """Something was confirmed, or a switch went: those who wait look again."""
+        for news in self._listening:
+            if not news.done():
+                news.set_result(None)
+        self._listening.clear()
 
     async def _send(self, switch: str, keys: Collection[EntryKey]) -> int | None:
         """Send the difference for these keys; return how many flow entries, None when not confirmed."""
@@ -95,7 +112,7 @@ class Installer:
             change = difference(program, mirror, keys)
             if not change.empty and not await self._apply(switch, session, change):
                 return None
-            await self._confirm(switch, keys)
+            self._confirm(switch, keys)
             return change.flow_count
 
     async def _apply(self, switch: str, session: SwitchSession, change: Change) -> bool:
@@ -127,10 +144,9 @@ class Installer:
             mirror.pop(("meter", number), None)
         return True
 
-    async def _confirm(self, switch: str, keys: Iterable[EntryKey]) -> None:
+    def _confirm(self, switch: str, keys: Iterable[EntryKey]) -> None:
         self._pending.get(switch, set()).difference_update(keys)
-        async with self._progress:
-            self._progress.notify_all()
+        self._tell()
 
     # ---- switches that come and go ----
 
@@ -139,6 +155,7 @@ class Installer:
         async with self._lock(switch):
             self.sessions[switch] = session
             self._mirror[switch] = await self._read(session)
+            self._mirror_is_true.add(switch)
             wanted = self._compiler.program(switch)
             keys = {*wanted, *self._mirror[switch]}
             change = difference(wanted, self._mirror[switch], keys)
@@ -146,12 +163,14 @@ class Installer:
             if not change.empty and not await self._apply(switch, session, change):
                 report.missing.add(switch)
             else:
-                await self._confirm(switch, keys | self._pending.get(switch, set()))
+                self._confirm(switch, keys | self._pending.get(switch, set()))
             return report
 
     def detach(self, switch: str, session: SwitchSession) -> None:
         if self.sessions.get(switch) is session:
             del self.sessions[switch]
+            self._mirror_is_true.discard(switch)
+            self._tell()
 
     def flow_ended(self, switch: str, key: FlowKey) -> None:
         """The switch removed an entry by itself, at the end of its lease."""
@@ -185,9 +204,6 @@ class Installer:
 
     def mirror(self, switch: str) -> Mapping[EntryKey, Entry]:
         return self._mirror.get(switch, {})
-
-    def _settled(self, changed: Keys) -> bool:
-        return not self.pending(changed)
 
     def _lock(self, switch: str) -> asyncio.Lock:
         return self._locks.setdefault(switch, asyncio.Lock())

@@ -14,8 +14,9 @@ import structlog
 
 from retinue import moves
 from retinue.controller.context import Context
+from retinue.flows.compiler import Keys
 from retinue.flows.plan import near_server
-from retinue.model import IP, VM, Mac, ModelError
+from retinue.model import IP, VM, Mac, ModelError, Role
 from retinue.model.network import NOTHING, Touched
 from retinue.moves import Move, MoveState
 
@@ -40,6 +41,11 @@ class Mover:
         """Moves whose hypervisor says the target is open, while its port is not yet reported."""
         self._packet_ins_before: dict[str, int] = {}
         self._steered: dict[str, asyncio.Event] = {}
+        self._awaited: dict[str, Keys] = {}
+        """By move: the entries it changed, by switch."""
+        self._confirming: dict[tuple[str, moves.Booked], asyncio.Task[None]] = {}
+        self._taken_up: set[str] = set()
+        """Moves that were under way when the controller started."""
         self._resumed_here: dict[str, float] = {}
         """When the word of RESUME came in, by our own clock."""
 
@@ -93,6 +99,8 @@ class Mover:
         """target_open, copying, stopped, resumed, source_gone, failed, rolled_back."""
         if id not in self.moves:
             raise MoveError(f"there is no move {id}; `retinue move list` shows those there are")
+        if event in ("stopped", "resumed") and at <= 0:
+            raise MoveError(f"{event} needs its time: at, in seconds since the epoch")
         match event:
             case "target_open":
                 self._open.add(id)
@@ -124,6 +132,7 @@ class Mover:
 
     def take_up(self, id: str, event: moves.Event) -> Move:
         """Step a move that was under way when the controller ended. Raises MoveError."""
+        self._taken_up.add(id)
         self._packet_ins_before[id] = self._packet_ins()
         if self.moves[id].state is MoveState.ROLLING_BACK:
             for effect in (moves.CloseTarget(), moves.UndoAtHypervisor()):
@@ -180,6 +189,10 @@ class Mover:
         if move.state.ended:
             self._open.discard(move.id)
             self._steered.pop(move.id, None)
+            self._awaited.pop(move.id, None)
+            self._taken_up.discard(move.id)
+            for key in [key for key in self._confirming if key[0] == move.id]:
+                del self._confirming[key]
 
     def _carry_out(self, move: Move, effect: moves.Effect) -> None:
         publish = self._context.events.publish
@@ -212,11 +225,28 @@ class Mover:
             except ModelError as error:
                 log.error("the VM cannot be booked as its move wants it", move=move.id, error=str(error))
             self._context.store.put(net.vms[move.vm])
-        self._context.spawn(self._confirm(move.id, change, touched, near), f"{move.id}: {change}")
+        running = self._confirming.get((move.id, change))
+        if running is None or running.done():
+            work = self._confirm(move.id, change, touched, near)
+            self._confirming[move.id, change] = self._context.spawn(work, f"{move.id}: {change}")
 
     async def _confirm(self, id: str, change: moves.Booked, touched: Touched, near: Collection[str]) -> None:
+        """Install, wait for the switches, and step on.
+
+        What is waited for is everything this move has changed so far: a step asked for again has nothing new
+        to send, and is not confirmed by that. After a restart what was sent before is not known, so the
+        switches the move concerns must all have been read. Only an undo does not wait for a switch that is
+        away: its server may be why the move failed.
+        """
+        installer = self._context.installer
         began = self._context.clock()
-        report = await self._context.install_confirmed(touched, near)
+        report = await self._context.install(touched, near)
+        awaited = self._awaited.setdefault(id, {})
+        for switch, keys in report.changed.items():
+            awaited[switch] = awaited.get(switch, frozenset()) | keys
+        undo = change is moves.Booked.TARGET_CLOSED
+        unread = self._concerned(id) if id in self._taken_up and not undo else ()
+        await installer.settled(awaited, attached=unread, present=undo)
         now = self._context.clock()
         figures = self.figures.setdefault(id, {})
         figures["flow_mods"] = figures.get("flow_mods", 0) + report.flow_mods
@@ -231,6 +261,12 @@ class Mover:
             figures["control_ms"] = (now - self._resumed_here.pop(id, now)) * 1000
             figures["bindings_after"] = self._context.net.bindings([done.vm])
             figures["packet_ins"] = self._packet_ins() - self._packet_ins_before.pop(id, 0)
+
+    def _concerned(self, id: str) -> set[str]:
+        """Switches with entries of this move's VM: edges and leaves of both servers, and the spines."""
+        net, move = self._context.net, self.moves[id]
+        spines = {spine.id for spine in net.with_role(Role.SPINE)}
+        return spines.union(*(near_server(net, s) for s in (move.source, move.target) if s in net.servers))
 
     def _packet_ins(self) -> int:
         return sum(n for name, n in self._context.counters.items() if name.startswith("packet-ins"))

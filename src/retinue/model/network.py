@@ -113,6 +113,18 @@ class Network:
             self._server_of_edge[server.edge] = server.id
         return self._server_and_vms(server.id)
 
+    def remove_server(self, server: str) -> Touched:
+        """Forget a server that runs no VMs. Removing what is not there is no error."""
+        if self._vms_on.get(server):
+            raise ModelError(f"server {server} runs VMs: {', '.join(sorted(self._vms_on[server]))}")
+        old = self.servers.pop(server, None)
+        if old is None:
+            return NOTHING
+        self._server_of_mac.pop(old.mac, None)
+        self._server_of_edge.pop(old.edge, None)
+        self.detected.pop(server, None)
+        return frozenset({Owner("server", server)})
+
     # ---- what switches tell ----
 
     def set_ports(self, switch: str, numbers: Mapping[str, int]) -> Touched:
