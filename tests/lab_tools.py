@@ -1,0 +1,427 @@
+"""A running laboratory as a test sees it: its REST interface and events, its guests, programs on its nodes.
+
+A test runs on the host, the lab's networks are inside its sandbox. A doorman, a small program in the sandbox,
+makes sockets there and hands them out, so that the test's own code can speak to anything inside.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from lab_watch import Capture, Lines
+from retinue.lab import sandbox
+from retinue.lab.commands import popen_in
+from retinue.lab.measure import Record, Traffic
+from retinue.lab.sandbox import LabHandle
+from retinue.lab.topology import CONTROLLER, DHCP, OPENFLOW_PORT, SANDBOX, Topology
+from retinue.lab.traffic_process import TrafficProcess
+
+Json = dict[str, Any]
+Picks = Callable[[Json], bool]
+"""Says of an event whether it is a wanted one."""
+PATIENCE = 20.0
+"""Longest wait, in seconds, for something that takes well under a second on an idle machine."""
+BOOT_PATIENCE = 60.0
+
+_DOORMAN = """
+import array, socket, sys
+door = socket.socket(fileno=int(sys.argv[1]))
+while door.recv(16):
+    with socket.socket() as made:
+        door.sendmsg([b"here"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [made.fileno()]))])
+"""
+
+_ASK_KEA = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as wire:
+    wire.connect("/run/retinue/dhcp/kea.sock")
+    wire.sendall(sys.stdin.buffer.read())
+    wire.shutdown(socket.SHUT_WR)
+    sys.stdout.write(wire.makefile().read())
+"""
+
+
+class Doorman:
+    """Makes TCP sockets that belong to the sandbox's network, until `close`."""
+
+    def __init__(self, lab: LabHandle) -> None:
+        self._door, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        argv = [sys.executable, "-I", "-S", "-c", _DOORMAN, str(inside.fileno())]
+        with inside:
+            self._process = lab.popen(SANDBOX, argv, pass_fds=[inside.fileno()])
+
+    def socket(self) -> socket.socket:
+        self._door.send(b"tcp")
+        _, descriptors, _, _ = socket.recv_fds(self._door, 16, 1)
+        return socket.socket(fileno=descriptors[0])
+
+    def close(self) -> None:
+        self._door.close()
+        self._process.wait(PATIENCE)
+
+
+class Events:
+    """The controller's event stream since it was opened (see `Bench.events`). What came is in `seen`."""
+
+    def __init__(self, reply: aiohttp.ClientResponse) -> None:
+        self.seen: list[Json] = []
+        self._reply = reply
+        self._arrived = asyncio.Condition()
+        self._reader = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        with contextlib.suppress(aiohttp.ClientError):
+            async for line in self._reply.content:
+                if line.startswith(b"data: "):
+                    async with self._arrived:
+                        self.seen.append(json.loads(line[6:]))
+                        self._arrived.notify_all()
+
+    async def until(
+        self,
+        kind: str,
+        where: Picks = lambda event: True,
+        *,
+        after: Json | None = None,
+        timeout: float = PATIENCE,
+    ) -> Json:
+        """The first event of that type that fits, among those seen and those to come; `after` another one."""
+
+        def found() -> Json | None:
+            later = 0 if after is None else self.seen.index(after) + 1
+            return next((e for e in self.seen[later:] if e["type"] == kind and where(e)), None)
+
+        try:
+            async with asyncio.timeout(timeout), self._arrived:
+                await self._arrived.wait_for(found)
+        except TimeoutError:
+            raise AssertionError(
+                f"no such {kind} in {timeout:g} s, but: {[e['type'] for e in self.seen]}"
+            ) from None
+        event = found()
+        assert event is not None
+        return event
+
+    def of(self, kind: str) -> list[Json]:
+        """Those of a type that have come."""
+        return [event for event in self.seen if event["type"] == kind]
+
+    async def close(self) -> None:
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+        self._reply.close()
+
+
+class Echoes:
+    """Echo traffic under way (see `Bench.traffic`)."""
+
+    def __init__(self, process: TrafficProcess) -> None:
+        self._process = process
+        self._ended: tuple[Traffic, Record] | None = None
+
+    async def flowing(self) -> None:
+        await self._process.flowing()
+
+    async def end(self) -> tuple[Traffic, Record]:
+        """End it; its figures, and every time stamp."""
+        if self._ended is None:
+            self._ended = await self._process.finish(early=True)
+        return self._ended
+
+
+class RefusedError(Exception):
+    """The controller answered with an error; `status` and its own sentence."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"{status}: {reason}")
+        self.status, self.reason = status, reason
+
+
+class Bench:
+    """One lab, for one test: everything asynchronous here belongs to the test's own event loop."""
+
+    def __init__(self, lab: LabHandle, doorman: Doorman) -> None:
+        self.lab = lab
+        self.topology: Topology = lab.topology
+        self.doorman = doorman
+        connector = aiohttp.TCPConnector(socket_factory=lambda _: doorman.socket(), force_close=True)
+        self._http = aiohttp.ClientSession(lab.topology.controller_url, connector=connector)
+
+    async def aclose(self) -> None:
+        await self._http.close()
+
+    # ---- the controller ----
+
+    async def request(self, method: str, path: str, body: Any = None, **query: str) -> Json:
+        """Raises RefusedError for an answer that is an error."""
+        async with self._http.request(method, f"/v1/{path}", json=body, params=query) as reply:
+            answer: Json = await reply.json()
+            if reply.status >= 400:
+                raise RefusedError(reply.status, answer["error"])
+            return answer
+
+    async def get(self, path: str, **query: str) -> Json:
+        return await self.request("GET", path, **query)
+
+    async def post(self, path: str, body: Any = None) -> Json:
+        return await self.request("POST", path, body)
+
+    async def vm(self, id: str) -> Json:
+        return await self.get(f"vms/{id}")
+
+    async def address(self, vm: str) -> str:
+        """The one IP address a VM holds."""
+        (address,) = (await self.vm(vm))["holds"]
+        return str(address)
+
+    async def bindings(self, vm: str | None = None) -> list[Json]:
+        query = {} if vm is None else {"vm": vm}
+        return list((await self.get("bindings", **query))["bindings"])
+
+    async def server(self, id: str) -> Json:
+        return next(row for row in (await self.get("servers"))["servers"] if row["id"] == id)
+
+    async def switch(self, id: str) -> Json:
+        return next(row for row in (await self.get("switches"))["switches"] if row["id"] == id)
+
+    @contextlib.asynccontextmanager
+    async def events(self, since: int | None = None) -> AsyncIterator[Events]:
+        """The events from now on, or those after the one with that id."""
+        last = (await self.get("status"))["last_event"] if since is None else since
+        forever = aiohttp.ClientTimeout(total=None)
+        reply = await self._http.get("/v1/events", params={"since": str(last)}, timeout=forever)
+        stream = Events(reply)
+        try:
+            yield stream
+        finally:
+            await stream.close()
+
+    async def move(self, vm: str, **wanted: str) -> Json:
+        """Start a move and return it when it has ended as `done`."""
+        async with self.events() as events:
+            id = (await self.post("moves", {"vm": vm, **wanted}))["id"]
+            ended = await events.until(
+                "move.step", lambda e: e["move"]["id"] == id and e["move"]["state"] in ("done", "undone")
+            )
+        assert ended["move"]["state"] == "done", ended["move"]["reason"]
+        return await self.get(f"moves/{id}")
+
+    # ---- guests ----
+
+    async def guest(self, vm: str, command: str, *, check: bool = True, timeout: float = 20.0) -> str:
+        """Run shell text as root in a guest; what it printed. With `check` it must end well."""
+        answer = await self._driver(do="guest", vm=vm, command=command, timeout=timeout)
+        assert "error" not in answer, answer
+        assert not check or answer["code"] == 0, f"{vm}: {command}: {answer}"
+        return str(answer["output"])
+
+    async def send(self, vm: str, *frames: str, times: int = 1) -> None:
+        """Let a guest send frames, given in hexadecimal, as they are."""
+        await self.guest(vm, f"sendraw -c {times} {' '.join(frames)}")
+
+    async def ping(self, vm: str, to: str) -> bool:
+        """True when one echo comes back."""
+        said = await self.guest(vm, f"ping -c 1 -W 5 {to}", check=False)
+        return " 1 packets received" in said
+
+    async def machines(self, vm: str) -> list[str]:
+        """The servers on which this VM has a QEMU, by the VM driver."""
+        rows = (await self._driver(do="vms"))["vms"]
+        places: Json = next((row["places"] for row in rows if row["id"] == vm), {})
+        return [server for server, place in places.items() if place["machine"]]
+
+    async def _driver(self, **request: Any) -> Json:
+        path = self.lab.directory / "vmdriver.sock"
+        reader, writer = await asyncio.open_unix_connection(path, limit=16 << 20)
+        try:
+            writer.write(json.dumps(request).encode() + b"\n")
+            answer: Json = json.loads(await reader.readline())
+            return answer
+        finally:
+            writer.close()
+
+    # ---- programs on nodes ----
+
+    async def run(self, node: str, *argv: str, text: str = "") -> str:
+        """What a program printed; it must end well."""
+        process = await popen_in(self.lab)(node, argv)
+        out, err = await process.communicate(text.encode())
+        assert process.returncode == 0, f"{argv} on {node}: {err.decode()}"
+        return out.decode()
+
+    async def cli(self, *argv: str) -> str:
+        """What `retinue ...` prints, for this lab."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "retinue.cli.main", *argv),
+            env=cli_environment(self.lab),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+        assert process.returncode == 0, f"retinue {' '.join(argv)}: {err.decode()}"
+        return out.decode()
+
+    def _bridge(self, switch: str) -> tuple[str, str]:
+        """The node of a switch and its name there."""
+        found = next(s for s in self.topology.switches if s.id == switch)
+        return found.node, found.bridge
+
+    async def flows(self, switch: str, *having: str) -> list[str]:
+        """The entries a real switch holds, as ovs-ofctl writes them, that have all these texts."""
+        node, bridge = self._bridge(switch)
+        said = await self.run(node, "ovs-ofctl", "-O", "OpenFlow14", "dump-flows", bridge)
+        lines = [line.strip() for line in said.splitlines() if "table=" in line]
+        return [line for line in lines if all(text in line for text in having)]
+
+    @contextlib.asynccontextmanager
+    async def flow_changes(self, switch: str) -> AsyncIterator[Lines]:
+        """What changes in a real switch's tables, as `ovs-ofctl monitor` writes it."""
+        node, bridge = self._bridge(switch)
+        # What stands is written to standard output, what changes to standard error.
+        monitor = f"exec stdbuf -oL ovs-ofctl -O OpenFlow14 monitor {bridge} watch: 2>&1"
+        async with self.lines(node, "sh", "-c", monitor) as lines:
+            await lines.until("event=INITIAL")
+            yield lines
+
+    @contextlib.asynccontextmanager
+    async def lines(self, node: str, *argv: str) -> AsyncIterator[Lines]:
+        watch = Lines(await popen_in(self.lab)(node, argv))
+        try:
+            yield watch
+        finally:
+            await watch.close()
+
+    @contextlib.asynccontextmanager
+    async def capture(self, node: str, interface: str, direction: str = "both") -> AsyncIterator[Capture]:
+        """Frames at an interface: "in" those it takes in, "out" those it gives out (as a tap to its VM)."""
+        watch = await Capture.start(popen_in(self.lab), node, interface, direction)
+        try:
+            yield watch
+        finally:
+            await watch.close()
+
+    @contextlib.asynccontextmanager
+    async def traffic(self, to: str, *, node: str = "client", pps: int = 200) -> AsyncIterator[Echoes]:
+        """Echo traffic from a node to a guest inside the context, flowing when that is entered."""
+        echoes = Echoes(
+            await TrafficProcess.start(popen_in(self.lab), node, to, pps=pps, seconds=120, tcp_rate=0)
+        )
+        try:
+            await echoes.flowing()
+            yield echoes
+        finally:
+            await echoes.end()
+
+    async def kea(self, command: str, arguments: Json | None = None) -> Json:
+        """A command to the DHCP server's control socket; its arguments' part of the answer."""
+        body = {"command": command} | ({} if arguments is None else {"arguments": arguments})
+        said = await self.run(DHCP, sys.executable, "-I", "-S", "-c", _ASK_KEA, text=json.dumps(body))
+        answer: Json = json.loads(said)
+        assert answer["result"] == 0, answer
+        return dict(answer.get("arguments", {}))
+
+    # ---- daemons ----
+
+    def kill(self, daemon: str, number: int = signal.SIGKILL) -> None:
+        found = next(d for d in self.lab.status().daemons if d.name == daemon and d.running)
+        self.lab.kill(found.pid, number)
+        if number == signal.SIGKILL:
+            self.lab.request(do="wait", pid=found.pid)
+
+    async def restart_controller(self) -> dict[str, int]:
+        """Start it again and wait for all switches (Open vSwitch 3.1 may pause 8 s between its attempts).
+
+        Returns how many flow entries each switch was sent.
+        """
+        self.lab.start_controller()
+        async with self.events(since=0) as events:
+            return {switch.id: await self.connected(events, switch.id) for switch in self.topology.switches}
+
+    async def connected(self, events: Events, switch: str) -> int:
+        """Wait for the event that a switch has connected; how many flow entries it was sent."""
+        event = await events.until("switch.connected", lambda e: bool(e["switch"] == switch))
+        return int(event["flow_mods"])
+
+    async def dial(self, port: int = OPENFLOW_PORT) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A TCP connection to a port of the controller."""
+        wire = self.doorman.socket()
+        wire.setblocking(False)
+        address = str(self.topology.management_addresses[CONTROLLER].ip)
+        await asyncio.get_running_loop().sock_connect(wire, (address, port))
+        return await asyncio.open_connection(sock=wire)
+
+
+# ---- for fixtures ----
+
+
+@contextlib.contextmanager
+def lab_of(folder: Path, network: Topology | None = None, name: str = "rows") -> Iterator[LabHandle]:
+    """A lab with its directory below `folder`, which stands inside the context."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETINUE_LAB_DIR", str(folder))
+        handle = sandbox.up(name, network, start_driver=True, tie_to_parent=True)
+        try:
+            yield handle
+        finally:
+            handle.down()
+
+
+def boot(lab: LabHandle, vms: Sequence[Json]) -> None:
+    """Book VMs and return when each runs and holds its address."""
+    asyncio.run(_boot(lab, vms))
+
+
+async def _boot(lab: LabHandle, vms: Sequence[Json]) -> None:
+    with contextlib.closing(Doorman(lab)) as doorman:
+        async with contextlib.aclosing(Bench(lab, doorman)) as bench, bench.events() as events:
+            await bench.post("vms", vms)
+            for vm in vms:
+                await running(bench, events, vm["id"])
+
+
+async def running(bench: Bench, events: Events, vm: str) -> None:
+    """Return when the guest of a VM that has been booked holds its address and answers echoes."""
+    await events.until("vm.started", lambda e: e["vm"]["id"] == vm, timeout=BOOT_PATIENCE)
+    if not (await bench.vm(vm))["addresses"]:
+        await events.until("binding.added", lambda e: e["bindings"][0]["vm"] == vm, timeout=BOOT_PATIENCE)
+    # The guest is a little behind: it has yet to read the ACK, and to start the responder.
+    ready = "until ip -4 address show dev eth0 | grep -q inet && pidof responder; do usleep 20000; done"
+    await bench.guest(vm, ready, timeout=BOOT_PATIENCE)
+
+
+# ---- values ----
+
+
+def cli_environment(lab: LabHandle) -> dict[str, str]:
+    """In which `retinue` finds this lab."""
+    kept = {key: text for key, text in os.environ.items() if not key.startswith("RETINUE_")}
+    return {**kept, "RETINUE_LAB_DIR": str(lab.directory.parent), "RETINUE_LAB": lab.name}
+
+
+def mac_of(vm: str) -> str:
+    """The MAC address the tests give a VM: "vm2" has 52:54:00:00:00:02."""
+    return f"52:54:00:00:00:{int(vm.removeprefix('vm')):02x}"
+
+
+def at(vm: str, server: str, *addresses: str) -> Json:
+    """A VM as the manager books it."""
+    return {"id": vm, "mac": mac_of(vm), "server": server, "addresses": list(addresses)}
+
+
+async def eventually(what: Callable[[], Coroutine[Any, Any, bool]], timeout: float = PATIENCE) -> None:
+    """Ask again until it is so; for what no event tells of."""
+    end = time.monotonic() + timeout
+    while not await what():
+        assert time.monotonic() < end, f"not within {timeout:g} s"
+        await asyncio.sleep(0.05)
