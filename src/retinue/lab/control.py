@@ -57,12 +57,12 @@ async def _make_plain(topology: Topology, bridge: Bridge) -> None:
         ["ovs-ofctl", *PROTOCOL, "add-flows", name, "-"],
         node=bridge.node,
         env=env,
-        text="\n".join(_plain_flows(topology, bridge)) + "\n",
+        text="\n".join(plain_flows(topology, bridge)) + "\n",
     )
     await run(["ovs-appctl", "fdb/flush", name], node=bridge.node, env=env)
 
 
-def _plain_flows(topology: Topology, bridge: Bridge) -> list[str]:
+def plain_flows(topology: Topology, bridge: Bridge) -> list[str]:
     """Without flows a switch drops: so do all spines but the first, that nothing goes round in circles."""
     match bridge.role:
         case "spine" if bridge.id != topology.spine[0].id:

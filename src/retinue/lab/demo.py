@@ -26,6 +26,7 @@ from retinue.lab.topology import SANDBOX
 
 Say = Callable[[str], None]
 
+INSIDE = "retinue.lab.demo_inside"
 KEPT_NAME = "demo"
 LAST_LINES = 15
 """Of the log, shown when the work inside fails without saying why."""
@@ -113,7 +114,7 @@ def _carry_out(lab: LabHandle, say: Say) -> Report:
         sys.executable,
         "-P",
         "-m",
-        "retinue.lab.demo_inside",
+        INSIDE,
         str(lab.directory),
     ]
     with (

@@ -163,7 +163,11 @@ def _unmet_beside_moves(report: Report) -> Iterator[str]:
 def table(report: Report, *, colour: bool = False, width: int = 100) -> str:
     """The result, for somebody who has read nothing else."""
     console = Console(
-        file=io.StringIO(), force_terminal=colour, width=width, highlight=False, color_system="standard"
+        file=io.StringIO(),
+        width=width,
+        highlight=False,
+        force_terminal=colour,
+        color_system="standard" if colour else None,
     )
     pps = report.control.traffic.pps
     console.print(
