@@ -49,11 +49,10 @@ def run(output: Path | None, keep: bool, say: Say) -> int:
             name, start_driver=True, progress=lambda text: say(f"  {text}"), tie_to_parent=not keep
         )
         report = _carry_out(lab, say)
-    say(demo_report.table(report, colour=sys.stdout.isatty(), width=_width()))
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_bytes(demo_report.encode(report))
-        say(f"All figures: {output}")
+        say(demo_report.table(report, colour=sys.stdout.isatty(), width=_width()))
+        if output is not None:
+            output.write_bytes(demo_report.encode(report))
+            say(f"All figures: {output}")
     return 1 if demo_report.unmet(report) else 0
 
 
@@ -79,7 +78,7 @@ def _ending(name: str, keep: bool, say: Say) -> Iterator[None]:
         finally:
             with _handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.SIG_IGN)):
                 if keep:
-                    say(f"Lab {name} stays up; `retinue lab down --name {name}` ends it")
+                    say(f"Lab {name} stays up, as it is now; `retinue lab down --name {name}` ends it")
                 else:
                     with contextlib.suppress(LabError):  # It did not come to be, or is gone.
                         sandbox.down(name)

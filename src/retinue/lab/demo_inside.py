@@ -123,15 +123,21 @@ class Demonstration:
 
     # ---- the moves ----
 
-    def silent_ports(self) -> list[Port]:
-        """Where nothing may arrive, while the VM moves, but frames for the machine that is there."""
+    def silent_ports(self, *, plain: bool = False) -> list[Port]:
+        """Where nothing may arrive, while the VM moves, but frames for the machine that is there.
+
+        On `plain` switches frames for a VM have the VM's own MAC as far as its server, and the router has the
+        gateway's.
+        """
         parts = self.topology
-        found = [Port(s.id, UPLINK, frozenset({s.mac})) for s in parts.server]
-        for node, part in ((DHCP, parts.dhcp), (ROUTER, parts.router)):
-            if part is not None:
-                found.append(Port(node, "eth0", frozenset({part.mac})))
-        tap = Port(STARTS[FORGER], tap_name(FORGER), frozenset({MACS[FORGER]}), "out")
-        return [*found, tap]
+        at_server = frozenset(MACS.values() if plain else ())
+        at_router = frozenset({parts.gateway_mac} if plain else ())
+        found = [Port(s.id, UPLINK, at_server | {s.mac}) for s in parts.server]
+        if parts.dhcp is not None:
+            found.append(Port(DHCP, "eth0", frozenset({parts.dhcp.mac})))
+        if parts.router is not None:
+            found.append(Port(ROUTER, "eth0", at_router | {parts.router.mac}))
+        return [*found, Port(STARTS[FORGER], tap_name(FORGER), frozenset({MACS[FORGER]}), "out")]
 
     async def traffic(self) -> TrafficProcess:
         """Started, flowing, and calm for a while."""
@@ -225,7 +231,7 @@ class Demonstration:
         places = {**STARTS, VM: source}
         bound = {vm: Bound(places[vm], vm, MACS[vm], self.addresses[vm]) for vm in STARTS}
         await control.make_plain(self.lab, bound.values())
-        watch = SilentPorts(popen, self.silent_ports())
+        watch = SilentPorts(popen, self.silent_ports(plain=True))
         await watch.start()
         run = await self.traffic()
         say(f"{VM} answers there too; moving it from {source} to {target} under the same traffic")
