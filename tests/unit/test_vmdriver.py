@@ -380,6 +380,35 @@ async def test_a_rollback_just_after_the_vm_has_moved_ends_the_target_before_the
     assert bench.keeper.vms["web"].runs_at == "server1"
 
 
+async def test_a_move_without_the_controller_is_told_to_nobody(bench: Bench) -> None:
+    await bench.running()
+    bench.world.take()
+    kept = bench.keeper.vms["web"]
+    moved = await bench.keeper.migrate(kept, "server2")
+    assert (moved.stopped_at, moved.resumed_at) == (100.0, 100.5)
+    assert kept.runs_at == "server2"
+    assert bench.world.take() == [
+        "server2: plug web 52:54:00:00:00:01",
+        "server2: open web",
+        "server1: migrate to server2",
+        "server2: runs",
+        "server1: quit",
+        "server1: unplug web",
+    ]
+    with pytest.raises(HypervisorError, match="server2 already"):
+        await bench.keeper.migrate(kept, "server2")
+
+
+async def test_a_move_without_the_controller_that_fails_leaves_the_vm_where_it_was(bench: Bench) -> None:
+    await bench.running()
+    bench.servers["server1"].script = "fails"
+    kept = bench.keeper.vms["web"]
+    with pytest.raises(HypervisorError, match="take the VM in"):
+        await bench.keeper.migrate(kept, "server2")
+    assert kept.runs_at == "server1"
+    assert list(kept.places) == ["server1"]
+
+
 async def test_a_source_that_still_runs_the_vm_is_not_freed(bench: Bench) -> None:
     await bench.prepared()
     assert await bench.after(Happening("move.cleanup", move=MOVE)) == []
