@@ -303,7 +303,7 @@ class Bench:
             await watch.close()
 
     @contextlib.asynccontextmanager
-    async def capture(self, node: str, interface: str, direction: str = "both") -> AsyncIterator[Capture]:
+    async def capture(self, node: str, interface: str, direction: str = "inout") -> AsyncIterator[Capture]:
         """Frames at an interface: "in" those it takes in, "out" those it gives out (as a tap to its VM)."""
         watch = await Capture.start(popen_in(self.lab), node, interface, direction)
         try:
@@ -322,6 +322,12 @@ class Bench:
             yield echoes
         finally:
             await echoes.end()
+
+    @contextlib.asynccontextmanager
+    async def captures(self, *places: tuple[str, str, str]) -> AsyncIterator[list[Capture]]:
+        """Several at once: (node, interface, direction)."""
+        async with contextlib.AsyncExitStack() as open:
+            yield [await open.enter_async_context(self.capture(*place)) for place in places]
 
     async def kea(self, command: str, arguments: Json | None = None) -> Json:
         """A command to the DHCP server's control socket; its arguments' part of the answer."""

@@ -12,6 +12,8 @@ from typing import Any
 
 from scapy.layers.l2 import Ether
 
+from retinue.lab import sniff
+from retinue.lab.capture import FILE_HEADER
 from retinue.lab.commands import Popen
 
 PATIENCE = 20.0
@@ -48,84 +50,37 @@ class Frame:
 Wanted = Callable[[Frame], bool]
 
 
-_SNIFF = """
-import signal, socket, struct, sys
-interface, direction = sys.argv[1:]
-wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 20)
-wire.setsockopt(socket.SOL_SOCKET, 35, 1)  # SO_TIMESTAMPNS
-wire.setsockopt(263, 8, 1)  # SOL_PACKET, PACKET_AUXDATA: the VLAN tag, which the kernel takes out
-wire.bind((interface, 3))  # ETH_P_ALL
-out = sys.stdout.buffer
-def tell(at, frame):
-    out.write(struct.pack("=dI", at, len(frame)) + frame)
-    out.flush()
-def take(flags=0):
-    frame, told, _, sender = wire.recvmsg(65535, 256, flags)
-    for _, kind, value in told:
-        if kind == 35:
-            seconds, nanoseconds = struct.unpack("qq", value)
-        elif kind == 8 and value[0] & 0x10:
-            frame = frame[:12] + struct.pack("!HH", *struct.unpack("HH", value[16:20])[::-1]) + frame[12:]
-    if direction in ("both", "out" if sender[2] == socket.PACKET_OUTGOING else "in"):
-        tell(seconds + nanoseconds / 1e9, frame)
-def end(*_):
-    raise KeyboardInterrupt
-signal.signal(signal.SIGTERM, end)
-tell(0, b"")
-try:
-    while True:
-        take()
-except KeyboardInterrupt:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        while True:
-            take(socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        pass
-    lost = struct.unpack("II", wire.getsockopt(263, 6, 8))[1]  # SOL_PACKET, PACKET_STATISTICS
-    tell(float(lost), b"")
-"""
-
-
 class Capture:
     """Frames at an interface from `start` to `close`, in order, in `frames`."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.frames: list[Frame] = []
         self._process = process
-        self._lost = 0
         self._arrived = asyncio.Condition()
-        self._reader: asyncio.Task[None] | None = None
+        self._reader = asyncio.create_task(self._read())
 
     @classmethod
     async def start(cls, popen: Popen, node: str, interface: str, direction: str) -> "Capture":
-        """Returns when it watches. `direction` is as the interface sees it: "in", "out" or "both"."""
-        made = cls(await popen(node, [sys.executable, "-I", "-S", "-c", _SNIFF, interface, direction]))
+        """Returns when it watches. `direction` is as the interface sees it: "in", "out" or "inout"."""
+        argv = [sys.executable, "-I", "-S", sniff.__file__, interface, direction, "65535"]
+        process = await popen(node, argv)
+        assert process.stderr is not None
         async with asyncio.timeout(START_LIMIT):
-            if await made._record() is None:
-                assert made._process.stderr is not None
-                raise AssertionError(f"{node}:{interface}: {(await made._process.stderr.read()).decode()}")
-        made._reader = asyncio.create_task(made._read())
-        return made
-
-    async def _record(self) -> Frame | None:
-        """What the watching program wrote next; nothing when it has ended."""
-        assert self._process.stdout is not None
-        try:
-            at, length = struct.unpack("=dI", await self._process.stdout.readexactly(12))
-            return Frame(at, await self._process.stdout.readexactly(length))
-        except asyncio.IncompleteReadError:
-            return None
+            said = (await process.stderr.readline()).decode()
+        assert said.startswith("listening on"), f"{node}: {said}"
+        return cls(process)
 
     async def _read(self) -> None:
-        while (frame := await self._record()) is not None:
-            if not frame.data:
-                self._lost = int(frame.at)
-                continue
-            async with self._arrived:
-                self.frames.append(frame)
-                self._arrived.notify_all()
+        stream = self._process.stdout
+        assert stream is not None
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            await stream.readexactly(FILE_HEADER)
+            while True:
+                seconds, micros, length, _ = struct.unpack("=IIII", await stream.readexactly(16))
+                frame = Frame(seconds + micros / 1e6, await stream.readexactly(length))
+                async with self._arrived:
+                    self.frames.append(frame)
+                    self._arrived.notify_all()
 
     def those(self, wanted: Wanted) -> list[Frame]:
         return [frame for frame in self.frames if wanted(frame)]
@@ -144,10 +99,11 @@ class Capture:
         """End the watching; every frame that had passed by now is then in `frames`."""
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
-        assert self._reader is not None
         await self._reader
         await self._process.wait()
-        assert not self._lost, f"{self._lost} frames passed faster than they could be read"
+        assert self._process.stderr is not None
+        lost = (await self._process.stderr.read()).decode()
+        assert not lost, lost
 
 
 class Lines:

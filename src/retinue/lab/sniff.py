@@ -20,7 +20,9 @@ from collections.abc import Sequence
 
 BUFFER_BYTES = 16 << 20
 SO_ATTACH_FILTER, SO_RCVBUFFORCE = 26, 33
-SOL_PACKET, PACKET_ADD_MEMBERSHIP, PACKET_STATISTICS, PACKET_MR_PROMISC = 263, 1, 6, 1
+SO_TIMESTAMPNS = 35
+SOL_PACKET, PACKET_ADD_MEMBERSHIP, PACKET_STATISTICS, PACKET_AUXDATA, PACKET_MR_PROMISC = 263, 1, 6, 8, 1
+TP_STATUS_VLAN_VALID = 0x10
 ETH_P_ALL, PACKET_OUTGOING = 3, 4
 LOAD_WORD, LOAD_HALF, LOAD_BYTE, JUMP_EQUAL, RETURN = 0x20, 0x28, 0x30, 0x15, 0x06
 KIND_OF_PACKET = 0xFFFFF004
@@ -65,6 +67,8 @@ def listen(interface: str, program: Sequence[Instruction]) -> socket.socket:
         wire.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
     except PermissionError:
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+    wire.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+    wire.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
     promiscuous = struct.pack("@iHH8s", socket.if_nametoindex(interface), PACKET_MR_PROMISC, 0, b"")
     wire.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, promiscuous)
     wire.bind((interface, ETH_P_ALL))
@@ -102,13 +106,25 @@ def copy(wire: socket.socket, snap: int) -> None:
     """Write all frames that have arrived."""
     with contextlib.suppress(BlockingIOError):
         while True:
-            frame = wire.recv(1 << 16)
-            now = time.time_ns() // 1000
-            header = struct.pack(
-                "=IIII", now // 1_000_000, now % 1_000_000, min(len(frame), snap), len(frame)
-            )
+            at, frame = take(wire)
+            header = struct.pack("=IIII", at // 1_000_000, at % 1_000_000, min(len(frame), snap), len(frame))
             sys.stdout.buffer.write(header + frame[:snap])
     sys.stdout.buffer.flush()
+
+
+def take(wire: socket.socket) -> tuple[int, bytes]:
+    """The next frame as it was on the wire, and when the kernel saw it, in microseconds since the epoch."""
+    frame, told, _, _ = wire.recvmsg(1 << 16, 256)
+    at = time.time_ns()
+    for level, kind, value in told:
+        if (level, kind) == (socket.SOL_SOCKET, SO_TIMESTAMPNS):
+            seconds, nanoseconds = struct.unpack("@qq", value)
+            at = seconds * 1_000_000_000 + nanoseconds
+        elif (level, kind) == (SOL_PACKET, PACKET_AUXDATA):
+            status, _, _, _, _, tag, protocol = struct.unpack("@IIIHHHH", value)
+            if status & TP_STATUS_VLAN_VALID:  # The kernel takes the VLAN tag out of the frame.
+                frame = frame[:12] + struct.pack("!HH", protocol, tag) + frame[12:]
+    return at // 1000, frame
 
 
 if __name__ == "__main__":
