@@ -24,6 +24,8 @@ log = structlog.get_logger()
 
 STEERING_LIMIT = 0.5
 """Seconds a stopped VM is kept waiting for the switches: past that, running late is worse than running."""
+CACHE_LAG = 0.005
+"""Seconds by which the flow cache of Open vSwitch may follow its tables, and with them the barrier's reply."""
 
 
 class MoveError(Exception):
@@ -127,6 +129,7 @@ class Mover:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit):
                 await self._steered.setdefault(id, asyncio.Event()).wait()
+                await asyncio.sleep(CACHE_LAG)
 
     # ---- what else drives a move ----
 
