@@ -25,7 +25,7 @@ log = structlog.get_logger()
 STEERING_LIMIT = 0.5
 """Seconds a stopped VM is kept waiting for the switches: past that, running late is worse than running."""
 CACHE_LAG = 0.005
-"""Seconds by which the flow cache of Open vSwitch may follow its tables, and with them the barrier's reply."""
+"""Seconds by which Open vSwitch's flow cache may follow its tables, and with them the barrier's reply."""
 
 
 class MoveError(Exception):
