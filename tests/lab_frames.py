@@ -3,7 +3,7 @@
 from typing import Any
 
 from scapy.layers.dhcp import BOOTP, DHCP
-from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
@@ -75,4 +75,4 @@ def carries(ether: Any, text: str) -> bool:
     return bool(ether.haslayer(Raw)) and text.encode() in bytes(ether[Raw])
 
 
-__all__ = ["ARP", "BROADCAST", "DHCP", "ICMP", "IP", "UDP", "Ether", "Raw", "BOOTP"]
+__all__ = ["ARP", "BROADCAST", "DHCP", "ICMP", "IP", "TCP", "UDP", "Ether", "Raw", "BOOTP"]

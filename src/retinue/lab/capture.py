@@ -91,7 +91,9 @@ class Watch:
         if self._reading is not None:
             await self._reading
         _, complaint = await self._process.communicate()
-        if self._process.returncode and self._reading is not None:
+        # From the host, what ends by the signal is the program that entered the sandbox; the watcher behind
+        # it ends well, and speaks if frames got lost.
+        if self._reading is not None and (complaint or self._process.returncode not in (0, -signal.SIGINT)):
             raise CaptureError(f"{self._port}: {complaint.decode(errors='replace').strip()}")
 
     async def _read(self, stream: asyncio.StreamReader) -> None:
