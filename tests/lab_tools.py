@@ -235,6 +235,10 @@ class Bench:
         said = await self.guest(vm, f"ping -c 1 -W 5 {to}", check=False)
         return " 1 packets received" in said
 
+    async def console(self, vm: str) -> str:
+        """What a guest has written on its console."""
+        return str((await self._driver(do="serial", vm=vm)).get("text", ""))
+
     async def machines(self, vm: str) -> list[str]:
         """The servers on which this VM has a QEMU, by the VM driver."""
         rows = (await self._driver(do="vms"))["vms"]
@@ -399,11 +403,15 @@ async def _boot(lab: LabHandle, vms: Sequence[Json]) -> None:
 async def running(bench: Bench, events: Events, vm: str) -> None:
     """Return when the guest of a VM that has been booked holds its address and answers echoes."""
     await events.until("vm.started", lambda e: e["vm"]["id"] == vm, timeout=BOOT_PATIENCE)
+
+    async def booted() -> bool:
+        return "RETINUE READY" in await bench.console(vm)
+
+    await eventually(booted, BOOT_PATIENCE)
     if not (await bench.vm(vm))["addresses"]:
         await events.until("binding.added", lambda e: e["bindings"][0]["vm"] == vm, timeout=BOOT_PATIENCE)
-    # The guest is a little behind: it has yet to read the ACK, and to start the responder.
-    ready = "until ip -4 address show dev eth0 | grep -q inet && pidof responder; do usleep 20000; done"
-    await bench.guest(vm, ready, timeout=BOOT_PATIENCE)
+    # The guest is a little behind: it has yet to read the ACK.
+    await bench.guest(vm, "until ip -4 address show dev eth0 | grep -q inet; do usleep 20000; done")
 
 
 # ---- values ----

@@ -111,7 +111,8 @@ class Keeper:
             case "vm.booked" if vm:
                 self._keep(vm, self._plug, vm.server)
             case "vm.ready" if vm:
-                self._keep(vm, self._run, vm.server)
+                if not self._is_anothers(vm):
+                    self._keep(vm, self._run, vm.server)
             case "vm.removed" if vm:
                 if vm.id in self.vms:
                     self._later(self.vms[vm.id], self._remove)
@@ -138,8 +139,8 @@ class Keeper:
         """
         vms, moves = await self._rest.vms(), await self._rest.moves()
         for vm in vms:
-            if vm.reported and vm.id not in self.vms:
-                continue  # Somebody else runs it.
+            if self._is_anothers(vm):
+                continue
             self.take(Happening("vm.booked" if vm.state == "booked" else "vm.ready", vm=vm))
         asked = {
             "matched": "move.prepare",
@@ -169,6 +170,10 @@ class Keeper:
             if kept.copying is not None:
                 await asyncio.wait({kept.copying})
         await self.reports.delivered()
+
+    def _is_anothers(self, vm: VMRecord) -> bool:
+        """True for a VM that a server has made by itself: nobody booked it, so it is not ours to run."""
+        return vm.reported and vm.id not in self.vms
 
     def _keep(self, vm: VMRecord, step: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         kept = self.vms.setdefault(vm.id, Kept(vm))
