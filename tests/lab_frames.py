@@ -63,6 +63,55 @@ def from_server(
     )
 
 
+def damaged_dhcp(src: str, sport: int = 68, dport: int = 67, dst: str = BROADCAST) -> dict[str, str]:
+    """Frames that are DHCP by their ports and no sound message, by what is wrong with them."""
+    good = bytes(
+        BOOTP(op=1, xid=0x5EED, chaddr=bytes.fromhex(src.replace(":", "")))
+        / DHCP(options=[("message-type", "discover"), "end"])
+    )
+    fixed, options = good[:240], good[240:]
+    payloads = {
+        "empty": b"",
+        "cut off": good[:100],
+        "cut off before the cookie": good[:236],
+        "wrong cookie": good[:236] + b"\1\2\3\4" + options,
+        "hlen 255": good[:2] + b"\xff" + good[3:],
+        "hlen 0": good[:2] + b"\0" + good[3:],
+        "htype 99": good[:1] + b"\x63" + good[2:],
+        "op 9": b"\x09" + good[1:],
+        "option overruns": fixed + b"\x35\x01\x01\x37\xc8abc",
+        "option without length": fixed + b"\x35\x01\x01\x37",
+        "message type of two bytes": fixed + b"\x35\x02\x01\x01\xff",
+        "message type 99": fixed + b"\x35\x01\x63\xff",
+        "address of three bytes": fixed + b"\x35\x01\x03\x32\x03\x0a\x01\x00\xff",
+    }
+
+    def frame(payload: bytes, **udp: int) -> str:
+        head = Ether(src=src, dst=dst) / IP(src=NOBODY, dst=EVERYBODY)
+        return hexed(head / UDP(sport=sport, dport=dport, **udp) / payload)
+
+    found = {what: frame(payload) for what, payload in payloads.items()}
+    found["UDP longer than IP"] = frame(good, len=9999)
+    found["UDP shorter than IP"] = frame(good, len=20)
+    return found
+
+
+def damaged_arp(src: str) -> dict[str, str]:
+    """Frames of type ARP that are no sound ARP, by what is wrong with them."""
+    good = bytes.fromhex(arp("who-has", src, NOBODY, "10.0.0.254"))
+    head, body = good[:14], good[14:]
+    return {
+        what: (head + damaged).hex()
+        for what, damaged in {
+            "cut off": body[:20],
+            "nearly nothing": body[:2],
+            "hlen 8": body[:4] + b"\x08" + body[5:],
+            "plen 16": body[:5] + b"\x10" + body[6:],
+            "for another network": body[:2] + b"\x86\xdd" + body[4:],
+        }.items()
+    }
+
+
 def dhcp_type(ether: Any) -> str:
     """The kind of a DHCP message, such as "discover"; "" for what is none."""
     if not ether.haslayer(DHCP):

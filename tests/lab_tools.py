@@ -276,14 +276,14 @@ class Bench:
         assert process.returncode == 0, f"retinue {' '.join(argv)}: {err.decode()}"
         return out.decode()
 
-    def _bridge(self, switch: str) -> tuple[str, str]:
+    def bridge(self, switch: str) -> tuple[str, str]:
         """The node of a switch and its name there."""
         found = next(s for s in self.topology.switches if s.id == switch)
         return found.node, found.bridge
 
     async def flows(self, switch: str, *having: str) -> list[str]:
         """The entries a real switch holds, as ovs-ofctl writes them, that have all these texts."""
-        node, bridge = self._bridge(switch)
+        node, bridge = self.bridge(switch)
         said = await self.run(node, "ovs-ofctl", "-O", "OpenFlow14", "dump-flows", bridge)
         lines = [line.strip() for line in said.splitlines() if "table=" in line]
         return [line for line in lines if all(text in line for text in having)]
@@ -291,7 +291,7 @@ class Bench:
     @contextlib.asynccontextmanager
     async def flow_changes(self, switch: str) -> AsyncIterator[Lines]:
         """What changes in a real switch's tables, as `ovs-ofctl monitor` writes it."""
-        node, bridge = self._bridge(switch)
+        node, bridge = self.bridge(switch)
         # What stands is written to standard output, what changes to standard error.
         monitor = f"exec stdbuf -oL ovs-ofctl -O OpenFlow14 monitor {bridge} watch: 2>&1"
         async with self.lines(node, "sh", "-c", monitor) as lines:

@@ -306,7 +306,10 @@ class _RefusalLogger(logging.Logger):
 
 async def _body(request: web.Request, kind: Any) -> Any:
     """The request's JSON body as this kind of struct; raises msgspec.DecodeError."""
-    return msgspec.json.decode(await request.read(), type=kind)
+    try:
+        return msgspec.json.decode(await request.read(), type=kind)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"it is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def _server(body: ServerBody, controller: Controller) -> Server:

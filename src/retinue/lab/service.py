@@ -97,7 +97,7 @@ class Service:
         try:
             request = msgspec.json.decode(line, type=Request)
             return {"ok": True, **await self._do(request)}
-        except (msgspec.MsgspecError, LabError, OSError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, LabError, OSError) as error:
             return {"ok": False, "error": str(error)}
 
     async def _do(self, request: Request) -> dict[str, Any]:

@@ -1,0 +1,391 @@
+"""A lab that is disturbed: bad input at every door, switches and controllers that go away and come back.
+
+Traffic runs through all of it (rows F2, F6, B6), and what should not notice must not.
+"""
+
+import asyncio
+import contextlib
+import random
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import pytest
+
+from lab_frames import ARP, arp, damaged_arp, damaged_dhcp, from_client
+from lab_tools import Bench, Events, Json, Picks, at, eventually, mac_of
+from retinue.lab.topology import OPENFLOW_PORT, OVSDB_PORT, REST_PORT
+
+pytestmark = pytest.mark.lab
+
+VMS = [at("vm1", "server1"), at("vm2", "server2")]
+TWO = mac_of("vm2")
+SERVER = b"02:00:00:00:00:01"
+FABRIC = ("leaf1", "leaf2", "spine1", "spine2")
+GOING_AWAY = 15.0
+"""Seconds within which the controller ends a connection that is none."""
+
+
+@contextlib.asynccontextmanager
+async def undisturbed(bench: Bench) -> AsyncIterator[None]:
+    """What happens inside must not be noticed: no echo is lost, no switch goes, nothing fails."""
+    before = await health(bench)
+    async with bench.traffic(await bench.address("vm1")) as traffic, bench.events() as events:
+        yield
+        await calm(bench)
+        figures, _ = await traffic.end()
+        after = await health(bench)
+    assert (figures.lost, figures.duplicated) == (0, 0), figures
+    assert figures.sent > 100
+    assert events.of("switch.disconnected") == []
+    assert after == before
+
+
+async def calm(bench: Bench) -> None:
+    """A second in which everything is answered."""
+    address = await bench.address("vm1")
+    said = await bench.run("client", "ping", "-c", "6", "-i", "0.2", "-W", "5", address)
+    assert " 6 received" in said
+
+
+async def health(bench: Bench) -> Json:
+    status = await bench.get("status")
+    switches = (await bench.get("switches"))["switches"]
+    return {
+        "peers": {switch["id"]: switch["peer"] for switch in switches},
+        "connected": all(switch["connected"] for switch in switches),
+        "pending": status["pending"],
+        "rejected": status["rejected"],
+        "internal errors": status["counters"].get("internal errors", 0),
+        "bindings": [(row["vm"], row["ip"], row["switch"]) for row in await bench.bindings()],
+    }
+
+
+async def refused(bench: Bench, door: str) -> Counter[str]:
+    return Counter((await bench.get("status"))["refused"][door])
+
+
+def logged(bench: Bench, text: str) -> int:
+    """How many lines of the controller's log have it."""
+    return (bench.lab.directory / "logs" / "controller.log").read_text().count(text)
+
+
+async def until_cut_off(bench: Bench, port: int, data: bytes) -> bytes:
+    """Send to one of the controller's ports and wait until it ends the connection; what it said."""
+    reader, writer = await bench.dial(port)
+    said = b""
+    try:
+        with contextlib.suppress(ConnectionError):
+            writer.write(data)
+            await writer.drain()
+            async with asyncio.timeout(GOING_AWAY):
+                said = await reader.read()
+    finally:
+        writer.close()
+    return said
+
+
+# ---- bad input ----
+
+
+async def test_the_openflow_port_refuses_what_is_no_switch(bench: Bench) -> None:
+    """Bad input: noise, foreign versions, lengths that lie, halves of messages, silence."""
+    noise = random.Random(7).randbytes(5000)
+    hello = bytes.fromhex("0500000800000001")
+    refusals = {
+        "noise": noise,
+        "version 1 only": bytes.fromhex("0100000800000001"),
+        "version 0x99": bytes.fromhex("9900000800000001"),
+        "64 KB of length": bytes.fromhex("0500ffff00000001") + bytes(100),
+        "length 0": bytes.fromhex("0500000000000001"),
+        "half a message": hello + bytes.fromhex("05060020"),
+        "half a header": hello[:3],
+        "silence": b"",
+        "packet-in before the handshake": hello + bytes.fromhex("050a0020") + bytes(28),
+        "features reply cut short": hello + bytes.fromhex("050600100000000200000000000000aa"),
+        "features reply with no id": hello + bytes.fromhex("0506002000000002") + bytes(24),
+        "ten thousand echo requests": hello + bytes.fromhex("0502000800000009") * 10_000,
+    }
+    before, lines = await refused(bench, "openflow"), logged(bench, "openflow.refused")
+    async with undisturbed(bench):
+        await asyncio.gather(*(until_cut_off(bench, OPENFLOW_PORT, data) for data in refusals.values()))
+    told = await refused(bench, "openflow") - before
+    assert told.total() == len(refusals), told
+    assert {"version", "length", "timeout", "handshake"} <= set(told)
+    assert logged(bench, "openflow.refused") == lines + len(refusals)
+
+
+async def test_an_unknown_switch_is_refused(bench: Bench) -> None:
+    """Bad input: a whole handshake with a datapath id that is not in the configuration."""
+    features = bytes.fromhex("0506002000000002") + (0xBAD).to_bytes(8, "big") + bytes(16)
+    ports = bytes.fromhex("05130010") + (4).to_bytes(4, "big") + bytes.fromhex("000d000000000000")
+    async with undisturbed(bench), bench.events() as events:
+        await until_cut_off(bench, OPENFLOW_PORT, bytes.fromhex("0500000800000001") + features + ports)
+        unknown = await events.until("switch.unknown")
+    assert unknown["dpid"] == "0xbad"
+
+
+async def test_the_ovsdb_port_refuses_what_is_no_database(bench: Bench) -> None:
+    """Bad input: noise, JSON of the wrong shape, halves of it, and silence."""
+    attempts = {
+        "noise": random.Random(8).randbytes(5000),
+        "a list": b"[1, 2, 3]",
+        "nested without end": b"[" * 200_000,
+        "a number": b"1" * 5000,
+        "half an object": b'{"id": "half',
+        "not UTF-8": b'{"id": "\xff\xfe"}',
+        "silence": b"",
+        "an answer nobody asked for": b'{"id": "never", "result": [], "error": null}',
+        "http": b"GET / HTTP/1.1\r\n\r\n",
+    }
+    before, lines = await refused(bench, "ovsdb"), logged(bench, "OVSDB connection refused")
+    async with undisturbed(bench):
+        await asyncio.gather(*(until_cut_off(bench, OVSDB_PORT, data) for data in attempts.values()))
+    told = await refused(bench, "ovsdb") - before
+    assert told.total() == len(attempts), told
+    assert {"garbage", "silent"} <= set(told)
+    assert logged(bench, "OVSDB connection refused") == lines + len(attempts)
+
+
+def http(method: str, path: str, body: bytes = b"", length: int | None = None) -> bytes:
+    size = len(body) if length is None else length
+    head = f"{method} {path} HTTP/1.1\r\nHost: c\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n"
+    return head.encode() + body
+
+
+async def test_the_rest_interface_refuses_bad_requests_with_a_reason(bench: Bench) -> None:
+    """Bad input: what is not HTTP, too large, no JSON, of the wrong types or fields, or nowhere."""
+    vm = b'{"id": "x", "mac": "52:54:00:00:00:77", "server": "server1"'
+    cases = {
+        "noise": (random.Random(9).randbytes(3000), 400),
+        "a header without end": (b"GET /v1/status HTTP/1.1\r\nX: " + b"a" * 100_000, 400),
+        "too large": (http("POST", "/v1/vms", length=17 << 20) + b"[" * (17 << 20), 413),
+        "no JSON": (http("POST", "/v1/vms", b"{nonsense"), 400),
+        "not UTF-8": (http("POST", "/v1/vms", b'{"id": "\xff\xfe"}'), 400),
+        "nested": (http("POST", "/v1/vms", b"[" * 100_000), 400),
+        "empty": (http("POST", "/v1/vms"), 400),
+        "wrong type": (http("POST", "/v1/vms", b'{"id": 5, "mac": [], "server": null}'), 400),
+        "missing field": (http("POST", "/v1/vms", b'{"id": "x"}'), 400),
+        "unknown field": (http("POST", "/v1/vms", vm + b', "colour": "red"}'), 400),
+        "bad address": (http("POST", "/v1/vms", vm + b', "addresses": ["10.1.0.999"]}'), 409),
+        "foreign address": (http("POST", "/v1/vms", vm + b', "addresses": ["192.0.2.9"]}'), 409),
+        "empty id": (http("POST", "/v1/vms", vm.replace(b'"x"', b'""') + b"}"), 409),
+        "broadcast MAC": (http("POST", "/v1/vms", vm.replace(b"52:54", b"ff:ff") + b"}"), 409),
+        "server's MAC": (http("POST", "/v1/vms", vm.replace(b"52:54:00:00:00:77", SERVER) + b"}"), 409),
+        "server without edge": (http("POST", "/v1/vms", vm.replace(b"server1", b"dhcp") + b"}"), 409),
+        "bad server": (http("POST", "/v1/servers", b'{"id": "s", "mac": "zz"}'), 409),
+        "bad place": (http("POST", "/v1/servers", b'{"id":"s","mac":"02:00:00:00:00:99","at":"leaf1"}'), 409),
+        "no such VM": (http("GET", "/v1/vms/none"), 404),
+        "no such move": (http("POST", "/v1/moves/none/cancel"), 409),
+        "no such switch": (http("GET", "/v1/flows?switch=none"), 404),
+        "bad event id": (http("GET", "/v1/events?since=yesterday"), 409),
+        "unknown event": (http("POST", "/v1/vms/vm1/events", b'{"event": "explodes"}'), 409),
+        "nowhere": (http("GET", "/etc/passwd"), 404),
+        "wrong method": (http("DELETE", "/v1/bindings"), 405),
+    }  # fmt: skip
+    before = await refused(bench, "rest")
+    known = await bench.get("vms"), await bench.get("servers")
+    async with undisturbed(bench):
+        answers = await asyncio.gather(*(until_cut_off(bench, REST_PORT, data) for data, _ in cases.values()))
+    codes = {name: status_of(said) for name, said in zip(cases, answers, strict=True)}
+    assert codes == {name: code for name, (_, code) in cases.items()}
+    for name, said in zip(cases, answers, strict=True):
+        if name not in ("noise", "a header without end"):
+            assert re.search(rb'\{"error":".{8,}', said), f"{name}: {said!r}"
+    assert (await refused(bench, "rest") - before).total() == len(cases)
+    assert (await bench.get("vms"), await bench.get("servers")) == known
+
+
+def status_of(answer: bytes) -> int:
+    """The status code of an HTTP answer; 0 for none."""
+    found = re.match(rb"HTTP/1\.[01] (\d{3})", answer)
+    return int(found[1]) if found else 0
+
+
+async def test_damaged_dhcp_from_a_vm_is_refused_and_counted(bench: Bench) -> None:
+    """Bad input: each damaged frame is told with its place and reason, and none goes further."""
+    frames = damaged_dhcp(TWO)
+    port = (await bench.vm("vm2"))["port"]
+    before = (await bench.get("status"))["counters"].get("bad DHCP frames", 0)
+    async with (
+        undisturbed(bench),
+        bench.events() as events,
+        bench.capture("dhcp", "eth0", "in") as at_server,
+    ):
+        await bench.send("vm2", *frames.values())
+        told = Counter[str]()
+
+        async def all_told() -> bool:
+            told.clear()
+            told.update(e["reason"] for e in events.of("frame.refused"))
+            return told.total() == len(frames)
+
+        await eventually(all_told)
+        assert {e["where"] for e in events.of("frame.refused")} == {f"edge2 port {port}"}
+        assert all(len(reason) > 10 for reason in told)
+        await bench.send("vm2", from_client(TWO, "discover"))
+        await at_server.until(lambda f: f.src == TWO)
+        assert len(at_server.those(lambda f: f.src == TWO)) == 1
+    assert (await bench.get("status"))["counters"]["bad DHCP frames"] == before + len(frames)
+    assert await bench.ping("vm2", "10.1.0.2")
+
+
+async def test_damaged_arp_is_refused_and_counted(bench: Bench) -> None:
+    """Bad input: at a VM's port it counts as forged; at a leaf's it is refused with its reason."""
+    async with (
+        undisturbed(bench),
+        bench.events() as events,
+        bench.capture("server2", "tap-vm2", "out") as tap,
+    ):
+        frames = damaged_arp(TWO)
+        await bench.send("vm2", *frames.values())
+        await eventually(lambda: so(len(events.of("forgery")) == len(frames)))
+        assert {e["forgery"]["vm"] for e in events.of("forgery")} == {"vm2"}
+        await bench.send("vm2", arp("who-has", TWO, await bench.address("vm2"), "10.1.0.254"))
+        await tap.until(lambda f: f.ether.haslayer(ARP))
+        assert len(tap.those(lambda f: f.ether.haslayer(ARP))) == 1, "something answered damaged ARP"
+
+        before = (await bench.get("status"))["counters"].get("bad ARP frames", 0)
+        mac = bench.topology.dhcp.mac if bench.topology.dhcp else ""
+        await send_from_server(bench, "dhcp", *damaged_arp(mac).values())
+        await send_from_server(bench, "dhcp", *damaged_dhcp(mac, 67, 68).values())
+        wanted = len(damaged_arp(mac)) + len(damaged_dhcp(mac))
+        await eventually(lambda: so(len(events.of("frame.refused")) == wanted))
+    counters = (await bench.get("status"))["counters"]
+    assert counters["bad ARP frames"] == before + len(damaged_arp(mac))
+
+
+async def so(what: bool) -> bool:
+    return what
+
+
+async def send_from_server(bench: Bench, node: str, *frames: str) -> None:
+    """Frames sent by a machine on a leaf's port."""
+    program = (
+        "import socket, sys\n"
+        "with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:\n"
+        "    wire.bind(('eth0', 0))\n"
+        "    [wire.send(bytes.fromhex(frame)) for frame in sys.argv[1:]]\n"
+    )
+    await bench.run(node, sys.executable, "-I", "-S", "-c", program, *frames)
+
+
+# ---- switches that go away and come back ----
+
+
+@contextlib.asynccontextmanager
+async def apart(bench: Bench, events: Events, switch: str) -> AsyncIterator[None]:
+    """A switch that is sent elsewhere for its controller: it goes on with what it holds."""
+    node, bridge = bench.bridge(switch)
+    own = (await bench.run(node, "ovs-vsctl", "get-controller", bridge)).strip()
+    nobody = own.replace(f":{OPENFLOW_PORT}", ":9")
+    await bench.run(node, "ovs-vsctl", "set-controller", bridge, nobody)
+    await events.until("switch.disconnected", of_switch(switch))
+    assert (await bench.switch(switch))["connected"] is False
+    yield
+    await bench.run(node, "ovs-vsctl", "set-controller", bridge, own)
+
+
+def of_switch(switch: str) -> Picks:
+    return lambda e: bool(e["switch"] == switch)
+
+
+@pytest.mark.parametrize("switch", ["edge1", "leaf1", "spine2"])
+async def test_a_switch_that_reconnects_is_sent_nothing_it_has(bench: Bench, switch: str) -> None:
+    """F6: a lost session costs no packet and no flow entry."""
+    async with bench.traffic(await bench.address("vm1")) as traffic, bench.events() as events:
+        async with apart(bench, events, switch):
+            await calm(bench)
+        assert await bench.connected(events, switch) == 0
+        figures, _ = await traffic.end()
+    assert figures.lost == 0
+
+
+async def test_only_the_difference_is_sent_to_a_switch_whose_flows_were_changed(bench: Bench) -> None:
+    """F2, F6: entries that were deleted come back, foreign ones go, the rest is left alone."""
+    before = strip(await bench.flows("edge2"))
+    address = await bench.address("vm2")
+    strange = "table=20,priority=999,dl_dst=52:54:00:00:00:77,actions=1"
+    async with bench.traffic(await bench.address("vm1")) as traffic, bench.events() as events:
+        async with apart(bench, events, "edge2"):
+            for way in ("src", "dst"):
+                await ofctl(bench, "del-flows", "br0", f"ip,nw_{way}={address}")
+            await ofctl(bench, "add-flow", "br0", strange)
+            missing = len(before - strip(await bench.flows("edge2")))
+            assert missing == 2
+            assert not await bench.ping("vm2", "10.1.0.2"), "the entries that were deleted did matter"
+        assert await bench.connected(events, "edge2") == missing + 1
+        assert strip(await bench.flows("edge2")) == before
+        assert await bench.ping("vm2", "10.1.0.2")
+        figures, _ = await traffic.end()
+    assert figures.lost == 0
+
+
+async def ofctl(bench: Bench, *argv: str) -> None:
+    """Change server2's real switch behind the controller's back."""
+    await bench.run("server2", "ovs-ofctl", "-O", "OpenFlow14", *argv)
+
+
+def strip(flows: list[str]) -> set[str]:
+    """Entries without what changes by itself: age, counters, what is left of a lease."""
+    passing = r"(duration|n_packets|n_bytes|hard_timeout)=[^ ,]*,? ?"
+    return {re.sub(passing, "", flow) for flow in flows}
+
+
+@pytest.mark.parametrize(("node", "switches"), [("fabric", FABRIC), ("server1", ("edge1",))])
+async def test_a_switch_that_crashed_gets_everything_back(
+    bench: Bench, node: str, switches: tuple[str, ...]
+) -> None:
+    """F2, F6: killed and started again, empty; all its entries stand again, and traffic flows."""
+    before = {switch: strip(await bench.flows(switch)) for switch in switches}
+    async with bench.traffic(await bench.address("vm1")) as traffic, bench.events() as events:
+        bench.kill(f"{node}-vswitchd")
+        for switch in switches:
+            await events.until("switch.disconnected", of_switch(switch))
+        folder = f"/run/retinue/{node}"
+        argv = ["ovs-vswitchd", f"unix:{folder}/db.sock", "-vconsole:off", "-vsyslog:off"]
+        bench.lab.spawn(node, [*argv, f"--pidfile={folder}/ovs-vswitchd.pid"], log=f"{node}-vswitchd")
+        for switch in switches:
+            assert await bench.connected(events, switch) == len(before[switch])
+
+        async def back() -> bool:
+            return all([strip(await bench.flows(switch)) == before[switch] for switch in switches])
+
+        await eventually(back)
+        assert await bench.ping("vm1", "203.0.113.9")
+        assert await bench.ping("vm1", await bench.address("vm2"))
+        well = time.time()
+        await calm(bench)
+        figures, record = await traffic.end()
+    assert figures.lost > 0, "the switch was not away at all"
+    assert record.lost_after(well) == 0
+
+
+# ---- the controller ----
+
+
+async def test_a_controller_that_was_killed_finds_everything_as_it_was(bench: Bench) -> None:
+    """F6: traffic goes on without it; bindings come back from the database; no flow entry is sent."""
+    before = await bench.bindings()
+    flows = {switch.id: strip(await bench.flows(switch.id)) for switch in bench.topology.switches}
+    servers = await bench.get("servers")
+    async with bench.traffic(await bench.address("vm1")) as traffic:
+        bench.kill("controller", signal.SIGKILL)
+        assert await bench.ping("vm2", "203.0.113.9"), "without a controller what stands goes on"
+        sent = await bench.restart_controller()
+        figures, _ = await traffic.end()
+    assert (figures.lost, figures.duplicated) == (0, 0)
+    assert sent == dict.fromkeys(sent, 0)
+    assert {switch: strip(await bench.flows(switch)) for switch in flows} == flows
+    assert await bench.bindings() == [row | {"lease_end": pytest.approx(row["lease_end"])} for row in before]
+    assert await bench.get("servers") == servers
+    assert {vm["id"]: vm["state"] for vm in (await bench.get("vms"))["vms"]} == {
+        "vm1": "running",
+        "vm2": "running",
+    }
+    move = await bench.move("vm2", target_server="server3")
+    assert move["state"] == "done"
+    assert await bench.ping("vm2", "203.0.113.9")
