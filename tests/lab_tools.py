@@ -12,15 +12,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import aiohttp
-import pytest
 
 from lab_watch import Capture, Lines
-from retinue.lab import sandbox
 from retinue.lab.commands import popen_in
 from retinue.lab.measure import Record, Traffic
 from retinue.lab.sandbox import LabHandle
@@ -370,51 +367,6 @@ class Bench:
         address = str(self.topology.management_addresses[CONTROLLER].ip)
         await asyncio.get_running_loop().sock_connect(wire, (address, port))
         return await asyncio.open_connection(sock=wire)
-
-
-# ---- for fixtures ----
-
-
-@contextlib.contextmanager
-def lab_of(folder: Path, network: Topology | None = None, name: str = "rows") -> Iterator[LabHandle]:
-    """A lab with its directory below `folder`, which stands inside the context."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RETINUE_LAB_DIR", str(folder))
-        handle = sandbox.up(name, network, start_driver=True, tie_to_parent=True)
-        try:
-            yield handle
-        finally:
-            handle.down()
-
-
-def boot(lab: LabHandle, vms: Sequence[Json]) -> None:
-    """Book VMs and return when each runs and holds its address."""
-    asyncio.run(_boot(lab, vms))
-
-
-async def _boot(lab: LabHandle, vms: Sequence[Json]) -> None:
-    with contextlib.closing(Doorman(lab)) as doorman:
-        async with contextlib.aclosing(Bench(lab, doorman)) as bench, bench.events() as events:
-            await bench.post("vms", vms)
-            for vm in vms:
-                await running(bench, events, vm["id"])
-
-
-async def running(bench: Bench, events: Events, vm: str) -> None:
-    """Return when the guest of a VM that has been booked holds its address and answers echoes."""
-    await events.until("vm.started", lambda e: e["vm"]["id"] == vm, timeout=BOOT_PATIENCE)
-
-    async def booted() -> bool:
-        return "RETINUE READY" in await bench.console(vm)
-
-    await eventually(booted, BOOT_PATIENCE)
-    if not (await bench.vm(vm))["addresses"]:
-        await events.until("binding.added", lambda e: e["bindings"][0]["vm"] == vm, timeout=BOOT_PATIENCE)
-    # The guest is a little behind: it has yet to read the ACK.
-    await bench.guest(vm, "until ip -4 address show dev eth0 | grep -q inet; do usleep 20000; done")
-
-
-# ---- values ----
 
 
 def cli_environment(lab: LabHandle) -> dict[str, str]:

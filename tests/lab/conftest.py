@@ -4,7 +4,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from lab_tools import Bench, Doorman, boot, lab_of
+from lab_start import boot, lab_of
+from lab_tools import Bench, Doorman
 from retinue.lab.sandbox import LabHandle
 
 

@@ -21,7 +21,8 @@ from lab_frames import (
     hexed,
     packet,
 )
-from lab_tools import Bench, Json, Picks, at, mac_of, running
+from lab_start import running
+from lab_tools import Bench, Json, Picks, at, mac_of
 
 pytestmark = pytest.mark.lab
 

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from lab_frames import ARP, dhcp_type
-from lab_tools import Bench, Json, RefusedError, at, eventually, mac_of, running
+from lab_start import running
+from lab_tools import Bench, Json, RefusedError, at, eventually, mac_of
 from lab_watch import Frame
 
 pytestmark = pytest.mark.lab

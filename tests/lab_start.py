@@ -1,0 +1,52 @@
+"""Starting labs and VMs for tests."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from lab_tools import BOOT_PATIENCE, Bench, Doorman, Events, Json, eventually
+from retinue.lab import sandbox
+from retinue.lab.sandbox import LabHandle
+from retinue.lab.topology import Topology
+
+
+@contextlib.contextmanager
+def lab_of(folder: Path, network: Topology | None = None, name: str = "rows") -> Iterator[LabHandle]:
+    """A lab with its directory below `folder`, which stands inside the context."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETINUE_LAB_DIR", str(folder))
+        handle = sandbox.up(name, network, start_driver=True, tie_to_parent=True)
+        try:
+            yield handle
+        finally:
+            handle.down()
+
+
+def boot(lab: LabHandle, vms: Sequence[Json]) -> None:
+    """Book VMs and return when each runs and holds its address."""
+    asyncio.run(_boot(lab, vms))
+
+
+async def _boot(lab: LabHandle, vms: Sequence[Json]) -> None:
+    with contextlib.closing(Doorman(lab)) as doorman:
+        async with contextlib.aclosing(Bench(lab, doorman)) as bench, bench.events() as events:
+            await bench.post("vms", vms)
+            for vm in vms:
+                await running(bench, events, vm["id"])
+
+
+async def running(bench: Bench, events: Events, vm: str) -> None:
+    """Return when the guest of a VM that has been booked holds its address and answers echoes."""
+    await events.until("vm.started", lambda e: e["vm"]["id"] == vm, timeout=BOOT_PATIENCE)
+
+    async def booted() -> bool:
+        return "RETINUE READY" in await bench.console(vm)
+
+    await eventually(booted, BOOT_PATIENCE)
+    if not (await bench.vm(vm))["addresses"]:
+        await events.until("binding.added", lambda e: e["bindings"][0]["vm"] == vm, timeout=BOOT_PATIENCE)
+    # The guest is a little behind: it has yet to read the ACK.
+    await bench.guest(vm, "until ip -4 address show dev eth0 | grep -q inet; do usleep 20000; done")
