@@ -14,6 +14,7 @@ from retinue.flows.change import Change
 from retinue.flows.entry import Group, Meter, Output
 from retinue.model import Network
 from retinue.openflow.messages import FlowStats, PacketIn
+from retinue.openflow.session import Rejected
 
 
 @dataclass
@@ -30,12 +31,22 @@ class FakeSession:
     hold: asyncio.Event | None = None
     """While set and not signalled, the switch does not confirm."""
 
+    refuse: int = 0
+    """How many more changes the switch refuses."""
+
+    @property
+    def alive(self) -> bool:
+        return not self.closed
+
     async def apply(self, change: Change, now: float) -> None:
         if self.hold is not None:
             await self.hold.wait()
         await asyncio.sleep(0)
         if self.closed:
             raise ConnectionError(self.closed)
+        if self.refuse:
+            self.refuse -= 1
+            raise Rejected(("TABLE_FULL",))
         self.net.fabric[self.name].apply(change)
         self.applied.append(change)
 

@@ -10,6 +10,7 @@ import pytest
 from networks import fabric, vm_mac
 from retinue.api.server import Api
 from retinue.controller.controller import Controller
+from retinue.controller.events import QUEUE, RING, EventBus
 
 
 @pytest.fixture
@@ -51,6 +52,7 @@ async def test_vms_are_booked_shown_and_removed(api: Served) -> None:
     [
         (b"{", 400, "body cannot be used"),
         (b"\xff\xfe", 400, "body cannot be used"),
+        (b'{"id": "\xff"}', 400, "body cannot be used"),
         ({"id": "x"}, 400, "mac"),
         ({**VM, "colour": "red"}, 400, "colour"),
         ({**VM, "mac": "nonsense"}, 409, "not a MAC address"),
@@ -131,6 +133,27 @@ async def test_events_are_streamed_and_a_late_listener_catches_up(api: Served) -
         assert (event["vm"]["id"], event["edge"]) == ("vm1", "edge1")
     async with aiohttp.ClientSession() as http, http.get(f"{url}/v1/events?since=0") as stream:
         assert await read_until(stream, "vm.booked")
+
+
+async def test_a_listener_that_does_not_read_is_let_go_without_a_gap() -> None:
+    bus = EventBus(lambda: 1000.0)
+    slow = bus.listen()
+    for _ in range(QUEUE + 5):
+        bus.publish("tick")
+    heard = [event.id async for event in slow]
+    assert heard == list(range(1, QUEUE + 1))
+    again = bus.listen(since=heard[-1])
+    assert [(await anext(again)).id for _ in range(5)] == list(range(QUEUE + 1, QUEUE + 6))
+
+
+async def test_a_listener_from_before_the_ring_is_told_what_it_lost() -> None:
+    bus = EventBus(lambda: 1000.0)
+    for _ in range(RING + 10):
+        bus.publish("tick")
+    late = bus.listen(since=3)
+    first, second = await anext(late), await anext(late)
+    assert (first.type, first.data) == ("events.lost", {"since": 3})
+    assert second.id == 11
 
 
 async def read_until(stream: aiohttp.ClientResponse, kind: str) -> list[str]:

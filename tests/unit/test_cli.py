@@ -194,7 +194,7 @@ def test_session_with_the_real_interface(real: str) -> None:
     assert "There are no bindings" in good("binding", "list", *at)
     assert "There are no moves" in good("move", "list", *at)
     said = good("vm", "add", "vm1", "--server", "server1", "--address", "10.1.0.50", *at)
-    assert said == f"VM vm1 is booked: MAC {vms.mac_for('vm1')}, at server1 on edge1\n"
+    assert said == f"VM vm1 is booked: MAC {vms.mac_for('vm1')}, at server1 on edge1; 10.1.0.50\n"
     assert re.search(
         r"^vm1 +52:54:00:\S+ +10\.1\.0\.50 +server1 +edge1 +- +booked", good("vm", "list", *at), re.M
     )

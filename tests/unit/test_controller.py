@@ -141,6 +141,18 @@ async def test_the_ack_is_handed_on_only_when_the_binding_is_confirmed(lab: Lab)
     assert len(lab.heard_by(1, 1)) == 2
 
 
+async def test_a_binding_a_switch_refuses_keeps_the_ack_back(lab: Lab) -> None:
+    lab.controller.book_vms([VM("vm1", vm_mac(1), "server1")])
+    lab.controller.vm_ports_changed([], [lab.port(1, 1)])
+    await lab.fake.settle()
+    await lab.say(1, 1, discover(vm_mac(1), 7))
+    lab.fake.sessions["edge1"].refuse = 1
+    await lab.say(1, 1, request(vm_mac(1), 7, vm_ip(1), DHCP_SERVER))
+    assert len(lab.heard_by(1, 1)) == 1, "the ACK is kept back"
+    assert lab.events("binding.unconfirmed")
+    assert not lab.events("binding.added")
+
+
 async def test_vm_is_ready_only_when_given_and_detected_match_and_flows_stand(lab: Lab) -> None:
     """Row D4, and D5 for what it waits for."""
     del lab.fake.net.detected["server1"]

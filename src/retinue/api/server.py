@@ -226,7 +226,7 @@ class Api:
         The greeting carries the last id before the stream: nothing falls between the two.
         """
         since = request.query.get("since") or request.headers.get("Last-Event-ID")
-        if since is not None and not since.isdigit():
+        if since is not None and not (since.isascii() and since.isdigit()):
             raise ModelError(f"not an event id: {since!r}")
         bus = self._controller.events
         hello = views.encode({"id": bus.last_id, "type": "hello"})
@@ -267,7 +267,7 @@ class Api:
             return await handler(request)
         except _NotFoundError as error:
             return self._refuse(request, 404, "not found", str(error))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return self._refuse(request, 400, "bad body", f"the request's body cannot be used: {error}")
         except MoveError as error:
             return self._refuse(request, 409, "refused moves", str(error))

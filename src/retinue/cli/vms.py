@@ -70,7 +70,9 @@ def add(
         tables.print_json(booked)
         return
     for vm in booked["vms"]:
-        typer.echo(f"VM {vm['id']} is {vm['state']}: MAC {vm['mac']}, at {vm['server']} on {vm['switch']}")
+        its_address = ", ".join(vm["holds"]) or "its address comes by DHCP once it has booted"
+        place = f"at {vm['server']} on {vm['switch']}"
+        typer.echo(f"VM {vm['id']} is {vm['state']}: MAC {vm['mac']}, {place}; {its_address}")
 
 
 @app.command("list")

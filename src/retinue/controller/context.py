@@ -103,4 +103,5 @@ class Context:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.installer.close()
         self.events.close()

@@ -69,33 +69,46 @@ class DhcpPath:
     # ---- effects ----
 
     async def _carry_out(self, effects: Iterable[Effect], frame: bytes, datagram: UDPDatagram | None) -> None:
-        """In order: what is handed to the VM goes out after the binding before it is confirmed (row B3)."""
+        """In order. What is handed to the VM goes out after the binding before it is confirmed (row B3); a
+        binding that is not keeps the ACK back, and the VM, hearing nothing, asks again.
+        """
+        stands = True
         for effect in effects:
             match effect:
                 case Bind(holding, renewed):
-                    await self.bind(holding, renewed)
+                    stands = await self.bind(holding, renewed)
                 case Release(holding, reason):
                     await self.release(holding, reason)
                 case ToServers():
                     self._to_servers(frame, datagram)
-                case ToVM(vm):
+                case ToVM(vm) if stands:
                     self._to_vm(vm, frame)
+                case ToVM():
+                    self._context.counters["DHCP kept back: the binding is not confirmed"] += 1
                 case Refused():
                     pass
 
-    async def bind(self, holding: Holding, renewed: bool) -> None:
+    async def bind(self, holding: Holding, renewed: bool) -> bool:
+        """Make the binding; True when every switch that is connected has confirmed it."""
         context = self._context
         try:
             touched = context.net.hold(holding)
         except ModelError as error:
             # Something else took the address, or the VM went, since the effect was computed.
             context.events.publish("binding.refused", vm=holding.vm, ip=holding.ip, reason=str(error))
-            return
+            return False
         context.store.put(holding)
         vm = context.net.vms[holding.vm]
-        await context.install(touched, near_server(context.net, vm.server))
+        report = await context.install(touched, near_server(context.net, vm.server))
+        # A switch that is away gets its entries when it comes back; one that is there and refuses is trouble.
+        refused = sorted(report.missing & context.sessions.keys())
+        if refused:
+            reason = f"not confirmed by {', '.join(refused)}"
+            context.events.publish("binding.unconfirmed", vm=holding.vm, ip=holding.ip, reason=reason)
+            return False
         kind = "binding.renewed" if renewed else "binding.added"
         context.events.publish(kind, bindings=context.net.bindings([holding.vm]))
+        return True
 
     async def release(self, holding: Holding, reason: str) -> None:
         context = self._context

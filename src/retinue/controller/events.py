@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-RING = 10_000
-QUEUE = 2_000
+RING = 50_000
+QUEUE = 20_000
+"""Events a listener may be behind; past that it is let go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +53,23 @@ class EventBus:
         event = Event(self.last_id, self._clock(), type, data)
         self._ring.append(event)
         for queue in list(self._listeners):
-            if queue.full():
+            if queue.qsize() >= QUEUE:
                 # A listener that does not read is let go: it comes back with the last id it saw.
                 self._listeners.discard(queue)
-                queue.get_nowait()
                 queue.put_nowait(None)
             else:
                 queue.put_nowait(event)
         return event
 
     def listen(self, since: int | None = None) -> "Listener":
-        """Hear every event from this call on; with `since`, first those after that id still in the ring."""
+        """Hear every event from this call on; with `since`, first those after that id still in the ring.
+
+        When some of those have left the ring, an event "events.lost" comes first: read anew what there is.
+        """
         past = [e for e in self._ring if since is not None and e.id > since]
-        queue: asyncio.Queue[Event | None] = asyncio.Queue(QUEUE)
+        if since is not None and self._ring and self._ring[0].id > since + 1:
+            past.insert(0, Event(self._ring[0].id - 1, self._clock(), "events.lost", {"since": since}))
+        queue: asyncio.Queue[Event | None] = asyncio.Queue()
         self._listeners.add(queue)
         return Listener(past, queue, lambda: self._listeners.discard(queue))
 
@@ -74,7 +79,5 @@ class EventBus:
 
     def close(self) -> None:
         for queue in list(self._listeners):
-            if queue.full():
-                queue.get_nowait()
             queue.put_nowait(None)
         self._listeners.clear()

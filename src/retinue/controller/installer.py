@@ -15,7 +15,7 @@ import structlog
 
 from retinue.flows.change import Change
 from retinue.flows.compiler import Compiler, Entry, EntryKey, Keys
-from retinue.flows.difference import difference
+from retinue.flows.difference import agrees, difference
 from retinue.flows.entry import Flow, FlowKey, Group, Meter
 from retinue.flows.plan import stages
 from retinue.model.network import Owner
@@ -26,6 +26,8 @@ log = structlog.get_logger()
 LONGEST_TIMEOUT = 65_535
 """Seconds; a hard timeout is 16 bits in OpenFlow. Longer leases are sent again before it runs out."""
 RENEW_BEFORE = 3_600
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+"""Seconds before what a switch refused is sent again."""
 
 
 class SwitchSession(Protocol):
@@ -36,6 +38,9 @@ class SwitchSession(Protocol):
     async def read_groups(self) -> dict[int, Group]: ...
     async def read_meters(self) -> dict[int, Meter]: ...
     def close(self, reason: str) -> None: ...
+
+    @property
+    def alive(self) -> bool: ...
 
 
 @dataclass
@@ -59,6 +64,9 @@ class Installer:
         self._locks: dict[str, asyncio.Lock] = {}
         self._listening: list[asyncio.Future[None]] = []
         self._resend_at: dict[tuple[str, EntryKey], float] = {}
+        self._refused: dict[str, set[EntryKey]] = {}
+        self._retrying: dict[str, asyncio.Task[None]] = {}
+        self._pauses: dict[str, float] = {}
         self.flow_mods = 0
         self.rejected: dict[str, str] = {}
         """The last refusal of each switch that refused something, in words."""
@@ -107,13 +115,32 @@ class Installer:
             session = self.sessions.get(switch)
             if session is None:
                 return None
-            mirror = self._mirror[switch]
-            program = self._compiler.program(switch)
-            change = difference(program, mirror, keys)
+            change = difference(self._compiler.program(switch), self._mirror[switch], keys)
             if not change.empty and not await self._apply(switch, session, change):
+                self._try_again(switch, keys)
                 return None
             self._confirm(switch, keys)
             return change.flow_count
+
+    def _try_again(self, switch: str, keys: Iterable[EntryKey]) -> None:
+        """What a connected switch refused is sent again, after a pause that grows with each refusal."""
+        refused = self._refused.setdefault(switch, set())
+        refused.update(keys)
+        if switch in self._retrying:
+            return
+        pause = self._pauses[switch] = min(LONGEST_PAUSE, 2 * self._pauses.get(switch, SHORTEST_PAUSE / 2))
+
+        async def again() -> None:
+            await asyncio.sleep(pause)
+            del self._retrying[switch]
+            await self._send(switch, self._refused.pop(switch, set()))
+
+        self._retrying[switch] = asyncio.get_running_loop().create_task(again())
+
+    def close(self) -> None:
+        """Send nothing again any more."""
+        for task in self._retrying.values():
+            task.cancel()
 
     async def _apply(self, switch: str, session: SwitchSession, change: Change) -> bool:
         now = self._clock()
@@ -145,25 +172,46 @@ class Installer:
         return True
 
     def _confirm(self, switch: str, keys: Iterable[EntryKey]) -> None:
-        self._pending.get(switch, set()).difference_update(keys)
+        """Of these keys, those the switch now holds as wanted no longer wait for it.
+
+        Others were changed once more while the switch was answering; they are the next sender's to confirm.
+        """
+        program, mirror = self._compiler.program(switch), self._mirror[switch]
+        waiting = self._pending.get(switch, set())
+        waiting.difference_update([k for k in keys if agrees(program.get(k), mirror.get(k))])
+        self._pauses.pop(switch, None)
         self._tell()
 
     # ---- switches that come and go ----
 
     async def attach(self, switch: str, session: SwitchSession) -> Report:
-        """A switch has connected: read what it holds and send the difference."""
+        """A switch has connected: read what it holds and send the difference.
+
+        Raises ConnectionError for a switch that cannot be read, or has gone meanwhile.
+        """
         async with self._lock(switch):
+            try:
+                mirror = await self._read(session)
+            except Exception as error:
+                raise ConnectionError(f"its entries cannot be read: {error}") from error
+            if not session.alive:
+                raise ConnectionError("it went while it was being read")
             self.sessions[switch] = session
-            self._mirror[switch] = await self._read(session)
+            self._mirror[switch] = mirror
             self._mirror_is_true.add(switch)
             wanted = self._compiler.program(switch)
-            keys = {*wanted, *self._mirror[switch]}
-            change = difference(wanted, self._mirror[switch], keys)
+            keys = {*wanted, *mirror, *self._pending.get(switch, ())}
+            change = difference(wanted, mirror, keys)
             report = Report(flow_mods=change.flow_count)
-            if not change.empty and not await self._apply(switch, session, change):
-                report.missing.add(switch)
-            else:
-                self._confirm(switch, keys | self._pending.get(switch, set()))
+            if not change.empty:
+                # Whatever was confirmed by an earlier session: this one has yet to.
+                differing = (k for k in keys if not agrees(wanted.get(k), mirror.get(k)))
+                self._pending.setdefault(switch, set()).update(differing)
+                if not await self._apply(switch, session, change):
+                    self._try_again(switch, keys)
+                    report.missing.add(switch)
+                    return report
+            self._confirm(switch, keys)
             return report
 
     def detach(self, switch: str, session: SwitchSession) -> None:
@@ -173,8 +221,15 @@ class Installer:
             self._tell()
 
     def flow_ended(self, switch: str, key: FlowKey) -> None:
-        """The switch removed an entry by itself, at the end of its lease."""
+        """The switch removed an entry by itself, at the end of its lease.
+
+        When the lease stands all the same (it was renewed, or clocks disagree) the entry is sent again.
+        """
         self._mirror.get(switch, {}).pop(key, None)
+        wanted = self._compiler.program(switch).get(key)
+        if isinstance(wanted, Flow) and (wanted.expires_at is None or wanted.expires_at > self._clock() + 1):
+            self._pending.setdefault(switch, set()).add(key)
+            self._try_again(switch, [key])
 
     async def renew_long_leases(self) -> None:
         """Send again the entries whose lease is longer than a switch's longest timeout."""
@@ -192,7 +247,12 @@ class Installer:
     # ---- questions ----
 
     def confirmed(self, switch: str, key: EntryKey) -> bool:
-        return switch in self.sessions and key not in self._pending.get(switch, ())
+        """True when the switch is connected and has confirmed this wanted entry."""
+        return (
+            switch in self._mirror_is_true
+            and key not in self._pending.get(switch, ())
+            and key in self._mirror[switch]
+        )
 
     def pending(self, changed: Keys | None = None) -> dict[str, int]:
         """By switch, how many entries wait for its confirmation."""

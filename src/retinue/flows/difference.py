@@ -17,11 +17,12 @@ def difference(desired: Program, installed: Mapping[EntryKey, Entry], keys: Iter
     remove: list[Entry] = []
     for key in keys:
         want, have = desired.get(key), installed.get(key)
-        if want is None:
-            if have is not None:
-                remove.append(have)
-        elif have is None or not same(want, have):
+        if agrees(want, have):
+            continue
+        if want is not None:
             add.append(want)
+        elif have is not None:
+            remove.append(have)
     return Change(
         add=tuple(e for e in add if isinstance(e, Flow)),
         remove=tuple(e for e in remove if isinstance(e, Flow)),
@@ -32,8 +33,8 @@ def difference(desired: Program, installed: Mapping[EntryKey, Entry], keys: Iter
     )
 
 
-def same(want: Entry, have: Entry) -> bool:
-    """True when the switch need not be told again."""
+def agrees(want: Entry | None, have: Entry | None) -> bool:
+    """True when the switch need not be told; None stands for no entry."""
     if want == have:
         return True
     if not (isinstance(want, Flow) and isinstance(have, Flow)):
