@@ -322,7 +322,9 @@ async def test_steps_asked_for_twice_are_answered_twice_and_done_once(bench: Ben
         "told /v1/moves/move-1/events target_open"
     ]
     await bench.after(Happening("move.copy", move=MOVE))
-    assert await bench.after(Happening("move.copy", move=MOVE)) == []
+    assert await bench.after(Happening("move.copy", move=MOVE)) == [
+        "told /v1/moves/move-1/events resumed 100.5"
+    ]
     await bench.after(Happening("move.cleanup", move=MOVE))
     assert await bench.after(Happening("move.cleanup", move=MOVE)) == [
         "told /v1/moves/move-1/events source_gone"
@@ -367,9 +369,7 @@ async def test_a_rollback_calls_off_a_copy_under_way(bench: Bench) -> None:
     assert bench.keeper.vms["web"].runs_at == "server1"
 
 
-async def test_a_rollback_just_after_the_vm_has_moved_ends_the_target_before_the_source_runs(
-    bench: Bench,
-) -> None:
+async def test_a_rollback_before_the_vm_may_run_at_the_target_ends_the_target_first(bench: Bench) -> None:
     await bench.prepared()
     bench.servers["server1"].script = "hangs after resume"
     bench.keeper.take(Happening("move.copy", move=MOVE))
@@ -378,6 +378,17 @@ async def test_a_rollback_just_after_the_vm_has_moved_ends_the_target_before_the
     done = [line for line in told if not line.startswith("told")]
     assert done[-3:] == ["server2: quit", "server2: unplug web", "server1: cont"]
     assert bench.keeper.vms["web"].runs_at == "server1"
+
+
+async def test_a_vm_that_has_moved_is_not_sent_back_to_its_past(bench: Bench) -> None:
+    await bench.prepared()
+    await bench.after(Happening("move.copy", move=MOVE))
+    assert await bench.after(Happening("move.rollback", move=MOVE)) == [
+        "told /v1/moves/move-1/events resumed 100.5"
+    ]
+    kept = bench.keeper.vms["web"]
+    assert kept.runs_at == "server2"
+    assert await kept.places["server2"].machine.state() is RunState.RUNNING  # type: ignore[union-attr]
 
 
 async def test_a_move_without_the_controller_is_told_to_nobody(bench: Bench) -> None:

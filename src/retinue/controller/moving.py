@@ -133,15 +133,14 @@ class Mover:
 
     # ---- what else drives a move ----
 
-    def take_up(self, id: str, event: moves.Event) -> Move:
-        """Step a move that was under way when the controller ended. Raises MoveError."""
+    def take_up(self, id: str) -> None:
+        """Go on with a move that was under way when the controller ended: ask again for what it waits for."""
         self._taken_up.add(id)
         self._packet_ins_before[id] = self._packet_ins()
-        if self.moves[id].state is MoveState.ROLLING_BACK:
-            for effect in (moves.CloseTarget(), moves.UndoAtHypervisor()):
-                self._carry_out(self.moves[id], effect)
-            return self.moves[id]
-        return self._step(id, event)
+        move, effects = moves.again(self.moves[id], self._context.clock())
+        self._keep(move)
+        for effect in effects:
+            self._carry_out(move, effect)
 
     def look_again(self, id: str) -> None:
         """Something about servers or ports changed: a move may have what it waits for."""

@@ -5,9 +5,7 @@ from typing import TypeVar
 
 import structlog
 
-from retinue import moves
 from retinue.controller.controller import Controller, VMState
-from retinue.controller.moving import MoveError
 from retinue.model import ModelError
 from retinue.model.network import Touched
 from retinue.store import Stored
@@ -20,7 +18,6 @@ T = TypeVar("T")
 def restore(controller: Controller, stored: Stored) -> None:
     """Bring back servers, places, VMs and the addresses they hold; leases that ended meanwhile stay ended.
 
-    A move that was under way is rolled back, or, when the VM already ran at its target, brought to its end.
     What no longer fits the configuration is left out, and said.
     """
     net = controller.net
@@ -45,15 +42,10 @@ def restore(controller: Controller, stored: Stored) -> None:
 
 
 def take_up_moves(controller: Controller) -> None:
-    """Once the controller runs: go on with, or undo, the moves it was in."""
+    """Once the controller runs: go on with the moves it was in."""
     for move in list(controller.mover.moves.values()):
-        if move.state.ended:
-            continue
-        event = moves.Failed("the controller was restarted") if move.state.may_undo else moves.TimedOut()
-        try:
-            controller.mover.take_up(move.id, event)
-        except MoveError as error:
-            log.warning("a move cannot be taken up", move=move.id, error=str(error))
+        if not move.state.ended:
+            controller.mover.take_up(move.id)
 
 
 def _fits(change: Callable[[T], Touched], value: T) -> bool:

@@ -65,6 +65,8 @@ class Kept:
     record: VMRecord
     places: dict[str, Place] = field(default_factory=dict)
     runs_at: str = ""
+    resumed_at: float = 0.0
+    """When it ran on after its last move."""
     consoles: list[Path] = field(default_factory=list)
     """Of every machine it has had, oldest first."""
     copying: asyncio.Task[None] | None = None
@@ -264,7 +266,8 @@ class Keeper:
             return
         source, target = (kept.places.get(s, Place()).machine for s in (move.source, move.target))
         if kept.runs_at == move.target:
-            return  # It is there already, and reported.
+            self._tell_move(move, "resumed", at=kept.resumed_at)  # It is there already.
+            return
         if source is None or target is None:
             what = "source" if source is None else "target"
             self._tell_move(move, "failed", reason=f"there is no QEMU at the {what}")
@@ -281,7 +284,7 @@ class Keeper:
                 case Stopped(_, at):
                     answers.append(self._tell_move(move, "stopped", at=at))
                 case Resumed(_, at):
-                    kept.runs_at = move.target
+                    kept.runs_at, kept.resumed_at = move.target, at
                     self._tell_move(move, "resumed", at=at)
 
         async def steered() -> None:
@@ -341,11 +344,12 @@ class Keeper:
 
     async def _roll_back(self, kept: Kept, move: MoveRecord) -> None:
         """The target ends first, then the source runs: never both."""
-        if kept.runs_at == move.target:
-            log.warning(
-                "the VM had just moved; it goes on at the source from before", vm=kept.id, move=move.id
-            )
         await _ended(kept.copying)
+        if kept.runs_at == move.target:
+            # What it has done there must not be undone: the move goes forward.
+            log.warning("the VM had moved before it was called back", vm=kept.id, move=move.id)
+            self._tell_move(move, "resumed", at=kept.resumed_at)
+            return
         await self._unplug(kept, move.target)
         source = kept.places.get(move.source, Place()).machine
         try:

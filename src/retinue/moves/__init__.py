@@ -26,6 +26,7 @@ from retinue.moves.machine import (
     TargetOpen,
     TimedOut,
     UndoAtHypervisor,
+    again,
     begin,
     step,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "TargetOpen",
     "TimedOut",
     "UndoAtHypervisor",
+    "again",
     "begin",
     "step",
 ]

@@ -18,8 +18,10 @@
 A hypervisor that does not say when it stops the source goes from copying to switching: Resumed is then what
 steers. The earlier word saves the packets sent between the two, and those sent until the switches follow.
 
-A failure, a cancel or a step out of time before Resumed rolls back. After Resumed there is no way back: the
-VM runs at the target, so the steps after it are tried until they are confirmed, and a delay is only reported.
+A failure or a cancel before Resumed rolls back, and so does a step out of time before the source stopped.
+After that time alone proves nothing, for the VM may run at the target: only the hypervisor's word rolls back,
+and Resumed, when it crosses with an order to roll back, goes forward. A VM is never sent back to its past.
+After Resumed there is no way back at all; steps are tried until they are confirmed, a delay is reported.
 An event that does not fit the state is refused (IllegalEventError) and the move stays as it is; an event
 that arrives once more changes nothing.
 
@@ -52,6 +54,10 @@ class MoveState(StrEnum):
     @property
     def may_undo(self) -> bool:
         return self in LIMITS and self not in (MoveState.SWITCHING, MoveState.SWITCHED, MoveState.CONFIRMED)
+
+    @property
+    def undone_by_time(self) -> bool:
+        return self.may_undo and self is not MoveState.DIVERTED
 
 
 LIMITS: dict[MoveState, float] = {
@@ -258,12 +264,19 @@ NEXT: dict[tuple[MoveState, type[Event] | Booked], tuple[MoveState, tuple[Effect
 }
 """The straight way, by event or, for Confirmed, by what is confirmed. The rest is in `step`."""
 
-RETRY: dict[MoveState, tuple[Effect, ...]] = {
+AGAIN: dict[MoveState, tuple[Effect, ...]] = {
+    S.MATCHED: (OpenTarget(),),
+    S.ADMITTING: (AdmitAtTarget(),),
+    S.PREPARED: (StartCopy(),),
+    S.COPYING: (StartCopy(),),
+    S.DIVERTED: (SteerToTarget(), StartCopy()),
     S.SWITCHING: (SteerToTarget(),),
     S.SWITCHED: (CloseSource(),),
     S.CONFIRMED: (FreeSource(),),
+    S.ROLLING_BACK: (CloseTarget(), UndoAtHypervisor()),
 }
-"""What is asked again when a step after the point of no return is not confirmed in time."""
+"""What a state asks for: asked for again after a restart, and when a late step is not confirmed in time.
+Asking twice does no harm; a hypervisor that has long done what it is asked says so once more."""
 
 _PASSED: dict[type[Event], MoveState] = {
     Matched: S.MATCHED,
@@ -274,6 +287,13 @@ _PASSED: dict[type[Event], MoveState] = {
     SourceFreed: S.DONE,
 }
 """From which state on an event has had its effect, so that its repeat changes nothing."""
+
+
+def again(move: Move, now: float) -> tuple[Move, tuple[Effect, ...]]:
+    """Ask again for what the move's state waits for; its time counts anew."""
+    if move.state.ended:
+        return move, ()
+    return replace(move, steps=(*move.steps, (move.state, now))), AGAIN.get(move.state, ())
 
 
 def begin(id: str, vm: str, source: str, target: str, now: float) -> Move:
@@ -298,6 +318,9 @@ def step(move: Move, event: Event, now: float) -> tuple[Move, tuple[Effect, ...]
             return _undone(replace(move, closed=True), now)
         case RolledBack() if move.state is S.ROLLING_BACK:
             return _undone(replace(move, restored=True), now)
+        case Resumed(at) if move.state is S.ROLLING_BACK and not move.restored:
+            after = replace(move, steered=False, closed=False, resumed_at=at)
+            return _enter(after, S.SWITCHING, now), (SteerToTarget(),)
         case RolledBack() if move.state is S.UNDONE:
             return move, ()
         case _ if _has_passed(move.state, type(event)):
@@ -345,12 +368,12 @@ def _give_up(move: Move, reason: str, now: float) -> tuple[Move, tuple[Effect, .
 
 
 def _out_of_time(move: Move, now: float) -> tuple[Move, tuple[Effect, ...]]:
-    if move.state.may_undo:
+    if move.state.undone_by_time:
         return _give_up(move, f"not {_awaited(move.state)} within {LIMITS[move.state]:g} s", now)
-    late = replace(move, reason=f"{move.state} for longer than {LIMITS.get(move.state, 0):g} s, trying again")
-    if move.state in RETRY:
-        return replace(late, steps=(*move.steps, (move.state, now))), RETRY[move.state]
-    return move, ()
+    if move.state not in LIMITS:
+        return move, ()
+    late = replace(move, reason=f"{move.state} for longer than {LIMITS[move.state]:g} s, trying again")
+    return again(late, now)
 
 
 def _awaited(state: MoveState) -> str:
