@@ -1,5 +1,6 @@
 """A network whose desired flows stand on fake switches, and the questions that must hold in every state."""
 
+import struct
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -12,14 +13,28 @@ from retinue.flows.pipeline import FORGERIES, reason_of
 from retinue.flows.plan import stages
 from retinue.model import Network
 from retinue.model.network import Owner
-from retinue.packets import BROADCAST, Ethernet, arp_request, build_udp4, parse
+from retinue.packets import (
+    BROADCAST,
+    Ethernet,
+    arp_request,
+    build_udp4,
+    dhcp_frame,
+    discover,
+    parse,
+)
 
 OUTSIDE = IPv4Address("198.51.100.9")
+NOWHERE, EVERYWHERE = IPv4Address(0), IPv4Address("255.255.255.255")
 MARK = b"retinue test payload"
 
 
 def udp_frame(src_mac: str, dst_mac: str, src: IPv4Address, dst: IPv4Address) -> bytes:
     return Ethernet(dst_mac, src_mac, 0x0800, build_udp4(src, dst, 4000, 7, MARK)).build()
+
+
+def tagged(frame: bytes, vlan: int) -> bytes:
+    """The frame with an 802.1Q tag; VLAN 0 is a tag that has only a priority."""
+    return frame[:12] + struct.pack("!HH", 0x8100, vlan) + frame[12:]
 
 
 @dataclass
@@ -125,6 +140,18 @@ class World:
                 self.is_reported_forged(vm, at, udp_frame(src_mac, dst_mac, src, dst))
         self.is_reported_forged(vm, at, arp_request(vm_mac(vm), vm_ip(victim), vm_ip(victim)))
         self.is_reported_forged(vm, at, arp_request(vm_mac(victim), vm_ip(victim), vm_ip(victim)))
+        self.speaks_untagged_only(vm, at, victim)
+
+    def speaks_untagged_only(self, vm: int, at: int, other: int) -> None:
+        """A VM's port is an access port: a frame that is honest but for its tag reaches nobody."""
+        for honest in (
+            udp_frame(vm_mac(vm), GATEWAY_MAC, vm_ip(vm), OUTSIDE),
+            udp_frame(vm_mac(vm), vm_mac(other), vm_ip(vm), vm_ip(other)),
+            arp_request(vm_mac(vm), vm_ip(vm), vm_ip(other)),
+            dhcp_frame(discover(vm_mac(vm), 7), vm_mac(vm), BROADCAST, NOWHERE, EVERYWHERE, 68, 67),
+        ):
+            for vlan in (0, 666):
+                self.is_reported_forged(vm, at, tagged(honest, vlan))
 
     def floods_nothing(self, vm: int, at: int) -> None:
         for dst in (BROADCAST, "01:00:5e:00:00:fb", "33:33:00:00:00:01"):

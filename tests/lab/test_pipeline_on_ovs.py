@@ -26,11 +26,9 @@ from retinue.packets import (
     parse,
     parse_arp,
 )
-from world import OUTSIDE, World, udp_frame
+from world import EVERYWHERE, NOWHERE, OUTSIDE, World, tagged, udp_frame
 
 pytestmark = pytest.mark.lab
-
-NOWHERE, EVERYWHERE = IPv4Address(0), IPv4Address("255.255.255.255")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +72,14 @@ def test_every_frame_at_every_port(world: World, switch: str) -> None:
 
 
 def frames(net: Network) -> Iterator[bytes]:
-    """Honest and forged, of every kind the pipeline knows and some it does not."""
+    """Honest and forged, of every kind the pipeline knows and some it does not; and some of them tagged."""
+    for number, frame in enumerate(untagged(net)):
+        yield frame
+        if number % 3 == 0:
+            yield tagged(frame, (0, 666)[number % 2])
+
+
+def untagged(net: Network) -> Iterator[bytes]:
     hosts = [(vm_mac(n), vm_ip(n)) for n in (1, 2, 3, 4, 5)]
     servers = [(s.mac, s.address) for s in net.servers.values() if isinstance(s.address, IPv4Address)]
     addresses = [ip for _, ip in hosts + servers] + [OUTSIDE, GATEWAY, IPv4Address("10.1.0.200")]

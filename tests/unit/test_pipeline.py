@@ -20,7 +20,7 @@ from networks import (
 )
 from retinue.flows.compiler import Compiler
 from retinue.flows.entry import PortNo
-from retinue.flows.pipeline import Reason, reason_of
+from retinue.flows.pipeline import FORGERIES, Reason, reason_of
 from retinue.flows.plan import near_server
 from retinue.model import PortRef, VMPort
 from retinue.model.network import moved
@@ -36,10 +36,7 @@ from retinue.packets import (
     parse,
     parse_arp,
 )
-from world import OUTSIDE, World, udp_frame
-
-NOWHERE = IPv4Address(0)
-EVERYWHERE = IPv4Address("255.255.255.255")
+from world import EVERYWHERE, NOWHERE, OUTSIDE, World, tagged, udp_frame
 
 
 @pytest.fixture
@@ -116,6 +113,34 @@ def test_without_a_binding_only_dhcp_and_what_precedes_it_passes() -> None:
     probe = arp_request(vm_mac(1), NOWHERE, vm_ip(1))
     (delivery,) = world.send(1, 1, probe)
     assert [reason_of(cookie) for _, cookie, _, _ in delivery.to_controller] == [Reason.VM_ARP]
+
+
+@pytest.mark.parametrize("vlan", [0, 666])
+def test_tagged_frames_do_not_travel(world: World, vlan: int) -> None:
+    """Every port is an access port: a tag would be carried to the router's port and there mean something."""
+    mac, ip, router = server(1).mac, IPv4Address("10.0.0.11"), world.net.servers["router"]
+    dhcp = world.net.servers["dhcp"]
+    reply = offer(discover(vm_mac(1), 7), vm_ip(1), IPv4Address("10.1.0.2"), 60)
+    sent = [
+        ("edge1", vm_port(1), udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(1), OUTSIDE)),
+        ("edge1", PortNo.LOCAL, udp_frame(mac, GATEWAY_MAC, ip, vm_ip(2))),
+        ("edge1", PortNo.LOCAL, arp_request(mac, ip, INFRA_GATEWAY)),
+        ("edge1", UPLINK, udp_frame(GATEWAY_MAC, mac, vm_ip(2), vm_ip(1))),
+        ("edge1", UPLINK, arp_request(GATEWAY_MAC, INFRA_GATEWAY, ip, dst=mac)),
+        ("leaf2", 91, udp_frame(router.mac, GATEWAY_MAC, OUTSIDE, vm_ip(1))),
+        ("leaf2", 91, arp_request(router.mac, IPv4Address("10.0.0.1"), INFRA_GATEWAY)),
+        ("leaf2", 90, dhcp_frame(reply, dhcp.mac, vm_mac(1), IPv4Address("10.1.0.2"), vm_ip(1), 67, 68)),
+        ("leaf1", 1, udp_frame(GATEWAY_MAC, mac, vm_ip(2), vm_ip(1))),
+        ("spine1", 1, udp_frame(GATEWAY_MAC, GATEWAY_MAC, vm_ip(1), vm_ip(2))),
+        ("spine1", 2, udp_frame(GATEWAY_MAC, mac, vm_ip(2), vm_ip(1))),
+    ]
+    for switch, port, frame in sent:
+        untagged = world.fabric[switch].receive(frame, port)
+        assert untagged.outputs or untagged.to_controller, "the frame must travel without its tag"
+        result = world.fabric[switch].receive(tagged(frame, vlan), port)
+        assert not result.outputs, f"{switch} port {port}"
+        reasons = {reason_of(cookie) for cookie, _, _ in result.to_controller}
+        assert reasons <= FORGERIES, f"{switch} port {port}"
 
 
 def test_a_rogue_dhcp_server_is_silent(world: World) -> None:

@@ -67,6 +67,17 @@ def test_first_boot_makes_the_binding_from_the_ack(snooper: Snooper) -> None:
     assert not bind.renewed
 
 
+def test_a_vm_may_not_speak_as_a_relay_agent(snooper: Snooper) -> None:
+    """RFC 3046 section 2.1: option 82 from an untrusted circuit is not believed, with or without giaddr."""
+    with_option = discover(MAC, 7).with_option(82, b"\x01\x04evil")
+    through_relay = replace(discover(MAC, 7), giaddr=IPv4Address("10.1.0.9"))
+    for message in (with_option, through_relay, request(MAC, 7, IP, SERVER).with_option(82, b"")):
+        (refused,) = snooper.client(from_vm(message), 1000.0)
+        assert isinstance(refused, Refused)
+        assert refused.forged
+        assert "relay" in refused.reason
+
+
 def test_a_request_alone_binds_nothing(snooper: Snooper) -> None:
     effects = snooper.client(from_vm(request(MAC, 7, IP, SERVER)), 0.0)
     assert effects == [ToServers("vm1")]

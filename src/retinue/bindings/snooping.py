@@ -123,6 +123,9 @@ class Snooper:
             return [Refused("a DHCP server's message from a VM", vm.id, forged=True)]
         if dhcp.giaddr != NO_ADDRESS:
             return [Refused("a VM may not relay DHCP (giaddr is set)", vm.id, forged=True)]
+        if dhcp.relay_agent is not None:
+            # RFC 3046 section 2.1: from an untrusted circuit the option of relay agents is not believed.
+            return [Refused("a VM may not speak as a DHCP relay agent (option 82)", vm.id, forged=True)]
         if self._is_anothers(dhcp.ciaddr, vm.id):
             return [Refused(f"{dhcp.ciaddr} is held by another VM", vm.id, forged=True)]
         match dhcp.message_type:

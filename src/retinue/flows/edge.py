@@ -12,6 +12,7 @@ from retinue.flows.pipeline import (
     GROUP_BIT,
     ICMP,
     ICMP_ECHO_REQUEST,
+    NO_TAG,
     UDP,
     EthType,
     Priority,
@@ -58,15 +59,17 @@ def server_flows(net: Network, server: Server, edge: Switch) -> Iterator[Flow]:
     if uplink is None:
         return
     local = Output(PortNo.LOCAL)
-    from_fabric = match(in_port=uplink, eth_type=EthType.IPV4, eth_dst=server.mac)
+    from_fabric = match(in_port=uplink, vlan_vid=NO_TAG, eth_type=EthType.IPV4, eth_dst=server.mac)
     yield Flow(Table.ADMIT, 100, from_fabric, goto=Table.DELIVER, cookie=mark)
-    arp_up = match(in_port=PortNo.LOCAL, eth_type=EthType.ARP, eth_src=server.mac, arp_sha=server.mac)
+    arp_up = match(
+        in_port=PortNo.LOCAL, vlan_vid=NO_TAG, eth_type=EthType.ARP, eth_src=server.mac, arp_sha=server.mac
+    )
     yield Flow(Table.ADMIT, 100, arp_up, (Output(uplink),), cookie=mark)
-    arp_to_it = match(in_port=uplink, eth_type=EthType.ARP, eth_dst=server.mac)
+    arp_to_it = match(in_port=uplink, vlan_vid=NO_TAG, eth_type=EthType.ARP, eth_dst=server.mac)
     yield Flow(Table.ADMIT, 100, arp_to_it, (local,), cookie=mark)
     if server.address is None:
         return
-    own = ip_match(src=server.address, in_port=PortNo.LOCAL, eth_src=server.mac)
+    own = ip_match(src=server.address, in_port=PortNo.LOCAL, vlan_vid=NO_TAG, eth_src=server.mac)
     yield Flow(Table.ADMIT, 100, own, goto=Table.FORWARD, cookie=mark)
     yield Flow(Table.DELIVER, 100, ip_match(dst=server.address), (local,), cookie=mark)
 
@@ -88,9 +91,11 @@ def vm_flows(net: Network, vm: VM, edge: Switch, port: int, delivered: bool) -> 
         ip, until = holding.ip, holding.lease_end
         if ip.version != 4:
             continue
-        sent = ip_match(src=ip, in_port=port, eth_src=vm.mac)
+        sent = ip_match(src=ip, in_port=port, vlan_vid=NO_TAG, eth_src=vm.mac)
         yield Flow(Table.ADMIT, Priority.BOUND, sent, goto=Table.FORWARD, cookie=mark, expires_at=until)
-        said = match(in_port=port, eth_type=EthType.ARP, eth_src=vm.mac, arp_sha=vm.mac, arp_spa=ip)
+        said = match(
+            in_port=port, vlan_vid=NO_TAG, eth_type=EthType.ARP, eth_src=vm.mac, arp_sha=vm.mac, arp_spa=ip
+        )
         yield Flow(Table.ADMIT, Priority.BOUND, said, goto=Table.ARP, cookie=mark, expires_at=until)
         yield Flow(Table.DELIVER, 200, ip_match(dst=ip), hand_over, cookie=mark, expires_at=until)
         # A VM asking for its own address (announcement, duplicate check) gets no answer: nobody else has it.
@@ -105,7 +110,7 @@ def vm_flows(net: Network, vm: VM, edge: Switch, port: int, delivered: bool) -> 
 def _unbound(owner: Owner, mac: Mac, port: int) -> Iterator[Flow]:
     """Row A8: without a binding a VM's packets are dropped, save DHCP and what must precede it."""
     dhcp = match(
-        in_port=port, eth_type=EthType.IPV4, eth_src=mac, ip_proto=UDP,
+        in_port=port, vlan_vid=NO_TAG, eth_type=EthType.IPV4, eth_src=mac, ip_proto=UDP,
         udp_src=DHCP_CLIENT_PORT, udp_dst=DHCP_SERVER_PORT,
     )  # fmt: skip
     yield Flow(
@@ -114,8 +119,9 @@ def _unbound(owner: Owner, mac: Mac, port: int) -> Iterator[Flow]:
     )  # fmt: skip
     # An ARP probe (RFC 5227: sender IP all zero) must precede the use of an address.
     probe = match(
-        in_port=port, eth_type=EthType.ARP, eth_src=mac, arp_op=ARP_REQUEST, arp_sha=mac, arp_spa=NOWHERE
-    )
+        in_port=port, vlan_vid=NO_TAG, eth_type=EthType.ARP, eth_src=mac,
+        arp_op=ARP_REQUEST, arp_sha=mac, arp_spa=NOWHERE,
+    )  # fmt: skip
     yield Flow(Table.ADMIT, Priority.BOUND, probe, goto=Table.ARP, cookie=cookie(Reason.FORWARD, owner))
     ask = match(in_port=port, eth_type=EthType.ARP, arp_op=ARP_REQUEST)
     yield Flow(

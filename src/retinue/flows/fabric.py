@@ -26,6 +26,7 @@ from retinue.flows.pipeline import (
     LEAF_ARP_METER,
     LEAF_DHCP_METER,
     LEAF_METER_RATE,
+    NO_TAG,
     SPINES_GROUP,
     UDP,
     EthType,
@@ -50,14 +51,15 @@ def leaf_flows(net: Network, leaf: Switch) -> Iterator[Flow | Group | Meter]:
     for meter in (LEAF_ARP_METER, LEAF_DHCP_METER):
         yield Meter(meter, LEAF_METER_RATE, LEAF_METER_RATE)
     for port in _spine_ports(net, leaf.id):
-        down = match(in_port=port, eth_type=EthType.IPV4)
+        down = match(in_port=port, vlan_vid=NO_TAG, eth_type=EthType.IPV4)
         yield Flow(Table.ADMIT, 100, down, goto=Table.SERVERS, cookie=mark)
         yield Flow(Table.ADMIT, 90, match(in_port=port), cookie=mark)
-    yield Flow(Table.ADMIT, 60, match(eth_type=EthType.ARP), goto=Table.ARP, cookie=mark)
+    arp = match(vlan_vid=NO_TAG, eth_type=EthType.ARP)
+    yield Flow(Table.ADMIT, 60, arp, goto=Table.ARP, cookie=mark)
     rogue = match(eth_type=EthType.IPV4, ip_proto=UDP, udp_src=DHCP_SERVER_PORT, udp_dst=DHCP_CLIENT_PORT)
     rogue_cookie = cookie(Reason.ROGUE_DHCP, owner)
     yield Flow(Table.ADMIT, 55, rogue, (CONTROLLER,), meter=LEAF_DHCP_METER, cookie=rogue_cookie)
-    to_gateway = match(eth_type=EthType.IPV4, eth_dst=net.gateway_mac)
+    to_gateway = match(vlan_vid=NO_TAG, eth_type=EthType.IPV4, eth_dst=net.gateway_mac)
     yield Flow(Table.ADMIT, 50, to_gateway, goto=Table.ROUTE, cookie=mark)
     yield from _answers(net, owner)
     yield from _upward(net, leaf.id, mark)
@@ -102,9 +104,10 @@ def spine_flows(net: Network, spine: Switch) -> Iterator[Flow]:
     mark = cookie(Reason.FORWARD, Owner("switch", spine.id))
     for table in (Table.ADMIT, Table.ROUTE, Table.SERVERS):
         yield Flow(table, Priority.DROP, (), cookie=mark)
-    to_gateway = match(eth_type=EthType.IPV4, eth_dst=net.gateway_mac)
+    to_gateway = match(vlan_vid=NO_TAG, eth_type=EthType.IPV4, eth_dst=net.gateway_mac)
     yield Flow(Table.ADMIT, 100, to_gateway, goto=Table.ROUTE, cookie=mark)
-    yield Flow(Table.ADMIT, 90, match(eth_type=EthType.IPV4), goto=Table.SERVERS, cookie=mark)
+    to_server = match(vlan_vid=NO_TAG, eth_type=EthType.IPV4)
+    yield Flow(Table.ADMIT, 90, to_server, goto=Table.SERVERS, cookie=mark)
     yield from _subnet_routes(net, (), mark)  # An address nobody holds ends here.
 
 
@@ -119,7 +122,9 @@ def server_flows(net: Network, server: Server) -> dict[str, list[Flow]]:
     here = found[at.switch]
     here.append(Flow(Table.SERVERS, 100, match(eth_dst=server.mac), (Output(port),), cookie=mark))
     if Service.DHCP in server.services:
-        trusted = match(in_port=port, eth_type=EthType.IPV4, ip_proto=UDP, udp_src=DHCP_SERVER_PORT)
+        trusted = match(
+            in_port=port, vlan_vid=NO_TAG, eth_type=EthType.IPV4, ip_proto=UDP, udp_src=DHCP_SERVER_PORT
+        )
         reason = cookie(Reason.DHCP_SERVER, Owner("server", server.id))
         here.append(Flow(Table.ADMIT, 58, trusted, (CONTROLLER,), meter=LEAF_DHCP_METER, cookie=reason))
     for spine in net.with_role(Role.SPINE):

@@ -65,6 +65,9 @@ ARP_REQUEST = 1
 ARP_REPLY = 2
 ICMP_ECHO_REQUEST = 8
 ICMP_ECHO_REPLY = 0
+NO_TAG = 0
+"""The VLAN id of an untagged frame (OFPVID_NONE; a tag has one bit more, also that of VLAN 0). All ports are
+access ports: every entry that admits a frame asks for it, so that no tag comes through to where it counts."""
 GROUP_BIT = (1 << 40, 1 << 40)
 """Value and mask of the bit that makes a MAC a group address (broadcast among them)."""
 SPINES_GROUP = 1
