@@ -48,5 +48,9 @@ async def running(bench: Bench, events: Events, vm: str) -> None:
     await eventually(booted, BOOT_PATIENCE)
     if not (await bench.vm(vm))["addresses"]:
         await events.until("binding.added", lambda e: e["bindings"][0]["vm"] == vm, timeout=BOOT_PATIENCE)
-    # The guest is a little behind: it has yet to read the ACK.
+    await addressed(bench, vm)
+
+
+async def addressed(bench: Bench, vm: str) -> None:
+    """Return when the guest has set its address: it is a little behind its binding."""
     await bench.guest(vm, "until ip -4 address show dev eth0 | grep -q inet; do usleep 20000; done")

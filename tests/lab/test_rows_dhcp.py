@@ -21,7 +21,7 @@ from lab_frames import (
     hexed,
     packet,
 )
-from lab_start import running
+from lab_start import addressed, running
 from lab_tools import Bench, Json, Picks, at, mac_of
 
 pytestmark = pytest.mark.lab
@@ -61,6 +61,7 @@ async def leased(bench: Bench) -> None:
                 await bench.guest(vm, "killall -9 udhcpc", check=False)
                 await start_udhcpc(bench, vm)
                 await events.until("binding.added", of_vm(vm))
+        await addressed(bench, vm)
 
 
 @pytest.fixture
@@ -164,6 +165,7 @@ async def test_without_a_binding_only_dhcp_and_an_arp_probe_pass(bench: Bench) -
 
         await udhcpc(bench, "vm2", "USR1")
         await events.until("binding.added", of_vm("vm2"), after=gone)
+    await addressed(bench, "vm2")
     assert await bench.ping("vm2", one)
 
 
@@ -297,6 +299,7 @@ async def test_a_binding_ends_on_the_switch_with_the_controller_dead(bench: Benc
     async with bench.events() as events:
         await start_udhcpc(bench, "vm2")
         await events.until("binding.added", of_vm("vm2"))
+    await addressed(bench, "vm2")
     assert await bench.ping("vm2", "10.1.0.254")
 
 
