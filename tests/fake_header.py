@@ -1,8 +1,9 @@
 """What a switch sees in a frame, and how it writes changed fields back: the bytes of `fake_switch`.
 
 It follows Open vSwitch 3.1, whose rules of thumb are: a field that a frame has not is zero; fields behind a
-malformed or cut-off header are zero; changed fields are written when the frame leaves; checksums are amended,
-not computed anew (RFC 1624), so that a wrong one stays wrong. `lab/test_fake_agrees_with_ovs.py` proves it.
+malformed or cut-off header are zero, and so are the ports of all fragments but the first, as the controller
+asks for; changed fields are written when the frame leaves; checksums are amended, not computed anew (RFC 1624),
+so that a wrong one stays wrong. `lab/test_fake_agrees_with_ovs.py` proves it.
 """
 
 from collections.abc import Mapping
@@ -18,16 +19,6 @@ _VLANS = (0x8100, 0x88A8)
 _VLAN_PRESENT = 0x1000
 _SNAP = bytes.fromhex("aaaa03000000")
 _PORTS = {TCP: (Field.TCP_SRC, Field.TCP_DST), UDP: (Field.UDP_SRC, Field.UDP_DST)}
-TRANSPORT = frozenset(
-    {
-        *(field for pair in _PORTS.values() for field in pair),
-        Field.ICMPV4_TYPE,
-        Field.ICMPV4_CODE,
-        Field.ICMPV6_TYPE,
-        Field.ICMPV6_CODE,
-    }
-)
-"""Fields that no entry can see in any fragment, not even in the first (frag handling "normal")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +35,6 @@ class Header:
     l4_size: int = 0
     l4_known: bool = False
     """True if the transport header is whole, and its fields are in `fields`."""
-    fragment: bool = False
 
 
 _BESIDE = (Field.IN_PORT, Field.METADATA, Field.TUNNEL_ID)
@@ -192,8 +182,7 @@ def _ipv4(frame: bytes, at: int, fields: dict[Field, int]) -> Header:
     _put(fields, frame, at + 12, Field.IPV4_SRC)
     _put(fields, frame, at + 16, Field.IPV4_DST)
     _put(fields, frame, at + 9, Field.IP_PROTO)
-    fragment = _word(frame, at + 6)
-    later = bool(fragment & 0x1FFF)
+    later = bool(_word(frame, at + 6) & 0x1FFF)
     known = not later and _transport(frame, at + header, at + total, frame[at + 9], fields)
     return Header(
         fields,
@@ -204,7 +193,6 @@ def _ipv4(frame: bytes, at: int, fields: dict[Field, int]) -> Header:
         l4=at + header,
         l4_size=total - header,
         l4_known=known,
-        fragment=bool(fragment & 0x3FFF),
     )
 
 
@@ -214,7 +202,7 @@ def _ipv6(frame: bytes, at: int, fields: dict[Field, int]) -> Header:
     _put(fields, frame, at + 8, Field.IPV6_SRC)
     _put(fields, frame, at + 24, Field.IPV6_DST)
     end = at + 40 + _word(frame, at + 4)
-    l4, proto, fragment, later = at + 40, frame[at + 6], False, False
+    l4, proto, later = at + 40, frame[at + 6], False
     while proto in (0, 43, 44, 51, 60) and not later:
         size = 8
         if end - l4 >= size and proto != 44:
@@ -222,8 +210,7 @@ def _ipv6(frame: bytes, at: int, fields: dict[Field, int]) -> Header:
         if end - l4 < size:
             return Header(fields, IPV6)
         if proto == 44:
-            offset = _word(frame, l4 + 2)
-            fragment, later = fragment or offset != 0, offset & 0xFFF8 != 0
+            later = _word(frame, l4 + 2) & 0xFFF8 != 0
         proto = 44 if later else frame[l4]
         l4 += size
     fields[Field.IP_PROTO] = proto
@@ -237,7 +224,6 @@ def _ipv6(frame: bytes, at: int, fields: dict[Field, int]) -> Header:
         l4=l4,
         l4_size=end - l4,
         l4_known=known,
-        fragment=fragment,
     )
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from fake_header import IPV4, IPV6, TRANSPORT, Header, Packet
+from fake_header import IPV4, IPV6, Packet
 from fake_refusals import BadEntry, check_flow, check_group
 from retinue.flows.change import Change
 from retinue.flows.entry import (
@@ -167,10 +167,8 @@ class FakeSwitch:
         run.actions(run.packet, actions, cookie=0)
         return run.result()
 
-    def lookup(self, table: int, header: Header, fields: dict[Field, int]) -> Flow | None:
+    def lookup(self, table: int, fields: dict[Field, int]) -> Flow | None:
         """The entry of this table that the frame matches; None on a miss. Raises AmbiguousMatch."""
-        if header.fragment:
-            fields = {name: value for name, value in fields.items() if name not in TRANSPORT}
         at = self._index.get(table, {})
         for priority in sorted(at, reverse=True):
             found = [
@@ -232,7 +230,7 @@ class _Run:
 
     def table(self, number: int | None) -> None:
         while number is not None:
-            flow = self.switch.lookup(number, self.packet.base, self.packet.fields)
+            flow = self.switch.lookup(number, self.packet.fields)
             if flow is None:
                 return
             self.matched.append(flow)

@@ -212,7 +212,8 @@ class _OpenFlow:
         self._buffer = b""
         self._send(self._HELLO, b"")
         # A connection of this kind is told of packets once it has said how much of them it wants.
-        self._send(self._SET_CONFIG, struct.pack("!HH", 0, 0xFFFF))
+        # First fragments show their ports, as the controller asks for (OFPC_FRAG_NX_MATCH).
+        self._send(self._SET_CONFIG, struct.pack("!HH", 3, 0xFFFF))
 
     def __enter__(self) -> "_OpenFlow":
         return self

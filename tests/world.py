@@ -18,8 +18,10 @@ from retinue.packets import (
     Ethernet,
     arp_request,
     build_udp4,
+    checksum,
     dhcp_frame,
     discover,
+    offer,
     parse,
 )
 
@@ -30,6 +32,26 @@ MARK = b"retinue test payload"
 
 def udp_frame(src_mac: str, dst_mac: str, src: IPv4Address, dst: IPv4Address) -> bytes:
     return Ethernet(dst_mac, src_mac, 0x0800, build_udp4(src, dst, 4000, 7, MARK)).build()
+
+
+def fragments(frame: bytes, first: int = 64) -> tuple[bytes, bytes]:
+    """An IPv4 frame cut in two; `first` bytes of what IP carries are in the first part (RFC 791)."""
+    ethernet, header, body = frame[:14], frame[14:34], frame[34 : 14 + int.from_bytes(frame[16:18], "big")]
+
+    def part(data: bytes, place: int) -> bytes:
+        head = bytearray(header)
+        head[2:4], head[6:8] = (20 + len(data)).to_bytes(2, "big"), place.to_bytes(2, "big")
+        head[10:12] = bytes(2)
+        head[10:12] = checksum(bytes(head)).to_bytes(2, "big")
+        return (ethernet + bytes(head) + data).ljust(60, b"\0")
+
+    return part(body[:first], 0x2000), part(body[first:], first // 8)
+
+
+def dhcp_answer(src_mac: str, dst_mac: str, src: IPv4Address, to: int, sport: int = 67) -> bytes:
+    """What a DHCP server, or who plays one, says to VM `to`."""
+    reply = offer(discover(vm_mac(to), 7), vm_ip(to), src, 60)
+    return dhcp_frame(reply, src_mac, dst_mac, src, vm_ip(to), sport, 68)
 
 
 def tagged(frame: bytes, vlan: int) -> bytes:
@@ -141,6 +163,15 @@ class World:
         self.is_reported_forged(vm, at, arp_request(vm_mac(vm), vm_ip(victim), vm_ip(victim)))
         self.is_reported_forged(vm, at, arp_request(vm_mac(victim), vm_ip(victim), vm_ip(victim)))
         self.speaks_untagged_only(vm, at, victim)
+        self.serves_no_dhcp(vm, at, victim)
+
+    def serves_no_dhcp(self, vm: int, at: int, victim: int) -> None:
+        """No DHCP server's message comes from a VM, from whatever port, to whomever, whole or in parts."""
+        for dst_mac in (GATEWAY_MAC, vm_mac(victim), BROADCAST):
+            for sport in (67, 4000):
+                answer = dhcp_answer(vm_mac(vm), dst_mac, vm_ip(vm), victim, sport)
+                self.is_reported_forged(vm, at, answer)
+                self.is_reported_forged(vm, at, fragments(answer, 8)[0])
 
     def speaks_untagged_only(self, vm: int, at: int, other: int) -> None:
         """A VM's port is an access port: a frame that is honest but for its tag reaches nobody."""

@@ -13,6 +13,7 @@ from networks import GATEWAY, GATEWAY_MAC, INFRA_GATEWAY, UPLINK, add_vm, fabric
 from ovs_oracle import RealSwitch, assert_agrees
 from retinue.flows.change import Change
 from retinue.flows.entry import Flow, Group, Meter, PortNo
+from retinue.flows.pipeline import Reason, reason_of
 from retinue.model import Network
 from retinue.packets import (
     BROADCAST,
@@ -26,7 +27,7 @@ from retinue.packets import (
     parse,
     parse_arp,
 )
-from world import EVERYWHERE, NOWHERE, OUTSIDE, World, tagged, udp_frame
+from world import EVERYWHERE, NOWHERE, OUTSIDE, World, dhcp_answer, fragments, tagged, udp_frame
 
 pytestmark = pytest.mark.lab
 
@@ -98,7 +99,15 @@ def untagged(net: Network) -> Iterator[bytes]:
         reply = offer(discover(vm_mac(5), 7), vm_ip(5), ip, 60)
         yield dhcp_frame(reply, mac, BROADCAST, ip, EVERYWHERE, 67, 68)
         yield dhcp_frame(reply, mac, GATEWAY_MAC, ip, vm_ip(5), 67, 68)
+        yield dhcp_frame(reply, mac, GATEWAY_MAC, ip, vm_ip(1), 4000, 68)
+        yield from fragments(dhcp_frame(reply, mac, GATEWAY_MAC, ip, vm_ip(1), 67, 68))
+        yield from fragments(dhcp_frame(reply, mac, vm_mac(4), ip, vm_ip(4), 4000, 68), 8)
+        yield from fragments(dhcp_frame(discover(mac, 7), mac, BROADCAST, NOWHERE, EVERYWHERE, 68, 67))
+        yield from fragments(
+            Ethernet(GATEWAY_MAC, mac, 0x0800, build_udp4(ip, vm_ip(2), 4000, 53, bytes(90))).build()
+        )
         yield ping(mac, ip, GATEWAY)
+        yield from fragments(ping(mac, ip, GATEWAY), 8)
         yield ping(mac, ip, INFRA_GATEWAY)
         yield Ethernet(GATEWAY_MAC, mac, 0x86DD, bytes([0x60]) + bytes(39)).build()
         yield Ethernet(BROADCAST, mac, 0x8035, bytes(28)).build()
@@ -118,3 +127,23 @@ def ping(mac: str, src: IPv4Address, dst: IPv4Address) -> bytes:
     total = sum(int.from_bytes(header[i : i + 2], "big") for i in range(0, 20, 2))
     header[10:12] = (0xFFFF - ((total & 0xFFFF) + (total >> 16))).to_bytes(2, "big")
     return Ethernet(GATEWAY_MAC, mac, 0x0800, bytes(header)).build()
+
+
+def test_a_dhcp_servers_message_in_fragments_is_not_delivered_an_ordinary_datagram_is(world: World) -> None:
+    """Not by the fake's word but by the real switch's: vm1 to vm4, beside it on edge1."""
+    ordinary = build_udp4(vm_ip(1), vm_ip(4), 4000, 53, bytes(2000))
+    program = list(world.compiler.program("edge1").values())
+    with RealSwitch(PORTS["edge1"]) as real:
+        real.install(
+            [replace(f, expires_at=None) for f in program if isinstance(f, Flow)],
+            [g for g in program if isinstance(g, Group)],
+            [replace(m, rate=10**6, burst=10**6) for m in program if isinstance(m, Meter)],
+        )
+        for sport in (67, 4000):
+            forged = dhcp_answer(vm_mac(1), vm_mac(4), vm_ip(1), to=4, sport=sport)
+            for cut in (8, 64):
+                seen = real.observe(fragments(forged, cut)[0], vm_port(1))
+                assert seen.outputs == ()
+                assert [reason_of(cookie) for cookie, _, _ in seen.to_controller] == [Reason.ROGUE_DHCP]
+        for part in fragments(Ethernet(vm_mac(4), vm_mac(1), 0x0800, ordinary).build(), 1480):
+            assert real.inject(part, vm_port(1)) == [(vm_port(4), part)]

@@ -123,15 +123,15 @@ class TestMatching:
         assert out(made, udp())
         assert not out(made, udp()[:cut])
 
-    @pytest.mark.parametrize("flags", [0x2000, 0x2001, 0x0001])
-    def test_fragments_have_no_ports(self, flags: int) -> None:
+    @pytest.mark.parametrize(("flags", "port"), [(0x2000, 2), (0x2001, 3), (0x0001, 3)])
+    def test_only_the_first_fragment_has_ports(self, flags: int, port: int) -> None:
         frame = bytearray(udp())
         frame[20:22] = flags.to_bytes(2, "big")
         made = switch(
             flow(Output(2), eth_type=IPV4_TYPE, ip_proto=17, udp_dst=9),
             flow(Output(3), priority=1, eth_type=IPV4_TYPE, ip_proto=17),
         )
-        assert [port for port, _ in out(made, bytes(frame))] == [3]
+        assert [port for port, _ in out(made, bytes(frame))] == [port]
 
     def test_tagged_frame_has_the_type_behind_the_tag(self) -> None:
         frame = udp(vlan=5)

@@ -46,7 +46,7 @@ SENT: list[tuple[str, bytes, Any]] = [
     ("echo request", codec.echo_request(7, b"ping"), PARSER.OFPEchoRequest(DATAPATH, b"ping")),
     ("echo reply", codec.echo_reply(7, b"ping"), PARSER.OFPEchoReply(DATAPATH, b"ping")),
     ("features request", codec.features_request(7), PARSER.OFPFeaturesRequest(DATAPATH)),
-    ("set config", codec.set_config(7), PARSER.OFPSetConfig(DATAPATH, 0, 0xFFFF)),
+    ("set config", codec.set_config(7), PARSER.OFPSetConfig(DATAPATH, 3, 0xFFFF)),
     ("barrier", codec.barrier_request(7), PARSER.OFPBarrierRequest(DATAPATH)),
     ("error", codec.error(7, 0, 0, b"why"), PARSER.OFPErrorMsg(DATAPATH, 0, 0, b"why")),
     (

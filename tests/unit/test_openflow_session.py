@@ -59,7 +59,7 @@ async def test_frames_that_miss_come_whole(handler: Recorder, port: int) -> None
     peer, task = await Peer.join(port)
     await handler.next("connected")
     configs = [m.body for m in peer.heard if isinstance(m, codec.Other) and m.type == MessageType.SET_CONFIG]
-    assert configs == [b"\x00\x00\xff\xff"]
+    assert configs == [b"\x00\x03\xff\xff"], "and the first fragment of a datagram shows its ports"
     peer.writer.close()
     await task
 

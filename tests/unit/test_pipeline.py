@@ -36,7 +36,7 @@ from retinue.packets import (
     parse,
     parse_arp,
 )
-from world import EVERYWHERE, NOWHERE, OUTSIDE, World, tagged, udp_frame
+from world import EVERYWHERE, NOWHERE, OUTSIDE, World, dhcp_answer, fragments, tagged, udp_frame
 
 
 @pytest.fixture
@@ -147,11 +147,30 @@ def test_a_rogue_dhcp_server_is_silent(world: World) -> None:
     reply = offer(discover(vm_mac(1), 7), vm_ip(1), vm_ip(2), 60)
     frame = dhcp_frame(reply, vm_mac(2), BROADCAST, vm_ip(2), EVERYWHERE, 67, 68)
     world.is_reported_forged(2, 2, frame)
-    # Nor one outside, through the router, nor the server's own stack.
-    outside = dhcp_frame(reply, world.net.servers["router"].mac, GATEWAY_MAC, OUTSIDE, vm_ip(1), 67, 68)
-    for delivery in world.fabric.all_paths("leaf2", 91, outside):
-        assert not delivery.arrivals
-        assert [reason_of(c) for _, c, _, _ in delivery.to_controller] == [Reason.ROGUE_DHCP]
+    # Nor one outside, through the router, nor a server's own stack.
+    router = world.net.servers["router"].mac
+    for sport in (67, 4000):
+        world.serves_no_dhcp(2, 2, victim=1)
+        for switch, port, mac, src in (
+            ("leaf2", 91, router, OUTSIDE),
+            ("edge2", PortNo.LOCAL, server(2).mac, IPv4Address("10.0.0.12")),
+        ):
+            outside = dhcp_answer(mac, GATEWAY_MAC, src, to=1, sport=sport)
+            for sent in (outside, fragments(outside)[0]):
+                for delivery in world.fabric.all_paths(switch, port, sent):
+                    assert not delivery.arrivals
+                    assert [reason_of(c) for _, c, _, _ in delivery.to_controller] == [Reason.ROGUE_DHCP]
+
+
+def test_fragments_of_an_ordinary_datagram_arrive(world: World) -> None:
+    payload = build_udp4(vm_ip(1), vm_ip(2), 4000, 53, bytes(2000))
+    parts = fragments(Ethernet(GATEWAY_MAC, vm_mac(1), 0x0800, payload).build(), 1480)
+    for sent in parts:
+        for delivery in world.send(1, 1, sent):
+            ((switch, port, frame),) = delivery.arrivals
+            assert (switch, port) == ("edge2", vm_port(2))
+            assert frame[34:] == sent[34:]
+            assert not delivery.to_controller
 
 
 def test_the_dhcp_servers_port_is_trusted(world: World) -> None:

@@ -135,9 +135,15 @@ def _unbound(owner: Owner, mac: Mac, port: int) -> Iterator[Flow]:
             Table.ADMIT, priority, found, (CONTROLLER,), meter=VMMeter.FORGERY.id(port), cookie=marked
         )
 
+    # A server's message is known by either port: a client believes what comes to its own, whoever sent it.
+    # Of a fragmented one the first part shows the ports (see codec.set_config); the others are no use alone.
     yield forged(
         Priority.ROGUE_DHCP, Reason.ROGUE_DHCP,
         eth_type=EthType.IPV4, ip_proto=UDP, udp_src=DHCP_SERVER_PORT,
+    )  # fmt: skip
+    yield forged(
+        Priority.ROGUE_DHCP_ANSWER, Reason.ROGUE_DHCP,
+        eth_type=EthType.IPV4, ip_proto=UDP, udp_dst=DHCP_CLIENT_PORT,
     )  # fmt: skip
     yield forged(Priority.FORGED, Reason.FORGED_IP, eth_type=EthType.IPV4, eth_src=mac)
     yield forged(Priority.FORGED, Reason.FORGED_ARP, eth_type=EthType.ARP, eth_src=mac)

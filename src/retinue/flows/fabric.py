@@ -56,7 +56,7 @@ def leaf_flows(net: Network, leaf: Switch) -> Iterator[Flow | Group | Meter]:
         yield Flow(Table.ADMIT, 90, match(in_port=port), cookie=mark)
     arp = match(vlan_vid=NO_TAG, eth_type=EthType.ARP)
     yield Flow(Table.ADMIT, 60, arp, goto=Table.ARP, cookie=mark)
-    rogue = match(eth_type=EthType.IPV4, ip_proto=UDP, udp_src=DHCP_SERVER_PORT, udp_dst=DHCP_CLIENT_PORT)
+    rogue = match(eth_type=EthType.IPV4, ip_proto=UDP, udp_dst=DHCP_CLIENT_PORT)
     rogue_cookie = cookie(Reason.ROGUE_DHCP, owner)
     yield Flow(Table.ADMIT, 55, rogue, (CONTROLLER,), meter=LEAF_DHCP_METER, cookie=rogue_cookie)
     to_gateway = match(vlan_vid=NO_TAG, eth_type=EthType.IPV4, eth_dst=net.gateway_mac)

@@ -116,6 +116,7 @@ class Priority:
     # ADMIT
     DHCP = 200
     ROGUE_DHCP = 190
+    ROGUE_DHCP_ANSWER = 189
     BOUND = 150
     FORGED = 102
     QUIET = 101
