@@ -1,9 +1,9 @@
 """What a switch sees in a frame, and how it writes changed fields back: the bytes of `fake_switch`.
 
 It follows Open vSwitch 3.1, whose rules of thumb are: a field that a frame has not is zero; fields behind a
-malformed or cut-off header are zero, and so are the ports of all fragments but the first, as the controller
-asks for; changed fields are written when the frame leaves; checksums are amended, not computed anew (RFC 1624),
-so that a wrong one stays wrong. `lab/test_fake_agrees_with_ovs.py` proves it.
+malformed or cut-off header are zero, and so are the ports of all fragments but the first (the controller asks
+for that); changed fields are written when the frame leaves; checksums are amended, not computed anew
+(RFC 1624), so that a wrong one stays wrong. `lab/test_fake_agrees_with_ovs.py` proves it.
 """
 
 from collections.abc import Mapping

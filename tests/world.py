@@ -9,7 +9,7 @@ from fake_switch import Delivery, FakeFabric
 from networks import GATEWAY_MAC, UPLINK, leaf_port, vm_ip, vm_mac, vm_port
 from retinue.flows.compiler import Compiler, Program
 from retinue.flows.difference import difference
-from retinue.flows.pipeline import FORGERIES, reason_of
+from retinue.flows.pipeline import FORGERIES, Reason, reason_of
 from retinue.flows.plan import stages
 from retinue.model import Network
 from retinue.model.network import Owner
@@ -183,6 +183,24 @@ class World:
         ):
             for vlan in (0, 666):
                 self.is_reported_forged(vm, at, tagged(honest, vlan))
+
+    def services_speak_for_themselves(self, vm: int) -> None:
+        """The router forwards from outside and the DHCP server serves: neither sends as anybody of ours."""
+        router, dhcp = self.net.servers["router"], self.net.servers["dhcp"]
+        inside = [vm_ip(vm), IPv4Address("10.1.0.200"), *(s.address for s in self.net.servers.values())]
+        for server, port, others in ((router, 91, inside), (dhcp, 90, [*inside, OUTSIDE])):
+            assert server.given_at is not None
+            for src in others:
+                assert isinstance(src, IPv4Address)
+                sent = udp_frame(server.mac, GATEWAY_MAC, src, vm_ip(vm))
+                for delivery in self.fabric.all_paths(server.given_at.switch, port, sent):
+                    if src == server.address:
+                        assert len(delivery.arrivals) == 1
+                        assert not delivery.to_controller
+                    else:
+                        assert not delivery.arrivals
+                        told = [reason_of(cookie) for _, cookie, _, _ in delivery.to_controller]
+                        assert told == [Reason.FORGED_IP]
 
     def floods_nothing(self, vm: int, at: int) -> None:
         for dst in (BROADCAST, "01:00:5e:00:00:fb", "33:33:00:00:00:01"):

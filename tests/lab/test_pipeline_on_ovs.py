@@ -90,6 +90,7 @@ def untagged(net: Network) -> Iterator[bytes]:
         for dst in (vm_mac(4), vm_mac(2), BROADCAST, "01:00:5e:00:00:fb", servers[0][0], servers[1][0]):
             yield udp_frame(mac, dst, ip, addresses[(number + 1) % 5])
         yield udp_frame(mac, GATEWAY_MAC, addresses[(number + 1) % 5], OUTSIDE)
+        yield udp_frame(mac, GATEWAY_MAC, OUTSIDE, addresses[number % 5])
         for target in (GATEWAY, INFRA_GATEWAY, vm_ip(4), vm_ip(2), ip):
             yield arp_request(mac, ip, target)
         yield arp_request(mac, NOWHERE, ip)

@@ -54,6 +54,7 @@ def check(world: World, at: dict[int, int], may_arrive: dict[int, set[int]]) -> 
         world.floods_nothing(sender, place)
         world.reaches_outside(sender, place)
         world.reaches_from_outside(sender, may_arrive[sender])
+        world.services_speak_for_themselves(sender)
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])

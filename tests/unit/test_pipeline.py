@@ -173,6 +173,19 @@ def test_fragments_of_an_ordinary_datagram_arrive(world: World) -> None:
             assert not delivery.to_controller
 
 
+def test_the_router_and_the_dhcp_server_send_as_nobody_else(world: World) -> None:
+    for vm in (1, 2, 3):
+        world.services_speak_for_themselves(vm)
+
+
+def test_a_flood_of_forgeries_at_a_leaf_holds_up_neither_dhcp_nor_arp(world: World) -> None:
+    """What the leaf reports as forged has a meter that nothing honest passes."""
+    forged = {f.meter for f in world.fabric["leaf2"].flows.values() if reason_of(f.cookie) in FORGERIES}
+    honest = {f.meter for f in world.fabric["leaf2"].flows.values() if reason_of(f.cookie) not in FORGERIES}
+    assert len(forged) == 1
+    assert not forged & honest
+
+
 def test_the_dhcp_servers_port_is_trusted(world: World) -> None:
     reply = offer(discover(vm_mac(1), 7), vm_ip(1), IPv4Address("10.1.0.2"), 60)
     dhcp = world.net.servers["dhcp"]

@@ -1,6 +1,7 @@
 """Entries of leaves and spines: IP routes to servers (seed 3), and servers' MACs to ports (seed 4)."""
 
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 
 from retinue.flows.entry import (
     Action,
@@ -25,6 +26,7 @@ from retinue.flows.pipeline import (
     ICMP_ECHO_REQUEST,
     LEAF_ARP_METER,
     LEAF_DHCP_METER,
+    LEAF_FORGERY_METER,
     LEAF_METER_RATE,
     NO_TAG,
     SPINES_GROUP,
@@ -48,19 +50,22 @@ def leaf_flows(net: Network, leaf: Switch) -> Iterator[Flow | Group | Meter]:
     mark = cookie(Reason.FORWARD, owner)
     for table in (Table.ADMIT, Table.ARP, Table.ROUTE, Table.SERVERS):
         yield Flow(table, Priority.DROP, (), cookie=mark)
-    for meter in (LEAF_ARP_METER, LEAF_DHCP_METER):
+    for meter in (LEAF_ARP_METER, LEAF_DHCP_METER, LEAF_FORGERY_METER):
         yield Meter(meter, LEAF_METER_RATE, LEAF_METER_RATE)
     for port in _spine_ports(net, leaf.id):
         down = match(in_port=port, vlan_vid=NO_TAG, eth_type=EthType.IPV4)
-        yield Flow(Table.ADMIT, 100, down, goto=Table.SERVERS, cookie=mark)
-        yield Flow(Table.ADMIT, 90, match(in_port=port), cookie=mark)
+        yield Flow(Table.ADMIT, Priority.FROM_SPINE, down, goto=Table.SERVERS, cookie=mark)
+        yield Flow(Table.ADMIT, Priority.FROM_SPINE_OTHER, match(in_port=port), cookie=mark)
     arp = match(vlan_vid=NO_TAG, eth_type=EthType.ARP)
-    yield Flow(Table.ADMIT, 60, arp, goto=Table.ARP, cookie=mark)
+    yield Flow(Table.ADMIT, Priority.LEAF_ARP, arp, goto=Table.ARP, cookie=mark)
     rogue = match(eth_type=EthType.IPV4, ip_proto=UDP, udp_dst=DHCP_CLIENT_PORT)
     rogue_cookie = cookie(Reason.ROGUE_DHCP, owner)
-    yield Flow(Table.ADMIT, 55, rogue, (CONTROLLER,), meter=LEAF_DHCP_METER, cookie=rogue_cookie)
+    yield Flow(
+        Table.ADMIT, Priority.LEAF_ROGUE_DHCP, rogue, (CONTROLLER,),
+        meter=LEAF_FORGERY_METER, cookie=rogue_cookie,
+    )  # fmt: skip
     to_gateway = match(vlan_vid=NO_TAG, eth_type=EthType.IPV4, eth_dst=net.gateway_mac)
-    yield Flow(Table.ADMIT, 50, to_gateway, goto=Table.ROUTE, cookie=mark)
+    yield Flow(Table.ADMIT, Priority.TO_GATEWAY, to_gateway, goto=Table.ROUTE, cookie=mark)
     yield from _answers(net, owner)
     yield from _upward(net, leaf.id, mark)
 
@@ -126,7 +131,13 @@ def server_flows(net: Network, server: Server) -> dict[str, list[Flow]]:
             in_port=port, vlan_vid=NO_TAG, eth_type=EthType.IPV4, ip_proto=UDP, udp_src=DHCP_SERVER_PORT
         )
         reason = cookie(Reason.DHCP_SERVER, Owner("server", server.id))
-        here.append(Flow(Table.ADMIT, 58, trusted, (CONTROLLER,), meter=LEAF_DHCP_METER, cookie=reason))
+        here.append(
+            Flow(
+                Table.ADMIT, Priority.TRUSTED_DHCP, trusted, (CONTROLLER,),
+                meter=LEAF_DHCP_METER, cookie=reason,
+            )
+        )  # fmt: skip
+    here.extend(_service_sources(net, server, port, mark))
     for spine in net.with_role(Role.SPINE):
         down = net.spine_port(spine.id, at.switch)
         if down is not None:
@@ -139,6 +150,33 @@ def server_flows(net: Network, server: Server) -> dict[str, list[Flow]]:
             inside = match(eth_type=EthType.IPV4, ipv4_dst=prefix)
             _add(found, _routes(net, server, Priority.PREFIX + prefix.prefixlen, inside, None, mark))
     return found
+
+
+def _service_sources(net: Network, server: Server, port: int, mark: int) -> Iterator[Flow]:
+    """As whom a router or DHCP server may send, at its port, into the fabric (RFC 2827, ingress filtering).
+
+    Either as itself. A router also as anybody outside: those are forwarded by it, our own never are. The DHCP
+    server's answers do not come this way (see TRUSTED_DHCP). Where a server also runs VMs they share its port,
+    and its edge switch has seen to it.
+    """
+    if not server.services or server.edge:
+        return
+    to_gateway = match(in_port=port, eth_type=EthType.IPV4, eth_dst=net.gateway_mac)
+    if isinstance(server.address, IPv4Address):
+        itself = ip_match(src=server.address, in_port=port, vlan_vid=NO_TAG, eth_dst=net.gateway_mac)
+        yield Flow(Table.ADMIT, Priority.SERVICE_ITSELF, itself, goto=Table.ROUTE, cookie=mark)
+    forged = [to_gateway]
+    if Service.ROUTER in server.services:
+        prefixes = [s.prefix for s in net.subnets.values() if s.prefix.version == 4]
+        forged = [
+            match(in_port=port, eth_type=EthType.IPV4, eth_dst=net.gateway_mac, ipv4_src=p) for p in prefixes
+        ]
+    reason = cookie(Reason.FORGED_IP, Owner("server", server.id))
+    for pretence in forged:
+        yield Flow(
+            Table.ADMIT, Priority.SERVICE_FORGED, pretence, (CONTROLLER,),
+            meter=LEAF_FORGERY_METER, cookie=reason,
+        )  # fmt: skip
 
 
 def host_routes(net: Network, server: Server, ip: IP, mark: int) -> dict[str, list[Flow]]:

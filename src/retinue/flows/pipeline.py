@@ -113,7 +113,7 @@ def reason_of(cookie: int) -> Reason | None:
 class Priority:
     """Of overlapping entries in one table the highest wins; these names give their order."""
 
-    # ADMIT
+    # ADMIT on an edge, for VMs
     DHCP = 200
     ROGUE_DHCP = 190
     ROGUE_DHCP_ANSWER = 189
@@ -121,6 +121,17 @@ class Priority:
     FORGED = 102
     QUIET = 101
     FOREIGN = 100
+    # ADMIT on a leaf
+    FROM_SPINE = 100
+    FROM_SPINE_OTHER = 90
+    LEAF_ARP = 60
+    TRUSTED_DHCP = 58
+    LEAF_ROGUE_DHCP = 55
+    SERVICE_ITSELF = 54
+    """A router or DHCP server speaks for its own address..."""
+    SERVICE_FORGED = 53
+    """... and for nobody else of ours."""
+    TO_GATEWAY = 50
     # ROUTE
     ANSWER = 1300
     HAIRPIN = 1210
@@ -149,6 +160,7 @@ class VMMeter(IntEnum):
 
 LEAF_ARP_METER = 1
 LEAF_DHCP_METER = 2
+LEAF_FORGERY_METER = 3
 LEAF_METER_RATE = 500
 
 CONTROLLER = Output(PortNo.CONTROLLER)
