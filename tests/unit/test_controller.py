@@ -35,7 +35,7 @@ from retinue.packets import (
     renewal,
     request,
 )
-from retinue.store import Stored
+from retinue.store import Place, Stored
 from world import OUTSIDE, udp_frame
 
 DHCP_SERVER = IPv4Address("10.1.0.2")
@@ -474,3 +474,56 @@ async def test_frames_dropped_as_forged_are_summed_though_entries_are_made_anew(
         await lab.controller._count_forged()
         totals.append(lab.controller.forged_frames.get(("edge1", Reason.FORGED_IP), 0))
     assert totals == [0, 5, 7, 7]
+
+
+async def test_a_database_that_does_not_fit_is_restored_without_what_does_not(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    taken, gateway = IPv4Address("10.0.0.12"), IPv4Address("10.1.0.254")
+    held = lab.fake.net.holdings[vm_ip(1)]
+    servers = lab.fake.net.servers
+    stored = Stored(
+        servers=[
+            replace(servers["server3"], mac=GATEWAY_MAC),
+            replace(servers["server2"], address=gateway),
+            replace(servers["router"], id="router2", mac="02:00:00:00:09:09"),
+        ],
+        places=[Place(server, at) for server, at in lab.fake.net.detected.items()],
+        vms=[
+            VM("bad", vm_mac(9), "server1", addresses=(taken,)),
+            VM("worse", servers["dhcp"].mac, "server1"),
+            *lab.fake.net.vms.values(),
+        ],
+        holdings=[
+            replace(held, ip=taken),
+            replace(held, ip=gateway),
+            replace(held, ip=vm_ip(9), vm="bad", mac=vm_mac(9)),
+            held,
+        ],
+    )
+    again = FakeNetwork(fabric(), clock=lambda: lab.now)
+    restore(again.controller, stored)
+    await again.start()
+    assert again.net.servers == servers
+    assert list(again.net.vms) == ["vm1"]
+    assert again.net.holdings == {vm_ip(1): held}
+    assert not again.controller.context.counters["internal errors"]
+    assert lab.fake.fabric["spine1"].flows.keys() == again.fabric["spine1"].flows.keys()
+    await again.stop()
+
+
+async def test_what_cannot_be_is_refused_and_everything_goes_on(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    with pytest.raises(ModelError, match=r"10.0.0.12 is the address of server server2"):
+        lab.controller.book_vms([VM("bad", vm_mac(9), "server1", addresses=(IPv4Address("10.0.0.12"),))])
+    with pytest.raises(ModelError, match=r"10.1.0.101 is held by VM vm1"):
+        await lab.controller.put_servers([replace(lab.fake.net.servers["server2"], address=vm_ip(1))])
+    await lab.boot(2, at=2)
+    assert lab.controller.vm_states["vm2"] == "ready"
+    assert not lab.controller.context.counters["internal errors"]
+
+
+async def test_servers_that_changed_addresses_with_each_other_are_restored(lab: Lab) -> None:
+    one, two = lab.fake.net.servers["server1"], lab.fake.net.servers["server2"]
+    swapped = [replace(one, address=two.address, mac=two.mac), replace(two, address=one.address, mac=one.mac)]
+    restore(lab.controller, Stored(servers=swapped))
+    assert [lab.fake.net.servers["server1"], lab.fake.net.servers["server2"]] == swapped

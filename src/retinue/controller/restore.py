@@ -1,12 +1,12 @@
 """After a start: what the database holds becomes the network again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 import structlog
 
 from retinue.controller.controller import Controller, VMState
-from retinue.model import ModelError
+from retinue.model import ModelError, Network, Server
 from retinue.model.network import Touched
 from retinue.store import Stored
 
@@ -24,8 +24,7 @@ def restore(controller: Controller, stored: Stored) -> None:
     now = controller.context.clock()
     for fault in stored.faults:
         log.warning("a row of the database cannot be used", fault=fault)
-    for server in stored.servers:
-        _fits(net.put_server, server)
+    _servers(net, stored.servers)
     for place in stored.places:
         if place.server in net.servers and place.at.switch in net.switches:
             net.detect(place.server, place.at)
@@ -39,6 +38,21 @@ def restore(controller: Controller, stored: Stored) -> None:
             _fits(net.hold, holding)
     for move in stored.moves:
         controller.mover.moves[move.id] = move
+
+
+def _servers(net: Network, stored: Collection[Server]) -> None:
+    """Servers of the database in place of the configured ones of the same id.
+
+    Those go first, all of them: a MAC or address may have gone from one server to another.
+    """
+    configured = [net.servers[server.id] for server in stored if server.id in net.servers]
+    for server in configured:
+        net.remove_server(server.id)
+    for server in stored:
+        _fits(net.put_server, server)
+    for server in configured:
+        if server.id not in net.servers:
+            _fits(net.put_server, server)
 
 
 def take_up_moves(controller: Controller) -> None:

@@ -96,9 +96,16 @@ class Compiler:
     _of: dict[Owner, Contribution] = field(default_factory=dict)
 
     def update(self, touched: Iterable[Owner]) -> Keys:
-        """Compute the touched owners again; return, by switch, the keys whose entry became different."""
-        before: dict[str, dict[EntryKey, Entry | None]] = {}
+        """Compute the touched owners again; return, by switch, the keys whose entry became different.
+
+        Raises ClashError, with nothing changed, when two owners want one place.
+        """
         fresh = {owner: contribution(self.net, owner) for owner in sorted(touched)}
+        # Who is in the way may have been touched, too, and not computed yet: it is, now.
+        while in_the_way := self._in_the_way(fresh):
+            fresh.update({owner: contribution(self.net, owner) for owner in in_the_way})
+        self._check(fresh)
+        before: dict[str, dict[EntryKey, Entry | None]] = {}
         for owner in fresh:
             for switch, entries in self._of.pop(owner, {}).items():
                 program = self.programs[switch]
@@ -110,8 +117,6 @@ class Compiler:
             for switch, entries in contributed.items():
                 program = self.programs.setdefault(switch, {})
                 for key, entry in entries.items():
-                    if key in program:
-                        raise ClashError(f"{owner} and another owner both want {key} on {switch}")
                     before.setdefault(switch, {}).setdefault(key, None)
                     program[key] = entry
         changed = {
@@ -119,6 +124,33 @@ class Compiler:
             for switch, keys in before.items()
         }
         return {switch: keys for switch, keys in changed.items() if keys}
+
+    def _in_the_way(self, fresh: dict[Owner, Contribution]) -> list[Owner]:
+        """Other owners who have, as last computed, an entry where one of these wants one."""
+        wanted: dict[str, set[EntryKey]] = {}
+        for contributed in fresh.values():
+            for switch, entries in contributed.items():
+                wanted.setdefault(switch, set()).update(entries.keys() & self.program(switch).keys())
+        for owner in fresh:
+            for switch, entries in self._of.get(owner, {}).items():
+                wanted.get(switch, set()).difference_update(entries)
+        if not any(wanted.values()):
+            return []
+        return [
+            owner
+            for owner, had in self._of.items()
+            if owner not in fresh
+            and any(keys & had[switch].keys() for switch, keys in wanted.items() if switch in had)
+        ]
+
+    def _check(self, fresh: dict[Owner, Contribution]) -> None:
+        taken: dict[tuple[str, EntryKey], Owner] = {}
+        for owner, contributed in fresh.items():
+            for switch, entries in contributed.items():
+                for key in entries:
+                    other = taken.setdefault((switch, key), owner)
+                    if other != owner:
+                        raise ClashError(f"{owner} and {other} both want {key} on {switch}")
 
     def program(self, switch: str) -> Program:
         return self.programs.get(switch, {})

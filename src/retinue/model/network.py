@@ -1,14 +1,16 @@
 """The whole network in one place, with the indexes the pipeline needs.
 
 Every change goes through a method here and returns the *owners* it touched: the things whose flows must
-be computed again. No method does any I/O; the same calls give the same network.
+be computed again. What cannot be (see `rules`) is refused with ModelError before anything changes. No method
+does any I/O; the same calls give the same network.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from retinue.model.addresses import IP, Mac, ModelError, is_multicast
+from retinue.model.addresses import IP, Mac, ModelError
 from retinue.model.binding import Binding, Holding
+from retinue.model.rules import check_holding, check_server, check_subnet, check_vm
 from retinue.model.things import (
     VM,
     Link,
@@ -58,8 +60,10 @@ class Network:
     _names: dict[str, dict[int, str]] = field(default_factory=dict)
     _server_of_mac: dict[Mac, str] = field(default_factory=dict)
     _server_of_edge: dict[str, str] = field(default_factory=dict)
+    _server_of_address: dict[IP, str] = field(default_factory=dict)
     _vms_on: dict[str, set[str]] = field(default_factory=dict)
     _vm_of_mac: dict[Mac, str] = field(default_factory=dict)
+    _vm_of_port: dict[tuple[str, int], str] = field(default_factory=dict)
     _held_by: dict[str, dict[IP, Holding]] = field(default_factory=dict)
 
     # ---- what is fixed by the operator ----
@@ -83,45 +87,30 @@ class Network:
         return self.everything()
 
     def add_subnet(self, subnet: Subnet) -> Touched:
-        for other in self.subnets.values():
-            if other.id != subnet.id and other.prefix.overlaps(subnet.prefix):
-                raise ModelError(
-                    f"subnets {other.id} and {subnet.id} overlap: {other.prefix}, {subnet.prefix}"
-                )
+        check_subnet(self, subnet)
         self.subnets[subnet.id] = subnet
         return frozenset(Owner("switch", s) for s in self.switches)
 
     def put_server(self, server: Server) -> Touched:
         """Add a server, or replace the one of the same id (row D6: a changed MAC re-routes its VMs)."""
-        holder = self._server_of_mac.get(server.mac)
-        if holder is not None and holder != server.id:
-            raise ModelError(f"server {server.id}: MAC {server.mac} already belongs to server {holder}")
-        if server.edge:
-            edge = self.switches.get(server.edge)
-            if edge is None or edge.role is not Role.EDGE:
-                raise ModelError(f"server {server.id}: {server.edge} is not a known edge switch")
-            runs = self._server_of_edge.get(server.edge)
-            if runs is not None and runs != server.id:
-                raise ModelError(f"server {server.id}: edge switch {server.edge} already runs on {runs}")
-        old = self.servers.get(server.id)
-        if old is not None:
-            self._server_of_mac.pop(old.mac, None)
-            self._server_of_edge.pop(old.edge, None)
+        check_server(self, server)
+        self._forget_server(server.id)
         self.servers[server.id] = server
         self._server_of_mac[server.mac] = server.id
         if server.edge:
             self._server_of_edge[server.edge] = server.id
+        if server.address is not None:
+            self._server_of_address[server.address] = server.id
         return self._server_and_vms(server.id)
 
     def remove_server(self, server: str) -> Touched:
         """Forget a server that runs no VMs. Removing what is not there is no error."""
         if self._vms_on.get(server):
             raise ModelError(f"server {server} runs VMs: {', '.join(sorted(self._vms_on[server]))}")
-        old = self.servers.pop(server, None)
-        if old is None:
+        if server not in self.servers:
             return NOTHING
-        self._server_of_mac.pop(old.mac, None)
-        self._server_of_edge.pop(old.edge, None)
+        self._forget_server(server)
+        del self.servers[server]
         self.detected.pop(server, None)
         return frozenset({Owner("server", server)})
 
@@ -143,39 +132,47 @@ class Network:
         return frozenset({Owner("switch", switch)}).union(*(self._server_and_vms(s) for s in near))
 
     def detect(self, server: str, at: PortRef) -> Touched:
-        """The server's ARP came in at this leaf port."""
+        """The server's ARP came in at this leaf port.
+
+        A port has one DHCP server at most, the first: what another DHCP server says there is not believed.
+        """
         if self.detected.get(server) == at:
             return NOTHING
+        if Service.DHCP in self.servers[server].services:
+            first = self.dhcp_server_at(at)
+            if first is not None and first.id != server:
+                return NOTHING
         self.detected[server] = at
         return self._server_and_vms(server)
 
     def set_vm_port(self, vm: str, switch: str, port: VMPort | None) -> Touched:
-        """The VM's port on an edge switch appeared, changed, or (None) went away."""
+        """The VM's port on an edge switch appeared, changed, or (None) went away.
+
+        A number belongs to one port; who had it before has lost it.
+        """
         ports = self.vm_ports.setdefault(vm, {})
-        if ports.get(switch) == port:
+        old = ports.pop(switch, None)
+        if old == port:
+            if old is not None:
+                ports[switch] = old
             return NOTHING
-        if port is None:
-            del ports[switch]
-        else:
+        touched = {Owner("vm", vm)}
+        if old is not None:
+            del self._vm_of_port[switch, old.number]
+        if port is not None:
+            before = self._vm_of_port.get((switch, port.number))
+            if before is not None:
+                del self.vm_ports[before][switch]
+                touched.add(Owner("vm", before))
             ports[switch] = port
-        return frozenset({Owner("vm", vm)})
+            self._vm_of_port[switch, port.number] = vm
+        return frozenset(touched)
 
     # ---- VMs and the addresses they hold ----
 
     def put_vm(self, vm: VM) -> Touched:
         """Add a VM, or replace the one of the same id."""
-        if is_multicast(vm.mac) or vm.mac == self.gateway_mac or vm.mac in self._server_of_mac:
-            raise ModelError(
-                f"VM {vm.id}: MAC {vm.mac} cannot be a VM's (a group, gateway or server address)"
-            )
-        holder = self._vm_of_mac.get(vm.mac)
-        if holder is not None and holder != vm.id:
-            raise ModelError(f"VM {vm.id}: MAC {vm.mac} already belongs to VM {holder}")
-        for place in (vm.server, *vm.also):
-            if place not in self.servers:
-                raise ModelError(f"VM {vm.id}: there is no server {place}")
-            if not self.servers[place].edge:
-                raise ModelError(f"VM {vm.id}: server {place} has no edge switch, it cannot run VMs")
+        check_vm(self, vm)
         old = self.vms.get(vm.id)
         if old == vm:
             return NOTHING
@@ -199,12 +196,8 @@ class Network:
 
     def hold(self, holding: Holding) -> Touched:
         """Give an address to a VM. One address has one holder: another VM's is refused, never taken."""
-        other = self.holdings.get(holding.ip)
-        if other is not None and other.vm != holding.vm:
-            raise ModelError(f"{holding.ip} is held by VM {other.vm}; VM {holding.vm} cannot have it")
-        if holding.vm not in self.vms:
-            raise ModelError(f"{holding.ip}: there is no VM {holding.vm}")
-        if other == holding:
+        check_holding(self, holding)
+        if self.holdings.get(holding.ip) == holding:
             return NOTHING
         self.holdings[holding.ip] = holding
         self._held_by.setdefault(holding.vm, {})[holding.ip] = holding
@@ -242,6 +235,10 @@ class Network:
         name = self._server_of_mac.get(address)
         return None if name is None else self.servers[name]
 
+    def server_of_address(self, ip: IP) -> Server | None:
+        name = self._server_of_address.get(ip)
+        return None if name is None else self.servers[name]
+
     def server_of_edge(self, switch: str) -> Server | None:
         name = self._server_of_edge.get(switch)
         return None if name is None else self.servers[name]
@@ -249,18 +246,19 @@ class Network:
     def servers_with(self, service: Service) -> list[Server]:
         return [s for s in self.servers.values() if service in s.services]
 
+    def dhcp_server_at(self, at: PortRef) -> Server | None:
+        """The DHCP server whose place is this leaf port."""
+        return next((s for s in self.servers_with(Service.DHCP) if self.place(s.id) == at), None)
+
     def vm_of_mac(self, address: Mac) -> VM | None:
         name = self._vm_of_mac.get(address)
         return None if name is None else self.vms[name]
 
     def vm_at(self, switch: str, port: int) -> VM | None:
         """The VM whose booked place has this port, if any."""
+        vm = self.vms.get(self._vm_of_port.get((switch, port), ""))
         server = self._server_of_edge.get(switch)
-        for name in self._vms_on.get(server or "", ()):
-            found = self.vm_ports.get(name, {}).get(switch)
-            if found is not None and found.number == port:
-                return self.vms[name]
-        return None
+        return vm if vm is not None and server in (vm.server, *vm.also) else None
 
     def vms_on(self, server: str) -> frozenset[str]:
         """VMs delivered at, moving to, or leaving this server."""
@@ -316,6 +314,16 @@ class Network:
 
     def _server_and_vms(self, server: str) -> Touched:
         return frozenset({Owner("server", server), *(Owner("vm", v) for v in self._vms_on.get(server, ()))})
+
+    def _forget_server(self, server: str) -> None:
+        """Take it out of the indexes."""
+        old = self.servers.get(server)
+        if old is None:
+            return
+        del self._server_of_mac[old.mac]
+        self._server_of_edge.pop(old.edge, None)
+        if old.address is not None:
+            del self._server_of_address[old.address]
 
     def _forget_place(self, vm: VM) -> None:
         self._vm_of_mac.pop(vm.mac, None)
