@@ -11,9 +11,11 @@ from networks import (
     GATEWAY,
     GATEWAY_MAC,
     INFRA_GATEWAY,
+    UPLINK,
     add_vm,
     fabric,
     holding,
+    leaf_port,
     server,
     vm_ip,
     vm_mac,
@@ -22,12 +24,15 @@ from networks import (
 from retinue.flows.compiler import ClashError, Compiler
 from retinue.model import (
     VM,
+    Link,
     ModelError,
     Network,
     PortRef,
+    Role,
     Server,
     Service,
     Subnet,
+    Switch,
     VMPort,
 )
 from retinue.model.network import NOTHING, Owner
@@ -151,6 +156,44 @@ def test_a_port_number_has_one_vm_the_one_last_told() -> None:
     assert found.id == "vm2"
     assert net.vm_at("edge1", vm_port(2)) is None
     Compiler(net).update(net.everything())
+
+
+# ---- what a change of port numbers touches ----
+
+
+def test_ports_that_lead_nowhere_touch_nothing() -> None:
+    net = fabric()
+    add_vm(net, 1, 1)
+    assert net.set_ports("spine1", {"l1": 1, "l2": 2, "spare": 50}) == NOTHING
+    assert net.set_ports("edge1", {"up0": UPLINK, "tap1": vm_port(1)}) == NOTHING
+    ports = {"s1": 1, "s2": 2, "p1": leaf_port(1), "p3": leaf_port(3)}
+    assert net.set_ports("leaf1", {**ports, "spare": 50}) == NOTHING
+    assert net.port_number(PortRef("leaf1", "spare")) == 50
+
+
+def test_ports_that_lead_somewhere_touch_what_they_lead_to() -> None:
+    net = fabric()
+    add_vm(net, 1, 1)
+    add_vm(net, 2, 2)
+    under_leaf1 = {Owner("server", "server1"), Owner("vm", "vm1"), Owner("server", "server3")}
+    assert net.set_ports("spine1", {"l1": 7, "l2": 2}) >= under_leaf1
+    assert Owner("vm", "vm2") not in net.set_ports("spine1", {"l1": 8, "l2": 2})
+    ports = {"s1": 1, "s2": 2, "p1": leaf_port(1), "p3": leaf_port(3)}
+    touched = net.set_ports("leaf1", ports | {"p1": 77})
+    assert touched == {Owner("switch", "leaf1"), Owner("server", "server1"), Owner("vm", "vm1")}
+    assert net.set_ports("leaf1", ports | {"p1": 77, "s2": 9}) == {Owner("switch", "leaf1")}
+    assert Owner("server", "server1") in net.set_ports("edge1", {"up0": 9})
+
+
+def test_a_spine_knows_its_port_to_each_leaf() -> None:
+    net = fabric()
+    assert net.spine_port("spine2", "leaf1") == 1
+    assert net.spine_port("spine2", "edge1") is None
+    net.add_switch(Switch("leaf9", Role.LEAF, 0x99))
+    net.add_link(Link(PortRef("leaf9", "s2"), PortRef("spine2", "l9")))
+    assert net.spine_port("spine2", "leaf9") is None, "its number is not known"
+    net.set_ports("spine2", {"l1": 1, "l2": 2, "l9": 9})
+    assert net.spine_port("spine2", "leaf9") == 9
 
 
 # ---- the compiler ----

@@ -58,6 +58,8 @@ class Network:
     """VM id to its port on each edge switch that has one."""
     _numbers: dict[str, dict[str, int]] = field(default_factory=dict)
     _names: dict[str, dict[int, str]] = field(default_factory=dict)
+    _ways: dict[tuple[str, str], PortRef] = field(default_factory=dict)
+    """By spine and leaf: the spine's port to the leaf."""
     _server_of_mac: dict[Mac, str] = field(default_factory=dict)
     _server_of_edge: dict[str, str] = field(default_factory=dict)
     _server_of_address: dict[IP, str] = field(default_factory=dict)
@@ -84,6 +86,7 @@ class Network:
                     f"link {link.leaf} - {link.spine}: {ref.switch} is not a known {role} switch"
                 )
         self.links = (*self.links, link)
+        self._ways.setdefault((link.spine.switch, link.leaf.switch), link.spine)
         return self.everything()
 
     def add_subnet(self, subnet: Subnet) -> Touched:
@@ -117,19 +120,31 @@ class Network:
     # ---- what switches tell ----
 
     def set_ports(self, switch: str, numbers: Mapping[str, int]) -> Touched:
-        """The switch's port numbers by name, all of them."""
-        if self._numbers.get(switch) == dict(numbers):
-            return NOTHING
+        """The switch's port numbers by name, all of them; touches what uses a port whose number changed."""
+        old = self._numbers.get(switch, {})
+        changed = {name for name in old.keys() | numbers.keys() if old.get(name) != numbers.get(name)}
         self._numbers[switch] = dict(numbers)
         self._names[switch] = {number: name for name, number in numbers.items()}
         match self.switches[switch].role:
             case Role.SPINE:
-                return self.everything()
+                # A spine's entries point at leaves, and belong to what is under these.
+                leaves = {
+                    leaf
+                    for (spine, leaf), ref in self._ways.items()
+                    if spine == switch and ref.port in changed
+                }
+                near = [s for s in self.servers if (at := self.place(s)) is not None and at.switch in leaves]
+                itself = bool(leaves)
             case Role.LEAF:
-                near = [s for s in self.servers if (at := self.place(s)) is not None and at.switch == switch]
+                at_changed = {PortRef(switch, name) for name in changed}
+                near = [s for s in self.servers if self.place(s) in at_changed]
+                itself = bool(near) or any(link.leaf in at_changed for link in self.links)
             case Role.EDGE:
-                near = [s for s in (self._server_of_edge.get(switch),) if s is not None]
-        return frozenset({Owner("switch", switch)}).union(*(self._server_and_vms(s) for s in near))
+                itself = self.switches[switch].uplink in changed
+                runs = self._server_of_edge.get(switch)
+                near = [runs] if itself and runs is not None else []
+        touched = frozenset({Owner("switch", switch)}) if itself else NOTHING
+        return touched.union(*(self._server_and_vms(s) for s in near))
 
     def detect(self, server: str, at: PortRef) -> Touched:
         """The server's ARP came in at this leaf port.
@@ -272,10 +287,8 @@ class Network:
 
     def spine_port(self, spine: str, leaf: str) -> int | None:
         """Number of the spine's port that leads to the leaf."""
-        for link in self.links:
-            if link.spine.switch == spine and link.leaf.switch == leaf:
-                return self.port_number(link.spine)
-        return None
+        way = self._ways.get((spine, leaf))
+        return None if way is None else self.port_number(way)
 
     def with_role(self, role: Role) -> Iterator[Switch]:
         return (s for s in self.switches.values() if s.role is role)
