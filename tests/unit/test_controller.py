@@ -11,10 +11,11 @@ from fake_session import FakeNetwork
 from networks import GATEWAY_MAC, fabric, vm_ip, vm_mac, vm_port
 from retinue.controller.moving import MoveError
 from retinue.controller.restore import restore, take_up_moves
-from retinue.flows.pipeline import Reason
+from retinue.flows.pipeline import Reason, reason_of
 from retinue.model import VM, ModelError, PortRef, PortStatus
 from retinue.moves import MoveState
 from retinue.openflow.messages import FlowStats
+from retinue.openflow.session import Rejected
 from retinue.ovsdb import BridgePort
 from retinue.packets import (
     BROADCAST,
@@ -527,3 +528,60 @@ async def test_servers_that_changed_addresses_with_each_other_are_restored(lab: 
     swapped = [replace(one, address=two.address, mac=two.mac), replace(two, address=one.address, mac=one.mac)]
     restore(lab.controller, Stored(servers=swapped))
     assert [lab.fake.net.servers["server1"], lab.fake.net.servers["server2"]] == swapped
+
+
+async def test_background_work_that_fails_is_counted_and_goes_on(lab: Lab) -> None:
+    again = asyncio.Event()
+    calls = 0
+
+    async def fails_once() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("once")
+        again.set()
+
+    lab.controller._repeat(0.0, fails_once, "failing work")
+    async with asyncio.timeout(5):
+        await again.wait()
+    assert lab.controller.context.counters["internal errors"] == 1
+    assert lab.events("controller.error") == [{"what": "failing work", "error": "RuntimeError('once')"}]
+
+
+async def test_leases_end_though_one_end_failed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retinue.controller.controller.PAUSE_AFTER_FAILURE", 0.0)
+    await lab.boot(1, at=1)
+    expire, calls, ended = lab.controller.dhcp.expire, 0, asyncio.Event()
+
+    async def fails_once() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("once")
+        await expire()
+        ended.set()
+
+    monkeypatch.setattr(lab.controller.dhcp, "expire", fails_once)
+    lab.now += LEASE + 1
+    lab.controller._lease_timer_moved.set()
+    async with asyncio.timeout(5):
+        await ended.wait()
+    assert not lab.fake.net.holdings
+    assert lab.controller.context.counters["internal errors"] == 1
+
+
+async def test_a_switch_that_does_not_tell_its_counters_does_not_hide_the_others(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    await lab.boot(2, at=2)
+
+    async def refuses(cookie: int = 0, cookie_mask: int = 0) -> list[FlowStats]:
+        raise Rejected(("busy",))
+
+    async def counts(cookie: int = 0, cookie_mask: int = 0) -> list[FlowStats]:
+        flows = lab.fake.fabric["edge2"].flows.values()
+        return [FlowStats(f, 3, 0, 0.0, 0) for f in flows if reason_of(f.cookie) is Reason.FORGED_MAC]
+
+    lab.fake.sessions["edge1"].read_flows = refuses  # type: ignore[method-assign]
+    lab.fake.sessions["edge2"].read_flows = counts  # type: ignore[method-assign]
+    await lab.controller._count_forged()
+    assert lab.controller.forged_frames["edge2", Reason.FORGED_MAC] == 3

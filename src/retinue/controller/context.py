@@ -92,12 +92,16 @@ class Context:
         task.add_done_callback(self._done)
         return task
 
+    def failed(self, what: str, error: BaseException) -> None:
+        """Count, log and tell an error that is no one's but ours; what runs goes on."""
+        self.counters["internal errors"] += 1
+        log.error("background work failed", what=what, exc_info=error)
+        self.events.publish("controller.error", what=what, error=repr(error))
+
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.counters["internal errors"] += 1
-            log.error("background work failed", what=task.get_name(), exc_info=error)
-            self.events.publish("controller.error", what=task.get_name(), error=repr(error))
+            self.failed(task.get_name(), error)
 
     async def stop(self) -> None:
         for task in list(self._tasks):

@@ -33,13 +33,15 @@ from retinue.model import (
 )
 from retinue.model.network import Owner, Touched
 from retinue.openflow.messages import ErrorMessage, FlowRemoved, PacketIn, PortStatus
-from retinue.openflow.session import Session
+from retinue.openflow.session import Rejected, Session
 from retinue.ovsdb.switch_view import BridgePort
 
 log = structlog.get_logger()
 
 ENDED_BY_ITSELF = (0, 1)
 """OpenFlow's reasons for a removal that was the switch's own: idle timeout, hard timeout."""
+PAUSE_AFTER_FAILURE = 1.0
+"""Seconds until the lease clock is tried again."""
 
 
 class VMState(StrEnum):
@@ -79,27 +81,39 @@ class Controller:
 
     async def start(self) -> None:
         await self.context.install(self.net.everything())
-        self.context.spawn(self._every(1.0, self._second), "every second")
+        self._repeat(1.0, self.arp.ask_for_servers, "search for servers")
+        self._repeat(1.0, self.mover.tick, "time limits of moves")
+        self._repeat(1.0, self._count_forged, "forged frames")
+        self._repeat(60.0, self.context.installer.renew_long_leases, "long leases")
         self.context.spawn(self._lease_clock(), "lease clock")
-        self.context.spawn(self._every(1.0, self._count_forged), "forged frames")
-        self.context.spawn(self._every(60.0, self.context.installer.renew_long_leases), "long leases")
 
     async def stop(self) -> None:
         await self.context.stop()
 
-    async def _every(self, seconds: float, work: Callable[[], Any]) -> None:
+    def _repeat(self, seconds: float, work: Callable[[], Any], what: str) -> None:
+        self.context.spawn(self._every(seconds, work, what), what)
+
+    async def _every(self, seconds: float, work: Callable[[], Any], what: str) -> None:
         while True:
             await asyncio.sleep(seconds)
-            result = work()
-            if asyncio.iscoroutine(result):
-                await result
-
-    def _second(self) -> None:
-        self.arp.ask_for_servers()
-        self.mover.tick()
+            try:
+                result = work()
+                if asyncio.iscoroutine(result):
+                    await result
+            except Exception as error:
+                self.context.failed(what, error)
 
     async def _lease_clock(self) -> None:
         """Sleep until the next lease ends, or until a binding changed."""
+        while True:
+            try:
+                await self._until_a_lease_ends()
+                await self.dhcp.expire()
+            except Exception as error:
+                self.context.failed("lease clock", error)
+                await asyncio.sleep(PAUSE_AFTER_FAILURE)
+
+    async def _until_a_lease_ends(self) -> None:
         while True:
             end = self.dhcp.next_end()
             wait = None if end is None else max(0.0, end - self.context.clock())
@@ -108,7 +122,7 @@ class Controller:
                 async with asyncio.timeout(wait):
                     await self._lease_timer_moved.wait()
             except TimeoutError:
-                await self.dhcp.expire()
+                return
 
     # ---- C1: switches (openflow.SwitchHandler) ----
 
@@ -194,7 +208,8 @@ class Controller:
                 continue
             try:
                 found = await session.read_flows(FORGERY_COOKIE, FORGERY_COOKIE_MASK)
-            except (ConnectionError, TimeoutError):
+            except (ConnectionError, TimeoutError, Rejected):
+                self.context.counters["forged frames not counted: no answer"] += 1
                 continue
             counts = {stats.flow.key: stats.packets for stats in found}
             before = self._forged_counts.get(switch, {})
