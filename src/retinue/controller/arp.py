@@ -3,16 +3,16 @@
 from ipaddress import IPv4Address
 
 from retinue.controller.context import Context
+from retinue.controller.places import Places
 from retinue.flows.fabric import trunk_ports
-from retinue.flows.plan import near_server
-from retinue.model import IP, PortRef, Role
-from retinue.packets import ARP, ArpOp, Ethernet, FrameError, arp_reply, arp_request, parse, parse_arp
-from retinue.store import Place
+from retinue.model import IP, PortRef
+from retinue.packets import ARP, ArpOp, Ethernet, FrameError, arp_reply, parse, parse_arp
 
 
 class ArpDesk:
     def __init__(self, context: Context) -> None:
         self._context = context
+        self.places = Places(context)
         self.unknown: dict[str, PortRef] = {}
         """MACs heard at leaf ports that no server is booked with (row D4: missing is shown)."""
 
@@ -50,7 +50,7 @@ class ArpDesk:
                 self._context.events.publish("server.unknown", mac=arp.sha, place=str(here))
                 self.unknown[arp.sha] = here
             return
-        self._seen(server.id, here)
+        self.places.seen(server.id, here)
         asks_gateway = net.subnet_of(arp.tpa) is not None and any(
             s.gateway == arp.tpa for s in net.subnets.values()
         )
@@ -58,41 +58,8 @@ class ArpDesk:
             self._context.send_frame(switch, port, arp_reply(arp, net.gateway_mac))
 
     def ask_for_servers(self) -> None:
-        """Ask, at every leaf port that may have one, for the servers whose place is not known (row D2)."""
-        net = self._context.net
-        missing = [s for s in net.servers.values() if net.place(s.id) is None]
-        for server in missing:
-            address = server.address
-            subnet = None if address is None else net.subnet_of(address)
-            if not isinstance(address, IPv4Address) or subnet is None:
-                continue
-            gateway = subnet.gateway
-            if not isinstance(gateway, IPv4Address):
-                continue
-            question = arp_request(net.gateway_mac, gateway, address, dst=server.mac)
-            for leaf in net.with_role(Role.LEAF):
-                session = self._context.sessions.get(leaf.id)
-                if session is None:
-                    continue
-                for number in session.ports.values():
-                    if number not in trunk_ports(net, leaf.id) and number < 0xFFFFFF00:
-                        session.packet_out(question, number)
-
-    def _seen(self, server: str, here: PortRef) -> None:
-        """Row B2: a server found, or found elsewhere, is noticed, and its flows and its VMs' follow."""
-        context = self._context
-        before = context.net.detected.get(server)
-        touched = context.net.detect(server, here)
-        if not touched:
-            return
-        context.store.put(Place(server, here))
-        given = context.net.servers[server].given_at
-        if given is not None and given != here:
-            context.events.publish("server.mismatch", server=server, given=str(given), detected=str(here))
-        kind = "server.detected" if before is None else "server.moved"
-        context.events.publish(kind, server=server, place=str(here), before=str(before) if before else None)
-        near = near_server(context.net, server)
-        context.spawn(context.install(touched, near), f"flows of server {server}")
+        """Ask for the servers whose place is not known (row D2); may be called at any time."""
+        self.places.ask_for_missing()
 
     def _is_neighbour(self, arp: ARP) -> bool:
         """True when the wanted address is known here, in the asker's subnet, and not the asker's own."""
