@@ -112,9 +112,9 @@ def check_holding(net: "Network", holding: Holding) -> None:
 
 def _usable_mac(net: "Network", what: str, mac: Mac) -> None:
     if is_multicast(mac):
-        raise ModelError(f"{what}: MAC {mac} is a group address")
+        raise ModelError(f"{what}: MAC {mac} is a group address, it cannot be a VM's or a server's")
     if mac == net.gateway_mac:
-        raise ModelError(f"{what}: MAC {mac} is the gateway's")
+        raise ModelError(f"{what}: MAC {mac} is the gateway's, it cannot be a VM's or a server's")
 
 
 def _not_held(net: "Network", what: str, ip: IP) -> None:
