@@ -7,29 +7,23 @@ of them it concerns, hands it over, and brings the result onto the switches.
 import asyncio
 import time
 from collections.abc import Callable, Collection
-from enum import StrEnum
 from typing import Any
 
 import structlog
 
 from retinue.bindings.forgery import KIND_OF, interpret
 from retinue.controller.arp import ArpDesk
+from retinue.controller.booking import Booking, VMState
 from retinue.controller.context import Context, NoStore, Store
 from retinue.controller.dhcp import DhcpPath
 from retinue.controller.moving import Mover
 from retinue.flows.entry import FlowKey
 from retinue.flows.pipeline import FORGERY_COOKIE, FORGERY_COOKIE_MASK, Reason, reason_of
-from retinue.flows.plan import near_server
 from retinue.model import (
     VM,
-    BindingKind,
-    Holding,
-    ModelError,
     Network,
-    Origin,
     Role,
     Server,
-    VMPort,
 )
 from retinue.model.network import Owner, Touched
 from retinue.openflow.messages import ErrorMessage, FlowRemoved, PacketIn, PortStatus
@@ -44,15 +38,6 @@ PAUSE_AFTER_FAILURE = 1.0
 """Seconds until the lease clock is tried again."""
 
 
-class VMState(StrEnum):
-    BOOKED = "booked"
-    """Known; its port, its server's place or a switch's confirmation is missing."""
-    READY = "ready"
-    """Every switch has confirmed its flows: it may start (row D4)."""
-    RUNNING = "running"
-    """The hypervisor says it runs."""
-
-
 class Controller:
     """All handlers are called from one event loop and never block."""
 
@@ -65,17 +50,14 @@ class Controller:
         self.dhcp = DhcpPath(self.context)
         self.arp = ArpDesk(self.context)
         self.mover = Mover(self.context)
-        self.vm_states: dict[str, VMState] = {}
-        self.unbooked_ports: dict[tuple[int, str], BridgePort] = {}
-        """VM ports reported by switches for which no VM could be booked, with dpid and name."""
         self.forged_frames: dict[tuple[str, Reason], int] = {}
         """By switch and reason: all frames dropped as forged, from the switches' own counters."""
         self._forged_counts: dict[str, dict[FlowKey, int]] = {}
-        self._removed: set[str] = set()
-        """VMs the manager took away whose port still stands: not to be booked again by its report."""
         self._by_dpid = {switch.dpid: switch.id for switch in net.switches.values()}
+        self.booking = Booking(self.context, self.mover, self._by_dpid)
+        self.vm_states = self.booking.vm_states
         self._lease_timer_moved = asyncio.Event()
-        self.context.after_install(self._look_at_vms)
+        self.context.after_install(self._installed)
 
     # ---- life ----
 
@@ -145,7 +127,7 @@ class Controller:
             session.close(f"could not be read: {error}")
             return
         self.events.publish("switch.connected", switch=switch, peer=session.peer, flow_mods=report.flow_mods)
-        self._look_at_vms(touched | {Owner("vm", vm) for vm in self.net.vms})
+        self._installed(touched | {Owner("vm", vm) for vm in self.net.vms})
         if self.net.switches[switch].role is Role.LEAF:
             self.arp.ask_for_servers()
 
@@ -222,197 +204,36 @@ class Controller:
                     sum_so_far = self.forged_frames.get((switch, reason), 0)
                     self.forged_frames[switch, reason] = sum_so_far + more
 
-    # ---- ports of VMs, from the switches' databases ----
+    def _installed(self, owners: Collection[Owner]) -> None:
+        """After an installation: leases may end at other times, VMs may be ready, moves may go on."""
+        self._lease_timer_moved.set()
+        self.booking.look_at(owners)
+
+    # ---- ports of VMs, from the switches' databases; I1: the manager ----
 
     def vm_ports_changed(self, gone: Collection[BridgePort], now: Collection[BridgePort]) -> None:
         """Ports with a VM's id that went away, and that appeared or changed."""
-        touched: set[Owner] = set()
-        for port in gone:
-            touched |= self._vm_port_gone(port)
-        for port in now:
-            touched |= self._vm_port_here(port)
-        if touched:
-            self.context.spawn(self.context.install(touched), "VM ports")
-
-    def _vm_port_gone(self, port: BridgePort) -> Touched:
-        self.unbooked_ports.pop((port.dpid, port.name), None)
-        switch = self._by_dpid.get(port.dpid)
-        vm = port.iface_id or ""
-        at = self.net.vm_ports.get(vm, {}).get(switch or "")
-        if switch is None or at is None or at.name != port.name:
-            return frozenset()
-        touched = self.net.set_vm_port(vm, switch, None)
-        self.events.publish("port.gone", vm=vm, switch=switch, port=at.number)
-        if not self.net.vm_ports[vm]:
-            self._removed.discard(vm)
-            booked = self.net.vms.get(vm)
-            if booked is not None and booked.reported:
-                touched |= self._forget_vm(booked)  # Nobody booked it; it goes as it came.
-        return touched
-
-    def _vm_port_here(self, port: BridgePort) -> Touched:
-        switch = self._by_dpid.get(port.dpid)
-        if switch is None or not port.iface_id or port.number is None:
-            return frozenset()
-        vm = port.iface_id
-        booked = self.net.vms.get(vm)
-        if booked is None:
-            booked = self._book_reported(switch, port)
-        if booked is None or (port.attached_mac and port.attached_mac != booked.mac):
-            if booked is not None:
-                reason = f"attached-mac is {port.attached_mac}, {vm} is booked with {booked.mac}"
-                self.events.publish("vm.mismatch", vm=vm, switch=switch, port=port.name, reason=reason)
-            self.unbooked_ports[port.dpid, port.name] = port
-            return frozenset()
-        before = self.net.vm_ports.get(vm, {}).get(switch)
-        touched = self.net.set_vm_port(vm, switch, VMPort(port.number, port.name, port.status))
-        if touched and (before is None or before.number != port.number):
-            self.events.publish("port.here", vm=vm, switch=switch, port=port.number)
-        return touched | {Owner("vm", vm)} if touched else touched
-
-    def _book_reported(self, switch: str, port: BridgePort) -> VM | None:
-        """Row D1: a server reports a VM it made, by the ids it sets on the port, as libvirt does."""
-        server = self.net.server_of_edge(switch)
-        if server is None or not port.attached_mac or not port.iface_id or port.iface_id in self._removed:
-            return None
-        vm = VM(port.iface_id, port.attached_mac, server.id, reported=True)
-        try:
-            self.net.put_vm(vm)
-        except ModelError as error:
-            self.events.publish("vm.mismatch", vm=vm.id, switch=switch, port=port.name, reason=str(error))
-            return None
-        self.context.store.put(vm)
-        self.vm_states[vm.id] = VMState.BOOKED
-        self.events.publish("vm.reported", vm=vm, server=server.id)
-        return vm
-
-    # ---- I1: the manager ----
+        self.booking.vm_ports_changed(gone, now)
 
     def book_vms(self, vms: Collection[VM]) -> list[VM]:
-        """Rows D1 and D4: VMs given in advance, in bulk; all of them or, on a mistake, none (ModelError)."""
-        for vm in vms:
-            known = self.net.vms.get(vm.id)
-            if known is not None and not known.reported:
-                raise ModelError(f"VM {vm.id} is booked already, at {known.server}")
-        before = {vm.id: self.net.vms.get(vm.id) for vm in vms}
-        touched: set[Owner] = set()
-        try:
-            for vm in vms:
-                touched |= self.net.put_vm(vm)
-                touched |= self._hold_static(vm)
-        except ModelError:
-            for name, old in before.items():
-                if old is None:
-                    self.net.remove_vm(name)
-                else:
-                    self.net.put_vm(old)
-            raise
-        for vm in vms:
-            self.context.store.put(vm)
-            for holding in self.net.held_by(vm.id):
-                self.context.store.put(holding)
-            self.vm_states[vm.id] = VMState.BOOKED
-            self.events.publish("vm.booked", vm=vm, server=vm.server, edge=self.net.servers[vm.server].edge)
-        for port in list(self.unbooked_ports.values()):
-            self.unbooked_ports.pop((port.dpid, port.name))
-            touched |= self._vm_port_here(port)
-        self.context.spawn(self.context.install(touched), "booked VMs")
-        return list(vms)
-
-    def _hold_static(self, vm: VM) -> Touched:
-        """Row B4: addresses the manager gives are bindings at once."""
-        touched: set[Owner] = set()
-        for address in vm.addresses:
-            if self.net.subnet_of(address) is None:
-                raise ModelError(f"VM {vm.id}: {address} is in no subnet of the fabric")
-            touched |= self.net.hold(Holding(address, vm.mac, vm.id, BindingKind.STATIC, Origin.MANAGER))
-        return frozenset(touched)
+        """See Booking.book_vms."""
+        return self.booking.book_vms(vms)
 
     async def remove_vm(self, vm: str) -> None:
-        """Raises ModelError for a VM that is not there, or is being moved."""
-        booked = self.net.vms.get(vm)
-        if booked is None:
-            raise ModelError(f"there is no VM {vm}; `retinue vm list` shows those there are")
-        move = self.mover.of_vm(vm)
-        if move is not None:
-            raise ModelError(f"VM {vm} is being moved: {move.id} is {move.state}; cancel it first")
-        if self.net.vm_ports.get(vm):
-            self._removed.add(vm)
-        await self.context.install(self._forget_vm(booked))
-
-    def _forget_vm(self, vm: VM) -> Touched:
-        for holding in self.net.held_by(vm.id):
-            self.context.store.remove(holding)
-        touched = self.net.remove_vm(vm.id)
-        self.context.store.remove(vm)
-        self.vm_states.pop(vm.id, None)
-        self.events.publish("vm.removed", vm=vm)
-        return touched
+        """See Booking.remove_vm."""
+        await self.booking.remove_vm(vm)
 
     def vm_says(self, vm: str, event: str, server: str) -> None:
-        """The hypervisor's word about a VM: started or stopped. Raises ModelError."""
-        if vm not in self.net.vms:
-            raise ModelError(f"there is no VM {vm}; `retinue vm list` shows those there are")
-        if event not in ("started", "stopped"):
-            raise ModelError(f"a VM knows no event {event!r} (started, stopped)")
-        self.vm_states[vm] = VMState.RUNNING if event == "started" else VMState.READY
-        self.events.publish(f"vm.{event}", vm=self.net.vms[vm], server=server)
+        """See Booking.vm_says."""
+        self.booking.vm_says(vm, event, server)
 
     async def put_servers(self, servers: Collection[Server]) -> None:
-        """Rows D1, D6, D7: servers given, or changed, in bulk; all or, on a mistake, none (ModelError)."""
-        before = {server.id: self.net.servers.get(server.id) for server in servers}
-        touched: set[Owner] = set()
-        try:
-            for server in servers:
-                touched |= self.net.put_server(server)
-        except ModelError:
-            for name, old in before.items():
-                if old is None:
-                    self.net.remove_server(name)
-                else:
-                    self.net.put_server(old)
-            raise
-        for server in servers:
-            self.context.store.put(server)
-            self.events.publish("server.booked", server=server)
-        near = frozenset().union(*(near_server(self.net, s.id) for s in servers))
-        await self.context.install(touched, near)
-
-    # ---- readiness ----
-
-    def _look_at_vms(self, owners: Collection[Owner]) -> None:
-        """After an installation: leases may end at other times, VMs may be ready, moves may go on."""
-        self._lease_timer_moved.set()
-        for owner in owners:
-            if owner.kind != "vm" or owner.id not in self.net.vms:
-                continue
-            self.mover.look_again_for(owner.id)
-            if self.vm_states.get(owner.id, VMState.BOOKED) is VMState.BOOKED and self._is_ready(owner):
-                self.vm_states[owner.id] = VMState.READY
-                vm = self.net.vms[owner.id]
-                self.events.publish("vm.ready", vm=vm, server=vm.server)
-
-    def _is_ready(self, owner: Owner) -> bool:
-        """Given and detected match (row D4), and every switch has confirmed the VM's flows."""
-        vm = self.net.vms[owner.id]
-        edge = self.net.servers[vm.server].edge
-        return (
-            self.net.place(vm.server) is not None
-            and edge in self.net.vm_ports.get(vm.id, {})
-            and edge in self.context.sessions
-            and self.context.stands(owner)
-        )
+        """See Booking.put_servers."""
+        await self.booking.put_servers(servers)
 
     def missing_for(self, vm: VM) -> list[str]:
-        """In words, what a VM that is not ready waits for (row D4: missing is shown)."""
-        edge = self.net.servers[vm.server].edge
-        found = []
-        if self.net.place(vm.server) is None:
-            found.append(f"server {vm.server} has not been detected at any leaf")
-        if edge not in self.net.vm_ports.get(vm.id, {}):
-            found.append(f"switch {edge} has no port with iface-id {vm.id}")
-        if edge not in self.context.sessions:
-            found.append(f"switch {edge} is not connected")
-        if not found and not self.context.stands(Owner("vm", vm.id)):
-            found.append("its flows are not confirmed by every switch")
-        return found
+        """See Booking.missing_for."""
+        return self.booking.missing_for(vm)
+
+
+__all__ = ["Controller", "VMState"]
