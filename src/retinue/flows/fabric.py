@@ -155,9 +155,9 @@ def server_flows(net: Network, server: Server) -> dict[str, list[Flow]]:
 def _service_sources(net: Network, server: Server, port: int, mark: int) -> Iterator[Flow]:
     """As whom a router or DHCP server may send, at its port, into the fabric (RFC 2827, ingress filtering).
 
-    Either as itself. A router also as anybody outside: those are forwarded by it, our own never are. The DHCP
-    server's answers do not come this way (see TRUSTED_DHCP). Where a server also runs VMs they share its port,
-    and its edge switch has seen to it.
+    Either as itself. A router also as anybody outside: those are forwarded by it, our own never are. A DHCP
+    server's answers do not come this way (see TRUSTED_DHCP). Where a server also runs VMs they share its
+    port, and its edge switch has seen to it.
     """
     if not server.services or server.edge:
         return
