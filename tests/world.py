@@ -164,6 +164,17 @@ class World:
         self.is_reported_forged(vm, at, arp_request(vm_mac(victim), vm_ip(victim), vm_ip(victim)))
         self.speaks_untagged_only(vm, at, victim)
         self.serves_no_dhcp(vm, at, victim)
+        self.asks_dhcp_by_the_controller_only(vm, at)
+
+    def asks_dhcp_by_the_controller_only(self, vm: int, at: int) -> None:
+        """A VM's word to a DHCP server is snooped; one from another port than a client's does not pass."""
+        for mac in (vm_mac(vm), vm_mac(vm + 1)):
+            asked = discover(mac, 7)
+            server = self.net.servers["dhcp"].address
+            assert isinstance(server, IPv4Address)
+            sent = dhcp_frame(asked, vm_mac(vm), GATEWAY_MAC, vm_ip(vm), server, 4000, 67)
+            for frame in (sent, fragments(sent)[0]):
+                self.is_reported_forged(vm, at, frame)
 
     def serves_no_dhcp(self, vm: int, at: int, victim: int) -> None:
         """No DHCP server's message comes from a VM, from whatever port, to whomever, whole or in parts."""

@@ -101,6 +101,7 @@ def untagged(net: Network) -> Iterator[bytes]:
         yield dhcp_frame(reply, mac, BROADCAST, ip, EVERYWHERE, 67, 68)
         yield dhcp_frame(reply, mac, GATEWAY_MAC, ip, vm_ip(5), 67, 68)
         yield dhcp_frame(reply, mac, GATEWAY_MAC, ip, vm_ip(1), 4000, 68)
+        yield dhcp_frame(discover(mac, 7), mac, GATEWAY_MAC, ip, IPv4Address("10.1.0.2"), 4000, 67)
         yield from fragments(dhcp_frame(reply, mac, GATEWAY_MAC, ip, vm_ip(1), 67, 68))
         yield from fragments(dhcp_frame(reply, mac, vm_mac(4), ip, vm_ip(4), 4000, 68), 8)
         yield from fragments(dhcp_frame(discover(mac, 7), mac, BROADCAST, NOWHERE, EVERYWHERE, 68, 67))

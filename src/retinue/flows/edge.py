@@ -145,6 +145,11 @@ def _unbound(owner: Owner, mac: Mac, port: int) -> Iterator[Flow]:
         Priority.ROGUE_DHCP_ANSWER, Reason.ROGUE_DHCP,
         eth_type=EthType.IPV4, ip_proto=UDP, udp_dst=DHCP_CLIENT_PORT,
     )  # fmt: skip
+    # A question that is not a client's by its source port would reach the servers past the controller.
+    yield forged(
+        Priority.ROGUE_DHCP_QUESTION, Reason.ROGUE_DHCP,
+        eth_type=EthType.IPV4, ip_proto=UDP, udp_dst=DHCP_SERVER_PORT,
+    )  # fmt: skip
     yield forged(Priority.FORGED, Reason.FORGED_IP, eth_type=EthType.IPV4, eth_src=mac)
     yield forged(Priority.FORGED, Reason.FORGED_ARP, eth_type=EthType.ARP, eth_src=mac)
     noise = match(in_port=port, eth_src=mac)

@@ -88,7 +88,7 @@ class Reason(IntEnum):
     FORGED_IP = 9
     FORGED_ARP = 10
     ROGUE_DHCP = 11
-    """A DHCP server message from a port where no DHCP server may be."""
+    """A DHCP server's message from where no such server may be; or a VM's question round the snooping."""
 
 
 FORGERIES = frozenset({Reason.FORGED_MAC, Reason.FORGED_IP, Reason.FORGED_ARP, Reason.ROGUE_DHCP})
@@ -117,6 +117,7 @@ class Priority:
     DHCP = 200
     ROGUE_DHCP = 190
     ROGUE_DHCP_ANSWER = 189
+    ROGUE_DHCP_QUESTION = 188
     BOUND = 150
     FORGED = 102
     QUIET = 101
