@@ -585,3 +585,79 @@ async def test_a_switch_that_does_not_tell_its_counters_does_not_hide_the_others
     lab.fake.sessions["edge2"].read_flows = counts  # type: ignore[method-assign]
     await lab.controller._count_forged()
     assert lab.controller.forged_frames["edge2", Reason.FORGED_MAC] == 3
+
+
+async def report(lab: Lab, vm: int, at: int) -> None:
+    """A server has made a VM by itself; nobody booked it."""
+    lab.controller.vm_ports_changed([], [lab.port(vm, at)])
+    await lab.fake.settle()
+
+
+async def test_a_reported_vm_is_not_booked_in_the_middle_of_its_move(lab: Lab) -> None:
+    await report(lab, 1, at=1)
+    await lab.lease(1, at=1)
+    id = await move_to(lab, 2, "target_open", "copying")
+    before = lab.fake.net.vms["vm1"]
+    with pytest.raises(ModelError, match=r"VM vm1 is being moved: move-1 is copying"):
+        lab.controller.book_vms([VM("vm1", vm_mac(1), "server3")])
+    assert lab.fake.net.vms["vm1"] == before
+    lab.controller.mover.cancel(id)
+    lab.controller.mover.hypervisor_says(id, "rolled_back", lab.now, "")
+    await lab.fake.settle()
+    lab.controller.book_vms([VM("vm1", vm_mac(1), "server1")])
+    assert not lab.fake.net.vms["vm1"].reported
+
+
+async def test_a_reported_vm_is_booked_with_the_mac_it_has(lab: Lab) -> None:
+    await report(lab, 1, at=1)
+    with pytest.raises(ModelError, match=rf"VM vm1 runs at edge1 with MAC {vm_mac(1)}, not {vm_mac(7)}"):
+        lab.controller.book_vms([VM("vm1", vm_mac(7), "server1")])
+    await lab.lease(1, at=1)
+    held = dict(lab.fake.net.holdings)
+    lab.controller.book_vms([VM("vm1", vm_mac(1), "server1")])
+    await lab.fake.settle()
+    assert lab.fake.net.holdings == held, "it keeps its lease"
+    assert lab.controller.vm_states["vm1"] == "ready"
+
+
+async def test_one_vm_twice_in_a_bulk_is_refused(lab: Lab) -> None:
+    with pytest.raises(ModelError, match="VM vm1 is given twice"):
+        lab.controller.book_vms([VM("vm1", vm_mac(1), "server1"), VM("vm1", vm_mac(2), "server2")])
+    assert not lab.fake.net.vms
+
+
+async def test_a_bulk_booking_that_fails_takes_back_what_it_gave_to_reported_vms(lab: Lab) -> None:
+    for number in (1, 2, 3):
+        await report(lab, number, at=1)
+    await lab.lease(2, at=1)
+    lab.controller.vm_ports_changed([lab.port(3, 1)], [])
+    restore(lab.controller, Stored(vms=[VM("vm3", vm_mac(3), "server1", reported=True)]))
+    before = dict(lab.fake.net.vms), dict(lab.fake.net.holdings)
+    with pytest.raises(ModelError, match="in no subnet"):
+        lab.controller.book_vms(
+            [
+                VM("vm1", vm_mac(1), "server1", addresses=(vm_ip(1),)),
+                VM("vm2", vm_mac(2), "server2", addresses=(vm_ip(2),)),
+                VM("vm3", vm_mac(7), "server3", addresses=(vm_ip(7),)),
+                VM("vm4", vm_mac(3), "server1", addresses=(vm_ip(3),)),
+                VM("vm5", vm_mac(5), "server1", addresses=(OUTSIDE,)),
+            ]
+        )
+    assert (lab.fake.net.vms, lab.fake.net.holdings) == before
+    await lab.fake.settle()
+    lab.controller.book_vms([VM("vm6", vm_mac(6), "server1", addresses=(vm_ip(1),))])
+
+
+async def test_servers_that_took_each_others_macs_are_put_back(lab: Lab) -> None:
+    before = dict(lab.fake.net.servers)
+    one, two, three = (before[f"server{n}"] for n in (1, 2, 3))
+    with pytest.raises(ModelError, match="is the gateway of"):
+        await lab.controller.put_servers(
+            [
+                replace(one, mac="02:00:00:00:00:77"),
+                replace(two, mac=one.mac),
+                replace(three, id="new", edge="", mac=two.mac, address=None),
+                replace(three, address=IPv4Address("10.0.0.254")),
+            ]
+        )
+    assert lab.fake.net.servers == before

@@ -41,35 +41,71 @@ class Booking:
     # ---- I1: the manager ----
 
     def book_vms(self, vms: Collection[VM]) -> list[VM]:
-        """Rows D1 and D4: VMs given in advance, in bulk; all of them or, on a mistake, none (ModelError)."""
+        """Rows D1 and D4: VMs given in advance, in bulk; all of them or, on a mistake, none (ModelError).
+
+        A VM that a switch reported can be booked, too, but neither while it is being moved nor with another
+        MAC than it runs with: it would lose its addresses while it uses them.
+        """
+        if len({vm.id for vm in vms}) < len(vms):
+            twice = next(vm.id for vm in vms if sum(other.id == vm.id for other in vms) > 1)
+            raise ModelError(f"VM {twice} is given twice")
         for vm in vms:
-            known = self._net.vms.get(vm.id)
-            if known is not None and not known.reported:
-                raise ModelError(f"VM {vm.id} is booked already, at {known.server}")
-        before = {vm.id: self._net.vms.get(vm.id) for vm in vms}
+            self._may_be_booked(vm)
+        before = [(vm.id, self._net.vms.get(vm.id), self._net.held_by(vm.id)) for vm in vms]
         touched: set[Owner] = set()
         try:
             for vm in vms:
                 touched |= self._net.put_vm(vm)
                 touched |= self._hold_static(vm)
         except ModelError:
-            for name, old in before.items():
-                if old is None:
-                    self._net.remove_vm(name)
-                else:
-                    self._net.put_vm(old)
+            self._take_back(before)
             raise
         for vm in vms:
             self._context.store.put(vm)
             for holding in self._net.held_by(vm.id):
                 self._context.store.put(holding)
             self.vm_states[vm.id] = VMState.BOOKED
+            self._removed.discard(vm.id)
             self._events.publish("vm.booked", vm=vm, server=vm.server, edge=self._net.servers[vm.server].edge)
         for port in list(self.unbooked_ports.values()):
             self.unbooked_ports.pop((port.dpid, port.name))
             touched |= self._vm_port_here(port)
         self._context.spawn(self._context.install(touched), "booked VMs")
         return list(vms)
+
+    def _may_be_booked(self, vm: VM) -> None:
+        known = self._net.vms.get(vm.id)
+        if known is None:
+            return
+        if not known.reported:
+            raise ModelError(f"VM {vm.id} is booked already, at {known.server}")
+        move = self._mover.of_vm(vm.id)
+        if move is not None:
+            raise ModelError(
+                f"VM {vm.id} is being moved: {move.id} is {move.state}; book it when that has ended"
+            )
+        ports = self._net.vm_ports.get(vm.id)
+        if ports and vm.mac != known.mac:
+            raise ModelError(
+                f"VM {vm.id} runs at {', '.join(sorted(ports))} with MAC {known.mac}, not {vm.mac}"
+            )
+
+    def _take_back(self, before: Collection[tuple[str, VM | None, tuple[Holding, ...]]]) -> None:
+        """Make these VMs, and what they hold, what they were; none of it has reached a switch.
+
+        What came is taken away first, then the last change undone first: a MAC or address may have gone from
+        one to another.
+        """
+        for name, old, held in before:
+            if old is None:
+                self._net.remove_vm(name)
+            for holding in set(self._net.held_by(name)) - set(held):
+                self._net.release(holding.ip)
+        for _, old, held in reversed(list(before)):
+            if old is not None:
+                self._net.put_vm(old)
+            for holding in held:
+                self._net.hold(holding)
 
     def _hold_static(self, vm: VM) -> Touched:
         """Row B4: addresses the manager gives are bindings at once."""
@@ -121,7 +157,8 @@ class Booking:
             for name, old in before.items():
                 if old is None:
                     self._net.remove_server(name)
-                else:
+            for old in reversed(before.values()):
+                if old is not None:
                     self._net.put_server(old)
             raise
         for server in servers:
