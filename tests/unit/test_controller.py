@@ -661,3 +661,36 @@ async def test_servers_that_took_each_others_macs_are_put_back(lab: Lab) -> None
             ]
         )
     assert lab.fake.net.servers == before
+
+
+# ---- reported VMs that went while the controller was down ----
+
+
+async def test_a_reported_vm_without_a_port_is_forgotten_when_its_edge_has_been_read(lab: Lab) -> None:
+    reported = [VM(f"vm{n}", vm_mac(n), f"server{at}", reported=True) for n, at in ((1, 1), (2, 1), (3, 2))]
+    booked = VM("vm4", vm_mac(4), "server1")
+    restore(lab.controller, Stored(vms=[*reported, booked]))
+    lab.controller.vm_ports_changed([], [lab.port(2, 1)])
+    lab.controller.edge_read([0x31])
+    await lab.fake.settle()
+    assert set(lab.fake.net.vms) == {"vm2", "vm3", "vm4"}
+    assert [event["vm"].id for event in lab.events("vm.removed")] == ["vm1"]  # type: ignore[attr-defined]
+    lab.controller.edge_read([0x31, 0x32, 0x999])
+    assert set(lab.fake.net.vms) == {"vm2", "vm4"}
+
+
+async def test_a_reported_vm_being_moved_is_not_forgotten_before_both_its_edges_are_read(lab: Lab) -> None:
+    vm = VM("vm1", vm_mac(1), "server1", also=frozenset({"server2"}), reported=True)
+    restore(lab.controller, Stored(vms=[vm]))
+    lab.controller.edge_read([0x31])
+    assert "vm1" in lab.fake.net.vms
+    lab.controller.vm_ports_changed([], [lab.port(1, 2)])
+    lab.controller.edge_read([0x32])
+    assert "vm1" in lab.fake.net.vms
+
+
+async def test_a_vm_whose_port_has_no_number_yet_is_not_forgotten(lab: Lab) -> None:
+    restore(lab.controller, Stored(vms=[VM("vm1", vm_mac(1), "server1", reported=True)]))
+    lab.controller.vm_ports_changed([], [replace(lab.port(1, 1), number=None)])
+    lab.controller.edge_read([0x31], ["vm1"])
+    assert "vm1" in lab.fake.net.vms

@@ -60,7 +60,7 @@ async def _serve(config: Config, path: Path | None) -> None:
 
 async def _listen(config: Config, controller: Controller) -> None:
     switches = OpenFlowServer(controller)
-    databases = OvsdbListener(PortWatch(controller.vm_ports_changed).follow)
+    databases = OvsdbListener(PortWatch(controller.vm_ports_changed, controller.edge_read).follow)
     api = Api(
         controller,
         lambda: {"openflow": dict(switches.refused), "ovsdb": dict(databases.refused)},

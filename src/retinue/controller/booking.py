@@ -36,6 +36,8 @@ class Booking:
         """VM ports reported by switches for which no VM could be booked, with dpid and name."""
         self._removed: set[str] = set()
         """VMs the manager took away whose port still stands: not to be booked again by its report."""
+        self._edges_read: set[str] = set()
+        """Switches whose databases have been read since the start."""
         self._by_dpid = by_dpid
 
     # ---- I1: the manager ----
@@ -178,6 +180,28 @@ class Booking:
             touched |= self._vm_port_here(port)
         if touched:
             self._context.spawn(self._context.install(touched), "VM ports")
+
+    def edge_read(self, dpids: Collection[int], vms: Collection[str] = ()) -> None:
+        """These switches' databases have been read, and their ports told; `vms` have a port there.
+
+        A reported VM that has none where it may be, nor anywhere, went while nobody looked.
+        """
+        switches = {self._by_dpid[dpid] for dpid in dpids if dpid in self._by_dpid}
+        self._edges_read |= switches
+        touched: set[Owner] = set()
+        for switch in switches:
+            server = self._net.server_of_edge(switch)
+            for name in self._net.vms_on(server.id) if server is not None else ():
+                vm = self._net.vms[name]
+                if vm.reported and name not in vms and self._is_gone(vm):
+                    touched |= self._forget_vm(vm)
+        if touched:
+            self._context.spawn(self._context.install(touched), "VMs that went")
+
+    def _is_gone(self, vm: VM) -> bool:
+        edges = {self._net.servers[place].edge for place in (vm.server, *vm.also)}
+        moving = self._mover.of_vm(vm.id) is not None
+        return edges <= self._edges_read and not moving and not self._net.vm_ports.get(vm.id)
 
     def _vm_port_gone(self, port: BridgePort) -> Touched:
         self.unbooked_ports.pop((port.dpid, port.name), None)

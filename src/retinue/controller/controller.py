@@ -215,6 +215,10 @@ class Controller:
         """Ports with a VM's id that went away, and that appeared or changed."""
         self.booking.vm_ports_changed(gone, now)
 
+    def edge_read(self, dpids: Collection[int], vms: Collection[str] = ()) -> None:
+        """See Booking.edge_read."""
+        self.booking.edge_read(dpids, vms)
+
     def book_vms(self, vms: Collection[VM]) -> list[VM]:
         """See Booking.book_vms."""
         return self.booking.book_vms(vms)

@@ -15,11 +15,14 @@ log = structlog.get_logger()
 
 Changed = Callable[[list[BridgePort], list[BridgePort]], None]
 """Told the ports that went, and those that came or changed."""
+Read = Callable[[list[int], list[str]], None]
+"""Told, after a connection's first reading, the datapath ids that were read and the VMs with a port there."""
 
 
 class PortWatch:
-    def __init__(self, changed: Changed) -> None:
+    def __init__(self, changed: Changed, read: Read) -> None:
         self._changed = changed
+        self._read = read
         self._ports: dict[int, list[BridgePort]] = {}
         self.versions: dict[int, str] = {}
         """Open vSwitch's version by datapath id."""
@@ -33,6 +36,8 @@ class PortWatch:
         replica = Replica(DATABASE, COLUMNS, update)
         await replica.start(connection)
         update()
+        dpids = [bridge.dpid for bridge in bridges(replica.tables) if bridge.dpid is not None]
+        self._read(dpids, [port.iface_id for dpid in dpids for port in self._ports[dpid] if port.iface_id])
         await connection.closed()
 
     def _update(self, replica: Replica) -> None:
