@@ -1,7 +1,7 @@
 """The controller over fake switches: what it does when frames, ports, managers and switches speak."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
@@ -11,8 +11,10 @@ from fake_session import FakeNetwork
 from networks import GATEWAY_MAC, fabric, vm_ip, vm_mac, vm_port
 from retinue.controller.moving import MoveError
 from retinue.controller.restore import restore, take_up_moves
+from retinue.flows.compiler import Keys
 from retinue.flows.pipeline import Reason, reason_of
-from retinue.model import VM, ModelError, PortRef, PortStatus
+from retinue.model import VM, ModelError, PortRef, PortStatus, VMPort
+from retinue.model.network import Owner
 from retinue.moves import MoveState
 from retinue.openflow.messages import FlowStats
 from retinue.openflow.session import Rejected
@@ -694,3 +696,51 @@ async def test_a_vm_whose_port_has_no_number_yet_is_not_forgotten(lab: Lab) -> N
     lab.controller.vm_ports_changed([], [replace(lab.port(1, 1), number=None)])
     lab.controller.edge_read([0x31], ["vm1"])
     assert "vm1" in lab.fake.net.vms
+
+
+# ---- large changes ----
+
+
+async def test_a_large_change_leaves_others_their_turn_and_ends_when_all_is_sent(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, net = lab.controller.context, lab.fake.net
+    touched = set()
+    for n in range(600):
+        vm = VM(f"many{n}", f"52:54:01:00:{n >> 8:02x}:{n & 255:02x}", "server1")
+        touched |= net.put_vm(vm) | net.set_vm_port(vm.id, "edge1", VMPort(1000 + n, f"tap{n}"))
+    before = len(lab.fake.fabric["edge1"].flows)
+    sizes, turns, update = [], 0, context.compiler.update
+
+    def counted(owners: Iterable[Owner]) -> Keys:
+        sizes.append((len(set(owners)), turns))
+        return update(owners)
+
+    monkeypatch.setattr(context.compiler, "update", counted)
+    gate = lab.fake.sessions["edge1"].hold = asyncio.Event()
+    told: list[Owner] = []
+    context.after_install(told.extend)
+    installing = asyncio.create_task(context.install(touched))
+    for _ in range(100):
+        await asyncio.sleep(0)
+        turns += 1
+    assert sum(size for size, _ in sizes) == 600
+    assert max(size for size, _ in sizes) <= 250
+    assert len({turn for _, turn in sizes}) == len(sizes), "others had their turn between"
+    assert not installing.done()
+    assert not told
+    gate.set()
+    report = await installing
+    assert report.flow_mods == len(lab.fake.fabric["edge1"].flows) - before
+    assert len(report.changed["edge1"]) > 600
+    assert sorted(told) == sorted(touched)
+    assert not context.installer.pending()
+
+
+async def test_what_is_changed_and_not_yet_computed_does_not_stand(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    assert lab.controller.context.stands(Owner("vm", "vm1"))
+    touched = lab.fake.net.hold(replace(lab.fake.net.holdings[vm_ip(1)], lease_end=9e9))
+    assert not lab.controller.context.stands(Owner("vm", "vm1"))
+    await lab.controller.context.install(touched)
+    assert lab.controller.context.stands(Owner("vm", "vm1"))

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import structlog
@@ -16,6 +16,11 @@ from retinue.model.network import Owner
 from retinue.openflow.session import Session
 
 log = structlog.get_logger()
+
+
+LARGE = 500
+"""Owners; a change that touches more is computed in batches."""
+BATCH = 250
 
 
 class Store(Protocol):
@@ -53,8 +58,24 @@ class Context:
     # ---- changes of the network, onto the switches ----
 
     async def install(self, touched: Iterable[Owner], near: Collection[str] = ()) -> Report:
-        """Bring a change onto the switches; who listens (see `after_install`) is told when it is done."""
-        owners = frozenset(touched)
+        """Bring a change onto the switches; who listens (see `after_install`) is told when it is done.
+
+        A large one is computed in batches, between which others have their turn; all of it has been sent when
+        this returns. Listeners are told of each batch.
+        """
+        owners = sorted(set(touched))
+        if len(owners) <= LARGE:
+            return await self._install(owners, near)
+        work: list[asyncio.Task[Report]] = []
+        for batch in batched(owners, BATCH):
+            task = asyncio.get_running_loop().create_task(self._install(batch, near))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            work.append(task)
+            await asyncio.sleep(0)
+        return together(await asyncio.gather(*work))
+
+    async def _install(self, owners: Collection[Owner], near: Collection[str]) -> Report:
         report = await self.installer.install(owners, near)
         self._installed(owners)
         return report
@@ -67,11 +88,11 @@ class Context:
             callback(owners)
 
     def stands(self, owner: Owner) -> bool:
-        """True when every entry of this owner is confirmed by its switch."""
+        """True when every entry of this owner, as the network now is, is confirmed by its switch."""
         return all(
-            self.installer.confirmed(switch, key)
+            self.compiler.program(switch).get(key) == entry and self.installer.confirmed(switch, key)
             for switch, entries in contribution(self.net, owner).items()
-            for key in entries
+            for key, entry in entries.items()
         )
 
     # ---- frames and tasks ----
@@ -109,3 +130,18 @@ class Context:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.installer.close()
         self.events.close()
+
+
+def batched(owners: Sequence[Owner], size: int) -> Iterator[Sequence[Owner]]:
+    return (owners[start : start + size] for start in range(0, len(owners), size))
+
+
+def together(reports: Iterable[Report]) -> Report:
+    """One report of several."""
+    total = Report()
+    for report in reports:
+        total.flow_mods += report.flow_mods
+        total.missing |= report.missing
+        for switch, keys in report.changed.items():
+            total.changed[switch] = total.changed.get(switch, frozenset()) | keys
+    return total

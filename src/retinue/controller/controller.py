@@ -121,7 +121,7 @@ class Controller:
 
     async def _attach(self, switch: str, session: Session, touched: Touched) -> None:
         try:
-            await self.context.installer.install(touched)
+            await self.context.install(touched)
             report = await self.context.installer.attach(switch, session)
         except (ConnectionError, TimeoutError) as error:
             session.close(f"could not be read: {error}")
