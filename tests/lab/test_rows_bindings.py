@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from lab_frames import BROADCAST, arp, packet
-from lab_tools import Bench, Json, Picks, RefusedError, at, eventually, mac_of
+from lab_tools import PATIENCE, Bench, Json, Picks, RefusedError, at, eventually, mac_of
 
 pytestmark = pytest.mark.lab
 
@@ -137,9 +137,10 @@ async def test_during_a_move_there_is_always_one_binding_and_the_target_has_it_f
     states: list[str] = []
     async with bench.flow_changes("edge2") as target, bench.flow_changes("edge1") as source:
         id = (await bench.post("moves", {"vm": "vm1", "target_server": "server2"}))["id"]
-        while not states or states[-1] not in ("done", "undone"):
-            states.append((await bench.get(f"moves/{id}"))["state"])
-            seen.append(await bench.bindings("vm1"))
+        async with asyncio.timeout(PATIENCE):
+            while not states or states[-1] not in ("done", "undone"):
+                states.append((await bench.get(f"moves/{id}"))["state"])
+                seen.append(await bench.bindings("vm1"))
         stands = max([await target.until("event=ADDED", f"nw_{way}={address}") for way in ("src", "dst")])
         gone = min([await source.until("event=DELETED", f"nw_{way}={address}") for way in ("src", "dst")])
     move = await bench.get(f"moves/{id}")
