@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 LARGE = 500
 """Owners; a change that touches more is computed in batches."""
-BATCH = 250
+BATCH = 100
 
 
 class Store(Protocol):
