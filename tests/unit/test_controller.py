@@ -9,6 +9,7 @@ import pytest
 
 from fake_session import FakeNetwork
 from networks import GATEWAY_MAC, fabric, vm_ip, vm_mac, vm_port
+from retinue.controller.controller import Controller
 from retinue.controller.moving import MoveError
 from retinue.controller.restore import restore, take_up_moves
 from retinue.flows.compiler import Keys
@@ -55,7 +56,7 @@ class Lab:
     refuses: bool = False
 
     @property
-    def controller(self):  # type: ignore[no-untyped-def]
+    def controller(self) -> Controller:
         return self.fake.controller
 
     def events(self, kind: str) -> list[dict[str, object]]:
@@ -705,7 +706,7 @@ async def test_a_large_change_leaves_others_their_turn_and_ends_when_all_is_sent
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context, net = lab.controller.context, lab.fake.net
-    touched = set()
+    touched: set[Owner] = set()
     for n in range(600):
         vm = VM(f"many{n}", f"52:54:01:00:{n >> 8:02x}:{n & 255:02x}", "server1")
         touched |= net.put_vm(vm) | net.set_vm_port(vm.id, "edge1", VMPort(1000 + n, f"tap{n}"))

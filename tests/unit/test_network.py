@@ -234,3 +234,12 @@ def test_what_was_touched_and_not_yet_computed_is_in_nobodys_way() -> None:
     fresh = Compiler(net)
     fresh.update(net.everything())
     assert compiler.programs == fresh.programs
+
+
+def test_one_port_is_given_to_one_server() -> None:
+    net = fabric()
+    router = net.servers["router"]
+    second = replace(router, id="router2", mac="02:00:00:00:09:09", address=None, routes=())
+    with pytest.raises(ModelError, match="given as the place of server router already"):
+        net.put_server(second)
+    assert "router2" not in net.servers

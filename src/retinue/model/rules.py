@@ -41,12 +41,21 @@ def check_server(net: "Network", server: Server) -> None:
         _not_a_servers(net, what, server.address, but=server.id)
     _check_edge(net, server)
     _check_routes(net, server)
+    _check_place(net, server)
+
+
+def _check_place(net: "Network", server: Server) -> None:
+    """A leaf port is one machine's: what comes in there is judged by who it is."""
+    what = f"server {server.id}"
+    for other in net.servers.values():
+        if server.given_at is not None and other.given_at == server.given_at and other.id != server.id:
+            raise ModelError(f"{what}: {server.given_at} is given as the place of server {other.id} already")
     if Service.DHCP in server.services:
         at = server.given_at or net.detected.get(server.id)
-        other = None if at is None else net.dhcp_server_at(at)
-        if other is not None and other.id != server.id:
+        known = None if at is None else net.dhcp_server_at(at)
+        if known is not None and known.id != server.id:
             raise ModelError(
-                f"{what}: {at} is the port of DHCP server {other.id}; give each a port of its own"
+                f"{what}: {at} is the port of DHCP server {known.id}; give each a port of its own"
             )
 
 
