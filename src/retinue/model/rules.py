@@ -47,9 +47,6 @@ def check_server(net: "Network", server: Server) -> None:
 def _check_place(net: "Network", server: Server) -> None:
     """A leaf port is one machine's: what comes in there is judged by who it is."""
     what = f"server {server.id}"
-    for other in net.servers.values():
-        if server.given_at is not None and other.given_at == server.given_at and other.id != server.id:
-            raise ModelError(f"{what}: {server.given_at} is given as the place of server {other.id} already")
     if Service.DHCP in server.services:
         at = server.given_at or net.detected.get(server.id)
         known = None if at is None else net.dhcp_server_at(at)
@@ -57,6 +54,9 @@ def _check_place(net: "Network", server: Server) -> None:
             raise ModelError(
                 f"{what}: {at} is the port of DHCP server {known.id}; give each a port of its own"
             )
+    for other in net.servers.values():
+        if server.given_at is not None and other.given_at == server.given_at and other.id != server.id:
+            raise ModelError(f"{what}: {server.given_at} is given as the place of server {other.id} already")
 
 
 def _check_edge(net: "Network", server: Server) -> None:
