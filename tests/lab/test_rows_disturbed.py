@@ -1,22 +1,17 @@
-"""A lab that is disturbed: bad input at every door, switches and controllers that go away and come back.
-
-Traffic runs through all of it (rows F2, F6, B6), and what should not notice must not.
-"""
+"""Bad input at every door of a running lab: it is refused, counted and told, and disturbs nothing else."""
 
 import asyncio
 import contextlib
 import random
 import re
-import signal
 import sys
-import time
 from collections import Counter
-from collections.abc import AsyncIterator
 
 import pytest
 
 from lab_frames import ARP, arp, damaged_arp, damaged_dhcp, from_client
-from lab_tools import Bench, Events, Json, Picks, at, eventually, mac_of
+from lab_health import undisturbed
+from lab_tools import Bench, at, eventually, mac_of
 from retinue.lab.topology import OPENFLOW_PORT, OVSDB_PORT, REST_PORT
 
 pytestmark = pytest.mark.lab
@@ -24,44 +19,8 @@ pytestmark = pytest.mark.lab
 VMS = [at("vm1", "server1"), at("vm2", "server2")]
 TWO = mac_of("vm2")
 SERVER = b"02:00:00:00:00:01"
-FABRIC = ("leaf1", "leaf2", "spine1", "spine2")
 GOING_AWAY = 15.0
 """Seconds within which the controller ends a connection that is none."""
-
-
-@contextlib.asynccontextmanager
-async def undisturbed(bench: Bench) -> AsyncIterator[None]:
-    """What happens inside must not be noticed: no echo is lost, no switch goes, nothing fails."""
-    before = await health(bench)
-    async with bench.traffic(await bench.address("vm1")) as traffic, bench.events() as events:
-        yield
-        await calm(bench)
-        figures, _ = await traffic.end()
-        after = await health(bench)
-    assert (figures.lost, figures.duplicated) == (0, 0), figures
-    assert figures.sent > 100
-    assert events.of("switch.disconnected") == []
-    assert after == before
-
-
-async def calm(bench: Bench) -> None:
-    """A second in which everything is answered."""
-    address = await bench.address("vm1")
-    said = await bench.run("client", "ping", "-c", "6", "-i", "0.2", "-W", "5", address)
-    assert " 6 received" in said
-
-
-async def health(bench: Bench) -> Json:
-    status = await bench.get("status")
-    switches = (await bench.get("switches"))["switches"]
-    return {
-        "peers": {switch["id"]: switch["peer"] for switch in switches},
-        "connected": all(switch["connected"] for switch in switches),
-        "pending": status["pending"],
-        "rejected": status["rejected"],
-        "internal errors": status["counters"].get("internal errors", 0),
-        "bindings": [(row["vm"], row["ip"], row["switch"]) for row in await bench.bindings()],
-    }
 
 
 async def refused(bench: Bench, door: str) -> Counter[str]:
@@ -271,121 +230,3 @@ async def send_from_server(bench: Bench, node: str, *frames: str) -> None:
         "    [wire.send(bytes.fromhex(frame)) for frame in sys.argv[1:]]\n"
     )
     await bench.run(node, sys.executable, "-I", "-S", "-c", program, *frames)
-
-
-# ---- switches that go away and come back ----
-
-
-@contextlib.asynccontextmanager
-async def apart(bench: Bench, events: Events, switch: str) -> AsyncIterator[None]:
-    """A switch that is sent elsewhere for its controller: it goes on with what it holds."""
-    node, bridge = bench.bridge(switch)
-    own = (await bench.run(node, "ovs-vsctl", "get-controller", bridge)).strip()
-    nobody = own.replace(f":{OPENFLOW_PORT}", ":9")
-    await bench.run(node, "ovs-vsctl", "set-controller", bridge, nobody)
-    await events.until("switch.disconnected", of_switch(switch))
-    assert (await bench.switch(switch))["connected"] is False
-    yield
-    await bench.run(node, "ovs-vsctl", "set-controller", bridge, own)
-
-
-def of_switch(switch: str) -> Picks:
-    return lambda e: bool(e["switch"] == switch)
-
-
-@pytest.mark.parametrize("switch", ["edge1", "leaf1", "spine2"])
-async def test_a_switch_that_reconnects_is_sent_nothing_it_has(bench: Bench, switch: str) -> None:
-    """F6: a lost session costs no packet and no flow entry."""
-    async with bench.traffic(await bench.address("vm1")) as traffic, bench.events() as events:
-        async with apart(bench, events, switch):
-            await calm(bench)
-        assert await bench.connected(events, switch) == 0
-        figures, _ = await traffic.end()
-    assert figures.lost == 0
-
-
-async def test_only_the_difference_is_sent_to_a_switch_whose_flows_were_changed(bench: Bench) -> None:
-    """F2, F6: entries that were deleted come back, foreign ones go, the rest is left alone."""
-    before = strip(await bench.flows("edge2"))
-    address = await bench.address("vm2")
-    strange = "table=20,priority=999,dl_dst=52:54:00:00:00:77,actions=1"
-    async with bench.traffic(await bench.address("vm1")) as traffic, bench.events() as events:
-        async with apart(bench, events, "edge2"):
-            for way in ("src", "dst"):
-                await ofctl(bench, "del-flows", "br0", f"ip,nw_{way}={address}")
-            await ofctl(bench, "add-flow", "br0", strange)
-            missing = len(before - strip(await bench.flows("edge2")))
-            assert missing == 2
-            assert not await bench.ping("vm2", "10.1.0.2"), "the entries that were deleted did matter"
-        assert await bench.connected(events, "edge2") == missing + 1
-        assert strip(await bench.flows("edge2")) == before
-        assert await bench.ping("vm2", "10.1.0.2")
-        figures, _ = await traffic.end()
-    assert figures.lost == 0
-
-
-async def ofctl(bench: Bench, *argv: str) -> None:
-    """Change server2's real switch behind the controller's back."""
-    await bench.run("server2", "ovs-ofctl", "-O", "OpenFlow14", *argv)
-
-
-def strip(flows: list[str]) -> set[str]:
-    """Entries without what changes by itself: age, counters, what is left of a lease."""
-    passing = r"(duration|n_packets|n_bytes|hard_timeout)=[^ ,]*,? ?"
-    return {re.sub(passing, "", flow) for flow in flows}
-
-
-@pytest.mark.parametrize(("node", "switches"), [("fabric", FABRIC), ("server1", ("edge1",))])
-async def test_a_switch_that_crashed_gets_everything_back(
-    bench: Bench, node: str, switches: tuple[str, ...]
-) -> None:
-    """F2, F6: killed and started again, empty; all its entries stand again, and traffic flows."""
-    before = {switch: strip(await bench.flows(switch)) for switch in switches}
-    async with bench.traffic(await bench.address("vm1")) as traffic, bench.events() as events:
-        bench.kill(f"{node}-vswitchd")
-        for switch in switches:
-            await events.until("switch.disconnected", of_switch(switch))
-        folder = f"/run/retinue/{node}"
-        argv = ["ovs-vswitchd", f"unix:{folder}/db.sock", "-vconsole:off", "-vsyslog:off"]
-        bench.lab.spawn(node, [*argv, f"--pidfile={folder}/ovs-vswitchd.pid"], log=f"{node}-vswitchd")
-        for switch in switches:
-            assert await bench.connected(events, switch) == len(before[switch])
-
-        async def back() -> bool:
-            return all([strip(await bench.flows(switch)) == before[switch] for switch in switches])
-
-        await eventually(back)
-        assert await bench.ping("vm1", "203.0.113.9")
-        assert await bench.ping("vm1", await bench.address("vm2"))
-        well = time.time()
-        await calm(bench)
-        figures, record = await traffic.end()
-    assert figures.lost > 0, "the switch was not away at all"
-    assert record.lost_after(well) == 0
-
-
-# ---- the controller ----
-
-
-async def test_a_controller_that_was_killed_finds_everything_as_it_was(bench: Bench) -> None:
-    """F6: traffic goes on without it; bindings come back from the database; no flow entry is sent."""
-    before = await bench.bindings()
-    flows = {switch.id: strip(await bench.flows(switch.id)) for switch in bench.topology.switches}
-    servers = await bench.get("servers")
-    async with bench.traffic(await bench.address("vm1")) as traffic:
-        bench.kill("controller", signal.SIGKILL)
-        assert await bench.ping("vm2", "203.0.113.9"), "without a controller what stands goes on"
-        sent = await bench.restart_controller()
-        figures, _ = await traffic.end()
-    assert (figures.lost, figures.duplicated) == (0, 0)
-    assert sent == dict.fromkeys(sent, 0)
-    assert {switch: strip(await bench.flows(switch)) for switch in flows} == flows
-    assert await bench.bindings() == [row | {"lease_end": pytest.approx(row["lease_end"])} for row in before]
-    assert await bench.get("servers") == servers
-    assert {vm["id"]: vm["state"] for vm in (await bench.get("vms"))["vms"]} == {
-        "vm1": "running",
-        "vm2": "running",
-    }
-    move = await bench.move("vm2", target_server="server3")
-    assert move["state"] == "done"
-    assert await bench.ping("vm2", "203.0.113.9")

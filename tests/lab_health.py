@@ -1,0 +1,41 @@
+"""Whether a lab notices what a test does to it."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from lab_tools import Bench, Json
+
+
+@contextlib.asynccontextmanager
+async def undisturbed(bench: Bench) -> AsyncIterator[None]:
+    """What happens inside must not be noticed: no echo is lost, no switch goes, nothing fails."""
+    before = await health(bench)
+    async with bench.traffic(await bench.address("vm1")) as traffic, bench.events() as events:
+        yield
+        await calm(bench)
+        figures, _ = await traffic.end()
+        after = await health(bench)
+    assert (figures.lost, figures.duplicated) == (0, 0), figures
+    assert figures.sent > 100
+    assert events.of("switch.disconnected") == []
+    assert after == before
+
+
+async def calm(bench: Bench) -> None:
+    """A second in which everything is answered."""
+    address = await bench.address("vm1")
+    said = await bench.run("client", "ping", "-c", "6", "-i", "0.2", "-W", "5", address)
+    assert " 6 received" in said
+
+
+async def health(bench: Bench) -> Json:
+    status = await bench.get("status")
+    switches = (await bench.get("switches"))["switches"]
+    return {
+        "peers": {switch["id"]: switch["peer"] for switch in switches},
+        "connected": all(switch["connected"] for switch in switches),
+        "pending": status["pending"],
+        "rejected": status["rejected"],
+        "internal errors": status["counters"].get("internal errors", 0),
+        "bindings": [(row["vm"], row["ip"], row["switch"]) for row in await bench.bindings()],
+    }
