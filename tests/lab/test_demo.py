@@ -70,7 +70,9 @@ def test_the_demonstration_shows_what_it_promises(labs: None, tmp_path: Path) ->
 @pytest.mark.parametrize("at", ["  7 switches", "Starting", "Moving"])
 def test_interrupted_it_leaves_nothing(labs: None, number: signal.Signals, at: str) -> None:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(COMMAND, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    # Where these tests run in the background of a shell, SIGINT is ignored, and would be in what they start.
+    command = ["env", "--default-signal=INT", *COMMAND]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith(at):

@@ -111,11 +111,6 @@ async def test_a_switch_that_crashed_gets_everything_back(
 
 # ---- the controller ----
 
-FORGETFUL = pytest.mark.xfail(
-    strict=True,
-    reason="after a restart the controller deletes entries that need a port number it has not been told yet",
-)
-
 
 async def test_a_controller_that_was_killed_finds_everything_as_it_was(bench: Bench) -> None:
     """F6: traffic goes on without it; bindings come back from the database; no flow entry is sent."""
@@ -141,7 +136,6 @@ async def test_a_controller_that_was_killed_finds_everything_as_it_was(bench: Be
     assert await bench.ping("vm2", "203.0.113.9")
 
 
-@FORGETFUL
 async def test_a_controller_takes_nothing_from_a_switch_whose_database_is_late(bench: Bench) -> None:
     """F6: after a restart the switch is back before its database tells of the VM's port: flows stay."""
     vm = await bench.vm("vm2")
@@ -160,7 +154,6 @@ async def test_a_controller_takes_nothing_from_a_switch_whose_database_is_late(b
     assert strip(await bench.flows(vm["switch"])) == flows
 
 
-@FORGETFUL
 async def test_a_controller_takes_nothing_from_a_switch_whose_neighbour_is_late(bench: Bench) -> None:
     """F6: after a restart the spines are back before a leaf: their ways to what is on the leaf stay."""
     flows = strip(await bench.flows("spine1"))

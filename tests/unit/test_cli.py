@@ -437,6 +437,7 @@ def test_events_follow_goes_on_until_it_is_interrupted(fake: FakeController) -> 
     fake.happened("vm.booked", vm=VM1)
     fake.will_happen("vm.ready", vm=VM1)
     command = [sys.executable, "-m", "retinue.cli.main", "events", "--follow", "--url", fake.url]
+    command = ["env", "--default-signal=INT", *command]  # ignored where these tests run in the background
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         assert "vm.booked" in process.stdout.readline()

@@ -9,6 +9,7 @@ import pytest
 from fake_session import FakeNetwork
 from networks import add_vm, fabric, vm_port
 from retinue.controller import installer as module
+from retinue.flows.entry import Flow, FlowKey
 from retinue.model import VMPort
 from retinue.model.network import Owner
 
@@ -64,6 +65,36 @@ async def test_a_switch_that_comes_back_empty_and_refuses_has_confirmed_nothing(
     session.refuse = 0
     await fake.settle()
     assert stands(fake)
+
+
+async def restarted(fake: FakeNetwork, held: float) -> dict[FlowKey, Flow]:
+    """edge1 comes back to a controller that does not know vm1's port yet; the entries it had."""
+    await install_vm(fake)
+    before = dict(fake.fabric["edge1"].flows)
+    fake.sessions["edge1"].close("the controller has restarted")
+    fake.controller.context.installer.hold_removals(held)
+    fake.net.set_vm_port("vm1", "edge1", None)
+    await fake.controller.context.install([VM1])
+    fake.connect("edge1")
+    await fake.settle()
+    assert fake.fabric["edge1"].flows == before
+    assert fake.controller.context.installer.pending().keys() == {"edge1"}
+    return before
+
+
+async def test_what_is_held_is_removed_afterwards(fake: FakeNetwork) -> None:
+    before = await restarted(fake, 0.05)
+    await fake.controller.context.installer.settled({"edge1": frozenset(before)})
+    wanted = fake.controller.context.compiler.program("edge1")
+    assert fake.fabric["edge1"].flows.keys() == wanted.keys() < before.keys()
+
+
+async def test_what_is_held_and_turns_out_to_be_wanted_is_left_alone(fake: FakeNetwork) -> None:
+    before = await restarted(fake, FOREVER)
+    report = await fake.controller.context.install(fake.net.set_vm_port("vm1", "edge1", VMPort(vm_port(1))))
+    assert report.flow_mods == 0
+    assert stands(fake)
+    assert fake.fabric["edge1"].flows == before
 
 
 async def test_an_older_answer_does_not_confirm_a_newer_change(fake: FakeNetwork) -> None:

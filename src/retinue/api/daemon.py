@@ -18,6 +18,9 @@ from retinue.store import Database, StoreError
 
 log = structlog.get_logger()
 
+SWITCHES_ARE_BACK = 15.0
+"""Seconds after a start by which switches that can be reached have come back; Open vSwitch waits up to 8."""
+
 
 def run(config: Path, database: Path | None) -> int:
     """Run until told to end (SIGTERM, SIGINT); the exit code. Without a database nothing outlives it."""
@@ -69,6 +72,7 @@ async def _listen(config: Config, controller: Controller) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
+    controller.context.installer.hold_removals(SWITCHES_ARE_BACK)
     await controller.start()
     take_up_moves(controller)
     try:

@@ -75,13 +75,12 @@ class ArpDesk:
 
     def _is_known(self, ip: IP) -> bool:
         net = self._context.net
-        return ip in net.holdings or any(s.address == ip for s in net.servers.values())
+        return ip in net.holdings or net.server_of_address(ip) is not None
 
     def _parse(self, frame: bytes, where: str) -> tuple[Ethernet, ARP] | None:
         try:
             ethernet = parse(frame)
             return ethernet, parse_arp(ethernet.payload)
         except FrameError as error:
-            self._context.counters["bad ARP frames"] += 1
-            self._context.events.publish("frame.refused", where=where, reason=str(error))
+            self._context.refuse_frame("ARP", where, error)
             return None

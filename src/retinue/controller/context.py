@@ -106,6 +106,12 @@ class Context:
         session.packet_out(frame, port)
         return True
 
+    def refuse_frame(self, kind: str, where: str, why: Exception) -> None:
+        """Count, log and tell a frame that is not what it should be; it goes no further."""
+        self.counters[f"bad {kind} frames"] += 1
+        log.warning("frame refused", kind=kind, where=where, why=str(why))
+        self.events.publish("frame.refused", where=where, reason=str(why))
+
     def spawn(self, work: Coroutine[Any, Any, Any], what: str) -> asyncio.Task[Any]:
         """Run in the background; a failure is logged and counted, and stops nothing else."""
         task = asyncio.get_running_loop().create_task(work, name=what)

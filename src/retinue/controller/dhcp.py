@@ -152,8 +152,7 @@ class DhcpPath:
         try:
             return parse_dhcp_frame(frame)
         except FrameError as error:
-            self._context.counters["bad DHCP frames"] += 1
-            self._context.events.publish("frame.refused", where=where, reason=str(error))
+            self._context.refuse_frame("DHCP", where, error)
             return None
 
     def _refused(self, refused: Refused, switch: str, port: int, dhcp: DHCP) -> None:

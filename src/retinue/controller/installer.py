@@ -67,6 +67,8 @@ class Installer:
         self._refused: dict[str, set[EntryKey]] = {}
         self._retrying: dict[str, asyncio.Task[None]] = {}
         self._pauses: dict[str, float] = {}
+        self._held_until = 0.0
+        self._held: set[asyncio.Task[None]] = set()
         self.flow_mods = 0
         self.rejected: dict[str, str] = {}
         """The last refusal of each switch that refused something, in words."""
@@ -139,7 +141,7 @@ class Installer:
 
     def close(self) -> None:
         """Send nothing again any more."""
-        for task in self._retrying.values():
+        for task in (*self._retrying.values(), *self._held):
             task.cancel()
 
     async def _apply(self, switch: str, session: SwitchSession, change: Change) -> bool:
@@ -184,6 +186,27 @@ class Installer:
 
     # ---- switches that come and go ----
 
+    def hold_removals(self, seconds: float) -> None:
+        """For so long from now, take nothing from a switch that connects; what is too much goes afterwards.
+
+        A controller that has just started knows its VMs, but not yet the numbers of the ports on switches
+        that are still on their way back: what those entries are for, it cannot tell from what is left over.
+        """
+        self._held_until = self._clock() + seconds
+
+    def _hold(self, switch: str, keys: Collection[EntryKey]) -> None:
+        """Entries in excess, to be taken away when removals are held no longer, if they still are."""
+        self._pending.setdefault(switch, set()).update(keys)
+        pause = self._held_until - self._clock()
+
+        async def release() -> None:
+            await asyncio.sleep(pause)
+            await self._send(switch, keys)
+
+        task = asyncio.get_running_loop().create_task(release())
+        self._held.add(task)
+        task.add_done_callback(self._held.discard)
+
     async def attach(self, switch: str, session: SwitchSession) -> Report:
         """A switch has connected: read what it holds and send the difference.
 
@@ -201,6 +224,10 @@ class Installer:
             self._mirror_is_true.add(switch)
             wanted = self._compiler.program(switch)
             keys = {*wanted, *mirror, *self._pending.get(switch, ())}
+            if self._clock() < self._held_until:
+                excess = mirror.keys() - wanted.keys()
+                keys -= excess
+                self._hold(switch, excess)
             change = difference(wanted, mirror, keys)
             report = Report(flow_mods=change.flow_count)
             if not change.empty:

@@ -18,6 +18,7 @@ from retinue.lab.commands import Popen
 from retinue.model import mac
 
 START_LIMIT = 10.0
+STOP_LIMIT = 10.0
 SETTLE = 0.2
 """Seconds for what has already arrived to reach the watcher."""
 SNAP_LENGTH = 128
@@ -87,13 +88,19 @@ class Watch:
         if self._process is None:
             return
         with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGINT)
-        if self._reading is not None:
-            await self._reading
-        _, complaint = await self._process.communicate()
+            # Not SIGINT: who runs in the background of a shell was started with that one ignored.
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_LIMIT):
+                if self._reading is not None:
+                    await self._reading
+                _, complaint = await self._process.communicate()
+        except TimeoutError:
+            self._process.kill()
+            raise CaptureError(f"{self._port}: the watcher did not end within {STOP_LIMIT:.0f} s") from None
         # From the host, what ends by the signal is the program that entered the sandbox; the watcher behind
         # it ends well, and speaks if frames got lost.
-        if self._reading is not None and (complaint or self._process.returncode not in (0, -signal.SIGINT)):
+        if self._reading is not None and (complaint or self._process.returncode not in (0, -signal.SIGTERM)):
             raise CaptureError(f"{self._port}: {complaint.decode(errors='replace').strip()}")
 
     async def _read(self, stream: asyncio.StreamReader) -> None:
