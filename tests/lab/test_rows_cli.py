@@ -1,14 +1,16 @@
 """Every command of `retinue`, run against a lab as a user runs it (row F5)."""
 
+import asyncio
 import json
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
-from lab_tools import Bench, Json, at
+from lab_tools import Bench, Json, at, cli_environment
 from retinue.cli.main import app
 
 pytestmark = pytest.mark.lab
@@ -30,8 +32,8 @@ READING: dict[str, tuple[list[str], str]] = {
 """Commands that only show something: further words, and a key of the JSON they print."""
 
 CHANGING = {"vm add", "vm remove", "move start", "move show", "move cancel", "events"}
-LABS = {"lab up", "lab down", "lab exec"}
-WITHOUT_JSON = {"controller run", "controller check", "lab exec", "lab down", "lab demo"}
+LABS = {"lab up", "lab down", "lab exec", "lab capture"}
+WITHOUT_JSON = {"controller run", "controller check", "lab exec", "lab capture", "lab down", "lab demo"}
 """The lab itself runs `controller run`; `lab demo` has tests of its own."""
 
 SMALL = """
@@ -124,6 +126,29 @@ async def test_commands_that_change_something(bench: Bench) -> None:
         ]
         assert [row["id"] for row in told] == sorted(row["id"] for row in told)
         assert {"vm.ready", "vm.started", "move.step", "vm.removed"} <= {row["type"] for row in told}
+
+
+async def test_frames_can_be_captured(bench: Bench, tmp_path: Path) -> None:
+    """F5: a capture of any interface, without tcpdump on the node, that tcpdump and tshark read."""
+    command = [sys.executable, "-P", "-m", "retinue.cli.main", "lab", "capture", "router", "out0"]
+    file = tmp_path / "client.pcap"
+    with file.open("wb") as written:
+        capture = await asyncio.create_subprocess_exec(
+            *command, env=cli_environment(bench.lab), stdout=written, stderr=asyncio.subprocess.PIPE
+        )
+    assert capture.stderr is not None
+    async with asyncio.timeout(20):
+        assert await capture.stderr.readline() == b"listening on out0\n"
+        assert await bench.ping("vm1", "203.0.113.9")
+        capture.terminate()
+        await capture.communicate()
+    reader = await asyncio.create_subprocess_exec(
+        *("tshark", "-nr", str(file), "-Y", "icmp", "-T", "fields", "-e", "ip.dst"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    seen = (await reader.communicate())[0].decode().split()
+    assert seen[:2] == ["203.0.113.9", await bench.address("vm1")]
 
 
 async def test_a_lab_can_be_started_beside_this_one_and_ended(bench: Bench, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from retinue.cli.errors import CliError
 from retinue.cli.main import app
 from retinue.controller.config import load
 from retinue.controller.controller import Controller
-from retinue.lab import sandbox, topology
+from retinue.lab import sandbox, sniff, topology
 from retinue.lab.errors import LabError
 
 VM1 = {
@@ -568,6 +568,14 @@ def test_lab_exec_passes_the_command_on(
     assert argv[:2] == ["/enter", "server1"] and argv[-3:] == ["ovs-vsctl", "--json", "show"]
     assert f"RETINUE_URL={fake.url}" in argv
     assert "there is no node 'x'" in bad("lab", "exec", "x", "--", "true")
+
+
+def test_lab_capture_watches_an_interface(
+    lab: None, fake: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = became("lab", "capture", "server1", "up0", monkeypatch=monkeypatch)
+    assert argv[:2] == ["/enter", "server1"]
+    assert argv[-4:] == [sniff.__file__, "up0", "inout", "65535"]
 
 
 def test_lab_list(lab: None) -> None:

@@ -1,5 +1,6 @@
 """`retinue lab`: the laboratory on this machine."""
 
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,9 @@ import typer
 
 from retinue.cli import options, reach, tables
 from retinue.cli.errors import CliError
+
+WHOLE = 65_535
+"""Octets of a frame that a capture keeps: all."""
 
 app = options.group("The laboratory: switches, servers, DHCP and VMs on this machine, in a sandbox.")
 
@@ -84,6 +88,28 @@ def exec_(
     handle = reach.running(name)
     env = {"RETINUE_LAB": handle.name, "RETINUE_URL": handle.topology.controller_url}
     reach.become(handle, node, command, env)
+
+
+@app.command()
+def capture(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="fabric, server1, client, ...")],
+    interface: Annotated[str, typer.Argument(metavar="INTERFACE", help="leaf1-spine1, up0, eth0, ...")],
+    name: Name = None,
+) -> None:
+    """Write the frames at an interface of the lab to standard output, for tcpdump, tshark or a file.
+
+    tcpdump itself does not run on a node: it insists on changing its user, and a lab has but one.
+
+    \b
+    Examples:
+      retinue lab capture fabric leaf1-spine1 | tcpdump -nr -
+      timeout 10 retinue lab capture router out0 > outside.pcap
+    """
+    if sys.stdout.isatty():
+        raise CliError("a capture file is no text: send it on, as in `... | tcpdump -nr -`")
+    from retinue.lab.capture import Port, sniff_argv
+
+    reach.become(reach.running(name), node, sniff_argv(Port(node, interface, direction="inout"), WHOLE), {})
 
 
 @app.command()

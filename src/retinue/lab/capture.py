@@ -141,9 +141,9 @@ class SilentPorts:
         await asyncio.gather(*(watch.stop() for watch in self._watches))
 
 
-def sniff_argv(port: Port) -> list[str]:
+def sniff_argv(port: Port, octets: int = SNAP_LENGTH) -> list[str]:
     """The watcher's command line: what is for the port's own addresses is left out in the kernel already."""
-    argv = [sys.executable, "-I", "-S", sniff.__file__, port.interface, port.direction, str(SNAP_LENGTH)]
+    argv = [sys.executable, "-I", "-S", sniff.__file__, port.interface, port.direction, str(octets)]
     return [*argv, *sorted(port.own_macs)]
 
 

@@ -14,7 +14,6 @@ PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
     "ip": "iproute2",
     "ethtool": "ethtool",
-    "tcpdump": "tcpdump",
     "unshare": "util-linux",
     "nsenter": "util-linux",
     "setpriv": "util-linux",
