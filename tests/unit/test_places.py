@@ -168,6 +168,12 @@ async def test_where_the_operator_says_it_is_a_server_is_found_at_once(bench: Be
     assert bench.net.detected["server1"] == SPARE
 
 
+async def test_a_place_given_to_a_server_found_elsewhere_is_a_mismatch(bench: Bench) -> None:
+    await bench.fake.controller.put_servers([replace(bench.net.servers["server1"], given_at=SPARE)])
+    [told] = bench.events("server.mismatch")
+    assert (told["given"], told["detected"]) == (str(SPARE), str(HOME))
+
+
 # ---- servers are asked for (row D2) ----
 
 

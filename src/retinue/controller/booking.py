@@ -166,6 +166,11 @@ class Booking:
         for server in servers:
             self._context.store.put(server)
             self._events.publish("server.booked", server=server)
+            detected = self._net.detected.get(server.id)
+            if server.given_at is not None and detected not in (None, server.given_at):
+                self._events.publish(
+                    "server.mismatch", server=server.id, given=str(server.given_at), detected=str(detected)
+                )
         near = frozenset().union(*(near_server(self._net, s.id) for s in servers))
         await self._context.install(touched, near)
 
