@@ -44,6 +44,8 @@ holdings = st.builds(
     kind=st.sampled_from(BindingKind),
     origin=st.sampled_from(Origin),
     lease_end=times,
+    server=st.none() | st.ip_addresses(v=4),
+    client_id=st.binary(max_size=20),
 )
 moves = st.builds(
     Move,

@@ -10,12 +10,18 @@ nothing.
     INFORM
     RELEASE                ciaddr is held by this VM                 binding ends, to the servers
     DECLINE                the address is not another VM's           binding ends, to the servers
+    the agent's renewal    announced, at the announced switch        port recorded, to the servers
     from a server
     OFFER                  somebody asked with this xid and MAC      to the VM
     ACK                    the same, and nobody else holds it        binding, then (confirmed) to the VM
     NAK                    the same                                  binding asked for ends, to the VM
     time
     lease end              -                                         binding ends
+
+A renewal on a VM's behalf (seed 1) comes in at the VM's port like the VM's own messages. It is told from them
+by its transaction id, which is announced before (`announce`): its answer goes to the agent, never to the VM.
+Only what was announced is taken for one (row F3), and only at the switch it was announced for. It moves no
+binding: where a VM may be found is the manager's and the moves' to say.
 """
 
 from collections.abc import Iterator
@@ -82,6 +88,28 @@ class ToVM:
 
 
 @dataclass(frozen=True, slots=True)
+class Recorded:
+    """The agent's renewal came in at this port of the VM (row A3)."""
+
+    vm: str
+    xid: int
+    switch: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToAgent:
+    """The answer to the agent's renewal, once the effects before this one are confirmed; not for the VM.
+
+    `refusal` is why there is no renewed lease; "" with an ACK.
+    """
+
+    vm: str
+    xid: int
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The message is dropped. `forged` tells an attempt on another's address from a mere misfit."""
 
@@ -90,7 +118,10 @@ class Refused:
     forged: bool = False
 
 
-Effect = Bind | Release | ToServers | ToVM | Refused
+Effect = Bind | Release | ToServers | ToVM | Recorded | ToAgent | Refused
+
+_Key = tuple[int, Mac]
+"""Transaction id and hardware address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +129,19 @@ class _Question:
     vm: str
     kind: MessageType
     wanted: IPv4Address | None
+    client_id: bytes
     at: float
+    by_agent: bool = False
+
+
+@dataclass(slots=True)
+class _Announced:
+    """A renewal by the agent, from its announcement until it is withdrawn."""
+
+    vm: str
+    ip: IPv4Address
+    switch: str
+    answered: bool = False
 
 
 @dataclass
@@ -109,7 +152,17 @@ class Snooper:
     """
 
     net: Network
-    _asked: dict[tuple[int, Mac], _Question] = field(default_factory=dict)
+    _asked: dict[_Key, _Question] = field(default_factory=dict)
+    _announced: dict[_Key, _Announced] = field(default_factory=dict)
+
+    def announce(self, vm: str, mac: Mac, ip: IPv4Address, xid: int, switch: str) -> None:
+        """The agent will renew this address for its VM, from the VM's port on this switch."""
+        self._announced[xid, mac] = _Announced(vm, ip, switch)
+
+    def withdraw(self, mac: Mac, xid: int) -> None:
+        """That renewal has ended, one way or another."""
+        self._announced.pop((xid, mac), None)
+        self._asked.pop((xid, mac), None)
 
     def client(self, message: ClientMessage, now: float) -> list[Effect]:
         dhcp = message.dhcp
@@ -133,6 +186,8 @@ class Snooper:
                 return self._given_back(vm.id, dhcp.ciaddr, "released by the VM")
             case MessageType.DECLINE:
                 return self._given_back(vm.id, dhcp.requested_address or NO_ADDRESS, "declined by the VM")
+            case kind if (announced := self._announced.get((dhcp.xid, dhcp.chaddr))) is not None:
+                return self._on_behalf(announced, message, kind, now)
             case kind:
                 self._remember(vm.id, dhcp, kind, now)
                 return [ToServers(vm.id)]
@@ -142,6 +197,9 @@ class Snooper:
         if dhcp.op != BootOp.REPLY or dhcp.message_type is None or not dhcp.message_type.from_server:
             return [Refused(f"not a DHCP server's message, though it came from {message.server}")]
         question = self._asked.get((dhcp.xid, dhcp.chaddr))
+        announced = self._announced.get((dhcp.xid, dhcp.chaddr))
+        if announced is not None and announced.answered:
+            return []  # The second answer, to a request that was sent again.
         if question is None or question.vm not in self.net.vms or now - question.at > PENDING_SECONDS:
             return [Refused(f"no VM asked (transaction {dhcp.xid:#x}, MAC {dhcp.chaddr})")]
         match dhcp.message_type:
@@ -149,12 +207,14 @@ class Snooper:
                 return self._acknowledged(question, dhcp, now)
             case MessageType.NAK:
                 del self._asked[dhcp.xid, dhcp.chaddr]
+                reason = f"refused by DHCP server {message.server}"
                 ended = [
-                    Release(h, f"refused by DHCP server {message.server}")
-                    for h in self._leases(question.vm)
-                    if question.wanted in (None, h.ip)
+                    Release(h, reason) for h in self._leases(question.vm) if question.wanted in (None, h.ip)
                 ]
-                return [*ended, ToVM(question.vm)]
+                words = reason + (f": {dhcp.message}" if dhcp.message else "")
+                return [*ended, self._hand_on(question, dhcp, words)]
+            case _ if question.by_agent:
+                return [Refused("an offer to a renewal", question.vm)]
             case _:
                 return [ToVM(question.vm)]
 
@@ -177,16 +237,15 @@ class Snooper:
         ip, seconds = dhcp.yiaddr, dhcp.lease_time
         if question.kind is MessageType.INFORM:
             return [ToVM(question.vm)]
-        if ip == NO_ADDRESS or seconds is None:
-            return [Refused("an ACK without an address or a lease time", question.vm)]
-        if self._is_anothers(ip, question.vm):
-            other = self.net.holdings[ip].vm
-            return [
-                Refused(f"the DHCP server granted {ip} to {question.vm}, but {other} holds it", question.vm)
-            ]
+        why = self._why_not(question, ip, seconds)
+        if why:
+            refused = Refused(why, question.vm)
+            return [refused, self._hand_on(question, dhcp, why)] if question.by_agent else [refused]
+        assert seconds is not None
         before = self.net.holdings.get(ip)
         if before is not None and before.kind is BindingKind.STATIC:
-            return [ToVM(question.vm)]  # The manager's word stands; the lease adds nothing to it.
+            # The manager's word stands; the lease adds nothing to it.
+            return [self._hand_on(question, dhcp)]
         holding = Holding(
             ip=ip,
             mac=dhcp.chaddr,
@@ -194,9 +253,49 @@ class Snooper:
             kind=BindingKind.DYNAMIC,
             origin=Origin.CONTROLLER,
             lease_end=None if isinf(seconds) else now + seconds,
+            server=dhcp.server_id,
+            client_id=question.client_id,
         )
         replaced = [Release(h, f"replaced by {ip}") for h in self._leases(question.vm) if h.ip != ip]
-        return [*replaced, Bind(holding, renewed=before is not None), ToVM(question.vm)]
+        return [*replaced, Bind(holding, renewed=before is not None), self._hand_on(question, dhcp)]
+
+    def _why_not(self, question: _Question, ip: IPv4Address, seconds: float | None) -> str:
+        """Why an ACK makes no binding; "" when it does."""
+        if ip == NO_ADDRESS or seconds is None:
+            return "an ACK without an address or a lease time"
+        if self._is_anothers(ip, question.vm):
+            other = self.net.holdings[ip].vm
+            return f"the DHCP server granted {ip} to {question.vm}, but {other} holds it"
+        if question.by_agent and ip != question.wanted:
+            return f"the DHCP server answered the renewal of {question.wanted} with {ip}"
+        return ""
+
+    def _on_behalf(
+        self, announced: _Announced, message: ClientMessage, kind: MessageType, now: float
+    ) -> list[Effect]:
+        """A message with the transaction id of an announced renewal, from the VM's port and MAC."""
+        dhcp, vm = message.dhcp, announced.vm
+        if message.switch != announced.switch:
+            reason = f"the renewal announced at {announced.switch} came in at {message.switch}"
+            return [Refused(reason, vm, forged=True)]
+        renews = (dhcp.requested_address, dhcp.server_id) == (None, None) and dhcp.ciaddr == announced.ip
+        if kind is not MessageType.REQUEST or not renews:
+            return [Refused(f"not the renewal of {announced.ip} that was announced", vm, forged=True)]
+        if announced.answered:
+            return []
+        self._asked[dhcp.xid, dhcp.chaddr] = _Question(
+            vm, kind, announced.ip, dhcp.client_id or b"", now, by_agent=True
+        )
+        return [Recorded(vm, dhcp.xid, message.switch, message.port), ToServers(vm)]
+
+    def _hand_on(self, question: _Question, dhcp: DHCP, refusal: str = "") -> Effect:
+        """To whoever asked."""
+        if not question.by_agent:
+            return ToVM(question.vm)
+        announced = self._announced.get((dhcp.xid, dhcp.chaddr))
+        if announced is not None:
+            announced.answered = True
+        return ToAgent(question.vm, dhcp.xid, refusal)
 
     def _given_back(self, vm: str, ip: IPv4Address, reason: str) -> list[Effect]:
         holding = self.net.holdings.get(ip)
@@ -205,11 +304,12 @@ class Snooper:
         return [Release(holding, reason), ToServers(vm)]
 
     def _remember(self, vm: str, dhcp: DHCP, kind: MessageType, now: float) -> None:
-        mine = [key for key, question in self._asked.items() if question.vm == vm]
+        # The agent's question is not among them: a VM cannot push it out.
+        mine = [key for key, question in self._asked.items() if question.vm == vm and not question.by_agent]
         for key in mine[: max(0, len(mine) - PENDING_PER_VM + 1)]:
             del self._asked[key]
         wanted = dhcp.requested_address or (dhcp.ciaddr if dhcp.ciaddr != NO_ADDRESS else None)
-        self._asked[dhcp.xid, dhcp.chaddr] = _Question(vm, kind, wanted, now)
+        self._asked[dhcp.xid, dhcp.chaddr] = _Question(vm, kind, wanted, dhcp.client_id or b"", now)
 
     def _is_anothers(self, ip: IPv4Address, vm: str) -> bool:
         holding = self.net.holdings.get(ip)

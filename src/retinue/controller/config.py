@@ -4,7 +4,7 @@ TOML; every key is checked, and a mistake is answered with the file, the key and
 """
 
 import tomllib
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
 import msgspec
@@ -45,6 +45,8 @@ class SubnetTable(_Table, frozen=True):
     prefix: str
     gateway: str
     vlan: int = 0
+    dhcp: list[str] = []
+    """DHCP servers of other subnets, to which the messages of this one's VMs are relayed."""
 
 
 class SwitchTable(_Table, frozen=True):
@@ -88,9 +90,7 @@ class Config(_Table, frozen=True):
             for link in self.link:
                 net.add_link(Link(port_ref(link.leaf), port_ref(link.spine)))
             for subnet in self.subnet:
-                net.add_subnet(
-                    Subnet(subnet.id, network(subnet.prefix), address(subnet.gateway), subnet.vlan)
-                )
+                net.add_subnet(_subnet(subnet))
             for server in self.server:
                 net.put_server(_server(server))
         except ModelError as error:
@@ -148,6 +148,17 @@ def _dpid(switch: SwitchTable) -> int:
         raise ModelError(
             f"switch {switch.id}: datapath id {switch.dpid!r} is not a hexadecimal number"
         ) from None
+
+
+def _subnet(table: SubnetTable) -> Subnet:
+    gateway = address(table.gateway)
+    servers: list[IPv4Address] = []
+    for text in table.dhcp:
+        server = address(text)
+        if not isinstance(server, IPv4Address) or not isinstance(gateway, IPv4Address):
+            raise ModelError(f"subnet {table.id}: DHCP can be relayed over IPv4 only, not to {text}")
+        servers.append(server)
+    return Subnet(table.id, network(table.prefix), gateway, table.vlan, tuple(servers))
 
 
 def _server(table: ServerTable) -> Server:

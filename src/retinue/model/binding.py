@@ -7,6 +7,7 @@ cannot leave an address without one (row B3).
 
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import IPv4Address
 
 from retinue.model.addresses import IP, Mac
 from retinue.model.things import PortStatus, Trust
@@ -40,6 +41,10 @@ class Holding:
     kind: BindingKind
     origin: Origin
     lease_end: float | None = None
+    server: IPv4Address | None = None
+    """The DHCP server that granted it, by its server identifier; None for a static address."""
+    client_id: bytes = b""
+    """As whom the VM asked for it (DHCP option 61), if it said: a renewal must say the same."""
 
 
 @dataclass(frozen=True, slots=True)

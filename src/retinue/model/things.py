@@ -103,6 +103,8 @@ class Subnet:
     gateway: IP
     """The anycast gateway's address, the same on every leaf (seed 3)."""
     vlan: int = 0
+    dhcp: tuple[IPv4Address, ...] = ()
+    """DHCP servers of other subnets to which its VMs' messages are relayed (RFC 1542, 4.1.1)."""
 
     def __post_init__(self) -> None:
         if self.gateway not in self.prefix:

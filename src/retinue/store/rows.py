@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any
 
 import msgspec
@@ -91,6 +91,8 @@ def _columns(value: Storable) -> dict[str, Value]:
                 "kind": value.kind,
                 "origin": value.origin,
                 "lease_end": None if value.lease_end is None else float(value.lease_end),
+                "server": None if value.server is None else str(value.server),
+                "client_id": value.client_id.hex(),
             }
         case Place():
             return {"server": value.server, "switch": value.at.switch, "port": value.at.port}
@@ -141,6 +143,8 @@ def _value(table: str, row: dict[str, Any]) -> Storable:
                 kind=BindingKind(row["kind"]),
                 origin=Origin(row["origin"]),
                 lease_end=row["lease_end"],
+                server=None if row["server"] is None else IPv4Address(row["server"]),
+                client_id=bytes.fromhex(row["client_id"]),
             )
         case "Place":
             return Place(row["server"], PortRef(row["switch"], row["port"]))

@@ -9,7 +9,7 @@ from typing import Any
 from retinue.ovsdb.values import ColumnType
 
 NAME = "Retinue"
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 """Raise it with every change: files of an older version are then converted when they are opened."""
 
 
@@ -50,6 +50,8 @@ TABLES: dict[str, dict[str, Any]] = {
         "kind": "string",
         "origin": "string",
         "lease_end": _optional("real"),
+        "server": _optional("string"),
+        "client_id": "string",
     },
     "Place": {"server": "string", "switch": "string", "port": "string"},
     "Move": {"id": "string", "vm": "string", "state": "string", "document": "string"},

@@ -1,0 +1,104 @@
+"""The relay between a VM and a DHCP server of another subnet (RFC 1542 section 4, RFC 3046).
+
+To which servers a VM's message goes, straight or relayed, and what a relay changes in a message. The relay
+is the subnet's gateway: `giaddr` is the gateway's address, by which the server picks the subnet, and to which
+it answers.
+
+All of a VM's messages are relayed, its renewals too, although those are unicast ("no relay agents will be
+involved in [their] transmission", RFC 2131, 4.3.2): they pass the controller anyway, and the server learns by
+option 82 from where each was asked.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+
+from retinue.model import Server, Service, Subnet
+from retinue.model.network import Network
+from retinue.packets import DHCP, Option
+
+MAX_HOPS = 16
+"""RFC 1542, 4.1.1: a relay must discard a request whose hops exceed 16, and may be set lower."""
+
+CIRCUIT_ID, REMOTE_ID = 1, 2
+"""Suboptions of option 82 (RFC 3046, 2.0)."""
+_NOBODY = IPv4Address(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a VM's message gets to one DHCP server: straight, or relayed from this address."""
+
+    server: Server
+    giaddr: IPv4Address | None = None
+
+
+def ways(
+    net: Network, vm: str, dhcp: DHCP, to: IPv4Address | None, known: Mapping[IPv4Address, str]
+) -> list[Way]:
+    """The ways of a VM's message. `to` is the server a unicast one is for, None when it is broadcast.
+
+    `known` tells at which DHCP server's port a server identifier has been heard: where a relay of somebody
+    else stands between, it is the relay's port, and what is addressed to a server behind it goes there.
+    """
+    servers = net.servers_with(Service.DHCP)
+    if to is not None:
+        # A server nobody has heard of yet may be behind any of them: after a restart nothing is known.
+        named = [s for s in servers if s.address == to] or [s for s in servers if s.id == known.get(to)]
+        servers = named or servers
+    home = _home(net, vm, dhcp)
+    return [way for server in servers for way in _ways_to(net, server, home)]
+
+
+def _ways_to(net: Network, server: Server, home: Subnet | None) -> list[Way]:
+    address = server.address
+    relayed = [
+        s
+        for s in net.subnets.values()
+        if address in s.dhcp and address is not None and address not in s.prefix
+    ]
+    if not relayed or (home is not None and address in home.prefix):
+        return [Way(server)]
+    # A VM without an address may be given one of any subnet that is relayed: the server decides.
+    asked = relayed if home is None else [s for s in relayed if s.id == home.id]
+    return [Way(server, s.gateway) for s in asked if isinstance(s.gateway, IPv4Address)]
+
+
+def _home(net: Network, vm: str, dhcp: DHCP) -> Subnet | None:
+    """The subnet a message is about: of the address in it, else of one the VM holds."""
+    named = dhcp.ciaddr if dhcp.ciaddr != _NOBODY else dhcp.requested_address
+    held = (h.ip for h in net.held_by(vm) if h.ip.version == 4)
+    address = named if named is not None else next(held, None)
+    return None if address is None else net.subnet_of(address)
+
+
+def is_relay(net: Network, giaddr: IPv4Address) -> bool:
+    """True for an address from which we relay."""
+    return any(s.gateway == giaddr and s.dhcp for s in net.subnets.values())
+
+
+def toward_server(dhcp: DHCP, giaddr: IPv4Address, circuit: str, remote: str) -> DHCP | None:
+    """A client's message as the relay sends it on; None when it has come through too many relays.
+
+    RFC 3046, 2.1: "adding a Relay Agent option SHALL add it as the last option (but before 'End Option' 255,
+    if present) in the DHCP options field". `circuit` is the port it came in by, `remote` who is there. The
+    message must have neither giaddr nor option 82 of its own (a snooper refuses those).
+    """
+    if dhcp.hops >= MAX_HOPS:
+        return None
+    told = _suboption(CIRCUIT_ID, circuit) + _suboption(REMOTE_ID, remote)
+    return replace(dhcp, hops=dhcp.hops + 1, giaddr=giaddr).with_option(Option.RELAY_AGENT, told)
+
+
+def toward_client(dhcp: DHCP) -> DHCP:
+    """A server's answer as the client gets it.
+
+    RFC 3046, 2.1: the option "echoed by a server MUST be removed by either the relay agent or the trusted
+    downstream network element which added it when forwarding a server-to-client response back to the client".
+    """
+    return dhcp.without_option(Option.RELAY_AGENT)
+
+
+def _suboption(code: int, text: str) -> bytes:
+    value = text.encode()[:100]
+    return bytes((code, len(value))) + value
