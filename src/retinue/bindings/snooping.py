@@ -136,12 +136,13 @@ class _Question:
 
 @dataclass(slots=True)
 class _Announced:
-    """A renewal by the agent, from its announcement until it is withdrawn."""
+    """A renewal by the agent. Once `closed` it takes no more, but is known for what it was."""
 
     vm: str
     ip: IPv4Address
     switch: str
-    answered: bool = False
+    at: float
+    closed: bool = False
 
 
 @dataclass
@@ -155,13 +156,17 @@ class Snooper:
     _asked: dict[_Key, _Question] = field(default_factory=dict)
     _announced: dict[_Key, _Announced] = field(default_factory=dict)
 
-    def announce(self, vm: str, mac: Mac, ip: IPv4Address, xid: int, switch: str) -> None:
+    def announce(self, vm: str, mac: Mac, ip: IPv4Address, xid: int, switch: str, now: float) -> None:
         """The agent will renew this address for its VM, from the VM's port on this switch."""
-        self._announced[xid, mac] = _Announced(vm, ip, switch)
+        for key in [k for k, a in self._announced.items() if a.closed and now - a.at > PENDING_SECONDS]:
+            del self._announced[key]
+        self._announced[xid, mac] = _Announced(vm, ip, switch, now)
 
-    def withdraw(self, mac: Mac, xid: int) -> None:
-        """That renewal has ended, one way or another."""
-        self._announced.pop((xid, mac), None)
+    def withdraw(self, mac: Mac, xid: int, now: float) -> None:
+        """That renewal has ended, one way or another. What still comes of it is dropped without a word."""
+        announced = self._announced.get((xid, mac))
+        if announced is not None:
+            announced.closed, announced.at = True, now
         self._asked.pop((xid, mac), None)
 
     def client(self, message: ClientMessage, now: float) -> list[Effect]:
@@ -198,8 +203,8 @@ class Snooper:
             return [Refused(f"not a DHCP server's message, though it came from {message.server}")]
         question = self._asked.get((dhcp.xid, dhcp.chaddr))
         announced = self._announced.get((dhcp.xid, dhcp.chaddr))
-        if announced is not None and announced.answered:
-            return []  # The second answer, to a request that was sent again.
+        if announced is not None and announced.closed:
+            return []  # A second answer, to a request that was sent again.
         if question is None or question.vm not in self.net.vms or now - question.at > PENDING_SECONDS:
             return [Refused(f"no VM asked (transaction {dhcp.xid:#x}, MAC {dhcp.chaddr})")]
         match dhcp.message_type:
@@ -281,7 +286,7 @@ class Snooper:
         renews = (dhcp.requested_address, dhcp.server_id) == (None, None) and dhcp.ciaddr == announced.ip
         if kind is not MessageType.REQUEST or not renews:
             return [Refused(f"not the renewal of {announced.ip} that was announced", vm, forged=True)]
-        if announced.answered:
+        if announced.closed:
             return []
         self._asked[dhcp.xid, dhcp.chaddr] = _Question(
             vm, kind, announced.ip, dhcp.client_id or b"", now, by_agent=True
@@ -294,7 +299,7 @@ class Snooper:
             return ToVM(question.vm)
         announced = self._announced.get((dhcp.xid, dhcp.chaddr))
         if announced is not None:
-            announced.answered = True
+            announced.closed = True
         return ToAgent(question.vm, dhcp.xid, refusal)
 
     def _given_back(self, vm: str, ip: IPv4Address, reason: str) -> list[Effect]:

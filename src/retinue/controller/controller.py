@@ -17,6 +17,7 @@ from retinue.controller.booking import Booking, VMState
 from retinue.controller.context import Context, NoStore, Store
 from retinue.controller.dhcp import DhcpPath
 from retinue.controller.moving import Mover
+from retinue.controller.renewals import Order
 from retinue.flows.entry import FlowKey
 from retinue.flows.pipeline import FORGERY_COOKIE, FORGERY_COOKIE_MASK, Reason, reason_of
 from retinue.model import (
@@ -48,6 +49,7 @@ class Controller:
         self.net = net
         self.events = self.context.events
         self.dhcp = DhcpPath(self.context)
+        self.renewals = self.dhcp.renewals
         self.arp = ArpDesk(self.context)
         self.mover = Mover(self.context)
         self.forged_frames: dict[tuple[str, Reason], int] = {}
@@ -230,6 +232,10 @@ class Controller:
     def vm_says(self, vm: str, event: str, server: str) -> None:
         """See Booking.vm_says."""
         self.booking.vm_says(vm, event, server)
+
+    def renew(self, vm: str, server: str = "") -> Order:
+        """See Renewals.renew; how it ends: `await controller.renewals.result(order.id)`."""
+        return self.renewals.renew(vm, server)
 
     async def put_servers(self, servers: Collection[Server]) -> None:
         """See Booking.put_servers."""
