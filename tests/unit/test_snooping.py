@@ -9,14 +9,16 @@ import networks
 from retinue.bindings import (
     Bind,
     ClientMessage,
+    Recorded,
     Refused,
     Release,
     ServerMessage,
     Snooper,
+    ToAgent,
     ToServers,
     ToVM,
 )
-from retinue.model import BindingKind, Network
+from retinue.model import BindingKind, Network, VMPort
 from retinue.packets import DHCP, ack, decline, discover, nak, offer, release, renewal, request
 
 SERVER = IPv4Address("10.1.0.2")
@@ -188,3 +190,121 @@ def test_questions_are_bounded(snooper: Snooper) -> None:
     assert len(snooper._asked) <= 8
     snooper.expire(61.0)
     assert not snooper._asked
+
+
+# ---- the agent's renewal ----
+
+
+def announced(snooper: Snooper, xid: int = 8, switch: str = "edge1") -> DHCP:
+    snooper.announce("vm1", MAC, IP, xid, switch, 1100.0)
+    return renewal(IP, MAC, xid, b"\x01me")
+
+
+def test_the_agents_renewal_is_recorded_and_answered_to_the_agent(snooper: Snooper) -> None:
+    """A3, A6, A7: the port from the request, the binding from the ACK, the ACK not for the VM."""
+    boot(snooper)
+    ask = announced(snooper)
+    assert snooper.client(from_vm(ask), 1200.0) == [
+        Recorded("vm1", 8, "edge1", networks.vm_port(1)), ToServers("vm1"),
+    ]  # fmt: skip
+    assert snooper.net.holdings[IP].lease_end == 1600.0, "the request alone binds nothing"
+    bind, told = snooper.server(from_server(ack(ask, IP, SERVER, LEASE)), 1200.5)
+    assert isinstance(bind, Bind)
+    assert (bind.holding.lease_end, bind.holding.server, bind.holding.client_id) == (
+        1200.5 + LEASE, SERVER, b"\x01me",
+    )  # fmt: skip
+    assert told == ToAgent("vm1", 8)
+
+
+def test_a_second_answer_to_the_agents_renewal_is_dropped_quietly(snooper: Snooper) -> None:
+    boot(snooper)
+    ask = announced(snooper)
+    for _ in range(2):
+        assert snooper.client(from_vm(ask), 1200.0)[1:] == [ToServers("vm1")]
+    assert len(snooper.server(from_server(ack(ask, IP, SERVER, LEASE)), 1200.5)) == 2
+    snooper.withdraw(MAC, 8, 1200.5)
+    assert snooper.server(from_server(ack(ask, IP, SERVER, LEASE)), 1200.6) == []
+    assert snooper.client(from_vm(ask), 1200.7) == []
+
+
+def test_the_agents_renewal_refused_ends_the_binding_and_says_why(snooper: Snooper) -> None:
+    held = boot(snooper).holding
+    ask = announced(snooper)
+    snooper.client(from_vm(ask), 1200.0)
+    assert snooper.server(from_server(nak(ask, SERVER, "not here")), 1200.5) == [
+        Release(held, "refused by DHCP server dhcp"),
+        ToAgent("vm1", 8, "refused by DHCP server dhcp: not here"),
+    ]
+
+
+def test_a_lease_that_has_ended_may_be_renewed_or_not_as_the_server_says(snooper: Snooper) -> None:
+    ask = announced(snooper)
+    snooper.client(from_vm(ask), 1200.0)
+    bind, told = snooper.server(from_server(ack(ask, IP, SERVER, LEASE)), 1200.5)
+    assert isinstance(bind, Bind)
+    assert not bind.renewed
+    assert told == ToAgent("vm1", 8)
+    ask = announced(snooper, xid=9)
+    snooper.client(from_vm(ask), 1300.0)
+    (told,) = snooper.server(from_server(nak(ask, SERVER)), 1300.5)
+    assert told == ToAgent("vm1", 9, "refused by DHCP server dhcp")
+
+
+def test_a_renewal_with_another_address_than_was_asked_for_binds_nothing(snooper: Snooper) -> None:
+    ask = announced(snooper)
+    snooper.client(from_vm(ask), 1200.0)
+    other = IPv4Address("10.1.0.77")
+    refused, told = snooper.server(from_server(ack(ask, other, SERVER, LEASE)), 1200.5)
+    assert isinstance(refused, Refused)
+    assert isinstance(told, ToAgent)
+    assert "10.1.0.77" in told.refusal
+
+
+def test_a_renewal_cannot_be_forged(snooper: Snooper) -> None:
+    """F3: by another VM, from another switch than announced, or with another content."""
+    boot(snooper)
+    ask = announced(snooper)
+    theirs = networks.vm_mac(2)
+    assert MAC in forged(snooper, from_vm(ask, vm=2))
+    assert MAC in forged(snooper, from_vm(ask, vm=2, eth_src=theirs))
+    assert "held by another VM" in forged(snooper, from_vm(renewal(IP, theirs, 8), vm=2, eth_src=theirs))
+    networks.add_vm(snooper.net, 3, at=2, bound=False)
+    for message in (renewal(IPv4Address("10.1.0.77"), MAC, 8), discover(MAC, 8), request(MAC, 8, IP, SERVER)):
+        assert "announced" in forged(snooper, from_vm(message))
+    assert snooper._asked == {}, "none of it is a question"
+
+
+def test_a_renewal_counts_only_at_the_switch_it_was_announced_for(snooper: Snooper) -> None:
+    """During a move the VM has a port on two switches; it has arrived at one."""
+    net = snooper.net
+    net.put_vm(replace(net.vms["vm1"], also=frozenset({"server2"})))
+    net.set_vm_port("vm1", "edge2", VMPort(33, "tap1"))
+    ask = announced(snooper, switch="edge2")
+    assert "announced at edge2" in forged(snooper, from_vm(ask))
+    recorded, _ = snooper.client(ClientMessage("edge2", 33, MAC, ask), 1000.0)
+    assert recorded == Recorded("vm1", 8, "edge2", 33)
+
+
+def test_the_vm_cannot_push_the_agents_question_out(snooper: Snooper) -> None:
+    boot(snooper)
+    ask = announced(snooper)
+    snooper.client(from_vm(ask), 1200.0)
+    for xid in range(100, 200):
+        snooper.client(from_vm(discover(MAC, xid)), 1200.1)
+    assert snooper.server(from_server(ack(ask, IP, SERVER, LEASE)), 1200.5)[1:] == [ToAgent("vm1", 8)]
+
+
+def test_the_vms_own_renewal_meanwhile_is_its_own(snooper: Snooper) -> None:
+    boot(snooper)
+    announced(snooper)
+    own = renewal(IP, MAC, 77)
+    assert snooper.client(from_vm(own), 1200.0) == [ToServers("vm1")]
+    assert snooper.server(from_server(ack(own, IP, SERVER, LEASE)), 1200.5)[1:] == [ToVM("vm1")]
+
+
+def test_announcements_are_bounded(snooper: Snooper) -> None:
+    for xid in range(100):
+        snooper.announce("vm1", MAC, IP, xid, "edge1", float(xid))
+        snooper.withdraw(MAC, xid, float(xid))
+    snooper.announce("vm1", MAC, IP, 1000, "edge1", 1000.0)
+    assert len(snooper._announced) == 1
