@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from retinue.hypervisor import (
+    Divert,
     Event,
     Gone,
     HypervisorError,
     MigrationFailed,
+    MigrationResult,
     QemuHypervisor,
     QemuMachine,
     Resumed,
@@ -25,10 +27,11 @@ from retinue.hypervisor import (
     Started,
     Stopped,
     VMSpec,
+    channel_pair,
 )
-from retinue.hypervisor.machine import EventQueue
-from retinue.hypervisor.migration import migrate
+from retinue.hypervisor.departure import HELD_BACK, depart
 from retinue.hypervisor.taps import add_port, remove_port
+from retinue.hypervisor.together import move
 from retinue.lab.capture import Port, SilentPorts
 from retinue.lab.guest import Guest, command_line, ensure_guest
 from retinue.lab.guest_shell import GuestShell, console_line
@@ -118,9 +121,28 @@ class Bench:
         self.machines.append(machine)
         return machine
 
-    @property
-    def uri(self) -> str:
-        return f"unix:{self.folder}/memory.sock"
+    async def move(
+        self, source: QemuMachine, target: QemuMachine, divert: Divert | None = None
+    ) -> MigrationResult:
+        return await move(self.hypervisor, source, self.hypervisor, target, self.events.append, divert)
+
+
+class Held:
+    """Called when the VM's traffic is to be diverted, waits until it may be."""
+
+    def __init__(self, source: QemuMachine) -> None:
+        self.source = source
+        self.reached = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.fails = False
+        self.remaining = -1
+
+    async def __call__(self) -> None:
+        self.remaining = (await self.source.execute("query-migrate"))["ram"]["remaining"]
+        self.reached.set()
+        await self.go_on.wait()
+        if self.fails:
+            raise HypervisorError("the switches have not confirmed")
 
 
 async def _host(*argv: str) -> None:
@@ -168,7 +190,7 @@ async def test_a_guest_boots_obeys_and_moves_without_losing_its_stream(bench: Be
     assert await target.state() is RunState.INCOMING
     traffic = await TrafficProcess.start(bench.popen, "", ADDRESS, pps=500, seconds=60)
     await traffic.flowing()
-    result = await bench.hypervisor.migrate(source, target, bench.uri, bench.events.append)
+    result = await bench.move(source, target)
     stopped, resumed = bench.events[1:]
     assert isinstance(stopped, Stopped)
     assert isinstance(resumed, Resumed)
@@ -193,7 +215,7 @@ async def test_a_guest_boots_obeys_and_moves_without_losing_its_stream(bench: Be
     # It moves back as well: a machine that was moved in has a past that must not be taken for the present.
     await bench.plug("tap-a")
     back = await bench.target("tap-a")
-    again = await bench.hypervisor.migrate(target, back, bench.uri, bench.events.append)
+    again = await bench.move(target, back)
     assert again.passes == 2
     await target.quit()
     assert await GuestShell(back.files.shell).run("cat /tmp/mark") == (0, "9\n")
@@ -204,31 +226,54 @@ async def test_a_guest_boots_obeys_and_moves_without_losing_its_stream(bench: Be
     )
 
 
-@pytest.mark.parametrize("how", ["target dies", "called off", "too slow"])
+async def test_the_vm_runs_on_while_its_traffic_is_being_diverted(bench: Bench) -> None:
+    """Little remains, and stays, for as long as the network needs; no look at written pages meanwhile."""
+    source, shell = await bench.boot()
+    for _ in range(3):
+        target = await bench.target("tap-b" if source.spec.port == "tap-a" else "tap-a")
+        held = Held(source)
+        moving = asyncio.create_task(bench.move(source, target, held))
+        await held.reached.wait()
+        assert 0 < held.remaining <= HELD_BACK
+        code, _ = await shell.run("sleep 0.3")
+        assert (code, await source.state(), moving.done()) == (0, RunState.RUNNING, False)
+        remains = (await source.execute("query-migrate"))["ram"]
+        assert (remains["remaining"] > HELD_BACK // 2, remains["dirty-sync-count"]) == (True, 1)
+        held.go_on.set()
+        result = await moving
+        assert result.passes == 2
+        print(f"held at {held.remaining} octets; stood still {result.pause_ms:.1f} ms", file=sys.stderr)
+        await source.quit()
+        source, shell = target, GuestShell(target.files.shell)
+
+
+@pytest.mark.parametrize("how", ["target dies", "called off", "too slow", "divert fails"])
 async def test_a_move_that_fails_leaves_the_vm_running_where_it_was(bench: Bench, how: str) -> None:
     source, shell = await bench.boot()
     target = await bench.target()
-    limit = 1.0 if how == "too slow" else 30.0
-    heard: EventQueue = asyncio.Queue()
-    with source.events_into(heard):
-        moving = asyncio.create_task(
-            migrate(source, target, bench.uri, bench.events.append, bandwidth=4 << 20, limit=limit)
-        )
-        async with asyncio.timeout(20):
-            while (await heard.get())[1].get("data", {}).get("status") != "active":
-                pass
+    held = Held(source)
+    here, there = await channel_pair()
+    arrival = asyncio.create_task(bench.hypervisor.arrive(target, there, bench.events.append))
+    limit = 3.0 if how == "too slow" else 30.0
+    moving = asyncio.create_task(depart(source, here, bench.events.append, held, limit=limit))
+    await held.reached.wait()
     match how:
         case "target dies":
             target.kill()
+            held.go_on.set()
         case "called off":
             moving.cancel()
+        case "divert fails":
+            held.fails = True
+            held.go_on.set()
     with pytest.raises((HypervisorError, asyncio.CancelledError)) as raised:
         await moving
     if how != "called off":
         assert isinstance(raised.value, HypervisorError)
         assert f"VM {VM} was not moved" in str(raised.value)
-    failed = bench.events[-1]
-    assert isinstance(failed, MigrationFailed)
+    with pytest.raises(HypervisorError):
+        await arrival
+    [failed] = [event for event in bench.events if isinstance(event, MigrationFailed)]
     assert failed.source_runs
     assert not target.alive
     assert await source.state() is RunState.RUNNING
@@ -237,7 +282,7 @@ async def test_a_move_that_fails_leaves_the_vm_running_where_it_was(bench: Bench
 
     # And it can be moved afterwards.
     second = await bench.target()
-    result = await bench.hypervisor.migrate(source, second, bench.uri)
+    result = await bench.move(source, second)
     assert result.passes == 2
     assert await second.state() is RunState.RUNNING
 

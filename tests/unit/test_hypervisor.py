@@ -1,17 +1,20 @@
 """The pure parts of H1: QEMU's command line, names of taps, the limit that keeps a move to one pass."""
 
+import asyncio
 import itertools
 import shlex
+import socket
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinue.hypervisor import HypervisorError, VMSpec
+from retinue.hypervisor import Channel, ChannelError, HypervisorError, VMSpec, channel_pair
 from retinue.hypervisor.argv import Files, qemu_argv
-from retinue.hypervisor.migration import downtime_limit
+from retinue.hypervisor.departure import downtime_limit
 from retinue.hypervisor.taps import add_port, remove_port, tap_name
+from retinue.hypervisor.valve import EMPTY_PAGE, LARGEST_STEP, SMALLEST_STEP, Valve, step_for
 
 SPEC = VMSpec(
     "vm1", "52:54:00:00:00:01", "tap-vm1", Path("/g/vmlinuz"), Path("/g/initrd"), "quiet ip=dhcp", 96
@@ -114,3 +117,80 @@ async def test_a_port_is_unplugged_before_its_tap_goes() -> None:
         "ovs-vsctl -- --if-exists del-port edge1 tap-vm1",
         "ip tuntap del dev tap-vm1 mode tap",
     ]
+
+
+@pytest.mark.parametrize(
+    ("remaining", "step"), [(1 << 33, LARGEST_STEP), (36 << 20, 77_824), (0, SMALLEST_STEP)]
+)
+def test_no_step_takes_more_pages_than_may_go_though_all_of_them_were_empty(
+    remaining: int, step: int
+) -> None:
+    held_back = 2 << 20
+    assert abs(step_for(remaining, held_back) - step) < EMPTY_PAGE * 1024
+    if step < LARGEST_STEP:
+        assert step_for(remaining, held_back) >= SMALLEST_STEP
+
+
+async def test_what_nobody_reads_cannot_be_sent() -> None:
+    valve = Valve()
+    try:
+        valve.narrow(SMALLEST_STEP)
+        valve.theirs.setblocking(False)
+        sent = 0
+        with pytest.raises(BlockingIOError):
+            while True:
+                sent += valve.theirs.send(b"\0" * 4096)
+        assert sent <= SMALLEST_STEP
+        assert len(await valve.read(sent)) == valve.read_octets > 0
+        valve.narrow(LARGEST_STEP)
+        assert valve.theirs.send(b"\0" * 65536) == 65536
+    finally:
+        valve.close()
+
+
+async def test_the_stream_ends_when_qemu_ends_it() -> None:
+    valve = Valve()
+    try:
+        theirs = valve.theirs.dup()
+        valve.handed_over()
+        theirs.send(b"last")
+        theirs.close()
+        assert (await valve.read(100), await valve.read(100)) == (b"last", b"")
+    finally:
+        valve.close()
+
+
+# ---- what the two ends of a move say to each other ----
+
+
+async def test_memory_and_words_come_through_a_channel() -> None:
+    here, there = await channel_pair()
+    await here.send_memory(b"pages")
+    await here.send_memory(b"")
+    await here.say("yours", move="move-1")
+    assert [await there.receive() for _ in range(3)] == [b"pages", b"", {"word": "yours", "move": "move-1"}]
+    await here.close()
+    with pytest.raises(ChannelError, match="hung up"):
+        await there.receive()
+    await there.close()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"X\0\0\0\1x",
+        b"M\xff\xff\xff\xff",
+        b"W\0\0\0\1[",
+        b"W\0\0\0\2[]",
+        b'W\0\0\0\x08{"a": 1}',
+        b"E\0\0\0\1x",
+    ],
+)
+async def test_what_is_not_agreed_is_refused(sent: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    channel = Channel(*await asyncio.open_connection(sock=ours))
+    theirs.sendall(sent)
+    with pytest.raises(ChannelError, match="the other end of the move"):
+        await channel.receive()
+    theirs.close()
+    await channel.close()

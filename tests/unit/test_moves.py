@@ -9,6 +9,7 @@ from retinue.moves import (
     CloseSource,
     CloseTarget,
     Confirmed,
+    Converged,
     CopyStarted,
     Effect,
     Event,
@@ -39,7 +40,8 @@ STRAIGHT: list[tuple[Event, MoveState, tuple[Effect, ...]]] = [
     (TargetOpen(), MoveState.ADMITTING, (AdmitAtTarget(),)),
     (Confirmed(Booked.ADMITTED), MoveState.PREPARED, (StartCopy(),)),
     (CopyStarted(), MoveState.COPYING, ()),
-    (SourceStopped(99.5), MoveState.DIVERTED, (SteerToTarget(),)),
+    (Converged(), MoveState.DIVERTED, (SteerToTarget(),)),
+    (SourceStopped(99.5), MoveState.DIVERTED, ()),
     (Resumed(100.0), MoveState.SWITCHING, ()),
     (Confirmed(Booked.STEERED), MoveState.SWITCHED, (CloseSource(),)),
     (Confirmed(Booked.SOURCE_CLOSED), MoveState.CONFIRMED, (FreeSource(),)),
@@ -70,8 +72,8 @@ def test_straight_way_to_done() -> None:
 @pytest.mark.parametrize(
     ("count", "trouble"),
     [
-        *((count, word) for count in range(6) for word in (Failed("QEMU died"), Cancelled("an operator"))),
-        *((count, TimedOut()) for count in range(5)),
+        *((count, word) for count in range(7) for word in (Failed("QEMU died"), Cancelled("an operator"))),
+        *((count, TimedOut()) for count in range(6)),
     ],
 )
 def test_trouble_before_resume_rolls_back(count: int, trouble: Event) -> None:
@@ -89,7 +91,7 @@ def test_trouble_before_resume_rolls_back(count: int, trouble: Event) -> None:
     assert step(other_half, RolledBack(), 52.0)[0].state is MoveState.UNDONE
 
 
-@pytest.mark.parametrize("count", [6, 7, 8])
+@pytest.mark.parametrize("count", [7, 8, 9])
 def test_no_way_back_after_resume(count: int) -> None:
     move = walk(count)
     for trouble in (Failed("late"), Cancelled("an operator")):
@@ -133,11 +135,25 @@ def test_each_state_that_waits_has_a_limit() -> None:
 
 
 def test_switches_that_confirm_before_resume_make_it_switched_at_once() -> None:
-    move, effects = step(walk(5), Confirmed(Booked.STEERED), 6.0)
+    move, effects = step(walk(6), Confirmed(Booked.STEERED), 6.0)
     assert (move.state, effects) == (MoveState.DIVERTED, ())
     move, effects = step(move, Resumed(7.0), 7.0)
     assert (move.state, effects) == (MoveState.SWITCHED, (CloseSource(),))
     assert (move.stopped_at, move.resumed_at) == (99.5, 7.0)
+
+
+def test_a_hypervisor_that_cannot_hold_the_vm_back_is_steered_by_its_stop() -> None:
+    move, effects = step(walk(4), SourceStopped(6.0), 6.0)
+    assert (move.state, move.stopped_at, effects) == (MoveState.DIVERTED, 6.0, (SteerToTarget(),))
+    assert not move.undone_by_time
+
+
+def test_the_stop_may_be_told_after_resume() -> None:
+    """Source and target each tell the controller; their words may cross."""
+    move, _ = step(walk(5), Resumed(7.0), 7.0)
+    move, effects = step(move, SourceStopped(6.0), 8.0)
+    assert (move.state, move.stopped_at, effects) == (MoveState.SWITCHING, 6.0, ())
+    assert step(move, SourceStopped(6.5), 9.0) == (move, ())
 
 
 def test_a_hypervisor_that_does_not_tell_of_the_stop_is_steered_by_resume() -> None:
@@ -157,7 +173,7 @@ def test_a_confirmation_of_another_change_is_refused(count: int) -> None:
 
 
 def test_time_alone_does_not_roll_back_a_vm_that_may_run_at_the_target() -> None:
-    move, effects = step(walk(5), TimedOut(), 50.0)
+    move, effects = step(walk(6), TimedOut(), 50.0)
     assert (move.state, effects) == (MoveState.DIVERTED, (SteerToTarget(), StartCopy()))
     assert "trying again" in move.reason
 

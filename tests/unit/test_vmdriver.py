@@ -11,7 +11,8 @@ import pytest
 from aiohttp import web
 
 from retinue.hypervisor import (
-    Gate,
+    Channel,
+    Divert,
     Gone,
     HypervisorError,
     MigrationResult,
@@ -21,7 +22,6 @@ from retinue.hypervisor import (
     Stopped,
     VMSpec,
     ignore,
-    open_gate,
 )
 from retinue.hypervisor.argv import Files
 from retinue.lab.driver_records import Happening, MoveRecord, SubnetRecord, VMRecord, guest_command_line
@@ -103,33 +103,44 @@ class FakeHypervisor:
         self.machines.append(FakeMachine(self.world, self.server, spec, on_event, state))
         return self.machines[-1]
 
-    async def migrate(
+    async def depart(
         self,
         source: FakeMachine,
-        target: FakeMachine,
-        uri: str,
+        channel: Channel,
         on_event: OnEvent = ignore,
-        gate: Gate = open_gate,
+        divert: Divert | None = None,
     ) -> MigrationResult:
-        self.world.note(f"{self.server}: migrate to {target.server}")
+        self.world.note(f"{self.server}: depart")
         self.copying.set()
         try:
             if self.script == "hangs":
                 await asyncio.Event().wait()
             if self.script == "fails":
-                raise HypervisorError("the target could not take the VM in")
-        except BaseException:
+                raise HypervisorError("the source gave up")
+            if divert is not None:
+                await divert()
+            source.now = RunState.MOVED
+            on_event(Stopped("web", 100.0))
+            await channel.say("yours")
+            at = float((await channel.hear())["at"])
+        finally:
+            await channel.close()
+        if self.script == "hangs after resume":
+            await asyncio.Event().wait()
+        return MigrationResult(100.0, at, 600.0, 1, 2)
+
+    async def arrive(self, target: FakeMachine, channel: Channel, on_event: OnEvent = ignore) -> float:
+        try:
+            await channel.hear()
+        except HypervisorError:
             target.die()  # As the real one does: the target ends, the source runs.
             raise
-        source.now = RunState.MOVED
-        on_event(Stopped("web", 100.0))
-        await gate()
         self.world.note(f"{target.server}: runs")
         target.now = RunState.RUNNING
         on_event(Resumed("web", 100.5))
-        if self.script == "hangs after resume":
-            await asyncio.Event().wait()
-        return MigrationResult(100.0, 100.5, 600.0, 1, 2)
+        await channel.say("runs", at=100.5)
+        await channel.close()
+        return 100.5
 
 
 class FakePorts:
@@ -154,6 +165,8 @@ class FakeRest:
         self.away = 0
         """How many reports are not received."""
         self.refuses = ""
+        self.silent = ""
+        """Two kinds of report: one that is refused, and one that is never answered."""
         self.streams: asyncio.Queue[list[Happening] | ControllerAwayError] = asyncio.Queue()
         self.since: asyncio.Queue[int | None] = asyncio.Queue()
 
@@ -165,6 +178,8 @@ class FakeRest:
 
     async def post(self, path: str, body: dict[str, Any]) -> None:
         await asyncio.sleep(0)
+        if body["event"] == self.silent:
+            await asyncio.Event().wait()
         if self.away:
             self.away -= 1
             raise ControllerAwayError("hung up")
@@ -187,7 +202,7 @@ class Bench:
         self.rest = FakeRest(self.world)
         self.ports = FakePorts(self.world)
         self.servers = {name: FakeHypervisor(self.world, name) for name in ("server1", "server2")}
-        self.keeper = Keeper(self.rest, self.servers, self.ports, GUEST, tmp_path)
+        self.keeper = Keeper(self.rest, self.servers, self.ports, GUEST)
 
     async def after(self, *happenings: Happening) -> list[str]:
         for happening in happenings:
@@ -298,8 +313,9 @@ async def test_a_move_from_end_to_end(bench: Bench) -> None:
         "told /v1/moves/move-1/events target_open",
     ]
     assert await bench.after(Happening("move.copy", move=MOVE)) == [
-        "server1: migrate to server2",
         "told /v1/moves/move-1/events copying",
+        "server1: depart",
+        "told /v1/moves/move-1/events converged",
         "told /v1/moves/move-1/events stopped 100.0",
         "server2: runs",
         "told /v1/moves/move-1/events resumed 100.5",
@@ -346,7 +362,7 @@ async def test_a_copy_that_fails_is_reported_and_rolled_back(bench: Bench) -> No
     await bench.prepared()
     bench.servers["server1"].script = "fails"
     told = await bench.after(Happening("move.copy", move=MOVE))
-    assert told[-1] == "told /v1/moves/move-1/events failed the target could not take the VM in"
+    assert told[-1] == "told /v1/moves/move-1/events failed the source gave up"
     assert await bench.after(Happening("move.rollback", move=MOVE)) == [
         "server2: unplug web",
         "told /v1/moves/move-1/events rolled_back",
@@ -369,15 +385,27 @@ async def test_a_rollback_calls_off_a_copy_under_way(bench: Bench) -> None:
     assert bench.keeper.vms["web"].runs_at == "server1"
 
 
-async def test_a_rollback_before_the_vm_may_run_at_the_target_ends_the_target_first(bench: Bench) -> None:
+async def test_a_rollback_while_the_traffic_is_being_diverted_leaves_the_vm_where_it_is(bench: Bench) -> None:
     await bench.prepared()
-    bench.servers["server1"].script = "hangs after resume"
+    bench.rest.silent = "converged"
     bench.keeper.take(Happening("move.copy", move=MOVE))
     await bench.servers["server1"].copying.wait()
     told = await bench.after(Happening("move.rollback", move=MOVE))
-    done = [line for line in told if not line.startswith("told")]
-    assert done[-3:] == ["server2: quit", "server2: unplug web", "server1: cont"]
+    assert "server2: runs" not in told
+    assert bench.servers["server2"].machines[0].ended
+    assert await bench.servers["server1"].machines[0].state() is RunState.RUNNING
     assert bench.keeper.vms["web"].runs_at == "server1"
+
+
+async def test_a_vm_whose_traffic_is_not_diverted_does_not_move(bench: Bench) -> None:
+    await bench.prepared()
+    bench.rest.refuses = "converged"
+    told = await bench.after(Happening("move.copy", move=MOVE))
+    assert told[-1].startswith(
+        "told /v1/moves/move-1/events failed its traffic is not diverted: does not fit"
+    )
+    assert "server2: runs" not in told
+    assert await bench.servers["server1"].machines[0].state() is RunState.RUNNING
 
 
 async def test_a_vm_that_has_moved_is_not_sent_back_to_its_past(bench: Bench) -> None:
@@ -401,7 +429,7 @@ async def test_a_move_without_the_controller_is_told_to_nobody(bench: Bench) -> 
     assert bench.world.take() == [
         "server2: plug web 52:54:00:00:00:01",
         "server2: open web",
-        "server1: migrate to server2",
+        "server1: depart",
         "server2: runs",
         "server1: quit",
         "server1: unplug web",
@@ -414,7 +442,7 @@ async def test_a_move_without_the_controller_that_fails_leaves_the_vm_where_it_w
     await bench.running()
     bench.servers["server1"].script = "fails"
     kept = bench.keeper.vms["web"]
-    with pytest.raises(HypervisorError, match="take the VM in"):
+    with pytest.raises(HypervisorError, match="gave up"):
         await bench.keeper.migrate(kept, "server2")
     assert kept.runs_at == "server1"
     assert list(kept.places) == ["server1"]
@@ -450,14 +478,23 @@ async def test_reports_wait_for_the_controller_and_keep_their_order(
     await bench.prepared()
     bench.rest.away = 3
     told = await bench.after(Happening("move.copy", move=MOVE))
-    assert [line.split()[2] for line in told if line.startswith("told")] == ["copying", "stopped", "resumed"]
+    assert [line.split()[2] for line in told if line.startswith("told")] == [
+        "copying",
+        "converged",
+        "stopped",
+        "resumed",
+    ]
 
 
 async def test_a_refused_report_does_not_hold_up_the_next(bench: Bench) -> None:
     await bench.prepared()
     bench.rest.refuses = "stopped"
     told = await bench.after(Happening("move.copy", move=MOVE))
-    assert [line.split()[2] for line in told if line.startswith("told")] == ["copying", "resumed"]
+    assert [line.split()[2] for line in told if line.startswith("told")] == [
+        "copying",
+        "converged",
+        "resumed",
+    ]
 
 
 async def test_catching_up_does_what_was_missed(bench: Bench) -> None:

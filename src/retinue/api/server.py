@@ -16,13 +16,14 @@ from aiohttp import web
 from retinue.api import metrics, renewals, views
 from retinue.controller.config import address, port_ref
 from retinue.controller.controller import Controller
-from retinue.controller.moving import MoveError
+from retinue.controller.moving import STEERING_LIMIT, STOPPED_LIMIT, MoveError
 from retinue.model import VM, ModelError, Server, Service, mac
 from retinue.moves import MoveState
 
 log = structlog.get_logger()
 
 LARGEST_BODY = 16 << 20
+LIMITS_OF_STEERING = {"converged": STEERING_LIMIT, "stopped": STOPPED_LIMIT}
 HEARTBEAT = 15.0
 """Seconds between comments on an idle event stream, so that a dead listener is noticed."""
 
@@ -93,8 +94,8 @@ class Api:
                 web.get("/v1/moves/{id}", self._move),
                 web.post("/v1/moves/{id}/events", self._move_says),
                 web.post("/v1/moves/{id}/cancel", self._cancel),
-                web.get("/v1/flows", self._flows),
                 *renewals.routes(self._controller.renewals),
+                web.get("/v1/flows", self._flows),
                 web.get("/v1/events", self._stream),
                 web.get("/metrics", self._metrics),
             ]
@@ -211,9 +212,11 @@ class Api:
         name = request.match_info["id"]
         mover = self._controller.mover
         move = mover.hypervisor_says(name, body.event, body.at, body.reason)
-        if move.state is MoveState.DIVERTED:
-            # The answer is the word that the VM may run on the target: its traffic goes there already.
-            await mover.until_steered(name)
+        if move.state is MoveState.DIVERTED and body.event in LIMITS_OF_STEERING:
+            # The answer is the word that the VM may go on: its traffic goes to the target already.
+            steered = await mover.until_steered(name, LIMITS_OF_STEERING[body.event])
+            if not steered and body.event == "converged":
+                raise MoveError("the switches have not confirmed in time that they steer to the target")
         return _json({"state": mover.moves[name].state})
 
     async def _cancel(self, request: web.Request) -> web.Response:

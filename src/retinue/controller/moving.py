@@ -5,7 +5,6 @@ answers with events of its own (see `hypervisor_says`). The manager's message th
 """
 
 import asyncio
-import contextlib
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
@@ -19,11 +18,14 @@ from retinue.flows.plan import near_server
 from retinue.model import IP, VM, Mac, ModelError, Role
 from retinue.model.network import NOTHING, Touched
 from retinue.moves import Move, MoveState
+from retinue.packets import Ethernet, EtherType
 
 log = structlog.get_logger()
 
-STEERING_LIMIT = 0.5
-"""Seconds a stopped VM is kept waiting for the switches: past that, running late is worse than running."""
+STEERING_LIMIT, STOPPED_LIMIT = 5.0, 0.5
+"""Seconds a VM is kept from moving on until the switches have confirmed: while it runs at the source, and
+while it stands still; past that, running late is worse than running."""
+PRIMER = b"retinue primer"
 CACHE_LAG = 0.005
 """Seconds by which Open vSwitch's flow cache may follow its tables, and with them the barrier's reply."""
 
@@ -98,7 +100,7 @@ class Mover:
     # ---- the hypervisor's word ----
 
     def hypervisor_says(self, id: str, event: str, at: float, reason: str) -> Move:
-        """target_open, copying, stopped, resumed, source_gone, failed, rolled_back."""
+        """target_open, copying, converged, stopped, resumed, source_gone, failed, rolled_back."""
         if id not in self.moves:
             raise MoveError(f"there is no move {id}; `retinue move list` shows those there are")
         if event in ("stopped", "resumed") and at <= 0:
@@ -110,6 +112,8 @@ class Mover:
                 return self.moves[id]
             case "copying":
                 return self._step(id, moves.CopyStarted())
+            case "converged":
+                return self._step(id, moves.Converged())
             case "stopped":
                 return self._step(id, moves.SourceStopped(at))
             case "resumed":
@@ -124,12 +128,17 @@ class Mover:
             case _:
                 raise MoveError(f"a move knows no event {event!r}")
 
-    async def until_steered(self, id: str, limit: float = STEERING_LIMIT) -> None:
-        """Return when the switches have confirmed that they steer to the target, or after `limit`."""
-        with contextlib.suppress(TimeoutError):
+    async def until_steered(self, id: str, limit: float) -> bool:
+        """True as soon as every switch steers to the target, its flow cache included; False after `limit`."""
+        move = self.moves[id]
+        try:
             async with asyncio.timeout(limit):
                 await self._steered.setdefault(id, asyncio.Event()).wait()
-                await asyncio.sleep(CACHE_LAG)
+        except TimeoutError:
+            return False
+        if not move.steered:
+            await asyncio.sleep(CACHE_LAG)
+        return True
 
     # ---- what else drives a move ----
 
@@ -202,6 +211,7 @@ class Mover:
             case moves.OpenTarget():
                 publish("move.prepare", move=move)
             case moves.StartCopy():
+                self._prime(move)
                 publish("move.copy", move=move)
             case moves.FreeSource():
                 publish("move.cleanup", move=move)
@@ -215,6 +225,19 @@ class Mover:
                 self._rebook(move, moves.Booked.SOURCE_CLOSED, ())
             case moves.CloseTarget():
                 self._rebook(move, moves.Booked.TARGET_CLOSED, near_server(self._context.net, move.source))
+
+    def _prime(self, move: Move) -> None:
+        """Send a frame to the target's port that nobody needs.
+
+        A QEMU that waits for its memory takes one frame from its tap all the same, and throws it away when
+        the memory is there: so the first frame of those that wait would be lost.
+        """
+        net = self._context.net
+        edge = net.servers[move.target].edge
+        port = net.vm_ports.get(move.vm, {}).get(edge)
+        if port is not None and move.vm in net.vms:
+            frame = Ethernet(net.vms[move.vm].mac, net.gateway_mac, EtherType.EXPERIMENT, PRIMER).build()
+            self._context.send_frame(edge, port.number, frame)
 
     def _rebook(self, move: Move, change: moves.Booked, near: Collection[str]) -> None:
         """Set the VM's place as this change wants it, and step on when every switch has confirmed it."""

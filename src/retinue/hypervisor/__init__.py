@@ -1,9 +1,11 @@
 """H1: the hypervisors, behind one interface, and the ports they plug VMs into."""
 
+from retinue.hypervisor.channel import Channel, ChannelError, channel_pair
 from retinue.hypervisor.interface import (
+    Divert,
     Event,
-    Gate,
     Gone,
+    HandedOverError,
     Hypervisor,
     HypervisorError,
     Machine,
@@ -16,15 +18,17 @@ from retinue.hypervisor.interface import (
     Stopped,
     VMSpec,
     ignore,
-    open_gate,
 )
 from retinue.hypervisor.machine import QemuMachine
 from retinue.hypervisor.qemu import QemuHypervisor
 
 __all__ = [
+    "Channel",
+    "ChannelError",
+    "Divert",
     "Event",
-    "Gate",
     "Gone",
+    "HandedOverError",
     "Hypervisor",
     "HypervisorError",
     "Machine",
@@ -38,6 +42,6 @@ __all__ = [
     "Started",
     "Stopped",
     "VMSpec",
+    "channel_pair",
     "ignore",
-    "open_gate",
 ]

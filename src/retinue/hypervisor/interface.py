@@ -9,11 +9,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from retinue.hypervisor.channel import Channel
 
 
 class HypervisorError(Exception):
     """The hypervisor did not do what it was asked; the message says what, for which VM, and why."""
+
+
+class HandedOverError(HypervisorError):
+    """The target does not say that the VM runs, though it may: the source must not run it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +95,8 @@ OnEvent = Callable[[Event], None]
 """Called at once, in the event loop; must not block."""
 
 
-Gate = Callable[[], Awaitable[None]]
-
-
-async def open_gate() -> None:
-    """Let the VM run on the target at once."""
+Divert = Callable[[], Awaitable[None]]
+"""Turns the VM's traffic to the target; returns when the switches have confirmed it. HypervisorError."""
 
 
 def ignore(event: Event) -> None:
@@ -108,7 +112,7 @@ class MigrationResult:
     transferred: int
     """Octets of memory that went over, 0 if the source could not tell."""
     passes: int
-    """How often the source looked which pages were written meanwhile; see retinue.hypervisor.migration."""
+    """How often the source looked which pages were written meanwhile; see retinue.hypervisor.departure."""
 
     @property
     def pause_ms(self) -> float:
@@ -143,14 +147,21 @@ class Hypervisor(Protocol[M]):
     async def open_target(self, spec: VMSpec, on_event: OnEvent = ignore) -> M:
         """Open a machine that waits for the memory of the same VM, its port plugged in."""
 
-    async def migrate(
-        self, source: M, target: M, uri: str, on_event: OnEvent = ignore, gate: Gate = open_gate
+    async def depart(
+        self, source: M, channel: "Channel", on_event: OnEvent = ignore, divert: Divert | None = None
     ) -> MigrationResult:
-        """Move the running VM from `source` to `target`, its memory over `uri`; returns when it runs there.
+        """Move the running VM to whoever takes it in at the other end of the channel.
 
-        Before the VM runs on the target `gate` is awaited: what must be ready by then, its network, has that
-        time. The VM stands still meanwhile, so a gate opens soon, come what may.
+        With `divert`, the VM runs until its traffic goes to the target and what was on its way to the source
+        has arrived. Returns when it runs there; the source is left stopped, for the caller to end.
 
-        The source is left stopped, for the caller to end. On failure, and when this call is cancelled, the
-        target is ended, the source runs on, `MigrationFailed` is told, and HypervisorError raised.
+        On failure, and when this call is cancelled, the source runs on, `MigrationFailed` is told, and
+        HypervisorError raised; HandedOverError when it is not known whether the VM runs at the target, so
+        that the source stays as it is. The channel is closed.
+        """
+
+    async def arrive(self, target: M, channel: "Channel", on_event: OnEvent = ignore) -> float:
+        """Take a VM in, and run it as soon as the source has handed it over; returns since when it runs.
+
+        On failure the target is ended, the source told, and HypervisorError raised. The channel is closed.
         """

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ from retinue.hypervisor.interface import Gone, HypervisorError, OnEvent, RunStat
 COMMAND_LIMIT = 10.0
 QUIT_LIMIT = 5.0
 RESUME_LIMIT = 5.0
+
+QUIET = 0.004
+"""Seconds without a frame after which none is on its way any more, in a fabric of a few switches."""
+QUIET_LIMIT = 1.0
 
 GONE = "GONE"
 """Name of the one event that is ours: the process has ended."""
@@ -122,6 +127,22 @@ class QemuMachine:
                 raise self._error(f"{command}: QEMU has ended{last_words(self.files.log)}") from error
             raise self._error(f"{command}: {error}") from error
 
+    async def until_quiet(self) -> None:
+        """Return when the VM has been given no frame for a while: what was on its way to it has arrived."""
+        until, before = time.monotonic() + QUIET_LIMIT, -1
+        while before != (now := frames_given(self.process.pid, self.spec.port)):
+            if time.monotonic() > until:
+                log.warning("frames still come to the VM's old place", vm=self.spec.id)
+                return
+            before = now
+            await asyncio.sleep(QUIET)
+
+    async def give(self, end: socket.socket) -> str:
+        """Give QEMU a socket of ours; returns what it is called in a migration. We may close it then."""
+        self._qmp.send_fd_scm(end.fileno())
+        await self.execute("getfd", fdname="memory")
+        return "fd:memory"
+
     @contextlib.contextmanager
     def events_into(self, queue: EventQueue) -> Iterator[None]:
         """Put the machine's events into the queue, from now on; what happened before is not told.
@@ -158,6 +179,15 @@ async def disconnect(qmp: Any) -> None:
     """Close the connection. At the end of a QEMU the library reports its closing as an error; it is none."""
     with contextlib.suppress(QMPError, OSError, EOFError):
         await qmp.disconnect()
+
+
+def frames_given(pid: int, tap: str) -> int:
+    """How many frames a process's tap has given it: what the tap has transmitted (proc_pid_net(5))."""
+    for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines():
+        name, _, numbers = line.partition(":")
+        if name.strip() == tap:
+            return int(numbers.split()[9])
+    raise HypervisorError(f"the server of process {pid} has no {tap}")
 
 
 def last_words(path: Path) -> str:

@@ -14,18 +14,19 @@ from pathlib import Path
 from qemu.qmp import QMPClient, QMPError
 
 from retinue.hypervisor.argv import Files, qemu_argv
+from retinue.hypervisor.arrival import arrive
+from retinue.hypervisor.channel import Channel
+from retinue.hypervisor.departure import depart
 from retinue.hypervisor.interface import (
-    Gate,
+    Divert,
     HypervisorError,
     MigrationResult,
     OnEvent,
     Started,
     VMSpec,
     ignore,
-    open_gate,
 )
 from retinue.hypervisor.machine import QemuMachine, last_words
-from retinue.hypervisor.migration import migrate
 
 START_LIMIT = 30.0
 
@@ -59,15 +60,17 @@ class QemuHypervisor:
     async def open_target(self, spec: VMSpec, on_event: OnEvent = ignore) -> QemuMachine:
         return await self._launch(spec, incoming=True, on_event=on_event)
 
-    async def migrate(
+    async def depart(
         self,
         source: QemuMachine,
-        target: QemuMachine,
-        uri: str,
+        channel: Channel,
         on_event: OnEvent = ignore,
-        gate: Gate = open_gate,
+        divert: Divert | None = None,
     ) -> MigrationResult:
-        return await migrate(source, target, uri, on_event, gate)
+        return await depart(source, channel, on_event, divert)
+
+    async def arrive(self, target: QemuMachine, channel: Channel, on_event: OnEvent = ignore) -> float:
+        return await arrive(target, channel, on_event)
 
     async def _launch(self, spec: VMSpec, *, incoming: bool, on_event: OnEvent) -> QemuMachine:
         self.folder.mkdir(parents=True, exist_ok=True)

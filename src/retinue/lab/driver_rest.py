@@ -63,6 +63,25 @@ class Reports:
         self._last[subject] = task
         return task
 
+    async def ask(self, subject: str, path: str, body: dict[str, Any], limit: float) -> None:
+        """Tell something whose answer matters; returns when the controller has accepted it.
+
+        Raises RefusedError, or ControllerAwayError when it does not answer within `limit` seconds.
+        """
+        before = self._last.get(subject)
+        try:
+            async with asyncio.timeout(limit):
+                if before is not None and not before.done():
+                    await asyncio.wait({before})
+                while True:
+                    try:
+                        return await self._rest.post(path, body)
+                    except ControllerAwayError as error:
+                        log.warning("a question has to wait", path=path, reason=str(error))
+                        await asyncio.sleep(RETRY_SECONDS)
+        except TimeoutError:
+            raise ControllerAwayError(f"the controller has not answered within {limit:g} s") from None
+
     async def delivered(self) -> None:
         """Wait until everything has been told."""
         while waiting := [task for task in self._last.values() if not task.done()]:

@@ -6,6 +6,7 @@ The copy of a move is a task beside the worker, so that a rollback can call it o
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,17 +24,18 @@ from retinue.hypervisor import (
     Resumed,
     Stopped,
     VMSpec,
+    together,
 )
 from retinue.hypervisor.argv import Files
 from retinue.hypervisor.taps import tap_name
 from retinue.lab.driver_records import Happening, MoveRecord, VMRecord, guest_command_line
-from retinue.lab.driver_rest import Reports, Rest, quoted
+from retinue.lab.driver_rest import ControllerAwayError, RefusedError, Reports, Rest, quoted
 from retinue.lab.guest import Guest
 
 log = structlog.get_logger()
 
-GATE_SECONDS = 1.0
-"""How long a stopped VM waits for a controller that does not answer; then it runs on all the same."""
+DIVERT_SECONDS = 10.0
+"""How long a copy that is all but done waits for its traffic to be diverted; the VM runs meanwhile."""
 
 
 class LabMachine(Machine, Protocol):
@@ -86,7 +88,7 @@ class Kept:
 
 
 class Keeper:
-    """All VMs of the lab. `hypervisors` has one for each server; `memory` is the folder of moves' sockets."""
+    """All VMs of the lab. `hypervisors` has one for each server."""
 
     def __init__(
         self,
@@ -94,14 +96,12 @@ class Keeper:
         hypervisors: Mapping[str, Hypervisor[Any]],
         ports: Ports,
         guest: Guest,
-        memory: Path,
     ) -> None:
         self._rest = rest
         self.reports = Reports(rest)
         self._hypervisors = hypervisors
         self._ports = ports
         self._guest = guest
-        self._memory = memory
         self.vms: dict[str, Kept] = {}
 
     # ---- what comes in ----
@@ -277,25 +277,25 @@ class Keeper:
         kept.copying = asyncio.create_task(copy, name=f"{move.id}: copy")
 
     async def _migrate(self, kept: Kept, move: MoveRecord, source: LabMachine, target: LabMachine) -> None:
-        answers: list[asyncio.Task[None]] = []
-
         def hear(event: Event) -> None:
             match event:
                 case Stopped(_, at):
-                    answers.append(self._tell_move(move, "stopped", at=at))
+                    self._tell_move(move, "stopped", at=at)
                 case Resumed(_, at):
                     kept.runs_at, kept.resumed_at = move.target, at
                     self._tell_move(move, "resumed", at=at)
 
-        async def steered() -> None:
-            # The controller answers "stopped" when the switches have confirmed that they steer to the target.
-            if answers:
-                await asyncio.wait(answers, timeout=GATE_SECONDS)
-
-        uri = f"unix:{self._memory / tap_name(kept.id)}.memory"
         kept.places[move.target].ending = True  # If it fails, the hypervisor ends it.
+        from_, to = (self._hypervisors[server] for server in (move.source, move.target))
+        asked_at = 0.0
+
+        async def divert() -> None:
+            nonlocal asked_at
+            asked_at = time.time()
+            await self.ask_move(move, "converged")
+
         try:
-            result = await self._hypervisors[move.source].migrate(source, target, uri, hear, steered)
+            result = await together.move(from_, source, to, target, hear, divert)
         except HypervisorError as error:
             kept.places[move.target].machine = None
             self._tell_move(move, "failed", reason=str(error))
@@ -308,7 +308,16 @@ class Keeper:
             target=move.target,
             total_ms=round(result.total_ms, 1),
             pause_ms=round(result.pause_ms, 1),
+            diverted_ms=round((result.resumed_at - asked_at) * 1000, 1),
         )
+
+    async def ask_move(self, move: MoveRecord, event: str) -> None:
+        """Tell an event of a move and wait for the controller's answer. Raises HypervisorError."""
+        path = f"/v1/moves/{quoted(move.id)}/events"
+        try:
+            await self.reports.ask(move.vm, path, {"event": event}, DIVERT_SECONDS)
+        except (ControllerAwayError, RefusedError) as error:
+            raise HypervisorError(f"its traffic is not diverted: {error}") from error
 
     async def migrate(self, kept: Kept, target: str) -> MigrationResult:
         """Move a VM as a hypervisor does by itself: no controller is asked before, and none is told.
@@ -322,9 +331,9 @@ class Keeper:
         place = kept.places[target]
         place.ending = True
         try:
-            there = await self._hypervisors[target].open_target(self._spec(kept), self._hears(kept, target))
-            uri = f"unix:{self._memory / tap_name(kept.id)}.memory"
-            result = await self._hypervisors[source].migrate(machine, there, uri)
+            from_, to = self._hypervisors[source], self._hypervisors[target]
+            there = await to.open_target(self._spec(kept), self._hears(kept, target))
+            result = await together.move(from_, machine, to, there)
         except HypervisorError:
             await self._unplug(kept, target)
             raise

@@ -112,7 +112,7 @@ async def drive(where: Path, topology: Topology, controller: str) -> None:
     }
     folder.mkdir(exist_ok=True)
     rest = HttpRest(controller)
-    keeper = Keeper(rest, hypervisors, ports, guest, folder)
+    keeper = Keeper(rest, hypervisors, ports, guest)
     ready = asyncio.Event()
     async with serving(where / SOCKET, keeper):
         following = asyncio.create_task(follow(rest, keeper, ready))

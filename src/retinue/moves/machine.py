@@ -4,19 +4,21 @@
     planned       Matched: the target server's place     ask the hypervisor to open a port there
                   is known (row D4)
     matched       TargetOpen: the port is there          admit the VM at the target: binding and flows
-    admitting     Confirmed: every switch has them       the copy may start (row B3)
+    admitting     Confirmed: every switch has them       prime the port; the copy may start (row B3)
     prepared      CopyStarted                            -
-    copying       SourceStopped                          steer its traffic to the target: it waits there
-    diverted      Resumed: the VM runs at the target     (once steering is confirmed:) delete binding
-                                                         and flows at the source (row B3)
+    copying       Converged: little is left to copy,     steer its traffic to the target: it waits there
+                  and the VM runs on at the source
+    diverted      Resumed: the VM runs at the target;    (once steering is confirmed:) delete binding
+                  SourceStopped on the way               and flows at the source (row B3)
     switching     Confirmed: every switch steers so      the same
     switched      Confirmed: they are gone               free the source's QEMU and port
     confirmed     SourceFreed                            done
     rolling back  Confirmed (the target is closed) and   undone: the network is as before
                   RolledBack (the source runs)
 
-A hypervisor that does not say when it stops the source goes from copying to switching: Resumed is then what
-steers. The earlier word saves the packets sent between the two, and those sent until the switches follow.
+So nothing is lost (row F1): what the VM is sent goes to the source until it goes to the target, and what has
+come to the source is received before the VM stops. A hypervisor that cannot hold a VM back leaves Converged
+out: SourceStopped, or else Resumed, is what steers then. Each later word costs the packets sent meanwhile.
 
 A failure or a cancel before Resumed rolls back, and so does a step out of time before the source stopped.
 After that time alone proves nothing, for the VM may run at the target: only the hypervisor's word rolls back,
@@ -24,9 +26,6 @@ and Resumed, when it crosses with an order to roll back, goes forward. A VM is n
 After Resumed there is no way back at all; steps are tried until they are confirmed, a delay is reported.
 An event that does not fit the state is refused (IllegalEventError) and the move stays as it is; an event
 that arrives once more changes nothing.
-
-Diversion before the source stops, for a switch-over without loss, will make of `diverted` a state entered on
-our own initiative.
 """
 
 from dataclasses import dataclass, replace
@@ -54,10 +53,6 @@ class MoveState(StrEnum):
     @property
     def may_undo(self) -> bool:
         return self in LIMITS and self not in (MoveState.SWITCHING, MoveState.SWITCHED, MoveState.CONFIRMED)
-
-    @property
-    def undone_by_time(self) -> bool:
-        return self.may_undo and self is not MoveState.DIVERTED
 
 
 LIMITS: dict[MoveState, float] = {
@@ -94,6 +89,11 @@ class Move:
     """Rolling back: the switches confirmed that the target is closed."""
     restored: bool = False
     """Rolling back: the hypervisor said that the source runs and the target is gone."""
+
+    @property
+    def undone_by_time(self) -> bool:
+        """A stopped source may have been left behind: that it did not run on in time proves nothing."""
+        return self.state.may_undo and not (self.state is MoveState.DIVERTED and self.stopped_at is not None)
 
     def since(self) -> float:
         """When the present state was entered."""
@@ -139,6 +139,11 @@ class CopyStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class Converged:
+    """Little is left to copy; the VM runs at the source, and will until its traffic is diverted."""
+
+
+@dataclass(frozen=True, slots=True)
 class SourceStopped:
     at: float
 
@@ -178,6 +183,7 @@ Event = (
     | TargetOpen
     | Confirmed
     | CopyStarted
+    | Converged
     | SourceStopped
     | Resumed
     | SourceFreed
@@ -203,7 +209,7 @@ class AdmitAtTarget:
 
 @dataclass(frozen=True, slots=True)
 class StartCopy:
-    """Tell the hypervisor that the copy may start."""
+    """Tell the hypervisor that the copy may start, the target's port having been primed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +259,8 @@ NEXT: dict[tuple[MoveState, type[Event] | Booked], tuple[MoveState, tuple[Effect
     (S.MATCHED, TargetOpen): (S.ADMITTING, (AdmitAtTarget(),)),
     (S.ADMITTING, Booked.ADMITTED): (S.PREPARED, (StartCopy(),)),
     (S.PREPARED, CopyStarted): (S.COPYING, ()),
+    (S.PREPARED, Converged): (S.DIVERTED, (SteerToTarget(),)),
+    (S.COPYING, Converged): (S.DIVERTED, (SteerToTarget(),)),
     (S.PREPARED, SourceStopped): (S.DIVERTED, (SteerToTarget(),)),
     (S.COPYING, SourceStopped): (S.DIVERTED, (SteerToTarget(),)),
     (S.PREPARED, Resumed): (S.SWITCHING, (SteerToTarget(),)),
@@ -282,6 +290,7 @@ _PASSED: dict[type[Event], MoveState] = {
     Matched: S.MATCHED,
     TargetOpen: S.ADMITTING,
     CopyStarted: S.COPYING,
+    Converged: S.DIVERTED,
     SourceStopped: S.DIVERTED,
     Resumed: S.SWITCHING,
     SourceFreed: S.DONE,
@@ -321,6 +330,8 @@ def step(move: Move, event: Event, now: float) -> tuple[Move, tuple[Effect, ...]
         case Resumed(at) if move.state is S.ROLLING_BACK and not move.restored:
             after = replace(move, steered=False, closed=False, resumed_at=at)
             return _enter(after, S.SWITCHING, now), (SteerToTarget(),)
+        case SourceStopped(at) if move.stopped_at is None and _has_passed(move.state, SourceStopped):
+            return replace(move, stopped_at=at), ()
         case RolledBack() if move.state is S.UNDONE:
             return move, ()
         case _ if _has_passed(move.state, type(event)):
@@ -368,7 +379,7 @@ def _give_up(move: Move, reason: str, now: float) -> tuple[Move, tuple[Effect, .
 
 
 def _out_of_time(move: Move, now: float) -> tuple[Move, tuple[Effect, ...]]:
-    if move.state.undone_by_time:
+    if move.undone_by_time:
         return _give_up(move, f"not {_awaited(move.state)} within {LIMITS[move.state]:g} s", now)
     if move.state not in LIMITS:
         return move, ()

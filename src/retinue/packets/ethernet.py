@@ -21,6 +21,8 @@ class EtherType:
     RARP = 0x8035
     VLAN = 0x8100
     IPV6 = 0x86DD
+    EXPERIMENT = 0x88B5
+    """IEEE Std 802, Local Experimental EtherType 1: between those who agree on it."""
     LLDP = 0x88CC
 
 

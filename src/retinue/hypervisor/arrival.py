@@ -1,0 +1,107 @@
+"""The target's half of a live migration: take the memory in, and run the VM once it is the target's own.
+
+QEMU was started to wait (`-S`), so a VM that has arrived does not run by itself. It is made to when the
+source has said that it is the target's; a target that fails before that says so, and the VM runs on at the
+source.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+
+from retinue.hypervisor.channel import Channel
+from retinue.hypervisor.interface import HypervisorError, OnEvent, Resumed
+from retinue.hypervisor.machine import GONE, EventQueue, QemuMachine, event_time
+
+log = structlog.get_logger()
+
+
+async def arrive(machine: QemuMachine, channel: Channel, on_event: OnEvent) -> float:
+    """See Hypervisor.arrive."""
+    heard: EventQueue = asyncio.Queue()
+    ran = False
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    try:
+        with machine.events_into(heard):
+            capabilities = [{"capability": "events", "state": True}]
+            await machine.execute("migrate-set-capabilities", capabilities=capabilities)
+            with theirs:
+                uri = await machine.give(theirs)
+                await machine.execute("migrate-incoming", uri=uri)
+            await _both(_take_in(channel, ours), _loaded(heard))
+            await machine.execute("cont")
+            ran = True
+            at = await _running(heard)
+    except BaseException as error:
+        machine.kill()
+        await asyncio.shield(machine.quit())
+        if not ran:  # else the source must not run it again
+            with contextlib.suppress(HypervisorError):
+                await channel.say("failed", reason=str(error) or "it was called off")
+        raise
+    else:
+        on_event(Resumed(machine.spec.id, at))
+        try:
+            await channel.say("runs", at=at)
+        except HypervisorError as error:
+            log.warning("the source does not hear that the VM runs", vm=machine.spec.id, error=str(error))
+        return at
+    finally:
+        ours.close()
+        await channel.close()
+
+
+async def _take_in(channel: Channel, into: socket.socket) -> None:
+    """All of the memory, and then the word that the VM is ours."""
+    loop = asyncio.get_running_loop()
+    while True:
+        heard = await channel.receive()
+        match heard:
+            case b"":
+                into.shutdown(socket.SHUT_WR)
+            case bytes():
+                try:
+                    await loop.sock_sendall(into, heard)
+                except OSError as error:
+                    raise HypervisorError("the target does not take the memory") from error
+            case {"word": "yours"}:
+                return
+            case other:
+                raise HypervisorError(f"the source says {other['word']!r} in the middle of the memory")
+
+
+async def _loaded(heard: EventQueue) -> None:
+    while True:
+        _, event = await heard.get()
+        match event["event"], event.get("data", {}).get("status"):
+            case "MIGRATION", "completed":
+                return
+            case "MIGRATION", "failed":
+                raise HypervisorError("its QEMU cannot load what came")
+            case name, _ if name == GONE:
+                raise HypervisorError("its QEMU has ended")
+
+
+async def _running(heard: EventQueue) -> float:
+    while True:
+        _, event = await heard.get()
+        if event["event"] == "RESUME":
+            return event_time(event)
+        if event["event"] == GONE:
+            raise HypervisorError("its QEMU has ended")
+
+
+async def _both(*works: Coroutine[Any, Any, None]) -> None:
+    """Both, or the first failure."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,209 @@
+"""One libvirtd, spoken to from asyncio.
+
+libvirt's calls block, a migration for as long as it takes, so each is made in a thread of its own. Its events
+come through libvirt's own event loop, in one thread of this process: the loop it has for asyncio is not made
+for calls from other threads. A connection that broke is made again, by whoever watches (see `watch`).
+"""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import structlog
+
+from retinue.hypervisor.interface import HypervisorError
+from retinue.hypervisor.libvirt_domain import interface_ids
+from retinue.hypervisor.libvirt_events import Happening, Kind, kind_of
+
+THREADS = 64
+"""Calls at a time to one libvirtd: two for each move under way, and some to spare."""
+AGAIN_SECONDS = 0.5
+"""Between two attempts to reach a libvirtd that is away."""
+KEEPALIVE = (5, 3)
+"""Seconds between questions whether libvirtd is still there, and how many may stay without an answer."""
+STATE_RUNNING, STATE_PAUSED = 1, 3
+"""virDomainState."""
+LIFECYCLE = 0
+"""VIR_DOMAIN_EVENT_ID_LIFECYCLE."""
+ACTIVE = 1
+"""VIR_CONNECT_LIST_DOMAINS_ACTIVE."""
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class LibvirtMissingError(HypervisorError):
+    """Python's libvirt is not installed."""
+
+
+def bindings() -> Any:
+    """The module `libvirt`, its event loop running. Raises LibvirtMissingError."""
+    try:
+        import libvirt
+    except ImportError as error:
+        raise LibvirtMissingError(
+            "Python's libvirt is missing: run `make install-libvirt`, or install retinue[libvirt]"
+        ) from error
+    _run_events(libvirt)
+    return libvirt
+
+
+_running = threading.Lock()
+_events: threading.Thread | None = None
+
+
+def _run_events(libvirt: Any) -> None:
+    """Start libvirt's event loop, once in a process; it must run before a connection is made."""
+    global _events
+    with _running:
+        if _events is not None:
+            return
+        libvirt.virEventRegisterDefaultImpl()
+        # By default the bindings print every error; each is raised, too.
+        libvirt.registerErrorHandler(lambda *_: None, None)
+
+        def run() -> None:
+            while True:
+                libvirt.virEventRunDefaultImpl()
+
+        _events = threading.Thread(target=run, name="libvirt events", daemon=True)
+        _events.start()
+
+
+class LibvirtHost:
+    """A server's libvirtd. `name` is the server's, for words to people; `library` is for tests."""
+
+    def __init__(self, name: str, uri: str, library: Any = None) -> None:
+        self.name = name
+        self.uri = uri
+        self._given = library
+        self._connection: Any = None
+        self._making = asyncio.Lock()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"libvirt {name}")
+        self._known: dict[str, tuple[str, ...]] = {}
+        """Interface ids by the domain's UUID: a domain that has gone tells nothing any more."""
+
+    @property
+    def library(self) -> Any:
+        if self._given is None:
+            self._given = bindings()
+        return self._given
+
+    async def connection(self) -> Any:
+        """The connection, made now if there is none. Raises HypervisorError."""
+        async with self._making:
+            if self._connection is None or not await self._in_thread(self._connection.isAlive):
+                self._connection = await self._in_thread(self._open)
+            return self._connection
+
+    def _open(self) -> Any:
+        connection = self.library.open(self.uri)
+        connection.setKeepAlive(*KEEPALIVE)
+        return connection
+
+    async def call(self, what: Callable[..., T], *arguments: Any) -> T:
+        """Make a blocking call of libvirt's. Raises HypervisorError with libvirt's words."""
+        return await self._in_thread(what, *arguments)
+
+    async def _in_thread(self, what: Callable[..., T], *arguments: Any) -> T:
+        library = self.library
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, what, *arguments)
+        except library.libvirtError as error:
+            raise HypervisorError(f"server {self.name}, libvirt: {error}") from error
+
+    async def domain(self, vm: str) -> Any | None:
+        """The domain with an interface of that id, running or not yet; None when there is none here."""
+        for domain in await self.domains():
+            if vm in self.ids(domain):
+                return domain
+        return None
+
+    async def domains(self) -> list[Any]:
+        """All that are active."""
+        connection = await self.connection()
+        found: list[Any] = await self.call(connection.listAllDomains, ACTIVE)
+        for domain in found:
+            with contextlib.suppress(HypervisorError):  # it ended meanwhile
+                await self.call(self.ids, domain)
+        return found
+
+    def ids(self, domain: Any) -> tuple[str, ...]:
+        """The ids of a domain's interfaces; blocks the first time. Those of a domain once seen are kept."""
+        key = domain.UUIDString()
+        if not self._known.get(key):
+            with contextlib.suppress(self.library.libvirtError):
+                self._known[key] = interface_ids(domain.XMLDesc(0))
+        return self._known.get(key, ())
+
+    # ---- events ----
+
+    async def watch(self) -> AsyncGenerator[Happening, None]:
+        """What happens to VMs on this server, for ever; after each (new) connection first what is there.
+
+        That libvirtd is away is logged once, and it is waited for.
+        """
+        told = False
+        while True:
+            try:
+                async with contextlib.aclosing(self._watch_once()) as happenings:
+                    async for happening in happenings:
+                        told = False
+                        yield happening
+                reason = "the connection has ended"
+            except LibvirtMissingError:
+                raise
+            except HypervisorError as error:
+                reason = str(error)
+            if not told:
+                log.warning("libvirt is away", server=self.name, reason=reason)
+                told = True
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _watch_once(self) -> AsyncGenerator[Happening, None]:
+        loop = asyncio.get_running_loop()
+        heard: asyncio.Queue[Happening | None] = asyncio.Queue()
+
+        def put(happening: Happening | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(heard.put_nowait, happening)
+
+        def hear(_: Any, domain: Any, event: int, detail: int, __: Any) -> None:
+            at = time.time()
+            kind = kind_of(event, detail)
+            if kind is None:
+                return
+            for vm in self.ids(domain):
+                put(Happening(vm, kind, at))
+
+        connection = await self.connection()
+        await self.call(connection.registerCloseCallback, lambda *_: put(None), None)
+        handle = await self.call(connection.domainEventRegisterAny, None, LIFECYCLE, hear, None)
+        try:
+            for domain in await self.domains():
+                for happening in await self._as_found(domain):
+                    yield happening
+            while (next_ := await heard.get()) is not None:
+                yield next_
+        finally:
+            with contextlib.suppress(HypervisorError):
+                await self.call(connection.domainEventDeregisterAny, handle)
+                await self.call(connection.unregisterCloseCallback)
+
+    async def _as_found(self, domain: Any) -> list[Happening]:
+        try:
+            state, _ = await self.call(domain.state)
+        except HypervisorError:
+            return []
+        running = state == STATE_RUNNING
+        return [Happening(vm, Kind.STARTED, time.time()) for vm in self.ids(domain) if running]
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(HypervisorError):
+                await self.call(self._connection.close)
+        self._threads.shutdown(wait=False)
