@@ -32,7 +32,7 @@ READING: dict[str, tuple[list[str], str]] = {
 """Commands that only show something: further words, and a key of the JSON they print."""
 
 CHANGING = {"vm add", "vm remove", "move start", "move show", "move cancel", "events"}
-LABS = {"lab up", "lab down", "lab exec", "lab capture"}
+LABS = {"lab up", "lab down", "lab exec", "lab capture", "lab compare"}
 WITHOUT_JSON = {"controller run", "controller check", "lab exec", "lab capture", "lab down", "lab demo"}
 """The lab itself runs `controller run`; `lab demo` has tests of its own."""
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from retinue.cli import options, reach, tables
+from retinue.cli.compare import compare
 from retinue.cli.errors import CliError
 
 WHOLE = 65_535
@@ -208,3 +209,6 @@ def demo(
     with reach.lab_errors():
         code = demonstration.run(output, keep, typer.echo)
     raise typer.Exit(code)
+
+
+app.command("compare")(compare)

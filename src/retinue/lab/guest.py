@@ -24,7 +24,7 @@ Progress = Callable[[str], None]
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 MODULES = ("virtio_pci", "virtio_net")
 SCRIPTS = ("network-address", "shell-server")
-PROGRAMS = ("responder", "sendraw")
+PROGRAMS = ("responder", "sendraw", "steady")
 COMPILE = ("gcc", "-static", "-Os", "-s", "-Wall")
 
 QUICK = (
@@ -108,6 +108,20 @@ def ensure_guest(progress: Progress = lambda _: None) -> Guest:
             if not guest.initrd.exists():  # else another process built the same in the meantime
                 raise GuestError(f"the built guest cannot be put at {home}: {error}") from error
     return guest
+
+
+def ensure_program(name: str) -> Path:
+    """One of the guest's programs, compiled to run on this machine too; kept in the cache like the guest.
+
+    Raises GuestError where it cannot be compiled.
+    """
+    path = cache() / f"{name}-{_digest([*COMPILE, _source(f'{name}.c')])}"
+    if not path.exists():
+        cache().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache(), prefix="building-") as scratch:
+            _compile(name, Path(scratch))
+            (Path(scratch) / name).replace(path)
+    return path
 
 
 def _entries(

@@ -1,0 +1,61 @@
+"""`retinue lab compare`: live migration by this and by other systems, under the same traffic."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retinue.cli import options, reach
+
+DEFAULT_OUTPUT = Path("build/compare.json")
+
+
+def _numbers(text: str, what: str, most: int) -> list[int]:
+    try:
+        found = [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise typer.BadParameter(f"{what}: whole numbers are wanted, not {text!r}") from None
+    if not found or not all(1 <= number <= most for number in found):
+        raise typer.BadParameter(f"{what}: numbers from 1 to {most} are wanted, not {text!r}")
+    return found
+
+
+def compare(
+    systems: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Which to compare. Left out: all of them.")
+    ] = "",
+    runs: Annotated[int, typer.Option(min=1, max=1000, help="Moves for each rate and size.")] = 10,
+    pps: Annotated[str, typer.Option(metavar="N,...", help="Packets a second, each way.")] = "500,2000",
+    sizes: Annotated[str, typer.Option(metavar="N,...", help="Octets of payload.")] = "64,1400",
+    tcp: Annotated[int, typer.Option(min=0, help="Moves under a TCP bulk stream (iperf3); 0: none.")] = 3,
+    output: Annotated[
+        Path, typer.Option(metavar="FILE", help="Gets all figures; the picture goes beside it as .svg.")
+    ] = DEFAULT_OUTPUT,
+    add: Annotated[
+        bool, typer.Option("--add", help="Keep what FILE holds of other systems, rates and sizes.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Compare live migration under traffic with other systems, each in a lab of its own.
+
+    \b
+    Examples:
+      retinue lab compare
+      retinue lab compare --systems retinue,learning-switch --pps 500 --runs 2
+    """
+    with reach.lab_errors():
+        from retinue.lab import compare as comparison
+
+        wanted = comparison.Wanted(
+            systems=systems.replace(",", " ").split() or comparison.Wanted().systems,
+            runs=runs,
+            pps=_numbers(pps, "--pps", 20_000),
+            sizes=_numbers(sizes, "--sizes", 1472),
+            tcp_runs=tcp,
+        )
+
+        def say(text: str) -> None:
+            typer.echo(text, err=as_json and not text.startswith("{"))
+
+        code = comparison.run(wanted, output, say, add=add, as_json=as_json)
+    raise typer.Exit(code)

@@ -1,0 +1,175 @@
+"""The comparison of one system, run inside a lab's sandbox.
+
+    python -m retinue.lab.compare_inside DIRECTORY SYSTEM PROGRAM TASKS
+
+PROGRAM is guest/steady.c for this machine, TASKS a list of `Task` as JSON. Writes a JSON object a line:
+{"say": text}, {"move": [...]} (one row for each direction), {"noise": [...]}, {"tcp": row}, {"trace": ...},
+each with "task", the number of the task it belongs to; {"failed": reason, "task": number} ends it early, as
+nobody knows then how the lab is; {"error": reason} when it cannot even begin.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from retinue.lab import compare_systems, state
+from retinue.lab.compare_bench import ADDRESS, VM, Bench
+from retinue.lab.compare_records import ClientRecord, Figures, GuestReport, around, client_to_vm, vm_to_client
+from retinue.lab.compare_report import DIRECTIONS, MoveRow, NoiseRow, Trace
+from retinue.lab.compare_systems import System
+from retinue.lab.compare_traffic import SteadyRun
+from retinue.lab.demo_wire import Manager, popen
+from retinue.lab.errors import LabError
+from retinue.lab.sandbox import LabHandle
+from retinue.lab.state import Directory
+
+BEFORE, AFTER = 1.0, 1.5
+"""Seconds of undisturbed traffic before and after each move."""
+STILL = 3.0
+"""Seconds of a run without a move, in the place of the move."""
+PICTURE_BEFORE_MS, PICTURE_AFTER_MS = 200.0, 300.0
+
+
+class Task(msgspec.Struct, frozen=True):
+    kind: Literal["noise", "move", "tcp"]
+    run: int
+    pps: int = 0
+    size: int = 0
+
+    @property
+    def text(self) -> str:
+        match self.kind:
+            case "tcp":
+                return f"TCP, run {self.run}"
+            case _:
+                what = "no move" if self.kind == "noise" else f"move {self.run}"
+                return f"{self.pps}/s of {self.size} octets, {what}"
+
+
+def tell(**message: Any) -> None:
+    print(json.dumps(msgspec.to_builtins(message)), flush=True)
+
+
+class Comparison:
+    def __init__(self, bench: Bench, system: System, program: Path) -> None:
+        self.bench = bench
+        self.system = system
+        self.program = program
+
+    async def carry_out(self, number: int, task: Task) -> None:
+        match task.kind:
+            case "noise":
+                await self.noise(number, task)
+            case "move":
+                await self.move(number, task)
+            case "tcp":
+                raise LabError("TCP is not measured yet")
+
+    async def traffic(self, task: Task) -> SteadyRun:
+        return await SteadyRun.start(
+            popen, self.bench.driver, self.program, VM, ADDRESS, pps=task.pps, size=task.size
+        )
+
+    async def noise(self, number: int, task: Task) -> None:
+        run = await self.traffic(task)
+        before = processor_time()
+        await asyncio.sleep(BEFORE + STILL)
+        idle = idle_percent(before, processor_time())
+        record = await run.finish()
+        figures = both(task.pps, *record, 0.0)
+        rows = [
+            NoiseRow(self.system.name, direction, task.size, task.run, found, idle)
+            for direction, found in zip(DIRECTIONS, figures, strict=True)
+        ]
+        tell(task=number, noise=rows)
+
+    async def move(self, number: int, task: Task) -> None:
+        bench = self.bench
+        run = await self.traffic(task)
+        try:
+            before = processor_time()
+            await asyncio.sleep(BEFORE)
+            moved = await self.system.move(bench)
+            await asyncio.sleep(AFTER)
+            idle = idle_percent(before, processor_time())
+        except BaseException:
+            await run.abandon()
+            raise
+        record = await run.finish()
+        rows = [
+            MoveRow(
+                vm=VM,
+                source=moved.source,
+                target=moved.target,
+                system=self.system.name,
+                direction=direction,
+                size=task.size,
+                run=task.run,
+                traffic=found,
+                guest_pause_ms=moved.pause_ms,
+                gap_minus_pause_ms=found.longest_gap_ms - moved.pause_ms,
+                total_ms=moved.total_ms,
+                idle_percent=idle,
+                **moved.more,
+            )
+            for direction, found in zip(DIRECTIONS, both(task.pps, *record, moved.resumed_at), strict=True)
+        ]
+        dots = around(record[0], moved.resumed_at, PICTURE_BEFORE_MS, PICTURE_AFTER_MS)
+        trace = Trace(self.system.name, task.pps, task.size, task.run, moved.pause_ms, dots)
+        await self.system.after_move(bench, moved.source, moved.target)
+        tell(task=number, move=rows, trace=trace)
+
+
+def both(pps: int, client: ClientRecord, guest: GuestReport, resumed_at: float) -> tuple[Figures, Figures]:
+    return (
+        client_to_vm(pps, client, guest, resumed_at),
+        vm_to_client(pps, client, guest, resumed_at),
+    )
+
+
+def processor_time() -> tuple[int, int]:
+    """Idle and all ticks of this machine's processors so far (proc(5), /proc/stat)."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
+
+
+def idle_percent(before: tuple[int, int], after: tuple[int, int]) -> float:
+    return round(100 * (after[0] - before[0]) / max(1, after[1] - before[1]), 1)
+
+
+async def compare(where: Directory, name: str, program: Path, tasks: Sequence[Task]) -> None:
+    settings = state.decode_settings(where.settings.read_bytes())
+    lab = LabHandle(settings.name, where.path, 1, settings.topology)
+    system = compare_systems.by_name(name)()
+    async with Manager(lab.topology.controller_url) as manager:
+        bench = Bench(lab, manager)
+        await bench.boot()
+        await system.set_up(bench)
+        await compare_systems.reached(bench, 30)
+        comparison = Comparison(bench, system, program)
+        for number, task in enumerate(tasks):
+            try:
+                await comparison.carry_out(number, task)
+            except LabError as error:
+                tell(task=number, failed=str(error))
+                return
+
+
+def main(arguments: Sequence[str]) -> int:
+    directory, name, program, tasks = arguments
+    try:
+        decoded = msgspec.json.decode(tasks, type=list[Task])
+        asyncio.run(compare(Directory(Path(directory)), name, Path(program), decoded))
+    except LabError as error:
+        tell(error=str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,302 @@
+"""What a comparison has measured: its form in build/compare.json, its summaries, what fell short. Pure."""
+
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from retinue.lab.compare_records import Dot, Figures
+
+RETINUE = "retinue"
+PEER = "ovn-multichassis-rarp"
+"""The best of the others: the one whose gap is the measure."""
+Direction = Literal["client-to-vm", "vm-to-client"]
+DIRECTIONS: tuple[Direction, ...] = ("client-to-vm", "vm-to-client")
+
+
+class MoveRow(msgspec.Struct, frozen=True, rename={"source": "from", "target": "to"}):
+    """One direction of one move, with the fields of demo_report.MoveFigures. None: the system has no such."""
+
+    vm: str
+    source: str
+    target: str
+    system: str
+    direction: Direction
+    size: int
+    """Octets of payload in each datagram."""
+    run: int
+    """From 1; both directions of a move have the same number."""
+    traffic: Figures
+    guest_pause_ms: float
+    """From STOP at the source to RESUME at the target."""
+    gap_minus_pause_ms: float
+    total_ms: float
+    """From the order to move until the source was free."""
+    idle_percent: float
+    """Of this machine's processors, during the run."""
+    flow_mods: int | None = None
+    packet_ins: int | None = None
+    control_ms: float | None = None
+    bindings_before: list[dict[str, Any]] = []
+    bindings_after: list[dict[str, Any]] = []
+    switch: str | None = None
+    port: int | None = None
+
+
+class NoiseRow(msgspec.Struct, frozen=True):
+    """The same traffic for the same time, and no move."""
+
+    system: str
+    direction: Direction
+    size: int
+    run: int
+    traffic: Figures
+    idle_percent: float
+
+
+class TcpRow(msgspec.Struct, frozen=True, rename={"source": "from", "target": "to"}):
+    """A move under one TCP bulk stream, client to VM. `run` 0 is without a move."""
+
+    system: str
+    source: str
+    target: str
+    run: int
+    tcp_survived: bool
+    longest_stall_ms: float
+    """Longest time without an acknowledgement at the client."""
+    megabits: float
+    """Carried a second, on the average."""
+    retransmits: int
+    guest_pause_ms: float
+    stall_minus_pause_ms: float
+    idle_percent: float
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A run that could not be carried out; it is in no figure."""
+
+    system: str
+    what: str
+    reason: str
+
+
+class SystemRow(msgspec.Struct, frozen=True):
+    name: str
+    available: bool
+    how: str
+    """How it was set up."""
+    reason: str = ""
+    """Why it is not available."""
+    versions: dict[str, str] = {}
+
+
+class Trace(msgspec.Struct, frozen=True):
+    """Requests of one run around the moment the VM ran on, for the picture."""
+
+    system: str
+    pps: int
+    size: int
+    run: int
+    pause_ms: float
+    dots: list[Dot]
+
+
+class Spread(msgspec.Struct, frozen=True):
+    median: float
+    min: float
+    max: float
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """Of all rows of a system, or of those of one direction, rate and size; those are None for "all"."""
+
+    system: str
+    direction: Direction | None
+    pps: int | None
+    size: int | None
+    rows: int
+    cut_off: int
+    """Rows in which the client heard no more of the VM."""
+    lost: Spread
+    lost_after_resume: Spread
+    duplicated: Spread
+    reordered: Spread
+    longest_gap_ms: Spread
+    gap_minus_pause_ms: Spread
+    guest_pause_ms: Spread
+
+
+class Settings(msgspec.Struct, frozen=True):
+    runs: int
+    pps: list[int]
+    sizes: list[int]
+
+
+class Report(msgspec.Struct, frozen=True):
+    schema: Literal[1]
+    measured_at: float
+    versions: dict[str, str]
+    processors: int
+    settings: Settings
+    systems: list[SystemRow]
+    moves: list[MoveRow]
+    noise: list[NoiseRow]
+    tcp: list[TcpRow]
+    summaries: list[Summary]
+    unmet: list[str]
+    """What retinue was to show and did not, a sentence each."""
+    failures: list[Failure] = []
+    traces: list[Trace] = []
+
+
+def encode(report: Report) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(report)) + b"\n"
+
+
+def decode(data: bytes) -> Report:
+    """Raises msgspec.ValidationError or DecodeError."""
+    return msgspec.json.decode(data, type=Report)
+
+
+# ---- summaries ----
+
+
+def summaries(moves: Sequence[MoveRow]) -> list[Summary]:
+    """For each system one of everything, then one for each direction, rate and size."""
+    found = []
+    for system in dict.fromkeys(row.system for row in moves):
+        rows = [row for row in moves if row.system == system]
+        found.append(_summary(system, None, None, None, rows))
+        kinds = sorted({(row.traffic.pps, row.size, row.direction) for row in rows})
+        for pps, size, direction in kinds:
+            having = [
+                row for row in rows if (row.traffic.pps, row.size, row.direction) == (pps, size, direction)
+            ]
+            found.append(_summary(system, direction, pps, size, having))
+    return found
+
+
+def _summary(
+    system: str, direction: Direction | None, pps: int | None, size: int | None, rows: Sequence[MoveRow]
+) -> Summary:
+    return Summary(
+        system=system,
+        direction=direction,
+        pps=pps,
+        size=size,
+        rows=len(rows),
+        cut_off=sum(row.traffic.cut_off for row in rows),
+        lost=spread(row.traffic.lost for row in rows),
+        lost_after_resume=spread(row.traffic.lost_after_resume for row in rows),
+        duplicated=spread(row.traffic.duplicated for row in rows),
+        reordered=spread(row.traffic.reordered for row in rows),
+        longest_gap_ms=spread(row.traffic.longest_gap_ms for row in rows),
+        gap_minus_pause_ms=spread(row.gap_minus_pause_ms for row in rows),
+        guest_pause_ms=spread(row.guest_pause_ms for row in rows),
+    )
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """`values` must not be empty."""
+    found = list(values)
+    return Spread(*(round(value, 2) for value in (statistics.median(found), min(found), max(found))))
+
+
+# ---- what was wanted ----
+
+
+def unmet(moves: Sequence[MoveRow], failures: Sequence[Failure] = ()) -> list[str]:
+    """Where retinue lost, doubled or reordered anything, or kept quiet for longer than OVN does."""
+    return [
+        *(
+            f"{f.system}: {f.what} could not be carried out: {f.reason}"
+            for f in failures
+            if f.system == RETINUE
+        ),
+        *_not_clean(moves),
+        *_gap_too_long(moves),
+    ]
+
+
+def _not_clean(moves: Sequence[MoveRow]) -> Iterator[str]:
+    for row in moves:
+        if row.system != RETINUE:
+            continue
+        traffic = row.traffic
+        seen = {
+            "lost": traffic.lost,
+            "lost on the way back": traffic.answers_lost,
+            "duplicated": traffic.duplicated,
+            "reordered": traffic.reordered,
+        }
+        wrong = ", ".join(f"{count} {what}" for what, count in seen.items() if count)
+        if wrong:
+            yield f"{_where(row)}: {wrong} of {traffic.sent} ({traffic.lost_after_resume} lost after RESUME)"
+
+
+def _gap_too_long(moves: Sequence[MoveRow]) -> Iterator[str]:
+    kinds = sorted({(row.direction, row.traffic.pps, row.size) for row in moves if row.system == RETINUE})
+    for kind in kinds:
+        gaps = {
+            system: [
+                row.traffic.longest_gap_ms
+                for row in moves
+                if (row.system, row.direction, row.traffic.pps, row.size) == (system, *kind)
+            ]
+            for system in (RETINUE, PEER)
+        }
+        if not gaps[PEER]:
+            continue
+        allowed = statistics.median(gaps[PEER])
+        longer = [gap for gap in gaps[RETINUE] if gap > allowed]
+        if longer:
+            direction, pps, size = kind
+            yield (
+                f"{direction}, {pps}/s of {size} octets: longest gap above the median of {PEER}, "
+                f"{allowed:.0f} ms, in {len(longer)} of {len(gaps[RETINUE])} runs "
+                f"(retinue's median {statistics.median(gaps[RETINUE]):.0f} ms, worst {max(longer):.0f} ms)"
+            )
+
+
+def _where(row: MoveRow) -> str:
+    return f"{row.direction}, {row.traffic.pps}/s of {row.size} octets, run {row.run}"
+
+
+# ---- adding to an earlier report ----
+
+
+def merged(earlier: Report, later: Report) -> Report:
+    """Both; what the later one has measured of a system, rate and size takes the place of the earlier's."""
+    again = {(row.system, row.traffic.pps, row.size) for row in later.moves}
+    moves = [
+        row for row in earlier.moves if (row.system, row.traffic.pps, row.size) not in again
+    ] + later.moves
+    noise_again = {(row.system, row.traffic.pps, row.size) for row in later.noise}
+    noise = [r for r in earlier.noise if (r.system, r.traffic.pps, r.size) not in noise_again] + later.noise
+    tcp_again = {row.system for row in later.tcp}
+    tcp = [row for row in earlier.tcp if row.system not in tcp_again] + later.tcp
+    systems = {row.name: row for row in earlier.systems} | {row.name: row for row in later.systems}
+    traced = {trace.system for trace in later.traces}
+    traces = [trace for trace in earlier.traces if trace.system not in traced] + later.traces
+    measured = {row.system for row in later.moves} | tcp_again
+    failures = [f for f in earlier.failures if f.system not in measured] + later.failures
+    return Report(
+        schema=1,
+        measured_at=later.measured_at,
+        versions=earlier.versions | later.versions,
+        processors=later.processors,
+        settings=Settings(
+            runs=max((row.run for row in moves), default=later.settings.runs),
+            pps=sorted({row.traffic.pps for row in moves} | set(later.settings.pps)),
+            sizes=sorted({row.size for row in moves} | set(later.settings.sizes)),
+        ),
+        systems=list(systems.values()),
+        moves=moves,
+        noise=noise,
+        tcp=tcp,
+        summaries=summaries(moves),
+        unmet=unmet(moves, failures),
+        failures=failures,
+        traces=traces,
+    )

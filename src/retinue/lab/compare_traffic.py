@@ -1,0 +1,97 @@
+"""Runs guest/steady.c at both ends: numbered traffic between the client and the VM, both ways at once."""
+
+import asyncio
+import contextlib
+import tempfile
+from pathlib import Path
+
+from retinue.lab.commands import Popen
+from retinue.lab.compare_records import ClientRecord, GuestReport, RecordError
+from retinue.lab.demo_wire import Driver
+from retinue.lab.errors import LabError
+from retinue.lab.topology import CLIENT
+
+PORT = 7001
+FLOW_LIMIT = 40.0
+"""Seconds until the guest must have answered: a moved binding or a routing cache may take its time."""
+END_LIMIT = 20.0
+
+START = f"steady answer {PORT} >/tmp/steady.out 2>&1 & echo $! >/tmp/steady.pid"
+END = "kill $(cat /tmp/steady.pid); while kill -0 $(cat /tmp/steady.pid) 2>/dev/null; do usleep 20000; done"
+
+
+class SteadyRun:
+    """Traffic under way, made by `start`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, driver: Driver, vm: str, record: Path) -> None:
+        self._process = process
+        self._driver = driver
+        self._vm = vm
+        self._record = record
+
+    @classmethod
+    async def start(
+        cls, popen: Popen, driver: Driver, program: Path, vm: str, address: str, *, pps: int, size: int
+    ) -> "SteadyRun":
+        """Return when packets flow both ways. Raises LabError when they do not."""
+        code, said = await driver.in_guest(vm, START)
+        if code:
+            raise LabError(f"{vm} cannot answer traffic: {said.strip()}")
+        with tempfile.NamedTemporaryFile(prefix="retinue-steady-", delete=False) as file:
+            record = Path(file.name)
+        words = [address, str(PORT), str(pps), str(size), str(pps), str(record)]
+        process = await popen(CLIENT, [str(program), "ask", *words])
+        run = cls(process, driver, vm, record)
+        try:
+            await run._flowing()
+        except BaseException:
+            await run.abandon()
+            raise
+        return run
+
+    async def _flowing(self) -> None:
+        assert self._process.stdout is not None
+        try:
+            async with asyncio.timeout(FLOW_LIMIT):
+                line = await self._process.stdout.readline()
+        except TimeoutError:
+            raise LabError(f"{self._vm} does not answer the client within {FLOW_LIMIT:.0f} s") from None
+        if line != b"flowing\n":
+            raise LabError(f"the client's traffic program ended: {await self._complaint()}")
+
+    async def finish(self) -> tuple[ClientRecord, GuestReport]:
+        """End it, first the sending, then, when all is in, the rest. Raises LabError."""
+        assert self._process.stdin is not None
+        try:
+            async with asyncio.timeout(END_LIMIT):
+                self._process.stdin.write(b"stop\n")
+                await self._process.stdin.drain()
+                await self._guest(END)
+                report = GuestReport.parse(await self._guest("cat /tmp/steady.out"))
+                self._process.stdin.close()
+                if await self._process.wait():
+                    raise LabError(f"the client's traffic program failed: {await self._complaint()}")
+            with self._record.open() as lines:
+                return ClientRecord.parse(lines), report
+        except (TimeoutError, RecordError, OSError) as error:
+            raise LabError(f"the traffic's record cannot be had: {error or 'it takes too long'}") from error
+        finally:
+            await self.abandon()
+
+    async def abandon(self) -> None:
+        """End whatever still runs; the record is lost."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+            with contextlib.suppress(LabError):
+                await self._guest("kill -KILL $(cat /tmp/steady.pid) 2>/dev/null")
+        self._record.unlink(missing_ok=True)
+
+    async def _guest(self, command: str) -> str:
+        _, output = await self._driver.in_guest(self._vm, command)
+        return output
+
+    async def _complaint(self) -> str:
+        assert self._process.stderr is not None
+        return (await self._process.stderr.read()).decode(errors="replace")[-300:]
