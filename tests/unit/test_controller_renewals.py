@@ -27,6 +27,7 @@ from retinue.packets import (
     discover,
     nak,
     offer,
+    parse_dhcp,
     parse_dhcp_frame,
     request,
 )
@@ -160,6 +161,7 @@ async def test_the_ack_makes_the_binding_and_goes_to_the_agent_not_to_the_vm(lab
     await lab.agent_sends(order)
     done = await waiting
     assert (done.state, done.lease_seconds, done.recorded_port) == (OrderState.ACKED, LEASE, vm_port(1))
+    assert parse_dhcp(bytes.fromhex(done.answer)).message_type is MessageType.ACK
     assert lab.lease_end == done.lease_end == lab.now + LEASE
     assert lab.fake.net.holdings[vm_ip(1)].client_id == CLIENT_ID
     assert len(lab.heard_by_vm()) == before, "the guest has seen nothing"

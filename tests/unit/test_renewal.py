@@ -16,6 +16,7 @@ from retinue.bindings.renewal import (
     Renewal,
     RenewalState,
     Send,
+    Told,
     Wait,
     Waited,
     begin,
@@ -138,3 +139,12 @@ def test_an_ack_that_grants_something_else_is_no_renewal() -> None:
         assert isinstance(effect, NotRenewed)
         assert words in effect.reason
         assert this.state is RenewalState.REFUSED
+
+
+def test_the_controllers_word_on_the_answer_ends_it() -> None:
+    this, effects = step(started(), Told(600), 100.1)
+    assert (this.state, this.lease_seconds, effects) == (RenewalState.ACKED, 600, [Acked(600)])
+    this, effects = step(started(), Told(None), 100.1)
+    assert effects == [Acked(math.inf)]
+    this, effects = step(started(), Told(None, "refused by DHCP server dhcp"), 100.1)
+    assert (this.state, effects) == (RenewalState.REFUSED, [NotRenewed("refused by DHCP server dhcp")])

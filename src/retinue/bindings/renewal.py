@@ -4,6 +4,7 @@
     no answer     the wait is over      send again, wait twice as long: 1, 2, 4, 8 s; then silent
     ACK           for this address      acked, with the lease time
     NAK           -                     refused, with the server's words
+    told          by the controller     acked or refused, as it says
     else          -                     not ours, changes nothing
 
 The DHCP server judges (RFC 2131, 4.3.2): "If the DHCP server ... the network address is correct", it says
@@ -11,6 +12,7 @@ DHCPACK, otherwise DHCPNAK; nobody else may say either for it. No clock and no r
 transaction id are handed in.
 """
 
+import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address
@@ -85,11 +87,20 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """The controller has taken the answer and judged it: the lease's seconds (None: for ever), or why there
+    is no lease."""
+
+    lease_seconds: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Waited:
     """Time has passed."""
 
 
-Event = Heard | Waited
+Event = Heard | Told | Waited
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +144,11 @@ def step(this: Renewal, event: Event, now: float) -> tuple[Renewal, list[Effect]
     match event:
         case Heard(dhcp):
             return _heard(this, dhcp)
+        case Told(reason=reason) if reason:
+            return replace(this, state=RenewalState.REFUSED, reason=reason), [NotRenewed(reason)]
+        case Told(lease_seconds=seconds):
+            seconds = math.inf if seconds is None else seconds
+            return replace(this, state=RenewalState.ACKED, lease_seconds=seconds), [Acked(seconds)]
         case Waited() if now < this.wait_until:
             return this, [Wait(this.wait_until)]
         case Waited() if this.sent < len(BACK_OFF):

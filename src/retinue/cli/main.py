@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from retinue.cli import bindings, daemon, events, lab, moves, network, vms
+from retinue.cli import agent, bindings, daemon, events, lab, moves, network, vms
 from retinue.cli.errors import Commands
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 for name, noun in (
     ("lab", lab.app),
     ("controller", daemon.app),
+    ("agent", agent.app),
     ("vm", vms.app),
     ("move", moves.app),
     ("binding", bindings.app),

@@ -129,7 +129,7 @@ class DhcpPath:
                 case ToVM():
                     self._context.counters["DHCP kept back: the binding is not confirmed"] += 1
                 case ToAgent():
-                    self.renewals.answered(effect, passing.dhcp.lease_time, stands)
+                    self.renewals.answered(effect, passing.dhcp, stands)
                 case Refused():
                     pass
 

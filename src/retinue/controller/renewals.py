@@ -17,6 +17,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address
+from math import isinf
 
 import structlog
 
@@ -24,6 +25,7 @@ from retinue.bindings.renewal import BACK_OFF
 from retinue.bindings.snooping import Recorded, Snooper, ToAgent
 from retinue.controller.context import Context
 from retinue.model import VM, BindingKind, Holding, Mac, ModelError, Service
+from retinue.packets import DHCP, build_dhcp
 
 log = structlog.get_logger()
 
@@ -80,6 +82,8 @@ class Order:
     lease_seconds: float | None = None
     """What the ACK granted; None also for a lease that never ends."""
     lease_end: float | None = None
+    answer: str = ""
+    """The DHCP server's ACK or NAK itself, in hexadecimal: it goes to the agent, not to the VM (row A7)."""
     reason: str = ""
 
 
@@ -169,11 +173,12 @@ class Renewals:
         self.orders[order.id] = order
         self._context.events.publish("renewal.sent", renewal=order, vm=order.vm)
 
-    def answered(self, effect: ToAgent, lease_seconds: float | None, stands: bool) -> None:
+    def answered(self, effect: ToAgent, answer: DHCP, stands: bool) -> None:
         """The DHCP server has answered; with an ACK the binding has been made, and `stands` if confirmed."""
         order = self._of(effect.xid)
         if order is None:
             return
+        order = replace(order, answer=build_dhcp(answer).hex())
         if effect.refusal:
             self._end(order, OrderState.REFUSED, effect.refusal)
             return
@@ -182,7 +187,9 @@ class Renewals:
             return
         held = self._context.net.holdings.get(order.ip)
         end = None if held is None else held.lease_end
-        self._end(replace(order, lease_seconds=lease_seconds, lease_end=end), OrderState.ACKED, "")
+        seconds = answer.lease_time
+        granted = None if seconds is None or isinf(seconds) else seconds
+        self._end(replace(order, lease_seconds=granted, lease_end=end), OrderState.ACKED, "")
 
     def lease_ended(self, holding: Holding) -> None:
         """A lease ran out. Its VM may be on its way."""

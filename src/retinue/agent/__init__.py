@@ -1,0 +1,1 @@
+"""What runs beside the hypervisor on each server."""

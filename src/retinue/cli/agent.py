@@ -1,0 +1,183 @@
+"""`retinue agent`: what runs beside the hypervisor, and single things it does."""
+
+import time
+from ipaddress import AddressValueError, IPv4Address
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retinue.cli import options, reach, tables
+from retinue.cli.errors import CliError
+
+if TYPE_CHECKING:
+    from retinue.bindings.renewal import Lease
+
+app = options.group("The agent beside the hypervisor: renew a VM's lease on its behalf.")
+
+
+@app.command()
+def renew(
+    vm: Annotated[str, typer.Option(metavar="ID", help="The VM's name.")],
+    standalone: Annotated[
+        bool, typer.Option("--standalone", help="No controller of ours: the switch snoops by itself.")
+    ] = False,
+    port: Annotated[
+        str | None, typer.Option(metavar="TAP", help="The VM's tap. With a controller it is known.")
+    ] = None,
+    bridge: Annotated[
+        str,
+        typer.Option(metavar="BRIDGE", help='The Open vSwitch bridge the tap is in; "" for other switches.'),
+    ] = "",
+    mac: Annotated[str | None, typer.Option(metavar="MAC", help="The VM's MAC. Standalone.")] = None,
+    ip: Annotated[str | None, typer.Option(metavar="IP", help="The address to renew. Standalone.")] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="IP", help="The DHCP server that granted it (its option 54). Standalone."),
+    ] = None,
+    server_mac: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MAC",
+            help="MAC of the DHCP server, or of the VM's gateway if it is elsewhere. Left out: broadcast.",
+        ),
+    ] = None,
+    client_id: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEX",
+            help="The VM's DHCP client identifier (option 61), if it uses one. Standalone.",
+        ),
+    ] = None,
+    qmp: Annotated[
+        Path | None,
+        typer.Option(metavar="SOCKET", help="QMP socket of the VM's QEMU: wait until the VM has arrived."),
+    ] = None,
+    timeout: options.Timeout = None,
+    url: options.Url = None,
+    lab: options.Lab = None,
+    as_json: options.Json = False,
+) -> None:
+    """Renew a VM's DHCP lease on its behalf, from its own port; the guest sees nothing of it.
+
+    A switch that snoops DHCP binds the VM to the port it is at now. Ends with code 0 when the DHCP server has
+    acknowledged, with 1 when it has refused or did not answer. To be run on the server that runs the VM, as
+    root.
+
+    \b
+    Examples:
+      retinue agent renew --vm vm1 --bridge br0
+      retinue agent renew --standalone --vm vm1 --mac 52:54:00:00:00:01 --ip 10.1.0.100 \\
+          --server 10.1.0.2 --server-mac 02:00:00:00:00:d1 --port tap-vm1
+    """
+    import asyncio
+
+    if standalone:
+        missing = [n for n, v in (("mac", mac), ("ip", ip), ("server", server), ("port", port)) if not v]
+        if missing:
+            raise typer.BadParameter(f"with --standalone also --{', --'.join(missing)}")
+        lease = _lease(mac or "", ip or "", server or "", server_mac, client_id)
+        work = _standalone(lease, port or "", bridge, qmp, timeout)
+    else:
+        given = (("mac", mac), ("ip", ip), ("server", server), ("client-id", client_id))
+        if superfluous := [name for name, value in given if value]:
+            raise typer.BadParameter(
+                f"the controller knows the lease: --{', --'.join(superfluous)} only with --standalone"
+            )
+        work = _ordered(vm, port, bridge or "br0", qmp, timeout, reach.controller(url, lab).url)
+    outcome = {"vm": vm, **asyncio.run(work)}
+    if as_json:
+        tables.print_json(outcome)
+    elif outcome["state"] == "acked":
+        seconds = outcome["lease_seconds"]
+        until = "for ever" if seconds is None else f"for {seconds:.0f} s"
+        typer.echo(f"VM {vm}: {outcome['ip']} is renewed {until}")
+    else:
+        typer.echo(f"VM {vm}: {outcome['ip']} is not renewed: {outcome['reason']}", err=True)
+    if outcome["state"] != "acked":
+        raise typer.Exit(1)
+
+
+def _lease(mac: str, ip: str, server: str, server_mac: str | None, client_id: str | None) -> "Lease":
+    from retinue.bindings.renewal import Lease
+    from retinue.model import ModelError
+    from retinue.model import mac as checked
+    from retinue.packets import BROADCAST
+
+    try:
+        return Lease(
+            ip=IPv4Address(ip),
+            mac=checked(mac),
+            server=IPv4Address(server),
+            client_id=bytes.fromhex((client_id or "").replace(":", "")),
+            next_hop=checked(server_mac) if server_mac else BROADCAST,
+        )
+    except (AddressValueError, ModelError) as error:
+        raise typer.BadParameter(str(error)) from error
+    except ValueError as error:
+        raise typer.BadParameter(f"--client-id {client_id}: not hexadecimal") from error
+
+
+async def _standalone(
+    lease: "Lease", tap: str, bridge: str, qmp: Path | None, limit: float | None
+) -> dict[str, Any]:
+    from math import isinf
+
+    from retinue.agent.renewing import InjectionError, fresh_xid
+    from retinue.agent.standalone import renew_at_tap
+
+    await _arrived(qmp, limit)
+    try:
+        done = await renew_at_tap(lease, fresh_xid(), tap, bridge)
+    except InjectionError as error:
+        raise CliError(str(error)) from error
+    seconds = done.lease_seconds
+    granted = None if seconds is None or isinf(seconds) else seconds
+    return {
+        "ip": str(lease.ip),
+        "state": str(done.state),
+        "sent": done.sent,
+        "xid": f"{done.xid:#010x}",
+        "lease_seconds": granted,
+        "lease_end": None if granted is None else time.time() + granted,
+        "reason": done.reason,
+    }
+
+
+async def _ordered(
+    vm: str, tap: str | None, bridge: str, qmp: Path | None, limit: float | None, url: str
+) -> dict[str, Any]:
+    from retinue.agent.orders import HttpOrders, OrderError, carry_out
+    from retinue.agent.ovs_port import OvsPort, port_number
+    from retinue.agent.renewing import InjectionError
+
+    await _arrived(qmp, limit)
+    orders = HttpOrders(url)
+    try:
+        number = await port_number(tap) if tap else None
+        order = await orders.order(vm)
+        done = await carry_out(order, OvsPort(bridge, number or order.port_number), orders)
+    except (OrderError, InjectionError) as error:
+        raise CliError(str(error)) from error
+    finally:
+        await orders.close()
+    return {
+        "id": done.id,
+        "ip": done.ip,
+        "state": done.state,
+        "xid": f"{done.xid:#010x}",
+        "lease_seconds": done.lease_seconds,
+        "lease_end": done.lease_end,
+        "reason": done.reason,
+    }
+
+
+async def _arrived(qmp: Path | None, limit: float | None) -> None:
+    from retinue.agent.standalone import ArrivalError, arrived
+
+    if qmp is None:
+        return
+    try:
+        await arrived(qmp, limit, lambda: typer.echo("waiting for the VM to arrive", err=True))
+    except ArrivalError as error:
+        raise CliError(str(error)) from error
