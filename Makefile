@@ -1,12 +1,13 @@
 # make demo   the main job, end to end, on real parts; writes build/demo.json
 # make test   everything: unit, property and lab tests
+# make install-libvirt   what servers with libvirt need besides (half a minute); without it their tests are skipped
 # make check  ruff, strict types, import contracts (under a minute)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export RETINUE_CACHE ?= $(CURDIR)/build/cache
 
-.PHONY: help demo test unit check format install system clean
+.PHONY: help demo test unit check format install install-libvirt system clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -23,10 +24,16 @@ $(VENV)/.installed: requirements.lock requirements-nodeps.txt pyproject.toml
 
 install: system $(VENV)/.installed
 
+install-libvirt: $(VENV)/.installed-libvirt
+
+$(VENV)/.installed-libvirt: $(VENV)/.installed deploy/apt-libvirt.txt requirements-libvirt.txt
+	@sh deploy/install-libvirt.sh $(BIN)/pip
+	@touch $@
+
 demo: install
 	@$(BIN)/retinue lab demo --output build/demo.json
 
-test: install
+test: install install-libvirt
 	@$(BIN)/pytest
 
 unit: $(VENV)/.installed

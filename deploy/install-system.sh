@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs the Debian packages of apt-packages.txt that are missing. Does nothing when all are there.
+# Installs the Debian packages of a list (apt-packages.txt) that are missing. Does nothing when all are there.
 set -eu
-here=$(dirname "$0")
+list=${1:-$(dirname "$0")/apt-packages.txt}
 missing=""
-for package in $(sed 's/#.*//' "$here/apt-packages.txt"); do
+for package in $(sed 's/#.*//' "$list"); do
     state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
     [ "$state" = installed ] || missing="$missing $package"
 done

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from retinue.lab import topology
+from retinue.lab import libvirtd, topology
 from retinue.lab.errors import LabError
 from retinue.lab.kea import configuration
 from retinue.lab.topology import Topology, controller_config, decode_hook, encode_hook, load
@@ -185,3 +185,29 @@ def test_leaves_without_a_spine_are_refused(tmp_path: Path) -> None:
     start, end = DEFAULT.index("[[spine]]"), DEFAULT.index("[[leaf]]")
     with pytest.raises(LabError, match="there must be a spine"):
         load(write(tmp_path, DEFAULT[:start] + DEFAULT[end:]))
+
+
+def test_the_libvirt_network_is_the_default_one_with_other_hypervisors() -> None:
+    plain, other = load(), load("libvirt")
+    assert {server.hypervisor for server in plain.server} == {"qemu"}
+    assert {server.hypervisor for server in other.server} == {"libvirt"}
+    assert controller_config(other) == controller_config(plain), "the controller does not know the difference"
+    assert libvirtd.env(other, "server1") and not libvirtd.env(other, "client")
+    assert not libvirtd.env(plain, "server1")
+
+
+def test_a_vm_cannot_move_between_two_kinds_of_hypervisor(tmp_path: Path) -> None:
+    file = tmp_path / "mixed.toml"
+    file.write_text(DEFAULT.replace("dpid = 0x31\n", 'dpid = 0x31\nhypervisor = "libvirt"\n'))
+    with pytest.raises(LabError, match="same hypervisor"):
+        load(file)
+    file.write_text(DEFAULT.replace("dpid = 0x31\n", 'dpid = 0x31\nhypervisor = "xen"\n'))
+    with pytest.raises(LabError, match="xen"):
+        load(file)
+
+
+def test_libvirt_that_is_missing_is_said_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libvirtd, "PROGRAMS", ("virsh-that-nobody-has",))
+    libvirtd.check(load())
+    with pytest.raises(LabError, match=r"virsh-that-nobody-has.* `make install-libvirt`"):
+        libvirtd.check(load("libvirt"))

@@ -33,7 +33,7 @@ def interface_id(vm: str) -> str:
         canonical = str(uuid.UUID(vm))
     except ValueError:
         canonical = ""
-    if canonical != vm:
+    if not vm or canonical != vm:
         raise HypervisorError(
             f"VM {vm}: libvirt marks a port with a UUID, so a VM it runs needs one as its id "
             f"(lower case, with hyphens, such as {uuid.uuid5(uuid.NAMESPACE_OID, vm)})"

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from retinue.lab import kea, nodes, switches
+from retinue.lab import kea, libvirtd, nodes, switches
 from retinue.lab.errors import LabError
 from retinue.lab.processes import Daemon, Supervisor, first_host_pid, last_words, run
 from retinue.lab.state import Directory, LabStatus, NodeStatus, Settings, SwitchStatus
-from retinue.lab.topology import CONTROLLER, DHCP, REST_PORT, SANDBOX, controller_config
+from retinue.lab.topology import CONTROLLER, DHCP, LIBVIRT, REST_PORT, SANDBOX, controller_config
 
 STATE_VARIABLE = "RETINUE_LAB_STATE"
 """Environment variable that tells every program in the sandbox the lab's directory."""
@@ -22,6 +22,7 @@ VERSIONS = {
 }
 CONTROLLER_SECONDS = 20.0
 DRIVER = "retinue.lab.vmdriver"
+LIBVIRT_DRIVER = "retinue.lab.libvirt_driver"
 
 Progress = Callable[[str], None]
 
@@ -62,11 +63,13 @@ class Lab:
             )
         if self.settings.start_driver:
             progress("VM driver")
-            await self.supervisor.start("vmdriver", SANDBOX, [sys.executable, "-m", DRIVER], ready_fd=True)
+            driver = LIBVIRT_DRIVER if libvirtd.servers(self.topology) else DRIVER
+            await self.supervisor.start("vmdriver", SANDBOX, [sys.executable, "-m", driver], ready_fd=True)
 
     def env(self, node: str) -> dict[str, str]:
         """What a program in the node finds in its environment."""
-        return switches.env(node) if node in switches.nodes(self.topology) else {}
+        ovs = switches.env(node) if node in switches.nodes(self.topology) else {}
+        return ovs | libvirtd.env(self.topology, node)
 
     async def announce(self) -> dict[str, bool]:
         return await nodes.announce_servers(self.topology)
@@ -76,6 +79,8 @@ class Lab:
         for server in self.topology.server:
             if server.id == node:
                 await nodes.configure_server(self.topology, server)
+                if server.hypervisor == LIBVIRT:
+                    await libvirtd.start(self.supervisor, self.topology, server)
 
     async def start_controller(self) -> None:
         """Start the controller in its node, or start it again; return when its REST interface answers."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import retinue
-from retinue.lab import guest, host, state, switches, topology
+from retinue.lab import guest, host, libvirtd, state, switches, topology
 from retinue.lab.errors import LabError
 from retinue.lab.init import DESCRIPTORS
 from retinue.lab.processes import last_words
@@ -69,6 +69,7 @@ class LabHandle:
         env = {
             "PATH": host.search_path(),
             **(switches.env(node) if node in switches.nodes(self.topology) else {}),
+            **libvirtd.env(self.topology, node),
         }
         words = [f"{key}={value}" for key, value in env.items()]
         return [
@@ -159,6 +160,7 @@ def up(
     if start_driver:
         _make_guest(progress)
     plan = network if isinstance(network, Topology) else topology.load(network)
+    libvirtd.check(plan)
     where = state.directory(name)
     state.create_base()
     settings = Settings(name, plan, start_controller, start_driver)

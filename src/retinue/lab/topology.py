@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -30,6 +30,8 @@ UPLINK = "up0"
 """A server's NIC, a port of its edge switch."""
 EDGE_BRIDGE = "br0"
 OPENFLOW_PORT, OVSDB_PORT, REST_PORT = 6653, 6640, 8080
+QEMU = "qemu"
+LIBVIRT = "libvirt"
 IFNAME_MAX = 15
 """Longest name Linux takes for an interface (IFNAMSIZ - 1)."""
 
@@ -66,6 +68,8 @@ class ServerPart(_Part, frozen=True, kw_only=True):
     dpid: Dpid
     given: bool = False
     """True: the controller is told the server's leaf port instead of finding it by ARP (row D7)."""
+    hypervisor: Literal["qemu", "libvirt"] = "qemu"
+    """Who runs its VMs: the VM driver's own QEMUs, or a libvirtd of the server."""
 
 
 class Reservation(_Part, frozen=True, kw_only=True):
@@ -228,8 +232,14 @@ def node_of(part: ServerPart | DhcpPart | RouterPart) -> str:
 
 
 def load(file: Path | str | None = None) -> Topology:
-    """Read a topology file (None: the default one). Raises LabError that names the file and the key."""
+    """Read a topology file (None: the default one), or one of ours by its name, such as "libvirt".
+
+    Raises LabError that names the file and the key.
+    """
     path = Path(file) if file is not None else DEFAULT_FILE
+    if path.name == str(path) and not path.exists():
+        ours = DEFAULT_FILE.with_name(f"{path}.toml")
+        path = ours if ours.exists() else path
     try:
         text = path.read_text()
     except OSError as error:
@@ -288,6 +298,8 @@ def _check(topology: Topology) -> Topology:
         )
     _check_networks(topology)
     _check_services(topology)
+    if len({server.hypervisor for server in topology.server}) > 1:
+        raise LabError("servers: all of them run the same hypervisor, a VM cannot move between two kinds")
     return topology
 
 

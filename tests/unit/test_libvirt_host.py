@@ -1,0 +1,271 @@
+"""libvirt behind H1, with a libvirt in memory."""
+
+import asyncio
+import contextlib
+import ctypes
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from fake_libvirt import FakeConnection, FakeLibrary
+from retinue.hypervisor import (
+    Gone,
+    HypervisorError,
+    MigrationFailed,
+    Resumed,
+    RunState,
+    Started,
+    Stopped,
+    VMSpec,
+    libvirt_host,
+)
+from retinue.hypervisor.interface import Event
+from retinue.hypervisor.libvirt_domain import Consoles, domain_xml, interface_id, interface_ids, taps
+from retinue.hypervisor.libvirt_events import Happening, Kind, Lifecycle, event_of, kind_of
+from retinue.hypervisor.libvirt_host import LibvirtHost
+from retinue.hypervisor.libvirt_hypervisor import LibvirtHypervisor
+from retinue.lab import keepgroups
+
+VM = "00000000-0000-4000-8000-000000000001"
+OTHER = "00000000-0000-4000-8000-000000000002"
+FOLDER = Path("/run/libvirt/vms")
+CONSOLES = Consoles(FOLDER / "a", FOLDER / "b")
+LIMIT = 5.0
+
+
+def spec(vm: str = VM) -> VMSpec:
+    return VMSpec(vm, "52:54:00:00:00:01", "tap-1", Path("/k"), Path("/i"), "console=ttyS0 a=<&>")
+
+
+@pytest.fixture
+def library() -> FakeLibrary:
+    return FakeLibrary()
+
+
+@pytest.fixture
+async def host(library: FakeLibrary) -> AsyncIterator[LibvirtHost]:
+    made = LibvirtHost("server1", "test:///", library)
+    yield made
+    await made.close()
+
+
+def server(library: FakeLibrary) -> FakeConnection:
+    assert library.server is not None
+    return library.server
+
+
+# ---- XML ----
+
+
+def test_the_domain_has_one_port_by_its_id_and_no_offload() -> None:
+    domain = ElementTree.fromstring(domain_xml(spec(), CONSOLES))
+    assert domain.get("type") == "qemu"
+    assert domain.findtext("uuid") == domain.findtext("name") == VM
+    assert domain.findtext("os/kernel") == "/k" and domain.findtext("os/initrd") == "/i"
+    assert domain.findtext("os/cmdline") == "console=ttyS0 a=<&>"
+    (interface,) = domain.findall("devices/interface")
+    assert {key: interface.find(key).attrib for key in ("mac", "source", "target", "model")} == {  # type: ignore[union-attr]
+        "mac": {"address": "52:54:00:00:00:01"},
+        "source": {"bridge": "br0"},
+        "target": {"dev": "tap-1"},
+        "model": {"type": "virtio"},
+    }
+    for side, count in (("host", 6), ("guest", 5)):
+        switched = interface.find(f"driver/{side}")
+        assert switched is not None and list(switched.attrib.values()) == ["off"] * count
+    assert not domain.findall("devices/video") and not domain.findall("devices/graphics")
+    assert [s.get("type") for s in domain.findall("devices/serial")] == ["file", "unix"]
+
+
+def test_ids_and_taps_are_read_back_from_anybodys_domain() -> None:
+    xml = domain_xml(spec(), CONSOLES)
+    assert interface_ids(xml) == (VM,) and taps(xml) == ("tap-1",)
+    assert interface_ids("<domain><devices><interface type='network'/></devices></domain>") == ()
+    assert interface_ids("no xml") == () and taps("no xml") == ()
+
+
+@pytest.mark.parametrize("id", ["vm1", VM.replace("-", ""), "AAAAAAAA-0000-4000-8000-000000000001", ""])
+def test_an_id_that_is_no_uuid_is_refused_with_a_way_out(id: str) -> None:
+    with pytest.raises(HypervisorError, match="UUID"):
+        interface_id(id)
+
+
+# ---- events ----
+
+
+@pytest.mark.parametrize(
+    ("event", "detail", "kind"),
+    [
+        (Lifecycle.STARTED, 0, Kind.STARTED),
+        (Lifecycle.STARTED, 1, Kind.INCOMING),
+        (Lifecycle.STARTED, 2, Kind.STARTED),
+        (Lifecycle.SUSPENDED, 0, None),
+        (Lifecycle.SUSPENDED, 1, Kind.SUSPENDED),
+        (Lifecycle.SUSPENDED, 2, None),
+        (Lifecycle.RESUMED, 0, None),
+        (Lifecycle.RESUMED, 1, Kind.RESUMED),
+        (Lifecycle.STOPPED, 0, Kind.STOPPED),
+        (Lifecycle.STOPPED, 1, Kind.STOPPED),
+        (Lifecycle.STOPPED, 3, Kind.DEPARTED),
+        (Lifecycle.STOPPED, 5, Kind.FAILED),
+        (Lifecycle.DEFINED, 1, None),
+        (Lifecycle.SHUTDOWN, 0, None),
+        (99, 1, None),
+    ],
+)
+def test_what_each_event_means(event: int, detail: int, kind: Kind | None) -> None:
+    assert kind_of(event, detail) is kind
+
+
+def test_each_kind_as_an_event_of_h1() -> None:
+    events = {kind: event_of(Happening(VM, kind, 1.5)) for kind in Kind}
+    assert events == {
+        Kind.STARTED: Started(VM, 1.5),
+        Kind.INCOMING: None,
+        Kind.SUSPENDED: Stopped(VM, 1.5),
+        Kind.RESUMED: Resumed(VM, 1.5),
+        Kind.DEPARTED: Gone(VM, 1.5),
+        Kind.STOPPED: Gone(VM, 1.5),
+        Kind.FAILED: MigrationFailed(VM, 1.5, "libvirt could not take it in", source_runs=True),
+    }
+
+
+# ---- the host ----
+
+
+async def test_a_vm_is_plugged_paused_and_then_started(host: LibvirtHost, library: FakeLibrary) -> None:
+    hypervisor = LibvirtHypervisor(host, FOLDER, Path("/seen/here"))
+    machine = await hypervisor.plug(spec())
+    assert await machine.state() is RunState.PAUSED
+    again = await hypervisor.start(spec())
+    assert await again.state() is RunState.RUNNING
+    assert len(server(library).domains_) == 1, "plugging twice makes one domain"
+    assert machine.files.serial_log == Path(f"/seen/here/{VM}.console")
+    assert str(FOLDER / f"{VM}.shell") in server(library).domains_[0].xml
+    await again.quit()
+    await again.quit()  # What has ended may be ended again.
+    assert await hypervisor.find(spec()) is None
+    with pytest.raises(HypervisorError, match="server server1, libvirt: Domain not found"):
+        await again.state()
+
+
+class Heard:
+    """What a watch tells, awaited one by one."""
+
+    def __init__(self, host: LibvirtHost) -> None:
+        self._happenings = host.watch()
+
+    async def next(self) -> Happening:
+        async with asyncio.timeout(LIMIT):
+            return await anext(self._happenings)
+
+    async def close(self) -> None:
+        await self._happenings.aclose()
+
+
+async def watched(library: FakeLibrary) -> None:
+    async with asyncio.timeout(LIMIT):
+        while not (library.server is not None and library.server.watched()):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def test_vms_of_others_are_noticed_coming_and_going(host: LibvirtHost, library: FakeLibrary) -> None:
+    there = server(library).createXML(domain_xml(spec(), CONSOLES), 0)
+    heard = Heard(host)
+    found = await heard.next()
+    assert (found.vm, found.kind) == (VM, Kind.STARTED)
+    coming = asyncio.create_task(heard.next())
+    other = server(library).createXML(domain_xml(spec(OTHER), CONSOLES), 1)
+    assert (await coming).vm == OTHER
+    server(library).tell(there, Lifecycle.SUSPENDED, 0)  # By hand: nothing to the network.
+    server(library).tell(there, Lifecycle.SUSPENDED, 1)
+    server(library).domains_.remove(there)
+    server(library).tell(there, Lifecycle.STOPPED, 3)  # Its XML is not to be had any more.
+    other.destroy()
+    said = [await heard.next() for _ in range(3)]
+    assert [(h.vm, h.kind) for h in said] == [
+        (VM, Kind.SUSPENDED),
+        (VM, Kind.DEPARTED),
+        (OTHER, Kind.STOPPED),
+    ]
+    await heard.close()
+    assert not server(library).watched()
+
+
+async def test_a_libvirtd_that_comes_back_is_watched_again(
+    host: LibvirtHost, library: FakeLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libvirt_host, "AGAIN_SECONDS", 0.01)
+    heard = Heard(host)
+    first = server(library)
+    coming = asyncio.create_task(heard.next())
+    await watched(library)
+    library.server = None
+    first.die()
+    async with asyncio.timeout(LIMIT):
+        while len(library.opened) < 3:  # noqa: ASYNC110 - refused at least once
+            await asyncio.sleep(0.001)
+    back = FakeConnection()
+    back.createXML(domain_xml(spec(), CONSOLES), 0)
+    library.server = back
+    assert ((await coming).vm, coming.result().kind) == (VM, Kind.STARTED)
+    await heard.close()
+
+
+async def test_who_starts_a_vm_hears_its_events(host: LibvirtHost, library: FakeLibrary) -> None:
+    hypervisor = LibvirtHypervisor(host, FOLDER)
+    events: list[Event] = []
+    everything: list[Happening] = []
+    arrived = asyncio.Event()
+
+    def hear(happening: Happening) -> None:
+        everything.append(happening)
+        if happening.kind is Kind.DEPARTED:
+            arrived.set()
+
+    following = asyncio.create_task(hypervisor.follow(hear))
+    await watched(library)
+    await hypervisor.start(spec(), events.append)
+    server(library).createXML(domain_xml(spec(OTHER), CONSOLES), 0)
+    for event, detail in ((3, 1), (5, 3)):
+        server(library).tell(server(library).domains_[0], event, detail)
+    async with asyncio.timeout(LIMIT):
+        await arrived.wait()
+    following.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await following
+    assert [type(event) for event in events] == [Started, Stopped, Gone]
+    assert {happening.vm for happening in everything} == {VM, OTHER}
+
+
+# ---- setgroups ----
+
+
+def test_the_filter_answers_one_call_and_lets_all_others_pass() -> None:
+    machine, call = keepgroups.NUMBERS["x86_64"]
+    code = [struct.unpack("=HBBI", piece) for piece in _pieces(keepgroups.program(machine, call))]
+
+    def run(data: bytes) -> int:
+        """The kernel's rules, for the three instructions there are."""
+        accumulator, at = 0, 0
+        while True:
+            operation, yes, no, constant = code[at]
+            at += 1
+            if operation == keepgroups.LOAD_WORD:
+                (accumulator,) = struct.unpack_from("=I", data, constant)
+            elif operation == keepgroups.JUMP_IF_EQUAL:
+                at += yes if accumulator == constant else no
+            else:
+                return int(constant)
+
+    assert run(struct.pack("=II", call, machine)) == keepgroups.SUCCEED
+    assert run(struct.pack("=II", call + 1, machine)) == keepgroups.ALLOW
+    assert run(struct.pack("=II", call, machine + 1)) == keepgroups.ALLOW
+    assert ctypes.sizeof(ctypes.c_void_p) == struct.calcsize("@P")
+
+
+def _pieces(code: bytes) -> list[bytes]:
+    return [code[at : at + 8] for at in range(0, len(code), 8)]
