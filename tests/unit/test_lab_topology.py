@@ -79,7 +79,9 @@ def read(config: str) -> Told:
     for link in table["link"]:
         network.add_link(Link(PortRef(*link["leaf"].split(":")), spine=PortRef(*link["spine"].split(":"))))
     for s in table["subnet"]:
-        network.add_subnet(Subnet(s["id"], IPv4Network(s["prefix"]), IPv4Address(s["gateway"])))
+        relayed = tuple(map(IPv4Address, s.get("dhcp", [])))
+        gateway = IPv4Address(s["gateway"])
+        network.add_subnet(Subnet(s["id"], IPv4Network(s["prefix"]), gateway, dhcp=relayed))
     for s in table["server"]:
         network.put_server(
             Server(
@@ -128,6 +130,17 @@ def test_kea_gets_pool_lifetime_router_and_reservations(tmp_path: Path) -> None:
     assert subnet["pools"] == [{"pool": "10.1.0.100 - 10.1.0.199"}]
     assert subnet["option-data"] == [{"name": "routers", "data": "10.1.0.254"}]
     assert subnet["reservations"] == [{"hw-address": "52:54:00:00:00:01", "ip-address": "10.1.0.50"}]
+
+
+def test_a_dhcp_server_of_another_subnet_is_relayed_to() -> None:
+    network = load(topology.DEFAULT_FILE.with_name("relayed.toml"))
+    told = read(controller_config(network)).network
+    dhcp = told.servers["dhcp"].address
+    assert {s.id: s.dhcp for s in told.subnets.values()} == {"servers": (), "blue": (dhcp,)}
+    (subnet,) = configuration(network, Path("leases"))["Dhcp4"]["subnet4"]
+    assert subnet["subnet"] == "10.1.0.0/24"
+    assert subnet["option-data"] == [{"name": "routers", "data": "10.1.0.254"}]
+    assert all(s.dhcp == () for s in read(controller_config(load())).network.subnets.values())
 
 
 def write(folder: Path, text: str) -> Path:

@@ -1,5 +1,6 @@
 """`retinue agent`: what runs beside the hypervisor, and single things it does."""
 
+import sys
 import time
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
@@ -72,6 +73,10 @@ def renew(
     """
     import asyncio
 
+    import structlog
+
+    # What it says goes to standard error: standard output has the outcome alone.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     if standalone:
         missing = [n for n, v in (("mac", mac), ("ip", ip), ("server", server), ("port", port)) if not v]
         if missing:

@@ -20,7 +20,7 @@ def configuration(topology: Topology, leases: Path) -> dict[str, Any]:
     """Kea's configuration: one subnet with its pool and reservations, leases kept in the file `leases`."""
     if (dhcp := topology.dhcp) is None:
         raise LabError("this topology has no DHCP server")
-    subnet = topology.subnet_of(dhcp.address)
+    subnet = topology.leased
     return {
         "Dhcp4": {
             "interfaces-config": {"interfaces": [NIC], "dhcp-socket-type": "raw"},

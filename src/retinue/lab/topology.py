@@ -206,6 +206,20 @@ class Topology(_Part, frozen=True, kw_only=True):
             cables.append(Veth(ROUTER, "out0", CLIENT, "eth0"))
         return tuple(cables)
 
+    @property
+    def leased(self) -> SubnetPart:
+        """The subnet whose addresses the DHCP server gives. It may be in another, and is relayed to then."""
+        if self.dhcp is None:
+            raise LabError("this topology has no DHCP server")
+        return self.subnet_of(self.dhcp.pool[0])
+
+    def relays_to(self, subnet: SubnetPart) -> list[str] | None:
+        """DHCP servers of other subnets to which messages of this one's VMs are relayed, None for no such."""
+        dhcp = self.dhcp
+        if dhcp is None or self.leased.id != subnet.id or dhcp.address in subnet.prefix:
+            return None
+        return [str(dhcp.address)]
+
     def subnet_of(self, address: IPv4Address) -> SubnetPart:
         found = next((s for s in self.subnet if address in s.prefix), None)
         if found is None:
@@ -316,10 +330,10 @@ def _check_networks(topology: Topology) -> None:
 
 def _check_services(topology: Topology) -> None:
     if (dhcp := topology.dhcp) is not None:
-        prefix = topology.subnet_of(dhcp.address).prefix
+        prefix = topology.leased.prefix
         for address in (*dhcp.pool, *(r.address for r in dhcp.reservation)):
             if address not in prefix:
-                raise LabError(f"dhcp: {address} is not inside {prefix}, the subnet of {dhcp.address}")
+                raise LabError(f"dhcp: {address} is not inside {prefix}, the subnet of {dhcp.pool[0]}")
         if dhcp.pool[0] > dhcp.pool[1]:
             raise LabError(f"dhcp: the pool ends at {dhcp.pool[1]}, before it starts at {dhcp.pool[0]}")
     router, client = topology.router, topology.client
@@ -359,7 +373,13 @@ def controller_config(topology: Topology) -> str:
             rest=f"{own}:{REST_PORT}",
         ),
         *(
-            _table("[[subnet]]", id=s.id, prefix=str(s.prefix), gateway=str(s.gateway))
+            _table(
+                "[[subnet]]",
+                id=s.id,
+                prefix=str(s.prefix),
+                gateway=str(s.gateway),
+                dhcp=topology.relays_to(s),
+            )
             for s in topology.subnet
         ),
         *(
