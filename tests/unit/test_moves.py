@@ -21,11 +21,13 @@ from retinue.moves import (
     MoveState,
     OpenTarget,
     Resumed,
+    ReturnToSource,
     RolledBack,
     SourceFreed,
     SourceStopped,
     StartCopy,
     SteerToTarget,
+    TargetGone,
     TargetOpen,
     TimedOut,
     UndoAtHypervisor,
@@ -140,6 +142,24 @@ def test_switches_that_confirm_before_resume_make_it_switched_at_once() -> None:
     move, effects = step(move, Resumed(7.0), 7.0)
     assert (move.state, effects) == (MoveState.SWITCHED, (CloseSource(),))
     assert (move.stopped_at, move.resumed_at) == (99.5, 7.0)
+
+
+def test_a_vm_that_was_handed_over_is_given_back_on_the_targets_word() -> None:
+    move, _ = step(walk(6), Failed("the target cannot load it"), 7.0)
+    move, effects = step(move, TargetGone(), 8.0)
+    assert (move.state, effects) == (MoveState.ROLLING_BACK, (ReturnToSource(),))
+    move, _ = step(move, RolledBack(), 9.0)
+    assert step(move, TargetGone(), 9.5) == (move, ())  # it runs there again already
+    move, _ = step(move, Confirmed(Booked.TARGET_CLOSED), 10.0)
+    assert move.state is MoveState.UNDONE
+    assert step(move, TargetGone(), 11.0) == (move, ())
+    with pytest.raises(IllegalEventError):
+        step(walk(7), TargetGone(), 9.0)
+
+
+def test_where_the_target_takes_the_memory_in_is_kept() -> None:
+    move, _ = step(walk(1), TargetOpen("192.0.2.4:7800"), 2.0)
+    assert move.memory_at == "192.0.2.4:7800"
 
 
 def test_a_hypervisor_that_cannot_hold_the_vm_back_is_steered_by_its_stop() -> None:

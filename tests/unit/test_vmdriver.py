@@ -474,7 +474,7 @@ async def test_a_move_of_a_vm_run_by_nobody_here_fails_with_the_reason(bench: Be
 async def test_reports_wait_for_the_controller_and_keep_their_order(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retinue.lab.driver_rest.RETRY_SECONDS", 0)
+    monkeypatch.setattr("retinue.agent.rest.RETRY_SECONDS", 0)
     await bench.prepared()
     bench.rest.away = 3
     told = await bench.after(Happening("move.copy", move=MOVE))

@@ -41,8 +41,8 @@ class Mover:
         self.figures: dict[str, dict[str, Any]] = {}
         """By move, as far as known: flow_mods, packet_ins, steering_ms (from the word to steer to the last
         switch's confirmation) and control_ms (from the word of RESUME to the last confirmation of all)."""
-        self._open: set[str] = set()
-        """Moves whose hypervisor says the target is open, while its port is not yet reported."""
+        self._open: dict[str, str] = {}
+        """Moves whose hypervisor says the target is open, and where it takes the memory in."""
         self._packet_ins_before: dict[str, int] = {}
         self._steered: dict[str, asyncio.Event] = {}
         self._awaited: dict[str, Keys] = {}
@@ -99,15 +99,17 @@ class Mover:
 
     # ---- the hypervisor's word ----
 
-    def hypervisor_says(self, id: str, event: str, at: float, reason: str) -> Move:
-        """target_open, copying, converged, stopped, resumed, source_gone, failed, rolled_back."""
+    def hypervisor_says(self, id: str, event: str, at: float, reason: str, memory_at: str = "") -> Move:
+        """target_open (with memory_at, where the target has an agent of its own), copying, converged, stopped,
+        resumed, source_gone, failed, rolled_back, target_gone.
+        """
         if id not in self.moves:
             raise MoveError(f"there is no move {id}; `retinue move list` shows those there are")
         if event in ("stopped", "resumed") and at <= 0:
             raise MoveError(f"{event} needs its time: at, in seconds since the epoch")
         match event:
             case "target_open":
-                self._open.add(id)
+                self._open[id] = memory_at
                 self.look_again(id)
                 return self.moves[id]
             case "copying":
@@ -121,6 +123,8 @@ class Mover:
                 return self._step(id, moves.Resumed(at))
             case "source_gone":
                 return self._step(id, moves.SourceFreed())
+            case "target_gone":
+                return self._step(id, moves.TargetGone())
             case "rolled_back":
                 return self._step(id, moves.RolledBack())
             case "failed":
@@ -158,7 +162,7 @@ class Mover:
             move = self._step(id, moves.Matched())
         edge = net.servers[move.target].edge
         if move.state is MoveState.MATCHED and id in self._open and edge in net.vm_ports.get(move.vm, {}):
-            self._step(id, moves.TargetOpen())
+            self._step(id, moves.TargetOpen(self._open[id]))
 
     def look_again_for(self, vm: str) -> None:
         move = self.of_vm(vm)
@@ -198,7 +202,7 @@ class Mover:
         self._context.store.put(move)
         self._context.events.publish("move.step", move=move)
         if move.state.ended:
-            self._open.discard(move.id)
+            self._open.pop(move.id, None)
             self._steered.pop(move.id, None)
             self._awaited.pop(move.id, None)
             self._taken_up.discard(move.id)
@@ -209,12 +213,14 @@ class Mover:
         publish = self._context.events.publish
         match effect:
             case moves.OpenTarget():
-                publish("move.prepare", move=move)
+                publish("move.prepare", move=move, vm=self._context.net.vms.get(move.vm))
             case moves.StartCopy():
                 self._prime(move)
                 publish("move.copy", move=move)
             case moves.FreeSource():
                 publish("move.cleanup", move=move)
+            case moves.ReturnToSource():
+                publish("move.return", move=move)
             case moves.UndoAtHypervisor():
                 publish("move.rollback", move=move, reason=move.reason)
             case moves.AdmitAtTarget():

@@ -14,7 +14,8 @@
     switched      Confirmed: they are gone               free the source's QEMU and port
     confirmed     SourceFreed                            done
     rolling back  Confirmed (the target is closed) and   undone: the network is as before
-                  RolledBack (the source runs)
+                  RolledBack (the source runs);
+                  TargetGone on the way: see below
 
 So nothing is lost (row F1): what the VM is sent goes to the source until it goes to the target, and what has
 come to the source is received before the VM stops. A hypervisor that cannot hold a VM back leaves Converged
@@ -24,6 +25,9 @@ A failure or a cancel before Resumed rolls back, and so does a step out of time 
 After that time alone proves nothing, for the VM may run at the target: only the hypervisor's word rolls back,
 and Resumed, when it crosses with an order to roll back, goes forward. A VM is never sent back to its past.
 After Resumed there is no way back at all; steps are tried until they are confirmed, a delay is reported.
+A source that has handed the VM over does not run it again on an order to roll back: the target may. Only
+when the target's agent says that the VM never ran there, and never will (TargetGone), is it given back.
+
 An event that does not fit the state is refused (IllegalEventError) and the move stays as it is; an event
 that arrives once more changes nothing.
 """
@@ -83,6 +87,8 @@ class Move:
     """Why it was undone, or what it is waiting for longer than it should."""
     stopped_at: float | None = None
     resumed_at: float | None = None
+    memory_at: str = ""
+    """Where the target takes the VM's memory in, for the source to connect to (host:port)."""
     steered: bool = False
     """Diverted: every switch has confirmed that the VM's traffic goes to the target."""
     closed: bool = False
@@ -114,7 +120,7 @@ class Matched:
 
 @dataclass(frozen=True, slots=True)
 class TargetOpen:
-    pass
+    memory_at: str = ""
 
 
 class Booked(StrEnum):
@@ -164,6 +170,11 @@ class RolledBack:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetGone:
+    """The VM never ran at the target, and never will."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     reason: str
 
@@ -188,6 +199,7 @@ Event = (
     | Resumed
     | SourceFreed
     | RolledBack
+    | TargetGone
     | Failed
     | Cancelled
     | TimedOut
@@ -237,6 +249,11 @@ class UndoAtHypervisor:
     """Tell the hypervisor to end the VM at the target and see that the source runs."""
 
 
+@dataclass(frozen=True, slots=True)
+class ReturnToSource:
+    """Tell the hypervisor at the source that the VM is its own again."""
+
+
 Effect = (
     OpenTarget
     | AdmitAtTarget
@@ -246,6 +263,7 @@ Effect = (
     | FreeSource
     | CloseTarget
     | UndoAtHypervisor
+    | ReturnToSource
 )
 
 
@@ -327,6 +345,10 @@ def step(move: Move, event: Event, now: float) -> tuple[Move, tuple[Effect, ...]
             return _undone(replace(move, closed=True), now)
         case RolledBack() if move.state is S.ROLLING_BACK:
             return _undone(replace(move, restored=True), now)
+        case TargetGone() if move.state is S.ROLLING_BACK:
+            return move, () if move.restored else (ReturnToSource(),)
+        case TargetGone() if move.state is S.UNDONE:
+            return move, ()
         case Resumed(at) if move.state is S.ROLLING_BACK and not move.restored:
             after = replace(move, steered=False, closed=False, resumed_at=at)
             return _enter(after, S.SWITCHING, now), (SteerToTarget(),)
@@ -345,6 +367,8 @@ def _on(
 ) -> tuple[Move, tuple[Effect, ...]]:
     after = _enter(move, state, now)
     match event:
+        case TargetOpen(memory_at):
+            return replace(after, memory_at=memory_at), effects
         case SourceStopped(at):
             return replace(after, stopped_at=at), effects
         case Resumed(at) if move.steered:

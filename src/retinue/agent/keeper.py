@@ -1,0 +1,399 @@
+"""What an agent does with each VM of its server: its port, its machine, and this server's part of its moves.
+
+Each VM has a worker that takes its events one after the other; VMs do not wait for each other. Every step may
+be asked for twice, as happens when the controller comes back: what is done already is only reported again.
+Copies, going out and coming in, are tasks beside the worker, so that a rollback can call them off.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from retinue.agent.records import Happening, MoveRecord, VMRecord
+from retinue.agent.rest import ControllerAwayError, RefusedError, Reports, Rest, quoted
+from retinue.agent.transfer import Transfer
+from retinue.hypervisor import (
+    Event,
+    Gone,
+    HandedOverError,
+    Hypervisor,
+    HypervisorError,
+    Machine,
+    Resumed,
+    RunState,
+    Stopped,
+    VMSpec,
+)
+from retinue.hypervisor.argv import Files
+
+log = structlog.get_logger()
+
+DIVERT_SECONDS = 10.0
+"""How long a copy that is all but done waits for its traffic to be diverted; the VM runs meanwhile."""
+
+
+class KeptMachine(Machine, Protocol):
+    @property
+    def files(self) -> Files: ...
+
+
+class Ports(Protocol):
+    """Makes and removes VM ports on this server. Failures are HypervisorError; doing it twice is no error."""
+
+    async def add(self, vm: str, mac: str) -> None: ...
+
+    async def remove(self, vm: str) -> None: ...
+
+
+@dataclass
+class Kept:
+    """One VM that has, or is about to have, a port on this server."""
+
+    record: VMRecord
+    plugged: bool = False
+    machine: KeptMachine | None = None
+    runs: bool = False
+    """It runs here, or did until it was stopped to move; not so while it is on its way in."""
+    life: object = None
+    """Stands for the present machine: what an earlier one has to tell is no news."""
+    ending: bool = False
+    """The machine is being ended by us: its end is no news."""
+    resumed_at: float = 0.0
+    """When it ran on after its last move."""
+    handed_over: bool = False
+    """It has been given away, and only the target's word gives it back."""
+    consoles: list[Path] = field(default_factory=list)
+    """Of every machine it has had here, oldest first."""
+    copying: asyncio.Task[None] | None = None
+    move: str = ""
+    """The last move it had to do with here."""
+    todo: "asyncio.Queue[Callable[[], Awaitable[None]]]" = field(default_factory=asyncio.Queue)
+    worker: asyncio.Task[None] | None = None
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+
+class Keeper:
+    """All VMs of one server. `spec` tells how a VM is to be run."""
+
+    def __init__(
+        self,
+        server: str,
+        rest: Rest,
+        hypervisor: Hypervisor[Any],
+        ports: Ports,
+        spec: Callable[[VMRecord], VMSpec],
+        transfer: Transfer,
+    ) -> None:
+        self.server = server
+        self.reports = Reports(rest)
+        self.vms: dict[str, Kept] = {}
+        self._rest = rest
+        self._hypervisor = hypervisor
+        self._ports = ports
+        self._spec = spec
+        self._transfer = transfer
+
+    # ---- what comes in ----
+
+    def take(self, happening: Happening) -> None:
+        """Act on an event, in the background; most are other servers' affairs."""
+        vm, move = happening.vm, happening.move
+        match happening.type:
+            case "vm.booked" if vm and vm.server == self.server and not self._is_anothers(vm):
+                self._later(self._kept(vm), self._plug)
+            case "vm.ready" if vm and vm.server == self.server and not self._is_anothers(vm):
+                self._later(self._kept(vm), self._run)
+            case "vm.removed" if vm and vm.id in self.vms:
+                self._later(self.vms[vm.id], self._remove)
+            case "move.prepare" if move and happening.vm and move.target == self.server:
+                self._later(self._kept(happening.vm), self._prepare, move)
+            case "move.copy" if move and move.source == self.server:
+                self._step_of(move, self._copy)
+            case "move.cleanup" if move and move.source == self.server:
+                self._step_of(move, self._clean_up)
+            case "move.rollback" if move and move.source == self.server:
+                self._step_of(move, self._stay)
+            case "move.rollback" if move and move.target == self.server:
+                self._step_of(move, self._withdraw)
+            case "move.return" if move and move.source == self.server:
+                self._step_of(move, self._take_back)
+
+    def _step_of(self, move: MoveRecord, step: Callable[..., Awaitable[None]]) -> None:
+        kept = self.vms.get(move.vm)
+        if kept is not None:
+            self._later(kept, step, move)
+        elif step == self._clean_up:
+            self._tell_move(move, "source_gone")
+        elif step == self._withdraw:
+            self._tell_move(move, "target_gone")
+        else:
+            self._tell_move(move, "failed", reason=f"the agent of {self.server} does not run VM {move.vm}")
+
+    async def catch_up(self) -> None:
+        """Do what the controller's present state asks for; its events may have been missed.
+
+        A VM that the controller does not know is left alone: a controller that has forgotten is no reason to
+        end what runs.
+        """
+        vms, moves = await self._rest.vms(), await self._rest.moves()
+        moving = {move.vm for move in moves if move.state not in ("done", "undone")}
+        for vm in vms:
+            if vm.id not in moving or vm.id in self.vms:
+                self.take(Happening("vm.booked" if vm.state == "booked" else "vm.ready", vm=vm))
+        asked = {
+            "matched": "move.prepare",
+            "prepared": "move.copy",
+            "confirmed": "move.cleanup",
+            "rolling back": "move.rollback",
+        }
+        records = {vm.id: vm for vm in vms}
+        for move in moves:
+            if move.state in asked:
+                self.take(Happening(asked[move.state], vm=records.get(move.vm), move=move))
+            elif move.state in ("copying", "diverted") and move.source == self.server:
+                kept = self.vms.get(move.vm)
+                if kept is None or kept.move != move.id:
+                    self._tell_move(move, "failed", reason=f"the agent of {self.server} has started again")
+
+    async def close(self) -> None:
+        """End every machine; ports are left to the next start."""
+        for kept in list(self.vms.values()):
+            for task in (kept.worker, kept.copying):
+                await _ended(task)
+            await self._quit(kept)
+        await self.reports.close()
+
+    async def idle(self) -> None:
+        """Wait until everything that was asked for is done and told."""
+        for kept in list(self.vms.values()):
+            await kept.todo.join()
+            if kept.copying is not None:
+                await asyncio.wait({kept.copying})
+        await self.reports.delivered()
+
+    def _is_anothers(self, vm: VMRecord) -> bool:
+        """True for a VM that a server has made by itself: nobody booked it, so it is not ours to run."""
+        return vm.reported and vm.id not in self.vms
+
+    def _kept(self, vm: VMRecord) -> Kept:
+        kept = self.vms.setdefault(vm.id, Kept(vm))
+        kept.record = vm
+        return kept
+
+    def _later(self, kept: Kept, step: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        kept.todo.put_nowait(lambda: step(kept, *arguments))
+        if kept.worker is None:
+            kept.worker = asyncio.create_task(self._work(kept), name=f"VM {kept.id}")
+
+    async def _work(self, kept: Kept) -> None:
+        while self.vms.get(kept.id) is kept:
+            step = await kept.todo.get()
+            try:
+                await step()
+            except HypervisorError as error:
+                log.error("a step failed", vm=kept.id, error=str(error))
+            except Exception:
+                log.exception("a step failed", vm=kept.id)
+            finally:
+                kept.todo.task_done()
+
+    # ---- a VM's life ----
+
+    async def _plug(self, kept: Kept) -> None:
+        if not kept.plugged:
+            await self._ports.add(kept.id, kept.record.mac)
+            kept.plugged = True
+
+    async def _run(self, kept: Kept) -> None:
+        if kept.copying is not None and not kept.runs:
+            return  # It is on its way in.
+        await self._plug(kept)
+        if kept.machine is None:
+            try:
+                kept.machine = await self._hypervisor.start(self._spec(kept.record), self._hears(kept))
+            except HypervisorError as error:
+                log.error("the VM does not start", vm=kept.id, error=str(error))
+                self._tell_vm(kept, "stopped", reason=str(error))
+                return
+            kept.ending, kept.runs = False, True
+            kept.consoles.append(kept.machine.files.serial_log)
+        self._tell_vm(kept, "started")
+
+    async def _remove(self, kept: Kept) -> None:
+        await _ended(kept.copying)
+        await self._forget(kept)
+
+    async def _forget(self, kept: Kept) -> None:
+        """End the machine, remove the port, and know nothing more of the VM."""
+        await self._quit(kept)
+        await self._ports.remove(kept.id)
+        kept.plugged = kept.runs = kept.handed_over = False
+        kept.copying = None
+        kept.move = ""
+        if kept.todo.empty():  # else it has been booked again meanwhile
+            del self.vms[kept.id]
+
+    async def _quit(self, kept: Kept) -> None:
+        machine, kept.ending, kept.machine = kept.machine, True, None
+        if machine is not None:
+            await machine.quit()
+
+    # ---- a move, at its target ----
+
+    async def _prepare(self, kept: Kept, move: MoveRecord) -> None:
+        if kept.runs:
+            self._tell_move(move, "resumed", at=kept.resumed_at)  # It is here already.
+            return
+        if kept.move != move.id or kept.machine is None:
+            await _ended(kept.copying)
+            try:
+                await self._plug(kept)
+                kept.machine = await self._hypervisor.open_target(
+                    self._spec(kept.record), self._hears(kept)
+                )
+            except HypervisorError as error:
+                self._tell_move(move, "failed", reason=str(error))
+                return
+            kept.move, kept.ending = move.id, True  # If it fails, the hypervisor ends it.
+            kept.consoles.append(kept.machine.files.serial_log)
+            self._transfer.expect(move.id, move.source)
+            kept.copying = asyncio.create_task(self._arrive(kept, move), name=f"{move.id}: arrival")
+        self._tell_move(move, "target_open", memory_at=self._transfer.address)
+
+    async def _arrive(self, kept: Kept, move: MoveRecord) -> None:
+        def hear(event: Event) -> None:
+            if isinstance(event, Resumed):
+                kept.runs, kept.ending, kept.resumed_at = True, False, event.at
+                self._tell_move(move, "resumed", at=event.at)
+
+        try:
+            channel = await self._transfer.arrival(move.id)
+            await self._hypervisor.arrive(kept.machine, channel, hear)
+        except HypervisorError as error:
+            kept.machine = None
+            self._tell_move(move, "failed", reason=str(error))
+        finally:
+            self._transfer.forget(move.id)
+
+    async def _withdraw(self, kept: Kept, move: MoveRecord) -> None:
+        """The move is off: nothing of the VM stays here, unless it runs."""
+        if not kept.runs:
+            await _ended(kept.copying)
+        if kept.runs:
+            # What it has done here must not be undone: the move goes forward.
+            log.warning("the VM had arrived before it was called back", vm=kept.id, move=move.id)
+            self._tell_move(move, "resumed", at=kept.resumed_at)
+            return
+        await self._forget(kept)
+        self._tell_move(move, "target_gone")
+
+    # ---- a move, at its source ----
+
+    async def _copy(self, kept: Kept, move: MoveRecord) -> None:
+        if kept.copying is not None and not kept.copying.done():
+            return
+        if kept.machine is None or not kept.runs:
+            self._tell_move(move, "failed", reason=f"VM {kept.id} does not run on {self.server}")
+            return
+        if kept.handed_over:
+            return  # The target will say how it went.
+        kept.move = move.id
+        self._tell_move(move, "copying")
+        kept.copying = asyncio.create_task(self._depart(kept, move, kept.machine), name=f"{move.id}: copy")
+
+    async def _depart(self, kept: Kept, move: MoveRecord, machine: KeptMachine) -> None:
+        def hear(event: Event) -> None:
+            if isinstance(event, Stopped):
+                self._tell_move(move, "stopped", at=event.at)
+
+        async def divert() -> None:
+            await self._ask(move, "converged")
+
+        try:
+            channel = await self._transfer.connect(move.memory_at, move.id, move.target)
+            result = await self._hypervisor.depart(machine, channel, hear, divert)
+        except HandedOverError as error:
+            kept.handed_over = True
+            log.error("the target has the VM, and does not answer", vm=kept.id, error=str(error))
+        except HypervisorError as error:
+            self._tell_move(move, "failed", reason=str(error))
+        else:
+            kept.handed_over, kept.ending = True, True
+            log.info(
+                "moved",
+                vm=kept.id,
+                target=move.target,
+                total_ms=round(result.total_ms, 1),
+                pause_ms=round(result.pause_ms, 1),
+            )
+
+    async def _clean_up(self, kept: Kept, move: MoveRecord) -> None:
+        if kept.copying is not None:
+            await asyncio.wait({kept.copying})
+        if kept.runs and not kept.handed_over:
+            log.error("asked to free a source that still runs the VM", vm=kept.id, move=move.id)
+            return
+        await self._forget(kept)
+        self._tell_move(move, "source_gone")
+
+    async def _stay(self, kept: Kept, move: MoveRecord) -> None:
+        """The move is off. What has been given away does not run here again without the target's word."""
+        await _ended(kept.copying)
+        if not kept.handed_over:
+            await self._take_back(kept, move)
+
+    async def _take_back(self, kept: Kept, move: MoveRecord) -> None:
+        try:
+            if kept.machine is None:
+                raise HypervisorError("its machine is gone")
+            if await kept.machine.state() is not RunState.RUNNING:
+                await kept.machine.resume()
+            kept.runs, kept.handed_over, kept.ending = True, False, False
+        except HypervisorError as error:
+            log.error("the VM does not run on at the source", vm=kept.id, move=move.id, error=str(error))
+            self._tell_vm(kept, "stopped", reason=str(error))
+        self._tell_move(move, "rolled_back")
+
+    # ---- words ----
+
+    def _hears(self, kept: Kept) -> Callable[[Event], None]:
+        """Listens to one machine: it may end without being asked."""
+        life = kept.life = object()
+
+        def hear(event: Event) -> None:
+            if not isinstance(event, Gone) or kept.ending or kept.life is not life:
+                return
+            kept.machine, kept.runs = None, False
+            log.warning("the VM has ended", vm=kept.id)
+            self._tell_vm(kept, "stopped")
+
+        return hear
+
+    def _tell_vm(self, kept: Kept, event: str, **more: Any) -> None:
+        body = {"event": event, "server": self.server, **more}
+        self.reports.tell(kept.id, f"/v1/vms/{quoted(kept.id)}/events", body)
+
+    def _tell_move(self, move: MoveRecord, event: str, **more: Any) -> asyncio.Task[None]:
+        return self.reports.tell(move.vm, f"/v1/moves/{quoted(move.id)}/events", {"event": event, **more})
+
+    async def _ask(self, move: MoveRecord, event: str) -> None:
+        """Tell an event of a move and wait for the controller's answer. Raises HypervisorError."""
+        path = f"/v1/moves/{quoted(move.id)}/events"
+        try:
+            await self.reports.ask(move.vm, path, {"event": event}, DIVERT_SECONDS)
+        except (ControllerAwayError, RefusedError) as error:
+            raise HypervisorError(f"its traffic is not diverted: {error}") from error
+
+
+async def _ended(task: asyncio.Task[None] | None) -> None:
+    """Cancel a task and wait until it has put things in order."""
+    if task is not None and not task.done():
+        task.cancel()
+        await asyncio.wait({task})

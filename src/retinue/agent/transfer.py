@@ -1,0 +1,128 @@
+"""Agent to agent: the connection over which a VM moves.
+
+The target's agent listens. The source's connects, says which move it brings, and is let in when that move is
+expected from that server; both show their certificates, which say whose agents they are. Without certificates
+(`Identity.plain`) anybody may claim to be anybody: for the lab's own tests, and where the operator says so.
+"""
+
+import asyncio
+import contextlib
+import ssl
+from collections import Counter
+from collections.abc import Callable
+
+import structlog
+
+from retinue.hypervisor import Channel, ChannelError, HypervisorError
+from retinue.hypervisor.channel import READ_BYTES
+
+HELLO_LIMIT = 10.0
+
+log = structlog.get_logger()
+
+ServerOf = Callable[[ssl.SSLObject | ssl.SSLSocket], str]
+"""Whose agent's certificate it is: the server's id. Raises ValueError when it is no agent's."""
+
+
+class Transfer:
+    """`server_of` is needed where there are TLS contexts."""
+
+    def __init__(
+        self,
+        server: str,
+        listening: ssl.SSLContext | None = None,
+        connecting: ssl.SSLContext | None = None,
+        server_of: ServerOf | None = None,
+    ) -> None:
+        self.address = ""
+        self.refused: Counter[str] = Counter()
+        self._server = server
+        self._listening, self._connecting, self._server_of = listening, connecting, server_of
+        self._expected: dict[str, tuple[str, asyncio.Future[Channel]]] = {}
+        self._listener: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int = 0) -> None:
+        self._listener = await asyncio.start_server(
+            self._come_in, host, port, ssl=self._listening, limit=READ_BYTES
+        )
+        at = self._listener.sockets[0].getsockname()
+        self.address = f"[{at[0]}]:{at[1]}" if ":" in at[0] else f"{at[0]}:{at[1]}"
+
+    async def close(self) -> None:
+        for _, waiting in self._expected.values():
+            waiting.cancel()
+        if self._listener is not None:
+            self._listener.close()
+
+    # ---- the target ----
+
+    def expect(self, move: str, source: str) -> None:
+        """Let this move in, from this server."""
+        self._expected[move] = (source, asyncio.get_running_loop().create_future())
+
+    async def arrival(self, move: str) -> Channel:
+        return await self._expected[move][1]
+
+    def forget(self, move: str) -> None:
+        self._expected.pop(move, None)
+
+    async def _come_in(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        channel = Channel(reader, writer)
+        try:
+            peer = self._peer(writer)
+            async with asyncio.timeout(HELLO_LIMIT):
+                hello = await channel.hear()
+            source, waiting = self._expected.get(str(hello.get("move")), ("", None))
+            if hello["word"] != "move" or waiting is None or waiting.done():
+                raise ChannelError("no such move is expected")
+            if peer not in (None, source) or hello.get("source") != source:
+                raise ChannelError(f"the move is expected from {source}, not from {peer}")
+            await channel.say("come")
+        except (ChannelError, TimeoutError) as error:
+            self.refused[str(error) or "no word"] += 1
+            log.warning("a move is refused", peer=str(writer.get_extra_info("peername")), why=str(error))
+            await channel.close()
+            return
+        waiting.set_result(channel)
+
+    # ---- the source ----
+
+    async def connect(self, address: str, move: str, target: str) -> Channel:
+        """Bring a move to the target's agent. Raises HypervisorError."""
+        host, _, port = address.rpartition(":")
+        try:
+            async with asyncio.timeout(HELLO_LIMIT):
+                reader, writer = await asyncio.open_connection(
+                    host.strip("[]"), int(port), ssl=self._connecting, limit=READ_BYTES
+                )
+        except (OSError, ValueError, TimeoutError) as error:
+            raise HypervisorError(f"the agent of {target} cannot be reached at {address}: {error}") from error
+        channel = Channel(reader, writer)
+        try:
+            if self._peer(writer) not in (None, target):
+                raise ChannelError(f"at {address} is the agent of another server than {target}")
+            await channel.say("move", move=move, source=self._server)
+            async with asyncio.timeout(HELLO_LIMIT):
+                answer = await channel.hear()
+            if answer["word"] != "come":
+                raise ChannelError(f"the agent of {target} does not expect the move")
+        except TimeoutError as error:
+            await channel.close()
+            raise HypervisorError(f"the agent of {target} says nothing") from error
+        except BaseException:
+            with contextlib.suppress(OSError):
+                await channel.close()
+            raise
+        return channel
+
+    def _peer(self, writer: asyncio.StreamWriter) -> str | None:
+        """The server whose agent is at the other end; None where nobody shows a certificate."""
+        end = writer.get_extra_info("ssl_object")
+        if end is None:
+            return None
+        if self._server_of is None:
+            raise ChannelError("certificates cannot be read here")
+        try:
+            return self._server_of(end)
+        except ValueError as error:
+            raise ChannelError(str(error)) from error
