@@ -1,0 +1,290 @@
+"""Renewal on a VM's behalf on real parts (rows A1 to A7): real switches, a real guest, Kea as the judge."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Address
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from agent_tools import renew, renew_in_background
+from dhcp_oracle import RENEWAL, asked_of_kea, kea_log, kea_tells_all, tshark
+from lab_frames import IP, dhcp_type
+from lab_start import addressed
+from lab_tools import Bench, Json, Picks, at, mac_of
+from lab_watch import Frame
+from retinue.bindings.renewal import Lease, request_frame
+
+pytestmark = pytest.mark.lab
+
+VMS = [at("vm1", "server1"), at("vm2", "server1")]
+ONE, TWO = mac_of("vm1"), mac_of("vm2")
+GATEWAY = "00:00:de:ad:be:ef"
+DHCP_SERVER = "10.1.0.2"
+START_UDHCPC = "udhcpc -f -i eth0 -s /etc/udhcpc.script -p /run/udhcpc.pid -T 1 </dev/null >/dev/null 2>&1 &"
+
+
+def of_vm(vm: str) -> Picks:
+    return lambda e: e.get("vm") == vm or any(row["vm"] == vm for row in e.get("bindings", []))
+
+
+def is_dhcp(frame: Frame) -> bool:
+    return bool(dhcp_type(frame.ether))
+
+
+@pytest.fixture(autouse=True)
+async def leased(bench: Bench) -> None:
+    """Both VMs hold an address before each test, whatever the test before did."""
+    for vm in ("vm1", "vm2"):
+        if not await bench.bindings(vm):
+            async with bench.events() as events:
+                await bench.guest(vm, "killall -9 udhcpc", check=False)
+                await bench.guest(vm, START_UDHCPC)
+                await events.until("binding.added", of_vm(vm))
+        await addressed(bench, vm)
+
+
+@pytest.fixture
+async def kea(bench: Bench) -> AsyncIterator[Json]:
+    """The DHCP server's configuration, to be changed and set with `config-set`; put back at the end."""
+    found = await bench.kea("config-get")
+    found.pop("hash", None)
+    before = {"Dhcp4": {**found["Dhcp4"], "subnet4": [dict(found["Dhcp4"]["subnet4"][0])]}}
+    yield found
+    await bench.kea("config-set", before)
+
+
+async def where(bench: Bench, vm: str) -> str:
+    return str((await bench.vm(vm))["server"])
+
+
+async def test_the_renewal_is_judged_by_kea_and_the_guest_sees_nothing(
+    bench: Bench, kea: Json, tmp_path: Path
+) -> None:
+    """A2 to A7: byte by byte to tshark, in Kea's own log, in the binding, and on the guest's tap."""
+    await kea_tells_all(bench)
+    server = await where(bench, "vm1")
+    (before,) = await bench.bindings("vm1")
+    async with (
+        bench.events() as events,
+        bench.capture(server, "tap-vm1", "inout") as tap,
+        bench.capture("dhcp", "eth0") as at_server,
+    ):
+        outcome = await renew(bench, server, "vm1")
+        assert outcome.code == 0, outcome.words
+        acked = await events.until("renewal.acked", of_vm("vm1"))
+        # An honest packet to the guest and back closes the capture at its tap.
+        assert await bench.ping("vm1", DHCP_SERVER)
+        await tap.until(lambda f: f.ether.haslayer("ICMP"))
+    assert [str(f) for f in tap.frames if is_dhcp(f)] == [], "the guest must see nothing"
+
+    order = acked["renewal"]
+    xid = int(outcome.data["xid"], 16)
+    (sent,) = [f for f in at_server.frames if dhcp_type(f.ether) == "request"]
+    (read,) = tshark([sent.data], [*RENEWAL, "dhcp.id", "dhcp.ip.client", "dhcp.hw.mac_addr"], tmp_path)
+    assert read == {
+        **RENEWAL,
+        "dhcp.id": f"{xid:#010x}",
+        "dhcp.ip.client": before["ip"],
+        "dhcp.hw.mac_addr": ONE,
+    }
+    assert (sent.src, sent.ether[IP].src, sent.ether[IP].dst) == (ONE, before["ip"], DHCP_SERVER)
+
+    (message,) = asked_of_kea(kea_log(bench), xid)
+    assert "msg_type=DHCPREQUEST" in message
+    assert "type=061" in message, "the client identifier the guest uses"
+    for absent in ("type=050", "type=054", "type=082"):
+        assert absent not in message
+    extends = f"ALLOC_ENGINE_V4_REQUEST_EXTEND_LEASE [hwtype=1 {ONE}]"
+    lines = [line for line in kea_log(bench).splitlines() if f"tid={xid:#x}" in line]
+    assert any(extends in line for line in lines), lines
+
+    (row,) = await bench.bindings("vm1")
+    assert (row["ip"], row["port"], row["switch"]) == (before["ip"], before["port"], before["switch"])
+    assert row["lease_end"] > before["lease_end"]
+    assert row["confirmed"]
+    assert order["recorded_port"] == row["port"]
+    assert outcome.data["lease_seconds"] == 600
+    assert outcome.data["lease_end"] == row["lease_end"]
+    assert order["answer"], "the ACK is the agent's"
+    kinds = [e["type"] for e in events.seen if e["type"].startswith(("renewal", "binding"))]
+    assert kinds == ["renewal.sent", "binding.renewed", "renewal.acked"]
+
+
+async def test_after_a_move_the_port_of_the_new_switch_is_recorded(bench: Bench) -> None:
+    """A3: where the VM is now; and its traffic goes on meanwhile."""
+    source = await where(bench, "vm1")
+    target = "server2" if source != "server2" else "server3"
+    await bench.move("vm1", target_server=target)
+    async with (
+        bench.events() as events,
+        bench.capture(target, "tap-vm1", "inout") as tap,
+        bench.traffic(await bench.address("vm1")) as traffic,
+    ):
+        outcome = await renew(bench, target, "vm1")
+        assert outcome.code == 0, outcome.words
+        acked = await events.until("renewal.acked", of_vm("vm1"))
+        figures, _ = await traffic.end()
+    assert figures.lost == 0
+    (row,) = await bench.bindings("vm1")
+    assert (acked["renewal"]["switch"], acked["renewal"]["recorded_port"]) == (row["switch"], row["port"])
+    assert row["switch"] == f"edge{target[-1]}"
+    assert [str(f) for f in tap.frames if is_dhcp(f)] == []
+
+
+async def test_a_nak_ends_the_binding_and_the_operator_is_told(bench: Bench, kea: Json) -> None:
+    """A5: the server's word is final; the guest is not told, its own client finds out."""
+    server, old = await where(bench, "vm1"), await bench.address("vm1")
+    kea["Dhcp4"]["subnet4"][0]["reservations"] = [{"hw-address": "52:54:00:aa:aa:aa", "ip-address": old}]
+    await bench.kea("config-set", kea)
+    async with (
+        bench.events() as events,
+        bench.capture(server, "tap-vm1", "inout") as tap,
+        bench.capture("dhcp", "eth0") as at_server,
+    ):
+        outcome = await renew(bench, server, "vm1")
+        await at_server.until(lambda f: dhcp_type(f.ether) == "nak")
+        refused = await events.until("renewal.refused", of_vm("vm1"))
+        gone = await events.until("binding.removed", of_vm("vm1"))
+        assert [str(f) for f in tap.frames if is_dhcp(f)] == []
+    assert (outcome.code, outcome.data["state"]) == (1, "refused")
+    assert outcome.data["reason"] == refused["reason"] == "refused by DHCP server dhcp"
+    assert (gone["ip"], gone["reason"]) == (old, "refused by DHCP server dhcp")
+    assert await bench.bindings("vm1") == []
+    server_flows = await bench.flows(f"edge{server[-1]}", f"nw_src={old}")
+    assert server_flows == []
+
+
+async def test_silence_is_asked_again_and_then_reported(bench: Bench) -> None:
+    """A5: 1, 2, 4, 8 s; the binding stays as long as its lease."""
+    server = await where(bench, "vm2")
+    (before,) = await bench.bindings("vm2")
+    bench.kill("kea-dhcp4", signal.SIGSTOP)
+    try:
+        async with bench.events() as events, bench.capture("dhcp", "eth0", "in") as at_server:
+            outcome = await renew(bench, server, "vm2")
+            silent = await events.until("renewal.silent", of_vm("vm2"))
+            asked = at_server.those(lambda f: dhcp_type(f.ether) == "request")
+    finally:
+        bench.kill("kea-dhcp4", signal.SIGCONT)
+    assert (outcome.code, outcome.data["state"]) == (1, "silent")
+    assert (
+        silent["reason"] == outcome.data["reason"] == "DHCP server 10.1.0.2 did not answer 4 requests in 15 s"
+    )
+    assert silent["renewal"]["sent"] == 4
+    assert len({f.ether["BOOTP"].xid for f in asked}) == 1
+    pauses = [later.at - earlier.at for earlier, later in pairwise(asked)]
+    assert pauses == pytest.approx([1, 2, 4], abs=0.7)
+    assert [f.ether["BOOTP"].secs for f in asked] == pytest.approx([0, 1, 3, 7], abs=1)
+    assert await bench.bindings("vm2") == [before]
+
+
+async def lease_ends(bench: Bench, kea: Json, vm: str) -> str:
+    """Let a VM's lease end while its guest does nothing about it; the address it had."""
+    subnet = kea["Dhcp4"]["subnet4"][0]
+    for key in ("valid-lifetime", "min-valid-lifetime", "max-valid-lifetime"):
+        subnet[key] = 4
+    subnet["renew-timer"], subnet["rebind-timer"] = 2, 3
+    await bench.kea("config-set", kea)
+    address = await bench.address(vm)
+    async with bench.events() as events:
+        await bench.guest(vm, "kill -USR1 $(cat /run/udhcpc.pid)")
+        await events.until("binding.renewed", of_vm(vm))
+        await bench.guest(vm, "kill -KILL $(cat /run/udhcpc.pid)")
+        gone = await events.until("binding.removed", of_vm(vm))
+        assert gone["reason"] == "the lease ended"
+    return address
+
+
+async def test_a_lease_that_ended_on_the_way_is_granted_again_or_not(bench: Bench, kea: Json) -> None:
+    """A5, A6: without a word of the server there is no binding; with its ACK there is one again."""
+    address = await lease_ends(bench, kea, "vm2")
+    server = await where(bench, "vm2")
+    subnet = kea["Dhcp4"]["subnet4"][0]
+    for key in ("valid-lifetime", "min-valid-lifetime", "max-valid-lifetime"):
+        subnet[key] = 600
+    subnet["reservations"] = [{"hw-address": "52:54:00:aa:aa:aa", "ip-address": address}]
+    await bench.kea("config-set", kea)
+    async with bench.events() as events:
+        outcome = await renew(bench, server, "vm2")
+        assert (outcome.code, outcome.data["state"]) == (1, "refused")
+        assert await bench.bindings("vm2") == []
+        subnet["reservations"] = []
+        await bench.kea("config-set", kea)
+        outcome = await renew(bench, server, "vm2")
+        assert (outcome.code, outcome.data["ip"]) == (0, address), outcome.words
+        await events.until("binding.added", of_vm("vm2"))
+    (row,) = await bench.bindings("vm2")
+    assert (row["ip"], row["confirmed"]) == (address, True)
+
+
+async def test_a_forged_renewal_moves_nothing(bench: Bench) -> None:
+    """F3: another VM that knows everything, transaction id and all, is dropped and reported."""
+    before = await bench.bindings("vm1")
+    address = await bench.address("vm1")
+    async with bench.events() as events, bench.capture("dhcp", "eth0", "in") as at_server:
+        order = await bench.post("vms/vm1/renewals", {"agent": True})
+        lease = Lease(
+            ip=IPv4Address(address), mac=ONE, server=IPv4Address(DHCP_SERVER),
+            client_id=bytes.fromhex(order["client_id"]), next_hop=GATEWAY,
+        )  # fmt: skip
+        perfect = request_frame(lease, order["xid"])
+        as_itself = perfect[:6] + bytes.fromhex(TWO.replace(":", "")) + perfect[12:]
+        last = None
+        for frame in (perfect, as_itself):
+            await bench.send("vm2", frame.hex())
+            last = await events.until("forgery", after=last)
+            assert last["forgery"]["vm"] == "vm2"
+        # What the DHCP server hears next is honest: had it heard the others, they would be before it.
+        await bench.guest("vm1", "kill -USR1 $(cat /run/udhcpc.pid)")
+        await at_server.until(lambda f: dhcp_type(f.ether) == "request" and f.src == ONE)
+    assert [f.src for f in at_server.frames if is_dhcp(f)] == [ONE]
+    xids = {f.ether["BOOTP"].xid for f in at_server.frames if is_dhcp(f)}
+    assert order["xid"] not in xids
+    after = await bench.bindings("vm1")
+    assert [(r["ip"], r["switch"], r["port"]) for r in after] == [
+        (r["ip"], r["switch"], r["port"]) for r in before
+    ]
+    assert (await bench.get(f"renewals/{order['id']}"))["state"] == "ordered"
+
+
+async def test_the_guests_own_renewal_meanwhile_reaches_the_guest(bench: Bench) -> None:
+    """What the guest asks is answered to the guest, what the agent asks to the agent."""
+    server = await where(bench, "vm1")
+    async with bench.capture(server, "tap-vm1", "inout") as tap:
+        outcome, _ = await asyncio.gather(
+            renew(bench, server, "vm1"), bench.guest("vm1", "kill -USR1 $(cat /run/udhcpc.pid)")
+        )
+        await tap.until(lambda f: dhcp_type(f.ether) == "ack")
+    assert outcome.code == 0, outcome.words
+    xids = {f.ether["BOOTP"].xid for f in tap.frames if is_dhcp(f)}
+    assert int(outcome.data["xid"], 16) not in xids
+    assert len(xids) == 1
+
+
+async def test_the_agent_waits_for_the_vm_to_arrive(bench: Bench) -> None:
+    """A1: it is not told, it hears of RESUME from QEMU."""
+    vm = await bench.vm("vm1")
+    source, target = vm["server"], "server2" if vm["server"] != "server2" else "server3"
+    async with bench.events() as events:
+        move = (await bench.post("moves", {"vm": "vm1", "target_server": target}))["id"]
+
+        def stands(event: Json) -> bool:
+            return bool(event["move"]["id"] == move and event["move"]["state"] == "prepared")
+
+        await events.until("move.step", stands)
+        qmp = await qmp_socket(bench, target)
+        waiting = await renew_in_background(bench, target, "vm1", "--qmp", qmp, "--timeout", "60")
+        outcome = await waiting
+        assert outcome.code == 0, outcome.words
+        acked = await events.until("renewal.acked", of_vm("vm1"))
+        await events.until("move.step", lambda e: e["move"]["id"] == move and e["move"]["state"] == "done")
+    assert (acked["renewal"]["server"], source) != (source, target)
+    assert acked["renewal"]["server"] == target
+
+
+async def qmp_socket(bench: Bench, server: str) -> str:
+    found = sorted((bench.lab.directory / "vms" / server).glob("*.qmp"), key=lambda p: p.stat().st_mtime)
+    return str(found[-1])
