@@ -4,8 +4,9 @@
 
 Each word of libvirt about a VM becomes one report, POST /v1/servers/SERVER/hypervisor-events (see
 docs/libvirt.md). Reports about one VM arrive in order, and again while the controller is away; those about
-others do not wait for them. A VM that comes in has its tap's queue made long, since packets will wait there
-until it runs.
+others do not wait for them. What runs here is told again from time to time, so that nothing stays unknown
+whoever was away. A VM that comes in has its tap's queue made long, since packets will wait there until it
+runs.
 """
 
 import argparse
@@ -32,6 +33,8 @@ READY_FD = "RETINUE_READY_FD"
 """Environment variable with the number of a descriptor to write "ready" to, where somebody waits for it."""
 AGAIN_SECONDS = 0.2
 ANSWER_LIMIT = 10.0
+ROUND_SECONDS = 10.0
+"""Between two accounts of all that runs here."""
 OLDEST = 600.0
 """Seconds after which a report nobody took is no news any more."""
 
@@ -48,6 +51,10 @@ class Reporter:
             timeout=aiohttp.ClientTimeout(total=ANSWER_LIMIT),
         )
         self._last: dict[str, asyncio.Task[None]] = {}
+
+    def busy(self, vm: str) -> bool:
+        """True while a report about this VM has not been taken."""
+        return vm in self._last
 
     def tell(self, happening: Happening) -> None:
         """Deliver in the background."""
@@ -110,7 +117,7 @@ async def watch(server: str, uri: str, controller: str) -> None:
     _ = host.library  # Says at once when it is missing.
     await _reached(host)
     _tell_ready()
-    work: set[asyncio.Task[None]] = set()
+    work: set[asyncio.Task[None]] = {asyncio.create_task(_rounds(host, reporter))}
     try:
         async with contextlib.aclosing(host.watch()) as happenings:
             async for happening in happenings:
@@ -121,8 +128,20 @@ async def watch(server: str, uri: str, controller: str) -> None:
                     work.add(task)
                     task.add_done_callback(work.discard)
     finally:
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
         await reporter.close()
         await host.close()
+
+
+async def _rounds(host: LibvirtHost, reporter: Reporter) -> None:
+    while True:
+        await asyncio.sleep(ROUND_SECONDS)
+        with contextlib.suppress(HypervisorError):  # `watch` says so
+            for happening in await host.found():
+                if not reporter.busy(happening.vm):
+                    reporter.tell(happening)
 
 
 async def _reached(host: LibvirtHost) -> None:

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from retinue.api import metrics, renewals, views
+from retinue.api import foreign, metrics, renewals, views
 from retinue.controller.config import address, port_ref
 from retinue.controller.controller import Controller
 from retinue.controller.moving import STEERING_LIMIT, STOPPED_LIMIT, MoveError
@@ -95,6 +95,7 @@ class Api:
                 web.post("/v1/moves/{id}/events", self._move_says),
                 web.post("/v1/moves/{id}/cancel", self._cancel),
                 *renewals.routes(self._controller.renewals),
+                *foreign.routes(self._controller.foreign),
                 web.get("/v1/flows", self._flows),
                 web.get("/v1/events", self._stream),
                 web.get("/metrics", self._metrics),

@@ -16,6 +16,7 @@ from retinue.controller.arp import ArpDesk
 from retinue.controller.booking import Booking, VMState
 from retinue.controller.context import Context, NoStore, Store
 from retinue.controller.dhcp import DhcpPath
+from retinue.controller.foreign import ForeignMoves
 from retinue.controller.moving import Mover
 from retinue.controller.renewals import Order
 from retinue.flows.entry import FlowKey
@@ -58,6 +59,7 @@ class Controller:
         self._by_dpid = {switch.dpid: switch.id for switch in net.switches.values()}
         self.booking = Booking(self.context, self.mover, self._by_dpid)
         self.vm_states = self.booking.vm_states
+        self.foreign = ForeignMoves(self.context, self.mover, self.booking)
         self._lease_timer_moved = asyncio.Event()
         self.context.after_install(self._installed)
 

@@ -184,15 +184,18 @@ class LibvirtHost:
         await self.call(connection.registerCloseCallback, lambda *_: put(None), None)
         handle = await self.call(connection.domainEventRegisterAny, None, LIFECYCLE, hear, None)
         try:
-            for domain in await self.domains():
-                for happening in await self._as_found(domain):
-                    yield happening
+            for happening in await self.found():
+                yield happening
             while (next_ := await heard.get()) is not None:
                 yield next_
         finally:
             with contextlib.suppress(HypervisorError):
                 await self.call(connection.domainEventDeregisterAny, handle)
                 await self.call(connection.unregisterCloseCallback)
+
+    async def found(self) -> list[Happening]:
+        """What runs here now, as if each had just been started. Raises HypervisorError."""
+        return [happening for domain in await self.domains() for happening in await self._as_found(domain)]
 
     async def _as_found(self, domain: Any) -> list[Happening]:
         try:

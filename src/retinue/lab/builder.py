@@ -11,7 +11,7 @@ from retinue.lab import kea, libvirtd, nodes, switches
 from retinue.lab.errors import LabError
 from retinue.lab.processes import Daemon, Supervisor, first_host_pid, last_words, run
 from retinue.lab.state import Directory, LabStatus, NodeStatus, Settings, SwitchStatus
-from retinue.lab.topology import CONTROLLER, DHCP, LIBVIRT, REST_PORT, SANDBOX, controller_config
+from retinue.lab.topology import CONTROLLER, DHCP, LIBVIRT, REST_PORT, SANDBOX, ServerPart, controller_config
 
 STATE_VARIABLE = "RETINUE_LAB_STATE"
 """Environment variable that tells every program in the sandbox the lab's directory."""
@@ -61,6 +61,7 @@ class Lab:
             progress(
                 f"servers announced; no answer to: {', '.join(silent)}" if silent else "servers announced"
             )
+        await asyncio.gather(*map(self._start_watch, libvirtd.servers(self.topology)))
         if self.settings.start_driver:
             progress("VM driver")
             driver = LIBVIRT_DRIVER if libvirtd.servers(self.topology) else DRIVER
@@ -81,6 +82,13 @@ class Lab:
                 await nodes.configure_server(self.topology, server)
                 if server.hypervisor == LIBVIRT:
                     await libvirtd.start(self.supervisor, self.topology, server)
+
+    async def _start_watch(self, server: ServerPart) -> None:
+        """What tells the controller of VMs that come and go on a server with libvirt."""
+        words = ["--server", server.id, "--controller", self.topology.controller_url]
+        words += ["--uri", libvirtd.uri(server.id)]
+        program = [sys.executable, "-m", "retinue.agent.libvirt_watch", *words]
+        await self.supervisor.start(f"{server.id}-watch", server.id, program, ready_fd=True)
 
     async def start_controller(self) -> None:
         """Start the controller in its node, or start it again; return when its REST interface answers."""
