@@ -67,7 +67,7 @@ class Told:
     """A controller's configuration, read as the controller would."""
 
     network: Network
-    listen: dict[str, str]
+    listen: dict[str, object]
 
 
 def read(config: str) -> Told:
@@ -103,6 +103,7 @@ def test_controller_is_told_of_everything_but_where_servers_are() -> None:
         "openflow": "192.0.2.1:6653",
         "ovsdb": "192.0.2.1:6640",
         "rest": "192.0.2.1:8080",
+        "plaintext": ["openflow", "ovsdb", "rest"],
     }
     assert set(told.network.switches) == {"spine1", "spine2", "leaf1", "leaf2", "edge1", "edge2", "edge3"}
     assert told.network.switches["edge2"] == Switch("edge2", Role.EDGE, 0x32, "up0")

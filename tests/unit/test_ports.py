@@ -48,6 +48,8 @@ class FakeReplica:
 
 
 class FakeConnection:
+    name, certificate, is_open = "peer", None, True
+
     def __init__(self) -> None:
         self.ended = asyncio.Event()
 

@@ -5,6 +5,7 @@ Every refusal is JSON, {"error": "..."} with the reason in words, and is counted
 
 import asyncio
 import logging
+import ssl as tls
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,6 +15,8 @@ import structlog
 from aiohttp import web
 
 from retinue.api import foreign, metrics, renewals, views
+from retinue.api.access import Access, NotAllowedError, NotAuthenticatedError
+from retinue.api.door import Door
 from retinue.controller.config import address, port_ref
 from retinue.controller.controller import Controller
 from retinue.controller.moving import STEERING_LIMIT, STOPPED_LIMIT, MoveError
@@ -66,12 +69,20 @@ class EventBody(msgspec.Struct, forbid_unknown_fields=True):
 
 class Api:
     def __init__(
-        self, controller: Controller, refused_elsewhere: Callable[[], dict[str, dict[str, int]]]
+        self,
+        controller: Controller,
+        refused_elsewhere: Callable[[], dict[str, dict[str, int]]],
+        access: Access | None = None,
+        ssl: tls.SSLContext | None = None,
     ) -> None:
+        """Without `access` whoever asks is a manager; `ssl` is a server context, None: plain text."""
         self._controller = controller
+        self._access = access or Access(controller)
+        self._ssl = ssl
         self._refused_elsewhere = refused_elsewhere
         self.refused: Counter[str] = Counter()
         self._runner: web.AppRunner | None = None
+        self._door: Door | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port, which the system chooses when given 0."""
@@ -105,12 +116,13 @@ class Api:
             app, access_log=None, logger=_RefusalLogger(self.refused), shutdown_timeout=1.0
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
-        await site.start()
-        bound: int = self._runner.addresses[0][1]
-        return bound
+        assert self._runner.server is not None
+        self._door = Door(self._runner.server, self.refused, self._ssl)
+        return await self._door.open(host, port)
 
     async def stop(self) -> None:
+        if self._door is not None:
+            await self._door.close()
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -269,7 +281,14 @@ class Api:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         try:
+            await self._access.check(request)
             return await handler(request)
+        except NotAuthenticatedError as error:
+            response = self._refuse(request, 401, "not authenticated", str(error))
+            response.headers["WWW-Authenticate"] = 'Bearer realm="retinue"'
+            return response
+        except NotAllowedError as error:
+            return self._refuse(request, 403, "not allowed", str(error))
         except _NotFoundError as error:
             return self._refuse(request, 404, "not found", str(error))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -6,6 +6,7 @@ TOML; every key is checked, and a mistake is answered with the file, the key and
 import tomllib
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,6 +24,8 @@ from retinue.model import (
     mac,
 )
 
+LISTENERS = ("openflow", "ovsdb", "rest")
+
 
 class ConfigError(Exception):
     """The file cannot be used; the message names it, the place in it and the reason."""
@@ -38,6 +41,23 @@ class Listen(_Table, frozen=True):
     openflow: str = "127.0.0.1:6653"
     ovsdb: str = "127.0.0.1:6640"
     rest: str = "127.0.0.1:8080"
+    plaintext: list[Literal["openflow", "ovsdb", "rest"]] = []
+    """Those of the three that speak plain text and believe whoever connects. All others use TLS."""
+
+
+class TlsTable(_Table, frozen=True):
+    """Files (PEM); relative ones are looked for beside the configuration."""
+
+    ca: str
+    """The authority whose certificates are believed."""
+    certificate: str
+    """The controller's own, of role controller."""
+    key: str
+
+
+class RestTable(_Table, frozen=True):
+    tokens: str = ""
+    """A file with bearer tokens (see pki.tokens); "": certificates only."""
 
 
 class SubnetTable(_Table, frozen=True):
@@ -76,6 +96,8 @@ class Config(_Table, frozen=True):
 
     gateway_mac: str
     listen: Listen = Listen()
+    tls: TlsTable | None = None
+    rest: RestTable = RestTable()
     subnet: list[SubnetTable] = []
     switch: list[SwitchTable] = []
     link: list[LinkTable] = []
@@ -104,9 +126,28 @@ def load(path: Path) -> Config:
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     try:
-        return msgspec.convert(tomllib.loads(text), Config)
+        found = msgspec.convert(tomllib.loads(text), Config)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    unsaid = [name for name in LISTENERS if name not in found.listen.plaintext]
+    if found.tls is None and unsaid:
+        named = msgspec.json.encode(unsaid).decode()
+        raise ConfigError(
+            f"{path}: {' and '.join(unsaid)} would be open to whoever connects. Add the table [tls] with ca, "
+            "certificate and key (`retinue pki init` and `retinue pki issue controller` make them), or say "
+            f"by name what is to be plain text: plaintext = {named} in [listen]"
+        )
+    return _beside(path.parent, found)
+
+
+def _beside(folder: Path, config: Config) -> Config:
+    """With the paths of its files complete."""
+    change: dict[str, Any] = {}
+    if (tls := config.tls) is not None:
+        change["tls"] = TlsTable(*(str(folder / file) for file in (tls.ca, tls.certificate, tls.key)))
+    if config.rest.tokens:
+        change["rest"] = RestTable(str(folder / config.rest.tokens))
+    return msgspec.structs.replace(config, **change)
 
 
 def port_ref(text: str) -> PortRef:

@@ -4,11 +4,22 @@ A switch's ports do not go because its database was out of reach: what was last 
 database, when it is back, says otherwise.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 import structlog
 
-from retinue.ovsdb import BridgePort, Connection, Replica, RowChange, bridges, diff, interfaces, ovs_version
+from retinue.ovsdb import (
+    BridgePort,
+    Connection,
+    RefusedError,
+    Replica,
+    RowChange,
+    bridges,
+    diff,
+    interfaces,
+    ovs_version,
+)
 from retinue.ovsdb.switch_view import COLUMNS, DATABASE
 
 log = structlog.get_logger()
@@ -17,33 +28,56 @@ Changed = Callable[[list[BridgePort], list[BridgePort]], None]
 """Told the ports that went, and those that came or changed."""
 Read = Callable[[list[int], list[str]], None]
 """Told, after a connection's first reading, the datapath ids that were read and the VMs with a port there."""
+Admits = Callable[[Mapping[str, Any] | None, Collection[int], str], str]
+"""(certificate, datapath ids, peer) -> why its holder may not speak for these switches; "" when it may."""
 
 
 class PortWatch:
-    def __init__(self, changed: Changed, read: Read) -> None:
+    def __init__(
+        self, changed: Changed, read: Read, admits: Admits = lambda certificate, dpids, peer: ""
+    ) -> None:
         self._changed = changed
         self._read = read
+        self._admits = admits
         self._ports: dict[int, list[BridgePort]] = {}
         self.versions: dict[int, str] = {}
         """Open vSwitch's version by datapath id."""
 
     async def follow(self, connection: Connection) -> None:
-        """Follow one switch's database until its connection ends (a handler for OvsdbListener)."""
+        """Follow one switch's database until its connection ends (a handler for OvsdbListener).
+
+        Raises RefusedError as soon as the database shows a switch that its certificate does not name; nothing
+        of it is believed then.
+        """
 
         def update(_: list[RowChange] | None = None) -> None:
-            self._update(replica)
+            if connection.is_open and self._allowed(connection, _dpids(replica)):
+                self._update(replica)
 
         replica = Replica(DATABASE, COLUMNS, update)
-        await replica.start(connection)
-        update()
-        dpids = [bridge.dpid for bridge in bridges(replica.tables) if bridge.dpid is not None]
+        if self._allowed(connection, ()):
+            await replica.start(connection)
+            update()
+        if not connection.is_open:
+            await self._ended(connection)
+            return
+        dpids = _dpids(replica)
         self._read(dpids, [port.iface_id for dpid in dpids for port in self._ports[dpid] if port.iface_id])
-        await connection.closed()
+        await self._ended(connection)
+
+    async def _ended(self, connection: Connection) -> None:
+        reason = await connection.closed()
+        if isinstance(reason, RefusedError):
+            raise reason
+
+    def _allowed(self, connection: Connection, dpids: Collection[int]) -> bool:
+        reason = self._admits(connection.certificate, dpids, connection.name)
+        if reason:
+            connection.close(RefusedError("identity", reason))
+        return not reason
 
     def _update(self, replica: Replica) -> None:
-        found: dict[int, list[BridgePort]] = {
-            b.dpid: [] for b in bridges(replica.tables) if b.dpid is not None
-        }
+        found: dict[int, list[BridgePort]] = {dpid: [] for dpid in _dpids(replica)}
         for port in interfaces(replica.tables):
             found[port.dpid].append(port)
         version = ovs_version(replica.tables)
@@ -64,6 +98,10 @@ class PortWatch:
         for port in came:
             if port.problem:
                 log.warning("a port's entries cannot be used", port=port.name, problem=port.problem)
+
+
+def _dpids(replica: Replica) -> list[int]:
+    return [bridge.dpid for bridge in bridges(replica.tables) if bridge.dpid is not None]
 
 
 def _of_vms(ports: Iterable[BridgePort]) -> list[BridgePort]:

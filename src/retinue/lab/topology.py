@@ -361,8 +361,11 @@ def _unique(key: str, values: Iterable[str]) -> None:
 # ---- what the controller is told ----
 
 
-def controller_config(topology: Topology) -> str:
-    """The controller's configuration file (TOML) for this network."""
+def controller_config(topology: Topology, pki: Path | None = None) -> str:
+    """The controller's configuration file (TOML) for this network.
+
+    `pki` is the folder with its certificate; without one it speaks plain text.
+    """
     own = topology.management_addresses[CONTROLLER].ip
     tables = [
         f'gateway_mac = "{topology.gateway_mac}"\n',
@@ -371,7 +374,9 @@ def controller_config(topology: Topology) -> str:
             openflow=f"{own}:{OPENFLOW_PORT}",
             ovsdb=f"{own}:{OVSDB_PORT}",
             rest=f"{own}:{REST_PORT}",
+            plaintext=None if pki is not None else ["openflow", "ovsdb", "rest"],
         ),
+        *([] if pki is None else [_tls_table(pki)]),
         *(
             _table(
                 "[[subnet]]",
@@ -404,6 +409,11 @@ def controller_config(topology: Topology) -> str:
         *(_server_table(part) for part in topology.attached),
     ]
     return "\n".join(tables)
+
+
+def _tls_table(pki: Path) -> str:
+    own = pki / f"{CONTROLLER}-{CONTROLLER}"
+    return _table("[tls]", ca=f"{pki / 'ca.pem'}", certificate=f"{own}.pem", key=f"{own}.key")
 
 
 def _server_table(part: ServerPart | DhcpPart | RouterPart) -> str:

@@ -7,8 +7,9 @@ A peer that sends what is not OpenFlow, falls silent, or does not read, is cut o
 import asyncio
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from retinue.openflow import codec
 from retinue.openflow.codec import (
@@ -25,6 +26,7 @@ from retinue.openflow.codec import (
     ProtocolError,
 )
 from retinue.openflow.wire import MAX_MESSAGE
+from retinue.pki.gate import peer_name
 
 EARLY_LIMIT = 4096
 """Longest message, in bytes, taken of a peer that has not said which switch it is."""
@@ -63,6 +65,9 @@ class Owner(Protocol):
 
     def opened(self, connection: "Connection") -> None: ...
 
+    def admit(self, connection: "Connection", dpid: int) -> None:
+        """Raises ProtocolError when the peer may not be the switch with this datapath id."""
+
     def known(self, connection: "Connection", features: FeaturesReply, ports: list[PortDesc]) -> Receiver: ...
 
     def ended(self, connection: "Connection", reason: str, kind: str) -> None: ...
@@ -71,6 +76,8 @@ class Owner(Protocol):
 class Connection(asyncio.Protocol):
     def __init__(self, owner: Owner, timing: Timing) -> None:
         self.peer = "?"
+        self.certificate: Mapping[str, Any] | None = None
+        """The switch's verified certificate, as ssl.SSLSocket.getpeercert shows it; None without TLS."""
         self.receiver: Receiver | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._owner = owner
@@ -94,6 +101,7 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self.peer = peer_name(transport)
+        self.certificate = transport.get_extra_info("peercert")
         transport.set_write_buffer_limits(high=DRAIN_ABOVE)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -121,8 +129,6 @@ class Connection(asyncio.Protocol):
             self._writable = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._transport is None:  # TLS failed before there was anything to talk over.
-            return
         if self._end is None:
             cut = "in the middle of a message " if self._framer.partial else ""
             kind = "" if self.receiver else ("truncated" if cut else "closed")
@@ -220,6 +226,7 @@ class Connection(asyncio.Protocol):
                     )
                 if self._features is not None:
                     raise ProtocolError("FEATURES_REPLY twice", "handshake")
+                self._owner.admit(self, message.dpid)
                 self._features = message
                 self._framer.limit = MAX_MESSAGE
                 self.write(codec.multipart_request(self.xid(), MultipartType.PORT_DESC))
@@ -255,12 +262,3 @@ class Connection(asyncio.Protocol):
         if quiet >= self._timing.echo_interval * 0.5:
             self.write(codec.echo_request(self.xid()))
         self._timer = self._loop.call_later(self._timing.echo_interval, self._tick)
-
-
-def peer_name(transport: asyncio.BaseTransport) -> str:
-    """Where a connection comes from, for people: "127.0.0.1:40312"."""
-    found = transport.get_extra_info("peername")
-    if isinstance(found, tuple) and len(found) >= 2:
-        host = f"[{found[0]}]" if ":" in str(found[0]) else found[0]
-        return f"{host}:{found[1]}"
-    return str(found or "unix socket")

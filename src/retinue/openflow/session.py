@@ -10,19 +10,25 @@ exception in one is logged and counted and disturbs nothing else.
 import asyncio
 import ssl as ssl_module
 from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import structlog
 
-from retinue.openflow.codec import FeaturesReply, PortDesc
+from retinue.openflow.codec import FeaturesReply, PortDesc, ProtocolError
 from retinue.openflow.connection import Connection, Receiver, Timing
 from retinue.openflow.requests import Rejected
 from retinue.openflow.switch import Session, SwitchHandler
-from retinue.openflow.tls import TlsGate
+from retinue.pki.gate import TlsGate
 
 log = structlog.get_logger()
 
 MAX_HALF_OPEN = 64
 """Connections that have not said yet which switch they are; the oldest goes when there is one more."""
+
+
+Admits = Callable[[Mapping[str, Any] | None, int, str], str]
+"""(certificate, datapath id, peer) -> why the certificate's holder may not be that switch; "" when it may."""
 
 
 class OpenFlowServer:
@@ -31,6 +37,7 @@ class OpenFlowServer:
     hello_timeout: seconds from connecting to a complete handshake.
     echo_interval, echo_timeout: a quiet switch is asked for a sign of life, and cut off when none comes.
     ssl: a server context; require certificates in it to know the switches.
+    admits: asked once the switch has said its datapath id.
     """
 
     def __init__(
@@ -41,16 +48,18 @@ class OpenFlowServer:
         echo_interval: float = 5.0,
         echo_timeout: float = 10.0,
         ssl: ssl_module.SSLContext | None = None,
+        admits: Admits = lambda certificate, dpid, peer: "",
         max_half_open: int = MAX_HALF_OPEN,
     ) -> None:
         self.refused: Counter[str] = Counter()
         """Connections cut off for what the peer did, by reason: version, length, malformed, handshake,
-        timeout, truncated, closed (before the handshake was through), unread, tls, crowded."""
+        timeout, truncated, closed (before the handshake was through), unread, tls, identity, crowded."""
         self.sessions: dict[int, Session] = {}
         """By datapath id."""
         self._handler = handler
         self._timing = Timing(hello_timeout, echo_interval, echo_timeout)
         self._ssl = ssl
+        self._admits = admits
         self._max_half_open = max_half_open
         self._half_open: dict[Connection | TlsGate, None] = {}
         self._connections: set[Connection] = set()
@@ -106,6 +115,11 @@ class OpenFlowServer:
     def opened(self, connection: Connection) -> None:
         self._connections.add(connection)
         self._admit(connection)
+
+    def admit(self, connection: Connection, dpid: int) -> None:
+        reason = self._admits(connection.certificate, dpid, connection.peer)
+        if reason:
+            raise ProtocolError(reason, "identity")
 
     def known(self, connection: Connection, features: FeaturesReply, ports: list[PortDesc]) -> Receiver:
         self._half_open.pop(connection, None)

@@ -1,7 +1,7 @@
 """OVSDB (RFC 7047) on asyncio: connections both ways, replicas, and a switch's ports read from one."""
 
 from retinue.ovsdb.client import Connection, ConnectionLostError, OvsdbError, connect
-from retinue.ovsdb.listener import OvsdbListener
+from retinue.ovsdb.listener import OvsdbListener, RefusedError
 from retinue.ovsdb.replica import Replica, RowChange
 from retinue.ovsdb.switch_view import BridgePort, PortsDiff, bridges, diff, interfaces, ovs_version
 from retinue.ovsdb.values import UUID, NamedUUID
@@ -17,6 +17,7 @@ __all__ = [
     "OvsdbListener",
     "PortsDiff",
     "ProtocolError",
+    "RefusedError",
     "Replica",
     "RowChange",
     "bridges",

@@ -55,6 +55,8 @@ class Connection:
         limit: int = REPLY_LIMIT,
     ) -> None:
         self.name = name or _peer(writer)
+        self.certificate: Mapping[str, Any] | None = writer.get_extra_info("peercert")
+        """The peer's verified certificate, as ssl.SSLSocket.getpeercert shows it; None without TLS."""
         self.ignored = 0
         """Notifications nobody asked for, and requests we do not serve."""
         self._reader = reader

@@ -1,4 +1,4 @@
-"""The passive side: switches dial in (`ovs-vsctl set-manager tcp:CONTROLLER:6640`).
+"""The passive side: switches dial in (`ovs-vsctl set-manager ssl:CONTROLLER:6640`).
 
 Anyone may dial, so each connection must first answer a request the way an OVSDB server does; one that does
 not is refused and counted, and the others never notice.
@@ -19,6 +19,14 @@ log = structlog.get_logger()
 Handler = Callable[[Connection], Awaitable[None]]
 
 
+class RefusedError(Exception):
+    """A connection is not taken, or not kept; a handler may raise it. `reason` is the word to count by."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
 class OvsdbListener:
     """Accepts OVSDB servers and gives each to `handler`, which has the connection until it returns.
 
@@ -36,7 +44,8 @@ class OvsdbListener:
         probe: float | None = 5.0,
     ) -> None:
         self.refused: Counter[str] = Counter()
-        """Connections refused, by reason: "garbage", "silent", "gone", "error", "tls", "crowd"."""
+        """Connections refused, by reason: "garbage", "silent", "gone", "error", "tls", "crowd", and what the
+        handler refuses."""
         self.accepted = 0
         self._handler = handler
         self._ssl = ssl
@@ -70,9 +79,8 @@ class OvsdbListener:
         peer = str(writer.get_extra_info("peername"))
         try:
             connection = await self._prove(reader, writer)
-        except _RefusedError as e:
-            self.refused[e.reason] += 1
-            log.warning("OVSDB connection refused", peer=peer, reason=e.reason, detail=str(e))
+        except RefusedError as e:
+            self._refuse(peer, e)
             writer.transport.abort()
             return
         except asyncio.CancelledError:
@@ -81,6 +89,8 @@ class OvsdbListener:
         self.accepted += 1
         try:
             await self._handler(connection)
+        except RefusedError as e:
+            self._refuse(connection.name, e)
         except (ConnectionLostError, ProtocolError, OvsdbError, TimeoutError) as e:
             log.warning("OVSDB connection ended", peer=connection.name, reason=str(e))
         except Exception:
@@ -88,9 +98,13 @@ class OvsdbListener:
         finally:
             connection.close()
 
+    def _refuse(self, peer: str, error: RefusedError) -> None:
+        self.refused[error.reason] += 1
+        log.warning("OVSDB connection refused", peer=peer, reason=error.reason, detail=str(error))
+
     async def _prove(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Connection:
         if self._unproved >= self._unproved_limit:
-            raise _RefusedError("crowd", f"{self._unproved} connections have yet to show what they are")
+            raise RefusedError("crowd", f"{self._unproved} connections have yet to show what they are")
         self._unproved += 1
         connection = None
         try:
@@ -105,21 +119,15 @@ class OvsdbListener:
                 connection.close("refused")
             match e:
                 case TimeoutError():
-                    raise _RefusedError("silent", f"no proof in {self._proof_timeout:g} s") from e
+                    raise RefusedError("silent", f"no proof in {self._proof_timeout:g} s") from e
                 case ProtocolError():
-                    raise _RefusedError("garbage", str(e)) from e
+                    raise RefusedError("garbage", str(e)) from e
                 case tls.SSLError() | tls.CertificateError():
-                    raise _RefusedError("tls", str(e)) from e
+                    raise RefusedError("tls", str(e)) from e
                 case OvsdbError():
-                    raise _RefusedError("error", f"list_dbs: {e}") from e
+                    raise RefusedError("error", f"list_dbs: {e}") from e
                 case OSError():
-                    raise _RefusedError("gone", str(e)) from e
+                    raise RefusedError("gone", str(e)) from e
             raise
         finally:
             self._unproved -= 1
-
-
-class _RefusedError(Exception):
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason

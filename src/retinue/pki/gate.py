@@ -1,14 +1,40 @@
-"""The TLS handshake in front of a connection, so that one that fails is counted and told like any other."""
+"""The TLS handshake in front of a listener's protocol, so that one that fails is counted and told by us."""
 
 import asyncio
 import ssl
 from collections.abc import Callable
 
-from retinue.openflow.connection import Connection, peer_name
+
+class _Early(asyncio.Protocol):
+    """Keeps what arrives between the end of the handshake and the handing over."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.eof = False
+        self.lost: list[Exception | None] = []
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+
+    def eof_received(self) -> None:
+        self.eof = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.append(exc)
+
+    def hand_over(self, secured: asyncio.Transport, protocol: asyncio.Protocol) -> None:
+        secured.set_protocol(protocol)
+        protocol.connection_made(secured)
+        if self.data:
+            protocol.data_received(bytes(self.data))
+        if self.eof:
+            protocol.eof_received()
+        for exc in self.lost:
+            protocol.connection_lost(exc)
 
 
 class TlsGate(asyncio.Protocol):
-    """Takes an accepted socket through the TLS handshake, then hands it to a Connection.
+    """Takes an accepted socket through the TLS handshake, then hands it to the protocol that `make` makes.
 
     `done` is called at its end, with the gate, why it failed and a word to count that by; both empty if not.
     """
@@ -18,7 +44,7 @@ class TlsGate(asyncio.Protocol):
         context: ssl.SSLContext,
         timeout: float,
         opened: Callable[["TlsGate"], None],
-        make: Callable[[], Connection],
+        make: Callable[[], asyncio.Protocol],
         done: Callable[["TlsGate", str, str], None],
     ) -> None:
         self.peer = "?"
@@ -50,12 +76,12 @@ class TlsGate(asyncio.Protocol):
             self._transport.abort()
 
     async def _shake(self, transport: asyncio.Transport) -> None:
-        connection = self._make()
+        early = _Early()
         failure, kind = "the peer went away", "tls"
         secured: asyncio.Transport | None = None
         try:
             secured = await asyncio.get_running_loop().start_tls(
-                transport, connection, self._context, server_side=True, ssl_handshake_timeout=self._timeout
+                transport, early, self._context, server_side=True, ssl_handshake_timeout=self._timeout
             )
         except asyncio.CancelledError:
             failure, kind = self._given_up
@@ -66,4 +92,13 @@ class TlsGate(asyncio.Protocol):
             self._done(self, f"TLS handshake failed: {failure}", kind)
             return
         self._done(self, "", "")
-        connection.connection_made(secured)
+        early.hand_over(secured, self._make())
+
+
+def peer_name(transport: asyncio.BaseTransport) -> str:
+    """Where a connection comes from, for people: "127.0.0.1:40312"."""
+    found = transport.get_extra_info("peername")
+    if isinstance(found, tuple) and len(found) >= 2:
+        host = f"[{found[0]}]" if ":" in str(found[0]) else found[0]
+        return f"{host}:{found[1]}"
+    return str(found or "unix socket")

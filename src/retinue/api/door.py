@@ -1,0 +1,58 @@
+"""The listener in front of the HTTP library, with or without TLS; handshakes that fail are counted here."""
+
+import asyncio
+import ssl
+from collections import Counter
+
+import structlog
+from aiohttp import web
+
+from retinue.pki.gate import TlsGate
+
+log = structlog.get_logger()
+
+HANDSHAKE_SECONDS = 5.0
+MAX_HALF_OPEN = 256
+"""Handshakes under way; the oldest goes when there is one more."""
+
+
+class Door:
+    def __init__(self, server: web.Server, refused: Counter[str], context: ssl.SSLContext | None) -> None:
+        self._protocols = server
+        self._refused = refused
+        self._context = context
+        self._half_open: dict[TlsGate, None] = {}
+        self._server: asyncio.Server | None = None
+
+    async def open(self, host: str, port: int) -> int:
+        """Listen; the port, which the system chooses when given 0. Raises OSError."""
+        factory = self._gate if self._context is not None else self._protocols
+        self._server = await asyncio.get_running_loop().create_server(factory, host, port)
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
+
+    async def close(self) -> None:
+        """Stop listening; connections that stand are the HTTP library's."""
+        if self._server is not None:
+            self._server.close()
+        gates = list(self._half_open)
+        for gate in gates:
+            gate.end("the controller stops")
+        await asyncio.gather(*(gate.closed for gate in gates))
+
+    def _gate(self) -> TlsGate:
+        assert self._context is not None
+        return TlsGate(self._context, HANDSHAKE_SECONDS, self._opened, self._protocols, self._done)
+
+    def _opened(self, gate: TlsGate) -> None:
+        self._half_open[gate] = None
+        if len(self._half_open) > MAX_HALF_OPEN:
+            oldest = next(iter(self._half_open))
+            del self._half_open[oldest]
+            oldest.end(f"{MAX_HALF_OPEN} newer connections without a handshake", "crowded")
+
+    def _done(self, gate: TlsGate, failure: str, kind: str) -> None:
+        self._half_open.pop(gate, None)
+        if kind:
+            self._refused[kind] += 1
+            log.warning("REST connection refused", peer=gate.peer, reason=failure)
