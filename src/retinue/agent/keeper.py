@@ -23,6 +23,7 @@ from retinue.hypervisor import (
     Hypervisor,
     HypervisorError,
     Machine,
+    MigrationResult,
     Resumed,
     RunState,
     Stopped,
@@ -66,8 +67,6 @@ class Kept:
     """When it ran on after its last move."""
     handed_over: bool = False
     """It has been given away, and only the target's word gives it back."""
-    consoles: list[Path] = field(default_factory=list)
-    """Of every machine it has had here, oldest first."""
     copying: asyncio.Task[None] | None = None
     move: str = ""
     """The last move it had to do with here."""
@@ -94,6 +93,8 @@ class Keeper:
         self.server = server
         self.reports = Reports(rest)
         self.vms: dict[str, Kept] = {}
+        self.consoles: dict[str, list[Path]] = {}
+        """By VM, of every machine it has had here, oldest first; until the VM is removed for good."""
         self._rest = rest
         self._hypervisor = hypervisor
         self._ports = ports
@@ -110,8 +111,10 @@ class Keeper:
                 self._later(self._kept(vm), self._plug)
             case "vm.ready" if vm and vm.server == self.server and not self._is_anothers(vm):
                 self._later(self._kept(vm), self._run)
-            case "vm.removed" if vm and vm.id in self.vms:
-                self._later(self.vms[vm.id], self._remove)
+            case "vm.removed" if vm:
+                self.consoles.pop(vm.id, None)
+                if vm.id in self.vms:
+                    self._later(self.vms[vm.id], self._remove)
             case "move.prepare" if move and happening.vm and move.target == self.server:
                 self._later(self._kept(happening.vm), self._prepare, move)
             case "move.copy" if move and move.source == self.server:
@@ -223,7 +226,7 @@ class Keeper:
                 self._tell_vm(kept, "stopped", reason=str(error))
                 return
             kept.ending, kept.runs = False, True
-            kept.consoles.append(kept.machine.files.serial_log)
+            self._note_console(kept)
         self._tell_vm(kept, "started")
 
     async def _remove(self, kept: Kept) -> None:
@@ -255,14 +258,12 @@ class Keeper:
             await _ended(kept.copying)
             try:
                 await self._plug(kept)
-                kept.machine = await self._hypervisor.open_target(
-                    self._spec(kept.record), self._hears(kept)
-                )
+                kept.machine = await self._hypervisor.open_target(self._spec(kept.record), self._hears(kept))
             except HypervisorError as error:
                 self._tell_move(move, "failed", reason=str(error))
                 return
             kept.move, kept.ending = move.id, True  # If it fails, the hypervisor ends it.
-            kept.consoles.append(kept.machine.files.serial_log)
+            self._note_console(kept)
             self._transfer.expect(move.id, move.source)
             kept.copying = asyncio.create_task(self._arrive(kept, move), name=f"{move.id}: arrival")
         self._tell_move(move, "target_open", memory_at=self._transfer.address)
@@ -361,10 +362,56 @@ class Keeper:
             self._tell_vm(kept, "stopped", reason=str(error))
         self._tell_move(move, "rolled_back")
 
+    # ---- a move in which the controller has no part ----
+
+    async def take_in(self, vm: VMRecord, move: str, source: str) -> str:
+        """Wait for a VM that is brought here; where to bring it. Raises HypervisorError."""
+        if vm.id in self.vms:
+            raise HypervisorError(f"VM {vm.id} is on {self.server} already")
+        kept = self._kept(vm)
+        await self._plug(kept)
+        try:
+            kept.machine = await self._hypervisor.open_target(self._spec(vm), self._hears(kept))
+        except HypervisorError:
+            await self._forget(kept)
+            raise
+        kept.ending = True
+        self._note_console(kept)
+        self._transfer.expect(move, source)
+        kept.copying = asyncio.create_task(self._come(kept, move), name=f"{move}: arrival")
+        return self._transfer.address
+
+    async def _come(self, kept: Kept, move: str) -> None:
+        try:
+            channel = await self._transfer.arrival(move)
+            await self._hypervisor.arrive(kept.machine, channel)
+            kept.runs, kept.ending = True, False
+        except HypervisorError as error:
+            log.error("a VM did not arrive", vm=kept.id, error=str(error))
+            kept.machine = None
+            kept.copying = None
+            await self._forget(kept)
+        finally:
+            self._transfer.forget(move)
+
+    async def give(self, kept: Kept, move: str, memory_at: str, target: str) -> MigrationResult:
+        """Bring a VM to an agent that waits for it. Raises HypervisorError; it runs on here then."""
+        if kept.machine is None or not kept.runs or kept.handed_over:
+            raise HypervisorError(f"VM {kept.id} does not run on {self.server}")
+        channel = await self._transfer.connect(memory_at, move, target)
+        result = await self._hypervisor.depart(kept.machine, channel)
+        kept.handed_over = True
+        await self._forget(kept)
+        return result
+
+    async def drop(self, kept: Kept) -> None:
+        """End what is here of a VM."""
+        await self._remove(kept)
+
     # ---- words ----
 
     def _hears(self, kept: Kept) -> Callable[[Event], None]:
-        """Listens to one machine: it may end without being asked."""
+        """Listens to the machine that is about to be made: it may end without being asked."""
         life = kept.life = object()
 
         def hear(event: Event) -> None:
@@ -375,6 +422,10 @@ class Keeper:
             self._tell_vm(kept, "stopped")
 
         return hear
+
+    def _note_console(self, kept: Kept) -> None:
+        if kept.machine is not None:
+            self.consoles.setdefault(kept.id, []).append(kept.machine.files.serial_log)
 
     def _tell_vm(self, kept: Kept, event: str, **more: Any) -> None:
         body = {"event": event, "server": self.server, **more}

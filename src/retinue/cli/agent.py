@@ -18,6 +18,21 @@ app = options.group("The agent beside the hypervisor: renew a VM's lease on its 
 
 
 @app.command()
+def run(
+    config: Annotated[Path, typer.Option(metavar="FILE", help="The agent's configuration (TOML).")],
+) -> None:
+    """Run the agent of a server in the foreground until it is ended (SIGTERM, or Ctrl-C).
+
+    \b
+    Example:
+      retinue agent run --config /etc/retinue/agent.toml
+    """
+    from retinue.agent import daemon
+
+    raise typer.Exit(daemon.run(config))
+
+
+@app.command()
 def renew(
     vm: Annotated[str, typer.Option(metavar="ID", help="The VM's name.")],
     standalone: Annotated[

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from retinue.lab import kea, libvirtd, nodes, switches
+from retinue.lab import agents, kea, libvirtd, nodes, switches
 from retinue.lab.errors import LabError
 from retinue.lab.processes import Daemon, Supervisor, first_host_pid, last_words, run
 from retinue.lab.state import Directory, LabStatus, NodeStatus, Settings, SwitchStatus
@@ -63,9 +63,17 @@ class Lab:
             )
         await asyncio.gather(*map(self._start_watch, libvirtd.servers(self.topology)))
         if self.settings.start_driver:
-            progress("VM driver")
+            if libvirtd.servers(self.topology):
+                progress("VM driver")
+            else:
+                progress("agents")
+                await asyncio.gather(*(self.start_agent(s.id) for s in agents.servers(self.topology)))
             driver = LIBVIRT_DRIVER if libvirtd.servers(self.topology) else DRIVER
             await self.supervisor.start("vmdriver", SANDBOX, [sys.executable, "-m", driver], ready_fd=True)
+
+    async def start_agent(self, server: str) -> None:
+        """Start a server's agent, or start it again."""
+        await agents.start(self.supervisor, self.topology, self.where.path, server)
 
     def env(self, node: str) -> dict[str, str]:
         """What a program in the node finds in its environment."""

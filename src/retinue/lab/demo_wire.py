@@ -88,7 +88,7 @@ class Manager:
 
 
 class Driver:
-    """The VM driver's socket (driver_socket)."""
+    """The VM driver's socket (vmdriver)."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

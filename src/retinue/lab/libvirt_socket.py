@@ -1,4 +1,4 @@
-"""The libvirt VM driver's socket for lab tools: the words of driver_socket, answered by asking libvirt.
+"""The libvirt VM driver's socket for lab tools: the words of vmdriver, answered by asking libvirt.
 
 {"do": "vms"}, {"do": "guest", "vm", "command"}, {"do": "serial", "vm"}
 """
@@ -14,8 +14,8 @@ import msgspec
 from retinue.hypervisor.interface import HypervisorError
 from retinue.hypervisor.libvirt_hypervisor import LibvirtMachine
 from retinue.lab.driver_records import VMRecord
-from retinue.lab.driver_socket import LONGEST_LINE, Request, RequestError
 from retinue.lab.guest_shell import GuestShell, GuestShellError
+from retinue.lab.vmdriver import LONGEST_LINE, Request, RequestError
 
 Find = Callable[[str], Awaitable[tuple[str, LibvirtMachine] | None]]
 Known = Callable[[], Sequence[VMRecord]]

@@ -1,158 +1,209 @@
-"""The laboratory's VM driver: runs QEMUs on all servers, and moves them, on the controller's word.
+"""What lab tools ask about VMs, answered by asking the agents of all servers.
 
-    python -m retinue.lab.vmdriver [--directory LAB] [--controller URL]
+    python -m retinue.lab.vmdriver [--directory LAB]
 
-It follows the controller's event stream. A booked VM gets a port; when the controller says that the VM's
-flows stand, its QEMU is started. For a move it opens the target, copies, cleans up or rolls back, each when
-asked, and reports what it did and when the VM stopped and ran on. Lab tools reach it over the socket
-`vmdriver.sock` in the lab's directory (see driver_socket).
+It listens on `vmdriver.sock` in the lab's directory: a JSON object a line, each answered by one.
 
-It runs in the sandbox, where each server is a network namespace. When it ends, its QEMUs end.
+    {"do": "vms"}                            -> {"vms": [{"id", "mac", "runs_at", "places", "move"}, ...]}
+    {"do": "guest", "vm", "command": "ip r"} -> {"code": 0, "output": "..."}
+    {"do": "serial", "vm"}                   -> {"text": "..."}: what the VM wrote on its console
+    {"do": "migrate", "vm", "target"}        -> {"stopped_at", "resumed_at"}: moved without the controller
+    anything that cannot be done             -> {"error": "..."}
+
+"guest" takes a "timeout" in seconds, after which the command is killed.
 """
 
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import structlog
+import msgspec
 
-from retinue.hypervisor import HypervisorError, QemuHypervisor
-from retinue.hypervisor.taps import Run, add_port, remove_port, tap_name
-from retinue.lab import state
+from retinue.agent import local
+from retinue.lab import agents, state
 from retinue.lab.builder import STATE_VARIABLE
-from retinue.lab.driver_records import RecordError
-from retinue.lab.driver_rest import ControllerAwayError, HttpRest, RefusedError, Rest
-from retinue.lab.driver_socket import serving
-from retinue.lab.errors import LabError
-from retinue.lab.guest import GuestError, ensure_guest
-from retinue.lab.processes import READY_FD, run
+from retinue.lab.guest_shell import GuestShell, GuestShellError
+from retinue.lab.processes import READY_FD
 from retinue.lab.state import Directory
-from retinue.lab.switches import env
-from retinue.lab.topology import EDGE_BRIDGE, Topology
-from retinue.lab.vm_keeper import Keeper
+from retinue.lab.topology import Topology
 
 SOCKET = "vmdriver.sock"
-AGAIN_SECONDS = 0.2
-"""Between two attempts to reach the controller."""
+LONGEST_LINE = 1 << 20
 
-log = structlog.get_logger()
-
-NICE = ("nice", "-n", "15")
-"""Guests yield to switches and controller: on real servers these have processors of their own."""
+Json = dict[str, Any]
 
 
-class ServerPorts:
-    """Ports of VMs on the lab's servers (vm_keeper.Ports)."""
+class Request(msgspec.Struct, forbid_unknown_fields=True):
+    do: str
+    vm: str = ""
+    target: str = ""
+    command: str = ""
+    timeout: float = 20.0
 
-    async def add(self, server: str, vm: str, mac: str) -> None:
+
+class RequestError(Exception):
+    """It cannot be done; the message says why."""
+
+
+class Agents:
+    """The agents' own sockets (retinue.agent.local), by server."""
+
+    def __init__(self, sockets: dict[str, Path]) -> None:
+        self.sockets = sockets
+
+    async def ask(self, server: str, **request: Any) -> Json:
+        """Raises RequestError."""
         try:
-            await add_port(_on(server), bridge=EDGE_BRIDGE, tap=tap_name(vm), vm=vm, mac=mac)
-        except LabError as error:
-            raise HypervisorError(f"VM {vm}: no port on {server}: {error}") from error
+            reader, writer = await asyncio.open_unix_connection(self.sockets[server], limit=LONGEST_LINE)
+            try:
+                writer.write(json.dumps(request).encode() + b"\n")
+                answer: Json = json.loads(await reader.readline())
+            finally:
+                writer.close()
+        except (OSError, ValueError) as error:
+            raise RequestError(f"the agent of {server} does not answer: {error}") from error
+        if "error" in answer:
+            raise RequestError(f"the agent of {server}: {answer['error']}")
+        return answer
 
-    async def remove(self, server: str, vm: str) -> None:
-        await self._remove(server, tap_name(vm))
-
-    async def clear(self, server: str) -> None:
-        """Remove what an earlier driver left: its QEMUs ended with it."""
-        for port in (await _on(server)(["ovs-vsctl", "list-ports", EDGE_BRIDGE])).split():
-            if port.startswith("tap-"):
-                await self._remove(server, port)
-
-    async def _remove(self, server: str, tap: str) -> None:
-        try:
-            await remove_port(_on(server), bridge=EDGE_BRIDGE, tap=tap)
-        except LabError as error:
-            raise HypervisorError(f"port {tap} of {server} cannot be removed: {error}") from error
-
-
-def _on(server: str) -> Run:
-    return partial(run, node=server, env=env(server))
-
-
-async def follow(rest: Rest, keeper: Keeper, ready: asyncio.Event) -> None:
-    """Act on the controller's events for ever; after each (new) connection catch up first."""
-    last: int | None = None
-    while True:
-        try:
-            async with contextlib.aclosing(rest.events(last)) as events:
-                async for happening in events:
-                    if happening.type == "hello":
-                        await keeper.catch_up()
-                        ready.set()
-                        # A controller that has started again numbers its events from the start.
-                        last = happening.id if last is None else min(last, happening.id)
-                    else:
-                        last = happening.id
-                        keeper.take(happening)
-            log.warning("the controller has ended the event stream")
-        except (ControllerAwayError, RefusedError, RecordError) as error:
-            log.warning("no events", error=str(error))
-        await asyncio.sleep(AGAIN_SECONDS)
-
-
-async def drive(where: Path, topology: Topology, controller: str) -> None:
-    guest = await asyncio.to_thread(ensure_guest, lambda step: log.info(step))
-    folder = where / "vms"
-    servers = [server.id for server in topology.server]
-    ports = ServerPorts()
-    await asyncio.gather(*(ports.clear(server) for server in servers))
-    hypervisors = {
-        # What the driver starts ends with it, however it ends.
-        server: QemuHypervisor(
-            folder / server, ("ip", "netns", "exec", server, *NICE, "setpriv", "--pdeathsig", "KILL")
+    async def all(self, **request: Any) -> dict[str, Json]:
+        """The answers of those that answer."""
+        answers = await asyncio.gather(
+            *(self.ask(server, **request) for server in self.sockets), return_exceptions=True
         )
-        for server in servers
-    }
-    folder.mkdir(exist_ok=True)
-    rest = HttpRest(controller)
-    keeper = Keeper(rest, hypervisors, ports, guest)
-    ready = asyncio.Event()
-    async with serving(where / SOCKET, keeper):
-        following = asyncio.create_task(follow(rest, keeper, ready))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, following.cancel)
-        telling = asyncio.create_task(_tell_ready(ready))
+        return {s: a for s, a in zip(self.sockets, answers, strict=True) if isinstance(a, dict)}
+
+
+class Tools:
+    def __init__(self, agents: Agents) -> None:
+        self._agents = agents
+        self._shells: dict[str, GuestShell] = {}
+        """One for each machine, so that commands to the same guest wait for each other."""
+        self._moves = 0
+
+    async def answer(self, line: bytes) -> Json:
         try:
-            await following
-        except asyncio.CancelledError:
-            log.info("stopping")
-        finally:
-            telling.cancel()
-            await keeper.close()
-            await rest.close()
+            request = msgspec.json.decode(line, type=Request)
+            match request.do:
+                case "vms":
+                    return {"vms": list((await self._vms()).values())}
+                case "guest":
+                    return await self._in_guest(request)
+                case "serial":
+                    return {"text": await self._console(request.vm)}
+                case "migrate":
+                    return await self._migrate(request.vm, request.target)
+                case other:
+                    raise RequestError(f"cannot do {other!r}: it is migrate, vms, guest or serial")
+        except (msgspec.DecodeError, RequestError, GuestShellError) as error:
+            return {"error": str(error)}
+
+    async def _vms(self) -> dict[str, Json]:
+        found: dict[str, Json] = {}
+        for server, answer in (await self._agents.all(do="vms")).items():
+            for row in answer["vms"]:
+                vm = found.setdefault(
+                    row["id"], {"id": row["id"], "mac": row["mac"], "runs_at": "", "places": {}, "move": ""}
+                )
+                vm["places"][server] = {"port": row["port"], "machine": row["machine"]}
+                vm["move"] = row["move"] or vm["move"]
+                if row["runs"]:
+                    vm["runs_at"], vm["shell"] = server, row["shell"]
+        return found
+
+    async def _known(self, vm: str) -> Json:
+        vms = await self._vms()
+        if vm not in vms:
+            raise RequestError(f"there is no VM {vm!r}; there are: {', '.join(sorted(vms)) or 'none'}")
+        return vms[vm]
+
+    async def _in_guest(self, request: Request) -> Json:
+        shown = await self._known(request.vm)
+        if not shown["runs_at"]:
+            raise RequestError(f"VM {request.vm} does not run")
+        shell = self._shells.setdefault(shown["shell"], GuestShell(Path(shown["shell"])))
+        code, output = await shell.run(request.command, request.timeout)
+        return {"code": code, "output": output}
+
+    async def _console(self, vm: str) -> str:
+        """What the guest wrote, over all machines it has lived in: those were written to last come last."""
+        await self._known(vm)
+        answers = await self._agents.all(do="consoles", vm=vm)
+        paths = [Path(path) for answer in answers.values() for path in answer["consoles"]]
+        files = [path for path in paths if path.exists()]
+        files.sort(key=lambda path: path.stat().st_mtime_ns)
+        return "".join(path.read_text(errors="replace") for path in files)
+
+    async def _migrate(self, vm: str, target: str) -> Json:
+        """As a hypervisor does by itself: no controller is asked before, and none is told."""
+        shown = await self._known(vm)
+        source = shown["runs_at"]
+        if not source or target in shown["places"] or target not in self._agents.sockets:
+            raise RequestError(f"VM {vm} does not run, or cannot go to {target!r}")
+        self._moves += 1
+        move = f"by-hand-{self._moves}"
+        record = {"id": vm, "mac": shown["mac"], "server": source}
+        taken = await self._agents.ask(target, do="take", vm=record, move=move, source=source)
+        try:
+            return await self._agents.ask(
+                source, do="give", vm=vm, move=move, memory_at=taken["memory_at"], target=target
+            )
+        except RequestError:
+            with contextlib.suppress(RequestError):
+                await self._agents.ask(target, do="drop", vm=vm)
+            raise
 
 
-async def _tell_ready(ready: asyncio.Event) -> None:
-    await ready.wait()
-    log.info("ready")
-    if READY_FD in os.environ:
-        fd = int(os.environ[READY_FD])
-        os.write(fd, b"ready\n")
-        os.close(fd)
+@contextlib.asynccontextmanager
+async def serving(path: Path, tools: Tools) -> AsyncIterator[None]:
+    """Listen at `path` inside the context."""
+    path.unlink(missing_ok=True)
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, ValueError):
+            while line := await reader.readline():
+                writer.write(msgspec.json.encode(await tools.answer(line)) + b"\n")
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_unix_server(connected, path, limit=LONGEST_LINE)
+    try:
+        yield
+    finally:
+        server.close()
+        path.unlink(missing_ok=True)
+
+
+async def serve(where: Path, topology: Topology) -> None:
+    sockets = {s.id: agents.folder(where, s.id) / local.SOCKET for s in agents.servers(topology)}
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    async with serving(where / SOCKET, Tools(Agents(sockets))):
+        if READY_FD in os.environ:
+            os.write(int(os.environ[READY_FD]), b"ready\n")
+        await ended.wait()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m retinue.lab.vmdriver", description="Run the lab's VMs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m retinue.lab.vmdriver", description="Answer lab tools about VMs."
+    )
     given = os.environ.get(STATE_VARIABLE)
     parser.add_argument(
         "--directory", type=Path, default=given, required=given is None, help="the lab's directory"
     )
-    parser.add_argument("--controller", help="its REST interface; by default the lab's own")
     wanted = parser.parse_args(arguments)
     where = Directory(Path(wanted.directory))
-    try:
-        topology = state.decode_settings(where.settings.read_bytes()).topology
-        asyncio.run(drive(where.path, topology, wanted.controller or topology.controller_url))
-    except (GuestError, LabError, HypervisorError, OSError) as error:
-        print(f"VM driver: {error}", file=sys.stderr)
-        return 1
+    topology = state.decode_settings(where.settings.read_bytes()).topology
+    asyncio.run(serve(where.path, topology))
     return 0
 
 

@@ -1,0 +1,113 @@
+"""The agent as a program: beside the hypervisor of one server, on the controller's word.
+
+It follows the controller's event stream. A VM booked on this server gets a port; when the controller says
+that the VM's flows stand it is started. Of a move it does this server's part (see `keeper`). What it did, and
+when a VM stopped and ran on, it reports. `local` is a socket for those on the server itself.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+import structlog
+
+from retinue.agent import local
+from retinue.agent.config import AgentConfig, AgentConfigError, load
+from retinue.agent.keeper import Keeper
+from retinue.agent.ports import LocalPorts
+from retinue.agent.records import RecordError
+from retinue.agent.rest import ControllerAwayError, HttpRest, RefusedError, Rest
+from retinue.agent.spec import spec
+from retinue.agent.transfer import Transfer
+from retinue.hypervisor import HypervisorError, QemuHypervisor
+
+AGAIN_SECONDS = 0.2
+"""Between two attempts to reach the controller."""
+READY_FD = "RETINUE_READY_FD"
+
+log = structlog.get_logger()
+
+
+def run(path: Path) -> int:
+    """Run until told to end (SIGTERM, SIGINT); the exit code."""
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+    )
+    try:
+        asyncio.run(_serve(load(path)))
+    except (AgentConfigError, HypervisorError) as error:
+        print(f"retinue agent: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"retinue agent: cannot listen: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(config: AgentConfig) -> None:
+    folder = Path(config.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    ports = LocalPorts(config.bridge)
+    await ports.clear()
+    # What the agent starts ends with it, however it ends.
+    wrapper = (*config.vm.wrapper, "setpriv", "--pdeathsig", "KILL")
+    hypervisor = QemuHypervisor(folder / "vms", wrapper, accelerator=config.vm.accelerator)
+    rest = HttpRest(config.controller)
+    transfer = Transfer(config.server)
+    await transfer.start(*config.endpoint)
+    keeper = Keeper(config.server, rest, hypervisor, ports, lambda record: spec(record, config.vm), transfer)
+    ready = asyncio.Event()
+    try:
+        async with local.serving(folder / local.SOCKET, keeper):
+            following = asyncio.create_task(follow(rest, keeper, ready))
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, following.cancel)
+            telling = asyncio.create_task(_tell_ready(ready))
+            log.info("agent is up", server=config.server, listens=transfer.address)
+            with contextlib.suppress(asyncio.CancelledError):
+                await following
+            telling.cancel()
+            log.info("stopping")
+    finally:
+        await keeper.close()
+        await transfer.close()
+        await rest.close()
+
+
+async def follow(rest: Rest, keeper: Keeper, ready: asyncio.Event) -> None:
+    """Act on the controller's events for ever; after each (new) connection catch up first."""
+    last: int | None = None
+    while True:
+        try:
+            async with contextlib.aclosing(rest.events(last)) as events:
+                async for happening in events:
+                    if happening.type == "hello":
+                        await keeper.catch_up()
+                        ready.set()
+                        # A controller that has started again numbers its events from the start.
+                        last = happening.id if last is None else min(last, happening.id)
+                    else:
+                        last = happening.id
+                        keeper.take(happening)
+            log.warning("the controller has ended the event stream")
+        except (ControllerAwayError, RefusedError, RecordError) as error:
+            log.warning("no events", error=str(error))
+        await asyncio.sleep(AGAIN_SECONDS)
+
+
+async def _tell_ready(ready: asyncio.Event) -> None:
+    """Tell who started us, if it wants to know, that we have caught up."""
+    await ready.wait()
+    log.info("ready")
+    if READY_FD in os.environ:
+        fd = int(os.environ[READY_FD])
+        os.write(fd, b"ready\n")
+        os.close(fd)

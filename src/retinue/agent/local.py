@@ -1,0 +1,102 @@
+"""The agent's socket for those on its own server: a JSON object a line, each answered by one.
+
+    {"do": "vms"}                               -> {"vms": [{"id", "mac", "runs", "move", "port", ...}, ...]}
+    {"do": "consoles", "vm"}                    -> {"consoles": [...]}: files of what it wrote on its consoles
+    {"do": "take", "vm": {"id", "mac"}, "move", "source"} -> {"memory_at"}: wait for a VM that is brought here
+    {"do": "give", "vm", "move", "memory_at", "target"}   -> {"stopped_at", "resumed_at"}: bring it there
+    {"do": "drop", "vm"}                        -> {}: end what is here of a VM, and remove its port
+    anything that cannot be done                -> {"error": "..."}
+
+"take", "give" and "drop" are a move in which the controller has no part: nobody is asked, nobody is told.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from retinue.agent.keeper import Keeper, Kept
+from retinue.agent.records import VMRecord
+from retinue.hypervisor import HypervisorError
+from retinue.hypervisor.taps import tap_name
+
+SOCKET = "agent.sock"
+LONGEST_LINE = 1 << 20
+
+
+class Request(msgspec.Struct, forbid_unknown_fields=True):
+    do: str
+    vm: str | VMRecord = ""
+    move: str = ""
+    source: str = ""
+    target: str = ""
+    memory_at: str = ""
+
+
+class RequestError(Exception):
+    """It cannot be done; the message says why."""
+
+
+@contextlib.asynccontextmanager
+async def serving(path: Path, keeper: Keeper) -> AsyncIterator[None]:
+    """Listen at `path` inside the context."""
+    path.unlink(missing_ok=True)
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, ValueError):
+            while line := await reader.readline():
+                writer.write(msgspec.json.encode(await answer(keeper, line)) + b"\n")
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_unix_server(connected, path, limit=LONGEST_LINE)
+    path.chmod(0o600)
+    try:
+        yield
+    finally:
+        server.close()
+        path.unlink(missing_ok=True)
+
+
+async def answer(keeper: Keeper, line: bytes) -> dict[str, Any]:
+    try:
+        request = msgspec.json.decode(line, type=Request)
+        match request.do, request.vm:
+            case "vms", _:
+                return {"vms": [shown(kept) for kept in keeper.vms.values()]}
+            case "consoles", str(vm):
+                return {"consoles": [str(path) for path in keeper.consoles.get(vm, ())]}
+            case "take", VMRecord() as vm:
+                return {"memory_at": await keeper.take_in(vm, request.move, request.source)}
+            case "give", str(vm):
+                moved = await keeper.give(_known(keeper, vm), request.move, request.memory_at, request.target)
+                return {"stopped_at": moved.stopped_at, "resumed_at": moved.resumed_at}
+            case "drop", str(vm):
+                await keeper.drop(_known(keeper, vm))
+                return {}
+            case other, _:
+                raise RequestError(f"cannot do {other!r} so: it is vms, consoles, take, give or drop")
+    except (msgspec.DecodeError, RequestError, HypervisorError) as error:
+        return {"error": str(error)}
+
+
+def _known(keeper: Keeper, vm: str) -> Kept:
+    if vm not in keeper.vms:
+        raise RequestError(f"there is no VM {vm!r}; there are: {', '.join(sorted(keeper.vms)) or 'none'}")
+    return keeper.vms[vm]
+
+
+def shown(kept: Kept) -> dict[str, Any]:
+    machine = kept.machine
+    return {
+        "id": kept.id,
+        "mac": kept.record.mac,
+        "runs": kept.runs and not kept.handed_over,
+        "machine": machine is not None,
+        "port": tap_name(kept.id) if kept.plugged else "",
+        "move": kept.move,
+        "shell": "" if machine is None else str(machine.files.shell),
+    }

@@ -1,0 +1,53 @@
+"""The agents of a laboratory, one on each server that runs QEMU, as on servers of their own."""
+
+import sys
+from pathlib import Path
+
+from retinue.lab.guest import QUICK, ensure_guest
+from retinue.lab.processes import Supervisor
+from retinue.lab.switches import env
+from retinue.lab.topology import CONTROLLER, EDGE_BRIDGE, QEMU, REST_PORT, ServerPart, Topology
+
+AGENT_PORT = 7800
+NICE = ("nice", "-n", "15")
+"""Guests yield to switches and controller: on real servers these have processors of their own."""
+
+
+def folder(lab: Path, server: str) -> Path:
+    return lab / "agents" / server
+
+
+def servers(topology: Topology) -> list[ServerPart]:
+    return [server for server in topology.server if server.hypervisor == QEMU]
+
+
+async def start(supervisor: Supervisor, topology: Topology, lab: Path, server: str) -> None:
+    """Start the agent of a server, or start it again; returns when it has caught up with the controller."""
+    own = folder(lab, server)
+    own.mkdir(parents=True, exist_ok=True)
+    config = own / "agent.toml"
+    config.write_text(agent_config(topology, own, server))
+    program = [sys.executable, "-m", "retinue.cli.main", "agent", "run", "--config", str(config)]
+    await supervisor.start(f"{server}-agent", server, program, env=env(server), ready_fd=True)
+
+
+def agent_config(topology: Topology, own: Path, server: str) -> str:
+    """The agent's configuration file (TOML)."""
+    guest = ensure_guest()
+    controller = topology.management_addresses[CONTROLLER].ip
+    return f"""\
+server = "{server}"
+controller = "http://{controller}:{REST_PORT}"
+listen = "{topology.management_addresses[server].ip}:{AGENT_PORT}"
+bridge = "{EDGE_BRIDGE}"
+folder = "{own}"
+plaintext = true
+
+[vm]
+kernel = "{guest.kernel}"
+initrd = "{guest.initrd}"
+append = "{QUICK} hostname={{hostname}} ip={{ipv4}}"
+append_with_ipv6 = "ip6={{ipv6}}"
+append_without_ipv6 = "ipv6.disable=1"
+wrapper = [{", ".join(f'"{word}"' for word in NICE)}]
+"""
