@@ -65,6 +65,7 @@ class EventBody(msgspec.Struct, forbid_unknown_fields=True):
     at: float = 0.0
     server: str = ""
     reason: str = ""
+    memory_at: str = ""
 
 
 class Api:
@@ -224,7 +225,7 @@ class Api:
         body: EventBody = await _body(request, EventBody)
         name = request.match_info["id"]
         mover = self._controller.mover
-        move = mover.hypervisor_says(name, body.event, body.at, body.reason)
+        move = mover.hypervisor_says(name, body.event, body.at, body.reason, body.memory_at)
         if move.state is MoveState.DIVERTED and body.event in LIMITS_OF_STEERING:
             # The answer is the word that the VM may go on: its traffic goes to the target already.
             steered = await mover.until_steered(name, LIMITS_OF_STEERING[body.event])
