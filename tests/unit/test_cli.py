@@ -625,7 +625,7 @@ def test_wrong_usage(args: tuple[str, ...], said: str) -> None:
     assert said in result.stderr and "Traceback" not in result.output
 
 
-NOUNS = ("lab", "controller", "vm", "move", "binding", "server", "switch", "flow")
+NOUNS = ("lab", "controller", "vm", "move", "binding", "server", "switch", "flow", "pki")
 
 
 def commands() -> list[tuple[str, ...]]:

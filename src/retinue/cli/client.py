@@ -6,15 +6,19 @@ requests and ends.
 
 import json
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, RemoteDisconnected
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from retinue.cli.errors import CliError
+from retinue.pki.contexts import TlsFilesError
+from retinue.pki.credentials import Credentials
 
+PORTS = {"http": 80, "https": 443}
 REQUEST_SECONDS = 30.0
 SILENCE_SECONDS = 45.0
 """Longest silence on the event stream: the controller sends a comment every 15 s when nothing happens."""
@@ -40,20 +44,30 @@ def path_of(*parts: str, **query: str | int | None) -> str:
 
 
 class Client:
-    """Speaks to the controller at `url`. Every method raises ApiError or UnreachableError."""
+    """Speaks to the controller at `url`. Every method raises ApiError or UnreachableError.
 
-    def __init__(self, url: str) -> None:
+    It shows what `credentials` say; left out, what the environment says.
+    """
+
+    def __init__(self, url: str, credentials: Credentials | None = None) -> None:
         self.url = url.rstrip("/")
         try:
             parts = urlsplit(self.url)
             host, port = parts.hostname, parts.port
         except ValueError:
             host, port, parts = None, None, urlsplit("")
-        if parts.scheme != "http" or not host or parts.path:
+        if parts.scheme not in PORTS or not host or parts.path:
             raise CliError(
-                f"{url!r} is not a controller's address (expected http://HOST:PORT, as in http://192.0.2.1:8080)"
+                f"{url!r} is not a controller's address (expected https://HOST:PORT, as in "
+                "https://192.0.2.1:8080, or http:// where it speaks plain text)"
             )
-        self._host, self._port = host, port or 80
+        self._host, self._port = host, port or PORTS[parts.scheme]
+        shown = Credentials.of_environment() if credentials is None else credentials
+        self._headers = shown.headers
+        try:
+            self._tls = shown.context() if parts.scheme == "https" else None
+        except TlsFilesError as error:
+            raise CliError(str(error)) from error
 
     def get(self, *parts: str, **query: str | int | None) -> dict[str, Any]:
         return self._request("GET", path_of(*parts, **query))
@@ -120,7 +134,11 @@ class Client:
             return b""
 
     def _connect(self, timeout: float) -> HTTPConnection:
-        connection = HTTPConnection(self._host, self._port, timeout=timeout)
+        connection = (
+            HTTPConnection(self._host, self._port, timeout=timeout)
+            if self._tls is None
+            else HTTPSConnection(self._host, self._port, timeout=timeout, context=self._tls)
+        )
         try:
             connection.connect()
         except OSError as error:
@@ -129,7 +147,7 @@ class Client:
 
     def _send(self, connection: HTTPConnection, method: str, path: str, body: Any = None) -> HTTPResponse:
         data = None if body is None else json.dumps(body).encode()
-        headers = {} if data is None else {"Content-Type": "application/json"}
+        headers = self._headers | ({} if data is None else {"Content-Type": "application/json"})
         try:
             connection.request(method, path, data, headers)
             return connection.getresponse()
@@ -151,7 +169,23 @@ class Client:
         return value
 
     def _unreachable(self, error: Exception) -> UnreachableError:
-        if isinstance(error, TimeoutError):
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return UnreachableError(
+                f"the controller at {self.url} is not believed ({error.verify_message}): name the authority "
+                "that made its certificate with --ca or RETINUE_CA"
+            )
+        if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
+            return UnreachableError(
+                f"the controller at {self.url} does not take us ({_words(error)}): show a certificate of its "
+                "authority, with --cert and --key or RETINUE_CERT and RETINUE_KEY, or a token"
+            )
+        if isinstance(error, RemoteDisconnected) and self._tls is None:
+            return UnreachableError(
+                f"what answers at {self.url} hung up without a word; perhaps it speaks https://"
+            )
+        if isinstance(error, ssl.SSLError):
+            why = _words(error)
+        elif isinstance(error, TimeoutError):
             why = "no answer in time"
         elif isinstance(error, OSError) and error.strerror:
             why = error.strerror
@@ -160,3 +194,7 @@ class Client:
         return UnreachableError(
             f"no controller answers at {self.url} ({why}); is it running, and is the address right?"
         )
+
+
+def _words(error: ssl.SSLError) -> str:
+    return (error.reason or str(error)).lower().replace("_", " ")

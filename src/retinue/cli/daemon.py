@@ -40,11 +40,13 @@ def check(config: Config) -> None:
     Example:
       retinue controller check --config controller.toml
     """
-    from retinue.controller.config import ConfigError, endpoint, load
+    from retinue.controller.config import LISTENERS, ConfigError, endpoint, load
+    from retinue.controller.protection import protection
 
     try:
         found = load(config)
         net = found.network()
+        guard = protection(found)
         for address in (found.listen.openflow, found.listen.ovsdb, found.listen.rest):
             endpoint(address)
     except ConfigError as error:
@@ -55,6 +57,11 @@ def check(config: Config) -> None:
         f"{len(found.subnet)} subnets; REST at {found.listen.rest}, OpenFlow at {found.listen.openflow}, "
         f"OVSDB at {found.listen.ovsdb}"
     )
+    plain = [name for name in LISTENERS if name not in guard.contexts]
+    if plain:
+        typer.echo(f"plain text, as it says: {', '.join(plain)}")
+    if guard.ends is not None:
+        typer.echo(f"the controller's certificate is good until {guard.ends:%Y-%m-%d}")
 
 
 @app.command()

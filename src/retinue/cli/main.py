@@ -1,11 +1,13 @@
 """The program's entry: its nouns and verbs. Each command imports what it needs when it runs."""
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from retinue.cli import agent, bindings, daemon, events, lab, moves, network, vms
-from retinue.cli.errors import Commands
+from retinue.cli import agent, bindings, daemon, events, lab, moves, network, pki, vms
+from retinue.cli.errors import CliError, Commands
 
 app = typer.Typer(
     cls=Commands,
@@ -25,6 +27,7 @@ for name, noun in (
     ("server", network.servers),
     ("switch", network.switches),
     ("flow", network.flows),
+    ("pki", pki.app),
 ):
     app.add_typer(noun, name=name)
 app.command("events")(events.events)
@@ -43,6 +46,18 @@ def retinue(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    ca: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Whose controller's certificate is believed. Also RETINUE_CA."),
+    ] = None,
+    cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your certificate. Also RETINUE_CERT.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key. Also RETINUE_KEY.")] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Your token, instead of a certificate. Also RETINUE_TOKEN."),
+    ] = None,
 ) -> None:
     """Live migration of virtual machines whose network moves with them.
 
@@ -55,7 +70,19 @@ def retinue(
       retinue move start vm1 --to server2 --wait
       retinue binding list
       retinue lab down
+
+    \b
+    Example, with a controller elsewhere:
+      retinue --ca ca.pem --cert anna.pem --key anna.key vm list --url https://192.0.2.1:8080
     """
+    for name, value in (("RETINUE_CA", ca), ("RETINUE_CERT", cert), ("RETINUE_KEY", key)):
+        if value is not None:
+            os.environ[name] = str(value.absolute())
+    if token_file is not None:
+        try:
+            os.environ["RETINUE_TOKEN"] = token_file.read_text().strip()
+        except (OSError, ValueError) as error:
+            raise CliError(f"cannot read the token in {token_file}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -25,8 +25,6 @@ from retinue.pki.identity import Identity, IdentityError, PeerRole, check_name, 
 CA_DAYS = 3650
 DAYS = 397
 """A year and a month; the most that common TLS libraries take of a server."""
-RENEW_WITHIN = 60
-"""Days before its end at which `renew` issues anew."""
 CLOCK_SKEW = timedelta(minutes=5)
 
 
@@ -86,6 +84,10 @@ class Authority:
     def ca(self) -> Path:
         return self.folder / "ca.pem"
 
+    @property
+    def ends(self) -> datetime:
+        return self.certificate.not_valid_after_utc
+
     def issue(
         self,
         role: PeerRole,
@@ -117,10 +119,8 @@ class Authority:
         if path.exists() and not again:
             raise PkiError(f"{path} exists already; `retinue pki renew {role} {label}` issues it anew")
         ends = datetime.now(UTC) + timedelta(days=days)
-        if days < 1 or ends > self.certificate.not_valid_after_utc:
-            raise PkiError(
-                f"{days} days: the authority itself ends on {self.certificate.not_valid_after_utc:%Y-%m-%d}"
-            )
+        if days < 1 or ends > self.ends:
+            raise PkiError(f"{days} days: the authority itself ends on {self.ends:%Y-%m-%d}")
         key = ec.generate_private_key(ec.SECP256R1())
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if hosts else [])]
         names_in_it = [*(x509.UniformResourceIdentifier(text) for text in uris), *hosts]
