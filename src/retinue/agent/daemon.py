@@ -17,12 +17,16 @@ import structlog
 from retinue.agent import local
 from retinue.agent.config import AgentConfig, AgentConfigError, load
 from retinue.agent.keeper import Keeper
+from retinue.agent.orders import HttpOrders
 from retinue.agent.ports import LocalPorts
 from retinue.agent.records import RecordError
+from retinue.agent.renewer import Renewer
 from retinue.agent.rest import ControllerAwayError, HttpRest, RefusedError, Rest
 from retinue.agent.spec import spec
-from retinue.agent.transfer import Transfer
+from retinue.agent.transfer import Transfer, secured
 from retinue.hypervisor import HypervisorError, QemuHypervisor
+from retinue.pki.contexts import TlsFilesError
+from retinue.pki.credentials import Credentials
 
 AGAIN_SECONDS = 0.2
 """Between two attempts to reach the controller."""
@@ -43,7 +47,7 @@ def run(path: Path) -> int:
     )
     try:
         asyncio.run(_serve(load(path)))
-    except (AgentConfigError, HypervisorError) as error:
+    except (AgentConfigError, HypervisorError, TlsFilesError) as error:
         print(f"retinue agent: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -60,14 +64,19 @@ async def _serve(config: AgentConfig) -> None:
     # What the agent starts ends with it, however it ends.
     wrapper = (*config.vm.wrapper, "setpriv", "--pdeathsig", "KILL")
     hypervisor = QemuHypervisor(folder / "vms", wrapper, accelerator=config.vm.accelerator)
-    rest = HttpRest(config.controller)
+    credentials = Credentials()
     transfer = Transfer(config.server)
+    if config.tls is not None:
+        credentials = Credentials(Path(config.tls.ca), Path(config.tls.certificate), Path(config.tls.key))
+        transfer = secured(config.server, credentials)
+    rest = HttpRest(config.controller, credentials)
+    renewer = Renewer(config.server, config.bridge, HttpOrders(config.controller, credentials))
     await transfer.start(*config.endpoint)
     keeper = Keeper(config.server, rest, hypervisor, ports, lambda record: spec(record, config.vm), transfer)
     ready = asyncio.Event()
     try:
         async with local.serving(folder / local.SOCKET, keeper):
-            following = asyncio.create_task(follow(rest, keeper, ready))
+            following = asyncio.create_task(follow(rest, keeper, renewer, ready))
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, following.cancel)
             telling = asyncio.create_task(_tell_ready(ready))
@@ -77,12 +86,13 @@ async def _serve(config: AgentConfig) -> None:
             telling.cancel()
             log.info("stopping")
     finally:
+        await renewer.close()
         await keeper.close()
         await transfer.close()
         await rest.close()
 
 
-async def follow(rest: Rest, keeper: Keeper, ready: asyncio.Event) -> None:
+async def follow(rest: Rest, keeper: Keeper, renewer: Renewer, ready: asyncio.Event) -> None:
     """Act on the controller's events for ever; after each (new) connection catch up first."""
     last: int | None = None
     while True:
@@ -94,6 +104,9 @@ async def follow(rest: Rest, keeper: Keeper, ready: asyncio.Event) -> None:
                         ready.set()
                         # A controller that has started again numbers its events from the start.
                         last = happening.id if last is None else min(last, happening.id)
+                    elif happening.type == "vm.renew":
+                        last = happening.id
+                        renewer.take(happening.renewal or {})
                     else:
                         last = happening.id
                         keeper.take(happening)

@@ -14,7 +14,9 @@ import aiohttp
 import msgspec
 
 from retinue.agent.renewing import InjectionError, Port, renew
+from retinue.agent.rest import NOBODY
 from retinue.bindings.renewal import Event, Lease, Renewal, RenewalState, Told
+from retinue.pki.credentials import Credentials
 
 LONG_POLL = 30.0
 ANSWER_LIMIT = 10.0
@@ -105,9 +107,10 @@ class _Answer:
 class HttpOrders:
     """The controller's REST interface at `base`, such as "http://192.0.2.1:8080"; close it after use."""
 
-    def __init__(self, base: str) -> None:
+    def __init__(self, base: str, credentials: Credentials = NOBODY) -> None:
         self._base = base.rstrip("/")
-        self._http = aiohttp.ClientSession()
+        connector = aiohttp.TCPConnector(ssl=credentials.ssl_for(self._base))
+        self._http = aiohttp.ClientSession(connector=connector, headers=credentials.headers)
 
     async def close(self) -> None:
         await self._http.close()

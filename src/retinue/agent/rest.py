@@ -11,7 +11,9 @@ import aiohttp
 import structlog
 
 from retinue.agent.records import ACTED_ON, Happening, MoveRecord, RecordError, VMRecord, record
+from retinue.pki.credentials import Credentials
 
+NOBODY = Credentials()
 ANSWER_LIMIT = 10.0
 RETRY_SECONDS = 0.2
 """Between two attempts to tell the controller something while it is away."""
@@ -108,13 +110,15 @@ class Reports:
 
 
 class HttpRest:
-    """The real one. `base` is such as "http://10.99.0.1:8080"."""
+    """The real one. `base` is such as "https://10.99.0.1:8080"; raises TlsFilesError."""
 
-    def __init__(self, base: str) -> None:
+    def __init__(self, base: str, credentials: Credentials = NOBODY) -> None:
         self.base = base.rstrip("/")
         # Connections are kept for the report that matters most: that a VM has been resumed.
-        connector = aiohttp.TCPConnector(keepalive_timeout=3600, force_close=False)
-        self._session = aiohttp.ClientSession(connector=connector)
+        connector = aiohttp.TCPConnector(
+            keepalive_timeout=3600, force_close=False, ssl=credentials.ssl_for(self.base)
+        )
+        self._session = aiohttp.ClientSession(connector=connector, headers=credentials.headers)
 
     async def close(self) -> None:
         await self._session.close()

@@ -1,43 +1,46 @@
 """Agent to agent: the connection over which a VM moves.
 
 The target's agent listens. The source's connects, says which move it brings, and is let in when that move is
-expected from that server; both show their certificates, which say whose agents they are. Without certificates
-(`Identity.plain`) anybody may claim to be anybody: for the lab's own tests, and where the operator says so.
+expected from that server; both show their certificates, which say whose agents they are. Without
+certificates anybody may claim to be anybody: for tests, and where the operator says so.
 """
 
 import asyncio
 import contextlib
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import structlog
 
 from retinue.hypervisor import Channel, ChannelError, HypervisorError
 from retinue.hypervisor.channel import READ_BYTES
+from retinue.pki.contexts import client_context, server_context
+from retinue.pki.credentials import Credentials
+from retinue.pki.identity import PeerRole, identity_of
 
 HELLO_LIMIT = 10.0
 
 log = structlog.get_logger()
 
-ServerOf = Callable[[ssl.SSLObject | ssl.SSLSocket], str]
-"""Whose agent's certificate it is: the server's id. Raises ValueError when it is no agent's."""
+ServersOf = Callable[[ssl.SSLObject | ssl.SSLSocket], Collection[str]]
+"""Whose agent's certificate it is: ids of servers. Raises ValueError when it is no agent's."""
 
 
 class Transfer:
-    """`server_of` is needed where there are TLS contexts."""
+    """`servers_of` is needed where there are TLS contexts."""
 
     def __init__(
         self,
         server: str,
         listening: ssl.SSLContext | None = None,
         connecting: ssl.SSLContext | None = None,
-        server_of: ServerOf | None = None,
+        servers_of: ServersOf | None = None,
     ) -> None:
         self.address = ""
         self.refused: Counter[str] = Counter()
         self._server = server
-        self._listening, self._connecting, self._server_of = listening, connecting, server_of
+        self._listening, self._connecting, self._servers_of = listening, connecting, servers_of
         self._expected: dict[str, tuple[str, asyncio.Future[Channel]]] = {}
         self._listener: asyncio.Server | None = None
 
@@ -75,8 +78,8 @@ class Transfer:
             source, waiting = self._expected.get(str(hello.get("move")), ("", None))
             if hello["word"] != "move" or waiting is None or waiting.done():
                 raise ChannelError("no such move is expected")
-            if peer not in (None, source) or hello.get("source") != source:
-                raise ChannelError(f"the move is expected from {source}, not from {peer}")
+            if (peer is not None and source not in peer) or hello.get("source") != source:
+                raise ChannelError(f"the move is expected from {source}, not from {', '.join(peer or ())}")
             await channel.say("come")
         except (ChannelError, TimeoutError) as error:
             self.refused[str(error) or "no word"] += 1
@@ -99,7 +102,8 @@ class Transfer:
             raise HypervisorError(f"the agent of {target} cannot be reached at {address}: {error}") from error
         channel = Channel(reader, writer)
         try:
-            if self._peer(writer) not in (None, target):
+            peer = self._peer(writer)
+            if peer is not None and target not in peer:
                 raise ChannelError(f"at {address} is the agent of another server than {target}")
             await channel.say("move", move=move, source=self._server)
             async with asyncio.timeout(HELLO_LIMIT):
@@ -115,14 +119,33 @@ class Transfer:
             raise
         return channel
 
-    def _peer(self, writer: asyncio.StreamWriter) -> str | None:
-        """The server whose agent is at the other end; None where nobody shows a certificate."""
+    def _peer(self, writer: asyncio.StreamWriter) -> Collection[str] | None:
+        """The servers the other end is the agent of; None where certificates are not asked for."""
         end = writer.get_extra_info("ssl_object")
         if end is None:
             return None
-        if self._server_of is None:
+        if self._servers_of is None:
             raise ChannelError("certificates cannot be read here")
         try:
-            return self._server_of(end)
+            return self._servers_of(end)
         except ValueError as error:
             raise ChannelError(str(error)) from error
+
+
+def secured(server: str, credentials: Credentials) -> Transfer:
+    """With certificates on both ends. Raises TlsFilesError."""
+    assert credentials.ca is not None
+    assert credentials.certificate is not None
+    files = (credentials.ca, credentials.certificate, credentials.key or credentials.certificate)
+    listening, connecting = server_context(*files), client_context(*files)
+    # Whose agent it is counts, which is in the certificate by the server's id, not by its address.
+    connecting.check_hostname = False
+    return Transfer(server, listening, connecting, agent_of)
+
+
+def agent_of(end: ssl.SSLObject | ssl.SSLSocket) -> Collection[str]:
+    """The servers whose agent showed this certificate. Raises ValueError."""
+    identity = identity_of(end.getpeercert())
+    if identity is None or identity.role is not PeerRole.AGENT:
+        raise ValueError(f"not an agent, but {identity or 'nobody'}")
+    return identity.names
