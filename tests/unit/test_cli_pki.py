@@ -176,7 +176,7 @@ def test_refusals_say_what_to_do(real: str, pki: Certificates, tmp_path: Path) -
     other = Certificates(tmp_path / "other")
     cert, key = other.files("manager/boss")
     said = bad(*ca, "--cert", str(cert), "--key", str(key), "vm", "list", "--url", real)
-    assert "does not take us" in said and "--cert" in said
+    assert "hung up on us" in said and "--cert" in said
     assert "no such file" in bad("--ca", str(tmp_path / "none"), "vm", "list", "--url", real)
 
 

@@ -174,14 +174,15 @@ class Client:
                 f"the controller at {self.url} is not believed ({error.verify_message}): name the authority "
                 "that made its certificate with --ca or RETINUE_CA"
             )
-        if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
-            return UnreachableError(
-                f"the controller at {self.url} does not take us ({_words(error)}): show a certificate of its "
-                "authority, with --cert and --key or RETINUE_CERT and RETINUE_KEY, or a token"
-            )
         if isinstance(error, RemoteDisconnected) and self._tls is None:
             return UnreachableError(
                 f"what answers at {self.url} hung up without a word; perhaps it speaks https://"
+            )
+        hung_up = isinstance(error, RemoteDisconnected | ConnectionResetError | BrokenPipeError)
+        if self._tls is not None and (hung_up or (isinstance(error, ssl.SSLError) and _is_alert(error))):
+            return UnreachableError(
+                f"the controller at {self.url} hung up on us: show a certificate of its authority, with "
+                "--cert and --key or RETINUE_CERT and RETINUE_KEY, or a token"
             )
         if isinstance(error, ssl.SSLError):
             why = _words(error)
@@ -194,6 +195,11 @@ class Client:
         return UnreachableError(
             f"no controller answers at {self.url} ({why}); is it running, and is the address right?"
         )
+
+
+def _is_alert(error: ssl.SSLError) -> bool:
+    """The other side said in the handshake that it does not take us."""
+    return "ALERT" in (error.reason or "")
 
 
 def _words(error: ssl.SSLError) -> str:
