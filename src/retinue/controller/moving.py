@@ -5,7 +5,7 @@ answers with events of its own (see `hypervisor_says`). The manager's message th
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -35,8 +35,10 @@ class MoveError(Exception):
 
 
 class Mover:
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, arrived: Callable[[str], None] = lambda vm: None) -> None:
+        """`arrived` is called with each VM that has moved, when nothing of it is bound at the source."""
         self._context = context
+        self._arrived = arrived
         self.moves: dict[str, Move] = {}
         self.figures: dict[str, dict[str, Any]] = {}
         """By move, as far as known: flow_mods, packet_ins, steering_ms (from the word to steer to the last
@@ -291,6 +293,7 @@ class Mover:
         if done.state is MoveState.CONFIRMED:
             figures["control_ms"] = (now - self._resumed_here.pop(id, now)) * 1000
             figures["bindings_after"] = self._context.net.bindings([done.vm])
+            self._arrived(done.vm)
             figures["packet_ins"] = self._packet_ins() - self._packet_ins_before.pop(id, 0)
 
     def _concerned(self, id: str) -> set[str]:
