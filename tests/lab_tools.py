@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -18,6 +19,7 @@ from typing import Any
 import aiohttp
 
 from lab_watch import Capture, Lines
+from retinue.lab import credentials
 from retinue.lab.commands import popen_in
 from retinue.lab.measure import Record, Traffic
 from retinue.lab.sandbox import LabHandle
@@ -152,7 +154,11 @@ class Bench:
         self.lab = lab
         self.topology: Topology = lab.topology
         self.doorman = doorman
-        connector = aiohttp.TCPConnector(socket_factory=lambda _: doorman.socket(), force_close=True)
+        self.tls = credentials.manager(lab.directory).context()
+        """For connections of a manager to the controller."""
+        connector = aiohttp.TCPConnector(
+            socket_factory=lambda _: doorman.socket(), force_close=True, ssl=self.tls
+        )
         self._http = aiohttp.ClientSession(lab.topology.controller_url, connector=connector)
 
     async def aclose(self) -> None:
@@ -360,13 +366,17 @@ class Bench:
         event = await events.until("switch.connected", lambda e: bool(e["switch"] == switch))
         return int(event["flow_mods"])
 
-    async def dial(self, port: int = OPENFLOW_PORT) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A TCP connection to a port of the controller."""
+    async def dial(
+        self, port: int = OPENFLOW_PORT, tls: ssl.SSLContext | None = None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A TCP connection to a port of the controller, or with `tls` one whose handshake is through."""
         wire = self.doorman.socket()
         wire.setblocking(False)
         address = str(self.topology.management_addresses[CONTROLLER].ip)
         await asyncio.get_running_loop().sock_connect(wire, (address, port))
-        return await asyncio.open_connection(sock=wire)
+        return await asyncio.open_connection(
+            sock=wire, ssl=tls, server_hostname=address if tls is not None else None
+        )
 
 
 def cli_environment(lab: LabHandle) -> dict[str, str]:

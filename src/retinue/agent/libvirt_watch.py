@@ -1,6 +1,6 @@
 """Tells the controller what libvirt does on this server, so that the network follows a move typed by anybody.
 
-    python -m retinue.agent.libvirt_watch --server server1 --controller http://192.0.2.1:8080 [--uri URI]
+    python -m retinue.agent.libvirt_watch --server server1 --controller https://192.0.2.1:8080 [--uri URI]
 
 Each word of libvirt about a VM becomes one report, POST /v1/servers/SERVER/hypervisor-events (see
 docs/libvirt.md). Reports about one VM arrive in order, and again while the controller is away; those about
@@ -27,6 +27,7 @@ from retinue.hypervisor.libvirt_domain import taps
 from retinue.hypervisor.libvirt_events import Happening, Kind
 from retinue.hypervisor.libvirt_host import LibvirtHost
 from retinue.hypervisor.taps import QUEUE_FRAMES
+from retinue.pki.credentials import Credentials
 
 LOCAL = "qemu:///system"
 READY_FD = "RETINUE_READY_FD"
@@ -46,8 +47,10 @@ class Reporter:
 
     def __init__(self, controller: str, server: str) -> None:
         self._url = f"{controller.rstrip('/')}/v1/servers/{quote(server, safe='')}/hypervisor-events"
+        shown = Credentials.of_environment()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(keepalive_timeout=3600),
+            connector=aiohttp.TCPConnector(keepalive_timeout=3600, ssl=shown.ssl_for(controller)),
+            headers=shown.headers,
             timeout=aiohttp.ClientTimeout(total=ANSWER_LIMIT),
         )
         self._last: dict[str, asyncio.Task[None]] = {}

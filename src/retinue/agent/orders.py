@@ -14,7 +14,6 @@ import aiohttp
 import msgspec
 
 from retinue.agent.renewing import InjectionError, Port, renew
-from retinue.agent.rest import NOBODY
 from retinue.bindings.renewal import Event, Lease, Renewal, RenewalState, Told
 from retinue.pki.credentials import Credentials
 
@@ -107,7 +106,8 @@ class _Answer:
 class HttpOrders:
     """The controller's REST interface at `base`, such as "http://192.0.2.1:8080"; close it after use."""
 
-    def __init__(self, base: str, credentials: Credentials = NOBODY) -> None:
+    def __init__(self, base: str, credentials: Credentials | None = None) -> None:
+        credentials = Credentials.of_environment() if credentials is None else credentials
         self._base = base.rstrip("/")
         connector = aiohttp.TCPConnector(ssl=credentials.ssl_for(self._base))
         self._http = aiohttp.ClientSession(connector=connector, headers=credentials.headers)

@@ -13,7 +13,6 @@ import structlog
 from retinue.agent.records import ACTED_ON, Happening, MoveRecord, RecordError, VMRecord, record
 from retinue.pki.credentials import Credentials
 
-NOBODY = Credentials()
 ANSWER_LIMIT = 10.0
 RETRY_SECONDS = 0.2
 """Between two attempts to tell the controller something while it is away."""
@@ -110,10 +109,14 @@ class Reports:
 
 
 class HttpRest:
-    """The real one. `base` is such as "https://10.99.0.1:8080"; raises TlsFilesError."""
+    """The real one. `base` is such as "https://10.99.0.1:8080"; raises TlsFilesError.
 
-    def __init__(self, base: str, credentials: Credentials = NOBODY) -> None:
+    It shows what `credentials` say; left out, what the environment says.
+    """
+
+    def __init__(self, base: str, credentials: Credentials | None = None) -> None:
         self.base = base.rstrip("/")
+        credentials = Credentials.of_environment() if credentials is None else credentials
         # Connections are kept for the report that matters most: that a VM has been resumed.
         connector = aiohttp.TCPConnector(
             keepalive_timeout=3600, force_close=False, ssl=credentials.ssl_for(self.base)

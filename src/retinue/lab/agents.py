@@ -3,10 +3,12 @@
 import sys
 from pathlib import Path
 
+from retinue.lab import credentials
 from retinue.lab.guest import QUICK, ensure_guest
 from retinue.lab.processes import Supervisor
 from retinue.lab.switches import env
-from retinue.lab.topology import CONTROLLER, EDGE_BRIDGE, QEMU, REST_PORT, ServerPart, Topology
+from retinue.lab.topology import EDGE_BRIDGE, QEMU, ServerPart, Topology
+from retinue.pki.credentials import Credentials
 
 AGENT_PORT = 7800
 NICE = ("nice", "-n", "15")
@@ -26,22 +28,28 @@ async def start(supervisor: Supervisor, topology: Topology, lab: Path, server: s
     own = folder(lab, server)
     own.mkdir(parents=True, exist_ok=True)
     config = own / "agent.toml"
-    config.write_text(agent_config(topology, own, server))
+    shown = credentials.agent(lab, server)
+    config.write_text(agent_config(topology, own, server, shown))
     program = [sys.executable, "-m", "retinue.cli.main", "agent", "run", "--config", str(config)]
-    await supervisor.start(f"{server}-agent", server, program, env=env(server), ready_fd=True)
+    await supervisor.start(
+        f"{server}-agent", server, program, env=env(server) | shown.environment, ready_fd=True
+    )
 
 
-def agent_config(topology: Topology, own: Path, server: str) -> str:
+def agent_config(topology: Topology, own: Path, server: str, shown: Credentials) -> str:
     """The agent's configuration file (TOML)."""
     guest = ensure_guest()
-    controller = topology.management_addresses[CONTROLLER].ip
     return f"""\
 server = "{server}"
-controller = "http://{controller}:{REST_PORT}"
+controller = "{topology.controller_url}"
 listen = "{topology.management_addresses[server].ip}:{AGENT_PORT}"
 bridge = "{EDGE_BRIDGE}"
 folder = "{own}"
-plaintext = true
+
+[tls]
+ca = "{shown.ca}"
+certificate = "{shown.certificate}"
+key = "{shown.key}"
 
 [vm]
 kernel = "{guest.kernel}"

@@ -1,13 +1,15 @@
 """Builds the lab inside the sandbox, step by step, and tells what stands."""
 
 import asyncio
+import json
 import re
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from retinue.lab import agents, kea, libvirtd, nodes, switches
+from retinue.lab import agents, credentials, kea, libvirtd, nodes, switches
 from retinue.lab.errors import LabError
 from retinue.lab.processes import Daemon, Supervisor, first_host_pid, last_words, run
 from retinue.lab.state import Directory, LabStatus, NodeStatus, Settings, SwitchStatus
@@ -21,6 +23,8 @@ VERSIONS = {
     "kea": ["kea-dhcp4", "-v"],
 }
 CONTROLLER_SECONDS = 20.0
+CONNECT_SECONDS = 30.0
+LOOK_SECONDS = 0.05
 DRIVER = "retinue.lab.vmdriver"
 LIBVIRT_DRIVER = "retinue.lab.libvirt_driver"
 
@@ -38,12 +42,18 @@ class Lab:
         self.controlled = False
         """True once a controller has been started."""
         self.versions: dict[str, str] = {}
-        self.supervisor = Supervisor(where.logs, {STATE_VARIABLE: str(where.path)}, on_end)
+        own = credentials.manager(where.path).environment
+        self.supervisor = Supervisor(where.logs, {STATE_VARIABLE: str(where.path), **own}, on_end)
 
     async def build(self, progress: Progress) -> None:
         """Everything, in the order in which one part needs another. Raises LabError at the first failure."""
         progress(f"{len(self.topology.nodes)} nodes, {len(self.topology.cables)} cables")
-        _, empty = await asyncio.gather(nodes.create(self.topology), switches.make_database())
+        _, empty, _ = await asyncio.gather(
+            nodes.create(self.topology),
+            switches.make_database(),
+            asyncio.to_thread(credentials.make, self.topology, self.where.path),
+        )
+        self._write_config()
         ovs = switches.nodes(self.topology)
         progress(f"{len(self.topology.switches)} switches, DHCP server")
         work = [self._find_versions(), *(self._start_switches(node, empty) for node in ovs)]
@@ -54,9 +64,7 @@ class Lab:
         await asyncio.gather(*work)
         if self.settings.start_controller:
             progress("switches look for the controller")
-            if (controller := self.supervisor.running(CONTROLLER)) is None:
-                raise LabError(f"the controller ended: {last_words(self.where.logs / f'{CONTROLLER}.log')}")
-            await switches.wait_until_connected(self.topology, controller.pid)
+            await self._switches_connected()
             silent = [node for node, answered in (await self.announce()).items() if not answered]
             progress(
                 f"servers announced; no answer to: {', '.join(silent)}" if silent else "servers announced"
@@ -69,7 +77,9 @@ class Lab:
                 progress("agents")
                 await asyncio.gather(*(self.start_agent(s.id) for s in agents.servers(self.topology)))
             driver = LIBVIRT_DRIVER if libvirtd.servers(self.topology) else DRIVER
-            await self.supervisor.start("vmdriver", SANDBOX, [sys.executable, "-m", driver], ready_fd=True)
+            own = credentials.agent(self.where.path, credentials.DRIVER).environment
+            program = [sys.executable, "-m", driver]
+            await self.supervisor.start("vmdriver", SANDBOX, program, env=own, ready_fd=True)
 
     async def start_agent(self, server: str) -> None:
         """Start a server's agent, or start it again."""
@@ -84,7 +94,8 @@ class Lab:
         return await nodes.announce_servers(self.topology)
 
     async def _start_switches(self, node: str, empty: Path) -> None:
-        await switches.start(self.supervisor, self.topology, node, empty)
+        own = credentials.switch(self.where.path, node)
+        await switches.start(self.supervisor, self.topology, node, empty, own)
         for server in self.topology.server:
             if server.id == node:
                 await nodes.configure_server(self.topology, server)
@@ -96,15 +107,15 @@ class Lab:
         words = ["--server", server.id, "--controller", self.topology.controller_url]
         words += ["--uri", libvirtd.uri(server.id)]
         program = [sys.executable, "-m", "retinue.agent.libvirt_watch", *words]
-        await self.supervisor.start(f"{server.id}-watch", server.id, program, ready_fd=True)
+        own = credentials.agent(self.where.path, server.id).environment
+        await self.supervisor.start(f"{server.id}-watch", server.id, program, env=own, ready_fd=True)
 
     async def start_controller(self) -> None:
         """Start the controller in its node, or start it again; return when its REST interface answers."""
         if self.supervisor.running(CONTROLLER) is not None:
             raise LabError("the controller runs already")
         self.controlled = True
-        config = self.where.path / "controller.toml"
-        config.write_text(controller_config(self.topology))
+        config = self._write_config()
         database = self.where.path / "controller.db"
         program = [sys.executable, "-m", "retinue.cli.main", "controller", "run"]
         daemon = await self.supervisor.start(
@@ -124,22 +135,50 @@ class Lab:
             answering.cancel()
             ending.cancel()
 
+    def _write_config(self) -> Path:
+        config = self.where.path / "controller.toml"
+        config.write_text(controller_config(self.topology, credentials.folder(self.where.path)))
+        return config
+
     async def _controller_answers(self) -> None:
         """Return when GET /v1/status is answered with 200. It cannot call us: ask again till then."""
+        while await self._controller_status() is None:  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _switches_connected(self) -> None:
+        """Return when as many switches as there are have a session with the controller, by its own word:
+        the switches' databases tell of it only every five seconds.
+        """
+        wanted, found = len(self.topology.switches), 0
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                while found < wanted:
+                    if self.supervisor.running(CONTROLLER) is None:
+                        log = self.where.logs / f"{CONTROLLER}.log"
+                        raise LabError(f"the controller ended: {last_words(log)}")
+                    status = await self._controller_status()
+                    found = status["switches"]["connected"] if status else 0
+                    await asyncio.sleep(LOOK_SECONDS)
+        except TimeoutError:
+            raise LabError(
+                f"only {found} of {wanted} switches reached the controller in {CONNECT_SECONDS:.0f} s"
+            ) from None
+
+    async def _controller_status(self) -> Any:
+        """What GET /v1/status answers; None when the controller cannot be asked."""
         own = str(self.topology.management_addresses[CONTROLLER].ip)
-        request = f"GET /v1/status HTTP/1.1\r\nHost: {own}\r\nConnection: close\r\n\r\n"
-        while True:
+        request = f"GET /v1/status HTTP/1.0\r\nHost: {own}\r\n\r\n"
+        context = credentials.manager(self.where.path).context()
+        try:
+            reader, writer = await asyncio.open_connection(own, REST_PORT, ssl=context)
             try:
-                reader, writer = await asyncio.open_connection(own, REST_PORT)
-                try:
-                    writer.write(request.encode())
-                    if b" 200 " in await reader.readline():
-                        return
-                finally:
-                    writer.close()
-            except OSError:
-                pass
-            await asyncio.sleep(0.05)
+                writer.write(request.encode())
+                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+                return json.loads(body) if b" 200 " in head.partition(b"\r\n")[0] else None
+            finally:
+                writer.close()
+        except (OSError, ValueError):
+            return None
 
     async def _find_versions(self) -> None:
         async def of(argv: list[str]) -> str:

@@ -11,6 +11,7 @@ import aiohttp
 
 from retinue.lab.errors import LabError
 from retinue.lab.processes import in_node
+from retinue.pki.credentials import Credentials
 
 ANSWER_LIMIT = 10.0
 LONGEST_LINE = 1 << 22
@@ -24,10 +25,14 @@ async def popen(node: str, argv: Sequence[str]) -> asyncio.subprocess.Process:
 
 
 class Manager:
-    """The controller's REST interface, as a manager of VMs uses it. Everything raises LabError."""
+    """The controller's REST interface, as a manager of VMs uses it. Everything raises LabError.
+
+    It shows what the environment says, in a lab the certificate of the lab's manager.
+    """
 
     def __init__(self, url: str) -> None:
-        self._session = aiohttp.ClientSession(url)
+        connector = aiohttp.TCPConnector(ssl=Credentials.of_environment().ssl_for(url))
+        self._session = aiohttp.ClientSession(url, connector=connector)
 
     async def __aenter__(self) -> Self:
         return self

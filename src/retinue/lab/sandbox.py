@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import retinue
-from retinue.lab import guest, host, libvirtd, state, switches, topology
+from retinue.lab import credentials, guest, host, libvirtd, state, switches, topology
 from retinue.lab.errors import LabError
 from retinue.lab.init import DESCRIPTORS
 from retinue.lab.processes import last_words
@@ -70,6 +70,7 @@ class LabHandle:
             "PATH": host.search_path(),
             **(switches.env(node) if node in switches.nodes(self.topology) else {}),
             **libvirtd.env(self.topology, node),
+            **credentials.manager(self.directory).environment,
         }
         words = [f"{key}={value}" for key, value in env.items()]
         return [

@@ -1,17 +1,15 @@
 """Open vSwitch in the lab: a database and a vswitchd of its own on each server, one pair for the fabric.
 
 Every bridge uses the userspace datapath, forwards nothing by itself (fail-mode secure) and looks for the
-controller on the management network; so does every database.
+controller on the management network; so does every database. Both speak TLS, with the node's certificate.
 """
 
-import asyncio
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from retinue.lab.errors import LabError
 from retinue.lab.processes import Supervisor, run
 from retinue.lab.topology import (
     CONTROLLER,
@@ -22,6 +20,7 @@ from retinue.lab.topology import (
     ServerPart,
     Topology,
 )
+from retinue.pki.credentials import Credentials
 
 RUN = Path("/run/retinue")
 """One folder a node for its database and sockets; on the sandbox's own tmpfs."""
@@ -30,10 +29,6 @@ PROBE_MS = 5000
 """Silence after which a switch asks whether the controller is alive."""
 BACKOFF_MS = 1000
 """Longest pause before a switch tries the controller again."""
-CONNECT_SECONDS = 30
-CONNECT_LOOK = 0.05
-ESTABLISHED = "01"
-"""How /proc/net/tcp writes that state."""
 
 
 def env(node: str) -> dict[str, str]:
@@ -55,8 +50,8 @@ async def make_database() -> Path:
     return path
 
 
-async def start(supervisor: Supervisor, topology: Topology, node: str, empty: Path) -> None:
-    """Start a node's Open vSwitch with all its bridges; return when the bridges exist."""
+async def start(supervisor: Supervisor, topology: Topology, node: str, empty: Path, own: Credentials) -> None:
+    """Start a node's Open vSwitch with all its bridges; return when the bridges exist. `own`: whom it is."""
     folder = RUN / node
     folder.mkdir()
     shutil.copy(empty, folder / "conf.db")
@@ -71,6 +66,9 @@ async def start(supervisor: Supervisor, topology: Topology, node: str, empty: Pa
             f"{folder}/conf.db",
             f"--remote=punix:{folder}/db.sock",
             "--remote=db:Open_vSwitch,Open_vSwitch,manager_options",
+            "--private-key=db:Open_vSwitch,SSL,private_key",
+            "--certificate=db:Open_vSwitch,SSL,certificate",
+            "--ca-cert=db:Open_vSwitch,SSL,ca_cert",
             f"--pidfile={folder}/ovsdb-server.pid",
             f"--log-file={supervisor.logs / database}.log",
             *common,
@@ -92,21 +90,22 @@ async def start(supervisor: Supervisor, topology: Topology, node: str, empty: Pa
         folder / "ovs-vswitchd.pid",
         env=env(node),
     )
-    await _vsctl(node, "--timeout=30", *_configuration(topology, node))
+    await _vsctl(node, "--timeout=30", *_configuration(topology, node, own))
 
 
-def _configuration(topology: Topology, node: str) -> list[str]:
-    """One ovs-vsctl transaction that makes a node's bridges, ports, controllers and manager."""
+def _configuration(topology: Topology, node: str, own: Credentials) -> list[str]:
+    """One ovs-vsctl transaction that makes a node's certificate, bridges, ports, controllers and manager."""
     controller = topology.management_addresses[CONTROLLER].ip
     words = ["set", "open_vswitch", ".", f"external_ids:system-id={node}", f"external_ids:hostname={node}"]
     words += [
-        *("--", "--id=@manager", "create", "manager", f'target="tcp:{controller}:{OVSDB_PORT}"'),
+        *("--", "set-ssl", str(own.key), str(own.certificate), str(own.ca)),
+        *("--", "--id=@manager", "create", "manager", f'target="ssl:{controller}:{OVSDB_PORT}"'),
         *(f"inactivity_probe={PROBE_MS}", f"max_backoff={BACKOFF_MS}"),
         *("--", "set", "open_vswitch", ".", "manager_options=@manager"),
     ]
     for bridge in topology.switches:
         if bridge.node == node:
-            words += _bridge(topology, bridge, f"tcp:{controller}:{OPENFLOW_PORT}")
+            words += _bridge(topology, bridge, f"ssl:{controller}:{OPENFLOW_PORT}")
     return words
 
 
@@ -129,29 +128,6 @@ def _bridge(topology: Topology, bridge: Bridge, controller: str) -> list[str]:
 
 def _server_of(topology: Topology, bridge: Bridge) -> ServerPart | None:
     return next((s for s in topology.server if bridge.bridge == EDGE_BRIDGE and s.id == bridge.node), None)
-
-
-async def wait_until_connected(topology: Topology, controller_pid: int) -> None:
-    """Return when as many switches as there are have a session with the controller.
-
-    Counted at the controller's end: the switches' own databases tell of it only every five seconds.
-    Raises LabError after 30 seconds.
-    """
-    wanted, found = len(topology.switches), 0
-    try:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            while (found := _sessions(controller_pid)) < wanted:  # noqa: ASYNC110 - the kernel tells nobody
-                await asyncio.sleep(CONNECT_LOOK)
-    except TimeoutError:
-        raise LabError(
-            f"only {found} of {wanted} switches reached the controller in {CONNECT_SECONDS} s"
-        ) from None
-
-
-def _sessions(pid: int) -> int:
-    """How many established TCP connections a process's namespace has on the OpenFlow port."""
-    rows = (line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:])
-    return sum(row[1].endswith(f":{OPENFLOW_PORT:04X}") and row[3] == ESTABLISHED for row in rows)
 
 
 async def ports(node: str) -> dict[str, dict[str, int]]:

@@ -158,7 +158,7 @@ class Topology(_Part, frozen=True, kw_only=True):
 
     @property
     def controller_url(self) -> str:
-        return f"http://{self.management_addresses[CONTROLLER].ip}:{REST_PORT}"
+        return f"https://{self.management_addresses[CONTROLLER].ip}:{REST_PORT}"
 
     @property
     def attached(self) -> tuple[ServerPart | DhcpPart | RouterPart, ...]:

@@ -34,9 +34,9 @@ class Credentials:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables from which `of_environment` reads the same."""
+        """All the variables, from which `of_environment` reads the same; what there is not is empty."""
         found = {CA: self.ca, CERT: self.certificate, KEY: self.key, TOKEN: self.token}
-        return {name: str(value) for name, value in found.items() if value}
+        return {name: str(value or "") for name, value in found.items()}
 
     @property
     def headers(self) -> dict[str, str]:

@@ -1,0 +1,66 @@
+"""The lab's own certificate authority, and who in the lab holds what.
+
+pki/ca.pem, ca.key                  made at `up`, gone at `down`
+pki/controller-controller.pem       the controller
+pki/switch-NODE.pem                 a node's Open vSwitch, for all its bridges
+pki/agent-SERVER.pem                a server's agent
+pki/agent-vmdriver.pem              the VM driver of servers with libvirt: for all servers
+pki/manager-lab.pem                 whoever works with the lab: commands, tests, the demonstration
+"""
+
+from pathlib import Path
+
+from retinue.lab.errors import LabError
+from retinue.lab.topology import CONTROLLER, Topology
+from retinue.pki.authority import Authority, PkiError
+from retinue.pki.credentials import Credentials
+from retinue.pki.identity import PeerRole
+
+DAYS = 30
+"""A lab lives for hours."""
+MANAGER = "lab"
+DRIVER = "vmdriver"
+
+
+def folder(lab: Path) -> Path:
+    return lab / "pki"
+
+
+def make(topology: Topology, lab: Path) -> None:
+    """Make the authority and every certificate. Raises LabError."""
+    addresses = topology.management_addresses
+
+    def at(node: str) -> list[str]:
+        return [str(addresses[node].ip)]
+
+    try:
+        authority = Authority.create(folder(lab), "laboratory", DAYS + 1)
+        authority.issue(PeerRole.CONTROLLER, CONTROLLER, addresses=at(CONTROLLER), days=DAYS)
+        for node in dict.fromkeys(bridge.node for bridge in topology.switches):
+            own = [bridge.id for bridge in topology.switches if bridge.node == node]
+            authority.issue(PeerRole.SWITCH, node, names=own, days=DAYS)
+        servers = [server.id for server in topology.server]
+        for server in servers:
+            authority.issue(PeerRole.AGENT, server, addresses=at(server), days=DAYS)
+        if servers:
+            authority.issue(PeerRole.AGENT, DRIVER, names=servers, days=DAYS)
+        authority.issue(PeerRole.MANAGER, MANAGER, days=DAYS)
+    except PkiError as error:
+        raise LabError(f"cannot make the lab's certificates: {error}") from error
+
+
+def of(lab: Path, role: PeerRole, label: str) -> Credentials:
+    own = folder(lab)
+    return Credentials(own / "ca.pem", own / f"{role}-{label}.pem", own / f"{role}-{label}.key")
+
+
+def manager(lab: Path) -> Credentials:
+    return of(lab, PeerRole.MANAGER, MANAGER)
+
+
+def agent(lab: Path, server: str) -> Credentials:
+    return of(lab, PeerRole.AGENT, server)
+
+
+def switch(lab: Path, node: str) -> Credentials:
+    return of(lab, PeerRole.SWITCH, node)
