@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from retinue.cli.main import app
-from retinue.lab import compare, compare_picture, compare_report, compare_systems, compare_table
+from retinue.lab import compare, compare_all, compare_picture, compare_report, compare_systems, compare_table
 from retinue.lab.compare_inside import Task
 from retinue.lab.compare_records import Dot, Figures
 from retinue.lab.compare_report import (
@@ -219,10 +219,10 @@ def test_a_missing_program_is_named_with_its_package() -> None:
 
 
 def test_system_names_are_unique_and_checked() -> None:
-    names = [system.name for system in compare_systems.SYSTEMS]
+    names = [system.name for system in compare_all.SYSTEMS]
     assert len(set(names)) == len(names)
     with pytest.raises(LabError, match="learning-switch"):
-        compare_systems.by_name("bridge")
+        compare_all.by_name("bridge")
 
 
 def test_an_older_file_that_is_no_report_is_not_overwritten(tmp_path: Path) -> None:

@@ -27,7 +27,12 @@ def compare(
     runs: Annotated[int, typer.Option(min=1, max=1000, help="Moves for each rate and size.")] = 10,
     pps: Annotated[str, typer.Option(metavar="N,...", help="Packets a second, each way.")] = "500,2000",
     sizes: Annotated[str, typer.Option(metavar="N,...", help="Octets of payload.")] = "64,1400",
-    tcp: Annotated[int, typer.Option(min=0, help="Moves under a TCP bulk stream (iperf3); 0: none.")] = 3,
+    tcp: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=0, help="Moves under a TCP bulk stream (iperf3). Left out: as many as --runs."
+        ),
+    ] = None,
     output: Annotated[
         Path, typer.Option(metavar="FILE", help="Gets all figures; the picture goes beside it as .svg.")
     ] = DEFAULT_OUTPUT,
@@ -51,7 +56,7 @@ def compare(
             runs=runs,
             pps=_numbers(pps, "--pps", 20_000),
             sizes=_numbers(sizes, "--sizes", 1472),
-            tcp_runs=tcp,
+            tcp_runs=runs if tcp is None else tcp,
         )
 
         def say(text: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from retinue import __version__
-from retinue.lab import compare_picture, compare_report, compare_systems, compare_table, guest, sandbox
+from retinue.lab import compare_all, compare_picture, compare_report, compare_table, guest, sandbox
 from retinue.lab.compare_inside import Task
 from retinue.lab.compare_report import Failure, MoveRow, NoiseRow, Report, Settings, SystemRow, TcpRow, Trace
 from retinue.lab.compare_systems import System
@@ -41,11 +41,12 @@ NARROW = 100
 class Wanted:
     """What is to be measured; see the command `retinue lab compare`."""
 
-    systems: Sequence[str] = tuple(system.name for system in compare_systems.SYSTEMS)
+    systems: Sequence[str] = tuple(system.name for system in compare_all.SYSTEMS)
     runs: int = RUNS
     pps: Sequence[int] = PPS
     sizes: Sequence[int] = SIZES
     tcp_runs: int = 0
+    """Moves under a TCP bulk stream."""
 
 
 @dataclass(slots=True)
@@ -68,7 +69,7 @@ def run(wanted: Wanted, output: Path, say: Say, *, add: bool = False, as_json: b
     show as wanted is said, and is in the report, but is no failure of the measuring. Raises LabError when
     nothing can be measured.
     """
-    chosen = [compare_systems.by_name(name) for name in wanted.systems]
+    chosen = [compare_all.by_name(name) for name in wanted.systems]
     earlier = _earlier(output) if add else None
     output.parent.mkdir(parents=True, exist_ok=True)
     found = Found()

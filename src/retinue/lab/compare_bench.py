@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from retinue.hypervisor.taps import tap_name
-from retinue.lab import switches
+from retinue.lab import agents, switches
 from retinue.lab.demo_wire import Driver, Manager
 from retinue.lab.errors import LabError
 from retinue.lab.processes import run
@@ -76,7 +76,7 @@ class Bench:
         """Let the hypervisor move the VM by itself, and call `at_resume` when it runs on. Raises LabError."""
         source, target = self.at, self.target
         began = time.monotonic()
-        async with _resumes(self.lab.directory / "vms" / target, at_resume) as hooked:
+        async with _resumes(agents.folder(self.lab.directory, target) / "vms", at_resume) as hooked:
             moved = await self.driver.ask(do="migrate", vm=VM, target=target)
             total_ms = (time.monotonic() - began) * 1000
             await hooked()

@@ -3,7 +3,7 @@
     python -m retinue.lab.compare_inside DIRECTORY SYSTEM PROGRAM TASKS
 
 PROGRAM is guest/steady.c for this machine, TASKS a list of `Task` as JSON. Writes a JSON object a line:
-{"say": text}, {"move": [...]} (one row for each direction), {"noise": [...]}, {"tcp": row}, {"trace": ...},
+{"say": text}, {"move": [...]} (one row for each direction), {"noise": [...]}, {"tcp": [row]}, {"trace": ...},
 each with "task", the number of the task it belongs to; {"failed": reason, "task": number} ends it early, as
 nobody knows then how the lab is; {"error": reason} when it cannot even begin.
 """
@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from retinue.lab import compare_systems, state
-from retinue.lab.compare_bench import ADDRESS, VM, Bench
+from retinue.lab import compare_all, compare_systems, compare_tcp, state
+from retinue.lab.compare_bench import ADDRESS, VM, Bench, Moved
 from retinue.lab.compare_records import ClientRecord, Figures, GuestReport, around, client_to_vm, vm_to_client
-from retinue.lab.compare_report import DIRECTIONS, MoveRow, NoiseRow, Trace
+from retinue.lab.compare_report import DIRECTIONS, MoveRow, NoiseRow, TcpRow, Trace
 from retinue.lab.compare_systems import System
 from retinue.lab.compare_traffic import SteadyRun
 from retinue.lab.demo_wire import Manager, popen
@@ -60,6 +60,7 @@ class Comparison:
         self.bench = bench
         self.system = system
         self.program = program
+        self._equipped = False
 
     async def carry_out(self, number: int, task: Task) -> None:
         match task.kind:
@@ -68,7 +69,7 @@ class Comparison:
             case "move":
                 await self.move(number, task)
             case "tcp":
-                raise LabError("TCP is not measured yet")
+                await self.tcp(number, task)
 
     async def traffic(self, task: Task) -> SteadyRun:
         return await SteadyRun.start(
@@ -124,6 +125,42 @@ class Comparison:
         await self.system.after_move(bench, moved.source, moved.target)
         tell(task=number, move=rows, trace=trace)
 
+    async def tcp(self, number: int, task: Task) -> None:
+        """Run 0 is without a move."""
+        bench = self.bench
+        if not self._equipped:
+            await compare_tcp.equip(bench)
+            self._equipped = True
+        async with compare_tcp.bulk(bench, self.program) as bulk:
+            await asyncio.sleep(BEFORE)
+            before = processor_time()
+            await bulk.watch()
+            await asyncio.sleep(BEFORE)
+            if task.run:
+                moved = await self.system.move(bench)
+            else:
+                await asyncio.sleep(STILL)
+                moved = Moved(bench.at, bench.at, 0.0, 0.0, 0.0)
+            await asyncio.sleep(AFTER)
+            idle = idle_percent(before, processor_time())
+            stream = await bulk.end()
+        row = TcpRow(
+            system=self.system.name,
+            source=moved.source,
+            target=moved.target,
+            run=task.run,
+            tcp_survived=stream.survived,
+            longest_stall_ms=stream.longest_stall_ms,
+            megabits=stream.megabits,
+            retransmits=stream.retransmits,
+            guest_pause_ms=moved.pause_ms,
+            stall_minus_pause_ms=stream.longest_stall_ms - moved.pause_ms,
+            idle_percent=idle,
+        )
+        if task.run:
+            await self.system.after_move(bench, moved.source, moved.target)
+        tell(task=number, tcp=[row])
+
 
 def both(pps: int, client: ClientRecord, guest: GuestReport, resumed_at: float) -> tuple[Figures, Figures]:
     return (
@@ -145,7 +182,7 @@ def idle_percent(before: tuple[int, int], after: tuple[int, int]) -> float:
 async def compare(where: Directory, name: str, program: Path, tasks: Sequence[Task]) -> None:
     settings = state.decode_settings(where.settings.read_bytes())
     lab = LabHandle(settings.name, where.path, 1, settings.topology)
-    system = compare_systems.by_name(name)()
+    system = compare_all.by_name(name)()
     async with Manager(lab.topology.controller_url) as manager:
         bench = Bench(lab, manager)
         await bench.boot()

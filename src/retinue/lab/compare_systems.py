@@ -1,12 +1,11 @@
 """The systems that are compared, each a small class: how the network becomes it, what it does at a move.
 
-A further one is a subclass of `System` with a line in `SYSTEMS`. All start from the same lab, in which the VM
-was booted under retinue's controller, so that guest, servers, cables and switches are the same.
+A further one is a subclass of `System` with a line in compare_all. All start from the same lab, in which the
+VM was booted under retinue's controller, so that guest, servers, cables and switches are the same.
 """
 
 import asyncio
 import shutil
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from retinue.lab import control
@@ -135,14 +134,3 @@ async def reached(bench: Bench, tries: int = 10) -> None:
             return
         await asyncio.sleep(0.2)
     raise LabError(f"{VM} does not reach its gateway {gateway}")
-
-
-SYSTEMS: Sequence[type[System]] = (Retinue, RetinueLibvirt, LearningSwitch, StaticPortSecurity)
-
-
-def by_name(name: str) -> type[System]:
-    """Raises LabError."""
-    for system in SYSTEMS:
-        if system.name == name:
-            return system
-    raise LabError(f"there is no system {name!r}; there are {', '.join(s.name for s in SYSTEMS)}")

@@ -3,6 +3,7 @@
  *
  *   steady answer PORT                             in the guest
  *   steady ask ADDRESS PORT RATE SIZE STREAM FILE  on the client
+ *   steady watch INTERFACE                         on the client, beside a bulk stream of another program
  *
  * `ask` sends RATE requests a second, each with SIZE octets of payload; `answer` sends every one back. At the
  * same time `answer` sends STREAM datagrams a second of the same size of its own accord (0: none). The two
@@ -21,6 +22,10 @@
  *   sent N                                   datagrams of its own stream
  *   widest N                                 longest time between two of them, nanoseconds of its clock
  *   missing FIRST LAST                       a range of numbers below the highest seen that never came
+ *
+ * `watch` looks once a millisecond how many frames the interface has taken in. At the end of its standard
+ * input it tells, in nanoseconds, the longest time without one and how long the last silence has lasted:
+ *   longest N, silent N
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -339,12 +344,57 @@ static int run_ask(const char *address, int port, uint32_t rate, uint32_t size, 
     return 0;
 }
 
+/* ---- watching an interface ---- */
+
+static unsigned long long frames(const char *path)
+{
+    unsigned long long count = 0;
+    FILE *file = fopen(path, "r");
+    if (!file || fscanf(file, "%llu", &count) != 1)
+        fail(path);
+    fclose(file);
+    return count;
+}
+
+static int run_watch(const char *interface)
+{
+    char path[128], line[64];
+    snprintf(path, sizeof path, "/sys/class/net/%s/statistics/rx_packets", interface);
+    unsigned long long before = frames(path);
+    int64_t last = now(CLOCK_MONOTONIC), longest = 0, due = last;
+    struct pollfd polled = {STDIN_FILENO, POLLIN, 0};
+    prctl(PR_SET_TIMERSLACK, 1UL);
+    printf("watching\n");
+    fflush(stdout);
+    for (;;) {
+        due += SECOND / 1000;
+        sleep_until(&polled, 1, due);
+        int64_t moment = now(CLOCK_MONOTONIC);
+        unsigned long long count = frames(path);
+        if (count != before) {
+            if (moment - last > longest)
+                longest = moment - last;
+            last = moment;
+            before = count;
+        }
+        if (polled.revents && read(STDIN_FILENO, line, sizeof line) <= 0)
+            break;
+        if (due < moment)
+            due = moment;
+    }
+    printf("longest %lld\nsilent %lld\n", (long long)longest, (long long)(now(CLOCK_MONOTONIC) - last));
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
+    if (argc == 3 && !strcmp(argv[1], "watch"))
+        return run_watch(argv[2]);
     if (argc == 3 && !strcmp(argv[1], "answer"))
         return run_answer(atoi(argv[2]));
     if (argc == 8 && !strcmp(argv[1], "ask") && atoi(argv[4]) > 0)
         return run_ask(argv[2], atoi(argv[3]), atoi(argv[4]), atoi(argv[5]), atoi(argv[6]), argv[7]);
-    fprintf(stderr, "steady answer PORT | steady ask ADDRESS PORT RATE SIZE STREAM FILE\n");
+    fprintf(stderr, "steady answer PORT | steady ask ADDRESS PORT RATE SIZE STREAM FILE | "
+                    "steady watch INTERFACE\n");
     return 2;
 }

@@ -1,0 +1,30 @@
+"""All systems that can be compared, by their names."""
+
+from collections.abc import Sequence
+
+from retinue.lab.compare_ovn import OvnMultichassisRarp, OvnNaive
+from retinue.lab.compare_systems import (
+    LearningSwitch,
+    Retinue,
+    RetinueLibvirt,
+    StaticPortSecurity,
+    System,
+)
+from retinue.lab.errors import LabError
+
+SYSTEMS: Sequence[type[System]] = (
+    Retinue,
+    RetinueLibvirt,
+    OvnMultichassisRarp,
+    OvnNaive,
+    LearningSwitch,
+    StaticPortSecurity,
+)
+
+
+def by_name(name: str) -> type[System]:
+    """Raises LabError."""
+    for system in SYSTEMS:
+        if system.name == name:
+            return system
+    raise LabError(f"there is no system {name!r}; there are {', '.join(s.name for s in SYSTEMS)}")
