@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 
 from lab_tools import Bench, Json
-from retinue.lab.commands import popen_in
+from retinue.lab.commands import Commands, popen_in
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Outcome:
     """What it said on standard error."""
 
 
-async def agent(bench: Bench, node: str, *arguments: str) -> Outcome:
+async def agent(lab: Commands, node: str, *arguments: str) -> Outcome:
     """`retinue agent ARGUMENTS --json` on a node."""
     argv = [sys.executable, "-P", "-m", "retinue.cli.main", "agent", *arguments, "--json"]
-    process = await popen_in(bench.lab)(node, argv)
+    process = await popen_in(lab)(node, argv)
     out, err = await process.communicate(b"")
     assert process.returncode is not None
     return Outcome(process.returncode, json.loads(out) if out else {}, err.decode())
@@ -30,7 +30,7 @@ async def agent(bench: Bench, node: str, *arguments: str) -> Outcome:
 async def renew(bench: Bench, node: str, vm: str, *more: str) -> Outcome:
     """Renew with the lab's controller, at the edge switch of that server."""
     url = bench.topology.controller_url
-    return await agent(bench, node, "renew", "--vm", vm, "--url", url, *more)
+    return await agent(bench.lab, node, "renew", "--vm", vm, "--url", url, *more)
 
 
 async def renew_in_background(bench: Bench, node: str, vm: str, *more: str) -> "asyncio.Task[Outcome]":

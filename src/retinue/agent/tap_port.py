@@ -48,8 +48,7 @@ class TapPort:
         self._wire: socket.socket | None = None
 
     async def __aenter__(self) -> "TapPort":
-        if not Path(f"/sys/class/net/{self._tap}").exists():
-            raise InjectionError(f"there is no interface {self._tap} here; `ip link` shows those there are")
+        self._check_tap()
         await self._clear()
         try:
             await self._make()
@@ -82,6 +81,17 @@ class TapPort:
                     return Heard(dhcp)
 
     # ---- making and clearing ----
+
+    def _check_tap(self) -> None:
+        folder = Path(f"/sys/class/net/{self._tap}")
+        if not folder.exists():
+            raise InjectionError(f"there is no interface {self._tap} here; `ip link` shows those there are")
+        try:
+            carrier = (folder / "carrier").read_text().strip() == "1"
+        except OSError:  # it is down
+            carrier = False
+        if not carrier:
+            raise InjectionError(f"interface {self._tap} has no carrier: it is down, or no VM has it open")
 
     async def _make(self) -> None:
         await self._must("ip", "link", "add", self._near, "type", "veth", "peer", "name", self._far)
