@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
@@ -23,6 +23,7 @@ from retinue.hypervisor import (
     Hypervisor,
     HypervisorError,
     Machine,
+    MigrationFailed,
     MigrationResult,
     Resumed,
     RunState,
@@ -33,8 +34,12 @@ from retinue.hypervisor.argv import Files
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 DIVERT_SECONDS = 10.0
 """How long a copy that is all but done waits for its traffic to be diverted; the VM runs meanwhile."""
+RAN_ON = frozenset({"switching", "switched", "confirmed", "done", "undone"})
+"""States of a move that has no say any more in where the VM runs."""
 
 
 class KeptMachine(Machine, Protocol):
@@ -59,6 +64,8 @@ class Kept:
     machine: KeptMachine | None = None
     runs: bool = False
     """It runs here, or did until it was stopped to move; not so while it is on its way in."""
+    coming: bool = False
+    """It is on its way in, or has failed to arrive: it is not to be started beside."""
     life: object = None
     """Stands for the present machine: what an earlier one has to tell is no news."""
     ending: bool = False
@@ -76,6 +83,9 @@ class Kept:
     @property
     def id(self) -> str:
         return self.record.id
+
+    def arrived(self, at: float) -> None:
+        self.runs, self.coming, self.ending, self.resumed_at = True, False, False, at
 
 
 class Keeper:
@@ -136,6 +146,11 @@ class Keeper:
             self._tell_move(move, "source_gone")
         elif step == self._withdraw:
             self._tell_move(move, "target_gone")
+        elif step == self._stay:
+            pass  # Whether it was given away before this agent started, only the target knows.
+        elif step == self._take_back:
+            self._tell_vm(move.vm, "stopped", reason=f"the agent of {self.server} has started again")
+            self._tell_move(move, "rolled_back")
         else:
             self._tell_move(move, "failed", reason=f"the agent of {self.server} does not run VM {move.vm}")
 
@@ -146,7 +161,7 @@ class Keeper:
         end what runs.
         """
         vms, moves = await self._rest.vms(), await self._rest.moves()
-        moving = {move.vm for move in moves if move.state not in ("done", "undone")}
+        moving = {move.vm for move in moves if move.state not in RAN_ON}
         for vm in vms:
             if vm.id not in moving or vm.id in self.vms:
                 self.take(Happening("vm.booked" if vm.state == "booked" else "vm.ready", vm=vm))
@@ -158,12 +173,20 @@ class Keeper:
         }
         records = {vm.id: vm for vm in vms}
         for move in moves:
-            if move.state in asked:
+            kept = self.vms.get(move.vm)
+            knows = kept is not None and kept.move == move.id
+            if self._began(move) and not knows:
+                self._tell_move(move, "failed", reason=f"the agent of {self.server} has started again")
+            elif move.state in asked:
                 self.take(Happening(asked[move.state], vm=records.get(move.vm), move=move))
-            elif move.state in ("copying", "diverted") and move.source == self.server:
-                kept = self.vms.get(move.vm)
-                if kept is None or kept.move != move.id:
-                    self._tell_move(move, "failed", reason=f"the agent of {self.server} has started again")
+            elif move.state == "undone" and kept is not None and knows and not kept.runs:
+                self.take(Happening("move.rollback", move=move))  # Its target; that it is off was missed.
+
+    def _began(self, move: MoveRecord) -> bool:
+        """The move is in a state in which this agent, as one of its ends, must have begun with it."""
+        if move.target == self.server:
+            return move.state in ("admitting", "prepared", "copying", "diverted")
+        return move.source == self.server and move.state in ("copying", "diverted")
 
     async def close(self) -> None:
         """End every machine; ports are left to the next start."""
@@ -195,6 +218,25 @@ class Keeper:
         if kept.worker is None:
             kept.worker = asyncio.create_task(self._work(kept), name=f"VM {kept.id}")
 
+    async def _in_turn(self, kept: Kept, step: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Have the VM's worker take a step, and what came of it."""
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def work(kept: Kept) -> None:
+            try:
+                result = await step(kept, *arguments)
+            except HypervisorError as error:
+                if not outcome.done():
+                    outcome.set_exception(error)
+            else:
+                if not outcome.done():
+                    outcome.set_result(result)
+            finally:
+                outcome.cancel()  # Where the step has come to no end of its own.
+
+        self._later(kept, work)
+        return await outcome
+
     async def _work(self, kept: Kept) -> None:
         while self.vms.get(kept.id) is kept:
             step = await kept.todo.get()
@@ -215,19 +257,19 @@ class Keeper:
             kept.plugged = True
 
     async def _run(self, kept: Kept) -> None:
-        if kept.copying is not None and not kept.runs:
-            return  # It is on its way in.
+        if kept.coming or kept.handed_over:
+            return  # It runs at the other end of its move, or soon will.
         await self._plug(kept)
         if kept.machine is None:
             try:
                 kept.machine = await self._hypervisor.start(self._spec(kept.record), self._hears(kept))
             except HypervisorError as error:
                 log.error("the VM does not start", vm=kept.id, error=str(error))
-                self._tell_vm(kept, "stopped", reason=str(error))
+                self._tell_vm(kept.id, "stopped", reason=str(error))
                 return
             kept.ending, kept.runs = False, True
             self._note_console(kept)
-        self._tell_vm(kept, "started")
+        self._tell_vm(kept.id, "started")
 
     async def _remove(self, kept: Kept) -> None:
         await _ended(kept.copying)
@@ -237,7 +279,7 @@ class Keeper:
         """End the machine, remove the port, and know nothing more of the VM."""
         await self._quit(kept)
         await self._ports.remove(kept.id)
-        kept.plugged = kept.runs = kept.handed_over = False
+        kept.plugged = kept.runs = kept.coming = kept.handed_over = False
         kept.copying = None
         kept.move = ""
         if kept.todo.empty():  # else it has been booked again meanwhile
@@ -251,18 +293,21 @@ class Keeper:
     # ---- a move, at its target ----
 
     async def _prepare(self, kept: Kept, move: MoveRecord) -> None:
-        if kept.runs:
+        if kept.runs and not kept.handed_over:
             self._tell_move(move, "resumed", at=kept.resumed_at)  # It is here already.
             return
         if kept.move != move.id or kept.machine is None:
             await _ended(kept.copying)
+            await self._quit(kept)  # What an earlier move has left here.
+            kept.move, kept.coming = move.id, True
+            kept.runs = kept.handed_over = False
             try:
                 await self._plug(kept)
                 kept.machine = await self._hypervisor.open_target(self._spec(kept.record), self._hears(kept))
             except HypervisorError as error:
                 self._tell_move(move, "failed", reason=str(error))
                 return
-            kept.move, kept.ending = move.id, True  # If it fails, the hypervisor ends it.
+            kept.ending = True  # If it fails, the hypervisor ends it.
             self._note_console(kept)
             self._transfer.expect(move.id, move.source)
             kept.copying = asyncio.create_task(self._arrive(kept, move), name=f"{move.id}: arrival")
@@ -271,7 +316,7 @@ class Keeper:
     async def _arrive(self, kept: Kept, move: MoveRecord) -> None:
         def hear(event: Event) -> None:
             if isinstance(event, Resumed):
-                kept.runs, kept.ending, kept.resumed_at = True, False, event.at
+                kept.arrived(event.at)
                 self._tell_move(move, "resumed", at=event.at)
 
         try:
@@ -310,21 +355,32 @@ class Keeper:
         kept.copying = asyncio.create_task(self._depart(kept, move, kept.machine), name=f"{move.id}: copy")
 
     async def _depart(self, kept: Kept, move: MoveRecord, machine: KeptMachine) -> None:
+        stays = True
+
         def hear(event: Event) -> None:
-            if isinstance(event, Stopped):
-                self._tell_move(move, "stopped", at=event.at)
+            nonlocal stays
+            match event:
+                case Stopped():
+                    self._tell_move(move, "stopped", at=event.at)
+                case MigrationFailed():
+                    stays = True
 
         async def divert() -> None:
             await self._ask(move, "converged")
 
         try:
             channel = await self._transfer.connect(move.memory_at, move.id, move.target)
+            stays = False
             result = await self._hypervisor.depart(machine, channel, hear, divert)
         except HandedOverError as error:
             kept.handed_over = True
             log.error("the target has the VM, and does not answer", vm=kept.id, error=str(error))
         except HypervisorError as error:
             self._tell_move(move, "failed", reason=str(error))
+        except BaseException:
+            # A departure that is called off tells that it has failed, unless it has given the VM away.
+            kept.handed_over = not stays
+            raise
         else:
             kept.handed_over, kept.ending = True, True
             log.info(
@@ -359,7 +415,8 @@ class Keeper:
             kept.runs, kept.handed_over, kept.ending = True, False, False
         except HypervisorError as error:
             log.error("the VM does not run on at the source", vm=kept.id, move=move.id, error=str(error))
-            self._tell_vm(kept, "stopped", reason=str(error))
+            kept.handed_over = kept.ending = False
+            self._tell_vm(kept.id, "stopped", reason=str(error))
         self._tell_move(move, "rolled_back")
 
     # ---- a move in which the controller has no part ----
@@ -368,10 +425,13 @@ class Keeper:
         """Wait for a VM that is brought here; where to bring it. Raises HypervisorError."""
         if vm.id in self.vms:
             raise HypervisorError(f"VM {vm.id} is on {self.server} already")
-        kept = self._kept(vm)
-        await self._plug(kept)
+        return await self._in_turn(self._kept(vm), self._open_for, move, source)
+
+    async def _open_for(self, kept: Kept, move: str, source: str) -> str:
+        kept.coming = True
         try:
-            kept.machine = await self._hypervisor.open_target(self._spec(vm), self._hears(kept))
+            await self._plug(kept)
+            kept.machine = await self._hypervisor.open_target(self._spec(kept.record), self._hears(kept))
         except HypervisorError:
             await self._forget(kept)
             raise
@@ -382,31 +442,46 @@ class Keeper:
         return self._transfer.address
 
     async def _come(self, kept: Kept, move: str) -> None:
+        def hear(event: Event) -> None:
+            if isinstance(event, Resumed):
+                kept.arrived(event.at)
+
         try:
             channel = await self._transfer.arrival(move)
-            await self._hypervisor.arrive(kept.machine, channel)
-            kept.runs, kept.ending = True, False
+            await self._hypervisor.arrive(kept.machine, channel, hear)
         except HypervisorError as error:
             log.error("a VM did not arrive", vm=kept.id, error=str(error))
             kept.machine = None
-            kept.copying = None
-            await self._forget(kept)
+            self._later(kept, self._remove)
         finally:
             self._transfer.forget(move)
 
     async def give(self, kept: Kept, move: str, memory_at: str, target: str) -> MigrationResult:
-        """Bring a VM to an agent that waits for it. Raises HypervisorError; it runs on here then."""
+        """Bring a VM to an agent that waits for it.
+
+        Raises HypervisorError, and it runs on here; HandedOverError, and it stands still here, for the
+        target may run it.
+        """
+        return await self._in_turn(kept, self._give, move, memory_at, target)
+
+    async def _give(self, kept: Kept, move: str, memory_at: str, target: str) -> MigrationResult:
         if kept.machine is None or not kept.runs or kept.handed_over:
             raise HypervisorError(f"VM {kept.id} does not run on {self.server}")
+        if kept.copying is not None and not kept.copying.done():
+            raise HypervisorError(f"VM {kept.id} is being moved already: {kept.move}")
         channel = await self._transfer.connect(memory_at, move, target)
-        result = await self._hypervisor.depart(kept.machine, channel)
+        try:
+            result = await self._hypervisor.depart(kept.machine, channel)
+        except HandedOverError:
+            kept.handed_over = True
+            raise
         kept.handed_over = True
         await self._forget(kept)
         return result
 
     async def drop(self, kept: Kept) -> None:
         """End what is here of a VM."""
-        await self._remove(kept)
+        await self._in_turn(kept, self._remove)
 
     # ---- words ----
 
@@ -419,7 +494,8 @@ class Keeper:
                 return
             kept.machine, kept.runs = None, False
             log.warning("the VM has ended", vm=kept.id)
-            self._tell_vm(kept, "stopped")
+            if not kept.handed_over:  # else it is the target that tells of it
+                self._tell_vm(kept.id, "stopped")
 
         return hear
 
@@ -427,9 +503,9 @@ class Keeper:
         if kept.machine is not None:
             self.consoles.setdefault(kept.id, []).append(kept.machine.files.serial_log)
 
-    def _tell_vm(self, kept: Kept, event: str, **more: Any) -> None:
+    def _tell_vm(self, vm: str, event: str, **more: Any) -> None:
         body = {"event": event, "server": self.server, **more}
-        self.reports.tell(kept.id, f"/v1/vms/{quoted(kept.id)}/events", body)
+        self.reports.tell(vm, f"/v1/vms/{quoted(vm)}/events", body)
 
     def _tell_move(self, move: MoveRecord, event: str, **more: Any) -> asyncio.Task[None]:
         return self.reports.tell(move.vm, f"/v1/moves/{quoted(move.id)}/events", {"event": event, **more})

@@ -79,10 +79,13 @@ class Transfer:
             if hello["word"] != "move" or waiting is None or waiting.done():
                 raise ChannelError("no such move is expected")
             if (peer is not None and source not in peer) or hello.get("source") != source:
-                raise ChannelError(f"the move is expected from {source}, not from {', '.join(peer or ())}")
+                shown = hello.get("source") if peer is None else ", ".join(peer)
+                raise ChannelError(f"the move is expected from {source}: not from {shown}")
             await channel.say("come")
-        except (ChannelError, TimeoutError) as error:
-            self.refused[str(error) or "no word"] += 1
+            if waiting.done():
+                raise ChannelError("the move has been called off")
+        except (ChannelError, TimeoutError, RecursionError) as error:
+            self.refused[str(error).partition(":")[0] or "no word"] += 1
             log.warning("a move is refused", peer=str(writer.get_extra_info("peername")), why=str(error))
             await channel.close()
             return
@@ -98,7 +101,7 @@ class Transfer:
                 reader, writer = await asyncio.open_connection(
                     host.strip("[]"), int(port), ssl=self._connecting, limit=READ_BYTES
                 )
-        except (OSError, ValueError, TimeoutError) as error:
+        except (OSError, ValueError, OverflowError, TimeoutError) as error:
             raise HypervisorError(f"the agent of {target} cannot be reached at {address}: {error}") from error
         channel = Channel(reader, writer)
         try:
@@ -113,6 +116,9 @@ class Transfer:
         except TimeoutError as error:
             await channel.close()
             raise HypervisorError(f"the agent of {target} says nothing") from error
+        except ChannelError as error:
+            await channel.close()
+            raise HypervisorError(f"the agent of {target} does not let the move in: {error}") from error
         except BaseException:
             with contextlib.suppress(OSError):
                 await channel.close()

@@ -1,0 +1,218 @@
+"""The connection between two agents: who is let in, and who is refused."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from retinue.agent.transfer import Transfer
+from retinue.hypervisor import Channel, HypervisorError
+
+
+@pytest.fixture
+async def target() -> AsyncIterator[Transfer]:
+    made = Transfer("server2")
+    await made.start("127.0.0.1")
+    yield made
+    await made.close()
+
+
+async def hung_up(reader: asyncio.StreamReader) -> bytes:
+    async with asyncio.timeout(5):
+        return await reader.read()
+
+
+async def test_an_expected_move_is_let_in_and_both_ends_can_talk(target: Transfer) -> None:
+    target.expect("move-1", "server1")
+    there = asyncio.create_task(target.arrival("move-1"))
+    here = await Transfer("server1").connect(target.address, "move-1", "server2")
+    come = await there
+    await here.send_memory(b"pages")
+    await here.say("yours")
+    assert [await come.receive(), await come.receive()] == [b"pages", {"word": "yours"}]
+    await come.say("runs", at=1.5)
+    assert await here.hear() == {"word": "runs", "at": 1.5}
+    assert target.refused == {}
+    await here.close()
+    await come.close()
+
+
+async def test_moves_under_way_at_the_same_time_are_kept_apart(target: Transfer) -> None:
+    for number in (1, 2):
+        target.expect(f"move-{number}", f"server{number * 10}")
+    second = await Transfer("server20").connect(target.address, "move-2", "server2")
+    first = await Transfer("server10").connect(target.address, "move-1", "server2")
+    for number, here in ((1, first), (2, second)):
+        await here.say(f"word {number}")
+        come = await target.arrival(f"move-{number}")
+        assert await come.hear() == {"word": f"word {number}"}
+        await here.close()
+        await come.close()
+
+
+async def test_who_brings_what_is_not_expected_is_refused(target: Transfer) -> None:
+    target.expect("move-1", "server1")
+    with pytest.raises(HypervisorError, match="the agent of server2 does not let the move in"):
+        await Transfer("server1").connect(target.address, "move-2", "server2")
+    with pytest.raises(HypervisorError, match="does not let"):
+        await Transfer("server3").connect(target.address, "move-1", "server2")
+    assert target.refused == {
+        "no such move is expected": 1,
+        "the move is expected from server1": 1,
+    }
+    # And neither is in the way of the one that is expected.
+    await (await Transfer("server1").connect(target.address, "move-1", "server2")).close()
+
+
+async def test_a_move_comes_in_once(target: Transfer) -> None:
+    target.expect("move-1", "server1")
+    first = await Transfer("server1").connect(target.address, "move-1", "server2")
+    with pytest.raises(HypervisorError, match="does not let"):
+        await Transfer("server1").connect(target.address, "move-1", "server2")
+    come = await target.arrival("move-1")
+    await first.say("still here")
+    assert await come.hear() == {"word": "still here"}
+    await first.close()
+    await come.close()
+
+
+async def test_a_move_that_is_off_is_not_let_in(target: Transfer) -> None:
+    target.expect("move-1", "server1")
+    waiting = asyncio.create_task(target.arrival("move-1"))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    with pytest.raises(HypervisorError, match="does not let"):
+        await Transfer("server1").connect(target.address, "move-1", "server2")
+    target.forget("move-1")
+    target.forget("move-1")
+    with pytest.raises(HypervisorError, match="does not let"):
+        await Transfer("server1").connect(target.address, "move-1", "server2")
+    # Asked for anew, it comes in.
+    target.expect("move-1", "server1")
+    await (await Transfer("server1").connect(target.address, "move-1", "server2")).close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "the other end of the move sends what is not agreed"),
+        (b"W\0\0\0\x05[1,2,", "the other end of the move sends words that are not JSON"),
+        (b"W\0\0\0\x05[1,2]", "the other end of the move sends a word without its name"),
+        (b"W\0\0\0\x02{}", "the other end of the move sends a word without its name"),
+        (b"M\0\0\0\x01x", "the other end of the move sends memory where a word was due"),
+        (b"E\0\0\0\0", "the other end of the move sends memory where a word was due"),
+        (b'W\0\0\0\x10{"word": "move"}', "no such move is expected"),
+        (b'W\0\0\0\x23{"word": "come", "move": "move-1"}  ', "no such move is expected"),
+        (b'W\0\0\0\x20{"word": "move", "move": ["a"]}  ', "no such move is expected"),
+        (b"W\xff\xff\xff\xff", "the other end of the move sends what is not agreed"),
+        (b"W\0\0\xff\xff" + b"[" * 0xFFFF, "maximum recursion depth exceeded while decoding a JSON array"),
+        (b"W\0\0", "the other end of the move has hung up"),
+        (b"", "the other end of the move has hung up"),
+    ],
+)
+async def test_garbage_is_counted_and_disturbs_nobody(target: Transfer, sent: bytes, reason: str) -> None:
+    target.expect("move-1", "server1")
+    host, _, port = target.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(sent)
+    writer.write_eof()
+    assert await hung_up(reader) == b""
+    writer.close()
+    ((said, count),) = target.refused.items()
+    assert (said.startswith(reason), count) == (True, 1), said
+    await (await Transfer("server1").connect(target.address, "move-1", "server2")).close()
+
+
+async def test_what_garbage_says_does_not_make_the_count_grow(target: Transfer) -> None:
+    host, _, port = target.address.rpartition(":")
+    for octet in range(20):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"X\0\0\0" + bytes([octet]))
+        assert await hung_up(reader) == b""
+        writer.close()
+    assert list(target.refused.values()) == [20]
+
+
+async def test_who_says_nothing_is_refused_after_a_while(
+    target: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retinue.agent.transfer.HELLO_LIMIT", 0.01)
+    host, _, port = target.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    assert await hung_up(reader) == b""
+    writer.close()
+    assert target.refused == {"no word": 1}
+
+
+# ---- the source, and a target that is not as it should be ----
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1", "127.0.0.1:port", "127.0.0.1:70000"])
+async def test_an_address_that_is_none_is_named(address: str) -> None:
+    with pytest.raises(HypervisorError, match="the agent of server2 cannot be reached at " + address):
+        await Transfer("server1").connect(address, "move-1", "server2")
+
+
+async def test_a_target_that_nobody_listens_at_is_named(target: Transfer) -> None:
+    await target.close()
+    with pytest.raises(HypervisorError, match=f"server2 cannot be reached at {target.address}"):
+        await Transfer("server1").connect(target.address, "move-1", "server2")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "sends what is not agreed"),
+        (b"", "hung up"),
+        (b'W\0\0\0\x10{"word": "go"}  ', "does not expect the move"),
+        (b'W\0\0\0\x10{"word": "go"}  ', "the agent of server2"),
+        (None, "the agent of server2 says nothing"),
+    ],
+)
+async def test_another_service_at_the_targets_address_is_no_target(
+    answer: bytes | None, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(5)
+        if answer is not None:
+            writer.write(answer)
+            writer.close()
+        else:
+            monkeypatch.setattr("retinue.agent.transfer.HELLO_LIMIT", 0)
+            await reader.read()
+            writer.close()
+        ended.set()
+
+    if answer is None:
+        monkeypatch.setattr("retinue.agent.transfer.HELLO_LIMIT", 0.05)
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        with pytest.raises(HypervisorError, match=reason):
+            await Transfer("server1").connect(f"{host}:{port}", "move-1", "server2")
+        async with asyncio.timeout(5):
+            await ended.wait()  # The connection is not left open.
+
+
+async def test_an_end_that_is_closed_lets_nobody_wait(target: Transfer) -> None:
+    target.expect("move-1", "server1")
+    waiting = asyncio.create_task(target.arrival("move-1"))
+    await asyncio.sleep(0)
+    await target.close()
+    await asyncio.wait({waiting}, timeout=5)
+    assert waiting.cancelled()
+
+
+async def test_a_target_has_an_address_with_an_ipv6_host_in_brackets() -> None:
+    target = Transfer("server2")
+    await target.start("::1")
+    try:
+        assert target.address.startswith("[::1]:")
+        target.expect("move-1", "server1")
+        here = await Transfer("server1").connect(target.address, "move-1", "server2")
+        assert isinstance(here, Channel)
+        await here.close()
+    finally:
+        await target.close()
