@@ -387,10 +387,13 @@ class Bench:
         await self.settled()
 
     async def start_again(self, server: str) -> None:
-        """Its agent ends, all its VMs with it, and another one starts, at the same address."""
+        """The server fails: its agent ends, and all its VMs; another agent starts at the same address."""
         old = self.agents[server]
         old.hypervisor.mute = True
         await old.down()
+        for machine in old.hypervisor.machines:
+            machine.on_event = ignore
+            machine.die()
         self.agents[server] = await Agent.up(self.world, server, int(old.transfer.address.rpartition(":")[2]))
         self.world.take()
 

@@ -1,12 +1,16 @@
 """The agents of two servers as dialogues: the controller's events go in, what is done and told comes out."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from agent_world import VM, Bench, bench_up
+from retinue.agent.daemon import follow
 from retinue.agent.records import Happening, MoveRecord, VMRecord
-from retinue.hypervisor import Gone, RunState
+from retinue.agent.rest import ControllerAwayError
+from retinue.hypervisor import Gone, HandedOverError, HypervisorError, MigrationResult, RunState
 
 
 @pytest.fixture
@@ -479,3 +483,405 @@ async def test_the_end_of_a_machine_that_was_replaced_is_no_news(bench: Bench) -
     old.on_event(Gone("web", 1.0))
     assert await bench.settled() == []
     assert bench.source.keeper.vms["web"].runs
+
+
+# ---- the controller comes and goes ----
+
+
+def reports(told: list[str]) -> list[str]:
+    """What server1 has told of the move."""
+    return [line.split()[3] for line in told if line.startswith("server1 tells move-1")]
+
+
+async def test_reports_wait_for_the_controller_and_keep_their_order(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retinue.agent.rest.RETRY_SECONDS", 0)
+    await bench.prepared()
+    bench.source.rest.away = 3
+    assert reports(await bench.step("copy")) == ["copying", "converged", "stopped"]
+
+
+async def test_a_refused_report_does_not_hold_up_the_next(bench: Bench) -> None:
+    await bench.prepared()
+    bench.source.rest.refuses = "copying"
+    assert reports(await bench.step("copy")) == ["converged", "stopped"]
+
+
+async def test_a_vm_does_not_move_while_nobody_answers_that_its_traffic_is_diverted(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retinue.agent.keeper.DIVERT_SECONDS", 0.01)
+    await bench.prepared()
+    bench.source.rest.silent = "converged"
+    told = await bench.step("copy")
+    assert "server1 tells move-1 failed its traffic is not diverted: the controller has not answered" in str(
+        told
+    )
+    assert bench.world.running("web") == ["server1"]
+
+
+async def test_catching_up_does_what_was_missed(bench: Bench) -> None:
+    waiting = VMRecord("db", "52:54:00:00:00:02", "server1")
+    foreign = VMRecord("other", "52:54:00:00:00:09", "server1", reported=True)
+    ready = VMRecord("web", VM.mac, "server1", state="ready")
+    far = VMRecord("far", "52:54:00:00:00:03", "server2", state="running")
+    told = await bench.catch_up("server1", bench.move("done", "move-0"), vms=(ready, waiting, foreign, far))
+    assert sorted(told) == [
+        "server1 tells web started",
+        "server1: plug db 52:54:00:00:00:02",
+        "server1: plug web 52:54:00:00:00:01",
+        "server1: start web",
+    ]
+
+
+async def test_a_vm_the_controller_has_forgotten_runs_on(bench: Bench) -> None:
+    await bench.booked()
+    assert await bench.catch_up("server1", vms=()) == []
+    assert bench.world.running("web") == ["server1"]
+
+
+RUNS = VMRecord("web", VM.mac, "server1", state="running")
+RUNS_THERE = VMRecord("web", VM.mac, "server2", state="running")
+
+STEPS_BEFORE: dict[str, tuple[str, ...]] = {
+    "planned": (),
+    "matched": (),
+    "admitting": ("prepare",),
+    "prepared": ("prepare",),
+    "switching": ("prepare", "copy"),
+    "switched": ("prepare", "copy"),
+    "confirmed": ("prepare", "copy"),
+    "done": ("prepare", "copy", "cleanup"),
+    "rolling back": ("prepare",),
+    "undone": ("prepare", "rollback"),
+}
+"""What had been asked when the controller went away, by the state of the move in which it comes back."""
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ("planned", ["server1 tells web started"]),
+        ("matched", ["server1 tells web started"]),
+        ("admitting", ["server1 tells web started"]),
+        ("switching", []),
+        ("switched", []),
+        ("confirmed", ["server1: quit", "server1: unplug web", "server1 tells move-1 source_gone"]),
+        ("done", []),
+        ("rolling back", ["server1 tells web started", "server1 tells move-1 rolled_back"]),
+        ("undone", ["server1 tells web started"]),
+    ],
+)
+async def test_a_source_that_hears_of_the_controller_again(bench: Bench, state: str, told: list[str]) -> None:
+    await bench.booked()
+    await bench.step(*STEPS_BEFORE[state])
+    here = RUNS_THERE if "copy" in STEPS_BEFORE[state] else RUNS
+    assert await bench.catch_up("server1", bench.move(state), vms=(here,)) == told
+    assert bench.world.running("web") == [here.server]
+
+
+async def test_a_source_that_had_missed_that_the_copy_may_start_starts_it(bench: Bench) -> None:
+    await bench.prepared()
+    told = await bench.catch_up("server1", bench.move("prepared"), vms=(RUNS,))
+    assert reports(told) == ["copying", "converged", "stopped"]
+    assert bench.world.running("web") == ["server2"]
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ("planned", []),
+        (
+            "matched",
+            ["server2: plug web 52:54:00:00:00:01", "server2: open web", "server2 tells move-1 target_open"],
+        ),
+        ("admitting", []),
+        ("prepared", []),
+        ("switching", ["server2 tells web started"]),
+        ("switched", ["server2 tells web started"]),
+        ("confirmed", ["server2 tells web started"]),
+        ("done", ["server2 tells web started"]),
+        ("rolling back", ["server2: quit", "server2: unplug web", "server2 tells move-1 target_gone"]),
+        ("undone", []),
+    ],
+)
+async def test_a_target_that_hears_of_the_controller_again(bench: Bench, state: str, told: list[str]) -> None:
+    await bench.booked()
+    await bench.step(*STEPS_BEFORE[state])
+    here = RUNS_THERE if "copy" in STEPS_BEFORE[state] else RUNS
+    assert await bench.catch_up("server2", bench.move(state), vms=(here,)) == told
+
+
+async def test_a_target_that_had_missed_that_the_move_is_off_withdraws(bench: Bench) -> None:
+    await bench.prepared()
+    assert await bench.catch_up("server2", bench.move("undone"), vms=(RUNS,)) == [
+        "server2: quit",
+        "server2: unplug web",
+        "server2 tells move-1 target_gone",
+    ]
+
+
+async def test_a_target_does_not_wait_for_two_moves(bench: Bench) -> None:
+    """The first is off; that this agent has missed."""
+    await bench.prepared()
+    second = Happening("move.prepare", vm=VM, move=bench.move(id="move-2"))
+    assert await bench.after(second) == [
+        "server2: quit",
+        "server2: open web",
+        "server2 tells move-2 target_open",
+    ]
+    await bench.after(Happening("move.copy", move=bench.move(id="move-2")))
+    assert bench.world.running("web") == ["server2"]
+
+
+@pytest.mark.parametrize("state", ["copying", "diverted"])
+async def test_a_copy_under_way_survives_the_controllers_return(bench: Bench, state: str) -> None:
+    await bench.copying_until("copy")
+    here = RUNS_THERE if state == "diverted" else RUNS
+    for server in ("server1", "server2"):
+        told = await bench.catch_up(server, bench.move(state), vms=(here,))
+        assert set(told) <= {"server1 tells web started"}
+    bench.source.hypervisor.go_on.set()
+    await bench.settled()
+    assert bench.world.running("web") == ["server2"]
+
+
+# ---- a server fails, and comes back ----
+
+
+AGAIN = "failed the agent of {0} has started again"
+
+
+@pytest.mark.parametrize("state", ["planned", "matched", "admitting", "prepared", "copying"])
+async def test_a_source_that_lost_its_vm_before_it_was_given_away_starts_it_anew(
+    bench: Bench, state: str
+) -> None:
+    """Nothing is given away before its traffic is diverted."""
+    await bench.booked()
+    await bench.step("prepare")
+    await bench.start_again("server1")
+    told = await bench.catch_up("server1", bench.move(state), vms=(RUNS,))
+    assert told[:3] == [
+        "server1: plug web 52:54:00:00:00:01",
+        "server1: start web",
+        "server1 tells web started",
+    ] or (state == "copying" and "server1: start web" in told)
+    assert ("server1 tells move-1 " + AGAIN.format("server1") in told) == (state == "copying")
+    assert bench.world.running("web") == ["server2" if state == "prepared" else "server1"]
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ("diverted", ["server1 tells move-1 " + AGAIN.format("server1")]),
+        ("switching", []),
+        ("switched", []),
+        ("confirmed", ["server1 tells move-1 source_gone"]),
+        ("done", []),
+        ("rolling back", []),
+    ],
+)
+async def test_a_source_that_lost_its_vm_after_that_does_not_start_it(
+    bench: Bench, state: str, told: list[str]
+) -> None:
+    await bench.copying_until("load", "server2")
+    await bench.start_again("server1")
+    here = RUNS if state == "rolling back" else RUNS_THERE
+    assert await bench.catch_up("server1", bench.move(state), vms=(here,)) == told
+    bench.target.hypervisor.go_on.set()
+    await bench.settled()
+    assert bench.world.running("web") == ["server2"]
+
+
+async def test_a_source_that_lost_its_vm_is_given_it_back_in_vain(bench: Bench) -> None:
+    await bench.prepared()
+    await bench.start_again("server1")
+    assert await bench.catch_up("server1", bench.move("rolling back"), vms=(RUNS,)) == []
+    assert await bench.step("rollback") == [
+        "server2: quit",
+        "server2: unplug web",
+        "server2 tells move-1 target_gone",
+    ]
+    assert await bench.step("return") == [
+        "server1 tells web stopped the agent of server1 has started again",
+        "server1 tells move-1 rolled_back",
+    ]
+
+
+@pytest.mark.parametrize("state", ["admitting", "prepared", "copying", "diverted"])
+async def test_a_target_that_lost_the_vm_says_so(bench: Bench, state: str) -> None:
+    """Whether it had been given the VM or not: nobody else can know."""
+    await bench.copying_until("load", "server2")
+    await bench.start_again("server2")
+    here = RUNS_THERE if state == "diverted" else RUNS
+    assert await bench.catch_up("server2", bench.move(state), vms=(here,)) == [
+        "server2 tells move-1 " + AGAIN.format("server2")
+    ]
+    assert await bench.step("rollback") == ["server2 tells move-1 target_gone"]
+    assert (await bench.step("return"))[-1] == "server1 tells move-1 rolled_back"
+    assert bench.world.running("web") == ["server1"]
+
+
+@pytest.mark.parametrize("state", ["switching", "switched", "confirmed", "done"])
+async def test_a_target_that_lost_the_vm_after_it_ran_starts_it_anew(bench: Bench, state: str) -> None:
+    await bench.prepared()
+    await bench.step("copy")
+    await bench.start_again("server2")
+    assert await bench.catch_up("server2", bench.move(state), vms=(RUNS_THERE,)) == [
+        "server2: plug web 52:54:00:00:00:01",
+        "server2: start web",
+        "server2 tells web started",
+    ]
+
+
+async def test_a_target_that_lost_the_vm_opens_again_what_is_not_admitted_yet(bench: Bench) -> None:
+    await bench.prepared()
+    await bench.start_again("server2")
+    told = await bench.catch_up("server2", bench.move("matched"), vms=(RUNS,))
+    assert told[-1] == "server2 tells move-1 target_open"
+    await bench.step("copy")
+    assert bench.world.running("web") == ["server2"]
+
+
+# ---- the stream ----
+
+
+async def test_the_stream_is_followed_on_from_the_last_event(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retinue.agent.daemon.AGAIN_SECONDS", 0)
+    ready, agent = asyncio.Event(), bench.source
+    renewer = Renewals()
+    following = asyncio.create_task(follow(agent.rest, agent.keeper, renewer, ready))  # type: ignore[arg-type]
+    for stream in (
+        ControllerAwayError("not yet"),
+        [Happening("hello", id=4), Happening("vm.booked", id=5, vm=VM)],
+        [Happening("hello", id=9), Happening("vm.ready", id=9, vm=VM)],
+        [Happening("hello", id=2), Happening("vm.renew", id=3, renewal={"id": "renew-1"})],
+        [],
+    ):
+        agent.rest.streams.put_nowait(stream)
+    async with asyncio.timeout(5):
+        await ready.wait()
+        asked = [await agent.rest.since.get() for _ in range(6)]
+    following.cancel()
+    # Not from a number that the controller, started again, has not reached.
+    assert asked == [None, None, 5, 9, 3, 3]
+    assert "server1: start web" in await bench.settled()
+    assert renewer.taken == [{"id": "renew-1"}]
+
+
+class Renewals:
+    def __init__(self) -> None:
+        self.taken: list[dict[str, Any]] = []
+
+    def take(self, renewal: dict[str, Any]) -> None:
+        self.taken.append(renewal)
+
+
+# ---- a move in which the controller has no part ----
+
+
+async def by_hand(bench: Bench) -> MigrationResult:
+    memory_at = await bench.target.keeper.take_in(VM, "by-hand-1", "server1")
+    bench.world.departed.add("web")
+    kept = bench.source.keeper.vms["web"]
+    return await bench.source.keeper.give(kept, "by-hand-1", memory_at, "server2")
+
+
+async def test_a_move_without_the_controller_is_told_to_nobody(bench: Bench) -> None:
+    await bench.booked()
+    moved = await by_hand(bench)
+    # At once: who gave it away knows that it runs there.
+    assert bench.target.keeper.vms["web"].runs
+    assert (moved.stopped_at, moved.resumed_at) == (100.0, 100.5)
+    assert await bench.settled() == [
+        "server2: plug web 52:54:00:00:00:01",
+        "server2: open web",
+        "server1: depart",
+        "server2: runs",
+        "server1: quit",
+        "server1: unplug web",
+    ]
+    assert bench.source.keeper.vms == {}
+    with pytest.raises(HypervisorError, match="VM web is on server2 already"):
+        await bench.target.keeper.take_in(VM, "by-hand-2", "server1")
+    # Its end at the new place is news.
+    bench.target.machine.die()
+    assert await bench.settled() == ["server2 tells web stopped"]
+
+
+async def test_a_move_without_the_controller_that_fails_leaves_the_vm_where_it_was(bench: Bench) -> None:
+    await bench.booked()
+    bench.source.hypervisor.script["copy"] = "fails"
+    with pytest.raises(HypervisorError, match="copy fails"):
+        await by_hand(bench)
+    assert "server2: unplug web" in await bench.settled()
+    assert bench.target.keeper.vms == {}
+    assert bench.world.running("web") == ["server1"]
+    bench.source.hypervisor.script.clear()
+    await by_hand(bench)
+    assert bench.world.running("web") == ["server2"]
+
+
+async def test_a_vm_given_away_by_hand_stands_still_until_it_is_known_where_it_runs(bench: Bench) -> None:
+    await bench.booked()
+    bench.target.hypervisor.script["tell"] = "fails"
+    with pytest.raises(HandedOverError):
+        await by_hand(bench)
+    assert bench.world.running("web") == ["server2"]
+    kept = bench.source.keeper.vms["web"]
+    with pytest.raises(HypervisorError, match="does not run on server1"):
+        await bench.source.keeper.give(kept, "by-hand-2", bench.target.transfer.address, "server2")
+    await bench.source.keeper.drop(kept)
+    assert bench.source.keeper.vms == {}
+
+
+@pytest.mark.parametrize("part", ["ports", "hypervisor"])
+async def test_a_server_that_cannot_take_a_vm_in_keeps_nothing_of_it(bench: Bench, part: str) -> None:
+    getattr(bench.target, part).broken = "no room"
+    with pytest.raises(HypervisorError, match="no room"):
+        await bench.target.keeper.take_in(VM, "by-hand-1", "server1")
+    assert bench.target.keeper.vms == {}
+    getattr(bench.target, part).broken = ""
+    await bench.booked()
+    await by_hand(bench)
+
+
+async def test_a_vm_that_is_being_moved_is_not_given_away_beside(bench: Bench) -> None:
+    await bench.copying_until("copy")
+    with pytest.raises(HypervisorError, match="is being moved already: move-1"):
+        await bench.source.keeper.give(bench.source.keeper.vms["web"], "by-hand-1", "x:1", "server2")
+
+
+async def test_what_waits_for_a_vm_that_does_not_come_is_dropped(bench: Bench) -> None:
+    await bench.target.keeper.take_in(VM, "by-hand-1", "server1")
+    bench.world.take()
+    await bench.target.keeper.drop(bench.target.keeper.vms["web"])
+    assert bench.world.take() == ["server2: quit", "server2: unplug web"]
+    assert bench.target.keeper.vms == {}
+    # Nor is it let in any more.
+    await bench.booked()
+    with pytest.raises(HypervisorError, match="does not let the move in"):
+        await bench.source.keeper.give(
+            bench.source.keeper.vms["web"], "by-hand-1", bench.target.transfer.address, "server2"
+        )
+    assert bench.world.running("web") == ["server1"]
+
+
+async def test_a_vm_that_is_dropped_and_removed_at_once_is_gone_once(bench: Bench) -> None:
+    await bench.booked()
+    bench.source.keeper.take(Happening("vm.removed", vm=VM))
+    await bench.source.keeper.drop(bench.source.keeper.vms["web"])
+    assert await bench.settled() == ["server1: quit", "server1: unplug web", "server1: unplug web"]
+    assert bench.source.keeper.vms == {}
+
+
+async def test_an_agent_that_ends_calls_off_what_is_under_way(bench: Bench) -> None:
+    await bench.copying_until("stop")
+    async with asyncio.timeout(5):
+        await bench.source.keeper.close()
+    assert "server1: cont" in bench.world.take()
+    await bench.settled()
+    assert bench.target.machine.ended

@@ -38,8 +38,8 @@ T = TypeVar("T")
 
 DIVERT_SECONDS = 10.0
 """How long a copy that is all but done waits for its traffic to be diverted; the VM runs meanwhile."""
-RAN_ON = frozenset({"switching", "switched", "confirmed", "done", "undone"})
-"""States of a move that has no say any more in where the VM runs."""
+GIVING = frozenset({"diverted", "rolling back"})
+"""States of a move in which a VM may have been given away: never before its traffic is diverted."""
 
 
 class KeptMachine(Machine, Protocol):
@@ -161,7 +161,7 @@ class Keeper:
         end what runs.
         """
         vms, moves = await self._rest.vms(), await self._rest.moves()
-        moving = {move.vm for move in moves if move.state not in RAN_ON}
+        moving = {move.vm for move in moves if move.state in GIVING}
         for vm in vms:
             if vm.id not in moving or vm.id in self.vms:
                 self.take(Happening("vm.booked" if vm.state == "booked" else "vm.ready", vm=vm))

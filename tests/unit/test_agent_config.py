@@ -1,0 +1,156 @@
+"""The agent's configuration file, and how a VM is run by it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from retinue.agent.config import AgentConfigError, VMTable, load
+from retinue.agent.records import SubnetRecord, VMRecord
+from retinue.agent.spec import kernel_command_line, spec
+from retinue.hypervisor.taps import tap_name
+
+WHOLE = """\
+server = "server1"
+controller = "https://192.0.2.1:8080"
+listen = "192.0.2.3:7800"
+bridge = "br0"
+folder = "/var/lib/retinue/agent"
+
+[vm]
+kernel = "/boot/vmlinuz"
+initrd = "/boot/initrd.img"
+append = "quiet hostname={hostname} ip={ipv4}"
+append_with_ipv6 = "ip6={ipv6}"
+append_without_ipv6 = "ipv6.disable=1"
+memory_mib = 96
+accelerator = "kvm"
+wrapper = ["nice", "-n", "5"]
+
+[tls]
+ca = "/etc/retinue/ca.pem"
+certificate = "/etc/retinue/agent.pem"
+key = "/etc/retinue/agent.key"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "agent.toml"
+
+
+def test_a_whole_file_is_read(file: Path) -> None:
+    file.write_text(WHOLE)
+    config = load(file)
+    assert (config.server, config.bridge, config.endpoint) == ("server1", "br0", ("192.0.2.3", 7800))
+    assert (config.vm.memory_mib, config.vm.wrapper) == (96, ["nice", "-n", "5"])
+    assert config.tls is not None
+    assert config.tls.key == "/etc/retinue/agent.key"
+
+
+def test_an_ipv6_address_to_listen_at_is_in_brackets(file: Path) -> None:
+    file.write_text(WHOLE.replace("192.0.2.3:7800", "[2001:db8::3]:0"))
+    assert load(file).endpoint == ("2001:db8::3", 0)
+
+
+def without_tls(text: str) -> str:
+    return text[: text.index("[tls]")]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("server =", "Invalid value"),
+        ("", "missing required field `server`"),
+        (WHOLE.replace('bridge = "br0"\n', ""), "missing required field `bridge`"),
+        (WHOLE.replace('"br0"', "5"), r"\$.bridge"),
+        (WHOLE.replace("memory_mib = 96", 'memory_mib = "96"'), r"\$.vm.memory_mib"),
+        (WHOLE.replace("accelerator", "accelerater"), "unknown field `accelerater`"),
+        (WHOLE.replace('key = "/etc', 'keys = "/etc'), r"\$.tls"),
+        (WHOLE.replace(":7800", ""), "'192.0.2.3' is not HOST:PORT"),
+        (WHOLE.replace(":7800", ":70000"), "is not HOST:PORT"),
+        (WHOLE.replace("192.0.2.3:7800", ":7800"), "is not HOST:PORT"),
+        (without_tls(WHOLE), "there is no .tls.: make certificates with `retinue pki`"),
+        ("plaintext = false\n" + without_tls(WHOLE), "there is no .tls."),
+    ],
+)
+def test_a_mistake_is_answered_with_the_file_and_the_place(file: Path, text: str, reason: str) -> None:
+    file.write_text(text)
+    with pytest.raises(AgentConfigError, match=re.escape(str(file)) + ".*" + reason):
+        load(file)
+
+
+def test_a_file_that_is_not_there_is_named(file: Path) -> None:
+    with pytest.raises(AgentConfigError, match=re.escape(f"{file} cannot be read: No such file")):
+        load(file)
+
+
+@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="it is not caught yet")
+def test_a_file_that_is_not_text_is_named(file: Path) -> None:
+    file.write_bytes(b"server = \xff")
+    with pytest.raises(AgentConfigError, match=re.escape(str(file))):
+        load(file)
+
+
+def test_plain_text_is_possible_by_name_only(file: Path) -> None:
+    file.write_text("plaintext = true\n" + without_tls(WHOLE))
+    assert load(file).tls is None
+
+
+# ---- how a VM is run ----
+
+TABLE = VMTable(
+    "/boot/vmlinuz",
+    "/boot/initrd.img",
+    append="quiet hostname={hostname} ip={ipv4}",
+    append_with_ipv6="ip6={ipv6}",
+    append_without_ipv6="ipv6.disable=1",
+    memory_mib=96,
+)
+
+
+def line(vm: VMRecord) -> str:
+    return kernel_command_line(vm, TABLE)
+
+
+def test_a_vm_is_run_as_the_table_says_on_the_tap_of_its_name() -> None:
+    made = spec(VMRecord("a-very-long-name-of-a-vm", "52:54:00:00:00:01", "server1"), TABLE)
+    assert (made.kernel, made.initrd) == (Path("/boot/vmlinuz"), Path("/boot/initrd.img"))
+    assert (made.mac, made.memory_mib) == ("52:54:00:00:00:01", 96)
+    assert made.port == tap_name("a-very-long-name-of-a-vm")
+
+
+def test_a_vm_without_an_address_asks_for_one() -> None:
+    assert line(VMRecord("web", "m", "s")) == "quiet hostname=web ip=dhcp ipv6.disable=1"
+
+
+def test_a_vm_with_an_address_is_told_its_subnet_and_gateway() -> None:
+    subnets = {"10.1.0.50": SubnetRecord(25, "10.1.0.126")}
+    vm = VMRecord("web", "m", "s", addresses=["10.1.0.50"], subnets=subnets)
+    assert line(vm) == "quiet hostname=web ip=10.1.0.50/25,10.1.0.126 ipv6.disable=1"
+
+
+def test_a_subnet_that_is_not_known_is_the_usual_one() -> None:
+    assert "ip=10.1.0.50/24" in line(VMRecord("web", "m", "s", addresses=["10.1.0.50"])).split()
+    half = VMRecord("web", "m", "s", addresses=["10.1.0.50"], subnets={"10.1.0.50": SubnetRecord(16)})
+    assert "ip=10.1.0.50/16" in line(half).split()
+
+
+def test_a_vm_with_an_ipv6_address_only_asks_nobody() -> None:
+    vm = VMRecord("v6", "m", "s", addresses=["2001:db8::5"])
+    assert line(vm) == "quiet hostname=v6 ip=none ip6=2001:db8::5/64"
+
+
+def test_a_vm_with_both_has_both_and_the_first_of_each() -> None:
+    addresses = ["2001:db8::5", "10.1.0.50", "10.1.0.51", "2001:db8::6"]
+    assert {"ip=10.1.0.50/24", "ip6=2001:db8::5/64"} <= set(
+        line(VMRecord("web", "m", "s", addresses=addresses)).split()
+    )
+
+
+def test_a_name_that_is_no_host_name_becomes_one() -> None:
+    assert "hostname=web-1-x-" in line(VMRecord("web_1 xé", "m", "s")).split()
+
+
+def test_an_empty_table_gives_an_empty_line() -> None:
+    assert kernel_command_line(VMRecord("web", "m", "s"), VMTable("k", "i")) == ""
