@@ -2,8 +2,10 @@
 
     {"do": "vms"}                               -> {"vms": [{"id", "mac", "runs", "move", "port", ...}, ...]}
     {"do": "consoles", "vm"}                    -> {"consoles": [...]}: files of what it wrote on its consoles
-    {"do": "take", "vm": {"id", "mac"}, "move", "source"} -> {"memory_at"}: wait for a VM that is brought here
-    {"do": "give", "vm", "move", "memory_at", "target"}   -> {"stopped_at", "resumed_at"}: bring it there
+    {"do": "take", "vm": {"id", "mac", "server"}, "move", "source"}
+                                                -> {"memory_at"}: wait for a VM that is brought here
+    {"do": "give", "vm", "move", "memory_at", "target"}
+                                                -> {"stopped_at", "resumed_at"}: bring it there
     {"do": "drop", "vm"}                        -> {}: end what is here of a VM, and remove its port
     anything that cannot be done                -> {"error": "..."}
 

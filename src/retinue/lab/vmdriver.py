@@ -156,8 +156,10 @@ class Tools:
                 source, do="give", vm=vm, move=move, memory_at=taken["memory_at"], target=target
             )
         except RequestError:
-            with contextlib.suppress(RequestError):
-                await self._agents.ask(target, do="drop", vm=vm)
+            # Unless it runs there, and only the source has not heard of it.
+            if (await self._vms()).get(vm, shown)["runs_at"] != target:
+                with contextlib.suppress(RequestError):
+                    await self._agents.ask(target, do="drop", vm=vm)
             raise
 
 
