@@ -25,6 +25,7 @@ from retinue.lab.measure import Record, Traffic
 from retinue.lab.sandbox import LabHandle
 from retinue.lab.topology import CONTROLLER, DHCP, OPENFLOW_PORT, SANDBOX, Topology
 from retinue.lab.traffic_process import TrafficProcess
+from retinue.pki.identity import PeerRole
 
 Json = dict[str, Any]
 Picks = Callable[[Json], bool]
@@ -163,6 +164,10 @@ class Bench:
 
     async def aclose(self) -> None:
         await self._http.close()
+
+    def tls_of(self, role: PeerRole, label: str) -> ssl.SSLContext:
+        """For connections of one who holds this certificate of the lab's."""
+        return credentials.of(self.lab.directory, role, label).context()
 
     # ---- the controller ----
 

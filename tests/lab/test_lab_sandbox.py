@@ -152,8 +152,8 @@ def test_every_bridge_is_a_real_switch_with_its_datapath_id(lab: LabHandle) -> N
         assert shown.split() == ["netdev", "secure", "OpenFlow14"]
     assert "is_connected" not in output(lab, "server1", "ovs-vsctl", "show")
     target = output(lab, "server1", "ovs-vsctl", "get-controller", "br0")
-    assert target == "tcp:192.0.2.1:6653\n"
-    assert output(lab, "server1", "ovs-vsctl", "get-manager") == "tcp:192.0.2.1:6640\n"
+    assert target == "ssl:192.0.2.1:6653\n"
+    assert output(lab, "server1", "ovs-vsctl", "get-manager") == "ssl:192.0.2.1:6640\n"
 
 
 def test_servers_have_a_vswitchd_and_a_database_each(lab: LabHandle) -> None:
