@@ -1,4 +1,6 @@
 # make demo   the main job, end to end, on real parts; writes build/demo.json
+# make compare   live migration beside other systems, under traffic; writes build/compare.json (half an hour or
+#             more; minutes with SYSTEMS=retinue,learning-switch RUNS=2 PPS=500; also SIZES=64,1400 and TCP=0)
 # make test   everything: unit, property and lab tests
 # make install-libvirt   what servers with libvirt need besides (half a minute); without it their tests are skipped
 # make check  ruff, strict types, import contracts (under a minute)
@@ -7,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RETINUE_CACHE ?= $(CURDIR)/build/cache
 
-.PHONY: help demo test unit check format install install-libvirt system clean
+.PHONY: help demo compare test unit check format install install-libvirt system clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -32,6 +34,12 @@ $(VENV)/.installed-libvirt: $(VENV)/.installed deploy/apt-libvirt.txt requiremen
 
 demo: install
 	@$(BIN)/retinue lab demo --output build/demo.json
+
+compare: install
+	@sh deploy/install-system.sh deploy/apt-compare.txt || echo "Going on without: see what is not available" >&2
+	@$(BIN)/retinue lab compare --output build/compare.json $(if $(SYSTEMS),--systems "$(SYSTEMS)") \
+		$(if $(RUNS),--runs $(RUNS)) $(if $(PPS),--pps "$(PPS)") $(if $(SIZES),--sizes "$(SIZES)") \
+		$(if $(TCP),--tcp $(TCP))
 
 test: install install-libvirt
 	@$(BIN)/pytest

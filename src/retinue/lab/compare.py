@@ -63,20 +63,25 @@ class Found:
 
 
 def run(wanted: Wanted, output: Path, say: Say, *, add: bool = False, as_json: bool = False) -> int:
-    """Measure, show, and write `output` and the picture beside it; returns 0.
+    """Measure, show, and write `output` and the picture beside it; returns 0, or 1 if it was interrupted.
 
     With `add` what `output` already holds of other systems, rates and sizes is kept. What retinue did not
-    show as wanted is said, and is in the report, but is no failure of the measuring. Raises LabError when
-    nothing can be measured.
+    show as wanted is said, and is in the report, but is no failure of the measuring. What was measured before
+    an interrupt is written, too. Raises LabError when nothing can be measured.
     """
     chosen = [compare_all.by_name(name) for name in wanted.systems]
     earlier = _earlier(output) if add else None
     output.parent.mkdir(parents=True, exist_ok=True)
     found = Found()
-    with _interrupts():
-        program = _program()
-        for system in chosen:
-            _measure(system(), wanted, program, found, say)
+    code = 0
+    try:
+        with _interrupts():
+            program = _program(say)
+            for system in chosen:
+                _measure(system(), wanted, program, found, say)
+    except KeyboardInterrupt:
+        say("Interrupted: here is what was measured till then")
+        code = 1
     report = _report(wanted, found)
     if earlier is not None:
         report = compare_report.merged(earlier, report)
@@ -88,7 +93,7 @@ def run(wanted: Wanted, output: Path, say: Say, *, add: bool = False, as_json: b
     else:
         say(compare_table.table(report, colour=sys.stdout.isatty(), width=_width()))
         say(f"All figures: {output}; the picture: {picture}")
-    return 0
+    return code
 
 
 def tasks(wanted: Wanted) -> list[Task]:
@@ -109,11 +114,13 @@ def _earlier(output: Path) -> Report | None:
         raise LabError(f"{output} cannot be added to: {error}") from error
 
 
-def _program() -> Path:
+def _program(say: Say) -> Path:
+    """The traffic program for this machine; the guest is built, too: inside a lab it cannot be."""
     try:
+        guest.ensure_guest(lambda step: say(f"  {step}"))
         return guest.ensure_program("steady")
     except guest.GuestError as error:
-        raise LabError(f"cannot make the traffic program: {error}") from error
+        raise LabError(f"cannot make guest or traffic program: {error}") from error
 
 
 @contextlib.contextmanager
@@ -143,22 +150,29 @@ def _measure(system: System, wanted: Wanted, program: Path, found: Found, say: S
         say(f"{system.name}: not available: {reason}")
         found.systems.append(SystemRow(system.name, False, system.how, reason))
         return
-    left = tasks(wanted)
+    try:
+        _carry_out(system, tasks(wanted), program, found, say)
+    finally:
+        names = {*(row.system for row in found.moves), *(row.system for row in found.tcp)}
+        measured = system.name in names
+        reasons = [f.reason for f in found.failures if f.system == system.name] or ["it was interrupted"]
+        reason = "" if measured else reasons[0]
+        found.systems.append(SystemRow(system.name, measured, system.how, reason, system.versions()))
+
+
+def _carry_out(system: System, left: list[Task], program: Path, found: Found, say: Say) -> None:
     for _ in range(LABS):
         say(f"{system.name}: building a lab")
         left, problem = _in_a_lab(system, left, program, found, say)
         if not left:
-            break
+            return
         say(f"{system.name}: {problem}")
         found.failures.append(Failure(system.name, left[0].text, problem))
         left = left[1:]
-    else:
-        if left:
-            given_up = f"given up after {LABS} labs in which a run failed"
-            found.failures.append(Failure(system.name, f"the last {len(left)} runs", given_up))
-    measured = any(row.system == system.name for row in found.moves)
-    reason = "" if measured else next(f.reason for f in found.failures if f.system == system.name)
-    found.systems.append(SystemRow(system.name, measured, system.how, reason, system.versions()))
+        if not left:
+            return
+    given_up = f"given up after {LABS} labs in which a run failed"
+    found.failures.append(Failure(system.name, f"the last {len(left)} runs", given_up))
 
 
 def _in_a_lab(
@@ -167,7 +181,9 @@ def _in_a_lab(
     """Carry out tasks in a new lab until one fails; returns what is left, the failed one first, and why."""
     name = f"{os.environ.get('RETINUE_LAB', 'compare')}-{os.getpid()}"
     try:
-        lab = sandbox.up(name, start_driver=True, tie_to_parent=True)
+        lab = sandbox.up(
+            name, start_controller=system.managed, start_driver=system.managed, tie_to_parent=True
+        )
     except LabError as error:
         return list(left), str(error)
     try:

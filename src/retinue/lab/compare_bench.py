@@ -1,23 +1,21 @@
-"""One VM in one lab, as the compared systems see it: booted, moved by its hypervisor, watched for RESUME.
+"""The one VM of a comparison, in a lab of its own, as the compared systems see it.
 
-Used inside the lab's sandbox.
+Used inside the lab's sandbox. Who runs the VM is a matter of the subclass: `ManagedBench` has it booked and
+run by retinue, `compare_hypervisor.PlainBench` runs QEMU by itself.
 """
 
 import asyncio
 import contextlib
-import json
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from retinue.hypervisor.taps import tap_name
-from retinue.lab import agents, switches
 from retinue.lab.demo_wire import Driver, Manager
 from retinue.lab.errors import LabError
 from retinue.lab.processes import run
 from retinue.lab.sandbox import LabHandle
+from retinue.lab.switches import env
+from retinue.lab.topology import SubnetPart
 from retinue.lab.vmdriver import SOCKET
 
 VM, MAC, ADDRESS = "vm1", "52:54:00:00:00:01", "10.1.0.50"
@@ -25,8 +23,6 @@ VM, MAC, ADDRESS = "vm1", "52:54:00:00:00:01", "10.1.0.50"
 SERVERS = ("server1", "server2")
 """Between these, each on a leaf of its own, the VM goes to and fro."""
 BOOT_SECONDS = 60.0
-RESUME_SECONDS = 60.0
-LOOK_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +44,9 @@ class Moved:
 
 
 class Bench:
-    def __init__(self, lab: LabHandle, manager: Manager) -> None:
+    def __init__(self, lab: LabHandle) -> None:
         self.lab = lab
         self.topology = lab.topology
-        self.manager = manager
-        self.driver = Driver(lab.directory / SOCKET)
         self.at = SERVERS[0]
         """Where the VM runs."""
 
@@ -61,9 +55,44 @@ class Bench:
         """Where it goes next."""
         return SERVERS[1 - SERVERS.index(self.at)]
 
+    @property
+    def subnet(self) -> SubnetPart:
+        """The VM's."""
+        return next(subnet for subnet in self.topology.subnet if subnet.id == "blue")
+
     async def boot(self) -> None:
-        """Start the VM under the lab's own controller; return when its guest serves. Raises LabError."""
-        await self.manager.post("/v1/vms", {"id": VM, "mac": MAC, "server": self.at, "addresses": [ADDRESS]})
+        """Start the VM; return when its guest serves. Raises LabError."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """End what was started, as far as it does not end with the lab."""
+
+    async def in_guest(self, command: str, timeout: float = 20.0) -> tuple[int, str]:
+        """Run shell text as root in the guest: exit code and output. Raises LabError when it is silent."""
+        raise NotImplementedError
+
+    async def migrate(self, at_resume: Callable[[], Awaitable[None]]) -> Moved:
+        """Let the hypervisor move the VM by itself, and call `at_resume` when it runs on. Raises LabError."""
+        raise LabError("this VM is moved by its manager alone")
+
+    async def vsctl(self, server: str, *words: str) -> str:
+        return await run(["ovs-vsctl", *words], node=server, env=env(server))
+
+    async def ofctl(self, server: str, *words: str) -> str:
+        return await run(["ovs-ofctl", "-O", "OpenFlow14", *words], node=server, env=env(server))
+
+
+class ManagedBench(Bench):
+    """The VM is booked with the lab's controller, and run by its agents."""
+
+    def __init__(self, lab: LabHandle) -> None:
+        super().__init__(lab)
+        self.manager = Manager(lab.topology.controller_url)
+        self.driver = Driver(lab.directory / SOCKET)
+
+    async def boot(self) -> None:
+        booking = {"id": VM, "mac": MAC, "server": self.at, "addresses": [ADDRESS]}
+        await self.manager.post("/v1/vms", booking)
         until = asyncio.get_running_loop().time() + BOOT_SECONDS
         while asyncio.get_running_loop().time() < until:
             with contextlib.suppress(LabError):  # It is not there yet.
@@ -72,74 +101,9 @@ class Bench:
             await asyncio.sleep(0.1)
         raise LabError(f"{VM} did not boot within {BOOT_SECONDS:.0f} s")
 
-    async def migrate(self, at_resume: Callable[[], Awaitable[None]]) -> Moved:
-        """Let the hypervisor move the VM by itself, and call `at_resume` when it runs on. Raises LabError."""
-        source, target = self.at, self.target
-        began = time.monotonic()
-        async with _resumes(agents.folder(self.lab.directory, target) / "vms", at_resume) as hooked:
-            moved = await self.driver.ask(do="migrate", vm=VM, target=target)
-            total_ms = (time.monotonic() - began) * 1000
-            await hooked()
-        self.at = target
-        return Moved(source, target, moved["stopped_at"], moved["resumed_at"], total_ms)
+    async def close(self) -> None:
+        await self.manager.__aexit__()
 
-    async def vsctl(self, server: str, *words: str) -> str:
-        return await run(["ovs-vsctl", *words], node=server, env=self.env(server))
-
-    async def ofctl(self, server: str, *words: str) -> str:
-        return await run(["ovs-ofctl", "-O", "OpenFlow14", *words], node=server, env=self.env(server))
-
-    @staticmethod
-    def env(server: str) -> dict[str, str]:
-        return switches.env(server)
-
-    async def in_guest(self, command: str) -> tuple[int, str]:
-        return await self.driver.in_guest(VM, command)
-
-
-@contextlib.asynccontextmanager
-async def _resumes(
-    folder: Path, hook: Callable[[], Awaitable[None]]
-) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """Calls `hook` at RESUME of the QEMU that comes to be in `folder`; gives a function that waits for it."""
-    known = set(_monitors(folder))
-    task = asyncio.create_task(_at_resume(folder, known, hook))
-
-    async def hooked() -> None:
-        try:
-            async with asyncio.timeout(RESUME_SECONDS):
-                await task
-        except TimeoutError:
-            raise LabError(f"no RESUME of {VM} was heard in {folder}") from None
-
-    try:
-        yield hooked
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-def _monitors(folder: Path) -> list[Path]:
-    """QEMU's monitor sockets for others (hypervisor.argv, `observer`)."""
-    return list(folder.glob(f"{tap_name(VM)}-*.qmp"))
-
-
-async def _at_resume(folder: Path, known: set[Path], hook: Callable[[], Awaitable[None]]) -> None:
-    while True:
-        with contextlib.suppress(OSError):
-            for path in set(_monitors(folder)) - known:
-                reader, writer = await asyncio.open_unix_connection(path, limit=1 << 20)
-                break
-            else:
-                raise FileNotFoundError
-            break
-        await asyncio.sleep(LOOK_SECONDS)  # A file tells no one that it has come to be.
-    try:
-        await reader.readline()
-        writer.write(b'{"execute": "qmp_capabilities"}\n')
-        while line := await reader.readline():
-            if json.loads(line).get("event") == "RESUME":
-                return await hook()
-        raise LabError(f"the QEMU of {VM} in {folder} ended before it ran on")
-    finally:
-        writer.close()
+    async def in_guest(self, command: str, timeout: float = 20.0) -> tuple[int, str]:
+        answer = await self.driver.ask(do="guest", vm=VM, command=command, timeout=timeout)
+        return answer["code"], answer["output"]

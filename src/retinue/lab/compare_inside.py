@@ -18,19 +18,20 @@ from typing import Any, Literal
 import msgspec
 
 from retinue.lab import compare_all, compare_systems, compare_tcp, state
-from retinue.lab.compare_bench import ADDRESS, VM, Bench, Moved
+from retinue.lab.compare_bench import VM, Bench, ManagedBench, Moved
+from retinue.lab.compare_hypervisor import PlainBench
 from retinue.lab.compare_records import ClientRecord, Figures, GuestReport, around, client_to_vm, vm_to_client
 from retinue.lab.compare_report import DIRECTIONS, MoveRow, NoiseRow, TcpRow, Trace
 from retinue.lab.compare_systems import System
 from retinue.lab.compare_traffic import SteadyRun
-from retinue.lab.demo_wire import Manager, popen
+from retinue.lab.demo_wire import popen
 from retinue.lab.errors import LabError
 from retinue.lab.sandbox import LabHandle
 from retinue.lab.state import Directory
 
-BEFORE, AFTER = 1.0, 1.5
+BEFORE, AFTER = 0.5, 1.2
 """Seconds of undisturbed traffic before and after each move."""
-STILL = 3.0
+STILL = 2.5
 """Seconds of a run without a move, in the place of the move."""
 PICTURE_BEFORE_MS, PICTURE_AFTER_MS = 200.0, 300.0
 
@@ -72,9 +73,7 @@ class Comparison:
                 await self.tcp(number, task)
 
     async def traffic(self, task: Task) -> SteadyRun:
-        return await SteadyRun.start(
-            popen, self.bench.driver, self.program, VM, ADDRESS, pps=task.pps, size=task.size
-        )
+        return await SteadyRun.start(popen, self.bench, self.program, pps=task.pps, size=task.size)
 
     async def noise(self, number: int, task: Task) -> None:
         run = await self.traffic(task)
@@ -183,8 +182,8 @@ async def compare(where: Directory, name: str, program: Path, tasks: Sequence[Ta
     settings = state.decode_settings(where.settings.read_bytes())
     lab = LabHandle(settings.name, where.path, 1, settings.topology)
     system = compare_all.by_name(name)()
-    async with Manager(lab.topology.controller_url) as manager:
-        bench = Bench(lab, manager)
+    bench = ManagedBench(lab) if system.managed else PlainBench(lab)
+    try:
         await bench.boot()
         await system.set_up(bench)
         await compare_systems.reached(bench, 30)
@@ -195,6 +194,8 @@ async def compare(where: Directory, name: str, program: Path, tasks: Sequence[Ta
             except LabError as error:
                 tell(task=number, failed=str(error))
                 return
+    finally:
+        await bench.close()
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -133,7 +133,7 @@ class Ovn(System):
         client, router = topology.client, topology.router
         if client is None or router is None:
             raise LabError("OVN is compared in a lab with a client and a router")
-        blue = next(s for s in topology.subnet if s.id == "blue")
+        blue = bench.subnet
         client_mac = (await run(["cat", "/sys/class/net/eth0/address"], node=CLIENT)).strip()
         inside = f"{blue.gateway}/{blue.prefix.prefixlen}"
         outside = f"{router.outside_address}/{router.outside.prefixlen}"

@@ -1,7 +1,7 @@
 """The systems that are compared, each a small class: how the network becomes it, what it does at a move.
 
-A further one is a subclass of `System` with a line in compare_all. All start from the same lab, in which the
-VM was booted under retinue's controller, so that guest, servers, cables and switches are the same.
+A further one is a subclass of `System` with a line in compare_all. All have the same lab: guest, QEMU and its
+arguments, servers, cables and switches. In the labs of those that are not retinue, none of it runs.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import shutil
 from typing import Any, ClassVar
 
 from retinue.lab import control
-from retinue.lab.compare_bench import ADDRESS, MAC, SERVERS, VM, Bench, Moved
+from retinue.lab.compare_bench import ADDRESS, MAC, SERVERS, VM, Bench, ManagedBench, Moved
 from retinue.lab.control import Bound
 from retinue.lab.errors import LabError
 
@@ -22,6 +22,8 @@ class System:
     """How it is set up, in a sentence or two."""
     programs: ClassVar[dict[str, str]] = {}
     """Programs it needs on this machine, and the Debian package of each."""
+    managed: ClassVar[bool] = False
+    """The lab has its controller and agents, and they run the VM."""
     closed: ClassVar[str] = ""
     """Why it cannot be measured at all; "" when it can."""
 
@@ -59,8 +61,10 @@ class System:
 class Retinue(System):
     name = "retinue"
     how = "The lab's controller, as `retinue lab up` starts it; moves by `POST /v1/moves`."
+    managed = True
 
     async def move(self, bench: Bench) -> Moved:
+        assert isinstance(bench, ManagedBench)
         manager, source, target = bench.manager, bench.at, bench.target
         since = await manager.last_event()
         id = (await manager.post("/v1/moves", {"vm": VM, "target_server": target}))["id"]
@@ -127,7 +131,7 @@ class StaticPortSecurity(System):
 
 async def reached(bench: Bench, tries: int = 10) -> None:
     """Return when the VM reaches its gateway, by which the network also learns where it is."""
-    gateway = next(s.gateway for s in bench.topology.subnet if s.id == "blue")
+    gateway = bench.subnet.gateway
     for _ in range(tries):
         code, _ = await bench.in_guest(f"ping -c 1 -W 1 {gateway}")
         if code == 0:

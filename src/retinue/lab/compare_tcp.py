@@ -78,9 +78,9 @@ async def equip(bench: Bench) -> None:
         shop.stdin.close()
         await shop.stdout.readline()
         fetch = FETCH.format(client=client.address, port=SHOP_PORT)
-        answer = await bench.driver.ask(do="guest", vm=VM, command=fetch, timeout=120.0)
-        if answer["code"]:
-            raise LabError(f"{VM} cannot fetch iperf3: {answer['output'].strip()}")
+        code, said = await bench.in_guest(fetch, 120.0)
+        if code:
+            raise LabError(f"{VM} cannot fetch iperf3: {said.strip()}")
         code, said = await bench.in_guest(f"ln -sf {shutil.which('iperf3')} /bin/iperf3; iperf3 --version")
         if code:
             raise LabError(f"iperf3 does not run in {VM}: {said.strip()}")

@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 
 from retinue.lab.commands import Popen
+from retinue.lab.compare_bench import ADDRESS, VM, Bench
 from retinue.lab.compare_records import ClientRecord, GuestReport, RecordError
-from retinue.lab.demo_wire import Driver
 from retinue.lab.errors import LabError
 from retinue.lab.topology import CLIENT
 
@@ -23,25 +23,22 @@ END = "kill $(cat /tmp/steady.pid); while kill -0 $(cat /tmp/steady.pid) 2>/dev/
 class SteadyRun:
     """Traffic under way, made by `start`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, driver: Driver, vm: str, record: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, bench: Bench, record: Path) -> None:
         self._process = process
-        self._driver = driver
-        self._vm = vm
+        self._bench = bench
         self._record = record
 
     @classmethod
-    async def start(
-        cls, popen: Popen, driver: Driver, program: Path, vm: str, address: str, *, pps: int, size: int
-    ) -> "SteadyRun":
+    async def start(cls, popen: Popen, bench: Bench, program: Path, *, pps: int, size: int) -> "SteadyRun":
         """Return when packets flow both ways. Raises LabError when they do not."""
-        code, said = await driver.in_guest(vm, START)
+        code, said = await bench.in_guest(START)
         if code:
-            raise LabError(f"{vm} cannot answer traffic: {said.strip()}")
+            raise LabError(f"{VM} cannot answer traffic: {said.strip()}")
         with tempfile.NamedTemporaryFile(prefix="retinue-steady-", delete=False) as file:
             record = Path(file.name)
-        words = [address, str(PORT), str(pps), str(size), str(pps), str(record)]
+        words = [ADDRESS, str(PORT), str(pps), str(size), str(pps), str(record)]
         process = await popen(CLIENT, [str(program), "ask", *words])
-        run = cls(process, driver, vm, record)
+        run = cls(process, bench, record)
         try:
             await run._flowing()
         except BaseException:
@@ -55,7 +52,7 @@ class SteadyRun:
             async with asyncio.timeout(FLOW_LIMIT):
                 line = await self._process.stdout.readline()
         except TimeoutError:
-            raise LabError(f"{self._vm} does not answer the client within {FLOW_LIMIT:.0f} s") from None
+            raise LabError(f"{VM} does not answer the client within {FLOW_LIMIT:.0f} s") from None
         if line != b"flowing\n":
             raise LabError(f"the client's traffic program ended: {await self._complaint()}")
 
@@ -89,7 +86,7 @@ class SteadyRun:
         self._record.unlink(missing_ok=True)
 
     async def _guest(self, command: str) -> str:
-        _, output = await self._driver.in_guest(self._vm, command)
+        _, output = await self._bench.in_guest(command)
         return output
 
     async def _complaint(self) -> str:
