@@ -70,6 +70,8 @@ async def test_a_vm_removed_and_booked_again_at_once_is_there(bench: Bench) -> N
         "server1: start web",
         "server1 tells web started",
     ]
+    bench.source.machine.die()
+    assert await bench.settled() == ["server1 tells web stopped"]
 
 
 async def test_a_vm_removed_and_booked_at_another_server_is_there(bench: Bench) -> None:
@@ -170,6 +172,23 @@ async def test_a_vm_is_moved_on_and_back_again(bench: Bench) -> None:
     assert told == ["server2: quit", "server2: unplug web", "server2 tells move-2 source_gone"]
     assert bench.world.running("web") == ["server1"]
     assert len(bench.source.keeper.consoles["web"]) == 2
+
+
+async def test_a_vm_comes_back_to_a_server_that_has_not_been_freed_of_it(bench: Bench) -> None:
+    """The controller has lost its memory of the first move."""
+    await bench.prepared()
+    await bench.step("copy")
+    bench.world.take()
+    here = VMRecord("web", VM.mac, "server2")
+    back = MoveRecord("move-1b", "web", "server2", "server1", "", bench.source.transfer.address)
+    assert await bench.after(Happening("move.prepare", vm=here, move=back)) == [
+        "server1: quit",
+        "server1: open web",
+        "server1 tells move-1b target_open",
+    ]
+    await bench.after(Happening("move.copy", vm=here, move=back))
+    assert bench.world.running("web") == ["server1"]
+    assert await bench.after(Happening("vm.ready", vm=VM)) == ["server1 tells web started"]
 
 
 async def test_every_step_asked_for_twice_is_answered_twice_and_done_once(bench: Bench) -> None:
@@ -289,6 +308,27 @@ async def test_a_source_whose_vm_has_ended_has_nothing_to_copy(bench: Bench) -> 
     assert told[-1] == "server1 tells move-1 failed VM web does not run on server1"
 
 
+async def test_a_source_is_freed_after_it_has_heard_that_the_vm_runs(bench: Bench) -> None:
+    """The target's word to the controller may be faster than that to the source."""
+    await bench.copying_until("give")
+    bench.source.keeper.take(Happening("move.cleanup", move=bench.move()))
+    await asyncio.sleep(0)
+    assert not bench.source.machine.ended
+    bench.source.hypervisor.go_on.set()
+    assert (await bench.settled())[-1] == "server1 tells move-1 source_gone"
+    assert bench.world.running("web") == ["server2"]
+
+
+async def test_a_target_that_has_failed_opens_anew_when_it_is_asked_again(bench: Bench) -> None:
+    await bench.prepared()
+    bench.target.hypervisor.script["load"] = "fails"
+    assert not any("web stopped" in line for line in await bench.step("copy"))
+    bench.target.hypervisor.script.clear()
+    assert await bench.step("prepare") == ["server2: open web", "server2 tells move-1 target_open"]
+    await bench.step("copy")
+    assert bench.world.running("web") == ["server2"]
+
+
 # ---- a rollback, wherever the move is ----
 
 
@@ -387,6 +427,10 @@ async def test_a_vm_given_away_stays_stopped_until_it_is_given_back(lost: Bench)
     assert await lost.step("return") == ["server1: cont", "server1 tells move-1 rolled_back"]
     assert await lost.step("return") == ["server1 tells move-1 rolled_back"]
     assert lost.world.running("web") == ["server1"]
+    # It is as it was before.
+    lost.target.hypervisor.script.clear()
+    await lost.step("prepare", "copy", "cleanup")
+    assert lost.world.running("web") == ["server2"]
 
 
 async def test_a_vm_given_away_is_not_said_to_run(lost: Bench) -> None:
@@ -620,6 +664,21 @@ async def test_a_target_that_had_missed_that_the_move_is_off_withdraws(bench: Be
         "server2: unplug web",
         "server2 tells move-1 target_gone",
     ]
+
+
+async def test_a_move_that_is_off_is_no_reason_to_leave_the_next_one(bench: Bench) -> None:
+    await bench.prepared()
+    await bench.step("rollback")
+    await bench.after(Happening("move.prepare", vm=VM, move=bench.move(id="move-2")))
+    moves = (bench.move("undone"), bench.move("admitting", "move-2"))
+    assert await bench.catch_up("server2", *moves, vms=(RUNS,)) == []
+
+
+async def test_a_source_whose_move_is_off_hears_of_it_without_a_word(bench: Bench) -> None:
+    await bench.prepared()
+    bench.source.hypervisor.script["copy"] = "fails"
+    await bench.step("copy", "rollback")
+    assert await bench.catch_up("server1", bench.move("undone"), vms=(RUNS,)) == ["server1 tells web started"]
 
 
 async def test_a_target_does_not_wait_for_two_moves(bench: Bench) -> None:

@@ -93,6 +93,28 @@ async def test_a_move_that_is_off_is_not_let_in(target: Transfer) -> None:
     await (await Transfer("server1").connect(target.address, "move-1", "server2")).close()
 
 
+async def test_a_move_that_is_called_off_as_it_comes_in_is_not_let_in(
+    target: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target.expect("move-1", "server1")
+    waiting = asyncio.create_task(target.arrival("move-1"))
+    say = Channel.say
+
+    async def called_off(channel: Channel, word: str, **more: str) -> None:
+        if word == "come":
+            waiting.cancel()
+            await asyncio.wait({waiting})
+        await say(channel, word, **more)
+
+    monkeypatch.setattr(Channel, "say", called_off)
+    here = await Transfer("server1").connect(target.address, "move-1", "server2")
+    async with asyncio.timeout(5):
+        with pytest.raises(HypervisorError, match="hung up"):
+            await here.hear()
+    await here.close()
+    assert target.refused == {"the move has been called off": 1}
+
+
 @pytest.mark.parametrize(
     ("sent", "reason"),
     [
