@@ -399,6 +399,13 @@ async def test_an_agent_speaks_for_its_own_servers_only(
     ):
         assert (await rest.ask(method, path, how, body, token))[0] == 403, path
     assert (await rest.ask("GET", "/v1/vms", how, token=token))[0] == 200
+    seen = {"vm": "vm2", "kind": "started", "at": 5.0}
+    assert (await rest.ask("POST", "/v1/servers/server2/hypervisor-events", how, seen, token))[0] == 200
+    assert (await rest.ask("POST", "/v1/servers/server1/hypervisor-events", how, seen, token))[0] == 403
+    assert (await rest.ask("POST", "/v1/vms/vm1/renewals", how, {"agent": True}, token))[0] == 403
+    status, answer = await rest.ask("POST", "/v1/vms/vm2/renewals", how, {"agent": True}, token)
+    assert status == 409 and "no say" not in answer["error"], "the handler's own: nothing is leased"
+    assert (await rest.ask("POST", "/v1/vms/vm2/renewals", how, {"server": "server1"}, token))[0] == 403
 
     # vm1 comes here; and then a VM moves between others.
     assert (await rest.ask("POST", "/v1/moves", boss, {"vm": "vm1", "target_server": "server2"}))[0] == 201

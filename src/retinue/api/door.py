@@ -27,7 +27,7 @@ class Door:
     async def open(self, host: str, port: int) -> int:
         """Listen; the port, which the system chooses when given 0. Raises OSError."""
         factory = self._gate if self._context is not None else self._protocols
-        self._server = await asyncio.get_running_loop().create_server(factory, host, port)
+        self._server = await asyncio.get_running_loop().create_server(factory, host, port, backlog=1024)
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
 
