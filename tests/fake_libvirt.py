@@ -1,5 +1,7 @@
 """A libvirt in memory: what LibvirtHost and LibvirtHypervisor use of the real module, and no more."""
 
+import contextlib
+import socket
 from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
@@ -14,6 +16,12 @@ class FakeDomain:
         self.connection = connection
         self.xml = xml
         self.now = state
+        self.memory = b""
+        self.sent = 0
+        self.downtime = -1
+        self.aborted = False
+        self.refuses = ""
+        self._wire: socket.socket | None = None
         self.uuid = ElementTree.fromstring(xml).findtext("uuid") or ""
 
     def UUIDString(self) -> str:  # noqa: N802
@@ -32,6 +40,42 @@ class FakeDomain:
 
     def resume(self) -> None:
         self._to(1, 1, event=(4, 0))
+
+    def isPersistent(self) -> int:  # noqa: N802
+        return 0
+
+    def migrateSetMaxDowntime(self, limit: int) -> None:  # noqa: N802
+        self._here()
+        self.downtime = limit
+
+    def jobStats(self) -> dict[str, int]:  # noqa: N802
+        self._here()
+        return {"memory_processed": self.sent, "memory_remaining": len(self.memory) - self.sent}
+
+    def abortJob(self) -> None:  # noqa: N802
+        self.aborted = True
+        assert self._wire is not None
+        with contextlib.suppress(OSError):
+            self._wire.shutdown(socket.SHUT_RDWR)
+
+    def migrateToURI3(self, uri: str, parameters: dict[str, str], flags: int) -> None:  # noqa: N802
+        """Blocks as the real one does: sends the memory, and ends when the target has answered."""
+        if self.refuses:
+            raise libvirtError(self.refuses)
+        with socket.socket(socket.AF_UNIX) as self._wire:
+            self._wire.connect(parameters["migrate_uri"].removeprefix("unix://"))
+            try:
+                while self.sent < len(self.memory):
+                    self.sent += self._wire.send(self.memory[self.sent : self.sent + 4096])
+                if self.now[0] == 1:  # It converges by itself.
+                    self._to(3, 2, event=(3, 1))
+                self._wire.shutdown(socket.SHUT_WR)
+                if self._wire.recv(100) != b"all of it":
+                    raise libvirtError("operation failed: migration out job: unexpectedly failed")
+            except OSError:
+                raise libvirtError("operation aborted: migration out job: canceled by client") from None
+        self.connection.domains_.remove(self)
+        self.connection.tell(self, 5, 3)
 
     def destroy(self) -> None:
         self._here()

@@ -20,6 +20,7 @@ from retinue.hypervisor.interface import (
 from retinue.hypervisor.libvirt_domain import Consoles, domain_xml
 from retinue.hypervisor.libvirt_events import Happening, event_of
 from retinue.hypervisor.libvirt_host import STATE_PAUSED, STATE_RUNNING, LibvirtHost
+from retinue.hypervisor.libvirt_move import LibvirtMove, UnixWay
 
 START_PAUSED = 1
 """VIR_DOMAIN_START_PAUSED."""
@@ -60,9 +61,17 @@ class LibvirtMachine:
         if await self.state() is not RunState.RUNNING:
             await self._host.call(self._domain.resume)
 
+    async def abort(self) -> None:
+        """Call off what libvirt is doing with the VM, such as a move. Raises HypervisorError for nothing."""
+        await self._host.call(self._domain.abortJob)
+
     async def quit(self) -> None:
         with contextlib.suppress(HypervisorError):  # it has ended
             await self._host.call(self._domain.destroy)
+
+
+def _memory(vm: str) -> str:
+    return f"{vm}.memory"
 
 
 class LibvirtHypervisor:
@@ -110,6 +119,17 @@ class LibvirtHypervisor:
         """The VM, if this server has it, whoever started it."""
         domain = await self.host.domain(spec.id)
         return None if domain is None else LibvirtMachine(self.host, domain, spec, self._files(spec))
+
+    def move(self, machine: LibvirtMachine, control: str) -> LibvirtMove:
+        """A move of the VM to the server whose libvirt this one reaches as `control`."""
+        name = _memory(machine.spec.id)
+        return LibvirtMove(
+            self.host, machine.domain, machine.spec.id, control, self._inside / name, self._outside / name
+        )
+
+    def way(self, vm: str) -> UnixWay:
+        """To where a VM's memory is taken in that is moved to this server, on this machine."""
+        return UnixWay(self._outside / _memory(vm))
 
     def _consoles(self, spec: VMSpec) -> Consoles:
         return Consoles(self._inside / f"{spec.id}.console", self._inside / f"{spec.id}.shell")

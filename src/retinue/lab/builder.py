@@ -104,9 +104,7 @@ class Lab:
 
     async def _start_watch(self, server: ServerPart) -> None:
         """What tells the controller of VMs that come and go on a server with libvirt."""
-        words = ["--server", server.id, "--controller", self.topology.controller_url]
-        words += ["--uri", libvirtd.uri(server.id)]
-        program = [sys.executable, "-m", "retinue.agent.libvirt_watch", *words]
+        program = libvirtd.watch_command(self.topology, server.id)
         own = credentials.agent(self.where.path, server.id).environment
         await self.supervisor.start(f"{server.id}-watch", server.id, program, env=own, ready_fd=True)
 

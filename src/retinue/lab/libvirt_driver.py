@@ -21,9 +21,10 @@ from typing import Any
 import structlog
 
 from retinue.agent.libvirt_watch import READY_FD
-from retinue.hypervisor.interface import HypervisorError, VMSpec
+from retinue.hypervisor.interface import Event, HypervisorError, Stopped, VMSpec
 from retinue.hypervisor.libvirt_host import LibvirtHost
 from retinue.hypervisor.libvirt_hypervisor import LibvirtHypervisor, LibvirtMachine
+from retinue.hypervisor.libvirt_move import LibvirtMove, until_quiet
 from retinue.hypervisor.taps import tap_name
 from retinue.lab import libvirtd, state
 from retinue.lab.builder import STATE_VARIABLE
@@ -37,6 +38,8 @@ from retinue.lab.topology import Topology
 
 SOCKET = "vmdriver.sock"
 AGAIN_SECONDS = 0.2
+DIVERT_SECONDS = 10.0
+"""How long a copy that is all but done waits for its traffic to be diverted; the VM runs meanwhile."""
 
 log = structlog.get_logger()
 
@@ -46,20 +49,26 @@ Step = Callable[[], Awaitable[None]]
 class LibvirtKeeper:
     """The lab's VMs. Steps about one VM are done one after the other."""
 
-    def __init__(self, rest: Rest, servers: Mapping[str, LibvirtHypervisor], guest: Guest) -> None:
+    def __init__(
+        self, rest: Rest, servers: Mapping[str, LibvirtHypervisor], guest: Guest, topology: Topology
+    ) -> None:
         self.servers = servers
+        self._topology = topology
         self.records: dict[str, VMRecord] = {}
         self._rest = rest
         self._guest = guest
         self.reports = Reports(rest)
         self._turns: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._moves: dict[str, LibvirtMove] = {}
+        """By their ids, those that are ours; libvirt may be moving other VMs for others."""
+        self._copies: dict[str, asyncio.Task[None]] = {}
 
     # ---- what comes in ----
 
     def take(self, happening: Happening) -> None:
         """Act on an event, in the background."""
-        vm = happening.vm
+        vm, move = happening.vm, happening.move
         match happening.type:
             case "vm.booked" if vm and not vm.reported:
                 self.records[vm.id] = vm
@@ -69,11 +78,21 @@ class LibvirtKeeper:
                 self._later(vm.id, lambda: self._start(vm))
             case "vm.removed" if vm and vm.id in self.records:
                 self._later(vm.id, lambda: self._remove(vm))
+            case "move.prepare" if move:
+                self._later(move.vm, lambda: self._prepare(move))
+            case "move.copy" if move:
+                self._later(move.vm, lambda: self._copy(move))
+            case "move.rollback" if move:
+                self._later(move.vm, lambda: self._roll_back(move))
 
     async def catch_up(self) -> None:
         """Do what the controller's present state asks for; its events may have been missed."""
         for vm in await self._rest.vms():
             self.take(Happening("vm.booked" if vm.state == "booked" else "vm.ready", vm=vm))
+        asked = {"matched": "move.prepare", "prepared": "move.copy", "rolling back": "move.rollback"}
+        for move in await self._rest.moves():
+            if move.state in asked:
+                self.take(Happening(asked[move.state], move=move))
 
     async def find(self, vm: str) -> tuple[str, LibvirtMachine] | None:
         """Where a VM runs, asked of every server; during a move, where it is running rather than waiting."""
@@ -138,6 +157,71 @@ class LibvirtKeeper:
         while (found := await self.find(vm)) is not None:
             await found[1].quit()
 
+    # ---- moves the controller asks for ----
+
+    async def _prepare(self, move: MoveRecord) -> None:
+        if move.id in self._moves:
+            self._tell_move(move, "target_open")
+            return
+        spec = self.spec(self.records.get(move.vm) or VMRecord(move.vm, "", move.source))
+        if await self._at(move.target).find(spec) is not None:
+            return  # Somebody else is bringing it there; the watchers tell how that goes.
+        machine = await self._at(move.source).find(spec)
+        if machine is None:
+            self._tell_move(move, "failed", reason=f"server {move.source} does not run VM {move.vm}")
+            self._tell_move(move, "rolled_back")
+            return
+        going = self._at(move.source).move(machine, libvirtd.uri_from_outside(self._topology, move.target))
+        try:
+            await going.begin()
+        except HypervisorError as error:
+            self._tell_move(move, "failed", reason=str(error))
+            return
+        self._moves[move.id] = going
+        self._tell_move(move, "target_open")
+
+    async def _copy(self, move: MoveRecord) -> None:
+        going = self._moves.get(move.id)
+        if going is None or move.id in self._copies:
+            return
+        self._tell_move(move, "copying")
+        self._copies[move.id] = asyncio.create_task(self._go(move, going), name=f"{move.id}: copy")
+
+    async def _go(self, move: MoveRecord, going: LibvirtMove) -> None:
+        async def divert() -> None:
+            path = f"/v1/moves/{quoted(move.id)}/events"
+            try:
+                await self.reports.ask(move.vm, path, {"event": "converged"}, DIVERT_SECONDS)
+            except (ControllerAwayError, RefusedError) as error:
+                raise HypervisorError(f"its traffic is not diverted: {error}") from error
+
+        def hear(event: Event) -> None:
+            if isinstance(event, Stopped):
+                self._tell_move(move, "stopped", at=event.at)
+
+        async def drain() -> None:
+            await until_quiet(libvirtd.pid(move.source), tap_name(move.vm))
+
+        try:
+            result = await going.run(self._at(move.target).way(move.vm), divert, hear, drain)
+            log.info("moved", vm=move.vm, target=move.target, total_ms=round(result.total_ms, 1))
+        except HypervisorError as error:
+            self._tell_move(move, "failed", reason=str(error))
+
+    async def _roll_back(self, move: MoveRecord) -> None:
+        """Call it off, whoever began it; the watchers tell that the VM runs on at its source."""
+        copy, going = self._copies.get(move.id), self._moves.get(move.id)
+        if copy is not None and not copy.done():
+            copy.cancel()
+            await asyncio.wait({copy})
+        if going is None:
+            machine = await self._at(move.source).find(self.spec(VMRecord(move.vm, "", move.source)))
+            if machine is not None:
+                with contextlib.suppress(HypervisorError):  # there is no job
+                    await machine.abort()
+        elif await going.call_off():
+            self._tell_move(move, "rolled_back")
+
     def _at(self, server: str) -> LibvirtHypervisor:
         if server not in self.servers:
             raise HypervisorError(f"the laboratory has no server {server}")
@@ -199,7 +283,7 @@ async def drive(where: Path, topology: Topology, controller: str) -> None:
     guest = await asyncio.to_thread(ensure_guest, lambda step: log.info(step))
     rest = HttpRest(controller)
     servers = hypervisors(topology)
-    keeper = LibvirtKeeper(rest, servers, guest)
+    keeper = LibvirtKeeper(rest, servers, guest, topology)
     ready = asyncio.Event()
     async with serving(where / SOCKET, keeper.find, lambda: list(keeper.records.values())):
         following = asyncio.create_task(follow(rest, keeper, ready))

@@ -31,6 +31,7 @@ FOLDERS = {
     "cache": Path("/var/cache/libvirt"),
 }
 """Folders libvirt writes to, by their names in the server's own folder."""
+PIDFILE = "libvirtd.pid"
 USER = "libvirt-qemu"
 VMS = "vms"
 """Folder below the first of them, of the VMs' consoles."""
@@ -52,6 +53,22 @@ def socket(node: str) -> Path:
 def uri(node: str) -> str:
     """What to give libvirt, in the sandbox, to reach this server."""
     return f"qemu+unix:///system?socket={socket(node)}"
+
+
+def uri_from_outside(topology: Topology, node: str) -> str:
+    """What to give another server's libvirt, or virsh on it, to reach this one."""
+    return f"qemu+tcp://{topology.management_addresses[node].ip}/system"
+
+
+def watch_command(topology: Topology, node: str) -> list[str]:
+    """What tells the controller of VMs that come and go on a server."""
+    program = [sys.executable, "-m", "retinue.agent.libvirt_watch"]
+    return [*program, "--server", node, "--controller", topology.controller_url, "--uri", uri(node)]
+
+
+def pid(node: str) -> int:
+    """The libvirtd of a server that has been started."""
+    return int((folder(node) / "run" / PIDFILE).read_text())
 
 
 def servers(topology: Topology) -> list[ServerPart]:
@@ -89,7 +106,7 @@ async def start(supervisor: Supervisor, topology: Topology, server: ServerPart) 
     (own / "etc" / "libvirtd.conf").write_text(
         _libvirtd_conf(server.id, address, supervisor.logs / f"{name}.log")
     )
-    pidfile = own / "run" / "libvirtd.pid"
+    pidfile = own / "run" / PIDFILE
     (own / "hosts").write_text(_hosts(topology))
     script = _script(server.id, pidfile)
     await supervisor.start_detached(
