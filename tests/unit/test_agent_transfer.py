@@ -5,8 +5,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from retinue.agent.transfer import Transfer
+from retinue.agent.transfer import Transfer, secured
 from retinue.hypervisor import Channel, HypervisorError
+from retinue.pki.authority import Authority
+from retinue.pki.contexts import server_context
+from retinue.pki.credentials import Credentials
+from retinue.pki.identity import PeerRole
 
 
 @pytest.fixture
@@ -238,3 +242,95 @@ async def test_a_target_has_an_address_with_an_ipv6_host_in_brackets() -> None:
         await here.close()
     finally:
         await target.close()
+
+
+# ---- with certificates ----
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.create(tmp_path_factory.mktemp("pki"))
+
+
+def certificate(authority: Authority, party: str) -> Credentials:
+    """Of a party written ROLE/NAME, or ROLE/NAME+NAME for several names."""
+    word, _, names = party.partition("/")
+    role, parts = PeerRole(word), names.split("+")
+    # Where it serves is not what an agent is known by.
+    serves = ["192.0.2.99"] if role in (PeerRole.AGENT, PeerRole.CONTROLLER) else []
+    made = authority.issue(role, parts[0], names=parts, addresses=serves, again=True)
+    return Credentials(authority.ca, made.file, made.key)
+
+
+def shows(authority: Authority, server: str, party: str) -> Transfer:
+    """The end of a server that shows the certificate of this party."""
+    return secured(server, certificate(authority, party))
+
+
+@pytest.fixture
+async def safe(authority: Authority) -> AsyncIterator[Transfer]:
+    made = shows(authority, "server2", "agent/server2")
+    await made.start("127.0.0.1")
+    made.expect("move-1", "server1")
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize("party", ["agent/server1", "agent/rack1+server1+server3"])
+async def test_an_agent_brings_its_own_servers_vm(authority: Authority, safe: Transfer, party: str) -> None:
+    here = await shows(authority, "server1", party).connect(safe.address, "move-1", "server2")
+    come = await safe.arrival("move-1")
+    await here.send_memory(bytes(1 << 20))
+    await here.say("yours")
+    assert len(await come.receive()) == 1 << 20
+    assert await come.hear() == {"word": "yours"}
+    await here.close()
+    await come.close()
+
+
+@pytest.mark.parametrize(
+    ("party", "refused"),
+    [
+        ("agent/server3", "the move is expected from server1"),
+        ("manager/server1", "not an agent, but manager server1"),
+        ("switch/server1", "not an agent, but switch server1"),
+    ],
+)
+async def test_who_says_it_is_another_is_refused(
+    authority: Authority, safe: Transfer, party: str, refused: str
+) -> None:
+    with pytest.raises(HypervisorError, match="the agent of server2 does not let the move in"):
+        await shows(authority, "server1", party).connect(safe.address, "move-1", "server2")
+    assert safe.refused == {refused: 1}
+    here = await shows(authority, "server1", "agent/server1").connect(safe.address, "move-1", "server2")
+    await here.close()
+
+
+async def test_who_shows_nothing_or_speaks_plainly_is_refused(authority: Authority, safe: Transfer) -> None:
+    unknown = Credentials(authority.ca).context()
+    unknown.check_hostname = False
+    nobody = Transfer("server1", connecting=unknown, servers_of=lambda _: ["server2"])
+    for source in (nobody, Transfer("server1")):
+        with pytest.raises(HypervisorError):
+            await source.connect(safe.address, "move-1", "server2")
+    here = await shows(authority, "server1", "agent/server1").connect(safe.address, "move-1", "server2")
+    await here.close()
+
+
+async def test_a_vm_is_not_brought_to_another_server_than_its_target(
+    authority: Authority, safe: Transfer
+) -> None:
+    source = shows(authority, "server1", "agent/server1")
+    with pytest.raises(HypervisorError, match="is the agent of another server than server4"):
+        await source.connect(safe.address, "move-1", "server4")
+    controller = certificate(authority, "controller/c1")
+    assert controller.ca
+    assert controller.certificate
+    assert controller.key
+    serves = server_context(controller.ca, controller.certificate, controller.key)
+    async with await asyncio.start_server(
+        lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=serves
+    ) as other:
+        host, port = other.sockets[0].getsockname()
+        with pytest.raises(HypervisorError, match="not an agent, but controller c1"):
+            await source.connect(f"{host}:{port}", "move-1", "server2")
