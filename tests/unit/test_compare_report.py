@@ -1,5 +1,8 @@
 """Summaries, what fell short, the JSON, the table and the picture of a comparison."""
 
+import io
+import json
+import tarfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,15 @@ import pytest
 from typer.testing import CliRunner
 
 from retinue.cli.main import app
-from retinue.lab import compare, compare_all, compare_picture, compare_report, compare_systems, compare_table
+from retinue.lab import (
+    compare,
+    compare_all,
+    compare_picture,
+    compare_report,
+    compare_systems,
+    compare_table,
+    compare_tcp,
+)
 from retinue.lab.compare_inside import Task
 from retinue.lab.compare_records import Dot, Figures
 from retinue.lab.compare_report import (
@@ -240,3 +251,88 @@ def test_bad_options_are_refused(words: list[str], tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["lab", "compare", "--output", str(tmp_path / "out"), *words])
     assert done.exit_code != 0
     assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "compare.json"
+    monkeypatch.setattr(compare, "_program", lambda say: tmp_path / "steady")
+
+    def in_a_lab(system: Any, left: Any, program: Path, found: compare.Found, say: compare.Say) -> Any:
+        found.moves.append(row(system.name))
+        if system.name == "learning-switch":
+            raise KeyboardInterrupt
+        return [], ""
+
+    monkeypatch.setattr(compare, "_in_a_lab", in_a_lab)
+    names = ["retinue", "learning-switch", "static-port-security"]
+    assert compare.run(compare.Wanted(names), output, lambda text: None) == 1
+    report = compare_report.decode(output.read_bytes())
+    assert [(system.name, system.available) for system in report.systems] == [
+        ("retinue", True),
+        ("learning-switch", True),
+    ]
+    assert [move.system for move in report.moves] == ["retinue", "learning-switch"]
+
+
+def test_a_run_that_fails_gets_the_rest_a_new_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each lab's first run fails here: three are tried, then the rest is given up, and said."""
+    monkeypatch.setattr(compare, "_program", lambda say: tmp_path / "steady")
+    seen: list[int] = []
+
+    def in_a_lab(system: Any, left: list[Task], *_: Any) -> tuple[list[Task], str]:
+        seen.append(len(left))
+        return left, "the VM has ended"
+
+    monkeypatch.setattr(compare, "_in_a_lab", in_a_lab)
+    output = tmp_path / "compare.json"
+    compare.run(compare.Wanted(["retinue"], 2, [500], [64]), output, lambda text: None)
+    report = compare_report.decode(output.read_bytes())
+    assert seen == [3, 2, 1]
+    assert [failure.what for failure in report.failures] == [
+        "500/s of 64 octets, no move",
+        "500/s of 64 octets, move 1",
+        "500/s of 64 octets, move 2",
+    ]
+    assert (report.systems[0].available, report.systems[0].reason) == (False, "the VM has ended")
+    assert len(report.unmet) == 3
+
+
+def test_figures_of_a_bulk_stream() -> None:
+    intervals = [{"sum": {"seconds": 0.5, "bytes": 2_500_000, "retransmits": n}} for n in (1, 2)]
+    said = json.dumps({"intervals": intervals, "error": "interrupt - the client has terminated"})
+    found = compare_tcp.result("longest 30000000\nsilent 2000000\n", said)
+    assert found == compare_tcp.Stream(30.0, True, 40.0, 3)
+    dead = compare_tcp.result("longest 30000000\nsilent 1500000000\n", said)
+    assert (dead.longest_stall_ms, dead.survived) == (1500.0, False)
+    broken = json.dumps({"intervals": intervals, "error": "unable to write to stream socket"})
+    assert not compare_tcp.result("longest 1\nsilent 1\n", broken).survived
+
+
+@pytest.mark.parametrize(
+    ("watched", "said"),
+    [("", "{}"), ("longest 1\nsilent 1\n", "no JSON"), ("longest x\n", '{"intervals": []}')],
+)
+def test_a_bulk_stream_that_tells_nothing_is_an_error(watched: str, said: str) -> None:
+    with pytest.raises(LabError, match="cannot be read"):
+        compare_tcp.result(watched, said)
+
+
+def test_libraries_are_found_in_what_ldd_says() -> None:
+    listed = (
+        "\tlinux-vdso.so.1 (0x00007f745e248000)\n"
+        "\tlibiperf.so.0 => /lib/x86_64-linux-gnu/libiperf.so.0 (0x00007f745e200000)\n"
+        "\t/lib64/ld-linux-x86-64.so.2 (0x00007f745e24a000)\n"
+    )
+    assert compare_tcp.libraries(listed) == [
+        "/lib/x86_64-linux-gnu/libiperf.so.0",
+        "/lib64/ld-linux-x86-64.so.2",
+    ]
+
+
+def test_links_are_followed_into_the_archive(tmp_path: Path) -> None:
+    (tmp_path / "library.so.1.2").write_bytes(b"code")
+    (tmp_path / "library.so.1").symlink_to("library.so.1.2")
+    path = str(tmp_path / "library.so.1")
+    with tarfile.open(fileobj=io.BytesIO(compare_tcp.archive([path]))) as tar:
+        (member,) = tar.getmembers()
+        assert (member.name, member.isreg(), member.size) == (path.lstrip("/"), True, 4)
