@@ -56,7 +56,8 @@ class Bench:
         self.name = f"retinue-bench-{os.getpid()}"
         self.prefix = ("ip", "netns", "exec", self.name)
         self.vsctl = ("ovs-vsctl", "--timeout=10", f"--db=unix:{folder}/db.sock")
-        self.hypervisor = QemuHypervisor(folder, self.prefix)
+        # They outlive who starts them; not so here, however the test ends.
+        self.hypervisor = QemuHypervisor(folder, (*self.prefix, "setpriv", "--pdeathsig", "KILL"))
         self.events: list[Event] = []
         self.machines: list[QemuMachine] = []
         self.guest: Guest

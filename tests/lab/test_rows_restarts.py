@@ -1,14 +1,13 @@
 """Switches and controllers that go away and come back (rows F2, F6), with traffic running through it."""
 
 import contextlib
-import re
 import signal
 import time
 from collections.abc import AsyncIterator
 
 import pytest
 
-from lab_health import calm
+from lab_health import calm, strip
 from lab_tools import Bench, Events, Picks, at, eventually
 from retinue.lab.topology import OPENFLOW_PORT
 
@@ -72,12 +71,6 @@ async def test_only_the_difference_is_sent_to_a_switch_whose_flows_were_changed(
 async def ofctl(bench: Bench, *argv: str) -> None:
     """Change server2's real switch behind the controller's back."""
     await bench.run("server2", "ovs-ofctl", "-O", "OpenFlow14", *argv)
-
-
-def strip(flows: list[str]) -> set[str]:
-    """Entries without what changes by itself: age, counters, what is left of a lease."""
-    passing = r"(duration|n_packets|n_bytes|hard_timeout)=[^ ,]*,? ?"
-    return {re.sub(passing, "", flow) for flow in flows}
 
 
 @pytest.mark.parametrize(("node", "switches"), [("fabric", FABRIC), ("server1", ("edge1",))])

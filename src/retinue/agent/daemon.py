@@ -3,6 +3,8 @@
 It follows the controller's event stream. A VM booked on this server gets a port; when the controller says
 that the VM's flows stand it is started. Of a move it does this server's part (see `keeper`). What it did, and
 when a VM stopped and ran on, it reports. `local` is a socket for those on the server itself.
+
+VMs run on when the agent ends; the next one takes them up.
 """
 
 import asyncio
@@ -60,10 +62,7 @@ async def _serve(config: AgentConfig) -> None:
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
     ports = LocalPorts(config.bridge)
-    await ports.clear()
-    # What the agent starts ends with it, however it ends.
-    wrapper = (*config.vm.wrapper, "setpriv", "--pdeathsig", "KILL")
-    hypervisor = QemuHypervisor(folder / "vms", wrapper, accelerator=config.vm.accelerator)
+    hypervisor = QemuHypervisor(folder / "vms", config.vm.wrapper, accelerator=config.vm.accelerator)
     credentials = Credentials()
     transfer = Transfer(config.server)
     if config.tls is not None:
@@ -73,6 +72,9 @@ async def _serve(config: AgentConfig) -> None:
     renewer = Renewer(config.server, config.bridge, HttpOrders(config.controller, credentials))
     await transfer.start(*config.endpoint)
     keeper = Keeper(config.server, rest, hypervisor, ports, lambda record: spec(record, config.vm), transfer)
+    for machine in await hypervisor.adopt(keeper.listener):
+        await keeper.adopt(machine)
+    await ports.clear({machine.spec.port for machine in keeper.machines()})
     ready = asyncio.Event()
     try:
         async with local.serving(folder / local.SOCKET, keeper):

@@ -6,6 +6,7 @@ Copies, going out and coming in, are tasks beside the worker, so that a rollback
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,9 @@ GIVING = frozenset({"diverted", "rolling back"})
 class KeptMachine(Machine, Protocol):
     @property
     def files(self) -> Files: ...
+
+    async def let_go(self) -> None:
+        """Leave it as it is."""
 
 
 class Ports(Protocol):
@@ -176,7 +180,7 @@ class Keeper:
             kept = self.vms.get(move.vm)
             knows = kept is not None and kept.move == move.id
             if self._began(move) and not knows:
-                self._tell_move(move, "failed", reason=f"the agent of {self.server} has started again")
+                self._after_a_restart(move, kept)
             elif move.state in asked:
                 self.take(Happening(asked[move.state], vm=records.get(move.vm), move=move))
             elif move.state == "undone" and kept is not None and knows and not kept.runs:
@@ -188,12 +192,38 @@ class Keeper:
             return move.state in ("admitting", "prepared", "copying", "diverted")
         return move.source == self.server and move.state in ("copying", "diverted")
 
+    def _after_a_restart(self, move: MoveRecord, kept: Kept | None) -> None:
+        """A move that was under way when the agent before this one ended; `kept`: what it left of the VM."""
+        if move.target == self.server and kept is not None and kept.runs:
+            self._tell_move(move, "resumed", at=kept.resumed_at)
+        elif kept is None or not kept.handed_over:
+            self._tell_move(move, "failed", reason=f"the agent of {self.server} has started again")
+
+    def machines(self) -> list[KeptMachine]:
+        return [kept.machine for kept in self.vms.values() if kept.machine is not None]
+
+    def listener(self, vm: str) -> Callable[[Event], None]:
+        """For a machine of this VM that is about to be adopted."""
+        return self._hears(self.vms.setdefault(vm, Kept(VMRecord(vm, "", self.server))))
+
+    async def adopt(self, machine: KeptMachine) -> None:
+        """Keep a machine that an earlier agent has left; its move, if it was in one, is off or over."""
+        spec = machine.spec
+        kept = self._kept(VMRecord(spec.id, spec.mac, self.server))
+        kept.machine, kept.plugged, kept.runs = machine, True, True
+        kept.resumed_at = time.time()
+        # It was given away, and only the target's word gives it back.
+        kept.handed_over = await machine.state() is RunState.MOVED
+        self._note_console(kept)
+        log.info("taken up", vm=spec.id, handed_over=kept.handed_over)
+
     async def close(self) -> None:
-        """End every machine; ports are left to the next start."""
+        """Call off what is under way, and let go of the machines: they run on."""
         for kept in list(self.vms.values()):
             for task in (kept.worker, kept.copying):
                 await _ended(task)
-            await self._quit(kept)
+        for machine in self.machines():
+            await machine.let_go()
         await self.reports.close()
 
     async def idle(self) -> None:

@@ -1,7 +1,7 @@
 """Ports of VMs on this server's edge switch (keeper.Ports)."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from retinue.hypervisor import HypervisorError
 from retinue.hypervisor.taps import add_port, remove_port, tap_name
@@ -21,10 +21,10 @@ class LocalPorts:
     async def remove(self, vm: str) -> None:
         await remove_port(_run, bridge=self._bridge, tap=tap_name(vm))
 
-    async def clear(self) -> None:
-        """Remove what an earlier agent left behind whose VMs ended with it."""
+    async def clear(self, but: Collection[str]) -> None:
+        """Remove ports of VMs that an earlier agent made, except these."""
         for port in (await _run(["ovs-vsctl", "list-ports", self._bridge])).split():
-            if port.startswith("tap-"):
+            if port.startswith("tap-") and port not in but:
                 await remove_port(_run, bridge=self._bridge, tap=port)
 
 

@@ -61,6 +61,8 @@ def brief(value: Any) -> str:
         case {"kind": kind, "claimed_mac": mac, "claimed_ip": ip, "count": count}:
             who = value["vm"] or f"{value['switch']}:{value['port']}"
             return f"({kind} by {who} as {mac} {ip or '-'}, {count} times)"
+        case {"xid": _, "ip": ip, "id": id, "state": state}:
+            return f"{id} ({ip}, {state})"
         case {"ip": ip, "vm": vm, "switch": switch, "port": port}:
             return f"{ip}@{vm}:{switch}:{port}" + ("" if value.get("active") else "(standby)")
         case {"id": id}:

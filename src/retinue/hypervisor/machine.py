@@ -14,6 +14,7 @@ from qemu.qmp import ExecuteError, QMPError
 
 from retinue.hypervisor.argv import Files
 from retinue.hypervisor.interface import Gone, HypervisorError, OnEvent, RunState, VMSpec
+from retinue.hypervisor.process import Process
 
 COMMAND_LIMIT = 10.0
 QUIT_LIMIT = 5.0
@@ -54,9 +55,7 @@ def event_time(event: QMPEvent) -> float:
 class QemuMachine:
     """One QEMU process. Made by QemuHypervisor."""
 
-    def __init__(
-        self, spec: VMSpec, files: Files, process: asyncio.subprocess.Process, qmp: Any, on_event: OnEvent
-    ) -> None:
+    def __init__(self, spec: VMSpec, files: Files, process: Process, qmp: Any, on_event: OnEvent) -> None:
         self._spec = spec
         self.files = files
         self.process = process
@@ -72,7 +71,7 @@ class QemuMachine:
 
     @property
     def alive(self) -> bool:
-        return self.process.returncode is None
+        return self.process.alive
 
     async def state(self) -> RunState:
         status = (await self.execute("query-status"))["status"]
@@ -107,10 +106,17 @@ class QemuMachine:
         await asyncio.gather(self._pump, return_exceptions=True)
         await disconnect(self._qmp)
 
+    async def let_go(self) -> None:
+        """Leave it as it is; another of us may take it up (QemuHypervisor.adopt)."""
+        for task in (self._watch, self._pump):
+            task.cancel()
+        await asyncio.gather(self._watch, self._pump, return_exceptions=True)
+        self.process.let_go()
+        await disconnect(self._qmp)
+
     def kill(self) -> None:
         """End the process at once."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        self.process.kill()
 
     async def execute(self, command: str, **arguments: Any) -> Any:
         """Run one QMP command; "_" in the arguments' names stand for "-". Raises HypervisorError."""
