@@ -6,10 +6,12 @@ run by retinue, `compare_hypervisor.PlainBench` runs QEMU by itself.
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from retinue.lab import switches
 from retinue.lab.demo_wire import Driver, Manager
 from retinue.lab.errors import LabError
 from retinue.lab.processes import run
@@ -80,6 +82,30 @@ class Bench:
 
     async def ofctl(self, server: str, *words: str) -> str:
         return await run(["ovs-ofctl", "-O", "OpenFlow14", *words], node=server, env=env(server))
+
+
+Drops = dict[tuple[str, str], int]
+
+
+async def drops(bench: Bench) -> Drops:
+    """Frames lost so far between each port and its switch, by node and port.
+
+    A switch in user space takes frames from a socket of limited size (packet(7)). When it does not get the
+    processor for too long, the kernel drops what does not fit.
+    """
+
+    async def of(node: str) -> Drops:
+        said = await run(["ss", "-0nmHO"], node=node)
+        found = re.findall(r"\*:(\S+) .*skmem:\(.*,d(\d+)\)", said)
+        return {(node, port): int(count) for port, count in found}
+
+    nodes = switches.nodes(bench.topology)
+    return {key: n for each in await asyncio.gather(*map(of, nodes)) for key, n in each.items()}
+
+
+def dropped(before: Drops, after: Drops) -> int:
+    """How many were lost between two looks. Of a port that is gone nobody knows any more."""
+    return sum(max(0, count - before.get(port, 0)) for port, count in after.items())
 
 
 class ManagedBench(Bench):

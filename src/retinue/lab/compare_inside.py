@@ -18,7 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 from retinue.lab import compare_all, compare_systems, compare_tcp, state
-from retinue.lab.compare_bench import VM, Bench, ManagedBench, Moved
+from retinue.lab.compare_bench import VM, Bench, ManagedBench, Moved, dropped, drops
 from retinue.lab.compare_hypervisor import PlainBench
 from retinue.lab.compare_records import ClientRecord, Figures, GuestReport, around, client_to_vm, vm_to_client
 from retinue.lab.compare_report import DIRECTIONS, MoveRow, NoiseRow, TcpRow, Trace
@@ -90,6 +90,7 @@ class Comparison:
 
     async def move(self, number: int, task: Task) -> None:
         bench = self.bench
+        dropped_before = await drops(bench)
         run = await self.traffic(task)
         try:
             before = processor_time()
@@ -101,6 +102,7 @@ class Comparison:
             await run.abandon()
             raise
         record = await run.finish()
+        lost = dropped(dropped_before, await drops(bench))
         rows = [
             MoveRow(
                 vm=VM,
@@ -115,6 +117,7 @@ class Comparison:
                 gap_minus_pause_ms=found.longest_gap_ms - moved.pause_ms,
                 total_ms=moved.total_ms,
                 idle_percent=idle,
+                switch_drops=lost,
                 **moved.more,
             )
             for direction, found in zip(DIRECTIONS, both(task.pps, *record, moved.resumed_at), strict=True)

@@ -35,6 +35,9 @@ class MoveRow(msgspec.Struct, frozen=True, rename={"source": "from", "target": "
     """From the order to move until the source was free."""
     idle_percent: float
     """Of this machine's processors, during the run."""
+    switch_drops: int = 0
+    """Frames that the lab's switches did not fetch from their ports in time, in the whole run; see
+    compare_bench.drops. They are this machine's fault, not the system's."""
     flow_mods: int | None = None
     packet_ins: int | None = None
     control_ms: float | None = None
@@ -108,6 +111,9 @@ class Spread(msgspec.Struct, frozen=True):
     max: float
 
 
+NOTHING = Spread(0.0, 0.0, 0.0)
+
+
 class Summary(msgspec.Struct, frozen=True):
     """Of all rows of a system, or of those of one direction, rate and size; those are None for "all"."""
 
@@ -125,6 +131,9 @@ class Summary(msgspec.Struct, frozen=True):
     longest_gap_ms: Spread
     gap_minus_pause_ms: Spread
     guest_pause_ms: Spread
+    answers_lost: Spread = NOTHING
+    switch_drops: Spread = NOTHING
+    idle_percent: Spread = NOTHING
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -194,6 +203,9 @@ def _summary(
         longest_gap_ms=spread(row.traffic.longest_gap_ms for row in rows),
         gap_minus_pause_ms=spread(row.gap_minus_pause_ms for row in rows),
         guest_pause_ms=spread(row.guest_pause_ms for row in rows),
+        answers_lost=spread(row.traffic.answers_lost for row in rows),
+        switch_drops=spread(row.switch_drops for row in rows),
+        idle_percent=spread(row.idle_percent for row in rows),
     )
 
 
@@ -232,7 +244,10 @@ def _not_clean(moves: Sequence[MoveRow]) -> Iterator[str]:
         }
         wrong = ", ".join(f"{count} {what}" for what, count in seen.items() if count)
         if wrong:
-            yield f"{_where(row)}: {wrong} of {traffic.sent} ({traffic.lost_after_resume} lost after RESUME)"
+            yield (
+                f"{_where(row)}: {wrong} of {traffic.sent} ({traffic.lost_after_resume} lost after RESUME; "
+                f"the lab's own switches dropped {row.switch_drops} frames)"
+            )
 
 
 def _gap_too_long(moves: Sequence[MoveRow]) -> Iterator[str]:

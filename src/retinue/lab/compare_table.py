@@ -13,16 +13,19 @@ from retinue.lab.compare_report import Report, Spread, Summary
 COLUMNS: tuple[tuple[str, Callable[[Summary], Spread]], ...] = (
     ("lost", lambda s: s.lost),
     ("of these after\nRESUME", lambda s: s.lost_after_resume),
+    ("replies\nlost", lambda s: s.answers_lost),
     ("twice", lambda s: s.duplicated),
     ("swapped", lambda s: s.reordered),
     ("longest gap\nms", lambda s: s.longest_gap_ms),
     ("gap less\npause, ms", lambda s: s.gap_minus_pause_ms),
     ("VM's pause\nms", lambda s: s.guest_pause_ms),
+    ("switches\ndropped", lambda s: s.switch_drops),
+    ("idle %", lambda s: s.idle_percent),
 )
 
 
 SHORT = {"client-to-vm": "to VM", "vm-to-client": "from VM"}
-WIDEST = 150
+WIDEST = 180
 """Columns of text; a table cut short would hide what it is for."""
 
 
