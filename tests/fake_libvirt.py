@@ -21,6 +21,7 @@ class FakeDomain:
         self.downtime = -1
         self.aborted = False
         self.refuses = ""
+        self.goes_to: FakeConnection | None = None
         self._wire: socket.socket | None = None
         self.uuid = ElementTree.fromstring(xml).findtext("uuid") or ""
 
@@ -74,6 +75,10 @@ class FakeDomain:
                     raise libvirtError("operation failed: migration out job: unexpectedly failed")
             except OSError:
                 raise libvirtError("operation aborted: migration out job: canceled by client") from None
+        if self.goes_to is not None:
+            there = FakeDomain(self.goes_to, self.xml, (1, 1))
+            self.goes_to.domains_.append(there)
+            self.goes_to.tell(there, 4, 1)
         self.connection.domains_.remove(self)
         self.connection.tell(self, 5, 3)
 
