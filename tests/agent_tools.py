@@ -1,6 +1,5 @@
 """The agent as a test runs it: on a server of the lab, by its command."""
 
-import asyncio
 import json
 import sys
 from dataclasses import dataclass
@@ -31,7 +30,3 @@ async def renew(bench: Bench, node: str, vm: str, *more: str) -> Outcome:
     """Renew with the lab's controller, at the edge switch of that server."""
     url = bench.topology.controller_url
     return await agent(bench.lab, node, "renew", "--vm", vm, "--url", url, *more)
-
-
-async def renew_in_background(bench: Bench, node: str, vm: str, *more: str) -> "asyncio.Task[Outcome]":
-    return asyncio.create_task(renew(bench, node, vm, *more))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_tools import renew, renew_in_background
+from agent_tools import renew
 from dhcp_oracle import RENEWAL, asked_of_kea, kea_log, kea_tells_all, tshark
 from lab_frames import IP, dhcp_type
 from lab_start import addressed
@@ -113,25 +113,30 @@ async def test_the_renewal_is_judged_by_kea_and_the_guest_sees_nothing(
     assert kinds == ["renewal.sent", "binding.renewed", "renewal.acked"]
 
 
-async def test_after_a_move_the_port_of_the_new_switch_is_recorded(bench: Bench) -> None:
-    """A3: where the VM is now; and its traffic goes on meanwhile."""
+async def test_after_a_move_the_vm_is_renewed_from_its_new_port_and_nobody_had_to_ask(bench: Bench) -> None:
+    """A1, A3: the agent there does it when the VM has arrived; traffic goes on, the guest sees nothing."""
+    (before,) = await bench.bindings("vm1")
     source = await where(bench, "vm1")
     target = "server2" if source != "server2" else "server3"
-    await bench.move("vm1", target_server=target)
     async with (
         bench.events() as events,
-        bench.capture(target, "tap-vm1", "inout") as tap,
-        bench.traffic(await bench.address("vm1")) as traffic,
+        bench.capture("dhcp", "eth0", "in") as at_server,
+        bench.traffic(before["ip"]) as traffic,
     ):
-        outcome = await renew(bench, target, "vm1")
-        assert outcome.code == 0, outcome.words
-        acked = await events.until("renewal.acked", of_vm("vm1"))
+        await bench.move("vm1", target_server=target)
+        async with bench.capture(target, "tap-vm1", "out") as tap:
+            acked = await events.until("renewal.acked", of_vm("vm1"))
+            await tap.until(lambda f: f.ether.haslayer(IP))
         figures, _ = await traffic.end()
     assert figures.lost == 0
-    (row,) = await bench.bindings("vm1")
-    assert (acked["renewal"]["switch"], acked["renewal"]["recorded_port"]) == (row["switch"], row["port"])
-    assert row["switch"] == f"edge{target[-1]}"
     assert [str(f) for f in tap.frames if is_dhcp(f)] == []
+    (row,) = await bench.bindings("vm1")
+    order = acked["renewal"]
+    assert (order["server"], order["switch"], row["switch"]) == (target, f"edge{target[-1]}", order["switch"])
+    assert order["recorded_port"] == row["port"]
+    assert row["lease_end"] == order["lease_end"] > before["lease_end"]
+    (sent,) = [f for f in at_server.frames if dhcp_type(f.ether) == "request"]
+    assert (sent.src, sent.ether["BOOTP"].xid) == (ONE, order["xid"])
 
 
 async def test_a_nak_ends_the_binding_and_the_operator_is_told(bench: Bench, kea: Json) -> None:
@@ -262,29 +267,3 @@ async def test_the_guests_own_renewal_meanwhile_reaches_the_guest(bench: Bench) 
     xids = {f.ether["BOOTP"].xid for f in tap.frames if is_dhcp(f)}
     assert int(outcome.data["xid"], 16) not in xids
     assert len(xids) == 1
-
-
-async def test_the_agent_waits_for_the_vm_to_arrive(bench: Bench) -> None:
-    """A1: it is not told, it hears of RESUME from QEMU."""
-    vm = await bench.vm("vm1")
-    source, target = vm["server"], "server2" if vm["server"] != "server2" else "server3"
-    async with bench.events() as events:
-        move = (await bench.post("moves", {"vm": "vm1", "target_server": target}))["id"]
-
-        def stands(event: Json) -> bool:
-            return bool(event["move"]["id"] == move and event["move"]["state"] == "prepared")
-
-        await events.until("move.step", stands)
-        qmp = await qmp_socket(bench, target)
-        waiting = await renew_in_background(bench, target, "vm1", "--qmp", qmp, "--timeout", "60")
-        outcome = await waiting
-        assert outcome.code == 0, outcome.words
-        acked = await events.until("renewal.acked", of_vm("vm1"))
-        await events.until("move.step", lambda e: e["move"]["id"] == move and e["move"]["state"] == "done")
-    assert (acked["renewal"]["server"], source) != (source, target)
-    assert acked["renewal"]["server"] == target
-
-
-async def qmp_socket(bench: Bench, server: str) -> str:
-    found = sorted((bench.lab.directory / "vms" / server).glob("*.qmp"), key=lambda p: p.stat().st_mtime)
-    return str(found[-1])
