@@ -305,6 +305,25 @@ async def test_a_database_may_have_bridges_that_are_no_switch_of_ours_but_none_o
     assert "the database has edge2" in refusals(controller)[0][1]
 
 
+async def test_a_switchs_newer_database_is_followed_and_the_older_one_ends(
+    databases: tuple[Databases, int], pki: Certificates
+) -> None:
+    """As with OpenFlow: the older one, if it still lives, comes back and is read anew."""
+    made, port = databases
+    older = await dial(port, pki.client("switch/edge1"))
+    await play(older, EDGE1)
+    await until(lambda: len(made.told) == 1)
+    newer = await dial(port, pki.client("switch/edge1"))
+    await play(newer, EDGE1)
+    await older.gone()
+    await until(lambda: len(made.told) == 2)
+    again = await dial(port, pki.client("switch/edge1"))
+    await play(again, EDGE1)
+    await newer.gone()
+    await until(lambda: len(made.told) == 3)
+    assert not made.listener.refused
+
+
 def _inserted(update: dict[str, Any]) -> dict[str, Any]:
     return {t: {uuid: {"insert": row["initial"]} for uuid, row in rows.items()} for t, rows in update.items()}
 

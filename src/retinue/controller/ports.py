@@ -40,6 +40,8 @@ class PortWatch:
         self._read = read
         self._admits = admits
         self._ports: dict[int, list[BridgePort]] = {}
+        self._followed: dict[int, Connection] = {}
+        """By datapath id, whose word is taken: that of the newest connection."""
         self.versions: dict[int, str] = {}
         """Open vSwitch's version by datapath id."""
 
@@ -52,6 +54,7 @@ class PortWatch:
 
         def update(_: list[RowChange] | None = None) -> None:
             if connection.is_open and self._allowed(connection, _dpids(replica)):
+                self._take_over(connection, _dpids(replica))
                 self._update(replica)
 
         replica = Replica(DATABASE, COLUMNS, update)
@@ -65,8 +68,19 @@ class PortWatch:
         self._read(dpids, [port.iface_id for dpid in dpids for port in self._ports[dpid] if port.iface_id])
         await self._ended(connection)
 
+    def _take_over(self, connection: Connection, dpids: Collection[int]) -> None:
+        """A switch has one database: the older connection ends, and reads anew when it comes back."""
+        for dpid in dpids:
+            former = self._followed.get(dpid)
+            self._followed[dpid] = connection
+            if former is not None and former is not connection:
+                former.close(f"the database of switch {dpid:#x} has connected again, from {connection.name}")
+
     async def _ended(self, connection: Connection) -> None:
-        reason = await connection.closed()
+        try:
+            reason = await connection.closed()
+        finally:
+            self._followed = {dpid: one for dpid, one in self._followed.items() if one is not connection}
         if isinstance(reason, RefusedError):
             raise reason
 
