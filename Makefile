@@ -37,7 +37,7 @@ demo: install
 
 compare: install
 	@sh deploy/install-system.sh deploy/apt-compare.txt || echo "Going on without: see what is not available" >&2
-	@$(BIN)/retinue lab compare --output build/compare.json $(if $(SYSTEMS),--systems "$(SYSTEMS)") \
+	@nice -n -15 $(BIN)/retinue lab compare --output build/compare.json $(if $(SYSTEMS),--systems "$(SYSTEMS)") \
 		$(if $(RUNS),--runs $(RUNS)) $(if $(PPS),--pps "$(PPS)") $(if $(SIZES),--sizes "$(SIZES)") \
 		$(if $(TCP),--tcp $(TCP))
 
