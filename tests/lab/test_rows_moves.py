@@ -56,7 +56,7 @@ def qemu_of(bench: Bench, server: str) -> int:
 # ---- F1 ----
 
 
-@pytest.mark.parametrize("pps", [500, 1000])
+@pytest.mark.parametrize("pps", [200, 1000])
 async def test_a_move_loses_doubles_and_reorders_nothing(bench: Bench, pps: int) -> None:
     """F1: from leaf to leaf, within a leaf, and back again at once."""
     async with bench.traffic(await bench.address("vm1"), pps=pps) as traffic:
@@ -124,7 +124,7 @@ async def test_a_move_can_be_cancelled(bench: Bench, state: str) -> None:
         figures, _ = await traffic.end()
     await as_before(bench, before)
     # What went to the target between the diversion and its undoing is gone with the target's queue.
-    assert figures.lost == 0 or state == "diverted", figures
+    assert figures.lost == 0 or "diverted" in [step["state"] for step in undone["steps"]], figures
 
 
 async def as_before(bench: Bench, before: dict[str, Any]) -> None:
@@ -134,7 +134,7 @@ async def as_before(bench: Bench, before: dict[str, Any]) -> None:
     await eventually(same)
     assert await bench.ping("vm1", "203.0.113.9")
     # And it can be moved afterwards, without loss.
-    async with bench.traffic(await bench.address("vm1"), pps=500) as traffic:
+    async with bench.traffic(await bench.address("vm1")) as traffic:
         await bench.move("vm1", target_server="server2")
         figures, _ = await traffic.end()
     assert (figures.lost, figures.duplicated) == (0, 0), figures

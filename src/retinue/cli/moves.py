@@ -17,7 +17,7 @@ WAITS_FOR = {
     "matched": "the VM's port at the target",
     "admitting": "bindings and flows at the target, confirmed",
     "prepared": "the hypervisor to start the copy",
-    "copying": "the VM to run at the target",
+    "copying": "all but a little of the VM to be copied; it runs on",
     "diverted": "the VM to run at the target; its traffic waits there",
     "switching": "its traffic to be steered to the target, confirmed",
     "switched": "bindings and flows at the source to be deleted, confirmed",
