@@ -336,3 +336,30 @@ def test_links_are_followed_into_the_archive(tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(compare_tcp.archive([path]))) as tar:
         (member,) = tar.getmembers()
         assert (member.name, member.isreg(), member.size) == (path.lstrip("/"), True, 4)
+
+
+def test_what_switches_drop_is_counted_by_port() -> None:
+    said = (
+        "p_raw 0      0      *:up0 * skmem:(r0,rb212992,t0,tb212992,f0,w0,o640,bl0,d7)\n"
+        "p_raw 0      0      *:tap-vm1 * skmem:(r0,rb212992,t0,tb212992,f0,w0,o640,bl0,d30)\n"
+        "p_raw 0      0      *:up0 * skmem:(r0,rb212992,t0,tb212992,f0,w0,o640,bl0,d2)\n"
+    )
+    before = compare_bench.drops_of("server1", said)
+    assert before == {("server1", "up0"): 9, ("server1", "tap-vm1"): 30}
+    after = {("server1", "up0"): 10, ("server2", "tap-vm1"): 4}
+    assert compare_bench.dropped(before, after) == 5, "a port that is gone is not counted"
+
+
+def test_ovn_is_told_of_its_missing_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for system in (compare_ovn.OvnMultichassisRarp(), compare_ovn.OvnNaive()):
+        assert "ovn-central" in system.missing()
+        assert "ovn-host" in system.missing()
+
+
+def test_the_picture_shows_the_run_in_the_middle() -> None:
+    moves = [row(run=n, gap=gap) for n, gap in enumerate((90, 50, 70), 1)]
+    traces = [Trace("retinue", 500, 64, n, 10.0, []) for n in (1, 2, 3)]
+    traces.append(Trace("retinue", 2000, 64, 4, 10.0, []))
+    (chosen,) = compare._typical(traces, moves)
+    assert (chosen.pps, chosen.run) == (500, 3)

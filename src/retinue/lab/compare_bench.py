@@ -95,12 +95,18 @@ async def drops(bench: Bench) -> Drops:
     """
 
     async def of(node: str) -> Drops:
-        said = await run(["ss", "-0nmHO"], node=node)
-        found = re.findall(r"\*:(\S+) .*skmem:\(.*,d(\d+)\)", said)
-        return {(node, port): int(count) for port, count in found}
+        return drops_of(node, await run(["ss", "-0nmHO"], node=node))
 
     nodes = switches.nodes(bench.topology)
     return {key: n for each in await asyncio.gather(*map(of, nodes)) for key, n in each.items()}
+
+
+def drops_of(node: str, said: str) -> Drops:
+    """What ss(8) tells of a node's packet sockets, several of which may be at one port."""
+    found: Drops = {}
+    for port, count in re.findall(r"\*:(\S+) .*skmem:\(.*,d(\d+)\)", said):
+        found[node, port] = found.get((node, port), 0) + int(count)
+    return found
 
 
 def dropped(before: Drops, after: Drops) -> int:
