@@ -24,6 +24,10 @@ NOT_HERE_YET = frozenset({"inmigrate", "prelaunch"})
 """States of a QEMU whose VM is still to come."""
 
 
+GREETING_LIMIT = 10.0
+"""Seconds. QEMU speaks to one client of a QMP socket at a time, and lets the next one wait."""
+
+
 class ArrivalError(Exception):
     """QEMU cannot be asked whether the VM is here; the message says why."""
 
@@ -46,7 +50,10 @@ async def arrived(qmp: Path, limit: float | None, on_wait: Callable[[], None] = 
     """
     client = QMPClient("agent")
     try:
-        await client.connect(str(qmp))
+        async with asyncio.timeout(GREETING_LIMIT):
+            await client.connect(str(qmp))
+    except TimeoutError:
+        raise ArrivalError(f"QMP socket {qmp}: no greeting; does somebody else speak to it?") from None
     except (QMPError, OSError) as error:
         raise ArrivalError(f"QMP socket {qmp}: {error}") from error
     try:
