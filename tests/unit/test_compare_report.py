@@ -14,6 +14,8 @@ from retinue.cli.main import app
 from retinue.lab import (
     compare,
     compare_all,
+    compare_bench,
+    compare_ovn,
     compare_picture,
     compare_report,
     compare_systems,
