@@ -277,10 +277,7 @@ async def test_moves_are_read_with_the_fields_an_agent_acts_on() -> None:
         (200, "<html>", ControllerAwayError, "does not speak JSON"),
         (404, "", RefusedError, "status 404"),
         (403, '{"error": "not an agent"}', RefusedError, "not an agent"),
-        pytest.param(
-            *(400, "[1]", RefusedError, "status 400"),
-            marks=pytest.mark.xfail(strict=True, reason="an error that is no object is not told apart yet"),
-        ),
+        (400, "[1]", RefusedError, "status 400"),
         (200, '{"vms": 5}', RecordError, "no proper"),
         (200, "[]", RecordError, "no proper"),
     ],

@@ -148,6 +148,7 @@ def test_a_vm_that_was_handed_over_is_given_back_on_the_targets_word() -> None:
     move, _ = step(walk(6), Failed("the target cannot load it"), 7.0)
     move, effects = step(move, TargetGone(), 8.0)
     assert (move.state, effects) == (MoveState.ROLLING_BACK, (ReturnToSource(),))
+    assert again(move, 8.5)[1] == (*UNDO, ReturnToSource()), "the source may have missed it"
     move, _ = step(move, RolledBack(), 9.0)
     assert step(move, TargetGone(), 9.5) == (move, ())  # it runs there again already
     move, _ = step(move, Confirmed(Booked.TARGET_CLOSED), 10.0)

@@ -81,7 +81,7 @@ def load(path: Path) -> AgentConfig:
         config = msgspec.convert(tomllib.loads(path.read_text()), AgentConfig)
     except OSError as error:
         raise AgentConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise AgentConfigError(f"{path}: {error}") from error
     host, _, port = config.listen.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:

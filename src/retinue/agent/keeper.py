@@ -8,12 +8,12 @@ Copies, going out and coming in, are tasks beside the worker, so that a rollback
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
+from retinue.agent.kept import Kept, KeptMachine, Ports
 from retinue.agent.records import Happening, MoveRecord, VMRecord
 from retinue.agent.rest import ControllerAwayError, RefusedError, Reports, Rest, quoted
 from retinue.agent.transfer import Transfer
@@ -23,7 +23,6 @@ from retinue.hypervisor import (
     HandedOverError,
     Hypervisor,
     HypervisorError,
-    Machine,
     MigrationFailed,
     MigrationResult,
     Resumed,
@@ -31,7 +30,6 @@ from retinue.hypervisor import (
     Stopped,
     VMSpec,
 )
-from retinue.hypervisor.argv import Files
 
 log = structlog.get_logger()
 
@@ -41,55 +39,6 @@ DIVERT_SECONDS = 10.0
 """How long a copy that is all but done waits for its traffic to be diverted; the VM runs meanwhile."""
 GIVING = frozenset({"diverted", "rolling back"})
 """States of a move in which a VM may have been given away: never before its traffic is diverted."""
-
-
-class KeptMachine(Machine, Protocol):
-    @property
-    def files(self) -> Files: ...
-
-    async def let_go(self) -> None:
-        """Leave it as it is."""
-
-
-class Ports(Protocol):
-    """Makes and removes VM ports on this server. Failures are HypervisorError; doing it twice is no error."""
-
-    async def add(self, vm: str, mac: str) -> None: ...
-
-    async def remove(self, vm: str) -> None: ...
-
-
-@dataclass
-class Kept:
-    """One VM that has, or is about to have, a port on this server."""
-
-    record: VMRecord
-    plugged: bool = False
-    machine: KeptMachine | None = None
-    runs: bool = False
-    """It runs here, or did until it was stopped to move; not so while it is on its way in."""
-    coming: bool = False
-    """It is on its way in, or has failed to arrive: it is not to be started beside."""
-    life: object = None
-    """Stands for the present machine: what an earlier one has to tell is no news."""
-    ending: bool = False
-    """The machine is being ended by us: its end is no news."""
-    resumed_at: float = 0.0
-    """When it ran on after its last move."""
-    handed_over: bool = False
-    """It has been given away, and only the target's word gives it back."""
-    copying: asyncio.Task[None] | None = None
-    move: str = ""
-    """The last move it had to do with here."""
-    todo: "asyncio.Queue[Callable[[], Awaitable[None]]]" = field(default_factory=asyncio.Queue)
-    worker: asyncio.Task[None] | None = None
-
-    @property
-    def id(self) -> str:
-        return self.record.id
-
-    def arrived(self, at: float) -> None:
-        self.runs, self.coming, self.ending, self.resumed_at = True, False, False, at
 
 
 class Keeper:
@@ -183,6 +132,8 @@ class Keeper:
                 self._after_a_restart(move, kept)
             elif move.state in asked:
                 self.take(Happening(asked[move.state], vm=records.get(move.vm), move=move))
+                if move.target_gone:
+                    self.take(Happening("move.return", move=move))
             elif move.state == "undone" and kept is not None and knows and not kept.runs:
                 self.take(Happening("move.rollback", move=move))  # Its target; that it is off was missed.
 

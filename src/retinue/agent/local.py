@@ -20,7 +20,8 @@ from typing import Any
 
 import msgspec
 
-from retinue.agent.keeper import Keeper, Kept
+from retinue.agent.keeper import Keeper
+from retinue.agent.kept import Kept
 from retinue.agent.records import VMRecord
 from retinue.hypervisor import HypervisorError
 from retinue.hypervisor.taps import tap_name

@@ -1,4 +1,4 @@
-"""Ports of VMs on this server's edge switch (keeper.Ports)."""
+"""Ports of VMs on this server's edge switch (kept.Ports)."""
 
 import asyncio
 from collections.abc import Collection, Sequence

@@ -33,6 +33,8 @@ class MoveRecord(msgspec.Struct, frozen=True):
     state: str = ""
     memory_at: str = ""
     """Where the target's agent takes the memory in: host:port."""
+    target_gone: bool = False
+    """Rolling back: the target has given the VM back."""
 
 
 class Happening(msgspec.Struct, frozen=True):

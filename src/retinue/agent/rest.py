@@ -164,9 +164,10 @@ class HttpRest:
                 raise ControllerAwayError(f"{self.base} does not speak JSON") from error
             if response.status >= 500:
                 raise ControllerAwayError(f"{self.base} is out of order: status {response.status}")
+            told: dict[str, Any] = answer if isinstance(answer, dict) else {}
             if response.status >= 400:
-                raise RefusedError(str(answer.get("error", f"status {response.status}")))
-            return answer if isinstance(answer, dict) else {}
+                raise RefusedError(str(told.get("error", f"status {response.status}")))
+            return told
 
 
 def quoted(id: str) -> str:

@@ -19,7 +19,7 @@ from retinue.api.access import Access, NotAllowedError, NotAuthenticatedError
 from retinue.api.door import Door
 from retinue.controller.config import address, port_ref
 from retinue.controller.controller import Controller
-from retinue.controller.moving import STEERING_LIMIT, STOPPED_LIMIT, MoveError
+from retinue.controller.moving import CACHE_LAG, STEERING_LIMIT, STOPPED_LIMIT, MoveError
 from retinue.model import VM, ModelError, Server, Service, mac
 from retinue.moves import MoveState
 
@@ -229,6 +229,9 @@ class Api:
         if move.state is MoveState.DIVERTED and body.event in LIMITS_OF_STEERING:
             # The answer is the word that the VM may go on: its traffic goes to the target already.
             steered = await mover.until_steered(name, LIMITS_OF_STEERING[body.event])
+            if body.event == "stopped" and not move.steered:
+                # Who asks with "converged" waits by itself, until nothing comes any more.
+                await asyncio.sleep(CACHE_LAG)
             if not steered and body.event == "converged":
                 raise MoveError("the switches have not confirmed in time that they steer to the target")
         return _json({"state": mover.moves[name].state})

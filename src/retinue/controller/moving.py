@@ -26,7 +26,7 @@ STEERING_LIMIT, STOPPED_LIMIT = 5.0, 0.5
 """Seconds a VM is kept from moving on until the switches have confirmed: while it runs at the source, and
 while it stands still; past that, running late is worse than running."""
 PRIMER = b"retinue primer"
-CACHE_LAG = 0.005
+CACHE_LAG = 0.006
 """Seconds by which Open vSwitch's flow cache may follow its tables, and with them the barrier's reply."""
 
 
@@ -102,8 +102,8 @@ class Mover:
     # ---- the hypervisor's word ----
 
     def hypervisor_says(self, id: str, event: str, at: float, reason: str, memory_at: str = "") -> Move:
-        """target_open (with memory_at, where the target has an agent of its own), copying, converged, stopped,
-        resumed, source_gone, failed, rolled_back, target_gone.
+        """target_open (with memory_at, where the target has an agent of its own), copying, converged,
+        stopped, resumed, source_gone, failed, rolled_back, target_gone.
         """
         if id not in self.moves:
             raise MoveError(f"there is no move {id}; `retinue move list` shows those there are")
@@ -135,15 +135,15 @@ class Mover:
                 raise MoveError(f"a move knows no event {event!r}")
 
     async def until_steered(self, id: str, limit: float) -> bool:
-        """True as soon as every switch steers to the target, its flow cache included; False after `limit`."""
-        move = self.moves[id]
+        """True as soon as every switch has confirmed that it steers to the target; False after `limit`.
+
+        Open vSwitch's flow cache follows its tables, and with them the confirmation, a little later.
+        """
         try:
             async with asyncio.timeout(limit):
                 await self._steered.setdefault(id, asyncio.Event()).wait()
         except TimeoutError:
             return False
-        if not move.steered:
-            await asyncio.sleep(CACHE_LAG)
         return True
 
     # ---- what else drives a move ----

@@ -34,13 +34,12 @@ async def arrive(machine: QemuMachine, channel: Channel, on_event: OnEvent) -> f
                 uri = await machine.give(theirs)
                 await machine.execute("migrate-incoming", uri=uri)
             await _both(_take_in(channel, ours), _loaded(heard))
-            await machine.execute("cont")
             ran = True
-            at = await _running(heard)
+            at = await _to_its_end(_run(machine, heard))
     except BaseException as error:
         machine.kill()
         await asyncio.shield(machine.quit())
-        if not ran:  # else the source must not run it again
+        if not ran:  # else it may have run, and the source must not run it again
             with contextlib.suppress(HypervisorError):
                 await channel.say("failed", reason=str(error) or "it was called off")
         raise
@@ -85,6 +84,22 @@ async def _loaded(heard: EventQueue) -> None:
                 raise HypervisorError("its QEMU cannot load what came")
             case name, _ if name == GONE:
                 raise HypervisorError("its QEMU has ended")
+
+
+async def _run(machine: QemuMachine, heard: EventQueue) -> float:
+    await machine.execute("cont")
+    return await _running(heard)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, float]) -> float:
+    """A VM that is told to run is not called off any more: who cancels this waits, and finds it running."""
+    task = asyncio.create_task(work)
+    while True:
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise
 
 
 async def _running(heard: EventQueue) -> float:

@@ -50,7 +50,7 @@ class Channel:
             return contents
         try:
             word = json.loads(contents)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ChannelError("the other end of the move sends words that are not JSON") from error
         if not isinstance(word, dict) or not isinstance(word.get("word"), str):
             raise ChannelError("the other end of the move sends a word without its name")

@@ -94,7 +94,9 @@ class Move:
     closed: bool = False
     """Rolling back: the switches confirmed that the target is closed."""
     restored: bool = False
-    """Rolling back: the hypervisor said that the source runs and the target is gone."""
+    """Rolling back: the hypervisor said that the source runs."""
+    target_gone: bool = False
+    """Rolling back: the VM never ran at the target, and never will; the source may run it again."""
 
     @property
     def undone_by_time(self) -> bool:
@@ -320,7 +322,10 @@ def again(move: Move, now: float) -> tuple[Move, tuple[Effect, ...]]:
     """Ask again for what the move's state waits for; its time counts anew."""
     if move.state.ended:
         return move, ()
-    return replace(move, steps=(*move.steps, (move.state, now))), AGAIN.get(move.state, ())
+    effects = AGAIN.get(move.state, ())
+    if move.state is S.ROLLING_BACK and move.target_gone:
+        effects += (ReturnToSource(),)
+    return replace(move, steps=(*move.steps, (move.state, now))), effects
 
 
 def begin(id: str, vm: str, source: str, target: str, now: float) -> Move:
@@ -346,7 +351,7 @@ def step(move: Move, event: Event, now: float) -> tuple[Move, tuple[Effect, ...]
         case RolledBack() if move.state is S.ROLLING_BACK:
             return _undone(replace(move, restored=True), now)
         case TargetGone() if move.state is S.ROLLING_BACK:
-            return move, () if move.restored else (ReturnToSource(),)
+            return replace(move, target_gone=True), () if move.restored else (ReturnToSource(),)
         case TargetGone() if move.state is S.UNDONE:
             return move, ()
         case Resumed(at) if move.state is S.ROLLING_BACK and not move.restored:

@@ -1,0 +1,59 @@
+"""What an agent knows of one VM on its server."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from retinue.agent.records import VMRecord
+from retinue.hypervisor import Machine
+from retinue.hypervisor.argv import Files
+
+
+class KeptMachine(Machine, Protocol):
+    @property
+    def files(self) -> Files: ...
+
+    async def let_go(self) -> None:
+        """Leave it as it is."""
+
+
+class Ports(Protocol):
+    """Makes and removes VM ports on this server. Failures are HypervisorError; doing it twice is no error."""
+
+    async def add(self, vm: str, mac: str) -> None: ...
+
+    async def remove(self, vm: str) -> None: ...
+
+
+@dataclass
+class Kept:
+    """One VM that has, or is about to have, a port on this server."""
+
+    record: VMRecord
+    plugged: bool = False
+    machine: KeptMachine | None = None
+    runs: bool = False
+    """It runs here, or did until it was stopped to move; not so while it is on its way in."""
+    coming: bool = False
+    """It is on its way in, or has failed to arrive: it is not to be started beside."""
+    life: object = None
+    """Stands for the present machine: what an earlier one has to tell is no news."""
+    ending: bool = False
+    """The machine is being ended by us: its end is no news."""
+    resumed_at: float = 0.0
+    """When it ran on after its last move."""
+    handed_over: bool = False
+    """It has been given away, and only the target's word gives it back."""
+    copying: asyncio.Task[None] | None = None
+    move: str = ""
+    """The last move it had to do with here."""
+    todo: "asyncio.Queue[Callable[[], Awaitable[None]]]" = field(default_factory=asyncio.Queue)
+    worker: asyncio.Task[None] | None = None
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    def arrived(self, at: float) -> None:
+        self.runs, self.coming, self.ending, self.resumed_at = True, False, False, at
