@@ -86,9 +86,9 @@ class DhcpPath:
         if passing.datagram.dport == SERVER_PORT and not relay.is_relay(self._context.net, dhcp.giaddr):
             self._refused(Refused(f"for a relay at {dhcp.giaddr}, which is none of ours"), passing)
             return
-        if dhcp.server_id is not None:
-            self._heard_at[dhcp.server_id] = server.id
         effects = self._snooper.server(ServerMessage(server.id, dhcp), self._context.clock())
+        if dhcp.server_id is not None and not any(isinstance(e, Refused) for e in effects):
+            self._heard_at[dhcp.server_id] = server.id
         self._act(effects, passing, server.id)
 
     async def expire(self) -> None:

@@ -99,7 +99,6 @@ class Renewals:
         self._ended: dict[str, asyncio.Event] = {}
         self._last_leases: OrderedDict[str, Holding] = OrderedDict()
         """By VM: the lease that ran out last, until it has another one."""
-        self._number = 0
 
     # ---- the word to renew ----
 
@@ -217,9 +216,10 @@ class Renewals:
         granted_by = lease.server or self._only_server()
         if granted_by is None:
             raise RenewalError(f"it is not known which DHCP server granted {lease.ip} to VM {vm.id}")
-        self._number += 1
+        xid = self._fresh_xid()
         return Order(
-            id=f"renewal-{self._number}",
+            # Never the same again, also after a restart: an agent may still speak of an earlier one.
+            id=f"renewal-{xid:08x}",
             vm=vm.id,
             server=server,
             switch=edge,
@@ -227,7 +227,7 @@ class Renewals:
             port_number=port.number,
             ip=lease.ip,
             mac=vm.mac,
-            xid=self._fresh_xid(),
+            xid=xid,
             dhcp_server=granted_by,
             client_id=lease.client_id.hex(),
             next_hop=net.gateway_mac,
