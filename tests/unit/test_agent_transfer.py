@@ -132,7 +132,7 @@ async def test_a_move_that_is_called_off_as_it_comes_in_is_not_let_in(
         (b'W\0\0\0\x23{"word": "come", "move": "move-1"}  ', "no such move is expected"),
         (b'W\0\0\0\x20{"word": "move", "move": ["a"]}  ', "no such move is expected"),
         (b"W\xff\xff\xff\xff", "the other end of the move sends what is not agreed"),
-        (b"W\0\0\xff\xff" + b"[" * 0xFFFF, "words that are not JSON"),
+        (b"W\0\0\xff\xff" + b"[" * 0xFFFF, "the other end of the move sends words that are not JSON"),
         (b"W\0\0", "the other end of the move has hung up"),
         (b"", "the other end of the move has hung up"),
     ],

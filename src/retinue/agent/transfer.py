@@ -84,7 +84,7 @@ class Transfer:
             await channel.say("come")
             if waiting.done():
                 raise ChannelError("the move has been called off")
-        except (ChannelError, TimeoutError, RecursionError) as error:
+        except (ChannelError, TimeoutError) as error:
             self.refused[str(error).partition(":")[0] or "no word"] += 1
             log.warning("a move is refused", peer=str(writer.get_extra_info("peername")), why=str(error))
             await channel.close()
