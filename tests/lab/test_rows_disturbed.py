@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 import re
+import ssl
 import sys
 from collections import Counter
 
@@ -12,7 +13,10 @@ import pytest
 from lab_frames import ARP, arp, damaged_arp, damaged_dhcp, from_client
 from lab_health import undisturbed
 from lab_tools import Bench, at, eventually, mac_of
+from retinue.lab import credentials
 from retinue.lab.topology import OPENFLOW_PORT, OVSDB_PORT, REST_PORT
+from retinue.pki.authority import Authority
+from retinue.pki.identity import PeerRole
 
 pytestmark = pytest.mark.lab
 
@@ -32,12 +36,15 @@ def logged(bench: Bench, text: str) -> int:
     return (bench.lab.directory / "logs" / "controller.log").read_text().count(text)
 
 
-async def until_cut_off(bench: Bench, port: int, data: bytes) -> bytes:
-    """Send to one of the controller's ports and wait until it ends the connection; what it said."""
-    reader, writer = await bench.dial(port)
+async def until_cut_off(bench: Bench, port: int, data: bytes, tls: ssl.SSLContext | None = None) -> bytes:
+    """Send to one of the controller's ports and wait until it ends the connection; what it said.
+
+    With `tls` it is sent after the handshake, by somebody with a good certificate.
+    """
+    reader, writer = await bench.dial(port, tls)
     said = b""
     try:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
             writer.write(data)
             await writer.drain()
             async with asyncio.timeout(GOING_AWAY):
@@ -48,6 +55,39 @@ async def until_cut_off(bench: Bench, port: int, data: bytes) -> bytes:
 
 
 # ---- bad input ----
+
+
+@pytest.mark.parametrize(
+    ("port", "door", "log"),
+    [
+        (OPENFLOW_PORT, "openflow", "openflow.refused"),
+        (OVSDB_PORT, "ovsdb", "OVSDB connection refused"),
+        (REST_PORT, "rest", "REST connection refused"),
+    ],
+)
+async def test_no_port_takes_what_is_no_tls(bench: Bench, port: int, door: str, log: str) -> None:
+    """Bad input in front of the handshake: plain text of each protocol, noise, halves, lies, silence."""
+    attempts = {
+        "noise": random.Random(7).randbytes(5000),
+        "OpenFlow": bytes.fromhex("0500000800000001"),
+        "JSON": b'{"method":"list_dbs","params":[],"id":1}',
+        "http": b"GET /v1/status HTTP/1.1\r\nHost: c\r\n\r\n",
+        "half a record": bytes.fromhex("16030100c8010000"),
+        "record of nothing": bytes.fromhex("1603010000"),
+        "a length that lies": bytes.fromhex("160301ffff") + bytes(100),
+        "SSL 2": bytes.fromhex("802e0100020015000000100100800200800300800400800500800600400700c0"),
+        "an alert": bytes.fromhex("15030300020228"),
+        "data before the handshake": bytes.fromhex("1703030010") + bytes(16),
+        "silence": b"",
+    }
+    before, lines = await refused(bench, door), logged(bench, log)
+    async with undisturbed(bench):
+        await asyncio.gather(*(until_cut_off(bench, port, data) for data in attempts.values()))
+    told = await refused(bench, door) - before
+    assert told.total() == len(attempts), told
+    # What only begins like TLS is waited for, which OVSDB counts as silence.
+    assert set(told) <= {"tls", "silent"} and told["tls"] >= len(attempts) - 4, told
+    assert logged(bench, log) == lines + len(attempts)
 
 
 async def test_the_openflow_port_refuses_what_is_no_switch(bench: Bench) -> None:
@@ -69,8 +109,9 @@ async def test_the_openflow_port_refuses_what_is_no_switch(bench: Bench) -> None
         "ten thousand echo requests": hello + bytes.fromhex("0502000800000009") * 10_000,
     }
     before, lines = await refused(bench, "openflow"), logged(bench, "openflow.refused")
+    tls = bench.tls_of(PeerRole.SWITCH, "server3")
     async with undisturbed(bench):
-        await asyncio.gather(*(until_cut_off(bench, OPENFLOW_PORT, data) for data in refusals.values()))
+        await asyncio.gather(*(until_cut_off(bench, OPENFLOW_PORT, data, tls) for data in refusals.values()))
     told = await refused(bench, "openflow") - before
     assert told.total() == len(refusals), told
     assert {"version", "length", "timeout", "handshake"} <= set(told)
@@ -78,11 +119,16 @@ async def test_the_openflow_port_refuses_what_is_no_switch(bench: Bench) -> None
 
 
 async def test_an_unknown_switch_is_refused(bench: Bench) -> None:
-    """Bad input: a whole handshake with a datapath id that is not in the configuration."""
+    """Bad input: a whole handshake with a datapath id that is not in the configuration.
+
+    Its certificate is good: the operator has made it, and has not yet told the controller of the switch.
+    """
+    made = Authority(credentials.folder(bench.lab.directory)).issue(PeerRole.SWITCH, "newcomer", days=1)
+    tls = bench.tls_of(PeerRole.SWITCH, made.label)
     features = bytes.fromhex("0506002000000002") + (0xBAD).to_bytes(8, "big") + bytes(16)
     ports = bytes.fromhex("05130010") + (4).to_bytes(4, "big") + bytes.fromhex("000d000000000000")
     async with undisturbed(bench), bench.events() as events:
-        await until_cut_off(bench, OPENFLOW_PORT, bytes.fromhex("0500000800000001") + features + ports)
+        await until_cut_off(bench, OPENFLOW_PORT, bytes.fromhex("0500000800000001") + features + ports, tls)
         unknown = await events.until("switch.unknown")
     assert unknown["dpid"] == "0xbad"
 
@@ -101,8 +147,9 @@ async def test_the_ovsdb_port_refuses_what_is_no_database(bench: Bench) -> None:
         "http": b"GET / HTTP/1.1\r\n\r\n",
     }
     before, lines = await refused(bench, "ovsdb"), logged(bench, "OVSDB connection refused")
+    tls = bench.tls_of(PeerRole.SWITCH, "server3")
     async with undisturbed(bench):
-        await asyncio.gather(*(until_cut_off(bench, OVSDB_PORT, data) for data in attempts.values()))
+        await asyncio.gather(*(until_cut_off(bench, OVSDB_PORT, data, tls) for data in attempts.values()))
     told = await refused(bench, "ovsdb") - before
     assert told.total() == len(attempts), told
     assert {"garbage", "silent"} <= set(told)
@@ -148,7 +195,9 @@ async def test_the_rest_interface_refuses_bad_requests_with_a_reason(bench: Benc
     before = await refused(bench, "rest")
     known = await bench.get("vms"), await bench.get("servers")
     async with undisturbed(bench):
-        answers = await asyncio.gather(*(until_cut_off(bench, REST_PORT, data) for data, _ in cases.values()))
+        answers = await asyncio.gather(
+            *(until_cut_off(bench, REST_PORT, data, bench.tls) for data, _ in cases.values())
+        )
     codes = {name: status_of(said) for name, said in zip(cases, answers, strict=True)}
     assert codes == {name: code for name, (_, code) in cases.items()}
     for name, said in zip(cases, answers, strict=True):
