@@ -209,6 +209,13 @@ def test_each_kind_of_traffic_has_a_run_without_a_move_and_they_take_turns() -> 
     ]
 
 
+def test_at_a_high_rate_each_direction_is_measured_by_itself() -> None:
+    found = compare.tasks(compare.Wanted(["retinue"], 1, [2000], [64]))
+    assert [(task.kind, task.directions) for task in found] == [
+        (kind, (direction,)) for kind in ("noise", "move") for direction in compare_report.DIRECTIONS
+    ]
+
+
 def test_a_system_that_cannot_be_had_is_listed_with_its_reason(tmp_path: Path) -> None:
     output = tmp_path / "new" / "compare.json"
     said: list[str] = []

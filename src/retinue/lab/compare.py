@@ -22,7 +22,17 @@ import msgspec
 from retinue import __version__
 from retinue.lab import compare_all, compare_picture, compare_report, compare_table, guest, sandbox
 from retinue.lab.compare_inside import Task
-from retinue.lab.compare_report import Failure, MoveRow, NoiseRow, Report, Settings, SystemRow, TcpRow, Trace
+from retinue.lab.compare_report import (
+    DIRECTIONS,
+    Failure,
+    MoveRow,
+    NoiseRow,
+    Report,
+    Settings,
+    SystemRow,
+    TcpRow,
+    Trace,
+)
 from retinue.lab.compare_systems import System
 from retinue.lab.errors import LabError
 from retinue.lab.topology import SANDBOX
@@ -31,6 +41,9 @@ Say = Callable[[str], None]
 
 INSIDE = "retinue.lab.compare_inside"
 RUNS, PPS, SIZES = 10, (500, 2000), (64, 1400)
+BOTH_WAYS = 1000
+"""Packets a second up to which both directions are measured in one move; beyond, each has its own. As the VM
+answers each request, both together are three times as many for the switches."""
 LABS = 3
 """For one system: after so many failed runs the rest is given up."""
 LAST_LINES = 10
@@ -98,9 +111,14 @@ def run(wanted: Wanted, output: Path, say: Say, *, add: bool = False, as_json: b
 
 def tasks(wanted: Wanted) -> list[Task]:
     """One run without a move for each kind of traffic, then the moves, the kinds taking turns, then TCP."""
-    kinds = [(pps, size) for pps in wanted.pps for size in wanted.sizes]
-    quiet = [Task("noise", 1, pps, size) for pps, size in kinds]
-    moves = [Task("move", run, pps, size) for run in range(1, wanted.runs + 1) for pps, size in kinds]
+    kinds = [
+        (pps, size, directions)
+        for pps in wanted.pps
+        for size in wanted.sizes
+        for directions in ([DIRECTIONS] if pps <= BOTH_WAYS else [(direction,) for direction in DIRECTIONS])
+    ]
+    quiet = [Task("noise", 1, *kind) for kind in kinds]
+    moves = [Task("move", run, *kind) for run in range(1, wanted.runs + 1) for kind in kinds]
     tcp = [Task("tcp", run) for run in range(wanted.tcp_runs + 1)] if wanted.tcp_runs else []
     return [*quiet, *moves, *tcp]
 

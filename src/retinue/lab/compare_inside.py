@@ -21,7 +21,7 @@ from retinue.lab import compare_all, compare_systems, compare_tcp, state
 from retinue.lab.compare_bench import VM, Bench, ManagedBench, Moved, dropped, drops
 from retinue.lab.compare_hypervisor import PlainBench
 from retinue.lab.compare_records import ClientRecord, Figures, GuestReport, around, client_to_vm, vm_to_client
-from retinue.lab.compare_report import DIRECTIONS, MoveRow, NoiseRow, TcpRow, Trace
+from retinue.lab.compare_report import DIRECTIONS, Direction, MoveRow, NoiseRow, TcpRow, Trace
 from retinue.lab.compare_systems import System
 from retinue.lab.compare_traffic import SteadyRun
 from retinue.lab.demo_wire import popen
@@ -31,6 +31,8 @@ from retinue.lab.state import Directory
 
 BEFORE, AFTER = 0.5, 1.2
 """Seconds of undisturbed traffic before and after each move."""
+FEW = 20
+"""Requests a second while only the other direction is measured."""
 STILL = 2.5
 """Seconds of a run without a move, in the place of the move."""
 PICTURE_BEFORE_MS, PICTURE_AFTER_MS = 200.0, 300.0
@@ -41,6 +43,8 @@ class Task(msgspec.Struct, frozen=True):
     run: int
     pps: int = 0
     size: int = 0
+    directions: tuple[Direction, ...] = DIRECTIONS
+    """Which carry traffic."""
 
     @property
     def text(self) -> str:
@@ -49,7 +53,8 @@ class Task(msgspec.Struct, frozen=True):
                 return f"TCP, run {self.run}"
             case _:
                 what = "no move" if self.kind == "noise" else f"move {self.run}"
-                return f"{self.pps}/s of {self.size} octets, {what}"
+                apart = "" if len(self.directions) > 1 else f" {self.directions[0]}"
+                return f"{self.pps}/s of {self.size} octets{apart}, {what}"
 
 
 def tell(**message: Any) -> None:
@@ -73,7 +78,12 @@ class Comparison:
                 await self.tcp(number, task)
 
     async def traffic(self, task: Task) -> SteadyRun:
-        return await SteadyRun.start(popen, self.bench, self.program, pps=task.pps, size=task.size)
+        # Without requests of its own the client would not know when the traffic has ended.
+        requests = task.pps if "client-to-vm" in task.directions else FEW
+        stream = task.pps if "vm-to-client" in task.directions else 0
+        return await SteadyRun.start(
+            popen, self.bench, self.program, pps=requests, stream=stream, size=task.size
+        )
 
     async def noise(self, number: int, task: Task) -> None:
         run = await self.traffic(task)
@@ -81,10 +91,9 @@ class Comparison:
         await asyncio.sleep(BEFORE + STILL)
         idle = idle_percent(before, processor_time())
         record = await run.finish()
-        figures = both(task.pps, *record, 0.0)
         rows = [
             NoiseRow(self.system.name, direction, task.size, task.run, found, idle)
-            for direction, found in zip(DIRECTIONS, figures, strict=True)
+            for direction, found in figures_of(task, *record, 0.0)
         ]
         tell(task=number, noise=rows)
 
@@ -120,12 +129,14 @@ class Comparison:
                 switch_drops=lost,
                 **moved.more,
             )
-            for direction, found in zip(DIRECTIONS, both(task.pps, *record, moved.resumed_at), strict=True)
+            for direction, found in figures_of(task, *record, moved.resumed_at)
         ]
-        dots = around(record[0], moved.resumed_at, PICTURE_BEFORE_MS, PICTURE_AFTER_MS)
-        trace = Trace(self.system.name, task.pps, task.size, task.run, moved.pause_ms, dots)
         await self.system.after_move(bench, moved.source, moved.target)
-        tell(task=number, move=rows, trace=trace)
+        found: dict[str, Any] = {"task": number, "move": rows}
+        if "client-to-vm" in task.directions:
+            dots = around(record[0], moved.resumed_at, PICTURE_BEFORE_MS, PICTURE_AFTER_MS)
+            found["trace"] = Trace(self.system.name, task.pps, task.size, task.run, moved.pause_ms, dots)
+        tell(**found)
 
     async def tcp(self, number: int, task: Task) -> None:
         """Run 0 is without a move."""
@@ -164,11 +175,12 @@ class Comparison:
         tell(task=number, tcp=[row])
 
 
-def both(pps: int, client: ClientRecord, guest: GuestReport, resumed_at: float) -> tuple[Figures, Figures]:
-    return (
-        client_to_vm(pps, client, guest, resumed_at),
-        vm_to_client(pps, client, guest, resumed_at),
-    )
+def figures_of(
+    task: Task, client: ClientRecord, guest: GuestReport, resumed_at: float
+) -> list[tuple[Direction, Figures]]:
+    """Those of each direction that was measured."""
+    analyses = {"client-to-vm": client_to_vm, "vm-to-client": vm_to_client}
+    return [(name, analyses[name](task.pps, client, guest, resumed_at)) for name in task.directions]
 
 
 def processor_time() -> tuple[int, int]:

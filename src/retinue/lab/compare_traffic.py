@@ -29,14 +29,16 @@ class SteadyRun:
         self._record = record
 
     @classmethod
-    async def start(cls, popen: Popen, bench: Bench, program: Path, *, pps: int, size: int) -> "SteadyRun":
-        """Return when packets flow both ways. Raises LabError when they do not."""
+    async def start(
+        cls, popen: Popen, bench: Bench, program: Path, *, pps: int, stream: int, size: int
+    ) -> "SteadyRun":
+        """Return when packets flow. `pps` are requests, `stream` the VM's own packets a second. LabError."""
         code, said = await bench.in_guest(START)
         if code:
             raise LabError(f"{VM} cannot answer traffic: {said.strip()}")
         with tempfile.NamedTemporaryFile(prefix="retinue-steady-", delete=False) as file:
             record = Path(file.name)
-        words = [ADDRESS, str(PORT), str(pps), str(size), str(pps), str(record)]
+        words = [ADDRESS, str(PORT), str(pps), str(size), str(stream), str(record)]
         process = await popen(CLIENT, [str(program), "ask", *words])
         run = cls(process, bench, record)
         try:
