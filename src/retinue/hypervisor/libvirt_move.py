@@ -42,7 +42,7 @@ MIGRATE_URI = "migrate_uri"
 """VIR_MIGRATE_PARAM_URI."""
 HELD_BACK = 16 << 20
 """Octets of RAM that are left to be sent when the VM is suspended."""
-LARGE_STEP, SMALL_STEP = 1 << 20, 1 << 16
+LARGE_STEP, SMALL_STEP = 1 << 20, 1 << 18
 UNBOUNDED_DOWNTIME = 2_000_000
 """Milliseconds, the most QEMU takes: it converges at the next look."""
 OPEN_LIMIT = 30.0

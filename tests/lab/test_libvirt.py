@@ -1,0 +1,158 @@
+"""Servers with libvirt: VMs moved by a person's virsh, and by us without loss."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from lab_start import boot, lab_of
+from lab_tools import Bench, Doorman, Json
+from retinue.lab import libvirtd
+from retinue.lab.errors import LabError
+from retinue.lab.sandbox import LabHandle
+from retinue.lab.topology import load
+
+pytestmark = pytest.mark.lab
+
+ONE = "00000000-0000-4000-8000-000000000001"
+TWO = "00000000-0000-4000-8000-000000000002"
+VMS: list[Json] = [
+    {"id": ONE, "mac": "52:54:00:00:00:01", "server": "server1", "addresses": []},
+    {"id": TWO, "mac": "52:54:00:00:00:02", "server": "server3", "addresses": ["10.1.0.50"]},
+]
+LINE_OF_LIBVIRT = "/run/retinue/server1/libvirt/run"
+
+
+def missing() -> str:
+    """Why these tests cannot run here; "" when they can."""
+    try:
+        libvirtd.check(load("libvirt"))
+    except LabError as error:
+        return str(error)
+    return ""
+
+
+if reason := missing():
+    pytest.skip(reason, allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHandle]:
+    folder = tmp_path_factory.mktemp("labs")
+    with lab_of(folder, load("libvirt"), "libvirt") as handle:
+        boot(handle, VMS)
+        yield handle
+
+
+@pytest.fixture(scope="module")
+def doorman(lab: LabHandle) -> Iterator[Doorman]:
+    made = Doorman(lab)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def bench(lab: LabHandle, doorman: Doorman) -> AsyncIterator[Bench]:
+    made = Bench(lab, doorman)
+    yield made
+    await made.aclose()
+
+
+def to(bench: Bench, server: str) -> str:
+    """The target as a person names it to virsh."""
+    return f"qemu+tcp://{bench.topology.management_addresses[server].ip}/system"
+
+
+async def virsh(bench: Bench, server: str, *words: str) -> str:
+    return await bench.run(server, "virsh", *words)
+
+
+async def running_at(bench: Bench, vm: str) -> list[str]:
+    """The servers whose libvirt says that it runs the VM."""
+    servers = [server.id for server in bench.topology.server]
+    lists = await asyncio.gather(*(virsh(bench, s, "list", "--name", "--state-running") for s in servers))
+    return [server for server, names in zip(servers, lists, strict=True) if vm in names.split()]
+
+
+async def settled(bench: Bench, vm: str, server: str) -> None:
+    """What must hold once a VM is at a server: one binding, one place, entries and port at its edge only."""
+    shown = await bench.vm(vm)
+    assert (shown["server"], shown["also"], shown["state"]) == (server, [], "running")
+    edges = {s.id: s.edge for s in bench.topology.server}
+    assert [(b["switch"], b["active"]) for b in await bench.bindings(vm)] == [(edges[server], True)]
+    assert await running_at(bench, vm) == [server]
+    (address,) = shown["holds"]
+    for other, edge in edges.items():
+        found = await bench.flows(edge, f"nw_dst={address}", "table=30")
+        assert bool(found) == (other == server), f"{edge}: {found}"
+
+
+async def test_a_booked_vm_waits_paused_for_its_network_and_then_runs(bench: Bench) -> None:
+    await settled(bench, ONE, "server1")
+    await settled(bench, TWO, "server3")
+    port = await bench.run("server1", "ovs-vsctl", "find", "Interface", f"external_ids:iface-id={ONE}")
+    assert "iface-status=active" in port and 'attached-mac="52:54:00:00:00:01"' in port
+    assert await bench.ping(ONE, "10.1.0.50")
+
+
+async def test_a_persons_virsh_moves_the_vm_and_the_network_follows(bench: Bench) -> None:
+    """Nobody told us: a move with all its steps, made of what libvirt says; some packets may be lost."""
+    async with bench.events() as events:
+        async with bench.traffic(await bench.address(ONE), pps=500) as echoes:
+            await virsh(bench, "server1", "migrate", "--live", ONE, to(bench, "server2"))
+            last = await events.until("move.step", lambda e: e["move"]["state"] in ("done", "undone"))
+            traffic, record = await echoes.end()
+        states = [e["move"]["state"] for e in events.of("move.step")]
+        kinds = [(e["server"], e["kind"]) for e in events.of("hypervisor.event")]
+    assert last["move"]["state"] == "done", last["move"]["reason"]
+    assert [s for n, s in enumerate(states) if s not in states[:n] and s != "switching"] == [
+        *("planned", "matched", "admitting", "prepared", "copying"),
+        *("diverted", "switched", "confirmed", "done"),
+    ]
+    assert kinds == [
+        ("server2", "incoming"),
+        ("server1", "suspended"),
+        ("server2", "resumed"),
+        ("server1", "departed"),
+    ]
+    await settled(bench, ONE, "server2")
+    assert (traffic.duplicated, traffic.reordered) == (0, 0)
+    # What is lost was sent between the VM's last moment at the source and the switches' last word.
+    stopped = last["move"]["stopped_at"]
+    assert all(first > stopped - 0.05 and end < stopped + 0.15 for first, end, _ in record.lost_spans())
+
+
+async def test_the_vm_comes_back_and_may_go_on_at_once(bench: Bench) -> None:
+    for source, target in (("server2", "server3"), ("server3", "server1")):
+        async with bench.events() as events:
+            await virsh(bench, source, "migrate", "--live", ONE, to(bench, target))
+            await events.until("move.step", lambda e: e["move"]["state"] == "done")
+        await settled(bench, ONE, target)
+        assert await bench.ping(ONE, "10.1.0.50")
+
+
+async def test_a_move_by_virsh_that_is_called_off_changes_nothing(bench: Bench) -> None:
+    before = await bench.flows("edge1")
+    async with bench.events() as events:
+        moving = asyncio.create_task(
+            virsh(bench, "server1", "migrate", "--live", "--bandwidth", "1", ONE, to(bench, "server2"))
+        )
+        await events.until("move.step", lambda e: e["move"]["state"] == "copying")
+        await virsh(bench, "server1", "domjobabort", ONE)
+        with pytest.raises(AssertionError, match=r"canceled by client|aborted"):
+            await moving
+        ended = await events.until("move.step", lambda e: e["move"]["state"] == "undone")
+    assert "server2" in ended["move"]["reason"]
+    await settled(bench, ONE, "server1")
+    assert len(await bench.flows("edge1")) == len(before)
+
+
+async def test_our_own_move_through_libvirt_loses_nothing(bench: Bench) -> None:
+    """Row F1 with libvirt: its memory is held back until the VM's traffic is at the target."""
+    async with bench.traffic(await bench.address(ONE), pps=500) as echoes:
+        await bench.move(ONE, target_server="server2")
+        traffic, _ = await echoes.end()
+    assert (traffic.lost, traffic.duplicated, traffic.reordered) == (0, 0, 0)
+    await settled(bench, ONE, "server2")
+    await bench.move(ONE, target_server="server1")
+    await settled(bench, ONE, "server1")
