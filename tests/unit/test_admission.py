@@ -67,6 +67,12 @@ async def until(what: Callable[[], bool]) -> None:
             await asyncio.sleep(LOOK)
 
 
+async def leave(peer: Switch, task: "asyncio.Task[None]") -> None:
+    """Hang up, whatever the controller is about to say."""
+    peer.writer.close()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 def refusals(controller: Controller) -> list[tuple[str, str]]:
     return [(e.data["listener"], e.data["reason"]) for e in controller.events.recent("access.refused")]
 
@@ -123,8 +129,7 @@ async def test_a_switch_that_is_not_whom_it_says_is_refused(
     assert len(refusals(controller)) == bool(told)
     if told:
         assert refusals(controller)[0][0] == "openflow" and told in refusals(controller)[0][1]
-    good.writer.close()
-    await task
+    await leave(good, task)
 
 
 async def test_plain_openflow_is_refused(switches: tuple[OpenFlowServer, int]) -> None:
@@ -152,8 +157,7 @@ async def test_several_switches_may_share_a_certificate(
     await until(lambda: len(server.sessions) >= 2)
     assert not server.refused
     for peer, task in joined:
-        peer.writer.close()
-        await task
+        await leave(peer, task)
 
 
 async def test_a_hello_that_comes_with_the_handshake_is_not_lost(
