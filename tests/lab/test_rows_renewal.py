@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_tools import renew
+from agent_tools import agent, renew
 from dhcp_oracle import RENEWAL, asked_of_kea, kea_log, kea_tells_all, tshark
 from lab_frames import IP, dhcp_type
 from lab_start import addressed
@@ -267,3 +267,24 @@ async def test_the_guests_own_renewal_meanwhile_reaches_the_guest(bench: Bench) 
     xids = {f.ether["BOOTP"].xid for f in tap.frames if is_dhcp(f)}
     assert int(outcome.data["xid"], 16) not in xids
     assert len(xids) == 1
+
+
+async def test_alone_it_goes_in_through_open_vswitch_and_the_answer_is_taken_at_the_tap(bench: Bench) -> None:
+    """A10 on an Open vSwitch whose controller, here ours, was told nothing: to it the VM itself renews."""
+    server = await where(bench, "vm1")
+    (before,) = await bench.bindings("vm1")
+    lease = ("--mac", ONE, "--ip", before["ip"], "--server", DHCP_SERVER, "--server-mac", GATEWAY)
+    identity = ("--client-id", "01" + ONE.replace(":", ""))
+    port = ("--port", "tap-vm1", "--bridge", "br0")
+    async with bench.events() as events, bench.capture(server, "tap-vm1", "out") as tap:
+        outcome = await agent(
+            bench.lab, server, "renew", "--standalone", "--vm", "vm1", *lease, *identity, *port
+        )
+        assert outcome.code == 0, outcome.words
+        await events.until("binding.renewed", of_vm("vm1"))
+        assert await bench.ping("vm1", DHCP_SERVER)
+        await tap.until(lambda f: f.ether.haslayer("ICMP"))
+    assert [str(f) for f in tap.frames if is_dhcp(f)] == [], "the guest must see nothing"
+    assert events.of("renewal.sent") == []
+    (row,) = await bench.bindings("vm1")
+    assert row["lease_end"] > before["lease_end"]
