@@ -14,8 +14,10 @@ from retinue.flows.plan import stages
 from retinue.model import Network
 from retinue.model.network import Owner
 from retinue.packets import (
+    ARP,
     BROADCAST,
     Ethernet,
+    EtherType,
     arp_request,
     build_udp4,
     checksum,
@@ -28,6 +30,11 @@ from retinue.packets import (
 OUTSIDE = IPv4Address("198.51.100.9")
 NOWHERE, EVERYWHERE = IPv4Address(0), IPv4Address("255.255.255.255")
 MARK = b"retinue test payload"
+
+
+def rarp(src: str, sha: str, spa: IPv4Address = NOWHERE) -> bytes:
+    """As a hypervisor announces a VM that has arrived."""
+    return Ethernet(BROADCAST, src, EtherType.RARP, ARP(3, sha, spa, sha, spa).build()).build()
 
 
 def udp_frame(src_mac: str, dst_mac: str, src: IPv4Address, dst: IPv4Address) -> bytes:
@@ -162,6 +169,12 @@ class World:
                 self.is_reported_forged(vm, at, udp_frame(src_mac, dst_mac, src, dst))
         self.is_reported_forged(vm, at, arp_request(vm_mac(vm), vm_ip(victim), vm_ip(victim)))
         self.is_reported_forged(vm, at, arp_request(vm_mac(victim), vm_ip(victim), vm_ip(victim)))
+        for eth_src, sha, spa in (
+            (vm_mac(victim), vm_mac(victim), NOWHERE),
+            (vm_mac(vm), vm_mac(victim), NOWHERE),
+            (vm_mac(vm), vm_mac(vm), vm_ip(victim)),
+        ):
+            self.is_reported_forged(vm, at, rarp(eth_src, sha, spa))
         self.speaks_untagged_only(vm, at, victim)
         self.serves_no_dhcp(vm, at, victim)
         self.asks_dhcp_by_the_controller_only(vm, at)

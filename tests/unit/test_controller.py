@@ -222,6 +222,19 @@ async def test_forgery_is_reported_with_who_where_what_how_often(lab: Lab) -> No
     assert len(lab.events("forgery")) == 3
 
 
+async def test_a_vm_that_asks_for_anothers_address_is_told_and_heard_by_the_dhcp_server(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    await lab.boot(2, at=2)
+    heard: list[bytes] = []
+    lab.fake.hosts["leaf2", 90] = heard.append
+    await lab.say(2, 2, request(vm_mac(2), 8, vm_ip(1), DHCP_SERVER))
+    (row,) = lab.controller.context.forgeries.rows()
+    assert (row.kind, row.vm, row.switch, row.port) == ("dhcp", "vm2", "edge2", vm_port(2))
+    assert (row.claimed_mac, row.claimed_ip, row.count) == (vm_mac(2), str(vm_ip(1)), 1)
+    assert len(heard) == 1
+    assert [(r.vm, r.ip) for r in lab.controller.net.bindings()] == [("vm1", vm_ip(1)), ("vm2", vm_ip(2))]
+
+
 async def test_release_nak_and_lease_end_close_the_port(lab: Lab) -> None:
     async def may_send() -> bool:
         await lab.fake.settle()

@@ -36,7 +36,7 @@ from retinue.packets import (
     parse,
     parse_arp,
 )
-from world import EVERYWHERE, NOWHERE, OUTSIDE, World, dhcp_answer, fragments, tagged, udp_frame
+from world import EVERYWHERE, NOWHERE, OUTSIDE, World, dhcp_answer, fragments, rarp, tagged, udp_frame
 
 
 @pytest.fixture
@@ -99,6 +99,12 @@ def test_nothing_is_flooded(world: World) -> None:
 def test_forgery_is_dropped_and_reported(world: World) -> None:
     for vm, at in ((4, 1), (2, 2), (3, 3)):
         world.forges(vm, at, victim=1)
+
+
+def test_the_announcement_of_a_vm_that_has_arrived_is_dropped_without_a_word(world: World) -> None:
+    (delivery,) = world.send(1, 1, rarp(vm_mac(1), vm_mac(1)))
+    assert not delivery.arrivals
+    assert not delivery.to_controller
 
 
 def test_without_a_binding_only_dhcp_and_what_precedes_it_passes() -> None:

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 
 from retinue.flows.pipeline import Reason
 from retinue.model import Mac
-from retinue.packets import DHCP, FrameError, parse, parse_arp
+from retinue.packets import DHCP, EtherType, FrameError, parse, parse_arp
 
 MAX_ROWS = 4096
 """Rows of the book; a VM that invents addresses by the thousand fills rows, not memory."""
@@ -85,13 +85,13 @@ def interpret(frame: bytes) -> tuple[Mac, str]:
     except FrameError:
         return "", ""
     match ethernet.ethertype:
-        case 0x0806:
+        case EtherType.ARP | EtherType.RARP:
             try:
                 arp = parse_arp(ethernet.payload)
             except FrameError:
                 return ethernet.src, ""
             return arp.sha, str(arp.spa)
-        case 0x0800 if len(ethernet.payload) >= 20:
+        case EtherType.IPV4 if len(ethernet.payload) >= 20:
             return ethernet.src, str(IPv4Address(ethernet.payload[12:16]))
         case _:
             return ethernet.src, ""

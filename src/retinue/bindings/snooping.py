@@ -7,7 +7,7 @@ nothing.
 
     from the VM            condition                                 effect
     DISCOVER REQUEST       its own MAC at its own port               recorded, to the servers
-    INFORM
+    INFORM                 the address asked for is another's        also told as forgery
     RELEASE                ciaddr is held by this VM                 binding ends, to the servers
     DECLINE                the address is not another VM's           binding ends, to the servers
     the agent's renewal    announced, at the announced switch        port recorded, to the servers
@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from math import isinf
 
-from retinue.model import BindingKind, Holding, Mac, Origin
+from retinue.model import VM, BindingKind, Holding, Mac, Origin
 from retinue.model.network import Network
 from retinue.packets import DHCP, BootOp, MessageType
 
@@ -37,6 +37,8 @@ NO_ADDRESS = IPv4Address(0)
 PENDING_SECONDS = 60.0
 """How long an unanswered question is remembered."""
 PENDING_PER_VM = 8
+ETHERNET = 1
+"""Hardware type (RFC 1700), first octet of a client identifier that is a hardware address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,15 @@ class Refused:
     forged: bool = False
 
 
-Effect = Bind | Release | ToServers | ToVM | Recorded | ToAgent | Refused
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """The message is handed on, for the DHCP server must say no; but it asks for what another VM holds."""
+
+    reason: str
+    vm: str
+
+
+Effect = Bind | Release | ToServers | ToVM | Recorded | ToAgent | Refused | Suspect
 
 _Key = tuple[int, Mac]
 """Transaction id and hardware address."""
@@ -184,6 +194,10 @@ class Snooper:
         if dhcp.relay_agent is not None:
             # RFC 3046 section 2.1: from an untrusted circuit the option of relay agents is not believed.
             return [Refused("a VM may not speak as a DHCP relay agent (option 82)", vm.id, forged=True)]
+        owner = self._owner_of_id(dhcp.client_id or b"", vm)
+        if owner:
+            # A DHCP server knows a client by it (RFC 2131, 4.2), and would give this VM the other's lease.
+            return [Refused(f"the DHCP client identifier of {owner}", vm.id, forged=True)]
         if self._is_anothers(dhcp.ciaddr, vm.id):
             return [Refused(f"{dhcp.ciaddr} is held by another VM", vm.id, forged=True)]
         match dhcp.message_type:
@@ -195,6 +209,9 @@ class Snooper:
                 return self._on_behalf(announced, message, kind, now)
             case kind:
                 self._remember(vm.id, dhcp, kind, now)
+                wanted = dhcp.requested_address
+                if wanted is not None and self._is_anothers(wanted, vm.id):
+                    return [Suspect(f"asks for {wanted}, which another VM holds", vm.id), ToServers(vm.id)]
                 return [ToServers(vm.id)]
 
     def server(self, message: ServerMessage, now: float) -> list[Effect]:
@@ -305,7 +322,8 @@ class Snooper:
     def _given_back(self, vm: str, ip: IPv4Address, reason: str) -> list[Effect]:
         holding = self.net.holdings.get(ip)
         if holding is None or holding.vm != vm or holding.kind is BindingKind.STATIC:
-            return [Refused(f"{ip} is not leased to {vm}, nothing to give back", vm)]
+            forged = self._is_anothers(ip, vm)
+            return [Refused(f"{ip} is not leased to {vm}, nothing to give back", vm, forged)]
         return [Release(holding, reason), ToServers(vm)]
 
     def _remember(self, vm: str, dhcp: DHCP, kind: MessageType, now: float) -> None:
@@ -320,5 +338,21 @@ class Snooper:
         holding = self.net.holdings.get(ip)
         return holding is not None and holding.vm != vm
 
+    def _owner_of_id(self, client_id: bytes, vm: VM) -> str:
+        """The other VM whose client identifier this is; "" if there is none."""
+        if not client_id or client_id == _id_of(vm.mac):
+            return ""
+        # RFC 2132, 9.14: most clients use their hardware address, and own that before they have a lease.
+        named = self.net.vm_of_mac(client_id[1:].hex(":")) if client_id[0] == ETHERNET else None
+        if named is not None and named.id != vm.id:
+            return named.id
+        held = self.net.holdings.values()
+        return next((h.vm for h in held if h.client_id == client_id and h.vm != vm.id), "")
+
     def _leases(self, vm: str) -> Iterator[Holding]:
         return (h for h in self.net.held_by(vm) if h.kind is BindingKind.DYNAMIC)
+
+
+def _id_of(mac: Mac) -> bytes:
+    """The client identifier made of a hardware address."""
+    return bytes([ETHERNET]) + bytes.fromhex(mac.replace(":", ""))

@@ -14,6 +14,7 @@ from retinue.bindings import (
     Release,
     ServerMessage,
     Snooper,
+    Suspect,
     ToAgent,
     ToServers,
     ToVM,
@@ -107,6 +108,8 @@ class DhcpPath:
         for effect in effects:
             if isinstance(effect, Refused):
                 self._refused(effect, passing)
+            elif isinstance(effect, Suspect):
+                self._forged(effect.vm, effect.reason, passing)
         self._context.spawn(self._carry_out(effects, passing), f"DHCP from {where}")
 
     async def _carry_out(self, effects: Iterable[Effect], passing: Passing) -> None:
@@ -130,7 +133,7 @@ class DhcpPath:
                     self._context.counters["DHCP kept back: the binding is not confirmed"] += 1
                 case ToAgent():
                     self.renewals.answered(effect, passing.dhcp, stands)
-                case Refused():
+                case Refused() | Suspect():
                     pass
 
     async def bind(self, holding: Holding, renewed: bool) -> bool:
@@ -245,9 +248,14 @@ class DhcpPath:
         context.counters["DHCP refused"] += 1
         context.events.publish("dhcp.refused", switch=switch, port=port, vm=refused.vm, reason=refused.reason)
         if refused.forged:
-            claims = claims_of(passing.dhcp)
-            row = context.forgeries.note(ForgeryKind.DHCP, switch, port, refused.vm, claims, context.clock())
-            context.events.publish("forgery", forgery=row, reason=refused.reason)
+            self._forged(refused.vm, refused.reason, passing)
+
+    def _forged(self, vm: str, reason: str, passing: Passing) -> None:
+        context, claims = self._context, claims_of(passing.dhcp)
+        row = context.forgeries.note(
+            ForgeryKind.DHCP, passing.switch, passing.port, vm, claims, context.clock()
+        )
+        context.events.publish("forgery", forgery=row, reason=reason)
 
     def _server_at(self, switch: str, port: int) -> Server | None:
         net = self._context.net

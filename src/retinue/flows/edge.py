@@ -152,6 +152,13 @@ def _unbound(owner: Owner, mac: Mac, port: int) -> Iterator[Flow]:
     )  # fmt: skip
     yield forged(Priority.FORGED, Reason.FORGED_IP, eth_type=EthType.IPV4, eth_src=mac)
     yield forged(Priority.FORGED, Reason.FORGED_ARP, eth_type=EthType.ARP, eth_src=mac)
+    # A hypervisor announces a VM that has arrived by RARP, with its MAC and no address. Nobody here needs to
+    # be told; whoever says more than that by RARP speaks for another.
+    arrival = match(
+        in_port=port, vlan_vid=NO_TAG, eth_type=EthType.RARP, eth_src=mac, arp_sha=mac, arp_spa=NOWHERE
+    )
+    yield Flow(Table.ADMIT, Priority.ARRIVAL, arrival, cookie=cookie(Reason.QUIET, owner))
+    yield forged(Priority.FORGED, Reason.FORGED_ARP, eth_type=EthType.RARP, eth_src=mac)
     noise = match(in_port=port, eth_src=mac)
     yield Flow(Table.ADMIT, Priority.QUIET, noise, cookie=cookie(Reason.QUIET, owner))
     yield forged(Priority.FOREIGN, Reason.FORGED_MAC)

@@ -54,6 +54,7 @@ class Table(IntEnum):
 class EthType(IntEnum):
     IPV4 = 0x0800
     ARP = 0x0806
+    RARP = 0x8035
     IPV6 = 0x86DD
 
 
@@ -119,6 +120,7 @@ class Priority:
     ROGUE_DHCP_ANSWER = 189
     ROGUE_DHCP_QUESTION = 188
     BOUND = 150
+    ARRIVAL = 103
     FORGED = 102
     QUIET = 101
     FOREIGN = 100
