@@ -20,7 +20,7 @@ class Certificates:
         if party not in self._made:
             word, _, names = party.partition("/")
             role = PeerRole(word)
-            serving = ["127.0.0.1", "localhost"] if role is PeerRole.CONTROLLER else []
+            serving = ["127.0.0.1", "localhost"] if role in (PeerRole.CONTROLLER, PeerRole.AGENT) else []
             label, *_ = parts = names.split("+")
             issued = self.authority.issue(role, label, names=parts, addresses=serving, again=True)
             self._made[party] = (issued.file, issued.key)

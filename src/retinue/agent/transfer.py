@@ -17,9 +17,14 @@ from retinue.hypervisor import Channel, ChannelError, HypervisorError
 from retinue.hypervisor.channel import READ_BYTES
 from retinue.pki.contexts import client_context, server_context
 from retinue.pki.credentials import Credentials
+from retinue.pki.gate import TlsGate
 from retinue.pki.identity import PeerRole, identity_of
 
 HELLO_LIMIT = 10.0
+HANDSHAKE_LIMIT = 5.0
+"""Seconds for the TLS handshake."""
+MAX_HALF_OPEN = 64
+"""Handshakes under way; the oldest goes when there is one more."""
 
 log = structlog.get_logger()
 
@@ -39,15 +44,16 @@ class Transfer:
     ) -> None:
         self.address = ""
         self.refused: Counter[str] = Counter()
+        """Who was not let in, by reason; "tls" and "crowded" did not get through the handshake."""
         self._server = server
         self._listening, self._connecting, self._servers_of = listening, connecting, servers_of
         self._expected: dict[str, tuple[str, asyncio.Future[Channel]]] = {}
         self._listener: asyncio.Server | None = None
+        self._half_open: dict[TlsGate, None] = {}
 
     async def start(self, host: str, port: int = 0) -> None:
-        self._listener = await asyncio.start_server(
-            self._come_in, host, port, ssl=self._listening, limit=READ_BYTES
-        )
+        factory = self._streams if self._listening is None else self._gate
+        self._listener = await asyncio.get_running_loop().create_server(factory, host, port)
         at = self._listener.sockets[0].getsockname()
         self.address = f"[{at[0]}]:{at[1]}" if ":" in at[0] else f"{at[0]}:{at[1]}"
 
@@ -56,6 +62,32 @@ class Transfer:
             waiting.cancel()
         if self._listener is not None:
             self._listener.close()
+        gates = list(self._half_open)
+        for gate in gates:
+            gate.end("the agent stops")
+        await asyncio.gather(*(gate.closed for gate in gates))
+
+    # ---- the door ----
+
+    def _streams(self) -> asyncio.StreamReaderProtocol:
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=READ_BYTES), self._come_in)
+
+    def _gate(self) -> TlsGate:
+        assert self._listening is not None
+        return TlsGate(self._listening, HANDSHAKE_LIMIT, self._opened, self._streams, self._shaken)
+
+    def _opened(self, gate: TlsGate) -> None:
+        self._half_open[gate] = None
+        if len(self._half_open) > MAX_HALF_OPEN:
+            oldest = next(iter(self._half_open))
+            del self._half_open[oldest]
+            oldest.end(f"{MAX_HALF_OPEN} newer connections without a handshake", "crowded")
+
+    def _shaken(self, gate: TlsGate, failure: str, kind: str) -> None:
+        self._half_open.pop(gate, None)
+        if kind:
+            self.refused[kind] += 1
+            log.warning("a connection is refused", peer=gate.peer, why=failure)
 
     # ---- the target ----
 
