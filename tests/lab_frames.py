@@ -37,7 +37,7 @@ def from_client(
     dst: str = BROADCAST,
     chaddr: str = "",
     xid: int = 0x5EED,
-    **options: str,
+    **options: str | bytes,
 ) -> str:
     """A DHCP client's message, such as "release"; options by scapy's names, such as requested_addr."""
     return hexed(

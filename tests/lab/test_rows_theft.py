@@ -1,0 +1,304 @@
+"""A binding cannot be stolen (row F3): another VM does what it can to get the victim's, and nothing moves.
+
+The victim is vm1. The thief is another VM, at the victim's own server and elsewhere, and it knows all that
+can be known: MAC, IP, client identifier, DHCP server. It tries everything in `tries`, while the victim runs,
+in the middle of its move, after it, and when it is off. docs/security.md tells what this promises.
+"""
+
+import contextlib
+import csv
+import json
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from lab_frames import ARP, BROADCAST, Ether, arp, dhcp_type, from_client, from_server, hexed, packet
+from lab_health import strip
+from lab_tools import Bench, Events, Json, at, eventually, mac_of
+
+pytestmark = pytest.mark.lab
+
+VMS = [at("vm1", "server1"), at("vm2", "server1"), at("vm3", "server2"), at("vm4", "server3")]
+VICTIM = mac_of("vm1")
+GATEWAY, GATEWAY_IP = "00:00:de:ad:be:ef", "10.1.0.254"
+DHCP_MAC, DHCP_SERVER = "02:00:00:00:00:d1", "10.1.0.2"
+FORGED_XID, DISCOVER_XID, REQUEST_XID = 0x5EED, 0x5EE1, 0x5EE2
+CLAIMED = tuple[str, str, str]
+"""A forgery's kind, claimed MAC and claimed IP."""
+
+
+# ---- what a thief tries ----
+
+
+@dataclass(frozen=True)
+class Try:
+    frame: str
+    told: CLAIMED
+    passes: bool = False
+    """It is the DHCP server that must say no; the try is told all the same."""
+
+
+def tries(own: str, own_ip: str, ip: str) -> list[Try]:
+    """By a VM with MAC `own` and address `own_ip`, on the victim's address `ip`."""
+    return [
+        *renewals(own, own_ip, ip),
+        *exchange(own, ip),
+        *given_back(own, ip),
+        *announcements(own, ip),
+        *answers(own, own_ip, ip),
+        *packets(own, own_ip, ip),
+    ]
+
+
+def renewals(own: str, own_ip: str, ip: str) -> list[Try]:
+    """A renewal as the victim would send it, and with more and more of the thief's own in it."""
+    to: dict[str, Any] = {"to": DHCP_SERVER, "dst": GATEWAY}
+    return [
+        Try(from_client(VICTIM, "request", ciaddr=ip, **to), ("rogue-dhcp", VICTIM, ip)),
+        Try(from_client(own, "request", ciaddr=ip, chaddr=VICTIM, **to), ("dhcp", VICTIM, ip)),
+        Try(from_client(own, "request", ciaddr=ip, **to), ("dhcp", own, ip)),
+        Try(from_client(own, "request", ciaddr=own_ip, client_id=VICTIM_ID, **to), ("dhcp", own, own_ip)),
+    ]
+
+
+def exchange(own: str, ip: str) -> list[Try]:
+    """DISCOVER and REQUEST as the victim, with the victim's client identifier, and for its address."""
+    wanted: dict[str, Any] = {"requested_addr": ip, "server_id": DHCP_SERVER}
+    return [
+        Try(from_client(VICTIM, "discover"), ("rogue-dhcp", VICTIM, "0.0.0.0")),
+        Try(from_client(own, "discover", chaddr=VICTIM), ("dhcp", VICTIM, "")),
+        Try(from_client(own, "request", chaddr=VICTIM, **wanted), ("dhcp", VICTIM, ip)),
+        Try(from_client(own, "discover", client_id=VICTIM_ID), ("dhcp", own, "")),
+        Try(from_client(own, "request", client_id=VICTIM_ID, **wanted), ("dhcp", own, ip)),
+        Try(
+            from_client(own, "discover", xid=DISCOVER_XID, requested_addr=ip), ("dhcp", own, ip), passes=True
+        ),
+        Try(from_client(own, "request", xid=REQUEST_XID, **wanted), ("dhcp", own, ip), passes=True),
+    ]
+
+
+def given_back(own: str, ip: str) -> list[Try]:
+    """Giving the victim's lease back, so that it could be had."""
+    to: dict[str, Any] = {"to": DHCP_SERVER, "dst": GATEWAY}
+    return [
+        Try(from_client(own, "release", ciaddr=ip, chaddr=VICTIM, **to), ("dhcp", VICTIM, ip)),
+        Try(from_client(own, "release", ciaddr=ip, **to), ("dhcp", own, ip)),
+        Try(from_client(own, "decline", requested_addr=ip, server_id=DHCP_SERVER), ("dhcp", own, ip)),
+    ]
+
+
+def announcements(own: str, ip: str) -> list[Try]:
+    """Gratuitous ARP, request and reply, and RARP as hypervisors announce a VM that has arrived."""
+
+    def rarp(src: str, sha: str, spa: str) -> str:
+        body = ARP(op=3, hwsrc=sha, psrc=spa, hwdst=sha, pdst=spa)
+        return hexed(Ether(src=src, dst=BROADCAST, type=0x8035) / body)
+
+    return [
+        *(Try(arp(op, VICTIM, ip, ip), ("mac", VICTIM, ip)) for op in ("who-has", "is-at")),
+        *(Try(arp(op, own, ip, ip), ("arp", own, ip)) for op in ("who-has", "is-at")),
+        *(Try(arp(op, VICTIM, ip, ip, src=own), ("arp", VICTIM, ip)) for op in ("who-has", "is-at")),
+        Try(rarp(VICTIM, VICTIM, "0.0.0.0"), ("mac", VICTIM, "0.0.0.0")),
+        Try(rarp(own, VICTIM, "0.0.0.0"), ("arp", VICTIM, "0.0.0.0")),
+        Try(rarp(own, own, ip), ("arp", own, ip)),
+    ]
+
+
+def answers(own: str, own_ip: str, ip: str) -> list[Try]:
+    """OFFER, ACK and NAK to the victim, and an ACK of its address to the thief itself."""
+    servers = ((own, own_ip), (DHCP_MAC, DHCP_SERVER), (GATEWAY, GATEWAY_IP))
+    found = [
+        Try(
+            from_server(kind, src=src, from_ip=address, client=VICTIM, yiaddr=given, dst=BROADCAST),
+            ("rogue-dhcp", src, address),
+        )
+        for src, address in servers
+        for kind, given in (("offer", ip), ("ack", ip), ("nak", "0.0.0.0"))
+    ]
+    to_itself = from_server("ack", src=DHCP_MAC, from_ip=DHCP_SERVER, client=own, yiaddr=ip)
+    return [*found, Try(to_itself, ("rogue-dhcp", DHCP_MAC, DHCP_SERVER))]
+
+
+def packets(own: str, own_ip: str, ip: str) -> list[Try]:
+    return [
+        Try(packet(VICTIM, GATEWAY, ip, "203.0.113.9"), ("mac", VICTIM, ip)),
+        Try(packet(own, GATEWAY, ip, "203.0.113.9"), ("ip", own, ip)),
+        Try(packet(VICTIM, GATEWAY, own_ip, "203.0.113.9"), ("mac", VICTIM, own_ip)),
+        Try(packet(own, VICTIM, ip, own_ip), ("ip", own, ip)),
+    ]
+
+
+VICTIM_ID = b"\x01" + bytes.fromhex(VICTIM.replace(":", ""))
+"""The client identifier udhcpc sends for the victim (RFC 2132, 9.14: hardware type and address)."""
+
+
+# ---- when ----
+
+
+@contextlib.asynccontextmanager
+async def moment(bench: Bench, when: str) -> AsyncIterator[None]:
+    """The victim is in this state inside the context."""
+    match when:
+        case "before":
+            await stand(bench, "server1")
+            yield
+        case "copying" | "diverted":
+            await stand(bench, "server1")
+            async with bench.events() as events:
+                move = str((await bench.post("moves", {"vm": "vm1", "target_server": "server2"}))["id"])
+                await reaches(events, move, "copying")
+                async with held(bench, when):
+                    await reaches(events, move, when)
+                    yield
+                    assert (await bench.get(f"moves/{move}"))["state"] == when, "too slow to show anything"
+                await reaches(events, move, "done", "undone")
+        case "after":
+            await stand(bench, "server2")
+            yield
+        case "off":
+            if await bench.machines("vm1"):
+                await switch_off(bench)
+            yield
+
+
+@contextlib.asynccontextmanager
+async def held(bench: Bench, when: str) -> AsyncIterator[None]:
+    """The target takes no more of the memory; or its switch does not confirm that it is steered to."""
+
+    async def tell(number: signal.Signals) -> None:
+        if when == "copying":
+            await bench.run("sandbox", "kill", f"-{number.value}", str(machine))
+        else:
+            bench.kill("server2-vswitchd", number)
+
+    machine = process(bench, "server2")
+    await tell(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        await tell(signal.SIGCONT)
+
+
+def process(bench: Bench, server: str) -> int:
+    """The victim's QEMU on a server, in the sandbox's numbers."""
+    notes = (bench.lab.directory / "agents" / server / "vms").glob("tap-vm1-*.json")
+    note = max(notes, key=lambda path: path.stat().st_mtime_ns)
+    return int(json.loads(note.read_bytes())["pid"])
+
+
+async def stand(bench: Bench, server: str) -> None:
+    if (await bench.vm("vm1"))["server"] != server:
+        await bench.move("vm1", target_server=server)
+
+
+async def switch_off(bench: Bench) -> None:
+    server = (await bench.vm("vm1"))["server"]
+    async with bench.events() as events:
+        await bench.run("sandbox", "kill", "-9", str(process(bench, server)))
+        await events.until("vm.stopped", lambda e: e["vm"]["id"] == "vm1")
+
+
+async def reaches(events: Events, move: str, *states: str) -> None:
+    await events.until("move.step", lambda e: e["move"]["id"] == move and e["move"]["state"] in states)
+
+
+# ---- what must not change ----
+
+
+async def network(bench: Bench, but: str) -> Json:
+    """Every binding, and every entry of every switch but one that stands still."""
+    passing = ("lease_end", "confirmed")
+    rows = [{k: v for k, v in row.items() if k not in passing} for row in await bench.bindings()]
+    switches = [switch.id for switch in bench.topology.switches if switch.id != but]
+    return {"bindings": rows} | {id: strip(await bench.flows(id)) for id in switches}
+
+
+def lease(bench: Bench, ip: str) -> tuple[str, str]:
+    """The hardware address and client identifier to which the DHCP server has leased an address."""
+    (file,) = bench.lab.directory.rglob("leases4.csv")
+    with file.open(newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["address"] == ip]
+    return rows[-1]["hwaddr"], rows[-1]["client_id"]
+
+
+async def told(bench: Bench, thief: str) -> Counter[tuple[str, ...]]:
+    """What is reported of this VM, and how often."""
+    rows = (await bench.get("forgeries"))["forgeries"]
+    keys = ("switch", "port", "kind", "claimed_mac", "claimed_ip")
+    return Counter({tuple(str(r[key]) for key in keys): r["count"] for r in rows if r["vm"] == thief})
+
+
+CASES = [
+    ("before", "vm2", "same server"),
+    ("before", "vm3", "other server"),
+    ("copying", "vm2", "source"),
+    ("copying", "vm3", "target"),
+    ("copying", "vm4", "third server"),
+    ("diverted", "vm2", "source"),
+    ("diverted", "vm4", "third server"),
+    ("after", "vm3", "same server"),
+    ("after", "vm2", "former server"),
+    ("off", "vm3", "same server"),
+    ("off", "vm2", "other server"),
+]
+
+
+@pytest.mark.parametrize(
+    ("when", "thief", "place"), CASES, ids=[f"{w}-{p}".replace(" ", "-") for w, _, p in CASES]
+)
+async def test_a_binding_cannot_be_stolen(bench: Bench, when: str, thief: str, place: str) -> None:
+    """F3: whatever it tries, from wherever, whenever: nothing moves, nothing comes out, all of it is told."""
+    ip, own_ip = await bench.address("vm1"), await bench.address(thief)
+    own = await bench.vm(thief)
+    attempts = tries(mac_of(thief), own_ip, ip)
+    forged = {attempt.frame[24:] for attempt in attempts if not attempt.passes}
+    expected = Counter((own["switch"], str(own["port"]), *attempt.told) for attempt in attempts)
+    leased = lease(bench, ip)
+    assert leased[0] == VICTIM
+    async with moment(bench, when):
+        victim = await bench.vm("vm1")
+        halted = "edge2" if when == "diverted" else ""
+        before, told_before = await network(bench, halted), await told(bench, thief)
+        places = [(own["server"], "up0", "out"), ("dhcp", "eth0", "in")]
+        if when != "off":
+            places.append((victim["server"], "tap-vm1", "out"))
+        if when == "copying":
+            places.append(("server2", "tap-vm1", "out"))
+        async with bench.captures(*places) as seen:
+            for chunk in (attempts[n : n + 8] for n in range(0, len(attempts), 8)):
+                await bench.send(thief, *(attempt.frame for attempt in chunk))
+
+            async def all_told() -> bool:
+                return await told(bench, thief) - told_before == expected
+
+            with contextlib.suppress(AssertionError):
+                await eventually(all_told, 3.0)
+            # Of one port the frames come in order: after this one's answer none is on its way.
+            assert await bench.ping(thief, DHCP_SERVER)
+            await seen[0].until(lambda f: bool(f.ether.haslayer("ICMP")))
+            await seen[1].until(lambda f: bool(f.ether.haslayer("ICMP")))
+        assert await told(bench, thief) - told_before == expected
+        for capture in seen:
+            assert [str(f) for f in capture.frames if f.data[12:].hex() in forged] == []
+        asked = [f.ether["BOOTP"].xid for f in seen[1].frames if dhcp_type(f.ether)]
+        assert FORGED_XID not in asked, "the DHCP server heard what was forged"
+        assert {DISCOVER_XID, REQUEST_XID} <= set(asked), "the DHCP server could not say no"
+        assert await network(bench, halted) == before
+        assert lease(bench, ip) == leased
+        if when not in ("off", "diverted"):
+            assert await reachable(bench, ip)
+    active = [row for row in await bench.bindings("vm1") if row["active"]]
+    assert [(row["ip"], row["mac"]) for row in active] == [(ip, VICTIM)]
+    assert active[0]["switch"] == (await bench.vm("vm1"))["switch"]
+    if when != "off":
+        assert await reachable(bench, ip)
+        assert await bench.ping("vm1", "203.0.113.9")
+
+
+async def reachable(bench: Bench, ip: str) -> bool:
+    """From outside."""
+    return " 1 received" in await bench.run("client", "sh", "-c", f"ping -c 1 -W 5 {ip}; :")
