@@ -1,13 +1,14 @@
 """Servers with libvirt: VMs moved by a person's virsh, and by us without loss."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from lab_start import boot, lab_of
-from lab_tools import Bench, Doorman, Json
-from retinue.lab import libvirtd
+from lab_tools import Bench, Json
+from retinue.lab import credentials, libvirtd
 from retinue.lab.errors import LabError
 from retinue.lab.sandbox import LabHandle
 from retinue.lab.topology import load
@@ -32,8 +33,14 @@ def missing() -> str:
     return ""
 
 
+def on_host() -> dict[str, set[str]]:
+    """All files of libvirt's on this machine."""
+    return {str(folder): {str(path) for path in folder.rglob("*")} for folder in libvirtd.FOLDERS.values()}
+
+
 if reason := missing():
     pytest.skip(reason, allow_module_level=True)
+BEFORE = on_host()
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +49,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHandle]:
     with lab_of(folder, load("libvirt"), "libvirt") as handle:
         boot(handle, VMS)
         yield handle
-
-
-@pytest.fixture(scope="module")
-def doorman(lab: LabHandle) -> Iterator[Doorman]:
-    made = Doorman(lab)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-async def bench(lab: LabHandle, doorman: Doorman) -> AsyncIterator[Bench]:
-    made = Bench(lab, doorman)
-    yield made
-    await made.aclose()
 
 
 def to(bench: Bench, server: str) -> str:
@@ -156,3 +149,52 @@ async def test_our_own_move_through_libvirt_loses_nothing(bench: Bench) -> None:
     await settled(bench, ONE, "server2")
     await bench.move(ONE, target_server="server1")
     await settled(bench, ONE, "server1")
+
+
+async def test_a_vm_made_by_a_person_is_known_by_its_interface(bench: Bench, tmp_path: Path) -> None:
+    """No manager booked it: its port and its libvirt tell of it, and a move of it is followed, too."""
+    id, name = "00000000-0000-4000-8000-00000000aaaa", "somebodys"
+    xml = tmp_path / "vm.xml"
+    template = await virsh(bench, "server1", "dumpxml", "--migratable", ONE)
+    xml.write_text(
+        template.replace(f"<name>{ONE}</name>", f"<name>{name}</name>")
+        .replace(ONE, id)
+        .replace("52:54:00:00:00:01", "52:54:00:00:aa:aa")
+        .replace("tap-", "tapx")
+    )
+    async with bench.events() as events:
+        await virsh(bench, "server1", "create", str(xml))
+        await events.until("vm.reported", lambda e: e["vm"]["id"] == id)
+        await events.until("vm.started", lambda e: e["vm"]["id"] == id)
+        await virsh(bench, "server1", "migrate", "--live", name, to(bench, "server2"))
+        await events.until("move.step", lambda e: e["move"]["state"] == "done" and e["move"]["vm"] == id)
+        assert (await bench.vm(id))["server"] == "server2"
+        await virsh(bench, "server2", "destroy", name)
+        await events.until("vm.removed", lambda e: e["vm"]["id"] == id)
+
+
+async def test_a_watcher_that_was_away_finds_the_move_nobody_told_of(bench: Bench) -> None:
+    for server in ("server1", "server2"):
+        bench.kill(f"{server}-watch")
+    async with bench.events() as events:
+        await virsh(bench, "server1", "migrate", "--live", ONE, to(bench, "server2"))
+        assert (await bench.vm(ONE))["server"] == "server1", "nobody has told"
+        for server in ("server1", "server2"):
+            bench.lab.spawn(
+                server,
+                libvirtd.watch_command(bench.topology, server),
+                log=f"{server}-watch",
+                env=credentials.agent(bench.lab.directory, server).environment,
+                ready=True,
+            )
+        await events.until("move.step", lambda e: e["move"]["state"] == "done")
+    await settled(bench, ONE, "server2")
+    await bench.move(ONE, target_server="server1")
+
+
+async def test_nothing_of_libvirt_is_left_on_the_host(lab: LabHandle, bench: Bench) -> None:
+    """Each libvirtd writes to folders of its own: those of the host stay as they were."""
+    assert on_host() == BEFORE
+    assert not Path(LINE_OF_LIBVIRT).exists()
+    seen = await bench.run("server1", "ls", LINE_OF_LIBVIRT)
+    assert "libvirt-sock" in seen
