@@ -11,8 +11,9 @@ from retinue.lab.topology import EDGE_BRIDGE, QEMU, ServerPart, Topology
 from retinue.pki.credentials import Credentials
 
 AGENT_PORT = 7800
-NICE = ("nice", "-n", "15")
-"""Guests yield to switches and controller: on real servers these have processors of their own."""
+NICE, NICER = ("nice", "-n", "5"), ("nice", "-n", "10")
+"""Agents, which copy memory as fast as they can, yield to switches and controller, and guests to agents: on
+real servers all of these have processors of their own."""
 
 
 def folder(lab: Path, server: str) -> Path:
@@ -30,7 +31,7 @@ async def start(supervisor: Supervisor, topology: Topology, lab: Path, server: s
     config = own / "agent.toml"
     shown = credentials.agent(lab, server)
     config.write_text(agent_config(topology, own, server, shown))
-    program = [sys.executable, "-m", "retinue.cli.main", "agent", "run", "--config", str(config)]
+    program = [*NICE, sys.executable, "-m", "retinue.cli.main", "agent", "run", "--config", str(config)]
     await supervisor.start(
         f"{server}-agent", server, program, env=env(server) | shown.environment, ready_fd=True
     )
@@ -57,5 +58,5 @@ initrd = "{guest.initrd}"
 append = "{QUICK} hostname={{hostname}} ip={{ipv4}}"
 append_with_ipv6 = "ip6={{ipv6}}"
 append_without_ipv6 = "ipv6.disable=1"
-wrapper = [{", ".join(f'"{word}"' for word in NICE)}]
+wrapper = [{", ".join(f'"{word}"' for word in NICER)}]
 """
