@@ -10,15 +10,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import structlog
 from qemu.qmp import QMPClient, QMPError
 
 from retinue.agent.ovs_port import OvsPort, port_number
 from retinue.agent.renewing import InjectionError, Port, renew
 from retinue.agent.tap_port import TapPort
 from retinue.bindings.renewal import Lease, Renewal
+from retinue.hypervisor.machine import disconnect
 
-log = structlog.get_logger()
 
 NOT_HERE_YET = frozenset({"inmigrate", "prelaunch"})
 """States of a QEMU whose VM is still to come."""
@@ -74,10 +73,7 @@ async def arrived(qmp: Path, limit: float | None, on_wait: Callable[[], None] = 
     except (QMPError, OSError, EOFError) as error:
         raise ArrivalError(f"QMP socket {qmp}: {error or type(error).__name__}") from error
     finally:
-        try:
-            await client.disconnect()
-        except (QMPError, OSError, EOFError):
-            log.debug("the QMP connection was closed by QEMU")
+        await disconnect(client)
 
 
 __all__ = ["ArrivalError", "InjectionError", "arrived", "renew_at_tap"]

@@ -18,6 +18,7 @@ from retinue.hypervisor.process import Process
 
 COMMAND_LIMIT = 10.0
 QUIT_LIMIT = 5.0
+DISCONNECT_LIMIT = 2.0
 RESUME_LIMIT = 5.0
 
 LOOK = 0.0007
@@ -189,9 +190,17 @@ class QemuMachine:
 
 
 async def disconnect(qmp: Any) -> None:
-    """Close the connection. At the end of a QEMU the library reports its closing as an error; it is none."""
+    """Close the connection. At the end of a QEMU the library reports its closing as an error; it is none.
+
+    Nor is a library that does not come to an end with it anything to wait for.
+    """
+    closing = asyncio.ensure_future(qmp.disconnect())
+    await asyncio.wait({closing}, timeout=DISCONNECT_LIMIT)
+    if not closing.done():
+        closing.cancel()
+        return
     with contextlib.suppress(QMPError, OSError, EOFError):
-        await qmp.disconnect()
+        closing.result()
 
 
 def frames_given(pid: int, tap: str) -> int:
