@@ -262,9 +262,9 @@ async def test_a_server_reports_a_vm_it_made_itself(bench: Bench) -> None:
 async def test_vms_are_given_in_bulk_all_or_none(bench: Bench) -> None:
     """D1, D9: forty VMs in one message, and their flows on all switches without one packet-in.
 
-    Runs last: the program that would run these VMs is ended first.
+    Runs last: the agent that would run these VMs is ended first.
     """
-    bench.kill("vmdriver")
+    bench.kill("server3-agent")
     vms = [at(f"vm{n}", "server3", f"10.1.0.{n}") for n in range(200, 240)]
     broken = [*vms, at("vm240", "nowhere", "10.1.0.240")]
     with pytest.raises(RefusedError, match="no server nowhere"):

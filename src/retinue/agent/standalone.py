@@ -18,7 +18,6 @@ from retinue.agent.tap_port import TapPort
 from retinue.bindings.renewal import Lease, Renewal
 from retinue.hypervisor.machine import disconnect
 
-
 NOT_HERE_YET = frozenset({"inmigrate", "prelaunch"})
 """States of a QEMU whose VM is still to come."""
 
