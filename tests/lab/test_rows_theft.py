@@ -9,16 +9,19 @@ import contextlib
 import csv
 import json
 import signal
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+import aiohttp
 import pytest
 
 from lab_frames import ARP, BROADCAST, Ether, arp, dhcp_type, from_client, from_server, hexed, packet
 from lab_health import strip
 from lab_tools import Bench, Events, Json, at, eventually, mac_of
+from retinue.pki.identity import PeerRole
 
 pytestmark = pytest.mark.lab
 
@@ -230,6 +233,30 @@ async def told(bench: Bench, thief: str) -> Counter[tuple[str, ...]]:
     rows = (await bench.get("forgeries"))["forgeries"]
     keys = ("switch", "port", "kind", "claimed_mac", "claimed_ip")
     return Counter({tuple(str(r[key]) for key in keys): r["count"] for r in rows if r["vm"] == thief})
+
+
+async def test_a_server_does_not_pull_another_servers_vm_to_itself(bench: Bench) -> None:
+    """F3: with its agent's certificate: no word about its own hypervisor has the source give its VM away."""
+    await stand(bench, "server1")
+    (before,) = await bench.bindings("vm1")
+    moves = await bench.get("moves")
+    connector = aiohttp.TCPConnector(
+        socket_factory=lambda _: bench.doorman.socket(), ssl=bench.tls_of(PeerRole.AGENT, "server2")
+    )
+    async with aiohttp.ClientSession(bench.topology.controller_url, connector=connector) as agent:
+        for kind in ("incoming", "resumed", "started", "departed", "suspended"):
+            async with bench.events() as events:
+                body = {"vm": "vm1", "kind": kind, "at": time.time()}
+                async with agent.post("/v1/servers/server2/hypervisor-events", json=body) as reply:
+                    assert (reply.status, await reply.json()) == (200, {"move": "", "state": ""})
+                if kind == "incoming":
+                    told = await events.until("vm.mismatch")
+                    assert (told["vm"], told["server"]) == ("vm1", "server2")
+    assert await bench.get("moves") == moves
+    (after,) = await bench.bindings("vm1")
+    assert (after["switch"], after["port"]) == (before["switch"], before["port"])
+    assert await bench.machines("vm1") == ["server1"]
+    assert await reachable(bench, before["ip"])
 
 
 CASES = [

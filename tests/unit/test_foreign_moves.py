@@ -79,6 +79,7 @@ async def lab() -> AsyncIterator[Lab]:
     assert isinstance(address, IPv4Address)
     made.controller.book_vms([VM("vm1", vm_mac(1), "server1", addresses=(address,))])
     await made.plug(1)
+    await made.says(1, Kind.STARTED)
     yield made
     await fake.stop()
 
@@ -166,6 +167,19 @@ async def test_a_server_that_claims_a_vm_does_not_get_it(lab: Lab) -> None:
     assert ("edge1", True) in lab.at(), "it is delivered where it was"
     await lab.says(3, K.SUSPENDED)
     assert lab.state is MoveState.COPYING, "a third server has no say"
+
+
+async def test_a_server_does_not_have_a_vm_brought_to_it_that_our_own_agent_runs(lab: Lab) -> None:
+    """Row F3: where the source has no watcher, our agent would carry out a move that the target begins."""
+    address = vm_ip(2)
+    assert isinstance(address, IPv4Address)
+    lab.controller.book_vms([VM("vm2", vm_mac(2), "server1", addresses=(address,))])
+    lab.controller.vm_says("vm2", "started", "server1")
+    for kind in (K.INCOMING, K.RESUMED, K.INCOMING):
+        assert await lab.says(2, kind, "vm2") is None
+    assert not lab.moves
+    told = lab.controller.events.recent("vm.mismatch", 10)
+    assert [(event.data["vm"], event.data["server"]) for event in told] == [("vm2", "server2")] * 2
 
 
 async def test_a_move_without_its_sources_word_goes_on_when_the_source_has_no_port(lab: Lab) -> None:

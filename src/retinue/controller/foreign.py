@@ -14,10 +14,12 @@ in, the source's that it stands still, the target's that it runs (hypervisor/lib
 What comes early waits until its turn. A move that our own driver makes hears the same words twice, which does
 no harm.
 
-Nobody takes a VM by a claim of its own (row F3). The target's port alone begins nothing, and a target that
-says "it runs here" steers nothing until the source has said that it stopped, or its switch that its port has
-gone. A watcher that was away tells what runs on its server when it is back ("started"), and so does it from
-time to time: so a move nobody told of is found, by its port and the lack of one at the source.
+Nobody takes a VM by a claim of its own (row F3). The target's port alone begins nothing. Its "incoming" does
+only where the source's watcher has told of the VM: there others make moves. Where our own agent runs it, that
+one would give it away to whoever asked. And a target that says "it runs here" steers nothing until the source
+has said that it stopped, or its switch that its port has gone. A watcher that was away tells what runs on its
+server when it is back ("started"), and so does it from time to time: so a move nobody told of is found, by its
+port and the lack of one at the source.
 """
 
 from collections import deque
@@ -86,6 +88,8 @@ class ForeignMoves:
         self._mover = mover
         self._booking = booking
         self._stories: dict[str, _Story] = {}
+        self._watched: set[tuple[str, str]] = set()
+        """Servers and VMs of which a watcher there has told, so that others may move them."""
 
     def says(self, server: str, vm: str, kind: Kind, at: float) -> Move | None:
         """A server's word about a VM; returns the move it belongs to, if any.
@@ -100,6 +104,8 @@ class ForeignMoves:
             return None
         if kind is not Kind.STARTED:  # That is also told from time to time, and is no news then.
             self._context.events.publish("hypervisor.event", vm=vm, server=server, kind=str(kind), at=at)
+        if (server, vm) not in self._watched:
+            self._watched = {pair for pair in self._watched if pair[1] in self._net.vms} | {(server, vm)}
         move = self._mover.of_vm(vm)
         if move is None:
             move = self._begins(vm, booked.server, server, kind)
@@ -117,14 +123,19 @@ class ForeignMoves:
         if server == booked:
             return None
         if kind is Kind.INCOMING:
-            return self._mover.start(vm, target_server=server)
+            if (booked, vm) in self._watched:
+                return self._mover.start(vm, target_server=server)
+            self._claimed(vm, server, f"is to have VM {vm}, and no watcher at {booked} has told of that VM")
         if kind in (Kind.STARTED, Kind.RESUMED) and self._has_port(vm, server):
             if not self._has_port(vm, booked):
                 return self._mover.start(vm, target_server=server)
-            reason = f"server {server} says that it runs VM {vm}, which has its port at {booked}"
-            self._context.counters["VMs claimed by another server"] += 1
-            self._context.events.publish("vm.mismatch", vm=vm, server=server, reason=reason)
+            self._claimed(vm, server, f"runs VM {vm}, which has its port at {booked}")
         return None
+
+    def _claimed(self, vm: str, server: str, what: str) -> None:
+        self._context.counters["VMs claimed by another server"] += 1
+        reason = f"server {server} says that it {what}"
+        self._context.events.publish("vm.mismatch", vm=vm, server=server, reason=reason)
 
     def _no_move(self, vm: str, booked: str, server: str, kind: Kind) -> None:
         if server != booked:
