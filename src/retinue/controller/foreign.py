@@ -18,8 +18,8 @@ Nobody takes a VM by a claim of its own (row F3). The target's port alone begins
 only where the source's watcher has told of the VM: there others make moves. Where our own agent runs it, that
 one would give it away to whoever asked. And a target that says "it runs here" steers nothing until the source
 has said that it stopped, or its switch that its port has gone. A watcher that was away tells what runs on its
-server when it is back ("started"), and so does it from time to time: so a move nobody told of is found, by its
-port and the lack of one at the source.
+server when it is back ("started"), and so does it from time to time: so a move nobody told of is found, by
+its port and the lack of one at the source.
 """
 
 from collections import deque
