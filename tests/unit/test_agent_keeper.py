@@ -794,6 +794,20 @@ async def test_a_target_that_lost_the_vm_after_it_ran_starts_it_anew(bench: Benc
     ]
 
 
+async def test_a_machine_left_waiting_that_is_ended_is_no_reason_to_start_its_vm(bench: Bench) -> None:
+    """What an agent finds, of a move whose target it is, has never run; the source still has the VM."""
+    await bench.prepared()
+    waited = bench.target.machine
+    await bench.start_again("server2")
+    waited.ended, waited.on_event = False, bench.target.keeper.listener("web")
+    await waited.quit()
+    assert await bench.settled() == ["server2: quit"]
+    assert await bench.catch_up("server2", bench.move("diverted"), vms=(RUNS_THERE,)) == [
+        "server2 tells move-1 " + AGAIN.format("server2")
+    ]
+    assert bench.world.running("web") == ["server1"]
+
+
 async def test_a_target_that_lost_the_vm_opens_again_what_is_not_admitted_yet(bench: Bench) -> None:
     await bench.prepared()
     await bench.start_again("server2")

@@ -58,6 +58,8 @@ class Keeper:
         self.vms: dict[str, Kept] = {}
         self.consoles: dict[str, list[Path]] = {}
         """By VM, of every machine it has had here, oldest first; until the VM is removed for good."""
+        self._left: dict[str, Kept] = {}
+        """VMs whose machines an earlier agent has left, until they are adopted."""
         self._rest = rest
         self._hypervisor = hypervisor
         self._ports = ports
@@ -155,13 +157,17 @@ class Keeper:
 
     def listener(self, vm: str) -> Callable[[Event], None]:
         """For a machine of this VM that is about to be adopted."""
-        return self._hears(self.vms.setdefault(vm, Kept(VMRecord(vm, "", self.server))))
+        # Not one of ours before it is adopted: one on its way in is ended instead, which is no news.
+        kept = self._left[vm] = Kept(VMRecord(vm, "", self.server), ending=True)
+        return self._hears(kept)
 
     async def adopt(self, machine: KeptMachine) -> None:
         """Keep a machine that an earlier agent has left; its move, if it was in one, is off or over."""
         spec = machine.spec
+        if spec.id in self._left:
+            self.vms[spec.id] = self._left.pop(spec.id)
         kept = self._kept(VMRecord(spec.id, spec.mac, self.server))
-        kept.machine, kept.plugged, kept.runs = machine, True, True
+        kept.machine, kept.plugged, kept.runs, kept.ending = machine, True, True, False
         kept.resumed_at = time.time()
         # It was given away, and only the target's word gives it back.
         kept.handed_over = await machine.state() is RunState.MOVED
