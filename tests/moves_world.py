@@ -588,6 +588,7 @@ class Migration:
     def __init__(self, pace: Pace) -> None:
         self.world, self.clocked = TestedWorld(), Clocked(pace)
         self.controller = Controller(self.world, self.clocked)
+        self._one_trouble = asyncio.Lock()
         listening: dict[str, MemoryTransfer] = {}
         self.servers = {name: Server(name, self.controller, listening, self.clocked) for name in ENDS}
 
@@ -603,6 +604,11 @@ class Migration:
         self.controller.start_move()
 
     async def trouble(self, kind: str) -> None:
+        """One after the other, when they come at once."""
+        async with self._one_trouble:
+            await self._trouble(kind)
+
+    async def _trouble(self, kind: str) -> None:
         what, _, at = kind.partition(" ")
         self.world.note(f"-- {kind}")
         match what:
