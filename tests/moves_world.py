@@ -273,6 +273,29 @@ class MemoryTransfer(Transfer):
 # ---- the controller ----
 
 
+class InOrder(set[Any]):
+    """Of listeners, those who came first hear first: a history goes the same way every time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._order: dict[Any, None] = {}
+
+    def add(self, element: Any) -> None:
+        super().add(element)
+        self._order[element] = None
+
+    def discard(self, element: Any) -> None:
+        super().discard(element)
+        self._order.pop(element, None)
+
+    def clear(self) -> None:
+        super().clear()
+        self._order.clear()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._order)
+
+
 class Controller:
     """Carries out what the move machine wants, as the real one does, with switches that take their time.
 
@@ -313,6 +336,7 @@ class Controller:
 
     def _begin(self) -> None:
         self.bus = EventBus(self._now)
+        self.bus._listeners = InOrder()
         self._steered = asyncio.Event()
         self._confirming: dict[Booked, asyncio.Task[None]] = {}
         self._ticking = asyncio.create_task(self._tick())
