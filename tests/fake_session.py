@@ -6,9 +6,11 @@ The fake part is the wire and the switches; controller, snooping, pipeline and m
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from fake_switch import Delivery, FakeFabric
 from networks import UPLINK
+from retinue.controller.context import Store
 from retinue.controller.controller import Controller
 from retinue.flows.change import Change
 from retinue.flows.entry import Group, Meter, Output
@@ -73,10 +75,13 @@ class FakeSession:
 class FakeNetwork:
     """The fabric of `networks.fabric`, its controller, and hosts that are functions."""
 
-    def __init__(self, net: Network, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, net: Network, clock: Callable[[], float], store: Store | None = None, **options: Any
+    ) -> None:
+        """`options`: the controller's."""
         self.net = net
         self.fabric = FakeFabric()
-        self.controller = Controller(net, clock=clock)
+        self.controller = Controller(net, store, clock, **options)
         self.sessions: dict[str, FakeSession] = {}
         self.heard: list[tuple[str, int, bytes]] = []
         """Frames that came out at a host's port: switch, port, frame."""

@@ -597,7 +597,11 @@ def test_check(tmp_path: Path) -> None:
     file = tmp_path / "controller.toml"
     file.write_text(topology.controller_config(topology.load(None)))
     assert "is good: 7 switches, 5 servers, 2 subnets" in good("controller", "check", "--config", str(file))
-    file.write_text(file.read_text() + '[[server]]\nid = "s9"\nmac = "x"\n')
+    whole = file.read_text()
+    for key, value in (("moves_kept", "0"), ("moves_kept", '"all"')):
+        file.write_text(f"{key} = {value}\n{whole}")
+        assert f"$.{key}" in bad("controller", "check", "--config", str(file))
+    file.write_text(whole + '[[server]]\nid = "s9"\nmac = "x"\n')
     assert f"{file}: " in (said := bad("controller", "check", "--config", str(file))) and "MAC" in said
     assert "cannot read" in bad("controller", "check", "--config", str(tmp_path / "none"))
 

@@ -136,6 +136,7 @@ class Booking:
         touched = self._net.remove_vm(vm.id)
         self._context.store.remove(vm)
         self.vm_states.pop(vm.id, None)
+        self._mover.vm_gone(vm.id)
         self._events.publish("vm.removed", vm=vm)
         return touched
 

@@ -6,10 +6,11 @@ TOML; every key is checked, and a mistake is answered with the file, the key and
 import tomllib
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from retinue.controller.history import MOVES_KEPT
 from retinue.model import (
     IP,
     Link,
@@ -95,6 +96,8 @@ class Config(_Table, frozen=True):
     """The whole file."""
 
     gateway_mac: str
+    moves_kept: Annotated[int, msgspec.Meta(ge=1)] = MOVES_KEPT
+    """Moves that have ended and are remembered; the last one of each VM is, besides."""
     listen: Listen = Listen()
     tls: TlsTable | None = None
     rest: RestTable = RestTable()

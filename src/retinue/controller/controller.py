@@ -17,6 +17,7 @@ from retinue.controller.booking import Booking, VMState
 from retinue.controller.context import Context, NoStore, Store
 from retinue.controller.dhcp import DhcpPath
 from retinue.controller.foreign import ForeignMoves
+from retinue.controller.history import MOVES_KEPT, History
 from retinue.controller.moving import Mover
 from retinue.controller.renewals import Order, RenewalError
 from retinue.flows.entry import FlowKey
@@ -44,7 +45,12 @@ class Controller:
     """All handlers are called from one event loop and never block."""
 
     def __init__(
-        self, net: Network, store: Store | None = None, clock: Callable[[], float] = time.time
+        self,
+        net: Network,
+        store: Store | None = None,
+        clock: Callable[[], float] = time.time,
+        *,
+        moves_kept: int = MOVES_KEPT,
     ) -> None:
         self.context = Context(net, clock, store or NoStore())
         self.net = net
@@ -52,7 +58,7 @@ class Controller:
         self.dhcp = DhcpPath(self.context)
         self.renewals = self.dhcp.renewals
         self.arp = ArpDesk(self.context)
-        self.mover = Mover(self.context, self._arrived)
+        self.mover = Mover(self.context, self._arrived, History(moves_kept))
         self.forged_frames: dict[tuple[str, Reason], int] = {}
         """By switch and reason: all frames dropped as forged, from the switches' own counters."""
         self._forged_counts: dict[str, dict[FlowKey, int]] = {}

@@ -13,6 +13,7 @@ import structlog
 
 from retinue import moves
 from retinue.controller.context import Context
+from retinue.controller.history import History, number_of
 from retinue.flows.compiler import Keys
 from retinue.flows.plan import near_server
 from retinue.model import IP, VM, Mac, ModelError, Role
@@ -35,10 +36,16 @@ class MoveError(Exception):
 
 
 class Mover:
-    def __init__(self, context: Context, arrived: Callable[[str], None] = lambda vm: None) -> None:
+    def __init__(
+        self,
+        context: Context,
+        arrived: Callable[[str], None] = lambda vm: None,
+        history: History | None = None,
+    ) -> None:
         """`arrived` is called with each VM that has moved, when nothing of it is bound at the source."""
         self._context = context
         self._arrived = arrived
+        self._history = history or History()
         self.moves: dict[str, Move] = {}
         self.figures: dict[str, dict[str, Any]] = {}
         """By move, as far as known: flow_mods, packet_ins, steering_ms (from the word to steer to the last
@@ -84,7 +91,7 @@ class Mover:
         under_way = self.of_vm(vm)
         if under_way is not None:
             raise MoveError(f"VM {vm} is being moved already: move {under_way.id} is {under_way.state}")
-        number = 1 + max((int(m.removeprefix("move-")) for m in self.moves), default=0)
+        number = 1 + max(map(number_of, self.moves), default=0)
         move = moves.begin(f"move-{number}", vm, booked.server, target, self._context.clock())
         self.figures[move.id] = {"bindings_before": net.bindings([vm])}
         self._packet_ins_before[move.id] = self._packet_ins()
@@ -210,6 +217,26 @@ class Mover:
             self._taken_up.discard(move.id)
             for key in [key for key in self._confirming if key[0] == move.id]:
                 del self._confirming[key]
+            self._forget(self._history.ended(move))
+
+    def vm_gone(self, vm: str) -> None:
+        """The VM was removed, and with it the reason to remember its last move."""
+        self._forget(self._history.vm_gone(vm))
+
+    def restored(self, kept: Collection[Move]) -> None:
+        """Moves that the database has kept; after the VMs."""
+        self.moves.update((move.id, move) for move in kept)
+        for move in sorted(kept, key=lambda move: number_of(move.id)):
+            if move.state.ended:
+                self._forget(self._history.ended(move))
+        for vm in {move.vm for move in kept} - self._context.net.vms.keys():
+            self.vm_gone(vm)
+
+    def _forget(self, ids: Collection[str]) -> None:
+        for id in ids:
+            self._context.store.remove(self.moves.pop(id))
+            for told in (self.figures, self._packet_ins_before, self._resumed_here):
+                told.pop(id, None)
 
     def _carry_out(self, move: Move, effect: moves.Effect) -> None:
         publish = self._context.events.publish
@@ -229,6 +256,8 @@ class Mover:
                 self._rebook(move, moves.Booked.ADMITTED, near_server(self._context.net, move.target))
             case moves.SteerToTarget():
                 self._rebook(move, moves.Booked.STEERED, near_server(self._context.net, move.target))
+            case moves.CopyToSource():
+                self._rebook(move, moves.Booked.COPIED, near_server(self._context.net, move.target))
             case moves.CloseSource():
                 self._rebook(move, moves.Booked.SOURCE_CLOSED, ())
             case moves.CloseTarget():
@@ -326,12 +355,14 @@ def placed(vm: VM, move: Move, change: moves.Booked) -> VM:
     match change:
         case moves.Booked.ADMITTED:
             return replace(vm, server=move.source, also=vm.also | {move.target})
-        case moves.Booked.STEERED:
-            return replace(vm, server=move.target, also=frozenset({move.source}))
+        case moves.Booked.STEERED | moves.Booked.COPIED:
+            still = move.stopped_at is not None and move.resumed_at is None
+            copied_to = move.source if still else ""
+            return replace(vm, server=move.target, also=frozenset({move.source}), copied_to=copied_to)
         case moves.Booked.SOURCE_CLOSED:
-            return replace(vm, server=move.target, also=frozenset())
+            return replace(vm, server=move.target, also=frozenset(), copied_to="")
         case moves.Booked.TARGET_CLOSED:
-            return replace(vm, server=move.source, also=frozenset())
+            return replace(vm, server=move.source, also=frozenset(), copied_to="")
 
 
 __all__ = ["MoveError", "Mover", "placed"]

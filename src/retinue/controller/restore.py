@@ -36,8 +36,7 @@ def restore(controller: Controller, stored: Stored) -> None:
             controller.context.store.remove(holding)
         else:
             _fits(net.hold, holding)
-    for move in stored.moves:
-        controller.mover.moves[move.id] = move
+    controller.mover.restored(stored.moves)
 
 
 def _servers(net: Network, stored: Collection[Server]) -> None:
