@@ -95,7 +95,8 @@ def test_at_the_start_the_older_ones_are_forgotten() -> None:
     """Moves come from the database in the order of their ids as text."""
     store, net = Kept(), fabric()
     vm = add_vm(net, 1, at=1)
-    moves = [ended(n, "gone" if n in (2, 11) else "vm1" if n == 3 else "vm9") for n in range(1, 13)]
+    vms = {2: "gone", 3: "vm1", 5: "long gone", 11: "gone"}
+    moves = [ended(n, vms.get(n, "vm9")) for n in range(1, 13)]
     for move in moves:
         store.put(move)
     controller = Controller(fabric(), store, lambda: 1000.0, moves_kept=2)
