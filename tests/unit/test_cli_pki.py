@@ -14,11 +14,16 @@ from typer.testing import CliRunner, Result
 
 from networks import fabric
 from pki_files import Certificates
+from retinue.agent.transfer import secured
 from retinue.api.access import Access
 from retinue.api.server import Api
 from retinue.cli import reach
 from retinue.cli.main import app
 from retinue.controller.controller import Controller
+from retinue.hypervisor import HypervisorError
+from retinue.pki.authority import Authority, Issued
+from retinue.pki.credentials import Credentials
+from retinue.pki.identity import PeerRole
 from retinue.pki.tokens import Tokens
 
 
@@ -90,6 +95,41 @@ def test_words_that_do_not_fit() -> None:
         assert result.exit_code == 2 and said in result.stderr
     assert "--address" in bad("pki", "issue", "controller", "c1")
     assert "cannot be a name" in bad("pki", "issue", "switch", "a b")
+
+
+def test_an_agent_without_an_address_is_told_what_it_cannot() -> None:
+    good("pki", "init")
+    result = run("pki", "issue", "agent", "server1", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["certificates"][0]["addresses"] == []
+    assert "server1 has no --address" in result.stderr and "no VM can be brought" in result.stderr
+    for args in (("agent", "server2", "--address", "10.0.0.12"), ("switch", "edge1"), ("manager", "anna")):
+        assert run("pki", "issue", *args).stderr == ""
+
+
+async def test_what_that_agent_cannot_and_can(tmp_path: Path) -> None:
+    """Any address makes a certificate one for serving; which address it is, no agent looks at."""
+    authority = Authority.create(tmp_path / "made")
+    without, elsewhere = (
+        authority.issue(PeerRole.AGENT, "server1"),
+        authority.issue(PeerRole.AGENT, "server2", addresses=["192.0.2.77"]),
+    )
+
+    async def brings(source: Issued, target: Issued) -> None:
+        here, there = (
+            secured(one.label, Credentials(authority.ca, one.file, one.key)) for one in (source, target)
+        )
+        await there.start("127.0.0.1")
+        there.expect("move-1", source.label)
+        try:
+            channel = await here.connect(there.address, "move-1", target.label)
+            await channel.close()
+        finally:
+            await there.close()
+
+    await brings(without, elsewhere)
+    with pytest.raises(HypervisorError, match="cannot be reached"):
+        await brings(elsewhere, without)
 
 
 def test_a_token(tmp_path: Path) -> None:

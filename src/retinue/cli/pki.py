@@ -28,6 +28,11 @@ DEFAULT = Path("pki")
 SOON = 60
 """Days before a certificate's end at which `renew` renews it, and `list` says so."""
 
+NOT_FOR_SERVING = (
+    "retinue: agent {name} has no --address, so its certificate is not made for serving: no VM can be "
+    "brought to its server by other agents. It can report, renew leases, and bring VMs to others."
+)
+
 
 @app.command()
 def init(
@@ -79,7 +84,7 @@ def issue(
     """Issue a certificate, with a new key.
 
     A switch's says which switches, an agent's which server. A controller's needs the addresses at which it is
-    reached, an agent's those at which other agents reach it.
+    reached. An agent's needs one if VMs are to be brought to its server: only then is it made for serving.
 
     \b
     Examples:
@@ -90,6 +95,7 @@ def issue(
       retinue pki issue manager anna
     """
     from retinue.pki.authority import DAYS, PkiError
+    from retinue.pki.identity import PeerRole
 
     try:
         made = _authority(folder).issue(
@@ -97,6 +103,8 @@ def issue(
         )
     except PkiError as error:
         raise CliError(str(error)) from error
+    if made.identity.role is PeerRole.AGENT and not made.addresses:
+        typer.echo(NOT_FOR_SERVING.format(name=name), err=True)
     _show_made([made], as_json, "issued")
 
 
