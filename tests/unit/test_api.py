@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from networks import fabric, vm_mac
+from networks import add_vm, fabric, vm_mac
 from retinue.api.server import Api
 from retinue.controller.controller import Controller
 from retinue.controller.events import QUEUE, RING, EventBus
+from retinue.model.network import Owner
 
 
 @pytest.fixture
@@ -108,6 +109,31 @@ async def test_every_list_is_shown(api: Served) -> None:
     assert status["refused"] == {"openflow": {"garbage": 3}, "rest": {"not found": 1}}
     async with aiohttp.ClientSession() as http, http.get(f"{url}/metrics") as answer:
         assert 'retinue_refused_total{listener="openflow",reason="garbage"} 3.0' in await answer.text()
+
+
+async def test_flows_of_one_vm_are_all_of_its_and_no_others(api: Served) -> None:
+    """Those that would go with the VM: by what the network holds without it."""
+    served, url = api
+    net = served._controller.net
+    add_vm(net, 2, at=1)
+    await served._controller.context.install(net.everything())
+    _, before = await call(url, "GET", "/v1/flows")
+    add_vm(net, 1, at=1)
+    await served._controller.context.install([Owner("vm", "vm1")])
+    _, after = await call(url, "GET", "/v1/flows")
+    _, its = await call(url, "GET", "/v1/flows?vm=vm1")
+    added = [row for row in rows(after) if row not in rows(before)]
+    assert rows(its) == added
+    assert {row["switch"] for row in added} == {"edge1", "leaf1", "spine1", "spine2"}
+    _, there = await call(url, "GET", "/v1/flows?vm=vm1&switch=leaf1")
+    assert rows(there) == [row for row in added if row["switch"] == "leaf1"] != []
+    assert (await call(url, "GET", "/v1/flows?vm=vm9"))[0] == 404
+
+
+def rows(answer: dict[str, object]) -> list[dict[str, object]]:
+    found = answer["flows"]
+    assert isinstance(found, list)
+    return found
 
 
 async def test_what_is_not_http_is_counted_and_disturbs_nobody(api: Served) -> None:

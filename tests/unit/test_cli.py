@@ -208,6 +208,7 @@ def test_session_with_the_real_interface(real: str) -> None:
     assert {
         row["table"] for row in json.loads(good("flow", "list", "--table", "30", "--json", *at))["flows"]
     } == {30}
+    assert "There are no such flows" in good("flow", "list", "--vm", "vm1", *at)
     assert "move-1: vm1 moves from server1 to server2" in good("move", "start", "vm1", "--to", "server2", *at)
     assert "waits for the target server's place" in good("move", "show", "move-1", *at)
     assert re.search(r"^move-1 +vm1 +server1 +server2 +planned", good("move", "list", *at), re.M)
@@ -242,8 +243,21 @@ def test_the_controller_s_refusal_is_the_message(real: str) -> None:
     assert "there is no VM vm9" in bad("vm", "show", "vm9", "--url", real)
     assert "there is no VM vm9" in bad("move", "start", "vm9", "--to", "server2", "--url", real)
     assert "there is no switch x" in bad("flow", "list", "--switch", "x", "--url", real)
+    assert "there is no VM vm9" in bad("flow", "list", "--vm", "vm9", "--url", real)
     assert "not a MAC address" in bad("vm", "add", "v", "--server", "server1", "--mac", "x", "--url", real)
     assert "there is no VM a/b c" in bad("vm", "remove", "a/b c", "--url", real)
+
+
+def test_flows_of_one_vm_are_asked_for(fake: FakeController) -> None:
+    row = {
+        "switch": "edge1", "role": "edge", "table": 30, "table_name": "DELIVER", "priority": 200,
+        "match": "eth_type=0x0800,ipv4_dst=10.1.0.100", "actions": "output:3", "reason": "forward",
+        "cookie": "0x5e71000000000000", "expires_at": None, "confirmed": True,
+    }  # fmt: skip
+    fake.routes["GET", "/v1/flows?vm=vm1"] = {"flows": [row, row | {"table": 0, "table_name": "ADMIT"}]}
+    at = ("--vm", "vm1", "--table", "deliver", "--url", fake.url)
+    assert re.search(r"^edge1 +30 DELIVER +200 .* confirmed$", good("flow", "list", *at), re.M)
+    assert json.loads(good("flow", "list", *at, "--json")) == {"flows": [row]}
 
 
 # ---- VMs ----

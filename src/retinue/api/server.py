@@ -172,11 +172,13 @@ class Api:
 
     async def _flows(self, request: web.Request) -> web.Response:
         known = self._controller.net.switches
-        wanted = request.query.get("switch")
+        wanted, vm = request.query.get("switch"), request.query.get("vm")
         if wanted is not None and wanted not in known:
             raise _NotFoundError(f"there is no switch {wanted}; `retinue switch list` shows those there are")
+        if vm is not None and vm not in self._controller.net.vms:
+            raise _NotFoundError(f"there is no VM {vm}; `retinue vm list` shows those there are")
         names = [wanted] if wanted is not None else list(known)
-        return _json({"flows": [flow for name in names for flow in views.flows(self._controller, name)]})
+        return _json({"flows": [flow for name in names for flow in views.flows(self._controller, name, vm)]})
 
     async def _metrics(self, _: web.Request) -> web.Response:
         refused = {**self._refused_elsewhere(), "rest": dict(self.refused)}

@@ -7,6 +7,7 @@ import msgspec
 from retinue import __version__
 from retinue.controller.controller import Controller
 from retinue.controller.events import Event
+from retinue.flows.compiler import contribution
 from retinue.flows.entry import Flow
 from retinue.flows.pipeline import Table, reason_of
 from retinue.flows.text import actions_text, match_text
@@ -136,12 +137,16 @@ def move(controller: Controller, value: Move) -> dict[str, Any]:
     return {**plain(value), "steps": steps, "figures": figures}
 
 
-def flows(controller: Controller, switch: str) -> list[dict[str, Any]]:
-    """The entries a switch should hold, in the order it looks at them, each with whether it is confirmed."""
+def flows(controller: Controller, switch: str, vm: str | None = None) -> list[dict[str, Any]]:
+    """The entries a switch should hold, in the order it looks at them, each with whether it is confirmed.
+
+    With `vm` only those that are there for this VM, and would go with it.
+    """
     installer = controller.context.installer
     mirror = installer.mirror(switch)
     program = controller.context.compiler.program(switch)
-    entries = [entry for entry in program.values() if isinstance(entry, Flow)]
+    its = program if vm is None else contribution(controller.net, Owner("vm", vm)).get(switch, {})
+    entries = [entry for key, entry in program.items() if key in its and isinstance(entry, Flow)]
     entries.sort(key=lambda f: (f.table, -f.priority, f.match))
     return [
         {

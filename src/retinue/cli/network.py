@@ -86,6 +86,9 @@ def list_switches(url: options.Url = None, lab: options.Lab = None, as_json: opt
 @flows.command("list")
 def list_flows(
     switch: Annotated[str | None, typer.Option(metavar="SWITCH", help="Only this switch's.")] = None,
+    vm: Annotated[
+        str | None, typer.Option("--vm", metavar="VM", help="Only what is there for this VM.")
+    ] = None,
     table: Annotated[
         str | None, typer.Option(metavar="TABLE", help="Only this table's, by number or name.")
     ] = None,
@@ -100,10 +103,11 @@ def list_flows(
     \b
     Examples:
       retinue flow list --switch edge1
+      retinue flow list --vm vm1
       retinue flow list --switch leaf1 --table route
     """
     number = None if table is None else table_number(table)
-    data = reach.controller(url, lab).get("flows", switch=switch)
+    data = reach.controller(url, lab).get("flows", switch=switch, vm=vm)
     found = [row for row in data["flows"] if number is None or row["table"] == number]
     if as_json:
         tables.print_json({"flows": found})
