@@ -74,6 +74,8 @@ class World:
     compiler: Compiler = field(init=False)
     fabric: FakeFabric = field(default_factory=FakeFabric)
     installed: dict[str, Program] = field(default_factory=dict)
+    copied: set[int] = field(default_factory=set)
+    """VMs that may get a packet at each of their places at once."""
 
     def __post_init__(self) -> None:
         self.compiler = Compiler(self.net)
@@ -122,7 +124,20 @@ class World:
         """An honest packet of `vm`, sent from server `at`, comes to VM `to` on one of `places`, once."""
         frame = udp_frame(vm_mac(vm), dst_mac, vm_ip(vm), vm_ip(to))
         for delivery in self.send(vm, at, frame):
-            self.comes_once(delivery, {(f"edge{place}", vm_port(to)) for place in places}, vm_mac(to))
+            self.comes(delivery, to, places)
+
+    def comes(self, delivery: Delivery, to: int, places: Collection[int]) -> None:
+        """A packet for VM `to` comes to one of its places; while it is copied, to each at most once."""
+        ports = {(f"edge{place}", vm_port(to)) for place in places}
+        if to not in self.copied:
+            self.comes_once(delivery, ports, vm_mac(to))
+            return
+        came = [(switch, port) for switch, port, _ in delivery.arrivals]
+        assert came, f"lost: {delivery}"
+        assert len(set(came)) == len(came), f"twice to one port: {delivery}"
+        assert set(came) <= ports, f"came out at {came}, not at {ports}"
+        assert {parse(frame).dst for _, _, frame in delivery.arrivals} == {vm_mac(to)}
+        assert not delivery.to_controller
 
     def comes_once(self, delivery: Delivery, ports: Collection[tuple[str, int]], mac: str) -> None:
         assert len(delivery.arrivals) == 1, f"not delivered once: {delivery}"
@@ -133,11 +148,15 @@ class World:
         assert not delivery.to_controller
 
     def reaches_from_outside(self, to: int, places: Collection[int]) -> None:
+        for delivery in self.from_outside(to):
+            self.comes(delivery, to, places)
+
+    def from_outside(self, to: int) -> list[Delivery]:
+        """What becomes of a packet to VM `to` that the router forwards."""
         last = self.net.servers["router"].given_at
         assert last is not None
         frame = udp_frame(self.net.servers["router"].mac, GATEWAY_MAC, OUTSIDE, vm_ip(to))
-        for delivery in self.fabric.all_paths(last.switch, 91, frame):
-            self.comes_once(delivery, {(f"edge{place}", vm_port(to)) for place in places}, vm_mac(to))
+        return self.fabric.all_paths(last.switch, 91, frame)
 
     def reaches_outside(self, vm: int, at: int) -> None:
         at_router = self.net.servers["router"].given_at
@@ -219,7 +238,7 @@ class World:
                 sent = udp_frame(server.mac, GATEWAY_MAC, src, vm_ip(vm))
                 for delivery in self.fabric.all_paths(server.given_at.switch, port, sent):
                     if src == server.address:
-                        assert len(delivery.arrivals) == 1
+                        assert 1 <= len(delivery.arrivals) <= 1 + (vm in self.copied)
                         assert not delivery.to_controller
                     else:
                         assert not delivery.arrivals

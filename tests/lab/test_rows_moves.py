@@ -170,6 +170,26 @@ async def test_the_target_dies(bench: Bench, state: str) -> None:
     await as_before(bench, before)
 
 
+async def test_what_comes_while_the_vm_stands_still_is_kept_for_the_source(bench: Bench) -> None:
+    """Its target is lost while nobody runs the VM: it runs on at the source, and finds what it was sent."""
+    before, pps, still = await network(bench), 500, 0.5
+    async with bench.traffic(await bench.address("vm1"), pps=pps) as traffic, bench.events() as events:
+        move = await begin(bench)
+        await reaches(events, move, "copying")
+        bench.kill("controller", signal.SIGSTOP)  # Nobody diverts, so nobody stops the VM...
+        target = str(qemu_of(bench, "server2"))
+        await bench.run("sandbox", "kill", "-STOP", target)  # ... till the target can take nothing in.
+        bench.kill("controller", signal.SIGCONT)
+        await events.until("move.step", lambda e: e["move"]["id"] == move and e["move"]["stopped_at"])
+        await asyncio.sleep(still)  # That is what is tried: a VM that stands still for so long.
+        await bench.run("sandbox", "kill", "-9", target)
+        await reaches(events, move, "undone")
+        figures, _ = await traffic.end()
+    assert figures.lost < still * pps / 5, figures
+    assert figures.duplicated == 0
+    await as_before(bench, before)
+
+
 @pytest.mark.parametrize("state", ["copying", "diverted"])
 @pytest.mark.parametrize("server", ["server1", "server2"])
 async def test_an_agent_dies_and_its_vms_do_not(bench: Bench, server: str, state: str) -> None:

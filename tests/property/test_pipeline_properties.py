@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from networks import GATEWAY_MAC, add_vm, fabric, holding, vm_ip, vm_mac, vm_port
 from retinue.flows.compiler import Compiler
+from retinue.flows.difference import difference
 from retinue.flows.plan import near_server
 from retinue.model import Network, PortRef, VMPort
 from retinue.model.network import NOTHING, Touched, moved
@@ -84,23 +85,49 @@ def test_every_state_of_a_move_is_right(shape: Shape, data: st.DataObject) -> No
         run(net.put_vm(vm), near_server(net, f"server{source}"))
         assert world.compiler.programs == fresh(net)
         return
+    diverted = moved(admitted, f"server{target}")
     if data.draw(st.booleans(), label="diverted, then undone"):
         # The source stops, its traffic is turned to the target, the copy fails, and it is turned back.
         may[mover] = {source, target}
-        run(net.put_vm(moved(admitted, f"server{target}")), near_server(net, f"server{target}"))
+        run(net.put_vm(diverted), near_server(net, f"server{target}"))
+        if data.draw(st.booleans(), label="copied meanwhile"):
+            insure(world, mover, target, source)
         run(net.put_vm(vm), near_server(net, f"server{source}"))
+        world.copied.clear()
         may[mover] = {source}
         check(world, at, may)
         assert world.compiler.programs == fresh(net)
         return
     # It resumes at the target; while the switches are told, its packets come to either port.
     at[mover], may[mover] = target, {source, target}
-    run(net.put_vm(moved(admitted, f"server{target}")), near_server(net, f"server{target}"))
+    run(net.put_vm(diverted), near_server(net, f"server{target}"))
+    if data.draw(st.booleans(), label="copied while it stood still"):
+        insure(world, mover, target, source)
+        check(world, at, may)
+    else:
+        may[mover] = {target}
+        check(world, at, may)
+    run(net.put_vm(replace(vm, server=f"server{target}")))
+    world.copied.clear()
     may[mover] = {target}
     check(world, at, may)
-    run(net.put_vm(replace(vm, server=f"server{target}")))
     # A port left behind at the source is nobody's: what it sends goes nowhere.
     world.forges(mover, target, next(n for n in at if n != mover))
+
+
+def insure(world: World, vm: int, target: int, source: int) -> None:
+    """Copies of all that is delivered to the VM go back to its source: one switch is told, and all come."""
+    world.copied.add(vm)
+    diverted = world.net.vms[f"vm{vm}"]
+    keys = world.compiler.update(world.net.put_vm(replace(diverted, copied_to=f"server{source}")))
+    assert set(keys) == {f"edge{target}"}, "more than one switch is told"
+    edge = f"edge{target}"
+    program = world.compiler.program(edge)
+    world.fabric[edge].apply(difference(program, world.installed[edge], keys[edge]))
+    world.installed[edge] = dict(program)
+    both = {(f"edge{place}", vm_port(vm)) for place in (target, source)}
+    for delivery in world.from_outside(vm):
+        assert {(switch, port) for switch, port, _ in delivery.arrivals} == both
 
 
 def fresh(net: Network) -> dict[str, object]:

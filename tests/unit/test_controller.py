@@ -302,6 +302,29 @@ async def test_traffic_waits_at_the_target_from_the_moment_the_source_stops(lab:
     assert [row.switch for row in lab.controller.net.bindings(["vm1"])] == ["edge2"]
 
 
+async def test_while_the_vm_stands_still_its_source_has_copies(lab: Lab) -> None:
+    """From the stop to RESUME; one switch is told, and no other need confirm."""
+    await lab.boot(1, at=1)
+    to_vm1 = udp_frame(lab.fake.net.servers["router"].mac, GATEWAY_MAC, OUTSIDE, vm_ip(1))
+
+    def comes_to() -> set[str]:
+        arrivals = [way.arrivals for way in lab.fake.fabric.all_paths("leaf2", 91, to_vm1)]
+        assert all(len(found) == len({switch for switch, _, _ in found}) for found in arrivals)
+        return {switch for found in arrivals for switch, _, _ in found}
+
+    id = await move_to(lab, 2, "target_open", "copying", "converged")
+    assert comes_to() == {"edge2"}
+    before = {name: dict(switch.flows) for name, switch in lab.fake.fabric.switches.items()}
+    lab.controller.mover.hypervisor_says(id, "stopped", lab.now, "")
+    await lab.fake.settle()
+    assert comes_to() == {"edge1", "edge2"}
+    changed = [n for n, switch in lab.fake.fabric.switches.items() if dict(switch.flows) != before[n]]
+    assert changed == ["edge2"]
+    lab.controller.mover.hypervisor_says(id, "resumed", lab.now, "")
+    await lab.fake.settle()
+    assert comes_to() == {"edge2"}
+
+
 @pytest.mark.parametrize("last", ["target_open", "copying", "stopped"])
 async def test_a_failed_move_leaves_the_network_as_before(lab: Lab, last: str) -> None:
     await lab.boot(1, at=1)

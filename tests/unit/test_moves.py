@@ -11,6 +11,7 @@ from retinue.moves import (
     Confirmed,
     Converged,
     CopyStarted,
+    CopyToSource,
     Effect,
     Event,
     Failed,
@@ -43,7 +44,7 @@ STRAIGHT: list[tuple[Event, MoveState, tuple[Effect, ...]]] = [
     (Confirmed(Booked.ADMITTED), MoveState.PREPARED, (StartCopy(),)),
     (CopyStarted(), MoveState.COPYING, ()),
     (Converged(), MoveState.DIVERTED, (SteerToTarget(),)),
-    (SourceStopped(99.5), MoveState.DIVERTED, ()),
+    (SourceStopped(99.5), MoveState.DIVERTED, (CopyToSource(),)),
     (Resumed(100.0), MoveState.SWITCHING, ()),
     (Confirmed(Booked.STEERED), MoveState.SWITCHED, (CloseSource(),)),
     (Confirmed(Booked.SOURCE_CLOSED), MoveState.CONFIRMED, (FreeSource(),)),
@@ -191,6 +192,12 @@ def test_a_confirmation_of_another_change_is_refused(count: int) -> None:
     undone, _ = step(walk(5), Failed("no"), 6.0)
     with pytest.raises(IllegalEventError):
         step(undone, Confirmed(Booked.STEERED), 7.0)
+
+
+@pytest.mark.parametrize("count", range(1, len(STRAIGHT) + 1))
+def test_copies_are_an_insurance_that_nothing_waits_for(count: int) -> None:
+    move = walk(count)
+    assert step(move, Confirmed(Booked.COPIED), 50.0) == (move, ())
 
 
 def test_time_alone_does_not_roll_back_a_vm_that_may_run_at_the_target() -> None:

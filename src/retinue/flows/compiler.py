@@ -7,6 +7,7 @@ different. Property to hold for ever: after any history, the programs equal thos
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import permutations
 
 from retinue.flows import edge, fabric
 from retinue.flows.entry import Flow, FlowKey, Group, Meter
@@ -81,6 +82,11 @@ def _vm(net: Network, vm: VM, found: dict[str, list[Entry]]) -> None:
     for holding in net.held_by(vm.id):
         for switch, flows in fabric.host_routes(net, net.servers[vm.server], holding.ip, mark).items():
             found.setdefault(switch, []).extend(flows)
+        # Both ways and from the first, so that where the VM is delivered changes nothing of it.
+        for place, other in permutations(sorted({vm.server, *vm.also}), 2):
+            ways = fabric.copy_ways(net, net.servers[place], net.servers[other], holding.ip, mark)
+            for switch, flows in ways.items():
+                found.setdefault(switch, []).extend(flows)
 
 
 Keys = dict[str, frozenset[EntryKey]]

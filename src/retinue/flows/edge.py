@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 
-from retinue.flows.entry import Field, Flow, Meter, Output, PortNo, match, set_field
+from retinue.flows.entry import Action, Field, Flow, Meter, Output, PortNo, match, set_field
 from retinue.flows.pipeline import (
     ARP_REQUEST,
     CONTROLLER,
@@ -84,9 +84,10 @@ def vm_flows(net: Network, vm: VM, edge: Switch, port: int, delivered: bool) -> 
     mark = cookie(Reason.FORWARD, owner)
     yield from (Meter(kind.id(port), kind.rate, kind.rate) for kind in VMMeter)
     yield from _unbound(owner, vm.mac, port)
+    from_here, from_fabric = _copies(net, vm, edge) if delivered else ((), ())
     if delivered:
-        yield Flow(Table.FORWARD, 200, match(eth_dst=vm.mac), (Output(port),), cookie=mark)
-    hand_over = (set_field(Field.ETH_DST, vm.mac), Output(port))
+        yield Flow(Table.FORWARD, 200, match(eth_dst=vm.mac), (Output(port), *from_here), cookie=mark)
+    hand_over = (set_field(Field.ETH_DST, vm.mac), Output(port), *from_fabric)
     for holding in net.held_by(vm.id):
         ip, until = holding.ip, holding.lease_end
         if ip.version != 4:
@@ -105,6 +106,18 @@ def vm_flows(net: Network, vm: VM, edge: Switch, port: int, delivered: bool) -> 
             # Row C3: a neighbour on this switch hears the VM's own MAC, so that local traffic stays local.
             ask = match(eth_type=EthType.ARP, arp_op=ARP_REQUEST, arp_tpa=ip)
             yield Flow(Table.ARP, 150, ask, arp_answer(ip, vm.mac), cookie=mark, expires_at=until)
+
+
+def _copies(net: Network, vm: VM, edge: Switch) -> tuple[tuple[Action, ...], tuple[Action, ...]]:
+    """What sends a copy to the VM's other place: of frames from VMs here, and of frames from the fabric.
+
+    The latter came in by the uplink, and a switch sends nothing back there unless told so by name.
+    """
+    uplink = net.port_number(PortRef(edge.id, edge.uplink))
+    if not vm.copied_to or uplink is None:
+        return (), ()
+    to_it = set_field(Field.ETH_DST, net.servers[vm.copied_to].mac)
+    return (to_it, Output(uplink)), (to_it, Output(PortNo.IN_PORT))
 
 
 def _unbound(owner: Owner, mac: Mac, port: int) -> Iterator[Flow]:

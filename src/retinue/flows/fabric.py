@@ -56,6 +56,7 @@ def leaf_flows(net: Network, leaf: Switch) -> Iterator[Flow | Group | Meter]:
         down = match(in_port=port, vlan_vid=NO_TAG, eth_type=EthType.IPV4)
         yield Flow(Table.ADMIT, Priority.FROM_SPINE, down, goto=Table.SERVERS, cookie=mark)
         yield Flow(Table.ADMIT, Priority.FROM_SPINE_OTHER, match(in_port=port), cookie=mark)
+        yield Flow(Table.SERVERS, 20, match(in_port=port), cookie=mark)
     arp = match(vlan_vid=NO_TAG, eth_type=EthType.ARP)
     yield Flow(Table.ADMIT, Priority.LEAF_ARP, arp, goto=Table.ARP, cookie=mark)
     rogue = match(eth_type=EthType.IPV4, ip_proto=UDP, udp_dst=DHCP_CLIENT_PORT)
@@ -95,6 +96,8 @@ def _upward(net: Network, leaf: str, mark: int) -> Iterator[Flow | Group]:
     up = (DecTtl(), set_field(Field.ETH_SRC, net.gateway_mac), ToGroup(SPINES_GROUP))
     yield from _subnet_routes(net, up, mark)
     yield Flow(Table.ROUTE, Priority.DEFAULT, match(eth_type=EthType.IPV4), up, cookie=mark)
+    # A copy for a server that is not here (Priority.COPY); what a spine sends ends here.
+    yield Flow(Table.SERVERS, 10, match(eth_type=EthType.IPV4), (ToGroup(SPINES_GROUP),), cookie=mark)
 
 
 def _subnet_routes(net: Network, way: tuple[Action, ...], mark: int) -> Iterator[Flow]:
@@ -187,6 +190,16 @@ def host_routes(net: Network, server: Server, ip: IP, mark: int) -> dict[str, li
     return _routes(net, server, Priority.HOST, hairpin, Priority.HAIRPIN, mark)
 
 
+def copy_ways(net: Network, server: Server, to: Server, ip: IP, mark: int) -> dict[str, list[Flow]]:
+    """Lets copies of what one server is sent for this address into the fabric, to another server."""
+    at = net.place(server.id)
+    port = None if at is None else net.port_number(at)
+    if at is None or port is None or ip.version != 4:
+        return {}
+    copied = ip_match(dst=ip, in_port=port, vlan_vid=NO_TAG, eth_dst=to.mac)
+    return {at.switch: [Flow(Table.ADMIT, Priority.COPY, copied, goto=Table.SERVERS, cookie=mark)]}
+
+
 def _routes(
     net: Network, server: Server, priority: int, to: Match, hairpin: int | None, mark: int
 ) -> dict[str, list[Flow]]:
@@ -229,4 +242,4 @@ def trunk_ports(net: Network, leaf: str) -> frozenset[int]:
     return frozenset(_spine_ports(net, leaf))
 
 
-__all__ = ["host_routes", "leaf_flows", "server_flows", "spine_flows", "trunk_ports"]
+__all__ = ["copy_ways", "host_routes", "leaf_flows", "server_flows", "spine_flows", "trunk_ports"]

@@ -16,13 +16,16 @@ that no entry names is dropped.
                  own, out of its port
    35 ROUTE      -                              host here: MAC := its         every host: MAC := its
                                                 server's; else: a spine       server's, to its leaf
-   40 SERVERS    -                              server's MAC: its port        server's MAC: its leaf
+   40 SERVERS    -                              server's MAC: its port;       server's MAC: its leaf
+                                                a copy for another: a spine
 
 A packet from a VM on server1 to a VM on server2 passes: edge1 ADMIT, FORWARD (MAC := gateway), leaf1 ADMIT,
 ROUTE (to a spine), spine ADMIT, ROUTE (MAC := server2), leaf2 ADMIT, SERVERS, edge2 ADMIT, DELIVER.
 TTL is taken down once, by the leaf: to IP the whole fabric is one router.
 
-A move of a VM changes its entries on its two edges, its two leaves and the spines, and nowhere else.
+A move of a VM changes its entries on its two edges, its two leaves and the spines, and nowhere else. While
+the VM stands still its new edge sends a copy of what it delivers to the old one: up again, with the old
+server's MAC, as which the leaf lets it in, from that port for that address (Priority.COPY).
 """
 
 from enum import IntEnum
@@ -128,6 +131,7 @@ class Priority:
     FROM_SPINE = 100
     FROM_SPINE_OTHER = 90
     LEAF_ARP = 60
+    COPY = 59
     TRUSTED_DHCP = 58
     LEAF_ROGUE_DHCP = 55
     SERVICE_ITSELF = 54

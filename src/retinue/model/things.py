@@ -128,6 +128,9 @@ class VM:
     """Static addresses, given by the manager; empty when the VM asks by DHCP."""
     reported: bool = False
     """True when no manager booked it and a switch's port told of it."""
+    copied_to: str = ""
+    """One of `also` that gets a copy of all that is delivered, or "": a move's source, while the VM stands
+    still. Were the move to fail, the VM would find there what it was sent meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)

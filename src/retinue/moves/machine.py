@@ -9,7 +9,8 @@
     copying       Converged: little is left to copy,     steer its traffic to the target: it waits there
                   and the VM runs on at the source
     diverted      Resumed: the VM runs at the target;    (once steering is confirmed:) delete binding
-                  SourceStopped on the way               and flows at the source (row B3)
+                  SourceStopped on the way, then         and flows at the source (row B3)
+                  copies go to the source: see below
     switching     Confirmed: every switch steers so      the same
     switched      Confirmed: they are gone               free the source's QEMU and port
     confirmed     SourceFreed                            done
@@ -27,6 +28,10 @@ and Resumed, when it crosses with an order to roll back, goes forward. A VM is n
 After Resumed there is no way back at all; steps are tried until they are confirmed, a delay is reported.
 A source that has handed the VM over does not run it again on an order to roll back: the target may. Only
 when the target's agent says that the VM never ran there, and never will (TargetGone), is it given back.
+
+While the VM stands still (SourceStopped till Resumed) all it is sent goes to the source, too, and waits
+there: if it runs on at the source after all, only what came between the steering and its stop is lost. If it
+runs on at the target, the copies are thrown away with the source's port.
 
 An event that does not fit the state is refused (IllegalEventError) and the move stays as it is; an event
 that arrives once more changes nothing.
@@ -130,6 +135,7 @@ class Booked(StrEnum):
 
     ADMITTED = "admitted at the target"
     STEERED = "steered to the target"
+    COPIED = "copied to the source"
     SOURCE_CLOSED = "source closed"
     TARGET_CLOSED = "target closed"
 
@@ -232,6 +238,11 @@ class SteerToTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyToSource:
+    """Let what the VM is sent at the target go to the source, too; answer Confirmed(COPIED)."""
+
+
+@dataclass(frozen=True, slots=True)
 class CloseSource:
     """Delete binding and flows at the source; answer Confirmed(SOURCE_CLOSED)."""
 
@@ -261,6 +272,7 @@ Effect = (
     | AdmitAtTarget
     | StartCopy
     | SteerToTarget
+    | CopyToSource
     | CloseSource
     | FreeSource
     | CloseTarget
@@ -357,6 +369,10 @@ def step(move: Move, event: Event, now: float) -> tuple[Move, tuple[Effect, ...]
         case Resumed(at) if move.state is S.ROLLING_BACK and not move.restored:
             after = replace(move, steered=False, closed=False, resumed_at=at)
             return _enter(after, S.SWITCHING, now), (SteerToTarget(),)
+        case Confirmed(Booked.COPIED):
+            return move, ()  # An insurance: nothing waits for it.
+        case SourceStopped(at) if move.state is S.DIVERTED and move.stopped_at is None:
+            return replace(move, stopped_at=at), (CopyToSource(),)
         case SourceStopped(at) if move.stopped_at is None and _has_passed(move.state, SourceStopped):
             return replace(move, stopped_at=at), ()
         case RolledBack() if move.state is S.UNDONE:
