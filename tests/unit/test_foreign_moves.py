@@ -240,3 +240,35 @@ async def test_reports_over_http(lab: Lab, server: str, body: str, status: int, 
             assert said in (await answer.text()).replace(": ", ":")
     finally:
         await api.stop()
+
+
+async def test_where_the_source_opens_the_target_it_is_told_to_begin(lab: Lab) -> None:
+    """Our own move through libvirt: the target's agent waits, and its port comes by the source's doing."""
+    mover = lab.controller.mover
+    move = mover.start("vm1", target_server="server2")
+    for _ in ("once", "once more"):
+        mover.hypervisor_says(move.id, "target_open", 1.0, "", "192.0.2.4:7800")
+        (*_, begin) = lab.controller.events.recent("move.begin", 9)
+        assert (begin.data["move"].memory_at, begin.data["vm"].id) == ("192.0.2.4:7800", "vm1")
+    await lab.plug(2)
+    assert (lab.state, lab.moves[0].memory_at) == (MoveState.PREPARED, "192.0.2.4:7800")
+    # What libvirt says of it, too, changes nothing, least of all where the memory goes.
+    await lab.says(2, K.INCOMING)
+    assert (lab.state, lab.moves[0].memory_at) == (MoveState.COPYING, "192.0.2.4:7800")
+    assert len(lab.controller.events.recent("move.begin", 9)) == 2
+
+
+async def test_libvirts_own_word_of_a_target_does_not_hide_where_its_memory_goes(lab: Lab) -> None:
+    mover = lab.controller.mover
+    move = mover.start("vm1", target_server="server2")
+    mover.hypervisor_says(move.id, "target_open", 1.0, "", "192.0.2.4:7800")
+    await lab.says(2, K.INCOMING)
+    await lab.plug(2)
+    assert lab.moves[0].memory_at == "192.0.2.4:7800"
+
+
+async def test_who_opens_the_target_by_itself_is_not_told_to_begin(lab: Lab) -> None:
+    move = lab.controller.mover.start("vm1", target_server="server2")
+    await lab.plug(2)
+    lab.controller.mover.hypervisor_says(move.id, "target_open", 1.0, "", "192.0.2.4:7800")
+    assert lab.controller.events.recent("move.begin", 9) == []

@@ -1,7 +1,8 @@
 """Moves, carried out: the effects of `moves.machine` become flows on switches and words to the hypervisor.
 
-The hypervisor side (H1) follows the event stream: move.prepare, move.copy, move.cleanup, move.rollback; and
-answers with events of its own (see `hypervisor_says`). The manager's message that starts a move is row B1's.
+The hypervisor side (H1) follows the event stream: move.prepare, move.begin, move.copy, move.cleanup,
+move.rollback; and answers with events of its own (see `hypervisor_says`). The manager's message that starts a
+move is row B1's.
 """
 
 import asyncio
@@ -118,9 +119,9 @@ class Mover:
             raise MoveError(f"{event} needs its time: at, in seconds since the epoch")
         match event:
             case "target_open":
-                self._open[id] = memory_at
+                self._open[id] = memory_at or self._open.get(id, "")
                 self.look_again(id)
-                return self.moves[id]
+                return self._let_source_open(id)
             case "copying":
                 return self._step(id, moves.CopyStarted())
             case "converged":
@@ -152,6 +153,14 @@ class Mover:
         except TimeoutError:
             return False
         return True
+
+    def _let_source_open(self, id: str) -> Move:
+        """The target waits, and has no port yet: where libvirt runs VMs, the source's word makes it."""
+        move = self.moves[id]
+        if move.state is MoveState.MATCHED and self._open[id]:
+            move = self.moves[id] = replace(move, memory_at=self._open[id])
+            self._context.events.publish("move.begin", move=move, vm=self._context.net.vms.get(move.vm))
+        return move
 
     # ---- what else drives a move ----
 
