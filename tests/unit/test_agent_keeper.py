@@ -555,7 +555,7 @@ async def test_a_refused_report_does_not_hold_up_the_next(bench: Bench) -> None:
 async def test_a_vm_does_not_move_while_nobody_answers_that_its_traffic_is_diverted(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retinue.agent.keeper.DIVERT_SECONDS", 0.01)
+    monkeypatch.setattr("retinue.agent.ward.DIVERT_SECONDS", 0.01)
     await bench.prepared()
     bench.source.rest.silent = "converged"
     told = await bench.step("copy")
