@@ -1,5 +1,7 @@
 """`retinue lab compare`: live migration by this and by other systems, under the same traffic."""
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +10,8 @@ import typer
 from retinue.cli import options, reach
 
 DEFAULT_OUTPUT = Path("build/compare.json")
+NARROWEST = 100
+"""Columns of text."""
 
 
 def _numbers(text: str, what: str, most: int) -> list[int]:
@@ -50,6 +54,7 @@ def compare(
     """
     with reach.lab_errors():
         from retinue.lab import compare as comparison
+        from retinue.lab import compare_report, compare_table
 
         wanted = comparison.Wanted(
             systems=systems.replace(",", " ").split() or comparison.Wanted().systems,
@@ -60,7 +65,13 @@ def compare(
         )
 
         def say(text: str) -> None:
-            typer.echo(text, err=as_json and not text.startswith("{"))
+            typer.echo(text, err=as_json)
 
-        code = comparison.run(wanted, output, say, add=add, as_json=as_json)
-    raise typer.Exit(code)
+        report, complete = comparison.run(wanted, output, say, add=add)
+        if as_json:
+            typer.echo(compare_report.encode(report), nl=False)
+        else:
+            width = max(NARROWEST, shutil.get_terminal_size((NARROWEST, 24)).columns)
+            typer.echo(compare_table.table(report, colour=sys.stdout.isatty(), width=width))
+            typer.echo(f"All figures: {output}; the picture: {comparison.picture_of(output)}")
+    raise typer.Exit(0 if complete else 1)

@@ -3,18 +3,14 @@
 from collections.abc import Sequence
 
 from retinue.lab.compare_ovn import OvnMultichassisRarp, OvnNaive
-from retinue.lab.compare_systems import (
-    LearningSwitch,
-    Retinue,
-    RetinueLibvirt,
-    StaticPortSecurity,
-    System,
-)
+from retinue.lab.compare_retinue import LibvirtVirsh, Retinue, RetinueLibvirt
+from retinue.lab.compare_systems import LearningSwitch, StaticPortSecurity, System
 from retinue.lab.errors import LabError
 
 SYSTEMS: Sequence[type[System]] = (
     Retinue,
     RetinueLibvirt,
+    LibvirtVirsh,
     OvnMultichassisRarp,
     OvnNaive,
     LearningSwitch,

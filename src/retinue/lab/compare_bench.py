@@ -21,7 +21,8 @@ from retinue.lab.topology import SubnetPart
 from retinue.lab.vmdriver import SOCKET
 
 VM, MAC, ADDRESS = "vm1", "52:54:00:00:00:01", "10.1.0.50"
-"""The address is set by the manager: a DHCP server is no part of what is compared."""
+"""The address is set by the manager: a DHCP server is no part of what is compared. A system may have another
+id for the VM (compare_systems.System.vm)."""
 SERVERS = ("server1", "server2")
 """Between these, each on a leaf of its own, the VM goes to and fro."""
 BOOT_SECONDS = 60.0
@@ -46,8 +47,9 @@ class Moved:
 
 
 class Bench:
-    def __init__(self, lab: LabHandle) -> None:
+    def __init__(self, lab: LabHandle, vm: str = VM) -> None:
         self.lab = lab
+        self.vm = vm
         self.topology = lab.topology
         self.at = SERVERS[0]
         """Where the VM runs."""
@@ -115,27 +117,27 @@ def dropped(before: Drops, after: Drops) -> int:
 
 
 class ManagedBench(Bench):
-    """The VM is booked with the lab's controller, and run by its agents."""
+    """The VM is booked with the lab's controller, which has it run."""
 
-    def __init__(self, lab: LabHandle) -> None:
-        super().__init__(lab)
+    def __init__(self, lab: LabHandle, vm: str = VM) -> None:
+        super().__init__(lab, vm)
         self.manager = Manager(lab.topology.controller_url)
         self.driver = Driver(lab.directory / SOCKET)
 
     async def boot(self) -> None:
-        booking = {"id": VM, "mac": MAC, "server": self.at, "addresses": [ADDRESS]}
+        booking = {"id": self.vm, "mac": MAC, "server": self.at, "addresses": [ADDRESS]}
         await self.manager.post("/v1/vms", booking)
         until = asyncio.get_running_loop().time() + BOOT_SECONDS
         while asyncio.get_running_loop().time() < until:
             with contextlib.suppress(LabError):  # It is not there yet.
-                if "RETINUE READY" in (await self.driver.ask(do="serial", vm=VM)).get("text", ""):
+                if "RETINUE READY" in (await self.driver.ask(do="serial", vm=self.vm)).get("text", ""):
                     return
             await asyncio.sleep(0.1)
-        raise LabError(f"{VM} did not boot within {BOOT_SECONDS:.0f} s")
+        raise LabError(f"{self.vm} did not boot within {BOOT_SECONDS:.0f} s")
 
     async def close(self) -> None:
         await self.manager.__aexit__()
 
     async def in_guest(self, command: str, timeout: float = 20.0) -> tuple[int, str]:
-        answer = await self.driver.ask(do="guest", vm=VM, command=command, timeout=timeout)
+        answer = await self.driver.ask(do="guest", vm=self.vm, command=command, timeout=timeout)
         return answer["code"], answer["output"]

@@ -3,9 +3,10 @@
     python -m retinue.lab.compare_inside DIRECTORY SYSTEM PROGRAM TASKS
 
 PROGRAM is guest/steady.c for this machine, TASKS a list of `Task` as JSON. Writes a JSON object a line:
-{"say": text}, {"move": [...]} (one row for each direction), {"noise": [...]}, {"tcp": [row]}, {"trace": ...},
-each with "task", the number of the task it belongs to; {"failed": reason, "task": number} ends it early, as
-nobody knows then how the lab is; {"error": reason} when it cannot even begin.
+{"move": [...]} (one row for each direction), {"noise": [...]}, {"tcp": [row]}, {"trace": ...},
+each with "task", the number of the task it belongs to, and before it {"begins": number}; {"failed": reason,
+"task": number} ends it early, as nobody knows then how the lab is; {"error": reason} when it cannot even
+begin.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import msgspec
 
 from retinue.lab import compare_all, compare_systems, compare_tcp, state
-from retinue.lab.compare_bench import VM, Bench, ManagedBench, Moved, dropped, drops
+from retinue.lab.compare_bench import Bench, ManagedBench, Moved, dropped, drops
 from retinue.lab.compare_hypervisor import PlainBench
 from retinue.lab.compare_records import ClientRecord, Figures, GuestReport, around, client_to_vm, vm_to_client
 from retinue.lab.compare_report import DIRECTIONS, Direction, MoveRow, NoiseRow, TcpRow, Trace
@@ -114,7 +115,7 @@ class Comparison:
         lost = dropped(dropped_before, await drops(bench))
         rows = [
             MoveRow(
-                vm=VM,
+                vm=bench.vm,
                 source=moved.source,
                 target=moved.target,
                 system=self.system.name,
@@ -197,13 +198,14 @@ async def compare(where: Directory, name: str, program: Path, tasks: Sequence[Ta
     settings = state.decode_settings(where.settings.read_bytes())
     lab = LabHandle(settings.name, where.path, 1, settings.topology)
     system = compare_all.by_name(name)()
-    bench = ManagedBench(lab) if system.managed else PlainBench(lab)
+    bench = ManagedBench(lab, system.vm) if system.managed else PlainBench(lab)
     try:
         await bench.boot()
         await system.set_up(bench)
         await compare_systems.reached(bench, 30)
         comparison = Comparison(bench, system, program)
         for number, task in enumerate(tasks):
+            tell(begins=number)
             try:
                 await comparison.carry_out(number, task)
             except LabError as error:

@@ -1,18 +1,17 @@
-"""What a comparison has measured: its form in build/compare.json, its summaries, what fell short. Pure."""
+"""What a comparison has measured: its form in build/compare.json, and its summaries. Pure."""
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
 
 from retinue.lab.compare_records import Dot, Figures
 
-RETINUE = "retinue"
-PEER = "ovn-multichassis-rarp"
-"""The best of the others: the one whose gap is the measure."""
 Direction = Literal["client-to-vm", "vm-to-client"]
 DIRECTIONS: tuple[Direction, ...] = ("client-to-vm", "vm-to-client")
+WAYS: dict[Direction, str] = {"client-to-vm": "to VM", "vm-to-client": "from VM"}
+"""For people."""
 
 
 class MoveRow(msgspec.Struct, frozen=True, rename={"source": "from", "target": "to"}):
@@ -154,7 +153,11 @@ class Report(msgspec.Struct, frozen=True):
     tcp: list[TcpRow]
     summaries: list[Summary]
     unmet: list[str]
-    """What retinue was to show and did not, a sentence each."""
+    """What retinue was to show and did not, a sentence each (compare_wanted)."""
+    met: list[str] = []
+    """What it did show."""
+    unjudged: list[str] = []
+    """What nobody can tell, as there is nothing to compare it with."""
     failures: list[Failure] = []
     traces: list[Trace] = []
 
@@ -213,105 +216,3 @@ def spread(values: Iterable[float]) -> Spread:
     """`values` must not be empty."""
     found = list(values)
     return Spread(*(round(value, 2) for value in (statistics.median(found), min(found), max(found))))
-
-
-# ---- what was wanted ----
-
-
-def unmet(moves: Sequence[MoveRow], failures: Sequence[Failure] = ()) -> list[str]:
-    """Where retinue lost, doubled or reordered anything, or kept quiet for longer than OVN does."""
-    return [
-        *(
-            f"{f.system}: {f.what} could not be carried out: {f.reason}"
-            for f in failures
-            if f.system == RETINUE
-        ),
-        *_not_clean(moves),
-        *_gap_too_long(moves),
-    ]
-
-
-def _not_clean(moves: Sequence[MoveRow]) -> Iterator[str]:
-    for row in moves:
-        if row.system != RETINUE:
-            continue
-        traffic = row.traffic
-        seen = {
-            "lost": traffic.lost,
-            "lost on the way back": traffic.answers_lost,
-            "duplicated": traffic.duplicated,
-            "reordered": traffic.reordered,
-        }
-        wrong = ", ".join(f"{count} {what}" for what, count in seen.items() if count)
-        if wrong:
-            yield (
-                f"{_where(row)}: {wrong} of {traffic.sent} ({traffic.lost_after_resume} lost after RESUME; "
-                f"the lab's own switches dropped {row.switch_drops} frames)"
-            )
-
-
-def _gap_too_long(moves: Sequence[MoveRow]) -> Iterator[str]:
-    kinds = sorted({(row.direction, row.traffic.pps, row.size) for row in moves if row.system == RETINUE})
-    for kind in kinds:
-        gaps = {
-            system: [
-                row.traffic.longest_gap_ms
-                for row in moves
-                if (row.system, row.direction, row.traffic.pps, row.size) == (system, *kind)
-            ]
-            for system in (RETINUE, PEER)
-        }
-        if not gaps[PEER]:
-            continue
-        allowed = statistics.median(gaps[PEER])
-        longer = [gap for gap in gaps[RETINUE] if gap > allowed]
-        if longer:
-            direction, pps, size = kind
-            yield (
-                f"{direction}, {pps}/s of {size} octets: longest gap above the median of {PEER}, "
-                f"{allowed:.0f} ms, in {len(longer)} of {len(gaps[RETINUE])} runs "
-                f"(retinue's median {statistics.median(gaps[RETINUE]):.0f} ms, worst {max(longer):.0f} ms)"
-            )
-
-
-def _where(row: MoveRow) -> str:
-    return f"{row.direction}, {row.traffic.pps}/s of {row.size} octets, run {row.run}"
-
-
-# ---- adding to an earlier report ----
-
-
-def merged(earlier: Report, later: Report) -> Report:
-    """Both; what the later one has measured of a system, rate and size takes the place of the earlier's."""
-    again = {(row.system, row.traffic.pps, row.size) for row in later.moves}
-    moves = [
-        row for row in earlier.moves if (row.system, row.traffic.pps, row.size) not in again
-    ] + later.moves
-    noise_again = {(row.system, row.traffic.pps, row.size) for row in later.noise}
-    noise = [r for r in earlier.noise if (r.system, r.traffic.pps, r.size) not in noise_again] + later.noise
-    tcp_again = {row.system for row in later.tcp}
-    tcp = [row for row in earlier.tcp if row.system not in tcp_again] + later.tcp
-    systems = {row.name: row for row in earlier.systems} | {row.name: row for row in later.systems}
-    traced = {trace.system for trace in later.traces}
-    traces = [trace for trace in earlier.traces if trace.system not in traced] + later.traces
-    measured = {row.system for row in later.moves} | tcp_again
-    failures = [f for f in earlier.failures if f.system not in measured] + later.failures
-    return Report(
-        schema=1,
-        measured_at=later.measured_at,
-        versions=earlier.versions | later.versions,
-        processors=later.processors,
-        settings=Settings(
-            runs=max((row.run for row in moves), default=later.settings.runs),
-            pps=sorted({row.traffic.pps for row in moves} | set(later.settings.pps)),
-            sizes=sorted({row.size for row in moves} | set(later.settings.sizes)),
-        ),
-        systems=list(systems.values()),
-        moves=moves,
-        noise=noise,
-        tcp=tcp,
-        summaries=summaries(moves),
-        unmet=unmet(moves, failures),
-        failures=failures,
-        traces=traces,
-    )

@@ -6,12 +6,13 @@ arguments, servers, cables and switches. In the labs of those that are not retin
 
 import asyncio
 import shutil
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from retinue.lab import control
-from retinue.lab.compare_bench import ADDRESS, MAC, SERVERS, VM, Bench, ManagedBench, Moved
+from retinue.lab import control, topology
+from retinue.lab.compare_bench import ADDRESS, MAC, SERVERS, VM, Bench, Moved
 from retinue.lab.control import Bound
 from retinue.lab.errors import LabError
+from retinue.lab.topology import Topology
 
 
 class System:
@@ -24,8 +25,12 @@ class System:
     """Programs it needs on this machine, and the Debian package of each."""
     managed: ClassVar[bool] = False
     """The lab has its controller and agents, and they run the VM."""
-    closed: ClassVar[str] = ""
-    """Why it cannot be measured at all; "" when it can."""
+    vm: ClassVar[str] = VM
+    """The VM's id."""
+
+    def network(self) -> Topology:
+        """What its lab is built to."""
+        return topology.load()
 
     def missing(self) -> str:
         """Why it is not available here, "" when it is."""
@@ -33,7 +38,7 @@ class System:
         if absent:
             packages = " ".join(sorted({self.programs[program] for program in absent}))
             return f"{', '.join(absent)} not found: install the Debian packages {packages}"
-        return self.closed
+        return ""
 
     def versions(self) -> dict[str, str]:
         """Of programs that no other system has."""
@@ -56,49 +61,6 @@ class System:
         source, target = bench.at, bench.target
         await self.before_move(bench, source, target)
         return await bench.migrate(lambda: self.at_resume(bench, source, target))
-
-
-class Retinue(System):
-    name = "retinue"
-    how = "The lab's controller, as `retinue lab up` starts it; moves by `POST /v1/moves`."
-    managed = True
-
-    async def move(self, bench: Bench) -> Moved:
-        assert isinstance(bench, ManagedBench)
-        manager, source, target = bench.manager, bench.at, bench.target
-        since = await manager.last_event()
-        id = (await manager.post("/v1/moves", {"vm": VM, "target_server": target}))["id"]
-
-        async def ended(event: dict[str, Any]) -> str | None:
-            if event["type"] != "move.step" or event["move"]["id"] != id:
-                return None
-            now: str = event["move"]["state"]
-            return now if now in ("done", "undone") else None
-
-        state = await manager.until(since, ended, f"{id} has ended")
-        move = await manager.get(f"/v1/moves/{id}")
-        if state != "done":
-            raise LabError(f"{id} of {VM} to {target} was undone: {move['reason']}")
-        bench.at = target
-        figures, steps = move["figures"], move["steps"]
-        bindings = (await manager.get("/v1/bindings"))["bindings"]
-        more = {
-            "flow_mods": figures["flow_mods"],
-            "packet_ins": figures["packet_ins"],
-            "control_ms": figures["control_ms"],
-            "bindings_before": figures["bindings_before"],
-            "bindings_after": [row for row in bindings if row["vm"] == VM],
-            "switch": next(s.edge for s in bench.topology.server if s.id == target),
-            "port": await control.port_number(target, VM),
-        }
-        total_ms = (steps[-1]["at"] - steps[0]["at"]) * 1000
-        return Moved(source, target, move["stopped_at"], move["resumed_at"], total_ms, more)
-
-
-class RetinueLibvirt(System):
-    name = "retinue-libvirt"
-    how = "As retinue, the VM run and moved by libvirt."
-    closed = "the laboratory's VM driver runs QEMU itself; VMs of libvirt are not part of the comparison yet"
 
 
 class LearningSwitch(System):
@@ -137,4 +99,4 @@ async def reached(bench: Bench, tries: int = 10) -> None:
         if code == 0:
             return
         await asyncio.sleep(0.2)
-    raise LabError(f"{VM} does not reach its gateway {gateway}")
+    raise LabError(f"{bench.vm} does not reach its gateway {gateway}")

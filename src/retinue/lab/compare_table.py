@@ -1,137 +1,160 @@
-"""A comparison as a table, for somebody who has read nothing else."""
+"""A comparison as tables of at most 100 columns, for somebody who has read nothing else."""
 
 import io
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from retinue.lab.compare_report import Report, Spread, Summary
+from retinue.lab.compare_report import WAYS, Failure, NoiseRow, Report, Spread, Summary, TcpRow, spread
 
 COLUMNS: tuple[tuple[str, Callable[[Summary], Spread]], ...] = (
     ("lost", lambda s: s.lost),
-    ("of these after\nRESUME", lambda s: s.lost_after_resume),
+    ("after\nRESUME", lambda s: s.lost_after_resume),
     ("replies\nlost", lambda s: s.answers_lost),
     ("twice", lambda s: s.duplicated),
-    ("swapped", lambda s: s.reordered),
-    ("longest gap\nms", lambda s: s.longest_gap_ms),
-    ("gap less\npause, ms", lambda s: s.gap_minus_pause_ms),
-    ("VM's pause\nms", lambda s: s.guest_pause_ms),
+    ("swap-\nped", lambda s: s.reordered),
+    ("longest\ngap, ms", lambda s: s.longest_gap_ms),
+    ("less\npause", lambda s: s.gap_minus_pause_ms),
+    ("VM's\npause", lambda s: s.guest_pause_ms),
     ("switches\ndropped", lambda s: s.switch_drops),
-    ("idle %", lambda s: s.idle_percent),
+    ("idle\n%", lambda s: s.idle_percent),
 )
+Row = TypeVar("Row", NoiseRow, TcpRow)
 
-
-SHORT = {"client-to-vm": "to VM", "vm-to-client": "from VM"}
-WIDEST = 180
-"""Columns of text; a table cut short would hide what it is for."""
+INTRODUCTION = (
+    "One VM moved under numbered traffic between an outside client and the VM. Each figure is the median of "
+    "all moves; below it, where they differ, the least and the most."
+)
 
 
 def table(report: Report, *, colour: bool = False, width: int = 100) -> str:
     console = Console(
         file=io.StringIO(),
-        width=max(width, WIDEST),
+        width=width,
         highlight=False,
         force_terminal=colour,
         color_system="standard" if colour else None,
     )
-    console.print(
-        "\nOne VM moved under numbered traffic, client to VM and VM to client at once. "
-        "Each figure: median, then least and most, of all runs.\n"
-    )
-    console.print(_moves(report))
-    console.print(_noise(report))
+    console.print(Padding(INTRODUCTION, (1, 0)))
+    for system in report.systems:
+        rows = [row for row in report.summaries if row.system == system.name and row.direction is not None]
+        if rows:
+            console.print(Group(Text(system.name, "bold"), Text(system.how, "dim"), _moves(rows)))
+    if report.noise:
+        console.print(Group(Text("Without a move: of all runs the worst", "bold"), _noise(report.noise)))
     if report.tcp:
-        console.print(_tcp(report))
+        console.print(Group(Text("Under one TCP bulk stream", "bold"), _tcp(report.tcp)))
     for system in report.systems:
         if not system.available:
             console.print(Text(f"{system.name}: not available: {system.reason}"))
-    for failure in report.failures:
-        console.print(Text(f"{failure.system}: {failure.what} failed: {failure.reason}", "red"))
-    if report.unmet:
-        console.print(Text("retinue was not as wanted:", "bold red"))
-        for text in report.unmet:
-            console.print(Text(f"  {text}", "red"))
-    elif any(row.system == "retinue" for row in report.moves):
-        console.print(Text("retinue was as wanted in every run that was compared.", "bold green"))
+    console.print(_failures(report.failures))
+    console.print(_verdicts(report))
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip("\n").split("\n"))
 
 
-def _moves(report: Report) -> Table:
-    shown = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for name in ("system", "", "pps x octets", "runs"):
-        shown.add_column(name, justify="right" if name == "runs" else "left", no_wrap=True)
-    for name, _ in COLUMNS:
-        shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("", no_wrap=True)
-    before = ""
-    for row in report.summaries:
-        if row.direction is None:
-            continue
-        if before and before != row.system:
-            shown.add_row()
+def _moves(rows: Sequence[Summary]) -> Table:
+    shown = _table("packets/s\nx octets", ("moves", *(name for name, _ in COLUMNS)))
+    for row in rows:
+        kind = f"{WAYS[row.direction]} {row.pps}\nx {row.size}" if row.direction else ""
         shown.add_row(
-            row.system if before != row.system else "",
-            SHORT[row.direction],
-            f"{row.pps} x {row.size}",
+            Text(kind) + Text(f"\ncut off {row.cut_off}" if row.cut_off else "", "red"),
             str(row.rows),
             *(_spread(of(row)) for _, of in COLUMNS),
-            Text(f"cut off {row.cut_off}" if row.cut_off else "", "red"),
         )
-        before = row.system
     return shown
 
 
-def _noise(report: Report) -> Table:
-    shown = Table(
-        box=SIMPLE_HEAD, header_style="bold", pad_edge=False, title="Without a move", title_justify="left"
-    )
-    for name in ("system", "", "pps x octets"):
-        shown.add_column(name, no_wrap=True)
-    for name in ("lost", "twice", "swapped", "longest gap ms", "sender's gap ms", "idle %"):
-        shown.add_column(name, justify="right")
-    for row in report.noise:
-        traffic = row.traffic
+def _noise(rows: Sequence[NoiseRow]) -> Table:
+    names = ("runs", "lost", "twice", "swapped", "longest\ngap, ms", "sender's\ngap, ms", "idle\n%")
+    shown = _table("system", names)
+    for system, its in _by_system(rows):
+        traffic = [row.traffic for row in its]
         shown.add_row(
-            row.system,
-            SHORT[row.direction],
-            f"{traffic.pps} x {row.size}",
-            *map(str, (traffic.lost, traffic.duplicated, traffic.reordered)),
-            f"{traffic.longest_gap_ms:.1f}",
-            f"{traffic.longest_send_gap_ms:.1f}",
-            f"{row.idle_percent:.0f}",
+            system,
+            str(len(its)),
+            *(str(max(of)) for of in ([t.lost for t in traffic], [t.duplicated for t in traffic])),
+            str(max(t.reordered for t in traffic)),
+            f"{max(t.longest_gap_ms for t in traffic):.0f}",
+            f"{max(t.longest_send_gap_ms for t in traffic):.0f}",
+            f"{min(row.idle_percent for row in its):.0f}",
         )
     return shown
 
 
-def _tcp(report: Report) -> Table:
-    shown = Table(
-        box=SIMPLE_HEAD,
-        header_style="bold",
-        pad_edge=False,
-        title="One TCP bulk stream",
-        title_justify="left",
+def _tcp(rows: Sequence[TcpRow]) -> Table:
+    names = (
+        "moves",
+        "survived",
+        "longest\nstall, ms",
+        "without\na move",
+        "VM's\npause",
+        "sent\nagain",
+        "Mbit/s",
     )
-    shown.add_column("system", no_wrap=True)
-    for name in ("run", "survived", "longest stall ms", "VM's pause ms", "Mbit/s", "sent again"):
-        shown.add_column(name, justify="right")
-    for row in report.tcp:
+    shown = _table("system", names)
+    for system, its in _by_system(rows):
+        moved, still = [row for row in its if row.run], [row for row in its if not row.run]
         shown.add_row(
-            row.system,
-            str(row.run) if row.run else "no move",
-            "yes" if row.tcp_survived else "no",
-            f"{row.longest_stall_ms:.0f}",
-            f"{row.guest_pause_ms:.0f}" if row.run else "",
-            f"{row.megabits:.0f}",
-            str(row.retransmits),
+            system,
+            str(len(moved)),
+            str(sum(row.tcp_survived for row in moved)),
+            _of(row.longest_stall_ms for row in moved),
+            _of(row.longest_stall_ms for row in still),
+            _of(row.guest_pause_ms for row in moved),
+            _of(row.retransmits for row in moved),
+            f"{statistics.mean(row.megabits for row in its):.0f}",
         )
     return shown
 
 
-def _spread(spread: Spread) -> str:
-    if spread.min == spread.max:
-        return f"{spread.median:.0f}"
-    return f"{spread.median:.0f} ({spread.min:.0f}-{spread.max:.0f})"
+def _failures(failures: Sequence[Failure]) -> RenderableType:
+    return _list("Not carried out:", "red", [f"{f.system}: {f.what}: {f.reason}" for f in failures])
+
+
+def _verdicts(report: Report) -> RenderableType:
+    """What was wanted of retinue, and whether it is so."""
+    return Group(
+        _list("As wanted:", "green", report.met),
+        _list("Not as wanted:", "red", report.unmet),
+        _list("Nobody can tell:", "yellow", report.unjudged),
+    )
+
+
+def _list(title: str, style: str, texts: Sequence[str]) -> RenderableType:
+    if not texts:
+        return Group()
+    shown = Table.grid(padding=(0, 1))
+    for text in texts:
+        shown.add_row("  -", Text(text, style))
+    return Group(Text(title, f"bold {style}"), shown)
+
+
+def _table(left: str, right: Sequence[str]) -> Table:
+    shown = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=0)
+    shown.add_column(left, no_wrap=True)
+    for name in right:
+        least = max(map(len, name.split("\n"))) + 1
+        shown.add_column(name, justify="right", overflow="fold", min_width=least)
+    return shown
+
+
+def _by_system(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    for system in dict.fromkeys(row.system for row in rows):
+        yield system, [row for row in rows if row.system == system]
+
+
+def _of(values: Iterable[float]) -> str:
+    found = list(values)
+    return _spread(spread(found)) if found else ""
+
+
+def _spread(found: Spread) -> str:
+    median, least, most = (f"{value:.0f}" for value in (found.median, found.min, found.max))
+    return median if least == most else f"{median}\n{least}-{most}"

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retinue.lab.compare_bench import ADDRESS, VM, Bench
+from retinue.lab.compare_bench import ADDRESS, Bench
 from retinue.lab.demo_wire import popen
 from retinue.lab.errors import LabError
 from retinue.lab.topology import CLIENT
@@ -80,10 +80,10 @@ async def equip(bench: Bench) -> None:
         fetch = FETCH.format(client=client.address, port=SHOP_PORT)
         code, said = await bench.in_guest(fetch, 120.0)
         if code:
-            raise LabError(f"{VM} cannot fetch iperf3: {said.strip()}")
+            raise LabError(f"{bench.vm} cannot fetch iperf3: {said.strip()}")
         code, said = await bench.in_guest(f"ln -sf {shutil.which('iperf3')} /bin/iperf3; iperf3 --version")
         if code:
-            raise LabError(f"iperf3 does not run in {VM}: {said.strip()}")
+            raise LabError(f"iperf3 does not run in {bench.vm}: {said.strip()}")
     finally:
         if shop.returncode is None:
             shop.terminate()
@@ -154,7 +154,7 @@ async def bulk(bench: Bench, program: Path) -> AsyncIterator[Bulk]:
     """A stream that flows inside the context."""
     code, said = await bench.in_guest(f"{CLEAR}; {SERVE}; {LISTENS}")
     if code:
-        raise LabError(f"iperf3 does not serve in {VM}: {said.strip()}")
+        raise LabError(f"iperf3 does not serve in {bench.vm}: {said.strip()}")
     stream = Bulk(await popen(CLIENT, iperf3_argv(ADDRESS)), program)
     try:
         yield stream

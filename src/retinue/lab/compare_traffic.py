@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from retinue.lab.commands import Popen
-from retinue.lab.compare_bench import ADDRESS, VM, Bench
+from retinue.lab.compare_bench import ADDRESS, Bench
 from retinue.lab.compare_records import ClientRecord, GuestReport, RecordError
 from retinue.lab.errors import LabError
 from retinue.lab.topology import CLIENT
@@ -35,7 +35,7 @@ class SteadyRun:
         """Return when packets flow. `pps` are requests, `stream` the VM's own packets a second. LabError."""
         code, said = await bench.in_guest(START)
         if code:
-            raise LabError(f"{VM} cannot answer traffic: {said.strip()}")
+            raise LabError(f"{bench.vm} cannot answer traffic: {said.strip()}")
         with tempfile.NamedTemporaryFile(prefix="retinue-steady-", delete=False) as file:
             record = Path(file.name)
         words = [ADDRESS, str(PORT), str(pps), str(size), str(stream), str(record)]
@@ -54,7 +54,7 @@ class SteadyRun:
             async with asyncio.timeout(FLOW_LIMIT):
                 line = await self._process.stdout.readline()
         except TimeoutError:
-            raise LabError(f"{VM} does not answer the client within {FLOW_LIMIT:.0f} s") from None
+            raise LabError(f"{self._bench.vm} does not answer the client within {FLOW_LIMIT:.0f} s") from None
         if line != b"flowing\n":
             raise LabError(f"the client's traffic program ended: {await self._complaint()}")
 
