@@ -65,7 +65,7 @@ class TlsGate(asyncio.Protocol):
         self.peer = peer_name(transport)
         self._opened(self)
         self._task = asyncio.get_running_loop().create_task(self._shake(transport))
-        self._task.add_done_callback(lambda _: self.closed.set_result(None))
+        self._task.add_done_callback(self._ended)
 
     def end(self, reason: str, kind: str = "") -> None:
         """Give up the handshake. Without a kind it is nothing the peer did."""
@@ -74,6 +74,12 @@ class TlsGate(asyncio.Protocol):
             self._task.cancel()
         if self._transport is not None:
             self._transport.abort()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():  # Given up before the handshake had begun.
+            reason, kind = self._given_up
+            self._done(self, f"TLS handshake failed: {reason}", kind)
+        self.closed.set_result(None)
 
     async def _shake(self, transport: asyncio.Transport) -> None:
         early = _Early()

@@ -1,0 +1,28 @@
+"""The handshake in front of a listener: every connection that does not get through it is told, once."""
+
+import asyncio
+import ssl
+
+from retinue.pki.gate import TlsGate
+
+
+async def test_a_connection_given_up_before_its_handshake_begins_is_told() -> None:
+    """As happens to the oldest of many that are accepted at one stroke."""
+    told: list[tuple[str, str]] = []
+    gates: list[TlsGate] = []
+
+    def opened(gate: TlsGate) -> None:
+        gates.append(gate)
+        asyncio.get_running_loop().call_soon(gate.end, "newer connections came", "crowded")
+
+    def accept() -> TlsGate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        return TlsGate(context, 5.0, opened, asyncio.Protocol, lambda _, why, kind: told.append((why, kind)))
+
+    listener = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
+    assert await reader.read() == b""
+    await gates[0].closed
+    assert told == [("TLS handshake failed: newer connections came", "crowded")]
+    writer.close()
+    listener.close()
