@@ -1,6 +1,9 @@
-"""Switches and controllers that go away and come back (rows F2, F6), with traffic running through it."""
+"""Switches and controllers that go away and come back, and switches that somebody else changes (rows F2, F6),
+with traffic running through it.
+"""
 
 import contextlib
+import json
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -14,6 +17,7 @@ from retinue.lab.topology import OPENFLOW_PORT
 pytestmark = pytest.mark.lab
 
 VMS = [at("vm1", "server1"), at("vm2", "server2")]
+STRANGE = "table=20,priority=999,dl_dst=52:54:00:00:00:77,actions=1"
 FABRIC = ("leaf1", "leaf2", "spine1", "spine2")
 
 
@@ -52,12 +56,11 @@ async def test_only_the_difference_is_sent_to_a_switch_whose_flows_were_changed(
     """F2, F6: entries that were deleted come back, foreign ones go, the rest is left alone."""
     before = strip(await bench.flows("edge2"))
     address = await bench.address("vm2")
-    strange = "table=20,priority=999,dl_dst=52:54:00:00:00:77,actions=1"
     async with bench.traffic(await bench.address("vm1")) as traffic, bench.events() as events:
         async with apart(bench, events, "edge2"):
             for way in ("src", "dst"):
                 await ofctl(bench, "del-flows", "br0", f"ip,nw_{way}={address}")
-            await ofctl(bench, "add-flow", "br0", strange)
+            await ofctl(bench, "add-flow", "br0", STRANGE)
             missing = len(before - strip(await bench.flows("edge2")))
             assert missing == 2
             assert not await bench.ping("vm2", "10.1.0.2"), "the entries that were deleted did matter"
@@ -65,6 +68,49 @@ async def test_only_the_difference_is_sent_to_a_switch_whose_flows_were_changed(
         assert strip(await bench.flows("edge2")) == before
         assert await bench.ping("vm2", "10.1.0.2")
         figures, _ = await traffic.end()
+    assert figures.lost == 0
+
+
+async def test_an_audit_of_switches_in_order_sends_nothing_and_costs_no_packet(bench: Bench) -> None:
+    """F6: every switch of the network is read while traffic runs through it."""
+    before = (await bench.get("status"))["flow_mods"]
+    async with bench.traffic(await bench.address("vm1")) as traffic, bench.flow_changes("edge1") as changes:
+        said = json.loads(await bench.cli("switch", "audit", "--json"))
+        figures, _ = await traffic.end()
+        # What was sent before this entry would have been seen before it.
+        await bench.run("server1", "ovs-ofctl", "-O", "OpenFlow14", "add-flow", "br0", STRANGE)
+        await changes.until("event=ADDED", "priority=999")
+        assert len(changes.those("event=")) == len(changes.those("event=INITIAL")) + 1
+        assert (await bench.post("switches/edge1/audit"))["foreign"] == 1
+    assert {row["switch"] for row in said["audits"]} == {switch.id for switch in bench.topology.switches}
+    assert all(row["missing"] + row["changed"] + row["foreign"] == 0 for row in said["audits"]), said
+    assert (await bench.get("status"))["flow_mods"] == before + 1
+    assert figures.lost == 0
+
+
+async def test_an_audit_mends_what_was_changed_behind_the_controllers_back(bench: Bench) -> None:
+    """F2, F6: the switch stays connected all the time; only the difference is sent, and it is told."""
+    before = strip(await bench.flows("edge2"))
+    address = await bench.address("vm2")
+    async with bench.traffic(await bench.address("vm1")) as traffic, bench.events() as events:
+        for way in ("src", "dst"):
+            await ofctl(bench, "del-flows", "br0", f"ip,nw_{way}={address}")
+        missing = len(before - strip(await bench.flows("edge2")))
+        group = "dl_dst=01:00:00:00:00:00/01:00:00:00:00:00"
+        await ofctl(bench, "--strict", "mod-flows", "br0", f"table=20,priority=110,{group},actions=output:1")
+        changed = len(before - strip(await bench.flows("edge2"))) - missing
+        await ofctl(bench, "add-flow", "br0", STRANGE)
+        assert (missing, changed) == (2, 1)
+        assert not await bench.ping("vm2", "10.1.0.2"), "the entries that were deleted did matter"
+        found = await bench.post("switches/edge2/audit")
+        told = await events.until("switch.mended")
+        assert await bench.ping("vm2", "10.1.0.2")
+        figures, _ = await traffic.end()
+    what = {"switch": "edge2", "missing": 2, "changed": 1, "foreign": 1}
+    assert found == {**what, "entries": found["entries"], "mended": True}
+    assert {key: told[key] for key in what} == what
+    assert strip(await bench.flows("edge2")) == before
+    assert events.of("switch.connected") == []
     assert figures.lost == 0
 
 

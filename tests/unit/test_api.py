@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
+from fake_session import FakeNetwork
 from networks import add_vm, fabric, vm_mac
 from retinue.api.server import Api
 from retinue.controller.controller import Controller
 from retinue.controller.events import QUEUE, RING, EventBus
+from retinue.flows.change import Change
 from retinue.model.network import Owner
 
 
@@ -134,6 +136,32 @@ def rows(answer: dict[str, object]) -> list[dict[str, object]]:
     found = answer["flows"]
     assert isinstance(found, list)
     return found
+
+
+async def test_an_audit_tells_what_was_found() -> None:
+    fake = FakeNetwork(fabric(), lambda: 1000.0)
+    await fake.start()
+    api = Api(fake.controller, dict)
+    url = f"http://127.0.0.1:{await api.start('127.0.0.1', 0)}"
+    try:
+        lost = next(iter(fake.fabric["leaf1"].flows.values()))
+        fake.fabric["leaf1"].apply(Change(remove=(lost,)))
+        status, found = await call(url, "POST", "/v1/switches/leaf1/audit")
+        assert status == 200
+        assert found == {
+            "switch": "leaf1", "entries": found["entries"],
+            "missing": 1, "changed": 0, "foreign": 0, "mended": True,
+        }  # fmt: skip
+        assert lost.key in fake.fabric["leaf1"].flows
+        status, again = await call(url, "POST", "/v1/switches/leaf1/audit")
+        assert (again["entries"], again["missing"]) == (int(str(found["entries"])) + 1, 0)
+        assert (await call(url, "POST", "/v1/switches/nope/audit"))[0] == 404
+        fake.sessions["leaf1"].close("gone")
+        status, refused = await call(url, "POST", "/v1/switches/leaf1/audit")
+        assert (status, refused["error"]) == (409, "switch leaf1 cannot be audited: it is not connected")
+    finally:
+        await api.stop()
+        await fake.stop()
 
 
 async def test_what_is_not_http_is_counted_and_disturbs_nobody(api: Served) -> None:

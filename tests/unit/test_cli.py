@@ -243,6 +243,9 @@ def test_the_controller_s_refusal_is_the_message(real: str) -> None:
     assert "there is no VM vm9" in bad("vm", "show", "vm9", "--url", real)
     assert "there is no VM vm9" in bad("move", "start", "vm9", "--to", "server2", "--url", real)
     assert "there is no switch x" in bad("flow", "list", "--switch", "x", "--url", real)
+    assert "switch edge1 cannot be audited: it is not connected" in bad(
+        "switch", "audit", "edge1", "--url", real
+    )
     assert "there is no VM vm9" in bad("flow", "list", "--vm", "vm9", "--url", real)
     assert "not a MAC address" in bad("vm", "add", "v", "--server", "server1", "--mac", "x", "--url", real)
     assert "there is no VM a/b c" in bad("vm", "remove", "a/b c", "--url", real)
@@ -258,6 +261,46 @@ def test_flows_of_one_vm_are_asked_for(fake: FakeController) -> None:
     at = ("--vm", "vm1", "--table", "deliver", "--url", fake.url)
     assert re.search(r"^edge1 +30 DELIVER +200 .* confirmed$", good("flow", "list", *at), re.M)
     assert json.loads(good("flow", "list", *at, "--json")) == {"flows": [row]}
+
+
+# ---- audits ----
+
+
+def audited(switch: str, **found: Any) -> dict[str, Any]:
+    return {
+        "switch": switch,
+        "entries": 30,
+        "missing": 0,
+        "changed": 0,
+        "foreign": 0,
+        "mended": True,
+        **found,
+    }
+
+
+def test_audit_of_one_switch(fake: FakeController) -> None:
+    fake.routes["POST", "/v1/switches/leaf1/audit"] = audited("leaf1", missing=2, foreign=1)
+    said = good("switch", "audit", "leaf1", "--url", fake.url)
+    assert re.search(r"^leaf1 +30 +2 +0 +1 +mended$", said, re.M)
+    found = json.loads(good("switch", "audit", "leaf1", "--json", "--url", fake.url))
+    assert found == {"audits": [audited("leaf1", missing=2, foreign=1)]}
+
+
+def test_audit_of_all_goes_on_after_one_that_is_refused(fake: FakeController) -> None:
+    fake.routes["GET", "/v1/switches"] = {
+        "switches": [
+            {"id": name, "connected": name != "edge9"} for name in ("leaf1", "edge1", "edge9", "edge2")
+        ]
+    }
+    fake.routes["POST", "/v1/switches/leaf1/audit"] = audited("leaf1")
+    fake.routes["POST", "/v1/switches/edge1/audit"] = (409, {"error": "switch edge1 is busy"})
+    fake.routes["POST", "/v1/switches/edge2/audit"] = audited("edge2", changed=1, mended=False)
+    result = run("switch", "audit", "--url", fake.url)
+    assert result.exit_code == 1
+    assert re.search(r"^leaf1 +30 +0 +0 +0 +in order$", result.stdout, re.M)
+    assert re.search(r"^edge2 +30 +0 +1 +0 +pending *$", result.stdout, re.M)
+    assert result.stderr == "retinue: switch edge1 is busy\n"
+    assert fake.sent("POST", "/v1/switches/edge9/audit") == []
 
 
 # ---- VMs ----
@@ -612,7 +655,7 @@ def test_check(tmp_path: Path) -> None:
     file.write_text(topology.controller_config(topology.load(None)))
     assert "is good: 7 switches, 5 servers, 2 subnets" in good("controller", "check", "--config", str(file))
     whole = file.read_text()
-    for key, value in (("moves_kept", "0"), ("moves_kept", '"all"')):
+    for key, value in (("moves_kept", "0"), ("moves_kept", '"all"'), ("audit_seconds", "-1")):
         file.write_text(f"{key} = {value}\n{whole}")
         assert f"$.{key}" in bad("controller", "check", "--config", str(file))
     file.write_text(whole + '[[server]]\nid = "s9"\nmac = "x"\n')

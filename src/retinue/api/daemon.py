@@ -53,7 +53,7 @@ async def _serve(config: Config, path: Path | None) -> None:
     if path is not None:
         store = Database()
         await store.start(path)
-    controller = Controller(net, store, moves_kept=config.moves_kept)
+    controller = Controller(net, store, moves_kept=config.moves_kept, audit_seconds=config.audit_seconds)
     try:
         if store is not None:
             restore(controller, await store.load())

@@ -92,6 +92,7 @@ class Api:
             [
                 web.get("/v1/status", self._status),
                 web.get("/v1/switches", self._switches),
+                web.post("/v1/switches/{id}/audit", self._audit),
                 web.get("/v1/servers", self._servers),
                 web.post("/v1/servers", self._put_servers),
                 web.get("/v1/vms", self._vms),
@@ -171,14 +172,16 @@ class Api:
         return _json(views.move(self._controller, value))
 
     async def _flows(self, request: web.Request) -> web.Response:
-        known = self._controller.net.switches
         wanted, vm = request.query.get("switch"), request.query.get("vm")
-        if wanted is not None and wanted not in known:
-            raise _NotFoundError(f"there is no switch {wanted}; `retinue switch list` shows those there are")
         if vm is not None and vm not in self._controller.net.vms:
             raise _NotFoundError(f"there is no VM {vm}; `retinue vm list` shows those there are")
-        names = [wanted] if wanted is not None else list(known)
+        names = list(self._controller.net.switches) if wanted is None else [self._switch(wanted)]
         return _json({"flows": [flow for name in names for flow in views.flows(self._controller, name, vm)]})
+
+    def _switch(self, name: str) -> str:
+        if name not in self._controller.net.switches:
+            raise _NotFoundError(f"there is no switch {name}; `retinue switch list` shows those there are")
+        return name
 
     async def _metrics(self, _: web.Request) -> web.Response:
         refused = {**self._refused_elsewhere(), "rest": dict(self.refused)}
@@ -210,6 +213,10 @@ class Api:
         many = bodies if isinstance(bodies, list) else [bodies]
         await self._controller.put_servers([_server(b, self._controller) for b in many])
         return _json({"servers": [b.id for b in many]}, status=201)
+
+    async def _audit(self, request: web.Request) -> web.Response:
+        switch = self._switch(request.match_info["id"])
+        return _json({"switch": switch, **views.plain(await self._controller.auditor.audit(switch))})
 
     async def _start_move(self, request: web.Request) -> web.Response:
         body: MoveBody = await _body(request, MoveBody)

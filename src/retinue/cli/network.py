@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from retinue.cli import options, reach, tables
+from retinue.cli.client import ApiError
 
 servers = options.group("Servers, and where they are attached.")
 switches = options.group("Switches, and whether they are connected.")
@@ -81,6 +82,60 @@ def list_switches(url: options.Url = None, lab: options.Lab = None, as_json: opt
         ),
         "There are no switches.",
     )
+
+
+@switches.command("audit")
+def audit_switches(
+    switch: Annotated[
+        str | None, typer.Argument(metavar="SWITCH", help="Left out: all that are connected, one by one.")
+    ] = None,
+    url: options.Url = None,
+    lab: options.Lab = None,
+    as_json: options.Json = False,
+) -> None:
+    """Read what switches hold, now, and mend what differs from what they should.
+
+    STATE: in order; mended; pending (the switch has not confirmed it yet). A switch is not read while a move
+    concerns it. The controller does this by itself, too: audit_seconds in its configuration.
+
+    \b
+    Examples:
+      retinue switch audit edge1
+      retinue switch audit
+    """
+    api = reach.controller(url, lab)
+    names = (
+        [row["id"] for row in api.get("switches")["switches"] if row["connected"]]
+        if switch is None
+        else [switch]
+    )
+    found, refused = [], []
+    for name in names:
+        try:
+            found.append(api.post("switches", name, "audit"))
+        except ApiError as error:
+            refused.append(str(error))
+    if as_json:
+        tables.print_json({"audits": found})
+    elif found or not refused:
+        tables.print_table(
+            ("SWITCH", ">ENTRIES", ">MISSING", ">CHANGED", ">FOREIGN", "STATE"),
+            (
+                (row["switch"], row["entries"], row["missing"], row["changed"], row["foreign"], _order(row))
+                for row in found
+            ),
+            "No switch is connected.",
+        )
+    for reason in refused:
+        typer.echo(f"retinue: {reason}", err=True)
+    if refused:
+        raise typer.Exit(1)
+
+
+def _order(row: dict[str, Any]) -> str:
+    if not row["missing"] + row["changed"] + row["foreign"]:
+        return "in order"
+    return "mended" if row["mended"] else "pending"
 
 
 @flows.command("list")

@@ -12,8 +12,12 @@ WIDE = 10_000
 """Columns when nobody looks: a row is then one line of any length, for grep and awk to read."""
 
 STYLES = {
-    **dict.fromkeys(("ready", "running", "done", "matched", "active", "yes", "confirmed"), "green"),
-    **dict.fromkeys(("booked", "given", "installing", "standby", "rolling back", "unknown"), "yellow"),
+    **dict.fromkeys(
+        ("ready", "running", "done", "matched", "active", "yes", "confirmed", "in order"), "green"
+    ),
+    **dict.fromkeys(
+        ("booked", "given", "installing", "standby", "rolling back", "unknown", "mended", "pending"), "yellow"
+    ),
     **dict.fromkeys(("missing", "mismatch", "undone", "no", "ended"), "red"),
 }
 """Colour of a state."""

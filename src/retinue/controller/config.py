@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from retinue.controller.audit import AUDIT_SECONDS
 from retinue.controller.history import MOVES_KEPT
 from retinue.model import (
     IP,
@@ -98,6 +99,8 @@ class Config(_Table, frozen=True):
     gateway_mac: str
     moves_kept: Annotated[int, msgspec.Meta(ge=1)] = MOVES_KEPT
     """Moves that have ended and are remembered; the last one of each VM is, besides."""
+    audit_seconds: Annotated[float, msgspec.Meta(ge=0, le=86400)] = AUDIT_SECONDS
+    """Within this time each connected switch is read again, and mended if need be. 0: never."""
     listen: Listen = Listen()
     tls: TlsTable | None = None
     rest: RestTable = RestTable()

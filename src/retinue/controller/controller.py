@@ -13,6 +13,7 @@ import structlog
 
 from retinue.bindings.forgery import KIND_OF, interpret
 from retinue.controller.arp import ArpDesk
+from retinue.controller.audit import Auditor
 from retinue.controller.booking import Booking, VMState
 from retinue.controller.context import Context, NoStore, Store
 from retinue.controller.dhcp import DhcpPath
@@ -51,7 +52,9 @@ class Controller:
         clock: Callable[[], float] = time.time,
         *,
         moves_kept: int = MOVES_KEPT,
+        audit_seconds: float = 0.0,
     ) -> None:
+        """`moves_kept`, `audit_seconds`: see controller.config."""
         self.context = Context(net, clock, store or NoStore())
         self.net = net
         self.events = self.context.events
@@ -66,6 +69,8 @@ class Controller:
         self.booking = Booking(self.context, self.mover, self._by_dpid)
         self.vm_states = self.booking.vm_states
         self.foreign = ForeignMoves(self.context, self.mover, self.booking)
+        self.auditor = Auditor(self.context, self.mover, self._all_vms_again)
+        self._audit_seconds = audit_seconds
         self._lease_timer_moved = asyncio.Event()
         self.context.after_install(self._installed)
 
@@ -78,6 +83,8 @@ class Controller:
         self._repeat(1.0, self._count_forged, "forged frames")
         self._repeat(60.0, self.context.installer.renew_long_leases, "long leases")
         self.context.spawn(self._lease_clock(), "lease clock")
+        if self._audit_seconds:
+            self.context.spawn(self.auditor.run(self._audit_seconds), "audit of switches")
 
     async def stop(self) -> None:
         await self.context.stop()
@@ -221,6 +228,9 @@ class Controller:
                 self.renewals.renew(vm)
             except RenewalError as error:
                 log.warning("no renewal after a move", vm=vm, error=str(error))
+
+    def _all_vms_again(self) -> None:
+        self._installed({Owner("vm", vm) for vm in self.net.vms})
 
     def _installed(self, owners: Collection[Owner]) -> None:
         """After an installation: leases may end at other times, VMs may be ready, moves may go on."""

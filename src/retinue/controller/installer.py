@@ -3,44 +3,33 @@
 For each switch a mirror holds what it confirmed. A change is sent as the difference between mirror and
 desired program at the moment of sending, so a late sender can never put back an older entry, and sending
 twice does no harm. What could not be sent stays *pending*; when the switch comes (back), its entries are
-read, compared, and only the difference is sent.
+read, compared, and only the difference is sent. So they are by an audit, of a switch that has stayed.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
 
 import structlog
 
+from retinue.controller.readback import Audit, SwitchSession, entries_of
 from retinue.flows.change import Change
 from retinue.flows.compiler import Compiler, Entry, EntryKey, Keys
-from retinue.flows.difference import agrees, difference
-from retinue.flows.entry import Flow, FlowKey, Group, Meter
+from retinue.flows.difference import LEASE_SLACK, agrees, difference
+from retinue.flows.entry import Flow, FlowKey
 from retinue.flows.plan import stages
 from retinue.model.network import Owner
-from retinue.openflow.messages import FlowStats
 
 log = structlog.get_logger()
 
 LONGEST_TIMEOUT = 65_535
 """Seconds; a hard timeout is 16 bits in OpenFlow. Longer leases are sent again before it runs out."""
 RENEW_BEFORE = 3_600
+AT_ONCE = 2_000
+"""Entries compared before others have their turn."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before what a switch refused is sent again."""
-
-
-class SwitchSession(Protocol):
-    """What the installer needs of a switch's session."""
-
-    async def apply(self, change: Change, now: float) -> None: ...
-    async def read_flows(self, cookie: int = 0, cookie_mask: int = 0) -> list[FlowStats]: ...
-    async def read_groups(self) -> dict[int, Group]: ...
-    async def read_meters(self) -> dict[int, Meter]: ...
-    def close(self, reason: str) -> None: ...
-
-    @property
-    def alive(self) -> bool: ...
 
 
 @dataclass
@@ -69,6 +58,8 @@ class Installer:
         self._pauses: dict[str, float] = {}
         self._held_until = 0.0
         self._held: set[asyncio.Task[None]] = set()
+        self._sendings: Counter[str] = Counter()
+        """By switch, how often something was sent: so that a reading knows whether it is out of date."""
         self.flow_mods = 0
         self.rejected: dict[str, str] = {}
         """The last refusal of each switch that refused something, in words."""
@@ -146,6 +137,7 @@ class Installer:
 
     async def _apply(self, switch: str, session: SwitchSession, change: Change) -> bool:
         now = self._clock()
+        self._sendings[switch] += 1
         try:
             await session.apply(change, now)
         except (ConnectionError, TimeoutError) as error:
@@ -214,7 +206,7 @@ class Installer:
         """
         async with self._lock(switch):
             try:
-                mirror = await self._read(session)
+                mirror = await self._read(switch, session)
             except Exception as error:
                 raise ConnectionError(f"its entries cannot be read: {error}") from error
             if not session.alive:
@@ -222,24 +214,79 @@ class Installer:
             self.sessions[switch] = session
             self._mirror[switch] = mirror
             self._mirror_is_true.add(switch)
+            keys = {*self._compiler.program(switch), *mirror, *self._pending.get(switch, ())}
+            return await self._make_agree(switch, session, keys)
+
+    async def _make_agree(self, switch: str, session: SwitchSession, keys: set[EntryKey]) -> Report:
+        """Of a switch that has been read: send the difference for these keys."""
+        wanted, mirror = self._compiler.program(switch), self._mirror[switch]
+        if self._clock() < self._held_until and (excess := {k for k in keys if k not in wanted}):
+            keys = keys - excess
+            self._hold(switch, excess)
+        change = difference(wanted, mirror, keys)
+        report = Report(flow_mods=change.flow_count)
+        if not change.empty:
+            # Whatever was confirmed before: these the switch has yet to.
+            differing = (k for k in keys if not agrees(wanted.get(k), mirror.get(k)))
+            self._pending.setdefault(switch, set()).update(differing)
+            if not await self._apply(switch, session, change):
+                self._try_again(switch, keys)
+                report.missing.add(switch)
+                return report
+        self._confirm(switch, keys)
+        return report
+
+    async def audit(self, switch: str, still: Callable[[], bool] = lambda: True) -> Audit | None:
+        """Read a connected switch again and mend what differs.
+
+        None, and nothing done, when something was sent to it meanwhile, or it is `still` no more at the end:
+        what was read is out of date then. Nobody waits for the reading. Entries that wait for the switch are
+        left to whoever sends them, in their order; and those whose lease is just ending, to the switch.
+
+        Raises ConnectionError for a switch that is away, or cannot be read.
+        """
+        async with self._lock(switch):
+            session, before = self.sessions.get(switch), self._sendings[switch]
+        if session is None:
+            raise ConnectionError("it is not connected")
+        try:
+            found = await self._read(switch, session)
+        except Exception as error:
+            raise ConnectionError(f"its entries cannot be read: {error}") from error
+        suspects = await self._differing(switch, found)
+        async with self._lock(switch):
+            if self.sessions.get(switch) is not session or self._sendings[switch] != before or not still():
+                return None
+            wanted, pending = self._compiler.program(switch), self._pending.get(switch, set())
+            soon = self._clock() + LEASE_SLACK
+            keys = {
+                key
+                for key in suspects
+                if key not in pending
+                and not agrees(want := wanted.get(key), found.get(key))
+                and not (isinstance(want, Flow) and want.expires_at is not None and want.expires_at < soon)
+            }
+            mirror = self._mirror[switch]
+            for key in keys:
+                if key in found:
+                    mirror[key] = found[key]
+                else:
+                    mirror.pop(key, None)
+            missing, foreign = len(keys - found.keys()), len(keys - wanted.keys())
+            if keys:
+                await self._make_agree(switch, session, keys)
+            mended = keys.isdisjoint(self._pending.get(switch, ()))
+            return Audit(len(found), missing, len(keys) - missing - foreign, foreign, mended)
+
+    async def _differing(self, switch: str, found: Mapping[EntryKey, Entry]) -> list[EntryKey]:
+        """Keys by which what was found differs from what is wanted; others have their turn meanwhile."""
+        keys, differing = list({**self._compiler.program(switch), **found}), []
+        for start in range(0, len(keys), AT_ONCE):
             wanted = self._compiler.program(switch)
-            keys = {*wanted, *mirror, *self._pending.get(switch, ())}
-            if self._clock() < self._held_until:
-                excess = mirror.keys() - wanted.keys()
-                keys -= excess
-                self._hold(switch, excess)
-            change = difference(wanted, mirror, keys)
-            report = Report(flow_mods=change.flow_count)
-            if not change.empty:
-                # Whatever was confirmed by an earlier session: this one has yet to.
-                differing = (k for k in keys if not agrees(wanted.get(k), mirror.get(k)))
-                self._pending.setdefault(switch, set()).update(differing)
-                if not await self._apply(switch, session, change):
-                    self._try_again(switch, keys)
-                    report.missing.add(switch)
-                    return report
-            self._confirm(switch, keys)
-            return report
+            part = keys[start : start + AT_ONCE]
+            differing += [key for key in part if not agrees(wanted.get(key), found.get(key))]
+            await asyncio.sleep(0)
+        return differing
 
     def detach(self, switch: str, session: SwitchSession) -> None:
         if self.sessions.get(switch) is session:
@@ -266,6 +313,7 @@ class Installer:
             if at <= now:
                 due.setdefault(switch, []).append(key)
         for switch, keys in due.items():
+            self._pending.setdefault(switch, set()).update(keys)
             for key in keys:
                 del self._resend_at[switch, key]
                 self._mirror.get(switch, {}).pop(key, None)
@@ -295,26 +343,20 @@ class Installer:
     def _lock(self, switch: str) -> asyncio.Lock:
         return self._locks.setdefault(switch, asyncio.Lock())
 
-    async def _read(self, session: SwitchSession) -> dict[EntryKey, Entry]:
-        now = self._clock()
-        found: dict[EntryKey, Entry] = {("group", n): g for n, g in (await session.read_groups()).items()}
-        found.update({("meter", n): m for n, m in (await session.read_meters()).items()})
-        for stats in await session.read_flows():
-            found[stats.flow.key] = _with_end(stats, now)
-        return found
+    async def _read(self, switch: str, session: SwitchSession) -> dict[EntryKey, Entry]:
+        began = self._clock()
+        found = await entries_of(session, began)
+        late = self._clock() - began
+        return {k: self._as_sent(switch, e, late) if isinstance(e, Flow) else e for k, e in found.items()}
 
+    def _as_sent(self, switch: str, flow: Flow, late: float) -> Flow:
+        """With the end of its lease as it was sent, if what was read does not speak against that.
 
-def _with_end(stats: FlowStats, now: float) -> Flow:
-    if not stats.hard_timeout:
-        return stats.flow
-    flow = stats.flow
-    return Flow(
-        flow.table,
-        flow.priority,
-        flow.match,
-        flow.actions,
-        flow.goto,
-        flow.meter,
-        flow.cookie,
-        expires_at=now + stats.hard_timeout - stats.duration_s,
-    )
+        The reading took a while, and a lease that is longer than a switch's longest timeout has that timeout.
+        """
+        sent, at = self._mirror.get(switch, {}).get(flow.key), self._resend_at.get((switch, flow.key))
+        if flow.expires_at is None or not isinstance(sent, Flow) or sent.expires_at is None:
+            return flow
+        end = sent.expires_at if at is None else at + RENEW_BEFORE
+        in_time = -LEASE_SLACK <= end - flow.expires_at <= late + LEASE_SLACK
+        return replace(flow, expires_at=sent.expires_at) if in_time else flow

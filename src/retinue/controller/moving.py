@@ -316,7 +316,7 @@ class Mover:
         for switch, keys in report.changed.items():
             awaited[switch] = awaited.get(switch, frozenset()) | keys
         undo = change is moves.Booked.TARGET_CLOSED
-        unread = self._concerned(id) if id in self._taken_up and not undo else ()
+        unread = self.concerned(id) if id in self._taken_up and not undo else ()
         await installer.settled(awaited, attached=unread, present=undo)
         now = self._context.clock()
         figures = self.figures.setdefault(id, {})
@@ -334,7 +334,7 @@ class Mover:
             self._arrived(done.vm)
             figures["packet_ins"] = self._packet_ins() - self._packet_ins_before.pop(id, 0)
 
-    def _concerned(self, id: str) -> set[str]:
+    def concerned(self, id: str) -> set[str]:
         """Switches with entries of this move's VM: edges and leaves of both servers, and the spines."""
         net, move = self._context.net, self.moves[id]
         spines = {spine.id for spine in net.with_role(Role.SPINE)}

@@ -1,0 +1,54 @@
+"""What a switch holds, read back from it: flow entries, groups and meters, by the keys the compiler has."""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from retinue.flows.change import Change
+from retinue.flows.compiler import Entry, EntryKey
+from retinue.flows.entry import Flow, Group, Meter
+from retinue.openflow.messages import FlowStats
+
+
+class SwitchSession(Protocol):
+    """What the installer needs of a switch's session."""
+
+    async def apply(self, change: Change, now: float) -> None: ...
+    async def read_flows(self, cookie: int = 0, cookie_mask: int = 0) -> list[FlowStats]: ...
+    async def read_groups(self) -> dict[int, Group]: ...
+    async def read_meters(self) -> dict[int, Meter]: ...
+    def close(self, reason: str) -> None: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What a switch was found to hold (flow entries, groups and meters), beside what it should."""
+
+    entries: int
+    missing: int = 0
+    changed: int = 0
+    """Those that are there, and not as they should be."""
+    foreign: int = 0
+    mended: bool = True
+    """The switch has confirmed that it holds what it should; else that is still waited for."""
+
+    @property
+    def differing(self) -> int:
+        return self.missing + self.changed + self.foreign
+
+
+async def entries_of(session: SwitchSession, now: float) -> dict[EntryKey, Entry]:
+    """Everything the switch holds. Raises what the session raises."""
+    found: dict[EntryKey, Entry] = {("group", n): g for n, g in (await session.read_groups()).items()}
+    found.update({("meter", n): m for n, m in (await session.read_meters()).items()})
+    for stats in await session.read_flows():
+        found[stats.flow.key] = _with_end(stats, now)
+    return found
+
+
+def _with_end(stats: FlowStats, now: float) -> Flow:
+    if not stats.hard_timeout:
+        return stats.flow
+    return replace(stats.flow, expires_at=now + stats.hard_timeout - stats.duration_s)
