@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 
 from retinue.model import VM, BindingKind, Holding, Origin, PortRef, Server, Service, mac_from_int
 from retinue.moves import Move, MoveState
-from retinue.store import Database, Place, Storable, StoreError
+from retinue.store import Database, EndedLease, Owed, Place, Storable, StoreError
 from retinue.store import server as server_module
 from retinue.store.schema import schema
 
@@ -44,6 +44,8 @@ EVERYTHING: list[Storable] = [
     vm(2),
     holding(2),
     Holding(ip_address("10.0.0.9"), "52:54:00:00:01:01", "v1", BindingKind.STATIC, Origin.MANAGER),
+    EndedLease(holding(3)),
+    Owed("v1"),
     Place("s1", PortRef("leaf1", "p2")),
     Move("m1", "v1", "s1", "s2", MoveState.COPYING,
          ((MoveState.PLANNED, 1.5), (MoveState.COPYING, 2.25)), "slow", 2.0),
@@ -66,7 +68,7 @@ async def reopen(database: Database, path: Path) -> None:
 async def contents(database: Database) -> list[Storable]:
     stored = await database.load()
     assert stored.faults == []
-    return [*stored.servers, *stored.vms, *stored.holdings, *stored.places, *stored.moves]
+    return [value for kind in fields(stored) for value in getattr(stored, kind.name)]
 
 
 def gone(pid: int) -> bool:

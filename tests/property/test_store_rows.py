@@ -1,5 +1,6 @@
 """Every value the store keeps comes back as it was."""
 
+from dataclasses import fields
 from ipaddress import ip_network
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from retinue.model import VM, BindingKind, Holding, Origin, PortRef, Server, Service, mac_from_int
 from retinue.moves import Move, MoveState
-from retinue.store.rows import Place, Storable, key_of, read_row, to_row
+from retinue.store.rows import EndedLease, Owed, Place, Storable, Stored, key_of, read_row, sort_in, to_row
 from retinue.store.schema import KEYS, TABLES
 
 names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
@@ -60,7 +61,13 @@ moves = st.builds(
     resumed_at=times,
 )
 anything: st.SearchStrategy[Storable] = st.one_of(
-    servers, vms, holdings, st.builds(Place, server=names, at=refs), moves
+    servers,
+    vms,
+    holdings,
+    st.builds(EndedLease, holdings),
+    st.builds(Owed, names),
+    st.builds(Place, server=names, at=refs),
+    moves,
 )
 
 
@@ -71,6 +78,12 @@ def test_a_value_survives_its_row(value: Storable) -> None:
     assert set(row) == set(TABLES[table])
     assert row[KEYS[table]] == key
     assert read_row(table, row) == value
+
+
+@given(anything)
+def test_a_value_is_sorted_in_once(value: Storable) -> None:
+    sort_in(stored := Stored(), value)
+    assert [kept for kind in fields(stored) for kept in getattr(stored, kind.name)] == [value]
 
 
 def test_what_is_not_kept_is_refused() -> None:

@@ -20,7 +20,7 @@ from retinue.controller.dhcp import DhcpPath
 from retinue.controller.foreign import ForeignMoves
 from retinue.controller.history import MOVES_KEPT, History
 from retinue.controller.moving import Mover
-from retinue.controller.renewals import Order, RenewalError
+from retinue.controller.renewals import Order
 from retinue.flows.entry import FlowKey
 from retinue.flows.pipeline import FORGERY_COOKIE, FORGERY_COOKIE_MASK, Reason, reason_of
 from retinue.model import (
@@ -61,7 +61,7 @@ class Controller:
         self.dhcp = DhcpPath(self.context)
         self.renewals = self.dhcp.renewals
         self.arp = ArpDesk(self.context)
-        self.mover = Mover(self.context, self._arrived, History(moves_kept))
+        self.mover = Mover(self.context, self.renewals.moved, History(moves_kept))
         self.forged_frames: dict[tuple[str, Reason], int] = {}
         """By switch and reason: all frames dropped as forged, from the switches' own counters."""
         self._forged_counts: dict[str, dict[FlowKey, int]] = {}
@@ -221,21 +221,14 @@ class Controller:
                     sum_so_far = self.forged_frames.get((switch, reason), 0)
                     self.forged_frames[switch, reason] = sum_so_far + more
 
-    def _arrived(self, vm: str) -> None:
-        """A VM has moved: its lease is renewed from its new place (row A1), if it has one."""
-        if self.renewals.may_renew(vm):
-            try:
-                self.renewals.renew(vm)
-            except RenewalError as error:
-                log.warning("no renewal after a move", vm=vm, error=str(error))
-
     def _all_vms_again(self) -> None:
         self._installed({Owner("vm", vm) for vm in self.net.vms})
 
     def _installed(self, owners: Collection[Owner]) -> None:
-        """After an installation: leases may end at other times, VMs may be ready, moves may go on."""
+        """After an installation: leases may end at other times, VMs be ready or renewed, moves go on."""
         self._lease_timer_moved.set()
         self.booking.look_at(owners)
+        self.renewals.look_at(owners)
 
     # ---- ports of VMs, from the switches' databases; I1: the manager ----
 

@@ -155,6 +155,7 @@ class DhcpPath:
             reason = f"not confirmed by {', '.join(refused)}"
             context.events.publish("binding.unconfirmed", vm=holding.vm, ip=holding.ip, reason=reason)
             return False
+        self.renewals.stands(holding)
         kind = "binding.renewed" if renewed else "binding.added"
         context.events.publish(kind, bindings=context.net.bindings([holding.vm]))
         return True

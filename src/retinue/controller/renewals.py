@@ -9,11 +9,14 @@
 
 What is renewed is the lease the VM holds, or held last: one that ended during a move is put to the DHCP
 server all the same, which says whether it can be had.
+
+A VM that has moved (`moved`) is renewed by order of the controller. If no DHCP server has answered when the
+controller ends, the next one orders it again, as soon as the VM's place is as it should be.
 """
 
 import asyncio
 import secrets
-from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address
@@ -24,15 +27,20 @@ import structlog
 from retinue.bindings.renewal import BACK_OFF
 from retinue.bindings.snooping import Recorded, Snooper, ToAgent
 from retinue.controller.context import Context
+from retinue.controller.lease_memory import LeaseMemory
 from retinue.model import VM, BindingKind, Holding, Mac, ModelError, Service
+from retinue.model.network import Owner
 from retinue.packets import DHCP, build_dhcp
+from retinue.store import EndedLease, Owed
 
 log = structlog.get_logger()
 
 LIMIT = sum(BACK_OFF) + 10.0
 """Seconds after which an agent that says nothing is no longer waited for."""
+AGAIN = 5.0
+"""Seconds until an agent is told once more of an order of which no request has come in."""
 KEPT = 1000
-"""Renewals that have ended, and ended leases, that are remembered."""
+"""Renewals that have ended that are remembered."""
 
 
 class RenewalError(ModelError):
@@ -97,8 +105,56 @@ class Renewals:
         self.orders: dict[str, Order] = {}
         self._by_xid: dict[int, str] = {}
         self._ended: dict[str, asyncio.Event] = {}
-        self._last_leases: OrderedDict[str, Holding] = OrderedDict()
-        """By VM: the lease that ran out last, until it has another one."""
+        self._memory = LeaseMemory(context)
+        self._due: set[str] = set()
+        """VMs that owe a renewal which has not been ordered since the start."""
+
+    # ---- VMs that have moved ----
+
+    def moved(self, vm: str) -> None:
+        """A VM has moved: its lease is renewed from its new place (row A1), if it has one."""
+        if self.may_renew(vm):
+            self._memory.owe(vm)
+            self._due.add(vm)
+            self._order_due(vm)
+
+    def restored(self, owed: Collection[Owed], ended: Collection[EndedLease]) -> None:
+        """What the database has kept; after the VMs and their holdings."""
+        self._memory.restored(owed, ended)
+        self._due |= self._memory.owed
+
+    def look_at(self, owners: Collection[Owner]) -> None:
+        """After an installation: a VM that owes a renewal may be where it can be renewed, or may be gone."""
+        for owner in owners:
+            if owner.kind != "vm":
+                continue
+            if owner.id not in self._context.net.vms:
+                self._vm_gone(owner.id)
+            elif owner.id in self._due and self._context.stands(owner):
+                self._order_due(owner.id)
+
+    def _order_due(self, vm: str) -> None:
+        """Order it, unless the VM's port is not back yet."""
+        net = self._context.net
+        edge = net.servers[net.vms[vm].server].edge
+        if not self.may_renew(vm):
+            self._settle(vm)  # It has given its lease back.
+        elif edge in net.vm_ports.get(vm, {}):
+            self._due.discard(vm)
+            try:
+                self.renew(vm)
+            except RenewalError as error:
+                log.warning("no renewal after a move", vm=vm, error=str(error))
+
+    def _settle(self, vm: str) -> None:
+        self._due.discard(vm)
+        self._memory.settle(vm)
+
+    def _vm_gone(self, vm: str) -> None:
+        self._due.discard(vm)
+        self._memory.forget(vm)
+        for order in self.under_way(vm):
+            self._end(order, OrderState.FAILED, f"VM {vm} was removed")
 
     # ---- the word to renew ----
 
@@ -120,10 +176,13 @@ class Renewals:
         self._ended[order.id] = asyncio.Event()
         self._forget_old()
         self._snooper.announce(vm, order.mac, order.ip, order.xid, order.switch, self._context.clock())
-        self._context.spawn(self._watch(order.id), f"{order.id} of {vm}")
+        self._context.spawn(self._watch(order.id, announce), f"{order.id} of {vm}")
         if announce:
-            self._context.events.publish("vm.renew", renewal=order, vm=vm, server=at)
+            self._announce(order)
         return order
+
+    def _announce(self, order: Order) -> None:
+        self._context.events.publish("vm.renew", renewal=order, vm=order.vm, server=order.server)
 
     def may_renew(self, vm: str) -> bool:
         """True when the VM has, or had, a lease to renew: False for one with static addresses only."""
@@ -179,6 +238,7 @@ class Renewals:
             return
         order = replace(order, answer=build_dhcp(answer).hex())
         if effect.refusal:
+            self._settle(order.vm)
             self._end(order, OrderState.REFUSED, effect.refusal)
             return
         if not stands:
@@ -188,17 +248,20 @@ class Renewals:
         end = None if held is None else held.lease_end
         seconds = answer.lease_time
         granted = None if seconds is None or isinf(seconds) else seconds
+        self._settle(order.vm)
         self._end(replace(order, lease_seconds=granted, lease_end=end), OrderState.ACKED, "")
 
     def lease_ended(self, holding: Holding) -> None:
         """A lease ran out. Its VM may be on its way."""
-        self._last_leases[holding.vm] = holding
-        self._last_leases.move_to_end(holding.vm)
-        if len(self._last_leases) > KEPT:
-            self._last_leases.popitem(last=False)
+        self._memory.ran_out(holding)
 
     def bound(self, holding: Holding) -> None:
-        self._last_leases.pop(holding.vm, None)
+        """An ACK has made a binding."""
+        self._memory.bound(holding.vm)
+
+    def stands(self, holding: Holding) -> None:
+        """The switches have confirmed it."""
+        self._settle(holding.vm)
 
     # ---- inside ----
 
@@ -236,10 +299,7 @@ class Renewals:
 
     def _lease_of(self, vm: str) -> Holding | None:
         held = (h for h in self._context.net.held_by(vm) if h.kind is BindingKind.DYNAMIC)
-        last = self._last_leases.get(vm)
-        if last is not None and last.ip in self._context.net.holdings:
-            last = None  # Somebody else has it by now.
-        return next(held, last)
+        return next(held, self._memory.last_of(vm))
 
     def _only_server(self) -> IPv4Address | None:
         servers = self._context.net.servers_with(Service.DHCP)
@@ -255,11 +315,16 @@ class Renewals:
         order = self.orders.get(self._by_xid.get(xid, ""))
         return None if order is None or order.state.ended else order
 
-    async def _watch(self, id: str) -> None:
-        """Row A5: a renewal ends also when its agent is dead."""
-        order = await self.result(id, self.limit)
-        if order.state.ended:
-            return
+    async def _watch(self, id: str, announced: bool) -> None:
+        """Row A5: a renewal ends also when its agent is dead. One that was away is told once more."""
+        left = self.limit
+        while left > 0:
+            order = await self.result(id, min(AGAIN, left))
+            left -= AGAIN
+            if order.state.ended:
+                return
+            if left > 0 and announced and not order.sent:
+                self._announce(order)
         if order.sent:
             reason = f"DHCP server {order.dhcp_server} did not answer {order.sent} requests"
         else:

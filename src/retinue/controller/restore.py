@@ -8,7 +8,7 @@ import structlog
 from retinue.controller.controller import Controller, VMState
 from retinue.model import ModelError, Network, Server
 from retinue.model.network import Touched
-from retinue.store import Stored
+from retinue.store import EndedLease, Stored
 
 log = structlog.get_logger()
 
@@ -31,11 +31,15 @@ def restore(controller: Controller, stored: Stored) -> None:
     for vm in stored.vms:
         if _fits(net.put_vm, vm):
             controller.vm_states[vm.id] = VMState.BOOKED
+    ended = list(stored.ended_leases)
     for holding in stored.holdings:
         if holding.lease_end is not None and holding.lease_end <= now:
             controller.context.store.remove(holding)
+            ended.append(EndedLease(holding))
+            controller.context.store.put(ended[-1])
         else:
             _fits(net.hold, holding)
+    controller.renewals.restored(stored.owed, ended)
     controller.mover.restored(stored.moves)
 
 

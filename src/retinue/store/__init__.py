@@ -2,6 +2,6 @@
 
 from retinue.store.database import Database
 from retinue.store.errors import StoreError
-from retinue.store.rows import Place, Storable, Stored
+from retinue.store.rows import EndedLease, Owed, Place, Storable, Stored
 
-__all__ = ["Database", "Place", "Storable", "Stored", "StoreError"]
+__all__ = ["Database", "EndedLease", "Owed", "Place", "Storable", "Stored", "StoreError"]

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import structlog
 
-from retinue.model import VM, Holding, Server
-from retinue.moves import Move
 from retinue.ovsdb import Connection, OvsdbError, ProtocolError
 from retinue.store.errors import StoreError
-from retinue.store.rows import Key, Place, Storable, Stored, key_of, read_row, to_row
+from retinue.store.rows import Key, Storable, Stored, key_of, read_row, sort_in, to_row
 from retinue.store.schema import KEYS, NAME, TYPES
 from retinue.store.server import DatabaseServer
 from retinue.store.writer import Writer
@@ -127,7 +125,7 @@ class Database:
         for table, result in zip(TYPES, results, strict=True):
             for row in sorted(result["rows"], key=lambda row: str(row.get(KEYS[table]))):
                 try:
-                    _sort_in(stored, read_row(table, row))
+                    sort_in(stored, read_row(table, row))
                 except ValueError as e:
                     stored.faults.append(str(e))
                     log.error("a row of the database is passed over", table=table, error=str(e))
@@ -174,17 +172,3 @@ class Database:
         log.error("a write to the database was refused", table=key[0], key=key[1], error=str(error))
         if self._failed is not None:
             self._failed(*key, error)
-
-
-def _sort_in(stored: Stored, value: Storable) -> None:
-    match value:
-        case Server():
-            stored.servers.append(value)
-        case VM():
-            stored.vms.append(value)
-        case Holding():
-            stored.holdings.append(value)
-        case Place():
-            stored.places.append(value)
-        case Move():
-            stored.moves.append(value)

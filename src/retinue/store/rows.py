@@ -22,7 +22,21 @@ class Place:
     at: PortRef
 
 
-Storable = Server | VM | Holding | Place | Move
+@dataclass(frozen=True, slots=True)
+class EndedLease:
+    """The lease that ran out last of a VM that has had none since."""
+
+    lease: Holding
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """This VM has moved, and no DHCP server has renewed its lease since."""
+
+    vm: str
+
+
+Storable = Server | VM | Holding | EndedLease | Owed | Place | Move
 Key = tuple[str, str]
 """Table, and the value of its key column."""
 
@@ -34,6 +48,8 @@ class Stored:
     servers: list[Server] = field(default_factory=list)
     vms: list[VM] = field(default_factory=list)
     holdings: list[Holding] = field(default_factory=list)
+    ended_leases: list[EndedLease] = field(default_factory=list)
+    owed: list[Owed] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -49,12 +65,35 @@ def key_of(value: Storable) -> Key:
             return "VM", value.id
         case Holding():
             return "Holding", str(value.ip)
+        case EndedLease():
+            return "EndedLease", value.lease.vm
+        case Owed():
+            return "Owed", value.vm
         case Place():
             return "Place", value.server
         case Move():
             return "Move", value.id
         case _:
             raise TypeError(f"{type(value).__name__} is not kept in the database")
+
+
+def sort_in(stored: Stored, value: Storable) -> None:
+    """Add a value to those of its kind."""
+    match value:
+        case Server():
+            stored.servers.append(value)
+        case VM():
+            stored.vms.append(value)
+        case Holding():
+            stored.holdings.append(value)
+        case EndedLease():
+            stored.ended_leases.append(value)
+        case Owed():
+            stored.owed.append(value)
+        case Place():
+            stored.places.append(value)
+        case Move():
+            stored.moves.append(value)
 
 
 def to_row(value: Storable) -> dict[str, Any]:
@@ -94,6 +133,10 @@ def _columns(value: Storable) -> dict[str, Value]:
                 "server": None if value.server is None else str(value.server),
                 "client_id": value.client_id.hex(),
             }
+        case EndedLease():
+            return _columns(value.lease)
+        case Owed():
+            return {"vm": value.vm}
         case Place():
             return {"server": value.server, "switch": value.at.switch, "port": value.at.port}
         case Move():
@@ -136,22 +179,30 @@ def _value(table: str, row: dict[str, Any]) -> Storable:
                 reported=row["reported"],
             )
         case "Holding":
-            return Holding(
-                ip=ip_address(row["ip"]),
-                mac=mac(row["mac"]),
-                vm=row["vm"],
-                kind=BindingKind(row["kind"]),
-                origin=Origin(row["origin"]),
-                lease_end=row["lease_end"],
-                server=None if row["server"] is None else IPv4Address(row["server"]),
-                client_id=bytes.fromhex(row["client_id"]),
-            )
+            return _holding(row)
+        case "EndedLease":
+            return EndedLease(_holding(row))
+        case "Owed":
+            return Owed(row["vm"])
         case "Place":
             return Place(row["server"], PortRef(row["switch"], row["port"]))
         case "Move":
             return msgspec.json.decode(row["document"], type=Move)
         case _:
             raise KeyError(table)
+
+
+def _holding(row: dict[str, Any]) -> Holding:
+    return Holding(
+        ip=ip_address(row["ip"]),
+        mac=mac(row["mac"]),
+        vm=row["vm"],
+        kind=BindingKind(row["kind"]),
+        origin=Origin(row["origin"]),
+        lease_end=row["lease_end"],
+        server=None if row["server"] is None else IPv4Address(row["server"]),
+        client_id=bytes.fromhex(row["client_id"]),
+    )
 
 
 def _in_order(values: dict[int, str]) -> list[str]:

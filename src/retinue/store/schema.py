@@ -9,7 +9,7 @@ from typing import Any
 from retinue.ovsdb.values import ColumnType
 
 NAME = "Retinue"
-VERSION = "1.1.0"
+VERSION = "1.2.0"
 """Raise it with every change: files of an older version are then converted when they are opened."""
 
 
@@ -25,6 +25,16 @@ _LIST = {"key": "integer", "value": "string", "min": 0, "max": "unlimited"}
 _PORT_REF = {"key": "string", "value": "string", "min": 0, "max": 1}
 """Switch and port, or nothing."""
 
+_HOLDING = {
+    "ip": "string",
+    "mac": "string",
+    "vm": "string",
+    "kind": "string",
+    "origin": "string",
+    "lease_end": _optional("real"),
+    "server": _optional("string"),
+    "client_id": "string",
+}
 TABLES: dict[str, dict[str, Any]] = {
     "Server": {
         "id": "string",
@@ -43,20 +53,21 @@ TABLES: dict[str, dict[str, Any]] = {
         "addresses": _LIST,
         "reported": "boolean",
     },
-    "Holding": {
-        "ip": "string",
-        "mac": "string",
-        "vm": "string",
-        "kind": "string",
-        "origin": "string",
-        "lease_end": _optional("real"),
-        "server": _optional("string"),
-        "client_id": "string",
-    },
+    "Holding": _HOLDING,
+    "EndedLease": _HOLDING,
+    "Owed": {"vm": "string"},
     "Place": {"server": "string", "switch": "string", "port": "string"},
     "Move": {"id": "string", "vm": "string", "state": "string", "document": "string"},
 }
-KEYS = {"Server": "id", "VM": "id", "Holding": "ip", "Place": "server", "Move": "id"}
+KEYS = {
+    "Server": "id",
+    "VM": "id",
+    "Holding": "ip",
+    "EndedLease": "vm",
+    "Owed": "vm",
+    "Place": "server",
+    "Move": "id",
+}
 """The column of each table that names a row; no two rows have the same there."""
 
 TYPES = {
