@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fake_session import FakeNetwork
 from networks import add_vm, fabric
 from retinue.controller.controller import Controller
+from retinue.controller.foreign import Kind
 from retinue.controller.history import History
 from retinue.controller.moving import Mover
 from retinue.controller.restore import restore
@@ -88,6 +89,26 @@ async def test_older_moves_go_from_memory_and_database() -> None:
     await fake.controller.remove_vm("vm2")
     assert list(mover.moves) == list(store.moves) == remembered[1:]
     assert mover.start("vm1", target_server="server2").id == "move-7"
+    await fake.stop()
+
+
+async def test_a_move_of_others_may_be_forgotten_as_soon_as_it_has_ended() -> None:
+    fake = FakeNetwork(fabric(), lambda: 1000.0, moves_kept=1)
+    for vm in (1, 2):
+        add_vm(fake.net, vm, at=1)
+    await fake.start()
+    controller, mover = fake.controller, fake.controller.mover
+    controller.foreign.says("server1", "vm1", Kind.STARTED, 1.0)
+    controller.foreign.says("server2", "vm1", Kind.INCOMING, 2.0)
+    undo(mover, "vm2")
+    await fake.settle()
+    mover.cancel("move-1")
+    await fake.settle()
+    mover.hypervisor_says("move-1", "rolled_back", 0.0, "")
+    await controller.remove_vm("vm1")
+    await fake.settle()
+    assert list(mover.moves) == ["move-2"]
+    assert not controller.context.counters["internal errors"]
     await fake.stop()
 
 

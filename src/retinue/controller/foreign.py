@@ -164,9 +164,9 @@ class ForeignMoves:
         """Say what waits as soon as it is due, until the move has ended."""
         events = self._context.events.listen()
         try:
-            while not self._mover.moves[id].state.ended:
+            while (move := self._mover.moves.get(id)) is not None and not move.state.ended:
                 event = await anext(events)
-                if event.type in ("move.step", "port.gone"):
+                if event.type in ("move.step", "port.gone") and id in self._mover.moves:
                     self._go_on(id)
         except StopAsyncIteration:
             pass
