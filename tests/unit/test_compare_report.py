@@ -147,13 +147,15 @@ def test_the_table_says_all_that_matters() -> None:
     moves = [row(lost=3), row("static-port-security", lost=900, gap=1500, cut_off=True)]
     systems = [SystemRow(name, True, f"how {name} is") for name in ("retinue", "static-port-security")]
     closed = SystemRow("retinue-libvirt", False, "so", "nobody has installed it")
-    failed = [Failure("retinue", "TCP, run 3", "it broke")]
+    failed = [Failure(name, "TCP, run 3", "it broke") for name in ("retinue", "learning-switch")]
     text = compare_table.table(full(moves, systems=[*systems, closed], tcp=[tcp_row()], failures=failed))
     assert "how static-port-security is" in text
     assert "cut off 1" in text
     assert "retinue-libvirt: not available: nobody has installed it" in text
     assert "3 lost of 1000" in text
-    assert "retinue: TCP, run 3: it broke" in text
+    assert "learning-switch: TCP, run 3: it broke" in text
+    assert "retinue: TCP, run 3 could not be carried out: it broke" in text
+    assert text.count("it broke") == 2
     assert "survived 1 of 1 move" in text
     assert "Not as wanted" not in compare_table.table(full([row()]))
 

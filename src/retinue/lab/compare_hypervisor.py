@@ -1,9 +1,9 @@
 """The compared VM, run and moved by nothing but QEMU: the memory goes from one QEMU to the other.
 
-It is the same QEMU, with the same arguments and the same guest, as retinue's agents run. The memory goes over
-in one pass as fast as it can, since QEMU before 9.0 loses pages on an emulated processor when it looks more
-than once at which were written (retinue.hypervisor.departure); with a `downtime-limit` of 0 QEMU 7 stops the
-VM after that pass, so the pause is as short as it can be, too.
+It is the same QEMU, with the same arguments, guest and priority, as retinue's agents run. The memory goes
+over in one pass as fast as it can, since QEMU before 9.0 loses pages on an emulated processor when it looks
+more than once at which were written (retinue.hypervisor.departure); with a `downtime-limit` of 0 QEMU 7 stops
+the VM after that pass, so the pause is as short as it can be, too.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from retinue.hypervisor import HypervisorError, VMSpec
 from retinue.hypervisor.machine import GONE, EventQueue, QemuMachine, event_time
 from retinue.hypervisor.qemu import QemuHypervisor
 from retinue.hypervisor.taps import add_port, remove_port, tap_name
-from retinue.lab.agents import NICE
+from retinue.lab.agents import NICE, NICER
 from retinue.lab.compare_bench import ADDRESS, MAC, SERVERS, VM, Bench, Moved
 from retinue.lab.errors import LabError
 from retinue.lab.guest import command_line, ensure_guest
@@ -40,7 +40,7 @@ class PlainBench(Bench):
         self._hypervisors = {
             server: QemuHypervisor(
                 self._folder / server,
-                ("ip", "netns", "exec", server, *NICE, "setpriv", "--pdeathsig", "KILL"),
+                ("ip", "netns", "exec", server, *NICE, *NICER, "setpriv", "--pdeathsig", "KILL"),
             )
             for server in SERVERS
         }

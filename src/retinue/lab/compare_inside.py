@@ -200,6 +200,7 @@ async def compare(where: Directory, name: str, program: Path, tasks: Sequence[Ta
     system = compare_all.by_name(name)()
     bench = ManagedBench(lab, system.vm) if system.managed else PlainBench(lab)
     try:
+        await system.before_boot(bench)
         await bench.boot()
         await system.set_up(bench)
         await compare_systems.reached(bench, 30)

@@ -185,5 +185,6 @@ def _take(message: dict[str, Any], found: Found) -> str:
         for row in rows
     ]
     words += [f"longest stall {row.longest_stall_ms:.0f} ms at {row.megabits:.0f} Mbit/s" for row in tcp]
-    words += [f"VM's pause {row.guest_pause_ms:.0f} ms" for row in moves[:1]]
+    moved: list[MoveRow | TcpRow] = [*moves[:1], *(row for row in tcp if row.run)]
+    words += [f"VM's pause {row.guest_pause_ms:.0f} ms" for row in moved]
     return "; ".join(words)

@@ -16,7 +16,9 @@ from retinue.lab.topology import Topology
 
 
 class System:
-    """One way to run the network. `set_up` is called once, the others in this order for each move."""
+    """One way to run the network. `before_boot` and `set_up` are called once, the others, in this order, for
+    each move.
+    """
 
     name: ClassVar[str]
     how: ClassVar[str]
@@ -44,6 +46,9 @@ class System:
         """Of programs that no other system has."""
         return {}
 
+    async def before_boot(self, bench: Bench) -> None:
+        """What must be so before the VM is started."""
+
     async def set_up(self, bench: Bench) -> None:
         """Make the lab's network this system's, where the VM runs."""
 
@@ -67,6 +72,9 @@ class LearningSwitch(System):
     name = "learning-switch"
     how = "Switches learn MAC addresses (action NORMAL), nothing filters; QEMU announces the VM by RARP."
 
+    async def before_boot(self, bench: Bench) -> None:
+        """What must be so before the VM is started."""
+
     async def set_up(self, bench: Bench) -> None:
         await control.make_plain(bench.lab, ())
         for server in bench.topology.server:
@@ -79,6 +87,9 @@ class StaticPortSecurity(System):
         "Learning switches, and on each server a static table of port, MAC and IP (IP source guard), written "
         "where the VM started. After each run the VM's row is written at its new place by hand."
     )
+
+    async def before_boot(self, bench: Bench) -> None:
+        """What must be so before the VM is started."""
 
     async def set_up(self, bench: Bench) -> None:
         await control.make_plain(bench.lab, [Bound(bench.at, VM, MAC, ADDRESS)])

@@ -11,7 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from retinue.lab.compare_report import WAYS, Failure, NoiseRow, Report, Spread, Summary, TcpRow, spread
+from retinue.lab.compare_report import WAYS, NoiseRow, Report, Spread, Summary, TcpRow, spread
+from retinue.lab.compare_wanted import OURS
 
 COLUMNS: tuple[tuple[str, Callable[[Summary], Spread]], ...] = (
     ("lost", lambda s: s.lost),
@@ -50,10 +51,10 @@ def table(report: Report, *, colour: bool = False, width: int = 100) -> str:
         console.print(Group(Text("Without a move: of all runs the worst", "bold"), _noise(report.noise)))
     if report.tcp:
         console.print(Group(Text("Under one TCP bulk stream", "bold"), _tcp(report.tcp)))
+    failed = {failure.system for failure in report.failures}
     for system in report.systems:
-        if not system.available:
+        if not system.available and system.name not in failed:
             console.print(Text(f"{system.name}: not available: {system.reason}"))
-    console.print(_failures(report.failures))
     console.print(_verdicts(report))
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip("\n").split("\n"))
@@ -114,13 +115,11 @@ def _tcp(rows: Sequence[TcpRow]) -> Table:
     return shown
 
 
-def _failures(failures: Sequence[Failure]) -> RenderableType:
-    return _list("Not carried out:", "red", [f"{f.system}: {f.what}: {f.reason}" for f in failures])
-
-
 def _verdicts(report: Report) -> RenderableType:
-    """What was wanted of retinue, and whether it is so."""
+    """What was wanted of retinue, and whether it is so. A run of its own that failed is among it."""
+    others = [f"{f.system}: {f.what}: {f.reason}" for f in report.failures if f.system not in OURS]
     return Group(
+        _list("Not carried out:", "red", others),
         _list("As wanted:", "green", report.met),
         _list("Not as wanted:", "red", report.unmet),
         _list("Nobody can tell:", "yellow", report.unjudged),
