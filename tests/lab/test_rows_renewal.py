@@ -139,6 +139,30 @@ async def test_after_a_move_the_vm_is_renewed_from_its_new_port_and_nobody_had_t
     assert (sent.src, sent.ether["BOOTP"].xid) == (ONE, order["xid"])
 
 
+async def test_a_renewal_the_controller_did_not_live_to_see_is_ordered_by_the_next(bench: Bench) -> None:
+    """A1, F6: the DHCP server is silent while the VM moves, and the controller is killed in between."""
+    source = await where(bench, "vm1")
+    target = "server2" if source != "server2" else "server3"
+    bench.kill("kea-dhcp4", signal.SIGSTOP)
+    try:
+        async with bench.events() as events:
+            await bench.move("vm1", target_server=target)
+            sent = await events.until("renewal.sent", of_vm("vm1"))
+        (before,) = await bench.bindings("vm1")
+        bench.kill("controller", signal.SIGKILL)
+    finally:
+        bench.kill("kea-dhcp4", signal.SIGCONT)
+    await bench.restart_controller()
+    async with bench.events(since=0) as events:
+        acked = await events.until("renewal.acked", of_vm("vm1"))
+    order = acked["renewal"]
+    assert order["id"] != sent["renewal"]["id"]
+    assert (order["server"], order["switch"]) == (target, f"edge{target[-1]}")
+    (row,) = await bench.bindings("vm1")
+    assert (row["ip"], row["switch"]) == (before["ip"], order["switch"])
+    assert row["lease_end"] == order["lease_end"] > before["lease_end"]
+
+
 async def test_a_nak_ends_the_binding_and_the_operator_is_told(bench: Bench, kea: Json) -> None:
     """A5: the server's word is final; the guest is not told, its own client finds out."""
     server, old = await where(bench, "vm1"), await bench.address("vm1")
