@@ -1,5 +1,6 @@
 """retinue itself as a compared system: with its own agents, with libvirt, and following a person's virsh."""
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ from retinue.lab.errors import LabError
 from retinue.lab.processes import run
 from retinue.lab.topology import LIBVIRT, Topology
 
+MOVE_SECONDS = 120.0
+"""libvirt's take long where the processors are busy."""
 GUESTS_YIELD = sum(int(words[-1]) for words in (agents.NICE, agents.NICER))
 
 
@@ -40,7 +43,8 @@ class Retinue(System):
             moved: dict[str, Any] = event["move"]
             return moved if moved["state"] in ("done", "undone") else None
 
-        last = await manager.until(since, ended, f"the move of {bench.vm} to {target} has ended")
+        what = f"the move of {bench.vm} to {target} has ended"
+        last = await manager.until(since, ended, what, MOVE_SECONDS)
         move = await manager.get(f"/v1/moves/{last['id']}")
         if move["state"] != "done":
             raise LabError(f"{move['id']} of {bench.vm} to {target} was undone: {move['reason']}")
@@ -99,8 +103,10 @@ class RetinueLibvirt(Retinue):
         """Guests yield to the switches as they do elsewhere. A QEMU has the priority of the thread of
         libvirtd's that starts it.
         """
-        for server in libvirtd.servers(bench.topology):
-            for thread in Path(f"/proc/{libvirtd.pid(server.id)}/task").iterdir():
+        status = await asyncio.to_thread(bench.lab.status)
+        daemons = [daemon for daemon in status.daemons if daemon.name.endswith("-libvirtd")]
+        for daemon in daemons:
+            for thread in Path(f"/proc/{daemon.pid}/task").iterdir():
                 now = os.getpriority(os.PRIO_PROCESS, int(thread.name))
                 os.setpriority(os.PRIO_PROCESS, int(thread.name), now + GUESTS_YIELD)
 

@@ -25,7 +25,8 @@ from retinue.lab.errors import LabError
 from retinue.lab.topology import CLIENT
 
 SHOP_PORT = 7002
-LONGEST_SECONDS = 60
+LONGEST_SECONDS = 180
+"""More than a move may take."""
 RATE = "40M"
 """Bits a second. Without a limit the lab's switches, which run in user space, lose packets all the time."""
 END_LIMIT = 20.0
