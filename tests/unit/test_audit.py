@@ -10,6 +10,7 @@ import virtual_time
 from fake_session import FakeNetwork, FakeSession
 from networks import add_vm, fabric, holding
 from retinue.controller import installer as module
+from retinue.controller import readback
 from retinue.controller.audit import AuditError
 from retinue.controller.installer import LONGEST_TIMEOUT
 from retinue.controller.readback import Audit
@@ -29,7 +30,7 @@ STRANGE = Flow(Table.FORWARD, 999, match(eth_dst="52:54:00:00:00:77"), (Output(1
 async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeNetwork]:
     """vm1 runs at server1, and may run at server2."""
     monkeypatch.setattr(module, "SHORTEST_PAUSE", 0.0)
-    monkeypatch.setattr(module, "AT_ONCE", 3)
+    monkeypatch.setattr(readback, "AT_ONCE", 3)
     fake = FakeNetwork(fabric(), clock=lambda: 1000.0)
     await fake.start()
     add_vm(fake.net, 1, at=1, ports_on=(2,))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from retinue.controller.readback import Audit, SwitchSession, entries_of
+from retinue.controller.readback import Audit, SwitchSession, entries_of, in_parts
 from retinue.flows.change import Change
 from retinue.flows.compiler import Compiler, Entry, EntryKey, Keys
 from retinue.flows.difference import LEASE_SLACK, agrees, difference
@@ -26,8 +26,6 @@ log = structlog.get_logger()
 LONGEST_TIMEOUT = 65_535
 """Seconds; a hard timeout is 16 bits in OpenFlow. Longer leases are sent again before it runs out."""
 RENEW_BEFORE = 3_600
-AT_ONCE = 2_000
-"""Entries compared before others have their turn."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before what a switch refused is sent again."""
 
@@ -278,14 +276,14 @@ class Installer:
             mended = keys.isdisjoint(self._pending.get(switch, ()))
             return Audit(len(found), missing, len(keys) - missing - foreign, foreign, mended)
 
-    async def _differing(self, switch: str, found: Mapping[EntryKey, Entry]) -> list[EntryKey]:
+    async def _differing(self, switch: str, found: Mapping[EntryKey, Entry]) -> set[EntryKey]:
         """Keys by which what was found differs from what is wanted; others have their turn meanwhile."""
-        keys, differing = list({**self._compiler.program(switch), **found}), []
-        for start in range(0, len(keys), AT_ONCE):
+        differing: set[EntryKey] = set()
+        async for part in in_parts(list(found)):
             wanted = self._compiler.program(switch)
-            part = keys[start : start + AT_ONCE]
-            differing += [key for key in part if not agrees(wanted.get(key), found.get(key))]
-            await asyncio.sleep(0)
+            differing.update(key for key in part if not agrees(wanted.get(key), found[key]))
+        async for part in in_parts(list(self._compiler.program(switch))):
+            differing.update(key for key in part if key not in found)
         return differing
 
     def detach(self, switch: str, session: SwitchSession) -> None:
@@ -347,7 +345,9 @@ class Installer:
         began = self._clock()
         found = await entries_of(session, began)
         late = self._clock() - began
-        return {k: self._as_sent(switch, e, late) if isinstance(e, Flow) else e for k, e in found.items()}
+        leased = [e for e in found.values() if isinstance(e, Flow) and e.expires_at is not None]
+        found.update((flow.key, self._as_sent(switch, flow, late)) for flow in leased)
+        return found
 
     def _as_sent(self, switch: str, flow: Flow, late: float) -> Flow:
         """With the end of its lease as it was sent, if what was read does not speak against that.

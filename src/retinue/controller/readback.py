@@ -1,12 +1,19 @@
 """What a switch holds, read back from it: flow entries, groups and meters, by the keys the compiler has."""
 
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from retinue.flows.change import Change
 from retinue.flows.compiler import Entry, EntryKey
 from retinue.flows.entry import Flow, Group, Meter
 from retinue.openflow.messages import FlowStats
+
+AT_ONCE = 500
+"""Entries looked at before others have their turn: about a millisecond."""
+
+T = TypeVar("T")
 
 
 class SwitchSession(Protocol):
@@ -43,9 +50,16 @@ async def entries_of(session: SwitchSession, now: float) -> dict[EntryKey, Entry
     """Everything the switch holds. Raises what the session raises."""
     found: dict[EntryKey, Entry] = {("group", n): g for n, g in (await session.read_groups()).items()}
     found.update({("meter", n): m for n, m in (await session.read_meters()).items()})
-    for stats in await session.read_flows():
-        found[stats.flow.key] = _with_end(stats, now)
+    async for part in in_parts(await session.read_flows()):
+        found.update((stats.flow.key, _with_end(stats, now)) for stats in part)
     return found
+
+
+async def in_parts(items: Sequence[T]) -> AsyncIterator[Sequence[T]]:
+    """A long list piece by piece; others have their turn in between."""
+    for start in range(0, len(items), AT_ONCE):
+        yield items[start : start + AT_ONCE]
+        await asyncio.sleep(0)
 
 
 def _with_end(stats: FlowStats, now: float) -> Flow:
