@@ -27,7 +27,8 @@ READING: dict[str, tuple[list[str], str]] = {
     "binding list": (["--vm", "vm1"], "bindings"),
     "server list": ([], "servers"),
     "switch list": ([], "switches"),
-    "flow list": (["--switch", "edge1", "--table", "admit"], "flows"),
+    "switch audit": (["edge1"], "audits"),
+    "flow list": (["--switch", "edge1", "--vm", "vm1", "--table", "admit"], "flows"),
 }
 """Commands that only show something: further words, and a key of the JSON they print."""
 
