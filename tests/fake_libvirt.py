@@ -2,9 +2,13 @@
 
 import contextlib
 import socket
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+
+from retinue.hypervisor.libvirt_domain import interface_ids
 
 
 class libvirtError(Exception):  # noqa: N801 - the real one's name
@@ -21,7 +25,12 @@ class FakeDomain:
         self.downtime = -1
         self.aborted = False
         self.refuses = ""
-        self.goes_to: FakeConnection | None = None
+        self.moving = False
+        """libvirt moves it away."""
+        self.loaded = False
+        self.settled = threading.Event()
+        """At a target: all its memory has come (`loaded`), or never will."""
+        self.taken = bytearray()
         self._wire: socket.socket | None = None
         self.uuid = ElementTree.fromstring(xml).findtext("uuid") or ""
 
@@ -37,7 +46,7 @@ class FakeDomain:
         return list(self.now)
 
     def suspend(self) -> None:
-        self._to(3, 1, event=(3, 0))
+        self._to(3, 2 if self.moving else 1, event=(3, 0))
 
     def resume(self) -> None:
         self._to(1, 1, event=(4, 0))
@@ -51,21 +60,56 @@ class FakeDomain:
 
     def jobStats(self) -> dict[str, int]:  # noqa: N802
         self._here()
-        return {"memory_processed": self.sent, "memory_remaining": len(self.memory) - self.sent}
+        if not self.moving:
+            return {"type": 0}
+        return {
+            "type": 2,
+            "operation": 5,
+            "memory_processed": self.sent,
+            "memory_remaining": len(self.memory) - self.sent,
+        }
 
     def abortJob(self) -> None:  # noqa: N802
+        if not self.moving:
+            raise libvirtError("Requested operation is not valid: no job is active on the domain")
         self.aborted = True
         assert self._wire is not None
         with contextlib.suppress(OSError):
             self._wire.shutdown(socket.SHUT_RDWR)
 
+    def migrateGetMaxDowntime(self) -> int:  # noqa: N802
+        return max(self.downtime, 300)
+
     def migrateToURI3(self, uri: str, parameters: dict[str, str], flags: int) -> None:  # noqa: N802
-        """Blocks as the real one does: sends the memory, and ends when the target has answered."""
+        """Blocks as the real one does: opens the target, sends the memory, ends when that is answered."""
         if self.refuses:
             raise libvirtError(self.refuses)
+        there = self.connection.reaches[uri]
+        came = there.take_in(self.xml, self.memory)
+        self.moving = True
+        try:
+            # The path is the same on all servers, each with a folder of its own behind it.
+            name = Path(parameters["migrate_uri"].removeprefix("unix://")).name
+            self._send(self.connection.folder / name)
+            came.settled.wait(10)
+            if not came.loaded:
+                raise libvirtError("operation failed: migration out job: unexpectedly failed")
+        except BaseException:
+            there.give_up(came)
+            if self.now == (3, 2):
+                self._to(1, 1, event=(4, 1))
+            raise
+        finally:
+            self.moving = False
+        came.now = (1, 1)
+        there.tell(came, 4, 1)
+        self.connection.domains_.remove(self)
+        self.connection.tell(self, 5, 3)
+
+    def _send(self, path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as self._wire:
-            self._wire.connect(parameters["migrate_uri"].removeprefix("unix://"))
             try:
+                self._wire.connect(str(path))
                 while self.sent < len(self.memory):
                     self.sent += self._wire.send(self.memory[self.sent : self.sent + 4096])
                 if self.now[0] == 1:  # It converges by itself.
@@ -75,12 +119,6 @@ class FakeDomain:
                     raise libvirtError("operation failed: migration out job: unexpectedly failed")
             except OSError:
                 raise libvirtError("operation aborted: migration out job: canceled by client") from None
-        if self.goes_to is not None:
-            there = FakeDomain(self.goes_to, self.xml, (1, 1))
-            self.goes_to.domains_.append(there)
-            self.goes_to.tell(there, 4, 1)
-        self.connection.domains_.remove(self)
-        self.connection.tell(self, 5, 3)
 
     def destroy(self) -> None:
         self._here()
@@ -103,6 +141,12 @@ class FakeConnection:
     def __init__(self) -> None:
         self.domains_: list[FakeDomain] = []
         self.alive = True
+        self.opened = 0
+        self.reaches: dict[str, FakeConnection] = {}
+        """Other servers' libvirts, by what is to be said to reach them."""
+        self.folder = Path()
+        """Where its QEMUs' sockets are."""
+        self.answer = b"all of it"
         self._callbacks: dict[int, Callable[..., None]] = {}
         self._closed: Callable[..., None] | None = None
 
@@ -112,6 +156,37 @@ class FakeConnection:
         self.domains_.append(domain)
         self.tell(domain, 2, 0)
         return domain
+
+    def take_in(self, xml: str, memory: bytes) -> FakeDomain:
+        """Open a target: its QEMU listens for its memory, and answers when it has all of it."""
+        self._up()
+        came = FakeDomain(self, xml, (3, 2))
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(self.folder / f"{interface_ids(xml)[0]}.memory"))
+        listener.listen()
+        self.domains_.append(came)
+        self.tell(came, 2, 1)
+        threading.Thread(target=self._load, args=(came, listener, len(memory)), daemon=True).start()
+        return came
+
+    def _load(self, came: FakeDomain, listener: socket.socket, size: int) -> None:
+        with listener:
+            listener.settimeout(10)
+            with contextlib.suppress(OSError), listener.accept()[0] as wire:
+                while octets := wire.recv(1 << 16):
+                    came.taken += octets
+                    if len(came.taken) == size:
+                        wire.sendall(self.answer)
+                        came.loaded = self.answer == b"all of it"
+                        break
+        if not came.loaded:
+            self.give_up(came)
+        came.settled.set()
+
+    def give_up(self, came: FakeDomain) -> None:
+        if came in self.domains_:
+            self.domains_.remove(came)
+            self.tell(came, 5, 5)
 
     def listAllDomains(self, flags: int) -> list[FakeDomain]:  # noqa: N802
         self._up()
@@ -140,8 +215,13 @@ class FakeConnection:
     def isAlive(self) -> bool:  # noqa: N802
         return self.alive
 
+    def lookupByUUIDString(self, uuid: str) -> FakeDomain:  # noqa: N802
+        self._up()
+        return next(domain for domain in self.domains_ if domain.uuid == uuid)
+
     def close(self) -> None:
-        self.alive = False
+        self.opened -= 1
+        self.alive = self.opened > 0
 
     def tell(self, domain: FakeDomain, event: int, detail: int) -> None:
         for callback in list(self._callbacks.values()):
@@ -173,4 +253,5 @@ class FakeLibrary:
         self.opened.append(uri)
         if self.server is None:
             raise libvirtError(f"Failed to connect socket to '{uri}'")
+        self.server.opened += 1
         return self.server

@@ -1,6 +1,8 @@
 """Servers with libvirt: VMs moved by a person's virsh, and by us without loss."""
 
 import asyncio
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from lab_start import boot, lab_of
 from lab_tools import Bench, Json
-from retinue.lab import credentials, libvirtd
+from retinue.lab import libvirtd
 from retinue.lab.errors import LabError
 from retinue.lab.sandbox import LabHandle
 from retinue.lab.topology import load
@@ -124,18 +126,22 @@ async def test_the_vm_comes_back_and_may_go_on_at_once(bench: Bench) -> None:
         assert await bench.ping(ONE, "10.1.0.50")
 
 
-async def test_a_move_by_virsh_that_is_called_off_changes_nothing(bench: Bench) -> None:
+@pytest.mark.parametrize("who", ["a person", "the manager"])
+async def test_a_move_by_virsh_that_is_called_off_changes_nothing(bench: Bench, who: str) -> None:
     before = await bench.flows("edge1")
     async with bench.events() as events:
         moving = asyncio.create_task(
             virsh(bench, "server1", "migrate", "--live", "--bandwidth", "1", ONE, to(bench, "server2"))
         )
-        await events.until("move.step", lambda e: e["move"]["state"] == "copying")
-        await virsh(bench, "server1", "domjobabort", ONE)
+        step = await events.until("move.step", lambda e: e["move"]["state"] == "copying")
+        if who == "a person":
+            await virsh(bench, "server1", "domjobabort", ONE)
+        else:
+            await bench.post(f"moves/{step['move']['id']}/cancel")
         with pytest.raises(AssertionError, match=r"canceled by client|aborted"):
             await moving
         ended = await events.until("move.step", lambda e: e["move"]["state"] == "undone")
-    assert "server2" in ended["move"]["reason"]
+    assert ("server2" if who == "a person" else "cancelled") in ended["move"]["reason"]
     await settled(bench, ONE, "server1")
     assert len(await bench.flows("edge1")) == len(before)
 
@@ -169,27 +175,59 @@ async def test_a_vm_made_by_a_person_is_known_by_its_interface(bench: Bench, tmp
         await virsh(bench, "server1", "migrate", "--live", name, to(bench, "server2"))
         await events.until("move.step", lambda e: e["move"]["state"] == "done" and e["move"]["vm"] == id)
         assert (await bench.vm(id))["server"] == "server2"
-        await virsh(bench, "server2", "destroy", name)
+        await bench.move(id, target_server="server1")  # By us, though it is not ours.
+        await virsh(bench, "server1", "destroy", name)
         await events.until("vm.removed", lambda e: e["vm"]["id"] == id)
 
 
-async def test_a_watcher_that_was_away_finds_the_move_nobody_told_of(bench: Bench) -> None:
+async def start_agent(bench: Bench, server: str) -> None:
+    config = bench.lab.directory / "agents" / server / "agent.toml"
+    argv = [sys.executable, "-m", "retinue.cli.main", "agent", "run", "--config", str(config)]
+    await asyncio.to_thread(bench.lab.spawn, server, argv, log=f"{server}-agent", ready=True)
+
+
+async def test_agents_that_were_away_find_the_move_nobody_told_of(bench: Bench) -> None:
+    """And the source's does not start the VM that it misses a second time."""
     for server in ("server1", "server2"):
-        bench.kill(f"{server}-watch")
+        bench.kill(f"{server}-agent")
     async with bench.events() as events:
         await virsh(bench, "server1", "migrate", "--live", ONE, to(bench, "server2"))
+        await start_agent(bench, "server1")
         assert (await bench.vm(ONE))["server"] == "server1", "nobody has told"
-        for server in ("server1", "server2"):
-            bench.lab.spawn(
-                server,
-                libvirtd.watch_command(bench.topology, server),
-                log=f"{server}-watch",
-                env=credentials.agent(bench.lab.directory, server).environment,
-                ready=True,
-            )
+        assert await running_at(bench, ONE) == ["server2"]
+        await start_agent(bench, "server2")
         await events.until("move.step", lambda e: e["move"]["state"] == "done")
     await settled(bench, ONE, "server2")
     await bench.move(ONE, target_server="server1")
+
+
+@pytest.mark.parametrize("what", ["cancel", "server1-agent", "server2-agent"])
+async def test_a_move_of_ours_that_comes_to_nothing(bench: Bench, what: str) -> None:
+    """Its traffic is turned to the target already; it is cancelled, or an agent dies: the VM runs on."""
+    uptime = float(await bench.guest(ONE, "cut -d' ' -f1 /proc/uptime"))
+    async with bench.events() as events:
+        move = await bench.post("moves", {"vm": ONE, "target_server": "server2"})
+
+        async def reaches(state: str) -> None:
+            await events.until(
+                "move.step", lambda e: e["move"]["id"] == move["id"] and e["move"]["state"] == state
+            )
+
+        await reaches("copying")
+        bench.kill("server2-vswitchd", signal.SIGSTOP)
+        await reaches("diverted")
+        try:
+            if what == "cancel":
+                await bench.post(f"moves/{move['id']}/cancel")
+            else:
+                bench.kill(what)
+        finally:
+            bench.kill("server2-vswitchd", signal.SIGCONT)
+        if what != "cancel":
+            await start_agent(bench, what.removesuffix("-agent"))
+        await reaches("undone")
+    await settled(bench, ONE, "server1")
+    assert float(await bench.guest(ONE, "cut -d' ' -f1 /proc/uptime")) > uptime
 
 
 async def test_nothing_of_libvirt_is_left_on_the_host(lab: LabHandle, bench: Bench) -> None:

@@ -43,6 +43,7 @@ def test_a_whole_file_is_read(file: Path) -> None:
     file.write_text(WHOLE)
     config = load(file)
     assert (config.server, config.bridge, config.endpoint) == ("server1", "br0", ("192.0.2.3", 7800))
+    assert config.vm is not None and config.libvirt is None
     assert (config.vm.memory_mib, config.vm.wrapper) == (96, ["nice", "-n", "5"])
     assert config.tls is not None
     assert config.tls.key == "/etc/retinue/agent.key"
@@ -153,3 +154,54 @@ def test_a_name_that_is_no_host_name_becomes_one() -> None:
 
 def test_an_empty_table_gives_an_empty_line() -> None:
     assert kernel_command_line(VMRecord("web", "m", "s"), VMTable("k", "i")) == ""
+
+
+LIBVIRT = """
+[libvirt]
+uri = "qemu+unix:///system?socket=/x"
+control = "qemu+tls://server1.example/system"
+folder = "/vms"
+seen_at = "/outside/vms"
+user = "libvirt-qemu"
+"""
+
+
+def with_libvirt(text: str = WHOLE) -> str:
+    return text.replace('wrapper = ["nice", "-n", "5"]\n', "") + LIBVIRT
+
+
+def test_a_server_whose_vms_libvirt_runs(file: Path) -> None:
+    file.write_text(with_libvirt())
+    table = load(file).libvirt
+    assert table is not None
+    assert (table.control, table.folder, table.seen_at, table.user) == (
+        "qemu+tls://server1.example/system",
+        "/vms",
+        "/outside/vms",
+        "libvirt-qemu",
+    )
+    start, end = WHOLE.index("[vm]"), WHOLE.index("[tls]")
+    file.write_text(WHOLE[:start] + WHOLE[end:] + "[libvirt]\n")
+    config = load(file)
+    assert config.vm is None and config.libvirt is not None
+    assert config.libvirt.uri == "qemu:///system"
+    made = spec(VMRecord("vm1", "52:54:00:00:00:01", "server1"), config.vm)
+    assert (made.id, made.port, made.kernel) == ("vm1", "tap-vm1", Path())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (WHOLE + LIBVIRT, "vm.wrapper"),
+        (with_libvirt(WHOLE.replace('"kvm"', '"hvf"')), r"vm.accelerator.*tcg or kvm.*'hvf'"),
+        (with_libvirt().replace('"/vms"', '"vms"'), "libvirt.folder: 'vms' is not an absolute path"),
+        (with_libvirt().replace('"/outside/vms"', '"vms"'), "libvirt.seen_at"),
+        (with_libvirt().replace("qemu+tls://", ""), "libvirt.control: .*is not a URI"),
+        (with_libvirt().replace("control", "controls"), "controls"),
+        (WHOLE[: WHOLE.index("[vm]")] + WHOLE[WHOLE.index("[tls]") :], r"neither \[vm\] nor \[libvirt\]"),
+    ],
+)
+def test_what_is_wrong_about_libvirt_is_said(file: Path, text: str, expected: str) -> None:
+    file.write_text(text)
+    with pytest.raises(AgentConfigError, match=expected):
+        load(file)

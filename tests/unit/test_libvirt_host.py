@@ -1,7 +1,6 @@
 """libvirt behind H1, with a libvirt in memory."""
 
 import asyncio
-import contextlib
 import ctypes
 import struct
 from collections.abc import AsyncIterator
@@ -11,20 +10,11 @@ from xml.etree import ElementTree
 import pytest
 
 from fake_libvirt import FakeConnection, FakeLibrary
-from retinue.hypervisor import (
-    Gone,
-    HypervisorError,
-    MigrationFailed,
-    Resumed,
-    RunState,
-    Started,
-    Stopped,
-    VMSpec,
-    libvirt_host,
-)
+from retinue.hypervisor import HypervisorError, RunState, Started, VMSpec, ignore, libvirt_host
 from retinue.hypervisor.interface import Event
 from retinue.hypervisor.libvirt_domain import Consoles, domain_xml, interface_id, interface_ids, taps
-from retinue.hypervisor.libvirt_events import Happening, Kind, Lifecycle, event_of, kind_of
+from retinue.hypervisor.libvirt_events import Happening, Kind, Lifecycle, kind_of
+from retinue.hypervisor.libvirt_folder import Folder
 from retinue.hypervisor.libvirt_host import LibvirtHost
 from retinue.hypervisor.libvirt_hypervisor import LibvirtHypervisor
 from retinue.lab import keepgroups
@@ -32,6 +22,7 @@ from retinue.lab import keepgroups
 VM = "00000000-0000-4000-8000-000000000001"
 OTHER = "00000000-0000-4000-8000-000000000002"
 FOLDER = Path("/run/libvirt/vms")
+SHARED = Folder(FOLDER, FOLDER)
 CONSOLES = Consoles(FOLDER / "a", FOLDER / "b")
 LIMIT = 5.0
 
@@ -120,24 +111,11 @@ def test_what_each_event_means(event: int, detail: int, kind: Kind | None) -> No
     assert kind_of(event, detail) is kind
 
 
-def test_each_kind_as_an_event_of_h1() -> None:
-    events = {kind: event_of(Happening(VM, kind, 1.5)) for kind in Kind}
-    assert events == {
-        Kind.STARTED: Started(VM, 1.5),
-        Kind.INCOMING: None,
-        Kind.SUSPENDED: Stopped(VM, 1.5),
-        Kind.RESUMED: Resumed(VM, 1.5),
-        Kind.DEPARTED: Gone(VM, 1.5),
-        Kind.STOPPED: Gone(VM, 1.5),
-        Kind.FAILED: MigrationFailed(VM, 1.5, "libvirt could not take it in", source_runs=True),
-    }
-
-
 # ---- the host ----
 
 
 async def test_a_vm_is_plugged_paused_and_then_started(host: LibvirtHost, library: FakeLibrary) -> None:
-    hypervisor = LibvirtHypervisor(host, FOLDER, Path("/seen/here"))
+    hypervisor = LibvirtHypervisor(host, Folder(FOLDER, Path("/seen/here")))
     machine = await hypervisor.plug(spec())
     assert await machine.state() is RunState.PAUSED
     again = await hypervisor.start(spec())
@@ -147,8 +125,8 @@ async def test_a_vm_is_plugged_paused_and_then_started(host: LibvirtHost, librar
     assert str(FOLDER / f"{VM}.shell") in server(library).domains_[0].xml
     await again.quit()
     await again.quit()  # What has ended may be ended again.
-    assert await hypervisor.find(spec()) is None
-    with pytest.raises(HypervisorError, match="server server1, libvirt: Domain not found"):
+    assert await hypervisor.find(VM) is None
+    with pytest.raises(HypervisorError, match=f"server server1: libvirt has no VM {VM}"):
         await again.state()
 
 
@@ -215,30 +193,24 @@ async def test_a_libvirtd_that_comes_back_is_watched_again(
     await heard.close()
 
 
-async def test_who_starts_a_vm_hears_its_events(host: LibvirtHost, library: FakeLibrary) -> None:
-    hypervisor = LibvirtHypervisor(host, FOLDER)
-    events: list[Event] = []
-    everything: list[Happening] = []
-    arrived = asyncio.Event()
+async def test_whoever_starts_or_takes_up_vms_finds_all_that_run(
+    host: LibvirtHost, library: FakeLibrary
+) -> None:
+    hypervisor = LibvirtHypervisor(host, SHARED)
+    started: list[Event] = []
+    await hypervisor.start(spec(), started.append)
+    assert [type(event) for event in started] == [Started]
+    server(library).createXML(domain_xml(spec(OTHER), CONSOLES), 1)
+    for state, found in (((3, 1), 1), ((1, 1), 2), ((3, 2), 1)):
+        server(library).domains_[1].now = state
+        adopted = await hypervisor.adopt(lambda vm: ignore)
+        assert [machine.spec.id for machine in adopted] == [VM, OTHER][:found]
+        assert adopted[0].spec.port == "tap-1"
 
-    def hear(happening: Happening) -> None:
-        everything.append(happening)
-        if happening.kind is Kind.DEPARTED:
-            arrived.set()
 
-    following = asyncio.create_task(hypervisor.follow(hear))
-    await watched(library)
-    await hypervisor.start(spec(), events.append)
-    server(library).createXML(domain_xml(spec(OTHER), CONSOLES), 0)
-    for event, detail in ((3, 1), (5, 3)):
-        server(library).tell(server(library).domains_[0], event, detail)
-    async with asyncio.timeout(LIMIT):
-        await arrived.wait()
-    following.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await following
-    assert [type(event) for event in events] == [Started, Stopped, Gone]
-    assert {happening.vm for happening in everything} == {VM, OTHER}
+async def test_a_vm_cannot_be_made_where_nothing_tells_how(host: LibvirtHost) -> None:
+    with pytest.raises(HypervisorError, match=r"\[vm\]"):
+        await LibvirtHypervisor(host, SHARED).plug(VMSpec(VM, "", "tap-1", Path(), Path()))
 
 
 # ---- setgroups ----

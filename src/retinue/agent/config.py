@@ -18,10 +18,21 @@ TOML; every key is checked, and a mistake is answered with the file, the key and
     accelerator = "kvm"
     wrapper = ["nice", "-n", "5"]         # put before QEMU's command line
 
+    [libvirt]                             # libvirt runs the VMs of this server
+    uri = "qemu:///system"
+    control = "qemu+tls://server1.example/system"     # how other servers' libvirts reach this one
+    folder = "/var/lib/libvirt/retinue"   # consoles and sockets of VMs; the same on all servers
+    seen_at = ""                          # that folder as the agent sees it, where libvirt is in a container
+    user = "libvirt-qemu"                 # whose the QEMUs are; left out: the agent's own
+
     [tls]                                 # see `retinue pki`
     ca = "/etc/retinue/ca.pem"
     certificate = "/etc/retinue/agent.pem"
     key = "/etc/retinue/agent.key"
+
+With [libvirt] the [vm] table says how VMs are made that are booked here: without `wrapper`, and `accelerator`
+is "kvm" or "tcg". Left out, none can be booked, but those that others make are moved and followed. Without
+`control` no VM can be brought here.
 
 Without [tls] the agent starts only where `plaintext = true` says that this is meant.
 """
@@ -30,6 +41,9 @@ import tomllib
 from pathlib import Path
 
 import msgspec
+
+KINDS = {"tcg": "qemu", "kvm": "kvm"}
+"""By accelerator, what libvirt calls a domain of it."""
 
 
 class AgentConfigError(Exception):
@@ -51,6 +65,14 @@ class VMTable(_Table, frozen=True):
     wrapper: list[str] = []
 
 
+class LibvirtTable(_Table, frozen=True):
+    uri: str = "qemu:///system"
+    control: str = ""
+    folder: str = "/var/lib/libvirt/retinue"
+    seen_at: str = ""
+    user: str = ""
+
+
 class TlsTable(_Table, frozen=True):
     ca: str
     certificate: str
@@ -65,7 +87,8 @@ class AgentConfig(_Table, frozen=True):
     listen: str
     folder: str
     bridge: str
-    vm: VMTable
+    vm: VMTable | None = None
+    libvirt: LibvirtTable | None = None
     tls: TlsTable | None = None
     plaintext: bool = False
 
@@ -86,9 +109,30 @@ def load(path: Path) -> AgentConfig:
     host, _, port = config.listen.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise AgentConfigError(f"{path}: listen: {config.listen!r} is not HOST:PORT")
+    if problem := _contradiction(config):
+        raise AgentConfigError(f"{path}: {problem}")
     if config.tls is None and not config.plaintext:
         raise AgentConfigError(
             f"{path}: there is no [tls]: make certificates with `retinue pki`, or say `plaintext = true` "
             "if nobody but you is on that network"
         )
     return config
+
+
+def _contradiction(config: AgentConfig) -> str:
+    """What the tables about VMs do not agree on; "" when they do."""
+    vm, libvirt = config.vm, config.libvirt
+    if libvirt is None:
+        return "" if vm is not None else "there is neither [vm] nor [libvirt]: nothing could run VMs here"
+    if vm is not None and vm.wrapper:
+        return "vm.wrapper: libvirt makes QEMU's command line, nothing can be put before it"
+    if vm is not None and vm.accelerator not in KINDS:
+        return f"vm.accelerator: with libvirt it is {' or '.join(KINDS)}, not {vm.accelerator!r}"
+    for key, value in (("folder", libvirt.folder), ("seen_at", libvirt.seen_at)):
+        if value and not value.startswith("/"):
+            return f"libvirt.{key}: {value!r} is not an absolute path"
+    if libvirt.control and "://" not in libvirt.control:
+        return (
+            f"libvirt.control: {libvirt.control!r} is not a URI for libvirt, such as qemu+tls://HOST/system"
+        )
+    return ""

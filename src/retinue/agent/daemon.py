@@ -4,7 +4,7 @@ It follows the controller's event stream. A VM booked on this server gets a port
 that the VM's flows stand it is started. Of a move it does this server's part (see `keeper`). What it did, and
 when a VM stopped and ran on, it reports. `local` is a socket for those on the server itself.
 
-VMs run on when the agent ends; the next one takes them up.
+VMs run on when the agent ends; the next one takes them up. They are QEMUs of ours, or libvirt's.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from retinue.agent import local
 from retinue.agent.config import AgentConfig, AgentConfigError, load
 from retinue.agent.keeper import Keeper
 from retinue.agent.orders import HttpOrders
-from retinue.agent.ports import LocalPorts
 from retinue.agent.records import RecordError
 from retinue.agent.renewer import Renewer
 from retinue.agent.rest import ControllerAwayError, HttpRest, RefusedError, Rest
+from retinue.agent.runners import runner
 from retinue.agent.spec import spec
 from retinue.agent.transfer import Transfer, secured
-from retinue.hypervisor import HypervisorError, QemuHypervisor
+from retinue.hypervisor import HypervisorError, libvirt_host
 from retinue.pki.contexts import TlsFilesError
 from retinue.pki.credentials import Credentials
 
@@ -47,6 +47,14 @@ def run(path: Path) -> int:
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
         ],
     )
+    code = _run(path)
+    if libvirt_host.in_use():  # Its threads are never done, and nothing waits for them.
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(path: Path) -> int:
     try:
         asyncio.run(_serve(load(path)))
     except (AgentConfigError, HypervisorError, TlsFilesError) as error:
@@ -61,8 +69,7 @@ def run(path: Path) -> int:
 async def _serve(config: AgentConfig) -> None:
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    ports = LocalPorts(config.bridge)
-    hypervisor = QemuHypervisor(folder / "vms", config.vm.wrapper, accelerator=config.vm.accelerator)
+    runs = runner(config, folder / "vms")
     credentials = Credentials()
     transfer = Transfer(config.server)
     if config.tls is not None:
@@ -71,10 +78,10 @@ async def _serve(config: AgentConfig) -> None:
     rest = HttpRest(config.controller, credentials)
     renewer = Renewer(config.server, config.bridge, HttpOrders(config.controller, credentials))
     await transfer.start(*config.endpoint)
-    keeper = Keeper(config.server, rest, hypervisor, ports, lambda record: spec(record, config.vm), transfer)
-    for machine in await hypervisor.adopt(keeper.listener):
-        await keeper.adopt(machine)
-    await ports.clear({machine.spec.port for machine in keeper.machines()})
+    keeper = Keeper(
+        config.server, rest, runs.hypervisor, runs.ports, lambda record: spec(record, config.vm), transfer
+    )
+    await runs.begin(keeper)
     ready = asyncio.Event()
     try:
         async with local.serving(folder / local.SOCKET, keeper):
@@ -90,6 +97,7 @@ async def _serve(config: AgentConfig) -> None:
     finally:
         await renewer.close()
         await keeper.close()
+        await runs.end()
         await transfer.close()
         await rest.close()
 

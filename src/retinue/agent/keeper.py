@@ -1,7 +1,8 @@
 """What an agent does with each VM of its server: its port, its machine, and this server's part of its moves.
 
 Every step may be asked for twice, as happens when the controller comes back: what is done already is only
-reported again. `ward` has a VM's life, `source` and `target` the two ends of a move.
+reported again. `ward` has a VM's life, `source` and `target` the two ends of a move, `managed` what is
+different about all three under libvirt.
 """
 
 import asyncio
@@ -12,13 +13,15 @@ from typing import Any
 import structlog
 
 from retinue.agent.kept import Kept, KeptMachine, Ports
+from retinue.agent.managed import ManagedSource, ManagedTarget, ManagedWard
 from retinue.agent.records import Happening, MoveRecord, VMRecord
 from retinue.agent.rest import Rest
 from retinue.agent.source import SourceEnd
 from retinue.agent.target import TargetEnd
 from retinue.agent.transfer import Transfer
 from retinue.agent.ward import Ward, ended
-from retinue.hypervisor import Event, Hypervisor, MigrationResult, RunState, VMSpec
+from retinue.hypervisor import Event, Hypervisor, ManagedHypervisor, MigrationResult, RunState, VMSpec
+from retinue.hypervisor.libvirt_events import Happening as Noticed
 
 log = structlog.get_logger()
 
@@ -47,8 +50,18 @@ class Keeper:
     ) -> None:
         self.server = server
         self._rest = rest
-        self._ward = Ward(server, rest, hypervisor, ports, spec, transfer)
-        self._source, self._target = SourceEnd(self._ward), TargetEnd(self._ward)
+        self._ward: Ward
+        self._source: SourceEnd
+        self._target: TargetEnd
+        self._managed: ManagedSource | None = None
+        """Where a manager of its own, such as libvirt, runs the VMs."""
+        if isinstance(hypervisor, ManagedHypervisor):
+            managed = ManagedWard(server, rest, hypervisor, ports, spec, transfer)
+            self._managed = ManagedSource(managed)
+            self._ward, self._source, self._target = managed, self._managed, ManagedTarget(managed)
+        else:
+            self._ward = Ward(server, rest, hypervisor, ports, spec, transfer)
+            self._source, self._target = SourceEnd(self._ward), TargetEnd(self._ward)
         self.reports, self.vms, self.consoles = self._ward.reports, self._ward.vms, self._ward.consoles
         self._left: dict[str, Kept] = {}
         """VMs whose machines an earlier agent has left, until they are adopted."""
@@ -60,16 +73,18 @@ class Keeper:
         vm, move = happening.vm, happening.move
         ward, source, target = self._ward, self._source, self._target
         match happening.type:
-            case "vm.booked" if vm and vm.server == self.server and not self._is_anothers(vm):
+            case "vm.booked" if vm and self._is_ours(vm):
                 ward.later(ward.kept(vm), ward.plug)
-            case "vm.ready" if vm and vm.server == self.server and not self._is_anothers(vm):
+            case "vm.ready" if vm and self._is_ours(vm):
                 ward.later(ward.kept(vm), ward.run)
             case "vm.removed" if vm:
                 self.consoles.pop(vm.id, None)
-                if vm.id in self.vms:
-                    ward.later(self.vms[vm.id], ward.remove)
+                if vm.id in self.vms or self._managed is not None:
+                    ward.later(ward.kept(vm), ward.remove)
             case "move.prepare" if move and vm and move.target == self.server:
                 ward.later(ward.kept(vm), target.prepare, move)
+            case "move.begin" if move and move.source == self.server and self._managed is not None:
+                self._step_of(move, self._managed.begin)
             case "move.copy" if move and move.source == self.server:
                 self._step_of(move, source.copy)
             case "move.cleanup" if move and move.source == self.server:
@@ -81,12 +96,21 @@ class Keeper:
             case "move.return" if move and move.source == self.server:
                 self._step_of(move, source.take_back)
 
-    def _is_anothers(self, vm: VMRecord) -> bool:
-        """True for a VM that a server has made by itself: nobody booked it, so it is not ours to run."""
-        return vm.reported and vm.id not in self.vms
+    def noticed(self, happening: Noticed) -> None:
+        """libvirt's word about a VM of this server, whoever is the cause; in the background."""
+        if self._managed is not None:
+            self._managed.ward.noticed(happening)
+
+    def _is_ours(self, vm: VMRecord) -> bool:
+        """It is booked here. One that a server has made by itself nobody booked: it is not ours to run."""
+        if vm.server != self.server:
+            return False
+        return not vm.reported or (self._managed is None and vm.id in self.vms)
 
     def _step_of(self, move: MoveRecord, step: Callable[..., Awaitable[None]]) -> None:
         kept, tell = self.vms.get(move.vm), self._ward.tell_move
+        if self._managed is not None:
+            kept = self._managed.ward.stranger(move.vm)
         if kept is not None:
             self._ward.later(kept, step, move)
         elif step == self._source.clean_up:
@@ -115,6 +139,8 @@ class Keeper:
         for vm in vms:
             if vm.id not in moving or vm.id in self.vms:
                 self.take(Happening("vm.booked" if vm.state == "booked" else "vm.ready", vm=vm))
+            if self._managed is not None and vm.id not in moving:
+                await self._managed.ward.booked_at(vm)
         records = {vm.id: vm for vm in vms}
         for move in moves:
             kept = self.vms.get(move.vm)
@@ -123,6 +149,8 @@ class Keeper:
                 self._after_a_restart(move, kept)
             elif move.state in ASKED:
                 self.take(Happening(ASKED[move.state], vm=records.get(move.vm), move=move))
+                if move.state == "matched" and move.memory_at:
+                    self.take(Happening("move.begin", vm=records.get(move.vm), move=move))
                 if move.target_gone:
                     self.take(Happening("move.return", move=move))
             elif move.state == "undone" and kept is not None and knows and not kept.runs:
@@ -136,6 +164,8 @@ class Keeper:
 
     def _after_a_restart(self, move: MoveRecord, kept: Kept | None) -> None:
         """A move that was under way when the agent before this one ended; `kept`: what it left of the VM."""
+        if self._managed is not None and not move.memory_at:
+            return  # Somebody else makes it.
         if move.target == self.server and kept is not None and kept.runs:
             self._ward.tell_move(move, "resumed", at=kept.resumed_at)
         elif kept is None or not kept.handed_over:
@@ -158,7 +188,8 @@ class Keeper:
         spec = machine.spec
         if spec.id in self._left:
             self.vms[spec.id] = self._left.pop(spec.id)
-        kept = self._ward.kept(VMRecord(spec.id, spec.mac, self.server))
+        record = VMRecord(spec.id, spec.mac, self.server, reported=self._managed is not None)
+        kept = self._ward.kept(record)
         kept.machine, kept.plugged, kept.runs, kept.ending = machine, True, True, False
         kept.resumed_at = time.time()
         # It was given away, and only the target's word gives it back.

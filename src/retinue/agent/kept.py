@@ -46,6 +46,8 @@ class Kept:
     handed_over: bool = False
     """It has been given away, and only the target's word gives it back."""
     copying: asyncio.Task[None] | None = None
+    may_copy: asyncio.Event = field(default_factory=asyncio.Event)
+    """Where a move is begun before it is copied: the controller has said that it may be."""
     move: str = ""
     """The last move it had to do with here."""
     todo: "asyncio.Queue[Callable[[], Awaitable[None]]]" = field(default_factory=asyncio.Queue)

@@ -92,6 +92,12 @@ def _known(keeper: Keeper, vm: str) -> Kept:
     return keeper.vms[vm]
 
 
+def _port(kept: Kept) -> str:
+    if not kept.plugged:
+        return ""
+    return tap_name(kept.id) if kept.machine is None else kept.machine.spec.port
+
+
 def shown(kept: Kept) -> dict[str, Any]:
     machine = kept.machine
     return {
@@ -99,7 +105,7 @@ def shown(kept: Kept) -> dict[str, Any]:
         "mac": kept.record.mac,
         "runs": kept.runs and not kept.handed_over,
         "machine": machine is not None,
-        "port": tap_name(kept.id) if kept.plugged else "",
+        "port": _port(kept),
         "move": kept.move,
         "shell": "" if machine is None else str(machine.files.shell),
     }

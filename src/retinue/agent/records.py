@@ -59,7 +59,15 @@ T = TypeVar("T")
 ACTED_ON = frozenset(
     {
         *("hello", "vm.booked", "vm.ready", "vm.removed"),
-        *("move.prepare", "move.copy", "move.cleanup", "move.rollback", "move.return", "vm.renew"),
+        *(
+            "move.prepare",
+            "move.begin",
+            "move.copy",
+            "move.cleanup",
+            "move.rollback",
+            "move.return",
+            "vm.renew",
+        ),
     }
 )
 

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import math
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -53,16 +55,23 @@ class Reports:
         self._rest = rest
         self._last: dict[str, asyncio.Task[None]] = {}
 
-    def tell(self, subject: str, path: str, body: dict[str, Any]) -> asyncio.Task[None]:
+    def tell(
+        self, subject: str, path: str, body: dict[str, Any], until: float = math.inf
+    ) -> asyncio.Task[None]:
         """Send at once, but not before what was told earlier about this subject has arrived.
 
-        The task ends when the controller has answered.
+        The task ends when the controller has answered, or at `until` (seconds since the epoch), when it is no
+        news any more.
         """
         task = asyncio.create_task(
-            self._deliver(self._last.get(subject), path, body), name=f"report of {subject}"
+            self._deliver(self._last.get(subject), path, body, until), name=f"report of {subject}"
         )
         self._last[subject] = task
         return task
+
+    def busy(self, subject: str) -> bool:
+        """True while something that was told about this subject has not arrived."""
+        return subject in self._last and not self._last[subject].done()
 
     async def ask(self, subject: str, path: str, body: dict[str, Any], limit: float) -> None:
         """Tell something whose answer matters; returns when the controller has accepted it.
@@ -93,19 +102,23 @@ class Reports:
             task.cancel()
         await asyncio.gather(*self._last.values(), return_exceptions=True)
 
-    async def _deliver(self, before: asyncio.Task[None] | None, path: str, body: dict[str, Any]) -> None:
+    async def _deliver(
+        self, before: asyncio.Task[None] | None, path: str, body: dict[str, Any], until: float
+    ) -> None:
         if before is not None and not before.done():
             await asyncio.wait({before})
-        while True:
+        said = body.get("event") or body.get("kind")
+        while time.time() < until:
             try:
                 await self._rest.post(path, body)
             except RefusedError as error:
-                log.warning("report refused", path=path, report=body["event"], reason=str(error))
+                log.warning("report refused", path=path, report=said, reason=str(error))
             except ControllerAwayError as error:
-                log.warning("a report has to wait", path=path, report=body["event"], reason=str(error))
+                log.warning("a report has to wait", path=path, report=said, reason=str(error))
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             return
+        log.error("a report was not delivered", path=path, report=said)
 
 
 class HttpRest:

@@ -9,8 +9,13 @@ from retinue.hypervisor import VMSpec
 from retinue.hypervisor.taps import tap_name
 
 
-def spec(vm: VMRecord, table: VMTable) -> VMSpec:
-    """The same on every server that is configured alike: a VM moves only between machines built alike."""
+def spec(vm: VMRecord, table: VMTable | None) -> VMSpec:
+    """The same on every server that is configured alike: a VM moves only between machines built alike.
+
+    Without a table others make the VMs: it can be moved, but not made.
+    """
+    if table is None:
+        return VMSpec(id=vm.id, mac=vm.mac, port=tap_name(vm.id), kernel=Path(), initrd=Path())
     return VMSpec(
         id=vm.id,
         mac=vm.mac,

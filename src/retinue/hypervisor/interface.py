@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from retinue.hypervisor.channel import Channel
@@ -99,6 +99,10 @@ Divert = Callable[[], Awaitable[None]]
 """Turns the VM's traffic to the target; returns when the switches have confirmed it. HypervisorError."""
 
 
+Opened = Callable[[], Awaitable[None]]
+"""Called when the target is open and its port is there; returns when the copy may start. HypervisorError."""
+
+
 def ignore(event: Event) -> None:
     """For a caller who wants no events."""
 
@@ -165,3 +169,31 @@ class Hypervisor(Protocol[M]):
 
         On failure the target is ended, the source told, and HypervisorError raised. The channel is closed.
         """
+
+
+@runtime_checkable
+class ManagedHypervisor(Hypervisor[M], Protocol[M]):
+    """A hypervisor under a manager of its own, such as libvirt, which others use, too.
+
+    A VM's port comes with the VM, and a move's target is opened from its source: `open_target` opens nothing
+    yet. VMs come and go by others' hands, so what is here is asked for.
+    """
+
+    async def plug(self, spec: VMSpec) -> M:
+        """Make a VM, and with it its port; it does not run before `start`. What is there is left alone."""
+
+    async def find(self, vm: str) -> M | None:
+        """The VM, if this server has it, running or not, whoever made it."""
+
+    async def depart(
+        self,
+        source: M,
+        channel: "Channel",
+        on_event: OnEvent = ignore,
+        divert: Divert | None = None,
+        opened: Opened | None = None,
+    ) -> MigrationResult:
+        """As any hypervisor's. `opened` is awaited when the target is open, before anything is copied."""
+
+    async def call_off(self, machine: M) -> bool:
+        """End a move that is under way from here, whoever began it. True when the VM stays here."""

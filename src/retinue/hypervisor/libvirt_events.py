@@ -16,8 +16,6 @@ and one that fails "Stopped, Failed" at the target, with nothing at the source u
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
-from retinue.hypervisor.interface import Event, Gone, MigrationFailed, Resumed, Started, Stopped
-
 
 class Lifecycle(IntEnum):
     """virDomainEventType."""
@@ -84,22 +82,4 @@ def kind_of(event: int, detail: int) -> Kind | None:
         case Lifecycle.STOPPED, _:
             return Kind.STOPPED
         case _:
-            return None
-
-
-def event_of(happening: Happening) -> Event | None:
-    """The same as an event of H1; None for an arrival, which is none until the VM runs."""
-    vm, at = happening.vm, happening.at
-    match happening.kind:
-        case Kind.STARTED:
-            return Started(vm, at)
-        case Kind.SUSPENDED:
-            return Stopped(vm, at)
-        case Kind.RESUMED:
-            return Resumed(vm, at)
-        case Kind.DEPARTED | Kind.STOPPED:
-            return Gone(vm, at)
-        case Kind.FAILED:
-            return MigrationFailed(vm, at, "libvirt could not take it in", source_runs=True)
-        case Kind.INCOMING:
             return None

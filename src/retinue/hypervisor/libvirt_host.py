@@ -2,14 +2,14 @@
 
 libvirt's calls block, a migration for as long as it takes, so each is made in a thread of its own. Its events
 come through libvirt's own event loop, in one thread of this process: the loop it has for asyncio is not made
-for calls from other threads. A connection that broke is made again, by whoever watches (see `watch`).
+for calls from other threads. A connection that broke is made again, by whoever needs it.
 """
 
 import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -74,6 +74,11 @@ def _run_events(libvirt: Any) -> None:
         _events.start()
 
 
+def in_use() -> bool:
+    """libvirt's event loop runs in this process, and will until it ends."""
+    return _events is not None
+
+
 class LibvirtHost:
     """A server's libvirtd. `name` is the server's, for words to people; `library` is for tests."""
 
@@ -115,6 +120,20 @@ class LibvirtHost:
             return await asyncio.get_running_loop().run_in_executor(self._threads, what, *arguments)
         except library.libvirtError as error:
             raise HypervisorError(f"server {self.name}, libvirt: {error}") from error
+
+    @contextlib.asynccontextmanager
+    async def apart(self, domain: Any) -> AsyncIterator[Any]:
+        """The domain, on a connection of its own, for a call that takes long.
+
+        libvirt (9.0) may let other calls on the same connection wait for the end of such a one, or until the
+        next keepalive.
+        """
+        connection = await self._in_thread(self._open)
+        try:
+            yield await self._in_thread(connection.lookupByUUIDString, domain.UUIDString())
+        finally:
+            with contextlib.suppress(HypervisorError):
+                await self._in_thread(connection.close)
 
     async def domain(self, vm: str) -> Any | None:
         """The domain with an interface of that id, running or not yet; None when there is none here."""

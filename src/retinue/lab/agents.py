@@ -1,13 +1,13 @@
-"""The agents of a laboratory, one on each server that runs QEMU, as on servers of their own."""
+"""The agents of a laboratory, one on each server, as on servers of their own."""
 
 import sys
 from pathlib import Path
 
-from retinue.lab import credentials
+from retinue.lab import credentials, libvirtd
 from retinue.lab.guest import QUICK, ensure_guest
 from retinue.lab.processes import Supervisor
 from retinue.lab.switches import env
-from retinue.lab.topology import EDGE_BRIDGE, QEMU, ServerPart, Topology
+from retinue.lab.topology import EDGE_BRIDGE, LIBVIRT, Topology
 from retinue.pki.credentials import Credentials
 
 AGENT_PORT = 7800
@@ -18,10 +18,6 @@ real servers all of these have processors of their own."""
 
 def folder(lab: Path, server: str) -> Path:
     return lab / "agents" / server
-
-
-def servers(topology: Topology) -> list[ServerPart]:
-    return [server for server in topology.server if server.hypervisor == QEMU]
 
 
 async def start(supervisor: Supervisor, topology: Topology, lab: Path, server: str) -> None:
@@ -40,6 +36,7 @@ async def start(supervisor: Supervisor, topology: Topology, lab: Path, server: s
 def agent_config(topology: Topology, own: Path, server: str, shown: Credentials) -> str:
     """The agent's configuration file (TOML)."""
     guest = ensure_guest()
+    runs = next(part.hypervisor for part in topology.server if part.id == server)
     return f"""\
 server = "{server}"
 controller = "{topology.controller_url}"
@@ -58,5 +55,20 @@ initrd = "{guest.initrd}"
 append = "{QUICK} hostname={{hostname}} ip={{ipv4}}"
 append_with_ipv6 = "ip6={{ipv6}}"
 append_without_ipv6 = "ipv6.disable=1"
+{_libvirt(topology, server) if runs == LIBVIRT else _WRAPPED}"""
+
+
+_WRAPPED = f"""\
 wrapper = [{", ".join(f'"{word}"' for word in NICER)}]
+"""
+
+
+def _libvirt(topology: Topology, server: str) -> str:
+    inside, outside = libvirtd.shared(server)
+    return f"""
+[libvirt]
+uri = "{libvirtd.uri(server)}"
+control = "{libvirtd.uri_from_outside(topology, server)}"
+folder = "{inside}"
+seen_at = "{outside}"
 """

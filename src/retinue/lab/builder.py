@@ -13,7 +13,7 @@ from retinue.lab import agents, credentials, kea, libvirtd, nodes, switches
 from retinue.lab.errors import LabError
 from retinue.lab.processes import Daemon, Supervisor, first_host_pid, last_words, run
 from retinue.lab.state import Directory, LabStatus, NodeStatus, Settings, SwitchStatus
-from retinue.lab.topology import CONTROLLER, DHCP, LIBVIRT, REST_PORT, SANDBOX, ServerPart, controller_config
+from retinue.lab.topology import CONTROLLER, DHCP, LIBVIRT, REST_PORT, SANDBOX, controller_config
 
 STATE_VARIABLE = "RETINUE_LAB_STATE"
 """Environment variable that tells every program in the sandbox the lab's directory."""
@@ -26,7 +26,6 @@ CONTROLLER_SECONDS = 20.0
 CONNECT_SECONDS = 30.0
 LOOK_SECONDS = 0.05
 DRIVER = "retinue.lab.vmdriver"
-LIBVIRT_DRIVER = "retinue.lab.libvirt_driver"
 
 Progress = Callable[[str], None]
 
@@ -69,17 +68,10 @@ class Lab:
             progress(
                 f"servers announced; no answer to: {', '.join(silent)}" if silent else "servers announced"
             )
-        await asyncio.gather(*map(self._start_watch, libvirtd.servers(self.topology)))
         if self.settings.start_driver:
-            if libvirtd.servers(self.topology):
-                progress("VM driver")
-            else:
-                progress("agents")
-                await asyncio.gather(*(self.start_agent(s.id) for s in agents.servers(self.topology)))
-            driver = LIBVIRT_DRIVER if libvirtd.servers(self.topology) else DRIVER
-            own = credentials.agent(self.where.path, credentials.DRIVER).environment
-            program = [sys.executable, "-m", driver]
-            await self.supervisor.start("vmdriver", SANDBOX, program, env=own, ready_fd=True)
+            progress("agents")
+            await asyncio.gather(*(self.start_agent(server.id) for server in self.topology.server))
+            await self.supervisor.start("vmdriver", SANDBOX, [sys.executable, "-m", DRIVER], ready_fd=True)
 
     async def start_agent(self, server: str) -> None:
         """Start a server's agent, or start it again."""
@@ -101,12 +93,6 @@ class Lab:
                 await nodes.configure_server(self.topology, server)
                 if server.hypervisor == LIBVIRT:
                     await libvirtd.start(self.supervisor, self.topology, server)
-
-    async def _start_watch(self, server: ServerPart) -> None:
-        """What tells the controller of VMs that come and go on a server with libvirt."""
-        program = libvirtd.watch_command(self.topology, server.id)
-        own = credentials.agent(self.where.path, server.id).environment
-        await self.supervisor.start(f"{server.id}-watch", server.id, program, env=own, ready_fd=True)
 
     async def start_controller(self) -> None:
         """Start the controller in its node, or start it again; return when its REST interface answers."""

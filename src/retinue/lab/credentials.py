@@ -4,7 +4,6 @@ pki/ca.pem, ca.key                  made at `up`, gone at `down`
 pki/controller-controller.pem       the controller
 pki/switch-NODE.pem                 a node's Open vSwitch, for all its bridges
 pki/agent-SERVER.pem                a server's agent
-pki/agent-vmdriver.pem              the VM driver of servers with libvirt: for all servers
 pki/manager-lab.pem                 whoever works with the lab: commands, tests, the demonstration
 """
 
@@ -19,7 +18,6 @@ from retinue.pki.identity import PeerRole
 DAYS = 30
 """A lab lives for hours."""
 MANAGER = "lab"
-DRIVER = "vmdriver"
 
 
 def folder(lab: Path) -> Path:
@@ -39,11 +37,8 @@ def make(topology: Topology, lab: Path) -> None:
         for node in dict.fromkeys(bridge.node for bridge in topology.switches):
             own = [bridge.id for bridge in topology.switches if bridge.node == node]
             authority.issue(PeerRole.SWITCH, node, names=own, days=DAYS)
-        servers = [server.id for server in topology.server]
-        for server in servers:
-            authority.issue(PeerRole.AGENT, server, addresses=at(server), days=DAYS)
-        if servers:
-            authority.issue(PeerRole.AGENT, DRIVER, names=servers, days=DAYS)
+        for server in topology.server:
+            authority.issue(PeerRole.AGENT, server.id, addresses=at(server.id), days=DAYS)
         authority.issue(PeerRole.MANAGER, MANAGER, days=DAYS)
     except PkiError as error:
         raise LabError(f"cannot make the lab's certificates: {error}") from error

@@ -34,7 +34,7 @@ FOLDERS = {
 PIDFILE = "libvirtd.pid"
 USER = "libvirt-qemu"
 VMS = "vms"
-"""Folder below the first of them, of the VMs' consoles."""
+"""Folder below the first of them, which the server's agent shares with libvirt's QEMUs."""
 LOCALHOST = {"localhost": IPv4Interface("127.0.0.1")}
 _NAMESPACE = uuid.UUID("6f0c2c3e-5d0b-4a4e-9b5e-2f1d3a7c8e90")
 """From it and a server's name, libvirt's id of the host."""
@@ -55,20 +55,14 @@ def uri(node: str) -> str:
     return f"qemu+unix:///system?socket={socket(node)}"
 
 
+def shared(node: str) -> tuple[Path, Path]:
+    """The folder that the agent shares with libvirt's QEMUs, as libvirt sees it and as the sandbox does."""
+    return FOLDERS["run"] / VMS, folder(node) / "run" / VMS
+
+
 def uri_from_outside(topology: Topology, node: str) -> str:
     """What to give another server's libvirt, or virsh on it, to reach this one."""
     return f"qemu+tcp://{topology.management_addresses[node].ip}/system"
-
-
-def watch_command(topology: Topology, node: str) -> list[str]:
-    """What tells the controller of VMs that come and go on a server."""
-    program = [sys.executable, "-m", "retinue.agent.libvirt_watch"]
-    return [*program, "--server", node, "--controller", topology.controller_url, "--uri", uri(node)]
-
-
-def pid(node: str) -> int:
-    """The libvirtd of a server that has been started."""
-    return int((folder(node) / "run" / PIDFILE).read_text())
 
 
 def servers(topology: Topology) -> list[ServerPart]:

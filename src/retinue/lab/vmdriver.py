@@ -184,7 +184,7 @@ async def serving(path: Path, tools: Tools) -> AsyncIterator[None]:
 
 
 async def serve(where: Path, topology: Topology) -> None:
-    sockets = {s.id: agents.folder(where, s.id) / local.SOCKET for s in agents.servers(topology)}
+    sockets = {s.id: agents.folder(where, s.id) / local.SOCKET for s in topology.server}
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)

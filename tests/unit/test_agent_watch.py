@@ -1,16 +1,23 @@
-"""The watcher's reports on their way to the controller: in order, again while it is away, not if refused."""
+"""What libvirt does, on its way to the controller: in order, again while it is away, not if refused."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from retinue.agent import libvirt_watch
-from retinue.agent.libvirt_watch import Reporter
+from fake_libvirt import FakeLibrary
+from libvirt_world import ID, made_spec
+from retinue.agent import rest, watch
+from retinue.agent.rest import HttpRest, Reports
+from retinue.agent.watch import Watch
+from retinue.hypervisor.libvirt_domain import Consoles, domain_xml
 from retinue.hypervisor.libvirt_events import Happening, Kind
+from retinue.hypervisor.libvirt_host import LibvirtHost
+from retinue.pki.credentials import Credentials
 
 LIMIT = 5.0
 
@@ -47,7 +54,7 @@ class Controller:
 
 @pytest.fixture
 async def controller(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Controller]:
-    monkeypatch.setattr(libvirt_watch, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(rest, "RETRY_SECONDS", 0.01)
     made = Controller()
     app = web.Application()
     app.add_routes([web.post("/v1/servers/{id}/hypervisor-events", made.take)])
@@ -60,10 +67,12 @@ async def controller(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Controlle
 
 
 @pytest.fixture
-async def reporter(controller: Controller) -> AsyncIterator[Reporter]:
-    made = Reporter(controller.url, "server 1")
-    yield made
-    await made.close()
+async def watched(controller: Controller) -> AsyncIterator[Watch]:
+    http = HttpRest(controller.url, Credentials())
+    reports = Reports(http)
+    yield Watch("server 1", LibvirtHost("server1", "test:///", FakeLibrary()), reports)
+    await reports.close()
+    await http.close()
 
 
 def word(vm: str, kind: Kind, ago: float = 0.0) -> Happening:
@@ -71,13 +80,13 @@ def word(vm: str, kind: Kind, ago: float = 0.0) -> Happening:
 
 
 async def test_reports_about_one_vm_keep_their_order_and_others_do_not_wait(
-    controller: Controller, reporter: Reporter
+    controller: Controller, watched: Watch
 ) -> None:
     held = controller.hold["a"] = asyncio.Event()
     for vm, kind in (("a", Kind.INCOMING), ("a", Kind.RESUMED), ("b", Kind.STARTED)):
-        reporter.tell(word(vm, kind))
+        watched.tell(word(vm, kind))
     assert await controller.until(1) == [("b", "started")]
-    assert reporter.busy("a")
+    assert watched._reports.busy("libvirt's a")
     held.set()
     assert (await controller.until(3))[1:] == [("a", "incoming"), ("a", "resumed")]
     assert controller.paths == {"/v1/servers/server 1/hypervisor-events"}
@@ -85,22 +94,43 @@ async def test_reports_about_one_vm_keep_their_order_and_others_do_not_wait(
 
 
 async def test_a_controller_out_of_order_is_told_again_before_anything_later(
-    controller: Controller, reporter: Reporter
+    controller: Controller, watched: Watch
 ) -> None:
     controller.answers = [500, 503]
     for kind in (Kind.SUSPENDED, Kind.DEPARTED):
-        reporter.tell(word("a", kind))
+        watched.tell(word("a", kind))
     assert await controller.until(4) == [*[("a", "suspended")] * 3, ("a", "departed")]
 
 
-async def test_a_refused_report_is_not_told_again(controller: Controller, reporter: Reporter) -> None:
+async def test_a_refused_report_is_not_told_again(controller: Controller, watched: Watch) -> None:
     controller.answers = [409]
     for kind in (Kind.SUSPENDED, Kind.DEPARTED):
-        reporter.tell(word("a", kind))
+        watched.tell(word("a", kind))
     assert await controller.until(2) == [("a", "suspended"), ("a", "departed")]
 
 
-async def test_what_is_no_news_any_more_is_left_out(controller: Controller, reporter: Reporter) -> None:
-    reporter.tell(word("a", Kind.SUSPENDED, ago=libvirt_watch.OLDEST + 1))
-    reporter.tell(word("a", Kind.STARTED))
+async def test_what_is_no_news_any_more_is_left_out(controller: Controller, watched: Watch) -> None:
+    watched.tell(word("a", Kind.SUSPENDED, ago=watch.OLDEST + 1))
+    watched.tell(word("a", Kind.STARTED))
     assert await controller.until(1) == [("a", "started")]
+
+
+async def test_what_runs_is_told_at_once_and_again_from_time_to_time(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "ROUND_SECONDS", 0.01)
+    library = FakeLibrary()
+    assert library.server is not None
+    library.server.createXML(domain_xml(made_spec(), Consoles(Path("/a"), Path("/b"))), 0)
+    http = HttpRest(controller.url, Credentials())
+    reports, heard = Reports(http), list[str]()
+    following = Watch(
+        "server1", LibvirtHost("server1", "test:///", library), reports, [lambda h: heard.append(h.kind)]
+    )
+    running = asyncio.create_task(following.run())
+    assert await controller.until(3) == [(ID, "started")] * 3
+    assert heard == ["started"], "what is told again is no news here"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await reports.close()
+    await http.close()

@@ -1,0 +1,99 @@
+"""What libvirt does here, told to the controller, so that the network follows a move typed by anybody.
+
+Each word of libvirt about a VM becomes one report, POST /v1/servers/SERVER/hypervisor-events (see
+docs/libvirt.md). Reports about one VM arrive in order, and again while the controller is away; those about
+others do not wait for them. What runs here is told again from time to time, so that nothing stays unknown
+whoever was away. A VM that comes in has its tap's queue made long, since packets will wait there until it
+runs.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from retinue.agent.rest import Reports, quoted
+from retinue.hypervisor import HypervisorError
+from retinue.hypervisor.libvirt_domain import taps
+from retinue.hypervisor.libvirt_events import Happening, Kind
+from retinue.hypervisor.libvirt_host import LibvirtHost
+from retinue.hypervisor.taps import QUEUE_FRAMES
+
+ROUND_SECONDS = 10.0
+"""Between two accounts of all that runs here."""
+OLDEST = 600.0
+"""Seconds after which a report nobody took is no news any more."""
+
+log = structlog.get_logger()
+
+
+class Watch:
+    """`hears` are told first, each word."""
+
+    def __init__(
+        self,
+        server: str,
+        host: LibvirtHost,
+        reports: Reports,
+        hears: Sequence[Callable[[Happening], None]] = (),
+    ) -> None:
+        self._path = f"/v1/servers/{quoted(server)}/hypervisor-events"
+        self._host = host
+        self._reports = reports
+        self._hears = hears
+        self._work: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """For ever; libvirt's being away is waited for."""
+        rounds = asyncio.create_task(self._rounds(), name="accounts of what libvirt runs")
+        try:
+            async with contextlib.aclosing(self._host.watch()) as happenings:
+                async for happening in happenings:
+                    log.info(str(happening.kind), vm=happening.vm, at=happening.at)
+                    for hear in self._hears:
+                        hear(happening)
+                    self.tell(happening)
+                    if happening.kind is Kind.INCOMING:
+                        task = asyncio.create_task(lengthen_queues(self._host, happening.vm))
+                        self._work.add(task)
+                        task.add_done_callback(self._work.discard)
+        finally:
+            for task in (rounds, *self._work):
+                task.cancel()
+            await asyncio.gather(rounds, *self._work, return_exceptions=True)
+
+    def tell(self, happening: Happening) -> None:
+        """Report in the background."""
+        body = {"vm": happening.vm, "kind": str(happening.kind), "at": happening.at}
+        self._reports.tell(_subject(happening), self._path, body, happening.at + OLDEST)
+
+    async def _rounds(self) -> None:
+        while True:
+            await asyncio.sleep(ROUND_SECONDS)
+            with contextlib.suppress(HypervisorError):  # LibvirtHost.watch says so
+                for happening in await self._host.found():
+                    if not self._reports.busy(_subject(happening)):
+                        self.tell(happening)
+
+
+def _subject(happening: Happening) -> str:
+    """Apart from what the agent itself has to tell of the VM: the one does not wait for the other."""
+    return f"libvirt's {happening.vm}"
+
+
+async def lengthen_queues(host: LibvirtHost, vm: str) -> None:
+    """Let a VM's tap hold what arrives while it stands still; libvirt leaves it at the system's 1000."""
+    try:
+        domain = await host.domain(vm)
+        names = () if domain is None else taps(await host.call(domain.XMLDesc, 0))
+        for name in names:
+            process = await asyncio.create_subprocess_exec(
+                *("ip", "link", "set", "dev", name, "txqueuelen", str(QUEUE_FRAMES)),
+                stderr=asyncio.subprocess.PIPE,
+            )
+            _, said = await process.communicate()
+            if process.returncode:
+                log.warning("a tap's queue stays short", vm=vm, tap=name, reason=said.decode().strip())
+    except (HypervisorError, OSError) as error:
+        log.warning("a tap's queue stays short", vm=vm, reason=str(error))
