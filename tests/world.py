@@ -10,7 +10,7 @@ from networks import GATEWAY_MAC, UPLINK, leaf_port, vm_ip, vm_mac, vm_port
 from retinue.flows.compiler import Compiler, Program
 from retinue.flows.difference import difference
 from retinue.flows.pipeline import FORGERIES, Reason, reason_of
-from retinue.flows.plan import stages
+from retinue.flows.plan import Near, stages
 from retinue.model import Network
 from retinue.model.network import Owner
 from retinue.packets import (
@@ -98,7 +98,7 @@ class World:
     def apply(
         self,
         touched: Iterable[Owner],
-        near: Collection[str] = (),
+        near: Near = (),
         each: Callable[[], None] = lambda: None,
         order: Callable[[list[str]], list[str]] = sorted,
     ) -> None:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from networks import GATEWAY_MAC, add_vm, fabric, holding, vm_ip, vm_mac, vm_port
+from networks import GATEWAY_MAC, UPLINK, add_vm, fabric, holding, vm_ip, vm_mac, vm_port
 from retinue.flows.compiler import Compiler
 from retinue.flows.difference import difference
-from retinue.flows.plan import near_server
-from retinue.model import Network, PortRef, VMPort
+from retinue.flows.plan import Near, near_server
+from retinue.model import VM, Network, PortRef, VMPort
 from retinue.model.network import NOTHING, Touched, moved
-from world import World
+from world import OUTSIDE, World, udp_frame
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def test_every_state_of_a_move_is_right(shape: Shape, data: st.DataObject) -> No
     target = data.draw(st.sampled_from([n for n in range(1, len(shape.servers_on) + 1) if n != source]))
     may: dict[int, set[int]] = {vm: {place} for vm, place in at.items()}
 
-    def run(touched: Touched, near: frozenset[str] = frozenset()) -> None:
+    def run(touched: Touched, near: Near = ()) -> None:
         world.apply(
             touched, near, each=lambda: check(world, at, may), order=lambda s: data.draw(st.permutations(s))
         )
@@ -79,20 +79,27 @@ def test_every_state_of_a_move_is_right(shape: Shape, data: st.DataObject) -> No
     vm = net.vms[f"vm{mover}"]
     # The port at the target appears, the VM is admitted there, and nothing changes for anybody.
     run(net.set_vm_port(vm.id, f"edge{target}", VMPort(vm_port(mover))))
+    edge = {f"edge{source}"}
+    back = [edge, near_server(net, f"server{source}") - edge]
     admitted = replace(vm, also=frozenset({f"server{target}"}))
-    run(net.put_vm(admitted), near_server(net, f"server{target}"))
+    run(net.put_vm(admitted), [near_server(net, f"server{target}")])
     if data.draw(st.booleans(), label="undone"):
-        run(net.put_vm(vm), near_server(net, f"server{source}"))
+        run(net.put_vm(vm), back)
         assert world.compiler.programs == fresh(net)
         return
     diverted = moved(admitted, f"server{target}")
+    first = [near_server(net, f"server{target}") | {f"edge{source}"}]
+    if data.draw(st.booleans(), label="it stands still already"):
+        may[mover] = {source, target}
+        diverted = replace(diverted, forwarded_from=f"server{source}")
     if data.draw(st.booleans(), label="diverted, then undone"):
         # The source stops, its traffic is turned to the target, the copy fails, and it is turned back.
         may[mover] = {source, target}
-        run(net.put_vm(diverted), near_server(net, f"server{target}"))
-        if data.draw(st.booleans(), label="copied meanwhile"):
+        run(net.put_vm(diverted), first)
+        if data.draw(st.booleans(), label="forwarded and copied meanwhile"):
+            forward(world, mover, target, source)
             insure(world, mover, target, source)
-        run(net.put_vm(vm), near_server(net, f"server{source}"))
+        run(net.put_vm(vm), back)
         world.copied.clear()
         may[mover] = {source}
         check(world, at, may)
@@ -100,8 +107,9 @@ def test_every_state_of_a_move_is_right(shape: Shape, data: st.DataObject) -> No
         return
     # It resumes at the target; while the switches are told, its packets come to either port.
     at[mover], may[mover] = target, {source, target}
-    run(net.put_vm(diverted), near_server(net, f"server{target}"))
-    if data.draw(st.booleans(), label="copied while it stood still"):
+    run(net.put_vm(diverted), first)
+    if data.draw(st.booleans(), label="forwarded and copied while it stood still"):
+        forward(world, mover, target, source)
         insure(world, mover, target, source)
         check(world, at, may)
     else:
@@ -119,15 +127,29 @@ def insure(world: World, vm: int, target: int, source: int) -> None:
     """Copies of all that is delivered to the VM go back to its source: one switch is told, and all come."""
     world.copied.add(vm)
     diverted = world.net.vms[f"vm{vm}"]
-    keys = world.compiler.update(world.net.put_vm(replace(diverted, copied_to=f"server{source}")))
-    assert set(keys) == {f"edge{target}"}, "more than one switch is told"
-    edge = f"edge{target}"
-    program = world.compiler.program(edge)
-    world.fabric[edge].apply(difference(program, world.installed[edge], keys[edge]))
-    world.installed[edge] = dict(program)
+    put(world, replace(diverted, copied_to=f"server{source}"), on=f"edge{target}")
     both = {(f"edge{place}", vm_port(vm)) for place in (target, source)}
     for delivery in world.from_outside(vm):
         assert {(switch, port) for switch, port, _ in delivery.arrivals} == both
+
+
+def forward(world: World, vm: int, target: int, source: int) -> None:
+    """Packets that still come to the source's server go on to the target: one switch is told."""
+    if world.net.vms[f"vm{vm}"].forwarded_from:
+        return
+    put(world, replace(world.net.vms[f"vm{vm}"], forwarded_from=f"server{source}"), on=f"edge{source}")
+    late = udp_frame(GATEWAY_MAC, world.net.servers[f"server{source}"].mac, OUTSIDE, vm_ip(vm))
+    for delivery in world.fabric.all_paths(f"edge{source}", UPLINK, late):
+        world.comes_once(delivery, {(f"edge{target}", vm_port(vm))}, vm_mac(vm))
+
+
+def put(world: World, vm: VM, *, on: str) -> None:
+    """A change of a VM that one switch is told, and no other."""
+    keys = world.compiler.update(world.net.put_vm(vm))
+    assert set(keys) == {on}
+    program = world.compiler.program(on)
+    world.fabric[on].apply(difference(program, world.installed[on], keys[on]))
+    world.installed[on] = dict(program)
 
 
 def fresh(net: Network) -> dict[str, object]:

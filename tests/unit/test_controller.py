@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from fake_session import FakeNetwork
-from networks import GATEWAY_MAC, fabric, vm_ip, vm_mac, vm_port
+from networks import GATEWAY_MAC, UPLINK, fabric, vm_ip, vm_mac, vm_port
 from retinue.controller.controller import Controller
 from retinue.controller.moving import MoveError
 from retinue.controller.restore import restore, take_up_moves
@@ -302,8 +302,8 @@ async def test_traffic_waits_at_the_target_from_the_moment_the_source_stops(lab:
     assert [row.switch for row in lab.controller.net.bindings(["vm1"])] == ["edge2"]
 
 
-async def test_while_the_vm_stands_still_its_source_has_copies(lab: Lab) -> None:
-    """From the stop to RESUME; one switch is told, and no other need confirm."""
+async def test_what_comes_late_is_sent_on_and_what_comes_meanwhile_is_copied(lab: Lab) -> None:
+    """The source's edge forwards once all steer; from the stop to RESUME the target's sends it copies."""
     await lab.boot(1, at=1)
     to_vm1 = udp_frame(lab.fake.net.servers["router"].mac, GATEWAY_MAC, OUTSIDE, vm_ip(1))
 
@@ -314,6 +314,15 @@ async def test_while_the_vm_stands_still_its_source_has_copies(lab: Lab) -> None
 
     id = await move_to(lab, 2, "target_open", "copying", "converged")
     assert comes_to() == {"edge2"}
+    forwards = asyncio.Event()
+    lab.controller.context.after_install(
+        lambda _: forwards.set() if lab.controller.net.vms["vm1"].forwarded_from else None
+    )
+    await asyncio.wait_for(forwards.wait(), 5)
+    await lab.fake.settle()
+    late = udp_frame(GATEWAY_MAC, lab.fake.net.servers["server1"].mac, OUTSIDE, vm_ip(1))
+    for way in lab.fake.fabric.all_paths("edge1", UPLINK, late):
+        assert [(switch, port) for switch, port, _ in way.arrivals] == [("edge2", vm_port(1))]
     before = {name: dict(switch.flows) for name, switch in lab.fake.fabric.switches.items()}
     lab.controller.mover.hypervisor_says(id, "stopped", lab.now, "")
     await lab.fake.settle()

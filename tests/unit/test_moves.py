@@ -15,6 +15,7 @@ from retinue.moves import (
     Effect,
     Event,
     Failed,
+    ForwardFromSource,
     FreeSource,
     IllegalEventError,
     Matched,
@@ -139,7 +140,7 @@ def test_each_state_that_waits_has_a_limit() -> None:
 
 def test_switches_that_confirm_before_resume_make_it_switched_at_once() -> None:
     move, effects = step(walk(6), Confirmed(Booked.STEERED), 6.0)
-    assert (move.state, effects) == (MoveState.DIVERTED, ())
+    assert (move.state, effects) == (MoveState.DIVERTED, (ForwardFromSource(),))
     move, effects = step(move, Resumed(7.0), 7.0)
     assert (move.state, effects) == (MoveState.SWITCHED, (CloseSource(),))
     assert (move.stopped_at, move.resumed_at) == (99.5, 7.0)
@@ -195,9 +196,15 @@ def test_a_confirmation_of_another_change_is_refused(count: int) -> None:
 
 
 @pytest.mark.parametrize("count", range(1, len(STRAIGHT) + 1))
-def test_copies_are_an_insurance_that_nothing_waits_for(count: int) -> None:
+@pytest.mark.parametrize("insurance", [Booked.FORWARDED, Booked.COPIED])
+def test_nothing_waits_for_an_insurance(count: int, insurance: Booked) -> None:
     move = walk(count)
-    assert step(move, Confirmed(Booked.COPIED), 50.0) == (move, ())
+    assert step(move, Confirmed(insurance), 50.0) == (move, ())
+
+
+def test_a_source_forwards_when_all_switches_steer_to_the_target() -> None:
+    steered, effects = step(walk(5), Confirmed(Booked.STEERED), 6.0)
+    assert (steered.steered, effects) == (True, (ForwardFromSource(),))
 
 
 def test_time_alone_does_not_roll_back_a_vm_that_may_run_at_the_target() -> None:

@@ -293,7 +293,7 @@ def test_a_move_costs_a_constant_number_of_flow_changes() -> None:
 def test_a_servers_new_place_takes_its_vms_along(world: World) -> None:
     """Row B2: the fabric follows a server that is cabled to another leaf."""
     world.net.set_ports("leaf2", {"s1": 1, "s2": 2, "p2": 102, "p1": 55, "dhcp": 90, "router": 91})
-    world.apply(world.net.detect("server1", PortRef("leaf2", "p1")), near_server(world.net, "server1"))
+    world.apply(world.net.detect("server1", PortRef("leaf2", "p1")), [near_server(world.net, "server1")])
     frame = udp_frame(vm_mac(2), GATEWAY_MAC, vm_ip(2), vm_ip(1))
     (delivery,) = world.send(2, 2, frame)
     assert [(a[0], a[1]) for a in delivery.arrivals] == [("leaf2", 55)]

@@ -273,6 +273,7 @@ async def test_a_vm_that_was_removed_or_gave_its_lease_back_owes_nothing(life: L
     await life.asks(discover(vm_mac(1), 8, client_id=CLIENT_ID), 2)
     await life.asks(request(vm_mac(1), 8, vm_ip(1), SERVER, CLIENT_ID), 2)
     life.controller.renewals.moved("vm1")
+    await life.fake.settle()
     (order,) = life.ordered()
     assert "Owed" in life.store.tables()
     await life.say("source_gone")

@@ -53,7 +53,13 @@ async def _serve(config: Config, path: Path | None) -> None:
     if path is not None:
         store = Database()
         await store.start(path)
-    controller = Controller(net, store, moves_kept=config.moves_kept, audit_seconds=config.audit_seconds)
+    controller = Controller(
+        net,
+        store,
+        moves_kept=config.moves_kept,
+        audit_seconds=config.audit_seconds,
+        warm_up_seconds=config.warm_up_seconds,
+    )
     try:
         if store is not None:
             restore(controller, await store.load())

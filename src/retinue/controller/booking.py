@@ -173,7 +173,7 @@ class Booking:
                     "server.mismatch", server=server.id, given=str(server.given_at), detected=str(detected)
                 )
         near = frozenset().union(*(near_server(self._net, s.id) for s in servers))
-        await self._context.install(touched, near)
+        await self._context.install(touched, [near])
 
     # ---- ports of VMs, from the switches' databases ----
 

@@ -101,6 +101,9 @@ class Config(_Table, frozen=True):
     """Moves that have ended and are remembered; the last one of each VM is, besides."""
     audit_seconds: Annotated[float, msgspec.Meta(ge=0, le=86400)] = AUDIT_SECONDS
     """Within this time each connected switch is read again, and mended if need be. 0: never."""
+    warm_up_seconds: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.25
+    """How long a VM that has moved has its new server to itself, before its old place is cleaned up and its
+    lease renewed. Both take processor time, just when the VM's caches are cold."""
     listen: Listen = Listen()
     tls: TlsTable | None = None
     rest: RestTable = RestTable()

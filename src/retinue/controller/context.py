@@ -11,6 +11,7 @@ from retinue.bindings import ForgeryBook
 from retinue.controller.events import EventBus
 from retinue.controller.installer import Installer, Report
 from retinue.flows.compiler import Compiler, contribution
+from retinue.flows.plan import Near
 from retinue.model import Network
 from retinue.model.network import Owner
 from retinue.openflow.session import Session
@@ -57,7 +58,7 @@ class Context:
 
     # ---- changes of the network, onto the switches ----
 
-    async def install(self, touched: Iterable[Owner], near: Collection[str] = ()) -> Report:
+    async def install(self, touched: Iterable[Owner], near: Near = ()) -> Report:
         """Bring a change onto the switches; who listens (see `after_install`) is told when it is done.
 
         A large one is computed in batches, between which others have their turn; all of it has been sent when
@@ -75,7 +76,7 @@ class Context:
             await asyncio.sleep(0)
         return together(await asyncio.gather(*work))
 
-    async def _install(self, owners: Collection[Owner], near: Collection[str]) -> Report:
+    async def _install(self, owners: Collection[Owner], near: Near) -> Report:
         report = await self.installer.install(owners, near)
         self._installed(owners)
         return report

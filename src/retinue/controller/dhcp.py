@@ -57,10 +57,11 @@ class Passing:
 
 
 class DhcpPath:
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, warm_up: float = 0.0) -> None:
+        """`warm_up`: see Renewals."""
         self._context = context
         self._snooper = Snooper(context.net)
-        self.renewals = Renewals(context, self._snooper)
+        self.renewals = Renewals(context, self._snooper, warm_up=warm_up)
         self._heard_at: dict[IPv4Address, str] = {}
         """Server identifiers, and the DHCP server (or the relay before it) by whose port each speaks."""
 
@@ -148,7 +149,7 @@ class DhcpPath:
         context.store.put(holding)
         self.renewals.bound(holding)
         vm = context.net.vms[holding.vm]
-        report = await context.install(touched, near_server(context.net, vm.server))
+        report = await context.install(touched, [near_server(context.net, vm.server)])
         # A switch that is away gets its entries when it comes back; one that is there and refuses is trouble.
         refused = sorted(report.missing & context.sessions.keys())
         if refused:

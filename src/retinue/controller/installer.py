@@ -18,7 +18,7 @@ from retinue.flows.change import Change
 from retinue.flows.compiler import Compiler, Entry, EntryKey, Keys
 from retinue.flows.difference import LEASE_SLACK, agrees, difference
 from retinue.flows.entry import Flow, FlowKey
-from retinue.flows.plan import stages
+from retinue.flows.plan import Near, stages
 from retinue.model.network import Owner
 
 log = structlog.get_logger()
@@ -64,7 +64,7 @@ class Installer:
 
     # ---- changes ----
 
-    async def install(self, touched: Iterable[Owner], near: Collection[str] = ()) -> Report:
+    async def install(self, touched: Iterable[Owner], near: Near = ()) -> Report:
         """Compute the touched owners again and bring the changes onto the switches that are connected."""
         report = Report(changed=self._compiler.update(touched))
         for switch, keys in report.changed.items():

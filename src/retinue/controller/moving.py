@@ -16,8 +16,8 @@ from retinue import moves
 from retinue.controller.context import Context
 from retinue.controller.history import History, number_of
 from retinue.flows.compiler import Keys
-from retinue.flows.plan import near_server
-from retinue.model import IP, VM, Mac, ModelError, Role
+from retinue.flows.plan import Near, near_server
+from retinue.model import IP, Mac, ModelError, Role
 from retinue.model.network import NOTHING, Touched
 from retinue.moves import Move, MoveState
 from retinue.packets import Ethernet, EtherType
@@ -42,10 +42,15 @@ class Mover:
         context: Context,
         arrived: Callable[[str], None] = lambda vm: None,
         history: History | None = None,
+        warm_up: float = 0.0,
     ) -> None:
-        """`arrived` is called with each VM that has moved, when nothing of it is bound at the source."""
+        """`arrived` is called with each VM that has moved, when nothing of it is bound at the source.
+
+        The word to free the source waits for `warm_up` seconds: see controller.config.
+        """
         self._context = context
         self._arrived = arrived
+        self._warm_up = warm_up
         self._history = history or History()
         self.moves: dict[str, Move] = {}
         self.figures: dict[str, dict[str, Any]] = {}
@@ -248,29 +253,51 @@ class Mover:
                 told.pop(id, None)
 
     def _carry_out(self, move: Move, effect: moves.Effect) -> None:
-        publish = self._context.events.publish
+        net, publish = self._context.net, self._context.events.publish
         match effect:
             case moves.OpenTarget():
-                publish("move.prepare", move=move, vm=self._context.net.vms.get(move.vm))
+                publish("move.prepare", move=move, vm=net.vms.get(move.vm))
             case moves.StartCopy():
                 self._prime(move)
                 publish("move.copy", move=move)
             case moves.FreeSource():
-                publish("move.cleanup", move=move)
+                self._context.spawn(self._free_source(move), f"{move.id}: free the source")
             case moves.ReturnToSource():
                 publish("move.return", move=move)
             case moves.UndoAtHypervisor():
                 publish("move.rollback", move=move, reason=move.reason)
             case moves.AdmitAtTarget():
-                self._rebook(move, moves.Booked.ADMITTED, near_server(self._context.net, move.target))
+                self._rebook(move, moves.Booked.ADMITTED, [near_server(net, move.target)])
             case moves.SteerToTarget():
-                self._rebook(move, moves.Booked.STEERED, near_server(self._context.net, move.target))
+                self._rebook(move, moves.Booked.STEERED, self._told_first(move))
+            case moves.ForwardFromSource():
+                self._context.spawn(self._forward(move.id), f"{move.id}: forward")
             case moves.CopyToSource():
-                self._rebook(move, moves.Booked.COPIED, near_server(self._context.net, move.target))
+                self._rebook(move, moves.Booked.COPIED, self._told_first(move))
             case moves.CloseSource():
                 self._rebook(move, moves.Booked.SOURCE_CLOSED, ())
             case moves.CloseTarget():
-                self._rebook(move, moves.Booked.TARGET_CLOSED, near_server(self._context.net, move.source))
+                # The source's edge must cease to forward before its leaf no longer takes what it forwards.
+                edge = {net.servers[move.source].edge}
+                near = [edge, near_server(net, move.source) - edge]
+                self._rebook(move, moves.Booked.TARGET_CLOSED, near)
+
+    async def _free_source(self, move: Move) -> None:
+        """Nothing of the VM is bound at the source any more: what else is left there can wait."""
+        await asyncio.sleep(self._warm_up)
+        self._context.events.publish("move.cleanup", move=move)
+
+    def _told_first(self, move: Move) -> Near:
+        """Of those that steer: around the target; and the source's edge, which gives up or sends on."""
+        net = self._context.net
+        return [near_server(net, move.target) | {net.servers[move.source].edge}]
+
+    async def _forward(self, id: str) -> None:
+        """Before flow caches follow their tables packets still come the old way: none may overtake them."""
+        await asyncio.sleep(CACHE_LAG)
+        move = self.moves[id]
+        if move.state is MoveState.DIVERTED:
+            self._rebook(move, moves.Booked.FORWARDED, self._told_first(move))
 
     def _prime(self, move: Move) -> None:
         """Send a frame to the target's port that nobody needs.
@@ -285,14 +312,14 @@ class Mover:
             frame = Ethernet(net.vms[move.vm].mac, net.gateway_mac, EtherType.EXPERIMENT, PRIMER).build()
             self._context.send_frame(edge, port.number, frame)
 
-    def _rebook(self, move: Move, change: moves.Booked, near: Collection[str]) -> None:
+    def _rebook(self, move: Move, change: moves.Booked, near: Near) -> None:
         """Set the VM's place as this change wants it, and step on when every switch has confirmed it."""
         net = self._context.net
         vm = net.vms.get(move.vm)
         touched: Touched = NOTHING
         if vm is not None:
             try:
-                touched = net.put_vm(placed(vm, move, change))
+                touched = net.put_vm(moves.placed(vm, move, change))
             except ModelError as error:
                 log.error("the VM cannot be booked as its move wants it", move=move.id, error=str(error))
             self._context.store.put(net.vms[move.vm])
@@ -301,7 +328,7 @@ class Mover:
             work = self._confirm(move.id, change, touched, near)
             self._confirming[move.id, change] = self._context.spawn(work, f"{move.id}: {change}")
 
-    async def _confirm(self, id: str, change: moves.Booked, touched: Touched, near: Collection[str]) -> None:
+    async def _confirm(self, id: str, change: moves.Booked, touched: Touched, near: Near) -> None:
         """Install, wait for the switches, and step on.
 
         What is waited for is everything this move has changed so far: a step asked for again has nothing new
@@ -328,7 +355,7 @@ class Mover:
             done = self._step(id, moves.Confirmed(change))
         except MoveError:
             return  # Failed or cancelled while the switches were confirming.
-        if done.state is MoveState.CONFIRMED:
+        if change is moves.Booked.SOURCE_CLOSED:
             figures["control_ms"] = (now - self._resumed_here.pop(id, now)) * 1000
             figures["bindings_after"] = self._context.net.bindings([done.vm])
             self._arrived(done.vm)
@@ -359,19 +386,4 @@ class Mover:
         return server
 
 
-def placed(vm: VM, move: Move, change: moves.Booked) -> VM:
-    """The VM where this change of its move wants it: delivered at one server, open at others."""
-    match change:
-        case moves.Booked.ADMITTED:
-            return replace(vm, server=move.source, also=vm.also | {move.target})
-        case moves.Booked.STEERED | moves.Booked.COPIED:
-            still = move.stopped_at is not None and move.resumed_at is None
-            copied_to = move.source if still else ""
-            return replace(vm, server=move.target, also=frozenset({move.source}), copied_to=copied_to)
-        case moves.Booked.SOURCE_CLOSED:
-            return replace(vm, server=move.target, also=frozenset(), copied_to="")
-        case moves.Booked.TARGET_CLOSED:
-            return replace(vm, server=move.source, also=frozenset(), copied_to="")
-
-
-__all__ = ["MoveError", "Mover", "placed"]
+__all__ = ["MoveError", "Mover"]

@@ -89,7 +89,7 @@ class Places:
             context.events.publish("server.mismatch", server=server, given=str(given), detected=str(here))
         kind = "server.detected" if before is None else "server.moved"
         context.events.publish(kind, server=server, place=str(here), before=str(before) if before else None)
-        near = near_server(context.net, server)
+        near = [near_server(context.net, server)]
         context.spawn(context.install(touched, near), f"flows of server {server}")
 
     def _refuse(self, server: str, here: PortRef, reason: str) -> None:

@@ -96,12 +96,16 @@ class Order:
 
 
 class Renewals:
-    """The controller's renewals. `limit` is how long an agent is waited for, in seconds."""
+    """The controller's renewals. Times are in seconds: `limit` is how long an agent is waited for, `warm_up`
+    how long a VM that has moved is left alone first (see controller.config)."""
 
-    def __init__(self, context: Context, snooper: Snooper, limit: float = LIMIT) -> None:
+    def __init__(
+        self, context: Context, snooper: Snooper, limit: float = LIMIT, warm_up: float = 0.0
+    ) -> None:
         self._context = context
         self._snooper = snooper
         self.limit = limit
+        self._warm_up = warm_up
         self.orders: dict[str, Order] = {}
         self._by_xid: dict[int, str] = {}
         self._ended: dict[str, asyncio.Event] = {}
@@ -115,6 +119,11 @@ class Renewals:
         """A VM has moved: its lease is renewed from its new place (row A1), if it has one."""
         if self.may_renew(vm):
             self._memory.owe(vm)
+            self._context.spawn(self._moved(vm), f"renewal of {vm} after its move")
+
+    async def _moved(self, vm: str) -> None:
+        await asyncio.sleep(self._warm_up)
+        if vm in self._context.net.vms and vm in self._memory.owed:
             self._due.add(vm)
             self._order_due(vm)
 

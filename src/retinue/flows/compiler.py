@@ -76,8 +76,7 @@ def _vm(net: Network, vm: VM, found: dict[str, list[Entry]]) -> None:
         server = net.servers[name]
         port = net.vm_ports.get(vm.id, {}).get(server.edge)
         if port is not None:
-            entries = edge.vm_flows(net, vm, net.switches[server.edge], port.number, name == vm.server)
-            found.setdefault(server.edge, []).extend(entries)
+            found.setdefault(server.edge, []).extend(edge.vm_flows(net, vm, server, port.number))
     mark = cookie(Reason.FORWARD, Owner("vm", vm.id))
     for holding in net.held_by(vm.id):
         for switch, flows in fabric.host_routes(net, net.servers[vm.server], holding.ip, mark).items():

@@ -74,12 +74,14 @@ def server_flows(net: Network, server: Server, edge: Switch) -> Iterator[Flow]:
     yield Flow(Table.DELIVER, 100, ip_match(dst=server.address), (local,), cookie=mark)
 
 
-def vm_flows(net: Network, vm: VM, edge: Switch, port: int, delivered: bool) -> Iterator[Flow | Meter]:
-    """A VM at a port: what it may send, and what reaches it.
+def vm_flows(net: Network, vm: VM, at: Server, port: int) -> Iterator[Flow | Meter]:
+    """A VM at a port of the edge of server `at`: what it may send, and what reaches it.
 
-    `delivered` is False on a move's target before the switch-over and on its source after it: the VM may
-    send from there and frames that arrive are handed to it, but nothing on this switch is steered to it.
+    On a move's target before the switch-over, and on its source after it, the VM may send, and frames that
+    arrive are handed to it, but nothing on this switch is steered to it. When a source forwards, only copies
+    are handed to it: everything else goes to where the VM is.
     """
+    edge, delivered = net.switches[at.edge], at.id == vm.server
     owner = Owner("vm", vm.id)
     mark = cookie(Reason.FORWARD, owner)
     yield from (Meter(kind.id(port), kind.rate, kind.rate) for kind in VMMeter)
@@ -98,7 +100,15 @@ def vm_flows(net: Network, vm: VM, edge: Switch, port: int, delivered: bool) -> 
             in_port=port, vlan_vid=NO_TAG, eth_type=EthType.ARP, eth_src=vm.mac, arp_sha=vm.mac, arp_spa=ip
         )
         yield Flow(Table.ADMIT, Priority.BOUND, said, goto=Table.ARP, cookie=mark, expires_at=until)
-        yield Flow(Table.DELIVER, 200, ip_match(dst=ip), hand_over, cookie=mark, expires_at=until)
+        arrives = ip_match(dst=ip)
+        if at.id == vm.forwarded_from:
+            there = net.servers[vm.server].mac
+            copy, as_usual = ip_match(dst=ip, eth_src=there), set_field(Field.ETH_SRC, net.gateway_mac)
+            yield Flow(Table.DELIVER, 210, copy, (as_usual, *hand_over), cookie=mark, expires_at=until)
+            forward = (set_field(Field.ETH_DST, there), Output(PortNo.IN_PORT))
+            yield Flow(Table.DELIVER, 200, arrives, forward, cookie=mark, expires_at=until)
+        else:
+            yield Flow(Table.DELIVER, 200, arrives, hand_over, cookie=mark, expires_at=until)
         # A VM asking for its own address (announcement, duplicate check) gets no answer: nobody else has it.
         own = match(in_port=port, eth_type=EthType.ARP, arp_tpa=ip)
         yield Flow(Table.ARP, 300, own, cookie=mark, expires_at=until)
@@ -111,13 +121,17 @@ def vm_flows(net: Network, vm: VM, edge: Switch, port: int, delivered: bool) -> 
 def _copies(net: Network, vm: VM, edge: Switch) -> tuple[tuple[Action, ...], tuple[Action, ...]]:
     """What sends a copy to the VM's other place: of frames from VMs here, and of frames from the fabric.
 
-    The latter came in by the uplink, and a switch sends nothing back there unless told so by name.
+    The latter came in by the uplink, and a switch sends nothing back there unless told so by name. A copy
+    has this server's MAC as its source, by which the other place knows it.
     """
     uplink = net.port_number(PortRef(edge.id, edge.uplink))
     if not vm.copied_to or uplink is None:
         return (), ()
-    to_it = set_field(Field.ETH_DST, net.servers[vm.copied_to].mac)
-    return (to_it, Output(uplink)), (to_it, Output(PortNo.IN_PORT))
+    to_it = (
+        set_field(Field.ETH_SRC, net.servers[vm.server].mac),
+        set_field(Field.ETH_DST, net.servers[vm.copied_to].mac),
+    )
+    return (*to_it, Output(uplink)), (*to_it, Output(PortNo.IN_PORT))
 
 
 def _unbound(owner: Owner, mac: Mac, port: int) -> Iterator[Flow]:

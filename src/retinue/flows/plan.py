@@ -6,20 +6,24 @@ then the other edges. Each stage is confirmed by every switch in it before the n
 new place and starts at the spines.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from retinue.flows.compiler import Keys
 from retinue.model import Role, Switch
 from retinue.model.network import Network
 
+Near = Sequence[Collection[str]]
+"""Groups of switches told before all others, group by group: around the new place."""
 
-def stages(changed: Keys, switches: Mapping[str, Switch], near: Collection[str]) -> list[list[str]]:
+
+def stages(changed: Keys, switches: Mapping[str, Switch], near: Near) -> list[list[str]]:
     """Switches of `changed` in the order they must be told, those of one list at the same time."""
 
     def stage(switch: str) -> int:
-        if switch in near:
-            return 0
-        return {Role.SPINE: 1, Role.LEAF: 2, Role.EDGE: 3}[switches[switch].role]
+        for number, group in enumerate(near):
+            if switch in group:
+                return number
+        return len(near) + {Role.SPINE: 0, Role.LEAF: 1, Role.EDGE: 2}[switches[switch].role]
 
     found: dict[int, list[str]] = {}
     for switch in sorted(changed):

@@ -33,7 +33,7 @@ async def arrive(machine: QemuMachine, channel: Channel, on_event: OnEvent) -> f
             with theirs:
                 uri = await machine.give(theirs)
                 await machine.execute("migrate-incoming", uri=uri)
-            await _both(_take_in(channel, ours), _loaded(heard))
+            await _both(_take_in(machine, channel, ours), _loaded(heard))
             ran = True
             at = await _to_its_end(_run(machine, heard))
     except BaseException as error:
@@ -55,7 +55,7 @@ async def arrive(machine: QemuMachine, channel: Channel, on_event: OnEvent) -> f
         await channel.close()
 
 
-async def _take_in(channel: Channel, into: socket.socket) -> None:
+async def _take_in(machine: QemuMachine, channel: Channel, into: socket.socket) -> None:
     """All of the memory, and then the word that the VM is ours."""
     loop = asyncio.get_running_loop()
     while True:
@@ -68,6 +68,8 @@ async def _take_in(channel: Channel, into: socket.socket) -> None:
                     await loop.sock_sendall(into, heard)
                 except OSError as error:
                     raise HypervisorError("the target does not take the memory") from error
+            case {"word": "expect", "frames_a_second": int() | float() as rate}:
+                await machine.make_room(rate)
             case {"word": "yours"}:
                 return
             case other:

@@ -39,9 +39,12 @@ from retinue.hypervisor.valve import LARGEST_STEP, SMALLEST_STEP, Valve, step_fo
 MIGRATION_LIMIT = 60.0
 """Seconds from the order to move until the VM runs on the target."""
 RECOVERY_LIMIT = 10.0
-HELD_BACK = 2 << 20
-"""Octets of RAM that are left to be sent when the VM is stopped. Less than this is behind QEMU's RAM proper:
-its ROMs, sent last, must not be all that remains, for they are sent in one go."""
+LEAST_SECONDS = 0.05
+"""In less no rate is measured, for a few frames may come at once."""
+HELD_BACK = 1 << 20
+"""Octets of RAM that are left to be sent when the VM is stopped; each MiB is some 4 ms of its standing still.
+It must be more than what QEMU sends after the RAM proper, its ROMs, of 520 KiB in all (see `info ramblock` of
+a machine of ours): these go out in one go."""
 UNBOUNDED_BANDWIDTH = 1 << 40
 UNBOUNDED_DOWNTIME = 2_000_000
 """Milliseconds, the most QEMU takes: it converges at the next look."""
@@ -113,12 +116,14 @@ class _Departure:
         self._stopped: asyncio.Future[float] = loop.create_future()
         self._completed: asyncio.Future[None] = loop.create_future()
         self._failed: asyncio.Future[str] = loop.create_future()
+        self._frames_before = 0
         self.handed_over = False
 
     async def run(self) -> MigrationResult:
         await self._prepare()
-        began = time.time()
+        began, self._frames_before = time.time(), self._machine.frames_given()
         if self._divert is not None and await self._unless_failed(self._hold_back()):
+            await self._unless_failed(self._make_room(began))
             await self._unless_failed(self._switch_over(self._divert))
             await self._unless_failed(self._pass_on())
         else:
@@ -136,7 +141,6 @@ class _Departure:
         await self._channel.send_memory(b"")
         await self._unless_failed(_value(self._completed))
         stopped_at = await self._stopped
-        statistics = await self._machine.execute("query-migrate")
         self.handed_over = True
         await self._channel.say("yours")
         answer = await self._channel.hear()
@@ -145,7 +149,7 @@ class _Departure:
             self.handed_over = False
             raise HypervisorError(f"the target could not take the VM in: {answer.get('reason')}")
         resumed_at = float(answer["at"])
-        ram = statistics.get("ram", {})
+        ram = await self._statistics()
         return MigrationResult(
             stopped_at=stopped_at,
             resumed_at=resumed_at,
@@ -153,6 +157,14 @@ class _Departure:
             transferred=ram.get("transferred", 0),
             passes=ram.get("dirty-sync-count", 0),
         )
+
+    async def _statistics(self) -> dict[str, Any]:
+        """What the source knows of the copy, if it still answers: the VM has left it."""
+        try:
+            found: dict[str, Any] = (await self._machine.execute("query-migrate")).get("ram", {})
+        except HypervisorError:
+            return {}
+        return found
 
     async def watch(self) -> None:
         """Sort QEMU's events, for ever."""
@@ -227,6 +239,11 @@ class _Departure:
         while self.valve.read_octets < until:
             chunk = await self.valve.read(until - self.valve.read_octets)
             await self._channel.send_memory(chunk)
+
+    async def _make_room(self, began: float) -> None:
+        """Let the target know how much the VM is sent, for all of it will have to wait there."""
+        given = self._machine.frames_given() - self._frames_before
+        await self._channel.say("expect", frames_a_second=given / max(time.time() - began, LEAST_SECONDS))
 
     async def _switch_over(self, divert: Divert) -> None:
         await divert()

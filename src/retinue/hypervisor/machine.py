@@ -13,8 +13,10 @@ import structlog
 from qemu.qmp import ExecuteError, QMPError
 
 from retinue.hypervisor.argv import Files
+from retinue.hypervisor.commands import run
 from retinue.hypervisor.interface import Gone, HypervisorError, OnEvent, RunState, VMSpec
 from retinue.hypervisor.process import Process
+from retinue.hypervisor.taps import QUEUE_FRAMES, queue_for
 
 COMMAND_LIMIT = 10.0
 QUIT_LIMIT = 5.0
@@ -137,14 +139,25 @@ class QemuMachine:
                 raise self._error(f"{command}: QEMU has ended{last_words(self.files.log)}") from error
             raise self._error(f"{command}: {error}") from error
 
+    def frames_given(self) -> int:
+        """How many frames its tap has given it, and holds for it."""
+        return frames_given(self.process.pid, self.spec.port)
+
+    async def make_room(self, frames_a_second: float) -> None:
+        """Let its tap hold what comes for it while it stands still."""
+        frames = queue_for(frames_a_second)
+        if frames > QUEUE_FRAMES:
+            tap, there = self.spec.port, ("nsenter", "--target", str(self.process.pid), "--net")
+            await run([*there, "ip", "link", "set", "dev", tap, "txqueuelen", str(frames)])
+
     async def until_quiet(self) -> None:
         """Return when the VM has been given no frame for a while: what was on its way to it has arrived."""
         began = last_came = now = time.monotonic()
-        frames = frames_given(self.process.pid, self.spec.port)
+        frames = self.frames_given()
         while now < max(began + CACHE_LAG, last_came + QUIET):
             await asyncio.sleep(LOOK)
             now, before = time.monotonic(), frames
-            frames = frames_given(self.process.pid, self.spec.port)
+            frames = self.frames_given()
             if frames != before:
                 last_came = now
             if now > began + QUIET_LIMIT:
@@ -203,12 +216,21 @@ async def disconnect(qmp: Any) -> None:
         closing.result()
 
 
+TRANSMITTED, DROPPED = 9, 11
+"""Columns of net/dev (proc_pid_net(5)). What a tap transmits goes to whoever has it open."""
+
+
 def frames_given(pid: int, tap: str) -> int:
-    """How many frames a process's tap has given it: what the tap has transmitted (proc_pid_net(5))."""
+    """How many frames a process's tap has given it, or holds for it."""
+    return tap_count(pid, tap, TRANSMITTED)
+
+
+def tap_count(pid: int, tap: str, column: int) -> int:
+    """A count of the tap of that name in the network of a process. Raises HypervisorError."""
     for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines():
         name, _, numbers = line.partition(":")
         if name.strip() == tap:
-            return int(numbers.split()[9])
+            return int(numbers.split()[column])
     raise HypervisorError(f"the server of process {pid} has no {tap}")
 
 

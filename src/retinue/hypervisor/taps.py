@@ -13,10 +13,18 @@ Run = Callable[[Sequence[str]], Awaitable[str]]
 """Runs a command on the server, returns its output, and raises where the command fails."""
 
 QUEUE_FRAMES = 10_000
-"""What a tap holds for a VM that stands still: at least twice its frames a second times its pause."""
+"""What a tap holds for a VM that stands still, at the least; for a busy one see `queue_for`."""
+LONGEST_QUEUE = 1_000_000
+WAIT_SECONDS = 0.5
+"""How long a VM's frames may wait for it, to be on the safe side: some 0.1 s in a move that goes well."""
 
 LONGEST_NAME = 15
 """Linux: IFNAMSIZ is 16, the last octet zero."""
+
+
+def queue_for(frames_a_second: float) -> int:
+    """How many frames a tap must hold while its VM, that is sent so many, stands still for its move."""
+    return min(LONGEST_QUEUE, max(QUEUE_FRAMES, round(2 * frames_a_second * WAIT_SECONDS)))
 
 
 def tap_name(vm: str) -> str:

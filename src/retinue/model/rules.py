@@ -101,8 +101,9 @@ def check_vm(net: "Network", vm: VM) -> None:
             raise ModelError(f"{what}: there is no server {place}")
         if not net.servers[place].edge:
             raise ModelError(f"{what}: server {place} has no edge switch, it cannot run VMs")
-    if vm.copied_to and vm.copied_to not in vm.also:
-        raise ModelError(f"{what}: it is not open at {vm.copied_to}, no copies can go there")
+    for other in (vm.copied_to, vm.forwarded_from):
+        if other and other not in vm.also:
+            raise ModelError(f"{what}: it is not open at {other}, which can neither copy nor forward")
     for held in net.held_by(vm.id):
         if held.mac != vm.mac:
             raise ModelError(f"{what} holds {held.ip} with MAC {held.mac}; its MAC cannot become {vm.mac}")

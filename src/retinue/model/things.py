@@ -131,6 +131,8 @@ class VM:
     copied_to: str = ""
     """One of `also` that gets a copy of all that is delivered, or "": a move's source, while the VM stands
     still. Were the move to fail, the VM would find there what it was sent meanwhile."""
+    forwarded_from: str = ""
+    """One of `also` that sends on what still comes there, or "": a move's source, when nothing should."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from retinue.moves.machine import (
     Effect,
     Event,
     Failed,
+    ForwardFromSource,
     FreeSource,
     IllegalEventError,
     Matched,
@@ -34,6 +35,7 @@ from retinue.moves.machine import (
     begin,
     step,
 )
+from retinue.moves.placing import placed
 
 __all__ = [
     "AdmitAtTarget",
@@ -48,6 +50,7 @@ __all__ = [
     "Effect",
     "Event",
     "Failed",
+    "ForwardFromSource",
     "FreeSource",
     "IllegalEventError",
     "Matched",
@@ -67,5 +70,6 @@ __all__ = [
     "UndoAtHypervisor",
     "again",
     "begin",
+    "placed",
     "step",
 ]

@@ -29,9 +29,11 @@ After Resumed there is no way back at all; steps are tried until they are confir
 A source that has handed the VM over does not run it again on an order to roll back: the target may. Only
 when the target's agent says that the VM never ran there, and never will (TargetGone), is it given back.
 
-While the VM stands still (SourceStopped till Resumed) all it is sent goes to the source, too, and waits
-there: if it runs on at the source after all, only what came between the steering and its stop is lost. If it
-runs on at the target, the copies are thrown away with the source's port.
+Two insurances. Once all switches steer to the target, the source's edge sends on whatever it still gets: a
+packet that was long on its way comes too late for the source, and is not lost. And while the VM stands still
+(SourceStopped till Resumed) all it is sent at the target goes to the source, too, and waits there: if it runs
+on at the source after all, only what came between the steering and its stop is lost. If it runs on at the
+target, the copies are thrown away with the source's port.
 
 An event that does not fit the state is refused (IllegalEventError) and the move stays as it is; an event
 that arrives once more changes nothing.
@@ -135,6 +137,7 @@ class Booked(StrEnum):
 
     ADMITTED = "admitted at the target"
     STEERED = "steered to the target"
+    FORWARDED = "forwarded from the source"
     COPIED = "copied to the source"
     SOURCE_CLOSED = "source closed"
     TARGET_CLOSED = "target closed"
@@ -238,6 +241,11 @@ class SteerToTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class ForwardFromSource:
+    """Let the source send on what still comes there; answer Confirmed(FORWARDED)."""
+
+
+@dataclass(frozen=True, slots=True)
 class CopyToSource:
     """Let what the VM is sent at the target go to the source, too; answer Confirmed(COPIED)."""
 
@@ -272,6 +280,7 @@ Effect = (
     | AdmitAtTarget
     | StartCopy
     | SteerToTarget
+    | ForwardFromSource
     | CopyToSource
     | CloseSource
     | FreeSource
@@ -357,7 +366,7 @@ def step(move: Move, event: Event, now: float) -> tuple[Move, tuple[Effect, ...]
         case TimedOut():
             return _out_of_time(move, now)
         case Confirmed(Booked.STEERED) if move.state is S.DIVERTED:
-            return replace(move, steered=True), ()
+            return replace(move, steered=True), (ForwardFromSource(),)
         case Confirmed(Booked.TARGET_CLOSED) if move.state is S.ROLLING_BACK:
             return _undone(replace(move, closed=True), now)
         case RolledBack() if move.state is S.ROLLING_BACK:
@@ -369,8 +378,8 @@ def step(move: Move, event: Event, now: float) -> tuple[Move, tuple[Effect, ...]
         case Resumed(at) if move.state is S.ROLLING_BACK and not move.restored:
             after = replace(move, steered=False, closed=False, resumed_at=at)
             return _enter(after, S.SWITCHING, now), (SteerToTarget(),)
-        case Confirmed(Booked.COPIED):
-            return move, ()  # An insurance: nothing waits for it.
+        case Confirmed(Booked.FORWARDED | Booked.COPIED):
+            return move, ()  # Insurances: nothing waits for them.
         case SourceStopped(at) if move.state is S.DIVERTED and move.stopped_at is None:
             return replace(move, stopped_at=at), (CopyToSource(),)
         case SourceStopped(at) if move.stopped_at is None and _has_passed(move.state, SourceStopped):
