@@ -3,12 +3,13 @@
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
+import msgspec
 import pytest
 
 from compare_rows import full, row, tcp_row
 from retinue.lab import compare, compare_picture, compare_report, compare_table, compare_wanted
 from retinue.lab.compare_records import Dot
-from retinue.lab.compare_report import Failure, NoiseRow, Spread, SystemRow, Trace
+from retinue.lab.compare_report import Failure, MoveRow, NoiseRow, Spread, SystemRow, Trace
 from retinue.lab.compare_wanted import OURS, PEER
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -161,21 +162,30 @@ def test_the_table_says_all_that_matters() -> None:
 
 
 def test_the_table_fits_a_terminal_and_cuts_nothing_short() -> None:
-    """Figures of every size there is: many lost, long gaps, several in a row."""
-    moves = [
-        row("ovn-multichassis-rarp", run, direction, 1400, pps=20000, lost=99 * run**3, gap=37.0 * run**3)
-        for run in (1, 4, 6)
-        for direction in compare_report.DIRECTIONS
-    ]
-    moves += [row(run=n, lost=n, gap=50 * n) for n in range(1, 11)]
+    """Figures as large as they get, in all columns at once."""
+
+    def large(run: int) -> MoveRow:
+        more: dict[str, Any] = {"answers_lost": 1300 + run, "duplicated": 1400 + run, "reordered": 1500 + run}
+        made = row(
+            "static-port-security", run, pps=20000, size=1400, lost=12100 + run, gap=1600.0 + run, **more
+        )
+        return msgspec.structs.replace(
+            made,
+            gap_minus_pause_ms=1700.0 + run,
+            guest_pause_ms=1800.0 + run,
+            switch_drops=19000 + run,
+            idle_percent=20.0 + run,
+        )
+
+    moves = [large(run) for run in (1, 4, 9)]
     noise = [NoiseRow(m.system, m.direction, m.size, 1, m.traffic, 3.0) for m in moves]
-    text = compare_table.table(
-        full(moves, noise=noise, tcp=[tcp_row(PEER, n, stall=300.0 * n) for n in (0, 1, 5)])
-    )
+    streams = [tcp_row(PEER, n, stall=2100.0 + n) for n in (0, 1, 4, 9)]
+    text = compare_table.table(full(moves, noise=noise, tcp=streams))
     assert max(map(len, text.split("\n"))) <= 100
-    for found in ("6336", "99-21384", "37-7992", "1500"):
-        assert found in text, found
-    assert "…" not in text
+    found = set(text.replace("-", " ").split())
+    for base in (12100, 1300, 1400, 1500, 1600, 1700, 1800, 19000, 20, 2100):
+        assert {str(base + n) for n in (1, 4, 9)} <= found, base
+    assert "…" not in text and "%" in text
 
 
 def elements(svg: str, tag: str) -> list[ElementTree.Element]:

@@ -1,10 +1,13 @@
 """The compared systems, what they need on a machine, and what is read from their programs."""
 
+import asyncio
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -20,6 +23,8 @@ from retinue.lab import (
     topology,
 )
 from retinue.lab.errors import LabError
+from retinue.lab.sandbox import LabHandle
+from retinue.lab.state import DaemonStatus
 
 
 def test_a_missing_program_is_named_with_its_package() -> None:
@@ -53,6 +58,34 @@ def test_without_libvirt_it_is_said_what_to_do(monkeypatch: pytest.MonkeyPatch) 
         assert "no-such-libvirt is missing" in system.missing()
         assert "make install-libvirt" in system.missing()
     assert compare_retinue.Retinue().missing() == ""
+
+
+async def test_libvirts_guests_yield_to_the_switches(tmp_path: Path) -> None:
+    """By libvirtd's priority, which they take over."""
+    waiting = await asyncio.create_subprocess_exec("cat", stdin=asyncio.subprocess.PIPE)
+    other = await asyncio.create_subprocess_exec("cat", stdin=asyncio.subprocess.PIPE)
+    daemons = [
+        DaemonStatus(name, "server1", process.pid, None, True, "")
+        for name, process in (("server1-libvirtd", waiting), ("server1-vswitchd", other))
+    ]
+
+    class Lab:
+        directory = tmp_path
+        topology = topology.load()
+
+        def status(self) -> Any:
+            return SimpleNamespace(daemons=daemons)
+
+    bench = compare_bench.Bench(cast(LabHandle, Lab()))
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    try:
+        await compare_retinue.RetinueLibvirt().before_boot(bench)
+        found = [os.getpriority(os.PRIO_PROCESS, process.pid) for process in (waiting, other)]
+        assert found == [min(19, before + compare_retinue.GUESTS_YIELD), before]
+    finally:
+        for process in (waiting, other):
+            process.kill()
+            await process.wait()
 
 
 def record(**more: Any) -> dict[str, Any]:

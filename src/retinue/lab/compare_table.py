@@ -28,6 +28,8 @@ COLUMNS: tuple[tuple[str, Callable[[Summary], Spread]], ...] = (
 )
 Row = TypeVar("Row", NoiseRow, TcpRow)
 
+ROOM = 7
+"""Characters of a figure that fit; a range that does not is broken in two."""
 INTRODUCTION = (
     "One VM moved under numbered traffic between an outside client and the VM. Each figure is the median of "
     "all moves; below it, where they differ, the least and the most."
@@ -156,4 +158,7 @@ def _of(values: Iterable[float]) -> str:
 
 def _spread(found: Spread) -> str:
     median, least, most = (f"{value:.0f}" for value in (found.median, found.min, found.max))
-    return median if least == most else f"{median}\n{least}-{most}"
+    if least == most:
+        return median
+    hyphen = "-" if len(least) + len(most) < ROOM else "-\n"
+    return f"{median}\n{least}{hyphen}{most}"
