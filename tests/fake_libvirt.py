@@ -25,6 +25,8 @@ class FakeDomain:
         self.downtime = -1
         self.aborted = False
         self.refuses = ""
+        self.moved = False
+        """libvirt has been asked to."""
         self.moving = False
         """libvirt moves it away."""
         self.loaded = False
@@ -82,6 +84,7 @@ class FakeDomain:
 
     def migrateToURI3(self, uri: str, parameters: dict[str, str], flags: int) -> None:  # noqa: N802
         """Blocks as the real one does: opens the target, sends the memory, ends when that is answered."""
+        self.moved = True
         if self.refuses:
             raise libvirtError(self.refuses)
         there = self.connection.reaches[uri]

@@ -196,7 +196,7 @@ def test_a_server_whose_vms_libvirt_runs(file: Path) -> None:
         (with_libvirt(WHOLE.replace('"kvm"', '"hvf"')), r"vm.accelerator.*tcg or kvm.*'hvf'"),
         (with_libvirt().replace('"/vms"', '"vms"'), "libvirt.folder: 'vms' is not an absolute path"),
         (with_libvirt().replace('"/outside/vms"', '"vms"'), "libvirt.seen_at"),
-        (with_libvirt().replace("qemu+tls://", ""), "libvirt.control: .*is not a URI"),
+        (with_libvirt().replace("qemu+tls://", ""), "libvirt.control: .*qemu.TRANSPORT"),
         (with_libvirt().replace("control", "controls"), "controls"),
         (WHOLE[: WHOLE.index("[vm]")] + WHOLE[WHOLE.index("[tls]") :], r"neither \[vm\] nor \[libvirt\]"),
     ],

@@ -28,6 +28,7 @@ from retinue.hypervisor import (
     libvirt_hypervisor,
 )
 from retinue.hypervisor.interface import Event
+from retinue.hypervisor.libvirt_control import accepted
 from retinue.hypervisor.libvirt_departure import UNBOUNDED_DOWNTIME
 from retinue.hypervisor.libvirt_folder import Folder
 from retinue.hypervisor.libvirt_hypervisor import LibvirtHypervisor, LibvirtMachine
@@ -296,6 +297,45 @@ async def test_a_server_that_is_not_told_how_it_is_reached_takes_nothing_in(benc
     bench.there._control = ""
     with pytest.raises(HypervisorError, match=r"\[libvirt\] control"):
         await bench.there.open_target(made_spec())
+
+
+@pytest.mark.parametrize(
+    "control",
+    [
+        "qemu+ssh://server2/system?command=/tmp/evil",
+        "qemu+ssh://-oProxyCommand=evil/system",
+        "qemu+unix:///system?socket=/tmp/evil",
+        "qemu+ext://server2/system?command=/tmp/evil",
+        "qemu+tcp://server2/system#",
+        "qemu+tcp://a b/system",
+        "test:///default",
+        "qemu+ssh://server2/session",
+        "qemu+tls://server2/system",  # Not as this server itself is reached.
+        "",
+        7,
+    ],
+)
+async def test_libvirt_is_not_led_anywhere_by_another_server(bench: Bench, control: object) -> None:
+    bench.there._control = control or " "  # type: ignore[assignment]
+    domain = bench.domain
+    with pytest.raises(HypervisorError):
+        await bench.move()
+    await bench.stayed()
+    assert not domain.moved
+
+
+@pytest.mark.parametrize(
+    "control",
+    [
+        "qemu+tcp://192.0.2.4/system",
+        "qemu+tls://server2.example:16514/system",
+        "qemu+ssh://root@server2/system",
+        "qemu+tcp://[2001:db8::1]:16509/system",
+        "qemu+libssh2://server2/system",
+    ],
+)
+def test_what_is_accepted_from_another_server(control: str) -> None:
+    assert accepted(control, "") == accepted(control, control) == control
 
 
 # ---- moves of others ----

@@ -42,6 +42,9 @@ from pathlib import Path
 
 import msgspec
 
+from retinue.hypervisor import HypervisorError
+from retinue.hypervisor.libvirt_control import transport
+
 KINDS = {"tcg": "qemu", "kvm": "kvm"}
 """By accelerator, what libvirt calls a domain of it."""
 
@@ -131,8 +134,9 @@ def _contradiction(config: AgentConfig) -> str:
     for key, value in (("folder", libvirt.folder), ("seen_at", libvirt.seen_at)):
         if value and not value.startswith("/"):
             return f"libvirt.{key}: {value!r} is not an absolute path"
-    if libvirt.control and "://" not in libvirt.control:
-        return (
-            f"libvirt.control: {libvirt.control!r} is not a URI for libvirt, such as qemu+tls://HOST/system"
-        )
+    if libvirt.control:
+        try:
+            transport(libvirt.control)
+        except HypervisorError as error:
+            return f"libvirt.control: {error}"
     return ""

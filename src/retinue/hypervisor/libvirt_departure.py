@@ -40,6 +40,7 @@ from retinue.hypervisor.interface import (
     Opened,
     Stopped,
 )
+from retinue.hypervisor.libvirt_control import accepted
 from retinue.hypervisor.libvirt_folder import Memory
 from retinue.hypervisor.libvirt_host import STATE_RUNNING, LibvirtHost
 
@@ -82,6 +83,7 @@ class LibvirtDeparture:
         vm: str,
         channel: Channel,
         memory: Memory,
+        own_control: str,
         on_event: OnEvent,
         drain: Drain,
     ) -> None:
@@ -90,6 +92,7 @@ class LibvirtDeparture:
         self._vm = vm
         self._channel = channel
         self._memory = memory
+        self._own_control = own_control
         self._on_event = on_event
         self._drain = drain
         self._began = time.time()
@@ -194,7 +197,7 @@ class LibvirtDeparture:
                 f"the target takes the memory in at {word.get('memory')}, and here it is sent to "
                 f"{self._memory.inside}: [libvirt] folder must be the same on both servers"
             )
-        return str(word["control"])
+        return accepted(word["control"], self._own_control)
 
     async def _open(self, control: str) -> None:
         """Return when the target is open, its port plugged in, and the source ready to send."""

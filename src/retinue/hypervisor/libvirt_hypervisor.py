@@ -189,7 +189,7 @@ class LibvirtHypervisor:
         async def drain() -> None:
             await self._quiet(names)
 
-        departure = LibvirtDeparture(self.host, domain, vm, channel, memory, on_event, drain)
+        departure = LibvirtDeparture(self.host, domain, vm, channel, memory, self._control, on_event, drain)
         return await departure.run(divert, opened)
 
     async def arrive(self, target: LibvirtMachine, channel: Channel, on_event: OnEvent = ignore) -> float:
