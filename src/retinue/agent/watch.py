@@ -22,6 +22,8 @@ from retinue.hypervisor.taps import QUEUE_FRAMES
 
 ROUND_SECONDS = 10.0
 """Between two accounts of all that runs here."""
+SOON_SECONDS = 1.0
+"""Until the next account when a VM has started: the controller may hear of that before it hears of its port."""
 OLDEST = 600.0
 """Seconds after which a report nobody took is no news any more."""
 
@@ -42,6 +44,7 @@ class Watch:
         self._host = host
         self._reports = reports
         self._hears = hears
+        self._started = asyncio.Event()
         self._work: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -54,6 +57,8 @@ class Watch:
                     for hear in self._hears:
                         hear(happening)
                     self.tell(happening)
+                    if happening.kind is Kind.STARTED:
+                        self._started.set()
                     if happening.kind is Kind.INCOMING:
                         task = asyncio.create_task(lengthen_queues(self._host, happening.vm))
                         self._work.add(task)
@@ -70,7 +75,11 @@ class Watch:
 
     async def _rounds(self) -> None:
         while True:
-            await asyncio.sleep(ROUND_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ROUND_SECONDS):
+                    await self._started.wait()
+                    await asyncio.sleep(SOON_SECONDS)
+            self._started.clear()
             with contextlib.suppress(HypervisorError):  # LibvirtHost.watch says so
                 for happening in await self._host.found():
                     if not self._reports.busy(_subject(happening)):

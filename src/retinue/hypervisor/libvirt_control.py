@@ -1,9 +1,9 @@
 """How one server's libvirt reaches another's, to move a VM there: a libvirt URI, and which ones are accepted.
 
-The target's agent tells the source's. libvirtd acts on such a URI as root, and a URI can say much: what program
-is run instead of ssh, with which options, or on which path a socket is. So of what another server tells only
-this is accepted: a transport over the network, the one this server is reached by itself, a host, and nothing
-else.
+The target's agent tells the source's. libvirtd acts on such a URI as root, and a URI can say much: what
+program is run instead of ssh, with which options, or on which path a socket is. So of what another server
+tells only this is accepted: a transport over the network, the one this server is reached by itself, a host,
+and nothing else.
 """
 
 import re
@@ -35,8 +35,8 @@ def accepted(control: str, own: str) -> str:
     """
     if own and transport(control) != transport(own):
         raise HypervisorError(
-            f"the target's libvirt is reached as {control}, this server's as {own}: [libvirt] control must be "
-            "of one transport on all servers"
+            f"the target's libvirt is reached as {control}, this server's as {own}: [libvirt] control must "
+            "be of one transport on all servers"
         )
     transport(control)
     return control
