@@ -23,7 +23,7 @@ from retinue.hypervisor.taps import QUEUE_FRAMES
 ROUND_SECONDS = 10.0
 """Between two accounts of all that runs here."""
 SOON_SECONDS = 1.0
-"""Until the next account when a VM has started: the controller may hear of that before it hears of its port."""
+"""Until the next account when a VM has started: the controller may hear of it before it sees its port."""
 OLDEST = 600.0
 """Seconds after which a report nobody took is no news any more."""
 

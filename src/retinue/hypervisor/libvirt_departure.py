@@ -48,7 +48,7 @@ LIVE, PEER2PEER, PERSIST_DEST, UNDEFINE_SOURCE = 1, 2, 8, 16
 """virDomainMigrateFlags."""
 MIGRATE_URI = "migrate_uri"
 """VIR_MIGRATE_PARAM_URI."""
-HELD_BACK = 16 << 20
+HELD_BACK = 8 << 20
 """Octets of RAM that are left to be sent when the VM is suspended."""
 LARGE_STEP, SMALL_STEP = 1 << 20, 1 << 18
 UNBOUNDED_DOWNTIME = 2_000_000
