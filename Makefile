@@ -37,7 +37,7 @@ demo: install
 
 compare: install
 	@sh deploy/install-system.sh deploy/apt-compare.txt || echo "Going on without: see what is not available" >&2
-	@$(MAKE) --no-print-directory install-libvirt || echo "Going on without libvirt" >&2
+	@$(MAKE) --no-print-directory -s install-libvirt || echo "Going on without libvirt" >&2
 	@nice -n -15 $(BIN)/retinue lab compare --output build/compare.json $(if $(SYSTEMS),--systems "$(SYSTEMS)") \
 		$(if $(RUNS),--runs $(RUNS)) $(if $(PPS),--pps "$(PPS)") $(if $(SIZES),--sizes "$(SIZES)") \
 		$(if $(TCP),--tcp $(TCP))
