@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from retinue.hypervisor.both import both
 from retinue.hypervisor.channel import Channel
 from retinue.hypervisor.interface import HypervisorError, OnEvent, Resumed
 from retinue.hypervisor.machine import GONE, EventQueue, QemuMachine, event_time
@@ -33,7 +34,7 @@ async def arrive(machine: QemuMachine, channel: Channel, on_event: OnEvent) -> f
             with theirs:
                 uri = await machine.give(theirs)
                 await machine.execute("migrate-incoming", uri=uri)
-            await _both(_take_in(machine, channel, ours), _loaded(heard))
+            await both(_take_in(machine, channel, ours), _loaded(heard))
             ran = True
             at = await _to_its_end(_run(machine, heard))
     except BaseException as error:
@@ -111,14 +112,3 @@ async def _running(heard: EventQueue) -> float:
             return event_time(event)
         if event["event"] == GONE:
             raise HypervisorError("its QEMU has ended")
-
-
-async def _both(*works: Coroutine[Any, Any, None]) -> None:
-    """Both, or the first failure."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

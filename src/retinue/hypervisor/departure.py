@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from retinue.hypervisor.both import both
 from retinue.hypervisor.channel import Channel
 from retinue.hypervisor.interface import (
     Divert,
@@ -125,7 +126,6 @@ class _Departure:
         if self._divert is not None and await self._unless_failed(self._hold_back()):
             await self._unless_failed(self._make_room(began))
             await self._unless_failed(self._switch_over(self._divert))
-            await self._unless_failed(self._pass_on())
         else:
             passing = asyncio.create_task(self._pass_on())
             try:
@@ -251,7 +251,9 @@ class _Departure:
         await self._machine.execute("stop")
         self.valve.narrow(LARGEST_STEP)
         self.valve.handed_over()
-        await self._machine.execute("migrate-set-parameters", downtime_limit=UNBOUNDED_DOWNTIME)
+        # Both at once: when all RAM has gone QEMU answers nobody before the rest has been read.
+        converge = self._machine.execute("migrate-set-parameters", downtime_limit=UNBOUNDED_DOWNTIME)
+        await both(converge, self._pass_on())
 
     async def _pass_on(self) -> None:
         """Pass on all that is left of the stream."""

@@ -1,0 +1,129 @@
+"""The source's half of a move, with a fake QEMU: what it asks for, when, and what it passes on."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from retinue.hypervisor.channel import Channel, channel_pair
+from retinue.hypervisor.departure import depart
+from retinue.hypervisor.interface import VMSpec
+
+RAM = 4 << 20
+
+
+class FakeQemu:
+    """Sends its memory as fast as it is read; when the VM stands still it answers nobody until all is read."""
+
+    def __init__(self) -> None:
+        self.spec = VMSpec("vm1", "52:54:00:00:00:01", "tap-vm1", Path("kernel"), Path("initrd"))
+        self.asked: list[str] = []
+        self.sent = 0
+        self._events: asyncio.Queue[Any] = asyncio.Queue()
+        self._frames = 0
+        self._runs = True
+        self._end: socket.socket | None = None
+        self._sending: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def events_into(self, queue: asyncio.Queue[Any]) -> Iterator[None]:
+        self._events = queue
+        yield
+
+    def frames_given(self) -> int:
+        self._frames += 100
+        return self._frames
+
+    async def until_quiet(self) -> None:
+        self.asked.append("quiet")
+
+    async def give(self, end: socket.socket) -> str:
+        self._end = end.dup()
+        self._end.setblocking(False)
+        return "fd:memory"
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        self.asked.append(command)
+        match command:
+            case "query-version":
+                return {"qemu": {"major": 7, "minor": 2, "micro": 22}}
+            case "migrate":
+                self._sending = asyncio.create_task(self._send())
+            case "query-migrate":
+                return {
+                    "status": "active",
+                    "ram": {"remaining": RAM - self.sent, "transferred": 1 + self.sent},
+                }
+            case "stop":
+                self._runs = False
+                self._tell("STOP")
+            case "migrate-set-parameters" if not self._runs and self._sending is not None:
+                # As when the rest of the memory is smaller than what is read at a stroke.
+                await asyncio.wait_for(asyncio.shield(self._sending), 5)
+        return {}
+
+    async def _send(self) -> None:
+        assert self._end is not None
+        loop = asyncio.get_running_loop()
+        while self.sent < RAM:
+            await loop.sock_sendall(self._end, bytes(4096))
+            self.sent += 4096
+        self._end.close()
+        self._tell("MIGRATION", status="completed")
+
+    def _tell(self, event: str, **data: str) -> None:
+        stamp = {"seconds": 1000, "microseconds": 0}
+        self._events.put_nowait((self, {"event": event, "data": data, "timestamp": stamp}))
+
+
+async def target(channel: Channel) -> list[Any]:
+    """Takes all in, and runs the VM; what it was sent, memory by its length."""
+    heard: list[Any] = []
+    while True:
+        match await channel.receive():
+            case bytes(memory):
+                heard.append(len(memory))
+            case {"word": "yours"}:
+                await channel.say("runs", at=1000.01)
+                return heard
+            case word:
+                heard.append(word)
+
+
+async def test_the_memory_is_read_while_qemu_is_told_to_converge() -> None:
+    qemu = FakeQemu()
+    here, there = await channel_pair()
+    taking = asyncio.create_task(target(there))
+
+    async def divert() -> None:
+        qemu.asked.append("divert")
+        assert RAM - qemu.sent > 0, "something is left to be sent until the VM stands still"
+
+    result = await depart(qemu, here, lambda event: None, divert)  # type: ignore[arg-type]
+    heard = await taking
+    assert sum(size for size in heard if isinstance(size, int)) == RAM
+    assert heard[-1] == 0
+    assert result.pause_ms > 0
+    order = [word for word in qemu.asked if word in ("divert", "quiet", "stop")]
+    assert order == ["divert", "quiet", "stop"]
+    assert qemu.asked[-2:] == ["migrate-set-parameters", "query-migrate"]
+
+
+async def test_the_target_is_told_how_much_will_wait_for_the_vm_before_it_is_diverted() -> None:
+    qemu = FakeQemu()
+    here, there = await channel_pair()
+    taking = asyncio.create_task(target(there))
+    diverted_after: list[int] = []
+
+    async def divert() -> None:
+        diverted_after.append(qemu.sent)
+
+    await depart(qemu, here, lambda event: None, divert)  # type: ignore[arg-type]
+    heard = await taking
+    (expected,) = (word for word in heard if isinstance(word, dict))
+    assert expected["word"] == "expect"
+    assert expected["frames_a_second"] > 0
+    before = sum(size for size in heard[: heard.index(expected)] if isinstance(size, int))
+    assert before <= diverted_after[0] < RAM
