@@ -62,8 +62,8 @@ async def held_back(bench: Bench, server: str) -> None:
     await qmp.connect(str(max(sockets, key=lambda path: path.stat().st_mtime_ns)))
 
     async def little_remains() -> bool:
-        said: Json = await qmp.execute("query-migrate")  # type: ignore[assignment]
-        return 0 < said.get("ram", {}).get("remaining", 0) <= HELD_BACK
+        said: Any = await qmp.execute("query-migrate")
+        return bool(0 < said.get("ram", {}).get("remaining", 0) <= HELD_BACK)
 
     try:
         await eventually(little_remains)

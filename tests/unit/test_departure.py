@@ -15,7 +15,7 @@ RAM = 4 << 20
 
 
 class FakeQemu:
-    """Sends its memory as fast as it is read; when the VM stands still it answers nobody until all is read."""
+    """Sends its memory as fast as it is read; when the VM stands still it answers nobody till all is read."""
 
     def __init__(self) -> None:
         self.spec = VMSpec("vm1", "52:54:00:00:00:01", "tap-vm1", Path("kernel"), Path("initrd"))
