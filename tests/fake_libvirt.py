@@ -75,7 +75,8 @@ class FakeDomain:
         if not self.moving:
             raise libvirtError("Requested operation is not valid: no job is active on the domain")
         self.aborted = True
-        assert self._wire is not None
+        if self._wire is None:
+            raise libvirtError("Requested operation is not valid: the migration cannot be cancelled yet")
         with contextlib.suppress(OSError):
             self._wire.shutdown(socket.SHUT_RDWR)
 
@@ -103,7 +104,7 @@ class FakeDomain:
                 self._to(1, 1, event=(4, 1))
             raise
         finally:
-            self.moving = False
+            self.moving, self._wire = False, None
         came.now = (1, 1)
         there.tell(came, 4, 1)
         self.connection.domains_.remove(self)
@@ -178,10 +179,9 @@ class FakeConnection:
             with contextlib.suppress(OSError), listener.accept()[0] as wire:
                 while octets := wire.recv(1 << 16):
                     came.taken += octets
-                    if len(came.taken) == size:
-                        wire.sendall(self.answer)
-                        came.loaded = self.answer == b"all of it"
-                        break
+                if len(came.taken) == size:
+                    wire.sendall(self.answer)
+                    came.loaded = self.answer == b"all of it"
         if not came.loaded:
             self.give_up(came)
         came.settled.set()

@@ -96,6 +96,7 @@ class Rest(FakeRest):
 class Agent:
     def __init__(self, world: World, place: Place, transfer: Transfer) -> None:
         self.place, self.transfer = place, transfer
+        self.commands: list[str] = []
         self.rest = Rest(world, place.name)
         self.hypervisor = place.hypervisor()
         self.keeper = Keeper(
@@ -107,8 +108,12 @@ class Agent:
             transfer,
         )
         hears = (self.hypervisor.hear, self.keeper.noticed)
-        self._watch = Watch(place.name, self.hypervisor.host, self.keeper.reports, hears)
+        self._watch = Watch(place.name, self.hypervisor.host, self.keeper.reports, hears, self._run)
         self._watching: asyncio.Task[None] | None = None
+
+    async def _run(self, argv: Sequence[str]) -> str:
+        self.commands.append(" ".join(argv))
+        return ""
 
     async def begin(self) -> None:
         for machine in await self.hypervisor.adopt(self.keeper.listener):

@@ -127,6 +127,8 @@ async def test_a_move_is_carried_out_by_both_agents(bench: Bench) -> None:
     assert (bench.target.place.states(), bench.target.keeper.vms[ID].runs) == ([RUNS], True)
     assert bench.source.rest.kinds == ["started", "departed"]
     assert bench.target.rest.kinds == ["incoming", "resumed"]
+    port = bench.target.keeper.vms[ID].machine.spec.port  # type: ignore[union-attr]
+    assert bench.target.commands == [f"ip link set dev {port} txqueuelen 10000"]
     assert domain.sent == len(MEMORY)
     assert not bench.source.keeper._ward.ports.was_here(ID)  # type: ignore[attr-defined]
 
@@ -298,6 +300,7 @@ class Theirs:
             await loop.sock_connect(there, str(self.bench.target.place.folder / f"{ID}.memory"))
             while octets := await loop.sock_recv(wire, 1 << 20):
                 await loop.sock_sendall(there, octets)
+            there.shutdown(socket.SHUT_WR)
             await loop.sock_sendall(wire, await loop.sock_recv(there, 100))
             await self.over()
 

@@ -99,8 +99,9 @@ async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
 
 
 async def _follow(hypervisor: LibvirtHypervisor) -> None:
-    async for happening in hypervisor.host.watch():
-        hypervisor.hear(happening)
+    async with contextlib.aclosing(hypervisor.host.watch()) as happenings:
+        async for happening in happenings:
+            hypervisor.hear(happening)
 
 
 async def test_the_vm_is_held_back_until_its_traffic_is_diverted(bench: Bench) -> None:
@@ -283,6 +284,24 @@ async def test_where_libvirt_does_not_tell_the_source_is_not_run_again(
     bench.here._quiet = quiet
     with pytest.raises(HandedOverError, match="does not tell whether it has moved"):
         await bench.move(divert=divert)
+    assert not any(isinstance(event, MigrationFailed) for event in bench.events)
+
+
+async def test_what_libvirt_has_moved_has_moved_whatever_fails_then(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = libvirt_departure.LibvirtDeparture._pass_on
+
+    async def pass_on(self: libvirt_departure.LibvirtDeparture) -> None:
+        await original(self)
+        assert self._libvirt is not None
+        await self._libvirt
+        raise HypervisorError("too late to fail")
+
+    monkeypatch.setattr(libvirt_departure.LibvirtDeparture, "_pass_on", pass_on)
+    result = await bench.move(divert=bench.divert)
+    assert result.resumed_at >= result.stopped_at
+    assert (bench.source.states(), bench.target.states()) == ([], [RUNS])
     assert not any(isinstance(event, MigrationFailed) for event in bench.events)
 
 

@@ -15,10 +15,11 @@ import structlog
 
 from retinue.agent.rest import Reports, quoted
 from retinue.hypervisor import HypervisorError
+from retinue.hypervisor.commands import run
 from retinue.hypervisor.libvirt_domain import taps
 from retinue.hypervisor.libvirt_events import Happening, Kind
 from retinue.hypervisor.libvirt_host import LibvirtHost
-from retinue.hypervisor.taps import QUEUE_FRAMES
+from retinue.hypervisor.taps import QUEUE_FRAMES, Run
 
 ROUND_SECONDS = 10.0
 """Between two accounts of all that runs here."""
@@ -39,11 +40,13 @@ class Watch:
         host: LibvirtHost,
         reports: Reports,
         hears: Sequence[Callable[[Happening], None]] = (),
+        run: Run = run,
     ) -> None:
         self._path = f"/v1/servers/{quoted(server)}/hypervisor-events"
         self._host = host
         self._reports = reports
         self._hears = hears
+        self._run = run
         self._started = asyncio.Event()
         self._work: set[asyncio.Task[None]] = set()
 
@@ -60,7 +63,7 @@ class Watch:
                     if happening.kind is Kind.STARTED:
                         self._started.set()
                     if happening.kind is Kind.INCOMING:
-                        task = asyncio.create_task(lengthen_queues(self._host, happening.vm))
+                        task = asyncio.create_task(self._lengthen_queues(happening.vm))
                         self._work.add(task)
                         task.add_done_callback(self._work.discard)
         finally:
@@ -85,24 +88,17 @@ class Watch:
                     if not self._reports.busy(_subject(happening)):
                         self.tell(happening)
 
+    async def _lengthen_queues(self, vm: str) -> None:
+        """Let a VM's tap hold what arrives while it stands still; libvirt leaves it at the system's 1000."""
+        try:
+            domain = await self._host.domain(vm)
+            names = () if domain is None else taps(await self._host.call(domain.XMLDesc, 0))
+            for name in names:
+                await self._run(["ip", "link", "set", "dev", name, "txqueuelen", str(QUEUE_FRAMES)])
+        except HypervisorError as error:
+            log.warning("a tap's queue stays short", vm=vm, reason=str(error))
+
 
 def _subject(happening: Happening) -> str:
     """Apart from what the agent itself has to tell of the VM: the one does not wait for the other."""
     return f"libvirt's {happening.vm}"
-
-
-async def lengthen_queues(host: LibvirtHost, vm: str) -> None:
-    """Let a VM's tap hold what arrives while it stands still; libvirt leaves it at the system's 1000."""
-    try:
-        domain = await host.domain(vm)
-        names = () if domain is None else taps(await host.call(domain.XMLDesc, 0))
-        for name in names:
-            process = await asyncio.create_subprocess_exec(
-                *("ip", "link", "set", "dev", name, "txqueuelen", str(QUEUE_FRAMES)),
-                stderr=asyncio.subprocess.PIPE,
-            )
-            _, said = await process.communicate()
-            if process.returncode:
-                log.warning("a tap's queue stays short", vm=vm, tap=name, reason=said.decode().strip())
-    except (HypervisorError, OSError) as error:
-        log.warning("a tap's queue stays short", vm=vm, reason=str(error))

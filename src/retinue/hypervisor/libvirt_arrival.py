@@ -22,6 +22,7 @@ from retinue.hypervisor.interface import HypervisorError, OnEvent, Resumed
 from retinue.hypervisor.libvirt_events import Happening, Kind
 from retinue.hypervisor.libvirt_folder import Memory
 from retinue.hypervisor.libvirt_host import STATE_RUNNING, LibvirtHost
+from retinue.hypervisor.unbroken import to_its_end
 
 OPEN_LIMIT = 40.0
 """Seconds from the word where to bring it until libvirt has opened the target."""
@@ -81,12 +82,12 @@ class LibvirtArrival:
             tasks.append(asyncio.create_task(self._answer(), name=f"answers of {self._vm}"))
             await self._unless_ended(self._take_in())
             # All of it has come: who calls it off now waits, and may find the VM running.
-            return await _to_its_end(self._unless_ended(self._running()))
+            return await to_its_end(self._unless_ended(self._running()))
         except BaseException as error:
             # The source asks its own libvirt how it is, whatever it is told here.
             with contextlib.suppress(HypervisorError):
                 await self._channel.say("failed", reason=str(error) or "it was called off")
-            at = await _to_its_end(self._settle())
+            at = await to_its_end(self._settle())
             if at is None:
                 raise
             return at
@@ -210,14 +211,3 @@ class LibvirtArrival:
             if not task.done():
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-
-
-async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """What the work gives; it is not called off half way."""
-    task = asyncio.create_task(work)
-    while True:
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise

@@ -43,6 +43,7 @@ from retinue.hypervisor.interface import (
 from retinue.hypervisor.libvirt_control import accepted
 from retinue.hypervisor.libvirt_folder import Memory
 from retinue.hypervisor.libvirt_host import STATE_RUNNING, LibvirtHost
+from retinue.hypervisor.unbroken import to_its_end
 
 LIVE, PEER2PEER, PERSIST_DEST, UNDEFINE_SOURCE = 1, 2, 8, 16
 """virDomainMigrateFlags."""
@@ -131,7 +132,7 @@ class LibvirtDeparture:
         """Call the move off, as far as that is possible, and tell how it is now."""
         expected = isinstance(error, (HypervisorError, TimeoutError, OSError))
         reason = _reason(error)
-        outcome = await asyncio.shield(self._call_off())
+        outcome = await to_its_end(self._call_off())
         if outcome is Outcome.STAYS:
             self._on_event(MigrationFailed(self._vm, time.time(), reason, source_runs=True))
             if expected:

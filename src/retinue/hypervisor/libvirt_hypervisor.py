@@ -19,6 +19,7 @@ from retinue.hypervisor.channel import Channel
 from retinue.hypervisor.interface import (
     Divert,
     HypervisorError,
+    MigrationFailed,
     MigrationResult,
     OnEvent,
     Opened,
@@ -182,7 +183,8 @@ class LibvirtHypervisor:
         try:
             domain, memory = await source.domain(), self._folder.memory(vm)
             names = await self._taps(domain)
-        except HypervisorError:
+        except BaseException as error:
+            on_event(MigrationFailed(vm, time.time(), str(error) or "it was called off", source_runs=True))
             await channel.close()
             raise
 
