@@ -27,6 +27,7 @@ async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
 async def test_a_booked_vm_waits_paused_and_runs_when_its_network_stands(bench: Bench) -> None:
     assert await bench.take(Happening("vm.booked", vm=VM)) == []
     assert bench.source.place.states() == [PAUSED]
+    assert bench.source.rest.kinds == [], "what waits does not run"
     for _ in ("once", "once more"):
         assert await bench.take(Happening("vm.ready", vm=VM)) == [f"server1 tells {ID} started"]
     assert bench.source.place.states() == [RUNS]
@@ -103,6 +104,11 @@ async def test_that_a_vm_is_booked_elsewhere_clears_the_doubt(bench: Bench) -> N
 # ---- moves of ours ----
 
 
+def said_after_the_start(bench: Bench) -> list[str]:
+    """What libvirt said at server1; whether its VM ran already when it was heard that it was made varies."""
+    return [kind for kind in bench.source.rest.kinds if kind != "started"]
+
+
 async def test_a_move_is_carried_out_by_both_agents(bench: Bench) -> None:
     domain = await bench.runs()
     bench.order("prepare")
@@ -125,7 +131,7 @@ async def test_a_move_is_carried_out_by_both_agents(bench: Bench) -> None:
     await bench.idle()
     assert bench.source.keeper.vms == {}
     assert (bench.target.place.states(), bench.target.keeper.vms[ID].runs) == ([RUNS], True)
-    assert bench.source.rest.kinds == ["started", "departed"]
+    assert said_after_the_start(bench) == ["departed"]
     assert bench.target.rest.kinds == ["incoming", "resumed"]
     port = bench.target.keeper.vms[ID].machine.spec.port  # type: ignore[union-attr]
     assert bench.target.commands == [f"ip link set dev {port} txqueuelen 10000"]
@@ -329,7 +335,7 @@ async def test_a_move_of_others_is_followed_and_left_alone(bench: Bench, theirs:
     bench.order("cleanup", ours=False)
     assert await bench.told("source_gone") == ["server1 tells move-1 source_gone"]
     await bench.until(lambda: bench.target.keeper.vms[ID].runs and bench.source.keeper.vms == {})
-    assert bench.source.rest.kinds == ["started", "suspended", "departed"]
+    assert said_after_the_start(bench) == ["suspended", "departed"]
     assert bench.target.rest.kinds == ["incoming", "resumed"]
     # It is ours to end, as it is booked, wherever it has been brought.
     await bench.take(Happening("vm.removed", vm=VMRecord(ID, VM.mac, "server2")))

@@ -73,11 +73,11 @@ class ManagedWard(Ward):
         return isinstance(self.ports, Seen) and self.ports.was_here(vm)
 
     async def run(self, kept: Kept) -> None:
+        machine = await self.hypervisor.find(kept.id)
+        if machine is not None and await machine.state() is RunState.MOVED:
+            return  # It is being moved, from here or to here: what becomes of it will be told.
         try:
-            machine = await self.hypervisor.find(kept.id)
-            if machine is None or await machine.state() is not RunState.MOVED:
-                await super().run(kept)
-            # Else it is being moved, from here or to here: what becomes of it will be told.
+            await super().run(kept)
         except MayRunElsewhereError as error:
             log.error("the VM is not started", vm=kept.id, error=str(error))
         except HypervisorError as error:

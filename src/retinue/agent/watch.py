@@ -56,6 +56,8 @@ class Watch:
         try:
             async with contextlib.aclosing(self._host.watch()) as happenings:
                 async for happening in happenings:
+                    if happening.kind is Kind.STARTED and not await self._host.runs(happening.vm):
+                        continue  # It is only made, and waits paused.
                     log.info(str(happening.kind), vm=happening.vm, at=happening.at)
                     for hear in self._hears:
                         hear(happening)

@@ -142,6 +142,14 @@ class LibvirtHost:
                 return domain
         return None
 
+    async def runs(self, vm: str) -> bool:
+        """libvirt says that the VM runs here."""
+        try:
+            domain = await self.domain(vm)
+            return domain is not None and (await self.call(domain.state))[0] == STATE_RUNNING
+        except HypervisorError:
+            return False
+
     async def domains(self) -> list[Any]:
         """All that are active."""
         connection = await self.connection()
