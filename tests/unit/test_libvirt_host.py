@@ -134,7 +134,11 @@ class Heard:
     """What a watch tells, awaited one by one."""
 
     def __init__(self, host: LibvirtHost) -> None:
-        self._happenings = host.watch()
+        self.times_back = 0
+        self._happenings = host.watch(self._back)
+
+    def _back(self) -> None:
+        self.times_back += 1
 
     async def next(self) -> Happening:
         async with asyncio.timeout(LIMIT):
@@ -190,6 +194,7 @@ async def test_a_libvirtd_that_comes_back_is_watched_again(
     back.createXML(domain_xml(spec(), CONSOLES), 0)
     library.server = back
     assert ((await coming).vm, coming.result().kind) == (VM, Kind.STARTED)
+    assert heard.times_back == 1
     await heard.close()
 
 

@@ -1,6 +1,7 @@
 """Who runs the VMs of this server, as its configuration says: QEMUs of our own, or libvirt."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -8,6 +9,8 @@ import structlog
 from retinue.agent.config import KINDS, AgentConfig, LibvirtTable, VMTable
 from retinue.agent.keeper import Keeper
 from retinue.agent.ports import LocalPorts
+from retinue.agent.records import RecordError
+from retinue.agent.rest import ControllerAwayError, RefusedError
 from retinue.agent.seen import Seen
 from retinue.agent.watch import Watch
 from retinue.hypervisor import HypervisorError, QemuHypervisor
@@ -48,6 +51,7 @@ class Libvirt:
             self._host, shared, table.control, bridge=config.bridge, kind=kind
         )
         self._watching: asyncio.Task[None] | None = None
+        self._catching_up: asyncio.Task[None] | None = None
 
     async def begin(self, keeper: Keeper) -> None:
         """Take up what runs, and follow what happens to it; a libvirtd that is away is waited for."""
@@ -58,14 +62,30 @@ class Libvirt:
             raise
         except HypervisorError as error:
             log.warning("what runs here is not known yet", error=str(error))
-        watch = Watch(self._server, self._host, keeper.reports, (self.hypervisor.hear, keeper.noticed))
+        hears = (self.hypervisor.hear, keeper.noticed)
+        back = partial(self._is_back, keeper)
+        watch = Watch(self._server, self._host, keeper.reports, hears, back=back)
         self._watching = asyncio.create_task(watch.run(), name="what libvirt does")
 
+    def _is_back(self, keeper: Keeper) -> None:
+        """What could not be done while libvirtd was away is done now."""
+        self._catching_up = asyncio.create_task(_catch_up(keeper), name="catching up with libvirt")
+
     async def end(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        for task in (self._watching, self._catching_up):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self._host.close()
+
+
+async def _catch_up(keeper: Keeper) -> None:
+    try:
+        await keeper.catch_up()
+    except (ControllerAwayError, RefusedError, RecordError) as error:
+        log.warning(
+            "libvirt is back, and the controller is away", error=str(error)
+        )  # Its next hello does it.
 
 
 def runner(config: AgentConfig, folder: Path) -> OwnQemus | Libvirt:

@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 
 class Watch:
-    """`hears` are told first, each word."""
+    """`hears` are told first, each word. `back` is called when a libvirtd that was away is there again."""
 
     def __init__(
         self,
@@ -41,12 +41,14 @@ class Watch:
         reports: Reports,
         hears: Sequence[Callable[[Happening], None]] = (),
         run: Run = run,
+        back: Callable[[], None] = lambda: None,
     ) -> None:
         self._path = f"/v1/servers/{quoted(server)}/hypervisor-events"
         self._host = host
         self._reports = reports
         self._hears = hears
         self._run = run
+        self._back = back
         self._started = asyncio.Event()
         self._work: set[asyncio.Task[None]] = set()
 
@@ -54,7 +56,7 @@ class Watch:
         """For ever; libvirt's being away is waited for."""
         rounds = asyncio.create_task(self._rounds(), name="accounts of what libvirt runs")
         try:
-            async with contextlib.aclosing(self._host.watch()) as happenings:
+            async with contextlib.aclosing(self._host.watch(self._back)) as happenings:
                 async for happening in happenings:
                     if happening.kind is Kind.STARTED and not await self._host.runs(happening.vm):
                         continue  # It is only made, and waits paused.

@@ -169,17 +169,23 @@ class LibvirtHost:
 
     # ---- events ----
 
-    async def watch(self) -> AsyncGenerator[Happening, None]:
+    async def watch(self, back: Callable[[], None] = lambda: None) -> AsyncGenerator[Happening, None]:
         """What happens to VMs on this server, for ever; after each (new) connection first what is there.
 
-        That libvirtd is away is logged once, and it is waited for.
+        That libvirtd is away is logged once, and it is waited for; `back` is called when it is there again.
         """
         told = False
+
+        def connected() -> None:
+            nonlocal told
+            if told:
+                told = False
+                back()
+
         while True:
             try:
-                async with contextlib.aclosing(self._watch_once()) as happenings:
+                async with contextlib.aclosing(self._watch_once(connected)) as happenings:
                     async for happening in happenings:
-                        told = False
                         yield happening
                 reason = "the connection has ended"
             except LibvirtMissingError:
@@ -191,7 +197,7 @@ class LibvirtHost:
                 told = True
             await asyncio.sleep(AGAIN_SECONDS)
 
-    async def _watch_once(self) -> AsyncGenerator[Happening, None]:
+    async def _watch_once(self, connected: Callable[[], None]) -> AsyncGenerator[Happening, None]:
         loop = asyncio.get_running_loop()
         heard: asyncio.Queue[Happening | None] = asyncio.Queue()
 
@@ -210,6 +216,7 @@ class LibvirtHost:
         connection = await self.connection()
         await self.call(connection.registerCloseCallback, lambda *_: put(None), None)
         handle = await self.call(connection.domainEventRegisterAny, None, LIFECYCLE, hear, None)
+        connected()
         try:
             for happening in await self.found():
                 yield happening
