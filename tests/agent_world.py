@@ -47,6 +47,7 @@ class World:
         self.departed: set[str] = set()
         """VMs whose source has reached its target."""
         self.ran_twice: list[str] = []
+        self.frames_waiting = self.frames_come = 0
 
     def note(self, what: str) -> None:
         self.log.append(what)
@@ -87,6 +88,9 @@ class FakeMachine:
         self.now = RunState.RUNNING
         if len(where := self.world.running(self.spec.id)) > 1:
             self.world.ran_twice.append(f"{self.spec.id} runs at {' and '.join(where)}")
+
+    async def waiting(self) -> int:
+        return self.world.frames_waiting
 
     async def quit(self) -> None:
         if not self.ended:
@@ -228,6 +232,9 @@ class FakePorts:
 
     async def remove(self, vm: str) -> None:
         self.world.note(f"{self.server}: unplug {vm}")
+
+    async def come(self, vm: str) -> int:
+        return self.world.frames_come
 
 
 class FakeRest:

@@ -206,6 +206,15 @@ async def test_a_copy_asked_for_again_while_it_is_under_way_is_one_copy(bench: B
     assert await bench.step("copy") == []
 
 
+async def test_what_had_come_for_a_vm_is_counted_when_its_move_is_off(bench: Bench) -> None:
+    await bench.prepared()
+    bench.world.frames_waiting, bench.world.frames_come = 7, 40
+    bench.source.machine.now = RunState.PAUSED
+    told = await bench.step("rollback")
+    assert "server1 tells move-1 rolled_back 7" in told
+    assert "server2 tells move-1 target_gone 40" in told
+
+
 async def test_a_rollback_asked_for_twice_is_answered_twice_and_done_once(bench: Bench) -> None:
     await bench.prepared()
     assert by_server(await bench.step("rollback")) == [UNDONE[0], "server2: quit", *UNDONE[1:]]

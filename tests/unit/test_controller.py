@@ -334,6 +334,18 @@ async def test_what_comes_late_is_sent_on_and_what_comes_meanwhile_is_copied(lab
     assert comes_to() == {"edge2"}
 
 
+async def test_what_a_move_that_failed_has_lost_is_counted(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    id = await move_to(lab, 2, "target_open", "copying", "stopped")
+    mover = lab.controller.mover
+    mover.hypervisor_says(id, "failed", lab.now, "the target is gone", frames=30)
+    mover.hypervisor_says(id, "rolled_back", lab.now, "")
+    mover.hypervisor_says(id, "target_gone", lab.now, "", frames=41)
+    await lab.fake.settle()
+    figures = mover.figures[id]
+    assert (figures["diverted"], figures["kept"], figures["lost_at_most"]) == (40, 30, 10)
+
+
 @pytest.mark.parametrize("last", ["target_open", "copying", "stopped"])
 async def test_a_failed_move_leaves_the_network_as_before(lab: Lab, last: str) -> None:
     await lab.boot(1, at=1)

@@ -25,6 +25,9 @@ class Ports(Protocol):
 
     async def remove(self, vm: str) -> None: ...
 
+    async def come(self, vm: str) -> int:
+        """How many frames have come to the VM's port since it was made; 0 also where nobody knows."""
+
 
 @dataclass
 class Kept:

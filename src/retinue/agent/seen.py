@@ -26,6 +26,9 @@ class Seen:
         """It has ended here, or has been moved away with everybody's knowledge."""
         self._note(vm).unlink(missing_ok=True)
 
+    async def come(self, vm: str) -> int:
+        return 0
+
     def was_here(self, vm: str) -> bool:
         try:
             return self._note(vm).read_text() == self._boot

@@ -72,8 +72,9 @@ class TargetEnd:
             log.warning("the VM had arrived before it was called back", vm=kept.id, move=move.id)
             self.ward.tell_move(move, "resumed", at=kept.resumed_at)
             return
+        frames = await self.ward.ports.come(kept.id)
         await self.ward.forget(kept)
-        self.ward.tell_move(move, "target_gone")
+        self.ward.tell_move(move, "target_gone", frames=frames)
 
     # ---- a move in which the controller has no part ----
 

@@ -156,7 +156,10 @@ class Ward:
         body = {"event": event, "server": self.server, **more}
         self.reports.tell(vm, f"/v1/vms/{quoted(vm)}/events", body)
 
-    def tell_move(self, move: MoveRecord, event: str, **more: Any) -> asyncio.Task[None]:
+    def tell_move(self, move: MoveRecord, event: str, *, frames: int = 0, **more: Any) -> asyncio.Task[None]:
+        """`frames`: how many had come for the VM; 0 is not worth a word."""
+        if frames:
+            more["frames"] = frames
         return self.reports.tell(move.vm, f"/v1/moves/{quoted(move.id)}/events", {"event": event, **more})
 
     async def ask(self, move: MoveRecord, event: str) -> None:

@@ -8,7 +8,7 @@ import logging
 import ssl as tls
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import structlog
@@ -66,6 +66,8 @@ class EventBody(msgspec.Struct, forbid_unknown_fields=True):
     server: str = ""
     reason: str = ""
     memory_at: str = ""
+    frames: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """That had come for the VM when this end was cleared: see docs/api.md."""
 
 
 class Api:
@@ -234,7 +236,7 @@ class Api:
         body: EventBody = await _body(request, EventBody)
         name = request.match_info["id"]
         mover = self._controller.mover
-        move = mover.hypervisor_says(name, body.event, body.at, body.reason, body.memory_at)
+        move = mover.hypervisor_says(name, body.event, body.at, body.reason, body.memory_at, body.frames)
         if move.state is MoveState.DIVERTED and body.event in LIMITS_OF_STEERING:
             # The answer is the word that the VM may go on: its traffic goes to the target already.
             steered = await mover.until_steered(name, LIMITS_OF_STEERING[body.event])

@@ -248,10 +248,19 @@ def _draw_end(move: dict[str, Any]) -> None:
             ("downtime", _downtime(move)),
             ("steered in", _milliseconds(figures, "steering_ms")),
             ("confirmed in", _milliseconds(figures, "control_ms")),
+            ("packets lost", _lost(figures)),
             ("flow changes", figures.get("flow_mods")),
             ("packets to the controller", figures.get("packet_ins")),
         )
     )
+
+
+def _lost(figures: dict[str, Any]) -> str:
+    """Of a move that came to nothing; "" where nobody has counted."""
+    if "lost_at_most" not in figures:
+        return ""
+    sent, kept = figures["diverted"], figures.get("kept", 0)
+    return f"{figures['lost_at_most']} at most: {sent} went to the target, {kept} of them to the source, too"
 
 
 def _milliseconds(figures: dict[str, Any], name: str) -> str:

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 STEERING_LIMIT, STOPPED_LIMIT = 5.0, 0.5
 """Seconds a VM is kept from moving on until the switches have confirmed: while it runs at the source, and
 while it stands still; past that, running late is worse than running."""
-PRIMER = b"retinue primer"
+PRIMER, PRIMERS = b"retinue primer", 1
 CACHE_LAG = 0.006
 """Seconds by which Open vSwitch's flow cache may follow its tables, and with them the barrier's reply."""
 
@@ -55,7 +55,8 @@ class Mover:
         self.moves: dict[str, Move] = {}
         self.figures: dict[str, dict[str, Any]] = {}
         """By move, as far as known: flow_mods, packet_ins, steering_ms (from the word to steer to the last
-        switch's confirmation) and control_ms (from the word of RESUME to the last confirmation of all)."""
+        switch's confirmation) and control_ms (from the word of RESUME to the last confirmation of all). Of
+        one that came to nothing, in packets: diverted, kept and lost_at_most, see docs/api.md."""
         self._open: dict[str, str] = {}
         """Moves whose hypervisor says the target is open, and where it takes the memory in."""
         self._packet_ins_before: dict[str, int] = {}
@@ -114,7 +115,9 @@ class Mover:
 
     # ---- the hypervisor's word ----
 
-    def hypervisor_says(self, id: str, event: str, at: float, reason: str, memory_at: str = "") -> Move:
+    def hypervisor_says(
+        self, id: str, event: str, at: float, reason: str, memory_at: str = "", frames: int = 0
+    ) -> Move:
         """target_open (with memory_at, where the target has an agent of its own), copying, converged,
         stopped, resumed, source_gone, failed, rolled_back, target_gone.
         """
@@ -122,6 +125,8 @@ class Mover:
             raise MoveError(f"there is no move {id}; `retinue move list` shows those there are")
         if event in ("stopped", "resumed") and at <= 0:
             raise MoveError(f"{event} needs its time: at, in seconds since the epoch")
+        if frames:
+            self._count(id, event, frames)
         match event:
             case "target_open":
                 self._open[id] = memory_at or self._open.get(id, "")
@@ -146,6 +151,16 @@ class Mover:
                 return self._step(id, moves.Failed(reason or "the hypervisor gave no reason"))
             case _:
                 raise MoveError(f"a move knows no event {event!r}")
+
+    def _count(self, id: str, event: str, frames: int) -> None:
+        """Of a move that came to nothing: what was diverted to the target, and what the source had of it."""
+        figures = self.figures.setdefault(id, {})
+        if event == "target_gone":
+            figures["diverted"] = frames - PRIMERS
+        elif event in ("failed", "rolled_back"):
+            figures["kept"] = frames
+        if "diverted" in figures:
+            figures["lost_at_most"] = max(0, figures["diverted"] - figures.get("kept", 0))
 
     async def until_steered(self, id: str, limit: float) -> bool:
         """True as soon as every switch has confirmed that it steers to the target; False after `limit`.

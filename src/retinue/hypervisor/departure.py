@@ -32,6 +32,7 @@ from retinue.hypervisor.interface import (
     MigrationFailed,
     MigrationResult,
     OnEvent,
+    RunState,
     Stopped,
 )
 from retinue.hypervisor.machine import GONE, EventQueue, QemuMachine, QMPEvent, event_time
@@ -269,7 +270,7 @@ async def _value(future: Awaitable[T]) -> T:
 
 async def _as_before(machine: QemuMachine, reason: str, on_event: OnEvent) -> None:
     """Call the migration off, where it is still under way, and make the source run on."""
-    runs = False
+    runs, waited = False, 0
     try:
         async with asyncio.timeout(RECOVERY_LIMIT):
             if await _status(machine) not in ENDED:
@@ -279,11 +280,13 @@ async def _as_before(machine: QemuMachine, reason: str, on_event: OnEvent) -> No
                     if await _status(machine) in ENDED:
                         break
                     await asyncio.sleep(0.005)
-            await machine.resume()
-            runs = True
+            if not (runs := await machine.state() is RunState.RUNNING):
+                waited = await machine.waiting()
+                await machine.resume()
+                runs = True
     except (HypervisorError, TimeoutError) as error:
         log.error("after a failed move the source does not run", vm=machine.spec.id, error=str(error))
-    on_event(MigrationFailed(machine.spec.id, time.time(), reason, source_runs=runs))
+    on_event(MigrationFailed(machine.spec.id, time.time(), reason, source_runs=runs, waited=waited))
 
 
 async def _status(machine: QemuMachine) -> str:

@@ -80,6 +80,8 @@ class MigrationFailed:
     at: float
     reason: str
     source_runs: bool
+    waited: int = 0
+    """Frames that had come for it while it stood still, and that it found when it ran on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,9 @@ class Machine(Protocol):
 
     async def resume(self) -> None:
         """Make it run on. Tried for a while, since a move called off a moment ago may still hold it."""
+
+    async def waiting(self) -> int:
+        """How many frames have come for it that it has not read yet."""
 
     async def quit(self) -> None:
         """End the machine, whatever its state. Ending what has ended is no error."""

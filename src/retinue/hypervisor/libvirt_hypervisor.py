@@ -16,6 +16,7 @@ from typing import Any
 
 from retinue.hypervisor.argv import Files
 from retinue.hypervisor.channel import Channel
+from retinue.hypervisor.commands import run
 from retinue.hypervisor.interface import (
     Divert,
     HypervisorError,
@@ -35,6 +36,7 @@ from retinue.hypervisor.libvirt_events import Happening
 from retinue.hypervisor.libvirt_folder import Folder
 from retinue.hypervisor.libvirt_host import STATE_PAUSED, STATE_RUNNING, LibvirtHost
 from retinue.hypervisor.machine import QUIET, QUIET_LIMIT, frames_given
+from retinue.hypervisor.taps import frames_come
 
 START_PAUSED = 1
 """VIR_DOMAIN_START_PAUSED."""
@@ -79,6 +81,10 @@ class LibvirtMachine:
     async def resume(self) -> None:
         if await self.state() is not RunState.RUNNING:
             await self._host.call((await self.domain()).resume)
+
+    async def waiting(self) -> int:
+        names = taps(await self._host.call((await self.domain()).XMLDesc, 0))
+        return sum([await frames_come(run, tap) - frames_given(os.getpid(), tap) for tap in names])
 
     async def quit(self) -> None:
         domain = await self._host.domain(self.spec.id)

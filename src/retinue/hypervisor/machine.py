@@ -5,7 +5,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from retinue.hypervisor.argv import Files
 from retinue.hypervisor.commands import run
 from retinue.hypervisor.interface import Gone, HypervisorError, OnEvent, RunState, VMSpec
 from retinue.hypervisor.process import Process
-from retinue.hypervisor.taps import QUEUE_FRAMES, queue_for
+from retinue.hypervisor.taps import QUEUE_FRAMES, frames_come, queue_for
 
 COMMAND_LIMIT = 10.0
 QUIT_LIMIT = 5.0
@@ -140,15 +140,17 @@ class QemuMachine:
             raise self._error(f"{command}: {error}") from error
 
     def frames_given(self) -> int:
-        """How many frames its tap has given it, and holds for it."""
+        """How many frames its tap has given it."""
         return frames_given(self.process.pid, self.spec.port)
+
+    async def waiting(self) -> int:
+        return await frames_come(self._on_its_server, self.spec.port) - self.frames_given()
 
     async def make_room(self, frames_a_second: float) -> None:
         """Let its tap hold what comes for it while it stands still."""
         frames = queue_for(frames_a_second)
         if frames > QUEUE_FRAMES:
-            tap, there = self.spec.port, ("nsenter", "--target", str(self.process.pid), "--net")
-            await run([*there, "ip", "link", "set", "dev", tap, "txqueuelen", str(frames)])
+            await self._on_its_server(["ip", "link", "set", "dev", self.spec.port, "txqueuelen", str(frames)])
 
     async def until_quiet(self) -> None:
         """Return when the VM has been given no frame for a while: what was on its way to it has arrived."""
@@ -184,6 +186,9 @@ class QemuMachine:
         finally:
             self._subscribers.remove(queue)
 
+    async def _on_its_server(self, argv: Sequence[str]) -> str:
+        return await run(["nsenter", "--target", str(self.process.pid), "--net", *argv])
+
     async def _hand_on_events(self) -> None:
         with self._qmp.listener() as heard:
             async for event in heard:
@@ -216,21 +221,16 @@ async def disconnect(qmp: Any) -> None:
         closing.result()
 
 
-TRANSMITTED, DROPPED = 9, 11
-"""Columns of net/dev (proc_pid_net(5)). What a tap transmits goes to whoever has it open."""
+TRANSMITTED = 9
+"""Column of net/dev (proc_pid_net(5)). A tap has transmitted what whoever has it open has read."""
 
 
 def frames_given(pid: int, tap: str) -> int:
-    """How many frames a process's tap has given it, or holds for it."""
-    return tap_count(pid, tap, TRANSMITTED)
-
-
-def tap_count(pid: int, tap: str, column: int) -> int:
-    """A count of the tap of that name in the network of a process. Raises HypervisorError."""
+    """How many frames the tap of that name, in the network of a process, has given its VM."""
     for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines():
         name, _, numbers = line.partition(":")
         if name.strip() == tap:
-            return int(numbers.split()[column])
+            return int(numbers.split()[TRANSMITTED])
     raise HypervisorError(f"the server of process {pid} has no {tap}")
 
 

@@ -6,6 +6,7 @@ network namespace.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -65,6 +66,12 @@ async def remove_port(run: Run, *, bridge: str, tap: str, ovs_vsctl: Sequence[st
     await run([*ovs_vsctl, "--", "--if-exists", "del-port", bridge, tap])
     # Unlike `ip link delete`, this is content when there is no such tap.
     await run(["ip", "tuntap", "del", "dev", tap, "mode", "tap"])
+
+
+async def frames_come(run: Run, tap: str) -> int:
+    """How many frames have been put into a tap, whether its VM has read them or not."""
+    said = await run(["tc", "-s", "-j", "qdisc", "show", "dev", tap])
+    return sum(int(queue.get("packets", 0)) for queue in json.loads(said) if queue.get("root"))
 
 
 def _quoted(value: str) -> str:
