@@ -31,7 +31,15 @@ async def test_the_vms_are_shown_with_what_they_have_here(bench: Bench) -> None:
     assert await ask(keeper, do="vms") == {"vms": []}
     await bench.booked()
     shell = str(bench.source.machine.files.shell)
-    row = {"id": "web", "mac": VM.mac, "runs": True, "machine": True, "port": "tap-web", "move": ""}
+    row = {
+        "id": "web",
+        "mac": VM.mac,
+        "runs": True,
+        "since": 0.0,
+        "machine": True,
+        "port": "tap-web",
+        "move": "",
+    }
     assert await ask(keeper, do="vms") == {"vms": [{**row, "shell": shell}]}
     bench.source.machine.die()
     assert await ask(keeper, do="vms") == {"vms": [{**row, "runs": False, "machine": False, "shell": ""}]}

@@ -63,6 +63,17 @@ async def shell(path: Path, said: str) -> AsyncIterator[None]:
         yield
 
 
+@pytest.mark.parametrize("order", [("server1", "server2"), ("server2", "server1")])
+async def test_a_vm_runs_where_it_ran_on_last(lab: Lab, order: tuple[str, str]) -> None:
+    """A source may not have heard yet that its VM has left."""
+    await lab.bench.booked()
+    await lab.bench.step("prepare", "copy")
+    lab.bench.source.keeper.vms["web"].handed_over = False
+    for server in order:
+        lab.sockets[server] = lab.sockets.pop(server)
+    assert (await lab.vm())["runs_at"] == "server2"
+
+
 async def test_a_vm_is_shown_once_with_all_its_places(lab: Lab) -> None:
     assert await lab.ask(do="vms") == {"vms": []}
     await lab.bench.booked()

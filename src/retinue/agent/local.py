@@ -1,6 +1,6 @@
 """The agent's socket for those on its own server: a JSON object a line, each answered by one.
 
-    {"do": "vms"}                               -> {"vms": [{"id", "mac", "runs", "move", "port", ...}, ...]}
+    {"do": "vms"}                               -> {"vms": [{"id", "mac", "runs", "since", "port", ...}, ...]}
     {"do": "consoles", "vm"}                    -> {"consoles": [...]}: files of what it wrote on its consoles
     {"do": "take", "vm": {"id", "mac", "server"}, "move", "source"}
                                                 -> {"memory_at"}: wait for a VM that is brought here
@@ -104,6 +104,7 @@ def shown(kept: Kept) -> dict[str, Any]:
         "id": kept.id,
         "mac": kept.record.mac,
         "runs": kept.runs and not kept.handed_over,
+        "since": kept.resumed_at,
         "machine": machine is not None,
         "port": _port(kept),
         "move": kept.move,

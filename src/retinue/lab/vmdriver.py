@@ -107,6 +107,8 @@ class Tools:
 
     async def _vms(self) -> dict[str, Json]:
         found: dict[str, Json] = {}
+        since: dict[str, float] = {}
+        """When it ran on after its last move: a source may not have heard yet that its VM has left."""
         for server, answer in (await self._agents.all(do="vms")).items():
             for row in answer["vms"]:
                 vm = found.setdefault(
@@ -114,7 +116,8 @@ class Tools:
                 )
                 vm["places"][server] = {"port": row["port"], "machine": row["machine"]}
                 vm["move"] = row["move"] or vm["move"]
-                if row["runs"]:
+                if row["runs"] and row["since"] >= since.get(row["id"], 0.0):
+                    since[row["id"]] = row["since"]
                     vm["runs_at"], vm["shell"] = server, row["shell"]
         return found
 
