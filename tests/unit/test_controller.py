@@ -338,8 +338,8 @@ async def test_what_a_move_that_failed_has_lost_is_counted(lab: Lab) -> None:
     await lab.boot(1, at=1)
     id = await move_to(lab, 2, "target_open", "copying", "stopped")
     mover = lab.controller.mover
-    mover.hypervisor_says(id, "failed", lab.now, "the target is gone", frames=30)
-    mover.hypervisor_says(id, "rolled_back", lab.now, "")
+    mover.hypervisor_says(id, "failed", lab.now, "the target is gone")
+    mover.hypervisor_says(id, "rolled_back", lab.now, "", frames=30)
     mover.hypervisor_says(id, "target_gone", lab.now, "", frames=41)
     await lab.fake.settle()
     figures = mover.figures[id]

@@ -46,6 +46,8 @@ class Kept:
     """The machine is being ended by us: its end is no news."""
     resumed_at: float = 0.0
     """When it ran on after its last move."""
+    waited: int = 0
+    """Frames that had come for it when it ran on after a move that failed."""
     handed_over: bool = False
     """It has been given away, and only the target's word gives it back."""
     copying: asyncio.Task[None] | None = None

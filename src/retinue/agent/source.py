@@ -43,15 +43,16 @@ class SourceEnd:
 
     async def depart(self, kept: Kept, move: MoveRecord, machine: KeptMachine, **more: Any) -> None:
         """Bring the VM to the target's agent. `more` is for the hypervisor."""
-        stays, frames = True, 0
+        stays = True
+        kept.waited = 0
 
         def hear(event: Event) -> None:
-            nonlocal stays, frames
+            nonlocal stays
             match event:
                 case Stopped():
                     self.ward.tell_move(move, "stopped", at=event.at)
                 case MigrationFailed():
-                    stays, frames = True, event.waited
+                    stays, kept.waited = True, event.waited
 
         async def divert() -> None:
             await self.ward.ask(move, "converged")
@@ -64,7 +65,7 @@ class SourceEnd:
             kept.handed_over = True
             log.error("the target has the VM, and does not answer", vm=kept.id, error=str(error))
         except HypervisorError as error:
-            self.ward.tell_move(move, "failed", reason=str(error), frames=frames)
+            self.ward.tell_move(move, "failed", reason=str(error))
         except BaseException:
             # A departure that is called off tells that it has failed, unless it has given the VM away.
             kept.handed_over = not stays
@@ -96,19 +97,18 @@ class SourceEnd:
 
     async def take_back(self, kept: Kept, move: MoveRecord) -> None:
         """The VM is this server's again."""
-        frames = 0
         try:
             if kept.machine is None:
                 raise HypervisorError("its machine is gone")
             if await kept.machine.state() is not RunState.RUNNING:
-                frames = await kept.machine.waiting()
+                kept.waited = await kept.machine.waiting()
                 await kept.machine.resume()
             kept.runs, kept.handed_over, kept.ending = True, False, False
         except HypervisorError as error:
             log.error("the VM does not run on at the source", vm=kept.id, move=move.id, error=str(error))
             kept.handed_over = kept.ending = False
             self.ward.tell_vm(kept.id, "stopped", reason=str(error))
-        self.ward.tell_move(move, "rolled_back", frames=frames)
+        self.ward.tell_move(move, "rolled_back", frames=kept.waited)
 
     # ---- a move in which the controller has no part ----
 

@@ -157,7 +157,7 @@ class Mover:
         figures = self.figures.setdefault(id, {})
         if event == "target_gone":
             figures["diverted"] = frames - PRIMERS
-        elif event in ("failed", "rolled_back"):
+        elif event == "rolled_back":
             figures["kept"] = frames
         if "diverted" in figures:
             figures["lost_at_most"] = max(0, figures["diverted"] - figures.get("kept", 0))
