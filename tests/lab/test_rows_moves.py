@@ -208,7 +208,7 @@ async def test_what_comes_while_the_vm_stands_still_is_kept_for_the_source(bench
 
     async def counted() -> bool:
         told = (await bench.get(f"moves/{move}"))["figures"]
-        return bool(figures.lost <= told.get("lost_at_most", -1) < figures.lost + still * pps / 5)
+        return bool(abs(told.get("lost_about", pps) - figures.lost) < still * pps / 5)
 
     await eventually(counted)
     assert figures.duplicated == 0

@@ -343,7 +343,7 @@ async def test_what_a_move_that_failed_has_lost_is_counted(lab: Lab) -> None:
     mover.hypervisor_says(id, "target_gone", lab.now, "", frames=41)
     await lab.fake.settle()
     figures = mover.figures[id]
-    assert (figures["diverted"], figures["kept"], figures["lost_at_most"]) == (40, 30, 10)
+    assert (figures["diverted"], figures["kept"], figures["lost_about"]) == (40, 30, 10)
 
 
 @pytest.mark.parametrize("last", ["target_open", "copying", "stopped"])

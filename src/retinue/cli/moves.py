@@ -257,10 +257,10 @@ def _draw_end(move: dict[str, Any]) -> None:
 
 def _lost(figures: dict[str, Any]) -> str:
     """Of a move that came to nothing; "" where nobody has counted."""
-    if "lost_at_most" not in figures:
+    if "lost_about" not in figures:
         return ""
     sent, kept = figures["diverted"], figures.get("kept", 0)
-    return f"{figures['lost_at_most']} at most: {sent} went to the target, {kept} of them to the source, too"
+    return f"about {figures['lost_about']}: {sent} went to the target, {kept} waited at the source"
 
 
 def _milliseconds(figures: dict[str, Any], name: str) -> str:

@@ -56,7 +56,7 @@ class Mover:
         self.figures: dict[str, dict[str, Any]] = {}
         """By move, as far as known: flow_mods, packet_ins, steering_ms (from the word to steer to the last
         switch's confirmation) and control_ms (from the word of RESUME to the last confirmation of all). Of
-        one that came to nothing, in packets: diverted, kept and lost_at_most, see docs/api.md."""
+        one that came to nothing, in packets: diverted, kept and lost_about, see docs/api.md."""
         self._open: dict[str, str] = {}
         """Moves whose hypervisor says the target is open, and where it takes the memory in."""
         self._packet_ins_before: dict[str, int] = {}
@@ -160,7 +160,7 @@ class Mover:
         elif event == "rolled_back":
             figures["kept"] = frames
         if "diverted" in figures:
-            figures["lost_at_most"] = max(0, figures["diverted"] - figures.get("kept", 0))
+            figures["lost_about"] = max(0, figures["diverted"] - figures.get("kept", 0))
 
     async def until_steered(self, id: str, limit: float) -> bool:
         """True as soon as every switch has confirmed that it steers to the target; False after `limit`.
