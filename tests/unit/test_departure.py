@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from retinue.hypervisor.channel import Channel, channel_pair
 from retinue.hypervisor.departure import depart
-from retinue.hypervisor.interface import VMSpec
+from retinue.hypervisor.interface import Event, MigrationFailed, RunState, VMSpec
 
 RAM = 4 << 20
 
@@ -21,6 +21,7 @@ class FakeQemu:
         self.spec = VMSpec("vm1", "52:54:00:00:00:01", "tap-vm1", Path("kernel"), Path("initrd"))
         self.asked: list[str] = []
         self.sent = 0
+        self.before_resume: Callable[[], Awaitable[None]] | None = None
         self._events: asyncio.Queue[Any] = asyncio.Queue()
         self._frames = 0
         self._runs = True
@@ -39,6 +40,11 @@ class FakeQemu:
     async def until_quiet(self) -> None:
         self.asked.append("quiet")
 
+    async def state(self) -> RunState:
+        if self.before_resume is not None:
+            await self.before_resume()
+        return RunState.RUNNING
+
     async def give(self, end: socket.socket) -> str:
         self._end = end.dup()
         self._end.setblocking(False)
@@ -51,6 +57,11 @@ class FakeQemu:
                 return {"qemu": {"major": 7, "minor": 2, "micro": 22}}
             case "migrate":
                 self._sending = asyncio.create_task(self._send())
+            case "migrate_cancel" if self._sending is not None:
+                self._sending.cancel()
+                self._sending = None
+            case "query-migrate" if self._sending is None:
+                return {"status": "cancelled"}
             case "query-migrate":
                 return {
                     "status": "active",
@@ -127,3 +138,32 @@ async def test_the_target_is_told_how_much_will_wait_for_the_vm_before_it_is_div
     assert expected["frames_a_second"] > 0
     before = sum(size for size in heard[: heard.index(expected)] if isinstance(size, int))
     assert before <= diverted_after[0] < RAM
+
+
+async def test_a_departure_called_off_twice_puts_the_source_in_order_all_the_same() -> None:
+    qemu = FakeQemu()
+    here, there = await channel_pair()
+    told: list[Event] = []
+    reached, slow = asyncio.Event(), asyncio.Event()
+
+    async def divert() -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    async def recovering() -> None:
+        recovery.set()
+        await slow.wait()
+
+    recovery = asyncio.Event()
+    qemu.before_resume = recovering
+    taking = asyncio.create_task(target(there))
+    departure = asyncio.create_task(depart(qemu, here, told.append, divert))  # type: ignore[arg-type]
+    await reached.wait()
+    departure.cancel()
+    await recovery.wait()
+    departure.cancel()
+    slow.set()
+    await asyncio.wait({departure})
+    assert departure.cancelled()
+    assert [type(event) for event in told] == [MigrationFailed]
+    taking.cancel()

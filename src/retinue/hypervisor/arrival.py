@@ -8,8 +8,6 @@ source.
 import asyncio
 import contextlib
 import socket
-from collections.abc import Coroutine
-from typing import Any
 
 import structlog
 
@@ -17,6 +15,7 @@ from retinue.hypervisor.both import both
 from retinue.hypervisor.channel import Channel
 from retinue.hypervisor.interface import HypervisorError, OnEvent, Resumed
 from retinue.hypervisor.machine import GONE, EventQueue, QemuMachine, event_time
+from retinue.hypervisor.unbroken import to_its_end
 
 log = structlog.get_logger()
 
@@ -36,10 +35,10 @@ async def arrive(machine: QemuMachine, channel: Channel, on_event: OnEvent) -> f
                 await machine.execute("migrate-incoming", uri=uri)
             await both(_take_in(machine, channel, ours), _loaded(heard))
             ran = True
-            at = await _to_its_end(_run(machine, heard))
+            at = await to_its_end(_run(machine, heard))  # A VM told to run is not called off any more.
     except BaseException as error:
         machine.kill()
-        await asyncio.shield(machine.quit())
+        await to_its_end(machine.quit())
         if not ran:  # else it may have run, and the source must not run it again
             with contextlib.suppress(HypervisorError):
                 await channel.say("failed", reason=str(error) or "it was called off")
@@ -92,17 +91,6 @@ async def _loaded(heard: EventQueue) -> None:
 async def _run(machine: QemuMachine, heard: EventQueue) -> float:
     await machine.execute("cont")
     return await _running(heard)
-
-
-async def _to_its_end(work: Coroutine[Any, Any, float]) -> float:
-    """A VM that is told to run is not called off any more: who cancels this waits, and finds it running."""
-    task = asyncio.create_task(work)
-    while True:
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise
 
 
 async def _running(heard: EventQueue) -> float:

@@ -36,6 +36,7 @@ from retinue.hypervisor.interface import (
     Stopped,
 )
 from retinue.hypervisor.machine import GONE, EventQueue, QemuMachine, QMPEvent, event_time
+from retinue.hypervisor.unbroken import to_its_end
 from retinue.hypervisor.valve import LARGEST_STEP, SMALLEST_STEP, Valve, step_for
 
 MIGRATION_LIMIT = 60.0
@@ -94,7 +95,7 @@ async def depart(
                     ) from error
                 raise
             watching.cancel()
-            await asyncio.shield(_as_before(machine, reason, on_event))
+            await to_its_end(_as_before(machine, reason, on_event))
             if isinstance(error, (HypervisorError, TimeoutError)):
                 raise HypervisorError(f"VM {vm} was not moved: {reason}") from error
             raise
