@@ -162,6 +162,8 @@ async def test_a_departure_called_off_twice_puts_the_source_in_order_all_the_sam
     departure.cancel()
     await recovery.wait()
     departure.cancel()
+    done, _ = await asyncio.wait({departure}, timeout=0.05)
+    assert not done, "it is over before the source is in order"
     slow.set()
     await asyncio.wait({departure})
     assert departure.cancelled()
