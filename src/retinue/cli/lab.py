@@ -24,11 +24,15 @@ Name = Annotated[
 @app.command()
 def up(
     topology: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The network to build (TOML). Left out: the default.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The network to build: a TOML file; or libvirt, or relayed. Left out: the default.",
+        ),
     ] = None,
     name: Name = None,
     controller: Annotated[bool, typer.Option(help="Run a controller in it.")] = True,
-    vms: Annotated[bool, typer.Option(help="Start the VMs that are booked, in QEMU.")] = True,
+    vms: Annotated[bool, typer.Option(help="Run the agents, which start the VMs that are booked.")] = True,
     as_json: options.Json = False,
 ) -> None:
     """Start a lab; return when all of it stands.

@@ -9,7 +9,7 @@ from retinue.cli import options, reach, tables
 from retinue.cli.client import ApiError
 
 servers = options.group("Servers, and where they are attached.")
-switches = options.group("Switches, and whether they are connected.")
+switches = options.group("Switches: whether they are connected, and whether they hold what they should.")
 flows = options.group("Flow entries of the switches.")
 
 

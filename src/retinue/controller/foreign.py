@@ -11,7 +11,7 @@ in, the source's that it stands still, the target's that it runs (hypervisor/lib
     failed or stopped, target  failed, rolled_back                         not switched
     resumed, source            the same: it had been suspended             not switched
 
-What comes early waits until its turn. A move that our own driver makes hears the same words twice, which does
+What comes early waits until its turn. A move that our own agents make hears the same words twice, which does
 no harm.
 
 Nobody takes a VM by a claim of its own (row F3). The target's port alone begins nothing. Its "incoming" does

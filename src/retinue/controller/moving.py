@@ -1,8 +1,8 @@
 """Moves, carried out: the effects of `moves.machine` become flows on switches and words to the hypervisor.
 
 The hypervisor side (H1) follows the event stream: move.prepare, move.begin, move.copy, move.cleanup,
-move.rollback; and answers with events of its own (see `hypervisor_says`). The manager's message that starts a
-move is row B1's.
+move.rollback, move.return; and answers with events of its own (see `hypervisor_says`). The manager's message
+that starts a move is row B1's.
 """
 
 import asyncio
