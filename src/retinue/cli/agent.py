@@ -14,7 +14,7 @@ from retinue.cli.errors import CliError
 if TYPE_CHECKING:
     from retinue.bindings.renewal import Lease
 
-app = options.group("The agent of a server: run it, or have it renew a VM's lease now.")
+app = options.group("Agents of servers: run one; renew a VM's lease now.")
 
 
 @app.command()

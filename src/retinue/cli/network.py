@@ -9,7 +9,7 @@ from retinue.cli import options, reach, tables
 from retinue.cli.client import ApiError
 
 servers = options.group("Servers, and where they are attached.")
-switches = options.group("Switches: whether they are connected, and whether they hold what they should.")
+switches = options.group("Switches: are they connected, and in order?")
 flows = options.group("Flow entries of the switches.")
 
 
