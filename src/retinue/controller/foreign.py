@@ -1,4 +1,4 @@
-"""Moves that others make: what servers' watchers report of their hypervisors becomes steps of a move.
+"""Moves that others make: what servers' watchers (agent.watch) report of libvirt becomes steps of a move.
 
 A person types `virsh migrate --live` and knows nothing of us. The target's watcher says that the VM is coming
 in, the source's that it stands still, the target's that it runs (hypervisor/libvirt_events.py has the times):
@@ -15,11 +15,11 @@ What comes early waits until its turn. A move that our own agents make hears the
 no harm.
 
 Nobody takes a VM by a claim of its own (row F3). The target's port alone begins nothing. Its "incoming" does
-only where the source's watcher has told of the VM: there others make moves. Where our own agent runs it, that
-one would give it away to whoever asked. And a target that says "it runs here" steers nothing until the source
-has said that it stopped, or its switch that its port has gone. A watcher that was away tells what runs on its
-server when it is back ("started"), and so does it from time to time: so a move nobody told of is found, by
-its port and the lack of one at the source.
+only where the source's watcher has told of the VM: there others make moves. Where the agent runs a QEMU of
+its own, it would give the VM away to whoever asked. And a target that says "it runs here" steers nothing
+until the source has said that it stopped, or its switch that its port has gone. A watcher that was away tells
+what runs on its server when it is back ("started"), and so does it from time to time: so a move nobody told
+of is found, by its port and the lack of one at the source.
 """
 
 from collections import deque
@@ -125,7 +125,7 @@ class ForeignMoves:
         if kind is Kind.INCOMING:
             if (booked, vm) in self._watched:
                 return self._mover.start(vm, target_server=server)
-            self._claimed(vm, server, f"is to have VM {vm}, and no watcher at {booked} has told of that VM")
+            self._claimed(vm, server, f"is to have VM {vm}, and no libvirt at {booked} has told of it")
         if kind in (Kind.STARTED, Kind.RESUMED) and self._has_port(vm, server):
             if not self._has_port(vm, booked):
                 return self._mover.start(vm, target_server=server)
