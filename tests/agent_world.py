@@ -198,6 +198,8 @@ class FakeHypervisor:
             if not ran and not self.mute:
                 with contextlib.suppress(HypervisorError):
                     await channel.say("failed", reason=str(error) or "it was called off")
+            if ran and isinstance(error, HypervisorError):
+                raise HandedOverError(f"it had been told to run: {error}") from error
             raise
         else:
             on_event(Resumed(target.spec.id, 100.5))

@@ -215,6 +215,16 @@ async def test_what_had_come_for_a_vm_is_counted_when_its_move_is_off(bench: Ben
     assert "server2 tells move-1 target_gone 40" in told
 
 
+async def test_a_vm_that_ended_when_told_to_run_has_moved_and_does_not_go_back(bench: Bench) -> None:
+    await bench.prepared()
+    bench.target.hypervisor.script["run"] = "fails"
+    told = await bench.step("copy")
+    assert "server2 tells move-1 resumed" in " ".join(told)
+    assert any(word.startswith("server2 tells vm1 stopped") for word in told), told
+    assert not any("failed" in word or "target_gone" in word for word in told)
+    assert not await bench.step("return") or bench.source.machine.now is not RunState.RUNNING
+
+
 async def test_a_rollback_asked_for_twice_is_answered_twice_and_done_once(bench: Bench) -> None:
     await bench.prepared()
     assert by_server(await bench.step("rollback")) == [UNDONE[0], "server2: quit", *UNDONE[1:]]

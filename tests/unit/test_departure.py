@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from retinue.hypervisor.channel import Channel, channel_pair
 from retinue.hypervisor.departure import depart
 from retinue.hypervisor.interface import Event, MigrationFailed, RunState, VMSpec
@@ -19,6 +21,7 @@ class FakeQemu:
 
     def __init__(self) -> None:
         self.spec = VMSpec("vm1", "52:54:00:00:00:01", "tap-vm1", Path("kernel"), Path("initrd"))
+        self.major = 9
         self.asked: list[str] = []
         self.sent = 0
         self.before_resume: Callable[[], Awaitable[None]] | None = None
@@ -54,7 +57,7 @@ class FakeQemu:
         self.asked.append(command)
         match command:
             case "query-version":
-                return {"qemu": {"major": 7, "minor": 2, "micro": 22}}
+                return {"qemu": {"major": self.major, "minor": 2, "micro": 22}}
             case "migrate":
                 self._sending = asyncio.create_task(self._send())
             case "migrate_cancel" if self._sending is not None:
@@ -103,8 +106,11 @@ async def target(channel: Channel) -> list[Any]:
                 heard.append(word)
 
 
-async def test_the_memory_is_read_while_qemu_is_told_to_converge() -> None:
+@pytest.mark.parametrize(("major", "last"), [(7, "stop"), (9, "migrate-set-parameters")])
+async def test_the_memory_is_read_while_qemu_is_told_to_converge(major: int, last: str) -> None:
+    """A version before 8 is not told: it is content when nothing remains."""
     qemu = FakeQemu()
+    qemu.major = major
     here, there = await channel_pair()
     taking = asyncio.create_task(target(there))
 
@@ -119,7 +125,7 @@ async def test_the_memory_is_read_while_qemu_is_told_to_converge() -> None:
     assert result.pause_ms > 0
     order = [word for word in qemu.asked if word in ("divert", "quiet", "stop")]
     assert order == ["divert", "quiet", "stop"]
-    assert qemu.asked[-2:] == ["migrate-set-parameters", "query-migrate"]
+    assert qemu.asked[-2:] == [last, "query-migrate"]
 
 
 async def test_the_target_is_told_how_much_will_wait_for_the_vm_before_it_is_diverted() -> None:

@@ -407,7 +407,12 @@ def short() -> Iterator[Path]:
 
 def test_the_folder_is_for_the_user_whose_qemus_are(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[str, int, int]] = []
-    monkeypatch.setattr(os, "chown", lambda path, user, group: given.append((Path(path).name, user, group)))
+
+    def chown(path: Path, user: int, group: int, *, follow_symlinks: bool = True) -> None:
+        given.append((path.name, user, group))
+        assert not (follow_symlinks and path.name == f"{ID}.memory"), "a link would be followed"
+
+    monkeypatch.setattr(os, "chown", chown)
     folder = Folder(Path("/vms"), short / "vms", "nobody")
     folder.make()
     memory = folder.memory(ID)

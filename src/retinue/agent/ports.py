@@ -2,7 +2,6 @@
 
 from collections.abc import Collection
 
-from retinue.hypervisor import HypervisorError
 from retinue.hypervisor.commands import run
 from retinue.hypervisor.taps import add_port, frames_come, remove_port, tap_name
 
@@ -20,10 +19,7 @@ class LocalPorts:
         await remove_port(run, bridge=self._bridge, tap=tap_name(vm))
 
     async def come(self, vm: str) -> int:
-        try:
-            return await frames_come(run, tap_name(vm))
-        except HypervisorError:
-            return 0
+        return await frames_come(run, tap_name(vm))
 
     async def clear(self, but: Collection[str]) -> None:
         """Remove ports of VMs that an earlier agent made, except these."""

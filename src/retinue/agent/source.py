@@ -4,6 +4,7 @@ The memory goes out by a task beside the VM's worker, so that a rollback can cal
 """
 
 import asyncio
+import contextlib
 from typing import Any
 
 import structlog
@@ -66,6 +67,11 @@ class SourceEnd:
             log.error("the target has the VM, and does not answer", vm=kept.id, error=str(error))
         except HypervisorError as error:
             self.ward.tell_move(move, "failed", reason=str(error))
+        except Exception as error:
+            log.exception("a departure failed", vm=kept.id, move=move.id)
+            kept.handed_over = not stays
+            if stays:
+                self.ward.tell_move(move, "failed", reason=f"{type(error).__name__}: {error}")
         except BaseException:
             # A departure that is called off tells that it has failed, unless it has given the VM away.
             kept.handed_over = not stays
@@ -101,12 +107,13 @@ class SourceEnd:
             if kept.machine is None:
                 raise HypervisorError("its machine is gone")
             if await kept.machine.state() is not RunState.RUNNING:
-                kept.waited = await kept.machine.waiting()
+                with contextlib.suppress(HypervisorError):  # A figure only: it runs on in any case.
+                    kept.waited = await kept.machine.waiting()
                 await kept.machine.resume()
             kept.runs, kept.handed_over, kept.ending = True, False, False
         except HypervisorError as error:
             log.error("the VM does not run on at the source", vm=kept.id, move=move.id, error=str(error))
-            kept.handed_over = kept.ending = False
+            kept.runs = kept.handed_over = kept.ending = False
             self.ward.tell_vm(kept.id, "stopped", reason=str(error))
         self.ward.tell_move(move, "rolled_back", frames=kept.waited)
 

@@ -4,13 +4,14 @@ The memory comes in by a task beside the VM's worker, so that a rollback can cal
 """
 
 import asyncio
+import time
 
 import structlog
 
 from retinue.agent.kept import Kept
 from retinue.agent.records import MoveRecord, VMRecord
 from retinue.agent.ward import Ward, ended
-from retinue.hypervisor import Event, HypervisorError, Resumed
+from retinue.hypervisor import Event, HandedOverError, HypervisorError, Resumed
 
 log = structlog.get_logger()
 
@@ -57,6 +58,11 @@ class TargetEnd:
         try:
             channel = await self.ward.transfer.arrival(move.id)
             await self.ward.hypervisor.arrive(kept.machine, channel, hear)
+        except HandedOverError as error:
+            # It may have run, so it is nobody's past any more: it has moved, and ended.
+            kept.machine, kept.coming = None, False
+            self.ward.tell_move(move, "resumed", at=time.time())
+            self.ward.tell_vm(kept.id, "stopped", reason=str(error))
         except HypervisorError as error:
             kept.machine = None
             self.ward.tell_move(move, "failed", reason=str(error))
@@ -72,6 +78,7 @@ class TargetEnd:
             log.warning("the VM had arrived before it was called back", vm=kept.id, move=move.id)
             self.ward.tell_move(move, "resumed", at=kept.resumed_at)
             return
+        self.ward.transfer.forget(move.id)
         frames = await self.ward.ports.come(kept.id)
         await self.ward.forget(kept)
         self.ward.tell_move(move, "target_gone", frames=frames)

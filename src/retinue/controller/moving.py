@@ -342,6 +342,12 @@ class Mover:
         if running is None or running.done():
             work = self._confirm(move.id, change, touched, near)
             self._confirming[move.id, change] = self._context.spawn(work, f"{move.id}: {change}")
+        else:
+            # What was asked for first is not confirmed yet, and may have been undone meanwhile.
+            self._context.spawn(self._install(touched, near), f"{move.id}: {change}, again")
+
+    async def _install(self, touched: Touched, near: Near) -> None:
+        await self._context.install(touched, near)
 
     async def _confirm(self, id: str, change: moves.Booked, touched: Touched, near: Near) -> None:
         """Install, wait for the switches, and step on.

@@ -13,7 +13,7 @@ import structlog
 
 from retinue.hypervisor.both import both
 from retinue.hypervisor.channel import Channel
-from retinue.hypervisor.interface import HypervisorError, OnEvent, Resumed
+from retinue.hypervisor.interface import HandedOverError, HypervisorError, OnEvent, Resumed
 from retinue.hypervisor.machine import GONE, EventQueue, QemuMachine, event_time
 from retinue.hypervisor.unbroken import to_its_end
 
@@ -42,6 +42,8 @@ async def arrive(machine: QemuMachine, channel: Channel, on_event: OnEvent) -> f
         if not ran:  # else it may have run, and the source must not run it again
             with contextlib.suppress(HypervisorError):
                 await channel.say("failed", reason=str(error) or "it was called off")
+        elif isinstance(error, HypervisorError):
+            raise HandedOverError(f"VM {machine.spec.id} had been told to run: {error}") from error
         raise
     else:
         on_event(Resumed(machine.spec.id, at))

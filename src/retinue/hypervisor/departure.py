@@ -95,6 +95,8 @@ async def depart(
                     ) from error
                 raise
             watching.cancel()
+            # QEMU may wait for a reader, and answers nobody meanwhile: now it finds that there is none.
+            departure.valve.close()
             await to_its_end(_as_before(machine, reason, on_event))
             if isinstance(error, (HypervisorError, TimeoutError)):
                 raise HypervisorError(f"VM {vm} was not moved: {reason}") from error
@@ -119,7 +121,7 @@ class _Departure:
         self._stopped: asyncio.Future[float] = loop.create_future()
         self._completed: asyncio.Future[None] = loop.create_future()
         self._failed: asyncio.Future[str] = loop.create_future()
-        self._frames_before = 0
+        self._frames_before = self._converges_at = 0
         self.handed_over = False
 
     async def run(self) -> MigrationResult:
@@ -209,11 +211,11 @@ class _Departure:
         capabilities = [{"capability": "events", "state": True}]
         await machine.execute("migrate-set-capabilities", capabilities=capabilities)
         version = (await machine.execute("query-version"))["qemu"]
-        allowed = downtime_limit((version["major"], version["minor"], version["micro"]))
+        self._converges_at = downtime_limit((version["major"], version["minor"], version["micro"]))
         await machine.execute(
             "migrate-set-parameters",
             max_bandwidth=UNBOUNDED_BANDWIDTH,
-            downtime_limit=allowed if self._divert is None else 0,
+            downtime_limit=self._converges_at if self._divert is None else 0,
         )
         valve.narrow(SMALLEST_STEP if self._divert else LARGEST_STEP)
         uri = await machine.give(valve.theirs)
@@ -254,8 +256,13 @@ class _Departure:
         self.valve.narrow(LARGEST_STEP)
         self.valve.handed_over()
         # Both at once: when all RAM has gone QEMU answers nobody before the rest has been read.
-        converge = self._machine.execute("migrate-set-parameters", downtime_limit=UNBOUNDED_DOWNTIME)
-        await both(converge, self._pass_on())
+        await both(self._let_converge(), self._pass_on())
+
+    async def _let_converge(self) -> None:
+        """An older QEMU is content when nothing remains; a newer one never is with a limit of 0."""
+        if self._converges_at:
+            limit = UNBOUNDED_DOWNTIME
+            await self._machine.execute("migrate-set-parameters", downtime_limit=limit)
 
     async def _pass_on(self) -> None:
         """Pass on all that is left of the stream."""
@@ -281,10 +288,11 @@ async def _as_before(machine: QemuMachine, reason: str, on_event: OnEvent) -> No
                     if await _status(machine) in ENDED:
                         break
                     await asyncio.sleep(0.005)
-            if not (runs := await machine.state() is RunState.RUNNING):
-                waited = await machine.waiting()
+            if await machine.state() is not RunState.RUNNING:
+                with contextlib.suppress(HypervisorError):  # A figure only: it runs on in any case.
+                    waited = await machine.waiting()
                 await machine.resume()
-                runs = True
+            runs = True
     except (HypervisorError, TimeoutError) as error:
         log.error("after a failed move the source does not run", vm=machine.spec.id, error=str(error))
     on_event(MigrationFailed(machine.spec.id, time.time(), reason, source_runs=runs, waited=waited))

@@ -172,7 +172,8 @@ class Hypervisor(Protocol[M]):
     async def arrive(self, target: M, channel: "Channel", on_event: OnEvent = ignore) -> float:
         """Take a VM in, and run it as soon as the source has handed it over; returns since when it runs.
 
-        On failure the target is ended, the source told, and HypervisorError raised. The channel is closed.
+        On failure the target is ended, the source told, and HypervisorError raised; HandedOverError, the
+        source not being told, when the VM may have run here. The channel is closed.
         """
 
 

@@ -36,10 +36,14 @@ class Memory:
         self.clear()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            listener.bind(str(self.outside))
-            self.outside.chmod(SOCKET_MODE)
+            # Never by what the name stands for: the folder is a user's, who could put a link in its place.
+            before = os.umask(0o777 & ~SOCKET_MODE)
+            try:
+                listener.bind(str(self.outside))
+            finally:
+                os.umask(before)
             if self.user is not None:
-                os.chown(self.outside, self.user, -1)
+                os.chown(self.outside, self.user, -1, follow_symlinks=False)
             listener.listen(1)
             listener.setblocking(False)
         except OSError as error:

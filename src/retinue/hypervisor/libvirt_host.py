@@ -138,7 +138,7 @@ class LibvirtHost:
     async def domain(self, vm: str) -> Any | None:
         """The domain with an interface of that id, running or not yet; None when there is none here."""
         for domain in await self.domains():
-            if vm in self.ids(domain):
+            if vm in self.known(domain):
                 return domain
         return None
 
@@ -160,12 +160,16 @@ class LibvirtHost:
         return found
 
     def ids(self, domain: Any) -> tuple[str, ...]:
-        """The ids of a domain's interfaces; blocks the first time. Those of a domain once seen are kept."""
+        """The ids of a domain's interfaces; blocks until it has any. Those of a domain once seen are kept."""
         key = domain.UUIDString()
         if not self._known.get(key):
             with contextlib.suppress(self.library.libvirtError):
                 self._known[key] = interface_ids(domain.XMLDesc(0))
         return self._known.get(key, ())
+
+    def known(self, domain: Any) -> tuple[str, ...]:
+        """Those of a domain that `domains` has found."""
+        return self._known.get(domain.UUIDString(), ())
 
     # ---- events ----
 
@@ -237,7 +241,7 @@ class LibvirtHost:
         except HypervisorError:
             return []
         running = state == STATE_RUNNING
-        return [Happening(vm, Kind.STARTED, time.time()) for vm in self.ids(domain) if running]
+        return [Happening(vm, Kind.STARTED, time.time()) for vm in self.known(domain) if running]
 
     async def close(self) -> None:
         if self._connection is not None:

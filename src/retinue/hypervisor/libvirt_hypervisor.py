@@ -83,8 +83,11 @@ class LibvirtMachine:
             await self._host.call((await self.domain()).resume)
 
     async def waiting(self) -> int:
-        names = taps(await self._host.call((await self.domain()).XMLDesc, 0))
-        return sum([await frames_come(run, tap) - frames_given(os.getpid(), tap) for tap in names])
+        waiting = 0
+        with contextlib.suppress(HypervisorError):  # its taps are not in our network, or it has none
+            for tap in taps(await self._host.call((await self.domain()).XMLDesc, 0)):
+                waiting += max(0, await frames_come(run, tap) - frames_given(os.getpid(), tap))
+        return waiting
 
     async def quit(self) -> None:
         domain = await self._host.domain(self.spec.id)
@@ -162,7 +165,7 @@ class LibvirtHypervisor:
 
     async def adopt(self, hear: Callable[[str], OnEvent]) -> list[LibvirtMachine]:
         """All VMs that run here; libvirt's own word tells of their ends, so nobody needs to `hear`."""
-        found = [self.host.ids(domain) for domain in await self.host.domains()]
+        found = [self.host.known(domain) for domain in await self.host.domains()]
         machines = [await self.find(vm) for ids in found for vm in ids]
         return [machine for machine in machines if machine is not None and await _runs(machine)]
 

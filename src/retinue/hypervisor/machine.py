@@ -144,7 +144,8 @@ class QemuMachine:
         return frames_given(self.process.pid, self.spec.port)
 
     async def waiting(self) -> int:
-        return await frames_come(self._on_its_server, self.spec.port) - self.frames_given()
+        come = await frames_come(self._on_its_server, self.spec.port)
+        return max(0, come - self.frames_given()) if self.alive and come else 0
 
     async def make_room(self, frames_a_second: float) -> None:
         """Let its tap hold what comes for it while it stands still."""
@@ -227,7 +228,11 @@ TRANSMITTED = 9
 
 def frames_given(pid: int, tap: str) -> int:
     """How many frames the tap of that name, in the network of a process, has given its VM."""
-    for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines():
+    try:
+        table = Path(f"/proc/{pid}/net/dev").read_text()
+    except OSError as error:
+        raise HypervisorError(f"process {pid} has ended") from error
+    for line in table.splitlines():
         name, _, numbers = line.partition(":")
         if name.strip() == tap:
             return int(numbers.split()[TRANSMITTED])

@@ -346,7 +346,10 @@ def again(move: Move, now: float) -> tuple[Move, tuple[Effect, ...]]:
     effects = AGAIN.get(move.state, ())
     if move.state is S.ROLLING_BACK and move.target_gone:
         effects += (ReturnToSource(),)
-    return replace(move, steps=(*move.steps, (move.state, now))), effects
+    steps = move.steps
+    if len(steps) > 1 and steps[-1][0] is steps[-2][0]:
+        steps = steps[:-1]  # Asked for again and again: the first time and the last are enough.
+    return replace(move, steps=(*steps, (move.state, now))), effects
 
 
 def begin(id: str, vm: str, source: str, target: str, now: float) -> Move:
