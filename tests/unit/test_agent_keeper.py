@@ -220,7 +220,7 @@ async def test_a_vm_that_ended_when_told_to_run_has_moved_and_does_not_go_back(b
     bench.target.hypervisor.script["run"] = "fails"
     told = await bench.step("copy")
     assert "server2 tells move-1 resumed" in " ".join(told)
-    assert any(word.startswith("server2 tells vm1 stopped") for word in told), told
+    assert any(word.startswith("server2 tells web stopped") for word in told), told
     assert not any("failed" in word or "target_gone" in word for word in told)
     assert not await bench.step("return") or bench.source.machine.now is not RunState.RUNNING
 
