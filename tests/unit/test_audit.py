@@ -11,7 +11,7 @@ from fake_session import FakeNetwork, FakeSession
 from networks import add_vm, fabric, holding
 from retinue.controller import installer as module
 from retinue.controller import readback
-from retinue.controller.audit import AuditError
+from retinue.controller.audit import LONGEST_MOVE, AuditError
 from retinue.controller.installer import LONGEST_TIMEOUT
 from retinue.controller.readback import Audit
 from retinue.flows.change import Change
@@ -169,6 +169,15 @@ async def test_nothing_is_read_while_a_move_concerns_the_switch(fake: FakeNetwor
     await fake.settle()
     fake.controller.mover.hypervisor_says(move.id, "rolled_back", 0.0, "")
     assert fake.controller.mover.moves[move.id].state is MoveState.UNDONE
+    assert (await fake.controller.auditor.audit("spine1")).foreign == 1
+
+
+async def test_a_move_that_cannot_end_does_not_keep_switches_from_being_read(fake: FakeNetwork) -> None:
+    fake.fabric["spine1"].apply(Change(add=(STRANGE,)))
+    mover = fake.controller.mover
+    move = mover.start("vm1", target_server="server2")
+    state, began = move.steps[0]
+    mover.moves[move.id] = replace(move, steps=((state, began - LONGEST_MOVE - 1),))
     assert (await fake.controller.auditor.audit("spine1")).foreign == 1
 
 

@@ -135,7 +135,14 @@ def test_resume_may_overtake_the_word_that_the_copy_started() -> None:
 
 def test_each_state_that_waits_has_a_limit() -> None:
     for state in MoveState:
-        assert (state in LIMITS) == (not state.ended and state is not MoveState.ROLLING_BACK)
+        assert (state in LIMITS) == (not state.ended)
+
+
+def test_an_undo_that_is_not_confirmed_is_asked_for_again() -> None:
+    move, _ = step(walk(4), Failed("no"), 6.0)
+    late, effects = step(move, TimedOut(), 30.0)
+    assert (late.state, late.reason, effects) == (MoveState.ROLLING_BACK, "no", UNDO)
+    assert late.deadline() == 30.0 + LIMITS[MoveState.ROLLING_BACK]
 
 
 def test_switches_that_confirm_before_resume_make_it_switched_at_once() -> None:

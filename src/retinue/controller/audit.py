@@ -20,6 +20,8 @@ log = structlog.get_logger()
 AUDIT_SECONDS = 60.0
 TRIES = 3
 """How often a switch is read that is being changed meanwhile."""
+LONGEST_MOVE = 900.0
+"""Seconds; more than a move takes that goes well, each of its states as long as it may (moves.LIMITS)."""
 
 
 class AuditError(ModelError):
@@ -84,8 +86,10 @@ class Auditor:
         return min(ready, key=lambda switch: self._last.get(switch, 0), default=None)
 
     def _move_at(self, switch: str) -> Move | None:
-        """A move under way that concerns the switch."""
-        under_way = (move for move in self._mover.moves.values() if not move.state.ended)
+        """A move under way that concerns the switch. One that cannot end does not hinder for ever."""
+        since = self._context.clock() - LONGEST_MOVE
+        moves = self._mover.moves.values()
+        under_way = (move for move in moves if not move.state.ended and move.steps[0][1] > since)
         return next((move for move in under_way if switch in self._mover.concerned(move.id)), None)
 
     def _tell(self, switch: str, found: Audit) -> None:

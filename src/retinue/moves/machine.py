@@ -25,7 +25,7 @@ out: SourceStopped, or else Resumed, is what steers then. Each later word costs 
 A failure or a cancel before Resumed rolls back, and so does a step out of time before the source stopped.
 After that time alone proves nothing, for the VM may run at the target: only the hypervisor's word rolls back,
 and Resumed, when it crosses with an order to roll back, goes forward. A VM is never sent back to its past.
-After Resumed there is no way back at all; steps are tried until they are confirmed, a delay is reported.
+After Resumed there is no way back at all; steps, as an undo, are tried until confirmed, a delay is reported.
 A source that has handed the VM over does not run it again on an order to roll back: the target may. Only
 when the target's agent says that the VM never ran there, and never will (TargetGone), is it given back.
 
@@ -63,7 +63,7 @@ class MoveState(StrEnum):
 
     @property
     def may_undo(self) -> bool:
-        return self in LIMITS and self not in (MoveState.SWITCHING, MoveState.SWITCHED, MoveState.CONFIRMED)
+        return self in LIMITS and self not in PAST_UNDOING
 
 
 LIMITS: dict[MoveState, float] = {
@@ -76,8 +76,10 @@ LIMITS: dict[MoveState, float] = {
     MoveState.SWITCHING: 10.0,
     MoveState.SWITCHED: 10.0,
     MoveState.CONFIRMED: 60.0,
+    MoveState.ROLLING_BACK: 15.0,
 }
-"""Seconds a state may last. Rolling back has no limit: it is tried until it is done."""
+"""Seconds a state may last. Rolling back is tried again after its time, until it is done."""
+PAST_UNDOING = (MoveState.SWITCHING, MoveState.SWITCHED, MoveState.CONFIRMED, MoveState.ROLLING_BACK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,6 +442,8 @@ def _out_of_time(move: Move, now: float) -> tuple[Move, tuple[Effect, ...]]:
         return _give_up(move, f"not {_awaited(move.state)} within {LIMITS[move.state]:g} s", now)
     if move.state not in LIMITS:
         return move, ()
+    if move.state is S.ROLLING_BACK:
+        return again(move, now)
     late = replace(move, reason=f"{move.state} for longer than {LIMITS[move.state]:g} s, trying again")
     return again(late, now)
 
