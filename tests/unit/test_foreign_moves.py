@@ -153,6 +153,20 @@ async def test_a_move_that_fails_leaves_the_network_as_before(
     assert lab.state is MoveState.COPYING, "it may be tried again"
 
 
+async def test_in_a_move_of_ours_the_target_does_not_speak_for_the_source(lab: Lab) -> None:
+    """That it failed there says nothing of whether the VM runs at its source: the agent there tells."""
+    mover = lab.controller.mover
+    move = mover.start("vm1", target_server="server2")
+    mover.hypervisor_says(move.id, "target_open", 0.0, "", "192.0.2.4:7800")
+    await lab.plug(2)
+    mover.hypervisor_says(move.id, "copying", 0.0, "")
+    await lab.says(2, K.FAILED)
+    assert lab.state is MoveState.ROLLING_BACK
+    assert not mover.moves[move.id].restored
+    mover.hypervisor_says(move.id, "rolled_back", 0.0, "")
+    assert lab.state is MoveState.UNDONE
+
+
 async def test_a_server_that_claims_a_vm_does_not_get_it(lab: Lab) -> None:
     """Row F3: a port with the VM's id, and any words of its own, take nothing from a source that holds it."""
     await lab.plug(2)

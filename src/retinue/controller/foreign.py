@@ -202,7 +202,9 @@ def _words(move: Move, server: str, kind: Kind, at: float) -> list[_Word]:
         case Kind.RESUMED | Kind.STARTED if server == move.target:
             return [_Word(event, at) for event in ("target_open", "copying", "resumed", "source_gone")]
         case Kind.FAILED | Kind.STOPPED if server == move.target and move.state in _MAY_FAIL:
-            return _undone(at, f"the hypervisor of {server} did not take the VM in")
+            undone = _undone(at, f"the hypervisor of {server} did not take the VM in")
+            # In a move of ours the agents carry the memory, and the source's says whether the VM runs there.
+            return undone[:1] if move.memory_at else undone
         case Kind.SUSPENDED if server == move.source:
             return [_Word("stopped", at)]
         case Kind.DEPARTED if server == move.source:
