@@ -1,6 +1,15 @@
 """A move of a VM between servers, as a state machine: (move, event) -> (move, effects)."""
 
 from retinue.moves.machine import (
+    IllegalEventError,
+    Move,
+    MoveState,
+    again,
+    begin,
+    step,
+)
+from retinue.moves.placing import placed
+from retinue.moves.words import (
     AdmitAtTarget,
     Booked,
     Cancelled,
@@ -15,10 +24,7 @@ from retinue.moves.machine import (
     Failed,
     ForwardFromSource,
     FreeSource,
-    IllegalEventError,
     Matched,
-    Move,
-    MoveState,
     OpenTarget,
     Resumed,
     ReturnToSource,
@@ -31,11 +37,7 @@ from retinue.moves.machine import (
     TargetOpen,
     TimedOut,
     UndoAtHypervisor,
-    again,
-    begin,
-    step,
 )
-from retinue.moves.placing import placed
 
 __all__ = [
     "AdmitAtTarget",

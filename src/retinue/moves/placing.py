@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from retinue.model import VM
-from retinue.moves.machine import Booked, Move
+from retinue.moves.machine import Move
+from retinue.moves.words import Booked
 
 
 def placed(vm: VM, move: Move, change: Booked) -> VM:
