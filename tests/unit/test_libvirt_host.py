@@ -96,7 +96,7 @@ def test_an_id_that_is_no_uuid_is_refused_with_a_way_out(id: str) -> None:
         (Lifecycle.SUSPENDED, 0, None),
         (Lifecycle.SUSPENDED, 1, Kind.SUSPENDED),
         (Lifecycle.SUSPENDED, 2, None),
-        (Lifecycle.RESUMED, 0, None),
+        (Lifecycle.RESUMED, 0, Kind.STARTED),
         (Lifecycle.RESUMED, 1, Kind.RESUMED),
         (Lifecycle.STOPPED, 0, Kind.STOPPED),
         (Lifecycle.STOPPED, 1, Kind.STOPPED),

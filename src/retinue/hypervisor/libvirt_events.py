@@ -73,8 +73,9 @@ def kind_of(event: int, detail: int) -> Kind | None:
             return Kind.INCOMING if d == STARTED_MIGRATED else Kind.STARTED
         case Lifecycle.SUSPENDED, d if d == SUSPENDED_MIGRATED:
             return Kind.SUSPENDED
-        case Lifecycle.RESUMED, d if d == RESUMED_MIGRATED:
-            return Kind.RESUMED
+        case Lifecycle.RESUMED, d:
+            # Unpaused: as a VM of ours begins to run, which was made to stand still until its network stood.
+            return Kind.RESUMED if d == RESUMED_MIGRATED else Kind.STARTED
         case Lifecycle.STOPPED, d if d == STOPPED_MIGRATED:
             return Kind.DEPARTED
         case Lifecycle.STOPPED, d if d == STOPPED_FAILED:
