@@ -157,6 +157,18 @@ async def test_our_own_move_through_libvirt_loses_nothing(bench: Bench) -> None:
     await settled(bench, ONE, "server1")
 
 
+async def test_a_vm_of_ours_may_be_moved_as_soon_as_it_runs(bench: Bench) -> None:
+    """Its server has told of it by then: a target's word alone would begin nothing."""
+    id = "00000000-0000-4000-8000-000000000009"
+    async with bench.events() as events:
+        vm = {"id": id, "mac": "52:54:00:00:00:09", "server": "server1", "addresses": ["10.1.0.59"]}
+        await bench.post("vms", vm)
+        await events.until("vm.started", lambda e: e["vm"]["id"] == id)
+        await virsh(bench, "server1", "migrate", "--live", id, to(bench, "server2"))
+        await events.until("move.step", lambda e: e["move"]["state"] == "done" and e["move"]["vm"] == id)
+    await bench.request("DELETE", f"vms/{id}")
+
+
 async def test_a_vm_made_by_a_person_is_known_by_its_interface(bench: Bench, tmp_path: Path) -> None:
     """No manager booked it: its port and its libvirt tell of it, and a move of it is followed, too."""
     id, name = "00000000-0000-4000-8000-00000000aaaa", "somebodys"
