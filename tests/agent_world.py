@@ -158,7 +158,7 @@ class FakeHypervisor:
             await self._reach("copy")
             if divert is not None:
                 self.reached["divert"].set()
-                await divert()
+                await divert((source.spec.port,))
             source.now = RunState.PAUSED
             on_event(Stopped(source.spec.id, 100.0))
             await self._reach("stop")
@@ -261,7 +261,7 @@ class FakeRest:
     async def moves(self) -> list[MoveRecord]:
         return self.under_way
 
-    async def post(self, path: str, body: dict[str, Any]) -> None:
+    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         await asyncio.sleep(0)
         event = body["event"]
         if event == self.silent:
@@ -277,6 +277,7 @@ class FakeRest:
             assert more.pop("server") == self.server
         subject = path.removeprefix("/v1/vms/").removeprefix("/v1/moves/").removesuffix("/events")
         self.world.note(" ".join([f"{self.server} tells {subject} {event}", *map(str, more.values())]))
+        return {}
 
     async def events(self, since: int | None) -> AsyncGenerator[Happening, None]:
         self.since.put_nowait(since)

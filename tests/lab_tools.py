@@ -18,6 +18,7 @@ from typing import Any
 
 import aiohttp
 
+import still_threads
 from lab_watch import Capture, Lines
 from retinue.lab import credentials
 from retinue.lab.commands import popen_in
@@ -322,6 +323,17 @@ class Bench:
             yield watch
         finally:
             await watch.close()
+
+    @contextlib.asynccontextmanager
+    async def flow_caches_lag(self, *daemons: str) -> AsyncIterator[None]:
+        """These Open vSwitches go on by the flows they have cached, whatever their tables say."""
+        async with contextlib.AsyncExitStack() as still:
+            for name in daemons:
+                found = next(d for d in self.lab.status().daemons if d.name == name and d.running)
+                argv = [sys.executable, "-I", "-S", still_threads.__file__, str(found.pid), "revalidator"]
+                lines = await still.enter_async_context(self.lines(SANDBOX, *argv))
+                await lines.until("still")
+            yield
 
     @contextlib.asynccontextmanager
     async def traffic(self, to: str, *, node: str = "client", pps: int = 200) -> AsyncIterator[Echoes]:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Place:
         return domain
 
     def hypervisor(self) -> LibvirtHypervisor:
-        async def quiet(taps: Sequence[str]) -> None:
+        async def quiet(taps: Sequence[str], holders: Mapping[str, int]) -> None:
             self.quiet.append(taps)
 
         host = LibvirtHost(self.name, "test:///", self.library)
@@ -85,12 +85,12 @@ class Rest(FakeRest):
         super().__init__(world, server)
         self.kinds: list[str] = []
 
-    async def post(self, path: str, body: dict[str, Any]) -> None:
+    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         if path == f"/v1/servers/{self.server}/hypervisor-events":
             assert body["vm"] == ID
             self.kinds.append(body["kind"])
-            return
-        await super().post(path, {key: value for key, value in body.items() if key != "at"})
+            return {}
+        return await super().post(path, {key: value for key, value in body.items() if key != "at"})
 
 
 class Agent:

@@ -433,11 +433,13 @@ class Controller:
                 self._rebook(Booked.STEERED)
             case moves.CloseSource():
                 self._rebook(Booked.SOURCE_CLOSED)
+            case moves.CeaseForwarding():
+                self._rebook(Booked.SETTLED)
             case moves.CloseTarget():
                 self._rebook(Booked.TARGET_CLOSED)
 
     def _rebook(self, change: Booked) -> None:
-        there = change in (Booked.STEERED, Booked.SOURCE_CLOSED)
+        there = change in (Booked.STEERED, Booked.SOURCE_CLOSED, Booked.SETTLED)
         self.vm = _with(self.vm, server=TARGET if there else SOURCE)
         running = self._confirming.get(change)
         if running is None or running.done():
@@ -478,7 +480,7 @@ class Line:
     async def moves(self) -> list[MoveRecord]:
         return [record(self._controller.move)]
 
-    async def post(self, path: str, body: dict[str, Any]) -> None:
+    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         await self._there("report")
         world = self._controller.world
         more = [str(value) for name, value in body.items() if name != "event"]
@@ -491,6 +493,7 @@ class Line:
         if self._clocked.next("repeated"):
             raise ControllerAwayError("the answer is lost")
         await self._there("report")
+        return {}
 
     async def _there(self, pace: str) -> None:
         life = self._controller.life

@@ -8,7 +8,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -138,12 +138,13 @@ class Held:
         self.fails = False
         self.remaining = -1
 
-    async def __call__(self) -> None:
+    async def __call__(self, taps: Collection[str]) -> bool:
         self.remaining = (await self.source.execute("query-migrate"))["ram"]["remaining"]
         self.reached.set()
         await self.go_on.wait()
         if self.fails:
             raise HypervisorError("the switches have not confirmed")
+        return True
 
 
 async def _host(*argv: str) -> None:

@@ -87,6 +87,21 @@ async def test_a_move_loses_doubles_and_reorders_nothing(bench: Bench, pps: int)
     assert (figures.lost, figures.duplicated, figures.reordered) == (0, 0, 0), figures
 
 
+@pytest.mark.parametrize(
+    "lags", [["server1-vswitchd"], ["fabric-vswitchd"], ["server1-vswitchd", "fabric-vswitchd"]]
+)
+async def test_flow_caches_that_follow_their_tables_late_lose_nothing(bench: Bench, lags: list[str]) -> None:
+    """F1: on a busy switch a confirmed entry may take effect much later."""
+    async with bench.traffic(await bench.address("vm1")) as traffic, bench.events() as events:
+        async with bench.flow_caches_lag(*lags):
+            move = await begin(bench)
+            await reaches(events, move, "diverted")
+            await asyncio.sleep(0.2)  # That is what is tried: caches so late.
+        await reaches(events, move, "done")
+        figures, _ = await traffic.end()
+    assert (figures.lost, figures.duplicated) == (0, 0), figures
+
+
 async def test_two_vms_may_change_places_at_once(bench: Bench) -> None:
     first, second = await begin(bench, "vm1", "server2"), await begin(bench, "vm2", "server1")
     async with bench.events(since=0) as events:

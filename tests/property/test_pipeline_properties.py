@@ -115,12 +115,19 @@ def test_every_state_of_a_move_is_right(shape: Shape, data: st.DataObject) -> No
     else:
         may[mover] = {target}
         check(world, at, may)
-    run(net.put_vm(replace(vm, server=f"server{target}")))
+    closed = replace(vm, server=f"server{target}", forwarded_from=f"server{source}")
+    run(net.put_vm(closed))
     world.copied.clear()
     may[mover] = {target}
     check(world, at, may)
     # A port left behind at the source is nobody's: what it sends goes nowhere.
     world.forges(mover, target, next(n for n in at if n != mover))
+    late_ones_go_on(world, mover, target, source)
+    copies_end(world, mover, target, source)
+    run(net.put_vm(replace(closed, forwarded_from="")), back)
+    check(world, at, may)
+    copies_end(world, mover, target, source)
+    assert world.compiler.programs == fresh(net)
 
 
 def insure(world: World, vm: int, target: int, source: int) -> None:
@@ -138,9 +145,21 @@ def forward(world: World, vm: int, target: int, source: int) -> None:
     if world.net.vms[f"vm{vm}"].forwarded_from:
         return
     put(world, replace(world.net.vms[f"vm{vm}"], forwarded_from=f"server{source}"), on=f"edge{source}")
+    late_ones_go_on(world, vm, target, source)
+
+
+def late_ones_go_on(world: World, vm: int, target: int, source: int) -> None:
     late = udp_frame(GATEWAY_MAC, world.net.servers[f"server{source}"].mac, OUTSIDE, vm_ip(vm))
     for delivery in world.fabric.all_paths(f"edge{source}", UPLINK, late):
         world.comes_once(delivery, {(f"edge{target}", vm_port(vm))}, vm_mac(vm))
+
+
+def copies_end(world: World, vm: int, target: int, source: int) -> None:
+    """A copy that a switch makes late, of what the VM has had at the target, goes nowhere from the source."""
+    source_mac, target_mac = (world.net.servers[f"server{n}"].mac for n in (source, target))
+    copy = udp_frame(target_mac, source_mac, OUTSIDE, vm_ip(vm))
+    for delivery in world.fabric.all_paths(f"edge{source}", UPLINK, copy):
+        assert not delivery.arrivals
 
 
 def put(world: World, vm: VM, *, on: str) -> None:

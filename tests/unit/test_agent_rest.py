@@ -71,7 +71,7 @@ class Controller:
         self.asked: list[str] = []
         self.script: list[Exception | asyncio.Event] = []
 
-    async def post(self, path: str, body: dict[str, Any]) -> None:
+    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         self.asked.append(body["event"])
         if self.script:
             match self.script.pop(0):
@@ -80,6 +80,7 @@ class Controller:
                 case Exception() as error:
                     raise error
         self.accepted.append(body["event"])
+        return {}
 
     async def vms(self) -> list[VMRecord]:
         raise NotImplementedError

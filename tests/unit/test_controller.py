@@ -281,7 +281,9 @@ async def test_a_move_takes_binding_and_flows_along(lab: Lab) -> None:
     await lab.fake.settle()
     (row,) = lab.controller.net.bindings(["vm1"])
     assert (row.switch, row.active) == ("edge2", True)
-    assert lab.controller.mover.hypervisor_says(id, "source_gone", lab.now, "").state is MoveState.DONE
+    assert lab.controller.mover.hypervisor_says(id, "source_gone", lab.now, "").state is MoveState.FREED
+    await lab.fake.settle()
+    assert lab.controller.mover.moves[id].state is MoveState.DONE
     figures = lab.controller.mover.figures[id]
     assert figures["flow_mods"] > 0
     assert figures["control_ms"] == 0.0
@@ -332,6 +334,25 @@ async def test_what_comes_late_is_sent_on_and_what_comes_meanwhile_is_copied(lab
     lab.controller.mover.hypervisor_says(id, "resumed", lab.now, "")
     await lab.fake.settle()
     assert comes_to() == {"edge2"}
+    # A switch may follow its tables late: what it still sends to the source is sent on after the VM has gone.
+    for way in lab.fake.fabric.all_paths("edge1", UPLINK, late):
+        assert [(switch, port) for switch, port, _ in way.arrivals] == [("edge2", vm_port(1))]
+    assert [row.switch for row in lab.controller.net.bindings(["vm1"])] == ["edge2"]
+    lab.controller.mover.hypervisor_says(id, "source_gone", lab.now, "")
+    await lab.fake.settle()
+    assert lab.controller.mover.moves[id].state is MoveState.DONE
+    assert not any(way.arrivals for way in lab.fake.fabric.all_paths("edge1", UPLINK, late))
+
+
+async def test_a_source_that_is_shut_down_at_once_does_not_hold_up_the_end_of_its_move(lab: Lab) -> None:
+    await lab.boot(1, at=1)
+    id = await move_to(lab, 2, "target_open", "copying", "resumed", "source_gone")
+    assert lab.controller.mover.moves[id].state is MoveState.DONE
+    id = await move_to(lab, 1, "target_open", "copying", "resumed")
+    lab.fake.sessions["edge2"].close("the server was shut down")
+    lab.controller.mover.hypervisor_says(id, "source_gone", lab.now, "")
+    await lab.fake.settle()
+    assert lab.controller.mover.moves[id].state is MoveState.DONE
 
 
 async def test_what_a_move_that_failed_has_lost_is_counted(lab: Lab) -> None:

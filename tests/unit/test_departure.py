@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class FakeQemu:
         self._frames += 100
         return self._frames
 
-    async def until_quiet(self) -> None:
+    async def until_quiet(self, nothing_comes: bool) -> None:
         self.asked.append("quiet")
 
     async def state(self) -> RunState:
@@ -114,9 +114,10 @@ async def test_the_memory_is_read_while_qemu_is_told_to_converge(major: int, las
     here, there = await channel_pair()
     taking = asyncio.create_task(target(there))
 
-    async def divert() -> None:
+    async def divert(taps: Collection[str]) -> bool:
         qemu.asked.append("divert")
         assert RAM - qemu.sent > 0, "something is left to be sent until the VM stands still"
+        return True
 
     result = await depart(qemu, here, lambda event: None, divert)  # type: ignore[arg-type]
     heard = await taking
@@ -134,8 +135,9 @@ async def test_the_target_is_told_how_much_will_wait_for_the_vm_before_it_is_div
     taking = asyncio.create_task(target(there))
     diverted_after: list[int] = []
 
-    async def divert() -> None:
+    async def divert(taps: Collection[str]) -> bool:
         diverted_after.append(qemu.sent)
+        return True
 
     await depart(qemu, here, lambda event: None, divert)  # type: ignore[arg-type]
     heard = await taking
@@ -152,9 +154,9 @@ async def test_a_departure_called_off_twice_puts_the_source_in_order_all_the_sam
     told: list[Event] = []
     reached, slow = asyncio.Event(), asyncio.Event()
 
-    async def divert() -> None:
+    async def divert(taps: Collection[str]) -> bool:
         reached.set()
-        await asyncio.Event().wait()
+        return await asyncio.Event().wait()
 
     async def recovering() -> None:
         recovery.set()

@@ -5,7 +5,7 @@ import contextlib
 import os
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,9 +56,10 @@ class Bench:
     def state(self) -> str:
         return "runs" if self.domain.now[0] == RUNS else "stands still"
 
-    async def divert(self) -> None:
+    async def divert(self, taps: Collection[str]) -> bool:
         left = len(self.domain.memory) - self.domain.sent
         self.said.append(f"diverted, VM {self.state()}, {'some' if left else 'nothing'} left")
+        return True
 
     def hear(self, event: Event) -> None:
         self.events.append(event)
@@ -149,7 +150,7 @@ async def test_a_target_that_cannot_be_opened_is_said_in_libvirts_words(bench: B
     await bench.stayed()
 
 
-async def fail() -> None:
+async def fail(*taps: Collection[str]) -> bool:
     raise HypervisorError("the switches do not answer")
 
 
@@ -173,7 +174,7 @@ async def test_a_move_that_fails_leaves_the_vm_running_where_it_was(
 
 
 async def test_traffic_that_does_not_cease_calls_the_move_off(bench: Bench) -> None:
-    async def loud(taps: Sequence[str]) -> None:
+    async def loud(taps: Sequence[str], holders: Mapping[str, int]) -> None:
         raise HypervisorError("frames still come")
 
     bench.here._quiet = loud
@@ -188,9 +189,9 @@ class Stuck:
     def __init__(self) -> None:
         self.reached = asyncio.Event()
 
-    async def __call__(self) -> None:
+    async def __call__(self, *taps: Collection[str]) -> bool:
         self.reached.set()
-        await asyncio.Event().wait()
+        return await asyncio.Event().wait()
 
 
 @pytest.mark.parametrize("what", ["opened", "divert"])
@@ -272,13 +273,14 @@ async def test_where_libvirt_does_not_tell_the_source_is_not_run_again(
     refuse(bench)
     stopped = asyncio.Event()
 
-    async def divert() -> None:
+    async def divert(taps: Collection[str]) -> bool:
         stopped.set()
+        return True
 
     def break_off(taps: Sequence[str]) -> None:
         monkeypatch.setattr(domain, "state", gone)
 
-    async def quiet(taps: Sequence[str]) -> None:
+    async def quiet(taps: Sequence[str], holders: Mapping[str, int]) -> None:
         break_off(taps)
 
     bench.here._quiet = quiet

@@ -6,6 +6,7 @@ from retinue.moves import (
     AdmitAtTarget,
     Booked,
     Cancelled,
+    CeaseForwarding,
     CloseSource,
     CloseTarget,
     Confirmed,
@@ -49,7 +50,8 @@ STRAIGHT: list[tuple[Event, MoveState, tuple[Effect, ...]]] = [
     (Resumed(100.0), MoveState.SWITCHING, ()),
     (Confirmed(Booked.STEERED), MoveState.SWITCHED, (CloseSource(),)),
     (Confirmed(Booked.SOURCE_CLOSED), MoveState.CONFIRMED, (FreeSource(),)),
-    (SourceFreed(), MoveState.DONE, ()),
+    (SourceFreed(), MoveState.FREED, (CeaseForwarding(),)),
+    (Confirmed(Booked.SETTLED), MoveState.DONE, ()),
 ]
 UNDO = (CloseTarget(), UndoAtHypervisor())
 
@@ -69,7 +71,8 @@ def test_straight_way_to_done() -> None:
     assert (move.stopped_at, move.resumed_at) == (99.5, 100.0)
     assert [state for state, _ in move.steps] == [
         MoveState.PLANNED, MoveState.MATCHED, MoveState.ADMITTING, MoveState.PREPARED, MoveState.COPYING,
-        MoveState.DIVERTED, MoveState.SWITCHING, MoveState.SWITCHED, MoveState.CONFIRMED, MoveState.DONE,
+        MoveState.DIVERTED, MoveState.SWITCHING, MoveState.SWITCHED, MoveState.CONFIRMED, MoveState.FREED,
+        MoveState.DONE,
     ]  # fmt: skip
 
 
@@ -95,7 +98,7 @@ def test_trouble_before_resume_rolls_back(count: int, trouble: Event) -> None:
     assert step(other_half, RolledBack(), 52.0)[0].state is MoveState.UNDONE
 
 
-@pytest.mark.parametrize("count", [7, 8, 9])
+@pytest.mark.parametrize("count", [7, 8, 9, 10])
 def test_no_way_back_after_resume(count: int) -> None:
     move = walk(count)
     for trouble in (Failed("late"), Cancelled("an operator")):

@@ -18,6 +18,7 @@ import structlog
 
 from retinue.agent import local
 from retinue.agent.config import AgentConfig, AgentConfigError, load
+from retinue.agent.flow_cache import FlowCache
 from retinue.agent.keeper import Keeper
 from retinue.agent.orders import HttpOrders
 from retinue.agent.records import RecordError
@@ -79,7 +80,8 @@ async def _serve(config: AgentConfig) -> None:
     renewer = Renewer(config.server, config.bridge, HttpOrders(config.controller, credentials))
     await transfer.start(*config.endpoint)
     keeper = Keeper(
-        config.server, rest, runs.hypervisor, runs.ports, lambda record: spec(record, config.vm), transfer
+        *(config.server, rest, runs.hypervisor, runs.ports, lambda record: spec(record, config.vm), transfer),
+        bypassed=FlowCache().until_bypassed,
     )
     await runs.begin(keeper)
     ready = asyncio.Event()

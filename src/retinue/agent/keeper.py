@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from retinue.agent.kept import Kept, KeptMachine, Ports
+from retinue.agent.kept import Bypassed, Kept, KeptMachine, Ports, unknown
 from retinue.agent.managed import ManagedSource, ManagedTarget, ManagedWard
 from retinue.agent.records import Happening, MoveRecord, VMRecord
 from retinue.agent.rest import Rest
@@ -47,6 +47,7 @@ class Keeper:
         ports: Ports,
         spec: Callable[[VMRecord], VMSpec],
         transfer: Transfer,
+        bypassed: Bypassed = unknown,
     ) -> None:
         self.server = server
         self._rest = rest
@@ -56,11 +57,11 @@ class Keeper:
         self._managed: ManagedSource | None = None
         """Where a manager of its own, such as libvirt, runs the VMs."""
         if isinstance(hypervisor, ManagedHypervisor):
-            managed = ManagedWard(server, rest, hypervisor, ports, spec, transfer)
+            managed = ManagedWard(server, rest, hypervisor, ports, spec, transfer, bypassed)
             self._managed = ManagedSource(managed)
             self._ward, self._source, self._target = managed, self._managed, ManagedTarget(managed)
         else:
-            self._ward = Ward(server, rest, hypervisor, ports, spec, transfer)
+            self._ward = Ward(server, rest, hypervisor, ports, spec, transfer, bypassed)
             self._source, self._target = SourceEnd(self._ward), TargetEnd(self._ward)
         self.reports, self.vms, self.consoles = self._ward.reports, self._ward.vms, self._ward.consoles
         self._left: dict[str, Kept] = {}

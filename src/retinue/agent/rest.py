@@ -39,7 +39,8 @@ class Rest(Protocol):
 
     async def moves(self) -> list[MoveRecord]: ...
 
-    async def post(self, path: str, body: dict[str, Any]) -> None: ...
+    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Returns the answer."""
 
     def events(self, since: int | None) -> AsyncGenerator[Happening, None]:
         """A "hello", what has happened after event `since`, and what happens from now on.
@@ -73,8 +74,8 @@ class Reports:
         """True while something that was told about this subject has not arrived."""
         return subject in self._last and not self._last[subject].done()
 
-    async def ask(self, subject: str, path: str, body: dict[str, Any], limit: float) -> None:
-        """Tell something whose answer matters; returns when the controller has accepted it.
+    async def ask(self, subject: str, path: str, body: dict[str, Any], limit: float) -> dict[str, Any]:
+        """Tell something whose answer matters; returns it when the controller has accepted it.
 
         Raises RefusedError, or ControllerAwayError when it does not answer within `limit` seconds.
         """
@@ -145,8 +146,8 @@ class HttpRest:
     async def moves(self) -> list[MoveRecord]:
         return record(list[MoveRecord], (await self._get("/v1/moves")).get("moves"))
 
-    async def post(self, path: str, body: dict[str, Any]) -> None:
-        await self._ask("POST", path, json=body)
+    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return await self._ask("POST", path, json=body)
 
     async def events(self, since: int | None) -> AsyncGenerator[Happening, None]:
         query = "" if since is None else f"?since={since}"

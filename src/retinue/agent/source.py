@@ -5,6 +5,7 @@ The memory goes out by a task beside the VM's worker, so that a rollback can cal
 
 import asyncio
 import contextlib
+from collections.abc import Collection
 from typing import Any
 
 import structlog
@@ -55,8 +56,9 @@ class SourceEnd:
                 case MigrationFailed():
                     stays, kept.waited = True, event.waited
 
-        async def divert() -> None:
-            await self.ward.ask(move, "converged")
+        async def divert(taps: Collection[str]) -> bool:
+            answer = await self.ward.ask(move, "converged")
+            return await self.ward.bypassed(taps, str(answer.get("copies_from", "")))
 
         try:
             channel = await self.ward.transfer.connect(move.memory_at, move.id, move.target)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from retinue.agent.kept import Kept, Ports
+from retinue.agent.kept import Bypassed, Kept, Ports, unknown
 from retinue.agent.records import MoveRecord, VMRecord
 from retinue.agent.rest import ControllerAwayError, RefusedError, Reports, Rest, quoted
 from retinue.agent.transfer import Transfer
@@ -35,12 +35,14 @@ class Ward:
         ports: Ports,
         spec: Callable[[VMRecord], VMSpec],
         transfer: Transfer,
+        bypassed: Bypassed = unknown,
     ) -> None:
         self.server = server
         self.hypervisor = hypervisor
         self.ports = ports
         self.spec = spec
         self.transfer = transfer
+        self.bypassed = bypassed
         self.reports = Reports(rest)
         self.vms: dict[str, Kept] = {}
         self.consoles: dict[str, list[Path]] = {}
@@ -162,11 +164,11 @@ class Ward:
             more["frames"] = frames
         return self.reports.tell(move.vm, f"/v1/moves/{quoted(move.id)}/events", {"event": event, **more})
 
-    async def ask(self, move: MoveRecord, event: str) -> None:
+    async def ask(self, move: MoveRecord, event: str) -> dict[str, Any]:
         """Tell an event of a move and wait for the controller's answer. Raises HypervisorError."""
         path = f"/v1/moves/{quoted(move.id)}/events"
         try:
-            await self.reports.ask(move.vm, path, {"event": event}, DIVERT_SECONDS)
+            return await self.reports.ask(move.vm, path, {"event": event}, DIVERT_SECONDS)
         except (ControllerAwayError, RefusedError) as error:
             raise HypervisorError(f"its traffic is not diverted: {error}") from error
 

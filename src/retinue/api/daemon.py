@@ -59,6 +59,7 @@ async def _serve(config: Config, path: Path | None) -> None:
         moves_kept=config.moves_kept,
         audit_seconds=config.audit_seconds,
         warm_up_seconds=config.warm_up_seconds,
+        forward_seconds=config.forward_seconds,
     )
     try:
         if store is not None:

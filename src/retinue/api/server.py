@@ -21,12 +21,14 @@ from retinue.controller.config import address, port_ref
 from retinue.controller.controller import Controller
 from retinue.controller.moving import CACHE_LAG, STEERING_LIMIT, STOPPED_LIMIT, MoveError
 from retinue.model import VM, ModelError, Server, Service, mac
-from retinue.moves import MoveState
+from retinue.moves import Booked, MoveState
 
 log = structlog.get_logger()
 
 LARGEST_BODY = 16 << 20
-LIMITS_OF_STEERING = {"converged": STEERING_LIMIT, "stopped": STOPPED_LIMIT}
+AWAITED = {"converged": (Booked.FORWARDED, STEERING_LIMIT), "stopped": (Booked.STEERED, STOPPED_LIMIT)}
+"""What the answer to a word of the source waits for, and how long at the most, in seconds. While the VM runs:
+that no switch gives it anything any more, neither directly nor late."""
 HEARTBEAT = 15.0
 """Seconds between comments on an idle event stream, so that a dead listener is noticed."""
 
@@ -237,14 +239,18 @@ class Api:
         name = request.match_info["id"]
         mover = self._controller.mover
         move = mover.hypervisor_says(name, body.event, body.at, body.reason, body.memory_at, body.frames)
-        if move.state is MoveState.DIVERTED and body.event in LIMITS_OF_STEERING:
+        if move.state is MoveState.DIVERTED and body.event in AWAITED:
             # The answer is the word that the VM may go on: its traffic goes to the target already.
-            steered = await mover.until_steered(name, LIMITS_OF_STEERING[body.event])
+            steered = await mover.until_confirmed(name, *AWAITED[body.event])
             if body.event == "stopped" and not move.steered:
-                # Who asks with "converged" waits by itself, until nothing comes any more.
+                # Who asks with "converged" looks for itself, until nothing comes any more.
                 await asyncio.sleep(CACHE_LAG)
             if not steered and body.event == "converged":
                 raise MoveError("the switches have not confirmed in time that they steer to the target")
+            if body.event == "converged":
+                # While the VM stands still copies will come to it from there: no sign of a late switch.
+                target = self._controller.net.servers[move.target]
+                return _json({"state": mover.moves[name].state, "copies_from": target.mac})
         return _json({"state": mover.moves[name].state})
 
     async def _cancel(self, request: web.Request) -> web.Response:

@@ -22,6 +22,7 @@ WAITS_FOR = {
     "switching": "its traffic to be steered to the target, confirmed",
     "switched": "bindings and flows at the source to be deleted, confirmed",
     "confirmed": "the hypervisor to free the source",
+    "freed": "the source's switch to cease sending on what comes late",
     "rolling back": "the network and the hypervisor to be as before",
 }
 """What each state of a move waits for, in words."""

@@ -104,6 +104,9 @@ class Config(_Table, frozen=True):
     warm_up_seconds: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.25
     """How long a VM that has moved has its new server to itself, before its old place is cleaned up and its
     lease renewed. Both take processor time, just when the VM's caches are cold."""
+    forward_seconds: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.5
+    """For how long, from when a VM runs at its new place on, its old server's switch sends on what still
+    comes there: a busy switch may follow its own flow tables late."""
     listen: Listen = Listen()
     tls: TlsTable | None = None
     rest: RestTable = RestTable()

@@ -54,15 +54,17 @@ class Controller:
         moves_kept: int = MOVES_KEPT,
         audit_seconds: float = 0.0,
         warm_up_seconds: float = 0.0,
+        forward_seconds: float = 0.0,
     ) -> None:
-        """`moves_kept`, `audit_seconds`, `warm_up_seconds`: see controller.config."""
+        """`moves_kept`, `..._seconds`: see controller.config."""
         self.context = Context(net, clock, store or NoStore())
         self.net = net
         self.events = self.context.events
         self.dhcp = DhcpPath(self.context, warm_up_seconds)
         self.renewals = self.dhcp.renewals
         self.arp = ArpDesk(self.context)
-        self.mover = Mover(self.context, self.renewals.moved, History(moves_kept), warm_up_seconds)
+        history = History(moves_kept)
+        self.mover = Mover(self.context, self.renewals.moved, history, warm_up_seconds, forward_seconds)
         self.forged_frames: dict[tuple[str, Reason], int] = {}
         """By switch and reason: all frames dropped as forged, from the switches' own counters."""
         self._forged_counts: dict[str, dict[FlowKey, int]] = {}

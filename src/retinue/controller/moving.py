@@ -43,14 +43,16 @@ class Mover:
         arrived: Callable[[str], None] = lambda vm: None,
         history: History | None = None,
         warm_up: float = 0.0,
+        forward: float = 0.0,
     ) -> None:
         """`arrived` is called with each VM that has moved, when nothing of it is bound at the source.
 
-        The word to free the source waits for `warm_up` seconds: see controller.config.
+        The word to free the source waits for `warm_up` seconds, and the source forwards for `forward`
+        seconds from RESUME on: see controller.config.
         """
         self._context = context
         self._arrived = arrived
-        self._warm_up = warm_up
+        self._warm_up, self._forward_seconds = warm_up, forward
         self._history = history or History()
         self.moves: dict[str, Move] = {}
         self.figures: dict[str, dict[str, Any]] = {}
@@ -60,7 +62,7 @@ class Mover:
         self._open: dict[str, str] = {}
         """Moves whose hypervisor says the target is open, and where it takes the memory in."""
         self._packet_ins_before: dict[str, int] = {}
-        self._steered: dict[str, asyncio.Event] = {}
+        self._confirmed: dict[tuple[str, moves.Booked], asyncio.Event] = {}
         self._awaited: dict[str, Keys] = {}
         """By move: the entries it changed, by switch."""
         self._confirming: dict[tuple[str, moves.Booked], asyncio.Task[None]] = {}
@@ -162,14 +164,14 @@ class Mover:
         if "diverted" in figures:
             figures["lost_about"] = max(0, figures["diverted"] - figures.get("kept", 0))
 
-    async def until_steered(self, id: str, limit: float) -> bool:
-        """True as soon as every switch has confirmed that it steers to the target; False after `limit`.
+    async def until_confirmed(self, id: str, change: moves.Booked, limit: float) -> bool:
+        """True as soon as every switch concerned has confirmed this change of the move; False after `limit`.
 
         Open vSwitch's flow cache follows its tables, and with them the confirmation, a little later.
         """
         try:
             async with asyncio.timeout(limit):
-                await self._steered.setdefault(id, asyncio.Event()).wait()
+                await self._confirmed.setdefault((id, change), asyncio.Event()).wait()
         except TimeoutError:
             return False
         return True
@@ -241,11 +243,11 @@ class Mover:
         self._context.events.publish("move.step", move=move)
         if move.state.ended:
             self._open.pop(move.id, None)
-            self._steered.pop(move.id, None)
             self._awaited.pop(move.id, None)
             self._taken_up.discard(move.id)
-            for key in [key for key in self._confirming if key[0] == move.id]:
-                del self._confirming[key]
+            for told in (self._confirming, self._confirmed):
+                for key in [key for key in told if key[0] == move.id]:
+                    del told[key]
             self._forget(self._history.ended(move))
 
     def vm_gone(self, vm: str) -> None:
@@ -277,6 +279,8 @@ class Mover:
                 publish("move.copy", move=move)
             case moves.FreeSource():
                 self._context.spawn(self._free_source(move), f"{move.id}: free the source")
+            case moves.CeaseForwarding():
+                self._context.spawn(self._cease_forwarding(move), f"{move.id}: cease forwarding")
             case moves.ReturnToSource():
                 publish("move.return", move=move)
             case moves.UndoAtHypervisor():
@@ -292,15 +296,23 @@ class Mover:
             case moves.CloseSource():
                 self._rebook(move, moves.Booked.SOURCE_CLOSED, ())
             case moves.CloseTarget():
-                # The source's edge must cease to forward before its leaf no longer takes what it forwards.
-                edge = {net.servers[move.source].edge}
-                near = [edge, near_server(net, move.source) - edge]
-                self._rebook(move, moves.Booked.TARGET_CLOSED, near)
+                self._rebook(move, moves.Booked.TARGET_CLOSED, self._edge_first(move))
 
     async def _free_source(self, move: Move) -> None:
         """Nothing of the VM is bound at the source any more: what else is left there can wait."""
         await asyncio.sleep(self._warm_up)
         self._context.events.publish("move.cleanup", move=move)
+
+    async def _cease_forwarding(self, move: Move) -> None:
+        resumed = next(at for state, at in reversed(move.steps) if state is MoveState.SWITCHED)
+        await asyncio.sleep(resumed + self._forward_seconds - self._context.clock())
+        self._rebook(move, moves.Booked.SETTLED, self._edge_first(move))
+
+    def _edge_first(self, move: Move) -> Near:
+        """The source's edge must cease to forward before its leaf no longer takes what it forwards."""
+        net = self._context.net
+        edge = {net.servers[move.source].edge}
+        return [edge, near_server(net, move.source) - edge]
 
     def _told_first(self, move: Move) -> Near:
         """Of those that steer: around the target; and the source's edge, which gives up or sends on."""
@@ -354,8 +366,9 @@ class Mover:
 
         What is waited for is everything this move has changed so far: a step asked for again has nothing new
         to send, and is not confirmed by that. After a restart what was sent before is not known, so the
-        switches the move concerns must all have been read. Only an undo does not wait for a switch that is
-        away: its server may be why the move failed.
+        switches the move concerns must all have been read. An undo does not wait for a switch that is away,
+        its server may be why the move failed; nor does the end of forwarding: the server may have been shut
+        down, empty as it is.
         """
         installer = self._context.installer
         began = self._context.clock()
@@ -363,15 +376,15 @@ class Mover:
         awaited = self._awaited.setdefault(id, {})
         for switch, keys in report.changed.items():
             awaited[switch] = awaited.get(switch, frozenset()) | keys
-        undo = change is moves.Booked.TARGET_CLOSED
-        unread = self.concerned(id) if id in self._taken_up and not undo else ()
-        await installer.settled(awaited, attached=unread, present=undo)
+        may_be_away = change in (moves.Booked.TARGET_CLOSED, moves.Booked.SETTLED)
+        unread = self.concerned(id) if id in self._taken_up and not may_be_away else ()
+        await installer.settled(awaited, attached=unread, present=may_be_away)
         now = self._context.clock()
         figures = self.figures.setdefault(id, {})
         figures["flow_mods"] = figures.get("flow_mods", 0) + report.flow_mods
         if change is moves.Booked.STEERED:
             figures["steering_ms"] = (now - began) * 1000
-            self._steered.setdefault(id, asyncio.Event()).set()
+        self._confirmed.setdefault((id, change), asyncio.Event()).set()
         try:
             done = self._step(id, moves.Confirmed(change))
         except MoveError:

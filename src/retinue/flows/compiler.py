@@ -77,12 +77,14 @@ def _vm(net: Network, vm: VM, found: dict[str, list[Entry]]) -> None:
         port = net.vm_ports.get(vm.id, {}).get(server.edge)
         if port is not None:
             found.setdefault(server.edge, []).extend(edge.vm_flows(net, vm, server, port.number))
+    if vm.forwarded_from:
+        found.setdefault(net.servers[vm.forwarded_from].edge, []).extend(edge.forwards(net, vm))
     mark = cookie(Reason.FORWARD, Owner("vm", vm.id))
     for holding in net.held_by(vm.id):
         for switch, flows in fabric.host_routes(net, net.servers[vm.server], holding.ip, mark).items():
             found.setdefault(switch, []).extend(flows)
         # Both ways and from the first, so that where the VM is delivered changes nothing of it.
-        for place, other in permutations(sorted({vm.server, *vm.also}), 2):
+        for place, other in permutations(vm.places, 2):
             ways = fabric.copy_ways(net, net.servers[place], net.servers[other], holding.ip, mark)
             for switch, flows in ways.items():
                 found.setdefault(switch, []).extend(flows)

@@ -100,15 +100,12 @@ def vm_flows(net: Network, vm: VM, at: Server, port: int) -> Iterator[Flow | Met
             in_port=port, vlan_vid=NO_TAG, eth_type=EthType.ARP, eth_src=vm.mac, arp_sha=vm.mac, arp_spa=ip
         )
         yield Flow(Table.ADMIT, Priority.BOUND, said, goto=Table.ARP, cookie=mark, expires_at=until)
-        arrives = ip_match(dst=ip)
         if at.id == vm.forwarded_from:
-            there = net.servers[vm.server].mac
-            copy, as_usual = ip_match(dst=ip, eth_src=there), set_field(Field.ETH_SRC, net.gateway_mac)
+            copy = ip_match(dst=ip, eth_src=net.servers[vm.server].mac)
+            as_usual = set_field(Field.ETH_SRC, net.gateway_mac)
             yield Flow(Table.DELIVER, 210, copy, (as_usual, *hand_over), cookie=mark, expires_at=until)
-            forward = (set_field(Field.ETH_DST, there), Output(PortNo.IN_PORT))
-            yield Flow(Table.DELIVER, 200, arrives, forward, cookie=mark, expires_at=until)
         else:
-            yield Flow(Table.DELIVER, 200, arrives, hand_over, cookie=mark, expires_at=until)
+            yield Flow(Table.DELIVER, 200, ip_match(dst=ip), hand_over, cookie=mark, expires_at=until)
         # A VM asking for its own address (announcement, duplicate check) gets no answer: nobody else has it.
         own = match(in_port=port, eth_type=EthType.ARP, arp_tpa=ip)
         yield Flow(Table.ARP, 300, own, cookie=mark, expires_at=until)
@@ -116,6 +113,26 @@ def vm_flows(net: Network, vm: VM, at: Server, port: int) -> Iterator[Flow | Met
             # Row C3: a neighbour on this switch hears the VM's own MAC, so that local traffic stays local.
             ask = match(eth_type=EthType.ARP, arp_op=ARP_REQUEST, arp_tpa=ip)
             yield Flow(Table.ARP, 150, ask, arp_answer(ip, vm.mac), cookie=mark, expires_at=until)
+
+
+def forwards(net: Network, vm: VM) -> Iterator[Flow]:
+    """On the edge that forwards: what still comes there for the VM goes to where it is.
+
+    A copy never does, it comes from there: where the VM is not open any more, it ends.
+    """
+    mark, there = cookie(Reason.FORWARD, Owner("vm", vm.id)), net.servers[vm.server].mac
+    send_on = (set_field(Field.ETH_DST, there), Output(PortNo.IN_PORT))
+    for holding in net.held_by(vm.id):
+        if holding.ip.version != 4:
+            continue
+        still, copy, until = (
+            ip_match(dst=holding.ip),
+            ip_match(dst=holding.ip, eth_src=there),
+            holding.lease_end,
+        )
+        yield Flow(Table.DELIVER, 200, still, send_on, cookie=mark, expires_at=until)
+        if vm.forwarded_from not in vm.also:
+            yield Flow(Table.DELIVER, 210, copy, cookie=mark, expires_at=until)
 
 
 def _copies(net: Network, vm: VM, edge: Switch) -> tuple[tuple[Action, ...], tuple[Action, ...]]:

@@ -115,6 +115,7 @@ class _Departure:
         self._channel = channel
         self._on_event = on_event
         self._divert = divert
+        self._taps = (machine.spec.port,)
         self.valve = Valve()
         self.heard: EventQueue = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -138,7 +139,7 @@ class _Departure:
                     log.warning(
                         "the VM stood still before its traffic was diverted", vm=self._machine.spec.id
                     )
-                    await self._unless_failed(self._divert())
+                    await self._unless_failed(self._divert(self._taps))
                 await self._unless_failed(_value(passing))
             finally:
                 passing.cancel()
@@ -250,8 +251,7 @@ class _Departure:
         await self._channel.say("expect", frames_a_second=given / max(time.time() - began, LEAST_SECONDS))
 
     async def _switch_over(self, divert: Divert) -> None:
-        await divert()
-        await self._machine.until_quiet()
+        await self._machine.until_quiet(await divert(self._taps))
         await self._machine.execute("stop")
         self.valve.narrow(LARGEST_STEP)
         self.valve.handed_over()

@@ -5,7 +5,7 @@ which runs, and the target, opened to take its memory in. Times are seconds sinc
 the hypervisor's own host.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -97,8 +97,12 @@ OnEvent = Callable[[Event], None]
 """Called at once, in the event loop; must not block."""
 
 
-Divert = Callable[[], Awaitable[None]]
-"""Turns the VM's traffic to the target; returns when the switches have confirmed it. HypervisorError."""
+Divert = Callable[[Collection[str]], Awaitable[bool]]
+"""Turns the VM's traffic to the target; returns when the switches have confirmed it. HypervisorError.
+
+It is given the VM's taps, and returns True when it is known that nothing more comes to them; False when what
+is on its way may still come.
+"""
 
 
 Opened = Callable[[], Awaitable[None]]

@@ -23,7 +23,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum, auto
 from typing import Any
 
@@ -62,7 +62,8 @@ WORD_LIMIT = 2.0
 
 log = structlog.get_logger()
 
-Drain = Callable[[], Awaitable[None]]
+Drain = Callable[[bool], Awaitable[None]]
+"""Returns when the VM has been given all that comes for it. True: nothing more comes, see Divert."""
 
 
 class Outcome(Enum):
@@ -82,6 +83,7 @@ class LibvirtDeparture:
         host: LibvirtHost,
         domain: Any,
         vm: str,
+        taps: Sequence[str],
         channel: Channel,
         memory: Memory,
         own_control: str,
@@ -91,6 +93,7 @@ class LibvirtDeparture:
         self._host = host
         self._domain = domain
         self._vm = vm
+        self._taps = taps
         self._channel = channel
         self._memory = memory
         self._own_control = own_control
@@ -256,14 +259,14 @@ class LibvirtDeparture:
     async def _copy(self, divert: Divert | None) -> None:
         assert self._libvirt is not None
         if divert is not None and await self._unless_failed(self._hold_back()):
-            await self._unless_failed(divert())
-            await self._unless_failed(self._drain())
+            nothing_comes = await self._unless_failed(divert(self._taps))
+            await self._unless_failed(self._drain(nothing_comes))
             await self._host.call(self._domain.suspend)
             self._stopped()
         elif divert is not None:
             log.warning("the VM stood still before its traffic was diverted", vm=self._vm)
             self._stopped()
-            await self._unless_failed(divert())
+            await self._unless_failed(divert(self._taps))
         with contextlib.suppress(HypervisorError):  # it may have converged by itself
             await self._host.call(self._domain.migrateSetMaxDowntime, UNBOUNDED_DOWNTIME)
         await self._unless_failed(self._pass_on(), may_end=True)

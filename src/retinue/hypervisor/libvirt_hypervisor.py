@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from retinue.hypervisor.argv import Files
 from retinue.hypervisor.channel import Channel
@@ -36,6 +38,7 @@ from retinue.hypervisor.libvirt_events import Happening
 from retinue.hypervisor.libvirt_folder import Folder
 from retinue.hypervisor.libvirt_host import STATE_PAUSED, STATE_RUNNING, LibvirtHost
 from retinue.hypervisor.machine import QUIET, QUIET_LIMIT, frames_given
+from retinue.hypervisor.tap_queue import holder_of, until_empty
 from retinue.hypervisor.taps import frames_come
 
 START_PAUSED = 1
@@ -46,6 +49,8 @@ MIGRATION_OUT = 5
 """virDomainJobOperation."""
 LOOK_SECONDS = 0.05
 CALL_OFF_LIMIT = 10.0
+
+log = structlog.get_logger()
 
 
 class LibvirtMachine:
@@ -102,8 +107,30 @@ class LibvirtMachine:
         """libvirt keeps it."""
 
 
-async def until_quiet(names: Sequence[str]) -> None:
-    """Return when taps, in our own network namespace, have given their VM no frame for a while."""
+Holders = Mapping[str, int]
+"""By tap, the process that has it open."""
+
+
+def holders_of(names: Sequence[str]) -> Holders:
+    """Of those taps whose holder can be seen from here."""
+    found = {}
+    for tap in names:
+        with contextlib.suppress(HypervisorError):
+            found[tap] = holder_of(tap)
+    return found
+
+
+async def until_quiet(names: Sequence[str], holders: Holders) -> None:
+    """Return when these taps, in our own network namespace, have given their VM all that comes.
+
+    `holders` are given when nothing more comes to a tap: then it is asked itself. Else, when it has given no
+    frame for a while.
+    """
+    try:
+        if all([tap in holders and await until_empty(holders[tap], tap) for tap in names]):
+            return
+    except HypervisorError as error:
+        log.warning("a VM's taps are watched from outside only", taps=names, error=str(error))
     until, before = time.monotonic() + QUIET_LIMIT, -1
     while before != (now := sum(frames_given(os.getpid(), tap) for tap in names)):
         if time.monotonic() > until:
@@ -127,7 +154,7 @@ class LibvirtHypervisor:
         *,
         bridge: str = "br0",
         kind: str = "qemu",
-        quiet: Callable[[Sequence[str]], Awaitable[None]] = until_quiet,
+        quiet: Callable[[Sequence[str], Holders], Awaitable[None]] = until_quiet,
     ) -> None:
         self.host = host
         self._folder = folder
@@ -192,15 +219,18 @@ class LibvirtHypervisor:
         try:
             domain, memory = await source.domain(), self._folder.memory(vm)
             names = await self._taps(domain)
+            holders = await asyncio.to_thread(holders_of, names)
         except BaseException as error:
             on_event(MigrationFailed(vm, time.time(), str(error) or "it was called off", source_runs=True))
             await channel.close()
             raise
 
-        async def drain() -> None:
-            await self._quiet(names)
+        async def drain(nothing_comes: bool) -> None:
+            await self._quiet(names, holders if nothing_comes else {})
 
-        departure = LibvirtDeparture(self.host, domain, vm, channel, memory, self._control, on_event, drain)
+        departure = LibvirtDeparture(
+            self.host, domain, vm, names, channel, memory, self._control, on_event, drain
+        )
         return await departure.run(divert, opened)
 
     async def arrive(self, target: LibvirtMachine, channel: Channel, on_event: OnEvent = ignore) -> float:

@@ -16,6 +16,7 @@ from retinue.hypervisor.argv import Files
 from retinue.hypervisor.commands import run
 from retinue.hypervisor.interface import Gone, HypervisorError, OnEvent, RunState, VMSpec
 from retinue.hypervisor.process import Process
+from retinue.hypervisor.tap_queue import until_empty
 from retinue.hypervisor.taps import QUEUE_FRAMES, frames_come, queue_for
 
 COMMAND_LIMIT = 10.0
@@ -153,8 +154,18 @@ class QemuMachine:
         if frames > QUEUE_FRAMES:
             await self._on_its_server(["ip", "link", "set", "dev", self.spec.port, "txqueuelen", str(frames)])
 
-    async def until_quiet(self) -> None:
-        """Return when the VM has been given no frame for a while: what was on its way to it has arrived."""
+    async def until_quiet(self, nothing_comes: bool) -> None:
+        """Return when the VM has been given all that comes for it. See Divert.
+
+        Where that cannot be seen: when it has been given no frame for a while.
+        """
+        if nothing_comes:
+            try:
+                if not await until_empty(self.process.pid, self.spec.port):
+                    log.warning("the VM does not read what has come for it", vm=self.spec.id)
+                return
+            except HypervisorError as error:
+                log.warning("the VM's tap is watched from outside only", vm=self.spec.id, error=str(error))
         began = last_came = now = time.monotonic()
         frames = self.frames_given()
         while now < max(began + CACHE_LAG, last_came + QUIET):

@@ -195,7 +195,7 @@ class Network:
             self._forget_place(old)
         self.vms[vm.id] = vm
         self._vm_of_mac[vm.mac] = vm.id
-        for place in (vm.server, *vm.also):
+        for place in vm.places:
             self._vms_on.setdefault(place, set()).add(vm.id)
         return frozenset({Owner("vm", vm.id)})
 
@@ -340,7 +340,7 @@ class Network:
 
     def _forget_place(self, vm: VM) -> None:
         self._vm_of_mac.pop(vm.mac, None)
-        for place in (vm.server, *vm.also):
+        for place in vm.places:
             self._vms_on.get(place, set()).discard(vm.id)
 
 

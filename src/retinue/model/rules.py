@@ -96,14 +96,15 @@ def check_vm(net: "Network", vm: VM) -> None:
     for address in vm.addresses:
         _not_a_gateways(net, what, address)
         _not_a_servers(net, what, address)
-    for place in (vm.server, *vm.also):
+    for place in vm.places:
         if place not in net.servers:
             raise ModelError(f"{what}: there is no server {place}")
         if not net.servers[place].edge:
             raise ModelError(f"{what}: server {place} has no edge switch, it cannot run VMs")
-    for other in (vm.copied_to, vm.forwarded_from):
-        if other and other not in vm.also:
-            raise ModelError(f"{what}: it is not open at {other}, which can neither copy nor forward")
+    if vm.copied_to and vm.copied_to not in vm.also:
+        raise ModelError(f"{what}: it is not open at {vm.copied_to}, and nothing can be copied there")
+    if vm.forwarded_from == vm.server:
+        raise ModelError(f"{what}: {vm.server} cannot forward to itself")
     for held in net.held_by(vm.id):
         if held.mac != vm.mac:
             raise ModelError(f"{what} holds {held.ip} with MAC {held.mac}; its MAC cannot become {vm.mac}")

@@ -132,7 +132,13 @@ class VM:
     """One of `also` that gets a copy of all that is delivered, or "": a move's source, while the VM stands
     still. Were the move to fail, the VM would find there what it was sent meanwhile."""
     forwarded_from: str = ""
-    """One of `also` that sends on what still comes there, or "": a move's source, when nothing should."""
+    """A server that sends on what still comes there, or "": a move's source, when nothing should, and for a
+    little while after the VM has nothing else there."""
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The servers on whose switches something stands for this VM, the one it is delivered at first."""
+        return (self.server, *sorted({*self.also, self.forwarded_from} - {"", self.server}))
 
 
 @dataclass(frozen=True, slots=True)

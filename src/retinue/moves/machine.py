@@ -13,7 +13,8 @@
                   copies go to the source: see below
     switching     Confirmed: every switch steers so      the same
     switched      Confirmed: they are gone               free the source's QEMU and port
-    confirmed     SourceFreed                            done
+    confirmed     SourceFreed                            forward nothing from the source any more
+    freed         Confirmed: they forward nothing        done
     rolling back  Confirmed (the target is closed) and   undone: the network is as before
                   RolledBack (the source runs);
                   TargetGone on the way: see below
@@ -30,7 +31,8 @@ A source that has handed the VM over does not run it again on an order to roll b
 when the target's agent says that the VM never ran there, and never will (TargetGone), is it given back.
 
 Two insurances. Once all switches steer to the target, the source's edge sends on whatever it still gets: a
-packet that was long on its way comes too late for the source, and is not lost. And while the VM stands still
+packet that was long on its way comes too late for the source, and is not lost. It does so for a while after
+the VM has left, for a busy switch may follow its own tables late. And while the VM stands still
 (SourceStopped till Resumed) all it is sent at the target goes to the source, too, and waits there: if it runs
 on at the source after all, only what came between the steering and its stop is lost. If it runs on at the
 target, the copies are thrown away with the source's port.
@@ -46,6 +48,7 @@ from retinue.moves.words import (
     AdmitAtTarget,
     Booked,
     Cancelled,
+    CeaseForwarding,
     CloseSource,
     CloseTarget,
     Confirmed,
@@ -83,6 +86,7 @@ class MoveState(StrEnum):
     SWITCHING = "switching"
     SWITCHED = "switched"
     CONFIRMED = "confirmed"
+    FREED = "freed"
     DONE = "done"
     ROLLING_BACK = "rolling back"
     UNDONE = "undone"
@@ -106,10 +110,17 @@ LIMITS: dict[MoveState, float] = {
     MoveState.SWITCHING: 10.0,
     MoveState.SWITCHED: 10.0,
     MoveState.CONFIRMED: 60.0,
+    MoveState.FREED: 10.0,
     MoveState.ROLLING_BACK: 15.0,
 }
 """Seconds a state may last. Rolling back is tried again after its time, until it is done."""
-PAST_UNDOING = (MoveState.SWITCHING, MoveState.SWITCHED, MoveState.CONFIRMED, MoveState.ROLLING_BACK)
+PAST_UNDOING = (
+    MoveState.SWITCHING,
+    MoveState.SWITCHED,
+    MoveState.CONFIRMED,
+    MoveState.FREED,
+    MoveState.ROLLING_BACK,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +181,8 @@ NEXT: dict[tuple[MoveState, type[Event] | Booked], tuple[MoveState, tuple[Effect
     (S.DIVERTED, Resumed): (S.SWITCHING, ()),
     (S.SWITCHING, Booked.STEERED): (S.SWITCHED, (CloseSource(),)),
     (S.SWITCHED, Booked.SOURCE_CLOSED): (S.CONFIRMED, (FreeSource(),)),
-    (S.CONFIRMED, SourceFreed): (S.DONE, ()),
+    (S.CONFIRMED, SourceFreed): (S.FREED, (CeaseForwarding(),)),
+    (S.FREED, Booked.SETTLED): (S.DONE, ()),
 }
 """The straight way, by event or, for Confirmed, by what is confirmed. The rest is in `step`."""
 
@@ -183,6 +195,7 @@ AGAIN: dict[MoveState, tuple[Effect, ...]] = {
     S.SWITCHING: (SteerToTarget(),),
     S.SWITCHED: (CloseSource(),),
     S.CONFIRMED: (FreeSource(),),
+    S.FREED: (CeaseForwarding(),),
     S.ROLLING_BACK: (CloseTarget(), UndoAtHypervisor()),
 }
 """What a state asks for: asked for again after a restart, and when a late step is not confirmed in time.
@@ -195,7 +208,7 @@ _PASSED: dict[type[Event], MoveState] = {
     Converged: S.DIVERTED,
     SourceStopped: S.DIVERTED,
     Resumed: S.SWITCHING,
-    SourceFreed: S.DONE,
+    SourceFreed: S.FREED,
 }
 """From which state on an event has had its effect, so that its repeat changes nothing."""
 

@@ -22,6 +22,8 @@ def placed(vm: VM, move: Move, change: Booked) -> VM:
                 copied_to=move.source if still else "",
             )
         case Booked.SOURCE_CLOSED:
+            return replace(at_one_place(vm, move.target), forwarded_from=move.source)
+        case Booked.SETTLED:
             return at_one_place(vm, move.target)
         case Booked.TARGET_CLOSED:
             return at_one_place(vm, move.source)

@@ -24,6 +24,7 @@ class Booked(StrEnum):
     FORWARDED = "forwarded from the source"
     COPIED = "copied to the source"
     SOURCE_CLOSED = "source closed"
+    SETTLED = "no longer forwarded"
     TARGET_CLOSED = "target closed"
 
 
@@ -145,6 +146,11 @@ class FreeSource:
 
 
 @dataclass(frozen=True, slots=True)
+class CeaseForwarding:
+    """Forward nothing from the source, once nothing comes there any more; answer Confirmed(SETTLED)."""
+
+
+@dataclass(frozen=True, slots=True)
 class CloseTarget:
     """Book the VM at the source alone, as before; answer Confirmed(TARGET_CLOSED)."""
 
@@ -168,6 +174,7 @@ Effect = (
     | CopyToSource
     | CloseSource
     | FreeSource
+    | CeaseForwarding
     | CloseTarget
     | UndoAtHypervisor
     | ReturnToSource
