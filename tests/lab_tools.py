@@ -347,6 +347,18 @@ class Bench:
         finally:
             await echoes.end()
 
+    async def unharmed(self, traffic: Echoes) -> Traffic:
+        """End the traffic; none was lost or doubled. Else it is told when, in the story of the moves."""
+        figures, record = await traffic.end()
+        if figures.lost or figures.duplicated:
+            moves = (await self.get("moves"))["moves"]
+            said = [str(figures), *story(record, moves)]
+            for node in sorted({switch.node for switch in self.topology.switches}):
+                counts = await self.run(node, "ovs-appctl", "dpif-netdev/pmd-stats-show")
+                said += [f"{node}: {line.strip()}" for line in counts.splitlines() if "failed upcall" in line]
+            raise AssertionError("\n".join(said))
+        return figures
+
     @contextlib.asynccontextmanager
     async def captures(self, *places: tuple[str, str, str]) -> AsyncIterator[list[Capture]]:
         """Several at once: (node, interface, direction)."""
@@ -394,6 +406,21 @@ class Bench:
         return await asyncio.open_connection(
             sock=wire, ssl=tls, server_hostname=address if tls is not None else None
         )
+
+
+def story(record: Record, moves: list[Json]) -> list[str]:
+    """When each lost request was sent: after which step of which move."""
+    steps = [(0.0, "the beginning")]
+    for move in moves:
+        steps += [(step["at"], f"{move['id']} was {step['state']}") for step in move["steps"]]
+        steps += [(move[at], f"{move['id']} {at}") for at in ("stopped_at", "resumed_at") if move.get(at)]
+    told = []
+    for first, last, number in record.lost_spans():
+        at, step = max(known for known in steps if known[0] <= first)
+        told.append(
+            f"{number} lost, sent from {(first - at) * 1000:.1f} to {(last - at) * 1000:.1f} ms after {step}"
+        )
+    return told
 
 
 def cli_environment(lab: LabHandle) -> dict[str, str]:
