@@ -6,7 +6,7 @@ The world notes what happens, in order, and that no VM ever runs at two places.
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,18 +225,29 @@ class FakeHypervisor:
 class FakePorts:
     def __init__(self, world: World, server: str) -> None:
         self.world, self.server = world, server
-        self.broken = ""
+        self.broken = self.still_fed = ""
+        """Why no port can be made; and why the switch hands frames out at one for ever."""
+        self.bypassed: list[tuple[str, ...]] = []
 
     async def add(self, vm: str, mac: str) -> None:
         if self.broken:
             raise HypervisorError(self.broken)
         self.world.note(f"{self.server}: plug {vm} {mac}")
 
+    async def until_bypassed(self, taps: Collection[str], copies_from: str) -> bool:
+        self.bypassed.append((*taps, copies_from))
+        if self.still_fed:
+            raise HypervisorError(self.still_fed)
+        return True
+
     async def remove(self, vm: str) -> None:
         self.world.note(f"{self.server}: unplug {vm}")
 
     async def come(self, vm: str) -> int:
         return self.world.frames_come
+
+
+COPIES_FROM = "02:00:00:00:00:02"
 
 
 class FakeRest:
@@ -277,7 +288,7 @@ class FakeRest:
             assert more.pop("server") == self.server
         subject = path.removeprefix("/v1/vms/").removeprefix("/v1/moves/").removesuffix("/events")
         self.world.note(" ".join([f"{self.server} tells {subject} {event}", *map(str, more.values())]))
-        return {}
+        return {"copies_from": COPIES_FROM} if event == "converged" else {}
 
     async def events(self, since: int | None) -> AsyncGenerator[Happening, None]:
         self.since.put_nowait(since)
@@ -307,7 +318,9 @@ class Agent:
         )
         transfer = Transfer(server)
         await transfer.start("127.0.0.1", port)
-        keeper = Keeper(server, rest, hypervisor, ports, lambda vm: spec(vm, TABLE), transfer)
+        keeper = Keeper(
+            server, rest, hypervisor, ports, lambda vm: spec(vm, TABLE), transfer, ports.until_bypassed
+        )
         return cls(rest, hypervisor, ports, transfer, keeper)
 
     async def down(self) -> None:

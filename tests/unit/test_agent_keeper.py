@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent_world import VM, Bench, bench_up
+from agent_world import COPIES_FROM, VM, Bench, bench_up
 from retinue.agent.daemon import follow
 from retinue.agent.records import Happening, MoveRecord, VMRecord
 from retinue.agent.rest import ControllerAwayError
@@ -278,6 +278,17 @@ async def test_a_vm_whose_traffic_is_not_diverted_does_not_move(bench: Bench) ->
     told = await bench.step("copy")
     assert "server1 tells move-1 failed its traffic is not diverted: does not fit" in told
     assert "server2: runs" not in told
+    assert bench.world.running("web") == ["server1"]
+
+
+async def test_a_vm_moves_when_its_switch_is_seen_to_have_nothing_more_for_it(bench: Bench) -> None:
+    await bench.prepared()
+    ports = bench.source.ports
+    ports.still_fed = "the switch follows its tables too late"
+    told = await bench.step("copy")
+    assert "server1 tells move-1 failed the switch follows its tables too late" in told
+    assert "server1 tells move-1 stopped 100.0" not in told
+    assert ports.bypassed == [(bench.source.machine.spec.port, COPIES_FROM)]
     assert bench.world.running("web") == ["server1"]
 
 
