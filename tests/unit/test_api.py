@@ -8,12 +8,13 @@ import aiohttp
 import pytest
 
 from fake_session import FakeNetwork
-from networks import add_vm, fabric, vm_mac
+from networks import GATEWAY_MAC, UPLINK, add_vm, fabric, vm_ip, vm_mac, vm_port
 from retinue.api.server import Api
 from retinue.controller.controller import Controller
 from retinue.controller.events import QUEUE, RING, EventBus
 from retinue.flows.change import Change
 from retinue.model.network import Owner
+from world import OUTSIDE, udp_frame
 
 
 @pytest.fixture
@@ -159,6 +160,32 @@ async def test_an_audit_tells_what_was_found() -> None:
         fake.sessions["leaf1"].close("gone")
         status, refused = await call(url, "POST", "/v1/switches/leaf1/audit")
         assert (status, refused["error"]) == (409, "switch leaf1 cannot be audited: it is not connected")
+    finally:
+        await api.stop()
+        await fake.stop()
+
+
+async def test_a_vm_may_stop_when_its_old_switch_sends_on_what_comes_late() -> None:
+    """The answer to `converged`: steering alone is not enough."""
+    fake = FakeNetwork(fabric(), lambda: 1000.0)
+    add_vm(fake.net, 1, at=1, ports_on=(2,))
+    await fake.start()
+    api = Api(fake.controller, dict)
+    url = f"http://127.0.0.1:{await api.start('127.0.0.1', 0)}"
+    try:
+        await call(url, "POST", "/v1/moves", {"vm": "vm1", "target_server": "server2"})
+        events = "/v1/moves/move-1/events"
+        for word in ("target_open", "copying"):
+            assert (await call(url, "POST", events, {"event": word}))[0] == 200
+            await fake.settle()
+        status, answer = await call(url, "POST", events, {"event": "converged"})
+        assert (status, answer) == (
+            200,
+            {"state": "diverted", "copies_from": fake.net.servers["server2"].mac},
+        )
+        late = udp_frame(GATEWAY_MAC, fake.net.servers["server1"].mac, OUTSIDE, vm_ip(1))
+        for way in fake.fabric.all_paths("edge1", UPLINK, late):
+            assert [(switch, port) for switch, port, _ in way.arrivals] == [("edge2", vm_port(1))]
     finally:
         await api.stop()
         await fake.stop()
