@@ -4,25 +4,27 @@ import asyncio
 import ssl
 
 from retinue.pki.gate import TlsGate
+from retinue.pki.half_open import HalfOpen
 
 
 async def test_a_connection_given_up_before_its_handshake_begins_is_told() -> None:
     """As happens to the oldest of many that are accepted at one stroke."""
     told: list[tuple[str, str]] = []
     gates: list[TlsGate] = []
-
-    def opened(gate: TlsGate) -> None:
-        gates.append(gate)
-        asyncio.get_running_loop().call_soon(gate.end, "newer connections came", "crowded")
+    half_open = HalfOpen(1, lambda _, why, kind: told.append((why, kind)))
 
     def accept() -> TlsGate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        return TlsGate(context, 5.0, opened, asyncio.Protocol, lambda _, why, kind: told.append((why, kind)))
+        gate = TlsGate(context, 5.0, asyncio.Protocol, half_open)
+        gates.append(gate)
+        asyncio.get_running_loop().call_soon(gate.end, "newer connections came", "crowded")
+        return gate
 
     listener = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
     assert await reader.read() == b""
     await gates[0].closed
     assert told == [("TLS handshake failed: newer connections came", "crowded")]
+    assert len(half_open) == 0
     writer.close()
     listener.close()

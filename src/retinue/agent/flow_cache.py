@@ -100,7 +100,7 @@ def leads_to(ports: Collection[str], flow: str, copies_from: str = "") -> bool:
 
 
 def _names(what: str, text: str) -> bool:
-    return re.search(rf"(?<![\w.-]){re.escape(what)}(?![\w.-])", text) is not None
+    return what in text and re.search(rf"(?<![\w.-]){re.escape(what)}(?![\w.-])", text) is not None
 
 
 __all__ = ["FlowCache", "leads_to"]

@@ -18,6 +18,7 @@ from retinue.hypervisor.channel import READ_BYTES
 from retinue.pki.contexts import client_context, server_context
 from retinue.pki.credentials import Credentials
 from retinue.pki.gate import TlsGate
+from retinue.pki.half_open import HalfOpen
 from retinue.pki.identity import PeerRole, identity_of
 
 HELLO_LIMIT = 10.0
@@ -49,7 +50,7 @@ class Transfer:
         self._listening, self._connecting, self._servers_of = listening, connecting, servers_of
         self._expected: dict[str, tuple[str, asyncio.Future[Channel]]] = {}
         self._listener: asyncio.Server | None = None
-        self._half_open: dict[TlsGate, None] = {}
+        self._half_open = HalfOpen(MAX_HALF_OPEN, self._refuse)
 
     async def start(self, host: str, port: int = 0) -> None:
         factory = self._streams if self._listening is None else self._gate
@@ -62,10 +63,7 @@ class Transfer:
             waiting.cancel()
         if self._listener is not None:
             self._listener.close()
-        gates = list(self._half_open)
-        for gate in gates:
-            gate.end("the agent stops")
-        await asyncio.gather(*(gate.closed for gate in gates))
+        await self._half_open.end("the agent stops")
 
     # ---- the door ----
 
@@ -74,20 +72,11 @@ class Transfer:
 
     def _gate(self) -> TlsGate:
         assert self._listening is not None
-        return TlsGate(self._listening, HANDSHAKE_LIMIT, self._opened, self._streams, self._shaken)
+        return TlsGate(self._listening, HANDSHAKE_LIMIT, self._streams, self._half_open)
 
-    def _opened(self, gate: TlsGate) -> None:
-        self._half_open[gate] = None
-        if len(self._half_open) > MAX_HALF_OPEN:
-            oldest = next(iter(self._half_open))
-            del self._half_open[oldest]
-            oldest.end(f"{MAX_HALF_OPEN} newer connections without a handshake", "crowded")
-
-    def _shaken(self, gate: TlsGate, failure: str, kind: str) -> None:
-        self._half_open.pop(gate, None)
-        if kind:
-            self.refused[kind] += 1
-            log.warning("a connection is refused", peer=gate.peer, why=failure)
+    def _refuse(self, peer: str, why: str, kind: str) -> None:
+        self.refused[kind] += 1
+        log.warning("a connection is refused", peer=peer, why=why)
 
     # ---- the target ----
 

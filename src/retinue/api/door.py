@@ -8,6 +8,7 @@ import structlog
 from aiohttp import web
 
 from retinue.pki.gate import TlsGate
+from retinue.pki.half_open import HalfOpen
 
 log = structlog.get_logger()
 
@@ -21,7 +22,7 @@ class Door:
         self._protocols = server
         self._refused = refused
         self._context = context
-        self._half_open: dict[TlsGate, None] = {}
+        self._half_open = HalfOpen(MAX_HALF_OPEN, self._refuse)
         self._server: asyncio.Server | None = None
 
     async def open(self, host: str, port: int) -> int:
@@ -35,24 +36,12 @@ class Door:
         """Stop listening; connections that stand are the HTTP library's."""
         if self._server is not None:
             self._server.close()
-        gates = list(self._half_open)
-        for gate in gates:
-            gate.end("the controller stops")
-        await asyncio.gather(*(gate.closed for gate in gates))
+        await self._half_open.end("the controller stops")
 
     def _gate(self) -> TlsGate:
         assert self._context is not None
-        return TlsGate(self._context, HANDSHAKE_SECONDS, self._opened, self._protocols, self._done)
+        return TlsGate(self._context, HANDSHAKE_SECONDS, self._protocols, self._half_open)
 
-    def _opened(self, gate: TlsGate) -> None:
-        self._half_open[gate] = None
-        if len(self._half_open) > MAX_HALF_OPEN:
-            oldest = next(iter(self._half_open))
-            del self._half_open[oldest]
-            oldest.end(f"{MAX_HALF_OPEN} newer connections without a handshake", "crowded")
-
-    def _done(self, gate: TlsGate, failure: str, kind: str) -> None:
-        self._half_open.pop(gate, None)
-        if kind:
-            self._refused[kind] += 1
-            log.warning("REST connection refused", peer=gate.peer, reason=failure)
+    def _refuse(self, peer: str, reason: str, kind: str) -> None:
+        self._refused[kind] += 1
+        log.warning("REST connection refused", peer=peer, reason=reason)

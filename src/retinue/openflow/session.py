@@ -20,6 +20,7 @@ from retinue.openflow.connection import Connection, Receiver, Timing
 from retinue.openflow.requests import Rejected
 from retinue.openflow.switch import Session, SwitchHandler
 from retinue.pki.gate import TlsGate
+from retinue.pki.half_open import HalfOpen
 
 log = structlog.get_logger()
 
@@ -60,8 +61,7 @@ class OpenFlowServer:
         self._timing = Timing(hello_timeout, echo_interval, echo_timeout)
         self._ssl = ssl
         self._admits = admits
-        self._max_half_open = max_half_open
-        self._half_open: dict[Connection | TlsGate, None] = {}
+        self._half_open = HalfOpen(max_half_open, self._refuse)
         self._connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
 
@@ -83,13 +83,11 @@ class OpenFlowServer:
         if self._server is not None:
             self._server.close()
             self._server = None
-        leaving: list[Connection | TlsGate] = [
-            *self._connections,
-            *(g for g in self._half_open if isinstance(g, TlsGate)),
-        ]
-        for one in leaving:
-            one.end("the controller stops")
-        await asyncio.gather(*(one.closed for one in leaving))
+        leaving = list(self._connections)
+        for connection in leaving:
+            connection.end("the controller stops")
+        await self._half_open.end("the controller stops")
+        await asyncio.gather(*(connection.closed for connection in leaving))
 
     # ---- connections coming and going ----
 
@@ -98,23 +96,11 @@ class OpenFlowServer:
 
     def _gate(self) -> TlsGate:
         assert self._ssl is not None
-        return TlsGate(self._ssl, self._timing.hello_timeout, self._admit, self._connection, self._gate_done)
-
-    def _gate_done(self, gate: TlsGate, failure: str, kind: str) -> None:
-        self._half_open.pop(gate, None)
-        if kind:
-            self._refuse(gate.peer, failure, kind)
-
-    def _admit(self, newcomer: Connection | TlsGate) -> None:
-        self._half_open[newcomer] = None
-        if len(self._half_open) > self._max_half_open:
-            oldest = next(iter(self._half_open))
-            del self._half_open[oldest]
-            oldest.end(f"{self._max_half_open} newer connections without a handshake", "crowded")
+        return TlsGate(self._ssl, self._timing.hello_timeout, self._connection, self._half_open)
 
     def opened(self, connection: Connection) -> None:
         self._connections.add(connection)
-        self._admit(connection)
+        self._half_open.enter(connection)
 
     def admit(self, connection: Connection, dpid: int) -> None:
         reason = self._admits(connection.certificate, dpid, connection.peer)
@@ -122,7 +108,7 @@ class OpenFlowServer:
             raise ProtocolError(reason, "identity")
 
     def known(self, connection: Connection, features: FeaturesReply, ports: list[PortDesc]) -> Receiver:
-        self._half_open.pop(connection, None)
+        self._half_open.leave(connection)
         former = self.sessions.get(features.dpid)
         if former is not None:
             former.close(f"the switch connected again, from {connection.peer}")
@@ -137,10 +123,8 @@ class OpenFlowServer:
         log.info("openflow.disconnected", switch=hex(session.dpid), peer=session.peer, reason=reason)
 
     def ended(self, connection: Connection, reason: str, kind: str) -> None:
-        self._half_open.pop(connection, None)
         self._connections.discard(connection)
-        if kind:
-            self._refuse(connection.peer, reason, kind)
+        self._half_open.leave(connection, reason, kind)
 
     def _refuse(self, peer: str, reason: str, kind: str) -> None:
         self.refused[kind] += 1

@@ -4,6 +4,8 @@ import asyncio
 import ssl
 from collections.abc import Callable
 
+from retinue.pki.half_open import HalfOpen
+
 
 class _Early(asyncio.Protocol):
     """Keeps what arrives between the end of the handshake and the handing over."""
@@ -36,23 +38,21 @@ class _Early(asyncio.Protocol):
 class TlsGate(asyncio.Protocol):
     """Takes an accepted socket through the TLS handshake, then hands it to the protocol that `make` makes.
 
-    `done` is called at its end, with the gate, why it failed and a word to count that by; both empty if not.
+    Until then it is one of the `half_open`, which are told when the handshake fails, and why.
     """
 
     def __init__(
         self,
         context: ssl.SSLContext,
         timeout: float,
-        opened: Callable[["TlsGate"], None],
         make: Callable[[], asyncio.Protocol],
-        done: Callable[["TlsGate", str, str], None],
+        half_open: HalfOpen,
     ) -> None:
         self.peer = "?"
         self._context = context
         self._timeout = timeout
-        self._opened = opened
         self._make = make
-        self._done = done
+        self._half_open = half_open
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
         self._given_up = ("", "")
@@ -63,7 +63,7 @@ class TlsGate(asyncio.Protocol):
         transport.pause_reading()  # What comes next is for TLS, not for us.
         self._transport = transport
         self.peer = peer_name(transport)
-        self._opened(self)
+        self._half_open.enter(self)
         self._task = asyncio.get_running_loop().create_task(self._shake(transport))
         self._task.add_done_callback(self._ended)
 
@@ -78,7 +78,7 @@ class TlsGate(asyncio.Protocol):
     def _ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():  # Given up before the handshake had begun.
             reason, kind = self._given_up
-            self._done(self, f"TLS handshake failed: {reason}", kind)
+            self._half_open.leave(self, f"TLS handshake failed: {reason}", kind)
         self.closed.set_result(None)
 
     async def _shake(self, transport: asyncio.Transport) -> None:
@@ -95,9 +95,9 @@ class TlsGate(asyncio.Protocol):
             failure = str(problem) or type(problem).__name__
         if secured is None:
             transport.abort()
-            self._done(self, f"TLS handshake failed: {failure}", kind)
+            self._half_open.leave(self, f"TLS handshake failed: {failure}", kind)
             return
-        self._done(self, "", "")
+        self._half_open.leave(self)
         early.hand_over(secured, self._make())
 
 
