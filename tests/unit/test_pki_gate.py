@@ -4,21 +4,26 @@ import asyncio
 import ssl
 
 from retinue.pki.gate import TlsGate
-from retinue.pki.half_open import HalfOpen
+from retinue.pki.half_open import HalfOpen, Newcomer
+
+
+class Impatient(HalfOpen):
+    """Gives up each newcomer as soon as it has come."""
+
+    def enter(self, newcomer: Newcomer) -> None:
+        super().enter(newcomer)
+        asyncio.get_running_loop().call_soon(newcomer.end, "newer connections came", "crowded")
 
 
 async def test_a_connection_given_up_before_its_handshake_begins_is_told() -> None:
     """As happens to the oldest of many that are accepted at one stroke."""
     told: list[tuple[str, str]] = []
     gates: list[TlsGate] = []
-    half_open = HalfOpen(1, lambda _, why, kind: told.append((why, kind)))
+    half_open = Impatient(1, lambda _, why, kind: told.append((why, kind)))
 
     def accept() -> TlsGate:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        gate = TlsGate(context, 5.0, asyncio.Protocol, half_open)
-        gates.append(gate)
-        asyncio.get_running_loop().call_soon(gate.end, "newer connections came", "crowded")
-        return gate
+        gates.append(TlsGate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), 5.0, asyncio.Protocol, half_open))
+        return gates[0]
 
     listener = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
