@@ -6,10 +6,11 @@ The socket is there beside any controller, and works with every datapath, where 
 would go past one that does not read it from the kernel.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 
 from retinue.agent.renewing import InjectionError
+from retinue.hypervisor import HypervisorError
+from retinue.hypervisor.commands import Ended, run_to_end
 
 VERSIONS = "OpenFlow10,OpenFlow13,OpenFlow14,OpenFlow15"
 LIMIT = 5.0
@@ -50,24 +51,12 @@ async def port_number(
     return int(out)
 
 
-async def run(argv: Sequence[str], env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
-    """Run a program to its end: exit code, output, and what it complained of. Raises InjectionError."""
-    pipe = asyncio.subprocess.PIPE
+async def run(argv: Sequence[str], env: Mapping[str, str] | None = None) -> Ended:
+    """Run a program to its end, whatever that is. Raises InjectionError when it cannot be run, or stays."""
     try:
-        process = await asyncio.create_subprocess_exec(
-            *argv, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=env
-        )
-    except OSError as error:
-        raise InjectionError(f"{argv[0]} cannot be run: {error.strerror}") from error
-    try:
-        async with asyncio.timeout(LIMIT):
-            out, err = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise InjectionError(f"{argv[0]} did not end within {LIMIT:.0f} s") from None
-    assert process.returncode is not None
-    return process.returncode, out.decode(errors="replace"), err.decode(errors="replace").strip()
+        return await run_to_end(argv, LIMIT, env)
+    except HypervisorError as error:
+        raise InjectionError(str(error)) from error
 
 
 __all__ = ["OvsPort", "port_number", "run"]
