@@ -425,6 +425,10 @@ async def test_an_agent_speaks_for_its_own_servers_only(
     seen = {"vm": "vm2", "kind": "started", "at": 5.0}
     assert (await rest.ask("POST", "/v1/servers/server2/hypervisor-events", how, seen, token))[0] == 200
     assert (await rest.ask("POST", "/v1/servers/server1/hypervisor-events", how, seen, token))[0] == 403
+    counts = {"since": 5.0, "refused": {"tls": 1}}
+    assert (await rest.ask("POST", "/v1/servers/server2/counters", how, counts, token))[0] == 200
+    assert (await rest.ask("POST", "/v1/servers/server1/counters", how, counts, token))[0] == 403
+    assert controller.agent_refusals.totals() == {"server2": {"tls": 1}}
     assert (await rest.ask("POST", "/v1/vms/vm1/renewals", how, {"agent": True}, token))[0] == 403
     status, answer = await rest.ask("POST", "/v1/vms/vm2/renewals", how, {"agent": True}, token)
     assert status == 409 and "no say" not in answer["error"], "the handler's own: nothing is leased"

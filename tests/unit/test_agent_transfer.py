@@ -60,10 +60,7 @@ async def test_who_brings_what_is_not_expected_is_refused(target: Transfer) -> N
         await Transfer("server1").connect(target.address, "move-2", "server2")
     with pytest.raises(HypervisorError, match="does not let"):
         await Transfer("server3").connect(target.address, "move-1", "server2")
-    assert target.refused == {
-        "no such move is expected": 1,
-        "the move is expected from server1": 1,
-    }
+    assert target.refused == {"not expected": 1, "wrong server": 1}
     # And neither is in the way of the one that is expected.
     await (await Transfer("server1").connect(target.address, "move-1", "server2")).close()
 
@@ -116,25 +113,25 @@ async def test_a_move_that_is_called_off_as_it_comes_in_is_not_let_in(
         with pytest.raises(HypervisorError, match="hung up"):
             await here.hear()
     await here.close()
-    assert target.refused == {"the move has been called off": 1}
+    assert target.refused == {"called off": 1}
 
 
 @pytest.mark.parametrize(
     ("sent", "reason"),
     [
-        (b"GET / HTTP/1.1\r\n\r\n", "the other end of the move sends what is not agreed"),
-        (b"W\0\0\0\x05[1,2,", "the other end of the move sends words that are not JSON"),
-        (b"W\0\0\0\x05[1,2]", "the other end of the move sends a word without its name"),
-        (b"W\0\0\0\x02{}", "the other end of the move sends a word without its name"),
-        (b"M\0\0\0\x01x", "the other end of the move sends memory where a word was due"),
-        (b"E\0\0\0\0", "the other end of the move sends memory where a word was due"),
-        (b'W\0\0\0\x10{"word": "move"}', "no such move is expected"),
-        (b'W\0\0\0\x23{"word": "come", "move": "move-1"}  ', "no such move is expected"),
-        (b'W\0\0\0\x20{"word": "move", "move": ["a"]}  ', "no such move is expected"),
-        (b"W\xff\xff\xff\xff", "the other end of the move sends what is not agreed"),
-        (b"W\0\0\xff\xff" + b"[" * 0xFFFF, "the other end of the move sends words that are not JSON"),
-        (b"W\0\0", "the other end of the move has hung up"),
-        (b"", "the other end of the move has hung up"),
+        (b"GET / HTTP/1.1\r\n\r\n", "garbage"),
+        (b"W\0\0\0\x05[1,2,", "garbage"),
+        (b"W\0\0\0\x05[1,2]", "garbage"),
+        (b"W\0\0\0\x02{}", "garbage"),
+        (b"M\0\0\0\x01x", "garbage"),
+        (b"E\0\0\0\0", "garbage"),
+        (b'W\0\0\0\x10{"word": "move"}', "not expected"),
+        (b'W\0\0\0\x23{"word": "come", "move": "move-1"}  ', "not expected"),
+        (b'W\0\0\0\x20{"word": "move", "move": ["a"]}  ', "not expected"),
+        (b"W\xff\xff\xff\xff", "garbage"),
+        (b"W\0\0\xff\xff" + b"[" * 0xFFFF, "garbage"),
+        (b"W\0\0", "gone"),
+        (b"", "gone"),
     ],
 )
 async def test_garbage_is_counted_and_disturbs_nobody(target: Transfer, sent: bytes, reason: str) -> None:
@@ -145,8 +142,7 @@ async def test_garbage_is_counted_and_disturbs_nobody(target: Transfer, sent: by
     writer.write_eof()
     assert await hung_up(reader) == b""
     writer.close()
-    ((said, count),) = target.refused.items()
-    assert (said.startswith(reason), count) == (True, 1), said
+    assert target.refused == {reason: 1}
     await (await Transfer("server1").connect(target.address, "move-1", "server2")).close()
 
 
@@ -157,7 +153,7 @@ async def test_what_garbage_says_does_not_make_the_count_grow(target: Transfer) 
         writer.write(b"X\0\0\0" + bytes([octet]))
         assert await hung_up(reader) == b""
         writer.close()
-    assert list(target.refused.values()) == [20]
+    assert target.refused == {"garbage": 20}
 
 
 async def test_who_says_nothing_is_refused_after_a_while(
@@ -168,7 +164,7 @@ async def test_who_says_nothing_is_refused_after_a_while(
     reader, writer = await asyncio.open_connection(host, int(port))
     assert await hung_up(reader) == b""
     writer.close()
-    assert target.refused == {"no word": 1}
+    assert target.refused == {"silent": 1}
 
 
 # ---- the source, and a target that is not as it should be ----
@@ -291,9 +287,9 @@ async def test_an_agent_brings_its_own_servers_vm(authority: Authority, safe: Tr
 @pytest.mark.parametrize(
     ("party", "refused"),
     [
-        ("agent/server3", "the move is expected from server1"),
-        ("manager/server1", "not an agent, but manager server1"),
-        ("switch/server1", "not an agent, but switch server1"),
+        ("agent/server3", "wrong server"),
+        ("manager/server1", "identity"),
+        ("switch/server1", "identity"),
     ],
 )
 async def test_who_says_it_is_another_is_refused(

@@ -218,6 +218,10 @@ def test_session_with_the_real_interface(real: str) -> None:
     assert "vm.booked" not in good("events", "--type", "move", *at)
     assert "0 of 7 connected" in good("controller", "status", *at)
     assert "openflow: bad version 1" in good("controller", "status", *at)
+    counts = {"since": 5.0, "refused": {"tls": 3, "wrong server": 1}}
+    client.Client(real).post("servers", "server2", "counters", body=counts)
+    shown = good("controller", "status", *at)
+    assert re.search(r"^refused by agents +server2: tls 3, server2: wrong server 1$", shown, re.M)
 
 
 def test_json_is_the_interface_s_own_data(real: str) -> None:

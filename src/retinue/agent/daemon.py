@@ -12,6 +12,8 @@ import contextlib
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -22,6 +24,7 @@ from retinue.agent.flow_cache import FlowCache
 from retinue.agent.keeper import Keeper
 from retinue.agent.orders import HttpOrders
 from retinue.agent.records import RecordError
+from retinue.agent.refusals import Refusals
 from retinue.agent.renewer import Renewer
 from retinue.agent.rest import ControllerAwayError, HttpRest, RefusedError, Rest
 from retinue.agent.runners import runner
@@ -85,16 +88,18 @@ async def _serve(config: AgentConfig) -> None:
     )
     await runs.begin(keeper)
     ready = asyncio.Event()
+    refusals = Refusals(config.server, transfer.refused, rest, time.time())
     try:
         async with local.serving(folder / local.SOCKET, keeper):
-            following = asyncio.create_task(follow(rest, keeper, renewer, ready))
+            following = asyncio.create_task(follow(rest, keeper, renewer, ready, refusals.again))
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, following.cancel)
-            telling = asyncio.create_task(_tell_ready(ready))
+            telling = [asyncio.create_task(work) for work in (_tell_ready(ready), refusals.run())]
             log.info("agent is up", server=config.server, listens=transfer.address)
             with contextlib.suppress(asyncio.CancelledError):
                 await following
-            telling.cancel()
+            for task in telling:
+                task.cancel()
             log.info("stopping")
     finally:
         await renewer.close()
@@ -104,14 +109,24 @@ async def _serve(config: AgentConfig) -> None:
         await rest.close()
 
 
-async def follow(rest: Rest, keeper: Keeper, renewer: Renewer, ready: asyncio.Event) -> None:
-    """Act on the controller's events for ever; after each (new) connection catch up first."""
+async def follow(
+    rest: Rest,
+    keeper: Keeper,
+    renewer: Renewer,
+    ready: asyncio.Event,
+    back: Callable[[], None] = lambda: None,
+) -> None:
+    """Act on the controller's events for ever; after each (new) connection catch up first.
+
+    `back` is called when the controller is there, or there again.
+    """
     last: int | None = None
     while True:
         try:
             async with contextlib.aclosing(rest.events(last)) as events:
                 async for happening in events:
                     if happening.type == "hello":
+                        back()
                         await keeper.catch_up()
                         ready.set()
                         # A controller that has started again numbers its events from the start.

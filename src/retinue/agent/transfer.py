@@ -13,11 +13,12 @@ from collections.abc import Callable, Collection
 
 import structlog
 
+from retinue.controller.refusals import Refusal
 from retinue.hypervisor import Channel, ChannelError, HypervisorError
 from retinue.hypervisor.channel import READ_BYTES
 from retinue.pki.contexts import client_context, server_context
 from retinue.pki.credentials import Credentials
-from retinue.pki.gate import TlsGate
+from retinue.pki.gate import TlsGate, peer_name
 from retinue.pki.half_open import HalfOpen
 from retinue.pki.identity import PeerRole, identity_of
 
@@ -33,6 +34,12 @@ ServersOf = Callable[[ssl.SSLObject | ssl.SSLSocket], Collection[str]]
 """Whose agent's certificate it is: ids of servers. Raises ValueError when it is no agent's."""
 
 
+class _NotLetInError(ChannelError):
+    def __init__(self, reason: Refusal, why: str) -> None:
+        super().__init__(why)
+        self.reason = reason
+
+
 class Transfer:
     """`servers_of` is needed where there are TLS contexts."""
 
@@ -44,8 +51,8 @@ class Transfer:
         servers_of: ServersOf | None = None,
     ) -> None:
         self.address = ""
-        self.refused: Counter[str] = Counter()
-        """Who was not let in, by reason; "tls" and "crowded" did not get through the handshake."""
+        self.refused: Counter[Refusal] = Counter()
+        """Who was not let in, by reason."""
         self._server = server
         self._listening, self._connecting, self._servers_of = listening, connecting, servers_of
         self._expected: dict[str, tuple[str, asyncio.Future[Channel]]] = {}
@@ -75,8 +82,8 @@ class Transfer:
         return TlsGate(self._listening, HANDSHAKE_LIMIT, self._streams, self._half_open)
 
     def _refuse(self, peer: str, why: str, kind: str) -> None:
-        self.refused[kind] += 1
-        log.warning("a connection is refused", peer=peer, why=why)
+        self.refused[Refusal(kind)] += 1
+        log.warning("a connection is refused", peer=peer, why=why, kind=kind)
 
     # ---- the target ----
 
@@ -98,16 +105,16 @@ class Transfer:
                 hello = await channel.hear()
             source, waiting = self._expected.get(str(hello.get("move")), ("", None))
             if hello["word"] != "move" or waiting is None or waiting.done():
-                raise ChannelError("no such move is expected")
+                raise _NotLetInError(Refusal.NOT_EXPECTED, "no such move is expected")
             if (peer is not None and source not in peer) or hello.get("source") != source:
                 shown = hello.get("source") if peer is None else ", ".join(peer)
-                raise ChannelError(f"the move is expected from {source}: not from {shown}")
+                why = f"the move is expected from {source}: not from {shown}"
+                raise _NotLetInError(Refusal.WRONG_SERVER, why)
             await channel.say("come")
             if waiting.done():
-                raise ChannelError("the move has been called off")
+                raise _NotLetInError(Refusal.CALLED_OFF, "the move has been called off")
         except (ChannelError, TimeoutError) as error:
-            self.refused[str(error).partition(":")[0] or "no word"] += 1
-            log.warning("a move is refused", peer=str(writer.get_extra_info("peername")), why=str(error))
+            self._refuse(peer_name(writer.transport), str(error), _reason(error))
             await channel.close()
             return
         waiting.set_result(channel)
@@ -152,11 +159,21 @@ class Transfer:
         if end is None:
             return None
         if self._servers_of is None:
-            raise ChannelError("certificates cannot be read here")
+            raise _NotLetInError(Refusal.IDENTITY, "certificates cannot be read here")
         try:
             return self._servers_of(end)
         except ValueError as error:
-            raise ChannelError(str(error)) from error
+            raise _NotLetInError(Refusal.IDENTITY, str(error)) from error
+
+
+def _reason(error: ChannelError | TimeoutError) -> Refusal:
+    match error:
+        case _NotLetInError():
+            return error.reason
+        case TimeoutError():
+            return Refusal.SILENT
+    hung_up = isinstance(error.__cause__, OSError | EOFError)
+    return Refusal.GONE if hung_up else Refusal.GARBAGE
 
 
 def secured(server: str, credentials: Credentials) -> Transfer:

@@ -108,7 +108,7 @@ class Access:
             case "/v1/renewals/{id}/events":
                 order = controller.renewals.orders.get(id)
                 return (order.server,) if order is not None else ()
-            case "/v1/servers/{id}/hypervisor-events":
+            case "/v1/servers/{id}/hypervisor-events" | "/v1/servers/{id}/counters":
                 return (id,)
         return None
 

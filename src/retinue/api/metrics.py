@@ -52,6 +52,13 @@ class _Reading:
             for why, count in sorted(reasons.items()):
                 turned_away.add_metric([listener, why], count)
         yield turned_away
+        by_agents = CounterMetricFamily(
+            "retinue_refused_by_agents", "Connections refused by servers' agents", labels=["server", "reason"]
+        )
+        for server, reasons in self._controller.agent_refusals.totals().items():
+            for why, count in reasons.items():
+                by_agents.add_metric([server, why], count)
+        yield by_agents
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

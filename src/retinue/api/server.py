@@ -14,7 +14,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from retinue.api import foreign, metrics, renewals, views
+from retinue.api import counters, foreign, metrics, renewals, views
 from retinue.api.access import Access, NotAllowedError, NotAuthenticatedError
 from retinue.api.door import Door
 from retinue.controller.config import address, port_ref
@@ -113,6 +113,7 @@ class Api:
                 web.post("/v1/moves/{id}/cancel", self._cancel),
                 *renewals.routes(self._controller.renewals),
                 *foreign.routes(self._controller.foreign),
+                *counters.routes(self._controller.agent_refusals),
                 web.get("/v1/flows", self._flows),
                 web.get("/v1/events", self._stream),
                 web.get("/metrics", self._metrics),

@@ -40,6 +40,7 @@ def status(controller: Controller, refused: dict[str, dict[str, int]]) -> dict[s
         "forgeries": context.forgeries.total,
         "counters": dict(sorted(context.counters.items())),
         "refused": refused,
+        "refused_by_agents": controller.agent_refusals.totals(),
         "last_event": controller.events.last_id,
     }
 

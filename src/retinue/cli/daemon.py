@@ -79,9 +79,6 @@ def status(url: options.Url = None, lab: options.Lab = None, as_json: options.Js
         return
     switches, servers = data["switches"], data["servers"]
     pending = sum(data["pending"].values())
-    refused = {
-        f"{where}: {kind}": count for where, kinds in data["refused"].items() for kind, count in kinds.items()
-    }
     tables.print_fields(
         (
             ("controller", f"{controller.url}, version {data['version']}"),
@@ -93,6 +90,11 @@ def status(url: options.Url = None, lab: options.Lab = None, as_json: options.Js
             ("flow changes", f"{data['flow_mods']} sent, {pending} pending"),
             ("rejected", [f"{switch}: {error}" for switch, error in data["rejected"].items()]),
             ("forgeries", data["forgeries"]),
-            ("refused", [f"{kind} {count}" for kind, count in refused.items()]),
+            ("refused", _refusals(data["refused"])),
+            ("refused by agents", _refusals(data["refused_by_agents"])),
         )
     )
+
+
+def _refusals(counts: dict[str, dict[str, int]]) -> list[str]:
+    return [f"{where}: {kind} {count}" for where, kinds in counts.items() for kind, count in kinds.items()]

@@ -20,6 +20,7 @@ from retinue.controller.dhcp import DhcpPath
 from retinue.controller.foreign import ForeignMoves
 from retinue.controller.history import MOVES_KEPT, History
 from retinue.controller.moving import Mover
+from retinue.controller.refusals import AgentRefusals
 from retinue.controller.renewals import Order
 from retinue.flows.entry import FlowKey
 from retinue.flows.pipeline import FORGERY_COOKIE, FORGERY_COOKIE_MASK, Reason, reason_of
@@ -72,6 +73,7 @@ class Controller:
         self.booking = Booking(self.context, self.mover, self._by_dpid)
         self.vm_states = self.booking.vm_states
         self.foreign = ForeignMoves(self.context, self.mover, self.booking)
+        self.agent_refusals = AgentRefusals(net)
         self.auditor = Auditor(self.context, self.mover, self._all_vms_again)
         self._audit_seconds = audit_seconds
         self._lease_timer_moved = asyncio.Event()
