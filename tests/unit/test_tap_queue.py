@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from retinue.hypervisor import HypervisorError
-from retinue.hypervisor.tap_queue import holder_of, queue_of, until_empty
+from retinue.hypervisor.tap_queue import holder_of, holders_of, queue_of, until_empty
 
 TAP = "tap-waits"
 
@@ -89,6 +89,7 @@ def test_who_has_a_tap_open_is_found(holder: Holder) -> None:
     assert holder_of(TAP) == holder.process.pid
     with pytest.raises(HypervisorError, match="no process has tap-none open"):
         holder_of("tap-none")
+    assert holders_of(["tap-none", TAP]) == {TAP: holder.process.pid}
 
 
 def open_files() -> int:

@@ -19,7 +19,8 @@ from retinue.api.access import Access, NotAllowedError, NotAuthenticatedError
 from retinue.api.door import Door
 from retinue.controller.config import address, port_ref
 from retinue.controller.controller import Controller
-from retinue.controller.moving import CACHE_LAG, STEERING_LIMIT, STOPPED_LIMIT, MoveError
+from retinue.controller.moving import STEERING_LIMIT, STOPPED_LIMIT, MoveError
+from retinue.flows.plan import CACHE_LAG
 from retinue.model import VM, ModelError, Server, Service, mac
 from retinue.moves import Booked, MoveState
 

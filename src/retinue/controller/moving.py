@@ -16,7 +16,7 @@ from retinue import moves
 from retinue.controller.context import Context
 from retinue.controller.history import History, number_of
 from retinue.flows.compiler import Keys
-from retinue.flows.plan import Near, near_server
+from retinue.flows.plan import CACHE_LAG, Near, near_server
 from retinue.model import IP, Mac, ModelError, Role
 from retinue.model.network import NOTHING, Touched
 from retinue.moves import Move, MoveState
@@ -28,8 +28,6 @@ STEERING_LIMIT, STOPPED_LIMIT = 5.0, 0.5
 """Seconds a VM is kept from moving on until the switches have confirmed: while it runs at the source, and
 while it stands still; past that, running late is worse than running."""
 PRIMER, PRIMERS = b"retinue primer", 1
-CACHE_LAG = 0.006
-"""Seconds by which Open vSwitch's flow cache may follow its tables, and with them the barrier's reply."""
 
 
 class MoveError(Exception):

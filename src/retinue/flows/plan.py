@@ -15,6 +15,9 @@ from retinue.model.network import Network
 Near = Sequence[Collection[str]]
 """Groups of switches told before all others, group by group: around the new place."""
 
+CACHE_LAG = 0.006
+"""Seconds by which a switch's flow cache may follow what it has confirmed (Open vSwitch: 5.3 ms seen)."""
+
 
 def stages(changed: Keys, switches: Mapping[str, Switch], near: Near) -> list[list[str]]:
     """Switches of `changed` in the order they must be told, those of one list at the same time."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,8 @@ from retinue.hypervisor.libvirt_domain import domain_xml, taps
 from retinue.hypervisor.libvirt_events import Happening
 from retinue.hypervisor.libvirt_folder import Folder
 from retinue.hypervisor.libvirt_host import STATE_PAUSED, STATE_RUNNING, LibvirtHost
-from retinue.hypervisor.machine import QUIET, QUIET_LIMIT, frames_given
-from retinue.hypervisor.tap_queue import holder_of, until_empty
+from retinue.hypervisor.quiet import frames_given, until_quiet
+from retinue.hypervisor.tap_queue import Holders, holders_of
 from retinue.hypervisor.taps import frames_come
 
 START_PAUSED = 1
@@ -105,38 +105,6 @@ class LibvirtMachine:
 
     async def let_go(self) -> None:
         """libvirt keeps it."""
-
-
-Holders = Mapping[str, int]
-"""By tap, the process that has it open."""
-
-
-def holders_of(names: Sequence[str]) -> Holders:
-    """Of those taps whose holder can be seen from here."""
-    found = {}
-    for tap in names:
-        with contextlib.suppress(HypervisorError):
-            found[tap] = holder_of(tap)
-    return found
-
-
-async def until_quiet(names: Sequence[str], holders: Holders) -> None:
-    """Return when these taps, in our own network namespace, have given their VM all that comes.
-
-    `holders` are given when nothing more comes to a tap: then it is asked itself. Else, when it has given no
-    frame for a while.
-    """
-    try:
-        if all([tap in holders and await until_empty(holders[tap], tap) for tap in names]):
-            return
-    except HypervisorError as error:
-        log.warning("a VM's taps are watched from outside only", taps=names, error=str(error))
-    until, before = time.monotonic() + QUIET_LIMIT, -1
-    while before != (now := sum(frames_given(os.getpid(), tap) for tap in names)):
-        if time.monotonic() > until:
-            return
-        before = now
-        await asyncio.sleep(QUIET)
 
 
 class LibvirtHypervisor:

@@ -16,20 +16,13 @@ from retinue.hypervisor.argv import Files
 from retinue.hypervisor.commands import run
 from retinue.hypervisor.interface import Gone, HypervisorError, OnEvent, RunState, VMSpec
 from retinue.hypervisor.process import Process
-from retinue.hypervisor.tap_queue import until_empty
+from retinue.hypervisor.quiet import frames_given, until_quiet
 from retinue.hypervisor.taps import QUEUE_FRAMES, frames_come, queue_for
 
 COMMAND_LIMIT = 10.0
 QUIT_LIMIT = 5.0
 DISCONNECT_LIMIT = 2.0
 RESUME_LIMIT = 5.0
-
-LOOK = 0.0007
-CACHE_LAG = 0.006
-"""Seconds by which a switch's flow cache may follow what it has confirmed (Open vSwitch: 5.3 ms seen)."""
-QUIET = 0.004
-"""Seconds without a frame after which none is on its way any more, in a fabric of a few switches."""
-QUIET_LIMIT = 1.0
 
 GONE = "GONE"
 """Name of the one event that is ours: the process has ended."""
@@ -155,28 +148,9 @@ class QemuMachine:
             await self._on_its_server(["ip", "link", "set", "dev", self.spec.port, "txqueuelen", str(frames)])
 
     async def until_quiet(self, nothing_comes: bool) -> None:
-        """Return when the VM has been given all that comes for it. See Divert.
-
-        Where that cannot be seen: when it has been given no frame for a while.
-        """
-        if nothing_comes:
-            try:
-                if not await until_empty(self.process.pid, self.spec.port):
-                    log.warning("the VM does not read what has come for it", vm=self.spec.id)
-                return
-            except HypervisorError as error:
-                log.warning("the VM's tap is watched from outside only", vm=self.spec.id, error=str(error))
-        began = last_came = now = time.monotonic()
-        frames = self.frames_given()
-        while now < max(began + CACHE_LAG, last_came + QUIET):
-            await asyncio.sleep(LOOK)
-            now, before = time.monotonic(), frames
-            frames = self.frames_given()
-            if frames != before:
-                last_came = now
-            if now > began + QUIET_LIMIT:
-                log.warning("frames still come to the VM's old place", vm=self.spec.id)
-                return
+        """Return when the VM has been given all that comes for it. See Divert."""
+        port, pid = self.spec.port, self.process.pid
+        await until_quiet([port], {port: pid} if nothing_comes else {}, network=pid)
 
     async def give(self, end: socket.socket) -> str:
         """Give QEMU a socket of ours; returns what it is called in a migration. We may close it then."""
@@ -231,23 +205,6 @@ async def disconnect(qmp: Any) -> None:
         return
     with contextlib.suppress(QMPError, OSError, EOFError):
         closing.result()
-
-
-TRANSMITTED = 9
-"""Column of net/dev (proc_pid_net(5)). A tap has transmitted what whoever has it open has read."""
-
-
-def frames_given(pid: int, tap: str) -> int:
-    """How many frames the tap of that name, in the network of a process, has given its VM."""
-    try:
-        table = Path(f"/proc/{pid}/net/dev").read_text()
-    except OSError as error:
-        raise HypervisorError(f"process {pid} has ended") from error
-    for line in table.splitlines():
-        name, _, numbers = line.partition(":")
-        if name.strip() == tap:
-            return int(numbers.split()[TRANSMITTED])
-    raise HypervisorError(f"the server of process {pid} has no {tap}")
 
 
 def last_words(path: Path) -> str:

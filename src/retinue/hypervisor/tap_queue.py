@@ -10,7 +10,7 @@ import ctypes
 import os
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from retinue.hypervisor.interface import HypervisorError
@@ -19,9 +19,11 @@ PIDFD_GETFD = 438
 """The system call's number, on every architecture; Python has no name for it."""
 TUN = Path("/dev/net/tun")
 
-
 LOOK = 0.0005
 LIMIT = 1.0
+
+Holders = Mapping[str, int]
+"""By tap, the process that has it open."""
 
 
 async def until_empty(pid: int, tap: str) -> bool:
@@ -64,6 +66,15 @@ class TapQueue:
     def is_empty(self) -> bool:
         """Every frame that has come has been read."""
         return not any(events & select.POLLIN for _, events in self._poll.poll(0))
+
+
+def holders_of(taps: Sequence[str]) -> Holders:
+    """Of those taps whose holder can be seen from here."""
+    found = {}
+    for tap in taps:
+        with contextlib.suppress(HypervisorError):
+            found[tap] = holder_of(tap)
+    return found
 
 
 def holder_of(tap: str) -> int:
