@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from retinue.hypervisor.both import both
+from retinue.hypervisor.both import both, unless
 from retinue.hypervisor.channel import Channel
 from retinue.hypervisor.interface import (
     Divert,
@@ -128,23 +128,23 @@ class _Departure:
     async def run(self) -> MigrationResult:
         await self._prepare()
         began, self._frames_before = time.time(), self._machine.frames_given()
-        if self._divert is not None and await self._unless_failed(self._hold_back()):
-            await self._unless_failed(self._make_room(began))
-            await self._unless_failed(self._switch_over(self._divert))
+        if self._divert is not None and await unless(self._failed, self._hold_back()):
+            await unless(self._failed, self._make_room(began))
+            await unless(self._failed, self._switch_over(self._divert))
         else:
             passing = asyncio.create_task(self._pass_on())
             try:
-                await self._unless_failed(_value(self._stopped))
+                await unless(self._failed, _value(self._stopped))
                 if self._divert is not None:
                     log.warning(
                         "the VM stood still before its traffic was diverted", vm=self._machine.spec.id
                     )
-                    await self._unless_failed(self._divert(self._taps))
-                await self._unless_failed(_value(passing))
+                    await unless(self._failed, self._divert(self._taps))
+                await unless(self._failed, _value(passing))
             finally:
                 passing.cancel()
         await self._channel.send_memory(b"")
-        await self._unless_failed(_value(self._completed))
+        await unless(self._failed, _value(self._completed))
         stopped_at = await self._stopped
         self.handed_over = True
         await self._channel.say("yours")
@@ -192,20 +192,6 @@ class _Departure:
     def _fail(self, reason: str) -> None:
         if not self._failed.done():
             self._failed.set_result(reason)
-
-    async def _unless_failed(self, work: Awaitable[T]) -> T:
-        """What the work gives. Raises HypervisorError when the migration fails first."""
-        task = asyncio.ensure_future(work)
-        try:
-            awaited: set[asyncio.Future[Any]] = {task, self._failed}
-            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise HypervisorError(self._failed.result())
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
 
     async def _prepare(self) -> None:
         machine, valve = self._machine, self.valve

@@ -12,11 +12,10 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Coroutine
-from typing import Any, TypeVar
 
 import structlog
 
+from retinue.hypervisor.both import unless
 from retinue.hypervisor.channel import Channel
 from retinue.hypervisor.interface import HypervisorError, OnEvent, Resumed
 from retinue.hypervisor.libvirt_events import Happening, Kind
@@ -35,8 +34,6 @@ LOOK_SECONDS = 0.05
 READ_BYTES = 1 << 16
 
 log = structlog.get_logger()
-
-T = TypeVar("T")
 
 
 class LibvirtArrival:
@@ -80,9 +77,9 @@ class LibvirtArrival:
         try:
             await self._open()
             tasks.append(asyncio.create_task(self._answer(), name=f"answers of {self._vm}"))
-            await self._unless_ended(self._take_in())
+            await unless(self._ended, self._take_in())
             # All of it has come: who calls it off now waits, and may find the VM running.
-            return await to_its_end(self._unless_ended(self._running()))
+            return await to_its_end(unless(self._ended, self._running()))
         except BaseException as error:
             # The source asks its own libvirt how it is, whatever it is told here.
             with contextlib.suppress(HypervisorError):
@@ -198,16 +195,3 @@ class LibvirtArrival:
         if domain is not None:
             await self._host.call(domain.destroy)
         return None
-
-    async def _unless_ended(self, work: Coroutine[Any, Any, T]) -> T:
-        task = asyncio.create_task(work)
-        try:
-            watched: set[asyncio.Future[Any]] = {task, self._ended}
-            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise HypervisorError(self._ended.result())
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
