@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent_world import VM, Bench, bench_up
-from retinue.agent import local
+from retinue.agent import lines, local
 from retinue.agent.keeper import Keeper
 
 RECORD = {"id": "web", "mac": VM.mac, "server": "server1"}
@@ -111,7 +111,7 @@ async def test_requests_come_line_by_line_over_a_socket_of_the_owners(bench: Ben
         writer.write(b'{"do": "vms"}\n{"do"\n{"do": "vms"}\n')
         answers = [json.loads(await reader.readline()) for _ in range(3)]
         assert (answers[0], list(answers[1]), answers[2]) == ({"vms": []}, ["error"], {"vms": []})
-        writer.write(b"x" * (local.LONGEST_LINE + 2))
+        writer.write(b"x" * (lines.LONGEST_REQUEST + 2))
         assert await reader.read() == b""
         writer.close()
         # That was that connection's own trouble.

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from agent_world import VM, Bench, bench_up
-from retinue.agent import local
+from retinue.agent import lines, local
+from retinue.agent.lines import RequestError
 from retinue.hypervisor.argv import Files
-from retinue.lab.vmdriver import Agents, RequestError, Tools, serving
+from retinue.lab.vmdriver import Agents, Tools
 
 
 class Lab:
@@ -190,7 +191,7 @@ async def test_a_vm_that_runs_at_the_target_is_not_ended_for_the_sources_error(l
 async def test_lab_tools_ask_over_a_socket_and_mistakes_are_answered(lab: Lab) -> None:
     await lab.bench.booked()
     path = lab.folder / "vmdriver.sock"
-    async with serving(path, lab.tools), asyncio.timeout(5):
+    async with lines.serving(path, lab.tools.answer), asyncio.timeout(5):
         reader, writer = await asyncio.open_unix_connection(path)
 
         async def ask(line: str) -> Any:

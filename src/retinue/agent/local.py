@@ -1,4 +1,4 @@
-"""The agent's socket for those on its own server: a JSON object a line, each answered by one.
+"""What the agent answers those on its own server, at a socket (see `lines`).
 
     {"do": "vms"}                               -> {"vms": [{"id", "mac", "runs", "since", "port", ...}, ...]}
     {"do": "consoles", "vm"}                    -> {"consoles": [...]}: files of what it wrote on its consoles
@@ -12,22 +12,22 @@
 "take", "give" and "drop" are a move in which the controller has no part: nobody is asked, nobody is told.
 """
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+import functools
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from retinue.agent import lines
 from retinue.agent.keeper import Keeper
 from retinue.agent.kept import Kept
+from retinue.agent.lines import RequestError
 from retinue.agent.records import VMRecord
 from retinue.hypervisor import HypervisorError
 from retinue.hypervisor.taps import tap_name
 
 SOCKET = "agent.sock"
-LONGEST_LINE = 1 << 20
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True):
@@ -39,29 +39,9 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     memory_at: str = ""
 
 
-class RequestError(Exception):
-    """It cannot be done; the message says why."""
-
-
-@contextlib.asynccontextmanager
-async def serving(path: Path, keeper: Keeper) -> AsyncIterator[None]:
+def serving(path: Path, keeper: Keeper) -> AbstractAsyncContextManager[None]:
     """Listen at `path` inside the context."""
-    path.unlink(missing_ok=True)
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, ValueError):
-            while line := await reader.readline():
-                writer.write(msgspec.json.encode(await answer(keeper, line)) + b"\n")
-                await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_unix_server(connected, path, limit=LONGEST_LINE)
-    path.chmod(0o600)
-    try:
-        yield
-    finally:
-        server.close()
-        path.unlink(missing_ok=True)
+    return lines.serving(path, functools.partial(answer, keeper))
 
 
 async def answer(keeper: Keeper, line: bytes) -> dict[str, Any]:

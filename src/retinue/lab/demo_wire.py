@@ -9,6 +9,8 @@ from typing import Any, Self, TypeVar
 
 import aiohttp
 
+from retinue.agent import lines
+from retinue.agent.lines import RequestError
 from retinue.lab.errors import LabError
 from retinue.lab.processes import in_node
 from retinue.pki.credentials import Credentials
@@ -101,17 +103,9 @@ class Driver:
     async def ask(self, **request: Any) -> dict[str, Any]:
         """Raises LabError when it cannot be done."""
         try:
-            reader, writer = await asyncio.open_unix_connection(self._path, limit=LONGEST_LINE)
-            try:
-                writer.write(json.dumps(request).encode() + b"\n")
-                answer: dict[str, Any] = json.loads(await reader.readline())
-            finally:
-                writer.close()
-        except (OSError, ValueError) as error:
-            raise LabError(f"the VM driver does not answer: {error}") from error
-        if "error" in answer:
-            raise LabError(f"the VM driver: {answer['error']}")
-        return answer
+            return await lines.ask(self._path, "the VM driver", **request)
+        except RequestError as error:
+            raise LabError(str(error)) from error
 
     async def in_guest(self, vm: str, command: str) -> tuple[int, str]:
         """Run a command in a guest; its exit code and output. Raises LabError when the guest is silent."""

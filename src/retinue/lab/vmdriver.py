@@ -2,7 +2,7 @@
 
     python -m retinue.lab.vmdriver [--directory LAB]
 
-It listens on `vmdriver.sock` in the lab's directory: a JSON object a line, each answered by one.
+It listens on `vmdriver.sock` in the lab's directory (see agent.lines).
 
     {"do": "vms"}                            -> {"vms": [{"id", "mac", "runs_at", "places", "move"}, ...]}
     {"do": "guest", "vm", "command": "ip r"} -> {"code": 0, "output": "..."}
@@ -16,17 +16,17 @@ It listens on `vmdriver.sock` in the lab's directory: a JSON object a line, each
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from retinue.agent import local
+from retinue.agent import lines, local
+from retinue.agent.lines import Json, RequestError
 from retinue.lab import agents, state
 from retinue.lab.builder import STATE_VARIABLE
 from retinue.lab.guest_shell import GuestShell, GuestShellError
@@ -35,9 +35,6 @@ from retinue.lab.state import Directory
 from retinue.lab.topology import Topology
 
 SOCKET = "vmdriver.sock"
-LONGEST_LINE = 1 << 20
-
-Json = dict[str, Any]
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True):
@@ -48,10 +45,6 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     timeout: float = 20.0
 
 
-class RequestError(Exception):
-    """It cannot be done; the message says why."""
-
-
 class Agents:
     """The agents' own sockets (retinue.agent.local), by server."""
 
@@ -60,18 +53,7 @@ class Agents:
 
     async def ask(self, server: str, **request: Any) -> Json:
         """Raises RequestError."""
-        try:
-            reader, writer = await asyncio.open_unix_connection(self.sockets[server], limit=LONGEST_LINE)
-            try:
-                writer.write(json.dumps(request).encode() + b"\n")
-                answer: Json = json.loads(await reader.readline())
-            finally:
-                writer.close()
-        except (OSError, ValueError) as error:
-            raise RequestError(f"the agent of {server} does not answer: {error}") from error
-        if "error" in answer:
-            raise RequestError(f"the agent of {server}: {answer['error']}")
-        return answer
+        return await lines.ask(self.sockets[server], f"the agent of {server}", **request)
 
     async def all(self, **request: Any) -> dict[str, Json]:
         """The answers of those that answer."""
@@ -166,32 +148,12 @@ class Tools:
             raise
 
 
-@contextlib.asynccontextmanager
-async def serving(path: Path, tools: Tools) -> AsyncIterator[None]:
-    """Listen at `path` inside the context."""
-    path.unlink(missing_ok=True)
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, ValueError):
-            while line := await reader.readline():
-                writer.write(msgspec.json.encode(await tools.answer(line)) + b"\n")
-                await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_unix_server(connected, path, limit=LONGEST_LINE)
-    try:
-        yield
-    finally:
-        server.close()
-        path.unlink(missing_ok=True)
-
-
 async def serve(where: Path, topology: Topology) -> None:
     sockets = {s.id: agents.folder(where, s.id) / local.SOCKET for s in topology.server}
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    async with serving(where / SOCKET, Tools(Agents(sockets))):
+    async with lines.serving(where / SOCKET, Tools(Agents(sockets)).answer):
         if READY_FD in os.environ:
             os.write(int(os.environ[READY_FD]), b"ready\n")
         await ended.wait()
