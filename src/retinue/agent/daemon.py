@@ -18,6 +18,7 @@ from pathlib import Path
 
 import structlog
 
+from retinue import logs
 from retinue.agent import local
 from retinue.agent.config import AgentConfig, AgentConfigError, load
 from retinue.agent.flow_cache import FlowCache
@@ -43,14 +44,7 @@ log = structlog.get_logger()
 
 def run(path: Path) -> int:
     """Run until told to end (SIGTERM, SIGINT); the exit code."""
-    structlog.configure(
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
-        ],
-    )
+    logs.to_stderr()
     code = _run(path)
     if libvirt_host.in_use():  # Its threads are never done, and nothing waits for them.
         sys.stderr.flush()

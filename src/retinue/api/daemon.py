@@ -7,6 +7,7 @@ from pathlib import Path
 
 import structlog
 
+from retinue import logs
 from retinue.api.access import Access
 from retinue.api.server import Api
 from retinue.controller.admission import Admission
@@ -27,14 +28,7 @@ SWITCHES_ARE_BACK = 15.0
 
 def run(config: Path, database: Path | None) -> int:
     """Run until told to end (SIGTERM, SIGINT); the exit code. Without a database nothing outlives it."""
-    structlog.configure(
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
-        ],
-    )
+    logs.to_stderr()
     try:
         asyncio.run(_serve(load(config), database))
     except (ConfigError, StoreError) as error:
