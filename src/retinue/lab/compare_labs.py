@@ -5,10 +5,7 @@ the lab is, the rest of that system's runs get a new one.
 """
 
 import contextlib
-import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +20,7 @@ from retinue.lab.compare_progress import Progress
 from retinue.lab.compare_report import WAYS, Failure, MoveRow, NoiseRow, SystemRow, TcpRow, Trace
 from retinue.lab.compare_systems import System
 from retinue.lab.errors import LabError
-from retinue.lab.topology import SANDBOX
+from retinue.lab.inside import last_lines, work_inside
 
 Say = Callable[[str], None]
 
@@ -123,35 +120,15 @@ class Work:
 
     def _inside(self, lab: sandbox.LabHandle, system: System, left: Sequence[Task]) -> tuple[int, str]:
         """How many tasks were done, and why the next one was not."""
-        scratch = lab.directory / "tmp"
-        scratch.mkdir()
-        log = scratch / "compare.log"
+        log = lab.directory / "tmp" / "compare.log"
         encoded = msgspec.json.encode(list(left)).decode()
-        words = [str(lab.directory), system.name, str(self.program), encoded]
-        argv = ["env", f"TMPDIR={scratch}", sys.executable, "-P", "-m", INSIDE, *words]
         done, problem = 0, ""
-        with (
-            log.open("wb") as sink,
-            lab.popen(
-                SANDBOX,
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=sink,
-                start_new_session=True,
-            ) as process,
-        ):
-            assert process.stdout is not None
-            try:
-                for line in process.stdout:
-                    message = json.loads(line)
-                    done += self._hear(system, left, message)
-                    problem = message.get("failed") or message.get("error") or problem
-            except BaseException:
-                process.terminate()
-                raise
+        with work_inside(lab, INSIDE, [system.name, str(self.program), encoded], log) as said:
+            for message in said:
+                done += self._hear(system, left, message)
+                problem = message.get("failed") or message.get("error") or problem
         if done < len(left) and not problem:
-            last = " / ".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+            last = " / ".join(last_lines(log, LAST_LINES))
             problem = f"the work inside the lab broke off: {last}"
         return done, problem
 

@@ -5,11 +5,9 @@ is written, but for the output asked for, is in the lab's directory.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -21,8 +19,8 @@ import msgspec
 from retinue.lab import demo_report, sandbox
 from retinue.lab.demo_report import Report
 from retinue.lab.errors import LabError
+from retinue.lab.inside import last_lines, work_inside
 from retinue.lab.sandbox import LabHandle
-from retinue.lab.topology import SANDBOX
 
 Say = Callable[[str], None]
 
@@ -104,44 +102,17 @@ def _handling(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
 
 def _carry_out(lab: LabHandle, say: Say) -> Report:
     """Do the work inside, tell what it tells, and return what it has measured."""
-    scratch = lab.directory / "tmp"
-    scratch.mkdir()
-    log = scratch / "demo.log"
-    argv = [
-        "env",
-        f"TMPDIR={scratch}",
-        sys.executable,
-        "-P",
-        "-m",
-        INSIDE,
-        str(lab.directory),
-    ]
-    with (
-        log.open("wb") as sink,
-        # In a session of its own: an interrupt from the terminal is ours; it ends with the lab.
-        lab.popen(
-            SANDBOX,
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=sink,
-            start_new_session=True,
-        ) as process,
-    ):
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                match json.loads(line):
-                    case {"say": str(text)}:
-                        say(text)
-                    case {"error": str(text)}:
-                        raise LabError(text)
-                    case {"report": report}:
-                        return msgspec.convert(report, Report)
-        except BaseException:
-            process.terminate()
-            raise
-    last = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+    log = lab.directory / "tmp" / "demo.log"
+    with work_inside(lab, INSIDE, [], log) as said:
+        for message in said:
+            match message:
+                case {"say": str(text)}:
+                    say(text)
+                case {"error": str(text)}:
+                    raise LabError(text)
+                case {"report": report}:
+                    return msgspec.convert(report, Report)
+    last = "\n".join(last_lines(log, LAST_LINES))
     raise LabError(f"the demonstration broke off:\n{last}")
 
 
