@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retinue.lab.capture import Port, noise, sniff_argv
-from retinue.lab.measure import Arrival, Message, Record, analyse
+from retinue.lab.measure import Arrival, Message, Record, analyse, sort_out
 from retinue.lab.sniff import KIND_OF_PACKET, Instruction, filter_for
 from retinue.lab.traffic import HEADER, MAGIC, Run
 
@@ -269,3 +269,23 @@ def test_the_kernel_filters_by_direction_and_destination(
     wanted = direction == "inout" or (direction == "out") == outgoing
     found = passes(filter_for(direction, left_out), frame(dst), outgoing=outgoing)
     assert found == (wanted and dst not in left_out)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "first", "duplicated", "reordered"),
+    [
+        ([], [], 0, 0),
+        ([0, 1, 2], [0, 1, 2], 0, 0),
+        ([0, 2, 1, 3], [0, 2, 1, 3], 0, 1),
+        ([3, 0, 1], [3, 0, 1], 0, 2),
+        ([0, 1, 0, 1, 1], [0, 1], 3, 0),
+        ([1, 0, 1, 0], [1, 0], 2, 1),
+    ],
+)
+def test_of_each_number_the_first_arrival_counts(
+    numbers: list[int], first: list[int], duplicated: int, reordered: int
+) -> None:
+    found, again, late = sort_out((number, at) for at, number in enumerate(numbers))
+    assert list(found) == first
+    assert all(numbers.index(number) == at for number, at in found.items())
+    assert (again, late) == (duplicated, reordered)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import msgspec
 
-NS_PER_MS = 1_000_000
+from retinue.lab.measure import NS_PER_MS, sort_out
+
 CUT_OFF_MS = 1000.0
 """A receiver that heard nothing for so long before the end of a run is cut off."""
 
@@ -165,16 +166,7 @@ def client_to_vm(pps: int, client: ClientRecord, guest: GuestReport, resumed_at:
 
 def vm_to_client(pps: int, client: ClientRecord, guest: GuestReport, resumed_at: float) -> Figures:
     """The VM's own stream: lost, doubled and reordered as the client saw it."""
-    first: dict[int, Heard] = {}
-    duplicated = reordered = 0
-    highest = -1
-    for heard in client.heard:
-        if heard.number in first:
-            duplicated += 1
-            continue
-        first[heard.number] = heard
-        reordered += heard.number < highest
-        highest = max(highest, heard.number)
+    first, duplicated, reordered = sort_out((heard.number, heard) for heard in client.heard)
     lost = [number for number in range(guest.sent) if number not in first]
     end = client.sent[-1] if client.sent else 0
     gap, cut_off = _silence([heard.at for heard in first.values()], end)

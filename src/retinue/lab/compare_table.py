@@ -1,18 +1,18 @@
 """A comparison as tables of at most 100 columns, for somebody who has read nothing else."""
 
-import io
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from retinue.lab.compare_report import WAYS, NoiseRow, Report, Spread, Summary, TcpRow, spread
 from retinue.lab.compare_wanted import OURS
+from retinue.lab.paper import paper, written
 
 COLUMNS: tuple[tuple[str, Callable[[Summary], Spread]], ...] = (
     ("lost", lambda s: s.lost),
@@ -37,13 +37,7 @@ INTRODUCTION = (
 
 
 def table(report: Report, *, colour: bool = False, width: int = 100) -> str:
-    console = Console(
-        file=io.StringIO(),
-        width=width,
-        highlight=False,
-        force_terminal=colour,
-        color_system="standard" if colour else None,
-    )
+    console = paper(colour=colour, width=width)
     console.print(Padding(INTRODUCTION, (1, 0)))
     for system in report.systems:
         rows = [row for row in report.summaries if row.system == system.name and row.direction is not None]
@@ -58,8 +52,7 @@ def table(report: Report, *, colour: bool = False, width: int = 100) -> str:
         if not system.available and system.name not in failed:
             console.print(Text(f"{system.name}: not available: {system.reason}"))
     console.print(_verdicts(report))
-    assert isinstance(console.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip("\n").split("\n"))
+    return written(console)
 
 
 def _moves(rows: Sequence[Summary]) -> Table:

@@ -1,15 +1,15 @@
 """What the demonstration measured: its JSON, what it must show, and the table a person reads. Pure."""
 
-import io
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from retinue.lab.paper import paper, written
 
 MAX_LOST_AFTER_RESUME = 5
 """Requests that may go unanswered though they were sent after the VM ran on at its new place."""
@@ -162,13 +162,7 @@ def _unmet_beside_moves(report: Report) -> Iterator[str]:
 
 def table(report: Report, *, colour: bool = False, width: int = 100) -> str:
     """The result, for somebody who has read nothing else."""
-    console = Console(
-        file=io.StringIO(),
-        width=width,
-        highlight=False,
-        force_terminal=colour,
-        color_system="standard" if colour else None,
-    )
+    console = paper(colour=colour, width=width)
     pps = report.control.traffic.pps
     console.print(
         f"\nA client sent {pps} numbered requests a second to vm1 and held a TCP connection to it, "
@@ -188,8 +182,7 @@ def table(report: Report, *, colour: bool = False, width: int = 100) -> str:
             console.print(Text(f"  {text}", "red"))
     else:
         console.print(Text("Everything is as expected.", "bold green"))
-    assert isinstance(console.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip("\n").split("\n"))
+    return written(console)
 
 
 ROWS = (

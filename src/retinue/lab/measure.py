@@ -5,12 +5,14 @@ All times are nanoseconds since the epoch, of one clock: the sender's and receiv
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 NS_PER_MS = 1_000_000
+
+T = TypeVar("T")
 
 
 class Arrival(NamedTuple):
@@ -97,16 +99,7 @@ class Traffic:
 
 
 def analyse(record: Record) -> Traffic:
-    first: dict[int, Arrival] = {}
-    reordered = duplicated = 0
-    highest = -1
-    for arrival in record.arrivals:
-        if arrival.sequence in first:
-            duplicated += 1
-            continue
-        first[arrival.sequence] = arrival
-        reordered += arrival.sequence < highest
-        highest = max(highest, arrival.sequence)
+    first, duplicated, reordered = sort_out((arrival.sequence, arrival) for arrival in record.arrivals)
     lost = len(record.sent) - len(first)
     times = [arrival.at for arrival in first.values()]
     gaps = (later - earlier for earlier, later in itertools.pairwise(times))
@@ -129,6 +122,21 @@ def analyse(record: Record) -> Traffic:
         tcp_longest_stall_ms=max(answered, default=0) / NS_PER_MS,
         tcp_problem=record.tcp_broken,
     )
+
+
+def sort_out(arrivals: Iterable[tuple[int, T]]) -> tuple[dict[int, T], int, int]:
+    """Of numbered arrivals the first of each number, how many came again, and how many after a later one."""
+    first: dict[int, T] = {}
+    reordered = duplicated = 0
+    highest = -1
+    for number, arrival in arrivals:
+        if number in first:
+            duplicated += 1
+            continue
+        first[number] = arrival
+        reordered += number < highest
+        highest = max(highest, number)
+    return first, duplicated, reordered
 
 
 def _lost_replies(arrivals: Sequence[Arrival]) -> int:
