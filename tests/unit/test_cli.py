@@ -1,6 +1,5 @@
 """The command line: what it sends and waits for (a fake controller), what it shows (the real one's data)."""
 
-import asyncio
 import json
 import os
 import queue
@@ -18,9 +17,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import structlog
 from typer.testing import CliRunner, Result
 
+from api_thread import serving
 from retinue.api.server import Api
 from retinue.cli import client, events, reach, tables, vms
 from retinue.cli.errors import CliError
@@ -134,28 +133,12 @@ def real(tmp_path: Path) -> Iterator[str]:
     """The URL of the real interface over the default lab's network, without switches."""
     config = tmp_path / "controller.toml"
     config.write_text(topology.controller_config(topology.load(None)))
-    up: queue.Queue[Any] = queue.Queue()
 
-    async def serve() -> None:
-        controller = Controller(load(config).network())
-        api = Api(controller, lambda: {"openflow": {"bad version": 1}})
-        end = asyncio.Event()
-        await controller.start()
-        port = await api.start("127.0.0.1", 0)
-        loop = asyncio.get_running_loop()
-        up.put((f"http://127.0.0.1:{port}", lambda: loop.call_soon_threadsafe(end.set)))
-        await end.wait()
-        controller.events.close()
-        await api.stop()
-        await controller.stop()
+    def api(controller: Controller) -> Api:
+        return Api(controller, lambda: {"openflow": {"bad version": 1}})
 
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
-    thread.start()
-    with structlog.testing.capture_logs():
-        url, stop = up.get(timeout=10)
-        yield url
-        stop()
-        thread.join()
+    with serving(lambda: Controller(load(config).network()), api) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(autouse=True)

@@ -1,17 +1,14 @@
 """`retinue pki`, and a controller that is reached over TLS: from the command's words to the refusal's."""
 
-import asyncio
 import json
-import queue
 import stat
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 from typer.testing import CliRunner, Result
 
+from api_thread import serving
 from networks import fabric
 from pki_files import Certificates
 from retinue.agent.transfer import secured
@@ -156,28 +153,13 @@ def token(tmp_path: Path) -> str:
 @pytest.fixture
 def real(pki: Certificates, tmp_path: Path, token: str) -> Iterator[str]:
     """The URL of a real interface that takes certificates and tokens."""
-    up: queue.Queue[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
 
-    async def serve() -> None:
-        controller = Controller(fabric())
+    def api(controller: Controller) -> Api:
         access = Access(controller, Tokens(tmp_path / "tokens.toml"), open=False)
-        api = Api(controller, dict, access, pki.server(certificate_needed=False))
-        end = asyncio.Event()
-        await controller.start()
-        port = await api.start("127.0.0.1", 0)
-        up.put((f"https://127.0.0.1:{port}", asyncio.get_running_loop(), end))
-        await end.wait()
-        controller.events.close()
-        await api.stop()
-        await controller.stop()
+        return Api(controller, dict, access, pki.server(certificate_needed=False))
 
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
-    thread.start()
-    with structlog.testing.capture_logs():
-        url, loop, end = up.get(timeout=10)
-        yield url
-        loop.call_soon_threadsafe(end.set)
-        thread.join()
+    with serving(lambda: Controller(fabric()), api) as port:
+        yield f"https://127.0.0.1:{port}"
 
 
 def options(pki: Certificates, party: str) -> list[str]:
