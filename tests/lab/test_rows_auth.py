@@ -1,4 +1,4 @@
-"""Who may speak to a controller: a real Open vSwitch and HTTP clients that are not whom they say.
+"""Who may speak to a controller, and to an agent: a real Open vSwitch and clients that are not whom they say.
 
 Each is refused, counted, and told where it makes sense; switches, traffic and bindings do not notice.
 """
@@ -17,7 +17,9 @@ import pytest
 
 from lab_health import undisturbed
 from lab_tools import Bench, Json, at, eventually, mac_of
+from retinue.hypervisor import Channel, ChannelError
 from retinue.lab import credentials
+from retinue.lab.agents import AGENT_PORT
 from retinue.lab.topology import CONTROLLER, OPENFLOW_PORT, OVSDB_PORT, REST_PORT
 from retinue.pki.authority import Authority
 from retinue.pki.credentials import Credentials
@@ -279,6 +281,54 @@ async def test_a_flood_of_strangers_does_not_disturb(bench: Bench) -> None:
     after = await refused(bench)
     for door in ("openflow", "ovsdb", "rest"):
         assert (after[door] - before[door]).total() == 100, after[door] - before[door]
+
+
+# ---- an agent's door, where VMs' memory is brought ----
+
+
+async def test_whom_an_agent_refuses_the_operator_sees(bench: Bench, tmp_path: Path) -> None:
+    """Five knock at the agent of server2, and say that they bring a move."""
+    lab = bench.lab.directory
+    ca = credentials.folder(lab) / "ca.pem"
+    theirs = Authority.create(tmp_path / "strangers").issue(
+        PeerRole.AGENT, "server1", addresses=["127.0.0.1"]
+    )
+    own = bench.tls_of(PeerRole.AGENT, "server3")
+    knocking = (
+        *(None, Credentials(ca).context(), Credentials(ca, theirs.file, theirs.key).context()),
+        *(credentials.manager(lab).context(), own),
+    )
+    wanted = {"identity": 1, "not expected": 1, "tls": 3}
+
+    async def told() -> bool:
+        by_agents: Json = (await bench.get("status"))["refused_by_agents"]
+        assert set(by_agents) <= {"server2"}, by_agents
+        return by_agents.get("server2") == wanted
+
+    async with undisturbed(bench):
+        for tls in knocking:
+            await knock(bench, "server2", tls)
+        await eventually(told)
+    shown = await bench.cli("controller", "status")
+    (line,) = (line for line in shown.splitlines() if line.startswith("refused by agents"))
+    assert line.split(maxsplit=3)[3] == "server2: identity 1, server2: not expected 1, server2: tls 3"
+    assert [vm["server"] for vm in (await bench.get("vms"))["vms"]] == ["server1", "server2"]
+
+
+async def knock(bench: Bench, server: str, tls: ssl.SSLContext | None) -> None:
+    """Say to an agent that we bring a move, until it has hung up."""
+    if tls is not None:
+        tls.check_hostname = False
+    wire = bench.doorman.socket()
+    wire.setblocking(False)
+    address = str(bench.topology.management_addresses[server].ip)
+    await asyncio.get_running_loop().sock_connect(wire, (address, AGENT_PORT))
+    name = address if tls is not None else None
+    channel = Channel(*await asyncio.open_connection(sock=wire, ssl=tls, server_hostname=name))
+    with pytest.raises(ChannelError):
+        await channel.say("move", move="move-1", source="server1")
+        await channel.receive()
+    await channel.close()
 
 
 # ---- who has the key; last, for it does disturb ----
