@@ -92,7 +92,10 @@ async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
         machine = await here.start(made_spec())
         source.domain().memory = MEMORY
         following = asyncio.create_task(_follow(there))
-        yield Bench(source, target, here, there, machine)
+        bench = Bench(source, target, here, there, machine)
+        yield bench
+        if bench.arriving is not None:
+            await asyncio.wait_for(asyncio.gather(bench.arriving, return_exceptions=True), LIMIT)
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
         for hypervisor in (here, there):
@@ -170,7 +173,8 @@ async def test_a_move_that_fails_leaves_the_vm_running_where_it_was(
     await bench.stayed()
     failed = bench.events[-1]
     assert isinstance(failed, MigrationFailed) and failed.source_runs
-    assert domain.aborted == bool(how)
+    if how:  # Else libvirt fails by itself; the target's agent may say so before.
+        assert domain.aborted
 
 
 async def test_traffic_that_does_not_cease_calls_the_move_off(bench: Bench) -> None:
