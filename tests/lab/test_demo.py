@@ -66,9 +66,11 @@ def test_the_demonstration_shows_what_it_promises(labs: None, tmp_path: Path) ->
     assert any("binding table" in text for text in said)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("at", ["  7 switches", "Starting", "Moving"])
-def test_interrupted_it_leaves_nothing(labs: None, number: signal.Signals, at: str) -> None:
+@pytest.mark.parametrize(
+    ("at", "number"),
+    [("  7 switches", signal.SIGTERM), ("Starting", signal.SIGINT), ("Moving", signal.SIGTERM)],
+)
+def test_interrupted_it_leaves_nothing(labs: None, at: str, number: signal.Signals) -> None:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     # Where these tests run in the background of a shell, SIGINT is ignored, and would be in what they start.
     command = ["env", "--default-signal=INT", *COMMAND]

@@ -102,7 +102,7 @@ async def test_a_persons_virsh_moves_the_vm_and_the_network_follows(bench: Bench
     assert last["move"]["state"] == "done", last["move"]["reason"]
     assert [s for n, s in enumerate(states) if s not in states[:n] and s != "switching"] == [
         *("planned", "matched", "admitting", "prepared", "copying"),
-        *("diverted", "switched", "confirmed", "done"),
+        *("diverted", "switched", "confirmed", "freed", "done"),
     ]
     assert kinds == [
         ("server2", "incoming"),
