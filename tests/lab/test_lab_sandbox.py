@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -160,6 +161,12 @@ def test_servers_have_a_vswitchd_and_a_database_each(lab: LabHandle) -> None:
     ids = {node: output(lab, node, "ovs-vsctl", "get", "open_vswitch", ".", "_uuid") for node in
            ("fabric", "server1", "server2", "server3")}  # fmt: skip
     assert len(set(ids.values())) == 4
+
+
+def test_a_switch_has_room_for_what_comes_while_it_waits_for_the_processor(lab: LabHandle) -> None:
+    allowed = int(Path("/proc/sys/net/core/rmem_max").read_text())
+    ports = re.findall(r"\*:up0 .*,rb(\d+),", output(lab, "server1", "ss", "-0nmHO"))
+    assert ports and all(int(octets) >= 2 * min(allowed, 4 << 20) for octets in ports)
 
 
 def serve_tcp(lab: LabHandle, node: str) -> subprocess.Popen[str]:

@@ -87,7 +87,7 @@ class Lab:
 
     async def _start_switches(self, node: str, empty: Path) -> None:
         own = credentials.switch(self.where.path, node)
-        await switches.start(self.supervisor, self.topology, node, empty, own)
+        await switches.start(self.supervisor, self.topology, node, empty, own, self.settings.roomy)
         for server in self.topology.server:
             if server.id == node:
                 await nodes.configure_server(self.topology, server)

@@ -26,6 +26,7 @@ MODULES = ("virtio_pci", "virtio_net")
 SCRIPTS = ("network-address", "shell-server")
 PROGRAMS = ("responder", "sendraw", "steady")
 COMPILE = ("gcc", "-static", "-Os", "-s", "-Wall")
+SHARED = ("gcc", "-shared", "-fPIC", "-Os", "-s", "-Wall")
 
 QUICK = (
     # The measures of a real machine against hostile programs cost an emulated one dearly at boot.
@@ -115,11 +116,20 @@ def ensure_program(name: str) -> Path:
 
     Raises GuestError where it cannot be compiled.
     """
-    path = cache() / f"{name}-{_digest([*COMPILE, _source(f'{name}.c')])}"
+    return _ensure_compiled(name, "guest", COMPILE)
+
+
+def ensure_roomy() -> Path:
+    """The library that is loaded into each switch of the lab: see switch/roomy.c. Raises GuestError."""
+    return _ensure_compiled("roomy", "switch", SHARED)
+
+
+def _ensure_compiled(name: str, folder: str, command: Sequence[str]) -> Path:
+    path = cache() / f"{name}-{_digest([*command, _source(f'{name}.c', folder)])}"
     if not path.exists():
         cache().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache(), prefix="building-") as scratch:
-            _compile(name, Path(scratch))
+            _compile(name, Path(scratch), folder, command)
             (Path(scratch) / name).replace(path)
     return path
 
@@ -235,14 +245,14 @@ def _needs_libraries(elf: bytes) -> bool:
     return any(header[:4] == (3).to_bytes(4, "little") for header in headers)
 
 
-def _source(name: str) -> bytes:
-    return (resources.files("retinue.lab") / "guest" / name).read_bytes()
+def _source(name: str, folder: str = "guest") -> bytes:
+    return (resources.files("retinue.lab") / folder / name).read_bytes()
 
 
-def _compile(name: str, work: Path) -> bytes:
+def _compile(name: str, work: Path, folder: str = "guest", command: Sequence[str] = COMPILE) -> bytes:
     source, result = work / f"{name}.c", work / name
-    source.write_bytes(_source(f"{name}.c"))
-    _run([*COMPILE, "-o", str(result), str(source)], f"compiling {name} (Debian packages gcc and libc6-dev)")
+    source.write_bytes(_source(f"{name}.c", folder))
+    _run([*command, "-o", str(result), str(source)], f"compiling {name} (Debian packages gcc and libc6-dev)")
     return result.read_bytes()
 
 

@@ -164,7 +164,7 @@ def up(
     libvirtd.check(plan)
     where = state.directory(name)
     state.create_base()
-    settings = Settings(name, plan, start_controller, start_driver)
+    settings = Settings(name, plan, start_controller, start_driver, _make_roomy())
     with _fresh(where) as lock:
         where.settings.write_bytes(state.encode(settings))
         init_pid = _start(where, lock, wait, progress, tie_to_parent)
@@ -177,6 +177,13 @@ def _make_guest(progress: Callable[[str], None]) -> None:
         guest.ensure_guest(progress)
     except guest.GuestError as error:
         raise LabError(f"cannot make the VMs' image: {error}") from error
+
+
+def _make_roomy() -> str:
+    try:
+        return str(guest.ensure_roomy())
+    except guest.GuestError as error:
+        raise LabError(f"cannot make what the switches are started with: {error}") from error
 
 
 @contextlib.contextmanager

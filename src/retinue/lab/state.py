@@ -73,6 +73,8 @@ class Settings(msgspec.Struct, frozen=True):
     topology: Topology
     start_controller: bool
     start_driver: bool
+    roomy: str
+    """The library that each switch is started with (switch/roomy.c)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,8 +50,13 @@ async def make_database() -> Path:
     return path
 
 
-async def start(supervisor: Supervisor, topology: Topology, node: str, empty: Path, own: Credentials) -> None:
-    """Start a node's Open vSwitch with all its bridges; return when the bridges exist. `own`: whom it is."""
+async def start(
+    supervisor: Supervisor, topology: Topology, node: str, empty: Path, own: Credentials, roomy: str
+) -> None:
+    """Start a node's Open vSwitch with all its bridges; return when the bridges exist.
+
+    `own`: whom it is; `roomy`: a library to be loaded into it, see switch/roomy.c.
+    """
     folder = RUN / node
     folder.mkdir()
     shutil.copy(empty, folder / "conf.db")
@@ -88,7 +93,7 @@ async def start(supervisor: Supervisor, topology: Topology, node: str, empty: Pa
             *common,
         ],
         folder / "ovs-vswitchd.pid",
-        env=env(node),
+        env={**env(node), "LD_PRELOAD": roomy},
     )
     await _vsctl(node, "--timeout=30", *_configuration(topology, node, own))
 
