@@ -304,7 +304,9 @@ class Mover:
     async def _cease_forwarding(self, move: Move) -> None:
         resumed = next(at for state, at in reversed(move.steps) if state is MoveState.SWITCHED)
         await asyncio.sleep(resumed + self._forward_seconds - self._context.clock())
-        self._rebook(move, moves.Booked.SETTLED, self._edge_first(move))
+        now = self.moves.get(move.id)
+        if now is not None and now.state is MoveState.FREED:  # Else it was asked for twice, and is done.
+            self._rebook(move, moves.Booked.SETTLED, self._edge_first(move))
 
     def _edge_first(self, move: Move) -> Near:
         """The source's edge must cease to forward before its leaf no longer takes what it forwards."""
