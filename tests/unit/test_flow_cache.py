@@ -52,6 +52,8 @@ class Daemon:
     def __init__(self, folder: Path, caches: list[list[str]]) -> None:
         self._folder, self.caches = folder, caches
         self.asked: list[list[str]] = []
+        self.many = False
+        """It has several datapaths."""
         self.answer: Callable[[str, int], dict[str, Any]] = self._answer
 
     async def __aenter__(self) -> "Daemon":
@@ -75,7 +77,9 @@ class Daemon:
 
     def _answer(self, method: str, id: int) -> dict[str, Any]:
         if method == "dpctl/dump-dps":
-            return {"id": id, "result": "netdev@ovs-netdev\n", "error": None}
+            return {"id": id, "result": "netdev@ovs-netdev\nsystem@ovs-system\n", "error": None}
+        if self.many and self.asked[-1][-1] == "--names":
+            return {"id": id, "result": None, "error": "multiple datapaths exist; specify one explicitly"}
         found = self.caches.pop(0) if len(self.caches) > 1 else self.caches[0]
         return {"id": id, "result": "\n".join(["flow-dump from the main thread:", *found]), "error": None}
 
@@ -89,8 +93,16 @@ async def test_it_waits_until_no_cached_flow_leads_there(folder: Path) -> None:
     late, followed = [TO_IT.format("tap-vm1")], [TO_IT.format("up0")]
     async with Daemon(folder, [late, late, followed]) as daemon:
         assert await FlowCache(folder).until_bypassed(["tap-vm1"])
-    look = ["dpctl/dump-flows", "--names", "netdev@ovs-netdev"]
-    assert daemon.asked == [["dpctl/dump-dps"], look, look, look]
+    assert daemon.asked == [["dpctl/dump-flows", "--names"]] * 3
+
+
+async def test_of_several_datapaths_each_is_looked_into(folder: Path) -> None:
+    async with Daemon(folder, [[], [TO_IT.format("tap-vm1")], []]) as daemon:
+        daemon.many = True
+        assert await FlowCache(folder).until_bypassed(["tap-vm1"])
+    look = ["dpctl/dump-flows", "--names"]
+    both = [[*look, "netdev@ovs-netdev"], [*look, "system@ovs-system"]]
+    assert daemon.asked == [look, ["dpctl/dump-dps"], *both, *both]
 
 
 async def test_a_cache_that_never_follows_is_an_error_that_shows_the_flow(folder: Path) -> None:

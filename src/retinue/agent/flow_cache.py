@@ -75,9 +75,15 @@ class FlowCache:
 
 async def _flows_to(ports: Collection[str], copies_from: str, daemon: Connection) -> AsyncIterator[str]:
     """At each look a cached flow that leads to one of the ports; ends at the first look that finds none."""
-    datapaths = (await _asked(daemon, "dpctl/dump-dps")).split()
+    datapaths: list[tuple[str, ...]] = [()]  # The only one, as a rule: it need not be named.
     while True:
-        cached = [await _asked(daemon, "dpctl/dump-flows", "--names", datapath) for datapath in datapaths]
+        try:
+            cached = [await _asked(daemon, "dpctl/dump-flows", "--names", *name) for name in datapaths]
+        except OvsdbError:
+            if datapaths != [()]:
+                raise
+            datapaths = [(name,) for name in (await _asked(daemon, "dpctl/dump-dps")).split()]
+            continue
         found = [flow for text in cached for flow in text.splitlines() if leads_to(ports, flow, copies_from)]
         if not found:
             return
