@@ -11,7 +11,7 @@ from retinue.lab.compare_wanted import OURS
 pytestmark = pytest.mark.lab
 
 AVAILABLE = [system.name for system in SYSTEMS if not system().missing()]
-QUICK = ["retinue", "retinue-libvirt", "learning-switch"]
+QUICK = ["retinue", "learning-switch"]
 
 
 def test_a_short_comparison(
