@@ -244,15 +244,15 @@ class Api:
         if move.state is MoveState.DIVERTED and body.event in AWAITED:
             # The answer is the word that the VM may go on: its traffic goes to the target already.
             steered = await mover.until_confirmed(name, *AWAITED[body.event])
-            if body.event == "stopped" and not move.steered:
-                # Who asks with "converged" looks for itself, until nothing comes any more.
-                await asyncio.sleep(CACHE_LAG)
-            if not steered and body.event == "converged":
-                raise MoveError("the switches have not confirmed in time that they steer to the target")
             if body.event == "converged":
-                # While the VM stands still copies will come to it from there: no sign of a late switch.
+                if not steered:
+                    raise MoveError("the switches have not confirmed in time that they steer to the target")
+                # Who asks looks for itself, until nothing comes any more. Copies, which will come from the
+                # target while the VM stands still, are no sign of a late switch.
                 target = self._controller.net.servers[move.target]
                 return _json({"state": mover.moves[name].state, "copies_from": target.mac})
+            if not move.steered:
+                await asyncio.sleep(CACHE_LAG)
         return _json({"state": mover.moves[name].state})
 
     async def _cancel(self, request: web.Request) -> web.Response:
