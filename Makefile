@@ -1,27 +1,33 @@
+# make install   the Debian packages that are missing (needs root), and the Python environment in .venv
+# make install-libvirt   what servers with libvirt need besides (half a minute); without it their tests are skipped
 # make demo   the main job, end to end, on real parts; writes build/demo.json
 # make compare   live migration beside other systems, under traffic; writes build/compare.json (half an hour or
 #             more; minutes with SYSTEMS=retinue,learning-switch RUNS=2 PPS=500; also SIZES=64,1400 and TCP=0)
-# make test   everything: unit, property and lab tests
-# make install-libvirt   what servers with libvirt need besides (half a minute); without it their tests are skipped
-# make check  ruff, strict types, import contracts (under a minute)
+# make check  ruff, strict types, import contracts, the tests that requirements name (under a minute)
+# make unit   unit and property tests (a minute or two)
+# make test   everything: unit, property and lab tests (needs root)
+# make test-long  what takes minutes each and says no more on most days: many migrations of a VM that writes
+# make mutate  whether the tests notice deliberate mistakes in the pure core (ten minutes; see tests/mutation)
+# make format   what ruff can mend by itself
+# make clean  the Python environment and all that was built, the cache of VM images included
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export RETINUE_CACHE ?= $(CURDIR)/build/cache
 
-.PHONY: help demo compare test unit check format install install-libvirt system clean
+.PHONY: help demo compare test test-long unit check mutate format install install-libvirt system clean
 help:
 	@sed -n 's/^# //p' Makefile
 
 system:
 	@sh deploy/install-system.sh
 
-$(VENV)/.installed: requirements.lock requirements-nodeps.txt pyproject.toml
+$(VENV)/.installed: requirements.lock requirements-nodeps.txt pyproject.toml src/retinue_lab/pyproject.toml
 	@echo "Making the Python environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r requirements-nodeps.txt
-	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e . -e src/retinue_lab
 	@touch $@
 
 install: system $(VENV)/.installed
@@ -40,20 +46,27 @@ compare: install
 	@$(MAKE) --no-print-directory -s install-libvirt || echo "Going on without libvirt" >&2
 	@nice -n -15 $(BIN)/retinue lab compare --output build/compare.json $(if $(SYSTEMS),--systems "$(SYSTEMS)") \
 		$(if $(RUNS),--runs $(RUNS)) $(if $(PPS),--pps "$(PPS)") $(if $(SIZES),--sizes "$(SIZES)") \
-		$(if $(TCP),--tcp $(TCP))
+		$(if $(TCP),--tcp $(TCP)) $(if $(WRITES),--writes "$(WRITES)")
 
 test: install
 	@$(MAKE) --no-print-directory install-libvirt || echo "Going on without libvirt: its tests are skipped" >&2
-	@$(BIN)/pytest
+	@$(BIN)/pytest -m "not long" -n 3 --dist loadfile --no-loadscope-reorder
+
+test-long: install
+	@$(BIN)/pytest -m long -s
 
 unit: $(VENV)/.installed
-	@$(BIN)/pytest tests/unit tests/property
+	@$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/property
 
 check: $(VENV)/.installed
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python tests/tools/check_requirements.py
+
+mutate: $(VENV)/.installed
+	@PYTHONPATH=tests $(BIN)/python -m mutation $(ARGS)
 
 format: $(VENV)/.installed
 	@$(BIN)/ruff check --fix

@@ -24,14 +24,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import aiohttp
 import structlog
 
-from networks import fabric, vm_mac
-from pki_files import Certificates
-from retinue.api.access import Access
-from retinue.api.server import Api
-from retinue.controller.controller import Controller
-from retinue.flows.change import Change
-from retinue.flows.entry import Flow, Output
-from retinue.openflow.session import OpenFlowServer, Session
+from retinue.controller.api.access import Access
+from retinue.controller.api.server import Api
+from retinue.controller.app import Controller
+from retinue.core.pipeline.entry import Change, Flow, Output
+from retinue.southbound.openflow.server import OpenFlowServer, Session
+from support.fabric.networks import fabric, vm_mac
+from support.pki_files import Certificates
 
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 DPID = 0xD1
@@ -54,8 +53,8 @@ class Listener:
 @contextmanager
 def open_vswitch(folder: Path) -> Iterator[Any]:
     """A function that runs ovs-vsctl on an Open vSwitch which runs inside the context."""
-    place = str(folder)
-    env = os.environ | {"OVS_RUNDIR": place, "OVS_LOGDIR": place, "OVS_DBDIR": place}
+    location = str(folder)
+    env = os.environ | {"OVS_RUNDIR": location, "OVS_LOGDIR": location, "OVS_DBDIR": location}
     quiet = {"env": env, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run(["ovsdb-tool", "create", f"{folder}/conf.db", SCHEMA], check=True, env=env)
     socket = f"{folder}/db.sock"
@@ -141,11 +140,11 @@ def quantiles(what: str, times: list[float]) -> dict[str, float]:
 
 async def main(rounds: int) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    with tempfile.TemporaryDirectory() as place:
-        pki = Certificates(Path(place) / "pki")
+    with tempfile.TemporaryDirectory() as location:
+        pki = Certificates(Path(location) / "pki")
         cert, key = pki.files("switch/bench")
-        (Path(place) / "ovs").mkdir()
-        with open_vswitch(Path(place) / "ovs") as vsctl:
+        (Path(location) / "ovs").mkdir()
+        with open_vswitch(Path(location) / "ovs") as vsctl:
             vsctl("set-ssl", str(key), str(cert), str(pki.authority.ca))
             switch = [await openflow(vsctl, pki, tls, rounds) for tls in (False, True)]
         reports = [await rest(pki, tls, rounds) for tls in (False, True)]

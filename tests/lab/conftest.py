@@ -1,21 +1,25 @@
 """One laboratory for each test module that asks for `lab` or `bench`; the VMs of its list VMS run in it."""
 
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
-from lab_start import boot, lab_of
-from lab_tools import Bench, Doorman
-from retinue.lab.sandbox import LabHandle
+from retinue_lab.sandbox.handle import LabHandle
+from support.lab.left_over import host
+from support.lab.migrating import go_home
+from support.lab.start import boot, lab_of
+from support.lab.tools import Doorman, LabBench
 
 
 @pytest.fixture(scope="module")
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHandle]:
     """The default network. It ends with the module, or with this process."""
     with lab_of(tmp_path_factory.mktemp("labs")) as handle:
-        booked = getattr(request.module, "VMS", [])
-        if booked:
-            boot(handle, booked)
+        registered = getattr(request.module, "VMS", [])
+        if registered:
+            boot(handle, registered)
         yield handle
 
 
@@ -27,7 +31,29 @@ def doorman(lab: LabHandle) -> Iterator[Doorman]:
 
 
 @pytest.fixture
-async def bench(lab: LabHandle, doorman: Doorman) -> AsyncIterator[Bench]:
-    made = Bench(lab, doorman)
+async def bench(lab: LabHandle, doorman: Doorman) -> AsyncIterator[LabBench]:
+    made = LabBench(lab, doorman)
     yield made
     await made.aclose()
+
+
+@pytest.fixture
+async def home(request: pytest.FixtureRequest, bench: LabBench) -> AsyncIterator[None]:
+    """After each test the VMs of the module's list VMS are where they were."""
+    yield
+    await go_home(bench, request.module.VMS)
+
+
+@pytest.fixture
+def traceless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Labs and temporary files in folders of their own, in which nothing may be left; nor on the host."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with tempfile.TemporaryDirectory(prefix="labs-") as folder:  # short: paths of sockets are in it
+        monkeypatch.setenv("RETINUE_LAB_DIR", folder)
+        monkeypatch.setenv("TMPDIR", str(temporary))
+        before = host()
+        yield
+        assert list(Path(folder).iterdir()) == []
+        assert list(temporary.iterdir()) == []
+        assert host() == before

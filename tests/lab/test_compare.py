@@ -4,14 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from retinue.lab import compare, compare_report
-from retinue.lab.compare_all import SYSTEMS
-from retinue.lab.compare_wanted import OURS
+from retinue_lab.compare import run
+from retinue_lab.compare.report import summary
+from retinue_lab.compare.report.criteria import OURS
+from retinue_lab.compare.systems.registry import SYSTEMS
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.alone]
 
 AVAILABLE = [system.name for system in SYSTEMS if not system().missing()]
-QUICK = ["retinue", "learning-switch"]
+QUICK = [
+    name
+    for name in ("retinue", "retinue-libvirt", "ovn-multichassis-rarp", "learning-switch")
+    if name in ("retinue", "learning-switch") or name in AVAILABLE
+]
+"""One of each kind: ours in both forms, one that is told where the VM is, and one that learns it."""
 
 
 def test_a_short_comparison(
@@ -21,15 +27,15 @@ def test_a_short_comparison(
     monkeypatch.setenv("RETINUE_LAB_DIR", str(labs))
     output = tmp_path / "out" / "compare.json"
     said: list[str] = []
-    report, complete = compare.run(compare.Wanted(QUICK, 1, [500], [64]), output, said.append)
+    report, complete = run.run(run.Plan(QUICK, 1, [500], [64]), output, said.append)
 
     assert complete
-    assert compare_report.decode(output.read_bytes()) == report
+    assert summary.decode(output.read_bytes()) == report
     assert report.failures == []
     measured = [name for name in QUICK if name in AVAILABLE]
     assert [(s.name, s.available) for s in report.systems] == [(name, name in measured) for name in QUICK]
     assert [(row.system, row.direction) for row in report.moves] == [
-        (system, direction) for system in measured for direction in compare_report.DIRECTIONS
+        (system, direction) for system in measured for direction in summary.DIRECTIONS
     ]
     for row in report.moves:
         assert (row.source, row.target, row.size, row.traffic.pps) == ("server1", "server2", 64, 500)
@@ -37,6 +43,10 @@ def test_a_short_comparison(
         assert row.guest_pause_ms > 0
         assert row.traffic.longest_gap_ms > 0
     ours = [row for row in report.moves if row.system in OURS]
+    assert ours
+    for row in ours:
+        lost = row.traffic.lost + row.traffic.answers_lost
+        assert (lost, row.traffic.duplicated, row.traffic.reordered) == (0, 0, 0), row
     assert all(row.flow_mods and row.switch == "edge2" and row.bindings_after for row in ours)
     for system in set(OURS) & set(measured):
         assert any(text.startswith(f"{system}, ") for text in (*report.met, *report.unmet))

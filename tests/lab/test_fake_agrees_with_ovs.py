@@ -6,30 +6,24 @@ and frames made from seeds, many of them cut off or damaged. The pipeline's own 
 
 import random
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
-
-from fake_switch import BadEntry, FakeSwitch
-from ovs_oracle import Observed, RealSwitch, assert_agrees
-from retinue.flows.change import Change
-from retinue.flows.entry import (
-    Action,
-    DecTtl,
-    Field,
-    Flow,
-    Group,
-    Meter,
-    Move,
-    Output,
-    PortNo,
-    SetField,
-    ToGroup,
-    match,
-    set_field,
+from scapy.layers.inet6 import (
+    ICMPv6EchoReply,
+    ICMPv6EchoRequest,
+    ICMPv6ND_NA,
+    ICMPv6ND_NS,
+    ICMPv6NDOptDstLLAddr,
+    ICMPv6NDOptSrcLLAddr,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
 )
-from retinue.packets import (
+from scapy.packet import Raw
+
+from retinue.core.packets import (
     ARP,
     Ethernet,
     arp_reply,
@@ -39,14 +33,44 @@ from retinue.packets import (
     discover,
     parse_dhcp_frame,
 )
-from sample_frames import ICMP4, TCP4, UDP4, damaged, icmp, ipv4, ipv6_solicitation, ipv6_udp, some_frame, tcp
-from sample_frames import udp as udp_body
+from retinue.core.pipeline.entry import (
+    Action,
+    Change,
+    DecTtl,
+    Field,
+    Flow,
+    Group,
+    Meter,
+    Output,
+    PortNo,
+    RegMove,
+    SetField,
+    ToGroup,
+    match,
+    set_field,
+)
+from support.fabric.sample_frames import (
+    ICMP4,
+    TCP4,
+    UDP4,
+    damaged,
+    icmp,
+    ipv4,
+    ipv6_solicitation,
+    ipv6_udp,
+    some_frame,
+    tcp,
+)
+from support.fabric.sample_frames import udp as udp_body
+from support.fakes.switch import BadEntry, FakeSwitch
+from support.oracles.ovs import Observed, RealSwitch, assert_agrees
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.no_vms]
 
 PORTS = [1, 2, 3, PortNo.LOCAL]
 VM1, VM2, GATEWAY = "52:54:00:00:00:01", "52:54:00:00:00:02", "00:00:de:ad:be:ef"
 IP1, IP2, FAR = IPv4Address("10.0.0.5"), IPv4Address("10.0.0.6"), IPv4Address("192.168.1.1")
+SIX1, SIX2 = IPv6Address("fd00::5"), IPv6Address("fd00::6")
 CONTROLLER, BACK = Output(PortNo.CONTROLLER), Output(PortNo.IN_PORT)
 
 
@@ -75,6 +99,17 @@ class Pair:
 
 def flow(*actions: Action, table: int = 0, priority: int = 10, goto: int | None = None, **terms: Any) -> Flow:
     return Flow(table, priority, match(**terms), tuple(actions), goto=goto)
+
+
+def echo_answer(*turned: Action, **terms: Any) -> Flow:
+    """Sends an echo back by the gateway's MAC, after what `turned` makes of its packet."""
+    macs = (RegMove(Field.ETH_SRC, Field.ETH_DST), set_field(Field.ETH_SRC, GATEWAY))
+    return flow(*macs, *turned, BACK, **terms)
+
+
+def six(body: Any, hlim: int = 255) -> bytes:
+    packet = IPv6(src=str(SIX1), dst=str(SIX2), hlim=hlim) / body
+    return Ethernet(GATEWAY, VM1, 0x86DD, bytes(packet)).build()
 
 
 def udp(ttl: int = 64, dst: IPv4Address = IP2, dport: int = 9, vlan: int | None = None) -> bytes:
@@ -127,12 +162,12 @@ class TestMadeByHand:
         pair = Pair(
             real,
             flow(
-                Move(Field.ETH_SRC, Field.ETH_DST),
+                RegMove(Field.ETH_SRC, Field.ETH_DST),
                 set_field(Field.ETH_SRC, GATEWAY),
                 set_field(Field.ARP_OP, 2),
-                Move(Field.ARP_SHA, Field.ARP_THA),
+                RegMove(Field.ARP_SHA, Field.ARP_THA),
                 set_field(Field.ARP_SHA, GATEWAY),
-                Move(Field.ARP_SPA, Field.ARP_TPA),
+                RegMove(Field.ARP_SPA, Field.ARP_TPA),
                 set_field(Field.ARP_SPA, IP2),
                 BACK,
                 eth_type=0x0806,
@@ -174,21 +209,16 @@ class TestMadeByHand:
             pair.frame(bytes(odd))
 
     def test_echo_answer(self, real: RealSwitch) -> None:
-        pair = Pair(
-            real,
-            flow(
-                Move(Field.ETH_SRC, Field.ETH_DST),
-                set_field(Field.ETH_SRC, GATEWAY),
-                Move(Field.IPV4_SRC, Field.IPV4_DST),
-                set_field(Field.IPV4_SRC, FAR),
-                set_field(Field.ICMPV4_TYPE, 0),
-                BACK,
-                eth_type=0x0800,
-                ip_proto=1,
-                icmpv4_type=8,
-                ipv4_dst=FAR,
-            ),
+        answering = echo_answer(
+            RegMove(Field.IPV4_SRC, Field.IPV4_DST),
+            set_field(Field.IPV4_SRC, FAR),
+            set_field(Field.ICMPV4_TYPE, 0),
+            eth_type=0x0800,
+            ip_proto=1,
+            icmpv4_type=8,
+            ipv4_dst=FAR,
         )
+        pair = Pair(real, answering)
         echo, answer = ipv4(IP1, FAR, icmp(8, b"ping!")), ipv4(FAR, IP1, icmp(0, b"ping!"))
         sent = Ethernet(GATEWAY, VM1, 0x0800, echo).build()
         assert pair.out(sent) == [(1, Ethernet(VM1, GATEWAY, 0x0800, answer).build())]
@@ -353,6 +383,94 @@ class TestMadeByHand:
         twice = ipv6_solicitation(options=2)
         assert pair.out(twice) == []
 
+    @pytest.mark.parametrize("kind", [135, 136])
+    def test_guard_of_neighbour_discovery(self, real: RealSwitch, kind: int) -> None:
+        """An option that is not there is zero to a switch, and so are all of a message with one twice."""
+        option = {135: "ipv6_nd_sll", 136: "ipv6_nd_tll"}[kind]
+        terms: dict[str, Any] = {"eth_type": 0x86DD, "ip_proto": 58, "icmpv6_type": kind, "ip_ttl": 255}
+        own, none = terms | {option: VM1}, terms | {option: 0}
+        pair = Pair(
+            real,
+            flow(Output(2), priority=3, **own),
+            flow(Output(3), priority=2, **none),
+            flow(BACK, priority=1),
+        )
+        said = {135: ICMPv6ND_NS, 136: ICMPv6ND_NA}[kind](tgt=str(SIX1))
+        mine = {135: ICMPv6NDOptSrcLLAddr, 136: ICMPv6NDOptDstLLAddr}[kind](lladdr=VM1)
+        other = {135: ICMPv6NDOptDstLLAddr, 136: ICMPv6NDOptSrcLLAddr}[kind](lladdr=VM1)
+        found = {
+            name: [port for port, _ in pair.out(six(part))]
+            for name, part in (
+                ("mine", said / mine),
+                ("none", said),
+                ("twice", said / mine / mine),
+                ("other kind", said / other),
+                ("behind options", IPv6ExtHdrDestOpt() / said / mine),
+                ("behind a fragment header", IPv6ExtHdrFragment(m=0) / said / mine),
+                ("first of fragments", IPv6ExtHdrFragment(m=1) / said / mine),
+                ("later fragment", IPv6ExtHdrFragment(offset=4, m=0) / said / mine),
+            )
+        }
+        assert found == {
+            "mine": [2], "none": [3], "twice": [3], "other kind": [3], "behind options": [2],
+            "behind a fragment header": [2], "first of fragments": [2], "later fragment": [1],
+        }  # fmt: skip
+        assert [port for port, _ in pair.out(six(said / mine, hlim=254))] == [1]
+
+    def test_fragments_and_what_cannot_be_read_of_ipv6(self, real: RealSwitch) -> None:
+        """A chain of headers that is cut off has no protocol, a first fragment without its ICMPv6 header no
+        type."""
+        terms: dict[str, Any] = {"eth_type": 0x86DD}
+        pair = Pair(
+            real,
+            flow(Output(2), priority=5, **terms, ip_proto=0),
+            flow(Output(3), priority=4, **terms, ip_proto=58, ip_frag=1, icmpv6_type=0),
+            flow(BACK, priority=3, **terms, ip_frag=0),
+            flow(Output(PortNo.LOCAL), priority=2, **terms, ip_proto=44, ip_frag=3),
+        )
+        echo = ICMPv6EchoRequest(data=b"x" * 40)
+        whole, first = IPv6ExtHdrFragment(m=0), IPv6ExtHdrFragment(m=1)
+        found = [
+            [port for port, _ in pair.out(six(part))]
+            for part in (
+                echo,
+                whole / echo,
+                first / Raw(b"\x3a\x01" + bytes(6)),
+                IPv6ExtHdrFragment(nh=60, m=1) / Raw(b"\x3a\x01" + bytes(6)),
+                IPv6ExtHdrFragment(nh=60, m=1) / Raw(b"\x3a\x00" + bytes(6)),
+                IPv6ExtHdrFragment(offset=4, m=1) / echo,
+                first / echo,
+                IPv6ExtHdrDestOpt(nh=44) / first / echo,
+            )
+        ]
+        local = int(PortNo.LOCAL)
+        assert found == [[1], [1], [], [2], [3], [local], [], []], found
+        for size in range(54, 110, 3):
+            pair.frame(six(IPv6ExtHdrDestOpt() / first / echo)[:size])
+
+    def test_echo_answer_of_ipv6(self, real: RealSwitch) -> None:
+        answering = echo_answer(
+            RegMove(Field.IPV6_SRC, Field.IPV6_DST),
+            set_field(Field.IPV6_SRC, SIX2),
+            set_field(Field.ICMPV6_TYPE, 129),
+            eth_type=0x86DD,
+            ip_proto=58,
+            icmpv6_type=128,
+            ipv6_dst=SIX2,
+            ip_frag=0,
+        )
+        pair = Pair(real, answering)
+        for data in (b"", b"ping!", b"even"):
+            asked = six(ICMPv6EchoRequest(id=7, seq=3, data=data), hlim=64)
+            answer = IPv6(src=str(SIX2), dst=str(SIX1), hlim=64) / ICMPv6EchoReply(id=7, seq=3, data=data)
+            assert pair.out(asked) == [(1, Ethernet(VM1, GATEWAY, 0x86DD, bytes(answer)).build())]
+            assert pair.out(Ethernet(VM1, GATEWAY, 0x86DD, bytes(answer)).build()) == []
+        pair.frame(six(IPv6ExtHdrDestOpt() / ICMPv6EchoRequest(data=b"behind")))
+        pair.frame(six(IPv6ExtHdrFragment(m=1) / ICMPv6EchoRequest(data=b"12345678")))
+        wrong = bytearray(six(ICMPv6EchoRequest(data=b"wrong")))
+        wrong[57] ^= 0x55
+        pair.frame(bytes(wrong))
+
 
 # ---- from seeds ----
 
@@ -396,14 +514,16 @@ def some_match(rng: random.Random) -> dict[str, Any]:
             terms["eth_type"] = rng.choice((0x86DD, 0x86DD, 0x88B5, 0x8035, 0x05FF))
             if terms["eth_type"] == 0x86DD:
                 maybe(0.5, ipv6_src=rng.choice((IPv6Network("fd00::/64"), IPv6Network("fe80::/10"))))
-                maybe(0.5, ip_proto=rng.choice((17, 44, 58)))
+                maybe(0.5, ip_proto=rng.choice((0, 17, 44, 58)))
+                maybe(0.3, ip_frag=rng.choice((0, 1, 3)))
+                maybe(0.3, ip_ttl=rng.choice((1, 64, 255)))
         case _:
             pass
     return terms
 
 
 def some_actions(rng: random.Random, terms: dict[str, Any]) -> list[Action]:
-    """Actions, some of which do not fit the match: the fake refuses those."""
+    """Actions, some of which do not fit the match: the fake rejects those."""
     choices: list[Action] = [
         Output(rng.choice(PORTS)),
         Output(rng.choice(PORTS)),
@@ -412,7 +532,7 @@ def some_actions(rng: random.Random, terms: dict[str, Any]) -> list[Action]:
         ToGroup(rng.choice((1, 2))),
         set_field(Field.ETH_SRC, rng.choice((VM2, GATEWAY))),
         set_field(Field.ETH_DST, rng.choice((VM2, GATEWAY))),
-        Move(Field.ETH_SRC, Field.ETH_DST),
+        RegMove(Field.ETH_SRC, Field.ETH_DST),
         SetField(Field.METADATA, rng.randrange(4)),
     ]
     if terms.get("eth_type") in (0x0800, 0x86DD):
@@ -421,19 +541,19 @@ def some_actions(rng: random.Random, terms: dict[str, Any]) -> list[Action]:
         choices += [
             set_field(Field.IPV4_SRC, rng.choice((FAR, IP2))),
             set_field(Field.IPV4_DST, rng.choice((FAR, IP2))),
-            Move(Field.IPV4_SRC, Field.IPV4_DST),
+            RegMove(Field.IPV4_SRC, Field.IPV4_DST),
         ]
     if terms.get("eth_type") in (0x0806, 0x8035):
         choices += [
             set_field(Field.ARP_OP, rng.choice((1, 2))),
             set_field(Field.ARP_SPA, FAR),
-            Move(Field.ARP_SHA, Field.ARP_THA),
-            Move(Field.ARP_SPA, Field.ARP_TPA),
-            Move(Field.ETH_SRC, Field.ARP_SHA),
+            RegMove(Field.ARP_SHA, Field.ARP_THA),
+            RegMove(Field.ARP_SPA, Field.ARP_TPA),
+            RegMove(Field.ETH_SRC, Field.ARP_SHA),
         ]
     match terms.get("ip_proto"):
         case 17:
-            choices += [SetField(Field.UDP_DST, rng.choice((0, 4789))), Move(Field.UDP_SRC, Field.UDP_DST)]
+            choices += [SetField(Field.UDP_DST, rng.choice((0, 4789))), RegMove(Field.UDP_SRC, Field.UDP_DST)]
         case 6:
             choices += [SetField(Field.TCP_SRC, 443)]
         case 1:

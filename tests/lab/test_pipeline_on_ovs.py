@@ -9,39 +9,79 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from networks import GATEWAY, GATEWAY_MAC, INFRA_GATEWAY, UPLINK, add_vm, fabric, vm_ip, vm_mac, vm_port
-from ovs_oracle import RealSwitch, assert_agrees
-from retinue.flows.change import Change
-from retinue.flows.entry import Flow, Group, Meter, PortNo
-from retinue.flows.pipeline import Reason, reason_of
-from retinue.model import Network
-from retinue.packets import (
+from retinue.core.model import Allowed, Assignment, BindingKind, Network, Origin
+from retinue.core.model.link_local import link_local
+from retinue.core.packets import (
     BROADCAST,
     Ethernet,
     arp_reply,
     arp_request,
+    build_icmpv6,
     build_udp4,
     dhcp_frame,
     discover,
+    nd_frame,
     offer,
     parse,
     parse_arp,
 )
-from world import EVERYWHERE, NOWHERE, OUTSIDE, World, dhcp_answer, fragments, tagged, udp_frame
+from retinue.core.pipeline.cookies import Reason, reason_of
+from retinue.core.pipeline.entry import Change, Flow, Group, Meter, PortNo
+from support.fabric import ipv6
+from support.fabric.networks import (
+    GATEWAY,
+    GATEWAY6,
+    GATEWAY_MAC,
+    INFRA_GATEWAY,
+    OTHER_GATEWAY_MAC,
+    UPLINK,
+    add_ipv6,
+    add_vm,
+    fabric,
+    group,
+    holding6,
+    split,
+    vm_ip,
+    vm_mac,
+    vm_port,
+)
+from support.fabric.world import (
+    EVERYWHERE,
+    NOWHERE,
+    OUTSIDE,
+    FabricWorld,
+    dhcp_answer,
+    fragments,
+    tagged,
+    udp_frame,
+)
+from support.oracles.ovs import RealSwitch, assert_agrees
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.no_vms]
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    """vm1 on server1 and, as in the middle of a move, admitted on server2; vm2 and vm4 beside it."""
+def world() -> FabricWorld:
+    """vm1 on server1 and, as in the middle of a migration, admitted on server2; vm2 and vm4 beside it."""
     net = fabric()
+    add_ipv6(net)
+    split(net)  # vm1, vm2 and vm3 have a subnet, and vm4 another.
     moving = add_vm(net, 1, 1, ports_on=(2,))
     net.put_vm(replace(moving, also=frozenset({"server2"})))
     for number, at in ((2, 2), (3, 3), (4, 1)):
         add_vm(net, number, at)
+    for number in (1, 2, 4):
+        net.assign(holding6(number))
     add_vm(net, 5, 1, bound=False)
-    return World(net)
+    # vm4 serves DHCP at a rate, and has an address that vm2 may take; server2 is in a gateway group.
+    group(net)
+    shared = Allowed(IPv4Address("10.1.0.200"))
+    for number, trusted in ((2, False), (4, True)):
+        nic = net.vms[f"vm{number}"].nic
+        changed = replace(nic, allowed=(shared,), trusted=trusted, rate=int(trusted) * 1_000_000)
+        net.change_nic(f"vm{number}", nic, changed)
+    net.take(Assignment(shared.ip, vm_mac(4), "vm4", BindingKind.ALLOWED, Origin.CONTROLLER))
+    return FabricWorld(net)
 
 
 PORTS: dict[str, list[int]] = {
@@ -54,7 +94,7 @@ PORTS: dict[str, list[int]] = {
 
 
 @pytest.mark.parametrize("switch", PORTS)
-def test_every_frame_at_every_port(world: World, switch: str) -> None:
+def test_every_frame_at_every_port(world: FabricWorld, switch: str) -> None:
     program = list(world.compiler.program(switch).values())
     # What a meter drops depends on time: here none does.
     meters = [replace(m, rate=10**6, burst=10**6) for m in program if isinstance(m, Meter)]
@@ -73,7 +113,7 @@ def test_every_frame_at_every_port(world: World, switch: str) -> None:
 
 
 def frames(net: Network) -> Iterator[bytes]:
-    """Honest and forged, of every kind the pipeline knows and some it does not; and some of them tagged."""
+    """Honest and spoofed, of every kind the pipeline knows and some it does not; and some of them tagged."""
     for number, frame in enumerate(untagged(net)):
         yield frame
         if number % 3 == 0:
@@ -94,6 +134,8 @@ def untagged(net: Network) -> Iterator[bytes]:
         for target in (GATEWAY, INFRA_GATEWAY, vm_ip(4), vm_ip(2), ip):
             yield arp_request(mac, ip, target)
         yield arp_request(mac, NOWHERE, ip)
+        yield arp_request(mac, IPv4Address("10.1.0.200"), IPv4Address("10.1.0.200"))
+        yield udp_frame(mac, OTHER_GATEWAY_MAC, ip, IPv4Address("10.1.0.200"))
         yield arp_request(mac, vm_ip(3), vm_ip(3))
         yield arp_reply(parse_arp(parse(arp_request(vm_mac(4), vm_ip(4), ip)).payload), mac)
         yield dhcp_frame(discover(mac, 7), mac, BROADCAST, NOWHERE, EVERYWHERE, 68, 67)
@@ -116,9 +158,33 @@ def untagged(net: Network) -> Iterator[bytes]:
     for ttl in (1, 2):
         payload = build_udp4(vm_ip(1), vm_ip(2), 1, 2, b"ttl", ttl)
         yield Ethernet(GATEWAY_MAC, vm_mac(1), 0x0800, payload).build()
+    yield from of_ipv6(net)
     whole = arp_request(vm_mac(1), vm_ip(1), GATEWAY)
     yield whole[:30]
     yield udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(1), OUTSIDE)[:30]
+
+
+def of_ipv6(net: Network) -> Iterator[bytes]:
+    for vm, other in ((1, 4), (4, 2)):
+        yield from ipv6.questions(vm)
+        yield from ipv6.unneeded(vm)
+        yield from ipv6.forgeries(vm, other, thorough=False)
+    router, mac = net.servers["router"].mac, vm_mac(1)
+    for src_mac, src in ((mac, ipv6.vm_ip6(1)), (vm_mac(2), ipv6.vm_ip6(2)), (router, ipv6.OUTSIDE6)):
+        for dst in (ipv6.vm_ip6(4), ipv6.vm_ip6(2), ipv6.OUTSIDE6, GATEWAY6, *ipv6.UNROUTABLE6):
+            yield ipv6.udp6_frame(src_mac, GATEWAY_MAC, src, dst)
+        for packet in (
+            build_icmpv6(src, GATEWAY6, bytes((128, *bytes(7)))),
+            ipv6.udp6(src, ipv6.vm_ip6(4), hop_limit=1),
+            ipv6.extended(ipv6.udp6(src, ipv6.vm_ip6(4)), ipv6.fragment(0, True)),
+            ipv6.extended(ipv6.udp6(src, ipv6.vm_ip6(4)), ipv6.fragment(5, False)),
+        ):
+            yield ipv6.frame6(src_mac, GATEWAY_MAC, packet)
+    echo = build_icmpv6(ipv6.vm_local(1), ipv6.GATEWAY_LOCAL, bytes((128, *bytes(7))) + b"ping")
+    yield ipv6.frame6(mac, GATEWAY_MAC, echo)
+    yield nd_frame(ipv6.asks(link_local(router), ipv6.GATEWAY_LOCAL, router), router)
+    for server in (net.servers["server1"], net.servers["server2"]):
+        yield ipv6.udp6_frame(GATEWAY_MAC, server.mac, ipv6.OUTSIDE6, ipv6.vm_ip6(1))
 
 
 def ping(mac: str, src: IPv4Address, dst: IPv4Address) -> bytes:
@@ -131,21 +197,23 @@ def ping(mac: str, src: IPv4Address, dst: IPv4Address) -> bytes:
     return Ethernet(GATEWAY_MAC, mac, 0x0800, bytes(header)).build()
 
 
-def test_a_dhcp_servers_message_in_fragments_is_not_delivered_an_ordinary_datagram_is(world: World) -> None:
-    """Not by the fake's word but by the real switch's: vm1 to vm4, beside it on edge1."""
-    ordinary = build_udp4(vm_ip(1), vm_ip(4), 4000, 53, bytes(2000))
-    program = list(world.compiler.program("edge1").values())
-    with RealSwitch(PORTS["edge1"]) as real:
+def test_a_dhcp_servers_message_in_fragments_is_not_delivered_an_ordinary_datagram_is(
+    world: FabricWorld,
+) -> None:
+    """Not by the fake's word but by the real switch's: vm1 to vm2, beside it on edge2."""
+    ordinary = build_udp4(vm_ip(1), vm_ip(2), 4000, 53, bytes(2000))
+    program = list(world.compiler.program("edge2").values())
+    with RealSwitch(PORTS["edge2"]) as real:
         real.install(
             [replace(f, expires_at=None) for f in program if isinstance(f, Flow)],
             [g for g in program if isinstance(g, Group)],
             [replace(m, rate=10**6, burst=10**6) for m in program if isinstance(m, Meter)],
         )
         for sport in (67, 4000):
-            forged = dhcp_answer(vm_mac(1), vm_mac(4), vm_ip(1), to=4, sport=sport)
+            spoofed = dhcp_answer(vm_mac(1), vm_mac(2), vm_ip(1), to=2, sport=sport)
             for cut in (8, 64):
-                seen = real.observe(fragments(forged, cut)[0], vm_port(1))
+                seen = real.observe(fragments(spoofed, cut)[0], vm_port(1))
                 assert seen.outputs == ()
                 assert [reason_of(cookie) for cookie, _, _ in seen.to_controller] == [Reason.ROGUE_DHCP]
-        for part in fragments(Ethernet(vm_mac(4), vm_mac(1), 0x0800, ordinary).build(), 1480):
-            assert real.inject(part, vm_port(1)) == [(vm_port(4), part)]
+        for part in fragments(Ethernet(vm_mac(2), vm_mac(1), 0x0800, ordinary).build(), 1480):
+            assert real.inject(part, vm_port(1)) == [(vm_port(2), part)]

@@ -7,7 +7,14 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openflow_oracle import (
+from retinue.core.pipeline.entry import Flow, Group, Match, Meter
+from retinue.southbound.openflow.codec import encode, messages, wire
+from retinue.southbound.openflow.codec.actions import encode_buckets, encode_instructions
+from retinue.southbound.openflow.codec.decode import decode
+from retinue.southbound.openflow.codec.messages import BundleAdd, FlowMod, GroupMod, MeterMod
+from retinue.southbound.openflow.codec.oxm import encode_match
+from retinue.southbound.openflow.codec.wire import Framer, ModCommand, ProtocolError
+from support.oracles.openflow import (
     flows,
     groups,
     matches,
@@ -17,26 +24,21 @@ from openflow_oracle import (
     os_ken_meter_mod,
     xids,
 )
-from retinue.flows.entry import Flow, Group, Match, Meter
-from retinue.openflow import codec
-from retinue.openflow.actions import encode_buckets, encode_instructions
-from retinue.openflow.codec import BundleAdd, FlowMod, Framer, GroupMod, MeterMod, ModCommand, ProtocolError
-from retinue.openflow.oxm import encode_match
 
 
 @given(flows(), xids)
 def test_added_flow_reads_back_the_same(flow: Flow, xid: int) -> None:
-    assert codec.decode(codec.flow_add(xid, flow, 0.0)) == FlowMod(xid, codec.FlowCommand.ADD, flow, 0, 0)
+    assert decode(encode.flow_add(xid, flow, 0.0)) == FlowMod(xid, wire.FlowCommand.ADD, flow, 0, 0)
 
 
 @given(flows(), xids)
 def test_added_flow_is_what_os_ken_sends(flow: Flow, xid: int) -> None:
-    assert codec.flow_add(xid, flow, 0.0) == os_ken_flow_mod(flow, xid)
+    assert encode.flow_add(xid, flow, 0.0) == os_ken_flow_mod(flow, xid)
 
 
 @given(flows(), xids)
 def test_removed_flow_is_what_os_ken_sends(flow: Flow, xid: int) -> None:
-    assert codec.flow_remove(xid, flow) == os_ken_flow_mod(flow, xid, remove=True)
+    assert encode.flow_remove(xid, flow) == os_ken_flow_mod(flow, xid, remove=True)
 
 
 @given(flows(), xids, st.integers(1, 0xFFFF))
@@ -51,33 +53,33 @@ def test_expiring_flow_is_what_os_ken_sends(flow: Flow, xid: int, seconds: int) 
         flow.cookie,
         expires_at=1000.0 + seconds,
     )
-    assert codec.flow_add(xid, ends, 1000.0) == os_ken_flow_mod(flow, xid, timeout=seconds)
+    assert encode.flow_add(xid, ends, 1000.0) == os_ken_flow_mod(flow, xid, timeout=seconds)
 
 
 @given(groups(), xids, st.sampled_from([ModCommand.ADD, ModCommand.MODIFY]))
 def test_group_reads_back_and_is_what_os_ken_sends(group: Group, xid: int, command: ModCommand) -> None:
-    encode = codec.group_add if command is ModCommand.ADD else codec.group_modify
-    assert encode(xid, group) == os_ken_group_mod(group, command, xid)
-    assert codec.decode(encode(xid, group)) == GroupMod(xid, command, group)
+    to_bytes = encode.group_add if command is ModCommand.ADD else encode.group_modify
+    assert to_bytes(xid, group) == os_ken_group_mod(group, command, xid)
+    assert decode(to_bytes(xid, group)) == GroupMod(xid, command, group)
 
 
 @given(meters(), xids, st.sampled_from([ModCommand.ADD, ModCommand.MODIFY]))
 def test_meter_reads_back_and_is_what_os_ken_sends(meter: Meter, xid: int, command: ModCommand) -> None:
-    encode = codec.meter_add if command is ModCommand.ADD else codec.meter_modify
-    assert encode(xid, meter) == os_ken_meter_mod(meter, command, xid)
-    assert codec.decode(encode(xid, meter)) == MeterMod(xid, command, meter)
+    to_bytes = encode.meter_add if command is ModCommand.ADD else encode.meter_modify
+    assert to_bytes(xid, meter) == os_ken_meter_mod(meter, command, xid)
+    assert decode(to_bytes(xid, meter)) == MeterMod(xid, command, meter)
 
 
 @given(flows(), xids, xids)
 def test_bundled_message_comes_out_unchanged(flow: Flow, xid: int, bundle: int) -> None:
-    inside = codec.flow_add(xid, flow, 0.0)
-    assert codec.decode(codec.bundle_add(xid, bundle, inside)) == BundleAdd(xid, bundle, 3, inside)
+    inside = encode.flow_add(xid, flow, 0.0)
+    assert decode(encode.bundle_add(xid, bundle, inside)) == BundleAdd(xid, bundle, 3, inside)
 
 
 # ---- what a switch reports ----
 
 
-def flow_stats(flow: Flow, packets: int, octets: int, seconds: int, hard: int, idle: int = 0) -> bytes:
+def flow_stats(flow: Flow, packets: int, nbytes: int, seconds: int, hard: int, idle: int = 0) -> bytes:
     body = encode_match(flow.match) + encode_instructions(flow)
     return (
         struct.pack(
@@ -93,7 +95,7 @@ def flow_stats(flow: Flow, packets: int, octets: int, seconds: int, hard: int, i
             0,
             flow.cookie,
             packets,
-            octets,
+            nbytes,
         )
         + body
     )
@@ -110,9 +112,9 @@ count64 = st.integers(0, (1 << 64) - 1)
 def test_reported_flows_equal_those_installed(
     rows: list[tuple[Flow, int, int]], xid: int, more: bool
 ) -> None:
-    body = b"".join(flow_stats(flow, packets, octets, 3, 60) for flow, packets, octets in rows)
-    assert codec.decode(multipart_reply(xid, 1, body, more)) == codec.MultipartReply(
-        xid, 1, more, tuple(codec.FlowStats(flow, p, o, 3.5, 60) for flow, p, o in rows)
+    body = b"".join(flow_stats(flow, packets, nbytes, 3, 60) for flow, packets, nbytes in rows)
+    assert decode(multipart_reply(xid, 1, body, more)) == messages.MultipartReply(
+        xid, 1, more, tuple(messages.FlowStats(flow, p, o, 3.5, 60) for flow, p, o in rows)
     )
 
 
@@ -120,9 +122,9 @@ def test_reported_flows_equal_those_installed(
 def test_reported_groups_equal_those_installed(found: list[Group], xid: int) -> None:
     encoded = [(group, encode_buckets(group.buckets)) for group in found]
     body = b"".join(struct.pack("!HBxI", 8 + len(b), 1, group.id) + b for group, b in encoded)
-    reply = codec.decode(multipart_reply(xid, 7, body))
-    assert isinstance(reply, codec.MultipartReply)
-    assert reply.parts == tuple(codec.GroupDesc(group.id, group) for group in found)
+    reply = decode(multipart_reply(xid, 7, body))
+    assert isinstance(reply, messages.MultipartReply)
+    assert reply.parts == tuple(messages.GroupDesc(group.id, group) for group in found)
 
 
 @given(matches(), xids, st.integers(0, 5), st.integers(0, 254), count64, st.binary(max_size=200))
@@ -131,8 +133,8 @@ def test_packet_in_keeps_frame_and_match(
 ) -> None:
     body = struct.pack("!IHBBQ", 0xFFFFFFFF, len(frame), reason, table, cookie)
     body += encode_match(match) + bytes(2) + frame
-    message = codec.decode(struct.pack("!BBHI", 5, 10, 8 + len(body), xid) + body)
-    assert isinstance(message, codec.PacketIn)
+    message = decode(struct.pack("!BBHI", 5, 10, 8 + len(body), xid) + body)
+    assert isinstance(message, messages.PacketIn)
     assert (message.frame, message.match, message.cookie) == (frame, match, cookie)
     assert (message.reason, message.table, message.buffer_id) == (reason, table, 0xFFFFFFFF)
     assert message.in_port == next((value for field, value, _ in match if field == 0), 0)
@@ -142,8 +144,8 @@ def test_packet_in_keeps_frame_and_match(
 def test_flow_removed_names_the_flow(flow: Flow, xid: int, packets: int, hard: int) -> None:
     body = struct.pack("!QHBBIIHHQQ", flow.cookie, flow.priority, 1, flow.table, 2, 0, 0, hard, packets, 9)
     body += encode_match(flow.match)
-    message = codec.decode(struct.pack("!BBHI", 5, 11, 8 + len(body), xid) + body)
-    assert isinstance(message, codec.FlowRemoved)
+    message = decode(struct.pack("!BBHI", 5, 11, 8 + len(body), xid) + body)
+    assert isinstance(message, messages.FlowRemoved)
     assert message.key == flow.key
     assert (message.cookie, message.packets, message.hard_timeout) == (flow.cookie, packets, hard)
 
@@ -161,16 +163,16 @@ def valid_messages(draw: st.DrawFn) -> bytes:
     return draw(
         st.sampled_from(
             [
-                codec.hello(xid),
-                codec.error(xid, 5, 1, b"some bytes"),
-                codec.echo_request(xid, b"ping"),
-                codec.flow_add(xid, flow, 0.0),
-                codec.bundle_add(xid, 1, codec.flow_add(xid, flow, 0.0)),
-                codec.group_add(xid, draw(groups())),
-                codec.meter_add(xid, draw(meters())),
-                codec.packet_out(xid, b"frame", 3),
-                codec.bundle_control(xid, 4, codec.BundleStep.OPEN_REQUEST),
-                codec.role_request(xid, 2, 5),
+                encode.hello(xid),
+                encode.error(xid, 5, 1, b"some bytes"),
+                encode.echo_request(xid, b"ping"),
+                encode.flow_add(xid, flow, 0.0),
+                encode.bundle_add(xid, 1, encode.flow_add(xid, flow, 0.0)),
+                encode.group_add(xid, draw(groups())),
+                encode.meter_add(xid, draw(meters())),
+                encode.packet_out(xid, b"frame", 3),
+                encode.bundle_control(xid, 4, wire.BundleStep.OPEN_REQUEST),
+                encode.role_request(xid, 2, 5),
                 multipart_reply(xid, 1, flow_stats(flow, 1, 2, 3, 4)),
                 multipart_reply(xid, 13, port * 2),
                 multipart_reply(xid, 0, bytes(1056)),
@@ -201,18 +203,18 @@ def damaged_messages(draw: st.DrawFn) -> bytes:
 @given(st.binary(max_size=300) | damaged_messages())
 def test_no_bytes_break_the_decoder(data: bytes) -> None:
     with suppress(ProtocolError):
-        codec.decode(data)
+        decode(data)
 
 
 @given(st.integers(0, 40), xids, st.binary(max_size=120))
 def test_no_body_breaks_the_decoder(kind: int, xid: int, body: bytes) -> None:
     with suppress(ProtocolError):
-        codec.decode(struct.pack("!BBHI", 5, kind, 8 + len(body), xid) + body)
+        decode(struct.pack("!BBHI", 5, kind, 8 + len(body), xid) + body)
 
 
 @given(valid_messages())
 def test_messages_of_the_damage_test_are_sound(message: bytes) -> None:
-    codec.decode(message)
+    decode(message)
 
 
 @given(st.lists(valid_messages(), max_size=6), st.data())
@@ -233,4 +235,4 @@ def test_no_bytes_break_the_framer(chunks: list[bytes]) -> None:
     with suppress(ProtocolError):
         for chunk in chunks:
             for message in framer.feed(chunk):
-                codec.decode(message)
+                decode(message)

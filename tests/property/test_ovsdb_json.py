@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinue.ovsdb.values import UUID, ColumnType, NamedUUID, from_wire, to_wire
-from retinue.ovsdb.wire import Framer, decode, encode
+from retinue.southbound.ovsdb.values import UUID, ColumnType, NamedUUID, from_wire, to_wire
+from retinue.southbound.ovsdb.wire import Framer, decode, encode
 
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 uuids = st.uuids().map(lambda u: UUID(str(u)))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinue.packets import (
+from retinue.core.packets import (
     ARP,
     DHCP,
     BootOp,
@@ -130,7 +130,7 @@ def test_udp_round_trip_with_right_checksums(
 
 
 @given(st.binary(min_size=28, max_size=28), st.integers(0, 19), st.integers(1, 255))
-def test_one_wrong_byte_in_the_ip_header_is_refused(payload: bytes, at: int, change: int) -> None:
+def test_one_wrong_byte_in_the_ip_header_is_rejected(payload: bytes, at: int, change: int) -> None:
     packet = bytearray(build_udp4(IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2"), 68, 67, payload))
     packet[at] ^= change
     with pytest.raises(FrameError):

@@ -2,21 +2,55 @@
 
 1. Incremental = recomputed: after any history the programs are those of a fresh compiler.
 2. In every state, also after any single switch between two stages of an update: each honest packet reaches
-   exactly the right port once, each forged one none, nothing loops, nothing is flooded.
+   exactly the right port once, each spoofed one none, nothing loops, nothing is flooded.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from networks import GATEWAY_MAC, UPLINK, add_vm, fabric, holding, vm_ip, vm_mac, vm_port
-from retinue.flows.compiler import Compiler
-from retinue.flows.difference import difference
-from retinue.flows.plan import Near, near_server
-from retinue.model import VM, Network, PortRef, VMPort
-from retinue.model.network import NOTHING, Touched, moved
-from world import OUTSIDE, World, udp_frame
+from retinue.core.model import (
+    NIC,
+    VM,
+    Allowed,
+    Assignment,
+    BindingKind,
+    ModelError,
+    Network,
+    Origin,
+    PortRef,
+    Subnet,
+    VMPort,
+)
+from retinue.core.model.families import in_use
+from retinue.core.model.network import NOTHING, Touched
+from retinue.core.pipeline.compiler import Compiler, Entry, EntryKey, Keys, Program, key_of
+from retinue.core.pipeline.diff import agrees, difference
+from retinue.core.pipeline.underlay import Near, underlay_of
+from support.fabric import ipv6
+from support.fabric.networks import (
+    GATEWAY_MAC,
+    UPLINK,
+    add_ipv6,
+    add_vm,
+    assignment,
+    fabric,
+    group,
+    holding6,
+    moved,
+    nic_numbers,
+    split,
+    vm_ip,
+    vm_mac,
+    vm_port,
+)
+from support.fabric.world import OUTSIDE, FabricWorld, udp_frame
+
+SHARED, VIRTUAL = IPv4Address("10.1.0.200"), "00:00:5e:00:01:07"
+"""An address that several may take, and a virtual router's MAC."""
 
 
 @dataclass(frozen=True)
@@ -25,49 +59,111 @@ class Shape:
     spines: int
     servers_on: tuple[int, ...]
     vms_at: tuple[int, ...]
+    ipv6: bool = False
+    """There is an IPv6 subnet, too, and each VM holds an address of it."""
+    more_nics_of: tuple[int, ...] = ()
+    """VMs that have another NIC; one that stands here twice has three."""
+    split: bool = False
+    """The VMs' addresses are in several subnets."""
+    grouped: bool = False
+    """Every second server is in a group with a gateway MAC of its own."""
+    shared: int = 0
+    """The VM that has an address which vm1 and vm2 may take; 0: there is none."""
 
     def network(self) -> Network:
         net = fabric(self.leaves, self.spines, self.servers_on)
+        if self.ipv6:
+            add_ipv6(net)
+        if self.split:
+            split(net)
+        if self.grouped:
+            group(net)
         for number, at in enumerate(self.vms_at, 1):
-            add_vm(net, number, at)
+            vm = add_vm(net, number, at, nics=1 + self.more_nics_of.count(number))
+            for nic in nic_numbers(vm) if self.ipv6 else ():
+                net.assign(replace(holding6(nic), vm=vm.id))
+        for number in (1, 2) if self.shared else ():
+            change_nic(net, "allowed", net.vms[f"vm{number}"], 2)
+        if self.shared:
+            change_nic(net, "announced", net.vms[f"vm{self.shared}"], 0)
         return net
 
 
 @st.composite
-def shapes(draw: st.DrawFn, vms: int = 4) -> Shape:
+def shapes(draw: st.DrawFn, vms: int = 4, more_nics: int = 2) -> Shape:
     leaves = draw(st.integers(1, 3))
     spines = draw(st.integers(1, 3))
     servers = draw(st.integers(2, 5))
     servers_on = tuple(draw(st.lists(st.integers(1, leaves), min_size=servers, max_size=servers)))
     vms_at = tuple(draw(st.lists(st.integers(1, servers), min_size=2, max_size=vms)))
-    return Shape(leaves, spines, servers_on, vms_at)
+    more = draw(st.lists(st.integers(1, len(vms_at)), max_size=more_nics), label="more NICs of")
+    ipv6, parts = draw(st.booleans(), label="IPv6"), draw(st.booleans(), label="split")
+    grouped = draw(st.booleans(), label="gateway groups")
+    shared = draw(st.integers(0, 2), label="has an address that others may take")
+    return Shape(leaves, spines, servers_on, vms_at, ipv6, tuple(more), parts, grouped, shared)
 
 
-def check(world: World, at: dict[int, int], may_arrive: dict[int, set[int]]) -> None:
-    """The invariants; VM N runs on server `at[N]`, packets to it may come to its port on `may_arrive[N]`."""
-    for sender, place in at.items():
+def check(world: FabricWorld, at: dict[int, int], may_arrive: dict[int, set[int]]) -> None:
+    """The invariants; NIC N is on server `at[N]`, packets to it may come to its port on `may_arrive[N]`.
+
+    To another NIC of its own VM, too, and no NIC may send as that.
+    """
+    for sender, location in at.items():
         for receiver in at:
             if receiver == sender:
                 continue
-            for dst_mac in (GATEWAY_MAC, vm_mac(receiver)):
-                world.reaches(sender, place, receiver, may_arrive[receiver], dst_mac)
-            world.forges(sender, place, receiver)
-        world.floods_nothing(sender, place)
-        world.reaches_outside(sender, place)
+            for dst_mac in (*world.net.gateway_macs, vm_mac(receiver)):
+                world.reaches(sender, location, receiver, may_arrive[receiver], dst_mac)
+            world.is_no_neighbour_of_other_subnets(sender, location, receiver)
+            world.spoofs(sender, location, receiver)
+        world.floods_nothing(sender, location)
+        world.reaches_outside(sender, location)
         world.reaches_from_outside(sender, may_arrive[sender])
         world.services_speak_for_themselves(sender)
+    if in_use(world.net, 6):
+        ipv6.check(world, at, may_arrive)
+    for vm in world.net.vms.values():
+        are_together(world, nic_numbers(vm))
+    held = world.net.assignments.get(SHARED)
+    if held is not None:
+        is_at_its_holders(world, at, may_arrive, next(n for n in at if vm_mac(n) == held.mac))
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+def is_at_its_holders(
+    world: FabricWorld, at: dict[int, int], may_arrive: dict[int, set[int]], holder: int
+) -> None:
+    """An address that several may take is found at the NIC that has it, and nobody else sends under it."""
+    for sender, location in at.items():
+        if sender == holder:
+            continue
+        for delivery in world.send(
+            sender, location, udp_frame(vm_mac(sender), GATEWAY_MAC, vm_ip(sender), SHARED)
+        ):
+            world.comes(delivery, holder, may_arrive[holder])
+        spoofed = udp_frame(vm_mac(sender), GATEWAY_MAC, SHARED, OUTSIDE)
+        world.is_reported_spoofed(sender, location, spoofed)
+
+
+def are_together(world: FabricWorld, nics: list[int]) -> None:
+    """At no moment is one NIC of a VM found here and the other there."""
+    places = [
+        [{switch for switch, _, _ in delivery.arrivals} for delivery in world.from_outside(nic)]
+        for nic in nics
+    ]
+    assert all(place == places[0] for place in places), places
+
+
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(shape=shapes(vms=3), data=st.data())
 def test_every_state_of_a_move_is_right(shape: Shape, data: st.DataObject) -> None:
-    world = World(shape.network())
+    world = FabricWorld(shape.network())
     net = world.net
-    at = dict(enumerate(shape.vms_at, 1))
-    mover = data.draw(st.sampled_from(sorted(at)))
-    source = at[mover]
+    at = {nic: shape.vms_at[number_of(vm) - 1] for vm in net.vms.values() for nic in nic_numbers(vm)}
+    orchestrator = data.draw(st.sampled_from(sorted(n for n in at if n <= len(shape.vms_at))))
+    nics = nic_numbers(net.vms[f"vm{orchestrator}"])
+    source = at[orchestrator]
     target = data.draw(st.sampled_from([n for n in range(1, len(shape.servers_on) + 1) if n != source]))
-    may: dict[int, set[int]] = {vm: {place} for vm, place in at.items()}
+    may: dict[int, set[int]] = {vm: {location} for vm, location in at.items()}
 
     def run(touched: Touched, near: Near = ()) -> None:
         world.apply(
@@ -76,71 +172,98 @@ def test_every_state_of_a_move_is_right(shape: Shape, data: st.DataObject) -> No
         check(world, at, may)
 
     check(world, at, may)
-    vm = net.vms[f"vm{mover}"]
+    vm = net.vms[f"vm{orchestrator}"]
     # The port at the target appears, the VM is admitted there, and nothing changes for anybody.
-    run(net.set_vm_port(vm.id, f"edge{target}", VMPort(vm_port(mover))))
-    edge = {f"edge{source}"}
-    back = [edge, near_server(net, f"server{source}") - edge]
+    for nic, number in zip(vm.nics, nics, strict=True):
+        run(net.set_vm_port(nic.port_id, f"edge{target}", VMPort(vm_port(number))))
+    underlay = underlay_of(net)
+    back = underlay.order_to_withdraw(f"server{source}")
     admitted = replace(vm, also=frozenset({f"server{target}"}))
-    run(net.put_vm(admitted), [near_server(net, f"server{target}")])
+    run(net.put_vm(admitted), [underlay.near(f"server{target}")])
     if data.draw(st.booleans(), label="undone"):
         run(net.put_vm(vm), back)
         assert world.compiler.programs == fresh(net)
         return
     diverted = moved(admitted, f"server{target}")
-    first = [near_server(net, f"server{target}") | {f"edge{source}"}]
+    first = underlay.order_to_divert(f"server{source}", f"server{target}")
     if data.draw(st.booleans(), label="it stands still already"):
-        may[mover] = {source, target}
+        may.update({key: {source, target} for key in nics})
         diverted = replace(diverted, forwarded_from=f"server{source}")
     if data.draw(st.booleans(), label="diverted, then undone"):
         # The source stops, its traffic is turned to the target, the copy fails, and it is turned back.
-        may[mover] = {source, target}
+        may.update({key: {source, target} for key in nics})
         run(net.put_vm(diverted), first)
         if data.draw(st.booleans(), label="forwarded and copied meanwhile"):
-            forward(world, mover, target, source)
-            insure(world, mover, target, source)
-        run(net.put_vm(vm), back)
+            forward(world, orchestrator, target, source)
+            insure(world, orchestrator, target, source)
+        world.copied.update(nics)
+        again = underlay.order_to_return(f"server{source}", f"server{target}")
+        run(
+            net.put_vm(replace(admitted, forwarded_from=f"server{target}", copied_to=f"server{source}")),
+            again,
+        )
+        late_ones_go_on(world, orchestrator, source, target)
+        run(net.put_vm(vm), underlay.order_to_withdraw(f"server{target}"))
         world.copied.clear()
-        may[mover] = {source}
+        may.update({key: {source} for key in nics})
         check(world, at, may)
         assert world.compiler.programs == fresh(net)
         return
     # It resumes at the target; while the switches are told, its packets come to either port.
-    at[mover], may[mover] = target, {source, target}
+    at.update(dict.fromkeys(nics, target))
+    may.update({key: {source, target} for key in nics})
     run(net.put_vm(diverted), first)
     if data.draw(st.booleans(), label="forwarded and copied while it stood still"):
-        forward(world, mover, target, source)
-        insure(world, mover, target, source)
+        forward(world, orchestrator, target, source)
+        insure(world, orchestrator, target, source)
         check(world, at, may)
     else:
-        may[mover] = {target}
+        may.update({key: {target} for key in nics})
         check(world, at, may)
     closed = replace(vm, server=f"server{target}", forwarded_from=f"server{source}")
     run(net.put_vm(closed))
     world.copied.clear()
-    may[mover] = {target}
+    may.update({key: {target} for key in nics})
     check(world, at, may)
     # A port left behind at the source is nobody's: what it sends goes nowhere.
-    world.forges(mover, target, next(n for n in at if n != mover))
-    late_ones_go_on(world, mover, target, source)
-    copies_end(world, mover, target, source)
+    world.spoofs(orchestrator, target, next(n for n in at if n != orchestrator))
+    late_ones_go_on(world, orchestrator, target, source)
+    copies_end(world, orchestrator, target, source)
     run(net.put_vm(replace(closed, forwarded_from="")), back)
     check(world, at, may)
-    copies_end(world, mover, target, source)
+    copies_end(world, orchestrator, target, source)
     assert world.compiler.programs == fresh(net)
 
 
-def insure(world: World, vm: int, target: int, source: int) -> None:
+def insure(world: FabricWorld, vm: int, target: int, source: int) -> None:
     """Copies of all that is delivered to the VM go back to its source: one switch is told, and all come."""
-    world.copied.add(vm)
     diverted = world.net.vms[f"vm{vm}"]
+    nics = nic_numbers(diverted)
+    world.copied.update(nics)
     put(world, replace(diverted, copied_to=f"server{source}"), on=f"edge{target}")
-    both = {(f"edge{place}", vm_port(vm)) for place in (target, source)}
-    for delivery in world.from_outside(vm):
-        assert {(switch, port) for switch, port, _ in delivery.arrivals} == both
+    beside = [
+        number
+        for other in world.net.vms.values()
+        if other.id != diverted.id and other.server == f"server{target}"
+        for number in nic_numbers(other)
+    ]
+    for nic in nics:
+        both = {(f"edge{location}", vm_port(nic)) for location in (target, source)}
+        local = [udp_frame(vm_mac(n), vm_mac(nic), vm_ip(n), vm_ip(nic)) for n in beside]
+        sent = [way for n, frame in zip(beside, local, strict=True) for way in world.send(n, target, frame)]
+        for delivery in (*world.from_outside(nic), *sent):
+            assert {(switch, port) for switch, port, _ in delivery.arrivals} == both
 
 
-def forward(world: World, vm: int, target: int, source: int) -> None:
+def number_of(vm: VM) -> int:
+    return nic_numbers(vm)[0]
+
+
+def nics_of(world: FabricWorld, vm: int) -> list[int]:
+    return nic_numbers(world.net.vms[f"vm{vm}"])
+
+
+def forward(world: FabricWorld, vm: int, target: int, source: int) -> None:
     """Packets that still come to the source's server go on to the target: one switch is told."""
     if world.net.vms[f"vm{vm}"].forwarded_from:
         return
@@ -148,21 +271,23 @@ def forward(world: World, vm: int, target: int, source: int) -> None:
     late_ones_go_on(world, vm, target, source)
 
 
-def late_ones_go_on(world: World, vm: int, target: int, source: int) -> None:
-    late = udp_frame(GATEWAY_MAC, world.net.servers[f"server{source}"].mac, OUTSIDE, vm_ip(vm))
-    for delivery in world.fabric.all_paths(f"edge{source}", UPLINK, late):
-        world.comes_once(delivery, {(f"edge{target}", vm_port(vm))}, vm_mac(vm))
+def late_ones_go_on(world: FabricWorld, vm: int, target: int, source: int) -> None:
+    for nic in nics_of(world, vm):
+        late = udp_frame(GATEWAY_MAC, world.net.servers[f"server{source}"].mac, OUTSIDE, vm_ip(nic))
+        for delivery in world.fabric.all_paths(f"edge{source}", UPLINK, late):
+            world.comes_once(delivery, {(f"edge{target}", vm_port(nic))}, vm_mac(nic))
 
 
-def copies_end(world: World, vm: int, target: int, source: int) -> None:
+def copies_end(world: FabricWorld, vm: int, target: int, source: int) -> None:
     """A copy that a switch makes late, of what the VM has had at the target, goes nowhere from the source."""
     source_mac, target_mac = (world.net.servers[f"server{n}"].mac for n in (source, target))
-    copy = udp_frame(target_mac, source_mac, OUTSIDE, vm_ip(vm))
-    for delivery in world.fabric.all_paths(f"edge{source}", UPLINK, copy):
-        assert not delivery.arrivals
+    for nic in nics_of(world, vm):
+        copy = udp_frame(target_mac, source_mac, OUTSIDE, vm_ip(nic))
+        for delivery in world.fabric.all_paths(f"edge{source}", UPLINK, copy):
+            assert not delivery.arrivals
 
 
-def put(world: World, vm: VM, *, on: str) -> None:
+def put(world: FabricWorld, vm: VM, *, on: str) -> None:
     """A change of a VM that one switch is told, and no other."""
     keys = world.compiler.update(world.net.put_vm(vm))
     assert set(keys) == {on}
@@ -179,7 +304,39 @@ def fresh(net: Network) -> dict[str, object]:
 
 Step = tuple[str, int, int]
 STEPS = st.tuples(
-    st.sampled_from(["hold", "release", "remove", "add", "place", "also", "port", "no port", "server"]),
+    st.sampled_from(
+        [
+            "hold",
+            "hold for ever",
+            "hold IPv6",
+            "hold a link-local address",
+            "release",
+            "release IPv6",
+            "remove",
+            "add",
+            "location",
+            "also",
+            "port",
+            "no port",
+            "server",
+            "ports",
+            "no ports",
+            "edge ports",
+            "no edge ports",
+            "spine ports",
+            "no spine ports",
+            "subnet",
+            "no subnet",
+            "other gateway",
+            "disabled",
+            "rate",
+            "trusted",
+            "allowed",
+            "announced",
+            "new mac",
+            "group",
+        ]
+    ),
     st.integers(1, 4),
     st.integers(1, 5),
 )
@@ -191,42 +348,128 @@ def test_incremental_equals_recomputed(shape: Shape, steps: list[Step]) -> None:
     net = shape.network()
     compiler = Compiler(net)
     compiler.update(net.everything())
+    installed = deepcopy(compiler.programs)
     for step in steps:
-        compiler.update(change(net, shape, step))
+        keys = compiler.update(change(net, shape, step))
+        send(installed, compiler, keys)
         got = {switch: program for switch, program in compiler.programs.items() if program}
         assert got == fresh(net), f"after {step}"
 
 
+def send(installed: dict[str, Program], compiler: Compiler, keys: Keys) -> None:
+    """What the difference makes of what was installed is what is wanted."""
+    for switch, changed in keys.items():
+        held, wanted = installed.setdefault(switch, {}), compiler.program(switch)
+        sent = difference(wanted, held, changed)
+        added: list[Entry] = [*sent.add, *sent.groups, *sent.meters]
+        held.update((key_of(entry), entry) for entry in added)
+        removed: list[EntryKey] = [flow.key for flow in sent.remove]
+        removed += [("group", number) for number in sent.remove_groups]
+        removed += [("meter", number) for number in sent.remove_meters]
+        for key in removed:
+            del held[key]
+        assert held.keys() == wanted.keys()
+        assert all(agrees(wanted[key], held[key]) for key in wanted)
+
+
 def change(net: Network, shape: Shape, step: Step) -> Touched:
     """One change of the network; one that makes no sense for it changes nothing."""
-    what, number, place = step
-    place = min(place, len(shape.servers_on))
+    what, number, location = step
+    location = min(location, len(shape.servers_on))
     vm = net.vms.get(f"vm{number}")
     if what == "server":
-        leaf = shape.servers_on[place - 1]
+        leaf = shape.servers_on[location - 1]
         other = min(range(1, shape.leaves + 1), key=lambda n: (n == leaf, n))
-        net_place = net.detected[f"server{place}"]
-        ref = PortRef(f"leaf{leaf}", f"p{place}")
-        return net.detect(f"server{place}", PortRef(f"leaf{other}", "s1") if net_place == ref else ref)
+        net_place = net.detected[f"server{location}"]
+        ref = PortRef(f"leaf{leaf}", f"p{location}")
+        return net.detect(f"server{location}", PortRef(f"leaf{other}", "s1") if net_place == ref else ref)
+    if what.endswith("ports"):
+        return change_ports(net, what, number, location)
+    if what == "group":
+        server = net.servers[f"server{location}"]
+        name = "" if server.gateway_group or not net.gateway_groups else "second"
+        return net.put_server(replace(server, gateway_group=name))
+    if "subnet" in what or "gateway" in what:
+        return change_subnets(net, what, number)
     if what == "add":
         if vm is not None:
             return NOTHING
-        add_vm(net, number, place, bound=False)
+        add_vm(net, number, location, bound=False)
         return net.everything()
     if vm is None:
         return NOTHING
     match what:
+        case "disabled" | "rate" | "trusted" | "allowed" | "announced" | "new mac":
+            return change_nic(net, what, vm, location)
         case "hold":
-            return net.hold(holding(number, lease_end=1000.0 * place))
+            return net.assign(replace(assignment(number, lease_end=1000.0 * location), mac=vm.nic.mac))
+        case "hold for ever":
+            return net.assign(replace(assignment(number, lease_end=None), mac=vm.nic.mac))
+        case "hold IPv6":
+            return net.assign(replace(holding6(number, lease_end=1000.0 * location), mac=vm.nic.mac))
+        case "hold a link-local address":
+            held = replace(holding6(number), ip=IPv6Address(f"fe80::abcd:{number}"), mac=vm.nic.mac)
+            return net.assign(held)
+        case "release IPv6":
+            return net.unassign(ipv6.vm_ip6(number))
         case "release":
-            return net.release(vm_ip(number))
+            return net.unassign(vm_ip(number))
         case "remove":
             return net.remove_vm(vm.id)
-        case "place":
-            return net.put_vm(moved(vm, f"server{place}"))
+        case "location":
+            return net.put_vm(moved(vm, f"server{location}"))
         case "also":
-            return net.put_vm(replace(vm, also=frozenset({f"server{place}"}) - {vm.server}))
+            return net.put_vm(replace(vm, also=frozenset({f"server{location}"}) - {vm.server}))
         case "port":
-            return net.set_vm_port(vm.id, f"edge{place}", VMPort(vm_port(number)))
+            return net.set_vm_port(vm.id, f"edge{location}", VMPort(vm_port(number)))
         case _:
-            return net.set_vm_port(vm.id, f"edge{place}", None)
+            return net.set_vm_port(vm.id, f"edge{location}", None)
+
+
+def change_nic(net: Network, what: str, vm: VM, number: int) -> Touched:
+    """A NIC is changed in place; or it takes what it and others are allowed."""
+    nic = vm.nic
+    changes: dict[str, NIC] = {
+        "disabled": replace(nic, enabled=not nic.enabled),
+        "rate": replace(nic, rate=1000 * (number - 1)),
+        "trusted": replace(nic, trusted=not nic.trusted),
+        "allowed": replace(nic, allowed=() if nic.allowed else (Allowed(SHARED, ["", VIRTUAL][number % 2]),)),
+        "new mac": replace(nic, mac=f"52:54:00:00:{number:02x}:{nic.mac[-2:]}"),
+    }
+    try:
+        if what == "announced":
+            return net.take(Assignment(SHARED, nic.mac, vm.id, BindingKind.ALLOWED, Origin.CONTROLLER))
+        return net.change_nic(vm.id, nic, changes[what])
+    except ModelError:
+        return NOTHING
+
+
+def change_subnets(net: Network, what: str, number: int) -> Touched:
+    """A subnet comes, goes or has another gateway; one that is used stays."""
+    new = Subnet(f"new{number}", IPv4Network(f"10.{5 + number}.0.0/16"), IPv4Address(f"10.{5 + number}.0.9"))
+    try:
+        match what:
+            case "subnet":
+                return net.add_subnet(new)
+            case "no subnet":
+                return net.remove_subnet(sorted(net.subnets)[number % len(net.subnets)])
+            case _:
+                old = net.subnets[sorted(net.subnets)[number % len(net.subnets)]]
+                return net.add_subnet(replace(old, gateway=old.prefix.network_address + 1))
+    except ModelError:
+        return NOTHING
+
+
+def change_ports(net: Network, what: str, number: int, location: int) -> Touched:
+    """A switch tells its ports, numbered otherwise than before; or tells that it has none."""
+    kind = what.removeprefix("no ").removesuffix("ports").strip()
+    names = sorted(name for name in net.switches if name.startswith(kind or "leaf"))
+    switch = names[location % len(names)]
+    if what.startswith("no "):
+        return net.set_ports(switch, {})
+    ports = [
+        *(ref.port for link in net.links for ref in (link.leaf, link.spine) if ref.switch == switch),
+        *(at.port for name in net.servers if (at := net.location(name)) is not None and at.switch == switch),
+        net.switches[switch].uplink,
+    ]
+    return net.set_ports(switch, {port: 1000 * number + n for n, port in enumerate(sorted({*ports} - {""}))})

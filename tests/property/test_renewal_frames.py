@@ -15,11 +15,22 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.utils import PcapWriter
 
-from retinue.bindings import relay
-from retinue.bindings.renewal import BACK_OFF, Heard, Lease, RenewalState, Waited, begin, request_frame, step
-from retinue.model import Mac
-from retinue.packets import DHCP, MessageType, ack, dhcp_frame, nak, parse_dhcp, parse_dhcp_frame
+from retinue.core.lease_renewal import (
+    BACK_OFF,
+    AnswerReceived,
+    Lease,
+    RenewalState,
+    Waited,
+    begin,
+    request_frame,
+    step,
+)
+from retinue.core.model import Mac
+from retinue.core.packets import DHCP, MessageType, ack, dhcp_frame, nak, parse_dhcp, parse_dhcp_frame
+from retinue.core.snooping import relay
 
+NAMES = {12: "hostname", 60: "vendor_class_id", 77: "user_class", 81: "client_FQDN"}
+"""Scapy's names of options."""
 hosts = st.integers(1 << 24, (224 << 24) - 1).map(IPv4Address)
 macs = st.binary(min_size=5, max_size=5).map(lambda five: "52:" + five.hex(":"))
 xids = st.integers(0, 0xFFFFFFFF)
@@ -30,6 +41,10 @@ leases = st.builds(
     server=hosts,
     client_id=st.just(b"") | st.binary(min_size=2, max_size=32),
     next_hop=macs,
+    options=st.lists(
+        st.tuples(st.sampled_from([12, 60, 77, 81]), st.binary(min_size=1, max_size=40)),
+        unique_by=lambda option: option[0],
+    ).map(tuple),
 )
 
 
@@ -46,7 +61,8 @@ def test_scapy_reads_a_renewal(lease: Lease, xid: int, secs: int) -> None:
     assert (bootp.ciaddr, bootp.yiaddr, bootp.siaddr, bootp.giaddr) == (str(lease.ip), *["0.0.0.0"] * 3)
     assert bootp.chaddr[:6].hex(":") == lease.mac
     names = [option if isinstance(option, str) else option[0] for option in read[SCAPY_DHCP].options]
-    expected = ["message-type", *(["client_id"] if lease.client_id else []), "end"]
+    others = [NAMES[code] for code, _ in lease.options]
+    expected = ["message-type", *(["client_id"] if lease.client_id else []), *others, "end"]
     assert [name for name in names if name != "pad"] == expected
     for layer in (IP, UDP):
         checksum = read[layer].chksum
@@ -82,11 +98,11 @@ def test_whatever_comes_a_renewal_ends_by_its_answer_or_after_its_waits(
             now = this.wait_until
             this, _ = step(this, Waited(), now)
         else:
-            this, _ = step(this, Heard(answers[kind]), now)
+            this, _ = step(this, AnswerReceived(answers[kind]), now)
         if before.state.ended or (kind not in ("ack", "nak", "wait") and lease.mac != "52:00:00:00:00:00"):
             assert this == before
         elif kind in ("ack", "nak"):
-            assert this.state is (RenewalState.ACKED if kind == "ack" else RenewalState.REFUSED)
+            assert this.state is (RenewalState.ACKED if kind == "ack" else RenewalState.REJECTED)
         assert this.sent <= len(BACK_OFF)
 
 
@@ -144,7 +160,7 @@ def test_tshark_reads_a_renewal_and_complains_of_nothing(tmp_path: Path) -> None
 
 
 def test_padding_is_that_of_bootp() -> None:
-    """RFC 1542, 2.1: at least 300 octets."""
+    """RFC 1542, 2.1: at least 300 bytes."""
     lease = Lease(IPv4Address("10.1.0.101"), "52:54:00:00:00:01", IPv4Address("10.1.0.2"))
     assert len(request_frame(lease, 1)) == 14 + 20 + 8 + 300
     assert parse_dhcp(request_frame(lease, 1)[42:]).xid == 1

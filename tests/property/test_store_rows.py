@@ -1,16 +1,53 @@
 """Every value the store keeps comes back as it was."""
 
 from dataclasses import fields
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinue.model import VM, BindingKind, Holding, Origin, PortRef, Server, Service, mac_from_int
-from retinue.moves import Move, MoveState
-from retinue.store.rows import EndedLease, Owed, Place, Storable, Stored, key_of, read_row, sort_in, to_row
-from retinue.store.schema import KEYS, TABLES
+from retinue.controller.clock import ClockAnchor
+from retinue.controller.state import (
+    DrainedServer,
+    EndedLease,
+    FencedServer,
+    Image,
+    LeftPort,
+    PendingRenewal,
+    ServerLocation,
+    Storable,
+    Stored,
+)
+from retinue.controller.store.rows import key_of, read_row, sort_in, to_row
+from retinue.controller.store.schema import KEYS, TABLES
+from retinue.core.limits import LARGEST_COUNT, MOST_MEMORY_MIB
+from retinue.core.migration import Migration, MigrationState
+from retinue.core.model import (
+    NIC,
+    VM,
+    Allowed,
+    Assignment,
+    BindingKind,
+    Origin,
+    PortRef,
+    Server,
+    Service,
+    Subnet,
+    Vnet,
+    mac_from_int,
+)
+from retinue.core.placement import (
+    Entity,
+    EntityKind,
+    Need,
+    Placement,
+    Profile,
+    ServerState,
+    Snapshot,
+    decide,
+)
+from retinue.protocol.images import SignedManifest
 
 names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
 macs = st.integers(0, 2**48 - 1).map(mac_from_int)
@@ -27,18 +64,41 @@ servers = st.builds(
     services=st.frozensets(st.sampled_from(Service)),
     routes=st.lists(prefixes.map(ip_network), max_size=3).map(tuple),
     given_at=st.none() | refs,
+    gateway_group=names,
 )
+nics = st.builds(
+    NIC,
+    mac=macs,
+    port_id=names,
+    addresses=st.lists(st.ip_addresses(), max_size=2, unique=True).map(tuple),
+    vnet=names,
+    enabled=st.booleans(),
+    slot=st.integers(1, 8),
+    rate=st.integers(0, 10**9),
+    trusted=st.booleans(),
+    allowed=st.lists(st.builds(Allowed, st.ip_addresses(), macs | st.just("")), max_size=2).map(tuple),
+)
+
+
+def are_a_vms(found: list[NIC]) -> bool:
+    """No two of them have the same of anything."""
+    addresses = [address for nic in found for address in nic.addresses]
+    return all(
+        len(set(values)) == len(values)
+        for values in ([nic.mac for nic in found], [nic.port_id for nic in found], addresses)
+    )
+
+
 vms = st.builds(
     VM,
     id=names,
-    mac=macs,
+    nics=st.lists(nics, min_size=1, max_size=3).filter(are_a_vms).map(tuple),
     server=names,
-    also=st.frozensets(names, max_size=3),
-    addresses=st.lists(st.ip_addresses(), max_size=3).map(tuple),
+    memory_mib=st.integers(0, MOST_MEMORY_MIB),
     reported=st.booleans(),
 )
-holdings = st.builds(
-    Holding,
+assignments = st.builds(
+    Assignment,
     ip=st.ip_addresses(),
     mac=macs,
     vm=names,
@@ -47,27 +107,70 @@ holdings = st.builds(
     lease_end=times,
     server=st.none() | st.ip_addresses(v=4),
     client_id=st.binary(max_size=20),
+    options=st.lists(st.tuples(st.integers(1, 254), st.binary(max_size=255)), max_size=4).map(tuple),
 )
-moves = st.builds(
-    Move,
+migrations = st.builds(
+    Migration,
     id=names,
     vm=names,
     source=names,
     target=names,
-    state=st.sampled_from(MoveState),
-    steps=st.lists(st.tuples(st.sampled_from(MoveState), st.floats(0, 4e9)), max_size=4).map(tuple),
+    state=st.sampled_from(MigrationState),
+    steps=st.lists(st.tuples(st.sampled_from(MigrationState), st.floats(0, 4e9)), max_size=4).map(tuple),
     reason=names,
     stopped_at=times,
     resumed_at=times,
 )
+subnets = st.builds(
+    lambda id, prefix, vlan, dhcp, pools, vnet: Subnet(
+        id, prefix, prefix.network_address, vlan, dhcp, pools, vnet
+    ),
+    names,
+    prefixes.map(ip_network),
+    st.integers(0, 4094),
+    st.lists(st.ip_addresses(v=4), max_size=3).map(tuple),
+    st.lists(st.tuples(st.ip_addresses(), st.ip_addresses()), max_size=2).map(tuple),
+    names,
+)
+signed = st.builds(
+    SignedManifest,
+    name=names,
+    size=st.integers(1, 1 << 38),
+    list_digest=names,
+    published_at=st.integers(0, 1 << 32),
+    signature=names,
+    certificate=names,
+)
+words = st.lists(names, max_size=3).map(tuple)
+sizes = st.integers(0, LARGEST_COUNT)
+profiles = st.builds(
+    Profile, names, names, words, sizes, sizes, sizes, sizes, words, names, names, st.booleans()
+)
+
+
+def placement(migration: str, vm: str, server: str) -> Placement:
+    servers = (ServerState(server, cpus=2, memory_mib=2), ServerState("source"))
+    asked = Snapshot(Need(vm, 1, 1), "source", servers)
+    return Placement(migration, "match-1", "manager", asked, decide(asked))
+
+
 anything: st.SearchStrategy[Storable] = st.one_of(
+    subnets,
+    st.builds(Vnet, names, st.integers(0, 4094), st.just(0) | st.integers(1280, 9216)),
     servers,
     vms,
-    holdings,
-    st.builds(EndedLease, holdings),
-    st.builds(Owed, names),
-    st.builds(Place, server=names, at=refs),
-    moves,
+    assignments,
+    st.builds(EndedLease, assignments),
+    st.builds(PendingRenewal, names),
+    st.builds(Image, signed, names, names),
+    st.builds(FencedServer, names),
+    st.builds(Entity, names, st.just(EntityKind.VM), profiles),
+    st.builds(placement, names, names, names),
+    st.builds(DrainedServer, names),
+    st.builds(ClockAnchor, names, st.floats(0, 4e9)),
+    st.builds(LeftPort, names, names, st.sets(names, max_size=3).map(lambda found: tuple(sorted(found)))),
+    st.builds(ServerLocation, server=names, at=refs),
+    migrations,
 )
 
 
@@ -86,19 +189,32 @@ def test_a_value_is_sorted_in_once(value: Storable) -> None:
     assert [kept for kind in fields(stored) for kept in getattr(stored, kind.name)] == [value]
 
 
-def test_what_is_not_kept_is_refused() -> None:
+def test_what_is_not_kept_is_rejected() -> None:
     with pytest.raises(TypeError, match="PortRef is not kept"):
         key_of(PortRef("a", "b"))  # type: ignore[arg-type]
 
 
-GOOD = to_row(VM("v", "52:54:00:00:00:01", "s"))
+GOOD = to_row(VM.with_one_nic("v", "52:54:00:00:00:01", "s"))
+OLD = GOOD | {"nics": ["map", []]}
+"""As a file has it that is older than the column."""
 
 
 @pytest.mark.parametrize(
     "row",
-    [{}, GOOD | {"mac": "odd"}, GOOD | {"addresses": ["map", [[0, "1.2.3"]]]}, GOOD | {"reported": "yes"},
-     GOOD | {"also": ["set", 1]}],
+    [
+        {},
+        OLD | {"mac": "odd"},
+        OLD | {"addresses": ["map", [[0, "1.2.3"]]]},
+        GOOD | {"reported": "yes"},
+        GOOD | {"nics": ["map", [[0, "{}"]]]},
+        GOOD | {"nics": ["map", [[0, '{"mac": "odd", "port_id": "v"}']]]},
+    ],
 )  # fmt: skip
 def test_a_row_that_cannot_be_read_says_why(row: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="a row of VM cannot be read: "):
         read_row("VM", row)
+
+
+def test_a_row_without_nics_has_the_one_of_its_mac_and_addresses() -> None:
+    vm = VM.with_one_nic("v", "52:54:00:00:00:01", "s", addresses=(ip_address("10.1.0.5"),))
+    assert read_row("VM", to_row(vm) | {"nics": ["map", []]}) == vm

@@ -1,125 +1,127 @@
 """The agent's configuration file.
 
 TOML; every key is checked, and a mistake is answered with the file, the key and what was expected.
-
-    server = "server1"                    # the id the controller knows this server by
-    controller = "https://192.0.2.1:8080"
-    listen = "192.0.2.3:7800"             # other agents bring VMs here; port 0: any
-    bridge = "br0"                        # the edge switch
-    folder = "/var/lib/retinue/agent"     # sockets and logs of VMs
-
-    [vm]                                  # how VMs are run
-    kernel = "/boot/vmlinuz"
-    initrd = "/boot/initrd.img"
-    append = "quiet hostname={hostname} ip={ipv4}"    # ipv4: dhcp, none, or ADDRESS/LENGTH,GATEWAY
-    append_with_ipv6 = "ip6={ipv6}"
-    append_without_ipv6 = "ipv6.disable=1"
-    memory_mib = 128
-    accelerator = "kvm"
-    wrapper = ["nice", "-n", "5"]         # put before QEMU's command line
-
-    [libvirt]                             # libvirt runs the VMs of this server
-    uri = "qemu:///system"
-    control = "qemu+tls://server1.example/system"     # how other servers' libvirts reach this one
-    folder = "/var/lib/libvirt/retinue"   # consoles and sockets of VMs; the same on all servers
-    seen_at = ""                          # that folder as the agent sees it, where libvirt is in a container
-    user = "libvirt-qemu"                 # whose the QEMUs are; left out: the agent's own
-
-    [tls]                                 # see `retinue pki`
-    ca = "/etc/retinue/ca.pem"
-    certificate = "/etc/retinue/agent.pem"
-    key = "/etc/retinue/agent.key"
-
-With [libvirt] the [vm] table says how VMs are made that are booked here: without `wrapper`, and `accelerator`
-is "kvm" or "tcg". Left out, none can be booked, but those that others make are moved and followed. Without
-`control` no VM can be brought here.
-
-Without [tls] the agent starts only where `plaintext = true` says that this is meant.
+docs/operators.md has an example, and the keys as operators read of them.
 """
 
-import tomllib
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
-from retinue.hypervisor import HypervisorError
-from retinue.hypervisor.libvirt_control import transport
+from retinue.config_file import ConfigError, ConfigTable, TlsTable, read
+from retinue.core.placement import PressureRule
+from retinue.host.errors import HostError
+from retinue.hypervisor.libvirt.migration_uri import transport
+from retinue.socket_addresses import endpoint
 
 KINDS = {"tcg": "qemu", "kvm": "kvm"}
 """By accelerator, what libvirt calls a domain of it."""
 
 
-class AgentConfigError(Exception):
-    """The file cannot be used; the message names it, the place in it and the reason."""
+class VMTable(ConfigTable, frozen=True):
+    """[vm]: how VMs that are registered here are run. With [libvirt] it may be left out: then none can be
+    registered, but those that others make are followed and migrated."""
 
-
-class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pass
-
-
-class VMTable(_Table, frozen=True):
     kernel: str
     initrd: str
     append: str = ""
+    """The kernel's command line; {hostname} and {ipv4} (dhcp, none, or ADDRESS/LENGTH,GATEWAY) are filled
+    in."""
     append_with_ipv6: str = ""
+    """Added for a VM with a static IPv6 address: {ipv6} is filled in."""
     append_without_ipv6: str = ""
+    append_each_nic: str = ""
+    """Added for each NIC but the first: {nic} is its number, from 1, {ipv4} and {ipv6} are filled in."""
     memory_mib: int = 128
     accelerator: str = "tcg"
+    """QEMU's; with libvirt one of KINDS."""
     wrapper: list[str] = []
+    """Put before QEMU's command line; not with libvirt, which makes that line."""
 
 
-class LibvirtTable(_Table, frozen=True):
+class LibvirtTable(ConfigTable, frozen=True):
+    """[libvirt]: libvirt runs the VMs of this server."""
+
     uri: str = "qemu:///system"
     control: str = ""
+    """The URI by which other servers' libvirts reach this one; "": no VM can be brought here."""
     folder: str = "/var/lib/libvirt/retinue"
+    """Consoles and sockets of VMs: the same path on all servers."""
     seen_at: str = ""
+    """That folder as the agent sees it, where libvirt is in a container."""
     user: str = ""
+    """The user whose the QEMUs are; "": the agent's own."""
 
 
-class TlsTable(_Table, frozen=True):
-    ca: str
-    certificate: str
-    key: str
+class ContentTable(ConfigTable, frozen=True):
+    """[content]: the images that this server holds for itself and for others."""
+
+    folder: str = ""
+    """Where; "": the folder content in the agent's own."""
+    quota_mib: int = 65536
+    """Of all chunks together."""
 
 
-class AgentConfig(_Table, frozen=True):
-    """The whole file."""
+class MobilityTable(ConfigTable, frozen=True):
+    """[mobility]: when this server asks that a VM should go, in per cent: of the time in which something
+    waits for a processor or for memory (/proc/pressure, "some", avg60), of the uplink's bandwidth. 0: never.
+    """
+
+    cpu_pressure: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
+    memory_pressure: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
+    bandwidth: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
+    seconds: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 60
+    """For how long without a break."""
+    uplink: str = ""
+    """The interface to the fabric, whose bandwidth counts; "": it is not looked at."""
+
+    def rule(self) -> PressureRule:
+        cpu, memory, bandwidth = (
+            round(share * 100) for share in (self.cpu_pressure, self.memory_pressure, self.bandwidth)
+        )
+        return PressureRule(cpu, memory, self.seconds, bandwidth)
+
+
+class AgentConfig(ConfigTable, frozen=True):
+    """The whole file. Without [tls] the agent starts only where `plaintext` says that this is meant."""
 
     server: str
+    """The id by which the controller knows this server."""
     controller: str
     listen: str
     folder: str
     bridge: str
     vm: VMTable | None = None
     libvirt: LibvirtTable | None = None
+    content: ContentTable = ContentTable()
+    mobility: MobilityTable = MobilityTable()
     tls: TlsTable | None = None
     plaintext: bool = False
 
     @property
     def endpoint(self) -> tuple[str, int]:
-        host, _, port = self.listen.rpartition(":")
-        return host.strip("[]"), int(port)
+        return endpoint(self.listen)
 
 
 def load(path: Path) -> AgentConfig:
-    """Raises AgentConfigError."""
+    """Raises ConfigError."""
+    config = read(path, AgentConfig)
     try:
-        config = msgspec.convert(tomllib.loads(path.read_text()), AgentConfig)
-    except OSError as error:
-        raise AgentConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise AgentConfigError(f"{path}: {error}") from error
-    host, _, port = config.listen.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise AgentConfigError(f"{path}: listen: {config.listen!r} is not HOST:PORT")
+        endpoint(config.listen)
+    except ValueError as error:
+        raise ConfigError(f"{path}: listen: {error}") from error
     if problem := _contradiction(config):
-        raise AgentConfigError(f"{path}: {problem}")
+        raise ConfigError(f"{path}: {problem}")
+    if config.content.quota_mib < 1:
+        raise ConfigError(f"{path}: content.quota_mib: {config.content.quota_mib} is no room at all")
     if config.tls is None and not config.plaintext:
-        raise AgentConfigError(
+        raise ConfigError(
             f"{path}: there is no [tls]: make certificates with `retinue pki`, or say `plaintext = true` "
             "if nobody but you is on that network"
         )
-    return config
+    tls = config.tls and config.tls.beside(path.parent)
+    return msgspec.structs.replace(config, tls=tls)
 
 
 def _contradiction(config: AgentConfig) -> str:
@@ -137,6 +139,6 @@ def _contradiction(config: AgentConfig) -> str:
     if libvirt.control:
         try:
             transport(libvirt.control)
-        except HypervisorError as error:
+        except HostError as error:
             return f"libvirt.control: {error}"
     return ""

@@ -1,6 +1,5 @@
 """`retinue agent`: what runs beside the hypervisor, and single things it does."""
 
-import sys
 import time
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
@@ -8,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retinue.cli import options, reach, tables
+from retinue.cli import options, output
+from retinue.cli.connection import Connection, connected
 from retinue.cli.errors import CliError
 
 if TYPE_CHECKING:
-    from retinue.bindings.renewal import Lease
+    from retinue.core.lease_renewal import Lease
 
 app = options.group("Agents of servers: run one; renew a VM's lease now.")
 
@@ -27,13 +27,15 @@ def run(
     Example:
       retinue agent run --config /etc/retinue/agent.toml
     """
-    from retinue.agent import daemon
+    from retinue.agent import main
 
-    raise typer.Exit(daemon.run(config))
+    raise typer.Exit(main.run(config))
 
 
 @app.command()
+@connected
 def renew(
+    at: Connection,
     vm: Annotated[str, typer.Option(metavar="ID", help="The VM's name.")],
     standalone: Annotated[
         bool, typer.Option("--standalone", help="No controller of ours: the switch snoops by itself.")
@@ -65,19 +67,24 @@ def renew(
             help="The VM's DHCP client identifier (option 61), if it uses one. Standalone.",
         ),
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CODE=HEX",
+            help="A DHCP option that the VM's client sends, such as its class (60): servers may judge by it. "
+            "Standalone; may be given several times.",
+        ),
+    ] = None,
     qmp: Annotated[
         Path | None,
         typer.Option(metavar="SOCKET", help="QMP socket of the VM's QEMU: wait until the VM has arrived."),
     ] = None,
     timeout: options.Timeout = None,
-    url: options.Url = None,
-    lab: options.Lab = None,
-    as_json: options.Json = False,
 ) -> None:
     """Renew a VM's DHCP lease on its behalf, from its own port; the guest sees nothing of it.
 
     A switch that snoops DHCP binds the VM to the port it is at now. Ends with code 0 when the DHCP server has
-    acknowledged, with 1 when it has refused or did not answer. To be run on the server that runs the VM, as
+    acknowledged, with 1 when it has rejected or did not answer. To be run on the server that runs the VM, as
     root.
 
     \b
@@ -88,41 +95,42 @@ def renew(
     """
     import asyncio
 
-    import structlog
+    from retinue import logs
 
-    # What it says goes to standard error: standard output has the outcome alone.
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logs.to_stderr()  # Standard output has the outcome alone.
     if standalone:
         missing = [n for n, v in (("mac", mac), ("ip", ip), ("server", server), ("port", port)) if not v]
         if missing:
             raise typer.BadParameter(f"with --standalone also --{', --'.join(missing)}")
-        lease = _lease(mac or "", ip or "", server or "", server_mac, client_id)
+        lease = _lease(mac or "", ip or "", server or "", server_mac, client_id, option or [])
         work = _standalone(lease, port or "", bridge, qmp, timeout)
     else:
-        given = (("mac", mac), ("ip", ip), ("server", server), ("client-id", client_id))
+        given = (("mac", mac), ("ip", ip), ("server", server), ("client-id", client_id), ("option", option))
         if superfluous := [name for name, value in given if value]:
             raise typer.BadParameter(
                 f"the controller knows the lease: --{', --'.join(superfluous)} only with --standalone"
             )
-        work = _ordered(vm, port, bridge or "br0", qmp, timeout, reach.controller(url, lab).url)
+        work = _ordered(vm, port, bridge or "br0", qmp, timeout, at.client().url)
     outcome = {"vm": vm, **asyncio.run(work)}
-    if as_json:
-        tables.print_json(outcome)
+    if at.as_json:
+        output.print_json(outcome)
     elif outcome["state"] == "acked":
         seconds = outcome["lease_seconds"]
         until = "for ever" if seconds is None else f"for {seconds:.0f} s"
-        typer.echo(f"VM {vm}: {outcome['ip']} is renewed {until}")
+        output.say(f"VM {vm}: {outcome['ip']} is renewed {until}")
     else:
-        typer.echo(f"VM {vm}: {outcome['ip']} is not renewed: {outcome['reason']}", err=True)
+        output.say(f"VM {vm}: {outcome['ip']} is not renewed: {outcome['reason']}", err=True)
     if outcome["state"] != "acked":
         raise typer.Exit(1)
 
 
-def _lease(mac: str, ip: str, server: str, server_mac: str | None, client_id: str | None) -> "Lease":
-    from retinue.bindings.renewal import Lease
-    from retinue.model import ModelError
-    from retinue.model import mac as checked
-    from retinue.packets import BROADCAST
+def _lease(
+    mac: str, ip: str, server: str, server_mac: str | None, client_id: str | None, options: list[str]
+) -> "Lease":
+    from retinue.core.lease_renewal import Lease
+    from retinue.core.model import ModelError
+    from retinue.core.model import mac as checked
+    from retinue.core.packets import BROADCAST
 
     try:
         return Lease(
@@ -131,6 +139,7 @@ def _lease(mac: str, ip: str, server: str, server_mac: str | None, client_id: st
             server=IPv4Address(server),
             client_id=bytes.fromhex((client_id or "").replace(":", "")),
             next_hop=checked(server_mac) if server_mac else BROADCAST,
+            options=tuple(map(_option, options)),
         )
     except (AddressValueError, ModelError) as error:
         raise typer.BadParameter(str(error)) from error
@@ -138,13 +147,27 @@ def _lease(mac: str, ip: str, server: str, server_mac: str | None, client_id: st
         raise typer.BadParameter(f"--client-id {client_id}: not hexadecimal") from error
 
 
+def _option(text: str) -> tuple[int, bytes]:
+    """A DHCP option as it is given: CODE=HEX. Those that a renewal has of its own cannot be given."""
+    from retinue.core.packets import OWN_OPTIONS
+
+    code, _, value = text.partition("=")
+    try:
+        option = int(code), bytes.fromhex(value.replace(":", ""))
+    except ValueError:
+        raise typer.BadParameter(f"--option {text}: not CODE=HEX, such as 60=7564686370") from None
+    if not 0 < option[0] < 255 or option[0] in OWN_OPTIONS or len(option[1]) > 255:
+        raise typer.BadParameter(f"--option {text}: not an option that a client adds to a renewal")
+    return option
+
+
 async def _standalone(
     lease: "Lease", tap: str, bridge: str, qmp: Path | None, limit: float | None
 ) -> dict[str, Any]:
     from math import isinf
 
-    from retinue.agent.renewing import InjectionError, fresh_xid
-    from retinue.agent.standalone import renew_at_tap
+    from retinue.agent.renewal.renewing import InjectionError, fresh_xid
+    from retinue.agent.renewal.standalone.at_tap import renew_at_tap
 
     await _arrived(qmp, limit)
     try:
@@ -167,23 +190,23 @@ async def _standalone(
 async def _ordered(
     vm: str, tap: str | None, bridge: str, qmp: Path | None, limit: float | None, url: str
 ) -> dict[str, Any]:
-    from retinue.agent.orders import HttpOrders, OrderError, carry_out
-    from retinue.agent.ovs_port import OvsPort, port_number
-    from retinue.agent.renewing import InjectionError
+    from retinue.agent.renewal.openflow_port import OvsPort, port_number
+    from retinue.agent.renewal.renewing import InjectionError
+    from retinue.agent.renewal.service import carry_out
+    from retinue.protocol.client import ControllerClient
+    from retinue.protocol.errors import ControllerError
 
     await _arrived(qmp, limit)
-    orders = HttpOrders(url)
     try:
-        number = await port_number(tap) if tap else None
-        order = await orders.order(vm)
-        done = await carry_out(order, OvsPort(bridge, number or order.port_number), orders)
-    except (OrderError, InjectionError) as error:
+        async with ControllerClient(url) as orders:
+            number = await port_number(tap) if tap else None
+            order = await orders.renew(vm)
+            done = await carry_out(order, OvsPort(bridge, number or order.port_number), orders)
+    except (ControllerError, InjectionError) as error:
         raise CliError(str(error)) from error
-    finally:
-        await orders.close()
     return {
         "id": done.id,
-        "ip": done.ip,
+        "ip": str(done.ip),
         "state": done.state,
         "xid": f"{done.xid:#010x}",
         "lease_seconds": done.lease_seconds,
@@ -193,11 +216,11 @@ async def _ordered(
 
 
 async def _arrived(qmp: Path | None, limit: float | None) -> None:
-    from retinue.agent.standalone import ArrivalError, arrived
+    from retinue.agent.renewal.standalone.at_tap import ArrivalError, arrived
 
     if qmp is None:
         return
     try:
-        await arrived(qmp, limit, lambda: typer.echo("waiting for the VM to arrive", err=True))
+        await arrived(qmp, limit, lambda: output.say("waiting for the VM to arrive", err=True))
     except ArrivalError as error:
         raise CliError(str(error)) from error

@@ -6,7 +6,27 @@ from typing import Annotated
 
 import typer
 
-from retinue.cli import agent, bindings, daemon, events, lab, moves, network, pki, vms
+from retinue.cli import (
+    agent,
+    binding,
+    controller,
+    events,
+    flow,
+    image,
+    move,
+    output,
+    pki,
+    placement,
+    plugins,
+    server,
+    subnet,
+    switch,
+    vm,
+    vnet,
+)
+from retinue.cli import (
+    name as names,
+)
 from retinue.cli.errors import CliError, Commands
 
 app = typer.Typer(
@@ -18,15 +38,21 @@ app = typer.Typer(
 )
 
 for name, noun in (
-    ("lab", lab.app),
-    ("controller", daemon.app),
+    *plugins.commands().items(),
+    ("controller", controller.app),
     ("agent", agent.app),
-    ("vm", vms.app),
-    ("move", moves.app),
-    ("binding", bindings.app),
-    ("server", network.servers),
-    ("switch", network.switches),
-    ("flow", network.flows),
+    ("vm", vm.app),
+    ("move", move.app),
+    ("binding", binding.app),
+    ("vnet", vnet.app),
+    ("subnet", subnet.app),
+    ("server", server.app),
+    ("switch", switch.app),
+    ("flow", flow.app),
+    ("image", image.app),
+    ("name", names.app),
+    ("placement", placement.app),
+    ("domain", placement.domain),
     ("pki", pki.app),
 ):
     app.add_typer(noun, name=name)
@@ -37,7 +63,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from retinue import __version__
 
-        typer.echo(f"retinue {__version__}")
+        output.say(f"retinue {__version__}")
         raise typer.Exit
 
 
@@ -48,7 +74,7 @@ def retinue(
     ] = False,
     ca: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Whose controller's certificate is believed. Also RETINUE_CA."),
+        typer.Option(metavar="FILE", help="Whose controller's certificate is trusted. Also RETINUE_CA."),
     ] = None,
     cert: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Your certificate. Also RETINUE_CERT.")

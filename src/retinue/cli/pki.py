@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retinue.cli import options, tables
+from retinue.cli import options, output
 from retinue.cli.errors import CliError
 
 if TYPE_CHECKING:
-    from retinue.pki.authority import Authority, Issued
-    from retinue.pki.identity import PeerRole
+    from retinue.security.authority import Authority, Issued
+    from retinue.security.identity import PeerRole
 
 app = options.group("Certificates and tokens: who may speak to a controller, and as what.")
 
@@ -49,16 +49,16 @@ def init(
     Example:
       retinue pki init --folder /root/pki
     """
-    from retinue.pki.authority import Authority, PkiError
+    from retinue.security.authority import Authority, PkiError
 
     try:
         made = Authority.create(folder, name, days)
     except PkiError as error:
         raise CliError(str(error)) from error
     if as_json:
-        tables.print_json({"folder": str(folder), "ca": str(made.ca), "not_after": _seconds(made.ends)})
+        output.print_json({"folder": str(folder), "ca": str(made.ca), "not_after": _seconds(made.ends)})
     else:
-        typer.echo(
+        output.say(
             f"authority {name} is in {folder}, good until {made.ends:%Y-%m-%d}: {made.ca} for everybody"
         )
 
@@ -94,8 +94,8 @@ def issue(
       retinue pki issue agent server1 --address 10.0.0.11
       retinue pki issue manager anna
     """
-    from retinue.pki.authority import DAYS, PkiError
-    from retinue.pki.identity import PeerRole
+    from retinue.security.authority import DAYS, PkiError
+    from retinue.security.identity import PeerRole
 
     try:
         made = _authority(folder).issue(
@@ -104,7 +104,7 @@ def issue(
     except PkiError as error:
         raise CliError(str(error)) from error
     if made.identity.role is PeerRole.AGENT and not made.addresses:
-        typer.echo(NOT_FOR_SERVING.format(name=name), err=True)
+        output.say(NOT_FOR_SERVING.format(name=name), err=True)
     _show_made([made], as_json, "issued")
 
 
@@ -128,7 +128,7 @@ def renew(
       retinue pki renew
       retinue pki renew switch edge1
     """
-    from retinue.pki.authority import DAYS, PkiError
+    from retinue.security.authority import DAYS, PkiError
 
     if (role is None) != (name is None):
         raise typer.BadParameter("give ROLE and NAME, or neither")
@@ -144,7 +144,7 @@ def renew(
     if made or as_json:
         _show_made(made, as_json, "renewed")
     else:
-        typer.echo(f"Nothing ends within {within} days.")
+        output.say(f"Nothing ends within {within} days.")
 
 
 @app.command("list")
@@ -155,16 +155,16 @@ def list_(folder: Folder = DEFAULT, as_json: options.Json = False) -> None:
     Example:
       retinue pki list
     """
-    from retinue.pki.authority import PkiError
+    from retinue.security.authority import PkiError
 
     try:
         found = _authority(folder).issued()
     except PkiError as error:
         raise CliError(str(error)) from error
     if as_json:
-        tables.print_json({"certificates": [_row(one) for one in found]})
+        output.print_json({"certificates": [_row(one) for one in found]})
         return
-    tables.print_table(
+    output.print_table(
         ("ROLE", "NAME", "FOR", "ADDRESSES", "UNTIL", "STATE"),
         (
             (
@@ -189,16 +189,16 @@ def show(role: RoleName, name: Name, folder: Folder = DEFAULT, as_json: options.
     Example:
       retinue pki show switch edge1
     """
-    from retinue.pki.authority import PkiError
+    from retinue.security.authority import PkiError
 
     try:
         found = _authority(folder).get(_role(role), name)
     except PkiError as error:
         raise CliError(str(error)) from error
     if as_json:
-        tables.print_json(_row(found))
+        output.print_json(_row(found))
         return
-    tables.print_fields(
+    output.print_fields(
         (
             ("role", found.identity.role),
             ("name", found.label),
@@ -233,26 +233,26 @@ def token(
     Example:
       retinue pki token reader grafana --file /etc/retinue/tokens.toml
     """
-    from retinue.pki import tokens
+    from retinue.security import tokens
 
     try:
         made = tokens.add(file, name, _role(role), server or [])
     except tokens.TokenError as error:
         raise CliError(str(error)) from error
     if as_json:
-        tables.print_json({"role": role, "name": name, "token": made})
+        output.print_json({"role": role, "name": name, "token": made})
     else:
-        typer.echo(made)
+        output.say(made)
 
 
 def _authority(folder: Path) -> "Authority":
-    from retinue.pki.authority import Authority
+    from retinue.security.authority import Authority
 
     return Authority(folder)
 
 
 def _role(text: str) -> "PeerRole":
-    from retinue.pki.identity import PeerRole
+    from retinue.security.identity import PeerRole
 
     try:
         return PeerRole(text)
@@ -262,10 +262,10 @@ def _role(text: str) -> "PeerRole":
 
 def _show_made(made: list["Issued"], as_json: bool, what: str) -> None:
     if as_json:
-        tables.print_json({"certificates": [_row(one) for one in made]})
+        output.print_json({"certificates": [_row(one) for one in made]})
         return
     for one in made:
-        typer.echo(f"{what} {one.identity}: {one.file} and {one.key}, good until {one.not_after:%Y-%m-%d}")
+        output.say(f"{what} {one.identity}: {one.file} and {one.key}, good until {one.not_after:%Y-%m-%d}")
 
 
 def _row(one: "Issued") -> dict[str, Any]:

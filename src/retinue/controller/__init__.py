@@ -1,1 +1,1 @@
-"""The controller: wires switches (C1), the manager's interface (I1) and the database to the pure core."""
+"""The controller: wires switches (OpenFlow), the manager (REST) and the database to the pure core."""

@@ -1,7 +1,8 @@
 """Switches that stay connected are read again from time to time: what somebody else changed there is mended.
 
-They take turns, one at a time. While a move of a VM that concerns a switch is under way nothing is read from
-it: what a move waits for comes first.
+They take turns, one at a time; one that does not answer within its turn loses it, and holds up none but
+itself. While a migration of a VM that
+concerns a switch is under way nothing is read from it: what a migration waits for comes first.
 """
 
 import asyncio
@@ -10,31 +11,47 @@ from collections.abc import Callable
 import structlog
 
 from retinue.controller.context import Context
-from retinue.controller.moving import Mover
-from retinue.controller.readback import Audit
-from retinue.model import ModelError
-from retinue.moves import Move
+from retinue.controller.counters import Count, entries_found
+from retinue.controller.errors import RequestError
+from retinue.controller.migrations.orchestrator import MigrationOrchestrator
+from retinue.controller.switches.readback import Audit
+from retinue.core.migration import Migration
+from retinue.protocol.errors import ErrorCode
+from retinue.protocol.events import EventType
 
 log = structlog.get_logger()
 
 AUDIT_SECONDS = 60.0
+TURN_LIMIT = 2.0
+"""Seconds of a switch's turn; one that has not been read by then is read on beside the others' turns."""
 TRIES = 3
 """How often a switch is read that is being changed meanwhile."""
-LONGEST_MOVE = 900.0
-"""Seconds; more than a move takes that goes well, each of its states as long as it may (moves.LIMITS)."""
+LONGEST_MIGRATION = 900.0
+"""Seconds; more than a migration takes that goes well, each of its states as long as it may
+(core/migration/states.py: LIMITS)."""
 
 
-class AuditError(ModelError):
+class AuditError(RequestError):
     """The switch has not been read; the message says why and what to do."""
+
+    code = ErrorCode.NOT_AUDITED
 
 
 class Auditor:
-    def __init__(self, context: Context, mover: Mover, mended: Callable[[], None]) -> None:
+    """Reads switches in turn, has what differs mended, and records what was found."""
+
+    def __init__(
+        self, context: Context, orchestrator: MigrationOrchestrator, mended: Callable[[], None]
+    ) -> None:
         """`mended` is called when a switch has confirmed what it lacked."""
         self._context = context
-        self._mover = mover
+        self._orchestrator = orchestrator
         self._mended = mended
         self._turn = asyncio.Lock()
+        self._slow: set[str] = set()
+        """Switches that did not answer within their last turn: they are read beside the others' turns."""
+        self._reading: dict[str, asyncio.Lock] = {}
+        """By switch: held while it is being read."""
         self._turns = 0
         self._last: dict[str, int] = {}
         """By switch: its last turn."""
@@ -42,67 +59,104 @@ class Auditor:
     async def run(self, seconds: float) -> None:
         """Read every connected switch once in so many seconds, evenly, for ever."""
         while True:
-            await asyncio.sleep(seconds / max(1, len(self._context.installer.sessions)))
+            await asyncio.sleep(seconds / max(1, len(self._context.installer.connected())))
             switch = self._next()
-            if switch is None:
-                continue
-            try:
-                await self.audit(switch)
-            except AuditError as error:
-                self._context.counters["audits without a result"] += 1
-                log.info("a switch was not audited", switch=switch, reason=str(error))
-            except Exception as error:
-                self._context.failed(f"audit of {switch}", error)
+            if switch is not None:
+                self._take_turn(switch)
+                self._context.spawn(self._audit_in_turn(switch), f"audit of {switch}")
+
+    async def _audit_in_turn(self, switch: str) -> None:
+        try:
+            await self.audit(switch)
+        except AuditError as error:
+            self._context.counters[Count.AUDITS_FAILED] += 1
+            log.info("audit.failed", switch=switch, reason=str(error))
 
     async def audit(self, switch: str) -> Audit:
         """Read a switch now, and mend what differs; what was found. Raises AuditError."""
-        async with self._turn:
-            self._turns += 1
-            self._last[switch] = self._turns
+        async with self._reading.setdefault(switch, asyncio.Lock()):
+            if switch in self._slow:
+                return await self._read(switch)
+            async with self._turn:
+                reading = asyncio.ensure_future(self._read(switch))
+                try:
+                    await asyncio.wait({reading}, timeout=TURN_LIMIT)
+                except asyncio.CancelledError:
+                    reading.cancel()
+                    raise
+            return await reading
+
+    async def _read(self, switch: str) -> Audit:
+        self._take_turn(switch)
+        began = asyncio.get_running_loop().time()
+        try:
             for _ in range(TRIES):
                 found = await self._look(switch)
                 if found is not None:
-                    self._tell(switch, found)
+                    self._record(switch, found)
                     return found
+        finally:
+            slow = asyncio.get_running_loop().time() - began > TURN_LIMIT
+            (self._slow.add if slow else self._slow.discard)(switch)
         raise AuditError(
             f"switch {switch} was changed each of the {TRIES} times it was being read; ask again"
         )
 
+    def _take_turn(self, switch: str) -> None:
+        self._turns += 1
+        self._last[switch] = self._turns
+
     async def _look(self, switch: str) -> Audit | None:
-        move = self._move_at(switch)
-        if move is not None:
+        migration = self._migration_at(switch)
+        if migration is not None:
             raise AuditError(
-                f"switch {switch} is not read while {move.id} of VM {move.vm} is under way; "
+                f"switch {switch} is not read while {migration.id} of VM {migration.vm} is under way; "
                 "ask when that has ended"
             )
         try:
-            return await self._context.installer.audit(switch, lambda: self._move_at(switch) is None)
+            programmer = self._context.installer.switches[switch]
+            return await programmer.audit(lambda: self._migration_at(switch) is None)
         except ConnectionError as error:
             raise AuditError(f"switch {switch} cannot be audited: {error}") from error
 
     def _next(self) -> str | None:
         """The switch that has waited longest, of those that may be read now."""
-        ready = (switch for switch in self._context.installer.sessions if self._move_at(switch) is None)
+        switches = self._context.installer.switches.items()
+        ready = (
+            name
+            for name, one in switches
+            if one.is_read and not self._is_being_read(name) and self._migration_at(name) is None
+        )
         return min(ready, key=lambda switch: self._last.get(switch, 0), default=None)
 
-    def _move_at(self, switch: str) -> Move | None:
-        """A move under way that concerns the switch. One that cannot end does not hinder for ever."""
-        since = self._context.clock() - LONGEST_MOVE
-        moves = self._mover.moves.values()
-        under_way = (move for move in moves if not move.state.ended and move.steps[0][1] > since)
-        return next((move for move in under_way if switch in self._mover.concerned(move.id)), None)
+    def _is_being_read(self, switch: str) -> bool:
+        return switch in self._reading and self._reading[switch].locked()
 
-    def _tell(self, switch: str, found: Audit) -> None:
+    def _migration_at(self, switch: str) -> Migration | None:
+        """A migration under way that concerns the switch. One that cannot end does not hinder for ever."""
+        since = self._context.clock() - LONGEST_MIGRATION
+        migrations = self._orchestrator.migrations.values()
+        under_way = (
+            migration
+            for migration in migrations
+            if not migration.state.ended and migration.steps[0][1] > since
+        )
+        return next(
+            (migration for migration in under_way if switch in self._orchestrator.concerned(migration.id)),
+            None,
+        )
+
+    def _record(self, switch: str, found: Audit) -> None:
         counters = self._context.counters
-        counters["audits"] += 1
+        counters[Count.AUDITS] += 1
         if not found.differing:
             return
-        told = {"missing": found.missing, "changed": found.changed, "foreign": found.foreign}
-        for what, count in told.items():
-            counters[f"entries found {what}"] += count
+        counts = {"missing": found.missing, "changed": found.changed, "foreign": found.foreign}
+        for what, count in counts.items():
+            counters[entries_found(what)] += count
         if not found.mended:
-            log.error("a switch held other entries than it should, and is not mended", switch=switch, **told)
+            log.error("audit.not_repaired", switch=switch, **counts)
             return
-        log.warning("a switch held other entries than it should; mended", switch=switch, **told)
-        self._context.events.publish("switch.mended", switch=switch, **told)
+        log.warning("audit.repaired", switch=switch, **counts)
+        self._context.events.publish(EventType.SWITCH_REPAIRED, switch=switch, **counts)
         self._mended()

@@ -3,16 +3,20 @@
 TOML; every key is checked, and a mistake is answered with the file, the key and what was expected.
 """
 
-import tomllib
+from collections.abc import Collection
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from retinue.config_file import ConfigError, ConfigTable, TlsTable, read
 from retinue.controller.audit import AUDIT_SECONDS
-from retinue.controller.history import MOVES_KEPT
-from retinue.model import (
+from retinue.controller.migrations.history import MIGRATIONS_KEPT
+from retinue.core.limits import LEAST_MTU, MOST_MTU
+from retinue.core.model import (
+    DEFAULT_VNET,
     IP,
     Link,
     ModelError,
@@ -23,67 +27,121 @@ from retinue.model import (
     Service,
     Subnet,
     Switch,
+    Vnet,
+    entity_id,
     mac,
 )
+from retinue.core.placement import Policy, Weights
+from retinue.core.text import quoted
+from retinue.socket_addresses import endpoint
 
 LISTENERS = ("openflow", "ovsdb", "rest")
+Weight = Annotated[int, msgspec.Meta(ge=0, le=100)]
 
 
-class ConfigError(Exception):
-    """The file cannot be used; the message names it, the place in it and the reason."""
-
-
-class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pass
-
-
-class Listen(_Table, frozen=True):
+class Listen(ConfigTable, frozen=True):
     """Addresses (host:port) the controller listens at."""
 
     openflow: str = "127.0.0.1:6653"
     ovsdb: str = "127.0.0.1:6640"
     rest: str = "127.0.0.1:8080"
     plaintext: list[Literal["openflow", "ovsdb", "rest"]] = []
-    """Those of the three that speak plain text and believe whoever connects. All others use TLS."""
+    """Listeners without TLS, which accept every peer. All others use TLS."""
 
 
-class TlsTable(_Table, frozen=True):
-    """Files (PEM); relative ones are looked for beside the configuration."""
+class RestTable(ConfigTable, frozen=True):
+    """[rest]: the REST interface."""
 
-    ca: str
-    """The authority whose certificates are believed."""
-    certificate: str
-    """The controller's own, of role controller."""
-    key: str
-
-
-class RestTable(_Table, frozen=True):
     tokens: str = ""
-    """A file with bearer tokens (see pki.tokens); "": certificates only."""
+    """A file with bearer tokens (see security/tokens.py); "": certificates only."""
 
 
-class SubnetTable(_Table, frozen=True):
+class VnetTable(ConfigTable, frozen=True):
+    """[[vnet]]: what users call a network; subnets name the one they are in."""
+
+    id: str
+    vlan: int = 0
+    mtu: int = 0
+
+
+class PlacementTable(ConfigTable, frozen=True):
+    """[placement]: how the target of a migration is chosen where nobody names it. Shares are per cent."""
+
+    memory_percent: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+    """Of a server's memory that VMs may be given together; over 100: it is over-committed."""
+    cpu_percent: Annotated[int, msgspec.Meta(ge=1, le=6400)] = 100
+    """The same of its processors."""
+    margin: Annotated[int, msgspec.Meta(ge=0, le=100)] = 5
+    """How much better another server must be where the manager did not ask for the move."""
+    rest_seconds: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 600
+    """How long a VM that has migrated is then left where it is."""
+    follow_switches: Annotated[int, msgspec.Meta(ge=0, le=4)] = 0
+    """By how many switches nearer to its clients another server must be for a VM to follow them; 0: none
+    does."""
+    follow_seconds: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 60
+    """For how long without a break."""
+    weight_memory: Weight = 1
+    weight_cpu: Weight = 1
+    weight_bandwidth: Weight = 1
+    weight_distance: Weight = 1
+    weight_image: Weight = 1
+    """How much each measure counts; 0: not at all."""
+
+    def policy(self) -> Policy:
+        weights = Weights(
+            self.weight_memory,
+            self.weight_cpu,
+            self.weight_bandwidth,
+            self.weight_distance,
+            self.weight_image,
+        )
+        return Policy(self.memory_percent, self.cpu_percent, weights, self.margin * 100, self.rest_seconds)
+
+
+class SubnetTable(ConfigTable, frozen=True):
+    """[[subnet]]: a prefix of VMs or servers, and its gateway, which every leaf and edge answers for."""
+
     id: str
     prefix: str
     gateway: str
     vlan: int = 0
     dhcp: list[str] = []
     """DHCP servers of other subnets, to which the messages of this one's VMs are relayed."""
+    dhcp_pools: list[str] = []
+    """FIRST-LAST: addresses that DHCP servers give out; who gives one to a VM for good is warned."""
+    vnet: str = DEFAULT_VNET.id
+    slaac: bool = False
+    """Of IPv6: VMs may make their own addresses."""
 
 
-class SwitchTable(_Table, frozen=True):
+class SwitchTable(ConfigTable, frozen=True):
+    """[[switch]]: `dpid` is hexadecimal, `uplink` an edge's port to its leaf."""
+
     id: str
     role: Role
     dpid: str
     uplink: str = ""
 
 
-class LinkTable(_Table, frozen=True):
+class LinkTable(ConfigTable, frozen=True):
+    """[[link]]: a cable; both ends are SWITCH:PORT."""
+
     leaf: str
     spine: str
 
 
-class ServerTable(_Table, frozen=True):
+class GatewayGroupTable(ConfigTable, frozen=True):
+    """[[gateway_group]]: servers whose VMs know the gateway by a MAC of their own."""
+
+    id: str
+    mac: str
+
+
+class ServerTable(ConfigTable, frozen=True):
+    """[[server]]: a machine on a leaf's port. `edge`: its switch, if it runs VMs. `at`: that leaf's port as
+    SWITCH:PORT; left out, the controller finds it by ARP.
+    """
+
     id: str
     mac: str
     address: str = ""
@@ -91,25 +149,31 @@ class ServerTable(_Table, frozen=True):
     services: list[Service] = []
     routes: list[str] = []
     at: str = ""
+    gateway_group: str = ""
 
 
-class Config(_Table, frozen=True):
+class Config(ConfigTable, frozen=True):
     """The whole file."""
 
     gateway_mac: str
-    moves_kept: Annotated[int, msgspec.Meta(ge=1)] = MOVES_KEPT
-    """Moves that have ended and are remembered; the last one of each VM is, besides."""
+    migrations_kept: Annotated[int, msgspec.Meta(ge=1)] = MIGRATIONS_KEPT
+    """How many ended migrations are remembered; the last one of each VM is, besides."""
     audit_seconds: Annotated[float, msgspec.Meta(ge=0, le=86400)] = AUDIT_SECONDS
-    """Within this time each connected switch is read again, and mended if need be. 0: never."""
+    """Within this time each connected switch is read back, and repaired if need be. 0: never."""
     warm_up_seconds: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.25
-    """How long a VM that has moved has its new server to itself, before its old place is cleaned up and its
+    """How long a VM that has migrated has its new server to itself, before its old server is freed and its
     lease renewed. Both take processor time, just when the VM's caches are cold."""
     forward_seconds: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.5
     """For how long, from when a VM runs at its new place on, its old server's switch sends on what still
     comes there: a busy switch may follow its own flow tables late."""
+    mtu: Annotated[int, msgspec.Meta(ge=LEAST_MTU, le=MOST_MTU)] = 1500
+    """Bytes of an IP packet that each switch and server takes: VMs may send so much."""
     listen: Listen = Listen()
     tls: TlsTable | None = None
     rest: RestTable = RestTable()
+    gateway_group: list[GatewayGroupTable] = []
+    vnet: list[VnetTable] = []
+    placement: PlacementTable = PlacementTable()
     subnet: list[SubnetTable] = []
     switch: list[SwitchTable] = []
     link: list[LinkTable] = []
@@ -118,13 +182,24 @@ class Config(_Table, frozen=True):
     def network(self) -> Network:
         """A network with what the file says, and nothing else yet. Raises ConfigError."""
         try:
-            net = Network(mac(self.gateway_mac))
+            net = Network(mac(self.gateway_mac), mtu=self.mtu)
             for switch in self.switch:
                 net.add_switch(Switch(switch.id, switch.role, _dpid(switch), switch.uplink))
             for link in self.link:
                 net.add_link(Link(port_ref(link.leaf), port_ref(link.spine)))
-            for subnet in self.subnet:
-                net.add_subnet(_subnet(subnet))
+            for group in self.gateway_group:
+                net.add_gateway_group(entity_id(group.id, "a gateway group"), mac(group.mac))
+            for vnet in self.vnet:
+                net.put_vnet(Vnet(entity_id(vnet.id, "a vnet"), vnet.vlan, vnet.mtu))
+            for table in self.subnet:
+                given = subnet(
+                    *(table.id, table.prefix, table.gateway, table.dhcp, table.vnet, table.dhcp_pools),
+                    table.slaac,
+                )
+                net.add_subnet(replace(given, vlan=table.vlan))
+            net.configured = frozenset(f"vnet {one}" for one in net.vnets) | frozenset(
+                f"subnet {one}" for one in net.subnets
+            )
             for server in self.server:
                 net.put_server(_server(server))
         except ModelError as error:
@@ -133,14 +208,13 @@ class Config(_Table, frozen=True):
 
 
 def load(path: Path) -> Config:
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    try:
-        found = msgspec.convert(tomllib.loads(text), Config)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    """Raises ConfigError."""
+    found = read(path, Config)
+    for name in LISTENERS:
+        try:
+            endpoint(getattr(found.listen, name))
+        except ValueError as error:
+            raise ConfigError(f"{path}: listen.{name}: {error}") from error
     unsaid = [name for name in LISTENERS if name not in found.listen.plaintext]
     if found.tls is None and unsaid:
         named = msgspec.json.encode(unsaid).decode()
@@ -155,8 +229,8 @@ def load(path: Path) -> Config:
 def _beside(folder: Path, config: Config) -> Config:
     """With the paths of its files complete."""
     change: dict[str, Any] = {}
-    if (tls := config.tls) is not None:
-        change["tls"] = TlsTable(*(str(folder / file) for file in (tls.ca, tls.certificate, tls.key)))
+    if config.tls is not None:
+        change["tls"] = config.tls.beside(folder)
     if config.rest.tokens:
         change["rest"] = RestTable(str(folder / config.rest.tokens))
     return msgspec.structs.replace(config, **change)
@@ -166,16 +240,18 @@ def port_ref(text: str) -> PortRef:
     """Read "leaf1:leaf1-spine1"; raises ModelError."""
     switch, _, port = text.partition(":")
     if not switch or not port:
-        raise ModelError(f"not a port: {text!r} (expected SWITCH:PORT, such as leaf1:leaf1-spine1)")
+        raise ModelError(f"not a port: {quoted(text)} (expected SWITCH:PORT, such as leaf1:leaf1-spine1)")
     return PortRef(switch, port)
 
 
 def address(text: str) -> IP:
     """Read an IP address; raises ModelError."""
     try:
+        if "%" in text:
+            raise ValueError("an address with a zone")  # Only its own host knows what the zone's name means.
         return ip_address(text)
     except ValueError as error:
-        raise ModelError(f"not an IP address: {text!r}") from error
+        raise ModelError(f"not an IP address: {quoted(text)}") from error
 
 
 def network(text: str) -> IPv4Network | IPv6Network:
@@ -184,14 +260,6 @@ def network(text: str) -> IPv4Network | IPv6Network:
         return ip_network(text)
     except ValueError as error:
         raise ModelError(f"not an IP prefix: {error}") from error
-
-
-def endpoint(text: str) -> tuple[str, int]:
-    """Read "192.0.2.1:6653"."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"not an address to listen at: {text!r} (expected HOST:PORT)")
-    return host.strip("[]"), int(port)
 
 
 def _dpid(switch: SwitchTable) -> int:
@@ -203,15 +271,36 @@ def _dpid(switch: SwitchTable) -> int:
         ) from None
 
 
-def _subnet(table: SubnetTable) -> Subnet:
-    gateway = address(table.gateway)
+def subnet(
+    id: str,
+    prefix: str,
+    gateway: str,
+    dhcp: Collection[str],
+    vnet: str,
+    pools: Collection[str] = (),
+    slaac: bool = False,
+) -> Subnet:
+    """A subnet from what people write, here or by REST; raises ModelError."""
+    at = address(gateway)
     servers: list[IPv4Address] = []
-    for text in table.dhcp:
+    for text in dhcp:
         server = address(text)
-        if not isinstance(server, IPv4Address) or not isinstance(gateway, IPv4Address):
-            raise ModelError(f"subnet {table.id}: DHCP can be relayed over IPv4 only, not to {text}")
+        if not isinstance(server, IPv4Address) or not isinstance(at, IPv4Address):
+            raise ModelError(f"subnet {id}: DHCP can be relayed over IPv4 only, not to {quoted(text)}")
         servers.append(server)
-    return Subnet(table.id, network(table.prefix), gateway, table.vlan, tuple(servers))
+    inside = network(prefix)
+    ranges = tuple(_pool(id, inside, text) for text in pools)
+    return Subnet(id, inside, at, dhcp=tuple(servers), dhcp_pools=ranges, vnet=vnet, slaac=slaac)
+
+
+def _pool(subnet: str, prefix: IPv4Network | IPv6Network, text: str) -> tuple[IP, IP]:
+    first, dash, last = text.partition("-")
+    if not dash:
+        raise ModelError(f"subnet {subnet}: dhcp_pools has {quoted(text)}, not FIRST-LAST")
+    ends = address(first.strip()), address(last.strip())
+    if ends[0] not in prefix or ends[1] not in prefix or int(ends[0]) > int(ends[1]):
+        raise ModelError(f"subnet {subnet}: the pool {quoted(text)} is no range inside {prefix}")
+    return ends
 
 
 def _server(table: ServerTable) -> Server:
@@ -223,4 +312,5 @@ def _server(table: ServerTable) -> Server:
         services=frozenset(table.services),
         routes=tuple(network(route) for route in table.routes),
         given_at=port_ref(table.at) if table.at else None,
+        gateway_group=table.gateway_group,
     )

@@ -7,77 +7,144 @@ from typing import Any, Protocol
 
 import structlog
 
-from retinue.bindings import ForgeryBook
-from retinue.controller.events import EventBus
-from retinue.controller.installer import Installer, Report
-from retinue.flows.compiler import Compiler, contribution
-from retinue.flows.plan import Near
-from retinue.model import Network
-from retinue.model.network import Owner
-from retinue.openflow.session import Session
+from retinue.controller.changes import Change, Undo
+from retinue.controller.counters import Count, bad_frames
+from retinue.controller.events import Agents, EventBus
+from retinue.controller.state import State, Storable
+from retinue.controller.switches.installer import Installer, InstallReport
+from retinue.controller.switches.readback import SwitchSession
+from retinue.core.model import Network
+from retinue.core.model.network import Owner, Touched
+from retinue.core.pipeline.compiler import Compiler, contribution
+from retinue.core.pipeline.knowledge import Knowledge
+from retinue.core.pipeline.underlay import Near
+from retinue.core.snooping import SpoofingLog
+from retinue.protocol.events import EventType
 
 log = structlog.get_logger()
 
 
+BACK_WITHIN = 15.0
+"""Seconds after a start by which switches that can be reached have come back; Open vSwitch waits up to 8."""
 LARGE = 500
 """Owners; a change that touches more is computed in batches."""
 BATCH = 100
+REJECTED_SECONDS = 10.0
+"""In which frames that cannot be read, of one kind and from one place, are logged once."""
+PLACES_REMEMBERED = 1000
 
 
 class Store(Protocol):
     """Where the controller keeps what must outlive it; writes are queued, never awaited here."""
 
-    def put(self, value: Any) -> None: ...
-    def remove(self, value: Any) -> None: ...
+    def put(self, value: Storable) -> None: ...
+    def remove(self, value: Storable) -> None: ...
 
 
 class NoStore:
-    """Keeps nothing: for tests, and for a controller that may forget."""
+    """Stores nothing: for tests, and for a controller that may lose its state."""
 
-    def put(self, value: Any) -> None:
+    def put(self, value: Storable) -> None:
         pass
 
-    def remove(self, value: Any) -> None:
+    def remove(self, value: Storable) -> None:
         pass
 
 
 class Context:
+    """The way from a part of the controller to everything around it: one for the whole controller."""
+
     def __init__(self, net: Network, clock: Callable[[], float], store: Store) -> None:
         self.net = net
+        self.state = State(net)
         self.clock = clock
-        self.store = store
+        self.began: float | None = None
+        """When the controller started to listen to switches."""
+        self._store = store
+        self.not_installed: set[Owner] = set()
+        """Touched by a change, and their flows not computed since: empty whenever nothing is going on."""
         self.compiler = Compiler(net)
-        self.installer = Installer(self.compiler, clock)
+        self.knowledge = Knowledge(net, self.compiler, self.not_installed)
+        self.installer = Installer(self.compiler, self.knowledge, clock)
         self.events = EventBus(clock)
-        self.forgeries = ForgeryBook()
-        self.sessions: dict[str, Session] = {}
-        """Connected switches by id."""
+        self.agents = Agents()
+        self.spoof_attempts = SpoofingLog()
         self.counters: Counter[str] = Counter()
+        self._frames_rejected: dict[tuple[str, str], float] = {}
+        """By kind and place: when a frame that could not be read was logged last."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._after_install: list[Callable[[Collection[Owner]], None]] = []
 
-    # ---- changes of the network, onto the switches ----
+    # ---- changes ----
 
-    async def install(self, touched: Iterable[Owner], near: Near = ()) -> Report:
-        """Bring a change onto the switches; who listens (see `after_install`) is told when it is done.
+    def apply(self, *changes: Change, first: Callable[[], None] | None = None) -> Touched:
+        """Make these changes, all of them or (ModelError) none: in the state, in the database, in the events.
+
+        What they touched must then be brought onto the switches (`install`; `commit` does both). `first` is
+        called when the state has changed and before it is stored and published: for work that every packet
+        waits for.
+        """
+        made: list[Change] = []
+        touched: set[Owner] = set()
+        undo: list[Undo] = []
+        try:
+            for change in changes:
+                step_back = change.undo(self.state) if len(changes) > 1 else None
+                owners = change.apply(self.state)
+                if step_back is not None:
+                    undo.append(step_back)
+                if owners is not None:
+                    made.append(change)
+                    touched |= owners
+        except Exception:
+            # The last first, so that each finds the state it left; the one that failed has changed nothing.
+            for step_back in reversed(undo):
+                step_back()
+            raise
+        self.not_installed |= touched
+        if first is not None:
+            first()
+        # Stored before it is published: what a listener has read survives a restart. The store's writes
+        # are queued in this order; a crash may lose the last of them, never one before another.
+        for change in made:
+            for value in change.kept():
+                self._store.put(value)
+            for value in change.dropped():
+                self._store.remove(value)
+        for change in made:
+            for type, data in change.events(self.state):
+                self.events.publish(type, **data)
+        return frozenset(touched)
+
+    def commit(self, *changes: Change, near: Near = ()) -> Coroutine[Any, Any, InstallReport]:
+        """Make these changes at once (see `apply`); awaited, the result brings them onto the switches."""
+        return self.install(self.apply(*changes), near)
+
+    async def install(
+        self, touched: Iterable[Owner], near: Near = (), patient: Callable[[], bool] = lambda: False
+    ) -> InstallReport:
+        """Bring a change onto the switches; the callbacks of `after_install` are called when it is done.
 
         A large one is computed in batches, between which others have their turn; all of it has been sent when
-        this returns. Listeners are told of each batch.
+        this returns. The callbacks are called for each batch.
         """
         owners = sorted(set(touched))
         if len(owners) <= LARGE:
-            return await self._install(owners, near)
-        work: list[asyncio.Task[Report]] = []
+            return await self._install(owners, near, patient)
+        work: list[asyncio.Task[InstallReport]] = []
         for batch in batched(owners, BATCH):
-            task = asyncio.get_running_loop().create_task(self._install(batch, near))
+            task = asyncio.get_running_loop().create_task(self._install(batch, near, patient))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             work.append(task)
             await asyncio.sleep(0)
         return together(await asyncio.gather(*work))
 
-    async def _install(self, owners: Collection[Owner], near: Near) -> Report:
-        report = await self.installer.install(owners, near)
+    async def _install(
+        self, owners: Collection[Owner], near: Near, patient: Callable[[], bool]
+    ) -> InstallReport:
+        self.not_installed.difference_update(owners)  # They are computed before anything is awaited.
+        report = await self.installer.install(owners, near, patient)
         self._installed(owners)
         return report
 
@@ -88,30 +155,61 @@ class Context:
         for callback in self._after_install:
             callback(owners)
 
-    def stands(self, owner: Owner) -> bool:
+    def is_programmed(self, owner: Owner) -> bool:
         """True when every entry of this owner, as the network now is, is confirmed by its switch."""
         return all(
-            self.compiler.program(switch).get(key) == entry and self.installer.confirmed(switch, key)
+            self.compiler.program(switch).get(key) == entry and self.installer.switches[switch].confirmed(key)
             for switch, entries in contribution(self.net, owner).items()
             for key, entry in entries.items()
         )
+
+    # ---- connected switches ----
+
+    def is_connected(self, switch: str) -> bool:
+        return switch in self.installer.switches and self.installer.switches[switch].is_connected
+
+    def is_away(self, switch: str) -> bool:
+        """True for a switch that is not connected, nor just on its way back after the controller's start."""
+        known = self.installer.switches.get(switch)
+        if known is None or known.is_connected:
+            return known is None
+        began = self.clock() if self.began is None else self.began
+        return known.was_connected or self.clock() - began >= BACK_WITHIN
+
+    def session(self, switch: str) -> SwitchSession | None:
+        """The session of a connected switch; None for one that is away."""
+        known = self.installer.switches.get(switch)
+        return None if known is None else known.session
+
+    def sessions(self) -> dict[str, SwitchSession]:
+        """The sessions of all connected switches."""
+        return {name: s.session for name, s in self.installer.switches.items() if s.session is not None}
 
     # ---- frames and tasks ----
 
     def send_frame(self, switch: str, port: int, frame: bytes) -> bool:
         """Send a frame out of a switch's port; False (and counted) when the switch is away."""
-        session = self.sessions.get(switch)
+        session = self.session(switch)
         if session is None:
-            self.counters["frames not sent: switch away"] += 1
+            self.counters[Count.FRAMES_NOT_SENT] += 1
             return False
         session.packet_out(frame, port)
         return True
 
-    def refuse_frame(self, kind: str, where: str, why: Exception) -> None:
-        """Count, log and tell a frame that is not what it should be; it goes no further."""
-        self.counters[f"bad {kind} frames"] += 1
-        log.warning("frame refused", kind=kind, where=where, why=str(why))
-        self.events.publish("frame.refused", where=where, reason=str(why))
+    def reject_frame(self, kind: str, where: str, why: Exception) -> None:
+        """Count, log and publish a frame that is not what it should be; it goes no further.
+
+        The log has the first from a place, then one in REJECTED_SECONDS: who sends such frames sends many.
+        """
+        self.counters[bad_frames(kind)] += 1
+        now, last = self.clock(), self._frames_rejected.pop((kind, where), None)
+        quiet = last is not None and 0 <= now - last < REJECTED_SECONDS
+        self._frames_rejected[kind, where] = last if last is not None and quiet else now
+        if len(self._frames_rejected) > PLACES_REMEMBERED:
+            del self._frames_rejected[next(iter(self._frames_rejected))]
+        if not quiet:
+            log.warning("frame.rejected", kind=kind, where=where, why=str(why))
+        self.events.tell((where,), EventType.FRAME_REJECTED, where=where, reason=str(why))
 
     def spawn(self, work: Coroutine[Any, Any, Any], what: str) -> asyncio.Task[Any]:
         """Run in the background; a failure is logged and counted, and stops nothing else."""
@@ -121,10 +219,10 @@ class Context:
         return task
 
     def failed(self, what: str, error: BaseException) -> None:
-        """Count, log and tell an error that is no one's but ours; what runs goes on."""
-        self.counters["internal errors"] += 1
-        log.error("background work failed", what=what, exc_info=error)
-        self.events.publish("controller.error", what=what, error=repr(error))
+        """Count, log and publish a fault of the controller itself; what runs goes on."""
+        self.counters[Count.INTERNAL_ERRORS] += 1
+        log.error("controller.error", what=what, exc_info=error)
+        self.events.publish(EventType.CONTROLLER_ERROR, what=what, error=repr(error))
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -143,9 +241,9 @@ def batched(owners: Sequence[Owner], size: int) -> Iterator[Sequence[Owner]]:
     return (owners[start : start + size] for start in range(0, len(owners), size))
 
 
-def together(reports: Iterable[Report]) -> Report:
+def together(reports: Iterable[InstallReport]) -> InstallReport:
     """One report of several."""
-    total = Report()
+    total = InstallReport()
     for report in reports:
         total.flow_mods += report.flow_mods
         total.missing |= report.missing

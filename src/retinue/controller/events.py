@@ -1,14 +1,27 @@
-"""The event stream: what happens, in order, to all who listen; a late listener catches up from a ring."""
+"""The event stream: what happens, in order, to all who listen; a late listener catches up from a ring.
+
+What strangers can make happen as often as they like is told rarely (`tell`): the first of a kind at once,
+and what follows at most once a second, the last of it for all.
+"""
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
+
+from retinue.core.limits import MOST_TELLINGS
+from retinue.core.text import cut
+from retinue.protocol.events import EventType
+from retinue.protocol.migrations import Order
 
 RING = 50_000
 QUEUE = 20_000
-"""Events a listener may be behind; past that it is let go."""
+"""Events a listener may be behind; past that its stream ends."""
+BATCH = 50
+"""Events that a listener is given at once, before others have their turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +32,10 @@ class Event:
     data: dict[str, Any]
 
 
+Types = Collection[str] | None
+"""Of a listener: the types of events it wants; None: all."""
+
+
 class Listener:
     """An asynchronous iterator over events; ends when the bus closes, or when its reader is too slow."""
 
@@ -26,6 +43,7 @@ class Listener:
         self, past: list[Event], queue: "asyncio.Queue[Event | None]", leave: Callable[[], None]
     ) -> None:
         self._past = deque(past)
+        self._ended = False
         self._queue = queue
         self.close = leave
 
@@ -35,49 +53,177 @@ class Listener:
     async def __anext__(self) -> Event:
         if self._past:
             return self._past.popleft()
-        event = await self._queue.get()
+        event = None if self._ended else await self._queue.get()
         if event is None:
             raise StopAsyncIteration
         return event
 
+    def at_once(self, most: int = BATCH) -> list[Event]:
+        """So many of the events that are there already."""
+        found: list[Event] = []
+        while len(found) < most:
+            if self._past:
+                found.append(self._past.popleft())
+                continue
+            if self._ended or self._queue.empty():
+                break
+            event = self._queue.get_nowait()
+            if event is None:
+                self._ended = True
+            else:
+                found.append(event)
+        return found
+
 
 class EventBus:
+    """Numbers events, gives them to all who listen, and keeps the last ones for those who come back."""
+
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._ring: deque[Event] = deque(maxlen=RING)
-        self._listeners: set[asyncio.Queue[Event | None]] = set()
+        self._listeners: dict[asyncio.Queue[Event | None], Types] = {}
+        self._rare = _Rare()
         self.last_id = 0
+        self.left_out = 0
+        """Rare events that were not told, since others of their source were."""
 
-    def publish(self, type: str, **data: Any) -> Event:
+    def publish(self, type: EventType | Order, **data: Any) -> Event:
+        """Tell everyone who listens, now. `data`: the fields that protocol.events.FIELDS gives the type."""
         self.last_id += 1
-        event = Event(self.last_id, self._clock(), type, data)
+        said = {key: cut(value) if isinstance(value, str) else value for key, value in data.items()}
+        event = Event(self.last_id, self._clock(), type, said)
         self._ring.append(event)
-        for queue in list(self._listeners):
+        for queue, types in list(self._listeners.items()):
+            if types is not None and type not in types:
+                continue
             if queue.qsize() >= QUEUE:
                 # A listener that does not read is let go: it comes back with the last id it saw.
-                self._listeners.discard(queue)
+                self._listeners.pop(queue, None)
                 queue.put_nowait(None)
             else:
                 queue.put_nowait(event)
         return event
 
-    def listen(self, since: int | None = None) -> "Listener":
-        """Hear every event from this call on; with `since`, first those after that id still in the ring.
+    def tell(
+        self, source: tuple[Hashable, ...], type: EventType, *, about: Hashable = None, **data: Any
+    ) -> None:
+        """Publish what a stranger may cause without end: at once if it is the first of this second.
+
+        `source` is who causes it, from the whole to the part: a switch, and one of its ports. `about`, left
+        out: the data itself, says what is the same thing once more. Of that the last is published by `flush`.
+        """
+        row = (type, source, tuple(map(str, data.values())) if about is None else about)
+        if self._rare.first(row, source):
+            self.publish(type, **data)
+        elif not self._rare.put_off(row, source, data):
+            self.left_out += 1
+
+    def flush(self) -> None:
+        """A second is over: publish what was put off. To be called once a second."""
+        for type, data in self._rare.next_second():
+            self.publish(type, **data)
+
+    def listen(self, since: int | None = None, types: Types = None) -> "Listener":
+        """Every event from this call on, or those of these types; with `since`, first those after that id
+        still in the ring.
 
         When some of those have left the ring, an event "events.lost" comes first: read anew what there is.
         """
-        past = [e for e in self._ring if since is not None and e.id > since]
+        past = [] if since is None else self._since(since, types)
         if since is not None and self._ring and self._ring[0].id > since + 1:
-            past.insert(0, Event(self._ring[0].id - 1, self._clock(), "events.lost", {"since": since}))
+            past.insert(
+                0, Event(self._ring[0].id - 1, self._clock(), EventType.EVENTS_LOST, {"since": since})
+            )
         queue: asyncio.Queue[Event | None] = asyncio.Queue()
-        self._listeners.add(queue)
-        return Listener(past, queue, lambda: self._listeners.discard(queue))
+        self._listeners[queue] = types
+        return Listener(past, queue, lambda: self._leave(queue))
 
-    def recent(self, type_prefix: str = "", limit: int = 100) -> list[Event]:
-        found = [e for e in self._ring if e.type.startswith(type_prefix)]
-        return found[-limit:]
+    def _since(self, since: int, types: Types) -> list[Event]:
+        """Ids are consecutive: it is known where in the ring they begin."""
+        first = self._ring[0].id if self._ring else 1
+        found = islice(self._ring, max(0, since + 1 - first), None)
+        return [event for event in found if types is None or event.type in types]
 
     def close(self) -> None:
         for queue in list(self._listeners):
             queue.put_nowait(None)
         self._listeners.clear()
+
+    def _leave(self, queue: "asyncio.Queue[Event | None]") -> None:
+        self._listeners.pop(queue, None)
+
+
+_Row = tuple[EventType, tuple[Hashable, ...], Hashable]
+
+
+class _Rare:
+    """What has been told in this second of which source, and what waits for its end.
+
+    All of it is bounded: MOST_TELLINGS for a source, four times as many for the whole it is a part of, told
+    at once and again at the second's end.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[_Row] = set()
+        self._told: Counter[Hashable] = Counter()
+        self._waiting: dict[_Row, dict[str, Any]] = {}
+        self._put_off: Counter[Hashable] = Counter()
+
+    def first(self, row: _Row, source: tuple[Hashable, ...]) -> bool:
+        if row in self._seen or not _take(self._told, row[0], source):
+            return False
+        self._seen.add(row)
+        return True
+
+    def put_off(self, row: _Row, source: tuple[Hashable, ...], data: dict[str, Any]) -> bool:
+        if row not in self._waiting and not _take(self._put_off, row[0], source):
+            return False
+        self._waiting[row] = data
+        return True
+
+    def next_second(self) -> Iterator[tuple[EventType, dict[str, Any]]]:
+        waiting = self._waiting
+        self._seen, self._told, self._waiting, self._put_off = set(waiting), self._put_off, {}, Counter()
+        for (type, _, _), data in waiting.items():
+            yield type, data
+
+
+def _take(counts: Counter[Hashable], type: EventType, source: tuple[Hashable, ...]) -> bool:
+    """Count one more of this source and of the whole it is a part of, if both have room."""
+    part, whole = (type, source), (type, source[0])
+    if counts[whole] >= 4 * MOST_TELLINGS or counts[part] >= MOST_TELLINGS:
+        return False
+    counts[part] += 1
+    counts[whole] += 1
+    return True
+
+
+class Agents:
+    """Whose agents listen: an agent that has followed the event stream and does so no longer is away.
+
+    A server of which no agent ever said that it listens has none, for all the controller knows: its
+    hypervisor's side speaks by other means.
+    """
+
+    def __init__(self) -> None:
+        self._streams: Counter[str] = Counter()
+
+    @contextmanager
+    def listening(self, server: str) -> Iterator[None]:
+        """While the agent of this server ("": of none) follows the stream."""
+        if not server:
+            yield
+            return
+        self._streams[server] += 1
+        try:
+            yield
+        finally:
+            self._streams[server] -= 1
+
+    def listens(self, server: str) -> bool:
+        """True while the server's agent follows the event stream."""
+        return self._streams.get(server, 0) > 0
+
+    def is_away(self, server: str) -> bool:
+        """True when the server's agent has listened since the controller's start, and does so no longer."""
+        return server in self._streams and self._streams[server] == 0

@@ -1,42 +1,48 @@
-"""H1: the hypervisors, behind one interface, and the ports they plug VMs into."""
+"""The hypervisors, behind one interface, and the ports they plug VMs into."""
 
-from retinue.hypervisor.channel import Channel, ChannelError, channel_pair
+from retinue.hypervisor.errors import HandedOverError, HypervisorError
 from retinue.hypervisor.interface import (
+    Copying,
     Divert,
     Event,
-    Gone,
-    HandedOverError,
+    Exited,
     Hypervisor,
-    HypervisorError,
+    Left,
     Machine,
     ManagedHypervisor,
     MigrationFailed,
     MigrationResult,
+    NICSpec,
     OnEvent,
     Opened,
     Resumed,
     RunState,
     Started,
+    StartedAnew,
     Stopped,
     VMSpec,
     ignore,
 )
-from retinue.hypervisor.machine import QemuMachine
-from retinue.hypervisor.qemu import QemuHypervisor
+from retinue.hypervisor.memory_channel import Channel, ChannelError, channel_pair
+from retinue.hypervisor.qemu.hypervisor import QemuHypervisor
+from retinue.hypervisor.qemu.machine import QemuMachine
 
 __all__ = [
     "Channel",
     "ChannelError",
+    "Copying",
     "Divert",
     "Event",
-    "Gone",
+    "Exited",
     "HandedOverError",
     "Hypervisor",
     "HypervisorError",
+    "Left",
     "Machine",
     "ManagedHypervisor",
     "MigrationFailed",
     "MigrationResult",
+    "NICSpec",
     "OnEvent",
     "Opened",
     "QemuHypervisor",
@@ -44,6 +50,7 @@ __all__ = [
     "Resumed",
     "RunState",
     "Started",
+    "StartedAnew",
     "Stopped",
     "VMSpec",
     "channel_pair",

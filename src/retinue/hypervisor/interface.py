@@ -1,50 +1,76 @@
-"""What any hypervisor must be able to do for us (H1), and what it tells.
+"""The hypervisor interface: what any hypervisor must be able to do for us, and what it tells.
 
-A `Machine` is one virtual machine on one server. During a move there are two of the same VM: the source,
+A `Machine` is one virtual machine on one server. During a migration there are two of the same VM: the source,
 which runs, and the target, opened to take its memory in. Times are seconds since the epoch, by the clock of
 the hypervisor's own host.
 """
 
-from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
-if TYPE_CHECKING:
-    from retinue.hypervisor.channel import Channel
-
-
-class HypervisorError(Exception):
-    """The hypervisor did not do what it was asked; the message says what, for which VM, and why."""
-
-
-class HandedOverError(HypervisorError):
-    """The target does not say that the VM runs, though it may: the source must not run it again."""
+from retinue.core.migration.precopy import WANTED_DOWNTIME
+from retinue.core.model import Ending
+from retinue.hypervisor.memory_channel import Channel
 
 
 @dataclass(frozen=True, slots=True)
-class VMSpec:
-    """A VM to run on a server, with one network interface."""
+class NICSpec:
+    """One network interface of a VM."""
 
     id: str
     mac: str
     port: str
     """Name of the tap it plugs into; the tap must exist."""
+    slot: int
+    """Its place in the machine, from 1: a target is built with each NIC where the source has it."""
+    mtu: int = 1500
+    """Bytes of an IP packet that its network takes: the guest is told, and its driver sends no larger one."""
+
+
+@dataclass(frozen=True, slots=True)
+class VMSpec:
+    """A VM to run on a server, with its first network interface."""
+
+    id: str
+    mac: str
+    port: str
+    """Name of the tap it plugs into; the tap must exist. The VM's files here are called by it, too."""
     kernel: Path
     initrd: Path
     append: str = ""
     """The kernel's command line."""
     memory_mib: int = 128
+    restart_on_crash: bool = False
+    """For a hypervisor that notices the crash of a guest by itself."""
+    mtu: int = 1500
+    """The first network interface's."""
+    more_nics: tuple[NICSpec, ...] = ()
+    """Its network interfaces but the first."""
+
+    @property
+    def nics(self) -> tuple[NICSpec, ...]:
+        return (NICSpec(self.id, self.mac, self.port, 1, self.mtu), *self.more_nics)
+
+    @property
+    def ports(self) -> tuple[str, ...]:
+        """The taps of all its network interfaces."""
+        return tuple(nic.port for nic in self.nics)
 
 
 class RunState(StrEnum):
+    """What a machine does at present."""
+
     RUNNING = "running"
     PAUSED = "paused"
     INCOMING = "incoming"
-    """Opened as a move's target; its memory has not arrived."""
+    """Opened as a migration's target; its memory has not arrived."""
     MOVED = "moved"
     """Stopped at the source because the VM now runs elsewhere."""
+    OFF = "off"
+    """Switched off, from inside or as it was asked to, and its process is about to be ended."""
     BROKEN = "broken"
 
 
@@ -57,8 +83,30 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Copying:
+    """A pass over the VM's memory has begun at the source, where the VM runs."""
+
+    vm: str
+    at: float
+    copy_pass: int
+    """The first is 1."""
+    remaining: int
+    """Bytes of memory to go over in it."""
+    written_a_second: int
+    """Bytes of memory that the VM wrote a second during the pass before; 0 when that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartedAnew:
+    """The guest has rebooted, or was reset: the VM runs on, at the same port."""
+
+    vm: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
-    """The VM stands still on the source: from here on it sends nothing."""
+    """The VM is paused at the source: from here on it sends nothing."""
 
     vm: str
     at: float
@@ -66,7 +114,7 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The VM runs on the target."""
+    """The VM runs at the target."""
 
     vm: str
     at: float
@@ -74,34 +122,36 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class MigrationFailed:
-    """The move came to nothing. `source_runs` tells whether the VM runs on at the source."""
+    """The migration failed. `source_runs` tells whether the VM runs at the source again."""
 
     vm: str
     at: float
     reason: str
     source_runs: bool
-    waited: int = 0
-    """Frames that had come for it while it stood still, and that it found when it ran on."""
+    queued_frames: int = 0
+    """Frames that came for the VM while it was paused, and that it found when it was resumed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class Exited:
     """The VM's process has ended, asked or not."""
 
     vm: str
     at: float
+    how: Ending = Ending.CRASHED
+    reason: str = ""
 
 
-Event = Started | Stopped | Resumed | MigrationFailed | Gone
+Event = Started | StartedAnew | Copying | Stopped | Resumed | MigrationFailed | Exited
 OnEvent = Callable[[Event], None]
 """Called at once, in the event loop; must not block."""
 
 
 Divert = Callable[[Collection[str]], Awaitable[bool]]
-"""Turns the VM's traffic to the target; returns when the switches have confirmed it. HypervisorError.
+"""Diverts the VM's traffic to the target; returns when the switches have confirmed it. HypervisorError.
 
-It is given the VM's taps, and returns True when it is known that nothing more comes to them; False when what
-is on its way may still come.
+The argument is the VM's taps. The result is True when it is known that nothing more comes to them, False when
+packets that are on their way may still come.
 """
 
 
@@ -110,45 +160,80 @@ Opened = Callable[[], Awaitable[None]]
 
 
 def ignore(event: Event) -> None:
-    """For a caller who wants no events."""
+    """An OnEvent for a caller who wants no events."""
 
 
 @dataclass(frozen=True, slots=True)
 class MigrationResult:
+    """The figures of a migration that has succeeded, as its source knows them."""
+
     stopped_at: float
     resumed_at: float
     total_ms: float
-    """From the order to move until the VM runs on the target."""
+    """From the order to copy until the VM runs at the target."""
     transferred: int
-    """Octets of memory that went over, 0 if the source could not tell."""
+    """Bytes of memory that went over, 0 if the source could not tell."""
     passes: int
-    """How often the source looked which pages were written meanwhile; see retinue.hypervisor.departure."""
+    """How often the source looked which pages were written meanwhile; see qemu.outgoing."""
 
     @property
-    def pause_ms(self) -> float:
-        """How long the VM stood still."""
+    def downtime_ms(self) -> float:
+        """How long the VM was paused."""
         return (self.resumed_at - self.stopped_at) * 1000
 
 
+LINK_DOWN_SECONDS = 0.3
+"""How long a link is down that is to be seen to go: a guest that was told of it looks at once."""
+
+
 class Machine(Protocol):
+    """One VM on one server. Every method raises HypervisorError."""
+
     @property
     def spec(self) -> VMSpec: ...
 
     async def state(self) -> RunState: ...
 
-    async def pause(self) -> None: ...
-
     async def resume(self) -> None:
-        """Make it run on. Tried for a while, since a move called off a moment ago may still hold it."""
+        """Resume the VM. Tried for a while, since a migration that was just cancelled may still hold it."""
 
     async def waiting(self) -> int:
-        """How many frames have come for it that it has not read yet."""
+        """How many frames have come for the VM that it has not read yet."""
+
+    async def set_nics(self, nics: Sequence[NICSpec], gone: Collection[str]) -> None:
+        """Put NICs in and take NICs out of the running VM, until it has these besides its first, and none
+        with an id of `gone`. A guest that does not let one go in time keeps it, and that is an error."""
+
+    async def press_power(self) -> None:
+        """Press the power button (ACPI): a guest that heeds it shuts down, and `Exited` is told as OFF."""
+
+    async def reboot(self) -> None:
+        """Press the power button, and start the guest anew when it has shut down."""
+
+    async def reset(self) -> None:
+        """Start the guest anew at once, as its reset button would."""
+
+    async def flap_link(self) -> None:
+        """Take the link of the guest's NIC down and up again. A DHCP client that watches it asks anew whether
+        its lease is good."""
+
+    async def cut_power(self) -> None:
+        """End the machine at once, as if it had been unplugged; `Exited` is told as OFF."""
 
     async def quit(self) -> None:
-        """End the machine, whatever its state. Ending what has ended is no error."""
+        """End the machine, whatever its state. Ending a machine that has ended is no error."""
 
 
 M = TypeVar("M", bound=Machine)
+
+
+@dataclass
+class Left(Generic[M]):
+    """What an earlier agent has left on a server."""
+
+    machines: list[M] = field(default_factory=list)
+    ended: dict[str, Ending] = field(default_factory=dict)
+    """By VM: how its machine has ended while nobody looked."""
 
 
 class Hypervisor(Protocol[M]):
@@ -157,23 +242,39 @@ class Hypervisor(Protocol[M]):
     async def start(self, spec: VMSpec, on_event: OnEvent = ignore) -> M:
         """Boot a VM; returns when it runs."""
 
+    def end_is_reported(self, spec: VMSpec) -> None:
+        """The controller knows of the end of the VM's last machine: `Left` need not have it any more."""
+
+    def forget(self, spec: VMSpec) -> None:
+        """The VM is removed for good: its consoles and logs go as well."""
+
+    def forget_all_but(self, specs: Collection[VMSpec]) -> None:
+        """Do so with every VM that does not run here and is none of these."""
+
     async def open_target(self, spec: VMSpec, on_event: OnEvent = ignore) -> M:
         """Open a machine that waits for the memory of the same VM, its port plugged in."""
 
-    async def depart(
-        self, source: M, channel: "Channel", on_event: OnEvent = ignore, divert: Divert | None = None
+    async def run_outgoing(
+        self,
+        source: M,
+        channel: Channel,
+        on_event: OnEvent = ignore,
+        divert: Divert | None = None,
+        wanted_downtime: float = WANTED_DOWNTIME,
     ) -> MigrationResult:
-        """Move the running VM to whoever takes it in at the other end of the channel.
+        """Migrate the running VM to whoever takes it in at the other end of the channel.
 
         With `divert`, the VM runs until its traffic goes to the target and what was on its way to the source
         has arrived. Returns when it runs there; the source is left stopped, for the caller to end.
+        `wanted_downtime`, in seconds, is how long the VM should be paused at the most, where the hypervisor
+        can do something for it: a VM that writes much is paused for as long as it takes.
 
-        On failure, and when this call is cancelled, the source runs on, `MigrationFailed` is told, and
-        HypervisorError raised; HandedOverError when it is not known whether the VM runs at the target, so
-        that the source stays as it is. The channel is closed.
+        On failure, and when this call is cancelled, the VM runs at the source again, `MigrationFailed` is
+        told, and HypervisorError raised; HandedOverError when it is not known whether the VM runs at the
+        target, so that the source stays as it is. The channel is closed.
         """
 
-    async def arrive(self, target: M, channel: "Channel", on_event: OnEvent = ignore) -> float:
+    async def run_incoming(self, target: M, channel: Channel, on_event: OnEvent = ignore) -> float:
         """Take a VM in, and run it as soon as the source has handed it over; returns since when it runs.
 
         On failure the target is ended, the source told, and HypervisorError raised; HandedOverError, the
@@ -185,8 +286,8 @@ class Hypervisor(Protocol[M]):
 class ManagedHypervisor(Hypervisor[M], Protocol[M]):
     """A hypervisor under a manager of its own, such as libvirt, which others use, too.
 
-    A VM's port comes with the VM, and a move's target is opened from its source: `open_target` opens nothing
-    yet. VMs come and go by others' hands, so what is here is asked for.
+    A VM's port comes with the VM, and a migration's target is opened from its source: `open_target` opens
+    nothing yet. Others make, end and migrate VMs, too, so what is here has to be asked for.
     """
 
     async def plug(self, spec: VMSpec) -> M:
@@ -195,15 +296,16 @@ class ManagedHypervisor(Hypervisor[M], Protocol[M]):
     async def find(self, vm: str) -> M | None:
         """The VM, if this server has it, running or not, whoever made it."""
 
-    async def depart(
+    async def run_outgoing(
         self,
         source: M,
-        channel: "Channel",
+        channel: Channel,
         on_event: OnEvent = ignore,
         divert: Divert | None = None,
+        wanted_downtime: float = WANTED_DOWNTIME,
         opened: Opened | None = None,
     ) -> MigrationResult:
         """As any hypervisor's. `opened` is awaited when the target is open, before anything is copied."""
 
     async def call_off(self, machine: M) -> bool:
-        """End a move that is under way from here, whoever began it. True when the VM stays here."""
+        """End a migration that is under way from here, whoever began it. True when the VM stays here."""

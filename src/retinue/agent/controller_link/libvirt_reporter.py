@@ -1,0 +1,113 @@
+"""Reports what libvirt does here, so that the network follows a migration that anybody typed.
+
+Each event of libvirt about a VM becomes one report, POST /v1/servers/SERVER/hypervisor-events (see
+docs/libvirt.md). Reports about one VM arrive in order, and again while the controller is away; those about
+others do not wait for them. What runs here is reported again from time to time, so that nothing stays
+unknown, whoever was away. The tap of an incoming VM gets a long queue, since packets wait there until the
+VM runs.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from retinue.agent.controller_link.reports import Reports
+from retinue.host.commands import run
+from retinue.host.errors import HostError
+from retinue.host.taps import QUEUE_FRAMES, Run
+from retinue.hypervisor.libvirt.connection import LibvirtHost
+from retinue.hypervisor.libvirt.domain_xml import taps
+from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
+from retinue.protocol.routes import Route
+
+ROUND_SECONDS = 10.0
+"""Between two accounts of all that runs here."""
+SOON_SECONDS = 1.0
+"""Until the next account when a VM has started: the controller may hear of it before it sees its port."""
+OLDEST = 600.0
+"""Seconds after which a report nobody took is no news any more."""
+
+log = structlog.get_logger()
+
+
+class LibvirtReporter:
+    """Reports what libvirt does on one server.
+
+    `listeners` are called first, with each event. `back` is called when a libvirtd that was away is there
+    again.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        host: LibvirtHost,
+        reports: Reports,
+        listeners: Sequence[Callable[[HypervisorEvent], None]] = (),
+        run: Run = run,
+        back: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._path = Route.REPORT_HYPERVISOR_EVENT.path(server)
+        self._host = host
+        self._reports = reports
+        self._listeners = listeners
+        self._run = run
+        self._back = back
+        self._started = asyncio.Event()
+        self._work: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Report for ever; a libvirtd that is away is waited for."""
+        rounds = asyncio.create_task(self._rounds(), name="accounts of what libvirt runs")
+        try:
+            async with contextlib.aclosing(self._host.watch(self._back)) as events:
+                async for event in events:
+                    if event.kind is EventKind.STARTED and not await self._host.runs(event.vm):
+                        continue  # It is only made, and waits paused.
+                    log.info("libvirt.event", kind=str(event.kind), vm=event.vm, at=event.at)
+                    for listener in self._listeners:
+                        listener(event)
+                    self.report(event)
+                    if event.kind is EventKind.STARTED:
+                        self._started.set()
+                    if event.kind is EventKind.INCOMING:
+                        task = asyncio.create_task(self._lengthen_queues(event.vm))
+                        self._work.add(task)
+                        task.add_done_callback(self._work.discard)
+        finally:
+            for task in (rounds, *self._work):
+                task.cancel()
+            await asyncio.gather(rounds, *self._work, return_exceptions=True)
+
+    def report(self, event: HypervisorEvent) -> None:
+        """Report in the background."""
+        body = {"vm": event.vm, "kind": str(event.kind), "at": event.at}
+        self._reports.tell(_subject(event), self._path, body, event.at + OLDEST)
+
+    async def _rounds(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ROUND_SECONDS):
+                    await self._started.wait()
+                    await asyncio.sleep(SOON_SECONDS)
+            self._started.clear()
+            with contextlib.suppress(HostError):  # LibvirtHost.watch says so
+                for event in await self._host.found():
+                    if not self._reports.busy(_subject(event)):
+                        self.report(event)
+
+    async def _lengthen_queues(self, vm: str) -> None:
+        """Let a VM's tap hold what arrives while the VM is paused; libvirt leaves it at the system's 1000."""
+        try:
+            domain = await self._host.domain(vm)
+            names = () if domain is None else taps(await self._host.call(domain.XMLDesc, 0))
+            for name in names:
+                await self._run(["ip", "link", "set", "dev", name, "txqueuelen", str(QUEUE_FRAMES)])
+        except HostError as error:
+            log.warning("tap.queue_not_lengthened", vm=vm, reason=str(error))
+
+
+def _subject(event: HypervisorEvent) -> str:
+    """Another subject than the agent's own reports of the VM have: neither waits for the other."""
+    return f"libvirt's {event.vm}"

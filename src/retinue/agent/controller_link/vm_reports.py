@@ -1,0 +1,57 @@
+"""What an agent reports to the controller of its VMs and their migrations."""
+
+import asyncio
+from typing import Any
+
+from retinue.agent.controller_link.reports import Reports
+from retinue.core.model import Ending
+from retinue.hypervisor import HypervisorError
+from retinue.protocol.errors import ControllerError
+from retinue.protocol.migrations import Report
+from retinue.protocol.routes import Route
+from retinue.protocol.vms import VMReport
+
+DIVERT_LIMIT = 30.0
+"""Seconds that a copy which is all but done waits for its traffic to be diverted; the VM runs meanwhile. Long
+enough for a controller that is started anew, and for the switches to come back to it."""
+
+
+class VMReports:
+    """Writes the reports of one server's agent. Those about one VM arrive in the order they were made in."""
+
+    def __init__(self, server: str, reports: Reports) -> None:
+        self._server = server
+        self._reports = reports
+
+    def of_vm(
+        self, vm: str, report: VMReport, reason: str = "", how: Ending | None = None
+    ) -> asyncio.Task[None]:
+        """Report, in the background, what has become of a VM on this server; `how` it has stopped."""
+        more = {name: value for name, value in (("reason", reason), ("how", how)) if value}
+        body = {"event": report, "server": self._server, **more}
+        return self._reports.tell(vm, Route.REPORT_VM.path(vm), body)
+
+    def of_migration(
+        self, vm: str, migration: str, report: Report, *, frames: int = 0, **more: Any
+    ) -> asyncio.Task[None]:
+        """Report, in the background, what has come of a migration.
+
+        `frames` is how many had come to the VM's port here; 0 is left out.
+        """
+        if frames:
+            more["frames"] = frames
+        body = {"event": report, **more}
+        return self._reports.tell(vm, Route.REPORT_MIGRATION.path(migration), body)
+
+    async def until_diverted(self, vm: str, migration: str) -> str:
+        """Report that little is left to copy; returns when the VM's traffic goes to the target.
+
+        Returns the MAC address that copies for the paused VM will come from, "" where there are none. Raises
+        HypervisorError.
+        """
+        path = Route.REPORT_MIGRATION.path(migration)
+        try:
+            answer = await self._reports.ask(vm, path, {"event": Report.CONVERGED}, DIVERT_LIMIT)
+        except ControllerError as error:
+            raise HypervisorError(f"its traffic is not diverted: {error}") from error
+        return str(answer.get("copies_from", ""))

@@ -1,0 +1,405 @@
+"""The VMs of one server: what is decided of each (`core.migration.endpoint`), carried out.
+
+Each VM has a worker that takes its steps one after the other; VMs do not wait for each other. What is learned
+in the middle of a step, of a transfer or from the hypervisor is taken in at once.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from retinue.agent.controller_link.vm_reports import VMReports
+from retinue.agent.migration.peer import Transfer
+from retinue.agent.migration.source import SourceEnd
+from retinue.agent.migration.target import TargetEnd
+from retinue.agent.vms import nic_changes, nic_ports, power
+from retinue.agent.vms.authority import Authority, SplitBrainRiskError
+from retinue.agent.vms.local_vm import Bypassed, LocalVM, Ports, ended
+from retinue.core.migration import IllegalEventError, events
+from retinue.core.migration import endpoint_steps as e
+from retinue.core.migration.endpoint import Absent, Incoming, Outgoing, Settle, settle_first, step
+from retinue.core.model import Ending
+from retinue.host.errors import HostError
+from retinue.hypervisor import Event, Exited, Hypervisor, OnEvent, StartedAnew, VMSpec
+from retinue.protocol.migrations import MigrationRecord, Report
+from retinue.protocol.nics import NICRecord
+from retinue.protocol.vms import VMRecord, VMReport
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+UNDOES = (e.Remove, e.FreeSource, e.RollBackAtTarget)
+"""Orders after which nothing of the VM is to be here."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
+"""Seconds between two attempts at what has failed: they double."""
+
+
+def pauses() -> Iterator[float]:
+    pause = FIRST_PAUSE
+    while True:
+        yield pause
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+class VMLifecycle:
+    """Holds the server's VMs, decides every order and fact, and sees to machines, ports and reports.
+
+    `spec` makes of the controller's record how a VM is to be run on this server.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        hypervisor: Hypervisor[Any],
+        authority: Authority,
+        ports: Ports,
+        spec: Callable[[VMRecord], VMSpec],
+        transfer: Transfer,
+        reports: VMReports,
+        bypassed: Bypassed,
+    ) -> None:
+        self.server = server
+        self.hypervisor = hypervisor
+        self.authority = authority
+        self.ports = ports
+        self.vms: dict[str, LocalVM] = {}
+        self.consoles: dict[str, list[Path]] = {}
+        """By VM, of every machine it has had here, oldest first; until the VM is removed for good."""
+        self._spec = spec
+        self._transfer = transfer
+        self._reports = reports
+        self._source = SourceEnd(hypervisor, authority, transfer, reports, bypassed, self.learn)
+        self._target = TargetEnd(hypervisor, authority, transfer, spec, self.learn, self.listener)
+
+    # ---- the VMs, and their workers ----
+
+    def local_vm(self, record: VMRecord) -> LocalVM:
+        """The VM, with what the controller says of it now."""
+        vm = self.vms.setdefault(record.id, LocalVM(record))
+        vm.record = record
+        return vm
+
+    def get_or_unknown(self, id: str) -> LocalVM:
+        """The VM; one of which nothing is known yet is, or was, made by somebody else."""
+        return self.vms.get(id) or self.local_vm(VMRecord(id, "", self.server, reported=True))
+
+    def later(self, vm: LocalVM, step: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """Have the VM's worker take a step, after those it has to take already."""
+        vm.steps.put_nowait(lambda: step(vm, *arguments))
+        if vm.worker is None:
+            vm.worker = asyncio.create_task(self._work(vm), name=f"VM {vm.id}")
+
+    async def in_turn(self, vm: LocalVM, step: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """The same, and wait for the result of the step. Raises its HostError."""
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def work(vm: LocalVM) -> None:
+            try:
+                result = await step(vm, *arguments)
+            except HostError as error:
+                if not outcome.done():
+                    outcome.set_exception(error)
+            else:
+                if not outcome.done():
+                    outcome.set_result(result)
+            finally:
+                outcome.cancel()  # Where the step has come to no end of its own.
+
+        self.later(vm, work)
+        return await outcome
+
+    def again(self, vm: LocalVM, pause: float, step: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """Have a step that has failed taken once more after a pause, unless the VM is to go before that."""
+
+        def now() -> None:
+            vm.retry = None
+            if self.vms.get(vm.id) is vm:
+                self.later(vm, step, *arguments)
+
+        if vm.retry is not None:
+            vm.retry.cancel()
+        vm.retry = asyncio.get_running_loop().call_later(pause, now)
+
+    async def _until_done(self, vm: LocalVM, work: Callable[[], Awaitable[object]], what: str) -> None:
+        """Undo something for good: what fails is tried again until it is so, and the VM's next step waits.
+
+        Nobody would come back to it: an order is given once, and what would be left of the VM here, such as a
+        port that feeds nobody, would stand in the way of the next.
+        """
+        for pause in pauses():
+            try:
+                await work()
+                return
+            except Exception as error:
+                expected = isinstance(error, HostError)
+                log.error(
+                    "vm.not_undone", vm=vm.id, what=what, error=str(error), again_in=pause,
+                    exc_info=not expected,
+                )  # fmt: skip
+            await asyncio.sleep(pause)
+
+    async def _work(self, vm: LocalVM) -> None:
+        while self.vms.get(vm.id) is vm:
+            step = await vm.steps.get()
+            try:
+                await step()
+            except HostError as error:
+                log.error("vm.step_failed", vm=vm.id, error=str(error))
+            except Exception:
+                log.exception("vm.step_failed", vm=vm.id)
+            finally:
+                self._drop_if_absent(vm)
+                vm.steps.task_done()
+
+    def _drop_if_absent(self, vm: LocalVM) -> None:
+        """Know nothing more of a VM of which nothing is here, unless something is still to be done for it."""
+        waits = vm.transferring or not vm.steps.empty() or vm.retry is not None
+        idle = isinstance(vm.presence, Absent) and not waits
+        if idle and self.vms.get(vm.id) is vm:
+            del self.vms[vm.id]
+
+    # ---- orders and facts ----
+
+    async def order(self, vm: LocalVM, order: e.Order, migration: MigrationRecord | None = None) -> None:
+        """Carry out an order; a step of the VM's worker. Raises HostError."""
+        if isinstance(order, UNDOES):
+            if vm.retry is not None:
+                vm.retry.cancel()
+                vm.retry = None
+            await self._until_done(vm, lambda: self._order(vm, order, migration), type(order).__name__)
+            if isinstance(order, e.Remove):
+                self.forget(vm.record)
+        else:
+            await self._order(vm, order, migration)
+
+    async def _order(self, vm: LocalVM, order: e.Order, migration: MigrationRecord | None) -> None:
+        match settle_first(vm.presence, order):
+            case Settle.CALL_OFF:
+                await self._call_off(vm)
+            case Settle.WAIT if vm.transfer is not None:
+                await asyncio.wait({vm.transfer})
+        ruling = await self.authority.consult(vm, order, migration)
+        for fact in ruling.facts:
+            self.learn(vm, fact)
+        if ruling.order is None:
+            return
+        for effect in self._decide(vm, ruling.order):
+            await self._carry_out(vm, effect, migration)
+
+    async def _call_off(self, vm: LocalVM) -> None:
+        await ended(vm.transfer)
+        # A task that is called off before it has begun puts nothing in order itself.
+        self._transfer.forget(vm.migration_id)
+        if isinstance(vm.presence, Outgoing):
+            self.learn(vm, e.Stays(vm.presence.migration))
+
+    def learn(self, vm: LocalVM, fact: e.Fact) -> None:
+        """Take a fact in: it leads to reports at most, and to transfers in the background."""
+        for effect in self._decide(vm, fact):
+            self._do_at_once(vm, effect)
+
+    def _decide(self, vm: LocalVM, event: e.Event) -> tuple[e.Effect, ...]:
+        before = vm.presence
+        try:
+            vm.presence, effects = step(before, event)
+        except IllegalEventError as error:
+            log.error("vm.input_does_not_fit", vm=vm.id, presence=str(before), reason=str(error))
+            return ()
+        return effects
+
+    async def _carry_out(self, vm: LocalVM, effect: e.Effect, migration: MigrationRecord | None) -> None:
+        match effect:
+            case e.MakePort():
+                await self._make_port(vm)
+            case e.StartMachine():
+                await self._start(vm)
+            case e.StopMachine() | e.RebootMachine() | e.ResetMachine():
+                await power.carry_out(vm, effect)
+            case e.EndMachine():
+                await ended(vm.powering)
+                await self._until_done(vm, lambda: self._end_machine(vm), "its machine")
+            case e.CountFrames():
+                vm.port_frames = await nic_ports.rx_frames(self.ports, vm.record)
+            case e.RemovePort():
+                await self._until_done(vm, lambda: nic_ports.remove(self.ports, vm.record), "its port")
+            case e.OpenMachine(plugged=plugged) if migration is not None:
+                await self._target.open(vm, migration, plugged)
+                self.note_console(vm)
+            case e.SendMemory() if migration is not None:
+                self._source.send(vm, migration)
+            case e.KeepAtSource() if migration is not None:
+                await self._source.keep(vm, migration)
+            case e.ResumeAtSource() if migration is not None:
+                await self._source.resume(vm, migration)
+            case _:
+                self._do_at_once(vm, effect)
+
+    def _do_at_once(self, vm: LocalVM, effect: e.Effect) -> None:
+        match effect:
+            case e.ReceiveMemory() if vm.migration is not None:
+                self._target.receive(vm, vm.migration)
+            case e.AllowCopy():
+                self._source.allow_copy(vm)
+            case e.ReportStarted() if not (vm.by_hand and vm.transferring):
+                self._reports.of_vm(vm.id, VMReport.STARTED)
+            case e.ReportStopped(reason, how):
+                self.report_end(vm.record, how, reason)
+            case e.ReportLost():
+                self.report_end(vm.record, Ending.CRASHED, f"the agent of {self.server} has started again")
+            case e.Report(_, events.Failed(reason)) if vm.by_hand:
+                vm.failure = reason
+            case e.Report(migration, what) if not vm.by_hand:
+                self._report(vm, migration, what)
+            case e.Reject(migration, why) if not vm.by_hand:
+                reason = self._sentence(vm, why)
+                self._reports.of_migration(vm.id, migration, Report.FAILED, reason=reason)
+
+    # ---- machines and ports ----
+
+    async def _make_port(self, vm: LocalVM, pause: float = FIRST_PAUSE) -> None:
+        """Make the VM's port; where that is not possible now, try again later, beside other orders."""
+        try:
+            await self._make_port_now(vm)
+        except SplitBrainRiskError:
+            raise
+        except HostError as error:
+            log.error("vm.no_port", vm=vm.id, error=str(error), again_in=pause)
+            if isinstance(vm.presence, Absent):
+                self.again(vm, pause, self._port_again, min(2 * pause, LONGEST_PAUSE))
+
+    async def _port_again(self, vm: LocalVM, pause: float) -> None:
+        if isinstance(vm.presence, Absent):
+            await self._make_port(vm, pause)
+
+    async def _make_port_now(self, vm: LocalVM) -> None:
+        await self.authority.make_port(vm)
+        self.note_console(vm)
+        self.learn(vm, e.PortMade())
+
+    async def restore_port(self, vm: LocalVM, pause: float = FIRST_PAUSE) -> None:
+        """See that the VM has the port that it should have; a step of its worker.
+
+        Somebody may have taken it out of the bridge, or the whole bridge away: what was done once is no proof
+        that it is so.
+        """
+        if not vm.has_port or not self.authority.exclusive:
+            return
+        try:
+            for nic in await nic_ports.add_missing(self.ports, vm.record):
+                log.warning("vm.port_was_gone", vm=vm.id, nic=nic)
+        except HostError as error:
+            log.error("vm.port_not_restored", vm=vm.id, error=str(error), again_in=pause)
+            self.again(vm, pause, self.restore_port, min(2 * pause, LONGEST_PAUSE))
+
+    async def change_nics(
+        self, vm: LocalVM, before: Collection[NICRecord], pause: float = FIRST_PAUSE
+    ) -> None:
+        """Put NICs in and take NICs out of a VM that is here; a step of its worker, tried until it is so."""
+        try:
+            await nic_changes.carry_out(vm, before, self.ports, self._spec)
+        except HostError as error:
+            log.error("nic.not_changed", vm=vm.id, error=str(error), again_in=pause)
+            self.again(vm, pause, self.change_nics, before, min(2 * pause, LONGEST_PAUSE))
+
+    async def _start(self, vm: LocalVM) -> None:
+        try:
+            if isinstance(vm.presence, Absent):
+                await self._make_port_now(vm)
+            vm.machine = await self.hypervisor.start(self._spec(vm.record), self.listener(vm))
+        except SplitBrainRiskError as error:
+            log.error("vm.not_started", vm=vm.id, error=str(error))
+        except HostError as error:
+            log.error("vm.start_failed", vm=vm.id, error=str(error))
+            self.learn(vm, e.NotStarted(str(error)))
+        else:
+            self.note_console(vm)
+            self.learn(vm, e.Started(time.time()))
+
+    async def _end_machine(self, vm: LocalVM) -> None:
+        vm.listening = None
+        if vm.machine is not None and self.authority.may_end(vm):
+            await vm.machine.quit()
+        vm.machine = None
+
+    def forget(self, record: VMRecord) -> None:
+        """The VM is removed for good, and with it what it wrote on its consoles."""
+        self.consoles.pop(record.id, None)
+        self.hypervisor.forget(self._spec(record))
+
+    def forget_others(self, records: Collection[VMRecord]) -> None:
+        """Do so with all that are not here, and of which the controller knows nothing."""
+        known = [*records, *(vm.record for vm in self.vms.values())]
+        self.hypervisor.forget_all_but([self._spec(record) for record in known])
+
+    def listener(self, vm: LocalVM) -> OnEvent:
+        """Listens to the machine that is about to be made, and no longer to the one before it."""
+        present = vm.listening = object()
+
+        def hear(event: Event) -> None:
+            if vm.listening is not present or not self.authority.exclusive:
+                return
+            if isinstance(event, StartedAnew):
+                log.info("vm.started_anew", vm=vm.id)
+                power.is_anew(vm)
+            if not isinstance(event, Exited):
+                return
+            power.has_ended(vm)
+            log.warning("vm.exited", vm=vm.id, presence=str(vm.presence), how=str(event.how))
+            if not isinstance(vm.presence, Incoming):  # Else what takes the memory in sees it, too.
+                vm.machine = None
+            self.learn(vm, e.Exited(event.how, event.reason))
+
+        return hear
+
+    def note_console(self, vm: LocalVM) -> None:
+        if vm.machine is not None:
+            known = self.consoles.setdefault(vm.id, [])
+            if vm.machine.files.serial_log not in known:
+                known.append(vm.machine.files.serial_log)
+
+    # ---- reports ----
+
+    def report_end(self, record: VMRecord, how: Ending, reason: str = "") -> None:
+        """Report that the VM has ended here; until that has arrived the hypervisor remembers it."""
+        report = self._reports.of_vm(record.id, VMReport.STOPPED, reason, how)
+
+        def over(report: asyncio.Task[None]) -> None:
+            if not report.cancelled():
+                self.hypervisor.end_is_reported(self._spec(record))
+
+        report.add_done_callback(over)
+
+    def _report(self, vm: LocalVM, migration: str, what: Any) -> None:
+        match what:
+            case events.TargetOpened():
+                address = self._transfer.address
+                self._reports.of_migration(vm.id, migration, Report.TARGET_OPENED, memory_at=address)
+            case events.Resumed(at):
+                self._reports.of_migration(vm.id, migration, Report.RESUMED, at=at)
+            case events.Failed(reason):
+                self._reports.of_migration(vm.id, migration, Report.FAILED, reason=reason)
+            case events.RolledBack():
+                self._reports.of_migration(vm.id, migration, Report.ROLLED_BACK, frames=vm.queued_frames)
+            case events.TargetClosed():
+                self._reports.of_migration(vm.id, migration, Report.TARGET_CLOSED, frames=vm.port_frames)
+            case events.CopyStarted():
+                self._reports.of_migration(vm.id, migration, Report.COPY_STARTED)
+            case events.SourceFreed():
+                self._reports.of_migration(vm.id, migration, Report.SOURCE_FREED)
+
+    def _sentence(self, vm: LocalVM, why: e.Why) -> str:
+        match why:
+            case e.Why.NOT_RUNNING:
+                return f"VM {vm.id} does not run on {self.server}"
+            case e.Why.NOT_PREPARED:
+                return f"the agent of {self.server} has not begun with it, or not to its end"
+            case e.Why.BUSY:
+                return f"VM {vm.id} is being migrated already: {vm.migration_id}"
+
+
+__all__ = ["VMLifecycle"]

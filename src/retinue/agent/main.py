@@ -1,0 +1,226 @@
+"""The agent as a program: beside the hypervisor of one server, on the controller's word.
+
+The agent follows the controller's event stream. A VM registered on this server gets a port, and is started
+when the controller says that its network is ready. Of a migration the agent does this server's part (see
+`vms.lifecycle`). It reports what it did, and when a VM was paused and resumed. `admin_socket` is for programs
+on the server itself.
+
+VMs keep running when the agent ends, and the next agent adopts them. They are QEMUs of ours, or libvirt's.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from retinue import logs
+from retinue.agent import admin_socket
+from retinue.agent.backends import runner
+from retinue.agent.config import AgentConfig, load
+from retinue.agent.content.service import ContentService
+from retinue.agent.content.store import Store, StoreError
+from retinue.agent.controller_link.rejections import Rejections
+from retinue.agent.controller_link.reports import Rest
+from retinue.agent.dispatcher import Dispatcher
+from retinue.agent.migration.peer import Transfer, secured
+from retinue.agent.mobility import MobilityAgent
+from retinue.agent.renewal.service import RenewalService
+from retinue.agent.vms.vm_spec import spec
+from retinue.config_file import ConfigError
+from retinue.host.errors import HostError
+from retinue.host.flow_cache import FlowCache
+from retinue.host.load import LoadMeter
+from retinue.hypervisor.libvirt import connection
+from retinue.protocol.client import ControllerClient
+from retinue.protocol.errors import ControllerError
+from retinue.protocol.events import HELLO, IMAGE_ORDERS, ControllerEvent, EventType
+from retinue.protocol.mobility import VMSize
+from retinue.security.contexts import TlsFilesError
+from retinue.security.credentials import Credentials
+from retinue.security.listener import descriptors
+
+AGAIN_SECONDS = 0.2
+"""Between two attempts to reach the controller."""
+READY_FD = "RETINUE_READY_FD"
+OURS_ALONE = 0o077
+"""Whatever the agent makes, and its QEMUs: sockets, notes, logs and what guests write are nobody else's."""
+
+log = structlog.get_logger()
+
+
+def run(path: Path) -> int:
+    """Run until told to end (SIGTERM, SIGINT); the exit code."""
+    logs.to_stderr()
+    descriptors.raise_limit()
+    os.umask(OURS_ALONE)
+    code = _run(path)
+    if connection.in_use():  # Its threads are never done, and nothing waits for them.
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(path: Path) -> int:
+    try:
+        asyncio.run(_serve(load(path)))
+    except (ConfigError, HostError, TlsFilesError) as error:
+        print(f"retinue agent: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"retinue agent: cannot listen: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(config: AgentConfig) -> None:
+    folder = Path(config.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # Also one that was made before: what guests write is in it.
+    runs = runner(config, folder / "vms")
+    credentials = Credentials()
+    transfer = Transfer(config.server)
+    if config.tls is not None:
+        credentials = Credentials(Path(config.tls.ca), Path(config.tls.certificate), Path(config.tls.key))
+        transfer = secured(config.server, credentials)
+    rest = ControllerClient(config.controller, credentials, agent_of=config.server)
+    await transfer.start(*config.endpoint)
+    dispatcher = Dispatcher(
+        config.server,
+        rest,
+        runs.hypervisor,
+        runs.ports,
+        lambda record: spec(record, config.vm),
+        transfer,
+        bypassed=FlowCache().until_bypassed,
+    )
+    renewals = RenewalService(config.server, config.bridge, rest, dispatcher.has_lost_its_lease)
+    content = _content(config, folder, rest, transfer, credentials)
+    await runs.begin(dispatcher)
+    ready = asyncio.Event()
+    meter = LoadMeter(folder, config.mobility.uplink, time.monotonic)
+    mobility = MobilityAgent(
+        config.server, rest, meter.measure, lambda: sizes(dispatcher), config.mobility.rule()
+    )
+    rejections = Rejections(config.server, transfer.rejected, rest, time.time())
+    try:
+        async with admin_socket.serving(folder / admin_socket.SOCKET, dispatcher):
+
+            def back() -> None:
+                rejections.again()
+                content.again()
+
+            def others(event: ControllerEvent) -> None:
+                (mobility.on_match if event.type == EventType.MATCH else content.on_event)(event)
+
+            following = asyncio.create_task(follow(rest, dispatcher, renewals, ready, back, others))
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, following.cancel)
+            telling = [
+                asyncio.create_task(work)
+                for work in (_tell_ready(ready), rejections.run(), content.run(), mobility.run())
+            ]
+            log.info("agent.up", server=config.server, listens=transfer.address)
+            with contextlib.suppress(asyncio.CancelledError):
+                await following
+            for task in telling:
+                task.cancel()
+            log.info("agent.stopping")
+    finally:
+        await mobility.close()
+        await renewals.close()
+        await content.close()
+        await dispatcher.close()
+        await runs.end()
+        await transfer.close()
+        await rest.close()
+
+
+def _content(
+    config: AgentConfig, folder: Path, rest: ControllerClient, transfer: Transfer, credentials: Credentials
+) -> ContentService:
+    """Raises HostError."""
+    try:
+        place = Path(config.content.folder) if config.content.folder else folder / "content"
+        store = Store(place, config.content.quota_mib << 20)
+    except StoreError as error:
+        raise HostError(f"the images cannot be kept: {error}") from error
+    content = ContentService(
+        config.server, store, rest, transfer.open, lambda: transfer.address, credentials.ca
+    )
+    transfer.visitors = content
+    return content
+
+
+def sizes(dispatcher: Dispatcher) -> list[VMSize]:
+    """What the hypervisor gives to each VM that runs here; of those others made nothing is known."""
+    specs = [vm.machine.spec for vm in dispatcher.vms.values() if vm.runs and vm.machine is not None]
+    return [VMSize(spec.id, spec.memory_mib) for spec in specs if spec.kernel != Path()]
+
+
+async def follow(
+    rest: Rest,
+    dispatcher: Dispatcher,
+    renewals: RenewalService,
+    ready: asyncio.Event,
+    back: Callable[[], None] = lambda: None,
+    others: Callable[[ControllerEvent], None] = lambda event: None,
+) -> None:
+    """Act on the controller's events for ever; after each (new) connection catch up first.
+
+    `back` is called when the controller is there, or there again; `others` with each of IMAGE_ORDERS, and
+    with each match message.
+    """
+    last: int | None = None
+    while True:
+        try:
+            async with contextlib.aclosing(rest.events(last)) as events:
+                async for happening in events:
+                    if happening.type == HELLO:
+                        back()
+                        await dispatcher.catch_up()
+                        ready.set()
+                        # A controller that has started again numbers its events from the start.
+                        last = happening.id if last is None else min(last, happening.id)
+                    else:
+                        last = happening.id
+                        _act(happening, dispatcher, renewals, others)
+            log.warning("events.ended")
+        except ControllerError as error:
+            log.warning("events.none", error=str(error))
+        except Exception:  # Whatever came, the VMs of this server need an agent.
+            log.exception("events.failed")
+        await asyncio.sleep(AGAIN_SECONDS)
+
+
+def _act(
+    happening: ControllerEvent,
+    dispatcher: Dispatcher,
+    renewals: RenewalService,
+    others: Callable[[ControllerEvent], None],
+) -> None:
+    """An event that cannot be acted on is no reason to act on no other."""
+    try:
+        if happening.type in IMAGE_ORDERS or happening.type == EventType.MATCH:
+            others(happening)
+        elif happening.type == EventType.VM_RENEW:
+            renewals.take(happening.renewal or {})
+        else:
+            dispatcher.on_event(happening)
+    except Exception:
+        log.exception("events.left_out", event_id=happening.id, type=happening.type)
+
+
+async def _tell_ready(ready: asyncio.Event) -> None:
+    """Tell who started us, if it wants to know, that we have caught up."""
+    await ready.wait()
+    log.info("agent.ready")
+    if READY_FD in os.environ:
+        fd = int(os.environ[READY_FD])
+        os.write(fd, b"ready\n")
+        os.close(fd)

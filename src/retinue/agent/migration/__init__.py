@@ -1,0 +1,1 @@
+"""The agent's part of a migration: source, target, and the connection between two agents."""

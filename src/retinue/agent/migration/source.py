@@ -1,0 +1,162 @@
+"""What an agent does at the source of a migration: bring the VM to the target's agent, or keep it.
+
+The memory goes out by a task beside the VM's steps, so that a rollback can call it off.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+import structlog
+
+from retinue.agent.controller_link.vm_reports import VMReports
+from retinue.agent.migration.peer import Transfer
+from retinue.agent.vms.authority import Authority
+from retinue.agent.vms.local_vm import Bypassed, LocalMachine, LocalVM
+from retinue.core.migration.endpoint import Outgoing
+from retinue.core.migration.endpoint_steps import Fact, GivenAway, NotTakenBack, Stays, TakenBack
+from retinue.host.errors import HostError
+from retinue.hypervisor import (
+    Copying,
+    Event,
+    HandedOverError,
+    Hypervisor,
+    HypervisorError,
+    MigrationFailed,
+    RunState,
+    Stopped,
+)
+from retinue.protocol.migrations import MigrationRecord, Report
+
+COPY_ORDER_LIMIT = 90.0
+"""Seconds that an opened target waits for the order to copy; the controller's own limits are less."""
+
+log = structlog.get_logger()
+
+
+class SourceEnd:
+    """Gives VMs away, and takes them back. `learn` is told every fact."""
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor[Any],
+        authority: Authority,
+        transfer: Transfer,
+        reports: VMReports,
+        bypassed: Bypassed,
+        learn: Callable[[LocalVM, Fact], None],
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._authority = authority
+        self._transfer = transfer
+        self._reports = reports
+        self._bypassed = bypassed
+        self._learn = learn
+
+    def send(self, vm: LocalVM, migration: MigrationRecord) -> None:
+        """Bring the VM to the target's agent, in the background."""
+        assert isinstance(vm.presence, Outgoing)
+        assert vm.machine is not None
+        vm.migration, vm.outcome, vm.queued_frames, vm.may_copy = migration, None, 0, asyncio.Event()
+        if vm.presence.copying:
+            vm.may_copy.set()
+        vm.transfer = asyncio.create_task(
+            self._send(vm, migration, vm.machine), name=f"{migration.id}: outgoing"
+        )
+
+    async def _send(self, vm: LocalVM, migration: MigrationRecord, machine: LocalMachine) -> None:
+        stays = True
+        """As far as known: it has not been brought there, or the hypervisor said that it runs here again."""
+
+        def hear(event: Event) -> None:
+            nonlocal stays
+            match event:
+                case Copying() if not vm.by_hand:
+                    self._reports.of_migration(
+                        vm.id,
+                        migration.id,
+                        Report.COPYING,
+                        copy_pass=event.copy_pass,
+                        remaining=event.remaining,
+                        written_a_second=event.written_a_second,
+                    )
+                case Stopped() if not vm.by_hand:
+                    self._reports.of_migration(vm.id, migration.id, Report.STOPPED, at=event.at)
+                case MigrationFailed():
+                    stays, vm.queued_frames = True, event.queued_frames
+
+        try:
+            channel = await self._transfer.connect(migration.memory_at, migration.id, migration.target)
+            stays = False
+            more = {"opened": lambda: _until_copy_is_ordered(vm)} if self._authority.prepares_source else {}
+            divert = None if vm.by_hand else self._divert_for(vm, migration)
+            wanted = migration.wanted_downtime
+            result = await self._hypervisor.run_outgoing(machine, channel, hear, divert, wanted, **more)
+        except HandedOverError as error:
+            vm.outcome = error
+            log.error("migration.target_not_answering", vm=vm.id, error=str(error))
+            self._learn(vm, GivenAway(migration.id))
+        except HostError as error:
+            vm.outcome = error
+            self._learn(vm, Stays(migration.id, str(error) or "it says no reason"))
+        except Exception as error:
+            log.exception("migration.failed", vm=vm.id, migration=migration.id)
+            vm.outcome = HypervisorError(f"{type(error).__name__}: {error}")
+            self._over(vm, migration, stays, str(vm.outcome))
+        except BaseException:
+            # It was called off, and whoever called it off knows that it has failed.
+            self._over(vm, migration, stays)
+            raise
+        else:
+            vm.outcome = result
+            self._learn(vm, GivenAway(migration.id))
+            log.info(
+                "migration.vm_at_target",
+                vm=vm.id,
+                target=migration.target,
+                total_ms=round(result.total_ms, 1),
+                downtime_ms=round(result.downtime_ms, 1),
+            )
+
+    def _over(self, vm: LocalVM, migration: MigrationRecord, stays: bool, reason: str = "") -> None:
+        self._learn(vm, Stays(migration.id, reason) if stays else GivenAway(migration.id))
+
+    def _divert_for(self, vm: LocalVM, migration: MigrationRecord) -> Any:
+        async def divert(taps: Collection[str]) -> bool:
+            copies_from = await self._reports.until_diverted(vm.id, migration.id)
+            return await self._bypassed(taps, copies_from)
+
+        return divert
+
+    def allow_copy(self, vm: LocalVM) -> None:
+        vm.may_copy.set()
+
+    async def keep(self, vm: LocalVM, migration: MigrationRecord) -> None:
+        """The migration is off, and the VM was not handed over: see that it runs here."""
+        if await self._authority.keep(vm):
+            await self.resume(vm, migration)
+
+    async def resume(self, vm: LocalVM, migration: MigrationRecord) -> None:
+        """Resume the VM, which is this server's again."""
+        try:
+            if vm.machine is None:
+                raise HypervisorError("its machine is gone")
+            if await vm.machine.state() is not RunState.RUNNING:
+                with contextlib.suppress(HostError):  # A figure only: the VM is resumed in any case.
+                    vm.queued_frames = await vm.machine.waiting()
+                await vm.machine.resume()
+        except HostError as error:
+            log.error("migration.source_not_resumed", vm=vm.id, migration=migration.id, error=str(error))
+            self._learn(vm, NotTakenBack(migration.id, str(error)))
+        else:
+            self._learn(vm, TakenBack(migration.id, time.time()))
+
+
+async def _until_copy_is_ordered(vm: LocalVM) -> None:
+    try:
+        async with asyncio.timeout(COPY_ORDER_LIMIT):
+            await vm.may_copy.wait()
+    except TimeoutError:
+        raise HypervisorError(f"no order to copy within {COPY_ORDER_LIMIT:.0f} s") from None

@@ -1,0 +1,1 @@
+"""Leases renewed on a VM's behalf, at the VM's port."""

@@ -1,0 +1,1 @@
+"""Renewals without a controller of ours (`retinue agent renew --standalone`)."""

@@ -1,0 +1,184 @@
+"""`retinue vm nic`: NICs of VMs; and how `retinue vm add --nic mac=MAC,address=IP` has them."""
+
+import hashlib
+from typing import Annotated, Any
+
+import typer
+
+from retinue.cli import options, output
+from retinue.cli.connection import Connection, connected
+from retinue.cli.request_bodies import left_in
+from retinue.protocol.routes import Route
+
+app = options.group("NICs of a VM: put one in, change one, take one out, also while it runs.")
+
+KEYS = ("mac", "address", "id", "vnet", "enabled")
+"""What may be said of a NIC; `address` may be repeated."""
+_BOOLEAN = {"yes": True, "no": False, "true": True, "false": False}
+
+
+def mac_for(id: str) -> str:
+    """A MAC address that is always the same for the same id, from the locally administered 52:54:00 block."""
+    return "52:54:00:" + hashlib.sha256(id.encode()).digest()[:3].hex(":")
+
+
+def parsed(text: str, port_id: str) -> dict[str, Any]:
+    """A NIC as POST /v1/vms takes it; without a MAC it gets one made from the id of its port.
+
+    Raises typer.BadParameter.
+    """
+    nic: dict[str, Any] = {}
+    for word in filter(None, text.split(",")):
+        key, equals, value = word.partition("=")
+        if key not in KEYS or not equals:
+            raise typer.BadParameter(f"--nic {text}: {word} is none of {', '.join(f'{k}=...' for k in KEYS)}")
+        if key == "address":
+            nic.setdefault("addresses", []).append(value)
+        elif key in nic:
+            raise typer.BadParameter(f"--nic {text}: {key} is given twice")
+        elif key == "enabled" and value not in _BOOLEAN:
+            raise typer.BadParameter(f"--nic {text}: enabled is yes or no, not {value}")
+        else:
+            nic[key] = _BOOLEAN[value] if key == "enabled" else value
+    return {"mac": mac_for(nic.get("id") or port_id)} | nic
+
+
+def words(nic: dict[str, Any]) -> str:
+    """A NIC in one line, for `vm show`."""
+    where = f"port {nic['port']}" if nic.get("port") is not None else "no port yet"
+    vnet = f" in {nic['vnet']}" if nic["vnet"] else ""
+    holds = ", ".join(nic["holds"]) or "no address"
+    rate = f", {nic['rate']} kbit/s" if nic.get("rate") else ""
+    may = ", ".join(one["address"] for one in nic.get("allowed", ()))
+    allowed = f", may take {may}" if may else ""
+    allowed += ", a DHCP server" if nic.get("trusted") else ""
+    return f"{nic['mac']}{vnet}, {where}: {holds}{rate}{allowed}{'' if nic['enabled'] else ' (disabled)'}"
+
+
+Vm = Annotated[str, typer.Argument(metavar="VM", help="The VM's name.")]
+Nic = Annotated[str, typer.Argument(metavar="NIC", help="The NIC's id, as `retinue vm show` has it.")]
+
+
+@app.command()
+@connected
+def add(
+    at: Connection,
+    vm: Vm,
+    mac: Annotated[
+        str | None, typer.Option(metavar="MAC", help="Its MAC address. Left out: one made from its id.")
+    ] = None,
+    address: Annotated[
+        list[str] | None,
+        typer.Option(metavar="IP", help="A static address; may be repeated. Left out: it asks by DHCP."),
+    ] = None,
+    id: Annotated[
+        str | None, typer.Option("--id", metavar="ID", help="The id of its port. Left out: VM-2 and so on.")
+    ] = None,
+    vnet: Annotated[str | None, typer.Option(metavar="VNET", help="The vnet it is in.")] = None,
+) -> None:
+    """Put a NIC into a VM; into one that runs it is plugged at once.
+
+    \b
+    Examples:
+      retinue vm nic add vm1
+      retinue vm nic add vm1 --mac 52:54:00:00:00:02 --address 10.1.0.51
+    """
+    controller = at.client()
+    if mac is None:
+        taken = [nic["id"] for nic in controller.ask(Route.GET_VM, vm)["nics"]]
+        mac = mac_for(id or next(name for n in range(2, 99) if (name := f"{vm}-{n}") not in taken))
+    body: dict[str, Any] = {"mac": mac, "addresses": address or []}
+    body |= {key: value for key, value in (("id", id), ("vnet", vnet)) if value}
+    _say(at, controller.ask(Route.ADD_NIC, vm, body=body))
+
+
+@app.command("set")
+@connected
+def set_(
+    at: Connection,
+    vm: Vm,
+    nic: Annotated[str, typer.Argument(metavar="[NIC]", help="Its id. Left out: the VM's first.")] = "",
+    address: Annotated[
+        list[str] | None, typer.Option(metavar="IP", help="Its static addresses; may be repeated.")
+    ] = None,
+    no_address: Annotated[bool, typer.Option("--no-address", help="No static address any more.")] = False,
+    vnet: Annotated[str | None, typer.Option(metavar="VNET", help="Another vnet.")] = None,
+    enabled: Annotated[
+        bool | None,
+        typer.Option("--enable/--disable", help="Whether its port lets anything in or out, wherever it is."),
+    ] = None,
+    trusted: Annotated[
+        bool | None,
+        typer.Option("--trust/--no-trust", help="Whether it is a DHCP server, whose messages are believed."),
+    ] = None,
+    rate: Annotated[
+        int | None, typer.Option(metavar="KBIT", help="Kilobits a second, in each direction; 0: any.")
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="IP[=MAC]",
+            help="An address it may take by announcing it (VRRP); may be repeated. Takes the place of those "
+            "before; none: no address.",
+        ),
+    ] = None,
+    mac: Annotated[
+        str | None, typer.Option(metavar="MAC", help="Another MAC, of a VM that is off; what it holds stays.")
+    ] = None,
+) -> None:
+    """Change a NIC of a VM: what is left out stays. It stays so through migrations and restarts.
+
+    \b
+    Examples:
+      retinue vm nic set vm1 vm1-2 --address 10.1.0.51
+      retinue vm nic set vm1 --disable
+      retinue vm nic set vm1 --rate 100000
+      retinue vm nic set dhcp1 --trust
+      retinue vm nic set lb1 --allow 10.1.0.200 --allow 10.1.0.201=00:00:5e:00:01:07
+      retinue vm nic set vm1 vm1-2 --mac 52:54:00:00:00:99
+    """
+    if address and no_address:
+        raise typer.BadParameter("--address and --no-address contradict each other")
+    wanted = left_in(
+        addresses=[] if no_address else address or None,
+        vnet=vnet,
+        enabled=enabled,
+        trusted=trusted,
+        rate=rate,
+        allowed=None if allow is None else allowed(allow),
+        mac=mac,
+    )
+    if not wanted:
+        raise typer.BadParameter("say what is to be different: `retinue vm nic set --help` has all of it")
+    _say(at, at.client().ask(Route.SET_NIC, vm, body={"nic": nic} | wanted))
+
+
+@app.command()
+@connected
+def remove(at: Connection, vm: Vm, nic: Nic) -> None:
+    """Take a NIC out of a VM, also out of one that runs: its bindings and flows are deleted.
+
+    \b
+    Example:
+      retinue vm nic remove vm1 vm1-2
+    """
+    _say(at, at.client().ask(Route.REMOVE_NIC, vm, body={"nic": nic}))
+
+
+def _say(at: Connection, vm: dict[str, Any]) -> None:
+    if at.as_json:
+        output.print_json(vm)
+        return
+    for one in vm["nics"]:
+        output.say(f"NIC {one['id']}: {words(one)}")
+
+
+def allowed(texts: list[str]) -> list[dict[str, str]]:
+    """`10.1.0.200` and `10.1.0.201=00:00:5e:00:01:07` for POST /v1/vms/{id}/nics/set; `none`: no address."""
+    if texts == ["none"]:
+        return []
+    parts = [text.partition("=") for text in texts]
+    return [{"address": ip, "mac": mac} if mac else {"address": ip} for ip, _, mac in parts]
+
+
+__all__ = ["allowed", "app", "mac_for", "parsed", "words"]

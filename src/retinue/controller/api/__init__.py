@@ -1,0 +1,1 @@
+"""The manager's interface: REST with JSON bodies and a stream of events."""

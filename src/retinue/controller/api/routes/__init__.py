@@ -1,0 +1,34 @@
+"""The handlers of all routes, by resource."""
+
+from retinue.controller.api.http import Handlers
+from retinue.controller.api.routes import (
+    bindings,
+    events,
+    images,
+    migrations,
+    mobility,
+    nics,
+    renewals,
+    servers,
+    switches,
+    vms,
+    vnets,
+)
+from retinue.controller.app import Controller
+
+
+def handlers(controller: Controller) -> Handlers:
+    """One for each route, but for GET_STATUS and GET_METRICS, which are about the interface, too."""
+    return {
+        **vms.handlers(controller),
+        **bindings.handlers(controller),
+        **migrations.handlers(controller),
+        **renewals.handlers(controller),
+        **nics.handlers(controller),
+        **vnets.handlers(controller),
+        **servers.handlers(controller),
+        **switches.handlers(controller),
+        **images.handlers(controller),
+        **events.handlers(controller),
+        **mobility.handlers(controller),
+    }

@@ -1,0 +1,109 @@
+"""The event stream: server-sent events, from now on or from an event that was the listener's last."""
+
+import asyncio
+from collections import OrderedDict
+
+from aiohttp import web
+
+from retinue.controller.api import views
+from retinue.controller.api.http import Handlers
+from retinue.controller.app import Controller
+from retinue.controller.errors import RequestError
+from retinue.controller.events import Event, Listener
+from retinue.core.limits import LONGEST_EVENT_ID
+from retinue.core.text import quoted
+from retinue.protocol import sse
+from retinue.protocol.events import FIELDS, HELLO, EventType
+from retinue.protocol.routes import Route
+
+HEARTBEAT = 15.0
+"""Seconds between comments on an idle event stream, so that a dead listener is noticed."""
+ENCODED = 1000
+"""Events that are kept as they were encoded, for the listeners to come."""
+
+
+class Encoder:
+    """Encodes an event once, however many listen; what has been encoded long ago is encoded anew."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._encoded: OrderedDict[int, bytes] = OrderedDict()
+
+    def encode(self, event: Event) -> bytes:
+        found = self._encoded.get(event.id)
+        # An event that only one listener gets has the id of another one (events.lost).
+        if found is None or event.type == EventType.EVENTS_LOST:
+            found = sse.encode(event.type, views.encode(views.event(event, self._controller)), event.id)
+            if event.type != EventType.EVENTS_LOST:
+                self._encoded[event.id] = found
+            if len(self._encoded) > ENCODED:
+                self._encoded.popitem(last=False)
+        return found
+
+
+def handlers(controller: Controller) -> Handlers:
+    encoder = Encoder(controller)
+
+    async def follow(request: web.Request) -> web.StreamResponse:
+        """`?since=ID` or the Last-Event-ID header: first what came after that event. `?types=TYPE,TYPE`:
+        those only. `?server=ID`: the agent of that server follows.
+
+        The greeting carries the last id before the stream: nothing falls between the two.
+        """
+        since = _since(request.query.get("since") or request.headers.get("Last-Event-ID"))
+        types = _types(request.query.get("types"))
+        bus = controller.events
+        hello = views.encode({"id": bus.last_id, "type": HELLO})
+        stream = bus.listen(since, types)
+        server = request.query.get("server", "")
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
+        )
+        try:
+            await response.prepare(request)
+            await response.write(sse.encode(HELLO, hello))
+            with controller.context.agents.listening(server if server in controller.net.servers else ""):
+                await tell(response, stream)
+        except (StopAsyncIteration, ConnectionError):
+            pass
+        finally:
+            stream.close()
+        return response
+
+    async def tell(response: web.StreamResponse, stream: Listener) -> None:
+        """Until the stream, or whoever follows it, ends."""
+        next_event = asyncio.ensure_future(anext(stream))
+        try:
+            while True:
+                done, _ = await asyncio.wait({next_event}, timeout=HEARTBEAT)
+                if not done:
+                    await response.write(sse.COMMENT)
+                    continue
+                # What has come meanwhile goes in one piece; then others have their turn.
+                events = [next_event.result(), *stream.at_once()]
+                await response.write(b"".join(map(encoder.encode, events)))
+                next_event = asyncio.ensure_future(anext(stream))
+        finally:
+            next_event.cancel()
+            await asyncio.gather(next_event, return_exceptions=True)
+
+    return {Route.FOLLOW_EVENTS: follow}
+
+
+def _since(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_EVENT_ID):
+        raise RequestError(f"not an event id: {quoted(text)}")
+    return int(text)
+
+
+def _types(text: str | None) -> frozenset[str] | None:
+    """The types a listener asks for; what tells it that it has missed some always comes, too."""
+    if text is None:
+        return None
+    wanted = frozenset(text.split(","))
+    unknown = sorted(wanted - {str(type) for type in FIELDS})
+    if unknown:
+        raise RequestError(f"not a type of event: {quoted(unknown[0])}")
+    return wanted | {EventType.EVENTS_LOST}

@@ -1,0 +1,93 @@
+"""Migrations: started and cancelled by managers, reported by the agents of the two servers."""
+
+from aiohttp import web
+
+from retinue.controller.api import views
+from retinue.controller.api.access import speaks_for
+from retinue.controller.api.http import Handlers, NotFoundError, answer, body
+from retinue.controller.app import Controller
+from retinue.controller.config import address
+from retinue.controller.migrations.requests import check_memory_address, check_request
+from retinue.core.migration import Migration
+from retinue.core.model import mac
+from retinue.core.placement import Reason, Wish
+from retinue.core.text import cut
+from retinue.protocol.errors import ErrorCode
+from retinue.protocol.migrations import MigrationBody, Report, ReportAnswer, ReportBody
+from retinue.protocol.routes import Route
+
+
+def handlers(controller: Controller) -> Handlers:
+    orchestrator = controller.orchestrator
+
+    async def all_migrations(_: web.Request) -> web.Response:
+        found = orchestrator.migrations.values()
+        return answer({"migrations": [views.migration(controller, migration) for migration in found]})
+
+    async def one_migration(request: web.Request) -> web.Response:
+        id = request.match_info["id"]
+        found = orchestrator.migrations.get(id)
+        if found is None:
+            raise NotFoundError(
+                f"there is no migration {id}; `retinue move list` shows those there are",
+                ErrorCode.UNKNOWN_MIGRATION,
+            )
+        return answer(views.migration(controller, found))
+
+    async def start(request: web.Request) -> web.Response:
+        wanted: MigrationBody = await body(request, MigrationBody)
+        if not (wanted.target_server or wanted.target_switch) or wanted.reason is not Reason.OPERATOR:
+            return answer(views.migration(controller, await chosen(wanted)), status=201)
+        migration = orchestrator.start(
+            wanted.vm,
+            target_server=wanted.target_server,
+            target_switch=wanted.target_switch,
+            source_server=wanted.source_server,
+            mac=mac(wanted.mac) if wanted.mac else "",
+            ip=address(wanted.ip) if wanted.ip else None,
+            wanted_downtime=wanted.downtime_ms / 1000,
+        )
+        return answer(views.migration(controller, migration), status=201)
+
+    async def chosen(wanted: MigrationBody) -> Migration:
+        """Started with the target that placement chooses, or finds good enough where one is named."""
+        named = wanted.target_server
+        if wanted.target_switch or (named and named not in controller.net.servers):
+            _, named = check_request(
+                controller.net, wanted.vm, named, wanted.target_switch, wanted.source_server, "", None
+            )
+        return await controller.mobility.migrate(
+            wanted.vm,
+            Wish(wanted.reason),
+            named=named,
+            source_server=wanted.source_server,
+            mac=mac(wanted.mac) if wanted.mac else "",
+            ip=address(wanted.ip) if wanted.ip else None,
+            wanted_downtime=wanted.downtime_ms / 1000,
+        )
+
+    async def cancel(request: web.Request) -> web.Response:
+        return answer(views.migration(controller, orchestrator.cancel(request.match_info["id"])))
+
+    async def report(request: web.Request) -> web.Response:
+        reported: ReportBody = await body(request, ReportBody)
+        id = request.match_info["id"]
+        by = speaks_for(request, reported.server)
+        if reported.event is Report.COPYING:
+            figures = (reported.copy_pass, reported.remaining, reported.written_a_second)
+            return answer(ReportAnswer(orchestrator.reports.on_copying(id, *figures, by).state))
+        if reported.memory_at:
+            check_memory_address(reported.memory_at, request.remote)
+        await orchestrator.reports.until_source_let_go(id, reported.event, by)
+        orchestrator.reports.on_report(
+            id, reported.event, reported.at, cut(reported.reason), reported.memory_at, reported.frames, by
+        )
+        return answer(await orchestrator.reports.answer(id, reported.event))
+
+    return {
+        Route.LIST_MIGRATIONS: all_migrations,
+        Route.GET_MIGRATION: one_migration,
+        Route.START_MIGRATION: start,
+        Route.CANCEL_MIGRATION: cancel,
+        Route.REPORT_MIGRATION: report,
+    }

@@ -1,0 +1,58 @@
+"""NICs of VMs, as managers put them in, change them and take them out."""
+
+from aiohttp import web
+
+from retinue.controller.api import views
+from retinue.controller.api.http import Handlers, answer, body
+from retinue.controller.api.nics import nic_of
+from retinue.controller.app import Controller
+from retinue.controller.config import address
+from retinue.controller.errors import RequestError
+from retinue.core.model import Allowed, entity_id, mac
+from retinue.protocol.errors import ErrorCode
+from retinue.protocol.nics import AllowedBody, NICBody, NICRemoveBody, NICSetBody
+from retinue.protocol.routes import Route
+
+
+def handlers(controller: Controller) -> Handlers:
+    nics = controller.inventory.nics
+
+    async def add(request: web.Request) -> web.Response:
+        id, given = request.match_info["id"], await body(request, NICBody)
+        return answer(views.vm(controller, nics.add(id, nic_of(id, given, nics.free_slot(id)))), 201)
+
+    async def set_(request: web.Request) -> web.Response:
+        """What a NIC has of the network, its addresses and vnet, or how its port stands: not both at once."""
+        id, wanted = request.match_info["id"], await body(request, NICSetBody)
+        of_the_port = (wanted.mac, wanted.enabled, wanted.trusted, wanted.rate, wanted.allowed)
+        of_the_network = (wanted.addresses, wanted.vnet)
+        if any(value is not None for value in of_the_port):
+            if any(value is not None for value in of_the_network):
+                raise RequestError(
+                    "addresses and vnet are one request, and how the NIC's port stands is another",
+                    ErrorCode.CONFLICT,
+                )
+            vm = await controller.nics.change(
+                id,
+                wanted.nic,
+                mac=None if wanted.mac is None else mac(wanted.mac),
+                enabled=wanted.enabled,
+                trusted=wanted.trusted,
+                rate=wanted.rate,
+                allowed=None if wanted.allowed is None else tuple(map(_allowed, wanted.allowed)),
+            )
+        else:
+            addresses = None if wanted.addresses is None else tuple(map(address, wanted.addresses))
+            vnet = entity_id(wanted.vnet, "a vnet") if wanted.vnet else wanted.vnet
+            vm = nics.set(id, wanted.nic, addresses, vnet)
+        return answer(views.vm(controller, vm))
+
+    async def remove(request: web.Request) -> web.Response:
+        wanted: NICRemoveBody = await body(request, NICRemoveBody)
+        return answer(views.vm(controller, nics.remove(request.match_info["id"], wanted.nic)))
+
+    return {Route.ADD_NIC: add, Route.SET_NIC: set_, Route.REMOVE_NIC: remove}
+
+
+def _allowed(given: AllowedBody) -> Allowed:
+    return Allowed(address(given.address), mac(given.mac) if given.mac else "")

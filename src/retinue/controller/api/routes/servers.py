@@ -1,0 +1,85 @@
+"""Servers: registered by managers; their agents report what the hypervisor does, and whom they rejected."""
+
+from aiohttp import web
+
+from retinue.controller.api import views
+from retinue.controller.api.http import Handlers, answer, body, many
+from retinue.controller.app import Controller
+from retinue.controller.config import address, port_ref
+from retinue.core.model import Server, entity_id, mac
+from retinue.protocol.hypervisor_events import HypervisorEvent
+from retinue.protocol.rejections import CountersBody
+from retinue.protocol.routes import Route
+from retinue.protocol.servers import ServerBody
+
+
+def handlers(controller: Controller) -> Handlers:
+    async def all_servers(_: web.Request) -> web.Response:
+        return answer({"servers": views.servers(controller)})
+
+    async def register(request: web.Request) -> web.Response:
+        bodies: list[ServerBody] = many(await body(request, ServerBody | list[ServerBody]))
+        await controller.inventory.put_servers([_server(given, controller) for given in bodies])
+        return answer({"servers": [given.id for given in bodies]}, status=201)
+
+    async def drain(request: web.Request) -> web.Response:
+        """Answered with the VMs that are still there: who asks migrates them."""
+        server = request.match_info["id"]
+        controller.inventory.drain(server, drained=True)
+        return answer({"server": server, "drained": True, "vms": sorted(controller.net.vms_on(server))})
+
+    async def undrain(request: web.Request) -> web.Response:
+        server = request.match_info["id"]
+        controller.inventory.drain(server, drained=False)
+        return answer({"server": server, "drained": False})
+
+    async def fence(request: web.Request) -> web.Response:
+        server = request.match_info["id"]
+        await controller.fencing.fence(server)
+        return answer({"server": server, "fenced": True})
+
+    async def unfence(request: web.Request) -> web.Response:
+        server = request.match_info["id"]
+        await controller.fencing.unfence(server)
+        return answer({"server": server, "fenced": False})
+
+    async def report_event(request: web.Request) -> web.Response:
+        """Answered with the migration that the event belongs to, if any."""
+        event: HypervisorEvent = await body(request, HypervisorEvent)
+        migration = controller.external_migrations.on_report(
+            request.match_info["id"], event.vm, event.kind, event.at
+        )
+        if migration is None:
+            return answer({"migration": "", "state": ""})
+        return answer({"migration": migration.id, "state": migration.state})
+
+    async def report_counters(request: web.Request) -> web.Response:
+        counts: CountersBody = await body(request, CountersBody)
+        controller.agent_rejections.on_report(request.match_info["id"], counts.since, counts.rejected)
+        return answer({"ok": True})
+
+    return {
+        Route.LIST_SERVERS: all_servers,
+        Route.REGISTER_SERVERS: register,
+        Route.DRAIN_SERVER: drain,
+        Route.UNDRAIN_SERVER: undrain,
+        Route.FENCE_SERVER: fence,
+        Route.UNFENCE_SERVER: unfence,
+        Route.REPORT_HYPERVISOR_EVENT: report_event,
+        Route.REPORT_COUNTERS: report_counters,
+    }
+
+
+def _server(given: ServerBody, controller: Controller) -> Server:
+    """Routes are not the manager's to give here: a server keeps those it has."""
+    known = controller.net.servers.get(given.id)
+    return Server(
+        id=entity_id(given.id, "a server"),
+        mac=mac(given.mac),
+        address=address(given.address) if given.address else None,
+        edge=given.edge,
+        services=frozenset(given.services),
+        routes=known.routes if known is not None else (),
+        given_at=port_ref(given.at) if given.at else None,
+        gateway_group=given.gateway_group,
+    )

@@ -1,0 +1,108 @@
+"""Vnets and subnets: added, changed, shown and removed by managers."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+
+from aiohttp import web
+
+from retinue.controller.api import views
+from retinue.controller.api.http import Handlers, NotFoundError, answer, body, many
+from retinue.controller.app import Controller
+from retinue.controller.config import subnet as subnet_of
+from retinue.core.model import Network, Subnet, Vnet, entity_id
+from retinue.protocol.errors import ErrorCode
+from retinue.protocol.routes import Route
+from retinue.protocol.vnets import SubnetBody, SubnetValues, VnetBody, VnetValues
+
+
+def handlers(controller: Controller) -> Handlers:
+    net, vnets = controller.net, controller.vnets
+
+    async def all_vnets(_: web.Request) -> web.Response:
+        return answer({"vnets": [_vnet(net, vnet) for vnet in net.vnets.values()]})
+
+    async def add_vnets(request: web.Request) -> web.Response:
+        bodies: list[VnetBody] = many(await body(request, VnetBody | list[VnetBody]))
+        given = [Vnet(entity_id(one.id, "a vnet"), one.vlan, one.mtu) for one in bodies]
+        vnets.add_vnets(given)
+        return answer({"vnets": [_vnet(net, vnet) for vnet in given]}, status=201)
+
+    async def set_vnet(request: web.Request) -> web.Response:
+        given: VnetValues = await body(request, VnetValues)
+        id = _known(request, "vnet", net.vnets, ErrorCode.UNKNOWN_VNET)
+        vnets.set_vnet(Vnet(id, given.vlan, given.mtu))
+        return answer(_vnet(net, net.vnets[id]))
+
+    async def remove_vnet(request: web.Request) -> web.Response:
+        id = _known(request, "vnet", net.vnets, ErrorCode.UNKNOWN_VNET)
+        vnets.remove_vnet(id)
+        return answer({"removed": id})
+
+    async def all_subnets(_: web.Request) -> web.Response:
+        return answer({"subnets": _subnets(net, net.subnets.values())})
+
+    async def add_subnets(request: web.Request) -> web.Response:
+        bodies: list[SubnetBody] = many(await body(request, SubnetBody | list[SubnetBody]))
+        given = [_read(entity_id(one.id, "a subnet"), one) for one in bodies]
+        await vnets.add_subnets(given)
+        return answer({"subnets": _subnets(net, given)}, status=201)
+
+    async def set_subnet(request: web.Request) -> web.Response:
+        values: SubnetValues = await body(request, SubnetValues)
+        id = _known(request, "subnet", net.subnets, ErrorCode.UNKNOWN_SUBNET)
+        given = replace(_read(id, values), vlan=net.subnets[id].vlan)
+        await vnets.set_subnet(given)
+        [shown] = _subnets(net, [given])
+        return answer(shown)
+
+    async def remove_subnet(request: web.Request) -> web.Response:
+        id = _known(request, "subnet", net.subnets, ErrorCode.UNKNOWN_SUBNET)
+        await vnets.remove_subnet(id)
+        return answer({"removed": id})
+
+    return {
+        Route.LIST_VNETS: all_vnets,
+        Route.ADD_VNETS: add_vnets,
+        Route.SET_VNET: set_vnet,
+        Route.REMOVE_VNET: remove_vnet,
+        Route.LIST_SUBNETS: all_subnets,
+        Route.ADD_SUBNETS: add_subnets,
+        Route.SET_SUBNET: set_subnet,
+        Route.REMOVE_SUBNET: remove_subnet,
+    }
+
+
+def _known(
+    request: web.Request, kind: str, known: dict[str, Vnet] | dict[str, Subnet], code: ErrorCode
+) -> str:
+    id = request.match_info["id"]
+    if id not in known:
+        raise NotFoundError(f"there is no {kind} {id}; `retinue {kind} list` shows those there are", code)
+    return id
+
+
+def _read(id: str, given: SubnetValues) -> Subnet:
+    return subnet_of(id, given.prefix, given.gateway, given.dhcp, given.vnet, given.dhcp_pools, given.slaac)
+
+
+def _vnet(net: Network, vnet: Vnet) -> dict[str, object]:
+    return {
+        **views.plain(vnet),
+        "subnets": sorted(s.id for s in net.subnets.values() if s.vnet == vnet.id),
+        "configured": f"vnet {vnet.id}" in net.configured,
+    }
+
+
+def _subnets(net: Network, subnets: Iterable[Subnet]) -> list[dict[str, object]]:
+    used = Counter(inside.id for ip in net.assignments if (inside := net.subnet_of(ip)) is not None)
+    return [
+        {
+            **views.plain(subnet),
+            "dhcp_pools": [f"{first}-{last}" for first, last in subnet.dhcp_pools],
+            "vlan": net.vlan_of(subnet),
+            "used": used[subnet.id],
+            "configured": f"subnet {subnet.id}" in net.configured,
+        }
+        for subnet in subnets
+    ]

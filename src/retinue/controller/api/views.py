@@ -1,0 +1,248 @@
+"""What the interface shows of each thing, as plain values ready for JSON."""
+
+from typing import Any
+
+import msgspec
+
+from retinue import __version__
+from retinue.controller.api import nics
+from retinue.controller.app import Controller
+from retinue.controller.events import Event
+from retinue.core.migration import Migration
+from retinue.core.model import VM, Binding
+from retinue.core.model.network import Owner
+from retinue.core.pipeline.compiler import contribution
+from retinue.core.pipeline.cookies import reason_of
+from retinue.core.pipeline.entry import Flow
+from retinue.core.pipeline.tables import Table
+from retinue.core.pipeline.text import actions_text, match_text
+from retinue.protocol.servers import ServerState
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, enums and addresses become dicts, strings and lists."""
+    return msgspec.to_builtins(value, enc_hook=str)
+
+
+def encode(value: Any) -> bytes:
+    return msgspec.json.encode(value, enc_hook=str)
+
+
+def status(controller: Controller, rejected: dict[str, dict[str, int]]) -> dict[str, Any]:
+    net, context = controller.net, controller.context
+    return {
+        "version": __version__,
+        "switches": {"known": len(net.switches), "connected": len(context.sessions())},
+        "servers": {
+            "known": len(net.servers),
+            "placed": sum(net.location(s) is not None for s in net.servers),
+        },
+        "vms": len(net.vms),
+        "bindings": len(net.bindings()),
+        "migrations_under_way": sum(not m.state.ended for m in controller.orchestrator.migrations.values()),
+        "flow_mods": context.installer.flow_mods,
+        "pending": context.installer.pending(),
+        "entries_rejected": context.installer.rejected,
+        "spoof_attempts": context.spoof_attempts.total,
+        "counters": dict(sorted(context.counters.items())),
+        "rejected": rejected,
+        "rejected_by_agents": controller.agent_rejections.totals(),
+        "last_event": controller.events.last_id,
+    }
+
+
+def switches(controller: Controller) -> list[dict[str, Any]]:
+    context = controller.context
+    pending = context.installer.pending()
+    found = []
+    for switch in controller.net.switches.values():
+        session = context.session(switch.id)
+        runs = controller.net.server_of_edge(switch.id)
+        found.append(
+            {
+                "id": switch.id,
+                "role": switch.role,
+                "dpid": f"{switch.dpid:#x}",
+                "connected": session is not None,
+                "peer": session.peer if session else "",
+                "server": runs.id if runs else "",
+                "flows": len(context.compiler.program(switch.id)),
+                "pending": pending.get(switch.id, 0),
+                "ports": dict(sorted(session.ports.items())) if session else {},
+                "rejected_ports": [
+                    {"port": one.port.name, "vm": one.port.iface_id, "reason": one.reason}
+                    for one in controller.inventory.rejected_ports.values()
+                    if one.switch == switch.id
+                ],
+            }
+        )
+    return found
+
+
+def servers(controller: Controller) -> list[dict[str, Any]]:
+    net = controller.net
+    found = []
+    for server in net.servers.values():
+        detected, location = net.detected.get(server.id), net.location(server.id)
+        if location is None:
+            state = ServerState.MISSING
+        elif server.given_at is not None and detected not in (None, server.given_at):
+            state = ServerState.MISMATCH
+        else:
+            state = ServerState.MATCHED if detected is not None else ServerState.GIVEN
+        row = plain(server)
+        row.update(
+            given_at=str(server.given_at or ""), detected_at=str(detected or ""), at=str(location or ""),
+            state=state, vms=sorted(net.vms_on(server.id)), fenced=server.id in net.fenced,
+            drained=server.id in net.drained,
+        )  # fmt: skip
+        found.append(row)
+    for address, ref in controller.arp.unknown.items():
+        if net.server_of_mac(address) is None:
+            found.append(
+                {"id": "", "mac": address, "detected_at": str(ref), "at": "", "state": ServerState.UNKNOWN}
+            )
+    return found
+
+
+def vm(controller: Controller, value: VM) -> dict[str, Any]:
+    net = controller.net
+    edge = net.servers[value.server].edge
+    port = net.port_of(value.nic, edge)
+    migration = controller.orchestrator.of_vm(value.id)
+    held = net.held_by(value.id)
+    return {
+        **registration(value),
+        "state": controller.inventory.state_of(value.id),
+        "missing": controller.inventory.missing_for(value),
+        "switch": edge,
+        "port": port.number if port is not None else None,
+        "holds": [str(h.ip) for h in held],
+        "migration": migration.id if migration else "",
+        "spoof_attempts": controller.context.spoof_attempts.of_vm(value.id),
+        "mtu": net.mtu,
+        "warnings": controller.inventory.settings.doubts(value),
+        "subnets": {str(a): _subnet(controller, a) for nic in value.nics for a in nic.addresses},
+        "nics": nics.with_state(net, value),
+        "profile": controller.resources.profile_shown(value.id),
+    }
+
+
+def registration(value: VM) -> dict[str, Any]:
+    """A VM by itself: its first NIC's MAC and addresses stand beside the VM's own fields, too."""
+    first = {"mac": value.nic.mac, "addresses": [str(a) for a in value.nic.addresses]}
+    return {**plain(value), **first, "nics": nics.shown(value), "also": sorted(value.also)}
+
+
+def _subnet(controller: Controller, address: Any) -> dict[str, Any]:
+    subnet = controller.net.subnet_of(address)
+    return {} if subnet is None else {"prefixlen": subnet.prefix.prefixlen, "gateway": str(subnet.gateway)}
+
+
+def bindings(controller: Controller, rows: list[Binding]) -> list[dict[str, Any]]:
+    """Rows of the snooping table; `confirmed` when the switch has confirmed the entries that make it true."""
+    confirmed = {row.vm: controller.context.is_programmed(Owner("vm", row.vm)) for row in rows}
+    return [{**plain(row), "confirmed": confirmed[row.vm]} for row in rows]
+
+
+def spoof_attempts(controller: Controller) -> dict[str, Any]:
+    frames: dict[str, int] = {}
+    for (switch, _), count in controller.spoofed_frames.items():
+        frames[switch] = frames.get(switch, 0) + count
+    return {
+        "spoof_attempts": plain(controller.context.spoof_attempts.rows()),
+        "dropped_frames": {switch: count for switch, count in sorted(frames.items()) if count},
+    }
+
+
+def migration(controller: Controller, value: Migration) -> dict[str, Any]:
+    figures = plain(controller.orchestrator.figures_of(value.id))
+    steps = [{"state": state, "at": at} for state, at in value.steps]
+    waits = controller.orchestrator.waits_for(value.id) if _is_now(controller, value) else ""
+    chosen = placement(controller, value.id)
+    return {**plain(value), "steps": steps, "figures": figures, "waits_for": waits, "placement": chosen}
+
+
+def placement(controller: Controller, migration: str) -> dict[str, Any] | None:
+    """How a migration's target was chosen, in short; None: it was named by whoever started it."""
+    kept = controller.context.state.placements.get(migration)
+    if kept is None:
+        return None
+    decision, wish = kept.decision, kept.snapshot.wish
+    return {
+        "match": kept.match,
+        "by": kept.by,
+        "reason": wish.reason,
+        "measured": wish.measured,
+        "threshold": wish.threshold,
+        "seconds": wish.seconds,
+        "runner_up": decision.runner_up,
+        "decided_by": decision.decided_by,
+        "text": decision.text,
+    }
+
+
+def _is_now(controller: Controller, value: Migration) -> bool:
+    """False for what an earlier event tells of a migration."""
+    return controller.orchestrator.migrations.get(value.id) == value
+
+
+def flows(controller: Controller, switch: str, vm: str | None = None) -> list[dict[str, Any]]:
+    """The entries a switch should hold, in the order it looks at them, each with whether it is confirmed.
+
+    With `vm` only those that are there for this VM, and would go with it.
+    """
+    programmer = controller.context.installer.switches[switch]
+    program = controller.context.compiler.program(switch)
+    its = program if vm is None else contribution(controller.net, Owner("vm", vm)).get(switch, {})
+    entries = [entry for key, entry in program.items() if key in its and isinstance(entry, Flow)]
+    entries.sort(key=lambda f: (f.table, -f.priority, f.match))
+    return [
+        {
+            "switch": switch,
+            "role": controller.net.switches[switch].role,
+            "table": flow.table,
+            "table_name": Table(flow.table).name,
+            "priority": flow.priority,
+            "match": match_text(flow.match),
+            "actions": actions_text(flow),
+            "reason": (reason.name.lower() if (reason := reason_of(flow.cookie)) is not None else ""),
+            "cookie": f"{flow.cookie:#x}",
+            "expires_at": flow.expires_at,
+            "confirmed": programmer.confirmed(flow.key),
+        }
+        for flow in entries
+    ]
+
+
+def event(value: Event, controller: Controller) -> dict[str, Any]:
+    """An event with its things shown as the rest of the interface shows them."""
+    data = {key: _shown(item, controller) for key, item in value.data.items()}
+    return {"id": value.id, "at": value.at, "type": value.type, **data}
+
+
+def _shown(item: Any, controller: Controller) -> Any:
+    match item:
+        case Migration():
+            return migration(controller, item)
+        case VM() if item.id in controller.net.vms:
+            return vm(controller, item)
+        case VM():
+            return registration(item)
+        case _:
+            return plain(item)
+
+
+__all__ = [
+    "bindings",
+    "encode",
+    "event",
+    "flows",
+    "spoof_attempts",
+    "migration",
+    "plain",
+    "servers",
+    "status",
+    "switches",
+    "vm",
+]

@@ -1,0 +1,333 @@
+"""The controller: every event of the outside ends in a method here, and leaves as flows, frames and events.
+
+Wiring only. What an event means is decided by the parts (inventory, leases, migrations, neighbours and
+switches); this module makes them, finds out which of them a switch's event concerns, and runs what is due.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from retinue.controller.agent_rejections import AgentRejections
+from retinue.controller.audit import Auditor
+from retinue.controller.changes import SwitchPortsChanged
+from retinue.controller.clock import SteadyClock
+from retinue.controller.content.images import Images
+from retinue.controller.context import Context, NoStore, Store
+from retinue.controller.counters import Count, packet_ins
+from retinue.controller.external_migrations import ExternalMigrations
+from retinue.controller.inventory.fencing import Fencing
+from retinue.controller.inventory.nic_settings import NICSettings
+from retinue.controller.inventory.vms import Inventory
+from retinue.controller.inventory.vnets import VnetInventory
+from retinue.controller.lease_changes import AddressReleased, LeaseEnded
+from retinue.controller.leases.dhcp import DhcpPath
+from retinue.controller.marks import ClockAnchored
+from retinue.controller.migrations.history import MIGRATIONS_KEPT, History
+from retinue.controller.migrations.orchestrator import MigrationOrchestrator
+from retinue.controller.mobility.clients import LOOK_SECONDS, ClientWatch
+from retinue.controller.mobility.entities import Entities
+from retinue.controller.mobility.manager import MobilityManager
+from retinue.controller.mobility.resources import ResourceManager
+from retinue.controller.neighbours.arp_responder import ArpResponder
+from retinue.controller.neighbours.gateway import Gateway
+from retinue.controller.neighbours.nd_responder import NdResponder
+from retinue.controller.state import Stored, restore
+from retinue.controller.switches.readback import SwitchSession
+from retinue.core.model import Assignment, Network, Role
+from retinue.core.model.network import Owner, Touched
+from retinue.core.pipeline.cookies import (
+    SENT_UP_BY,
+    SPOOFING_COOKIE,
+    SPOOFING_COOKIE_MASK,
+    Reason,
+    reason_of,
+)
+from retinue.core.pipeline.entry import FlowKey
+from retinue.core.placement import Policy
+from retinue.core.snooping.spoofing import KIND_OF, interpret
+from retinue.protocol.events import EventType
+from retinue.southbound.openflow.codec.messages import ErrorMessage, FlowRemoved, PacketIn, PortStatus
+from retinue.southbound.openflow.server import Rejected, Session
+
+log = structlog.get_logger()
+
+ENDED_BY_ITSELF = (0, 1)
+"""OpenFlow's reasons for a removal that was the switch's own: idle timeout, hard timeout."""
+PAUSE_AFTER_FAILURE = 1.0
+"""Seconds until the lease clock is tried again."""
+
+
+class Controller:
+    """The parts of the controller, and the handler of its switches' messages.
+
+    All handlers are called from one event loop and never block.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        store: Store | None = None,
+        clock: Callable[[], float] | None = None,
+        *,
+        migrations_kept: int = MIGRATIONS_KEPT,
+        audit_seconds: float = 0.0,
+        warm_up_seconds: float = 0.0,
+        forward_seconds: float = 0.0,
+        policy: Policy | None = None,
+        follow_clients: tuple[int, int] = (0, 60),
+    ) -> None:
+        """`clock`: None: a SteadyClock. Of all others see controller.config."""
+        self._steady = SteadyClock()
+        self.context = Context(net, clock or self._steady, store or NoStore())
+        self.net = net
+        self.events = self.context.events
+        self.dhcp = DhcpPath(self.context, warm_up_seconds)
+        self.renewals = self.dhcp.renewals
+        self.arp = ArpResponder(self.context)
+        self.nd = NdResponder(self.context)
+        self.gateway = Gateway(self.context)
+        history = History(migrations_kept)
+        self.orchestrator = MigrationOrchestrator(
+            self.context, self.renewals.vm_migrated, history, warm_up_seconds, forward_seconds
+        )
+        self.spoofed_frames: dict[tuple[str, Reason], int] = {}
+        """By switch and reason: all frames dropped as spoofed, from the switches' own counters."""
+        self._spoofed_counts: dict[str, dict[FlowKey, int]] = {}
+        self._counting: set[str] = set()
+        """Switches that have been asked for their counts, and have not answered."""
+        self._by_dpid = {switch.dpid: switch.id for switch in net.switches.values()}
+        self.inventory = Inventory(self.context, self.orchestrator, self._by_dpid, self.dhcp.give_back)
+        self.nics = NICSettings(self.context)
+        self.vnets = VnetInventory(self.context)
+        self.fencing = Fencing(self.context, self.orchestrator)
+        self.external_migrations = ExternalMigrations(self.context, self.orchestrator, self.inventory)
+        self.agent_rejections = AgentRejections(net)
+        self.images = Images(self.context)
+        images_at = self.images.holders.whole_at
+        self.resources = ResourceManager(self.context, self.orchestrator, policy or Policy(), images_at)
+        self.entities = Entities(self.context, self.resources)
+        self.mobility = MobilityManager(self.context, self.orchestrator, self.resources)
+        self.client_watch = ClientWatch(self.context, self.resources, self.mobility, *follow_clients)
+        self.inventory.name_free = self.entities.check_free
+        self.inventory.forgotten = self._vm_forgotten
+        self.auditor = Auditor(self.context, self.orchestrator, self._all_vms_again)
+        self._audit_seconds = audit_seconds
+        self._lease_timer_moved = asyncio.Event()
+        self.context.after_install(self._installed)
+
+    def restore(self, stored: Stored) -> None:
+        """Before the start: what the database holds; leases that ended meanwhile stay ended."""
+        if not any(self._steady.take_up(anchor) for anchor in stored.anchors):
+            self.context.apply(ClockAnchored(self._steady.anchor))
+        now = self.context.clock()
+        held: list[Assignment] = []
+        ended: list[Assignment] = []
+        for lease in stored.assignments:
+            over = lease.lease_end is not None and lease.lease_end <= now
+            (ended if over else held).append(lease)
+        restore(self.context.state, replace(stored, assignments=held))
+        for lease in ended:
+            self.context.apply(AddressReleased(lease))
+            self.context.apply(LeaseEnded(lease))
+        self.context.knowledge.all_vms_known = True
+        self.renewals.restored()
+        self.orchestrator.restored()
+        self.entities.restored()
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        self.context.began = self.context.clock()
+        # Of VMs that were removed, too: what switches still have of them is known to be wrong.
+        removed = {Owner("vm", left.vm) for left in self.context.state.left_ports.values()}
+        await self.context.install(self.net.everything() | removed)
+        self.inventory.power.resume()
+        self._repeat(1.0, self.arp.ask_for_servers, "search for servers")
+        self._repeat(1.0, self.nd.advertise, "advertisements of the gateway")
+        self._repeat(1.0, self.orchestrator.tick, "time limits of migrations")
+        self._repeat(1.0, self._begin_to_count, "spoofed frames")
+        self._repeat(1.0, self._tell_the_rest, "what is told once a second")
+        self._repeat(60.0, self.context.installer.renew_long_leases, "long leases")
+        self._repeat(LOOK_SECONDS, self.client_watch.look, "VMs that follow their clients")
+        self.context.spawn(self._lease_clock(), "lease clock")
+        if self._audit_seconds:
+            self.context.spawn(self.auditor.run(self._audit_seconds), "audit of switches")
+
+    async def stop(self) -> None:
+        await self.context.stop()
+
+    def _repeat(self, seconds: float, work: Callable[[], Any], what: str) -> None:
+        self.context.spawn(self._every(seconds, work, what), what)
+
+    async def _every(self, seconds: float, work: Callable[[], Any], what: str) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                result = work()
+                if asyncio.iscoroutine(result):
+                    await result
+            except Exception as error:
+                self.context.failed(what, error)
+
+    async def _lease_clock(self) -> None:
+        """Sleep until the next lease ends, or until a binding changed."""
+        while True:
+            try:
+                await self._until_a_lease_ends()
+                await self.dhcp.expire()
+            except Exception as error:
+                self.context.failed("lease clock", error)
+                await asyncio.sleep(PAUSE_AFTER_FAILURE)
+
+    async def _until_a_lease_ends(self) -> None:
+        while True:
+            end = self.dhcp.next_end()
+            wait = None if end is None else max(0.0, end - self.context.clock())
+            self._lease_timer_moved.clear()
+            try:
+                async with asyncio.timeout(wait):
+                    await self._lease_timer_moved.wait()
+            except TimeoutError:
+                return
+
+    # ---- the controller-switch interface (openflow.SwitchHandler) ----
+
+    def connected(self, session: Session) -> None:
+        switch = self._by_dpid.get(session.dpid)
+        if switch is None:
+            self.context.counters[Count.UNKNOWN_SWITCHES] += 1
+            self.events.publish(EventType.SWITCH_UNKNOWN, dpid=f"{session.dpid:#x}", peer=session.peer)
+            session.close(f"datapath id {session.dpid:#x} is not in the configuration")
+            return
+        self.context.installer.switches[switch].connected(session)
+        touched = self.context.apply(SwitchPortsChanged(switch, session.ports))
+        self.context.spawn(self._attach(switch, session, touched), f"connection of {switch}")
+
+    async def _attach(self, switch: str, session: Session, touched: Touched) -> None:
+        try:
+            await self.context.install(touched)
+            report = await self.context.installer.switches[switch].read(session)
+        except (ConnectionError, TimeoutError) as error:
+            session.close(f"could not be read: {error}")
+            return
+        self.events.publish(
+            EventType.SWITCH_CONNECTED, switch=switch, peer=session.peer, flow_mods=report.flow_mods
+        )
+        self._installed(touched | {Owner("vm", vm) for vm in self.net.vms})
+        if self.net.switches[switch].role is Role.LEAF:
+            self.arp.ask_for_servers()
+
+    def disconnected(self, session: Session, reason: str) -> None:
+        switch = self._by_dpid.get(session.dpid)
+        if switch is None or not self.context.installer.switches[switch].disconnected(session):
+            return
+        self.events.publish(EventType.SWITCH_DISCONNECTED, switch=switch, reason=reason)
+
+    def packet_in(self, session: Session, message: PacketIn) -> None:
+        switch = self._by_dpid.get(session.dpid)
+        reason = reason_of(message.cookie)
+        if switch is None or reason is None or not self._may_send_up(switch, reason):
+            self.context.counters[Count.PACKET_INS_NOT_OURS] += 1
+            return
+        self.context.counters[packet_ins(reason)] += 1
+        match reason:
+            case Reason.DHCP_CLIENT:
+                self.dhcp.from_vm(switch, message.in_port, message.frame)
+            case Reason.DHCP_SERVER:
+                self.dhcp.from_server(switch, message.in_port, message.frame)
+            case Reason.VM_ARP:
+                self.arp.from_vm(switch, message.in_port, message.frame)
+            case Reason.SERVER_ARP:
+                self.arp.from_server(switch, message.in_port, message.frame)
+            case Reason.VM_ND:
+                self.nd.from_vm(switch, message.in_port, message.frame)
+            case Reason.SERVER_ND:
+                self.nd.from_server(switch, message.in_port, message.frame)
+            case Reason.EXPIRED:
+                self.gateway.expired(switch, message.in_port, message.frame)
+            case _ if reason in KIND_OF:
+                self._spoofed(switch, message.in_port, reason, message.frame)
+
+    def _may_send_up(self, switch: str, reason: Reason) -> bool:
+        """A cookie is only what the switch says; no switch is believed what another's entries are for."""
+        return self.net.switches[switch].role in SENT_UP_BY.get(reason, ())
+
+    def flow_removed(self, session: Session, message: FlowRemoved) -> None:
+        switch = self._by_dpid.get(session.dpid)
+        if switch is not None and message.reason in ENDED_BY_ITSELF:
+            key = (message.table, message.priority, message.match)
+            self.context.installer.switches[switch].flow_ended(key)
+
+    def port_status(self, session: Session, message: PortStatus) -> None:
+        switch = self._by_dpid.get(session.dpid)
+        if switch is not None and self.context.session(switch) is session:
+            touched = self.context.apply(SwitchPortsChanged(switch, session.ports))
+            if touched:
+                self.context.spawn(self.context.install(touched), f"ports of {switch}")
+
+    def error(self, session: Session, message: ErrorMessage) -> None:
+        switch = self._by_dpid.get(session.dpid, f"{session.dpid:#x}")
+        self.context.counters[Count.SWITCH_ERRORS] += 1
+        log.warning("switch.error", switch=switch, error=str(message))
+        self.events.publish(EventType.SWITCH_ERROR, switch=switch, error=str(message))
+
+    def _spoofed(self, switch: str, port: int, reason: Reason, frame: bytes) -> None:
+        vm = self.net.vm_at(switch, port)
+        row = self.context.spoof_attempts.note(
+            KIND_OF[reason], switch, port, vm.id if vm else "", interpret(frame), self.context.clock()
+        )
+        about = (row.kind, row.claimed_mac, row.claimed_ip)
+        self.events.tell((switch, port), EventType.SPOOFING, about=about, spoofing=row)
+
+    def _tell_the_rest(self) -> None:
+        self.events.flush()
+        if self.events.left_out:
+            self.context.counters[Count.EVENTS_LEFT_OUT] = self.events.left_out
+
+    def _begin_to_count(self) -> list[asyncio.Task[None]]:
+        """Each switch by itself: one that does not answer holds up its own counting alone."""
+        begun: list[asyncio.Task[None]] = []
+        for switch, session in self.context.sessions().items():
+            if self.net.switches[switch].role is not Role.SPINE and switch not in self._counting:
+                self._counting.add(switch)
+                work = self._count_spoofed_at(switch, session)
+                begun.append(self.context.spawn(work, f"spoofed frames at {switch}"))
+        return begun
+
+    async def _count_spoofed_at(self, switch: str, session: SwitchSession) -> None:
+        try:
+            found = await session.read_flows(SPOOFING_COOKIE, SPOOFING_COOKIE_MASK)
+        except (ConnectionError, TimeoutError, Rejected):
+            self.context.counters[Count.SPOOFED_NOT_COUNTED] += 1
+            return
+        finally:
+            self._counting.discard(switch)
+        counts = {stats.flow.key: stats.packets for stats in found}
+        before = self._spoofed_counts.get(switch, {})
+        self._spoofed_counts[switch] = counts
+        for stats in found:
+            reason = reason_of(stats.flow.cookie)
+            # An entry made anew counts from nothing again; the sum never goes down.
+            more = stats.packets - min(before.get(stats.flow.key, 0), stats.packets)
+            if reason is Reason.UNROUTABLE:
+                self.context.counters[Count.UNROUTABLE] += more
+            elif reason is not None and more:
+                sum_so_far = self.spoofed_frames.get((switch, reason), 0)
+                self.spoofed_frames[switch, reason] = sum_so_far + more
+
+    def _vm_forgotten(self, vm: str) -> None:
+        self.entities.gone(vm)
+        self.resources.vm_gone(vm)
+
+    def _all_vms_again(self) -> None:
+        self._installed({Owner("vm", vm) for vm in self.net.vms})
+
+    def _installed(self, owners: Collection[Owner]) -> None:
+        """After an installation: leases may end at other times, VMs be ready or renewed, migrations go on."""
+        self._lease_timer_moved.set()
+        self.inventory.look_at(owners)
+        self.renewals.look_at(owners)

@@ -1,0 +1,1 @@
+"""Who is let in at the controller's listeners."""

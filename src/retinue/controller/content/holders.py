@@ -1,0 +1,134 @@
+"""Who holds what of which image: the table that agents fill, and that is empty after a restart until they do.
+
+A server that was ordered to fetch counts as a holder at once: those that fetch with it then find each other
+from the first chunk on.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from retinue.controller.context import Context
+from retinue.controller.errors import no_server
+from retinue.protocol.events import EventType
+from retinue.protocol.images import HeldImage, HolderRecord, ImagesBody, ImageState
+
+SCRUB_AGAIN_SECONDS = 600.0
+"""Between two orders to scrub that follow from what others say of a holder."""
+
+
+class ImageHolders:
+    """The last report of each server's agent."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._reports: dict[str, ImagesBody] = {}
+        self._ordered: dict[str, set[str]] = {}
+        """By image: servers that were ordered to fetch it, and have not said yet that they do."""
+        self._faults: dict[str, Counter[str]] = {}
+        """By server that told, and by holder: chunks that were not what they should be."""
+        self._scrubbed: dict[str, float] = {}
+        """By holder: when it was ordered to scrub, since others had rejected its chunks."""
+
+    def on_report(self, server: str, report: ImagesBody) -> None:
+        """All that a server holds. Raises RequestError for a server that is not there."""
+        if server not in self._context.net.servers:
+            raise no_server(server)
+        before = {held.name: held for held in self._images_of(server)}
+        self._reports[server] = report
+        for held in report.images:
+            if held.list_digest or held.state is ImageState.FAILED:
+                self._ordered.get(held.name, set()).discard(server)
+            old = before.get(held.name)
+            if old is not None and (old.state, old.reason) == (held.state, held.reason):
+                continue
+            self._tell(server, held)
+        self._count_faults(server, report)
+
+    def _tell(self, server: str, held: HeldImage) -> None:
+        events = self._context.events
+        if held.state is ImageState.HELD:
+            events.publish(EventType.IMAGE_HELD, image=held.name, server=server)
+        elif held.state is ImageState.FAILED:
+            events.publish(EventType.IMAGE_FAILED, image=held.name, server=server, reason=held.reason)
+
+    def _count_faults(self, server: str, report: ImagesBody) -> None:
+        known = self._faults.setdefault(server, Counter())
+        for holder, count in report.faults.items():
+            if holder in self._context.net.servers and count > known[holder]:
+                more = count - known[holder]
+                self._context.events.tell(
+                    (server,), EventType.IMAGE_REJECTED, server=server, holder=holder, chunks=more
+                )
+                self._have_scrubbed(holder)
+        self._faults[server] = Counter(
+            {holder: n for holder, n in report.faults.items() if holder in self._context.net.servers}
+        )
+
+    def _have_scrubbed(self, holder: str) -> None:
+        """What it sends is bad: it is to look what else is, and to fetch it again."""
+        now = self._context.clock()
+        last = self._scrubbed.get(holder)
+        if holder in self.servers() and (last is None or now - last >= SCRUB_AGAIN_SECONDS):
+            self._scrubbed[holder] = now
+            self._context.events.publish(EventType.IMAGE_SCRUB, server=holder)
+
+    def expect(self, name: str, servers: Iterable[str]) -> None:
+        """These will fetch the image from now on."""
+        self._ordered.setdefault(name, set()).update(servers)
+
+    def forget(self, name: str) -> None:
+        """The image is published no more."""
+        self._ordered.pop(name, None)
+
+    # ---- what is asked ----
+
+    def servers(self) -> set[str]:
+        """Servers whose agent is here, and has said where others fetch from it."""
+        net, agents = self._context.net, self._context.agents
+        return {
+            server
+            for server in self._reports
+            if server in net.servers and server not in net.fenced and not agents.is_away(server)
+        }
+
+    def of(self, name: str) -> dict[str, HeldImage]:
+        """What each server has of an image, as it said last."""
+        return {
+            server: held
+            for server in sorted(self._reports.keys() & self._context.net.servers.keys())
+            for held in self._images_of(server)
+            if held.name == name
+        }
+
+    def whole_at(self, server: str) -> list[str]:
+        """Names of the images that a server has all of."""
+        return sorted(held.name for held in self._images_of(server) if held.state is ImageState.HELD)
+
+    def who(self, name: str, list_digest: str, origin: str) -> list[HolderRecord]:
+        """Those that may be asked for chunks now: they hold some, or will soon."""
+        ordered = {origin, *self._ordered.get(name, ())}
+        having = {
+            server
+            for server, held in self.of(name).items()
+            if held.list_digest == list_digest and (held.held or held.state is ImageState.FETCHING)
+        }
+        return [
+            HolderRecord(server, self._reports[server].address)
+            for server in sorted(self.servers() & (having | ordered))
+        ]
+
+    def used(self, server: str) -> int:
+        return self._reports[server].store.used
+
+    def report(self, server: str) -> ImagesBody | None:
+        return self._reports.get(server)
+
+    def faults(self) -> dict[str, int]:
+        """By holder: chunks that others rejected, as far as agents that run now tell."""
+        total: Counter[str] = Counter()
+        for counts in self._faults.values():
+            total.update(counts)
+        return dict(sorted(total.items()))
+
+    def _images_of(self, server: str) -> list[HeldImage]:
+        return self._reports[server].images if server in self._reports else []

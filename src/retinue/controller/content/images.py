@@ -1,0 +1,140 @@
+"""Images: published under a name by a manager, fetched by servers on a manager's word.
+
+A name never changes its meaning: what is published once stays so until it is removed, and only an image that
+nobody needs can be removed. The bytes never pass here: agents give them to each other.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from retinue.controller.content.holders import ImageHolders
+from retinue.controller.context import Context
+from retinue.controller.errors import RequestError, no_server
+from retinue.controller.marks import ImagePublished, ImageRemoved
+from retinue.controller.state import Image
+from retinue.core.content import ContentError
+from retinue.core.limits import MOST_IMAGES
+from retinue.core.model import entity_id
+from retinue.protocol.errors import ErrorCode
+from retinue.protocol.events import EventType
+from retinue.protocol.images import ImageState, SignedManifest
+from retinue.security.signatures import SignatureError, check
+
+FRESH_SECONDS = 3600.0
+"""By which the publisher's clock may differ from ours."""
+
+
+def no_image(name: str) -> RequestError:
+    return RequestError(
+        f"there is no image {name}; `retinue image list` shows those there are", ErrorCode.UNKNOWN_IMAGE
+    )
+
+
+class Images:
+    """What is published, and orders about it. All raise RequestError, and then nothing has changed."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.published = context.state.images
+        self.holders = ImageHolders(context)
+        self.authority: Path | None = None
+        """Whose managers' signatures count; None, without certificates: none is asked for."""
+
+    def get(self, name: str) -> Image:
+        if name not in self.published:
+            raise no_image(name)
+        return self.published[name]
+
+    def publish(self, signed: SignedManifest, server: str) -> Image:
+        """Give the name its meaning. The same once more is no fault: what is published is answered."""
+        known = self.published.get(signed.name)
+        if known is not None:
+            if (known.signed.size, known.signed.list_digest) == (signed.size, signed.list_digest):
+                return known
+            raise RequestError(
+                f"{signed.name} is another image already, and a name never changes its meaning: publish "
+                f"under another name, such as {signed.name[:55]}-2, or remove that one",
+                ErrorCode.NAME_TAKEN,
+            )
+        if len(self.published) >= MOST_IMAGES:
+            raise RequestError(f"{MOST_IMAGES} images are published already: remove one")
+        publisher = self._believe(signed)
+        image = Image(signed, self._first_holder(server), publisher)
+        self._context.apply(ImagePublished(image))
+        return image
+
+    def _believe(self, signed: SignedManifest) -> str:
+        """Who published it."""
+        try:
+            manifest = signed.manifest
+            if self.authority is None:
+                return ""
+            at = manifest.published_at
+            if abs(at - self._context.clock()) > FRESH_SECONDS:
+                raise SignatureError("it was signed at another time than now: set the publisher's clock")
+            who = check(manifest.signed, signed.signature, signed.certificate, self.authority, at)
+        except (ContentError, SignatureError) as error:
+            raise RequestError(f"the manifest is not believed: {error}", ErrorCode.NOT_BELIEVED) from error
+        return ", ".join(sorted(who.names))
+
+    def _first_holder(self, server: str) -> str:
+        able = self.holders.servers()
+        if server and server not in self._context.net.servers:
+            raise no_server(server)
+        if server and server not in able:
+            raise RequestError(f"no agent of {server} is here to take the image", ErrorCode.PARTY_AWAY)
+        if not able:
+            raise RequestError("no server's agent is here to take the image", ErrorCode.PARTY_AWAY)
+        return server or min(able, key=lambda one: (self.holders.used(one), one))
+
+    def remove(self, name: str) -> None:
+        """Servers let go of it; their chunks go with the next gc."""
+        image = self.get(name)
+        for server, held in self.holders.of(name).items():
+            if held.pins:
+                raise RequestError(
+                    f"{name} is needed at {server} by {', '.join(held.pins)}: `retinue image unpin` first",
+                    ErrorCode.NEEDED,
+                )
+            if held.state is ImageState.FETCHING and not held.reason:
+                raise RequestError(f"{name} is being fetched by {server}: wait for that", ErrorCode.NEEDED)
+        self._context.apply(ImageRemoved(image))
+        self.holders.forget(name)
+
+    def fetch(self, name: str, servers: Collection[str], pin: str, *, base: bool) -> list[str]:
+        """Order that these servers fetch it ([]: all that can); who was ordered to."""
+        self.get(name)
+        if pin:
+            entity_id(pin, "what an image is needed for")
+        chosen = self._chosen(servers)
+        self.holders.expect(name, chosen)
+        for server in chosen:
+            self._context.events.publish(EventType.IMAGE_FETCH, image=name, server=server, pin=pin, base=base)
+        return chosen
+
+    def unpin(self, name: str, pin: str, servers: Collection[str]) -> list[str]:
+        """Order that these servers ([]: all that can) forget that it is needed for this."""
+        self.get(name)
+        chosen = self._chosen(servers)
+        for server in chosen:
+            self._context.events.publish(EventType.IMAGE_UNPINNED, image=name, server=server, pin=pin)
+        return chosen
+
+    def collect(self, server: str) -> None:
+        """Order a gc."""
+        self._chosen([server])
+        self._context.events.publish(EventType.IMAGE_GC, server=server)
+
+    def scrub(self, server: str) -> None:
+        """Order a scrub."""
+        self._chosen([server])
+        self._context.events.publish(EventType.IMAGE_SCRUB, server=server)
+
+    def _chosen(self, servers: Collection[str]) -> list[str]:
+        able = self.holders.servers()
+        for server in servers:
+            if server not in self._context.net.servers:
+                raise no_server(server)
+            if server not in able:
+                raise RequestError(f"no agent of {server} is here", ErrorCode.PARTY_AWAY)
+        return sorted(set(servers) or able)

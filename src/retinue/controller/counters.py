@@ -1,0 +1,72 @@
+"""What the controller counts, since its start: `counters` of GET /v1/status, and the metric retinue_events.
+
+docs/operators.md explains each in its table "Counters"; a test holds the two together.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from retinue.core.pipeline.cookies import Reason
+from retinue.protocol.renewals import OrderState
+
+
+class Count(StrEnum):
+    ARP_ANSWERED = "ARP answered"
+    ARP_UNANSWERED = "ARP not answered: nobody has the address"
+    AUDITS = "audits"
+    AUDITS_FAILED = "audits without a result"
+    CLAIMED_VMS = "VMs claimed by another server"
+    DHCP_REJECTED = "DHCP rejected"
+    DHCP_FROM_UNKNOWN_SERVER = "DHCP dropped: no DHCP server is known at that port"
+    DHCP_NO_SERVER = "DHCP dropped: no DHCP server to be reached"
+    DHCP_TOO_MANY_RELAYS = "DHCP dropped: too many relays"
+    DHCP_TOO_MUCH = "DHCP dropped: a VM asks too much of relayed subnets"
+    DHCP_UNCONFIRMED = "DHCP kept back: the binding is not confirmed"
+    EVENTS_LEFT_OUT = "events left out: others of the same port or peer were told"
+    EXPIRED_ANSWERED = "packets whose time to live ended, answered"
+    EXPIRED_UNANSWERED = "packets whose time to live ended, not answered: sender unknown, or an error itself"
+    FRAMES_NOT_SENT = "frames not sent: switch away"
+    INTERNAL_ERRORS = "internal errors"
+    LOCATIONS_REJECTED = "server locations rejected"
+    ND_ANSWERED = "neighbour discovery answered"
+    ND_UNANSWERED = "neighbour discovery not answered: nobody has the address"
+    OWN_ADDRESS_TOO_MUCH = "own addresses not bound: a VM makes too many"
+    PACKET_INS_NOT_OURS = "packet-ins not ours"
+    ROUTER_ADVERTISED = "router advertisements sent"
+    SPOOFED_NOT_COUNTED = "spoofed frames not counted: no answer"
+    SWITCH_ERRORS = "switch errors"
+    UNROUTABLE = "frames dropped: no router may forward to their destination"
+    UNKNOWN_SWITCHES = "unknown switches"
+
+
+BAD_FRAMES = "bad {} frames"
+ENTRIES_FOUND = "entries found {}"
+PACKET_INS = "packet-ins {}"
+RENEWALS = "renewals {}"
+FAMILIES = (BAD_FRAMES, ENTRIES_FOUND, PACKET_INS, RENEWALS)
+"""Counters of which there is one for each protocol, kind of difference, reason of a packet-in, and end."""
+
+
+def bad_frames(protocol: str) -> str:
+    """Frames of this protocol that could not be read."""
+    return BAD_FRAMES.format(protocol)
+
+
+def entries_found(how: str) -> str:
+    """Entries that an audit found missing, changed or foreign."""
+    return ENTRIES_FOUND.format(how)
+
+
+def packet_ins(reason: Reason) -> str:
+    """Frames that switches sent for this reason."""
+    return PACKET_INS.format(reason.name.lower())
+
+
+def all_packet_ins(counters: Mapping[str, int]) -> int:
+    """Frames that switches sent for any reason."""
+    return sum(count for name, count in counters.items() if name.startswith(PACKET_INS.format("")))
+
+
+def renewals(end: OrderState) -> str:
+    """Renewals that ended so."""
+    return RENEWALS.format(end)

@@ -1,0 +1,294 @@
+"""DHCP on its way through the controller: judged by core.snooping, handed on or relayed."""
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from retinue.controller.context import Context
+from retinue.controller.counters import Count
+from retinue.controller.lease_changes import AddressAssigned, AddressReleased
+from retinue.controller.leases.renewals import Renewals
+from retinue.core.migration import runs_at
+from retinue.core.model import NIC, VM, Assignment, BindingKind, ModelError, Role, Server, Service
+from retinue.core.model.families import is_leased
+from retinue.core.packets import (
+    DHCP,
+    SERVER_PORT,
+    Ethernet,
+    FrameError,
+    UDPDatagram,
+    parse_dhcp_frame,
+    release,
+)
+from retinue.core.pipeline.underlay import underlay_of
+from retinue.core.snooping import (
+    Bind,
+    ClientMessage,
+    Disagreement,
+    Effect,
+    Recorded,
+    Rejected,
+    Release,
+    ServerMessage,
+    Snooper,
+    SpoofingKind,
+    Suspicious,
+    ToAgent,
+    ToServers,
+    ToVM,
+    handover,
+    relay,
+)
+from retinue.core.snooping.messages import EVERYBODY, NO_ADDRESS
+from retinue.core.snooping.spoofing import claims_of
+from retinue.protocol.events import EventType
+
+
+@dataclass(frozen=True, slots=True)
+class InFlightMessage:
+    """A DHCP message on its way, and where it came in."""
+
+    switch: str
+    port: int
+    ethernet: Ethernet
+    datagram: UDPDatagram
+    dhcp: DHCP
+
+    @property
+    def circuit(self) -> str:
+        """Where it came in, as a relay says it."""
+        return f"{self.switch}:{self.port}"
+
+    @property
+    def server_named(self) -> IPv4Address | None:
+        """The server that it is for; None: all of them."""
+        return None if self.datagram.dst == EVERYBODY else self.datagram.dst
+
+    def as_client(self, *, runs_here: bool) -> ClientMessage:
+        """As the snooper is told of one from a VM's port."""
+        datagram = self.datagram
+        return ClientMessage(
+            self.switch, self.port, self.ethernet.src, self.dhcp,
+            datagram.src, datagram.dst, bool(datagram.options), runs_here,
+        )  # fmt: skip
+
+
+class DhcpPath:
+    """Takes DHCP messages from the switches, lets the snooper judge them, and carries out what it decides."""
+
+    def __init__(self, context: Context, warm_up: float = 0.0) -> None:
+        """`warm_up`: see Renewals."""
+        self._context = context
+        self._snooper = Snooper(context.net)
+        self.renewals = Renewals(context, self._snooper, warm_up=warm_up)
+        self._shares = relay.Shares()
+
+    # ---- frames ----
+
+    def from_vm(self, switch: str, port: int, frame: bytes) -> None:
+        """A frame from a VM's port to the DHCP servers' UDP port."""
+        message = self._parse(switch, port, frame, f"{switch} port {port}")
+        if message is None:
+            return
+        seen = message.as_client(runs_here=self._runs_at(switch, port))
+        self._act(self._snooper.client(seen, self._context.clock()), message, f"{switch} port {port}")
+
+    def _runs_at(self, switch: str, port: int) -> bool:
+        """True where the VM of this port runs, unlike where it is only open for its migration."""
+        net = self._context.net
+        vm, server = net.vm_at(switch, port), net.server_of_edge(switch)
+        if vm is None or server is None:
+            return False
+        migrations = self._context.state.migrations.values() if vm.also else ()
+        migration = next((m for m in migrations if m.vm == vm.id and not m.state.ended), None)
+        return runs_at(vm, migration) == server.id
+
+    def from_server(self, switch: str, port: int, frame: bytes) -> None:
+        """A frame from the port of a trusted DHCP server, or of a relay before one."""
+        server = self._server_at(switch, port)
+        if server is None:
+            self._context.counters[Count.DHCP_FROM_UNKNOWN_SERVER] += 1
+            return
+        message = self._parse(switch, port, frame, f"DHCP server {server.id}")
+        if message is None:
+            return
+        dhcp = message.dhcp
+        if message.datagram.dport == SERVER_PORT and not relay.is_relay(self._context.net, dhcp.giaddr):
+            self._rejected(Rejected(f"for a relay at {dhcp.giaddr}, which is none of ours"), message)
+            return
+        said = ServerMessage(server.id, dhcp, message.datagram.src)
+        self._act(self._snooper.server(said, self._context.clock()), message, server.id)
+
+    async def expire(self) -> None:
+        """End the leases that have run out."""
+        for effect in self._snooper.expire(self._context.clock()):
+            if isinstance(effect, Release):
+                self.renewals.lease_ended(effect.assignment)
+                await self.release(effect.assignment, effect.reason)
+
+    def next_end(self) -> float | None:
+        return self._snooper.next_end()
+
+    # ---- effects ----
+
+    def _act(self, effects: Sequence[Effect], message: InFlightMessage, where: str) -> None:
+        for effect in effects:
+            if isinstance(effect, Rejected):
+                self._rejected(effect, message)
+            elif isinstance(effect, Suspicious):
+                self._spoofed(effect.vm, effect.reason, message)
+        self._context.spawn(self._carry_out(effects, message), f"DHCP from {where}")
+
+    async def _carry_out(self, effects: Iterable[Effect], message: InFlightMessage) -> None:
+        """In order. What is handed to the VM goes out after the binding before it is confirmed; a
+        binding that is not keeps the ACK back, and the VM, hearing nothing, asks again.
+        """
+        confirmed = True
+        for effect in effects:
+            match effect:
+                case Bind(assignment, renewed):
+                    confirmed = await self.bind(assignment, renewed)
+                case Release(assignment, reason):
+                    await self.release(assignment, reason)
+                case Recorded():
+                    self.renewals.recorded(effect)
+                case ToServers(vm, source):
+                    self._send(vm, message.dhcp, source, message.server_named, message.circuit)
+                case Disagreement():
+                    self._disagreed(effect)
+                case ToVM(vm) if confirmed:
+                    self._to_vm(vm, message)
+                case ToVM():
+                    self._context.counters[Count.DHCP_UNCONFIRMED] += 1
+                case ToAgent():
+                    self.renewals.answered(effect, message.dhcp, confirmed)
+                case Rejected() | Suspicious():
+                    pass
+
+    async def bind(self, assignment: Assignment, renewed: bool) -> bool:
+        """Make the binding; True when every switch that is connected has confirmed it."""
+        context = self._context
+        try:
+            touched = context.apply(AddressAssigned(assignment))
+        except ModelError as error:
+            # Something else took the address, or the VM went, since the effect was computed.
+            context.events.publish(
+                EventType.BINDING_REJECTED, vm=assignment.vm, ip=assignment.ip, reason=str(error)
+            )
+            return False
+        self.renewals.bound(assignment)
+        vm = context.net.vms[assignment.vm]
+        report = await context.install(touched, [underlay_of(context.net).near(vm.server)])
+        # A switch that is away gets its entries when it comes back; one that is there and rejects is trouble.
+        rejected = sorted(switch for switch in report.missing if context.is_connected(switch))
+        if rejected:
+            reason = f"not confirmed by {', '.join(rejected)}"
+            context.events.publish(
+                EventType.BINDING_UNCONFIRMED, vm=assignment.vm, ip=assignment.ip, reason=reason
+            )
+            return False
+        self.renewals.confirmed(assignment)
+        kind = EventType.BINDING_RENEWED if renewed else EventType.BINDING_ADDED
+        context.events.publish(kind, bindings=context.net.bindings([assignment.vm]))
+        return True
+
+    async def release(self, assignment: Assignment, reason: str) -> None:
+        context = self._context
+        if context.net.assignments.get(assignment.ip) != assignment:
+            return  # Renewed or given back since the effect was computed.
+        await context.commit(AddressReleased(assignment))
+        context.events.publish(EventType.BINDING_REMOVED, vm=assignment.vm, ip=assignment.ip, reason=reason)
+
+    def _on_behalf(self, vm: VM, dhcp: DHCP, source: IPv4Address) -> None:
+        """A message of ours in the VM's name, to the server that it names."""
+        self._send(vm.id, dhcp, source, dhcp.server_id, f"{self._context.net.servers[vm.server].edge}:")
+
+    def _send(self, vm: str, dhcp: DHCP, source: IPv4Address, to: IPv4Address | None, circuit: str) -> None:
+        """To every DHCP server of the place (`to` is None), or to one; relayed where need be."""
+        context, net = self._context, self._context.net
+        found = list(relay.ways(net, vm, dhcp, to, self._snooper.identifiers))
+        if not self._shares.take(vm, len(found), context.clock()):
+            context.counters[Count.DHCP_TOO_MUCH] += 1
+            return
+        reached = False
+        for way in found:
+            at = underlay_of(net).attachment(way.server.id) if way.server.id in net.servers else None
+            at = at or net.port_of_server(way.server)
+            if at is None:
+                continue
+            frame = handover.to_server(dhcp, way, net.gateway_mac, source, to, circuit, vm)
+            if frame is None:
+                context.counters[Count.DHCP_TOO_MANY_RELAYS] += 1
+            else:
+                reached |= context.send_frame(*at, frame)
+        if not reached:
+            context.counters[Count.DHCP_NO_SERVER] += 1
+
+    def _to_vm(self, vm: str, message: InFlightMessage) -> None:
+        net = self._context.net
+        registered = net.vms.get(vm)
+        nic = None if registered is None else registered.nic_with(message.dhcp.chaddr)
+        if registered is None or nic is None:
+            return
+        edge = net.servers[registered.server].edge
+        port = net.port_of(nic, edge)
+        if port is not None:
+            gateway_mac = net.gateway_mac_of(net.servers[registered.server])
+            frame = handover.to_vm(nic.mac, gateway_mac, message.datagram, message.dhcp)
+            self._context.send_frame(edge, port.number, frame)
+
+    def _disagreed(self, found: Disagreement) -> None:
+        """The server is to give this VM another address; the operator is to mend what is behind it."""
+        context = self._context
+        context.events.publish(EventType.BINDING_REJECTED, vm=found.vm, ip=found.ip, reason=found.reason)
+        vm = context.net.vms.get(found.vm)
+        if vm is not None:
+            self._on_behalf(vm, found.decline, NO_ADDRESS)
+
+    # ---- VMs that are removed ----
+
+    def give_back(self, vm: VM, nic: NIC | None = None) -> None:
+        """The manager removes a VM, or a NIC of it: what DHCP servers have leased to it, they may lease to
+        others.
+
+        To be called while the VM still holds it: RELEASE comes from the address that it is about.
+        """
+        net = self._context.net
+        for held in net.held_by(vm.id) if nic is None else net.assignments_of(vm, nic):
+            if held.kind is BindingKind.DYNAMIC and held.server is not None and is_leased(held.ip):
+                said = release(held.ip, held.mac, secrets.randbits(32), held.server, held.client_id or None)
+                self._on_behalf(vm, said, held.ip)
+
+    # ---- rejections ----
+
+    def _parse(self, switch: str, port: int, frame: bytes, where: str) -> InFlightMessage | None:
+        try:
+            return InFlightMessage(switch, port, *parse_dhcp_frame(frame))
+        except FrameError as error:
+            self._context.reject_frame("DHCP", where, error)
+            return None
+
+    def _rejected(self, rejected: Rejected, message: InFlightMessage) -> None:
+        context, switch, port = self._context, message.switch, message.port
+        context.counters[Count.DHCP_REJECTED] += 1
+        said = {"switch": switch, "port": port, "vm": rejected.vm, "reason": rejected.reason}
+        context.events.tell((switch, port), EventType.DHCP_REJECTED, **said)
+        if rejected.spoofed:
+            self._spoofed(rejected.vm, rejected.reason, message)
+
+    def _spoofed(self, vm: str, reason: str, message: InFlightMessage) -> None:
+        context, claims = self._context, claims_of(message.dhcp, message.datagram.src)
+        row = context.spoof_attempts.note(
+            SpoofingKind.DHCP, message.switch, message.port, vm, claims, context.clock()
+        )
+        source, about = (message.switch, message.port), (*claims, reason)
+        context.events.tell(source, EventType.SPOOFING, about=about, spoofing=row, reason=reason)
+
+    def _server_at(self, switch: str, port: int) -> Server | None:
+        net = self._context.net
+        if net.switches[switch].role is Role.EDGE:
+            return net.trusted_at(switch, port)
+        attachment = underlay_of(net).attachment
+        servers = net.servers_with(Service.DHCP)
+        return next((server for server in servers if attachment(server.id) == (switch, port)), None)

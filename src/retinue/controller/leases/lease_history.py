@@ -1,0 +1,61 @@
+"""What must be known of leases beyond those that are held, to renew them; kept in the database.
+
+The renewal of a NIC whose VM has migrated is *pending* until a DHCP server has answered, be it the agent or
+the VM itself. And the last lease of a NIC that ran out, during a migration perhaps, is no assignment any
+more, but can be asked for.
+"""
+
+from retinue.controller.context import Context
+from retinue.controller.lease_changes import EndedLeaseForgotten, LeaseEnded, RenewalPending, RenewalSettled
+from retinue.core.model import Assignment, Mac
+
+KEPT = 1000
+"""Ended leases that are remembered."""
+
+
+class LeaseMemory:
+    """Renewals that are pending, and leases that have ended: in the state, so that they survive a restart."""
+
+    def __init__(self, context: Context) -> None:
+        self._context, self._net = context, context.net
+        self._ended = context.state.ended_leases
+        self.pending = context.state.pending_renewals
+
+    def restored(self) -> None:
+        """The database has been read; what it has of NICs that are no more is forgotten."""
+        for nic in [nic for nic in self.pending if self._net.vm_of_port_id(nic) is None]:
+            self.settle(nic)
+        for mac in [mac for mac in self._ended if self._net.vm_of_mac(mac) is None]:
+            self.bound(mac)
+
+    def pend(self, nic: str) -> None:
+        """The lease of the NIC with this port id is to be renewed."""
+        self._context.apply(RenewalPending(nic))
+
+    def settle(self, nic: str) -> None:
+        """No renewal of it is pending any more."""
+        if nic in self.pending:
+            self._context.apply(RenewalSettled(nic))
+
+    def ran_out(self, lease: Assignment) -> None:
+        self._context.apply(LeaseEnded(lease))
+        if len(self._ended) > KEPT:
+            self.bound(next(iter(self._ended)))
+
+    def bound(self, mac: Mac) -> None:
+        """The NIC with this MAC has another lease, and what was before counts no more."""
+        lease = self._ended.get(mac)
+        if lease is not None:
+            self._context.apply(EndedLeaseForgotten(lease))
+
+    def last_of(self, mac: Mac) -> Assignment | None:
+        """The lease the NIC had last, if it has none; None also when another holds that address by now."""
+        lease = self._ended.get(mac)
+        return None if lease is None or lease.ip in self._net.assignments else lease
+
+    def vm_gone(self, vm: str) -> None:
+        """There is no such VM any more, and so none of its NICs."""
+        for nic in [nic for nic in self.pending if self._net.vm_of_port_id(nic) is None]:
+            self.settle(nic)
+        for mac in [mac for mac, lease in self._ended.items() if lease.vm == vm]:
+            self.bound(mac)

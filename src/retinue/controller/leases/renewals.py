@@ -1,0 +1,353 @@
+"""Renewals on a VM's behalf: ordered here, sent in at the VM's port by the agent, judged by DHCP.
+
+    renew(vm)          -> what to renew is announced to the snooper, event vm.renew: the agent of the server
+                          builds the request and sends it in at the VM's port
+    request comes in   -> the port is recorded, event renewal.sent, and it goes to the DHCP server
+    ACK                -> binding confirmed by the switches, then event renewal.acked, to the agent
+    NAK                -> event renewal.rejected with the reason; the binding stays till the lease ends, for
+                          the VM has asked nothing: it asks when its time comes, and the answer is its own
+    no answer          -> the agent asks again, then reports it (or reports nothing at all): renewal.silent
+
+What is renewed is the lease the VM holds, or held last: one that ended during a migration is put to the DHCP
+server all the same, and the server decides.
+
+The lease of a VM that has migrated (`vm_migrated`) is renewed by order of the controller. If no DHCP server
+has answered when the controller ends, the next one orders it again, as soon as the VM's flows are confirmed.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Collection
+from dataclasses import replace
+from ipaddress import IPv4Address
+from math import isinf
+
+import structlog
+
+from retinue.controller import counters as counted
+from retinue.controller.context import Context
+from retinue.controller.errors import RequestError, no_vm
+from retinue.controller.leases.lease_history import LeaseMemory
+from retinue.core.lease_renewal import BACK_OFF
+from retinue.core.model import NIC, VM, Assignment, BindingKind, Mac
+from retinue.core.model.families import is_leased
+from retinue.core.model.network import Owner
+from retinue.core.packets import DHCP, build_dhcp, build_options
+from retinue.core.snooping.dhcp_rules import Snooper
+from retinue.core.snooping.messages import Recorded, ToAgent
+from retinue.protocol.errors import ErrorCode
+from retinue.protocol.events import EventType
+from retinue.protocol.renewals import OrderState, RenewalOrder, RenewalReport
+
+log = structlog.get_logger()
+
+LIMIT = sum(BACK_OFF) + 10.0
+"""Seconds after which an agent that reports nothing is no longer waited for."""
+AGAIN = 5.0
+"""Seconds until an order of which no request has come in is announced once more."""
+KEPT = 1000
+"""Renewals that have ended that are remembered."""
+
+
+class RenewalError(RequestError):
+    """The renewal cannot be; the message says why and what to do."""
+
+    code = ErrorCode.NOT_RENEWABLE
+
+
+class Renewals:
+    """The controller's renewals. Times are in seconds: `limit` is how long an agent is waited for, `warm_up`
+    how long a VM that has migrated is left alone first (see controller.config)."""
+
+    def __init__(
+        self, context: Context, snooper: Snooper, limit: float = LIMIT, warm_up: float = 0.0
+    ) -> None:
+        self._context = context
+        self._snooper = snooper
+        self.limit = limit
+        self._warm_up = warm_up
+        self.orders: dict[str, RenewalOrder] = {}
+        self._by_xid: dict[int, str] = {}
+        self._ended: dict[str, asyncio.Event] = {}
+        self._memory = LeaseMemory(context)
+        self._due: set[str] = set()
+        """NICs, by port id, with a pending renewal that has not been ordered since the start."""
+
+    # ---- VMs that have migrated ----
+
+    def vm_migrated(self, vm: str) -> None:
+        """A VM has migrated: the lease of each of its NICs that has one is renewed from its new server."""
+        leased = self._leased(vm)
+        for nic in leased:
+            self._memory.pend(nic.port_id)
+        if leased:
+            self._context.spawn(self._after_migration(vm), f"renewal of {vm} after its migration")
+
+    async def _after_migration(self, vm: str) -> None:
+        await asyncio.sleep(self._warm_up)
+        registered = self._context.net.vms.get(vm)
+        for nic in registered.nics if registered is not None else ():
+            if nic.port_id in self._memory.pending:
+                self._due.add(nic.port_id)
+                self._order_due(nic.port_id)
+
+    def restored(self) -> None:
+        """The database has been read."""
+        self._memory.restored()
+        self._due |= self._memory.pending
+
+    def look_at(self, owners: Collection[Owner]) -> None:
+        """After an installation: a VM with a pending renewal may be where it can be renewed, or removed."""
+        for owner in owners:
+            if owner.kind != "vm":
+                continue
+            vm = self._context.net.vms.get(owner.id)
+            if vm is None:
+                self._vm_gone(owner.id)
+                continue
+            due = [nic.port_id for nic in vm.nics if nic.port_id in self._due]
+            if due and self._context.is_programmed(owner):
+                for nic in due:
+                    self._order_due(nic)
+
+    def _order_due(self, nic: str) -> None:
+        """Order it, unless the NIC's port is not back yet."""
+        net = self._context.net
+        vm = net.vm_of_port_id(nic)
+        its = None if vm is None else vm.nic_called(nic)
+        if vm is None or its is None or self._lease_of(its) is None:
+            self._settle(nic)  # The VM has given its lease back.
+        elif net.port_of(its, net.servers[vm.server].edge) is not None:
+            self._due.discard(nic)
+            try:
+                self.renew(vm.id, nic=nic)
+            except RenewalError as error:
+                log.warning("renewal.not_ordered", vm=vm.id, nic=nic, error=str(error))
+
+    def _settle(self, nic: str) -> None:
+        self._due.discard(nic)
+        self._memory.settle(nic)
+
+    def _settle_mac(self, mac: Mac) -> None:
+        vm = self._context.net.vm_of_mac(mac)
+        nic = None if vm is None else vm.nic_with(mac)
+        if nic is not None:
+            self._settle(nic.port_id)
+
+    def _vm_gone(self, vm: str) -> None:
+        self._memory.vm_gone(vm)
+        self._due &= self._memory.pending
+        for order in self.under_way(vm):
+            self._end(order, OrderState.FAILED, f"VM {vm} was removed")
+
+    # ---- orders ----
+
+    def renew(self, vm: str, server: str = "", *, announce: bool = True, nic: str = "") -> RenewalOrder:
+        """Have a VM's lease renewed by the agent at `server` ("": where the VM is delivered).
+
+        `nic` is the port id of the NIC whose lease it is; "": the first that has one. With `announce` the
+        order goes to the agent as event vm.renew; without, the caller is the agent and acts on the order
+        returned. A renewal of the same NIC that is under way is given up. Raises RenewalError.
+        """
+        registered = self._context.net.vms.get(vm)
+        if registered is None:
+            raise RenewalError(str(no_vm(vm)), ErrorCode.UNKNOWN_VM)
+        at = server or registered.server
+        order = self._order(registered, self._nic_to_renew(registered, nic), at)
+        for other in (other for other in self.under_way(vm) if other.mac == order.mac):
+            self._end(other, OrderState.FAILED, f"{order.id} took its place")
+        self.orders[order.id] = order
+        self._by_xid[order.xid] = order.id
+        self._ended[order.id] = asyncio.Event()
+        self._forget_old()
+        self._snooper.announce(
+            vm, order.mac, order.ip, order.xid, order.switch, self._context.clock(), order.dhcp_server
+        )
+        self._context.spawn(self._watch(order.id, announce), f"{order.id} of {vm}")
+        if announce:
+            self._announce(order)
+        return order
+
+    def _announce(self, order: RenewalOrder) -> None:
+        self._context.events.publish(EventType.VM_RENEW, renewal=order, vm=order.vm, server=order.server)
+
+    def may_renew(self, vm: str) -> bool:
+        """True when the VM has, or had, a lease to renew: False for one with static addresses only."""
+        return bool(self._leased(vm))
+
+    async def result(self, id: str, wait: float | None = None) -> RenewalOrder:
+        """The renewal when it has ended, or as it is after `wait` seconds. Raises RenewalError."""
+        order = self.get(id)
+        if not order.state.ended:
+            try:
+                async with asyncio.timeout(wait):
+                    await self._ended[id].wait()
+            except TimeoutError:
+                pass
+        return self.orders[id]
+
+    def get(self, id: str) -> RenewalOrder:
+        order = self.orders.get(id)
+        if order is None:
+            raise RenewalError(
+                f"there is no renewal {id}; GET /v1/renewals lists those there are", ErrorCode.UNKNOWN_RENEWAL
+            )
+        return order
+
+    def under_way(self, vm: str) -> list[RenewalOrder]:
+        return [o for o in self.orders.values() if o.vm == vm and not o.state.ended]
+
+    # ---- reports of agents ----
+
+    def on_report(self, id: str, report: RenewalReport, reason: str) -> RenewalOrder:
+        """What the agent reports of a renewal; about one that has ended it changes nothing."""
+        order = self.get(id)
+        if not order.state.ended:
+            state = OrderState.SILENT if report is RenewalReport.SILENT else OrderState.FAILED
+            self._end(order, state, reason or "the agent gave no reason")
+        return self.orders[id]
+
+    # ---- what DHCP does, from DhcpPath ----
+
+    def recorded(self, effect: Recorded) -> None:
+        """The request came in, at this port."""
+        order = self._of(effect.xid)
+        if order is None:
+            return
+        order = replace(order, state=OrderState.SENT, sent=order.sent + 1, recorded_port=effect.port)
+        self.orders[order.id] = order
+        self._context.events.publish(EventType.RENEWAL_SENT, renewal=order, vm=order.vm)
+
+    def answered(self, effect: ToAgent, answer: DHCP, confirmed: bool) -> None:
+        """The DHCP server has answered. With an ACK the binding is made; `confirmed`: by every switch."""
+        order = self._of(effect.xid)
+        if order is None:
+            return
+        order = replace(order, answer=build_dhcp(answer).hex())
+        if effect.rejection:
+            self._settle_mac(order.mac)
+            self._end(order, OrderState.REJECTED, effect.rejection)
+            return
+        if not confirmed:
+            self._end(order, OrderState.REJECTED, "the switches have not confirmed the binding of the ACK")
+            return
+        held = self._context.net.assignments.get(order.ip)
+        end = None if held is None else held.lease_end
+        seconds = answer.lease_time
+        granted = None if seconds is None or isinf(seconds) else seconds
+        self._settle_mac(order.mac)
+        self._end(replace(order, lease_seconds=granted, lease_end=end), OrderState.ACKED, "")
+
+    def lease_ended(self, assignment: Assignment) -> None:
+        """A lease ran out. Its VM may be on its way."""
+        self._memory.ran_out(assignment)
+
+    def bound(self, assignment: Assignment) -> None:
+        """An ACK has made a binding."""
+        self._memory.bound(assignment.mac)
+
+    def confirmed(self, assignment: Assignment) -> None:
+        """The switches have confirmed it."""
+        self._settle_mac(assignment.mac)
+
+    # ---- inside ----
+
+    def _leased(self, vm: str) -> list[NIC]:
+        """The NICs of a VM that have, or had, a lease to renew."""
+        known = self._context.net.vms.get(vm)
+        return [nic for nic in known.nics if self._lease_of(nic) is not None] if known is not None else []
+
+    def _nic_to_renew(self, vm: VM, nic: str) -> NIC:
+        found = vm.nic_called(nic) if nic else next(iter(self._leased(vm.id)), vm.nic)
+        if found is None:
+            raise RenewalError(f"VM {vm.id} has no NIC {nic}", ErrorCode.UNKNOWN_NIC)
+        return found
+
+    def _order(self, vm: VM, nic: NIC, server: str) -> RenewalOrder:
+        net = self._context.net
+        if server not in (vm.server, *vm.also):
+            raise RenewalError(f"VM {vm.id} may not be found at {server}, but at {vm.server}")
+        edge = net.servers[server].edge
+        port = net.port_of(nic, edge)
+        if port is None:
+            raise RenewalError(f"switch {edge} of {server} has no port of VM {vm.id}")
+        lease = self._lease_of(nic)
+        if lease is None or not is_leased(lease.ip):
+            raise RenewalError(f"VM {vm.id} has no lease to renew")
+        granted_by = lease.server or self._only_server()
+        if granted_by is None:
+            raise RenewalError(f"it is not known which DHCP server granted {lease.ip} to VM {vm.id}")
+        xid = self._fresh_xid()
+        return RenewalOrder(
+            # Never the same again, also after a restart: an agent may still speak of an earlier one.
+            id=f"renewal-{xid:08x}",
+            vm=vm.id,
+            server=server,
+            switch=edge,
+            port=port.name,
+            port_number=port.number,
+            ip=lease.ip,
+            mac=nic.mac,
+            xid=xid,
+            dhcp_server=granted_by,
+            client_id=lease.client_id.hex(),
+            next_hop=net.gateway_mac,
+            ordered_at=self._context.clock(),
+            options=build_options(lease.options)[:-1].hex(),
+        )
+
+    def _lease_of(self, nic: NIC) -> Assignment | None:
+        net = self._context.net
+        vm = net.vm_of_mac(nic.mac)
+        assigned = () if vm is None else net.assignments_of(vm, nic)
+        held = (h for h in assigned if h.kind is BindingKind.DYNAMIC)
+        return next(held, self._memory.last_of(nic.mac))
+
+    def _only_server(self) -> IPv4Address | None:
+        servers = self._context.net.dhcp_servers()
+        address = servers[0].address if len(servers) == 1 else None
+        return address if is_leased(address) else None
+
+    def _fresh_xid(self) -> int:
+        while (xid := secrets.randbits(32)) in self._by_xid:
+            pass
+        return xid
+
+    def _of(self, xid: int) -> RenewalOrder | None:
+        order = self.orders.get(self._by_xid.get(xid, ""))
+        return None if order is None or order.state.ended else order
+
+    async def _watch(self, id: str, announced: bool) -> None:
+        """A renewal ends also when its agent is dead. To one that was away, it is announced once more."""
+        left = self.limit
+        while left > 0:
+            order = await self.result(id, min(AGAIN, left))
+            left -= AGAIN
+            if order.state.ended:
+                return
+            if left > 0 and announced and not order.sent:
+                self._announce(order)
+        if order.sent:
+            reason = f"DHCP server {order.dhcp_server} did not answer {order.sent} requests"
+        else:
+            reason = f"no request came in at port {order.port} of {order.switch}: is the agent running?"
+        self._end(order, OrderState.SILENT, f"{reason} in {self.limit:.0f} s")
+
+    def _end(self, order: RenewalOrder, state: OrderState, reason: str) -> None:
+        order = replace(order, state=state, reason=reason)
+        self.orders[order.id] = order
+        self._by_xid.pop(order.xid, None)
+        self._snooper.withdraw(order.mac, order.xid, self._context.clock())
+        self._ended[order.id].set()
+        self._context.counters[counted.renewals(state)] += 1
+        if state is not OrderState.ACKED:
+            log.warning("renewal.failed", vm=order.vm, ip=str(order.ip), state=state, reason=reason)
+        self._context.events.publish(EventType(f"renewal.{state}"), renewal=order, vm=order.vm, reason=reason)
+
+    def _forget_old(self) -> None:
+        ended = [id for id, order in self.orders.items() if order.state.ended]
+        for id in ended[: max(0, len(ended) - KEPT)]:
+            del self.orders[id], self._ended[id]
+
+
+__all__ = ["RenewalError", "Renewals"]

@@ -1,0 +1,1 @@
+"""Migrations: carried out, made by others, remembered."""

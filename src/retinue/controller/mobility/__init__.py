@@ -1,0 +1,1 @@
+"""Named entities, the resource manager and the mobility manager."""

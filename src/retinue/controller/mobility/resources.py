@@ -1,0 +1,257 @@
+"""The resource manager: what VMs need and what servers have left, as managers say it and agents report it.
+
+What managers say is kept (core.placement.Entity). What agents report, every few seconds, is not: a server's
+agent reports it again. Where both say something, the manager counts.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+
+import msgspec
+
+from retinue.controller.context import Context
+from retinue.controller.errors import no_server
+from retinue.controller.migrations.orchestrator import MigrationOrchestrator
+from retinue.core.migration import MigrationState
+from retinue.core.model import IP, Service
+from retinue.core.pipeline.underlay import underlay_of
+from retinue.core.placement import Need, Policy, Presence, Profile, ServerState, Snapshot, Wish
+from retinue.core.placement.scores import FARTHEST
+from retinue.protocol.mobility import ServerReport, VMSize
+
+REPORT_FRESH = 30.0
+"""Seconds for which a report says what is free and in use; the capacity it tells counts until the next."""
+SAME_SERVER, SAME_LEAF = 100, 300
+"""Hundredths of switches on the way: the edge; two edges and a leaf. Else it is FARTHEST."""
+
+_NOTHING = Profile()
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    report: ServerReport
+    at: float
+
+
+class ResourceManager:
+    """Keeps reports, and makes of all that is known what a decision goes by."""
+
+    def __init__(
+        self,
+        context: Context,
+        orchestrator: MigrationOrchestrator,
+        policy: Policy,
+        images_at: Callable[[str], list[str]],
+    ) -> None:
+        """`images_at`: names of the images that a server has all of."""
+        self._context = context
+        self._net = context.net
+        self._orchestrator = orchestrator
+        self.policy = policy
+        self._images_at = images_at
+        self._reports: dict[str, _Heard] = {}
+        self._sizes: dict[str, VMSize] = {}
+        """By VM: as the agent of its server reported it last."""
+
+    # ---- what is reported ----
+
+    def on_report(self, server: str, report: ServerReport) -> None:
+        """An agent speaks of its own server, and of VMs that are there: of others it is not believed.
+
+        Raises RequestError for a server that is not there.
+        """
+        if server not in self._net.servers:
+            raise no_server(server)
+        self._reports[server] = _Heard(report, self._context.clock())
+        for size in report.vms:
+            vm = self._net.vms.get(size.vm)
+            if vm is not None and server in vm.locations:
+                self._sizes[size.vm] = size
+
+    def vm_gone(self, vm: str) -> None:
+        self._sizes.pop(vm, None)
+
+    def reported(self, server: str) -> dict[str, Any] | None:
+        """A server's last report as plain values, with its age in seconds; None: there is none."""
+        heard = self._reports.get(server)
+        if heard is None:
+            return None
+        plain: dict[str, Any] = {
+            name: getattr(heard.report, name) for name in ServerReport.__struct_fields__ if name != "vms"
+        }
+        vms = [{"vm": one.vm, "memory_mib": one.memory_mib, "cpus": one.cpus} for one in heard.report.vms]
+        return {**plain, "vms": vms, "age_seconds": round(self._context.clock() - heard.at, 1)}
+
+    def holders(self, image: str) -> list[str]:
+        """The servers that hold an image, as their agents say."""
+        return sorted(name for name in self._net.servers if image in self._images_at(name))
+
+    # ---- profiles ----
+
+    def profile_of(self, name: str) -> Profile:
+        """What the manager has said of a VM or server."""
+        known = self._context.state.entities.get(name)
+        return _NOTHING if known is None else known.profile
+
+    def size_of(self, vm: str) -> tuple[int, int]:
+        """MiB of memory and processors of a VM; 0 where nobody knows."""
+        said, seen = self.profile_of(vm), self._sizes.get(vm)
+        return said.memory_mib or (seen.memory_mib if seen else 0), said.cpus or (seen.cpus if seen else 0)
+
+    def profile_shown(self, vm: str) -> dict[str, Any]:
+        """A VM's service profile, the whole of it, as messages carry it."""
+        memory, cpus = self.size_of(vm)
+        said: dict[str, Any] = msgspec.to_builtins(self.profile_of(vm))
+        return {**said, "memory_mib": memory, "cpus": cpus}
+
+    def services_of(self, vm: str) -> list[str]:
+        """Names of the services that the VM serves."""
+        every = self._context.state.entities.values()
+        return sorted(one.name for one in every if vm in one.profile.served_by)
+
+    def need(self, vm: str, moved_at: Mapping[str, float] | None = None) -> Need:
+        said, (memory, cpus) = self.profile_of(vm), self.size_of(vm)
+        last = (self._moved_at() if moved_at is None else moved_at).get(vm)
+        ago = None if last is None else max(0, int(self._context.clock() - last))
+        return Need(
+            vm, memory, cpus, said.disk_mib, said.bandwidth_mbps, said.apart, said.image, said.pinned, ago
+        )
+
+    def _moved_at(self) -> dict[str, float]:
+        """By VM: when it last was at the end of a migration."""
+        done = (m for m in self._orchestrator.migrations.values() if m.state is MigrationState.DONE)
+        found: dict[str, float] = {}
+        for migration in done:
+            found[migration.vm] = max(found.get(migration.vm, 0.0), migration.steps[-1][1])
+        return found
+
+    # ---- what a decision goes by ----
+
+    def candidates(self) -> list[str]:
+        """Servers that run VMs, by name."""
+        return sorted(name for name, server in self._net.servers.items() if server.edge)
+
+    def snapshot(
+        self, vm: str, wish: Wish, presences: Mapping[str, Presence], named: str = "", waited_ms: int = 0
+    ) -> Snapshot:
+        """What there is at this moment; servers beside `presences` are as they seem."""
+        hosted, clients = self._hosted(), self._places(self.profile_of(vm).clients)
+        servers = tuple(
+            self._state(name, hosted[name], presences.get(name), vm, clients) for name in self.candidates()
+        )
+        source = self._net.vms[vm].server
+        return Snapshot(self.need(vm), source, servers, wish, self.policy, named, waited_ms)
+
+    def domain(self) -> tuple[dict[str, ServerState], dict[str, str], dict[str, Need]]:
+        """All servers as they are, where each VM is that runs and does not migrate, and what it needs."""
+        hosted, moved_at = self._hosted(), self._moved_at()
+        migrating = {m.vm for m in self._orchestrator.migrations.values() if not m.state.ended}
+        servers = {name: self._state(name, hosted[name], None, "", []) for name in self.candidates()}
+        still = {
+            vm: value.server for vm, value in sorted(self._net.vms.items())
+            if value.server in servers and vm not in migrating
+        }  # fmt: skip
+        return servers, still, {vm: self.need(vm, moved_at) for vm in still}
+
+    def presence(self, server: str) -> Presence:
+        """Of a server that was not asked."""
+        edge = self._net.servers[server].edge
+        if self._context.agents.is_away(server) or self._context.is_away(edge):
+            return Presence.AWAY
+        return Presence.ANSWERED if self._context.agents.listens(server) else Presence.NO_AGENT
+
+    def _hosted(self) -> dict[str, set[str]]:
+        """By server: VMs that are there, or on their way there or from there, as soon as it is decided."""
+        found = {name: set(self._net.vms_on(name)) for name in self.candidates()}
+        for migration in self._orchestrator.migrations.values():
+            if not migration.state.ended:
+                found.get(migration.source, set()).add(migration.vm)
+                found.get(migration.target, set()).add(migration.vm)
+        return found
+
+    def _state(
+        self,
+        name: str,
+        hosted: Collection[str],
+        presence: Presence | None,
+        vm: str,
+        clients: Collection[str],
+    ) -> ServerState:
+        net, said, heard = self._net, self.profile_of(name), self._reports.get(name)
+        report = ServerReport() if heard is None else heard.report
+        fresh = heard is not None and self._context.clock() - heard.at <= REPORT_FRESH
+        at_source = vm in net.vms and net.vms[vm].server == name
+        others = [one for one in hosted if one != vm]
+        sizes = [self.size_of(one) for one in (hosted if at_source else others)]
+        return ServerState(
+            name,
+            self.presence(name) if presence is None else presence,
+            drained=name in net.drained,
+            fenced=name in net.fenced,
+            attached=underlay_of(net).is_reachable(name),
+            cpus=said.cpus or report.cpus,
+            memory_mib=said.memory_mib or report.memory_mib,
+            promised_cpus=sum(cpus for _, cpus in sizes),
+            promised_mib=sum(memory for memory, _ in sizes),
+            unknown_vms=sum(not memory for memory, _ in sizes),
+            free_mib=report.memory_free_mib if fresh else None,
+            disk_free_mib=(report.disk_free_mib if fresh else None) if not said.disk_mib else said.disk_mib,
+            bandwidth_mbps=said.bandwidth_mbps or report.bandwidth_mbps,
+            bandwidth_used_mbps=report.bandwidth_used_mbps if fresh else 0,
+            cpu_used=report.cpu_used if fresh else None,
+            cpu_pressure=(report.cpu_pressure or 0) if fresh else 0,
+            memory_pressure=(report.memory_pressure or 0) if fresh else 0,
+            distance=self._distance(name, clients),
+            groups=tuple(sorted({self.profile_of(one).apart for one in others} - {""})),
+            images=tuple(self._images_at(name)),
+        )
+
+    # ---- how far clients are ----
+
+    def _places(self, clients: Collection[str]) -> list[str]:
+        """The servers at which packets of these clients come into the fabric; unknown ones are left out."""
+        found = [self._place(client) for client in clients]
+        return [server for server in found if server]
+
+    def _place(self, client: str) -> str:
+        net = self._net
+        ip = _address(client)
+        held = None if ip is None else net.assignments.get(ip)
+        if held is not None:
+            return net.vms[held.vm].server
+        server = None if ip is None else net.server_of_address(ip)
+        if server is not None:
+            return server.id
+        routers = [
+            one.id for one in net.servers_with(Service.ROUTER)
+            if ip is not None and any(ip in prefix for prefix in one.routes)
+        ]  # fmt: skip
+        return min(routers, default="")
+
+    def nearer_by(self, vm: str) -> int:
+        """How many hundredths of switches fewer are between a VM's clients and the nearest other server."""
+        clients = self._places(self.profile_of(vm).clients)
+        far = {name: self._distance(name, clients) for name in self.candidates()}
+        here = far.pop(self._net.vms[vm].server, None)
+        others = [distance for distance in far.values() if distance is not None]
+        return 0 if here is None or not others else here - min(others)
+
+    def _distance(self, server: str, clients: Collection[str]) -> int | None:
+        if not clients:
+            return None
+        here = self._net.location(server)
+        total = 0
+        for client in clients:
+            there = self._net.location(client)
+            same_leaf = here is not None and there is not None and here.switch == there.switch
+            total += SAME_SERVER if client == server else SAME_LEAF if same_leaf else FARTHEST
+        return total // len(clients)
+
+
+def _address(text: str) -> IP | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None

@@ -1,0 +1,90 @@
+"""ARP that reaches the controller: servers are found by theirs, VMs and servers are answered."""
+
+from retinue.controller.context import Context
+from retinue.controller.counters import Count
+from retinue.controller.inventory.server_locations import ServerLocations
+from retinue.controller.neighbours.leaf_ports import leaf_port
+from retinue.controller.neighbours.taking import Taking
+from retinue.core.limits import MOST_UNKNOWN
+from retinue.core.model import PortRef
+from retinue.core.packets import ARP, Ethernet, FrameError, arp_reply, parse, parse_arp
+from retinue.core.pipeline.responders import arp
+from retinue.protocol.events import EventType
+
+
+class ArpResponder:
+    """Answers ARP where a switch does not answer by itself, and passes servers' ARP to ServerLocations.
+
+    Which requests are answered: `core.pipeline.responders.arp`.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.locations = ServerLocations(context)
+        self._taking = Taking(context)
+        self._unknown: dict[PortRef, dict[str, None]] = {}
+        """By leaf port: MACs that no server is registered with, the last ones seen there. The operator is
+        shown what is missing; a port that invents MACs takes no other's place."""
+
+    def from_vm(self, switch: str, port: int, frame: bytes) -> None:
+        """A VM asks for an address its edge switch does not answer for by itself."""
+        parsed = self._parse(frame, f"{switch} port {port}")
+        net = self._context.net
+        vm = net.vm_at(switch, port)
+        if parsed is None or vm is None:
+            return
+        ethernet, request = parsed
+        nic = net.nic_at(switch, port)
+        if nic is not None and self._taking.heard(vm, nic, ethernet.src, request):
+            return
+        if arp.answers_vm(net, switch, request):
+            self._context.counters[Count.ARP_ANSWERED] += 1
+            gateway_mac = net.gateway_mac_of(net.server_of_edge(switch))
+            self._context.send_frame(switch, port, arp_reply(request, gateway_mac))
+        else:
+            self._context.counters[Count.ARP_UNANSWERED] += 1
+
+    def from_server(self, switch: str, port: int, frame: bytes) -> None:
+        """ARP at a leaf's port: its sender is there."""
+        parsed = self._parse(frame, f"{switch} port {port}")
+        if parsed is None:
+            return
+        ethernet, message = parsed
+        net = self._context.net
+        here = leaf_port(net, switch, port)
+        if here is None:
+            return
+        server = net.server_of_mac(message.sha)
+        if server is None or ethernet.src != message.sha:
+            self._note_unknown(message.sha, here)
+            return
+        self.locations.seen(server.id, here)
+        if arp.answers_server(net, message):
+            self._context.send_frame(switch, port, arp_reply(message, net.gateway_mac))
+
+    def _note_unknown(self, mac: str, here: PortRef) -> None:
+        found = self._unknown.setdefault(here, {})
+        if mac in found:
+            return
+        found[mac] = None
+        if len(found) > MOST_UNKNOWN:
+            del found[next(iter(found))]
+        source = (here.switch, here.port)
+        self._context.events.tell(source, EventType.SERVER_UNKNOWN, mac=mac, location=str(here))
+
+    @property
+    def unknown(self) -> dict[str, PortRef]:
+        """MACs seen at leaf ports that no server is registered with, and where."""
+        return {mac: here for here, macs in self._unknown.items() for mac in macs}
+
+    def ask_for_servers(self) -> None:
+        """Ask for the servers whose place is not known; may be called at any time."""
+        self.locations.ask_for_missing()
+
+    def _parse(self, frame: bytes, where: str) -> tuple[Ethernet, ARP] | None:
+        try:
+            ethernet = parse(frame)
+            return ethernet, parse_arp(ethernet.payload)
+        except FrameError as error:
+            self._context.reject_frame("ARP", where, error)
+            return None

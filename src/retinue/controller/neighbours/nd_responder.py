@@ -1,0 +1,132 @@
+"""Neighbour discovery that reaches the controller: VMs and routers are answered, and told of the gateway.
+
+Who is answered what: `core.pipeline.responders.nd`. An edge switch has checked who a VM says it is, but for
+the option of a router solicitation, which a switch cannot see.
+"""
+
+from zlib import crc32
+
+from retinue.controller.context import Context
+from retinue.controller.counters import Count
+from retinue.controller.neighbours.leaf_ports import leaf_port
+from retinue.controller.neighbours.own_addresses import OwnAddressBinder
+from retinue.core.model import NIC, VM, Mac
+from retinue.core.model.link_local import ALL_NODES, UNSPECIFIED
+from retinue.core.packets import (
+    ND,
+    Ethernet,
+    FrameError,
+    NeighbourAdvertisement,
+    NeighbourSolicitation,
+    RouterSolicitation,
+    nd_frame,
+    parse,
+    parse_nd,
+)
+from retinue.core.pipeline.responders import nd
+from retinue.core.snooping import SpoofingKind
+from retinue.protocol.events import EventType
+
+MOST_CAUGHT_UP = 10
+"""Seconds of advertisements that are made up for, after the controller was held up."""
+
+
+class NdResponder:
+    """Answers neighbour discovery, and speaks as the gateway."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._own_addresses = OwnAddressBinder(context)
+        self._advertised_until: int | None = None
+        """The second, by the controller's clock, whose turn is past."""
+
+    def from_vm(self, switch: str, port: int, frame: bytes) -> None:
+        """A VM asks for a neighbour, or for a router."""
+        parsed = self._parse(frame, f"{switch} port {port}")
+        net = self._context.net
+        vm = net.vm_at(switch, port)
+        if parsed is None or vm is None:
+            return
+        ethernet, asked = parsed
+        nic = vm.nic_with(ethernet.src)
+        if nic is None:
+            return
+        if isinstance(asked.message, RouterSolicitation):
+            named = asked.message.options.source_mac
+            if named is None or named == nic.mac:
+                self._advertise(switch, port, vm, nic, asked)
+            else:
+                self._note_spoofing(switch, port, vm, (named, str(asked.src)))
+            return
+        said = nd.answer_to_vm(net, switch, vm, asked)
+        self._reply(switch, port, ethernet, said)
+        if said is None and asked.src == UNSPECIFIED and isinstance(asked.message, NeighbourSolicitation):
+            self._own_addresses.checked(vm, nic, asked.message.target)
+
+    def from_server(self, switch: str, port: int, frame: bytes) -> None:
+        """A machine at a leaf's port asks; one that is not known there has no answer."""
+        parsed = self._parse(frame, f"{switch} port {port}")
+        if parsed is None:
+            return
+        ethernet, asked = parsed
+        net = self._context.net
+        here = leaf_port(net, switch, port)
+        server = net.server_of_mac(ethernet.src)
+        if here is None or server is None or net.location(server.id) != here:
+            return
+        self._reply(switch, port, ethernet, nd.answer_to_server(net, asked))
+
+    def advertise(self) -> None:
+        """Each second: the VMs whose turn it is hear of the gateway, each once in nd.ADVERTISED_EVERY."""
+        net = self._context.net
+        now = int(self._context.clock())
+        first = max(now - MOST_CAUGHT_UP, self._advertised_until or now - 1) + 1
+        self._advertised_until = now
+        turns = {second % nd.ADVERTISED_EVERY for second in range(first, now + 1)}
+        if nd.ADVERTISED_EVERY - 1 in turns:
+            self._own_addresses.forget_the_gone()
+        if not turns or next(nd.ipv6_subnets(net), None) is None:
+            return
+        for vm in net.vms.values():
+            for nic in vm.nics:
+                if crc32(nic.port_id.encode()) % nd.ADVERTISED_EVERY in turns:
+                    self._advertise_at_home(vm, nic)
+
+    def _advertise_at_home(self, vm: VM, nic: NIC) -> None:
+        """At the port where the VM is delivered, if its switch is there."""
+        edge = self._context.net.servers[vm.server].edge
+        port = self._context.net.port_of(nic, edge)
+        if port is not None and self._context.is_connected(edge):
+            self._advertise(edge, port.number, vm, nic)
+
+    def _advertise(self, switch: str, port: int, vm: VM, nic: NIC, asked: ND | None = None) -> None:
+        net = self._context.net
+        mac, to = net.gateway_mac_of(net.server_of_edge(switch)), ALL_NODES if asked is None else asked.src
+        told = nd.advertisement(net, vm, nic, mac, to)
+        if told is None:
+            return
+        self._context.counters[Count.ROUTER_ADVERTISED] += 1
+        # It goes to one VM alone, also where it names the group of all nodes.
+        self._context.send_frame(switch, port, nd_frame(told, mac, nic.mac))
+
+    def _reply(self, switch: str, port: int, asker: Ethernet, said: ND | None) -> None:
+        if said is None or not isinstance(said.message, NeighbourAdvertisement):
+            self._context.counters[Count.ND_UNANSWERED] += 1
+            return
+        self._context.counters[Count.ND_ANSWERED] += 1
+        mac = said.message.options.target_mac or self._context.net.gateway_mac
+        self._context.send_frame(switch, port, nd_frame(said, mac, asker.src))
+
+    def _note_spoofing(self, switch: str, port: int, vm: VM, claim: tuple[Mac, str]) -> None:
+        context = self._context
+        row = context.spoof_attempts.note(SpoofingKind.ND, switch, port, vm.id, claim, context.clock())
+        about = (row.kind, row.claimed_mac, row.claimed_ip)
+        context.events.tell((switch, port), EventType.SPOOFING, about=about, spoofing=row)
+
+    def _parse(self, frame: bytes, where: str) -> tuple[Ethernet, ND] | None:
+        try:
+            ethernet = parse(frame)
+            return ethernet, parse_nd(ethernet.payload)
+        except FrameError as error:
+            self._context.reject_frame("ND", where, error)
+            return None

@@ -1,0 +1,59 @@
+"""Addresses that VMs make themselves: bound on the switches, stored and told, as those of leases are.
+
+Which: `core.snooping.own_addresses`.
+"""
+
+from ipaddress import IPv6Address
+
+from retinue.controller.context import Context
+from retinue.controller.counters import Count
+from retinue.controller.lease_changes import AddressAssigned, AddressReleased
+from retinue.core.model import NIC, VM, ModelError
+from retinue.core.pipeline.underlay import underlay_of
+from retinue.core.snooping.own_addresses import Claim, OwnAddresses, may_be_own
+from retinue.protocol.events import EventType
+
+REPLACED = "the VM has made newer ones"
+
+
+class OwnAddressBinder:
+    """Binds what VMs check, see core.snooping.own_addresses."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._rules = OwnAddresses()
+
+    def checked(self, vm: VM, nic: NIC, target: IPv6Address) -> None:
+        """A NIC checks whether an address is free; nobody has answered that it is not."""
+        context = self._context
+        claim = self._rules.claim(context.net, vm, nic, target, context.clock())
+        if claim is not None:
+            context.spawn(self._bind(vm, claim), f"own address of {vm.id}")
+        elif target not in context.net.assignments and may_be_own(context.net, nic, target):
+            context.counters[Count.OWN_ADDRESS_TOO_MUCH] += 1
+
+    def forget_the_gone(self) -> None:
+        """Called now and then: NICs that are no more are forgotten."""
+        self._rules.forget({nic.mac for vm in self._context.net.vms.values() for nic in vm.nics})
+
+    async def _bind(self, vm: VM, claim: Claim) -> None:
+        context, given, old = self._context, claim.assignment, claim.instead_of
+        released = [] if old is None or context.net.assignments.get(old.ip) != old else [old]
+        try:
+            touched = context.apply(*(AddressReleased(a) for a in released), AddressAssigned(given))
+        except ModelError as error:
+            # Something else took the address, or the VM went, in the meantime.
+            reason = str(error)
+            context.events.publish(EventType.BINDING_REJECTED, vm=vm.id, ip=given.ip, reason=reason)
+            return
+        report = await context.install(
+            touched, [underlay_of(context.net).near(context.net.vms[vm.id].server)]
+        )
+        for gone in released:
+            context.events.publish(EventType.BINDING_REMOVED, vm=vm.id, ip=gone.ip, reason=REPLACED)
+        rejected = sorted(switch for switch in report.missing if context.is_connected(switch))
+        if rejected:
+            reason = f"not confirmed by {', '.join(rejected)}"
+            context.events.publish(EventType.BINDING_UNCONFIRMED, vm=vm.id, ip=given.ip, reason=reason)
+            return
+        context.events.publish(EventType.BINDING_ADDED, bindings=context.net.bindings([vm.id]))

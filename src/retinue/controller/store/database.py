@@ -1,0 +1,173 @@
+"""The store as the controller uses it: put, remove, flush, load; it looks after its server by itself."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from retinue.controller.errors import StoreError
+from retinue.controller.state import Storable, Stored
+from retinue.controller.store.ovsdb_process import DatabaseServer
+from retinue.controller.store.rows import Key, key_of, read_row, sort_in, to_row
+from retinue.controller.store.schema import KEYS, NAME, TYPES
+from retinue.controller.store.writer import Writer
+from retinue.southbound.ovsdb import Connection, OvsdbError, ProtocolError
+
+log = structlog.get_logger()
+
+LOAD_TIMEOUT = 60.0
+LONGEST_PAUSE = 5.0
+"""Seconds between two tries to bring back a server that ended."""
+SHORT_LIFE = 1.0
+"""A server that ends sooner than this is not brought back at once, but after as long."""
+FAILURES_SHOWN = 5
+
+
+class Database:
+    """One database file and the server of it.
+
+    `durable` has each transaction on the disk before it counts as committed. `failed` is called with the
+    table and key of each write that was rejected, and with the reason.
+    """
+
+    def __init__(
+        self, *, durable: bool = True, failed: Callable[[str, str, Exception], None] | None = None
+    ) -> None:
+        self.restarts = 0
+        """Times the server had to be brought back."""
+        self._failed = failed
+        self._writer = Writer(self._rejected, durable)
+        self._server: DatabaseServer | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._connection: Connection | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the server, None while there is none."""
+        return self._server.pid if self._server else None
+
+    @property
+    def backlog(self) -> int:
+        """Writes not yet committed."""
+        return self._writer.backlog
+
+    async def start(self, path: Path) -> None:
+        """Open the file, or make it. Raises StoreError: in use, damaged, not ours, or not to be made."""
+        if self._running is not None:
+            raise StoreError("the database is open already")
+        server = DatabaseServer(path)
+        self._connection = await server.start()
+        self._server = server
+        self._running = asyncio.create_task(self._keep(server, self._connection), name="database")
+
+    async def stop(self) -> None:
+        """Close the file and end the server. What was not flushed may be lost."""
+        if self.backlog:
+            log.warning("database.closed_with_uncommitted_writes", writes=self.backlog)
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+            self._running = None
+        self._writer.abandon(StoreError("the database was closed before everything was committed"))
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._server is not None:
+            await self._server.stop()
+            self._server = None
+
+    def put(self, value: Storable) -> None:
+        """Keep the value, in place of the one of the same key. Returns at once; see `flush`."""
+        key = key_of(value)
+        try:
+            row = to_row(value)
+        except ValueError as e:
+            self._writer.fail(key, StoreError(f"{key[0]} {key[1]!r}: {e}"))
+        else:
+            self._writer.write(key, row)
+
+    def remove(self, value: Storable) -> None:
+        """Forget the value of this one's key; only the key counts. Removing what is not kept is no error."""
+        self._writer.write(key_of(value), None)
+
+    async def flush(self, timeout: float = 30.0) -> None:
+        """Wait until everything put and removed so far is committed.
+
+        Raises StoreError if any write since the last flush was rejected, or if it takes longer than `timeout`
+        seconds; the writes stay queued then.
+        """
+        if self._running is None:
+            raise StoreError("the database is not open")
+        try:
+            rejected = await asyncio.wait_for(self._writer.flush(), timeout)
+        except TimeoutError:
+            why = self._writer.trouble or "the database server does not answer"
+            raise StoreError(f"{self.backlog} writes are not committed after {timeout:g} s: {why}") from None
+        if rejected:
+            first = "; ".join(str(e) for e in rejected[:FAILURES_SHOWN])
+            more = f"; and {len(rejected) - FAILURES_SHOWN} more" if len(rejected) > FAILURES_SHOWN else ""
+            raise StoreError(f"{len(rejected)} writes were rejected: {first}{more}")
+
+    async def load(self) -> Stored:
+        """Everything kept, with what was put and removed so far. Raises StoreError."""
+        await self.flush()
+        if self._connection is None:
+            raise StoreError("the database server is gone; it is being brought back, try again")
+        reads = [
+            {"op": "select", "table": table, "where": [], "columns": list(columns)}
+            for table, columns in TYPES.items()
+        ]
+        try:
+            results = await self._connection.transact(NAME, reads, LOAD_TIMEOUT)
+        except (OvsdbError, ProtocolError, OSError) as e:
+            raise StoreError(f"the database cannot be read: {e}") from e
+        stored = Stored()
+        for table, result in zip(TYPES, results, strict=True):
+            for row in sorted(result["rows"], key=lambda row: str(row.get(KEYS[table]))):
+                try:
+                    sort_in(stored, read_row(table, row))
+                except ValueError as e:
+                    stored.faults.append(str(e))
+                    log.error("database.unreadable_row", table=table, error=str(e))
+        return stored
+
+    # ---- the server, kept running ----
+
+    async def _keep(self, server: DatabaseServer, connection: Connection) -> None:
+        """Write while the server lives; bring it back when it does not."""
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            try:
+                await self._writer.run(connection)
+            except Exception as e:
+                expected = isinstance(e, OvsdbError | ProtocolError | OSError)
+                log.warning("database.server_lost", reason=str(e), exc_info=not expected)
+                self._writer.trouble = str(e)
+            finally:
+                self._connection = None
+                connection.close()
+            if loop.time() - began < SHORT_LIFE:
+                await asyncio.sleep(SHORT_LIFE)
+            connection = await self._bring_back(server)
+            self._connection = connection
+            self.restarts += 1
+            log.info("database.server_back", pid=server.pid, writes_waiting=self.backlog)
+            self._writer.trouble = ""
+
+    async def _bring_back(self, server: DatabaseServer) -> Connection:
+        pause = 0.1
+        while True:
+            try:
+                return await server.start()
+            except (StoreError, OSError) as e:
+                self._writer.trouble = str(e)
+                log.error("database.server_not_started", error=str(e), next_try_in=pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _rejected(self, key: Key, error: Exception) -> None:
+        log.error("database.write_rejected", table=key[0], key=key[1], error=str(error))
+        if self._failed is not None:
+            self._failed(*key, error)

@@ -1,0 +1,258 @@
+"""Values of the model to rows of the database and back."""
+
+from collections.abc import Mapping
+from ipaddress import IPv4Address, ip_address, ip_network
+from typing import Any
+
+import msgspec
+
+from retinue.controller.clock import ClockAnchor
+from retinue.controller.state import (
+    CLOCK,
+    KIND_OF,
+    DrainedServer,
+    EndedLease,
+    FencedServer,
+    Image,
+    LeftPort,
+    PendingRenewal,
+    ServerLocation,
+    Storable,
+    Stored,
+)
+from retinue.controller.store.nic_documents import from_document, to_document
+from retinue.controller.store.schema import TYPES
+from retinue.core.migration import Migration
+from retinue.core.model import (
+    IP,
+    NIC,
+    VM,
+    Assignment,
+    BindingKind,
+    Origin,
+    PortRef,
+    Power,
+    Restart,
+    Server,
+    Service,
+    Subnet,
+    Vnet,
+    mac,
+)
+from retinue.core.packets import build_options, parse_options
+from retinue.core.placement import Entity, Placement
+from retinue.protocol.images import SignedManifest
+from retinue.southbound.ovsdb import ProtocolError
+from retinue.southbound.ovsdb.values import Value, row_to_wire
+
+Key = tuple[str, str]
+"""Table, and the value of its key column."""
+
+
+def key_of(value: Storable) -> Key:
+    """Where the value is kept. Raises TypeError for what is not kept."""
+    kind = KIND_OF.get(type(value))
+    if kind is None:
+        raise TypeError(f"{type(value).__name__} is not kept in the database")
+    return kind.table, kind.key_of(value)
+
+
+def sort_in(stored: Stored, value: Storable) -> None:
+    """Add a value to those of its kind."""
+    getattr(stored, KIND_OF[type(value)].stored).append(value)
+
+
+def to_row(value: Storable) -> dict[str, Any]:
+    """Its row, every column of it, as it stands on the wire. Raises ValueError for what cannot be kept."""
+    return row_to_wire(_columns(value))
+
+
+def _columns(value: Storable) -> dict[str, Value]:
+    match value:
+        case Vnet():
+            return {"id": value.id, "vlan": value.vlan, "mtu": value.mtu}
+        case Subnet():
+            return {
+                "id": value.id,
+                "prefix": str(value.prefix),
+                "gateway": str(value.gateway),
+                "vlan": value.vlan,
+                "dhcp": _listed(value.dhcp),
+                "dhcp_pools": _listed(tuple(f"{first}-{last}" for first, last in value.dhcp_pools)),
+                "vnet": value.vnet,
+                "slaac": value.slaac,
+            }
+        case Server():
+            return {
+                "id": value.id,
+                "mac": value.mac,
+                "address": None if value.address is None else str(value.address),
+                "edge": value.edge,
+                "services": tuple(sorted(value.services)),
+                "routes": _listed(value.routes),
+                "given_at": {} if value.given_at is None else {value.given_at.switch: value.given_at.port},
+                "gateway_group": value.gateway_group,
+            }
+        case VM():
+            return {
+                "id": value.id,
+                "mac": value.nic.mac,
+                "server": value.server,
+                "addresses": _listed(value.nic.addresses),
+                "nics": _listed(tuple(to_document(nic) for nic in value.nics)),
+                "reported": value.reported,
+                "power": value.power,
+                "power_reason": value.power_reason,
+                "restart": value.restart,
+                "memory_mib": value.memory_mib,
+            }
+        case Assignment():
+            return {
+                "ip": str(value.ip),
+                "mac": value.mac,
+                "vm": value.vm,
+                "kind": value.kind,
+                "origin": value.origin,
+                "lease_end": None if value.lease_end is None else float(value.lease_end),
+                "server": None if value.server is None else str(value.server),
+                "client_id": value.client_id.hex(),
+                "options": build_options(value.options)[:-1].hex(),
+            }
+        case EndedLease():
+            return _columns(value.lease)
+        case PendingRenewal():
+            return {"vm": value.nic}
+        case ServerLocation():
+            return {"server": value.server, "switch": value.at.switch, "port": value.at.port}
+        case ClockAnchor():
+            return {"name": CLOCK, "boot": value.boot, "began": float(value.began)}
+        case FencedServer() | DrainedServer():
+            return {"server": value.server}
+        case LeftPort():
+            return {"port_id": value.port_id, "vm": value.vm, "switches": value.switches}
+        case Image():
+            document = msgspec.json.encode(value.signed).decode()
+            return {
+                "name": value.name,
+                "origin": value.origin,
+                "publisher": value.publisher,
+                "document": document,
+            }
+        case Migration():
+            document = msgspec.json.encode(value).decode()
+            return {"id": value.id, "vm": value.vm, "state": value.state, "document": document}
+        case Entity():
+            document = msgspec.json.encode(value).decode()
+            return {"name": value.name, "kind": value.kind, "document": document}
+        case Placement():
+            return {"migration": value.migration, "document": msgspec.json.encode(value).decode()}
+
+
+def _listed(values: tuple[object, ...]) -> Value:
+    return {index: str(value) for index, value in enumerate(values)}
+
+
+def read_row(table: str, wire: Mapping[str, Any]) -> Storable:
+    """The value kept in a row. Raises ValueError that says what is wrong with it."""
+    try:
+        row: dict[str, Any] = {name: kind.read(wire[name]) for name, kind in TYPES[table].items()}
+        return _value(table, row)
+    except (ValueError, KeyError, TypeError, ProtocolError, msgspec.MsgspecError) as e:
+        raise ValueError(f"a row of {table} cannot be read: {e!r} in {dict(wire)!r:.300}") from e
+
+
+def _value(table: str, row: dict[str, Any]) -> Storable:
+    match table:
+        case "Vnet":
+            return Vnet(row["id"], row["vlan"], row["mtu"])
+        case "Subnet":
+            return Subnet(
+                id=row["id"],
+                prefix=ip_network(row["prefix"]),
+                gateway=ip_address(row["gateway"]),
+                vlan=row["vlan"],
+                dhcp=tuple(IPv4Address(server) for server in _in_order(row["dhcp"])),
+                dhcp_pools=tuple(map(_pool, _in_order(row["dhcp_pools"]))),
+                vnet=row["vnet"],
+                slaac=row["slaac"],
+            )
+        case "Server":
+            return Server(
+                id=row["id"],
+                mac=mac(row["mac"]),
+                address=None if row["address"] is None else ip_address(row["address"]),
+                edge=row["edge"],
+                services=frozenset(Service(s) for s in row["services"]),
+                routes=tuple(ip_network(prefix) for prefix in _in_order(row["routes"])),
+                given_at=next((PortRef(*at) for at in row["given_at"].items()), None),
+                gateway_group=row["gateway_group"],
+            )
+        case "VM":
+            return VM(
+                id=row["id"],
+                nics=_nics(row),
+                server=row["server"],
+                reported=row["reported"],
+                # Empty in a row of a file that had no such column.
+                power=Power(row["power"] or Power.RUNNING),
+                power_reason=row["power_reason"],
+                restart=Restart(row["restart"] or Restart.NEVER),
+                memory_mib=row["memory_mib"],
+            )
+        case "Assignment":
+            return _assignment(row)
+        case "EndedLease":
+            return EndedLease(_assignment(row))
+        case "PendingRenewal":
+            return PendingRenewal(row["vm"])
+        case "ServerLocation":
+            return ServerLocation(row["server"], PortRef(row["switch"], row["port"]))
+        case "ClockAnchor":
+            return ClockAnchor(row["boot"], row["began"])
+        case "FencedServer":
+            return FencedServer(row["server"])
+        case "DrainedServer":
+            return DrainedServer(row["server"])
+        case "LeftPort":
+            return LeftPort(row["port_id"], row["vm"], tuple(sorted(row["switches"])))
+        case "Image":
+            signed = msgspec.json.decode(row["document"], type=SignedManifest)
+            return Image(signed, row["origin"], row["publisher"])
+        case "Migration":
+            return msgspec.json.decode(row["document"], type=Migration)
+        case "Entity":
+            return msgspec.json.decode(row["document"], type=Entity)
+        case "Placement":
+            return msgspec.json.decode(row["document"], type=Placement)
+        case _:
+            raise KeyError(table)
+
+
+def _pool(text: str) -> tuple[IP, IP]:
+    first, _, last = text.partition("-")
+    return ip_address(first), ip_address(last)
+
+
+def _nics(row: dict[str, Any]) -> tuple[NIC, ...]:
+    if row["nics"]:
+        return tuple(from_document(text) for text in _in_order(row["nics"]))
+    addresses = tuple(ip_address(a) for a in _in_order(row["addresses"]))
+    return (NIC(mac(row["mac"]), row["id"], addresses),)
+
+
+def _assignment(row: dict[str, Any]) -> Assignment:
+    return Assignment(
+        ip=ip_address(row["ip"]),
+        mac=mac(row["mac"]),
+        vm=row["vm"],
+        kind=BindingKind(row["kind"]),
+        origin=Origin(row["origin"]),
+        lease_end=row["lease_end"],
+        server=None if row["server"] is None else IPv4Address(row["server"]),
+        client_id=bytes.fromhex(row["client_id"]),
+        options=parse_options(bytes.fromhex(row["options"])),
+    )
+
+
+def _in_order(values: dict[int, str]) -> list[str]:
+    return [values[index] for index in sorted(values)]

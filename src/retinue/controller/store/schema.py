@@ -1,0 +1,111 @@
+"""The tables of our database, as ovsdb-server wants them declared (RFC 7047, section 3.2).
+
+A list whose order counts is a map from its index, since OVSDB sorts sets. To look into a running database:
+`ovsdb-client dump unix:FILE.run/NAME.sock Retinue`.
+"""
+
+from typing import Any
+
+from retinue.controller.state import KINDS
+from retinue.southbound.ovsdb.values import ColumnType
+
+NAME = "Retinue"
+VERSION = "1.9.0"
+"""Raise it with every change: files of an older version are then converted when they are opened."""
+FIRST_READ = "1.2.0"
+"""Files of an older version are not converted: their tables had other names, and would be dropped."""
+
+
+def _optional(kind: str) -> dict[str, Any]:
+    return {"key": kind, "min": 0, "max": 1}
+
+
+def _set(kind: str) -> dict[str, Any]:
+    return {"key": kind, "min": 0, "max": "unlimited"}
+
+
+_LIST = {"key": "integer", "value": "string", "min": 0, "max": "unlimited"}
+_PORT_REF = {"key": "string", "value": "string", "min": 0, "max": 1}
+"""Switch and port, or nothing."""
+
+_ASSIGNMENT = {
+    "ip": "string",
+    "mac": "string",
+    "vm": "string",
+    "kind": "string",
+    "origin": "string",
+    "lease_end": _optional("real"),
+    "server": _optional("string"),
+    "client_id": "string",
+    "options": "string",
+}
+TABLES: dict[str, dict[str, Any]] = {
+    "Vnet": {"id": "string", "vlan": "integer", "mtu": "integer"},
+    "Subnet": {
+        "id": "string",
+        "prefix": "string",
+        "gateway": "string",
+        "vlan": "integer",
+        "dhcp": _LIST,
+        "dhcp_pools": _LIST,
+        "vnet": "string",
+        "slaac": "boolean",
+    },
+    "Server": {
+        "id": "string",
+        "mac": "string",
+        "address": _optional("string"),
+        "edge": "string",
+        "services": _set("string"),
+        "routes": _LIST,
+        "given_at": _PORT_REF,
+        "gateway_group": "string",
+    },
+    "VM": {
+        "id": "string",
+        "mac": "string",
+        "server": "string",
+        "addresses": _LIST,
+        "nics": _LIST,
+        "reported": "boolean",
+        "power": "string",
+        "power_reason": "string",
+        "restart": "string",
+        "memory_mib": "integer",
+    },
+    "Assignment": _ASSIGNMENT,
+    "EndedLease": _ASSIGNMENT,
+    "PendingRenewal": {"vm": "string"},  # The NIC's port id, which is the VM's own for its first.
+    "ServerLocation": {"server": "string", "switch": "string", "port": "string"},
+    "ClockAnchor": {"name": "string", "boot": "string", "began": "real"},
+    "FencedServer": {"server": "string"},
+    "DrainedServer": {"server": "string"},
+    "LeftPort": {"port_id": "string", "vm": "string", "switches": _set("string")},
+    "Image": {"name": "string", "origin": "string", "publisher": "string", "document": "string"},
+    "Migration": {"id": "string", "vm": "string", "state": "string", "document": "string"},
+    "Entity": {"name": "string", "kind": "string", "document": "string"},
+    "Placement": {"migration": "string", "document": "string"},
+}
+KEYS = {kind.table: kind.key for kind in KINDS}
+"""The column of each table that names a row; no two rows have the same there."""
+
+TYPES = {
+    table: {name: ColumnType.parse(kind) for name, kind in columns.items()}
+    for table, columns in TABLES.items()
+}
+
+
+def schema() -> dict[str, Any]:
+    """The whole declaration, for `ovsdb-tool create`."""
+    return {
+        "name": NAME,
+        "version": VERSION,
+        "tables": {
+            table: {
+                "columns": {name: {"type": kind} for name, kind in columns.items()},
+                "indexes": [[KEYS[table]]],
+                "isRoot": True,
+            }
+            for table, columns in TABLES.items()
+        },
+    }

@@ -1,0 +1,1 @@
+"""What each switch holds, and how it comes to hold it."""

@@ -1,0 +1,142 @@
+"""Brings desired entries onto all switches, stage by stage; each switch has a SwitchProgrammer of its own."""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+from retinue.controller.switches.programmer import SwitchProgrammer
+from retinue.core.model.network import Owner
+from retinue.core.pipeline.compiler import Compiler, Keys
+from retinue.core.pipeline.knowledge import Knowledge
+from retinue.core.pipeline.underlay import Near, underlay_of
+
+
+@dataclass
+class InstallReport:
+    """What an installation did: flow entries sent, and switches that have not confirmed it."""
+
+    flow_mods: int = 0
+    missing: set[str] = field(default_factory=set)
+    changed: Keys = field(default_factory=dict)
+
+
+class Installer:
+    """Compiles what was touched, and programs the switches in an order that loses and doubles no packet."""
+
+    def __init__(self, compiler: Compiler, knowledge: Knowledge, clock: Callable[[], float]) -> None:
+        self._compiler = compiler
+        self._clock = clock
+        self.switches = {
+            switch: SwitchProgrammer(switch, compiler, knowledge, clock, self._notify)
+            for switch in compiler.net.switches
+        }
+        self._waiting: list[asyncio.Future[None]] = []
+
+    # ---- changes ----
+
+    async def install(
+        self, touched: Iterable[Owner], near: Near = (), patient: Callable[[], bool] = lambda: False
+    ) -> InstallReport:
+        """Compute the touched owners again and bring the changes onto the switches that are connected.
+
+        With them goes what was held on a switch and can be judged by now; there may be nothing else. A switch
+        that does not confirm holds up the later stages for as long as the change is `patient`.
+        """
+        report = InstallReport(changed=self._compiler.update(touched))
+        for switch, programmer in self.switches.items():
+            if programmer.held and (released := programmer.release()):
+                report.changed[switch] = report.changed.get(switch, frozenset()) | released
+        # All of it is pending from now on, also what is sent in a later stage: see `wait_confirmed`.
+        for switch, keys in report.changed.items():
+            self.switches[switch].pending.update(keys)
+        for stage in underlay_of(self._compiler.net).stages(report.changed, near):
+            results = await asyncio.gather(*(self.switches[s].send(report.changed[s]) for s in stage))
+            for switch, sent in zip(stage, results, strict=True):
+                if sent.confirmed:
+                    report.flow_mods += sent.flow_mods
+                else:
+                    report.missing.add(switch)
+            await self._until_stage_is_confirmed(stage, report.changed, patient)
+        return report
+
+    async def _until_stage_is_confirmed(
+        self, stage: Collection[str], changed: Keys, patient: Callable[[], bool]
+    ) -> None:
+        def missing() -> bool:
+            return patient() and any(self.switches[s].pending & changed[s] for s in stage)
+
+        await self.wait_confirmed(missing)
+
+    async def wait_confirmed(self, missing: Callable[[], Collection[str] | bool]) -> None:
+        """Return when nothing is missing; asked again whenever a switch confirms, comes or goes."""
+        while missing():
+            news = asyncio.get_running_loop().create_future()
+            self._waiting.append(news)
+            await news
+
+    def unconfirmed(
+        self,
+        changed: Keys,
+        owner: Owner,
+        concerned: Collection[str],
+        *,
+        read: bool = False,
+        connected_only: bool = False,
+    ) -> set[str]:
+        """The switches that have yet to confirm these entries, or of those concerned anything of the owner.
+
+        Entries of the owner that must go count, too, also those nobody can judge yet. With `read`, whoever
+        is concerned must have been read. With `connected_only` a switch that is away is not waited for, it is
+        corrected when it comes back; nor is what nobody can judge yet.
+        """
+        waiting = set(self.pending(changed))
+        for name in concerned:
+            switch = self.switches[name]
+            if switch.pending_of(owner, with_held=not connected_only) if switch.is_read else read:
+                waiting.add(name)
+        return waiting & self.connected() if connected_only else waiting
+
+    def look_again(self) -> None:
+        """Something else was told: those who wait look again."""
+        self._notify()
+
+    def _notify(self) -> None:
+        """Something was confirmed, or a switch came or went: those who wait look again."""
+        for news in self._waiting:
+            if not news.done():
+                news.set_result(None)
+        self._waiting.clear()
+
+    async def renew_long_leases(self) -> None:
+        """Send again the entries whose lease is longer than a switch's longest timeout."""
+        for switch in self.switches.values():
+            await switch.renew_long_leases()
+
+    def close(self) -> None:
+        """Send nothing again any more."""
+        for switch in self.switches.values():
+            switch.close()
+
+    # ---- questions ----
+
+    def connected(self) -> set[str]:
+        """The switches that are connected (see SwitchProgrammer.is_connected)."""
+        return {name for name, switch in self.switches.items() if switch.is_connected}
+
+    def pending(self, changed: Keys | None = None) -> dict[str, int]:
+        """By switch, how many entries wait for its confirmation: of all, or of `changed`."""
+        counts = {
+            name: len(switch.pending if changed is None else switch.pending & changed.get(name, frozenset()))
+            for name, switch in self.switches.items()
+        }
+        return {switch: count for switch, count in counts.items() if count}
+
+    @property
+    def flow_mods(self) -> int:
+        """Flow entries sent and confirmed so far, by all switches."""
+        return sum(switch.flow_mods for switch in self.switches.values())
+
+    @property
+    def rejected(self) -> dict[str, str]:
+        """The last rejection of each switch that rejected something, as a sentence."""
+        return {name: s.rejection for name, s in self.switches.items() if s.rejection}

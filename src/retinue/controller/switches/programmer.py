@@ -1,0 +1,360 @@
+"""One switch's programming: what it has confirmed, what it has yet to confirm, and what is sent to it again.
+
+The *mirror* holds what the switch confirmed. A change is sent as the difference between mirror and desired
+program at the moment of sending, so a late sender can never put back an older entry, and sending twice does
+no harm. What could not be sent stays *pending*; when the switch comes (back), its entries are read, compared,
+and only the difference is sent. The same happens by an audit, of a switch that has stayed.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import structlog
+
+from retinue.controller.switches.readback import Audit, SwitchSession, entries_of, in_parts
+from retinue.core.model.network import Owner
+from retinue.core.pipeline.compiler import Compiler, Entry, EntryKey, Program
+from retinue.core.pipeline.cookies import owner_hash, owner_hash_of
+from retinue.core.pipeline.diff import LEASE_SLACK, agrees, difference
+from retinue.core.pipeline.entry import Change, Flow, FlowKey
+from retinue.core.pipeline.knowledge import Knowledge
+
+log = structlog.get_logger()
+
+LONGEST_TIMEOUT = 65_535
+"""Seconds; a hard timeout is 16 bits in OpenFlow. Longer leases are sent again before it runs out."""
+RENEW_BEFORE = 3_600
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+"""Seconds before what a switch rejected is sent again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """How many flow entries were sent, and whether the switch has confirmed all that was asked for."""
+
+    flow_mods: int
+    confirmed: bool
+
+
+class SwitchProgrammer:
+    """Brings one switch to what the compiler wants of it, and knows how far it is.
+
+    A switch is *connected* while it has a session, and *read* from when its entries have been read over that
+    session: nothing can be sent to it, nor counts as confirmed by it, before that.
+    """
+
+    def __init__(
+        self,
+        switch: str,
+        compiler: Compiler,
+        knowledge: Knowledge,
+        clock: Callable[[], float],
+        notify: Callable[[], None],
+    ) -> None:
+        """`notify` is called when something was confirmed, when the switch was read, and when it went."""
+        self._switch = switch
+        self._compiler = compiler
+        self._knowledge = knowledge
+        self._clock = clock
+        self._notify = notify
+        self._lock = asyncio.Lock()
+        """One change, reading or comparison at a time: mirror and switch agree whenever it is free."""
+        self.session: SwitchSession | None = None
+        self.was_connected = False
+        """It has been connected since the start, be it now or not."""
+        self.is_read = False
+        self.mirror: dict[EntryKey, Entry] = {}
+        self.pending: set[EntryKey] = set()
+        """Entries the switch has yet to confirm, present or gone as the program wants it."""
+        self.held: set[EntryKey] = set()
+        """Of those, entries that are left as they are on the switch for now: because it is not known yet
+        whether they are right, or because their owner is kept as it is (core.pipeline.knowledge)."""
+        self.flow_mods = 0
+        """Flow entries sent and confirmed so far."""
+        self.rejection = ""
+        """Why the switch rejected a change, the last time that it did."""
+        self._resend_at: dict[EntryKey, float] = {}
+        """Entries whose lease is longer than a switch's longest timeout, and when they must be sent again."""
+        self._rejected: set[EntryKey] = set()
+        self._retry: asyncio.Task[None] | None = None
+        self._pause: float | None = None
+        """Seconds before the last retry; None when the switch has confirmed something since."""
+        self._sendings = 0
+        """How often something was sent: so that a reading knows whether it is out of date."""
+
+    @property
+    def is_connected(self) -> bool:
+        """The answer to "is this switch connected?", for everyone who asks."""
+        return self.session is not None
+
+    # ---- a switch that comes and goes ----
+
+    def connected(self, session: SwitchSession) -> None:
+        """The switch has this session from now on; nothing is sent before `read` has returned."""
+        self.session, self.is_read, self.was_connected = session, False, True
+
+    async def read(self, session: SwitchSession) -> Sent:
+        """Read what the switch holds and send the difference.
+
+        Raises ConnectionError for a switch that cannot be read, or has disconnected meanwhile.
+        """
+        async with self._lock:
+            try:
+                mirror = await self._read(session)
+            except Exception as error:
+                raise ConnectionError(f"its entries cannot be read: {error}") from error
+            if not session.alive or session is not self.session:
+                raise ConnectionError("it disconnected while it was being read")
+            self.mirror, self.is_read = mirror, True
+            return await self._make_agree(session, {*self._program, *mirror, *self.pending})
+
+    def disconnected(self, session: SwitchSession) -> bool:
+        """This session has ended; False, and nothing done, when the switch has another one by now."""
+        if self.session is not session:
+            return False
+        self.session, self.is_read = None, False
+        self._notify()
+        return True
+
+    def close(self) -> None:
+        """Send nothing again any more."""
+        if self._retry is not None:
+            self._retry.cancel()
+
+    # ---- changes ----
+
+    async def send(self, keys: Collection[EntryKey]) -> Sent:
+        """Send the difference for these keys."""
+        async with self._lock:
+            if self.session is None or not self.is_read:
+                return Sent(0, False)
+            left = self._not_yet(keys) if self._knowledge.kept else set()
+            self.held |= left
+            sent = await self._send_difference(self.session, set(keys) - left)
+            return Sent(sent.flow_mods, sent.confirmed and not left)
+
+    def flow_ended(self, key: FlowKey) -> None:
+        """The switch removed an entry by itself, at the end of its lease.
+
+        When the lease is held all the same (it was renewed, or clocks disagree) the entry is sent again.
+        """
+        self.mirror.pop(key, None)
+        wanted = self._program.get(key)
+        if isinstance(wanted, Flow) and (wanted.expires_at is None or wanted.expires_at > self._clock() + 1):
+            self.pending.add(key)
+            self._try_again([key])
+
+    async def renew_long_leases(self) -> None:
+        """Send again the entries whose lease is longer than a switch's longest timeout."""
+        now = self._clock()
+        due = [key for key, at in self._resend_at.items() if at <= now]
+        if not due:
+            return
+        self.pending.update(due)
+        for key in due:
+            del self._resend_at[key]
+            self.mirror.pop(key, None)  # So that there is a difference to send.
+        await self.send(due)
+
+    def confirmed(self, key: EntryKey) -> bool:
+        """True when the switch is connected and has confirmed this wanted entry."""
+        return self.is_read and key not in self.pending and key in self.mirror
+
+    async def audit(self, still: Callable[[], bool]) -> Audit | None:
+        """Read the connected switch again and mend what differs.
+
+        None, and nothing done, when something was sent to it meanwhile, or `still` is no longer true at the
+        end: what was read is out of date then. The lock is free during the reading, so nobody waits for it.
+        Entries that wait for the switch are left to whoever sends them, in their order; and those whose lease
+        is just ending, to the switch.
+
+        Raises ConnectionError for a switch that is away, or cannot be read.
+        """
+        async with self._lock:
+            session, sendings = self.session, self._sendings
+            if session is None:
+                raise ConnectionError("it is not connected")
+            if not self.is_read:
+                raise ConnectionError("it has just connected, and is still being read")
+        try:
+            found = await self._read(session)
+        except Exception as error:
+            raise ConnectionError(f"its entries cannot be read: {error}") from error
+        suspicious = await self._differing(found)
+        async with self._lock:
+            if self.session is not session or self._sendings != sendings or not still():
+                return None
+            wanted = self._program
+            keys = {key for key in suspicious if self._is_wrong(wanted.get(key), found.get(key), key)}
+            for key in keys:
+                if key in found:
+                    self.mirror[key] = found[key]
+                else:
+                    self.mirror.pop(key, None)
+            missing, foreign = len(keys - found.keys()), len(keys - wanted.keys())
+            if keys:
+                await self._make_agree(session, keys)
+            mended = keys.isdisjoint(self.pending)
+            return Audit(len(found), missing, len(keys) - missing - foreign, foreign, mended)
+
+    # ---- inside, with the lock held ----
+
+    async def _make_agree(self, session: SwitchSession, keys: set[EntryKey]) -> Sent:
+        """Of a switch that has just been read: send the difference for these keys."""
+        wanted = self._program
+        held = self._not_yet(keys)
+        self.held = (self.held - keys) | held
+        self.pending |= held
+        keys = keys - held
+        # Whatever was confirmed before: the entries that differ, the switch has yet to confirm.
+        self.pending.update(k for k in keys if not agrees(wanted.get(k), self.mirror.get(k)))
+        return await self._send_difference(session, keys)
+
+    async def _send_difference(self, session: SwitchSession, keys: Collection[EntryKey]) -> Sent:
+        change = difference(self._program, self.mirror, keys)
+        if not change.empty and not await self._apply(session, change):
+            self._try_again(keys)
+            return Sent(change.flow_count, False)
+        self._confirm(keys)
+        return Sent(change.flow_count, True)
+
+    async def _apply(self, session: SwitchSession, change: Change) -> bool:
+        now = self._clock()
+        self._sendings += 1
+        try:
+            await session.apply(change, now)
+        except (ConnectionError, TimeoutError) as error:
+            log.warning("switch.change_unconfirmed", switch=self._switch, error=str(error))
+            session.close(f"did not confirm a change: {error}")
+            return False
+        except Exception as error:
+            self.rejection = str(error)
+            log.error("switch.change_rejected", switch=self._switch, error=str(error))
+            return False
+        self.flow_mods += change.flow_count
+        for flow in change.remove:
+            self.mirror.pop(flow.key, None)
+            self._resend_at.pop(flow.key, None)
+        for flow in change.add:
+            self.mirror[flow.key] = flow
+            if flow.expires_at is not None and flow.expires_at - now > LONGEST_TIMEOUT:
+                self._resend_at[flow.key] = now + LONGEST_TIMEOUT - RENEW_BEFORE
+        self.mirror.update({("group", g.id): g for g in change.groups})
+        self.mirror.update({("meter", m.id): m for m in change.meters})
+        for number in change.remove_groups:
+            self.mirror.pop(("group", number), None)
+        for number in change.remove_meters:
+            self.mirror.pop(("meter", number), None)
+        return True
+
+    def _confirm(self, keys: Iterable[EntryKey]) -> None:
+        """Of these keys, those the switch now holds as wanted no longer wait for it.
+
+        Others were changed once more while the switch was answering; they are the next sender's to confirm.
+        """
+        program = self._program
+        agreed = [k for k in keys if agrees(program.get(k), self.mirror.get(k))]
+        self.pending.difference_update(agreed)
+        self.held.difference_update(agreed)
+        self._pause = None
+        self._notify()
+
+    # ---- what is sent later ----
+
+    def _try_again(self, keys: Iterable[EntryKey]) -> None:
+        """What a connected switch rejected is sent again, after a pause that grows with each rejection."""
+        self._rejected.update(keys)
+        if self._retry is not None:
+            return
+        pause = SHORTEST_PAUSE if self._pause is None else min(LONGEST_PAUSE, 2 * self._pause)
+        self._pause = pause
+
+        async def again() -> None:
+            await asyncio.sleep(pause)
+            # From here on a new rejection has a retry of its own.
+            self._retry, keys = None, self._rejected
+            self._rejected = set()
+            await self.send(keys)
+
+        self._retry = asyncio.get_running_loop().create_task(again())
+
+    # ---- what is held ----
+
+    def _not_yet(self, keys: Collection[EntryKey]) -> set[EntryKey]:
+        """Of these keys, those in which the switch differs from its program, and is left as it is for now.
+
+        What was pending and not held before goes: that was decided. A meter stays with what uses it.
+        """
+        wanted = self._program
+        held = {key for key in keys if self._is_left(key, wanted.get(key), self.mirror.get(key))}
+        flows = (flow for key in held if isinstance(flow := self.mirror.get(key), Flow))
+        used: set[EntryKey] = {("meter", flow.meter) for flow in flows if flow.meter is not None}
+        return held | {key for key in used.intersection(keys) if key not in wanted and key in self.mirror}
+
+    def _is_left(self, key: EntryKey, want: Entry | None, have: Entry | None) -> bool:
+        if agrees(want, have):
+            return False
+        if any(self._knowledge.is_kept(entry) for entry in (want, have) if entry is not None):
+            return True
+        if want is not None or have is None or (key in self.pending and key not in self.held):
+            return False
+        return not self._knowledge.may_judge(have, self._switch)
+
+    def release(self) -> frozenset[EntryKey]:
+        """The held entries that can be judged by now, and are to be sent: they are held no longer."""
+        if not self.held or not self.is_read:
+            return frozenset()
+        released = frozenset(self.held - self._not_yet(self.held))
+        self.held -= released
+        return released
+
+    def pending_of(self, owner: Owner, *, with_held: bool) -> bool:
+        """True while the switch has yet to confirm something of this owner, gone entries among it."""
+        mark, wanted = owner_hash(owner), self._program
+        keys = self.pending if with_held else self.pending - self.held
+        entries = (entry for key in keys for entry in (self.mirror.get(key), wanted.get(key)))
+        return any(isinstance(e, Flow) and owner_hash_of(e.cookie) == mark for e in entries)
+
+    # ---- reading ----
+
+    @property
+    def _program(self) -> Program:
+        return self._compiler.program(self._switch)
+
+    async def _read(self, session: SwitchSession) -> dict[EntryKey, Entry]:
+        began = self._clock()
+        found = await entries_of(session, began)
+        late = self._clock() - began
+        leased = [e for e in found.values() if isinstance(e, Flow) and e.expires_at is not None]
+        found.update((flow.key, self._as_sent(flow, late)) for flow in leased)
+        return found
+
+    def _as_sent(self, flow: Flow, late: float) -> Flow:
+        """The flow with the end of its lease as it was sent, if what was read does not speak against that.
+
+        The reading took a while, and a lease that is longer than a switch's longest timeout has that timeout.
+        """
+        sent, at = self.mirror.get(flow.key), self._resend_at.get(flow.key)
+        if flow.expires_at is None or not isinstance(sent, Flow) or sent.expires_at is None:
+            return flow
+        end = sent.expires_at if at is None else at + RENEW_BEFORE
+        in_time = -LEASE_SLACK <= end - flow.expires_at <= late + LEASE_SLACK
+        return replace(flow, expires_at=sent.expires_at) if in_time else flow
+
+    async def _differing(self, found: Mapping[EntryKey, Entry]) -> set[EntryKey]:
+        """Keys by which what was found differs from what is wanted; others have their turn meanwhile."""
+        differing: set[EntryKey] = set()
+        async for part in in_parts(list(found)):
+            wanted = self._program
+            differing.update(key for key in part if not agrees(wanted.get(key), found[key]))
+        async for part in in_parts(list(self._program)):
+            differing.update(key for key in part if key not in found)
+        return differing
+
+    def _is_wrong(self, want: Entry | None, found: Entry | None, key: EntryKey) -> bool:
+        """An entry found by an audit differs, is not about to be sent, and not about to end by itself."""
+        if key in self.pending or agrees(want, found):
+            return False
+        ends = want.expires_at if isinstance(want, Flow) else None
+        return ends is None or ends >= self._clock() + LEASE_SLACK

@@ -1,0 +1,82 @@
+"""Changes of what the VMs' networks are: vnets and subnets. Made like all others (controller/changes.py)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from retinue.controller.changes import Change, Published, Undo
+from retinue.controller.state import State, Storable
+from retinue.core.model import Subnet, Vnet
+from retinue.core.model.network import Touched
+from retinue.protocol.events import EventType
+
+
+@dataclass(frozen=True, slots=True)
+class VnetRegistered(Change):
+    """A vnet was given, or changed, by the manager."""
+
+    vnet: Vnet
+
+    def apply(self, state: State) -> Touched:
+        return state.net.put_vnet(self.vnet)
+
+    def undo(self, state: State) -> Undo:
+        net, old = state.net, state.net.vnets.get(self.vnet.id)
+        return lambda: net.remove_vnet(self.vnet.id) if old is None else net.put_vnet(old)
+
+    def kept(self) -> tuple[Storable, ...]:
+        return (self.vnet,)
+
+    def events(self, state: State) -> Iterator[Published]:
+        yield EventType.VNET_REGISTERED, {"vnet": self.vnet}
+
+
+@dataclass(frozen=True, slots=True)
+class VnetRemoved(Change):
+    """A vnet went, which had no subnets any more."""
+
+    vnet: Vnet
+
+    def apply(self, state: State) -> Touched:
+        return state.net.remove_vnet(self.vnet.id)
+
+    def dropped(self) -> tuple[Storable, ...]:
+        return (self.vnet,)
+
+    def events(self, state: State) -> Iterator[Published]:
+        yield EventType.VNET_REMOVED, {"vnet": self.vnet}
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetRegistered(Change):
+    """A subnet was given, or changed, by the manager."""
+
+    subnet: Subnet
+
+    def apply(self, state: State) -> Touched:
+        return state.net.add_subnet(self.subnet)
+
+    def undo(self, state: State) -> Undo:
+        net, old = state.net, state.net.subnets.get(self.subnet.id)
+        return lambda: net.remove_subnet(self.subnet.id) if old is None else net.add_subnet(old)
+
+    def kept(self) -> tuple[Storable, ...]:
+        return (self.subnet,)
+
+    def events(self, state: State) -> Iterator[Published]:
+        yield EventType.SUBNET_REGISTERED, {"subnet": self.subnet}
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetRemoved(Change):
+    """A subnet went, of which no address was used any more."""
+
+    subnet: Subnet
+
+    def apply(self, state: State) -> Touched:
+        return state.net.remove_subnet(self.subnet.id)
+
+    def dropped(self) -> tuple[Storable, ...]:
+        return (self.subnet,)
+
+    def events(self, state: State) -> Iterator[Published]:
+        yield EventType.SUBNET_REMOVED, {"subnet": self.subnet}

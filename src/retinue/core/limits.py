@@ -1,0 +1,104 @@
+"""How long, large, deep and many anything from outside may be: every limit that is not a time, in one place.
+
+What comes in is of one of four kinds. An *id* has a grammar, and what does not follow it is refused. A *text*
+is for people: it is cut, since what it says counts and not its length. A *number* has a range. The rest is
+counted: bytes of a message, levels of its nesting, connections, rows. docs/limits.md has the table.
+"""
+
+import re
+
+# ---- ids ----
+
+LONGEST_ID = 63
+"""Characters of an id: a VM's, a server's, a switch's, a port's name."""
+ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{LONGEST_ID - 1}}}")
+"""An id is a name on command lines, in paths, files and certificates, and an `iface-id`: it means nothing to
+any of them. UUIDs are ids."""
+ID_IN_WORDS = f"up to {LONGEST_ID} letters, digits, and . _ @ -, a letter or digit first"
+PORT_NAME = re.compile(rf"[!-~]{{1,{LONGEST_ID}}}")
+"""The name of a switch's port, as the switch reports it: visible ASCII."""
+
+# ---- texts ----
+
+LONGEST_REASON = 500
+"""Characters of a sentence that somebody else wrote: a report's reason, an error, an event's text."""
+LONGEST_LOGGED = 2000
+"""Characters of one field of a line in a log."""
+LONGEST_ADDRESS = 261
+"""Characters of HOST:PORT: a name of 255 (RFC 1035), a colon, five digits."""
+
+# ---- numbers ----
+
+LONGEST_EVENT_ID = 18
+"""Digits of an event's id."""
+LARGEST_COUNT = (1 << 53) - 1
+"""The largest integer that every reader of JSON reads exactly (RFC 8259, section 6)."""
+LATEST = 253_402_300_799
+"""Seconds since the epoch: the end of the year 9999, past which no clock shows a date."""
+LARGEST_IMAGE = 256 << 30
+"""Bytes of an image that servers fetch by name."""
+LARGEST_PORT_NUMBER = 0xFFFF_FF00
+"""OFPP_MAX: no port of a switch has a higher number (OpenFlow 1.4, 7.2.1)."""
+LEAST_MTU, MOST_MTU = 1280, 9216
+"""Bytes of an IP packet that a network takes: what IPv6 needs at the least (RFC 8200, section 5), and jumbo
+frames of common switches."""
+MOST_MEMORY_MIB = 1 << 24
+"""MiB of one VM's memory: 16 TiB."""
+
+HIGHEST_VLAN = 4094
+"""IEEE 802.1Q: 0 is no VLAN, and 4095 is reserved."""
+MOST_RATE = 1_000_000_000
+"""Kilobits a second of a NIC."""
+
+# ---- messages ----
+
+LARGEST_BODY = 1 << 20
+"""Bytes of a REST request's body, of a manager's: ten thousand VMs at once."""
+LARGEST_REPORT = 64 << 10
+"""Bytes of a REST request's body, of an agent's."""
+LARGEST_EVENT = 4 << 20
+"""Bytes of one event, to an agent; a larger one is left out."""
+LARGEST_FIRST_MESSAGE = 128 << 10
+"""Bytes of one OVSDB message, from a peer that has yet to show what it is."""
+LARGEST_DATABASE = 4 << 20
+"""Bytes of one OVSDB message of a switch: what its database says of some thousand ports."""
+DEEPEST = 32
+"""Levels of nesting in an OVSDB message; the protocol needs fewer than ten."""
+
+# ---- counts ----
+
+MOST_NICS = 8
+"""Network interfaces of one VM."""
+MOST_ADDRESSES = 64
+"""Static addresses of one NIC."""
+MOST_OWN_ADDRESSES = 8
+"""Addresses of IPv6 that a VM has made itself, of one NIC."""
+MOST_ALLOWED = 64
+"""Addresses that one NIC may take."""
+MOST_SUBNETS = 1000
+"""Subnets, and as many vnets: every switch has entries for each subnet."""
+MOST_RELAYED = 16
+"""DHCP servers to which one subnet's messages are relayed."""
+MOST_REPORTED = 1024
+"""VMs of one server that nobody registered and its switch reported."""
+MOST_IMAGES = 128
+"""Images that are published, and that one server holds something of."""
+MOST_PINS = 64
+"""Things that one server needs one image for."""
+MOST_LISTED = 1024
+"""VMs of one server, in its agent's report of what it has left."""
+MOST_WORDS = 64
+"""Applications, clients or VMs in one entity's profile."""
+MOST_ENTITIES = 10_000
+"""Entities of which a manager has said something."""
+MOST_UNKNOWN = 16
+"""MAC addresses at one leaf port that no server is registered with: the last ones are kept."""
+MOST_STRANGERS = 256
+"""Connections at one listener whose peers have yet to show who they are; then the oldest of the address that
+has most of them goes."""
+CONNECTIONS_A_SECOND = 500
+"""That one listener accepts; others wait in the system's queue."""
+MOST_TELLINGS = 50
+"""Events of one kind about one port or peer in a second; the log has what is not told."""
+MOST_LOG_LINES = 20
+"""Lines of one key in a second; the next one says how many were left out."""

@@ -1,0 +1,72 @@
+"""What exists: switches, servers, subnets, VMs and their NICs, ports and bindings, as frozen values.
+
+Addresses have the form people write: a MAC is six lower-case hex pairs joined by colons, an IP is
+an `ipaddress` object. Times are seconds since the epoch, always handed in. Imports nothing else of ours.
+"""
+
+from retinue.core.model.addresses import (
+    IP,
+    Mac,
+    ModelError,
+    entity_id,
+    is_multicast,
+    mac,
+    mac_from_int,
+    mac_to_int,
+)
+from retinue.core.model.binding import Assignment, Binding, BindingKind, Origin
+from retinue.core.model.entities import (
+    DEFAULT_VNET,
+    VM,
+    Ending,
+    Link,
+    PortRef,
+    PortStatus,
+    Power,
+    Restart,
+    Role,
+    Server,
+    Service,
+    Subnet,
+    Switch,
+    Trust,
+    VMPort,
+    Vnet,
+)
+from retinue.core.model.network import Network
+from retinue.core.model.nic import NIC, Allowed, port_id_of
+
+__all__ = [
+    "DEFAULT_VNET",
+    "IP",
+    "NIC",
+    "VM",
+    "Allowed",
+    "Binding",
+    "BindingKind",
+    "Assignment",
+    "Ending",
+    "Link",
+    "Mac",
+    "ModelError",
+    "Network",
+    "Origin",
+    "PortRef",
+    "PortStatus",
+    "Power",
+    "Restart",
+    "Role",
+    "Server",
+    "Service",
+    "Subnet",
+    "Switch",
+    "Trust",
+    "VMPort",
+    "Vnet",
+    "entity_id",
+    "is_multicast",
+    "mac",
+    "mac_from_int",
+    "mac_to_int",
+    "port_id_of",
+]

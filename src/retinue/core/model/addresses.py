@@ -1,0 +1,50 @@
+"""MAC and IP addresses, and ids, as the model keeps them."""
+
+import re
+from ipaddress import IPv4Address, IPv6Address
+
+from retinue.core.limits import ID, ID_IN_WORDS
+from retinue.core.text import quoted
+
+Mac = str
+"""A MAC address, always in the one form `mac` returns: "52:54:00:00:00:01"."""
+
+IP = IPv4Address | IPv6Address
+
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+
+
+class ModelError(ValueError):
+    """A value that cannot be part of the model; the message says which and why."""
+
+
+def mac(text: str) -> Mac:
+    """Return `text` in the model's form of a MAC address. Raises ModelError if it is none."""
+    form = text.strip().lower().replace("-", ":")
+    if not _MAC.fullmatch(form):
+        raise ModelError(
+            f"not a MAC address: {quoted(text)} (expected six hex pairs, such as 52:54:00:00:00:01)"
+        )
+    return form
+
+
+def entity_id(text: str, whose: str) -> str:
+    """The id itself, of a VM or server (`whose`: "a VM"). Raises ModelError if it cannot be one."""
+    if not text:
+        raise ModelError(f"{whose} needs an id")
+    if not ID.fullmatch(text):
+        raise ModelError(f"{quoted(text)} cannot be {whose}'s id: {ID_IN_WORDS}")
+    return text
+
+
+def mac_to_int(address: Mac) -> int:
+    return int(address.replace(":", ""), 16)
+
+
+def mac_from_int(number: int) -> Mac:
+    return bytes.hex(number.to_bytes(6, "big"), ":")
+
+
+def is_multicast(address: Mac) -> bool:
+    """True for a group address, broadcast among them (IEEE 802: the first byte's lowest bit)."""
+    return bool(int(address[:2], 16) & 1)

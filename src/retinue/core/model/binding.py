@@ -1,0 +1,75 @@
+"""The DHCP-snooping table: which VM has which address, and the rows that follow from that.
+
+An address is assigned to a VM's NIC (`Assignment`). The servers where the VM may be found, two of them during
+a migration, give the rows (`Binding`). A row is therefore computed, never stored: it cannot be stale, and a
+migration cannot leave an address without a row at any moment.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address
+
+from retinue.core.model.addresses import IP, Mac
+from retinue.core.model.entities import PortStatus, Trust
+
+
+class BindingKind(StrEnum):
+    """How long a binding lasts."""
+
+    DYNAMIC = "dynamic"
+    """From a DHCP lease; ends with it."""
+    STATIC = "static"
+    """Given by the manager; ends when taken back."""
+    SLAAC = "slaac"
+    """Made by the VM itself, for IPv6; ends with the VM, or for a newer one."""
+    ALLOWED = "allowed"
+    """Taken, by an announcement, by a NIC that is allowed it; ends when another takes it."""
+
+
+class Origin(StrEnum):
+    """Who made the binding: the controller, the switch or the manager."""
+
+    CONTROLLER = "controller"
+    """The controller, from DHCP messages a switch handed it."""
+    SWITCH = "switch"
+    """A switch that snoops by itself, and reported it."""
+    MANAGER = "manager"
+    """The manager, for a static address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """This IP belongs to a VM's NIC, known by its MAC. `lease_end`: seconds since the epoch; None: no end."""
+
+    ip: IP
+    mac: Mac
+    vm: str
+    kind: BindingKind
+    origin: Origin
+    lease_end: float | None = None
+    server: IPv4Address | None = None
+    """The DHCP server that granted it, by its server identifier; None for a static address."""
+    client_id: bytes = b""
+    """The VM's DHCP client identifier (option 61), if it sent one: a renewal must have the same."""
+    options: tuple[tuple[int, bytes], ...] = ()
+    """The other DHCP options that the VM sent to get it, by number: a renewal on its behalf repeats them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """This IP belongs to this MAC, behind this port of this switch, until then."""
+
+    mac: Mac
+    ip: IP
+    kind: BindingKind
+    vm: str
+    switch: str
+    port: int
+    lease_end: float | None
+    vlan: int
+    port_status: PortStatus
+    trust: Trust
+    origin: Origin
+    active: bool
+    """False for the row prepared on a migration's target before the switch-over, and the source's after
+    it."""

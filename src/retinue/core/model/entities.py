@@ -1,0 +1,269 @@
+"""The parts of a data-centre network, each a frozen value."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+
+from retinue.core.limits import HIGHEST_VLAN, LEAST_MTU, MOST_MTU, MOST_NICS
+from retinue.core.model.addresses import IP, Mac, ModelError
+from retinue.core.model.nic import NIC
+
+
+class Role(StrEnum):
+    """What a switch is for. All three run the same pipeline (see pipeline.tables)."""
+
+    EDGE = "edge"
+    """Virtual switch on a server; VMs plug into its ports."""
+    LEAF = "leaf"
+    """Top-of-rack switch; servers plug into its ports."""
+    SPINE = "spine"
+    """Joins the leaves; every spine is joined to every leaf."""
+
+
+class Service(StrEnum):
+    """What a server that runs no VMs is trusted to be."""
+
+    DHCP = "dhcp"
+    """A DHCP server: the one kind of port whose DHCP server messages are believed."""
+    ROUTER = "router"
+    """The way to prefixes outside the data centre."""
+
+
+class PortStatus(StrEnum):
+    """The state of a port's link."""
+
+    UP = "up"
+    DOWN = "down"
+    DISABLED = "disabled"
+
+
+class Trust(StrEnum):
+    """Whether a port's DHCP server messages count."""
+
+    TRUST = "trust"
+    UNTRUST = "untrust"
+
+
+class Power(StrEnum):
+    """Whether a VM is to run, as its manager, its guest or its end has decided it."""
+
+    RUNNING = "running"
+    """It is to run: whoever comes back, controller, agent or server, starts it if it does not."""
+    OFF = "off"
+    """It was switched off, from inside or as ordered: it is not started before somebody orders it."""
+    CRASHED = "crashed"
+    """It ended by itself, and is not started before somebody orders it."""
+
+
+class Ending(StrEnum):
+    """How a VM's run has ended."""
+
+    OFF = "off"
+    """It was switched off, from inside or as ordered."""
+    CRASHED = "crashed"
+    """It ended otherwise, or could not be started."""
+
+
+class Restart(StrEnum):
+    """What becomes of a VM that has ended by itself."""
+
+    NEVER = "never"
+    ON_CRASH = "on-crash"
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """An OpenFlow switch, as the operator gives it."""
+
+    id: str
+    role: Role
+    dpid: int
+    """OpenFlow datapath id."""
+    uplink: str = ""
+    """Edge only: name of the port that leads to the leaf."""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise ModelError("a switch needs an id")
+        if not 0 < self.dpid < 1 << 64:
+            raise ModelError(f"switch {self.id}: datapath id {self.dpid} is not between 1 and 2^64-1")
+        if self.role is Role.EDGE and not self.uplink:
+            raise ModelError(f"edge switch {self.id}: the name of its uplink port is missing")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PortRef:
+    """A port by the names of its switch and of itself; numbers are the switch's to give."""
+
+    switch: str
+    port: str
+
+    def __str__(self) -> str:
+        return f"{self.switch}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A cable between a leaf and a spine."""
+
+    leaf: PortRef
+    spine: PortRef
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A physical machine on a leaf's port: one that runs VMs, a DHCP server, or a router.
+
+    Its location is given by the operator (`given_at`) or detected when its ARP is seen (`Network.detected`).
+    """
+
+    id: str
+    mac: Mac
+    address: IP | None = None
+    """Its own address in the fabric."""
+    edge: str = ""
+    """The edge switch it runs; "" for a machine that runs no VMs."""
+    services: frozenset[Service] = frozenset()
+    routes: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Prefixes reached through it; for a router."""
+    given_at: PortRef | None = None
+    gateway_group: str = ""
+    """The group of servers whose VMs know the gateway by a MAC of their own; "": by that of the fabric."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vnet:
+    """What users call a network: subnets that belong together, as whose VLAN their bindings are shown."""
+
+    id: str
+    vlan: int = 0
+    """0: none."""
+    mtu: int = 0
+    """Bytes of IP in one frame; 0: nobody has said."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.vlan <= HIGHEST_VLAN:
+            raise ModelError(
+                f"vnet {self.id}: VLAN {self.vlan} is not between 1 and {HIGHEST_VLAN}, or 0: none"
+            )
+        if self.mtu and not LEAST_MTU <= self.mtu <= MOST_MTU:
+            raise ModelError(f"vnet {self.id}: MTU {self.mtu} is not between {LEAST_MTU} and {MOST_MTU}")
+
+
+DEFAULT_VNET = Vnet("default")
+"""The vnet of subnets for which no other is named; it is always there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    """Addresses that share a prefix and a gateway; may span all leaves. Only inside it VMs go by MACs."""
+
+    id: str
+    prefix: IPv4Network | IPv6Network
+    gateway: IP
+    """The anycast gateway's address, the same on every leaf."""
+    vlan: int = 0
+    """Where the configuration gives it one of its own; 0: its vnet's."""
+    dhcp: tuple[IPv4Address, ...] = ()
+    """DHCP servers of other subnets to which its VMs' messages are relayed (RFC 1542, 4.1.1)."""
+    dhcp_pools: tuple[tuple[IP, IP], ...] = ()
+    """First and last of the addresses that DHCP servers give out, as far as the operator has said."""
+    vnet: str = DEFAULT_VNET.id
+    slaac: bool = False
+    """Of IPv6: VMs may make their own addresses of the prefix (RFC 4862)."""
+
+    def __post_init__(self) -> None:
+        if self.gateway not in self.prefix:
+            raise ModelError(f"subnet {self.id}: gateway {self.gateway} is not inside {self.prefix}")
+
+
+@dataclass(frozen=True, slots=True)
+class VM:
+    """A virtual machine as the manager registers it, and the servers where its network must be found.
+
+    The VM's traffic is delivered at `server`. `also` are further servers where the VM may send and where its
+    port would take frames, but none are sent there: a migration's target before the switch-over, its
+    source after it.
+    """
+
+    id: str
+    nics: tuple[NIC, ...]
+    """Its network interfaces, in the order in which the guest finds them; their ports have different ids."""
+    server: str
+    also: frozenset[str] = frozenset()
+    reported: bool = False
+    """True when no manager registered the VM: a server reported it by the port it made."""
+    copied_to: str = ""
+    """The server that gets a copy of all that the other one hands to the VM, or "": a migration's source,
+    while the VM is paused. Were the migration to fail, the VM would find there what it was sent meanwhile."""
+    forwarded_from: str = ""
+    """A server that sends on what still comes there, or "": a migration's source, when nothing should, and
+    for a little while after the VM has nothing else there; or its target, when the migration is undone."""
+    power: Power = Power.RUNNING
+    power_reason: str = ""
+    """Why it is not RUNNING, where somebody has said so."""
+    restart: Restart = Restart.NEVER
+    memory_mib: int = 0
+    """Its memory; 0: as the configuration of its server has it."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.nics) <= MOST_NICS:
+            raise ModelError(
+                f"VM {self.id} has {len(self.nics)} network interfaces; give it between 1 and {MOST_NICS}"
+            )
+        of_each: tuple[tuple[str, list[object]], ...] = (
+            ("MAC", [nic.mac for nic in self.nics]),
+            ("NIC id", [nic.port_id for nic in self.nics]),
+            ("address", [ip for nic in self.nics for ip in nic.addresses]),
+        )
+        for what, values in of_each:
+            twice = next((value for value in values if values.count(value) > 1), None)
+            if twice is not None:
+                raise ModelError(f"VM {self.id}: {what} {twice} is given twice")
+
+    @classmethod
+    def with_one_nic(
+        cls,
+        id: str,
+        mac: Mac,
+        server: str,
+        also: frozenset[str] = frozenset(),
+        addresses: tuple[IP, ...] = (),
+        reported: bool = False,
+        power: Power = Power.RUNNING,
+        power_reason: str = "",
+        restart: Restart = Restart.NEVER,
+    ) -> "VM":
+        """A VM from its one NIC's MAC and static addresses; the VM's id is the port's `iface-id`, too.
+
+        Whatever outside the model describes a VM without naming its NIC makes the VM here.
+        """
+        nics = (NIC(mac, id, addresses),)
+        return cls(id, nics, server, also, reported, power=power, power_reason=power_reason, restart=restart)
+
+    @property
+    def nic(self) -> NIC:
+        """The VM's first network interface."""
+        return self.nics[0]
+
+    def nic_with(self, mac: Mac) -> NIC | None:
+        """Its NIC with this MAC."""
+        return next((nic for nic in self.nics if nic.mac == mac), None)
+
+    def nic_called(self, port_id: str) -> NIC | None:
+        """Its NIC whose port has this id."""
+        return next((nic for nic in self.nics if nic.port_id == port_id), None)
+
+    @property
+    def locations(self) -> tuple[str, ...]:
+        """The servers whose switches hold state for this VM, the one it is delivered at first."""
+        return (self.server, *sorted({*self.also, self.forwarded_from} - {"", self.server}))
+
+
+@dataclass(frozen=True, slots=True)
+class VMPort:
+    """The port of a VM's NIC on an edge switch, as the switch's database reports it."""
+
+    number: int
+    name: str = ""
+    status: PortStatus = field(default=PortStatus.UP)

@@ -1,0 +1,77 @@
+"""A VM's network interface: the owner of its MAC address, of its port and of the addresses it uses.
+
+A switch knows the port of a NIC by the `iface-id` in its database; DHCP servers and neighbours know the NIC
+by its MAC. `Network.assignments_of` has every address that is assigned to a NIC at the moment.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from retinue.core.model.addresses import IP, Mac
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""As libvirt writes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """An address that a NIC may take when it announces it, and others that are allowed it may take from it.
+
+    So do routers of VRRP and keepalived: one has the address at a time. It is an `Assignment` of that one.
+    """
+
+    ip: IP
+    mac: Mac = ""
+    """As whose the NIC speaks for it: a virtual router's. "": its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class NIC:
+    """One network interface of a VM."""
+
+    mac: Mac
+    port_id: str
+    """`iface-id` of the NIC's port, on whichever edge switch it is plugged in: the VM's id, of its first."""
+    addresses: tuple[IP, ...] = ()
+    """Static addresses, given by the manager; empty when the VM asks by DHCP."""
+    vnet: str = ""
+    """The vnet it is in; "": that of the fabric's subnets."""
+    enabled: bool = True
+    """False: the operator has shut the port, wherever the VM is."""
+    slot: int = 1
+    """Where the guest finds it in its machine: the same on every server, and as long as the VM has it."""
+    rate: int = 0
+    """Kilobits a second that the VM may send by it, and as many that it may be sent; 0: any."""
+    allowed: tuple[Allowed, ...] = ()
+    trusted: bool = False
+    """True: the VM is a DHCP server, or a relay before one, and its server messages are believed."""
+
+    def may_take(self, ip: IP) -> Allowed | None:
+        """What it is allowed of this address."""
+        return next((one for one in self.allowed if one.ip == ip), None)
+
+    def speaks_as(self, ip: IP) -> Mac:
+        """The MAC by which it uses an address that it holds."""
+        allowed = self.may_take(ip)
+        return self.mac if allowed is None or not allowed.mac else allowed.mac
+
+
+def port_id_of(vm: str, number: int) -> str:
+    """The port id of a VM's NIC to which nobody gives one; the first NIC has number 1.
+
+    Where a VM is called by a UUID, so are its ports: libvirt marks ports with nothing else.
+    """
+    if number == 1:
+        return vm
+    return _named_uuid(vm, str(number)) if _UUID.fullmatch(vm) else f"{vm}-{number}"
+
+
+def _named_uuid(namespace: str, name: str) -> str:
+    """RFC 4122, 4.3, version 5."""
+    digest = hashlib.sha1(bytes.fromhex(namespace.replace("-", "")) + name.encode(), usedforsecurity=False)
+    value = bytearray(digest.digest()[:16])
+    value[6] = value[6] & 0x0F | 0x50
+    value[8] = value[8] & 0x3F | 0x80
+    text = value.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))

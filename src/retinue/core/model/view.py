@@ -1,0 +1,272 @@
+"""What the network is at the moment, with the indexes that its questions need.
+
+The reading half of `Network`: what looks at a network without changing it, as `constraints` does, takes this.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from retinue.core.model.addresses import IP, Mac
+from retinue.core.model.binding import Assignment, Binding, BindingKind
+from retinue.core.model.entities import (
+    DEFAULT_VNET,
+    VM,
+    Link,
+    PortRef,
+    PortStatus,
+    Role,
+    Server,
+    Service,
+    Subnet,
+    Switch,
+    Trust,
+    VMPort,
+    Vnet,
+)
+from retinue.core.model.nic import NIC
+
+
+@dataclass
+class NetworkView:
+    """Frozen values by their ids. `gateway_mac` is the anycast gateway's MAC, shared by all leaves."""
+
+    gateway_mac: Mac
+    gateway_groups: dict[str, Mac] = field(default_factory=dict)
+    """By the id of a group of servers: the gateway's MAC for the VMs there."""
+    switches: dict[str, Switch] = field(default_factory=dict)
+    links: tuple[Link, ...] = ()
+    vnets: dict[str, Vnet] = field(default_factory=lambda: {DEFAULT_VNET.id: DEFAULT_VNET})
+    subnets: dict[str, Subnet] = field(default_factory=dict)
+    configured: frozenset[str] = frozenset()
+    """The vnets and subnets of the configuration file: "vnet ID", "subnet ID"."""
+    servers: dict[str, Server] = field(default_factory=dict)
+    vms: dict[str, VM] = field(default_factory=dict)
+    assignments: dict[IP, Assignment] = field(default_factory=dict)
+    detected: dict[str, PortRef] = field(default_factory=dict)
+    """Server id to the leaf port where its ARP was last seen."""
+    drained: set[str] = field(default_factory=set)
+    """Servers on which the operator wants no VM: none is put or migrated there."""
+    fenced: set[str] = field(default_factory=set)
+    """Servers of which the operator says that they are dead: nothing from there passes their leaf."""
+    vm_ports: dict[str, dict[str, VMPort]] = field(default_factory=dict)
+    """A NIC's port id to its port on each edge switch that has one; a port may be there before its VM."""
+    mtu: int = 1500
+    """Bytes of an IP packet that each switch and server takes, and that VMs may send."""
+    _subnet_at: dict[tuple[int, int, int], str] = field(default_factory=dict)
+    """By IP version, length and bits of its prefix: the subnet's id."""
+    _prefix_lengths: dict[int, list[int]] = field(default_factory=dict)
+    """By IP version: the lengths of the subnets' prefixes."""
+    _numbers: dict[str, dict[str, int]] = field(default_factory=dict)
+    _names: dict[str, dict[int, str]] = field(default_factory=dict)
+    _ways: dict[tuple[str, str], PortRef] = field(default_factory=dict)
+    """By spine and leaf: the spine's port to the leaf."""
+    _server_of_mac: dict[Mac, str] = field(default_factory=dict)
+    _server_of_edge: dict[str, str] = field(default_factory=dict)
+    _server_of_address: dict[IP, str] = field(default_factory=dict)
+    _vms_on: dict[str, set[str]] = field(default_factory=dict)
+    _vm_of_mac: dict[Mac, str] = field(default_factory=dict)
+    _vm_of_port_id: dict[str, str] = field(default_factory=dict)
+    _port_id_at: dict[tuple[str, int], str] = field(default_factory=dict)
+    """By switch and port number: the port id of the NIC that is plugged in there."""
+    _allowed: dict[IP | Mac, set[str]] = field(default_factory=dict)
+    """By an address that NICs are allowed, and by a MAC as whose they may speak for one: the VMs of these."""
+    _trusted: dict[str, str] = field(default_factory=dict)
+    """By the port id of a trusted NIC: its VM."""
+    _held_by: dict[str, dict[IP, Assignment]] = field(default_factory=dict)
+    _lease_ends: list[tuple[float, int, IP]] = field(default_factory=list)
+    """A heap: when leases end, by IP version and address; also of leases that are no more, or end later."""
+    _held_as: dict[bytes, dict[IP, str]] = field(default_factory=dict)
+    """By DHCP client identifier: the addresses leased under it, and the VM of each."""
+
+    def port_number(self, ref: PortRef) -> int | None:
+        return self._numbers.get(ref.switch, {}).get(ref.port)
+
+    def port_name(self, switch: str, number: int) -> str | None:
+        return self._names.get(switch, {}).get(number)
+
+    def has_told_ports(self, switch: str) -> bool:
+        """True once the switch has told its ports: one that has none is no switch."""
+        return bool(self._numbers.get(switch))
+
+    def location(self, server: str) -> PortRef | None:
+        """The leaf port of a server: as the operator gave it, else where its ARP was seen."""
+        return self.servers[server].given_at or self.detected.get(server)
+
+    def server_of_mac(self, address: Mac) -> Server | None:
+        name = self._server_of_mac.get(address)
+        return None if name is None else self.servers[name]
+
+    def server_of_address(self, ip: IP) -> Server | None:
+        name = self._server_of_address.get(ip)
+        return None if name is None else self.servers[name]
+
+    def server_of_edge(self, switch: str) -> Server | None:
+        name = self._server_of_edge.get(switch)
+        return None if name is None else self.servers[name]
+
+    @property
+    def gateway_macs(self) -> tuple[Mac, ...]:
+        """Every MAC by which the gateway is known: a frame to one is the gateway's, wherever it is sent."""
+        return self.gateway_mac, *self.gateway_groups.values()
+
+    def gateway_mac_of(self, server: Server | None) -> Mac:
+        """The MAC by which the VMs of a server know the gateway."""
+        group = "" if server is None else server.gateway_group
+        return self.gateway_groups[group] if group else self.gateway_mac
+
+    def servers_with(self, service: Service) -> list[Server]:
+        return [s for s in self.servers.values() if service in s.services]
+
+    def dhcp_servers(self) -> list[Server]:
+        """The DHCP servers: machines of their own, and VMs with a trusted NIC that has an address."""
+        in_vms = (self._served_by(port_id) for port_id in sorted(self._trusted))
+        return [*self.servers_with(Service.DHCP), *(server for server in in_vms if server is not None)]
+
+    def trusted_at(self, switch: str, port: int) -> Server | None:
+        """The DHCP server that is a VM with this port."""
+        nic = self.nic_at(switch, port)
+        return None if nic is None or not nic.trusted else self._served_by(nic.port_id)
+
+    def port_of_server(self, server: Server) -> tuple[str, int] | None:
+        """The edge and port number of a DHCP server that is a VM, where the VM is delivered."""
+        vm = self.vm_of_mac(server.mac)
+        nic = None if vm is None else vm.nic_with(server.mac)
+        if vm is None or nic is None:
+            return None
+        edge = self.servers[vm.server].edge
+        port = self.port_of(nic, edge)
+        return None if port is None else (edge, port.number)
+
+    def _served_by(self, port_id: str) -> Server | None:
+        vm = self.vm_of_port_id(port_id)
+        nic = None if vm is None else vm.nic_called(port_id)
+        if vm is None or nic is None or not nic.enabled:
+            return None
+        held = (a.ip for a in self.assignments_of(vm, nic) if a.kind is not BindingKind.ALLOWED)
+        address = next((ip for ip in held if ip.version == 4), None)
+        # No server's id has a space in it.
+        name = f"VM {port_id}"
+        return None if address is None else Server(name, nic.mac, address, services=frozenset({Service.DHCP}))
+
+    def dhcp_server_at(self, at: PortRef) -> Server | None:
+        """The DHCP server whose location is this leaf port."""
+        return next((s for s in self.servers_with(Service.DHCP) if self.location(s.id) == at), None)
+
+    def vm_of_mac(self, address: Mac) -> VM | None:
+        name = self._vm_of_mac.get(address)
+        return None if name is None else self.vms[name]
+
+    def vm_of_port_id(self, port_id: str) -> VM | None:
+        """The VM whose NIC has the port with this `iface-id`."""
+        name = self._vm_of_port_id.get(port_id)
+        return None if name is None else self.vms[name]
+
+    def port_of(self, nic: NIC, switch: str) -> VMPort | None:
+        """The NIC's port on an edge switch, if it has one there."""
+        return self.vm_ports.get(nic.port_id, {}).get(switch)
+
+    def vm_port(self, vm: str, switch: str) -> VMPort | None:
+        """The port of a VM's first NIC on an edge switch; None without one, and for an unknown VM."""
+        known = self.vms.get(vm)
+        return None if known is None else self.port_of(known.nic, switch)
+
+    def has_ports(self, vm: str, switch: str) -> bool:
+        """True when every NIC of the VM has its port on this edge switch."""
+        known = self.vms.get(vm)
+        return known is not None and all(self.port_of(nic, switch) is not None for nic in known.nics)
+
+    def has_a_port(self, vm: VM, switch: str) -> bool:
+        """True when any NIC of the VM has its port on this edge switch."""
+        return any(self.port_of(nic, switch) is not None for nic in vm.nics)
+
+    def nic_at(self, switch: str, port: int) -> NIC | None:
+        """The NIC with this port on a server where its VM is registered, if any."""
+        vm = self.vm_at(switch, port)
+        return None if vm is None else vm.nic_called(self._port_id_at[switch, port])
+
+    def vm_at(self, switch: str, port: int) -> VM | None:
+        """The VM with this port on a server where it is registered, if any."""
+        vm = self.vm_of_port_id(self._port_id_at.get((switch, port), ""))
+        server = self._server_of_edge.get(switch)
+        return vm if vm is not None and server in (vm.server, *vm.also) else None
+
+    def vms_on(self, server: str) -> frozenset[str]:
+        """VMs hosted on this server, or migrating to or from it."""
+        return frozenset(self._vms_on.get(server, ()))
+
+    def held_by(self, vm: str) -> tuple[Assignment, ...]:
+        """Every address a VM has, on whichever NIC."""
+        return tuple(self._held_by.get(vm, {}).values())
+
+    def vms_known_as(self, client_id: bytes) -> frozenset[str]:
+        """The VMs that hold a lease under this DHCP client identifier: one at most, in an honest network."""
+        return frozenset(self._held_as.get(client_id, {}).values())
+
+    def assignments_of(self, vm: VM, nic: NIC) -> tuple[Assignment, ...]:
+        """The addresses assigned to one NIC of a VM."""
+        return tuple(a for a in self._held_by.get(vm.id, {}).values() if a.mac == nic.mac)
+
+    def allowed_to(self, ip: IP) -> frozenset[str]:
+        """The VMs with a NIC that may take this address."""
+        return frozenset(self._allowed.get(ip, ()))
+
+    def speaking_as(self, mac: Mac) -> frozenset[str]:
+        """The VMs with a NIC that may speak as this MAC for an address it may take."""
+        return frozenset(self._allowed.get(mac, ()))
+
+    def subnet_of(self, ip: IP) -> Subnet | None:
+        bits, number = ip.max_prefixlen, int(ip)
+        for length in self._prefix_lengths.get(ip.version, ()):
+            id = self._subnet_at.get((ip.version, length, number >> (bits - length)))
+            if id is not None:
+                return self.subnets[id]
+        return None
+
+    def subnets_of(self, assignments: Iterable[Assignment]) -> list[Subnet]:
+        """The subnets in which these addresses are, each once, by their ids."""
+        found = {s.id: s for a in assignments if (s := self.subnet_of(a.ip)) is not None}
+        return [found[id] for id in sorted(found)]
+
+    def vlan_of(self, subnet: Subnet) -> int:
+        return subnet.vlan or self.vnets[subnet.vnet].vlan
+
+    def spine_port(self, spine: str, leaf: str) -> int | None:
+        """Number of the spine's port that leads to the leaf."""
+        way = self._ways.get((spine, leaf))
+        return None if way is None else self.port_number(way)
+
+    def with_role(self, role: Role) -> Iterator[Switch]:
+        return (s for s in self.switches.values() if s.role is role)
+
+    def bindings(self, vms: Iterable[str] | None = None) -> list[Binding]:
+        """The rows of the snooping table, of all VMs or of some: each address at each server of its VM."""
+        rows: list[Binding] = []
+        for name in sorted(self.vms if vms is None else vms):
+            vm = self.vms.get(name)
+            if vm is None:
+                continue
+            for server in (vm.server, *sorted(vm.also)):
+                edge = self.servers[server].edge
+                for nic in vm.nics:
+                    port = self.port_of(nic, edge)
+                    if port is not None:
+                        active, assigned = server == vm.server, self.assignments_of(vm, nic)
+                        rows.extend(self._row(nic, a, edge, port, active) for a in assigned)
+        return rows
+
+    def _row(self, nic: NIC, assignment: Assignment, edge: str, port: VMPort, active: bool) -> Binding:
+        subnet = self.subnet_of(assignment.ip)
+        return Binding(
+            mac=nic.speaks_as(assignment.ip),
+            ip=assignment.ip,
+            kind=assignment.kind,
+            vm=assignment.vm,
+            switch=edge,
+            port=port.number,
+            lease_end=assignment.lease_end,
+            vlan=self.vlan_of(subnet) if subnet else 0,
+            port_status=port.status if nic.enabled else PortStatus.DISABLED,
+            trust=Trust.TRUST if nic.trusted else Trust.UNTRUST,
+            origin=assignment.origin,
+            active=active,
+        )

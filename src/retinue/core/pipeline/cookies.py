@@ -1,0 +1,88 @@
+"""Cookies: what an entry is for and whose it is, as a number the switch keeps and tells.
+
+A packet-in carries the cookie of the entry that sent it, and so says why it came; statistics are summed by
+cookie.
+"""
+
+from collections.abc import Mapping
+from enum import IntEnum
+from zlib import crc32
+
+from retinue.core.model import Role
+from retinue.core.model.network import Owner
+
+
+class Reason(IntEnum):
+    """What an entry is for."""
+
+    FORWARD = 0
+    DHCP_CLIENT = 1
+    DHCP_SERVER = 2
+    VM_ARP = 3
+    SERVER_ARP = 4
+    QUIET = 5
+    """Dropped without a report: honest noise, such as a guest's LLDP."""
+    EXPIRED = 6
+    """Its time to live ends here, and its sender is told."""
+    VM_ND = 7
+    SPOOFED_MAC = 8
+    SPOOFED_IP = 9
+    SPOOFED_ARP = 10
+    ROGUE_DHCP = 11
+    """A DHCP server's message from where no such server may be; or a DHCP request that bypasses snooping."""
+    UNROUTABLE = 12
+    """Dropped, and counted by the switch alone: its destination is none that a router may forward to."""
+    SPOOFED_ND = 13
+    """Neighbour discovery for another; as a router; or hidden so that it could not be read."""
+    SERVER_ND = 16
+
+
+SPOOF_ATTEMPTS = frozenset(
+    {Reason.SPOOFED_MAC, Reason.SPOOFED_IP, Reason.SPOOFED_ARP, Reason.SPOOFED_ND, Reason.ROGUE_DHCP}
+)
+SENT_UP_BY: Mapping[Reason, frozenset[Role]] = {
+    Reason.DHCP_CLIENT: frozenset({Role.EDGE}),
+    Reason.VM_ARP: frozenset({Role.EDGE}),
+    Reason.DHCP_SERVER: frozenset({Role.EDGE, Role.LEAF}),
+    Reason.SERVER_ARP: frozenset({Role.LEAF}),
+    Reason.VM_ND: frozenset({Role.EDGE}),
+    Reason.SERVER_ND: frozenset({Role.LEAF}),
+    Reason.EXPIRED: frozenset({Role.LEAF}),
+    Reason.SPOOFED_MAC: frozenset({Role.EDGE}),
+    Reason.SPOOFED_IP: frozenset({Role.EDGE, Role.LEAF}),
+    Reason.SPOOFED_ARP: frozenset({Role.EDGE}),
+    Reason.SPOOFED_ND: frozenset({Role.EDGE}),
+    Reason.ROGUE_DHCP: frozenset({Role.EDGE, Role.LEAF}),
+}
+"""By reason: the roles of switches that have an entry which sends frames to the controller for it. A switch
+that says another has been tampered with: an edge is where its server's administrator wants it to be."""
+COOKIE_MARK = 0x5E71 << 48
+"""In the upper 16 bits of every cookie of ours; the reason is in the next 16, a hash of the owner below."""
+SPOOFING_COOKIE_MASK = 0xFFFF_0008_0000_0000
+SPOOFING_COOKIE = COOKIE_MARK | 8 << 32
+"""Cookie and mask that pick the entries whose drops are counted: of all SPOOF_ATTEMPTS, and UNROUTABLE."""
+
+
+def cookie(reason: Reason, owner: Owner) -> int:
+    return COOKIE_MARK | reason << 32 | owner_hash(owner)
+
+
+def owner_hash(owner: Owner) -> int:
+    return crc32(str(owner).encode())
+
+
+def owner_hash_of(cookie: int) -> int:
+    """The hash of the owner in a cookie of ours."""
+    return cookie & 0xFFFF_FFFF
+
+
+def is_ours(cookie: int) -> bool:
+    return cookie >> 48 << 48 == COOKIE_MARK
+
+
+def reason_of(cookie: int) -> Reason | None:
+    """The reason in a cookie of ours; None for another's cookie."""
+    if not is_ours(cookie):
+        return None
+    number = cookie >> 32 & 0xFFFF
+    return Reason(number) if number in Reason._value2member_map_ else None

@@ -1,0 +1,254 @@
+"""Flow, group and meter entries as values: what a switch should hold, in OpenFlow's terms but not its bytes.
+
+A match is a sorted tuple of (field, value, mask); values are integers, so that entries hash and compare fast.
+`southbound.openflow.codec` turns entries into bytes, `tests/support/fakes/switch.py` executes them.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from retinue.core.model import mac_to_int
+
+NICIRA = 0x80
+"""Added to the number of a field that OpenFlow's basic class has not, and Nicira's class 1 (NXM_NX) has."""
+
+
+class Field(IntEnum):
+    """Header fields, by their OpenFlow basic class number (OXM, OpenFlow 1.4 section 7.2.3.7)."""
+
+    IN_PORT = 0
+    METADATA = 2
+    ETH_DST = 3
+    ETH_SRC = 4
+    ETH_TYPE = 5
+    VLAN_VID = 6
+    IP_PROTO = 10
+    IPV4_SRC = 11
+    IPV4_DST = 12
+    TCP_SRC = 13
+    TCP_DST = 14
+    UDP_SRC = 15
+    UDP_DST = 16
+    ICMPV4_TYPE = 19
+    ICMPV4_CODE = 20
+    ARP_OP = 21
+    ARP_SPA = 22
+    ARP_TPA = 23
+    ARP_SHA = 24
+    ARP_THA = 25
+    IPV6_SRC = 26
+    IPV6_DST = 27
+    ICMPV6_TYPE = 29
+    ICMPV6_CODE = 30
+    IPV6_ND_TARGET = 31
+    IPV6_ND_SLL = 32
+    IPV6_ND_TLL = 33
+    TUNNEL_ID = 38
+    IP_FRAG = NICIRA + 26
+    """0: no fragment. Bits: 1 a fragment, 2 not the first one."""
+    IP_TTL = NICIRA + 29
+
+
+FIELD_BYTES: dict[Field, int] = {
+    Field.IN_PORT: 4,
+    Field.METADATA: 8,
+    Field.ETH_DST: 6,
+    Field.ETH_SRC: 6,
+    Field.ETH_TYPE: 2,
+    Field.VLAN_VID: 2,
+    Field.IP_PROTO: 1,
+    Field.IPV4_SRC: 4,
+    Field.IPV4_DST: 4,
+    Field.TCP_SRC: 2,
+    Field.TCP_DST: 2,
+    Field.UDP_SRC: 2,
+    Field.UDP_DST: 2,
+    Field.ICMPV4_TYPE: 1,
+    Field.ICMPV4_CODE: 1,
+    Field.ARP_OP: 2,
+    Field.ARP_SPA: 4,
+    Field.ARP_TPA: 4,
+    Field.ARP_SHA: 6,
+    Field.ARP_THA: 6,
+    Field.IPV6_SRC: 16,
+    Field.IPV6_DST: 16,
+    Field.ICMPV6_TYPE: 1,
+    Field.ICMPV6_CODE: 1,
+    Field.IPV6_ND_TARGET: 16,
+    Field.IPV6_ND_SLL: 6,
+    Field.IPV6_ND_TLL: 6,
+    Field.TUNNEL_ID: 8,
+    Field.IP_FRAG: 1,
+    Field.IP_TTL: 1,
+}
+"""Width of each field's value in bytes."""
+
+
+class PortNo(IntEnum):
+    """Reserved port numbers."""
+
+    MAX = 0xFFFFFF00
+    IN_PORT = 0xFFFFFFF8
+    TABLE = 0xFFFFFFF9
+    NORMAL = 0xFFFFFFFA
+    FLOOD = 0xFFFFFFFB
+    ALL = 0xFFFFFFFC
+    CONTROLLER = 0xFFFFFFFD
+    LOCAL = 0xFFFFFFFE
+    ANY = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Send the frame out of a port, as it is at this point."""
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetField:
+    """Overwrite a header field."""
+
+    field: Field
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegMove:
+    """Copy one field into another of the same width (Nicira reg_move, which every Open vSwitch has)."""
+
+    source: Field
+    target: Field
+
+
+@dataclass(frozen=True, slots=True)
+class DecTtl:
+    """Take one from the IP TTL; a frame whose TTL runs out is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToGroup:
+    """Hand the frame to a group, which chooses one of its buckets."""
+
+    group: int
+
+
+CONTROLLER = Output(PortNo.CONTROLLER)
+"""Hand the frame, as it is at this point, to the controller."""
+
+Action = Output | SetField | RegMove | DecTtl | ToGroup
+
+MatchTerm = tuple[Field, int, int | None]
+Match = tuple[MatchTerm, ...]
+"""Sorted by field; the mask is None for an exact match, otherwise its set bits must agree with the value."""
+
+FlowKey = tuple[int, int, Match]
+"""Table, priority and match: what makes two entries the same entry to a switch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """One flow entry. Actions are applied at once, in order; then the frame goes on to table `goto`, if any.
+
+    No actions and no `goto` drops the frame. `expires_at` (seconds since the epoch) makes the switch remove
+    the entry by itself; the session turns it into a hard timeout when it sends the entry.
+    """
+
+    table: int
+    priority: int
+    match: Match
+    actions: tuple[Action, ...] = ()
+    goto: int | None = None
+    meter: int | None = None
+    cookie: int = 0
+    expires_at: float | None = None
+
+    @property
+    def key(self) -> FlowKey:
+        return (self.table, self.priority, self.match)
+
+
+FlowsBySwitch = dict[str, list[Flow]]
+"""Flow entries by the id of the switch they are for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A select group: each flow of packets takes one of the buckets, by its hash."""
+
+    id: int
+    buckets: tuple[tuple[Action, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """Frames above `rate` a second (after a burst of `burst`) are dropped."""
+
+    id: int
+    rate: int
+    burst: int
+    kilobits: bool = False
+    """Rate and burst count kilobits, not frames."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of one switch's entries, applied as a whole or not at all: what to add, and what to remove.
+
+    A flow in `add` replaces the one of its key; a flow in `remove` is removed by its key.
+    """
+
+    add: tuple[Flow, ...] = ()
+    remove: tuple[Flow, ...] = ()
+    groups: tuple[Group, ...] = ()
+    remove_groups: tuple[int, ...] = ()
+    meters: tuple[Meter, ...] = ()
+    remove_meters: tuple[int, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        return not (
+            self.add or self.remove or self.groups or self.remove_groups or self.meters or self.remove_meters
+        )
+
+    @property
+    def flow_count(self) -> int:
+        """Flow entries added, changed and removed."""
+        return len(self.add) + len(self.remove)
+
+
+FieldValue = int | str | IPv4Address | IPv6Address | IPv4Network | IPv6Network | tuple[int, int]
+
+
+def match(**terms: FieldValue) -> Match:
+    """Build a match: match(in_port=3, eth_src="52:54:00:00:00:01", ipv4_dst=IPv4Network("10.1.0.0/24")).
+
+    A string is a MAC, a network becomes value and mask, a pair of integers is (value, mask).
+    A mask of zero bits matches all, and is left out, as a switch does.
+    """
+    found: list[MatchTerm] = []
+    for name, value in terms.items():
+        number, mask = _value(value)
+        if mask != 0:
+            found.append((Field[name.upper()], number, mask))
+    return tuple(sorted(found, key=lambda term: term[0]))
+
+
+def set_field(field: Field, value: int | str | IPv4Address | IPv6Address) -> SetField:
+    return SetField(field, _value(value)[0])
+
+
+def _value(value: FieldValue) -> tuple[int, int | None]:
+    match value:
+        case int():
+            return int(value), None
+        case str():
+            return mac_to_int(value), None
+        case tuple():
+            return value[0] & value[1], value[1]
+        case IPv4Network() | IPv6Network():
+            full = value.prefixlen == value.max_prefixlen
+            return int(value.network_address), None if full else int(value.netmask)
+        case _:
+            return int(value), None

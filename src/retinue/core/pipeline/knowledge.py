@@ -1,0 +1,95 @@
+"""Whether an entry that nobody wants may be taken from a switch: not heard of yet is not known to be wrong.
+
+A controller that has just started knows VMs and servers from its database, but not yet the numbers of ports:
+each switch tells its own when it connects, and those of VMs are told by the edge's database. Until then the
+program lacks entries that are right. So an entry that is on a switch and not in its program is judged by its
+owner, whom the cookie tells:
+
+    whose it is                     is judged once
+    nobody's of ours                at once
+    a switch's own                  at once: the switch has told its ports when it connected
+    a server's                      the server's location is known, and (on a spine) its leaf's ports are
+    a VM's, on the edge it is at    that edge's database has been read, or has told the VM's port
+    a VM's, on any other edge       at once: nothing of the VM belongs there
+    a VM's, on a leaf or a spine    the servers it is at are known there, as above
+    gone: it was known, and went    at once
+    none's: groups, meters          at once, but for a meter used by an entry that cannot be judged: with it
+                                    the switch would remove that entry
+    kept as it is: a migration      when it is so no longer: what was told of its last step is not known, and
+    is taken up after a restart     switches must be told in order
+    never heard of                  on an edge: its database has been read; elsewhere: every edge's has, or
+                                    the controller's own database has told all VMs there are
+"""
+
+from collections.abc import Set
+from dataclasses import dataclass, field
+
+from retinue.core.model import Role
+from retinue.core.model.network import Network, Owner
+from retinue.core.pipeline.compiler import Compiler, Entry
+from retinue.core.pipeline.cookies import is_ours
+from retinue.core.pipeline.entry import Flow
+from retinue.core.pipeline.underlay import underlay_of
+
+
+@dataclass
+class Knowledge:
+    """What has been told since the start, and what may be judged by it."""
+
+    net: Network
+    compiler: Compiler
+    not_computed: Set[Owner]
+    """Owners that were touched, and whose entries have not been computed since."""
+    edges_read: set[str] = field(default_factory=set)
+    """Edges whose databases have been read since the start."""
+    kept: set[Owner] = field(default_factory=set)
+    """Owners whose entries are left as they are on every switch, whatever their programs say."""
+    all_vms_known: bool = False
+    """The controller's own database has been read: a VM that is not in it is none of ours."""
+
+    def may_judge(self, entry: Entry, switch: str) -> bool:
+        """True when all is known that speaks for this entry: if it is not wanted, it is wrong."""
+        is_edge = self.net.switches[switch].role is Role.EDGE
+        match entry:
+            case Flow() if is_ours(entry.cookie):
+                owners = self.compiler.owners_of(entry.cookie)
+                if not owners and not self.compiler.has_gone(entry.cookie):
+                    return switch in self.edges_read if is_edge else self._no_vm_is_missing()
+                return all(owner not in self.not_computed and self.knows(owner, switch) for owner in owners)
+            case _:
+                return True
+
+    def is_kept(self, entry: Entry) -> bool:
+        """True when the entry's owner is kept as it is."""
+        if not self.kept or not isinstance(entry, Flow):
+            return False
+        return not self.kept.isdisjoint(self.compiler.owners_of(entry.cookie))
+
+    def is_held_back(self, vm: str) -> bool:
+        """True while the VM's entries are kept as they are."""
+        return Owner("vm", vm) in self.kept
+
+    def knows(self, owner: Owner, switch: str) -> bool:
+        """True when all that an owner's entries on a switch depend on has been told, and counts."""
+        return owner not in self.kept and self.has_been_told(owner, switch)
+
+    def has_been_told(self, owner: Owner, switch: str) -> bool:
+        """True when all that an owner's entries on a switch depend on has been told, be it kept or not."""
+        net, underlay = self.net, underlay_of(self.net)
+        if owner.kind == "switch":
+            return True
+        if owner.kind == "server":
+            return owner.id not in net.servers or underlay.knows(owner.id, switch)
+        vm = net.vms.get(owner.id)
+        if vm is None:
+            return True
+        if net.switches[switch].role is not Role.EDGE:
+            return all(underlay.knows(server, switch) for server in vm.locations)
+        here = net.server_of_edge(switch)
+        if here is None or here.id not in (vm.server, *vm.also) or switch in self.edges_read:
+            return True
+        return all(net.port_of(nic, switch) is not None for nic in vm.nics)
+
+    def _no_vm_is_missing(self) -> bool:
+        edges = (switch.id for switch in self.net.with_role(Role.EDGE))
+        return self.all_vms_known or all(edge in self.edges_read for edge in edges)

@@ -1,0 +1,155 @@
+"""The priority of every entry, table by table: of overlapping entries in one table the highest wins.
+
+One enumeration for each table, or for each role where a table does different things on edge, leaf and spine;
+members of one enumeration are listed from the highest down.
+"""
+
+from enum import IntEnum
+
+from retinue.core.model import Role
+from retinue.core.pipeline.tables import Table
+
+TABLE_MISS = 0
+"""In every table: a frame that no entry names is dropped."""
+
+
+class EdgeAdmit(IntEnum):
+    """ADMIT on an edge: what a VM's port may send; the server's own traffic (other ports, any order)."""
+
+    CLIENT_DHCP = 200
+    TRUSTED_DHCP = 195
+    """A server's message, from a VM that is a DHCP server."""
+    ROGUE_DHCP = 190
+    ROGUE_DHCP_ANSWER = 189
+    ROGUE_DHCP_QUESTION = 188
+    FORGED_ND = 187
+    """What only a router says of IPv6, and what hides its kind behind extension headers."""
+    BOUND = 150
+    """From the VM's MAC with an assigned address; an ARP probe; of IPv6 a duplicate check."""
+    SPOOFED_ND = 106
+    """Neighbour discovery from an address that is not assigned to the NIC."""
+    UNSPECIFIED = 105
+    """From the unspecified address to a group: who joins one before its address is checked."""
+    RARP_ANNOUNCEMENT = 103
+    SPOOFED = 102
+    """From the VM's MAC, but with an address that is not assigned to its NIC."""
+    NOISE = 101
+    """Anything else from the VM's MAC."""
+    FOREIGN_MAC = 100
+    SERVER = 100
+    """On the LOCAL port and the uplink, where no VM is."""
+
+
+class LeafAdmit(IntEnum):
+    """ADMIT on a leaf: ports of spines, of servers, of routers and DHCP servers."""
+
+    FENCED = 110
+    """From the port of a server that the operator says is dead: dropped."""
+    FROM_SPINE = 100
+    FROM_SPINE_OTHER = 90
+    """What is no untagged IP never comes from a spine."""
+    ARP = 60
+    ND = 60
+    COPY = 59
+    """A copy of what one server is sent, for another server."""
+    TRUSTED_DHCP = 58
+    BOOT_SERVER = 57
+    """From a DHCP server's host to a client's port, though not from a DHCP server's port: PXE's proxy."""
+    ROGUE_DHCP = 55
+    SERVICE_ITSELF = 54
+    """A router or DHCP server speaks for its own address..."""
+    SERVICE_SPOOFED = 53
+    """... and for nobody else of ours."""
+    TO_GATEWAY = 50
+
+
+class SpineAdmit(IntEnum):
+    """ADMIT on a spine: all its ports lead to leaves."""
+
+    TO_GATEWAY = 100
+    TO_SERVER = 90
+
+
+class Arp(IntEnum):
+    """ARP, on edges and leaves."""
+
+    OWN_ADDRESS = 300
+    """A VM asks for its own address: announcement, duplicate check."""
+    GATEWAY = 200
+    LOCAL_VM = 150
+    TO_CONTROLLER = 100
+
+
+class Nd(IntEnum):
+    """ND, on an edge: packets of IPv6 from a VM's bound addresses, and duplicate checks."""
+
+    HONEST = 200
+    SPOOFED = 100
+    """Neighbour discovery that names another's address or MAC, or that was forwarded."""
+    OTHER = 10
+    """What is no neighbour discovery goes on."""
+
+
+class Forward(IntEnum):
+    """FORWARD, on an edge: by destination MAC."""
+
+    GATEWAY_ECHO = 300
+    LINK_SCOPE = 250
+    """From or to a link-local address: goes nowhere, wherever the other one is."""
+    LOCAL_VM = 200
+    GROUP = 110
+    """Group addresses, broadcast among them: dropped."""
+    UNROUTABLE = 105
+    """What no router may forward, and would be sent to one: dropped."""
+    UP = 100
+
+
+class Deliver(IntEnum):
+    """DELIVER, on an edge: by destination address, what the fabric brought."""
+
+    COPY = 210
+    """From the server where the VM is delivered: never sent back there."""
+    VM = 200
+    SERVER = 100
+
+
+class Route(IntEnum):
+    """ROUTE, on leaves and spines: longest prefix first."""
+
+    GATEWAY_ECHO = 1300
+    UNROUTABLE = 1250
+    """What no router may forward: dropped."""
+    EXPIRED = 1240
+    """On a leaf: this is the hop where its time to live ends, and its sender is told."""
+    HAIRPIN = 1210
+    HOST = 1200
+    PREFIX = 1000
+    """Plus the prefix length, at most 128."""
+    DEFAULT = 10
+
+
+class Servers(IntEnum):
+    """SERVERS, on leaves and spines: by a server's MAC."""
+
+    SERVER = 100
+    FROM_SPINE = 20
+    """For a server that is not here, and a spine sent it: dropped."""
+    UP = 10
+    """A copy for a server that is not here."""
+
+
+PRIORITIES: dict[tuple[Role, Table], type[IntEnum]] = {
+    (Role.EDGE, Table.ADMIT): EdgeAdmit,
+    (Role.EDGE, Table.ARP): Arp,
+    (Role.EDGE, Table.ND): Nd,
+    (Role.EDGE, Table.FORWARD): Forward,
+    (Role.EDGE, Table.DELIVER): Deliver,
+    (Role.LEAF, Table.ADMIT): LeafAdmit,
+    (Role.LEAF, Table.ARP): Arp,
+    (Role.LEAF, Table.ROUTE): Route,
+    (Role.LEAF, Table.SERVERS): Servers,
+    (Role.SPINE, Table.ADMIT): SpineAdmit,
+    (Role.SPINE, Table.ROUTE): Route,
+    (Role.SPINE, Table.SERVERS): Servers,
+}
+"""By a switch's role and the table: every table a switch of that role has entries in."""

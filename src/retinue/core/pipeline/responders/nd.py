@@ -1,0 +1,159 @@
+"""Neighbour discovery: what the controller answers, as switches cannot; and who is told of the gateway.
+
+    asked for                      by a VM, at its edge switch         by a machine at a leaf
+    the gateway                    the gateway's MAC                   the gateway's MAC
+    the asker's own address        nobody: nobody else has it          nobody
+    a VM on the same edge switch   the VM's own MAC                    -
+    another known address          the gateway's MAC                   the gateway's MAC
+    anything else                  nobody                              nobody
+
+The gateway is asked for by its address in a subnet, or by the link-local one that follows from its MAC. A
+host that checks whether an address is free (RFC 4862, 5.4) hears, by the same rules, that it is not; and that
+a link-local one is not, which nobody hears otherwise.
+
+Neighbour discovery is never passed on. Each answer overrides what its receiver has held: a VM that moved away
+has the gateway's MAC from then on.
+"""
+
+from collections.abc import Iterator
+from ipaddress import IPv6Address, IPv6Network
+
+from retinue.core.model import NIC, VM, Mac, Subnet
+from retinue.core.model.families import forwarded_subnets, in_use
+from retinue.core.model.link_local import ALL_NODES, UNSPECIFIED, is_link_local, link_local, mac_of
+from retinue.core.model.network import Network, Owner
+from retinue.core.packets import (
+    ND,
+    NDOptions,
+    NDType,
+    NeighbourAdvertisement,
+    NeighbourSolicitation,
+    PrefixInformation,
+    RouterAdvertisement,
+)
+from retinue.core.pipeline.cookies import Reason, cookie
+from retinue.core.pipeline.entry import CONTROLLER, Flow
+from retinue.core.pipeline.matches import NO_TAG, icmpv6_match
+from retinue.core.pipeline.meters import LeafMeter
+from retinue.core.pipeline.priorities import LeafAdmit
+from retinue.core.pipeline.tables import Table
+
+ADVERTISED_EVERY = 300
+"""Seconds between two advertisements of the gateway to a VM that does not ask."""
+ROUTER_LIFETIME = 9000
+"""Seconds for which a host keeps its gateway after an advertisement: as long as the protocol allows, so that
+it outlives a controller that is away (RFC 4861, 6.2.1)."""
+REACHABLE_MS = 3_600_000
+"""Milliseconds for which a host need not ask again for a neighbour it has heard of: the longest there is,
+since here every MAC leads to where its address is."""
+PREFIX_VALID, PREFIX_PREFERRED = 30 * 86400, 7 * 86400
+"""Seconds for which a prefix, and an address made from it, may be used (RFC 4861, 6.2.1)."""
+HOPS = 64
+
+
+# ---- entries ----
+
+
+def leaf_flows(net: Network, owner: Owner) -> Iterator[Flow]:
+    """A router or server under a leaf asks the controller; what comes from spines is no question."""
+    if not in_use(net, 6):
+        return
+    for kind in (NDType.NEIGHBOUR_SOLICITATION, NDType.ROUTER_SOLICITATION):
+        yield Flow(
+            Table.ADMIT, LeafAdmit.ND, icmpv6_match(kind, vlan_vid=NO_TAG), (CONTROLLER,),
+            meter=LeafMeter.ARP, cookie=cookie(Reason.SERVER_ND, owner),
+        )  # fmt: skip
+
+
+# ---- the controller's answers ----
+
+
+def ipv6_subnets(net: Network) -> Iterator[Subnet]:
+    return (s for s in forwarded_subnets(net.subnets.values()) if s.prefix.version == 6)
+
+
+def is_gateway(net: Network, address: IPv6Address) -> bool:
+    if is_link_local(address):
+        return address == link_local(net.gateway_mac)
+    return any(subnet.gateway == address for subnet in ipv6_subnets(net))
+
+
+def answer_to_vm(net: Network, switch: str, vm: VM, asked: ND) -> ND | None:
+    """What a VM at this edge switch hears when it asks for a neighbour; None: nothing."""
+    if not isinstance(asked.message, NeighbourSolicitation):
+        return None
+    target, gateway_mac = asked.message.target, net.gateway_mac_of(net.server_of_edge(switch))
+    if is_gateway(net, target):
+        return _answer(asked, target, gateway_mac, router=True)
+    if is_link_local(target):
+        taken = asked.src == UNSPECIFIED and _is_anothers(net, vm, target)
+        return _answer(asked, target, gateway_mac) if taken else None
+    if not _is_asked_in_its_subnet(net, asked.src, target):
+        return None
+    holder = net.assignments.get(target)
+    if holder is not None and holder.vm == vm.id:
+        return None
+    if holder is not None and net.servers[net.vms[holder.vm].server].edge == switch:
+        return _answer(asked, target, holder.mac)
+    known = holder is not None or net.server_of_address(target) is not None
+    return _answer(asked, target, gateway_mac) if known else None
+
+
+def answer_to_server(net: Network, asked: ND) -> ND | None:
+    """What a machine at a leaf's port hears when it asks for a neighbour; None: nothing."""
+    if not isinstance(asked.message, NeighbourSolicitation):
+        return None
+    target = asked.message.target
+    if is_gateway(net, target):
+        return _answer(asked, target, net.gateway_mac, router=True)
+    known = target in net.assignments or net.server_of_address(target) is not None
+    if not known or target == asked.src or not _is_asked_in_its_subnet(net, asked.src, target):
+        return None
+    return _answer(asked, target, net.gateway_mac)
+
+
+def _is_anothers(net: Network, vm: VM, target: IPv6Address) -> bool:
+    """True for a link-local address that another VM holds, or that follows from its MAC."""
+    holder, mac = net.assignments.get(target), mac_of(target)
+    by_mac = None if mac is None else net.vm_of_mac(mac)
+    return (holder is not None and holder.vm != vm.id) or (by_mac is not None and by_mac.id != vm.id)
+
+
+def _is_asked_in_its_subnet(net: Network, asker: IPv6Address, target: IPv6Address) -> bool:
+    subnet = net.subnet_of(target)
+    if subnet is None:
+        return False
+    return asker == UNSPECIFIED or is_link_local(asker) or asker in subnet.prefix
+
+
+def _answer(asked: ND, target: IPv6Address, mac: Mac, *, router: bool = False) -> ND:
+    solicited = asked.src != UNSPECIFIED
+    said = NeighbourAdvertisement(target, router, solicited, override=True, options=NDOptions(target_mac=mac))
+    return ND(target, asked.src if solicited else ALL_NODES, said)
+
+
+# ---- the gateway's advertisements ----
+
+
+def advertised_subnets(net: Network, vm: VM, nic: NIC) -> tuple[Subnet, ...]:
+    """The IPv6 subnets that a NIC is told of: where it has an address, and where it may make one itself."""
+    held = [a.ip for a in net.assignments_of(vm, nic)]
+    return tuple(
+        s
+        for s in ipv6_subnets(net)
+        if (s.slaac and nic.vnet in ("", s.vnet)) or any(ip in s.prefix for ip in held)
+    )
+
+
+def advertisement(net: Network, vm: VM, nic: NIC, gateway_mac: Mac, to: IPv6Address = ALL_NODES) -> ND | None:
+    """What the gateway says of itself, by this MAC, to a NIC; None to one that has no IPv6 subnet."""
+    prefixes = tuple(
+        PrefixInformation(subnet.prefix, True, subnet.slaac, PREFIX_VALID, PREFIX_PREFERRED)
+        for subnet in advertised_subnets(net, vm, nic)
+        if isinstance(subnet.prefix, IPv6Network)
+    )
+    if not prefixes:
+        return None
+    options = NDOptions(source_mac=gateway_mac, prefixes=prefixes)
+    said = RouterAdvertisement(ROUTER_LIFETIME, HOPS, reachable_ms=REACHABLE_MS, options=options)
+    return ND(link_local(net.gateway_mac), ALL_NODES if to == UNSPECIFIED else to, said)

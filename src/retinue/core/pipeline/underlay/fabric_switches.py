@@ -1,0 +1,122 @@
+"""What leaves and spines hold whatever servers there are: where ARP and DHCP end, and the ways up."""
+
+from collections.abc import Iterator
+from itertools import product
+
+from retinue.core.model import Role, Switch
+from retinue.core.model.families import forwarded_subnets, in_use
+from retinue.core.model.link_local import LINK_LOCAL
+from retinue.core.model.network import Network, Owner
+from retinue.core.packets import EtherType
+from retinue.core.pipeline.cookies import Reason, cookie
+from retinue.core.pipeline.entry import (
+    CONTROLLER,
+    Action,
+    DecTtl,
+    Field,
+    Flow,
+    Group,
+    Meter,
+    Output,
+    ToGroup,
+    match,
+    set_field,
+)
+from retinue.core.pipeline.matches import CLIENT_PORT, NO_TAG, dhcp_match, ip_match, ip_types, unroutable
+from retinue.core.pipeline.meters import LeafMeter, leaf_meters
+from retinue.core.pipeline.priorities import TABLE_MISS, LeafAdmit, Route, Servers, SpineAdmit
+from retinue.core.pipeline.responders import arp, echo, nd
+from retinue.core.pipeline.tables import Table
+
+SPINES_GROUP = 1
+"""On a leaf: the select group over its spines, equal cost, by flow hash."""
+
+
+def leaf_flows(net: Network, leaf: Switch) -> Iterator[Flow | Group | Meter]:
+    """What a leaf holds whatever servers it has."""
+    owner = Owner("switch", leaf.id)
+    mark = cookie(Reason.FORWARD, owner)
+    for table in (Table.ADMIT, Table.ARP, Table.ROUTE, Table.SERVERS):
+        yield Flow(table, TABLE_MISS, (), cookie=mark)
+    yield from leaf_meters()
+    for port in spine_ports(net, leaf.id):
+        for kind in ip_types(net):
+            down = match(in_port=port, vlan_vid=NO_TAG, eth_type=kind)
+            yield Flow(Table.ADMIT, LeafAdmit.FROM_SPINE, down, goto=Table.SERVERS, cookie=mark)
+        yield Flow(Table.ADMIT, LeafAdmit.FROM_SPINE_OTHER, match(in_port=port), cookie=mark)
+        yield Flow(Table.SERVERS, Servers.FROM_SPINE, match(in_port=port), cookie=mark)
+    any_arp = match(vlan_vid=NO_TAG, eth_type=EtherType.ARP)
+    yield Flow(Table.ADMIT, LeafAdmit.ARP, any_arp, goto=Table.ARP, cookie=mark)
+    yield Flow(
+        Table.ADMIT, LeafAdmit.ROGUE_DHCP, dhcp_match(dport=CLIENT_PORT), (CONTROLLER,),
+        meter=LeafMeter.SPOOFING, cookie=cookie(Reason.ROGUE_DHCP, owner),
+    )  # fmt: skip
+    for mac, kind in product(net.gateway_macs, ip_types(net)):
+        to_gateway = match(vlan_vid=NO_TAG, eth_type=kind, eth_dst=mac)
+        yield Flow(Table.ADMIT, LeafAdmit.TO_GATEWAY, to_gateway, goto=Table.ROUTE, cookie=mark)
+    for prefix in unroutable(net):
+        dropped = cookie(Reason.UNROUTABLE, owner)
+        yield Flow(Table.ROUTE, Route.UNROUTABLE, ip_match(dst=prefix), cookie=dropped)
+    if in_use(net, 6):
+        from_link = ip_match(src=LINK_LOCAL)
+        yield Flow(Table.ROUTE, Route.UNROUTABLE, from_link, cookie=cookie(Reason.UNROUTABLE, owner))
+    yield from arp.leaf_flows(net, owner)
+    yield from nd.leaf_flows(net, owner)
+    yield from echo.gateway_flows(net, owner, Table.ROUTE, Route.GATEWAY_ECHO, net.gateway_mac)
+    for kind in ip_types(net):
+        yield Flow(
+            Table.ROUTE, Route.EXPIRED, match(eth_type=kind, ip_ttl=1), (CONTROLLER,),
+            meter=LeafMeter.EXPIRED, cookie=cookie(Reason.EXPIRED, owner),
+        )  # fmt: skip
+    yield from _upward(net, leaf.id, mark)
+
+
+def spine_flows(net: Network, spine: Switch) -> Iterator[Flow]:
+    """What a spine holds whatever servers there are: untagged IP enters, to the gateway or to a server."""
+    mark = cookie(Reason.FORWARD, Owner("switch", spine.id))
+    for table in (Table.ADMIT, Table.ROUTE, Table.SERVERS):
+        yield Flow(table, TABLE_MISS, (), cookie=mark)
+    for kind in ip_types(net):
+        for mac in net.gateway_macs:
+            to_gateway = match(vlan_vid=NO_TAG, eth_type=kind, eth_dst=mac)
+            yield Flow(Table.ADMIT, SpineAdmit.TO_GATEWAY, to_gateway, goto=Table.ROUTE, cookie=mark)
+        to_server = match(vlan_vid=NO_TAG, eth_type=kind)
+        yield Flow(Table.ADMIT, SpineAdmit.TO_SERVER, to_server, goto=Table.SERVERS, cookie=mark)
+    yield from _subnet_routes(net, (), mark)  # An address nobody holds ends here.
+
+
+def spine_ports(net: Network, leaf: str) -> list[int]:
+    """Numbers of a leaf's ports that lead to spines."""
+    refs = sorted(link.leaf for link in net.links if link.leaf.switch == leaf)
+    return [number for ref in refs if (number := net.port_number(ref)) is not None]
+
+
+def ways_down(net: Network, leaf: str) -> Iterator[tuple[str, int]]:
+    """Each spine with the number of its port that leads to a leaf."""
+    for spine in net.with_role(Role.SPINE):
+        port = net.spine_port(spine.id, leaf)
+        if port is not None:
+            yield spine.id, port
+
+
+def _upward(net: Network, leaf: str, mark: int) -> Iterator[Flow | Group]:
+    """What is not here goes to a spine: by hash, so that one flow of packets stays on one path."""
+    ports = spine_ports(net, leaf)
+    if not ports:
+        yield from _subnet_routes(net, (), mark)
+        return
+    yield Group(SPINES_GROUP, tuple((Output(port),) for port in ports))
+    up = (DecTtl(), set_field(Field.ETH_SRC, net.gateway_mac), ToGroup(SPINES_GROUP))
+    yield from _subnet_routes(net, up, mark)
+    for kind in ip_types(net):
+        any_ip = match(eth_type=kind)
+        yield Flow(Table.ROUTE, Route.DEFAULT, any_ip, up, cookie=mark)
+        # A copy for a server that is not here (LeafAdmit.COPY); what a spine sends ends here.
+        yield Flow(Table.SERVERS, Servers.UP, any_ip, (ToGroup(SPINES_GROUP),), cookie=mark)
+
+
+def _subnet_routes(net: Network, way: tuple[Action, ...], mark: int) -> Iterator[Flow]:
+    """What is inside a subnet never takes a way out of the data centre, were it the default route."""
+    for subnet in forwarded_subnets(net.subnets.values()):
+        priority = Route.PREFIX + subnet.prefix.prefixlen
+        yield Flow(Table.ROUTE, priority, ip_match(dst=subnet.prefix), way, cookie=mark)

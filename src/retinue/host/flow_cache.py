@@ -1,0 +1,111 @@
+"""Whether a switch still gives a VM frames, by Open vSwitch's flow cache.
+
+A switch confirms an entry when its tables have it. What it forwards by are the flows in the cache of its
+datapath, and these follow the tables later: in a few milliseconds or, on a busy machine, in a hundred. Only
+when no cached flow leads to the VM's port does nothing come there any more.
+
+The cache is read on the control socket of Open vSwitch's daemon (JSON-RPC 1.0; dpctl/dump-flows in
+ovs-vswitchd(8)).
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+from collections.abc import AsyncIterator, Collection
+from pathlib import Path
+
+import structlog
+
+from retinue.host.errors import HostError
+from retinue.southbound.ovsdb import Connection, OvsdbError, ProtocolError
+
+LIMIT = 1.0
+"""Seconds the cache may take to follow: the VM's traffic waits at its target meanwhile."""
+LOOK = 0.001
+RUN_FOLDER = "/var/run/openvswitch"
+
+log = structlog.get_logger()
+
+
+class FlowCache:
+    """The cache of this server's Open vSwitch; `folder` is where its daemon has its sockets."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder or Path(os.environ.get("OVS_RUNDIR", RUN_FOLDER))
+
+    async def until_bypassed(
+        self, ports: Collection[str], copies_from: str = "", limit: float = LIMIT
+    ) -> bool:
+        """Return when no cached flow leads to any of these ports any more: True. False if nobody can tell.
+
+        One for frames from the MAC `copies_from` does not count: they come when the VM is paused.
+        Raises HostError when such a flow is still there after `limit` seconds.
+        """
+        flow = ""
+        try:
+            async with asyncio.timeout(limit), self._daemon() as daemon:
+                async for found in _flows_to(ports, copies_from, daemon):
+                    flow = found
+                    await asyncio.sleep(LOOK)
+        except TimeoutError:
+            if flow:
+                raise HostError(
+                    f"the switch follows its tables too late: {limit:g} s after they had changed it still "
+                    f"handed out frames by {flow}"
+                ) from None
+            log.warning("flow_cache.not_answering", instead="a migration waits a fixed time")
+            return False
+        except (OvsdbError, ProtocolError, OSError) as error:
+            log.warning("flow_cache.unreadable", error=str(error), instead="a migration waits a fixed time")
+            return False
+        return True
+
+    @contextlib.asynccontextmanager
+    async def _daemon(self) -> AsyncIterator[Connection]:
+        pid = (self._folder / "ovs-vswitchd.pid").read_text().strip()
+        reader, writer = await asyncio.open_unix_connection(self._folder / f"ovs-vswitchd.{pid}.ctl")
+        daemon = Connection(reader, writer, "ovs-vswitchd", probe=None)
+        try:
+            yield daemon
+        finally:
+            daemon.close()
+
+
+async def _flows_to(ports: Collection[str], copies_from: str, daemon: Connection) -> AsyncIterator[str]:
+    """At each look a cached flow that leads to one of the ports; ends at the first look that finds none."""
+    datapaths: list[tuple[str, ...]] = [()]  # The only one, as a rule: it need not be named.
+    while True:
+        try:
+            cached = [await _asked(daemon, "dpctl/dump-flows", "--names", *name) for name in datapaths]
+        except OvsdbError:
+            if datapaths != [()]:
+                raise
+            datapaths = [(name,) for name in (await _asked(daemon, "dpctl/dump-dps")).split()]
+            continue
+        found = [flow for text in cached for flow in text.splitlines() if leads_to(ports, flow, copies_from)]
+        if not found:
+            return
+        yield found[0]
+
+
+async def _asked(daemon: Connection, command: str, *words: str) -> str:
+    answer = await daemon.call(command, words, None)
+    if not isinstance(answer, str):
+        raise ProtocolError(f"ovs-vswitchd answers {command} with {answer!r:.60}")
+    return answer
+
+
+def leads_to(ports: Collection[str], flow: str, copies_from: str = "") -> bool:
+    """Whether a cached flow, as Open vSwitch writes it, hands frames of others to one of the ports."""
+    match, _, actions = flow.partition("actions:")
+    if copies_from and f"eth(src={copies_from}," in match:
+        return False
+    return any(_names(port, actions) and not _names(f"in_port({port})", match) for port in ports)
+
+
+def _names(what: str, text: str) -> bool:
+    return what in text and re.search(rf"(?<![\w.-]){re.escape(what)}(?![\w.-])", text) is not None
+
+
+__all__ = ["FlowCache", "leads_to"]

@@ -1,0 +1,106 @@
+"""Whether frames wait in a VM's tap: asked of the tap, by a copy of the file its QEMU has open.
+
+A tap is readable when a frame waits in it (tun.c: tun_chr_poll). Linux lets one who may trace a process have
+a copy of a file of its (pidfd_getfd(2)); in /proc/PID/fdinfo a tap's says which interface it is ("iff:").
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import select
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from retinue.host.errors import HostError
+
+PIDFD_GETFD = 438
+"""The system call's number, on every architecture; Python has no name for it."""
+TUN = Path("/dev/net/tun")
+
+LOOK = 0.0005
+LIMIT = 1.0
+
+Holders = Mapping[str, int]
+"""By tap, the process that has it open."""
+
+
+async def until_empty(pid: int, tap: str) -> bool:
+    """Return when the process has read all that has come: True. False when it does not within a second.
+
+    Raises HostError where that cannot be seen.
+    """
+    with queue_of(pid, tap) as queue:
+        until = time.monotonic() + LIMIT
+        while not queue.is_empty():
+            if time.monotonic() > until:
+                return False
+            await asyncio.sleep(LOOK)
+        return True
+
+
+@contextlib.contextmanager
+def queue_of(pid: int, tap: str) -> Iterator["TapQueue"]:
+    """A tap that a process has open, until the context ends. Raises HostError."""
+    with contextlib.ExitStack() as held:
+        try:
+            process = os.pidfd_open(pid)
+            held.callback(os.close, process)
+            copies = [_copy(process, number) for number in _files_of(pid, tap)]
+        except OSError as error:
+            raise HostError(f"{tap} of process {pid} cannot be looked into: {error}") from error
+        for copy in copies:
+            held.callback(os.close, copy)
+        if not copies:
+            raise HostError(f"process {pid} does not have {tap} open")
+        yield TapQueue(copies)
+
+
+class TapQueue:
+    """Copies of the files through which a process reads one tap."""
+
+    def __init__(self, files: list[int]) -> None:
+        self._poll = select.poll()
+        for file in files:
+            self._poll.register(file, select.POLLIN)
+
+    def is_empty(self) -> bool:
+        """Every frame that was put into the tap has been read."""
+        return not any(events & select.POLLIN for _, events in self._poll.poll(0))
+
+
+def holders_of(taps: Sequence[str]) -> Holders:
+    """Of those taps whose holder can be seen from here."""
+    found = {}
+    for tap in taps:
+        with contextlib.suppress(HostError):
+            found[tap] = holder_of(tap)
+    return found
+
+
+def holder_of(tap: str) -> int:
+    """The process that has a tap open; HostError where there is none to be seen. Looks at them all."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # It has ended, or is none of ours to look into.
+            if any(True for _ in _files_of(int(process.name), tap)):
+                return int(process.name)
+    raise HostError(f"no process has {tap} open")
+
+
+def _files_of(pid: int, tap: str) -> Iterator[int]:
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # It has been closed.
+            if file.readlink() == TUN:
+                fields = Path(f"/proc/{pid}/fdinfo/{file.name}").read_text().split()
+                if "iff:" in fields and fields[fields.index("iff:") + 1] == tap:
+                    yield int(file.name)
+
+
+def _copy(process: int, number: int) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    copy = int(libc.syscall(PIDFD_GETFD, process, number, 0))
+    if copy < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return copy

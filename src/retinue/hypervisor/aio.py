@@ -1,0 +1,49 @@
+"""Coroutines run together, so that none outlives the failure of another, and shielded from cancellation."""
+
+import asyncio
+from collections.abc import Awaitable, Coroutine
+from typing import Any, TypeVar
+
+from retinue.hypervisor.errors import HypervisorError
+
+T = TypeVar("T")
+
+
+async def both(*works: Coroutine[Any, Any, object]) -> None:
+    """Run all of them; raises the first failure, and then the others are cancelled."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def unless(failed: "asyncio.Future[str]", work: Awaitable[T]) -> T:
+    """The result of the work. Raises HypervisorError when `failed` is done first, with its text."""
+    task = asyncio.ensure_future(work)
+    try:
+        awaited: set[asyncio.Future[Any]] = {task, failed}
+        await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise HypervisorError(failed.result())
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
+    """The result of work that a cancellation must not interrupt half way.
+
+    A caller that is cancelled meanwhile waits for the work all the same, and is not cancelled.
+    """
+    task = asyncio.create_task(work)
+    while True:
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise

@@ -1,0 +1,1 @@
+"""libvirt, where it runs the VMs."""

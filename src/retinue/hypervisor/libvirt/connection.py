@@ -1,0 +1,277 @@
+"""One libvirtd, spoken to from asyncio.
+
+libvirt's calls block, a migration for as long as it takes, so each is made in a thread of its own. Its events
+come through libvirt's own event loop, in one thread of this process: the loop it has for asyncio is not made
+for calls from other threads. A connection that broke is made again, by whoever needs it.
+"""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import structlog
+
+from retinue.host.errors import HostError
+from retinue.hypervisor.errors import HypervisorError
+from retinue.hypervisor.libvirt.domain_xml import vm_ids
+from retinue.hypervisor.libvirt.events import Lifecycle, kind_of
+from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
+
+THREADS = 64
+"""Calls at a time to one libvirtd: two for each migration under way, and some to spare."""
+AGAIN_SECONDS = 0.5
+"""Between two attempts to reach a libvirtd that is away."""
+KEEPALIVE = (5, 3)
+"""Seconds between questions whether libvirtd is still there, and how many may stay without an answer."""
+STATE_RUNNING, STATE_PAUSED = 1, 3
+"""virDomainState."""
+LIFECYCLE, REBOOT, DEVICE_REMOVED, DEVICE_ADDED = 0, 1, 15, 19
+"""virDomainEventID."""
+BEGINS = (Lifecycle.DEFINED, Lifecycle.STARTED)
+ENDS = (Lifecycle.STOPPED, Lifecycle.UNDEFINED)
+"""Events with which what is known of a domain begins, and ends."""
+ACTIVE = 1
+"""VIR_CONNECT_LIST_DOMAINS_ACTIVE."""
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class LibvirtMissingError(HypervisorError):
+    """Python's libvirt is not installed."""
+
+
+def bindings() -> Any:
+    """The module `libvirt`, its event loop running. Raises LibvirtMissingError."""
+    try:
+        import libvirt
+    except ImportError as error:
+        raise LibvirtMissingError(
+            "Python's libvirt is missing: run `make install-libvirt`, or install retinue[libvirt]"
+        ) from error
+    _run_events(libvirt)
+    return libvirt
+
+
+_running = threading.Lock()
+_events: threading.Thread | None = None
+
+
+def _run_events(libvirt: Any) -> None:
+    """Start libvirt's event loop, once in a process; it must run before a connection is made."""
+    global _events
+    with _running:
+        if _events is not None:
+            return
+        libvirt.virEventRegisterDefaultImpl()
+        # By default the bindings print every error; each is raised, too.
+        libvirt.registerErrorHandler(lambda *_: None, None)
+
+        def run() -> None:
+            while True:
+                libvirt.virEventRunDefaultImpl()
+
+        _events = threading.Thread(target=run, name="libvirt events", daemon=True)
+        _events.start()
+
+
+def in_use() -> bool:
+    """libvirt's event loop runs in this process, and will until it ends."""
+    return _events is not None
+
+
+class LibvirtHost:
+    """A server's libvirtd. `name` is the server's, for messages; `library` is for tests."""
+
+    def __init__(self, name: str, uri: str, library: Any = None) -> None:
+        self.name = name
+        self.uri = uri
+        self._given = library
+        self._connection: Any = None
+        self._making = asyncio.Lock()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"libvirt {name}")
+        self._known: dict[str, tuple[str, ...]] = {}
+        """Interface ids by the domain's UUID, from its start to its end: a domain that has gone tells nothing
+        any more, and one that is started again, or gets other devices, may have others."""
+
+    @property
+    def library(self) -> Any:
+        if self._given is None:
+            self._given = bindings()
+        return self._given
+
+    async def connection(self) -> Any:
+        """The connection, made now if there is none. Raises HypervisorError."""
+        async with self._making:
+            if self._connection is None or not await self._in_thread(self._connection.isAlive):
+                self._connection = await self._in_thread(self._open)
+            return self._connection
+
+    def _open(self) -> Any:
+        connection = self.library.open(self.uri)
+        connection.setKeepAlive(*KEEPALIVE)
+        return connection
+
+    async def call(self, what: Callable[..., T], *arguments: Any) -> T:
+        """Make a blocking call of libvirt's. Raises HypervisorError with libvirt's message."""
+        return await self._in_thread(what, *arguments)
+
+    async def _in_thread(self, what: Callable[..., T], *arguments: Any) -> T:
+        library = self.library
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, what, *arguments)
+        except library.libvirtError as error:
+            raise HypervisorError(f"server {self.name}, libvirt: {error}") from error
+
+    @contextlib.asynccontextmanager
+    async def apart(self, domain: Any) -> AsyncIterator[Any]:
+        """The domain, on a connection of its own, for a call that takes long.
+
+        libvirt (9.0) may let other calls on the same connection wait for the end of such a one, or until the
+        next keepalive.
+        """
+        connection = await self._in_thread(self._open)
+        try:
+            yield await self._in_thread(connection.lookupByUUIDString, domain.UUIDString())
+        finally:
+            with contextlib.suppress(HostError):
+                await self._in_thread(connection.close)
+
+    async def domain(self, vm: str) -> Any | None:
+        """The domain with an interface of that id, running or not yet; None when there is none here."""
+        for domain, ids in await self.domains():
+            if vm in ids:
+                return domain
+        return None
+
+    async def runs(self, vm: str) -> bool:
+        """Whether libvirt runs the VM here; False where libvirt cannot be asked."""
+        try:
+            domain = await self.domain(vm)
+            return domain is not None and (await self.call(domain.state))[0] == STATE_RUNNING
+        except HostError:
+            return False
+
+    async def domains(self) -> list[tuple[Any, tuple[str, ...]]]:
+        """All that are active, each with the ids of its interfaces."""
+        connection = await self.connection()
+        found: list[tuple[Any, tuple[str, ...]]] = []
+        for domain in await self.call(connection.listAllDomains, ACTIVE):
+            with contextlib.suppress(HostError):  # it ended meanwhile
+                found.append((domain, await self.call(self.ids, domain)))
+        return found
+
+    def ids(self, domain: Any, *, anew: bool = False) -> tuple[str, ...]:
+        """The ids of a domain's interfaces; blocks until it has any.
+
+        They are kept until the domain ends, or until they are read `anew`: what cannot be read any more is as
+        it was.
+        """
+        key = domain.UUIDString()
+        if anew or not self._known.get(key):
+            with contextlib.suppress(self.library.libvirtError):
+                self._known[key] = vm_ids(domain.XMLDesc(0))
+        return self._known.get(key, ())
+
+    def forget(self, domain: Any) -> None:
+        """The domain has ended."""
+        self._known.pop(domain.UUIDString(), None)
+
+    # ---- events ----
+
+    async def watch(self, back: Callable[[], None] = lambda: None) -> AsyncGenerator[HypervisorEvent, None]:
+        """What happens to VMs on this server, for ever; after each (new) connection first what is there.
+
+        That libvirtd is away is logged once, and it is waited for; `back` is called when it is there again.
+        """
+        reported = False
+
+        def connected() -> None:
+            nonlocal reported
+            if reported:
+                reported = False
+                back()
+
+        while True:
+            try:
+                async with contextlib.aclosing(self._watch_once(connected)) as events:
+                    async for happened in events:
+                        yield happened
+                reason = "the connection has ended"
+            except LibvirtMissingError:
+                raise
+            except HostError as error:
+                reason = str(error)
+            if not reported:
+                log.warning("libvirt.disconnected", server=self.name, reason=reason)
+                reported = True
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _watch_once(self, connected: Callable[[], None]) -> AsyncGenerator[HypervisorEvent, None]:
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[HypervisorEvent | None] = asyncio.Queue()
+
+        def put(happened: HypervisorEvent | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(queue.put_nowait, happened)
+
+        def hear(_: Any, domain: Any, event: int, detail: int, __: Any) -> None:
+            at = time.time()
+            if event in BEGINS:
+                self.ids(domain, anew=True)
+            if (kind := kind_of(event, detail)) is not None:
+                tell(domain, kind, at)
+            if event in ENDS:
+                self.forget(domain)
+
+        def tell(domain: Any, kind: EventKind, at: float) -> None:
+            for vm in self.ids(domain):
+                put(HypervisorEvent(vm, kind, at))
+
+        def rebooted(_: Any, domain: Any, __: Any) -> None:
+            tell(domain, EventKind.REBOOTED, time.time())
+
+        def other_devices(_: Any, domain: Any, __: str, ___: Any) -> None:
+            self.ids(domain, anew=True)
+
+        connection = await self.connection()
+        await self.call(connection.registerCloseCallback, lambda *_: put(None), None)
+        self._known.clear()  # What happened meanwhile nobody has told.
+        wanted = {
+            LIFECYCLE: hear, REBOOT: rebooted, DEVICE_REMOVED: other_devices, DEVICE_ADDED: other_devices
+        }  # fmt: skip
+        handles = [
+            await self.call(connection.domainEventRegisterAny, None, event, listener, None)
+            for event, listener in wanted.items()
+        ]
+        connected()
+        try:
+            for happened in await self.found():
+                yield happened
+            while (next_ := await queue.get()) is not None:
+                yield next_
+        finally:
+            with contextlib.suppress(HostError):
+                for handle in handles:
+                    await self.call(connection.domainEventDeregisterAny, handle)
+                await self.call(connection.unregisterCloseCallback)
+
+    async def found(self) -> list[HypervisorEvent]:
+        """What runs here now, as if each had just been started. Raises HypervisorError."""
+        found = []
+        for domain, ids in await self.domains():
+            with contextlib.suppress(HostError):  # It has ended meanwhile.
+                state, _ = await self.call(domain.state)
+                if state == STATE_RUNNING:
+                    found += [HypervisorEvent(vm, EventKind.STARTED, time.time()) for vm in ids]
+        return found
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(HostError):
+                await self.call(self._connection.close)
+        self._threads.shutdown(wait=False)

@@ -1,0 +1,306 @@
+"""libvirt behind the hypervisor interface: VMs of one server, run by its libvirtd.
+
+A VM's port comes with the VM: libvirt makes it. So a VM is first `plugged`, that is, made but paused, and
+starts when its network is ready. In a migration libvirt opens the target, from the source (`outgoing`).
+VMs are known by their interface's id (`domain_xml`), and libvirt is asked for them each time: anybody's
+`virsh` may make, migrate and end them.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from retinue.core.migration.precopy import WANTED_DOWNTIME
+from retinue.host.commands import run
+from retinue.host.drain import drain, frames_given
+from retinue.host.errors import HostError
+from retinue.host.tap_queue import Holders, holders_of
+from retinue.host.taps import rx_frames
+from retinue.hypervisor.errors import HypervisorError
+from retinue.hypervisor.interface import (
+    LINK_DOWN_SECONDS,
+    Divert,
+    Left,
+    MigrationFailed,
+    MigrationResult,
+    NICSpec,
+    OnEvent,
+    Opened,
+    RunState,
+    Started,
+    VMSpec,
+    ignore,
+)
+from retinue.hypervisor.libvirt.connection import STATE_PAUSED, STATE_RUNNING, LibvirtHost
+from retinue.hypervisor.libvirt.directory import Folder
+from retinue.hypervisor.libvirt.domain_xml import domain_xml, interfaces_with_link, taps
+from retinue.hypervisor.libvirt.incoming import LibvirtIncoming
+from retinue.hypervisor.libvirt.nics import AFFECT_LIVE, set_nics
+from retinue.hypervisor.libvirt.outgoing import LibvirtOutgoing
+from retinue.hypervisor.memory_channel import Channel
+from retinue.hypervisor.paths import MachineFiles
+from retinue.protocol.hypervisor_events import HypervisorEvent
+
+START_PAUSED = 1
+"""VIR_DOMAIN_START_PAUSED."""
+PAUSED_MIGRATION = 2
+"""virDomainPausedReason: on a source, stopped by a migration; on a target, not there yet."""
+MIGRATION_OUT = 5
+"""virDomainJobOperation."""
+LOOK_SECONDS = 0.05
+CALL_OFF_LIMIT = 10.0
+
+log = structlog.get_logger()
+
+
+class LibvirtMachine:
+    """A VM on one server, or one that is incoming there."""
+
+    def __init__(self, host: LibvirtHost, spec: VMSpec, files: MachineFiles) -> None:
+        self._host = host
+        self._spec = spec
+        self.files = files
+
+    @property
+    def spec(self) -> VMSpec:
+        return self._spec
+
+    async def domain(self) -> Any:
+        """Raises HypervisorError when libvirt has none here."""
+        domain = await self._host.domain(self.spec.id)
+        if domain is None:
+            raise HypervisorError(f"server {self._host.name}: libvirt has no VM {self.spec.id}")
+        return domain
+
+    async def state(self) -> RunState:
+        state, reason = await self._host.call((await self.domain()).state)
+        if state == STATE_RUNNING:
+            return RunState.RUNNING
+        if state == STATE_PAUSED:
+            return RunState.MOVED if reason == PAUSED_MIGRATION else RunState.PAUSED
+        return RunState.BROKEN
+
+    async def resume(self) -> None:
+        if await self.state() is not RunState.RUNNING:
+            await self._host.call((await self.domain()).resume)
+
+    async def waiting(self) -> int:
+        waiting = 0
+        with contextlib.suppress(HostError):  # its taps are not in our network, or it has none
+            for tap in taps(await self._host.call((await self.domain()).XMLDesc, 0)):
+                waiting += max(0, await rx_frames(run, tap) - frames_given(os.getpid(), tap))
+        return waiting
+
+    async def set_nics(self, nics: Sequence[NICSpec], gone: Collection[str]) -> None:
+        await set_nics(self._host, await self.domain(), self.spec.id, nics, gone)
+
+    async def press_power(self) -> None:
+        await self._host.call((await self.domain()).shutdown)
+
+    async def reboot(self) -> None:
+        await self._host.call((await self.domain()).reboot)
+
+    async def reset(self) -> None:
+        await self._host.call((await self.domain()).reset)
+
+    async def flap_link(self) -> None:
+        domain = await self.domain()
+        xml = await self._host.call(domain.XMLDesc, 0)
+        try:
+            for interface in interfaces_with_link(xml, "down"):
+                await self._host.call(domain.updateDeviceFlags, interface, AFFECT_LIVE)
+            await asyncio.sleep(LINK_DOWN_SECONDS)
+        finally:
+            for interface in interfaces_with_link(xml, "up"):
+                await self._host.call(domain.updateDeviceFlags, interface, AFFECT_LIVE)
+
+    async def cut_power(self) -> None:
+        await self.quit()
+
+    async def quit(self) -> None:
+        domain = await self._host.domain(self.spec.id)
+        if domain is not None:
+            try:
+                await self._host.call(domain.destroy)
+            except HostError:
+                if await self._host.domain(self.spec.id) is not None:  # else it has ended by itself
+                    raise
+
+    async def let_go(self) -> None:
+        """libvirt keeps it."""
+
+
+class LibvirtHypervisor:
+    """Runs VMs on one server through its libvirtd.
+
+    `control` is how other servers' libvirts reach this one. `kind` is "qemu", or "kvm". `drain` returns when
+    nothing is on its way any more to a VM with these taps.
+    """
+
+    def __init__(
+        self,
+        host: LibvirtHost,
+        folder: Folder,
+        control: str = "",
+        *,
+        bridge: str = "br0",
+        kind: str = "qemu",
+        drain: Callable[[Sequence[str], Holders], Awaitable[None]] = drain,
+    ) -> None:
+        self.host = host
+        self._folder = folder
+        self._control = control
+        self._bridge = bridge
+        self._kind = kind
+        self._drain = drain
+        self._incoming: dict[str, asyncio.Queue[HypervisorEvent]] = {}
+        """By VM, the events of libvirt about those that are incoming here."""
+
+    # ---- a VM ----
+
+    async def plug(self, spec: VMSpec) -> LibvirtMachine:
+        if await self.host.domain(spec.id) is None:
+            if spec.kernel == Path():
+                raise HypervisorError(
+                    f"VM {spec.id}: the agent of {self.host.name} is not told how VMs are made ([vm]), and "
+                    "nobody else has made it"
+                )
+            xml = domain_xml(spec, self._folder.consoles(spec.id), bridge=self._bridge, kind=self._kind)
+            connection = await self.host.connection()
+            await self.host.call(connection.createXML, xml, START_PAUSED)
+        return self._machine(spec)
+
+    async def start(self, spec: VMSpec, on_event: OnEvent = ignore) -> LibvirtMachine:
+        """Boot a VM, or start one that is plugged."""
+        machine = await self.plug(spec)
+        await machine.resume()
+        on_event(Started(spec.id, time.time()))
+        return machine
+
+    def end_is_reported(self, spec: VMSpec) -> None:
+        """libvirt reports it itself, and forgets."""
+
+    def forget(self, spec: VMSpec) -> None:
+        files = self._folder.files(spec.id)
+        for path in (files.serial_log, files.shell):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def forget_all_but(self, specs: Collection[VMSpec]) -> None:
+        """What is in the folder may be others'."""
+
+    async def find(self, vm: str) -> LibvirtMachine | None:
+        domain = await self.host.domain(vm)
+        return None if domain is None else self._machine(_unknown(vm, await self._taps(domain)))
+
+    async def adopt(self, listener: Callable[[str], OnEvent]) -> Left[LibvirtMachine]:
+        """All VMs that run here; libvirt's own events tell of their ends, so nobody needs to listen."""
+        machines = [await self.find(vm) for _, ids in await self.host.domains() for vm in ids]
+        return Left([machine for machine in machines if machine is not None and await _runs(machine)])
+
+    # ---- a migration ----
+
+    async def open_target(self, spec: VMSpec, on_event: OnEvent = ignore) -> LibvirtMachine:
+        """libvirt opens it, when the source begins."""
+        if not self._control:
+            raise HypervisorError(
+                f"server {self.host.name} does not accept incoming migrations: its agent is not told "
+                "how other servers' libvirts reach this one ([libvirt] control)"
+            )
+        return self._machine(spec)
+
+    async def run_outgoing(
+        self,
+        source: LibvirtMachine,
+        channel: Channel,
+        on_event: OnEvent = ignore,
+        divert: Divert | None = None,
+        wanted_downtime: float = WANTED_DOWNTIME,
+        opened: Opened | None = None,
+    ) -> MigrationResult:
+        vm = source.spec.id
+        try:
+            domain, memory = await source.domain(), self._folder.memory(vm)
+            names = await self._taps(domain)
+            # Known beforehand: every process of the server is looked at for it.
+            holders = {} if divert is None else await asyncio.to_thread(holders_of, names)
+        except BaseException as error:
+            on_event(MigrationFailed(vm, time.time(), str(error) or "it was called off", source_runs=True))
+            await channel.close()
+            raise
+
+        async def drain_taps(nothing_comes: bool) -> None:
+            await self._drain(names, holders if nothing_comes else {})
+
+        outgoing = LibvirtOutgoing(
+            self.host, domain, vm, names, channel, memory, self._control, on_event, drain_taps
+        )
+        return await outgoing.run(divert, opened)
+
+    async def run_incoming(
+        self, target: LibvirtMachine, channel: Channel, on_event: OnEvent = ignore
+    ) -> float:
+        vm = target.spec.id
+        events = self._incoming[vm] = asyncio.Queue()
+        try:
+            memory = self._folder.memory(vm)
+            incoming = LibvirtIncoming(self.host, vm, channel, memory, self._control, events)
+            return await incoming.run(on_event)
+        finally:
+            del self._incoming[vm]
+
+    async def call_off(self, machine: LibvirtMachine) -> bool:
+        until = time.monotonic() + CALL_OFF_LIMIT
+        while True:
+            domain = await self.host.domain(machine.spec.id)
+            if domain is None:
+                return False
+            with contextlib.suppress(HostError):  # The VM has ended, or migrated: the next look tells.
+                if not await self._is_leaving(domain):
+                    return await machine.state() is not RunState.MOVED
+                await self.host.call(domain.abortJob)
+            if time.monotonic() > until:
+                raise HypervisorError(
+                    f"VM {machine.spec.id}: libvirt goes on moving it {CALL_OFF_LIMIT:.0f} s after it was "
+                    "called off"
+                )
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _is_leaving(self, domain: Any) -> bool:
+        """The VM is being migrated away, or is not yet as it was before that."""
+        job = await self.host.call(domain.jobStats)
+        if job.get("type") and job.get("operation") == MIGRATION_OUT:
+            return True
+        state, reason = await self.host.call(domain.state)
+        return bool(state == STATE_PAUSED and reason == PAUSED_MIGRATION)
+
+    def on_event(self, event: HypervisorEvent) -> None:
+        """Take in an event of libvirt, for VMs that are incoming here."""
+        if event.vm in self._incoming:
+            self._incoming[event.vm].put_nowait(event)
+
+    # ---- details ----
+
+    def _machine(self, spec: VMSpec) -> LibvirtMachine:
+        return LibvirtMachine(self.host, spec, self._folder.files(spec.id))
+
+    async def _taps(self, domain: Any) -> tuple[str, ...]:
+        return taps(await self.host.call(domain.XMLDesc, 0))
+
+
+def _unknown(vm: str, names: Sequence[str]) -> VMSpec:
+    """A VM that somebody made."""
+    return VMSpec(vm, "", next(iter(names), ""), Path(), Path())
+
+
+async def _runs(machine: LibvirtMachine) -> bool:
+    try:
+        return await machine.state() is RunState.RUNNING
+    except HostError:
+        return False

@@ -1,0 +1,91 @@
+"""The connection between the two ends of a migration: memory one way, a few messages both ways.
+
+Each frame is one byte of kind, four of length, and the contents: memory, its end (no contents), or a message,
+which is a JSON object with a "type".
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+from typing import Any
+
+from retinue.hypervisor.errors import HypervisorError
+
+MEMORY, END, MESSAGE = b"M", b"E", b"J"
+LONGEST_MEMORY = 1 << 20
+LONGEST_MESSAGE = 1 << 16
+READ_BYTES = 1 << 20
+
+
+class ChannelError(HypervisorError):
+    """The other end hung up, or sent something that does not belong to the protocol."""
+
+
+class Channel:
+    """One end of the connection. Every method but `close` raises ChannelError."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def send_memory(self, nbytes: bytes | memoryview) -> None:
+        """Send up to LONGEST_MEMORY bytes; no bytes mark the end of the memory."""
+        await self._send(MEMORY if nbytes else END, nbytes)
+
+    async def send_message(self, type: str, **more: Any) -> None:
+        await self._send(MESSAGE, json.dumps({"type": type, **more}).encode())
+
+    async def receive(self) -> bytes | dict[str, Any]:
+        """Memory, b"" where it ends, or a message. Raises ChannelError."""
+        try:
+            header = await self._reader.readexactly(5)
+            kind, length = header[:1], int.from_bytes(header[1:], "big")
+            if (kind, length) == (END, 0):
+                return b""
+            longest = {MEMORY: LONGEST_MEMORY, MESSAGE: LONGEST_MESSAGE}.get(kind, -1)
+            if not 0 < length <= longest:
+                raise ChannelError(f"the other end of the migration sends what is not agreed: {header.hex()}")
+            contents = await self._reader.readexactly(length)
+        except (OSError, asyncio.IncompleteReadError) as error:
+            raise ChannelError("the other end of the migration has hung up") from error
+        if kind == MEMORY:
+            return contents
+        try:
+            message = json.loads(contents)
+        except (ValueError, RecursionError) as error:
+            raise ChannelError("the other end of the migration sends a message that is not JSON") from error
+        if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+            raise ChannelError("the other end of the migration sends a message without a type")
+        return message
+
+    async def receive_message(self) -> dict[str, Any]:
+        """The next message, where memory is not expected. Raises ChannelError."""
+        received = await self.receive()
+        if isinstance(received, bytes):
+            raise ChannelError("the other end of the migration sends memory where a message was due")
+        return received
+
+    async def close(self) -> None:
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    def abort(self) -> None:
+        """Close without a word: `close` over TLS waits up to 30 s for the other end's, which may be hung."""
+        self._writer.transport.abort()
+
+    async def _send(self, kind: bytes, contents: bytes | memoryview) -> None:
+        try:
+            self._writer.write(kind + len(contents).to_bytes(4, "big"))
+            self._writer.write(contents)
+            await self._writer.drain()
+        except OSError as error:
+            raise ChannelError("the other end of the migration has hung up") from error
+
+
+async def channel_pair() -> tuple[Channel, Channel]:
+    """Both ends, for a migration inside one process."""
+    ends = socket.socketpair()
+    streams = [await asyncio.open_connection(sock=end, limit=READ_BYTES) for end in ends]
+    return Channel(*streams[0]), Channel(*streams[1])

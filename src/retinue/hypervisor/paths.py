@@ -1,0 +1,53 @@
+"""Paths of a machine's files, whichever program runs it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from retinue.hypervisor.errors import HypervisorError
+from retinue.socket_addresses import LONGEST_PATH, fits
+
+SUFFIXES = (".console", ".shell", ".qmp", ".log", ".json", ".new")
+
+
+@dataclass(frozen=True, slots=True)
+class MachineFiles:
+    """A machine's log, consoles, sockets and note: all in one folder, under one name."""
+
+    serial_log: Path
+    """What the guest writes to its console."""
+    shell: Path
+    """Socket of the guest's second serial port."""
+    observer: Path
+    """A QMP socket for others, such as an agent that watches VMs it did not start."""
+    log: Path
+    """QEMU's own output."""
+    note: Path
+    """What the next agent must know of it."""
+
+    @property
+    def new_note(self) -> Path:
+        """A note that is being written."""
+        return self.note.with_suffix(".new")
+
+    @property
+    def name(self) -> str:
+        return self.note.stem
+
+    @classmethod
+    def named(cls, folder: Path, name: str) -> "MachineFiles":
+        files = cls(
+            serial_log=folder / f"{name}.console",
+            shell=folder / f"{name}.shell",
+            observer=folder / f"{name}.qmp",
+            log=folder / f"{name}.log",
+            note=folder / f"{name}.json",
+        )
+        for path in (files.shell, files.observer):
+            check_socket_path(path)
+        return files
+
+
+def check_socket_path(path: Path) -> None:
+    """Raises HypervisorError if no socket can have this path."""
+    if not fits(path):
+        raise HypervisorError(f"{path}: too long for a socket (limit {LONGEST_PATH}): use a shorter folder")

@@ -1,0 +1,1 @@
+"""QEMU, run by our agents."""

@@ -1,0 +1,312 @@
+"""One running QEMU, spoken to by its monitor protocol (QMP)."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+from msgspec.structs import replace
+from qemu.qmp import ExecuteError, QMPError
+
+from retinue.core.model import Ending
+from retinue.host.commands import run
+from retinue.host.drain import drain, frames_given
+from retinue.host.errors import HostError
+from retinue.host.taps import QUEUE_FRAMES, queue_for, rx_frames
+from retinue.hypervisor.errors import HypervisorError
+from retinue.hypervisor.interface import (
+    LINK_DOWN_SECONDS,
+    Exited,
+    NICSpec,
+    OnEvent,
+    RunState,
+    StartedAnew,
+    VMSpec,
+)
+from retinue.hypervisor.paths import MachineFiles
+from retinue.hypervisor.qemu import notes
+from retinue.hypervisor.qemu.argv import NIC_ID
+from retinue.hypervisor.qemu.nics import set_nics
+from retinue.hypervisor.qemu.notes import Note
+from retinue.hypervisor.qemu.process import Process
+
+COMMAND_LIMIT = 10.0
+QUIT_LIMIT = 5.0
+DISCONNECT_LIMIT = 2.0
+RESUME_LIMIT = 5.0
+
+EXITED = "RETINUE_EXITED"
+"""Name of the one event that is ours, not QEMU's: the process has ended."""
+
+SWITCHED_OFF = "guest-shutdown"
+"""QMP's reason of SHUTDOWN when the guest has powered the machine off; a reset is an event of its own, RESET,
+and leaves QEMU running."""
+
+log = structlog.get_logger()
+
+# The library logs the end of every connection as an error; we report each failure ourselves.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
+
+QMPEvent = dict[str, Any]
+EventQueue = asyncio.Queue[tuple["QemuMachine", QMPEvent]]
+
+_STATES = {
+    "running": RunState.RUNNING,
+    "inmigrate": RunState.INCOMING,
+    "postmigrate": RunState.MOVED,
+    "internal-error": RunState.BROKEN,
+    "guest-panicked": RunState.BROKEN,
+    "io-error": RunState.BROKEN,
+    "shutdown": RunState.OFF,
+}
+
+
+def event_time(event: QMPEvent) -> float:
+    """Seconds since the epoch, by QEMU's own clock (QMP specification, "timestamp")."""
+    stamp = event["timestamp"]
+    return float(stamp["seconds"]) + float(stamp["microseconds"]) / 1e6
+
+
+class QemuMachine:
+    """One QEMU process. Made by QemuHypervisor."""
+
+    def __init__(
+        self, note: Note, files: MachineFiles, process: Process, qmp: Any, on_event: OnEvent
+    ) -> None:
+        self._note = note
+        self.files = files
+        self.process = process
+        self._qmp = qmp
+        self._on_event = on_event
+        self._subscribers: list[EventQueue] = []
+        self._comes_back = False
+        """It was asked to shut down to be started anew."""
+        self._after_power_off: asyncio.Task[None] | None = None
+        self._pump = asyncio.create_task(self._hand_on_events(), name=f"QMP events of {note.spec.id}")
+        self._watch = asyncio.create_task(self._wait_for_end(), name=f"QEMU of {note.spec.id}")
+
+    @property
+    def spec(self) -> VMSpec:
+        return self._note.spec
+
+    @property
+    def alive(self) -> bool:
+        return self.process.alive
+
+    async def state(self) -> RunState:
+        status = (await self.execute("query-status"))["status"]
+        return _STATES.get(status, RunState.PAUSED)
+
+    async def resume(self) -> None:
+        try:
+            async with asyncio.timeout(RESUME_LIMIT):
+                while await self.state() is not RunState.RUNNING:
+                    try:
+                        await self.execute("cont")
+                    except HostError:  # the migration thread has not let go of the guest yet
+                        await asyncio.sleep(0.01)
+        except TimeoutError as error:
+            raise self._error(f"it is not resumed within {RESUME_LIMIT:.0f} s") from error
+
+    async def press_power(self) -> None:
+        self._comes_back = False
+        await self.execute("system_powerdown")
+
+    async def reboot(self) -> None:
+        self._comes_back = True
+        await self.execute("system_powerdown")
+
+    async def reset(self) -> None:
+        self._comes_back = False
+        await self.execute("system_reset")
+
+    async def cut_power(self) -> None:
+        self.write_down(off=True)
+        await self.quit()
+
+    def write_down(self, **changes: Any) -> None:
+        """Change what the next agent will know of it; what cannot be kept is logged, and stops nothing."""
+        self._note = replace(self._note, **changes)
+        try:
+            notes.write(self.files, self._note)
+        except OSError as error:
+            log.error("qemu.note_not_written", vm=self.spec.id, error=str(error))
+
+    async def quit(self) -> None:
+        if self.alive:
+            if not self._note.off:
+                self.write_down(ending=True)  # Whatever becomes of us, it is not taken up again.
+            with contextlib.suppress(HostError):
+                await self.execute("quit")
+            try:
+                async with asyncio.timeout(QUIT_LIMIT):
+                    await self.process.wait()
+            except TimeoutError:
+                log.warning("qemu.not_quitting_killed", vm=self.spec.id, pid=self.process.pid)
+                self.kill()
+        await self._watch
+        if not self._note.off:
+            notes.remove_what_has_ended(self.files)
+
+    async def let_go(self) -> None:
+        """Leave it as it is; another of us may take it up (QemuHypervisor.adopt)."""
+        tasks = [task for task in (self._watch, self._pump, self._after_power_off) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.process.let_go()
+        await disconnect(self._qmp)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self.process.kill()
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        """Run one QMP command; "_" in the arguments' names stand for "-". Raises HypervisorError."""
+        return await self.command(
+            command, {name.replace("_", "-"): value for name, value in arguments.items()}
+        )
+
+    async def command(self, command: str, arguments: dict[str, Any]) -> Any:
+        """The same, with arguments whose names are QEMU's."""
+        try:
+            async with asyncio.timeout(COMMAND_LIMIT):
+                return await self._qmp.execute(command, arguments or None)
+        except TimeoutError as error:
+            raise self._error(f"no answer to {command} within {COMMAND_LIMIT:.0f} s") from error
+        except ExecuteError as error:
+            raise self._error(f"{command} was rejected: {error}") from error
+        except (QMPError, OSError, EOFError) as error:
+            if not self.alive:
+                raise self._error(f"{command}: QEMU has ended{last_words(self.files.log)}") from error
+            raise self._error(f"{command}: {error}") from error
+
+    async def set_nics(self, nics: Sequence[NICSpec], gone: Collection[str]) -> None:
+        await set_nics(self, nics)
+
+    async def flap_link(self) -> None:
+        names = (NIC_ID, *(f"nic{nic.slot}" for nic in self.spec.more_nics))
+        try:
+            for name in names:
+                await self.execute("set_link", name=name, up=False)
+            await asyncio.sleep(LINK_DOWN_SECONDS)
+        finally:
+            for name in names:
+                await self.execute("set_link", name=name, up=True)
+
+    def frames_given(self) -> int:
+        """How many frames its taps have given it."""
+        return sum(frames_given(self.process.pid, port) for port in self.spec.ports)
+
+    async def waiting(self) -> int:
+        waiting = 0
+        for port in self.spec.ports:
+            received = await rx_frames(self._on_its_server, port)
+            if self.alive and received:
+                waiting += max(0, received - frames_given(self.process.pid, port))
+        return waiting
+
+    async def make_room(self, frames_a_second: float) -> None:
+        """Let each of the VM's taps hold what comes for the VM while it is paused."""
+        frames = queue_for(frames_a_second)
+        if frames > QUEUE_FRAMES:
+            for port in self.spec.ports:
+                await self._on_its_server(["ip", "link", "set", "dev", port, "txqueuelen", str(frames)])
+
+    async def drain(self, nothing_comes: bool) -> None:
+        """Return when the VM has been given all that comes for it. See Divert."""
+        ports, pid = self.spec.ports, self.process.pid
+        await drain(ports, dict.fromkeys(ports, pid) if nothing_comes else {}, network=pid)
+
+    async def give(self, end: socket.socket) -> str:
+        """Give QEMU a socket of ours; returns what it is called in a migration. We may close it then."""
+        self._qmp.send_fd_scm(end.fileno())
+        await self.execute("getfd", fdname="memory")
+        return "fd:memory"
+
+    @contextlib.contextmanager
+    def events_into(self, queue: EventQueue) -> Iterator[None]:
+        """Put the machine's events into the queue from now on; earlier ones are left out.
+
+        That matters to a VM that was migrated here: among its earlier events is a completed migration.
+        """
+        self._subscribers.append(queue)
+        try:
+            if not self.alive:
+                queue.put_nowait((self, {"event": EXITED}))
+            yield
+        finally:
+            self._subscribers.remove(queue)
+
+    async def _on_its_server(self, argv: Sequence[str]) -> str:
+        return await run(["nsenter", "--target", str(self.process.pid), "--net", *argv])
+
+    async def _hand_on_events(self) -> None:
+        with self._qmp.listener() as events:
+            async for event in events:
+                self._publish(event)
+                if event["event"] == "RESET":
+                    self._on_event(StartedAnew(self.spec.id, event_time(event)))
+                if event["event"] == "SHUTDOWN" and event["data"]["reason"] == SWITCHED_OFF:
+                    # -no-shutdown: it waits for us.
+                    work = self._start_anew() if self._comes_back else self._end_switched_off()
+                    self._after_power_off = asyncio.create_task(work, name=f"{self.spec.id} is switched off")
+
+    async def _start_anew(self) -> None:
+        self._comes_back = False
+        try:
+            await self.execute("system_reset")
+            await self.resume()
+        except HostError as error:
+            log.error("vm.not_rebooted", vm=self.spec.id, error=str(error))
+            self.kill()
+
+    async def _end_switched_off(self) -> None:
+        self.write_down(off=True)
+        await self.quit()
+
+    async def _wait_for_end(self) -> None:
+        await self.process.wait()
+        notes.remove_sockets(self.files)
+        self._publish({"event": EXITED})
+        how = Ending.OFF if self._note.off else Ending.CRASHED
+        reason = "" if self._note.off else f"its QEMU has ended{last_words(self.files.log)}"
+        self._on_event(Exited(self.spec.id, time.time(), how, reason))
+        self._pump.cancel()
+        await asyncio.gather(self._pump, return_exceptions=True)
+        await disconnect(self._qmp)
+
+    def _publish(self, event: QMPEvent) -> None:
+        for queue in self._subscribers:
+            queue.put_nowait((self, event))
+
+    def _error(self, what: str) -> HypervisorError:
+        return HypervisorError(f"VM {self.spec.id}, QEMU process {self.process.pid}: {what}")
+
+
+async def disconnect(qmp: Any) -> None:
+    """Close the connection. At the end of a QEMU the library reports its closing as an error; it is none.
+
+    Nor is there a reason to wait for a library that does not end it.
+    """
+    closing = asyncio.ensure_future(qmp.disconnect())
+    await asyncio.wait({closing}, timeout=DISCONNECT_LIMIT)
+    if not closing.done():
+        closing.cancel()
+        return
+    with contextlib.suppress(QMPError, OSError, EOFError):
+        closing.result()
+
+
+def last_words(path: Path) -> str:
+    """The last lines of QEMU's log, as the end of a sentence."""
+    try:
+        lines = path.read_text(errors="replace").strip()
+    except OSError:
+        lines = ""
+    return f": {' / '.join(lines.splitlines()[-3:])}" if lines else ", and its log is empty"

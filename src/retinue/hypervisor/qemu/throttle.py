@@ -1,0 +1,60 @@
+"""A throttle in the memory stream of an outgoing migration: QEMU waits while nobody reads what it sends.
+
+QEMU's own limit, `max-bandwidth`, takes effect every 100 ms, which would add to the downtime. A full socket
+stops QEMU at once, and QEMU goes on at once when the socket is read again.
+
+How far QEMU runs ahead of the reader: what the socket holds, and what QEMU has collected to be sent, 32 KiB
+or 64 pieces, whichever is reached first (IO_BUF_SIZE and MAX_IOV_SIZE of its QEMUFile). In bytes that is
+little, in pages it may be much: an empty page takes 9 bytes.
+"""
+
+import asyncio
+import contextlib
+import socket
+
+PAGE = 4096
+EMPTY_PAGE = 9
+"""Bytes of the stream for a page of zeros: its place with flags, and the zero."""
+LARGEST_STEP, SMALLEST_STEP = 1 << 20, 1 << 15
+"""Bytes read between two looks at what remains. Less than QEMU collects would not stop it any earlier."""
+
+
+class Throttle:
+    """Reads QEMU's end of the stream. `theirs` is the end that QEMU is given; after that
+    call `release_qemu_end`."""
+
+    def __init__(self) -> None:
+        self._ours, self.theirs = socket.socketpair()
+        self._ours.setblocking(False)
+        self.read_bytes = 0
+
+    def set_window(self, nbytes: int) -> None:
+        """Let the socket hold about `nbytes` at most, if it is still ours to set."""
+        if self.theirs.fileno() < 0:
+            return
+        # The kernel doubles what it is told, to make room for its own bookkeeping (socket(7), SO_SNDBUF).
+        self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, nbytes // 4)
+
+    def release_qemu_end(self) -> None:
+        """Close our copy of QEMU's end: from now on the stream ends when QEMU ends it."""
+        self.theirs.close()
+
+    async def read(self, nbytes: int) -> bytes:
+        """Up to `nbytes` bytes, at least one; none at the end of the stream."""
+        chunk = await asyncio.get_running_loop().sock_recv(self._ours, nbytes)
+        self.read_bytes += len(chunk)
+        return chunk
+
+    def close(self) -> None:
+        for end in (self._ours, self.theirs):
+            with contextlib.suppress(OSError):
+                end.close()
+
+
+def step_for(remaining: int, held_back: int) -> int:
+    """How many bytes may be read before the next look, so that `held_back` bytes of RAM still remain then.
+
+    As if all that remains were empty pages.
+    """
+    pages = max(0, remaining - held_back) // PAGE
+    return min(LARGEST_STEP, max(SMALLEST_STEP, pages * EMPTY_PAGE))

@@ -1,1 +1,0 @@
-"""The laboratory: servers, switches, VMs and a DHCP server, real ones, on one machine (row F5)."""

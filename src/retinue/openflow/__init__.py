@@ -1,1 +1,0 @@
-"""C1: OpenFlow 1.4 sessions with switches. `codec`: bytes and values; `session`: the talk over TCP or TLS."""

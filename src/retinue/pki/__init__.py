@@ -1,5 +1,0 @@
-"""Who is who: certificates that name a party and its role, and TLS contexts that demand them.
-
-`identity` is the page to read first. `authority` makes a certificate authority and issues from it,
-`contexts` and `credentials` are the two ends of a connection, `gate` is the handshake in front of a listener.
-"""

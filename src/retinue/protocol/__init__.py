@@ -1,0 +1,1 @@
+"""The contract between controller, agents, command line and laboratory."""

@@ -1,0 +1,178 @@
+"""The one client of the controller's REST interface for programs with an event loop: agents, lab, tests."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, Self
+
+import aiohttp
+import structlog
+
+from retinue.core.limits import LARGEST_EVENT
+from retinue.protocol import sse
+from retinue.protocol.errors import ControllerAwayError, RecordError, RejectedError
+from retinue.protocol.events import ACTED_ON, HELLO, ControllerEvent, controller_event
+from retinue.protocol.migrations import MigrationRecord
+from retinue.protocol.records import record
+from retinue.protocol.renewals import RenewalOrder, RenewalReport
+from retinue.protocol.routes import Route
+from retinue.protocol.vms import VMsRecord
+from retinue.security.credentials import Credentials
+
+ANSWER_LIMIT = 10.0
+LONG_POLL = 30.0
+"""Seconds for which the end of a renewal is waited for in one request."""
+SILENCE_LIMIT = 60.0
+"""Seconds without a byte on the event stream; the controller writes a comment every 15."""
+log = structlog.get_logger()
+
+
+class ControllerClient:
+    """Speaks to the controller at `base`, such as "https://192.0.2.1:8080". Close it after use.
+
+    The client authenticates by `credentials`; left out, by what the environment names. Its methods raise
+    ControllerError: ControllerAwayError, RejectedError, or RecordError for an answer that is not as agreed.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        credentials: Credentials | None = None,
+        connector: aiohttp.BaseConnector | None = None,
+        agent_of: str = "",
+    ) -> None:
+        """`connector`: how connections are made, instead of plainly. `agent_of`: the server whose agent this
+        is. Raises TlsFilesError.
+        """
+        self.base = base.rstrip("/")
+        self._agent_of = agent_of or None
+        credentials = Credentials.of_environment() if credentials is None else credentials
+        # Connections are kept for the report that matters most: that a VM has been resumed.
+        connector = connector or aiohttp.TCPConnector(
+            keepalive_timeout=3600, force_close=False, ssl=credentials.ssl_for(self.base)
+        )
+        self._session = aiohttp.ClientSession(connector=connector, headers=credentials.headers)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    # ---- anything, as JSON ----
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """`path` as Route.path makes it."""
+        return await self.request("GET", path)
+
+    async def post(self, path: str, body: Any = None) -> dict[str, Any]:
+        return await self.request("POST", path, body)
+
+    async def request(
+        self, method: str, path: str, body: Any = None, limit: float = ANSWER_LIMIT
+    ) -> dict[str, Any]:
+        timeout = aiohttp.ClientTimeout(total=limit)
+        url = self.base + path
+        async with (
+            self._troubles(),
+            self._session.request(method, url, json=body, timeout=timeout) as response,
+        ):
+            data = await response.read()
+            try:
+                answer = json.loads(data) if data else {}
+            except ValueError as error:
+                raise ControllerAwayError(f"{self.base} does not speak JSON") from error
+            if response.status >= 500:
+                raise ControllerAwayError(f"{self.base} is out of order: status {response.status}")
+            found: dict[str, Any] = answer if isinstance(answer, dict) else {}
+            if response.status >= 400:
+                message = str(found.get("error", f"status {response.status}"))
+                raise RejectedError(message, str(found.get("code", "")), response.status)
+            return found
+
+    # ---- records ----
+
+    async def vms(self) -> VMsRecord:
+        return record(VMsRecord, await self.get(Route.LIST_VMS.path()))
+
+    async def migrations(self) -> list[MigrationRecord]:
+        answer = await self.get(Route.LIST_MIGRATIONS.path())
+        return record(list[MigrationRecord], answer.get("migrations"))
+
+    async def renew(self, vm: str, server: str = "") -> RenewalOrder:
+        """Have a renewal ordered; whoever calls carries it out."""
+        body = {"server": server, "agent": True}
+        return record(RenewalOrder, await self.post(Route.RENEW_LEASE.path(vm), body))
+
+    async def renewal_ended(self, id: str) -> RenewalOrder:
+        """The order of a renewal, when it has ended."""
+        path = Route.GET_RENEWAL.path(id, wait=f"{LONG_POLL:.0f}")
+        while True:
+            order = record(RenewalOrder, await self.request("GET", path, limit=ANSWER_LIMIT + LONG_POLL))
+            if order.state.ended:
+                return order
+
+    async def report_renewal(self, id: str, report: RenewalReport, reason: str) -> None:
+        await self.post(Route.REPORT_RENEWAL.path(id), {"event": report, "reason": reason})
+
+    # ---- events ----
+
+    async def last_event(self) -> int:
+        """Id of the latest event. Asked before something is done, nothing that follows can be missed."""
+        return int((await self.get(Route.GET_STATUS.path()))["last_event"])
+
+    async def events(self, since: int | None) -> AsyncGenerator[ControllerEvent, None]:
+        """A hello, the events after event `since`, and those to come: the ones that an agent acts on.
+
+        Ends when the controller hangs up. An event whose data is not as agreed is left out, and logged.
+        """
+        wanted = ",".join(sorted(ACTED_ON - {HELLO}))
+        async with contextlib.aclosing(self._stream(since, wanted)) as stream:
+            async for event in stream:
+                if event.type in ACTED_ON:
+                    try:
+                        yield controller_event(event.type, event.data)
+                    except RecordError as error:
+                        log.error("events.left_out", error=str(error))
+
+    async def all_events(self, since: int | None) -> AsyncGenerator[dict[str, Any], None]:
+        """The same, but all of them, as JSON."""
+        async with contextlib.aclosing(self._stream(since)) as stream:
+            async for event in stream:
+                yield json.loads(event.data)
+
+    async def _stream(
+        self, since: int | None, types: str | None = None
+    ) -> AsyncGenerator[sse.ServerSentEvent, None]:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_LIMIT, sock_read=SILENCE_LIMIT)
+        url = self.base + Route.FOLLOW_EVENTS.path(since=since, types=types, server=self._agent_of)
+        async with self._troubles(), self._session.get(url, timeout=timeout) as response:
+            response.raise_for_status()
+            parser, lines, left_out = sse.Parser(), sse.Lines(LARGEST_EVENT), 0
+            async for data in response.content.iter_any():
+                for line in lines.feed(data):
+                    if (event := parser.line(line)) is not None:
+                        yield event
+                if lines.left_out > left_out:
+                    left_out = lines.left_out
+                    log.error("events.left_out", error=f"larger than {LARGEST_EVENT} bytes")
+
+    @contextlib.asynccontextmanager
+    async def _troubles(self) -> AsyncIterator[None]:
+        """A failure of the connection, or of what comes through it, in one kind of error."""
+        try:
+            yield
+        except (
+            aiohttp.ClientError,
+            aiohttp.http_exceptions.HttpProcessingError,
+            OSError,
+            TimeoutError,
+            asyncio.IncompleteReadError,
+            ValueError,
+        ) as error:
+            reason = str(error) or type(error).__name__
+            raise ControllerAwayError(f"the controller at {self.base} cannot be reached: {reason}") from error

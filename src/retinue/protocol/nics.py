@@ -1,0 +1,63 @@
+"""A VM's network interfaces as managers give them, and as the controller shows them."""
+
+from typing import Annotated
+
+import msgspec
+
+from retinue.core.limits import MOST_ADDRESSES, MOST_ALLOWED, MOST_RATE
+
+Addresses = Annotated[list[str], msgspec.Meta(max_length=MOST_ADDRESSES)]
+
+
+class NICBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One NIC of a VM in POST /v1/vms. A NIC without static addresses asks for one by DHCP."""
+
+    mac: str
+    id: str = ""
+    """The `iface-id` of its port; "": the VM's id, for its first NIC, and one made from it for others."""
+    vnet: str = ""
+    addresses: Addresses = []
+    enabled: bool = True
+
+
+class AllowedBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """An address that a NIC may take when it announces it (VRRP, keepalived)."""
+
+    address: str
+    mac: str = ""
+    """As whose it speaks for the address: a virtual router's. "": its own."""
+
+
+class NICSetBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """POST /v1/vms/{id}/nics/set: what is left out stays as it is."""
+
+    nic: str = ""
+    """Its id; "": the VM's first."""
+    addresses: Addresses | None = None
+    vnet: str | None = None
+    mac: str | None = None
+    enabled: bool | None = None
+    trusted: bool | None = None
+    """The VM is a DHCP server, and its server messages are believed."""
+    rate: Annotated[int, msgspec.Meta(ge=0, le=MOST_RATE)] | None = None
+    """Kilobits a second in each direction; 0: any."""
+    allowed: Annotated[list[AllowedBody], msgspec.Meta(max_length=MOST_ALLOWED)] | None = None
+
+
+class NICRemoveBody(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /v1/vms/{id}/nics/remove."""
+
+    nic: str
+    """Its id."""
+
+
+class NICRecord(msgspec.Struct, frozen=True):
+    """A NIC as GET /v1/vms and the events show it: the fields that an agent acts on."""
+
+    id: str
+    mac: str
+    vnet: str = ""
+    addresses: list[str] = []
+    enabled: bool = True
+    slot: int = 1
+    """Where the guest finds it in its machine."""

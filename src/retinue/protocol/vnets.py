@@ -1,0 +1,46 @@
+"""Vnets and subnets as managers give them."""
+
+from typing import Annotated
+
+import msgspec
+
+from retinue.core.limits import HIGHEST_VLAN, MOST_MTU, MOST_RELAYED
+from retinue.core.model import DEFAULT_VNET
+
+
+class VnetValues(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """PUT /v1/vnets/{id}: all there is to say of a vnet."""
+
+    vlan: Annotated[int, msgspec.Meta(ge=0, le=HIGHEST_VLAN)] = 0
+    """0: none."""
+    mtu: Annotated[int, msgspec.Meta(ge=0, le=MOST_MTU)] = 0
+    """0: nobody has said."""
+
+
+class VnetBody(VnetValues, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """One vnet of POST /v1/vnets."""
+
+    id: str
+
+
+class SubnetValues(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """PUT /v1/subnets/{id}: all there is to say of a subnet."""
+
+    prefix: str
+    gateway: str
+    vnet: str = DEFAULT_VNET.id
+    dhcp: Annotated[list[str], msgspec.Meta(max_length=MOST_RELAYED)] = []
+    """DHCP servers of other subnets, to which the messages of this one's VMs are relayed."""
+    dhcp_pools: Annotated[list[str], msgspec.Meta(max_length=MOST_RELAYED)] = []
+    """FIRST-LAST: addresses that DHCP servers give out."""
+    slaac: bool = False
+    """Of IPv6: VMs may make their own addresses."""
+
+
+class SubnetBody(SubnetValues, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """One subnet of POST /v1/subnets."""
+
+    id: str
+
+
+__all__ = ["SubnetBody", "SubnetValues", "VnetBody", "VnetValues"]

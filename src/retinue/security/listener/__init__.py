@@ -1,0 +1,1 @@
+"""What stands in front of every listener: TLS handshakes, bounded and counted."""

@@ -1,0 +1,1 @@
+"""Towards the switches: OpenFlow, and the OVSDB protocol."""

@@ -1,0 +1,1 @@
+"""OpenFlow 1.4 sessions with switches. `codec`: bytes and values; `session`: the talk over TCP or TLS."""

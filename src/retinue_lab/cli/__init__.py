@@ -1,0 +1,1 @@
+"""`retinue lab`: the laboratory's commands."""

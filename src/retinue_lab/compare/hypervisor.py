@@ -1,0 +1,148 @@
+"""The compared VM, run and moved by nothing but QEMU: the memory goes from one QEMU to the other.
+
+It is the same QEMU, with the same arguments, guest and priority, as retinue's agents run. The memory goes
+over as fast as it can: with a `downtime-limit` of 0 QEMU 7 stops the VM after one pass, so the pause of a
+guest that writes little is as short as it can be. A guest that writes gets as many passes as QEMU likes, with
+the downtime that retinue aims at, too.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+from retinue.core.migration.precopy import WANTED_DOWNTIME
+from retinue.host.errors import HostError
+from retinue.host.taps import add_port, remove_port, tap_name
+from retinue.hypervisor import HypervisorError, VMSpec
+from retinue.hypervisor.qemu.hypervisor import QemuHypervisor
+from retinue.hypervisor.qemu.machine import EXITED, EventQueue, QemuMachine, event_time
+from retinue_lab.compare.bench import ADDRESS, MAC, SERVERS, VM, Bench, Migrated
+from retinue_lab.errors import LabError
+from retinue_lab.guest.image import command_line, ensure_guest
+from retinue_lab.guest.shell import GuestShell, GuestShellError, console_line
+from retinue_lab.network.agents import NICE, NICER
+from retinue_lab.network.switches import env
+from retinue_lab.processes.processes import run
+from retinue_lab.sandbox.handle import LabHandle
+from retinue_lab.topology.topology import EDGE_BRIDGE
+
+BOOT_SECONDS = 60.0
+MIGRATION_SECONDS = 60.0
+UNBOUNDED = 1 << 40
+
+
+class PlainBench(Bench):
+    """Boots the VM on the first of the servers."""
+
+    def __init__(self, lab: LabHandle) -> None:
+        super().__init__(lab)
+        self._folder = lab.directory / "vms"
+        self._hypervisors = {
+            server: QemuHypervisor(
+                self._folder / server,
+                ("ip", "netns", "exec", server, *NICE, *NICER, "setpriv", "--pdeathsig", "KILL"),
+            )
+            for server in SERVERS
+        }
+        self._machine: QemuMachine | None = None
+        self._shell = GuestShell(Path())
+
+    async def boot(self) -> None:
+        self._folder.mkdir()
+        try:
+            await self._plug(self.at)
+            self._lives_in(await self._hypervisors[self.at].start(self._spec()))
+            await console_line(self._running.files.serial_log, "RETINUE READY", BOOT_SECONDS)
+        except (HostError, GuestShellError) as error:
+            raise LabError(str(error)) from error
+
+    async def close(self) -> None:
+        if self._machine is not None:
+            await self._machine.quit()
+
+    async def in_guest(self, command: str, timeout: float = 20.0) -> tuple[int, str]:
+        try:
+            return await self._shell.run(command, timeout)
+        except GuestShellError as error:
+            raise LabError(str(error)) from error
+
+    async def migrate(self, at_resume: Callable[[], Awaitable[None]]) -> Migrated:
+        """Move the VM to `target`; `at_resume` is called when it runs there. Raises LabError."""
+        source, target = self.at, self.target
+        began = time.monotonic()
+        try:
+            await self._plug(target)
+            there = await self._hypervisors[target].open_target(self._spec())
+            try:
+                stopped_at, resumed_at = await self._copy(self._running, there, at_resume)
+            except BaseException:
+                await there.quit()
+                raise
+            ram = (await self._running.execute("query-migrate")).get("ram", {})
+            await self._running.quit()
+            self._lives_in(there)
+            self.at = target
+            await remove_port(_on(source), bridge=EDGE_BRIDGE, tap=tap_name(VM))
+        except HostError as error:
+            raise LabError(f"{VM} was not migrated: {error}") from error
+        total_ms = (time.monotonic() - began) * 1000
+        passes = int(ram.get("dirty-sync-count", 2)) - 1
+        return Migrated(source, target, stopped_at, resumed_at, total_ms, {"passes": passes})
+
+    async def _copy(
+        self, source: QemuMachine, target: QemuMachine, at_resume: Callable[[], Awaitable[None]]
+    ) -> tuple[float, float]:
+        """When the VM was paused, and when it was resumed."""
+        events: EventQueue = asyncio.Queue()
+        uri = f"unix:{self._folder / 'memory.sock'}"
+        stopped_at = 0.0
+        try:
+            async with asyncio.timeout(MIGRATION_SECONDS):
+                for machine in (source, target):
+                    on = [{"capability": "events", "state": True}]
+                    await machine.execute("migrate-set-capabilities", capabilities=on)
+                with source.events_into(events), target.events_into(events):
+                    limit = round(WANTED_DOWNTIME * 1000) if self.several_passes else 0
+                    await source.execute(
+                        "migrate-set-parameters", max_bandwidth=UNBOUNDED, downtime_limit=limit
+                    )
+                    await target.execute("migrate-incoming", uri=uri)
+                    await source.execute("migrate", uri=uri)
+                    while True:
+                        machine, event = await events.get()
+                        match machine is source, event["event"], event.get("data", {}).get("status"):
+                            case True, "STOP", _:
+                                stopped_at = event_time(event)
+                            case False, "MIGRATION", "completed":
+                                await target.execute("cont")
+                            case False, "RESUME", _:
+                                await at_resume()
+                                return stopped_at, event_time(event)
+                            case _, "MIGRATION", "failed":
+                                raise HypervisorError("the migration failed")
+                            case _, name, _ if name == EXITED:
+                                raise HypervisorError("a QEMU has ended")
+        except TimeoutError:
+            raise HypervisorError(f"not within {MIGRATION_SECONDS:.0f} s") from None
+
+    @property
+    def _running(self) -> QemuMachine:
+        assert self._machine is not None
+        return self._machine
+
+    def _lives_in(self, machine: QemuMachine) -> None:
+        self._machine, self._shell = machine, GuestShell(machine.files.shell)
+
+    async def _plug(self, server: str) -> None:
+        await add_port(_on(server), bridge=EDGE_BRIDGE, tap=tap_name(VM), vm=VM, mac=MAC)
+
+    def _spec(self) -> VMSpec:
+        guest = ensure_guest()
+        line = command_line(f"{ADDRESS}/{self.subnet.prefix.prefixlen},{self.subnet.gateway}", hostname=VM)
+        return VMSpec(VM, MAC, tap_name(VM), guest.kernel, guest.initrd, line)
+
+
+def _on(server: str) -> Callable[..., Awaitable[str]]:
+    return partial(run, node=server, env=env(server))

@@ -1,0 +1,1 @@
+"""What a comparison has measured, and how it is shown."""

@@ -1,0 +1,1 @@
+"""The guest: its image, and commands inside it."""

@@ -1,0 +1,1 @@
+"""Traffic sent and watched, and what it shows."""

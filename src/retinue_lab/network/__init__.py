@@ -1,0 +1,1 @@
+"""The network that the laboratory builds: nodes, switches, DHCP server, agents."""

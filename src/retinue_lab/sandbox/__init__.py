@@ -1,0 +1,1 @@
+"""The namespaces a laboratory lives in, from outside and from inside."""

@@ -1,0 +1,154 @@
+"""A migration that comes to nothing leaves the network as it was, and no VM is lost or runs twice."""
+
+import signal
+
+import pytest
+
+from retinue.protocol.errors import RejectedError
+from support.lab.losses import lost_spans
+from support.lab.migrating import (
+    ON_ITS_WAY,
+    START,
+    as_before,
+    begin,
+    go_on,
+    held_in,
+    network,
+    qemu_of,
+    reaches,
+    start_agent,
+)
+from support.lab.tools import LabBench, eventually
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.usefixtures("home")]
+
+VMS = START
+
+
+@pytest.mark.parametrize("state", ["matched", "admitting", "copying", "diverted", "stopped"])
+async def test_a_move_can_be_cancelled(bench: LabBench, state: str) -> None:
+    before = await network(bench)
+    async with bench.traffic(await bench.address("vm1")) as traffic, bench.events() as events:
+        migration = await held_in(bench, events, state)
+        try:
+            await bench.post(f"migrations/{migration}/cancel")
+        finally:
+            await go_on(bench)
+        undone = await reaches(events, migration, "undone")
+        assert undone["reason"] == "cancelled by the operator"
+        passed = [step["state"] for step in undone["steps"]]
+        assert passed[passed.index("rolling back") - 1] == ("diverted" if state == "stopped" else state)
+        figures, record = await traffic.end()
+    assert figures.duplicated == 0
+    if state == "stopped":
+        # What went to the target is gone, from the diversion on until the VM stopped: its source has what
+        # came since. In "diverted" nothing is diverted yet, for the target's switch has not confirmed.
+        since = next(step["at"] for step in undone["steps"] if step["state"] == "diverted")
+        until = undone["stopped_at"]
+        spans = lost_spans(record)
+        assert all(first > since - ON_ITS_WAY and last < until + ON_ITS_WAY for first, last, _ in spans), (
+            f"diverted {since}, until {until}, lost {spans}"
+        )
+    else:
+        assert figures.lost == 0, figures
+    await as_before(bench, before)
+
+
+async def test_past_the_point_of_no_return_a_cancel_says_so(bench: LabBench) -> None:
+    async with bench.events() as events:
+        migration = await begin(bench)
+        await reaches(events, migration, "done")
+        with pytest.raises(RejectedError, match="there is no way back"):
+            await bench.post(f"migrations/{migration}/cancel")
+
+
+async def test_a_switch_that_does_not_confirm_stops_the_move_not_the_vm(bench: LabBench) -> None:
+    before = await network(bench)
+    async with bench.events() as events:
+        migration = await held_in(bench, events, "diverted")
+        rolled = await reaches(events, migration, "rolling back")
+        await go_on(bench)
+        assert "have not confirmed in time" in rolled["reason"]
+        await reaches(events, migration, "undone")
+    await as_before(bench, before)
+
+
+@pytest.mark.parametrize("state", ["copying", "diverted"])
+async def test_the_target_dies(bench: LabBench, state: str) -> None:
+    before = await network(bench)
+    async with bench.events() as events:
+        migration = await held_in(bench, events, state)
+        await bench.run("sandbox", "kill", "-9", str(qemu_of(bench, "server2")))
+        await go_on(bench)
+        await reaches(events, migration, "undone")
+    await as_before(bench, before)
+
+
+@pytest.mark.parametrize("state", ["copying", "diverted"])
+@pytest.mark.parametrize("server", ["server1", "server2"])
+async def test_an_agent_dies_and_its_vms_do_not(bench: LabBench, server: str, state: str) -> None:
+    before = await network(bench)
+    async with bench.events() as events:
+        migration = await held_in(bench, events, state)
+        bench.kill(f"{server}-agent", signal.SIGKILL)
+        await go_on(bench)
+        await start_agent(bench, server)
+        await reaches(events, migration, "undone")
+    await as_before(bench, before)
+
+
+async def test_the_source_dies(bench: LabBench) -> None:
+    async with bench.events() as events:
+        migration = await held_in(bench, events, "copying")
+        await bench.run("sandbox", "kill", "-9", str(qemu_of(bench, "server1")))
+        await go_on(bench)
+        await events.until("vm.stopped", lambda e: e["vm"]["id"] == "vm1")
+        await reaches(events, migration, "undone")
+
+        async def gone() -> bool:
+            return await bench.machines("vm1") == []
+
+        await eventually(gone)
+        # It can be started again where it is registered, and is by nobody's restart.
+        bench.kill("server1-agent", signal.SIGKILL)
+        await start_agent(bench, "server1")
+        assert (await bench.vm("vm1"))["state"] == "crashed"
+        await bench.cli("vm", "start", "vm1")
+        await events.until("vm.started", lambda e: e["vm"]["id"] == "vm1")
+        await events.until("binding.renewed")
+
+
+@pytest.mark.parametrize("state", ["copying", "diverted"])
+async def test_the_controller_dies_and_comes_back(bench: LabBench, state: str) -> None:
+    """It finds the migration in its database, and takes it to its end, one or the other."""
+    async with bench.events() as events:
+        migration = await held_in(bench, events, state)
+        bench.kill("controller", signal.SIGKILL)
+        await go_on(bench)
+    await bench.restart_controller()
+    async with bench.events(since=0) as events:
+
+        async def ended() -> bool:
+            return (await bench.get(f"migrations/{migration}"))["state"] in ("done", "undone")
+
+        await eventually(ended)
+    location = {"done": "server2", "undone": "server1"}[(await bench.get(f"migrations/{migration}"))["state"]]
+    assert await bench.machines("vm1") == [location]
+    assert (await bench.vm("vm1"))["server"] == location
+    assert [row["switch"] for row in await bench.bindings("vm1")] == [f"edge{location[-1]}"]
+
+    async def reached() -> bool:
+        """Switches may go on by flows that they have cached, for a while."""
+        return await bench.ping("vm1", "203.0.113.9")
+
+    await eventually(reached)
+
+
+async def test_an_agent_that_is_started_again_finds_its_vms_running(bench: LabBench) -> None:
+    uptime = float(await bench.guest("vm1", "cut -d' ' -f1 /proc/uptime"))
+    async with bench.traffic(await bench.address("vm1")) as traffic:
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            bench.kill("server1-agent", number)
+            await start_agent(bench, "server1")
+        await bench.unharmed(traffic)
+    assert float(await bench.guest("vm1", "cut -d' ' -f1 /proc/uptime")) > uptime

@@ -1,0 +1,161 @@
+"""IPv6 beside IPv4 on real parts: guests with addresses of both, moved under traffic on both at once."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, IPv6
+
+from retinue.core.model.link_local import ALL_ROUTERS, link_local
+from retinue.core.packets import ND, NDOptions, RouterSolicitation, nd_frame
+from retinue_lab.sandbox.handle import LabHandle
+from retinue_lab.topology.topology_file import load
+from support.fabric.ipv6 import advertises, asks, says, vm_ip6, vm_local
+from support.lab.start import boot, lab_of
+from support.lab.tools import LabBench, Picks, at, eventually, mac_of
+from support.lab.watch import Frame
+
+pytestmark = [pytest.mark.lab, pytest.mark.alone]
+
+OWN4 = {"vm1": "10.1.0.51", "vm2": "10.1.0.52", "vm3": "10.1.0.53"}
+OWN6 = {f"vm{number}": str(vm_ip6(number)) for number in (1, 2, 3)}
+GATEWAY, CLIENT = "fd00:1::fe", "2001:db8::9"
+GATEWAY_MAC = "00:00:de:ad:be:ef"
+HOME = {"vm1": "server1", "vm2": "server2", "vm3": "server1"}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHandle]:
+    with lab_of(tmp_path_factory.mktemp("labs"), load("dual-stack"), "dual") as handle:
+        boot(handle, [at(vm, server, OWN4[vm], OWN6[vm]) for vm, server in HOME.items()])
+        yield handle
+
+
+@pytest.fixture(autouse=True)
+async def home(bench: LabBench) -> AsyncIterator[None]:
+    """After each test vm1 is where it was."""
+    yield
+    if (await bench.vm("vm1"))["server"] != HOME["vm1"]:
+        await bench.migration("vm1", target_server=HOME["vm1"])
+
+
+async def test_both_families_migrate_without_loss(bench: LabBench) -> None:
+    """There and back, with traffic on both at once; afterwards everybody is found where they are."""
+    await eventually(
+        lambda: bench.ping("vm1", CLIENT)
+    )  # Its address is not its own before it has been checked.
+    async with (
+        bench.traffic(OWN4["vm1"]) as over_ipv4,
+        bench.traffic(OWN6["vm1"]) as over_ipv6,
+    ):
+        for target in ("server2", "server1"):
+            migration = await bench.migration("vm1", target_server=target)
+            figures = migration["figures"]
+            for rows in (figures["bindings_before"], figures["bindings_after"]):
+                assert {row["ip"] for row in rows} >= {OWN4["vm1"], OWN6["vm1"]}
+            held = {row["ip"]: row["switch"] for row in await bench.bindings("vm1")}
+            edge = f"edge{target[-1]}"
+            assert held == {OWN4["vm1"]: edge, OWN6["vm1"]: edge}
+            assert await bench.flows(edge, f"ipv6_src={OWN6['vm1']}")
+        flows = [await bench.unharmed(traffic) for traffic in (over_ipv4, over_ipv6)]
+    assert all(of.sent > 200 and of.reordered == 0 for of in flows), flows
+    assert await bench.flows("edge2", f"ipv6_src={OWN6['vm1']}") == []
+
+
+async def test_neighbours_the_gateway_and_the_outside_are_found(bench: LabBench) -> None:
+    """On the same server by its own MAC, elsewhere by the gateway's; and after the neighbour has moved."""
+    for to in (GATEWAY, f"{link_local(GATEWAY_MAC)}%eth0", OWN6["vm2"], OWN6["vm3"], CLIENT):
+        assert await bench.ping("vm1", to), to
+    known = await bench.guest("vm1", "ip -6 neigh show dev eth0")
+    macs = {line.split()[0]: line.split()[2] for line in known.splitlines() if "lladdr" in line}
+    assert macs[OWN6["vm2"]] == macs[GATEWAY] == GATEWAY_MAC
+    assert macs[OWN6["vm3"]] == mac_of("vm3")
+    assert not await bench.ping("vm1", f"{vm_local(3)}%eth0")
+    await bench.migration("vm1", target_server="server2")
+    for to in (GATEWAY, OWN6["vm2"], OWN6["vm3"], CLIENT):
+        assert await bench.ping("vm1", to), to
+    assert await bench.ping("vm3", OWN6["vm1"])
+
+
+async def test_an_address_that_another_has_is_not_taken(bench: LabBench) -> None:
+    """The guest's own duplicate check hears so; of its own address it hears nothing."""
+    assert "dadfailed" not in await bench.guest("vm1", "ip -6 address show dev eth0")
+    failed = "until ip -6 address show dev eth0 | grep -q dadfailed; do usleep 20000; done"
+    await bench.guest("vm1", f"ip address add {OWN6['vm2']}/64 dev eth0; {failed}")
+    await bench.guest("vm1", f"ip address del {OWN6['vm2']}/64 dev eth0")
+    assert await bench.ping("vm2", CLIENT)
+
+
+def claiming(ip: str) -> Picks:
+    return lambda e: bool(e["spoofing"]["claimed_ip"] == ip)
+
+
+async def test_forged_neighbour_discovery_goes_nowhere_and_is_told(bench: LabBench) -> None:
+    one, two = mac_of("vm1"), mac_of("vm2")
+    router = link_local(GATEWAY_MAC)
+    forged = {
+        OWN6["vm3"]: nd_frame(says(vm_ip6(1), vm_ip6(3), one, vm_ip6(3)), one, mac_of("vm3")),
+        OWN6["vm2"]: nd_frame(says(vm_ip6(2), vm_ip6(2), one), one),
+        GATEWAY: nd_frame(says(vm_ip6(1), load("dual-stack").subnet6[0].gateway, one), one),
+        str(router): nd_frame(advertises(router, one), one),
+        str(vm_local(1)): nd_frame(advertises(vm_local(1), one), one),
+        str(vm_local(2)): nd_frame(asks(vm_local(2), vm_ip6(3), one), one),
+    }
+
+    def is_forged(frame: Frame) -> bool:
+        return frame.src == one and frame.ethertype == 0x86DD
+
+    places = (("server1", "tap-vm3", "out"), ("server1", "up0", "out"), ("server2", "tap-vm2", "out"))
+    async with bench.captures(*places) as captures, bench.events() as events:
+        await bench.send("vm1", *(frame.hex() for frame in forged.values()), times=3)
+        for claim in forged:
+            told = await events.until("spoofing", claiming(claim))
+            assert (told["spoofing"]["kind"], told["spoofing"]["vm"]) == ("nd", "vm1")
+            assert (told["spoofing"]["switch"], told["spoofing"]["claimed_mac"]) == ("edge1", one)
+    assert not [str(frame) for capture in captures for frame in capture.those(is_forged)]
+
+    async def all_counted() -> bool:
+        rows = (await bench.get("spoof-attempts"))["spoof_attempts"]
+        counts = {row["claimed_ip"]: row["count"] for row in rows if row["kind"] == "nd"}
+        return all(counts.get(claim) == 3 for claim in forged)
+
+    await eventually(all_counted)
+    assert await bench.ping("vm3", OWN6["vm2"])
+    assert two not in await bench.guest("vm3", "ip -6 neigh show dev eth0")
+
+
+async def test_the_gateway_advertises_itself_to_who_asks(bench: LabBench) -> None:
+    question = ND(vm_local(1), ALL_ROUTERS, RouterSolicitation(NDOptions(source_mac=mac_of("vm1"))))
+    async with bench.capture("server1", "tap-vm1", "out") as tap:
+        await bench.send("vm1", nd_frame(question, mac_of("vm1")).hex())
+        said = await tap.until(lambda frame: frame.ether.haslayer(ICMPv6ND_RA) == 1)
+    assert (said.src, said.dst) == (GATEWAY_MAC, mac_of("vm1"))
+    ip, prefix = said.ether[IPv6], said.ether[ICMPv6NDOptPrefixInfo]
+    assert (ip.src, ip.dst, ip.hlim) == (str(link_local(GATEWAY_MAC)), str(vm_local(1)), 255)
+    assert (prefix.prefix, prefix.prefixlen, prefix.L, prefix.A) == ("fd00:1::", 64, 1, 1)
+
+
+async def test_an_address_that_the_guest_makes_itself_is_bound_and_moves(bench: LabBench) -> None:
+    """SLAAC: the guest hears the gateway, makes an address, checks it, and has it, wherever it is."""
+    own, settings = "fd00:1::5054:ff:fe00:1", "/proc/sys/net/ipv6/conf/eth0"
+    question = ND(vm_local(1), ALL_ROUTERS, RouterSolicitation(NDOptions(source_mac=mac_of("vm1"))))
+
+    async def reaches_the_outside() -> None:
+        said = await bench.guest("vm1", f"ping -c 1 -W 5 -I {own} {CLIENT}", check=False)
+        assert " 1 packets received" in said, said
+
+    async with bench.events() as events:
+        await bench.guest("vm1", f"echo 1 >{settings}/autoconf; echo 1 >{settings}/accept_ra")
+        await bench.send("vm1", nd_frame(question, mac_of("vm1")).hex())
+        added = await events.until("binding.added", lambda e: any(r["ip"] == own for r in e["bindings"]))
+    (row,) = [row for row in added["bindings"] if row["ip"] == own]
+    assert (row["kind"], row["origin"], row["switch"], row["lease_end"]) == (
+        "slaac",
+        "controller",
+        "edge1",
+        None,
+    )
+    checked = f"until ip -6 address show dev eth0 | grep {own} | grep -vq tentative; do usleep 20000; done"
+    await bench.guest("vm1", f"echo 0 >{settings}/accept_ra; {checked}")
+    await reaches_the_outside()
+    await bench.migration("vm1", target_server="server2")
+    await reaches_the_outside()

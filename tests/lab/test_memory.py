@@ -1,0 +1,83 @@
+"""The memory of a VM that writes: several passes, whole contents, a pause of the wanted length."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+
+from retinue.hypervisor import MigrationResult, QemuMachine
+from retinue_lab.guest.image import Guest, ensure_guest
+from retinue_lab.guest.shell import GuestShell
+from support.lab.qemu_bench import QemuBench, qemu_bench
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+MIB = 32
+DIVERTING = 0.01
+"""Seconds that switches take to divert, about."""
+
+
+@pytest.fixture(scope="module")
+def guest() -> Guest:
+    return ensure_guest(print)
+
+
+@pytest.fixture
+async def bench(guest: Guest) -> AsyncIterator[QemuBench]:
+    async with qemu_bench(guest) as made:
+        yield made
+
+
+async def diverted(taps: object) -> bool:
+    await asyncio.sleep(DIVERTING)
+    return True
+
+
+async def written(shell: GuestShell) -> tuple[int, int]:
+    """Pages written so far, and pages that were not what had been written."""
+    _, line = await shell.run("cat /tmp/scribbled")
+    words = dict(zip(*[iter(line.split())] * 2, strict=True))
+    return int(words["pages"]), int(words["wrong"])
+
+
+async def there_and_back(bench: QemuBench, source: QemuMachine) -> tuple[QemuMachine, MigrationResult]:
+    other = "tap-b" if source.spec.port == "tap-a" else "tap-a"
+    target = await bench.target(other)
+    result = await bench.migration(source, target, diverted)
+    await source.quit()
+    return target, result
+
+
+@pytest.mark.parametrize("rate", [0, 20, 200])
+async def test_no_page_is_lost_however_much_the_vm_writes(bench: QemuBench, rate: int) -> None:
+    await no_page_is_lost(bench, rate, 2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rate", [20, 200])
+async def test_no_page_is_lost_in_fifty_moves(bench: QemuBench, rate: int) -> None:
+    await no_page_is_lost(bench, rate, 50)
+
+
+async def no_page_is_lost(bench: QemuBench, rate: int, times: int) -> None:
+    machine, shell = await bench.boot()
+    if rate:
+        assert (await shell.run(f"scribble {MIB} {rate} /tmp/scribbled >/dev/null 2>&1 &"))[0] == 0
+        await shell.run("until [ -f /tmp/scribbled ]; do usleep 20000; done")
+    for _ in range(times):
+        machine, result = await there_and_back(bench, machine)
+        shell = GuestShell(machine.files.shell)
+        assert result.passes > 2, "more than the look before the copy and the look after the stop"
+        if rate:
+            before, _ = await written(shell)
+            enough = before + 2 * MIB * 256
+            await shell.run(
+                f"until [ $(cut -d' ' -f4 /tmp/scribbled) -gt {enough} ]; do usleep 50000; done", timeout=120
+            )
+            assert (await written(shell))[1] == 0
+        print(
+            f"{rate} MiB/s: {result.passes - 1} passes, {result.total_ms:.0f} ms, "
+            f"{result.transferred >> 20} MiB, downtime {result.downtime_ms:.1f} ms",
+            file=sys.stderr,
+        )

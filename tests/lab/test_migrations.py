@@ -1,0 +1,110 @@
+"""Moves without loss: real VMs, packets counted."""
+
+import asyncio
+
+import pytest
+
+from retinue.protocol.errors import RejectedError
+from support.lab.losses import lost_spans
+from support.lab.migrating import (
+    ON_ITS_WAY,
+    START,
+    as_before,
+    begin,
+    held_in,
+    network,
+    qemu_of,
+    reaches,
+)
+from support.lab.tools import LabBench, eventually
+
+pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.usefixtures("home")]
+
+VMS = START
+
+
+@pytest.mark.parametrize("pps", [200, 1000])
+async def test_a_move_loses_doubles_and_reorders_nothing(bench: LabBench, pps: int) -> None:
+    """From leaf to leaf, within a leaf, and back again at once."""
+    async with bench.traffic(await bench.address("vm1"), pps=pps) as traffic:
+        for target in ("server2", "server1", "server3"):
+            migration = await bench.migration("vm1", target_server=target)
+            assert migration["stopped_at"] <= migration["resumed_at"]
+            assert [s["state"] for s in migration["steps"]].index("diverted") > 0
+        figures = await bench.unharmed(traffic)
+    assert figures.sent > 2 * pps
+    assert figures.reordered == 0
+
+
+@pytest.mark.parametrize(
+    "lags", [["server1-vswitchd"], ["fabric-vswitchd"], ["server1-vswitchd", "fabric-vswitchd"]]
+)
+async def test_flow_caches_that_follow_their_tables_late_lose_nothing(
+    bench: LabBench, lags: list[str]
+) -> None:
+    """On a busy switch a confirmed entry may take effect much later."""
+    async with bench.traffic(await bench.address("vm1")) as traffic, bench.events() as events:
+        async with bench.flow_caches_lag(*lags):
+            migration = await begin(bench)
+            await reaches(events, migration, "diverted")
+            await asyncio.sleep(0.2)  # That is what is tried: caches so late.
+        await reaches(events, migration, "done")
+        await bench.unharmed(traffic)
+
+
+async def test_two_vms_may_change_places_at_once(bench: LabBench) -> None:
+    """And nothing that either is sent meanwhile is lost, doubled or out of order."""
+    async with (
+        bench.traffic(await bench.address("vm1")) as to_first,
+        bench.traffic(await bench.address("vm2")) as to_second,
+        bench.events() as events,
+    ):
+        first, second = await begin(bench, "vm1", "server2"), await begin(bench, "vm2", "server1")
+        await reaches(events, first, "done")
+        await reaches(events, second, "done")
+        figures = [await bench.unharmed(traffic) for traffic in (to_first, to_second)]
+    assert all(of.sent > 100 and of.reordered == 0 for of in figures), figures
+    assert await bench.machines("vm1") == ["server2"]
+    assert await bench.machines("vm2") == ["server1"]
+    assert await bench.ping("vm1", await bench.address("vm2"))
+
+
+async def test_a_vm_on_its_way_is_not_sent_elsewhere(bench: LabBench) -> None:
+    async with bench.events() as events:
+        migration = await begin(bench)
+        with pytest.raises(RejectedError, match=f"being migrated already: {migration}"):
+            await begin(bench, to="server3")
+        await reaches(events, migration, "done")
+    assert await bench.machines("vm1") == ["server2"]
+
+
+async def test_what_comes_while_the_vm_stands_still_is_kept_for_the_source(bench: LabBench) -> None:
+    """Its target is lost while nobody runs the VM: it runs on at the source, and finds what it was sent."""
+    before, pps, still = await network(bench), 500, 0.5
+    async with bench.traffic(await bench.address("vm1"), pps=pps) as traffic, bench.events() as events:
+        migration = await held_in(bench, events, "stopped")
+        target = str(qemu_of(bench, "server2"))
+        await asyncio.sleep(still)  # That is what is tried: a VM that stands still for so long.
+        await bench.run("sandbox", "kill", "-9", target)
+        undone = await reaches(events, migration, "undone")
+        figures, record = await traffic.end()
+    # Nothing is lost that was sent after it stopped; before, what came to the target between the diversion
+    # and the stop.
+    since = next(step["at"] for step in undone["steps"] if step["state"] == "diverted")
+    spans = lost_spans(record)
+    until = undone["stopped_at"] + ON_ITS_WAY
+    assert all(first > since - ON_ITS_WAY for first, _, _ in spans), f"diverted {since}, lost {spans}"
+    assert all(last < until for _, last, _ in spans), (
+        f"diverted {since}, stopped {undone['stopped_at']}, lost {spans}"
+    )
+
+    # What comes to the source by itself while it is undone is among what was kept there.
+    took = undone["steps"][-1]["at"] - undone["steps"][-2]["at"]
+
+    async def counted() -> bool:
+        told = (await bench.get(f"migrations/{migration}"))["figures"]
+        return bool(abs(told.get("lost_about", 1 << 30) - figures.lost) < (still / 5 + took) * pps)
+
+    await eventually(counted)
+    assert figures.duplicated == 0
+    await as_before(bench, before)

@@ -1,0 +1,312 @@
+"""Flows set before the VM speaks, on real parts."""
+
+import contextlib
+import json
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+
+from retinue.protocol.errors import RejectedError
+from support.lab.frames import ARP, dhcp_type
+from support.lab.start import running
+from support.lab.tools import Json, LabBench, at, eventually, mac_of
+from support.lab.watch import Frame
+
+pytestmark = pytest.mark.lab
+
+VMS = [at("vm1", "server1")]
+GATEWAY = "00:00:de:ad:be:ef"
+THREE = ("server1", "server2", "server3")
+
+
+# ---- servers ----
+
+
+def box(number: int, **more: str) -> Json:
+    """A machine as the manager registers it, before anybody has heard of it."""
+    return {
+        "id": f"box{number}",
+        "mac": f"02:00:00:00:01:{number:02x}",
+        "address": f"10.0.0.{100 + number}",
+        **more,
+    }
+
+
+@contextlib.asynccontextmanager
+async def plugged(bench: LabBench, number: int, leaf: str) -> AsyncIterator[str]:
+    """A real machine with that MAC and address on a leaf's port; gives the name of its node."""
+    wanted, node, port = box(number), f"box{number}", f"{leaf}-box{number}"
+    inside = f"ip netns exec {node}"
+    await bench.run(
+        "sandbox",
+        "sh",
+        "-ec",
+        f"""
+        ip netns add {node}
+        ip link add {port} netns fabric type veth peer name eth0 netns {node} address {wanted["mac"]}
+        {inside} sysctl -qw net.ipv6.conf.all.disable_ipv6=1
+        {inside} ip address add {wanted["address"]}/24 dev eth0
+        {inside} ip link set eth0 up
+        {inside} ip route add default via 10.0.0.254
+        """,
+    )
+    up = f"ip link set {port} up; ovs-vsctl add-port {leaf} {port}"
+    await bench.run("fabric", "sh", "-ec", up)
+    try:
+        yield node
+    finally:
+        await bench.run("fabric", "ovs-vsctl", "--if-exists", "del-port", leaf, port)
+        await bench.run("sandbox", "ip", "netns", "del", node)
+
+
+async def speaks(bench: LabBench, node: str, to: str = "10.0.0.254") -> bool:
+    """The machine sends an echo, and for that its kernel asks for its gateway by ARP."""
+    argv = ("ip", "netns", "exec", node, "sh", "-c", f"ping -c 1 -W 5 {to} || true")
+    return " 1 received" in await bench.run("sandbox", *argv)
+
+
+async def states(bench: LabBench) -> dict[str, Json]:
+    """Rows of `server list` by id, or by MAC for those without."""
+    rows = json.loads(await bench.cli("server", "list", "--json"))["servers"]
+    return {row["id"] or row["mac"]: row for row in rows}
+
+
+async def test_servers_given_in_bulk_are_missing_until_their_arp_is_seen(bench: LabBench) -> None:
+    """Given, detected by its own ARP, matched, and reachable by flows for its MAC."""
+    await bench.post("servers", [box(n) for n in range(1, 21)])
+    shown = await states(bench)
+    assert {shown[f"box{n}"]["state"] for n in range(1, 21)} == {"missing"}
+    mac, address = box(1)["mac"], box(1)["address"]
+    assert await bench.flows("spine1", mac) == []
+    async with bench.events() as events, plugged(bench, 1, "leaf1") as node:
+        assert await speaks(bench, node), "the leaf answers for the gateway"
+        found = await events.until("server.detected")
+        assert (found["server"], found["location"]) == ("box1", "leaf1:leaf1-box1")
+        row = (await states(bench))["box1"]
+        assert (row["state"], row["at"]) == ("matched", "leaf1:leaf1-box1")
+
+        async def routed() -> bool:
+            ways = [await bench.flows(s, "table=40", f"dl_dst={mac}") for s in ("leaf1", "spine1", "spine2")]
+            hosts = [
+                await bench.flows(s, "table=35", f"nw_dst={address}") for s in ("leaf1", "spine1", "spine2")
+            ]
+            return all([*ways, *hosts])
+
+        await eventually(routed)
+        assert await bench.ping("vm1", address)
+        assert await speaks(bench, node, "203.0.113.9")
+
+
+async def test_the_controller_asks_for_a_server_that_keeps_silent(bench: LabBench) -> None:
+    """A machine that has sent nothing is found by the controller's own ARP once it is given."""
+    async with bench.events() as events, plugged(bench, 31, "leaf2") as node:
+        await bench.post("servers", box(31))
+        found = await events.until("server.detected")
+        assert (found["server"], found["location"]) == ("box31", "leaf2:leaf2-box31")
+        assert await bench.ping("vm1", box(31)["address"])
+        assert await speaks(bench, node)
+
+
+async def test_a_server_nobody_gave_is_shown_as_unknown_and_matches_once_it_is_given(bench: LabBench) -> None:
+    """Detected and not given; and the order of the two does not matter."""
+    mac = box(32)["mac"]
+    async with bench.events() as events, plugged(bench, 32, "leaf1") as node:
+        await speaks(bench, node)
+        unknown = await events.until("server.unknown")
+        assert (unknown["mac"], unknown["location"]) == (mac, "leaf1:leaf1-box32")
+        row = (await states(bench))[mac]
+        assert (row["state"], row["detected_at"]) == ("unknown", "leaf1:leaf1-box32")
+        await bench.post("servers", box(32))
+        await events.until("server.detected")
+        shown = await states(bench)
+        assert shown["box32"]["state"] == "matched"
+        assert mac not in shown
+
+
+async def test_a_given_place_needs_no_detection_and_one_that_differs_is_a_mismatch(bench: LabBench) -> None:
+    """The operator's word is taken as it is; a detection elsewhere is told and shown."""
+    async with bench.events() as events, plugged(bench, 33, "leaf2") as node:
+        await bench.post("servers", box(33, at="leaf1:leaf1-server3"))
+        assert (await states(bench))["box33"]["state"] == "given"
+        await speaks(bench, node)
+        wrong = await events.until("server.mismatch")
+        assert (wrong["given"], wrong["detected"]) == ("leaf1:leaf1-server3", "leaf2:leaf2-box33")
+        row = (await states(bench))["box33"]
+        assert (row["state"], row["given_at"]) == ("mismatch", "leaf1:leaf1-server3")
+        assert row["detected_at"] == "leaf2:leaf2-box33"
+        await bench.post("servers", box(33, at="leaf2:leaf2-box33"))
+        assert (await states(bench))["box33"]["state"] == "matched"
+        assert await bench.ping("vm1", box(33)["address"])
+
+
+# ---- VMs ----
+
+
+async def test_a_vm_starts_when_every_switch_has_confirmed_its_flows_and_not_before(bench: LabBench) -> None:
+    """Real switches hold a static VM's flows before its QEMU runs; it needs no DHCP."""
+    mac, address = mac_of("vm4"), "10.1.0.51"
+    before = await packet_ins(bench)
+    async with bench.events() as events:
+        bench.kill("fabric-vswitchd", signal.SIGSTOP)
+        try:
+            await bench.post("vms", at("vm4", "server2", address))
+            await events.until("port.added")
+
+            async def waits() -> bool:
+                shown = await bench.vm("vm4")
+                return bool(shown["missing"] == ["its flows are not confirmed by every switch"])
+
+            await eventually(waits)
+            assert (await bench.vm("vm4"))["state"] == "registered"
+            assert await bench.machines("vm4") == []
+            assert await bench.flows("edge2", f"dl_dst={mac}") != [], "the edge switch runs, and has them"
+        finally:
+            bench.kill("fabric-vswitchd", signal.SIGCONT)
+        ready = await events.until("vm.ready")
+        for switch in ("edge2", "leaf2", "spine1", "spine2"):
+            assert await bench.flows(switch, f"nw_dst={address}") != [], switch
+        async with bench.capture("server2", "tap-vm4") as tap:
+            await running(bench, events, "vm4")
+            assert await bench.ping("vm4", await bench.address("vm1"))
+            assert await bench.ping("vm1", address)
+            assert "1 received" in await bench.run("client", "ping", "-c", "1", "-W", "5", address)
+    order = [e["type"] for e in events.seen if e["type"] != "hello" and e.get("vm")]
+    assert order == ["vm.registered", "port.added", "vm.ready", "vm.started"]
+    assert ready["vm"]["state"] == "ready"
+    assert [str(f) for f in tap.frames if dhcp_type(f.ether)] == []
+    told = await packet_ins(bench) - before
+    assert told <= 1 + len(tap.those(unanswered_by_the_switch)), "more than the VMs' first ARP"
+    assert told <= 2
+
+
+def unanswered_by_the_switch(frame: Frame) -> bool:
+    """An ARP request for something else than the gateway and the VM itself."""
+    arp = frame.ether.getlayer(ARP)
+    return arp is not None and arp.op == 1 and arp.pdst not in ("10.1.0.254", arp.psrc)
+
+
+async def packet_ins(bench: LabBench) -> int:
+    """How often VMs have come to the controller."""
+    counters = (await bench.get("status"))["counters"]
+    return sum(
+        n
+        for name, n in counters.items()
+        if name.startswith("packet-ins ") and not name.endswith("server_arp")
+    )
+
+
+async def test_starting_a_vm_costs_no_more_packet_ins_than_its_dhcp_and_its_first_arp(
+    bench: LabBench,
+) -> None:
+    """DHCP's four messages and one ARP request; what follows passes without the controller."""
+    before = await packet_ins(bench)
+    async with bench.events() as events:
+        await bench.post("vms", at("vm5", "server3"))
+        await events.until("port.added")
+        async with bench.capture("server3", "tap-vm5") as tap:
+            await running(bench, events, "vm5")
+            other = await bench.address("vm1")
+            assert await bench.ping("vm5", other)
+            reply = await tap.until(lambda f: f.ether.haslayer(ARP) and f.ether[ARP].psrc == other)
+            assert reply.src == GATEWAY, "answered from what the controller holds"
+            await bench.guest("vm5", f"ping -c 20 -i 0.05 {other}")
+            assert "1 received" in await bench.run(
+                "client", "ping", "-c", "1", "-W", "5", await bench.address("vm5")
+            )
+    messages = len(tap.those(lambda f: bool(dhcp_type(f.ether))))
+    asked = len(tap.those(unanswered_by_the_switch))
+    assert messages >= 4
+    assert asked >= 1
+    # The partner may have to ask for the newcomer once; the pings cost nothing.
+    assert await packet_ins(bench) - before <= messages + asked + 1 < 20
+
+
+async def test_what_a_vm_waits_for_is_shown(bench: LabBench) -> None:
+    """What is missing is shown, for a VM whose edge switch is away, and ends when it comes back."""
+    target = (await bench.run("server3", "ovs-vsctl", "get-controller", "br0")).strip()
+    async with bench.events() as events:
+        await bench.run("server3", "ovs-vsctl", "del-controller", "br0")
+        await events.until("switch.disconnected", lambda e: e["switch"] == "edge3")
+        await bench.post("vms", at("vm6", "server3", "10.1.0.52"))
+        await events.until("port.added")
+        shown = await bench.vm("vm6")
+        assert (shown["state"], shown["missing"]) == ("registered", ["switch edge3 is not connected"])
+        assert "edge3 is not connected" in await bench.cli("vm", "show", "vm6")
+        assert await bench.machines("vm6") == []
+        await bench.run("server3", "ovs-vsctl", "set-controller", "br0", target)
+        await events.until("vm.started", lambda e: e["vm"]["id"] == "vm6")
+        await bench.request("DELETE", "vms/vm6")
+        await events.until("port.removed")
+
+
+async def test_a_server_reports_a_vm_it_made_itself(bench: LabBench) -> None:
+    """PlacementChange from the ids at its port, as libvirt sets them; it goes as it came, run by nobody
+    else."""
+    mac = mac_of("vm7")
+    async with bench.events() as events:
+        ids = ("external_ids:iface-id=vm7", f'external_ids:attached-mac="{mac}"', "external_ids:vm-id=vm7")
+        port = ("add-port", "br0", "own7", "--", "set", "interface", "own7", "type=internal", *ids)
+        await bench.run("server3", "ovs-vsctl", *port)
+        reported = await events.until("vm.reported")
+        assert (reported["vm"]["id"], reported["server"]) == ("vm7", "server3")
+        await events.until("vm.ready")
+        row = await bench.vm("vm7")
+        assert (row["reported"], row["server"], row["mac"]) == (True, "server3", mac)
+        assert await bench.flows("edge3", f"dl_src={mac}") != []
+        assert row["port"] == bench.lab.status().switches["edge3"].ports["own7"]
+        assert await bench.machines("vm7") == []
+        assert "tap-vm7" not in bench.lab.status().switches["edge3"].ports
+        await bench.run("server3", "ovs-vsctl", "del-port", "br0", "own7")
+        await events.until("vm.removed")
+    assert await bench.flows("edge3", mac) == []
+    with pytest.raises(RejectedError, match="no VM vm7"):
+        await bench.vm("vm7")
+
+
+async def test_vms_are_given_in_bulk_all_or_none(bench: LabBench) -> None:
+    """Forty VMs in one message, on three servers, and their flows on all switches: no packet-in.
+
+    Runs last: the VMs that run, and may speak at any moment, are removed first, and the agents that would run
+    these are ended.
+    """
+    async with bench.events() as events:
+        for vm in (await bench.get("vms"))["vms"]:
+            await bench.request("DELETE", f"vms/{vm['id']}")
+            await events.until("port.removed", lambda e, id=vm["id"]: e["vm"] == id)  # type: ignore[misc]
+    for server in THREE:
+        bench.kill(f"{server}-agent")
+    homes = {f"vm{n}": THREE[n % 3] for n in range(200, 240)}
+    vms = [at(vm, server, f"10.1.0.{vm.removeprefix('vm')}") for vm, server in homes.items()]
+    broken = [*vms, at("vm240", "nowhere", "10.1.0.240")]
+    with pytest.raises(RejectedError, match="no server nowhere"):
+        await bench.post("vms", broken)
+    assert [vm["id"] for vm in (await bench.get("vms"))["vms"] if vm["id"] in {v["id"] for v in vms}] == []
+
+    before = (await bench.get("status"))["counters"]
+    async with bench.events() as events:
+        registered = await bench.post("vms", vms)
+        assert {vm["state"] for vm in registered["vms"]} == {"registered"}
+        for server in THREE:
+            words = []
+            for vm in vms:
+                if vm["server"] == server:
+                    port = f"own{vm['id'].removeprefix('vm')}"
+                    words += ["--", "add-port", "br0", port, "--", "set", "interface", port, "type=internal"]
+                    words += [f"external_ids:iface-id={vm['id']}", f'external_ids:attached-mac="{vm["mac"]}"']
+            await bench.run(server, "ovs-vsctl", *words)
+        for vm in vms:
+            await events.until("vm.ready", lambda e, id=vm["id"]: e["vm"]["id"] == id)  # type: ignore[misc]
+    held = {switch.id: await bench.flows(switch.id) for switch in bench.topology.switches}
+    parts = {part.id: part for part in bench.topology.server}
+    for vm in vms:
+        part, (address,) = parts[vm["server"]], vm["addresses"]
+        for switch, table in ((part.edge, 30), (part.leaf, 35), ("spine1", 35), ("spine2", 35)):
+            ways = [
+                flow for flow in held[switch] if f"table={table}," in flow and f"nw_dst={address} " in flow
+            ]
+            assert ways, f"{switch}: {vm['id']}"
+    after = (await bench.get("status"))["counters"]
+    assert {k: v for k, v in after.items() if "server_arp" not in k} == {
+        k: v for k, v in before.items() if "server_arp" not in k
+    }

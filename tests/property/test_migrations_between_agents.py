@@ -1,0 +1,109 @@
+"""One live migration between two agents, and troubles at any moment of it.
+
+Whatever happens: the VM never runs at two servers; it never runs on from a past it has left behind; when the
+troubles are over the migration ends, and the VM is at one end of it alone. Only a VM whose machine was
+killed does not run any more.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from retinue.core.migration import MigrationState
+from support.agents.migration_world import ENDS, SOURCE, TARGET, MigrationRun, Pace
+from support.agents.world import VM
+from support.virtual_time import run
+
+SECONDS = st.sampled_from((0.01, 0.01, 0.01, 0.03, 0.03, 0.1, 0.1, 0.5, 2.0, 12.0))
+POINTS = ("copy", "stop", "give", "arrive", "load", "run")
+STATES = tuple(
+    str(state) for state in MigrationState if not state.ended and state is not MigrationState.PLANNED
+)
+AT_SERVERS = ("kill", "deaf", "restart", "crash", "lose")
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """`what` happens `after` seconds from when this moment is reached, or when it is not to be waited for."""
+
+    what: str
+    moment: str = ""
+    after: float = 0.0
+
+
+@dataclass(frozen=True)
+class History:
+    pace: Pace
+    troubles: tuple[Trouble, ...]
+
+
+def paces() -> st.SearchStrategy[Pace]:
+    seconds = st.lists(SECONDS, min_size=1, max_size=4).map(tuple)
+    return st.builds(
+        Pace,
+        report=seconds,
+        stream=seconds,
+        channel=seconds,
+        switches=seconds,
+        machine=seconds,
+        repeated=st.lists(st.booleans(), min_size=1, max_size=3).map(lambda drawn: (*drawn, False)),
+    )
+
+
+def troubles() -> st.SearchStrategy[Trouble]:
+    whats = ["cancel", "timeout", "controller", "cut", "switches"]
+    whats += [f"{what} {server}" for what in AT_SERVERS for server in ENDS]
+    moments = st.sampled_from(POINTS) | st.sampled_from(("", *STATES))
+    return st.builds(Trouble, st.sampled_from(whats), moments, st.just(0.0) | SECONDS)
+
+
+def histories() -> st.SearchStrategy[History]:
+    return st.builds(History, paces(), st.lists(troubles(), max_size=4).map(tuple))
+
+
+@settings(deadline=None, max_examples=400, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(histories())
+@example(History(Pace(), ()))
+# The machine that waited was ended by the agent that came after: once, that one then started the VM anew.
+@example(History(Pace(), (Trouble("crash server2", "diverted"),)))
+def test_a_vm_is_at_one_end_of_its_move_whatever_happens(history: History) -> None:
+    with capture_logs() as logs:
+        run(play(history))
+    assert [entry for entry in logs if entry.get("exc_info")] == []
+
+
+async def play(history: History) -> None:
+    migration = MigrationRun(history.pace)
+    try:
+        await migration.begin()
+        await asyncio.gather(*(come(migration, trouble) for trouble in history.troubles))
+        await migration.ended()
+        check(migration)
+    except AssertionError as error:
+        error.add_note("\n".join(migration.world.log))
+        raise
+    finally:
+        await migration.close()
+
+
+async def come(migration: MigrationRun, trouble: Trouble) -> None:
+    if trouble.moment:
+        waiting = asyncio.ensure_future(migration.clocked.moments[trouble.moment].wait())
+        await asyncio.wait({waiting}, timeout=30)
+        waiting.cancel()
+    await asyncio.sleep(trouble.after)
+    await migration.trouble(trouble.what)
+
+
+def check(migration: MigrationRun) -> None:
+    world, source, target = migration.world, migration.servers[SOURCE], migration.servers[TARGET]
+    assert world.ran_twice == []
+    assert world.went_back == []
+    here, left = (target, source) if migration.state is MigrationState.DONE else (source, target)
+    assert world.running(VM.id) == [here.name] or (not world.running(VM.id) and world.ever_killed(here.name))
+    assert world.alive(left.name) == []
+    assert left.ports.plugged == set()
+    assert left.dispatcher.vms == {}

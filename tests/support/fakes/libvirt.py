@@ -1,0 +1,335 @@
+"""A libvirt in memory: what LibvirtHost and LibvirtHypervisor use of the real module, and no more."""
+
+import contextlib
+import itertools
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from retinue.hypervisor.libvirt.domain_xml import interface_ids
+
+
+class libvirtError(Exception):  # noqa: N801 - the real one's name
+    pass
+
+
+class FakeDomain:
+    def __init__(self, connection: "FakeConnection", xml: str, state: tuple[int, int]) -> None:
+        self.connection = connection
+        self.xml = xml
+        self.now = state
+        self.memory = b""
+        self.sent = 0
+        self.downtime = -1
+        self.aborted = False
+        self.rejects = ""
+        self.asked: list[str] = []
+        self.deaf = False
+        """Its guest does not heed the power button."""
+        self.moved = False
+        """libvirt has been asked to."""
+        self.moving = False
+        """libvirt moves it away."""
+        self.loaded = False
+        self.settled = threading.Event()
+        """At a target: all its memory has come (`loaded`), or never will."""
+        self.taken = bytearray()
+        self._wire: socket.socket | None = None
+        self.uuid = ElementTree.fromstring(xml).findtext("uuid") or ""
+
+    def UUIDString(self) -> str:  # noqa: N802
+        return self.uuid
+
+    def XMLDesc(self, flags: int) -> str:  # noqa: N802
+        self._here()
+        return self.xml
+
+    def attachDeviceFlags(self, xml: str, flags: int) -> None:  # noqa: N802
+        self._here()
+        domain = ElementTree.fromstring(self.xml)
+        devices = domain.find("devices")
+        assert devices is not None and flags == 1
+        devices.append(ElementTree.fromstring(xml))
+        self.xml = ElementTree.tostring(domain, encoding="unicode")
+
+    def detachDeviceFlags(self, xml: str, flags: int) -> None:  # noqa: N802
+        self._here()
+        domain = ElementTree.fromstring(self.xml)
+        devices = domain.find("devices")
+        assert devices is not None and flags == 1
+        (its,) = (
+            one for one in devices if ElementTree.tostring(one, encoding="unicode").strip() == xml.strip()
+        )
+        if not self.deaf:
+            devices.remove(its)
+        self.xml = ElementTree.tostring(domain, encoding="unicode")
+
+    def state(self) -> list[int]:
+        self._here()
+        return list(self.now)
+
+    def suspend(self) -> None:
+        self._to(3, 2 if self.moving else 1, event=(3, 0))
+
+    def resume(self) -> None:
+        self._to(1, 1, event=(4, 0))
+
+    def isPersistent(self) -> int:  # noqa: N802
+        return 0
+
+    def migrateSetMaxDowntime(self, limit: int) -> None:  # noqa: N802
+        self._here()
+        self.downtime = limit
+
+    def jobStats(self) -> dict[str, int]:  # noqa: N802
+        self._here()
+        if not self.moving:
+            return {"type": 0}
+        return {
+            "type": 2,
+            "operation": 5,
+            "memory_processed": self.sent,
+            "memory_remaining": len(self.memory) - self.sent,
+        }
+
+    def abortJob(self) -> None:  # noqa: N802
+        if not self.moving:
+            raise libvirtError("Requested operation is not valid: no job is active on the domain")
+        self.aborted = True
+        wire = self._wire  # Another thread's: it may go at any moment.
+        if wire is None:
+            raise libvirtError("Requested operation is not valid: the migration cannot be cancelled yet")
+        with contextlib.suppress(OSError):
+            wire.shutdown(socket.SHUT_RDWR)
+
+    def migrateGetMaxDowntime(self) -> int:  # noqa: N802
+        return max(self.downtime, 300)
+
+    def migrateToURI3(self, uri: str, parameters: dict[str, str], flags: int) -> None:  # noqa: N802
+        """Blocks as the real one does: opens the target, sends the memory, ends when that is answered."""
+        self.moved = True
+        if self.rejects:
+            raise libvirtError(self.rejects)
+        there = self.connection.reaches[uri]
+        self.moving = True  # Before anybody can see the target: the real one's job begins before that, too.
+        try:
+            came = there.take_in(self.xml, self.memory)
+        except BaseException:
+            self.moving = False
+            raise
+        try:
+            # The path is the same on all servers, each with a folder of its own behind it.
+            name = Path(parameters["migrate_uri"].removeprefix("unix://")).name
+            self._send(self.connection.folder / name)
+            came.settled.wait(60)
+            if not came.loaded:
+                raise libvirtError("operation failed: migration out job: unexpectedly failed")
+        except BaseException:
+            there.give_up(came)
+            if self.now == (3, 2):
+                self._to(1, 1, event=(4, 1))
+            raise
+        finally:
+            self.moving, self._wire = False, None
+        came.now = (1, 1)
+        there.tell(came, 4, 1)
+        self.connection.domains_.remove(self)
+        self.connection.tell(self, 5, 3)
+
+    def _send(self, path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as self._wire:
+            try:
+                self._wire.connect(str(path))
+                while self.sent < len(self.memory):
+                    self.sent += self._wire.send(self.memory[self.sent : self.sent + 4096])
+                if self.now[0] == 1:  # It converges by itself.
+                    self._to(3, 2, event=(3, 1))
+                self._wire.shutdown(socket.SHUT_WR)
+                if self._wire.recv(100) != b"all of it":
+                    raise libvirtError("operation failed: migration out job: unexpectedly failed")
+            except OSError:
+                raise libvirtError("operation aborted: migration out job: canceled by client") from None
+
+    def destroy(self) -> None:
+        self._here()
+        self.connection.domains_.remove(self)
+        self.connection.tell(self, 5, 1)
+
+    def updateDeviceFlags(self, xml: str, flags: int) -> None:  # noqa: N802
+        self._here()
+        link = ElementTree.fromstring(xml).find("link")
+        assert link is not None and flags == 1
+        self.asked.append(f"link {link.get('state')}")
+
+    def shutdown(self) -> None:
+        """A guest that heeds its power button."""
+        self._here()
+        self.asked.append("shutdown")
+        if not self.deaf:
+            self.connection.domains_.remove(self)
+            self.connection.tell(self, 5, 0)
+
+    def reboot(self, flags: int = 0) -> None:
+        self._here()
+        self.asked.append("reboot")
+        if not self.deaf:
+            self.connection.rebooted(self)
+
+    def reset(self, flags: int = 0) -> None:
+        self._here()
+        self.asked.append("reset")
+        self.connection.rebooted(self)
+
+    def crash(self) -> None:
+        """Its QEMU ends, without a word."""
+        self._here()
+        self.connection.domains_.remove(self)
+        self.connection.tell(self, 5, 5)
+
+    def _to(self, state: int, reason: int, event: tuple[int, int]) -> None:
+        self._here()
+        self.now = (state, reason)
+        self.connection.tell(self, *event)
+
+    def _here(self) -> None:
+        if self not in self.connection.domains_:
+            raise libvirtError("Domain not found: no domain with matching uuid")
+
+
+class FakeConnection:
+    """`tell` is libvirt saying something of a domain; `die` is libvirtd ending."""
+
+    def __init__(self) -> None:
+        self.domains_: list[FakeDomain] = []
+        self.alive = True
+        self.opened = 0
+        self.reaches: dict[str, FakeConnection] = {}
+        """Other servers' libvirts, by what is to be said to reach them."""
+        self.folder = Path()
+        """Where its QEMUs' sockets are."""
+        self.answer = b"all of it"
+        self._callbacks: dict[int, Callable[..., None]] = {}
+        self._kinds: dict[int, int] = {}
+        self._handles = itertools.count()
+        self._closed: Callable[..., None] | None = None
+
+    def createXML(self, xml: str, flags: int) -> FakeDomain:  # noqa: N802
+        self._up()
+        domain = FakeDomain(self, xml, (3, 1) if flags & 1 else (1, 1))
+        self.domains_.append(domain)
+        self.tell(domain, 2, 0)
+        return domain
+
+    def take_in(self, xml: str, memory: bytes) -> FakeDomain:
+        """Open a target: its QEMU listens for its memory, and answers when it has all of it."""
+        self._up()
+        came = FakeDomain(self, xml, (3, 2))
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(self.folder / f"{interface_ids(xml)[0]}.memory"))
+        listener.listen()
+        self.domains_.append(came)
+        self.tell(came, 2, 1)
+        threading.Thread(target=self._load, args=(came, listener, len(memory)), daemon=True).start()
+        return came
+
+    def _load(self, came: FakeDomain, listener: socket.socket, size: int) -> None:
+        with listener:
+            listener.settimeout(60)
+            with contextlib.suppress(OSError), listener.accept()[0] as wire:
+                while nbytes := wire.recv(1 << 16):
+                    came.taken += nbytes
+                if len(came.taken) == size:
+                    wire.sendall(self.answer)
+                    came.loaded = self.answer == b"all of it"
+        if not came.loaded:
+            self.give_up(came)
+        came.settled.set()
+
+    def give_up(self, came: FakeDomain) -> None:
+        if came in self.domains_:
+            self.domains_.remove(came)
+            self.tell(came, 5, 5)
+
+    def listAllDomains(self, flags: int) -> list[FakeDomain]:  # noqa: N802
+        self._up()
+        return list(self.domains_)
+
+    def domainEventRegisterAny(  # noqa: N802
+        self, domain: None, kind: int, callback: Callable[..., None], opaque: None
+    ) -> int:
+        self._up()
+        handle = next(self._handles)
+        self._callbacks[handle] = callback
+        self._kinds[handle] = kind
+        return handle
+
+    def domainEventDeregisterAny(self, handle: int) -> None:  # noqa: N802
+        self._up()
+        del self._callbacks[handle]
+
+    def registerCloseCallback(self, callback: Callable[..., None], opaque: None) -> None:  # noqa: N802
+        self._closed = callback
+
+    def unregisterCloseCallback(self) -> None:  # noqa: N802
+        self._closed = None
+
+    def setKeepAlive(self, interval: int, count: int) -> None:  # noqa: N802
+        pass
+
+    def isAlive(self) -> bool:  # noqa: N802
+        return self.alive
+
+    def lookupByUUIDString(self, uuid: str) -> FakeDomain:  # noqa: N802
+        self._up()
+        return next(domain for domain in self.domains_ if domain.uuid == uuid)
+
+    def close(self) -> None:
+        self.opened -= 1
+        self.alive = self.opened > 0
+
+    def tell(self, domain: FakeDomain, event: int, detail: int) -> None:
+        self._to_listeners(0, domain, event, detail)
+
+    def rebooted(self, domain: FakeDomain) -> None:
+        self._to_listeners(1, domain)
+
+    def other_devices(self, domain: FakeDomain, xml: str, event: int = 19) -> None:
+        domain.xml = xml
+        self._to_listeners(event, domain, "net1")
+
+    def _to_listeners(self, kind: int, domain: FakeDomain, *details: object) -> None:
+        for handle, callback in list(self._callbacks.items()):
+            if self._kinds[handle] == kind:
+                callback(self, domain, *details, None)
+
+    def die(self) -> None:
+        self.alive = False
+        if self._closed is not None:
+            self._closed(self, 1, None)
+
+    def watched(self) -> bool:
+        return bool(self._callbacks)
+
+    def _up(self) -> None:
+        if not self.alive:
+            raise libvirtError("Cannot recv data: Connection reset by peer")
+
+
+class FakeLibrary:
+    """The module. `server` is the libvirtd behind every URI, None while it is down."""
+
+    libvirtError = libvirtError  # noqa: N815
+
+    def __init__(self) -> None:
+        self.server: FakeConnection | None = FakeConnection()
+        self.opened: list[str] = []
+
+    def open(self, uri: str) -> Any:
+        self.opened.append(uri)
+        if self.server is None:
+            raise libvirtError(f"Failed to connect socket to '{uri}'")
+        self.server.opened += 1
+        return self.server

@@ -1,0 +1,122 @@
+"""A QEMU with an outgoing migration, as far as its source's half can tell; for a real one see tests/lab."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from retinue.hypervisor.interface import RunState, VMSpec
+
+PAGE = 4096
+THRESHOLD = 25_000
+"""Bytes below which it looks again where `downtime-limit` is 1 ms, at the bandwidth that it reports."""
+
+
+class FakeQemu:
+    """Sends its memory as fast as it is read; when the VM stands still it answers nobody till all is read.
+
+    `written` are the bytes that the VM is found to have written at each look, as a QEMU before 8.0 looks.
+    """
+
+    def __init__(self, ram: int = 4 << 20, written: list[int] | None = None) -> None:
+        self.spec = VMSpec("vm1", "52:54:00:00:00:01", "tap-vm1", Path("kernel"), Path("initrd"))
+        self.major = 7
+        self.kvm = False
+        """Emulated: then its memory decides, before 9.0, whether there are several passes."""
+        self.ram, self.remaining, self.sent = ram, ram, 0
+        self.written = written or []
+        self.looks = 1
+        self.asked: list[str] = []
+        self.limits: list[int] = []
+        self.stopped_itself = False
+        """Though nobody had let it go on to the end."""
+        self.may_stop = False
+        self.before_resume: Callable[[], Awaitable[None]] | None = None
+        self._events: asyncio.Queue[Any] = asyncio.Queue()
+        self._frames = 0
+        self._runs = True
+        self._end: socket.socket | None = None
+        self._sending: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def events_into(self, queue: asyncio.Queue[Any]) -> Iterator[None]:
+        self._events = queue
+        yield
+
+    def frames_given(self) -> int:
+        self._frames += 100
+        return self._frames
+
+    async def drain(self, nothing_comes: bool) -> None:
+        self.asked.append("quiet")
+
+    async def state(self) -> RunState:
+        if self.before_resume is not None:
+            await self.before_resume()
+        return RunState.RUNNING
+
+    async def give(self, end: socket.socket) -> str:
+        self._end = end.dup()
+        self._end.setblocking(False)
+        return "fd:memory"
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        self.asked.append(command)
+        match command:
+            case "query-version":
+                return {"qemu": {"major": self.major, "minor": 2, "micro": 22}}
+            case "query-kvm":
+                return {"enabled": self.kvm, "present": True}
+            case "query-memory-size-summary":
+                return {"base-memory": self.ram}
+            case "migrate":
+                self._sending = asyncio.create_task(self._send())
+            case "migrate_cancel" if self._sending is not None:
+                self._sending.cancel()
+                self._sending = None
+            case "query-migrate" if self._sending is None:
+                return {"status": "cancelled"}
+            case "query-migrate":
+                ram = {"remaining": self.remaining, "transferred": 1 + self.sent, "mbps": 100 + self.sent % 7}
+                return {"status": "active", "ram": {**ram, "dirty-sync-count": self.looks}}
+            case "stop":
+                self._runs = False
+                self._tell("STOP")
+            case "migrate-set-parameters":
+                self.limits.append(arguments["downtime_limit"])
+                if not self._runs and self._sending is not None:
+                    # As when the rest of the memory is smaller than what is read at a stroke.
+                    await asyncio.wait_for(asyncio.shield(self._sending), 60)
+        return {}
+
+    async def _send(self) -> None:
+        assert self._end is not None
+        loop = asyncio.get_running_loop()
+        while True:
+            if self.remaining == 0 or (self.limits[-1] and self.remaining < THRESHOLD and self._runs):
+                if self._runs and self.limits[-1]:
+                    self._look()
+                if self.remaining < max(THRESHOLD * self.limits[-1], 1):
+                    break
+            await loop.sock_sendall(self._end, bytes(PAGE))
+            self.sent += PAGE
+            self.remaining -= PAGE
+        if self._runs:
+            self.stopped_itself, self._runs = not self.may_stop, False
+            self._tell("STOP")
+        if self.written:
+            self._look()
+        await loop.sock_sendall(self._end, bytes(self.remaining))
+        self.sent, self.remaining = self.sent + self.remaining, 0
+        self._end.close()
+        self._tell("MIGRATION", status="completed")
+
+    def _look(self) -> None:
+        self.looks += 1
+        self.remaining += self.written.pop(0) if self.written else 0
+
+    def _tell(self, event: str, **data: str) -> None:
+        stamp = {"seconds": 1000, "microseconds": 0}
+        self._events.put_nowait((self, {"event": event, "data": data, "timestamp": stamp}))

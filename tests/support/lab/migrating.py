@@ -1,0 +1,161 @@
+"""Migrations of vm1, which is on server1, in steps: started, held where they are, looked at afterwards."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from qemu.qmp import QMPClient
+
+from retinue.host.taps import Run, add_port
+from retinue.hypervisor.qemu.hypervisor import connect
+from retinue.hypervisor.qemu.passes import HELD_BACK
+from support.lab.health import strip
+from support.lab.tools import Events, Json, LabBench, at, eventually, mac_of
+
+START = [at("vm1", "server1"), at("vm2", "server2")]
+ON_ITS_WAY = 0.2
+"""Seconds that a packet may be on its way, on a busy machine."""
+
+
+async def go_home(bench: LabBench, vms: Sequence[Json]) -> None:
+    """Return when these VMs are where they were registered."""
+    for vm in vms:
+        if (await bench.vm(vm["id"]))["server"] != vm["server"]:
+            await bench.migration(vm["id"], target_server=vm["server"])
+
+
+async def network(bench: LabBench) -> dict[str, Any]:
+    """All that a migration could leave behind: bindings, and the flows of every switch."""
+    rows = [{k: v for k, v in row.items() if k != "lease_end"} for row in await bench.bindings()]
+    return {"bindings": rows} | {s.id: strip(await bench.flows(s.id)) for s in bench.topology.switches}
+
+
+async def reaches(events: Events, migration: str, state: str) -> Json:
+    step = await events.until(
+        "migration.step", lambda e: e["migration"]["id"] == migration and e["migration"]["state"] == state
+    )
+    return dict(step["migration"])
+
+
+async def begin(bench: LabBench, vm: str = "vm1", to: str = "server2") -> str:
+    return str((await bench.post("migrations", {"vm": vm, "target_server": to}))["id"])
+
+
+async def start_agent(bench: LabBench, server: str) -> None:
+    config = bench.lab.directory / "agents" / server / "agent.toml"
+    argv = [sys.executable, "-m", "retinue.cli.main", "agent", "run", "--config", str(config)]
+    await asyncio.to_thread(bench.lab.spawn, server, argv, log=f"{server}-agent", ready=True)
+
+
+def qemu_of(bench: LabBench, server: str) -> int:
+    """The process, in the sandbox's numbers, of the machine last started on a server."""
+    pids = qemus_of(bench, server)
+    assert pids, f"{server} has no machine"
+    return pids[-1]
+
+
+def qemus_of(bench: LabBench, server: str) -> list[int]:
+    """Those of all that a server has, as they are written down; the last is the latest."""
+    notes = (bench.lab.directory / "agents" / server / "vms").glob("*.json")
+    latest = sorted(notes, key=lambda path: path.stat().st_mtime_ns)
+    return [int(json.loads(note.read_bytes())["pid"]) for note in latest]
+
+
+async def held_back(bench: LabBench, server: str) -> None:
+    """Return when the memory of the VM that leaves a server is there but for what is held back."""
+    sockets = (bench.lab.directory / "agents" / server / "vms").glob("*.qmp")
+    qmp = QMPClient()
+    await connect(qmp, str(max(sockets, key=lambda path: path.stat().st_mtime_ns)))
+
+    async def little_remains() -> bool:
+        said: Any = await qmp.execute("query-migrate")
+        return bool(0 < said.get("ram", {}).get("remaining", 0) <= HELD_BACK)
+
+    try:
+        await eventually(little_remains)
+    finally:
+        await qmp.disconnect()
+
+
+# ---- held where it is ----
+
+
+async def held_in(bench: LabBench, events: Events, state: str) -> str:
+    """A migration that has got so far, and no further until `go_on`."""
+    try:
+        return await _held_in(bench, events, state)
+    except BaseException:
+        await go_on(bench)
+        raise
+
+
+async def _held_in(bench: LabBench, events: Events, state: str) -> str:
+    if state == "matched":
+        # The VM's port at the target cannot come to be while the switch there stands still.
+        bench.kill("server2-vswitchd", signal.SIGSTOP)
+        migration = await begin(bench)
+    elif state == "admitting":
+        # The port is there before, as the agent makes it: what the switch that stands still lacks is flows.
+        await add_port(at_target(bench), bridge="br0", tap="tap-vm1", vm="vm1", mac=mac_of("vm1"))
+        bench.kill("server2-vswitchd", signal.SIGSTOP)
+        migration = await begin(bench)
+    elif state == "copying":
+        migration = await begin(bench)
+        await reaches(events, migration, "admitting")
+        # The target's machine is there, and takes no memory in.
+        await bench.run("sandbox", "kill", "-STOP", str(qemu_of(bench, "server2")))
+        await reaches(events, migration, "copying")
+        bench.kill("server2-vswitchd", signal.SIGSTOP)
+    elif state == "stopped":
+        return await _stopped(bench, events)
+    else:
+        migration = await begin(bench)
+        await reaches(events, migration, "copying")
+        bench.kill("server2-vswitchd", signal.SIGSTOP)
+    await reaches(events, migration, state)
+    return migration
+
+
+async def _stopped(bench: LabBench, events: Events) -> str:
+    """A migration whose VM stands still, for its target takes nothing in."""
+    migration = await begin(bench)
+    await reaches(events, migration, "copying")
+    bench.kill("controller", signal.SIGSTOP)  # Nobody diverts, so the VM is not stopped ...
+    try:
+        await held_back(bench, "server1")
+        # ... till the target takes nothing in.
+        await bench.run("sandbox", "kill", "-STOP", str(qemu_of(bench, "server2")))
+    finally:
+        bench.kill("controller", signal.SIGCONT)
+    await events.until(
+        "migration.step", lambda e: e["migration"]["id"] == migration and e["migration"]["stopped_at"]
+    )
+    return migration
+
+
+def at_target(bench: LabBench) -> Run:
+    async def run(argv: Sequence[str]) -> str:
+        return await bench.run("server2", *argv)
+
+    return run
+
+
+async def go_on(bench: LabBench) -> None:
+    bench.kill("server2-vswitchd", signal.SIGCONT)
+    for pid in qemus_of(bench, "server2"):
+        await bench.run("sandbox", "sh", "-c", f"kill -CONT {pid} || true")
+
+
+async def as_before(bench: LabBench, before: dict[str, Any]) -> None:
+    async def same() -> bool:
+        return await network(bench) == before and await bench.machines("vm1") == ["server1"]
+
+    await eventually(same)
+    assert await bench.ping("vm1", "203.0.113.9")
+    # And it can be moved afterwards, without loss.
+    async with bench.traffic(await bench.address("vm1")) as traffic:
+        await bench.migration("vm1", target_server="server2")
+        await bench.unharmed(traffic)

@@ -1,0 +1,86 @@
+"""The pages of the documentation as tests read them: tables by their columns, code, links, commands."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md")),
+)
+"""Every page, by its path from the repository's root."""
+
+Row = dict[str, str]
+
+
+@cache
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def section(page: str, heading: str) -> str:
+    """What stands under a heading (its words, without #), up to the next of the same or a higher level."""
+    found = re.search(rf"^(#+) {re.escape(heading)}$", text(page), re.MULTILINE)
+    assert found, f"{page} has no heading {heading!r}"
+    rest = text(page)[found.end() :]
+    end = re.search(rf"^#{{1,{len(found[1])}}} ", rest, re.MULTILINE)
+    return rest[: end.start()] if end else rest
+
+
+def tables(markdown: str) -> list[list[Row]]:
+    """Its tables, each a list of rows by column heading; a heading that is empty is called "" there."""
+    found: list[list[Row]] = []
+    for block in re.findall(r"(?:^\|.*\|\n)+", markdown + "\n", re.MULTILINE):
+        head, _, *rows = ([cell.strip() for cell in _cells(line)] for line in block.splitlines())
+        found.append([dict(zip(head, row, strict=True)) for row in rows])
+    return found
+
+
+def _cells(line: str) -> list[str]:
+    return re.split(r"(?<!\\)\|", line.strip()[1:-1])
+
+
+def table(page: str, heading: str, number: int = 0) -> list[Row]:
+    found = tables(section(page, heading))
+    assert len(found) > number, f"{page}, {heading}: there is no table {number}"
+    return found[number]
+
+
+def ticked(markdown: str) -> list[str]:
+    """What stands in backticks, in order; fenced blocks are left out."""
+    return re.findall(
+        r"`([^`\n]+(?:\n[^`\n]+)?)`", re.sub(r"^```.*?^```", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    )
+
+
+def fenced(markdown: str, language: str | None = None) -> list[str]:
+    """The fenced blocks, of one language if it is named."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", markdown, re.DOTALL | re.MULTILINE)
+    return [body for tongue, body in found if language is None or tongue == language]
+
+
+def code(markdown: str) -> list[str]:
+    """Everything that is code: fenced and indented blocks, and what stands in backticks."""
+    indented = re.findall(r"(?:^    .*\n?)+", markdown, re.MULTILINE)
+    return [*fenced(markdown), *indented, *ticked(markdown)]
+
+
+def anchors(page: str) -> set[str]:
+    """The names by which a page's headings can be linked to, as the usual Markdown renderers make them."""
+    prose = re.sub(r"^```.*?^```", "", text(page), flags=re.DOTALL | re.MULTILINE)
+    heads = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+def links(page: str) -> list[tuple[str, str]]:
+    """Links of a page to pages and files of ours: target (from the root) and anchor ("": none)."""
+    found = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        absolute = (ROOT / page).parent / path if path else ROOT / page
+        found.append((str(absolute.resolve().relative_to(ROOT)), anchor))
+    return found

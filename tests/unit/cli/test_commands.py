@@ -1,0 +1,971 @@
+"""The command line: what it sends and waits for (a fake controller), what it shows (the real one's data)."""
+
+import json
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from retinue.cli import connection, events, nic, output
+from retinue.cli.main import app
+from retinue.controller.api.server import Api
+from retinue.controller.app import Controller
+from retinue.controller.config import load
+from retinue.protocol import blocking
+from retinue.protocol.errors import ControllerError
+from retinue.protocol.routes import Route
+from retinue_lab.errors import LabError
+from retinue_lab.measure import sniff
+from retinue_lab.network.controller_config import controller_config
+from retinue_lab.sandbox import handle as sandbox
+from retinue_lab.topology import topology_file
+from support.api_thread import serving
+
+VM1 = {
+    "id": "vm1", "mac": "52:54:00:00:00:01", "server": "server1", "also": [], "addresses": [],
+    "reported": False, "state": "registered", "missing": ["switch edge1 has no port with iface-id vm1"],
+    "switch": "edge1", "port": 3, "holds": ["10.1.0.100"], "migration": "",
+    "spoof_attempts": 2, "subnets": {},
+    "nics": [
+        {"id": "vm1", "mac": "52:54:00:00:00:01", "vnet": "", "addresses": [], "enabled": True,
+         "slot": 1, "port": 3, "holds": ["10.1.0.100"]},
+    ],
+}  # fmt: skip
+
+
+class FakeController:
+    """Answers by a table of routes, remembers what it was sent, and streams the events it is given."""
+
+    def __init__(self) -> None:
+        self.routes: dict[tuple[str, str], Any] = {}
+        """Answer by method and path with query; a tuple is (status, answer), bytes are sent as they are."""
+        self.after_stream: dict[tuple[str, str], Any] = {}
+        """Routes that change when the first event stream is opened."""
+        self.requests: list[tuple[str, str, Any]] = []
+        self.ring: list[dict[str, Any]] = []
+        self.come: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        """Events to send to who listens; None ends the stream."""
+        self.last_event = 0
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self._thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def close(self) -> None:
+        self.come.put(None)
+        self.server.shutdown()
+        self._thread.join()
+        self.server.server_close()
+
+    def happened(self, type: str, **data: Any) -> None:
+        """An event that is in the ring already."""
+        self.last_event += 1
+        self.ring.append({"id": self.last_event, "at": 1000.0, "type": type, **data})
+
+    def will_happen(self, type: str, **data: Any) -> None:
+        """An event sent once somebody listens."""
+        after = self.last_event + self.come.qsize() + 1
+        self.come.put({"id": after, "at": 1000.0, "type": type, **data})
+
+    def sent(self, method: str, path: str) -> list[Any]:
+        return [body for m, p, body in self.requests if (m, p) == (method, path)]
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                fake.requests.append((self.command, self.path, json.loads(body) if body else None))
+                if self.path.startswith("/v1/events"):
+                    self.stream(int(self.path.partition("since=")[2]))
+                    return
+                value = fake.routes.get((self.command, self.path), (404, {"error": f"no {self.path}"}))
+                if (self.command, self.path) == ("GET", "/v1/status"):
+                    value = {"last_event": fake.last_event}
+                status, value = value if isinstance(value, tuple) else (200, value)
+                data = value if isinstance(value, bytes) else json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def stream(self, since: int) -> None:
+                fake.routes.update(fake.after_stream)
+                self.send_response(200)
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                self.chunk({"id": fake.last_event, "type": "hello"})
+                for event in [e for e in fake.ring if e["id"] > since]:
+                    self.chunk(event)
+                while (later := fake.come.get()) is not None:
+                    self.chunk(later)
+                self.wfile.write(b"0\r\n\r\n")
+
+            def chunk(self, event: dict[str, Any]) -> None:
+                head = f"id: {event['id']}\n" if event["type"] != "hello" else ""
+                text = f": a comment\n\n{head}event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(text), text))
+
+            do_GET = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        return Handler
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeController]:
+    controller = FakeController()
+    yield controller
+    controller.close()
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Iterator[str]:
+    """The URL of the real interface over the default lab's network, without switches."""
+    config = tmp_path / "controller.toml"
+    config.write_text(controller_config(topology_file.load(None)))
+
+    def api(controller: Controller) -> Api:
+        return Api(controller, lambda: {"openflow": {"bad version": 1}})
+
+    with serving(lambda: Controller(load(config).network()), api) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RETINUE_URL", "RETINUE_LAB", connection.INSIDE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RETINUE_LAB_DIR", str(tmp_path / "labs"))
+
+
+def run(*args: str, input: str | None = None) -> Result:
+    return CliRunner().invoke(app, args, input=input)
+
+
+def good(*args: str, input: str | None = None) -> str:
+    result = run(*args, input=input)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    return result.stdout
+
+
+def bad(*args: str) -> str:
+    """What a command that fails says: one sentence, on standard error only."""
+    result = run(*args)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("retinue: ") and result.stderr.count("\n") == 1
+    return result.stderr
+
+
+# ---- what the real controller answers can be read and shown ----
+
+
+def test_session_with_the_real_interface(real: str) -> None:
+    at = ("--url", real)
+    assert "There are no VMs" in good("vm", "list", *at)
+    assert "There are no bindings" in good("binding", "list", *at)
+    assert "There are no migrations" in good("move", "list", *at)
+    said = good("vm", "add", "vm1", "--server", "server1", "--address", "10.1.0.50", *at)
+    assert said == f"VM vm1 is registered: MAC {nic.mac_for('vm1')}, at server1 on edge1; 10.1.0.50\n"
+    assert re.search(
+        r"^vm1 +52:54:00:\S+ +10\.1\.0\.50 +server1 +edge1 +- +registered", good("vm", "list", *at), re.M
+    )
+    shown = good("vm", "show", "vm1", *at)
+    assert "server server1 has not been detected at any leaf" in shown
+    assert re.search(r"^IP +10\.1\.0\.50$", shown, re.M)
+    assert re.search(r"^server1 .*edge1 .*missing +vm1$", good("server", "list", *at), re.M)
+    assert re.search(r"^edge1 +edge +0x31 +server1 +no", good("switch", "list", *at), re.M)
+    flows = good("flow", "list", "--switch", "edge1", "--table", "admit", *at)
+    assert "0 ADMIT" in flows and "ARP" not in flows.split("REASON")[0]
+    assert {
+        row["table"] for row in json.loads(good("flow", "list", "--table", "30", "--json", *at))["flows"]
+    } == {30}
+    assert "There are no such flows" in good("flow", "list", "--vm", "vm1", *at)
+    assert "migration-1: vm1 migrates from server1 to server2" in good(
+        "move", "start", "vm1", "--to", "server2", *at
+    )
+    assert "waits for the target server's location" in good("move", "show", "migration-1", *at)
+    assert re.search(r"^migration-1 +vm1 +server1 +server2 +planned", good("move", "list", *at), re.M)
+    assert "rolling back: cancelled by the operator" in good("move", "cancel", "migration-1", *at)
+    said = good("events", *at)
+    assert "vm.registered" in said and "migration-1 (vm1: server1 to server2, rolling back)" in said
+    assert "vm.registered" not in good("events", "--type", "migration", *at)
+    assert "0 of 7 connected" in good("controller", "status", *at)
+    assert "openflow: bad version 1" in good("controller", "status", *at)
+    counts = {"since": 5.0, "rejected": {"tls": 3, "wrong_server": 1}}
+    blocking.Client(real).ask(Route.REPORT_COUNTERS, "server2", body=counts)
+    shown = good("controller", "status", *at)
+    assert re.search(r"^rejected by agents +server2: tls 3, server2: wrong_server 1$", shown, re.M)
+
+
+def test_a_vm_has_several_nics(real: str) -> None:
+    first, second = (
+        "mac=52:54:00:00:00:01,address=10.1.0.50",
+        "address=10.1.0.51,address=10.1.0.52,enabled=no",
+    )
+    said = good("vm", "add", "vm1", "--server", "server1", "--nic", first, "--nic", second, "--url", real)
+    made = nic.mac_for("vm1-2")
+    assert f"MAC 52:54:00:00:00:01, {made}, at" in said
+    listed = good("vm", "list", "--url", real)
+    row = rf"^vm1 +52:54:00:00:00:01, {made} +10.1.0.50, 10.1.0.51, 10.1.0.52 +server1"
+    assert re.search(row, listed, re.M)
+    shown = good("vm", "show", "vm1", "--url", real)
+    assert "NIC vm1: 52:54:00:00:00:01, no port yet: 10.1.0.50\n" in shown
+    assert f"NIC vm1-2: {made}, no port yet: 10.1.0.51, 10.1.0.52 (disabled)\n" in shown
+    assert "switch edge1 has no port with iface-id vm1-2" in shown
+    one = json.loads(good("vm", "show", "vm1", "--json", "--url", real))
+    assert [(row["id"], row["mac"], row["holds"]) for row in one["nics"]] == [
+        ("vm1", "52:54:00:00:00:01", ["10.1.0.50"]),
+        ("vm1-2", made, ["10.1.0.51", "10.1.0.52"]),
+    ]
+    assert (one["mac"], one["addresses"]) == ("52:54:00:00:00:01", ["10.1.0.50"])
+
+
+def test_nics_are_put_in_changed_and_taken_out(real: str) -> None:
+    at = ("--url", real)
+    good("vm", "add", "vm1", "--server", "server1", *at)
+    said = good("vm", "nic", "add", "vm1", *at)
+    assert f"NIC vm1-2: {nic.mac_for('vm1-2')}, no port yet: no address\n" in said
+    good("vm", "nic", "add", "vm1", "--id", "spare", "--mac", "52:54:00:00:00:09", *at)
+    said = good("vm", "nic", "set", "vm1", "spare", "--address", "10.1.0.51", *at)
+    assert "NIC spare: 52:54:00:00:00:09, no port yet: 10.1.0.51\n" in said
+    said = good("vm", "nic", "set", "vm1", "spare", "--disable", *at)
+    assert "NIC spare: 52:54:00:00:00:09, no port yet: 10.1.0.51 (disabled)\n" in said
+    said = good("vm", "nic", "set", "vm1", "spare", "--no-address", *at)
+    assert "no address (disabled)\n" in said
+    assert "is another" in bad("vm", "nic", "set", "vm1", "spare", "--no-address", "--enable", *at)
+    said = good("vm", "nic", "set", "vm1", "spare", "--enable", *at)
+    assert "NIC spare: 52:54:00:00:00:09, no port yet: no address\n" in said
+    assert "vm1-2" not in good("vm", "nic", "remove", "vm1", "vm1-2", *at)
+    assert "has no NIC vm1-2, but vm1, spare" in bad("vm", "nic", "remove", "vm1", "vm1-2", *at)
+    assert "known by its first NIC" in bad("vm", "nic", "remove", "vm1", "vm1", *at)
+    shown = json.loads(good("vm", "nic", "add", "vm1", "--json", *at))
+    assert [(row["id"], row["slot"]) for row in shown["nics"]] == [("vm1", 1), ("spare", 3), ("vm1-2", 2)]
+
+
+def test_a_nic_is_changed(real: str) -> None:
+    at = ("--url", real)
+    good("vm", "add", "vm1", "--server", "server1", "--mac", "52:54:00:00:00:01", *at)
+    said = good(
+        "vm",
+        "nic",
+        "set",
+        "vm1",
+        "--disable",
+        "--rate",
+        "5000",
+        "--allow",
+        "10.1.0.200=00:00:5e:00:01:07",
+        *at,
+    )
+    words = "no port yet: no address, 5000 kbit/s, may take 10.1.0.200 (disabled)"
+    assert said == f"NIC vm1: 52:54:00:00:00:01, {words}\n"
+    (one,) = json.loads(good("vm", "show", "vm1", "--json", *at))["nics"]
+    assert one["allowed"] == [{"address": "10.1.0.200", "mac": "00:00:5e:00:01:07"}]
+    said = good("vm", "nic", "set", "vm1", "vm1", "--enable", "--rate", "0", "--allow", "none", *at)
+    assert said == "NIC vm1: 52:54:00:00:00:01, no port yet: no address\n"
+    changed = json.loads(good("vm", "nic", "set", "vm1", "--mac", "52:54:00:00:00:99", "--json", *at))
+    assert changed["mac"] == "52:54:00:00:00:99"
+    assert "has no NIC x" in bad("vm", "nic", "set", "vm1", "x", "--disable", *at)
+    assert "not a MAC address" in bad("vm", "nic", "set", "vm1", "--mac", "x", *at)
+
+
+def test_vnets_and_subnets_are_added_changed_and_removed(real: str) -> None:
+    at = ("--url", real)
+    assert "vnet shop is there" in good("vnet", "add", "shop", "--vlan", "42", *at)
+    assert good("vnet", "set", "shop", "--mtu", "1400", *at) == "vnet shop is changed\n"
+    green = ("--prefix", "10.2.0.0/24", "--gateway", "10.2.0.254", "--vnet", "shop", "--dhcp", "10.1.0.2")
+    assert "subnet green is there" in good("subnet", "add", "green", *green, *at)
+    assert "is in use by subnet green" in bad("vnet", "remove", "shop", *at)
+    pools = {"dhcp_pools": ["10.2.0.100-10.2.0.199"], "dhcp": ["10.1.0.2"], "vnet": "shop"}
+    api = blocking.Client(real)
+    api.ask(Route.SET_SUBNET, "green", body={"prefix": "10.2.0.0/24", "gateway": "10.2.0.254", **pools})
+    good("subnet", "set", "green", "--prefix", "10.2.0.0/23", *at)
+    [shown] = (one for one in api.ask(Route.LIST_SUBNETS)["subnets"] if one["id"] == "green")
+    assert pools.items() <= shown.items()
+    row = r"^green +10\.2\.0\.0/23 +10\.2\.0\.254 +shop +42 +10\.1\.0\.2 +0$"
+    assert re.search(row, good("subnet", "list", *at), re.M)
+    assert re.search(r"^shop +42 +1400 +green *$", good("vnet", "list", *at), re.M)
+    assert "stands in the configuration file" in bad("subnet", "remove", "blue", *at)
+    assert "there is no subnet x" in bad("subnet", "set", "x", "--gateway", "10.2.0.1", *at)
+    assert good("subnet", "remove", "green", *at) == "subnet green is removed\n"
+    assert json.loads(good("vnet", "remove", "shop", "--json", *at)) == {"removed": "shop"}
+
+
+def test_json_is_the_interface_s_own_data(real: str) -> None:
+    good("vm", "add", "vm1", "--server", "server1", "--url", real)
+    api = blocking.Client(real)
+    for command, (route, *id) in (
+        (("vm", "list"), (Route.LIST_VMS,)),
+        (("vm", "show", "vm1"), (Route.GET_VM, "vm1")),
+        (("vnet", "list"), (Route.LIST_VNETS,)),
+        (("subnet", "list"), (Route.LIST_SUBNETS,)),
+        (("server", "list"), (Route.LIST_SERVERS,)),
+        (("switch", "list"), (Route.LIST_SWITCHES,)),
+        (("flow", "list"), (Route.LIST_FLOWS,)),
+        (("binding", "list"), (Route.LIST_BINDINGS,)),
+        (("move", "list"), (Route.LIST_MIGRATIONS,)),
+        (("controller", "status"), (Route.GET_STATUS,)),
+    ):
+        assert json.loads(good(*command, "--json", "--url", real)) == api.ask(route, *id)
+    lines = [json.loads(line) for line in good("events", "--json", "--url", real).splitlines()]
+    assert [event["id"] for event in lines] == list(range(1, api.last_event() + 1))
+    assert "vm.registered" in {event["type"] for event in lines}
+
+
+def test_the_controller_s_rejection_is_the_message(real: str) -> None:
+    assert "there is no VM vm9" in bad("vm", "show", "vm9", "--url", real)
+    assert "there is no VM vm9" in bad("move", "start", "vm9", "--to", "server2", "--url", real)
+    assert "there is no switch x" in bad("flow", "list", "--switch", "x", "--url", real)
+    assert "switch edge1 cannot be audited: it is not connected" in bad(
+        "switch", "audit", "edge1", "--url", real
+    )
+    assert "there is no VM vm9" in bad("flow", "list", "--vm", "vm9", "--url", real)
+    assert "not a MAC address" in bad("vm", "add", "v", "--server", "server1", "--mac", "x", "--url", real)
+    assert "there is no VM a/b c" in bad("vm", "remove", "a/b c", "--url", real)
+
+
+def test_flows_of_one_vm_are_asked_for(fake: FakeController) -> None:
+    row = {
+        "switch": "edge1", "role": "edge", "table": 30, "table_name": "DELIVER", "priority": 200,
+        "match": "eth_type=0x0800,ipv4_dst=10.1.0.100", "actions": "output:3", "reason": "forward",
+        "cookie": "0x5e71000000000000", "expires_at": None, "confirmed": True,
+    }  # fmt: skip
+    fake.routes["GET", "/v1/flows?vm=vm1"] = {"flows": [row, row | {"table": 0, "table_name": "ADMIT"}]}
+    at = ("--vm", "vm1", "--table", "deliver", "--url", fake.url)
+    assert re.search(r"^edge1 +30 DELIVER +200 .* confirmed$", good("flow", "list", *at), re.M)
+    assert json.loads(good("flow", "list", *at, "--json")) == {"flows": [row]}
+
+
+# ---- audits ----
+
+
+def audited(switch: str, **found: Any) -> dict[str, Any]:
+    return {
+        "switch": switch,
+        "entries": 30,
+        "missing": 0,
+        "changed": 0,
+        "foreign": 0,
+        "mended": True,
+        **found,
+    }
+
+
+def test_audit_of_one_switch(fake: FakeController) -> None:
+    fake.routes["POST", "/v1/switches/leaf1/audit"] = audited("leaf1", missing=2, foreign=1)
+    said = good("switch", "audit", "leaf1", "--url", fake.url)
+    assert re.search(r"^leaf1 +30 +2 +0 +1 +mended$", said, re.M)
+    found = json.loads(good("switch", "audit", "leaf1", "--json", "--url", fake.url))
+    assert found == {"audits": [audited("leaf1", missing=2, foreign=1)]}
+
+
+def test_audit_of_all_goes_on_after_one_that_is_rejected(fake: FakeController) -> None:
+    fake.routes["GET", "/v1/switches"] = {
+        "switches": [
+            {"id": name, "connected": name != "edge9"} for name in ("leaf1", "edge1", "edge9", "edge2")
+        ]
+    }
+    fake.routes["POST", "/v1/switches/leaf1/audit"] = audited("leaf1")
+    fake.routes["POST", "/v1/switches/edge1/audit"] = (409, {"error": "switch edge1 is busy"})
+    fake.routes["POST", "/v1/switches/edge2/audit"] = audited("edge2", changed=1, mended=False)
+    result = run("switch", "audit", "--url", fake.url)
+    assert result.exit_code == 1
+    assert re.search(r"^leaf1 +30 +0 +0 +0 +in order$", result.stdout, re.M)
+    assert re.search(r"^edge2 +30 +0 +1 +0 +pending *$", result.stdout, re.M)
+    assert result.stderr == "retinue: switch edge1 is busy\n"
+    assert fake.sent("POST", "/v1/switches/edge9/audit") == []
+
+
+# ---- VMs ----
+
+
+def test_add_from_a_file_and_from_stdin(fake: FakeController, tmp_path: Path) -> None:
+    fake.routes["POST", "/v1/vms"] = (201, {"vms": [VM1]})
+    file = tmp_path / "vms.json"
+    file.write_text(
+        '[{"id": "vm1", "server": "server1"}, {"id": "b", "server": "s", "mac": "52:54:00:00:00:09"}]'
+    )
+    good("vm", "add", "--from", str(file), "--url", fake.url)
+    good("vm", "add", "--from", "-", "--url", fake.url, input='{"vms": []}')
+    first, second = fake.sent("POST", "/v1/vms")
+    assert first == [
+        {"id": "vm1", "server": "server1", "mac": nic.mac_for("vm1")},
+        {"id": "b", "server": "s", "mac": "52:54:00:00:00:09"},
+    ]
+    assert second == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("{", "is not JSON"), ("[1]", "expected a list of VMs"), ('"x"', "expected a list of VMs")],
+)
+def test_add_from_a_bad_file(fake: FakeController, tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "vms.json"
+    file.write_text(text)
+    assert said in bad("vm", "add", "--from", str(file), "--url", fake.url)
+    assert fake.requests == []
+    assert "No such file" in bad("vm", "add", "--from", str(tmp_path / "none"), "--url", fake.url)
+
+
+def test_mac_is_local_unicast_and_stable() -> None:
+    assert nic.mac_for("vm1") == nic.mac_for("vm1") != nic.mac_for("vm2")
+    assert re.fullmatch(r"52:54:00(:[0-9a-f]{2}){3}", nic.mac_for("vm1"))
+
+
+def test_add_waits_until_ready(fake: FakeController) -> None:
+    fake.last_event = 7
+    fake.routes["POST", "/v1/vms"] = (201, {"vms": [VM1]})
+    fake.routes["GET", "/v1/vms/vm1"] = VM1
+    fake.after_stream["GET", "/v1/vms/vm1"] = VM1 | {"state": "ready"}
+    fake.will_happen("vm.ready", vm=VM1 | {"id": "other"})
+    fake.will_happen("vm.ready", vm=VM1)
+    said = good("vm", "add", "vm1", "--server", "server1", "--wait", "--url", fake.url)
+    assert "VM vm1 is ready" in said
+    assert ("GET", "/v1/events?since=7", None) in fake.requests  # nothing since the inventory can be missed
+
+
+def test_add_does_not_wait_for_what_is_ready(fake: FakeController) -> None:
+    fake.routes["POST", "/v1/vms"] = (201, {"vms": [VM1]})
+    fake.routes["GET", "/v1/vms/vm1"] = VM1 | {"state": "running"}
+    good("vm", "add", "vm1", "--server", "server1", "--wait", "--url", fake.url)
+    assert not any(path.startswith("/v1/events") for _, path, _ in fake.requests)
+
+
+def test_add_says_what_is_missing_when_the_wait_is_over(fake: FakeController) -> None:
+    fake.routes["POST", "/v1/vms"] = (201, {"vms": [VM1]})
+    fake.routes["GET", "/v1/vms/vm1"] = VM1
+    said = bad("vm", "add", "vm1", "--server", "server1", "--wait", "--timeout", "0.05", "--url", fake.url)
+    assert "VM vm1 is not ready after 0.05 s: switch edge1 has no port with iface-id vm1" in said
+
+
+def test_a_vm_is_added_to_be_started_again(fake: FakeController) -> None:
+    fake.routes["POST", "/v1/vms"] = (201, {"vms": [VM1]})
+    good("vm", "add", "vm1", "--server", "server1", "--restart", "on-crash", "--url", fake.url)
+    ((sent,),) = fake.sent("POST", "/v1/vms")
+    assert sent["restart"] == "on-crash"
+
+
+@pytest.mark.parametrize(
+    ("words", "body", "said"),
+    [
+        (("start",), None, "VM vm1 is to run"),
+        (("stop",), {"hard": False}, "VM vm1 is to be off"),
+        (("stop", "--hard"), {"hard": True}, "VM vm1 is to be off"),
+        (("stop", "--seconds", "20"), {"hard": False, "seconds": 20.0}, "VM vm1 is to be off"),
+        (("reboot",), {}, "VM vm1 is rebooted"),
+        (("reboot", "--seconds", "20"), {"seconds": 20.0}, "VM vm1 is rebooted"),
+        (("reset",), None, "VM vm1 is reset"),
+    ],
+)
+def test_a_vm_is_switched(fake: FakeController, words: tuple[str, ...], body: Any, said: str) -> None:
+    verb, *options = words
+    fake.routes["POST", f"/v1/vms/vm1/{verb}"] = VM1 | {"state": "running"}
+    assert good("vm", verb, "vm1", *options, "--url", fake.url).startswith(said)
+    assert fake.sent("POST", f"/v1/vms/vm1/{verb}") == [body]
+
+
+CHANGED = VM1 | {"memory_mib": 256, "restart": "never", "warnings": []}
+
+
+@pytest.mark.parametrize(
+    ("options", "body"),
+    [
+        (("--memory", "256"), {"memory_mib": 256}),
+        (("--memory", "0", "--restart", "on-crash"), {"memory_mib": 0, "restart": "on-crash"}),
+        (("--address", "10.1.0.50", "--address", "10.1.0.51"), {"addresses": ["10.1.0.50", "10.1.0.51"]}),
+        (("--no-address",), {"addresses": []}),
+    ],
+)
+def test_a_vm_is_changed(fake: FakeController, options: tuple[str, ...], body: Any) -> None:
+    fake.routes["PATCH", "/v1/vms/vm1"] = CHANGED
+    said = good("vm", "set", "vm1", *options, "--url", fake.url)
+    assert "VM vm1 is changed: 256 MiB, no static address, restart never" in said
+    assert fake.sent("PATCH", "/v1/vms/vm1") == [body]
+
+
+def test_a_change_says_what(fake: FakeController) -> None:
+    for options, said in (((), "say what"), (("--address", "10.1.0.50", "--no-address"), "give --address")):
+        result = run("vm", "set", "vm1", *options, "--url", fake.url)
+        assert (result.exit_code, fake.requests) == (2, [])
+        assert said in result.output
+
+
+def test_a_doubtful_address_is_warned_about(fake: FakeController) -> None:
+    fake.routes["POST", "/v1/vms"] = (201, {"vms": [VM1 | {"warnings": ["10.1.0.50 is in a pool"]}]})
+    result = run("vm", "add", "vm1", "--server", "server1", "--address", "10.1.0.50", "--url", fake.url)
+    assert result.stderr == "warning: VM vm1: 10.1.0.50 is in a pool\n"
+
+
+def test_a_stop_is_waited_for(fake: FakeController) -> None:
+    fake.last_event = 7
+    fake.routes["POST", "/v1/vms/vm1/stop"] = VM1 | {"state": "running"}
+    fake.routes["GET", "/v1/vms/vm1"] = VM1 | {"state": "off"}
+    fake.will_happen("vm.stopped", vm=VM1 | {"id": "other"})
+    fake.will_happen("vm.stopped", vm=VM1)
+    assert good("vm", "stop", "vm1", "--wait", "--url", fake.url) == "VM vm1 is off\n"
+    assert ("GET", "/v1/events?since=7", None) in fake.requests
+    fake.routes["POST", "/v1/vms/vm1/stop"] = VM1 | {"state": "off"}
+    assert good("vm", "stop", "vm1", "--wait", "--url", fake.url) == "VM vm1 is off\n"
+
+
+def test_a_start_that_comes_to_nothing_says_what_is_missing(fake: FakeController) -> None:
+    fake.routes["POST", "/v1/vms/vm1/start"] = fake.routes["GET", "/v1/vms/vm1"] = VM1
+    said = bad("vm", "start", "vm1", "--wait", "--timeout", "0.05", "--url", fake.url)
+    assert "VM vm1 is registered after 0.05 s, and waits for: switch edge1 has no port" in said
+
+
+# ---- moves ----
+
+
+def migration(*states: str, **more: Any) -> dict[str, Any]:
+    """A migration that has been in these states, 10 ms each."""
+    steps = [{"state": state, "at": 1000 + n / 100} for n, state in enumerate(states)]
+    given = {"reason": "", "stopped_at": None, "resumed_at": None, "figures": {}} | more
+    ids = {"id": "migration-1", "vm": "vm1", "source": "server1", "target": "server2"}
+    return ids | {"state": states[-1], "steps": steps} | given
+
+
+ALL = ("planned", "matched", "admitting", "prepared", "copying", "switching", "switched", "confirmed", "done")
+
+
+def test_start_sends_what_was_asked(fake: FakeController) -> None:
+    fake.routes["POST", "/v1/migrations"] = (201, migration("planned"))
+    good("move", "start", "vm1", "--to", "server2", "--from", "server1", "--url", fake.url)
+    good("move", "start", "vm1", "--to-switch", "edge2", "--url", fake.url)
+    good("move", "start", "vm1", "--url", fake.url)
+    assert fake.sent("POST", "/v1/migrations") == [
+        {"vm": "vm1", "target_server": "server2", "source_server": "server1"},
+        {"vm": "vm1", "target_switch": "edge2"},
+        {"vm": "vm1"},
+    ]
+
+
+STEPS = [{"vm": "vm1", "source": "server1", "target": "server2", "rule": "spread", "text": "80 -> 40"}]
+PLAN = {
+    "metric": "memory",
+    "before": {"server1": 8000, "server2": 0}, "after": {"server1": 4000, "server2": 4000},
+    "imbalance_before": 8000, "imbalance_after": 0, "left": ["vm3 should be apart"],
+    "steps": STEPS,
+}  # fmt: skip
+
+
+def test_the_moves_of_a_plan_are_made_one_after_the_other(fake: FakeController) -> None:
+    fake.routes["GET", "/v1/domain/plan?metric=memory&threshold=20"] = PLAN
+    play(fake, *ALL)
+    said = good("domain", "rebalance", "--url", fake.url)
+    assert fake.sent("POST", "/v1/migrations") == [
+        {"vm": "vm1", "target_server": "server2", "reason": "utilisation"}
+    ]
+    assert "migration-1: vm1 is at server2" in said and "vm3 should be apart" in said
+
+
+def test_the_first_move_of_a_plan_that_cannot_be_made_ends_it(fake: FakeController) -> None:
+    fake.routes["GET", "/v1/domain/plan?metric=memory&threshold=20"] = {**PLAN, "steps": STEPS * 2}
+    fake.routes["POST", "/v1/migrations"] = (409, {"error": "server2 is full", "code": "no_match"})
+    result = run("domain", "rebalance", "--url", fake.url)
+    assert (result.exit_code, len(fake.sent("POST", "/v1/migrations"))) == (1, 1)
+    assert "VM vm1 cannot be moved to server2: server2 is full" in result.stderr
+    play(fake, *ALL[:4], "undone", reason="the target died")
+    assert (
+        "migration-1 of vm1 was undone: the target died"
+        in run("domain", "rebalance", "--url", fake.url).stderr
+    )
+
+
+def play(fake: FakeController, *states: str, **more: Any) -> None:
+    """The migration goes through these states: the first when asked, the others on the stream."""
+    fake.routes["POST", "/v1/migrations"] = (201, migration(states[0]))
+    fake.routes["GET", "/v1/migrations/migration-1"] = migration(states[0])
+    fake.after_stream["GET", "/v1/migrations/migration-1"] = migration(*states, **more)
+    for n in range(2, len(states) + 1):
+        fake.will_happen(
+            "migration.step", migration=migration("planned") | {"id": "migration-2", "state": "done"}
+        )
+        fake.will_happen("migration.step", migration=migration(*states[:n]))
+
+
+def test_start_wait_draws_each_step_once(fake: FakeController) -> None:
+    play(fake, *ALL, stopped_at=5.0, resumed_at=5.042, figures={"control_ms": 1.5, "flow_mods": 12})
+    said = good("move", "start", "vm1", "--to", "server2", "--wait", "--url", fake.url)
+    assert re.findall(r"(\d\.\d{3}) s  (\w+)", said) == [(f"0.0{n}0", state) for n, state in enumerate(ALL)]
+    assert re.search(r"downtime +42 ms", said) and re.search(r"flow changes +12", said)
+
+
+def test_the_passes_over_the_memory_are_drawn_where_they_belong(fake: FakeController) -> None:
+    copying = {"vm": "vm1", "at": 1000.5, "remaining": 9 << 20, "written_a_second": 0}
+    fake.will_happen("migration.copying", **copying, migration_id="migration-1", copy_pass=1)
+    fake.will_happen("migration.copying", **copying, migration_id="migration-9", copy_pass=7)
+    fake.will_happen(
+        "migration.copying",
+        **copying | {"written_a_second": 21 << 20},
+        migration_id="migration-1",
+        copy_pass=2,
+    )
+    play(fake, *ALL)
+    said = good("move", "show", "migration-1", "--follow", "--url", fake.url)
+    assert re.findall(r"pass \d .*", said) == [
+        "pass 1        9.0 MiB to go",
+        "pass 2        9.0 MiB to go; the VM writes 21.0 MiB/s",
+    ]
+
+
+def test_start_can_ask_for_a_short_pause(fake: FakeController) -> None:
+    fake.routes["POST", "/v1/migrations"] = (201, migration("planned"))
+    good("move", "start", "vm1", "--to", "server2", "--downtime", "20", "--url", fake.url)
+    (sent,) = fake.sent("POST", "/v1/migrations")
+    assert sent["downtime_ms"] == 20
+
+
+def test_follow_as_json_is_a_line_a_step(fake: FakeController) -> None:
+    play(fake, *ALL)
+    lines = good("move", "show", "migration-1", "--follow", "--json", "--url", fake.url).splitlines()
+    assert [json.loads(line)["state"] for line in lines] == list(ALL)
+
+
+def test_start_wait_as_json_is_the_ended_move(fake: FakeController) -> None:
+    play(fake, *ALL, figures={"flow_mods": 12})
+    said = good("move", "start", "vm1", "--to", "server2", "--wait", "--json", "--url", fake.url)
+    assert json.loads(said) == migration(*ALL, figures={"flow_mods": 12})
+
+
+def test_undone_is_a_failure(fake: FakeController) -> None:
+    play(fake, "planned", "rolling back", "undone", reason="cancelled by the operator")
+    result = run("move", "show", "migration-1", "--follow", "--url", fake.url)
+    assert result.exit_code == 1
+    assert "undone" in result.stdout
+    assert result.stderr == "retinue: migration-1 was undone, vm1 is at server1: cancelled by the operator\n"
+
+
+def test_follow_of_an_ended_move_returns_at_once(fake: FakeController) -> None:
+    fake.routes["GET", "/v1/migrations/migration-1"] = migration(*ALL)
+    assert "done" in good("move", "show", "migration-1", "--follow", "--url", fake.url)
+
+
+def test_follow_gives_up_in_time(fake: FakeController) -> None:
+    fake.routes["GET", "/v1/migrations/migration-1"] = migration("planned", "matched")
+    result = run("move", "show", "migration-1", "--follow", "--timeout", "0.05", "--url", fake.url)
+    assert result.exit_code == 1
+    assert "waiting for the VM's port at the target" in result.stderr
+
+
+# ---- bindings and events ----
+
+
+def test_lease_is_what_is_left(fake: FakeController) -> None:
+    row = {
+        "mac": "52:54:00:00:00:01", "ip": "10.1.0.100", "kind": "dynamic", "vm": "vm1", "switch": "edge1",
+        "port": 3, "lease_end": time.time() + 54.9, "vlan": 0, "port_status": "up", "trust": "untrust",
+        "origin": "controller", "active": True, "confirmed": True,
+    }  # fmt: skip
+    spoofed = {
+        "kind": "arp", "switch": "edge1", "port": 3, "vm": "vm1", "claimed_mac": "52:54:00:00:00:02",
+        "claimed_ip": "10.1.0.9", "count": 17, "first": 1.0, "last": time.time(),
+    }  # fmt: skip
+    data = {
+        "bindings": [row],
+        "spoof_attempts": [spoofed, spoofed | {"vm": "vm2"}],
+        "dropped_frames": {"edge1": 17},
+    }
+    fake.routes["GET", "/v1/bindings"] = fake.routes["GET", "/v1/bindings?vm=vm1"] = data
+    said = good("binding", "list", "--url", fake.url)
+    assert re.search(r"vm1 +52:54:00:00:00:01 +10\.1\.0\.100 +dynamic +5[45] s +edge1 +3 +active", said)
+    assert re.search(r"arp +vm2 +edge1 +3 +52:54:00:00:00:02 +10\.1\.0\.9 +17 +just now", said)
+    assert "Spoofed frames dropped: edge1 17" in said
+    assert max(map(len, said.splitlines())) <= 100
+    wide = good("binding", "list", "--wide", "--url", fake.url)
+    assert re.search(r"VLAN +LINK +TRUST +ORIGIN", wide) and re.search(r"0 +up +untrust +controller", wide)
+    assert "vm2" not in good("binding", "list", "--vm", "vm1", "--url", fake.url)
+
+
+def test_events_ends_with_the_latest(fake: FakeController) -> None:
+    for n in range(5):
+        fake.happened("vm.registered", vm=VM1, edge=f"edge{n}")
+    said = good("events", "--last", "2", "--url", fake.url).splitlines()
+    assert [re.sub(r"\d\d:\d\d:\d\d", "T", line) for line in said] == [
+        "    4  T.000  vm.registered        vm=vm1 edge=edge3",
+        "    5  T.000  vm.registered        vm=vm1 edge=edge4",
+    ]
+    assert good("events", "--last", "0", "--url", fake.url) == ""
+
+
+def test_a_listener_that_was_dropped_comes_back(fake: FakeController) -> None:
+    fake.happened("vm.registered", vm=VM1)
+    fake.come.put({"id": 2, "at": 1.0, "type": "vm.ready", "vm": VM1})
+    fake.come.put(None)
+    fake.come.put({"id": 3, "at": 1.0, "type": "vm.removed", "vm": VM1})
+    stream = blocking.Client(fake.url).events(0)
+    assert [next(stream)["type"] for _ in range(3)] == ["hello", "vm.registered", "vm.ready"]
+    assert [next(stream)["type"] for _ in range(2)] == ["hello", "vm.removed"]
+    assert [path for _, path, _ in fake.requests] == ["/v1/events?since=0", "/v1/events?since=2"]
+
+
+def test_a_stream_that_ends_at_once_is_an_error(fake: FakeController) -> None:
+    fake.come.put(None)
+    assert "has ended the event stream" in bad("events", "--follow", "--url", fake.url)
+
+
+def test_events_follow_goes_on_until_it_is_interrupted(fake: FakeController) -> None:
+    fake.happened("vm.registered", vm=VM1)
+    fake.will_happen("vm.ready", vm=VM1)
+    command = [sys.executable, "-m", "retinue.cli.main", "events", "--follow", "--url", fake.url]
+    command = ["env", "--default-signal=INT", *command]  # ignored where these tests run in the background
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert "vm.registered" in process.stdout.readline()
+        assert "vm.ready" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr.read() == ""
+
+
+def test_an_event_about_a_place() -> None:
+    said = events.line({"id": 7, "type": "server.detected", "at": "leaf1:p", "server": "s1"})
+    assert "at=leaf1:p server=s1" in said
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (VM1, "vm1"),
+        (migration("planned", "matched"), "migration-1 (vm1: server1 to server2, matched)"),
+        (
+            [{"ip": "10.1.0.9", "vm": "vm1", "switch": "e", "port": 3, "active": False}],
+            "10.1.0.9@vm1:e:3(standby)",
+        ),
+        ("two words", '"two words"'),
+        (3, "3"),
+    ],
+)
+def test_brief(value: Any, text: str) -> None:
+    assert events.brief(value) == text
+
+
+# ---- reaching the controller ----
+
+
+def test_nobody_answers() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: rejects
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        assert f"no controller answers at {url} (Connection refused)" in bad("vm", "list", "--url", url)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "x", "http://", "http://h:port", "ftp://h:1", "http://h:1/v1", "http://[::"]
+)
+def test_not_a_url(url: str) -> None:
+    with pytest.raises(ControllerError, match="is not a controller's address"):
+        blocking.Client(url)
+
+
+def test_what_answers_is_no_controller(fake: FakeController) -> None:
+    fake.routes["GET", "/v1/vms"] = b"<html>"
+    assert "is not a retinue controller" in bad("vm", "list", "--url", fake.url)
+    fake.routes["GET", "/v1/vms"] = (502, b"[]")
+    assert "is not a retinue controller" in bad("vm", "list", "--url", fake.url)
+
+
+def test_url_from_the_environment(fake: FakeController, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.routes["GET", "/v1/vms"] = {"vms": [VM1]}
+    monkeypatch.setenv("RETINUE_URL", fake.url)
+    assert "vm1" in good("vm", "list")
+    assert "lab other does not run" in bad("vm", "list", "--lab", "other")  # what is said goes first
+
+
+def test_no_lab_and_no_url() -> None:
+    said = bad("vm", "list")
+    assert "start it with `retinue lab up`, or name a controller with --url or RETINUE_URL" in said
+
+
+class BecameError(Exception):
+    """In place of the end of this process: what it would have become."""
+
+
+@pytest.fixture
+def lab(monkeypatch: pytest.MonkeyPatch, fake: FakeController) -> None:
+    """A lab called default, whose controller is the fake one, and an execv that can be looked at."""
+
+    def command(node: str, argv: list[str]) -> list[str]:
+        if node not in ("sandbox", "server1"):
+            raise LabError(f"there is no node {node!r}")
+        return ["/enter", node, *argv]
+
+    def execv(path: str, argv: list[str]) -> None:
+        assert path == argv[0]
+        raise BecameError(argv)
+
+    handle = SimpleNamespace(
+        name="default", topology=SimpleNamespace(controller_url=fake.url), command=command
+    )
+    monkeypatch.setattr(sandbox, "list_labs", lambda: ["default"])
+    monkeypatch.setattr(sandbox, "handle", lambda name: handle)
+    monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.setattr(signal, "signal", lambda number, action: None)
+
+
+def became(*args: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(sys, "argv", ["retinue", *args])
+    result = run(*args)
+    assert isinstance(result.exception, BecameError), result.output
+    found: list[str] = result.exception.args[0]
+    return found
+
+
+def test_command_goes_on_inside_the_lab_once(
+    lab: None, fake: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.routes["GET", "/v1/vms"] = {"vms": [VM1]}
+    argv = became("vm", "list", "--json", monkeypatch=monkeypatch)
+    assert argv[:3] == ["/enter", "sandbox", "env"]
+    assert argv[-6:] == [sys.executable, "-P", "-m", "retinue.cli.main", "vm", "list", "--json"][-6:]
+    told = next(word for word in argv if word.startswith(connection.INSIDE)).partition("=")[2]
+    monkeypatch.setenv(connection.INSIDE, told)
+    assert json.loads(good("vm", "list", "--json")) == {"vms": [VM1]}
+
+
+def test_url_never_enters_a_lab(lab: None, fake: FakeController) -> None:
+    fake.routes["GET", "/v1/vms"] = {"vms": []}
+    good("vm", "list", "--url", fake.url)
+
+
+def test_another_lab_than_those_that_run(lab: None) -> None:
+    assert "lab x does not run, but default does" in bad("vm", "list", "--lab", "x")
+
+
+def test_lab_exec_passes_the_command_on(
+    lab: None, fake: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = became("lab", "exec", "server1", "--", "ovs-vsctl", "--json", "show", monkeypatch=monkeypatch)
+    assert argv[:2] == ["/enter", "server1"] and argv[-3:] == ["ovs-vsctl", "--json", "show"]
+    assert f"RETINUE_URL={fake.url}" in argv
+    assert "there is no node 'x'" in bad("lab", "exec", "x", "--", "true")
+
+
+def test_lab_capture_watches_an_interface(
+    lab: None, fake: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = became("lab", "capture", "server1", "up0", monkeypatch=monkeypatch)
+    assert argv[:2] == ["/enter", "server1"]
+    assert argv[-4:] == [sniff.__file__, "up0", "inout", "65535"]
+
+
+def test_lab_list(lab: None) -> None:
+    assert json.loads(good("lab", "list", "--json")) == {"labs": ["default"]}
+    assert good("lab", "list").split() == ["LAB", "default"]
+
+
+def test_labs_that_are_not_there() -> None:
+    assert "there is no lab default" in bad("lab", "down")
+    assert "lab x does not run" in bad("lab", "status", "--name", "x")
+    assert "is no name for a lab" in bad("lab", "down", "--name", "../x")
+    assert "No lab runs" in good("lab", "list")
+
+
+# ---- controller check ----
+
+
+def test_check(tmp_path: Path) -> None:
+    file = tmp_path / "controller.toml"
+    file.write_text(controller_config(topology_file.load(None)))
+    assert "is good: 7 switches, 5 servers, 2 subnets" in good("controller", "check", "--config", str(file))
+    whole = file.read_text()
+    for key, value in (("migrations_kept", "0"), ("migrations_kept", '"all"'), ("audit_seconds", "-1")):
+        file.write_text(f"{key} = {value}\n{whole}")
+        assert f"$.{key}" in bad("controller", "check", "--config", str(file))
+    file.write_text(whole + '[[server]]\nid = "s9"\nmac = "x"\n')
+    assert f"{file}: " in (said := bad("controller", "check", "--config", str(file))) and "MAC" in said
+    assert "cannot be read: No such file" in bad("controller", "check", "--config", str(tmp_path / "none"))
+
+
+# ---- usage ----
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("vm", "add"), "--from"),
+        (("vm", "add", "vm1"), "--server is missing"),
+        (("vm", "add", "vm1", "--from", "f"), "--from"),
+        (("vm", "add", "--from", "f", "--server", "s"), "in the file"),
+        (("vm", "add", "vm1", "--server", "s", "--nic", "speed=9"), "speed=9 is none of mac="),
+        (("vm", "add", "vm1", "--server", "s", "--nic", "mac"), "mac is none of mac="),
+        (("vm", "add", "vm1", "--server", "s", "--nic", "mac=a,mac=b"), "mac is given twice"),
+        (("vm", "add", "vm1", "--server", "s", "--nic", "enabled=perhaps"), "enabled is yes or no"),
+        (("vm", "add", "vm1", "--server", "s", "--nic", "mac=a", "--mac", "b"), "inside of --nic"),
+        (("vm", "nic", "set", "vm1", "vm1-2"), "say what is to be different"),
+        (("vm", "nic", "set", "vm1", "n", "--address", "10.1.0.5", "--no-address"), "contradict each other"),
+        (("move", "start", "vm1", "--to", "a", "--to-switch", "b"), "name the target once"),
+        (("flow", "list", "--table", "nine", "--url", "http://h:1"), "30 DELIVER"),
+        (("vm", "list", "--url", "http://h:1", "--lab", "x"), "not both"),
+        (("nonsense",), "nonsense"),
+    ],
+)
+def test_wrong_usage(args: tuple[str, ...], said: str) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    assert said in result.stderr and "Traceback" not in result.output
+
+
+NOUNS = ("lab", "controller", "vm", "move", "binding", "vnet", "subnet", "server", "switch", "flow", "pki")
+
+
+def commands() -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = [("events",)]
+    groups: list[tuple[str, ...]] = [*((noun,) for noun in NOUNS), ("vm", "nic")]
+    for group in groups:
+        listed = run(*group, "--help").stdout.partition("Commands:")[2]
+        found += [(*group, line.split()[0]) for line in listed.splitlines() if re.match(r"  \w", line)]
+    return [command for command in found if command not in groups]
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    found = commands()
+    assert len(found) >= 22
+    for command in found:
+        said = good(*command, "--help")
+        assert re.search(rf"Examples?:\n +retinue {' '.join(command)}\b", said), said
+        assert max(map(len, said.splitlines())) <= 100
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, retinue.cli.main; heavy = {'aiohttp', 'asyncio', 'rich', 'structlog', 'msgspec'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0134, "0.013 s"), (54, "54 s"), (99.9, "100 s"), (300, "5 min"), (7200, "2 h"), (400_000, "5 d")],
+)
+def test_span(seconds: float, text: str) -> None:
+    assert output.span(seconds) == text
+
+
+def test_lease_left() -> None:
+    assert output.left(None) == ""
+    assert output.left(time.time() - 1) == "over"

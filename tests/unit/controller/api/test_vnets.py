@@ -1,0 +1,124 @@
+"""Vnets and subnets by REST: added, changed, removed; and what is rejected, with nothing changed."""
+
+import json
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Address
+
+import aiohttp
+import pytest
+
+from retinue.controller.api.server import Api
+from retinue.controller.app import Controller
+from retinue.core.packets import ArpOp, EtherType
+from retinue.core.pipeline.entry import match
+from retinue.core.pipeline.priorities import Arp
+from retinue.core.pipeline.tables import Table
+from support.fabric.networks import add_vm, fabric
+from support.fakes.memory_store import MemoryStore
+from support.recent_events import recent
+
+
+@pytest.fixture
+async def controller() -> AsyncIterator[Controller]:
+    net = fabric()
+    add_vm(net, 1, 1)
+    controller = Controller(net, MemoryStore(), clock=lambda: 1000.0)
+    await controller.start()
+    yield controller
+    await controller.stop()
+
+
+@pytest.fixture
+async def url(controller: Controller) -> AsyncIterator[str]:
+    api = Api(controller, dict)
+    yield f"http://127.0.0.1:{await api.start('127.0.0.1', 0)}"
+    await api.stop()
+
+
+async def call(url: str, method: str, path: str, body: object = None) -> tuple[int, dict[str, object]]:
+    data = None if body is None else json.dumps(body).encode()
+    async with aiohttp.ClientSession() as http, http.request(method, url + path, data=data) as answer:
+        return answer.status, await answer.json()
+
+
+GREEN = {"id": "green", "prefix": "10.2.0.0/24", "gateway": "10.2.0.254", "vnet": "shop"}
+
+
+async def test_they_are_added_changed_and_removed_while_all_runs(controller: Controller, url: str) -> None:
+    status, answer = await call(url, "POST", "/v1/vnets", {"id": "shop", "vlan": 42})
+    assert (status, answer["vnets"]) == (
+        201,
+        [{"id": "shop", "vlan": 42, "mtu": 0, "subnets": [], "configured": False}],
+    )
+    status, answer = await call(url, "POST", "/v1/subnets", [GREEN])
+    shown = {"vlan": 42, "dhcp": [], "dhcp_pools": [], "slaac": False, "used": 0, "configured": False}
+    green = {**GREEN, **shown}
+    assert (status, answer["subnets"]) == (201, [green])
+    gateway = match(eth_type=EtherType.ARP, arp_op=ArpOp.REQUEST, arp_tpa=IPv4Address("10.2.0.254"))
+    assert (Table.ARP, Arp.GATEWAY, gateway) in controller.context.compiler.program("edge1")
+    values = {name: value for name, value in GREEN.items() if name != "id"}
+    assert (await call(url, "PUT", "/v1/subnets/green", {**values, "prefix": "10.2.0.0/23"}))[0] == 200
+    assert (await call(url, "PUT", "/v1/vnets/shop", {"mtu": 1400}))[1]["vlan"] == 0
+    assert [s["id"] for s in (await call(url, "GET", "/v1/subnets"))[1]["subnets"]] == [  # type: ignore[attr-defined]
+        "servers", "blue", "green",
+    ]  # fmt: skip
+    assert (await call(url, "DELETE", "/v1/subnets/green"))[1] == {"removed": "green"}
+    assert (await call(url, "DELETE", "/v1/vnets/shop"))[1] == {"removed": "shop"}
+    told = [event.type for event in recent(controller.events) if event.type.startswith(("vnet", "subnet"))]
+    assert told == [
+        "vnet.registered", "subnet.registered", "subnet.registered", "vnet.registered",
+        "subnet.removed", "vnet.removed",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "said"),
+    [
+        ("POST", "/v1/vnets", {"id": "shop", "vlan": 4095}, 400, "vlan"),
+        ("POST", "/v1/vnets", {"id": "shop", "mtu": 70000}, 400, "mtu"),
+        ("POST", "/v1/vnets", {"id": "shop", "mtu": 500}, 409, "MTU 500 is not between 1280 and 9216"),
+        ("POST", "/v1/vnets", {"id": "shop", "colour": "red"}, 400, "colour"),
+        ("POST", "/v1/vnets", {"id": "a b"}, 409, "cannot be a vnet's id"),
+        ("POST", "/v1/vnets", {"id": "default"}, 409, "is there already"),
+        ("POST", "/v1/vnets", [{"id": "x"}, {"id": "x"}], 409, "vnet x is given twice"),
+        ("POST", "/v1/vnets", [{"id": "x", "vlan": 7}, {"id": "y", "vlan": 7}], 409, "VLAN 7 is vnet x's"),
+        ("PUT", "/v1/vnets/shop", {}, 404, "there is no vnet shop"),
+        ("DELETE", "/v1/vnets/shop", None, 404, "there is no vnet shop"),
+        ("DELETE", "/v1/vnets/default", None, 409, "vnet default stays"),
+        ("POST", "/v1/subnets", GREEN, 409, "there is no vnet shop"),
+        ("POST", "/v1/subnets", {**GREEN, "vnet": "default", "prefix": "ten"}, 409, "not an IP prefix"),
+        ("POST", "/v1/subnets", {**GREEN, "vnet": "default", "prefix": "10.2.0.7/24"}, 409, "IP prefix"),
+        ("POST", "/v1/subnets", {**GREEN, "vnet": "default", "gateway": "10.3.0.1"}, 409, "is not inside"),
+        ("POST", "/v1/subnets", {**GREEN, "vnet": "default", "dhcp": ["fd00::1"]}, 409, "over IPv4 only"),
+        ("POST", "/v1/subnets", {**GREEN, "dhcp": ["10.1.0.2"] * 17}, 400, "dhcp"),
+        ("POST", "/v1/subnets", {**GREEN, "id": "blue", "vnet": "default"}, 409, "is there already"),
+        (
+            "POST", "/v1/subnets",
+            [{**GREEN, "vnet": "default"},
+             {**GREEN, "id": "red", "vnet": "default", "prefix": "10.2.0.0/16", "gateway": "10.2.0.1"}],
+            409, "subnets green and red overlap",
+        ),
+        (
+            "PUT", "/v1/subnets/blue", {"prefix": "10.1.0.192/26", "gateway": "10.1.0.254"},
+            409, "subnet blue cannot become 10.1.0.192/26",
+        ),
+        ("PUT", "/v1/subnets/green", {"prefix": "10.2.0.0/24", "gateway": "10.2.0.1"}, 404, "no subnet"),
+        ("DELETE", "/v1/subnets/green", None, 404, "there is no subnet green"),
+        ("DELETE", "/v1/subnets/blue", None, 409, "subnet blue is in use: VM vm1 has 10.1.0.101"),
+    ],
+)  # fmt: skip
+async def test_what_cannot_be_is_rejected_and_changes_nothing(
+    controller: Controller, url: str, method: str, path: str, body: object, status: int, said: str
+) -> None:
+    net = controller.net
+    before = dict(net.vnets), dict(net.subnets), controller.events.last_id
+    got, answer = await call(url, method, path, body)
+    assert (got, said in str(answer["error"])) == (status, True), answer
+    assert (dict(net.vnets), dict(net.subnets), controller.events.last_id) == before
+
+
+async def test_what_the_file_has_is_removed_there(controller: Controller, url: str) -> None:
+    controller.net.configured = frozenset({"subnet blue"})
+    status, answer = await call(url, "DELETE", "/v1/subnets/blue")
+    assert status == 409
+    assert "stands in the configuration file" in str(answer["error"])

@@ -1,0 +1,241 @@
+"""What the controller knows of images: what a name means, who holds what, and whose word counts for it."""
+
+import time
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from retinue.controller.app import Controller
+from retinue.controller.content.images import Images
+from retinue.controller.errors import RequestError
+from retinue.core.limits import MOST_IMAGES
+from retinue.protocol.errors import ErrorCode
+from retinue.protocol.events import EventType
+from retinue.protocol.images import HeldImage, ImagesBody, ImageState, SignedManifest, StoreUse
+from retinue.security.signatures import sign
+from support.fabric.networks import fabric
+from support.fakes.memory_store import MemoryStore
+from support.pki_files import Certificates
+
+DIGEST = "ab" * 32
+IMAGE = SignedManifest("debian-12", 5 << 20, DIGEST, 1_000)
+
+
+def held(name: str = "debian-12", state: ImageState = ImageState.HELD, **more: Any) -> HeldImage:
+    return HeldImage(name, DIGEST, state, more.pop("held", 5 << 20), **more)
+
+
+def report(number: int, *images: HeldImage, used: int = 0, **more: Any) -> ImagesBody:
+    return ImagesBody(f"192.0.2.{number}:7800", list(images), StoreUse(used), **more)
+
+
+@pytest.fixture
+def controller() -> Controller:
+    """Agents of server1 and server2 have reported; server1's store is the emptier one."""
+    made = Controller(fabric(), MemoryStore(), clock=lambda: 1000.0)
+    made.images.holders.on_report("server1", report(1, used=7))
+    made.images.holders.on_report("server2", report(2, used=9))
+    return made
+
+
+@pytest.fixture
+def images(controller: Controller) -> Images:
+    return controller.images
+
+
+def told(controller: Controller, kind: EventType) -> list[dict[str, Any]]:
+    listener = controller.events.listen(0, {kind})
+    return [event.data for event in listener.at_once(1000)]
+
+
+# ---- names ----
+
+
+def test_a_name_is_given_once_and_the_image_comes_where_there_is_most_room(controller: Controller) -> None:
+    made = controller.images.publish(IMAGE, "")
+    assert (made.name, made.origin, made.publisher) == ("debian-12", "server1", "")
+    assert controller.images.publish(replace(IMAGE, published_at=2_000), "server2") is made, "the same again"
+    assert told(controller, EventType.IMAGE_PUBLISHED) == [
+        {"image": "debian-12", "server": "server1", "publisher": ""}
+    ]
+    again = Controller(fabric(), clock=lambda: 1000.0)
+    store = controller.context._store
+    assert isinstance(store, MemoryStore)
+    again.restore(store.load())
+    assert again.images.get("debian-12") == made
+
+
+@pytest.mark.parametrize("other", [{"size": 6}, {"list_digest": "cd" * 32}])
+def test_a_name_never_changes_its_meaning(images: Images, other: dict[str, Any]) -> None:
+    images.publish(IMAGE, "")
+    with pytest.raises(RequestError, match="debian-12 is another image already") as caught:
+        images.publish(replace(IMAGE, **other), "")
+    assert caught.value.code == ErrorCode.NAME_TAKEN
+    assert images.get("debian-12").signed == IMAGE
+
+
+@pytest.mark.parametrize(
+    "other", [{"name": "a/b"}, {"name": ""}, {"list_digest": "xy"}, {"size": 0}, {"name": "a\nb"}]
+)
+def test_what_is_no_manifest_is_not_believed(images: Images, other: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="the manifest is not believed") as caught:
+        images.publish(replace(IMAGE, **other), "")
+    assert caught.value.code == ErrorCode.NOT_BELIEVED
+    assert not images.published
+
+
+def test_so_many_images_and_no_more(images: Images) -> None:
+    for number in range(MOST_IMAGES):
+        images.publish(replace(IMAGE, name=f"i{number}"), "")
+    with pytest.raises(RequestError, match="128 images are published already"):
+        images.publish(IMAGE, "")
+
+
+@pytest.mark.parametrize(
+    ("server", "code"), [("server3", ErrorCode.PARTY_AWAY), ("nowhere", ErrorCode.UNKNOWN_SERVER)]
+)
+def test_an_image_comes_first_to_a_server_whose_agent_is_here(
+    images: Images, server: str, code: ErrorCode
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        images.publish(IMAGE, server)
+    assert caught.value.code == code
+
+
+def test_without_any_agent_nothing_is_published() -> None:
+    with pytest.raises(RequestError, match="no server's agent is here"):
+        Controller(fabric(), clock=lambda: 1000.0).images.publish(IMAGE, "")
+
+
+# ---- signatures ----
+
+
+def test_where_there_are_certificates_only_managers_publish(
+    images: Images, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pki = Certificates(tmp_path_factory.mktemp("pki"))
+    images.authority = pki.authority.ca
+    images._context.clock = time.time
+    now = int(time.time())
+
+    def signed(party: str, at: int = now) -> SignedManifest:
+        certificate, key = pki.files(party)
+        unsigned = replace(IMAGE, published_at=at)
+        signature = sign(unsigned.manifest.signed, key)
+        return replace(unsigned, signature=signature, certificate=certificate.read_text())
+
+    good = signed("manager/anna")
+    wrong = {
+        "at another time than now": signed("manager/anna", now - 7200),
+        "only a manager": signed("agent/server1"),
+        "does not match": replace(good, size=6),
+    }
+    wrong["certificate is none"] = replace(IMAGE, published_at=now)
+    for why, manifest in wrong.items():
+        with pytest.raises(RequestError, match="not believed") as caught:
+            images.publish(manifest, "")
+        assert why in str(caught.value)
+    assert images.publish(good, "").publisher == "anna"
+
+
+# ---- holders ----
+
+
+def test_who_fetches_is_a_holder_from_the_order_on(controller: Controller) -> None:
+    images = controller.images
+    images.publish(IMAGE, "server1")
+    images.holders.on_report("server1", report(1, held()))
+    assert images.fetch("debian-12", [], "vm1", base=True) == ["server1", "server2"]
+    assert [one.server for one in images.holders.who("debian-12", DIGEST, "server1")] == [
+        "server1",
+        "server2",
+    ]
+    assert told(controller, EventType.IMAGE_FETCH)[1] == {
+        "image": "debian-12", "server": "server2", "pin": "vm1", "base": True,
+    }  # fmt: skip
+    images.holders.on_report("server2", report(2, held(state=ImageState.FAILED, held=0, reason="full")))
+    assert [one.server for one in images.holders.who("debian-12", DIGEST, "server1")] == ["server1"]
+    assert told(controller, EventType.IMAGE_FAILED)[0]["reason"] == "full"
+
+
+def test_what_a_server_holds_is_told_once(controller: Controller) -> None:
+    for _ in range(3):
+        controller.images.holders.on_report("server1", report(1, held()))
+    assert told(controller, EventType.IMAGE_HELD) == [{"image": "debian-12", "server": "server1"}]
+
+
+def test_a_server_whose_agent_is_away_or_that_is_fenced_is_asked_for_nothing(controller: Controller) -> None:
+    images = controller.images
+    images.publish(IMAGE, "server1")
+    for number in (1, 2):
+        images.holders.on_report(f"server{number}", report(number, held()))
+    with controller.context.agents.listening("server1"):
+        assert len(images.holders.who("debian-12", DIGEST, "server1")) == 2
+    controller.net.fence("server2")
+    assert not images.holders.who("debian-12", DIGEST, "server1")
+    with pytest.raises(RequestError, match="no agent of server1 is here"):
+        images.fetch("debian-12", ["server1"], "", base=False)
+
+
+def test_whose_chunks_are_rejected_is_counted_and_told(controller: Controller) -> None:
+    holders = controller.images.holders
+    holders.on_report("server1", report(1, faults={"server2": 2, "nowhere": 9}))
+    holders.on_report("server1", report(1, faults={"server2": 2}))
+    holders.on_report("server2", report(2, faults={"server1": 1}))
+    assert holders.faults() == {"server1": 1, "server2": 2}
+    assert told(controller, EventType.IMAGE_REJECTED)[0] == {
+        "server": "server1", "holder": "server2", "chunks": 2,
+    }  # fmt: skip
+    holders.on_report("server1", report(1, faults={"server2": 7}))
+    assert [each["server"] for each in told(controller, EventType.IMAGE_SCRUB)] == ["server2", "server1"]
+
+
+def test_a_report_of_a_server_that_is_not_there_is_rejected(images: Images) -> None:
+    with pytest.raises(RequestError, match="there is no server nowhere"):
+        images.holders.on_report("nowhere", report(1))
+
+
+# ---- removing ----
+
+
+def test_what_is_needed_is_not_removed(controller: Controller) -> None:
+    images = controller.images
+    images.publish(IMAGE, "")
+    images.holders.on_report("server2", report(2, held(pins=["vm1"])))
+    with pytest.raises(RequestError, match="debian-12 is needed at server2 by vm1") as caught:
+        images.remove("debian-12")
+    assert caught.value.code == ErrorCode.NEEDED
+    images.holders.on_report("server2", report(2, held(state=ImageState.FETCHING, held=0)))
+    with pytest.raises(RequestError, match="being fetched by server2"):
+        images.remove("debian-12")
+    stuck = held(state=ImageState.FETCHING, held=0, reason="no other server holds it")
+    images.holders.on_report("server2", report(2, stuck))
+    images.remove("debian-12")
+    assert told(controller, EventType.IMAGE_REMOVED) == [{"image": "debian-12"}]
+    for wrong in (
+        lambda: images.remove("debian-12"),
+        lambda: images.fetch("debian-12", [], "", base=False),
+        lambda: images.unpin("debian-12", "vm1", []),
+    ):
+        with pytest.raises(RequestError, match="there is no image debian-12"):
+            wrong()
+
+
+def test_orders_of_upkeep_go_to_one_server(controller: Controller) -> None:
+    controller.images.collect("server1")
+    controller.images.scrub("server2")
+    assert told(controller, EventType.IMAGE_GC) == [{"server": "server1"}]
+    assert told(controller, EventType.IMAGE_SCRUB) == [{"server": "server2"}]
+    with pytest.raises(RequestError, match="no agent of server3"):
+        controller.images.scrub("server3")
+
+
+def test_a_server_that_was_removed_needs_nothing_any_more(controller: Controller) -> None:
+    controller.images.publish(IMAGE, "server1")
+    controller.images.holders.on_report("server2", report(2, held(pins=["vm1"])))
+    with pytest.raises(RequestError, match="needed at server2 by vm1"):
+        controller.images.remove("debian-12")
+    controller.net.remove_server("server2")
+    controller.images.remove("debian-12")
+    assert not controller.images.published

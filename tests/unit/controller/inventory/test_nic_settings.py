@@ -1,0 +1,193 @@
+"""NICs changed on a running fabric: disabled, limited, with allowed addresses, with another MAC."""
+
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Address
+
+import pytest
+
+from retinue.controller.neighbours import taking
+from retinue.controller.state import State, restore
+from retinue.core.model import VM, Allowed, ModelError, VMPort
+from retinue.core.packets import arp_request, parse, parse_arp
+from retinue.core.pipeline.entry import Meter
+from support.fabric.networks import GATEWAY_MAC, add_vm, fabric, moved, vm_ip, vm_mac, vm_port
+from support.fabric.world import OUTSIDE, udp_frame
+from support.fakes.memory_store import MemoryStore
+from support.fakes.session import FakeNetwork
+from support.recent_events import recent
+
+SHARED = IPv4Address("10.1.0.200")
+VIRTUAL = "00:00:5e:00:01:07"
+
+
+@pytest.fixture
+async def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+async def fake(store: MemoryStore) -> AsyncIterator[FakeNetwork]:
+    """vm1 on server1, vm2 on server2, vm3 on server3, vm4 beside vm1."""
+    made = FakeNetwork(fabric(), clock=lambda: 1000.0, store=store)
+    for number, at in ((1, 1), (2, 2), (3, 3), (4, 1)):
+        add_vm(made.net, number, at)
+    await made.start()
+    made.heard.clear()
+    yield made
+    await made.stop()
+
+
+def heard(fake: FakeNetwork, vm: int, at: int, to: IPv4Address, dst_mac: str = GATEWAY_MAC) -> list[str]:
+    """Where a packet of a VM comes out: switch and port."""
+    fake.heard.clear()
+    fake.send(f"edge{at}", vm_port(vm), udp_frame(vm_mac(vm), dst_mac, vm_ip(vm), to))
+    return [f"{switch} {port}" for switch, port, _ in fake.heard]
+
+
+async def announce(fake: FakeNetwork, vm: int, at: int, mac: str = "", ip: IPv4Address = SHARED) -> None:
+    src = mac or vm_mac(vm)
+    fake.send(f"edge{at}", vm_port(vm), arp_request(src, ip, ip))
+    await fake.settle()
+
+
+async def test_a_disabled_nic_is_silent_and_hears_nothing_wherever_it_is(fake: FakeNetwork) -> None:
+    nics, net = fake.controller.nics, fake.net
+    await nics.change("vm1", enabled=False)
+    assert heard(fake, 1, 1, vm_ip(2)) == heard(fake, 2, 2, vm_ip(1)) == []
+    assert heard(fake, 4, 1, vm_ip(1), vm_mac(1)) == []
+    assert heard(fake, 4, 1, vm_ip(2)) == ["edge2 11"], "nobody else is"
+    assert [row.port_status for row in net.bindings(["vm1"])] == ["disabled"]
+    # It migrates, and stays so.
+    net.set_vm_port("vm1", "edge2", VMPort(vm_port(1)))
+    await fake.controller.context.install(net.put_vm(moved(net.vms["vm1"], "server2")))
+    assert heard(fake, 2, 2, vm_ip(1)) == heard(fake, 1, 2, vm_ip(2)) == []
+    await nics.change("vm1", enabled=True)
+    assert heard(fake, 2, 2, vm_ip(1), vm_mac(1)) == ["edge2 10"]
+    assert [event.type for event in recent(fake.controller.events, "vm.changed")] == ["vm.changed"] * 2
+
+
+async def test_a_rate_is_metered_in_each_direction_and_gone_with_it(fake: FakeNetwork) -> None:
+    nics, program = fake.controller.nics, fake.controller.context.compiler.programs["edge1"]
+    before = set(program)
+    await nics.change("vm1", rate=100_000)
+    meters = [entry for key, entry in program.items() if isinstance(entry, Meter) and entry.kilobits]
+    assert [(meter.rate, meter.burst) for meter in meters] == [(100_000, 20_000)] * 2
+    assert len({meter.id for meter in meters}) == 2
+    assert heard(fake, 1, 1, vm_ip(4), vm_mac(4)) == ["edge1 13"]
+    await nics.change("vm1", rate=0)
+    assert set(program) == before
+
+
+async def test_an_allowed_address_goes_to_whoever_announces_it(fake: FakeNetwork, store: MemoryStore) -> None:
+    """Nobody else gets it; all that leads to it goes with it; the event tells it, and a standby knows."""
+    for vm in ("vm1", "vm2"):
+        await fake.controller.nics.change(vm, allowed=(Allowed(SHARED),))
+    assert heard(fake, 3, 3, SHARED) == [], "nobody has it yet"
+    await announce(fake, 3, 3)
+    assert SHARED not in fake.net.assignments, "who is not allowed it speaks for another"
+    await announce(fake, 1, 1)
+    for sender, at in ((3, 3), (4, 1)):
+        assert heard(fake, sender, at, SHARED) == ["edge1 10"]
+    fake.controller.arp._taking._waits.clear()
+    await announce(fake, 2, 2)
+    for sender, at in ((3, 3), (4, 1)):
+        assert heard(fake, sender, at, SHARED) == ["edge2 11"]
+    told = [(event.data["vm"], event.data["before"]) for event in recent(fake.controller.events, "address")]
+    assert told == [("vm1", ""), ("vm2", "vm1")]
+    again = State(fabric())
+    restore(again, store.load())
+    assert again.net.assignments[SHARED].vm == "vm2"
+    assert sorted(again.net.allowed_to(SHARED)) == ["vm1", "vm2"]
+
+
+async def test_one_that_another_has_is_not_taken_by_a_question(fake: FakeNetwork) -> None:
+    for vm in ("vm1", "vm2"):
+        await fake.controller.nics.change(vm, allowed=(Allowed(SHARED),))
+    question = arp_request(vm_mac(1), SHARED, vm_ip(2))
+    fake.send("edge1", vm_port(1), question)
+    await fake.settle()
+    assert fake.net.assignments[SHARED].vm == "vm1", "which nobody had, it takes"
+    fake.controller.arp._taking._waits.clear()
+    fake.heard.clear()
+    fake.send("edge2", vm_port(2), arp_request(vm_mac(2), SHARED, vm_ip(1)))
+    await fake.settle()
+    assert fake.net.assignments[SHARED].vm == "vm1"
+    assert not fake.heard, "and who has it not is not answered"
+
+
+async def test_a_virtual_router_speaks_under_its_own_mac(fake: FakeNetwork) -> None:
+    for vm in ("vm1", "vm2"):
+        await fake.controller.nics.change(vm, allowed=(Allowed(SHARED, VIRTUAL),))
+    await announce(fake, 1, 1)
+    assert SHARED not in fake.net.assignments, "under its NIC's MAC it is not allowed it"
+    await announce(fake, 1, 1, VIRTUAL)
+    assert heard(fake, 3, 3, SHARED) == ["edge1 10"]
+    ((_, _, frame),) = fake.heard
+    assert parse(frame).dst == VIRTUAL
+    fake.heard.clear()
+    fake.send("edge1", vm_port(1), udp_frame(VIRTUAL, GATEWAY_MAC, SHARED, OUTSIDE))
+    assert [(switch, port) for switch, port, _ in fake.heard] == [("leaf2", 91)]
+    fake.heard.clear()
+    fake.send("edge2", vm_port(2), udp_frame(VIRTUAL, GATEWAY_MAC, SHARED, OUTSIDE))
+    assert not fake.heard, "nor may the other send under it"
+
+
+async def test_neighbours_find_it_by_the_gateway_so_no_cache_is_stale(fake: FakeNetwork) -> None:
+    await fake.controller.nics.change("vm1", allowed=(Allowed(SHARED),))
+    await announce(fake, 1, 1)
+    fake.heard.clear()
+    fake.send("edge1", vm_port(4), arp_request(vm_mac(4), vm_ip(4), SHARED))
+    ((switch, port, reply),) = fake.heard
+    assert (switch, port, parse_arp(parse(reply).payload).sha) == ("edge1", vm_port(4), GATEWAY_MAC)
+
+
+async def test_two_who_both_announce_it_do_not_make_it_go_to_and_fro(
+    fake: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(taking, "CALM_SECONDS", 0.01)
+    for vm in ("vm1", "vm2", "vm3"):
+        await fake.controller.nics.change(vm, allowed=(Allowed(SHARED),))
+    for number in (1, 2, 3, 1, 2):
+        fake.send(f"edge{number}", vm_port(number), arp_request(vm_mac(number), SHARED, SHARED))
+    async for event in fake.controller.events.listen(0):
+        if (event.type, event.data.get("vm"), event.data.get("before")) == ("address.taken", "vm2", "vm1"):
+            break
+    told = [event.data["vm"] for event in recent(fake.controller.events, "address.taken")]
+    assert told == ["vm1", "vm2"], "the first, and the last that was announced meanwhile"
+
+
+async def test_another_mac_is_for_a_nic_without_a_port(fake: FakeNetwork) -> None:
+    nics, net = fake.controller.nics, fake.net
+    with pytest.raises(
+        ModelError, match=r"VM vm1 has a port with MAC .* on edge1; `retinue vm stop vm1` first"
+    ):
+        await nics.change("vm1", mac=vm_mac(9))
+    await fake.controller.context.install(net.set_vm_port("vm1", "edge1", None))
+    changed = await nics.change("vm1", mac=vm_mac(9))
+    assert (changed.nic.mac, changed.id) == (vm_mac(9), "vm1")
+    await fake.controller.context.install(net.set_vm_port("vm1", "edge1", VMPort(vm_port(1))))
+    assert heard(fake, 4, 1, vm_ip(1), vm_mac(9)) == ["edge1 10"]
+    fake.heard.clear()
+    fake.send("edge1", vm_port(1), udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(1), vm_ip(4)))
+    assert not fake.heard, "the old one is nobody's"
+
+
+async def test_a_vm_of_a_dead_server_keeps_what_was_said_of_its_nic(fake: FakeNetwork) -> None:
+    await fake.controller.nics.change("vm1", rate=7, trusted=True, allowed=(Allowed(SHARED),))
+    await announce(fake, 1, 1)
+    await fake.controller.fencing.fence("server1")
+    again = VM.with_one_nic("vm1", vm_mac(1), "server2", addresses=(IPv4Address("10.1.0.77"),))
+    (registered,) = fake.controller.inventory.register_vms([again])
+    nic = registered.nic
+    assert (nic.rate, nic.trusted, nic.allowed) == (7, True, (Allowed(SHARED),))
+    assert fake.net.assignments[SHARED].vm == "vm1"
+
+
+@pytest.mark.parametrize(
+    ("vm", "nic", "said"), [("vm9", "", "there is no VM vm9"), ("vm1", "x", "VM vm1 has no NIC x")]
+)
+async def test_what_is_not_there_cannot_be_changed(fake: FakeNetwork, vm: str, nic: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        await fake.controller.nics.change(vm, nic, enabled=False)
+    assert (await fake.controller.nics.change("vm1", enabled=True)).nic.enabled
+    assert not recent(fake.controller.events, "vm.changed"), "what is so already is no change"

@@ -1,0 +1,101 @@
+"""Names: unique over all kinds, for as long as what has them is there, and led to where it is."""
+
+import pytest
+
+from retinue.controller.app import Controller
+from retinue.controller.state import Stored
+from retinue.core.model import VM, ModelError
+from retinue.core.placement import Entity, EntityKind, Profile
+from retinue.protocol.images import HeldImage, ImagesBody, ImageState
+from support.fabric.networks import add_vm, fabric, server, vm_ip, vm_mac, vm_port
+from support.recent_events import recent
+
+
+@pytest.fixture
+def controller() -> Controller:
+    made = Controller(fabric(), clock=lambda: 1000.0)
+    add_vm(made.net, 1, at=1)
+    add_vm(made.net, 2, at=2)
+    return made
+
+
+SHOP = Entity("shop", EntityKind.SERVICE, Profile(served_by=("vm9", "vm1", "vm2")))
+
+
+async def test_a_service_leads_to_the_first_of_its_vms_that_is_there(controller: Controller) -> None:
+    controller.entities.register([SHOP])
+    locator = {"server": "server1", "switch": "edge1", "port": vm_port(1), "addresses": [str(vm_ip(1))]}
+    shown = controller.entities.shown("shop")
+    assert shown is not None
+    assert shown["locator"] == {"vm": "vm1", "vms": ["vm1", "vm2"], **locator}
+    of_vm = controller.entities.shown("vm1")
+    assert of_vm is not None and of_vm["locator"] == locator
+    await controller.inventory.remove_vm("vm1")
+    shown = controller.entities.shown("shop")
+    assert shown is not None
+    assert (shown["locator"]["vm"], shown["locator"]["server"]) == ("vm2", "server2")
+
+
+async def test_the_locator_is_where_the_vm_is_now_and_the_name_stays(controller: Controller) -> None:
+    before = controller.entities.shown("vm1")
+    controller.net.put_vm(VM.with_one_nic("vm1", vm_mac(1), "server3"))
+    after = controller.entities.shown("vm1")
+    assert before is not None and after is not None
+    assert (before["name"], before["locator"]["server"]) == ("vm1", "server1")
+    assert (after["name"], after["locator"]["server"]) == ("vm1", "server3")
+
+
+def test_a_name_is_given_once(controller: Controller) -> None:
+    controller.entities.register([SHOP])
+    for name, kind in (("vm1", EntityKind.IMAGE), ("server1", EntityKind.IMAGE), ("shop", EntityKind.IMAGE)):
+        with pytest.raises(ModelError, match="names are unique"):
+            controller.entities.register([Entity(name, kind)])
+    with pytest.raises(ModelError, match="shop is the name of a service"):
+        controller.inventory.register_vms([VM.with_one_nic("shop", vm_mac(7), "server1")])
+    with pytest.raises(ModelError, match="server2 is the name of a server"):
+        controller.inventory.register_vms([VM.with_one_nic("server2", vm_mac(7), "server1")])
+    with pytest.raises(ModelError, match="is given twice"):
+        controller.entities.register([SHOP, SHOP])
+    assert controller.entities.names(EntityKind.SERVICE) == ["shop"]
+
+
+async def test_a_server_does_not_take_the_name_of_another_thing(controller: Controller) -> None:
+    from dataclasses import replace
+
+    new = replace(server(1), id="vm1", mac="02:00:00:00:00:77", address=None, edge="")
+    with pytest.raises(ModelError, match="vm1 is the name of a vm"):
+        await controller.inventory.put_servers([new])
+
+
+def test_all_or_none(controller: Controller) -> None:
+    with pytest.raises(ModelError, match="there is no vm vm9"):
+        controller.entities.register([SHOP, Entity("vm9", EntityKind.VM)])
+    assert controller.entities.names(EntityKind.SERVICE) == []
+    assert recent(controller.events, "entity.") == []
+
+
+async def test_what_is_said_of_a_vm_ends_with_it(controller: Controller) -> None:
+    controller.entities.register([Entity("vm1", EntityKind.VM, Profile(os="debian"))])
+    await controller.inventory.remove_vm("vm1")
+    assert controller.context.state.entities == {}
+    assert [event.type for event in recent(controller.events, "entity.")] == [
+        "entity.registered", "entity.removed",
+    ]  # fmt: skip
+
+
+def test_after_a_restart_nothing_is_said_of_what_is_no_more(controller: Controller) -> None:
+    gone, still = (Entity(name, EntityKind.VM, Profile(os="debian")) for name in ("vm9", "vm1"))
+    again = Controller(fabric(), clock=lambda: 1000.0)
+    again.restore(Stored(vms=[controller.net.vms["vm1"]], entities=[gone, still, SHOP]))
+    assert set(again.context.state.entities) == {"vm1", "shop"}
+
+
+def test_an_image_is_where_agents_say_they_hold_it(controller: Controller) -> None:
+    controller.entities.register([Entity("debian", EntityKind.IMAGE, Profile(version="12"))])
+    for name in ("server3", "server1"):
+        held = HeldImage("debian", "ab" * 32, ImageState.HELD, 1)
+        controller.images.holders.on_report(name, ImagesBody("192.0.2.3:7800", [held]))
+    shown = controller.entities.shown("debian")
+    assert shown is not None and shown["locator"] == {"servers": ["server1", "server3"]}
+    controller.entities.remove("debian")
+    assert controller.entities.shown("debian") is None

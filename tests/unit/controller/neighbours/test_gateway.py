@@ -1,0 +1,95 @@
+"""Packets whose time to live ends at the gateway: their sender hears so, and nobody else."""
+
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Address
+
+import pytest
+
+from retinue.core.packets import Ethernet, EtherType, parse
+from retinue.core.packets.ipv4 import split_ipv4
+from retinue.core.pipeline.meters import LeafMeter
+from support.fabric.networks import GATEWAY, GATEWAY_MAC, add_vm, fabric, vm_ip, vm_mac, vm_port
+from support.fabric.sample_frames import icmp, ipv4, udp
+from support.fakes.session import FakeNetwork
+
+OWN = vm_ip(1)
+FAR = IPv4Address("203.0.113.9")
+ONE = vm_port(1)
+ANSWERED = "packets whose time to live ended, answered"
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeNetwork]:
+    made = FakeNetwork(fabric(), clock=lambda: 1000.0)
+    for number in (1, 2):
+        add_vm(made.net, number, at=number)
+    await made.start()
+    made.heard.clear()
+    yield made
+    await made.stop()
+
+
+def probe(ttl: int, dst: IPv4Address = FAR, src: IPv4Address = OWN, fragment: int = 0) -> bytes:
+    """As traceroute sends it."""
+    packet = ipv4(src, dst, udp(b"probe", 40000, 33434), ttl=ttl, fragment=fragment)
+    return Ethernet(GATEWAY_MAC, vm_mac(1), EtherType.IPV4, packet).build()
+
+
+@pytest.mark.parametrize("dst", [FAR, vm_ip(2)])
+async def test_the_first_hop_is_the_gateway_of_the_senders_subnet(
+    fake: FakeNetwork, dst: IPv4Address
+) -> None:
+    fake.send("edge1", ONE, probe(1, dst))
+    ((switch, port, frame),) = fake.heard
+    assert (switch, port) == ("edge1", ONE)
+    ethernet = parse(frame)
+    header, body = split_ipv4(ethernet.payload)
+    assert (ethernet.dst, ethernet.src) == (vm_mac(1), GATEWAY_MAC)
+    assert (header[12:16], header[16:20]) == (GATEWAY.packed, vm_ip(1).packed)
+    assert body[:2] == bytes((11, 0))
+    assert probe(1, dst)[14:].startswith(body[8:]), "as it was sent"
+    assert len(body) > 8 + 20 + 8
+    assert fake.controller.context.counters[ANSWERED] == 1
+
+
+async def test_one_that_lives_longer_goes_on(fake: FakeNetwork) -> None:
+    fake.send("edge1", ONE, probe(2, vm_ip(2)))
+    assert [(switch, port) for switch, port, _ in fake.heard] == [("edge2", vm_port(2))]
+
+
+async def test_spoofed_ones_and_dead_ones_are_not_answered(fake: FakeNetwork) -> None:
+    fake.send("edge1", ONE, probe(1, src=vm_ip(2)))
+    fake.send("edge1", ONE, probe(0))
+    assert not fake.heard
+    assert not fake.controller.context.counters[ANSWERED]
+
+
+async def test_who_is_in_no_subnet_is_not_answered(fake: FakeNetwork) -> None:
+    for frame in (probe(1, src=FAR), probe(1, fragment=185), b"\0" * 14, b""):
+        fake.controller.gateway.expired("leaf1", 1, frame)
+    assert not fake.heard
+    counters = fake.controller.context.counters
+    unanswered = sum(n for name, n in counters.items() if "not answered: sender unknown" in name)
+    assert unanswered + counters["bad IP frames"] == 4
+
+
+async def test_a_flood_of_them_stops_at_the_leaf(fake: FakeNetwork) -> None:
+    for switch in fake.fabric.switches.values():
+        if switch.name.startswith("leaf"):
+            switch.exhausted.add(LeafMeter.EXPIRED)
+    fake.send("edge1", ONE, probe(1))
+    assert not fake.heard
+
+
+async def test_a_ping_in_fragments_is_answered_whole_or_not_at_all(fake: FakeNetwork) -> None:
+    """Only the first fragment has an ICMP header: it alone would come back."""
+
+    def ping(fragment: int) -> bytes:
+        packet = ipv4(vm_ip(1), GATEWAY, icmp(8, b"x" * 64), fragment=fragment)
+        return Ethernet(GATEWAY_MAC, vm_mac(1), EtherType.IPV4, packet).build()
+
+    fake.send("edge1", ONE, ping(0x2000))
+    fake.send("edge1", ONE, ping(185))
+    assert not fake.heard
+    fake.send("edge1", ONE, ping(0))
+    assert len(fake.heard) == 1

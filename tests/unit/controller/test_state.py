@@ -1,0 +1,326 @@
+"""What outlives a controller: one list, which leaves nothing out, and changes that are stored as they say."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any, get_args
+
+import pytest
+from msgspec.structs import replace as replaced
+
+from retinue.controller import changes, lease_changes, marks, nic_changes, vnet_changes
+from retinue.controller.app import Controller
+from retinue.controller.changes import Change, DerivedChange
+from retinue.controller.clock import ClockAnchor
+from retinue.controller.context import Context
+from retinue.controller.mobility import changes as mobility
+from retinue.controller.state import (
+    CONFIGURED,
+    DERIVED,
+    KIND_OF,
+    KINDS,
+    Image,
+    LeftPort,
+    ServerLocation,
+    State,
+    Storable,
+    Stored,
+    restore,
+)
+from retinue.controller.store.schema import TABLES
+from retinue.core.migration import MigrationState, begin
+from retinue.core.model import (
+    NIC,
+    VM,
+    Allowed,
+    Assignment,
+    BindingKind,
+    ModelError,
+    Network,
+    Origin,
+    PortRef,
+    Power,
+    Subnet,
+    VMPort,
+    Vnet,
+)
+from retinue.core.model.network import Owner
+from retinue.core.placement import (
+    Entity,
+    EntityKind,
+    Need,
+    Placement,
+    Profile,
+    ServerState,
+    Snapshot,
+    decide,
+)
+from retinue.protocol.events import EventType
+from retinue.protocol.images import SignedManifest
+from retinue.protocol.vms import VMState
+from support.fabric.networks import assignment, fabric, server, vm_mac, vm_port
+from support.fakes.memory_store import MemoryStore
+
+# ---- the list ----
+
+
+def test_each_container_of_the_controller_is_kept_or_configured_or_derived() -> None:
+    """A new dictionary of whatever outlives one event: it is put into one of the lists, with a reason."""
+    kept = {kind.held for kind in KINDS}
+    derived = [name for names in DERIVED.values() for name in names]
+    listed = [*kept, *CONFIGURED, *derived]
+    assert len(listed) == len(set(listed))
+    assert set(_containers(Controller(fabric()), set())) == set(listed)
+
+
+def _containers(thing: object, seen: set[int]) -> Iterator[str]:
+    """Class and attribute of each mutable container in the controller's objects, each container once."""
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    for name, value in _attributes(thing).items():
+        if isinstance(value, dict | set | list | deque):
+            index = isinstance(thing, Network) and name.startswith("_")
+            if id(value) not in seen and not index:
+                yield f"{type(thing).__name__}.{name}"
+            seen.add(id(value))
+            for one in value.values() if isinstance(value, dict) else ():
+                if _is_ours(one):
+                    yield from _containers(one, seen)
+        elif _is_ours(value):
+            yield from _containers(value, seen)
+
+
+def _is_ours(value: object) -> bool:
+    return type(value).__module__.startswith("retinue.") and hasattr(value, "__dict__")
+
+
+def _attributes(thing: object) -> dict[str, Any]:
+    if is_dataclass(thing):
+        return {each.name: getattr(thing, each.name) for each in fields(thing)}
+    # The state first: others hold parts of it, which are named after it.
+    return dict(sorted(vars(thing).items(), key=lambda item: not isinstance(item[1], State | Context)))
+
+
+def test_the_database_has_a_table_for_each_kind_and_no_other() -> None:
+    assert [kind.table for kind in KINDS] == sorted((kind.table for kind in KINDS), key=_restored_at)
+    assert {kind.table for kind in KINDS} == set(TABLES)
+    assert {kind.type for kind in KINDS} == set(get_args(Storable))
+    assert {kind.stored for kind in KINDS} == {each.name for each in fields(Stored)} - {"faults"}
+    assert all(kind.key in TABLES[kind.table] for kind in KINDS)
+
+
+def _restored_at(table: str) -> int:
+    """Servers before their places and VMs; VMs before what they hold and before their migrations."""
+    order = [
+        *(
+            "Vnet",
+            "Subnet",
+            "Server",
+            "ServerLocation",
+            "VM",
+            "Assignment",
+            "EndedLease",
+            "PendingRenewal",
+            "Migration",
+        ),
+        *("FencedServer", "DrainedServer", "LeftPort", "ClockAnchor", "Image", "Entity", "Placement"),
+    ]
+    return order.index(table)
+
+
+# ---- the changes ----
+
+
+VM1, VM2 = (VM.with_one_nic(f"vm{n}", vm_mac(n), "server1") for n in (1, 2))
+TWO_NICS = replace(VM1, nics=(*VM1.nics, NIC(vm_mac(17), "vm1-2", slot=2)))
+SECONDS_ADDRESS = replace(assignment(17), vm="vm1")
+VM5 = VM.with_one_nic("vm5", vm_mac(5), "server1")
+SHARED = IPv4Address("10.1.0.200")
+SHARING = replace(VM5, nics=(replace(VM5.nic, allowed=(Allowed(SHARED),)),))
+RENAMED = replace(VM5, nics=(replace(SHARING.nic, mac=vm_mac(6), enabled=False, rate=7),))
+TAKEN = Assignment(SHARED, vm_mac(5), "vm5", BindingKind.ALLOWED, Origin.CONTROLLER)
+HERE, THERE = PortRef("leaf1", "p9"), PortRef("leaf2", "p9")
+COPYING = replace(begin("migration-2", "vm1", "server1", "server2", 5.0), state=MigrationState.COPYING)
+ENDED = replace(begin("migration-1", "vm2", "server1", "server2", 5.0), state=MigrationState.DONE)
+GREEN = Subnet("green", IPv4Network("10.2.0.0/24"), IPv4Address("10.2.0.254"), vnet="shop")
+IMAGE = SignedManifest("debian-12", 5, "ab" * 32, 7, "c0ffee", "PEM")
+SHOP = Entity("shop", EntityKind.SERVICE, Profile(served_by=("vm1", "vm2")))
+ASKED = Snapshot(Need("vm2", 512, 1), "server1", (ServerState("server1"), ServerState("server2")))
+CHOSEN = Placement("migration-1", "match-1", "manager", ASKED, decide(ASKED))
+STORY: tuple[Change, ...] = (
+    vnet_changes.VnetRegistered(Vnet("shop", vlan=42)),
+    vnet_changes.VnetRegistered(Vnet("shop", vlan=43, mtu=1400)),
+    vnet_changes.VnetRegistered(Vnet("dull")),
+    vnet_changes.VnetRemoved(Vnet("dull")),
+    vnet_changes.SubnetRegistered(GREEN),
+    vnet_changes.SubnetRegistered(
+        replace(GREEN, id="red", prefix=IPv4Network("10.3.0.0/24"), gateway=IPv4Address("10.3.0.1"))
+    ),
+    vnet_changes.SubnetRegistered(replace(GREEN, gateway=IPv4Address("10.2.0.1"))),
+    vnet_changes.SubnetRemoved(
+        replace(GREEN, id="red", prefix=IPv4Network("10.3.0.0/24"), gateway=IPv4Address("10.3.0.1"))
+    ),
+    changes.ServerRegistered(replace(server(1), id="new", mac="02:00:00:00:00:99", address=None, edge="")),
+    changes.ServerLocated("new", HERE, None),
+    changes.ServerLocated("new", THERE, HERE),
+    changes.SwitchPortsChanged("edge1", {"up0": 1, "tap1": vm_port(1)}),
+    changes.VMRegistered(VM1),
+    changes.VMReported(replace(VM2, reported=True)),
+    changes.VMPortChanged("vm1", "vm1", "edge1", VMPort(vm_port(1), "tap1"), None),
+    changes.VMPortChanged("vm2", "vm2", "edge1", VMPort(vm_port(2), "tap2"), None),
+    changes.VMPortRemoved("vm2", "vm2", "edge1", VMPort(vm_port(2), "tap2")),
+    changes.VMStateChanged("vm1", VMState.READY, EventType.VM_READY, "server1"),
+    changes.VMPowerChanged(replace(VM1, power=Power.OFF), EventType.VM_STOP, {"hard": True}),
+    changes.VMPowerChanged(replace(VM1, power=Power.CRASHED, power_reason="it ended"), None, {}),
+    changes.VMPowerChanged(VM1, EventType.VM_START, {}),
+    changes.VMChanged(replace(VM1, memory_mib=256)),
+    lease_changes.AddressAssigned(assignment(1)),
+    lease_changes.AddressAssigned(assignment(2)),
+    lease_changes.AddressReleased(assignment(2)),
+    changes.VMNicsChanged(TWO_NICS, VM1),
+    lease_changes.AddressAssigned(SECONDS_ADDRESS),
+    changes.VMNicsChanged(VM1, TWO_NICS, (SECONDS_ADDRESS,)),
+    lease_changes.LeaseEnded(assignment(2)),
+    lease_changes.LeaseEnded(assignment(1)),
+    lease_changes.EndedLeaseForgotten(assignment(1)),
+    lease_changes.RenewalPending("vm1"),
+    lease_changes.RenewalPending("vm2"),
+    lease_changes.RenewalSettled("vm2"),
+    changes.MigrationStepped(ENDED),
+    changes.MigrationForgotten(ENDED),
+    changes.TargetAwaitsSource(COPYING),
+    changes.MigrationStepped(replace(COPYING, memory_at="192.0.2.1:7")),
+    changes.VMPlaced(replace(VM1, also=frozenset({"server2"}), memory_mib=256)),
+    changes.VMRegistered(replace(VM2, id="vm3", nics=VM.with_one_nic("vm3", vm_mac(3), "server1").nics)),
+    lease_changes.AddressAssigned(assignment(3)),
+    changes.VMRegistered(VM5),
+    changes.VMRemoved(VM.with_one_nic("vm3", vm_mac(3), "server1"), (assignment(3),)),
+    nic_changes.NICChanged(SHARING, VM5.nic, SHARING.nic, ()),
+    nic_changes.AddressTaken(TAKEN, "vm5", ""),
+    nic_changes.NICChanged(SHARING, SHARING.nic, RENAMED.nic, (TAKEN,)),
+    nic_changes.NICChanged(
+        RENAMED, RENAMED.nic, replace(RENAMED.nic, allowed=()), (replace(TAKEN, mac=vm_mac(6)),)
+    ),
+    marks.PortLeft(LeftPort("vm3", "vm3", ("edge1", "edge2"))),
+    marks.PortLeft(LeftPort("vm3", "vm3", ("edge1",))),
+    marks.PortLeft(LeftPort("vm4", "vm4", ("edge1",))),
+    marks.LeftPortForgotten(LeftPort("vm4", "vm4", ("edge1",))),
+    marks.ClockAnchored(ClockAnchor("this", 7.0)),
+    marks.ClockAnchored(ClockAnchor("another", 8.0)),
+    marks.ServerFenced("server1"),
+    marks.ServerFenced("server2"),
+    marks.ServerUnfenced("server2"),
+    marks.ServerDrained("server1"),
+    marks.ServerDrained("server2"),
+    marks.ServerUndrained("server2"),
+    marks.ImagePublished(Image(IMAGE, "server1", "anna")),
+    marks.ImagePublished(Image(replaced(IMAGE, name="other"), "server2", "anna")),
+    marks.ImageRemoved(Image(replaced(IMAGE, name="other"), "server2", "anna")),
+    mobility.EntityRegistered(Entity("vm1", EntityKind.VM, Profile(os="debian", memory_mib=512))),
+    mobility.EntityRegistered(SHOP),
+    mobility.EntityRegistered(replace(SHOP, profile=Profile(served_by=("vm1",), version="2"))),
+    mobility.EntityRegistered(Entity("debian", EntityKind.IMAGE, Profile(version="12"))),
+    mobility.EntityRemoved(Entity("debian", EntityKind.IMAGE, Profile(version="12"))),
+    mobility.PlacementKept(CHOSEN),
+    mobility.PlacementKept(replace(CHOSEN, migration="migration-2", match="match-10")),
+    mobility.PlacementKept(replace(CHOSEN, migration="migration-3", match="match-9")),
+    mobility.PlacementForgotten(replace(CHOSEN, migration="migration-3", match="match-9")),
+)
+
+
+def _kinds_of_change() -> set[type[Change]]:
+    modules = (changes, lease_changes, marks, nic_changes, vnet_changes, mobility)
+    every = [value for module in modules for value in vars(module).values()]
+    found = {each for each in every if isinstance(each, type) and issubclass(each, Change)}
+    return {each for each in found - {Change, DerivedChange} if not each.__name__.startswith("_")}
+
+
+def test_each_change_is_stored_or_derived_and_the_story_has_them_all() -> None:
+    assert {type(change) for change in STORY} == _kinds_of_change()
+    for change in STORY:
+        stored = {type(value) for value in (*change.kept(), *change.dropped())}
+        assert stored <= set(KIND_OF)
+        assert bool(stored) is not isinstance(change, DerivedChange), change
+    assert {type(value) for change in STORY for value in change.kept()} == set(KIND_OF)
+
+
+def _held(state: State) -> dict[str, Any]:
+    """What each kind of state is at the moment."""
+    owners = {"Network": state.net, "State": state}
+    return {kind.held: getattr(owners[kind.held.split(".")[0]], kind.held.split(".")[1]) for kind in KINDS}
+
+
+async def test_after_any_change_the_database_brings_back_what_was_known() -> None:
+    store = MemoryStore()
+    context = Context(fabric(), lambda: 1000.0, store)
+    for value in context.net.servers.values():
+        store.put(value)
+    for name, at in context.net.detected.items():
+        store.put(ServerLocation(name, at))
+    for change in STORY:
+        context.apply(change)
+        again = State(fabric())
+        restore(again, store.load())
+        if isinstance(change, changes.MigrationStepped | changes.TargetAwaitsSource):
+            continue  # The VM is placed as its migration wants it before the controller has asked for it.
+        assert _held(again) == _held(context.state), change
+
+
+def test_what_cannot_all_be_made_is_not_made_at_all() -> None:
+    """Nor stored, nor published."""
+    store, net = MemoryStore(), fabric()
+    context = Context(net, lambda: 1000.0, store)
+    context.apply(changes.VMRegistered(VM1))
+    context.apply(changes.VMStateChanged("vm1", VMState.RUNNING, EventType.VM_STARTED, "server1"))
+    context.apply(lease_changes.AddressAssigned(assignment(1)))
+    before, rows, told = dict(net.vms), dict(store.rows), context.events.last_id
+    taken = replace(assignment(1), vm="vm3", mac=vm_mac(3))
+    with pytest.raises(ModelError, match=r"10\.1\.0\.101"):
+        context.apply(
+            changes.VMRegistered(replace(VM1, server="server2")),
+            changes.VMRegistered(VM.with_one_nic("vm3", vm_mac(3), "server1")),
+            lease_changes.AddressAssigned(assignment(1, lease_end=7.0)),
+            lease_changes.AddressAssigned(taken),
+        )
+    assert (net.vms, store.rows, context.events.last_id) == (before, rows, told)
+    assert net.assignments == {assignment(1).ip: assignment(1)}
+    assert context.state.vm_states == {"vm1": VMState.RUNNING}
+
+
+def test_a_change_that_cannot_be_undone_is_not_made_with_others() -> None:
+    context = Context(fabric(), lambda: 1000.0, MemoryStore())
+    with pytest.raises(TypeError, match="a RenewalPending cannot be undone"):
+        context.apply(changes.VMRegistered(VM1), lease_changes.RenewalPending("vm1"))
+    assert not context.net.vms
+
+
+def test_what_does_not_take_place_is_neither_stored_nor_published() -> None:
+    """A port has one DHCP server at most, the first."""
+    store, net = MemoryStore(), fabric()
+    context = Context(net, lambda: 1000.0, store)
+    at = net.servers["dhcp"].given_at
+    assert at is not None
+    second = replace(net.servers["dhcp"], id="second", mac="02:00:00:00:00:98", address=None, given_at=None)
+    context.apply(changes.ServerRegistered(second))
+    rows, told = dict(store.rows), context.events.last_id
+    assert context.apply(changes.ServerLocated("second", at, None)) == frozenset()
+    assert (store.rows, context.events.last_id) == (rows, told)
+
+
+async def test_what_was_changed_and_not_installed_is_known() -> None:
+    context = Context(fabric(), lambda: 1000.0, MemoryStore())
+    touched = context.apply(changes.VMRegistered(VM1))
+    assert context.not_installed == touched == {Owner("vm", "vm1")}
+    await context.install(touched)
+    assert not context.not_installed
+    await context.commit(lease_changes.AddressAssigned(assignment(1)))
+    assert not context.not_installed
+
+
+def test_the_lease_that_ended_last_is_the_last() -> None:
+    context = Context(fabric(), lambda: 1000.0, MemoryStore())
+    for number in (1, 2, 1):
+        context.apply(lease_changes.LeaseEnded(assignment(number)))
+    assert list(context.state.ended_leases) == [vm_mac(2), vm_mac(1)]

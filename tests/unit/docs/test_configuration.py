@@ -1,0 +1,115 @@
+"""Configuration files: the keys, defaults and examples that pages show are those of the code."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from retinue.agent import config as agent_config
+from retinue.controller import config as controller_config
+from retinue_lab.topology.topology import Topology
+from support.pages import PAGES, fenced, section, table, text, ticked
+
+OPERATORS = "docs/operators.md"
+
+
+def keys(struct: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each key of a configuration file with its default (msgspec.NODEFAULT: needed), tables by their keys."""
+    for field in msgspec.structs.fields(struct):
+        inner = _struct(field.type)
+        if inner is None:
+            yield (
+                prefix + field.encode_name,
+                field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory(),
+            )
+        else:
+            yield from keys(inner, f"{field.encode_name}.")
+
+
+def _struct(kind: Any) -> type[msgspec.Struct] | None:
+    kinds = (kind, *getattr(kind, "__args__", ()))
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, msgspec.Struct)), None)
+
+
+def documented(rows: list[dict[str, str]]) -> dict[str, str]:
+    """Key to what its row says of its default; a row may be about several keys of a table."""
+    found: dict[str, str] = {}
+    for row in rows:
+        names = ticked(row["key"])
+        group = names[0].rpartition(".")[0]
+        for name in names:
+            full = name if "." in name or not group else f"{group}.{name}"
+            found[full] = row["default"]
+    return found
+
+
+NEEDED_SOMETIMES = ("switch.uplink",)
+"""Keys with a default that is of use to some only."""
+
+
+@pytest.mark.parametrize(
+    ("heading", "kind", "besides"),
+    [
+        ("Configuration file", controller_config.Config, set()),
+        ("The agent's configuration file", agent_config.AgentConfig, {"vm"}),
+    ],
+)
+def test_configuration_keys_and_defaults_are_the_codes(
+    heading: str, kind: type[msgspec.Struct], besides: set[str]
+) -> None:
+    page = documented(table(OPERATORS, heading))
+    code = dict(keys(kind))
+    assert page.keys() - besides == code.keys()
+    for key, default in code.items():
+        said = page[key].split(":")[0] if key.startswith("rest.") else page[key]
+        if default is msgspec.NODEFAULT:
+            assert said.startswith("needed"), f"{key} is needed"
+        elif key in NEEDED_SOMETIMES:
+            assert said.startswith("needed ")
+        elif default in ("", [], None):
+            assert said in ("none", '""', "[]"), f"{key} is {default!r} by default, not {said}"
+        elif isinstance(default, bool):
+            assert said == str(default).lower()
+        else:
+            assert said.strip('"') == f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def test_the_configuration_files_shown_are_good(tmp_path: Path) -> None:
+    (shown,) = fenced(section(OPERATORS, "Configuration file"), "toml")
+    file = tmp_path / "controller.toml"
+    file.write_text(shown)
+    assert controller_config.load(file).network().switches
+    qemu, libvirt = fenced(section(OPERATORS, "The agent's configuration file"), "toml")
+    file.write_text(qemu)
+    assert agent_config.load(file).vm is not None
+    without = "".join(line for line in qemu.splitlines(keepends=True) if not line.startswith("wrapper"))
+    file.write_text(without + libvirt)
+    assert agent_config.load(file).libvirt is not None
+
+
+def test_configuration_files_are_shown_in_one_place_only() -> None:
+    for page in PAGES:
+        for block in fenced(text(page), "toml") if page != OPERATORS else []:
+            assert not {"controller", "listen"} <= tomllib.loads(block).keys(), (
+                f"{page} repeats an agent's file"
+            )
+
+
+def test_the_keys_of_a_topology_are_the_codes() -> None:
+    page: dict[str, set[str]] = {}
+    for row in table("docs/lab.md", "Topology file"):
+        lists = [name for name in ticked(row["table"]) if name.startswith("[")]
+        for name in lists or [""]:
+            page[name.strip("[]")] = set(re.findall(r"`(\w+)`(?=[:,;]| \(|$)", row["keys"]))
+    code = {"": {"gateway_mac", "mtu"}}
+    for field in msgspec.structs.fields(Topology):
+        if (struct := _struct(field.type)) is not None:
+            code[field.name] = {inner.name for inner in msgspec.structs.fields(struct)} - {"reservation"}
+    page["dhcp"] -= {"reservation"}
+    page["server"] -= {"qemu", "libvirt"}
+    page["client"] -= {"outside"}
+    assert page == code

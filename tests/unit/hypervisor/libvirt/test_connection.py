@@ -1,0 +1,312 @@
+"""libvirt behind the hypervisor interface, with a libvirt in memory."""
+
+import asyncio
+import ctypes
+import struct
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from retinue.host.errors import HostError
+from retinue.hypervisor import RunState, Started, VMSpec, ignore
+from retinue.hypervisor.interface import Event
+from retinue.hypervisor.libvirt import connection
+from retinue.hypervisor.libvirt.connection import LibvirtHost
+from retinue.hypervisor.libvirt.directory import Folder
+from retinue.hypervisor.libvirt.domain_xml import Consoles, domain_xml, interface_id, interface_ids, taps
+from retinue.hypervisor.libvirt.events import Lifecycle, kind_of
+from retinue.hypervisor.libvirt.hypervisor import LibvirtHypervisor
+from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
+from retinue_lab.network import keepgroups
+from support.fakes.libvirt import FakeConnection, FakeLibrary
+
+VM = "00000000-0000-4000-8000-000000000001"
+OTHER = "00000000-0000-4000-8000-000000000002"
+FOLDER = Path("/run/libvirt/vms")
+SHARED = Folder(FOLDER, FOLDER)
+CONSOLES = Consoles(FOLDER / "a", FOLDER / "b")
+LIMIT = 60.0
+
+
+def spec(vm: str = VM) -> VMSpec:
+    return VMSpec(vm, "52:54:00:00:00:01", "tap-1", Path("/k"), Path("/i"), "console=ttyS0 a=<&>")
+
+
+@pytest.fixture
+def library() -> FakeLibrary:
+    return FakeLibrary()
+
+
+@pytest.fixture
+async def host(library: FakeLibrary) -> AsyncIterator[LibvirtHost]:
+    made = LibvirtHost("server1", "test:///", library)
+    yield made
+    await made.close()
+
+
+def server(library: FakeLibrary) -> FakeConnection:
+    assert library.server is not None
+    return library.server
+
+
+# ---- XML ----
+
+
+def test_the_domain_has_one_port_by_its_id_and_no_offload() -> None:
+    domain = ElementTree.fromstring(domain_xml(spec(), CONSOLES))
+    assert domain.get("type") == "qemu"
+    assert domain.findtext("uuid") == domain.findtext("name") == VM
+    assert domain.findtext("os/kernel") == "/k" and domain.findtext("os/initrd") == "/i"
+    assert domain.findtext("os/cmdline") == "console=ttyS0 a=<&>"
+    (interface,) = domain.findall("devices/interface")
+    assert {key: interface.find(key).attrib for key in ("mac", "source", "target", "mtu", "model")} == {  # type: ignore[union-attr]
+        "mac": {"address": "52:54:00:00:00:01"},
+        "source": {"bridge": "br0"},
+        "target": {"dev": "tap-1"},
+        "mtu": {"size": "1500"},
+        "model": {"type": "virtio"},
+    }
+    for side, count in (("host", 6), ("guest", 5)):
+        switched = interface.find(f"driver/{side}")
+        assert switched is not None and list(switched.attrib.values()) == ["off"] * count
+    assert not domain.findall("devices/video") and not domain.findall("devices/graphics")
+    assert [s.get("type") for s in domain.findall("devices/serial")] == ["file", "unix"]
+
+
+def test_ids_and_taps_are_read_back_from_anybodys_domain() -> None:
+    xml = domain_xml(spec(), CONSOLES)
+    assert interface_ids(xml) == (VM,) and taps(xml) == ("tap-1",)
+    assert interface_ids("<domain><devices><interface type='network'/></devices></domain>") == ()
+    assert interface_ids("no xml") == () and taps("no xml") == ()
+
+
+@pytest.mark.parametrize("id", ["vm1", VM.replace("-", ""), "AAAAAAAA-0000-4000-8000-000000000001", ""])
+def test_an_id_that_is_no_uuid_is_rejected_with_a_way_out(id: str) -> None:
+    with pytest.raises(HostError, match="UUID"):
+        interface_id(id)
+
+
+# ---- events ----
+
+
+@pytest.mark.parametrize(
+    ("event", "detail", "kind"),
+    [
+        (Lifecycle.STARTED, 0, EventKind.STARTED),
+        (Lifecycle.STARTED, 1, EventKind.INCOMING),
+        (Lifecycle.STARTED, 2, EventKind.STARTED),
+        (Lifecycle.SUSPENDED, 0, None),
+        (Lifecycle.SUSPENDED, 1, EventKind.SUSPENDED),
+        (Lifecycle.SUSPENDED, 2, None),
+        (Lifecycle.RESUMED, 0, EventKind.STARTED),
+        (Lifecycle.RESUMED, 1, EventKind.RESUMED),
+        (Lifecycle.STOPPED, 0, EventKind.STOPPED),
+        (Lifecycle.STOPPED, 1, EventKind.STOPPED),
+        (Lifecycle.STOPPED, 3, EventKind.DEPARTED),
+        (Lifecycle.STOPPED, 5, EventKind.FAILED),
+        (Lifecycle.DEFINED, 1, None),
+        (Lifecycle.SHUTDOWN, 0, None),
+        (99, 1, None),
+    ],
+)
+def test_what_each_event_means(event: int, detail: int, kind: EventKind | None) -> None:
+    assert kind_of(event, detail) is kind
+
+
+# ---- the host ----
+
+
+async def test_a_vm_is_plugged_paused_and_then_started(host: LibvirtHost, library: FakeLibrary) -> None:
+    hypervisor = LibvirtHypervisor(host, Folder(FOLDER, Path("/seen/here")))
+    machine = await hypervisor.plug(spec())
+    assert await machine.state() is RunState.PAUSED
+    again = await hypervisor.start(spec())
+    assert await again.state() is RunState.RUNNING
+    assert len(server(library).domains_) == 1, "plugging twice makes one domain"
+    assert machine.files.serial_log == Path(f"/seen/here/{VM}.console")
+    assert str(FOLDER / f"{VM}.shell") in server(library).domains_[0].xml
+    await again.quit()
+    await again.quit()  # What has ended may be ended again.
+    assert await hypervisor.find(VM) is None
+    with pytest.raises(HostError, match=f"server server1: libvirt has no VM {VM}"):
+        await again.state()
+
+
+class Heard:
+    """What a watch tells, awaited one by one."""
+
+    def __init__(self, host: LibvirtHost) -> None:
+        self.times_back = 0
+        self._happenings = host.watch(self._back)
+
+    def _back(self) -> None:
+        self.times_back += 1
+
+    async def next(self) -> HypervisorEvent:
+        async with asyncio.timeout(LIMIT):
+            return await anext(self._happenings)
+
+    async def close(self) -> None:
+        await self._happenings.aclose()
+
+
+async def watched(library: FakeLibrary) -> None:
+    async with asyncio.timeout(LIMIT):
+        while not (library.server is not None and library.server.watched()):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def test_vms_of_others_are_noticed_coming_and_going(host: LibvirtHost, library: FakeLibrary) -> None:
+    there = server(library).createXML(domain_xml(spec(), CONSOLES), 0)
+    heard = Heard(host)
+    found = await heard.next()
+    assert (found.vm, found.kind) == (VM, EventKind.STARTED)
+    coming = asyncio.create_task(heard.next())
+    other = server(library).createXML(domain_xml(spec(OTHER), CONSOLES), 1)
+    assert (await coming).vm == OTHER
+    server(library).tell(there, Lifecycle.SUSPENDED, 0)  # By hand: nothing to the network.
+    server(library).tell(there, Lifecycle.SUSPENDED, 1)
+    server(library).domains_.remove(there)
+    server(library).tell(there, Lifecycle.STOPPED, 3)  # Its XML is not to be had any more.
+    other.destroy()
+    said = [await heard.next() for _ in range(3)]
+    assert [(h.vm, h.kind) for h in said] == [
+        (VM, EventKind.SUSPENDED),
+        (VM, EventKind.DEPARTED),
+        (OTHER, EventKind.STOPPED),
+    ]
+    await heard.close()
+    assert not server(library).watched()
+
+
+async def test_a_libvirtd_that_comes_back_is_watched_again(
+    host: LibvirtHost, library: FakeLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "AGAIN_SECONDS", 0.01)
+    heard = Heard(host)
+    first = server(library)
+    coming = asyncio.create_task(heard.next())
+    await watched(library)
+    library.server = None
+    first.die()
+    async with asyncio.timeout(LIMIT):
+        while len(library.opened) < 3:  # noqa: ASYNC110 - rejected at least once
+            await asyncio.sleep(0.001)
+    back = FakeConnection()
+    back.createXML(domain_xml(spec(), CONSOLES), 0)
+    library.server = back
+    assert ((await coming).vm, coming.result().kind) == (VM, EventKind.STARTED)
+    assert heard.times_back == 1
+    await heard.close()
+
+
+async def test_whoever_starts_or_takes_up_vms_finds_all_that_run(
+    host: LibvirtHost, library: FakeLibrary
+) -> None:
+    hypervisor = LibvirtHypervisor(host, SHARED)
+    started: list[Event] = []
+    await hypervisor.start(spec(), started.append)
+    assert [type(event) for event in started] == [Started]
+    server(library).createXML(domain_xml(spec(OTHER), CONSOLES), 1)
+    for state, found in (((3, 1), 1), ((1, 1), 2), ((3, 2), 1)):
+        server(library).domains_[1].now = state
+        adopted = (await hypervisor.adopt(lambda vm: ignore)).machines
+        assert [machine.spec.id for machine in adopted] == [VM, OTHER][:found]
+        assert adopted[0].spec.port == "tap-1"
+
+
+async def test_a_vm_cannot_be_made_where_nothing_tells_how(host: LibvirtHost) -> None:
+    with pytest.raises(HostError, match=r"\[vm\]"):
+        await LibvirtHypervisor(host, SHARED).plug(VMSpec(VM, "", "tap-1", Path(), Path()))
+
+
+# ---- what is known of a domain ----
+
+
+async def hearing(host: LibvirtHost, libvirt: FakeConnection) -> Heard:
+    """A watch that has told what was there, and tells from now on what happens."""
+    there = libvirt.createXML(domain_xml(spec("00000000-0000-4000-8000-000000000003"), CONSOLES), 0)
+    heard = Heard(host)
+    assert (await heard.next()).vm == there.uuid
+    return heard
+
+
+async def test_ids_are_those_of_the_domain_that_runs(host: LibvirtHost, library: FakeLibrary) -> None:
+    """One of the same UUID may have another interface each time it is started, or gets one while it runs."""
+    libvirt = server(library)
+    heard = await hearing(host, libvirt)
+    first = domain_xml(spec(), CONSOLES)
+    domain = libvirt.createXML(first, 0)
+    domain.destroy()
+    domain = libvirt.createXML(first.replace(f'interfaceid="{VM}"', f'interfaceid="{OTHER}"'), 0)
+    assert host.ids(domain) == (OTHER,)
+    assert await host.domain(OTHER) is domain and await host.domain(VM) is None
+    told = [await heard.next() for _ in range(3)]
+    assert [(event.vm, event.kind) for event in told] == [
+        (VM, EventKind.STARTED),
+        (VM, EventKind.STOPPED),
+        (OTHER, EventKind.STARTED),
+    ]
+    libvirt.other_devices(domain, first)
+    assert host.ids(domain) == (VM,)
+    domain.destroy()
+    assert host.ids(domain) == ()
+    await heard.close()
+
+
+async def test_a_migration_brings_the_ids_that_the_domain_has_now(
+    host: LibvirtHost, library: FakeLibrary
+) -> None:
+    libvirt = server(library)
+    heard = await hearing(host, libvirt)
+    domain = libvirt.createXML(domain_xml(spec(), CONSOLES), 0)
+    libvirt.domains_.remove(domain)  # It goes without a word.
+    domain.xml = domain.xml.replace(f'interfaceid="{VM}"', f'interfaceid="{OTHER}"')
+    libvirt.domains_.append(domain)
+    libvirt.tell(domain, Lifecycle.STARTED, 1)
+    assert (await heard.next()).vm == VM
+    came = await heard.next()
+    assert (came.vm, came.kind) == (OTHER, EventKind.INCOMING)
+    await heard.close()
+
+
+def test_a_guest_that_reboots_stays_and_one_that_crashes_as_was_asked_for() -> None:
+    def actions(on_crash: bool = False) -> dict[str, str | None]:
+        domain = ElementTree.fromstring(domain_xml(replace(spec(), restart_on_crash=on_crash), CONSOLES))
+        return {tag: domain.findtext(tag) for tag in ("on_poweroff", "on_reboot", "on_crash")}
+
+    assert actions() == {"on_poweroff": "destroy", "on_reboot": "restart", "on_crash": "destroy"}
+    assert actions(on_crash=True)["on_crash"] == "restart"
+
+
+# ---- setgroups ----
+
+
+def test_the_filter_answers_one_call_and_lets_all_others_pass() -> None:
+    machine, call = keepgroups.NUMBERS["x86_64"]
+    code = [struct.unpack("=HBBI", piece) for piece in _pieces(keepgroups.program(machine, call))]
+
+    def run(data: bytes) -> int:
+        """The kernel's rules, for the three instructions there are."""
+        accumulator, at = 0, 0
+        while True:
+            operation, yes, no, constant = code[at]
+            at += 1
+            if operation == keepgroups.LOAD_WORD:
+                (accumulator,) = struct.unpack_from("=I", data, constant)
+            elif operation == keepgroups.JUMP_IF_EQUAL:
+                at += yes if accumulator == constant else no
+            else:
+                return int(constant)
+
+    assert run(struct.pack("=II", call, machine)) == keepgroups.SUCCEED
+    assert run(struct.pack("=II", call + 1, machine)) == keepgroups.ALLOW
+    assert run(struct.pack("=II", call, machine + 1)) == keepgroups.ALLOW
+    assert ctypes.sizeof(ctypes.c_void_p) == struct.calcsize("@P")
+
+
+def _pieces(code: bytes) -> list[bytes]:
+    return [code[at : at + 8] for at in range(0, len(code), 8)]

@@ -1,0 +1,96 @@
+"""Reading configuration files, and addresses as people write them."""
+
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from retinue import socket_addresses
+from retinue.config_file import ConfigError, ConfigTable, TlsTable, read
+
+
+class Part(ConfigTable, frozen=True):
+    name: str
+
+
+class Whole(ConfigTable, frozen=True):
+    number: int
+    part: list[Part] = []
+    tls: TlsTable | None = None
+
+
+TLS = '[tls]\nca = "ca.pem"\ncertificate = "/etc/own.pem"\nkey = "own.key"\n'
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "the.toml"
+
+
+def test_a_file_becomes_its_tables(file: Path) -> None:
+    file.write_text('number = 5\n[[part]]\nname = "one"\n')
+    assert read(file, Whole) == Whole(5, [Part("one")])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"number = ", "Invalid value"),
+        (b"", "missing required field `number`"),
+        (b'number = "five"', r"\$\.number"),
+        (b"number = 5\n[[part]]\nnam = 1", r"\$\.part\[0\]"),
+        (b"number = 5\nother = 1", "unknown field `other`"),
+        (b"number = \xff", "no text in UTF-8"),
+    ],
+)
+def test_a_mistake_is_answered_with_file_and_key(file: Path, text: bytes, reason: str) -> None:
+    file.write_bytes(text)
+    with pytest.raises(ConfigError, match=re.escape(str(file)) + ".*" + reason):
+        read(file, Whole)
+
+
+def test_a_file_that_cannot_be_read_is_named(file: Path) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"{file} cannot be read: No such file")):
+        read(file, Whole)
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        read(file.parent, Whole)
+
+
+def test_relative_files_are_beside_the_configuration(file: Path) -> None:
+    file.write_text("number = 1\n" + TLS)
+    tls = read(file, Whole).tls
+    assert tls is not None
+    folder = file.parent
+    assert tls.beside(folder) == TlsTable(f"{folder}/ca.pem", "/etc/own.pem", f"{folder}/own.key")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("192.0.2.1:6653", ("192.0.2.1", 6653)),
+        ("[2001:db8::1]:0", ("2001:db8::1", 0)),
+        ("controller.example:65535", ("controller.example", 65535)),
+    ],
+)
+def test_an_endpoint(text: str, expected: tuple[str, int]) -> None:
+    assert socket_addresses.endpoint(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "h", ":1", "h:", "h:x", "h:-1", "h:65536", "h:\N{SUPERSCRIPT TWO}", "h:1 "]
+)
+def test_no_endpoint(text: str) -> None:
+    with pytest.raises(ValueError, match="is not HOST:PORT"):
+        socket_addresses.endpoint(text)
+
+
+def test_the_longest_path_of_a_socket_is_the_systems(tmp_path: Path) -> None:
+    longest = "/" + "x" * (socket_addresses.LONGEST_PATH - 1)
+    assert socket_addresses.fits(longest) and not socket_addresses.fits(longest + "x")
+    assert not socket_addresses.fits("/" + "\N{LATIN SMALL LETTER E WITH ACUTE}" * 60)  # two bytes each
+    with socket.socket(socket.AF_UNIX) as wire:
+        with pytest.raises(FileNotFoundError):
+            wire.connect(longest)
+        with pytest.raises(OSError, match="too long"):
+            wire.connect(longest + "x")
