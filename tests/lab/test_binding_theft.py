@@ -223,8 +223,7 @@ async def network(bench: LabBench, but: str) -> Json:
     """Every binding, and every entry of every switch but one that stands still."""
     passing = ("lease_end", "confirmed")
     rows = [{k: v for k, v in row.items() if k not in passing} for row in await bench.bindings()]
-    switches = [switch.id for switch in bench.topology.switches if switch.id != but]
-    return {"bindings": rows} | {id: strip(await bench.flows(id)) for id in switches}
+    return {"bindings": rows} | {id: strip(flows) for id, flows in (await bench.all_flows(but)).items()}
 
 
 def lease(bench: LabBench, ip: str) -> tuple[str, str]:

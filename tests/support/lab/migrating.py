@@ -30,7 +30,7 @@ async def go_home(bench: LabBench, vms: Sequence[Json]) -> None:
 async def network(bench: LabBench) -> dict[str, Any]:
     """All that a migration could leave behind: bindings, and the flows of every switch."""
     rows = [{k: v for k, v in row.items() if k != "lease_end"} for row in await bench.bindings()]
-    return {"bindings": rows} | {s.id: strip(await bench.flows(s.id)) for s in bench.topology.switches}
+    return {"bindings": rows} | {id: strip(flows) for id, flows in (await bench.all_flows()).items()}
 
 
 async def reaches(events: Events, migration: str, state: str) -> Json:

@@ -290,6 +290,11 @@ class LabBench:
         lines = [line.strip() for line in said.splitlines() if "table=" in line]
         return [line for line in lines if all(text in line for text in having)]
 
+    async def all_flows(self, but: str = "") -> dict[str, list[str]]:
+        """The entries of every switch but one."""
+        switches = [switch.id for switch in self.topology.switches if switch.id != but]
+        return dict(zip(switches, await asyncio.gather(*map(self.flows, switches)), strict=True))
+
     @contextlib.asynccontextmanager
     async def flow_changes(self, switch: str) -> AsyncIterator[Lines]:
         """What changes in a real switch's tables, as `ovs-ofctl monitor` writes it."""
@@ -356,7 +361,8 @@ class LabBench:
     async def captures(self, *locations: tuple[str, str, str]) -> AsyncIterator[list[Capture]]:
         """Several at once: (node, interface, direction)."""
         async with contextlib.AsyncExitStack() as open:
-            yield [await open.enter_async_context(self.capture(*location)) for location in locations]
+            opened = (open.enter_async_context(self.capture(*location)) for location in locations)
+            yield await asyncio.gather(*opened)
 
     async def kea(self, command: str, arguments: Json | None = None) -> Json:
         """A command to the DHCP server's control socket; its arguments' part of the answer."""
