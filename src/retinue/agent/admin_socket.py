@@ -57,14 +57,14 @@ async def answer(dispatcher: Dispatcher, line: bytes) -> dict[str, Any]:
             case "consoles", str(vm):
                 return {"consoles": [str(path) for path in dispatcher.consoles.get(vm, ())]}
             case "take", VMRecord() as vm:
-                return {"memory_at": await dispatcher.take_in(vm, request.migration, request.source)}
+                return {"memory_at": await dispatcher.by_hand.take_in(vm, request.migration, request.source)}
             case "give", str(vm):
-                migrated = await dispatcher.give(
+                migrated = await dispatcher.by_hand.give(
                     _known(dispatcher, vm), request.migration, request.memory_at, request.target
                 )
                 return {"stopped_at": migrated.stopped_at, "resumed_at": migrated.resumed_at}
             case "drop", str(vm):
-                await dispatcher.drop(_known(dispatcher, vm))
+                await dispatcher.by_hand.drop(_known(dispatcher, vm))
                 return {}
             case other, _:
                 raise RequestError(f"cannot do {other!r} so: it is vms, consoles, take, give or drop")

@@ -9,9 +9,9 @@ import structlog
 from retinue.agent.config import KINDS, AgentConfig, LibvirtTable, VMTable
 from retinue.agent.controller_link.libvirt_reporter import LibvirtReporter
 from retinue.agent.dispatcher import Dispatcher
-from retinue.agent.lifecycle import pauses
 from retinue.agent.vms.departed import DepartedVMs
 from retinue.agent.vms.local_vm import ended
+from retinue.agent.vms.workers import pauses
 from retinue.host.errors import HostError
 from retinue.host.ports import LocalPorts
 from retinue.host.taps import tap_name

@@ -16,22 +16,21 @@ from retinue.agent.controller_link.vm_reports import VMReports
 from retinue.agent.libvirt_follower import LibvirtFollower
 from retinue.agent.lifecycle import VMLifecycle
 from retinue.agent.migration.peer import Transfer
-from retinue.agent.vms import nic_ports, power
+from retinue.agent.migrations_by_hand import MigrationsByHand
+from retinue.agent.vms import nic_ports
 from retinue.agent.vms.authority import Authority, SoleAuthority
 from retinue.agent.vms.libvirt import LibvirtAuthority
 from retinue.agent.vms.local_vm import Bypassed, LocalMachine, LocalVM, Ports, ended, unknown
 from retinue.core.migration import MigrationState
 from retinue.core.migration import endpoint_steps as e
-from retinue.core.migration.endpoint import HandedOver, IncomingFailed, Running
+from retinue.core.migration.endpoint import HandedOver, Running
 from retinue.core.model import Ending, Power
 from retinue.host.errors import HostError
 from retinue.hypervisor import (
     Event,
     Hypervisor,
-    HypervisorError,
     Left,
     ManagedHypervisor,
-    MigrationResult,
     RunState,
     VMSpec,
 )
@@ -77,8 +76,8 @@ class Dispatcher:
             server, hypervisor, self._authority, ports, spec, transfer, self._vm_reports, bypassed
         )
         self._follower = None if managed is None else LibvirtFollower(self._lifecycle, managed, ports)
-        self._transfer = transfer
         self.vms, self.consoles = self._lifecycle.vms, self._lifecycle.consoles
+        self.by_hand = MigrationsByHand(self._lifecycle, transfer)
         self._left: dict[str, LocalVM] = {}
         """VMs whose machines an earlier agent has left, until they are adopted."""
         self._fenced = False
@@ -165,7 +164,7 @@ class Dispatcher:
     def has_lost_its_lease(self, id: str) -> None:
         """A DHCP server refuses to renew the VM's lease: have the guest, which has not asked, ask itself."""
         if id in self.vms:
-            self._lifecycle.later(self.vms[id], power.flap_link)
+            self._lifecycle.later(self.vms[id], self._lifecycle.flap_link)
 
     def look_at_ports(self) -> None:
         """See, in the background, that each VM that is here has its port."""
@@ -330,8 +329,7 @@ class Dispatcher:
     async def close(self) -> None:
         """Call off what is under way, and let go of the machines, which keep running."""
         for vm in list(self.vms.values()):
-            if vm.retry is not None:
-                vm.retry.cancel()
+            vm.retry_nothing()
             for task in (vm.worker, vm.transfer, vm.powering):
                 await ended(task)
         for machine in self.machines():
@@ -345,61 +343,6 @@ class Dispatcher:
             if vm.transfer is not None:
                 await asyncio.wait({vm.transfer})
         await self.reports.delivered()
-
-    # ---- a migration in which the controller has no part ----
-
-    async def take_in(self, record: VMRecord, migration: str, source: str) -> str:
-        """Wait for a VM that is brought here; where to bring it. Raises HypervisorError."""
-        if record.id in self.vms:
-            raise HypervisorError(f"VM {record.id} is on {self.server} already")
-        by_hand = MigrationRecord(migration, record.id, source, self.server)
-        vm = self._lifecycle.local_vm(record)
-        await self._lifecycle.in_turn(vm, self._take_in, by_hand)
-        return self._transfer.address
-
-    async def _take_in(self, vm: LocalVM, migration: MigrationRecord) -> None:
-        vm.by_hand = True
-        await self._lifecycle.order(vm, e.OpenTarget(migration.id), migration)
-        if isinstance(vm.presence, IncomingFailed):
-            await self._lifecycle.order(vm, e.Remove())
-            raise HypervisorError(vm.failure)
-        assert vm.transfer is not None
-
-        def over(transfer: asyncio.Task[None]) -> None:
-            if not transfer.cancelled() and not vm.runs:
-                self._order(vm, e.Remove())  # It did not arrive, and nobody else clears up.
-
-        vm.transfer.add_done_callback(over)
-
-    async def give(self, vm: LocalVM, migration: str, memory_at: str, target: str) -> MigrationResult:
-        """Bring a VM to an agent that waits for it.
-
-        Raises HypervisorError, and the VM still runs here; HandedOverError, and the VM is paused here,
-        since the target may run it.
-        """
-        by_hand = MigrationRecord(migration, vm.id, self.server, target, memory_at=memory_at)
-        return await self._lifecycle.in_turn(vm, self._give, by_hand)
-
-    async def _give(self, vm: LocalVM, migration: MigrationRecord) -> MigrationResult:
-        if vm.transferring:
-            raise HypervisorError(f"VM {vm.id} is being migrated already: {vm.migration_id}")
-        if vm.machine is None or not vm.runs:
-            raise HypervisorError(f"VM {vm.id} does not run on {self.server}")
-        vm.by_hand = True
-        await self._lifecycle.order(vm, e.StartCopy(migration.id), migration)
-        assert vm.transfer is not None
-        await asyncio.wait({vm.transfer})
-        match vm.outcome:
-            case MigrationResult():
-                await self._lifecycle.order(vm, e.FreeSource(migration.id), migration)
-                return vm.outcome
-            case HostError():
-                raise vm.outcome
-        raise HypervisorError(f"the migration of VM {vm.id} was called off")
-
-    async def drop(self, vm: LocalVM) -> None:
-        """End what is here of a VM."""
-        await self._lifecycle.in_turn(vm, self._lifecycle.order, e.Remove())
 
 
 __all__ = ["Dispatcher"]

@@ -1,14 +1,14 @@
 """The VMs of one server: what is decided of each (`core.migration.endpoint`), carried out.
 
-Each VM has a worker that takes its steps one after the other; VMs do not wait for each other. What is learned
-in the middle of a step, of a transfer or from the hypervisor is taken in at once.
+Orders are steps of the VM's worker (`vms.workers`). What is learned in the middle of a step, of a transfer or
+from the hypervisor is taken in at once.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
@@ -19,6 +19,7 @@ from retinue.agent.migration.target import TargetEnd
 from retinue.agent.vms import nic_changes, nic_ports, power
 from retinue.agent.vms.authority import Authority, SplitBrainRiskError
 from retinue.agent.vms.local_vm import Bypassed, LocalVM, Ports, ended
+from retinue.agent.vms.workers import FIRST_PAUSE, LONGEST_PAUSE, VMWorkers
 from retinue.core.migration import IllegalEventError, events
 from retinue.core.migration import endpoint_steps as e
 from retinue.core.migration.endpoint import Absent, Incoming, Outgoing, Settle, settle_first, step
@@ -31,22 +32,11 @@ from retinue.protocol.vms import VMRecord, VMReport
 
 log = structlog.get_logger()
 
-T = TypeVar("T")
-
 UNDOES = (e.Remove, e.FreeSource, e.RollBackAtTarget)
 """Orders after which nothing of the VM is to be here."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
-"""Seconds between two attempts at what has failed: they double."""
 
 
-def pauses() -> Iterator[float]:
-    pause = FIRST_PAUSE
-    while True:
-        yield pause
-        pause = min(2 * pause, LONGEST_PAUSE)
-
-
-class VMLifecycle:
+class VMLifecycle(VMWorkers):
     """Holds the server's VMs, decides every order and fact, and sees to machines, ports and reports.
 
     `spec` makes of the controller's record how a VM is to be run on this server.
@@ -63,11 +53,11 @@ class VMLifecycle:
         reports: VMReports,
         bypassed: Bypassed,
     ) -> None:
+        super().__init__()
         self.server = server
         self.hypervisor = hypervisor
         self.authority = authority
         self.ports = ports
-        self.vms: dict[str, LocalVM] = {}
         self.consoles: dict[str, list[Path]] = {}
         """By VM, of every machine it has had here, oldest first; until the VM is removed for good."""
         self._spec = spec
@@ -88,90 +78,13 @@ class VMLifecycle:
         """The VM; one of which nothing is known yet is, or was, made by somebody else."""
         return self.vms.get(id) or self.local_vm(VMRecord(id, "", self.server, reported=True))
 
-    def later(self, vm: LocalVM, step: Callable[..., Awaitable[None]], *arguments: Any) -> None:
-        """Have the VM's worker take a step, after those it has to take already."""
-        vm.steps.put_nowait(lambda: step(vm, *arguments))
-        if vm.worker is None:
-            vm.worker = asyncio.create_task(self._work(vm), name=f"VM {vm.id}")
-
-    async def in_turn(self, vm: LocalVM, step: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """The same, and wait for the result of the step. Raises its HostError."""
-        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-
-        async def work(vm: LocalVM) -> None:
-            try:
-                result = await step(vm, *arguments)
-            except HostError as error:
-                if not outcome.done():
-                    outcome.set_exception(error)
-            else:
-                if not outcome.done():
-                    outcome.set_result(result)
-            finally:
-                outcome.cancel()  # Where the step has come to no end of its own.
-
-        self.later(vm, work)
-        return await outcome
-
-    def again(self, vm: LocalVM, pause: float, step: Callable[..., Awaitable[None]], *arguments: Any) -> None:
-        """Have a step that has failed taken once more after a pause, unless the VM is to go before that."""
-
-        def now() -> None:
-            vm.retry = None
-            if self.vms.get(vm.id) is vm:
-                self.later(vm, step, *arguments)
-
-        if vm.retry is not None:
-            vm.retry.cancel()
-        vm.retry = asyncio.get_running_loop().call_later(pause, now)
-
-    async def _until_done(self, vm: LocalVM, work: Callable[[], Awaitable[object]], what: str) -> None:
-        """Undo something for good: what fails is tried again until it is so, and the VM's next step waits.
-
-        Nobody would come back to it: an order is given once, and what would be left of the VM here, such as a
-        port that feeds nobody, would stand in the way of the next.
-        """
-        for pause in pauses():
-            try:
-                await work()
-                return
-            except Exception as error:
-                expected = isinstance(error, HostError)
-                log.error(
-                    "vm.not_undone", vm=vm.id, what=what, error=str(error), again_in=pause,
-                    exc_info=not expected,
-                )  # fmt: skip
-            await asyncio.sleep(pause)
-
-    async def _work(self, vm: LocalVM) -> None:
-        while self.vms.get(vm.id) is vm:
-            step = await vm.steps.get()
-            try:
-                await step()
-            except HostError as error:
-                log.error("vm.step_failed", vm=vm.id, error=str(error))
-            except Exception:
-                log.exception("vm.step_failed", vm=vm.id)
-            finally:
-                self._drop_if_absent(vm)
-                vm.steps.task_done()
-
-    def _drop_if_absent(self, vm: LocalVM) -> None:
-        """Know nothing more of a VM of which nothing is here, unless something is still to be done for it."""
-        waits = vm.transferring or not vm.steps.empty() or vm.retry is not None
-        idle = isinstance(vm.presence, Absent) and not waits
-        if idle and self.vms.get(vm.id) is vm:
-            del self.vms[vm.id]
-
     # ---- orders and facts ----
 
     async def order(self, vm: LocalVM, order: e.Order, migration: MigrationRecord | None = None) -> None:
         """Carry out an order; a step of the VM's worker. Raises HostError."""
         if isinstance(order, UNDOES):
-            if vm.retry is not None:
-                vm.retry.cancel()
-                vm.retry = None
-            await self._until_done(vm, lambda: self._order(vm, order, migration), type(order).__name__)
+            vm.retry_nothing()
+            await self.until_done(vm, lambda: self._order(vm, order, migration), type(order).__name__)
             if isinstance(order, e.Remove):
                 self.forget(vm.record)
         else:
@@ -222,11 +135,11 @@ class VMLifecycle:
                 await power.carry_out(vm, effect)
             case e.EndMachine():
                 await ended(vm.powering)
-                await self._until_done(vm, lambda: self._end_machine(vm), "its machine")
+                await self.until_done(vm, lambda: self._end_machine(vm), "its machine")
             case e.CountFrames():
                 vm.port_frames = await nic_ports.rx_frames(self.ports, vm.record)
             case e.RemovePort():
-                await self._until_done(vm, lambda: nic_ports.remove(self.ports, vm.record), "its port")
+                await self.until_done(vm, lambda: nic_ports.remove(self.ports, vm.record), "its port")
             case e.OpenMachine(plugged=plugged) if migration is not None:
                 await self._target.open(vm, migration, plugged)
                 self.note_console(vm)
@@ -295,6 +208,14 @@ class VMLifecycle:
         except HostError as error:
             log.error("vm.port_not_restored", vm=vm.id, error=str(error), again_in=pause)
             self.again(vm, pause, self.restore_port, min(2 * pause, LONGEST_PAUSE))
+
+    async def flap_link(self, vm: LocalVM, pause: float = FIRST_PAUSE) -> None:
+        """Have the guest see its link go and come; a step of its worker, tried until it has."""
+        try:
+            await power.flap_link(vm)
+        except HostError as error:
+            log.error("vm.link_not_flapped", vm=vm.id, error=str(error), again_in=pause)
+            self.again(vm, pause, self.flap_link, min(2 * pause, LONGEST_PAUSE))
 
     async def change_nics(
         self, vm: LocalVM, before: Collection[NICRecord], pause: float = FIRST_PAUSE

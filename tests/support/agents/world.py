@@ -138,6 +138,8 @@ class FakeMachine:
         self.on_event(StartedAnew(self.spec.id, 9.0))
 
     async def flap_link(self) -> None:
+        if self.stuck:
+            raise HypervisorError("it does not answer")
         self.world.note(f"{self.server}: link down and up")
 
     async def cut_power(self) -> None:

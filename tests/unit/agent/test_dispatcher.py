@@ -967,10 +967,10 @@ class Renewals:
 
 
 async def by_hand(bench: TwoServers) -> MigrationResult:
-    memory_at = await bench.target.dispatcher.take_in(VM, "by-hand-1", "server1")
+    memory_at = await bench.target.dispatcher.by_hand.take_in(VM, "by-hand-1", "server1")
     bench.world.departed.add("web")
     kept = bench.source.dispatcher.vms["web"]
-    return await bench.source.dispatcher.give(kept, "by-hand-1", memory_at, "server2")
+    return await bench.source.dispatcher.by_hand.give(kept, "by-hand-1", memory_at, "server2")
 
 
 async def test_a_move_without_the_controller_is_told_to_nobody(bench: TwoServers) -> None:
@@ -989,7 +989,7 @@ async def test_a_move_without_the_controller_is_told_to_nobody(bench: TwoServers
     ]
     assert bench.source.dispatcher.vms == {}
     with pytest.raises(HostError, match="VM web is on server2 already"):
-        await bench.target.dispatcher.take_in(VM, "by-hand-2", "server1")
+        await bench.target.dispatcher.by_hand.take_in(VM, "by-hand-2", "server1")
     # Its end at the new place is news.
     bench.target.machine.die()
     assert await bench.settled() == ["server2 tells web stopped crashed"]
@@ -1018,8 +1018,10 @@ async def test_a_vm_given_away_by_hand_stands_still_until_it_is_known_where_it_r
     assert bench.world.running("web") == ["server2"]
     kept = bench.source.dispatcher.vms["web"]
     with pytest.raises(HostError, match="does not run on server1"):
-        await bench.source.dispatcher.give(kept, "by-hand-2", bench.target.transfer.address, "server2")
-    await bench.source.dispatcher.drop(kept)
+        await bench.source.dispatcher.by_hand.give(
+            kept, "by-hand-2", bench.target.transfer.address, "server2"
+        )
+    await bench.source.dispatcher.by_hand.drop(kept)
     assert bench.source.dispatcher.vms == {}
 
 
@@ -1027,7 +1029,7 @@ async def test_a_vm_given_away_by_hand_stands_still_until_it_is_known_where_it_r
 async def test_a_server_that_cannot_take_a_vm_in_keeps_nothing_of_it(bench: TwoServers, part: str) -> None:
     getattr(bench.target, part).broken = "no room"
     with pytest.raises(HostError, match="no room"):
-        await bench.target.dispatcher.take_in(VM, "by-hand-1", "server1")
+        await bench.target.dispatcher.by_hand.take_in(VM, "by-hand-1", "server1")
     assert bench.target.dispatcher.vms == {}
     getattr(bench.target, part).broken = ""
     await bench.registered()
@@ -1037,19 +1039,21 @@ async def test_a_server_that_cannot_take_a_vm_in_keeps_nothing_of_it(bench: TwoS
 async def test_a_vm_that_is_being_moved_is_not_given_away_beside(bench: TwoServers) -> None:
     await bench.copying_until("copy")
     with pytest.raises(HostError, match="is being migrated already: migration-1"):
-        await bench.source.dispatcher.give(bench.source.dispatcher.vms["web"], "by-hand-1", "x:1", "server2")
+        await bench.source.dispatcher.by_hand.give(
+            bench.source.dispatcher.vms["web"], "by-hand-1", "x:1", "server2"
+        )
 
 
 async def test_what_waits_for_a_vm_that_does_not_come_is_dropped(bench: TwoServers) -> None:
-    await bench.target.dispatcher.take_in(VM, "by-hand-1", "server1")
+    await bench.target.dispatcher.by_hand.take_in(VM, "by-hand-1", "server1")
     bench.world.take()
-    await bench.target.dispatcher.drop(bench.target.dispatcher.vms["web"])
+    await bench.target.dispatcher.by_hand.drop(bench.target.dispatcher.vms["web"])
     assert bench.world.take() == ["server2: quit", "server2: unplug web"]
     assert bench.target.dispatcher.vms == {}
     # Nor is it let in any more.
     await bench.registered()
     with pytest.raises(HostError, match="does not let the migration in"):
-        await bench.source.dispatcher.give(
+        await bench.source.dispatcher.by_hand.give(
             bench.source.dispatcher.vms["web"], "by-hand-1", bench.target.transfer.address, "server2"
         )
     assert bench.world.running("web") == ["server1"]
@@ -1058,7 +1062,7 @@ async def test_what_waits_for_a_vm_that_does_not_come_is_dropped(bench: TwoServe
 async def test_a_vm_that_is_dropped_and_removed_at_once_is_gone_once(bench: TwoServers) -> None:
     await bench.registered()
     bench.source.dispatcher.on_event(ControllerEvent("vm.removed", vm=VM))
-    await bench.source.dispatcher.drop(bench.source.dispatcher.vms["web"])
+    await bench.source.dispatcher.by_hand.drop(bench.source.dispatcher.vms["web"])
     assert await bench.settled() == ["server1: quit", "server1: unplug web", "server1: unplug web"]
     assert bench.source.dispatcher.vms == {}
 

@@ -192,6 +192,47 @@ async def test_a_guest_whose_lease_is_refused_sees_its_link_go_and_come(bench: T
     assert await bench.settled() == []
 
 
+def test_a_link_that_could_not_be_flapped_is_tried_again() -> None:
+    """Until the guest has seen it, once; of a VM that has ended meanwhile there is none to see it."""
+
+    async def story() -> None:
+        async with bench_up() as bench:
+            await bench.registered()
+            for ends in (False, True):
+                machine = bench.source.machine
+                machine.stuck = True
+                bench.source.dispatcher.has_lost_its_lease("web")
+                await asyncio.sleep(60)
+                assert await bench.settled() == []
+                machine.stuck = False
+                if ends:
+                    await bench.after(order(EventType.VM_STOP, hard=True))
+                await asyncio.sleep(60)
+                assert await bench.settled() == ([] if ends else ["server1: link down and up"])
+
+    run(story())
+
+
+def test_what_failed_is_tried_again_whatever_else_fails_after_it() -> None:
+    """A port that cannot be put back does not wait for ever, since a link could not be flapped either."""
+
+    async def story() -> None:
+        async with bench_up() as bench:
+            await bench.registered()
+            bench.source.ports.plugged.clear()
+            bench.source.ports.broken = "the switch's database is away"
+            bench.source.machine.stuck = True
+            await bench.after(ControllerEvent(EventType.PORT_REMOVED, vm_id="web"))
+            bench.source.dispatcher.has_lost_its_lease("web")
+            await bench.settled()
+            bench.source.ports.broken, bench.source.machine.stuck = "", False
+            await asyncio.sleep(60)
+            assert bench.source.ports.plugged == {"web"}
+            assert "server1: link down and up" in await bench.settled()
+
+    run(story())
+
+
 async def test_a_hard_stop_does_not_wait_for_a_soft_one(bench: TwoServers) -> None:
     await bench.registered()
     bench.source.machine.deaf = True

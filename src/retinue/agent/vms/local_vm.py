@@ -91,8 +91,8 @@ class LocalVM:
     machine_over: asyncio.Event = field(default_factory=asyncio.Event)
     started_anew: asyncio.Event = field(default_factory=asyncio.Event)
     """Of the machine, since `powering` began: it has ended; its guest has started anew."""
-    retry: asyncio.TimerHandle | None = None
-    """A step that has failed, and is to be tried once more."""
+    retries: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
+    """Steps that have failed, and are to be tried once more, by name."""
     steps: "asyncio.Queue[Callable[[], Awaitable[None]]]" = field(default_factory=asyncio.Queue)
     worker: asyncio.Task[None] | None = None
 
@@ -136,6 +136,12 @@ class LocalVM:
     @property
     def transferring(self) -> bool:
         return self.transfer is not None and not self.transfer.done()
+
+    def retry_nothing(self) -> None:
+        """What has failed is not tried any more."""
+        for waiting in self.retries.values():
+            waiting.cancel()
+        self.retries.clear()
 
 
 async def ended(task: asyncio.Task[None] | None) -> None:
