@@ -10,6 +10,7 @@ import typer
 from retinue.cli import options, output
 from retinue.cli.connection import Connection, connected
 from retinue.cli.errors import CliError
+from retinue.protocol.errors import ErrorCode, RejectedError
 from retinue.protocol.routes import Route
 
 app = options.group("Images by name: published once, fetched by servers from each other.")
@@ -24,6 +25,8 @@ Servers = Annotated[
 ]
 LOOK_SECONDS = 0.25
 """Between two looks at how far a fetch is."""
+UPKEEP_SECONDS = 600.0
+"""By which a gc or a scrub is done."""
 
 
 @app.command()
@@ -250,26 +253,42 @@ def scrub(at: Connection, server: Servers = None) -> None:
 
 
 def _upkeep(at: Connection, route: Route, counted: str, servers: list[str] | None, found: Any) -> None:
-    """Order it, and wait until each server has said what came of it."""
+    """Order it, and wait until each server has said what came of it; one that cannot is no reason to stop."""
     client = at.client()
     before = {one["server"]: one for one in client.ask(Route.LIST_IMAGES)["stores"]}
-    for server in servers or before:
-        client.ask(route, server)
-    deadline = time.monotonic() + 600.0
-    waiting, done = list(servers or before), {}
+    waiting: list[str] = []
+    not_done: dict[str, str] = {}
+    for server in dict.fromkeys(servers or before):
+        try:
+            client.ask(route, server)
+        except RejectedError as error:
+            if error.code not in (ErrorCode.PARTY_AWAY, ErrorCode.UNKNOWN_SERVER):
+                raise
+            not_done[server] = str(error)
+        else:
+            waiting.append(server)
+    deadline, done = time.monotonic() + UPKEEP_SECONDS, {}
     while waiting and time.monotonic() < deadline:
         now = {one["server"]: one for one in client.ask(Route.LIST_IMAGES)["stores"]}
         for server in list(waiting):
-            if now[server][counted] != before[server][counted]:
+            if server not in now:
+                waiting.remove(server)
+                not_done[server] = f"server {server} was removed meanwhile"
+            elif now[server][counted] == before.get(server, {}).get(counted):
+                if not now[server]["here"]:
+                    waiting.remove(server)
+                    not_done[server] = f"the agent of {server} has gone"
+            else:
                 waiting.remove(server)
                 done[server] = now[server]
                 if not at.as_json:
                     output.say(f"{server}: {found(now[server])}")
         time.sleep(LOOK_SECONDS if waiting else 0)
+    not_done |= {server: f"{server} has not done it within {UPKEEP_SECONDS:g} s" for server in waiting}
     if at.as_json:
-        output.print_json({"stores": [done[server] for server in sorted(done)]})
-    if waiting:
-        raise CliError(f"{', '.join(waiting)}: not done within 600 s")
+        output.print_json({"stores": [done[server] for server in sorted(done)], "not_done": not_done})
+    if not_done:
+        raise CliError("; ".join(not_done.values()))
 
 
 class _Bar:

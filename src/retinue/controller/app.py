@@ -112,7 +112,7 @@ class Controller:
         self.entities = Entities(self.context, self.resources)
         self.mobility = MobilityManager(self.context, self.orchestrator, self.resources)
         self.client_watch = ClientWatch(self.context, self.resources, self.mobility, *follow_clients)
-        self.inventory.name_free = self.entities.check_free
+        self.inventory.name_free = self.images.name_free = self.entities.check_free
         self.inventory.forgotten = self._vm_forgotten
         self.auditor = Auditor(self.context, self.orchestrator, self._all_vms_again)
         self._audit_seconds = audit_seconds

@@ -104,6 +104,8 @@ class HeldImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pins: Annotated[list[Name], msgspec.Meta(max_length=MOST_PINS)] = []
     base: bool = False
     """A file has been made of it."""
+    order: Count = 0
+    """The id of the last order to fetch it, the event's, that is carried out, or was."""
 
 
 class StoreUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

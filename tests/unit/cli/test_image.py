@@ -19,7 +19,7 @@ from retinue.controller.api.server import Api
 from retinue.controller.app import Controller
 from retinue.core.content import CHUNK_BYTES
 from retinue.protocol.client import ControllerClient
-from retinue.protocol.events import HELLO, IMAGE_ORDERS
+from retinue.protocol.events import HELLO, IMAGE_ORDERS, EventType
 from retinue.protocol.routes import Route
 from retinue.security.credentials import Credentials
 from support.agents.content import QUICK
@@ -35,6 +35,15 @@ class World:
     folder: Path
     controller: Controller
     services: dict[str, ContentService]
+    following: dict[str, asyncio.Task[None]]
+
+    async def leave(self, server: str) -> None:
+        """Its agent goes, and the controller sees it when it has something to tell it."""
+        self.following[server].cancel()
+        async with asyncio.timeout(60):
+            while not self.controller.context.agents.is_away(server):
+                self.controller.events.publish(EventType.PORT_REMOVED, vm="none", switch="edge3")
+                await asyncio.sleep(0.01)
 
     async def run(self, *words: str) -> Result:
         # The command makes an event loop of its own: it needs a thread.
@@ -74,7 +83,7 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     await controller.start()
     api = Api(controller, dict)
     url = f"http://127.0.0.1:{await api.start('127.0.0.1', 0)}"
-    made = World(url, tmp_path, controller, {})
+    made = World(url, tmp_path, controller, {}, {})
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(structlog.testing.capture_logs())
         tasks = []
@@ -92,7 +101,8 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
             transfer.visitors = service
             stack.push_async_callback(service.close)
             made.services[server] = service
-            tasks += [asyncio.create_task(service.run()), asyncio.create_task(_follow(rest, service))]
+            made.following[server] = asyncio.create_task(_follow(rest, service))
+            tasks += [asyncio.create_task(service.run()), made.following[server]]
         async with asyncio.timeout(60):
             while len(controller.images.holders.servers()) < 2:
                 await rest.get(Route.GET_STATUS.path())
@@ -141,6 +151,33 @@ async def test_scrub_says_what_it_found(world: World) -> None:
     await world.says("publish", world.file("disk.raw", DATA), "d", "--server", "server1")
     next((world.folder / "server1" / "chunks").glob("??/*")).write_bytes(b"bad")
     assert await world.says("scrub", "--server", "server1") == "server1: 6 chunks read, 1 bad\n"
+
+
+@pytest.mark.parametrize(("word", "done"), [("gc", "5.0 MiB freed"), ("scrub", "6 chunks read, 0 bad")])
+async def test_a_server_whose_agent_is_away_does_not_stop_the_others(
+    world: World, word: str, done: str
+) -> None:
+    await world.says("publish", world.file("disk.raw", DATA), "d", "--server", "server2")
+    if word == "gc":
+        await world.says("remove", "d")
+    await world.leave("server1")
+    result = await world.run(word)
+    assert result.exit_code == 1
+    assert result.output.splitlines() == [f"server2: {done}", "retinue: no agent of server1 is here"]
+    shown = json.loads((await world.run(word, "--json")).stdout)
+    assert [one["server"] for one in shown["stores"]] == ["server2"]
+    assert shown["not_done"] == {"server1": "no agent of server1 is here"}
+    assert await world.says(word, "--server", "server2")
+
+
+async def test_a_fetch_is_not_taken_for_an_earlier_one_that_failed(world: World) -> None:
+    """Its reason stands until the agent hears of the new order; the command waits for what comes of that."""
+    await world.says("publish", world.file("disk.raw", DATA), "d", "--server", "server1")
+    store = world.services["server2"].store
+    store.quota = 1
+    assert "cannot fetch d: the quota" in await world.complains("fetch", "d", "--to", "server2", "--wait")
+    store.quota = 1 << 30
+    assert "server2 holds d" in await world.says("fetch", "d", "--to", "server2", "--wait")
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,8 @@ class ContentService:
         """By image: the last fetch that has brought something."""
         self._reasons: dict[str, str] = {}
         """By image: why it cannot be fetched."""
+        self._orders: dict[str, int] = {}
+        """By image: the id of the last order to fetch it."""
         self._faults: Counter[str] = Counter()
         self._upkeep = Upkeep()
         self._held_bytes: dict[str, tuple[int, int]] = {}
@@ -135,6 +137,8 @@ class ContentService:
         """Act on an event of the controller, in the background."""
         match event.type:
             case EventType.IMAGE_FETCH if event.server == self.server:
+                self._orders[event.image] = event.id
+                self._reasons.pop(event.image, None)  # Of an earlier fetch.
                 self._begin(event.image, lambda: self._ordered(event.image, event.pin, event.base))
             case EventType.IMAGE_UNPINNED if event.server == self.server:
                 self._begin(f"{event.image} unpin", lambda: self._unpin(event.image, event.pin))
@@ -269,6 +273,7 @@ class ContentService:
         await in_thread(self.store.remove_image, name)
         self._last.pop(name, None)
         self._reasons.pop(name, None)
+        self._orders.pop(name, None)
         self._held_bytes.pop(name, None)
 
     async def _collect(self) -> None:
@@ -334,10 +339,11 @@ class ContentService:
                 "",
                 ImageState.FETCHING if self._goes_on(name) else ImageState.FAILED,
                 0,
-                cut(printable(reason)),
+                cut(printable(self._reasons.get(name, ""))),
+                order=self._orders.get(name, 0),
             )
-            for name, reason in self._reasons.items()
-            if name not in self.store.images
+            for name in {**self._reasons, **self._orders}
+            if name not in self.store.images and (name in self._reasons or self._goes_on(name))
         ]
         use = StoreUse(self.store.used, self.store.quota, self.serving.sent)
         body = ImagesBody(self._address(), images, use, self._upkeep, dict(self._faults))
@@ -354,12 +360,12 @@ class ContentService:
             held = await in_thread(self.store.held_bytes, image)
             self._held_bytes[image.name] = changes, held
         fetching = self._fetches.get(image.name) or self._last.get(image.name)
-        under_way, reason = image.name in self._fetches, self._reasons.get(image.name, "")
+        under_way, reason = self._goes_on(image.name), self._reasons.get(image.name, "")
         if held == image.signed.size and not under_way and not reason:
             state = ImageState.HELD
         elif under_way:
             state = ImageState.FETCHING
-            reason = fetching.trouble if fetching is not None else ""
+            reason = fetching.trouble if fetching is not None and image.name in self._fetches else reason
         else:
             state = ImageState.FAILED if reason else ImageState.PARTIAL
         return HeldImage(
@@ -373,6 +379,7 @@ class ContentService:
             fallbacks=fetching.fallbacks if fetching is not None else 0,
             pins=list(image.pins),
             base=await in_thread(self.store.base_file(image.name).exists),
+            order=self._orders.get(image.name, 0),
         )
 
     async def close(self) -> None:

@@ -1,11 +1,14 @@
 """Who holds what of which image: the table that agents fill, and that is empty after a restart until they do.
 
 A server that was ordered to fetch counts as a holder at once: those that fetch with it then find each other
-from the first chunk on.
+from the first chunk on. What it said before it had the order is old: until it says that it has, it fetches.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from retinue.controller.context import Context
 from retinue.controller.errors import no_server
@@ -14,6 +17,15 @@ from retinue.protocol.images import HeldImage, HolderRecord, ImagesBody, ImageSt
 
 SCRUB_AGAIN_SECONDS = 600.0
 """Between two orders to scrub that follow from what others say of a holder."""
+FETCHING = ImageState.FETCHING
+ORDER_SECONDS = 60.0
+"""By which an agent that has an order has said so; one that has not has missed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    id: int
+    at: float
 
 
 class ImageHolders:
@@ -22,8 +34,8 @@ class ImageHolders:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._reports: dict[str, ImagesBody] = {}
-        self._ordered: dict[str, set[str]] = {}
-        """By image: servers that were ordered to fetch it, and have not said yet that they do."""
+        self._ordered: dict[str, dict[str, _Order]] = {}
+        """By image: servers that were ordered to fetch it, and have not said yet what is there to fetch."""
         self._faults: dict[str, Counter[str]] = {}
         """By server that told, and by holder: chunks that were not what they should be."""
         self._scrubbed: dict[str, float] = {}
@@ -36,12 +48,14 @@ class ImageHolders:
         before = {held.name: held for held in self._images_of(server)}
         self._reports[server] = report
         for held in report.images:
-            if held.list_digest or held.state is ImageState.FAILED:
-                self._ordered.get(held.name, set()).discard(server)
+            order = self._ordered.get(held.name, {}).get(server)
+            if order and order.id == held.order and (held.list_digest or held.state is ImageState.FAILED):
+                del self._ordered[held.name][server]
             old = before.get(held.name)
             if old is not None and (old.state, old.reason) == (held.state, held.reason):
                 continue
-            self._tell(server, held)
+            if held.name in self._context.state.images:
+                self._tell(server, held)
         self._count_faults(server, report)
 
     def _tell(self, server: str, held: HeldImage) -> None:
@@ -72,9 +86,11 @@ class ImageHolders:
             self._scrubbed[holder] = now
             self._context.events.publish(EventType.IMAGE_SCRUB, server=holder)
 
-    def expect(self, name: str, servers: Iterable[str]) -> None:
-        """These will fetch the image from now on."""
-        self._ordered.setdefault(name, set()).update(servers)
+    def expect(self, name: str, orders: Mapping[str, int]) -> None:
+        """These will fetch the image from now on; each with the id of its order."""
+        now = self._context.clock()
+        made = {server: _Order(id, now) for server, id in orders.items()}
+        self._ordered.setdefault(name, {}).update(made)
 
     def forget(self, name: str) -> None:
         """The image is published no more."""
@@ -92,13 +108,18 @@ class ImageHolders:
         }
 
     def of(self, name: str) -> dict[str, HeldImage]:
-        """What each server has of an image, as it said last."""
-        return {
+        """What each server has of an image, as it said last; one that was ordered since fetches it."""
+        said = {
             server: held
-            for server in sorted(self._reports.keys() & self._context.net.servers.keys())
+            for server in self._reports.keys() & self._context.net.servers.keys()
             for held in self._images_of(server)
             if held.name == name
         }
+        for server in self._ordered.get(name, {}).keys() & self.servers():
+            order, last = self._ordered[name][server], said.get(server, HeldImage(name, "", FETCHING, 0))
+            if last.order != order.id and self._context.clock() - order.at < ORDER_SECONDS:
+                said[server] = replace(last, state=FETCHING, reason="")
+        return dict(sorted(said.items()))
 
     def whole_at(self, server: str) -> list[str]:
         """Names of the images that a server has all of."""
@@ -106,11 +127,11 @@ class ImageHolders:
 
     def who(self, name: str, list_digest: str, origin: str) -> list[HolderRecord]:
         """Those that may be asked for chunks now: they hold some, or will soon."""
-        ordered = {origin, *self._ordered.get(name, ())}
+        ordered = {origin, *self._ordered.get(name, {})}
         having = {
             server
             for server, held in self.of(name).items()
-            if held.list_digest == list_digest and (held.held or held.state is ImageState.FETCHING)
+            if held.list_digest == list_digest and (held.held or held.state is FETCHING)
         }
         return [
             HolderRecord(server, self._reports[server].address)

@@ -1,10 +1,11 @@
 """Images: published under a name by a manager, fetched by servers on a manager's word.
 
 A name never changes its meaning: what is published once stays so until it is removed, and only an image that
-nobody needs can be removed. The bytes never pass here: agents give them to each other.
+nobody needs can be removed. It is unique beside those of VMs, servers and services (mobility.entities).
+The bytes never pass here: agents give them to each other.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from retinue.controller.content.holders import ImageHolders
@@ -15,6 +16,7 @@ from retinue.controller.state import Image
 from retinue.core.content import ContentError
 from retinue.core.limits import MOST_IMAGES
 from retinue.core.model import entity_id
+from retinue.core.placement import EntityKind
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
 from retinue.protocol.images import ImageState, SignedManifest
@@ -37,6 +39,8 @@ class Images:
         self._context = context
         self.published = context.state.images
         self.holders = ImageHolders(context)
+        self.name_free: Callable[[str, EntityKind], None] = lambda name, kind: None
+        """Raises RequestError where something of another kind has the name."""
         self.authority: Path | None = None
         """Whose managers' signatures count; None, without certificates: none is asked for."""
 
@@ -59,6 +63,7 @@ class Images:
         if len(self.published) >= MOST_IMAGES:
             raise RequestError(f"{MOST_IMAGES} images are published already: remove one")
         publisher = self._believe(signed)
+        self.name_free(signed.name, EntityKind.IMAGE)
         image = Image(signed, self._first_holder(server), publisher)
         self._context.apply(ImagePublished(image))
         return image
@@ -107,9 +112,10 @@ class Images:
         if pin:
             entity_id(pin, "what an image is needed for")
         chosen = self._chosen(servers)
-        self.holders.expect(name, chosen)
-        for server in chosen:
-            self._context.events.publish(EventType.IMAGE_FETCH, image=name, server=server, pin=pin, base=base)
+        publish = self._context.events.publish
+        order = {"image": name, "pin": pin, "base": base}
+        orders = {server: publish(EventType.IMAGE_FETCH, server=server, **order).id for server in chosen}
+        self.holders.expect(name, orders)
         return chosen
 
     def unpin(self, name: str, pin: str, servers: Collection[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """The table of named entities: VMs, servers, services and images, each with its profile and where it is.
 
 A name is unique over all kinds, and is its entity's for as long as that is there. VMs and servers are in the
-table because they are registered; services and images because the manager says so here. Where an entity is,
+table because they are registered, an image once it is published; services, and images that are not published
+yet, because the manager says so here. Where an entity is,
 its locator, is not written down but asked of the network: it is never old.
 """
 
@@ -22,6 +23,8 @@ from retinue.protocol.errors import ErrorCode
 BY_THEMSELVES = {EntityKind.VM: "`retinue vm add`", EntityKind.SERVER: "its registration as a server"}
 """Kinds that are in the table because they are registered elsewhere, and how."""
 
+_A = {kind: f"an {kind}" if kind is EntityKind.IMAGE else f"a {kind}" for kind in EntityKind}
+
 
 class Entities:
     """Registers, shows and resolves names."""
@@ -38,6 +41,8 @@ class Entities:
             return EntityKind.VM
         if name in self._net.servers:
             return EntityKind.SERVER
+        if name in self._context.state.images:
+            return EntityKind.IMAGE
         known = self._of.get(name)
         # What is said of a VM or server ends with it.
         return known.kind if known is not None and known.kind not in BY_THEMSELVES else None
@@ -45,9 +50,9 @@ class Entities:
     def check_free(self, name: str, kind: EntityKind) -> None:
         """Raises RequestError where something of another kind has the name."""
         other = self.kind_of(name)
-        if other not in (None, kind):
+        if other is not None and other is not kind:
             raise RequestError(
-                f"{name} is the name of a {other}: names are unique over all kinds", ErrorCode.NAME_TAKEN
+                f"{name} is the name of {_A[other]}: names are unique over all kinds", ErrorCode.NAME_TAKEN
             )
 
     def register(self, entities: Collection[Entity]) -> None:
@@ -56,7 +61,7 @@ class Entities:
         if len(set(names)) < len(names):
             raise RequestError(f"{next(n for n in names if names.count(n) > 1)} is given twice")
         for one in entities:
-            entity_id(one.name, "an image" if one.kind is EntityKind.IMAGE else f"a {one.kind}")
+            entity_id(one.name, _A[one.kind])
             self.check_free(one.name, one.kind)
             if one.kind in BY_THEMSELVES and self.kind_of(one.name) is None:
                 code = ErrorCode.UNKNOWN_VM if one.kind is EntityKind.VM else ErrorCode.UNKNOWN_SERVER
@@ -88,7 +93,7 @@ class Entities:
     # ---- showing ----
 
     def names(self, kind: EntityKind | None = None) -> list[str]:
-        every = {*self._net.vms, *self._net.servers, *self._of}
+        every = {*self._net.vms, *self._net.servers, *self._context.state.images, *self._of}
         found = {name: self.kind_of(name) for name in every}
         return sorted(name for name, its in found.items() if its is not None and kind in (None, its))
 

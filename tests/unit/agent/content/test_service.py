@@ -243,6 +243,37 @@ async def test_a_report_for_a_server_that_is_not_registered_yet_is_made_again(ag
     assert refused == 2
 
 
+async def test_a_report_says_which_order_it_answers_and_nothing_of_earlier_ones(agents: ImageAgents) -> None:
+    """What failed is not said once more of the order that has come since, not even in the next report."""
+    await agents.publish("server1", "d", DATA)
+    service = agents.services["server2"]
+    service.store.quota = 1
+    agents.order("server2", "d", id=7)
+    failed = await agents.controller.until("server2", "d", ImageState.FAILED)
+    assert (failed["order"], "the quota" in failed["reason"]) == (7, True)
+    agents.order("server2", "d", id=8)
+    said = (await service._report())["images"][0]
+    assert (said["order"], said["state"], said["reason"]) == (8, ImageState.FETCHING, "")
+    service.store.quota = 1 << 30
+    agents.order("server2", "d", id=9)
+    assert (await agents.controller.until("server2", "d"))["order"] == 9
+    service.on_event(ControllerEvent(EventType.IMAGE_FETCH, id=10, server="server1", image="d"))
+    assert (await service._report())["images"][0]["order"] == 9, "it was another server's"
+
+
+async def test_an_order_is_said_to_be_carried_out_before_anything_is_known_of_the_image(
+    agents: ImageAgents,
+) -> None:
+    await agents.publish("server1", "d", DATA)
+    agents.order("server2", "d", id=7)
+    (said,) = (await agents.services["server2"]._report())["images"]
+    assert (said["name"], said["state"], said["order"], said["held"]) == ("d", ImageState.FETCHING, 7, 0)
+    await agents.controller.until("server2", "d")
+    agents.services["server2"].on_event(ControllerEvent(EventType.IMAGE_REMOVED, image="d"))
+    await asyncio.gather(*agents.services["server2"]._tasks.values(), return_exceptions=True)
+    assert (await agents.services["server2"]._report())["images"] == []
+
+
 async def test_scrub_mends_what_has_gone_bad(agents: ImageAgents) -> None:
     await agents.publish("server1", "d", DATA)
     agents.order("server2", "d")

@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from retinue.controller.app import Controller
+from retinue.controller.content.holders import ORDER_SECONDS
 from retinue.controller.content.images import Images
 from retinue.controller.errors import RequestError
 from retinue.core.limits import MOST_IMAGES
@@ -154,15 +155,96 @@ def test_who_fetches_is_a_holder_from_the_order_on(controller: Controller) -> No
     assert told(controller, EventType.IMAGE_FETCH)[1] == {
         "image": "debian-12", "server": "server2", "pin": "vm1", "base": True,
     }  # fmt: skip
-    images.holders.on_report("server2", report(2, held(state=ImageState.FAILED, held=0, reason="full")))
+    failed = held(state=ImageState.FAILED, held=0, reason="full", order=order_of(controller))
+    images.holders.on_report("server2", report(2, failed))
     assert [one.server for one in images.holders.who("debian-12", DIGEST, "server1")] == ["server1"]
     assert told(controller, EventType.IMAGE_FAILED)[0]["reason"] == "full"
 
 
 def test_what_a_server_holds_is_told_once(controller: Controller) -> None:
+    controller.images.publish(IMAGE, "")
     for _ in range(3):
         controller.images.holders.on_report("server1", report(1, held()))
     assert told(controller, EventType.IMAGE_HELD) == [{"image": "debian-12", "server": "server1"}]
+
+
+def test_of_what_nobody_published_nothing_is_told(controller: Controller) -> None:
+    """A server may say that it holds anything: what is none is not passed on, however often it changes."""
+    for number in range(5):
+        for state in (ImageState.HELD, ImageState.FAILED):
+            controller.images.holders.on_report("server1", report(1, held(f"none{number}", state)))
+    assert told(controller, EventType.IMAGE_HELD) == told(controller, EventType.IMAGE_FAILED) == []
+
+
+# ---- an order, until the agent has said that it has it ----
+
+
+def order_of(controller: Controller) -> int:
+    """The id of the last order to fetch."""
+    listener = controller.events.listen(0, {EventType.IMAGE_FETCH})
+    return listener.at_once(1000)[-1].id
+
+
+def test_what_an_agent_said_before_it_had_the_order_is_old(controller: Controller) -> None:
+    images = controller.images
+    images.publish(IMAGE, "server1")
+    failed = held(state=ImageState.FAILED, held=3, reason="full", pins=["vm7"])
+    images.holders.on_report("server2", report(2, failed))
+    assert images.holders.of("debian-12") == {"server2": failed}
+    images.fetch("debian-12", ["server2"], "", base=False)
+    expected = replace(failed, state=ImageState.FETCHING, reason="")
+    assert images.holders.of("debian-12") == {"server2": expected}
+    images.holders.on_report("server2", report(2, failed))  # On its way when the order was given.
+    assert images.holders.of("debian-12") == {"server2": expected}
+    again = replace(failed, order=order_of(controller))
+    images.holders.on_report("server2", report(2, again))
+    assert images.holders.of("debian-12") == {"server2": again}, "and this is of the fetch that was ordered"
+    images.fetch("debian-12", ["server2"], "", base=False)
+    assert images.holders.of("debian-12") == {"server2": replace(again, state=ImageState.FETCHING, reason="")}
+
+
+def test_an_image_that_was_ordered_and_not_reported_yet_is_not_removed() -> None:
+    now = 1000.0
+    controller = Controller(fabric(), MemoryStore(), clock=lambda: now)
+    images = controller.images
+    for number in (1, 2):
+        images.holders.on_report(f"server{number}", report(number))
+    images.publish(IMAGE, "server1")
+    images.fetch("debian-12", ["server2"], "vm1", base=False)
+    with pytest.raises(RequestError, match="debian-12 is being fetched by server2") as caught:
+        images.remove("debian-12")
+    assert caught.value.code == ErrorCode.NEEDED
+    now += ORDER_SECONDS - 1
+    with pytest.raises(RequestError, match="being fetched by server2"):
+        images.remove("debian-12")
+    with controller.context.agents.listening("server2"):
+        pass
+    images.remove("debian-12")  # Its agent is away, and has heard of it or will hear that it is off.
+
+
+def test_an_agent_that_finds_nobody_to_fetch_from_says_so_and_does_not_keep_the_image(
+    controller: Controller,
+) -> None:
+    images = controller.images
+    images.publish(IMAGE, "server1")
+    images.fetch("debian-12", ["server2"], "vm1", base=False)
+    why = "no server that can be reached holds it"
+    stuck = HeldImage("debian-12", "", ImageState.FETCHING, 0, why, order=order_of(controller))
+    images.holders.on_report("server2", report(2, stuck))
+    assert images.holders.of("debian-12") == {"server2": stuck}
+    assert len(images.holders.who("debian-12", DIGEST, "server1")) == 2, "and it may hold some soon"
+    images.remove("debian-12")
+
+
+def test_an_order_that_was_missed_does_not_keep_the_image_for_ever() -> None:
+    now = 1000.0
+    controller = Controller(fabric(), MemoryStore(), clock=lambda: now)
+    controller.images.holders.on_report("server1", report(1))
+    controller.images.publish(IMAGE, "server1")
+    controller.images.fetch("debian-12", ["server1"], "", base=False)
+    now += ORDER_SECONDS
+    assert controller.images.holders.of("debian-12") == {}
+    controller.images.remove("debian-12")
 
 
 def test_a_server_whose_agent_is_away_or_that_is_fenced_is_asked_for_nothing(controller: Controller) -> None:

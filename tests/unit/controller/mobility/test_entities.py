@@ -1,12 +1,14 @@
 """Names: unique over all kinds, for as long as what has them is there, and led to where it is."""
 
+from dataclasses import replace
+
 import pytest
 
 from retinue.controller.app import Controller
 from retinue.controller.state import Stored
 from retinue.core.model import VM, ModelError
 from retinue.core.placement import Entity, EntityKind, Profile
-from retinue.protocol.images import HeldImage, ImagesBody, ImageState
+from retinue.protocol.images import HeldImage, ImagesBody, ImageState, SignedManifest
 from support.fabric.networks import add_vm, fabric, server, vm_ip, vm_mac, vm_port
 from support.recent_events import recent
 
@@ -57,6 +59,42 @@ def test_a_name_is_given_once(controller: Controller) -> None:
     with pytest.raises(ModelError, match="is given twice"):
         controller.entities.register([SHOP, SHOP])
     assert controller.entities.names(EntityKind.SERVICE) == ["shop"]
+
+
+def publish(controller: Controller, name: str) -> None:
+    controller.images.holders.on_report("server1", ImagesBody("192.0.2.1:7800"))
+    controller.images.publish(SignedManifest(name, 1, "ab" * 32, 1000), "server1")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("vm1", "vm"), ("server1", "server"), ("shop", "service")])
+def test_an_image_is_not_published_under_anothers_name(controller: Controller, name: str, kind: str) -> None:
+    controller.entities.register([SHOP])
+    with pytest.raises(ModelError, match=f"{name} is the name of a {kind}: names are unique"):
+        publish(controller, name)
+    assert not controller.images.published
+
+
+async def test_what_an_image_is_published_under_is_nobody_elses_name(controller: Controller) -> None:
+    publish(controller, "debian")
+    taken = "debian is the name of an image"
+    with pytest.raises(ModelError, match=taken):
+        controller.inventory.register_vms([VM.with_one_nic("debian", vm_mac(7), "server1")])
+    with pytest.raises(ModelError, match=taken):
+        await controller.inventory.put_servers([replace(controller.net.servers["server1"], id="debian")])
+    with pytest.raises(ModelError, match=taken):
+        controller.entities.register([replace(SHOP, name="debian")])
+    assert controller.entities.names(EntityKind.IMAGE) == ["debian"]
+    shown = controller.entities.shown("debian")
+    assert shown is not None and (shown["kind"], shown["locator"]) == ("image", {"servers": []})
+    said = Entity("debian", EntityKind.IMAGE, Profile(os="debian"))
+    controller.entities.register([said])
+    controller.entities.remove("debian")
+    assert controller.entities.names(EntityKind.IMAGE) == ["debian"], "it is still published"
+    controller.images.remove("debian")
+    assert controller.entities.kind_of("debian") is None
+    controller.entities.register([said])
+    publish(controller, "debian")
+    assert controller.images.get("debian").name == "debian", "what was described before it was published"
 
 
 async def test_a_server_does_not_take_the_name_of_another_thing(controller: Controller) -> None:

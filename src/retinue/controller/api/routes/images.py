@@ -95,12 +95,13 @@ def shown(controller: Controller, image: Image) -> dict[str, Any]:
 
 
 def stores(controller: Controller) -> list[dict[str, Any]]:
-    """The chunk store of each server, as its agent said last."""
+    """The chunk store of each server, as its agent said last, and whether that is there."""
     holders = controller.images.holders
-    found = []
+    here, found = holders.servers(), []
     for server in sorted(controller.net.servers):
         report = holders.report(server)
         if report is not None:
             at = report.address
-            found.append({"server": server, "address": at, **plain(report.store), **plain(report.upkeep)})
+            row = {"server": server, "here": server in here, "address": at}
+            found.append(row | plain(report.store) | plain(report.upkeep))
     return found
