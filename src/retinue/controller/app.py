@@ -101,7 +101,7 @@ class Controller:
         """Switches that have been asked for their counts, and have not answered."""
         self._by_dpid = {switch.dpid: switch.id for switch in net.switches.values()}
         self.inventory = Inventory(self.context, self.orchestrator, self._by_dpid, self.dhcp.give_back)
-        self.nics = NICSettings(self.context)
+        self.nics = NICSettings(self.context, self.inventory.nics.ours)
         self.vnets = VnetInventory(self.context)
         self.fencing = Fencing(self.context, self.orchestrator)
         self.external_migrations = ExternalMigrations(self.context, self.orchestrator, self.inventory)

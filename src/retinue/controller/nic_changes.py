@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from retinue.controller.changes import Change, Published
+from retinue.controller.changes import Change, Published, Undo
 from retinue.controller.state import State, Storable
 from retinue.core.model import NIC, VM, Assignment, BindingKind
 from retinue.core.model.network import Touched
@@ -23,6 +23,16 @@ class NICChanged(Change):
 
     def apply(self, state: State) -> Touched:
         return state.net.change_nic(self.vm.id, self.old, self.new)
+
+    def undo(self, state: State) -> Undo:
+        net = state.net
+
+        def back() -> None:
+            net.change_nic(self.vm.id, self.new, self.old)
+            for held in self.held:  # What the NIC could not keep, too.
+                net.assign(held)
+
+        return back
 
     def kept(self) -> tuple[Storable, ...]:
         nics = tuple(self.new if nic == self.old else nic for nic in self.vm.nics)

@@ -8,9 +8,10 @@ import pytest
 from retinue.controller.errors import RequestError
 from retinue.controller.leases.renewals import RenewalError
 from retinue.controller.migrations.requests import MigrationError
+from retinue.controller.nic_changes import AddressTaken
 from retinue.controller.store.rows import to_row
 from retinue.core.migration import MigrationState
-from retinue.core.model import NIC, VM, ModelError, PortStatus
+from retinue.core.model import NIC, VM, Allowed, Assignment, BindingKind, ModelError, Origin, PortStatus
 from retinue.core.packets import EtherType, parse
 from retinue.protocol.migrations import Report
 from retinue.protocol.renewals import OrderState
@@ -264,12 +265,42 @@ async def test_a_nic_that_is_taken_out_gives_its_lease_back_and_has_no_entries(l
 
 async def test_a_nics_static_addresses_are_changed_and_what_goes_is_free(lab: TwoNics) -> None:
     await lab.start()
-    nics = lab.controller.inventory.nics
-    nics.set("vm1", "vm1-2", addresses=(vm_ip(50), vm_ip(51)))
-    nics.set("vm1", "vm1-2", addresses=(vm_ip(51), vm_ip(52)), vnet="default")
+    nics = lab.controller.nics
+    await nics.change("vm1", "vm1-2", addresses=(vm_ip(50), vm_ip(51)))
+    await nics.change("vm1", "vm1-2", addresses=(vm_ip(51), vm_ip(52)), vnet="default", rate=7)
     await lab.fake.settle()
-    assert lab.vm().nics[1] == NIC(vm_mac(SECOND), "vm1-2", (vm_ip(51), vm_ip(52)), "default", slot=2)
+    assert lab.vm().nics[1] == NIC(vm_mac(SECOND), "vm1-2", (vm_ip(51), vm_ip(52)), "default", slot=2, rate=7)
+    assert len(lab.events("vm.changed")) == 2
+    assert lab.events("vm.nics") == [], "there is nothing to be put in or taken out"
+    assert [told["ip"] for told in lab.events("binding.removed")] == [vm_ip(50)]
     assert {held.ip for held in lab.fake.net.held_by("vm1")} == {vm_ip(n) for n in (1, 17, 51, 52)}
+
+
+async def test_a_mistake_in_one_of_a_nics_settings_leaves_all_as_they_were(lab: TwoNics) -> None:
+    """Its lease, a static address and one it was allowed and took: none is lost on the way back."""
+    await lab.start()
+    nics, net = lab.controller.nics, lab.fake.net
+    may = (Allowed(vm_ip(60)),)
+    await nics.change("vm1", "vm1-2", addresses=(vm_ip(50),), allowed=may)
+    taken = Assignment(vm_ip(60), vm_mac(SECOND), "vm1", BindingKind.ALLOWED, Origin.CONTROLLER)
+    await lab.controller.context.commit(AddressTaken(taken, "vm1-2", ""))
+    before, held = lab.vm(), set(net.held_by("vm1"))
+    assert taken in held
+    told = len(lab.events("vm.changed"))
+    with pytest.raises(ModelError, match="is in no subnet"):
+        await nics.change("vm1", "vm1-2", addresses=(vm_ip(51), OUTSIDE), allowed=(), rate=7)
+    assert (lab.vm(), set(net.held_by("vm1"))) == (before, held)
+    assert len(lab.events("vm.changed")) == told
+
+
+async def test_addresses_of_a_vm_that_nobody_registered_are_not_the_managers(lab: TwoNics) -> None:
+    await lab.start()
+    lab.fake.net.put_vm(replace(lab.vm(), reported=True))
+    for wanted in ({"addresses": (vm_ip(50),)}, {"vnet": "default"}):
+        with pytest.raises(RequestError, match="was made by its server's own manager"):
+            await lab.controller.nics.change("vm1", "vm1-2", **wanted)
+    await lab.controller.nics.change("vm1", "vm1-2", rate=7)
+    assert lab.vm().nics[1].rate == 7, "how the port stands is"
 
 
 @pytest.mark.parametrize(
@@ -308,7 +339,9 @@ async def test_what_may_not_be_changed_is_refused_with_a_reason(lab: TwoNics) ->
     with pytest.raises(RequestError, match=reason):
         nics.add("vm1", THIRD)
     with pytest.raises(RequestError, match=reason):
-        nics.set("vm1", "vm1-2", vnet="blue")
+        await lab.controller.nics.change("vm1", "vm1-2", vnet="blue")
+    with pytest.raises(RequestError, match=reason):
+        await lab.controller.nics.change("vm1", addresses=())
     with pytest.raises(RequestError, match=reason):
         nics.remove("vm1", "vm1-2")
     full = VM("vm2", tuple(NIC(vm_mac(60 + n), f"n{n}", slot=n) for n in range(1, 9)), "server2")

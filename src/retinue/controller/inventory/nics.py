@@ -1,7 +1,8 @@
-"""NICs put into, changed in and taken out of VMs that are registered, whether they run or not.
+"""NICs put into and taken out of VMs that are registered, whether they run or not.
 
 The controller's part is the network: whose port, MAC and addresses these are. The agent of the VM's server
 makes and removes ports and has the hypervisor plug, by the event vm.nics, which says what the VM is to have.
+What changes of a NIC that stays is `nic_settings`.
 """
 
 from collections.abc import Callable
@@ -10,17 +11,17 @@ from dataclasses import replace
 from retinue.controller.changes import VMNicsChanged
 from retinue.controller.context import Context
 from retinue.controller.errors import RequestError, no_vm
-from retinue.controller.inventory.nic_settings import named_nic
+from retinue.controller.inventory.nic_settings import named_nic, static_assignments
 from retinue.controller.lease_changes import AddressAssigned
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.core.limits import MOST_NICS
-from retinue.core.model import IP, NIC, VM, Assignment, BindingKind, Origin
+from retinue.core.model import NIC, VM, Assignment
 from retinue.core.model.network import Owner, Touched
 from retinue.protocol.errors import ErrorCode
 
 
 class NicControl:
-    """Changes the NICs of VMs. Every method raises RequestError or ModelError, and changes nothing then."""
+    """Changes which NICs VMs have. Methods raise RequestError or ModelError, and change nothing then."""
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class NicControl:
 
     def free_slot(self, id: str) -> int:
         """The slot of the NIC that is put into the VM next."""
-        taken = {nic.slot for nic in self._ours(id).nics}
+        taken = {nic.slot for nic in self.ours(id).nics}
         slot = next((slot for slot in range(1, MOST_NICS + 1) if slot not in taken), None)
         if slot is None:
             raise RequestError(f"VM {id} has {MOST_NICS} NICs already, and cannot have more")
@@ -49,64 +50,37 @@ class NicControl:
 
     def add(self, id: str, nic: NIC) -> VM:
         """Put a NIC into a VM."""
-        vm = self._ours(id)
-        return self._change(vm, (*vm.nics, nic), nic, nic.addresses)
-
-    def set(
-        self,
-        id: str,
-        port_id: str,
-        addresses: tuple[IP, ...] | None = None,
-        vnet: str | None = None,
-    ) -> VM:
-        """Give a NIC ("": the first) other static addresses or another vnet; None: as it is."""
-        vm = self._ours(id)
-        nic = named_nic(vm, port_id)
-        wanted = replace(
-            nic,
-            addresses=nic.addresses if addresses is None else addresses,
-            vnet=nic.vnet if vnet is None else vnet,
-        )
-        nics = tuple(wanted if one is nic else one for one in vm.nics)
-        new = tuple(address for address in wanted.addresses if address not in nic.addresses)
-        old = [ip for ip in nic.addresses if ip not in wanted.addresses]
-        ended = tuple(held for held in self._net.assignments_of(vm, nic) if held.ip in old)
-        return self._change(vm, nics, None, new, ended, wanted)
+        vm = self.ours(id)
+        return self._change(vm, (*vm.nics, nic), nic)
 
     def remove(self, id: str, port_id: str) -> VM:
         """Take a NIC out of a VM, with all that it holds."""
-        vm = self._ours(id)
+        vm = self.ours(id)
         nic = named_nic(vm, port_id)
         if nic is vm.nic:
             raise RequestError(f"VM {id} is known by its first NIC: remove the VM, and register it anew")
         self._left(vm, nic.port_id)
         self._give_back(vm, nic)
         nics = tuple(one for one in vm.nics if one is not nic)
-        return self._change(vm, nics, None, (), self._net.assignments_of(vm, nic))
+        return self._change(vm, nics, None, self._net.assignments_of(vm, nic))
 
     def _change(
         self,
         vm: VM,
         nics: tuple[NIC, ...],
         new: NIC | None,
-        addresses: tuple[IP, ...],
         ended: tuple[Assignment, ...] = (),
-        holder: NIC | None = None,
     ) -> VM:
         wanted = replace(vm, nics=nics)
-        of = holder or new
-        given = [
-            AddressAssigned(Assignment(ip, of.mac, vm.id, BindingKind.STATIC, Origin.MANAGER))
-            for ip in addresses
-            if of is not None
-        ]
+        given = [] if new is None else [AddressAssigned(one) for one in static_assignments(vm.id, new)]
         touched = set(self._context.apply(VMNicsChanged(wanted, vm, ended), *given))
         if new is not None:
             touched |= self._found(new)
         self._context.spawn(self._context.install(touched | {Owner("vm", vm.id)}), f"NICs of VM {vm.id}")
         return wanted
 
-    def _ours(self, id: str) -> VM:
+    def ours(self, id: str) -> VM:
+        """A VM whose NICs may change now. Raises RequestError."""
         vm = self._net.vms.get(id)
         if vm is None:
             raise no_vm(id)

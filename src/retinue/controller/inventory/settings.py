@@ -16,13 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-from retinue.controller.changes import VMChanged
+from retinue.controller.changes import Change, VMChanged
 from retinue.controller.context import Context
 from retinue.controller.errors import RequestError
-from retinue.controller.lease_changes import AddressAssigned, AddressReleased
-from retinue.core.model import IP, VM, Assignment, BindingKind, Mac, Origin, Power, Restart, Subnet
+from retinue.controller.inventory.nic_settings import commit, replaced
+from retinue.core.model import IP, VM, Mac, Power, Restart, Subnet
 from retinue.protocol.errors import ErrorCode
-from retinue.protocol.events import EventType
 from retinue.protocol.vms import VMState
 
 
@@ -57,31 +56,17 @@ class VMSettings:
         """
         vm = self._ours(id)
         self._check(vm, wanted)
-        first, *others = vm.nics
-        if wanted.addresses is not None:
-            first = replace(first, addresses=wanted.addresses)
         changed = replace(
             vm,
-            nics=(first, *others),
             memory_mib=vm.memory_mib if wanted.memory_mib is None else wanted.memory_mib,
             restart=vm.restart if wanted.restart is None else wanted.restart,
         )
-        held = [a for a in self._net.held_by(id) if a.kind is BindingKind.STATIC and a.mac == first.mac]
-        gone = [a for a in held if a.ip not in first.addresses]
-        kept = {a.ip for a in held}
-        given = (
-            Assignment(ip, first.mac, id, BindingKind.STATIC, Origin.MANAGER)
-            for ip in first.addresses
-            if ip not in kept
-        )
-        touched = self._context.apply(
-            *map(AddressReleased, gone), VMChanged(changed), *map(AddressAssigned, given)
-        )
-        await self._context.install(touched)
-        for assignment in gone:
-            reason = "its manager gives it to the VM no longer"
-            self._context.events.publish(EventType.BINDING_REMOVED, vm=id, ip=assignment.ip, reason=reason)
-        return changed
+        changes: list[Change] = [VMChanged(changed)] if changed != vm else []
+        if wanted.addresses is not None and wanted.addresses != vm.nic.addresses:
+            new = replace(vm.nic, addresses=wanted.addresses)
+            changes += replaced(self._net, changed, vm.nic, new)
+        await commit(self._context, vm.server, changes)
+        return self._net.vms[id]
 
     def _check(self, vm: VM, wanted: VMChanges) -> None:
         if wanted.mac not in (None, vm.nics[0].mac):

@@ -19,7 +19,7 @@ from retinue.controller.changes import (
 )
 from retinue.controller.context import Context
 from retinue.controller.errors import RequestError, no_server, no_vm
-from retinue.controller.inventory.nic_settings import with_settings
+from retinue.controller.inventory.nic_settings import static_assignments, with_settings
 from retinue.controller.inventory.nics import NicControl
 from retinue.controller.inventory.ports import RejectedPort, ReportedPorts
 from retinue.controller.inventory.power import PowerControl
@@ -30,7 +30,7 @@ from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.controller.state import LeftPort
 from retinue.core.limits import MOST_REPORTED
 from retinue.core.migration import at_one_place
-from retinue.core.model import NIC, VM, Assignment, BindingKind, ModelError, Origin, Power, Server, VMPort
+from retinue.core.model import NIC, VM, ModelError, Power, Server, VMPort
 from retinue.core.model.network import Owner, Touched
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.core.placement import EntityKind
@@ -85,7 +85,7 @@ class Inventory:
         changes: list[Change] = []
         for vm in vms:
             changes.append(VMRegistered(vm))
-            changes += [AddressAssigned(given) for given in _static(vm)]
+            changes += [AddressAssigned(a) for nic in vm.nics for a in static_assignments(vm.id, nic)]
         touched = set(self._context.apply(*changes))
         for nic in (nic for vm in vms for nic in vm.nics):
             touched |= self._look_for_port(nic)
@@ -392,12 +392,3 @@ def _why_not(port: BridgePort, vm: VM) -> str:
     if vm.reported and not port.attached_mac:
         return port.problem or NO_MAC
     return ""
-
-
-def _static(vm: VM) -> list[Assignment]:
-    """Addresses the manager gives are bindings at once."""
-    return [
-        Assignment(address, nic.mac, vm.id, BindingKind.STATIC, Origin.MANAGER)
-        for nic in vm.nics
-        for address in nic.addresses
-    ]

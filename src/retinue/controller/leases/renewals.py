@@ -171,10 +171,6 @@ class Renewals:
     def _announce(self, order: RenewalOrder) -> None:
         self._context.events.publish(EventType.VM_RENEW, renewal=order, vm=order.vm, server=order.server)
 
-    def may_renew(self, vm: str) -> bool:
-        """True when the VM has, or had, a lease to renew: False for one with static addresses only."""
-        return bool(self._leased(vm))
-
     async def result(self, id: str, wait: float | None = None) -> RenewalOrder:
         """The renewal when it has ended, or as it is after `wait` seconds. Raises RenewalError."""
         order = self.get(id)

@@ -49,7 +49,3 @@ class Bitmap:
 
     def __bytes__(self) -> bytes:
         return bytes(self._bits)
-
-    @property
-    def is_full(self) -> bool:
-        return len(self) == self.size

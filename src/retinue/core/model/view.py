@@ -165,11 +165,6 @@ class NetworkView:
         """The NIC's port on an edge switch, if it has one there."""
         return self.vm_ports.get(nic.port_id, {}).get(switch)
 
-    def vm_port(self, vm: str, switch: str) -> VMPort | None:
-        """The port of a VM's first NIC on an edge switch; None without one, and for an unknown VM."""
-        known = self.vms.get(vm)
-        return None if known is None else self.port_of(known.nic, switch)
-
     def has_ports(self, vm: str, switch: str) -> bool:
         """True when every NIC of the VM has its port on this edge switch."""
         known = self.vms.get(vm)

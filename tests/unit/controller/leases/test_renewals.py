@@ -308,8 +308,6 @@ async def test_what_cannot_be_renewed_is_rejected_in_words(lab: LeasedVM) -> Non
     ):
         with pytest.raises(RenewalError, match=words):
             lab.controller.renewals.renew(vm, server)
-    assert not lab.controller.renewals.may_renew("vm2"), "its address is the manager's"
-    assert lab.controller.renewals.may_renew("vm1")
 
 
 async def test_a_vm_boots_and_is_renewed_through_our_relay(relayed: LeasedVM) -> None:

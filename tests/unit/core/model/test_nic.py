@@ -20,9 +20,8 @@ def test_a_port_belongs_to_the_vm_whose_nic_has_its_id() -> None:
     port = VMPort(vm_port(1), "tap1")
     assert net.set_vm_port("port-of-vm1", "edge1", port) == {Owner("vm", "vm1")}
     assert net.vm_at("edge1", vm_port(1)) == NAMED_APART
-    assert net.vm_port("vm1", "edge1") == net.port_of(NAMED_APART.nic, "edge1") == port
-    assert net.vm_port("port-of-vm1", "edge1") is None
-    assert net.vm_port("vm1", "edge2") is None
+    assert net.port_of(NAMED_APART.nic, "edge1") == port
+    assert net.port_of(NAMED_APART.nic, "edge2") is None
 
 
 def test_a_port_that_was_there_first_is_the_vms_once_it_is_registered() -> None:

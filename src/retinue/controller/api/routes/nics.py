@@ -7,9 +7,7 @@ from retinue.controller.api.http import Handlers, answer, body
 from retinue.controller.api.nics import nic_of
 from retinue.controller.app import Controller
 from retinue.controller.config import address
-from retinue.controller.errors import RequestError
 from retinue.core.model import Allowed, entity_id, mac
-from retinue.protocol.errors import ErrorCode
 from retinue.protocol.nics import AllowedBody, NICBody, NICRemoveBody, NICSetBody
 from retinue.protocol.routes import Route
 
@@ -22,29 +20,18 @@ def handlers(controller: Controller) -> Handlers:
         return answer(views.vm(controller, nics.add(id, nic_of(id, given, nics.free_slot(id)))), 201)
 
     async def set_(request: web.Request) -> web.Response:
-        """What a NIC has of the network, its addresses and vnet, or how its port stands: not both at once."""
         id, wanted = request.match_info["id"], await body(request, NICSetBody)
-        of_the_port = (wanted.mac, wanted.enabled, wanted.trusted, wanted.rate, wanted.allowed)
-        of_the_network = (wanted.addresses, wanted.vnet)
-        if any(value is not None for value in of_the_port):
-            if any(value is not None for value in of_the_network):
-                raise RequestError(
-                    "addresses and vnet are one request, and how the NIC's port stands is another",
-                    ErrorCode.CONFLICT,
-                )
-            vm = await controller.nics.change(
-                id,
-                wanted.nic,
-                mac=None if wanted.mac is None else mac(wanted.mac),
-                enabled=wanted.enabled,
-                trusted=wanted.trusted,
-                rate=wanted.rate,
-                allowed=None if wanted.allowed is None else tuple(map(_allowed, wanted.allowed)),
-            )
-        else:
-            addresses = None if wanted.addresses is None else tuple(map(address, wanted.addresses))
-            vnet = entity_id(wanted.vnet, "a vnet") if wanted.vnet else wanted.vnet
-            vm = nics.set(id, wanted.nic, addresses, vnet)
+        vm = await controller.nics.change(
+            id,
+            wanted.nic,
+            mac=None if wanted.mac is None else mac(wanted.mac),
+            addresses=None if wanted.addresses is None else tuple(map(address, wanted.addresses)),
+            vnet=entity_id(wanted.vnet, "a vnet") if wanted.vnet else wanted.vnet,
+            enabled=wanted.enabled,
+            trusted=wanted.trusted,
+            rate=wanted.rate,
+            allowed=None if wanted.allowed is None else tuple(map(_allowed, wanted.allowed)),
+        )
         return answer(views.vm(controller, vm))
 
     async def remove(request: web.Request) -> web.Response:

@@ -104,15 +104,6 @@ class ControllerRole(IntEnum):
     SLAVE = 3
 
 
-class PacketInReason(IntEnum):
-    TABLE_MISS = 0
-    APPLY_ACTION = 1
-    INVALID_TTL = 2
-    ACTION_SET = 3
-    GROUP = 4
-    PACKET_OUT = 5
-
-
 class FlowRemovedReason(IntEnum):
     IDLE_TIMEOUT = 0
     HARD_TIMEOUT = 1
