@@ -188,6 +188,29 @@ def test_what_a_receiver_must_ignore_is_rejected(name: str) -> None:
         parse_nd(bytes(packet))
 
 
+def test_what_is_just_within_the_bounds_is_read() -> None:
+    """64 options, the prefix of one address; and a router advertisement that is a byte too short is not."""
+    most = IPv6(**ENDS) / ICMPv6ND_NS(tgt=str(B)) / Raw((bytes((9, 1)) + bytes(6)) * 64)
+    assert parse_nd(bytes(most)).message == NeighbourSolicitation(B)
+    from_router = IPv6(src=str(LL), dst=str(B), hlim=255)
+    longest = parse_nd(bytes(from_router / ICMPv6ND_RA() / Raw(bytes((3, 4, 128)) + bytes(29)))).message
+    assert isinstance(longest, RouterAdvertisement)
+    assert [one.prefix.prefixlen for one in longest.options.prefixes] == [128]
+    short = IPv6(src=str(LL), dst=str(B), hlim=255, nh=58) / Raw(b"\x86" + bytes(14))
+    with pytest.raises(FrameError, match="shorter than 16"):
+        parse_nd(with_checksum(bytes(short)))
+
+
+def with_checksum(packet: bytes) -> bytes:
+    """RFC 8200, 8.1, over a packet whose ICMPv6 message has none."""
+    body = packet[40:]
+    padded = packet[8:40] + len(body).to_bytes(4, "big") + bytes((0, 0, 0, 58)) + body + bytes(len(body) % 2)
+    total = sum(int.from_bytes(padded[at : at + 2], "big") for at in range(0, len(padded), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return packet[:42] + (total ^ 0xFFFF).to_bytes(2, "big") + packet[44:]
+
+
 def test_extension_headers_are_passed_over() -> None:
     asked = ICMPv6ND_NS(tgt=str(B)) / SLL
     behind = IPv6(src=str(A), dst=GROUP, hlim=255) / IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt() / asked

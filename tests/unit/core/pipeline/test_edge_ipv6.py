@@ -66,6 +66,21 @@ def test_local_traffic_stays_local_by_mac(world: FabricWorld) -> None:
     assert delivery.arrivals == (("edge1", vm_port(4), frame),)
 
 
+@pytest.mark.parametrize("src", [ipv6.vm_local(1), ipv6.vm_ip6(1)])
+@pytest.mark.parametrize(
+    "dst", [ipv6.vm_local(4), ipv6.vm_local(2), ipv6.vm_ip6(4), ipv6.vm_ip6(2), ipv6.OUTSIDE6]
+)
+@pytest.mark.parametrize("via", [GATEWAY_MAC, vm_mac(4), vm_mac(2)])
+def test_what_has_the_scope_of_the_link_goes_nowhere_and_is_no_forgery(
+    world: FabricWorld, src: IPv6Address, dst: IPv6Address, via: str
+) -> None:
+    """A link is a VM and the gateway: what is from or to such an address stays there (RFC 4291, 2.5.6)."""
+    if not (src.is_link_local or dst.is_link_local):
+        return
+    for delivery in world.send(1, 1, ipv6.udp6_frame(vm_mac(1), via, src, dst)):
+        assert (delivery.arrivals, delivery.to_controller) == ((), ())
+
+
 def test_a_vm_without_an_address_of_ipv6_may_check_one_and_say_nothing_else() -> None:
     net = dual()
     net.unassign(ipv6.vm_ip6(1))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from retinue.core.model import PortRef
+from retinue.core.model import NIC, PortRef, VMPort
 from retinue.core.model.network import Network, Owner
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.cookies import Reason, cookie
@@ -78,6 +78,23 @@ def test_a_vm_is_known_at_its_edge_by_its_port_or_when_the_database_has_been_rea
     assert not told.knows(VM1, "edge1"), "another's says nothing"
     told.edges_read.add("edge1")
     assert told.knows(VM1, "edge1"), "it has none"
+
+
+def test_a_vm_is_known_at_its_edge_when_all_of_its_nics_ports_are(net: Network) -> None:
+    vm = net.vms["vm1"]
+    net.put_vm(replace(vm, nics=(*vm.nics, NIC(networks.vm_mac(17), "vm1-2", slot=2))))
+    told = knowledge(net)
+    assert not told.knows(VM1, "edge1"), "one of two"
+    net.set_vm_port("vm1-2", "edge1", VMPort(99))
+    assert told.knows(VM1, "edge1")
+
+
+def test_of_two_who_are_asked_nobody_has_the_others_answers(net: Network) -> None:
+    """What one controller knows is not shared with another that was made like it."""
+    compiler = Compiler(net)
+    one, other = Knowledge(net, compiler, set()), Knowledge(net, compiler, set())
+    one.edges_read.add("edge1")
+    assert other.edges_read == set()
 
 
 def test_at_an_edge_where_it_is_not_there_is_nothing_of_a_vm_to_know(net: Network) -> None:

@@ -6,9 +6,9 @@ from ipaddress import IPv6Address
 import pytest
 
 from retinue.core.limits import MOST_OWN_ADDRESSES
-from retinue.core.model import BindingKind, Network, Origin
+from retinue.core.model import BindingKind, Network, Origin, Vnet
 from retinue.core.model.link_local import link_local
-from retinue.core.snooping.own_addresses import NEW_SECONDS, Claim, OwnAddresses
+from retinue.core.snooping.own_addresses import NEW_SECONDS, Claim, OwnAddresses, may_be_own
 from support.fabric.ipv6 import vm_ip6, vm_local
 from support.fabric.networks import GATEWAY6, GATEWAY_MAC, add_ipv6, add_vm, fabric, holding6, vm_mac
 
@@ -59,6 +59,17 @@ def test_what_nobody_has_is_bound_to_who_checks_it(net: Network, target: IPv6Add
 )  # fmt: skip
 def test_what_is_anothers_or_nobodys_to_take_is_not(net: Network, target: IPv6Address) -> None:
     assert claim(net, target) is None
+
+
+def test_a_nic_makes_itself_addresses_of_its_own_vnet_only(net: Network) -> None:
+    net.put_vnet(Vnet("blue"))
+    net.put_vnet(Vnet("red"))
+    net.subnets["blue6"] = replace(net.subnets["blue6"], vnet="blue")
+    vm = net.vms["vm1"]
+    for vnet, may in (("", True), ("blue", True), ("red", False)):
+        nic = replace(vm.nic, vnet=vnet)
+        assert may_be_own(net, nic, own(1)) == may, vnet
+        assert may_be_own(net, nic, PRIVATE), "a link-local one is of any"
 
 
 def test_a_servers_address_is_not_taken(net: Network) -> None:

@@ -5,7 +5,7 @@ from ipaddress import IPv6Address, IPv6Network
 
 import pytest
 
-from retinue.core.model import Network, Subnet
+from retinue.core.model import BindingKind, Network, Subnet
 from retinue.core.model.link_local import ALL_NODES, UNSPECIFIED
 from retinue.core.packets import ND, NeighbourAdvertisement, RouterAdvertisement, RouterSolicitation
 from retinue.core.pipeline.responders import nd
@@ -65,6 +65,16 @@ def test_the_gateway_neighbours_here_and_elsewhere(net: Network, src: IPv6Addres
         assert answered(net, asks(src, target, None)) == answer, target
 
 
+def test_a_check_of_a_link_local_address_that_another_vm_has_made_itself_is_answered(net: Network) -> None:
+    """Not of its own, nor of one that nobody has: the check has no answer, and the VM may have it."""
+    own, others, free = (IPv6Address(f"fe80::1234:{last}") for last in (1, 2, 3))
+    net.assign(replace(holding6(1), ip=own, kind=BindingKind.SLAAC))
+    net.assign(replace(holding6(2), ip=others, kind=BindingKind.SLAAC))
+    assert answered(net, asks(UNSPECIFIED, others, None)) == (GATEWAY_MAC, False)
+    for target in (own, free):
+        assert answered(net, asks(UNSPECIFIED, target, None)) is None, target
+
+
 def test_a_neighbour_that_moved_away_has_the_gateways_mac(net: Network) -> None:
     question = asks(vm_ip6(1), vm_ip6(4), vm_mac(1))
     net.put_vm(moved(net.vms["vm4"], "server2"))
@@ -89,6 +99,7 @@ def test_a_machine_at_a_leaf_finds_the_gateway_and_vms(net: Network) -> None:
         if said is not None:
             assert isinstance(said.message, NeighbourAdvertisement)
             assert said.message.options.target_mac == GATEWAY_MAC
+            assert said.message.router == (target in (GATEWAY6, GATEWAY_LOCAL)), target
     assert nd.answer_to_server(net, asks(SERVER6, SERVER6, None)) is None
     assert nd.answer_to_server(net, asks(OUTSIDE6, vm_ip6(1), None)) is None
 

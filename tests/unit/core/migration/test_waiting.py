@@ -1,0 +1,56 @@
+"""What an operator reads of a migration that goes on: who is to do something next, and which switches."""
+
+from typing import Any
+
+import pytest
+
+from retinue.core.migration.states import Migration, MigrationState
+from retinue.core.migration.waiting import waits_for
+
+S = MigrationState
+
+
+def migration(state: MigrationState, **more: Any) -> Migration:
+    return Migration("migration-1", "vm1", "server1", "server2", state, ((state, 1.0),), **more)
+
+
+SWITCHES = "switches to confirm: edge1, leaf2"
+SOURCE_RUNS = "server server1 to report that the VM runs there"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (migration(S.PLANNED), "server server2 to be found at a leaf"),
+        (migration(S.MATCHED), "server server2 to open a port for the VM and to take its memory in"),
+        (migration(S.ADMITTING), SWITCHES),
+        (migration(S.PREPARED), "server server1 to begin the copy"),
+        (migration(S.COPYING), "server server1 to have copied all but a little"),
+        (migration(S.DIVERTED), "server server2 to report that the VM runs there"),
+        (migration(S.SWITCHING), SWITCHES),
+        (migration(S.SWITCHED), SWITCHES),
+        (migration(S.CONFIRMED), "server server1 to report that nothing of the VM is left there"),
+        (migration(S.FREED), SWITCHES),
+        (migration(S.ROLLING_BACK), f"{SOURCE_RUNS} and {SWITCHES}"),
+        (migration(S.ROLLING_BACK, closed=True), SOURCE_RUNS),
+        (migration(S.ROLLING_BACK, restored=True), SWITCHES),
+        (migration(S.ROLLING_BACK, restored=True, closed=True), ""),
+        (
+            migration(S.ROLLING_BACK, stopped_at=2.0, closed=True),
+            "server server2 to report that the VM never ran there, "
+            "and then server server1 that it runs there",
+        ),
+        (migration(S.ROLLING_BACK, stopped_at=2.0, closed=True, target_closed=True), SOURCE_RUNS),
+        (migration(S.DONE), ""),
+        (migration(S.UNDONE), ""),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(value.state),
+)
+def test_who_is_to_do_what_next(given: Migration, said: str) -> None:
+    assert waits_for(given, ["leaf2", "edge1"]) == said
+
+
+def test_every_state_is_asked_for() -> None:
+    ended = {state for state in S if not waits_for(migration(state), [])}
+    assert ended == {state for state in S if state.ended}
+    assert waits_for(migration(S.FREED), []) == "switches to confirm"
