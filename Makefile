@@ -8,6 +8,8 @@
 # make test   everything: unit, property and lab tests (needs root)
 # make test-long  what takes minutes each and says no more on most days: many migrations of a VM that writes
 # make mutate  whether the tests notice deliberate mistakes in the pure core (ten minutes; see tests/mutation)
+# make prove    what the pipeline promises, proved of all frames on small networks (a few minutes; see docs/proof.md)
+# make fuzz     a million damaged inputs for each parser of what comes from outside (a quarter of an hour)
 # make format   what ruff can mend by itself
 # make clean  the Python environment and all that was built, the cache of VM images included
 PYTHON ?= python3
@@ -15,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RETINUE_CACHE ?= $(CURDIR)/build/cache
 
-.PHONY: help demo compare test test-long unit check mutate format install install-libvirt system clean
+.PHONY: help demo compare test test-long unit check mutate prove fuzz install-prove format install install-libvirt system clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -38,6 +40,13 @@ $(VENV)/.installed-libvirt: $(VENV)/.installed deploy/apt-libvirt.txt requiremen
 	@sh deploy/install-libvirt.sh $(BIN)/pip
 	@touch $@
 
+# Servers need none of it, and without it its tests are skipped.
+install-prove: $(VENV)/.installed-prove
+
+$(VENV)/.installed-prove: $(VENV)/.installed requirements-prove.txt
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements-prove.txt
+	@touch $@
+
 demo: install
 	@$(BIN)/retinue lab demo --output build/demo.json
 
@@ -50,12 +59,14 @@ compare: install
 
 test: install
 	@$(MAKE) --no-print-directory install-libvirt || echo "Going on without libvirt: its tests are skipped" >&2
+	@$(MAKE) --no-print-directory install-prove || echo "Going on without a solver: its tests are skipped" >&2
 	@$(BIN)/pytest -m "not long" -n 3 --dist loadfile --no-loadscope-reorder
 
 test-long: install
 	@$(BIN)/pytest -m long -s
 
 unit: $(VENV)/.installed
+	@$(MAKE) --no-print-directory install-prove || echo "Going on without a solver: its tests are skipped" >&2
 	@$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/property
 
 check: $(VENV)/.installed
@@ -67,6 +78,12 @@ check: $(VENV)/.installed
 
 mutate: $(VENV)/.installed
 	@PYTHONPATH=tests $(BIN)/python -m mutation $(ARGS)
+
+prove: $(VENV)/.installed-prove
+	@PYTHONPATH=tests $(BIN)/python -m prove $(ARGS)
+
+fuzz: $(VENV)/.installed
+	@PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
 
 format: $(VENV)/.installed
 	@$(BIN)/ruff check --fix

@@ -1,0 +1,32 @@
+"""The smaller form of `make prove` (see tests/prove): all header values, in some moments of some networks."""
+
+import pytest
+
+pytest.importorskip("z3", reason="make install-prove")
+
+from prove import words
+from prove.networks import NETWORKS, moments
+from prove.properties import Tally
+from prove.run import examine
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        ("small", "at rest"),
+        ("small", "diverted: stage 1"),
+        ("small", "copied: done"),
+        ("small", "returned: stage 2"),
+        ("small", "source_closed: stage 1"),
+        ("small", "settled: done"),
+        ("dual", "at rest"),
+        ("vnets", "at rest"),
+    ],
+)
+def test_every_frame_has_the_fate_it_should_have(network: str, name: str) -> None:
+    moment = next(one for one in moments(NETWORKS[network]()) if one.name.startswith(name))
+    tally = Tally()
+    for found in examine(moment, tally):
+        pytest.fail(words.text(found))
+    assert tally.fates > 300
+    assert tally.honest >= 6

@@ -1,0 +1,192 @@
+"""What an honest frame is, and as whom a NIC may send: told from the RFCs and the model, not from the
+pipeline."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from ipaddress import IPv4Network, IPv6Network
+
+import z3
+
+from prove.terms import UNKNOWN, Bits, condition, full
+from retinue.core.model import IP, NIC, VM, Mac, Network, Server, mac_to_int
+from retinue.core.model.families import forwarded_assignments, in_use
+from retinue.core.model.link_local import is_link_local
+from retinue.core.packets import EtherType
+from retinue.core.pipeline.entry import Field
+from retinue.core.pipeline.matches import UNROUTABLE, UNROUTABLE6
+
+UDP, ICMPV6 = 17, 58
+DHCP_PORTS, DHCPV6_CLIENT = (67, 68), 546
+ROUTER_AND_NEIGHBOUR_MESSAGES = (133, 134, 135, 136, 137)
+"""Neighbour discovery (RFC 4861): it ends at the NIC's switch."""
+GROUP_BIT = 40
+FIRST_PART = 1
+"""`IP_FRAG` of one."""
+
+SRC = {4: Field.IPV4_SRC, 6: Field.IPV6_SRC}
+DST = {4: Field.IPV4_DST, 6: Field.IPV6_DST}
+ETH_TYPE = {4: EtherType.IPV4, 6: EtherType.IPV6}
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A NIC has an address, and uses it under a MAC."""
+
+    vm: str
+    nic: NIC
+    ip: IP
+    mac: Mac
+
+
+def holdings(net: Network) -> list[Holding]:
+    """Of all NICs, the addresses that switches lead to."""
+    return [
+        Holding(vm.id, nic, assignment.ip, nic.speaks_as(assignment.ip))
+        for vm in net.vms.values()
+        for nic in vm.nics
+        if nic.enabled
+        for assignment in forwarded_assignments(net, net.assignments_of(vm, nic))
+    ]
+
+
+def exactly(field: Field, value: int) -> Bits:
+    return field, value, full(field)
+
+
+@cache
+def within(field: Field, prefix: IPv4Network | IPv6Network) -> z3.BoolRef:
+    mask = int(prefix.netmask)
+    return condition(field, int(prefix.network_address), mask) if mask else z3.BoolVal(True)
+
+
+def sent_as(ip: IP, mac: Mac) -> tuple[Bits, ...]:
+    """An untagged packet from this address and MAC."""
+    return (
+        exactly(Field.VLAN_VID, 0),
+        exactly(Field.ETH_TYPE, ETH_TYPE[ip.version]),
+        exactly(Field.ETH_SRC, mac_to_int(mac)),
+        exactly(SRC[ip.version], int(ip)),
+    )
+
+
+def to_gateway(gateway: Mac, version: int) -> tuple[Bits, ...]:
+    """An untagged packet that is to be routed."""
+    return (
+        exactly(Field.VLAN_VID, 0),
+        exactly(Field.ETH_TYPE, ETH_TYPE[version]),
+        exactly(Field.ETH_DST, mac_to_int(gateway)),
+    )
+
+
+def version_of(sent: tuple[Bits, ...]) -> int:
+    """The IP version of such packets."""
+    return next(version for version, kind in ETH_TYPE.items() if exactly(Field.ETH_TYPE, kind) in sent)
+
+
+@cache
+def lives() -> z3.BoolRef:
+    """It may be forwarded once."""
+    return z3.UGE(UNKNOWN[Field.IP_TTL], 2)
+
+
+@cache
+def ordinary(version: int) -> z3.BoolRef:
+    """It is nothing that ends at its sender's switch: no DHCP, no neighbour discovery, nothing unreadable."""
+    proto = UNKNOWN[Field.IP_PROTO]
+    udp = proto == UDP
+    sport, dport = UNKNOWN[Field.UDP_SRC], UNKNOWN[Field.UDP_DST]
+    if version == 4:
+        server, client = DHCP_PORTS
+        dhcp = z3.Or(sport == server, dport == client, dport == server)
+        return z3.Not(z3.And(udp, dhcp))
+    kind, part = UNKNOWN[Field.ICMPV6_TYPE], UNKNOWN[Field.IP_FRAG]
+    discovery = z3.Or(*(kind == number for number in ROUTER_AND_NEIGHBOUR_MESSAGES))
+    headless = z3.And(kind == 0, part == FIRST_PART)
+    return z3.And(
+        proto != 0,  # What a switch cannot read.
+        z3.Not(z3.And(udp, dport == DHCPV6_CLIENT)),
+        z3.Not(z3.And(proto == ICMPV6, z3.Or(discovery, headless))),
+    )
+
+
+@cache
+def to_one(macs_of_others: tuple[Mac, ...]) -> z3.BoolRef:
+    """To one machine, and not to these."""
+    dst = UNKNOWN[Field.ETH_DST]
+    return z3.And(
+        z3.Extract(GROUP_BIT, GROUP_BIT, dst) == 0, *(dst != mac_to_int(mac) for mac in macs_of_others)
+    )
+
+
+def outside(net: Network, version: int) -> z3.BoolRef:
+    """To an address outside the data centre to which a router may forward."""
+    dst = DST[version]
+    prefixes = [s.prefix for s in net.subnets.values() if s.prefix.version == version]
+    no_way: tuple[IPv4Network | IPv6Network, ...] = UNROUTABLE if version == 4 else UNROUTABLE6
+    return z3.Not(z3.Or(*(within(dst, prefix) for prefix in (*prefixes, *no_way))))
+
+
+def from_outside(net: Network, version: int) -> z3.BoolRef:
+    """From an address that is none of the data centre's."""
+    src = SRC[version]
+    prefixes: list[IPv4Network | IPv6Network] = [
+        s.prefix for s in net.subnets.values() if s.prefix.version == version
+    ]
+    if version == 6:
+        prefixes.append(IPv6Network("fe80::/10"))
+    return z3.Not(z3.Or(*(within(src, prefix) for prefix in prefixes)))
+
+
+def versions(net: Network) -> Iterator[int]:
+    return (version for version in (4, 6) if in_use(net, version))
+
+
+def may_leave(net: Network, vm: VM, nic: NIC) -> list[tuple[Bits, ...]]:
+    """As whom a NIC's frames may leave its switch: from an address it has, under the MAC it has it by."""
+    return [
+        sent_as(held.ip, nic.speaks_as(held.ip))
+        for held in net.assignments_of(vm, nic)
+        if not is_link_local(held.ip)
+    ]
+
+
+def may_leave_service(net: Network, server: Server) -> list[z3.BoolRef]:
+    """What the fabric takes from a machine at a leaf: its own address; of a router, any from outside."""
+    found: list[z3.BoolRef] = []
+    if server.address is not None:
+        v = server.address.version
+        found.append(
+            z3.And(
+                condition(*exactly(Field.ETH_TYPE, ETH_TYPE[v])),
+                condition(*exactly(SRC[v], int(server.address))),
+            )
+        )
+    if server.routes:
+        found += [
+            z3.And(condition(*exactly(Field.ETH_TYPE, ETH_TYPE[v])), from_outside(net, v))
+            for v in versions(net)
+        ]
+    return found
+
+
+__all__ = [
+    "DST",
+    "ETH_TYPE",
+    "SRC",
+    "Holding",
+    "exactly",
+    "from_outside",
+    "holdings",
+    "lives",
+    "may_leave",
+    "may_leave_service",
+    "ordinary",
+    "outside",
+    "sent_as",
+    "to_gateway",
+    "to_one",
+    "version_of",
+    "versions",
+    "within",
+]

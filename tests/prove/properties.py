@@ -1,0 +1,310 @@
+"""What must hold of the fate of every frame, in every moment.
+
+    (a) no frame of a NIC leaves its switch from a source that the NIC has not, and none from a port where
+        the NIC is not any more; the controller gets copies, metered
+    (b) each honest frame arrives once, at the right port; while a migration changes where that is, at one of
+        the right ports; while it is copied, at each of them
+    (c) no frame goes round
+    (d) from one subnet to another, and so from one vnet to another, a frame comes only by being routed: with
+        its time to live less one, from the gateway's MAC. What is no IP comes to no other NIC at all
+
+Each function yields what is wrong with a fate, with a frame that shows it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import z3
+
+from prove import honest, wire
+from prove.networks import Moment
+from prove.reach import ROUND, Emission, End, Explorer, Fate
+from prove.terms import UNKNOWN, Bits, Sent, Value, all_of, undecided
+from retinue.core.model import NIC, VM, Network, Server, mac_to_int
+from retinue.core.pipeline.entry import Field, PortNo
+
+A, B, C, D = (
+    "a frame leaves from a source that its sender has not",
+    "an honest frame does not arrive once at the right port",
+    "a frame goes round",
+    "a frame comes to another subnet without being routed",
+)
+AMBIGUOUS = "two entries match a frame, and it is not said which counts"
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """A frame that has a fate it should not have."""
+
+    property: str
+    why: str
+    moment: Moment
+    fate: Fate
+    frame: dict[Field, int]
+
+
+@dataclass
+class Door:
+    """A port where frames come in, and who is there."""
+
+    at: End
+    vm: VM | None = None
+    nic: NIC | None = None
+    server: Server | None = None
+    """A machine at a leaf, or the server itself at the LOCAL port of its edge."""
+    sends_here: bool = False
+    """The VM may send from here: its NIC's honest frames must arrive."""
+    is_open: bool = False
+    """The port may be open; if not, nothing that it sends may leave."""
+
+    @property
+    def who(self) -> str:
+        if self.nic is not None:
+            return f"NIC {self.nic.port_id}"
+        return f"server {self.server.id}" if self.server is not None else "the fabric"
+
+
+@dataclass
+class Tally:
+    """What has been looked at: a proof about nothing proves nothing."""
+
+    doors: int = 0
+    fates: int = 0
+    honest: int = 0
+    """Fates of honest frames, each for one sender and one receiver."""
+    pairs: set[tuple[str, str]] = field(default_factory=set)
+    """Sender and receiver of which honest frames were followed."""
+    checks: int = 0
+
+
+def doors(moment: Moment) -> Iterator[Door]:
+    """Every port where somebody may send frames in, and, for what is on its way already, every cable's
+    end."""
+    net = moment.net
+    for vm in net.vms.values():
+        for nic in vm.nics:
+            for switch, port in net.vm_ports.get(nic.port_id, {}).items():
+                here = net.server_of_edge(switch)
+                sends = here is not None and here.id in moment.senders[nic.port_id]
+                is_open = here is not None and here.id in moment.open[nic.port_id]
+                yield Door((switch, port.number), vm, nic, sends_here=sends, is_open=is_open)
+    for server in net.servers.values():
+        if server.edge:
+            yield Door((server.edge, PortNo.LOCAL), server=server)
+        elif (at := net.location(server.id)) is not None and (number := net.port_number(at)) is not None:
+            yield Door((at.switch, number), server=server)
+    for end in sorted(moment.cables):
+        yield Door(end)
+
+
+def check(explorer: Explorer, moment: Moment, door: Door, tally: Tally) -> Iterator[Counterexample]:
+    """All that is wrong with frames which come in by a door."""
+    asked = _Asked(explorer, moment, door, tally)
+    tally.doors += 1
+    before = explorer.checks
+    for fate in explorer.fates(door.at):
+        tally.fates += 1
+        if fate.trouble:
+            what = C if fate.trouble == ROUND else AMBIGUOUS
+            yield from asked.wrong(what, fate.trouble, fate)
+            continue
+        yield from asked.leaves_as_its_own(fate)
+        yield from asked.is_routed(fate)
+        yield from asked.arrives(fate)
+    tally.checks += explorer.checks - before
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Frames that somebody sends to a NIC, or to outside: conditions on what is known, and on all else."""
+
+    to: honest.Holding | None
+    bits: tuple[Bits, ...]
+    rest: z3.BoolRef
+
+
+class _Asked:
+    """Questions about the fates of frames that come in by one door."""
+
+    def __init__(self, explorer: Explorer, moment: Moment, door: Door, tally: Tally) -> None:
+        self.explorer, self.moment, self.door, self.tally = explorer, moment, door, tally
+        self.net: Network = moment.net
+        self.router = next((s for s in self.net.servers.values() if s.routes), None)
+        self.own: list[tuple[Bits, ...]] = []
+        if door.vm is not None and door.nic is not None and door.is_open:
+            self.own = honest.may_leave(self.net, door.vm, door.nic)
+        self.ways = [*self._honest_ways()]
+
+    def _honest_ways(self) -> Iterator[_Way]:
+        """The honest frames that come in by the door."""
+        macs = [nic.mac for vm in self.net.vms.values() for nic in vm.nics]
+        receivers = [to for to in honest.holdings(self.net) if to.nic is not self.door.nic]
+        if self.door.nic is not None and self.door.sends_here:
+            sources = [(own, z3.BoolVal(True)) for own in self.own]
+        elif self.door.server is not None and self.door.server is self.router:
+            sources = [
+                (honest.to_gateway(self.net.gateway_mac, v), honest.from_outside(self.net, v))
+                for v in honest.versions(self.net)
+            ]
+        else:
+            return
+        for sent, source in sources:
+            version = honest.version_of(sent)
+            always = (source, honest.ordinary(version), honest.lives())
+            for to in receivers:
+                if to.ip.version == version:
+                    others = tuple(mac for mac in macs if mac != to.nic.mac)
+                    at = honest.exactly(honest.DST[version], int(to.ip))
+                    yield _Way(to, (*sent, at), z3.And(*always, honest.to_one(others)))
+            routes = () if self.router is None or self.door.nic is None else self.router.routes
+            if any(prefix.version == version for prefix in routes):
+                away = honest.outside(self.net, version)
+                yield _Way(None, sent, z3.And(*always, away, honest.to_one(tuple(macs))))
+
+    def wrong(self, what: str, why: str, fate: Fate, *conditions: z3.BoolRef) -> Iterator[Counterexample]:
+        """It is, if there is a frame of this fate of which the conditions hold."""
+        # One that can be written down is worth more than one that the entries alone allow.
+        model = self.explorer.example(*conditions)
+        if model is not None:
+            model = self.explorer.example(*conditions, *wire.real()) or model
+            frame = {f: model.eval(x, model_completion=True).as_long() for f, x in UNKNOWN.items()}
+            yield Counterexample(what, why, self.moment, fate, frame)
+
+    # ---- (a) ----
+
+    def leaves_as_its_own(self, fate: Fate) -> Iterator[Counterexample]:
+        if self.door.nic is None and self.door.server is None:
+            return
+        for told in fate.told:
+            if len(told.hops) == 1 and not told.metered:
+                yield from self.wrong(A, "the controller gets a copy that no meter holds back", fate)
+        left = [sent for sent in fate.sent if len(sent.hops) == 1 and sent.port != self.door.at[1]]
+        if not left:
+            return
+        if self.door.nic is not None:
+            own = [all_of(rest) for one in self.own if (rest := undecided(one, fate.known)) is not None]
+            allowed = z3.Or(*own)
+        elif self.door.server is not None and not self.door.server.edge:
+            allowed = z3.Or(*honest.may_leave_service(self.net, self.door.server))
+        else:
+            return
+        yield from self.wrong(A, f"{self.door.who} has sent it to {_ports(left)}", fate, z3.Not(allowed))
+
+    # ---- (b) ----
+
+    def arrives(self, fate: Fate) -> Iterator[Counterexample]:
+        for way in self.ways:
+            left = undecided(way.bits, fate.known)
+            if left is None:
+                continue
+            conditions = (all_of(left), way.rest)
+            if not self.explorer.is_possible(*conditions):
+                continue
+            self.tally.honest += 1
+            whom = "outside" if way.to is None else f"NIC {way.to.nic.port_id}"
+            self.tally.pairs.add((self.door.who, whom))
+            if way.to is None:
+                yield from self._reaches_outside(fate, conditions)
+                continue
+            why = self._not_once(fate, way.to)
+            if why:
+                yield from self.wrong(B, f"{self.door.who} to {way.to.ip}: {why}", fate, *conditions)
+            for arrived in () if why else fate.arrived:
+                yield from self._is_whole(fate, arrived, way.to, conditions)
+
+    def _not_once(self, fate: Fate, to: honest.Holding) -> str:
+        """What is wrong with where a frame for a NIC has arrived; "" if nothing is."""
+        if fate.told:
+            return "the controller gets it"
+        places = self.moment.places[to.nic.port_id]
+        right: set[End] = set()
+        for server in places:
+            edge = self.net.servers[server].edge
+            port = self.net.port_of(to.nic, edge)
+            if port is not None:
+                right.add((edge, port.number))
+        came = [(sent.switch, sent.port) for sent in fate.arrived]
+        if not came:
+            return "it is lost"
+        if len(set(came)) < len(came):
+            return f"it comes twice to one port: {_ports(fate.arrived)}"
+        if not set(came) <= right:
+            return f"it comes to {_ports(fate.arrived)}, and should to {sorted(right)}"
+        if to.nic.port_id not in self.moment.copied and len(came) > 1:
+            return f"it comes to {_ports(fate.arrived)}, and should to one of them"
+        if self.moment.everywhere and set(came) != right:
+            return f"it comes to {_ports(fate.arrived)} only, and should to {sorted(right)}"
+        return ""
+
+    def _is_whole(
+        self, fate: Fate, arrived: Emission, to: honest.Holding, conditions: tuple[z3.BoolRef, ...]
+    ) -> Iterator[Counterexample]:
+        """It arrives with the receiver's MAC, and with the addresses it was sent with."""
+        version = to.ip.version
+        macs = {mac_to_int(to.mac), mac_to_int(to.nic.mac)}
+        at = arrived.fields[Field.ETH_DST]
+        why = f"to {to.ip}: it comes to a MAC that is not the receiver's"
+        if isinstance(at, Sent):
+            mismatch = z3.And(*(UNKNOWN[at.field] != mac for mac in macs))
+            yield from self.wrong(B, why, fate, *conditions, mismatch)
+        elif at not in macs:
+            yield from self.wrong(B, why, fate, *conditions)
+        for name in (honest.SRC[version], honest.DST[version], Field.IP_PROTO, Field.VLAN_VID):
+            if arrived.fields[name] != Sent(name):
+                yield from self.wrong(B, f"to {to.ip}: its {name.name.lower()} is another", fate, *conditions)
+
+    def _reaches_outside(self, fate: Fate, conditions: tuple[z3.BoolRef, ...]) -> Iterator[Counterexample]:
+        router = self.router
+        assert router is not None
+        at = self.net.location(router.id)
+        number = None if at is None else self.net.port_number(at)
+        assert at is not None
+        came = [(sent.switch, sent.port) for sent in fate.arrived]
+        if came != [(at.switch, number)] or fate.told:
+            why = f"{self.door.who} to outside: it comes to {_ports(fate.arrived) or 'nowhere'}"
+            yield from self.wrong(B, why, fate, *conditions)
+        elif fate.arrived[0].fields[Field.ETH_DST] != mac_to_int(router.mac):
+            yield from self.wrong(B, "it comes to a MAC that is not the router's", fate, *conditions)
+
+    # ---- (d) ----
+
+    def is_routed(self, fate: Fate) -> Iterator[Counterexample]:
+        if self.door.nic is None and self.door.server is None:
+            return
+        for arrived in fate.arrived:
+            nic = self.net.nic_at(arrived.switch, arrived.port)
+            vm = self.net.vm_at(arrived.switch, arrived.port)
+            if nic is None or vm is None:
+                continue
+            if (arrived.switch, arrived.port) == self.door.at and len(arrived.hops) == 1:
+                continue  # The switch's own answer, back to who has asked.
+            yield from self._comes_rightly(fate, arrived, vm, nic)
+
+    def _comes_rightly(self, fate: Fate, arrived: Emission, vm: VM, nic: NIC) -> Iterator[Counterexample]:
+        what = f"from {self.door.who} to NIC {nic.port_id}"
+        if fate.known.get(Field.ETH_TYPE) not in [(kind, 0xFFFF) for kind in honest.ETH_TYPE.values()]:
+            no_ip = z3.And(*(UNKNOWN[Field.ETH_TYPE] != kind for kind in honest.ETH_TYPE.values()))
+            yield from self.wrong(D, f"{what}: it is no IP", fate, no_ip)
+        ttl = arrived.fields[Field.IP_TTL]
+        if ttl == Sent(Field.IP_TTL, 1):
+            here = self.net.server_of_edge(arrived.switch)
+            gateway: Value = mac_to_int(self.net.gateway_mac_of(here))
+            if arrived.fields[Field.ETH_SRC] != gateway:
+                yield from self.wrong(D, f"{what}: it is routed, and not from the gateway's MAC", fate)
+            return
+        if ttl != Sent(Field.IP_TTL):
+            yield from self.wrong(D, f"{what}: its time to live is {ttl}", fate)
+            return
+        subnets = self.net.subnets_of(self.net.assignments_of(vm, nic))
+        same = [
+            z3.And(
+                UNKNOWN[Field.ETH_TYPE] == honest.ETH_TYPE[s.prefix.version],
+                honest.within(honest.SRC[s.prefix.version], s.prefix),
+            )
+            for s in subnets
+        ]
+        yield from self.wrong(D, f"{what}: its time to live is what it was", fate, z3.Not(z3.Or(*same)))
+
+
+def _ports(sent: Sequence[Emission]) -> str:
+    return ", ".join(f"{one.switch} port {one.port}" for one in sent)

@@ -1,0 +1,330 @@
+"""The proof: it follows frames as switches do, and finds what an entry broken on purpose makes wrong."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+pytest.importorskip("z3", reason="make install-prove")
+
+from prove import words
+from prove.networks import NETWORKS, Moment, moments
+from prove.properties import AMBIGUOUS, A, B, C, Counterexample, D, Tally, doors
+from prove.reach import MAX_HOPS, Emission, Explorer, Fate, Hop
+from prove.run import NothingProvedError, examine
+from prove.terms import UNKNOWN, Sent
+from prove.wire import build, real
+from retinue.core.model import Role, mac_to_int
+from retinue.core.pipeline.compiler import Program, key_of
+from retinue.core.pipeline.entry import (
+    CONTROLLER,
+    Change,
+    Field,
+    Flow,
+    Group,
+    Meter,
+    Output,
+    PortNo,
+    set_field,
+)
+from retinue.core.pipeline.priorities import TABLE_MISS, Deliver, EdgeAdmit, Forward, Route
+from retinue.core.pipeline.tables import Table
+from support.fabric.networks import GATEWAY_MAC, UPLINK, vm_mac, vm_port
+from support.fakes.header import read
+from support.fakes.switch import FakeFabric, Loop
+
+
+@cache
+def at_rest(network: str) -> Moment:
+    """The network as it is; "left": the small one, when a VM has moved away."""
+    if network == "left":
+        return [*moments(NETWORKS["small"]())][-1]
+    return next(moments(NETWORKS[network]()))
+
+
+# ---- it follows frames as switches do ----
+
+
+def fake(moment: Moment, which: dict[str, int]) -> FakeFabric:
+    """Switches that run the bytes, with the programs that a fate had."""
+    made = FakeFabric()
+    for switch, programs in moment.programs.items():
+        entries = programs[which.get(switch, 0)].values()
+        made.add(switch).apply(
+            Change(
+                add=tuple(e for e in entries if isinstance(e, Flow)),
+                groups=tuple(e for e in entries if isinstance(e, Group)),
+                meters=tuple(e for e in entries if isinstance(e, Meter)),
+            )
+        )
+    for one, other in moment.cables.items():
+        if one < other:
+            made.cable(one, other)
+    return made
+
+
+def value(emission: Emission, field: Field, frame: dict[Field, int]) -> int:
+    held = emission.fields[field]
+    return frame[held.field] - held.minus if isinstance(held, Sent) else held
+
+
+def as_sent(emission: Emission, frame: dict[Field, int]) -> tuple[object, ...]:
+    """Where and how it arrives, as the proof has it."""
+    fields = {f: found for f in UNKNOWN if (found := value(emission, f, frame))}
+    return emission.switch, emission.port, tuple(sorted(fields.items()))
+
+
+def ways(fate: Fate) -> Iterator[tuple[Hop, ...]]:
+    yield fate.hops
+    yield from (one.hops for one in fate.sent)
+    yield from (one.hops for one in fate.told)
+
+
+Outcome = tuple[list[tuple[object, ...]], int]
+"""What arrives where, and how much the controller gets."""
+
+
+def outcomes(fabric: FakeFabric, switch: str, port: int, frame: bytes) -> list[Outcome]:
+    """What may become of a frame of bytes, whatever the groups choose."""
+    return [
+        (
+            sorted((at, out, tuple(sorted(read(got).fields.items()))) for at, out, got in delivery.arrivals),
+            len(delivery.to_controller),
+        )
+        for delivery in fabric.all_paths(switch, port, frame)
+    ]
+
+
+@pytest.mark.parametrize("network", ["small", "dual"])
+def test_a_frame_has_the_fate_that_switches_give_it(network: str) -> None:
+    """A frame is written down and sent through switches that run bytes: one at least that passes each entry,
+    and one for each number of places to arrive at."""
+    moment = at_rest(network)
+    fabric, followed = fake(moment, {}), 0
+    seen: set[object] = set()
+    explorer = Explorer(moment.programs, moment.cables)
+    for door in doors(moment):
+        if door.vm is None and door.server is None:
+            continue
+        for fate in explorer.fates(door.at):
+            passed: set[object] = {
+                (one.switch, flow) for way in ways(fate) for one in way for flow in one.flows
+            }
+            passed.add((door.at, len(fate.arrived), len(fate.told)))
+            if passed <= seen or (model := explorer.example(*real())) is None:
+                continue
+            seen |= passed
+            frame = {f: model.eval(x, model_completion=True).as_long() for f, x in UNKNOWN.items()}
+            sent = build(frame)
+            assert read(sent).fields == {f: v for f, v in frame.items() if v}, (
+                "it is the frame that was meant"
+            )
+            wanted = sorted(as_sent(one, frame) for one in fate.arrived), len(fate.told)
+            assert wanted in outcomes(fabric, *door.at, sent), f"{fate.at}: {frame}"
+            followed += 1
+    assert followed > 50
+
+
+# ---- it finds what is wrong ----
+
+Break = Callable[[Moment], tuple[str, Flow, Flow | None]]
+
+
+def broken(moment: Moment, switch: str, old: Flow, new: Flow | None) -> Moment:
+    """The moment with one entry of one switch put in another's place, or taken away."""
+    program: Program = dict(moment.programs[switch][0])
+    del program[old.key]
+    if new is not None:
+        program[key_of(new)] = new
+    return replace(moment, programs={**moment.programs, switch: (program,)})
+
+
+def entry(moment: Moment, switch: str, table: Table, priority: int, **terms: int) -> Flow:
+    """The one entry with these values in its match."""
+    wanted = {(Field[name.upper()], number) for name, number in terms.items()}
+    (found,) = (
+        flow
+        for flow in moment.programs[switch][0].values()
+        if isinstance(flow, Flow)
+        and (flow.table, flow.priority) == (table, priority)
+        and wanted <= {(field, number) for field, number, _ in flow.match}
+    )
+    return found
+
+
+def without(flow: Flow, *fields: Field) -> Flow:
+    return replace(flow, match=tuple(term for term in flow.match if term[0] not in fields))
+
+
+ONE = {"in_port": vm_port(1), "eth_type": 0x0800}
+
+
+def any_source(m: Moment) -> tuple[str, Flow, Flow | None]:
+    flow = entry(m, "edge1", Table.ADMIT, EdgeAdmit.BOUND, **ONE)
+    return "edge1", flow, without(flow, Field.IPV4_SRC)
+
+
+def any_mac(m: Moment) -> tuple[str, Flow, Flow | None]:
+    flow = entry(m, "edge1", Table.ADMIT, EdgeAdmit.BOUND, **ONE)
+    return "edge1", flow, without(flow, Field.ETH_SRC)
+
+
+def tagged(m: Moment) -> tuple[str, Flow, Flow | None]:
+    flow = entry(m, "edge1", Table.ADMIT, EdgeAdmit.BOUND, **ONE)
+    return "edge1", flow, without(flow, Field.VLAN_VID)
+
+
+def noise_goes_up(m: Moment) -> tuple[str, Flow, Flow | None]:
+    flow = entry(m, "edge1", Table.ADMIT, EdgeAdmit.NOISE, in_port=vm_port(1))
+    return "edge1", flow, replace(flow, actions=(Output(UPLINK),))
+
+
+def port_left_open(m: Moment) -> tuple[str, Flow, Flow | None]:
+    """The VM has moved away, and its old port may still send."""
+    there = entry(m, "edge2", Table.ADMIT, EdgeAdmit.BOUND, **ONE)
+    assert there.key not in m.programs["edge1"][0]
+    return "edge1", entry(m, "edge1", Table.ADMIT, TABLE_MISS), there
+
+
+def no_meter(m: Moment) -> tuple[str, Flow, Flow | None]:
+    flow = entry(m, "edge1", Table.ADMIT, EdgeAdmit.SPOOFED, **ONE)
+    return "edge1", flow, replace(flow, meter=None)
+
+
+def a_routers_source(m: Moment) -> tuple[str, Flow, Flow | None]:
+    """A router that may send as a VM."""
+    flow = next(
+        f
+        for f in m.programs["leaf1"][0].values()
+        if isinstance(f, Flow) and f.table == Table.ADMIT and f.actions == (CONTROLLER,)
+        and (Field.IN_PORT, 91, None) in f.match and (Field.IPV4_SRC, 0x0A010000, 0xFFFFFF00) in f.match
+    )  # fmt: skip
+    return "leaf1", flow, None
+
+
+def no_way(m: Moment) -> tuple[str, Flow, Flow | None]:
+    return "leaf1", entry(m, "leaf1", Table.ROUTE, Route.HOST, ipv4_dst=0x0A010065), None
+
+
+def other_port(m: Moment) -> tuple[str, Flow, Flow | None]:
+    flow = entry(m, "edge1", Table.DELIVER, Deliver.VM, ipv4_dst=0x0A010065)
+    return "edge1", flow, replace(flow, actions=(*flow.actions[:-1], Output(PortNo.LOCAL)))
+
+
+def doubled(m: Moment) -> tuple[str, Flow, Flow | None]:
+    flow = entry(m, "edge1", Table.DELIVER, Deliver.VM, ipv4_dst=0x0A010065)
+    return "edge1", flow, replace(flow, actions=(*flow.actions, flow.actions[-1]))
+
+
+def other_mac(m: Moment) -> tuple[str, Flow, Flow | None]:
+    flow = entry(m, "edge1", Table.DELIVER, Deliver.VM, ipv4_dst=0x0A010065)
+    wrong = set_field(Field.ETH_DST, vm_mac(2))
+    return "edge1", flow, replace(flow, actions=(wrong, *flow.actions[1:]))
+
+
+def sent_back(m: Moment) -> tuple[str, Flow, Flow | None]:
+    """What was brought for the VM goes to the gateway again."""
+    flow = entry(m, "edge1", Table.DELIVER, Deliver.VM, ipv4_dst=0x0A010065)
+    back = (set_field(Field.ETH_DST, GATEWAY_MAC), Output(PortNo.IN_PORT))
+    return "edge1", flow, replace(flow, actions=back)
+
+
+def neighbour_of_all(m: Moment) -> tuple[str, Flow, Flow | None]:
+    """By its MAC the VM is reached from every subnet."""
+    mac = mac_to_int(vm_mac(4))
+    flow = entry(m, "edge1", Table.FORWARD, Forward.LOCAL_VM, eth_dst=mac, eth_type=0x0800)
+    return "edge1", flow, without(flow, Field.IPV4_SRC)
+
+
+def no_ttl(m: Moment) -> tuple[str, Flow, Flow | None]:
+    """The leaf forwards as a switch does."""
+    flow = entry(m, "leaf1", Table.ROUTE, Route.HOST, ipv4_dst=0x0A010066)
+    return "leaf1", flow, replace(flow, actions=flow.actions[1:])
+
+
+def tie(m: Moment) -> tuple[str, Flow, Flow | None]:
+    """The entry for all packets to the VM has the priority of the one for those from its own server."""
+    flow = entry(m, "leaf1", Table.ROUTE, Route.HOST, ipv4_dst=0x0A010066)
+    return "leaf1", flow, replace(flow, priority=Route.HAIRPIN)
+
+
+@pytest.mark.parametrize(
+    ("network", "wanted", "why", "breaks"),
+    [
+        ("small", A, "edge1 port 1", any_source),
+        ("small", A, "edge1 port 1", any_mac),
+        ("small", A, "edge1 port 1", tagged),
+        ("small", A, "edge1 port 1", noise_goes_up),
+        ("left", A, "edge1 port 1", port_left_open),
+        ("small", A, "no meter", no_meter),
+        ("small", A, "server router has sent it", a_routers_source),
+        ("small", B, "it is lost", no_way),
+        ("small", B, "it comes to edge1 port 4294967294", other_port),
+        ("small", B, "twice to one port", doubled),
+        ("small", B, "not the receiver's", other_mac),
+        ("small", C, "16 switches", sent_back),
+        ("vnets", D, "its time to live is what it was", neighbour_of_all),
+        ("small", D, "its time to live is what it was", no_ttl),
+        ("small", AMBIGUOUS, "do not do the same", tie),
+    ],
+)
+def test_one_broken_entry_is_found(network: str, wanted: str, why: str, breaks: Break) -> None:
+    whole = at_rest(network)
+    switch, old, new = breaks(whole)
+    assert new != old
+    moment = broken(whole, switch, old, new)
+    found = next(one for one in all_wrong(moment) if one.property == wanted and why in one.why)
+    said = words.text(found)
+    assert wanted in said and why in said and build(found.frame).hex() in said
+    if new is not None and "server router" not in why:
+        assert words.named(moment.net, switch, new) in said, said
+    happens(moment, found)
+
+
+def all_wrong(moment: Moment) -> Iterator[Counterexample]:
+    try:
+        yield from examine(moment, Tally())
+    except NothingProvedError:
+        return
+
+
+def happens(moment: Moment, found: Counterexample) -> None:
+    """Switches that run the bytes do the same with the frame: what was found is so."""
+    frame, fabric = build(found.frame), fake(moment, dict(found.fate.which))
+    if found.property == AMBIGUOUS:
+        return
+    if found.property == C:
+        with pytest.raises(Loop):
+            fabric.send(*found.fate.at, frame)
+        return
+    came = [{(at[0], at[1]) for at in arrived} for arrived, _ in outcomes(fabric, *found.fate.at, frame)]
+    assert {(one.switch, one.port) for one in found.fate.arrived} in came
+
+
+def test_what_was_never_looked_at_is_not_proved() -> None:
+    """A VM without a port sends nothing, and so nothing that is wrong."""
+    moment = at_rest("small")
+    moment.net.vm_ports["vm1"], ports = {}, moment.net.vm_ports["vm1"]
+    try:
+        with pytest.raises(NothingProvedError, match="vm1"):
+            list(examine(moment, Tally()))
+    finally:
+        moment.net.vm_ports["vm1"] = ports
+
+
+def test_the_networks_have_every_role_and_every_step_of_a_migration() -> None:
+    names = {moment.name.split(":")[0] for moment in moments(NETWORKS["dual"]())}
+    assert names == {
+        "at rest", "a port at the target", "admitted", "target_closed (undone before it is diverted)",
+        "diverted (paused already)", "diverted", "forwarded", "copied", "returned", "target_closed (undone)",
+        "source_closed", "settled",
+    }  # fmt: skip
+    net = at_rest("vnets").net
+    assert {switch.role for switch in net.switches.values()} == set(Role)
+    assert len(net.vnets) > 1
+    assert net.gateway_groups
+    assert any(nic.allowed for vm in net.vms.values() for nic in vm.nics)
+    assert {ip.version for ip in net.assignments} == {4, 6}
+    assert len(at_rest("dual").net.vms["vm1"].nics) == 2
+    assert FakeFabric.max_hops == MAX_HOPS
