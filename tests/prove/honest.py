@@ -79,6 +79,16 @@ def to_gateway(gateway: Mac, version: int) -> tuple[Bits, ...]:
     )
 
 
+def brought_to(server: Server, gateway: Mac, version: int) -> tuple[Bits, ...]:
+    """An untagged packet that a leaf has routed to a server."""
+    return (
+        exactly(Field.VLAN_VID, 0),
+        exactly(Field.ETH_TYPE, ETH_TYPE[version]),
+        exactly(Field.ETH_SRC, mac_to_int(gateway)),
+        exactly(Field.ETH_DST, mac_to_int(server.mac)),
+    )
+
+
 def version_of(sent: tuple[Bits, ...]) -> int:
     """The IP version of such packets."""
     return next(version for version, kind in ETH_TYPE.items() if exactly(Field.ETH_TYPE, kind) in sent)
@@ -175,6 +185,7 @@ __all__ = [
     "ETH_TYPE",
     "SRC",
     "Holding",
+    "brought_to",
     "exactly",
     "from_outside",
     "holdings",

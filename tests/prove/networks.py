@@ -53,6 +53,8 @@ class Moment:
     cables: dict[End, End]
     places: dict[str, frozenset[str]]
     """By NIC: the servers at which a frame for it may arrive; at one of them."""
+    brought: dict[str, dict[str, frozenset[str]]] = field(default_factory=dict)
+    """By NIC, and by server to which the fabric may still bring a frame for it: where that one may arrive."""
     copied: frozenset[str] = frozenset()
     """NICs whose frames may arrive at each of these servers, once at each."""
     everywhere: bool = False
@@ -115,15 +117,20 @@ def settled(case: Case, name: str) -> Moment:
     places: dict[str, frozenset[str]] = {}
     copied: set[str] = set()
     senders: dict[str, frozenset[str]] = {}
+    brought: dict[str, dict[str, frozenset[str]]] = {}
     for vm in net.vms.values():
         copies = {vm.copied_to} - {"", vm.server}
         for nic in vm.nics:
             places[nic.port_id] = frozenset({vm.server, *copies})
             senders[nic.port_id] = frozenset({vm.server, *vm.also})
+            here = {server: frozenset({server}) for server in vm.also}
+            sent_on = {vm.forwarded_from} - {""}
+            brought[nic.port_id] = here | dict.fromkeys({vm.server, *sent_on}, places[nic.port_id])
             if copies:
                 copied.add(nic.port_id)
     held: dict[str, tuple[Program, ...]] = {s: (program,) for s, program in case.programs.items()}
-    return Moment(name, net, held, cables(net), places, frozenset(copied), True, senders, senders)
+    both = frozenset(copied)
+    return Moment(name, net, held, cables(net), places, brought, both, True, senders, senders)
 
 
 def changing(case: Case, name: str, near: Near, change: Callable[[Network], object]) -> Iterator[Moment]:
@@ -149,12 +156,18 @@ def changing(case: Case, name: str, near: Near, change: Callable[[Network], obje
             },
             before.cables,
             {nic: before.places[nic] | after.places[nic] for nic in after.places},
+            {nic: _either(before.brought[nic], after.brought[nic]) for nic in after.brought},
             before.copied | after.copied | _may_be_copied(before.net) | _may_be_copied(after.net),
             False,
             {nic: before.senders[nic] & after.senders[nic] for nic in after.senders},
             {nic: before.senders[nic] | after.senders[nic] for nic in after.senders},
         )
     yield replace(after, name=f"{name}: done")
+
+
+def _either(before: dict[str, frozenset[str]], after: dict[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+    """What is promised both before and after."""
+    return {server: before[server] | after[server] for server in before.keys() & after.keys()}
 
 
 def _may_be_copied(net: Network) -> frozenset[str]:

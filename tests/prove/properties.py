@@ -3,7 +3,8 @@
     (a) no frame of a NIC leaves its switch from a source that the NIC has not, and none from a port where
         the NIC is not any more; the controller gets copies, metered
     (b) each honest frame arrives once, at the right port; while a migration changes where that is, at one of
-        the right ports; while it is copied, at each of them
+        the right ports; while it is copied, at each of them. So does what the fabric has brought to a server
+        where the VM is, or from where it is sent on
     (c) no frame goes round
     (d) from one subnet to another, and so from one vnet to another, a frame comes only by being routed: with
         its time to live less one, from the gateway's MAC. What is no IP comes to no other NIC at all
@@ -54,6 +55,8 @@ class Door:
     """A machine at a leaf, or the server itself at the LOCAL port of its edge."""
     sends_here: bool = False
     """The VM may send from here: its NIC's honest frames must arrive."""
+    brought_to: Server | None = None
+    """Of the uplink of an edge: the server to which the fabric brings frames here."""
     is_open: bool = False
     """The port may be open; if not, nothing that it sends may leave."""
 
@@ -94,7 +97,7 @@ def doors(moment: Moment) -> Iterator[Door]:
         elif (at := net.location(server.id)) is not None and (number := net.port_number(at)) is not None:
             yield Door((at.switch, number), server=server)
     for end in sorted(moment.cables):
-        yield Door(end)
+        yield Door(end, brought_to=net.server_of_edge(end[0]))
 
 
 def check(explorer: Explorer, moment: Moment, door: Door, tally: Tally) -> Iterator[Counterexample]:
@@ -144,6 +147,12 @@ class _Asked:
         elif self.door.server is not None and self.door.server is self.router:
             sources = [
                 (honest.to_gateway(self.net.gateway_mac, v), honest.from_outside(self.net, v))
+                for v in honest.versions(self.net)
+            ]
+        elif (here := self.door.brought_to) is not None:
+            receivers = [to for to in receivers if here.id in self.moment.brought[to.nic.port_id]]
+            sources = [
+                (honest.brought_to(here, self.net.gateway_mac, v), z3.BoolVal(True))
                 for v in honest.versions(self.net)
             ]
         else:
@@ -217,6 +226,8 @@ class _Asked:
         if fate.told:
             return "the controller gets it"
         places = self.moment.places[to.nic.port_id]
+        if self.door.brought_to is not None:
+            places = self.moment.brought[to.nic.port_id][self.door.brought_to.id]
         right: set[End] = set()
         for server in places:
             edge = self.net.servers[server].edge

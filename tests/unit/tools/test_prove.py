@@ -30,6 +30,8 @@ from retinue.core.pipeline.entry import (
 )
 from retinue.core.pipeline.priorities import TABLE_MISS, Deliver, EdgeAdmit, Forward, Route
 from retinue.core.pipeline.tables import Table
+from retinue.core.pipeline.underlay import Near
+from retinue.core.pipeline.underlay.fabric import LeafSpine
 from support.fabric.networks import GATEWAY_MAC, UPLINK, vm_mac, vm_port
 from support.fakes.header import read
 from support.fakes.switch import FakeFabric, Loop
@@ -280,6 +282,25 @@ def test_one_broken_entry_is_found(network: str, wanted: str, why: str, breaks: 
     if new is not None and "server router" not in why:
         assert words.named(moment.net, switch, new) in said, said
     happens(moment, found)
+
+
+def test_switches_that_are_told_in_a_wrong_order_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An undone target that forwards already, while the source still does: frames go to and fro."""
+
+    def target_first(self: LeafSpine, source: str, target: str) -> Near:
+        return [{self.net.servers[target].edge}, {self.net.servers[source].edge}]
+
+    monkeypatch.setattr(LeafSpine, "order_to_return", target_first)
+    moment = next(m for m in moments(NETWORKS["small"]()) if m.name.startswith("returned: stage 1"))
+    found = next(one for one in all_wrong(moment) if one.property == C)
+    assert "edge2 has the change" in words.text(found)
+
+
+def test_what_is_on_its_way_when_the_source_forwards_no_more_is_found_lost() -> None:
+    forwards = next(m for m in moments(NETWORKS["small"]()) if m.name == "forwarded: done")
+    send_on = entry(forwards, "edge1", Table.DELIVER, Deliver.VM, ipv4_dst=0x0A010065)
+    found = [one for one in all_wrong(broken(forwards, "edge1", send_on, None)) if one.property == B]
+    assert {(one.fate.at, one.why.split(": ")[1]) for one in found} == {(("edge1", UPLINK), "it is lost")}
 
 
 def all_wrong(moment: Moment) -> Iterator[Counterexample]:
