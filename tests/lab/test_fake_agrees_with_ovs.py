@@ -42,7 +42,9 @@ from retinue.core.pipeline.entry import (
     Group,
     Meter,
     Output,
+    PopVlan,
     PortNo,
+    PushVlan,
     RegMove,
     SetField,
     ToGroup,
@@ -207,6 +209,30 @@ class TestMadeByHand:
             odd = bytearray(whole)
             odd[at] = value
             pair.frame(bytes(odd))
+
+    def test_tags_put_and_taken(self, real: RealSwitch) -> None:
+        """A frame gets a tag on its way, keeps it over a group, loses it for one port and has it again."""
+        vid = SetField(Field.VLAN_VID, 0x1000 | 7)
+        pair = Pair(
+            real,
+            flow(PushVlan(), vid, goto=10, in_port=1, vlan_vid=0, eth_type=0x0800),
+            flow(Output(2), DecTtl(), ToGroup(1), table=10, priority=20, eth_type=0x0800, vlan_vid=0x1007),
+            flow(Output(PortNo.LOCAL), table=10, priority=10, vlan_vid=(0x1000, 0x1000)),
+            flow(Output(3), table=10, priority=5),
+            flow(PopVlan(), CONTROLLER, Output(1), PushVlan(), vid, BACK, in_port=2, vlan_vid=0x1007),
+            flow(goto=10, in_port=3),
+            groups=(Group(1, ((Output(3),),)),),
+        )
+        tagged = bytearray(udp(vlan=7))
+        assert pair.out(udp())[0] == (2, bytes(tagged))
+        assert [port for port, _ in pair.out(udp())] == [2, 3]
+        assert pair.out(udp(vlan=7)) == [], "what is admitted has no tag"
+        back = pair.frame(udp(vlan=7), 2)
+        assert sorted(back.outputs) == [(1, udp()), (2, udp(vlan=7))]
+        assert [frame for *_, frame in back.to_controller] == [udp()]
+        assert pair.out(udp(vlan=8), 3) == [(PortNo.LOCAL, udp(vlan=8))], "any other tag"
+        assert pair.out(udp(vlan=8), 2) == []
+        pair.frame(arp_request(VM1, IP1, IP2), 3)
 
     def test_echo_answer(self, real: RealSwitch) -> None:
         answering = echo_answer(

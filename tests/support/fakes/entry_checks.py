@@ -16,7 +16,9 @@ from retinue.core.pipeline.entry import (
     Group,
     Match,
     Output,
+    PopVlan,
     PortNo,
+    PushVlan,
     RegMove,
     SetField,
     ToGroup,
@@ -83,6 +85,7 @@ SETTABLE = frozenset(
         Field.TUNNEL_ID,
         Field.ETH_DST,
         Field.ETH_SRC,
+        Field.VLAN_VID,
         Field.IPV4_SRC,
         Field.IPV4_DST,
         Field.TCP_SRC,
@@ -105,6 +108,8 @@ SETTABLE = frozenset(
 """Fields the fake can write."""
 
 _LAST_TABLE = 253
+VLAN_PRESENT = 0x1000
+"""OFPVID_PRESENT: of a VLAN id, that there is a tag."""
 
 
 def check_flow(flow: Flow, groups: Collection[int], meters: Collection[int]) -> None:
@@ -118,12 +123,30 @@ def check_flow(flow: Flow, groups: Collection[int], meters: Collection[int]) -> 
         for action in flow.actions:
             _check_action(action, groups)
             _check_needs_of_action(action, flow.match)
+        _check_tags(flow)
         if flow.goto is not None and not flow.table < flow.goto <= _LAST_TABLE:
             raise BadEntry(f"goto table {flow.goto}: a frame can only go on to a later table")
         if flow.meter is not None and flow.meter not in meters:
             raise BadEntry(f"there is no meter {flow.meter}")
     except BadEntry as error:
         raise BadEntry(f"{error}, in {flow}") from None
+
+
+def _check_tags(flow: Flow) -> None:
+    """A tag is written and taken where there is one, and put where there is none."""
+    tagged = any(field is Field.VLAN_VID and value & VLAN_PRESENT for field, value, _ in flow.match)
+    for action in flow.actions:
+        match action:
+            case PushVlan() if tagged:
+                raise BadEntry("a second tag")
+            case PopVlan() | SetField(Field.VLAN_VID, _) if not tagged:
+                raise BadEntry(f"{action} on a frame that may have no tag")
+            case SetField(Field.VLAN_VID, value) if not value & VLAN_PRESENT:
+                raise BadEntry("a tag is not removed by its number")
+            case PushVlan() | PopVlan():
+                tagged = isinstance(action, PushVlan)
+            case _:
+                pass
 
 
 def check_group(group: Group) -> None:
@@ -196,5 +219,5 @@ def _check_action(action: Action, groups: Collection[int]) -> None:
         case ToGroup(group):
             if group not in groups:
                 raise BadEntry(f"there is no group {group} to go to")
-        case DecTtl():
+        case DecTtl() | PushVlan() | PopVlan():
             pass

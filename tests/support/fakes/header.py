@@ -72,9 +72,21 @@ class Packet:
         twin.fields, twin.ttl, twin.recirculated = dict(self.fields), self.ttl, self.recirculated
         return twin
 
+    def push_vlan(self) -> None:
+        assert not self.fields.get(Field.VLAN_VID), "no frame of ours ever has two tags"
+        self.fields[Field.VLAN_VID] = _VLAN_PRESENT
+
+    def pop_vlan(self) -> None:
+        self.fields[Field.VLAN_VID] = 0
+
     def sent(self) -> bytes:
         """The frame as it would be sent now."""
-        return write(self.frame, self.base, self.fields, self.ttl)
+        out = write(self.frame, self.base, self.fields, self.ttl)
+        had, has = self.base.fields.get(Field.VLAN_VID, 0), self.fields.get(Field.VLAN_VID, 0)
+        if had == has:
+            return out
+        tag = b"\x81\x00" + (has & 0x0FFF).to_bytes(2, "big") if has else b""
+        return out[:12] + tag + out[16 if had else 12 :]
 
 
 def read(frame: bytes) -> Header:

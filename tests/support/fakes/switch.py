@@ -30,7 +30,9 @@ from retinue.core.pipeline.entry import (
     Group,
     Meter,
     Output,
+    PopVlan,
     PortNo,
+    PushVlan,
     RegMove,
     SetField,
     ToGroup,
@@ -255,6 +257,10 @@ class _Run:
                         return False
                     packet.ttl -= 1
                     packet.fields[Field.IP_TTL] = packet.ttl
+                case PushVlan():
+                    packet.push_vlan()
+                case PopVlan():
+                    packet.pop_vlan()
                 case ToGroup(number):
                     buckets = self.switch.groups[number].buckets
                     if buckets:

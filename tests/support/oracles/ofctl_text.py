@@ -12,7 +12,9 @@ from retinue.core.pipeline.entry import (
     Group,
     Meter,
     Output,
+    PopVlan,
     PortNo,
+    PushVlan,
     RegMove,
     SetField,
     ToGroup,
@@ -88,6 +90,10 @@ def action_text(action: Action) -> str:
             return f"move:OXM_OF_{source.name}[]->OXM_OF_{target.name}[]"
         case DecTtl():
             return "dec_ttl"
+        case PushVlan():
+            return "push_vlan:0x8100"
+        case PopVlan():
+            return "pop_vlan"
         case ToGroup(group):
             return f"group:{group}"
 

@@ -19,7 +19,9 @@ from retinue.core.pipeline.entry import (
     Match,
     Meter,
     Output,
+    PopVlan,
     PortNo,
+    PushVlan,
     RegMove,
     SetField,
     ToGroup,
@@ -77,6 +79,10 @@ def os_ken_action(action: Action) -> Any:
             )
         case DecTtl():
             return PARSER.OFPActionDecNwTtl()
+        case PushVlan():
+            return PARSER.OFPActionPushVlan(0x8100)
+        case PopVlan():
+            return PARSER.OFPActionPopVlan()
         case ToGroup(group):
             return PARSER.OFPActionGroup(group)
 
@@ -168,6 +174,8 @@ def action_lists() -> st.SearchStrategy[tuple[Action, ...]]:
         set_fields(),
         moves(),
         st.just(DecTtl()),
+        st.just(PushVlan()),
+        st.just(PopVlan()),
         st.integers(0, 0xFFFFFF00).map(ToGroup),
     )
     return st.lists(st.one_of(*one), max_size=6).map(tuple)

@@ -128,6 +128,16 @@ class DecTtl:
 
 
 @dataclass(frozen=True, slots=True)
+class PushVlan:
+    """Put an 802.1Q tag before all else, VLAN 0 until a SetField says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class PopVlan:
+    """Take the outermost VLAN tag away."""
+
+
+@dataclass(frozen=True, slots=True)
 class ToGroup:
     """Hand the frame to a group, which chooses one of its buckets."""
 
@@ -137,7 +147,7 @@ class ToGroup:
 CONTROLLER = Output(PortNo.CONTROLLER)
 """Hand the frame, as it is at this point, to the controller."""
 
-Action = Output | SetField | RegMove | DecTtl | ToGroup
+Action = Output | SetField | RegMove | DecTtl | PushVlan | PopVlan | ToGroup
 
 MatchTerm = tuple[Field, int, int | None]
 Match = tuple[MatchTerm, ...]

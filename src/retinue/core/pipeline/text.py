@@ -10,7 +10,9 @@ from retinue.core.pipeline.entry import (
     Flow,
     Match,
     Output,
+    PopVlan,
     PortNo,
+    PushVlan,
     RegMove,
     SetField,
     ToGroup,
@@ -64,6 +66,10 @@ def action_text(action: Action) -> str:
             return f"move:{source.name.lower()}->{target.name.lower()}"
         case DecTtl():
             return "dec_ttl"
+        case PushVlan():
+            return "push_vlan:0x8100"
+        case PopVlan():
+            return "pop_vlan"
         case ToGroup(group):
             return f"group:{group}"
 

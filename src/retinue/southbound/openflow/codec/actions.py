@@ -7,7 +7,18 @@ OpenFlow.
 from collections.abc import Iterable
 from struct import Struct
 
-from retinue.core.pipeline.entry import Action, DecTtl, Flow, Output, PortNo, RegMove, SetField, ToGroup
+from retinue.core.pipeline.entry import (
+    Action,
+    DecTtl,
+    Flow,
+    Output,
+    PopVlan,
+    PortNo,
+    PushVlan,
+    RegMove,
+    SetField,
+    ToGroup,
+)
 from retinue.southbound.openflow.codec.oxm import BITS, FIELD_OF_HEADER, FIELD_OF_MOVE, HEADERS, encode_field
 from retinue.southbound.openflow.codec.wire import (
     ANY_GROUP,
@@ -17,7 +28,7 @@ from retinue.southbound.openflow.codec.wire import (
     UnknownFieldError,
 )
 
-OUTPUT, GROUP, DEC_NW_TTL, SET_FIELD, EXPERIMENTER = 0, 22, 24, 25, 0xFFFF
+OUTPUT, PUSH_VLAN, POP_VLAN, GROUP, DEC_NW_TTL, SET_FIELD, EXPERIMENTER = 0, 17, 18, 22, 24, 25, 0xFFFF
 GOTO_TABLE, APPLY_ACTIONS, METER = 1, 4, 6
 NICIRA, REG_MOVE = 0x00002320, 6
 
@@ -30,6 +41,9 @@ _METER = Struct("!HHI")
 _APPLY = Struct("!HH4x")
 _BUCKET = Struct("!HHII4x")
 _DEC_TTL = _HEAD.pack(DEC_NW_TTL, 8) + bytes(4)
+_PUSH_VLAN = _HEAD.pack(PUSH_VLAN, 8) + bytes((0x81, 0x00, 0, 0))
+"""The tag's EtherType is that of IEEE 802.1Q."""
+_POP_VLAN = _HEAD.pack(POP_VLAN, 8) + bytes(4)
 
 
 def encode_action(action: Action) -> bytes:
@@ -48,6 +62,10 @@ def encode_action(action: Action) -> bytes:
             return _GROUP.pack(GROUP, 8, group)
         case DecTtl():
             return _DEC_TTL
+        case PushVlan():
+            return _PUSH_VLAN
+        case PopVlan():
+            return _POP_VLAN
         case RegMove(source, target):
             bits = BITS[source]
             if bits != BITS[target]:
@@ -108,6 +126,10 @@ def _action(data: bytes, kind: int, at: int, length: int) -> Action:
     match kind, length:
         case 0, 16:
             return Output(int.from_bytes(data[at + 4 : at + 8]))
+        case 17, 8 if data[at + 4 : at + 6] == b"\x81\x00":
+            return PushVlan()
+        case 18, 8:
+            return PopVlan()
         case 22, 8:
             return ToGroup(int.from_bytes(data[at + 4 : at + 8]))
         case 24, 8:
@@ -116,7 +138,7 @@ def _action(data: bytes, kind: int, at: int, length: int) -> Action:
             return _set_field(data, at, length)
         case 0xFFFF, 24:
             return _move(data, at)
-        case ((0 | 22 | 24), _):
+        case ((0 | 18 | 22 | 24), _):
             raise ProtocolError(f"action of type {kind} cannot be {length} bytes long")
     raise UnknownFieldError(f"action of type {kind}")
 
