@@ -265,7 +265,7 @@ class VMNicsChanged(Change):
 
     def apply(self, state: State) -> Touched:
         check_vm(state.net, self.vm, without=self.ended)
-        touched = [state.net.unassign(held.ip) for held in self.ended]
+        touched = [state.net.unassign(held.key) for held in self.ended]
         return frozenset().union(state.net.put_vm(self.vm), *touched)
 
     def undo(self, state: State) -> Undo:

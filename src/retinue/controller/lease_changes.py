@@ -19,13 +19,13 @@ class AddressAssigned(Change):
 
     def apply(self, state: State) -> Touched:
         given, net = self.assignment, state.net
-        if given.origin is Origin.MANAGER and net.subnet_of(given.ip) is None:
+        if given.origin is Origin.MANAGER and net.subnet_of(given.ip, given.vrf) is None:
             raise ModelError(f"VM {given.vm}: {given.ip} is in no subnet of the fabric")
         return net.assign(given)
 
     def undo(self, state: State) -> Undo:
-        net, ip, old = state.net, self.assignment.ip, state.net.assignments.get(self.assignment.ip)
-        return lambda: net.unassign(ip) if old is None else net.assign(old)
+        net, key, old = state.net, self.assignment.key, state.net.assignments.get(self.assignment.key)
+        return lambda: net.unassign(key) if old is None else net.assign(old)
 
     def kept(self) -> tuple[Storable, ...]:
         return (self.assignment,)
@@ -38,11 +38,11 @@ class AddressReleased(Change):
     assignment: Assignment
 
     def apply(self, state: State) -> Touched:
-        return state.net.unassign(self.assignment.ip)
+        return state.net.unassign(self.assignment.key)
 
     def undo(self, state: State) -> Undo:
-        net, old = state.net, state.net.assignments.get(self.assignment.ip)
-        return lambda: net.unassign(self.assignment.ip) if old is None else net.assign(old)
+        net, old = state.net, state.net.assignments.get(self.assignment.key)
+        return lambda: net.unassign(self.assignment.key) if old is None else net.assign(old)
 
     def dropped(self) -> tuple[Storable, ...]:
         return (self.assignment,)

@@ -77,6 +77,8 @@ MOST_ALLOWED = 64
 """Addresses that one NIC may take."""
 MOST_SUBNETS = 1000
 """Subnets, and as many vnets: every switch has entries for each subnet."""
+MOST_VRFS = 256
+"""Routing domains."""
 MOST_RELAYED = 16
 """DHCP servers to which one subnet's messages are relayed."""
 MOST_REPORTED = 1024

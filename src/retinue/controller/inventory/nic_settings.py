@@ -8,7 +8,7 @@ from retinue.controller.context import Context
 from retinue.controller.errors import RequestError, no_vm
 from retinue.controller.lease_changes import AddressAssigned, AddressReleased
 from retinue.controller.nic_changes import NICChanged
-from retinue.core.model import IP, NIC, VM, Allowed, Assignment, BindingKind, Mac, Network, Origin
+from retinue.core.model import IP, NIC, VM, Allowed, Assignment, BindingKind, Mac, Network
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
@@ -34,9 +34,9 @@ def named_nic(vm: VM, port_id: str) -> NIC:
     return nic
 
 
-def static_assignments(vm: str, nic: NIC) -> list[Assignment]:
+def static_assignments(net: Network, vm: str, nic: NIC) -> list[Assignment]:
     """Addresses the manager gives to a NIC are bindings at once."""
-    return [Assignment(ip, nic.mac, vm, BindingKind.STATIC, Origin.MANAGER) for ip in nic.addresses]
+    return [net.static(vm, nic, ip) for ip in nic.addresses]
 
 
 def replaced(net: Network, vm: VM, old: NIC, new: NIC) -> list[Change]:
@@ -44,7 +44,7 @@ def replaced(net: Network, vm: VM, old: NIC, new: NIC) -> list[Change]:
     held = net.assignments_of(vm, old)
     static = {a.ip for a in held if a.kind is BindingKind.STATIC}
     gone = [a for a in held if a.ip in static and a.ip not in new.addresses]
-    given = [a for a in static_assignments(vm.id, new) if a.ip not in static]
+    given = [a for a in static_assignments(net, vm.id, new) if a.ip not in static]
     changed = NICChanged(vm, old, new, tuple(a for a in held if a not in gone))
     return [*map(AddressReleased, gone), changed, *map(AddressAssigned, given)]
 

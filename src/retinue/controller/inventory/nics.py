@@ -72,7 +72,9 @@ class NicControl:
         ended: tuple[Assignment, ...] = (),
     ) -> VM:
         wanted = replace(vm, nics=nics)
-        given = [] if new is None else [AddressAssigned(one) for one in static_assignments(vm.id, new)]
+        given = (
+            [] if new is None else [AddressAssigned(one) for one in static_assignments(self._net, vm.id, new)]
+        )
         touched = set(self._context.apply(VMNicsChanged(wanted, vm, ended), *given))
         if new is not None:
             touched |= self._found(new)

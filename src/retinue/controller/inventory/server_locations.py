@@ -158,7 +158,7 @@ class ServerLocations:
         """
         net = self._context.net
         own = net.subnet_of(asked)
-        subnets = [own] if own is not None else sorted(net.subnets.values(), key=lambda subnet: subnet.id)
+        subnets = [own] if own is not None else sorted(net.subnets_in(), key=lambda subnet: subnet.id)
         return next((s.gateway for s in subnets if isinstance(s.gateway, IPv4Address)), None)
 
     def _once_a_second(self, what: str, server: str) -> bool:

@@ -93,7 +93,7 @@ class VMSettings:
         """Why static addresses of a VM may come to be another's, too, as far as can be known: sentences."""
         found = []
         for nic, ip in [(one, ip) for one in vm.nics for ip in one.addresses]:
-            subnet = self._net.subnet_of(ip)
+            subnet = self._net.subnet_of(ip, self._net.vrf_of(nic))
             pool = None if subnet is None else _pool_of(subnet, ip)
             if subnet is not None and pool is not None:
                 found.append(

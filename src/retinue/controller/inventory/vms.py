@@ -85,7 +85,9 @@ class Inventory:
         changes: list[Change] = []
         for vm in vms:
             changes.append(VMRegistered(vm))
-            changes += [AddressAssigned(a) for nic in vm.nics for a in static_assignments(vm.id, nic)]
+            changes += [
+                AddressAssigned(a) for nic in vm.nics for a in static_assignments(self._net, vm.id, nic)
+            ]
         touched = set(self._context.apply(*changes))
         for nic in (nic for vm in vms for nic in vm.nics):
             touched |= self._look_for_port(nic)

@@ -195,7 +195,7 @@ class DhcpPath:
 
     async def release(self, assignment: Assignment, reason: str) -> None:
         context = self._context
-        if context.net.assignments.get(assignment.ip) != assignment:
+        if context.net.assignments.get(assignment.key) != assignment:
             return  # Renewed or given back since the effect was computed.
         await context.commit(AddressReleased(assignment))
         context.events.publish(EventType.BINDING_REMOVED, vm=assignment.vm, ip=assignment.ip, reason=reason)

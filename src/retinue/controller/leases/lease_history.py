@@ -51,7 +51,7 @@ class LeaseMemory:
     def last_of(self, mac: Mac) -> Assignment | None:
         """The lease the NIC had last, if it has none; None also when another holds that address by now."""
         lease = self._ended.get(mac)
-        return None if lease is None or lease.ip in self._net.assignments else lease
+        return None if lease is None or lease.key in self._net.assignments else lease
 
     def vm_gone(self, vm: str) -> None:
         """There is no such VM any more, and so none of its NICs."""

@@ -227,7 +227,8 @@ class Renewals:
         if not confirmed:
             self._end(order, OrderState.REJECTED, "the switches have not confirmed the binding of the ACK")
             return
-        held = self._context.net.assignments.get(order.ip)
+        net = self._context.net
+        held = net.holder(order.ip, net.vrf_of_mac(order.mac))
         end = None if held is None else held.lease_end
         seconds = answer.lease_time
         granted = None if seconds is None or isinf(seconds) else seconds

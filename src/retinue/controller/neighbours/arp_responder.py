@@ -37,7 +37,7 @@ class ArpResponder:
         nic = net.nic_at(switch, port)
         if nic is not None and self._taking.heard(vm, nic, ethernet.src, request):
             return
-        if arp.answers_vm(net, switch, request):
+        if arp.answers_vm(net, switch, request, net.vrf_at(switch, port)):
             self._context.counters[Count.ARP_ANSWERED] += 1
             gateway_mac = net.gateway_mac_of(net.server_of_edge(switch))
             self._context.send_frame(switch, port, arp_reply(request, gateway_mac))

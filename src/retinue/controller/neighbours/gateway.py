@@ -34,7 +34,8 @@ class Gateway:
             return
         context.counters[Count.EXPIRED_ANSWERED] += 1
         mac = context.net.gateway_mac
-        context.send_frame(switch, PortNo.TABLE, Ethernet(mac, mac, ethernet.ethertype, answer).build())
+        told = Ethernet(mac, mac, ethernet.ethertype, answer, ethernet.vlan)
+        context.send_frame(switch, PortNo.TABLE, told.build())
 
     def _time_exceeded(self, expired: Ethernet) -> bytes | None:
         """The answer of the gateway in the sender's subnet; None where it gives none. Raises FrameError."""
@@ -48,7 +49,9 @@ class Gateway:
             if len(packet) < 20:
                 return None
             asker = IPv4Address(packet[12:16])
-        subnet = self._context.net.subnet_of(asker)
+        net = self._context.net
+        vrf = net.vrf_with_tag(expired.vlan or 0)
+        subnet = None if vrf is None else net.subnet_of(asker, vrf)
         match None if subnet is None else subnet.gateway:
             case IPv4Address() as gateway:
                 return time_exceeded(packet, gateway)

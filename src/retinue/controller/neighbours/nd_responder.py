@@ -11,6 +11,7 @@ from retinue.controller.counters import Count
 from retinue.controller.neighbours.leaf_ports import leaf_port
 from retinue.controller.neighbours.own_addresses import OwnAddressBinder
 from retinue.core.model import NIC, VM, Mac
+from retinue.core.model.families import in_use
 from retinue.core.model.link_local import ALL_NODES, UNSPECIFIED
 from retinue.core.packets import (
     ND,
@@ -58,7 +59,7 @@ class NdResponder:
             else:
                 self._note_spoofing(switch, port, vm, (named, str(asked.src)))
             return
-        said = nd.answer_to_vm(net, switch, vm, asked)
+        said = nd.answer_to_vm(net, switch, vm, asked, net.vrf_of(nic))
         self._reply(switch, port, ethernet, said)
         if said is None and asked.src == UNSPECIFIED and isinstance(asked.message, NeighbourSolicitation):
             self._own_addresses.checked(vm, nic, asked.message.target)
@@ -85,7 +86,7 @@ class NdResponder:
         turns = {second % nd.ADVERTISED_EVERY for second in range(first, now + 1)}
         if nd.ADVERTISED_EVERY - 1 in turns:
             self._own_addresses.forget_the_gone()
-        if not turns or next(nd.ipv6_subnets(net), None) is None:
+        if not turns or not in_use(net, 6):
             return
         for vm in net.vms.values():
             for nic in vm.nics:

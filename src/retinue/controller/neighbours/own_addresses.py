@@ -10,7 +10,7 @@ from retinue.controller.counters import Count
 from retinue.controller.lease_changes import AddressAssigned, AddressReleased
 from retinue.core.model import NIC, VM, ModelError
 from retinue.core.pipeline.underlay import underlay_of
-from retinue.core.snooping.own_addresses import Claim, OwnAddresses, may_be_own
+from retinue.core.snooping.own_addresses import Claim, OwnAddresses, is_free
 from retinue.protocol.events import EventType
 
 REPLACED = "the VM has made newer ones"
@@ -29,7 +29,7 @@ class OwnAddressBinder:
         claim = self._rules.claim(context.net, vm, nic, target, context.clock())
         if claim is not None:
             context.spawn(self._bind(vm, claim), f"own address of {vm.id}")
-        elif target not in context.net.assignments and may_be_own(context.net, nic, target):
+        elif is_free(context.net, nic, target):
             context.counters[Count.OWN_ADDRESS_TOO_MUCH] += 1
 
     def forget_the_gone(self) -> None:
@@ -38,7 +38,7 @@ class OwnAddressBinder:
 
     async def _bind(self, vm: VM, claim: Claim) -> None:
         context, given, old = self._context, claim.assignment, claim.instead_of
-        released = [] if old is None or context.net.assignments.get(old.ip) != old else [old]
+        released = [] if old is None or context.net.assignments.get(old.key) != old else [old]
         try:
             touched = context.apply(*(AddressReleased(a) for a in released), AddressAssigned(given))
         except ModelError as error:

@@ -9,7 +9,7 @@ import asyncio
 
 from retinue.controller.context import Context
 from retinue.controller.nic_changes import AddressTaken
-from retinue.core.model import IP, NIC, VM, Mac, ModelError
+from retinue.core.model import NIC, VM, Address, Mac, ModelError, in_vrf
 from retinue.core.packets import ARP
 from retinue.core.pipeline.responders.announcements import taken
 from retinue.core.pipeline.underlay import underlay_of
@@ -23,18 +23,19 @@ class Taking:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._waits: dict[IP, tuple[str, str, Mac, ARP] | None] = {}
+        self._waits: dict[Address, tuple[str, str, Mac, ARP] | None] = {}
         """By an address that has just been taken: VM, NIC, and what it announced since, or None."""
 
     def heard(self, vm: VM, nic: NIC, eth_src: Mac, arp: ARP) -> bool:
         """True for what a NIC says about an address that it may take, and has not."""
-        holder = self._context.net.assignments.get(arp.spa)
+        key = in_vrf(self._context.net.vrf_of(nic), arp.spa)
+        holder = self._context.net.assignments.get(key)
         has = holder is not None and (holder.vm, holder.mac) == (vm.id, nic.mac)
         if has or nic.may_take(arp.spa) is None:
             return False
         assignment = taken(self._context.net, vm, nic, eth_src, arp)
-        if assignment is not None and arp.spa in self._waits:
-            self._waits[arp.spa] = vm.id, nic.port_id, eth_src, arp
+        if assignment is not None and key in self._waits:
+            self._waits[key] = vm.id, nic.port_id, eth_src, arp
         elif assignment is not None:
             change = AddressTaken(assignment, nic.port_id, "" if holder is None else holder.vm)
             try:
@@ -44,14 +45,14 @@ class Taking:
                 self._context.events.tell((vm.id,), EventType.BINDING_REJECTED, **data)
                 return True
             near = underlay_of(self._context.net).near(vm.server)
-            self._waits[arp.spa] = None
+            self._waits[key] = None
             self._context.spawn(self._context.install(touched, [near]), f"{arp.spa} goes to {vm.id}")
-            self._context.spawn(self._calm(arp.spa), f"{arp.spa} has been taken")
+            self._context.spawn(self._calm(key), f"{arp.spa} has been taken")
         return True
 
-    async def _calm(self, ip: IP) -> None:
+    async def _calm(self, key: Address) -> None:
         await asyncio.sleep(CALM_SECONDS)
-        announced = self._waits.pop(ip, None)
+        announced = self._waits.pop(key, None)
         if announced is None:
             return
         id, port_id, eth_src, arp = announced

@@ -35,12 +35,15 @@ from retinue.core.model.entities import (
 )
 from retinue.core.model.network import Network
 from retinue.core.model.nic import NIC, Allowed, port_id_of
+from retinue.core.model.vrfs import DEFAULT_VRF, Address, Vrf, in_vrf
 
 __all__ = [
     "DEFAULT_VNET",
+    "DEFAULT_VRF",
     "IP",
     "NIC",
     "VM",
+    "Address",
     "Allowed",
     "Binding",
     "BindingKind",
@@ -63,7 +66,9 @@ __all__ = [
     "Trust",
     "VMPort",
     "Vnet",
+    "Vrf",
     "entity_id",
+    "in_vrf",
     "is_multicast",
     "mac",
     "mac_from_int",

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address
 
 from retinue.core.model.addresses import IP, Mac
 from retinue.core.model.entities import PortStatus, Trust
+from retinue.core.model.vrfs import DEFAULT_VRF, Address, in_vrf
 
 
 class BindingKind(StrEnum):
@@ -53,6 +54,13 @@ class Assignment:
     """The VM's DHCP client identifier (option 61), if it sent one: a renewal must have the same."""
     options: tuple[tuple[int, bytes], ...] = ()
     """The other DHCP options that the VM sent to get it, by number: a renewal on its behalf repeats them."""
+    vrf: str = DEFAULT_VRF
+    """In which the address is meant: that of its NIC's vnet."""
+
+    @property
+    def key(self) -> Address:
+        """What it is kept by: nobody else in its VRF has the address."""
+        return in_vrf(self.vrf, self.ip)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +81,4 @@ class Binding:
     active: bool
     """False for the row prepared on a migration's target before the switch-over, and the source's after
     it."""
+    vrf: str = DEFAULT_VRF

@@ -1,25 +1,56 @@
 """What a network rejects, so that no two of its things can ever want the same flow entry.
 
-One address has one owner: a gateway, a server or a VM; so has a MAC address, and a prefix. Each function
-looks at one thing to be added, changes nothing, and raises ModelError when it must not be added.
+One address has one owner in its VRF: a gateway, a server or a VM; so has a prefix, and in all of them a MAC
+address. Each function looks at one thing to be added, changes nothing, and raises ModelError when it must not
+be added.
 """
 
 from collections.abc import Collection
 from ipaddress import IPv4Network, IPv6Network
 
-from retinue.core.limits import MOST_SUBNETS
+from retinue.core.limits import MOST_SUBNETS, MOST_VRFS
 from retinue.core.model.addresses import IP, Mac, ModelError, is_multicast
 from retinue.core.model.binding import Assignment, BindingKind
 from retinue.core.model.entities import DEFAULT_VNET, VM, Role, Server, Service, Subnet, Vnet
 from retinue.core.model.link_local import LINK_LOCAL, MULTICAST
 from retinue.core.model.nic import NIC, Allowed
 from retinue.core.model.view import NetworkView
+from retinue.core.model.vrfs import DEFAULT_VRF, Vrf, in_vrf
 
 NO_HOSTS = (IPv6Network("::/127"), IPv6Network("::ffff:0:0/96"), LINK_LOCAL, MULTICAST)
 """Of IPv6: the unspecified address and loopback, IPv4 in disguise, what ends at the link, groups."""
 
 
+def check_vrf(net: NetworkView, vrf: Vrf) -> None:
+    known = net.vrfs.get(vrf.id)
+    if known is not None and known.tag != vrf.tag:
+        raise ModelError(f"VRF {vrf.id} has tag {known.tag}; to give it another, remove it and add it")
+    for other in net.vrfs.values():
+        if other.tag == vrf.tag and other.id != vrf.id:
+            raise ModelError(f"VRF {vrf.id}: tag {vrf.tag} is VRF {other.id}'s")
+    if known is None and len(net.vrfs) >= MOST_VRFS:
+        raise ModelError(f"VRF {vrf.id}: there are {MOST_VRFS} VRFs already")
+
+
+def check_vrf_removal(net: NetworkView, vrf: str) -> None:
+    if vrf == DEFAULT_VRF:
+        raise ModelError(f"VRF {vrf} stays: it has the vnets for which no other is named, and the outside")
+    _not_configured(net, f"vrf {vrf}")
+    vnets = sorted(f"vnet {vnet.id}" for vnet in net.vnets.values() if vnet.vrf == vrf)
+    if vnets:
+        raise ModelError(f"VRF {vrf} is in use by {_some(vnets)}")
+
+
 def check_vnet(net: NetworkView, vnet: Vnet) -> None:
+    if vnet.vrf not in net.vrfs:
+        raise ModelError(f"vnet {vnet.id}: there is no VRF {vnet.vrf}")
+    if vnet.id == DEFAULT_VNET.id and vnet.vrf != DEFAULT_VRF:
+        raise ModelError(f"vnet {vnet.id} is in VRF {DEFAULT_VRF}, as servers are; add another vnet")
+    known = net.vnets.get(vnet.id)
+    if known is not None and known.vrf != vnet.vrf:
+        users = _in_vnet(net, vnet.id)
+        if users:
+            raise ModelError(f"vnet {vnet.id} cannot leave VRF {known.vrf}: it is in use by {_some(users)}")
     for other in net.vnets.values():
         if vnet.vlan and other.vlan == vnet.vlan and other.id != vnet.id:
             raise ModelError(f"vnet {vnet.id}: VLAN {vnet.vlan} is vnet {other.id}'s")
@@ -31,16 +62,22 @@ def check_vnet_removal(net: NetworkView, vnet: str) -> None:
     if vnet == DEFAULT_VNET.id:
         raise ModelError(f"vnet {vnet} stays: it has the subnets for which no other is named")
     _not_configured(net, f"vnet {vnet}")
+    users = _in_vnet(net, vnet)
+    if users:
+        raise ModelError(f"vnet {vnet} is in use by {_some(users)}")
+
+
+def _in_vnet(net: NetworkView, vnet: str) -> list[str]:
+    """Its subnets, and the VMs with a NIC in it, in words."""
     subnets = sorted(f"subnet {s.id}" for s in net.subnets.values() if s.vnet == vnet)
     vms = sorted(f"VM {vm.id}" for vm in net.vms.values() if any(nic.vnet == vnet for nic in vm.nics))
-    if subnets or vms:
-        raise ModelError(f"vnet {vnet} is in use by {_some([*subnets, *vms])}")
+    return [*subnets, *vms]
 
 
 def check_subnet_removal(net: NetworkView, id: str) -> None:
     _not_configured(net, f"subnet {id}")
     subnet = net.subnets.get(id)
-    users = [] if subnet is None else _users(net, subnet.prefix)
+    users = [] if subnet is None else _users(net, subnet.prefix, net.vrf_of_vnet(subnet.vnet))
     if users:
         raise ModelError(f"subnet {id} is in use: {_some(users)}")
 
@@ -52,13 +89,14 @@ def _not_configured(net: NetworkView, what: str) -> None:
         )
 
 
-def _users(net: NetworkView, prefix: IPv4Network | IPv6Network) -> list[str]:
+def _users(net: NetworkView, prefix: IPv4Network | IPv6Network, vrf: str) -> list[str]:
     """Who has an address inside, in words."""
-    nics = [(vm, nic) for vm in net.vms.values() for nic in vm.nics]
+    nics = [(vm, nic) for vm in net.vms.values() for nic in vm.nics if net.vrf_of(nic) == vrf]
     given = {ip: f"VM {vm.id}" for vm, nic in nics for ip in nic.addresses}
     given |= {one.ip: f"VM {vm.id}" for vm, nic in nics for one in nic.allowed}
-    held = {assignment.ip: f"VM {assignment.vm}" for assignment in net.assignments.values()}
-    own = {s.address: f"server {s.id}" for s in net.servers.values() if s.address is not None}
+    held = {a.ip: f"VM {a.vm}" for a in net.assignments.values() if a.vrf == vrf}
+    servers = net.servers.values() if vrf == DEFAULT_VRF else ()
+    own = {s.address: f"server {s.id}" for s in servers if s.address is not None}
     return [f"{who} has {ip}" for ip, who in {**given, **held, **own}.items() if ip in prefix]
 
 
@@ -84,16 +122,17 @@ def check_subnet(net: NetworkView, subnet: Subnet) -> None:
         raise ModelError(f"subnet {subnet.id}: there is no vnet {subnet.vnet}")
     if subnet.id not in net.subnets and len(net.subnets) >= MOST_SUBNETS:
         raise ModelError(f"subnet {subnet.id}: there are {MOST_SUBNETS} subnets already")
-    known = net.subnets.get(subnet.id)
+    known, vrf = net.subnets.get(subnet.id), net.vrf_of_vnet(subnet.vnet)
     if known is not None and known.vnet != subnet.vnet:
-        bound = _bound_to(net, known)
+        was_in = net.vrf_of_vnet(known.vnet)
+        bound = _bound_to(net, known) if was_in == vrf else _users(net, known.prefix, was_in)
         if bound:
             raise ModelError(f"subnet {subnet.id} cannot leave vnet {known.vnet}: {_some(bound)}")
     if known is not None and known.prefix != subnet.prefix:
-        left_out = sorted(set(_users(net, known.prefix)) - set(_users(net, subnet.prefix)))
+        left_out = sorted(set(_users(net, known.prefix, vrf)) - set(_users(net, subnet.prefix, vrf)))
         if left_out:
             raise ModelError(f"subnet {subnet.id} cannot become {subnet.prefix}: {_some(left_out)}")
-    for other in net.subnets.values():
+    for other in net.subnets_in(vrf):
         if other.id != subnet.id and other.prefix.overlaps(subnet.prefix):
             raise ModelError(f"subnets {other.id} and {subnet.id} overlap: {other.prefix}, {subnet.prefix}")
     what = f"subnet {subnet.id}"
@@ -101,9 +140,9 @@ def check_subnet(net: NetworkView, subnet: Subnet) -> None:
         raise ModelError(f"{what}: {subnet.prefix} has addresses that no host can have")
     if subnet.slaac and (subnet.prefix.version, subnet.prefix.prefixlen) != (6, 64):
         raise ModelError(f"{what}: VMs make their own addresses of an IPv6 /64 only, not of {subnet.prefix}")
-    _not_held(net, what, subnet.gateway)
-    _not_a_servers(net, what, subnet.gateway)
-    for server in net.servers.values():
+    _not_held(net, what, subnet.gateway, vrf)
+    _not_a_servers(net, what, subnet.gateway, vrf)
+    for server in net.servers.values() if vrf == DEFAULT_VRF else ():
         if subnet.prefix in server.routes:
             raise ModelError(f"{what}: {subnet.prefix} is reached through server {server.id}")
 
@@ -170,7 +209,7 @@ def _check_edge(net: NetworkView, server: Server) -> None:
 
 def _check_routes(net: NetworkView, server: Server) -> None:
     for prefix in server.routes:
-        for subnet in net.subnets.values():
+        for subnet in net.subnets_in():
             if subnet.prefix == prefix:
                 raise ModelError(f"server {server.id}: the route {prefix} is subnet {subnet.id}")
         for other in net.servers.values():
@@ -183,6 +222,10 @@ def check_vm(net: NetworkView, vm: VM, without: Collection[Assignment] = ()) -> 
     what = f"VM {vm.id}"
     for nic in vm.nics:
         _check_nic(net, vm, nic)
+    static = [in_vrf(net.vrf_of(nic), ip) for nic in vm.nics for ip in nic.addresses]
+    if len(set(static)) < len(static):
+        twice = next(key for key in static if static.count(key) > 1)
+        raise ModelError(f"{what}: address {twice} is given twice")
     for location in vm.locations:
         if location not in net.servers:
             raise ModelError(f"{what}: there is no server {location}")
@@ -214,24 +257,25 @@ def _check_nic(net: NetworkView, vm: VM, nic: NIC) -> None:
         raise ModelError(f"{what}: VM {min(speaking)} may speak as MAC {nic.mac}")
     if nic.vnet and nic.vnet not in net.vnets:
         raise ModelError(f"{what}: there is no vnet {nic.vnet}")
+    vrf = net.vrf_of(nic)
     for address in nic.addresses:
         _a_hosts(what, address)
-        _not_a_gateways(net, what, address)
-        _not_a_servers(net, what, address)
+        _not_a_gateways(net, what, address, vrf)
+        _not_a_servers(net, what, address, vrf)
         _in_its_vnet(net, what, nic, address)
     for one in nic.allowed:
-        _not_a_gateways(net, what, one.ip)
-        _not_a_servers(net, what, one.ip)
+        _not_a_gateways(net, what, one.ip, vrf)
+        _not_a_servers(net, what, one.ip, vrf)
         _in_its_vnet(net, what, nic, one.ip)
-        _check_allowed(net, what, one)
+        _check_allowed(net, what, one, vrf)
         if one.mac in {other.mac for other in vm.nics}:
             raise ModelError(f"{what}: MAC {one.mac} is a NIC's own")
     if len({one.ip for one in nic.allowed}) < len(nic.allowed):
         raise ModelError(f"{what}: an address is allowed twice")
 
 
-def _check_allowed(net: NetworkView, what: str, one: Allowed) -> None:
-    holder = net.assignments.get(one.ip)
+def _check_allowed(net: NetworkView, what: str, one: Allowed, vrf: str) -> None:
+    holder = net.holder(one.ip, vrf)
     if holder is not None and holder.kind is not BindingKind.ALLOWED:
         raise ModelError(f"{what}: {one.ip} is held by VM {holder.vm}, and cannot be allowed")
     if not one.mac:
@@ -244,7 +288,7 @@ def _check_allowed(net: NetworkView, what: str, one: Allowed) -> None:
 
 
 def _in_its_vnet(net: NetworkView, what: str, nic: NIC, ip: IP) -> None:
-    subnet = net.subnet_of(ip)
+    subnet = net.subnet_of(ip, net.vrf_of(nic))
     if nic.vnet and (subnet is None or subnet.vnet != nic.vnet):
         raise ModelError(f"{what}: {ip} is in no subnet of vnet {nic.vnet}")
 
@@ -257,7 +301,9 @@ def check_assignment(net: NetworkView, assignment: Assignment) -> None:
     if nic is None:
         has = ", ".join(nic.mac for nic in vm.nics)
         raise ModelError(f"{assignment.ip}: VM {vm.id} has MAC {has}, not {assignment.mac}")
-    other = net.assignments.get(assignment.ip)
+    if assignment.vrf != net.vrf_of(nic):
+        raise ModelError(f"{assignment.ip}: VM {vm.id}'s NIC {nic.mac} is not in VRF {assignment.vrf}")
+    other = net.assignments.get(assignment.key)
     if other is not None and other.vm != assignment.vm:
         raise ModelError(f"{assignment.ip} is held by VM {other.vm}; VM {assignment.vm} cannot have it")
     if other is not None and other.mac != assignment.mac:
@@ -267,11 +313,11 @@ def check_assignment(net: NetworkView, assignment: Assignment) -> None:
     _in_its_vnet(net, f"VM {assignment.vm}", nic, assignment.ip)
     if assignment.kind is BindingKind.ALLOWED and not nic.may_take(assignment.ip):
         raise ModelError(f"VM {vm.id} is not allowed {assignment.ip}")
-    allowed = net.allowed_to(assignment.ip)
+    allowed = net.allowed_to(assignment.ip, assignment.vrf)
     if assignment.kind is not BindingKind.ALLOWED and allowed:
         raise ModelError(f"{assignment.ip} is allowed VM {min(allowed)}; VM {vm.id} cannot be given it")
-    _not_a_gateways(net, f"VM {assignment.vm}", assignment.ip)
-    _not_a_servers(net, f"VM {assignment.vm}", assignment.ip)
+    _not_a_gateways(net, f"VM {assignment.vm}", assignment.ip, assignment.vrf)
+    _not_a_servers(net, f"VM {assignment.vm}", assignment.ip, assignment.vrf)
 
 
 def check_taking(net: NetworkView, assignment: Assignment) -> None:
@@ -282,8 +328,8 @@ def check_taking(net: NetworkView, assignment: Assignment) -> None:
         raise ModelError(f"VM {assignment.vm} is not allowed {assignment.ip}")
     what = f"VM {assignment.vm}"
     _in_its_vnet(net, what, nic, assignment.ip)
-    _not_a_gateways(net, what, assignment.ip)
-    _not_a_servers(net, what, assignment.ip)
+    _not_a_gateways(net, what, assignment.ip, assignment.vrf)
+    _not_a_servers(net, what, assignment.ip, assignment.vrf)
 
 
 def _usable_mac(net: NetworkView, what: str, mac: Mac) -> None:
@@ -298,22 +344,22 @@ def _a_hosts(what: str, ip: IP) -> None:
         raise ModelError(f"{what}: {ip} cannot be registered: it is no host's, or follows from the MAC")
 
 
-def _not_held(net: NetworkView, what: str, ip: IP) -> None:
-    assignment = net.assignments.get(ip)
+def _not_held(net: NetworkView, what: str, ip: IP, vrf: str = DEFAULT_VRF) -> None:
+    assignment = net.holder(ip, vrf)
     if assignment is not None:
         raise ModelError(f"{what}: {ip} is held by VM {assignment.vm}")
-    allowed = net.allowed_to(ip)
+    allowed = net.allowed_to(ip, vrf)
     if allowed:
         raise ModelError(f"{what}: {ip} is allowed VM {min(allowed)}")
 
 
-def _not_a_gateways(net: NetworkView, what: str, ip: IP) -> None:
-    subnet = net.subnet_of(ip)
+def _not_a_gateways(net: NetworkView, what: str, ip: IP, vrf: str = DEFAULT_VRF) -> None:
+    subnet = net.subnet_of(ip, vrf)
     if subnet is not None and subnet.gateway == ip:
         raise ModelError(f"{what}: {ip} is the gateway of subnet {subnet.id}")
 
 
-def _not_a_servers(net: NetworkView, what: str, ip: IP, but: str = "") -> None:
-    server = net.server_of_address(ip)
+def _not_a_servers(net: NetworkView, what: str, ip: IP, vrf: str = DEFAULT_VRF, but: str = "") -> None:
+    server = net.server_of_address(ip, vrf)
     if server is not None and server.id != but:
         raise ModelError(f"{what}: {ip} is the address of server {server.id}")

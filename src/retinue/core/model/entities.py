@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from retinue.core.limits import HIGHEST_VLAN, LEAST_MTU, MOST_MTU, MOST_NICS
 from retinue.core.model.addresses import IP, Mac, ModelError
 from retinue.core.model.nic import NIC
+from retinue.core.model.vrfs import DEFAULT_VRF
 
 
 class Role(StrEnum):
@@ -140,6 +141,8 @@ class Vnet:
     """0: none."""
     mtu: int = 0
     """Bytes of IP in one frame; 0: nobody has said."""
+    vrf: str = DEFAULT_VRF
+    """The routing domain in which its addresses mean something."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.vlan <= HIGHEST_VLAN:
@@ -211,10 +214,15 @@ class VM:
             raise ModelError(
                 f"VM {self.id} has {len(self.nics)} network interfaces; give it between 1 and {MOST_NICS}"
             )
+        # In another vnet it may be another address, see `vrfs`; constraints.check_vm knows.
+        addresses: list[tuple[str, list[object]]] = [
+            ("address", [ip for nic in self.nics if nic.vnet == vnet for ip in nic.addresses])
+            for vnet in sorted({nic.vnet for nic in self.nics})
+        ]
         of_each: tuple[tuple[str, list[object]], ...] = (
             ("MAC", [nic.mac for nic in self.nics]),
             ("NIC id", [nic.port_id for nic in self.nics]),
-            ("address", [ip for nic in self.nics for ip in nic.addresses]),
+            *addresses,
         )
         for what, values in of_each:
             twice = next((value for value in values if values.count(value) > 1), None)

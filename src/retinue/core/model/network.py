@@ -21,6 +21,8 @@ from retinue.core.model.constraints import (
     check_vm,
     check_vnet,
     check_vnet_removal,
+    check_vrf,
+    check_vrf_removal,
 )
 from retinue.core.model.entities import (
     VM,
@@ -36,6 +38,7 @@ from retinue.core.model.entities import (
 )
 from retinue.core.model.nic import NIC
 from retinue.core.model.view import NetworkView
+from retinue.core.model.vrfs import Address, Vrf, in_vrf
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -80,6 +83,21 @@ class Network(NetworkView):
         self._ways.setdefault((link.spine.switch, link.leaf.switch), link.spine)
         return self.everything()
 
+    def put_vrf(self, vrf: Vrf) -> Touched:
+        """Add a routing domain; one that is there stays as it is."""
+        check_vrf(self, vrf)
+        self.vrfs[vrf.id] = vrf
+        return self._switches_and_servers()
+
+    def remove_vrf(self, vrf: str) -> Touched:
+        """Forget a routing domain that has no vnets. Removing what is not there is no error."""
+        check_vrf_removal(self, vrf)
+        return NOTHING if self.vrfs.pop(vrf, None) is None else self._switches_and_servers()
+
+    def _switches_and_servers(self) -> Touched:
+        switches = [Owner("switch", s) for s in self.switches]
+        return frozenset([*switches, *(Owner("server", s) for s in self.servers)])
+
     def put_vnet(self, vnet: Vnet) -> Touched:
         """Add a vnet, or replace the one of the same id: it names what its subnets have in common."""
         check_vnet(self, vnet)
@@ -119,9 +137,9 @@ class Network(NetworkView):
         for subnet in self.subnets.values():
             length, bits = subnet.prefix.prefixlen, subnet.prefix.max_prefixlen
             at = int(subnet.prefix.network_address) >> (bits - length)
-            self._subnet_at[subnet.prefix.version, length, at] = subnet.id
+            self._subnet_at[self.vrf_of_vnet(subnet.vnet), subnet.prefix.version, length, at] = subnet.id
         self._prefix_lengths.clear()
-        for version, length in sorted({key[:2] for key in self._subnet_at}):
+        for version, length in sorted({key[1:3] for key in self._subnet_at}):
             self._prefix_lengths.setdefault(version, []).append(length)
 
     def _touched_by(self, subnet: Subnet) -> Touched:
@@ -266,7 +284,7 @@ class Network(NetworkView):
         for nic in vm.nics:
             self._vm_of_mac[nic.mac] = vm.id
             self._vm_of_port_id[nic.port_id] = vm.id
-            for key in _allowed_keys(nic):
+            for key in self._allowed_keys(nic):
                 self._allowed.setdefault(key, set()).add(vm.id)
             if nic.trusted:
                 self._trusted[nic.port_id] = vm.id
@@ -280,30 +298,31 @@ class Network(NetworkView):
         if old is None:
             return NOTHING
         self._forget_indexes(old)
-        for ip in tuple(self._held_by.get(vm, ())):
-            self.unassign(ip)
+        for key in tuple(self._held_by.get(vm, ())):
+            self.unassign(key)
         return frozenset({Owner("vm", vm)})
 
     def assign(self, assignment: Assignment) -> Touched:
         """Assign an address. An address that another VM has is rejected, never taken away."""
         check_assignment(self, assignment)
-        if self.assignments.get(assignment.ip) == assignment:
+        key = assignment.key
+        if self.assignments.get(key) == assignment:
             return NOTHING
-        self._forget_identifier(self.assignments.get(assignment.ip))
+        self._forget_identifier(self.assignments.get(key))
         if assignment.client_id:
-            self._held_as.setdefault(assignment.client_id, {})[assignment.ip] = assignment.vm
-        self.assignments[assignment.ip] = assignment
+            self._held_as.setdefault(assignment.client_id, {})[key] = assignment.vm
+        self.assignments[key] = assignment
         self._note_end(assignment)
-        self._held_by.setdefault(assignment.vm, {})[assignment.ip] = assignment
+        self._held_by.setdefault(assignment.vm, {})[key] = assignment
         return frozenset({Owner("vm", assignment.vm)})
 
-    def unassign(self, ip: IP) -> Touched:
+    def unassign(self, key: Address) -> Touched:
         """Take an address back from its VM. Taking back what nobody has is no error."""
-        assignment = self.assignments.pop(ip, None)
+        assignment = self.assignments.pop(key, None)
         if assignment is None:
             return NOTHING
         self._forget_identifier(assignment)
-        del self._held_by[assignment.vm][ip]
+        del self._held_by[assignment.vm][key]
         return frozenset({Owner("vm", assignment.vm)})
 
     def next_lease_end(self) -> float | None:
@@ -315,10 +334,11 @@ class Network(NetworkView):
 
     def leases_ended(self, now: float) -> list[Assignment]:
         """Those whose lease has ended by now, the earliest first."""
-        ended: dict[IP, Assignment] = {}
+        ended: dict[Address, Assignment] = {}
         while (end := self.next_lease_end()) is not None and end <= now:
-            ip = heappop(self._lease_ends)[2]
-            ended[ip] = self.assignments[ip]
+            _, _, ip, vrf = heappop(self._lease_ends)
+            key = in_vrf(vrf, ip)
+            ended[key] = self.assignments[key]
         for lease in ended.values():  # Until they are taken back they are there, and have ended.
             self._note_end(lease)
         return list(ended.values())
@@ -329,10 +349,10 @@ class Network(NetworkView):
         if len(self._lease_ends) > 2 * len(self.assignments) + FEW:  # More are past than count.
             self._lease_ends = [entry for entry in set(self._lease_ends) if self._ends_then(entry)]
             heapify(self._lease_ends)
-        heappush(self._lease_ends, (lease.lease_end, lease.ip.version, lease.ip))
+        heappush(self._lease_ends, (lease.lease_end, lease.ip.version, lease.ip, lease.vrf))
 
-    def _ends_then(self, entry: tuple[float, int, IP]) -> bool:
-        held = self.assignments.get(entry[2])
+    def _ends_then(self, entry: tuple[float, int, IP, str]) -> bool:
+        held = self.holder(*entry[2:])
         return held is not None and held.lease_end == entry[0]
 
     def change_nic(self, vm: str, old: NIC, new: NIC) -> Touched:
@@ -344,7 +364,7 @@ class Network(NetworkView):
         changed = replace(known, nics=tuple(new if nic == old else nic for nic in known.nics))
         held = self.assignments_of(known, old)
         for assignment in held:
-            self.unassign(assignment.ip)
+            self.unassign(assignment.key)
         is_put = False
         try:
             touched = self.put_vm(changed)
@@ -354,7 +374,7 @@ class Network(NetworkView):
                     touched |= self.assign(replace(assignment, mac=new.mac))
         except ModelError:
             for assignment in held:
-                self.unassign(assignment.ip)
+                self.unassign(assignment.key)
             if is_put:
                 self.put_vm(known)
             for assignment in held:
@@ -365,7 +385,7 @@ class Network(NetworkView):
     def take(self, assignment: Assignment) -> Touched:
         """A NIC takes an address that it is allowed from whoever has it."""
         check_taking(self, assignment)
-        return self.unassign(assignment.ip) | self.assign(assignment)
+        return self.unassign(assignment.key) | self.assign(assignment)
 
     # ---- what a change touches ----
 
@@ -394,25 +414,25 @@ class Network(NetworkView):
     def _forget_identifier(self, assignment: Assignment | None) -> None:
         if assignment is not None and assignment.client_id:
             held = self._held_as[assignment.client_id]
-            del held[assignment.ip]
+            del held[assignment.key]
             if not held:
                 del self._held_as[assignment.client_id]
+
+    def _allowed_keys(self, nic: NIC) -> list[Address | Mac]:
+        addresses = (in_vrf(self.vrf_of(nic), one.ip) for one in nic.allowed)
+        return [*addresses, *(one.mac for one in nic.allowed if one.mac)]
 
     def _forget_indexes(self, vm: VM) -> None:
         for nic in vm.nics:
             self._vm_of_mac.pop(nic.mac, None)
             self._vm_of_port_id.pop(nic.port_id, None)
             self._trusted.pop(nic.port_id, None)
-            for key in _allowed_keys(nic):
+            for key in self._allowed_keys(nic):
                 self._allowed[key].discard(vm.id)
                 if not self._allowed[key]:
                     del self._allowed[key]
         for location in vm.locations:
             self._vms_on.get(location, set()).discard(vm.id)
-
-
-def _allowed_keys(nic: NIC) -> list[IP | Mac]:
-    return [*(one.ip for one in nic.allowed), *(one.mac for one in nic.allowed if one.mac)]
 
 
 __all__ = ["NOTHING", "Network", "Owner", "Touched"]

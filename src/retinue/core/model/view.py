@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from retinue.core.model.addresses import IP, Mac
-from retinue.core.model.binding import Assignment, Binding, BindingKind
+from retinue.core.model.binding import Assignment, Binding, BindingKind, Origin
 from retinue.core.model.entities import (
     DEFAULT_VNET,
     VM,
@@ -24,6 +24,7 @@ from retinue.core.model.entities import (
     Vnet,
 )
 from retinue.core.model.nic import NIC
+from retinue.core.model.vrfs import DEFAULT_VRF, Address, Vrf, in_vrf
 
 
 @dataclass
@@ -35,13 +36,15 @@ class NetworkView:
     """By the id of a group of servers: the gateway's MAC for the VMs there."""
     switches: dict[str, Switch] = field(default_factory=dict)
     links: tuple[Link, ...] = ()
+    vrfs: dict[str, Vrf] = field(default_factory=lambda: {DEFAULT_VRF: Vrf(DEFAULT_VRF, 0)})
     vnets: dict[str, Vnet] = field(default_factory=lambda: {DEFAULT_VNET.id: DEFAULT_VNET})
     subnets: dict[str, Subnet] = field(default_factory=dict)
     configured: frozenset[str] = frozenset()
-    """The vnets and subnets of the configuration file: "vnet ID", "subnet ID"."""
+    """The VRFs, vnets and subnets of the configuration file: "vrf ID", "vnet ID", "subnet ID"."""
     servers: dict[str, Server] = field(default_factory=dict)
     vms: dict[str, VM] = field(default_factory=dict)
-    assignments: dict[IP, Assignment] = field(default_factory=dict)
+    assignments: dict[Address, Assignment] = field(default_factory=dict)
+    """By `Assignment.key`; see `holder`."""
     detected: dict[str, PortRef] = field(default_factory=dict)
     """Server id to the leaf port where its ARP was last seen."""
     drained: set[str] = field(default_factory=set)
@@ -52,8 +55,8 @@ class NetworkView:
     """A NIC's port id to its port on each edge switch that has one; a port may be there before its VM."""
     mtu: int = 1500
     """Bytes of an IP packet that each switch and server takes, and that VMs may send."""
-    _subnet_at: dict[tuple[int, int, int], str] = field(default_factory=dict)
-    """By IP version, length and bits of its prefix: the subnet's id."""
+    _subnet_at: dict[tuple[str, int, int, int], str] = field(default_factory=dict)
+    """By VRF, IP version, length and bits of its prefix: the subnet's id."""
     _prefix_lengths: dict[int, list[int]] = field(default_factory=dict)
     """By IP version: the lengths of the subnets' prefixes."""
     _numbers: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -68,14 +71,15 @@ class NetworkView:
     _vm_of_port_id: dict[str, str] = field(default_factory=dict)
     _port_id_at: dict[tuple[str, int], str] = field(default_factory=dict)
     """By switch and port number: the port id of the NIC that is plugged in there."""
-    _allowed: dict[IP | Mac, set[str]] = field(default_factory=dict)
+    _allowed: dict[Address | Mac, set[str]] = field(default_factory=dict)
     """By an address that NICs are allowed, and by a MAC as whose they may speak for one: the VMs of these."""
     _trusted: dict[str, str] = field(default_factory=dict)
     """By the port id of a trusted NIC: its VM."""
-    _held_by: dict[str, dict[IP, Assignment]] = field(default_factory=dict)
-    _lease_ends: list[tuple[float, int, IP]] = field(default_factory=list)
-    """A heap: when leases end, by IP version and address; also of leases that are no more, or end later."""
-    _held_as: dict[bytes, dict[IP, str]] = field(default_factory=dict)
+    _held_by: dict[str, dict[Address, Assignment]] = field(default_factory=dict)
+    _lease_ends: list[tuple[float, int, IP, str]] = field(default_factory=list)
+    """A heap: when leases end, by IP version, address and VRF; also of leases that are no more, or end
+    later."""
+    _held_as: dict[bytes, dict[Address, str]] = field(default_factory=dict)
     """By DHCP client identifier: the addresses leased under it, and the VM of each."""
 
     def port_number(self, ref: PortRef) -> int | None:
@@ -96,8 +100,9 @@ class NetworkView:
         name = self._server_of_mac.get(address)
         return None if name is None else self.servers[name]
 
-    def server_of_address(self, ip: IP) -> Server | None:
-        name = self._server_of_address.get(ip)
+    def server_of_address(self, ip: IP, vrf: str = DEFAULT_VRF) -> Server | None:
+        """The server with this address: none has one in another VRF than the default one."""
+        name = self._server_of_address.get(ip) if vrf == DEFAULT_VRF else None
         return None if name is None else self.servers[name]
 
     def server_of_edge(self, switch: str) -> Server | None:
@@ -201,25 +206,67 @@ class NetworkView:
         """The addresses assigned to one NIC of a VM."""
         return tuple(a for a in self._held_by.get(vm.id, {}).values() if a.mac == nic.mac)
 
-    def allowed_to(self, ip: IP) -> frozenset[str]:
+    def allowed_to(self, ip: IP, vrf: str = DEFAULT_VRF) -> frozenset[str]:
         """The VMs with a NIC that may take this address."""
-        return frozenset(self._allowed.get(ip, ()))
+        return frozenset(self._allowed.get(in_vrf(vrf, ip), ()))
 
     def speaking_as(self, mac: Mac) -> frozenset[str]:
         """The VMs with a NIC that may speak as this MAC for an address it may take."""
         return frozenset(self._allowed.get(mac, ()))
 
-    def subnet_of(self, ip: IP) -> Subnet | None:
+    # ---- which VRF something is in; without a word the default one ----
+
+    def vrf_of_vnet(self, vnet: str) -> str:
+        """The VRF of a vnet; of "", which is that of the fabric's subnets, the default one."""
+        return self.vnets[vnet].vrf if vnet in self.vnets else DEFAULT_VRF
+
+    def vrf_of(self, nic: NIC | None) -> str:
+        """The VRF in which a NIC's addresses are meant."""
+        return self.vrf_of_vnet("" if nic is None else nic.vnet)
+
+    def vrf_at(self, switch: str, port: int) -> str:
+        """The VRF of the NIC with this port of an edge switch."""
+        return self.vrf_of(self.nic_at(switch, port))
+
+    def vrf_of_mac(self, mac: Mac) -> str:
+        """The VRF of the NIC with this MAC."""
+        vm = self.vm_of_mac(mac)
+        return self.vrf_of(None if vm is None else vm.nic_with(mac))
+
+    def vrf_of_server(self, server: Server) -> str:
+        """The VRF of a DHCP server: of a machine of its own the default one, of a VM its NIC's."""
+        return DEFAULT_VRF if server.id in self.servers else self.vrf_of_mac(server.mac)
+
+    def vrf_with_tag(self, tag: int) -> str | None:
+        """The VRF whose packets have this tag on the fabric's links."""
+        return next((vrf.id for vrf in self.vrfs.values() if vrf.tag == tag), None)
+
+    def has_vrfs(self) -> bool:
+        """True when there is another VRF than the default one; without, no entry tells any apart."""
+        return len(self.vrfs) > 1
+
+    def holder(self, ip: IP, vrf: str = DEFAULT_VRF) -> Assignment | None:
+        """Who has this address in this VRF."""
+        return self.assignments.get(in_vrf(vrf, ip))
+
+    def static(self, vm: str, nic: NIC, ip: IP) -> Assignment:
+        """An address that the manager gives to a VM's NIC, in the NIC's VRF."""
+        return Assignment(ip, nic.mac, vm, BindingKind.STATIC, Origin.MANAGER, vrf=self.vrf_of(nic))
+
+    def subnets_in(self, vrf: str = DEFAULT_VRF) -> Iterator[Subnet]:
+        return (s for s in self.subnets.values() if self.vrf_of_vnet(s.vnet) == vrf)
+
+    def subnet_of(self, ip: IP, vrf: str = DEFAULT_VRF) -> Subnet | None:
         bits, number = ip.max_prefixlen, int(ip)
         for length in self._prefix_lengths.get(ip.version, ()):
-            id = self._subnet_at.get((ip.version, length, number >> (bits - length)))
+            id = self._subnet_at.get((vrf, ip.version, length, number >> (bits - length)))
             if id is not None:
                 return self.subnets[id]
         return None
 
     def subnets_of(self, assignments: Iterable[Assignment]) -> list[Subnet]:
         """The subnets in which these addresses are, each once, by their ids."""
-        found = {s.id: s for a in assignments if (s := self.subnet_of(a.ip)) is not None}
+        found = {s.id: s for a in assignments if (s := self.subnet_of(a.ip, a.vrf)) is not None}
         return [found[id] for id in sorted(found)]
 
     def vlan_of(self, subnet: Subnet) -> int:
@@ -250,7 +297,7 @@ class NetworkView:
         return rows
 
     def _row(self, nic: NIC, assignment: Assignment, edge: str, port: VMPort, active: bool) -> Binding:
-        subnet = self.subnet_of(assignment.ip)
+        subnet = self.subnet_of(assignment.ip, assignment.vrf)
         return Binding(
             mac=nic.speaks_as(assignment.ip),
             ip=assignment.ip,
@@ -264,4 +311,5 @@ class NetworkView:
             trust=Trust.TRUST if nic.trusted else Trust.UNTRUST,
             origin=assignment.origin,
             active=active,
+            vrf=assignment.vrf,
         )

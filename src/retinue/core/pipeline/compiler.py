@@ -12,7 +12,7 @@ from itertools import permutations
 from retinue.core.model import VM, Role, Server, Switch
 from retinue.core.model.families import forwarded_assignments
 from retinue.core.model.network import Network, Owner
-from retinue.core.pipeline import edge
+from retinue.core.pipeline import edge, vrfs
 from retinue.core.pipeline.cookies import Reason, cookie, owner_hash, owner_hash_of
 from retinue.core.pipeline.entry import Flow, FlowKey, FlowsBySwitch, Group, Meter
 from retinue.core.pipeline.underlay import Underlay, underlay_of
@@ -95,11 +95,12 @@ def _vm(underlay: Underlay, net: Network, vm: VM, found: dict[str, list[Entry]])
         )
     mark = cookie(Reason.FORWARD, Owner("vm", vm.id))
     for assignment in forwarded_assignments(net, net.held_by(vm.id)):
-        _add(found, underlay.host_routes(net.servers[vm.server], assignment.ip, mark))
+        tag = net.vrfs[assignment.vrf].tag
+        _add(found, vrfs.on_each(underlay.host_routes(net.servers[vm.server], assignment.ip, mark), tag))
         # Both ways and from the first, so that where the VM is delivered changes nothing of it.
         for location, other in permutations(vm.locations, 2):
             server, to = net.servers[location], net.servers[other]
-            _add(found, underlay.copy_ways(server, to, assignment.ip, mark))
+            _add(found, vrfs.on_each(underlay.copy_ways(server, to, assignment.ip, mark), tag))
 
 
 def _add(found: dict[str, list[Entry]], flows_by_switch: FlowsBySwitch) -> None:

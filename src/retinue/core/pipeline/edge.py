@@ -7,7 +7,7 @@ from retinue.core.model import NIC, VM, BindingKind, Mac, PortRef, Server, Switc
 from retinue.core.model.families import forwarded_assignments
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets import ArpOp, EtherType
-from retinue.core.pipeline import edge_ipv6
+from retinue.core.pipeline import edge_ipv6, vrfs
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import (
     CONTROLLER,
@@ -42,12 +42,23 @@ from retinue.core.pipeline.underlay import Underlay
 def switch_flows(net: Network, switch: Switch) -> Iterator[Flow]:
     """What an edge switch holds whatever VMs it has: the way up and the gateway's own answers."""
     owner = Owner("switch", switch.id)
+    gateway_mac = net.gateway_mac_of(net.server_of_edge(switch.id))
+    for vrf in net.vrfs.values():
+        answers = [
+            *arp.edge_flows(net, owner, gateway_mac, vrf.id),
+            *echo.gateway_flows(net, owner, Table.FORWARD, Forward.GATEWAY_ECHO, gateway_mac, vrf.id),
+        ]
+        yield from vrfs.at_edge(answers, vrf.tag)
+    for_all = list(_for_all_vrfs(net, switch, owner, gateway_mac))
+    yield from for_all
+    if net.has_vrfs():
+        yield from vrfs.in_band(for_all)
+
+
+def _for_all_vrfs(net: Network, switch: Switch, owner: Owner, gateway_mac: Mac) -> Iterator[Flow]:
     mark = cookie(Reason.FORWARD, owner)
     for table in (Table.ADMIT, Table.ARP, Table.FORWARD, Table.DELIVER):
         yield Flow(table, TABLE_MISS, (), cookie=mark)
-    gateway_mac = net.gateway_mac_of(net.server_of_edge(switch.id))
-    yield from arp.edge_flows(net, owner, gateway_mac)
-    yield from echo.gateway_flows(net, owner, Table.FORWARD, Forward.GATEWAY_ECHO, gateway_mac)
     yield from edge_ipv6.switch_flows(net, owner)
     uplink = _uplink(net, switch)
     if uplink is None:
@@ -70,7 +81,10 @@ def server_flows(underlay: Underlay, net: Network, server: Server, edge: Switch)
     to_server = (Output(PortNo.LOCAL),)
     for kind in ip_types(net):
         ip_from_fabric = match(in_port=uplink, **underlay.brought_to(server, kind))
-        yield Flow(Table.ADMIT, EdgeAdmit.SERVER, ip_from_fabric, goto=Table.DELIVER, cookie=mark)
+        admitted = Flow(Table.ADMIT, EdgeAdmit.SERVER, ip_from_fabric, goto=Table.DELIVER, cookie=mark)
+        yield admitted
+        if net.has_vrfs():
+            yield vrfs.with_tag(admitted)
     arp_from_server = _arp_from(PortNo.LOCAL, server.mac)
     yield Flow(Table.ADMIT, EdgeAdmit.SERVER, arp_from_server, (Output(uplink),), cookie=mark)
     arp_to_server = match(in_port=uplink, vlan_vid=NO_TAG, eth_type=EtherType.ARP, eth_dst=server.mac)
@@ -86,7 +100,16 @@ def server_flows(underlay: Underlay, net: Network, server: Server, edge: Switch)
 def nic_flows(
     underlay: Underlay, net: Network, vm: VM, nic: NIC, at: Server, port: int
 ) -> Iterator[Flow | Meter]:
-    """A VM's NIC at a port of the edge of server `at`: what the VM may send, and what reaches it.
+    """A VM's NIC at a port of the edge of server `at`: what the VM may send, and what reaches it."""
+    tag = net.vrfs[net.vrf_of(nic)].tag
+    entries = _nic_flows(underlay, net, vm, nic, at, port)
+    return vrfs.at_edge(entries, tag, _uplink(net, net.switches[at.edge]))
+
+
+def _nic_flows(
+    underlay: Underlay, net: Network, vm: VM, nic: NIC, at: Server, port: int
+) -> Iterator[Flow | Meter]:
+    """As in the default VRF.
 
     On a migration's target before the switch-over, and on its source after it, the VM may send, and frames
     that arrive are handed to the VM, but nothing on this switch is sent there. When a source forwards,
@@ -164,10 +187,11 @@ def forwarding_flows(underlay: Underlay, net: Network, vm: VM) -> Iterator[Flow]
     send_on: tuple[Action, ...] = (*underlay.reach(delivers), Output(PortNo.IN_PORT))
     for assignment in forwarded_assignments(net, net.held_by(vm.id)):
         ip, until = assignment.ip, assignment.lease_end
-        yield Flow(Table.DELIVER, Deliver.VM, ip_match(dst=ip), send_on, cookie=mark, expires_at=until)
+        flows = [Flow(Table.DELIVER, Deliver.VM, ip_match(dst=ip), send_on, cookie=mark, expires_at=until)]
         if vm.forwarded_from not in vm.also:
             copy = ip_match(dst=ip, eth_src=underlay.copy_source(delivers))
-            yield Flow(Table.DELIVER, Deliver.COPY, copy, cookie=mark, expires_at=until)
+            flows.append(Flow(Table.DELIVER, Deliver.COPY, copy, cookie=mark, expires_at=until))
+        yield from vrfs.at_edge(flows, net.vrfs[assignment.vrf].tag)
 
 
 def _uplink(net: Network, edge: Switch) -> int | None:

@@ -14,6 +14,8 @@ from retinue.core.pipeline.entry import FieldValue, Match, match
 NO_TAG = 0
 """The VLAN id of an untagged frame (OFPVID_NONE; a tag has one bit more, also that of VLAN 0). All ports are
 access ports: every entry that admits a frame asks for it, so that no tag comes through to where it counts."""
+ANY_TAG = (0x1000, 0x1000)
+"""Value and mask of the bit that says that a frame has a tag, whichever (OFPVID_PRESENT)."""
 GROUP_BIT = (1 << 40, 1 << 40)
 """Value and mask of the bit that makes a MAC a group address (broadcast among them)."""
 
@@ -78,6 +80,7 @@ def dhcp_match(*, sport: int | None = None, dport: int | None = None, **terms: i
 
 
 __all__ = [
+    "ANY_TAG",
     "CLIENT_PORT",
     "GROUP_BIT",
     "NO_TAG",

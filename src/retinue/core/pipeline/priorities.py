@@ -11,6 +11,9 @@ from retinue.core.pipeline.tables import Table
 
 TABLE_MISS = 0
 """In every table: a frame that no entry names is dropped."""
+VRF_BAND = 4000
+"""Added to the priority of every entry that is about frames of another VRF than the default one (see
+`vrfs`), of all tables but ADMIT and SERVERS."""
 
 
 class EdgeAdmit(IntEnum):

@@ -38,7 +38,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from math import inf, isinf
 
-from retinue.core.model import VM, Assignment, BindingKind, Mac, Origin, Service
+from retinue.core.model import DEFAULT_VRF, VM, Assignment, BindingKind, Mac, Origin, Service
 from retinue.core.model.network import Network
 from retinue.core.packets import DHCP, BootOp, MessageType, decline, kept_options
 from retinue.core.snooping.headers import another, fault_of, is_anothers, other_holder, source_of
@@ -155,7 +155,7 @@ class Snooper:
             vm, message.dhcp, kind, now, message.dhcp.server_id or sent_to,
             by_agent=by_agent, runs_here=message.runs_here,
         )  # fmt: skip
-        held = None if question.wanted is None else self.net.assignments.get(question.wanted)
+        held = None if question.wanted is None else self._held(question.wanted, message.dhcp.chaddr)
         if held is not None and held.mac == message.dhcp.chaddr:
             question = replace(question, granted_by=held.server)
         return question
@@ -167,7 +167,7 @@ class Snooper:
             return []
         if (vm.id, wanted) in self._disagreements or self.questions.was_offered(nic, wanted):
             return []
-        return [Suspicious(f"asks for {wanted}, which {another(self.net, wanted, vm.id)} holds", vm.id)]
+        return [Suspicious(f"asks for {wanted}, which {another(self.net, wanted, vm.id, nic)} holds", vm.id)]
 
     def _declines(self, vm: VM, message: ClientMessage, now: float) -> list[Effect]:
         address = message.dhcp.requested_address or NO_ADDRESS
@@ -182,8 +182,8 @@ class Snooper:
         return effects
 
     def _given_back(self, vm: VM, message: ClientMessage, ip: IPv4Address, reason: str) -> list[Effect]:
-        assignment = self.net.assignments.get(ip)
         nic = message.dhcp.chaddr
+        assignment = self._held(ip, nic)
         if assignment is None or assignment.mac != nic or assignment.kind is not BindingKind.DYNAMIC:
             spoofed = is_anothers(self.net, ip, nic)
             return [Rejected(f"{ip} is not leased to {vm.id}, nothing to give back", vm.id, spoofed)]
@@ -239,13 +239,14 @@ class Snooper:
         dhcp = message.dhcp
         if dhcp.op != BootOp.REPLY or dhcp.message_type is None or not dhcp.message_type.from_server:
             return f"not a DHCP server's message, though it came from {message.server}"
-        itself = any(
-            server.id == message.server and server.address == message.src
-            for server in self.net.dhcp_servers()
-        )
-        if message.src is not None and message.src in self.net.assignments and not itself:
+        speaker = next((s for s in self.net.dhcp_servers() if s.id == message.server), None)
+        itself = speaker is not None and speaker.address == message.src
+        vrf = DEFAULT_VRF if speaker is None else self.net.vrf_of_server(speaker)
+        if vrf not in (DEFAULT_VRF, self.net.vrf_of_mac(dhcp.chaddr)):
+            return f"DHCP server {message.server} of VRF {vrf} speaks to a NIC of another VRF"
+        if message.src is not None and self.net.holder(message.src, vrf) is not None and not itself:
             return f"DHCP server {message.server} speaks from {message.src}, which a VM holds"
-        named = None if dhcp.server_id is None else self.net.server_of_address(dhcp.server_id)
+        named = None if dhcp.server_id is None else self.net.server_of_address(dhcp.server_id, vrf)
         if named is not None and named.id != message.server and Service.DHCP in named.services:
             return f"DHCP server {message.server} speaks for DHCP server {named.id}"
         return ""
@@ -271,7 +272,7 @@ class Snooper:
         reason = f"rejected by DHCP server {message.server}"
         words = reason + (f": {dhcp.message}" if dhcp.message else "")
         if question.by_agent:
-            held = self.net.assignments.get(question.wanted or NO_ADDRESS)
+            held = self._held(question.wanted or NO_ADDRESS, dhcp.chaddr)
             stays = "; the VM keeps its address until the lease ends" if held is not None else ""
             self.questions.forget(question)
             return [self._hand_on(question, dhcp, words + stays)]
@@ -289,7 +290,7 @@ class Snooper:
         ip, seconds = dhcp.yiaddr, dhcp.lease_time
         if holder := other_holder(self.net, ip, question.vm, dhcp.chaddr):
             return self._disagree(question, dhcp, holder, now)
-        before = self.net.assignments.get(ip)
+        before = self._held(ip, dhcp.chaddr)
         replaced = [h for h in self._leases(question.vm, dhcp.chaddr) if h.ip != ip]
         why = self._why_not(question, ip, seconds, replaced)
         if why:
@@ -310,6 +311,7 @@ class Snooper:
             server=dhcp.server_id,
             client_id=question.client_id,
             options=kept_options(question.asked),
+            vrf=self.net.vrf_of_mac(dhcp.chaddr),
         )
         if before is not None:
             granted = _renewed(before, granted, question)
@@ -354,6 +356,10 @@ class Snooper:
         if announced is not None:
             announced.closed = True
         return ToAgent(question.vm, dhcp.xid, rejection)
+
+    def _held(self, ip: IPv4Address, nic: Mac) -> Assignment | None:
+        """Who holds this address in the VRF of the NIC with this MAC."""
+        return self.net.holder(ip, self.net.vrf_of_mac(nic))
 
     def _leases(self, vm: str, mac: Mac) -> Iterator[Assignment]:
         """What DHCP servers have granted to the VM's NIC that has this MAC."""

@@ -49,7 +49,7 @@ def to_server(
     # What only servers fill in is not the client's to say (RFC 2131, table 5).
     dhcp = replace(dhcp, yiaddr=NO_ADDRESS, siaddr=NO_ADDRESS)
     if way.giaddr is not None:
-        relayed = relay.toward_server(dhcp, way.giaddr, circuit, vm)
+        relayed = relay.toward_server(dhcp, way.giaddr, circuit, vm, way.vrf)
         if relayed is None or not is_leased(server.address):
             return None
         return dhcp_frame(

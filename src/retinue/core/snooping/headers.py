@@ -45,19 +45,20 @@ def source_of(net: Network, vm: VM, message: ClientMessage) -> IPv4Address | Non
         return src
     if asked.ciaddr not in (NO_ADDRESS, src):
         return None
-    holder = net.assignments.get(src)
+    vrf = net.vrf_of_mac(asked.chaddr)
+    holder = net.holder(src, vrf)
     if holder is not None:
         return src if holder.mac == asked.chaddr else None
     may = asked.message_type in (MessageType.REQUEST, MessageType.RELEASE) and asked.ciaddr == src
-    return NO_ADDRESS if may and _nobody_has(net, src) else None
+    return NO_ADDRESS if may and _nobody_has(net, src, vrf) else None
 
 
-def _nobody_has(net: Network, ip: IPv4Address) -> bool:
+def _nobody_has(net: Network, ip: IPv4Address, vrf: str) -> bool:
     """True for a host's address of a VMs' subnet that no gateway, server or VM has."""
-    subnet = net.subnet_of(ip)
+    subnet = net.subnet_of(ip, vrf)
     if subnet is None or ip in (subnet.gateway, subnet.prefix.network_address):
         return False
-    return ip != subnet.prefix.broadcast_address and net.server_of_address(ip) is None
+    return ip != subnet.prefix.broadcast_address and net.server_of_address(ip, vrf) is None
 
 
 def _sender(vm: VM, mac: Mac, message: ClientMessage) -> Rejected | None:
@@ -113,32 +114,34 @@ def _claims(net: Network, vm: VM, message: ClientMessage) -> Rejected | None:
         # A DHCP server knows a client by it (RFC 2131, 4.2), and would give this VM the other's lease.
         return Rejected(f"the DHCP client identifier of {owner}", vm.id, spoofed=True)
     if is_anothers(net, message.dhcp.ciaddr, nic):
-        whose = another(net, message.dhcp.ciaddr, vm.id)
+        whose = another(net, message.dhcp.ciaddr, vm.id, nic)
         return Rejected(f"{message.dhcp.ciaddr} is held by {whose}", vm.id, spoofed=True)
     return None
 
 
 def is_anothers(net: Network, ip: IPv4Address, nic: Mac) -> bool:
     """True for an address that another NIC holds, be it of another VM or of the same."""
-    assignment = net.assignments.get(ip)
+    assignment = net.holder(ip, net.vrf_of_mac(nic))
     return assignment is not None and assignment.mac != nic
 
 
-def another(net: Network, ip: IPv4Address, vm: str) -> str:
+def another(net: Network, ip: IPv4Address, vm: str, nic: Mac) -> str:
     """Whose an address is that is not this NIC's, in words about its VM."""
-    return "another VM" if net.assignments[ip].vm != vm else "another NIC of it"
+    holder = net.holder(ip, net.vrf_of_mac(nic))
+    return "another VM" if holder is None or holder.vm != vm else "another NIC of it"
 
 
 def other_holder(net: Network, ip: IPv4Address, vm: str, nic: Mac) -> str:
     """Who has this address, so that the VM's NIC cannot: another VM, another NIC of it, a server or a
     gateway; "" if nobody has."""
-    if is_anothers(net, ip, nic):
-        held = net.assignments[ip]
+    vrf = net.vrf_of_mac(nic)
+    held = net.holder(ip, vrf)
+    if held is not None and held.mac != nic:
         return held.vm if held.vm != vm else f"another NIC of it ({held.mac})"
-    server = net.server_of_address(ip)
+    server = net.server_of_address(ip, vrf)
     if server is not None:
         return f"server {server.id}"
-    subnet = net.subnet_of(ip)
+    subnet = net.subnet_of(ip, vrf)
     return f"the gateway of subnet {subnet.id}" if subnet is not None and subnet.gateway == ip else ""
 
 

@@ -37,12 +37,13 @@ class OwnAddresses:
 
     def claim(self, net: Network, vm: VM, nic: NIC, target: IPv6Address, now: float) -> Claim | None:
         """What follows from a NIC's check of an address; None: nothing. `now` is in seconds."""
-        if not may_be_own(net, nic, target) or target in net.assignments:
+        if not is_free(net, nic, target):
             return None
         if not self._take(nic.mac, now):
             return None
         own = [a for a in net.assignments_of(vm, nic) if a.kind is BindingKind.SLAAC]
-        given = Assignment(target, nic.mac, vm.id, BindingKind.SLAAC, Origin.CONTROLLER)
+        vrf = net.vrf_of(nic)
+        given = Assignment(target, nic.mac, vm.id, BindingKind.SLAAC, Origin.CONTROLLER, vrf=vrf)
         return Claim(given, own[0] if len(own) >= MOST_OWN_ADDRESSES else None)
 
     def forget(self, known: set[Mac]) -> None:
@@ -60,6 +61,11 @@ class OwnAddresses:
         return True
 
 
+def is_free(net: Network, nic: NIC, target: IPv6Address) -> bool:
+    """True for an address that a VM may make for this NIC, and that nobody has."""
+    return net.holder(target, net.vrf_of(nic)) is None and may_be_own(net, nic, target)
+
+
 def may_be_own(net: Network, nic: NIC, target: IPv6Address) -> bool:
     """True for an address that a VM may make for this NIC, and that follows from no other's MAC. From its own
     MAC a link-local one follows that is bound already."""
@@ -70,10 +76,11 @@ def may_be_own(net: Network, nic: NIC, target: IPv6Address) -> bool:
         return False  # It would be the first choice of whoever has that MAC.
     if is_link_local(target):
         return target != link_local(net.gateway_mac) and mac != nic.mac
-    subnet = net.subnet_of(target)
+    vrf = net.vrf_of(nic)
+    subnet = net.subnet_of(target, vrf)
     if subnet is None or not subnet.slaac or nic.vnet not in ("", subnet.vnet):
         return False
-    if net.server_of_address(target) is not None:
+    if net.server_of_address(target, vrf) is not None:
         return False
     # The prefix with nothing behind it is for any router (RFC 4291, 2.6.1).
     return target not in (subnet.gateway, subnet.prefix.network_address)

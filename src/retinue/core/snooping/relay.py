@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-from retinue.core.model import Server, Subnet
+from retinue.core.model import DEFAULT_VRF, Server, Subnet
 from retinue.core.model.families import is_leased
 from retinue.core.model.network import Network
 from retinue.core.packets import DHCP, Option
@@ -23,6 +23,11 @@ MAX_HOPS = 16
 
 CIRCUIT_ID, REMOTE_ID = 1, 2
 """Suboptions of option 82 (RFC 3046, 2.0)."""
+VIRTUAL_SUBNET, VIRTUAL_SUBNET_CONTROL = 151, 152
+"""Suboptions of option 82 that say in which VRF giaddr is meant, by its name; the second, which is empty, is
+taken away by a server that has understood the first (RFC 6607)."""
+_NAMED = b"\0"
+"""The name that follows is text."""
 _NOBODY = IPv4Address(0)
 
 
@@ -61,6 +66,8 @@ class Way:
 
     server: Server
     giaddr: IPv4Address | None = None
+    vrf: str = DEFAULT_VRF
+    """In which `giaddr` is meant."""
 
 
 def ways(
@@ -71,6 +78,7 @@ def ways(
     `known` is the DHCP server at whose port a server identifier was last seen: where another relay is in
     between, it is the relay's port, and what is addressed to a server behind the relay goes there.
     """
+    vrf = net.vrf_of_mac(dhcp.chaddr)
     servers = [server for server in net.dhcp_servers() if _serves(net, server, vm, dhcp)]
     if to is not None:
         # A server that has not been seen yet may be behind any of them: after a restart nothing is known.
@@ -80,35 +88,40 @@ def ways(
     asker = net.vms.get(vm)
     nic = None if asker is None else asker.nic_with(dhcp.chaddr)
     vnet = "" if nic is None else nic.vnet
-    return [way for server in servers for way in _ways_to(net, server, home, vnet)]
+    return [way for server in servers for way in _ways_to(net, server, home, vnet, vrf)]
 
 
 def _serves(net: Network, server: Server, vm: str, dhcp: DHCP) -> bool:
-    """A VM that is a DHCP server is one for other VMs; for a NIC that says of which vnet it is, in that."""
+    """A VM that is a DHCP server is one for other VMs of its VRF; for a NIC that says of which vnet it is, in
+    that."""
     if server.id in net.servers:
         return True
-    asker = net.vms.get(vm)
+    asker, vrf = net.vms.get(vm), net.vrf_of_server(server)
     nic = None if asker is None else asker.nic_with(dhcp.chaddr)
-    subnet = None if server.address is None else net.subnet_of(server.address)
+    if net.vrf_of(nic) != vrf:
+        return False
+    subnet = None if server.address is None else net.subnet_of(server.address, vrf)
     if nic is None or server.mac in {own.mac for own in (asker.nics if asker is not None else ())}:
         return False
     return not nic.vnet or (subnet is not None and subnet.vnet == nic.vnet)
 
 
-def _ways_to(net: Network, server: Server, home: Subnet | None, vnet: str) -> list[Way]:
+def _ways_to(net: Network, server: Server, home: Subnet | None, vnet: str, vrf: str) -> list[Way]:
+    """The ways from the VRF. From another than its own a server is reached by the relay alone."""
     address = server.address
+    is_elsewhere = vrf != net.vrf_of_server(server)
     relayed = [
         s
-        for s in net.subnets.values()
-        if address in s.dhcp and address is not None and address not in s.prefix
+        for s in net.subnets_in(vrf)
+        if address in s.dhcp and address is not None and (is_elsewhere or address not in s.prefix)
     ]
-    if not relayed or (home is not None and address in home.prefix):
+    if not is_elsewhere and (not relayed or (home is not None and address in home.prefix)):
         return [Way(server)]
     # A VM without an address may be given one of any subnet that is relayed (of its NIC's vnet, where the NIC
     # has one): the server decides.
     subnets = relayed if home is None else [s for s in relayed if s.id == home.id]
     of_vnet = (s for s in subnets if not vnet or s.vnet == vnet)
-    return [Way(server, s.gateway) for s in of_vnet if is_leased(s.gateway)]
+    return [Way(server, s.gateway, vrf) for s in of_vnet if is_leased(s.gateway)]
 
 
 def _home(net: Network, vm: str, dhcp: DHCP) -> Subnet | None:
@@ -116,7 +129,7 @@ def _home(net: Network, vm: str, dhcp: DHCP) -> Subnet | None:
     named = dhcp.ciaddr if dhcp.ciaddr != _NOBODY else dhcp.requested_address
     held = (a.ip for a in net.held_by(vm) if is_leased(a.ip) and a.mac == dhcp.chaddr)
     address = named if named is not None else next(held, None)
-    return None if address is None else net.subnet_of(address)
+    return None if address is None else net.subnet_of(address, net.vrf_of_mac(dhcp.chaddr))
 
 
 def is_relay(net: Network, giaddr: IPv4Address) -> bool:
@@ -124,16 +137,21 @@ def is_relay(net: Network, giaddr: IPv4Address) -> bool:
     return any(s.gateway == giaddr and s.dhcp for s in net.subnets.values())
 
 
-def toward_server(dhcp: DHCP, giaddr: IPv4Address, circuit: str, remote: str) -> DHCP | None:
+def toward_server(
+    dhcp: DHCP, giaddr: IPv4Address, circuit: str, remote: str, vrf: str = DEFAULT_VRF
+) -> DHCP | None:
     """A client's message as the relay sends it on; None when it has passed too many relays.
 
     RFC 3046, 2.1: "adding a Relay Agent option SHALL add it as the last option (but before 'End Option' 255,
     if present) in the DHCP options field". `circuit` is the port it came in by, `remote` who is there. The
-    message must have neither giaddr nor option 82 of its own (a snooper rejects those).
+    message must have neither giaddr nor option 82 of its own (a snooper rejects those). Of another `vrf` than
+    the default one option 82 tells the name: there giaddr may be that of several.
     """
     if dhcp.hops >= MAX_HOPS:
         return None
-    option = _suboption(CIRCUIT_ID, circuit) + _suboption(REMOTE_ID, remote)
+    option = _suboption(CIRCUIT_ID, circuit.encode()) + _suboption(REMOTE_ID, remote.encode())
+    if vrf != DEFAULT_VRF:
+        option += _suboption(VIRTUAL_SUBNET, _NAMED + vrf.encode()) + _suboption(VIRTUAL_SUBNET_CONTROL, b"")
     return replace(dhcp, hops=dhcp.hops + 1, giaddr=giaddr).with_option(Option.RELAY_AGENT, option)
 
 
@@ -146,6 +164,6 @@ def toward_client(dhcp: DHCP) -> DHCP:
     return dhcp.without_option(Option.RELAY_AGENT)
 
 
-def _suboption(code: int, text: str) -> bytes:
-    value = text.encode()[:100]
+def _suboption(code: int, value: bytes) -> bytes:
+    value = value[:100]
     return bytes((code, len(value))) + value

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinue.core.model import IP, VM, Assignment
+from retinue.core.model import VM, Address, Assignment
 from retinue.core.packets import ack, discover, offer, request
 from retinue.core.snooping import Bind, ClientMessage, Rejected, ServerMessage, Snooper, ToServers, ToVM
 from support.fabric import networks
@@ -16,7 +16,7 @@ from support.fabric import networks
 SERVER = IPv4Address("10.1.0.2")
 
 
-class Unscanned(dict[IP, Assignment]):
+class Unscanned(dict[Address, Assignment]):
     """Asked for one value at a time; who walks through all is caught."""
 
     def _scanned(self, *_: Any) -> NoReturn:
@@ -24,7 +24,7 @@ class Unscanned(dict[IP, Assignment]):
 
     values = items = keys = _scanned
 
-    def __iter__(self) -> Iterator[IP]:
+    def __iter__(self) -> Iterator[Address]:
         self._scanned()
 
 

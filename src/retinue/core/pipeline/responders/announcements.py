@@ -12,7 +12,8 @@ def taken(net: Network, vm: VM, nic: NIC, eth_src: Mac, arp: ARP) -> Assignment 
     """The assignment that the message makes; None when it makes none."""
     if nic.may_take(arp.spa) is None or not eth_src == arp.sha == nic.speaks_as(arp.spa):
         return None
-    holder = net.assignments.get(arp.spa)
+    vrf = net.vrf_of(nic)
+    holder = net.holder(arp.spa, vrf)
     if holder is not None and ((holder.vm, holder.mac) == (vm.id, nic.mac) or arp.spa != arp.tpa):
         return None
-    return Assignment(arp.spa, nic.mac, vm.id, BindingKind.ALLOWED, Origin.CONTROLLER)
+    return Assignment(arp.spa, nic.mac, vm.id, BindingKind.ALLOWED, Origin.CONTROLLER, vrf=vrf)

@@ -14,7 +14,7 @@ ARP is never passed on. The controller sees every ARP frame of a server: so serv
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 
-from retinue.core.model import IP, Assignment, BindingKind, Mac, Subnet
+from retinue.core.model import DEFAULT_VRF, IP, Assignment, BindingKind, Mac, Subnet
 from retinue.core.model.families import forwarded_subnets
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets import ARP, ArpOp, EtherType
@@ -56,13 +56,13 @@ def answer(address: IP, with_mac: Mac) -> tuple[Action, ...]:
     )
 
 
-def ipv4_subnets(net: Network) -> Iterator[Subnet]:
-    return (s for s in forwarded_subnets(net.subnets.values()) if s.prefix.version == 4)
+def ipv4_subnets(net: Network, vrf: str = DEFAULT_VRF) -> Iterator[Subnet]:
+    return (s for s in forwarded_subnets(net.subnets_in(vrf)) if s.prefix.version == 4)
 
 
-def edge_flows(net: Network, owner: Owner, gateway_mac: Mac) -> Iterator[Flow]:
-    """An edge switch answers for every subnet's gateway."""
-    for subnet in ipv4_subnets(net):
+def edge_flows(net: Network, owner: Owner, gateway_mac: Mac, vrf: str = DEFAULT_VRF) -> Iterator[Flow]:
+    """An edge switch answers for the gateway of every subnet of a VRF."""
+    for subnet in ipv4_subnets(net, vrf):
         yield Flow(
             Table.ARP, Arp.GATEWAY, arp_request_for(subnet.gateway),
             answer(subnet.gateway, gateway_mac), cookie=cookie(Reason.FORWARD, owner),
@@ -97,7 +97,7 @@ def vm_address_flows(
     # A VM asking for its own address (announcement, duplicate check) gets no answer: nobody else has it.
     own_address = match(in_port=port, eth_type=EtherType.ARP, arp_tpa=ip)
     yield Flow(Table.ARP, Arp.OWN_ADDRESS, own_address, cookie=mark, expires_at=until)
-    subnet = net.subnet_of(ip)
+    subnet = net.subnet_of(ip, assignment.vrf)
     if delivered and subnet is not None:
         # A neighbour on this switch is answered with the VM's own MAC, so that local traffic stays local. Who
         # is of another subnet is no neighbour; of whom a probe does not say so, the controller is asked.
@@ -111,31 +111,32 @@ def vm_address_flows(
 # ---- the controller's answers ----
 
 
-def answers_vm(net: Network, switch: str, arp: ARP) -> bool:
-    """True when the controller answers a VM at this edge switch with the gateway's MAC.
+def answers_vm(net: Network, switch: str, arp: ARP, vrf: str = DEFAULT_VRF) -> bool:
+    """True when the controller answers a VM at this edge switch, a NIC in this VRF, with the gateway's MAC.
 
     Of a VM on the asker's own switch it answers a probe only: all else the switch answers with that VM's MAC,
     or nobody does.
     """
-    assignment = net.assignments.get(arp.tpa)
+    assignment = net.holder(arp.tpa, vrf)
     local = assignment is not None and net.servers[net.vms[assignment.vm].server].edge == switch
     if arp.op != ArpOp.REQUEST or (local and arp.spa != NOBODY):
         return False
-    return _asks_for_neighbour(net, arp)
+    return _asks_for_neighbour(net, arp, vrf)
 
 
 def answers_server(net: Network, arp: ARP) -> bool:
     """True when the controller answers a server with the gateway's MAC; its leaf answers for gateways."""
-    asks_gateway = any(subnet.gateway == arp.tpa for subnet in net.subnets.values())
-    own_address = arp.tpa == arp.spa
-    return arp.op == ArpOp.REQUEST and not asks_gateway and not own_address and _asks_for_neighbour(net, arp)
+    asks_gateway = any(subnet.gateway == arp.tpa for subnet in net.subnets_in())
+    if arp.op != ArpOp.REQUEST or asks_gateway or arp.tpa == arp.spa:
+        return False
+    return _asks_for_neighbour(net, arp, DEFAULT_VRF)
 
 
-def _asks_for_neighbour(net: Network, arp: ARP) -> bool:
+def _asks_for_neighbour(net: Network, arp: ARP, vrf: str) -> bool:
     """True when the wanted address is known here, in the asker's subnet, and not the asker's own."""
-    subnet = net.subnet_of(arp.tpa)
-    holder = net.assignments.get(arp.tpa)
-    if subnet is None or (holder is None and net.server_of_address(arp.tpa) is None):
+    subnet = net.subnet_of(arp.tpa, vrf)
+    holder = net.holder(arp.tpa, vrf)
+    if subnet is None or (holder is None and net.server_of_address(arp.tpa, vrf) is None):
         return False
     asker = net.vm_of_mac(arp.sha)
     if asker is not None and holder is not None and holder.vm == asker.id:

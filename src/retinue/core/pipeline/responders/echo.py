@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from ipaddress import IPv6Address
 
-from retinue.core.model import IP, Mac
+from retinue.core.model import DEFAULT_VRF, IP, Mac
 from retinue.core.model.families import forwarded_subnets, in_use
 from retinue.core.model.link_local import link_local
 from retinue.core.model.network import Network, Owner
@@ -39,14 +39,14 @@ def answer(address: IP, with_mac: Mac) -> tuple[Action, ...]:
 
 
 def gateway_flows(
-    net: Network, owner: Owner, table: Table, priority: int, gateway_mac: Mac
+    net: Network, owner: Owner, table: Table, priority: int, gateway_mac: Mac, vrf: str = DEFAULT_VRF
 ) -> Iterator[Flow]:
-    """A switch answers for every subnet's gateway, in the table where packets to the gateway pass.
+    """A switch answers for the gateway of every subnet of a VRF, in the table where packets to it pass.
 
     Where there is IPv6, for the gateway's link-local address, too. Fragments are not answered: the first
     would come back alone, for only it has an ICMP header.
     """
-    gateways = [subnet.gateway for subnet in forwarded_subnets(net.subnets.values())]
+    gateways = [subnet.gateway for subnet in forwarded_subnets(net.subnets_in(vrf))]
     if in_use(net, 6):
         gateways.append(link_local(net.gateway_mac))
     for gateway in gateways:

@@ -18,7 +18,7 @@ has the gateway's MAC from then on.
 from collections.abc import Iterator
 from ipaddress import IPv6Address, IPv6Network
 
-from retinue.core.model import NIC, VM, Mac, Subnet
+from retinue.core.model import DEFAULT_VRF, NIC, VM, Mac, Subnet
 from retinue.core.model.families import forwarded_subnets, in_use
 from retinue.core.model.link_local import ALL_NODES, UNSPECIFIED, is_link_local, link_local, mac_of
 from retinue.core.model.network import Network, Owner
@@ -68,34 +68,34 @@ def leaf_flows(net: Network, owner: Owner) -> Iterator[Flow]:
 # ---- the controller's answers ----
 
 
-def ipv6_subnets(net: Network) -> Iterator[Subnet]:
-    return (s for s in forwarded_subnets(net.subnets.values()) if s.prefix.version == 6)
+def ipv6_subnets(net: Network, vrf: str = DEFAULT_VRF) -> Iterator[Subnet]:
+    return (s for s in forwarded_subnets(net.subnets_in(vrf)) if s.prefix.version == 6)
 
 
-def is_gateway(net: Network, address: IPv6Address) -> bool:
+def is_gateway(net: Network, address: IPv6Address, vrf: str = DEFAULT_VRF) -> bool:
     if is_link_local(address):
         return address == link_local(net.gateway_mac)
-    return any(subnet.gateway == address for subnet in ipv6_subnets(net))
+    return any(subnet.gateway == address for subnet in ipv6_subnets(net, vrf))
 
 
-def answer_to_vm(net: Network, switch: str, vm: VM, asked: ND) -> ND | None:
-    """What a VM at this edge switch hears when it asks for a neighbour; None: nothing."""
+def answer_to_vm(net: Network, switch: str, vm: VM, asked: ND, vrf: str = DEFAULT_VRF) -> ND | None:
+    """What a VM at this edge switch hears when its NIC in this VRF asks for a neighbour; None: nothing."""
     if not isinstance(asked.message, NeighbourSolicitation):
         return None
     target, gateway_mac = asked.message.target, net.gateway_mac_of(net.server_of_edge(switch))
-    if is_gateway(net, target):
+    if is_gateway(net, target, vrf):
         return _answer(asked, target, gateway_mac, router=True)
     if is_link_local(target):
-        taken = asked.src == UNSPECIFIED and _is_anothers(net, vm, target)
+        taken = asked.src == UNSPECIFIED and _is_anothers(net, vm, target, vrf)
         return _answer(asked, target, gateway_mac) if taken else None
-    if not _is_asked_in_its_subnet(net, asked.src, target):
+    if not _is_asked_in_its_subnet(net, asked.src, target, vrf):
         return None
-    holder = net.assignments.get(target)
+    holder = net.holder(target, vrf)
     if holder is not None and holder.vm == vm.id:
         return None
     if holder is not None and net.servers[net.vms[holder.vm].server].edge == switch:
         return _answer(asked, target, holder.mac)
-    known = holder is not None or net.server_of_address(target) is not None
+    known = holder is not None or net.server_of_address(target, vrf) is not None
     return _answer(asked, target, gateway_mac) if known else None
 
 
@@ -106,21 +106,23 @@ def answer_to_server(net: Network, asked: ND) -> ND | None:
     target = asked.message.target
     if is_gateway(net, target):
         return _answer(asked, target, net.gateway_mac, router=True)
-    known = target in net.assignments or net.server_of_address(target) is not None
+    known = net.holder(target) is not None or net.server_of_address(target) is not None
     if not known or target == asked.src or not _is_asked_in_its_subnet(net, asked.src, target):
         return None
     return _answer(asked, target, net.gateway_mac)
 
 
-def _is_anothers(net: Network, vm: VM, target: IPv6Address) -> bool:
+def _is_anothers(net: Network, vm: VM, target: IPv6Address, vrf: str) -> bool:
     """True for a link-local address that another VM holds, or that follows from its MAC."""
-    holder, mac = net.assignments.get(target), mac_of(target)
+    holder, mac = net.holder(target, vrf), mac_of(target)
     by_mac = None if mac is None else net.vm_of_mac(mac)
     return (holder is not None and holder.vm != vm.id) or (by_mac is not None and by_mac.id != vm.id)
 
 
-def _is_asked_in_its_subnet(net: Network, asker: IPv6Address, target: IPv6Address) -> bool:
-    subnet = net.subnet_of(target)
+def _is_asked_in_its_subnet(
+    net: Network, asker: IPv6Address, target: IPv6Address, vrf: str = DEFAULT_VRF
+) -> bool:
+    subnet = net.subnet_of(target, vrf)
     if subnet is None:
         return False
     return asker == UNSPECIFIED or is_link_local(asker) or asker in subnet.prefix
@@ -140,7 +142,7 @@ def advertised_subnets(net: Network, vm: VM, nic: NIC) -> tuple[Subnet, ...]:
     held = [a.ip for a in net.assignments_of(vm, nic)]
     return tuple(
         s
-        for s in ipv6_subnets(net)
+        for s in ipv6_subnets(net, net.vrf_of(nic))
         if (s.slaac and nic.vnet in ("", s.vnet)) or any(ip in s.prefix for ip in held)
     )
 

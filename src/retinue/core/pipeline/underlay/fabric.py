@@ -11,11 +11,13 @@ spines.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 from retinue.core.model import IP, Mac, Role, Server, Service, Switch
 from retinue.core.model.families import forwarded_subnets, in_use
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets.ipv4 import UDP
+from retinue.core.pipeline import vrfs
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import (
     CONTROLLER,
@@ -72,6 +74,12 @@ class LeafSpine:
         to_server = match(eth_dst=server.mac)
         found = {leaf: [Flow(Table.SERVERS, Servers.SERVER, to_server, (Output(port),), cookie=mark)]}
         found[leaf].extend(self._service_sources(server, port))
+        if server.edge and self.net.has_vrfs():
+            # Of servers' ports only an edge's may bring a tag: it has put it there itself.
+            for mac, kind in product(self.net.gateway_macs, ip_types(self.net)):
+                from_edge = match(in_port=port, vlan_vid=NO_TAG, eth_type=kind, eth_dst=mac)
+                admitted = Flow(Table.ADMIT, LeafAdmit.TO_GATEWAY, from_edge, goto=Table.ROUTE, cookie=mark)
+                found[leaf].append(vrfs.with_tag(admitted))
         if server.id in self.net.fenced:
             shut_out = cookie(Reason.QUIET, Owner("server", server.id))
             found[leaf].append(Flow(Table.ADMIT, LeafAdmit.FENCED, match(in_port=port), cookie=shut_out))
@@ -117,7 +125,7 @@ class LeafSpine:
             )  # fmt: skip
         spoofed = [match(in_port=port, eth_type=kind, eth_dst=gateway_mac) for kind in ip_types(self.net)]
         if Service.ROUTER in server.services:
-            prefixes = [subnet.prefix for subnet in forwarded_subnets(self.net.subnets.values())]
+            prefixes = [subnet.prefix for subnet in forwarded_subnets(self.net.subnets_in())]
             spoofed = [ip_match(src=prefix, in_port=port, eth_dst=gateway_mac) for prefix in prefixes]
         # The gateway's MACs of groups of servers are none of theirs.
         groups = self.net.gateway_groups.values()

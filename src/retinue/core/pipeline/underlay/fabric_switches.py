@@ -8,6 +8,7 @@ from retinue.core.model.families import forwarded_subnets, in_use
 from retinue.core.model.link_local import LINK_LOCAL
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets import EtherType
+from retinue.core.pipeline import vrfs
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import (
     CONTROLLER,
@@ -18,6 +19,7 @@ from retinue.core.pipeline.entry import (
     Group,
     Meter,
     Output,
+    PortNo,
     ToGroup,
     match,
     set_field,
@@ -42,7 +44,8 @@ def leaf_flows(net: Network, leaf: Switch) -> Iterator[Flow | Group | Meter]:
     for port in spine_ports(net, leaf.id):
         for kind in ip_types(net):
             down = match(in_port=port, vlan_vid=NO_TAG, eth_type=kind)
-            yield Flow(Table.ADMIT, LeafAdmit.FROM_SPINE, down, goto=Table.SERVERS, cookie=mark)
+            from_spine = Flow(Table.ADMIT, LeafAdmit.FROM_SPINE, down, goto=Table.SERVERS, cookie=mark)
+            yield from _with_and_without_tag(net, from_spine)
         yield Flow(Table.ADMIT, LeafAdmit.FROM_SPINE_OTHER, match(in_port=port), cookie=mark)
         yield Flow(Table.SERVERS, Servers.FROM_SPINE, match(in_port=port), cookie=mark)
     any_arp = match(vlan_vid=NO_TAG, eth_type=EtherType.ARP)
@@ -54,21 +57,41 @@ def leaf_flows(net: Network, leaf: Switch) -> Iterator[Flow | Group | Meter]:
     for mac, kind in product(net.gateway_macs, ip_types(net)):
         to_gateway = match(vlan_vid=NO_TAG, eth_type=kind, eth_dst=mac)
         yield Flow(Table.ADMIT, LeafAdmit.TO_GATEWAY, to_gateway, goto=Table.ROUTE, cookie=mark)
+    for_all = list(_routed_nowhere(net, owner))
+    yield from for_all
+    if net.has_vrfs():
+        yield from vrfs.in_band([Flow(Table.ROUTE, TABLE_MISS, (), cookie=mark), *for_all])
+        for kind in ip_types(net):
+            # What the controller says to whom it concerns, in the VRF of the packet that it is about.
+            said = match(in_port=PortNo.CONTROLLER, vlan_vid=NO_TAG, eth_type=kind, eth_dst=net.gateway_mac)
+            admitted = Flow(Table.ADMIT, LeafAdmit.TO_GATEWAY, said, goto=Table.ROUTE, cookie=mark)
+            yield vrfs.with_tag(admitted)
+    yield from arp.leaf_flows(net, owner)
+    yield from nd.leaf_flows(net, owner)
+    yield from echo.gateway_flows(net, owner, Table.ROUTE, Route.GATEWAY_ECHO, net.gateway_mac)
+    yield from _upward(net, leaf.id, mark)
+
+
+def _routed_nowhere(net: Network, owner: Owner) -> Iterator[Flow]:
+    """What a leaf does not route, in whichever VRF."""
     for prefix in unroutable(net):
         dropped = cookie(Reason.UNROUTABLE, owner)
         yield Flow(Table.ROUTE, Route.UNROUTABLE, ip_match(dst=prefix), cookie=dropped)
     if in_use(net, 6):
         from_link = ip_match(src=LINK_LOCAL)
         yield Flow(Table.ROUTE, Route.UNROUTABLE, from_link, cookie=cookie(Reason.UNROUTABLE, owner))
-    yield from arp.leaf_flows(net, owner)
-    yield from nd.leaf_flows(net, owner)
-    yield from echo.gateway_flows(net, owner, Table.ROUTE, Route.GATEWAY_ECHO, net.gateway_mac)
     for kind in ip_types(net):
         yield Flow(
             Table.ROUTE, Route.EXPIRED, match(eth_type=kind, ip_ttl=1), (CONTROLLER,),
             meter=LeafMeter.EXPIRED, cookie=cookie(Reason.EXPIRED, owner),
         )  # fmt: skip
-    yield from _upward(net, leaf.id, mark)
+
+
+def _with_and_without_tag(net: Network, flow: Flow) -> Iterator[Flow]:
+    """An entry of ADMIT where frames of all VRFs come in; in a network of one VRF none has a tag."""
+    yield flow
+    if net.has_vrfs():
+        yield vrfs.with_tag(flow)
 
 
 def spine_flows(net: Network, spine: Switch) -> Iterator[Flow]:
@@ -79,9 +102,13 @@ def spine_flows(net: Network, spine: Switch) -> Iterator[Flow]:
     for kind in ip_types(net):
         for mac in net.gateway_macs:
             to_gateway = match(vlan_vid=NO_TAG, eth_type=kind, eth_dst=mac)
-            yield Flow(Table.ADMIT, SpineAdmit.TO_GATEWAY, to_gateway, goto=Table.ROUTE, cookie=mark)
+            routed = Flow(Table.ADMIT, SpineAdmit.TO_GATEWAY, to_gateway, goto=Table.ROUTE, cookie=mark)
+            yield from _with_and_without_tag(net, routed)
         to_server = match(vlan_vid=NO_TAG, eth_type=kind)
-        yield Flow(Table.ADMIT, SpineAdmit.TO_SERVER, to_server, goto=Table.SERVERS, cookie=mark)
+        brought = Flow(Table.ADMIT, SpineAdmit.TO_SERVER, to_server, goto=Table.SERVERS, cookie=mark)
+        yield from _with_and_without_tag(net, brought)
+    if net.has_vrfs():
+        yield from vrfs.in_band([Flow(Table.ROUTE, TABLE_MISS, (), cookie=mark)])
     yield from _subnet_routes(net, (), mark)  # An address nobody holds ends here.
 
 
@@ -117,6 +144,12 @@ def _upward(net: Network, leaf: str, mark: int) -> Iterator[Flow | Group]:
 
 def _subnet_routes(net: Network, way: tuple[Action, ...], mark: int) -> Iterator[Flow]:
     """What is inside a subnet never takes a way out of the data centre, were it the default route."""
-    for subnet in forwarded_subnets(net.subnets.values()):
-        priority = Route.PREFIX + subnet.prefix.prefixlen
-        yield Flow(Table.ROUTE, priority, ip_match(dst=subnet.prefix), way, cookie=mark)
+    for vrf in net.vrfs.values():
+        routes = [
+            Flow(
+                Table.ROUTE, Route.PREFIX + subnet.prefix.prefixlen, ip_match(dst=subnet.prefix), way,
+                cookie=mark,
+            )
+            for subnet in forwarded_subnets(net.subnets_in(vrf.id))
+        ]  # fmt: skip
+        yield from vrfs.on_fabric(routes, vrf.tag)

@@ -1,0 +1,206 @@
+"""Tenants in routing domains of their own, over random networks, placements, moves and histories.
+
+1. The same addresses are several tenants' at once. In every state, also after any single switch between two
+   stages of an update, a packet comes to who has the address in the sender's VRF, once; nothing crosses, not
+   by a gateway, a MAC or a tag; each forged one goes nowhere.
+2. Other VRFs change no entry of the default one.
+3. Incremental = recomputed, while VRFs, vnets and subnets come and go.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from retinue.core.model import DEFAULT_VRF, ModelError, Network, VMPort
+from retinue.core.model.network import NOTHING, Owner, Touched
+from retinue.core.pipeline.compiler import Compiler, Program
+from retinue.core.pipeline.entry import Field, Flow
+from retinue.core.pipeline.tables import Table
+from retinue.core.pipeline.underlay import Near, underlay_of
+from support.fabric.ipv6 import vm_ip6
+from support.fabric.networks import add_ipv6, fabric, group, moved, vm_port
+from support.fabric.networks import add_vm as add_default_vm
+from support.fabric.tenants import Held, Tenants, add_tenant, add_tenants, add_vm, address, is_of_a_vrf
+from support.fabric.world import FabricWorld
+
+VRFS = (DEFAULT_VRF, "red", "green")
+
+
+@st.composite
+def tenants(draw: st.DrawFn) -> Tenants:
+    """Two to four VMs, the first with a NIC in two VRFs; several have the same address."""
+    leaves, spines = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    servers = draw(st.integers(2, 3))
+    servers_on = tuple(draw(st.lists(st.integers(1, leaves), min_size=servers, max_size=servers)))
+    net = fabric(leaves, spines, servers_on)
+    ipv6 = draw(st.booleans(), label="IPv6")
+    add_tenants(net, ipv6)
+    if draw(st.booleans(), label="gateway groups"):
+        group(net)
+    taken: set[tuple[str, object]] = set()
+    nics: list[Held] = []
+    at: dict[str, int] = {}
+    for vm in range(1, draw(st.integers(2, 4)) + 1):
+        own: list[Held] = []
+        vrfs = ("red", DEFAULT_VRF) if vm == 1 else (draw(st.sampled_from(VRFS)),)
+        for vrf in vrfs:
+            beside = vrf != DEFAULT_VRF and draw(st.booleans(), label="in the other subnet")
+            of = draw(st.integers(1, 2), label="address")
+            ip = address(of, beside)
+            ip6 = vm_ip6(of) if ipv6 and not beside else None
+            if (vrf, ip) in taken:
+                continue
+            taken.add((vrf, ip))
+            own.append(Held(1 + len(nics) + len(own), f"vm{vm}", vrf, ip, ip6))
+        if own:
+            at[f"vm{vm}"] = draw(st.integers(1, servers), label="server")
+            add_vm(net, f"vm{vm}", at[f"vm{vm}"], own)
+            nics += own
+    return Tenants(FabricWorld(net), nics, at, {vm: {server} for vm, server in at.items()})
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@given(world=tenants(), data=st.data())
+def test_nothing_crosses_in_any_state_of_a_move(world: Tenants, data: st.DataObject) -> None:
+    net = world.world.net
+    world.check()
+    vm = net.vms[data.draw(st.sampled_from(sorted(world.at)))]
+    source = world.at[vm.id]
+    servers = [int(id.removeprefix("server")) for id, one in net.servers.items() if one.edge]
+    target = data.draw(st.sampled_from([n for n in servers if n != source]))
+
+    def run(touched: Iterable[Owner], near: Near = ()) -> None:
+        world.world.apply(
+            touched, near, each=world.check, order=lambda s: data.draw(st.permutations(s), label="order")
+        )
+
+    mine = [one.number for one in world.nics if one.vm == vm.id]
+    for nic, number in zip(vm.nics, mine, strict=True):
+        run(net.set_vm_port(nic.port_id, f"edge{target}", VMPort(vm_port(number))))
+    underlay = underlay_of(net)
+    admitted = replace(vm, also=frozenset({f"server{target}"}))
+    run(net.put_vm(admitted), [underlay.near(f"server{target}")])
+    world.may_arrive[vm.id] = {source, target}
+    diverted = replace(moved(admitted, f"server{target}"), forwarded_from=f"server{source}")
+    # It is paused, and resumes at the target.
+    world.at[vm.id] = target
+    run(net.put_vm(diverted), underlay.order_to_divert(f"server{source}", f"server{target}"))
+    world.world.copied.update(mine)
+    run(net.put_vm(replace(diverted, copied_to=f"server{source}")))
+    run(net.put_vm(diverted))
+    world.world.copied.clear()
+    world.may_arrive[vm.id] = {target}
+    world.check()
+    closed = replace(vm, server=f"server{target}", forwarded_from=f"server{source}")
+    run(net.put_vm(closed))
+    run(net.put_vm(replace(closed, forwarded_from="")), underlay.order_to_withdraw(f"server{source}"))
+    assert world.world.compiler.programs == fresh(net)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    servers_on=st.lists(st.integers(1, 2), min_size=2, max_size=3),
+    vms=st.lists(st.tuples(st.integers(1, 2), st.sampled_from(["red", "green"])), max_size=3),
+    ipv6=st.booleans(),
+)
+def test_other_vrfs_change_no_entry_of_the_default_one(
+    servers_on: list[int], vms: list[tuple[int, str]], ipv6: bool
+) -> None:
+    net = fabric(2, 2, tuple(servers_on))
+    for number in (1, 2):
+        add_default_vm(net, number, number)
+    if ipv6:
+        add_ipv6(net)
+    alone = fresh(net)
+    assert not [entry for program in alone.values() for entry in program.values() if is_of_a_vrf(entry)]
+    for vrf in ("red", "green"):
+        add_tenant(net, vrf, ipv6)
+    for number, (at, vrf) in enumerate(vms, 11):
+        add_vm(net, f"vm{number}", at, [Held(number, f"vm{number}", vrf, address(number))])
+    among = fresh(net)
+    for switch, program in alone.items():
+        assert program.items() <= among[switch].items()
+    ports = {vm_port(number) for number in range(11, 11 + len(vms))}
+    for switch, program in among.items():
+        for key in program.keys() - alone[switch].keys():
+            # What is left is what tenants' NICs may not send, and goes to the controller as it came.
+            entry = program[key]
+            if isinstance(entry, Flow) and not is_of_a_vrf(entry):
+                at_ports = {value for field, value, _ in entry.match if field is Field.IN_PORT}
+                assert entry.table == Table.ADMIT
+                assert at_ports <= ports
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["vrf", "no vrf", "no vnets", "subnet", "no subnet", "vm", "no vm", "move", "port"]),
+        st.sampled_from(["red", "green"]),
+        st.integers(1, 3),
+    ),
+    max_size=20,
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(steps=STEPS, ipv6=st.booleans())
+def test_incremental_equals_recomputed(steps: list[tuple[str, str, int]], ipv6: bool) -> None:
+    net = fabric()
+    add_default_vm(net, 1, 1)
+    compiler = Compiler(net)
+    compiler.update(net.everything())
+    for step in steps:
+        try:
+            touched = change(net, *step, ipv6)
+        except ModelError:
+            touched = NOTHING
+        compiler.update(touched)
+        got = {switch: program for switch, program in compiler.programs.items() if program}
+        assert got == fresh(net), f"after {step}"
+
+
+def change(net: Network, what: str, vrf: str, number: int, ipv6: bool) -> Touched:
+    id = f"{vrf}{number}"
+    match what:
+        case "vrf":
+            return every(net, lambda: add_tenant(net, vrf, ipv6))
+        case "no vrf":
+            return net.remove_vrf(vrf)
+        case "no vnets":
+            for vnet in [one.id for one in net.vnets.values() if one.vrf == vrf]:
+                net.remove_vnet(vnet)
+            return NOTHING
+        case "no subnet":
+            return net.remove_subnet([f"{vrf}blue", f"{vrf}beside", f"{vrf}blue6"][number - 1])
+        case "subnet":
+            known = net.subnets.get(f"{vrf}blue")
+            if known is None:
+                return NOTHING
+            return net.add_subnet(replace(known, gateway=known.prefix.network_address + number))
+        case "vm" if vrf in net.vrfs and id not in net.vms:
+            held = Held(20 + number + 10 * (vrf == "red"), id, vrf, address(number, beside=number == 3))
+            return every(net, lambda: add_vm(net, id, number, [held]))
+        case "no vm":
+            return net.remove_vm(id)
+        case "move" if id in net.vms:
+            return net.put_vm(replace(net.vms[id], server=f"server{number % 3 + 1}"))
+        case "port" if id in net.vms:
+            nic = net.vms[id].nic
+            return net.set_vm_port(nic.port_id, f"edge{number}", VMPort(200 + number))
+        case _:
+            return NOTHING
+
+
+def every(net: Network, made: Callable[[], object]) -> Touched:
+    """What is made in several steps touches all."""
+    with suppress(ModelError):
+        made()
+    return net.everything()
+
+
+def fresh(net: Network) -> dict[str, Program]:
+    compiler = Compiler(net)
+    compiler.update(net.everything())
+    return dict(compiler.programs)

@@ -1,0 +1,264 @@
+"""Tenants with the same addresses: what must hold between the NICs of several VRFs, in every state."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from retinue.core.model import (
+    DEFAULT_VRF,
+    NIC,
+    VM,
+    Assignment,
+    BindingKind,
+    Network,
+    Origin,
+    Subnet,
+    VMPort,
+    Vnet,
+    Vrf,
+    port_id_of,
+)
+from retinue.core.packets import Ethernet, arp_request, parse, parse_arp
+from retinue.core.pipeline.compiler import Entry
+from retinue.core.pipeline.entry import Field, Flow, PopVlan, PushVlan
+from retinue.core.pipeline.priorities import VRF_BAND
+from retinue.core.pipeline.responders import arp
+from retinue.core.pipeline.tables import Table
+from support.fabric.ipv6 import OUTSIDE6, udp6_frame
+from support.fabric.networks import GATEWAY, GATEWAY6, GATEWAY_MAC, add_ipv6, vm_ip, vm_mac, vm_port
+from support.fabric.sample_frames import icmp, ipv4
+from support.fabric.world import OUTSIDE, FabricWorld, tagged, udp_frame
+from support.fakes.switch import Delivery
+
+TAGS = {DEFAULT_VRF: 0, "red": 7, "green": 4094}
+ROUTER_PORT, DHCP_PORT = 91, 90
+BESIDE = IPv4Network("10.9.0.0/24")
+"""Another subnet of a tenant's VRF; the default VRF has none of this prefix."""
+
+
+def vnet_of(vrf: str, beside: bool = False) -> str:
+    return ("" if vrf == DEFAULT_VRF else f"{vrf}net") + ("-2" if beside else "")
+
+
+def add_tenants(net: Network, ipv6: bool = False) -> None:
+    """VRFs with the VMs' own prefix, and another one, each with a gateway."""
+    if ipv6:
+        add_ipv6(net)
+    for vrf in ("red", "green"):
+        add_tenant(net, vrf, ipv6)
+
+
+def add_tenant(net: Network, vrf: str, ipv6: bool = False) -> None:
+    net.put_vrf(Vrf(vrf, TAGS[vrf]))
+    net.put_vnet(Vnet(vnet_of(vrf), vrf=vrf))
+    net.put_vnet(Vnet(vnet_of(vrf, True), vrf=vrf))
+    net.add_subnet(Subnet(f"{vrf}blue", IPv4Network("10.1.0.0/24"), GATEWAY, vnet=vnet_of(vrf)))
+    beside = IPv4Address("10.9.0.254")
+    net.add_subnet(Subnet(f"{vrf}beside", BESIDE, beside, vnet=vnet_of(vrf, True)))
+    if ipv6:
+        six = IPv6Network("fd00:1::/64")
+        net.add_subnet(Subnet(f"{vrf}blue6", six, GATEWAY6, vnet=vnet_of(vrf), slaac=True))
+
+
+@dataclass(frozen=True)
+class Held:
+    """A NIC and its addresses: the MAC and port tell its number, the addresses tell nothing of it."""
+
+    number: int
+    vm: str
+    vrf: str
+    ip: IPv4Address
+    ip6: IPv6Address | None = None
+
+    @property
+    def mac(self) -> str:
+        return vm_mac(self.number)
+
+
+def address(number: int, beside: bool = False) -> IPv4Address:
+    return BESIDE.network_address + number if beside else vm_ip(number)
+
+
+def add_vm(net: Network, id: str, at: int, nics: list[Held]) -> VM:
+    """A VM with these NICs, plugged in and bound."""
+    made = []
+    for index, one in enumerate(nics, 1):
+        vnet = vnet_of(one.vrf, one.ip in BESIDE)
+        made.append(NIC(one.mac, port_id_of(id, index), vnet=vnet, slot=index))
+    vm = VM(id, tuple(made), f"server{at}")
+    net.put_vm(vm)
+    for nic, one in zip(made, nics, strict=True):
+        net.set_vm_port(nic.port_id, f"edge{at}", VMPort(vm_port(one.number)))
+        for ip in (one.ip, one.ip6):
+            if ip is not None:
+                held = Assignment(ip, one.mac, id, BindingKind.DYNAMIC, Origin.CONTROLLER, 1e10, vrf=one.vrf)
+                net.assign(held)
+    return vm
+
+
+@dataclass
+class Tenants:
+    """The NICs of a world, and where each is."""
+
+    world: FabricWorld = field(repr=False)
+    nics: list[Held]
+    at: dict[str, int]
+    """By VM: the server it runs on."""
+    may_arrive: dict[str, Collection[int]]
+    """By VM: the servers where what is for it may come."""
+
+    def check(self) -> None:
+        for sender in self.nics:
+            for receiver in self.nics:
+                self._reaches(sender, receiver)
+                self._spoofs(sender, receiver)
+            self._stays_inside(sender)
+            self._asks(sender)
+        self._from_outside()
+
+    def holder(self, vrf: str, ip: IPv4Address | IPv6Address) -> Held | None:
+        found = [one for one in self.nics if one.vrf == vrf and ip in (one.ip, one.ip6)]
+        return found[0] if found else None
+
+    def send(self, sender: Held, frame: bytes) -> list[Delivery]:
+        edge = f"edge{self.at[sender.vm]}"
+        found = self.world.fabric.all_paths(edge, vm_port(sender.number), frame)
+        for delivery in found:
+            self._is_unmarked(delivery)
+        return found
+
+    def _is_unmarked(self, delivery: Delivery) -> None:
+        """No tag of the fabric's own is ever seen where it leaves the fabric."""
+        for switch, port, frame in delivery.arrivals:
+            assert parse(frame).vlan is None, f"a tag comes out of {switch} port {port}"
+
+    def _reaches(self, sender: Held, receiver: Held) -> None:
+        """What is sent to an address comes to who has it in the sender's VRF, by whichever MAC it is sent."""
+        wanted = self.holder(sender.vrf, receiver.ip)
+        for mac in (*self.world.net.gateway_macs, receiver.mac):
+            if receiver == sender or wanted == sender:
+                continue
+            frames = [udp_frame(sender.mac, mac, sender.ip, receiver.ip)]
+            if sender.ip6 is not None and receiver.ip6 is not None:
+                frames.append(udp6_frame(sender.mac, mac, sender.ip6, receiver.ip6))
+            for frame in frames:
+                for delivery in self.send(sender, frame):
+                    if sender.vrf == DEFAULT_VRF and receiver.ip in BESIDE:
+                        # To the default VRF that prefix is somewhere outside.
+                        assert {port for _, port, _ in delivery.arrivals} == {ROUTER_PORT}
+                    else:
+                        self._comes_to(delivery, wanted)
+
+    def _comes_to(self, delivery: Delivery, wanted: Held | None) -> None:
+        if wanted is None:
+            assert not delivery.arrivals, f"delivered: {delivery}"
+            return
+        self.world.comes(delivery, wanted.number, self.may_arrive[wanted.vm])
+
+    def _spoofs(self, sender: Held, victim: Held) -> None:
+        """Nobody sends under another's address or MAC, of whichever VRF; nor by a tag as if in another."""
+        for mac, ip in ((victim.mac, victim.ip), (victim.mac, sender.ip), (sender.mac, victim.ip)):
+            if (mac, ip) == (sender.mac, sender.ip):
+                continue
+            for dst_mac, dst in ((GATEWAY_MAC, OUTSIDE), (victim.mac, victim.ip)):
+                self._is_reported(sender, udp_frame(mac, dst_mac, ip, dst))
+            self._is_reported(sender, arp_request(mac, ip, GATEWAY))
+        for tag in TAGS.values():
+            for src in (sender, victim):
+                self._is_reported(sender, tagged(udp_frame(src.mac, victim.mac, src.ip, victim.ip), tag))
+                self._is_reported(sender, tagged(udp_frame(src.mac, GATEWAY_MAC, src.ip, victim.ip), tag))
+
+    def _is_reported(self, sender: Held, frame: bytes) -> None:
+        self.world.is_reported_spoofed(sender.number, self.at[sender.vm], frame)
+
+    def _stays_inside(self, sender: Held) -> None:
+        """A tenant reaches nothing outside, no server, and no prefix that its VRF has not."""
+        if sender.vrf == DEFAULT_VRF:
+            return
+        servers = [s.address for s in self.world.net.servers.values()]
+        for dst in (OUTSIDE, *servers, IPv4Address("10.1.0.250")):
+            assert isinstance(dst, IPv4Address)
+            for delivery in self.send(sender, udp_frame(sender.mac, GATEWAY_MAC, sender.ip, dst)):
+                assert not delivery.arrivals, f"{sender} reaches {dst}: {delivery}"
+        if sender.ip6 is not None:
+            for delivery in self.send(sender, udp6_frame(sender.mac, GATEWAY_MAC, sender.ip6, OUTSIDE6)):
+                assert not delivery.arrivals
+
+    def _asks(self, sender: Held) -> None:
+        """Its own gateways answer it, and its VRF's neighbours are found; nobody of another's."""
+        mine, other = (
+            (GATEWAY, IPv4Address("10.9.0.254"))
+            if sender.ip not in BESIDE
+            else (IPv4Address("10.9.0.254"), GATEWAY)
+        )
+        gateways = [mine] if sender.vrf == DEFAULT_VRF else [mine, other]
+        gateway_mac = self.world.net.gateway_mac_of(
+            self.world.net.server_of_edge(f"edge{self.at[sender.vm]}")
+        )
+        back = (f"edge{self.at[sender.vm]}", vm_port(sender.number))
+        for gateway in gateways:
+            ping = Ethernet(GATEWAY_MAC, sender.mac, 0x0800, ipv4(sender.ip, gateway, icmp(8, b"x"))).build()
+            for delivery in self.send(sender, ping):
+                assert [arrival[:2] for arrival in delivery.arrivals] == [back]
+        for delivery in self.send(sender, arp_request(sender.mac, sender.ip, mine)):
+            [(switch, port, answer)] = delivery.arrivals
+            assert (switch, port) == back
+            assert parse_arp(parse(answer).payload).sha == gateway_mac
+        for asked in {one.ip for one in self.nics} - {sender.ip}:
+            self._asks_for(sender, asked, gateway_mac)
+
+    def _asks_for(self, sender: Held, asked: IPv4Address, gateway_mac: str) -> None:
+        holder = self.holder(sender.vrf, asked)
+        neighbour = holder is not None and (asked in BESIDE) == (sender.ip in BESIDE)
+        for delivery in self.send(sender, arp_request(sender.mac, sender.ip, asked)):
+            macs = [parse_arp(parse(frame).payload).sha for *_, frame in delivery.arrivals]
+            for switch, _, port, frame in delivery.to_controller:
+                question, vrf = parse_arp(parse(frame).payload), self.world.net.vrf_at(switch, port)
+                assert vrf == sender.vrf
+                if arp.answers_vm(self.world.net, switch, question, vrf):
+                    macs.append(gateway_mac)
+            if not neighbour:
+                assert macs == []
+                continue
+            assert holder is not None
+            moves = len(self.may_arrive[holder.vm]) > 1
+            assert macs in ([holder.mac], [gateway_mac]) or (moves and not macs)
+            if macs == [holder.mac]:
+                assert self.at[sender.vm] in self.may_arrive[holder.vm]
+
+    def _from_outside(self) -> None:
+        """The router reaches who is in the default VRF, and by a tag nobody; so does a DHCP server's host."""
+        router, dhcp = self.world.net.servers["router"], self.world.net.servers["dhcp"]
+        assert router.given_at is not None
+        for receiver in self.nics:
+            frame = udp_frame(router.mac, GATEWAY_MAC, OUTSIDE, receiver.ip)
+            wanted = self.holder(DEFAULT_VRF, receiver.ip)
+            if receiver.ip in BESIDE:
+                continue
+            for delivery in self.world.fabric.all_paths(router.given_at.switch, ROUTER_PORT, frame):
+                self._comes_to(delivery, wanted)
+            for port, server in ((ROUTER_PORT, router), (DHCP_PORT, dhcp)):
+                assert isinstance(server.address, IPv4Address)
+                for tag in (0, *TAGS.values()):
+                    for src in (OUTSIDE, server.address, receiver.ip):
+                        for mac in (GATEWAY_MAC, *self._server_macs(), receiver.mac):
+                            odd = tagged(udp_frame(server.mac, mac, src, receiver.ip), tag)
+                            self._goes_nowhere(router.given_at.switch, port, odd)
+
+    def _goes_nowhere(self, switch: str, port: int, frame: bytes) -> None:
+        for delivery in self.world.fabric.all_paths(switch, port, frame):
+            assert not delivery.arrivals, f"delivered: {delivery}"
+
+    def _server_macs(self) -> Iterator[str]:
+        return (f"02:00:00:00:00:{n:02x}" for n in sorted(set(self.at.values())))
+
+
+def is_of_a_vrf(entry: Entry) -> bool:
+    """True for an entry that puts, takes or matches a tag, or stands in the band of the VRFs."""
+    if not isinstance(entry, Flow):
+        return False
+    in_band = entry.priority >= VRF_BAND
+    assert not in_band or entry.table not in (Table.ADMIT, Table.SERVERS)
+    matched = any(field is Field.VLAN_VID and value for field, value, _ in entry.match)
+    assert matched or not in_band
+    return in_band or matched or any(isinstance(action, PushVlan | PopVlan) for action in entry.actions)
