@@ -65,6 +65,7 @@ READING: dict[str, tuple[list[str], Callable[[Json], object], object, str]] = {
         [("edge1", True, 0)],
         "edge1",
     ),
+    "vrf list": ([], lambda found: ids(found["vrfs"]), ["default"], "default"),
     "vnet list": ([], lambda found: ids(found["vnets"]), ["default"], "default"),
     "subnet list": (
         [],
@@ -93,6 +94,7 @@ LABS = {"lab up", "lab down", "lab exec", "lab capture"}
 IMAGES = {f"image {verb}" for verb in ("publish", "show", "fetch", "unpin", "remove", "gc", "scrub")}
 PKI = {f"pki {verb}" for verb in ("init", "issue", "list", "renew", "show", "token")}
 NETWORKS = {f"{noun} {verb}" for noun in ("vnet", "subnet", "vm nic") for verb in ("add", "set", "remove")}
+NETWORKS |= {"vrf add", "vrf remove"}
 ELSEWHERE = {"lab compare", "agent renew", *PKI, *IMAGES, *NETWORKS}
 """Commands with tests of their own: of the comparison, renewals, certificates, images, networks."""
 WITHOUT_JSON = {

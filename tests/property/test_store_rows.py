@@ -24,6 +24,7 @@ from retinue.controller.store.schema import KEYS, TABLES
 from retinue.core.limits import LARGEST_COUNT, MOST_MEMORY_MIB
 from retinue.core.migration import Migration, MigrationState
 from retinue.core.model import (
+    DEFAULT_VRF,
     NIC,
     VM,
     Allowed,
@@ -35,6 +36,7 @@ from retinue.core.model import (
     Service,
     Subnet,
     Vnet,
+    Vrf,
     mac_from_int,
 )
 from retinue.core.placement import (
@@ -66,6 +68,7 @@ servers = st.builds(
     given_at=st.none() | refs,
     gateway_group=names,
 )
+vrf_ids = st.just(DEFAULT_VRF) | st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,9}", fullmatch=True)
 nics = st.builds(
     NIC,
     mac=macs,
@@ -108,6 +111,7 @@ assignments = st.builds(
     server=st.none() | st.ip_addresses(v=4),
     client_id=st.binary(max_size=20),
     options=st.lists(st.tuples(st.integers(1, 254), st.binary(max_size=255)), max_size=4).map(tuple),
+    vrf=vrf_ids,
 )
 migrations = st.builds(
     Migration,
@@ -156,7 +160,8 @@ def placement(migration: str, vm: str, server: str) -> Placement:
 
 anything: st.SearchStrategy[Storable] = st.one_of(
     subnets,
-    st.builds(Vnet, names, st.integers(0, 4094), st.just(0) | st.integers(1280, 9216)),
+    st.builds(Vrf, names.filter(lambda id: id != DEFAULT_VRF), st.integers(1, 4094)),
+    st.builds(Vnet, names, st.integers(0, 4094), st.just(0) | st.integers(1280, 9216), vrf_ids),
     servers,
     vms,
     assignments,

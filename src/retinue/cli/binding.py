@@ -45,15 +45,15 @@ def list_(
 
 
 def print_bindings(rows: list[dict[str, Any]], wide: bool) -> None:
-    """`wide` adds VLAN, the port's state and trust, and who made the binding."""
+    """`wide` adds VRF, VLAN, the port's state and trust, and who made the binding."""
     columns = ["VM", "MAC", "IP", "KIND", ">LEASE", "SWITCH", ">PORT", "STATE"]
-    more = [">VLAN", "LINK", "TRUST", "ORIGIN"] if wide else []
+    more = ["VRF", ">VLAN", "LINK", "TRUST", "ORIGIN"] if wide else []
     output.print_table(
         columns + more,
         (
             [row["vm"], row["mac"], row["ip"], row["kind"], output.left(row["lease_end"])]
             + [row["switch"], row["port"], _state(row)]
-            + ([row["vlan"], row["port_status"], row["trust"], row["origin"]] if wide else [])
+            + ([row["vrf"], row["vlan"], row["port_status"], row["trust"], row["origin"]] if wide else [])
             for row in rows
         ),
         "There are no bindings.",

@@ -23,6 +23,7 @@ from retinue.cli import (
     switch,
     vm,
     vnet,
+    vrf,
 )
 from retinue.cli import (
     name as names,
@@ -44,6 +45,7 @@ for name, noun in (
     ("vm", vm.app),
     ("move", move.app),
     ("binding", binding.app),
+    ("vrf", vrf.app),
     ("vnet", vnet.app),
     ("subnet", subnet.app),
     ("server", server.app),

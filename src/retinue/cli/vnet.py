@@ -14,12 +14,15 @@ from retinue.protocol.routes import Route
 app = options.group("Vnets: networks of VMs, each with its subnets.")
 
 Vlan = Annotated[int | None, typer.Option(metavar="VLAN", help="Its VLAN, 1 to 4094; 0: none.")]
+Vrf = Annotated[
+    str | None, typer.Option(metavar="VRF", help="The routing domain it is in. Left out: default.")
+]
 Mtu = Annotated[int | None, typer.Option(metavar="BYTES", help="Bytes of IP in one frame; 0: not said.")]
 
 
 @app.command()
 @connected
-def add(at: Connection, id: str, vlan: Vlan = None, mtu: Mtu = None) -> None:
+def add(at: Connection, id: str, vlan: Vlan = None, mtu: Mtu = None, vrf: Vrf = None) -> None:
     """Add a vnet.
 
     \b
@@ -27,13 +30,13 @@ def add(at: Connection, id: str, vlan: Vlan = None, mtu: Mtu = None) -> None:
       retinue vnet add shop --vlan 42
     """
     at_controller = at.client()
-    added = at_controller.ask(Route.ADD_VNETS, body={"id": id, **left_in(vlan=vlan, mtu=mtu)})
+    added = at_controller.ask(Route.ADD_VNETS, body={"id": id, **left_in(vlan=vlan, mtu=mtu, vrf=vrf)})
     show(at, added, f"vnet {id} is there; `retinue subnet add ID --vnet {id}` gives it a subnet")
 
 
 @app.command("set")
 @connected
-def set_(at: Connection, id: str, vlan: Vlan = None, mtu: Mtu = None) -> None:
+def set_(at: Connection, id: str, vlan: Vlan = None, mtu: Mtu = None, vrf: Vrf = None) -> None:
     """Change what is said of a vnet; what is left out stays.
 
     \b
@@ -42,8 +45,8 @@ def set_(at: Connection, id: str, vlan: Vlan = None, mtu: Mtu = None) -> None:
     """
     controller = at.client()
     known = row_of(controller, Route.LIST_VNETS, "vnet", id)
-    kept = {"vlan": known["vlan"], "mtu": known["mtu"]}
-    changed = controller.ask(Route.SET_VNET, id, body={**kept, **left_in(vlan=vlan, mtu=mtu)})
+    kept = {name: known[name] for name in ("vlan", "mtu", "vrf")}
+    changed = controller.ask(Route.SET_VNET, id, body={**kept, **left_in(vlan=vlan, mtu=mtu, vrf=vrf)})
     show(at, changed, f"vnet {id} is changed")
 
 
@@ -61,8 +64,11 @@ def list_(at: Connection) -> None:
         output.print_json(data)
         return
     output.print_table(
-        ("VNET", ">VLAN", ">MTU", "SUBNETS"),
-        ((row["id"], row["vlan"] or None, row["mtu"] or None, row["subnets"]) for row in data["vnets"]),
+        ("VNET", "VRF", ">VLAN", ">MTU", "SUBNETS"),
+        (
+            (row["id"], row["vrf"], row["vlan"] or None, row["mtu"] or None, row["subnets"])
+            for row in data["vnets"]
+        ),
         "There are no vnets.",
     )
 

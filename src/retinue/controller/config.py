@@ -17,6 +17,7 @@ from retinue.controller.migrations.history import MIGRATIONS_KEPT
 from retinue.core.limits import LEAST_MTU, MOST_MTU
 from retinue.core.model import (
     DEFAULT_VNET,
+    DEFAULT_VRF,
     IP,
     Link,
     ModelError,
@@ -28,6 +29,7 @@ from retinue.core.model import (
     Subnet,
     Switch,
     Vnet,
+    Vrf,
     entity_id,
     mac,
 )
@@ -56,12 +58,20 @@ class RestTable(ConfigTable, frozen=True):
     """A file with bearer tokens (see security/tokens.py); "": certificates only."""
 
 
+class VrfTable(ConfigTable, frozen=True):
+    """[[vrf]]: a routing domain, and the VLAN tag by which the fabric's links tell it from others."""
+
+    id: str
+    tag: int
+
+
 class VnetTable(ConfigTable, frozen=True):
     """[[vnet]]: what users call a network; subnets name the one they are in."""
 
     id: str
     vlan: int = 0
     mtu: int = 0
+    vrf: str = DEFAULT_VRF
 
 
 class PlacementTable(ConfigTable, frozen=True):
@@ -172,6 +182,7 @@ class Config(ConfigTable, frozen=True):
     tls: TlsTable | None = None
     rest: RestTable = RestTable()
     gateway_group: list[GatewayGroupTable] = []
+    vrf: list[VrfTable] = []
     vnet: list[VnetTable] = []
     placement: PlacementTable = PlacementTable()
     subnet: list[SubnetTable] = []
@@ -189,16 +200,20 @@ class Config(ConfigTable, frozen=True):
                 net.add_link(Link(port_ref(link.leaf), port_ref(link.spine)))
             for group in self.gateway_group:
                 net.add_gateway_group(entity_id(group.id, "a gateway group"), mac(group.mac))
+            for vrf in self.vrf:
+                net.put_vrf(Vrf(entity_id(vrf.id, "a VRF"), vrf.tag))
             for vnet in self.vnet:
-                net.put_vnet(Vnet(entity_id(vnet.id, "a vnet"), vnet.vlan, vnet.mtu))
+                net.put_vnet(Vnet(entity_id(vnet.id, "a vnet"), vnet.vlan, vnet.mtu, vnet.vrf))
             for table in self.subnet:
                 given = subnet(
                     *(table.id, table.prefix, table.gateway, table.dhcp, table.vnet, table.dhcp_pools),
                     table.slaac,
                 )
                 net.add_subnet(replace(given, vlan=table.vlan))
-            net.configured = frozenset(f"vnet {one}" for one in net.vnets) | frozenset(
-                f"subnet {one}" for one in net.subnets
+            net.configured = frozenset(
+                f"{kind} {one}"
+                for kind, ids in (("vrf", net.vrfs), ("vnet", net.vnets), ("subnet", net.subnets))
+                for one in ids
             )
             for server in self.server:
                 net.put_server(_server(server))

@@ -14,7 +14,7 @@ import structlog
 
 from retinue.controller.clock import ClockAnchor
 from retinue.core.migration import Migration, placement
-from retinue.core.model import VM, Assignment, ModelError, Network, PortRef, Server, Subnet, Vnet
+from retinue.core.model import VM, Assignment, ModelError, Network, PortRef, Server, Subnet, Vnet, Vrf
 from retinue.core.model.network import Touched
 from retinue.core.placement import Entity, Placement
 from retinue.protocol.images import SignedManifest
@@ -90,7 +90,8 @@ class Image:
 
 
 Storable = (
-    Vnet
+    Vrf
+    | Vnet
     | Subnet
     | Server
     | VM
@@ -139,6 +140,7 @@ class State:
 class Stored:
     """Everything the database holds, each list in order of its key."""
 
+    vrfs: list[Vrf] = field(default_factory=list)
     vnets: list[Vnet] = field(default_factory=list)
     subnets: list[Subnet] = field(default_factory=list)
     servers: list[Server] = field(default_factory=list)
@@ -160,6 +162,11 @@ class Stored:
 
 
 # ---- how each kind of state is brought back ----
+
+
+def _restore_vrfs(state: State, vrfs: Collection[Vrf]) -> None:
+    for vrf in vrfs:
+        _fits(state.net.put_vrf, vrf)
 
 
 def _restore_vnets(state: State, vnets: Collection[Vnet]) -> None:
@@ -284,6 +291,7 @@ class Kind:
 
 
 KINDS: tuple[Kind, ...] = (
+    Kind(Vrf, "Vrf", "id", lambda v: v.id, "vrfs", "Network.vrfs", _restore_vrfs),
     Kind(Vnet, "Vnet", "id", lambda v: v.id, "vnets", "Network.vnets", _restore_vnets),
     Kind(Subnet, "Subnet", "id", lambda v: v.id, "subnets", "Network.subnets", _restore_subnets),
     Kind(Server, "Server", "id", lambda v: v.id, "servers", "Network.servers", _restore_servers),
@@ -293,7 +301,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(VM, "VM", "id", lambda v: v.id, "vms", "Network.vms", _restore_vms),
     Kind(
-        Assignment, "Assignment", "ip", lambda v: str(v.ip),
+        Assignment, "Assignment", "ip", lambda v: str(v.key),
         "assignments", "Network.assignments", _restore_assignments,
     ),
     Kind(

@@ -1,13 +1,49 @@
-"""Changes of what the VMs' networks are: vnets and subnets. Made like all others (controller/changes.py)."""
+"""Changes of VMs' networks: VRFs, vnets, subnets. Made like all others (controller/changes.py)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from retinue.controller.changes import Change, Published, Undo
 from retinue.controller.state import State, Storable
-from retinue.core.model import Subnet, Vnet
+from retinue.core.model import Subnet, Vnet, Vrf
 from retinue.core.model.network import Touched
 from retinue.protocol.events import EventType
+
+
+@dataclass(frozen=True, slots=True)
+class VrfRegistered(Change):
+    """A routing domain was given by the manager."""
+
+    vrf: Vrf
+
+    def apply(self, state: State) -> Touched:
+        return state.net.put_vrf(self.vrf)
+
+    def undo(self, state: State) -> Undo:
+        net, known = state.net, self.vrf.id in state.net.vrfs
+        return lambda: None if known else net.remove_vrf(self.vrf.id)
+
+    def kept(self) -> tuple[Storable, ...]:
+        return (self.vrf,)
+
+    def events(self, state: State) -> Iterator[Published]:
+        yield EventType.VRF_REGISTERED, {"vrf": self.vrf}
+
+
+@dataclass(frozen=True, slots=True)
+class VrfRemoved(Change):
+    """A routing domain went, which had no vnets any more."""
+
+    vrf: Vrf
+
+    def apply(self, state: State) -> Touched:
+        return state.net.remove_vrf(self.vrf.id)
+
+    def dropped(self) -> tuple[Storable, ...]:
+        return (self.vrf,)
+
+    def events(self, state: State) -> Iterator[Published]:
+        yield EventType.VRF_REMOVED, {"vrf": self.vrf}
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,8 @@ class EventType(StrEnum):
     DHCP_REJECTED = "dhcp.rejected"
     SPOOFING = "spoofing"
     FRAME_REJECTED = "frame.rejected"
+    VRF_REGISTERED = "vrf.registered"
+    VRF_REMOVED = "vrf.removed"
     VNET_REGISTERED = "vnet.registered"
     VNET_REMOVED = "vnet.removed"
     SUBNET_REGISTERED = "subnet.registered"
@@ -154,6 +156,8 @@ _FIELDS: Mapping[EventType | Order, str] = {
     EventType.DHCP_REJECTED: "switch port vm reason",
     EventType.SPOOFING: "spoofing reason",
     EventType.FRAME_REJECTED: "where reason",
+    EventType.VRF_REGISTERED: "vrf",
+    EventType.VRF_REMOVED: "vrf",
     EventType.VNET_REGISTERED: "vnet",
     EventType.VNET_REMOVED: "vnet",
     EventType.SUBNET_REGISTERED: "subnet",

@@ -76,6 +76,10 @@ class Route(Enum):
     GET_RENEWAL = "GET", "/v1/renewals/{id}", Right.READ
     REPORT_RENEWAL = "POST", "/v1/renewals/{id}/events", Right.REPORT_RENEWAL
 
+    LIST_VRFS = "GET", "/v1/vrfs", Right.READ
+    ADD_VRFS = "POST", "/v1/vrfs", Right.MANAGE
+    REMOVE_VRF = "DELETE", "/v1/vrfs/{id}", Right.MANAGE
+
     LIST_VNETS = "GET", "/v1/vnets", Right.READ
     ADD_VNETS = "POST", "/v1/vnets", Right.MANAGE
     SET_VNET = "PUT", "/v1/vnets/{id}", Right.MANAGE
@@ -113,8 +117,8 @@ class Route(Enum):
     def __init__(self, method: str, template: str, right: Right) -> None:
         self.method = method
         self.template = template
-        """The path, with {id} where the id of the VM, migration, renewal, vnet, subnet, server, switch or
-        image stands."""
+        """The path, with {id} where the id of the VM, migration, renewal, VRF, vnet, subnet, server, switch
+        or image stands."""
         self.right = right
 
     def path(self, id: str = "", **query: str | int | None) -> str:

@@ -1,11 +1,19 @@
-"""Vnets and subnets as managers give them."""
+"""VRFs, vnets and subnets as managers give them."""
 
 from typing import Annotated
 
 import msgspec
 
 from retinue.core.limits import HIGHEST_VLAN, MOST_MTU, MOST_RELAYED
-from retinue.core.model import DEFAULT_VNET
+from retinue.core.model import DEFAULT_VNET, DEFAULT_VRF
+
+
+class VrfBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """One VRF of POST /v1/vrfs."""
+
+    id: str
+    tag: Annotated[int, msgspec.Meta(ge=0, le=HIGHEST_VLAN)] = 0
+    """0: a free one."""
 
 
 class VnetValues(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -15,6 +23,7 @@ class VnetValues(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
     """0: none."""
     mtu: Annotated[int, msgspec.Meta(ge=0, le=MOST_MTU)] = 0
     """0: nobody has said."""
+    vrf: str = DEFAULT_VRF
 
 
 class VnetBody(VnetValues, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -43,4 +52,4 @@ class SubnetBody(SubnetValues, forbid_unknown_fields=True, omit_defaults=True, k
     id: str
 
 
-__all__ = ["SubnetBody", "SubnetValues", "VnetBody", "VnetValues"]
+__all__ = ["SubnetBody", "SubnetValues", "VnetBody", "VnetValues", "VrfBody"]

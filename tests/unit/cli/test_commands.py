@@ -303,11 +303,30 @@ def test_vnets_and_subnets_are_added_changed_and_removed(real: str) -> None:
     assert pools.items() <= shown.items()
     row = r"^green +10\.2\.0\.0/23 +10\.2\.0\.254 +shop +42 +10\.1\.0\.2 +0$"
     assert re.search(row, good("subnet", "list", *at), re.M)
-    assert re.search(r"^shop +42 +1400 +green *$", good("vnet", "list", *at), re.M)
+    assert re.search(r"^shop +default +42 +1400 +green *$", good("vnet", "list", *at), re.M)
     assert "stands in the configuration file" in bad("subnet", "remove", "blue", *at)
     assert "there is no subnet x" in bad("subnet", "set", "x", "--gateway", "10.2.0.1", *at)
     assert good("subnet", "remove", "green", *at) == "subnet green is removed\n"
     assert json.loads(good("vnet", "remove", "shop", "--json", *at)) == {"removed": "shop"}
+
+
+def test_vrfs_are_added_and_removed_and_a_vnet_keeps_its_own(real: str) -> None:
+    at = ("--url", real)
+    assert "VRF red is there" in good("vrf", "add", "red", *at)
+    assert "VRF green is there" in good("vrf", "add", "green", "--tag", "7", *at)
+    assert "tag 7 is VRF green's" in bad("vrf", "add", "grey", "--tag", "7", *at)
+    good("vnet", "add", "reds", "--vrf", "red", *at)
+    good("vnet", "set", "reds", "--mtu", "1400", *at)
+    blue = ("--prefix", "10.1.0.0/24", "--gateway", "10.1.0.254", "--vnet", "reds")
+    good("subnet", "add", "red1", *blue, *at)
+    assert "reds cannot leave VRF red" in bad("vnet", "set", "reds", "--vrf", "green", *at)
+    assert re.search(r"^red +1 +reds +0 *$", good("vrf", "list", *at), re.M)
+    assert "VRF red is in use by vnet reds" in bad("vrf", "remove", "red", *at)
+    assert "there is no VRF x; `retinue vrf list`" in bad("vrf", "remove", "x", *at)
+    assert good("vrf", "remove", "green", *at) == "VRF green is removed\n"
+    good("subnet", "remove", "red1", *at)
+    good("vnet", "remove", "reds", *at)
+    assert json.loads(good("vrf", "remove", "red", "--json", *at)) == {"removed": "red"}
 
 
 def test_json_is_the_interface_s_own_data(real: str) -> None:
@@ -316,6 +335,7 @@ def test_json_is_the_interface_s_own_data(real: str) -> None:
     for command, (route, *id) in (
         (("vm", "list"), (Route.LIST_VMS,)),
         (("vm", "show", "vm1"), (Route.GET_VM, "vm1")),
+        (("vrf", "list"), (Route.LIST_VRFS,)),
         (("vnet", "list"), (Route.LIST_VNETS,)),
         (("subnet", "list"), (Route.LIST_SUBNETS,)),
         (("server", "list"), (Route.LIST_SERVERS,)),

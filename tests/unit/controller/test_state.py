@@ -44,6 +44,7 @@ from retinue.core.model import (
     Subnet,
     VMPort,
     Vnet,
+    Vrf,
 )
 from retinue.core.model.network import Owner
 from retinue.core.placement import (
@@ -115,6 +116,7 @@ def _restored_at(table: str) -> int:
     """Servers before their places and VMs; VMs before what they hold and before their migrations."""
     order = [
         *(
+            "Vrf",
             "Vnet",
             "Subnet",
             "Server",
@@ -152,6 +154,10 @@ CHOSEN = Placement("migration-1", "match-1", "manager", ASKED, decide(ASKED))
 STORY: tuple[Change, ...] = (
     vnet_changes.VnetRegistered(Vnet("shop", vlan=42)),
     vnet_changes.VnetRegistered(Vnet("shop", vlan=43, mtu=1400)),
+    vnet_changes.VrfRegistered(Vrf("red", 7)),
+    vnet_changes.VrfRegistered(Vrf("grey", 8)),
+    vnet_changes.VrfRemoved(Vrf("grey", 8)),
+    vnet_changes.VnetRegistered(Vnet("reds", vrf="red")),
     vnet_changes.VnetRegistered(Vnet("dull")),
     vnet_changes.VnetRemoved(Vnet("dull")),
     vnet_changes.SubnetRegistered(GREEN),

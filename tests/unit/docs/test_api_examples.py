@@ -54,6 +54,7 @@ async def call(url: str, method: str, path: str, body: object = None) -> Any:
 LISTS = {
     "GET /v1/bindings, GET /v1/bindings?vm=ID": "/v1/bindings",
     "GET /v1/spoof-attempts": "/v1/spoof-attempts",
+    "GET /v1/vrfs": "/v1/vrfs",
     "GET /v1/vnets": "/v1/vnets",
     "GET /v1/subnets": "/v1/subnets",
     "GET /v1/servers": "/v1/servers",

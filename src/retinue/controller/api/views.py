@@ -9,7 +9,7 @@ from retinue.controller.api import nics
 from retinue.controller.app import Controller
 from retinue.controller.events import Event
 from retinue.core.migration import Migration
-from retinue.core.model import VM, Binding
+from retinue.core.model import IP, NIC, VM, Binding
 from retinue.core.model.network import Owner
 from retinue.core.pipeline.compiler import contribution
 from retinue.core.pipeline.cookies import reason_of
@@ -122,7 +122,7 @@ def vm(controller: Controller, value: VM) -> dict[str, Any]:
         "spoof_attempts": controller.context.spoof_attempts.of_vm(value.id),
         "mtu": net.mtu,
         "warnings": controller.inventory.settings.doubts(value),
-        "subnets": {str(a): _subnet(controller, a) for nic in value.nics for a in nic.addresses},
+        "subnets": {str(a): _subnet(controller, nic, a) for nic in value.nics for a in nic.addresses},
         "nics": nics.with_state(net, value),
         "profile": controller.resources.profile_shown(value.id),
     }
@@ -134,8 +134,8 @@ def registration(value: VM) -> dict[str, Any]:
     return {**plain(value), **first, "nics": nics.shown(value), "also": sorted(value.also)}
 
 
-def _subnet(controller: Controller, address: Any) -> dict[str, Any]:
-    subnet = controller.net.subnet_of(address)
+def _subnet(controller: Controller, nic: NIC, address: IP) -> dict[str, Any]:
+    subnet = controller.net.subnet_of(address, controller.net.vrf_of(nic))
     return {} if subnet is None else {"prefixlen": subnet.prefix.prefixlen, "gateway": str(subnet.gateway)}
 
 

@@ -1,16 +1,24 @@
-"""The VMs' networks as managers give them: vnets and subnets, added, changed and removed while all runs.
+"""The VMs' networks as managers give them: VRFs, vnets and subnets, added, changed, removed while all runs.
 
 A change adds or takes entries of its subnet alone, and what is in use is not removed: nobody else's packet is
 touched by it.
 """
 
 from collections import Counter
-from collections.abc import Collection, Container
+from collections.abc import Collection, Container, Mapping
 
 from retinue.controller.context import Context
 from retinue.controller.errors import RequestError
-from retinue.controller.vnet_changes import SubnetRegistered, SubnetRemoved, VnetRegistered, VnetRemoved
-from retinue.core.model import ModelError, Subnet, Vnet
+from retinue.controller.vnet_changes import (
+    SubnetRegistered,
+    SubnetRemoved,
+    VnetRegistered,
+    VnetRemoved,
+    VrfRegistered,
+    VrfRemoved,
+)
+from retinue.core.model import ModelError, Subnet, Vnet, Vrf
+from retinue.core.model.vrfs import free_tag
 from retinue.protocol.errors import ErrorCode
 
 
@@ -20,6 +28,22 @@ class VnetInventory:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._net = context.net
+
+    async def add_vrfs(self, vrfs: Mapping[str, int]) -> None:
+        """By id, the tag of each, or 0 for a free one. Returns when the switches that are there have
+        confirmed it. Raises ModelError."""
+        _are_new("VRF", list(vrfs), self._net.vrfs)
+        taken = {vrf.tag for vrf in self._net.vrfs.values()} | set(vrfs.values())
+        given: list[Vrf] = []
+        for id, tag in vrfs.items():
+            given.append(Vrf(id, tag or free_tag(taken)))
+            taken.add(given[-1].tag)
+        await self._context.commit(*(VrfRegistered(vrf) for vrf in given))
+
+    async def remove_vrf(self, id: str) -> None:
+        """Raises ModelError while it has vnets."""
+        _is_there("VRF", id, id in self._net.vrfs, ErrorCode.UNKNOWN_VRF)
+        await self._context.commit(VrfRemoved(self._net.vrfs[id]))
 
     def add_vnets(self, vnets: Collection[Vnet]) -> None:
         """Raises ModelError."""
@@ -55,14 +79,14 @@ class VnetInventory:
 def _are_new(kind: str, ids: Collection[str], known: Container[str]) -> None:
     for id, times in Counter(ids).items():
         if id in known:
-            raise RequestError(
-                f"{kind} {id} is there already; `retinue {kind} set {id}` changes it",
-                ErrorCode.ALREADY_REGISTERED,
-            )
+            hint = "" if kind == "VRF" else f"; `retinue {kind} set {id}` changes it"
+            raise RequestError(f"{kind} {id} is there already{hint}", ErrorCode.ALREADY_REGISTERED)
         if times > 1:
             raise ModelError(f"{kind} {id} is given twice")
 
 
 def _is_there(kind: str, id: str, known: bool, code: ErrorCode) -> None:
     if not known:
-        raise RequestError(f"there is no {kind} {id}; `retinue {kind} list` shows those there are", code)
+        raise RequestError(
+            f"there is no {kind} {id}; `retinue {kind.lower()} list` shows those there are", code
+        )

@@ -24,6 +24,7 @@ from retinue.controller.store.nic_documents import from_document, to_document
 from retinue.controller.store.schema import TYPES
 from retinue.core.migration import Migration
 from retinue.core.model import (
+    DEFAULT_VRF,
     IP,
     NIC,
     VM,
@@ -37,6 +38,7 @@ from retinue.core.model import (
     Service,
     Subnet,
     Vnet,
+    Vrf,
     mac,
 )
 from retinue.core.packets import build_options, parse_options
@@ -69,8 +71,10 @@ def to_row(value: Storable) -> dict[str, Any]:
 
 def _columns(value: Storable) -> dict[str, Value]:
     match value:
+        case Vrf():
+            return {"id": value.id, "tag": value.tag}
         case Vnet():
-            return {"id": value.id, "vlan": value.vlan, "mtu": value.mtu}
+            return {"id": value.id, "vlan": value.vlan, "mtu": value.mtu, "vrf": value.vrf}
         case Subnet():
             return {
                 "id": value.id,
@@ -108,7 +112,7 @@ def _columns(value: Storable) -> dict[str, Value]:
             }
         case Assignment():
             return {
-                "ip": str(value.ip),
+                "ip": str(value.key),
                 "mac": value.mac,
                 "vm": value.vm,
                 "kind": value.kind,
@@ -163,8 +167,11 @@ def read_row(table: str, wire: Mapping[str, Any]) -> Storable:
 
 def _value(table: str, row: dict[str, Any]) -> Storable:
     match table:
+        case "Vrf":
+            return Vrf(row["id"], row["tag"])
         case "Vnet":
-            return Vnet(row["id"], row["vlan"], row["mtu"])
+            # Empty in a row of a file that had no such column.
+            return Vnet(row["id"], row["vlan"], row["mtu"], row["vrf"] or DEFAULT_VRF)
         case "Subnet":
             return Subnet(
                 id=row["id"],
@@ -241,8 +248,9 @@ def _nics(row: dict[str, Any]) -> tuple[NIC, ...]:
 
 
 def _assignment(row: dict[str, Any]) -> Assignment:
+    ip, _, vrf = row["ip"].partition("%")
     return Assignment(
-        ip=ip_address(row["ip"]),
+        ip=ip_address(ip),
         mac=mac(row["mac"]),
         vm=row["vm"],
         kind=BindingKind(row["kind"]),
@@ -251,6 +259,7 @@ def _assignment(row: dict[str, Any]) -> Assignment:
         server=None if row["server"] is None else IPv4Address(row["server"]),
         client_id=bytes.fromhex(row["client_id"]),
         options=parse_options(bytes.fromhex(row["options"])),
+        vrf=vrf or DEFAULT_VRF,
     )
 
 

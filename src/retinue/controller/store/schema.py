@@ -10,7 +10,7 @@ from retinue.controller.state import KINDS
 from retinue.southbound.ovsdb.values import ColumnType
 
 NAME = "Retinue"
-VERSION = "1.9.0"
+VERSION = "1.10.0"
 """Raise it with every change: files of an older version are then converted when they are opened."""
 FIRST_READ = "1.2.0"
 """Files of an older version are not converted: their tables had other names, and would be dropped."""
@@ -29,7 +29,7 @@ _PORT_REF = {"key": "string", "value": "string", "min": 0, "max": 1}
 """Switch and port, or nothing."""
 
 _ASSIGNMENT = {
-    "ip": "string",
+    "ip": "string",  # IP%VRF, of another VRF than the default one.
     "mac": "string",
     "vm": "string",
     "kind": "string",
@@ -40,7 +40,8 @@ _ASSIGNMENT = {
     "options": "string",
 }
 TABLES: dict[str, dict[str, Any]] = {
-    "Vnet": {"id": "string", "vlan": "integer", "mtu": "integer"},
+    "Vrf": {"id": "string", "tag": "integer"},
+    "Vnet": {"id": "string", "vlan": "integer", "mtu": "integer", "vrf": "string"},
     "Subnet": {
         "id": "string",
         "prefix": "string",

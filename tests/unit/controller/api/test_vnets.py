@@ -13,7 +13,7 @@ from retinue.core.packets import ArpOp, EtherType
 from retinue.core.pipeline.entry import match
 from retinue.core.pipeline.priorities import Arp
 from retinue.core.pipeline.tables import Table
-from support.fabric.networks import add_vm, fabric
+from support.fabric.networks import add_vm, fabric, vm_ip, vm_mac
 from support.fakes.memory_store import MemoryStore
 from support.recent_events import recent
 
@@ -48,7 +48,7 @@ async def test_they_are_added_changed_and_removed_while_all_runs(controller: Con
     status, answer = await call(url, "POST", "/v1/vnets", {"id": "shop", "vlan": 42})
     assert (status, answer["vnets"]) == (
         201,
-        [{"id": "shop", "vlan": 42, "mtu": 0, "subnets": [], "configured": False}],
+        [{"id": "shop", "vlan": 42, "mtu": 0, "vrf": "default", "subnets": [], "configured": False}],
     )
     status, answer = await call(url, "POST", "/v1/subnets", [GREEN])
     shown = {"vlan": 42, "dhcp": [], "dhcp_pools": [], "slaac": False, "used": 0, "configured": False}
@@ -85,6 +85,16 @@ async def test_they_are_added_changed_and_removed_while_all_runs(controller: Con
         ("PUT", "/v1/vnets/shop", {}, 404, "there is no vnet shop"),
         ("DELETE", "/v1/vnets/shop", None, 404, "there is no vnet shop"),
         ("DELETE", "/v1/vnets/default", None, 409, "vnet default stays"),
+        ("POST", "/v1/vrfs", {"id": "red", "tag": 4095}, 400, "tag"),
+        ("POST", "/v1/vrfs", {"id": "red", "colour": 1}, 400, "colour"),
+        ("POST", "/v1/vrfs", {"id": "a%b"}, 409, "cannot be a VRF's id"),
+        ("POST", "/v1/vrfs", {"id": "default"}, 409, "VRF default is there already"),
+        ("POST", "/v1/vrfs", [{"id": "x"}, {"id": "x"}], 409, "a VRF is given twice"),
+        ("POST", "/v1/vrfs", [{"id": "x", "tag": 7}, {"id": "y", "tag": 7}], 409, "tag 7 is VRF x's"),
+        ("DELETE", "/v1/vrfs/red", None, 404, "there is no VRF red"),
+        ("DELETE", "/v1/vrfs/default", None, 409, "VRF default stays"),
+        ("POST", "/v1/vnets", {"id": "reds", "vrf": "red"}, 409, "there is no VRF red"),
+        ("PUT", "/v1/vnets/default", {"vrf": "red"}, 409, "there is no VRF red"),
         ("POST", "/v1/subnets", GREEN, 409, "there is no vnet shop"),
         ("POST", "/v1/subnets", {**GREEN, "vnet": "default", "prefix": "ten"}, 409, "not an IP prefix"),
         ("POST", "/v1/subnets", {**GREEN, "vnet": "default", "prefix": "10.2.0.7/24"}, 409, "IP prefix"),
@@ -111,10 +121,33 @@ async def test_what_cannot_be_is_rejected_and_changes_nothing(
     controller: Controller, url: str, method: str, path: str, body: object, status: int, said: str
 ) -> None:
     net = controller.net
-    before = dict(net.vnets), dict(net.subnets), controller.events.last_id
+    before = dict(net.vrfs), dict(net.vnets), dict(net.subnets), controller.events.last_id
     got, answer = await call(url, method, path, body)
     assert (got, said in str(answer["error"])) == (status, True), answer
-    assert (dict(net.vnets), dict(net.subnets), controller.events.last_id) == before
+    assert (dict(net.vrfs), dict(net.vnets), dict(net.subnets), controller.events.last_id) == before
+
+
+async def test_vrfs_have_tags_of_their_own_and_the_same_addresses(controller: Controller, url: str) -> None:
+    status, answer = await call(url, "POST", "/v1/vrfs", [{"id": "red"}, {"id": "green", "tag": 1}])
+    shown = {"vnets": [], "used": 0, "configured": False}
+    assert (status, answer["vrfs"]) == (
+        201,
+        [{"id": "red", "tag": 2, **shown}, {"id": "green", "tag": 1, **shown}],
+    )
+    assert (await call(url, "POST", "/v1/vnets", {"id": "reds", "vrf": "red"}))[0] == 201
+    blue = {"prefix": "10.1.0.0/24", "gateway": "10.1.0.254"}
+    assert (await call(url, "POST", "/v1/subnets", {"id": "red1", "vnet": "reds", **blue}))[0] == 201
+    nic = {"mac": vm_mac(7), "vnet": "reds", "addresses": ["10.1.0.101"]}
+    assert (await call(url, "POST", "/v1/vms", {"id": "twin", "server": "server1", "nics": [nic]}))[0] == 201
+    rows = {(held.vrf, held.vm) for held in controller.net.assignments.values() if held.ip == vm_ip(1)}
+    assert rows == {("default", "vm1"), ("red", "twin")}
+    status, answer = await call(
+        url, "POST", "/v1/vms", {"id": "third", "server": "server2", "nics": [{**nic, "mac": vm_mac(8)}]}
+    )
+    assert (status, "10.1.0.101 is held by VM twin" in str(answer["error"])) == (409, True)
+    assert (await call(url, "DELETE", "/v1/vrfs/green"))[1] == {"removed": "green"}
+    told = [event.type for event in recent(controller.events) if event.type.startswith("vrf")]
+    assert told == ["vrf.registered", "vrf.registered", "vrf.removed"]
 
 
 async def test_what_the_file_has_is_removed_there(controller: Controller, url: str) -> None:

@@ -1,4 +1,4 @@
-"""Vnets and subnets: added, changed, shown and removed by managers."""
+"""VRFs, vnets and subnets: added, changed, shown and removed by managers."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,28 +10,44 @@ from retinue.controller.api import views
 from retinue.controller.api.http import Handlers, NotFoundError, answer, body, many
 from retinue.controller.app import Controller
 from retinue.controller.config import subnet as subnet_of
-from retinue.core.model import Network, Subnet, Vnet, entity_id
+from retinue.core.model import ModelError, Network, Subnet, Vnet, Vrf, entity_id
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.routes import Route
-from retinue.protocol.vnets import SubnetBody, SubnetValues, VnetBody, VnetValues
+from retinue.protocol.vnets import SubnetBody, SubnetValues, VnetBody, VnetValues, VrfBody
 
 
 def handlers(controller: Controller) -> Handlers:
     net, vnets = controller.net, controller.vnets
+
+    async def all_vrfs(_: web.Request) -> web.Response:
+        return answer({"vrfs": [_vrf(net, vrf) for vrf in net.vrfs.values()]})
+
+    async def add_vrfs(request: web.Request) -> web.Response:
+        bodies: list[VrfBody] = many(await body(request, VrfBody | list[VrfBody]))
+        given = {entity_id(one.id, "a VRF"): one.tag for one in bodies}
+        if len(given) < len(bodies):
+            raise ModelError("a VRF is given twice")
+        await vnets.add_vrfs(given)
+        return answer({"vrfs": [_vrf(net, net.vrfs[id]) for id in given]}, status=201)
+
+    async def remove_vrf(request: web.Request) -> web.Response:
+        id = _known(request, "VRF", net.vrfs, ErrorCode.UNKNOWN_VRF)
+        await vnets.remove_vrf(id)
+        return answer({"removed": id})
 
     async def all_vnets(_: web.Request) -> web.Response:
         return answer({"vnets": [_vnet(net, vnet) for vnet in net.vnets.values()]})
 
     async def add_vnets(request: web.Request) -> web.Response:
         bodies: list[VnetBody] = many(await body(request, VnetBody | list[VnetBody]))
-        given = [Vnet(entity_id(one.id, "a vnet"), one.vlan, one.mtu) for one in bodies]
+        given = [Vnet(entity_id(one.id, "a vnet"), one.vlan, one.mtu, one.vrf) for one in bodies]
         vnets.add_vnets(given)
         return answer({"vnets": [_vnet(net, vnet) for vnet in given]}, status=201)
 
     async def set_vnet(request: web.Request) -> web.Response:
         given: VnetValues = await body(request, VnetValues)
         id = _known(request, "vnet", net.vnets, ErrorCode.UNKNOWN_VNET)
-        vnets.set_vnet(Vnet(id, given.vlan, given.mtu))
+        vnets.set_vnet(Vnet(id, given.vlan, given.mtu, given.vrf))
         return answer(_vnet(net, net.vnets[id]))
 
     async def remove_vnet(request: web.Request) -> web.Response:
@@ -62,6 +78,9 @@ def handlers(controller: Controller) -> Handlers:
         return answer({"removed": id})
 
     return {
+        Route.LIST_VRFS: all_vrfs,
+        Route.ADD_VRFS: add_vrfs,
+        Route.REMOVE_VRF: remove_vrf,
         Route.LIST_VNETS: all_vnets,
         Route.ADD_VNETS: add_vnets,
         Route.SET_VNET: set_vnet,
@@ -74,16 +93,29 @@ def handlers(controller: Controller) -> Handlers:
 
 
 def _known(
-    request: web.Request, kind: str, known: dict[str, Vnet] | dict[str, Subnet], code: ErrorCode
+    request: web.Request,
+    kind: str,
+    known: dict[str, Vrf] | dict[str, Vnet] | dict[str, Subnet],
+    code: ErrorCode,
 ) -> str:
     id = request.match_info["id"]
     if id not in known:
-        raise NotFoundError(f"there is no {kind} {id}; `retinue {kind} list` shows those there are", code)
+        noun = kind.lower()
+        raise NotFoundError(f"there is no {kind} {id}; `retinue {noun} list` shows those there are", code)
     return id
 
 
 def _read(id: str, given: SubnetValues) -> Subnet:
     return subnet_of(id, given.prefix, given.gateway, given.dhcp, given.vnet, given.dhcp_pools, given.slaac)
+
+
+def _vrf(net: Network, vrf: Vrf) -> dict[str, object]:
+    return {
+        **views.plain(vrf),
+        "vnets": sorted(v.id for v in net.vnets.values() if v.vrf == vrf.id),
+        "used": sum(held.vrf == vrf.id for held in net.assignments.values()),
+        "configured": f"vrf {vrf.id}" in net.configured,
+    }
 
 
 def _vnet(net: Network, vnet: Vnet) -> dict[str, object]:
@@ -95,7 +127,8 @@ def _vnet(net: Network, vnet: Vnet) -> dict[str, object]:
 
 
 def _subnets(net: Network, subnets: Iterable[Subnet]) -> list[dict[str, object]]:
-    used = Counter(inside.id for ip in net.assignments if (inside := net.subnet_of(ip)) is not None)
+    held = net.assignments.values()
+    used = Counter(inside.id for a in held if (inside := net.subnet_of(a.ip, a.vrf)) is not None)
     return [
         {
             **views.plain(subnet),
