@@ -223,13 +223,14 @@ class TestMadeByHand:
             flow(goto=10, in_port=3),
             groups=(Group(1, ((Output(3),),)),),
         )
-        tagged = bytearray(udp(vlan=7))
-        assert pair.out(udp())[0] == (2, bytes(tagged))
+        plain = udp()
+        tagged = plain[:12] + b"\x81\x00\x00\x07" + plain[12:]
+        assert pair.out(plain)[0] == (2, tagged)
         assert [port for port, _ in pair.out(udp())] == [2, 3]
         assert pair.out(udp(vlan=7)) == [], "what is admitted has no tag"
-        back = pair.frame(udp(vlan=7), 2)
-        assert sorted(back.outputs) == [(1, udp()), (2, udp(vlan=7))]
-        assert [frame for *_, frame in back.to_controller] == [udp()]
+        back = pair.frame(tagged, 2)
+        assert sorted(back.outputs) == [(1, plain), (2, tagged)]
+        assert [frame for *_, frame in back.to_controller] == [plain]
         assert pair.out(udp(vlan=8), 3) == [(PortNo.LOCAL, udp(vlan=8))], "any other tag"
         assert pair.out(udp(vlan=8), 2) == []
         pair.frame(arp_request(VM1, IP1, IP2), 3)

@@ -50,6 +50,12 @@ def controller_config(topology: Topology, pki: Path | None = None) -> str:
             _table("[[subnet]]", id=s.id, prefix=str(s.prefix), gateway=str(s.gateway), slaac=s.slaac)
             for s in topology.subnet6
         ),
+        *(_table("[[vrf]]", id=t.id, tag=t.tag) for t in topology.tenant),
+        *(_table("[[vnet]]", id=t.id, vrf=t.id) for t in topology.tenant),
+        *(
+            _table("[[subnet]]", id=t.id, prefix=str(t.prefix), gateway=str(t.gateway), vnet=t.id)
+            for t in topology.tenant
+        ),
         *(
             _table(
                 "[[switch]]",
@@ -94,7 +100,7 @@ def _server_table(topology: Topology, part: ServerPart | DhcpPart | RouterPart) 
     )
 
 
-def _table(header: str, **keys: str | bool | list[str] | None) -> str:
+def _table(header: str, **keys: str | int | list[str] | None) -> str:
     """A TOML table; keys that are None are left out. Every value is plain ASCII, whose JSON is TOML too."""
     lines = (f"{key} = {msgspec.json.encode(v).decode()}\n" for key, v in keys.items() if v is not None)
     return f"{header}\n{''.join(lines)}"

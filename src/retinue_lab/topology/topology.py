@@ -49,6 +49,15 @@ class Subnet6Part(ConfigTable, frozen=True, kw_only=True):
     slaac: bool = False
 
 
+class TenantPart(ConfigTable, frozen=True, kw_only=True):
+    """A VRF with one vnet and one subnet, all of this id, in which VMs have static addresses."""
+
+    id: str
+    tag: Annotated[int, msgspec.Meta(ge=1, le=4094)]
+    prefix: IPv4Network
+    gateway: IPv4Address
+
+
 class SwitchPart(ConfigTable, frozen=True, kw_only=True):
     """A leaf or a spine."""
 
@@ -136,6 +145,7 @@ class Topology(ConfigTable, frozen=True, kw_only=True):
     """Bytes of an IP packet that every cable of the fabric takes; outside it is 1500."""
     subnet: tuple[SubnetPart, ...]
     subnet6: tuple[Subnet6Part, ...] = ()
+    tenant: tuple[TenantPart, ...] = ()
     spine: tuple[SwitchPart, ...] = ()
     leaf: tuple[SwitchPart, ...]
     server: tuple[ServerPart, ...]

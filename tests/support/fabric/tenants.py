@@ -127,6 +127,10 @@ class Tenants:
             self._is_unmarked(delivery)
         return found
 
+    def reach(self, sender: Held, receiver: Held) -> list[Delivery]:
+        """What becomes of a packet by the gateway."""
+        return self.send(sender, udp_frame(sender.mac, GATEWAY_MAC, sender.ip, receiver.ip))
+
     def _is_unmarked(self, delivery: Delivery) -> None:
         """No tag of the fabric's own is ever seen where it leaves the fabric."""
         for switch, port, frame in delivery.arrivals:

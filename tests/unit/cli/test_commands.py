@@ -694,7 +694,7 @@ def test_lease_is_what_is_left(fake: FakeController) -> None:
     row = {
         "mac": "52:54:00:00:00:01", "ip": "10.1.0.100", "kind": "dynamic", "vm": "vm1", "switch": "edge1",
         "port": 3, "lease_end": time.time() + 54.9, "vlan": 0, "port_status": "up", "trust": "untrust",
-        "origin": "controller", "active": True, "confirmed": True,
+        "origin": "controller", "active": True, "vrf": "red", "confirmed": True,
     }  # fmt: skip
     spoofed = {
         "kind": "arp", "switch": "edge1", "port": 3, "vm": "vm1", "claimed_mac": "52:54:00:00:00:02",
@@ -712,7 +712,8 @@ def test_lease_is_what_is_left(fake: FakeController) -> None:
     assert "Spoofed frames dropped: edge1 17" in said
     assert max(map(len, said.splitlines())) <= 100
     wide = good("binding", "list", "--wide", "--url", fake.url)
-    assert re.search(r"VLAN +LINK +TRUST +ORIGIN", wide) and re.search(r"0 +up +untrust +controller", wide)
+    assert re.search(r"VRF +VLAN +LINK +TRUST +ORIGIN", wide)
+    assert re.search(r"red +0 +up +untrust +controller", wide)
     assert "vm2" not in good("binding", "list", "--vm", "vm1", "--url", fake.url)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from retinue.core.model import Link, Network, PortRef, Role, Server, Service, Subnet, Switch, mac
+from retinue.controller.config import load as controller_load
+from retinue.core.model import DEFAULT_VRF, Link, Network, PortRef, Role, Server, Service, Subnet, Switch, mac
 from retinue_lab.errors import LabError
 from retinue_lab.network import libvirtd
 from retinue_lab.network.controller_config import controller_config
@@ -280,6 +281,18 @@ def test_libvirt_that_is_missing_is_said_before_anything_is_built(monkeypatch: p
 
 
 # ---- IPv6 ----
+
+
+def test_tenants_are_vrfs_with_the_vms_own_addresses(tmp_path: Path) -> None:
+    file = tmp_path / "controller.toml"
+    file.write_text(controller_config(load("tenants")))
+    net = controller_load(file).network()
+    assert [(vrf.id, vrf.tag) for vrf in net.vrfs.values()] == [(DEFAULT_VRF, 0), ("red", 7), ("green", 8)]
+    for vrf in (DEFAULT_VRF, "red", "green"):
+        subnet = net.subnet_of(IPv4Address("10.1.0.100"), vrf)
+        assert subnet is not None
+        assert subnet.id == {DEFAULT_VRF: "blue"}.get(vrf, vrf)
+
 
 DUAL = topology_file.DEFAULT_FILE.with_name("dual-stack.toml").read_text()
 

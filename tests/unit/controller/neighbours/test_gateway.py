@@ -1,6 +1,7 @@
 """Packets whose time to live ends at the gateway: their sender hears so, and nobody else."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
@@ -10,6 +11,8 @@ from retinue.core.packets.ipv4 import split_ipv4
 from retinue.core.pipeline.meters import LeafMeter
 from support.fabric.networks import GATEWAY, GATEWAY_MAC, add_vm, fabric, vm_ip, vm_mac, vm_port
 from support.fabric.sample_frames import icmp, ipv4, udp
+from support.fabric.tenants import Held, add_tenants
+from support.fabric.tenants import add_vm as add_tenant_vm
 from support.fakes.session import FakeNetwork
 
 OWN = vm_ip(1)
@@ -71,6 +74,24 @@ async def test_who_is_in_no_subnet_is_not_answered(fake: FakeNetwork) -> None:
     counters = fake.controller.context.counters
     unanswered = sum(n for name, n in counters.items() if "not answered: sender unknown" in name)
     assert unanswered + counters["bad IP frames"] == 4
+
+
+async def test_a_tenant_hears_it_from_its_own_gateway(fake: FakeNetwork) -> None:
+    """It has vm1's address, and a gateway of its own in that subnet; and nothing goes on to vm1's."""
+    net = fake.net
+    add_tenants(net)
+    own = IPv4Address("10.1.0.1")
+    net.add_subnet(replace(net.subnets["redblue"], gateway=own))
+    add_tenant_vm(net, "twin", 1, [Held(11, "twin", "red", OWN)])
+    await fake.controller.context.install(net.everything())
+    for dst in (FAR, vm_ip(2)):
+        fake.heard.clear()
+        packet = ipv4(OWN, dst, udp(b"probe", 40000, 33434), ttl=1)
+        fake.send("edge1", vm_port(11), Ethernet(GATEWAY_MAC, vm_mac(11), EtherType.IPV4, packet).build())
+        ((switch, port, frame),) = fake.heard
+        assert (switch, port) == ("edge1", vm_port(11))
+        header, _ = split_ipv4(parse(frame).payload)
+        assert (parse(frame).vlan, header[12:16], header[16:20]) == (None, own.packed, OWN.packed)
 
 
 async def test_a_flood_of_them_stops_at_the_leaf(fake: FakeNetwork) -> None:
