@@ -289,6 +289,8 @@ def _check_allowed(net: NetworkView, what: str, one: Allowed, vrf: str) -> None:
 
 def _in_its_vnet(net: NetworkView, what: str, nic: NIC, ip: IP) -> None:
     subnet = net.subnet_of(ip, net.vrf_of(nic))
+    if ip in LINK_LOCAL:
+        return  # It is of every link.
     if nic.vnet and (subnet is None or subnet.vnet != nic.vnet):
         raise ModelError(f"{what}: {ip} is in no subnet of vnet {nic.vnet}")
 

@@ -1,11 +1,11 @@
 """DHCP of tenants with the same addresses: who is asked, what a lease is of, how a relay tells the VRF."""
 
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from retinue.core.model import NIC, VM, Network, VMPort
+from retinue.core.model import DEFAULT_VRF, NIC, VM, Network, VMPort
 from retinue.core.packets import DHCP, ack, discover, offer, release, request
 from retinue.core.snooping import (
     Bind,
@@ -19,6 +19,7 @@ from retinue.core.snooping import (
     ToVM,
     relay,
 )
+from retinue.core.snooping.own_addresses import OwnAddresses
 from support.fabric.networks import GATEWAY, fabric, vm_ip, vm_mac, vm_port
 from support.fabric.networks import add_vm as add_default_vm
 from support.fabric.tenants import Held, add_tenants, add_vm
@@ -104,3 +105,20 @@ def test_a_vm_that_is_a_dhcp_server_serves_its_own_vrf(net: Network) -> None:
     assert isinstance(bind, Bind)
     [rejected] = grants(snooper, vm_ip(5), server="VM serves", nic=1)
     assert rejected == Rejected("DHCP server VM serves of VRF red speaks to a NIC of another VRF")
+
+
+def test_own_addresses_are_of_the_vrf_of_their_nic() -> None:
+    """A tenant makes one that another VM has, by the prefix and on the link; and no second of its VRF."""
+    net = fabric()
+    add_tenants(net, ipv6=True)
+    net.add_subnet(replace(net.subnets["blue6"], slaac=True))
+    for number, vrf in ((1, DEFAULT_VRF), (RED, "red"), (OWN, "red")):
+        add_vm(net, f"vm{number}", 1, [Held(number, f"vm{number}", vrf, vm_ip(number))])
+    for target in (IPv6Address("fd00:1::abcd"), IPv6Address("fe80::abcd")):
+        for number in (1, RED, OWN):
+            vm = net.vms[f"vm{number}"]
+            claim = OwnAddresses().claim(net, vm, vm.nic, target, 1000.0)
+            if claim is not None:
+                net.assign(claim.assignment)
+        holders = {(held.vrf, held.vm) for held in net.assignments.values() if held.ip == target}
+        assert holders == {(DEFAULT_VRF, "vm1"), ("red", f"vm{RED}")}
