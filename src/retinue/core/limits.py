@@ -65,6 +65,12 @@ LARGEST_DATABASE = 4 << 20
 DEEPEST = 32
 """Levels of nesting in an OVSDB message; the protocol needs fewer than ten."""
 
+LARGEST_DHCP6 = 9000
+"""Bytes of one DHCPv6 message: what fits a jumbo frame."""
+LONGEST_DUID = 130
+"""Bytes of a DHCPv6 identifier: a type of two, and "128 octets (not including the type code)" (RFC 8415,
+11.1)."""
+
 # ---- counts ----
 
 MOST_NICS = 8
@@ -73,6 +79,12 @@ MOST_ADDRESSES = 64
 """Static addresses of one NIC."""
 MOST_OWN_ADDRESSES = 8
 """Addresses of IPv6 that a VM has made itself, of one NIC."""
+MOST_DHCP6_OPTIONS = 64
+"""Options of one DHCPv6 message, and as many inside of one option."""
+MOST_DHCP6_ADDRESSES = 8
+"""IA_NAs and addresses of one DHCPv6 message, and addresses leased to one NIC by DHCPv6."""
+MOST_DHCP6_RELAYS = 8
+"""Relays that a DHCPv6 message has passed (HOP_COUNT_LIMIT of RFC 8415, 7.6)."""
 MOST_ALLOWED = 64
 """Addresses that one NIC may take."""
 MOST_SUBNETS = 1000
