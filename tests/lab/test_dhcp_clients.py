@@ -7,14 +7,16 @@ hypervisor would tell of a migration is told by the test.
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
+from ipaddress import ip_address
 from typing import Any
 
 import msgspec
 import pytest
+from scapy.layers.dhcp6 import DHCP6_Renew
 
 from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology.topology_file import load
-from support.lab import foreign_clients, second_dhcp
+from support.lab import dhcp6, foreign_clients, second_dhcp
 from support.lab.foreign_clients import Client
 from support.lab.frames import BOOTP, EVERYBODY, IP, NOBODY, dhcp_type
 from support.lab.start import lab_of
@@ -26,7 +28,10 @@ pytestmark = pytest.mark.lab
 SERVER = "10.1.0.2"
 LEASE, RENEW, REBIND = 60, 4, 8
 """Seconds; dhcpcd takes no lease of less than twenty."""
-CLIENTS = [Client(name, name, f"52:54:00:00:01:0{n}") for n, name in enumerate(foreign_clients.PROGRAMS)]
+CLIENTS = [
+    Client(name, name, f"52:54:00:00:01:0{n}") for n, name in enumerate(("dhclient", "dhcpcd", "networkd"))
+]
+CLIENTS6 = [Client(name, name, f"52:54:00:00:01:2{n}") for n, name in enumerate(("dhclient6", "dhcpcd6"))]
 TWO = Client("two", "dhclient", "52:54:00:00:01:10")
 """Asks when there are two servers."""
 NAMES = [client.name for client in CLIENTS]
@@ -39,7 +44,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHandle]:
     dhcp = msgspec.structs.replace(topology.dhcp, lease_seconds=LEASE)
     network = msgspec.structs.replace(topology, dhcp=dhcp)
     with lab_of(tmp_path_factory.mktemp("labs"), network, "clients", agents=False) as handle:
-        foreign_clients.make(handle, [*CLIENTS, TWO])
+        foreign_clients.make(handle, [*CLIENTS, TWO, *CLIENTS6])
         yield handle
 
 
@@ -97,12 +102,13 @@ def asks_anew(mac: str, frame: Frame) -> bool:
     return bool(ether[BOOTP].ciaddr == NOBODY)
 
 
-async def held(bench: LabBench, client: Client) -> str:
+async def held(bench: LabBench, client: Client, version: int = 4) -> str:
     """The address that both the network and the client say is the client's."""
-    (row,) = [row for row in await bench.bindings(client.name) if row["active"]]
+    rows = [row for row in await bench.bindings(client.name) if row["active"]]
+    (row,) = [row for row in rows if ip_address(row["ip"]).version == version and row["kind"] == "dynamic"]
 
     async def set_on_the_link() -> bool:
-        return await foreign_clients.addresses(bench, client) == [row["ip"]]
+        return await foreign_clients.addresses(bench, client, version) == [row["ip"]]
 
     await eventually(set_on_the_link)
     return str(row["ip"])
@@ -207,3 +213,32 @@ async def test_of_two_servers_one_is_taken_and_the_others_offer_binds_nothing(be
             asked = await asking.until(renewals(TWO, address, taken))
         await renewed(events, TWO.name, asked.at)
         assert not events.of("binding.removed")
+
+
+async def test_clients_of_dhcpv6_have_leases_renew_them_and_take_them_along(bench: LabBench) -> None:
+    """dhclient asks at once, dhcpcd when the gateway's advertisement says that there is DHCPv6."""
+    async with (
+        dhcp6.running(bench, valid=LEASE, renew=RENEW),
+        bench.events() as events,
+        bench.capture("dhcp", "eth0", "in") as at_server,
+    ):
+
+        async def follow(client: Client) -> None:
+            foreign_clients.run(bench.lab, client)
+            added = await events.until("binding.added", of_vm(client.name))
+            (row,) = [row for row in added["bindings"] if row["ip"].startswith("fd00:6::1")]
+            assert (row["kind"], row["switch"], row["mac"]) == ("dynamic", "edge1", client.mac)
+            assert added["at"] < row["lease_end"] <= added["at"] + LEASE
+            assert await held(bench, client, 6) == row["ip"]
+            circuit = f"edge1:{row['port']}"
+            asked = await at_server.until(dhcp6.relayed(DHCP6_Renew, row["ip"], circuit))
+            await renewed(events, client.name, asked.at)
+            done = await foreign_clients.move(bench, events, client, "server1", "server2")
+            await renewed(events, client.name, done["at"])
+            assert await held(bench, client, 6) == row["ip"]
+            (row,) = [r for r in await bench.bindings(client.name) if r["ip"] == row["ip"]]
+            assert (row["switch"], row["confirmed"]) == ("edge2", True)
+
+        await asyncio.gather(*map(follow, CLIENTS6))
+        assert not events.of("binding.removed")
+        assert not events.of("dhcp.rejected")

@@ -3,13 +3,26 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from scapy.layers.dhcp6 import (
+    DUID_EN,
+    DUID_LL,
+    DHCP6_Release,
+    DHCP6_Renew,
+    DHCP6_Reply,
+    DHCP6OptClientId,
+    DHCP6OptIA_NA,
+    DHCP6OptServerId,
+)
+from scapy.layers.inet import UDP
 from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, IPv6
+from scapy.layers.l2 import Ether
 
 from retinue.core.model.link_local import ALL_ROUTERS, link_local
 from retinue.core.packets import ND, NDOptions, RouterSolicitation, nd_frame
 from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology.topology_file import load
 from support.fabric.ipv6 import advertises, asks, says, vm_ip6, vm_local
+from support.lab import dhcp6
 from support.lab.start import boot, lab_of
 from support.lab.tools import LabBench, Picks, at, eventually, mac_of
 from support.lab.watch import Frame
@@ -159,3 +172,65 @@ async def test_an_address_that_the_guest_makes_itself_is_bound_and_moves(bench: 
     await reaches_the_outside()
     await bench.migration("vm1", target_server="server2")
     await reaches_the_outside()
+
+
+BLUE6 = dhcp6.Served("blue6", "fd00:1::/64", GATEWAY, slaac=True)
+
+
+def renewal_of(ip: str, server: str) -> Picks:
+    return lambda e: (e["renewal"]["ip"], e["renewal"]["server"]) == (ip, server)
+
+
+CHECKED = "until ip -6 address show dev eth0 | grep {} | grep -vq tentative; do usleep 20000; done"
+
+
+async def test_a_lease_of_dhcpv6_migrates_under_traffic_and_is_renewed_on_the_vms_behalf(
+    bench: LabBench,
+) -> None:
+    """Kea grants it and renews it; the guest has asked once, and hears nothing of the renewals."""
+    async with (
+        dhcp6.running(bench, BLUE6, valid=600, renew=300),
+        bench.events() as events,
+        bench.capture("dhcp", "eth0", "in") as at_server,
+    ):
+        ip = await dhcp6.lease(bench, "vm1", "server1")
+        added = await events.until("binding.added", lambda e: any(r["ip"] == ip for r in e["bindings"]))
+        (row,) = [row for row in added["bindings"] if row["ip"] == ip]
+        assert (row["kind"], row["switch"], row["lease_end"]) == (
+            "dynamic", "edge1", pytest.approx(added["at"] + 600, abs=30),
+        )  # fmt: skip
+        await bench.guest("vm1", f"ip address add {ip}/64 dev eth0; {CHECKED.format(ip)}")
+        async with bench.traffic(ip) as echoes:
+            for target in ("server2", "server1"):
+                await bench.migration("vm1", target_server=target)
+                renewed = await events.until("renewal.acked", renewal_of(ip, target))
+                order = renewed["renewal"]
+                assert (order["server"], order["lease_seconds"]) == (target, 600)
+                circuit = f"{order['switch']}:{order['port_number']}"
+                asked = await at_server.until(dhcp6.relayed(DHCP6_Renew, ip, circuit))
+                said = dhcp6.inside(asked)
+                assert bytes(said[DHCP6OptClientId].duid) == bytes(DUID_LL(lladdr=mac_of("vm1")))
+                assert bytes(said[DHCP6OptServerId].duid).hex() == order["server_duid"]
+                assert said[DHCP6OptIA_NA].iaid == 1
+            figures = await bench.unharmed(echoes)
+        assert figures.sent > 200
+        assert figures.reordered == 0
+        duid = DUID_EN(bytes.fromhex(order["server_duid"]))
+        await bench.send("vm1", dhcp6.said_by(mac_of("vm1"), DHCP6_Release(trid=0xA9), ip, duid))
+        gone = await events.until("binding.removed", lambda e: e["ip"] == ip)
+        assert gone["reason"] == "released by the VM"
+        await at_server.until(dhcp6.relayed(DHCP6_Release, ip))
+        await bench.guest("vm1", f"ip address del {ip}/64 dev eth0")
+
+
+async def test_a_dhcpv6_servers_message_from_a_vm_reaches_nobody(bench: LabBench) -> None:
+    one, three = mac_of("vm1"), mac_of("vm3")
+    reply = DHCP6_Reply(trid=1) / DHCP6OptServerId(duid=DUID_LL(lladdr=three))
+    way = Ether(src=three, dst=one) / IPv6(src=str(vm_local(3)), dst=str(vm_local(1)))
+    frame = bytes(way / UDP(sport=547, dport=546) / reply).hex()
+    async with bench.capture("server1", "tap-vm1", "out") as tap, bench.events() as events:
+        await bench.send("vm3", frame, times=3)
+        told = await events.until("spoofing", lambda e: e["spoofing"]["vm"] == "vm3")
+        assert (told["spoofing"]["kind"], told["spoofing"]["claimed_mac"]) == ("rogue-dhcp", three)
+        assert await bench.ping("vm3", OWN6["vm1"])
+    assert not tap.those(lambda seen: bool(seen.ether.haslayer(DHCP6_Reply)))

@@ -30,6 +30,7 @@ from retinue.core.model import (
     Allowed,
     Assignment,
     BindingKind,
+    Lease6,
     Origin,
     PortRef,
     Server,
@@ -112,6 +113,14 @@ assignments = st.builds(
     client_id=st.binary(max_size=20),
     options=st.lists(st.tuples(st.integers(1, 254), st.binary(max_size=255)), max_size=4).map(tuple),
     vrf=vrf_ids,
+    lease6=st.none()
+    | st.builds(
+        Lease6,
+        server=st.binary(max_size=130),
+        iaid=st.integers(0, 0xFFFFFFFF),
+        preferred_end=times,
+        options=st.lists(st.tuples(st.integers(0, 0xFFFF), st.binary(max_size=300)), max_size=2).map(tuple),
+    ),
 )
 migrations = st.builds(
     Migration,
@@ -126,8 +135,8 @@ migrations = st.builds(
     resumed_at=times,
 )
 subnets = st.builds(
-    lambda id, prefix, vlan, dhcp, pools, vnet: Subnet(
-        id, prefix, prefix.network_address, vlan, dhcp, pools, vnet
+    lambda id, prefix, vlan, dhcp, pools, vnet, flag: Subnet(
+        id, prefix, prefix.network_address, vlan, dhcp, pools, vnet, flag, not flag
     ),
     names,
     prefixes.map(ip_network),
@@ -135,6 +144,7 @@ subnets = st.builds(
     st.lists(st.ip_addresses(v=4), max_size=3).map(tuple),
     st.lists(st.tuples(st.ip_addresses(), st.ip_addresses()), max_size=2).map(tuple),
     names,
+    st.booleans(),
 )
 signed = st.builds(
     SignedManifest,

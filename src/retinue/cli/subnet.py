@@ -24,6 +24,9 @@ Dhcp = Annotated[
 Slaac = Annotated[
     bool | None, typer.Option("--slaac/--no-slaac", help="Of IPv6: VMs may make their own addresses.")
 ]
+Dhcp6 = Annotated[
+    bool | None, typer.Option("--dhcp6/--no-dhcp6", help="Of IPv6: VMs get addresses by DHCPv6.")
+]
 
 
 @app.command()
@@ -36,6 +39,7 @@ def add(
     vnet: Vnet = None,
     dhcp: Dhcp = None,
     slaac: Slaac = None,
+    dhcp6: Dhcp6 = None,
 ) -> None:
     """Add a subnet; returns when the switches have it.
 
@@ -47,7 +51,7 @@ def add(
         "id": id,
         "prefix": prefix,
         "gateway": gateway,
-        **left_in(vnet=vnet, dhcp=dhcp or None, slaac=slaac),
+        **left_in(vnet=vnet, dhcp=dhcp or None, slaac=slaac, dhcp6=dhcp6),
     }
     show(at, at.client().ask(Route.ADD_SUBNETS, body=body), f"subnet {id} is there: {prefix} by {gateway}")
 
@@ -62,6 +66,7 @@ def set_(
     vnet: Vnet = None,
     dhcp: Dhcp = None,
     slaac: Slaac = None,
+    dhcp6: Dhcp6 = None,
 ) -> None:
     """Change a subnet; what is left out stays. What is used of it must stay inside.
 
@@ -71,8 +76,10 @@ def set_(
     """
     controller = at.client()
     known = row_of(controller, Route.LIST_SUBNETS, "subnet", id)
-    kept = {name: known[name] for name in ("prefix", "gateway", "vnet", "dhcp", "dhcp_pools", "slaac")}
-    changes = left_in(prefix=prefix, gateway=gateway, vnet=vnet, dhcp=dhcp or None, slaac=slaac)
+    kept = {
+        name: known[name] for name in ("prefix", "gateway", "vnet", "dhcp", "dhcp_pools", "slaac", "dhcp6")
+    }
+    changes = left_in(prefix=prefix, gateway=gateway, vnet=vnet, dhcp=dhcp or None, slaac=slaac, dhcp6=dhcp6)
     changed = controller.ask(Route.SET_SUBNET, id, body={**kept, **changes})
     show(at, changed, f"subnet {id} is changed")
 

@@ -25,6 +25,7 @@ from retinue.controller.inventory.vms import Inventory
 from retinue.controller.inventory.vnets import VnetInventory
 from retinue.controller.lease_changes import AddressReleased, LeaseEnded
 from retinue.controller.leases.dhcp import DhcpPath
+from retinue.controller.leases.dhcp6 import Dhcp6Path
 from retinue.controller.marks import ClockAnchored
 from retinue.controller.migrations.history import MIGRATIONS_KEPT, History
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
@@ -37,7 +38,8 @@ from retinue.controller.neighbours.gateway import Gateway
 from retinue.controller.neighbours.nd_responder import NdResponder
 from retinue.controller.state import Stored, restore
 from retinue.controller.switches.readback import SwitchSession
-from retinue.core.model import Assignment, Network, Role
+from retinue.core.model import NIC, VM, Assignment, Network, Role
+from retinue.core.model.families import is_leased
 from retinue.core.model.network import Owner, Touched
 from retinue.core.pipeline.cookies import (
     SENT_UP_BY,
@@ -86,6 +88,7 @@ class Controller:
         self.net = net
         self.events = self.context.events
         self.dhcp = DhcpPath(self.context, warm_up_seconds)
+        self.dhcp6 = Dhcp6Path(self.context, self.dhcp)
         self.renewals = self.dhcp.renewals
         self.arp = ArpResponder(self.context)
         self.nd = NdResponder(self.context)
@@ -100,7 +103,7 @@ class Controller:
         self._counting: set[str] = set()
         """Switches that have been asked for their counts, and have not answered."""
         self._by_dpid = {switch.dpid: switch.id for switch in net.switches.values()}
-        self.inventory = Inventory(self.context, self.orchestrator, self._by_dpid, self.dhcp.give_back)
+        self.inventory = Inventory(self.context, self.orchestrator, self._by_dpid, self._give_back)
         self.nics = NICSettings(self.context, self.inventory.nics.ours)
         self.vnets = VnetInventory(self.context)
         self.fencing = Fencing(self.context, self.orchestrator)
@@ -132,7 +135,8 @@ class Controller:
         restore(self.context.state, replace(stored, assignments=held))
         for lease in ended:
             self.context.apply(AddressReleased(lease))
-            self.context.apply(LeaseEnded(lease))
+            if is_leased(lease.ip):
+                self.context.apply(LeaseEnded(lease))
         self.context.knowledge.all_vms_known = True
         self.renewals.restored()
         self.orchestrator.restored()
@@ -179,6 +183,7 @@ class Controller:
             try:
                 await self._until_a_lease_ends()
                 await self.dhcp.expire()
+                self.dhcp6.expire()
             except Exception as error:
                 self.context.failed("lease clock", error)
                 await asyncio.sleep(PAUSE_AFTER_FAILURE)
@@ -239,6 +244,10 @@ class Controller:
                 self.dhcp.from_vm(switch, message.in_port, message.frame)
             case Reason.DHCP_SERVER:
                 self.dhcp.from_server(switch, message.in_port, message.frame)
+            case Reason.DHCP6_CLIENT:
+                self.dhcp6.from_vm(switch, message.in_port, message.frame)
+            case Reason.DHCP6_SERVER:
+                self.dhcp6.from_server(switch, message.in_port, message.frame)
             case Reason.VM_ARP:
                 self.arp.from_vm(switch, message.in_port, message.frame)
             case Reason.SERVER_ARP:
@@ -251,6 +260,11 @@ class Controller:
                 self.gateway.expired(switch, message.in_port, message.frame)
             case _ if reason in KIND_OF:
                 self._spoofed(switch, message.in_port, reason, message.frame)
+
+    def _give_back(self, vm: VM, nic: NIC | None = None) -> None:
+        """The manager removes a VM, or a NIC of it."""
+        self.dhcp.give_back(vm, nic)
+        self.dhcp6.give_back(vm, nic)
 
     def _may_send_up(self, switch: str, reason: Reason) -> bool:
         """A cookie is only what the switch says; no switch is believed what another's entries are for."""

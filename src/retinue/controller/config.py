@@ -122,6 +122,8 @@ class SubnetTable(ConfigTable, frozen=True):
     vnet: str = DEFAULT_VNET.id
     slaac: bool = False
     """Of IPv6: VMs may make their own addresses."""
+    dhcp6: bool = False
+    """Of IPv6: VMs get addresses by DHCPv6."""
 
 
 class SwitchTable(ConfigTable, frozen=True):
@@ -208,6 +210,7 @@ class Config(ConfigTable, frozen=True):
                 given = subnet(
                     *(table.id, table.prefix, table.gateway, table.dhcp, table.vnet, table.dhcp_pools),
                     table.slaac,
+                    table.dhcp6,
                 )
                 net.add_subnet(replace(given, vlan=table.vlan))
             net.configured = frozenset(
@@ -294,6 +297,7 @@ def subnet(
     vnet: str,
     pools: Collection[str] = (),
     slaac: bool = False,
+    dhcp6: bool = False,
 ) -> Subnet:
     """A subnet from what people write, here or by REST; raises ModelError."""
     at = address(gateway)
@@ -305,7 +309,7 @@ def subnet(
         servers.append(server)
     inside = network(prefix)
     ranges = tuple(_pool(id, inside, text) for text in pools)
-    return Subnet(id, inside, at, dhcp=tuple(servers), dhcp_pools=ranges, vnet=vnet, slaac=slaac)
+    return Subnet(id, inside, at, dhcp=tuple(servers), dhcp_pools=ranges, vnet=vnet, slaac=slaac, dhcp6=dhcp6)
 
 
 def _pool(subnet: str, prefix: IPv4Network | IPv6Network, text: str) -> tuple[IP, IP]:

@@ -79,9 +79,10 @@ class EndedLeaseForgotten(Change):
 
 @dataclass(frozen=True, slots=True)
 class RenewalPending(Change):
-    """A VM has migrated: the lease of this NIC of it is to be renewed from its new server."""
+    """A VM has migrated: this lease of a NIC of it is to be renewed from its new server."""
 
     nic: str
+    """As of PendingRenewal."""
 
     def apply(self, state: State) -> Touched:
         state.pending_renewals.add(self.nic)

@@ -45,10 +45,10 @@ class EndedLease:
 
 @dataclass(frozen=True, slots=True)
 class PendingRenewal:
-    """This NIC's VM has migrated, and no DHCP server has renewed the NIC's lease since."""
+    """This NIC's VM has migrated, and no DHCP server has renewed this lease of the NIC since."""
 
     nic: str
-    """The id of its port: of a VM's first NIC, the VM's."""
+    """The id of its port: of a VM's first NIC, the VM's. Of a lease of DHCPv6 "/" and the address follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +364,8 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "MobilityManager._silent",
         "PowerControl._to_stop", "Renewals._by_xid", "Renewals._due", "Renewals._ended", "Renewals.orders",
         "ServerLocations._asked", "ServerLocations._away", "ServerLocations._last",
-        "ServerLocations.pending_verification", "Questions._of", "Snooper._announced",
+        "ServerLocations.pending_verification", "Questions._of", "Questions6._of",
+        "Snooper._announced", "Snooper6._announced",
         "SwitchProgrammer._rejected", "SwitchProgrammer._resend_at", "Taking._waits",
     ),
     "lost, and learned or counted from nothing": (
@@ -373,7 +374,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "Context._frames_rejected", "Context.counters", "Controller._counting", "ImageHolders._scrubbed",
         "Controller._spoofed_counts", "Controller.spoofed_frames", "EventBus._listeners",
         "EventBus._ring", "OwnAddresses._taken", "PowerControl._crashes",
-        "Shares._left", "Snooper._declined", "Snooper._disagreements",
+        "Shares._left", "Snooper._declined", "Snooper._disagreements", "Snooper6._declined",
         "Snooper.identifiers", "SpoofingLog._rows", "_Rare._put_off", "_Rare._seen", "_Rare._told",
         "_Rare._waiting",
     ),

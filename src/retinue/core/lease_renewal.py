@@ -8,16 +8,18 @@
     else          -                     another's message, changes nothing
 
 The DHCP server judges (RFC 2131, 4.3.2): "If the DHCP server ... the network address is correct", it sends
-DHCPACK, otherwise DHCPNAK; nobody else may send either in its place. No clock and no randomness here: times
+DHCPACK, otherwise DHCPNAK; nobody else may send either in its place. Of DHCPv6 the
+controller has the answers, always. No clock and no randomness here: times
 and the transaction id are handed in.
 """
 
 import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from retinue.core.model import Mac
+from retinue.core.model.link_local import group_mac, link_local
 from retinue.core.packets import (
     BROADCAST,
     CLIENT_PORT,
@@ -29,6 +31,14 @@ from retinue.core.packets import (
     dhcp_frame,
     renewal,
 )
+from retinue.core.packets.dhcp6 import (
+    ALL_AGENTS_AND_SERVERS,
+    CLIENT_PORT6,
+    SERVER_PORT6,
+    dhcp6_frame,
+    renew6,
+)
+from retinue.core.packets.dhcp6_options import IANA, IAAddress, Options6
 
 BACK_OFF = (1.0, 2.0, 4.0, 8.0)
 """Seconds to wait for an answer, after each sending."""
@@ -51,6 +61,21 @@ class Lease:
     """The other options of the VM's request (`packets.kept_options`): a server may decide by any of them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Lease6Held:
+    """What must be known of a VM's lease of DHCPv6 to renew it."""
+
+    ip: IPv6Address
+    mac: Mac
+    client_id: bytes
+    """The VM's DUID."""
+    server: bytes
+    """DUID of the server that granted it."""
+    iaid: int
+    options: Options6 = ()
+    """What else the VM said to get it (`packets.dhcp6.options_of_lease`)."""
+
+
 class RenewalState(StrEnum):
     """Waiting for the DHCP server's answer, or how the renewal ended."""
 
@@ -68,7 +93,7 @@ class RenewalState(StrEnum):
 class Renewal:
     """One renewal under way, or ended."""
 
-    lease: Lease
+    lease: Lease | Lease6Held
     xid: int
     began: float
     state: RenewalState = RenewalState.WAITING
@@ -139,8 +164,8 @@ class NotRenewed:
 Effect = Send | Wait | Acked | NotRenewed
 
 
-def begin(lease: Lease, xid: int, now: float) -> tuple[Renewal, list[Effect]]:
-    """Ask for the first time. `xid` must be fresh: a random number of 32 bits."""
+def begin(lease: Lease | Lease6Held, xid: int, now: float) -> tuple[Renewal, list[Effect]]:
+    """Ask for the first time. `xid` must be fresh: a random number of 32 bits, of DHCPv6 of 24."""
     return _ask(Renewal(lease, xid, now), now)
 
 
@@ -162,7 +187,7 @@ def step(this: Renewal, event: Event, now: float) -> tuple[Renewal, list[Effect]
             return _ask(this, now)
         case Waited():
             reason = (
-                f"DHCP server {this.lease.server} did not answer {this.sent} requests "
+                f"DHCP server {_server(this.lease)} did not answer {this.sent} requests "
                 f"in {now - this.began:.0f} s"
             )
             return replace(this, state=RenewalState.SILENT, reason=reason), [NotRenewed(reason)]
@@ -170,12 +195,16 @@ def step(this: Renewal, event: Event, now: float) -> tuple[Renewal, list[Effect]
 
 def _ask(this: Renewal, now: float) -> tuple[Renewal, list[Effect]]:
     until = now + BACK_OFF[this.sent]
-    frame = request_frame(this.lease, this.xid, secs=int(now - this.began))
+    match this.lease:
+        case Lease() as lease:
+            frame = request_frame(lease, this.xid, secs=int(now - this.began))
+        case Lease6Held() as lease6:
+            frame = renew_frame(lease6, this.xid, now - this.began)
     return replace(this, sent=this.sent + 1, wait_until=until), [Send(frame), Wait(until)]
 
 
 def _on_answer(this: Renewal, dhcp: DHCP) -> tuple[Renewal, list[Effect]]:
-    if not is_answer(this.lease, this.xid, dhcp):
+    if not isinstance(this.lease, Lease) or not is_answer(this.lease, this.xid, dhcp):
         return this, []
     if dhcp.message_type is MessageType.NAK:
         reason = rejection(dhcp)
@@ -197,6 +226,10 @@ def is_answer(lease: Lease, xid: int, dhcp: DHCP) -> bool:
         and (dhcp.xid, dhcp.chaddr, dhcp.server_id) == (xid, lease.mac, lease.server)
         and dhcp.message_type in (MessageType.ACK, MessageType.NAK)
     )
+
+
+def _server(lease: Lease | Lease6Held) -> str:
+    return str(lease.server) if isinstance(lease, Lease) else lease.server.hex()
 
 
 def rejection(nak: DHCP) -> str:
@@ -222,4 +255,17 @@ def request_frame(lease: Lease, xid: int, secs: int = 0) -> bytes:
         ip_dst=lease.server,
         sport=CLIENT_PORT,
         dport=SERVER_PORT,
+    )
+
+
+def renew_frame(lease: Lease6Held, xid: int, elapsed: float = 0.0) -> bytes:
+    """The frame that asks to renew a lease of DHCPv6, as the VM would send it (RFC 8415, 18.2.4).
+
+    From the link-local address that follows from the NIC's MAC; `elapsed` seconds after the first.
+    """
+    ia = IANA(lease.iaid, (IAAddress(lease.ip),))
+    said = renew6(xid, lease.client_id, lease.server, ia, lease.options, elapsed)
+    to = ALL_AGENTS_AND_SERVERS
+    return dhcp6_frame(
+        said.build(), lease.mac, group_mac(to), link_local(lease.mac), to, CLIENT_PORT6, SERVER_PORT6
     )

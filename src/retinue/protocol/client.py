@@ -15,7 +15,7 @@ from retinue.protocol.errors import ControllerAwayError, RecordError, RejectedEr
 from retinue.protocol.events import ACTED_ON, HELLO, ControllerEvent, controller_event
 from retinue.protocol.migrations import MigrationRecord
 from retinue.protocol.records import record
-from retinue.protocol.renewals import RenewalOrder, RenewalReport
+from retinue.protocol.renewals import Order, RenewalReport, order_of
 from retinue.protocol.routes import Route
 from retinue.protocol.vms import VMsRecord
 from retinue.security.credentials import Credentials
@@ -103,16 +103,16 @@ class ControllerClient:
         answer = await self.get(Route.LIST_MIGRATIONS.path())
         return record(list[MigrationRecord], answer.get("migrations"))
 
-    async def renew(self, vm: str, server: str = "") -> RenewalOrder:
+    async def renew(self, vm: str, server: str = "") -> Order:
         """Have a renewal ordered; whoever calls carries it out."""
         body = {"server": server, "agent": True}
-        return record(RenewalOrder, await self.post(Route.RENEW_LEASE.path(vm), body))
+        return order_of(await self.post(Route.RENEW_LEASE.path(vm), body))
 
-    async def renewal_ended(self, id: str) -> RenewalOrder:
+    async def renewal_ended(self, id: str) -> Order:
         """The order of a renewal, when it has ended."""
         path = Route.GET_RENEWAL.path(id, wait=f"{LONG_POLL:.0f}")
         while True:
-            order = record(RenewalOrder, await self.request("GET", path, limit=ANSWER_LIMIT + LONG_POLL))
+            order = order_of(await self.request("GET", path, limit=ANSWER_LIMIT + LONG_POLL))
             if order.state.ended:
                 return order
 

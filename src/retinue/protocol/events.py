@@ -260,7 +260,7 @@ class ControllerEvent(msgspec.Struct, frozen=True):
     """The server's id, in an event that has no more of it (SERVER_FENCED, SERVER_UNFENCED, IMAGE_ORDERS)."""
     reason: str = ""
     renewal: dict[str, Any] | None = None
-    """A renewals.RenewalOrder, unchecked: most are for other servers."""
+    """A renewals.Order, unchecked: most are for other servers."""
     hard: bool = False
     seconds: float = 0.0
     """Of VM_STOP and VM_REBOOT: see vms.StopBody."""

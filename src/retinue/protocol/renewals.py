@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import msgspec
 
 from retinue.core.model import Mac
+from retinue.protocol.records import record
 
 LONGEST_WAIT = 60.0
 """Seconds that GET /v1/renewals/{id}?wait=SECONDS may be asked to wait for the end."""
@@ -39,8 +40,8 @@ class RenewalReport(StrEnum):
     """It could not ask."""
 
 
-@dataclass(frozen=True, slots=True)
-class RenewalOrder:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnyOrder:
     """One renewal as the agent is ordered to do it, and how it went. Times are seconds since the epoch."""
 
     id: str
@@ -50,13 +51,10 @@ class RenewalOrder:
     port: str
     """Name of the VM's port on that switch."""
     port_number: int
-    ip: IPv4Address
     mac: Mac
     xid: int
-    dhcp_server: IPv4Address
     client_id: str
-    """In hexadecimal; "" if the VM uses none."""
-    next_hop: Mac
+    """In hexadecimal; "" if the VM uses none. Of DHCPv6 its DUID."""
     ordered_at: float
     options: str = ""
     """The other DHCP options that the VM sent to get the lease, as an option field, in hexadecimal."""
@@ -65,11 +63,50 @@ class RenewalOrder:
     """How many times the request has come in."""
     recorded_port: int | None = None
     lease_seconds: float | None = None
-    """What the ACK granted; None also for a lease that never ends."""
+    """What the DHCP server granted; None also for a lease that never ends."""
     lease_end: float | None = None
     answer: str = ""
-    """The DHCP server's ACK or NAK itself, in hexadecimal: it goes to the agent, not to the VM."""
+    """The DHCP server's answer itself, in hexadecimal: it goes to the agent, not to the VM."""
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewalOrder(AnyOrder):
+    """Of a lease of IPv4."""
+
+    ip: IPv4Address
+    dhcp_server: IPv4Address
+    next_hop: Mac
+
+    @property
+    def named(self) -> str:
+        """The server, in words."""
+        return f"DHCP server {self.dhcp_server}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewalOrder6(AnyOrder):
+    """Of a lease of DHCPv6."""
+
+    ip: IPv6Address
+    server_duid: str
+    """Of the server that granted it, in hexadecimal."""
+    iaid: int
+
+    @property
+    def named(self) -> str:
+        """The server, in words."""
+        return f"DHCPv6 server {self.server_duid}"
+
+
+Order = RenewalOrder | RenewalOrder6
+
+
+def order_of(value: object) -> Order:
+    """The order that this decoded JSON is, of whichever kind. Raises RecordError."""
+    if isinstance(value, dict) and "iaid" in value:
+        return record(RenewalOrder6, value)
+    return record(RenewalOrder, value)
 
 
 class RenewBody(msgspec.Struct, forbid_unknown_fields=True):

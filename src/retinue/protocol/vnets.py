@@ -44,6 +44,8 @@ class SubnetValues(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tru
     """FIRST-LAST: addresses that DHCP servers give out."""
     slaac: bool = False
     """Of IPv6: VMs may make their own addresses."""
+    dhcp6: bool = False
+    """Of IPv6: VMs get addresses by DHCPv6."""
 
 
 class SubnetBody(SubnetValues, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):

@@ -234,7 +234,12 @@ def forgeries(vm: int, victim: int, thorough: bool) -> Iterator[bytes]:
         yield udp6_frame(mac, GATEWAY_MAC, src, OUTSIDE6)
         yield udp6_frame(mac, theirs, src, its)
     yield udp6_frame(theirs, GATEWAY_MAC, own, OUTSIDE6)
-    yield frame6(mac, theirs, udp6(own, its, 547, 546))
+    for served in (udp6(own, its, 547, 546), udp6(vm_local(vm), vm_local(victim), 547, 546)):
+        yield frame6(mac, theirs, served)
+        yield frame6(mac, theirs, extended(served, NOTHING_OF_NOTE))
+        yield frame6(mac, theirs, extended(served, fragment(0, True)))
+    # In two parts, of which the first ends before its ports.
+    yield frame6(mac, theirs, extended(build_ipv6(own, its, UDP, b""), fragment(0, True)))
     yield nd_frame(asks(UNSPECIFIED, its, None), theirs)
     yield frame6(mac, theirs, udp6(UNSPECIFIED, its))
     # What a router has forwarded is not said on the link, honest though it be.

@@ -12,7 +12,7 @@ import json
 import shlex
 import time
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
 from retinue_lab.network.nodes import OFFLOADS
 from retinue_lab.sandbox.handle import LabHandle
@@ -29,6 +29,18 @@ PROGRAMS = {
     "dhcpcd": """
         mount -t tmpfs own /var/lib/dhcpcd
         exec dhcpcd -4 -B -d -f /dev/null -C resolv.conf eth0
+    """,
+    "dhclient6": """
+        echo 0 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6
+        until ip -6 address show dev eth0 | grep fe80 | grep -vq tentative; do sleep 0.1; done
+        touch /run/own/leases
+        exec dhclient -6 -d -v -lf /run/own/leases -pf /run/own/pid -cf /dev/null eth0
+    """,
+    # It asks when the gateway says that there is DHCPv6.
+    "dhcpcd6": """
+        echo 0 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6
+        mount -t tmpfs own /var/lib/dhcpcd
+        exec dhcpcd -6 -B -d -f /dev/null -C resolv.conf eth0
     """,
     "networkd": """
         mount -t tmpfs own /etc/systemd/network
@@ -140,9 +152,10 @@ async def flap(bench: LabBench, client: Client) -> None:
     await bench.run(SANDBOX, "sh", "-ec", f"{link} down; sleep 0.3; {link} up")
 
 
-async def addresses(bench: LabBench, client: Client) -> list[str]:
-    """What the client has set on its link."""
+async def addresses(bench: LabBench, client: Client, version: int = 4) -> list[str]:
+    """What the client has set on its link, and is not link-local."""
     found = json.loads(
-        await bench.run(SANDBOX, "ip", "-n", client.name, "-json", "-4", "address", "show", "eth0")
+        await bench.run(SANDBOX, "ip", "-n", client.name, "-json", f"-{version}", "address", "show", "eth0")
     )
-    return [str(IPv4Address(a["local"])) for link in found for a in link.get("addr_info", ())]
+    set_there = [a for link in found for a in link.get("addr_info", ()) if a["scope"] != "link"]
+    return [str(ip_address(a["local"])) for a in set_there]

@@ -179,6 +179,9 @@ class LabBench:
     async def post(self, path: str, body: Any = None) -> Json:
         return await self.request("POST", path, body)
 
+    async def put(self, path: str, body: Any) -> Json:
+        return await self.request("PUT", path, body)
+
     async def vm(self, id: str) -> Json:
         return await self.get(f"vms/{id}")
 

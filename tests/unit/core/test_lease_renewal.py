@@ -45,6 +45,7 @@ def sent(effects: list[Effect]) -> DHCP:
 
 
 def asked(this: Renewal) -> DHCP:
+    assert isinstance(this.lease, Lease)
     return renewal(this.lease.ip, this.lease.mac, this.xid, this.lease.client_id)
 
 

@@ -346,6 +346,6 @@ def test_the_networks_have_every_role_and_every_step_of_a_migration() -> None:
     assert len(net.vnets) > 1
     assert net.gateway_groups
     assert any(nic.allowed for vm in net.vms.values() for nic in vm.nics)
-    assert {ip.version for ip in net.assignments} == {4, 6}
+    assert {a.ip.version for a in net.assignments.values()} == {4, 6}
     assert len(at_rest("dual").net.vms["vm1"].nics) == 2
     assert FakeFabric.max_hops == MAX_HOPS

@@ -18,6 +18,7 @@ from retinue.core.lease_renewal import (
     Acked,
     Event,
     Lease,
+    Lease6Held,
     NotRenewed,
     Renewal,
     Send,
@@ -52,7 +53,7 @@ def fresh_xid() -> int:
 
 
 async def renew(
-    lease: Lease, xid: int, port: Port, answers: Answers, clock: Callable[[], float] = time.time
+    lease: Lease | Lease6Held, xid: int, port: Port, answers: Answers, clock: Callable[[], float] = time.time
 ) -> Renewal:
     """Ask until it is answered, or given up; how it ended. Raises InjectionError."""
     this, effects = begin(lease, xid, clock())

@@ -16,11 +16,18 @@ import structlog
 
 from retinue.agent.renewal.openflow_port import OvsPort
 from retinue.agent.renewal.renewing import InjectionError, Port, renew
-from retinue.core.lease_renewal import ControllerVerdict, Event, Lease, RenewalState
+from retinue.core.lease_renewal import ControllerVerdict, Event, Lease, Lease6Held, RenewalState
 from retinue.core.packets import FrameError, MessageType, parse_dhcp, parse_options
+from retinue.core.packets.dhcp6_options import parse_options6
 from retinue.protocol.errors import ControllerError
-from retinue.protocol.records import record
-from retinue.protocol.renewals import OrderState, RenewalOrder, RenewalReport
+from retinue.protocol.renewals import (
+    Order,
+    OrderState,
+    RenewalOrder,
+    RenewalOrder6,
+    RenewalReport,
+    order_of,
+)
 
 log = structlog.get_logger()
 
@@ -28,9 +35,9 @@ log = structlog.get_logger()
 class Orders(Protocol):
     """The controller, as far as renewals go (protocol.client). Every method raises ControllerError."""
 
-    async def renew(self, vm: str, server: str = "") -> RenewalOrder: ...
+    async def renew(self, vm: str, server: str = "") -> Order: ...
 
-    async def renewal_ended(self, id: str) -> RenewalOrder: ...
+    async def renewal_ended(self, id: str) -> Order: ...
 
     async def report_renewal(self, id: str, report: RenewalReport, reason: str) -> None: ...
 
@@ -56,7 +63,7 @@ class RenewalService:
 
     async def _renew(self, renewal: dict[str, Any]) -> None:
         try:
-            order = record(RenewalOrder, renewal)
+            order = order_of(renewal)
             done = await carry_out(order, OvsPort(self._bridge, order.port_number), self._orders)
         except ControllerError as error:
             log.warning("renewal.not_carried_out", renewal=renewal.get("id"), error=str(error))
@@ -71,13 +78,14 @@ class RenewalService:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-async def carry_out(order: RenewalOrder, port: Port, orders: Orders) -> RenewalOrder:
+async def carry_out(order: Order, port: Port, orders: Orders) -> Order:
     """Do an order to its end, and report what the controller cannot see; how it ended.
 
     Raises ControllerError.
     """
     try:
-        done = await renew(lease_of(order), order.xid, port, _Answer(order.id, orders))
+        lease = lease_of(order) if isinstance(order, RenewalOrder) else lease6_of(order)
+        done = await renew(lease, order.xid, port, _Answer(order.id, orders))
     except InjectionError as error:
         await orders.report_renewal(order.id, RenewalReport.FAILED, str(error))
         return await orders.renewal_ended(order.id)
@@ -86,8 +94,13 @@ async def carry_out(order: RenewalOrder, port: Port, orders: Orders) -> RenewalO
     return await orders.renewal_ended(order.id)
 
 
-def is_refused(order: RenewalOrder) -> bool:
-    """True when the DHCP server has answered by a NAK: the VM's address is the VM's no longer."""
+def is_refused(order: Order) -> bool:
+    """True when the DHCP server has answered by a NAK: the VM's address is the VM's no longer.
+
+    DHCPv6 has none: the VM has its address until the lease ends, and asks before.
+    """
+    if not isinstance(order, RenewalOrder):
+        return False
     try:
         kind = parse_dhcp(bytes.fromhex(order.answer)).message_type if order.answer else None
     except (FrameError, ValueError):
@@ -101,6 +114,13 @@ def lease_of(order: RenewalOrder) -> Lease:
     return Lease(
         order.ip, order.mac, order.dhcp_server, bytes.fromhex(order.client_id), order.next_hop, options
     )
+
+
+def lease6_of(order: RenewalOrder6) -> Lease6Held:
+    """What is renewed, of DHCPv6."""
+    client_id, server = bytes.fromhex(order.client_id), bytes.fromhex(order.server_duid)
+    options = parse_options6(bytes.fromhex(order.options))
+    return Lease6Held(order.ip, order.mac, client_id, server, order.iaid, options)
 
 
 class _Answer:

@@ -7,10 +7,10 @@ from ipaddress import IPv4Address
 
 from retinue.controller.context import Context
 from retinue.controller.counters import Count
-from retinue.controller.lease_changes import AddressAssigned, AddressReleased
+from retinue.controller.leases import binder
 from retinue.controller.leases.renewals import Renewals
-from retinue.core.migration import runs_at
-from retinue.core.model import NIC, VM, Assignment, BindingKind, ModelError, Role, Server, Service
+from retinue.core.migration import runs_at as where_runs
+from retinue.core.model import NIC, VM, Assignment, BindingKind, Role, Server, Service
 from retinue.core.model.families import is_leased
 from retinue.core.packets import (
     DHCP,
@@ -18,6 +18,7 @@ from retinue.core.packets import (
     Ethernet,
     FrameError,
     UDPDatagram,
+    build_dhcp,
     parse_dhcp_frame,
     release,
 )
@@ -40,6 +41,7 @@ from retinue.core.snooping import (
     handover,
     relay,
 )
+from retinue.core.snooping.dhcp6_rules import Snooper6
 from retinue.core.snooping.messages import EVERYBODY, NO_ADDRESS
 from retinue.core.snooping.spoofing import claims_of
 from retinue.protocol.events import EventType
@@ -81,7 +83,8 @@ class DhcpPath:
         """`warm_up`: see Renewals."""
         self._context = context
         self._snooper = Snooper(context.net)
-        self.renewals = Renewals(context, self._snooper, warm_up=warm_up)
+        self.snooper6 = Snooper6(context.net)
+        self.renewals = Renewals(context, self._snooper, self.snooper6, warm_up=warm_up)
         self._shares = relay.Shares()
 
     # ---- frames ----
@@ -91,10 +94,10 @@ class DhcpPath:
         message = self._parse(switch, port, frame, f"{switch} port {port}")
         if message is None:
             return
-        seen = message.as_client(runs_here=self._runs_at(switch, port))
+        seen = message.as_client(runs_here=self.runs_at(switch, port))
         self._act(self._snooper.client(seen, self._context.clock()), message, f"{switch} port {port}")
 
-    def _runs_at(self, switch: str, port: int) -> bool:
+    def runs_at(self, switch: str, port: int) -> bool:
         """True where the VM of this port runs, unlike where it is only open for its migration."""
         net = self._context.net
         vm, server = net.vm_at(switch, port), net.server_of_edge(switch)
@@ -102,11 +105,11 @@ class DhcpPath:
             return False
         migrations = self._context.state.migrations.values() if vm.also else ()
         migration = next((m for m in migrations if m.vm == vm.id and not m.state.ended), None)
-        return runs_at(vm, migration) == server.id
+        return where_runs(vm, migration) == server.id
 
     def from_server(self, switch: str, port: int, frame: bytes) -> None:
         """A frame from the port of a trusted DHCP server, or of a relay before one."""
-        server = self._server_at(switch, port)
+        server = self.server_at(switch, port)
         if server is None:
             self._context.counters[Count.DHCP_FROM_UNKNOWN_SERVER] += 1
             return
@@ -162,43 +165,20 @@ class DhcpPath:
                 case ToVM():
                     self._context.counters[Count.DHCP_UNCONFIRMED] += 1
                 case ToAgent():
-                    self.renewals.answered(effect, message.dhcp, confirmed)
+                    dhcp = message.dhcp
+                    self.renewals.answered(effect, build_dhcp(dhcp), dhcp.lease_time, confirmed)
                 case Rejected() | Suspicious():
                     pass
 
     async def bind(self, assignment: Assignment, renewed: bool) -> bool:
         """Make the binding; True when every switch that is connected has confirmed it."""
-        context = self._context
-        try:
-            touched = context.apply(AddressAssigned(assignment))
-        except ModelError as error:
-            # Something else took the address, or the VM went, since the effect was computed.
-            context.events.publish(
-                EventType.BINDING_REJECTED, vm=assignment.vm, ip=assignment.ip, reason=str(error)
-            )
-            return False
-        self.renewals.bound(assignment)
-        vm = context.net.vms[assignment.vm]
-        report = await context.install(touched, [underlay_of(context.net).near(vm.server)])
-        # A switch that is away gets its entries when it comes back; one that is there and rejects is trouble.
-        rejected = sorted(switch for switch in report.missing if context.is_connected(switch))
-        if rejected:
-            reason = f"not confirmed by {', '.join(rejected)}"
-            context.events.publish(
-                EventType.BINDING_UNCONFIRMED, vm=assignment.vm, ip=assignment.ip, reason=reason
-            )
-            return False
-        self.renewals.confirmed(assignment)
-        kind = EventType.BINDING_RENEWED if renewed else EventType.BINDING_ADDED
-        context.events.publish(kind, bindings=context.net.bindings([assignment.vm]))
-        return True
+        confirmed = await binder.bind(self._context, assignment, renewed, self.renewals.bound)
+        if confirmed:
+            self.renewals.confirmed(assignment)
+        return confirmed
 
     async def release(self, assignment: Assignment, reason: str) -> None:
-        context = self._context
-        if context.net.assignments.get(assignment.key) != assignment:
-            return  # Renewed or given back since the effect was computed.
-        await context.commit(AddressReleased(assignment))
-        context.events.publish(EventType.BINDING_REMOVED, vm=assignment.vm, ip=assignment.ip, reason=reason)
+        await binder.release(self._context, assignment, reason)
 
     def _on_behalf(self, vm: VM, dhcp: DHCP, source: IPv4Address) -> None:
         """A message of ours in the VM's name, to the server that it names."""
@@ -285,7 +265,7 @@ class DhcpPath:
         source, about = (message.switch, message.port), (*claims, reason)
         context.events.tell(source, EventType.SPOOFING, about=about, spoofing=row, reason=reason)
 
-    def _server_at(self, switch: str, port: int) -> Server | None:
+    def server_at(self, switch: str, port: int) -> Server | None:
         net = self._context.net
         if net.switches[switch].role is Role.EDGE:
             return net.trusted_at(switch, port)

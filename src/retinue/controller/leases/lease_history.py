@@ -7,10 +7,20 @@ more, but can be asked for.
 
 from retinue.controller.context import Context
 from retinue.controller.lease_changes import EndedLeaseForgotten, LeaseEnded, RenewalPending, RenewalSettled
-from retinue.core.model import Assignment, Mac
+from retinue.core.model import IP, NIC, Assignment, Mac
 
 KEPT = 1000
 """Ended leases that are remembered."""
+
+
+def key_of(nic: NIC, ip: IP) -> str:
+    """What a renewal that is pending is known by: the NIC's port id, of DHCPv6 with the address."""
+    return nic.port_id if ip.version == 4 else f"{nic.port_id}/{ip}"
+
+
+def nic_of(key: str) -> str:
+    """The port id of the NIC whose lease it is: no id has a slash."""
+    return key.partition("/")[0]
 
 
 class LeaseMemory:
@@ -23,19 +33,22 @@ class LeaseMemory:
 
     def restored(self) -> None:
         """The database has been read; what it has of NICs that are no more is forgotten."""
-        for nic in [nic for nic in self.pending if self._net.vm_of_port_id(nic) is None]:
-            self.settle(nic)
+        self._settle_what_is_gone()
         for mac in [mac for mac in self._ended if self._net.vm_of_mac(mac) is None]:
             self.bound(mac)
 
-    def pend(self, nic: str) -> None:
-        """The lease of the NIC with this port id is to be renewed."""
-        self._context.apply(RenewalPending(nic))
+    def _settle_what_is_gone(self) -> None:
+        for key in [key for key in self.pending if self._net.vm_of_port_id(nic_of(key)) is None]:
+            self.settle(key)
 
-    def settle(self, nic: str) -> None:
+    def pend(self, key: str) -> None:
+        """The lease of this key (see `key_of`) is to be renewed."""
+        self._context.apply(RenewalPending(key))
+
+    def settle(self, key: str) -> None:
         """No renewal of it is pending any more."""
-        if nic in self.pending:
-            self._context.apply(RenewalSettled(nic))
+        if key in self.pending:
+            self._context.apply(RenewalSettled(key))
 
     def ran_out(self, lease: Assignment) -> None:
         self._context.apply(LeaseEnded(lease))
@@ -55,7 +68,6 @@ class LeaseMemory:
 
     def vm_gone(self, vm: str) -> None:
         """There is no such VM any more, and so none of its NICs."""
-        for nic in [nic for nic in self.pending if self._net.vm_of_port_id(nic) is None]:
-            self.settle(nic)
+        self._settle_what_is_gone()
         for mac in [mac for mac, lease in self._ended.items() if lease.vm == vm]:
             self.bound(mac)

@@ -17,9 +17,9 @@ has answered when the controller ends, the next one orders it again, as soon as 
 
 import asyncio
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from math import isinf
 
 import structlog
@@ -27,17 +27,20 @@ import structlog
 from retinue.controller import counters as counted
 from retinue.controller.context import Context
 from retinue.controller.errors import RequestError, no_vm
-from retinue.controller.leases.lease_history import LeaseMemory
+from retinue.controller.leases.lease_history import LeaseMemory, key_of, nic_of
 from retinue.core.lease_renewal import BACK_OFF
-from retinue.core.model import NIC, VM, Assignment, BindingKind, Mac
+from retinue.core.model import IP, NIC, VM, Assignment, BindingKind, Mac, VMPort
 from retinue.core.model.families import is_leased
 from retinue.core.model.network import Owner
-from retinue.core.packets import DHCP, build_dhcp, build_options
+from retinue.core.packets import build_options
+from retinue.core.packets.dhcp6_options import build_options6
+from retinue.core.snooping.dhcp6_headers import leases6
+from retinue.core.snooping.dhcp6_rules import Snooper6
 from retinue.core.snooping.dhcp_rules import Snooper
 from retinue.core.snooping.messages import Recorded, ToAgent
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
-from retinue.protocol.renewals import OrderState, RenewalOrder, RenewalReport
+from retinue.protocol.renewals import Order, OrderState, RenewalOrder, RenewalOrder6, RenewalReport
 
 log = structlog.get_logger()
 
@@ -60,36 +63,41 @@ class Renewals:
     how long a VM that has migrated is left alone first (see controller.config)."""
 
     def __init__(
-        self, context: Context, snooper: Snooper, limit: float = LIMIT, warm_up: float = 0.0
+        self,
+        context: Context,
+        snooper: Snooper,
+        snooper6: Snooper6,
+        limit: float = LIMIT,
+        warm_up: float = 0.0,
     ) -> None:
         self._context = context
-        self._snooper = snooper
+        self._snooper, self._snooper6 = snooper, snooper6
         self.limit = limit
         self._warm_up = warm_up
-        self.orders: dict[str, RenewalOrder] = {}
+        self.orders: dict[str, Order] = {}
         self._by_xid: dict[int, str] = {}
         self._ended: dict[str, asyncio.Event] = {}
         self._memory = LeaseMemory(context)
         self._due: set[str] = set()
-        """NICs, by port id, with a pending renewal that has not been ordered since the start."""
+        """Keys of pending renewals that have not been ordered since the start."""
 
     # ---- VMs that have migrated ----
 
     def vm_migrated(self, vm: str) -> None:
-        """A VM has migrated: the lease of each of its NICs that has one is renewed from its new server."""
-        leased = self._leased(vm)
-        for nic in leased:
-            self._memory.pend(nic.port_id)
-        if leased:
+        """A VM has migrated: each lease of its NICs is renewed from its new server."""
+        leases = self._leases(vm)
+        for nic, lease in leases:
+            self._memory.pend(key_of(nic, lease.ip))
+        if leases:
             self._context.spawn(self._after_migration(vm), f"renewal of {vm} after its migration")
 
     async def _after_migration(self, vm: str) -> None:
         await asyncio.sleep(self._warm_up)
         registered = self._context.net.vms.get(vm)
-        for nic in registered.nics if registered is not None else ():
-            if nic.port_id in self._memory.pending:
-                self._due.add(nic.port_id)
-                self._order_due(nic.port_id)
+        its = set() if registered is None else {nic.port_id for nic in registered.nics}
+        for key in sorted(key for key in self._memory.pending if nic_of(key) in its):
+            self._due.add(key)
+            self._order_due(key)
 
     def restored(self) -> None:
         """The database has been read."""
@@ -105,34 +113,36 @@ class Renewals:
             if vm is None:
                 self._vm_gone(owner.id)
                 continue
-            due = [nic.port_id for nic in vm.nics if nic.port_id in self._due]
+            its = {nic.port_id for nic in vm.nics}
+            due = sorted(key for key in self._due if nic_of(key) in its) if self._due else []
             if due and self._context.is_programmed(owner):
-                for nic in due:
-                    self._order_due(nic)
+                for key in due:
+                    self._order_due(key)
 
-    def _order_due(self, nic: str) -> None:
+    def _order_due(self, key: str) -> None:
         """Order it, unless the NIC's port is not back yet."""
         net = self._context.net
-        vm = net.vm_of_port_id(nic)
-        its = None if vm is None else vm.nic_called(nic)
-        if vm is None or its is None or self._lease_of(its) is None:
-            self._settle(nic)  # The VM has given its lease back.
-        elif net.port_of(its, net.servers[vm.server].edge) is not None:
-            self._due.discard(nic)
+        vm = net.vm_of_port_id(nic_of(key))
+        found = () if vm is None else self._leases(vm.id)
+        lease = next(((nic, lease) for nic, lease in found if key_of(nic, lease.ip) == key), None)
+        if vm is None or lease is None:
+            self._settle(key)  # The VM has given its lease back.
+        elif net.port_of(lease[0], net.servers[vm.server].edge) is not None:
+            self._due.discard(key)
             try:
-                self.renew(vm.id, nic=nic)
+                self._renew(vm, *lease, vm.server, announce=True)
             except RenewalError as error:
-                log.warning("renewal.not_ordered", vm=vm.id, nic=nic, error=str(error))
+                log.warning("renewal.not_ordered", vm=vm.id, lease=key, error=str(error))
 
-    def _settle(self, nic: str) -> None:
-        self._due.discard(nic)
-        self._memory.settle(nic)
+    def _settle(self, key: str) -> None:
+        self._due.discard(key)
+        self._memory.settle(key)
 
-    def _settle_mac(self, mac: Mac) -> None:
+    def _settle_lease(self, mac: Mac, ip: IP) -> None:
         vm = self._context.net.vm_of_mac(mac)
         nic = None if vm is None else vm.nic_with(mac)
         if nic is not None:
-            self._settle(nic.port_id)
+            self._settle(key_of(nic, ip))
 
     def _vm_gone(self, vm: str) -> None:
         self._memory.vm_gone(vm)
@@ -142,36 +152,46 @@ class Renewals:
 
     # ---- orders ----
 
-    def renew(self, vm: str, server: str = "", *, announce: bool = True, nic: str = "") -> RenewalOrder:
+    def renew(self, vm: str, server: str = "", *, announce: bool = True, nic: str = "") -> Order:
         """Have a VM's lease renewed by the agent at `server` ("": where the VM is delivered).
 
-        `nic` is the port id of the NIC whose lease it is; "": the first that has one. With `announce` the
-        order goes to the agent as event vm.renew; without, the caller is the agent and acts on the order
-        returned. A renewal of the same NIC that is under way is given up. Raises RenewalError.
+        `nic` is the port id of the NIC whose lease it is; "": the first that has one. Of several leases of a
+        NIC it is that of IPv4, else the first. With `announce` the order goes to the agent as event vm.renew;
+        without, the caller is the agent and acts on the order returned. A renewal of the same lease that is
+        under way is given up. Raises RenewalError.
         """
         registered = self._context.net.vms.get(vm)
         if registered is None:
             raise RenewalError(str(no_vm(vm)), ErrorCode.UNKNOWN_VM)
         at = server or registered.server
-        order = self._order(registered, self._nic_to_renew(registered, nic), at)
-        for other in (other for other in self.under_way(vm) if other.mac == order.mac):
-            self._end(other, OrderState.FAILED, f"{order.id} took its place")
+        its = self._nic_to_renew(registered, nic)
+        return self._renew(registered, its, next(self._leases_of(its), None), at, announce=announce)
+
+    def _renew(self, vm: VM, nic: NIC, lease: Assignment | None, at: str, *, announce: bool) -> Order:
+        order = self._order(vm, nic, lease, at)
+        key = key_of(nic, order.ip)
+        for other in self.under_way(vm.id):
+            if other.mac == order.mac and key_of(nic, other.ip) == key:
+                self._end(other, OrderState.FAILED, f"{order.id} took its place")
         self.orders[order.id] = order
         self._by_xid[order.xid] = order.id
         self._ended[order.id] = asyncio.Event()
         self._forget_old()
-        self._snooper.announce(
-            vm, order.mac, order.ip, order.xid, order.switch, self._context.clock(), order.dhcp_server
-        )
-        self._context.spawn(self._watch(order.id, announce), f"{order.id} of {vm}")
+        now, (mac, xid, switch) = self._context.clock(), (order.mac, order.xid, order.switch)
+        match order:
+            case RenewalOrder():
+                self._snooper.announce(vm.id, mac, order.ip, xid, switch, now, order.dhcp_server)
+            case RenewalOrder6():
+                self._snooper6.announce(vm.id, mac, order.ip, xid, switch, now)
+        self._context.spawn(self._watch(order.id, announce), f"{order.id} of {vm.id}")
         if announce:
             self._announce(order)
         return order
 
-    def _announce(self, order: RenewalOrder) -> None:
+    def _announce(self, order: Order) -> None:
         self._context.events.publish(EventType.VM_RENEW, renewal=order, vm=order.vm, server=order.server)
 
-    async def result(self, id: str, wait: float | None = None) -> RenewalOrder:
+    async def result(self, id: str, wait: float | None = None) -> Order:
         """The renewal when it has ended, or as it is after `wait` seconds. Raises RenewalError."""
         order = self.get(id)
         if not order.state.ended:
@@ -182,7 +202,7 @@ class Renewals:
                 pass
         return self.orders[id]
 
-    def get(self, id: str) -> RenewalOrder:
+    def get(self, id: str) -> Order:
         order = self.orders.get(id)
         if order is None:
             raise RenewalError(
@@ -190,12 +210,12 @@ class Renewals:
             )
         return order
 
-    def under_way(self, vm: str) -> list[RenewalOrder]:
+    def under_way(self, vm: str) -> list[Order]:
         return [o for o in self.orders.values() if o.vm == vm and not o.state.ended]
 
     # ---- reports of agents ----
 
-    def on_report(self, id: str, report: RenewalReport, reason: str) -> RenewalOrder:
+    def on_report(self, id: str, report: RenewalReport, reason: str) -> Order:
         """What the agent reports of a renewal; about one that has ended it changes nothing."""
         order = self.get(id)
         if not order.state.ended:
@@ -214,14 +234,15 @@ class Renewals:
         self.orders[order.id] = order
         self._context.events.publish(EventType.RENEWAL_SENT, renewal=order, vm=order.vm)
 
-    def answered(self, effect: ToAgent, answer: DHCP, confirmed: bool) -> None:
-        """The DHCP server has answered. With an ACK the binding is made; `confirmed`: by every switch."""
+    def answered(self, effect: ToAgent, answer: bytes, seconds: float | None, confirmed: bool) -> None:
+        """The DHCP server has answered, with a lease of so many seconds. With an ACK the binding is made;
+        `confirmed`: by every switch."""
         order = self._of(effect.xid)
         if order is None:
             return
-        order = replace(order, answer=build_dhcp(answer).hex())
+        order = replace(order, answer=answer.hex())
         if effect.rejection:
-            self._settle_mac(order.mac)
+            self._settle_lease(order.mac, order.ip)
             self._end(order, OrderState.REJECTED, effect.rejection)
             return
         if not confirmed:
@@ -230,37 +251,39 @@ class Renewals:
         net = self._context.net
         held = net.holder(order.ip, net.vrf_of_mac(order.mac))
         end = None if held is None else held.lease_end
-        seconds = answer.lease_time
         granted = None if seconds is None or isinf(seconds) else seconds
-        self._settle_mac(order.mac)
+        self._settle_lease(order.mac, order.ip)
         self._end(replace(order, lease_seconds=granted, lease_end=end), OrderState.ACKED, "")
 
     def lease_ended(self, assignment: Assignment) -> None:
-        """A lease ran out. Its VM may be on its way."""
-        self._memory.ran_out(assignment)
+        """A lease ran out. Its VM may be on its way; one of DHCPv6 cannot be renewed when it has ended."""
+        if is_leased(assignment.ip):
+            self._memory.ran_out(assignment)
 
     def bound(self, assignment: Assignment) -> None:
-        """An ACK has made a binding."""
-        self._memory.bound(assignment.mac)
+        """A DHCP server has made a binding."""
+        if is_leased(assignment.ip):
+            self._memory.bound(assignment.mac)
 
     def confirmed(self, assignment: Assignment) -> None:
         """The switches have confirmed it."""
-        self._settle_mac(assignment.mac)
+        self._settle_lease(assignment.mac, assignment.ip)
 
     # ---- inside ----
 
-    def _leased(self, vm: str) -> list[NIC]:
-        """The NICs of a VM that have, or had, a lease to renew."""
+    def _leases(self, vm: str) -> list[tuple[NIC, Assignment]]:
+        """The leases of a VM that can be renewed, each with its NIC."""
         known = self._context.net.vms.get(vm)
-        return [nic for nic in known.nics if self._lease_of(nic) is not None] if known is not None else []
+        nics = () if known is None else known.nics
+        return [(nic, lease) for nic in nics for lease in self._leases_of(nic)]
 
     def _nic_to_renew(self, vm: VM, nic: str) -> NIC:
-        found = vm.nic_called(nic) if nic else next(iter(self._leased(vm.id)), vm.nic)
+        found = vm.nic_called(nic) if nic else next((its for its, _ in self._leases(vm.id)), vm.nic)
         if found is None:
             raise RenewalError(f"VM {vm.id} has no NIC {nic}", ErrorCode.UNKNOWN_NIC)
         return found
 
-    def _order(self, vm: VM, nic: NIC, server: str) -> RenewalOrder:
+    def _order(self, vm: VM, nic: NIC, lease: Assignment | None, server: str) -> Order:
         net = self._context.net
         if server not in (vm.server, *vm.also):
             raise RenewalError(f"VM {vm.id} may not be found at {server}, but at {vm.server}")
@@ -268,9 +291,10 @@ class Renewals:
         port = net.port_of(nic, edge)
         if port is None:
             raise RenewalError(f"switch {edge} of {server} has no port of VM {vm.id}")
-        lease = self._lease_of(nic)
-        if lease is None or not is_leased(lease.ip):
+        if lease is None:
             raise RenewalError(f"VM {vm.id} has no lease to renew")
+        if isinstance(lease.ip, IPv6Address):
+            return self._order6(vm, nic, lease, lease.ip, server, port)
         granted_by = lease.server or self._only_server()
         if granted_by is None:
             raise RenewalError(f"it is not known which DHCP server granted {lease.ip} to VM {vm.id}")
@@ -293,24 +317,52 @@ class Renewals:
             options=build_options(lease.options)[:-1].hex(),
         )
 
-    def _lease_of(self, nic: NIC) -> Assignment | None:
+    def _order6(
+        self, vm: VM, nic: NIC, lease: Assignment, ip: IPv6Address, server: str, port: VMPort
+    ) -> RenewalOrder6:
+        known = lease.lease6
+        assert known is not None
+        return RenewalOrder6(
+            id=f"renewal-{secrets.randbits(32):08x}",
+            vm=vm.id,
+            server=server,
+            switch=self._context.net.servers[server].edge,
+            port=port.name,
+            port_number=port.number,
+            ip=ip,
+            mac=nic.mac,
+            xid=self._fresh_xid(24),
+            server_duid=known.server.hex(),
+            iaid=known.iaid,
+            client_id=lease.client_id.hex(),
+            ordered_at=self._context.clock(),
+            options=build_options6(known.options).hex(),
+        )
+
+    def _leases_of(self, nic: NIC) -> Iterator[Assignment]:
+        """The lease of IPv4 that a NIC has, or had last, and its leases of DHCPv6."""
         net = self._context.net
         vm = net.vm_of_mac(nic.mac)
-        assigned = () if vm is None else net.assignments_of(vm, nic)
-        held = (h for h in assigned if h.kind is BindingKind.DYNAMIC)
-        return next(held, self._memory.last_of(nic.mac))
+        if vm is None:
+            return
+        assigned = net.assignments_of(vm, nic)
+        held = (h for h in assigned if h.kind is BindingKind.DYNAMIC and is_leased(h.ip))
+        lease = next(held, self._memory.last_of(nic.mac))
+        if lease is not None:
+            yield lease
+        yield from leases6(net, vm, nic)
 
     def _only_server(self) -> IPv4Address | None:
         servers = self._context.net.dhcp_servers()
         address = servers[0].address if len(servers) == 1 else None
         return address if is_leased(address) else None
 
-    def _fresh_xid(self) -> int:
-        while (xid := secrets.randbits(32)) in self._by_xid:
+    def _fresh_xid(self, bits: int = 32) -> int:
+        while (xid := secrets.randbits(bits)) in self._by_xid:
             pass
         return xid
 
-    def _of(self, xid: int) -> RenewalOrder | None:
+    def _of(self, xid: int) -> Order | None:
         order = self.orders.get(self._by_xid.get(xid, ""))
         return None if order is None or order.state.ended else order
 
@@ -325,16 +377,17 @@ class Renewals:
             if left > 0 and announced and not order.sent:
                 self._announce(order)
         if order.sent:
-            reason = f"DHCP server {order.dhcp_server} did not answer {order.sent} requests"
+            reason = f"{order.named} did not answer {order.sent} requests"
         else:
             reason = f"no request came in at port {order.port} of {order.switch}: is the agent running?"
         self._end(order, OrderState.SILENT, f"{reason} in {self.limit:.0f} s")
 
-    def _end(self, order: RenewalOrder, state: OrderState, reason: str) -> None:
+    def _end(self, order: Order, state: OrderState, reason: str) -> None:
         order = replace(order, state=state, reason=reason)
         self.orders[order.id] = order
         self._by_xid.pop(order.xid, None)
-        self._snooper.withdraw(order.mac, order.xid, self._context.clock())
+        snooper = self._snooper if isinstance(order, RenewalOrder) else self._snooper6
+        snooper.withdraw(order.mac, order.xid, self._context.clock())
         self._ended[order.id].set()
         self._context.counters[counted.renewals(state)] += 1
         if state is not OrderState.ACKED:

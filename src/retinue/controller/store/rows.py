@@ -30,6 +30,7 @@ from retinue.core.model import (
     VM,
     Assignment,
     BindingKind,
+    Lease6,
     Origin,
     PortRef,
     Power,
@@ -85,6 +86,7 @@ def _columns(value: Storable) -> dict[str, Value]:
                 "dhcp_pools": _listed(tuple(f"{first}-{last}" for first, last in value.dhcp_pools)),
                 "vnet": value.vnet,
                 "slaac": value.slaac,
+                "dhcp6": value.dhcp6,
             }
         case Server():
             return {
@@ -121,6 +123,7 @@ def _columns(value: Storable) -> dict[str, Value]:
                 "server": None if value.server is None else str(value.server),
                 "client_id": value.client_id.hex(),
                 "options": build_options(value.options)[:-1].hex(),
+                "lease6": "" if value.lease6 is None else msgspec.json.encode(value.lease6).decode(),
             }
         case EndedLease():
             return _columns(value.lease)
@@ -182,6 +185,7 @@ def _value(table: str, row: dict[str, Any]) -> Storable:
                 dhcp_pools=tuple(map(_pool, _in_order(row["dhcp_pools"]))),
                 vnet=row["vnet"],
                 slaac=row["slaac"],
+                dhcp6=row["dhcp6"],
             )
         case "Server":
             return Server(
@@ -260,6 +264,7 @@ def _assignment(row: dict[str, Any]) -> Assignment:
         client_id=bytes.fromhex(row["client_id"]),
         options=parse_options(bytes.fromhex(row["options"])),
         vrf=vrf or DEFAULT_VRF,
+        lease6=msgspec.json.decode(row["lease6"], type=Lease6) if row["lease6"] else None,
     )
 
 

@@ -38,6 +38,7 @@ _ASSIGNMENT = {
     "server": _optional("string"),
     "client_id": "string",
     "options": "string",
+    "lease6": "string",
 }
 TABLES: dict[str, dict[str, Any]] = {
     "Vrf": {"id": "string", "tag": "integer"},
@@ -51,6 +52,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "dhcp_pools": _LIST,
         "vnet": "string",
         "slaac": "boolean",
+        "dhcp6": "boolean",
     },
     "Server": {
         "id": "string",
@@ -76,7 +78,7 @@ TABLES: dict[str, dict[str, Any]] = {
     },
     "Assignment": _ASSIGNMENT,
     "EndedLease": _ASSIGNMENT,
-    "PendingRenewal": {"vm": "string"},  # The NIC's port id, which is the VM's own for its first.
+    "PendingRenewal": {"vm": "string"},  # See PendingRenewal.
     "ServerLocation": {"server": "string", "switch": "string", "port": "string"},
     "ClockAnchor": {"name": "string", "boot": "string", "began": "real"},
     "FencedServer": {"server": "string"},

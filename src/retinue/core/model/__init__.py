@@ -14,7 +14,7 @@ from retinue.core.model.addresses import (
     mac_from_int,
     mac_to_int,
 )
-from retinue.core.model.binding import Assignment, Binding, BindingKind, Origin
+from retinue.core.model.binding import Assignment, Binding, BindingKind, Lease6, Origin
 from retinue.core.model.entities import (
     DEFAULT_VNET,
     VM,
@@ -49,6 +49,7 @@ __all__ = [
     "BindingKind",
     "Assignment",
     "Ending",
+    "Lease6",
     "Link",
     "Mac",
     "ModelError",

@@ -39,6 +39,20 @@ class Origin(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Lease6:
+    """What else there is to a lease of DHCPv6; with it the lease can be renewed (RFC 8415)."""
+
+    server: bytes
+    """DUID of the server that granted it."""
+    iaid: int
+    """The identity association, as the client numbers it, to which the address belongs."""
+    preferred_end: float | None = None
+    """Seconds since the epoch until which the address is preferred; None: as long as the lease."""
+    options: tuple[tuple[int, bytes], ...] = ()
+    """What else the client has said to get it: a renewal on its behalf repeats it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
     """This IP belongs to a VM's NIC, known by its MAC. `lease_end`: seconds since the epoch; None: no end."""
 
@@ -51,11 +65,14 @@ class Assignment:
     server: IPv4Address | None = None
     """The DHCP server that granted it, by its server identifier; None for a static address."""
     client_id: bytes = b""
-    """The VM's DHCP client identifier (option 61), if it sent one: a renewal must have the same."""
+    """The VM's DHCP client identifier (option 61; of DHCPv6 its DUID), if it sent one: a renewal must have
+    the same."""
     options: tuple[tuple[int, bytes], ...] = ()
     """The other DHCP options that the VM sent to get it, by number: a renewal on its behalf repeats them."""
     vrf: str = DEFAULT_VRF
     """In which the address is meant: that of its NIC's vnet."""
+    lease6: Lease6 | None = None
+    """Of an address by DHCPv6."""
 
     @property
     def key(self) -> Address:

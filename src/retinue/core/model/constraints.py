@@ -140,6 +140,10 @@ def check_subnet(net: NetworkView, subnet: Subnet) -> None:
         raise ModelError(f"{what}: {subnet.prefix} has addresses that no host can have")
     if subnet.slaac and (subnet.prefix.version, subnet.prefix.prefixlen) != (6, 64):
         raise ModelError(f"{what}: VMs make their own addresses of an IPv6 /64 only, not of {subnet.prefix}")
+    if subnet.dhcp6 and subnet.prefix.version != 6:
+        raise ModelError(f"{what}: DHCPv6 is for addresses of IPv6, not of {subnet.prefix}")
+    if subnet.dhcp6 and vrf != DEFAULT_VRF:
+        raise ModelError(f"{what}: DHCPv6 serves the VRF {DEFAULT_VRF} only, not {vrf}")
     _not_held(net, what, subnet.gateway, vrf)
     _not_a_servers(net, what, subnet.gateway, vrf)
     for server in net.servers.values() if vrf == DEFAULT_VRF else ():

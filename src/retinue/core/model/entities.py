@@ -174,6 +174,8 @@ class Subnet:
     vnet: str = DEFAULT_VNET.id
     slaac: bool = False
     """Of IPv6: VMs may make their own addresses of the prefix (RFC 4862)."""
+    dhcp6: bool = False
+    """Of IPv6: VMs get addresses of the prefix from the DHCP servers (RFC 8415), and are told so."""
 
     def __post_init__(self) -> None:
         if self.gateway not in self.prefix:

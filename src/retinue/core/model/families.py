@@ -22,7 +22,8 @@ class Support(StrEnum):
     FORWARDED = "forwarded"
     """Switches admit, answer for and forward the family's addresses: flow entries are compiled for them."""
     LEASED = "leased"
-    """VMs get the family's addresses from DHCP servers: leases are snooped, relayed and renewed."""
+    """VMs get the family's addresses from DHCP servers, as DHCP of IPv4 has it; DHCPv6 has rules of its own
+    (core.snooping.dhcp6_rules)."""
 
 
 FAMILIES: dict[int, frozenset[Support]] = {
@@ -55,6 +56,11 @@ def forwarded_assignments(net: NetworkView, assignments: Iterable[Assignment]) -
     found = tuple(assignments)
     versions = {version for version in {a.ip.version for a in found} if in_use(net, version)}
     return (a for a in found if a.ip.version in versions and not is_link_local(a.ip))
+
+
+def dhcp6_subnets(net: NetworkView, vnet: str) -> tuple[Subnet, ...]:
+    """The subnets of which a NIC of this vnet ("": nobody has said which) gets addresses by DHCPv6."""
+    return tuple(s for s in net.subnets.values() if s.dhcp6 and vnet in ("", s.vnet))
 
 
 def is_leased(address: IP | None) -> TypeGuard[IPv4Address]:

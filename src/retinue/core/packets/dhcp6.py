@@ -22,6 +22,7 @@ from retinue.core.packets.dhcp6_options import (
     parse_options6,
     parse_status,
 )
+from retinue.core.packets.dhcp_messages import OPTIONS_BYTES
 from retinue.core.packets.errors import FrameError
 from retinue.core.packets.ethernet import Ethernet, EtherType, mac_bytes, parse
 from retinue.core.packets.udp6 import UDP6Datagram, build_udp6, parse_udp6
@@ -216,8 +217,14 @@ _OF_ONE_MESSAGE = frozenset({Option6.ELAPSED_TIME, Option6.RAPID_COMMIT})
 
 
 def options_of_lease(message: DHCP6) -> Options6:
-    """What a client said to get a lease, and says again when it renews it."""
-    return tuple((code, content) for code, content in kept_options6(message) if code not in _OF_ONE_MESSAGE)
+    """What a client said to get a lease, and says when it renews it; as `dhcp_messages.kept_options`."""
+    kept: list[tuple[int, bytes]] = []
+    left = OPTIONS_BYTES
+    for code, content in kept_options6(message):
+        if code not in _OF_ONE_MESSAGE and 4 + len(content) <= left:
+            kept.append((code, content))
+            left -= 4 + len(content)
+    return tuple(kept)
 
 
 def link_layer_option(mac: Mac) -> tuple[int, bytes]:

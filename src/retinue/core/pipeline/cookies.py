@@ -35,6 +35,8 @@ class Reason(IntEnum):
     SPOOFED_ND = 13
     """Neighbour discovery for another; as a router; or hidden so that it could not be read."""
     SERVER_ND = 16
+    DHCP6_CLIENT = 17
+    DHCP6_SERVER = 18
 
 
 SPOOF_ATTEMPTS = frozenset(
@@ -44,6 +46,8 @@ SENT_UP_BY: Mapping[Reason, frozenset[Role]] = {
     Reason.DHCP_CLIENT: frozenset({Role.EDGE}),
     Reason.VM_ARP: frozenset({Role.EDGE}),
     Reason.DHCP_SERVER: frozenset({Role.EDGE, Role.LEAF}),
+    Reason.DHCP6_CLIENT: frozenset({Role.EDGE}),
+    Reason.DHCP6_SERVER: frozenset({Role.LEAF}),
     Reason.SERVER_ARP: frozenset({Role.LEAF}),
     Reason.VM_ND: frozenset({Role.EDGE}),
     Reason.SERVER_ND: frozenset({Role.LEAF}),

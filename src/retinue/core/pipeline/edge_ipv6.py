@@ -16,24 +16,31 @@ from collections.abc import Iterator
 from ipaddress import IPv6Address
 
 from retinue.core.model import NIC, VM, Mac
-from retinue.core.model.families import in_use
+from retinue.core.model.families import dhcp6_subnets, in_use
 from retinue.core.model.link_local import LINK_LOCAL, MULTICAST, UNSPECIFIED, is_link_local, link_local
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets import HOP_LIMIT, ICMPV6, EtherType, NDType
 from retinue.core.packets.ipv4 import UDP
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import CONTROLLER, Flow, Match, match
-from retinue.core.pipeline.matches import NO_TAG, icmpv6_match, ip_match
+from retinue.core.pipeline.matches import (
+    CLIENT_PORT6,
+    NO_TAG,
+    SERVER_PORT6,
+    dhcp6_match,
+    icmpv6_match,
+    ip_match,
+)
 from retinue.core.pipeline.meters import VMMeter
 from retinue.core.pipeline.priorities import TABLE_MISS, EdgeAdmit, Forward, Nd
 from retinue.core.pipeline.tables import Table
 
-CLIENT_PORT6 = 546
-"""Where DHCPv6 clients listen (RFC 8415, 7.2)."""
 NO_OPTION = 0
 """What a switch sees as link-layer address in a message that has none."""
 FIRST_PART, NO_TYPE = 1, 0
 """`ip_frag` of the first part of a fragmented packet; the ICMPv6 type of one whose header is not in it."""
+NO_PORT = 0
+"""The UDP ports, to a switch, of a packet whose UDP header is not in it."""
 UNREAD = 0
 """The protocol, to a switch, of a packet whose extension headers are malformed or cut off."""
 
@@ -81,11 +88,33 @@ def nic_flows(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
             Table.ND, Nd.HONEST, asked, (CONTROLLER,),
             meter=VMMeter.ARP.id(port), cookie=cookie(Reason.VM_ND, owner),
         )  # fmt: skip
+    yield from _dhcp6(net, nic, owner, port)
     for table, priority, reason, spoofed in _spoofed(mac, port):
         yield Flow(
             table, priority, spoofed, (CONTROLLER,),
             meter=VMMeter.SPOOFING.id(port), cookie=cookie(reason, owner),
         )  # fmt: skip
+
+
+def _dhcp6(net: Network, nic: NIC, owner: Owner, port: int) -> Iterator[Flow]:
+    """What a client says to DHCPv6 servers goes to the controller, where a subnet has addresses by DHCPv6;
+    nothing to their port goes past it."""
+    to_servers = dhcp6_match(dport=SERVER_PORT6, in_port=port)
+    if not dhcp6_subnets(net, nic.vnet):
+        quiet = cookie(Reason.QUIET, owner)
+        yield Flow(Table.ADMIT, EdgeAdmit.ROGUE_DHCP_QUESTION, to_servers, cookie=quiet)
+        return
+    asked = dhcp6_match(
+        sport=CLIENT_PORT6, dport=SERVER_PORT6, in_port=port, vlan_vid=NO_TAG, eth_src=nic.mac
+    )
+    yield Flow(
+        Table.ADMIT, EdgeAdmit.CLIENT_DHCP, asked, (CONTROLLER,),
+        meter=VMMeter.DHCP.id(port), cookie=cookie(Reason.DHCP6_CLIENT, owner),
+    )  # fmt: skip
+    yield Flow(
+        Table.ADMIT, EdgeAdmit.ROGUE_DHCP_QUESTION, to_servers, (CONTROLLER,),
+        meter=VMMeter.SPOOFING.id(port), cookie=cookie(Reason.ROGUE_DHCP, owner),
+    )  # fmt: skip
 
 
 def address_flows(
@@ -135,8 +164,12 @@ def _spoofed(mac: Mac, port: int) -> Iterator[tuple[Table, int, Reason, Match]]:
     yield Table.ADMIT, EdgeAdmit.FORGED_ND, Reason.SPOOFED_ND, match(ip_proto=UNREAD, **here)
     headless = match(ip_proto=ICMPV6, ip_frag=FIRST_PART, icmpv6_type=NO_TYPE, **here)
     yield Table.ADMIT, EdgeAdmit.FORGED_ND, Reason.SPOOFED_ND, headless
-    to_client = match(ip_proto=UDP, udp_dst=CLIENT_PORT6, **here)
+    to_client = dhcp6_match(dport=CLIENT_PORT6, in_port=port)
     yield Table.ADMIT, EdgeAdmit.ROGUE_DHCP_ANSWER, Reason.ROGUE_DHCP, to_client
+    # RFC 7610, 5: "if the packet is a first-fragment that fails to include the entire IPv6 header chain", it
+    # is dropped: its ports, by which a server's message is known, come later.
+    portless = match(ip_proto=UDP, ip_frag=FIRST_PART, udp_src=NO_PORT, udp_dst=NO_PORT, **here)
+    yield Table.ADMIT, EdgeAdmit.ROGUE_DHCP_ANSWER, Reason.ROGUE_DHCP, portless
     for kind in _FROM_HOSTS:
         unbound = icmpv6_match(kind, in_port=port, eth_src=mac)
         yield Table.ADMIT, EdgeAdmit.SPOOFED_ND, Reason.SPOOFED_ND, unbound

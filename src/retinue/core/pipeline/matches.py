@@ -7,6 +7,7 @@ from retinue.core.model.constraints import NO_HOSTS
 from retinue.core.model.families import in_use
 from retinue.core.model.view import NetworkView
 from retinue.core.packets import CLIENT_PORT, SERVER_PORT, ArpOp, EtherType
+from retinue.core.packets.dhcp6 import CLIENT_PORT6, SERVER_PORT6
 from retinue.core.packets.ipv4 import UDP
 from retinue.core.packets.ipv6 import ICMPV6
 from retinue.core.pipeline.entry import FieldValue, Match, match
@@ -79,15 +80,28 @@ def dhcp_match(*, sport: int | None = None, dport: int | None = None, **terms: i
     return match(**found)
 
 
+def dhcp6_match(*, sport: int | None = None, dport: int | None = None, **terms: int | str) -> Match:
+    """IPv6 packets from or to a UDP port of DHCPv6: SERVER_PORT6 or CLIENT_PORT6."""
+    found: dict[str, int | str] = dict(terms, eth_type=EtherType.IPV6, ip_proto=UDP)
+    if sport is not None:
+        found["udp_src"] = sport
+    if dport is not None:
+        found["udp_dst"] = dport
+    return match(**found)
+
+
 __all__ = [
     "ANY_TAG",
     "CLIENT_PORT",
+    "CLIENT_PORT6",
     "GROUP_BIT",
     "NO_TAG",
     "SERVER_PORT",
+    "SERVER_PORT6",
     "UNROUTABLE",
     "UNROUTABLE6",
     "arp_request_for",
+    "dhcp6_match",
     "dhcp_match",
     "icmpv6_match",
     "ip_match",

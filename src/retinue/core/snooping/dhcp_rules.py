@@ -364,7 +364,7 @@ class Snooper:
     def _leases(self, vm: str, mac: Mac) -> Iterator[Assignment]:
         """What DHCP servers have granted to the VM's NIC that has this MAC."""
         held = self.net.held_by(vm)
-        return (a for a in held if a.kind is BindingKind.DYNAMIC and a.mac == mac)
+        return (a for a in held if a.kind is BindingKind.DYNAMIC and a.mac == mac and a.lease6 is None)
 
     # ---- time ----
 

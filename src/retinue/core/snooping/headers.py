@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection
 from ipaddress import IPv4Address
 
-from retinue.core.model import VM, Mac, Service
+from retinue.core.model import IP, VM, Mac, Service
 from retinue.core.model.network import Network
 from retinue.core.packets import BootOp, MessageType, Option
 from retinue.core.snooping.messages import EVERYBODY, NO_ADDRESS, ClientMessage, Rejected
@@ -119,19 +119,19 @@ def _claims(net: Network, vm: VM, message: ClientMessage) -> Rejected | None:
     return None
 
 
-def is_anothers(net: Network, ip: IPv4Address, nic: Mac) -> bool:
+def is_anothers(net: Network, ip: IP, nic: Mac) -> bool:
     """True for an address that another NIC holds, be it of another VM or of the same."""
     assignment = net.holder(ip, net.vrf_of_mac(nic))
     return assignment is not None and assignment.mac != nic
 
 
-def another(net: Network, ip: IPv4Address, vm: str, nic: Mac) -> str:
+def another(net: Network, ip: IP, vm: str, nic: Mac) -> str:
     """Whose an address is that is not this NIC's, in words about its VM."""
     holder = net.holder(ip, net.vrf_of_mac(nic))
     return "another VM" if holder is None or holder.vm != vm else "another NIC of it"
 
 
-def other_holder(net: Network, ip: IPv4Address, vm: str, nic: Mac) -> str:
+def other_holder(net: Network, ip: IP, vm: str, nic: Mac) -> str:
     """Who has this address, so that the VM's NIC cannot: another VM, another NIC of it, a server or a
     gateway; "" if nobody has."""
     vrf = net.vrf_of_mac(nic)

@@ -20,11 +20,13 @@ from retinue.agent.renewal.standalone.at_tap import ArrivalError, arrived
 from retinue.agent.renewal.standalone.tap_port import TapPort
 from retinue.core import lease_renewal as rules
 from retinue.core.lease_renewal import AnswerReceived, Event, Lease, Renewal, RenewalState
+from retinue.core.model.link_local import link_local
 from retinue.core.packets import DHCP, ack, build_dhcp, nak, parse_dhcp_frame, renewal
+from retinue.core.packets.dhcp6 import MessageType6, parse_dhcp6, parse_udp6_frame
 from retinue.protocol.client import ControllerClient
 from retinue.protocol.errors import ControllerAwayError, RecordError, RejectedError
 from retinue.protocol.records import record
-from retinue.protocol.renewals import RenewalOrder, RenewalReport
+from retinue.protocol.renewals import Order, RenewalOrder, RenewalReport, order_of
 from support import virtual_time
 
 SERVER, IP, MAC = IPv4Address("10.1.0.2"), IPv4Address("10.1.0.101"), "52:54:00:00:00:01"
@@ -191,6 +193,55 @@ async def test_only_a_nak_is_a_reason_to_have_the_guest_ask(
     assert told == refused
 
 
+ORDER6: dict[str, Any] = {
+    **{name: ORDER[name] for name in ("id", "vm", "server", "switch", "port", "port_number", "mac")},
+    "ip": "fd00:1::1:1", "xid": 0xABCDEF, "client_id": "00030001525400000001", "server_duid": "0002aabb",
+    "iaid": 7, "options": "000600020017", "state": "ordered", "ordered_at": 1.0,
+}  # fmt: skip
+
+
+class Port6:
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    async def send(self, frame: bytes) -> None:
+        self.sent.append(frame)
+
+
+class Desk6:
+    """Says how a renewal of DHCPv6 has ended when it has been asked for."""
+
+    def __init__(self, **end: Any) -> None:
+        self.end = end
+
+    async def renew(self, vm: str, server: str = "") -> Order:
+        return order_of(ORDER6)
+
+    async def renewal_ended(self, id: str) -> Order:
+        return order_of({**ORDER6, **self.end})
+
+    async def report_renewal(self, id: str, report: RenewalReport, reason: str) -> None:
+        raise AssertionError(report)
+
+
+@pytest.mark.parametrize("state", ["acked", "rejected"])
+async def test_a_lease_of_dhcpv6_is_renewed_by_its_own_message(state: str) -> None:
+    """And a refusal is no reason to have the guest ask: it has the address till the lease ends."""
+    port, desk = Port6(), Desk6(state=state, lease_seconds=600.0)
+    done = await carry_out(await desk.renew("vm1"), port, desk)
+    assert (done.state, service.is_refused(done)) == (state, False)
+    (frame,) = port.sent
+    ethernet, datagram = parse_udp6_frame(frame)
+    assert (ethernet.src, ethernet.dst) == (MAC, "33:33:00:01:00:02")
+    assert (str(datagram.src), str(datagram.dst)) == (str(link_local(MAC)), "ff02::1:2")
+    assert (datagram.sport, datagram.dport) == (546, 547)
+    said = parse_dhcp6(datagram.payload)
+    assert (said.type, said.xid) == (MessageType6.RENEW, 0xABCDEF)
+    assert (said.client_id.hex(), said.server_id.hex()) == (ORDER6["client_id"], ORDER6["server_duid"])
+    assert (said.ias[0].iaid, [str(ip) for ip in said.addresses]) == (7, [ORDER6["ip"]])
+    assert said.options == ((8, b"\0\0"), (6, b"\0\x17"))
+
+
 async def test_silence_is_reported() -> None:
     wire = Wire()
     desk = Desk(wire, 99)
@@ -237,6 +288,7 @@ async def test_orders_over_http(tmp_path: Path) -> None:
     orders = ControllerClient(f"http://127.0.0.1:{port}/")
     try:
         order = await orders.renew("vm1", "server2")
+        assert isinstance(order, RenewalOrder)
         assert lease_of(order) == Lease(IP, MAC, SERVER, b"\x01\xff", "00:00:de:ad:be:ef")
         assert (await orders.renewal_ended(order.id)).state == "acked"
         await orders.report_renewal(order.id, RenewalReport.SILENT, "nothing")

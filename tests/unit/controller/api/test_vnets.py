@@ -51,7 +51,15 @@ async def test_they_are_added_changed_and_removed_while_all_runs(controller: Con
         [{"id": "shop", "vlan": 42, "mtu": 0, "vrf": "default", "subnets": [], "configured": False}],
     )
     status, answer = await call(url, "POST", "/v1/subnets", [GREEN])
-    shown = {"vlan": 42, "dhcp": [], "dhcp_pools": [], "slaac": False, "used": 0, "configured": False}
+    shown = {
+        "vlan": 42,
+        "dhcp": [],
+        "dhcp_pools": [],
+        "slaac": False,
+        "dhcp6": False,
+        "used": 0,
+        "configured": False,
+    }
     green = {**GREEN, **shown}
     assert (status, answer["subnets"]) == (201, [green])
     gateway = match(eth_type=EtherType.ARP, arp_op=ArpOp.REQUEST, arp_tpa=IPv4Address("10.2.0.254"))

@@ -18,7 +18,7 @@ from retinue.core.packets import (
     renewal,
     request,
 )
-from retinue.protocol.renewals import RenewalOrder
+from retinue.protocol.renewals import Order, RenewalOrder
 from support.fabric.dhcp_lab import SERVER, DhcpLab, dhcp_lab
 from support.fabric.networks import vm_ip, vm_mac
 
@@ -40,8 +40,9 @@ async def booted(lab: DhcpLab) -> None:
     assert vm_ip(1) in lab.fake.net.assignments
 
 
-def renewal_of(order: RenewalOrder) -> DHCP:
+def renewal_of(order: Order) -> DHCP:
     """What the agent sends for an order."""
+    assert isinstance(order, RenewalOrder)
     return parse_dhcp_frame(request_frame(lease_of(order), order.xid))[2]
 
 
@@ -72,7 +73,9 @@ async def test_the_agents_own_renewal_changes_nothing_of_it() -> None:
     await booted(lab)
     before = lab.fake.net.assignments[vm_ip(1)]
     lab.now += 60
-    order = replace(lab.controller.renewals.renew("vm1"), options="")
+    ordered = lab.controller.renewals.renew("vm1")
+    assert isinstance(ordered, RenewalOrder)
+    order = replace(ordered, options="")
     await lab.send(1, request_frame(lease_of(order), order.xid))
     after = lab.fake.net.assignments[vm_ip(1)]
     assert after == replace(before, lease_end=lab.now + 600)

@@ -28,7 +28,7 @@ from retinue.core.packets import (
     parse_dhcp_frame,
     request,
 )
-from retinue.protocol.renewals import OrderState, RenewalOrder, RenewalReport
+from retinue.protocol.renewals import Order, OrderState, RenewalOrder, RenewalReport
 from retinue.southbound.ovsdb import BridgePort
 from support.fabric.networks import GATEWAY, GATEWAY_MAC, fabric, vm_ip, vm_mac, vm_port
 from support.fakes.session import FakeNetwork
@@ -98,8 +98,9 @@ class LeasedVM:
         )  # fmt: skip
         self.controller.inventory.vm_ports_changed([], [port])
 
-    async def agent_sends(self, order: RenewalOrder, *, switch: str = "", port: int = 0) -> None:
+    async def agent_sends(self, order: Order, *, switch: str = "", port: int = 0) -> None:
         """What the agent does with an order: one request, in at the VM's port."""
+        assert isinstance(order, RenewalOrder)
         lease = Lease(order.ip, order.mac, order.dhcp_server, bytes.fromhex(order.client_id), order.next_hop)
         self.now += 1
         self.fake.send(switch or order.switch, port or order.port_number, request_frame(lease, order.xid))
@@ -147,6 +148,7 @@ async def test_an_order_says_all_the_agent_must_know(lab: LeasedVM) -> None:
     assert (order.vm, order.server, order.switch, order.port, order.port_number) == (
         "vm1", "server1", "edge1", "tap1", vm_port(1),
     )  # fmt: skip
+    assert isinstance(order, RenewalOrder)
     assert (order.ip, order.mac, order.dhcp_server) == (vm_ip(1), vm_mac(1), SERVER)
     assert order.client_id == CLIENT_ID.hex(), "as the VM gave it when it got the lease"
     assert order.next_hop == GATEWAY_MAC
@@ -320,6 +322,7 @@ async def test_a_vm_boots_and_is_renewed_through_our_relay(relayed: LeasedVM) ->
         assert (datagram.src, datagram.dst, datagram.sport, datagram.dport) == (GATEWAY, vm_ip(1), 67, 68)
         assert dhcp.relay_agent is None
     order = lab.controller.renewals.renew("vm1")
+    assert isinstance(order, RenewalOrder)
     assert order.dhcp_server == FAR
     await lab.agent_sends(order)
     assert lab.controller.renewals.get(order.id).state is OrderState.ACKED

@@ -65,6 +65,11 @@ def test_what_scapy_makes_is_read() -> None:
     assert options_of_lease(read) == ((6, bytes((0, 23, 0, 24))),)
 
 
+def test_what_is_too_much_is_not_kept_with_a_lease() -> None:
+    said = DHCP6(MessageType6.REQUEST, 1, options=((16, bytes(1000)), (15, bytes(20)), (6, bytes(16))))
+    assert options_of_lease(said) == ((16, bytes(1000)), (6, bytes(16)))
+
+
 def test_what_is_made_scapy_reads() -> None:
     status = Status(0, "all fine")
     reply = DHCP6(

@@ -15,6 +15,7 @@ from retinue.core.pipeline.cookies import Reason, reason_of
 from retinue.core.pipeline.entry import Field, Flow
 from retinue.core.pipeline.meters import VMMeter
 from support.fabric import ipv6
+from support.fabric.dhcp6 import add_dhcp6
 from support.fabric.networks import (
     GATEWAY6,
     GATEWAY_MAC,
@@ -133,7 +134,11 @@ def test_what_ipv6_costs() -> None:
         add_vm(known, 1, 1)
     vm = Owner("vm", "vm1")
     nic = flows_of(net, vm) - flows_of(without, vm)
-    assert nic == {"edge1": 21}
+    assert nic == {"edge1": 23}
+    with_dhcp6 = fabric()
+    add_dhcp6(with_dhcp6)
+    add_vm(with_dhcp6, 1, 1)
+    assert flows_of(with_dhcp6, vm) - flows_of(without, vm) == {"edge1": 24}
     without.assign(holding6(1))
     assert flows_of(without, vm) - flows_of(without, vm) == {}
     before = flows_of(net, vm)

@@ -106,7 +106,10 @@ def _known(
 
 
 def _read(id: str, given: SubnetValues) -> Subnet:
-    return subnet_of(id, given.prefix, given.gateway, given.dhcp, given.vnet, given.dhcp_pools, given.slaac)
+    return subnet_of(
+        *(id, given.prefix, given.gateway, given.dhcp, given.vnet, given.dhcp_pools),
+        *(given.slaac, given.dhcp6),
+    )
 
 
 def _vrf(net: Network, vrf: Vrf) -> dict[str, object]:

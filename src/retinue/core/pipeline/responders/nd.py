@@ -138,24 +138,26 @@ def _answer(asked: ND, target: IPv6Address, mac: Mac, *, router: bool = False) -
 
 
 def advertised_subnets(net: Network, vm: VM, nic: NIC) -> tuple[Subnet, ...]:
-    """The IPv6 subnets that a NIC is told of: where it has an address, and where it may make one itself."""
+    """The IPv6 subnets that a NIC is told of: where it has an address, may make one or ask for one."""
     held = [a.ip for a in net.assignments_of(vm, nic)]
     return tuple(
         s
         for s in ipv6_subnets(net, net.vrf_of(nic))
-        if (s.slaac and nic.vnet in ("", s.vnet)) or any(ip in s.prefix for ip in held)
+        if ((s.slaac or s.dhcp6) and nic.vnet in ("", s.vnet)) or any(ip in s.prefix for ip in held)
     )
 
 
 def advertisement(net: Network, vm: VM, nic: NIC, gateway_mac: Mac, to: IPv6Address = ALL_NODES) -> ND | None:
     """What the gateway says of itself, by this MAC, to a NIC; None to one that has no IPv6 subnet."""
+    told = advertised_subnets(net, vm, nic)
     prefixes = tuple(
         PrefixInformation(subnet.prefix, True, subnet.slaac, PREFIX_VALID, PREFIX_PREFERRED)
-        for subnet in advertised_subnets(net, vm, nic)
+        for subnet in told
         if isinstance(subnet.prefix, IPv6Network)
     )
     if not prefixes:
         return None
     options = NDOptions(source_mac=gateway_mac, prefixes=prefixes)
-    said = RouterAdvertisement(ROUTER_LIFETIME, HOPS, reachable_ms=REACHABLE_MS, options=options)
+    managed = any(subnet.dhcp6 for subnet in told)
+    said = RouterAdvertisement(ROUTER_LIFETIME, HOPS, managed, reachable_ms=REACHABLE_MS, options=options)
     return ND(link_local(net.gateway_mac), ALL_NODES if to == UNSPECIFIED else to, said)

@@ -35,7 +35,16 @@ from retinue.core.pipeline.entry import (
     match,
     set_field,
 )
-from retinue.core.pipeline.matches import CLIENT_PORT, NO_TAG, SERVER_PORT, dhcp_match, ip_match, ip_types
+from retinue.core.pipeline.matches import (
+    CLIENT_PORT,
+    NO_TAG,
+    SERVER_PORT,
+    SERVER_PORT6,
+    dhcp6_match,
+    dhcp_match,
+    ip_match,
+    ip_types,
+)
 from retinue.core.pipeline.meters import LeafMeter
 from retinue.core.pipeline.priorities import LeafAdmit, Route, Servers
 from retinue.core.pipeline.tables import Table
@@ -104,6 +113,13 @@ class LeafSpine:
             yield Flow(
                 Table.ADMIT, LeafAdmit.TRUSTED_DHCP, answers, (CONTROLLER,),
                 meter=LeafMeter.DHCP, cookie=cookie(Reason.DHCP_SERVER, owner),
+            )  # fmt: skip
+        if Service.DHCP in server.services and in_use(self.net, 6):
+            # To the relay, which the gateway is: a server answers no client by itself.
+            relayed = dhcp6_match(sport=SERVER_PORT6, dport=SERVER_PORT6, in_port=port, vlan_vid=NO_TAG)
+            yield Flow(
+                Table.ADMIT, LeafAdmit.TRUSTED_DHCP, relayed, (CONTROLLER,),
+                meter=LeafMeter.DHCP, cookie=cookie(Reason.DHCP6_SERVER, owner),
             )  # fmt: skip
         if not server.services or server.edge:
             return

@@ -24,7 +24,16 @@ from retinue.core.pipeline.entry import (
     match,
     set_field,
 )
-from retinue.core.pipeline.matches import CLIENT_PORT, NO_TAG, dhcp_match, ip_match, ip_types, unroutable
+from retinue.core.pipeline.matches import (
+    CLIENT_PORT,
+    CLIENT_PORT6,
+    NO_TAG,
+    dhcp6_match,
+    dhcp_match,
+    ip_match,
+    ip_types,
+    unroutable,
+)
 from retinue.core.pipeline.meters import LeafMeter, leaf_meters
 from retinue.core.pipeline.priorities import TABLE_MISS, LeafAdmit, Route, Servers, SpineAdmit
 from retinue.core.pipeline.responders import arp, echo, nd
@@ -78,6 +87,10 @@ def _routed_nowhere(net: Network, owner: Owner) -> Iterator[Flow]:
         dropped = cookie(Reason.UNROUTABLE, owner)
         yield Flow(Table.ROUTE, Route.UNROUTABLE, ip_match(dst=prefix), cookie=dropped)
     if in_use(net, 6):
+        yield Flow(
+            Table.ADMIT, LeafAdmit.ROGUE_DHCP, dhcp6_match(dport=CLIENT_PORT6), (CONTROLLER,),
+            meter=LeafMeter.SPOOFING, cookie=cookie(Reason.ROGUE_DHCP, owner),
+        )  # fmt: skip
         from_link = ip_match(src=LINK_LOCAL)
         yield Flow(Table.ROUTE, Route.UNROUTABLE, from_link, cookie=cookie(Reason.UNROUTABLE, owner))
     for kind in ip_types(net):
