@@ -232,8 +232,11 @@ async def test_a_server_speaks_by_its_port_and_to_the_relay_alone(lab: Lab) -> N
     ):
         lab.says(other, reply)
         await lab.fake.settle()
+    said = replace(envelope, type=MessageType6.RELAY_REPL, message=reply.build(), options=())
+    lab.fake.send("leaf2", 90, dhcp6_frame(said.build(), mac, GATEWAY_MAC, own, GATEWAY6, 547, 547))
+    await lab.fake.settle()
     assert not lab.heard()
-    assert lab.count("DHCP rejected") == 3
+    assert lab.count("DHCP rejected") == 4
     lab.fake.send("leaf2", 90, dhcp6_frame(b"\x0d\0", mac, GATEWAY_MAC, own, RELAY, 547, 547))
     cut_short = dhcp6_frame(b"\1ab", vm_mac(1), "33:33:00:01:00:02", vm_local(1), RELAY, 546, 547)
     lab.fake.send("edge1", vm_port(1), cut_short)
