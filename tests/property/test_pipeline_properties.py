@@ -49,8 +49,8 @@ from support.fabric.networks import (
 )
 from support.fabric.world import OUTSIDE, FabricWorld, udp_frame
 
-SHARED, VIRTUAL = IPv4Address("10.1.0.200"), "00:00:5e:00:01:07"
-"""An address that several may take, and a virtual router's MAC."""
+SHARED, SHARED6, VIRTUAL = IPv4Address("10.1.0.200"), IPv6Address("fd00:1::200"), "00:00:5e:00:01:07"
+"""An address of each family that several may take, and a virtual router's MAC."""
 
 
 @dataclass(frozen=True)
@@ -124,23 +124,35 @@ def check(world: FabricWorld, at: dict[int, int], may_arrive: dict[int, set[int]
         ipv6.check(world, at, may_arrive)
     for vm in world.net.vms.values():
         are_together(world, nic_numbers(vm))
-    held = world.net.assignments.get(SHARED)
-    if held is not None:
-        is_at_its_holders(world, at, may_arrive, next(n for n in at if vm_mac(n) == held.mac))
+    for shared in (SHARED, SHARED6):
+        held = world.net.assignments.get(shared)
+        if held is not None:
+            is_at_its_holders(world, at, may_arrive, shared, next(n for n in at if vm_mac(n) == held.mac))
 
 
 def is_at_its_holders(
-    world: FabricWorld, at: dict[int, int], may_arrive: dict[int, set[int]], holder: int
+    world: FabricWorld,
+    at: dict[int, int],
+    may_arrive: dict[int, set[int]],
+    shared: IPv4Address | IPv6Address,
+    holder: int,
 ) -> None:
     """An address that several may take is found at the NIC that has it, and nobody else sends under it."""
     for sender, location in at.items():
         if sender == holder:
             continue
-        for delivery in world.send(
-            sender, location, udp_frame(vm_mac(sender), GATEWAY_MAC, vm_ip(sender), SHARED)
-        ):
+        if isinstance(shared, IPv4Address):
+            frame = udp_frame(vm_mac(sender), GATEWAY_MAC, vm_ip(sender), shared)
+            spoofed = udp_frame(vm_mac(sender), GATEWAY_MAC, shared, OUTSIDE)
+        else:
+            frame = ipv6.udp6_frame(vm_mac(sender), GATEWAY_MAC, ipv6.vm_ip6(sender), shared)
+            spoofed = ipv6.udp6_frame(vm_mac(sender), GATEWAY_MAC, shared, ipv6.OUTSIDE6)
+            vm = world.net.vm_at(f"edge{location}", vm_port(sender))
+            nic = world.net.nic_at(f"edge{location}", vm_port(sender))
+            assert vm is not None and nic is not None
+            ipv6.announces(world, sender, location, shared, allowed=nic.may_take(shared) is not None)
+        for delivery in world.send(sender, location, frame):
             world.comes(delivery, holder, may_arrive[holder])
-        spoofed = udp_frame(vm_mac(sender), GATEWAY_MAC, SHARED, OUTSIDE)
         world.is_reported_spoofed(sender, location, spoofed)
 
 
@@ -433,15 +445,24 @@ def change_nic(net: Network, what: str, vm: VM, number: int) -> Touched:
         "disabled": replace(nic, enabled=not nic.enabled),
         "rate": replace(nic, rate=1000 * (number - 1)),
         "trusted": replace(nic, trusted=not nic.trusted),
-        "allowed": replace(nic, allowed=() if nic.allowed else (Allowed(SHARED, ["", VIRTUAL][number % 2]),)),
+        "allowed": replace(nic, allowed=() if nic.allowed else allowed(net, ["", VIRTUAL][number % 2])),
         "new mac": replace(nic, mac=f"52:54:00:00:{number:02x}:{nic.mac[-2:]}"),
     }
     try:
         if what == "announced":
-            return net.take(Assignment(SHARED, nic.mac, vm.id, BindingKind.ALLOWED, Origin.CONTROLLER))
+            touched = NOTHING
+            for one in nic.allowed:
+                taken = Assignment(one.ip, nic.mac, vm.id, BindingKind.ALLOWED, Origin.CONTROLLER)
+                touched |= net.take(taken)
+            return touched
         return net.change_nic(vm.id, nic, changes[what])
     except ModelError:
         return NOTHING
+
+
+def allowed(net: Network, mac: str) -> tuple[Allowed, ...]:
+    """What several NICs may take: an address of each family that there is."""
+    return tuple(Allowed(ip, mac) for ip in (SHARED, SHARED6) if net.subnet_of(ip) is not None)
 
 
 def change_subnets(net: Network, what: str, number: int) -> Touched:

@@ -36,6 +36,7 @@ from retinue.controller.mobility.resources import ResourceManager
 from retinue.controller.neighbours.arp_responder import ArpResponder
 from retinue.controller.neighbours.gateway import Gateway
 from retinue.controller.neighbours.nd_responder import NdResponder
+from retinue.controller.neighbours.taking import Taking
 from retinue.controller.state import Stored, restore
 from retinue.controller.switches.readback import SwitchSession
 from retinue.core.model import NIC, VM, Assignment, Network, Role
@@ -90,8 +91,9 @@ class Controller:
         self.dhcp = DhcpPath(self.context, warm_up_seconds)
         self.dhcp6 = Dhcp6Path(self.context, self.dhcp)
         self.renewals = self.dhcp.renewals
-        self.arp = ArpResponder(self.context)
-        self.nd = NdResponder(self.context)
+        taking = Taking(self.context)
+        self.arp = ArpResponder(self.context, taking)
+        self.nd = NdResponder(self.context, taking)
         self.gateway = Gateway(self.context)
         history = History(migrations_kept)
         self.orchestrator = MigrationOrchestrator(

@@ -201,6 +201,31 @@ def unneeded(vm: int) -> list[bytes]:
     ]
 
 
+def announces(world: FabricWorld, vm: int, at: int, shared: IPv6Address, *, allowed: bool) -> None:
+    """What a VM says of an address that another has: to the controller, if it may take it; or it is spoofed.
+
+    From that address, from another of its own, and from its link-local one; but under its own MAC alone.
+    """
+    mac = vm_mac(vm)
+    for src in (shared, vm_ip6(vm), vm_local(vm)):
+        frame = nd_frame(says(src, shared, mac), mac)
+        if not allowed:
+            world.is_reported_spoofed(vm, at, frame)
+            continue
+        for delivery in world.send(vm, at, frame):
+            assert not delivery.arrivals
+            assert [reason_of(c) for _, c, _, _ in delivery.to_controller] == [Reason.VM_ND], frame
+    for frame in (
+        nd_frame(says(shared, shared, vm_mac(vm + 1)), mac),
+        nd_frame(says(shared, shared, None), mac),
+        nd_frame(says(shared, vm_ip6(vm), mac), mac),
+        nd_frame(says(shared, shared, mac), vm_mac(vm + 1)),
+        nd_frame(asks(shared, vm_ip6(vm), vm_mac(vm + 1)), mac),
+        nd_frame(ND(shared, ALL_ROUTERS, RouterSolicitation()), mac),
+    ):
+        world.is_reported_spoofed(vm, at, frame)
+
+
 def goes_nowhere_else(world: FabricWorld, vm: int, at: int) -> None:
     """What no router may forward is not brought to one, by whichever MAC it is sent."""
     for dst in UNROUTABLE6:

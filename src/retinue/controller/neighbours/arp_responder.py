@@ -9,6 +9,7 @@ from retinue.core.limits import MOST_UNKNOWN
 from retinue.core.model import PortRef
 from retinue.core.packets import ARP, Ethernet, FrameError, arp_reply, parse, parse_arp
 from retinue.core.pipeline.responders import arp
+from retinue.core.pipeline.responders.announcements import claim_of_arp
 from retinue.protocol.events import EventType
 
 
@@ -18,10 +19,10 @@ class ArpResponder:
     Which requests are answered: `core.pipeline.responders.arp`.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, taking: Taking) -> None:
         self._context = context
         self.locations = ServerLocations(context)
-        self._taking = Taking(context)
+        self._taking = taking
         self._unknown: dict[PortRef, dict[str, None]] = {}
         """By leaf port: MACs that no server is registered with, the last ones seen there. The operator is
         shown what is missing; a port that invents MACs takes no other's place."""
@@ -35,7 +36,7 @@ class ArpResponder:
             return
         ethernet, request = parsed
         nic = net.nic_at(switch, port)
-        if nic is not None and self._taking.heard(vm, nic, ethernet.src, request):
+        if nic is not None and self._taking.heard(vm, nic, ethernet.src, claim_of_arp(request)):
             return
         if arp.answers_vm(net, switch, request, net.vrf_at(switch, port)):
             self._context.counters[Count.ARP_ANSWERED] += 1

@@ -10,6 +10,7 @@ from retinue.controller.context import Context
 from retinue.controller.counters import Count
 from retinue.controller.neighbours.leaf_ports import leaf_port
 from retinue.controller.neighbours.own_addresses import OwnAddressBinder
+from retinue.controller.neighbours.taking import Taking
 from retinue.core.model import NIC, VM, Mac
 from retinue.core.model.families import in_use
 from retinue.core.model.link_local import ALL_NODES, UNSPECIFIED
@@ -25,6 +26,7 @@ from retinue.core.packets import (
     parse_nd,
 )
 from retinue.core.pipeline.responders import nd
+from retinue.core.pipeline.responders.announcements import claim_of_nd
 from retinue.core.snooping import SpoofingKind
 from retinue.protocol.events import EventType
 
@@ -35,31 +37,36 @@ MOST_CAUGHT_UP = 10
 class NdResponder:
     """Answers neighbour discovery, and speaks as the gateway."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, taking: Taking) -> None:
         self._context = context
+        self._taking = taking
         self._own_addresses = OwnAddressBinder(context)
         self._advertised_until: int | None = None
         """The second, by the controller's clock, whose turn is past."""
 
     def from_vm(self, switch: str, port: int, frame: bytes) -> None:
-        """A VM asks for a neighbour, or for a router."""
+        """A VM asks for a neighbour, or for a router; or it takes an address that it is allowed."""
         parsed = self._parse(frame, f"{switch} port {port}")
         net = self._context.net
         vm = net.vm_at(switch, port)
         if parsed is None or vm is None:
             return
         ethernet, asked = parsed
-        nic = vm.nic_with(ethernet.src)
+        nic = net.nic_at(switch, port)
         if nic is None:
             return
         if isinstance(asked.message, RouterSolicitation):
             named = asked.message.options.source_mac
-            if named is None or named == nic.mac:
+            if named is None or named == ethernet.src:
                 self._advertise(switch, port, vm, nic, asked)
             else:
                 self._note_spoofing(switch, port, vm, (named, str(asked.src)))
             return
         said = nd.answer_to_vm(net, switch, vm, asked, net.vrf_of(nic))
+        claim = claim_of_nd(ethernet.src, asked)
+        takes = claim is not None and self._taking.heard(vm, nic, ethernet.src, claim)
+        if takes and (said is None or asked.src != UNSPECIFIED):
+            return
         self._reply(switch, port, ethernet, said)
         if said is None and asked.src == UNSPECIFIED and isinstance(asked.message, NeighbourSolicitation):
             self._own_addresses.checked(vm, nic, asked.message.target)

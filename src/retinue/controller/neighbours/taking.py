@@ -10,8 +10,7 @@ import asyncio
 from retinue.controller.context import Context
 from retinue.controller.nic_changes import AddressTaken
 from retinue.core.model import NIC, VM, Address, Mac, ModelError, in_vrf
-from retinue.core.packets import ARP
-from retinue.core.pipeline.responders.announcements import taken
+from retinue.core.pipeline.responders.announcements import Claim, taken
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.protocol.events import EventType
 
@@ -23,31 +22,35 @@ class Taking:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._waits: dict[Address, tuple[str, str, Mac, ARP] | None] = {}
+        self._waits: dict[Address, tuple[str, str, Mac, Claim] | None] = {}
         """By an address that has just been taken: VM, NIC, and what it announced since, or None."""
 
-    def heard(self, vm: VM, nic: NIC, eth_src: Mac, arp: ARP) -> bool:
-        """True for what a NIC says about an address that it may take, and has not."""
-        key = in_vrf(self._context.net.vrf_of(nic), arp.spa)
+    def heard(self, vm: VM, nic: NIC, sender: Mac, claim: Claim) -> bool:
+        """True for what a NIC says about an address that it may take, and has not.
+
+        `sender`: the source of the frame.
+        """
+        ip = claim.ip
+        key = in_vrf(self._context.net.vrf_of(nic), ip)
         holder = self._context.net.assignments.get(key)
         has = holder is not None and (holder.vm, holder.mac) == (vm.id, nic.mac)
-        if has or nic.may_take(arp.spa) is None:
+        if has or nic.may_take(ip) is None:
             return False
-        assignment = taken(self._context.net, vm, nic, eth_src, arp)
+        assignment = taken(self._context.net, vm, nic, sender, claim)
         if assignment is not None and key in self._waits:
-            self._waits[key] = vm.id, nic.port_id, eth_src, arp
+            self._waits[key] = vm.id, nic.port_id, sender, claim
         elif assignment is not None:
             change = AddressTaken(assignment, nic.port_id, "" if holder is None else holder.vm)
             try:
                 touched = self._context.apply(change)
             except ModelError as error:
-                data = {"vm": vm.id, "ip": arp.spa, "reason": str(error)}
+                data = {"vm": vm.id, "ip": ip, "reason": str(error)}
                 self._context.events.tell((vm.id,), EventType.BINDING_REJECTED, **data)
                 return True
             near = underlay_of(self._context.net).near(vm.server)
             self._waits[key] = None
-            self._context.spawn(self._context.install(touched, [near]), f"{arp.spa} goes to {vm.id}")
-            self._context.spawn(self._calm(key), f"{arp.spa} has been taken")
+            self._context.spawn(self._context.install(touched, [near]), f"{ip} goes to {vm.id}")
+            self._context.spawn(self._calm(key), f"{ip} has been taken")
         return True
 
     async def _calm(self, key: Address) -> None:
@@ -55,8 +58,8 @@ class Taking:
         announced = self._waits.pop(key, None)
         if announced is None:
             return
-        id, port_id, eth_src, arp = announced
+        id, port_id, sender, claim = announced
         vm = self._context.net.vms.get(id)
         nic = None if vm is None else vm.nic_called(port_id)
         if vm is not None and nic is not None:
-            self.heard(vm, nic, eth_src, arp)
+            self.heard(vm, nic, sender, claim)

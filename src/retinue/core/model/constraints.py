@@ -268,6 +268,7 @@ def _check_nic(net: NetworkView, vm: VM, nic: NIC) -> None:
         _not_a_servers(net, what, address, vrf)
         _in_its_vnet(net, what, nic, address)
     for one in nic.allowed:
+        _a_hosts(what, one.ip)
         _not_a_gateways(net, what, one.ip, vrf)
         _not_a_servers(net, what, one.ip, vrf)
         _in_its_vnet(net, what, nic, one.ip)
@@ -276,6 +277,15 @@ def _check_nic(net: NetworkView, vm: VM, nic: NIC) -> None:
             raise ModelError(f"{what}: MAC {one.mac} is a NIC's own")
     if len({one.ip for one in nic.allowed}) < len(nic.allowed):
         raise ModelError(f"{what}: an address is allowed twice")
+
+
+def check_newly_allowed(net: NetworkView, vm: str, old: NIC, new: NIC) -> None:
+    """An address that a NIC may take is one of a subnet: nobody would ask for another."""
+    for one in new.allowed:
+        if old.may_take(one.ip) is None and net.subnet_of(one.ip, net.vrf_of(new)) is None:
+            raise ModelError(
+                f"VM {vm}: {one.ip} is in no subnet, and cannot be allowed; add the subnet first"
+            )
 
 
 def _check_allowed(net: NetworkView, what: str, one: Allowed, vrf: str) -> None:

@@ -14,6 +14,7 @@ from retinue.core.model.binding import Assignment, BindingKind
 from retinue.core.model.constraints import (
     check_assignment,
     check_gateway_group,
+    check_newly_allowed,
     check_server,
     check_subnet,
     check_subnet_removal,
@@ -360,6 +361,7 @@ class Network(NetworkView):
 
         An address that it holds and may take no longer it loses.
         """
+        check_newly_allowed(self, vm, old, new)
         known = self.vms[vm]
         changed = replace(known, nics=tuple(new if nic == old else nic for nic in known.nics))
         held = self.assignments_of(known, old)
@@ -418,9 +420,10 @@ class Network(NetworkView):
             if not held:
                 del self._held_as[assignment.client_id]
 
-    def _allowed_keys(self, nic: NIC) -> list[Address | Mac]:
+    def _allowed_keys(self, nic: NIC) -> set[Address | Mac]:
+        """Each once: a virtual router has one MAC for all its addresses."""
         addresses = (in_vrf(self.vrf_of(nic), one.ip) for one in nic.allowed)
-        return [*addresses, *(one.mac for one in nic.allowed if one.mac)]
+        return {*addresses, *(one.mac for one in nic.allowed if one.mac)}
 
     def _forget_indexes(self, vm: VM) -> None:
         for nic in vm.nics:

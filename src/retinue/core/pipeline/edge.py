@@ -127,6 +127,7 @@ def _nic_flows(
     copy_of_local, copy_of_brought = _copies(underlay, net, vm, at)
     held = list(forwarded_assignments(net, net.assignments_of(vm, nic)))
     yield from _announcements(net, vm, nic, port)
+    yield from edge_ipv6.announcements(net, vm, nic, port)
     # By its MAC a VM is reached from its own subnet only: what comes from another is routed, by its IP.
     gateway_mac = net.gateway_mac_of(at)
     # What leaves bring comes from the fabric's own.

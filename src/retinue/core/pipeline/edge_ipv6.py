@@ -22,7 +22,7 @@ from retinue.core.model.network import Network, Owner
 from retinue.core.packets import HOP_LIMIT, ICMPV6, EtherType, NDType
 from retinue.core.packets.ipv4 import UDP
 from retinue.core.pipeline.cookies import Reason, cookie
-from retinue.core.pipeline.entry import CONTROLLER, Flow, Match, match
+from retinue.core.pipeline.entry import CONTROLLER, FieldValue, Flow, Match, match
 from retinue.core.pipeline.matches import (
     CLIENT_PORT6,
     NO_TAG,
@@ -83,7 +83,7 @@ def nic_flows(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
     # Nobody asks who has joined which group (MLD, also of RFC 3590), since none is forwarded.
     joins = ip_match(src=UNSPECIFIED, dst=MULTICAST, in_port=port, eth_src=mac)
     yield Flow(Table.ADMIT, EdgeAdmit.UNSPECIFIED, joins, cookie=quiet)
-    for asked in _solicitations(mac, port):
+    for asked in (*_solicitations(mac, port), *_as_virtual_routers(net, vm, nic, port)):
         yield Flow(
             Table.ND, Nd.HONEST, asked, (CONTROLLER,),
             meter=VMMeter.ARP.id(port), cookie=cookie(Reason.VM_ND, owner),
@@ -117,6 +117,29 @@ def _dhcp6(net: Network, nic: NIC, owner: Owner, port: int) -> Iterator[Flow]:
     )  # fmt: skip
 
 
+def announcements(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
+    """What a NIC says about an address that it may take, and has not: the controller alone is told.
+
+    It may say so from that address; under its own MAC also from any other that is bound, or link-local.
+    """
+    told, limit = cookie(Reason.VM_ND, Owner("vm", vm.id)), VMMeter.ARP.id(port)
+    has = {assignment.ip for assignment in net.assignments_of(vm, nic)}
+    may = [one.ip for one in nic.allowed if one.ip.version == 6 and one.ip not in has]
+    for ip in may if in_use(net, 6) else ():
+        mac = nic.speaks_as(ip)
+        from_it: dict[str, FieldValue] = {
+            "in_port": port, "vlan_vid": NO_TAG, "eth_src": mac, "ipv6_src": ip,
+        }  # fmt: skip
+        about_it: dict[str, FieldValue] = {"ip_ttl": HOP_LIMIT, "ipv6_nd_target": ip, "ipv6_nd_tll": mac}
+        announced = icmpv6_match(NDType.NEIGHBOUR_ADVERTISEMENT, **from_it, **about_it)
+        asks = icmpv6_match(NDType.NEIGHBOUR_SOLICITATION, **from_it, ip_ttl=HOP_LIMIT, ipv6_nd_sll=mac)
+        for said in (announced, asks):
+            yield Flow(Table.ADMIT, EdgeAdmit.BOUND, said, (CONTROLLER,), meter=limit, cookie=told)
+        if mac == nic.mac:
+            from_another = icmpv6_match(NDType.NEIGHBOUR_ADVERTISEMENT, in_port=port, **about_it)
+            yield Flow(Table.ND, Nd.HONEST, from_another, (CONTROLLER,), meter=limit, cookie=told)
+
+
 def address_flows(
     owner: Owner, mac: Mac, port: int, ip: IPv6Address, until: float | None, rate: int | None = None
 ) -> Iterator[Flow]:
@@ -141,6 +164,15 @@ def _solicitations(mac: Mac, port: int) -> Iterator[Match]:
     for link_layer in (mac, NO_OPTION):
         yield icmpv6_match(NDType.NEIGHBOUR_SOLICITATION, ipv6_nd_sll=link_layer, **terms)
     yield icmpv6_match(NDType.ROUTER_SOLICITATION, **terms)
+
+
+def _as_virtual_routers(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Match]:
+    """Questions under a MAC that goes with addresses that it has taken: from these alone (see ADMIT)."""
+    held = (a.ip for a in net.assignments_of(vm, nic) if a.ip.version == 6)
+    for mac in sorted({nic.speaks_as(ip) for ip in held} - {nic.mac}):
+        yield icmpv6_match(
+            NDType.NEIGHBOUR_SOLICITATION, in_port=port, eth_src=mac, ip_ttl=HOP_LIMIT, ipv6_nd_sll=mac
+        )
 
 
 def _own_advertisements(

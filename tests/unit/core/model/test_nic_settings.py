@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
@@ -20,7 +20,19 @@ from retinue.core.model import (
     Vnet,
 )
 from retinue.core.model.network import Owner
-from support.fabric.networks import GATEWAY, GATEWAY_MAC, add_vm, assignment, fabric, server, vm_ip, vm_mac
+from support.fabric.networks import (
+    GATEWAY,
+    GATEWAY6,
+    GATEWAY_MAC,
+    add_ipv6,
+    add_vm,
+    assignment,
+    fabric,
+    holding6,
+    server,
+    vm_ip,
+    vm_mac,
+)
 
 SHARED = IPv4Address("10.1.0.200")
 VIRTUAL = "00:00:5e:00:01:07"
@@ -33,6 +45,11 @@ def taking(number: int) -> Assignment:
 def without_subnets(net: Network) -> Network:
     net.subnets.clear()
     net._index_subnets()
+    return net
+
+
+def with_ipv6(net: Network) -> Network:
+    add_ipv6(net)
     return net
 
 
@@ -79,6 +96,14 @@ def test_who_is_not_allowed_it_any_more_loses_it(net: Network) -> None:
     assert not net.allowed_to(SHARED) and not net.speaking_as(VIRTUAL)
 
 
+def test_a_virtual_router_has_one_mac_for_several_addresses(net: Network) -> None:
+    free = IPv4Address("10.1.0.201")
+    change(net, 1, allowed=(Allowed(SHARED, VIRTUAL), Allowed(free, VIRTUAL)))
+    assert net.allowed_to(free) == {"vm1", "vm2"}
+    net.remove_vm("vm1")
+    assert net.speaking_as(VIRTUAL) == {"vm2"}
+
+
 def test_a_disabled_nic_says_so_in_its_bindings(net: Network) -> None:
     change(net, 3, enabled=False)
     assert [row.port_status for row in net.bindings(["vm3"])] == [PortStatus.DISABLED]
@@ -98,6 +123,25 @@ REJECTED: dict[str, tuple[Callable[[Network], object], str]] = {
     "a server's address": (
         lambda net: change(net, 3, allowed=(Allowed(IPv4Address("10.0.0.12")),)),
         "is the address of server server2",
+    ),
+    "a gateway of IPv6": (
+        lambda net: change(with_ipv6(net), 3, allowed=(Allowed(GATEWAY6),)),
+        "the gateway of subnet blue6",
+    ),
+    "a link-local address": (
+        lambda net: change(net, 3, allowed=(Allowed(IPv6Address("fe80::9")),)),
+        "VM vm3: fe80::9 is in no subnet, and cannot be allowed",
+    ),
+    "an address of IPv6 that another holds": (
+        lambda net: [
+            with_ipv6(net).assign(holding6(1)),
+            change(net, 3, allowed=(Allowed(IPv6Address("fd00:1::101")),)),
+        ],
+        "fd00:1::101 is held by VM vm1, and cannot be allowed",
+    ),
+    "an address outside all subnets": (
+        lambda net: change(net, 3, allowed=(Allowed(IPv4Address("10.9.0.1")),)),
+        "VM vm3: 10.9.0.1 is in no subnet, and cannot be allowed; add the subnet first",
     ),
     "an address twice": (
         lambda net: change(net, 3, allowed=(Allowed(SHARED), Allowed(SHARED, VIRTUAL))),
@@ -159,6 +203,9 @@ def test_what_cannot_be_changes_nothing(net: Network, name: str) -> None:
     before = deepcopy(net.vms), dict(net.assignments), dict(net.subnets), deepcopy(net._allowed)
     with pytest.raises(ModelError, match=message.replace(".", r"\.")):
         refused(net)
+    if net.subnets.get("blue6"):
+        net.unassign(IPv6Address("fd00:1::101"))
+        net.remove_subnet("blue6")
     if name == "a lease of an allowed address":
         net.take(taking(1))
     if name == "a subnet that leaves the vnet of a NIC":

@@ -4,7 +4,8 @@
     the gateway                    the gateway's MAC                   the gateway's MAC
     the asker's own address        nobody: nobody else has it          nobody
     a VM on the same edge switch   the VM's own MAC                    -
-    another known address          the gateway's MAC                   the gateway's MAC
+    another known address, and     the gateway's MAC                   the gateway's MAC
+      one that several may take
     anything else                  nobody                              nobody
 
 The gateway is asked for by its address in a subnet, or by the link-local one that follows from its MAC. A
@@ -18,7 +19,7 @@ has the gateway's MAC from then on.
 from collections.abc import Iterator
 from ipaddress import IPv6Address, IPv6Network
 
-from retinue.core.model import DEFAULT_VRF, NIC, VM, Mac, Subnet
+from retinue.core.model import DEFAULT_VRF, NIC, VM, BindingKind, Mac, Subnet
 from retinue.core.model.families import forwarded_subnets, in_use
 from retinue.core.model.link_local import ALL_NODES, UNSPECIFIED, is_link_local, link_local, mac_of
 from retinue.core.model.network import Network, Owner
@@ -94,7 +95,9 @@ def answer_to_vm(net: Network, switch: str, vm: VM, asked: ND, vrf: str = DEFAUL
     if holder is not None and holder.vm == vm.id:
         return None
     if holder is not None and net.servers[net.vms[holder.vm].server].edge == switch:
-        return _answer(asked, target, holder.mac)
+        # An address that may be another's in a moment is found by the gateway: no cache has to be told.
+        is_shared = holder.kind is BindingKind.ALLOWED
+        return _answer(asked, target, gateway_mac if is_shared else holder.mac)
     known = holder is not None or net.server_of_address(target, vrf) is not None
     return _answer(asked, target, gateway_mac) if known else None
 
