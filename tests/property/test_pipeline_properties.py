@@ -30,7 +30,7 @@ from retinue.core.model.network import NOTHING, Touched
 from retinue.core.pipeline.compiler import Compiler, Entry, EntryKey, Keys, Program, key_of
 from retinue.core.pipeline.diff import agrees, difference
 from retinue.core.pipeline.underlay import Near, underlay_of
-from support.fabric import ipv6
+from support.fabric import ipv6, prefixes
 from support.fabric.networks import (
     GATEWAY_MAC,
     UPLINK,
@@ -69,6 +69,8 @@ class Shape:
     """Every second server is in a group with a gateway MAC of its own."""
     shared: int = 0
     """The VM that has an address which vm1 and vm2 may take; 0: there is none."""
+    routed: bool = False
+    """Prefixes of each family are routed to vm1, and one more to vm2."""
 
     def network(self) -> Network:
         net = fabric(self.leaves, self.spines, self.servers_on)
@@ -84,6 +86,8 @@ class Shape:
                 net.assign(replace(holding6(nic), vm=vm.id))
         for number in (1, 2) if self.shared else ():
             change_nic(net, "allowed", net.vms[f"vm{number}"], 2)
+        for number in (1, 2) if self.routed else ():
+            change_nic(net, "prefixes", net.vms[f"vm{number}"], number)
         if self.shared:
             change_nic(net, "announced", net.vms[f"vm{self.shared}"], 0)
         return net
@@ -100,7 +104,8 @@ def shapes(draw: st.DrawFn, vms: int = 4, more_nics: int = 2) -> Shape:
     ipv6, parts = draw(st.booleans(), label="IPv6"), draw(st.booleans(), label="split")
     grouped = draw(st.booleans(), label="gateway groups")
     shared = draw(st.integers(0, 2), label="has an address that others may take")
-    return Shape(leaves, spines, servers_on, vms_at, ipv6, tuple(more), parts, grouped, shared)
+    routed = draw(st.booleans(), label="routed prefixes")
+    return Shape(leaves, spines, servers_on, vms_at, ipv6, tuple(more), parts, grouped, shared, routed)
 
 
 def check(world: FabricWorld, at: dict[int, int], may_arrive: dict[int, set[int]]) -> None:
@@ -124,6 +129,7 @@ def check(world: FabricWorld, at: dict[int, int], may_arrive: dict[int, set[int]
         ipv6.check(world, at, may_arrive)
     for vm in world.net.vms.values():
         are_together(world, nic_numbers(vm))
+    prefixes.check(world, at, may_arrive)
     for shared in (SHARED, SHARED6):
         held = world.net.assignments.get(shared)
         if held is not None:
@@ -345,6 +351,7 @@ STEPS = st.tuples(
             "trusted",
             "allowed",
             "announced",
+            "prefixes",
             "new mac",
             "group",
         ]
@@ -411,7 +418,7 @@ def change(net: Network, shape: Shape, step: Step) -> Touched:
     if vm is None:
         return NOTHING
     match what:
-        case "disabled" | "rate" | "trusted" | "allowed" | "announced" | "new mac":
+        case "disabled" | "rate" | "trusted" | "allowed" | "announced" | "prefixes" | "new mac":
             return change_nic(net, what, vm, location)
         case "hold":
             return net.assign(replace(assignment(number, lease_end=1000.0 * location), mac=vm.nic.mac))
@@ -446,6 +453,7 @@ def change_nic(net: Network, what: str, vm: VM, number: int) -> Touched:
         "rate": replace(nic, rate=1000 * (number - 1)),
         "trusted": replace(nic, trusted=not nic.trusted),
         "allowed": replace(nic, allowed=() if nic.allowed else allowed(net, ["", VIRTUAL][number % 2])),
+        "prefixes": replace(nic, prefixes=() if nic.prefixes else prefixes.of(number)),
         "new mac": replace(nic, mac=f"52:54:00:00:{number:02x}:{nic.mac[-2:]}"),
     }
     try:

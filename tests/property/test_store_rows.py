@@ -80,6 +80,10 @@ nics = st.builds(
     slot=st.integers(1, 8),
     rate=st.integers(0, 10**9),
     trusted=st.booleans(),
+    prefixes=st.lists(
+        st.builds(lambda ip: ip_network((ip, ip.max_prefixlen - 4), strict=False), st.ip_addresses()),
+        max_size=2,
+    ).map(tuple),
     allowed=st.lists(st.builds(Allowed, st.ip_addresses(), macs | st.just("")), max_size=2).map(tuple),
 )
 

@@ -51,6 +51,7 @@ def words(nic: dict[str, Any]) -> str:
     rate = f", {nic['rate']} kbit/s" if nic.get("rate") else ""
     may = ", ".join(one["address"] for one in nic.get("allowed", ()))
     allowed = f", may take {may}" if may else ""
+    allowed += f", has {', '.join(nic['prefixes'])} routed to it" if nic.get("prefixes") else ""
     allowed += ", a DHCP server" if nic.get("trusted") else ""
     return f"{nic['mac']}{vnet}, {where}: {holds}{rate}{allowed}{'' if nic['enabled'] else ' (disabled)'}"
 
@@ -122,6 +123,14 @@ def set_(
             "before; none: no address.",
         ),
     ] = None,
+    prefix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PREFIX",
+            help="A prefix that is routed to it, from which it may send; may be repeated. Takes the place of "
+            "those before; none: no prefix.",
+        ),
+    ] = None,
     mac: Annotated[
         str | None, typer.Option(metavar="MAC", help="Another MAC, of a VM that is off; what it holds stays.")
     ] = None,
@@ -135,6 +144,7 @@ def set_(
       retinue vm nic set vm1 --rate 100000
       retinue vm nic set dhcp1 --trust
       retinue vm nic set lb1 --allow 10.1.0.200 --allow 10.1.0.201=00:00:5e:00:01:07
+      retinue vm nic set k8s1 --prefix 10.9.0.0/28 --prefix fd00:9::/64
       retinue vm nic set vm1 vm1-2 --mac 52:54:00:00:00:99
     """
     if address and no_address:
@@ -146,6 +156,7 @@ def set_(
         trusted=trusted,
         rate=rate,
         allowed=None if allow is None else allowed(allow),
+        prefixes=None if prefix is None else [one for one in prefix if one != "none"],
         mac=mac,
     )
     if not wanted:

@@ -87,6 +87,8 @@ MOST_DHCP6_RELAYS = 8
 """Relays that a DHCPv6 message has passed (HOP_COUNT_LIMIT of RFC 8415, 7.6)."""
 MOST_ALLOWED = 64
 """Addresses that one NIC may take."""
+MOST_PREFIXES = 16
+"""Prefixes that are routed to one NIC."""
 MOST_SUBNETS = 1000
 """Subnets, and as many vnets: every switch has entries for each subnet."""
 MOST_VRFS = 256

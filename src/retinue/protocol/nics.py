@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from retinue.core.limits import MOST_ADDRESSES, MOST_ALLOWED, MOST_RATE
+from retinue.core.limits import MOST_ADDRESSES, MOST_ALLOWED, MOST_PREFIXES, MOST_RATE
 
 Addresses = Annotated[list[str], msgspec.Meta(max_length=MOST_ADDRESSES)]
 
@@ -42,6 +42,8 @@ class NICSetBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     rate: Annotated[int, msgspec.Meta(ge=0, le=MOST_RATE)] | None = None
     """Kilobits a second in each direction; 0: any."""
     allowed: Annotated[list[AllowedBody], msgspec.Meta(max_length=MOST_ALLOWED)] | None = None
+    prefixes: Annotated[list[str], msgspec.Meta(max_length=MOST_PREFIXES)] | None = None
+    """Routed to it."""
 
 
 class NICRemoveBody(msgspec.Struct, forbid_unknown_fields=True):

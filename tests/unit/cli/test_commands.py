@@ -284,6 +284,10 @@ def test_a_nic_is_changed(real: str) -> None:
     assert said == "NIC vm1: 52:54:00:00:00:01, no port yet: no address\n"
     changed = json.loads(good("vm", "nic", "set", "vm1", "--mac", "52:54:00:00:00:99", "--json", *at))
     assert changed["mac"] == "52:54:00:00:00:99"
+    prefixes = ("--prefix", "10.9.0.0/28", "--prefix", "fd00:9::/64")
+    said = good("vm", "nic", "set", "vm1", *prefixes, *at)
+    assert said.endswith("no port yet: no address, has 10.9.0.0/28, fd00:9::/64 routed to it\n")
+    assert "routed" not in good("vm", "nic", "set", "vm1", "--prefix", "none", *at)
     assert "has no NIC x" in bad("vm", "nic", "set", "vm1", "x", "--disable", *at)
     assert "not a MAC address" in bad("vm", "nic", "set", "vm1", "--mac", "x", *at)
 

@@ -43,6 +43,7 @@ def shown(vm: VM) -> list[dict[str, Any]]:
             "trusted": nic.trusted,
             "rate": nic.rate,
             "allowed": [{"address": str(one.ip), "mac": one.mac} for one in nic.allowed],
+            "prefixes": [str(prefix) for prefix in nic.prefixes],
         }
         for nic in vm.nics
     ]

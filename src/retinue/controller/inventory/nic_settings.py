@@ -8,7 +8,7 @@ from retinue.controller.context import Context
 from retinue.controller.errors import RequestError, no_vm
 from retinue.controller.lease_changes import AddressAssigned, AddressReleased
 from retinue.controller.nic_changes import NICChanged
-from retinue.core.model import IP, NIC, VM, Allowed, Assignment, BindingKind, Mac, Network
+from retinue.core.model import IP, NIC, VM, Allowed, Assignment, BindingKind, Mac, Network, Prefix
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
@@ -20,7 +20,7 @@ def with_settings(vm: VM, known: VM) -> VM:
     for nic in vm.nics:
         old = known.nic_called(nic.port_id)
         if old is not None:
-            nic = replace(nic, rate=old.rate, allowed=old.allowed, trusted=old.trusted)
+            nic = replace(nic, rate=old.rate, allowed=old.allowed, trusted=old.trusted, prefixes=old.prefixes)
         nics.append(nic)
     return replace(vm, nics=tuple(nics))
 
@@ -78,6 +78,7 @@ class NICSettings:
         trusted: bool | None = None,
         rate: int | None = None,
         allowed: tuple[Allowed, ...] | None = None,
+        prefixes: tuple[Prefix, ...] | None = None,
     ) -> VM:
         """Change what is given of a NIC ("": the first), and return when the switches have confirmed it.
 
@@ -91,8 +92,8 @@ class NICSettings:
         if addresses is not None or vnet is not None:
             self._ours(vm)
         given = {
-            "mac": mac, "addresses": addresses, "vnet": vnet,
-            "enabled": enabled, "trusted": trusted, "rate": rate, "allowed": allowed,
+            "mac": mac, "addresses": addresses, "vnet": vnet, "enabled": enabled,
+            "trusted": trusted, "rate": rate, "allowed": allowed, "prefixes": prefixes,
         }  # fmt: skip
         new = replace(old, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
         if new == old:

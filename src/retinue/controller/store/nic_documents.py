@@ -3,7 +3,7 @@
 A row of a file that had no such column has one NIC, by the columns `mac` and `addresses`.
 """
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import msgspec
 
@@ -21,14 +21,17 @@ class _Document(msgspec.Struct, omit_defaults=True):
     allowed: list[tuple[str, str]] = []
     """Each with the MAC as whose the NIC speaks for it, or ""."""
     trusted: bool = False
+    prefixes: list[str] = []
 
 
 def to_document(nic: NIC) -> str:
     """Written down."""
     addresses = [str(address) for address in nic.addresses]
     allowed = [(str(one.ip), one.mac) for one in nic.allowed]
+    prefixes = [str(prefix) for prefix in nic.prefixes]
     document = _Document(
-        nic.mac, nic.port_id, addresses, nic.vnet, nic.enabled, nic.slot, nic.rate, allowed, nic.trusted
+        *(nic.mac, nic.port_id, addresses, nic.vnet, nic.enabled, nic.slot, nic.rate, allowed),
+        *(nic.trusted, prefixes),
     )
     return msgspec.json.encode(document).decode()
 
@@ -46,4 +49,5 @@ def from_document(text: str) -> NIC:
         document.rate,
         tuple(Allowed(ip_address(ip), mac(as_mac) if as_mac else "") for ip, as_mac in document.allowed),
         document.trusted,
+        tuple(map(ip_network, document.prefixes)),
     )

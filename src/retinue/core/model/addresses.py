@@ -1,7 +1,7 @@
 """MAC and IP addresses, and ids, as the model keeps them."""
 
 import re
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from retinue.core.limits import ID, ID_IN_WORDS
 from retinue.core.text import quoted
@@ -10,6 +10,7 @@ Mac = str
 """A MAC address, always in the one form `mac` returns: "52:54:00:00:00:01"."""
 
 IP = IPv4Address | IPv6Address
+Prefix = IPv4Network | IPv6Network
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 

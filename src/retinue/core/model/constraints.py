@@ -12,13 +12,17 @@ from retinue.core.limits import MOST_SUBNETS, MOST_VRFS
 from retinue.core.model.addresses import IP, Mac, ModelError, is_multicast
 from retinue.core.model.binding import Assignment, BindingKind
 from retinue.core.model.entities import DEFAULT_VNET, VM, Role, Server, Service, Subnet, Vnet
-from retinue.core.model.link_local import LINK_LOCAL, MULTICAST
+from retinue.core.model.link_local import LINK_LOCAL
 from retinue.core.model.nic import NIC, Allowed
+from retinue.core.model.routed_prefixes import (
+    NO_HOSTS,
+    check_not_routed,
+    check_prefixes,
+    check_server_beside,
+    check_subnet_beside,
+)
 from retinue.core.model.view import NetworkView
 from retinue.core.model.vrfs import DEFAULT_VRF, Vrf, in_vrf
-
-NO_HOSTS = (IPv6Network("::/127"), IPv6Network("::ffff:0:0/96"), LINK_LOCAL, MULTICAST)
-"""Of IPv6: the unspecified address and loopback, IPv4 in disguise, what ends at the link, groups."""
 
 
 def check_vrf(net: NetworkView, vrf: Vrf) -> None:
@@ -144,6 +148,7 @@ def check_subnet(net: NetworkView, subnet: Subnet) -> None:
         raise ModelError(f"{what}: DHCPv6 is for addresses of IPv6, not of {subnet.prefix}")
     if subnet.dhcp6 and vrf != DEFAULT_VRF:
         raise ModelError(f"{what}: DHCPv6 serves the VRF {DEFAULT_VRF} only, not {vrf}")
+    check_subnet_beside(net, subnet)
     _not_held(net, what, subnet.gateway, vrf)
     _not_a_servers(net, what, subnet.gateway, vrf)
     for server in net.servers.values() if vrf == DEFAULT_VRF else ():
@@ -174,6 +179,7 @@ def check_server(net: NetworkView, server: Server) -> None:
         _not_held(net, what, server.address)
         _not_a_gateways(net, what, server.address)
         _not_a_servers(net, what, server.address, but=server.id)
+    check_server_beside(net, server)
     _check_edge(net, server)
     _check_routes(net, server)
     _check_location(net, server)
@@ -230,6 +236,7 @@ def check_vm(net: NetworkView, vm: VM, without: Collection[Assignment] = ()) -> 
     if len(set(static)) < len(static):
         twice = next(key for key in static if static.count(key) > 1)
         raise ModelError(f"{what}: address {twice} is given twice")
+    check_prefixes(net, vm)
     for location in vm.locations:
         if location not in net.servers:
             raise ModelError(f"{what}: there is no server {location}")
@@ -267,6 +274,7 @@ def _check_nic(net: NetworkView, vm: VM, nic: NIC) -> None:
         _not_a_gateways(net, what, address, vrf)
         _not_a_servers(net, what, address, vrf)
         _in_its_vnet(net, what, nic, address)
+        check_not_routed(net, what, address, vrf)
     for one in nic.allowed:
         _a_hosts(what, one.ip)
         _not_a_gateways(net, what, one.ip, vrf)
@@ -334,6 +342,7 @@ def check_assignment(net: NetworkView, assignment: Assignment) -> None:
         raise ModelError(f"{assignment.ip} is allowed VM {min(allowed)}; VM {vm.id} cannot be given it")
     _not_a_gateways(net, f"VM {assignment.vm}", assignment.ip, assignment.vrf)
     _not_a_servers(net, f"VM {assignment.vm}", assignment.ip, assignment.vrf)
+    check_not_routed(net, f"VM {assignment.vm}", assignment.ip, assignment.vrf)
 
 
 def check_taking(net: NetworkView, assignment: Assignment) -> None:

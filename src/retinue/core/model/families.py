@@ -9,11 +9,12 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import TypeGuard
 
-from retinue.core.model.addresses import IP
+from retinue.core.model.addresses import IP, Prefix
 from retinue.core.model.binding import Assignment
-from retinue.core.model.entities import Subnet
+from retinue.core.model.entities import VM, Subnet
 from retinue.core.model.link_local import is_link_local
 from retinue.core.model.view import NetworkView
+from retinue.core.model.vrfs import DEFAULT_VRF
 
 
 class Support(StrEnum):
@@ -61,6 +62,17 @@ def forwarded_assignments(net: NetworkView, assignments: Iterable[Assignment]) -
 def dhcp6_subnets(net: NetworkView, vnet: str) -> tuple[Subnet, ...]:
     """The subnets of which a NIC of this vnet ("": nobody has said which) gets addresses by DHCPv6."""
     return tuple(s for s in net.subnets.values() if s.dhcp6 and vnet in ("", s.vnet))
+
+
+def led_to(net: NetworkView, vm: VM) -> Iterator[tuple[IP | Prefix, float | None, str]]:
+    """All that switches lead to a VM, each with its VRF: addresses, with their leases' ends, and prefixes."""
+    yield from ((a.ip, a.lease_end, a.vrf) for a in forwarded_assignments(net, net.held_by(vm.id)))
+    for nic in vm.nics:
+        yield from ((prefix, None, DEFAULT_VRF) for prefix in forwarded_prefixes(net, nic.prefixes))
+
+
+def forwarded_prefixes(net: NetworkView, prefixes: Iterable[Prefix]) -> Iterator[Prefix]:
+    return (prefix for prefix in prefixes if in_use(net, prefix.version))
 
 
 def is_leased(address: IP | None) -> TypeGuard[IPv4Address]:

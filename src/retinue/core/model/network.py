@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 
-from retinue.core.model.addresses import IP, Mac, ModelError
+from retinue.core.model.addresses import IP, Mac, ModelError, Prefix
 from retinue.core.model.binding import Assignment, BindingKind
 from retinue.core.model.constraints import (
     check_assignment,
@@ -136,9 +136,8 @@ class Network(NetworkView):
     def _index_subnets(self) -> None:
         self._subnet_at.clear()
         for subnet in self.subnets.values():
-            length, bits = subnet.prefix.prefixlen, subnet.prefix.max_prefixlen
-            at = int(subnet.prefix.network_address) >> (bits - length)
-            self._subnet_at[self.vrf_of_vnet(subnet.vnet), subnet.prefix.version, length, at] = subnet.id
+            key = _prefix_key(subnet.prefix)
+            self._subnet_at[self.vrf_of_vnet(subnet.vnet), *key] = subnet.id
         self._prefix_lengths.clear()
         for version, length in sorted({key[1:3] for key in self._subnet_at}):
             self._prefix_lengths.setdefault(version, []).append(length)
@@ -151,7 +150,7 @@ class Network(NetworkView):
         return frozenset(
             [
                 *(Owner("switch", s) for s in self.switches),
-                *(Owner("server", s.id) for s in self.servers_with(Service.ROUTER)),
+                *self._routers(),
                 *(Owner("vm", v) for v in inside),
             ]
         )
@@ -289,9 +288,12 @@ class Network(NetworkView):
                 self._allowed.setdefault(key, set()).add(vm.id)
             if nic.trusted:
                 self._trusted[nic.port_id] = vm.id
+            for prefix in nic.prefixes:
+                self._routed[_prefix_key(prefix)] = prefix, vm.id
         for location in vm.locations:
             self._vms_on.setdefault(location, set()).add(vm.id)
-        return frozenset({Owner("vm", vm.id)})
+        routed = _prefixes(vm) if old is None else _prefixes(vm) ^ _prefixes(old)
+        return frozenset({Owner("vm", vm.id)}) | (self._by_prefixes() if routed else NOTHING)
 
     def remove_vm(self, vm: str) -> Touched:
         """Forget a VM and every address assigned to it. Removing what is not there is no error."""
@@ -301,7 +303,7 @@ class Network(NetworkView):
         self._forget_indexes(old)
         for key in tuple(self._held_by.get(vm, ())):
             self.unassign(key)
-        return frozenset({Owner("vm", vm)})
+        return frozenset({Owner("vm", vm)}) | (self._by_prefixes() if _prefixes(old) else NOTHING)
 
     def assign(self, assignment: Assignment) -> Touched:
         """Assign an address. An address that another VM has is rejected, never taken away."""
@@ -400,6 +402,15 @@ class Network(NetworkView):
             ]
         )
 
+    def _by_prefixes(self) -> Touched:
+        """What has entries for each prefix that is routed to a NIC."""
+        fabric = (s.id for s in self.switches.values() if s.role is not Role.EDGE)
+        return self._routers().union(Owner("switch", id) for id in fabric)
+
+    def _routers(self) -> Touched:
+        """They may not send from what is ours."""
+        return frozenset(Owner("server", s.id) for s in self.servers_with(Service.ROUTER))
+
     def _server_and_vms(self, server: str) -> Touched:
         return frozenset({Owner("server", server), *(Owner("vm", v) for v in self._vms_on.get(server, ()))})
 
@@ -430,12 +441,23 @@ class Network(NetworkView):
             self._vm_of_mac.pop(nic.mac, None)
             self._vm_of_port_id.pop(nic.port_id, None)
             self._trusted.pop(nic.port_id, None)
+            for prefix in nic.prefixes:
+                self._routed.pop(_prefix_key(prefix), None)
             for key in self._allowed_keys(nic):
                 self._allowed[key].discard(vm.id)
                 if not self._allowed[key]:
                     del self._allowed[key]
         for location in vm.locations:
             self._vms_on.get(location, set()).discard(vm.id)
+
+
+def _prefixes(vm: VM) -> set[Prefix]:
+    return {prefix for nic in vm.nics for prefix in nic.prefixes}
+
+
+def _prefix_key(prefix: Prefix) -> tuple[int, int, int]:
+    length, bits = prefix.prefixlen, prefix.max_prefixlen
+    return prefix.version, length, int(prefix.network_address) >> (bits - length)
 
 
 __all__ = ["NOTHING", "Network", "Owner", "Touched"]

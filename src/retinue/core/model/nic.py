@@ -8,7 +8,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-from retinue.core.model.addresses import IP, Mac
+from retinue.core.model.addresses import IP, Mac, Prefix
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """As libvirt writes it."""
@@ -46,6 +46,8 @@ class NIC:
     allowed: tuple[Allowed, ...] = ()
     trusted: bool = False
     """True: the VM is a DHCP server, or a relay before one, and its server messages are believed."""
+    prefixes: tuple[Prefix, ...] = ()
+    """Routed to it: what is sent to an address of one comes to this NIC, and it may send from all of them."""
 
     def may_take(self, ip: IP) -> Allowed | None:
         """What it is allowed of this address."""

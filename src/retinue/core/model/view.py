@@ -6,7 +6,7 @@ The reading half of `Network`: what looks at a network without changing it, as `
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from retinue.core.model.addresses import IP, Mac
+from retinue.core.model.addresses import IP, Mac, Prefix
 from retinue.core.model.binding import Assignment, Binding, BindingKind, Origin
 from retinue.core.model.entities import (
     DEFAULT_VNET,
@@ -73,6 +73,8 @@ class NetworkView:
     """By switch and port number: the port id of the NIC that is plugged in there."""
     _allowed: dict[Address | Mac, set[str]] = field(default_factory=dict)
     """By an address that NICs are allowed, and by a MAC as whose they may speak for one: the VMs of these."""
+    _routed: dict[tuple[int, int, int], tuple[Prefix, str]] = field(default_factory=dict)
+    """By IP version, length and bits of a prefix that is routed to a NIC: the prefix, and the NIC's VM."""
     _trusted: dict[str, str] = field(default_factory=dict)
     """By the port id of a trusted NIC: its VM."""
     _held_by: dict[str, dict[Address, Assignment]] = field(default_factory=dict)
@@ -209,6 +211,19 @@ class NetworkView:
     def allowed_to(self, ip: IP, vrf: str = DEFAULT_VRF) -> frozenset[str]:
         """The VMs with a NIC that may take this address."""
         return frozenset(self._allowed.get(in_vrf(vrf, ip), ()))
+
+    def routed(self) -> Iterable[tuple[Prefix, str]]:
+        """The prefixes that are routed to NICs, each with its VM."""
+        return self._routed.values()
+
+    def routed_to(self, ip: IP) -> tuple[Prefix, str] | None:
+        """The prefix with this address that is routed to a NIC, and the NIC's VM."""
+        bits, number = ip.max_prefixlen, int(ip)
+        for length in range(bits + 1) if self._routed else ():
+            found = self._routed.get((ip.version, length, number >> (bits - length)))
+            if found is not None:
+                return found
+        return None
 
     def speaking_as(self, mac: Mac) -> frozenset[str]:
         """The VMs with a NIC that may speak as this MAC for an address it may take."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import permutations
 
 from retinue.core.model import VM, Role, Server, Switch
-from retinue.core.model.families import forwarded_assignments
+from retinue.core.model.families import led_to
 from retinue.core.model.network import Network, Owner
 from retinue.core.pipeline import edge, vrfs
 from retinue.core.pipeline.cookies import Reason, cookie, owner_hash, owner_hash_of
@@ -94,13 +94,13 @@ def _vm(underlay: Underlay, net: Network, vm: VM, found: dict[str, list[Entry]])
             edge.forwarding_flows(underlay, net, vm)
         )
     mark = cookie(Reason.FORWARD, Owner("vm", vm.id))
-    for assignment in forwarded_assignments(net, net.held_by(vm.id)):
-        tag = net.vrfs[assignment.vrf].tag
-        _add(found, vrfs.on_each(underlay.host_routes(net.servers[vm.server], assignment.ip, mark), tag))
+    for destination, _, vrf in led_to(net, vm):
+        tag = net.vrfs[vrf].tag
+        _add(found, vrfs.on_each(underlay.host_routes(net.servers[vm.server], destination, mark), tag))
         # Both ways and from the first, so that where the VM is delivered changes nothing of it.
         for location, other in permutations(vm.locations, 2):
             server, to = net.servers[location], net.servers[other]
-            _add(found, vrfs.on_each(underlay.copy_ways(server, to, assignment.ip, mark), tag))
+            _add(found, vrfs.on_each(underlay.copy_ways(server, to, destination, mark), tag))
 
 
 def _add(found: dict[str, list[Entry]], flows_by_switch: FlowsBySwitch) -> None:

@@ -1,10 +1,10 @@
 """Entries of an edge switch: who may send what, and which frame goes to which VM."""
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from retinue.core.model import NIC, VM, BindingKind, Mac, PortRef, Server, Switch
-from retinue.core.model.families import forwarded_assignments
+from retinue.core.model import IP, NIC, VM, BindingKind, Mac, PortRef, Prefix, Server, Switch
+from retinue.core.model.families import forwarded_assignments, forwarded_prefixes, led_to
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets import ArpOp, EtherType
 from retinue.core.pipeline import edge_ipv6, vrfs
@@ -138,9 +138,9 @@ def _nic_flows(
         neighbours = ip_match(src=subnet.prefix, eth_dst=nic.mac)
         at_once = (Output(port), *copy_of_local)
         yield Flow(Table.FORWARD, Forward.LOCAL_VM, neighbours, at_once, meter=to_vm, cookie=mark)
+    destinations: list[tuple[IP | Prefix, float | None, Mac]] = []
     for assignment in held:
         ip, until, its_mac = assignment.ip, assignment.lease_end, nic.speaks_as(assignment.ip)
-        hand_over = (*as_its_gateway, set_field(Field.ETH_DST, its_mac), Output(port), *copy_of_brought)
         if isinstance(ip, IPv6Address):
             yield from edge_ipv6.address_flows(owner, its_mac, port, ip, until, from_vm)
         else:
@@ -154,14 +154,20 @@ def _nic_flows(
                 Table.ADMIT, EdgeAdmit.TRUSTED_DHCP, answers, (CONTROLLER,),
                 meter=VMMeter.DHCP.id(port), cookie=cookie(Reason.DHCP_SERVER, owner), expires_at=until,
             )  # fmt: skip
+        destinations.append((ip, until, its_mac))
+    for prefix in forwarded_prefixes(net, nic.prefixes):
+        yield from _prefix_source(owner, nic.mac, port, prefix, from_vm)
+        destinations.append((prefix, None, nic.mac))
+    for to, until, its_mac in destinations:
+        hand_over = (*as_its_gateway, set_field(Field.ETH_DST, its_mac), Output(port), *copy_of_brought)
         if at.id in (vm.forwarded_from, vm.copied_to):
             other = vm.server if not delivered else next(iter(vm.also))
-            copy = ip_match(dst=ip, eth_src=underlay.copy_source(net.servers[other]))
+            copy = ip_match(dst=to, eth_src=underlay.copy_source(net.servers[other]))
             as_from_gateway = (set_field(Field.ETH_SRC, gateway_mac), *hand_over)
             yield Flow(Table.DELIVER, Deliver.COPY, copy, as_from_gateway, cookie=mark, expires_at=until)
         if at.id != vm.forwarded_from:
             yield Flow(
-                Table.DELIVER, Deliver.VM, ip_match(dst=ip), hand_over, meter=to_vm, cookie=mark,
+                Table.DELIVER, Deliver.VM, ip_match(dst=to), hand_over, meter=to_vm, cookie=mark,
                 expires_at=until,
             )  # fmt: skip
 
@@ -186,23 +192,30 @@ def forwarding_flows(underlay: Underlay, net: Network, vm: VM) -> Iterator[Flow]
     """
     mark, delivers = cookie(Reason.FORWARD, Owner("vm", vm.id)), net.servers[vm.server]
     send_on: tuple[Action, ...] = (*underlay.reach(delivers), Output(PortNo.IN_PORT))
-    for assignment in forwarded_assignments(net, net.held_by(vm.id)):
-        ip, until = assignment.ip, assignment.lease_end
-        flows = [Flow(Table.DELIVER, Deliver.VM, ip_match(dst=ip), send_on, cookie=mark, expires_at=until)]
+    for to, until, vrf in led_to(net, vm):
+        flows = [Flow(Table.DELIVER, Deliver.VM, ip_match(dst=to), send_on, cookie=mark, expires_at=until)]
         if vm.forwarded_from not in vm.also:
-            copy = ip_match(dst=ip, eth_src=underlay.copy_source(delivers))
+            copy = ip_match(dst=to, eth_src=underlay.copy_source(delivers))
             flows.append(Flow(Table.DELIVER, Deliver.COPY, copy, cookie=mark, expires_at=until))
-        yield from vrfs.at_edge(flows, net.vrfs[assignment.vrf].tag)
+        yield from vrfs.at_edge(flows, net.vrfs[vrf].tag)
 
 
 def _uplink(net: Network, edge: Switch) -> int | None:
     return net.port_number(PortRef(edge.id, edge.uplink))
 
 
+def _prefix_source(owner: Owner, mac: Mac, port: int, prefix: Prefix, rate: int | None) -> Iterator[Flow]:
+    """The VM may send from all of this prefix. Who asks for the gateway may ask in the name of an address of
+    it; nobody asks for one, since none of it is in a subnet."""
+    if isinstance(prefix, IPv6Network):
+        return edge_ipv6.address_flows(owner, mac, port, prefix, None, rate)
+    return _ipv4_source(owner, mac, port, prefix, None, rate)
+
+
 def _ipv4_source(
-    owner: Owner, mac: Mac, port: int, ip: IPv4Address, until: float | None, rate: int | None
+    owner: Owner, mac: Mac, port: int, ip: IPv4Address | IPv4Network, until: float | None, rate: int | None
 ) -> Iterator[Flow]:
-    """The VM may send from this address, and speak of it by ARP."""
+    """The VM may send from this address, or prefix, and speak of it by ARP."""
     mark = cookie(Reason.FORWARD, owner)
     ip_from_vm = ip_match(src=ip, in_port=port, vlan_vid=NO_TAG, eth_src=mac)
     yield Flow(

@@ -13,7 +13,7 @@ A network without an IPv6 subnet has none of these entries. With one there are, 
 """
 
 from collections.abc import Iterator
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, IPv6Network
 
 from retinue.core.model import NIC, VM, Mac
 from retinue.core.model.families import dhcp6_subnets, in_use
@@ -141,9 +141,14 @@ def announcements(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
 
 
 def address_flows(
-    owner: Owner, mac: Mac, port: int, ip: IPv6Address, until: float | None, rate: int | None = None
+    owner: Owner,
+    mac: Mac,
+    port: int,
+    ip: IPv6Address | IPv6Network,
+    until: float | None,
+    rate: int | None = None,
 ) -> Iterator[Flow]:
-    """An address from which the VM may send, until `until`, and which it may advertise.
+    """An address, or prefix, from which the VM may send, until `until`, and which it may advertise.
 
     `rate`: the meter of all that it sends.
     """
@@ -153,7 +158,7 @@ def address_flows(
     yield from _own_advertisements(owner, mac, port, ip, until)
 
 
-def _from(ip: IPv6Address, mac: Mac, port: int) -> Match:
+def _from(ip: IPv6Address | IPv6Network, mac: Mac, port: int) -> Match:
     return ip_match(src=ip, in_port=port, vlan_vid=NO_TAG, eth_src=mac)
 
 
@@ -176,7 +181,7 @@ def _as_virtual_routers(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[M
 
 
 def _own_advertisements(
-    owner: Owner, mac: Mac, port: int, ip: IPv6Address, until: float | None
+    owner: Owner, mac: Mac, port: int, ip: IPv6Address | IPv6Network, until: float | None
 ) -> Iterator[Flow]:
     quiet = cookie(Reason.QUIET, owner)
     for link_layer in (mac, NO_OPTION):

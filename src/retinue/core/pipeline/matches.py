@@ -3,8 +3,8 @@
 from ipaddress import IPv4Network, IPv6Network
 
 from retinue.core.model import IP
-from retinue.core.model.constraints import NO_HOSTS
 from retinue.core.model.families import in_use
+from retinue.core.model.routed_prefixes import NO_HOSTS, UNROUTABLE4
 from retinue.core.model.view import NetworkView
 from retinue.core.packets import CLIENT_PORT, SERVER_PORT, ArpOp, EtherType
 from retinue.core.packets.dhcp6 import CLIENT_PORT6, SERVER_PORT6
@@ -21,13 +21,8 @@ GROUP_BIT = (1 << 40, 1 << 40)
 """Value and mask of the bit that makes a MAC a group address (broadcast among them)."""
 
 
-UNROUTABLE = tuple(
-    IPv4Network(prefix)
-    for prefix in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
-)
-"""Destinations that no router may forward to: this network, loopback, link-local, multicast (nobody asked to
-have it routed), reserved, and with it the limited broadcast (RFC 1812, 4.2.2.11 and 5.3.7; RFC 3927, 2.7;
-RFC 6890)."""
+UNROUTABLE = UNROUTABLE4
+"""Destinations that no router may forward to."""
 
 UNROUTABLE6 = NO_HOSTS
 """The same of IPv6: unspecified and loopback, IPv4-mapped, link-local, multicast (RFC 4291; RFC 6890)."""

@@ -9,7 +9,7 @@ import pytest
 
 from retinue.controller.api.server import Api
 from retinue.controller.app import Controller
-from retinue.core.limits import MOST_ALLOWED, MOST_RATE
+from retinue.core.limits import MOST_ALLOWED, MOST_PREFIXES, MOST_RATE
 from support.fabric.networks import GATEWAY_MAC, add_vm, fabric, vm_mac
 
 
@@ -62,6 +62,12 @@ def allowed(address: object, **more: object) -> dict[str, object]:
         (allowed("10.1.0.200", mac=GATEWAY_MAC), 409, "is the gateway's"),
         (allowed("10.1.0.102"), 409, "10.1.0.102 is held by VM vm2, and cannot be allowed"),
         (allowed("10.1.0.254"), 409, "is the gateway of subnet blue"),
+        (allowed("10.9.0.1"), 409, "10.9.0.1 is in no subnet, and cannot be allowed"),
+        ({"prefixes": ["10.9.0.0/28"] * (MOST_PREFIXES + 1)}, 400, "prefixes"),
+        ({"prefixes": ["10.9.0.1/28"]}, 409, "not an IP prefix"),
+        ({"prefixes": "10.9.0.0/28"}, 400, "prefixes"),
+        ({"prefixes": ["10.9.0.0/28", "10.9.0.0/24"]}, 409, "10.9.0.0/28 is routed to it already"),
+        ({"prefixes": ["10.1.0.0/28"]}, 409, "it has addresses of subnet blue, 10.1.0.0/24"),
     ],
 )
 async def test_what_is_no_setting_is_rejected_and_changes_nothing(
@@ -75,7 +81,7 @@ async def test_what_is_no_setting_is_rejected_and_changes_nothing(
 
 async def test_a_setting_is_shown(url: str) -> None:
     assert (await set_(url, "vm9", {}))[0] == 409
-    status, answer = await set_(url, "vm1", {"enabled": False, "rate": 7})
+    status, answer = await set_(url, "vm1", {"enabled": False, "rate": 7, "prefixes": ["10.9.0.0/28"]})
     assert status == 200
     nics: Any = answer["nics"]
-    assert [(nic["enabled"], nic["rate"], nic["allowed"]) for nic in nics] == [(False, 7, [])]
+    assert [(nic["enabled"], nic["rate"], nic["prefixes"]) for nic in nics] == [(False, 7, ["10.9.0.0/28"])]

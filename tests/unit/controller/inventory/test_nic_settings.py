@@ -1,7 +1,7 @@
 """NICs changed on a running fabric: disabled, limited, with allowed addresses, with another MAC."""
 
 from collections.abc import AsyncIterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
@@ -132,6 +132,25 @@ async def test_a_virtual_router_speaks_under_its_own_mac(fake: FakeNetwork) -> N
     assert not fake.heard, "nor may the other send under it"
 
 
+async def test_a_prefix_is_routed_to_a_nic_wherever_its_vm_is(fake: FakeNetwork, store: MemoryStore) -> None:
+    """It may send from all of it, and takes it along; a standby knows."""
+    inside = IPv4Address("10.9.0.5")
+    await fake.controller.nics.change("vm1", prefixes=(IPv4Network("10.9.0.0/28"),))
+    assert [heard(fake, sender, at, inside) for sender, at in ((3, 3), (4, 1))] == [["edge1 10"]] * 2
+    net = fake.net
+    net.set_vm_port("vm1", "edge2", VMPort(vm_port(1)))
+    await fake.controller.context.install(net.put_vm(moved(net.vms["vm1"], "server2")))
+    assert [heard(fake, sender, at, inside) for sender, at in ((3, 3), (4, 1))] == [["edge2 10"]] * 2
+    fake.heard.clear()
+    fake.send("edge2", vm_port(1), udp_frame(vm_mac(1), GATEWAY_MAC, inside, vm_ip(3)))
+    assert [(switch, port) for switch, port, _ in fake.heard] == [("edge3", vm_port(3))]
+    again = State(fabric())
+    restore(again, store.load())
+    assert again.net.routed_to(inside) == (IPv4Network("10.9.0.0/28"), "vm1")
+    await fake.controller.nics.change("vm1", prefixes=())
+    assert heard(fake, 3, 3, inside) == ["leaf2 91"], "as all that is nobody's here"
+
+
 async def test_neighbours_find_it_by_the_gateway_so_no_cache_is_stale(fake: FakeNetwork) -> None:
     await fake.controller.nics.change("vm1", allowed=(Allowed(SHARED),))
     await announce(fake, 1, 1)
@@ -173,13 +192,15 @@ async def test_another_mac_is_for_a_nic_without_a_port(fake: FakeNetwork) -> Non
 
 
 async def test_a_vm_of_a_dead_server_keeps_what_was_said_of_its_nic(fake: FakeNetwork) -> None:
-    await fake.controller.nics.change("vm1", rate=7, trusted=True, allowed=(Allowed(SHARED),))
+    routed = (IPv4Network("10.9.0.0/28"),)
+    shared = (Allowed(SHARED),)
+    await fake.controller.nics.change("vm1", rate=7, trusted=True, allowed=shared, prefixes=routed)
     await announce(fake, 1, 1)
     await fake.controller.fencing.fence("server1")
     again = VM.with_one_nic("vm1", vm_mac(1), "server2", addresses=(IPv4Address("10.1.0.77"),))
     (registered,) = fake.controller.inventory.register_vms([again])
     nic = registered.nic
-    assert (nic.rate, nic.trusted, nic.allowed) == (7, True, (Allowed(SHARED),))
+    assert (nic.rate, nic.trusted, nic.allowed, nic.prefixes) == (7, True, shared, routed)
     assert fake.net.assignments[SHARED].vm == "vm1"
 
 

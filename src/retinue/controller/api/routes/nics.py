@@ -6,7 +6,7 @@ from retinue.controller.api import views
 from retinue.controller.api.http import Handlers, answer, body
 from retinue.controller.api.nics import nic_of
 from retinue.controller.app import Controller
-from retinue.controller.config import address
+from retinue.controller.config import address, network
 from retinue.core.model import Allowed, entity_id, mac
 from retinue.protocol.nics import AllowedBody, NICBody, NICRemoveBody, NICSetBody
 from retinue.protocol.routes import Route
@@ -31,6 +31,7 @@ def handlers(controller: Controller) -> Handlers:
             trusted=wanted.trusted,
             rate=wanted.rate,
             allowed=None if wanted.allowed is None else tuple(map(_allowed, wanted.allowed)),
+            prefixes=None if wanted.prefixes is None else tuple(map(network, wanted.prefixes)),
         )
         return answer(views.vm(controller, vm))
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from retinue.core.model import IP, Mac, Server, Switch
+from retinue.core.model import IP, Mac, Prefix, Server, Switch
 from retinue.core.pipeline.entry import Flow, FlowsBySwitch, Group, Meter, SetField
 
 Near = Sequence[Collection[str]]
@@ -32,11 +32,11 @@ class Underlay(Protocol):
     def server_flows(self, server: Server) -> FlowsBySwitch:
         """The ways to a server, to its own address and to the prefixes behind it."""
 
-    def host_routes(self, server: Server, ip: IP, mark: int) -> FlowsBySwitch:
-        """The way to one address that is at a server; `mark` is the cookie of its entries."""
+    def host_routes(self, server: Server, ip: IP | Prefix, mark: int) -> FlowsBySwitch:
+        """The way to one address, or prefix, that is at a server; `mark` is the cookie of its entries."""
 
-    def copy_ways(self, server: Server, to: Server, ip: IP, mark: int) -> FlowsBySwitch:
-        """Lets copies of what one server is sent for this address through, to another server."""
+    def copy_ways(self, server: Server, to: Server, ip: IP | Prefix, mark: int) -> FlowsBySwitch:
+        """Lets copies of what one server is sent for this address, or prefix, through, to another server."""
 
     # ---- where servers are ----
 

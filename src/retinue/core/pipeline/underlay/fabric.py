@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from retinue.core.model import IP, Mac, Role, Server, Service, Switch
-from retinue.core.model.families import forwarded_subnets, in_use
+from retinue.core.model import IP, Mac, Prefix, Role, Server, Service, Switch
+from retinue.core.model.families import forwarded_prefixes, forwarded_subnets, in_use
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets.ipv4 import UDP
 from retinue.core.pipeline import vrfs
@@ -142,6 +142,7 @@ class LeafSpine:
         spoofed = [match(in_port=port, eth_type=kind, eth_dst=gateway_mac) for kind in ip_types(self.net)]
         if Service.ROUTER in server.services:
             prefixes = [subnet.prefix for subnet in forwarded_subnets(self.net.subnets_in())]
+            prefixes += forwarded_prefixes(self.net, (prefix for prefix, _ in self.net.routed()))
             spoofed = [ip_match(src=prefix, in_port=port, eth_dst=gateway_mac) for prefix in prefixes]
         # The gateway's MACs of groups of servers are none of theirs.
         groups = self.net.gateway_groups.values()
@@ -153,7 +154,7 @@ class LeafSpine:
                 meter=LeafMeter.SPOOFING, cookie=cookie(Reason.SPOOFED_IP, owner),
             )  # fmt: skip
 
-    def host_routes(self, server: Server, ip: IP, mark: int) -> FlowsBySwitch:
+    def host_routes(self, server: Server, ip: IP | Prefix, mark: int) -> FlowsBySwitch:
         """The leaf to the server's port, each spine to the leaf; and back to the server's port (hairpin)."""
         to_ip = ip_match(dst=ip)
         found = self._routes(server, Route.HOST, to_ip, mark)
@@ -167,7 +168,7 @@ class LeafSpine:
             found[leaf].append(Flow(Table.ROUTE, Route.HAIRPIN, came_from_there, back, cookie=mark))
         return found
 
-    def copy_ways(self, server: Server, to: Server, ip: IP, mark: int) -> FlowsBySwitch:
+    def copy_ways(self, server: Server, to: Server, ip: IP | Prefix, mark: int) -> FlowsBySwitch:
         at = self.attachment(server.id)
         if at is None:
             return {}

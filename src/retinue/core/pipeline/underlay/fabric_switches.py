@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from itertools import product
 
-from retinue.core.model import Role, Switch
-from retinue.core.model.families import forwarded_subnets, in_use
+from retinue.core.model import DEFAULT_VRF, Role, Switch
+from retinue.core.model.families import forwarded_prefixes, forwarded_subnets, in_use
 from retinue.core.model.link_local import LINK_LOCAL
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets import EtherType
@@ -156,13 +156,13 @@ def _upward(net: Network, leaf: str, mark: int) -> Iterator[Flow | Group]:
 
 
 def _subnet_routes(net: Network, way: tuple[Action, ...], mark: int) -> Iterator[Flow]:
-    """What is inside a subnet never takes a way out of the data centre, were it the default route."""
+    """What is inside a subnet, or routed to a VM, takes no way out of the data centre, were it the default
+    route."""
+    routed = [*forwarded_prefixes(net, (prefix for prefix, _ in net.routed()))]
     for vrf in net.vrfs.values():
+        subnets = [subnet.prefix for subnet in forwarded_subnets(net.subnets_in(vrf.id))]
         routes = [
-            Flow(
-                Table.ROUTE, Route.PREFIX + subnet.prefix.prefixlen, ip_match(dst=subnet.prefix), way,
-                cookie=mark,
-            )
-            for subnet in forwarded_subnets(net.subnets_in(vrf.id))
-        ]  # fmt: skip
+            Flow(Table.ROUTE, Route.PREFIX + prefix.prefixlen, ip_match(dst=prefix), way, cookie=mark)
+            for prefix in (*subnets, *(routed if vrf.id == DEFAULT_VRF else ()))
+        ]
         yield from vrfs.on_fabric(routes, vrf.tag)

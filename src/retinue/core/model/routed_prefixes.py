@@ -1,0 +1,87 @@
+"""Prefixes that are routed to NICs: what may be, and what may not be beside one.
+
+A prefix leads to one NIC alone. So it has no address that is anybody's otherwise: none of a subnet, of a VM
+or server, and none that a router leads to by a route of its own; a route that it is a part of, such as the
+default route, is for all the rest. Prefixes are routed in the default VRF only.
+
+Each function looks at one thing to be added, changes nothing, and raises ModelError when it must not be
+added.
+"""
+
+from ipaddress import IPv4Network, IPv6Network
+
+from retinue.core.model.addresses import IP, ModelError, Prefix
+from retinue.core.model.entities import VM, Server, Subnet
+from retinue.core.model.link_local import LINK_LOCAL, MULTICAST
+from retinue.core.model.view import NetworkView
+from retinue.core.model.vrfs import DEFAULT_VRF
+
+UNROUTABLE4 = tuple(
+    IPv4Network(prefix)
+    for prefix in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
+)
+"""Of IPv4, what no router may forward to: this network, loopback, link-local, multicast (nobody asked to have
+it routed), reserved, and with it the limited broadcast (RFC 1812, 4.2.2.11 and 5.3.7; RFC 3927, 2.7; RFC
+6890)."""
+NO_HOSTS = (IPv6Network("::/127"), IPv6Network("::ffff:0:0/96"), LINK_LOCAL, MULTICAST)
+"""Of IPv6: the unspecified address and loopback, IPv4 in disguise, what ends at the link, groups."""
+
+
+def check_prefixes(net: NetworkView, vm: VM) -> None:
+    for nic in vm.nics:
+        if nic.prefixes and net.vrf_of(nic) != DEFAULT_VRF:
+            raise ModelError(
+                f"VM {vm.id}: {nic.prefixes[0]} cannot be routed to a NIC of VRF {net.vrf_of(nic)}, "
+                f"only to those of VRF {DEFAULT_VRF}"
+            )
+    own = [prefix for nic in vm.nics for prefix in nic.prefixes]
+    for number, prefix in enumerate(own):
+        what = f"VM {vm.id}: {prefix} cannot be routed to it"
+        others: list[tuple[Prefix, str]] = [(other, f"VM {id}") for other, id in net.routed() if id != vm.id]
+        others += [(other, "it already") for other in own[:number]]
+        others += ((other, "nobody: no router forwards there") for other in UNROUTABLE4)
+        others += ((other, "nobody: no router forwards there") for other in NO_HOSTS)
+        for other, whose in others:
+            if overlap(prefix, other):
+                raise ModelError(f"{what}: {other} is routed to {whose}")
+        for subnet in net.subnets_in():
+            if overlap(prefix, subnet.prefix):
+                raise ModelError(f"{what}: it has addresses of subnet {subnet.id}, {subnet.prefix}")
+        for server in net.servers.values():
+            if server.address is not None and server.address in prefix:
+                raise ModelError(f"{what}: {server.address} is the address of server {server.id}")
+            part = next((route for route in server.routes if is_part(route, prefix)), None)
+            if part is not None:
+                raise ModelError(f"{what}: {part} is reached through server {server.id}")
+        for held in net.assignments.values():
+            if held.vrf == DEFAULT_VRF and held.ip in prefix:
+                raise ModelError(f"{what}: {held.ip} is held by VM {held.vm}")
+
+
+def check_not_routed(net: NetworkView, what: str, ip: IP, vrf: str = DEFAULT_VRF) -> None:
+    found = net.routed_to(ip) if vrf == DEFAULT_VRF else None
+    if found is not None:
+        raise ModelError(f"{what}: {ip} is in {found[0]}, which is routed to VM {found[1]}")
+
+
+def check_subnet_beside(net: NetworkView, subnet: Subnet) -> None:
+    for prefix, vm in net.routed() if net.vrf_of_vnet(subnet.vnet) == DEFAULT_VRF else ():
+        if overlap(prefix, subnet.prefix):
+            raise ModelError(f"subnet {subnet.id}: {prefix} is routed to VM {vm}")
+
+
+def check_server_beside(net: NetworkView, server: Server) -> None:
+    if server.address is not None:
+        check_not_routed(net, f"server {server.id}", server.address)
+    for prefix, vm in net.routed() if server.routes else ():
+        if any(is_part(route, prefix) for route in server.routes):
+            raise ModelError(f"server {server.id}: {prefix} is routed to VM {vm}")
+
+
+def overlap(one: Prefix, other: Prefix) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
+def is_part(one: Prefix, other: Prefix) -> bool:
+    """True where all of one prefix is in the other."""
+    return overlap(one, other) and one.prefixlen >= other.prefixlen

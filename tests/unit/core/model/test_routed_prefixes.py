@@ -1,0 +1,111 @@
+"""Prefixes routed to NICs: each leads to one NIC alone, and what cannot be changes nothing."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_network
+
+import pytest
+
+from retinue.core.model import VM, ModelError, Network, Subnet
+from retinue.core.model.network import Owner
+from support.fabric.networks import add_ipv6, add_vm, assignment, fabric, server, vm_mac
+
+
+def route(net: Network, number: int, *prefixes: str) -> frozenset[Owner]:
+    nic = net.vms[f"vm{number}"].nic
+    changed = replace(nic, prefixes=tuple(map(ip_network, prefixes)))
+    return net.change_nic(f"vm{number}", nic, changed)
+
+
+@pytest.fixture
+def net() -> Network:
+    """10.9.0.16/28 and fd00:9::/64 are routed to vm1; the router leads to all else, and to 10.8.4/24."""
+    net = fabric()
+    add_ipv6(net)
+    for number in (1, 2):
+        add_vm(net, number, number)
+    router = net.servers["router"]
+    net.put_server(replace(router, routes=(*router.routes, ip_network("10.8.4.0/24"))))
+    route(net, 1, "10.9.0.16/28", "fd00:9::/64")
+    return net
+
+
+def test_a_prefix_touches_its_vm_the_fabric_and_the_routers_that_must_not_send_from_it(net: Network) -> None:
+    all_of_them = {Owner("vm", "vm2"), Owner("server", "router")}
+    all_of_them |= {Owner("switch", name) for name in ("leaf1", "leaf2", "spine1", "spine2")}
+    assert route(net, 2, "10.9.0.32/28") == all_of_them
+    assert net.put_vm(replace(net.vms["vm2"], restart="on-crash")) == {Owner("vm", "vm2")}  # type: ignore[arg-type]
+    assert net.remove_vm("vm2") == all_of_them
+    assert [vm for _, vm in net.routed()] == ["vm1", "vm1"]
+
+
+def test_an_address_is_found_by_its_prefix(net: Network) -> None:
+    route(net, 2, "10.9.1.0/24")
+    assert net.routed_to(IPv4Address("10.9.0.31")) == (ip_network("10.9.0.16/28"), "vm1")
+    assert net.routed_to(IPv4Address("10.9.1.31")) == (ip_network("10.9.1.0/24"), "vm2")
+    assert net.routed_to(IPv4Address("10.9.0.32")) is None
+    route(net, 1)
+    assert net.routed_to(IPv4Address("10.9.0.31")) is None
+    assert not net.vms["vm1"].nic.prefixes
+
+
+REJECTED: dict[str, tuple[Callable[[Network], object], str]] = {
+    "another's": (
+        lambda net: route(net, 2, "10.9.0.0/24"),
+        "VM vm2: 10.9.0.0/24 cannot be routed to it: 10.9.0.16/28 is routed to VM vm1",
+    ),
+    "a part of another's": (lambda net: route(net, 2, "fd00:9::/80"), "fd00:9::/64 is routed to VM vm1"),
+    "twice": (lambda net: route(net, 2, "10.9.1.0/28", "10.9.1.0/24"), "10.9.1.0/28 is routed to it already"),
+    "a part of a subnet": (
+        lambda net: route(net, 2, "10.1.0.64/28"),
+        "it has addresses of subnet blue, 10.1.0.0/24",
+    ),
+    "more than a subnet": (lambda net: route(net, 2, "fd00:1::/60"), "it has addresses of subnet blue6"),
+    "what a router leads to": (
+        lambda net: route(net, 2, "10.8.0.0/16"),
+        "10.8.4.0/24 is reached through server router",
+    ),
+    "everything": (lambda net: route(net, 1, "0.0.0.0/0"), "0.0.0.0/8 is routed to nobody"),
+    "loopback": (lambda net: route(net, 2, "127.0.0.0/30"), "127.0.0.0/8 is routed to nobody"),
+    "a group": (lambda net: route(net, 2, "ff05::/64"), "ff00::/8 is routed to nobody"),
+    "a subnet over it": (
+        lambda net: net.add_subnet(Subnet("x", ip_network("10.9.0.0/24"), IPv4Address("10.9.0.1"))),
+        "subnet x: 10.9.0.16/28 is routed to VM vm1",
+    ),
+    "an address of it": (
+        lambda net: net.assign(replace(assignment(2), ip=IPv4Address("10.9.0.20"))),
+        "VM vm2: 10.9.0.20 is in 10.9.0.16/28, which is routed to VM vm1",
+    ),
+    "a static address of it": (
+        lambda net: net.put_vm(
+            VM.with_one_nic("vm3", vm_mac(3), "server1", addresses=(IPv4Address("10.9.0.20"),))
+        ),
+        "VM vm3: 10.9.0.20 is in 10.9.0.16/28",
+    ),
+    "a server's address": (
+        lambda net: net.put_server(replace(server(2), address=IPv4Address("10.9.0.20"))),
+        "server server2: 10.9.0.20 is in 10.9.0.16/28",
+    ),
+    "a router's way to it": (
+        lambda net: net.put_server(
+            replace(net.servers["router"], routes=(ip_network("10.9.0.16/28"),)),
+        ),
+        "server router: 10.9.0.16/28 is routed to VM vm1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_what_cannot_be_changes_nothing(net: Network, name: str) -> None:
+    refused, message = REJECTED[name]
+    before = deepcopy((net.vms, net.servers, net.subnets, net.assignments, net._routed))
+    with pytest.raises(ModelError, match=message.replace(".", r"\.")):
+        refused(net)
+    assert (net.vms, net.servers, net.subnets, net.assignments, net._routed) == before
+
+
+def test_what_is_held_cannot_be_part_of_one(net: Network) -> None:
+    net.assign(replace(assignment(2), ip=IPv4Address("10.9.5.5")))
+    with pytest.raises(ModelError, match=r"10\.9\.5\.5 is held by VM vm2"):
+        route(net, 1, "10.9.5.0/28")

@@ -1,0 +1,99 @@
+"""A prefix that is routed to a NIC, on fake switches: to it, from it, from nobody else, and what it costs."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from retinue.core.model import Network
+from retinue.core.model.network import Owner
+from retinue.core.pipeline.compiler import contribution
+from retinue.core.pipeline.entry import Flow, Meter
+from support.fabric import prefixes
+from support.fabric.networks import GATEWAY_MAC, add_ipv6, add_vm, fabric, holding6, vm_ip, vm_mac, vm_port
+from support.fabric.world import FabricWorld, udp_frame
+
+AT = {1: 1, 2: 2, 3: 3, 4: 1}
+MAY = {number: {at} for number, at in AT.items()}
+
+
+def routed() -> Network:
+    net = fabric()
+    add_ipv6(net)
+    for number, at in AT.items():
+        vm = add_vm(net, number, at)
+        net.assign(holding6(number))
+        if number < 3:
+            net.change_nic(vm.id, vm.nic, replace(vm.nic, prefixes=prefixes.of(number)))
+    return net
+
+
+@pytest.fixture
+def world() -> FabricWorld:
+    return FabricWorld(routed())
+
+
+def test_it_leads_to_its_nic_and_nobody_else_sends_from_it(world: FabricWorld) -> None:
+    prefixes.check(world, AT, MAY)
+    assert len(list(prefixes.held(world))) == 4
+
+
+def test_what_is_taken_back_leads_nowhere(world: FabricWorld) -> None:
+    nic = world.net.vms["vm1"].nic
+    world.apply(world.net.change_nic("vm1", nic, replace(nic, prefixes=())))
+    ip = prefixes.of(1)[0][5]
+    world.is_reported_spoofed(1, 1, prefixes.udp(vm_mac(1), GATEWAY_MAC, ip, vm_ip(2)))
+    for delivery in world.send(2, 2, prefixes.udp(vm_mac(2), GATEWAY_MAC, vm_ip(2), ip)):
+        assert [(switch, port) for switch, port, _ in delivery.arrivals] == [("leaf2", 91)], (
+            "but to the router"
+        )
+    prefixes.check(world, AT, MAY)
+
+
+def test_the_rate_of_the_nic_holds_for_it(world: FabricWorld) -> None:
+    nic = world.net.vms["vm1"].nic
+    world.apply(world.net.change_nic("vm1", nic, replace(nic, rate=1000)))
+    meters = {e.id for e in world.compiler.program("edge1").values() if isinstance(e, Meter) and e.kilobits}
+    world.fabric["edge1"].exhausted = meters
+    ip = prefixes.of(1)[0][5]
+    for sender, frame in (
+        (1, prefixes.udp(vm_mac(1), GATEWAY_MAC, ip, vm_ip(2))),
+        (2, prefixes.udp(vm_mac(2), GATEWAY_MAC, vm_ip(2), ip)),
+    ):
+        world.goes_nowhere(sender, AT[sender], frame)
+
+
+def test_a_late_one_is_forwarded_and_copies_are_known() -> None:
+    """In the middle of a migration from server1 to server2: to the source still, and copied back to it."""
+    net = routed()
+    net.set_vm_port("vm1", "edge2", net.vm_ports["vm1"]["edge1"])
+    vm = net.vms["vm1"]
+    both = {("edge1", vm_port(1)), ("edge2", vm_port(1))}
+    ip = prefixes.of(1)[0][5]
+    moved = replace(vm, server="server2", also=frozenset({"server1"}), copied_to="server1")
+    net.put_vm(replace(moved, forwarded_from="server1"))
+    world = FabricWorld(net)
+    late = udp_frame(GATEWAY_MAC, net.servers["server1"].mac, vm_ip(3), ip)  # type: ignore[arg-type]
+    for delivery in world.fabric.all_paths("edge1", 1, late):
+        assert {(switch, port) for switch, port, _ in delivery.arrivals} == both
+
+
+def test_what_a_prefix_costs() -> None:
+    net = fabric()
+    add_ipv6(net)
+    vm = add_vm(net, 1, 1)
+    found = [flows(net)]
+    for number, prefix in enumerate(prefixes.of(1), 1):
+        nic = net.vms[vm.id].nic
+        net.change_nic(vm.id, nic, replace(nic, prefixes=prefixes.of(1)[:number]))
+        found.append(flows(net))
+        assert net.routed_to(prefix[1]) is not None
+    assert found[1] - found[0] == {"edge1": 3, "leaf1": 2, "spine1": 1, "spine2": 1}
+    assert found[2] - found[1] == {"edge1": 4, "leaf1": 2, "spine1": 1, "spine2": 1}
+
+
+def flows(net: Network) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for switch, program in contribution(net, Owner("vm", "vm1")).items():
+        found[switch] += sum(isinstance(entry, Flow) for entry in program.values())
+    return found
