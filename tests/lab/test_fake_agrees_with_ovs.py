@@ -46,6 +46,7 @@ from retinue.core.pipeline.entry import (
     PortNo,
     PushVlan,
     RegMove,
+    Resubmit,
     SetField,
     ToGroup,
     match,
@@ -64,6 +65,7 @@ from support.fabric.sample_frames import (
     tcp,
 )
 from support.fabric.sample_frames import udp as udp_body
+from support.fabric.world import tagged
 from support.fakes.switch import BadEntry, FakeSwitch
 from support.oracles.ovs import Observed, RealSwitch, assert_agrees
 
@@ -385,6 +387,24 @@ class TestMadeByHand:
         )
         found = [pair.out(udp(vlan=vlan)) for vlan in (5, 6, 0, None)]
         assert [[port for port, _ in out] for out in found] == [[2], [3], [3], [1]]
+
+    def test_a_priority_tag_is_taken_off_and_the_frame_judged_anew(self, real: RealSwitch) -> None:
+        """With what was changed before; a tag behind it is not read."""
+        untag = (set_field(Field.ETH_SRC, VM2), PopVlan(), Resubmit(0))
+        pair = Pair(
+            real,
+            flow(*untag, priority=9, vlan_vid=0x1000),
+            flow(DecTtl(), set_field(Field.IPV4_DST, FAR), Output(2), eth_type=0x0800, vlan_vid=0),
+            flow(Output(3), priority=3, vlan_vid=0x1005),
+            flow(set_field(Field.ARP_SPA, FAR), Output(2), eth_type=0x0806, vlan_vid=0),
+            flow(DecTtl(), CONTROLLER, eth_type=0x86DD, vlan_vid=0),
+            flow(BACK, priority=1, vlan_vid=0),
+        )
+        found = [pair.out(udp(vlan=vlan)) for vlan in (0, 5, None, 6)]
+        assert [[port for port, _ in out] for out in found] == [[2], [3], [2], []]
+        for body in (udp(vlan=5), udp(), six(b""), arp_request(VM1, IP1, IP2), udp(ttl=1)):
+            pair.frame(tagged(body, 0))
+            pair.frame(tagged(tagged(body, 0), 0))
 
     def test_metadata(self, real: RealSwitch) -> None:
         pair = Pair(

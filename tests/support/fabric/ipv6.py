@@ -249,8 +249,12 @@ def spoofs(world: FabricWorld, vm: int, at: int, victim: int, thorough: bool) ->
         udp6_frame(vm_mac(vm), vm_mac(victim), vm_ip6(vm), vm_ip6(victim)),
         nd_frame(asks(vm_ip6(vm), vm_ip6(victim), vm_mac(vm)), vm_mac(vm)),
     ):
-        for vlan in (0, 666):
-            world.is_reported_spoofed(vm, at, tagged(honest, vlan))
+        world.is_reported_spoofed(vm, at, tagged(honest, 666))
+        for with_priority, untagged in zip(
+            world.send(vm, at, tagged(honest, 0)), world.send(vm, at, honest), strict=True
+        ):
+            assert with_priority.arrivals == untagged.arrivals
+            assert with_priority.to_controller == untagged.to_controller
 
 
 def forgeries(vm: int, victim: int, thorough: bool) -> Iterator[bytes]:

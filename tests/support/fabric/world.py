@@ -269,7 +269,10 @@ class FabricWorld:
                 self.is_reported_spoofed(vm, at, fragments(answer, 8)[0])
 
     def speaks_untagged_only(self, vm: int, at: int, other: int) -> None:
-        """A VM's port is an access port: a frame that is honest but for its tag reaches nobody."""
+        """A VM's port is an access port: a frame that is honest but for its tag reaches nobody.
+
+        One with a priority and no VLAN is as untagged; behind its tag a second one is none that is read.
+        """
         for honest in (
             udp_frame(vm_mac(vm), GATEWAY_MAC, vm_ip(vm), OUTSIDE),
             udp_frame(vm_mac(vm), vm_mac(other), vm_ip(vm), vm_ip(other)),
@@ -277,8 +280,23 @@ class FabricWorld:
             rarp(vm_mac(vm), vm_mac(vm)),
             dhcp_frame(discover(vm_mac(vm), 7), vm_mac(vm), BROADCAST, NOWHERE, EVERYWHERE, 68, 67),
         ):
-            for vlan in (0, 666):
-                self.is_reported_spoofed(vm, at, tagged(honest, vlan))
+            self.is_reported_spoofed(vm, at, tagged(honest, 666))
+            self.goes_nowhere(vm, at, tagged(tagged(honest, 666), 0))
+            for with_priority, untagged in zip(
+                self.send(vm, at, tagged(honest, 0)), self.send(vm, at, honest), strict=True
+            ):
+                assert with_priority.arrivals == untagged.arrivals
+                assert with_priority.to_controller == untagged.to_controller
+        spoofed = udp_frame(vm_mac(vm), GATEWAY_MAC, vm_ip(other), OUTSIDE)
+        self.is_reported_spoofed(vm, at, tagged(spoofed, 0))
+        for frame in (
+            udp_frame(GATEWAY_MAC, self.net.servers[f"server{at}"].mac, OUTSIDE, vm_ip(vm)),
+            udp_frame(self.net.servers["router"].mac, GATEWAY_MAC, OUTSIDE, vm_ip(vm)),
+        ):
+            # The fabric sends no tags, and takes none.
+            for switch, port in ((f"edge{at}", UPLINK), self.server_port(at)):
+                for delivery in self.fabric.all_paths(switch, port, tagged(frame, 0)):
+                    assert not delivery.arrivals
 
     def services_speak_for_themselves(self, vm: int) -> None:
         """The router forwards from outside and the DHCP server serves: neither sends as anybody of ours.

@@ -20,6 +20,7 @@ from retinue.core.pipeline.entry import (
     PortNo,
     PushVlan,
     RegMove,
+    Resubmit,
     SetField,
     ToGroup,
 )
@@ -120,6 +121,8 @@ def check_flow(flow: Flow, groups: Collection[int], meters: Collection[int]) -> 
         if not 0 <= flow.cookie < 1 << 64:
             raise BadEntry(f"cookie {flow.cookie:#x} does not fit 64 bits")
         _check_match(flow.match)
+        if flow.actions.count(PopVlan()) > 1:
+            raise BadEntry("pop_vlan twice: of a second tag nothing is known")
         for action in flow.actions:
             _check_action(action, groups)
             _check_needs_of_action(action, flow.match)
@@ -198,6 +201,9 @@ def _check_needs_of_action(action: Action, match: Match) -> None:
             _check_needs(target, match)
         case DecTtl():
             _check_needs(Field.IP_PROTO, match)
+        case PopVlan():
+            if not any(name is Field.VLAN_VID and value & 0x1000 for name, value, _ in match):
+                raise BadEntry("pop_vlan needs a VLAN tag in the match")
         case _:
             pass
 
@@ -219,5 +225,8 @@ def _check_action(action: Action, groups: Collection[int]) -> None:
         case ToGroup(group):
             if group not in groups:
                 raise BadEntry(f"there is no group {group} to go to")
+        case Resubmit(table):
+            if not 0 <= table <= _LAST_TABLE:
+                raise BadEntry(f"no table {table} to resubmit to")
         case DecTtl() | PushVlan() | PopVlan():
             pass

@@ -77,7 +77,8 @@ class Packet:
         self.fields[Field.VLAN_VID] = _VLAN_PRESENT
 
     def pop_vlan(self) -> None:
-        self.fields[Field.VLAN_VID] = 0
+        """Take the outermost tag off. What is behind it has been read; a second tag stays a type unread."""
+        self.fields.pop(Field.VLAN_VID, None)
 
     def sent(self) -> bytes:
         """The frame as it would be sent now."""

@@ -34,6 +34,7 @@ from retinue.core.pipeline.entry import (
     PortNo,
     PushVlan,
     RegMove,
+    Resubmit,
     SetField,
     ToGroup,
 )
@@ -261,6 +262,8 @@ class _Run:
                     packet.push_vlan()
                 case PopVlan():
                     packet.pop_vlan()
+                case Resubmit(number):
+                    self.table(number)
                 case ToGroup(number):
                     buckets = self.switch.groups[number].buckets
                     if buckets:

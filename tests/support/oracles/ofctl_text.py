@@ -16,6 +16,7 @@ from retinue.core.pipeline.entry import (
     PortNo,
     PushVlan,
     RegMove,
+    Resubmit,
     SetField,
     ToGroup,
 )
@@ -94,6 +95,8 @@ def action_text(action: Action) -> str:
             return "push_vlan:0x8100"
         case PopVlan():
             return "pop_vlan"
+        case Resubmit(table):
+            return f"resubmit(,{table})"
         case ToGroup(group):
             return f"group:{group}"
 

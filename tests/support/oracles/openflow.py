@@ -23,6 +23,7 @@ from retinue.core.pipeline.entry import (
     PortNo,
     PushVlan,
     RegMove,
+    Resubmit,
     SetField,
     ToGroup,
 )
@@ -83,6 +84,8 @@ def os_ken_action(action: Action) -> Any:
             return PARSER.OFPActionPushVlan(0x8100)
         case PopVlan():
             return PARSER.OFPActionPopVlan()
+        case Resubmit(table):
+            return PARSER.NXActionResubmitTable(in_port=0xFFF8, table_id=table)
         case ToGroup(group):
             return PARSER.OFPActionGroup(group)
 
@@ -176,6 +179,7 @@ def action_lists() -> st.SearchStrategy[tuple[Action, ...]]:
         st.just(DecTtl()),
         st.just(PushVlan()),
         st.just(PopVlan()),
+        st.integers(0, 254).map(Resubmit),
         st.integers(0, 0xFFFFFF00).map(ToGroup),
     )
     return st.lists(st.one_of(*one), max_size=6).map(tuple)

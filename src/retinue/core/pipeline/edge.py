@@ -18,7 +18,9 @@ from retinue.core.pipeline.entry import (
     Match,
     Meter,
     Output,
+    PopVlan,
     PortNo,
+    Resubmit,
     match,
     set_field,
 )
@@ -26,6 +28,7 @@ from retinue.core.pipeline.matches import (
     CLIENT_PORT,
     GROUP_BIT,
     NO_TAG,
+    PRIORITY_TAG,
     SERVER_PORT,
     dhcp_match,
     ip_match,
@@ -60,9 +63,14 @@ def _for_all_vrfs(net: Network, switch: Switch, owner: Owner, gateway_mac: Mac) 
     for table in (Table.ADMIT, Table.ARP, Table.FORWARD, Table.DELIVER):
         yield Flow(table, TABLE_MISS, (), cookie=mark)
     yield from edge_ipv6.switch_flows(net, owner)
+    untagged = (PopVlan(), Resubmit(Table.ADMIT))
+    with_priority = match(vlan_vid=PRIORITY_TAG)
+    yield Flow(Table.ADMIT, EdgeAdmit.PRIORITY_TAG, with_priority, untagged, cookie=mark)
     uplink = _uplink(net, switch)
     if uplink is None:
         return
+    from_fabric = match(in_port=uplink, vlan_vid=PRIORITY_TAG)
+    yield Flow(Table.ADMIT, EdgeAdmit.FABRIC_PRIORITY_TAG, from_fabric, cookie=mark)
     # A unicast MAC that is not known here becomes the gateway's; a group address never does.
     yield Flow(Table.FORWARD, Forward.GROUP, match(eth_dst=GROUP_BIT), cookie=mark)
     for prefix in unroutable(net):

@@ -134,7 +134,17 @@ class PushVlan:
 
 @dataclass(frozen=True, slots=True)
 class PopVlan:
-    """Take the outermost VLAN tag away."""
+    """Take the outermost VLAN tag off; the entry must match frames with a tag alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resubmit:
+    """Look the frame up in a table as it is at this point (Nicira resubmit, which every Open vSwitch has).
+
+    Unlike `goto` it may be an earlier one, where the frame's new header has other entries.
+    """
+
+    table: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +157,7 @@ class ToGroup:
 CONTROLLER = Output(PortNo.CONTROLLER)
 """Hand the frame, as it is at this point, to the controller."""
 
-Action = Output | SetField | RegMove | DecTtl | PushVlan | PopVlan | ToGroup
+Action = Output | SetField | RegMove | DecTtl | PushVlan | PopVlan | Resubmit | ToGroup
 
 MatchTerm = tuple[Field, int, int | None]
 Match = tuple[MatchTerm, ...]

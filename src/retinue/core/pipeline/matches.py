@@ -14,7 +14,10 @@ from retinue.core.pipeline.entry import FieldValue, Match, match
 
 NO_TAG = 0
 """The VLAN id of an untagged frame (OFPVID_NONE; a tag has one bit more, also that of VLAN 0). All ports are
-access ports: every entry that admits a frame asks for it, so that no tag comes through to where it counts."""
+access ports: every entry that admits a frame asks for it, so that no tag comes through to where it counts; an
+edge takes priority tags off first."""
+PRIORITY_TAG = 0x1000
+"""The VLAN id of a frame with a tag for VLAN 0 (OFPVID_PRESENT)."""
 ANY_TAG = (0x1000, 0x1000)
 """Value and mask of the bit that says that a frame has a tag, whichever (OFPVID_PRESENT)."""
 GROUP_BIT = (1 << 40, 1 << 40)
@@ -91,6 +94,7 @@ __all__ = [
     "CLIENT_PORT6",
     "GROUP_BIT",
     "NO_TAG",
+    "PRIORITY_TAG",
     "SERVER_PORT",
     "SERVER_PORT6",
     "UNROUTABLE",

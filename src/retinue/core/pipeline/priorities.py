@@ -19,6 +19,10 @@ VRF_BAND = 4000
 class EdgeAdmit(IntEnum):
     """ADMIT on an edge: what a VM's port may send; the server's own traffic (other ports, any order)."""
 
+    FABRIC_PRIORITY_TAG = 220
+    """From the fabric, which sends no tags: dropped."""
+    PRIORITY_TAG = 210
+    """A tag that has a priority and no VLAN (802.1Q, 6.9.1): taken off, and the frame judged as untagged."""
     CLIENT_DHCP = 200
     TRUSTED_DHCP = 195
     """A server's message, from a VM that is a DHCP server."""

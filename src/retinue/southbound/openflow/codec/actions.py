@@ -1,7 +1,7 @@
 """Actions, buckets and instructions to and from bytes (OpenFlow 1.4, sections 7.2.4 to 7.2.6).
 
-`RegMove` is Nicira's reg_move, which Open vSwitch speaks in every OpenFlow version; the rest is plain
-OpenFlow.
+`RegMove` and `Resubmit` are Nicira's reg_move and resubmit, which Open vSwitch speaks in every OpenFlow
+version; the rest is plain OpenFlow.
 """
 
 from collections.abc import Iterable
@@ -16,6 +16,7 @@ from retinue.core.pipeline.entry import (
     PortNo,
     PushVlan,
     RegMove,
+    Resubmit,
     SetField,
     ToGroup,
 )
@@ -30,12 +31,15 @@ from retinue.southbound.openflow.codec.wire import (
 
 OUTPUT, PUSH_VLAN, POP_VLAN, GROUP, DEC_NW_TTL, SET_FIELD, EXPERIMENTER = 0, 17, 18, 22, 24, 25, 0xFFFF
 GOTO_TABLE, APPLY_ACTIONS, METER = 1, 4, 6
-NICIRA, REG_MOVE = 0x00002320, 6
+NICIRA, REG_MOVE, RESUBMIT_TABLE = 0x00002320, 6, 14
+SAME_PORT = 0xFFF8
+"""The port of a resubmitted frame stays (OFPP_IN_PORT, in the 16 bits of OpenFlow 1.0)."""
 
 _HEAD = Struct("!HH")
 _OUTPUT = Struct("!HHIH6x")
 _GROUP = Struct("!HHI")
 _MOVE = Struct("!HHIHHHHII")
+_RESUBMIT = Struct("!HHIHHB3x")
 _GOTO = Struct("!HHB3x")
 _METER = Struct("!HHI")
 _APPLY = Struct("!HH4x")
@@ -66,6 +70,8 @@ def encode_action(action: Action) -> bytes:
             return _PUSH_VLAN
         case PopVlan():
             return _POP_VLAN
+        case Resubmit(table):
+            return _RESUBMIT.pack(EXPERIMENTER, 16, NICIRA, RESUBMIT_TABLE, SAME_PORT, table)
         case RegMove(source, target):
             bits = BITS[source]
             if bits != BITS[target]:
@@ -138,7 +144,9 @@ def _action(data: bytes, kind: int, at: int, length: int) -> Action:
             return _set_field(data, at, length)
         case 0xFFFF, 24:
             return _move(data, at)
-        case ((0 | 18 | 22 | 24), _):
+        case 0xFFFF, 16:
+            return _resubmit(data, at)
+        case ((0 | 17 | 18 | 22 | 24), _):
             raise ProtocolError(f"action of type {kind} cannot be {length} bytes long")
     raise UnknownFieldError(f"action of type {kind}")
 
@@ -168,6 +176,13 @@ def _move(data: bytes, at: int) -> RegMove:
     if bits != BITS[source] or bits != BITS[target]:
         raise UnknownFieldError(f"move of {bits} bits of {source.name}")
     return RegMove(source, target)
+
+
+def _resubmit(data: bytes, at: int) -> Resubmit:
+    _, _, vendor, subtype, port, table = _RESUBMIT.unpack_from(data, at)
+    if (vendor, subtype, port) != (NICIRA, RESUBMIT_TABLE, SAME_PORT):
+        raise UnknownFieldError(f"experimenter action {vendor:#x} {subtype}, to port {port:#x}")
+    return Resubmit(table)
 
 
 def decode_instructions(data: bytes, at: int, end: int) -> tuple[tuple[Action, ...], int | None, int | None]:
