@@ -26,8 +26,11 @@ class NICSpec:
     """Name of the tap it plugs into; the tap must exist."""
     slot: int
     """Its place in the machine, from 1: a target is built with each NIC where the source has it."""
-    mtu: int = 1500
-    """Bytes of an IP packet that its network takes: the guest is told, and its driver sends no larger one."""
+    mtu: int = field(default=1500, compare=False)
+    """Bytes of an IP packet that its network takes: the guest is told, and its driver sends no larger one.
+
+    A NIC that is there keeps the one it has: it is no other NIC when its network has another.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from retinue.core.limits import MOST_ADDRESSES, MOST_ALLOWED, MOST_PREFIXES, MOST_RATE
+from retinue.core.limits import MOST_ADDRESSES, MOST_ALLOWED, MOST_MTU, MOST_PREFIXES, MOST_RATE
 
 Addresses = Annotated[list[str], msgspec.Meta(max_length=MOST_ADDRESSES)]
 
@@ -63,3 +63,5 @@ class NICRecord(msgspec.Struct, frozen=True):
     enabled: bool = True
     slot: int = 1
     """Where the guest finds it in its machine."""
+    mtu: Annotated[int, msgspec.Meta(ge=0, le=MOST_MTU)] = 0
+    """Bytes of an IP packet that its network takes; 0: as its VM's."""

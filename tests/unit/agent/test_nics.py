@@ -135,3 +135,13 @@ def test_the_guest_is_told_of_each_nic_what_it_is_to_do() -> None:
     table = replace(TABLE, append="ip={ipv4}", append_each_nic="nic{nic}={ipv4}")
     assert "ip=dhcp nic1=10.1.0.51/24 nic2=dhcp" in spec(vm, table).append
     assert "nic" not in spec(vm, replace(table, append_each_nic="")).append
+
+
+async def test_each_nic_has_the_mtu_of_its_network_and_keeps_it_while_it_is_there(bench: TwoServers) -> None:
+    """A network's other MTU is no other NIC: none is plugged out for it."""
+    slower = replace(SECOND, mtu=1400)
+    made = spec(replace(VM, mtu=1450, nics=[replace(FIRST, mtu=1300), slower, THIRD]), TABLE)
+    assert [nic.mtu for nic in made.nics] == [1300, 1400, 1450]
+    await running(bench)
+    assert await bench.after(nics(FIRST, slower)) == []
+    assert bench.source.machine.spec.ports == ("tap-web", "tap-web-2")

@@ -17,7 +17,7 @@ def spec(vm: VMRecord, table: VMTable | None) -> VMSpec:
     Without a table others make the VMs: a VM can be migrated, but not made.
     """
     first, *others = vm.all_nics
-    more = tuple(NICSpec(nic.id, nic.mac, tap_name(nic.id), nic.slot, vm.mtu) for nic in others)
+    more = tuple(NICSpec(nic.id, nic.mac, tap_name(nic.id), nic.slot, nic.mtu or vm.mtu) for nic in others)
     if table is None:
         return VMSpec(vm.id, first.mac, tap_name(vm.id), Path(), Path(), more_nics=more)
     return VMSpec(
@@ -27,7 +27,7 @@ def spec(vm: VMRecord, table: VMTable | None) -> VMSpec:
         kernel=Path(table.kernel),
         initrd=Path(table.initrd),
         append=kernel_command_line(vm, table),
-        mtu=vm.mtu,
+        mtu=first.mtu or vm.mtu,
         memory_mib=vm.memory_mib or table.memory_mib,
         restart_on_crash=vm.restart is Restart.ON_CRASH,
         more_nics=more,

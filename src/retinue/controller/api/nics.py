@@ -50,12 +50,13 @@ def shown(vm: VM) -> list[dict[str, Any]]:
 
 
 def with_state(net: Network, vm: VM) -> list[dict[str, Any]]:
-    """The same, each with its port where the VM is delivered, and with the addresses that it holds."""
+    """The same, each with its port where the VM is delivered, its network's MTU, and what it holds."""
     edge = net.servers[vm.server].edge
     ports = [net.port_of(nic, edge) for nic in vm.nics]
     return [
         row
         | {"port": None if port is None else port.number}
+        | {"mtu": net.mtu_of(nic)}
         | {"holds": [str(held.ip) for held in net.assignments_of(vm, nic)]}
         for row, nic, port in zip(shown(vm), vm.nics, ports, strict=True)
     ]

@@ -120,7 +120,7 @@ def vm(controller: Controller, value: VM) -> dict[str, Any]:
         "holds": [str(h.ip) for h in held],
         "migration": migration.id if migration else "",
         "spoof_attempts": controller.context.spoof_attempts.of_vm(value.id),
-        "mtu": net.mtu,
+        "mtu": net.mtu_of(value.nic),
         "warnings": controller.inventory.settings.doubts(value),
         "subnets": {str(a): _subnet(controller, nic, a) for nic in value.nics for a in nic.addresses},
         "nics": nics.with_state(net, value),

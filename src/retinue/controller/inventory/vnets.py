@@ -48,17 +48,27 @@ class VnetInventory:
     def add_vnets(self, vnets: Collection[Vnet]) -> None:
         """Raises ModelError."""
         _are_new("vnet", [vnet.id for vnet in vnets], self._net.vnets)
+        for vnet in vnets:
+            self._is_taken_by_switches(vnet)
         self._context.apply(*(VnetRegistered(vnet) for vnet in vnets))
 
     def set_vnet(self, vnet: Vnet) -> None:
         """Raises ModelError."""
         _is_there("vnet", vnet.id, vnet.id in self._net.vnets, ErrorCode.UNKNOWN_VNET)
+        self._is_taken_by_switches(vnet)
         self._context.apply(VnetRegistered(vnet))
 
     def remove_vnet(self, id: str) -> None:
         """Raises ModelError while it has subnets."""
         _is_there("vnet", id, id in self._net.vnets, ErrorCode.UNKNOWN_VNET)
         self._context.apply(VnetRemoved(self._net.vnets[id]))
+
+    def _is_taken_by_switches(self, vnet: Vnet) -> None:
+        if vnet.mtu > self._net.mtu:
+            raise ModelError(
+                f"vnet {vnet.id}: MTU {vnet.mtu} is more than the {self._net.mtu} that switches take; "
+                "`mtu` in the controller's configuration says so"
+            )
 
     async def add_subnets(self, subnets: Collection[Subnet]) -> None:
         """Returns when the switches that are there have confirmed it. Raises ModelError."""

@@ -215,7 +215,7 @@ class DhcpPath:
         port = net.port_of(nic, edge)
         if port is not None:
             gateway_mac = net.gateway_mac_of(net.servers[registered.server])
-            frame = handover.to_vm(nic.mac, gateway_mac, message.datagram, message.dhcp)
+            frame = handover.to_vm(nic.mac, gateway_mac, message.datagram, message.dhcp, net.mtu_of(nic))
             self._context.send_frame(edge, port.number, frame)
 
     def _disagreed(self, found: Disagreement) -> None:

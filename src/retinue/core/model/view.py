@@ -287,6 +287,15 @@ class NetworkView:
     def vlan_of(self, subnet: Subnet) -> int:
         return subnet.vlan or self.vnets[subnet.vnet].vlan
 
+    def mtu_of(self, nic: NIC) -> int:
+        """Bytes of an IP packet that a NIC's network takes: as its vnet says, and no more than switches take.
+
+        Of a NIC of which no vnet is said it is what the vnets of its static addresses say, at the least.
+        """
+        subnets = (self.subnet_of(ip) for ip in nic.addresses)
+        vnets = {nic.vnet} if nic.vnet else {subnet.vnet for subnet in subnets if subnet is not None}
+        return min(self.mtu, *(self.vnets[vnet].mtu or self.mtu for vnet in vnets or {DEFAULT_VNET.id}))
+
     def spine_port(self, spine: str, leaf: str) -> int | None:
         """Number of the spine's port that leads to the leaf."""
         way = self._ways.get((spine, leaf))

@@ -19,6 +19,7 @@ class Option(IntEnum):
     ROUTER = 3
     DNS_SERVER = 6
     HOST_NAME = 12
+    INTERFACE_MTU = 26
     REQUESTED_ADDRESS = 50
     LEASE_TIME = 51
     OVERLOAD = 52

@@ -24,11 +24,16 @@ from retinue.core.packets import (
     FLAG_BROADCAST,
     SERVER_PORT,
     MessageType,
+    Option,
     UDPDatagram,
     dhcp_frame,
 )
+from retinue.core.packets.dhcp_options import joined
 from retinue.core.snooping import relay
 from retinue.core.snooping.messages import EVERYBODY, NO_ADDRESS
+
+ETHERNET_MTU = 1500
+"""Bytes of an IP packet in an Ethernet frame, where nobody says otherwise (RFC 894)."""
 
 
 def to_server(
@@ -60,8 +65,11 @@ def to_server(
     return dhcp_frame(dhcp, dhcp.chaddr, server.mac, source, to, CLIENT_PORT, SERVER_PORT)
 
 
-def to_vm(nic: Mac, gateway_mac: Mac, datagram: UDPDatagram, answer: DHCP) -> bytes:
+def to_vm(nic: Mac, gateway_mac: Mac, datagram: UDPDatagram, answer: DHCP, mtu: int) -> bytes:
     """A server's answer as the VM's NIC with this MAC gets it, be it from the server itself or for our relay.
+
+    How large packets may be (option 26) is never more than the NIC's network takes, `mtu`: a server that
+    serves several does not know, and a client that is told nothing sends as large ones as Ethernet has.
 
     RFC 2131, 4.1: to yiaddr at chaddr, or by broadcast if the client asked for that; a NAK is broadcast,
     and a client that has an address already is answered there. What the server itself has broadcast stays so.
@@ -69,6 +77,10 @@ def to_vm(nic: Mac, gateway_mac: Mac, datagram: UDPDatagram, answer: DHCP) -> by
     dhcp, source = answer, datagram.src
     if datagram.dport == SERVER_PORT:
         dhcp, source = relay.toward_client(answer), answer.giaddr
+    said = joined(dhcp.options, Option.INTERFACE_MTU)
+    most = ETHERNET_MTU if said is None else int.from_bytes(said)
+    if most > mtu and dhcp.message_type is not MessageType.NAK:
+        dhcp = dhcp.with_option(Option.INTERFACE_MTU, mtu.to_bytes(2))
     address = dhcp.ciaddr if dhcp.ciaddr != NO_ADDRESS else dhcp.yiaddr
     broadcast = (
         dhcp.flags & FLAG_BROADCAST

@@ -217,7 +217,7 @@ class QemuHypervisor:
     async def _fit_taps(self, spec: VMSpec) -> None:
         """Taps take what the VM may send, as libvirt sees to it by itself."""
         for nic in spec.nics:
-            if nic.mtu != TAPS_MTU:
+            if nic.mtu > TAPS_MTU:  # One that is larger than need be is in nobody's way.
                 try:
                     await run([*self._prefix, "ip", "link", "set", "dev", nic.port, "mtu", str(nic.mtu)])
                 except HostError as error:

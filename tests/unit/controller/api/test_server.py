@@ -64,7 +64,7 @@ async def test_a_vm_is_registered_with_several_nics(api: Served) -> None:
     assert (vm["mac"], vm["addresses"]) == (vm_mac(1), [])
     assert vm["holds"] == ["10.1.0.5"] and "10.1.0.5" in str(vm["subnets"])
     bare = {"vnet": "", "addresses": [], "enabled": True, "slot": 1, "port": None, "holds": []}
-    bare |= {"trusted": False, "rate": 0, "allowed": [], "prefixes": []}
+    bare |= {"trusted": False, "rate": 0, "allowed": [], "prefixes": [], "mtu": 1500}
     static = {
         "vnet": "default",
         "addresses": ["10.1.0.5"],

@@ -84,6 +84,8 @@ async def test_they_are_added_changed_and_removed_while_all_runs(controller: Con
     [
         ("POST", "/v1/vnets", {"id": "shop", "vlan": 4095}, 400, "vlan"),
         ("POST", "/v1/vnets", {"id": "shop", "mtu": 70000}, 400, "mtu"),
+        ("POST", "/v1/vnets", {"id": "shop", "mtu": 9000}, 409, "MTU 9000 is more than the 1500 that"),
+        ("PUT", "/v1/vnets/default", {"mtu": 1501}, 409, "MTU 1501 is more than the 1500 that switches take"),
         ("POST", "/v1/vnets", {"id": "shop", "mtu": 500}, 409, "MTU 500 is not between 1280 and 9216"),
         ("POST", "/v1/vnets", {"id": "shop", "colour": "red"}, 400, "colour"),
         ("POST", "/v1/vnets", {"id": "a b"}, 409, "cannot be a vnet's id"),

@@ -157,3 +157,19 @@ def test_an_address_is_in_the_subnet_whose_prefix_it_has(
         net.remove_subnet(str(number))
     for ip in (asked, *(address for address, _ in given)):
         assert net.subnet_of(ip) == next((s for s in net.subnets.values() if ip in s.prefix), None)
+
+
+def test_a_nics_mtu_is_its_vnets_and_never_more_than_switches_take() -> None:
+    net = fabric()
+    vm = add_vm(net, 1, 1)
+    net.put_vnet(Vnet("shop", mtu=1400))
+    net.put_vnet(Vnet("lab", mtu=9000))
+    net.put_vnet(Vnet("silent"))
+    net.add_subnet(Subnet("green", IPv4Network("10.2.0.0/24"), IPv4Address("10.2.0.254"), vnet="shop"))
+    for said, mtu in (("", 1500), ("shop", 1400), ("lab", 1500), ("silent", 1500), ("default", 1500)):
+        assert net.mtu_of(replace(vm.nic, vnet=said)) == mtu
+    there = (IPv4Address("10.1.0.50"), IPv4Address("10.2.0.50"))
+    assert net.mtu_of(replace(vm.nic, addresses=there)) == 1400, "the least of where it has addresses"
+    assert net.mtu_of(replace(vm.nic, addresses=there[:1])) == 1500
+    net.put_vnet(Vnet("default", mtu=1300))
+    assert (net.mtu_of(vm.nic), net.mtu_of(replace(vm.nic, vnet="shop"))) == (1300, 1400)

@@ -99,9 +99,9 @@ def test_nothing_is_relayed_to_a_server_without_an_ipv4_address(address: IPv6Add
 # ---- to a VM ----
 
 
-def to_vm(answer: DHCP, dst: IPv4Address, *, relayed: bool = False) -> bytes:
+def to_vm(answer: DHCP, dst: IPv4Address, *, relayed: bool = False, mtu: int = 1500) -> bytes:
     datagram = UDPDatagram(SERVER_IP, dst, 67, 67 if relayed else 68, b"")
-    return handover.to_vm(VM.nic.mac, networks.GATEWAY_MAC, datagram, answer)
+    return handover.to_vm(VM.nic.mac, networks.GATEWAY_MAC, datagram, answer, mtu)
 
 
 GRANTS, RENEWED = ack(ASKS, IP, SERVER_IP, 600), ack(RENEWS, IP, SERVER_IP, 600)
@@ -127,6 +127,28 @@ def test_an_answer_goes_where_the_client_can_take_it(
 ) -> None:
     """RFC 2131, 4.1."""
     assert seen(to_vm(answer, dst)) == (*frame, answer)
+
+
+@pytest.mark.parametrize(
+    ("says", "mtu", "heard"),
+    [
+        (None, 1500, None),
+        (None, 9000, None),
+        (None, 1400, 1400),
+        (9000, 1500, 1500),
+        (1500, 1400, 1400),
+        (1300, 1400, 1300),
+    ],
+)
+def test_no_larger_packets_are_told_of_than_the_nics_network_takes(
+    says: int | None, mtu: int, heard: int | None
+) -> None:
+    answer = GRANTS if says is None else GRANTS.with_option(Option.INTERFACE_MTU, says.to_bytes(2))
+    *_, dhcp = seen(to_vm(answer, IP, mtu=mtu))
+    assert isinstance(dhcp, DHCP)
+    assert dhcp.option(Option.INTERFACE_MTU) == (None if heard is None else heard.to_bytes(2))
+    *_, refused = seen(to_vm(nak(ASKS, SERVER_IP), EVERYBODY, mtu=1400))
+    assert refused == nak(ASKS, SERVER_IP), "a refusal says nothing of it"
 
 
 def test_a_client_that_has_an_address_is_answered_there() -> None:

@@ -160,7 +160,7 @@ def advertisement(net: Network, vm: VM, nic: NIC, gateway_mac: Mac, to: IPv6Addr
     )
     if not prefixes:
         return None
-    options = NDOptions(source_mac=gateway_mac, prefixes=prefixes)
+    options = NDOptions(source_mac=gateway_mac, mtu=net.mtu_of(nic), prefixes=prefixes)
     managed = any(subnet.dhcp6 for subnet in told)
     said = RouterAdvertisement(ROUTER_LIFETIME, HOPS, managed, reachable_ms=REACHABLE_MS, options=options)
     return ND(link_local(net.gateway_mac), ALL_NODES if to == UNSPECIFIED else to, said)

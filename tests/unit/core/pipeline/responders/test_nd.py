@@ -119,9 +119,14 @@ def test_the_gateway_tells_a_nic_of_the_subnets_it_has_addresses_in(net: Network
         assert (said.src, said.dst) == (GATEWAY_LOCAL, heard)
         assert isinstance(said.message, RouterAdvertisement)
         assert said.message.options.source_mac == GATEWAY_MAC
+        assert said.message.options.mtu == 1500
         (prefix,) = said.message.options.prefixes
         assert (prefix.prefix, prefix.on_link, prefix.autonomous) == (IPv6Network("fd00:1::/64"), True, False)
         assert said.message.lifetime > 3 * nd.ADVERTISED_EVERY
         assert not said.message.managed
+    net.put_vnet(replace(net.vnets["default"], mtu=1400))
+    said = nd.advertisement(net, vm, vm.nic, GATEWAY_MAC)
+    assert said is not None and isinstance(said.message, RouterAdvertisement)
+    assert said.message.options.mtu == 1400, "its vnet's"
     net.unassign(vm_ip6(1))
     assert nd.advertisement(net, vm, vm.nic, GATEWAY_MAC) is None
