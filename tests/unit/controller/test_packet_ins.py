@@ -12,7 +12,8 @@ from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.cookies import SENT_UP_BY, Reason, cookie, reason_of
 from retinue.core.pipeline.entry import CONTROLLER, Flow
 from retinue.southbound.openflow.codec.messages import PacketIn
-from support.fabric.networks import GATEWAY, UPLINK, add_ipv6, add_vm, fabric, server
+from support.fabric.dhcp6 import add_dhcp6
+from support.fabric.networks import GATEWAY, UPLINK, add_vm, fabric, server
 from support.fakes.session import FakeNetwork
 
 SWITCH_OF = {Role.EDGE: "edge2", Role.LEAF: "leaf2", Role.SPINE: "spine1"}
@@ -33,7 +34,7 @@ def say(fake: FakeNetwork, switch: str, reason: Reason, port: int, frame: bytes)
 
 def test_the_table_has_what_the_pipeline_sends_up_and_nothing_else() -> None:
     net = fabric()
-    add_ipv6(net)
+    add_dhcp6(net)
     for number in (1, 2, 3):
         add_vm(net, number, at=number)
     nic = net.vms["vm1"].nic
