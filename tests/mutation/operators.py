@@ -377,6 +377,8 @@ class _Maker:
             self.swap_in(node, without)
         if not isinstance(node, ast.Set):
             for number in range(count - 1):
+                if ast.dump(node.elts[number]) == ast.dump(node.elts[number + 1]):
+                    continue
 
                 def turned(found: ast.expr, n: int = number) -> ast.expr:
                     assert isinstance(found, ast.Tuple | ast.List)

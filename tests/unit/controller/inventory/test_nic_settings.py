@@ -1,5 +1,6 @@
 """NICs changed on a running fabric: disabled, limited, with allowed addresses, with another MAC."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv4Network
 
@@ -7,7 +8,7 @@ import pytest
 
 from retinue.controller.neighbours import taking
 from retinue.controller.state import State, restore
-from retinue.core.model import VM, Allowed, ModelError, VMPort
+from retinue.core.model import NIC, VM, Allowed, ModelError, VMPort
 from retinue.core.packets import arp_request, parse, parse_arp
 from retinue.core.pipeline.entry import Meter
 from support.fabric.networks import GATEWAY_MAC, add_vm, fabric, moved, vm_ip, vm_mac, vm_port
@@ -173,6 +174,33 @@ async def test_two_who_both_announce_it_do_not_make_it_go_to_and_fro(
             break
     told = [event.data["vm"] for event in recent(fake.controller.events, "address.taken")]
     assert told == ["vm1", "vm2"], "the first, and the last that was announced meanwhile"
+
+
+async def test_what_was_just_taken_stays_for_a_time_however_much_happens(fake: FakeNetwork) -> None:
+    for vm in ("vm1", "vm2"):
+        await fake.controller.nics.change(vm, allowed=(Allowed(SHARED),))
+    await announce(fake, 1, 1)
+    for _ in range(3):
+        await announce(fake, 2, 2)
+        assert fake.net.assignments[SHARED].vm == "vm1"
+
+
+async def test_an_address_is_taken_by_the_nic_that_announced_it_meanwhile_whatever_its_id(
+    fake: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The id of a NIC's port need not be the VM's."""
+    monkeypatch.setattr(taking, "CALM_SECONDS", 0.01)
+    nic = NIC(vm_mac(9), "port-of-vm9", allowed=(Allowed(SHARED),))
+    await fake.controller.context.install(fake.net.put_vm(VM("vm9", (nic,), "server2")))
+    await fake.controller.context.install(fake.net.set_vm_port("port-of-vm9", "edge2", VMPort(vm_port(9))))
+    await fake.controller.nics.change("vm1", allowed=(Allowed(SHARED),))
+    for number, at in ((1, 1), (9, 2)):
+        fake.send(f"edge{at}", vm_port(number), arp_request(vm_mac(number), SHARED, SHARED))
+    async with asyncio.timeout(60):
+        async for event in fake.controller.events.listen(0):
+            if event.type == "address.taken" and event.data["before"] == "vm1":
+                assert (event.data["vm"], event.data["nic"]) == ("vm9", "port-of-vm9")
+                break
 
 
 async def test_another_mac_is_for_a_nic_without_a_port(fake: FakeNetwork) -> None:

@@ -80,6 +80,7 @@ def test_what_has_the_scope_of_the_link_goes_nowhere_and_is_no_forgery(
         return
     for delivery in world.send(1, 1, ipv6.udp6_frame(vm_mac(1), via, src, dst)):
         assert (delivery.arrivals, delivery.to_controller) == ((), ())
+        assert {hop.switch for hop in delivery.hops} == {"edge1"}, "it does not even leave the server"
 
 
 def test_a_vm_without_an_address_of_ipv6_may_check_one_and_say_nothing_else() -> None:

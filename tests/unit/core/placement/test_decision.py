@@ -86,7 +86,31 @@ def test_memory_that_is_promised_counts_not_what_is_in_use() -> None:
     assert check.text == "0 MiB of memory that are not promised, and 1024 are needed"
 
 
+def test_what_nobody_has_said_of_a_server_is_not_asked_for() -> None:
+    """Of a disk or an uplink of which nothing is known nothing is said; of the rest, that it is not known."""
+    need = replace(VM, disk_mib=10, bandwidth_mbps=10)
+
+    def asked(**known: int) -> set[Filter]:
+        found = snapshot(server("a", **known), need=need)
+        return {check.filter for check in checks(found.servers[0], found)}
+
+    assert not asked() & {Filter.DISK, Filter.BANDWIDTH}
+    assert asked(disk_free_mib=0, bandwidth_mbps=1) >= {Filter.DISK, Filter.BANDWIDTH}
+    assert Filter.CAPACITY_UNKNOWN in why_not(snapshot(server("a", memory_mib=0)), "a")
+    least = snapshot(server("a", memory_mib=1, cpus=1), need=replace(VM, memory_mib=1))
+    assert why_not(least, "a") == []
+
+
+def test_what_a_server_does_not_say_is_neither_for_it_nor_against_it() -> None:
+    far, silent, near = server("far", distance=500), server("silent"), server("near", distance=0)
+    ranked = decide(snapshot(far, silent, near)).ranked
+    points = {one.server: {score.measure: score.points for score in one.scores} for one in ranked}
+    assert [points[name][Measure.DISTANCE] for name in ("far", "silent", "near")] == [0, 5000, 10_000]
+
+
 def test_vms_of_unknown_size_leave_only_what_is_free() -> None:
+    (unknown,) = decide(snapshot(server("a", unknown_vms=2, free_mib=None))).refused[:1]
+    assert [(check.have, check.need) for check in unknown.refused] == [(0, 1024)]
     assert why_not(snapshot(server("a", unknown_vms=2, free_mib=1024)), "a") == []
     assert why_not(snapshot(server("a", unknown_vms=2, free_mib=None)), "a") == [Filter.MEMORY]
 
