@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import aiohttp
@@ -9,10 +10,13 @@ import pytest
 
 from retinue.controller.api.server import Api
 from retinue.controller.app import Controller
+from retinue.controller.errors import RequestError
+from retinue.core.model import Vnet
 from retinue.core.packets import ArpOp, EtherType
 from retinue.core.pipeline.entry import match
 from retinue.core.pipeline.priorities import Arp
 from retinue.core.pipeline.tables import Table
+from retinue.protocol.errors import ErrorCode
 from support.fabric.networks import add_vm, fabric, vm_ip, vm_mac
 from support.fakes.memory_store import MemoryStore
 from support.recent_events import recent
@@ -165,3 +169,18 @@ async def test_what_the_file_has_is_removed_there(controller: Controller, url: s
     status, answer = await call(url, "DELETE", "/v1/subnets/blue")
     assert status == 409
     assert "stands in the configuration file" in str(answer["error"])
+
+
+async def test_one_that_has_gone_meanwhile_is_not_made_by_a_change(controller: Controller) -> None:
+    vnets, blue = controller.vnets, controller.net.subnets["blue"]
+    with pytest.raises(RequestError, match="there is no vnet gone"):
+        vnets.set_vnet(Vnet("gone"))
+    with pytest.raises(RequestError, match="there is no vnet gone"):
+        vnets.remove_vnet("gone")
+    with pytest.raises(RequestError, match="there is no subnet gone") as caught:
+        await vnets.set_subnet(replace(blue, id="gone"))
+    assert caught.value.code is ErrorCode.UNKNOWN_SUBNET
+    with pytest.raises(RequestError, match="there is no subnet gone") as caught:
+        await vnets.remove_subnet("gone")
+    assert caught.value.code is ErrorCode.UNKNOWN_SUBNET
+    assert "gone" not in controller.net.subnets

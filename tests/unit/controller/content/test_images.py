@@ -11,6 +11,7 @@ from retinue.controller.content.holders import ORDER_SECONDS
 from retinue.controller.content.images import Images
 from retinue.controller.errors import RequestError
 from retinue.core.limits import MOST_IMAGES
+from retinue.core.model import ModelError
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
 from retinue.protocol.images import HeldImage, ImagesBody, ImageState, SignedManifest, StoreUse
@@ -211,6 +212,7 @@ def test_an_image_that_was_ordered_and_not_reported_yet_is_not_removed() -> None
         images.holders.on_report(f"server{number}", report(number))
     images.publish(IMAGE, "server1")
     images.fetch("debian-12", ["server2"], "vm1", base=False)
+    assert images.holders.of("debian-12") == {"server2": HeldImage("debian-12", "", ImageState.FETCHING, 0)}
     with pytest.raises(RequestError, match="debian-12 is being fetched by server2") as caught:
         images.remove("debian-12")
     assert caught.value.code == ErrorCode.NEEDED
@@ -234,6 +236,22 @@ def test_an_agent_that_finds_nobody_to_fetch_from_says_so_and_does_not_keep_the_
     assert images.holders.of("debian-12") == {"server2": stuck}
     assert len(images.holders.who("debian-12", DIGEST, "server1")) == 2, "and it may hold some soon"
     images.remove("debian-12")
+
+
+def test_who_holds_another_image_of_the_name_is_no_holder(controller: Controller) -> None:
+    """It was removed while its agent was away, and published anew."""
+    controller.images.publish(IMAGE, "server1")
+    controller.images.holders.on_report("server2", report(2, replace(held(), list_digest="cd" * 32)))
+    assert [one.server for one in controller.images.holders.who("debian-12", DIGEST, "server1")] == [
+        "server1"
+    ]
+
+
+def test_what_an_image_is_needed_for_is_an_id(controller: Controller) -> None:
+    controller.images.publish(IMAGE, "server1")
+    with pytest.raises(ModelError, match="cannot be what an image is needed for"):
+        controller.images.fetch("debian-12", [], "a/b", base=False)
+    assert told(controller, EventType.IMAGE_FETCH) == []
 
 
 def test_an_order_that_was_missed_does_not_keep_the_image_for_ever() -> None:
