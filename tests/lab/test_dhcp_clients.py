@@ -1,13 +1,14 @@
-"""DHCP clients of others, each in a namespace at a server's port: ISC's dhclient, dhcpcd, systemd-networkd.
+"""Programs of others, each in a namespace at a server's port: ISC's dhclient, dhcpcd, systemd-networkd.
 
 They ask, renew and rebind as their authors wrote them, with leases of seconds. No agent runs here: what a
-hypervisor would tell of a migration is told by the test.
+hypervisor would tell of a migration is told by the test. And keepalived, with addresses that two VMs share.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from ipaddress import ip_address
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -15,13 +16,14 @@ import pytest
 from scapy.layers.dhcp6 import DHCP6_Renew
 
 from retinue_lab.sandbox.handle import LabHandle
+from retinue_lab.topology.topology import SANDBOX
 from retinue_lab.topology.topology_file import load
-from support.lab import dhcp6, foreign_clients, second_dhcp
+from support.lab import dhcp6, foreign_clients, keepalived, second_dhcp
 from support.lab.foreign_clients import Client
 from support.lab.frames import BOOTP, EVERYBODY, IP, NOBODY, dhcp_type
 from support.lab.start import lab_of
 from support.lab.tools import Events, Json, LabBench, Picks, eventually
-from support.lab.watch import Frame, Wanted
+from support.lab.watch import Frame, Lines, Wanted
 
 pytestmark = pytest.mark.lab
 
@@ -242,3 +244,66 @@ async def test_clients_of_dhcpv6_have_leases_renew_them_and_take_them_along(benc
         await asyncio.gather(*map(follow, CLIENTS6))
         assert not events.of("binding.removed")
         assert not events.of("dhcp.rejected")
+
+
+@pytest.fixture
+async def routers(bench: LabBench) -> AsyncIterator[None]:
+    """Two VMs with keepalived and one beside them, in a network of both families."""
+    subnet = ("--prefix", "fd00:1::/64", "--gateway", "fd00:1::fe")
+    await bench.cli("subnet", "add", "blue6", *subnet)
+    await keepalived.start(bench)
+    yield
+    await keepalived.stop(bench)
+    await bench.cli("subnet", "remove", "blue6")
+
+
+@pytest.mark.usefixtures("routers")
+async def test_keepalived_takes_its_addresses_over_by_its_announcements(
+    bench: LabBench, record_property: Callable[[str, object], None]
+) -> None:
+    """When the master's link goes down the backup has both addresses, and gives them back when it returns.
+
+    A neighbour that pings them is answered by whoever has them; each way is told, and nobody else's changes.
+    """
+    one, two, beside = (router.client for router in keepalived.ALL)
+    inside = ("ip", "netns", "exec", beside.name)
+    pings = [(*inside, "ping", "-n", "-i", "0.02", ip) for ip in keepalived.SHARED]
+
+    async def goes_to(events: Events, client: Client, before: str, log: Lines) -> None:
+        for ip in keepalived.SHARED:
+            await events.until("address.taken", taken(ip, client.name, before))
+        # From now on it answers, and goes on to; the port says who does.
+        async with bench.capture(client.home, f"vm-{client.name}", "in") as port:
+            await port.until(lambda f: from_shared(f.ether), times=20)
+        await log.until("bytes from", times=len(log.those("bytes from")) + 20)
+
+    async with bench.events(0) as events, bench.lines(SANDBOX, *pings[0]) as v4:
+        await goes_to(events, one, "", v4)
+        async with bench.lines(SANDBOX, *pings[1]) as v6:
+            await v6.until("bytes from", times=20)
+            for unplugged in (True, False):
+                await keepalived.plug(bench, keepalived.MASTER, "down" if unplugged else "up")
+                to, before = (two, one) if unplugged else (one, two)
+                await goes_to(events, to, before.name, v4)
+                await v6.until("bytes from", times=len(v6.those("bytes from")) + 20)
+                for family, log in (("IPv4", v4), ("IPv6", v6)):
+                    record_property(f"longest silence, {family}", longest_silence(log))
+            others = {row["ip"] for name in NAMES for row in await bench.bindings(name)}
+            assert not others & {*keepalived.SHARED}
+            kinds = {row["ip"]: (row["kind"], row["vm"]) for row in await bench.bindings(one.name)}
+            assert [kinds[ip] for ip in keepalived.SHARED] == [("allowed", one.name)] * 2
+            assert {e["vm"] for e in events.of("address.taken")} == {one.name, two.name}
+
+
+def from_shared(ether: Any) -> bool:
+    return bool(ether.haslayer(IP) and ether[IP].src == keepalived.SHARED[0])
+
+
+def taken(ip: str, vm: str, before: str) -> Picks:
+    return lambda e: (e["ip"], e["vm"], e["before"]) == (ip, vm, before)
+
+
+def longest_silence(log: Lines) -> float:
+    """Seconds between two replies."""
+    times = [at for at, _ in log.those("bytes from")]
+    return max(later - earlier for earlier, later in pairwise(times))

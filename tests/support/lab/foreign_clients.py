@@ -70,12 +70,17 @@ class Client:
     name: str
     program: str
     mac: str
+    home: str = "server1"
+    """The server at which it is plugged in at first."""
 
 
 def make(lab: LabHandle, clients: list[Client]) -> None:
-    """The clients' nodes and plugs, each plugged in at server1, where its port says which VM it is."""
+    """The clients' nodes and plugs, each plugged in at home, where its port says which VM it is."""
     servers = [server.id for server in lab.topology.server]
-    lines = [f"ip netns add {PLUGS}", f"ip netns exec {PLUGS} sh -c {shlex.quote(_QUIET)}"]
+    lines = [
+        f"test -e /run/netns/{PLUGS} || ip netns add {PLUGS}",
+        f"ip netns exec {PLUGS} sh -c {shlex.quote(_QUIET)}",
+    ]
     for client in clients:
         name, bridge = client.name, f"b-{client.name}"
         lines += [
@@ -97,11 +102,11 @@ def make(lab: LabHandle, clients: list[Client]) -> None:
                 f"ip -n {server} link set vm-{name} up",
                 f"ip -n {PLUGS} link set {plug} up",
             ]
-        lines.append(f"ip -n {PLUGS} link set {name}-{servers[0][-1]} master {bridge}")
+        lines.append(f"ip -n {PLUGS} link set {name}-{client.home[-1]} master {bridge}")
     done = lab.exec(SANDBOX, ["sh", "-ec", "\n".join(lines)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for client in clients:
-        _add_port(lab, client, servers[0])
+        _add_port(lab, client, client.home)
 
 
 def run(lab: LabHandle, client: Client) -> None:
