@@ -64,7 +64,9 @@ class VMLifecycle(VMWorkers):
         self._transfer = transfer
         self._reports = reports
         self._source = SourceEnd(hypervisor, authority, transfer, reports, bypassed, self.learn)
-        self._target = TargetEnd(hypervisor, authority, transfer, spec, self.learn, self.listener)
+        self._target = TargetEnd(
+            hypervisor, authority, transfer, spec, reports, bypassed, self.learn, self.listener
+        )
 
     # ---- the VMs, and their workers ----
 
@@ -138,7 +140,10 @@ class VMLifecycle(VMWorkers):
                 await self.until_done(vm, lambda: self._end_machine(vm), "its machine")
             case e.CountFrames():
                 vm.port_frames = await nic_ports.rx_frames(self.ports, vm.record)
+            case e.HandBack() if migration is not None:
+                await self._target.hand_back(vm, migration)
             case e.RemovePort():
+                vm.let_frames_go()
                 await self.until_done(vm, lambda: nic_ports.remove(self.ports, vm.record), "its port")
             case e.OpenMachine(plugged=plugged) if migration is not None:
                 await self._target.open(vm, migration, plugged)

@@ -321,8 +321,9 @@ def _lost(figures: dict[str, Any]) -> str:
     """Of a migration that came to nothing; "" where nobody has counted."""
     if "lost_about" not in figures:
         return ""
-    sent, kept = figures["diverted"], figures.get("kept", 0)
-    return f"about {figures['lost_about']}: {sent} went to the target, {kept} waited at the source"
+    sent, kept, back = figures["diverted"], figures.get("kept", 0), figures.get("handed_back", 0)
+    told = f"about {figures['lost_about']}: {sent} went to the target, {kept} waited at the source"
+    return f"{told}, {back} were handed back" if back else told
 
 
 def _milliseconds(figures: dict[str, Any], name: str) -> str:

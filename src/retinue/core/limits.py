@@ -42,6 +42,8 @@ LARGEST_PORT_NUMBER = 0xFFFF_FF00
 LEAST_MTU, MOST_MTU = 1280, 9216
 """Bytes of an IP packet that a network takes: what IPv6 needs at the least (RFC 8200, section 5), and jumbo
 frames of common switches."""
+LARGEST_FRAME = MOST_MTU + 14
+"""Bytes of an untagged Ethernet frame."""
 MOST_MEMORY_MIB = 1 << 24
 """MiB of one VM's memory: 16 TiB."""
 
@@ -95,6 +97,11 @@ MOST_VRFS = 256
 """Routing domains."""
 MOST_RELAYED = 16
 """DHCP servers to which one subnet's messages are relayed."""
+MOST_WAITING, MOST_WAITING_BYTES = 10_000, 16 << 20
+"""Frames that waited for one VM at the target of a migration that is undone, and that are handed back: as
+many as its tap holds. Of more the first are taken."""
+MOST_AT_ONCE = 1000
+"""Of these, in one report."""
 MOST_REPORTED = 1024
 """VMs of one server that nobody registered and its switch reported."""
 MOST_IMAGES = 128

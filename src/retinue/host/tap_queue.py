@@ -2,13 +2,18 @@
 
 A tap is readable when a frame waits in it (tun.c: tun_chr_poll). Linux lets one who may trace a process have
 a copy of a file of its (pidfd_getfd(2)); in /proc/PID/fdinfo a tap's says which interface it is ("iff:").
+
+A tap forgets its frames when the last file through which it is open is closed, its process having ended. By a
+copy they are there still, and can be read (`HeldTaps`).
 """
 
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import os
 import select
+import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +23,11 @@ from retinue.host.errors import HostError
 PIDFD_GETFD = 438
 """The system call's number, on every architecture; Python has no name for it."""
 TUN = Path("/dev/net/tun")
+
+TUNGETIFF, TUNGETVNETHDRSZ = 0x800454D2, 0x800454D7
+IFF_VNET_HDR = 0x4000
+"""linux/if_tun.h: what a tap is, and how long the header before each frame is where it has that flag."""
+LARGEST_READ = 1 << 17
 
 LOOK = 0.0005
 LIMIT = 1.0
@@ -61,6 +71,7 @@ class TapQueue:
     """Copies of the files through which a process reads one tap."""
 
     def __init__(self, files: list[int]) -> None:
+        self._files = files
         self._poll = select.poll()
         for file in files:
             self._poll.register(file, select.POLLIN)
@@ -68,6 +79,49 @@ class TapQueue:
     def is_empty(self) -> bool:
         """Every frame that was put into the tap has been read."""
         return not any(events & select.POLLIN for _, events in self._poll.poll(0))
+
+    def take(self) -> Iterator[bytes]:
+        """The frames that wait, each taken out as it is asked for. Nobody else must read. Raises OSError."""
+        for file in self._files:
+            os.set_blocking(file, False)
+            header = _header_of(file)
+            while True:
+                try:
+                    frame = os.read(file, LARGEST_READ)
+                except BlockingIOError:
+                    break
+                yield frame[header:]
+
+
+class HeldTaps:
+    """Taps whose frames wait, for as long as they are held, whatever becomes of who has them open.
+
+    They cannot be removed, nor opened by another, before they are let go. Raises HostError.
+    """
+
+    def __init__(self, pid: int, taps: Sequence[str]) -> None:
+        with contextlib.ExitStack() as held:
+            self._queues = [held.enter_context(queue_of(pid, tap)) for tap in taps]
+            self._held = held.pop_all()
+
+    def take(self, most: int, most_bytes: int) -> list[bytes]:
+        """The frames that wait, in the order of each tap, up to so many of so many bytes; taken out. When the
+        process has ended: it would read, too. Raises HostError."""
+        taken: list[bytes] = []
+        size = 0
+        try:
+            for queue in self._queues:
+                for frame in queue.take():
+                    taken.append(frame)
+                    size += len(frame)
+                    if len(taken) == most or size >= most_bytes:
+                        return taken
+        except OSError as error:
+            raise HostError(f"what waits in a tap cannot be read: {error}") from error
+        return taken
+
+    def let_go(self) -> None:
+        self._held.close()
 
 
 def holders_of(taps: Sequence[str]) -> Holders:
@@ -95,6 +149,15 @@ def _files_of(pid: int, tap: str) -> Iterator[int]:
                 fields = Path(f"/proc/{pid}/fdinfo/{file.name}").read_text().split()
                 if "iff:" in fields and fields[fields.index("iff:") + 1] == tap:
                     yield int(file.name)
+
+
+def _header_of(file: int) -> int:
+    """How many bytes come before each frame that is read."""
+    (flags,) = struct.unpack_from("16xH", fcntl.ioctl(file, TUNGETIFF, bytes(40)))
+    if not flags & IFF_VNET_HDR:
+        return 0
+    (size,) = struct.unpack("i", fcntl.ioctl(file, TUNGETVNETHDRSZ, bytes(4)))
+    return int(size)
 
 
 def _copy(process: int, number: int) -> int:

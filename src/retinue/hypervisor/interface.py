@@ -189,6 +189,17 @@ LINK_DOWN_SECONDS = 0.3
 """How long a link is down that is to be seen to go: a guest that was told of it looks at once."""
 
 
+class HeldFrames(Protocol):
+    """The frames that wait for a VM at its ports, held whatever becomes of the machine."""
+
+    def take(self, most: int, most_bytes: int) -> list[bytes]:
+        """Those frames, in order, up to so many of so many bytes; they wait no longer. The machine must have
+        ended. Raises HostError."""
+
+    def let_go(self) -> None:
+        """Hold nothing any more; the ports can be removed, or used by another machine."""
+
+
 class Machine(Protocol):
     """One VM on one server. Every method raises HypervisorError."""
 
@@ -202,6 +213,9 @@ class Machine(Protocol):
 
     async def waiting(self) -> int:
         """How many frames have come for the VM that it has not read yet."""
+
+    def hold_frames(self) -> HeldFrames | None:
+        """Hold what waits for the VM, which has not run here; None where that is not possible."""
 
     async def set_nics(self, nics: Sequence[NICSpec], gone: Collection[str]) -> None:
         """Put NICs in and take NICs out of the running VM, until it has these besides its first, and none

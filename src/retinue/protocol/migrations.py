@@ -9,7 +9,8 @@ The controller gives orders on its event stream; the agents of the two servers c
     -                           converged, stopped            diverted
     -                           resumed                       switched
     migration.free_source       source_freed                  freed
-    migration.roll_back         rolled_back, target_closed    undone
+    migration.roll_back         rolled_back, waited,          undone
+                                target_closed
     migration.return_to_source  rolled_back                   undone
 
 docs/api.md says what each side must do; core/migration/states.py has the whole table of states.
@@ -20,7 +21,7 @@ from typing import Annotated
 
 import msgspec
 
-from retinue.core.limits import LARGEST_COUNT, LATEST, LONGEST_ADDRESS
+from retinue.core.limits import LARGEST_COUNT, LARGEST_FRAME, LATEST, LONGEST_ADDRESS, MOST_AT_ONCE
 from retinue.core.migration import MigrationState
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.core.placement import Reason
@@ -57,6 +58,9 @@ class Report(StrEnum):
     RESUMED = "resumed"
     """The VM runs at the target: the point of no return."""
     SOURCE_FREED = "source_freed"
+    WAITED = "waited"
+    """What waited for the VM at a target that is given up: first without frames, to be answered when nothing
+    more goes there, then with them."""
     TARGET_CLOSED = "target_closed"
     """The VM never ran at the target, and never will."""
     ROLLED_BACK = "rolled_back"
@@ -115,6 +119,8 @@ class MigrationBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
 
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_COUNT)]
+Frame = Annotated[bytes, msgspec.Meta(max_length=LARGEST_FRAME)]
+"""An Ethernet frame; in JSON it is written in base64."""
 
 
 class ReportBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -136,6 +142,8 @@ class ReportBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     """With `copying`: bytes of memory that the VM wrote a second during the pass before."""
     frames: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_COUNT)] = 0
     """With `rolled_back` and `target_closed`: the frames that had come to the VM's port at this server."""
+    waiting: Annotated[list[Frame], msgspec.Meta(max_length=MOST_AT_ONCE)] = []
+    """With `waited`: frames that the source has no copies of, in order."""
 
 
 class ReportAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -143,4 +151,5 @@ class ReportAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
     state: MigrationState
     copies_from: str = ""
-    """To `converged`: the MAC address that the copies for the paused VM will come from."""
+    """To `converged`: the MAC address that the copies for the paused VM will come from. To `waited`: that of
+    which a copy was made has it as its source, and is at the source already."""

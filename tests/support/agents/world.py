@@ -25,6 +25,7 @@ from retinue.hypervisor import (
     Divert,
     Exited,
     HandedOverError,
+    HeldFrames,
     HypervisorError,
     MigrationFailed,
     MigrationResult,
@@ -57,6 +58,8 @@ class AgentWorld:
         """VMs whose source has reached its target."""
         self.ran_twice: list[str] = []
         self.frames_waiting = self.frames_come = 0
+        self.held: list[bytes] | None = None
+        """What waits in the taps of a target; None: nobody can hold it."""
 
     def note(self, what: str) -> None:
         self.log.append(what)
@@ -108,6 +111,9 @@ class FakeMachine:
         if len(where := self.world.running(self.spec.id)) > 1:
             self.world.ran_twice.append(f"{self.spec.id} runs at {' and '.join(where)}")
 
+    def hold_frames(self) -> HeldFrames | None:
+        return None if self.world.held is None else HeldInWorld(self.world, self.server)
+
     async def waiting(self) -> int:
         return self.world.frames_waiting
 
@@ -154,6 +160,20 @@ class FakeMachine:
         if not self.ended:
             self.ended, self.now = True, RunState.BROKEN
             self.on_event(Exited(self.spec.id, 9.0, how))
+
+
+class HeldInWorld:
+    """What waits at a fake server's taps."""
+
+    def __init__(self, world: AgentWorld, server: str) -> None:
+        self.world, self.server = world, server
+
+    def take(self, most: int, most_bytes: int) -> list[bytes]:
+        self.world.note(f"{self.server}: takes what waits")
+        return list(self.world.held or ())
+
+    def let_go(self) -> None:
+        self.world.note(f"{self.server}: lets go what waits")
 
 
 class FakeHypervisor:
@@ -368,7 +388,7 @@ class FakeRest:
             assert more.pop("server") == self.server
         subject = path.removeprefix("/v1/vms/").removeprefix("/v1/migrations/").removesuffix("/events")
         self.world.note(" ".join([f"{self.server} tells {subject} {event}", *map(str, more.values())]))
-        return {"copies_from": COPIES_FROM} if event == "converged" else {}
+        return {"copies_from": COPIES_FROM} if event in ("converged", "waited") else {}
 
     async def events(self, since: int | None) -> AsyncGenerator[ControllerEvent, None]:
         self.since.put_nowait(since)

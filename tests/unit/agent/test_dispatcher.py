@@ -1,6 +1,7 @@
 """The agents of two servers as dialogues: the controller's events go in, what is done and told comes out."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from retinue.protocol.events import ControllerEvent
 from retinue.protocol.migrations import MigrationRecord
 from retinue.protocol.vms import VMRecord, VMState
 from support.agents.world import COPIES_FROM, VM, TwoServers, bench_up
+from support.fabric.networks import GATEWAY_MAC, vm_ip
+from support.fabric.world import OUTSIDE, udp_frame
 
 
 @pytest.fixture
@@ -236,6 +239,50 @@ async def test_what_had_come_for_a_vm_is_counted_when_its_move_is_off(bench: Two
     told = await bench.step("roll_back")
     assert "server1 tells migration-1 rolled_back 7" in told
     assert "server2 tells migration-1 target_closed 40" in told
+
+
+async def test_what_waits_at_a_target_that_is_given_up_is_handed_back(bench: TwoServers) -> None:
+    """When nothing more comes there, and the machine has ended; without what the source has copies of."""
+    waits = udp_frame(GATEWAY_MAC, "52:54:00:00:00:01", OUTSIDE, vm_ip(1))
+    copied = udp_frame(COPIES_FROM, "52:54:00:00:00:01", OUTSIDE, vm_ip(1))
+    bench.world.held = [waits, waits, copied]
+    await bench.prepared()
+    said = [line for line in by_server(await bench.step("roll_back")) if line.startswith("server2")]
+    frames = [base64.b64encode(waits).decode()] * 2
+    assert said == [
+        "server2: quit",
+        "server2 tells migration-1 waited server2",
+        "server2: takes what waits",
+        f"server2 tells migration-1 waited server2 {frames}",
+        "server2: lets go what waits",
+        "server2: unplug web",
+        "server2 tells migration-1 target_closed",
+    ]
+    assert bench.target.ports.bypassed == [(bench.target.machine.spec.port, "")]
+
+
+@pytest.mark.parametrize("rejects", [False, True])
+async def test_a_target_is_given_up_whatever_becomes_of_what_waits_there(
+    bench: TwoServers, rejects: bool
+) -> None:
+    bench.world.held = [udp_frame(GATEWAY_MAC, "52:54:00:00:00:01", OUTSIDE, vm_ip(1))]
+    await bench.prepared()
+    if rejects:
+        bench.target.rest.rejects = "waited"
+    else:
+        bench.target.ports.still_fed = "the switch follows its tables too late"
+    said = await bench.step("roll_back")
+    assert said[-1] == "server2 tells migration-1 target_closed"
+    assert "server2: unplug web" in said
+    assert any(line.startswith("server2 tells migration-1 waited server2 [") for line in said) is not rejects
+
+
+async def test_what_waits_for_a_vm_is_its_own_once_it_runs_here(bench: TwoServers) -> None:
+    bench.world.held = []
+    await bench.prepared()
+    told = await bench.step("start_copy")
+    assert told.index("server2: runs") < told.index("server2: lets go what waits")
+    assert "server2: takes what waits" not in told
 
 
 async def test_a_vm_that_ended_when_told_to_run_has_moved_and_does_not_go_back(bench: TwoServers) -> None:

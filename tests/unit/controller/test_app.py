@@ -11,6 +11,7 @@ from retinue.controller.app import Controller
 from retinue.controller.migrations.orchestrator import MigrationError
 from retinue.controller.migrations.placing import PRIMERS
 from retinue.controller.state import ServerLocation, Stored
+from retinue.core.limits import MOST_WAITING
 from retinue.core.migration import MigrationState, begin, placement
 from retinue.core.model import VM, ModelError, PortRef, PortStatus, VMPort
 from retinue.core.model.network import Owner
@@ -410,6 +411,36 @@ async def test_what_a_move_that_failed_has_lost_is_counted(lab: ControlledNetwor
     assert (figures["diverted"], figures["kept"], figures["lost_about"]) == (40, 30, 10)
 
 
+async def test_what_waited_at_the_target_of_a_move_that_is_undone_comes_to_the_vm(
+    lab: ControlledNetwork,
+) -> None:
+    """The target is answered when its traffic goes to the source again, with the mark of what is there."""
+    await lab.boot(1, at=1)
+    id = await migrate_to(lab, 2, "target_opened", "copy_started", "converged")
+    reports = lab.controller.orchestrator.reports
+    waited = [udp_frame(vm_mac(9), vm_mac(1), OUTSIDE, vm_ip(number)) for number in (1, 2)]
+    with pytest.raises(MigrationError, match="what waits at server2 is for the VM there"):
+        await reports.on_waited(id, waited, by=["server2"])
+    gate = lab.fake.sessions["spine1"].hold = asyncio.Event()
+    reports.on_report(id, Report.FAILED, lab.now, "the target is gone")
+    asked = asyncio.create_task(reports.on_waited(id, [], by=["server2"]))
+    await lab.fake.settle()
+    assert not asked.done(), "spine1 may still send frames there"
+    gate.set()
+    assert (await asked).copies_from == lab.fake.net.servers["server2"].mac
+    lab.fake.heard.clear()
+    with pytest.raises(MigrationError, match="for its target to say"):
+        await reports.on_waited(id, waited, by=["server1"])
+    await reports.on_waited(id, waited, by=["server2"])
+    assert lab.fake.heard == [("edge1", vm_port(1), udp_frame(GATEWAY_MAC, vm_mac(1), OUTSIDE, vm_ip(1)))]
+    reports.on_report(id, Report.TARGET_CLOSED, lab.now, "", frames=40 + PRIMERS)
+    figures = lab.controller.orchestrator.figures_of(id)
+    assert (figures["handed_back"], figures["lost_about"]) == (1, 39)
+    figures["handed_back"] = MOST_WAITING
+    await reports.on_waited(id, waited, by=["server2"])
+    assert len(lab.fake.heard) == 1, "no more than a tap holds"
+
+
 async def test_what_is_on_its_way_to_the_target_of_a_move_that_is_undone_comes_as_from_the_gateway(
     lab: ControlledNetwork,
 ) -> None:
@@ -426,7 +457,8 @@ async def test_what_is_on_its_way_to_the_target_of_a_move_that_is_undone_comes_a
         ways = lab.fake.fabric.all_paths("edge2", UPLINK, late)
         return {switch: parse(frame).src for way in ways for switch, _, frame in way.arrivals}
 
-    both = {"edge1": GATEWAY_MAC, "edge2": GATEWAY_MAC}
+    marked = lab.fake.net.servers["server2"].mac
+    both = {"edge1": GATEWAY_MAC, "edge2": marked}
     assert arrivals() == both
     lab.controller.orchestrator.reports.on_report(id, Report.FAILED, lab.now, "the target is gone")
     lab.controller.orchestrator.reports.on_report(id, Report.ROLLED_BACK, lab.now, "")

@@ -10,25 +10,28 @@ from pathlib import Path
 import pytest
 
 from retinue.host.errors import HostError
-from retinue.host.tap_queue import holder_of, holders_of, queue_of, until_empty
+from retinue.host.tap_queue import HeldTaps, holder_of, holders_of, queue_of, until_empty
 
 TAP = f"tap-{os.getpid()}"  # Whoever has it open is looked for among all processes.
 
 HOLDER = f"""
 import fcntl, os, socket, struct, subprocess, sys
 from pathlib import Path
-TUNSETIFF, TAP, NO_INFO, ETH_P_ALL = 0x400454CA, 0x0002, 0x1000, 0x0003
+TUNSETIFF, TAP, NO_INFO, ETH_P_ALL, VNET_HDR = 0x400454CA, 0x0002, 0x1000, 0x0003, 0x4000
+KIND = TAP | NO_INFO | (VNET_HDR if "as QEMU" in sys.argv else 0)
 tun = os.open("/dev/net/tun", os.O_RDWR)
-fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH", b"{TAP}", TAP | NO_INFO))
+fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH", b"{TAP}", KIND))
 for silent in Path("/proc/sys/net/ipv6/conf").glob("*/disable_ipv6"):
     silent.write_text("1")  # Else the kernel itself would send into it.
 subprocess.run(["ip", "link", "set", "{TAP}", "up"], check=True)
 wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 wire.bind(("{TAP}", 0x88B5))
+sent = 0
 print("open", flush=True)
 for line in sys.stdin:
     if line == "send\\n":
-        wire.send(bytes(12) + bytes.fromhex("88b5") + bytes(46))
+        wire.send(bytes(12) + bytes.fromhex("88b5") + bytes([sent]) + bytes(45))
+        sent += 1
     else:
         os.read(tun, 2048)
     print("done", flush=True)
@@ -36,8 +39,8 @@ for line in sys.stdin:
 
 
 class Holder:
-    def __init__(self) -> None:
-        argv = ["unshare", "--net", sys.executable, "-I", "-S", "-c", HOLDER]
+    def __init__(self, *how: str) -> None:
+        argv = ["unshare", "--net", sys.executable, "-I", "-S", "-c", HOLDER, *how]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True)
         assert self._said() == "open"
@@ -52,6 +55,11 @@ class Holder:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(60)
+
 
 @pytest.fixture
 def holder() -> Iterator[Holder]:
@@ -59,9 +67,7 @@ def holder() -> Iterator[Holder]:
         pytest.skip("making a tap needs root")
     made = Holder()
     yield made
-    assert made.process.stdin is not None
-    made.process.stdin.close()
-    made.process.wait(60)
+    made.end()
 
 
 def test_a_tap_is_empty_when_its_holder_has_read_all(holder: Holder) -> None:
@@ -113,3 +119,22 @@ def test_a_process_that_has_ended_cannot_be_looked_into() -> None:
     gone.wait()
     with pytest.raises(HostError, match="cannot be looked into"), queue_of(gone.pid, TAP):
         pass
+
+
+@pytest.mark.parametrize("how", [(), ("as QEMU",)], ids=["plain", "with a header before each frame"])
+def test_what_waits_in_a_tap_outlives_the_process_that_has_it_open(how: tuple[str, ...]) -> None:
+    """Killed or not: by a copy of its file the frames are there, in order."""
+    if os.geteuid() != 0:
+        pytest.skip("making a tap needs root")
+    holder = Holder(*how)
+    for _ in range(4):
+        holder.do("send")
+    held = HeldTaps(holder.process.pid, [TAP])
+    holder.do("read")
+    holder.end()
+    assert [frame[14] for frame in held.take(2, 1 << 20)] == [1, 2], "so many, and the rest waits"
+    assert held.take(9, 1) == [bytes(12) + bytes.fromhex("88b5") + bytes([3]) + bytes(45)]
+    assert held.take(9, 9) == []
+    held.let_go()
+    with pytest.raises(HostError):
+        HeldTaps(holder.process.pid, [TAP])

@@ -1,6 +1,8 @@
 """What an agent reports to the controller of its VMs and their migrations."""
 
 import asyncio
+import base64
+from collections.abc import Collection
 from typing import Any
 
 from retinue.agent.controller_link.reports import Reports
@@ -14,6 +16,9 @@ from retinue.protocol.vms import VMReport
 DIVERT_LIMIT = 30.0
 """Seconds that a copy which is all but done waits for its traffic to be diverted; the VM runs meanwhile. Long
 enough for a controller that is started anew, and for the switches to come back to it."""
+HAND_BACK_LIMIT = 5.0
+"""Seconds that a target which is given up waits for an answer. (A source that has handed the VM over waits
+for the target.)"""
 
 
 class VMReports:
@@ -55,3 +60,24 @@ class VMReports:
         except ControllerError as error:
             raise HypervisorError(f"its traffic is not diverted: {error}") from error
         return str(answer.get("copies_from", ""))
+
+    async def until_returned(self, vm: str, migration: str) -> str:
+        """Returns when the VM's traffic goes to the source again, at a target that is given up.
+
+        Returns the source MAC address of those frames that the source has copies of. Raises HypervisorError.
+        """
+        answer = await self._of_waiting(vm, migration, ())
+        return str(answer.get("copies_from", ""))
+
+    async def hand_back(self, vm: str, migration: str, frames: Collection[bytes]) -> None:
+        """Give the controller frames that waited for the VM. Raises HypervisorError."""
+        await self._of_waiting(vm, migration, frames)
+
+    async def _of_waiting(self, vm: str, migration: str, frames: Collection[bytes]) -> dict[str, Any]:
+        body: dict[str, Any] = {"event": Report.WAITED, "server": self._server}
+        if frames:
+            body["waiting"] = [base64.b64encode(frame).decode() for frame in frames]
+        try:
+            return await self._reports.ask(vm, Route.REPORT_MIGRATION.path(migration), body, HAND_BACK_LIMIT)
+        except ControllerError as error:
+            raise HypervisorError(f"what waited for it is not handed back: {error}") from error

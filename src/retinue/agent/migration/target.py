@@ -1,18 +1,23 @@
 """What an agent does at the target of a migration: wait for the VM, and let it run once it is its own.
 
-The memory comes in by a task beside the VM's steps, so that a rollback can call it off.
+The memory comes in by a task beside the VM's steps, so that a rollback can call it off. What the VM is sent
+meanwhile waits in its taps; the agent holds it, so that it is there when the machine has ended, to be handed
+back.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 import structlog
 
+from retinue.agent.controller_link.vm_reports import VMReports
 from retinue.agent.migration.peer import Transfer
 from retinue.agent.vms.authority import Authority
-from retinue.agent.vms.local_vm import LocalVM
+from retinue.agent.vms.local_vm import Bypassed, LocalVM
+from retinue.core.limits import LARGEST_REPORT, MOST_WAITING, MOST_WAITING_BYTES
 from retinue.core.migration.endpoint_steps import (
     Fact,
     NotArrived,
@@ -21,7 +26,9 @@ from retinue.core.migration.endpoint_steps import (
     RanAndEnded,
     RanHere,
 )
+from retinue.core.migration.handing_back import in_batches, not_copied
 from retinue.host.errors import HostError
+from retinue.host.timing import CACHE_LAG
 from retinue.hypervisor import Event, HandedOverError, Hypervisor, OnEvent, Resumed, VMSpec
 from retinue.protocol.migrations import MigrationRecord
 from retinue.protocol.vms import VMRecord
@@ -38,6 +45,8 @@ class TargetEnd:
         authority: Authority,
         transfer: Transfer,
         spec: Callable[[VMRecord], VMSpec],
+        reports: VMReports,
+        bypassed: Bypassed,
         learn: Callable[[LocalVM, Fact], None],
         listener: Callable[[LocalVM], OnEvent],
     ) -> None:
@@ -45,17 +54,21 @@ class TargetEnd:
         self._authority = authority
         self._transfer = transfer
         self._spec = spec
+        self._reports = reports
+        self._bypassed = bypassed
         self._learn = learn
         self._listener = listener
 
     async def open(self, vm: LocalVM, migration: MigrationRecord, plugged: bool) -> None:
         """Make a machine that waits for the VM's memory, and its port unless the VM has it (`plugged`)."""
         vm.migration = migration
+        vm.let_frames_go()
         try:
             if not plugged:
                 await self._authority.make_target_port(vm)
                 plugged = True
             vm.machine = await self._hypervisor.open_target(self._spec(vm.record), self._listener(vm))
+            vm.held = vm.machine.hold_frames()
         except HostError as error:
             self._learn(vm, NotOpened(migration.id, str(error), plugged))
             return
@@ -69,6 +82,7 @@ class TargetEnd:
     async def _receive(self, vm: LocalVM, migration: MigrationRecord) -> None:
         def hear(event: Event) -> None:
             if isinstance(event, Resumed):
+                vm.let_frames_go()
                 self._learn(vm, RanHere(migration.id, event.at))
 
         try:
@@ -77,6 +91,7 @@ class TargetEnd:
         except HandedOverError as error:
             # The VM may have run, so the source must never resume it: it has migrated, and ended.
             vm.machine = None
+            vm.let_frames_go()
             self._learn(vm, RanAndEnded(migration.id, time.time(), str(error)))
         except HostError as error:
             log.warning("migration.vm_did_not_arrive", vm=vm.id, migration=migration.id, error=str(error))
@@ -84,3 +99,25 @@ class TargetEnd:
             self._learn(vm, NotArrived(migration.id, str(error)))
         finally:
             self._transfer.forget(migration.id)
+
+    async def hand_back(self, vm: LocalVM, migration: MigrationRecord) -> None:
+        """Give the controller what waited here for a VM that stays at its source, and has no machine here.
+
+        Some of it may still be on its way: first nothing may come here any more. It is tried once, for a
+        source that has handed the VM over waits meanwhile.
+        """
+        if vm.held is None or vm.by_hand:
+            return
+        handed_back = 0
+        try:
+            copies_from = await self._reports.until_returned(vm.id, migration.id)
+            with contextlib.suppress(HostError):  # It is late: what has come is here.
+                if not await self._bypassed(self._spec(vm.record).ports, ""):
+                    await asyncio.sleep(CACHE_LAG)
+            waited = not_copied(vm.held.take(MOST_WAITING, MOST_WAITING_BYTES), copies_from)
+            for frames in in_batches(waited, LARGEST_REPORT // 2):  # In base64 they are a third longer.
+                await self._reports.hand_back(vm.id, migration.id, frames)
+                handed_back += len(frames)
+        except HostError as error:
+            log.warning("migration.not_handed_back", vm=vm.id, migration=migration.id, error=str(error))
+        log.info("migration.handed_back", vm=vm.id, migration=migration.id, frames=handed_back)

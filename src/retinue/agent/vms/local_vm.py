@@ -16,7 +16,7 @@ from retinue.core.migration.endpoint import (
     Running,
 )
 from retinue.host.errors import HostError
-from retinue.hypervisor import Machine, MigrationResult
+from retinue.hypervisor import HeldFrames, Machine, MigrationResult
 from retinue.hypervisor.paths import MachineFiles
 from retinue.protocol.migrations import MigrationRecord
 from retinue.protocol.vms import VMRecord
@@ -68,6 +68,8 @@ class LocalVM:
     record: VMRecord
     presence: Presence = field(default_factory=Absent)
     machine: LocalMachine | None = None
+    held: HeldFrames | None = None
+    """What waits for the VM at its ports here, until it runs here or they go."""
     listening: object = None
     """Identifies the machine whose end is news: one that was replaced, or is being ended by us, is not."""
     migration: MigrationRecord | None = None
@@ -132,6 +134,12 @@ class LocalVM:
     @property
     def migration_id(self) -> str:
         return "" if self.migration is None else self.migration.id
+
+    def let_frames_go(self) -> None:
+        """What waits here for the VM is its machine's alone, or nobody's."""
+        if self.held is not None:
+            self.held.let_go()
+            self.held = None
 
     @property
     def transferring(self) -> bool:

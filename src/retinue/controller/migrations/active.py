@@ -11,8 +11,8 @@ from retinue.protocol.migrations import Report
 Figures = dict[str, Any]
 """As far as known: bindings_before and bindings_after, flow_mods, packet_ins, diverting_ms (from the report
 that diverts to the last switch's confirmation) and control_ms (from the report of RESUME to the last
-confirmation of all). Of a migration that was undone, in packets: diverted, kept and lost_about, see
-docs/api.md."""
+confirmation of all). Of a migration that was undone, in packets: diverted, kept, handed_back and lost_about,
+see docs/api.md."""
 
 
 @dataclass
@@ -57,10 +57,14 @@ class ActiveMigration:
 
 
 def count_packets(figures: Figures, report: Report, packets: int) -> None:
-    """Of a migration that is undone: what was diverted to the target, and what the source got of it."""
+    """Of a migration that is undone: what was diverted to the target, what the source got of it, and what the
+    target has given back."""
     if report is Report.TARGET_CLOSED:
         figures["diverted"] = packets
     elif report is Report.ROLLED_BACK:
         figures["kept"] = packets
+    elif report is Report.WAITED:
+        figures["handed_back"] = figures.get("handed_back", 0) + packets
     if "diverted" in figures:
-        figures["lost_about"] = max(0, figures["diverted"] - figures.get("kept", 0))
+        lost = figures["diverted"] - figures.get("kept", 0) - figures.get("handed_back", 0)
+        figures["lost_about"] = max(0, lost)

@@ -10,11 +10,14 @@ back, because the VM waits for the answer:
     stopped     every switch has confirmed that the VM's        answered after STOPPED_LIMIT: running late is
                 traffic goes to the target; CACHE_LAG later     worse than running
 
+A third is, because frames wait: `waited`, when every switch has confirmed that the VM's traffic goes to its
+source again (`on_waited`).
+
 After a restart of the controller the time begins when the switches are back.
 """
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -25,7 +28,9 @@ from retinue.controller.migrations.active import ActiveMigration, count_packets
 from retinue.controller.migrations.placing import PRIMERS
 from retinue.controller.migrations.requests import MigrationError
 from retinue.core import migration as fsm
+from retinue.core.limits import MOST_WAITING
 from retinue.core.migration import Migration, MigrationState, PlacementChange
+from retinue.core.migration.handing_back import addressed
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.host.timing import CACHE_LAG
 from retinue.protocol.errors import ErrorCode
@@ -35,6 +40,8 @@ from retinue.protocol.migrations import Report, ReportAnswer
 DIVERTING_LIMIT, STOPPED_LIMIT = 5.0, 0.5
 """Seconds a VM is kept from going on until the switches have confirmed: while it runs at the source, and
 while it is paused."""
+RETURNED_LIMIT = 2.0
+"""Seconds that a target which is given up waits for the switches, before it hands back what waits there."""
 
 AWAITED: Mapping[Report, tuple[PlacementChange, float]] = {
     Report.CONVERGED: (PlacementChange.FORWARDED, DIVERTING_LIMIT),
@@ -152,6 +159,42 @@ class MigrationReports:
         active.figures.update(passes=copy_pass, written_a_second=written_a_second)
         self._context.events.publish(EventType.MIGRATION_COPYING, migration_id=id, vm=migration.vm, **copy)
         return migration
+
+    async def on_waited(
+        self, id: str, frames: Sequence[bytes], by: Collection[str] | None = None
+    ) -> ReportAnswer:
+        """What waited for the VM at the target, which is given up, and has not come to the source: it is sent
+        to the VM, in order. Without frames: answered when the switches send nothing more there.
+
+        `by` as in `on_report`. The migration stays as it is. Raises MigrationError.
+        """
+        active, migration = self._steps.get(id)
+        words.check_speaker(migration, Report.WAITED, by)
+        if migration.state not in (MigrationState.ROLLING_BACK, MigrationState.UNDONE):
+            raise MigrationError(
+                f"{id} of {migration.vm} is {migration.state}: what waits at {migration.target} is for "
+                "the VM there"
+            )
+        if frames:
+            room = MOST_WAITING - active.figures.get("handed_back", 0)
+            count_packets(active.figures, Report.WAITED, self._hand_back(migration, frames[: max(0, room)]))
+        elif migration.state is MigrationState.ROLLING_BACK and migration.was_diverted:
+            await confirmed_within(active.progress.is_confirmed(PlacementChange.RETURNED), RETURNED_LIMIT)
+        target = self._context.net.servers[migration.target]
+        marked = underlay_of(self._context.net).copy_source(target)
+        return ReportAnswer(self._steps.get(id)[1].state, copies_from=marked)
+
+    def _hand_back(self, migration: Migration, frames: Sequence[bytes]) -> int:
+        """Send frames out of the VM's port where it is; returns how many."""
+        net, sent = self._context.net, 0
+        vm = net.vms.get(migration.vm)
+        for frame in frames if vm is not None else ():
+            assert vm is not None
+            found, edge = addressed(net, vm, frame), net.servers[vm.server].edge
+            port = None if found is None else net.port_of(found[0], edge)
+            if found is not None and port is not None:
+                sent += self._context.send_frame(edge, port.number, found[1])
+        return sent
 
     async def answer(self, id: str, report: Report) -> ReportAnswer:
         """The answer to a report that has just been taken (`on_report`), when the agent may have it.

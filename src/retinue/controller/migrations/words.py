@@ -44,6 +44,7 @@ SAID_BY: Mapping[Report, frozenset[End]] = {
     Report.RESUMED: _TARGET,
     Report.SOURCE_FREED: _SOURCE,
     Report.ROLLED_BACK: _SOURCE,
+    Report.WAITED: _TARGET,
     Report.TARGET_CLOSED: _TARGET,
     Report.FAILED: _SOURCE | _TARGET,
 }
@@ -113,8 +114,8 @@ def event_of(report: Report, at: float, reason: str) -> fsm.Event:
             return fsm.Failed(reason or "the hypervisor gave no reason")
         case Report.TARGET_OPENED:
             return fsm.TargetOpened("")
-        case Report.COPYING:
-            raise MigrationError("progress is no step of a migration")
+        case Report.COPYING | Report.WAITED:
+            raise MigrationError(f"{report} is no step of a migration")
 
 
 def speaks_for_the_vm(migration: Migration) -> str:

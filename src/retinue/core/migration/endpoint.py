@@ -60,6 +60,7 @@ from retinue.core.migration.endpoint_steps import (
     FoundRunning,
     FreeSource,
     GivenAway,
+    HandBack,
     KeepAtSource,
     MakePort,
     NotArrived,
@@ -262,7 +263,9 @@ def _target(presence: Presence, order: OpenTarget | RollBackAtTarget) -> After:
         case RollBackAtTarget(), Absent() | HandedOver():
             return presence, (Report(migration, TargetClosed()),)
         case _:
-            return Absent(), (CountFrames(), EndMachine(), RemovePort(), Report(migration, TargetClosed()))
+            # The port stands until nothing comes there any more, and what has come is on its way back.
+            clear = (CountFrames(), EndMachine(), HandBack(migration), RemovePort())
+            return Absent(), (*clear, Report(migration, TargetClosed()))
 
 
 def _source(

@@ -343,6 +343,13 @@ class CountFrames:
 
 
 @dataclass(frozen=True, slots=True)
+class HandBack:
+    """Give the controller what has waited for the VM here, when nothing more comes: it goes to the source."""
+
+    migration: str
+
+
+@dataclass(frozen=True, slots=True)
 class EndMachine:
     """End the machine that is here, if there is one."""
 
@@ -397,6 +404,7 @@ Effect = (
     | KeepAtSource
     | ResumeAtSource
     | CountFrames
+    | HandBack
     | EndMachine
     | RemovePort
     | Report

@@ -35,8 +35,8 @@ Two safeguards. Once all switches divert to the target, the source's edge sends 
 packet that was long on its way comes too late for the source, and is not lost. The edge does so for a while
 after the VM has left, for a busy switch may follow its own tables late. And while the VM is paused
 (SourceStopped till Resumed) all it is sent at the target is copied to the source, and waits there: if the VM
-resumes at the source after all, only what came between the diversion and the pause is lost. If it resumes at
-the target, the copies are thrown away with the source's port.
+resumes at the source after all, it has that; what came between the diversion and the pause is handed back by
+the target (`handing_back`). If it resumes at the target, the copies are thrown away with the source's port.
 An undo after the diversion is done in two steps: first the traffic goes to the source again, and the target's
 edge sends on what still comes there; some time after every switch has confirmed that, the target is closed.
 

@@ -132,7 +132,7 @@ def _nic_flows(
     yield from edge_ipv6.nic_flows(net, vm, nic, port)
     from_vm, to_vm, meters = rate_meters(port, nic.rate)
     yield from meters
-    copy_of_local, copy_of_brought = _copies(underlay, net, vm, at)
+    marked, copy_of_local, copy_of_brought = _copies(underlay, net, vm, at)
     held = list(forwarded_assignments(net, net.assignments_of(vm, nic)))
     yield from _announcements(net, vm, nic, port)
     yield from edge_ipv6.announcements(net, vm, nic, port)
@@ -144,7 +144,7 @@ def _nic_flows(
     own = [assignment for assignment in held if assignment.kind is not BindingKind.ALLOWED]
     for subnet in net.subnets_of(own) if delivered else ():
         neighbours = ip_match(src=subnet.prefix, eth_dst=nic.mac)
-        at_once = (Output(port), *copy_of_local)
+        at_once = (*marked, Output(port), *copy_of_local)
         yield Flow(Table.FORWARD, Forward.LOCAL_VM, neighbours, at_once, meter=to_vm, cookie=mark)
     destinations: list[tuple[IP | Prefix, float | None, Mac]] = []
     for assignment in held:
@@ -167,7 +167,8 @@ def _nic_flows(
         yield from _prefix_source(owner, nic.mac, port, prefix, from_vm)
         destinations.append((prefix, None, nic.mac))
     for to, until, its_mac in destinations:
-        hand_over = (*as_its_gateway, set_field(Field.ETH_DST, its_mac), Output(port), *copy_of_brought)
+        from_whom = marked or as_its_gateway
+        hand_over = (*from_whom, set_field(Field.ETH_DST, its_mac), Output(port), *copy_of_brought)
         if at.id in (vm.forwarded_from, vm.copied_to):
             other = vm.server if not delivered else next(iter(vm.also))
             copy = ip_match(dst=to, eth_src=underlay.copy_source(net.servers[other]))
@@ -241,20 +242,21 @@ def _arp_from(port: int, mac: Mac, **terms: FieldValue) -> Match:
 
 def _copies(
     underlay: Underlay, net: Network, vm: VM, at: Server
-) -> tuple[tuple[Action, ...], tuple[Action, ...]]:
-    """Actions that send a copy to the VM's other location: of frames from VMs here, and from the fabric.
+) -> tuple[tuple[Action, ...], tuple[Action, ...], tuple[Action, ...]]:
+    """Actions that mark what is copied, and send the copy to the VM's other location: of frames from VMs
+    here, and from the fabric.
 
     The latter came in by the uplink, and a switch sends nothing back there unless told so by name. A copy
-    has this server's source MAC, by which the other location knows it.
+    has this server's source MAC, by which the other location knows it. So has what waits here: if the
+    migration is undone, what waits without that mark is what the other location has not got
+    (core/migration/handing_back.py).
     """
     uplink = _uplink(net, net.switches[at.edge])
     if vm.copied_to in ("", at.id) or uplink is None:
-        return (), ()
-    as_copy = (
-        set_field(Field.ETH_SRC, underlay.copy_source(at)),
-        *underlay.reach(net.servers[vm.copied_to]),
-    )
-    return (*as_copy, Output(uplink)), (*as_copy, Output(PortNo.IN_PORT))
+        return (), (), ()
+    mark = (set_field(Field.ETH_SRC, underlay.copy_source(at)),)
+    way = underlay.reach(net.servers[vm.copied_to])
+    return mark, (*way, Output(uplink)), (*way, Output(PortNo.IN_PORT))
 
 
 def _without_address(owner: Owner, mac: Mac, port: int) -> Iterator[Flow]:

@@ -90,6 +90,9 @@ class LibvirtMachine:
         if await self.state() is not RunState.RUNNING:
             await self._host.call((await self.domain()).resume)
 
+    def hold_frames(self) -> None:
+        """Its process is libvirt's, and there is none before the source opens it."""
+
     async def waiting(self) -> int:
         waiting = 0
         with contextlib.suppress(HostError):  # its taps are not in our network, or it has none

@@ -17,6 +17,7 @@ from retinue.core.model import Ending
 from retinue.host.commands import run
 from retinue.host.drain import drain, frames_given
 from retinue.host.errors import HostError
+from retinue.host.tap_queue import HeldTaps
 from retinue.host.taps import QUEUE_FRAMES, queue_for, rx_frames
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.interface import (
@@ -210,6 +211,13 @@ class QemuMachine:
             if self.alive and received:
                 waiting += max(0, received - frames_given(self.process.pid, port))
         return waiting
+
+    def hold_frames(self) -> HeldTaps | None:
+        try:
+            return HeldTaps(self.process.pid, self.spec.ports)
+        except HostError as error:
+            log.warning("tap.not_held", vm=self.spec.id, error=str(error))
+            return None
 
     async def make_room(self, frames_a_second: float) -> None:
         """Let each of the VM's taps hold what comes for the VM while it is paused."""

@@ -43,7 +43,7 @@ END = (e.EndMachine(), e.RemovePort())
 REJECTED = (e.Reject(M, e.Why.NOT_RUNNING),)
 RESUMED = (e.Report(M, Resumed(5.0)),)
 CLOSED, FREED = e.Report(M, TargetClosed()), e.Report(M, SourceFreed())
-CLOSE = (e.CountFrames(), *END, CLOSED)
+CLOSE = (e.CountFrames(), e.EndMachine(), e.HandBack(M), e.RemovePort(), CLOSED)
 KEEP, RESUME = (e.KeepAtSource(M),), (e.ResumeAtSource(M),)
 
 

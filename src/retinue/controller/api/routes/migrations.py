@@ -76,6 +76,8 @@ def handlers(controller: Controller) -> Handlers:
         if reported.event is Report.COPYING:
             figures = (reported.copy_pass, reported.remaining, reported.written_a_second)
             return answer(ReportAnswer(orchestrator.reports.on_copying(id, *figures, by).state))
+        if reported.event is Report.WAITED:
+            return answer(await orchestrator.reports.on_waited(id, reported.waiting, by))
         if reported.memory_at:
             check_memory_address(reported.memory_at, request.remote)
         await orchestrator.reports.until_source_let_go(id, reported.event, by)

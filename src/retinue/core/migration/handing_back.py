@@ -1,0 +1,76 @@
+"""What waited for a VM at its target when the migration is undone: which of it the source has not got.
+
+The VM's traffic goes to the target from the diversion on, and waits there. Once the VM is paused the source
+gets copies, and what is copied is marked: it waits at the target under the source MAC that the copies have
+(`Underlay.copy_source`), for the same actions of one entry make both. So each frame that waits without the
+mark is one that nobody else has. The target's agent takes these out of the taps (`not_copied`), in order and
+so many, and the controller hands them to the VM where it is (`addressed`).
+"""
+
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address
+
+from retinue.core.limits import LARGEST_FRAME
+from retinue.core.model import IP, NIC, VM, Mac
+from retinue.core.model.network import Network
+from retinue.core.packets import Ethernet, EtherType, FrameError, parse
+
+_IPV4_HEADER, _IPV6_HEADER = 20, 40
+
+
+def not_copied(frames: Iterable[bytes], copies_from: Mac) -> list[bytes]:
+    """Those frames, in order, that are IP and of which no copy was made. Others nobody misses: primers."""
+    return [frame for frame in frames if _is_missed(frame, copies_from)]
+
+
+def _is_missed(frame: bytes, copies_from: Mac) -> bool:
+    try:
+        ethernet = parse(frame)
+    except FrameError:
+        return False
+    return ethernet.src != copies_from and _destination(ethernet) is not None
+
+
+def in_batches(frames: Iterable[bytes], room: int) -> Iterator[list[bytes]]:
+    """The frames in order, so many at a time as have no more than `room` bytes together, one at the least."""
+    batch: list[bytes] = []
+    size = 0
+    for frame in frames:
+        if batch and size + len(frame) > room:
+            yield batch
+            batch, size = [], 0
+        batch.append(frame)
+        size += len(frame)
+    if batch:
+        yield batch
+
+
+def addressed(net: Network, vm: VM, frame: bytes) -> tuple[NIC, bytes] | None:
+    """The NIC whose address the frame is for, and the frame as the VM gets it from its gateway.
+
+    None for what is for no address that the VM holds: an agent's word does not make it the VM's.
+    """
+    try:
+        ethernet = parse(frame)
+    except FrameError:
+        return None
+    ip = _destination(ethernet)
+    if ip is None or len(frame) > LARGEST_FRAME:
+        return None
+    holds = {assignment.ip: assignment.mac for assignment in net.held_by(vm.id)}
+    nic = vm.nic_with(holds[ip]) if ip in holds else None
+    if nic is None or not nic.enabled:
+        return None
+    gateway = net.gateway_mac_of(net.servers[vm.server])
+    return nic, Ethernet(nic.speaks_as(ip), gateway, ethernet.ethertype, ethernet.payload).build()
+
+
+def _destination(ethernet: Ethernet) -> IP | None:
+    """Of an untagged IP packet."""
+    packet = ethernet.payload
+    match ethernet.vlan, ethernet.ethertype:
+        case None, EtherType.IPV4 if len(packet) >= _IPV4_HEADER:
+            return IPv4Address(packet[16:20])
+        case None, EtherType.IPV6 if len(packet) >= _IPV6_HEADER:
+            return IPv6Address(packet[24:40])
+    return None

@@ -1,0 +1,82 @@
+"""What waited at a target that is given up: what of it is handed back, and to whom."""
+
+import pytest
+
+from retinue.core.limits import LARGEST_FRAME
+from retinue.core.migration.handing_back import addressed, in_batches, not_copied
+from retinue.core.model import Network
+from retinue.core.packets import Ethernet, EtherType, build_udp4, parse
+from support.fabric.ipv6 import udp6_frame, vm_ip6
+from support.fabric.networks import (
+    GATEWAY_MAC,
+    OTHER_GATEWAY_MAC,
+    add_vm,
+    fabric,
+    group,
+    holding6,
+    vm_ip,
+    vm_mac,
+)
+from support.fabric.world import OUTSIDE, tagged, udp_frame
+
+MARK = "02:00:00:00:00:02"
+PRIMER = Ethernet(vm_mac(1), GATEWAY_MAC, EtherType.EXPERIMENT, b"nobody needs it").build()
+
+
+def waiting(number: int, src: str = GATEWAY_MAC) -> bytes:
+    return Ethernet(
+        vm_mac(1), src, EtherType.IPV4, build_udp4(OUTSIDE, vm_ip(1), 7, 7, bytes([number]))
+    ).build()
+
+
+@pytest.fixture
+def net() -> Network:
+    net = fabric()
+    add_vm(net, 1, at=1)
+    return net
+
+
+def test_what_the_source_has_copies_of_and_what_nobody_needs_stays() -> None:
+    """In order: a flow that turned to be copied first does not end another's."""
+    frames = [PRIMER, waiting(1), waiting(2, MARK), waiting(3), b"short", waiting(4, MARK)]
+    assert not_copied(frames, MARK) == [waiting(1), waiting(3)]
+
+
+def test_frames_are_handed_back_in_order_and_so_many_at_a_time() -> None:
+    frames = [bytes([number]) * 40 for number in range(5)]
+    assert list(in_batches(frames, 100)) == [frames[:2], frames[2:4], frames[4:]]
+    assert list(in_batches(frames, 10)) == [[frame] for frame in frames]
+    assert list(in_batches([], 10)) == []
+
+
+def test_a_frame_comes_to_the_vm_as_from_its_gateway_there(net: Network) -> None:
+    nic, frame = addressed(net, net.vms["vm1"], waiting(1, "52:54:00:00:00:77")) or pytest.fail("for nobody")
+    assert (nic.mac, frame) == (vm_mac(1), waiting(1))
+    group(net)
+    add_vm(net, 2, at=2)
+    sent = udp_frame(GATEWAY_MAC, vm_mac(2), OUTSIDE, vm_ip(2))
+    _, frame = addressed(net, net.vms["vm2"], sent) or pytest.fail("for nobody")
+    assert (parse(frame).src, parse(frame).payload) == (OTHER_GATEWAY_MAC, parse(sent).payload)
+
+
+def test_ipv6_is_handed_back_as_well(net: Network) -> None:
+    net.assign(holding6(1))
+    frame = udp6_frame(GATEWAY_MAC, vm_mac(1), vm_ip6(2), vm_ip6(1))
+    assert not_copied([frame], MARK) == [frame]
+    assert addressed(net, net.vms["vm1"], frame) == (net.vms["vm1"].nic, frame)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"short",
+        PRIMER,
+        tagged(waiting(1), 5),
+        udp_frame(GATEWAY_MAC, vm_mac(1), OUTSIDE, vm_ip(2)),
+        waiting(1) + bytes(LARGEST_FRAME),
+        Ethernet(vm_mac(1), GATEWAY_MAC, EtherType.IPV4, b"").build()[:20],
+    ],
+    ids=["no frame", "no IP", "a tag", "another's address", "too large", "cut short"],
+)
+def test_what_an_agent_says_is_for_the_vm_is_not_for_that_alone(net: Network, frame: bytes) -> None:
+    assert addressed(net, net.vms["vm1"], frame) is None
