@@ -5,11 +5,14 @@ traffic running through it.
 import contextlib
 import json
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
+from retinue.protocol.errors import ControllerAwayError
 from retinue_lab.topology.topology import OPENFLOW_PORT
 from support.lab.health import calm, strip
 from support.lab.tools import Events, LabBench, Picks, at, eventually
@@ -197,6 +200,53 @@ async def test_a_controller_that_was_killed_finds_everything_as_it_was(bench: La
     migration = await bench.migration("vm2", target_server="server3")
     assert migration["state"] == "done"
     assert await bench.ping("vm2", "203.0.113.9")
+
+
+WITH_ITS_CLOCK_SET = """
+import sys, time
+from pathlib import Path
+by, wall = Path(sys.argv.pop(1)), time.time
+time.time = lambda: wall() + float(by.read_text())
+from retinue.cli.main import app
+app()
+"""
+"""A controller on whose machine alone the wall clock was set: by so many seconds as a file says."""
+
+
+async def test_a_wall_clock_that_is_set_changes_no_lease_and_no_migration(
+    bench: LabBench, tmp_path: Path
+) -> None:
+    """By a day, forward while the controller is down, and back while it runs and a VM migrates."""
+    before, day, by = await bench.bindings(), 86_400, tmp_path / "by"
+    by.write_text(str(day))
+    files = [str(bench.lab.directory / f"controller.{suffix}") for suffix in ("toml", "db")]
+    run = ["controller", "run", "--config", files[0], "--database", files[1]]
+    target = {"server2": "server3"}.get((await bench.vm("vm2"))["server"], "server2")
+    async with bench.traffic(await bench.address("vm2")) as traffic:
+        bench.kill("controller", signal.SIGKILL)
+        argv = [sys.executable, "-c", WITH_ITS_CLOCK_SET, str(by), *run]
+        bench.lab.spawn("controller", argv, log="controller-set")
+
+        async def is_there() -> bool:
+            with contextlib.suppress(ControllerAwayError):
+                return all(one["connected"] for one in (await bench.get("switches"))["switches"])
+            return False
+
+        try:
+            await eventually(is_there)
+            await calm(bench)
+            # Give or take a lease, which a guest may renew at any time.
+            ends = {row["ip"]: pytest.approx(row["lease_end"], rel=0, abs=1000) for row in before}
+            assert await bench.bindings() == [row | {"lease_end": ends[row["ip"]]} for row in before]
+            by.write_text(str(-day))
+            migration = await bench.migration("vm2", target_server=target)
+            assert (migration["state"], migration["reason"]) == ("done", "")
+            assert {row["ip"]: row["lease_end"] for row in await bench.bindings()} == ends
+        finally:
+            bench.kill("controller-set", signal.SIGKILL)
+            await bench.restart_controller()
+        await calm(bench)
+        await bench.unharmed(traffic)
 
 
 async def test_a_controller_takes_nothing_from_a_switch_whose_database_is_late(bench: LabBench) -> None:
