@@ -1,7 +1,10 @@
 """A VM with several NICs on real parts: each with its lease, both migrated in one step, more put in later."""
 
+import asyncio
+
 import pytest
 
+from support.lab.start import running
 from support.lab.tools import BOOT_PATIENCE, Json, LabBench, eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.usefixtures("home")]
@@ -12,17 +15,17 @@ MACS = ["52:54:00:00:01:01", "52:54:00:00:01:02"]
 VMS: list[Json] = [{"id": "vm1", "server": "server1", "nics": [{"mac": mac} for mac in MACS]}]
 
 
-async def addresses(bench: LabBench, nics: int) -> list[str]:
+async def addresses(bench: LabBench, nics: int, vm: str = "vm1") -> list[str]:
     """What each NIC holds, when so many NICs hold an address that the guest has set."""
 
     async def all_hold() -> bool:
-        return [bool(nic["holds"]) for nic in (await bench.vm("vm1"))["nics"]] == [True] * nics
+        return [bool(nic["holds"]) for nic in (await bench.vm(vm))["nics"]] == [True] * nics
 
     await eventually(all_hold, BOOT_PATIENCE)
-    held = [str(nic["holds"][0]) for nic in (await bench.vm("vm1"))["nics"]]
+    held = [str(nic["holds"][0]) for nic in (await bench.vm(vm))["nics"]]
     for number, address in enumerate(held):
         await bench.guest(
-            "vm1", f"until ip -4 addr show dev eth{number} | grep -q {address}/; do usleep 20000; done"
+            vm, f"until ip -4 addr show dev eth{number} | grep -q {address}/; do usleep 20000; done"
         )
     return held
 
@@ -77,3 +80,56 @@ async def test_a_nic_is_plugged_in_and_out_while_the_vm_runs_and_migrates_meanwh
         ports = (await bench.run(server, "ovs-vsctl", "list-ports", "br0")).split()
         assert "tap-vm1-2" not in ports
     assert "tap-vm1-3" in (await bench.run("server1", "ovs-vsctl", "list-ports", "br0")).split()
+
+
+async def echoes_until(end: asyncio.Event, bench: LabBench, vm: str, to: str) -> list[str]:
+    """What a guest's pings say, hundred by hundred; the last of them begins before the end."""
+    said = []
+    while not end.is_set():
+        said.append(await bench.guest(vm, f"ping -q -i 0.02 -c 100 {to}", check=False))
+    return said
+
+
+RED = ("52:54:00:00:02:01", "52:54:00:00:02:02", "52:54:00:00:02:03")
+
+
+async def test_a_tenant_with_the_same_addresses_is_apart_and_migrates_without_loss(bench: LabBench) -> None:
+    """VRF red has the addresses of vm1's NICs; twin has a NIC in it, and one in the default VRF.
+
+    Both of twin's NICs are sent packets while it migrates, and vm1 all the while.
+    """
+    first, second = await addresses(bench, 2)
+    for command in (
+        ("vrf", "add", "red"),
+        ("vnet", "add", "reds", "--vrf", "red"),
+        ("subnet", "add", "red1", "--prefix", "10.1.0.0/24", "--gateway", GATEWAY, "--vnet", "reds"),
+    ):
+        await bench.cli(*command)
+    red = [f"mac={mac},vnet=reds,address={ip}" for mac, ip in zip(RED, (first, second), strict=False)]
+    async with bench.events() as events:
+        await bench.cli("vm", "add", "twin", "--server", "server1", "--nic", red[0], "--nic", f"mac={RED[2]}")
+        await bench.cli("vm", "add", "peer", "--server", "server2", "--nic", red[1])
+        for vm in ("twin", "peer"):
+            await running(bench, events, vm)
+    _, outside = await addresses(bench, 2, "twin")
+    rows = {(row["vrf"], row["ip"], row["mac"]) for row in await bench.bindings()}
+    assert rows >= {("default", first, MACS[0]), ("default", second, MACS[1])}
+    assert rows >= {("red", first, RED[0]), ("red", second, RED[1])}
+
+    assert await bench.ping("peer", GATEWAY), "its own gateway answers"
+    assert not await bench.ping("peer", "203.0.113.9"), "a VRF has no way out"
+    assert not await bench.ping("peer", "10.0.0.11"), "nor to servers"
+    async with bench.traffic(first, pps=200) as to_vm1, bench.traffic(outside, pps=200) as to_twin:
+        moved = asyncio.Event()
+        pinged = asyncio.create_task(echoes_until(moved, bench, "peer", first))
+        for target in ("server3", "server2"):
+            await bench.migration("twin", target_server=target)
+        moved.set()
+        assert all(", 0% packet loss" in said and "dup" not in said for said in await pinged), pinged.result()
+        await bench.unharmed(to_twin)
+        await bench.unharmed(to_vm1)
+    assert await bench.ping("peer", first), "on one server, too"
+    for vm in ("twin", "peer"):
+        await bench.cli("vm", "remove", vm)
+    for command in (("subnet", "remove", "red1"), ("vnet", "remove", "reds"), ("vrf", "remove", "red")):
+        await bench.cli(*command)
