@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 import z3
 
-from prove.terms import UNKNOWN, Bits, condition, full
+from prove.terms import TAGGED, UNKNOWN, Bits, condition, full
 from retinue.core.model import IP, NIC, VM, Mac, Network, Server, mac_to_int
 from retinue.core.model.families import forwarded_assignments, in_use
 from retinue.core.model.link_local import is_link_local
@@ -17,7 +17,7 @@ from retinue.core.pipeline.entry import Field
 from retinue.core.pipeline.matches import UNROUTABLE, UNROUTABLE6
 
 UDP, ICMPV6 = 17, 58
-DHCP_PORTS, DHCPV6_CLIENT = (67, 68), 546
+DHCP_PORTS, DHCPV6_PORTS = (67, 68), (546, 547)
 ROUTER_AND_NEIGHBOUR_MESSAGES = (133, 134, 135, 136, 137)
 """Neighbour discovery (RFC 4861): it ends at the NIC's switch."""
 GROUP_BIT = 40
@@ -112,10 +112,13 @@ def ordinary(version: int) -> z3.BoolRef:
         return z3.Not(z3.And(udp, dhcp))
     kind, part = UNKNOWN[Field.ICMPV6_TYPE], UNKNOWN[Field.IP_FRAG]
     discovery = z3.Or(*(kind == number for number in ROUTER_AND_NEIGHBOUR_MESSAGES))
+    dhcp = z3.Or(*(dport == port for port in DHCPV6_PORTS))
+    # A first part that does not show what it is a part of may be either (RFC 6980; RFC 7610, 5).
+    portless = z3.And(sport == 0, dport == 0, part == FIRST_PART)
     headless = z3.And(kind == 0, part == FIRST_PART)
     return z3.And(
         proto != 0,  # What a switch cannot read.
-        z3.Not(z3.And(udp, dport == DHCPV6_CLIENT)),
+        z3.Not(z3.And(udp, z3.Or(dhcp, portless))),
         z3.Not(z3.And(proto == ICMPV6, z3.Or(discovery, headless))),
     )
 
@@ -153,9 +156,11 @@ def versions(net: Network) -> Iterator[int]:
 
 
 def may_leave(net: Network, vm: VM, nic: NIC) -> list[tuple[Bits, ...]]:
-    """As whom a NIC's frames may leave its switch: from an address it has, under the MAC it has it by."""
+    """As whom a NIC's frames may leave its switch: from an address it has, under the MAC it has it by. A tag
+    that tells its priority alone is taken off."""
+    of_vlan_0 = (Field.VLAN_VID, 0, TAGGED - 1)
     return [
-        sent_as(held.ip, nic.speaks_as(held.ip))
+        (of_vlan_0, *sent_as(held.ip, nic.speaks_as(held.ip))[1:])
         for held in net.assignments_of(vm, nic)
         if not is_link_local(held.ip)
     ]

@@ -7,7 +7,8 @@
         where the VM is, or from where it is sent on
     (c) no frame goes round
     (d) from one subnet to another, and so from one vnet to another, a frame comes only by being routed: with
-        its time to live less one, from the gateway's MAC. What is no IP comes to no other NIC at all
+        its time to live less one, from the gateway's MAC, or from its server's where a copy of it is made.
+        What is no IP comes to no other NIC at all
 
 Each function yields what is wrong with a fate, with a frame that shows it.
 """
@@ -22,7 +23,7 @@ from prove.networks import Moment
 from prove.reach import ROUND, Emission, End, Explorer, Fate
 from prove.terms import UNKNOWN, Bits, Sent, Value, all_of, undecided
 from retinue.core.model import NIC, VM, Network, Server, mac_to_int
-from retinue.core.pipeline.entry import Field, PortNo
+from retinue.core.pipeline.entry import Field, Output, PortNo
 
 A, B, C, D = (
     "a frame leaves from a source that its sender has not",
@@ -261,7 +262,8 @@ class _Asked:
         elif at not in macs:
             yield from self.wrong(B, why, fate, *conditions)
         for name in (honest.SRC[version], honest.DST[version], Field.IP_PROTO, Field.VLAN_VID):
-            if arrived.fields[name] != Sent(name):
+            untagged = name is Field.VLAN_VID and arrived.fields[name] == 0
+            if arrived.fields[name] != Sent(name) and not untagged:
                 yield from self.wrong(B, f"to {to.ip}: its {name.name.lower()} is another", fate, *conditions)
 
     def _reaches_outside(self, fate: Fate, conditions: tuple[z3.BoolRef, ...]) -> Iterator[Counterexample]:
@@ -299,8 +301,10 @@ class _Asked:
         ttl = arrived.fields[Field.IP_TTL]
         if ttl == Sent(Field.IP_TTL, 1):
             here = self.net.server_of_edge(arrived.switch)
-            gateway: Value = mac_to_int(self.net.gateway_mac_of(here))
-            if arrived.fields[Field.ETH_SRC] != gateway:
+            froms: set[Value] = {mac_to_int(self.net.gateway_mac_of(here))}
+            if here is not None and _copies(arrived):
+                froms = {mac_to_int(here.mac)}  # The mark of what the VM's other place has a copy of.
+            if arrived.fields[Field.ETH_SRC] not in froms:
                 yield from self.wrong(D, f"{what}: it is routed, and not from the gateway's MAC", fate)
             return
         if ttl != Sent(Field.IP_TTL):
@@ -319,3 +323,8 @@ class _Asked:
 
 def _ports(sent: Sequence[Emission]) -> str:
     return ", ".join(f"{one.switch} port {one.port}" for one in sent)
+
+
+def _copies(arrived: Emission) -> bool:
+    """True where the entry that has sent it sends it to somewhere else as well."""
+    return sum(isinstance(action, Output) for action in arrived.flow.actions) > 1

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import z3
 
 from prove.terms import (
+    TAGGED,
     UNKNOWN,
     Fields,
     Known,
@@ -36,8 +37,11 @@ from retinue.core.pipeline.entry import (
     Flow,
     Group,
     Output,
+    PopVlan,
     PortNo,
+    PushVlan,
     RegMove,
+    Resubmit,
     SetField,
     ToGroup,
 )
@@ -134,6 +138,8 @@ class _Outcome:
     fields: dict[Field, Value]
     outputs: list[tuple[int, Fields]] = field(default_factory=list)
     ended: bool = False
+    resubmitted: int | None = None
+    """The table in which the frame is looked up next, as the entry's last action says."""
 
     def copy(self) -> "_Outcome":
         return _Outcome(list(self.conditions), dict(self.fields), list(self.outputs), self.ended)
@@ -287,6 +293,8 @@ class Explorer:
                 yield replace(fate, trouble=TIE, hops=hops, rival=rival)
                 self._solver.pop()
                 return
+        resubmits = [action for action in flow.actions if isinstance(action, Resubmit)]
+        assert not resubmits or (resubmits == [flow.actions[-1]] and flow.goto is None), "looked up twice"
         outcomes = self._act(flow.actions, [_Outcome([], dict(frame.fields))], key[:2])
         for outcome in outcomes:
             if not outcome.conditions:
@@ -320,8 +328,9 @@ class Explorer:
             else:
                 there = {**fields, Field.IN_PORT: peer[1]}
                 waiting.append(_OnItsWay(peer[0], 0, there, (*hops, Hop(*peer))))
-        if flow.goto is not None and not outcome.ended:
-            waiting.insert(0, _OnItsWay(frame.switch, flow.goto, outcome.fields, hops))
+        table = flow.goto if outcome.resubmitted is None else outcome.resubmitted
+        if table is not None and not outcome.ended:
+            waiting.insert(0, _OnItsWay(frame.switch, table, outcome.fields, hops))
         return replace(
             fate, sent=tuple(sent), arrived=tuple(arrived), told=tuple(told), _waiting=tuple(waiting),
             trouble=trouble, hops=hops,
@@ -353,6 +362,13 @@ class Explorer:
                 fields[name] = value
             case RegMove(source, target):
                 fields[target] = fields[source]
+            case PushVlan():
+                assert fields[Field.VLAN_VID] == 0, "no frame of ours ever has two tags"
+                fields[Field.VLAN_VID] = TAGGED
+            case PopVlan():
+                fields[Field.VLAN_VID] = 0
+            case Resubmit(table):
+                outcome.resubmitted = table
             case DecTtl():
                 return _time_goes(outcome)
             case ToGroup(number):

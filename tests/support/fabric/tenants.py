@@ -21,6 +21,7 @@ from retinue.core.model import (
 from retinue.core.packets import Ethernet, arp_request, parse, parse_arp
 from retinue.core.pipeline.compiler import Entry
 from retinue.core.pipeline.entry import Field, Flow, PopVlan, PushVlan
+from retinue.core.pipeline.matches import PRIORITY_TAG
 from retinue.core.pipeline.priorities import VRF_BAND
 from retinue.core.pipeline.responders import arp
 from retinue.core.pipeline.tables import Table
@@ -167,7 +168,7 @@ class Tenants:
             for dst_mac, dst in ((GATEWAY_MAC, OUTSIDE), (victim.mac, victim.ip)):
                 self._is_reported(sender, udp_frame(mac, dst_mac, ip, dst))
             self._is_reported(sender, arp_request(mac, ip, GATEWAY))
-        for tag in TAGS.values():
+        for tag in filter(None, TAGS.values()):  # A priority tag says nothing, and is taken off.
             for src in (sender, victim):
                 self._is_reported(sender, tagged(udp_frame(src.mac, victim.mac, src.ip, victim.ip), tag))
                 self._is_reported(sender, tagged(udp_frame(src.mac, GATEWAY_MAC, src.ip, victim.ip), tag))
@@ -263,6 +264,9 @@ def is_of_a_vrf(entry: Entry) -> bool:
         return False
     in_band = entry.priority >= VRF_BAND
     assert not in_band or entry.table not in (Table.ADMIT, Table.SERVERS)
-    matched = any(field is Field.VLAN_VID and value for field, value, _ in entry.match)
+    tags = [(value, mask) for field, value, mask in entry.match if field is Field.VLAN_VID and value]
+    if tags == [(PRIORITY_TAG, None)]:
+        return False
+    matched = bool(tags)
     assert matched or not in_band
     return in_band or matched or any(isinstance(action, PushVlan | PopVlan) for action in entry.actions)

@@ -149,7 +149,9 @@ class FabricWorld:
         assert set(came) <= ports, f"came out at {came}, not at {ports}"
         for switch, port, frame in delivery.arrivals:
             assert parse(frame).dst == vm_mac(to)
-            self.comes_from(delivery, switch, port, frame)
+            here = self.net.server_of_edge(switch)
+            if here is None or parse(frame).src != here.mac:  # Not the mark of what has been copied.
+                self.comes_from(delivery, switch, port, frame)
         assert not delivery.to_controller
 
     def comes_once(self, delivery: Delivery, ports: Collection[tuple[str, int]], mac: str) -> None:

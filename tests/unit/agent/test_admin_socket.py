@@ -15,7 +15,7 @@ from retinue.protocol import json_lines
 from support.agents.world import VM, TwoServers, bench_up
 
 NIC = {
-    "id": "web", "mac": VM.mac, "vnet": "", "addresses": ["10.1.0.50"], "enabled": True, "slot": 1
+    "id": "web", "mac": VM.mac, "vnet": "", "addresses": ["10.1.0.50"], "enabled": True, "slot": 1, "mtu": 0
 }  # fmt: skip
 RECORD = {"id": "web", "mac": VM.mac, "server": "server1"}
 

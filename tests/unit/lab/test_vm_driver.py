@@ -84,7 +84,15 @@ async def test_a_vm_is_shown_once_with_all_its_places(lab: DrivenAgents) -> None
     await lab.bench.registered()
     location = {"port": "tap-web", "machine": True}
     at = {"server1": location}
-    nic = {"id": "web", "mac": VM.mac, "vnet": "", "addresses": ["10.1.0.50"], "enabled": True, "slot": 1}
+    nic = {
+        "id": "web",
+        "mac": VM.mac,
+        "vnet": "",
+        "addresses": ["10.1.0.50"],
+        "enabled": True,
+        "slot": 1,
+        "mtu": 0,
+    }
     row = {"id": "web", "mac": VM.mac, "nics": [nic], "runs_at": "server1", "locations": at, "migration": ""}
     assert await lab.vm() == {**row, "shell": str(lab.bench.source.machine.files.shell)}
     await lab.bench.step("open_target")

@@ -146,7 +146,7 @@ def _action(data: bytes, kind: int, at: int, length: int) -> Action:
             return _move(data, at)
         case 0xFFFF, 16:
             return _resubmit(data, at)
-        case ((0 | 17 | 18 | 22 | 24), _):
+        case ((0 | 18 | 22 | 24), _):
             raise ProtocolError(f"action of type {kind} cannot be {length} bytes long")
     raise UnknownFieldError(f"action of type {kind}")
 
