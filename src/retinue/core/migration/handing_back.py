@@ -57,8 +57,9 @@ def addressed(net: Network, vm: VM, frame: bytes) -> tuple[NIC, bytes] | None:
     ip = _destination(ethernet)
     if ip is None or len(frame) > LARGEST_FRAME:
         return None
-    holds = {assignment.ip: assignment.mac for assignment in net.held_by(vm.id)}
-    nic = vm.nic_with(holds[ip]) if ip in holds else None
+    # A switch hands a frame over with the MAC that goes with the address; of two VRFs each has its own.
+    holders = (vm.nic_with(assignment.mac) for assignment in net.held_by(vm.id) if assignment.ip == ip)
+    nic = next((one for one in holders if one is not None and one.speaks_as(ip) == ethernet.dst), None)
     if nic is None or not nic.enabled:
         return None
     gateway = net.gateway_mac_of(net.servers[vm.server])

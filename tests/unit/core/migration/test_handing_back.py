@@ -4,8 +4,9 @@ import pytest
 
 from retinue.core.limits import LARGEST_FRAME
 from retinue.core.migration.handing_back import addressed, in_batches, not_copied
-from retinue.core.model import Network
+from retinue.core.model import DEFAULT_VRF, Network
 from retinue.core.packets import Ethernet, EtherType, build_udp4, parse
+from support.fabric import tenants
 from support.fabric.ipv6 import udp6_frame, vm_ip6
 from support.fabric.networks import (
     GATEWAY_MAC,
@@ -57,6 +58,17 @@ def test_a_frame_comes_to_the_vm_as_from_its_gateway_there(net: Network) -> None
     sent = udp_frame(GATEWAY_MAC, vm_mac(2), OUTSIDE, vm_ip(2))
     _, frame = addressed(net, net.vms["vm2"], sent) or pytest.fail("for nobody")
     assert (parse(frame).src, parse(frame).payload) == (OTHER_GATEWAY_MAC, parse(sent).payload)
+
+
+def test_the_same_address_in_two_vrfs_is_two_nics(net: Network) -> None:
+    """What waited for one of them comes to no other."""
+    tenants.add_tenant(net, "red")
+    ip = tenants.address(8)
+    nics = [tenants.Held(8, "both", DEFAULT_VRF, ip), tenants.Held(9, "both", "red", ip)]
+    vm = tenants.add_vm(net, "both", 1, nics)
+    for number, nic in zip((8, 9), vm.nics, strict=True):
+        frame = udp_frame(GATEWAY_MAC, vm_mac(number), OUTSIDE, ip)
+        assert addressed(net, vm, frame) == (nic, frame)
 
 
 def test_ipv6_is_handed_back_as_well(net: Network) -> None:
