@@ -1,6 +1,7 @@
 """Servers with libvirt: VMs moved by a person's virsh, and by us without loss."""
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -312,6 +313,56 @@ async def test_a_move_of_ours_that_comes_to_nothing(bench: LabBench, what: str) 
         await reaches("undone")
     await settled(bench, ONE, "server1")
     assert float(await bench.guest(ONE, "cut -d' ' -f1 /proc/uptime")) > uptime
+
+
+async def test_the_vm_of_a_dead_server_goes_on_at_another(bench: LabBench) -> None:
+    """Server3 hangs and comes back, its VM running all the time: it is shut out until a person has ended
+    that."""
+    id, address = "00000000-0000-4000-8000-000000000008", "10.1.0.58"
+    vm = {"id": id, "mac": "52:54:00:00:00:08", "server": "server3", "addresses": [address]}
+
+    async def answers() -> bool:
+        said = await bench.run("client", "sh", "-c", f"ping -c 1 -W 1 {address} || true")
+        return " 0% packet loss" in said
+
+    async with bench.events() as events:
+        await bench.post("vms", vm)
+        await events.until("vm.started", lambda e: (e["vm"]["id"], e["server"]) == (id, "server3"))
+        await eventually(answers)
+        running = {one.name: one.host_pid or 0 for one in bench.lab.status().daemons if one.running}
+        hanging = [pid for name, pid in running.items() if name.startswith("server3-")]
+        assert {"server3-agent", "server3-vswitchd", "server3-libvirtd"} <= running.keys()
+        for pid in hanging:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            assert not await answers()
+            await bench.cli("server", "fence", "server3")
+            await bench.post("vms", vm | {"server": "server2"})
+            await events.until("vm.started", lambda e: (e["vm"]["id"], e["server"]) == (id, "server2"))
+            await eventually(answers)
+        finally:
+            for pid in hanging:
+                os.kill(pid, signal.SIGCONT)
+
+        async with bench.traffic(address) as echoes:
+
+            async def still_there() -> bool:
+                said = await bench.cli("server", "unfence", "server3", fails=None)
+                return f"{id} still has a port on switch edge3" in said
+
+            await eventually(still_there)
+            assert await running_at(bench, id) == ["server2", "server3"]
+            await virsh(bench, "server3", "destroy", id)
+
+            async def in_order() -> bool:
+                return "no longer fenced" in await bench.cli("server", "unfence", "server3", fails=None)
+
+            await eventually(in_order)
+            await bench.unharmed(echoes)
+    await settled(bench, id, "server2")
+    await bench.migration(id, target_server="server3")
+    await settled(bench, id, "server3")
+    await bench.request("DELETE", f"vms/{id}")
 
 
 async def test_nothing_of_libvirt_is_left_on_the_host(lab: LabHandle, bench: LabBench) -> None:

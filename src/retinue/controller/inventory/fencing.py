@@ -52,7 +52,8 @@ class Fencing:
             if left := self._left_at(server, edge):
                 raise RequestError(
                     f"{', '.join(left)} still has a port on switch {edge}, and is registered elsewhere: "
-                    f"the agent of {server} ends it there when it is back; ask again then"
+                    f"the agent of {server} ends it there when it is back, or a person does where libvirt "
+                    f"runs it (`virsh destroy`); ask again then"
                 )
         await self._context.install(self._context.apply(ServerUnfenced(server)))
 
