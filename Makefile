@@ -7,7 +7,7 @@
 # make unit   unit and property tests (a minute or two)
 # make test   everything: unit, property and lab tests (needs root)
 # make test-long  what takes minutes each and says no more on most days: many migrations of a VM that writes
-# make mutate  whether the tests notice deliberate mistakes in the pure core (ten minutes; see tests/mutation)
+# make mutate  whether the tests notice deliberate mistakes in what judges (see tests/mutation)
 # make prove    what the pipeline promises, proved of all frames on small networks (a few minutes; see docs/proof.md)
 # make fuzz     a million damaged inputs for each parser of what comes from outside (a quarter of an hour)
 # make format   what ruff can mend by itself
