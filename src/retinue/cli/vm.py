@@ -43,8 +43,8 @@ def add(
         typer.Option(
             "--nic",
             metavar="NIC",
-            help="A NIC of several, in the guest's order: mac=MAC,address=IP,vnet=VNET,id=ID, each of which "
-            "may be left out. In place of --mac and --address.",
+            help="A NIC of several, in the guest's order: mac=MAC,address=IP,vnet=VNET,id=ID,enabled=no, "
+            "each of which may be left out. In place of --mac and --address.",
         ),
     ] = None,
     restart: Annotated[

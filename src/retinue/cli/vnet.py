@@ -17,7 +17,10 @@ Vlan = Annotated[int | None, typer.Option(metavar="VLAN", help="Its VLAN, 1 to 4
 Vrf = Annotated[
     str | None, typer.Option(metavar="VRF", help="The routing domain it is in. Left out: default.")
 ]
-Mtu = Annotated[int | None, typer.Option(metavar="BYTES", help="Bytes of IP in one frame; 0: not said.")]
+Mtu = Annotated[
+    int | None,
+    typer.Option(metavar="BYTES", help="Bytes of an IP packet, for the NICs in it; 0: as switches."),
+]
 
 
 @app.command()
