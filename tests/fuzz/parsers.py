@@ -26,6 +26,13 @@ from retinue.core.packets import (
     parse_udp4,
     summarize,
 )
+from retinue.core.packets.dhcp6 import (
+    kept_options6,
+    options_of_lease,
+    parse_dhcp6,
+    parse_relayed6,
+    parse_udp6_frame,
+)
 from retinue.core.packets.dhcp_messages import kept_options
 from retinue.hypervisor.memory_channel import Channel, ChannelError
 from retinue.protocol import migrations, mobility, nics, vms, vnets
@@ -74,6 +81,12 @@ def _dhcp(frame: bytes) -> object:
         message.client_id, message.relay_agent, message.message, message.all_options, kept_options(message),
         build_dhcp(message),
     )  # fmt: skip
+
+
+def _dhcp6(payload: bytes) -> object:
+    """The message, and all that is asked of it later."""
+    message = parse_dhcp6(payload)
+    return message.addresses, kept_options6(message), options_of_lease(message), message.build()
 
 
 def _frame(frame: bytes) -> object:
@@ -232,6 +245,9 @@ PARSERS = (
     Parser("arp", _arp, FRAME, samples.arp),
     Parser("ipv4", parse_udp4, FRAME, samples.udp4, mend=samples.mended_ipv4),
     Parser("dhcpv4", _dhcp, FRAME, samples.dhcp, mend=samples.mended_frame),
+    Parser("dhcpv6", _dhcp6, FRAME, samples.dhcp6),
+    Parser("dhcpv6-relay", parse_relayed6, FRAME, samples.relayed6),
+    Parser("dhcpv6-frame", parse_udp6_frame, FRAME, samples.dhcp6_frames, mend=samples.mended_frame),
     Parser("ipv6", parse_ipv6, FRAME, samples.ipv6, mend=samples.mended_ipv6),
     Parser("nd", parse_nd, FRAME, samples.nd, mend=samples.mended_ipv6),
     Parser("ra", parse_nd, FRAME, samples.router_advertisements, mend=samples.mended_ipv6),
@@ -247,4 +263,4 @@ PARSERS = (
     Parser("bodies", _body, (), samples.bodies, JSON),
     Parser("agents", _agents, (ChannelError,), samples.between_agents),
 )
-"""DHCPv6, and whatever else comes: one line each, and its samples."""
+"""Whatever else comes: one line each, and its samples."""

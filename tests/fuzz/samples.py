@@ -33,6 +33,8 @@ from retinue.core.packets import (
     request,
     upper_checksum,
 )
+from retinue.core.packets.dhcp6 import DHCP6, MessageType6, Relayed6, dhcp6_frame, renew6
+from retinue.core.packets.dhcp6_options import IANA, IAAddress, Option6, Status
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.entry import Flow, Group, Meter
 from retinue.southbound.openflow.codec import encode
@@ -76,6 +78,32 @@ def dhcp() -> list[bytes]:
         (wanted.with_option(Option.OVERLOAD, b"\3").with_option(61, b"\1" + bytes(6)), 68, 67),
     ]
     return [dhcp_frame(message, MAC, OTHER, IP, SERVER, *ports) for message, *ports in messages]
+
+
+def dhcp6() -> list[bytes]:
+    """Payloads of clients and servers, with and without addresses."""
+    duid, server = b"\0\3\0\1" + bytes(6), b"\0\1\0\1" + bytes(10)
+    addresses = (IAAddress(IP6, 100, 200), IAAddress(OTHER6, status=Status(0, "good")))
+    ia = IANA(7, addresses, 50, 80, Status(2, "no"))
+    asked = ((int(Option6.ELAPSED_TIME), b"\0\1"), (6, b"\0\x17"))
+    messages = [
+        DHCP6(kind, 9, duid, server if kind.from_server else b"", (ia,), Status(0, "x"), asked)
+        for kind in MessageType6
+        if not kind.of_relay
+    ]
+    return [message.build() for message in (*messages, renew6(9, duid, server, ia))]
+
+
+def relayed6() -> list[bytes]:
+    """Envelopes, one in another."""
+    inner = Relayed6(MessageType6.RELAY_FORW, 0, OTHER6, LOCAL, dhcp6()[0], b"edge1:10")
+    outer = Relayed6(MessageType6.RELAY_REPL, 1, OTHER6, LOCAL, inner.build(), b"x", ((37, b"remote"),))
+    return [inner.build(), outer.build()]
+
+
+def dhcp6_frames() -> list[bytes]:
+    ports = ((546, 547), (547, 546))
+    return [dhcp6_frame(said, MAC, OTHER, IP6, OTHER6, *pair) for said in dhcp6()[:3] for pair in ports]
 
 
 def ipv6() -> list[bytes]:

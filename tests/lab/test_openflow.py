@@ -348,7 +348,7 @@ async def test_group_made_behind_our_back_is_found_out(switch: Session, ovs: Ope
 async def test_flows_of_others_are_left_out(switch: Session, ovs: OpenVSwitch) -> None:
     await switch.apply(Change(add=(GOOD,)), 0.0)
     bridge = f"unix:{ovs.directory}/br0.mgmt"
-    for flow in ("table=9,priority=1,reg0=5,actions=output:1", "table=9,priority=2,actions=resubmit(,10)"):
+    for flow in ("table=9,priority=1,reg0=5,actions=output:1", "table=9,priority=2,actions=resubmit(1,10)"):
         await asyncio.to_thread(ovs.run, "ovs-ofctl", "add-flow", bridge, flow)
     assert await installed(switch) == {GOOD.key: GOOD}
 

@@ -43,6 +43,12 @@ def parsed(text: str, port_id: str) -> dict[str, Any]:
     return {"mac": mac_for(nic.get("id") or port_id)} | nic
 
 
+def is_set(nic: dict[str, Any]) -> bool:
+    """True where something is said of a NIC that most have not."""
+    said = (nic.get(name) for name in ("vnet", "rate", "allowed", "prefixes", "trusted"))
+    return any(said) or not nic["enabled"]
+
+
 def words(nic: dict[str, Any]) -> str:
     """A NIC in one line, for `vm show`."""
     where = f"port {nic['port']}" if nic.get("port") is not None else "no port yet"

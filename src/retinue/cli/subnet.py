@@ -97,12 +97,16 @@ def list_(at: Connection) -> None:
     if at.as_json:
         output.print_json(data)
         return
-    columns = ("SUBNET", "PREFIX", "GATEWAY", "VNET", ">VLAN", "DHCP", ">USED")
+    columns = ("SUBNET", "PREFIX", "GATEWAY", "VNET", ">VLAN", "DHCP", "IPV6", ">USED")
     rows = data["subnets"]
     output.print_table(
         columns,
         (
-            (r["id"], r["prefix"], r["gateway"], r["vnet"], r["vlan"] or None, r["dhcp"], r["used"])
+            (
+                *(r["id"], r["prefix"], r["gateway"], r["vnet"], r["vlan"] or None, r["dhcp"]),
+                [name for name in ("slaac", "dhcp6") if r[name]],
+                r["used"],
+            )
             for r in rows
         ),
         "There are no subnets; `retinue subnet add` adds one.",

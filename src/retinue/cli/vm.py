@@ -185,7 +185,7 @@ def show(
             *profile_fields(vm.get("profile", {})),
         )
     )
-    if len(vm["nics"]) > 1:
+    if len(vm["nics"]) > 1 or nic.is_set(vm["nics"][0]):
         output.say("")
         for one in vm["nics"]:
             output.say(f"NIC {one['id']}: {nic.words(one)}")

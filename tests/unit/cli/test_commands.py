@@ -305,7 +305,7 @@ def test_vnets_and_subnets_are_added_changed_and_removed(real: str) -> None:
     good("subnet", "set", "green", "--prefix", "10.2.0.0/23", *at)
     [shown] = (one for one in api.ask(Route.LIST_SUBNETS)["subnets"] if one["id"] == "green")
     assert pools.items() <= shown.items()
-    row = r"^green +10\.2\.0\.0/23 +10\.2\.0\.254 +shop +42 +10\.1\.0\.2 +0$"
+    row = r"^green +10\.2\.0\.0/23 +10\.2\.0\.254 +shop +42 +10\.1\.0\.2 +- +0$"
     assert re.search(row, good("subnet", "list", *at), re.M)
     assert re.search(r"^shop +default +42 +1400 +green *$", good("vnet", "list", *at), re.M)
     assert "stands in the configuration file" in bad("subnet", "remove", "blue", *at)

@@ -20,7 +20,7 @@ from retinue.controller.changes import Change, VMChanged
 from retinue.controller.context import Context
 from retinue.controller.errors import RequestError
 from retinue.controller.inventory.nic_settings import commit, replaced
-from retinue.core.model import IP, VM, Mac, Power, Restart, Subnet
+from retinue.core.model import IP, VM, Assignment, Mac, Power, Restart, Subnet
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.vms import VMState
 
@@ -100,16 +100,16 @@ class VMSettings:
                     f"{ip} is in {pool[0]}-{pool[1]}, which DHCP servers of subnet {subnet.id} give out: "
                     f"have them leave it out, or reserve it for {nic.mac}"
                 )
-            elif leased_to := self._leased_before(ip, vm.id):
+            elif leased_to := self._leased_before(self._net.static(vm.id, nic, ip)):
                 found.append(
                     f"{ip} was leased to VM {leased_to} by a DHCP server, which may give it out again: "
                     "have it leave the address out"
                 )
         return found
 
-    def _leased_before(self, ip: IP, vm: str) -> str:
+    def _leased_before(self, given: Assignment) -> str:
         leases = self._context.state.ended_leases.values()
-        return next((lease.vm for lease in leases if lease.ip == ip and lease.vm != vm), "")
+        return next((lease.vm for lease in leases if lease.key == given.key and lease.vm != given.vm), "")
 
 
 def _pool_of(subnet: Subnet, ip: IP) -> tuple[IP, IP] | None:

@@ -4,7 +4,7 @@ What managers say is kept (core.placement.Entity). What agents report, every few
 agent reports it again. Where both say something, the manager counts.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
@@ -15,7 +15,7 @@ from retinue.controller.context import Context
 from retinue.controller.errors import no_server
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.core.migration import MigrationState
-from retinue.core.model import IP, Service
+from retinue.core.model import DEFAULT_VRF, IP, Service
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.core.placement import Need, Policy, Presence, Profile, ServerState, Snapshot, Wish
 from retinue.core.placement.scores import FARTHEST
@@ -137,7 +137,7 @@ class ResourceManager:
         self, vm: str, wish: Wish, presences: Mapping[str, Presence], named: str = "", waited_ms: int = 0
     ) -> Snapshot:
         """What there is at this moment; servers beside `presences` are as they seem."""
-        hosted, clients = self._hosted(), self._places(self.profile_of(vm).clients)
+        hosted, clients = self._hosted(), self._places(vm)
         servers = tuple(
             self._state(name, hosted[name], presences.get(name), vm, clients) for name in self.candidates()
         )
@@ -210,29 +210,30 @@ class ResourceManager:
 
     # ---- how far clients are ----
 
-    def _places(self, clients: Collection[str]) -> list[str]:
-        """The servers at which packets of these clients come into the fabric; unknown ones are left out."""
-        found = [self._place(client) for client in clients]
+    def _places(self, vm: str) -> list[str]:
+        """The servers at which packets of a VM's clients come into the fabric; unknown ones are left out."""
+        vrfs = sorted({self._net.vrf_of(nic) for nic in self._net.vms[vm].nics})
+        clients = map(_address, self.profile_of(vm).clients)
+        found = [self._place(client, vrfs) for client in clients if client is not None]
         return [server for server in found if server]
 
-    def _place(self, client: str) -> str:
+    def _place(self, client: IP, vrfs: Iterable[str]) -> str:
+        """`vrfs`: those in which a VM has NICs, in one of which the address is meant."""
         net = self._net
-        ip = _address(client)
-        held = None if ip is None else net.assignments.get(ip)
-        if held is not None:
-            return net.vms[held.vm].server
-        server = None if ip is None else net.server_of_address(ip)
+        holders = (net.holder(client, vrf) for vrf in vrfs)
+        routed = net.routed_to(client) if DEFAULT_VRF in vrfs else None
+        vm = next((held.vm for held in holders if held is not None), "" if routed is None else routed[1])
+        if vm:
+            return net.vms[vm].server
+        server = net.server_of_address(client)
         if server is not None:
             return server.id
-        routers = [
-            one.id for one in net.servers_with(Service.ROUTER)
-            if ip is not None and any(ip in prefix for prefix in one.routes)
-        ]  # fmt: skip
-        return min(routers, default="")
+        routers = net.servers_with(Service.ROUTER)
+        return min((one.id for one in routers if any(client in prefix for prefix in one.routes)), default="")
 
     def nearer_by(self, vm: str) -> int:
         """How many hundredths of switches fewer are between a VM's clients and the nearest other server."""
-        clients = self._places(self.profile_of(vm).clients)
+        clients = self._places(vm)
         far = {name: self._distance(name, clients) for name in self.candidates()}
         here = far.pop(self._net.vms[vm].server, None)
         others = [distance for distance in far.values() if distance is not None]

@@ -48,7 +48,8 @@ def in_batches(frames: Iterable[bytes], room: int) -> Iterator[list[bytes]]:
 def addressed(net: Network, vm: VM, frame: bytes) -> tuple[NIC, bytes] | None:
     """The NIC whose address the frame is for, and the frame as the VM gets it from its gateway.
 
-    None for what is for no address that the VM holds: an agent's word does not make it the VM's.
+    None for what is for no address that the VM holds, nor one of a prefix that is routed to it: an agent's
+    word does not make it the VM's.
     """
     try:
         ethernet = parse(frame)
@@ -58,12 +59,17 @@ def addressed(net: Network, vm: VM, frame: bytes) -> tuple[NIC, bytes] | None:
     if ip is None or len(frame) > LARGEST_FRAME:
         return None
     # A switch hands a frame over with the MAC that goes with the address; of two VRFs each has its own.
-    holders = (vm.nic_with(assignment.mac) for assignment in net.held_by(vm.id) if assignment.ip == ip)
-    nic = next((one for one in holders if one is not None and one.speaks_as(ip) == ethernet.dst), None)
+    its = (one for one in vm.nics if one.speaks_as(ip) == ethernet.dst and _is_led_to(net, vm, one, ip))
+    nic = next(its, None)
     if nic is None or not nic.enabled:
         return None
     gateway = net.gateway_mac_of(net.servers[vm.server])
     return nic, Ethernet(nic.speaks_as(ip), gateway, ethernet.ethertype, ethernet.payload).build()
+
+
+def _is_led_to(net: Network, vm: VM, nic: NIC, ip: IP) -> bool:
+    holds = any(assignment.ip == ip for assignment in net.assignments_of(vm, nic))
+    return holds or any(ip in prefix for prefix in nic.prefixes)
 
 
 def _destination(ethernet: Ethernet) -> IP | None:

@@ -1,5 +1,8 @@
 """What waited at a target that is given up: what of it is handed back, and to whom."""
 
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
 import pytest
 
 from retinue.core.limits import LARGEST_FRAME
@@ -69,6 +72,14 @@ def test_the_same_address_in_two_vrfs_is_two_nics(net: Network) -> None:
     for number, nic in zip((8, 9), vm.nics, strict=True):
         frame = udp_frame(GATEWAY_MAC, vm_mac(number), OUTSIDE, ip)
         assert addressed(net, vm, frame) == (nic, frame)
+
+
+def test_what_is_for_a_prefix_of_the_vms_is_handed_back_as_well(net: Network) -> None:
+    vm = net.vms["vm1"]
+    net.change_nic(vm.id, vm.nic, replace(vm.nic, prefixes=(IPv4Network("10.9.0.0/28"),)))
+    for last, is_its in ((3, True), (16, False)):
+        frame = udp_frame(GATEWAY_MAC, vm_mac(1), OUTSIDE, IPv4Address("10.9.0.0") + last)
+        assert (addressed(net, net.vms["vm1"], frame) is not None) is is_its
 
 
 def test_ipv6_is_handed_back_as_well(net: Network) -> None:
