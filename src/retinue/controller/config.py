@@ -204,6 +204,9 @@ class Config(ConfigTable, frozen=True):
                 net.add_gateway_group(entity_id(group.id, "a gateway group"), mac(group.mac))
             for vrf in self.vrf:
                 net.put_vrf(Vrf(entity_id(vrf.id, "a VRF"), vrf.tag))
+            for kind, ids in (("VRF", [one.id for one in self.vrf]), ("vnet", [one.id for one in self.vnet])):
+                if twice := next((id for id in ids if ids.count(id) > 1), ""):
+                    raise ModelError(f"{kind} {twice} is given twice")
             for vnet in self.vnet:
                 net.put_vnet(Vnet(entity_id(vnet.id, "a vnet"), vnet.vlan, vnet.mtu, vnet.vrf))
             for table in self.subnet:
@@ -275,6 +278,8 @@ def address(text: str) -> IP:
 def network(text: str) -> IPv4Network | IPv6Network:
     """Read a prefix such as 10.1.0.0/24; raises ModelError."""
     try:
+        if "%" in text:
+            raise ValueError(f"{quoted(text)} has a zone")
         return ip_network(text)
     except ValueError as error:
         raise ModelError(f"not an IP prefix: {error}") from error

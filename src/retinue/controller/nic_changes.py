@@ -28,7 +28,7 @@ class NICChanged(Change):
         net = state.net
 
         def back() -> None:
-            net.change_nic(self.vm.id, self.new, self.old)
+            net.change_nic(self.vm.id, self.new, self.old, undoing=True)
             for held in self.held:  # What the NIC could not keep, too.
                 net.assign(held)
 
@@ -48,6 +48,10 @@ class NICChanged(Change):
     def events(self, state: State) -> Iterator[Published]:
         vm = state.net.vms[self.vm.id]
         yield EventType.VM_CHANGED, {"vm": vm, "server": vm.server}
+        for held in self.dropped():
+            assert isinstance(held, Assignment)
+            reason = "its manager allows it to the NIC no longer"
+            yield EventType.BINDING_REMOVED, {"vm": held.vm, "ip": held.ip, "reason": reason}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ that the controller's objects really have.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import structlog
@@ -16,6 +16,7 @@ from retinue.controller.clock import ClockAnchor
 from retinue.core.migration import Migration, placement
 from retinue.core.model import VM, Assignment, ModelError, Network, PortRef, Server, Subnet, Vnet, Vrf
 from retinue.core.model.network import Touched
+from retinue.core.model.vrfs import free_tag
 from retinue.core.placement import Entity, Placement
 from retinue.protocol.images import SignedManifest
 from retinue.protocol.vms import VMState
@@ -165,7 +166,13 @@ class Stored:
 
 
 def _restore_vrfs(state: State, vrfs: Collection[Vrf]) -> None:
+    """Where the file has given its tag to another, a VRF gets one that is free: nobody outside sees it."""
+    stored = {vrf.tag for vrf in vrfs}
     for vrf in vrfs:
+        taken = {known.tag for known in state.net.vrfs.values() if known.id != vrf.id}
+        if vrf.tag in taken and vrf.id not in state.net.vrfs:
+            vrf = replace(vrf, tag=free_tag(taken | stored))
+            log.warning("state.vrf_has_another_tag", vrf=vrf.id, tag=vrf.tag)
         _fits(state.net.put_vrf, vrf)
 
 

@@ -93,7 +93,7 @@ class SubnetRegistered(Change):
 
     def undo(self, state: State) -> Undo:
         net, old = state.net, state.net.subnets.get(self.subnet.id)
-        return lambda: net.remove_subnet(self.subnet.id) if old is None else net.add_subnet(old)
+        return lambda: net.put_back_subnet(self.subnet.id, old)
 
     def kept(self) -> tuple[Storable, ...]:
         return (self.subnet,)

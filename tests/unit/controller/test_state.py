@@ -41,6 +41,7 @@ from retinue.core.model import (
     Origin,
     PortRef,
     Power,
+    Server,
     Subnet,
     VMPort,
     Vnet,
@@ -330,3 +331,15 @@ def test_the_lease_that_ended_last_is_the_last() -> None:
     for number in (1, 2, 1):
         context.apply(lease_changes.LeaseEnded(assignment(number)))
     assert list(context.state.ended_leases) == [vm_mac(2), vm_mac(1)]
+
+
+def test_a_subnet_that_was_added_with_one_that_cannot_be_is_gone_again() -> None:
+    """Though a server has an address of it by then."""
+    context = Context(fabric(), lambda: 1000.0, MemoryStore())
+    context.net.put_server(Server("s9", "02:00:00:00:00:99", IPv4Address("10.5.0.7")))
+    first = Subnet("a", IPv4Network("10.5.0.0/24"), IPv4Address("10.5.0.254"))
+    second = Subnet("b", IPv4Network("10.5.0.0/16"), IPv4Address("10.5.1.254"))
+    with pytest.raises(ModelError, match="overlap"):
+        context.apply(vnet_changes.SubnetRegistered(first), vnet_changes.SubnetRegistered(second))
+    assert "a" not in context.net.subnets
+    assert context.net.subnet_of(IPv4Address("10.5.0.7")) is None

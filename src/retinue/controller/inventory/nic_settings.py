@@ -34,16 +34,27 @@ def named_nic(vm: VM, port_id: str) -> NIC:
     return nic
 
 
+def still_there(net: Network, vm: str) -> VM:
+    """A VM of which something has been changed; it may have been removed meanwhile. Raises RequestError."""
+    found = net.vms.get(vm)
+    if found is None:
+        raise no_vm(vm)
+    return found
+
+
 def static_assignments(net: Network, vm: str, nic: NIC) -> list[Assignment]:
     """Addresses the manager gives to a NIC are bindings at once."""
     return [net.static(vm, nic, ip) for ip in nic.addresses]
 
 
 def replaced(net: Network, vm: VM, old: NIC, new: NIC) -> list[Change]:
-    """The changes that put `new` in the place of a VM's NIC, with the static addresses that come and go."""
-    held = net.assignments_of(vm, old)
-    static = {a.ip for a in held if a.kind is BindingKind.STATIC}
-    gone = [a for a in held if a.ip in static and a.ip not in new.addresses]
+    """The changes that put `new` in the place of a VM's NIC, with the static addresses that come and go.
+
+    What a NIC holds in one VRF means nothing in another.
+    """
+    held, leaves = net.assignments_of(vm, old), net.vrf_of(old) != net.vrf_of(new)
+    static = set() if leaves else {a.ip for a in held if a.kind is BindingKind.STATIC}
+    gone = [a for a in held if leaves or (a.ip in static and a.ip not in new.addresses)]
     given = [a for a in static_assignments(net, vm.id, new) if a.ip not in static]
     changed = NICChanged(vm, old, new, tuple(a for a in held if a not in gone))
     return [*map(AddressReleased, gone), changed, *map(AddressAssigned, given)]
@@ -101,7 +112,7 @@ class NICSettings:
         if new.mac != old.mac:
             self._may_have_another_mac(known, old)
         await commit(self._context, known.server, replaced(self._net, known, old, new))
-        return self._net.vms[vm]
+        return still_there(self._net, vm)
 
     def _may_have_another_mac(self, vm: VM, nic: NIC) -> None:
         ports = self._net.vm_ports.get(nic.port_id)

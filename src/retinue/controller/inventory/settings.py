@@ -19,7 +19,7 @@ from ipaddress import IPv4Address
 from retinue.controller.changes import Change, VMChanged
 from retinue.controller.context import Context
 from retinue.controller.errors import RequestError
-from retinue.controller.inventory.nic_settings import commit, replaced
+from retinue.controller.inventory.nic_settings import commit, replaced, still_there
 from retinue.core.model import IP, VM, Assignment, Mac, Power, Restart, Subnet
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.vms import VMState
@@ -66,7 +66,7 @@ class VMSettings:
             new = replace(vm.nic, addresses=wanted.addresses)
             changes += replaced(self._net, changed, vm.nic, new)
         await commit(self._context, vm.server, changes)
-        return self._net.vms[id]
+        return still_there(self._net, id)
 
     def _check(self, vm: VM, wanted: VMChanges) -> None:
         if wanted.mac not in (None, vm.nics[0].mac):

@@ -24,13 +24,14 @@ from retinue.controller.inventory.nics import NicControl
 from retinue.controller.inventory.ports import RejectedPort, ReportedPorts
 from retinue.controller.inventory.power import PowerControl
 from retinue.controller.inventory.settings import VMSettings
-from retinue.controller.lease_changes import AddressAssigned
+from retinue.controller.lease_changes import AddressAssigned, AddressReleased
 from retinue.controller.marks import LeftPortForgotten, PortLeft, ServerDrained, ServerUndrained
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.controller.state import LeftPort
 from retinue.core.limits import MOST_REPORTED
 from retinue.core.migration import at_one_place
-from retinue.core.model import NIC, VM, ModelError, Power, Server, VMPort
+from retinue.core.model import NIC, VM, Assignment, ModelError, Power, Server, VMPort
+from retinue.core.model.link_local import is_link_local
 from retinue.core.model.network import Owner, Touched
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.core.placement import EntityKind
@@ -83,6 +84,8 @@ class Inventory:
             raise ModelError(f"VM {twice} is given twice")
         vms = [self._may_be_registered(vm) for vm in vms]
         changes: list[Change] = []
+        moved = [held for vm in vms for held in self._meant_elsewhere(vm)]
+        changes += map(AddressReleased, moved)
         for vm in vms:
             changes.append(VMRegistered(vm))
             changes += [
@@ -92,8 +95,24 @@ class Inventory:
         for nic in (nic for vm in vms for nic in vm.nics):
             touched |= self._look_for_port(nic)
         touched |= self._look_at_rejected()
+        for held in moved:
+            reason = "it is not of the vnet in which the NIC is registered"
+            self._context.events.publish(EventType.BINDING_REMOVED, vm=held.vm, ip=held.ip, reason=reason)
         self._context.spawn(self._context.install(touched), "registered VMs")
         return list(vms)
+
+    def _meant_elsewhere(self, vm: VM) -> list[Assignment]:
+        """What a VM holds that is of another VRF or vnet than its NICs are in, as it is registered."""
+        net, found = self._net, []
+        for held in net.held_by(vm.id):
+            nic = vm.nic_with(held.mac)
+            if nic is None:
+                continue
+            subnet = net.subnet_of(held.ip, held.vrf)
+            fits = not nic.vnet or is_link_local(held.ip) or (subnet is not None and subnet.vnet == nic.vnet)
+            if held.vrf != net.vrf_of(nic) or not fits:
+                found.append(held)
+        return found
 
     def _look_for_port(self, nic: NIC) -> Touched:
         """The port of a NIC that has just been registered may be there already."""

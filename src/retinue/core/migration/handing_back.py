@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from retinue.core.limits import LARGEST_FRAME
 from retinue.core.model import IP, NIC, VM, Mac
+from retinue.core.model.link_local import link_local
 from retinue.core.model.network import Network
 from retinue.core.packets import Ethernet, EtherType, FrameError, parse
 
@@ -69,7 +70,7 @@ def addressed(net: Network, vm: VM, frame: bytes) -> tuple[NIC, bytes] | None:
 
 def _is_led_to(net: Network, vm: VM, nic: NIC, ip: IP) -> bool:
     holds = any(assignment.ip == ip for assignment in net.assignments_of(vm, nic))
-    return holds or any(ip in prefix for prefix in nic.prefixes)
+    return holds or any(ip in prefix for prefix in nic.prefixes) or ip == link_local(nic.mac)
 
 
 def _destination(ethernet: Ethernet) -> IP | None:

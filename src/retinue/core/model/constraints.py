@@ -16,10 +16,12 @@ from retinue.core.model.link_local import LINK_LOCAL
 from retinue.core.model.nic import NIC, Allowed
 from retinue.core.model.routed_prefixes import (
     NO_HOSTS,
+    UNROUTABLE4,
     check_not_routed,
     check_prefixes,
     check_server_beside,
     check_subnet_beside,
+    is_part,
 )
 from retinue.core.model.view import NetworkView
 from retinue.core.model.vrfs import DEFAULT_VRF, Vrf, in_vrf
@@ -142,6 +144,8 @@ def check_subnet(net: NetworkView, subnet: Subnet) -> None:
     what = f"subnet {subnet.id}"
     if any(subnet.prefix.overlaps(prefix) for prefix in NO_HOSTS if prefix.version == subnet.prefix.version):
         raise ModelError(f"{what}: {subnet.prefix} has addresses that no host can have")
+    if any(is_part(subnet.prefix, beyond) for beyond in UNROUTABLE4):
+        raise ModelError(f"{what}: no router forwards to {subnet.prefix}")
     if subnet.slaac and (subnet.prefix.version, subnet.prefix.prefixlen) != (6, 64):
         raise ModelError(f"{what}: VMs make their own addresses of an IPv6 /64 only, not of {subnet.prefix}")
     if subnet.dhcp6 and subnet.prefix.version != 6:
@@ -247,8 +251,16 @@ def check_vm(net: NetworkView, vm: VM, without: Collection[Assignment] = ()) -> 
     if vm.forwarded_from == vm.server:
         raise ModelError(f"{what}: {vm.server} cannot forward to itself")
     for held in net.held_by(vm.id):
-        if held not in without and vm.nic_with(held.mac) is None:
+        if held in without:
+            continue
+        its = vm.nic_with(held.mac)
+        if its is None:
             raise ModelError(f"{what} holds {held.ip} with MAC {held.mac}; it needs a NIC with that MAC")
+        if held.vrf != net.vrf_of(its):
+            raise ModelError(
+                f"{what} holds {held.ip} in VRF {held.vrf}; its NIC {held.mac} cannot leave that"
+            )
+        _in_its_vnet(net, what, its, held.ip)
 
 
 def _check_nic(net: NetworkView, vm: VM, nic: NIC) -> None:

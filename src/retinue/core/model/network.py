@@ -133,6 +133,14 @@ class Network(NetworkView):
         self._index_subnets()
         return NOTHING if old is None else self._touched_by(old)
 
+    def put_back_subnet(self, subnet: str, old: Subnet | None) -> None:
+        """Undo what `add_subnet` has just done: nothing else can have come to need it."""
+        if old is None:
+            self.subnets.pop(subnet, None)
+        else:
+            self.subnets[subnet] = old
+        self._index_subnets()
+
     def _index_subnets(self) -> None:
         self._subnet_at.clear()
         for subnet in self.subnets.values():
@@ -358,12 +366,13 @@ class Network(NetworkView):
         held = self.holder(*entry[2:])
         return held is not None and held.lease_end == entry[0]
 
-    def change_nic(self, vm: str, old: NIC, new: NIC) -> Touched:
+    def change_nic(self, vm: str, old: NIC, new: NIC, *, undoing: bool = False) -> Touched:
         """Replace a NIC of a VM in place, with what it holds: its MAC may be another, or what it is allowed.
 
-        An address that it holds and may take no longer it loses.
+        An address that it holds and may take no longer it loses. `undoing`: it had all this before.
         """
-        check_newly_allowed(self, vm, old, new)
+        if not undoing:
+            check_newly_allowed(self, vm, old, new)
         known = self.vms[vm]
         changed = replace(known, nics=tuple(new if nic == old else nic for nic in known.nics))
         held = self.assignments_of(known, old)
@@ -443,10 +452,10 @@ class Network(NetworkView):
             self._trusted.pop(nic.port_id, None)
             for prefix in nic.prefixes:
                 self._routed.pop(_prefix_key(prefix), None)
-            for key in self._allowed_keys(nic):
-                self._allowed[key].discard(vm.id)
-                if not self._allowed[key]:
-                    del self._allowed[key]
+        for key in {key for nic in vm.nics for key in self._allowed_keys(nic)}:  # Two NICs may have the same.
+            self._allowed[key].discard(vm.id)
+            if not self._allowed[key]:
+                del self._allowed[key]
         for location in vm.locations:
             self._vms_on.get(location, set()).discard(vm.id)
 

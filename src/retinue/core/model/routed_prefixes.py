@@ -28,6 +28,9 @@ NO_HOSTS = (IPv6Network("::/127"), IPv6Network("::ffff:0:0/96"), LINK_LOCAL, MUL
 
 
 def check_prefixes(net: NetworkView, vm: VM) -> None:
+    known = net.vms.get(vm.id)
+    if known is not None and _routed_to(known) == _routed_to(vm):
+        return  # Whatever has come beside them since has been looked at as it came.
     for nic in vm.nics:
         if nic.prefixes and net.vrf_of(nic) != DEFAULT_VRF:
             raise ModelError(
@@ -56,6 +59,10 @@ def check_prefixes(net: NetworkView, vm: VM) -> None:
         for held in net.assignments.values():
             if held.vrf == DEFAULT_VRF and held.ip in prefix:
                 raise ModelError(f"{what}: {held.ip} is held by VM {held.vm}")
+
+
+def _routed_to(vm: VM) -> list[tuple[str, tuple[Prefix, ...]]]:
+    return [(nic.vnet, nic.prefixes) for nic in vm.nics]
 
 
 def check_not_routed(net: NetworkView, what: str, ip: IP, vrf: str = DEFAULT_VRF) -> None:

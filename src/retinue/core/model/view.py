@@ -200,9 +200,12 @@ class NetworkView:
         """Every address a VM has, on whichever NIC."""
         return tuple(self._held_by.get(vm, {}).values())
 
-    def vms_known_as(self, client_id: bytes) -> frozenset[str]:
-        """The VMs that hold a lease under this DHCP client identifier: one at most, in an honest network."""
-        return frozenset(self._held_as.get(client_id, {}).values())
+    def vms_known_as(self, client_id: bytes, vrf: str = DEFAULT_VRF, version: int = 4) -> frozenset[str]:
+        """The VMs of a VRF that hold a lease of this IP version under this DHCP client identifier (or DUID):
+        one at most, in an honest network."""
+        held = self._held_as.get(client_id, {})
+        leases = ((self.assignments[key], vm) for key, vm in held.items())
+        return frozenset(vm for lease, vm in leases if (lease.vrf, lease.ip.version) == (vrf, version))
 
     def assignments_of(self, vm: VM, nic: NIC) -> tuple[Assignment, ...]:
         """The addresses assigned to one NIC of a VM."""

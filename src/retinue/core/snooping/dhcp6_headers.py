@@ -15,7 +15,7 @@ for temporary addresses (IA_PD, IA_TA) alone asks for what is not served.
 from ipaddress import IPv6Address
 
 from retinue.core.limits import MOST_DHCP6_ADDRESSES
-from retinue.core.model import NIC, VM, Assignment, BindingKind
+from retinue.core.model import DEFAULT_VRF, NIC, VM, Assignment, BindingKind
 from retinue.core.model.families import dhcp6_subnets
 from retinue.core.model.link_local import is_link_local, link_local
 from retinue.core.model.network import Network
@@ -119,9 +119,9 @@ def owner_of_duid(net: Network, duid: bytes, vm: VM) -> str:
         return ""
     mac = _mac_in(duid)
     named = None if mac is None else net.vm_of_mac(mac)
-    if named is not None and named.id != vm.id:
-        return named.id
-    return min(net.vms_known_as(duid) - {vm.id}, default="")
+    if named is not None:
+        return named.id if named.id != vm.id else ""
+    return min(net.vms_known_as(duid, DEFAULT_VRF, 6) - {vm.id}, default="")
 
 
 def _mac_in(duid: bytes) -> str | None:

@@ -242,7 +242,9 @@ class Snooper:
         speaker = next((s for s in self.net.dhcp_servers() if s.id == message.server), None)
         itself = speaker is not None and speaker.address == message.src
         vrf = DEFAULT_VRF if speaker is None else self.net.vrf_of_server(speaker)
-        if vrf not in (DEFAULT_VRF, self.net.vrf_of_mac(dhcp.chaddr)):
+        # By the relay a server of the default VRF serves others, too; a VM that is one does not.
+        relayed = vrf == DEFAULT_VRF and message.server in self.net.servers
+        if vrf != self.net.vrf_of_mac(dhcp.chaddr) and not relayed:
             return f"DHCP server {message.server} of VRF {vrf} speaks to a NIC of another VRF"
         if message.src is not None and self.net.holder(message.src, vrf) is not None and not itself:
             return f"DHCP server {message.server} speaks from {message.src}, which a VM holds"

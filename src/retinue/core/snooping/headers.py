@@ -138,6 +138,9 @@ def other_holder(net: Network, ip: IP, vm: str, nic: Mac) -> str:
     held = net.holder(ip, vrf)
     if held is not None and held.mac != nic:
         return held.vm if held.vm != vm else f"another NIC of it ({held.mac})"
+    allowed = net.allowed_to(ip, vrf) if held is None else frozenset()
+    if allowed:
+        return f"{min(allowed)}, which may take it,"
     server = net.server_of_address(ip, vrf)
     if server is not None:
         return f"server {server.id}"
@@ -154,5 +157,5 @@ def owner_of_identifier(net: Network, client_id: bytes, vm: VM, nic: Mac) -> str
     if named is not None:
         return named.id if named.id != vm.id else f"another NIC of {vm.id}"
     its_other = any(held.client_id == client_id and held.mac != nic for held in net.held_by(vm.id))
-    of_another_vm = min(net.vms_known_as(client_id) - {vm.id}, default="")
+    of_another_vm = min(net.vms_known_as(client_id, net.vrf_of_mac(nic), 4) - {vm.id}, default="")
     return of_another_vm or (f"another NIC of {vm.id}" if its_other else "")

@@ -4,13 +4,14 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 
 from retinue.controller.app import Controller
-from retinue.core.model import NIC, VM, Vnet, in_vrf
+from retinue.core.model import NIC, VM, Vnet, Vrf, in_vrf
 from retinue.core.packets import DHCP, arp_request, dhcp_frame, discover, parse, parse_arp, request
 from support.fabric.dhcp_lab import SERVER, SERVER_AT, DhcpLab, dhcp_lab
 from support.fabric.networks import GATEWAY, GATEWAY_MAC, fabric, vm_ip, vm_mac, vm_port
 from support.fabric.tenants import add_tenants
 from support.fabric.world import udp_frame
 from support.fakes.memory_store import MemoryStore
+from support.recent_events import recent
 
 TENANT = 2
 """A VM of the VRF red on server2."""
@@ -107,3 +108,30 @@ async def test_a_vnet_that_is_empty_may_change_its_vrf() -> None:
     lab.controller.vnets.set_vnet(Vnet("new", vrf="green"))
     assert lab.fake.net.vnets["new"].vrf == "green"
     await lab.fake.stop()
+
+
+async def test_a_vm_that_is_registered_into_a_vrf_leaves_its_lease_behind() -> None:
+    """What it may send as in one VRF it may not in another."""
+    lab = await tenants()
+    net = lab.fake.net
+    vm = net.vms["vm1"]
+    net.put_vm(replace(vm, reported=True))
+    lab.controller.inventory.register_vms([replace(vm, nics=(replace(vm.nic, vnet="rednet"),))])
+    await lab.fake.settle()
+    assert not net.held_by("vm1")
+    [gone] = [event.data for event in recent(lab.controller.events) if event.type == "binding.removed"]
+    assert (gone["vm"], gone["ip"]) == ("vm1", vm_ip(1))
+    frame = udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(1), vm_ip(TENANT))
+    assert not lab.fake.fabric.send("edge1", vm_port(1), frame).arrivals
+    await lab.fake.stop()
+
+
+async def test_a_vrf_whose_tag_the_file_gives_to_another_gets_a_free_one() -> None:
+    """Nobody outside sees it; all that is in the VRF would be lost."""
+    store = MemoryStore()
+    controller = Controller(fabric(), store, clock=lambda: 1001.0)
+    await controller.vnets.add_vrfs({"blue": 0, "gold": 0})
+    net = fabric()
+    net.put_vrf(Vrf("red", 1))
+    Controller(net, store, clock=lambda: 1001.0).restore(store.load())
+    assert {vrf.id: vrf.tag for vrf in net.vrfs.values()} == {"default": 0, "red": 1, "blue": 3, "gold": 2}

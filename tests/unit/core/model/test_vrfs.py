@@ -179,3 +179,24 @@ def test_what_is_used_keeps_its_vrf_and_stays(net: Network) -> None:
     net.put_vrf(Vrf("grey", 9))
     with pytest.raises(ModelError, match="stands in the configuration file"):
         net.remove_vrf("grey")
+
+
+def test_a_vm_takes_nothing_that_it_holds_into_another_vrf(net: Network) -> None:
+    vm = net.vms["vm1"]
+    with pytest.raises(ModelError, match=r"holds 10\.1\.0\.101 in VRF default"):
+        net.put_vm(replace(vm, nics=(replace(vm.nic, vnet="rednet"),)))
+    assert net.vms["vm1"] == vm
+
+
+def test_two_nics_may_speak_as_one_virtual_router(net: Network) -> None:
+    """With one VRID in each of two VRFs a VM has its MAC twice; it changes and goes all the same."""
+    may = Allowed(IPv4Address("10.1.0.200"), "00:00:5e:00:01:07")
+    vm = add_vm(net, "twin", 1, [RED1, replace(RED1, number=12, vrf="green")])
+    for nic in vm.nics:
+        net.change_nic("twin", nic, replace(nic, allowed=(may,)))
+    first = net.vms["twin"].nic
+    net.change_nic("twin", first, replace(first, rate=7))
+    assert net.speaking_as(may.mac) == {"twin"}
+    net.remove_vm("twin")
+    assert not net.speaking_as(may.mac)
+    assert not net.allowed_to(may.ip, "green")

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from retinue.core.model import DEFAULT_VRF, NIC, VM, Network, VMPort
+from retinue.core.model import DEFAULT_VRF, NIC, VM, Allowed, Network, VMPort
 from retinue.core.packets import DHCP, ack, discover, offer, release, request
 from retinue.core.snooping import (
     Bind,
@@ -122,3 +122,26 @@ def test_own_addresses_are_of_the_vrf_of_their_nic() -> None:
                 net.assign(claim.assignment)
         holders = {(held.vrf, held.vm) for held in net.assignments.values() if held.ip == target}
         assert holders == {(DEFAULT_VRF, "vm1"), ("red", f"vm{RED}")}
+
+
+def test_clients_of_two_vrfs_may_have_one_name(net: Network) -> None:
+    """Nobody is a spoofer for what somebody calls itself in a VRF that it cannot see."""
+    name = (61, b"\0web1")
+    held = net.assignments[vm_ip(1)]
+    net.assign(replace(held, client_id=name[1]))
+    assert isinstance(says(Snooper(net), discover(vm_mac(RED), 7).with_option(*name))[-1], ToServers)
+    add_default_vm(net, 2, 1)
+    [fault] = says(Snooper(net), discover(vm_mac(2), 7).with_option(*name), 2)
+    assert isinstance(fault, Rejected)
+    assert fault.spoofed
+
+
+def test_what_is_allowed_another_is_no_servers_to_give(net: Network) -> None:
+    """It would be refused as it is bound, when what the client had is gone already."""
+    snooper, wanted = Snooper(net), vm_ip(9)
+    vm = net.vms["vm1"]
+    net.change_nic(vm.id, vm.nic, replace(vm.nic, allowed=(Allowed(wanted),)))
+    add_default_vm(net, 2, 1)
+    effects = grants(snooper, wanted, nic=2)
+    assert any(isinstance(one, Rejected) and "vm1, which may take it" in one.reason for one in effects)
+    assert not any(isinstance(one, Bind | Release) for one in effects)

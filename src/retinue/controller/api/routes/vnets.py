@@ -28,7 +28,7 @@ def handlers(controller: Controller) -> Handlers:
         if len(given) < len(bodies):
             raise ModelError("a VRF is given twice")
         await vnets.add_vrfs(given)
-        return answer({"vrfs": [_vrf(net, net.vrfs[id]) for id in given]}, status=201)
+        return answer({"vrfs": [_vrf(net, net.vrfs[id]) for id in given if id in net.vrfs]}, status=201)
 
     async def remove_vrf(request: web.Request) -> web.Response:
         id = _known(request, "VRF", net.vrfs, ErrorCode.UNKNOWN_VRF)
