@@ -6,7 +6,7 @@
 # make check  ruff, strict types, import contracts, the tests that requirements name (under a minute)
 # make unit   unit and property tests (a minute or two)
 # make test   everything: unit, property and lab tests (needs root)
-# make test-long  what takes minutes each and says no more on most days: many migrations of a VM that writes
+# make test-long  what takes long and says no more on most days: many migrations of a VM that writes, more systems
 # make mutate  whether the tests notice deliberate mistakes in what judges (see tests/mutation)
 # make prove    what the pipeline promises, proved of all frames on small networks (a few minutes; see docs/proof.md)
 # make fuzz     a million damaged inputs for each parser of what comes from outside (a quarter of an hour)

@@ -261,7 +261,8 @@ async def test_a_binding_has_all_its_fields(bench: LabBench) -> None:
     assert f"in_port={row['port']}," in entry
     assert row == {
         "mac": TWO, "ip": await bench.address("vm2"), "kind": "dynamic", "vm": "vm2", "switch": "edge1",
-        "port": bench.lab.status().switches["edge1"].ports["tap-vm2"], "vlan": 0, "port_status": "up",
+        "port": bench.lab.status().switches["edge1"].ports["tap-vm2"], "vlan": 0, "vrf": "default",
+        "port_status": "up",
         "trust": "untrust", "origin": "controller", "active": True, "confirmed": True,
     }  # fmt: skip
 

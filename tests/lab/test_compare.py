@@ -12,7 +12,7 @@ from retinue_lab.compare.systems.registry import SYSTEMS
 pytestmark = [pytest.mark.lab, pytest.mark.alone]
 
 AVAILABLE = [system.name for system in SYSTEMS if not system().missing()]
-QUICK = [
+MORE = [
     name
     for name in ("retinue", "retinue-libvirt", "ovn-multichassis-rarp", "learning-switch")
     if name in ("retinue", "learning-switch") or name in AVAILABLE
@@ -20,20 +20,30 @@ QUICK = [
 """One of each kind: ours in both forms, one that is told where the VM is, and one that learns it."""
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param(["retinue", "learning-switch"], id="two"),
+        pytest.param(MORE, marks=pytest.mark.long, id="more"),
+    ],
+)
 def test_a_short_comparison(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    chosen: list[str],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     labs = tmp_path_factory.mktemp("labs")  # A short path: sockets in it must fit.
     monkeypatch.setenv("RETINUE_LAB_DIR", str(labs))
     output = tmp_path / "out" / "compare.json"
     said: list[str] = []
-    report, complete = run.run(run.Plan(QUICK, 1, [500], [64]), output, said.append)
+    report, complete = run.run(run.Plan(chosen, 1, [500], [64]), output, said.append)
 
     assert complete
     assert summary.decode(output.read_bytes()) == report
     assert report.failures == []
-    measured = [name for name in QUICK if name in AVAILABLE]
-    assert [(s.name, s.available) for s in report.systems] == [(name, name in measured) for name in QUICK]
+    measured = [name for name in chosen if name in AVAILABLE]
+    assert [(s.name, s.available) for s in report.systems] == [(name, name in measured) for name in chosen]
     assert [(row.system, row.direction) for row in report.moves] == [
         (system, direction) for system in measured for direction in summary.DIRECTIONS
     ]

@@ -49,7 +49,7 @@ async def there_and_back(bench: QemuBench, source: QemuMachine) -> tuple[QemuMac
     return target, result
 
 
-@pytest.mark.parametrize("rate", [0, 20, 200])
+@pytest.mark.parametrize("rate", [0, 20, pytest.param(200, marks=pytest.mark.long)])
 async def test_no_page_is_lost_however_much_the_vm_writes(bench: QemuBench, rate: int) -> None:
     await no_page_is_lost(bench, rate, 2)
 

@@ -55,33 +55,6 @@ async def test_both_nics_migrate_and_lose_double_and_reorder_nothing(bench: LabB
     assert await bench.machines("vm1") == ["server1"]
 
 
-async def test_a_nic_is_plugged_in_and_out_while_the_vm_runs_and_migrates_meanwhile(bench: LabBench) -> None:
-    """One that came later is found at the target where it was; one that went leaves no trace."""
-    first, second = await addresses(bench, 2)
-    async with bench.traffic(first, pps=200) as traffic:
-        await bench.cli("vm", "nic", "add", "vm1", "--mac", THIRD)
-        await bench.guest("vm1", "until [ -e /sys/class/net/eth2 ]; do usleep 20000; done")
-        await bench.guest("vm1", "further-nic eth2 dhcp")
-        *_, third = await addresses(bench, 3)
-        assert await bench.ping("vm1", f"-I {third} {GATEWAY}")
-        async with bench.events() as events:
-            await bench.cli("vm", "nic", "remove", "vm1", "vm1-2")
-            await bench.guest("vm1", "while [ -e /sys/class/net/eth1 ]; do usleep 20000; done")
-            await events.until("port.removed")  # Its agent has seen that the guest has let it go.
-        await bench.migration("vm1", target_server="server2")
-        async with bench.traffic(third, pps=200) as to_third:
-            await bench.migration("vm1", target_server="server1")
-            await bench.unharmed(to_third)
-        await bench.unharmed(traffic)
-    vm = await bench.vm("vm1")
-    assert [(nic["id"], nic["slot"]) for nic in vm["nics"]] == [("vm1", 1), ("vm1-3", 3)]
-    assert second not in {row["ip"] for row in await bench.bindings()}
-    for server in ("server1", "server2"):
-        ports = (await bench.run(server, "ovs-vsctl", "list-ports", "br0")).split()
-        assert "tap-vm1-2" not in ports
-    assert "tap-vm1-3" in (await bench.run("server1", "ovs-vsctl", "list-ports", "br0")).split()
-
-
 async def echoes_until(end: asyncio.Event, bench: LabBench, vm: str, to: str) -> list[str]:
     """What a guest's pings say, hundred by hundred; the last of them begins before the end."""
     said = []
@@ -133,3 +106,30 @@ async def test_a_tenant_with_the_same_addresses_is_apart_and_migrates_without_lo
         await bench.cli("vm", "remove", vm)
     for command in (("subnet", "remove", "red1"), ("vnet", "remove", "reds"), ("vrf", "remove", "red")):
         await bench.cli(*command)
+
+
+async def test_a_nic_is_plugged_in_and_out_while_the_vm_runs_and_migrates_meanwhile(bench: LabBench) -> None:
+    """One that came later is found at the target where it was; one that went leaves no trace."""
+    first, second = await addresses(bench, 2)
+    async with bench.traffic(first, pps=200) as traffic:
+        await bench.cli("vm", "nic", "add", "vm1", "--mac", THIRD)
+        await bench.guest("vm1", "until [ -e /sys/class/net/eth2 ]; do usleep 20000; done")
+        await bench.guest("vm1", "further-nic eth2 dhcp")
+        *_, third = await addresses(bench, 3)
+        assert await bench.ping("vm1", f"-I {third} {GATEWAY}")
+        async with bench.events() as events:
+            await bench.cli("vm", "nic", "remove", "vm1", "vm1-2")
+            await bench.guest("vm1", "while [ -e /sys/class/net/eth1 ]; do usleep 20000; done")
+            await events.until("port.removed")  # Its agent has seen that the guest has let it go.
+        await bench.migration("vm1", target_server="server2")
+        async with bench.traffic(third, pps=200) as to_third:
+            await bench.migration("vm1", target_server="server1")
+            await bench.unharmed(to_third)
+        await bench.unharmed(traffic)
+    vm = await bench.vm("vm1")
+    assert [(nic["id"], nic["slot"]) for nic in vm["nics"]] == [("vm1", 1), ("vm1-3", 3)]
+    assert second not in {row["ip"] for row in await bench.bindings()}
+    for server in ("server1", "server2"):
+        ports = (await bench.run(server, "ovs-vsctl", "list-ports", "br0")).split()
+        assert "tap-vm1-2" not in ports
+    assert "tap-vm1-3" in (await bench.run("server1", "ovs-vsctl", "list-ports", "br0")).split()

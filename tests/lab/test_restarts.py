@@ -213,6 +213,7 @@ app()
 """A controller on whose machine alone the wall clock was set: by so many seconds as a file says."""
 
 
+@pytest.mark.long
 async def test_a_wall_clock_that_is_set_changes_no_lease_and_no_migration(
     bench: LabBench, tmp_path: Path
 ) -> None:

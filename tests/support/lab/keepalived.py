@@ -36,9 +36,9 @@ class Router:
         return {"id": client.name, "mac": client.mac, "server": client.home, "addresses": [*self.addresses]}
 
 
-MASTER = Router(Client("lb1", "", "52:54:00:00:01:21"), 61, 150)
-BACKUP = Router(Client("lb2", "", "52:54:00:00:01:22", "server2"), 62, 100)
-NEIGHBOUR = Router(Client("beside", "", "52:54:00:00:01:23", "server3"), 63)
+MASTER = Router(Client("lb1", "", "52:54:00:00:01:41"), 61, 150)
+BACKUP = Router(Client("lb2", "", "52:54:00:00:01:42", "server2"), 62, 100)
+NEIGHBOUR = Router(Client("beside", "", "52:54:00:00:01:43", "server3"), 63)
 ALL = (MASTER, BACKUP, NEIGHBOUR)
 
 
