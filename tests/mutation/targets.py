@@ -27,6 +27,7 @@ MODULES = (
     "retinue.core.migration.precopy",
     "retinue.core.migration.waiting",
     "retinue.core.migration.endpoint",
+    "retinue.core.model.layout",
     "retinue.core.model.network",
     "retinue.core.model.view",
     "retinue.core.model.constraints",

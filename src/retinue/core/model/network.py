@@ -13,199 +13,28 @@ from retinue.core.model.addresses import IP, Mac, ModelError, Prefix
 from retinue.core.model.binding import Assignment, BindingKind
 from retinue.core.model.constraints import (
     check_assignment,
-    check_gateway_group,
     check_newly_allowed,
-    check_server,
-    check_subnet,
-    check_subnet_removal,
     check_taking,
     check_vm,
-    check_vnet,
-    check_vnet_removal,
-    check_vrf,
-    check_vrf_removal,
 )
 from retinue.core.model.entities import (
     VM,
-    Link,
     PortRef,
     Role,
-    Server,
     Service,
-    Subnet,
-    Switch,
     VMPort,
-    Vnet,
 )
+from retinue.core.model.layout import NOTHING, NetworkLayout, Owner, Touched, prefix_key
 from retinue.core.model.nic import NIC
-from retinue.core.model.view import NetworkView
-from retinue.core.model.vrfs import Address, Vrf, in_vrf
+from retinue.core.model.vrfs import Address, in_vrf
 
-
-@dataclass(frozen=True, slots=True, order=True)
-class Owner:
-    """Something that has flows of its own: kind is "switch", "server" or "vm"."""
-
-    kind: str
-    id: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.id}"
-
-
-Touched = frozenset[Owner]
-NOTHING: Touched = frozenset()
 FEW = 100
 """Ends of leases that are kept besides one for each lease and one more."""
 
 
 @dataclass
-class Network(NetworkView):
+class Network(NetworkLayout):
     """The network and every change of it; what it is at the moment is asked as of any `NetworkView`."""
-
-    # ---- what is fixed by the operator ----
-
-    def add_switch(self, switch: Switch) -> Touched:
-        clash = next((s for s in self.switches.values() if s.dpid == switch.dpid and s.id != switch.id), None)
-        if clash:
-            raise ModelError(
-                f"switches {clash.id} and {switch.id} have the same datapath id {switch.dpid:#x}"
-            )
-        self.switches[switch.id] = switch
-        return frozenset({Owner("switch", switch.id)})
-
-    def add_link(self, link: Link) -> Touched:
-        for ref, role in ((link.leaf, Role.LEAF), (link.spine, Role.SPINE)):
-            if ref.switch not in self.switches or self.switches[ref.switch].role is not role:
-                raise ModelError(
-                    f"link {link.leaf} - {link.spine}: {ref.switch} is not a known {role} switch"
-                )
-        self.links = (*self.links, link)
-        self._ways.setdefault((link.spine.switch, link.leaf.switch), link.spine)
-        return self.everything()
-
-    def put_vrf(self, vrf: Vrf) -> Touched:
-        """Add a routing domain; one that is there stays as it is."""
-        check_vrf(self, vrf)
-        self.vrfs[vrf.id] = vrf
-        return self._switches_and_servers()
-
-    def remove_vrf(self, vrf: str) -> Touched:
-        """Forget a routing domain that has no vnets. Removing what is not there is no error."""
-        check_vrf_removal(self, vrf)
-        return NOTHING if self.vrfs.pop(vrf, None) is None else self._switches_and_servers()
-
-    def _switches_and_servers(self) -> Touched:
-        switches = [Owner("switch", s) for s in self.switches]
-        return frozenset([*switches, *(Owner("server", s) for s in self.servers)])
-
-    def put_vnet(self, vnet: Vnet) -> Touched:
-        """Add a vnet, or replace the one of the same id: it names what its subnets have in common."""
-        check_vnet(self, vnet)
-        self.vnets[vnet.id] = vnet
-        return NOTHING
-
-    def remove_vnet(self, vnet: str) -> Touched:
-        """Forget a vnet that has no subnets. Removing what is not there is no error."""
-        check_vnet_removal(self, vnet)
-        self.vnets.pop(vnet, None)
-        return NOTHING
-
-    def add_gateway_group(self, id: str, mac: Mac) -> Touched:
-        """Servers of this group have a gateway MAC of their own."""
-        check_gateway_group(self, id, mac)
-        self.gateway_groups[id] = mac
-        return self.everything()
-
-    def add_subnet(self, subnet: Subnet) -> Touched:
-        """Add a subnet, or replace the one of the same id; what it is used for stays inside it."""
-        check_subnet(self, subnet)
-        old = self.subnets.get(subnet.id)
-        self.subnets[subnet.id] = subnet
-        self._index_subnets()
-        touched = self._touched_by(subnet)
-        return touched if old is None else touched | self._touched_by(old)
-
-    def remove_subnet(self, subnet: str) -> Touched:
-        """Forget a subnet of which no address is used. Removing what is not there is no error."""
-        check_subnet_removal(self, subnet)
-        old = self.subnets.pop(subnet, None)
-        self._index_subnets()
-        return NOTHING if old is None else self._touched_by(old)
-
-    def put_back_subnet(self, subnet: str, old: Subnet | None) -> None:
-        """Undo what `add_subnet` has just done: nothing else can have come to need it."""
-        if old is None:
-            self.subnets.pop(subnet, None)
-        else:
-            self.subnets[subnet] = old
-        self._index_subnets()
-
-    def _index_subnets(self) -> None:
-        self._subnet_at.clear()
-        for subnet in self.subnets.values():
-            key = _prefix_key(subnet.prefix)
-            self._subnet_at[self.vrf_of_vnet(subnet.vnet), *key] = subnet.id
-        self._prefix_lengths.clear()
-        for version, length in sorted({key[1:3] for key in self._subnet_at}):
-            self._prefix_lengths.setdefault(version, []).append(length)
-
-    def _touched_by(self, subnet: Subnet) -> Touched:
-        """Switches answer for its gateway, VMs in it have it as neighbourhood, routers forward for it."""
-        if subnet.prefix.version == 6:  # The first and the last have NICs guarded, and addresses forwarded.
-            return self.everything()
-        inside = {held.vm for held in self.assignments.values() if held.ip in subnet.prefix}
-        return frozenset(
-            [
-                *(Owner("switch", s) for s in self.switches),
-                *self._routers(),
-                *(Owner("vm", v) for v in inside),
-            ]
-        )
-
-    def put_server(self, server: Server) -> Touched:
-        """Add a server, or replace the one of the same id: a changed MAC re-routes its VMs."""
-        check_server(self, server)
-        old = self.servers.get(server.id)
-        self._forget_server(server.id)
-        self.servers[server.id] = server
-        self._server_of_mac[server.mac] = server.id
-        if server.edge:
-            self._server_of_edge[server.edge] = server.id
-        if server.address is not None:
-            self._server_of_address[server.address] = server.id
-        touched = self._server_and_vms(server.id)
-        if self.gateway_mac_of(old) != self.gateway_mac_of(server) and server.edge:
-            touched |= {Owner("switch", server.edge)}  # It answers for the gateway.
-        return touched
-
-    def remove_server(self, server: str) -> Touched:
-        """Forget a server that runs no VMs. Removing what is not there is no error."""
-        if self._vms_on.get(server):
-            raise ModelError(f"server {server} runs VMs: {', '.join(sorted(self._vms_on[server]))}")
-        if server not in self.servers:
-            return NOTHING
-        self._forget_server(server)
-        del self.servers[server]
-        self.detected.pop(server, None)
-        self.fenced.discard(server)
-        self.drained.discard(server)
-        return frozenset({Owner("server", server)})
-
-    def fence(self, server: str) -> Touched:
-        """Shut a server out until `unfence`."""
-        if server not in self.servers:
-            raise ModelError(f"there is no server {server}")
-        if server in self.fenced:
-            return NOTHING
-        self.fenced.add(server)
-        return frozenset({Owner("server", server)})
-
-    def unfence(self, server: str) -> Touched:
-        if server not in self.fenced:
-            return NOTHING
-        self.fenced.discard(server)
-        return frozenset({Owner("server", server)})
 
     # ---- what switches report ----
 
@@ -236,7 +65,7 @@ class Network(NetworkView):
                 runs = self._server_of_edge.get(switch)
                 near = [runs] if itself and runs is not None else []
         touched = frozenset({Owner("switch", switch)}) if itself else NOTHING
-        return touched.union(*(self._server_and_vms(s) for s in near))
+        return touched.union(*(self.server_and_vms(s) for s in near))
 
     def detect(self, server: str, at: PortRef) -> Touched:
         """The server's ARP came in at this leaf port.
@@ -250,7 +79,7 @@ class Network(NetworkView):
             if first is not None and first.id != server:
                 return NOTHING
         self.detected[server] = at
-        return self._server_and_vms(server)
+        return self.server_and_vms(server)
 
     def set_vm_port(self, port_id: str, switch: str, port: VMPort | None) -> Touched:
         """The port of a VM's NIC on an edge switch appeared, changed, or (None) went away.
@@ -297,11 +126,11 @@ class Network(NetworkView):
             if nic.trusted:
                 self._trusted[nic.port_id] = vm.id
             for prefix in nic.prefixes:
-                self._routed[_prefix_key(prefix)] = prefix, vm.id
+                self._routed[prefix_key(prefix)] = prefix, vm.id
         for location in vm.locations:
             self._vms_on.setdefault(location, set()).add(vm.id)
         routed = _prefixes(vm) if old is None else _prefixes(vm) ^ _prefixes(old)
-        return frozenset({Owner("vm", vm.id)}) | (self._by_prefixes() if routed else NOTHING)
+        return frozenset({Owner("vm", vm.id)}) | (self.by_prefixes() if routed else NOTHING)
 
     def remove_vm(self, vm: str) -> Touched:
         """Forget a VM and every address assigned to it. Removing what is not there is no error."""
@@ -311,7 +140,7 @@ class Network(NetworkView):
         self._forget_indexes(old)
         for key in tuple(self._held_by.get(vm, ())):
             self.unassign(key)
-        return frozenset({Owner("vm", vm)}) | (self._by_prefixes() if _prefixes(old) else NOTHING)
+        return frozenset({Owner("vm", vm)}) | (self.by_prefixes() if _prefixes(old) else NOTHING)
 
     def assign(self, assignment: Assignment) -> Touched:
         """Assign an address. An address that another VM has is rejected, never taken away."""
@@ -400,38 +229,7 @@ class Network(NetworkView):
         check_taking(self, assignment)
         return self.unassign(assignment.key) | self.assign(assignment)
 
-    # ---- what a change touches ----
-
-    def everything(self) -> Touched:
-        return frozenset(
-            [
-                *(Owner("switch", s) for s in self.switches),
-                *(Owner("server", s) for s in self.servers),
-                *(Owner("vm", v) for v in self.vms),
-            ]
-        )
-
-    def _by_prefixes(self) -> Touched:
-        """What has entries for each prefix that is routed to a NIC."""
-        fabric = (s.id for s in self.switches.values() if s.role is not Role.EDGE)
-        return self._routers().union(Owner("switch", id) for id in fabric)
-
-    def _routers(self) -> Touched:
-        """They may not send from what is ours."""
-        return frozenset(Owner("server", s.id) for s in self.servers_with(Service.ROUTER))
-
-    def _server_and_vms(self, server: str) -> Touched:
-        return frozenset({Owner("server", server), *(Owner("vm", v) for v in self._vms_on.get(server, ()))})
-
-    def _forget_server(self, server: str) -> None:
-        """Take it out of the indexes."""
-        old = self.servers.get(server)
-        if old is None:
-            return
-        del self._server_of_mac[old.mac]
-        self._server_of_edge.pop(old.edge, None)
-        if old.address is not None:
-            del self._server_of_address[old.address]
+    # ---- indexes ----
 
     def _forget_identifier(self, assignment: Assignment | None) -> None:
         if assignment is not None and assignment.client_id:
@@ -451,7 +249,7 @@ class Network(NetworkView):
             self._vm_of_port_id.pop(nic.port_id, None)
             self._trusted.pop(nic.port_id, None)
             for prefix in nic.prefixes:
-                self._routed.pop(_prefix_key(prefix), None)
+                self._routed.pop(prefix_key(prefix), None)
         for key in {key for nic in vm.nics for key in self._allowed_keys(nic)}:  # Two NICs may have the same.
             self._allowed[key].discard(vm.id)
             if not self._allowed[key]:
@@ -462,11 +260,6 @@ class Network(NetworkView):
 
 def _prefixes(vm: VM) -> set[Prefix]:
     return {prefix for nic in vm.nics for prefix in nic.prefixes}
-
-
-def _prefix_key(prefix: Prefix) -> tuple[int, int, int]:
-    length, bits = prefix.prefixlen, prefix.max_prefixlen
-    return prefix.version, length, int(prefix.network_address) >> (bits - length)
 
 
 __all__ = ["NOTHING", "Network", "Owner", "Touched"]
