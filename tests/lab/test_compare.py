@@ -9,7 +9,7 @@ from retinue_lab.compare.report import summary
 from retinue_lab.compare.report.criteria import OURS
 from retinue_lab.compare.systems.registry import SYSTEMS
 
-pytestmark = [pytest.mark.lab, pytest.mark.alone]
+pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.long]
 
 AVAILABLE = [system.name for system in SYSTEMS if not system().missing()]
 MORE = [
@@ -24,7 +24,7 @@ MORE = [
     "chosen",
     [
         pytest.param(["retinue", "learning-switch"], id="two"),
-        pytest.param(MORE, marks=pytest.mark.long, id="more"),
+        pytest.param(MORE, id="more"),
     ],
 )
 def test_a_short_comparison(

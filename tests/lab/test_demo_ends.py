@@ -17,7 +17,11 @@ COMMAND = [sys.executable, "-m", "retinue.cli.main", "lab", "demo"]
 
 @pytest.mark.parametrize(
     ("at", "number"),
-    [("  7 switches", signal.SIGTERM), ("Starting", signal.SIGINT), ("Moving", signal.SIGTERM)],
+    [
+        pytest.param("  7 switches", signal.SIGTERM, marks=pytest.mark.long),
+        ("Starting", signal.SIGINT),
+        ("Moving", signal.SIGTERM),
+    ],
 )
 def test_interrupted_it_leaves_nothing(traceless: None, at: str, number: signal.Signals) -> None:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}

@@ -315,6 +315,7 @@ async def test_a_move_of_ours_that_comes_to_nothing(bench: LabBench, what: str) 
     assert float(await bench.guest(ONE, "cut -d' ' -f1 /proc/uptime")) > uptime
 
 
+@pytest.mark.long
 async def test_the_vm_of_a_dead_server_goes_on_at_another(bench: LabBench) -> None:
     """Server3 hangs and comes back, its VM running all the time: it is shut out until a person has ended
     that."""

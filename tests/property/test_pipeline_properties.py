@@ -171,7 +171,7 @@ def are_together(world: FabricWorld, nics: list[int]) -> None:
     assert all(place == places[0] for place in places), places
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=14, suppress_health_check=[HealthCheck.too_slow])
 @given(shape=shapes(vms=3), data=st.data())
 def test_every_state_of_a_move_is_right(shape: Shape, data: st.DataObject) -> None:
     world = FabricWorld(shape.network())
