@@ -14,6 +14,7 @@ MODULES = (
     "retinue.core.pipeline.knowledge",
     "retinue.core.snooping.dhcp_rules",
     "retinue.core.snooping.headers",
+    "retinue.core.snooping.pending",
     "retinue.core.snooping.questions",
     "retinue.core.snooping.handover",
     "retinue.core.snooping.relay",

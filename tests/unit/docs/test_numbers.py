@@ -10,7 +10,7 @@ from retinue.controller.switches.programmer import LONGEST_TIMEOUT
 from retinue.core import limits
 from retinue.core.lease_renewal import BACK_OFF
 from retinue.core.migration.precopy import PATIENCE, WANTED_DOWNTIME
-from retinue.core.snooping import questions
+from retinue.core.snooping import pending
 from retinue.host.taps import QUEUE_FRAMES
 from retinue.host.timing import CACHE_LAG
 from retinue.hypervisor.libvirt import outgoing as libvirt_outgoing
@@ -79,7 +79,7 @@ SENTENCES = (
     (ARCHITECTURE, "`retinue move start --downtime`, {} ms unless told", f"{WANTED_DOWNTIME * 1000:g}"),
     (ARCHITECTURE, "after {} passes that do not shrink", ("three", PATIENCE == 3)),
     (ARCHITECTURE, "the queue of the target's tap ({} frames)", f"{QUEUE_FRAMES:,}"),
-    (ARCHITECTURE, "and MAC within the last {} s", f"{questions.PENDING_SECONDS:g}"),
+    (ARCHITECTURE, "and MAC within the last {} s", f"{pending.PENDING_SECONDS:g}"),
     (ARCHITECTURE, "*Forwarding.* {} ms after diverting is confirmed", f"{CACHE_LAG * 1000:g}"),
     ("docs/libvirt.md", "passes the memory on until {} MiB remain", libvirt_outgoing.HELD_BACK >> 20),
     ("docs/renewal.md", "again after {}", "{:g}, {:g} and {:g} s; {:g} s after".format(*BACK_OFF)),

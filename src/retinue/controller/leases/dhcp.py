@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 
 from retinue.controller.context import Context
 from retinue.controller.counters import Count
-from retinue.controller.leases import binder
+from retinue.controller.leases import binder, rejections
 from retinue.controller.leases.renewals import Renewals
 from retinue.core.migration import runs_at as where_runs
 from retinue.core.model import NIC, VM, Assignment, BindingKind, Role, Server, Service
@@ -33,7 +33,6 @@ from retinue.core.snooping import (
     Release,
     ServerMessage,
     Snooper,
-    SpoofingKind,
     Suspicious,
     ToAgent,
     ToServers,
@@ -118,7 +117,7 @@ class DhcpPath:
             return
         dhcp = message.dhcp
         if message.datagram.dport == SERVER_PORT and not relay.is_relay(self._context.net, dhcp.giaddr):
-            self._rejected(Rejected(f"for a relay at {dhcp.giaddr}, which is none of ours"), message)
+            self._tell([Rejected(f"for a relay at {dhcp.giaddr}, which is none of ours")], message)
             return
         said = ServerMessage(server.id, dhcp, message.datagram.src)
         self._act(self._snooper.server(said, self._context.clock()), message, server.id)
@@ -136,11 +135,7 @@ class DhcpPath:
     # ---- effects ----
 
     def _act(self, effects: Sequence[Effect], message: InFlightMessage, where: str) -> None:
-        for effect in effects:
-            if isinstance(effect, Rejected):
-                self._rejected(effect, message)
-            elif isinstance(effect, Suspicious):
-                self._spoofed(effect.vm, effect.reason, message)
+        self._tell(effects, message)
         self._context.spawn(self._carry_out(effects, message), f"DHCP from {where}")
 
     async def _carry_out(self, effects: Iterable[Effect], message: InFlightMessage) -> None:
@@ -249,21 +244,9 @@ class DhcpPath:
             self._context.reject_frame("DHCP", where, error)
             return None
 
-    def _rejected(self, rejected: Rejected, message: InFlightMessage) -> None:
-        context, switch, port = self._context, message.switch, message.port
-        context.counters[Count.DHCP_REJECTED] += 1
-        said = {"switch": switch, "port": port, "vm": rejected.vm, "reason": rejected.reason}
-        context.events.tell((switch, port), EventType.DHCP_REJECTED, **said)
-        if rejected.spoofed:
-            self._spoofed(rejected.vm, rejected.reason, message)
-
-    def _spoofed(self, vm: str, reason: str, message: InFlightMessage) -> None:
-        context, claims = self._context, claims_of(message.dhcp, message.datagram.src)
-        row = context.spoof_attempts.note(
-            SpoofingKind.DHCP, message.switch, message.port, vm, claims, context.clock()
-        )
-        source, about = (message.switch, message.port), (*claims, reason)
-        context.events.tell(source, EventType.SPOOFING, about=about, spoofing=row, reason=reason)
+    def _tell(self, effects: Iterable[Effect], message: InFlightMessage) -> None:
+        claim = claims_of(message.dhcp, message.datagram.src)
+        rejections.tell(self._context, effects, (message.switch, message.port), claim)
 
     def server_at(self, switch: str, port: int) -> Server | None:
         net = self._context.net

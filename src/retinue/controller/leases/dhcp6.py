@@ -8,6 +8,7 @@ from itertools import groupby
 
 from retinue.controller.context import Context
 from retinue.controller.counters import Count
+from retinue.controller.leases import rejections
 from retinue.controller.leases.dhcp import DhcpPath
 from retinue.core.model import NIC, VM, Assignment, Lease6, Mac, Service
 from retinue.core.model.link_local import link_local
@@ -21,11 +22,10 @@ from retinue.core.packets.dhcp6 import (
 )
 from retinue.core.packets.dhcp6_options import FOREVER6, IANA, IAAddress
 from retinue.core.pipeline.underlay import underlay_of
-from retinue.core.snooping import Bind, Recorded, Rejected, Release, SpoofingKind, Suspicious, ToAgent, relay
+from retinue.core.snooping import Bind, Recorded, Rejected, Release, Suspicious, ToAgent, relay
 from retinue.core.snooping import relay6 as envelopes
 from retinue.core.snooping.dhcp6_headers import leases6
 from retinue.core.snooping.dhcp6_messages import ClientMessage6, Effect6, ServerMessage6, ToServers6, ToVM6
-from retinue.protocol.events import EventType
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Dhcp6Path:
         arrival = _Arrival(switch, port, (ethernet.src, str(datagram.src)), dhcp)
         fault = envelopes.fault_of_envelope(self._context.net, datagram.src, datagram.dst, envelope)
         if fault:
-            self._rejected(Rejected(fault), arrival)
+            self._tell([Rejected(fault)], arrival)
             return
         said = ServerMessage6(server.id, envelope, dhcp)
         self._act(self._snooper.server(said, self._context.clock()), arrival, server.id)
@@ -94,11 +94,7 @@ class Dhcp6Path:
     # ---- effects ----
 
     def _act(self, effects: Sequence[Effect6], arrival: _Arrival, where: str) -> None:
-        for effect in effects:
-            if isinstance(effect, Rejected):
-                self._rejected(effect, arrival)
-            elif isinstance(effect, Suspicious):
-                self._spoofed(effect.vm, effect.reason, arrival)
+        self._tell(effects, arrival)
         self._context.spawn(self._carry_out(effects, arrival.dhcp), f"DHCPv6 from {where}")
 
     async def _carry_out(self, effects: Iterable[Effect6], dhcp: DHCP6) -> None:
@@ -178,21 +174,8 @@ class Dhcp6Path:
 
     # ---- rejections ----
 
-    def _rejected(self, rejected: Rejected, arrival: _Arrival) -> None:
-        context, switch, port = self._context, arrival.switch, arrival.port
-        context.counters[Count.DHCP_REJECTED] += 1
-        said = {"switch": switch, "port": port, "vm": rejected.vm, "reason": rejected.reason}
-        context.events.tell((switch, port), EventType.DHCP_REJECTED, **said)
-        if rejected.spoofed:
-            self._spoofed(rejected.vm, rejected.reason, arrival)
-
-    def _spoofed(self, vm: str, reason: str, arrival: _Arrival) -> None:
-        context, claim = self._context, arrival.claim
-        row = context.spoof_attempts.note(
-            SpoofingKind.DHCP, arrival.switch, arrival.port, vm, claim, context.clock()
-        )
-        source, about = (arrival.switch, arrival.port), (*claim, reason)
-        context.events.tell(source, EventType.SPOOFING, about=about, spoofing=row, reason=reason)
+    def _tell(self, effects: Iterable[Effect6], arrival: _Arrival) -> None:
+        rejections.tell(self._context, effects, (arrival.switch, arrival.port), arrival.claim)
 
 
 def _seconds(dhcp: DHCP6) -> float | None:

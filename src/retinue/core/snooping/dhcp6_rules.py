@@ -39,7 +39,7 @@ from retinue.core.snooping.dhcp6_messages import ClientMessage6, Effect6, Server
 from retinue.core.snooping.dhcp6_questions import Question6, Questions6
 from retinue.core.snooping.headers import another, is_anothers, other_holder
 from retinue.core.snooping.messages import Bind, Recorded, Rejected, Release, Suspicious, ToAgent
-from retinue.core.snooping.questions import PENDING_SECONDS
+from retinue.core.snooping.pending import PENDING_SECONDS
 
 DECLINE_SECONDS = 60.0
 """A VM may decline once in this time: each address is one less that the server can give."""

@@ -58,7 +58,8 @@ from retinue.core.snooping.messages import (
     ToServers,
     ToVM,
 )
-from retinue.core.snooping.questions import PENDING_SECONDS, Question, Questions
+from retinue.core.snooping.pending import PENDING_SECONDS
+from retinue.core.snooping.questions import Question, Questions
 
 DECLINE_SECONDS = 60.0
 """A VM may decline one address in this time: each is one less that the server can give."""
@@ -265,7 +266,7 @@ class Snooper:
         ip = dhcp.yiaddr
         if holder := other_holder(self.net, ip, question.vm, dhcp.chaddr):
             return self._disagree(question, dhcp, holder, now)
-        self.questions.offered(question, ip)
+        self.questions.offered(question, (ip,))
         return [ToVM(question.vm)]
 
     def _refused(self, question: Question, message: ServerMessage) -> list[Effect]:

@@ -14,7 +14,7 @@ from retinue.core.packets.dhcp6_options import FOREVER6, Status
 from retinue.core.snooping import Bind, Recorded, Rejected, Release, Suspicious, ToAgent
 from retinue.core.snooping.dhcp6_messages import ClientMessage6, Effect6, ServerMessage6, ToServers6, ToVM6
 from retinue.core.snooping.dhcp6_rules import Snooper6
-from retinue.core.snooping.questions import PENDING_SECONDS
+from retinue.core.snooping.pending import PENDING_SECONDS
 from support.fabric.dhcp6 import (
     IAID,
     PREFERRED,

@@ -238,7 +238,7 @@ def test_the_last_four_offers_to_a_question_are_remembered() -> None:
     ips = [IPv4Address(f"10.1.0.{n}") for n in range(1, 6)]
     for ip in (*ips, ips[-1]):
         (now,) = questions
-        questions.offered(now, ip)
+        questions.offered(now, (ip,))
     assert [questions.was_offered(MAC, ip) for ip in ips] == [False, True, True, True, True]
     assert not questions.was_offered(networks.vm_mac(2), ips[-1])
 
