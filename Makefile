@@ -1,23 +1,31 @@
 # make install   the Debian packages that are missing (needs root), and the Python environment in .venv
 # make install-libvirt   what servers with libvirt need besides (half a minute); without it their tests are skipped
+# make install-browser   Debian's Chromium, for the tests of the web page; without it they are skipped
 # make demo   the main job, end to end, on real parts; writes build/demo.json
 # make compare   live migration beside other systems, under traffic; writes build/compare.json (half an hour or
 #             more; minutes with SYSTEMS=retinue,learning-switch RUNS=2 PPS=500; also SIZES=64,1400 and TCP=0)
+# make bench    how the controller bears up to 100,000 VMs on 1,000 servers, which are fakes; writes build/bench.json
+#             (up to an hour; SHORT=1: two small sizes, under two minutes; ARGS="--help" for the rest)
 # make check  ruff, strict types, import contracts, the tests that requirements name (under a minute)
 # make unit   unit and property tests (a minute or two)
 # make test   everything: unit, property and lab tests (needs root)
-# make test-long  what takes long and says no more on most days: many migrations of a VM that writes, more systems
-# make mutate  whether the tests notice deliberate mistakes in what judges (see tests/mutation)
+# make test-long  what takes long and says no more on most days: many migrations of a VM that writes, more systems;
+#             and the web page in a browser, which `make test` tries only where `make install-browser` was run
+# make mutate  whether the tests notice deliberate mistakes in what judges (minutes; see tests/mutation)
 # make prove    what the pipeline promises, proved of all frames on small networks (a few minutes; see docs/proof.md)
 # make fuzz     a million damaged inputs for each parser of what comes from outside (a quarter of an hour)
 # make format   what ruff can mend by itself
+# make deb      Debian packages of command, controller and agent, in build/deb (a minute or two; needs PyPI)
+# make man      the manual pages, in build/man
 # make clean  the Python environment and all that was built, the cache of VM images included
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export RETINUE_CACHE ?= $(CURDIR)/build/cache
+# A laboratory starts a dozen of our programs: each would be compiled anew, a second or more of a processor.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo compare test test-long unit check mutate prove fuzz install-prove format install install-libvirt system clean
+.PHONY: help demo chaos compare bench test test-long unit check mutate prove fuzz install-prove install-prometheus format install install-libvirt system clean man deb install-browser install-openapi
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -47,6 +55,23 @@ $(VENV)/.installed-prove: $(VENV)/.installed requirements-prove.txt
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements-prove.txt
 	@touch $@
 
+install-openapi: $(VENV)/.installed-openapi
+
+$(VENV)/.installed-openapi: $(VENV)/.installed requirements-openapi.txt
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements-openapi.txt
+	@touch $@
+
+# What judges metrics, alert rules and dashboard; without it those tests are skipped.
+install-prometheus:
+	@sh deploy/install-system.sh deploy/apt-prometheus.txt
+
+install-browser: $(VENV)/.installed-browser
+
+$(VENV)/.installed-browser: $(VENV)/.installed deploy/apt-browser.txt requirements-browser.txt
+	@sh deploy/install-system.sh deploy/apt-browser.txt
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements-browser.txt
+	@touch $@
+
 demo: install
 	@$(BIN)/retinue lab demo --output build/demo.json
 
@@ -57,22 +82,32 @@ compare: install
 		$(if $(RUNS),--runs $(RUNS)) $(if $(PPS),--pps "$(PPS)") $(if $(SIZES),--sizes "$(SIZES)") \
 		$(if $(TCP),--tcp $(TCP)) $(if $(WRITES),--writes "$(WRITES)")
 
+bench: $(VENV)/.installed
+	@PYTHONPATH=tests $(BIN)/python -m bench.scale $(if $(SHORT),--short) $(ARGS)
+
 test: install
 	@$(MAKE) --no-print-directory install-libvirt || echo "Going on without libvirt: its tests are skipped" >&2
 	@$(MAKE) --no-print-directory install-prove || echo "Going on without a solver: its tests are skipped" >&2
+	@$(MAKE) --no-print-directory install-openapi || echo "Going on without a judge of OpenAPI: its tests are skipped" >&2
+	@$(MAKE) --no-print-directory install-prometheus || echo "Going on without promtool: its tests are skipped" >&2
 	@$(BIN)/pytest -m "not long" -n 3 --dist loadfile --no-loadscope-reorder
 
 test-long: install
-	@$(BIN)/pytest -m long -s
+	@$(MAKE) --no-print-directory install-browser || echo "Going on without a browser: its tests are skipped" >&2
+	@$(BIN)/pytest -m "long or browser" -s
+
+chaos: install
+	@PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 unit: $(VENV)/.installed
+	@$(MAKE) --no-print-directory install-openapi || echo "Going on without a judge of OpenAPI: its tests are skipped" >&2
 	@$(MAKE) --no-print-directory install-prove || echo "Going on without a solver: its tests are skipped" >&2
 	@$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/property
 
 check: $(VENV)/.installed
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/mypy
+	@$(BIN)/mypy --num-workers 2
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python tests/tools/check_requirements.py
 
@@ -88,6 +123,13 @@ fuzz: $(VENV)/.installed
 format: $(VENV)/.installed
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+man: $(VENV)/.installed
+	@$(BIN)/python -m retinue.cli.manual build/man
+	@echo "The manual pages are in build/man: man -l build/man/retinue.1"
+
+deb: $(VENV)/.installed
+	@sh deploy/deb/build.sh $(BIN)
 
 clean:
 	rm -rf build $(VENV)

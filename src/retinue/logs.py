@@ -22,11 +22,12 @@ from retinue.core.text import cut, printable
 Fields = MutableMapping[str, Any]
 
 
-def to_stderr() -> None:
+def to_stderr(clock: Callable[[], float] = time.monotonic) -> None:
+    """`clock`: seconds, by which lines are counted (Limit)."""
     structlog.configure(
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         processors=[
-            Limit(),
+            Limit(clock=clock),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,

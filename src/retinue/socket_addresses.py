@@ -1,8 +1,11 @@
 """Where sockets are, as people write it: HOST:PORT, and paths of Unix sockets."""
 
 import asyncio
+import contextlib
+import errno
 import os
 import socket
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -59,3 +62,24 @@ async def resolved(host: str | None, port: int) -> list[tuple[Any, ...]]:
 def fits(path: Path | str) -> bool:
     """Whether a Unix socket can have this path."""
     return len(os.fsencode(path)) <= LONGEST_PATH
+
+
+@contextlib.contextmanager
+def short_path(path: Path | str) -> Iterator[str]:
+    """A path that bind(2) and connect(2) take, of the Unix socket at `path`, however long that one is.
+
+    Good inside the context: a long one leads through its folder, which is open meanwhile. Raises OSError
+    where there is no such folder, or the socket's own name is too long for any way.
+    """
+    path = Path(path)
+    if fits(path):
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        through = f"/proc/self/fd/{folder}/{path.name}"
+        if not fits(through):
+            raise OSError(errno.ENAMETOOLONG, f"a socket's path has {LONGEST_PATH} bytes at most", path.name)
+        yield through
+    finally:
+        os.close(folder)

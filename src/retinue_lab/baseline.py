@@ -63,9 +63,11 @@ async def _make_plain(topology: Topology, bridge: Bridge) -> None:
 
 
 def plain_flows(topology: Topology, bridge: Bridge) -> list[str]:
-    """Without flows a switch drops: so do all spines but the first, that nothing goes round in circles."""
+    """Without flows a switch drops: so do all spines but the first of each pod, and all cores but the first,
+    that nothing goes round in circles."""
+    first = {spine.pod: spine.id for spine in reversed(topology.spine)}
     match bridge.role:
-        case "spine" if bridge.id != topology.spine[0].id:
+        case "core" | "spine" if bridge.id not in (*first.values(), *(core.id for core in topology.core[:1])):
             return ["priority=0,actions=drop"]
         case "edge":  # Trusted: the fabric and the server itself. All other ports are VMs'.
             trusted = (f"priority=10,in_port={port},actions=NORMAL" for port in (UPLINK, "LOCAL"))

@@ -1,9 +1,11 @@
 """The parsers of what comes from outside: one line of PARSERS for each."""
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address
 from random import Random
 from typing import Any
@@ -13,6 +15,11 @@ import msgspec
 from fuzz import samples
 from fuzz.mutate import damaged, damaged_json
 from retinue.agent.content import wire as content
+from retinue.agent.renewal.standalone.lease_desk import answer_of, lease_of_answer
+from retinue.agent.renewal.standalone.qemu_watch import nics_of
+from retinue.controller.tracing import LEAST_FRAME
+from retinue.core.limits import LEAST_MTU
+from retinue.core.model import Network
 from retinue.core.packets import (
     FrameError,
     build_dhcp,
@@ -33,9 +40,13 @@ from retinue.core.packets.dhcp6 import (
     parse_relayed6,
     parse_udp6_frame,
 )
-from retinue.core.packets.dhcp_messages import kept_options
+from retinue.core.packets.dhcp_messages import kept_options, name_servers, name_servers_text
+from retinue.core.packets.fip import parse_fip
+from retinue.core.packets.ipv4 import fragments
+from retinue.core.pipeline.compiler import Compiler
+from retinue.core.tracing import Place, place_named, trace
 from retinue.hypervisor.memory_channel import Channel, ChannelError
-from retinue.protocol import migrations, mobility, nics, vms, vnets
+from retinue.protocol import migrations, mobility, nics, pairs, traces, vms, vnets
 from retinue.protocol.errors import RecordError
 from retinue.protocol.events import EventType, controller_event
 from retinue.protocol.migrations import MigrationRecord, Order
@@ -48,6 +59,7 @@ from retinue.southbound.openflow.codec.wire import Framer, ProtocolError
 from retinue.southbound.ovsdb import vm_ports, wire
 from retinue.southbound.ovsdb.client import OvsdbError
 from retinue.southbound.ovsdb.replica import Replica
+from support.fabric import networks
 
 Damage = Callable[[bytes, Sequence[bytes], Random], bytes]
 
@@ -79,7 +91,7 @@ def _dhcp(frame: bytes) -> object:
     return (
         message.message_type, message.requested_address, message.server_id, message.lease_time,
         message.client_id, message.relay_agent, message.message, message.all_options, kept_options(message),
-        build_dhcp(message),
+        build_dhcp(message), name_servers_text(name_servers(message)),
     )  # fmt: skip
 
 
@@ -95,6 +107,8 @@ def _frame(frame: bytes) -> object:
     payload = parse(frame).payload
     with suppress(FrameError):
         icmp.time_exceeded(payload, IPv4Address("10.1.0.254"))
+    with suppress(FrameError):
+        fragments(payload, LEAST_MTU)
     with suppress(FrameError):
         icmpv6.time_exceeded(payload, IPv6Address("fd00:1::fe"))
     return summary
@@ -162,7 +176,7 @@ def _replica(data: bytes) -> object:
 _EVENTS = (*EventType, *Order, "anything")
 _BODIES = tuple(
     kind
-    for module in (migrations, mobility, nics, vms, vnets)
+    for module in (migrations, mobility, nics, pairs, traces, vms, vnets)
     for name, kind in sorted(vars(module).items())
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and name.endswith("Body")
 )
@@ -220,10 +234,7 @@ def _agents(data: bytes) -> object:
     channel = Channel(reader, None)  # type: ignore[arg-type]
     found: list[object] = []
     while not reader.at_eof():
-        try:
-            channel.receive().send(None)
-        except StopIteration as done:
-            found.append(done.value)
+        found.append(_LOOP.run_until_complete(channel.receive()))
     for said in found:
         for ask in (content.number, content.numbers):
             if isinstance(said, dict):
@@ -232,10 +243,49 @@ def _agents(data: bytes) -> object:
     return found
 
 
+def _lease_of_peer(data: bytes) -> object:
+    """As the channel between agents has read it."""
+    try:
+        said = json.loads(data)
+    except RecursionError as error:  # As Channel.receive.
+        raise ValueError("nested too deep") from error
+    if not isinstance(said, dict):
+        raise ValueError("no message")
+    return answer_of(lease_of_answer(said, 1000.0), 1000.0)
+
+
 def _event_stream(data: bytes) -> object:
     lines, parser = Lines(1000), EventParser()
     at = len(data) // 2
     return [parser.line(line) for piece in (data[:at], data[at:]) for line in lines.feed(piece)]
+
+
+@cache
+def _network() -> tuple[Network, Compiler, tuple[Place, ...]]:
+    """vm1 with both families at server1, vm2 at server2; ports of each kind of switch."""
+    net = networks.fabric()
+    networks.add_ipv6(net)
+    for number, at in ((1, 1), (2, 2)):
+        networks.add_vm(net, number, at)
+        net.assign(networks.holding6(number))
+    compiler = Compiler(net)
+    compiler.update(net.everything())
+    ports = (("edge1", "tap1"), ("edge1", "up0"), ("edge1", "LOCAL"), ("leaf2", "router"), ("spine1", "l1"))
+    return net, compiler, tuple(place_named(net, switch, port) for switch, port in ports)
+
+
+def _trace(frame: bytes) -> object:
+    """A frame that somebody asks about, at one of the ports; a header it has (controller/tracing.py)."""
+    net, compiler, places = _network()
+    if len(frame) < LEAST_FRAME:
+        return None
+    at = places[sum(frame) % len(places)]
+    return trace(net, lambda name: compiler.program(name).values(), at, frame).ends
+
+
+def _fip(data: bytes) -> None:
+    said = parse_fip(data)
+    _ = said.service, said.ports, said.mac
 
 
 # ---- the list ----
@@ -251,7 +301,9 @@ PARSERS = (
     Parser("ipv6", parse_ipv6, FRAME, samples.ipv6, mend=samples.mended_ipv6),
     Parser("nd", parse_nd, FRAME, samples.nd, mend=samples.mended_ipv6),
     Parser("ra", parse_nd, FRAME, samples.router_advertisements, mend=samples.mended_ipv6),
+    Parser("fip", _fip, FRAME, samples.fip),
     Parser("frame", _frame, FRAME, samples.frames, mend=samples.mended_frame),
+    Parser("trace", _trace, (), samples.frames, mend=samples.mended_frame),
     Parser("openflow", _openflow, (ProtocolError,), samples.openflow, mend=samples.mended_openflow),
     Parser("openflow-stream", _openflow_stream, (ProtocolError,), samples.openflow),
     Parser("json-rpc", _json_rpc, (wire.ProtocolError,), samples.json_rpc, JSON),
@@ -261,6 +313,8 @@ PARSERS = (
     Parser("renewals", _renewal, (RecordError,), samples.renewals, JSON),
     Parser("records", _records, (RecordError,), samples.vms, JSON),
     Parser("bodies", _body, (), samples.bodies, JSON),
+    Parser("leases-of-peers", _lease_of_peer, (ValueError,), samples.leases_of_peers, JSON),
+    Parser("qemu-network", lambda data: nics_of(data.decode("latin-1")), (), samples.qemu_network),
     Parser("agents", _agents, (ChannelError,), samples.between_agents),
 )
 """Whatever else comes: one line each, and its samples."""

@@ -41,6 +41,7 @@ from retinue.southbound.openflow.codec import encode
 from retinue.southbound.openflow.codec.actions import encode_buckets, encode_instructions
 from retinue.southbound.openflow.codec.oxm import encode_match
 from retinue.southbound.openflow.codec.wire import BundleStep, MultipartType
+from support.fabric import storage
 from support.fabric.networks import add_ipv6, add_vm, fabric
 
 MAC, OTHER = "52:54:00:00:00:01", "52:54:00:00:00:02"
@@ -118,6 +119,15 @@ def ipv6() -> list[bytes]:
         build_ipv6(IP6, OTHER6, 44, b"\x11\0\0\1" + bytes(4) + udp),
         build_ipv6(IP6, OTHER6, 51, b"\x11\4\0\0" + bytes(20) + udp),
     ]
+
+
+def fip() -> list[bytes]:
+    """What nodes and a forwarder say of a login."""
+    frames = (
+        *(storage.solicitation(1), storage.advertisement(), storage.asks(1), storage.answers(1)),
+        *(storage.keep_alive(1, of_port=True), storage.clears(1, storage.granted_mac(1))),
+    )
+    return [frame[14:] for frame in frames]
 
 
 def nd() -> list[bytes]:
@@ -232,6 +242,7 @@ def openflow() -> list[bytes]:
         multipart(MultipartType.PORT_DESC, port * 2),
         multipart(MultipartType.DESC, bytes(1056)),
         multipart(MultipartType.GROUP_DESC, described),
+        multipart(MultipartType.METER, struct.pack("!IH6xIQQIIQQ", 1, 56, 1, 9, 900, 3, 4, 2, 200)),
         multipart(MultipartType.METER_CONFIG, struct.pack("!HHIHHII4x", 24, 6, 1, 1, 16, 9, 9)),
         struct.pack("!BBHI", 5, 12, 56, 1) + bytes(8) + port,
         struct.pack("!BBHI", 5, 11, 8 + len(removed), 1) + removed,
@@ -268,6 +279,8 @@ SCHEMA: dict[str, Any] = {
             "columns": {
                 "name": {"type": "string"},
                 "interfaces": {"type": {"key": {"type": "uuid"}, "max": "unlimited"}},
+                "tag": {"type": {"key": "integer", "min": 0}},
+                "trunks": {"type": {"key": "integer", "min": 0, "max": 4096}},
             }
         },
         "Interface": {
@@ -288,7 +301,9 @@ _CONTENTS: dict[str, Any] = {
             "initial": {"name": "br0", "datapath_id": "00000031", "ports": ["uuid", ROW + "2"]}
         }
     },
-    "Port": {ROW + "2": {"initial": {"name": "tap1", "interfaces": ["set", [["uuid", ROW + "3"]]]}}},
+    "Port": {
+        ROW + "2": {"initial": {"name": "tap1", "tag": 42, "interfaces": ["set", [["uuid", ROW + "3"]]]}}
+    },
     "Interface": {
         ROW + "3": {
             "initial": {
@@ -361,7 +376,8 @@ def bodies() -> list[bytes]:
     added = {"id": "vm1", "server": "server1", "addresses": [str(IP), str(IP6)], "nics": [{"mac": MAC}]}
     subnet = {"id": "green", "prefix": "10.2.0.0/24", "gateway": "10.2.0.254", "vnet": "shop", "vlan": 42}
     counters = {"rejected": {"agent": {"tls": 3}}, "server": "server1"}
-    return [json.dumps(one).encode() for one in (report, ordered, added, subnet, counters)]
+    traced = {"vm": "vm1", "to": str(IP), "kind": "udp", "port": 53, "ttl": 7, "live": True}
+    return [json.dumps(one).encode() for one in (report, ordered, added, subnet, counters, traced)]
 
 
 def between_agents() -> list[bytes]:
@@ -383,4 +399,21 @@ def event_stream() -> list[bytes]:
     return [
         b"id: 7\nevent: vm.added\ndata: {}\n\n",
         b": still here\n\nevent: a\r\ndata: 1\r\ndata: 2\r\n\r\n",
+    ]
+
+
+def leases_of_peers() -> list[bytes]:
+    """What an agent answers who asks for a VM's lease."""
+    lease = {
+        "vm": "vm1", "mac": MAC, "ip": str(IP), "server": "10.1.0.2", "end": 1.7e9, "client_id": "01ff",
+        "next_hop": MAC, "options": "3c0178",
+    }  # fmt: skip
+    return [json.dumps({"lease": lease, "seconds_left": left}).encode() for left in (300.5, None, -4)]
+
+
+def qemu_network() -> list[bytes]:
+    """What QEMU's `info network` prints."""
+    return [
+        b"net0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:00:09:01\n"
+        b" \\ net0: index=0,type=tap,ifname=tap-guest,script=no,downscript=no\n"
     ]

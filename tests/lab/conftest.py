@@ -6,21 +6,30 @@ from pathlib import Path
 
 import pytest
 
+from retinue_lab.guest.image import Guest, ensure_guest
 from retinue_lab.sandbox.handle import LabHandle
+from retinue_lab.topology import topology_file
+from support.lab.guest_dhcp import of_vm, start_udhcpc
 from support.lab.left_over import host
 from support.lab.migrating import go_home
-from support.lab.start import boot, lab_of
-from support.lab.tools import Doorman, LabBench
+from support.lab.start import addressed, boot, lab_of
+from support.lab.tools import Doorman, Json, LabBench
 
 
 @pytest.fixture(scope="module")
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHandle]:
-    """The default network. It ends with the module, or with this process."""
-    with lab_of(tmp_path_factory.mktemp("labs")) as handle:
+    """The default network, or the module's TOPOLOGY. It ends with the module, or with this process."""
+    network = topology_file.load(getattr(request.module, "TOPOLOGY", None))
+    with lab_of(tmp_path_factory.mktemp("labs"), network) as handle:
         registered = getattr(request.module, "VMS", [])
         if registered:
             boot(handle, registered)
         yield handle
+
+
+@pytest.fixture(scope="module")
+def guest() -> Guest:
+    return ensure_guest(print)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +51,28 @@ async def home(request: pytest.FixtureRequest, bench: LabBench) -> AsyncIterator
     """After each test the VMs of the module's list VMS are where they were."""
     yield
     await go_home(bench, request.module.VMS)
+
+
+@pytest.fixture
+async def leased(request: pytest.FixtureRequest, bench: LabBench) -> None:
+    """The VMs of the module's list VMS hold an address each, whatever the test before did."""
+    for vm in (registered["id"] for registered in request.module.VMS):
+        if not await bench.bindings(vm):
+            async with bench.events() as events:
+                await bench.guest(vm, "killall -9 udhcpc", check=False)
+                await start_udhcpc(bench, vm)
+                await events.until("binding.added", of_vm(vm))
+        await addressed(bench, vm)
+
+
+@pytest.fixture
+async def kea(bench: LabBench) -> AsyncIterator[Json]:
+    """The DHCP server's configuration, to be changed and set with `config-set`; put back at the end."""
+    found = await bench.kea("config-get")
+    found.pop("hash", None)
+    before = {"Dhcp4": {**found["Dhcp4"], "subnet4": [dict(found["Dhcp4"]["subnet4"][0])]}}
+    yield found
+    await bench.kea("config-set", before)
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
 """The anycast gateway on real parts: header fields on the wires, and silent ports."""
 
+import asyncio
 import contextlib
+import json
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,7 +15,9 @@ import pytest
 from retinue_lab.measure import arp as arp_program
 from retinue_lab.measure.capture import SilentPorts, WatchedPort
 from retinue_lab.topology.topology import node_of
+from support.lab import second_router
 from support.lab.frames import ARP, BROADCAST, ICMP, IP, TCP, UDP, Ether, arp, carries, hexed
+from support.lab.health import calm
 from support.lab.programs import popen_in
 from support.lab.tools import LabBench, at, eventually, mac_of
 from support.lab.watch import Frame, Wanted
@@ -366,3 +371,115 @@ async def test_after_a_move_stale_caches_do_no_harm_and_fresh_ones_keep_traffic_
         await uplink.until(lambda f: pinged(f) and f.ether[IP].dst == "10.1.0.2")
         after = [f for f in uplink.frames[before:] if f.ether.haslayer(IP)]
         assert [str(f) for f in after if f.ether[IP].dst in (one, two)] == []
+
+
+async def test_servers_go_into_a_group_with_a_gateway_mac_of_its_own(bench: LabBench, ips: list[str]) -> None:
+    """While flows go on: in and out of the group, and a VM migrates into it and back; nothing is lost."""
+    _, _, three = ips
+    known = await bench.server("server2")
+    given = {key: known[key] for key in ("id", "mac", "address", "edge", "services")}
+    group = "02:00:5e:00:07:01"
+
+    async def in_group(id: str) -> None:
+        await bench.post("servers", {**given, "gateway_group": id})
+
+    async def asked(vm: str) -> str:
+        """The MAC that a VM's kernel has for the gateway, asked anew."""
+        await bench.guest(vm, f"ip neigh flush dev eth0; ping -c 1 -W 5 {GATEWAY_IP}")
+        (mac,) = re.findall(r"lladdr (\S+)", await bench.guest(vm, f"ip neigh show {GATEWAY_IP}"))
+        return str(mac)
+
+    assert await asked("vm3") == GATEWAY
+    assert "can be put into it" in await bench.cli("gateway", "add", "rack7", "--mac", group)
+    async with flowing(bench, "vm1", three):
+        await in_group("rack7")
+        assert json.loads(await bench.cli("gateway", "list", "--json"))["groups"][0]["servers"] == ["server2"]
+        async with bench.capture("server2", "up0", "out") as wire:
+            # Its cache still has the other MAC.
+            assert await bench.ping("vm3", "10.1.0.2")
+            await wire.until(lambda f: pinged(f) and f.src == THREE)
+            assert {f.dst for f in wire.those(pinged) if f.src == THREE} == {group}
+        assert await asked("vm3") == group
+        assert await asked("vm2") == GATEWAY
+        await bench.migration("vm1", target_server="server2")
+        assert await bench.ping("vm1", "10.1.0.2")
+        await bench.migration("vm1", target_server="server1")
+        await in_group("")
+    assert await bench.ping("vm3", "10.1.0.2")
+    assert await asked("vm3") == GATEWAY
+    assert "is removed" in await bench.cli("gateway", "remove", "rack7")
+
+
+# ---- links ----
+
+
+@pytest.mark.parametrize("spine", ["spine1", "spine2"])
+async def test_a_link_between_leaf_and_spine_is_lost_and_nothing_is_sent_there(
+    bench: LabBench, spine: str
+) -> None:
+    """Nor by the other leaf, for which that spine has no way to this one any more; back it costs nothing."""
+    cable, ways = f"leaf1-{spine}", {leaf: await up_ports(bench, leaf) for leaf in ("leaf1", "leaf2")}
+    async with bench.traffic(await bench.address("vm1")) as traffic:
+        await bench.run("fabric", "ip", "link", "set", cable, "down")
+        try:
+            await eventually(lambda: send_by(bench, 1))
+            well = time.time()
+            await calm(bench)
+        finally:
+            back = time.time()
+            await bench.run("fabric", "ip", "link", "set", cable, "up")
+        await eventually(lambda: send_by(bench, 2))
+        await calm(bench)
+        figures, record = await traffic.end()
+    assert {leaf: await up_ports(bench, leaf) for leaf in ways} == ways
+    assert record.lost_after(well) == 0, (figures, back - well)
+    assert figures.duplicated == 0
+
+
+async def up_ports(bench: LabBench, leaf: str) -> set[str]:
+    """Ports by which a leaf sends up, as its select group has them."""
+    said = await bench.run("fabric", "ovs-ofctl", "-O", "OpenFlow14", "dump-groups", leaf, "1")
+    return set(re.findall(r"actions=output:\"?([\w-]+)", said))
+
+
+async def send_by(bench: LabBench, links: int) -> bool:
+    return all([len(await up_ports(bench, leaf)) == links for leaf in ("leaf1", "leaf2")])
+
+
+# ---- several ways out; last, since the second router stays ----
+
+
+async def way_out(bench: LabBench) -> dict[str, list[str]]:
+    """By router: to what it is the way."""
+    servers = (await bench.get("servers"))["servers"]
+    return {server["id"]: server["ways"] for server in servers if "router" in server["services"]}
+
+
+async def test_of_two_routers_one_is_lost_and_traffic_goes_on_by_the_other(bench: LabBench) -> None:
+    """First its link, then its answers; when it is there again it is the way again, and nothing is lost."""
+    outside = str(bench.topology.client.address) if bench.topology.client else ""
+    cable = "leaf2-router"
+    async with second_router.running(bench, metric=10), bench.events() as events:
+        assert await way_out(bench) == {"router": ["0.0.0.0/0"], "router2": []}
+        assert await bench.ping("vm1", outside)
+        async with bench.capture("client", "eth1", "in") as at_second:
+            await bench.run("fabric", "ip", "link", "set", cable, "down")
+            lost = await events.until("router.lost", lambda e: e["server"] == "router")
+            assert lost["reason"] == "its port has no link"
+            for vm in ("vm1", "vm3"):
+                assert await bench.ping(vm, outside)
+            await at_second.until(pinged, times=2)
+        assert await way_out(bench) == {"router": [], "router2": ["0.0.0.0/0"]}
+        # It is there again: used after a while, and no packet is lost then.
+        echoes = asyncio.create_task(bench.guest("vm1", f"ping -q -i 0.05 -c 320 {outside}", check=False))
+        await bench.run("fabric", "ip", "link", "set", cable, "up")
+        await events.until("router.returned", lambda e: e["server"] == "router", after=lost)
+        assert await way_out(bench) == {"router": ["0.0.0.0/0"], "router2": []}
+        assert ", 0% packet loss" in await echoes
+        # It goes on forwarding, and says no more that it is there: nothing is lost at all.
+        echoes = asyncio.create_task(bench.guest("vm3", f"ping -q -i 0.05 -c 100 {outside}", check=False))
+        await bench.run("router", "sysctl", "-q", "-w", "net.ipv4.conf.all.arp_ignore=8")
+        silent = await events.until("router.lost", lambda e: e["server"] == "router", after=lost)
+        assert silent["reason"] == "it has not answered for 3 s"
+        assert ", 0% packet loss" in await echoes
+        assert await way_out(bench) == {"router": [], "router2": ["0.0.0.0/0"]}

@@ -13,10 +13,12 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from qemu.qmp import QMPClient
 
 from retinue.host.taps import Run, add_port, remove_port
 from retinue.security.identity import PeerRole
@@ -175,7 +177,11 @@ async def moment(bench: LabBench, when: str) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def held(bench: LabBench, when: str) -> AsyncIterator[None]:
-    """The target takes no more of the memory; or its switch does not confirm that it is steered to."""
+    """The target takes no more of the memory; or its switch does not confirm that it is steered to.
+
+    Its QEMU stands still once it takes memory: from then on nobody waits for its answer, as its agent does
+    for a few seconds before.
+    """
 
     async def tell(number: signal.Signals) -> None:
         if when == "copying":
@@ -183,6 +189,8 @@ async def held(bench: LabBench, when: str) -> AsyncIterator[None]:
         else:
             bench.kill("server2-vswitchd", number)
 
+    if when == "copying":
+        await takes_memory(bench, "server2")
     machine = process(bench, "server2")
     await tell(signal.SIGSTOP)
     try:
@@ -193,9 +201,28 @@ async def held(bench: LabBench, when: str) -> AsyncIterator[None]:
 
 def process(bench: LabBench, server: str) -> int:
     """The victim's QEMU on a server, in the sandbox's numbers."""
+    return int(json.loads(note(bench, server).read_bytes())["pid"])
+
+
+def note(bench: LabBench, server: str) -> Path:
+    """The note of the victim's QEMU on a server."""
     notes = (bench.lab.directory / "agents" / server / "vms").glob("tap-vm1-*.json")
-    note = max(notes, key=lambda path: path.stat().st_mtime_ns)
-    return int(json.loads(note.read_bytes())["pid"])
+    return max(notes, key=lambda path: path.stat().st_mtime_ns)
+
+
+async def takes_memory(bench: LabBench, server: str) -> None:
+    """Return when the QEMU that waits for the victim there has begun to take its memory in."""
+    qmp = QMPClient("observer")
+    await qmp.connect(str(note(bench, server).with_suffix(".qmp")))
+    try:
+
+        async def takes() -> bool:
+            said = await qmp.execute("query-migrate")
+            return isinstance(said, dict) and said.get("status") == "active"
+
+        await eventually(takes)
+    finally:
+        await qmp.disconnect()
 
 
 async def stand(bench: LabBench, server: str) -> None:

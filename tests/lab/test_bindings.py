@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from retinue.protocol.client import ControllerClient
 from retinue.protocol.errors import RejectedError
 from retinue.security.identity import PeerRole
 from retinue_lab.network import credentials
+from retinue_lab.topology.topology import CONTROLLER, DNS_PORT
 from support.lab.frames import BROADCAST, arp, packet
 from support.lab.tools import PATIENCE, Json, LabBench, Picks, at, eventually, mac_of
 
@@ -70,7 +72,11 @@ async def test_without_a_target_a_vm_goes_to_the_best_server_and_it_is_said_why(
             *("mobility.message", "mobility.request", "mobility.match"),
             *(["mobility.answer"] * 3),
             *("mobility.decision", "mobility.initiation"),
+            *("mobility.ready", "mobility.registered", "mobility.profile_updated"),
+            *("mobility.double_delivery_ended", "mobility.deregistered", "mobility.released"),
         ]
+        (updated,) = events.of("mobility.profile_updated")
+        assert updated["locator"] == (await bench.get("entities/vm1"))["locator"]
         assert {e["server"] for e in events.of("mobility.answer")} == set(servers)
     assert (moved["state"], moved["target"]) == ("done", "server3")
     assert (moved["placement"]["runner_up"], moved["placement"]["decided_by"]) == ("server2", "distance")
@@ -81,6 +87,53 @@ async def test_without_a_target_a_vm_goes_to_the_best_server_and_it_is_said_why(
     assert "distance decides: 80.00 against 0.00" in explained
     for refused in ("server1", "already there"):
         assert refused in explained
+
+
+async def test_traffic_finds_a_vm_and_a_service_by_name_wherever_they_are(bench: LabBench) -> None:
+    """Debian's dnsmasq, as the resolver that a guest asks, with the zone's name pointed at the controller."""
+    zone = bench.topology.zone
+    controller = bench.topology.management_addresses[CONTROLLER].ip
+    resolver = str((await bench.server("server3"))["address"])
+
+    async def found(name: str) -> str:
+        """Whom vm2 finds under the name, and reaches."""
+        asked = f"nslookup -type=a {name}.{zone} {resolver}"
+        said = await bench.guest("vm2", asked)
+        (at,) = re.findall(r"^Name:.*\nAddress:? ?\d?: (\S+)", said, re.MULTILINE)
+        assert await bench.ping("vm2", at)
+        return str(at)
+
+    await bench.post("entities", {"name": "web", "kind": "service", "profile": {"served_by": ["vm1"]}})
+    forward = f"--server=/{zone}/{controller}#{DNS_PORT}"
+    alone = f"--no-resolv --no-hosts --bind-interfaces --listen-address={resolver} --conf-file= --pid-file"
+    asked = f"exec dnsmasq --no-daemon {forward} {alone} 2>&1"
+    async with bench.lines("server3", "sh", "-c", asked) as said:
+        await said.until("started")
+        one, three = await bench.address("vm1"), await bench.address("vm3")
+        assert await found("vm1") == await found("web") == one
+        await bench.migration("vm1", target_server="server2")
+        assert await found("vm1") == await found("web") == one
+        await bench.post("entities", {"name": "db", "kind": "service", "profile": {"served_by": ["vm3"]}})
+        assert await found("db") == three
+        assert "NXDOMAIN" in await bench.guest("vm2", f"nslookup vm9.{zone} {resolver}", check=False)
+    assert (await bench.get("status"))["counters"]["DNS questions"] >= 4
+
+
+async def test_a_vm_is_online_at_its_new_switch_and_then_offline_at_its_old_one(bench: LabBench) -> None:
+    """Told when both are so: looked for on both switches as soon as the first is heard."""
+    address = await bench.address("vm1")
+    async with bench.events() as events:
+        moving = asyncio.create_task(bench.migration("vm1", target_server="server2"))
+        online = await events.until("vm.online", lambda e: e["vm"] == "vm1")
+        assert await bench.flows("edge2", f"nw_src={address}")
+        assert await bench.flows("edge1", f"nw_src={address}") == []
+        offline = await events.until("vm.offline", lambda e: e["vm"] == "vm1")
+        done = await moving
+        told = [e["type"] for e in events.seen if e["type"].startswith(("vm.o", "mobility.de"))]
+    assert (online["server"], online["switch"]) == ("server2", "edge2")
+    assert (offline["server"], offline["switch"]) == ("server1", "edge1")
+    assert told == ["vm.online", "vm.offline", "mobility.deregistered"]
+    assert online["migration_id"] == offline["migration_id"] == done["id"]
 
 
 async def test_an_agent_that_asks_for_anothers_vm_is_refused(bench: LabBench) -> None:
@@ -224,8 +277,7 @@ async def test_during_a_move_there_is_always_one_binding_and_the_target_has_it_f
 async def test_a_binding_comes_from_the_controller_or_from_the_manager(bench: LabBench) -> None:
     """DHCP's, made by the controller from what the switch reports; the manager's, a static address.
 
-    A row that the switch makes by itself is not to be had, and the manager cannot change one: it is told so,
-    and nothing changes.
+    The manager registers nobody once more with another address: it is told so, and nothing changes.
     """
     async with bench.events() as events:
         await bench.post("vms", at("vm4", "server2", "10.1.0.50"))
@@ -249,6 +301,33 @@ async def test_a_binding_comes_from_the_controller_or_from_the_manager(bench: La
         await events.until("port.removed", lambda e: e["vm"] == "vm4")
     assert await bench.bindings("vm4") == []
     assert await bench.flows("edge2", "10.1.0.50") == []
+
+
+async def test_a_vm_has_other_addresses_from_its_target_on(bench: LabBench) -> None:
+    """By the manager's message: its guest is reached under them, and no switch has any of the old ones."""
+    old, new, mac = "10.1.0.60", "10.1.0.61", "52:54:00:00:06:99"
+    async with bench.events() as events:
+        await bench.post("vms", at("vm4", "server2", old))
+        await events.until("vm.started", lambda e: e["vm"]["id"] == "vm4")
+        was = mac_of("vm4")
+        async with bench.traffic(await bench.address("vm1")) as to_another:
+            started = ("move", "start", "vm4", "--to", "server3", "--mac", mac, "--address", new, "--wait")
+            await bench.cli(*started)
+            await bench.unharmed(to_another)
+        (row,) = await bench.bindings("vm4")
+        assert (row["mac"], row["ip"], row["switch"]) == (mac, new, "edge3")
+        for switch in ("edge2", "edge3", "leaf1", "leaf2", "spine1", "spine2"):
+            assert await bench.flows(switch, old) == await bench.flows(switch, was) == []
+        assert await bench.flows("edge2", new) == [] != await bench.flows("edge3", new)
+        set_up = f"ip addr flush dev eth0; ip link set eth0 down; ip link set eth0 address {mac}; "
+        set_up += f"ip link set eth0 up; ip addr add {new}/24 dev eth0; ip route add default via 10.1.0.254"
+        await bench.guest("vm4", set_up)
+        assert await bench.ping("vm4", "10.1.0.2")
+        # It goes on from there, and keeps them.
+        await bench.migration("vm4", target_server="server2")
+        assert await bench.ping("vm4", "10.1.0.2")
+        await bench.request("DELETE", "vms/vm4")
+        await events.until("port.removed", lambda e: e["vm"] == "vm4" and e["switch"] == "edge2")
 
 
 async def test_a_binding_has_all_its_fields(bench: LabBench) -> None:
@@ -343,7 +422,7 @@ async def dropped(bench: LabBench) -> int:
 
 async def attempts_of(bench: LabBench, vm: str) -> Counter[tuple[str, str, str]]:
     """How often a VM has claimed what, as the command line shows it."""
-    shown = json.loads(await bench.cli("binding", "list", "--json"))["spoof_attempts"]
+    shown = json.loads(await bench.cli("binding", "spoofing", "--json"))["spoof_attempts"]
     return Counter(
         {(r["kind"], r["claimed_mac"], r["claimed_ip"]): r["count"] for r in shown if r["vm"] == vm}
     )
@@ -415,3 +494,6 @@ async def test_a_flood_of_spoof_attempts_is_counted_by_the_switch_and_does_not_f
         figures, _ = await traffic.end()
     assert 0 < (await bench.get("status"))["spoof_attempts"] - told <= 100 * (1 + seconds)
     assert figures.lost == 0
+
+
+# ---- the server told anew by its MAC ----

@@ -1,19 +1,24 @@
 """Every command of `retinue`, run against a lab as a user runs it."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import typer
 
 from retinue.cli.main import app
 from retinue_lab.topology.topology import SANDBOX
+from support.browser import chromium
+from support.lab.small_network import SMALL
 from support.lab.tools import Json, LabBench, at, cli_environment, eventually, mac_of
 
 pytestmark = pytest.mark.lab
@@ -35,6 +40,7 @@ READING: dict[str, tuple[list[str], Callable[[Json], object], object, str]] = {
     "vm show": (["vm1"], lambda found: (found["id"], found["mac"]), ("vm1", mac_of("vm1")), mac_of("vm1")),
     "move list": ([], lambda found: ids(found["migrations"], "vm"), ["vm1", "vm1"], "vm1"),
     "binding list": (["--vm", "vm1"], lambda found: ids(found["bindings"], "vm"), ["vm1"], mac_of("vm1")),
+    "binding spoofing": ([], lambda found: found["spoof_attempts"], [], "no spoofing attempts"),
     "server list": (
         [],
         lambda found: {row["id"]: row["vms"] for row in found["servers"] if row["edge"]},
@@ -65,6 +71,17 @@ READING: dict[str, tuple[list[str], Callable[[Json], object], object, str]] = {
         [("edge1", True, 0)],
         "edge1",
     ),
+    "switch table": (
+        ["edge1"],
+        lambda found: (
+            "vm1" in [row["vm"] for row in found["rows"]],
+            [row["mac"] for row in found["rows"] if row["shared"]],
+        ),
+        (True, ["00:00:de:ad:be:ef"]),
+        "(any other)",
+    ),
+    "server routes": ([], lambda found: [row["router"] for row in found["routes"]], ["router"], "the way"),
+    "binding fcoe": ([], lambda found: found["logins"], [], "Nobody is logged in."),
     "vrf list": ([], lambda found: ids(found["vrfs"]), ["default"], "default"),
     "vnet list": ([], lambda found: ids(found["vnets"]), ["default"], "default"),
     "subnet list": (
@@ -73,6 +90,7 @@ READING: dict[str, tuple[list[str], Callable[[Json], object], object, str]] = {
         "default",
         "10.1.0.254",
     ),
+    "doctor": ([], lambda found: (found["state"], found["findings"]), ("ok", []), "All is as it should be."),
     "image list": ([], lambda found: found["images"], [], "There are no images."),
     "flow list": (
         ["--switch", "edge1", "--vm", "vm1", "--table", "admit"],
@@ -90,38 +108,23 @@ CHANGING = {
     *("move start", "move show", "move cancel", "events"),
     *("name add", "name remove", "placement explain"),
 }
-LABS = {"lab up", "lab down", "lab exec", "lab capture"}
+LABS = {"lab up", "lab down", "lab exec", "lab capture", "lab web"}
 IMAGES = {f"image {verb}" for verb in ("publish", "show", "fetch", "unpin", "remove", "gc", "scrub")}
 PKI = {f"pki {verb}" for verb in ("init", "issue", "list", "renew", "show", "token")}
 NETWORKS = {f"{noun} {verb}" for noun in ("vnet", "subnet", "vm nic") for verb in ("add", "set", "remove")}
-NETWORKS |= {"vrf add", "vrf remove"}
-ELSEWHERE = {"lab compare", "agent renew", *PKI, *IMAGES, *NETWORKS}
+NETWORKS |= {"vrf add", "vrf remove", "gateway add", "gateway remove", "gateway list"}
+KNOWN_BY_UNITS = {*(f"pair {verb}" for verb in ("add", "list", "remove"))}
+KNOWN_BY_UNITS |= {f"booking {verb}" for verb in ("add", "list", "release")}
+KNOWN_BY_UNITS |= {"trace", "agent leases", "domain list", "server forget-agent", "support-dump"}
+KNOWN_BY_UNITS |= {"setup look", "setup make"}
+ELSEWHERE = {"lab compare", "agent renew", *PKI, *IMAGES, *NETWORKS, *KNOWN_BY_UNITS}
 """Commands with tests of their own: of the comparison, renewals, certificates, images, networks."""
 WITHOUT_JSON = {
     *("agent run", "controller run", "controller check"),
-    *("lab exec", "lab capture", "lab down", "lab demo"),
+    *("lab exec", "lab capture", "lab web", "lab down", "lab demo"),
+    *("openapi", "controller schema"),  # They are JSON.
 }
 """The lab itself runs controller and agents; `lab demo` has tests of its own."""
-
-SMALL = """
-gateway_mac = "00:00:de:ad:be:ef"
-[[subnet]]
-id = "servers"
-prefix = "10.0.0.0/24"
-gateway = "10.0.0.254"
-[[leaf]]
-id = "leaf1"
-dpid = 0x11
-[[server]]
-id = "server1"
-leaf = "leaf1"
-mac = "02:00:00:00:00:01"
-address = "10.0.0.11"
-edge = "edge1"
-dpid = 0x31
-[management]
-prefix = "192.0.2.0/24"
-"""
 
 
 def commands(group: Any, prefix: str = "") -> dict[str, Any]:
@@ -265,6 +268,53 @@ async def test_frames_can_be_captured(bench: LabBench, tmp_path: Path) -> None:
     )
     seen = (await reader.communicate())[0].decode().split()
     assert seen[:2] == ["203.0.113.9", await bench.address("vm1")]
+
+
+@contextlib.asynccontextmanager
+async def in_a_browser(bench: LabBench) -> AsyncIterator[str]:
+    """The address that `retinue lab web` prints, while it serves it."""
+    command = [sys.executable, "-P", "-m", "retinue.cli.main", "lab", "web"]
+    door = await asyncio.create_subprocess_exec(
+        *command, env=cli_environment(bench.lab), stdout=asyncio.subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
+    assert door.stdout is not None
+    try:
+        yield (await door.stdout.readline()).decode().strip()
+    finally:
+        door.terminate()
+        await door.communicate()
+
+
+async def test_the_web_page_is_reached_from_the_host(bench: LabBench) -> None:
+    """And with the token in the address one is the lab's manager."""
+    async with in_a_browser(bench) as address, aiohttp.ClientSession() as http:
+        url, token = address.split("/#token=")
+        async with http.get(f"{url}/") as answer:
+            assert answer.status == 200 and "<title>retinue</title>" in await answer.text()
+        async with http.get(f"{url}/v1/vms") as answer:
+            assert answer.status == 401
+        async with http.get(f"{url}/web/who", headers={"Authorization": f"Bearer {token}"}) as answer:
+            assert await answer.json() == {"name": "manager lab", "manages": True}
+
+
+@pytest.mark.browser
+async def test_a_move_is_started_by_a_click_and_seen_to_end(bench: LabBench) -> None:
+    with chromium() as browser:
+        async with in_a_browser(bench) as address:
+            await browser.open(address)
+            await browser.click('[data-key="vm vm1"]')
+            await browser.choose("#target", "server2")
+            await browser.click("#start-move")
+            await browser.sees("dd", "done")
+            await browser.sees(".timeline .paused", "VM paused")
+            [migration] = (await bench.get("migrations"))["migrations"][-1:]
+            assert (migration["vm"], migration["target"], migration["state"]) == ("vm1", "server2", "done")
+            downtime = (migration["resumed_at"] - migration["stopped_at"]) * 1000
+            await browser.sees("dd", f"{downtime:.1f} ms")
+            await browser.open(f"{address.split('#')[0]}#/servers/server2")
+            await browser.sees("td", "vm1")
+            assert browser.said() == []
+    await bench.migration("vm1", target_server="server1")
 
 
 async def test_a_lab_can_be_started_beside_this_one_and_ended(bench: LabBench, tmp_path: Path) -> None:

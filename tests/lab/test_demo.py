@@ -33,3 +33,4 @@ def test_the_demonstration_shows_what_it_promises(traceless: None, tmp_path: Pat
     assert report.baseline.traffic.received > 900
     assert all(report.versions.values())
     assert any("binding table" in text for text in said)
+    assert any("in a browser meanwhile: http://127.0.0.1:" in text for text in said)

@@ -21,6 +21,7 @@ from retinue_lab.topology.topology_file import load
 from support.lab import dhcp6, foreign_clients, keepalived, second_dhcp
 from support.lab.foreign_clients import Client
 from support.lab.frames import BOOTP, EVERYBODY, IP, NOBODY, dhcp_type
+from support.lab.guest_dhcp import of_vm
 from support.lab.start import lab_of
 from support.lab.tools import Events, Json, LabBench, Picks, eventually
 from support.lab.watch import Frame, Lines, Wanted
@@ -74,10 +75,6 @@ async def set_kea(
     subnet["reservations"] = list(reservations)
     config["Dhcp4"]["client-classes"] = list(classes)
     await bench.kea("config-set", config)
-
-
-def of_vm(vm: str) -> Picks:
-    return lambda e: e.get("vm") == vm or any(row["vm"] == vm for row in e.get("bindings", []))
 
 
 def renewals(client: Client, address: str, to: str) -> Wanted:

@@ -9,9 +9,10 @@ from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology.topology_file import DEFAULT_FILE, load
 from support.lab.agent_command import renew
 from support.lab.frames import dhcp_type
+from support.lab.guest_dhcp import of_vm, udhcpc
 from support.lab.relay_node import RELAY_FAR, SERVER, standing_between
 from support.lab.start import boot, lab_of, running
-from support.lab.tools import Doorman, LabBench, Picks, at, mac_of
+from support.lab.tools import Doorman, LabBench, at, mac_of
 from support.lab.watch import Lines
 from support.oracles.dhcp import RENEWAL, asked_of_kea, kea_log, kea_tells_all, tshark
 
@@ -19,10 +20,6 @@ pytestmark = pytest.mark.lab
 
 ONE = mac_of("vm1")
 GATEWAY_IP = "10.1.0.254"
-
-
-def of_vm(vm: str) -> Picks:
-    return lambda e: e.get("vm") == vm or any(row["vm"] == vm for row in e.get("bindings", []))
 
 
 # ---- our own relay ----
@@ -94,7 +91,7 @@ async def test_the_guests_own_renewal_passes_our_relay_and_is_answered(bench: La
     """Without option 82: RFC 3046, 2.1, the relay that added it removes it."""
     (before,) = await bench.bindings("vm1")
     async with bench.events() as events, bench.capture("server1", "tap-vm1", "out") as tap:
-        await bench.guest("vm1", "kill -USR1 $(cat /run/udhcpc.pid)")
+        await udhcpc(bench, "vm1", "USR1")
         answer = await tap.until(lambda f: dhcp_type(f.ether) == "ack")
         await events.until("binding.renewed", of_vm("vm1"))
     options = dict(o for o in answer.ether["DHCP"].options if isinstance(o, tuple) and len(o) == 2)

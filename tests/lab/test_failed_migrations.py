@@ -19,7 +19,12 @@ from support.lab.migrating import (
 )
 from support.lab.tools import LabBench, eventually
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.usefixtures("home")]
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.slow,
+    pytest.mark.alone,
+    pytest.mark.usefixtures("home"),
+]
 
 VMS = START
 

@@ -36,6 +36,7 @@ from retinue.core.packets import (
 from retinue.core.pipeline.entry import (
     Action,
     Change,
+    CheckLarger,
     DecTtl,
     Field,
     Flow,
@@ -222,9 +223,11 @@ class TestMadeByHand:
             flow(Output(PortNo.LOCAL), table=10, priority=10, vlan_vid=(0x1000, 0x1000)),
             flow(Output(3), table=10, priority=5),
             flow(PopVlan(), CONTROLLER, Output(1), PushVlan(), vid, BACK, in_port=2, vlan_vid=0x1007),
+            flow(PushVlan(), vid, Output(1), PopVlan(), BACK, in_port=3, vlan_vid=0, priority=20),
             flow(goto=10, in_port=3),
             groups=(Group(1, ((Output(3),),)),),
         )
+        assert [port for port, _ in pair.out(udp(), in_port=3)] == [1, 3]
         plain = udp()
         tagged = plain[:12] + b"\x81\x00\x00\x07" + plain[12:]
         assert pair.out(plain)[0] == (2, tagged)
@@ -415,6 +418,23 @@ class TestMadeByHand:
         )
         assert [port for port, _ in pair.out(udp())] == [2, 3]
 
+    @pytest.mark.parametrize(("vlan", "before"), [(None, 14), (7, 18)])
+    def test_the_size_of_a_frame(self, real: RealSwitch, vlan: int | None, before: int) -> None:
+        """It is noted beside the frame, which is then looked up again."""
+        look = (SetField(Field.METADATA, 1), CheckLarger(before + 200, Field.METADATA, 1), Resubmit(0))
+        pair = Pair(
+            real,
+            flow(*look, priority=9, eth_type=0x0800, metadata=0),
+            flow(CONTROLLER, Output(3), priority=5, eth_type=0x0800, metadata=3),
+            flow(DecTtl(), Output(2), priority=4, eth_type=0x0800, metadata=1),
+            flow(BACK, priority=1),
+        )
+        sizes = (199, 200, 201, 1000, 200, 1)
+        bodies = [ipv4(IP1, IP2, udp_body(bytes(max(0, size - 28)))) for size in sizes]
+        found = [pair.out(Ethernet(GATEWAY, VM1, 0x0800, body, vlan).build()) for body in bodies]
+        assert [[port for port, _ in out] for out in found] == [[2], [2], [3], [3], [2], [2]]
+        assert [port for port, _ in pair.out(arp_request(VM1, IP1, IP2))] == [1]
+
     def test_neighbour_discovery(self, real: RealSwitch) -> None:
         terms = {"eth_type": 0x86DD, "ip_proto": 58, "icmpv6_type": 135}
         target = int.from_bytes(ipv6_solicitation()[62:78], "big")
@@ -581,6 +601,7 @@ def some_actions(rng: random.Random, terms: dict[str, Any]) -> list[Action]:
         set_field(Field.ETH_DST, rng.choice((VM2, GATEWAY))),
         RegMove(Field.ETH_SRC, Field.ETH_DST),
         SetField(Field.METADATA, rng.randrange(4)),
+        CheckLarger(rng.choice((40, 60, 80)), Field.METADATA, rng.randrange(2)),
     ]
     if terms.get("eth_type") in (0x0800, 0x86DD):
         choices += [DecTtl()] * 2

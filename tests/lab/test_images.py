@@ -4,17 +4,29 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from retinue.core.content import CHUNK_BYTES
 from retinue_lab.network import agents
+from retinue_lab.sandbox.handle import LabHandle
+from retinue_lab.topology import topology_file
+from retinue_lab.topology.topology import CachePart
+from support.lab.start import lab_of
 from support.lab.tools import LabBench, eventually
 
 pytestmark = pytest.mark.lab
 
+CACHE = CachePart(id="cache1", leaf="leaf1", mac="02:00:00:00:00:c1", address=IPv4Address("10.0.0.201"))
+"""At the leaf of server1 and server3."""
+
+SERVERS = ("--server", "server1", "--server", "server2", "--server", "server3")
+"""All but the cache, which dies."""
 HOLE = 16
 """Chunks of zeros in the middle of an image."""
 
@@ -40,6 +52,56 @@ def base(bench: LabBench, server: str, name: str) -> Path:
 async def held(bench: LabBench, name: str, server: str) -> dict[str, Any]:
     rows = (await bench.get(f"images/{name}"))["held"]
     return next((row for row in rows if row["server"] == server), {})
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHandle]:
+    """The default network and a cache."""
+    network = msgspec.structs.replace(topology_file.load(), cache=(CACHE,))
+    with lab_of(tmp_path_factory.mktemp("labs"), network) as handle:
+        yield handle
+
+
+async def sent(bench: LabBench, server: str) -> int:
+    """Bytes of chunks that have left a server, by its agent's last report."""
+    stores = (await bench.get("images"))["stores"]
+    return next(int(store["sent"]) for store in stores if store["server"] == server)
+
+
+async def test_one_copy_comes_to_a_leaf_with_a_cache_however_many_fetch_there(
+    bench: LabBench, tmp_path: Path
+) -> None:
+    """Nobody was told where the cache is: it is at the leaf where its ARP was seen. Then it dies for good."""
+    size, right = written(tmp_path / "cached.raw", 64)
+    once = size - HOLE * CHUNK_BYTES
+    await bench.cli("image", "publish", f"{tmp_path}/cached.raw", "cached", "--server", "server2")
+    shown = await bench.get("images/cached?server=server3")
+    assert {holder["server"]: holder["near"] for holder in shown["holders"]} == {
+        "cache1": True,
+        "server2": False,
+    }
+    to = ("--to", "server1", "--to", "server3")
+    shown = json.loads(await bench.cli("image", "fetch", "cached", *to, "--base", "--wait", "--json"))
+    rows = {row["server"]: row for row in shown["held"]}
+    for server in ("server1", "server3"):
+        assert digest(base(bench, server, "cached")) == right
+        assert "server2" not in rows[server]["origins"] and not rows[server]["fallbacks"]
+        assert rows[server]["origins"]["cache1"] > 0
+
+    async def told() -> bool:
+        return await sent(bench, "server2") >= once
+
+    await eventually(told)
+    left_the_origin = await sent(bench, "server2")
+    print(f"bytes that left the origin: {left_the_origin / once:.2f} copies")
+    assert left_the_origin == once
+    assert (await held(bench, "cached", "cache1"))["state"] == "held"
+
+    bench.kill("cache1-agent")
+    said = await bench.cli("image", "fetch", "cached", "--to", "server2", "--segment", "0-1", "--wait")
+    assert "server2 holds 0-1 of cached: it was there" in said
+    await bench.cli("image", "remove", "cached")
+    await bench.cli("image", "gc", *SERVERS)
 
 
 async def test_an_image_is_fetched_by_two_servers_at_once_and_about_one_copy_leaves_the_origin(
@@ -106,7 +168,7 @@ async def test_what_is_pinned_stays_and_what_nobody_needs_goes(bench: LabBench) 
         return not base(bench, "server3", "disk-1").exists()
 
     await eventually(forgotten)
-    freed = json.loads(await bench.cli("image", "gc", "--json"))["stores"]
+    freed = json.loads(await bench.cli("image", "gc", *SERVERS, "--json"))["stores"]
     assert all(store["freed"] >= 128 * CHUNK_BYTES and store["used"] == 0 for store in freed)
 
 

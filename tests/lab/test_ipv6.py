@@ -1,5 +1,7 @@
 """IPv6 beside IPv4 on real parts: guests with addresses of both, moved under traffic on both at once."""
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -24,7 +26,7 @@ from retinue_lab.topology.topology_file import load
 from support.fabric.ipv6 import advertises, asks, says, vm_ip6, vm_local
 from support.lab import dhcp6
 from support.lab.start import boot, lab_of
-from support.lab.tools import LabBench, Picks, at, eventually, mac_of
+from support.lab.tools import Doorman, LabBench, Picks, at, eventually, mac_of
 from support.lab.watch import Frame
 
 pytestmark = [pytest.mark.lab, pytest.mark.alone]
@@ -40,7 +42,16 @@ HOME = {"vm1": "server1", "vm2": "server2", "vm3": "server1"}
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHandle]:
     with lab_of(tmp_path_factory.mktemp("labs"), load("dual-stack"), "dual") as handle:
         boot(handle, [at(vm, server, OWN4[vm], OWN6[vm]) for vm, server in HOME.items()])
+        asyncio.run(checked(handle))
         yield handle
+
+
+async def checked(lab: LabHandle) -> None:
+    """Return when each guest has its address of IPv6 to itself: for a second it asks for others."""
+    with contextlib.closing(Doorman(lab)) as doorman:
+        async with contextlib.aclosing(LabBench(lab, doorman)) as bench:
+            for vm, address in OWN6.items():
+                await bench.guest(vm, CHECKED.format(address))
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +64,6 @@ async def home(bench: LabBench) -> AsyncIterator[None]:
 
 async def test_both_families_migrate_without_loss(bench: LabBench) -> None:
     """There and back, with traffic on both at once; afterwards everybody is found where they are."""
-    await eventually(
-        lambda: bench.ping("vm1", CLIENT)
-    )  # Its address is not its own before it has been checked.
     async with (
         bench.traffic(OWN4["vm1"]) as over_ipv4,
         bench.traffic(OWN6["vm1"]) as over_ipv6,

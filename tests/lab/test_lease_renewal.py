@@ -2,58 +2,32 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from retinue.core.lease_renewal import Lease, request_frame
 from support.lab.agent_command import agent, renew
 from support.lab.frames import BOOTP, IP, dhcp_type
-from support.lab.start import addressed
-from support.lab.tools import Json, LabBench, Picks, at, mac_of
+from support.lab.guest_dhcp import of_vm, udhcpc
+from support.lab.migrating import start_agent
+from support.lab.tools import Json, LabBench, at, eventually, mac_of
 from support.lab.watch import Frame
 from support.oracles.dhcp import RENEWAL, asked_of_kea, kea_log, kea_tells_all, tshark
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("leased")]
 
 VMS = [at("vm1", "server1"), at("vm2", "server1")]
 ONE, TWO = mac_of("vm1"), mac_of("vm2")
 GATEWAY = "00:00:de:ad:be:ef"
 DHCP_SERVER = "10.1.0.2"
-START_UDHCPC = "udhcpc -f -i eth0 -s /etc/udhcpc.script -p /run/udhcpc.pid -T 1 </dev/null >/dev/null 2>&1 &"
-
-
-def of_vm(vm: str) -> Picks:
-    return lambda e: e.get("vm") == vm or any(row["vm"] == vm for row in e.get("bindings", []))
 
 
 def is_dhcp(frame: Frame) -> bool:
     return bool(dhcp_type(frame.ether))
-
-
-@pytest.fixture(autouse=True)
-async def leased(bench: LabBench) -> None:
-    """Both VMs hold an address before each test, whatever the test before did."""
-    for vm in ("vm1", "vm2"):
-        if not await bench.bindings(vm):
-            async with bench.events() as events:
-                await bench.guest(vm, "killall -9 udhcpc", check=False)
-                await bench.guest(vm, START_UDHCPC)
-                await events.until("binding.added", of_vm(vm))
-        await addressed(bench, vm)
-
-
-@pytest.fixture
-async def kea(bench: LabBench) -> AsyncIterator[Json]:
-    """The DHCP server's configuration, to be changed and set with `config-set`; put back at the end."""
-    found = await bench.kea("config-get")
-    found.pop("hash", None)
-    before = {"Dhcp4": {**found["Dhcp4"], "subnet4": [dict(found["Dhcp4"]["subnet4"][0])]}}
-    yield found
-    await bench.kea("config-set", before)
 
 
 async def where(bench: LabBench, vm: str) -> str:
@@ -189,7 +163,7 @@ async def test_a_nak_to_the_agent_is_told_and_the_guests_own_client_finds_out(
         assert outcome.data["reason"] == rejected["reason"] == words
         assert [row["ip"] for row in await bench.bindings("vm1")] == [old]
         assert await bench.ping("vm1", DHCP_SERVER)
-        await bench.guest("vm1", "kill -USR1 $(cat /run/udhcpc.pid)")
+        await udhcpc(bench, "vm1", "USR1")
         gone = await events.until("binding.removed", of_vm("vm1"))
         assert (gone["ip"], gone["reason"]) == (old, "rejected by DHCP server dhcp")
         assert await bench.flows(f"edge{server[-1]}", f"nw_src={old}") == []
@@ -224,7 +198,7 @@ async def test_a_server_that_judges_by_the_vms_class_judges_the_renewal_as_it_di
     kea["Dhcp4"]["subnet4"][0]["client-class"] = "guests"
     await bench.kea("config-set", kea)
     async with bench.capture("dhcp", "eth0", "in") as at_server:
-        await bench.guest("vm1", "kill -USR1 $(cat /run/udhcpc.pid)")
+        await udhcpc(bench, "vm1", "USR1")
         own = await at_server.until(lambda f: dhcp_type(f.ether) == "request")
         outcome = await renew(bench, server, "vm1")
         assert (outcome.code, outcome.data["state"]) == (0, "acked"), outcome.words
@@ -237,7 +211,98 @@ async def test_a_server_that_judges_by_the_vms_class_judges_the_renewal_as_it_di
     )
     assert "vendor_class_id" in said
     said.pop("max_dhcp_size", None)
+    (asked,), (more,) = said.pop("param_req_list"), repeated.pop("param_req_list")
+    assert list(more) == [*asked, *(code for code in (51, 6, 44) if code not in asked)]
     assert repeated == said
+
+
+async def test_the_agent_keeps_the_lease_over_its_own_restart_and_updates_it(bench: LabBench) -> None:
+    """Learned from the guest's own DHCP at its tap, brought up to date by the ACK to the agent."""
+    server = await where(bench, "vm1")
+    config = bench.lab.directory / "agents" / server / "agent.toml"
+
+    async def kept() -> Json:
+        shown = await agent(bench.lab, server, "leases", "--config", str(config))
+        assert shown.code == 0, shown.words
+        rows: Any = shown.data
+        (row,) = [row for row in rows if row["vm"] == "vm1"]
+        return dict(row)
+
+    async with bench.events() as events:
+        await bench.guest("vm1", "kill -USR1 $(cat /run/udhcpc.pid)")
+        await events.until("binding.renewed", of_vm("vm1"))
+    (bound,) = await bench.bindings("vm1")
+    learned = await kept()
+    assert (learned["mac"], learned["ip"], learned["server"]) == (ONE, bound["ip"], DHCP_SERVER)
+    assert learned["end"] == pytest.approx(bound["lease_end"], abs=2)
+    bench.kill(f"{server}-agent", signal.SIGKILL)
+    await start_agent(bench, server)
+    assert {**await kept(), "seconds_left": 0} == {**learned, "seconds_left": 0}
+    async with bench.events() as events:
+        await bench.post("vms/vm1/renewals", {"server": server})
+        acked = await events.until("renewal.acked", of_vm("vm1"))
+
+    async def updated() -> bool:
+        return bool((await kept())["end"] > learned["end"])
+
+    await eventually(updated)
+    assert (await kept())["end"] == pytest.approx(acked["renewal"]["lease_end"], abs=2)
+
+
+async def test_name_servers_that_the_guest_has_not_heard_of_are_told(bench: LabBench, kea: Json) -> None:
+    """Kea names others than it did; the ACK with them ends at the agent."""
+    server = await where(bench, "vm1")
+    subnet = kea["Dhcp4"]["subnet4"][0]
+
+    async def names(dns: str) -> None:
+        others = [one for one in subnet.get("option-data", []) if one.get("name") != "domain-name-servers"]
+        subnet["option-data"] = [*others, {"name": "domain-name-servers", "data": dns}]
+        await bench.kea("config-set", kea)
+
+    await names("10.1.0.5")
+    async with bench.events() as events:
+        await bench.guest("vm1", "kill -USR1 $(cat /run/udhcpc.pid)")
+        await events.until("binding.renewed", of_vm("vm1"))
+        assert (await renew(bench, server, "vm1")).code == 0
+        await names("10.1.0.6")
+        assert (await renew(bench, server, "vm1")).code == 0
+        told = await events.until("lease.differs", of_vm("vm1"))
+        assert [e["type"] for e in events.seen].count("lease.differs") == 1
+        address = await bench.address("vm1")
+        assert told["reason"] == (
+            f"{address}: the DHCP server now names DNS 10.1.0.6; the VM was told DNS 10.1.0.5, and "
+            "hears of it when it renews by itself"
+        )
+        assert told["reason"] in (await bench.vm("vm1"))["warnings"]
+        await bench.guest("vm1", "kill -USR1 $(cat /run/udhcpc.pid)")
+        await events.until("binding.renewed", of_vm("vm1"), after=told)
+    assert told["reason"] not in (await bench.vm("vm1"))["warnings"], "the guest has asked by itself"
+
+
+async def test_the_port_in_force_when_the_request_came_in_is_recorded(bench: LabBench) -> None:
+    """The VM's port gets another number while Kea is silent; the agent asks again at that one."""
+    server = await where(bench, "vm1")
+    (before,) = await bench.bindings("vm1")
+    bench.kill("kea-dhcp4", signal.SIGSTOP)
+    try:
+        async with bench.events() as events:
+            await bench.post("vms/vm1/renewals", {"server": server})
+            first = await events.until("renewal.sent", of_vm("vm1"))
+            assert first["renewal"]["recorded_port"] == before["port"]
+            new = before["port"] + 60
+            await bench.run(server, "ovs-vsctl", "set", "Interface", "tap-vm1", f"ofport_request={new}")
+            await events.until("port.added", lambda e: e["vm"] == "vm1" and e["port"] == new)
+            again = await events.until("renewal.sent", of_vm("vm1"), after=first)
+            assert again["renewal"]["recorded_port"] in (before["port"], new)
+            bench.kill("kea-dhcp4", signal.SIGCONT)
+            acked = await events.until("renewal.acked", of_vm("vm1"))
+            sent = [e for e in events.seen if e["type"] == "renewal.sent"]
+            assert acked["renewal"]["recorded_port"] == sent[-1]["renewal"]["recorded_port"]
+    finally:
+        bench.kill("kea-dhcp4", signal.SIGCONT)
+    (row,) = await bench.bindings("vm1")
+    assert row["port"] == new
+    assert await bench.ping("vm1", DHCP_SERVER)
 
 
 async def test_silence_is_asked_again_and_then_reported(bench: LabBench) -> None:
@@ -273,9 +338,9 @@ async def lease_ends(bench: LabBench, kea: Json, vm: str) -> str:
     await bench.kea("config-set", kea)
     address = await bench.address(vm)
     async with bench.events() as events:
-        await bench.guest(vm, "kill -USR1 $(cat /run/udhcpc.pid)")
+        await udhcpc(bench, vm, "USR1")
         await events.until("binding.renewed", of_vm(vm))
-        await bench.guest(vm, "kill -KILL $(cat /run/udhcpc.pid)")
+        await udhcpc(bench, vm, "KILL")
         gone = await events.until("binding.removed", of_vm(vm))
         assert gone["reason"] == "the lease ended"
     return address
@@ -321,7 +386,7 @@ async def test_a_spoofed_renewal_moves_nothing(bench: LabBench) -> None:
             last = await events.until("spoofing", after=last)
             assert last["spoofing"]["vm"] == "vm2"
         # What the DHCP server hears next is honest: had it heard the others, they would be before it.
-        await bench.guest("vm1", "kill -USR1 $(cat /run/udhcpc.pid)")
+        await udhcpc(bench, "vm1", "USR1")
         await at_server.until(lambda f: dhcp_type(f.ether) == "request" and f.src == ONE)
     assert [f.src for f in at_server.frames if is_dhcp(f)] == [ONE]
     xids = {f.ether["BOOTP"].xid for f in at_server.frames if is_dhcp(f)}
@@ -337,9 +402,7 @@ async def test_the_guests_own_renewal_meanwhile_reaches_the_guest(bench: LabBenc
     """What the guest asks is answered to the guest, what the agent asks to the agent."""
     server = await where(bench, "vm1")
     async with bench.capture(server, "tap-vm1", "inout") as tap:
-        outcome, _ = await asyncio.gather(
-            renew(bench, server, "vm1"), bench.guest("vm1", "kill -USR1 $(cat /run/udhcpc.pid)")
-        )
+        outcome, _ = await asyncio.gather(renew(bench, server, "vm1"), udhcpc(bench, "vm1", "USR1"))
         await tap.until(lambda f: dhcp_type(f.ether) == "ack")
     assert outcome.code == 0, outcome.words
     xids = {f.ether["BOOTP"].xid for f in tap.frames if is_dhcp(f)}
@@ -368,3 +431,40 @@ async def test_alone_it_goes_in_through_open_vswitch_and_the_answer_is_taken_at_
     assert events.of("renewal.sent") == []
     (row,) = await bench.bindings("vm1")
     assert row["lease_end"] > before["lease_end"]
+
+
+SECOND_CLIENT = """#!/bin/busybox sh
+[ "$1" = bound ] && ip address add "$ip/$mask" dev "$interface"
+[ "$1" = deconfig ] && [ -n "$ip" ] && ip address del "$ip/$mask" dev "$interface"
+true"""
+SECOND_ID = "0073656336"
+
+
+async def test_a_second_client_of_the_guest_has_a_lease_of_its_own_that_migrates_and_ends_by_itself(
+    bench: LabBench,
+) -> None:
+    """To Kea it is another client. Both addresses are sent to while the VM migrates, and both are renewed."""
+    (first,) = [row["ip"] for row in await bench.bindings("vm1")]
+    asks = f"udhcpc -b -i eth0 -C -x 0x3d:{SECOND_ID} -s /tmp/second -p /run/second.pid -T 1"
+    async with bench.events() as events:
+        await bench.guest("vm1", f"cat >/tmp/second <<'END'\n{SECOND_CLIENT}\nEND\nchmod +x /tmp/second")
+        await bench.guest("vm1", f"{asks} </dev/null >/dev/null 2>&1")
+        added = await events.until("binding.added", lambda e: len(e["bindings"]) == 2)
+    (second,) = {row["ip"] for row in added["bindings"]} - {first}
+    await bench.guest("vm1", f"until ip -4 address show dev eth0 | grep -q {second}/; do usleep 20000; done")
+    target = "server2" if await where(bench, "vm1") != "server2" else "server1"
+    async with bench.traffic(first) as to_first, bench.traffic(second) as to_second:
+        async with bench.events() as events:
+            await bench.migration("vm1", target_server=target)
+            for ip in (first, second):
+                renewed = await events.until("renewal.acked", lambda e, ip=ip: e["renewal"]["ip"] == ip)  # type: ignore[misc]
+                assert renewed["renewal"]["server"] == target
+        assert {row["ip"] for row in await bench.bindings("vm1")} == {first, second}
+        for traffic in (to_first, to_second):
+            await bench.unharmed(traffic)
+    async with bench.events() as events:
+        await bench.guest("vm1", "kill -USR2 $(cat /run/second.pid)")
+        await events.until("binding.removed", lambda e: e["ip"] == second)
+    assert [row["ip"] for row in await bench.bindings("vm1")] == [first]
+    assert await bench.ping("vm2", first)
+    await bench.guest("vm1", "kill $(cat /run/second.pid)")

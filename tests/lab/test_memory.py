@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from retinue.hypervisor import MigrationResult, QemuMachine
-from retinue_lab.guest.image import Guest, ensure_guest
-from retinue_lab.guest.shell import GuestShell
+from retinue.hypervisor import MigrationResult, QemuMachine, RunState, Stopped
+from retinue.hypervisor.qemu.machine import COMMAND_LIMIT
+from retinue_lab.guest.image import Guest
+from retinue_lab.guest.shell import GuestShell, console_line
 from support.lab.qemu_bench import QemuBench, qemu_bench
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -16,11 +17,6 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 MIB = 32
 DIVERTING = 0.01
 """Seconds that switches take to divert, about."""
-
-
-@pytest.fixture(scope="module")
-def guest() -> Guest:
-    return ensure_guest(print)
 
 
 @pytest.fixture
@@ -58,6 +54,25 @@ async def test_no_page_is_lost_however_much_the_vm_writes(bench: QemuBench, rate
 @pytest.mark.parametrize("rate", [20, 200])
 async def test_no_page_is_lost_in_fifty_moves(bench: QemuBench, rate: int) -> None:
     await no_page_is_lost(bench, rate, 50)
+
+
+async def test_a_vm_that_writes_nothing_moves_though_qemu_stops_it_by_itself(bench: QemuBench) -> None:
+    """QEMU finds nothing written since its look, stops the VM before it was diverted, and answers nobody till
+    its stream is read: a guest that has halted could not be moved, nor could one that was as idle."""
+    source, shell = await bench.boot()
+    await shell.run("(usleep 200000; halt -f) >/dev/null 2>&1 &")
+    await console_line(source.files.serial_log, "System halted")
+    stopped_before: list[bool] = []
+
+    async def divert(taps: object) -> bool:
+        stopped_before.append(any(isinstance(event, Stopped) for event in bench.events))
+        return True
+
+    target = await bench.target()
+    result = await bench.migration(source, target, divert)
+    assert stopped_before == [True]
+    assert result.downtime_ms < 1000 * COMMAND_LIMIT / 2, "nobody has waited for an answer"
+    assert await target.state() is RunState.RUNNING
 
 
 async def no_page_is_lost(bench: QemuBench, rate: int, times: int) -> None:

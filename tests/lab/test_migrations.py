@@ -1,6 +1,7 @@
 """Moves without loss: real VMs, packets counted."""
 
 import asyncio
+import sys
 
 import pytest
 
@@ -16,11 +17,13 @@ from support.lab.migrating import (
     qemu_of,
     reaches,
 )
-from support.lab.tools import LabBench, eventually
+from support.lab.tools import LabBench, Picks, eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.usefixtures("home")]
 
 VMS = START
+WRITTEN_MIB, MIB_A_SECOND = 32, 300
+"""Memory that a guest writes over and over, faster than any pass carries away."""
 
 
 @pytest.mark.parametrize("pps", [200, 1000])
@@ -50,6 +53,37 @@ async def test_flow_caches_that_follow_their_tables_late_lose_nothing(
             await asyncio.sleep(0.2)  # That is what is tried: caches so late.
         await reaches(events, migration, "done")
         await bench.unharmed(traffic)
+
+
+async def test_a_vm_that_never_stops_writing_moves_by_postcopy_and_no_packet_is_lost(bench: LabBench) -> None:
+    """It runs at its target with most of that memory still to come, and all of it is right."""
+    await bench.guest("vm1", f"scribble {WRITTEN_MIB} {MIB_A_SECOND} /tmp/scribbled >/dev/null 2>&1 &")
+    await bench.guest("vm1", "until [ -f /tmp/scribbled ]; do usleep 20000; done")
+    async with bench.traffic(await bench.address("vm1"), pps=500) as traffic, bench.events() as events:
+        for target in ("server2", "server1"):
+            wanted = {"vm": "vm1", "target_server": target, "postcopy": "required"}
+            migration = str((await bench.post("migrations", wanted))["id"])
+            await events.until("migration.copying", in_postcopy(migration))
+            await reaches(events, migration, "done")
+            record = await bench.get(f"migrations/{migration}")
+            assert record["figures"]["postcopy_remaining"] == 0
+            pause = (record["resumed_at"] - record["stopped_at"]) * 1000
+            print(f"post-copy: pause {pause:.0f} ms, passes {record['figures']['passes']}", file=sys.stderr)
+        figures = await bench.unharmed(traffic)
+    assert figures.sent > 500
+    assert figures.reordered == 0
+    before = int(await bench.guest("vm1", "cut -d' ' -f4 /tmp/scribbled"))
+    enough = before + 2 * WRITTEN_MIB * 256
+    await bench.guest(
+        "vm1", f"until [ $(cut -d' ' -f4 /tmp/scribbled) -gt {enough} ]; do usleep 50000; done", timeout=120
+    )
+    assert (await bench.guest("vm1", "cut -d' ' -f6 /tmp/scribbled")).strip() == "0"
+    await bench.guest("vm1", "killall scribble")
+
+
+def in_postcopy(migration: str) -> Picks:
+    """Told while the VM runs at the target, with some of its memory still to come."""
+    return lambda event: bool(event["postcopy"]) and event["migration_id"] == migration
 
 
 async def test_two_vms_may_change_places_at_once(bench: LabBench) -> None:

@@ -1,16 +1,18 @@
 """A VM with several NICs on real parts: each with its lease, both migrated in one step, more put in later."""
 
 import asyncio
+from ipaddress import IPv4Address
 
 import pytest
 
+from support.fabric.world import tagged, udp_frame
 from support.lab.start import running
 from support.lab.tools import BOOT_PATIENCE, Json, LabBench, eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.usefixtures("home")]
 
 THIRD = "52:54:00:00:01:03"
-GATEWAY = "10.1.0.254"
+GATEWAY, FABRIC_MAC = "10.1.0.254", "00:00:de:ad:be:ef"
 MACS = ["52:54:00:00:01:01", "52:54:00:00:01:02"]
 VMS: list[Json] = [{"id": "vm1", "server": "server1", "nics": [{"mac": mac} for mac in MACS]}]
 
@@ -108,6 +110,76 @@ async def test_a_tenant_with_the_same_addresses_is_apart_and_migrates_without_lo
         await bench.cli(*command)
 
 
+TRUNK = ("52:54:00:00:03:01", "52:54:00:00:03:02", "52:54:00:00:03:03")
+SHOP, SHOP_PEER, RED_IP, RED_PEER = "10.2.50.1", "10.2.50.2", "10.1.0.77", "10.1.0.78"
+
+
+async def test_a_trunk_brings_each_vlan_to_its_vnet_and_migrates_with_the_vm(bench: LabBench) -> None:
+    """fw has one port: untagged vnet shop, VLAN 30 the default vnet, by DHCP, and VLAN 60 VRF red.
+
+    It is sent packets by VLAN 30 while it migrates, and by the two others before and after.
+    """
+    shop1 = {"id": "shop1", "prefix": "10.2.50.0/24", "gateway": "10.2.50.254", "vnet": "shop"}
+    red1 = {"id": "red1", "prefix": "10.1.0.0/24", "gateway": GATEWAY, "vnet": "reds"}
+    await bench.put("vnets/default", {"vlan": 30})
+    await bench.post("vrfs", {"id": "red"})
+    await bench.post("vnets", [{"id": "shop", "vlan": 50}, {"id": "reds", "vrf": "red", "vlan": 60}])
+    await bench.post("subnets", [shop1, red1])
+    carrier = f"mac={TRUNK[0]},vnet=shop,address={SHOP}"
+    carried = f"mac={TRUNK[1]},trunk=fw,vnet=default", f"mac={TRUNK[2]},trunk=fw,vnet=reds,address={RED_IP}"
+    nics = [word for nic in (carrier, *carried) for word in ("--nic", nic)]
+    peer = ["--nic", f"vnet=shop,address={SHOP_PEER}", "--nic", f"vnet=reds,address={RED_PEER}"]
+    async with bench.events() as events:
+        await bench.cli("vm", "add", "fw", "--server", "server1", *nics)
+        await bench.cli("vm", "add", "peer", "--server", "server1", *peer)
+        for vm in ("fw", "peer"):
+            await running(bench, events, vm)
+    assert "tap-fw-2" not in await bench.run("server1", "ovs-vsctl", "list-ports", "br0")
+    await bench.guest("fw", f"vlan-nic eth0 30 {TRUNK[1]} dhcp")
+    await bench.guest("fw", f"vlan-nic eth0 60 {TRUNK[2]} {RED_IP}/24,{GATEWAY}")
+    await bench.guest("fw", "until ip -4 addr show dev eth30 | grep -q inet; do usleep 20000; done")
+    (leased,) = (await bench.vm("fw"))["nics"][1]["holds"]
+
+    async def each_answers() -> None:
+        for ip in (SHOP, RED_IP):
+            said = await bench.guest("peer", f"ping -c 3 -i 0.1 -W 5 {ip}", check=False)
+            assert " 0% packet loss" in said, said
+        assert await bench.ping("fw", f"-I {leased} 203.0.113.9"), "by its gateway, to the outside"
+        assert await bench.ping("fw", f"-I {RED_IP} {GATEWAY}"), "its VRF's gateway answers, with its tag"
+
+    await each_answers()
+    async with bench.traffic(leased, pps=200) as traffic, bench.events() as events:
+        for target in ("server2", "server3"):
+            await bench.migration("fw", target_server=target)
+            rows = {(row["switch"], row["mac"]) for row in await bench.bindings("fw") if row["active"]}
+            assert rows == {((await bench.vm("fw"))["switch"], mac) for mac in TRUNK}
+            renewed = await events.until(
+                "renewal.acked",
+                lambda e, target=target: e["renewal"]["server"] == target,  # type: ignore[misc]
+            )
+            assert (renewed["renewal"]["ip"], renewed["renewal"]["vlan"]) == (leased, 30)
+            await each_answers()
+        await bench.unharmed(traffic)
+    assert not await bench.ping("fw", f"-W 1 -I {RED_IP} 203.0.113.9"), "a VRF has no way out"
+    async with bench.events() as events:
+        hops = udp_frame(TRUNK[1], FABRIC_MAC, IPv4Address(leased), IPv4Address(RED_PEER))
+        unknown = udp_frame(TRUNK[0], FABRIC_MAC, IPv4Address(SHOP), IPv4Address(SHOP_PEER))
+        for mac, frame in ((TRUNK[1], tagged(hops, 60)), (TRUNK[0], tagged(unknown, 99))):
+            await bench.send("fw", frame.hex())
+            told = await events.until(
+                "spoofing",
+                lambda e, mac=mac: (e["spoofing"]["vm"], e["spoofing"]["claimed_mac"]) == ("fw", mac),  # type: ignore[misc]
+            )
+            assert (told["spoofing"]["kind"], told["spoofing"]["switch"]) == ("ip", "edge3")
+    await bench.cli("vm", "nic", "remove", "fw", "fw-3")
+    assert not await bench.ping("peer", f"-W 1 {RED_IP}")
+    assert await bench.ping("peer", SHOP)
+    gone = ("vms/fw", "vms/peer", "subnets/red1", "subnets/shop1", "vnets/reds", "vnets/shop", "vrfs/red")
+    for what in gone:
+        await bench.request("DELETE", what)
+    await bench.put("vnets/default", {"vlan": 0})
+
+
 async def test_a_nic_is_plugged_in_and_out_while_the_vm_runs_and_migrates_meanwhile(bench: LabBench) -> None:
     """One that came later is found at the target where it was; one that went leaves no trace."""
     first, second = await addresses(bench, 2)
@@ -133,3 +205,28 @@ async def test_a_nic_is_plugged_in_and_out_while_the_vm_runs_and_migrates_meanwh
         ports = (await bench.run(server, "ovs-vsctl", "list-ports", "br0")).split()
         assert "tap-vm1-2" not in ports
     assert "tap-vm1-3" in (await bench.run("server1", "ovs-vsctl", "list-ports", "br0")).split()
+
+
+async def test_a_guest_that_may_gives_its_nic_another_mac(bench: LabBench) -> None:
+    """Its rows are replaced in place, it is reached under its address, and goes on so after a migration."""
+    own, new, ip = "52:54:00:00:04:01", "52:54:00:00:04:99", "10.1.0.90"
+    async with bench.events() as events:
+        await bench.cli("vm", "add", "changer", "--server", "server1", "--mac", own, "--address", ip)
+        await bench.cli("vm", "nic", "set", "changer", "--mac-changes")
+        await running(bench, events, "changer")
+        assert await bench.ping("changer", GATEWAY)
+        await bench.guest(
+            "changer",
+            f"ip link set eth0 down; ip link set eth0 address {new}; ip link set eth0 up; "
+            f"ip route replace default via {GATEWAY}",
+        )
+        pinged = asyncio.create_task(bench.guest("changer", f"ping -c 30 -i 0.2 {GATEWAY}", check=False))
+        told = await events.until("nic.mac_changed", lambda e: e["vm"] == "changer")
+        assert (told["mac"], told["before"]) == (new, own)
+        await pinged
+    assert [(row["mac"], row["ip"]) for row in await bench.bindings("changer")] == [(new, ip)]
+    async with bench.traffic(ip, pps=200) as traffic:
+        await bench.migration("changer", target_server="server2")
+        await bench.unharmed(traffic)
+    assert [(row["mac"], row["switch"]) for row in await bench.bindings("changer")] == [(new, "edge2")]
+    await bench.cli("vm", "remove", "changer")

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from retinue.core.model import DEFAULT_VNET
 from retinue.core.pipeline.compiler import Compiler, Program, key_of
 from retinue.core.pipeline.diff import difference
 from retinue.core.pipeline.entry import (
     Change,
+    CheckLarger,
     DecTtl,
     Field,
     Flow,
@@ -24,6 +26,7 @@ from retinue.core.pipeline.entry import (
     Output,
     PortNo,
     RegMove,
+    Resubmit,
     SetField,
     ToGroup,
     match,
@@ -33,6 +36,7 @@ from retinue.southbound.openflow.codec.wire import ControllerRole, FlowRemovedRe
 from retinue.southbound.openflow.server import OpenFlowServer, Rejected, Session
 from support.fabric.networks import add_vm, fabric
 from support.fakes.openflow_peer import OpenFlowPeer, SwitchRecorder
+from support.lab.tools import eventually
 
 pytestmark = [
     pytest.mark.lab,
@@ -168,6 +172,7 @@ FLOWS = (
     Flow(4, 6, match(metadata=(0x10, 0xF0)), (SetField(Field.TUNNEL_ID, 8), Output(PortNo.LOCAL))),
     Flow(4, 7, match(vlan_vid=0x1005, in_port=1), (Output(PortNo.ALL),)),
     Flow(4, 7, match(vlan_vid=0), goto=5),
+    Flow(4, 8, match(metadata=0), (CheckLarger(1414, Field.METADATA, 1), Resubmit(5))),
     Flow(
         5, 1, match(eth_type=0x86DD, ip_proto=17, udp_src=547, ipv6_dst=IPv6Address("fe80::1")), (Output(1),)
     ),
@@ -240,6 +245,25 @@ async def test_flows_are_read_by_cookie(switch: Session) -> None:
     assert {row.flow for row in found} == set(FLOWS[:2])
 
 
+async def test_the_switch_sums_what_flows_of_a_cookie_have_counted(switch: Session, ovs: OpenVSwitch) -> None:
+    """All packets of them, of no other, and as much as each of them says."""
+    flows = [
+        Flow(0, 5, match(in_port=n), (), cookie=cookie) for n, cookie in ((1, 0xA1), (2, 0xA2), (3, 0xB1))
+    ]
+    await switch.apply(Change(add=tuple(flows)), 0.0)
+    assert await switch.read_packets(0xA0, 0xF0) == 0
+    for port in ("br0p1", "br0p2", "br0p2", "br0p3"):
+        await asyncio.to_thread(ovs.appctl, "netdev-dummy/receive", port, FRAME.hex())
+
+    async def all_counted() -> bool:
+        """Open vSwitch counts a little later."""
+        return await switch.read_packets() == 4
+
+    await eventually(all_counted)
+    assert await switch.read_packets(0xA0, 0xF0) == 3
+    assert sum(row.packets for row in await switch.read_flows(0xA0, 0xF0)) == 3
+
+
 async def test_many_flows_come_back_in_many_parts(switch: Session) -> None:
     many = tuple(Flow(2, 100, match(in_port=1, eth_dst=n), (Output(1 + n % 2),)) for n in range(1, 5001))
     await switch.apply(Change(add=many), 0.0)
@@ -251,6 +275,7 @@ async def test_many_flows_come_back_in_many_parts(switch: Session) -> None:
 async def test_programs_of_a_fabric_are_held_as_compiled(switch: Session) -> None:
     """Every entry the pipeline makes, of each role, comes back equal: a difference would be sent for ever."""
     net = fabric()
+    net.put_vnet(replace(DEFAULT_VNET, mtu=1400))
     for number, at in ((1, 1), (2, 2), (3, 1)):
         add_vm(net, number, at)
     compiler = Compiler(net)

@@ -3,13 +3,13 @@
 So what the unit and property tests find on fake switches holds for real ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
 
-from retinue.core.model import Allowed, Assignment, BindingKind, Network, Origin
+from retinue.core.model import Allowed, Assignment, BindingKind, Network, Origin, VMPort
 from retinue.core.model.link_local import link_local
 from retinue.core.packets import (
     BROADCAST,
@@ -26,8 +26,10 @@ from retinue.core.packets import (
     parse_arp,
 )
 from retinue.core.pipeline.cookies import Reason, reason_of
-from retinue.core.pipeline.entry import Change, Flow, Group, Meter, PortNo
+from retinue.core.pipeline.entry import Change, Field, Flow, Group, Meter, PortNo
 from support.fabric import ipv6
+from support.fabric.flooded import GROUP_MAC, GROUP_MAC6, MDNS, MDNS6, Member, add_vnets
+from support.fabric.flooded import add_vm as add_flooded
 from support.fabric.networks import (
     GATEWAY,
     GATEWAY6,
@@ -40,10 +42,25 @@ from support.fabric.networks import (
     fabric,
     group,
     holding6,
+    moved,
     split,
     vm_ip,
     vm_mac,
     vm_port,
+)
+from support.fabric.storage import (
+    FORWARDER_PORT,
+    add_forwarder,
+    advertisement,
+    answers,
+    asks,
+    clears,
+    forgeries,
+    from_forwarder,
+    keep_alive,
+    login,
+    solicitation,
+    to_forwarder,
 )
 from support.fabric.world import (
     EVERYWHERE,
@@ -86,30 +103,86 @@ def world() -> FabricWorld:
 
 PORTS: dict[str, list[int]] = {
     "edge1": [UPLINK, vm_port(1), vm_port(4), vm_port(5), PortNo.LOCAL],
-    "edge2": [UPLINK, vm_port(1), vm_port(2)],
+    "edge2": [UPLINK, vm_port(1), vm_port(2), vm_port(6)],
     "leaf1": [1, 2, 101, 103],
     "leaf2": [1, 2, 102, 90, 91],
     "spine1": [1, 2],
 }
 
 
+NONE: Mapping[str, Sequence[int]] = {}
+
+
 @pytest.mark.parametrize("switch", PORTS)
 def test_every_frame_at_every_port(world: FabricWorld, switch: str) -> None:
+    assert agrees_on(world, switch, frames(world.net)) > 10, "the frames must exercise the switch"
+
+
+def agrees_on(
+    world: FabricWorld, switch: str, sent: Iterable[bytes], more: Mapping[str, Sequence[int]] = NONE
+) -> int:
+    """Each frame into each port; how often something came out. `more`: ports beside those of PORTS."""
+    ports = [*PORTS[switch], *more.get(switch, ())]
     program = list(world.compiler.program(switch).values())
     # What a meter drops depends on time: here none does.
     meters = [replace(m, rate=10**6, burst=10**6) for m in program if isinstance(m, Meter)]
-    flows = [f for f in program if isinstance(f, Flow)]
+    # What is only for frames of the controller's own comes in by no port.
+    ours = (Field.IN_PORT, PortNo.CONTROLLER, None)
+    flows = [f for f in program if isinstance(f, Flow) and ours not in f.match]
     groups = [g for g in program if isinstance(g, Group)]
     fake = world.fabric[switch]
     fake.apply(Change(meters=tuple(meters)))
     seen = 0
-    with RealSwitch(PORTS[switch]) as real:
+    with RealSwitch(ports) as real:
         real.install([replace(f, expires_at=None) for f in flows], groups, meters)
-        for port in PORTS[switch]:
-            for frame in frames(world.net):
+        each = list(sent)
+        for port in ports:
+            for frame in each:
                 observed = assert_agrees(real, fake, frame, port)
                 seen += bool(observed.outputs)
-    assert seen > 10, "the frames must exercise the switch"
+    return seen
+
+
+@pytest.mark.parametrize("switch", PORTS)
+def test_what_is_flooded_comes_to_each_once(switch: str) -> None:
+    """Groups of type ALL, tags put and taken, and no copy back; vm1 is paused, at two servers."""
+    net = fabric()
+    add_vnets(net, ipv6=True)
+    members = [Member(1, "vm1", "shop"), Member(2, "vm2", "shop"), Member(4, "vm4", "shop")]
+    members += [Member(5, "vm5", "reds"), Member(3, "vm3", "shop"), Member(6, "vm6", "reds")]
+    places = {"vm1": 1, "vm2": 2, "vm3": 3, "vm4": 1, "vm5": 1, "vm6": 2}
+    for one in members:
+        vm = add_flooded(net, one.vm, places[one.vm], [one])
+        if one.vm == "vm1":
+            net.set_vm_port("vm1", "edge2", VMPort(vm_port(1)))
+            net.put_vm(replace(moved(vm, "server2"), copied_to="server1", forwarded_from="server1"))
+    sent: list[bytes] = []
+    for one in members:
+        for mac, dst in ((GROUP_MAC, MDNS), (BROADCAST, EVERYWHERE), (BROADCAST, vm_ip(1))):
+            honest = udp_frame(one.mac, mac, one.ip, dst)
+            sent += [honest, *(tagged(honest, vlan) for vlan in (0, 7, 42, 43))]
+        link = ipv6.udp6_frame(one.mac, GROUP_MAC6, link_local(one.mac), MDNS6)
+        sent += [link, tagged(link, 42), tagged(link, 7)]
+    assert agrees_on(FabricWorld(net), switch, sent) > 5, "the frames must exercise the switch"
+
+
+@pytest.mark.parametrize("switch", PORTS)
+def test_storage_goes_by_mac_to_its_forwarder_and_back(switch: str) -> None:
+    """FCoE and FIP as fake nodes and a fake forwarder send them; vm1 is diverted, and sends at two places."""
+    net = fabric()
+    add_forwarder(net)
+    for number, at in ((1, 1), (2, 2), (4, 1)):
+        add_vm(net, number, at, ports_on=(2,) if number == 1 else ())
+    for number in (1, 2):
+        net.log_in(login(number))
+    net.put_vm(replace(moved(net.vms["vm1"], "server2"), copied_to="server1", forwarded_from="server1"))
+    sent = [from_forwarder(1), from_forwarder(2), from_forwarder(4), from_forwarder(1) + bytes(1300)]
+    for number in (1, 2, 4):
+        sent += [to_forwarder(number), *forgeries(number, 1 + number % 2)]
+        sent += [solicitation(number), asks(number), answers(number), keep_alive(number, of_port=True)]
+    sent += [advertisement(), clears(1), *(tagged(frame, 42) for frame in sent[:6])]
+    seen = agrees_on(FabricWorld(net), switch, sent, {"leaf2": (FORWARDER_PORT,)})
+    assert seen > 1, "the frames must exercise the switch"
 
 
 def frames(net: Network) -> Iterator[bytes]:

@@ -3,12 +3,16 @@
 import contextlib
 import json
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import pytest
 
-from retinue.protocol.errors import RejectedError
+from retinue.host import taps
+from retinue.protocol.errors import ErrorCode, RejectedError
+from support.lab.foreign_vm import ForeignVM
 from support.lab.frames import ARP, dhcp_type
+from support.lab.health import strip
 from support.lab.start import running
 from support.lab.tools import Json, LabBench, at, eventually, mac_of
 from support.lab.watch import Frame
@@ -34,8 +38,11 @@ def box(number: int, **more: str) -> Json:
 
 
 @contextlib.asynccontextmanager
-async def plugged(bench: LabBench, number: int, leaf: str) -> AsyncIterator[str]:
-    """A real machine with that MAC and address on a leaf's port; gives the name of its node."""
+async def plugged(bench: LabBench, number: int, leaf: str, *, arp: str = "on") -> AsyncIterator[str]:
+    """A real machine with that MAC and address on a leaf's port; gives the name of its node.
+
+    With `arp` "off" its kernel neither asks nor answers, and knows its gateway all the same.
+    """
     wanted, node, port = box(number), f"box{number}", f"{leaf}-box{number}"
     inside = f"ip netns exec {node}"
     await bench.run(
@@ -47,8 +54,9 @@ async def plugged(bench: LabBench, number: int, leaf: str) -> AsyncIterator[str]
         ip link add {port} netns fabric type veth peer name eth0 netns {node} address {wanted["mac"]}
         {inside} sysctl -qw net.ipv6.conf.all.disable_ipv6=1
         {inside} ip address add {wanted["address"]}/24 dev eth0
-        {inside} ip link set eth0 up
+        {inside} ip link set eth0 arp {arp} up
         {inside} ip route add default via 10.0.0.254
+        test {arp} = on || {inside} ip neigh replace 10.0.0.254 lladdr {GATEWAY} dev eth0
         """,
     )
     up = f"ip link set {port} up; ovs-vsctl add-port {leaf} {port}"
@@ -264,10 +272,51 @@ async def test_a_server_reports_a_vm_it_made_itself(bench: LabBench) -> None:
         await bench.vm("vm7")
 
 
+async def test_a_vm_takes_the_next_pair_of_the_pool_and_is_reached_by_it(bench: LabBench) -> None:
+    """Given once: the next VM gets the next, also by a controller that was started again meanwhile."""
+    one, two = "52:54:00:00:77:01", "52:54:00:00:77:02"
+    await bench.cli("pair", "add", f"{one}=10.1.0.61", f"{two}=10.1.0.62")
+    async with bench.events() as events:
+        first = json.loads(await bench.cli("vm", "add", "p1", "--server", "server2", "--from-pool", "--json"))
+        assert (first["vms"][0]["mac"], first["vms"][0]["holds"]) == (one, ["10.1.0.61"])
+        await events.until("port.added", lambda e: e["vm"] == "p1")
+    bench.kill("controller", signal.SIGKILL)
+    await bench.restart_controller()
+    second = json.loads(await bench.cli("vm", "add", "p2", "--server", "server2", "--from-pool", "--json"))
+    assert second["vms"][0]["mac"] == two
+    rows = json.loads(await bench.cli("pair", "list", "--json"))["pairs"]
+    assert [(row["mac"], row["vm"]) for row in rows] == [(one, "p1"), (two, "p2")]
+    await bench.cli("vm", "remove", "p2")
+
+    async with bench.events(since=0) as events:
+        await running(bench, events, "p1")
+    assert await bench.ping("vm1", "10.1.0.61")
+    await bench.cli("vm", "remove", "p1")
+
+
+@pytest.mark.long
+async def test_a_server_that_sends_no_arp_is_found_by_its_first_packet(bench: LabBench) -> None:
+    """Its kernel neither asks nor answers; when it is found, its packets go their way, and none goes up."""
+    wanted = box(9)
+    await bench.post("servers", wanted)
+    async with bench.events() as events, plugged(bench, 9, "leaf1", arp="off") as node:
+        inside = ("ip", "netns", "exec", node)
+        assert not await bench.flows("leaf1", f"dl_dst={wanted['mac']}")
+        await bench.run("sandbox", *inside, "sh", "-c", "ping -c 5 -W 1 10.0.0.254 || true")
+        found = await events.until("server.detected", lambda e: e["server"] == "box9")
+        assert found["location"] == "leaf1:leaf1-box9"
+
+        async def speaks_now() -> bool:
+            return await speaks(bench, node)
+
+        await eventually(speaks_now)
+        assert await bench.flows("leaf1", f"dl_src={wanted['mac']}") == []
+
+
 async def test_vms_are_given_in_bulk_all_or_none(bench: LabBench) -> None:
     """Forty VMs in one message, on three servers, and their flows on all switches: no packet-in.
 
-    Runs last: the VMs that run, and may speak at any moment, are removed first, and the agents that would run
+    Runs late: the VMs that run, and may speak at any moment, are removed first, and the agents that would run
     these are ended.
     """
     async with bench.events() as events:
@@ -310,3 +359,113 @@ async def test_vms_are_given_in_bulk_all_or_none(bench: LabBench) -> None:
     assert {k: v for k, v in after.items() if "server_arp" not in k} == {
         k: v for k, v in before.items() if "server_arp" not in k
     }
+
+
+async def test_a_vm_of_others_goes_to_another_port_of_its_switch_and_then_to_another_switch(
+    bench: LabBench, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A real VM that QEMU alone starts and migrates; its manager says ahead by MAC where it will be.
+
+    First between two hosts at one switch (US 9,323,554, table 1): its port changes, and no other switch. Then
+    to another server (US 9,313,088, steps S201 to S205). Runs last: its servers have no agents any more.
+    """
+    source, target, address, neighbour = "server1", "server2", "10.1.0.63", "10.1.0.2"
+    await without_agents(bench, source, target)
+    given = await bench.server(source)
+    hosts = [{"id": f"blade{n}", "mac": f"02:00:00:00:02:0{n}"} for n in (1, 2)]
+    body = {key: given[key] for key in ("id", "mac", "address", "edge")}
+    await bench.post("servers", {**body, "at": given["given_at"], "hosts": hosts})
+    vm = ForeignVM("vm9", mac_of("vm9"), tmp_path_factory.mktemp("v"), f"{address}/24,10.1.0.254")
+    registered = {"id": vm.name, "mac": vm.mac, "addresses": [address], "server_mac": hosts[0]["mac"]}
+    async with contextlib.AsyncExitStack() as stack:
+        events = await stack.enter_async_context(bench.events())
+        await bench.post("vms", registered)
+        places = [(source, "theirs1", "blade1"), (source, "theirs2", "blade2"), (target, "theirs", "")]
+        for place in places:
+            await plug(bench, vm, *place)
+        await events.until("vm.ready", lambda e: e["vm"]["id"] == vm.name)
+        first = await vm.start(bench.lab, source, "theirs1", stack, called="1")
+        assert await first.booted() == address
+        ports = bench.lab.status().switches["edge1"].ports
+        (row,) = await bench.bindings(vm.name)
+        assert (row["switch"], row["port"]) == ("edge1", ports["theirs1"])
+        assert await is_reached(bench, address)
+
+        second = await vm.start(bench.lab, source, "theirs2", stack, incoming=True, called="2")
+        others, before = await bench.all_flows(but="edge1"), await bench.flows("edge1")
+        said = await rerouted(bench, vm, hosts[1]["mac"])
+        assert (said["server"], said["host"], said["port"]) == (source, "blade2", ports["theirs2"])
+        (row,) = await bench.bindings(vm.name)
+        assert (row["switch"], row["port"]) == ("edge1", ports["theirs2"])
+        for switch, flows in (await bench.all_flows(but="edge1")).items():
+            assert strip(flows) == strip(others[switch]), switch
+        assert len(await bench.flows("edge1")) == len(before)
+        assert await bench.flows("edge1", f"in_port={ports['theirs1']},") == []
+        await first.migrate(vm.memory)
+        assert await is_reached(bench, address)
+
+        await vm.start(bench.lab, target, "theirs", stack, incoming=True, called="3")
+        # S201, S202: only that field; when it is answered, the switches have confirmed.
+        mac = (await bench.server(target))["mac"]
+        said = await rerouted(bench, vm, mac)
+        assert (said["server"], said["host"]) == (target, "")
+        for switch, flows in (await bench.all_flows()).items():
+            here = [flow for flow in flows if f"={address} " in flow or f"={address}," in flow]
+            if switch.startswith("spine"):
+                assert here and all(mac in flow for flow in here), (switch, here)
+            else:
+                assert bool(here) is (switch in ("leaf2", "edge2")), (switch, here)
+        # S203.
+        await second.migrate(vm.memory)
+        assert await is_reached(bench, address)
+        # S204, S205.
+        asked = await packet_ins(bench)
+        third = replace(second, node=target, shell=vm.folder / "3.shell")
+        words = await third.guest(f"ip neigh flush dev eth0; arping -c 1 -w 5 -I eth0 {neighbour}")
+        assert f"[{GATEWAY}]" in words.lower(), words
+        assert await packet_ins(bench) > asked
+        await bench.request("DELETE", f"vms/{vm.name}")
+
+
+async def without_agents(bench: LabBench, *servers: str) -> None:
+    """Their agents end, and the operator says that they have none: until then no manager reroutes a VM."""
+    running_now = {daemon.name for daemon in bench.lab.status().daemons if daemon.running}
+    for server in servers:
+        if f"{server}-agent" in running_now:
+            bench.kill(f"{server}-agent")
+
+        async def is_forgotten(server: str = server) -> bool:
+            said = await bench.cli("server", "forget-agent", server, fails=None)
+            return f"{server} has no agent" in said
+
+        await eventually(is_forgotten)
+
+
+async def plug(bench: LabBench, vm: ForeignVM, server: str, tap: str, host: str) -> None:
+    """A tap for the VM at the server's switch, with the ids by which the controller knows it."""
+
+    async def run(argv: Sequence[str]) -> str:
+        return await bench.run(server, *argv)
+
+    await taps.add_port(run, bridge="br0", tap=tap, vm=vm.name, mac=vm.mac)
+    if host:
+        await run(["ovs-vsctl", "set", "interface", tap, f"external_ids:host={host}"])
+
+
+async def rerouted(bench: LabBench, vm: ForeignVM, server_mac: str) -> Json:
+    """The manager's word, said again until the controller knows that no agent is on its way back."""
+    taken: list[Json] = []
+
+    async def is_believed() -> bool:
+        try:
+            taken.append(await bench.request("PATCH", f"vms/{vm.name}", {"server_mac": server_mac}))
+        except RejectedError as rejected:
+            assert rejected.code == ErrorCode.PARTY_AWAY, rejected
+        return bool(taken)
+
+    await eventually(is_believed)
+    return taken[0]
+
+
+async def is_reached(bench: LabBench, address: str) -> bool:
+    return " 1 received" in await bench.run("client", "ping", "-c", "1", "-W", "10", address)

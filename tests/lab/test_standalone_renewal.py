@@ -1,16 +1,20 @@
 """The agent alone, no controller, with switches that snoop by themselves and know nothing of us."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from retinue.agent.renewal.standalone.snooping_table import AdaptedTable
 from retinue_lab.sandbox import handle as sandbox
 from retinue_lab.sandbox.handle import LabHandle
+from retinue_lab.topology.topology import SANDBOX
 from retinue_lab.topology.topology_file import DEFAULT_FILE
 from support.lab.agent_command import Outcome, agent
-from support.lab.frames import dhcp_type
+from support.lab.foreign_vm import Said
+from support.lab.frames import dhcp_type, packet
 from support.lab.snooping_network import (
     CLIENT_ID,
     MAC,
@@ -18,7 +22,6 @@ from support.lab.snooping_network import (
     SERVER_MAC,
     TAP,
     VM,
-    Machine,
     SnoopingNetwork,
     foreign_world,
 )
@@ -59,7 +62,7 @@ async def test_a_switch_of_others_binds_the_vm_where_it_has_arrived(
 ) -> None:
     """Before the renewal the VM is cut off, after it all is well."""
     source = await world.start("swa")
-    address = await world.booted(source)
+    address = await source.booted()
     first = await world.switches["swa"].until(lambda e: e["event"] == "bound")
     assert (first["ip"], first["port"]) == (address, TAP)
     assert await world.echo(address, 10)
@@ -105,7 +108,7 @@ async def untouched(world: SnoopingNetwork, node: str) -> None:
 async def test_the_agent_waits_for_the_vm_and_the_guests_own_dhcp_goes_on(world: SnoopingNetwork) -> None:
     """RESUME is the word. What the guest asks itself, at the same time, is answered to the guest."""
     source = await world.start("swa")
-    address = await world.booted(source)
+    address = await source.booted()
     target = await world.start("swb", incoming=True)
     waiting = asyncio.Event()
     arriving = asyncio.create_task(
@@ -122,7 +125,7 @@ async def test_the_agent_waits_for_the_vm_and_the_guests_own_dhcp_goes_on(world:
     at_guest = await world.capture("swb", TAP, "out")
     again, _ = await asyncio.gather(
         agent(world, "swb", *arguments(address)),
-        in_guest(target, "kill -USR1 $(cat /run/udhcpc.pid)"),
+        target.guest("kill -USR1 $(cat /run/udhcpc.pid)"),
     )
     own = await at_guest.until(lambda f: dhcp_type(f.ether) == "ack")
     assert again.code == 0, again.words
@@ -136,13 +139,6 @@ def said_to(waiting: asyncio.Event) -> Callable[[str], None]:
             waiting.set()
 
     return hear
-
-
-async def in_guest(machine: Machine, command: str) -> None:
-    from retinue_lab.guest.shell import GuestShell
-
-    code, said = await GuestShell(machine.shell).run(command)
-    assert code == 0, said
 
 
 async def test_a_rejection_and_silence_are_told_by_the_exit_code(world: SnoopingNetwork) -> None:
@@ -162,3 +158,116 @@ async def test_a_rejection_and_silence_are_told_by_the_exit_code(world: Snooping
     assert (silent.code, silent.data["state"], silent.data["sent"]) == (1, "silent", 4)
     assert silent.data["reason"] == "DHCP server 10.9.0.2 did not answer 4 requests in 15 s"
     await untouched(world, "swa")
+
+
+CONFIGURATION = """\
+server = "{node}"
+listen = "{address}:7800"
+folder = "{folder}/agent-{node}"
+bridge = ""
+plaintext = true
+
+[alone]
+qmp = ["{folder}/{node}.qm*"]
+snooping_table = "{table}"
+peers = {{ {peers} }}
+"""
+
+
+MANAGEMENT = {"swa": "192.0.2.1", "swb": "192.0.2.2"}
+
+
+async def agent_alone(world: SnoopingNetwork, node: str, *peers: str) -> Said:
+    """`retinue agent run` on a server of the network, ready."""
+    config = world.folder / f"{node}.toml"
+    named = ", ".join(f'{peer} = "{MANAGEMENT[peer]}:7800"' for peer in peers)
+    values = {"node": node, "address": MANAGEMENT[node], "folder": world.folder, "peers": named}
+    values["table"] = world.control(node)
+    config.write_text(CONFIGURATION.format(**values))
+    argv = [sys.executable, "-P", "-m", "retinue.cli.main", "agent", "run", "--config", str(config)]
+    said = await world.program(node, *argv)
+    await said.until_line("agent.ready")
+    return said
+
+
+async def leases(world: SnoopingNetwork, node: str) -> list[Json]:
+    shown = await agent(world, node, "leases", "--config", str(world.folder / f"{node}.toml"))
+    assert shown.code == 0, shown.words
+    rows: list[Json] = list(shown.data)  # type: ignore[arg-type]
+    return rows
+
+
+@pytest.mark.long
+async def test_an_agent_that_was_told_nothing_renews_who_arrives(world: SnoopingNetwork) -> None:
+    """Neither MAC nor address nor server is typed anywhere: QEMU, the VM's own DHCP and the other agent say
+    it all."""
+    await management_line(world)
+    source_agent = await agent_alone(world, "swa")
+    source = await world.start("swa")
+    address = await source.booted()
+    await source_agent.until_line("lease.learned")
+    (row,) = await leases(world, "swa")
+    assert (row["mac"], row["ip"], row["server"], row["client_id"]) == (MAC, address, SERVER, CLIENT_ID)
+    assert row["next_hop"] == SERVER_MAC
+    assert 0 < row["seconds_left"] <= 600
+
+    await source_agent.close()
+    next_agent = await agent_alone(world, "swa")
+    await next_agent.until_line("renewal.ended")  # It cannot know since when the VM has been here.
+    (again,) = await leases(world, "swa")
+    ends = ("seconds_left", "end")
+    assert {**again, **dict.fromkeys(ends, 0)} == {**row, **dict.fromkeys(ends, 0)}, "the next agent knows it"
+    assert again["end"] >= row["end"], "and has it renewed"
+
+    target_agent = await agent_alone(world, "swb", "swa")
+    at_guest = await world.capture("swb", TAP, "out")
+    await world.start("swb", incoming=True)
+    assert await leases(world, "swb") == []
+    await world.migrate(source)
+    bound = await world.switches["swb"].until(lambda e: e["event"] == "bound")
+    assert (bound["ip"], bound["mac"], bound["port"]) == (address, MAC, TAP)
+    assert await world.echo(address, 10)
+    (at_source,) = await leases(world, "swa")
+    await target_agent.until_line("renewal.ended")
+    (kept,) = await leases(world, "swb")
+    assert (kept["ip"], kept["server"], kept["client_id"]) == (address, SERVER, CLIENT_ID)
+    assert kept["seconds_left"] > at_source["seconds_left"], "updated from the ACK"
+    assert [str(f) for f in at_guest.frames if dhcp_type(f.ether)] == [], "the guest must see nothing"
+
+
+@pytest.mark.long
+async def test_the_row_that_is_left_at_the_old_switch_is_deleted(world: SnoopingNetwork) -> None:
+    """After the ACK at the new one, when the VM's machine has gone; then nobody speaks from the old port."""
+    await management_line(world)
+    source_agent = await agent_alone(world, "swa")
+    await agent_alone(world, "swb", "swa")
+    source = await world.start("swa")
+    address = await source.booted()
+    await source_agent.until_line("lease.learned")
+    target = await world.start("swb", incoming=True)
+    await world.migrate(source)
+    await world.switches["swb"].until(lambda e: e["event"] == "bound")
+    await source_agent.until_line("binding.moved")
+    old, new = (AdaptedTable(world.control(switch)) for switch in ("swa", "swb"))
+    assert [(row.mac, str(row.ip), row.port) for row in await old.rows()] == [(MAC, address, TAP)]
+    await source.monitor.disconnect()
+    await source.process.close()
+    await source_agent.until_line("binding.removed")
+    assert await old.rows() == []
+    assert [(row.mac, str(row.ip), row.port) for row in await new.rows()] == [(MAC, address, TAP)]
+    await world.sends("swa", bytes.fromhex(packet(MAC, SERVER_MAC, address, SERVER)))
+    await world.switches["swa"].until(
+        lambda e: e["event"] == "dropped" and e.get("mac") == MAC and e["type"] == 0x0800
+    )
+    assert await world.echo(address, 10)
+    assert await target.guest("echo well") != ""
+
+
+async def management_line(world: SnoopingNetwork) -> None:
+    """By which the agents of both servers reach each other."""
+    script = """
+    ip link add mgmt netns swa type veth peer name mgmt netns swb
+    ip -n swa address add 192.0.2.1/24 dev mgmt; ip -n swb address add 192.0.2.2/24 dev mgmt
+    ip -n swa link set mgmt up; ip -n swb link set mgmt up
+    """
+    await world.run(SANDBOX, "sh", "-ec", script)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from retinue.controller.state import EndedLease, PendingRenewal, ServerLocation, Storable
-from retinue.controller.store import Database, StoreError
+from retinue.controller.store import Database, StoreError, reading
 from retinue.controller.store import ovsdb_process as server_module
 from retinue.controller.store.schema import FIRST_READ, schema
 from retinue.core.migration import Migration, MigrationState
@@ -400,3 +400,13 @@ async def test_ten_thousand_vms(
     assert stored.vms[9999] == vm(9999, "s2")
     with capsys.disabled():
         print("\n10,000 VMs with an address each, seconds:", {k: round(v, 3) for k, v in took.items()})
+
+
+async def test_a_large_table_is_read_in_parts(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit into one message is read all the same."""
+    for value in EVERYTHING:
+        database.put(value)
+    whole = await contents(database)
+    assert len(whole) == len(EVERYTHING)
+    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 1)
+    assert await contents(database) == whole

@@ -10,7 +10,15 @@ mistake changes nothing that anybody could see; that one belongs into equivalent
 
     targets     the modules in which mistakes are made, and how many
     operators   which mistakes there are
-    record      which tests run which line
-    worker      makes a mistake in a copy of the project and runs the tests
+    record      has a test run tell which test runs which statement
+    recording   keeps what it has told, and chooses the tests for a mistake
+    imports     what a file rests on, so that it is known what a change concerns
+    copies      of the project, in which mistakes are made
+    patching    puts a mistake into a module that is imported already
+    worker      makes a mistake in a copy and runs the tests
+    verdicts    keeps which test has noticed which mistake
     __main__    puts it together
+
+What is known is kept in build/mutation: a run that was broken off goes on where it was, and one after a
+change tries what the change concerns. `--fresh` tries all again.
 """

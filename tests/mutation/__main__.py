@@ -2,40 +2,40 @@
 
 import argparse
 import json
-import os
 import random
-import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import tomllib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
 
+from mutation.copies import environment, forget_compiled, is_compiled, make_copy
+from mutation.imports import Imports
 from mutation.operators import Mutant, mutants, plain
-from mutation.record import marked
-from mutation.targets import JOBS, MODULES, PER_LINE, PER_MODULE, ROOT, SEED, TESTS, WANTED, path_of
+from mutation.recording import Notes, Record, Stages, TroubleError, dealt, test_files
+from mutation.targets import (
+    BUDGET,
+    BUILD,
+    JOBS,
+    MODULES,
+    OF_HOLES,
+    PER_LINE,
+    PER_MODULE,
+    ROOT,
+    SEED,
+    WANTED,
+    path_of,
+)
+from mutation.verdicts import TOO_LONG, Verdicts
 
 HERE = Path(__file__).parent
-LAST = ROOT / "build" / "mutation.json"
-COPIED = ("src", "tests", "docs", "deploy", "pyproject.toml", "README.md", "Makefile", "CHANGELOG.md")
-
-
-MAY_FAIL = 3
-"""Tests that may fail without a mistake, on a busy machine: they are left out, they would prove nothing."""
-
-
-FIRST = 3
-"""Test files that are tried on a mistake before all others: importing many takes longer than running them."""
-
-
-class TroubleError(Exception):
-    """Nothing can be said about the tests; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -99,163 +99,58 @@ def known() -> list[Known]:
     return [Known(**entry) for entry in tomllib.loads((HERE / "equivalent.toml").read_text())["equivalent"]]
 
 
-# ---- which tests ----
-
-
-class Record:
-    """Which test runs which lines, and how long each takes."""
-
-    def __init__(self) -> None:
-        self.failed: list[str] = []
-        self.seconds: dict[str, float] = {}
-        self._by_line: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
-        self._by_module: defaultdict[str, set[str]] = defaultdict(set)
-        self._in_file: Counter[str] = Counter()
-        self._weights: dict[tuple[str, str], float] = {}
-
-    def read(self, file: Path) -> None:
-        found = json.loads(file.read_text())
-        self.failed += found["failed"]
-        if len(self.failed) > MAY_FAIL:
-            raise TroubleError(f"tests fail without any mistake: {', '.join(self.failed)}")
-        for name, test in found["tests"].items():
-            if name in self.failed:
-                continue
-            self.seconds[name] = test["seconds"]
-            for module, lines in test["lines"].items():
-                self._by_module[module].add(name)
-                for line in lines:
-                    self._by_line[module, line].add(name)
-
-    def tests_for(self, mutant: Mutant) -> list[dict[str, float]]:
-        """The tests that run the statement, the likeliest to notice first, in two stages.
-
-        Of statements of a module or class itself, which run when it is imported: all tests of those files of
-        which some test runs anything of it.
-        """
-        names: set[str] = set()
-        if mutant.in_function:
-            for line in range(mutant.first, mutant.last + 1):
-                names |= self._by_line.get((mutant.module, line), set())
-        if not names:
-            files = {_file_of(name) for name in self._by_module[mutant.module]}
-            names = {name for name in self.seconds if _file_of(name) in files}
-        return self._stages(mutant.module, names)
-
-    def _stages(self, module: str, names: Collection[str]) -> list[dict[str, float]]:
-        """First the files that are about the module: most of their tests run it, and little else."""
-        files: defaultdict[str, dict[str, float]] = defaultdict(dict)
-        for name in sorted(names):
-            files[_file_of(name)][name] = self.seconds[name]
-        order = sorted(files, key=lambda file: (-self._share(module, file), sum(files[file].values())))
-        stages: list[dict[str, float]] = [{}, {}]
-        for number, file in enumerate(order):
-            stages[number >= FIRST].update(files[file])
-        return [stage for stage in stages if stage]
-
-    def _share(self, module: str, file: str) -> float:
-        if not self._in_file:
-            self._in_file.update(map(_file_of, self.seconds))
-        mine = sum(_file_of(name) == file for name in self._by_module[module])
-        return round(mine / self._in_file[file] * self._weight(module, file), 2)
-
-    def _weight(self, module: str, file: str) -> float:
-        """A file that runs little else is about it."""
-        key = (module, file)
-        if key not in self._weights:
-            tests = [name for name in self._by_module[module] if _file_of(name) == file]
-            others = sum(name in found for found in self._by_module.values() for name in tests)
-            self._weights[key] = len(tests) / others if others else 0.0
-        return self._weights[key]
-
-
-def _file_of(test: str) -> str:
-    return test.partition("::")[0]
-
-
-# ---- copies of the project ----
-
-
-def make_copy(folder: Path) -> Path:
-    folder.mkdir()
-    ignored = shutil.ignore_patterns("__pycache__", ".hypothesis", "*.egg-info")
-    for name in COPIED:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-        elif (ROOT / name).exists():
-            shutil.copy(ROOT / name, folder / name)
-    return folder
-
-
-def environment(copy: Path) -> dict[str, str]:
-    """For programs that run in a copy. What is compiled is kept: all that come after need it, too."""
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return {**inherited, "PYTHONPATH": f"{copy / 'src'}:{copy / 'tests'}"}
-
-
-def record(copy: Path, files: Sequence[str]) -> Path:
-    """Run the tests in these files, without a mistake; returns the note of what they run."""
-    note = copy / "record.json"
-    for module in MODULES:
-        (copy / path_of(module)).write_text(marked(module, source_of(module)))
-    env = {**environment(copy), "RETINUE_RECORD": str(note)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "mutation.record"]
-    done = subprocess.run([*command, *files], cwd=copy, env=env, capture_output=True, text=True)
-    if not note.exists():
-        raise TroubleError(f"the tests cannot be run:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-    for module in MODULES:
-        (copy / path_of(module)).write_text(source_of(module))
-    return note
-
-
-def shares(copy: Path, count: int) -> list[list[str]]:
-    """The test files, dealt out by size."""
-    files = [
-        file
-        for folder in TESTS
-        for file in (copy / folder).rglob("test_*.py")
-        if file.name != "test_mutation.py"  # It reads the targets, and does not run them.
-    ]
-    dealt: list[list[str]] = [[] for _ in range(count)]
-    for number, file in enumerate(sorted(files, key=lambda file: -file.stat().st_size)):
-        dealt[number % count].append(str(file.relative_to(copy)))
-    return dealt
-
-
 # ---- trying ----
 
 
 class Trial:
     """Tries mistakes on several copies at once."""
 
-    def __init__(self, jobs: int, folder: Path) -> None:
+    def __init__(self, jobs: int, folder: Path, sources: dict[str, str]) -> None:
+        self._sources = sources
         self._copies = [make_copy(folder / f"copy{number}") for number in range(jobs)]
         self._errors: list[BaseException] = []
+        copy = self._copies[0]
+        self._files = test_files(copy)
+        self._notes = Notes(BUILD / "recorded", Imports(copy), self._files)
+        self.verdicts = Verdicts(BUILD / "verdicts.jsonl", self._notes.digests)
         self.record = Record()
 
     def prepare(self) -> None:
-        """Run all tests once; on every copy some, and then import the rest there."""
-        notes: dict[int, Path] = {}
-        dealt = shares(self._copies[0], len(self._copies))
+        """Run the tests of which it is not known what they run; then have all compiled on every copy."""
+        missing = self._notes.missing()
+        print(f"{len(missing)} of {len(self._files)} test files have to be run", flush=True)
+        shares = dealt(missing, len(self._copies))
 
         def work(number: int) -> None:
             copy = self._copies[number]
-            notes[number] = record(copy, dealt[number])
-            command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
-            subprocess.run([*command, *TESTS], cwd=copy, env=environment(copy), capture_output=True)
-            forget_compiled(copy)
+            if shares[number]:
+                self._notes.make(copy, shares[number], self._sources)
+            fresh = [file for file in self._files if not is_compiled(copy, file)]
+            if fresh:
+                command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
+                subprocess.run([*command, *fresh], cwd=copy, env=environment(copy), capture_output=True)
+            forget_compiled(copy, MODULES)
 
         self._in_parallel(work)
-        for note in notes.values():
-            self.record.read(note)
+        self.record = self._notes.read()
 
-    def run(self, found: Iterable[Mutant]) -> dict[Mutant, str]:
-        """By mistake, the test that has noticed it, or ""."""
-        waiting: Queue[Mutant] = Queue()
-        for mutant in found:
-            waiting.put(mutant)
+    def run(self, found: Mapping[Mutant, float], *, fresh: bool) -> dict[Mutant, str]:
+        """By mistake, the test that has noticed it, or "". `found` has the budget of each."""
+        batches: defaultdict[str, list[tuple[Mutant, Stages]]] = defaultdict(list)
         verdicts: dict[Mutant, str] = {}
-        total = waiting.qsize()
+        for mutant, budget in found.items():
+            last = self.verdicts.last(mutant)
+            stages = self.record.tests_for(mutant, (last or "").removesuffix(TOO_LONG), budget)
+            if not stages:
+                verdicts[mutant] = ""
+            elif last is not None and not fresh and self.verdicts.holds(mutant, stages):
+                verdicts[mutant] = last
+            else:
+                batches[mutant.module].append((mutant, stages))
+        waiting: Queue[list[tuple[Mutant, Stages]]] = Queue()
+        for batch in batches.values():
+            waiting.put(batch)
+        print(f"{len(verdicts)} of {len(found)} are known from before", flush=True)
 
         def work(number: int) -> None:
             copy = self._copies[number]
@@ -266,24 +161,25 @@ class Trial:
                 assert worker.stdin is not None and worker.stdout is not None
                 while True:
                     try:
-                        mutant = waiting.get_nowait()
+                        batch = waiting.get_nowait()
                     except Empty:
                         break
-                    tests = self.record.tests_for(mutant)
-                    if not tests:
-                        verdicts[mutant] = ""
-                        continue
-                    job = {"path": path_of(mutant.module), "text": mutant.text, "stages": tests}
+                    mistakes = [{"text": mutant.text, "stages": stages} for mutant, stages in batch]
+                    job = {"path": path_of(batch[0][0].module), "mistakes": mistakes}
                     worker.stdin.write(json.dumps(job) + "\n")
                     worker.stdin.flush()
-                    answer = worker.stdout.readline()
-                    if not answer:
-                        raise TroubleError("a worker has ended; its words are above")
-                    verdicts[mutant] = json.loads(answer)["killed_by"]
-                    if not verdicts[mutant]:
-                        print(show(mutant), flush=True)
-                    if len(verdicts) % 25 == 0:
-                        print(f"  {len(verdicts)} of {total}", flush=True)
+                    for _ in batch:
+                        answer = worker.stdout.readline()
+                        if not answer:
+                            raise TroubleError("a worker has ended; its words are above")
+                        verdict = json.loads(answer)
+                        mutant, stages = batch[verdict["number"]]
+                        verdicts[mutant] = by = verdict["killed_by"]
+                        self.verdicts.add(mutant, by, stages)
+                        if not by:
+                            print(show(mutant), flush=True)
+                        if len(verdicts) % 25 == 0:
+                            print(f"  {len(verdicts)} of {len(found)}", flush=True)
                 worker.stdin.close()
 
         self._in_parallel(work)
@@ -303,14 +199,6 @@ class Trial:
             thread.join()
         if self._errors:
             raise self._errors[0]
-
-
-def forget_compiled(copy: Path) -> None:
-    """The rest is compiled once for all mistakes; of what they are made in nothing compiled may be found."""
-    for module in MODULES:
-        file = copy / path_of(module)
-        for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*"):
-            compiled.unlink()
 
 
 # ---- the report ----
@@ -338,7 +226,7 @@ def report(verdicts: dict[Mutant, str], tested: Sequence[Mutant], regressions: S
         print("\nOf holes.toml, noticed by no test any more:\n")
         for mutant in again:
             print(show(mutant))
-    slow = sum(name.endswith("(takes too long)") for name in verdicts.values())
+    slow = sum(name.endswith(TOO_LONG) for name in verdicts.values())
     good = not again
     if regressions:
         print(f"\n{len(regressions) - len(again)} of {len(regressions)} mistakes of holes.toml are noticed.")
@@ -360,12 +248,22 @@ def main() -> int:
     parser.add_argument("--holes", action="store_true", help="only those of holes.toml")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--jobs", type=int, default=JOBS)
-    parser.add_argument("--json", type=Path, default=LAST, help="where all verdicts are written")
     parser.add_argument("--again", action="store_true", help="only those that no test noticed the last time")
+    parser.add_argument(
+        "--fresh", action="store_true", help="also those of which the verdict is known and holds"
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=BUDGET,
+        metavar="SECONDS",
+        help="of tests on each mistake, at the most",
+    )
     wanted = parser.parse_args()
     began = time.monotonic()
     modules = wanted.module or list(MODULES)
-    possible = {module: mutants(module, source_of(module)) for module in MODULES}
+    sources = {module: source_of(module) for module in MODULES}
+    possible = {module: mutants(module, source) for module, source in sources.items()}
     equivalent = known()
     there = {mutant.key for found in possible.values() for mutant in found}
     for entry in equivalent:
@@ -381,31 +279,28 @@ def main() -> int:
     if not all(mutant.compiles() for mutant in regressions):
         raise TroubleError("holes.toml: the code of an entry does not compile")
     tested = [] if wanted.holes else [mutant for mutant in chosen if mutant.key not in skipped]
-    if wanted.again:
-        lived = {tuple(row["key"]) for row in json.loads(wanted.json.read_text()) if not row["by"]}
-        tested = [mutant for mutant in tested if mutant.key in lived]
-        regressions = [mutant for mutant in regressions if mutant.key in lived]
     print(
         f"{sum(map(len, possible.values()))} mistakes are possible; {len(tested)} are tried, "
         f"{len(chosen) - len(tested)} known to be no mistakes are not; and {len(regressions)} of holes.toml"
     )
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
-        trial = Trial(wanted.jobs, Path(folder))
+        trial = Trial(wanted.jobs, Path(folder), sources)
+        if wanted.again:
+            tested = [mutant for mutant in tested if trial.verdicts.last(mutant) == ""]
+            regressions = [mutant for mutant in regressions if trial.verdicts.last(mutant) == ""]
         trial.prepare()
         print(f"which test runs what is known after {time.monotonic() - began:.0f} s", flush=True)
         for name in trial.record.failed:
             print(f"left out, for it fails without any mistake: {name}")
-        verdicts = trial.run([*regressions, *tested])
+        budgets = dict.fromkeys(regressions, OF_HOLES) | dict.fromkeys(tested, wanted.budget)
+        verdicts = trial.run(budgets, fresh=wanted.fresh)
     good = report(verdicts, tested, regressions)
     print(f"{time.monotonic() - began:.0f} s")
-    wanted.json.parent.mkdir(exist_ok=True)
-    wanted.json.write_text(
-        json.dumps([{"key": m.key, "line": m.line, "by": by} for m, by in verdicts.items()])
-    )
     return 0 if good else 1
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # So that the copies are removed, too.
     try:
         sys.exit(main())
     except TroubleError as error:

@@ -78,7 +78,7 @@ def test_nobody_gets_or_loses_what_is_anothers(history: list[tuple[int, DHCP6, s
     static = replace(holding6(9), ip=leased(3), mac=vm_mac(2), vm="vm2")
     net.assign(static)
     snooper, now = Snooper6(net), 1000.0
-    snooper.announce("vm1", vm_mac(1), leased(1), 2, "edge1", now)
+    snooper.announced.announce("vm1", vm_mac(1), leased(1), 2, "edge1", now)
     asked: dict[int, DHCP6] = {}
     for number, drawn, kind, later in history:
         now += later

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from retinue.core import migration as fsm
 from retinue.core.migration import IllegalEventError, MigrationState, PlacementChange, endpoint
-from retinue.core.migration import endpoint_steps as e
-from retinue.core.migration.endpoint import Absent, HandedOver, Incoming, Outgoing, Presence, Running, Settle
+from retinue.core.migration import endpoint_effects as fx
+from retinue.core.migration import endpoint_events as e
+from retinue.core.migration.endpoint import Settle
+from retinue.core.migration.presence import Absent, HandedOver, Incoming, Outgoing, Presence, Running
 
 M = "migration-1"
 S, T = "source", "target"
@@ -144,33 +146,33 @@ class Model:
         for effect in effects:
             self.carry_out(name, effect)
 
-    def carry_out(self, name: str, effect: e.Effect) -> None:
+    def carry_out(self, name: str, effect: fx.Effect) -> None:
         end = self.ends[name]
         match effect:
-            case e.MakePort():
+            case fx.MakePort():
                 self.step(name, e.PortMade())
-            case e.StartMachine():
+            case fx.StartMachine():
                 end.machine = True
                 self.run(name)
                 self.step(name, e.Started(1.0))
-            case e.OpenMachine():
+            case fx.OpenMachine():
                 end.machine = True
                 self.step(name, e.Opened(M))
-            case e.SendMemory():
+            case fx.SendMemory():
                 self.transfer = "copying" if self.waiting() else ""
                 if not self.transfer:
                     self.step(name, e.Stays(M, "the target does not expect it"))
-            case e.KeepAtSource() | e.ResumeAtSource():
+            case fx.KeepAtSource() | fx.ResumeAtSource():
                 if end.machine:
                     self.run(name)
                     self.step(name, e.TakenBack(M, 1.0))
                 else:
                     self.step(name, e.NotTakenBack(M, "its machine is gone"))
-            case e.EndMachine():
+            case fx.EndMachine():
                 end.machine = end.runs = False
-            case e.Report(what=what):
+            case fx.Report(what=what):
                 end.reports.append(what)
-            case e.Reject(why=why):
+            case fx.Reject(why=why):
                 end.reports.append(fsm.Failed(str(why)))
 
     def run(self, name: str) -> None:

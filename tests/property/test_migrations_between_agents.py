@@ -18,7 +18,7 @@ from support.agents.world import VM
 from support.virtual_time import run
 
 SECONDS = st.sampled_from((0.01, 0.01, 0.01, 0.03, 0.03, 0.1, 0.1, 0.5, 2.0, 12.0))
-POINTS = ("copy", "stop", "give", "arrive", "load", "run")
+POINTS = ("copy", "stop", "give", "arrive", "load", "run", "rest", "rest comes")
 STATES = tuple(
     str(state) for state in MigrationState if not state.ended and state is not MigrationState.PLANNED
 )
@@ -38,6 +38,7 @@ class Trouble:
 class History:
     pace: Pace
     troubles: tuple[Trouble, ...]
+    postcopy: bool = False
 
 
 def paces() -> st.SearchStrategy[Pace]:
@@ -61,12 +62,21 @@ def troubles() -> st.SearchStrategy[Trouble]:
 
 
 def histories() -> st.SearchStrategy[History]:
-    return st.builds(History, paces(), st.lists(troubles(), max_size=4).map(tuple))
+    return st.builds(History, paces(), st.lists(troubles(), max_size=4).map(tuple), st.booleans())
 
 
 @settings(deadline=None, max_examples=400, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(histories())
 @example(History(Pace(), ()))
+@example(History(Pace(), (), postcopy=True))
+# The VM runs at the target, and the rest of its memory does not come: it ends, and never runs at the source.
+@example(History(Pace(), (Trouble("cut", "rest"),), postcopy=True))
+@example(History(Pace(), (Trouble("kill server1", "rest"),), postcopy=True))
+@example(History(Pace(), (Trouble("crash server2", "rest comes"),), postcopy=True))
+@example(History(Pace(), (Trouble("crash server1", "rest"),), postcopy=True))
+# Its agent dies when the VM runs at the target, and before that is told.
+@example(History(Pace(report=(2.0,)), (Trouble("crash server2", "rest comes"),), postcopy=True))
+@example(History(Pace(report=(0.5,)), (Trouble("crash server2", "run", 0.03),), postcopy=True))
 # The machine that waited was ended by the agent that came after: once, that one then started the VM anew.
 @example(History(Pace(), (Trouble("crash server2", "diverted"),)))
 def test_a_vm_is_at_one_end_of_its_move_whatever_happens(history: History) -> None:
@@ -76,7 +86,7 @@ def test_a_vm_is_at_one_end_of_its_move_whatever_happens(history: History) -> No
 
 
 async def play(history: History) -> None:
-    migration = MigrationRun(history.pace)
+    migration = MigrationRun(history.pace, history.postcopy)
     try:
         await migration.begin()
         await asyncio.gather(*(come(migration, trouble) for trouble in history.troubles))

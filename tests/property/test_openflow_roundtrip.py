@@ -120,8 +120,8 @@ def test_reported_flows_equal_those_installed(
 
 @given(st.lists(groups(), max_size=4), xids)
 def test_reported_groups_equal_those_installed(found: list[Group], xid: int) -> None:
-    encoded = [(group, encode_buckets(group.buckets)) for group in found]
-    body = b"".join(struct.pack("!HBxI", 8 + len(b), 1, group.id) + b for group, b in encoded)
+    encoded = [(g, int(not g.replicates), encode_buckets(g.buckets, int(not g.replicates))) for g in found]
+    body = b"".join(struct.pack("!HBxI", 8 + len(b), kind, group.id) + b for group, kind, b in encoded)
     reply = decode(multipart_reply(xid, 7, body))
     assert isinstance(reply, messages.MultipartReply)
     assert reply.parts == tuple(messages.GroupDesc(group.id, group) for group in found)

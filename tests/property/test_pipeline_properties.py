@@ -9,10 +9,12 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retinue.core.model import (
+    DEFAULT_VNET,
     NIC,
     VM,
     Allowed,
@@ -31,6 +33,7 @@ from retinue.core.pipeline.compiler import Compiler, Entry, EntryKey, Keys, Prog
 from retinue.core.pipeline.diff import agrees, difference
 from retinue.core.pipeline.underlay import Near, underlay_of
 from support.fabric import ipv6, prefixes
+from support.fabric.histories import fresh
 from support.fabric.networks import (
     GATEWAY_MAC,
     UPLINK,
@@ -71,9 +74,17 @@ class Shape:
     """The VM that has an address which vm1 and vm2 may take; 0: there is none."""
     routed: bool = False
     """Prefixes of each family are routed to vm1, and one more to vm2."""
+    narrow: bool = False
+    """The VMs' vnet takes smaller packets than switches do."""
+    cores: int = 0
+    """With any, as many as a pod has spines at least, there are three tiers."""
+    over_ip: bool = False
+    """Tunnels over an IP network of others join the leaves, and there are neither spines nor cores."""
 
     def network(self) -> Network:
-        net = fabric(self.leaves, self.spines, self.servers_on)
+        net = fabric(self.leaves, self.spines, self.servers_on, self.cores, over_ip=self.over_ip)
+        if self.narrow:
+            net.put_vnet(replace(DEFAULT_VNET, mtu=1400))
         if self.ipv6:
             add_ipv6(net)
         if self.split:
@@ -94,7 +105,7 @@ class Shape:
 
 
 @st.composite
-def shapes(draw: st.DrawFn, vms: int = 4, more_nics: int = 2) -> Shape:
+def shapes(draw: st.DrawFn, vms: int = 4, more_nics: int = 2, over_ip: bool | None = None) -> Shape:
     leaves = draw(st.integers(1, 3))
     spines = draw(st.integers(1, 3))
     servers = draw(st.integers(2, 5))
@@ -104,8 +115,14 @@ def shapes(draw: st.DrawFn, vms: int = 4, more_nics: int = 2) -> Shape:
     ipv6, parts = draw(st.booleans(), label="IPv6"), draw(st.booleans(), label="split")
     grouped = draw(st.booleans(), label="gateway groups")
     shared = draw(st.integers(0, 2), label="has an address that others may take")
-    routed = draw(st.booleans(), label="routed prefixes")
-    return Shape(leaves, spines, servers_on, vms_at, ipv6, tuple(more), parts, grouped, shared, routed)
+    routed, narrow = draw(st.booleans(), label="routed prefixes"), draw(st.booleans(), label="narrow")
+    cores = draw(st.sampled_from([0, 0, spines, spines + 1]), label="cores")
+    over_ip = draw(st.booleans(), label="over an IP network") if over_ip is None else over_ip
+    return Shape(
+        *(leaves, spines, servers_on, vms_at, ipv6, tuple(more), parts, grouped, shared, routed, narrow),
+        cores,
+        over_ip,
+    )
 
 
 def check(world: FabricWorld, at: dict[int, int], may_arrive: dict[int, set[int]]) -> None:
@@ -172,8 +189,11 @@ def are_together(world: FabricWorld, nics: list[int]) -> None:
 
 
 @settings(deadline=None, max_examples=14, suppress_health_check=[HealthCheck.too_slow])
-@given(shape=shapes(vms=3), data=st.data())
-def test_every_state_of_a_move_is_right(shape: Shape, data: st.DataObject) -> None:
+@pytest.mark.parametrize("over_ip", [False, True], ids=["spines", "tunnels"])
+@given(data=st.data())
+def test_every_state_of_a_move_is_right(over_ip: bool, data: st.DataObject) -> None:
+    """With tunnels between the leaves it is S3.3, and S4.10."""
+    shape = data.draw(shapes(vms=3, over_ip=over_ip))
     world = FabricWorld(shape.network())
     net = world.net
     at = {nic: shape.vms_at[number_of(vm) - 1] for vm in net.vms.values() for nic in nic_numbers(vm)}
@@ -253,6 +273,34 @@ def test_every_state_of_a_move_is_right(shape: Shape, data: st.DataObject) -> No
     assert world.compiler.programs == fresh(net)
 
 
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@given(shape=shapes(vms=3, over_ip=False), data=st.data())
+def test_no_packet_takes_a_link_that_is_lost(shape: Shape, data: st.DataObject) -> None:
+    """One spine of several loses some of its links, or all; either end has told of it."""
+    shape = replace(shape, spines=max(2, shape.spines), cores=0)
+    world = FabricWorld(shape.network())
+    at = {nic: shape.vms_at[number_of(vm) - 1] for vm in world.net.vms.values() for nic in nic_numbers(vm)}
+    spine = data.draw(st.sampled_from(sorted({link.upper.switch for link in world.net.links})), label="spine")
+    links = [link for link in world.net.links if link.upper.switch == spine]
+    lost = data.draw(st.lists(st.sampled_from(links), min_size=1, unique=True), label="lost")
+    told: dict[str, set[str]] = {}
+    for link in lost:
+        end = data.draw(st.sampled_from([link.lower, link.upper]), label="told by")
+        told.setdefault(end.switch, set()).add(end.port)
+    for switch, names in told.items():
+        world.apply(world.net.set_ports(switch, world.net._numbers[switch], names))
+    for link in lost:
+        for end in (link.lower, link.upper):
+            number = world.net.port_number(end)
+            assert number is not None
+            del world.fabric.cables[end.switch, number]  # What goes there would come out at nobody's port.
+    check(world, at, {vm: {location} for vm, location in at.items()})
+    assert world.compiler.programs == fresh(world.net)
+    for switch in told:
+        world.apply(world.net.set_ports(switch, world.net._numbers[switch]))
+    assert world.compiler.programs == fresh(world.net)
+
+
 def insure(world: FabricWorld, vm: int, target: int, source: int) -> None:
     """Copies of all that is delivered to the VM go back to its source: one switch is told, and all come."""
     diverted = world.net.vms[f"vm{vm}"]
@@ -314,12 +362,6 @@ def put(world: FabricWorld, vm: VM, *, on: str) -> None:
     world.installed[on] = dict(program)
 
 
-def fresh(net: Network) -> dict[str, object]:
-    compiler = Compiler(net)
-    compiler.update(net.everything())
-    return dict(compiler.programs)
-
-
 Step = tuple[str, int, int]
 STEPS = st.tuples(
     st.sampled_from(
@@ -354,6 +396,7 @@ STEPS = st.tuples(
             "prefixes",
             "new mac",
             "group",
+            "packet size",
         ]
     ),
     st.integers(1, 4),
@@ -402,6 +445,8 @@ def change(net: Network, shape: Shape, step: Step) -> Touched:
         net_place = net.detected[f"server{location}"]
         ref = PortRef(f"leaf{leaf}", f"p{location}")
         return net.detect(f"server{location}", PortRef(f"leaf{other}", "s1") if net_place == ref else ref)
+    if what == "packet size":
+        return net.put_vnet(replace(net.vnets[DEFAULT_VNET.id], mtu=(0, 1280, 1400, 1500)[number - 1]))
     if what.endswith("ports"):
         return change_ports(net, what, number, location)
     if what == "group":
@@ -490,15 +535,19 @@ def change_subnets(net: Network, what: str, number: int) -> Touched:
 
 
 def change_ports(net: Network, what: str, number: int, location: int) -> Touched:
-    """A switch tells its ports, numbered otherwise than before; or tells that it has none."""
+    """A switch tells its ports, numbered otherwise than before, some without a link; or that it has none."""
     kind = what.removeprefix("no ").removesuffix("ports").strip()
     names = sorted(name for name in net.switches if name.startswith(kind or "leaf"))
+    if not names:  # No spines, over an IP network.
+        return NOTHING
     switch = names[location % len(names)]
     if what.startswith("no "):
         return net.set_ports(switch, {})
     ports = [
-        *(ref.port for link in net.links for ref in (link.leaf, link.spine) if ref.switch == switch),
+        *(ref.port for link in net.links for ref in (link.lower, link.upper) if ref.switch == switch),
         *(at.port for name in net.servers if (at := net.location(name)) is not None and at.switch == switch),
         net.switches[switch].uplink,
+        net.switches[switch].tunnel,
     ]
-    return net.set_ports(switch, {port: 1000 * number + n for n, port in enumerate(sorted({*ports} - {""}))})
+    numbers = {port: 1000 * number + n for n, port in enumerate(sorted({*ports} - {""}))}
+    return net.set_ports(switch, numbers, [port for port, n in numbers.items() if (n + location) % 3 == 0])

@@ -19,8 +19,13 @@ from prove.run import examine
         ("small", "returned: stage 2"),
         ("small", "source_closed: stage 1"),
         ("small", "settled: done"),
+        ("tiers", "at rest"),
         ("dual", "at rest"),
         ("vnets", "at rest"),
+        ("tenants", "at rest"),
+        ("tenants", "copied: done"),
+        ("routed", "at rest"),
+        ("vxlan", "at rest"),
     ],
 )
 def test_every_frame_has_the_fate_it_should_have(network: str, name: str) -> None:

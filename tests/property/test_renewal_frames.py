@@ -62,7 +62,7 @@ def test_scapy_reads_a_renewal(lease: Lease, xid: int, secs: int) -> None:
     assert bootp.chaddr[:6].hex(":") == lease.mac
     names = [option if isinstance(option, str) else option[0] for option in read[SCAPY_DHCP].options]
     others = [NAMES[code] for code, _ in lease.options]
-    expected = ["message-type", *(["client_id"] if lease.client_id else []), *others, "end"]
+    expected = ["message-type", *(["client_id"] if lease.client_id else []), *others, "param_req_list", "end"]
     assert [name for name in names if name != "pad"] == expected
     for layer in (IP, UDP):
         checksum = read[layer].chksum

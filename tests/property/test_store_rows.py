@@ -1,27 +1,29 @@
 """Every value the store keeps comes back as it was."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from ipaddress import ip_address, ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinue.controller.clock import ClockAnchor
 from retinue.controller.state import (
+    AgentAt,
     DrainedServer,
     EndedLease,
     FencedServer,
     Image,
     LeftPort,
+    LostRouter,
     PendingRenewal,
     ServerLocation,
     Storable,
     Stored,
+    Word,
 )
 from retinue.controller.store.rows import key_of, read_row, sort_in, to_row
 from retinue.controller.store.schema import KEYS, TABLES
-from retinue.core.limits import LARGEST_COUNT, MOST_MEMORY_MIB
+from retinue.core.limits import LARGEST_COUNT, MOST_DISK_MIB, MOST_MEMORY_MIB
 from retinue.core.migration import Migration, MigrationState
 from retinue.core.model import (
     DEFAULT_VRF,
@@ -30,6 +32,10 @@ from retinue.core.model import (
     Allowed,
     Assignment,
     BindingKind,
+    Disk,
+    DiskFormat,
+    Flood,
+    Host,
     Lease6,
     Origin,
     PortRef,
@@ -40,6 +46,7 @@ from retinue.core.model import (
     Vrf,
     mac_from_int,
 )
+from retinue.core.model.pairs import AddressPair
 from retinue.core.placement import (
     Entity,
     EntityKind,
@@ -50,7 +57,9 @@ from retinue.core.placement import (
     Snapshot,
     decide,
 )
+from retinue.core.placement.bookings import Booking
 from retinue.protocol.images import SignedManifest
+from retinue.steady_clock import ClockAnchor
 
 names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
 macs = st.integers(0, 2**48 - 1).map(mac_from_int)
@@ -68,6 +77,9 @@ servers = st.builds(
     routes=st.lists(prefixes.map(ip_network), max_size=3).map(tuple),
     given_at=st.none() | refs,
     gateway_group=names,
+    hosts=st.lists(st.builds(Host, names, macs), max_size=3, unique_by=lambda host: host.id).map(
+        lambda found: tuple(sorted(found))
+    ),
 )
 vrf_ids = st.just(DEFAULT_VRF) | st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,9}", fullmatch=True)
 nics = st.builds(
@@ -77,14 +89,22 @@ nics = st.builds(
     addresses=st.lists(st.ip_addresses(), max_size=2, unique=True).map(tuple),
     vnet=names,
     enabled=st.booleans(),
-    slot=st.integers(1, 8),
+    slot=st.integers(0, 8),
     rate=st.integers(0, 10**9),
     trusted=st.booleans(),
+    trunk=names,
     prefixes=st.lists(
         st.builds(lambda ip: ip_network((ip, ip.max_prefixlen - 4), strict=False), st.ip_addresses()),
         max_size=2,
     ).map(tuple),
     allowed=st.lists(st.builds(Allowed, st.ip_addresses(), macs | st.just("")), max_size=2).map(tuple),
+)
+
+
+disks = (
+    st.builds(Disk, size_mib=st.integers(1, MOST_DISK_MIB), image=st.just("") | st.just("debian-12"))
+    | st.builds(Disk, base=st.just("/srv/base"), format=st.sampled_from(DiskFormat))
+    | st.builds(Disk, shared=st.just("/mnt/nfs/disk"), format=st.sampled_from(DiskFormat))
 )
 
 
@@ -97,12 +117,21 @@ def are_a_vms(found: list[NIC]) -> bool:
     )
 
 
+def with_a_port(found: list[NIC]) -> tuple[NIC, ...]:
+    """The first of a VM's NICs is in no trunk."""
+    first, *others = found
+    return replace(first, trunk=""), *others
+
+
 vms = st.builds(
     VM,
     id=names,
-    nics=st.lists(nics, min_size=1, max_size=3).filter(are_a_vms).map(tuple),
+    nics=st.lists(nics, min_size=1, max_size=3).filter(are_a_vms).map(with_a_port),
     server=names,
     memory_mib=st.integers(0, MOST_MEMORY_MIB),
+    disks=st.lists(disks, max_size=2).map(tuple),
+    home=st.sampled_from(["", "b"]),
+    host=names,
     reported=st.booleans(),
 )
 assignments = st.builds(
@@ -116,6 +145,8 @@ assignments = st.builds(
     server=st.none() | st.ip_addresses(v=4),
     client_id=st.binary(max_size=20),
     options=st.lists(st.tuples(st.integers(1, 254), st.binary(max_size=255)), max_size=4).map(tuple),
+    told=st.lists(st.tuples(st.integers(1, 254), st.binary(max_size=255)), max_size=4).map(tuple),
+    told_since=st.lists(st.tuples(st.integers(1, 254), st.binary(max_size=255)), max_size=4).map(tuple),
     vrf=vrf_ids,
     lease6=st.none()
     | st.builds(
@@ -174,8 +205,16 @@ def placement(migration: str, vm: str, server: str) -> Placement:
 
 anything: st.SearchStrategy[Storable] = st.one_of(
     subnets,
+    st.builds(Booking, names, names, sizes, sizes, st.floats(0, 4e9)),
+    st.builds(Word, names, names, st.floats(0, 4e9)),
+    st.builds(AddressPair, macs, st.ip_addresses(), st.integers(1, 100_000)),
     st.builds(Vrf, names.filter(lambda id: id != DEFAULT_VRF), st.integers(1, 4094)),
-    st.builds(Vnet, names, st.integers(0, 4094), st.just(0) | st.integers(1280, 9216), vrf_ids),
+    st.builds(
+        Vnet,
+        *(names, st.integers(1, 4094), st.just(0) | st.integers(1280, 9216), vrf_ids),
+        st.sampled_from(Flood),
+    ),
+    st.builds(Vnet, names),
     servers,
     vms,
     assignments,
@@ -183,9 +222,11 @@ anything: st.SearchStrategy[Storable] = st.one_of(
     st.builds(PendingRenewal, names),
     st.builds(Image, signed, names, names),
     st.builds(FencedServer, names),
+    st.builds(LostRouter, names, st.text(max_size=40)),
     st.builds(Entity, names, st.just(EntityKind.VM), profiles),
     st.builds(placement, names, names, names),
     st.builds(DrainedServer, names),
+    st.builds(AgentAt, names),
     st.builds(ClockAnchor, names, st.floats(0, 4e9)),
     st.builds(LeftPort, names, names, st.sets(names, max_size=3).map(lambda found: tuple(sorted(found)))),
     st.builds(ServerLocation, server=names, at=refs),

@@ -7,7 +7,7 @@
 3. Incremental = recomputed, while VRFs, vnets and subnets come and go.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -15,13 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retinue.core.model import DEFAULT_VRF, ModelError, Network, VMPort
-from retinue.core.model.network import NOTHING, Owner, Touched
-from retinue.core.pipeline.compiler import Compiler, Program
+from retinue.core.model.network import NOTHING, Touched
 from retinue.core.pipeline.entry import Field, Flow
 from retinue.core.pipeline.tables import Table
-from retinue.core.pipeline.underlay import Near, underlay_of
+from support.fabric.histories import Move, equals_recomputed, fresh
 from support.fabric.ipv6 import vm_ip6
-from support.fabric.networks import add_ipv6, fabric, group, moved, vm_port
+from support.fabric.networks import add_ipv6, fabric, group, vm_port
 from support.fabric.networks import add_vm as add_default_vm
 from support.fabric.tenants import Held, Tenants, add_tenant, add_tenants, add_vm, address, is_of_a_vrf
 from support.fabric.world import FabricWorld
@@ -35,7 +34,7 @@ def tenants(draw: st.DrawFn) -> Tenants:
     leaves, spines = draw(st.integers(1, 2)), draw(st.integers(1, 2))
     servers = draw(st.integers(2, 3))
     servers_on = tuple(draw(st.lists(st.integers(1, leaves), min_size=servers, max_size=servers)))
-    net = fabric(leaves, spines, servers_on)
+    net = fabric(leaves, spines, servers_on, over_ip=draw(st.booleans(), label="over an IP network"))
     ipv6 = draw(st.booleans(), label="IPv6")
     add_tenants(net, ipv6)
     if draw(st.booleans(), label="gateway groups"):
@@ -67,37 +66,23 @@ def tenants(draw: st.DrawFn) -> Tenants:
 def test_nothing_crosses_in_any_state_of_a_move(world: Tenants, data: st.DataObject) -> None:
     net = world.world.net
     world.check()
-    vm = net.vms[data.draw(st.sampled_from(sorted(world.at)))]
-    source = world.at[vm.id]
-    servers = [int(id.removeprefix("server")) for id, one in net.servers.items() if one.edge]
-    target = data.draw(st.sampled_from([n for n in servers if n != source]))
-
-    def run(touched: Iterable[Owner], near: Near = ()) -> None:
-        world.world.apply(
-            touched, near, each=world.check, order=lambda s: data.draw(st.permutations(s), label="order")
-        )
-
-    mine = [one.number for one in world.nics if one.vm == vm.id]
-    for nic, number in zip(vm.nics, mine, strict=True):
-        run(net.set_vm_port(nic.port_id, f"edge{target}", VMPort(vm_port(number))))
-    underlay = underlay_of(net)
-    admitted = replace(vm, also=frozenset({f"server{target}"}))
-    run(net.put_vm(admitted), [underlay.near(f"server{target}")])
-    world.may_arrive[vm.id] = {source, target}
-    diverted = replace(moved(admitted, f"server{target}"), forwarded_from=f"server{source}")
+    vm = data.draw(st.sampled_from(sorted(world.at)))
+    move = Move(world.world, data, vm, world.at[vm], world.check)
+    mine = [one.number for one in world.nics if one.vm == vm]
+    move.plug((nic.port_id, number) for nic, number in zip(net.vms[vm].nics, mine, strict=True))
+    move.admit()
+    world.may_arrive[vm] = {move.source, move.target}
     # It is paused, and resumes at the target.
-    world.at[vm.id] = target
-    run(net.put_vm(diverted), underlay.order_to_divert(f"server{source}", f"server{target}"))
+    world.at[vm] = move.target
+    move.divert(stands_still=True)
     world.world.copied.update(mine)
-    run(net.put_vm(replace(diverted, copied_to=f"server{source}")))
-    run(net.put_vm(diverted))
+    move.copy()
+    move.put(move.diverted)
     world.world.copied.clear()
-    world.may_arrive[vm.id] = {target}
+    world.may_arrive[vm] = {move.target}
     world.check()
-    closed = replace(vm, server=f"server{target}", forwarded_from=f"server{source}")
-    run(net.put_vm(closed))
-    run(net.put_vm(replace(closed, forwarded_from="")), underlay.order_to_withdraw(f"server{source}"))
-    assert world.world.compiler.programs == fresh(net)
+    move.close()
+    move.end()
 
 
 @settings(deadline=None, max_examples=25)
@@ -145,20 +130,11 @@ STEPS = st.lists(
 
 
 @settings(deadline=None, max_examples=80)
-@given(steps=STEPS, ipv6=st.booleans())
-def test_incremental_equals_recomputed(steps: list[tuple[str, str, int]], ipv6: bool) -> None:
-    net = fabric()
+@given(steps=STEPS, ipv6=st.booleans(), over_ip=st.booleans())
+def test_incremental_equals_recomputed(steps: list[tuple[str, str, int]], ipv6: bool, over_ip: bool) -> None:
+    net = fabric(over_ip=over_ip)
     add_default_vm(net, 1, 1)
-    compiler = Compiler(net)
-    compiler.update(net.everything())
-    for step in steps:
-        try:
-            touched = change(net, *step, ipv6)
-        except ModelError:
-            touched = NOTHING
-        compiler.update(touched)
-        got = {switch: program for switch, program in compiler.programs.items() if program}
-        assert got == fresh(net), f"after {step}"
+    equals_recomputed(net, steps, lambda step: change(net, *step, ipv6))
 
 
 def change(net: Network, what: str, vrf: str, number: int, ipv6: bool) -> Touched:
@@ -198,9 +174,3 @@ def every(net: Network, made: Callable[[], object]) -> Touched:
     with suppress(ModelError):
         made()
     return net.everything()
-
-
-def fresh(net: Network) -> dict[str, Program]:
-    compiler = Compiler(net)
-    compiler.update(net.everything())
-    return dict(compiler.programs)

@@ -8,9 +8,10 @@ from ipaddress import IPv4Network, IPv6Network
 
 import z3
 
-from prove.terms import TAGGED, UNKNOWN, Bits, condition, full
-from retinue.core.model import IP, NIC, VM, Mac, Network, Server, mac_to_int
-from retinue.core.model.families import forwarded_assignments, in_use
+from prove.terms import SIZE, TAGGED, UNKNOWN, Bits, condition, full
+from retinue.core.limits import LEAST_MTU
+from retinue.core.model import DEFAULT_VRF, IP, NIC, VM, Mac, Network, Prefix, Server, mac_to_int
+from retinue.core.model.families import forwarded_assignments, forwarded_prefixes, in_use
 from retinue.core.model.link_local import is_link_local
 from retinue.core.packets import EtherType
 from retinue.core.pipeline.entry import Field
@@ -31,27 +32,36 @@ ETH_TYPE = {4: EtherType.IPV4, 6: EtherType.IPV6}
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A NIC has an address, and uses it under a MAC."""
+    """A NIC has an address, or a prefix that is routed to it, and uses it under a MAC."""
 
     vm: str
     nic: NIC
-    ip: IP
+    ip: IP | Prefix
     mac: Mac
+    vrf: str = DEFAULT_VRF
 
 
 def holdings(net: Network) -> list[Holding]:
-    """Of all NICs, the addresses that switches lead to."""
-    return [
-        Holding(vm.id, nic, assignment.ip, nic.speaks_as(assignment.ip))
-        for vm in net.vms.values()
-        for nic in vm.nics
-        if nic.enabled
-        for assignment in forwarded_assignments(net, net.assignments_of(vm, nic))
-    ]
+    """Of all NICs, the addresses and prefixes that switches lead to."""
+    found: list[Holding] = []
+    nics = [(vm, nic) for vm in net.vms.values() for nic in vm.nics if nic.enabled]
+    for vm, nic in nics:
+        for held in forwarded_assignments(net, net.assignments_of(vm, nic)):
+            found.append(Holding(vm.id, nic, held.ip, nic.speaks_as(held.ip), held.vrf))
+        for prefix in forwarded_prefixes(net, nic.prefixes):
+            found.append(Holding(vm.id, nic, prefix, nic.mac))
+    return found
 
 
 def exactly(field: Field, value: int) -> Bits:
     return field, value, full(field)
+
+
+def inside(field: Field, ip: IP | Prefix) -> Bits:
+    """It is this address, or one of this prefix."""
+    if isinstance(ip, IPv4Network | IPv6Network):
+        return field, int(ip.network_address), int(ip.netmask)
+    return exactly(field, int(ip))
 
 
 @cache
@@ -60,13 +70,13 @@ def within(field: Field, prefix: IPv4Network | IPv6Network) -> z3.BoolRef:
     return condition(field, int(prefix.network_address), mask) if mask else z3.BoolVal(True)
 
 
-def sent_as(ip: IP, mac: Mac) -> tuple[Bits, ...]:
-    """An untagged packet from this address and MAC."""
+def sent_as(ip: IP | Prefix, mac: Mac) -> tuple[Bits, ...]:
+    """An untagged packet from this address, or one of this prefix, and from this MAC."""
     return (
         exactly(Field.VLAN_VID, 0),
         exactly(Field.ETH_TYPE, ETH_TYPE[ip.version]),
         exactly(Field.ETH_SRC, mac_to_int(mac)),
-        exactly(SRC[ip.version], int(ip)),
+        inside(SRC[ip.version], ip),
     )
 
 
@@ -79,10 +89,10 @@ def to_gateway(gateway: Mac, version: int) -> tuple[Bits, ...]:
     )
 
 
-def brought_to(server: Server, gateway: Mac, version: int) -> tuple[Bits, ...]:
-    """An untagged packet that a leaf has routed to a server."""
+def brought_to(server: Server, gateway: Mac, version: int, tag: int = 0) -> tuple[Bits, ...]:
+    """A packet that a leaf has routed to a server: untagged, or with the tag of a VRF."""
     return (
-        exactly(Field.VLAN_VID, 0),
+        exactly(Field.VLAN_VID, TAGGED | tag if tag else 0),
         exactly(Field.ETH_TYPE, ETH_TYPE[version]),
         exactly(Field.ETH_SRC, mac_to_int(gateway)),
         exactly(Field.ETH_DST, mac_to_int(server.mac)),
@@ -96,8 +106,8 @@ def version_of(sent: tuple[Bits, ...]) -> int:
 
 @cache
 def lives() -> z3.BoolRef:
-    """It may be forwarded once."""
-    return z3.UGE(UNKNOWN[Field.IP_TTL], 2)
+    """It may be forwarded once, and is no larger than every network takes."""
+    return z3.And(z3.UGE(UNKNOWN[Field.IP_TTL], 2), z3.ULE(SIZE, LEAST_MTU))
 
 
 @cache
@@ -132,10 +142,16 @@ def to_one(macs_of_others: tuple[Mac, ...]) -> z3.BoolRef:
     )
 
 
+def _ours(net: Network, version: int) -> list[Prefix]:
+    """What is not outside, in the VRF that has an outside."""
+    subnets = [s.prefix for s in net.subnets_in()]
+    return [p for p in (*subnets, *(prefix for prefix, _ in net.routed())) if p.version == version]
+
+
 def outside(net: Network, version: int) -> z3.BoolRef:
     """To an address outside the data centre to which a router may forward."""
     dst = DST[version]
-    prefixes = [s.prefix for s in net.subnets.values() if s.prefix.version == version]
+    prefixes = _ours(net, version)
     no_way: tuple[IPv4Network | IPv6Network, ...] = UNROUTABLE if version == 4 else UNROUTABLE6
     return z3.Not(z3.Or(*(within(dst, prefix) for prefix in (*prefixes, *no_way))))
 
@@ -143,9 +159,7 @@ def outside(net: Network, version: int) -> z3.BoolRef:
 def from_outside(net: Network, version: int) -> z3.BoolRef:
     """From an address that is none of the data centre's."""
     src = SRC[version]
-    prefixes: list[IPv4Network | IPv6Network] = [
-        s.prefix for s in net.subnets.values() if s.prefix.version == version
-    ]
+    prefixes = _ours(net, version)
     if version == 6:
         prefixes.append(IPv6Network("fe80::/10"))
     return z3.Not(z3.Or(*(within(src, prefix) for prefix in prefixes)))
@@ -159,11 +173,13 @@ def may_leave(net: Network, vm: VM, nic: NIC) -> list[tuple[Bits, ...]]:
     """As whom a NIC's frames may leave its switch: from an address it has, under the MAC it has it by. A tag
     that tells its priority alone is taken off."""
     of_vlan_0 = (Field.VLAN_VID, 0, TAGGED - 1)
-    return [
-        (of_vlan_0, *sent_as(held.ip, nic.speaks_as(held.ip))[1:])
+    addresses: list[tuple[IP | Prefix, Mac]] = [
+        (held.ip, nic.speaks_as(held.ip))
         for held in net.assignments_of(vm, nic)
         if not is_link_local(held.ip)
     ]
+    prefixes = [(prefix, nic.mac) for prefix in forwarded_prefixes(net, nic.prefixes)]
+    return [(of_vlan_0, *sent_as(ip, mac)[1:]) for ip, mac in (*addresses, *prefixes)]
 
 
 def may_leave_service(net: Network, server: Server) -> list[z3.BoolRef]:
@@ -193,6 +209,7 @@ __all__ = [
     "brought_to",
     "exactly",
     "from_outside",
+    "inside",
     "holdings",
     "lives",
     "may_leave",

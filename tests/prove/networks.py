@@ -9,13 +9,14 @@ The changes are those of a migration, as the controller makes them and in its or
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from prove.reach import End
 from retinue.core.migration import PlacementChange
 from retinue.core.migration.placement import placement_of
-from retinue.core.migration.states import Migration, MigrationState
+from retinue.core.migration.record import Migration, MigrationState
 from retinue.core.model import (
+    DEFAULT_VRF,
     Allowed,
     Assignment,
     BindingKind,
@@ -36,8 +37,12 @@ from support.fabric.networks import (
     holding6,
     nic_numbers,
     split,
+    tunnel_ends,
+    vm_ip,
     vm_port,
 )
+from support.fabric.tenants import BESIDE, Held, add_tenant
+from support.fabric.tenants import add_vm as add_tenants_vm
 
 SHARED, VIRTUAL = IPv4Address("10.1.0.200"), "00:00:5e:00:01:07"
 """An address that several may take, and a virtual router's MAC."""
@@ -51,6 +56,8 @@ class Moment:
     net: Network
     programs: dict[str, tuple[Program, ...]]
     cables: dict[End, End]
+    tunnels: dict[int, End]
+    """By its address on the IP network that joins leaves: each tunnel's end."""
     places: dict[str, frozenset[str]]
     """By NIC: the servers at which a frame for it may arrive; at one of them."""
     brought: dict[str, dict[str, frozenset[str]]] = field(default_factory=dict)
@@ -85,9 +92,9 @@ def cables(net: Network) -> dict[End, End]:
     found: dict[End, End] = {}
     pairs: list[tuple[End, End]] = []
     for link in net.links:
-        leaf, spine = net.port_number(link.leaf), net.port_number(link.spine)
+        leaf, spine = net.port_number(link.lower), net.port_number(link.upper)
         assert leaf is not None and spine is not None
-        pairs.append(((link.leaf.switch, leaf), (link.spine.switch, spine)))
+        pairs.append(((link.lower.switch, leaf), (link.upper.switch, spine)))
     for server in net.servers.values():
         at = net.location(server.id)
         if server.edge and at is not None:
@@ -130,7 +137,8 @@ def settled(case: Case, name: str) -> Moment:
                 copied.add(nic.port_id)
     held: dict[str, tuple[Program, ...]] = {s: (program,) for s, program in case.programs.items()}
     both = frozenset(copied)
-    return Moment(name, net, held, cables(net), places, brought, both, True, senders, senders)
+    joined = {int(address): end for end, address in tunnel_ends(net)}
+    return Moment(name, net, held, cables(net), joined, places, brought, both, True, senders, senders)
 
 
 def changing(case: Case, name: str, near: Near, change: Callable[[Network], object]) -> Iterator[Moment]:
@@ -155,6 +163,7 @@ def changing(case: Case, name: str, near: Near, change: Callable[[Network], obje
                 for switch, new in case.programs.items()
             },
             before.cables,
+            before.tunnels,
             {nic: before.places[nic] | after.places[nic] for nic in after.places},
             {nic: _either(before.brought[nic], after.brought[nic]) for nic in after.brought},
             before.copied | after.copied | _may_be_copied(before.net) | _may_be_copied(after.net),
@@ -229,6 +238,14 @@ def small() -> Case:
     return Case(net, "vm1", "server2")
 
 
+def tiers() -> Case:
+    """Two pods of a leaf and a spine, and a core between them; IPv4; a VM moves to the other pod."""
+    net = fabric(2, 1, (1, 2), cores=1)
+    add_vm(net, 1, 1)
+    add_vm(net, 2, 2)
+    return Case(net, "vm1", "server2")
+
+
 def dual() -> Case:
     """Two leaves and a spine; both families; a VM with two NICs moves to under another leaf."""
     net = fabric(2, 1, (1, 2))
@@ -241,11 +258,11 @@ def dual() -> Case:
 
 
 def vnets() -> Case:
-    """Two vnets of several subnets and both families, groups of servers with gateways of their own, an
-    address that two VMs may take with a virtual router's MAC, a trusted NIC; two spines. A VM moves under the
-    same leaf."""
+    """Two vnets of several subnets and both families, of which one takes smaller packets, groups of servers
+    with gateways of their own, an address that two VMs may take with a virtual router's MAC, a trusted NIC;
+    two spines. A VM moves under the same leaf."""
     net = fabric(2, 2, (1, 1, 2))
-    net.put_vnet(Vnet("shop", 42))
+    net.put_vnet(Vnet("shop", 42, mtu=1400))
     add_ipv6(net)
     net.add_subnet(
         Subnet("shop6", IPv6Network("fd00:2::/64"), IPv6Address("fd00:2::fe"), vnet="shop", slaac=True)
@@ -276,4 +293,51 @@ def far() -> Case:
     return replace(vnets(), vm="vm2", target="server3")
 
 
-NETWORKS: dict[str, Callable[[], Case]] = {"small": small, "dual": dual, "vnets": vnets, "far": far}
+def tenants() -> Case:
+    """A VRF with the addresses of the default one, and a subnet of its own; a VM with a NIC in each moves to
+    under another leaf."""
+    net = fabric(2, 1, (1, 2))
+    add_tenant(net, "red")
+    for number, at in ((2, 1), (3, 2)):
+        add_vm(net, number, at)
+    add_tenants_vm(net, "vm1", 1, [Held(1, "vm1", "red", vm_ip(2)), Held(17, "vm1", DEFAULT_VRF, vm_ip(1))])
+    add_tenants_vm(net, "vm4", 1, [Held(4, "vm4", "red", vm_ip(3))])
+    add_tenants_vm(net, "vm5", 2, [Held(5, "vm5", "red", BESIDE[7])])
+    return Case(net, "vm1", "server2")
+
+
+def vxlan() -> Case:
+    """As `tenants`, but VXLAN joins the leaves, over an IP network of others: one for each server, and one
+    with router and DHCP server."""
+    net = fabric(3, 0, (1, 2), over_ip=True)
+    add_tenant(net, "red")
+    for number, at in ((2, 1), (3, 2)):
+        add_vm(net, number, at)
+    add_tenants_vm(net, "vm1", 1, [Held(1, "vm1", "red", vm_ip(2)), Held(17, "vm1", DEFAULT_VRF, vm_ip(1))])
+    add_tenants_vm(net, "vm4", 1, [Held(4, "vm4", "red", vm_ip(3))])
+    return Case(net, "vm1", "server2")
+
+
+def routed() -> Case:
+    """Prefixes of both families are routed to a NIC that moves; one leaf, no spine."""
+    net = fabric(1, 0, (1, 1))
+    add_ipv6(net)
+    for number, at in ((1, 1), (2, 2)):
+        add_vm(net, number, at)
+        net.assign(holding6(number))
+    nic = net.vms["vm1"].nic
+    prefixes = (IPv4Network("10.9.0.0/28"), IPv6Network("fd00:9::/64"))
+    net.change_nic("vm1", nic, replace(nic, prefixes=prefixes))
+    return Case(net, "vm1", "server2")
+
+
+NETWORKS: dict[str, Callable[[], Case]] = {
+    "small": small,
+    "tiers": tiers,
+    "dual": dual,
+    "vnets": vnets,
+    "far": far,
+    "tenants": tenants,
+    "routed": routed,
+    "vxlan": vxlan,
+}

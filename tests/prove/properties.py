@@ -9,27 +9,34 @@
     (d) from one subnet to another, and so from one vnet to another, a frame comes only by being routed: with
         its time to live less one, from the gateway's MAC, or from its server's where a copy of it is made.
         What is no IP comes to no other NIC at all
+    (e) from one VRF to another no frame comes at all, nor from a machine at a leaf; and to no NIC one with a
+        tag of the fabric's own
 
 Each function yields what is wrong with a fate, with a frame that shows it.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import z3
 
 from prove import honest, wire
 from prove.networks import Moment
-from prove.reach import ROUND, Emission, End, Explorer, Fate
-from prove.terms import UNKNOWN, Bits, Sent, Value, all_of, undecided
-from retinue.core.model import NIC, VM, Network, Server, mac_to_int
+from prove.reach import ON_A_CABLE, ROUND, Emission, End, Explorer, Fate
+from prove.terms import UNKNOWN, Bits, Fields, Sent, Value, all_of, undecided
+from retinue.core.model import DEFAULT_VRF, NIC, VM, Network, Server, mac_to_int
 from retinue.core.pipeline.entry import Field, Output, PortNo
+from retinue.core.pipeline.underlay.vxlan import VNI_OF_VRF
 
-A, B, C, D = (
+NO_LEAFS, NO_VRFS = 0xAC10_4D07, 0xFFFF
+"""An address of no leaf's, and an identifier (VNI) of no VRF's."""
+A, B, C, D, E = (
     "a frame leaves from a source that its sender has not",
     "an honest frame does not arrive once at the right port",
     "a frame goes round",
     "a frame comes to another subnet without being routed",
+    "a frame comes to another VRF, or with a VRF's tag",
 )
 AMBIGUOUS = "two entries match a frame, and it is not said which counts"
 
@@ -60,6 +67,8 @@ class Door:
     """Of the uplink of an edge: the server to which the fabric brings frames here."""
     is_open: bool = False
     """The port may be open; if not, nothing that it sends may leave."""
+    beside: Fields = field(default_factory=lambda: ON_A_CABLE)
+    """What the port knows of frames beside what is in them: of a tunnel's end, from where they are."""
 
     @property
     def who(self) -> str:
@@ -99,6 +108,11 @@ def doors(moment: Moment) -> Iterator[Door]:
             yield Door((at.switch, number), server=server)
     for end in sorted(moment.cables):
         yield Door(end, brought_to=net.server_of_edge(end[0]))
+    vnis = [VNI_OF_VRF + vrf.tag for vrf in net.vrfs.values()]
+    for address, end in moment.tunnels.items():
+        for other, vni in product({*moment.tunnels, NO_LEAFS} - {address}, [*vnis, NO_VRFS]):
+            by_tunnel = {**ON_A_CABLE, Field.TUN_SRC: other, Field.TUN_DST: address, Field.TUNNEL_ID: vni}
+            yield Door(end, beside=by_tunnel)
 
 
 def check(explorer: Explorer, moment: Moment, door: Door, tally: Tally) -> Iterator[Counterexample]:
@@ -106,7 +120,7 @@ def check(explorer: Explorer, moment: Moment, door: Door, tally: Tally) -> Itera
     asked = _Asked(explorer, moment, door, tally)
     tally.doors += 1
     before = explorer.checks
-    for fate in explorer.fates(door.at):
+    for fate in explorer.fates(door.at, door.beside):
         tally.fates += 1
         if fate.trouble:
             what = C if fate.trouble == ROUND else AMBIGUOUS
@@ -143,30 +157,35 @@ class _Asked:
         """The honest frames that come in by the door."""
         macs = [nic.mac for vm in self.net.vms.values() for nic in vm.nics]
         receivers = [to for to in honest.holdings(self.net) if to.nic is not self.door.nic]
+        anybody = z3.BoolVal(True)
+        sources: list[tuple[str, tuple[Bits, ...], z3.BoolRef]]
         if self.door.nic is not None and self.door.sends_here:
-            sources = [(own, z3.BoolVal(True)) for own in self.own]
+            sources = [(self.net.vrf_of(self.door.nic), own, anybody) for own in self.own]
         elif self.door.server is not None and self.door.server is self.router:
+            gateway = self.net.gateway_mac
             sources = [
-                (honest.to_gateway(self.net.gateway_mac, v), honest.from_outside(self.net, v))
+                (DEFAULT_VRF, honest.to_gateway(gateway, v), honest.from_outside(self.net, v))
                 for v in honest.versions(self.net)
             ]
         elif (here := self.door.brought_to) is not None:
             receivers = [to for to in receivers if here.id in self.moment.brought[to.nic.port_id]]
             sources = [
-                (honest.brought_to(here, self.net.gateway_mac, v), z3.BoolVal(True))
+                (vrf.id, honest.brought_to(here, self.net.gateway_mac, v, vrf.tag), anybody)
                 for v in honest.versions(self.net)
+                for vrf in self.net.vrfs.values()
             ]
         else:
             return
-        for sent, source in sources:
+        for vrf, sent, source in sources:
             version = honest.version_of(sent)
             always = (source, honest.ordinary(version), honest.lives())
             for to in receivers:
-                if to.ip.version == version:
+                if (to.vrf, to.ip.version) == (vrf, version):
                     others = tuple(mac for mac in macs if mac != to.nic.mac)
-                    at = honest.exactly(honest.DST[version], int(to.ip))
+                    at = honest.inside(honest.DST[version], to.ip)
                     yield _Way(to, (*sent, at), z3.And(*always, honest.to_one(others)))
-            routes = () if self.router is None or self.door.nic is None else self.router.routes
+            has_way_out = self.door.nic is not None and vrf == DEFAULT_VRF
+            routes = self.router.routes if self.router is not None and has_way_out else ()
             if any(prefix.version == version for prefix in routes):
                 away = honest.outside(self.net, version)
                 yield _Way(None, sent, z3.And(*always, away, honest.to_one(tuple(macs))))
@@ -263,6 +282,8 @@ class _Asked:
             yield from self.wrong(B, why, fate, *conditions)
         for name in (honest.SRC[version], honest.DST[version], Field.IP_PROTO, Field.VLAN_VID):
             untagged = name is Field.VLAN_VID and arrived.fields[name] == 0
+            if name is Field.VLAN_VID and self.door.brought_to and self.net.vrfs[to.vrf].tag and not untagged:
+                yield from self.wrong(E, f"to {to.ip}: its tag is left", fate, *conditions)
             if arrived.fields[name] != Sent(name) and not untagged:
                 yield from self.wrong(B, f"to {to.ip}: its {name.name.lower()} is another", fate, *conditions)
 
@@ -295,6 +316,13 @@ class _Asked:
 
     def _comes_rightly(self, fate: Fate, arrived: Emission, vm: VM, nic: NIC) -> Iterator[Counterexample]:
         what = f"from {self.door.who} to NIC {nic.port_id}"
+        if self.net.vrf_of(self.door.nic) != self.net.vrf_of(nic):
+            yield from self.wrong(E, f"{what}: they are in different VRFs", fate)
+        tagged = UNKNOWN[Field.VLAN_VID] != 0  # It may have a tag of the sender's: none that is taken.
+        if arrived.fields[Field.VLAN_VID] == Sent(Field.VLAN_VID):
+            yield from self.wrong(E, f"{what}: it has a tag", fate, tagged)
+        elif arrived.fields[Field.VLAN_VID] != 0:
+            yield from self.wrong(E, f"{what}: it has a tag of the fabric's", fate)
         if fate.known.get(Field.ETH_TYPE) not in [(kind, 0xFFFF) for kind in honest.ETH_TYPE.values()]:
             no_ip = z3.And(*(UNKNOWN[Field.ETH_TYPE] != kind for kind in honest.ETH_TYPE.values()))
             yield from self.wrong(D, f"{what}: it is no IP", fate, no_ip)

@@ -1,6 +1,6 @@
 """Every way that frames may go which come in at a port: symbolic execution of the switches' entries.
 
-What a switch does is what `support/fakes/switch.py` does, with unknowns in place of bytes: of a table the
+What a switch does is what `core/forwarding/switch.py` does, with unknowns in place of bytes: of a table the
 entry of the highest priority that matches; its actions in order; then the next table. Where an entry may
 match or not, the frame goes both ways, each with the condition under which it does. A select group may choose
 any bucket.
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import z3
 
 from prove.terms import (
+    SIZE,
     TAGGED,
     UNKNOWN,
     Fields,
@@ -32,6 +33,7 @@ from prove.terms import (
 from retinue.core.pipeline.compiler import Program
 from retinue.core.pipeline.entry import (
     Action,
+    CheckLarger,
     DecTtl,
     Field,
     Flow,
@@ -45,16 +47,22 @@ from retinue.core.pipeline.entry import (
     SetField,
     ToGroup,
 )
+from retinue.core.pipeline.responders.too_big import ETHERNET, TAG
 
-MAX_HOPS = 16
-"""Switches that a frame may go through. The longest way there is has 13: brought to where a VM was, sent on
-to where it is, and copied back."""
+MAX_HOPS = 32
+"""Switches that a frame may go through. The longest way there is has 19, in three tiers: brought to where
+a VM was, sent on to where it is, and copied back."""
 
 ROUND = f"it has gone through {MAX_HOPS} switches, and goes on"
 TIE = "two entries of one priority match, and do not do the same"
 
 End = tuple[str, int]
 """A switch and one of its ports."""
+
+
+NO_TUNNELS: Mapping[int, End] = {}
+ON_A_CABLE: Fields = {Field.METADATA: 0, Field.TUNNEL_ID: 0, Field.TUN_SRC: 0, Field.TUN_DST: 0}
+"""What is beside a frame that has come by a cable."""
 
 
 class UndecidedError(Exception):
@@ -179,9 +187,17 @@ def _overlap(one: Flow, other: Flow) -> bool:
 class Explorer:
     """Follows frames through switches. `programs`: by switch, the programs of which it has one."""
 
-    def __init__(self, programs: Mapping[str, Sequence[Program]], cables: Mapping[End, End]) -> None:
+    def __init__(
+        self,
+        programs: Mapping[str, Sequence[Program]],
+        cables: Mapping[End, End],
+        tunnels: Mapping[int, End] = NO_TUNNELS,
+    ) -> None:
+        """`tunnels`: by its address on the IP network that joins all of them, each tunnel's end."""
         self.programs = programs
         self.cables = cables
+        self.tunnels = tunnels
+        self._addresses = {end: address for address, end in tunnels.items()}
         self.checks = 0
         """Questions to the solver so far."""
         self._solver = z3.Solver()
@@ -220,13 +236,13 @@ class Explorer:
 
     # ---- the ways ----
 
-    def fates(self, at: End) -> Iterator[Fate]:
-        """What becomes of frames that come in at a port.
+    def fates(self, at: End, beside: Fields = ON_A_CABLE) -> Iterator[Fate]:
+        """What becomes of frames that come in at a port; `beside`: what the port knows of them.
 
         Every frame has one of the fates, or several where switches choose. Questions about a fate are asked
         before the next one is taken.
         """
-        first = _OnItsWay(at[0], 0, anything(at[1]), (Hop(*at),))
+        first = _OnItsWay(at[0], 0, {**anything(at[1]), **beside}, (Hop(*at),))
         yield from self._follow(Fate(at, _waiting=(first,)))
 
     def _follow(self, fate: Fate) -> Iterator[Fate]:
@@ -295,7 +311,9 @@ class Explorer:
                 return
         resubmits = [action for action in flow.actions if isinstance(action, Resubmit)]
         assert not resubmits or (resubmits == [flow.actions[-1]] and flow.goto is None), "looked up twice"
-        outcomes = self._act(flow.actions, [_Outcome([], dict(frame.fields))], key[:2])
+        seen = dict(frame.fields)
+        seen.update((name, tag) for name, tag, mask in flow.match if name is Field.VLAN_VID and mask is None)
+        outcomes = self._act(flow.actions, [_Outcome([], seen)], key[:2])
         for outcome in outcomes:
             if not outcome.conditions:
                 yield from self._follow(self._after(fate, frame, flow, hops, outcome))
@@ -319,14 +337,23 @@ class Explorer:
                 told.append(Told(fields, hops))
                 continue
             emission = Emission(frame.switch, port, fields, hops)
+            own = self._addresses.get((frame.switch, port))
+            peer, beside = self.cables.get((frame.switch, port)), ON_A_CABLE
+            if own is not None:
+                to = fields[Field.TUN_DST]
+                assert isinstance(to, int)
+                peer = self.tunnels.get(to)
+                beside = {**ON_A_CABLE, Field.TUN_SRC: own, Field.TUN_DST: to}
+                beside[Field.TUNNEL_ID] = fields[Field.TUNNEL_ID]
+                if peer is None:
+                    continue  # The IP network has nobody with that address.
             sent.append(emission)
-            peer = self.cables.get((frame.switch, port))
             if peer is None:
                 arrived.append(emission)
             elif len(hops) >= MAX_HOPS:
                 trouble = ROUND
             else:
-                there = {**fields, Field.IN_PORT: peer[1]}
+                there = {**fields, **beside, Field.IN_PORT: peer[1]}
                 waiting.append(_OnItsWay(peer[0], 0, there, (*hops, Hop(*peer))))
         table = flow.goto if outcome.resubmitted is None else outcome.resubmitted
         if table is not None and not outcome.ended:
@@ -371,6 +398,8 @@ class Explorer:
                 outcome.resubmitted = table
             case DecTtl():
                 return _time_goes(outcome)
+            case CheckLarger():
+                return _of_either_size(action, outcome)
             case ToGroup(number):
                 buckets = self._groups[(*program, number)].buckets
                 return [self._bucket(bucket, outcome, program) for bucket in buckets] or [outcome]
@@ -395,6 +424,18 @@ def _time_goes(outcome: _Outcome) -> list[_Outcome]:
     goes_on.conditions.append(z3.UGT(sent, held.minus + 1))
     goes_on.fields[Field.IP_TTL] = Sent(Field.IP_TTL, held.minus + 1)
     return [over, goes_on]
+
+
+def _of_either_size(check: CheckLarger, outcome: _Outcome) -> list[_Outcome]:
+    """A frame that is larger than this, and one that is not; its packet is as large as it was sent."""
+    held, tag = outcome.fields[check.field], outcome.fields[Field.VLAN_VID]
+    assert isinstance(held, int), "the answer is kept beside the frame"
+    most = check.size - ETHERNET - (TAG if isinstance(tag, int) and tag else 0)
+    found = [outcome.copy(), outcome.copy()]
+    for is_larger, one in enumerate(found):
+        one.fields[check.field] = held & ~(1 << check.bit) | is_larger << check.bit
+        one.conditions.append(z3.UGT(SIZE, most) if is_larger else z3.ULE(SIZE, most))
+    return found
 
 
 def _in_port(flow: Flow) -> int | None:

@@ -9,6 +9,7 @@ from prove import honest, words
 from prove.networks import NETWORKS, Moment, moments
 from prove.properties import Counterexample, Tally, check, doors
 from prove.reach import Explorer
+from retinue.core.model import DEFAULT_VRF
 
 SHOWN = 3
 """Counter-examples of one kind that are shown of a moment; the others are counted."""
@@ -32,7 +33,7 @@ class Result:
 
 def examine(moment: Moment, tally: Tally) -> Iterator[Counterexample]:
     """All that is wrong at a moment. Raises NothingProvedError when an honest pair was never looked at."""
-    explorer = Explorer(moment.programs, moment.cables)
+    explorer = Explorer(moment.programs, moment.cables, moment.tunnels)
     for door in doors(moment):
         yield from check(explorer, moment, door, tally)
     missing = wanted_pairs(moment) - tally.pairs
@@ -48,10 +49,11 @@ def wanted_pairs(moment: Moment) -> set[tuple[str, str]]:
         (f"NIC {one.nic.port_id}", f"NIC {to.nic.port_id}")
         for one in sending
         for to in held
-        if one.nic != to.nic and one.ip.version == to.ip.version
+        if one.nic != to.nic and (one.vrf, one.ip.version) == (to.vrf, to.ip.version)
     }
-    pairs |= {(f"NIC {one.nic.port_id}", "outside") for one in sending}
-    return pairs | {("server router", f"NIC {to.nic.port_id}") for to in held}
+    # A VRF other than the default one has no way out, nor in.
+    pairs |= {(f"NIC {one.nic.port_id}", "outside") for one in sending if one.vrf == DEFAULT_VRF}
+    return pairs | {("server router", f"NIC {to.nic.port_id}") for to in held if to.vrf == DEFAULT_VRF}
 
 
 @cache

@@ -18,7 +18,7 @@ Bits = tuple[Field, int, int]
 """Of a field as it was sent: the bits of the mask (third) have this value (second)."""
 Known = Mapping[Field, tuple[int, int]]
 """By field: value and mask of the bits that are known."""
-BESIDE = (Field.IN_PORT, Field.METADATA, Field.TUNNEL_ID)
+BESIDE = (Field.IN_PORT, Field.METADATA, Field.TUNNEL_ID, Field.TUN_SRC, Field.TUN_DST)
 """What is not in the frame, and known where it comes in."""
 TAGGED = 0x1000
 
@@ -47,6 +47,10 @@ UNKNOWN: dict[Field, z3.BitVecRef] = {
     field: z3.BitVec(field.name.lower(), width(field)) for field in Field if field not in BESIDE
 }
 """What is sent."""
+
+
+SIZE = z3.BitVec("size", 16)
+"""Bytes of the packet that is sent, its Ethernet header and tags not counted."""
 
 
 def anything(in_port: int) -> dict[Field, Value]:

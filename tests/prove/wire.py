@@ -6,9 +6,9 @@ from functools import cache
 import z3
 
 from prove.terms import TAGGED, UNKNOWN
+from retinue.core.forwarding.header import ARP, ICMP, ICMPV6, IPV4, IPV6, NO_TYPE, RARP, TCP, UDP
 from retinue.core.packets import checksum
 from retinue.core.pipeline.entry import FIELD_BYTES, Field
-from support.fakes.header import ARP, ICMP, ICMPV6, IPV4, IPV6, NO_TYPE, RARP, TCP, UDP
 
 _OF_ARP = (Field.ARP_OP, Field.ARP_SHA, Field.ARP_SPA, Field.ARP_THA, Field.ARP_TPA)
 _OF_ND = (Field.IPV6_ND_TARGET, Field.IPV6_ND_SLL, Field.IPV6_ND_TLL)

@@ -29,10 +29,13 @@ def serving(controller: Callable[[], Controller], api: Callable[[Controller], Ap
         await serves.stop()
         await controls.stop()
 
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    # A daemon: what cannot be started is told by the test that fails, and holds up nobody's end.
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
     thread.start()
     with structlog.testing.capture_logs():
         port, loop, end = up.get(timeout=60)
-        yield port
-        loop.call_soon_threadsafe(end.set)
-        thread.join()
+        try:
+            yield port
+        finally:
+            loop.call_soon_threadsafe(end.set)
+            thread.join()

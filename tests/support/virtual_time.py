@@ -9,6 +9,8 @@ import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from retinue.patience import lateness
+
 T = TypeVar("T")
 
 
@@ -40,8 +42,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def pass_over(seconds: float) -> None:
-    """Let the running loop's clock jump ahead: what was to come within that time is due."""
+    """Let the running loop's clock jump ahead: what was to come within that time is due, and the loop not
+    late."""
     loop = asyncio.get_running_loop()
+    lateness().seconds -= seconds
     clock = loop.time
     loop.time = lambda: clock() + seconds  # type: ignore[method-assign]
 

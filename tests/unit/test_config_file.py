@@ -94,3 +94,23 @@ def test_the_longest_path_of_a_socket_is_the_systems(tmp_path: Path) -> None:
             wire.connect(longest)
         with pytest.raises(OSError, match="too long"):
             wire.connect(longest + "x")
+
+
+def test_a_longer_path_of_a_socket_leads_through_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 200)
+    folder.mkdir()
+    fds = len(list(Path("/proc/self/fd").iterdir()))
+    with socket.socket(socket.AF_UNIX) as heard, socket.socket(socket.AF_UNIX) as wire:
+        with socket_addresses.short_path(folder / "a.sock") as path:
+            heard.bind(path)
+        heard.listen()
+        with socket_addresses.short_path(folder / "a.sock") as path:
+            wire.connect(path)
+    assert (folder / "a.sock").is_socket()
+    assert len(list(Path("/proc/self/fd").iterdir())) == fds, "the folder is closed"
+    with pytest.raises(FileNotFoundError), socket_addresses.short_path(folder / "none" / "a.sock"):
+        pass
+    with pytest.raises(OSError, match="107 bytes at most"), socket_addresses.short_path(folder / ("y" * 120)):
+        pass
+    with socket_addresses.short_path(tmp_path / "a.sock") as path:
+        assert path == str(tmp_path / "a.sock"), "one that fits is as it is"

@@ -1,6 +1,7 @@
 """What the agent answers those on its own server, at a socket (see `lines`).
 
     {"do": "vms"}                               -> {"vms": [{"id", "mac", "runs", "since", "port", ...}, ...]}
+    {"do": "leases"}                            -> {"leases": [{"vm", "mac", "ip", "server", ...}, ...]}
     {"do": "consoles", "vm"}                    -> {"consoles": [...]}: files of what it wrote on its consoles
     {"do": "take", "vm": {"id", "mac", "server"}, "migration", "source"}
                                                 -> {"memory_at"}: wait for a VM that is brought here
@@ -21,8 +22,9 @@ from typing import Any
 import msgspec
 
 from retinue.agent.dispatcher import Dispatcher
+from retinue.agent.renewal.lease_notes import LeaseNotes
 from retinue.agent.vms.local_vm import LocalVM
-from retinue.core.migration.endpoint import Plugged
+from retinue.core.migration.presence import Plugged
 from retinue.host.errors import HostError
 from retinue.host.taps import tap_name
 from retinue.protocol import json_lines
@@ -43,14 +45,23 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     memory_at: str = ""
 
 
-def serving(path: Path, dispatcher: Dispatcher) -> AbstractAsyncContextManager[None]:
-    """Listen at `path` inside the context."""
-    return json_lines.serving(path, functools.partial(answer, dispatcher))
+def serving(
+    path: Path, dispatcher: Dispatcher | None, leases: LeaseNotes | None = None
+) -> AbstractAsyncContextManager[None]:
+    """Listen at `path` inside the context. Without a dispatcher, where others run the VMs, only leases are
+    shown."""
+    return json_lines.serving(path, functools.partial(answer, dispatcher, leases=leases))
 
 
-async def answer(dispatcher: Dispatcher, line: bytes) -> dict[str, Any]:
+async def answer(
+    dispatcher: Dispatcher | None, line: bytes, leases: LeaseNotes | None = None
+) -> dict[str, Any]:
     try:
         request = msgspec.json.decode(line, type=Request)
+        if request.do == "leases":
+            return {"leases": [] if leases is None else leases.shown()}
+        if dispatcher is None:
+            raise RequestError(f"cannot do {request.do!r}: others run the VMs of this server")
         match request.do, request.vm:
             case "vms", _:
                 return {"vms": [shown(vm) for vm in dispatcher.vms.values()]}
@@ -67,7 +78,7 @@ async def answer(dispatcher: Dispatcher, line: bytes) -> dict[str, Any]:
                 await dispatcher.by_hand.drop(_known(dispatcher, vm))
                 return {}
             case other, _:
-                raise RequestError(f"cannot do {other!r} so: it is vms, consoles, take, give or drop")
+                raise RequestError(f"cannot do {other!r} so: it is vms, leases, consoles, take, give or drop")
     except (msgspec.DecodeError, RequestError, HostError) as error:
         return {"error": str(error)}
 

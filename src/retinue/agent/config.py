@@ -10,6 +10,7 @@ from typing import Annotated
 import msgspec
 
 from retinue.config_file import ConfigError, ConfigTable, TlsTable, read
+from retinue.core.model import ModelError, entity_id
 from retinue.core.placement import PressureRule
 from retinue.host.errors import HostError
 from retinue.hypervisor.libvirt.migration_uri import transport
@@ -17,6 +18,10 @@ from retinue.socket_addresses import endpoint
 
 KINDS = {"tcg": "qemu", "kvm": "kvm"}
 """By accelerator, what libvirt calls a domain of it."""
+
+
+MOST_PEERS = 64
+"""Agents that are asked for the lease of each VM that arrives."""
 
 
 class VMTable(ConfigTable, frozen=True):
@@ -61,6 +66,9 @@ class ContentTable(ConfigTable, frozen=True):
     """Where; "": the folder content in the agent's own."""
     quota_mib: int = 65536
     """Of all chunks together."""
+    cache: bool = False
+    """This server is a cache: it runs no VMs, fetches what servers ask it for, and lets go of what nobody has
+    asked for the longest where the quota is used up."""
 
 
 class MobilityTable(ConfigTable, frozen=True):
@@ -83,21 +91,53 @@ class MobilityTable(ConfigTable, frozen=True):
         return PressureRule(cpu, memory, self.seconds, bandwidth)
 
 
+class DomainTable(ConfigTable, frozen=True):
+    """[[domain]]: another domain, whose agents bring VMs here and take VMs in."""
+
+    id: str
+    ca: str
+    """The file with its authority."""
+    listen: str
+    """Where its agents bring VMs: host:port, another than that for the own domain."""
+
+
+class AloneTable(ConfigTable, frozen=True):
+    """[alone]: without a controller of ours; the leases of VMs that others run are renewed as they arrive."""
+
+    qmp: list[str]
+    """QMP sockets of their QEMUs, for this agent alone; with * and ?, such as /run/vms/*.qmp."""
+    peers: dict[str, str] = {}
+    """By server, HOST:PORT of the agents from where VMs come: they know their leases."""
+    snooping_table: str = ""
+    """Socket of an adapter to the snooping table of this server's switch; "": none."""
+
+
 class AgentConfig(ConfigTable, frozen=True):
     """The whole file. Without [tls] the agent starts only where `plaintext` says that this is meant."""
 
     server: str
     """The id by which the controller knows this server."""
-    controller: str
     listen: str
     folder: str
-    bridge: str
+    bridge: str = ""
+    """The Open vSwitch bridge of the VMs' ports; "", without a controller: another kind of switch; a cache
+    needs none."""
+    controller: str = ""
+    """Its URL, of several controllers all of theirs with commas between them; "": there is none of ours, see
+    [alone]."""
+    alone: AloneTable | None = None
     vm: VMTable | None = None
     libvirt: LibvirtTable | None = None
+    disk_folder: str = ""
+    """Where the overlays of VMs' private disks are; "": the folder disks in the agent's own."""
+    disk_paths: list[str] = []
+    """Folders in which the bases and shared files of VMs' disks may be that are given by a path; none: only
+    images by their names. A manager cannot have a VM read, or write, any other file of the server."""
     content: ContentTable = ContentTable()
     mobility: MobilityTable = MobilityTable()
     tls: TlsTable | None = None
     plaintext: bool = False
+    domain: list[DomainTable] = []
 
     @property
     def endpoint(self) -> tuple[str, int]:
@@ -111,6 +151,12 @@ def load(path: Path) -> AgentConfig:
         endpoint(config.listen)
     except ValueError as error:
         raise ConfigError(f"{path}: listen: {error}") from error
+    for key, value in [
+        ("disk_folder", config.disk_folder),
+        *(("disk_paths", one) for one in config.disk_paths),
+    ]:
+        if value and not value.startswith("/"):
+            raise ConfigError(f"{path}: {key}: {value!r} is not an absolute path")
     if problem := _contradiction(config):
         raise ConfigError(f"{path}: {problem}")
     if config.content.quota_mib < 1:
@@ -120,13 +166,25 @@ def load(path: Path) -> AgentConfig:
             f"{path}: there is no [tls]: make certificates with `retinue pki`, or say `plaintext = true` "
             "if nobody but you is on that network"
         )
+    if problem := _wrong_domain(config):
+        raise ConfigError(f"{path}: {problem}")
     tls = config.tls and config.tls.beside(path.parent)
-    return msgspec.structs.replace(config, tls=tls)
+    domains = [msgspec.structs.replace(domain, ca=str(path.parent / domain.ca)) for domain in config.domain]
+    return msgspec.structs.replace(config, tls=tls, domain=domains)
 
 
 def _contradiction(config: AgentConfig) -> str:
     """What the tables about VMs do not agree on; "" when they do."""
+    if config.alone is not None or not config.controller:
+        return _contradiction_alone(config)
+    if config.content.cache:
+        kept = {"[vm]": config.vm, "[libvirt]": config.libvirt, "[[domain]]": config.domain}
+        if found := [name for name, table in kept.items() if table]:
+            return f"content.cache: a cache runs no VMs: leave out {', '.join(found)}"
+        return ""
     vm, libvirt = config.vm, config.libvirt
+    if not config.bridge:
+        return "bridge: which Open vSwitch bridge are the VMs' ports in?"
     if libvirt is None:
         return "" if vm is not None else "there is neither [vm] nor [libvirt]: nothing could run VMs here"
     if vm is not None and vm.wrapper:
@@ -141,4 +199,45 @@ def _contradiction(config: AgentConfig) -> str:
             transport(libvirt.control)
         except HostError as error:
             return f"libvirt.control: {error}"
+    return ""
+
+
+def _wrong_domain(config: AgentConfig) -> str:
+    """What cannot be in the tables [[domain]]; "" when they are well."""
+    if config.domain and config.tls is None:
+        return "agents of two domains speak TLS; add the table [tls]"
+    ids = [domain.id for domain in config.domain]
+    for domain in config.domain:
+        try:
+            entity_id(domain.id, "a domain")
+            endpoint(domain.listen)
+        except ModelError as error:
+            return str(error)
+        except ValueError as error:
+            return f"domain {domain.id}: listen: {error}"
+        if ids.count(domain.id) > 1:
+            return f"domain {domain.id} is given twice"
+    return ""
+
+
+def _contradiction_alone(config: AgentConfig) -> str:
+    alone = config.alone
+    if alone is None:
+        return "there is neither controller nor [alone]: nobody would say what is to be done"
+    if config.controller:
+        return "[alone] is for servers without a controller: leave one of the two out"
+    if config.vm is not None or config.libvirt is not None:
+        return "[alone]: others run the VMs, so there is neither [vm] nor [libvirt]"
+    if not alone.qmp:
+        return "alone.qmp: name at least one QMP socket, such as /run/vms/*.qmp"
+    for pattern in alone.qmp:
+        if not pattern.startswith("/"):
+            return f"alone.qmp: {pattern!r} is not an absolute path"
+    if len(alone.peers) > MOST_PEERS:
+        return f"alone.peers: {len(alone.peers)} are more than {MOST_PEERS}"
+    for server, address in alone.peers.items():
+        try:
+            endpoint(address)
+        except ValueError as error:
+            return f"alone.peers: {server}: {error}"
     return ""

@@ -19,11 +19,12 @@ from retinue.agent.migration.peer import Transfer
 from retinue.agent.migrations_by_hand import MigrationsByHand
 from retinue.agent.vms import nic_ports
 from retinue.agent.vms.authority import Authority, SoleAuthority
+from retinue.agent.vms.disks import Disks
 from retinue.agent.vms.libvirt import LibvirtAuthority
 from retinue.agent.vms.local_vm import Bypassed, LocalMachine, LocalVM, Ports, ended, unknown
 from retinue.core.migration import MigrationState
-from retinue.core.migration import endpoint_steps as e
-from retinue.core.migration.endpoint import HandedOver, Running
+from retinue.core.migration import endpoint_events as e
+from retinue.core.migration.presence import HandedOver, Running
 from retinue.core.model import Ending, Power
 from retinue.host.errors import HostError
 from retinue.hypervisor import (
@@ -63,6 +64,7 @@ class Dispatcher:
         spec: Callable[[VMRecord], VMSpec],
         transfer: Transfer,
         bypassed: Bypassed = unknown,
+        disks: Disks | None = None,
     ) -> None:
         self.server = server
         self.reports = Reports(rest)
@@ -73,8 +75,9 @@ class Dispatcher:
         if managed is not None:
             self._authority = LibvirtAuthority(server, managed, ports, spec)
         self._lifecycle = VMLifecycle(
-            server, hypervisor, self._authority, ports, spec, transfer, self._vm_reports, bypassed
+            server, hypervisor, self._authority, ports, spec, transfer, self._vm_reports, bypassed, disks
         )
+        self._disks = self._lifecycle.disks
         self._follower = None if managed is None else LibvirtFollower(self._lifecycle, managed, ports)
         self.vms, self.consoles = self._lifecycle.vms, self._lifecycle.consoles
         self.by_hand = MigrationsByHand(self._lifecycle, transfer)
@@ -114,7 +117,7 @@ class Dispatcher:
             case EventType.PORT_REMOVED if event.vm_id in self.vms:
                 self._look_at_port(self.vms[event.vm_id])
             case EventType.VM_REMOVED if vm:
-                if vm.id in self.vms or not self._authority.exclusive:
+                if vm.id in self.vms or not self._authority.exclusive or self._disks.has(vm.id):
                     self._order(self._lifecycle.local_vm(vm), e.Remove())
                 else:
                     self._lifecycle.forget(vm)
@@ -205,6 +208,7 @@ class Dispatcher:
                 self._catch_up_with_vm(vm)
             if vm.id not in migrating:
                 await self._authority.registered(vm, self.vms.get(vm.id))
+                self._lifecycle.changes += 1
         records = {vm.id: vm for vm in vms}
         for migration in migrations:
             self._catch_up_with(migration, records.get(migration.vm))
@@ -212,8 +216,8 @@ class Dispatcher:
     def _give_up(self, id: str) -> None:
         """End what is here of a VM that the operator has removed, or has running elsewhere since this server
         was called dead."""
-        if self._authority.exclusive and id in self.vms:
-            self._order(self.vms[id], e.Remove())
+        if self._authority.exclusive and (id in self.vms or self._disks.has(id)):
+            self._order(self._lifecycle.get_or_unknown(id), e.Remove())
 
     def _catch_up_with_vm(self, vm: VMRecord) -> None:
         """What runs is reported, and what is to run is started: a VM that is off, or has crashed, is not."""
@@ -225,15 +229,18 @@ class Dispatcher:
             if here is not None and here.runs and self._authority.exclusive:
                 self._order(here, e.Start())  # It runs here, whatever its migration has come to.
         elif lost is not None and here is None:
-            why = f"its QEMU had ended when the agent of {self.server} started"
-            self._lifecycle.report_end(vm, lost, why if lost is Ending.CRASHED else "")
-            self._order(self._lifecycle.local_vm(vm), e.Register())
+            self._had_ended(vm, lost)
         elif vm.power is not Power.RUNNING or vm.state is VMState.CRASHED:
             self._off(vm, here)
         elif vm.state is VMState.REGISTERED:
             self.on_event(ControllerEvent(EventType.VM_REGISTERED, vm=vm))
         else:
             self.on_event(ControllerEvent(EventType.VM_READY, vm=vm))
+
+    def _had_ended(self, vm: VMRecord, how: Ending) -> None:
+        why = f"its QEMU had ended when the agent of {self.server} started"
+        self._lifecycle.report_end(vm, how, why if how is Ending.CRASHED else "")
+        self._order(self._lifecycle.local_vm(vm), e.Register())
 
     def _off(self, vm: VMRecord, here: LocalVM | None) -> None:
         """A VM that is not to run keeps its port here; that it is to stop may have been missed."""
@@ -250,6 +257,13 @@ class Dispatcher:
             self.on_event(ControllerEvent(type, vm=record, migration=migration))
 
         vm = self.vms.get(migration.vm)
+        comes = migration.target == self.server and migration.state in MAY_HAVE_HANDED_OVER
+        if comes and vm is None and (lost := self._lost.pop(migration.vm, None)) is not None:
+            # What has ended here had run here, told or not: the source has but a past of it.
+            self._vm_reports.of_migration(migration.vm, migration.id, Report.RESUMED, at=time.time())
+            if record is not None:
+                self._had_ended(record, lost)
+            return
         if vm is not None and vm.handed_over and migration.state in MAY_HAVE_HANDED_OVER:
             # The agent before this one may have ended before it said so, and the target's report waits for
             # it.
@@ -287,6 +301,11 @@ class Dispatcher:
     def machines(self) -> list[LocalMachine]:
         return [vm.machine for vm in self.vms.values() if vm.machine is not None]
 
+    @property
+    def changes(self) -> int:
+        """As VMWorkers."""
+        return self._lifecycle.changes
+
     def listener(self, vm: str) -> Callable[[Event], None]:
         """For a machine of this VM that is about to be adopted.
 
@@ -320,6 +339,7 @@ class Dispatcher:
             if self._authority.exclusive:
                 await machine.quit()
             self.vms.pop(spec.id, None)
+            self._lifecycle.changes += 1
             return
         vm.machine = machine
         vm.presence = HandedOver() if handed_over else Running(time.time())

@@ -5,7 +5,7 @@ from typing import Any
 from retinue.agent.lifecycle import VMLifecycle
 from retinue.agent.vms import nic_ports, power
 from retinue.agent.vms.local_vm import LocalVM, Ports
-from retinue.core.migration import endpoint_steps as e
+from retinue.core.migration import endpoint_events as e
 from retinue.hypervisor import ManagedHypervisor, RunState
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
 

@@ -18,12 +18,15 @@ from retinue.agent.migration.source import SourceEnd
 from retinue.agent.migration.target import TargetEnd
 from retinue.agent.vms import nic_changes, nic_ports, power
 from retinue.agent.vms.authority import Authority, SplitBrainRiskError
+from retinue.agent.vms.disks import Disks, ImageAwayError, NoDisks
 from retinue.agent.vms.local_vm import Bypassed, LocalVM, Ports, ended
 from retinue.agent.vms.workers import FIRST_PAUSE, LONGEST_PAUSE, VMWorkers
 from retinue.core.migration import IllegalEventError, events
-from retinue.core.migration import endpoint_steps as e
-from retinue.core.migration.endpoint import Absent, Incoming, Outgoing, Settle, settle_first, step
-from retinue.core.model import Ending
+from retinue.core.migration import endpoint_effects as fx
+from retinue.core.migration import endpoint_events as e
+from retinue.core.migration.endpoint import Settle, settle_first, step
+from retinue.core.migration.presence import Absent, Incoming, Outgoing, Plugged
+from retinue.core.model import Ending, Power
 from retinue.host.errors import HostError
 from retinue.hypervisor import Event, Exited, Hypervisor, OnEvent, StartedAnew, VMSpec
 from retinue.protocol.migrations import MigrationRecord, Report
@@ -34,6 +37,8 @@ log = structlog.get_logger()
 
 UNDOES = (e.Remove, e.FreeSource, e.RollBackAtTarget)
 """Orders after which nothing of the VM is to be here."""
+IMAGE_SECONDS = 1.0
+"""That a start waits for an image, before it lets the VM's other orders pass; then it is tried again."""
 
 
 class VMLifecycle(VMWorkers):
@@ -52,12 +57,14 @@ class VMLifecycle(VMWorkers):
         transfer: Transfer,
         reports: VMReports,
         bypassed: Bypassed,
+        disks: Disks | None = None,
     ) -> None:
         super().__init__()
         self.server = server
         self.hypervisor = hypervisor
         self.authority = authority
         self.ports = ports
+        self.disks: Disks = disks or NoDisks()
         self.consoles: dict[str, list[Path]] = {}
         """By VM, of every machine it has had here, oldest first; until the VM is removed for good."""
         self._spec = spec
@@ -65,7 +72,7 @@ class VMLifecycle(VMWorkers):
         self._reports = reports
         self._source = SourceEnd(hypervisor, authority, transfer, reports, bypassed, self.learn)
         self._target = TargetEnd(
-            hypervisor, authority, transfer, spec, reports, bypassed, self.learn, self.listener
+            hypervisor, authority, transfer, spec, reports, bypassed, self.learn, self.listener, self.disks
         )
 
     # ---- the VMs, and their workers ----
@@ -74,6 +81,7 @@ class VMLifecycle(VMWorkers):
         """The VM, with what the controller says of it now."""
         vm = self.vms.setdefault(record.id, LocalVM(record))
         vm.record = record
+        self.changes += 1
         return vm
 
     def get_or_unknown(self, id: str) -> LocalVM:
@@ -87,6 +95,8 @@ class VMLifecycle(VMWorkers):
         if isinstance(order, UNDOES):
             vm.retry_nothing()
             await self.until_done(vm, lambda: self._order(vm, order, migration), type(order).__name__)
+            if isinstance(vm.presence, Absent):  # Not where it has come to run here, or may come back.
+                await self.until_done(vm, lambda: self.disks.remove(vm.id), "its disks")
             if isinstance(order, e.Remove):
                 self.forget(vm.record)
         else:
@@ -118,7 +128,7 @@ class VMLifecycle(VMWorkers):
         for effect in self._decide(vm, fact):
             self._do_at_once(vm, effect)
 
-    def _decide(self, vm: LocalVM, event: e.Event) -> tuple[e.Effect, ...]:
+    def _decide(self, vm: LocalVM, event: e.Event) -> tuple[fx.Effect, ...]:
         before = vm.presence
         try:
             vm.presence, effects = step(before, event)
@@ -127,53 +137,53 @@ class VMLifecycle(VMWorkers):
             return ()
         return effects
 
-    async def _carry_out(self, vm: LocalVM, effect: e.Effect, migration: MigrationRecord | None) -> None:
+    async def _carry_out(self, vm: LocalVM, effect: fx.Effect, migration: MigrationRecord | None) -> None:
         match effect:
-            case e.MakePort():
+            case fx.MakePort():
                 await self._make_port(vm)
-            case e.StartMachine():
+            case fx.StartMachine():
                 await self._start(vm)
-            case e.StopMachine() | e.RebootMachine() | e.ResetMachine():
+            case fx.StopMachine() | fx.RebootMachine() | fx.ResetMachine():
                 await power.carry_out(vm, effect)
-            case e.EndMachine():
+            case fx.EndMachine():
                 await ended(vm.powering)
                 await self.until_done(vm, lambda: self._end_machine(vm), "its machine")
-            case e.CountFrames():
+            case fx.CountFrames():
                 vm.port_frames = await nic_ports.rx_frames(self.ports, vm.record)
-            case e.HandBack() if migration is not None:
+            case fx.HandBack() if migration is not None:
                 await self._target.hand_back(vm, migration)
-            case e.RemovePort():
+            case fx.RemovePort():
                 vm.let_frames_go()
                 await self.until_done(vm, lambda: nic_ports.remove(self.ports, vm.record), "its port")
-            case e.OpenMachine(plugged=plugged) if migration is not None:
+            case fx.OpenMachine(plugged=plugged) if migration is not None:
                 await self._target.open(vm, migration, plugged)
                 self.note_console(vm)
-            case e.SendMemory() if migration is not None:
+            case fx.SendMemory() if migration is not None:
                 self._source.send(vm, migration)
-            case e.KeepAtSource() if migration is not None:
+            case fx.KeepAtSource() if migration is not None:
                 await self._source.keep(vm, migration)
-            case e.ResumeAtSource() if migration is not None:
+            case fx.ResumeAtSource() if migration is not None:
                 await self._source.resume(vm, migration)
             case _:
                 self._do_at_once(vm, effect)
 
-    def _do_at_once(self, vm: LocalVM, effect: e.Effect) -> None:
+    def _do_at_once(self, vm: LocalVM, effect: fx.Effect) -> None:
         match effect:
-            case e.ReceiveMemory() if vm.migration is not None:
+            case fx.ReceiveMemory() if vm.migration is not None:
                 self._target.receive(vm, vm.migration)
-            case e.AllowCopy():
+            case fx.AllowCopy():
                 self._source.allow_copy(vm)
-            case e.ReportStarted() if not (vm.by_hand and vm.transferring):
+            case fx.ReportStarted() if not (vm.by_hand and vm.transferring):
                 self._reports.of_vm(vm.id, VMReport.STARTED)
-            case e.ReportStopped(reason, how):
+            case fx.ReportStopped(reason, how):
                 self.report_end(vm.record, how, reason)
-            case e.ReportLost():
+            case fx.ReportLost():
                 self.report_end(vm.record, Ending.CRASHED, f"the agent of {self.server} has started again")
-            case e.Report(_, events.Failed(reason)) if vm.by_hand:
+            case fx.Report(_, events.Failed(reason)) if vm.by_hand:
                 vm.failure = reason
-            case e.Report(migration, what) if not vm.by_hand:
+            case fx.Report(migration, what) if not vm.by_hand:
                 self._report(vm, migration, what)
-            case e.Reject(migration, why) if not vm.by_hand:
+            case fx.Reject(migration, why) if not vm.by_hand:
                 reason = self._sentence(vm, why)
                 self._reports.of_migration(vm.id, migration, Report.FAILED, reason=reason)
 
@@ -232,19 +242,28 @@ class VMLifecycle(VMWorkers):
             log.error("nic.not_changed", vm=vm.id, error=str(error), again_in=pause)
             self.again(vm, pause, self.change_nics, before, min(2 * pause, LONGEST_PAUSE))
 
-    async def _start(self, vm: LocalVM) -> None:
+    async def _start(self, vm: LocalVM, pause: float = FIRST_PAUSE) -> None:
         try:
             if isinstance(vm.presence, Absent):
                 await self._make_port_now(vm)
+            await self.disks.ready(vm.record, IMAGE_SECONDS)
             vm.machine = await self.hypervisor.start(self._spec(vm.record), self.listener(vm))
         except SplitBrainRiskError as error:
             log.error("vm.not_started", vm=vm.id, error=str(error))
+        except ImageAwayError as error:
+            log.info("vm.start_waits", vm=vm.id, reason=str(error))
+            self.again(vm, pause, self._start_again, min(2 * pause, LONGEST_PAUSE))
         except HostError as error:
             log.error("vm.start_failed", vm=vm.id, error=str(error))
             self.learn(vm, e.NotStarted(str(error)))
         else:
             self.note_console(vm)
             self.learn(vm, e.Started(time.time()))
+
+    async def _start_again(self, vm: LocalVM, pause: float) -> None:
+        """Start the VM, if it is still to run and does not yet."""
+        if isinstance(vm.presence, Absent | Plugged) and vm.record.power is Power.RUNNING:
+            await self._start(vm, pause)
 
     async def _end_machine(self, vm: LocalVM) -> None:
         vm.listening = None
@@ -303,7 +322,8 @@ class VMLifecycle(VMWorkers):
     def _report(self, vm: LocalVM, migration: str, what: Any) -> None:
         match what:
             case events.TargetOpened():
-                address = self._transfer.address
+                far = None if vm.migration is None else vm.migration.far
+                address = self._transfer.towards(far).address
                 self._reports.of_migration(vm.id, migration, Report.TARGET_OPENED, memory_at=address)
             case events.Resumed(at):
                 self._reports.of_migration(vm.id, migration, Report.RESUMED, at=at)
@@ -318,13 +338,13 @@ class VMLifecycle(VMWorkers):
             case events.SourceFreed():
                 self._reports.of_migration(vm.id, migration, Report.SOURCE_FREED)
 
-    def _sentence(self, vm: LocalVM, why: e.Why) -> str:
+    def _sentence(self, vm: LocalVM, why: fx.Why) -> str:
         match why:
-            case e.Why.NOT_RUNNING:
+            case fx.Why.NOT_RUNNING:
                 return f"VM {vm.id} does not run on {self.server}"
-            case e.Why.NOT_PREPARED:
+            case fx.Why.NOT_PREPARED:
                 return f"the agent of {self.server} has not begun with it, or not to its end"
-            case e.Why.BUSY:
+            case fx.Why.BUSY:
                 return f"VM {vm.id} is being migrated already: {vm.migration_id}"
 
 

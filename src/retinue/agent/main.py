@@ -14,13 +14,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import structlog
 
-from retinue import logs
-from retinue.agent import admin_socket
+from retinue import logs, systemd
+from retinue.agent import admin_socket, alone
 from retinue.agent.backends import runner
 from retinue.agent.config import AgentConfig, load
 from retinue.agent.content.service import ContentService
@@ -30,12 +32,16 @@ from retinue.agent.controller_link.reports import Rest
 from retinue.agent.dispatcher import Dispatcher
 from retinue.agent.migration.peer import Transfer, secured
 from retinue.agent.mobility import MobilityAgent
+from retinue.agent.renewal.lease_notes import LEASES, LeaseNotes
 from retinue.agent.renewal.service import RenewalService
+from retinue.agent.renewal.tap_watch import TapWatch, WatchedTap
+from retinue.agent.vms.disks import LocalDisks
 from retinue.agent.vms.vm_spec import spec
 from retinue.config_file import ConfigError
 from retinue.host.errors import HostError
 from retinue.host.flow_cache import FlowCache
 from retinue.host.load import LoadMeter
+from retinue.host.taps import tap_name
 from retinue.hypervisor.libvirt import connection
 from retinue.protocol.client import ControllerClient
 from retinue.protocol.errors import ControllerError
@@ -44,6 +50,7 @@ from retinue.protocol.mobility import VMSize
 from retinue.security.contexts import TlsFilesError
 from retinue.security.credentials import Credentials
 from retinue.security.listener import descriptors
+from retinue.socket_addresses import endpoint
 
 AGAIN_SECONDS = 0.2
 """Between two attempts to reach the controller."""
@@ -82,25 +89,40 @@ async def _serve(config: AgentConfig) -> None:
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)  # Also one that was made before: what guests write is in it.
-    runs = runner(config, folder / "vms")
     credentials = Credentials()
     transfer = Transfer(config.server)
     if config.tls is not None:
         credentials = Credentials(Path(config.tls.ca), Path(config.tls.certificate), Path(config.tls.key))
         transfer = secured(config.server, credentials)
+    if config.alone is not None:
+        await alone.serve(config, transfer)
+        return
     rest = ControllerClient(config.controller, credentials, agent_of=config.server)
     await transfer.start(*config.endpoint)
+    content = _content(config, folder, rest, transfer, credentials)
+    if config.content.cache:
+        await _serve_cache(config, rest, transfer, content)
+        return
+    runs = runner(config, folder / "vms")
+    disk_folder = Path(config.disk_folder) if config.disk_folder else folder / "disks"
+    disks = LocalDisks(disk_folder, content, [Path(one) for one in config.disk_paths])
+    for domain in config.domain:
+        other = secured(config.server, replace(credentials, ca=Path(domain.ca)))
+        await other.start(*endpoint(domain.listen))
+        transfer.domains[domain.id] = other
     dispatcher = Dispatcher(
         config.server,
         rest,
         runs.hypervisor,
         runs.ports,
-        lambda record: spec(record, config.vm),
+        lambda record: spec(record, config.vm, disks.specs(record)),
         transfer,
         bypassed=FlowCache().until_bypassed,
+        disks=disks,
     )
-    renewals = RenewalService(config.server, config.bridge, rest, dispatcher.has_lost_its_lease)
-    content = _content(config, folder, rest, transfer, credentials)
+    leases = LeaseNotes(folder / LEASES)
+    watch = TapWatch(leases, ManagedTaps(dispatcher))
+    renewals = RenewalService(config.server, config.bridge, rest, dispatcher.has_lost_its_lease, leases)
     await runs.begin(dispatcher)
     ready = asyncio.Event()
     meter = LoadMeter(folder, config.mobility.uplink, time.monotonic)
@@ -109,11 +131,12 @@ async def _serve(config: AgentConfig) -> None:
     )
     rejections = Rejections(config.server, transfer.rejected, rest, time.time())
     try:
-        async with admin_socket.serving(folder / admin_socket.SOCKET, dispatcher):
+        async with admin_socket.serving(folder / admin_socket.SOCKET, dispatcher, leases):
+            watch.start()
 
             def back() -> None:
                 rejections.again()
-                content.again()
+                content.reports.again()
 
             def others(event: ControllerEvent) -> None:
                 (mobility.on_match if event.type == EventType.MATCH else content.on_event)(event)
@@ -127,16 +150,64 @@ async def _serve(config: AgentConfig) -> None:
             ]
             log.info("agent.up", server=config.server, listens=transfer.address)
             with contextlib.suppress(asyncio.CancelledError):
-                await following
+                async with systemd.ready(f"server {config.server}, of {config.controller}"):
+                    await following
             for task in telling:
                 task.cancel()
             log.info("agent.stopping")
     finally:
+        watch.close()
         await mobility.close()
         await renewals.close()
+        await leases.written()
         await content.close()
         await dispatcher.close()
         await runs.end()
+        await transfer.close()
+        await rest.close()
+
+
+class NoVMs:
+    """What a cache does of what an agent does with VMs."""
+
+    async def catch_up(self) -> None:
+        pass
+
+    def on_event(self, event: ControllerEvent) -> None:
+        pass
+
+    def take(self, renewal: dict[str, Any]) -> None:
+        pass
+
+
+async def _serve_cache(
+    config: AgentConfig, rest: ControllerClient, transfer: Transfer, content: ContentService
+) -> None:
+    ready = asyncio.Event()
+    rejections = Rejections(config.server, transfer.rejected, rest, time.time())
+
+    def back() -> None:
+        rejections.again()
+        content.reports.again()
+
+    def orders(event: ControllerEvent) -> None:
+        if event.type != EventType.MATCH:  # That asks who takes a VM in.
+            content.on_event(event)
+
+    following = asyncio.create_task(follow(rest, NoVMs(), NoVMs(), ready, back, orders))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, following.cancel)
+    telling = [asyncio.create_task(work) for work in (_tell_ready(ready), rejections.run(), content.run())]
+    log.info("agent.up", server=config.server, listens=transfer.address, cache=True)
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            async with systemd.ready(f"cache {config.server}, of {config.controller}"):
+                await following
+        log.info("agent.stopping")
+    finally:
+        for task in telling:
+            task.cancel()
+        await content.close()
         await transfer.close()
         await rest.close()
 
@@ -147,11 +218,17 @@ def _content(
     """Raises HostError."""
     try:
         place = Path(config.content.folder) if config.content.folder else folder / "content"
-        store = Store(place, config.content.quota_mib << 20)
+        store = Store(place, config.content.quota_mib << 20, evicts=config.content.cache)
     except StoreError as error:
         raise HostError(f"the images cannot be kept: {error}") from error
     content = ContentService(
-        config.server, store, rest, transfer.open, lambda: transfer.address, credentials.ca
+        config.server,
+        store,
+        rest,
+        transfer.open,
+        lambda: transfer.address,
+        credentials.ca,
+        cache=config.content.cache,
     )
     transfer.visitors = content
     return content
@@ -163,10 +240,39 @@ def sizes(dispatcher: Dispatcher) -> list[VMSize]:
     return [VMSize(spec.id, spec.memory_mib) for spec in specs if spec.kernel != Path()]
 
 
+class ManagedTaps:
+    """The taps of this server's VMs, as far as the agent made them (libvirt names its own)."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    @property
+    def changes(self) -> int:
+        return self._dispatcher.changes
+
+    def watched(self) -> Mapping[str, WatchedTap]:
+        vms = self._dispatcher.vms.values()
+        return {tap_name(nic.id): WatchedTap(vm.id, nic.mac) for vm in vms for nic in vm.record.all_nics}
+
+
+class Acts(Protocol):
+    """See Dispatcher."""
+
+    async def catch_up(self) -> None: ...
+
+    def on_event(self, event: ControllerEvent) -> None: ...
+
+
+class Renews(Protocol):
+    """See RenewalService."""
+
+    def take(self, renewal: dict[str, Any]) -> None: ...
+
+
 async def follow(
     rest: Rest,
-    dispatcher: Dispatcher,
-    renewals: RenewalService,
+    dispatcher: Acts,
+    renewals: Renews,
     ready: asyncio.Event,
     back: Callable[[], None] = lambda: None,
     others: Callable[[ControllerEvent], None] = lambda event: None,
@@ -200,8 +306,8 @@ async def follow(
 
 def _act(
     happening: ControllerEvent,
-    dispatcher: Dispatcher,
-    renewals: RenewalService,
+    dispatcher: Acts,
+    renewals: Renews,
     others: Callable[[ControllerEvent], None],
 ) -> None:
     """An event that cannot be acted on is no reason to act on no other."""

@@ -5,8 +5,8 @@ import asyncio
 from retinue.agent.lifecycle import VMLifecycle
 from retinue.agent.migration.peer import Transfer
 from retinue.agent.vms.local_vm import LocalVM
-from retinue.core.migration import endpoint_steps as e
-from retinue.core.migration.endpoint import IncomingFailed
+from retinue.core.migration import endpoint_events as e
+from retinue.core.migration.presence import IncomingFailed
 from retinue.host.errors import HostError
 from retinue.hypervisor import HypervisorError, MigrationResult
 from retinue.protocol.migrations import MigrationRecord

@@ -14,7 +14,10 @@ from retinue.cli.errors import CliError
 if TYPE_CHECKING:
     from retinue.core.lease_renewal import Lease
 
-app = options.group("Agents of servers: run one; renew a VM's lease now.")
+ANSWER_LIMIT = 10.0
+"""Seconds for the agent's answer."""
+
+app = options.group("Agents of servers: run one; renew a VM's lease now; the leases that it keeps.")
 
 
 @app.command()
@@ -30,6 +33,44 @@ def run(
     from retinue.agent import main
 
     raise typer.Exit(main.run(config))
+
+
+@app.command()
+def leases(
+    config: Annotated[Path, typer.Option(metavar="FILE", help="The agent's configuration (TOML).")],
+    as_json: options.Json = False,
+) -> None:
+    """Show the DHCP leases of this server's VMs, as its agent keeps them.
+
+    Learned from the VMs' own DHCP and from renewals on their behalf, and kept over a restart of the agent;
+    those of VMs that have gone elsewhere are shown, too. To be run on the server, as the agent's user.
+
+    \b
+    Example:
+      retinue agent leases --config /etc/retinue/agent.toml
+    """
+    from retinue.agent.admin_socket import SOCKET
+    from retinue.agent.config import load
+    from retinue.config_file import ConfigError
+    from retinue.protocol.json_lines import RequestError, ask_blocking
+
+    try:
+        known = load(config)
+        where = Path(known.folder) / SOCKET
+        rows = ask_blocking(where, f"the agent of {known.server}", ANSWER_LIMIT, do="leases")["leases"]
+    except (ConfigError, RequestError) as error:
+        raise CliError(str(error)) from error
+    if as_json:
+        output.print_json(rows)
+        return
+    table = [[row["vm"], row["mac"], row["ip"], row["server"], _left(row["seconds_left"])] for row in rows]
+    output.print_table(["VM", "MAC", "IP", "SERVER", ">LEFT"], table, "no VM here has had a lease")
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return "for ever"
+    return "ended" if seconds <= 0 else f"{seconds:.0f} s"
 
 
 @app.command()

@@ -18,7 +18,7 @@ def list_(
     vm: Annotated[str | None, typer.Option(metavar="ID", help="Only this VM's.")] = None,
     wide: Annotated[bool, typer.Option("--wide", help="All columns.")] = False,
 ) -> None:
-    """List the bindings, and below them the spoofing attempts seen.
+    """List the bindings.
 
     STATE: active; standby (the other end of a migration); installing (not yet confirmed by every switch).
 
@@ -32,16 +32,67 @@ def list_(
         output.print_json(data)
         return
     print_bindings(data["bindings"], wide)
-    seen = [row for row in data["spoof_attempts"] if vm is None or row["vm"] == vm]
-    if seen:
+    if data["spoof_attempts"]:
         output.say("")
-        output.say("Spoofing attempts")
-        print_spoof_attempts(seen)
-    dropped = data["dropped_frames"] if vm is None else {}
-    if dropped:
-        counts = ", ".join(f"{switch} {count}" for switch, count in dropped.items())
-        output.say("")
-        output.say(f"Spoofed frames dropped: {counts}")
+        which = "" if vm is None else f" --vm {vm}"
+        output.say(f"Spoofing attempts: {data['spoof_attempts']}; see `retinue binding spoofing{which}`")
+
+
+@app.command()
+@connected
+def fcoe(
+    at: Connection,
+    vm: Annotated[str | None, typer.Option(metavar="ID", help="Only this VM's.")] = None,
+) -> None:
+    """List the ports of Fibre Channel over Ethernet (FCoE) that NICs are logged in with.
+
+    \b
+    Example:
+      retinue binding fcoe
+    """
+    data = at.client().ask(Route.LIST_FC_LOGINS, vm=vm)
+    if at.as_json:
+        output.print_json(data)
+        return
+    output.print_table(
+        ("MAC", "FC ID", "VM", "NIC", "FORWARDER", "SWITCH", ">PORT"),
+        (
+            (one["mac"], one["fc_id"], one["vm"], one["nic"], one["forwarder"], one["switch"], one["port"])
+            for one in data["logins"]
+        ),
+        "Nobody is logged in.",
+    )
+
+
+@app.command()
+@connected
+def spoofing(
+    at: Connection,
+    vm: Annotated[str | None, typer.Option(metavar="ID", help="Only this VM's, each by itself.")] = None,
+) -> None:
+    """List who has forged frames: the ports, or of one VM what each frame claimed. All of them were dropped.
+
+    `retinue trace --forgery ID` says why one was, and what would have made it pass.
+
+    \b
+    Examples:
+      retinue binding spoofing
+      retinue binding spoofing --vm vm1
+    """
+    data = at.client().ask(Route.LIST_SPOOF_ATTEMPTS, vm=vm)
+    if at.as_json:
+        output.print_json(data)
+    elif vm is not None:
+        print_spoof_attempts(data["spoof_attempts"])
+        kept = sum(row["count"] for row in data["spoof_attempts"])
+        if (more := sum(port["count"] for port in data["ports"]) - kept) > 0:
+            output.say(f"and {more} more, of claims that were not seen for longer")
+    else:
+        print_ports(data["ports"])
+        if data["dropped_frames"]:
+            counts = ", ".join(f"{switch} {count}" for switch, count in data["dropped_frames"].items())
+            output.say("")
+            output.say(f"Spoofed frames dropped: {counts}")
 
 
 def print_bindings(rows: list[dict[str, Any]], wide: bool) -> None:
@@ -60,9 +111,29 @@ def print_bindings(rows: list[dict[str, Any]], wide: bool) -> None:
     )
 
 
+def print_ports(rows: list[dict[str, Any]]) -> None:
+    """The one with most attempts first."""
+    output.print_table(
+        ("VM", "SWITCH", ">PORT", ">COUNT", "KINDS", "FIRST", "LAST"),
+        (
+            (
+                row["vm"],
+                row["switch"],
+                row["port"],
+                row["count"],
+                ", ".join(f"{kind} {count}" for kind, count in row["kinds"].items()),
+                output.ago(row["first"]),
+                output.ago(row["last"]),
+            )
+            for row in sorted(rows, key=lambda row: -row["count"])
+        ),
+        "There are no spoofing attempts.",
+    )
+
+
 def print_spoof_attempts(rows: list[dict[str, Any]]) -> None:
     output.print_table(
-        ("KIND", "VM", "SWITCH", ">PORT", "CLAIMED MAC", "CLAIMED IP", ">COUNT", "LAST"),
+        ("KIND", "VM", "SWITCH", ">PORT", "CLAIMED MAC", "CLAIMED IP", ">COUNT", "LAST", "ID"),
         (
             (
                 row["kind"],
@@ -73,6 +144,7 @@ def print_spoof_attempts(rows: list[dict[str, Any]]) -> None:
                 row["claimed_ip"],
                 row["count"],
                 output.ago(row["last"]),
+                row.get("id", ""),
             )
             for row in rows
         ),

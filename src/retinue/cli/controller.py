@@ -1,13 +1,15 @@
 """`retinue controller`: the daemon itself, its configuration checked, its state asked."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from retinue.cli import options, output
 from retinue.cli.connection import Connection, connected
 from retinue.cli.errors import CliError
+from retinue.protocol.blocking import Client
+from retinue.protocol.errors import ControllerError
 from retinue.protocol.routes import Route
 
 app = options.group("The controller: run it, check its configuration, ask how it is.")
@@ -45,11 +47,14 @@ def check(config: Config) -> None:
     from retinue.config_file import ConfigError
     from retinue.controller.authn.tls import protection
     from retinue.controller.config import LISTENERS, load
+    from retinue.controller.leadership.candidate import database_context
 
     try:
         found = load(config)
         net = found.network()
         guard = protection(found)
+        if found.cluster is not None:
+            database_context(found.cluster)
     except ConfigError as error:
         text = str(error)
         raise CliError(text if str(config) in text else f"{config}: {text}") from error
@@ -58,6 +63,9 @@ def check(config: Config) -> None:
         f"{len(found.subnet)} subnets; REST at {found.listen.rest}, OpenFlow at {found.listen.openflow}, "
         f"OVSDB at {found.listen.ovsdb}"
     )
+    if found.cluster is not None:
+        at = ", ".join(found.cluster.database)
+        output.say(f"one of several controllers, {found.cluster.name}; their database is at {at}")
     plain = [name for name in LISTENERS if name not in guard.contexts]
     if plain:
         output.say(f"plaintext listeners: {', '.join(plain)}")
@@ -66,19 +74,48 @@ def check(config: Config) -> None:
 
 
 @app.command()
+def schema() -> None:
+    """Print the schema of the database that several controllers share, for ovsdb-tool and ovsdb-client.
+
+    \b
+    Example:
+      retinue controller schema > retinue.ovsschema
+      ovsdb-tool create /var/lib/retinue/retinue.db retinue.ovsschema
+    """
+    from retinue.controller.store.schema import schema as declaration
+
+    output.print_json(declaration())
+
+
+@app.command()
 @connected
 def status(at: Connection) -> None:
     """Show how the controller is: what it knows, what is pending, what it rejected.
 
+    Of several controllers, also which one is active, since when, and how near the others follow: of those
+    whose addresses are given.
+
     \b
-    Example:
+    Examples:
       retinue controller status
+      retinue controller status --url https://192.0.2.1:8080,https://192.0.2.2:8080
     """
     controller = at.client()
-    data = controller.ask(Route.GET_STATUS)
+    cluster = [_which(one) for one in controller.each()]
+    several = len(cluster) > 1 or cluster[0].get("role") != "alone"
+    try:
+        data = controller.ask(Route.GET_STATUS)
+    except ControllerError as error:
+        if not several:
+            raise
+        data = {"error": str(error)}
     if at.as_json:
-        output.print_json(data)
+        output.print_json(data | {"controllers": cluster} if several else data)
         return
+    if several:
+        _print_cluster(cluster)
+    if "error" in data:
+        raise CliError(data["error"])
     switches, servers = data["switches"], data["servers"]
     pending = sum(data["pending"].values())
     output.print_fields(
@@ -90,12 +127,56 @@ def status(at: Connection) -> None:
             ("bindings", data["bindings"]),
             ("migrations under way", data["migrations_under_way"]),
             ("flow changes", f"{data['flow_mods']} sent, {pending} pending"),
-            ("rejected", [f"{switch}: {error}" for switch, error in data["rejected"].items()]),
-            ("spoof_attempts", data["spoof_attempts"]),
+            (
+                "entries rejected",
+                [f"{switch}: {error}" for switch, error in data["entries_rejected"].items()],
+            ),
+            ("spoofing attempts", data["spoof_attempts"]),
             ("rejected", _rejections(data["rejected"])),
             ("rejected by agents", _rejections(data["rejected_by_agents"])),
         )
     )
+
+
+def _which(controller: Client) -> dict[str, Any]:
+    """What one controller says of itself and the others."""
+    try:
+        return {"url": controller.url, **controller.ask(Route.GET_CLUSTER)}
+    except ControllerError as error:
+        return {"url": controller.url, "role": "away", "error": str(error)}
+
+
+def _print_cluster(cluster: list[dict[str, Any]]) -> None:
+    output.print_table(
+        ("CONTROLLER", "ADDRESS", "ROLE", ">EPOCH", "SINCE", "DATABASE", "STATE"),
+        (
+            (
+                one.get("name", ""),
+                one["url"],
+                one["role"],
+                active["epoch"] if (active := one.get("active")) else "",
+                output.ago(active["since"]) if active and one["role"] == "active" else "",
+                one.get("database", ""),
+                _how_it_is(one),
+            )
+            for one in cluster
+        ),
+        "There is no controller.",
+    )
+    output.say("")
+
+
+def _how_it_is(one: dict[str, Any]) -> str:
+    match one["role"]:
+        case "active":
+            return f"may go on for {one['mandate_seconds']:.1f} s without the database"
+        case "standby":
+            active, heard = one.get("active"), one.get("heard_seconds")
+            if not one.get("database"):
+                return "cannot reach the database"
+            of = f"heard {active['name']} {heard:.1f} s ago, " if active and heard is not None else ""
+            return f"{of}{one['switches_standing']} switches connected"
+    return str(one.get("error", ""))
 
 
 def _rejections(counts: dict[str, dict[str, int]]) -> list[str]:

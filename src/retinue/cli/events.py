@@ -1,5 +1,8 @@
 """`retinue events`: what happens, in order, as it happens."""
 
+import re
+import time
+from collections import deque
 from typing import Annotated, Any
 
 import typer
@@ -7,41 +10,89 @@ import typer
 from retinue.cli import output
 from retinue.cli.connection import Connection, connected
 
+SINCE = re.compile(r"(?P<number>\d{1,18})(?P<unit>[smhd]?)")
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+Event = dict[str, Any]
+
 
 @connected
 def events(
     at: Connection,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with those to come.")] = False,
-    last: Annotated[int, typer.Option("--last", "-n", min=0, metavar="N", help="Begin N events back.")] = 20,
+    last: Annotated[int, typer.Option("--last", "-n", min=0, metavar="N", help="Print the last N.")] = 20,
     since: Annotated[
-        int | None, typer.Option("--since", min=0, metavar="ID", help="Begin after this event.")
+        str | None,
+        typer.Option("--since", metavar="ID|AGO", help="After this event, or since 30s, 5m, 2h, 1d."),
     ] = None,
     type: Annotated[
         str, typer.Option("--type", metavar="TYPE", help="Only types that begin so, such as migration.")
     ] = "",
+    vm: Annotated[str | None, typer.Option("--vm", metavar="ID", help="Only those about this VM.")] = None,
 ) -> None:
     """Print the latest events. --json prints one event a line.
+
+    The controller keeps the last 50,000.
 
     \b
     Examples:
       retinue events
       retinue events --follow --type migration
+      retinue events --vm vm1 --since 2h
     """
-    from retinue.protocol.events import HELLO
+    from retinue.protocol.events import HELLO, EventType
 
+    def is_wanted(event: Event) -> bool:
+        if event["type"] in (HELLO, EventType.EVENTS_LOST):
+            return event["type"] != HELLO and begin > 0  # Who asks for all there is has lost none.
+        if isinstance(event["at"], (int, float)) and event["at"] < not_before:
+            return False
+        return event["type"].startswith(type) and (vm is None or is_about(event, vm))
+
+    after, not_before = (0, 0.0) if since is None else _since(since)
     controller = at.client()
     newest = controller.last_event()
-    begin = since if since is not None else max(0, newest - last)
+    begin = max(0, newest - last) if since is None and not (type or vm) else after
     if not follow and begin >= newest:
         return
+    recent: deque[Event] = deque(maxlen=last)
+    """Without --since: those that have been, until all of them are known."""
     for event in controller.events(begin):
-        shown = event["type"] != HELLO and event["type"].startswith(type)
-        if shown and at.as_json:
-            output.print_line(event)
-        elif shown:
-            output.say(line(event))
-        if not follow and event["type"] != HELLO and event["id"] >= newest:
-            return
+        is_past = event["type"] == HELLO or event["id"] <= newest
+        if is_wanted(event):
+            recent.append(event) if since is None and is_past else _show(event, at)
+        if event["type"] != HELLO and event["id"] >= newest:
+            while recent:
+                _show(recent.popleft(), at)
+            if not follow:
+                return
+
+
+def _since(text: str) -> tuple[int, float]:
+    """After which event, and not before which time."""
+    found = SINCE.fullmatch(text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is neither an event's id nor a time, such as 30s, 5m, 2h or 1d")
+    number = int(found["number"])
+    return (0, time.time() - number * SECONDS[found["unit"]]) if found["unit"] else (number, 0.0)
+
+
+def _show(event: Event, at: Connection) -> None:
+    output.print_line(event) if at.as_json else output.say(line(event))
+
+
+def is_about(event: Event, vm: str) -> bool:
+    """True when the event names this VM: by its id, as itself, or in a migration, binding or the like."""
+    match event:
+        case {"vm": str() as id} | {"vm": {"id": id}} if id == vm:
+            return True
+        case {"before": str() as id} if id == vm and event["type"] == "address.taken":
+            return True
+        case {"migration": {"vm": id}} | {"spoofing": {"vm": id}} | {"renewal": {"vm": id}} if id == vm:
+            return True
+        case {"bindings": list(rows)}:
+            return any(row.get("vm") == vm for row in rows)
+        case _:
+            return False
 
 
 def line(event: dict[str, Any]) -> str:

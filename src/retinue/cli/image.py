@@ -1,5 +1,6 @@
 """`retinue image`: images by name, published once and held by servers."""
 
+import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,6 +151,9 @@ def fetch(
         str, typer.Option(metavar="ID", help="For what it is needed, such as a VM: kept until `unpin`.")
     ] = "",
     base: Annotated[bool, typer.Option("--base", help="Make a file of it there, too.")] = False,
+    segment: Annotated[
+        str, typer.Option(metavar="FIRST-LAST", help="Only these chunks, of 1 MiB each, from 0.")
+    ] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Until all of them hold it, with progress.")] = False,
     timeout: options.Timeout = None,
 ) -> None:
@@ -158,9 +162,10 @@ def fetch(
     \b
     Example:
       retinue image fetch debian-12 --to server2 --to server3 --wait
+      retinue image fetch debian-12 --to server2 --segment 0-63
     """
     client = at.client()
-    body = {"servers": to or [], "pin": pin, "base": base}
+    body = {"servers": to or [], "pin": pin, "base": base, "segment": _segment(segment)}
     answer = client.ask(Route.FETCH_IMAGE, name, body=body)
     servers = answer["servers"]
     if not wait:
@@ -175,12 +180,13 @@ def fetch(
         row = client.ask(Route.GET_IMAGE, name)
         held = {one["server"]: one for one in row["held"] if one["server"] in servers}
         size = row["manifest"]["size"] * len(servers)
+        has_come = functools.partial(_is_done, base=base, pin=pin, order=answer["order"] if segment else None)
         bar.show(sum(one["held"] for one in held.values()), size, " · ".join(_progress(held, row)))
         failed = [one for one in held.values() if one["state"] == "failed"]
         if failed:
             bar.end()
             raise CliError(f"{failed[0]['server']} cannot fetch {name}: {failed[0]['reason']}")
-        if all(server in held and _is_done(held[server], base, pin) for server in servers):
+        if all(server in held and has_come(held[server]) for server in servers):
             break
         if deadline is not None and time.monotonic() >= deadline:
             bar.end()
@@ -191,7 +197,8 @@ def fetch(
         output.print_json(row)
     else:
         for server in servers:
-            output.say(f"{server} holds {name}: {_from(held[server]) or 'it was there'}")
+            what = f"{segment} of {name}" if segment else name
+            output.say(f"{server} holds {what}: {_from(held[server]) or 'it was there'}")
 
 
 @app.command()
@@ -315,8 +322,20 @@ def _progress(held: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
         yield f"{server} {_share(one['held'], row['manifest']['size'])}{rate} {one['reason']}".strip()
 
 
-def _is_done(held: dict[str, Any], base: bool, pin: str) -> bool:
-    return held["state"] == "held" and (held["base"] or not base) and (not pin or pin in held["pins"])
+def _is_done(held: dict[str, Any], base: bool, pin: str, order: int | None) -> bool:
+    """`order`: the one to fetch a segment, after which there may be more to fetch."""
+    whole = held["state"] == "held" or (held["state"] == "partial" and held["order"] == order)
+    return whole and (held["base"] or not base) and (not pin or pin in held["pins"])
+
+
+def _segment(text: str) -> list[int] | None:
+    """Raises CliError."""
+    if not text:
+        return None
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and last.isdecimal() and len(text) <= 20):
+        raise CliError(f"--segment: {text!r} is not FIRST-LAST, such as 0-63")
+    return [int(first), int(last)]
 
 
 def _address_of(data: dict[str, Any], server: str) -> str:

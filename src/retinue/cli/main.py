@@ -9,18 +9,26 @@ import typer
 from retinue.cli import (
     agent,
     binding,
+    booking,
     controller,
+    doctor,
     events,
     flow,
+    gateway,
     image,
     move,
+    openapi,
     output,
+    pair,
     pki,
     placement,
     plugins,
     server,
+    setup,
     subnet,
+    support,
     switch,
+    trace,
     vm,
     vnet,
     vrf,
@@ -35,7 +43,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    add_completion=True,
 )
 
 for name, noun in (
@@ -45,6 +53,9 @@ for name, noun in (
     ("vm", vm.app),
     ("move", move.app),
     ("binding", binding.app),
+    ("gateway", gateway.app),
+    ("booking", booking.app),
+    ("pair", pair.app),
     ("vrf", vrf.app),
     ("vnet", vnet.app),
     ("subnet", subnet.app),
@@ -56,9 +67,14 @@ for name, noun in (
     ("placement", placement.app),
     ("domain", placement.domain),
     ("pki", pki.app),
+    ("setup", setup.app),
 ):
     app.add_typer(noun, name=name)
 app.command("events")(events.events)
+app.command("doctor")(doctor.doctor)
+app.command("trace")(trace.trace)
+app.command("openapi")(openapi.openapi)
+app.command("support-dump")(support.support_dump)
 
 
 def _version(wanted: bool) -> None:

@@ -9,7 +9,9 @@ import typer
 from retinue.cli import options, output
 from retinue.cli.connection import Connection, connected
 from retinue.cli.errors import CliError
+from retinue.cli.request_bodies import left_in
 from retinue.core.migration import MigrationState
+from retinue.core.migration.copying import Postcopy
 from retinue.protocol.blocking import Client, DeadlineError
 from retinue.protocol.routes import Route
 
@@ -37,7 +39,10 @@ WAITS_FOR = {
 def start(
     at: Connection,
     vm: Annotated[str, typer.Argument(metavar="VM", help="The VM's name.")],
-    to: Annotated[str | None, typer.Option(metavar="SERVER", help="The target server.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="SERVER", help="The target server; DOMAIN or DOMAIN/SERVER for another domain."),
+    ] = None,
     to_switch: Annotated[
         str | None, typer.Option(metavar="SWITCH", help="The target, by its edge switch.")
     ] = None,
@@ -50,6 +55,28 @@ def start(
         typer.Option(
             metavar="MS", min=0, help="How long the VM should be paused at the most (100 ms unless told)."
         ),
+    ] = None,
+    postcopy: Annotated[
+        bool | None,
+        typer.Option(
+            "--postcopy/--no-postcopy",
+            help="Let it run at the target after one pass, before all of its memory is there, however much "
+            "it writes; it ends if a server or the network fails meanwhile. Rejected where a server cannot.",
+        ),
+    ] = None,
+    compress: Annotated[
+        bool | None,
+        typer.Option("--compress/--no-compress", help="Compress its memory on the way: for slow networks."),
+    ] = None,
+    nic: Annotated[
+        str | None,
+        typer.Option(metavar="NIC", help="Whose addresses are to be other ones; left out: the VM's first."),
+    ] = None,
+    mac: Annotated[str | None, typer.Option(metavar="MAC", help="Its MAC from the target on.")] = None,
+    vnet: Annotated[str | None, typer.Option(metavar="VNET", help="Its vnet from the target on.")] = None,
+    address: Annotated[
+        list[str] | None,
+        typer.Option(metavar="IP", help="A static address of its from the target on; may be repeated."),
     ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Draw the steps until the migration has ended.")
@@ -66,6 +93,10 @@ def start(
       retinue move start vm1 --wait
       retinue move start vm1 --to-switch edge3 --from server1
       retinue move start vm1 --to server2 --downtime 20
+      retinue move start vm1 --to server2 --postcopy --wait
+      retinue move start vm1 --to server2 --compress
+      retinue move start vm1 --to b/server3 --wait
+      retinue move start vm1 --to server2 --vnet blue --address 10.2.0.50
     """
     if to is not None and to_switch is not None:
         raise typer.BadParameter("name the target once: --to SERVER, or --to-switch SWITCH")
@@ -74,6 +105,15 @@ def start(
     body: dict[str, Any] = {"vm": vm, **{key: text for key, text in wanted.items() if text}}
     if downtime is not None:
         body["downtime_ms"] = downtime
+    if postcopy is not None:
+        body["postcopy"] = Postcopy.REQUIRED if postcopy else Postcopy.NEVER
+    if compress is not None:
+        body["compress"] = compress
+    new = left_in(mac=mac, vnet=vnet, addresses=address or None)
+    if nic and not new:
+        raise typer.BadParameter("say what the NIC is to have: --mac, --vnet or --address")
+    if new:
+        body["nics"] = [left_in(nic=nic) | new]
     since = controller.last_event()
     migration = controller.ask(Route.START_MIGRATION, body=body)
     if not wait:
@@ -279,9 +319,13 @@ def _draw_head(migration: dict[str, Any]) -> None:
 def _draw_pass(migration: dict[str, Any], event: dict[str, Any]) -> None:
     """ "     0.312 s  pass 2        9.1 MiB to go; the VM writes 20.4 MiB/s"."""
     passed = event["at"] - migration["steps"][0]["at"]
+    if event.get("postcopy"):
+        left = event["remaining"] / (1 << 20)
+        output.say(f"  {passed:>9.3f} s  {'post-copy':<13} {left:.1f} MiB to go; the VM runs at the target")
+        return
     written = event["written_a_second"] / (1 << 20)
     writes = f"; the VM writes {written:.1f} MiB/s" if written else ""
-    what = f"pass {event['copy_pass']}"
+    what = f"pass {event['copy_pass']}" if event["copy_pass"] else "disks"
     output.say(f"  {passed:>9.3f} s  {what:<13} {event['remaining'] / (1 << 20):.1f} MiB to go{writes}")
 
 

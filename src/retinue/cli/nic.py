@@ -12,7 +12,7 @@ from retinue.protocol.routes import Route
 
 app = options.group("NICs of a VM: put one in, change one, take one out, also while it runs.")
 
-KEYS = ("mac", "address", "id", "vnet", "enabled")
+KEYS = ("mac", "address", "id", "vnet", "enabled", "trunk")
 """What may be said of a NIC; `address` may be repeated."""
 _BOOLEAN = {"yes": True, "no": False, "true": True, "false": False}
 
@@ -45,20 +45,22 @@ def parsed(text: str, port_id: str) -> dict[str, Any]:
 
 def is_set(nic: dict[str, Any]) -> bool:
     """True where something is said of a NIC that most have not."""
-    said = (nic.get(name) for name in ("vnet", "rate", "allowed", "prefixes", "trusted"))
-    return any(said) or not nic["enabled"]
+    names = ("vnet", "rate", "allowed", "prefixes", "trusted", "trunk", "mac_changes")
+    return any(nic.get(name) for name in names) or not nic["enabled"]
 
 
 def words(nic: dict[str, Any]) -> str:
     """A NIC in one line, for `vm show`."""
     where = f"port {nic['port']}" if nic.get("port") is not None else "no port yet"
     vnet = f" in {nic['vnet']}" if nic["vnet"] else ""
+    vnet += f", VLAN {nic['vlan']} in the trunk of {nic['trunk']}" if nic.get("trunk") else ""
     holds = ", ".join(nic["holds"]) or "no address"
     rate = f", {nic['rate']} kbit/s" if nic.get("rate") else ""
     may = ", ".join(one["address"] for one in nic.get("allowed", ()))
     allowed = f", may take {may}" if may else ""
     allowed += f", has {', '.join(nic['prefixes'])} routed to it" if nic.get("prefixes") else ""
     allowed += ", a DHCP server" if nic.get("trusted") else ""
+    allowed += ", may change its MAC" if nic.get("mac_changes") else ""
     return f"{nic['mac']}{vnet}, {where}: {holds}{rate}{allowed}{'' if nic['enabled'] else ' (disabled)'}"
 
 
@@ -82,6 +84,13 @@ def add(
         str | None, typer.Option("--id", metavar="ID", help="The id of its port. Left out: VM-2 and so on.")
     ] = None,
     vnet: Annotated[str | None, typer.Option(metavar="VNET", help="The vnet it is in.")] = None,
+    trunk: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NIC",
+            help="The VM's NIC by whose port it goes, with its vnet's VLAN as tag. Left out: it has a port.",
+        ),
+    ] = None,
 ) -> None:
     """Put a NIC into a VM; into one that runs it is plugged at once.
 
@@ -89,13 +98,14 @@ def add(
     Examples:
       retinue vm nic add vm1
       retinue vm nic add vm1 --mac 52:54:00:00:00:02 --address 10.1.0.51
+      retinue vm nic add vm1 --trunk vm1 --vnet shop
     """
     controller = at.client()
     if mac is None:
         taken = [nic["id"] for nic in controller.ask(Route.GET_VM, vm)["nics"]]
         mac = mac_for(id or next(name for n in range(2, 99) if (name := f"{vm}-{n}") not in taken))
     body: dict[str, Any] = {"mac": mac, "addresses": address or []}
-    body |= {key: value for key, value in (("id", id), ("vnet", vnet)) if value}
+    body |= {key: value for key, value in (("id", id), ("vnet", vnet), ("trunk", trunk)) if value}
     _say(at, controller.ask(Route.ADD_NIC, vm, body=body))
 
 
@@ -140,6 +150,13 @@ def set_(
     mac: Annotated[
         str | None, typer.Option(metavar="MAC", help="Another MAC, of a VM that is off; what it holds stays.")
     ] = None,
+    mac_changes: Annotated[
+        bool | None,
+        typer.Option(
+            "--mac-changes/--no-mac-changes",
+            help="Whether its guest may give it another MAC: seen at its port, it replaces the old.",
+        ),
+    ] = None,
 ) -> None:
     """Change a NIC of a VM: what is left out stays. It stays so through migrations and restarts.
 
@@ -152,6 +169,7 @@ def set_(
       retinue vm nic set lb1 --allow 10.1.0.200 --allow 10.1.0.201=00:00:5e:00:01:07
       retinue vm nic set k8s1 --prefix 10.9.0.0/28 --prefix fd00:9::/64
       retinue vm nic set vm1 vm1-2 --mac 52:54:00:00:00:99
+      retinue vm nic set vm1 --mac-changes
     """
     if address and no_address:
         raise typer.BadParameter("--address and --no-address contradict each other")
@@ -164,6 +182,7 @@ def set_(
         allowed=None if allow is None else allowed(allow),
         prefixes=None if prefix is None else [one for one in prefix if one != "none"],
         mac=mac,
+        mac_changes=mac_changes,
     )
     if not wanted:
         raise typer.BadParameter("say what is to be different: `retinue vm nic set --help` has all of it")

@@ -7,7 +7,9 @@ import typer
 Url = Annotated[
     str | None,
     typer.Option(
-        "--url", metavar="URL", help="The controller, such as https://192.0.2.1:8080. Also RETINUE_URL."
+        "--url",
+        metavar="URL",
+        help="The controller, such as https://192.0.2.1:8080; several: URL,URL. Also RETINUE_URL.",
     ),
 ]
 Lab = Annotated[

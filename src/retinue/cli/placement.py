@@ -139,3 +139,35 @@ def _make(controller: Client, step: dict[str, Any], timeout: float | None) -> di
     if migration["state"] == MigrationState.UNDONE:
         raise CliError(f"{migration['id']} of {step['vm']} was undone: {migration['reason']}")
     return migration
+
+
+@domain.command("list")
+@connected
+def list_(at: Connection) -> None:
+    """List the other domains, and which VMs are there, or are guests here.
+
+    \b
+    Example:
+      retinue domain list
+    """
+    data = at.client().ask(Route.LIST_DOMAINS)
+    if at.as_json:
+        output.print_json(data)
+        return
+    output.print_table(
+        ("DOMAIN", "GATEWAY", "TUNNEL", "MAY BRING", ">AWAY", ">GUESTS"),
+        (
+            (row["id"], row["gateway"], row["tunnel"], row["prefixes"], row["away"], row["guests"])
+            for row in data["domains"]
+        ),
+        "No other domain is configured.",
+    )
+    if data["vms"]:
+        output.print_table(
+            ("VM", "ADDRESSES", "HOME", "IS IN", "BY SERVER"),
+            (
+                (row["vm"], row["addresses"], row["home"] or "here", row["domain"] or "here", row["server"])
+                for row in data["vms"]
+            ),
+            "",
+        )

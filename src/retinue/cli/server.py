@@ -17,7 +17,7 @@ def list_(at: Connection) -> None:
     """List the servers with the leaf port each is at.
 
     STATE: matched (detected, as given if it was given); given (not detected yet); missing; mismatch;
-    unknown (detected, but not registered); with "drained" and "fenced" when it is so.
+    unknown (detected, but not registered); with "drained", "fenced" and "lost" (a router) when it is so.
 
     \b
     Example:
@@ -58,6 +58,41 @@ def show(at: Connection, server: str) -> None:
     from retinue.cli.name import draw
 
     draw(at, server)
+
+
+@app.command()
+@connected
+def routes(at: Connection) -> None:
+    """List the prefixes that are reached through routers, with every way to each, the best first.
+
+    NOW: the way; standby (another is better); lost (it is not there, with why).
+
+    \b
+    Example:
+      retinue server routes
+    """
+    data = at.client().ask(Route.LIST_SERVERS)
+    rows = [
+        {"prefix": prefix, "router": row["id"], "metric": row["metric"]}
+        | {"at": _location(row), "now": _now(row, prefix)}
+        for row in data["servers"]
+        for prefix in row.get("routes", ())
+    ]
+    rows.sort(key=lambda one: (one["prefix"], one["metric"], one["router"]))
+    if at.as_json:
+        output.print_json({"routes": rows})
+        return
+    output.print_table(
+        ("PREFIX", "ROUTER", ">METRIC", "AT", "NOW"),
+        ((one["prefix"], one["router"], str(one["metric"]), one["at"], one["now"]) for one in rows),
+        "There are no routers.",
+    )
+
+
+def _now(row: dict[str, Any], prefix: str) -> str:
+    if row["lost"]:
+        return f"lost: {row['lost']}"
+    return "the way" if prefix in row["ways"] else "standby"
 
 
 @app.command()
@@ -121,6 +156,20 @@ def unfence(at: Connection, server: str) -> None:
     _ask(at, Route.UNFENCE_SERVER, server, f"{server} is no longer fenced")
 
 
+@app.command("forget-agent")
+@connected
+def forget_agent(at: Connection, server: str) -> None:
+    """Say that a server has no agent of ours any more: its VMs are where managers say, and migrate by theirs.
+
+    Until then an agent that was heard once is one that is away, also after a restart of the controller.
+
+    \b
+    Example:
+      retinue server forget-agent server2
+    """
+    _ask(at, Route.FORGET_AGENT, server, f"{server} has no agent")
+
+
 def _ask(at: Connection, route: Route, server: str, done: str) -> None:
     answer = at.client().ask(route, server)
     if at.as_json:
@@ -130,7 +179,7 @@ def _ask(at: Connection, route: Route, server: str, done: str) -> None:
 
 
 def _state(row: dict[str, Any]) -> str:
-    return ", ".join([row["state"], *(mark for mark in ("drained", "fenced") if row.get(mark))])
+    return ", ".join([row["state"], *(mark for mark in ("drained", "fenced", "lost") if row.get(mark))])
 
 
 def _location(row: dict[str, Any]) -> str:

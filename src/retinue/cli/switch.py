@@ -92,6 +92,31 @@ def audit(
         raise typer.Exit(1)
 
 
+@app.command()
+@connected
+def table(at: Connection, switch: str) -> None:
+    """Show the MAC table of an edge switch: MACs of the VMs that are delivered there, each with its port, and
+    the gateway's at the uplink, which every other MAC becomes.
+
+    \b
+    Example:
+      retinue switch table edge1
+    """
+    data = at.client().ask(Route.GET_MAC_TABLE, switch)
+    if at.as_json:
+        output.print_json(data)
+        return
+    output.print_table(
+        ("MAC", ">PORT", "NAME", "VM", "CONFIRMED"),
+        ((row["mac"], row["port"], row["name"], _whose(row), row["confirmed"]) for row in data["rows"]),
+        "It has no row: nobody is there, and it has no uplink.",
+    )
+
+
+def _whose(row: dict[str, Any]) -> str:
+    return "(any other)" if row["shared"] else str(row["vm"])
+
+
 def _order(row: dict[str, Any]) -> str:
     if not row["missing"] + row["changed"] + row["foreign"]:
         return "in order"

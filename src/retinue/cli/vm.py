@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retinue.cli import binding, nic, options, output
+from retinue.cli import binding, disk, nic, options, output
 from retinue.cli.connection import Connection, connected
 from retinue.cli.errors import CliError
 from retinue.cli.name import profile_fields
@@ -44,7 +44,8 @@ def add(
             "--nic",
             metavar="NIC",
             help="A NIC of several, in the guest's order: mac=MAC,address=IP,vnet=VNET,id=ID,enabled=no, "
-            "each of which may be left out. In place of --mac and --address.",
+            "each of which may be left out; with trunk=ID it goes by the port of the NIC with that id, with "
+            "its vnet's VLAN as tag. In place of --mac and --address.",
         ),
     ] = None,
     restart: Annotated[
@@ -55,6 +56,16 @@ def add(
         ),
     ] = None,
     memory: Memory = None,
+    disks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--disk",
+            metavar="DISK",
+            help="A disk; may be repeated, in the guest's order. size=10G: a private one, with image=NAME "
+            "or base=PATH over what is there already; shared=PATH: a file on shared storage. "
+            "format=qcow2 is that of the file base or shared, if it is not raw.",
+        ),
+    ] = None,
     file: Annotated[
         str | None,
         typer.Option(
@@ -63,6 +74,9 @@ def add(
             help='Register many: [{"id", "server", "mac", "addresses"}, ...], or "nics". -: stdin.',
         ),
     ] = None,
+    from_pool: Annotated[
+        bool, typer.Option("--from-pool", help="MAC and address: the next free pair of `retinue pair list`.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Return when it is ready to start.")] = False,
     timeout: options.Timeout = READY_SECONDS,
 ) -> None:
@@ -74,12 +88,17 @@ def add(
       retinue vm add web --server server2 --mac 52:54:00:00:00:01 --address 10.1.0.50
       retinue vm add db --server server1 --restart on-crash --memory 256
       retinue vm add gw --server server1 --nic mac=52:54:00:00:00:02 --nic address=10.1.0.51
+      retinue vm add fw --server server1 --nic vnet=web --nic trunk=fw,vnet=shop
+      retinue vm add web2 --server server1 --disk image=debian-12,size=20G
+      retinue vm add shop --server server1 --from-pool
       retinue vm add --from vms.json
     """
     if (id is None) == (file is None):
         raise typer.BadParameter("give the VM's name, or --from FILE")
-    if file is not None and (server or mac or address or nics or restart or memory is not None):
+    if file is not None and (server or mac or address or nics or restart or disks or memory is not None):
         raise typer.BadParameter("--server, --mac and the like are in the file given by --from")
+    if from_pool and (file is not None or nics or mac or address):
+        raise typer.BadParameter("--from-pool is in the place of --mac, --address and --nic")
     if nics and (mac or address):
         raise typer.BadParameter("say --mac and --address inside of --nic")
     if id is not None and not server:
@@ -94,7 +113,10 @@ def add(
             ids = [port_id_of(id or "", number) for number in range(1, len(nics) + 1)]
             one["nics"] = [nic.parsed(text, port_id) for text, port_id in zip(nics, ids, strict=True)]
         else:
-            one |= {"mac": mac or nic.mac_for(id or ""), "addresses": address or []}
+            if not from_pool:
+                one |= {"mac": mac or nic.mac_for(id or ""), "addresses": address or []}
+        if disks:
+            one["disks"] = [disk.parsed(text) for text in disks]
         bodies = [one | left_in(restart=restart, memory_mib=memory)]
     controller = at.client()
     since = controller.last_event()
@@ -189,6 +211,10 @@ def show(
         output.say("")
         for one in vm["nics"]:
             output.say(f"NIC {one['id']}: {nic.words(one)}")
+    if vm.get("disks"):
+        output.say("")
+        for number, one in enumerate(vm["disks"], 1):
+            output.say(f"disk {number}: {disk.words(one)}")
     rows = controller.ask(Route.LIST_BINDINGS, vm=id)["bindings"]
     if rows:
         output.say("")

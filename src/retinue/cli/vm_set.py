@@ -30,6 +30,14 @@ def set_(
     restart: Annotated[
         str | None, typer.Option(metavar="WHEN", help="When it is started again: never, or on-crash.")
     ] = None,
+    server_mac: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MAC",
+            help="The physical MAC of the server it will be at: its routes go there at once. Where no agent "
+            "of ours runs it.",
+        ),
+    ] = None,
 ) -> None:
     """Change a VM. Addresses change in the network at once, memory only while the VM is off.
 
@@ -40,13 +48,15 @@ def set_(
       retinue vm set vm1 --memory 256
       retinue vm set vm1 --address 10.1.0.50 --address 10.1.0.51
       retinue vm set vm1 --no-address --restart on-crash
+      retinue vm set vm1 --server-mac 02:00:00:00:00:02
     """
     if address and no_address:
         raise typer.BadParameter("give --address, or --no-address")
     addresses = [] if no_address else address or None
-    body = left_in(memory_mib=memory, addresses=addresses, restart=restart)
+    body = left_in(memory_mib=memory, addresses=addresses, restart=restart, server_mac=server_mac)
     if not body:
-        raise typer.BadParameter("say what is to be different: --memory, --address, --no-address, --restart")
+        options = "--memory, --address, --no-address, --restart, --server-mac"
+        raise typer.BadParameter(f"say what is to be different: {options}")
     changed = at.client().ask(Route.SET_VM, id, body=body)
     if at.as_json:
         output.print_json(changed)

@@ -8,6 +8,7 @@ from retinue.cli import options, output
 from retinue.cli.connection import Connection, connected
 from retinue.cli.errors import CliError
 from retinue.cli.request_bodies import left_in
+from retinue.core.model import Flood
 from retinue.protocol.blocking import Client
 from retinue.protocol.routes import Route
 
@@ -22,41 +23,56 @@ Mtu = Annotated[
     typer.Option(metavar="BYTES", help="Bytes of an IP packet, for the NICs in it; 0: as switches."),
 ]
 
+Flooding = Annotated[
+    Flood | None,
+    typer.Option(metavar="HOW", help="Broadcast and multicast in it: dropped (the default) or controlled."),
+]
+
 
 @app.command()
 @connected
-def add(at: Connection, id: str, vlan: Vlan = None, mtu: Mtu = None, vrf: Vrf = None) -> None:
+def add(
+    at: Connection, id: str, vlan: Vlan = None, mtu: Mtu = None, vrf: Vrf = None, flood: Flooding = None
+) -> None:
     """Add a vnet.
 
     \b
     Example:
       retinue vnet add shop --vlan 42
+      retinue vnet add cluster --vlan 43 --flood controlled
     """
-    at_controller = at.client()
-    added = at_controller.ask(Route.ADD_VNETS, body={"id": id, **left_in(vlan=vlan, mtu=mtu, vrf=vrf)})
+    said = left_in(vlan=vlan, mtu=mtu, vrf=vrf, flood=flood)
+    added = at.client().ask(Route.ADD_VNETS, body={"id": id, **said})
     show(at, added, f"vnet {id} is there; `retinue subnet add ID --vnet {id}` gives it a subnet")
 
 
 @app.command("set")
 @connected
-def set_(at: Connection, id: str, vlan: Vlan = None, mtu: Mtu = None, vrf: Vrf = None) -> None:
+def set_(
+    at: Connection, id: str, vlan: Vlan = None, mtu: Mtu = None, vrf: Vrf = None, flood: Flooding = None
+) -> None:
     """Change what is said of a vnet; what is left out stays.
 
     \b
     Example:
       retinue vnet set shop --mtu 1400
+      retinue vnet set shop --flood controlled
     """
     controller = at.client()
     known = row_of(controller, Route.LIST_VNETS, "vnet", id)
-    kept = {name: known[name] for name in ("vlan", "mtu", "vrf")}
-    changed = controller.ask(Route.SET_VNET, id, body={**kept, **left_in(vlan=vlan, mtu=mtu, vrf=vrf)})
+    kept = {name: known[name] for name in ("vlan", "mtu", "vrf", "flood")}
+    said = left_in(vlan=vlan, mtu=mtu, vrf=vrf, flood=flood)
+    changed = controller.ask(Route.SET_VNET, id, body={**kept, **said})
     show(at, changed, f"vnet {id} is changed")
 
 
 @app.command("list")
 @connected
 def list_(at: Connection) -> None:
-    """List the vnets with their subnets.
+    """List the vnets with their subnets, and what was flooded in each.
+
+    FLOODED counts the frames that its NICs have sent to all since the controller's start, DROPPED those of
+    them that were more than one NIC may send.
 
     \b
     Example:
@@ -67,9 +83,13 @@ def list_(at: Connection) -> None:
         output.print_json(data)
         return
     output.print_table(
-        ("VNET", "VRF", ">VLAN", ">MTU", "SUBNETS"),
+        ("VNET", "VRF", ">VLAN", ">MTU", "FLOOD", ">FLOODED", ">DROPPED", "SUBNETS"),
         (
-            (row["id"], row["vrf"], row["vlan"] or None, row["mtu"] or None, row["subnets"])
+            (
+                *(row["id"], row["vrf"], row["vlan"] or None, row["mtu"] or None, row["flood"]),
+                *(row["flooded"][name] or None for name in ("frames", "dropped")),
+                row["subnets"],
+            )
             for row in data["vnets"]
         ),
         "There are no vnets.",

@@ -14,47 +14,59 @@ import structlog
 from retinue.controller.agent_rejections import AgentRejections
 from retinue.controller.audit import Auditor
 from retinue.controller.changes import SwitchPortsChanged
-from retinue.controller.clock import SteadyClock
 from retinue.controller.content.images import Images
 from retinue.controller.context import Context, NoStore, Store
 from retinue.controller.counters import Count, packet_ins
+from retinue.controller.domains.domains import Domains
 from retinue.controller.external_migrations import ExternalMigrations
+from retinue.controller.fip import FipPath
+from retinue.controller.flood_counts import FloodCounts
 from retinue.controller.inventory.fencing import Fencing
 from retinue.controller.inventory.nic_settings import NICSettings
+from retinue.controller.inventory.pairs import Pairs
+from retinue.controller.inventory.switch_rows import SwitchRows
 from retinue.controller.inventory.vms import Inventory
 from retinue.controller.inventory.vnets import VnetInventory
+from retinue.controller.kinds import restore
 from retinue.controller.lease_changes import AddressReleased, LeaseEnded
 from retinue.controller.leases.dhcp import DhcpPath
 from retinue.controller.leases.dhcp6 import Dhcp6Path
 from retinue.controller.marks import ClockAnchored
 from retinue.controller.migrations.history import MIGRATIONS_KEPT, History
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
+from retinue.controller.mobility.bookings import Bookings
 from retinue.controller.mobility.clients import LOOK_SECONDS, ClientWatch
 from retinue.controller.mobility.entities import Entities
 from retinue.controller.mobility.manager import MobilityManager
 from retinue.controller.mobility.resources import ResourceManager
 from retinue.controller.neighbours.arp_responder import ArpResponder
 from retinue.controller.neighbours.gateway import Gateway
+from retinue.controller.neighbours.mac_changes import MacChanges
 from retinue.controller.neighbours.nd_responder import NdResponder
+from retinue.controller.neighbours.router_watch import RouterWatch
 from retinue.controller.neighbours.taking import Taking
-from retinue.controller.state import Stored, restore
-from retinue.controller.switches.readback import SwitchSession
+from retinue.controller.spoof_counts import SpoofCounts
+from retinue.controller.state import Stored
+from retinue.controller.tracing import Tracer
+from retinue.controller.words import Words
+from retinue.core.migration.copying import PLAIN, CopyOptions
 from retinue.core.model import NIC, VM, Assignment, Network, Role
 from retinue.core.model.families import is_leased
 from retinue.core.model.network import Owner, Touched
 from retinue.core.pipeline.cookies import (
     SENT_UP_BY,
-    SPOOFING_COOKIE,
-    SPOOFING_COOKIE_MASK,
     Reason,
     reason_of,
 )
-from retinue.core.pipeline.entry import FlowKey
 from retinue.core.placement import Policy
+from retinue.core.router_watch import RouterLimits
+from retinue.core.snooping.dhcp_rules import LEASES_PER_NIC
 from retinue.core.snooping.spoofing import KIND_OF, interpret
 from retinue.protocol.events import EventType
 from retinue.southbound.openflow.codec.messages import ErrorMessage, FlowRemoved, PacketIn, PortStatus
-from retinue.southbound.openflow.server import Rejected, Session
+from retinue.southbound.openflow.codec.wire import PortReason
+from retinue.southbound.openflow.server import Session
+from retinue.steady_clock import SteadyClock
 
 log = structlog.get_logger()
 
@@ -79,35 +91,45 @@ class Controller:
         migrations_kept: int = MIGRATIONS_KEPT,
         audit_seconds: float = 0.0,
         warm_up_seconds: float = 0.0,
+        leases_per_nic: int = LEASES_PER_NIC,
         forward_seconds: float = 0.0,
+        copy_options: CopyOptions = PLAIN,
         policy: Policy | None = None,
         follow_clients: tuple[int, int] = (0, 60),
+        router_limits: RouterLimits | None = None,
     ) -> None:
         """`clock`: None: a SteadyClock. Of all others see controller.config."""
         self._steady = SteadyClock()
         self.context = Context(net, clock or self._steady, store or NoStore())
         self.net = net
         self.events = self.context.events
-        self.dhcp = DhcpPath(self.context, warm_up_seconds)
+        self.dhcp = DhcpPath(self.context, warm_up_seconds, leases_per_nic)
         self.dhcp6 = Dhcp6Path(self.context, self.dhcp)
         self.renewals = self.dhcp.renewals
         taking = Taking(self.context)
         self.arp = ArpResponder(self.context, taking)
         self.nd = NdResponder(self.context, taking)
         self.gateway = Gateway(self.context)
+        self.router_watch = RouterWatch(
+            self.context, self.arp.locations.question, router_limits or RouterLimits()
+        )
+        self.arp.heard = self.nd.heard = self.router_watch.heard
+        self.mac_changes = MacChanges(self.context)
+        self.fip = FipPath(self.context)
         history = History(migrations_kept)
         self.orchestrator = MigrationOrchestrator(
-            self.context, self.renewals.vm_migrated, history, warm_up_seconds, forward_seconds
+            self.context, self.renewals.vm_migrated, history, warm_up_seconds, forward_seconds, copy_options
         )
-        self.spoofed_frames: dict[tuple[str, Reason], int] = {}
-        """By switch and reason: all frames dropped as spoofed, from the switches' own counters."""
-        self._spoofed_counts: dict[str, dict[FlowKey, int]] = {}
-        self._counting: set[str] = set()
-        """Switches that have been asked for their counts, and have not answered."""
+        self.flood_counts = FloodCounts(self.context)
+        self.spoof_counts = SpoofCounts(self.context, self.flood_counts)
         self._by_dpid = {switch.dpid: switch.id for switch in net.switches.values()}
         self.inventory = Inventory(self.context, self.orchestrator, self._by_dpid, self._give_back)
         self.nics = NICSettings(self.context, self.inventory.nics.ours)
-        self.vnets = VnetInventory(self.context)
+        self.vnets = VnetInventory(self.context, self.inventory.ports.look_at_vnet)
+        self.pairs = Pairs(self.context)
+        self.switch_rows = SwitchRows(self.context)
+        self.words = Words(self.context)
+        self.orchestrator.ended = self._migration_ended
         self.fencing = Fencing(self.context, self.orchestrator)
         self.external_migrations = ExternalMigrations(self.context, self.orchestrator, self.inventory)
         self.agent_rejections = AgentRejections(net)
@@ -116,10 +138,22 @@ class Controller:
         self.resources = ResourceManager(self.context, self.orchestrator, policy or Policy(), images_at)
         self.entities = Entities(self.context, self.resources)
         self.mobility = MobilityManager(self.context, self.orchestrator, self.resources)
+        self.bookings = Bookings(self.context)
+        self.mobility.before_deciding = self.bookings.look
         self.client_watch = ClientWatch(self.context, self.resources, self.mobility, *follow_clients)
         self.inventory.name_free = self.images.name_free = self.entities.check_free
         self.inventory.forgotten = self._vm_forgotten
-        self.auditor = Auditor(self.context, self.orchestrator, self._all_vms_again)
+        self.domains = Domains(
+            self.context,
+            self.orchestrator,
+            self.mobility,
+            lambda name, kind: self.inventory.name_free(name, kind),
+            self.inventory.forget_vm,
+            self.resources.on_size,
+        )
+        self.orchestrator.far_ends = self.domains
+        self.auditor = Auditor(self.context, self.orchestrator, self._mended)
+        self.tracer = Tracer(self.context, self.auditor)
         self._audit_seconds = audit_seconds
         self._lease_timer_moved = asyncio.Event()
         self.context.after_install(self._installed)
@@ -142,6 +176,8 @@ class Controller:
         self.context.knowledge.all_vms_known = True
         self.renewals.restored()
         self.orchestrator.restored()
+        for vm in self.words.about("migration of"):
+            self._migration_ended(vm)
         self.entities.restored()
 
     # ---- life ----
@@ -152,12 +188,16 @@ class Controller:
         removed = {Owner("vm", left.vm) for left in self.context.state.left_ports.values()}
         await self.context.install(self.net.everything() | removed)
         self.inventory.power.resume()
+        self.domains.removals.tell()
         self._repeat(1.0, self.arp.ask_for_servers, "search for servers")
+        self._repeat(1.0, self.router_watch.look, "routers")
         self._repeat(1.0, self.nd.advertise, "advertisements of the gateway")
         self._repeat(1.0, self.orchestrator.tick, "time limits of migrations")
-        self._repeat(1.0, self._begin_to_count, "spoofed frames")
+        self._repeat(1.0, self.spoof_counts.begin, "spoofed frames")
         self._repeat(1.0, self._tell_the_rest, "what is told once a second")
         self._repeat(60.0, self.context.installer.renew_long_leases, "long leases")
+        self._repeat(1.0, self.bookings.look, "time limits of bookings")
+        self._repeat(1.0, self.fip.look, "storage logins")
         self._repeat(LOOK_SECONDS, self.client_watch.look, "VMs that follow their clients")
         self.context.spawn(self._lease_clock(), "lease clock")
         if self._audit_seconds:
@@ -211,7 +251,7 @@ class Controller:
             session.close(f"datapath id {session.dpid:#x} is not in the configuration")
             return
         self.context.installer.switches[switch].connected(session)
-        touched = self.context.apply(SwitchPortsChanged(switch, session.ports))
+        touched = self.context.apply(SwitchPortsChanged(switch, session.ports, session.down))
         self.context.spawn(self._attach(switch, session, touched), f"connection of {switch}")
 
     async def _attach(self, switch: str, session: Session, touched: Touched) -> None:
@@ -224,7 +264,7 @@ class Controller:
         self.events.publish(
             EventType.SWITCH_CONNECTED, switch=switch, peer=session.peer, flow_mods=report.flow_mods
         )
-        self._installed(touched | {Owner("vm", vm) for vm in self.net.vms})
+        self._installed(touched | self._concerned_by(switch))
         if self.net.switches[switch].role is Role.LEAF:
             self.arp.ask_for_servers()
 
@@ -245,21 +285,33 @@ class Controller:
             case Reason.DHCP_CLIENT:
                 self.dhcp.from_vm(switch, message.in_port, message.frame)
             case Reason.DHCP_SERVER:
-                self.dhcp.from_server(switch, message.in_port, message.frame)
+                self.dhcp.from_server(switch, message.in_port, message.frame, session.waited())
             case Reason.DHCP6_CLIENT:
                 self.dhcp6.from_vm(switch, message.in_port, message.frame)
             case Reason.DHCP6_SERVER:
-                self.dhcp6.from_server(switch, message.in_port, message.frame)
+                self.dhcp6.from_server(switch, message.in_port, message.frame, session.waited())
             case Reason.VM_ARP:
                 self.arp.from_vm(switch, message.in_port, message.frame)
             case Reason.SERVER_ARP:
                 self.arp.from_server(switch, message.in_port, message.frame)
+            case Reason.MISSING_SERVER:
+                self.arp.from_missing_server(switch, message.in_port, message.frame)
             case Reason.VM_ND:
                 self.nd.from_vm(switch, message.in_port, message.frame)
             case Reason.SERVER_ND:
                 self.nd.from_server(switch, message.in_port, message.frame)
+            case Reason.FIP_NODE:
+                self.fip.from_vm(switch, message.in_port, message.frame)
+            case Reason.FIP_FORWARDER:
+                self.fip.from_forwarder(switch, message.in_port, message.frame)
+            case Reason.TUNNEL_MARK:
+                self.domains.hearing.mark(switch, message.frame)
             case Reason.EXPIRED:
                 self.gateway.expired(switch, message.in_port, message.frame)
+            case Reason.TOO_BIG:
+                self.gateway.too_big(switch, message.in_port, message.frame)
+            case Reason.SPOOFED_MAC if self.mac_changes.seen(switch, message.in_port, message.frame):
+                pass
             case _ if reason in KIND_OF:
                 self._spoofed(switch, message.in_port, reason, message.frame)
 
@@ -267,6 +319,7 @@ class Controller:
         """The manager removes a VM, or a NIC of it."""
         self.dhcp.give_back(vm, nic)
         self.dhcp6.give_back(vm, nic)
+        self.fip.give_back(vm, nic)
 
     def _may_send_up(self, switch: str, reason: Reason) -> bool:
         """A cookie is only what the switch says; no switch is believed what another's entries are for."""
@@ -281,9 +334,13 @@ class Controller:
     def port_status(self, session: Session, message: PortStatus) -> None:
         switch = self._by_dpid.get(session.dpid)
         if switch is not None and self.context.session(switch) is session:
-            touched = self.context.apply(SwitchPortsChanged(switch, session.ports))
+            touched = self.context.apply(SwitchPortsChanged(switch, session.ports, session.down))
             if touched:
                 self.context.spawn(self.context.install(touched), f"ports of {switch}")
+            there = message.port.up and message.reason != PortReason.DELETE
+            self.router_watch.link(switch, message.port.name, up=there)
+            if there:
+                self.arp.locations.port_up(switch, message.port.name, message.port.number)
 
     def error(self, session: Session, message: ErrorMessage) -> None:
         switch = self._by_dpid.get(session.dpid, f"{session.dpid:#x}")
@@ -304,43 +361,26 @@ class Controller:
         if self.events.left_out:
             self.context.counters[Count.EVENTS_LEFT_OUT] = self.events.left_out
 
-    def _begin_to_count(self) -> list[asyncio.Task[None]]:
-        """Each switch by itself: one that does not answer holds up its own counting alone."""
-        begun: list[asyncio.Task[None]] = []
-        for switch, session in self.context.sessions().items():
-            if self.net.switches[switch].role is not Role.SPINE and switch not in self._counting:
-                self._counting.add(switch)
-                work = self._count_spoofed_at(switch, session)
-                begun.append(self.context.spawn(work, f"spoofed frames at {switch}"))
-        return begun
-
-    async def _count_spoofed_at(self, switch: str, session: SwitchSession) -> None:
-        try:
-            found = await session.read_flows(SPOOFING_COOKIE, SPOOFING_COOKIE_MASK)
-        except (ConnectionError, TimeoutError, Rejected):
-            self.context.counters[Count.SPOOFED_NOT_COUNTED] += 1
-            return
-        finally:
-            self._counting.discard(switch)
-        counts = {stats.flow.key: stats.packets for stats in found}
-        before = self._spoofed_counts.get(switch, {})
-        self._spoofed_counts[switch] = counts
-        for stats in found:
-            reason = reason_of(stats.flow.cookie)
-            # An entry made anew counts from nothing again; the sum never goes down.
-            more = stats.packets - min(before.get(stats.flow.key, 0), stats.packets)
-            if reason is Reason.UNROUTABLE:
-                self.context.counters[Count.UNROUTABLE] += more
-            elif reason is not None and more:
-                sum_so_far = self.spoofed_frames.get((switch, reason), 0)
-                self.spoofed_frames[switch, reason] = sum_so_far + more
-
     def _vm_forgotten(self, vm: str) -> None:
         self.entities.gone(vm)
         self.resources.vm_gone(vm)
+        for kind in ("vm", "migration of"):
+            self.words.forget(kind, vm)
+        self.domains.removals.tell()
 
-    def _all_vms_again(self) -> None:
-        self._installed({Owner("vm", vm) for vm in self.net.vms})
+    def _migration_ended(self, vm: str) -> None:
+        if self.orchestrator.of_vm(vm) is None:
+            self.words.forget("migration of", vm)
+
+    def _concerned_by(self, switch: str) -> set[Owner]:
+        """Who may have waited for a switch: whoever has entries there, or is to be there; and migrations."""
+        server = self.net.server_of_edge(switch)
+        vms = set() if server is None else set(self.net.vms_on(server.id))
+        vms |= {migration.vm for migration in self.orchestrator.migrations.under_way()}
+        return self.context.compiler.owners_on(switch) | {Owner("vm", vm) for vm in vms}
+
+    def _mended(self, switch: str) -> None:
+        self._installed(self._concerned_by(switch))
 
     def _installed(self, owners: Collection[Owner]) -> None:
         """After an installation: leases may end at other times, VMs be ready or renewed, migrations go on."""

@@ -6,7 +6,7 @@ concerns a switch is under way nothing is read from it: what a migration waits f
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import structlog
 
@@ -24,6 +24,8 @@ log = structlog.get_logger()
 AUDIT_SECONDS = 60.0
 TURN_LIMIT = 2.0
 """Seconds of a switch's turn; one that has not been read by then is read on beside the others' turns."""
+ENTRIES_A_SECOND = 2000
+"""That are read, in the long run: a hundredth of a core for each thousand."""
 TRIES = 3
 """How often a switch is read that is being changed meanwhile."""
 LONGEST_MIGRATION = 900.0
@@ -41,7 +43,7 @@ class Auditor:
     """Reads switches in turn, has what differs mended, and records what was found."""
 
     def __init__(
-        self, context: Context, orchestrator: MigrationOrchestrator, mended: Callable[[], None]
+        self, context: Context, orchestrator: MigrationOrchestrator, mended: Callable[[str], None]
     ) -> None:
         """`mended` is called when a switch has confirmed what it lacked."""
         self._context = context
@@ -57,13 +59,22 @@ class Auditor:
         """By switch: its last turn."""
 
     async def run(self, seconds: float) -> None:
-        """Read every connected switch once in so many seconds, evenly, for ever."""
+        """Read every connected switch once in so many seconds, evenly, for ever; or in more seconds, where
+        that would be more than ENTRIES_A_SECOND."""
+        entries = 0
         while True:
-            await asyncio.sleep(seconds / max(1, len(self._context.installer.connected())))
-            switch = self._next()
+            turn = seconds / max(1, len(self._context.installer.connected()))
+            await asyncio.sleep(max(turn, entries / ENTRIES_A_SECOND))
+            switch, entries = self._next(), 0
             if switch is not None:
+                entries = len(self._context.installer.switches[switch].mirror)
                 self._take_turn(switch)
                 self._context.spawn(self._audit_in_turn(switch), f"audit of {switch}")
+
+    def kept_from(self, switch: str) -> str:
+        """Why the switch is not to be read now; "": it may be."""
+        migration = self._migration_at(switch)
+        return "" if migration is None else f"{migration.id} of VM {migration.vm} is under way"
 
     async def _audit_in_turn(self, switch: str) -> None:
         try:
@@ -121,11 +132,11 @@ class Auditor:
 
     def _next(self) -> str | None:
         """The switch that has waited longest, of those that may be read now."""
-        switches = self._context.installer.switches.items()
+        busy = self._switches_in_migrations()
         ready = (
             name
-            for name, one in switches
-            if one.is_read and not self._is_being_read(name) and self._migration_at(name) is None
+            for name, one in self._context.installer.switches.items()
+            if one.is_read and not self._is_being_read(name) and name not in busy
         )
         return min(ready, key=lambda switch: self._last.get(switch, 0), default=None)
 
@@ -133,18 +144,16 @@ class Auditor:
         return switch in self._reading and self._reading[switch].locked()
 
     def _migration_at(self, switch: str) -> Migration | None:
-        """A migration under way that concerns the switch. One that cannot end does not hinder for ever."""
+        """A migration under way that concerns the switch."""
+        return next((m for m in self._under_way() if switch in self._orchestrator.concerned(m.id)), None)
+
+    def _switches_in_migrations(self) -> set[str]:
+        return {switch for m in self._under_way() for switch in self._orchestrator.concerned(m.id)}
+
+    def _under_way(self) -> Iterator[Migration]:
+        """Without those that cannot end, which would hinder for ever."""
         since = self._context.clock() - LONGEST_MIGRATION
-        migrations = self._orchestrator.migrations.values()
-        under_way = (
-            migration
-            for migration in migrations
-            if not migration.state.ended and migration.steps[0][1] > since
-        )
-        return next(
-            (migration for migration in under_way if switch in self._orchestrator.concerned(migration.id)),
-            None,
-        )
+        return (m for m in self._orchestrator.migrations.under_way() if m.steps[0][1] > since)
 
     def _record(self, switch: str, found: Audit) -> None:
         counters = self._context.counters
@@ -159,4 +168,4 @@ class Auditor:
             return
         log.warning("audit.repaired", switch=switch, **counts)
         self._context.events.publish(EventType.SWITCH_REPAIRED, switch=switch, **counts)
-        self._mended()
+        self._mended(switch)

@@ -1,7 +1,7 @@
 """The changes of what the controller knows, each described once: applied, stored and published from that.
 
 `Context.apply` is the one place where they are made. A change that is stored names the values it keeps or
-drops (state.KINDS has the kinds); a DerivedChange stores nothing: its fact is reported again after a restart.
+drops (kinds.KINDS has them); a DerivedChange stores nothing: its fact is reported again after a restart.
 """
 
 from abc import ABC, abstractmethod
@@ -210,6 +210,10 @@ class VMPlaced(Change):
     def apply(self, state: State) -> Touched:
         return state.net.put_vm(self.vm)
 
+    def undo(self, state: State) -> Undo:
+        net, old = state.net, state.net.vms[self.vm.id]
+        return lambda: net.put_vm(old)
+
     def kept(self) -> tuple[Storable, ...]:
         return (self.vm,)
 
@@ -349,9 +353,11 @@ class SwitchPortsChanged(DerivedChange):
 
     switch: str
     numbers: Mapping[str, int]
+    down: frozenset[str] = frozenset()
+    """Names of those without a link."""
 
     def apply(self, state: State) -> Touched:
-        return state.net.set_ports(self.switch, self.numbers)
+        return state.net.set_ports(self.switch, self.numbers, self.down)
 
 
 @dataclass(frozen=True, slots=True)

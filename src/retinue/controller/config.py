@@ -5,7 +5,7 @@ TOML; every key is checked, and a mistake is answered with the file, the key and
 
 from collections.abc import Collection
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,27 +13,35 @@ import msgspec
 
 from retinue.config_file import ConfigError, ConfigTable, TlsTable, read
 from retinue.controller.audit import AUDIT_SECONDS
+from retinue.controller.dns.zone import DnsTable
 from retinue.controller.migrations.history import MIGRATIONS_KEPT
-from retinue.core.limits import LEAST_MTU, MOST_MTU
+from retinue.controller.parsing import address, network, port_ref, subnet
+from retinue.controller.zenoh_names import ZenohTable
+from retinue.core.limits import LEAST_MTU, MOST_LEASES, MOST_METRIC, MOST_MTU, VXLAN_BYTES
+from retinue.core.migration.copying import Postcopy
 from retinue.core.model import (
     DEFAULT_VNET,
     DEFAULT_VRF,
     IP,
+    Flood,
+    GatewayGroup,
     Link,
+    Mac,
     ModelError,
     Network,
-    PortRef,
+    Peer,
     Role,
     Server,
     Service,
-    Subnet,
     Switch,
     Vnet,
     Vrf,
     entity_id,
     mac,
 )
+from retinue.core.model.constraints import check_tiers
 from retinue.core.placement import Policy, Weights
+from retinue.core.snooping.dhcp_rules import LEASES_PER_NIC
 from retinue.core.text import quoted
 from retinue.socket_addresses import endpoint
 
@@ -72,6 +80,7 @@ class VnetTable(ConfigTable, frozen=True):
     vlan: int = 0
     mtu: int = 0
     vrf: str = DEFAULT_VRF
+    flood: Flood = Flood.DROPPED
 
 
 class PlacementTable(ConfigTable, frozen=True):
@@ -127,19 +136,39 @@ class SubnetTable(ConfigTable, frozen=True):
 
 
 class SwitchTable(ConfigTable, frozen=True):
-    """[[switch]]: `dpid` is hexadecimal, `uplink` an edge's port to its leaf."""
+    """[[switch]]: `dpid` is hexadecimal, `uplink` an edge's port to its leaf; `places` a leaf's: whether its
+    servers are found there, or all given. `tunnel`, `endpoint`: of a leaf that VXLAN joins to the others, the
+    port, and its address on the IP network between them."""
 
     id: str
     role: Role
     dpid: str
     uplink: str = ""
+    places: Literal["detected", "given"] = "detected"
+    tunnel: str = ""
+    endpoint: str = ""
 
 
 class LinkTable(ConfigTable, frozen=True):
-    """[[link]]: a cable; both ends are SWITCH:PORT."""
+    """[[link]]: a cable, of a leaf and a spine, or of a spine and a core; both ends are SWITCH:PORT."""
 
-    leaf: str
-    spine: str
+    leaf: str = ""
+    spine: str = ""
+    core: str = ""
+
+    def ends(self) -> Link:
+        """Raises ModelError."""
+        lower, *above = [end for end in (self.leaf, self.spine, self.core) if end] or [""]
+        if len(above) != 1:
+            raise ModelError(f"link {lower}: name two ends, leaf and spine, or spine and core")
+        return Link(port_ref(lower), port_ref(above[0]))
+
+
+class VxlanTable(ConfigTable, frozen=True):
+    """[vxlan]: the IP network, none of ours, by which leaves with an endpoint reach each other."""
+
+    mtu: Annotated[int, msgspec.Meta(ge=LEAST_MTU + VXLAN_BYTES, le=MOST_MTU)] = 1500
+    """Bytes of an IP packet that it takes, the tunnels' own among them."""
 
 
 class GatewayGroupTable(ConfigTable, frozen=True):
@@ -160,8 +189,51 @@ class ServerTable(ConfigTable, frozen=True):
     edge: str = ""
     services: list[Service] = []
     routes: list[str] = []
+    metric: Annotated[int, msgspec.Meta(ge=0, le=MOST_METRIC)] = 0
+    """Of several routers to one prefix that are there, the one with the least is the way."""
     at: str = ""
     gateway_group: str = ""
+
+
+class DomainTable(ConfigTable, frozen=True):
+    """[[domain]]: another domain, whose controller may bring VMs here, and take them back."""
+
+    id: str
+    gateway: str
+    """The server whose edge switch leads there."""
+    tunnel: str
+    """The port of that switch which does."""
+    url: str
+    """Where that domain's controller has its door for us: https://HOST:PORT."""
+    listen: str
+    """Where we have ours for it: host:port."""
+    ca: str
+    """The file with that domain's authority: who shows a certificate of it is that domain."""
+    prefixes: list[str] = []
+    """Addresses that VMs may come with whose home is that domain."""
+
+
+class ClusterTable(ConfigTable, frozen=True):
+    """[cluster]: this controller is one of several, which share a database; one of them is active."""
+
+    name: str
+    """Its own name, which no other of them has."""
+    url: str
+    """Where clients reach its REST interface: a standby tells them the active one's."""
+    database: list[str]
+    """The database's servers, such as ssl:192.0.2.21:6641; of a cluster all of its members."""
+    tls: TlsTable | None = None
+    """What it shows them, of an authority of the database's own: whoever has a certificate of that writes."""
+    mandate_seconds: Annotated[float, msgspec.Meta(ge=1, le=60)] = 10.0
+    """For how long the active one goes on that cannot reach the database; half as long again, and a standby
+    that hears nothing of it takes over."""
+
+
+class PairTable(ConfigTable, frozen=True):
+    """[[pair]]: a MAC and an IP, of which a VM that is registered without either takes one."""
+
+    mac: str
+    ip: str
 
 
 class Config(ConfigTable, frozen=True):
@@ -175,9 +247,20 @@ class Config(ConfigTable, frozen=True):
     warm_up_seconds: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.25
     """How long a VM that has migrated has its new server to itself, before its old server is freed and its
     lease renewed. Both take processor time, just when the VM's caches are cold."""
+    postcopy: Postcopy = Postcopy.NEVER
+    """Whether VMs may run at the target before all of their memory is there: see core.migration.copying."""
+    compress: bool = False
+    """Whether agents compress the memory that they send each other. Whoever starts a migration may say
+    otherwise, of both."""
     forward_seconds: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.5
     """For how long, from when a VM runs at its new place on, its old server's switch sends on what still
     comes there: a busy switch may follow its own flow tables late."""
+    router_silence_seconds: Annotated[float, msgspec.Meta(ge=1, le=60)] = 3.0
+    """A router that has not answered for so long is lost, where another leads to the same prefix."""
+    router_hold_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 10.0
+    """For so long a router that was lost must be well again before it is the way again."""
+    leases_per_nic: Annotated[int, msgspec.Meta(ge=1, le=MOST_LEASES)] = LEASES_PER_NIC
+    """Leases of IPv4 that one NIC may hold at a time, under as many client identifiers."""
     mtu: Annotated[int, msgspec.Meta(ge=LEAST_MTU, le=MOST_MTU)] = 1500
     """Bytes of an IP packet that each switch and server takes: VMs may send so much."""
     listen: Listen = Listen()
@@ -187,28 +270,48 @@ class Config(ConfigTable, frozen=True):
     vrf: list[VrfTable] = []
     vnet: list[VnetTable] = []
     placement: PlacementTable = PlacementTable()
+    dns: DnsTable = DnsTable()
+    zenoh: ZenohTable = ZenohTable()
     subnet: list[SubnetTable] = []
     switch: list[SwitchTable] = []
     link: list[LinkTable] = []
+    vxlan: VxlanTable = VxlanTable()
     server: list[ServerTable] = []
+    domain: list[DomainTable] = []
+    cluster: ClusterTable | None = None
+    pair: list[PairTable] = []
+
+    def pairs(self) -> list[tuple[Mac, IP]]:
+        """The pool of pairs of MAC and IP. Raises ConfigError."""
+        try:
+            return [(mac(one.mac), address(one.ip)) for one in self.pair]
+        except ModelError as error:
+            raise ConfigError(str(error)) from error
 
     def network(self) -> Network:
         """A network with what the file says, and nothing else yet. Raises ConfigError."""
         try:
             net = Network(mac(self.gateway_mac), mtu=self.mtu)
             for switch in self.switch:
-                net.add_switch(Switch(switch.id, switch.role, _dpid(switch), switch.uplink))
+                net.add_switch(_switch(switch))
             for link in self.link:
-                net.add_link(Link(port_ref(link.leaf), port_ref(link.spine)))
+                net.add_link(link.ends())
+            check_tiers(net)
+            if net.over_ip:
+                net.mtu = min(net.mtu, self.vxlan.mtu - VXLAN_BYTES)
             for group in self.gateway_group:
-                net.add_gateway_group(entity_id(group.id, "a gateway group"), mac(group.mac))
+                net.put_gateway_group(GatewayGroup(entity_id(group.id, "a gateway group"), mac(group.mac)))
             for vrf in self.vrf:
                 net.put_vrf(Vrf(entity_id(vrf.id, "a VRF"), vrf.tag))
-            for kind, ids in (("VRF", [one.id for one in self.vrf]), ("vnet", [one.id for one in self.vnet])):
+            for kind, ids in (
+                ("gateway group", [one.id for one in self.gateway_group]),
+                ("VRF", [one.id for one in self.vrf]),
+                ("vnet", [one.id for one in self.vnet]),
+            ):
                 if twice := next((id for id in ids if ids.count(id) > 1), ""):
                     raise ModelError(f"{kind} {twice} is given twice")
             for vnet in self.vnet:
-                net.put_vnet(Vnet(entity_id(vnet.id, "a vnet"), vnet.vlan, vnet.mtu, vnet.vrf))
+                net.put_vnet(Vnet(entity_id(vnet.id, "a vnet"), vnet.vlan, vnet.mtu, vnet.vrf, vnet.flood))
             for table in self.subnet:
                 given = subnet(
                     *(table.id, table.prefix, table.gateway, table.dhcp, table.vnet, table.dhcp_pools),
@@ -216,13 +319,17 @@ class Config(ConfigTable, frozen=True):
                     table.dhcp6,
                 )
                 net.add_subnet(replace(given, vlan=table.vlan))
-            net.configured = frozenset(
-                f"{kind} {one}"
-                for kind, ids in (("vrf", net.vrfs), ("vnet", net.vnets), ("subnet", net.subnets))
-                for one in ids
-            )
+            kinds: dict[str, Collection[str]] = {"vrf": net.vrfs, "vnet": net.vnets, "subnet": net.subnets}
+            kinds["gateway group"] = net.gateway_groups
+            net.configured = frozenset(f"{kind} {one}" for kind, ids in kinds.items() for one in ids)
             for server in self.server:
                 net.put_server(_server(server))
+            for domain in self.domain:
+                if domain.id in net.peers:
+                    raise ModelError(f"domain {domain.id} is given twice")
+                prefixes = tuple(network(prefix) for prefix in domain.prefixes)
+                id = entity_id(domain.id, "a domain")
+                net.put_peer(Peer(id, domain.gateway, domain.tunnel, prefixes))
         except ModelError as error:
             raise ConfigError(str(error)) from error
         return net
@@ -236,6 +343,8 @@ def load(path: Path) -> Config:
             endpoint(getattr(found.listen, name))
         except ValueError as error:
             raise ConfigError(f"{path}: listen.{name}: {error}") from error
+    found.dns.checked()
+    found.zenoh.checked(tls=found.tls is not None)
     unsaid = [name for name in LISTENERS if name not in found.listen.plaintext]
     if found.tls is None and unsaid:
         named = msgspec.json.encode(unsaid).decode()
@@ -244,7 +353,37 @@ def load(path: Path) -> Config:
             "certificate and key (`retinue pki init` and `retinue pki issue controller` make them), or say "
             f"by name what is to be plain text: plaintext = {named} in [listen]"
         )
+    if found.cluster is not None:
+        _check_cluster(path, found.cluster)
+    if found.domain and found.tls is None:
+        raise ConfigError(f"{path}: domains speak TLS with each other; add the table [tls]")
+    for domain in found.domain:
+        try:
+            endpoint(domain.listen)
+        except ValueError as error:
+            raise ConfigError(f"{path}: domain {domain.id}: listen: {error}") from error
+        if not domain.url.startswith("https://"):
+            raise ConfigError(
+                f"{path}: domain {domain.id}: url: {quoted(domain.url)} is no https://HOST:PORT"
+            )
     return _beside(path.parent, found)
+
+
+def _check_cluster(path: Path, cluster: ClusterTable) -> None:
+    entity_id(cluster.name, "a controller")
+    if not cluster.database:
+        raise ConfigError(f"{path}: cluster.database names no server")
+    for one in cluster.database:
+        kind, _, rest = one.partition(":")
+        try:
+            if kind != "unix":
+                endpoint(rest)
+        except ValueError as error:
+            raise ConfigError(f"{path}: cluster.database: {error}") from error
+        if kind not in ("ssl", "tcp", "unix"):
+            raise ConfigError(f"{path}: cluster.database: {quoted(one)} is no ssl:HOST:PORT or unix:PATH")
+        if kind == "ssl" and cluster.tls is None:
+            raise ConfigError(f"{path}: cluster.database: {one} needs the table [cluster.tls]")
 
 
 def _beside(folder: Path, config: Config) -> Config:
@@ -252,37 +391,16 @@ def _beside(folder: Path, config: Config) -> Config:
     change: dict[str, Any] = {}
     if config.tls is not None:
         change["tls"] = config.tls.beside(folder)
+    if config.cluster is not None and config.cluster.tls is not None:
+        tls = config.cluster.tls.beside(folder)
+        change["cluster"] = msgspec.structs.replace(config.cluster, tls=tls)
+    if config.domain:
+        change["domain"] = [
+            msgspec.structs.replace(domain, ca=str(folder / domain.ca)) for domain in config.domain
+        ]
     if config.rest.tokens:
         change["rest"] = RestTable(str(folder / config.rest.tokens))
     return msgspec.structs.replace(config, **change)
-
-
-def port_ref(text: str) -> PortRef:
-    """Read "leaf1:leaf1-spine1"; raises ModelError."""
-    switch, _, port = text.partition(":")
-    if not switch or not port:
-        raise ModelError(f"not a port: {quoted(text)} (expected SWITCH:PORT, such as leaf1:leaf1-spine1)")
-    return PortRef(switch, port)
-
-
-def address(text: str) -> IP:
-    """Read an IP address; raises ModelError."""
-    try:
-        if "%" in text:
-            raise ValueError("an address with a zone")  # Only its own host knows what the zone's name means.
-        return ip_address(text)
-    except ValueError as error:
-        raise ModelError(f"not an IP address: {quoted(text)}") from error
-
-
-def network(text: str) -> IPv4Network | IPv6Network:
-    """Read a prefix such as 10.1.0.0/24; raises ModelError."""
-    try:
-        if "%" in text:
-            raise ValueError(f"{quoted(text)} has a zone")
-        return ip_network(text)
-    except ValueError as error:
-        raise ModelError(f"not an IP prefix: {error}") from error
 
 
 def _dpid(switch: SwitchTable) -> int:
@@ -294,37 +412,13 @@ def _dpid(switch: SwitchTable) -> int:
         ) from None
 
 
-def subnet(
-    id: str,
-    prefix: str,
-    gateway: str,
-    dhcp: Collection[str],
-    vnet: str,
-    pools: Collection[str] = (),
-    slaac: bool = False,
-    dhcp6: bool = False,
-) -> Subnet:
-    """A subnet from what people write, here or by REST; raises ModelError."""
-    at = address(gateway)
-    servers: list[IPv4Address] = []
-    for text in dhcp:
-        server = address(text)
-        if not isinstance(server, IPv4Address) or not isinstance(at, IPv4Address):
-            raise ModelError(f"subnet {id}: DHCP can be relayed over IPv4 only, not to {quoted(text)}")
-        servers.append(server)
-    inside = network(prefix)
-    ranges = tuple(_pool(id, inside, text) for text in pools)
-    return Subnet(id, inside, at, dhcp=tuple(servers), dhcp_pools=ranges, vnet=vnet, slaac=slaac, dhcp6=dhcp6)
-
-
-def _pool(subnet: str, prefix: IPv4Network | IPv6Network, text: str) -> tuple[IP, IP]:
-    first, dash, last = text.partition("-")
-    if not dash:
-        raise ModelError(f"subnet {subnet}: dhcp_pools has {quoted(text)}, not FIRST-LAST")
-    ends = address(first.strip()), address(last.strip())
-    if ends[0] not in prefix or ends[1] not in prefix or int(ends[0]) > int(ends[1]):
-        raise ModelError(f"subnet {subnet}: the pool {quoted(text)} is no range inside {prefix}")
-    return ends
+def _switch(table: SwitchTable) -> Switch:
+    endpoint = address(table.endpoint) if table.endpoint else None
+    if isinstance(endpoint, IPv6Address):
+        raise ModelError(f"switch {table.id}: endpoint {endpoint} is no address of IPv4")
+    return Switch(
+        table.id, table.role, _dpid(table), table.uplink, table.places == "given", table.tunnel, endpoint
+    )
 
 
 def _server(table: ServerTable) -> Server:
@@ -335,6 +429,7 @@ def _server(table: ServerTable) -> Server:
         edge=table.edge,
         services=frozenset(table.services),
         routes=tuple(network(route) for route in table.routes),
+        metric=table.metric,
         given_at=port_ref(table.at) if table.at else None,
         gateway_group=table.gateway_group,
     )

@@ -3,21 +3,26 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
 
 from retinue.controller.changes import Change, Undo
 from retinue.controller.counters import Count, bad_frames
+from retinue.controller.durations import Durations
 from retinue.controller.events import Agents, EventBus
+from retinue.controller.marks import AgentHeard
+from retinue.controller.recipients import recipients
 from retinue.controller.state import State, Storable
 from retinue.controller.switches.installer import Installer, InstallReport
 from retinue.controller.switches.readback import SwitchSession
-from retinue.core.model import Network
+from retinue.core.model import NIC, Network
 from retinue.core.model.network import Owner, Touched
-from retinue.core.pipeline.compiler import Compiler, contribution
+from retinue.core.packets import tagged
+from retinue.core.pipeline.compiler import Compiler, ConflictError
 from retinue.core.pipeline.knowledge import Knowledge
-from retinue.core.pipeline.underlay import Near
+from retinue.core.pipeline.underlay import Near, underlay_of
 from retinue.core.snooping import SpoofingLog
 from retinue.protocol.events import EventType
 
@@ -25,7 +30,8 @@ log = structlog.get_logger()
 
 
 BACK_WITHIN = 15.0
-"""Seconds after a start by which switches that can be reached have come back; Open vSwitch waits up to 8."""
+"""Seconds after a start by which switches and agents that can be reached have come back; Open vSwitch waits
+up to 8."""
 LARGE = 500
 """Owners; a change that touches more is computed in batches."""
 BATCH = 100
@@ -66,10 +72,15 @@ class Context:
         self.compiler = Compiler(net)
         self.knowledge = Knowledge(net, self.compiler, self.not_installed)
         self.installer = Installer(self.compiler, self.knowledge, clock)
-        self.events = EventBus(clock)
-        self.agents = Agents()
+        self.events = EventBus(clock, partial(recipients, net))
+        self.agents = Agents(
+            lambda server: server in self.state.with_agent,
+            lambda server: self.apply(AgentHeard(server)),
+            self.may_all_be_back,
+        )
         self.spoof_attempts = SpoofingLog()
         self.counters: Counter[str] = Counter()
+        self.durations = Durations()
         self._frames_rejected: dict[tuple[str, str], float] = {}
         """By kind and place: when a frame that could not be read was logged last."""
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -144,7 +155,14 @@ class Context:
         self, owners: Collection[Owner], near: Near, patient: Callable[[], bool]
     ) -> InstallReport:
         self.not_installed.difference_update(owners)  # They are computed before anything is awaited.
-        report = await self.installer.install(owners, near, patient)
+        began = self.clock()
+        try:
+            report = await self.installer.install(owners, near, patient)
+        except ConflictError:
+            self._installed(owners)  # All but those that clash.
+            raise
+        if report.flow_mods and not report.missing:
+            self.durations.confirmation.observe(self.clock() - began)
         self._installed(owners)
         return report
 
@@ -157,11 +175,20 @@ class Context:
 
     def is_programmed(self, owner: Owner) -> bool:
         """True when every entry of this owner, as the network now is, is confirmed by its switch."""
+        wanted = self.compiler.contributed(owner)
+        if wanted is None or owner in self.not_installed:
+            return False
+        switches, lost = self.installer.switches, self.lost()
         return all(
-            self.compiler.program(switch).get(key) == entry and self.installer.switches[switch].confirmed(key)
-            for switch, entries in contribution(self.net, owner).items()
-            for key, entry in entries.items()
+            switches[switch].has_confirmed(entries.keys())
+            for switch, entries in wanted.items()
+            if switch not in lost
         )
+
+    def lost(self) -> frozenset[str]:
+        """Switches, no edges, that are as dead as the servers that are fenced."""
+        underlay = underlay_of(self.net)
+        return frozenset().union(*(underlay.lost_with(server) for server in self.net.fenced))
 
     # ---- connected switches ----
 
@@ -173,8 +200,11 @@ class Context:
         known = self.installer.switches.get(switch)
         if known is None or known.is_connected:
             return known is None
-        began = self.clock() if self.began is None else self.began
-        return known.was_connected or self.clock() - began >= BACK_WITHIN
+        return known.was_connected or self.may_all_be_back()
+
+    def may_all_be_back(self) -> bool:
+        """True once whoever can be reached has had the time to come back since the controller's start."""
+        return self.began is not None and self.clock() - self.began >= BACK_WITHIN
 
     def session(self, switch: str) -> SwitchSession | None:
         """The session of a connected switch; None for one that is away."""
@@ -195,6 +225,10 @@ class Context:
             return False
         session.packet_out(frame, port)
         return True
+
+    def send_to_nic(self, switch: str, port: int, nic: NIC, frame: bytes) -> bool:
+        """Send a VM a frame at this port of an edge switch, with the tag that the NIC's frames have there."""
+        return self.send_frame(switch, port, tagged(frame, self.net.vlan_in_trunk(nic)))
 
     def reject_frame(self, kind: str, where: str, why: Exception) -> None:
         """Count, log and publish a frame that is not what it should be; it goes no further.

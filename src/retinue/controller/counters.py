@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from retinue.core.pipeline.cookies import Reason
+from retinue.protocol import status
 from retinue.protocol.renewals import OrderState
 
 
@@ -22,11 +23,16 @@ class Count(StrEnum):
     DHCP_TOO_MANY_RELAYS = "DHCP dropped: too many relays"
     DHCP_TOO_MUCH = "DHCP dropped: a VM asks too much of relayed subnets"
     DHCP_UNCONFIRMED = "DHCP kept back: the binding is not confirmed"
+    DNS_ASKED = "DNS questions"
+    DNS_REFUSED = "DNS questions refused"
+    DNS_TOO_MANY = "DNS questions dropped: too many at once"
     EVENTS_LEFT_OUT = "events left out: others of the same port or peer were told"
     EXPIRED_ANSWERED = "packets whose time to live ended, answered"
     EXPIRED_UNANSWERED = "packets whose time to live ended, not answered: sender unknown, or an error itself"
+    FLOODED = "frames flooded inside vnets"
+    FLOOD_TOO_MUCH = "frames not flooded: a NIC sends too many"
     FRAMES_NOT_SENT = "frames not sent: switch away"
-    INTERNAL_ERRORS = "internal errors"
+    INTERNAL_ERRORS = status.INTERNAL_ERRORS
     LOCATIONS_REJECTED = "server locations rejected"
     ND_ANSWERED = "neighbour discovery answered"
     ND_UNANSWERED = "neighbour discovery not answered: nobody has the address"
@@ -35,8 +41,13 @@ class Count(StrEnum):
     ROUTER_ADVERTISED = "router advertisements sent"
     SPOOFED_NOT_COUNTED = "spoofed frames not counted: no answer"
     SWITCH_ERRORS = "switch errors"
+    TOO_BIG_ANSWERED = "packets larger than where they go takes, answered"
+    TOO_BIG_FRAGMENTED = "packets larger than where they go takes, fragmented"
+    TOO_BIG_UNANSWERED = "packets larger than where they go takes, not answered: as of those that ended"
     UNROUTABLE = "frames dropped: no router may forward to their destination"
     UNKNOWN_SWITCHES = "unknown switches"
+    ZENOH_ASKED = "zenoh questions"
+    ZENOH_TOO_MANY = "zenoh questions refused: too many at once"
 
 
 BAD_FRAMES = "bad {} frames"

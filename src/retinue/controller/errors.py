@@ -25,5 +25,11 @@ def no_server(id: str) -> RequestError:
     )
 
 
+def no_image(name: str) -> RequestError:
+    return RequestError(
+        f"there is no image {name}; `retinue image list` shows those there are", ErrorCode.UNKNOWN_IMAGE
+    )
+
+
 class StoreError(Exception):
     """What the controller knows cannot be kept, or read back; the message has the reason and what to do."""

@@ -6,12 +6,13 @@ and what follows at most once a second, the last of it for all.
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from retinue.controller.recipients import Everybody, Recipients
 from retinue.core.limits import MOST_TELLINGS
 from retinue.core.text import cut
 from retinue.protocol.events import EventType
@@ -20,6 +21,8 @@ from retinue.protocol.migrations import Order
 RING = 50_000
 QUEUE = 20_000
 """Events a listener may be behind; past that its stream ends."""
+EPOCH_SHIFT = 32
+"""Bits of an event's id below the epoch of the controller that published it (see leadership)."""
 BATCH = 50
 """Events that a listener is given at once, before others have their turn."""
 
@@ -78,14 +81,27 @@ class Listener:
 class EventBus:
     """Numbers events, gives them to all who listen, and keeps the last ones for those who come back."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        recipients: Callable[[str, Mapping[str, Any]], Recipients] = lambda type, data: Everybody,
+    ) -> None:
+        """`recipients`: the servers whose agents may act on an event of this type and data."""
         self._clock = clock
+        self._recipients = recipients
         self._ring: deque[Event] = deque(maxlen=RING)
         self._listeners: dict[asyncio.Queue[Event | None], Types] = {}
+        self._agents: dict[str, dict[asyncio.Queue[Event | None], None]] = {}
+        """Of these, by server: those that are its agent's; "": those that are no agent's."""
         self._rare = _Rare()
         self.last_id = 0
         self.left_out = 0
         """Rare events that were not told, since others of their source were."""
+
+    def begin(self, epoch: int) -> None:
+        """Number events from here on so that their ids are greater than those of every earlier epoch."""
+        self._ring.clear()
+        self.last_id = epoch << EPOCH_SHIFT
 
     def publish(self, type: EventType | Order, **data: Any) -> Event:
         """Tell everyone who listens, now. `data`: the fields that protocol.events.FIELDS gives the type."""
@@ -93,12 +109,13 @@ class EventBus:
         said = {key: cut(value) if isinstance(value, str) else value for key, value in data.items()}
         event = Event(self.last_id, self._clock(), type, said)
         self._ring.append(event)
-        for queue, types in list(self._listeners.items()):
+        for queue in self._who_listens(self._recipients(type, said)):
+            types = self._listeners[queue]
             if types is not None and type not in types:
                 continue
             if queue.qsize() >= QUEUE:
                 # A listener that does not read is let go: it comes back with the last id it saw.
-                self._listeners.pop(queue, None)
+                self._leave(queue)
                 queue.put_nowait(None)
             else:
                 queue.put_nowait(event)
@@ -123,34 +140,51 @@ class EventBus:
         for type, data in self._rare.next_second():
             self.publish(type, **data)
 
-    def listen(self, since: int | None = None, types: Types = None) -> "Listener":
+    def listen(self, since: int | None = None, types: Types = None, agent_of: str = "") -> "Listener":
         """Every event from this call on, or those of these types; with `since`, first those after that id
-        still in the ring.
+        still in the ring. `agent_of`: without those that are for other servers' agents.
 
         When some of those have left the ring, an event "events.lost" comes first: read anew what there is.
         """
-        past = [] if since is None else self._since(since, types)
-        if since is not None and self._ring and self._ring[0].id > since + 1:
-            past.insert(
-                0, Event(self._ring[0].id - 1, self._clock(), EventType.EVENTS_LOST, {"since": since})
-            )
+        past = [] if since is None else self._since(since, types, agent_of)
+        first = self._ring[0].id if self._ring else self.last_id + 1
+        if since is not None and first > since + 1:
+            past.insert(0, Event(first - 1, self._clock(), EventType.EVENTS_LOST, {"since": since}))
         queue: asyncio.Queue[Event | None] = asyncio.Queue()
         self._listeners[queue] = types
+        self._agents.setdefault(agent_of, {})[queue] = None
         return Listener(past, queue, lambda: self._leave(queue))
 
-    def _since(self, since: int, types: Types) -> list[Event]:
+    def _who_listens(self, only: Recipients) -> list["asyncio.Queue[Event | None]"]:
+        if only is Everybody:
+            return list(self._listeners)
+        return [queue for server in ("", *only) for queue in self._agents.get(server, ())]
+
+    def _is_for(self, event: Event, agent_of: str) -> bool:
+        only = self._recipients(event.type, event.data) if agent_of else Everybody
+        return only is Everybody or agent_of in only
+
+    def _since(self, since: int, types: Types, agent_of: str) -> list[Event]:
         """Ids are consecutive: it is known where in the ring they begin."""
         first = self._ring[0].id if self._ring else 1
         found = islice(self._ring, max(0, since + 1 - first), None)
-        return [event for event in found if types is None or event.type in types]
+        wanted = (event for event in found if types is None or event.type in types)
+        return [event for event in wanted if self._is_for(event, agent_of)]
 
     def close(self) -> None:
         for queue in list(self._listeners):
             queue.put_nowait(None)
         self._listeners.clear()
+        self._agents.clear()
 
     def _leave(self, queue: "asyncio.Queue[Event | None]") -> None:
         self._listeners.pop(queue, None)
+        for server, queues in self._agents.items():
+            if queue in queues:
+                del queues[queue]
+                if not queues:
+                    del self._agents[server]
+                return
 
 
 _Row = tuple[EventType, tuple[Hashable, ...], Hashable]
@@ -205,7 +239,18 @@ class Agents:
     hypervisor's side speaks by other means.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        is_known: Callable[[str], bool],
+        heard: Callable[[str], object],
+        may_all_be_back: Callable[[], bool],
+    ) -> None:
+        """`is_known`: whether a server's agent was ever heard, also before this controller was started;
+        `heard`: that it is, for the first time. `may_all_be_back`: whether those of before have had the time
+        to come back."""
+        self.is_known = is_known
+        self._heard = heard
+        self._may_all_be_back = may_all_be_back
         self._streams: Counter[str] = Counter()
 
     @contextmanager
@@ -214,6 +259,8 @@ class Agents:
         if not server:
             yield
             return
+        if not self.is_known(server):
+            self._heard(server)
         self._streams[server] += 1
         try:
             yield
@@ -225,5 +272,7 @@ class Agents:
         return self._streams.get(server, 0) > 0
 
     def is_away(self, server: str) -> bool:
-        """True when the server's agent has listened since the controller's start, and does so no longer."""
-        return server in self._streams and self._streams[server] == 0
+        """True for an agent that does not listen, nor is just on its way back after a start of ours."""
+        if self.listens(server) or not self.is_known(server):
+            return False
+        return server in self._streams or self._may_all_be_back()

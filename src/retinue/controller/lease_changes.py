@@ -19,7 +19,9 @@ class AddressAssigned(Change):
 
     def apply(self, state: State) -> Touched:
         given, net = self.assignment, state.net
-        if given.origin is Origin.MANAGER and net.subnet_of(given.ip, given.vrf) is None:
+        vm = net.vms.get(given.vm)
+        is_guest = vm is not None and bool(vm.home)  # Its subnet is at home.
+        if given.origin is Origin.MANAGER and not is_guest and net.subnet_of(given.ip, given.vrf) is None:
             raise ModelError(f"VM {given.vm}: {given.ip} is in no subnet of the fabric")
         return net.assign(given)
 

@@ -4,24 +4,20 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 
-from retinue import logs
+from retinue import logs, systemd
 from retinue.config_file import ConfigError
-from retinue.controller.api.access import Access
-from retinue.controller.api.server import Api
-from retinue.controller.app import Controller
-from retinue.controller.authn.switch_authz import SwitchAuthorization
 from retinue.controller.authn.tls import TlsConfig, protection
-from retinue.controller.config import LISTENERS, Config, load
+from retinue.controller.collector import Collector
+from retinue.controller.config import Config, load
+from retinue.controller.doors import Doors
+from retinue.controller.leadership.candidate import Candidate, build
 from retinue.controller.store import Database, StoreError
-from retinue.controller.switches.port_watcher import PortWatch
 from retinue.security.listener import descriptors
-from retinue.socket_addresses import endpoint
-from retinue.southbound.openflow.server import OpenFlowServer
-from retinue.southbound.ovsdb import OvsdbListener
 
 log = structlog.get_logger()
 
@@ -34,6 +30,7 @@ def run(config: Path, database: Path | None) -> int:
     logs.to_stderr()
     os.umask(PRIVATE)
     descriptors.raise_limit()
+    Collector().install()
     try:
         asyncio.run(_serve(load(config), database))
     except (ConfigError, StoreError) as error:
@@ -46,28 +43,49 @@ def run(config: Path, database: Path | None) -> int:
 
 
 async def _serve(config: Config, path: Path | None) -> None:
-    net = config.network()
     protected = protection(config)
+    ended = asyncio.Event()
+    opened: list[Doors] = []
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    loop.add_signal_handler(signal.SIGHUP, _reload, protected, opened)
+    if config.cluster is not None:
+        if path is not None:
+            raise ConfigError("[cluster] of the configuration names the database: leave --database out")
+        await Candidate(config, config.cluster, protected, opened).run(ended)
+    else:
+        await _alone(config, protected, opened, path, ended)
+
+
+async def _alone(
+    config: Config, protected: TlsConfig, opened: list[Doors], path: Path | None, ended: asyncio.Event
+) -> None:
+    """The only controller of its switches."""
     store: Database | None = None
+    net = config.network()
     if path is not None:
         store = Database()
         await store.start(path)
-    controller = Controller(
-        net,
-        store,
-        migrations_kept=config.migrations_kept,
-        audit_seconds=config.audit_seconds,
-        warm_up_seconds=config.warm_up_seconds,
-        forward_seconds=config.forward_seconds,
-        policy=config.placement.policy(),
-        follow_clients=(config.placement.follow_switches, config.placement.follow_seconds),
-    )
-    if protected.files is not None:
-        controller.images.authority = protected.files[0]
+    controller = build(config, net, protected, store)
     try:
         if store is not None:
             controller.restore(await store.load())
-        await _listen(config, protected, controller)
+        controller.pairs.configured(config.pairs())
+        doors = Doors(config, protected, controller)
+        doors.active.set()
+        opened[:] = [doors]
+        await controller.start()
+        controller.orchestrator.resume_all()
+        try:
+            await doors.open_to_switches()
+            await doors.open_to_managers()
+            await doors.open_to_others()
+            log.info("controller.up", **doors.addresses())
+            async with systemd.ready(f"REST at {config.listen.rest}"):
+                await ended.wait()
+        finally:
+            await doors.close()
     finally:
         await controller.stop()
         if store is not None:
@@ -75,63 +93,17 @@ async def _serve(config: Config, path: Path | None) -> None:
             await store.stop()
 
 
-async def _listen(config: Config, protected: TlsConfig, controller: Controller) -> None:
-    admission = SwitchAuthorization(controller.net, controller.events)
-    openflow, ovsdb, rest = (protected.contexts.get(name) for name in LISTENERS)
-    switches = (
-        OpenFlowServer(controller, ssl=openflow, admits=admission.switch)
-        if openflow is not None
-        else OpenFlowServer(controller)
-    )
-    ports = (
-        PortWatch(controller.inventory.vm_ports_changed, controller.inventory.edge_read, admission.database)
-        if ovsdb is not None
-        else PortWatch(controller.inventory.vm_ports_changed, controller.inventory.edge_read)
-    )
-    databases = (
-        OvsdbListener(
-            ports.follow, ovsdb, may_dial=lambda certificate, peer: admission.database(certificate, (), peer)
-        )
-        if ovsdb is not None
-        else OvsdbListener(ports.follow)
-    )
-    api = Api(
-        controller,
-        lambda: {"openflow": dict(switches.rejected), "ovsdb": dict(databases.rejected)},
-        Access(controller, protected.tokens, open=protected.rest_is_open),
-        rest,
-    )
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
-    loop.add_signal_handler(signal.SIGHUP, _reload, protected)
-    await controller.start()
-    controller.orchestrator.resume_all()
-    try:
-        await switches.start(*endpoint(config.listen.openflow))
-        await databases.start(*endpoint(config.listen.ovsdb))
-        await api.start(*endpoint(config.listen.rest))
-        log.info("controller.up", **_addresses(config, protected))
-        await ended.wait()
-    finally:
-        await api.stop()
-        await databases.stop()
-        await switches.stop()
-
-
-def _reload(protected: TlsConfig) -> None:
+def _reload(protected: TlsConfig, opened: Sequence[Doors]) -> None:
     """Take renewed certificates and changed tokens (SIGHUP); with a mistake in them, keep those in use."""
-    try:
-        protected.reload()
-        log.info("controller.credentials_reloaded", tokens=len(protected.tokens))
-    except ConfigError as error:
-        log.error("controller.credentials_not_reloaded", reason=str(error))
-
-
-def _addresses(config: Config, protected: TlsConfig) -> dict[str, str]:
-    addresses = (config.listen.openflow, config.listen.ovsdb, config.listen.rest)
-    return {
-        name: at if name in protected.contexts else f"{at} (plain text)"
-        for name, at in zip(LISTENERS, addresses, strict=True)
-    }
+    peers = [doors.peers for doors in opened]
+    wrong: list[str] = []
+    for reload in (protected.reload, *(one.reload for one in peers)):
+        try:
+            reload()
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        log.error("controller.credentials_not_reloaded", reason="; ".join(wrong))
+        return
+    domains = sorted(domain for one in peers for domain in one.doors)
+    log.info("controller.credentials_reloaded", tokens=len(protected.tokens), domains=domains)

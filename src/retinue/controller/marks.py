@@ -1,17 +1,28 @@
 """Changes that leave a mark beside the network's things, and touch at most what a leaf lets through.
 
-Servers that the operator fences or drains, ports that VMs left behind when they were removed, images
-that are published, and the anchor of the controller's clock. Made like all others (controller/changes.py).
+Servers that the operator fences or drains, servers with an agent, ports that VMs left behind when they
+were removed, guests whose homes must hear that they were, images that are published, and the anchor of the
+controller's clock. Made like all others (controller/changes.py).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from retinue.controller.changes import Change, Published
-from retinue.controller.clock import ClockAnchor
-from retinue.controller.state import CLOCK, DrainedServer, FencedServer, Image, LeftPort, State, Storable
+from retinue.controller.changes import Change, Published, VMRemoved
+from retinue.controller.state import (
+    CLOCK,
+    AgentAt,
+    DrainedServer,
+    FencedServer,
+    Image,
+    LeftPort,
+    RemovedGuest,
+    State,
+    Storable,
+)
 from retinue.core.model.network import NOTHING, Touched
 from retinue.protocol.events import EventType
+from retinue.steady_clock import ClockAnchor
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +96,38 @@ class ServerUndrained(Change):
 
 
 @dataclass(frozen=True, slots=True)
+class AgentHeard(Change):
+    """An agent of ours listens for a server: it runs the VMs there, whether it can be reached or not."""
+
+    server: str
+
+    def apply(self, state: State) -> Touched | None:
+        if self.server in state.with_agent:
+            return None
+        state.with_agent.add(self.server)
+        return NOTHING
+
+    def kept(self) -> tuple[Storable, ...]:
+        return (AgentAt(self.server),)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentForgotten(Change):
+    """The operator took the agent away from a server for good."""
+
+    server: str
+
+    def apply(self, state: State) -> Touched | None:
+        if self.server not in state.with_agent:
+            return None
+        state.with_agent.discard(self.server)
+        return NOTHING
+
+    def dropped(self) -> tuple[Storable, ...]:
+        return (AgentAt(self.server),)
+
+
+@dataclass(frozen=True, slots=True)
 class PortLeft(Change):
     """A VM that was removed has left a port behind, or may have."""
 
@@ -110,6 +153,32 @@ class LeftPortForgotten(Change):
 
     def dropped(self) -> tuple[Storable, ...]:
         return (self.left,)
+
+
+@dataclass(frozen=True, slots=True)
+class GuestRemoved(VMRemoved):
+    """The manager removed a guest: its home is to hear of it."""
+
+    def apply(self, state: State) -> Touched:
+        (removed,) = self.kept()
+        state.removed_guests[removed.key] = removed
+        return VMRemoved.apply(self, state)
+
+    def kept(self) -> tuple[RemovedGuest]:
+        return (RemovedGuest(self.vm.id, self.vm.home),)
+
+
+@dataclass(frozen=True, slots=True)
+class GuestRemovalHeard(Change):
+    """Its home has heard of it, or sends the VM here anew."""
+
+    removed: RemovedGuest
+
+    def apply(self, state: State) -> Touched | None:
+        return None if state.removed_guests.pop(self.removed.key, None) is None else NOTHING
+
+    def dropped(self) -> tuple[Storable, ...]:
+        return (self.removed,)
 
 
 @dataclass(frozen=True, slots=True)

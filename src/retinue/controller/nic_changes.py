@@ -1,12 +1,15 @@
 """Changes of a VM's NIC as its port stands, and of the addresses that several NICs may take."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from retinue.controller.changes import Change, Published, Undo
+from retinue.controller.errors import RequestError
+from retinue.controller.lease_changes import AddressAssigned, AddressReleased
 from retinue.controller.state import State, Storable
-from retinue.core.model import NIC, VM, Assignment, BindingKind
+from retinue.core.model import NIC, VM, Assignment, BindingKind, Network
 from retinue.core.model.network import Touched
+from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
 
 
@@ -73,3 +76,31 @@ class AddressTaken(Change):
     def events(self, state: State) -> Iterator[Published]:
         data = {"ip": self.assignment.ip, "vm": self.assignment.vm, "nic": self.nic, "before": self.before}
         yield EventType.ADDRESS_TAKEN, data
+
+
+def named_nic(vm: VM, port_id: str) -> NIC:
+    """The NIC of a VM with this id; "": the first. Raises RequestError."""
+    nic = vm.nic_called(port_id) if port_id else vm.nic
+    if nic is None:
+        has = ", ".join(one.port_id for one in vm.nics)
+        raise RequestError(f"VM {vm.id} has no NIC {port_id}, but {has}", ErrorCode.UNKNOWN_NIC)
+    return nic
+
+
+def static_assignments(net: Network, vm: str, nic: NIC) -> list[Assignment]:
+    """Addresses the manager gives to a NIC are bindings at once."""
+    return [net.static(vm, nic, ip) for ip in nic.addresses]
+
+
+def replaced(net: Network, vm: VM, old: NIC, new: NIC, left: Collection[Assignment] = ()) -> list[Change]:
+    """The changes that put `new` in the place of a VM's NIC, with the static addresses that come and go.
+
+    What a NIC holds in one VRF means nothing in another; `left`: what else it holds no longer.
+    """
+    held, leaves = net.assignments_of(vm, old), net.vrf_of(old) != net.vrf_of(new)
+    static = set() if leaves else {a.ip for a in held if a.kind is BindingKind.STATIC}
+    gone = [a for a in held if leaves or a in left or (a.ip in static and a.ip not in new.addresses)]
+    static -= {a.ip for a in left}
+    given = [a for a in static_assignments(net, vm.id, new) if a.ip not in static]
+    changed = NICChanged(vm, old, new, tuple(a for a in held if a not in gone))
+    return [*map(AddressReleased, gone), changed, *map(AddressAssigned, given)]

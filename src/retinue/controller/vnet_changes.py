@@ -1,13 +1,49 @@
-"""Changes of VMs' networks: VRFs, vnets, subnets. Made like all others (controller/changes.py)."""
+"""Changes of gateway groups, VRFs, vnets and subnets. Made like all others (controller/changes.py)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from retinue.controller.changes import Change, Published, Undo
 from retinue.controller.state import State, Storable
-from retinue.core.model import Subnet, Vnet, Vrf
+from retinue.core.model import GatewayGroup, Subnet, Vnet, Vrf
 from retinue.core.model.network import Touched
 from retinue.protocol.events import EventType
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayGroupRegistered(Change):
+    """A group of servers with a gateway MAC of their own was given by the manager."""
+
+    group: GatewayGroup
+
+    def apply(self, state: State) -> Touched:
+        return state.net.put_gateway_group(self.group)
+
+    def undo(self, state: State) -> Undo:
+        net, known = state.net, self.group.id in state.net.gateway_groups
+        return lambda: None if known else net.remove_gateway_group(self.group.id)
+
+    def kept(self) -> tuple[Storable, ...]:
+        return (self.group,)
+
+    def events(self, state: State) -> Iterator[Published]:
+        yield EventType.GATEWAY_GROUP_REGISTERED, {"group": self.group}
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayGroupRemoved(Change):
+    """A gateway group went, which no server was in any more."""
+
+    group: GatewayGroup
+
+    def apply(self, state: State) -> Touched:
+        return state.net.remove_gateway_group(self.group.id)
+
+    def dropped(self) -> tuple[Storable, ...]:
+        return (self.group,)
+
+    def events(self, state: State) -> Iterator[Published]:
+        yield EventType.GATEWAY_GROUP_REMOVED, {"group": self.group}
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from retinue.core.packets import (
     Options,
     dhcp_frame,
     renewal,
+    with_asked,
 )
 from retinue.core.packets.dhcp6 import (
     ALL_AGENTS_AND_SERVERS,
@@ -246,7 +247,7 @@ def request_frame(lease: Lease, xid: int, secs: int = 0) -> bytes:
     ... This message will be unicast". `secs` are seconds since the first request (4.4.1).
     """
     from_the_vm = renewal(lease.ip, lease.mac, xid, lease.client_id or None)
-    options = (*from_the_vm.options, *lease.options)
+    options = (*from_the_vm.options, *with_asked(lease.options))
     return dhcp_frame(
         replace(from_the_vm, secs=min(secs, 0xFFFF), options=options),
         eth_src=lease.mac,

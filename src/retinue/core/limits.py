@@ -39,13 +39,21 @@ LARGEST_IMAGE = 256 << 30
 """Bytes of an image that servers fetch by name."""
 LARGEST_PORT_NUMBER = 0xFFFF_FF00
 """OFPP_MAX: no port of a switch has a higher number (OpenFlow 1.4, 7.2.1)."""
+HIGHEST_VM_PORT = 32_767
+"""Of a VM's port: each has meters of its own, of which Open vSwitch has 2^18 (core/pipeline/meters.py)."""
 LEAST_MTU, MOST_MTU = 1280, 9216
 """Bytes of an IP packet that a network takes: what IPv6 needs at the least (RFC 8200, section 5), and jumbo
 frames of common switches."""
+VXLAN_BYTES = 50
+"""What a tunnel puts before an IP packet: Ethernet, and outside it VXLAN, UDP and IPv4 (RFC 7348, 5)."""
 LARGEST_FRAME = MOST_MTU + 14
 """Bytes of an untagged Ethernet frame."""
 MOST_MEMORY_MIB = 1 << 24
 """MiB of one VM's memory: 16 TiB."""
+MOST_DISK_MIB = 1 << 26
+"""MiB of one disk of a VM: 64 TiB."""
+LONGEST_PATH = 255
+"""Characters of the path of a disk's file."""
 
 HIGHEST_VLAN = 4094
 """IEEE 802.1Q: 0 is no VLAN, and 4095 is reserved."""
@@ -77,6 +85,12 @@ LONGEST_DUID = 130
 
 MOST_NICS = 8
 """Network interfaces of one VM."""
+MOST_TRUNK_NICS = 32
+"""Of one VM, besides: those that go by the port of another one."""
+MOST_DISKS = 8
+MOST_FC_LOGINS = 16
+"""Ports of Fibre Channel that one NIC may be logged in with (NPIV)."""
+"""Disks of one VM."""
 MOST_ADDRESSES = 64
 """Static addresses of one NIC."""
 MOST_OWN_ADDRESSES = 8
@@ -85,6 +99,9 @@ MOST_DHCP6_OPTIONS = 64
 """Options of one DHCPv6 message, and as many inside of one option."""
 MOST_DHCP6_ADDRESSES = 8
 """IA_NAs and addresses of one DHCPv6 message, and addresses leased to one NIC by DHCPv6."""
+MOST_LEASES = 8
+"""Leases of IPv4 that one NIC may hold at a time, under as many client identifiers: the most that a
+configuration may say."""
 MOST_DHCP6_RELAYS = 8
 """Relays that a DHCPv6 message has passed (HOP_COUNT_LIMIT of RFC 8415, 7.6)."""
 MOST_ALLOWED = 64
@@ -93,6 +110,14 @@ MOST_PREFIXES = 16
 """Prefixes that are routed to one NIC."""
 MOST_SUBNETS = 1000
 """Subnets, and as many vnets: every switch has entries for each subnet."""
+MOST_GATEWAY_GROUPS = 64
+"""Groups of servers with a gateway MAC of their own."""
+MOST_PAIRS = 100_000
+"""Pairs of MAC and IP that managers give for VMs to take."""
+MOST_BOOKINGS = 10_000
+"""VMs for which room is booked."""
+MOST_BOOKINGS_OF_A_SERVER = 1024
+"""Of these on one server, whose agent books as it likes."""
 MOST_VRFS = 256
 """Routing domains."""
 MOST_RELAYED = 16
@@ -102,6 +127,10 @@ MOST_WAITING, MOST_WAITING_BYTES = 10_000, 16 << 20
 many as its tap holds. Of more the first are taken."""
 MOST_AT_ONCE = 1000
 """Of these, in one report."""
+MOST_HOSTS = 128
+"""At the edge switch of one server."""
+MOST_METRIC = 65535
+"""Of a router."""
 MOST_REPORTED = 1024
 """VMs of one server that nobody registered and its switch reported."""
 MOST_IMAGES = 128
@@ -114,6 +143,10 @@ MOST_WORDS = 64
 """Applications, clients or VMs in one entity's profile."""
 MOST_ENTITIES = 10_000
 """Entities of which a manager has said something."""
+MOST_QUESTIONS = 500
+"""Questions of DNS that are answered within a second."""
+MOST_QUESTIONS_OF_ONE = 100
+"""Of one host."""
 MOST_UNKNOWN = 16
 """MAC addresses at one leaf port that no server is registered with: the last ones are kept."""
 MOST_STRANGERS = 256
@@ -125,3 +158,5 @@ MOST_TELLINGS = 50
 """Events of one kind about one port or peer in a second; the log has what is not told."""
 MOST_LOG_LINES = 20
 """Lines of one key in a second; the next one says how many were left out."""
+MOST_TRACES = 8
+"""Traces that wait for their turn to read switches; one at a time does."""

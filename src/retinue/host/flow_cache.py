@@ -17,12 +17,16 @@ from pathlib import Path
 
 import structlog
 
+from retinue.core.packets import EtherType
 from retinue.host.errors import HostError
 from retinue.southbound.ovsdb import Connection, OvsdbError, ProtocolError
 
 LIMIT = 1.0
 """Seconds the cache may take to follow: the VM's traffic waits at its target meanwhile."""
 LOOK = 0.001
+STORAGE = f"eth_type({EtherType.FCOE:#06x})"
+"""Flows of storage stay as long as the VM is there: once it is led to the target nothing new comes by them,
+and what comes late is for the VM while it runs (core/pipeline/storage.py)."""
 RUN_FOLDER = "/var/run/openvswitch"
 
 log = structlog.get_logger()
@@ -99,6 +103,8 @@ async def _asked(daemon: Connection, command: str, *words: str) -> str:
 def leads_to(ports: Collection[str], flow: str, copies_from: str = "") -> bool:
     """Whether a cached flow, as Open vSwitch writes it, hands frames of others to one of the ports."""
     match, _, actions = flow.partition("actions:")
+    if _names(STORAGE, match):
+        return False
     if copies_from and f"eth(src={copies_from}," in match:
         return False
     return any(_names(port, actions) and not _names(f"in_port({port})", match) for port in ports)

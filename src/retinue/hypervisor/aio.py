@@ -35,6 +35,20 @@ async def unless(failed: "asyncio.Future[str]", work: Awaitable[T]) -> T:
             await asyncio.gather(task, return_exceptions=True)
 
 
+async def value(future: Awaitable[T]) -> T:
+    """Its result. A future is not cancelled where whoever waits here is."""
+    if isinstance(future, asyncio.Future):
+        return await asyncio.shield(future)
+    return await future
+
+
+async def first_of(*awaited: "asyncio.Future[Any]") -> None:
+    """Return when one of them is done. Raises what that one failed with."""
+    done, _ = await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+    for future in done:
+        future.result()
+
+
 async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
     """The result of work that a cancellation must not interrupt half way.
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
+from retinue.core.migration.copying import PLAIN, CopyOptions
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.core.model import Ending
 from retinue.hypervisor.memory_channel import Channel
@@ -34,6 +35,30 @@ class NICSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskSpec:
+    """One disk of a VM, as it is on this server."""
+
+    number: int
+    """Its place in the machine, from 1."""
+    path: Path
+    """The file that the VM writes."""
+    private: bool = True
+    """The file is this server's, made when it is needed, and copied when the VM moves: an overlay in qcow2.
+    Else it is on shared storage, and whoever runs the VM writes it."""
+    format: str = "qcow2"
+    base: Path | None = None
+    """What the overlay is made over: nobody writes it."""
+    base_format: str = "raw"
+    size: int = 0
+    """Bytes of an overlay, as the guest sees it; 0: as large as its base."""
+
+    @property
+    def node(self) -> str:
+        """Its name at the hypervisor."""
+        return f"disk{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
 class VMSpec:
     """A VM to run on a server, with its first network interface."""
 
@@ -52,6 +77,12 @@ class VMSpec:
     """The first network interface's."""
     more_nics: tuple[NICSpec, ...] = ()
     """Its network interfaces but the first."""
+    disks: tuple[DiskSpec, ...] = ()
+
+    @property
+    def private_disks(self) -> tuple[DiskSpec, ...]:
+        """Those that are copied when it moves."""
+        return tuple(disk for disk in self.disks if disk.private)
 
     @property
     def nics(self) -> tuple[NICSpec, ...]:
@@ -92,11 +123,13 @@ class Copying:
     vm: str
     at: float
     copy_pass: int
-    """The first is 1."""
+    """The first is 1; 0: its disks are being copied, before the first."""
     remaining: int
-    """Bytes of memory to go over in it."""
+    """Bytes of memory to go over in it; in pass 0, of its disks that have yet to be copied."""
     written_a_second: int
     """Bytes of memory that the VM wrote a second during the pass before; 0 when that is not known."""
+    postcopy: bool = False
+    """The VM runs at the target already, and the source has so much of its memory yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +143,14 @@ class StartedAnew:
 @dataclass(frozen=True, slots=True)
 class Stopped:
     """The VM is paused at the source: from here on it sends nothing."""
+
+    vm: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunsElsewhere:
+    """The target has said that the VM runs there, and the source has some of its memory yet: post-copy."""
 
     vm: str
     at: float
@@ -145,7 +186,7 @@ class Exited:
     reason: str = ""
 
 
-Event = Started | StartedAnew | Copying | Stopped | Resumed | MigrationFailed | Exited
+Event = Started | StartedAnew | Copying | Stopped | RunsElsewhere | Resumed | MigrationFailed | Exited
 OnEvent = Callable[[Event], None]
 """Called at once, in the event loop; must not block."""
 
@@ -160,6 +201,10 @@ packets that are on their way may still come.
 
 Opened = Callable[[], Awaitable[None]]
 """Called when the target is open and its port is there; returns when the copy may start. HypervisorError."""
+
+
+OpenDisk = Callable[[int], Awaitable[Channel]]
+"""A connection of its own to the target, for the content of the VM's disk of this number. HypervisorError."""
 
 
 def ignore(event: Event) -> None:
@@ -211,8 +256,15 @@ class Machine(Protocol):
     async def resume(self) -> None:
         """Resume the VM. Tried for a while, since a migration that was just cancelled may still hold it."""
 
+    async def take_disk(self, number: int, channel: Channel) -> None:
+        """Write what the source copies of this disk, to the connection's end. At a target that is open."""
+
     async def waiting(self) -> int:
         """How many frames have come for the VM that it has not read yet."""
+
+    async def expect_postcopy(self) -> None:
+        """Of a target that waits: be ready to run the VM before all of its memory has come. HypervisorError
+        where this server cannot."""
 
     def hold_frames(self) -> HeldFrames | None:
         """Hold what waits for the VM, which has not run here; None where that is not possible."""
@@ -278,13 +330,19 @@ class Hypervisor(Protocol[M]):
         on_event: OnEvent = ignore,
         divert: Divert | None = None,
         wanted_downtime: float = WANTED_DOWNTIME,
+        options: CopyOptions = PLAIN,
+        open_disk: OpenDisk | None = None,
     ) -> MigrationResult:
         """Migrate the running VM to whoever takes it in at the other end of the channel.
 
         With `divert`, the VM runs until its traffic goes to the target and what was on its way to the source
         has arrived. Returns when it runs there; the source is left stopped, for the caller to end.
+        `open_disk` is needed for a VM with private disks: they are copied before the memory, and from then on
+        both ends have whatever the VM writes, until it is handed over.
         `wanted_downtime`, in seconds, is how long the VM should be paused at the most, where the hypervisor
-        can do something for it: a VM that writes much is paused for as long as it takes.
+        can do something for it: a VM that writes much is paused for as long as it takes, or goes over by
+        post-copy where `options` allow it. Then `RunsElsewhere` is told when the target runs the VM, and the
+        call returns when all of the memory has gone over; it waits for that also when it is cancelled.
 
         On failure, and when this call is cancelled, the VM runs at the source again, `MigrationFailed` is
         told, and HypervisorError raised; HandedOverError when it is not known whether the VM runs at the
@@ -293,6 +351,9 @@ class Hypervisor(Protocol[M]):
 
     async def run_incoming(self, target: M, channel: Channel, on_event: OnEvent = ignore) -> float:
         """Take a VM in, and run it as soon as the source has handed it over; returns since when it runs.
+
+        In post-copy `Resumed` is told when it runs, and the call returns when all of its memory has come; it
+        waits for that also when it is cancelled. A VM whose memory does not come is ended.
 
         On failure the target is ended, the source told, and HypervisorError raised; HandedOverError, the
         source not being told, when the VM may have run here. The channel is closed.
@@ -320,6 +381,8 @@ class ManagedHypervisor(Hypervisor[M], Protocol[M]):
         on_event: OnEvent = ignore,
         divert: Divert | None = None,
         wanted_downtime: float = WANTED_DOWNTIME,
+        options: CopyOptions = PLAIN,
+        open_disk: OpenDisk | None = None,
         opened: Opened | None = None,
     ) -> MigrationResult:
         """As any hypervisor's. `opened` is awaited when the target is open, before anything is copied."""

@@ -1,21 +1,26 @@
 """The connection between the two ends of a migration: memory one way, a few messages both ways.
 
-Each frame is one byte of kind, four of length, and the contents: memory, its end (no contents), or a message,
-which is a JSON object with a "type".
+Each frame is one byte of kind, four of length, and the contents: memory, memory compressed (zlib, RFC 1950),
+its end (no contents), or a message, which is a JSON object with a "type".
 """
 
 import asyncio
 import contextlib
 import json
 import socket
+import zlib
 from typing import Any
 
 from retinue.hypervisor.errors import HypervisorError
 
-MEMORY, END, MESSAGE = b"M", b"E", b"J"
+MEMORY, COMPRESSED, END, MESSAGE = b"M", b"Z", b"E", b"J"
 LONGEST_MEMORY = 1 << 20
 LONGEST_MESSAGE = 1 << 16
 READ_BYTES = 1 << 20
+LEVEL = 1
+"""Of zlib's compression: the quickest. docs/measurements/memory.md has what others cost."""
+WORTH_IT = 1 << 12
+"""Bytes: fewer are sent as they are."""
 
 
 class ChannelError(HypervisorError):
@@ -28,9 +33,16 @@ class Channel:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self.compress = False
+        """Compress the memory that is sent, where that makes it smaller."""
 
     async def send_memory(self, nbytes: bytes | memoryview) -> None:
         """Send up to LONGEST_MEMORY bytes; no bytes mark the end of the memory."""
+        if self.compress and len(nbytes) >= WORTH_IT:
+            smaller = await asyncio.to_thread(zlib.compress, nbytes, LEVEL)
+            if len(smaller) < len(nbytes):
+                await self._send(COMPRESSED, smaller)
+                return
         await self._send(MEMORY if nbytes else END, nbytes)
 
     async def send_message(self, type: str, **more: Any) -> None:
@@ -43,7 +55,9 @@ class Channel:
             kind, length = header[:1], int.from_bytes(header[1:], "big")
             if (kind, length) == (END, 0):
                 return b""
-            longest = {MEMORY: LONGEST_MEMORY, MESSAGE: LONGEST_MESSAGE}.get(kind, -1)
+            longest = {MEMORY: LONGEST_MEMORY, COMPRESSED: LONGEST_MEMORY, MESSAGE: LONGEST_MESSAGE}.get(
+                kind, -1
+            )
             if not 0 < length <= longest:
                 raise ChannelError(f"the other end of the migration sends what is not agreed: {header.hex()}")
             contents = await self._reader.readexactly(length)
@@ -51,6 +65,8 @@ class Channel:
             raise ChannelError("the other end of the migration has hung up") from error
         if kind == MEMORY:
             return contents
+        if kind == COMPRESSED:
+            return await asyncio.to_thread(_decompressed, contents)
         try:
             message = json.loads(contents)
         except (ValueError, RecursionError) as error:
@@ -82,6 +98,20 @@ class Channel:
             await self._writer.drain()
         except OSError as error:
             raise ChannelError("the other end of the migration has hung up") from error
+
+
+def _decompressed(contents: bytes) -> bytes:
+    """Raises ChannelError: it is damaged, or longer than any memory that is sent at once."""
+    stream = zlib.decompressobj()
+    try:
+        nbytes = stream.decompress(contents, LONGEST_MEMORY)
+    except zlib.error as error:
+        raise ChannelError(f"the other end of the migration sends damaged memory: {error}") from error
+    if not nbytes or not stream.eof or stream.unused_data:
+        raise ChannelError(
+            "the other end of the migration sends memory that is not whole, or too much at once"
+        )
+    return nbytes
 
 
 async def channel_pair() -> tuple[Channel, Channel]:

@@ -6,7 +6,9 @@ from pathlib import Path
 from retinue.hypervisor.errors import HypervisorError
 from retinue.socket_addresses import LONGEST_PATH, fits
 
-SUFFIXES = (".console", ".shell", ".qmp", ".log", ".json", ".new")
+SUFFIXES = (".console", ".shell", ".qmp", ".log", ".json", ".new", ".nbd")
+COPY = ".copy"
+"""And this one, with the number of a disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,15 @@ class MachineFiles:
         return self.note.with_suffix(".new")
 
     @property
+    def nbd(self) -> Path:
+        """Socket by which a target's disks are written, while it waits for its memory."""
+        return self.note.with_suffix(".nbd")
+
+    def copy_of(self, disk: int) -> Path:
+        """Socket by which a source copies this disk to its migration's target."""
+        return self.note.with_suffix(f"{COPY}{disk}")
+
+    @property
     def name(self) -> str:
         return self.note.stem
 
@@ -45,6 +56,11 @@ class MachineFiles:
         for path in (files.shell, files.observer):
             check_socket_path(path)
         return files
+
+
+def is_a_machines(path: Path) -> bool:
+    """Whether it is called as one of a machine's files."""
+    return path.suffix in SUFFIXES or path.suffix.startswith(COPY)
 
 
 def check_socket_path(path: Path) -> None:

@@ -1,8 +1,12 @@
-"""The one client of the controller's REST interface for programs with an event loop: agents, lab, tests."""
+"""The one client of the controller's REST interface for programs with an event loop: agents, lab, tests.
+
+Of several controllers the one that answered last is asked; when it is away, or a standby, the next.
+"""
 
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Self
 
@@ -11,7 +15,14 @@ import structlog
 
 from retinue.core.limits import LARGEST_EVENT
 from retinue.protocol import sse
-from retinue.protocol.errors import ControllerAwayError, RecordError, RejectedError
+from retinue.protocol.addresses import urls_of
+from retinue.protocol.errors import (
+    ControllerAwayError,
+    ErrorCode,
+    NotServedError,
+    RecordError,
+    RejectedError,
+)
 from retinue.protocol.events import ACTED_ON, HELLO, ControllerEvent, controller_event
 from retinue.protocol.migrations import MigrationRecord
 from retinue.protocol.records import record
@@ -23,13 +34,15 @@ from retinue.security.credentials import Credentials
 ANSWER_LIMIT = 10.0
 LONG_POLL = 30.0
 """Seconds for which the end of a renewal is waited for in one request."""
-SILENCE_LIMIT = 60.0
-"""Seconds without a byte on the event stream; the controller writes a comment every 15."""
+SILENCE_LIMIT, SOONER = 60.0, 15.0
+"""Seconds without a byte on the event stream, and of one of several controllers: another may be active. The
+controller writes a comment every 5."""
 log = structlog.get_logger()
 
 
 class ControllerClient:
-    """Speaks to the controller at `base`, such as "https://192.0.2.1:8080". Close it after use.
+    """Speaks to the controller at `base`, such as "https://192.0.2.1:8080"; of several, to the active one.
+    Close it after use.
 
     The client authenticates by `credentials`; left out, by what the environment names. Its methods raise
     ControllerError: ControllerAwayError, RejectedError, or RecordError for an answer that is not as agreed.
@@ -42,16 +55,13 @@ class ControllerClient:
         connector: aiohttp.BaseConnector | None = None,
         agent_of: str = "",
     ) -> None:
-        """`connector`: how connections are made, instead of plainly. `agent_of`: the server whose agent this
-        is. Raises TlsFilesError.
+        """`base`: one URL, or several with commas between them. `connector`: how connections are made,
+        instead of plainly. `agent_of`: the server whose agent this is. Raises TlsFilesError.
         """
-        self.base = base.rstrip("/")
+        self._bases = urls_of(base)
         self._agent_of = agent_of or None
         credentials = Credentials.of_environment() if credentials is None else credentials
-        # Connections are kept for the report that matters most: that a VM has been resumed.
-        connector = connector or aiohttp.TCPConnector(
-            keepalive_timeout=3600, force_close=False, ssl=credentials.ssl_for(self.base)
-        )
+        connector = connector or lasting(credentials.ssl_for(self.base))
         self._session = aiohttp.ClientSession(connector=connector, headers=credentials.headers)
 
     async def __aenter__(self) -> Self:
@@ -62,6 +72,16 @@ class ControllerClient:
 
     async def close(self) -> None:
         await self._session.close()
+
+    @property
+    def base(self) -> str:
+        """The one that is asked."""
+        return self._bases[0]
+
+    def _ask_another(self, base: str) -> None:
+        """This one is not to be asked next."""
+        if self._bases[0] == base:
+            self._bases = [*self._bases[1:], base]
 
     # ---- anything, as JSON ----
 
@@ -75,20 +95,30 @@ class ControllerClient:
     async def request(
         self, method: str, path: str, body: Any = None, limit: float = ANSWER_LIMIT
     ) -> dict[str, Any]:
+        """The answer; of several controllers' the first that serves it. What one may have done is not asked
+        of another."""
+        reads = method == "GET"
+        for _ in self._bases[1:]:
+            with contextlib.suppress(ControllerAwayError if reads else NotServedError):
+                return await self._request(method, path, body, limit)
+        return await self._request(method, path, body, limit)
+
+    async def _request(self, method: str, path: str, body: Any, limit: float) -> dict[str, Any]:
         timeout = aiohttp.ClientTimeout(total=limit)
-        url = self.base + path
         async with (
-            self._troubles(),
-            self._session.request(method, url, json=body, timeout=timeout) as response,
+            self._troubles() as base,
+            self._session.request(method, base + path, json=body, timeout=timeout) as response,
         ):
             data = await response.read()
             try:
                 answer = json.loads(data) if data else {}
             except ValueError as error:
-                raise ControllerAwayError(f"{self.base} does not speak JSON") from error
-            if response.status >= 500:
-                raise ControllerAwayError(f"{self.base} is out of order: status {response.status}")
+                raise ControllerAwayError(f"{base} does not speak JSON") from error
             found: dict[str, Any] = answer if isinstance(answer, dict) else {}
+            if found.get("code") == ErrorCode.STANDBY:
+                raise NotServedError(str(found.get("error", f"{base} is a standby")))
+            if response.status >= 500:
+                raise ControllerAwayError(f"{base} is out of order: status {response.status}")
             if response.status >= 400:
                 message = str(found.get("error", f"status {response.status}"))
                 raise RejectedError(message, str(found.get("code", "")), response.status)
@@ -148,9 +178,10 @@ class ControllerClient:
     async def _stream(
         self, since: int | None, types: str | None = None
     ) -> AsyncGenerator[sse.ServerSentEvent, None]:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_LIMIT, sock_read=SILENCE_LIMIT)
-        url = self.base + Route.FOLLOW_EVENTS.path(since=since, types=types, server=self._agent_of)
-        async with self._troubles(), self._session.get(url, timeout=timeout) as response:
+        silence = SILENCE_LIMIT if len(self._bases) == 1 else SOONER
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_LIMIT, sock_read=silence)
+        path = Route.FOLLOW_EVENTS.path(since=since, types=types, server=self._agent_of)
+        async with self._troubles() as base, self._session.get(base + path, timeout=timeout) as response:
             response.raise_for_status()
             parser, lines, left_out = sse.Parser(), sse.Lines(LARGEST_EVENT), 0
             async for data in response.content.iter_any():
@@ -162,10 +193,15 @@ class ControllerClient:
                     log.error("events.left_out", error=f"larger than {LARGEST_EVENT} bytes")
 
     @contextlib.asynccontextmanager
-    async def _troubles(self) -> AsyncIterator[None]:
-        """A failure of the connection, or of what comes through it, in one kind of error."""
+    async def _troubles(self) -> AsyncIterator[str]:
+        """The controller that is asked; its failures, and what comes from it that makes no sense, in one kind
+        of error. Another one is asked next then."""
+        base = self.base
         try:
-            yield
+            yield base
+        except ControllerAwayError:
+            self._ask_another(base)
+            raise
         except (
             aiohttp.ClientError,
             aiohttp.http_exceptions.HttpProcessingError,
@@ -174,5 +210,13 @@ class ControllerClient:
             asyncio.IncompleteReadError,
             ValueError,
         ) as error:
-            reason = str(error) or type(error).__name__
-            raise ControllerAwayError(f"the controller at {self.base} cannot be reached: {reason}") from error
+            self._ask_another(base)
+            reason = f"the controller at {base} cannot be reached: {str(error) or type(error).__name__}"
+            if isinstance(error, aiohttp.ClientConnectorError):
+                raise NotServedError(reason) from error
+            raise ControllerAwayError(reason) from error
+
+
+def lasting(ssl: ssl.SSLContext | bool) -> aiohttp.BaseConnector:
+    """Connections that are kept for the report that matters most: that a VM has been resumed."""
+    return aiohttp.TCPConnector(keepalive_timeout=3600, force_close=False, ssl=ssl)

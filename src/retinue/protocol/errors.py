@@ -28,6 +28,11 @@ class ErrorCode(StrEnum):
     UNKNOWN_NIC = "unknown_nic"
     UNKNOWN_SERVER = "unknown_server"
     UNKNOWN_SWITCH = "unknown_switch"
+    UNKNOWN_GATEWAY_GROUP = "unknown_gateway_group"
+    UNKNOWN_PAIR = "unknown_pair"
+    UNKNOWN_BOOKING = "unknown_booking"
+    NO_PAIR = "no_pair"
+    """No pair of MAC and IP is free."""
     UNKNOWN_VRF = "unknown_vrf"
     UNKNOWN_VNET = "unknown_vnet"
     UNKNOWN_SUBNET = "unknown_subnet"
@@ -41,7 +46,7 @@ class ErrorCode(StrEnum):
     CONFLICT = "conflict"
     """409: a value is none, or does not go with what there is: an address that another has, and the like."""
     ALREADY_REGISTERED = "already_registered"
-    """409: a VM, a VRF, a vnet or a subnet with this id is there."""
+    """409: a VM, a VRF, a vnet, a subnet or a gateway group with this id is there."""
     MIGRATION_UNDER_WAY = "migration_under_way"
     """409: the VM is being migrated; wait for the end, or cancel."""
     ALREADY_THERE = "already_there"
@@ -72,8 +77,11 @@ class ErrorCode(StrEnum):
     """409: a manifest without a signature that counts."""
     NEEDED = "needed"
     """409: the image is pinned, or being fetched."""
+    STANDBY = "standby"
+    """503: this controller is not the active one; the sentence names that. Ask there."""
+
     NOT_AUDITED = "not_audited"
-    """409: the switch cannot be read now."""
+    """409: the switch cannot be read now; or too many traces wait for that."""
 
 
 class ControllerError(Exception):
@@ -82,6 +90,10 @@ class ControllerError(Exception):
 
 class ControllerAwayError(ControllerError):
     """The controller cannot be reached, hung up, or what answers is none."""
+
+
+class NotServedError(ControllerAwayError):
+    """It cannot be reached, or is a standby: for certain nothing has been done of what was asked for."""
 
 
 class RejectedError(ControllerError):

@@ -42,7 +42,13 @@ class EventType(StrEnum):
     VM_CHANGED = "vm.changed"
     """Its manager has changed the VM: memory, addresses, whether it is started again, a NIC."""
     VM_REMOVED = "vm.removed"
+    VM_ONLINE = "vm.online"
+    """A migrated VM is bound at its new switch, which has confirmed it, and nowhere else."""
+    VM_OFFLINE = "vm.offline"
+    """Nothing of it is bound at the old one any more."""
     ADDRESS_TAKEN = "address.taken"
+    MAC_CHANGED = "nic.mac_changed"
+    """A guest has given its NIC another MAC, as it may."""
     VM_MISMATCH = "vm.mismatch"
     VM_RENEW = "vm.renew"
     """An order to the agent of `server`: renew a lease on the VM's behalf."""
@@ -54,14 +60,21 @@ class EventType(StrEnum):
     BINDING_REMOVED = "binding.removed"
     BINDING_UNCONFIRMED = "binding.unconfirmed"
     BINDING_REJECTED = "binding.rejected"
+    LEASE_DIFFERS = "lease.differs"
+    """A renewal on a VM's behalf brought other name servers than the VM was told."""
     RENEWAL_SENT = "renewal.sent"
     RENEWAL_ACKED = "renewal.acked"
     RENEWAL_REJECTED = "renewal.rejected"
     RENEWAL_SILENT = "renewal.silent"
     RENEWAL_FAILED = "renewal.failed"
     DHCP_REJECTED = "dhcp.rejected"
+    STORAGE_LOGIN = "storage.login"
+    """An FCoE forwarder has granted a port to a NIC, and its frames may pass."""
+    STORAGE_LOGOUT = "storage.logout"
     SPOOFING = "spoofing"
     FRAME_REJECTED = "frame.rejected"
+    GATEWAY_GROUP_REGISTERED = "gateway.registered"
+    GATEWAY_GROUP_REMOVED = "gateway.removed"
     VRF_REGISTERED = "vrf.registered"
     VRF_REMOVED = "vrf.removed"
     VNET_REGISTERED = "vnet.registered"
@@ -78,6 +91,9 @@ class EventType(StrEnum):
     SERVER_UNDRAINED = "server.undrained"
     SERVER_FENCED = "server.fenced"
     SERVER_UNFENCED = "server.unfenced"
+    ROUTER_LOST = "router.lost"
+    """A router is not there: what went by it goes by another."""
+    ROUTER_RETURNED = "router.returned"
     SWITCH_CONNECTED = "switch.connected"
     SWITCH_DISCONNECTED = "switch.disconnected"
     SWITCH_REPAIRED = "switch.repaired"
@@ -87,6 +103,8 @@ class EventType(StrEnum):
     """A migration has changed: it is in a new state, or has a new time or reason."""
     MIGRATION_COPYING = "migration.copying"
     """A pass over the VM's memory has begun."""
+    MIGRATION_ADDRESSES_KEPT = "migration.addresses_kept"
+    """A migrated VM could not be given the addresses that it was to have at its target."""
     IMAGE_PUBLISHED = "image.published"
     IMAGE_REMOVED = "image.removed"
     IMAGE_FETCH = "image.fetch"
@@ -115,13 +133,27 @@ class EventType(StrEnum):
     UNMATCHED = "mobility.unmatched"
     INITIATION = "mobility.initiation"
     """To the agent of `server`: the VM comes to you; its migration's orders follow."""
+    BOOKED = "mobility.booked"
+    """Room on `server` is kept for a VM that is to come."""
+    BOOKING_ENDED = "mobility.booking_ended"
+    READY = "mobility.ready"
+    """A migrated VM runs at `server`; the five after it tell what follows from that, in this order."""
+    REGISTERED = "mobility.registered"
+    PROFILE_UPDATED = "mobility.profile_updated"
+    DOUBLE_DELIVERY_ENDED = "mobility.double_delivery_ended"
+    DEREGISTERED = "mobility.deregistered"
+    RELEASED = "mobility.released"
     ENTITY_REGISTERED = "entity.registered"
     ENTITY_REMOVED = "entity.removed"
+    DOMAIN_SAID = "domain.said"
+    """The controller of another domain was told something of a migration."""
+    DOMAIN_HEARD = "domain.heard"
     ACCESS_REJECTED = "access.rejected"
     CONTROLLER_ERROR = "controller.error"
 
 
 _RENEWAL = "renewal vm reason"
+_ATTACHMENT = "migration_id vm server switch"
 
 _FIELDS: Mapping[EventType | Order, str] = {
     EventType.EVENTS_LOST: "since",
@@ -137,17 +169,26 @@ _FIELDS: Mapping[EventType | Order, str] = {
     EventType.VM_STOPPED: "vm server how reason",
     EventType.VM_CHANGED: "vm server",
     EventType.VM_REMOVED: "vm",
+    EventType.VM_ONLINE: _ATTACHMENT,
+    EventType.VM_OFFLINE: _ATTACHMENT,
     EventType.ADDRESS_TAKEN: "ip vm nic before",
+    EventType.MIGRATION_ADDRESSES_KEPT: "migration_id vm reason",
+    EventType.ROUTER_LOST: "server reason",
+    EventType.ROUTER_RETURNED: "server",
+    EventType.MAC_CHANGED: "vm nic mac before",
     EventType.VM_MISMATCH: "vm server switch port reason",
     EventType.VM_RENEW: "renewal vm server",
     EventType.HYPERVISOR_EVENT: "vm server kind at",
     EventType.PORT_ADDED: "vm switch port",
     EventType.PORT_REMOVED: "vm switch port",
+    EventType.STORAGE_LOGIN: "vm nic mac fc_id forwarder",
+    EventType.STORAGE_LOGOUT: "vm nic mac fc_id forwarder reason",
     EventType.BINDING_ADDED: "bindings",
     EventType.BINDING_RENEWED: "bindings",
     EventType.BINDING_REMOVED: "vm ip reason",
     EventType.BINDING_UNCONFIRMED: "vm ip reason",
     EventType.BINDING_REJECTED: "vm ip reason",
+    EventType.LEASE_DIFFERS: "vm ip reason",
     EventType.RENEWAL_SENT: _RENEWAL,
     EventType.RENEWAL_ACKED: _RENEWAL,
     EventType.RENEWAL_REJECTED: _RENEWAL,
@@ -156,6 +197,8 @@ _FIELDS: Mapping[EventType | Order, str] = {
     EventType.DHCP_REJECTED: "switch port vm reason",
     EventType.SPOOFING: "spoofing reason",
     EventType.FRAME_REJECTED: "where reason",
+    EventType.GATEWAY_GROUP_REGISTERED: "group",
+    EventType.GATEWAY_GROUP_REMOVED: "group",
     EventType.VRF_REGISTERED: "vrf",
     EventType.VRF_REMOVED: "vrf",
     EventType.VNET_REGISTERED: "vnet",
@@ -178,10 +221,10 @@ _FIELDS: Mapping[EventType | Order, str] = {
     EventType.SWITCH_UNKNOWN: "dpid peer",
     EventType.SWITCH_ERROR: "switch error",
     EventType.MIGRATION_STEP: "migration",
-    EventType.MIGRATION_COPYING: "migration_id vm copy_pass remaining written_a_second",
+    EventType.MIGRATION_COPYING: "migration_id vm copy_pass remaining written_a_second postcopy",
     EventType.IMAGE_PUBLISHED: "image server publisher",
     EventType.IMAGE_REMOVED: "image",
-    EventType.IMAGE_FETCH: "image server pin base",
+    EventType.IMAGE_FETCH: "image server pin base segment order",
     EventType.IMAGE_UNPINNED: "image server pin",
     EventType.IMAGE_GC: "server",
     EventType.IMAGE_SCRUB: "server",
@@ -197,8 +240,18 @@ _FIELDS: Mapping[EventType | Order, str] = {
     EventType.PLACEMENT_DECISION: "match vm outcome server runner_up decided_by reason",
     EventType.UNMATCHED: "match vm reason",
     EventType.INITIATION: "match vm server profile",
+    EventType.BOOKED: "vm server memory_mib cpus until",
+    EventType.BOOKING_ENDED: "vm server reason",
+    EventType.READY: _ATTACHMENT,
+    EventType.REGISTERED: _ATTACHMENT,
+    EventType.PROFILE_UPDATED: _ATTACHMENT + " locator",
+    EventType.DOUBLE_DELIVERY_ENDED: _ATTACHMENT,
+    EventType.DEREGISTERED: _ATTACHMENT,
+    EventType.RELEASED: _ATTACHMENT,
     EventType.ENTITY_REGISTERED: "entity",
     EventType.ENTITY_REMOVED: "entity",
+    EventType.DOMAIN_SAID: "domain vm migration_id said",
+    EventType.DOMAIN_HEARD: "domain vm migration_id said",
     EventType.ACCESS_REJECTED: "listener peer reason",
     EventType.CONTROLLER_ERROR: "what error",
     Order.OPEN_TARGET: "migration vm",
@@ -269,6 +322,10 @@ class ControllerEvent(msgspec.Struct, frozen=True):
     pin: str = ""
     base: bool = False
     """Of IMAGE_FETCH: see images.FetchImageBody."""
+    segment: tuple[int, int] | None = None
+    """Of IMAGE_FETCH: the first and the last chunk; None, all."""
+    order: int = 0
+    """Of IMAGE_FETCH: the order's number, which no other has, of whichever controller."""
     match: str = ""
     servers: list[str] = []
     """Of MATCH: its id, and whose agents are to answer."""

@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 
 from retinue.core.content import Manifest
+from retinue.core.histogram import QUICK
 from retinue.core.limits import (
     LARGEST_COUNT,
     LARGEST_IMAGE,
@@ -76,6 +77,8 @@ class FetchImageBody(msgspec.Struct, forbid_unknown_fields=True):
     """Kept until it is unpinned; "": not pinned."""
     base: bool = False
     """Make a file of it there, too."""
+    segment: tuple[Count, Count] | None = None
+    """Only these chunks, of 1 MiB each: the first and the last, from 0."""
 
 
 class UnpinBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -105,7 +108,7 @@ class HeldImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     base: bool = False
     """A file has been made of it."""
     order: Count = 0
-    """The id of the last order to fetch it, the event's, that is carried out, or was."""
+    """The number of the last order to fetch it that is carried out, or was."""
 
 
 class StoreUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -130,6 +133,14 @@ class Upkeep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Chunks that it found bad, and removed."""
 
 
+class ChunkTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long fetching chunks took, since the agent started: see core.histogram."""
+
+    counts: Annotated[list[Count], msgspec.Meta(max_length=len(QUICK) + 1)] = []
+    """By the bounds of QUICK; [], none was fetched."""
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=LARGEST_COUNT)] = 0.0
+
+
 class ImagesBody(msgspec.Struct, forbid_unknown_fields=True):
     """POST /v1/servers/{id}/images: all that a server holds, each time."""
 
@@ -140,6 +151,7 @@ class ImagesBody(msgspec.Struct, forbid_unknown_fields=True):
     upkeep: Upkeep = Upkeep()
     faults: dict[Name, Count] = {}
     """By server: chunks with a wrong digest that came from there, since this agent started."""
+    fetched: ChunkTimes = ChunkTimes()
 
 
 class HolderRecord(msgspec.Struct, frozen=True):
@@ -147,6 +159,8 @@ class HolderRecord(msgspec.Struct, frozen=True):
 
     server: str
     address: str
+    near: bool = False
+    """It is at the leaf of the server that asks."""
 
 
 class ImageRecord(msgspec.Struct, frozen=True):

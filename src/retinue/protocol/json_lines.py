@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from retinue.socket_addresses import short_path
+
 LONGEST_REQUEST = 1 << 20
 LONGEST_ANSWER = 1 << 22
 
@@ -54,7 +56,8 @@ def _listening(path: Path) -> socket.socket:
     listening = socket.socket(socket.AF_UNIX)
     before = os.umask(0o177)
     try:
-        listening.bind(str(path))
+        with short_path(path) as name:
+            listening.bind(name)
     except OSError:
         listening.close()
         raise
@@ -67,7 +70,8 @@ def _listening(path: Path) -> socket.socket:
 async def ask(path: Path, whom: str, **request: Any) -> Json:
     """One answer. Raises RequestError, which names whom was asked, also for one that says "error"."""
     try:
-        reader, writer = await asyncio.open_unix_connection(path, limit=LONGEST_ANSWER)
+        with short_path(path) as name:
+            reader, writer = await asyncio.open_unix_connection(name, limit=LONGEST_ANSWER)
         try:
             writer.write(json.dumps(request).encode() + b"\n")
             line = await reader.readline()
@@ -83,7 +87,8 @@ def ask_blocking(path: Path, whom: str, timeout: float, **request: Any) -> Json:
     try:
         with socket.socket(socket.AF_UNIX) as wire:
             wire.settimeout(timeout)
-            wire.connect(str(path))
+            with short_path(path) as name:
+                wire.connect(name)
             wire.sendall(json.dumps(request).encode() + b"\n")
             with wire.makefile("rb") as lines:
                 line = lines.readline()

@@ -21,10 +21,20 @@ from typing import Annotated
 
 import msgspec
 
-from retinue.core.limits import LARGEST_COUNT, LARGEST_FRAME, LATEST, LONGEST_ADDRESS, MOST_AT_ONCE
+from retinue.core.limits import (
+    LARGEST_COUNT,
+    LARGEST_FRAME,
+    LATEST,
+    LONGEST_ADDRESS,
+    MOST_AT_ONCE,
+    MOST_NICS,
+    MOST_TRUNK_NICS,
+)
 from retinue.core.migration import MigrationState
+from retinue.core.migration.copying import Postcopy
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.core.placement import Reason
+from retinue.protocol.nics import Addresses
 
 
 class Order(StrEnum):
@@ -78,6 +88,16 @@ ORDER_AWAITED = {
 missed."""
 
 
+class FarRecord(msgspec.Struct, frozen=True):
+    """The end of a migration that is in another domain."""
+
+    domain: str
+    server: str = ""
+    """The server there whose agent speaks, or is spoken to."""
+    migration: str = ""
+    """The migration, as that domain counts it."""
+
+
 class MigrationRecord(msgspec.Struct, frozen=True):
     """A migration as GET /v1/migrations and the events show it: the fields that an agent acts on."""
 
@@ -90,11 +110,28 @@ class MigrationRecord(msgspec.Struct, frozen=True):
     """Where the target's agent takes the memory in: host:port."""
     wanted_downtime: float = WANTED_DOWNTIME
     """Seconds that the VM should be paused for at the most."""
+    postcopy: Postcopy = Postcopy.NEVER
+    """Whether the VM may run at the target before all of its memory is there."""
+    compress: bool = False
+    """The agents compress the memory that they send each other."""
     target_closed: bool = False
     """Rolling back: the target has given the VM back."""
+    far: FarRecord | None = None
+    """In a migration between domains: what is behind the gateway that is its source or target here."""
 
 
 LONGEST_DOWNTIME_MS = 60_000
+
+
+class NewAddressesBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What a NIC is to have from the target on; what is left out, or null, stays."""
+
+    nic: str = ""
+    """Its id; "": the VM's first."""
+    mac: str | None = None
+    vnet: str | None = None
+    addresses: Addresses | None = None
+    """All its static addresses."""
 
 
 class MigrationBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -116,6 +153,12 @@ class MigrationBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
     downtime_ms: Annotated[int, msgspec.Meta(ge=0, le=LONGEST_DOWNTIME_MS)] = round(WANTED_DOWNTIME * 1000)
     """How long the VM should be paused at the most: the memory is copied in as many passes as that takes, if
     the VM does not write faster than it is copied."""
+    postcopy: Postcopy | None = None
+    """Whether it may run at the target before all of its memory is there; as configured unless given."""
+    compress: bool | None = None
+    """Whether the agents compress the memory that they send each other; as configured unless given."""
+    nics: Annotated[list[NewAddressesBody], msgspec.Meta(max_length=MOST_NICS + MOST_TRUNK_NICS)] = []
+    """NICs that are to have other addresses from the target on."""
 
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_COUNT)]
@@ -140,6 +183,8 @@ class ReportBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     """With `copying`: bytes of memory to go over in it."""
     written_a_second: Count = 0
     """With `copying`: bytes of memory that the VM wrote a second during the pass before."""
+    postcopy: bool = False
+    """With `copying`: the VM runs at the target already, and so much has yet to follow."""
     frames: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_COUNT)] = 0
     """With `rolled_back` and `target_closed`: the frames that had come to the VM's port at this server."""
     waiting: Annotated[list[Frame], msgspec.Meta(max_length=MOST_AT_ONCE)] = []

@@ -53,6 +53,22 @@ class ServerReport(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tru
     vms: Annotated[list[VMSize], msgspec.Meta(max_length=MOST_LISTED)] = []
 
 
+class BookBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """POST /v1/servers/{id}/bookings: room there for a VM that is to come."""
+
+    vm: Name
+    memory_mib: Size = 0
+    cpus: Size = 0
+    seconds: Annotated[float, msgspec.Meta(ge=1, le=86400)] = 300.0
+    """After which the booking ends, if the VM has not come."""
+
+
+class ReleaseBody(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /v1/servers/{id}/releases: the VM does not come, or not there."""
+
+    vm: Name
+
+
 class MobilityBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """POST /v1/vms/{id}/migration-requests: the VM should go, wherever is best."""
 

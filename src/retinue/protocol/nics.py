@@ -18,6 +18,8 @@ class NICBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     vnet: str = ""
     addresses: Addresses = []
     enabled: bool = True
+    trunk: str = ""
+    """The id of the VM's NIC by whose port it goes, with the VLAN of its vnet as tag; "": it has a port."""
 
 
 class AllowedBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -44,6 +46,8 @@ class NICSetBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     allowed: Annotated[list[AllowedBody], msgspec.Meta(max_length=MOST_ALLOWED)] | None = None
     prefixes: Annotated[list[str], msgspec.Meta(max_length=MOST_PREFIXES)] | None = None
     """Routed to it."""
+    mac_changes: bool | None = None
+    """The guest may give it another MAC."""
 
 
 class NICRemoveBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -53,6 +57,13 @@ class NICRemoveBody(msgspec.Struct, forbid_unknown_fields=True):
     """Its id."""
 
 
+class SubnetRecord(msgspec.Struct, frozen=True):
+    """What a guest must know of the network that one of its static addresses is in."""
+
+    prefixlen: int | None = None
+    gateway: str = ""
+
+
 class NICRecord(msgspec.Struct, frozen=True):
     """A NIC as GET /v1/vms and the events show it: the fields that an agent acts on."""
 
@@ -60,8 +71,21 @@ class NICRecord(msgspec.Struct, frozen=True):
     mac: str
     vnet: str = ""
     addresses: list[str] = []
+    subnets: dict[str, SubnetRecord] = {}
+    """By static address: the same may be in several VRFs, and so on several NICs."""
     enabled: bool = True
     slot: int = 1
     """Where the guest finds it in its machine."""
     mtu: Annotated[int, msgspec.Meta(ge=0, le=MOST_MTU)] = 0
     """Bytes of an IP packet that its network takes; 0: as its VM's."""
+    trunk: str = ""
+    """The id of the NIC by whose port it goes; it is no device of the machine. "": it has one of its own."""
+    vlan: int = 0
+    """The tag of its frames at that port; 0: none."""
+    initial_mac: str = ""
+    """The MAC with which its port was made, where it has had another one since; "": `mac`."""
+
+    @property
+    def hardware_mac(self) -> str:
+        """The MAC that its machine has it with, whatever its guest has made of that."""
+        return self.initial_mac or self.mac

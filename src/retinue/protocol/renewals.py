@@ -52,6 +52,8 @@ class AnyOrder:
     """Name of the VM's port on that switch."""
     port_number: int
     mac: Mac
+    vlan: int = 0
+    """The tag that the NIC's frames have at that port; 0: none."""
     xid: int
     client_id: str
     """In hexadecimal; "" if the VM uses none. Of DHCPv6 its DUID."""

@@ -35,7 +35,9 @@ class Right(StrEnum):
 
 class Route(Enum):
     GET_STATUS = "GET", "/v1/status", Right.READ
+    GET_CLUSTER = "GET", "/v1/cluster", Right.READ
     GET_METRICS = "GET", "/metrics", Right.READ
+    GET_DESCRIPTION = "GET", "/v1/openapi.json", Right.READ
     FOLLOW_EVENTS = "GET", "/v1/events", Right.READ
 
     LIST_VMS = "GET", "/v1/vms", Right.READ
@@ -60,6 +62,7 @@ class Route(Enum):
     REMOVE_ENTITY = "DELETE", "/v1/entities/{id}", Right.MANAGE
 
     LIST_BINDINGS = "GET", "/v1/bindings", Right.READ
+    LIST_FC_LOGINS = "GET", "/v1/fc-logins", Right.READ
     LIST_SPOOF_ATTEMPTS = "GET", "/v1/spoof-attempts", Right.READ
 
     LIST_MIGRATIONS = "GET", "/v1/migrations", Right.READ
@@ -76,6 +79,10 @@ class Route(Enum):
     GET_RENEWAL = "GET", "/v1/renewals/{id}", Right.READ
     REPORT_RENEWAL = "POST", "/v1/renewals/{id}/events", Right.REPORT_RENEWAL
 
+    LIST_GATEWAY_GROUPS = "GET", "/v1/gateway-groups", Right.READ
+    ADD_GATEWAY_GROUPS = "POST", "/v1/gateway-groups", Right.MANAGE
+    REMOVE_GATEWAY_GROUP = "DELETE", "/v1/gateway-groups/{id}", Right.MANAGE
+
     LIST_VRFS = "GET", "/v1/vrfs", Right.READ
     ADD_VRFS = "POST", "/v1/vrfs", Right.MANAGE
     REMOVE_VRF = "DELETE", "/v1/vrfs/{id}", Right.MANAGE
@@ -90,15 +97,25 @@ class Route(Enum):
     SET_SUBNET = "PUT", "/v1/subnets/{id}", Right.MANAGE
     REMOVE_SUBNET = "DELETE", "/v1/subnets/{id}", Right.MANAGE
 
+    LIST_PAIRS = "GET", "/v1/pairs", Right.READ
+    ADD_PAIRS = "POST", "/v1/pairs", Right.MANAGE
+    REMOVE_PAIR = "DELETE", "/v1/pairs/{id}", Right.MANAGE
+
     LIST_SERVERS = "GET", "/v1/servers", Right.READ
     REGISTER_SERVERS = "POST", "/v1/servers", Right.MANAGE
     DRAIN_SERVER = "POST", "/v1/servers/{id}/drain", Right.MANAGE
     UNDRAIN_SERVER = "POST", "/v1/servers/{id}/undrain", Right.MANAGE
     FENCE_SERVER = "POST", "/v1/servers/{id}/fence", Right.MANAGE
     UNFENCE_SERVER = "POST", "/v1/servers/{id}/unfence", Right.MANAGE
+    FORGET_AGENT = "DELETE", "/v1/servers/{id}/agent", Right.MANAGE
     REPORT_HYPERVISOR_EVENT = "POST", "/v1/servers/{id}/hypervisor-events", Right.REPORT_SERVER
     REPORT_PROFILE = "POST", "/v1/servers/{id}/profile", Right.REPORT_SERVER
+    LIST_BOOKINGS = "GET", "/v1/bookings", Right.READ
+    BOOK_SERVER = "POST", "/v1/servers/{id}/bookings", Right.REPORT_SERVER
+    RELEASE_BOOKING = "POST", "/v1/servers/{id}/releases", Right.REPORT_SERVER
     REPORT_COUNTERS = "POST", "/v1/servers/{id}/counters", Right.REPORT_SERVER
+
+    LIST_DOMAINS = "GET", "/v1/domains", Right.READ
 
     LIST_IMAGES = "GET", "/v1/images", Right.READ
     PUBLISH_IMAGE = "POST", "/v1/images", Right.MANAGE
@@ -111,14 +128,17 @@ class Route(Enum):
     REPORT_IMAGES = "POST", "/v1/servers/{id}/images", Right.REPORT_SERVER
 
     LIST_SWITCHES = "GET", "/v1/switches", Right.READ
+    GET_MAC_TABLE = "GET", "/v1/switches/{id}/mac-table", Right.READ
+    REPORT_ROWS = "POST", "/v1/switches/{id}/rows", Right.MANAGE
     AUDIT_SWITCH = "POST", "/v1/switches/{id}/audit", Right.MANAGE
     LIST_FLOWS = "GET", "/v1/flows", Right.READ
+    TRACE_FRAME = "POST", "/v1/traces", Right.READ
 
     def __init__(self, method: str, template: str, right: Right) -> None:
         self.method = method
         self.template = template
-        """The path, with {id} where the id of the VM, migration, renewal, VRF, vnet, subnet, server, switch
-        or image stands."""
+        """The path, with {id} where the id of the VM, migration, renewal, gateway group, VRF, vnet, subnet,
+        server, switch or image stands."""
         self.right = right
 
     def path(self, id: str = "", **query: str | int | None) -> str:
@@ -126,3 +146,7 @@ class Route(Enum):
         path = self.template.replace("{id}", quote(id, safe=""))
         given = {key: value for key, value in query.items() if value is not None}
         return f"{path}?{urlencode(given)}" if given else path
+
+
+OF_ITSELF = frozenset({Route.GET_CLUSTER, Route.GET_METRICS})
+"""What a standby answers: it is about that controller, not about the network."""

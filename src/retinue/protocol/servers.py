@@ -1,9 +1,11 @@
 """A server as managers register it, and as the controller shows where it is."""
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
+from retinue.core.limits import MOST_HOSTS, MOST_METRIC, MOST_PREFIXES
 from retinue.core.model import Service
 
 
@@ -22,6 +24,23 @@ class ServerState(StrEnum):
     """Found, but not registered."""
 
 
+class AgentState(StrEnum):
+    """Whether the server's agent follows the controller's events."""
+
+    LISTENING = "listening"
+    AWAY = "away"
+    """It has once, and does so no longer."""
+    NONE = "none"
+    """None was ever heard of."""
+
+
+class HostBody(msgspec.Struct, forbid_unknown_fields=True):
+    """One of several machines at the edge switch of a server."""
+
+    id: str
+    mac: str
+
+
 class ServerBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One server of POST /v1/servers."""
 
@@ -34,4 +53,17 @@ class ServerBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     at: str = ""
     """SWITCH:PORT of the leaf it is at; left out, it is found by ARP."""
     gateway_group: str = ""
-    """Of the configuration file's; "": its VMs know the gateway by the fabric's own MAC."""
+    """"": its VMs know the gateway by the fabric's own MAC."""
+    routes: Annotated[list[str], msgspec.Meta(max_length=MOST_PREFIXES)] | None = None
+    """Prefixes reached through it; null: those it has."""
+    metric: Annotated[int, msgspec.Meta(ge=0, le=MOST_METRIC)] | None = None
+    """Of several routers to one prefix that are there, the one with the least is the way; null: it stays."""
+    hosts: Annotated[list[HostBody], msgspec.Meta(max_length=MOST_HOSTS)] = []
+    """Machines that have ports of VMs at the edge switch."""
+
+
+class GatewayGroupBody(msgspec.Struct, forbid_unknown_fields=True):
+    """One group of POST /v1/gateway-groups."""
+
+    id: str
+    mac: str

@@ -1,7 +1,7 @@
 """A VM as managers register it, as the controller shows it, and what its hypervisor reports of it."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 
@@ -12,9 +12,11 @@ from retinue.core.limits import (
     MOST_MEMORY_MIB,
     MOST_MTU,
     MOST_NICS,
+    MOST_TRUNK_NICS,
 )
 from retinue.core.model import Ending, Power, Restart
-from retinue.protocol.nics import Addresses, NICBody, NICRecord
+from retinue.protocol.disks import DiskBodies, DiskRecord
+from retinue.protocol.nics import Addresses, NICBody, NICRecord, SubnetRecord
 
 SHUTDOWN_SECONDS, LONGEST_SHUTDOWN = 60.0, 3600.0
 """How long a guest may take to shut down, where nobody says otherwise, and at the most."""
@@ -49,19 +51,30 @@ class VMBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     addresses here; one without any asks for one by DHCP."""
 
     id: str
-    server: str
+    server: str = ""
     mac: str = ""
+    server_mac: str = ""
+    """The server by its physical MAC, in the place of `server`."""
     addresses: Addresses = []
-    nics: Annotated[list[NICBody], msgspec.Meta(max_length=MOST_NICS)] = []
+    nics: Annotated[list[NICBody], msgspec.Meta(max_length=MOST_NICS + MOST_TRUNK_NICS)] = []
     restart: Restart = Restart.NEVER
     """Whether it is started again when it has ended by itself."""
     memory_mib: MemoryMib = 0
+    disks: DiskBodies = []
+    """In the order in which the guest finds them."""
+
+    ONE_OF: ClassVar = ("server", "server_mac")
+    """Fields of which one at least is given, for the interface's description (openapi.py)."""
+
+    def __post_init__(self) -> None:
+        if not (self.server or self.server_mac):
+            raise ValueError(f"VM {self.id}: say its server, by `server` or by `server_mac`")
 
 
 class VMChangeBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """PATCH /v1/vms/{id}: what is to be different; what is left out, or null, stays as it is.
 
-    `mac` and `server` are known, so that a sentence can say why they do not change.
+    `mac` is known, so that a sentence can say why it does not change.
     """
 
     memory_mib: MemoryMib | None = None
@@ -70,6 +83,8 @@ class VMChangeBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tru
     restart: Restart | None = None
     mac: str | None = None
     server: str | None = None
+    server_mac: str | None = None
+    """The server by its physical MAC, in the place of `server`."""
 
 
 ShutdownSeconds = Annotated[float, msgspec.Meta(ge=0, le=LONGEST_SHUTDOWN)]
@@ -101,13 +116,6 @@ class VMReportBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tru
     how: Ending = Ending.OFF
 
 
-class SubnetRecord(msgspec.Struct, frozen=True):
-    """What a guest must know of the network that one of its static addresses is in."""
-
-    prefixlen: int | None = None
-    gateway: str = ""
-
-
 class VMRecord(msgspec.Struct, frozen=True):
     """A VM as GET /v1/vms and the events show it: the fields that an agent acts on."""
 
@@ -125,14 +133,17 @@ class VMRecord(msgspec.Struct, frozen=True):
     """Bytes of an IP packet that its network takes."""
     addresses: list[str] = []
     subnets: dict[str, SubnetRecord] = {}
-    """By static address."""
     nics: list[NICRecord] = []
-    """In the order in which the guest finds them; `mac` and `addresses` are the first one's."""
+    """In the order in which the guest finds them; `mac`, `addresses` and `subnets` are the first
+    one's."""
+    disks: list[DiskRecord] = []
 
     @property
     def all_nics(self) -> list[NICRecord]:
-        """Its NICs; one that is known by its MAC alone has a port of its own id."""
-        return self.nics or [NICRecord(self.id, self.mac, addresses=self.addresses)]
+        """Its NICs that are devices of the machine, with ports; one that is known by its MAC alone has a port
+        of its own id. Those in a trunk go by the port of one of these."""
+        nics = [nic for nic in self.nics if not nic.trunk]
+        return nics or [NICRecord(self.id, self.mac, addresses=self.addresses, subnets=self.subnets)]
 
 
 class VMsRecord(msgspec.Struct, frozen=True):

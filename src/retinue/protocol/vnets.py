@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 
 from retinue.core.limits import HIGHEST_VLAN, MOST_MTU, MOST_RELAYED
-from retinue.core.model import DEFAULT_VNET, DEFAULT_VRF
+from retinue.core.model import DEFAULT_VNET, DEFAULT_VRF, Flood
 
 
 class VrfBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -24,6 +24,8 @@ class VnetValues(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
     mtu: Annotated[int, msgspec.Meta(ge=0, le=MOST_MTU)] = 0
     """0: nobody has said."""
     vrf: str = DEFAULT_VRF
+    flood: Flood = Flood.DROPPED
+    """What becomes of broadcast and multicast in it."""
 
 
 class VnetBody(VnetValues, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):

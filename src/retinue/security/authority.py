@@ -8,7 +8,6 @@ what was issued is what lies there.
 """
 
 import contextlib
-import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from retinue.security.identity import Identity, IdentityError, PeerRole, check_name, identity_of_uris, uri
+from retinue.security.key_files import KeyFileError, read_key, write
 
 CA_DAYS = 3650
 DAYS = 397
@@ -79,7 +79,7 @@ class Authority:
                 .sign(key, hashes.SHA256())
             )
             _write_key(folder / "ca.key", key)
-            _write(folder / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+            write(folder / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
         return cls(folder)
 
     @property
@@ -143,7 +143,7 @@ class Authority:
             # Complete before either is put in place: a reader in between finds the old pair, or a mismatch
             # that the next reading mends, but never half a file.
             _write_key(path.with_suffix(".key"), key)
-            _write(path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+            write(path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
         return _issued(path, certificate)
 
     def renew(self, old: Issued, days: int = DAYS) -> Issued:
@@ -174,13 +174,9 @@ class Authority:
     def _key(self) -> ec.EllipticCurvePrivateKey:
         path = self.folder / "ca.key"
         try:
-            key = serialization.load_pem_private_key(path.read_bytes(), None)
-        except OSError as error:
-            raise PkiError(f"cannot read the authority's key {path}: {error.strerror}") from error
-        except (ValueError, TypeError) as error:
-            raise PkiError(f"{path} is no private key without a password") from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise PkiError(f"{path} is no key of an elliptic curve")
+            key = read_key(path)
+        except KeyFileError as error:
+            raise PkiError(str(error)) from error
         if key.public_key() != self.certificate.public_key():
             raise PkiError(f"{path} is not the key of {self.ca}")
         return key
@@ -285,18 +281,7 @@ def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     data = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    _write(path, data, 0o600)
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    """Whole or not at all, and never with wider rights than `mode`."""
-    draft = path.with_name(f".{path.name}.new")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(data)
-        os.fchmod(file.fileno(), mode)
-        os.fsync(file.fileno())
-    draft.rename(path)
+    write(path, data, 0o600)
 
 
 @contextlib.contextmanager

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from retinue.security.identity import Identity, IdentityError, PeerRole, identity_of_uris
+from retinue.security.key_files import KeyFileError, read_key
 
 
 class SignatureError(ValueError):
@@ -22,13 +23,9 @@ class SignatureError(ValueError):
 def sign(data: bytes, key: Path) -> str:
     """In hexadecimal. Raises SignatureError."""
     try:
-        found = serialization.load_pem_private_key(key.read_bytes(), None)
-    except OSError as error:
-        raise SignatureError(f"cannot read the key {key}: {error.strerror}") from error
-    except (ValueError, TypeError) as error:
-        raise SignatureError(f"{key} is no private key without a password") from error
-    if not isinstance(found, ec.EllipticCurvePrivateKey):
-        raise SignatureError(f"{key} is no key of an elliptic curve")
+        found = read_key(key)
+    except KeyFileError as error:
+        raise SignatureError(str(error)) from error
     return found.sign(data, ec.ECDSA(hashes.SHA256())).hex()
 
 

@@ -16,7 +16,6 @@ owner's alone (0600): who can write it can give itself a token.
 """
 
 import hashlib
-import os
 import re
 import secrets
 from pathlib import Path
@@ -26,6 +25,7 @@ import msgspec
 
 from retinue.config_file import ConfigError, ConfigTable, read
 from retinue.security.identity import Identity, PeerRole
+from retinue.security.key_files import write
 
 SHORTEST = 20
 """Characters of a token that is written in the file as it is."""
@@ -80,12 +80,7 @@ def add(path: Path, name: str, role: PeerRole, servers: list[str]) -> str:
         lines.append(f"servers = {_toml(servers)}")
     try:
         text = path.read_text() + "\n" if path.exists() else ""
-        draft = path.with_name(f".{path.name}.new")
-        draft.unlink(missing_ok=True)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text + "\n".join(lines) + "\n")
-        _read(draft)
-        draft.rename(path)
+        write(path, (text + "\n".join(lines) + "\n").encode(), 0o600, check=_read)
     except OSError as error:
         raise TokenError(f"cannot write {path}: {error.strerror}") from error
     return token

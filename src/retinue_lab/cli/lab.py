@@ -36,6 +36,15 @@ def up(
     vms: Annotated[
         bool, typer.Option(help="Run the agents, which start the VMs that are registered.")
     ] = True,
+    controllers: Annotated[
+        int, typer.Option(min=1, max=5, metavar="N", help="So many, of which one is active.")
+    ] = 1,
+    databases: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=5, metavar="N", help="Servers of the database that they share; 3: a cluster."
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Start a lab; return when all of it is up.
@@ -44,14 +53,16 @@ def up(
     Examples:
       retinue lab up
       retinue lab up --topology small.toml --name small
+      retinue lab up --controllers 2 --databases 3
     """
     with target.lab_errors():
         from retinue_lab.processes import state
         from retinue_lab.sandbox import handle as sandbox
+        from retinue_lab.topology import topology_file
 
         handle = sandbox.up(
             target.lab_name(name),
-            topology,
+            topology_file.with_controllers(topology_file.load(topology), controllers, databases),
             start_controller=controller,
             start_driver=controller and vms,
             progress=lambda text: typer.echo(f"  {text}", err=True),
@@ -62,6 +73,8 @@ def up(
     option = "" if handle.name == target.DEFAULT_LAB else f" --name {handle.name}"
     where = f", its controller at {handle.topology.controller_url}" if controller else ""
     typer.echo(f"lab {handle.name} is up{where}; `retinue lab down{option}` ends it")
+    if controller:
+        typer.echo(f"`retinue lab web{option}` shows it in a browser")
 
 
 @app.command()
@@ -121,6 +134,33 @@ def capture(
     target.become(
         target.running(name), node, sniff_argv(WatchedPort(node, interface, direction="inout"), WHOLE), {}
     )
+
+
+@app.command()
+def web(
+    port: Annotated[
+        int | None,
+        typer.Option(metavar="PORT", min=1, max=65535, help="The port here (8090, if it is free)."),
+    ] = None,
+    name: Name = None,
+) -> None:
+    """Show a lab's web page: print its address for a browser on this machine, and serve it until Ctrl-C.
+
+    The address has a token in it: whoever has it is the lab's manager. Other machines do not reach the port;
+    `ssh -L 8090:127.0.0.1:8090 HOST` leads there.
+
+    \b
+    Example:
+      retinue lab web
+    """
+    from retinue_lab.sandbox import web_door
+    from retinue_lab.topology.topology import SANDBOX
+
+    handle = target.running(name)
+    with target.lab_errors():
+        listens = web_door.listening(port)
+    listens.set_inheritable(True)
+    target.become(handle, SANDBOX, web_door.argv(listens, handle.topology.controller_url), {})
 
 
 @app.command()

@@ -19,7 +19,7 @@ import msgspec
 from retinue_lab.demo import report
 from retinue_lab.demo.report import DemoReport
 from retinue_lab.errors import LabError
-from retinue_lab.sandbox import handle
+from retinue_lab.sandbox import handle, web_door
 from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.sandbox.inside import last_lines, work_inside
 
@@ -47,7 +47,9 @@ def run(output: Path | None, keep: bool, say: Say) -> int:
         lab = handle.up(
             name, start_driver=True, progress=lambda text: say(f"  {text}"), tie_to_parent=not keep
         )
-        found = _carry_out(lab, say)
+        with web_door.open_door(lab, lab.topology.controller_url) as page:
+            say(f"See it in a browser meanwhile: {page}")
+            found = _carry_out(lab, say)
         say(report.table(found, colour=sys.stdout.isatty(), width=_width()))
         if output is not None:
             output.write_bytes(report.encode(found))
@@ -77,7 +79,10 @@ def _ending(name: str, keep: bool, say: Say) -> Iterator[None]:
         finally:
             with _handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.SIG_IGN)):
                 if keep:
-                    say(f"Lab {name} stays up, as it is now; `retinue lab down --name {name}` ends it")
+                    say(
+                        f"Lab {name} stays up, as it is now: `retinue lab web --name {name}` shows it in a "
+                        f"browser, `retinue lab down --name {name}` ends it"
+                    )
                 else:
                     with contextlib.suppress(LabError):  # It did not come up, or has ended.
                         handle.down(name)

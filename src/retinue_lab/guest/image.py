@@ -25,9 +25,11 @@ Progress = Callable[[str], None]
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 APT_READS = (Path("/etc/apt"), Path("/var/lib/apt/lists"), Path("/var/lib/dpkg/status"))
 """What decides which package that is, and of which version."""
-MODULES = ("virtio_pci", "virtio_net", "button", "evdev")
-SCRIPTS = ("further-nic", "network-address", "shell-server")
-PROGRAMS = ("responder", "scribble", "sendraw", "steady")
+MODULES = ("virtio_pci", "virtio_net", "virtio_blk", "button", "evdev")
+LATER = ("8021q",)
+"""Loaded by whoever needs them: a guest's start is short."""
+SCRIPTS = ("further-nic", "network-address", "shell-server", "vlan-nic")
+PROGRAMS = ("diskscribble", "responder", "scribble", "sendraw", "steady")
 COMPILE = ("gcc", "-static", "-Os", "-s", "-Wall")
 SHARED = ("gcc", "-shared", "-fPIC", "-Os", "-s", "-Wall")
 
@@ -86,6 +88,7 @@ def ensure_guest(progress: Progress = lambda _: None) -> Guest:
         version,
         *COMPILE,
         *MODULES,
+        *LATER,
         *sources,
         busybox.read_bytes(),
         *sources.values(),
@@ -105,7 +108,8 @@ def ensure_guest(progress: Progress = lambda _: None) -> Guest:
         progress("compiling the responder")
         programs = {name: _compile(name, work) for name in PROGRAMS}
         shutil.copyfile(_one(tree / "boot", "vmlinuz-*"), new / "vmlinuz")
-        entries = _entries(busybox.read_bytes(), sources, programs, _modules(tree))
+        modules = _modules(tree, MODULES), _modules(tree, (*MODULES, *LATER))
+        entries = _entries(busybox.read_bytes(), sources, programs, *modules)
         (new / "initrd").write_bytes(initrd.archive(entries))
         try:
             new.rename(home)
@@ -128,6 +132,11 @@ def ensure_roomy() -> Path:
     return _ensure_compiled("roomy", "network/switch", SHARED)
 
 
+def ensure_late_pages() -> Path:
+    """The library that is loaded into each agent of the lab: see server/late_pages.c. Raises GuestError."""
+    return _ensure_compiled("late_pages", "network/server", SHARED)
+
+
 def _ensure_compiled(name: str, folder: str, command: Sequence[str]) -> Path:
     path = cache() / f"{name}-{_digest([*command, _source(f'{name}.c', folder)])}"
     if not path.exists():
@@ -139,8 +148,13 @@ def _ensure_compiled(name: str, folder: str, command: Sequence[str]) -> Path:
 
 
 def _entries(
-    busybox: bytes, sources: dict[str, bytes], programs: dict[str, bytes], modules: dict[str, bytes]
+    busybox: bytes,
+    sources: dict[str, bytes],
+    programs: dict[str, bytes],
+    at_boot: dict[str, bytes],
+    modules: dict[str, bytes],
 ) -> list[initrd.Entry]:
+    later = [name for name in modules if name not in at_boot]
     return [
         *(initrd.directory(path) for path in ("bin", "dev", "etc", "modules")),
         initrd.character_device("dev/console", 5, 1),
@@ -150,7 +164,8 @@ def _entries(
         *(initrd.program(f"bin/{name}", sources[name]) for name in SCRIPTS),
         *(initrd.program(f"bin/{name}", data) for name, data in programs.items()),
         *(initrd.file(f"modules/{name}", data) for name, data in modules.items()),
-        initrd.file("modules/order", "".join(f"{name}\n" for name in modules).encode()),
+        initrd.file("modules/order", "".join(f"{name}\n" for name in at_boot).encode()),
+        initrd.file("modules/later", "".join(f"{name}\n" for name in later).encode()),
     ]
 
 
@@ -212,7 +227,7 @@ def _fetch_kernel(package: str, work: Path) -> Path:
     return tree
 
 
-def _modules(tree: Path) -> dict[str, bytes]:
+def _modules(tree: Path, names: Sequence[str]) -> dict[str, bytes]:
     """The wanted modules and those they need, in the order to load them, without those built in."""
     found = {
         path.name.split(".")[0].replace("-", "_"): path for path in tree.rglob("*.ko*") if path.is_file()
@@ -234,7 +249,7 @@ def _modules(tree: Path) -> dict[str, bytes]:
             add(needed)
         order[f"{name}.ko"] = data
 
-    for name in MODULES:
+    for name in names:
         add(name)
     return order
 

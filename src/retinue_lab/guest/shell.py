@@ -11,6 +11,8 @@ import contextlib
 import secrets
 from pathlib import Path
 
+from retinue.socket_addresses import short_path
+
 
 class GuestShellError(Exception):
     """The guest's shell did not answer as it should."""
@@ -35,7 +37,8 @@ class GuestShell:
         """
         async with self._one_at_a_time:
             try:
-                reader, writer = await asyncio.open_unix_connection(str(self.path), limit=16 << 20)
+                with short_path(self.path) as path:
+                    reader, writer = await asyncio.open_unix_connection(path, limit=16 << 20)
             except OSError as error:
                 raise GuestShellError(f"{self.path}: cannot reach the guest's shell: {error}") from error
             try:

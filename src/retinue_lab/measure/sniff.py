@@ -1,8 +1,9 @@
 """Write the frames at an interface to standard output, as a capture file. Nothing of ours is loaded.
 
-Usage: sniff.py INTERFACE in|out|inout SNAPLEN [MAC...]. Frames for one of the MACs are left out, in the
-kernel. It says "listening on INTERFACE" on standard error when it does; SIGINT or SIGTERM ends it once all
-that has arrived is written. The exit code is 1 when frames got lost on the way.
+Usage: sniff.py [--marks] INTERFACE in|out|inout SNAPLEN [MAC...]. Frames for one of the MACs are left out,
+in the kernel. It says "listening on INTERFACE" on standard error when it does; SIGINT or SIGTERM ends it once
+all that has arrived is written. With --marks each byte of standard input has an empty record written
+behind what has arrived by then. The exit code is 1 when frames got lost on the way.
 
 tcpdump does not run in a sandbox: as root it changes its groups, which a namespace with one user forbids.
 """
@@ -24,6 +25,7 @@ SO_TIMESTAMPNS = 35
 SOL_PACKET, PACKET_ADD_MEMBERSHIP, PACKET_STATISTICS, PACKET_AUXDATA, PACKET_MR_PROMISC = 263, 1, 6, 8, 1
 TP_STATUS_VLAN_VALID = 0x10
 ETH_P_ALL, PACKET_OUTGOING = 3, 4
+STDIN = 0
 LOAD_WORD, LOAD_HALF, LOAD_BYTE, JUMP_EQUAL, RETURN = 0x20, 0x28, 0x30, 0x15, 0x06
 KIND_OF_PACKET = 0xFFFFF004
 """Where a filter finds the frame's direction (Linux, SKF_AD_OFF + SKF_AD_PKTTYPE)."""
@@ -76,7 +78,8 @@ def listen(interface: str, program: Sequence[Instruction]) -> socket.socket:
 
 
 def main(arguments: Sequence[str]) -> int:
-    interface, direction, snap, *left_out = arguments
+    marks = arguments[:1] == ["--marks"]
+    interface, direction, snap, *left_out = arguments[marks:]
     ended, end = os.pipe()
     os.set_blocking(end, False)
     signal.set_wakeup_fd(end)
@@ -92,8 +95,13 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.buffer.flush()
         print(f"listening on {interface}", file=sys.stderr, flush=True)
         wire.setblocking(False)
-        while ended not in select.select([wire.fileno(), ended], [], [])[0]:
+        watched = [wire.fileno(), ended, *([STDIN] if marks else [])]
+        while ended not in (ready := select.select(watched, [], [])[0]):
+            asked = os.read(STDIN, 64) if STDIN in ready else b""
             copy(wire, int(snap))
+            mark(len(asked))
+            if STDIN in ready and not asked:
+                watched.remove(STDIN)
         copy(wire, int(snap))
         lost = struct.unpack("@II", wire.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))[1]
         if lost:
@@ -109,6 +117,12 @@ def copy(wire: socket.socket, snap: int) -> None:
             at, frame = take(wire)
             header = struct.pack("=IIII", at // 1_000_000, at % 1_000_000, min(len(frame), snap), len(frame))
             sys.stdout.buffer.write(header + frame[:snap])
+    sys.stdout.buffer.flush()
+
+
+def mark(times: int) -> None:
+    """Empty records: whatever had arrived by now stands before them."""
+    sys.stdout.buffer.write(struct.pack("=IIII", 0, 0, 0, 0) * times)
     sys.stdout.buffer.flush()
 
 

@@ -8,15 +8,28 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from retinue.controller.store.members import doubt_of_clusters
 from retinue.protocol.blocking import Client
 from retinue.protocol.errors import ControllerError
 from retinue.protocol.routes import Route
 from retinue_lab.errors import LabError
-from retinue_lab.network import agents, credentials, dhcp_server, libvirtd, nodes, switches
+from retinue_lab.network import (
+    agents,
+    credentials,
+    databases,
+    dhcp_server,
+    domains,
+    libvirtd,
+    nodes,
+    switches,
+)
 from retinue_lab.network.controller_config import controller_config
+from retinue_lab.processes import state
 from retinue_lab.processes.processes import Daemon, Supervisor, first_host_pid, last_words, run
 from retinue_lab.processes.state import Directory, LabStatus, NodeStatus, Settings, SwitchStatus
-from retinue_lab.topology.topology import CONTROLLER, DHCP, LIBVIRT, REST_PORT, SANDBOX
+from retinue_lab.topology.topology import CONTROLLER, DHCP, LIBVIRT, SANDBOX, Topology
 
 STATE_VARIABLE = "RETINUE_LAB_STATE"
 """Environment variable by which every program in the sandbox knows the lab's directory."""
@@ -41,28 +54,61 @@ class Lab:
         self.settings = settings
         self.topology = settings.topology
         self.started_at = time.time()
+        self.peers: dict[str, tuple[Topology, Path]] = {}
         self.controlled = False
         """True once a controller has been started."""
         self.versions: dict[str, str] = {}
+        self.other: Lab | None = None
+        """The domain beside this one, in a folder of this one's."""
+        if self.topology.other is not None:
+            own_settings = msgspec.structs.replace(settings, topology=self.topology.other)
+            beside = Directory(where.path / self.topology.other.domain)
+            self.other = Lab(beside, own_settings, on_end)
+            self.other.peers[self.topology.domain] = self.topology, credentials.folder(where.path) / "ca.pem"
+            its_ca = credentials.folder(beside.path) / "ca.pem"
+            self.peers[self.topology.other.domain] = self.topology.other, its_ca
         own = credentials.manager(where.path).environment
         self.supervisor = Supervisor(where.logs, {STATE_VARIABLE: str(where.path), **own}, on_end)
 
     async def build(self, progress: Progress) -> None:
         """Everything, in the order in which one part needs another. Raises LabError at the first failure."""
         progress(f"{len(self.topology.nodes)} nodes, {len(self.topology.cables)} cables")
+        empty = await self._lay()
+        if self.other is not None:
+            progress(f"the other domain: {len(self.other.topology.nodes)} nodes")
+            await self.other.lay_beside()
+            await domains.join(self.topology, self.supervisor, self.where.path / "wire.json")
+            await asyncio.gather(self._start(empty, progress), self.other.start_beside(empty, progress))
+            return
+        await self._start(empty, progress)
+
+    async def lay_beside(self) -> None:
+        """The other domain's nodes, cables and certificates."""
+        self.where.logs.mkdir(parents=True)
+        self.where.settings.write_bytes(state.encode(self.settings))
+        await self._lay()
+
+    async def start_beside(self, empty: Path, progress: Progress) -> None:
+        await self._start(empty, lambda text: progress(f"domain {self.topology.domain}: {text}"))
+
+    async def _lay(self) -> Path:
+        """Nodes, cables, certificates; the empty database for the switches."""
         _, empty, _ = await asyncio.gather(
             nodes.create(self.topology),
             switches.make_database(),
             asyncio.to_thread(credentials.make, self.topology, self.where.path),
         )
-        self._write_config()
+        return empty
+
+    async def _start(self, empty: Path, progress: Progress) -> None:
+        self._write_configs()
         ovs = switches.nodes(self.topology)
         progress(f"{len(self.topology.switches)} switches, DHCP server")
         work = [self._find_versions(), *(self._start_switches(node, empty) for node in ovs)]
         if self.topology.dhcp is not None:
             work.append(dhcp_server.start(self.supervisor, self.topology, self.where.path))
         if self.settings.start_controller:
-            work.append(self.start_controller())
+            work.append(self._start_controllers(progress))
         await asyncio.gather(*work)
         rest: list[Awaitable[Any]] = []
         if self.settings.start_controller:
@@ -70,7 +116,7 @@ class Lab:
             rest.append(self._meet(progress))
         if self.settings.start_driver:
             progress("agents")
-            rest += [self.start_agent(server.id) for server in self.topology.server]
+            rest += [self.start_agent(server) for server in self.topology.agents]
             driver = [sys.executable, "-m", DRIVER]
             rest.append(self.supervisor.start("vmdriver", SANDBOX, driver, ready_fd=True))
         await asyncio.gather(*rest)
@@ -83,7 +129,7 @@ class Lab:
 
     async def start_agent(self, server: str) -> None:
         """Start a server's agent, or start it again."""
-        await agents.start(self.supervisor, self.topology, self.where.path, server)
+        await agents.start(self.supervisor, self.topology, self.where.path, server, self.peers)
 
     def env(self, node: str) -> dict[str, str]:
         """What a program in the node finds in its environment."""
@@ -96,24 +142,51 @@ class Lab:
     async def _start_switches(self, node: str, empty: Path) -> None:
         own = credentials.switch(self.where.path, node)
         await switches.start(self.supervisor, self.topology, node, empty, own, self.settings.roomy)
+        if node in self.topology.ends:
+            await nodes.configure_endpoint(self.topology, node)
+            await switches.keep_routes(self.topology, node)
         for server in self.topology.server:
             if server.id == node:
                 await nodes.configure_server(self.topology, server)
                 if server.hypervisor == LIBVIRT:
                     await libvirtd.start(self.supervisor, self.topology, server)
 
-    async def start_controller(self) -> None:
-        """Start the controller in its node, or start it again; return when its REST interface answers."""
-        if self.supervisor.running(CONTROLLER) is not None:
-            raise LabError("the controller runs already")
+    async def _start_controllers(self, progress: Progress) -> None:
+        """Their database first. The first controller is up before the others are started: it is active."""
+        if self.topology.databases > 1 and (doubt := await doubt_of_clusters()):
+            progress(doubt)
+        for node in self.topology.database_nodes:
+            await self.start_database(node)
+        for node in self.topology.controller_nodes:
+            await self.start_controller(node)
+
+    async def start_database(self, node: str) -> None:
+        """Start a server of the database that controllers share, or start it again."""
+        if node not in self.topology.database_nodes:
+            raise LabError(f"there is no database {node}")
+        if self.supervisor.running(node) is not None:
+            raise LabError(f"{node} runs already")
+        await databases.start(self.supervisor, self.topology, self.where.path, node)
+
+    async def start_controller(self, node: str = "") -> None:
+        """Start the controller in its node, or start it again; return when its REST interface answers.
+
+        `node`: of one of several, left out: the first.
+        """
+        node = node or self.topology.controller
+        if node not in self.topology.controller_nodes:
+            raise LabError(f"there is no controller {node}")
+        name = self._program_of(node)
+        if self.supervisor.running(name) is not None:
+            raise LabError(f"the {name} runs already")
         self.controlled = True
-        config = self._write_config()
-        database = self.where.path / "controller.db"
+        self._write_configs()
         program = [sys.executable, "-m", "retinue.cli.main", "controller", "run"]
+        own = [] if self.topology.databases else ["--database", str(self.where.path / "controller.db")]
         daemon = await self.supervisor.start(
-            CONTROLLER, CONTROLLER, [*program, "--config", str(config), "--database", str(database)]
+            name, node, [*program, "--config", str(self._config_of(node)), *own]
         )
-        answering = asyncio.ensure_future(self._controller_answers())
+        answering = asyncio.ensure_future(self._controller_answers(node))
         ending = asyncio.ensure_future(daemon.ended.wait())
         try:
             await asyncio.wait(
@@ -127,14 +200,22 @@ class Lab:
             answering.cancel()
             ending.cancel()
 
-    def _write_config(self) -> Path:
-        config = self.where.path / "controller.toml"
-        config.write_text(controller_config(self.topology, credentials.folder(self.where.path)))
-        return config
+    def _program_of(self, controller: str) -> str:
+        """The name of the controller's program on this node."""
+        return CONTROLLER if controller == self.topology.controller else controller
 
-    async def _controller_answers(self) -> None:
-        """Return when GET /v1/status is answered with 200. It cannot call us: ask again till then."""
-        while await self._controller_status() is None:  # noqa: ASYNC110
+    def _config_of(self, controller: str) -> Path:
+        return self.where.path / f"{self._program_of(controller)}.toml"
+
+    def _write_configs(self) -> None:
+        pki = credentials.folder(self.where.path)
+        for node in self.topology.controller_nodes:
+            self._config_of(node).write_text(controller_config(self.topology, pki, self.peers, node))
+
+    async def _controller_answers(self, node: str) -> None:
+        """Return when it says which one it is. It cannot call us: ask again till then."""
+        url = self.topology.url_of(node)
+        while await self._ask_controller(url, Route.GET_CLUSTER) is None:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _switches_connected(self) -> None:
@@ -148,7 +229,7 @@ class Lab:
                     if self.supervisor.running(CONTROLLER) is None:
                         log = self.where.logs / f"{CONTROLLER}.log"
                         raise LabError(f"the controller ended: {last_words(log)}")
-                    status = await self._controller_status()
+                    status = await self._ask_controller(self.topology.controller_url, Route.GET_STATUS)
                     found = status["switches"]["connected"] if status else 0
                     await asyncio.sleep(LOOK_SECONDS)
         except TimeoutError:
@@ -156,12 +237,11 @@ class Lab:
                 f"only {found} of {wanted} switches reached the controller in {CONNECT_SECONDS:.0f} s"
             ) from None
 
-    async def _controller_status(self) -> Any:
-        """What the controller says of itself; None when it cannot be asked."""
-        own = str(self.topology.management_addresses[CONTROLLER].ip)
-        client = Client(f"https://{own}:{REST_PORT}", credentials.manager(self.where.path))
+    async def _ask_controller(self, url: str, route: Route) -> Any:
+        """What a controller says of itself; None when it cannot be asked."""
+        client = Client(url, credentials.manager(self.where.path))
         try:
-            return await asyncio.to_thread(client.ask, Route.GET_STATUS)
+            return await asyncio.to_thread(client.ask, route)
         except ControllerError:
             return None
 
@@ -213,7 +293,10 @@ class Lab:
         return await switches.ports(node)
 
     def _main_pid(self, node: str) -> int | None:
-        main = {DHCP: self._dhcp_program(), CONTROLLER: CONTROLLER}.get(node, f"{node}-vswitchd")
+        own = {DHCP: self._dhcp_program(), **{one: one for one in self.topology.database_nodes}}
+        own |= {one: self._program_of(one) for one in self.topology.controller_nodes}
+        own |= {cache.id: f"{cache.id}-agent" for cache in self.topology.cache}
+        main = own.get(node, f"{node}-vswitchd")
         daemon = self.supervisor.running(main)
         return daemon.host_pid if daemon else None
 

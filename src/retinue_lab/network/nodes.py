@@ -18,16 +18,17 @@ from retinue_lab.topology.topology import (
     CLIENT,
     DHCP,
     EDGE_BRIDGE,
+    OUTER_BRIDGE,
     ROUTER,
     SANDBOX,
-    DhcpPart,
+    TRANSIT,
+    Addressed,
     RouterPart,
     ServerPart,
     Topology,
     node_of,
 )
 
-MANAGEMENT_BRIDGE = "mgmt"
 MANAGEMENT_NIC = "mgmt0"
 OFFLOADS = "rx off tx off sg off tso off gso off gro off"
 ANNOUNCE_TRIES = 12
@@ -52,7 +53,7 @@ async def create(topology: Topology) -> None:
 
 def _skeleton(topology: Topology) -> Iterable[str]:
     yield "link set lo up"
-    yield f"link add {MANAGEMENT_BRIDGE} type bridge forward_delay 0"
+    yield f"link add {topology.management_bridge} type bridge forward_delay 0"
     for node in topology.nodes:
         yield f"netns add {node}"
         yield f"link add {_management_port(node)} type veth peer name {MANAGEMENT_NIC} netns {node}"
@@ -70,7 +71,7 @@ def _management_port(node: str) -> str:
 
 async def _configure(topology: Topology, node: str) -> None:
     batch = "\n".join(_links_and_addresses(topology, node))
-    sysctls = SYSCTLS | {"net/ipv4/ip_forward": int(node == ROUTER)}
+    sysctls = SYSCTLS | {"net/ipv4/ip_forward": int(node in (ROUTER, TRANSIT))}
     if topology.subnet6 and node in (ROUTER, CLIENT):
         sysctls |= {key: 0 for key in sysctls if key.endswith("disable_ipv6")}
         sysctls |= {"net/ipv6/conf/all/forwarding": int(node == ROUTER)}
@@ -88,9 +89,11 @@ def _fabric_nics(topology: Topology, node: str) -> list[str]:
 def _links_and_addresses(topology: Topology, node: str) -> Iterable[str]:
     management = topology.management_addresses[node]
     if node == SANDBOX:
-        yield from (f"link set {_management_port(n)} master {MANAGEMENT_BRIDGE} up" for n in topology.nodes)
-        yield f"address add {management} dev {MANAGEMENT_BRIDGE}"
-        yield f"link set {MANAGEMENT_BRIDGE} up"
+        yield from (
+            f"link set {_management_port(n)} master {topology.management_bridge} up" for n in topology.nodes
+        )
+        yield f"address add {management} dev {topology.management_bridge}"
+        yield f"link set {topology.management_bridge} up"
         return
     yield "link set lo up"
     yield f"address add {management} dev {MANAGEMENT_NIC}"
@@ -99,8 +102,14 @@ def _links_and_addresses(topology: Topology, node: str) -> Iterable[str]:
     router, client, dhcp = topology.router, topology.client, topology.dhcp
     if node == DHCP and dhcp is not None:
         yield from _into_fabric(topology, dhcp, "eth0")
+    for cache in topology.cache:
+        if cache.id == node:
+            yield from _into_fabric(topology, cache, "eth0")
     if node == ROUTER and router is not None:
         yield from _router(topology, router)
+    if node == TRANSIT:
+        networks = {end: leaf.endpoint.network for end, leaf in topology.ends.items() if leaf.endpoint}
+        yield from (f"address add {net[1]}/{net.prefixlen} dev {end}" for end, net in networks.items())
     if node == CLIENT and client is not None and router is not None:
         yield f"address add {client.address}/{router.outside.prefixlen} dev eth0"
         yield f"route add default via {router.outside_address}"
@@ -121,7 +130,7 @@ def _router(topology: Topology, router: RouterPart) -> Iterable[str]:
     yield from (f"route add {s.prefix} via {gateway} dev eth0" for s in topology.subnet6)
 
 
-def _into_fabric(topology: Topology, part: ServerPart | DhcpPart, nic: str) -> Iterable[str]:
+def _into_fabric(topology: Topology, part: Addressed, nic: str) -> Iterable[str]:
     subnet = topology.subnet_of(part.address)
     yield f"address add {part.address}/{subnet.prefix.prefixlen} dev {nic}"
     yield f"link set {nic} up"
@@ -135,13 +144,30 @@ async def configure_server(topology: Topology, server: ServerPart) -> None:
     await run(["sh", "-c", script], node=server.id, text=batch + "\n")
 
 
+async def configure_endpoint(topology: Topology, node: str) -> None:
+    """Give the node's leaf its address on the IP network that joins leaves; its bridge there must exist.
+
+    The switch learns the router's MAC from its answer: in user space it drops tunnels' packets until then.
+    """
+    endpoint = topology.ends[node].endpoint
+    assert endpoint is not None
+    router = endpoint.network[1]
+    ends = [leaf.endpoint for leaf in topology.ends.values() if leaf.endpoint is not None]
+    batch = [f"address add {endpoint} dev {OUTER_BRIDGE}", f"link set {OUTER_BRIDGE} up"]
+    batch += [f"route add {other.network} via {router}" for other in ends if other != endpoint]
+    script = f"ethtool -K {OUTER_BRIDGE} {OFFLOADS} > /dev/null 2>&1 || true; exec ip -batch -"
+    await run(["sh", "-c", script], node=node, text="\n".join(batch) + "\n")
+    asks = [sys.executable, "-I", "-S", arp.__file__, OUTER_BRIDGE, str(endpoint.ip), str(router)]
+    await run([*asks, str(ANNOUNCE_TRIES)], node=node)
+
+
 async def announce_servers(topology: Topology) -> dict[str, bool]:
     """Each machine on a leaf asks for its gateway by ARP, as it would before its first packet.
 
     This is how the controller finds where it is. Returns for each node whether an answer came.
     """
 
-    async def announce(part: ServerPart | DhcpPart | RouterPart) -> bool:
+    async def announce(part: Addressed) -> bool:
         nic = EDGE_BRIDGE if isinstance(part, ServerPart) else "eth0"
         gateway = topology.subnet_of(part.address).gateway
         program = [sys.executable, "-I", "-S", arp.__file__]
@@ -153,7 +179,7 @@ async def announce_servers(topology: Topology) -> dict[str, bool]:
             return False
         return True
 
-    parts = topology.attached
+    parts = topology.addressed
     answers = await asyncio.gather(*(announce(part) for part in parts))
     return dict(zip(map(node_of, parts), answers, strict=True))
 

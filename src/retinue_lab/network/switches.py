@@ -13,11 +13,13 @@ from typing import Any
 from retinue.security.credentials import Credentials
 from retinue_lab.processes.processes import Supervisor, run
 from retinue_lab.topology.topology import (
-    CONTROLLER,
     EDGE_BRIDGE,
     OPENFLOW_PORT,
+    OUTER_BRIDGE,
+    OUTER_NIC,
     OVSDB_PORT,
     Bridge,
+    GatewayPart,
     ServerPart,
     Topology,
 )
@@ -25,6 +27,9 @@ from retinue_lab.topology.topology import (
 RUN = Path("/run/retinue")
 """One folder a node for its database and sockets; on the sandbox's own tmpfs."""
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
+TUNNEL_END = ["type=vxlan", "options:remote_ip=flow", "options:key=flow", "options:dst_port=4789"]
+"""A leaf's tunnel port: which leaf a packet goes to, and comes from, is the flow entries' to say. Its own
+address is that of the route (see `keep_routes`)."""
 PROBE_MS = 5000
 """Silence after which a switch asks whether the controller is alive."""
 BACKOFF_MS = 1000
@@ -46,6 +51,8 @@ async def make_database() -> Path:
     """An empty database, to be copied for each node."""
     RUN.mkdir(exist_ok=True)
     path = RUN / "empty.db"
+    if path.exists():
+        return path
     await run(["ovsdb-tool", "create", str(path), SCHEMA])
     return path
 
@@ -99,40 +106,74 @@ async def start(
 
 
 def _configuration(topology: Topology, node: str, own: Credentials) -> list[str]:
-    """One ovs-vsctl transaction that makes a node's certificate, bridges, ports, controllers and manager."""
-    controller = topology.management_addresses[CONTROLLER].ip
+    """One ovs-vsctl transaction that makes a node's certificate, bridges, ports, controllers and managers."""
+    controllers = [topology.management_addresses[node].ip for node in topology.controller_nodes]
     words = ["set", "open_vswitch", ".", f"external_ids:system-id={node}", f"external_ids:hostname={node}"]
     words += [
         *("--", "set-ssl", str(own.key), str(own.certificate), str(own.ca)),
-        *("--", "--id=@manager", "create", "manager", f'target="ssl:{controller}:{OVSDB_PORT}"'),
-        *(f"inactivity_probe={PROBE_MS}", f"max_backoff={BACKOFF_MS}"),
-        *("--", "set", "open_vswitch", ".", "manager_options=@manager"),
     ]
+    for n, address in enumerate(controllers):
+        words += ["--", f"--id=@manager{n}", "create", "manager", f'target="ssl:{address}:{OVSDB_PORT}"']
+        words += [f"inactivity_probe={PROBE_MS}", f"max_backoff={BACKOFF_MS}"]
+    words += ["--", "set", "open_vswitch", ".", f"manager_options={_rows('manager', len(controllers))}"]
     for bridge in topology.switches:
         if bridge.node == node:
-            words += _bridge(topology, bridge, f"ssl:{controller}:{OPENFLOW_PORT}")
+            words += _bridge(topology, bridge, [f"ssl:{one}:{OPENFLOW_PORT}" for one in controllers])
+    if node in topology.ends:
+        words += _outer_bridge()
     return words
 
 
-def _bridge(topology: Topology, bridge: Bridge, controller: str) -> list[str]:
-    name, row = bridge.bridge, f"@{bridge.id}"
-    words = [
-        *("--", "add-br", name),
-        *("--", f"--id={row}", "create", "controller", f'target="{controller}"'),
-        *(f"inactivity_probe={PROBE_MS}", f"max_backoff={BACKOFF_MS}", "connection_mode=out-of-band"),
-        *("--", "set", "bridge", name, f"controller={row}", "datapath_type=netdev", "fail-mode=secure"),
+def _rows(name: str, count: int) -> str:
+    """The rows @name0, @name1, ... as a set."""
+    return f"[{','.join(f'@{name}{n}' for n in range(count))}]"
+
+
+def _bridge(topology: Topology, bridge: Bridge, controllers: Sequence[str]) -> list[str]:
+    name = bridge.bridge
+    words = ["--", "add-br", name]
+    for n, controller in enumerate(controllers):
+        words += ["--", f"--id=@{bridge.id}-{n}", "create", "controller", f'target="{controller}"']
+        words += [f"inactivity_probe={PROBE_MS}", f"max_backoff={BACKOFF_MS}", "connection_mode=out-of-band"]
+    rows = _rows(f"{bridge.id}-", len(controllers))
+    words += [
+        *("--", "set", "bridge", name, f"controller={rows}", "datapath_type=netdev", "fail-mode=secure"),
         *("protocols=OpenFlow14", f"other_config:datapath-id={bridge.dpid:016x}"),
         "other_config:disable-in-band=true",
     ]
-    if isinstance(server := _server_of(topology, bridge), ServerPart):
+    if (server := _server_of(topology, bridge)) is not None:
         words.append(f'other_config:hwaddr="{server.mac}"')
     for number, port in enumerate(bridge.ports, 1):
         words += ["--", "add-port", name, port, "--", "set", "interface", port, f"ofport_request={number}"]
+        if port in topology.tunnel_ports:
+            words += TUNNEL_END
     return words
 
 
-def _server_of(topology: Topology, bridge: Bridge) -> ServerPart | None:
-    return next((s for s in topology.server if bridge.bridge == EDGE_BRIDGE and s.id == bridge.node), None)
+def _outer_bridge() -> list[str]:
+    """The bridge by which tunnels' packets go out, and nothing of ours: it has no controller."""
+    return [
+        *("--", "add-br", OUTER_BRIDGE, "--", "set", "bridge", OUTER_BRIDGE, "datapath_type=netdev"),
+        *("fail-mode=standalone", "--", "add-port", OUTER_BRIDGE, OUTER_NIC),
+    ]
+
+
+def _server_of(topology: Topology, bridge: Bridge) -> ServerPart | GatewayPart | None:
+    machines: tuple[ServerPart | GatewayPart, ...] = (*topology.server, *topology.gateways)
+    return next((s for s in machines if bridge.bridge == EDGE_BRIDGE and s.id == bridge.node), None)
+
+
+async def keep_routes(topology: Topology, node: str) -> None:
+    """Say the ways to other leaves' endpoints to the node's switch itself.
+
+    In user space it asks the kernel for all routes again whenever any interface comes or goes, a VM's tap,
+    too, and drops tunnels' packets meanwhile; routes that were said stay.
+    """
+    own = topology.ends[node].endpoint
+    for leaf in topology.ends.values():
+        if own is not None and leaf.endpoint is not None and leaf.endpoint != own:
+            way = [str(leaf.endpoint.network), OUTER_BRIDGE, str(own.network[1])]
+            await run(["ovs-appctl", "ovs/route/add", *way], node=node, env=env(node))
 
 
 async def ports(node: str) -> dict[str, dict[str, int]]:

@@ -51,6 +51,13 @@ class LabHandle:
     init_pid: int
     topology: Topology
 
+    def beside(self) -> "LabHandle":
+        """The lab's other domain, as a lab of its own; `down` ends both. Raises LabError."""
+        other = self.topology.other
+        if other is None:
+            raise LabError(f"lab {self.name} has one domain only")
+        return LabHandle(self.name, self.directory / other.domain, self.init_pid, other)
+
     def command(self, node: str, argv: Sequence[str]) -> list[str]:
         """The command on the host that runs `argv` in a node, for those who start processes themselves.
 
@@ -118,9 +125,14 @@ class LabHandle:
         """Send a signal to a program the lab started, by its pid in the sandbox."""
         self.request(do="kill", pid=pid, signal=int(number))
 
-    def start_controller(self) -> None:
-        """Start the controller, or start it again once it has ended; return when it answers."""
-        self.request(do="start_controller")
+    def start_controller(self, node: str = "") -> None:
+        """Start the controller, or start it again once it has ended; return when it answers. `node`: of one
+        of several."""
+        self.request(do="start_controller", node=node)
+
+    def start_database(self, node: str) -> None:
+        """Start a server of the database that controllers share, once it has ended."""
+        self.request(do="start_database", node=node)
 
     def announce(self) -> dict[str, bool]:
         """Let every server ask for its gateway by ARP; for each, whether it was answered."""
@@ -174,9 +186,10 @@ def _make_guest(progress: Callable[[str], None]) -> None:
 
 def _make_roomy() -> str:
     try:
+        image.ensure_late_pages()  # For agents, which find it in the cache.
         return str(image.ensure_roomy())
     except image.GuestError as error:
-        raise LabError(f"cannot make what the switches are started with: {error}") from error
+        raise LabError(f"cannot make what switches and agents are started with: {error}") from error
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ and with it, by the kernel's rule for pid namespaces, every process of the sandb
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -181,7 +182,11 @@ async def _work(where: Directory, settings: Settings, reports: StartupReports, t
         changed.set()
 
     lab = Lab(where, settings, ended)
-    async with Service(lab, stopping.set).serving(where.socket):
+    async with contextlib.AsyncExitStack() as sockets:
+        for one in (lab, lab.other):
+            if one is not None:
+                one.where.path.mkdir(exist_ok=True)
+                await sockets.enter_async_context(Service(one, stopping.set).serving(one.where.socket))
         serving = asyncio.ensure_future(_serve(lab, reports, changed))
         stopped = asyncio.ensure_future(stopping.wait())
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,11 +1,13 @@
-"""The lab's own socket: one JSON object a line asks, one answers. Served by the sandbox's first process.
+"""The lab's own socket: one JSON object a line asks, one answers. Served by the sandbox's first process; a
+second domain has one of its own, in its folder.
 
     {"do": "status"}                                    {"status": {...}}
     {"do": "spawn", "node": "server1", "argv": [...],   {"name": ..., "pid": ..., "host_pid": ..., "log": ...}
      "log": "sender", "env": {}, "ready": false}
     {"do": "kill", "pid": 17, "signal": 15}             {}
     {"do": "wait", "pid": 17}                           {}, once the program has ended, or had
-    {"do": "start_controller"}                          {}, once its REST interface answers
+    {"do": "start_controller", "node": ""}              {}, once its REST interface answers
+    {"do": "start_database", "node": "database1"}       {}, once it runs
     {"do": "announce"}                                  {"answered": {"server1": true, ...}}
     {"do": "stop"}                                      {}, then everything ends
     anything else, or a failure                         {"error": "one sentence"}
@@ -61,7 +63,12 @@ class Wait(_Request, frozen=True, tag="wait"):
 
 
 class StartController(_Request, frozen=True, tag="start_controller"):
-    pass
+    node: str = ""
+    """Of one of several; "": of the first."""
+
+
+class StartDatabase(_Request, frozen=True, tag="start_database"):
+    node: str
 
 
 class Announce(_Request, frozen=True, tag="announce"):
@@ -72,7 +79,7 @@ class Stop(_Request, frozen=True, tag="stop"):
     pass
 
 
-Request = AskStatus | Spawn | Kill | Wait | StartController | Announce | Stop
+Request = AskStatus | Spawn | Kill | Wait | StartController | StartDatabase | Announce | Stop
 
 
 class Service:
@@ -107,7 +114,9 @@ class Service:
             case Wait():
                 await self._find(request.pid).ended.wait()
             case StartController():
-                await self.lab.start_controller()
+                await self.lab.start_controller(request.node)
+            case StartDatabase():
+                await self.lab.start_database(request.node)
             case Announce():
                 return {"answered": await self.lab.announce()}
             case Stop():

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from retinue.config_file import ConfigTable
-from retinue.core.limits import LEAST_MTU, MOST_MTU
+from retinue.core.limits import LEAST_MTU, MOST_MTU, VXLAN_BYTES
 from retinue_lab.errors import LabError
 
 SANDBOX = "sandbox"
@@ -25,7 +25,16 @@ CLIENT = "client"
 UPLINK = "up0"
 """A server's NIC, a port of its edge switch."""
 EDGE_BRIDGE = "br0"
-OPENFLOW_PORT, OVSDB_PORT, REST_PORT = 6653, 6640, 8080
+TUNNEL = "tun0"
+"""A gateway's way to the other domain, a port of its edge switch."""
+TRANSIT = "transit"
+"""The node that is the IP network of others between leaves: a router of Linux, which knows no VM."""
+OUTER_NIC, OUTER_BRIDGE = "ip0", "brip"
+"""A node's NIC on that network, and the bridge that has it as a port and the leaf's endpoint as its address:
+a switch in user space sends tunnels' packets by such a bridge only."""
+OPENFLOW_PORT, OVSDB_PORT, REST_PORT, DNS_PORT, PEER_PORT = 6653, 6640, 8080, 53, 8081
+DATABASE = "database"
+DATABASE_PORT, RAFT_PORT = 6641, 6642
 QEMU = "qemu"
 LIBVIRT = "libvirt"
 
@@ -38,6 +47,7 @@ class SubnetPart(ConfigTable, frozen=True, kw_only=True):
     id: str
     prefix: IPv4Network
     gateway: IPv4Address
+    vnet: str = "default"
 
 
 class Subnet6Part(ConfigTable, frozen=True, kw_only=True):
@@ -47,6 +57,15 @@ class Subnet6Part(ConfigTable, frozen=True, kw_only=True):
     prefix: IPv6Network
     gateway: IPv6Address
     slaac: bool = False
+    vnet: str = "default"
+
+
+class VnetPart(ConfigTable, frozen=True, kw_only=True):
+    """A vnet of some of the subnets; `floods`: what a NIC sends to all comes to the others in it."""
+
+    id: str
+    vlan: Annotated[int, msgspec.Meta(ge=1, le=4094)]
+    floods: bool = False
 
 
 class TenantPart(ConfigTable, frozen=True, kw_only=True):
@@ -59,10 +78,25 @@ class TenantPart(ConfigTable, frozen=True, kw_only=True):
 
 
 class SwitchPart(ConfigTable, frozen=True, kw_only=True):
-    """A leaf or a spine."""
+    """A core."""
 
     id: str
     dpid: Dpid
+
+
+class PodSwitchPart(SwitchPart, frozen=True, kw_only=True):
+    """A leaf or a spine. Every leaf has a cable to every spine of its pod."""
+
+    pod: str = ""
+    """Of which pod it is, where there are cores: each has a cable to one spine of every pod."""
+
+
+class LeafPart(PodSwitchPart, frozen=True, kw_only=True):
+    on: str = ""
+    """The server on which it stands, as one more bridge; "": on the node of the fabric."""
+    endpoint: IPv4Interface | None = None
+    """Its address on the IP network that joins leaves, with the length of the prefix, whose first address is
+    a router's; where there are spines none has one."""
 
 
 class ServerPart(ConfigTable, frozen=True, kw_only=True):
@@ -78,6 +112,16 @@ class ServerPart(ConfigTable, frozen=True, kw_only=True):
     """True: the controller's configuration names the leaf port; False: the controller finds it by ARP."""
     hypervisor: Literal["qemu", "libvirt"] = "qemu"
     """What runs its VMs: QEMUs that the server's agent starts, or a libvirtd of the server."""
+
+
+class CachePart(ConfigTable, frozen=True, kw_only=True):
+    """A machine that keeps images for the servers at its leaf, and runs no VMs."""
+
+    id: str
+    leaf: str
+    mac: Mac
+    address: IPv4Address
+    given: bool = False
 
 
 class Reservation(ConfigTable, frozen=True, kw_only=True):
@@ -108,9 +152,36 @@ class RouterPart(ConfigTable, frozen=True, kw_only=True):
     given: bool = False
 
 
+Addressed = ServerPart | CachePart | DhcpPart | RouterPart
+"""A machine on a leaf's port with an address in the fabric."""
+
+
 class ClientPart(ConfigTable, frozen=True, kw_only=True):
     address: IPv4Address
     address6: IPv6Address | None = None
+
+
+class GatewayPart(ConfigTable, frozen=True, kw_only=True):
+    """The gateway to another domain: an edge switch with a tunnel (VXLAN), over a link that is routed."""
+
+    id: str
+    domain: str
+    """Where it leads."""
+    leaf: str
+    mac: Mac
+    edge: str
+    dpid: Dpid
+    link_address: IPv4Interface
+    """On its side of the link, whose first address is the router's."""
+
+
+class LinkPart(ConfigTable, frozen=True, kw_only=True):
+    """The link between two domains, through a router of its own."""
+
+    delay_ms: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    """Each way."""
+    loss_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
+    """Of the tunnel's packets, each way."""
 
 
 class ManagementPart(ConfigTable, frozen=True, kw_only=True):
@@ -143,16 +214,35 @@ class Topology(ConfigTable, frozen=True, kw_only=True):
     gateway_mac: Mac
     mtu: Annotated[int, msgspec.Meta(ge=LEAST_MTU, le=MOST_MTU)] = 1500
     """Bytes of an IP packet that every cable of the fabric takes; outside it is 1500."""
+    vnet: tuple[VnetPart, ...] = ()
     subnet: tuple[SubnetPart, ...]
     subnet6: tuple[Subnet6Part, ...] = ()
     tenant: tuple[TenantPart, ...] = ()
-    spine: tuple[SwitchPart, ...] = ()
-    leaf: tuple[SwitchPart, ...]
+    core: tuple[SwitchPart, ...] = ()
+    spine: tuple[PodSwitchPart, ...] = ()
+    leaf: tuple[LeafPart, ...]
     server: tuple[ServerPart, ...]
     management: ManagementPart
+    cache: tuple[CachePart, ...] = ()
     dhcp: DhcpPart | None = None
     router: RouterPart | None = None
     client: ClientPart | None = None
+    zone: str = "dc1.test"
+    """Of DNS: the controller answers for the names of VMs, servers and services there; "": it does not."""
+    domain: str = ""
+    """Its name, where there is another one beside it."""
+    controller: str = CONTROLLER
+    """The controller's node, and (`fabric`) that of leaves and spines."""
+    fabric: str = FABRIC
+    controllers: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
+    """How many there are; of several one is active."""
+    databases: Annotated[int, msgspec.Meta(ge=0, le=5)] = 0
+    """Servers of the database that controllers share, each on a node of its own; 0: the controller has one
+    to itself."""
+    gateway: GatewayPart | None = None
+    link: LinkPart | None = None
+    other: "Topology | None" = None
+    """Another domain, in the same laboratory, to which `link` leads."""
 
     # ---- names ----
 
@@ -161,11 +251,25 @@ class Topology(ConfigTable, frozen=True, kw_only=True):
         """All nodes that have a namespace, the controller first."""
         parts = ((DHCP, self.dhcp), (ROUTER, self.router), (CLIENT, self.client))
         return (
-            CONTROLLER,
-            FABRIC,
+            self.controller,
+            self.fabric,
             *(s.id for s in self.server),
+            *(g.id for g in self.gateways),
+            *(c.id for c in self.cache),
             *(name for name, part in parts if part is not None),
+            *((TRANSIT,) if self.ends else ()),
+            *self.controller_nodes[1:],
+            *self.database_nodes,
         )
+
+    @property
+    def controller_nodes(self) -> tuple[str, ...]:
+        """The first is `controller`."""
+        return (self.controller, *(f"{self.controller}{n}" for n in range(2, self.controllers + 1)))
+
+    @property
+    def database_nodes(self) -> tuple[str, ...]:
+        return tuple(f"{DATABASE}{n}" for n in range(1, self.databases + 1))
 
     @property
     def management_addresses(self) -> dict[str, IPv4Interface]:
@@ -176,50 +280,117 @@ class Topology(ConfigTable, frozen=True, kw_only=True):
 
     @property
     def controller_url(self) -> str:
-        return f"https://{self.management_addresses[CONTROLLER].ip}:{REST_PORT}"
+        """Of several all of them, with commas between."""
+        return ",".join(map(self.url_of, self.controller_nodes))
+
+    def url_of(self, controller: str) -> str:
+        """Of the controller on this node."""
+        return f"https://{self.management_addresses[controller].ip}:{REST_PORT}"
 
     @property
-    def attached(self) -> tuple[ServerPart | DhcpPart | RouterPart, ...]:
+    def gateways(self) -> tuple[GatewayPart, ...]:
+        """None, or the one."""
+        return () if self.gateway is None else (self.gateway,)
+
+    @property
+    def domains(self) -> tuple["Topology", ...]:
+        """It, and the other one beside it."""
+        return (self,) if self.other is None else (self, self.other)
+
+    @property
+    def management_bridge(self) -> str:
+        return f"mgmt-{self.domain}" if self.domain else "mgmt"
+
+    @property
+    def peer_url(self) -> str:
+        """Where its controller has its door for the other domain's."""
+        return f"https://{self.management_addresses[self.controller].ip}:{PEER_PORT}"
+
+    @property
+    def attached(self) -> tuple[Addressed | GatewayPart, ...]:
         """Every machine on a leaf's port."""
-        return (*self.server, *(part for part in (self.dhcp, self.router) if part is not None))
+        return (*self.server, *self.gateways, *self.addressed[len(self.server) :])
+
+    @property
+    def addressed(self) -> tuple[Addressed, ...]:
+        """Those of them that have an address in the fabric."""
+        services = (part for part in (self.dhcp, self.router) if part is not None)
+        return (*self.server, *self.cache, *services)
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """Where there is an agent."""
+        return (*(server.id for server in self.server), *(cache.id for cache in self.cache))
+
+    @property
+    def ends(self) -> dict[str, LeafPart]:
+        """Where an IP network joins the leaves: the leaf of each node that has one."""
+        return {leaf.on or self.fabric: leaf for leaf in self.leaf if leaf.endpoint is not None}
+
+    @property
+    def tunnel_ports(self) -> dict[str, LeafPart]:
+        """The ports that are ends of tunnels, each with its leaf."""
+        return {tunnel_port(leaf.id): leaf for leaf in self.ends.values()}
+
+    @property
+    def links(self) -> tuple[tuple[str, str, str], ...]:
+        """The cables between switches of the fabric: the lower one's role, its id, and the upper one's id."""
+        found = [
+            ("leaf", leaf.id, spine.id) for leaf in self.leaf for spine in self.spine if leaf.pod == spine.pod
+        ]
+        for pod in dict.fromkeys(spine.pod for spine in self.spine):
+            spines = [spine.id for spine in self.spine if spine.pod == pod]
+            found += [("spine", spines[n % len(spines)], core.id) for n, core in enumerate(self.core)]
+        return tuple(found)
+
+    def _joined_to(self, switch: str) -> tuple[str, ...]:
+        """The switch's ports to others of the fabric: of a spine first those down."""
+        down = [fabric_port(switch, lower) for _, lower, upper in self.links if upper == switch]
+        return (*down, *(fabric_port(switch, upper) for _, lower, upper in self.links if lower == switch))
 
     @property
     def switches(self) -> tuple[Bridge, ...]:
-        spines = (
-            Bridge(
-                s.id, FABRIC, s.id, "spine", s.dpid, tuple(fabric_port(s.id, leaf.id) for leaf in self.leaf)
-            )
-            for s in self.spine
+        above = (
+            Bridge(s.id, self.fabric, s.id, role, s.dpid, self._joined_to(s.id))
+            for role, switches in (("core", self.core), ("spine", self.spine))
+            for s in switches
         )
         leaves = (
             Bridge(
                 leaf.id,
-                FABRIC,
+                leaf.on or self.fabric,
                 leaf.id,
                 "leaf",
                 leaf.dpid,
                 (
-                    *(fabric_port(leaf.id, s.id) for s in self.spine),
+                    *self._joined_to(leaf.id),
                     *(fabric_port(leaf.id, node_of(part)) for part in self.attached if part.leaf == leaf.id),
+                    *((tunnel_port(leaf.id),) if leaf.endpoint is not None else ()),
                 ),
             )
             for leaf in self.leaf
         )
         edges = (Bridge(s.edge, s.id, EDGE_BRIDGE, "edge", s.dpid, (UPLINK,)) for s in self.server)
-        return (*spines, *leaves, *edges)
+        gateways = (
+            Bridge(g.edge, g.id, EDGE_BRIDGE, "edge", g.dpid, (UPLINK, TUNNEL)) for g in self.gateways
+        )
+        return (*above, *leaves, *edges, *gateways)
 
     @property
     def cables(self) -> tuple[Veth, ...]:
         """Every cable of the fabric and of the outside network; the management network is not among them."""
         cables = [
-            Veth(FABRIC, fabric_port(leaf.id, spine.id), FABRIC, fabric_port(spine.id, leaf.id), mtu=self.mtu)
-            for leaf in self.leaf
-            for spine in self.spine
+            Veth(self.fabric, fabric_port(lower, upper), self.fabric, fabric_port(upper, lower), mtu=self.mtu)
+            for _, lower, upper in self.links
         ]
+        on = {leaf.id: leaf.on or self.fabric for leaf in self.leaf}
+        for node in self.ends:
+            cables.append(Veth(node, OUTER_NIC, TRANSIT, node, mtu=self.mtu + VXLAN_BYTES))
         for part in self.attached:
             node = node_of(part)
-            nic = (UPLINK, "") if isinstance(part, ServerPart) else ("eth0", part.mac)
-            cables.append(Veth(node, nic[0], FABRIC, fabric_port(part.leaf, node), nic[1], self.mtu))
+            at = on.get(part.leaf, self.fabric)
+            nic = (UPLINK, "") if isinstance(part, ServerPart | GatewayPart) else ("eth0", part.mac)
+            cables.append(Veth(node, nic[0], at, fabric_port(part.leaf, node), nic[1], self.mtu))
         if self.client is not None:
             cables.append(Veth(ROUTER, "out0", CLIENT, "eth0"))
         return tuple(cables)
@@ -257,9 +428,14 @@ def fabric_port(switch: str, other: str) -> str:
     return f"{switch}-{other}"
 
 
-def node_of(part: ServerPart | DhcpPart | RouterPart) -> str:
+def tunnel_port(leaf: str) -> str:
+    """Name of the leaf's port that is the end of its tunnels."""
+    return f"{leaf}-vxlan"
+
+
+def node_of(part: Addressed | GatewayPart) -> str:
     match part:
-        case ServerPart():
+        case ServerPart() | GatewayPart() | CachePart():
             return part.id
         case DhcpPart():
             return DHCP

@@ -3,9 +3,11 @@
 import re
 from collections import Counter
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from retinue import config_file
 from retinue_lab.errors import LabError
@@ -36,6 +38,19 @@ def load(file: Path | str | None = None) -> Topology:
     return topology
 
 
+def with_controllers(topology: Topology, controllers: int, databases: int | None) -> Topology:
+    """With so many controllers, and servers of their database (None: as many as that needs).
+
+    Raises LabError.
+    """
+    if controllers == 1 and databases is None:
+        return topology
+    shared = int(controllers > 1) if databases is None else databases
+    found = msgspec.structs.replace(topology, controllers=controllers, databases=shared)
+    check(found)
+    return found
+
+
 def encode_hook(value: Any) -> Any:
     """For msgspec: an address as the text people write."""
     if isinstance(value, ADDRESSES):
@@ -52,11 +67,18 @@ def decode_hook(kind: type, value: Any) -> Any:
     return kind(value)
 
 
-ADDRESSES = (IPv4Address, IPv4Network, IPv6Address, IPv6Network)
+ADDRESSES = (IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network)
 
 
 def check(topology: Topology) -> None:
     """Raises LabError when the parts do not fit together."""
+    if topology.controllers > 1 and not topology.databases:
+        raise LabError("several controllers share a database: say how many servers it has (databases = 1)")
+    if topology.databases and topology.other is not None:
+        raise LabError("two domains have one controller each")
+    if topology.other is not None:
+        _check_domains(topology, topology.other)
+        check(topology.other)
     switches = topology.switches
     _unique("id", [*topology.nodes, SANDBOX, *(s.id for s in switches)])
     _unique("dpid", [hex(s.dpid) for s in switches])
@@ -71,8 +93,15 @@ def check(topology: Topology) -> None:
             raise LabError(f"ids too long: interface {port} would have more than {IFNAME_MAX} characters")
     if not topology.leaf:
         raise LabError("there must be a leaf")
-    if len(topology.leaf) > 1 and not topology.spine:
+    _check_ends(topology)
+    if len(topology.leaf) > 1 and not topology.spine and not topology.ends:
         raise LabError("leaves are joined by spines: with more than one leaf there must be a spine")
+    pods = {one.pod for one in topology.spine}
+    if topology.spine and {one.pod for one in topology.leaf} != pods:
+        raise LabError("leaves are joined by the spines of their pod: each pod needs both")
+    most = max(Counter(one.pod for one in topology.spine).values(), default=0)
+    if (len(pods) > 1 or topology.core) and len(topology.core) < most:
+        raise LabError(f"pods are joined by cores: with {most} spines in a pod there must be {most} cores")
     for subnet in topology.subnet:
         if subnet.gateway not in subnet.prefix:
             raise LabError(f"subnet {subnet.id}: gateway {subnet.gateway} is not inside {subnet.prefix}")
@@ -80,7 +109,8 @@ def check(topology: Topology) -> None:
     for part in topology.attached:
         if part.leaf not in leaves:
             raise LabError(f"{node_of(part)}: leaf {part.leaf!r} is not among the leaves")
-        topology.subnet_of(part.address)
+    for one in topology.addressed:
+        topology.subnet_of(one.address)
     if topology.management.prefix.num_addresses < len(topology.nodes) + 3:
         raise LabError(
             f"management: {topology.management.prefix} is too small for {len(topology.nodes)} nodes"
@@ -90,6 +120,43 @@ def check(topology: Topology) -> None:
     _check_services(topology)
     if len({server.hypervisor for server in topology.server}) > 1:
         raise LabError("servers: all of them run the same hypervisor, a VM cannot move between two kinds")
+
+
+def _check_ends(topology: Topology) -> None:
+    """An IP network between leaves: each has an endpoint, in a prefix of its own, and a node for itself."""
+    servers = {server.id for server in topology.server}
+    for leaf in topology.leaf:
+        if leaf.on and leaf.on not in servers:
+            raise LabError(f"leaf {leaf.id}: there is no server {leaf.on} for it to stand on")
+        if leaf.on and leaf.endpoint is None:
+            raise LabError(f"leaf {leaf.id} on {leaf.on} needs an endpoint, by which others reach it")
+    with_one = [leaf for leaf in topology.leaf if leaf.endpoint is not None]
+    if not with_one:
+        return
+    if len(with_one) < len(topology.leaf) or topology.spine or topology.core or topology.other is not None:
+        raise LabError("an IP network joins all leaves (endpoint), and no spines, in one domain; or none")
+    if len(topology.ends) < len(with_one):
+        raise LabError("leaves with an endpoint stand on different nodes (on)")
+    networks = [leaf.endpoint.network for leaf in with_one if leaf.endpoint is not None]
+    for n, network in enumerate(networks):
+        if any(network.overlaps(other) for other in networks[:n]):
+            raise LabError(f"endpoints: {network} overlaps another; between them there is a router")
+
+
+def _check_domains(first: Topology, second: Topology) -> None:
+    """Two domains in one laboratory have nothing in common but the link between them."""
+    domains = (first, second)
+    for domain, other in ((first, second), (second, first)):
+        if domain.gateway is None or domain.gateway.domain != other.domain or not domain.domain:
+            raise LabError("two domains: each needs its name (domain), and a gateway to the other")
+    _unique("id", [*(name for domain in domains for name in domain.nodes), SANDBOX, "link"])
+    _unique("id", [switch.id for domain in domains for switch in domain.switches])
+    networks = [s.prefix for domain in domains for s in domain.subnet]
+    networks += [domain.management.prefix for domain in domains]
+    networks += [gateway.link_address.network for domain in domains for gateway in domain.gateways]
+    for n, network in enumerate(networks):
+        if any(network.overlaps(other) for other in networks[:n]):
+            raise LabError(f"two domains: {network} overlaps another network")
 
 
 def _check_networks(topology: Topology) -> None:
@@ -141,7 +208,7 @@ def _check_services(topology: Topology) -> None:
 
 def _addresses(topology: Topology) -> Iterable[IPv4Address]:
     yield from (s.gateway for s in topology.subnet)
-    yield from (part.address for part in topology.attached)
+    yield from (part.address for part in topology.addressed)
     if topology.router is not None:
         yield topology.router.outside_address
     if topology.client is not None:

@@ -28,12 +28,16 @@ class ImageController:
         self.reports: dict[str, dict[str, Any]] = {}
         self.more_holders: dict[str, str] = {}
         """Addresses of holders that report nothing."""
+        self.caches: set[str] = set()
+        self.leaves: dict[str, str] = {}
+        """By server: where it is, if that matters."""
         self.changed = asyncio.Event()
 
     async def get(self, path: str) -> dict[str, Any]:
         if path == Route.LIST_IMAGES.path():
             return {"images": [{"name": name} for name in self.published]}
-        name = path.rpartition("/")[2]
+        name, _, query = path.rpartition("/")[2].partition("?")
+        asker = query.removeprefix("server=")
         if name not in self.published:
             raise RejectedError(f"there is no image {name}", ErrorCode.UNKNOWN_IMAGE, 404)
         signed, origin = self.published[name]
@@ -41,12 +45,17 @@ class ImageController:
             server: report["address"]
             for server, report in self.reports.items()
             if any(held["name"] == name for held in report["images"])
+            or (server in self.caches and asker not in self.caches)
         }
         return {
             "manifest": {field: getattr(signed, field) for field in signed.__struct_fields__},
             "origin": origin,
             "holders": [
-                {"server": server, "address": address}
+                {
+                    "server": server,
+                    "address": address,
+                    "near": asker in self.leaves and self.leaves[asker] == self.leaves.get(server),
+                }
                 for server, address in (holders | self.more_holders).items()
             ],
         }
@@ -79,12 +88,21 @@ class ImageAgents:
         self._folder, self._ca = folder, ca
         self._running: list[asyncio.Task[None]] = []
 
-    async def start(self, server: str, quota: int = 1 << 30) -> ContentService:
-        store = Store(self._folder / server, quota)
+    async def start(self, server: str, quota: int = 1 << 30, *, cache: bool = False) -> ContentService:
+        store = Store(self._folder / server, quota, evicts=cache)
+        if cache:
+            self.controller.caches.add(server)
         transfer = Transfer(server)
         await transfer.start("127.0.0.1")
         service = ContentService(
-            server, store, self.controller, transfer.open, lambda: transfer.address, self._ca, QUICK
+            server,
+            store,
+            self.controller,
+            transfer.open,
+            lambda: transfer.address,
+            self._ca,
+            QUICK,
+            cache=cache,
         )
         transfer.visitors = service
         self.services[server], self.transfers[server] = service, transfer

@@ -102,7 +102,7 @@ class Line:
     async def vms(self) -> VMsRecord:
         controller = await self._up()
         shown = [views.vm(controller, vm) for vm in controller.net.vms.values()]
-        answer = {"vms": shown, "removed": controller.inventory.removed_vms()}
+        answer = {"vms": shown, "removed": controller.inventory.ports.removed_vms()}
         return record(VMsRecord, msgspec.json.decode(views.encode(answer)))
 
     async def migrations(self) -> list[MigrationRecord]:
@@ -195,7 +195,7 @@ class Lives:
             fake.connect(switch)
         for server, agent in self.agents.items():
             dpid = fake.net.switches[fake.net.servers[server].edge].dpid
-            fake.controller.inventory.edge_read([dpid], list(agent.ports.plugged))
+            fake.controller.inventory.ports.edge_read([dpid], list(agent.ports.plugged))
             for vm in sorted(agent.ports.plugged):
                 self.port(server, vm, self.macs[vm], there=True)
         await fake.settle()
@@ -214,7 +214,7 @@ class Lives:
             dpid=self.fake.net.switches[self.fake.net.servers[server].edge].dpid, bridge="br0",
             name=f"tap-{vm}", number=vm_port(1), status=PortStatus.UP, iface_id=vm, attached_mac=mac,
         )  # fmt: skip
-        self.fake.controller.inventory.vm_ports_changed([] if there else [port], [port] if there else [])
+        self.fake.controller.inventory.ports.changed([] if there else [port], [port] if there else [])
 
     async def close(self) -> None:
         for agent in self.agents.values():

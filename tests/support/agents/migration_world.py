@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,14 +21,17 @@ from retinue.controller.events import EventBus
 from retinue.controller.migrations.reports import DIVERTING_LIMIT
 from retinue.core import migration as fsm
 from retinue.core.migration import Migration, MigrationState, PlacementChange
+from retinue.core.migration.copying import PLAIN, CopyOptions, Postcopy
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.core.model import Ending
 from retinue.hypervisor import (
     Channel,
     ChannelError,
     HypervisorError,
+    Left,
     MigrationResult,
     OnEvent,
+    OpenDisk,
     RunState,
     VMSpec,
     ignore,
@@ -38,7 +41,7 @@ from retinue.protocol.errors import ControllerAwayError, RejectedError
 from retinue.protocol.events import ControllerEvent
 from retinue.protocol.migrations import MigrationRecord, Order
 from retinue.protocol.vms import VMRecord, VMsRecord
-from support.agents.world import TABLE, VM, AgentWorld, FakeHypervisor, FakeMachine, FakePorts
+from support.agents.world import TABLE, VM, AgentWorld, FakeHypervisor, FakeMachine, FakePorts, to_its_end
 
 SOURCE, TARGET = "server1", "server2"
 ENDS = (SOURCE, TARGET)
@@ -98,15 +101,17 @@ class TestedWorld(AgentWorld):
             self.went_back.append(f"at {asyncio.get_running_loop().time():g}")
 
     def ever_killed(self, server: str) -> bool:
-        return any(m.killed for m in self.machines if isinstance(m, TimedMachine) and m.server == server)
+        machines = [m for m in self.machines if isinstance(m, TimedMachine) and m.server == server]
+        return any(m.killed or m.lost for m in machines)
 
     def alive(self, server: str) -> list[FakeMachine]:
         return [m for m in self.machines if m.server == server and not m.ended]
 
 
 class TimedMachine(FakeMachine):
-    ran = killed = frozen = False
-    """frozen: its agent has died this moment, and can do nothing more to it."""
+    ran = killed = lost = frozen = False
+    """lost: its agent has ended it, since some of its memory does not come. frozen: its agent has died this
+    moment, and can do nothing more to it."""
 
     async def resume(self) -> None:
         if self.frozen:
@@ -131,6 +136,10 @@ class TimedMachine(FakeMachine):
         self.killed = True
         self.die()
 
+    def lose(self) -> None:
+        self.lost = True
+        self.die()
+
 
 class TimedHypervisor(FakeHypervisor):
     """Takes its time at each point, and notices there that its machine has ended."""
@@ -153,30 +162,27 @@ class TimedHypervisor(FakeHypervisor):
         on_event: OnEvent = ignore,
         divert: Divert | None = None,
         wanted_downtime: float = WANTED_DOWNTIME,
+        options: CopyOptions = PLAIN,
+        open_disk: OpenDisk | None = None,
     ) -> MigrationResult:
         self._migrating = source
-        return await super().run_outgoing(source, channel, on_event, divert, wanted_downtime)
+        return await super().run_outgoing(source, channel, on_event, divert, wanted_downtime, options)
 
     async def run_incoming(self, target: FakeMachine, channel: Channel, on_event: OnEvent = ignore) -> float:
         self._migrating = target
         return await super().run_incoming(target, channel, on_event)
 
+    def _lose(self, target: FakeMachine) -> None:
+        cast(TimedMachine, target).lose()
+
     async def _reach(self, point: str) -> None:
         self._clocked.moments[point].set()
         if point == "run":
-            await _to_its_end(self._clocked.pass_("machine"))
+            await to_its_end(self._clocked.pass_("machine"))
         else:
             await self._clocked.pass_("machine")
         if point != "give" and self._migrating is not None and self._migrating.ended:
             raise HypervisorError("its QEMU has ended")
-
-
-async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """As the real one: a VM that is told to run is not called off any more."""
-    task = asyncio.create_task(work)
-    while not task.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.shield(task)
 
 
 # ---- between the servers ----
@@ -271,7 +277,7 @@ class MigrationController:
     Moves and VMs outlive it; events and what it is waiting for do not.
     """
 
-    def __init__(self, world: TestedWorld, clocked: Clocked) -> None:
+    def __init__(self, world: TestedWorld, clocked: Clocked, postcopy: bool = False) -> None:
         self.world, self._clocked = world, clocked
         self.vm = _with(VM, state="ready")
         self.switches_answer = asyncio.Event()
@@ -280,7 +286,8 @@ class MigrationController:
         self.life = 0
         """Which one this is."""
         self._open: str | None = None
-        self.migration = fsm.begin("migration-1", VM.id, SOURCE, TARGET, self._now())
+        options = CopyOptions(postcopy=Postcopy.REQUIRED if postcopy else Postcopy.NEVER)
+        self.migration = fsm.begin("migration-1", VM.id, SOURCE, TARGET, self._now(), options=options)
         self._begin()
 
     def start_migration(self) -> None:
@@ -430,7 +437,8 @@ def record(migration: Migration) -> MigrationRecord:
         migration.target,
         migration.state,
         migration.memory_at,
-        migration.target_closed,
+        postcopy=migration.postcopy,
+        target_closed=migration.target_closed,
     )
 
 
@@ -571,24 +579,26 @@ class Server:
 
     async def _adopt(self, machines: list[TimedMachine]) -> None:
         """As the daemon does, and QemuHypervisor.adopt."""
-        adopted = []
+        left: Left[TimedMachine] = Left()
         for machine in machines:
             machine.on_event = self.dispatcher.listener(machine.spec.id)
             if machine.now is RunState.INCOMING:
                 await machine.quit()
+            elif machine.lacks and machine.now is RunState.RUNNING:
+                machine.lose()
+                left.ended[machine.spec.id] = Ending.CRASHED
             else:
-                adopted.append(machine)
-        for machine in adopted:
-            await self.dispatcher.adopt(machine)
+                left.machines.append(machine)
+        await self.dispatcher.adopt_all(left)
         self.ports.plugged = {machine.spec.id for machine in self.dispatcher.machines()}
 
 
 class MigrationRun:
     """VM runs at the source, and is to be moved."""
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, pace: Pace, postcopy: bool = False) -> None:
         self.world, self.clocked = TestedWorld(), Clocked(pace)
-        self.controller = MigrationController(self.world, self.clocked)
+        self.controller = MigrationController(self.world, self.clocked, postcopy)
         self._one_trouble = asyncio.Lock()
         listening: dict[str, MemoryTransfer] = {}
         self.servers = {name: Server(name, self.controller, listening, self.clocked) for name in ENDS}

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from retinue.agent.dispatcher import Dispatcher
 from retinue.agent.migration.peer import Transfer
 from retinue.agent.vms.vm_spec import spec
 from retinue.core.migration import MigrationState
+from retinue.core.migration.copying import PLAIN, CopyOptions, Postcopy
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.core.model import Ending
 from retinue.host.errors import HostError
@@ -31,7 +32,9 @@ from retinue.hypervisor import (
     MigrationResult,
     NICSpec,
     OnEvent,
+    OpenDisk,
     Resumed,
+    RunsElsewhere,
     RunState,
     StartedAnew,
     Stopped,
@@ -57,6 +60,8 @@ class AgentWorld:
         self.departed: set[str] = set()
         """VMs whose source has reached its target."""
         self.ran_twice: list[str] = []
+        self.no_postcopy = ""
+        """Why no server can run a VM before all of its memory is there."""
         self.frames_waiting = self.frames_come = 0
         self.held: list[bytes] | None = None
         """What waits in the taps of a target; None: nobody can hold it."""
@@ -82,6 +87,8 @@ class FakeMachine:
         )
         self.ended = self.stuck = self.asked = False
         """asked: to end, and not by itself."""
+        self.lacks = False
+        """It runs, and some of its memory is at the source yet."""
         self.deaf = False
         """Its guest does not heed the power button."""
         self.immortal = 0
@@ -111,8 +118,15 @@ class FakeMachine:
         if len(where := self.world.running(self.spec.id)) > 1:
             self.world.ran_twice.append(f"{self.spec.id} runs at {' and '.join(where)}")
 
+    async def expect_postcopy(self) -> None:
+        if self.world.no_postcopy:
+            raise HypervisorError(self.world.no_postcopy)
+
     def hold_frames(self) -> HeldFrames | None:
         return None if self.world.held is None else HeldInWorld(self.world, self.server)
+
+    async def take_disk(self, number: int, channel: Channel) -> None:
+        raise HypervisorError("there are no disks here")
 
     async def waiting(self) -> int:
         return self.world.frames_waiting
@@ -233,6 +247,8 @@ class FakeHypervisor:
         on_event: OnEvent = ignore,
         divert: Divert | None = None,
         wanted_downtime: float = WANTED_DOWNTIME,
+        options: CopyOptions = PLAIN,
+        open_disk: OpenDisk | None = None,
     ) -> MigrationResult:
         self.world.note(f"{self.server}: outgoing")
         self.world.departed.add(source.spec.id)
@@ -247,12 +263,17 @@ class FakeHypervisor:
             await self._reach("stop")
             source.now = RunState.MOVED
             given = True
-            await channel.send_message("handed_over")
+            postcopy = divert is not None and options.postcopy is not Postcopy.NEVER
+            await channel.send_message("handed_over", postcopy=postcopy)
             await self._reach("give")
             answer = await channel.receive_message()
             if answer["type"] != "running":
                 given = False
                 raise HypervisorError(f"the target could not take the VM in: {answer.get('reason')}")
+            if postcopy:
+                on_event(RunsElsewhere(source.spec.id, float(answer["at"])))
+                await self._reach("rest")
+                await channel.send_message("rest")
             return MigrationResult(100.0, float(answer["at"]), 600.0, 1, 2)
         except BaseException as error:
             if not given:
@@ -270,7 +291,7 @@ class FakeHypervisor:
         ran = False
         try:
             await self._reach("arrive")
-            await channel.receive_message()
+            postcopy = (await channel.receive_message()).get("postcopy") is True
             await self._reach("load")
             self.world.note(f"{self.server}: runs")
             ran = True
@@ -292,9 +313,24 @@ class FakeHypervisor:
                     await channel.send_message("running", at=100.5)
             if self.script.get("tell") == "hangs":
                 await self.go_on.wait()
+            if postcopy:
+                await to_its_end(self._rest(target, channel))
             return 100.5
         finally:
             await channel.close()
+
+    async def _rest(self, target: FakeMachine, channel: Channel) -> None:
+        target.lacks = True
+        try:
+            await self._reach("rest comes")
+            await channel.receive_message()
+        except HostError as error:
+            self._lose(target)
+            raise HandedOverError(f"some of its memory does not come: {error}") from error
+        target.lacks = False
+
+    def _lose(self, target: FakeMachine) -> None:
+        target.die()
 
     async def _reach(self, point: str) -> None:
         self.reached[point].set()
@@ -303,6 +339,14 @@ class FakeHypervisor:
                 await self.go_on.wait()
             case "fails":
                 raise HypervisorError(f"{point} fails")
+
+
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """As the real one: a VM that is told to run is not called off any more."""
+    task = asyncio.create_task(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
 
 
 class FakePorts:

@@ -70,7 +70,7 @@ class DhcpLab:
             dpid=0x30 + at, bridge="br0", name=f"tap{vm}", number=vm_port(vm), status=PortStatus.UP,
             iface_id=f"vm{vm}", attached_mac=vm_mac(vm),
         )  # fmt: skip
-        self.controller.inventory.vm_ports_changed([], [port])
+        self.controller.inventory.ports.changed([], [port])
         await self.fake.settle()
 
     async def boot(self, vm: int, at: int = 0, xid: int = 7, *options: tuple[int, bytes]) -> None:

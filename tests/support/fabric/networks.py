@@ -8,6 +8,7 @@ from retinue.core.model import (
     VM,
     Assignment,
     BindingKind,
+    GatewayGroup,
     Link,
     Network,
     Origin,
@@ -34,30 +35,66 @@ def leaf_port(server: int) -> int:
     return 100 + server
 
 
-def fabric(leaves: int = 2, spines: int = 2, servers_on: tuple[int, ...] = (1, 2, 1)) -> Network:
+TUNNEL = 60
+"""Port number of a leaf's end of the tunnels."""
+
+
+def endpoint(leaf: int) -> IPv4Address:
+    """A leaf's address on the IP network that joins leaves, where no spines do."""
+    return IPv4Address(f"172.16.{leaf}.2")
+
+
+def fabric(
+    leaves: int = 2,
+    spines: int = 2,
+    servers_on: tuple[int, ...] = (1, 2, 1),
+    cores: int = 0,
+    *,
+    over_ip: bool = False,
+) -> Network:
     """Leaves and spines fully meshed; server N is under leaf `servers_on[N-1]` and runs edge N.
+
+    With cores, as many as there are spines at least, there are two pods, each with every second leaf and so
+    many spines. `over_ip`: tunnels over an IP network of others join the leaves, and there are no spines.
 
     Under the last leaf there are also the DHCP server (leaf port 90) and the router (leaf port 91).
     """
     net = Network(GATEWAY_MAC)
     net.add_subnet(Subnet("servers", IPv4Network("10.0.0.0/24"), INFRA_GATEWAY))
     net.add_subnet(Subnet("blue", IPv4Network("10.1.0.0/24"), GATEWAY))
-    for number in range(1, spines + 1):
+    if over_ip:
+        spines = cores = 0
+    pods = min(leaves, 2) if cores else 1
+    for number in range(1, cores + 1):
+        net.add_switch(Switch(f"core{number}", Role.CORE, 0x70 + number))
+    for number in range(1, pods * spines + 1):
         net.add_switch(Switch(f"spine{number}", Role.SPINE, 0x50 + number))
     for number in range(1, leaves + 1):
-        net.add_switch(Switch(f"leaf{number}", Role.LEAF, 0x10 + number))
+        leaf_of_fabric = Switch(f"leaf{number}", Role.LEAF, 0x10 + number)
+        joined_by_ip = replace(leaf_of_fabric, tunnel="vxlan0", endpoint=endpoint(number))
+        net.add_switch(joined_by_ip if over_ip else leaf_of_fabric)
     for number in range(1, len(servers_on) + 1):
         net.add_switch(Switch(f"edge{number}", Role.EDGE, 0x30 + number, uplink="up0"))
+
+    def of_pod(pod: int) -> range:
+        return range(pod * spines + 1, (pod + 1) * spines + 1)
+
     for leaf in range(1, leaves + 1):
-        for spine in range(1, spines + 1):
+        for spine in of_pod((leaf - 1) % pods):
             net.add_link(Link(PortRef(f"leaf{leaf}", f"s{spine}"), PortRef(f"spine{spine}", f"l{leaf}")))
-    for spine in range(1, spines + 1):
-        net.set_ports(f"spine{spine}", {f"l{leaf}": leaf for leaf in range(1, leaves + 1)})
+    for core in range(1, cores + 1):
+        for pod in range(pods):
+            spine = of_pod(pod)[core % spines]
+            net.add_link(Link(PortRef(f"spine{spine}", f"c{core}"), PortRef(f"core{core}", f"s{spine}")))
+    for switch, ports in _ports_between(net).items():
+        net.set_ports(switch, ports)
     for leaf in range(1, leaves + 1):
-        ports = {f"s{spine}": spine for spine in range(1, spines + 1)}
+        ports = _ports_between(net).get(f"leaf{leaf}", {})
         ports |= {f"p{n}": leaf_port(n) for n, at in enumerate(servers_on, 1) if at == leaf}
         if leaf == leaves:
             ports |= {"dhcp": 90, "router": 91}
+        if over_ip:
+            ports["vxlan0"] = TUNNEL
         net.set_ports(f"leaf{leaf}", ports)
     for number, leaf in enumerate(servers_on, 1):
         net.set_ports(f"edge{number}", {"up0": UPLINK})
@@ -77,6 +114,26 @@ def fabric(leaves: int = 2, spines: int = 2, servers_on: tuple[int, ...] = (1, 2
         )
     )  # fmt: skip
     return net
+
+
+def _ports_between(net: Network) -> dict[str, dict[str, int]]:
+    """By switch: its ports to others; to spine, leaf or core N number N, to cores from 60 on."""
+    found: dict[str, dict[str, int]] = {}
+    for link in net.links:
+        for end in (link.lower, link.upper):
+            number = int(end.port[1:]) + (60 if end.port.startswith("c") else 0)
+            found.setdefault(end.switch, {})[end.port] = number
+    return found
+
+
+def tunnel_ends(net: Network) -> list[tuple[tuple[str, int], IPv4Address]]:
+    """The end of each leaf's tunnels, switch and port, with its address."""
+    found = []
+    for switch in net.switches.values():
+        port = net.port_number(PortRef(switch.id, switch.tunnel))
+        if switch.endpoint is not None and port is not None:
+            found.append(((switch.id, port), switch.endpoint))
+    return found
 
 
 def add_ipv6(net: Network) -> None:
@@ -104,7 +161,7 @@ OTHER_GATEWAY_MAC = "00:00:de:ad:00:02"
 
 def group(net: Network) -> None:
     """Every second server is in a group with a gateway MAC of its own."""
-    net.add_gateway_group("second", OTHER_GATEWAY_MAC)
+    net.put_gateway_group(GatewayGroup("second", OTHER_GATEWAY_MAC))
     for server in list(net.servers.values()):
         if server.edge and int(server.id[-1]) % 2 == 0:
             net.put_server(replace(server, gateway_group="second"))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from retinue.controller.migrations.orchestrator import MigrationError
 from retinue.core.migration import MigrationState
+from retinue.core.migration.new_addresses import NewAddresses
 from retinue.core.model import VM, Network, PortStatus
 from retinue.core.packets import parse
 from retinue.core.pipeline.cookies import is_ours
@@ -50,11 +51,15 @@ class RestartWorld:
     servers_on: tuple[int, ...]
     source: int
     target: int
+    over_ip: bool = False
+    """Tunnels join the leaves, and no spines."""
     fake: FakeNetwork = field(init=False)
     kept: MemoryStore = field(default_factory=MemoryStore)
     told: dict[str, dict[str, int]] = field(default_factory=dict)
     """By switch: the ports it tells when it connects."""
     target_has_port: bool = False
+    new_addresses: tuple[NewAddresses, ...] = ()
+    """What vm1 is to have from its target on."""
     may_copy: bool = False
     """The VM's traffic may come to both of its places, once to each."""
 
@@ -69,10 +74,14 @@ class RestartWorld:
         ]
         inventory = self.fake.controller.inventory
         inventory.register_vms(vms)
-        inventory.vm_ports_changed([], [port_of(n, server) for n, server in at.items()])
-        inventory.edge_read([0x30 + n for n in range(1, len(self.servers_on) + 1)], [f"vm{n}" for n in at])
+        inventory.ports.changed([], [port_of(n, server) for n, server in at.items()])
+        inventory.ports.edge_read(
+            [0x30 + n for n in range(1, len(self.servers_on) + 1)], [f"vm{n}" for n in at]
+        )
         await asyncio.sleep(1.0)
-        self.fake.controller.orchestrator.start("vm1", target_server=f"server{self.target}")
+        self.fake.controller.orchestrator.start(
+            "vm1", target_server=f"server{self.target}", new_addresses=self.new_addresses
+        )
         await asyncio.sleep(0.1)
 
     async def begin_copying(self) -> None:
@@ -87,7 +96,7 @@ class RestartWorld:
         return {1: self.source, 2: self.target, 3: others[-1]}
 
     def _network(self) -> Network:
-        return fabric(max(self.servers_on), 2, self.servers_on)
+        return fabric(max(self.servers_on), 2, self.servers_on, over_ip=self.over_ip)
 
     @staticmethod
     def _clock() -> float:
@@ -105,7 +114,7 @@ class RestartWorld:
         """A report of an agent; one that does not fit any more is its own affair."""
         inventory = self.fake.controller.inventory
         if report == "target_opened":
-            inventory.vm_ports_changed([], [port_of(1, self.target)])
+            inventory.ports.changed([], [port_of(1, self.target)])
         if report == "stopped":
             self.may_copy = True
         try:
@@ -149,8 +158,8 @@ class RestartWorld:
         here = [vm for vm, server in self.vms_at().items() if server == number]
         if number == self.target and self.target_has_port:
             here.append(1)
-        self.fake.controller.inventory.vm_ports_changed([], [port_of(vm, number) for vm in here])
-        self.fake.controller.inventory.edge_read([0x30 + number], [f"vm{vm}" for vm in here])
+        self.fake.controller.inventory.ports.changed([], [port_of(vm, number) for vm in here])
+        self.fake.controller.inventory.ports.edge_read([0x30 + number], [f"vm{vm}" for vm in here])
 
     # ---- what must hold ----
 

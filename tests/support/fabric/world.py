@@ -28,7 +28,7 @@ from retinue.core.pipeline.entry import Output
 from retinue.core.pipeline.responders import arp
 from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay import Near, underlay_of
-from support.fabric.networks import GATEWAY_MAC, UPLINK, leaf_port, vm_ip, vm_mac, vm_port
+from support.fabric.networks import GATEWAY_MAC, UPLINK, leaf_port, tunnel_ends, vm_ip, vm_mac, vm_port
 from support.fakes.switch import Delivery, FakeFabric
 
 OUTSIDE = IPv4Address("198.51.100.9")
@@ -92,10 +92,12 @@ class FabricWorld:
             self.fabric.add(switch)
             self.installed[switch] = {}
         for link in self.net.links:
-            leaf, spine = self.net.port_number(link.leaf), self.net.port_number(link.spine)
+            leaf, spine = self.net.port_number(link.lower), self.net.port_number(link.upper)
             assert leaf is not None
             assert spine is not None
-            self.fabric.cable((link.leaf.switch, leaf), (link.spine.switch, spine))
+            self.fabric.cable((link.lower.switch, leaf), (link.upper.switch, spine))
+        for end, own in tunnel_ends(self.net):
+            self.fabric.tunnel(end, own)
         for server in self.net.servers.values():
             at = self.net.location(server.id)
             if server.edge and at is not None:
@@ -320,8 +322,8 @@ class FabricWorld:
                         assert not delivery.arrivals
                         told = [reason_of(cookie) for _, cookie, _, _ in delivery.to_controller]
                         assert told == [Reason.SPOOFED_IP]
-            for mac in self.net.gateway_groups.values():
-                sent = udp_frame(server.mac, mac, OUTSIDE, vm_ip(vm))
+            for group in self.net.gateway_groups.values():
+                sent = udp_frame(server.mac, group.mac, OUTSIDE, vm_ip(vm))
                 for delivery in self.fabric.all_paths(server.given_at.switch, port, sent):
                     assert not delivery.arrivals
 

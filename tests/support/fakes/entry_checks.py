@@ -7,9 +7,11 @@ that `retinue.core.pipeline.entry` writes.
 
 from collections.abc import Collection
 
+from retinue.core.forwarding.header import ARP, ICMP, ICMPV6, IPV4, IPV6, RARP, TCP, UDP
 from retinue.core.pipeline.entry import (
     FIELD_BYTES,
     Action,
+    CheckLarger,
     DecTtl,
     Field,
     Flow,
@@ -24,7 +26,6 @@ from retinue.core.pipeline.entry import (
     SetField,
     ToGroup,
 )
-from support.fakes.header import ARP, ICMP, ICMPV6, IPV4, IPV6, RARP, TCP, UDP
 
 
 class BadEntry(ValueError):  # noqa: N818
@@ -84,6 +85,7 @@ SETTABLE = frozenset(
     {
         Field.METADATA,
         Field.TUNNEL_ID,
+        Field.TUN_DST,
         Field.ETH_DST,
         Field.ETH_SRC,
         Field.VLAN_VID,
@@ -201,9 +203,6 @@ def _check_needs_of_action(action: Action, match: Match) -> None:
             _check_needs(target, match)
         case DecTtl():
             _check_needs(Field.IP_PROTO, match)
-        case PopVlan():
-            if not any(name is Field.VLAN_VID and value & 0x1000 for name, value, _ in match):
-                raise BadEntry("pop_vlan needs a VLAN tag in the match")
         case _:
             pass
 
@@ -228,5 +227,10 @@ def _check_action(action: Action, groups: Collection[int]) -> None:
         case Resubmit(table):
             if not 0 <= table <= _LAST_TABLE:
                 raise BadEntry(f"no table {table} to resubmit to")
+        case CheckLarger(size, field, bit):
+            if field not in SETTABLE or not 0 <= bit < FIELD_BYTES[field] * 8:
+                raise BadEntry(f"{field.name} has no bit {bit} to write")
+            if not 0 <= size < 1 << 16:
+                raise BadEntry(f"no frame is larger than {size}")
         case DecTtl() | PushVlan() | PopVlan():
             pass

@@ -92,6 +92,10 @@ class FakeDomain:
             "type": 2,
             "operation": 5,
             "memory_processed": self.sent,
+            "memory_total": len(self.memory),
+            "memory_iteration": 1,
+            "memory_dirty_rate": 256,
+            "memory_page_size": 4096,
             "memory_remaining": len(self.memory) - self.sent,
         }
 

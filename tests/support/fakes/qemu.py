@@ -2,7 +2,8 @@
 """A program that looks like QEMU from outside: its command line, its files and its monitor, and no machine.
 
 Its guest heeds the power button. The words in -append change it: "deaf" does not, "mute" never speaks at its
-monitor, "idle" only greets there, "chatty" tells an event before its first answer, "ends" ends at once.
+monitor, "idle" only greets there, "chatty" tells an event before its first answer, "ends" ends at once,
+"lacks" runs before all of its memory is there, "rest" has some of the memory of a VM that runs elsewhere.
 """
 
 import contextlib
@@ -25,6 +26,8 @@ class Monitor:
         observer = next(value for key, value in options if key == "-qmp")
         self.append = next((value for key, value in options if key == "-append"), "")
         self.status = "inmigrate" if "-incoming" in argv else "running"
+        if "rest" in self.append:
+            self.status = "finish-migrate"
         for key, value in options:
             if key == "-serial" and value.startswith("file:"):
                 with open(value.removeprefix("file:"), "w") as console:  # noqa: PTH123
@@ -88,6 +91,8 @@ class Monitor:
     def do(self, command: str) -> dict[str, object]:
         if command == "query-status":
             return {"status": self.status, "running": self.status == "running", "singlestep": False}
+        if command == "query-migrate" and ("lacks" in self.append or "rest" in self.append):
+            return {"status": "postcopy-paused"}
         if command == "cont":
             self.status = "running"
         if command == "system_reset":

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.interface import RunState, VMSpec
 
 PAGE = 4096
@@ -28,7 +29,17 @@ class FakeQemu:
         self.ram, self.remaining, self.sent = ram, ram, 0
         self.written = written or []
         self.looks = 1
+        self.devices = 0
+        """Bytes of its devices' state, which go out at one stroke after the stop."""
         self.asked: list[str] = []
+        self.capabilities: dict[str, bool] = {}
+        self.cannot: set[str] = set()
+        """Capabilities that it does not have."""
+        self.kept: list[Any] = []
+        self.postcopy = self.asked_for = False
+        """The VM is stopped, for good, with memory left to send; pages were asked for."""
+        self.rest_goes = asyncio.Event()
+        self.rest_goes.set()
         self.limits: list[int] = []
         self.stopped_itself = False
         """Though nobody had let it go on to the end."""
@@ -62,8 +73,18 @@ class FakeQemu:
         self._end.setblocking(False)
         return "fd:memory"
 
+    async def set_capability(self, name: str, on: bool) -> None:
+        if on and name in self.cannot:
+            raise HypervisorError(f"{name} is not supported")
+        self.capabilities[name] = on
+
+    async def migration_status(self) -> str:
+        return str((await self.execute("query-migrate"))["status"])
+
     async def execute(self, command: str, **arguments: Any) -> Any:
         self.asked.append(command)
+        if not self._runs and not self.postcopy and self._sending is not None:
+            await asyncio.shield(self._sending)  # As QEMU, which holds its big lock meanwhile.
         match command:
             case "query-version":
                 return {"qemu": {"major": self.major, "minor": 2, "micro": 22}}
@@ -73,6 +94,8 @@ class FakeQemu:
                 return {"base-memory": self.ram}
             case "migrate":
                 self._sending = asyncio.create_task(self._send())
+            case "migrate-start-postcopy":
+                self.postcopy = True
             case "migrate_cancel" if self._sending is not None:
                 self._sending.cancel()
                 self._sending = None
@@ -86,15 +109,15 @@ class FakeQemu:
                 self._tell("STOP")
             case "migrate-set-parameters":
                 self.limits.append(arguments["downtime_limit"])
-                if not self._runs and self._sending is not None:
-                    # As when the rest of the memory is smaller than what is read at a stroke.
-                    await asyncio.wait_for(asyncio.shield(self._sending), 60)
         return {}
 
     async def _send(self) -> None:
         assert self._end is not None
         loop = asyncio.get_running_loop()
         while True:
+            if self.postcopy:
+                await self._send_rest(self._end)
+                return
             if self.remaining == 0 or (self.limits[-1] and self.remaining < THRESHOLD and self._runs):
                 if self._runs and self.limits[-1]:
                     self._look()
@@ -108,10 +131,29 @@ class FakeQemu:
             self._tell("STOP")
         if self.written:
             self._look()
-        await loop.sock_sendall(self._end, bytes(self.remaining))
-        self.sent, self.remaining = self.sent + self.remaining, 0
+        await loop.sock_sendall(self._end, bytes(self.remaining + self.devices))
+        self.sent, self.remaining = self.sent + self.remaining + self.devices, 0
         self._end.close()
         self._tell("MIGRATION", status="completed")
+
+    async def _send_rest(self, end: socket.socket) -> None:
+        """The VM stands still here, and runs at the target, whose QEMU asks for what it needs."""
+        loop = asyncio.get_running_loop()
+        self.stopped_itself, self._runs = not self.may_stop, False
+        self._tell("MIGRATION", status="postcopy-active")
+        self._tell("STOP")
+        await self.rest_goes.wait()
+        self.asked_for = await loop.sock_recv(end, 100) == b"a page"
+        await loop.sock_sendall(end, bytes(self.remaining))
+        self.sent, self.remaining = self.sent + self.remaining, 0
+        end.close()
+        self._tell("MIGRATION", status="completed")
+
+    def break_off(self) -> None:
+        """Its stream has broken, in post-copy."""
+        assert self._sending is not None
+        self._sending.cancel()
+        self._tell("MIGRATION", status="postcopy-paused")
 
     def _look(self) -> None:
         self.looks += 1

@@ -12,9 +12,9 @@ from retinue.controller.app import Controller
 from retinue.controller.context import Store
 from retinue.core.model import Network
 from retinue.core.pipeline.entry import Change, Group, Meter, Output
-from retinue.southbound.openflow.codec.messages import FlowStats, PacketIn
+from retinue.southbound.openflow.codec.messages import FlowStats, MeterStats, PacketIn
 from retinue.southbound.openflow.server import Rejected
-from support.fabric.networks import UPLINK
+from support.fabric.networks import UPLINK, tunnel_ends
 from support.fakes.switch import Delivery, FakeFabric
 
 
@@ -26,6 +26,8 @@ class FakeSession:
     name: str
     dpid: int
     ports: dict[str, int]
+    down: frozenset[str] = frozenset()
+    """Ports that have no link."""
     peer: str = "fake"
     closed: str = ""
     applied: list[Change] = field(default_factory=list)
@@ -38,9 +40,15 @@ class FakeSession:
     mute: bool = False
     """It takes what it is sent and answers nothing: waiting for its barrier runs out of time."""
 
+    late: float = 0.0
+    """Seconds that what it sends waits at the controller's socket."""
+
     @property
     def alive(self) -> bool:
         return not self.closed
+
+    def waited(self) -> float:
+        return self.late
 
     async def apply(self, change: Change, now: float) -> None:
         if self.hold is not None:
@@ -55,17 +63,24 @@ class FakeSession:
             raise Rejected(("TABLE_FULL",))
         self.net.fabric[self.name].apply(change)
         self.applied.append(change)
+        self.net.confirms()
 
     async def read_flows(self, cookie: int = 0, cookie_mask: int = 0) -> list[FlowStats]:
         await asyncio.sleep(0)
         flows = [f for f in self.net.fabric[self.name].flows.values() if f.cookie & cookie_mask == cookie]
         return [FlowStats(f, 0, 0, 0.0, 0) for f in flows]
 
+    async def read_packets(self, cookie: int = 0, cookie_mask: int = 0) -> int:
+        return sum(stats.packets for stats in await self.read_flows(cookie, cookie_mask))
+
     async def read_groups(self) -> dict[int, Group]:
         return dict(self.net.fabric[self.name].groups)
 
     async def read_meters(self) -> dict[int, Meter]:
         return dict(self.net.fabric[self.name].meters)
+
+    async def read_meter_stats(self) -> list[MeterStats]:
+        return [MeterStats(number, 0, 0) for number in self.net.fabric[self.name].meters]
 
     def packet_out(self, frame: bytes, port: int, in_port: int = 0) -> None:
         self.net.take(self.net.fabric.packet_out(self.name, frame, (Output(port),)))
@@ -89,15 +104,19 @@ class FakeNetwork:
         self.sessions: dict[str, FakeSession] = {}
         self.heard: list[tuple[str, int, bytes]] = []
         """Frames that came out at a host's port: switch, port, frame."""
+        self.confirms: Callable[[], None] = lambda: None
+        """Called after each change of a switch."""
         self.hosts: dict[tuple[str, int], Callable[[bytes], None]] = {}
         self._ports: dict[str, dict[str, int]] = {}
         for switch in net.switches:
             self.fabric.add(switch)
         for link in net.links:
-            leaf, spine = net.port_number(link.leaf), net.port_number(link.spine)
+            leaf, spine = net.port_number(link.lower), net.port_number(link.upper)
             assert leaf is not None
             assert spine is not None
-            self.fabric.cable((link.leaf.switch, leaf), (link.spine.switch, spine))
+            self.fabric.cable((link.lower.switch, leaf), (link.upper.switch, spine))
+        for end, address in tunnel_ends(net):
+            self.fabric.tunnel(end, address)
         for server in net.servers.values():
             at = net.location(server.id)
             if server.edge and at is not None and (port := net.port_number(at)) is not None:
@@ -109,9 +128,10 @@ class FakeNetwork:
             self.connect(switch)
         await self.settle()
 
-    def connect(self, switch: str) -> FakeSession:
-        ports = dict(self.net._numbers[switch])
-        session = FakeSession(self, switch, self.net.switches[switch].dpid, ports)
+    def connect(self, switch: str, ports: dict[str, int] | None = None) -> FakeSession:
+        """`ports`: those that it tells, if not all that the network has."""
+        told = dict(self.net._numbers[switch] if ports is None else ports)
+        session = FakeSession(self, switch, self.net.switches[switch].dpid, told)
         self.sessions[switch] = session
         self.controller.connected(session)  # type: ignore[arg-type]
         return session
@@ -134,11 +154,17 @@ class FakeNetwork:
             if host is not None:
                 host(frame)
         for switch, cookie, in_port, frame in delivery.to_controller:
+            if switch not in self.sessions:
+                continue  # It has not come yet.
             message = PacketIn(0, 0xFFFFFFFF, 0, 0, cookie, in_port, frame, ())
             self.controller.packet_in(self.sessions[switch], message)  # type: ignore[arg-type]
 
     async def stop(self) -> None:
         await self.settle()
         left = set(self.controller.context.not_installed)
+        for name, programmer in self.controller.context.installer.switches.items():
+            if programmer.is_read:
+                judged = programmer.held - programmer._not_yet(programmer.held)
+                assert not judged, f"held on {name}, though it can be judged: {judged}"
         await self.controller.stop()
         assert not left, f"changed, and not brought onto the switches: {left}"

@@ -4,6 +4,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator
 
+from retinue.protocol.status import INTERNAL_ERRORS
 from support.lab.tools import Json, LabBench
 
 
@@ -43,6 +44,6 @@ async def health(bench: LabBench) -> Json:
         "connected": all(switch["connected"] for switch in switches),
         "pending": status["pending"],
         "rejected": status["entries_rejected"],
-        "internal errors": status["counters"].get("internal errors", 0),
+        "internal errors": status["counters"].get(INTERNAL_ERRORS, 0),
         "bindings": [(row["vm"], row["ip"], row["switch"]) for row in await bench.bindings()],
     }

@@ -1,6 +1,6 @@
 """keepalived, as VMs: a namespace each at a server's port, in which Debian's program runs as it was written.
 
-Two of them share an address of each family (VRRP version 3, RFC 5798; peers by unicast, since nothing is
+Two of them share an address of each family (VRRP version 3, RFC 5798; peers by unicast where nothing is
 flooded). A third one, the neighbour, has no such program.
 """
 
@@ -30,10 +30,11 @@ class Router:
     def addresses(self) -> tuple[str, str]:
         return f"10.1.0.{self.number}", f"fd00:1::{self.number}"
 
-    def vm(self) -> Json:
+    def vm(self, vnet: str = "") -> Json:
         """As the manager registers it."""
-        client = self.client
-        return {"id": client.name, "mac": client.mac, "server": client.home, "addresses": [*self.addresses]}
+        client, addresses = self.client, [*self.addresses]
+        nic = {"mac": client.mac, "vnet": vnet, "addresses": addresses}
+        return {"id": client.name, "server": client.home, "nics": [nic]}
 
 
 MASTER = Router(Client("lb1", "", "52:54:00:00:01:41"), 61, 150)
@@ -42,9 +43,12 @@ NEIGHBOUR = Router(Client("beside", "", "52:54:00:00:01:43", "server3"), 63)
 ALL = (MASTER, BACKUP, NEIGHBOUR)
 
 
-async def start(bench: LabBench) -> None:
-    """Register the VMs, plug them in, allow two of them the shared addresses, and start the programs."""
-    await bench.post("vms", [router.vm() for router in ALL])
+async def start(bench: LabBench, vnet: str = "") -> None:
+    """Register the VMs, plug them in, allow two of them the shared addresses, and start the programs.
+
+    In a vnet, which must flood, they know of each other by multicast.
+    """
+    await bench.post("vms", [router.vm(vnet) for router in ALL])
     foreign_clients.make(bench.lab, [router.client for router in ALL])
     for router in ALL:
         inside = [
@@ -59,7 +63,7 @@ async def start(bench: LabBench) -> None:
         await bench.cli("vm", "nic", "set", router.client.name, *allowed)
         program = f"""
             mount -t tmpfs own /run
-            printf %s {shlex.quote(_configuration(router, peer))} > /run/keepalived.conf
+            printf %s {shlex.quote(_configuration(router, None if vnet else peer))} > /run/keepalived.conf
             exec keepalived --dont-fork --log-console --log-detail --vrrp --use-file /run/keepalived.conf
         """
         argv = ["ip", "netns", "exec", router.client.name, "unshare", "--mount", "sh", "-ec", program]
@@ -89,7 +93,7 @@ def _with_lengths(router: Router) -> tuple[str, str]:
     return f"{v4}/24", f"{v6}/64 nodad"
 
 
-def _configuration(router: Router, peer: Router) -> str:
+def _configuration(router: Router, peer: Router | None) -> str:
     instances = "".join(
         f"""
         vrrp_instance of_ipv{version} {{
@@ -98,15 +102,18 @@ def _configuration(router: Router, peer: Router) -> str:
             virtual_router_id {version}
             priority {router.priority}
             advert_int {INTERVAL}
-            unicast_src_ip {own}
-            unicast_peer {{
-                {others}
-            }}
+            {_peers(own, others)}
             virtual_ipaddress {{
                 {shared} dev eth0
             }}
         }}
         """
-        for version, own, others, shared in zip((4, 6), router.addresses, peer.addresses, SHARED, strict=True)
+        for version, own, others, shared in zip(
+            (4, 6), router.addresses, ("", "") if peer is None else peer.addresses, SHARED, strict=True
+        )
     )
     return f"global_defs {{\nvrrp_version 3\nvrrp_garp_master_delay 0\n}}\n{instances}"
+
+
+def _peers(own: str, others: str) -> str:
+    return f"unicast_src_ip {own}\nunicast_peer {{\n{others}\n}}" if others else ""

@@ -1,5 +1,6 @@
 """A guest's lease, renewed by its own udhcpc."""
 
+from support.lab.guest_dhcp import udhcpc
 from support.lab.tools import LabBench
 
 OBTAINED = "grep -c obtained /run/udhcpc.log"
@@ -10,7 +11,7 @@ async def renewed_by_the_guest(bench: LabBench, vm: str) -> None:
     (before,) = await bench.bindings(vm)
     obtained = int(await bench.guest(vm, OBTAINED, check=False))
     async with bench.events() as events:
-        await bench.guest(vm, "kill -USR1 $(cat /run/udhcpc.pid)")
+        await udhcpc(bench, vm, "USR1")
         await events.until("binding.renewed", lambda e: e["bindings"][0]["vm"] == vm)
         await bench.guest(vm, f"until [ $({OBTAINED}) -gt {obtained} ]; do usleep 50000; done")
         assert not events.of("binding.removed")

@@ -6,10 +6,15 @@ import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from retinue.core.migration.copying import PLAIN, CopyOptions
+from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.host.taps import add_port, remove_port
 from retinue.hypervisor import (
+    DiskSpec,
     Divert,
     Event,
     HypervisorError,
@@ -41,6 +46,8 @@ class QemuBench:
         self.events: list[Event] = []
         self.machines: list[QemuMachine] = []
         self.guest = guest
+        self.disks: tuple[DiskSpec, ...] = ()
+        """Of the VM; private ones get a path for each tap."""
 
     async def run(self, argv: Sequence[str]) -> str:
         process = await self.popen("", argv)
@@ -89,7 +96,13 @@ class QemuBench:
         await _host("ip", "netns", "del", self.name)
 
     def spec(self, tap: str = "tap-a", ip: str = f"{ADDRESS}/24,10.1.0.1") -> VMSpec:
-        return VMSpec(VM, MAC, tap, self.guest.kernel, self.guest.initrd, command_line(ip))
+        disks = tuple(
+            one
+            if not one.private or one.path != Path()
+            else replace(one, path=self.folder / f"{tap}.{one.node}.qcow2")
+            for one in self.disks
+        )
+        return VMSpec(VM, MAC, tap, self.guest.kernel, self.guest.initrd, command_line(ip), disks=disks)
 
     async def boot(self, ip: str = f"{ADDRESS}/24,10.1.0.1") -> tuple[QemuMachine, GuestShell]:
         machine = await self.hypervisor.start(self.spec(ip=ip), self.events.append)
@@ -103,9 +116,15 @@ class QemuBench:
         return machine
 
     async def migration(
-        self, source: QemuMachine, target: QemuMachine, divert: Divert | None = None
+        self,
+        source: QemuMachine,
+        target: QemuMachine,
+        divert: Divert | None = None,
+        options: CopyOptions = PLAIN,
+        wanted_downtime: float = WANTED_DOWNTIME,
     ) -> MigrationResult:
-        return await migrate(self.hypervisor, source, self.hypervisor, target, self.events.append, divert)
+        both = (self.hypervisor, source, self.hypervisor, target)
+        return await migrate(*both, self.events.append, divert, options, wanted_downtime)
 
 
 class Held:
@@ -125,6 +144,15 @@ class Held:
         if self.fails:
             raise HypervisorError("the switches have not confirmed")
         return True
+
+
+async def first_of(event: asyncio.Event, moving: "asyncio.Task[Any]") -> None:
+    """Return when it has happened, or when the migration has ended before: then nobody waits for ever."""
+    happening = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({happening, moving}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        happening.cancel()
 
 
 async def _host(*argv: str) -> None:

@@ -8,27 +8,22 @@ It stands in the sandbox of a lab, whose own switches take no part. VMs are star
 means.
 """
 
-import asyncio
 import contextlib
-import json
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
-from qemu.qmp import QMPClient
 
 from retinue.host.taps import tap_name
-from retinue.hypervisor.qemu.argv import OFFLOADS_OFF
-from retinue_lab.guest.image import command_line, ensure_guest
 from retinue_lab.network.dhcp_server import KEA_READY
 from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology.topology import SANDBOX
 from support.lab import snooping_switch
+from support.lab.foreign_vm import ForeignVM, Machine, Said, program
 from support.lab.programs import popen_in
-from support.lab.tools import BOOT_PATIENCE, PATIENCE, Json, eventually
+from support.lab.tools import Json
 from support.lab.watch import Capture
 
 SWITCHES = ("swa", "swb")
@@ -78,62 +73,13 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wire:
 """
 
 
-class Said:
-    """A program's output, an object a line where it is JSON."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.lines: list[str] = []
-        self.events: list[Json] = []
-        self._process = process
-        self._arrived = asyncio.Condition()
-        self._reader = asyncio.create_task(self._read())
-
-    async def _read(self) -> None:
-        assert self._process.stdout is not None
-        async for line in self._process.stdout:
-            async with self._arrived:
-                self.lines.append(line.decode().rstrip())
-                with contextlib.suppress(ValueError):
-                    self.events.append(json.loads(line))
-                self._arrived.notify_all()
-
-    async def until(self, wanted: Callable[[Json], bool], timeout: float = PATIENCE) -> Json:
-        """The first event that fits, among those seen and those to come."""
-        try:
-            async with asyncio.timeout(timeout), self._arrived:
-                await self._arrived.wait_for(lambda: any(map(wanted, self.events)))
-        except TimeoutError:
-            raise AssertionError(f"not in {timeout:g} s, but: {self.lines[-20:]}") from None
-        return next(filter(wanted, self.events))
-
-    async def until_line(self, text: str, timeout: float = PATIENCE) -> None:
-        async with asyncio.timeout(timeout), self._arrived:
-            await self._arrived.wait_for(lambda: any(text in line for line in self.lines))
-
-    def of(self, kind: str) -> list[Json]:
-        return [e for e in self.events if e["event"] == kind]
-
-    async def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
-        await self._reader
-        await self._process.wait()
-
-
-@dataclass
-class Machine:
-    """A QEMU on one of the servers."""
-
-    node: str
-    process: Said
-    qmp: Path
-    console: Path
-    shell: Path
-    monitor: QMPClient
-
-    async def execute(self, command: str, **arguments: Any) -> Any:
-        sent = {name.replace("_", "-"): value for name, value in arguments.items()}
-        return await self.monitor.execute(command, sent or None)
+_FROM_TAP = """
+import fcntl, os, struct, sys
+tap = os.open("/dev/net/tun", os.O_RDWR)
+TUNSETIFF, TAP, WITHOUT_HEADER = 0x400454CA, 2, 0x1000
+fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", sys.argv[1].encode(), TAP | WITHOUT_HEADER))
+os.write(tap, bytes.fromhex(sys.argv[2]))
+"""
 
 
 @dataclass
@@ -143,7 +89,6 @@ class SnoopingNetwork:
     lab: LabHandle
     folder: Path
     switches: dict[str, Said] = field(default_factory=dict)
-    machines: list[Machine] = field(default_factory=list)
     kea: Said = field(init=False)
     _open: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
@@ -159,69 +104,35 @@ class SnoopingNetwork:
 
     async def program(self, node: str, *argv: str) -> Said:
         """Start a program that runs until the world ends."""
-        said = Said(await popen_in(self)(node, ["sh", "-c", 'exec "$0" "$@" 2>&1', *argv]))
-        self._open.push_async_callback(said.close)
-        return said
+        return await program(self, node, *argv, stack=self._open)
 
     async def capture(self, node: str, interface: str, direction: str) -> Capture:
         watch = await Capture.start(popen_in(self), node, interface, direction)
         self._open.push_async_callback(watch.close)
         return watch
 
+    def control(self, switch: str) -> Path:
+        """The switch's control port."""
+        return self.folder / f"{switch}.table"
+
+    async def sends(self, node: str, frame: bytes) -> None:
+        """Somebody sends from the VM's port, where the VM has no machine any more."""
+        await self.run(node, sys.executable, "-I", "-S", "-c", _FROM_TAP, TAP, frame.hex())
+
     # ---- VMs ----
 
     async def start(self, node: str, *, incoming: bool = False) -> Machine:
         """A QEMU with the VM, or one that waits for it."""
-        guest = await asyncio.to_thread(ensure_guest)
-        paths = {kind: self.folder / f"{node}.{kind}" for kind in ("qmp", "control", "console", "shell")}
-        argv = ["nice", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"]
-        argv += ["-accel", "tcg", "-M", "pc-q35-7.2", "-m", "96", "-kernel", str(guest.kernel)]
-        argv += ["-initrd", str(guest.initrd), "-append", command_line("dhcp", hostname=VM)]
-        argv += ["-netdev", f"tap,id=net0,ifname={TAP},script=no,downscript=no"]
-        argv += ["-device", f"virtio-net-pci,netdev=net0,mac={MAC},romfile=,{OFFLOADS_OFF}"]
-        argv += ["-serial", f"file:{paths['console']}"]
-        argv += ["-serial", f"unix:{paths['shell']},server=on,wait=off"]
-        argv += ["-qmp", f"unix:{paths['control']},server=on,wait=off"]
-        argv += ["-qmp", f"unix:{paths['qmp']},server=on,wait=off"]
-        argv += ["-incoming", f"unix:{self.folder / 'memory'}"] if incoming else []
-        said = await self.program(node, *argv)
-        await eventually(lambda: _exists(paths["control"]))
-        monitor = QMPClient("test")
-        await monitor.connect(str(paths["control"]))
-        self._open.push_async_callback(monitor.disconnect)
-        machine = Machine(node, said, paths["qmp"], paths["console"], paths["shell"], monitor)
-        self.machines.append(machine)
-        return machine
-
-    async def booted(self, machine: Machine) -> str:
-        """When the guest has its address by DHCP and serves: the address."""
-
-        async def ready() -> bool:
-            text = machine.console.read_text(errors="replace") if machine.console.exists() else ""
-            return "RETINUE READY" in text and "RETINUE ADDRESS" in text
-
-        await eventually(ready, BOOT_PATIENCE)
-        return machine.console.read_text().split("RETINUE ADDRESS ")[-1].split()[0]
+        return await ForeignVM(VM, MAC, self.folder).start(self, node, TAP, self._open, incoming=incoming)
 
     async def migrate(self, source: Machine) -> None:
         """By QEMU alone; returns when the source has handed all over."""
-        await source.execute("migrate", uri=f"unix:{self.folder / 'memory'}")
-
-        async def completed() -> bool:
-            status = (await source.execute("query-migrate"))["status"]
-            assert status != "failed"
-            return bool(status == "completed")
-
-        await eventually(completed)
+        await source.migrate(self.folder / "memory")
 
     async def echo(self, address: str, patience: float) -> bool:
         """True when the guest answers one datagram in time."""
         said = await self.run(JUDGE, sys.executable, "-I", "-S", "-c", _ECHO, address, str(patience))
         return "hello" in said
-
-
-async def _exists(path: Path) -> bool:
-    return await asyncio.to_thread(path.exists)
 
 
 def kea_configuration(folder: Path) -> Json:
@@ -257,7 +168,8 @@ async def foreign_world(lab: LabHandle) -> AsyncIterator[SnoopingNetwork]:
         await world.run(SANDBOX, "sh", "-ec", _NETWORK)
         for switch in SWITCHES:
             argv = [sys.executable, "-u", "-I", "-S", snooping_switch.__file__]
-            world.switches[switch] = await world.program(switch, *argv, "--vm-port", TAP, "--trusted", "up0")
+            argv += ["--vm-port", TAP, "--trusted", "up0", "--control", str(world.control(switch))]
+            world.switches[switch] = await world.program(switch, *argv)
             await world.switches[switch].until(lambda e: bool(e["event"] == "ready"))
         (folder / "kea.json").write_bytes(msgspec.json.encode(kea_configuration(folder)))
         locations = [f"{key}=/run/retinue/judge" for key in ("KEA_PIDFILE_DIR", "KEA_LOCKFILE_DIR")]

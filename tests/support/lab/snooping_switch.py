@@ -1,11 +1,12 @@
 """A switch that snoops DHCP by itself, with no controller: small, and made from nothing of ours.
 
-    python snooping_switch.py --vm-port tap-vm1 --vm-port tap-vm2 --trusted up0
+    python snooping_switch.py --vm-port tap-vm1 --vm-port tap-vm2 --trusted up0 --control /run/switch
 
 It forwards by MAC address. From a VM's port it drops everything for which it has no binding of IP, MAC and
 port, but for DHCP clients' messages and ARP probes. It learns bindings only from the DHCP it sees: the port
 from a request, address and MAC from the ACK that answers it. DHCP servers' messages count only from the
-trusted port. What it does it says on standard output, an object a line.
+trusted port. What it does it says on standard output, an object a line. At its control port, a Unix socket,
+its table is read and rows are deleted: a JSON object a line.
 """
 
 import argparse
@@ -69,6 +70,7 @@ class SnoopingSwitch:
         self.sockets = {name: self._open(name) for name in (*vm_ports, trusted)}
         self.names = {wire.fileno(): name for name, wire in self.sockets.items()}
         self.vm_ports, self.trusted = vm_ports, trusted
+        self.control: socket.socket | None = None
         self.port_of_mac: dict[bytes, str] = {}
         self.asked: dict[tuple[bytes, bytes], tuple[str, float]] = {}
         self.bindings: dict[bytes, tuple[bytes, str, float]] = {}
@@ -84,13 +86,44 @@ class SnoopingSwitch:
         wire.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, promiscuous)
         return wire
 
+    def listen(self, path: str) -> None:
+        """The control port: one question a connection."""
+        self.control = socket.socket(socket.AF_UNIX)
+        self.control.bind(path)
+        self.control.listen()
+
+    def answer(self) -> None:
+        assert self.control is not None
+        asking, _ = self.control.accept()
+        asking.settimeout(1.0)
+        with asking, asking.makefile("rwb") as lines:
+            asked = json.loads(lines.readline())
+            if asked["do"] == "delete":
+                address = socket.inet_aton(asked["ip"])
+                mac, port, _ = self.bindings.get(address, (b"", "", 0.0))
+                if (text_of(mac), port) == (asked["mac"], asked["port"]):
+                    del self.bindings[address]
+                    say("deleted", ip=asked["ip"], mac=asked["mac"], port=port)
+            now = time.monotonic()
+            rows = [
+                {"ip": socket.inet_ntoa(ip), "mac": text_of(mac), "port": port, "seconds_left": until - now}
+                for ip, (mac, port, until) in self.bindings.items()
+                if until > now
+            ]
+            lines.write(json.dumps({"rows": rows}).encode() + b"\n")
+
     def run(self) -> None:
         poll = select.poll()
+        if self.control is not None:
+            poll.register(self.control, select.POLLIN)
         for wire in self.sockets.values():
             poll.register(wire, select.POLLIN)
         say("ready", ports=list(self.sockets))
         while True:
             for fd, _ in poll.poll(1000):
+                if self.control is not None and fd == self.control.fileno():
+                    self.answer()
+                    continue
                 name = self.names[fd]
                 self.take(name, self.sockets[name].recv(65535))
 
@@ -176,9 +209,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A DHCP-snooping switch.")
     parser.add_argument("--vm-port", action="append", default=[], metavar="INTERFACE")
     parser.add_argument("--trusted", required=True, metavar="INTERFACE")
+    parser.add_argument("--control", metavar="PATH")
     wanted = parser.parse_args()
     try:
-        SnoopingSwitch(wanted.vm_port, wanted.trusted).run()
+        switch = SnoopingSwitch(wanted.vm_port, wanted.trusted)
+        if wanted.control is not None:
+            switch.listen(wanted.control)
+        switch.run()
     except OSError as error:
         sys.exit(f"snooping switch: {error}")
 

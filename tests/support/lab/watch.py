@@ -55,6 +55,7 @@ class Capture:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.frames: list[Frame] = []
+        self._marks = 0
         self._process = process
         self._arrived = asyncio.Condition()
         self._reader = asyncio.create_task(self._read())
@@ -62,7 +63,7 @@ class Capture:
     @classmethod
     async def start(cls, popen: Popen, node: str, interface: str, direction: str) -> "Capture":
         """Returns when it watches. `direction` is as the interface sees it: "in", "out" or "inout"."""
-        argv = [sys.executable, "-I", "-S", sniff.__file__, interface, direction, "65535"]
+        argv = [sys.executable, "-I", "-S", sniff.__file__, "--marks", interface, direction, "65535"]
         process = await popen(node, argv)
         assert process.stderr is not None
         async with asyncio.timeout(START_LIMIT):
@@ -79,7 +80,10 @@ class Capture:
                 seconds, micros, length, _ = struct.unpack("=IIII", await stream.readexactly(16))
                 frame = Frame(seconds + micros / 1e6, await stream.readexactly(length))
                 async with self._arrived:
-                    self.frames.append(frame)
+                    if frame.data:
+                        self.frames.append(frame)
+                    else:
+                        self._marks += 1
                     self._arrived.notify_all()
 
     def those(self, wanted: Wanted) -> list[Frame]:
@@ -94,6 +98,14 @@ class Capture:
             seen = "; ".join(map(str, self.frames[-20:])) or "nothing"
             raise AssertionError(f"not {times} such frames in {timeout:g} s, but: {seen}") from None
         return self.those(wanted)[times - 1]
+
+    async def settle(self) -> None:
+        """Return when every frame that had passed by now is in `frames`."""
+        before, asked = self._marks, self._process.stdin
+        assert asked is not None
+        asked.write(b".")
+        async with asyncio.timeout(PATIENCE), self._arrived:
+            await self._arrived.wait_for(lambda: self._marks > before)
 
     async def close(self) -> None:
         """End the watching; every frame that had passed by now is then in `frames`."""

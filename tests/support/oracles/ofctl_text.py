@@ -6,6 +6,7 @@ from retinue.core.model import mac_from_int
 from retinue.core.pipeline.entry import (
     FIELD_BYTES,
     Action,
+    CheckLarger,
     DecTtl,
     Field,
     Flow,
@@ -52,6 +53,8 @@ _NAMES = {
     Field.TUNNEL_ID: "tun_id",
     Field.IP_FRAG: "ip_frag",
     Field.IP_TTL: "nw_ttl",
+    Field.TUN_SRC: "tun_src",
+    Field.TUN_DST: "tun_dst",
 }
 
 
@@ -72,7 +75,8 @@ def group_text(group: Group) -> str:
         f"bucket=bucket_id:{number},actions={','.join(map(action_text, bucket)) or 'drop'}"
         for number, bucket in enumerate(group.buckets)
     ]
-    return ",".join([f"group_id={group.id},type=select", *buckets])
+    kind = "all" if group.replicates else "select"
+    return ",".join([f"group_id={group.id},type={kind}", *buckets])
 
 
 def meter_text(meter: Meter) -> str:
@@ -97,6 +101,8 @@ def action_text(action: Action) -> str:
             return "pop_vlan"
         case Resubmit(table):
             return f"resubmit(,{table})"
+        case CheckLarger(size, field, bit):
+            return f"check_pkt_larger({size})->OXM_OF_{field.name}[{bit}]"
         case ToGroup(group):
             return f"group:{group}"
 
@@ -114,7 +120,7 @@ def _value(field: Field, value: int) -> str:
         return port_text(value)
     if FIELD_BYTES[field] == 6:
         return mac_from_int(value)
-    if field in (Field.IPV4_SRC, Field.IPV4_DST, Field.ARP_SPA, Field.ARP_TPA):
+    if field in (Field.IPV4_SRC, Field.IPV4_DST, Field.ARP_SPA, Field.ARP_TPA, Field.TUN_SRC, Field.TUN_DST):
         return str(IPv4Address(value))
     if field is Field.IP_FRAG:
         return {0: "no", 1: "first", 3: "later"}[value]

@@ -55,7 +55,7 @@ def user_value(field: Field, value: int) -> int | str:
         return mac_from_int(value)
     if FIELD_BYTES[field] == 16:
         return str(IPv6Address(value))
-    if field in {Field.IPV4_SRC, Field.IPV4_DST, Field.ARP_SPA, Field.ARP_TPA}:
+    if field in {Field.IPV4_SRC, Field.IPV4_DST, Field.ARP_SPA, Field.ARP_TPA, Field.TUN_SRC, Field.TUN_DST}:
         return str(IPv4Address(value))
     return value
 
@@ -120,14 +120,15 @@ def os_ken_flow_mod(flow: Flow, xid: int, *, remove: bool = False, timeout: int 
 def os_ken_group_mod(group: Group, command: int, xid: int) -> bytes:
     buckets = [
         PARSER.OFPBucket(
-            weight=1,
+            weight=0 if group.replicates else 1,
             watch_port=OFP.OFPP_ANY,
             watch_group=OFP.OFPG_ANY,
             actions=[os_ken_action(action) for action in bucket],
         )
         for bucket in group.buckets
     ]
-    return raw(PARSER.OFPGroupMod(DATAPATH, command, OFP.OFPGT_SELECT, group.id, buckets), xid)
+    kind = OFP.OFPGT_ALL if group.replicates else OFP.OFPGT_SELECT
+    return raw(PARSER.OFPGroupMod(DATAPATH, command, kind, group.id, buckets), xid)
 
 
 def os_ken_meter_mod(meter: Meter, command: int, xid: int) -> bytes:
@@ -201,7 +202,10 @@ def flows() -> st.SearchStrategy[Flow]:
 
 def groups() -> st.SearchStrategy[Group]:
     return st.builds(
-        Group, id=st.integers(0, 0xFFFFFF00), buckets=st.lists(action_lists(), max_size=4).map(tuple)
+        Group,
+        id=st.integers(0, 0xFFFFFF00),
+        buckets=st.lists(action_lists(), max_size=4).map(tuple),
+        replicates=st.booleans(),
     )
 
 

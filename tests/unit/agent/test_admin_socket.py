@@ -15,7 +15,8 @@ from retinue.protocol import json_lines
 from support.agents.world import VM, TwoServers, bench_up
 
 NIC = {
-    "id": "web", "mac": VM.mac, "vnet": "", "addresses": ["10.1.0.50"], "enabled": True, "slot": 1, "mtu": 0
+    "id": "web", "mac": VM.mac, "vnet": "", "addresses": ["10.1.0.50"], "subnets": {}, "enabled": True,
+    "slot": 1, "mtu": 0, "trunk": "", "vlan": 0, "initial_mac": "",
 }  # fmt: skip
 RECORD = {"id": "web", "mac": VM.mac, "server": "server1"}
 
@@ -91,7 +92,7 @@ async def test_a_vm_is_taken_in_and_given_away(bench: TwoServers) -> None:
         ("[]", "Expected `object`"),
         ('{"do": 5}', "Expected `str`"),
         ('{"do": "vms", "what": 1}', "unknown field `what`"),
-        ('{"do": "dance"}', "cannot do 'dance' so: it is vms, consoles, take, give or drop"),
+        ('{"do": "dance"}', "cannot do 'dance' so: it is vms, leases, consoles, take, give or drop"),
         ('{"do": "take", "vm": "web"}', "cannot do 'take' so"),
         ('{"do": "take", "vm": {"id": "db"}}', "missing required field `mac`"),
         ('{"do": "drop", "vm": {"id": "web", "mac": "m", "server": "s"}}', "cannot do 'drop' so"),

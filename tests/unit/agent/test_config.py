@@ -10,7 +10,8 @@ from retinue.agent.vms.vm_spec import kernel_command_line, spec
 from retinue.config_file import ConfigError
 from retinue.core.placement import PressureRule
 from retinue.host.taps import tap_name
-from retinue.protocol.vms import SubnetRecord, VMRecord
+from retinue.protocol.nics import SubnetRecord
+from retinue.protocol.vms import VMRecord
 
 WHOLE = """\
 server = "server1"
@@ -77,7 +78,7 @@ def without_tls(text: str) -> str:
     [
         ("server =", "Invalid value"),
         ("", "missing required field `server`"),
-        (WHOLE.replace('bridge = "br0"\n', ""), "missing required field `bridge`"),
+        (WHOLE.replace('bridge = "br0"\n', ""), "bridge: which Open vSwitch bridge"),
         (WHOLE.replace('"br0"', "5"), r"\$.bridge"),
         (WHOLE.replace("memory_mib = 96", 'memory_mib = "96"'), r"\$.vm.memory_mib"),
         (WHOLE.replace("accelerator", "accelerater"), "unknown field `accelerater`"),
@@ -92,6 +93,39 @@ def without_tls(text: str) -> str:
 def test_a_mistake_is_answered_with_the_file_and_the_place(file: Path, text: str, reason: str) -> None:
     file.write_text(text)
     with pytest.raises(ConfigError, match=re.escape(str(file)) + ".*" + reason):
+        load(file)
+
+
+DOMAIN = """
+[[domain]]
+id = "b"
+ca = "domain-b.pem"
+listen = "192.0.2.3:7801"
+"""
+
+
+def test_other_domains_have_a_door_each(file: Path) -> None:
+    file.write_text(WHOLE + DOMAIN + DOMAIN.replace('"b"', '"c"').replace("7801", "7802"))
+    first, second = load(file).domain
+    assert (first.id, first.ca, first.listen) == ("b", str(file.parent / "domain-b.pem"), "192.0.2.3:7801")
+    assert second.id == "c"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (WHOLE + DOMAIN.replace('"b"', '""'), "a domain needs an id"),
+        (WHOLE + DOMAIN.replace('"b"', '"b/server1"'), "'b/server1' cannot be a domain's id"),
+        (WHOLE + DOMAIN.replace('"b"', f'"{"b" * 64}"'), "cannot be a domain's id"),
+        (WHOLE + DOMAIN.replace('"b"', r'"b\n"'), "cannot be a domain's id"),
+        (WHOLE + DOMAIN + DOMAIN.replace("7801", "7802"), "domain b is given twice"),
+        (WHOLE + DOMAIN.replace(":7801", ""), "domain b: listen: '192.0.2.3' is not HOST:PORT"),
+        ("plaintext = true\n" + without_tls(WHOLE) + DOMAIN, "agents of two domains speak TLS"),
+    ],
+)
+def test_a_domain_has_a_name_and_a_door_of_its_own(file: Path, text: str, reason: str) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(f"{file}: ") + ".*" + reason):
         load(file)
 
 
@@ -226,3 +260,19 @@ def test_what_is_wrong_about_libvirt_is_said(file: Path, text: str, expected: st
     file.write_text(text)
     with pytest.raises(ConfigError, match=expected):
         load(file)
+
+
+CACHE = (
+    WHOLE[: WHOLE.index("bridge")]
+    + WHOLE[WHOLE.index("folder") : WHOLE.index("[vm]")]
+    + ("[content]\ncache = true\n" + WHOLE[WHOLE.index("[tls]") :])
+)
+
+
+def test_a_cache_needs_neither_bridge_nor_vms(file: Path) -> None:
+    file.write_text(CACHE)
+    assert load(file).content.cache
+    for table in (WHOLE[WHOLE.index("[vm]") : WHOLE.index("[tls]")], DOMAIN):
+        file.write_text(CACHE + table)
+        with pytest.raises(ConfigError, match=r"content\.cache: a cache runs no VMs: leave out"):
+            load(file)

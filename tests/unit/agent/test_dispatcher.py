@@ -983,7 +983,7 @@ async def test_the_stream_is_followed_on_from_the_last_event(
     monkeypatch.setattr("retinue.agent.main.AGAIN_SECONDS", 0)
     ready, agent = asyncio.Event(), bench.source
     renewer = Renewals()
-    following = asyncio.create_task(follow(agent.rest, agent.dispatcher, renewer, ready))  # type: ignore[arg-type]
+    following = asyncio.create_task(follow(agent.rest, agent.dispatcher, renewer, ready))
     for stream in (
         ControllerAwayError("not yet"),
         [ControllerEvent("hello", id=4), ControllerEvent("vm.registered", id=5, vm=VM)],

@@ -74,7 +74,7 @@ async def following(controller: Streams) -> AsyncIterator[Acts]:
     port = runner.addresses[0][1]
     acts = Acts()
     async with ControllerClient(f"http://127.0.0.1:{port}") as rest:
-        work = follow(rest, acts, acts, asyncio.Event(), others=acts.match)  # type: ignore[arg-type]
+        work = follow(rest, acts, acts, asyncio.Event(), others=acts.match)
         task = asyncio.create_task(work)
         try:
             yield acts

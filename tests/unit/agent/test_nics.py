@@ -12,7 +12,7 @@ from retinue.hypervisor.paths import MachineFiles
 from retinue.hypervisor.qemu import notes
 from retinue.hypervisor.qemu.notes import Note
 from retinue.protocol.events import ControllerEvent, EventType
-from retinue.protocol.nics import NICRecord
+from retinue.protocol.nics import NICRecord, SubnetRecord
 from retinue.protocol.vms import VMState
 from support.agents.world import TABLE, VM, FakeServer, TwoServers, bench_up
 
@@ -64,6 +64,16 @@ async def test_a_nic_is_put_in_its_port_first_and_taken_out_its_port_last(bench:
     assert await bench.after(nics(FIRST, THIRD)) == ["server1: has tap-other", "server1: unplug web-2"]
     assert await bench.after(nics(FIRST, THIRD)) == [], "it is so already"
     assert bench.source.machine.spec.more_nics == (NICSpec("other", THIRD.mac, "tap-other", 3),)
+
+
+async def test_a_nic_in_a_trunk_is_no_device_and_has_no_port(bench: TwoServers) -> None:
+    await running(bench)
+    in_trunk = NICRecord("web-3", THIRD.mac, vnet="shop", slot=0, trunk="web", vlan=50)
+    assert await bench.after(nics(FIRST, SECOND, in_trunk)) == []
+    assert await bench.after(nics(FIRST, in_trunk)) == [
+        "server1: has no further NICs",
+        "server1: unplug web-2",
+    ]
 
 
 async def test_a_vm_that_is_off_has_other_ports_and_starts_with_them(bench: TwoServers) -> None:
@@ -135,6 +145,18 @@ def test_the_guest_is_told_of_each_nic_what_it_is_to_do() -> None:
     table = replace(TABLE, append="ip={ipv4}", append_each_nic="nic{nic}={ipv4}")
     assert "ip=dhcp nic1=10.1.0.51/24 nic2=dhcp" in spec(vm, table).append
     assert "nic" not in spec(vm, replace(table, append_each_nic="")).append
+
+
+def test_the_same_address_in_two_vrfs_is_told_each_guests_nic_with_its_own_subnet() -> None:
+    """One NIC's subnet is no other's, even where the address is the same."""
+    one, two = SubnetRecord(24, "10.1.0.254"), SubnetRecord(20, "10.1.15.254")
+    first, second = (
+        replace(nic, addresses=["10.1.0.51"], subnets={"10.1.0.51": subnet})
+        for nic, subnet in ((FIRST, one), (SECOND, two))
+    )
+    table = replace(TABLE, append="ip={ipv4}", append_each_nic="nic{nic}={ipv4}")
+    line = spec(replace(VM, nics=[first, second]), table).append
+    assert "ip=10.1.0.51/24,10.1.0.254 nic1=10.1.0.51/20,10.1.15.254" in line
 
 
 async def test_each_nic_has_the_mtu_of_its_network_and_keeps_it_while_it_is_there(bench: TwoServers) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,7 +63,9 @@ class FakeController:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        self._thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread = threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:
@@ -261,6 +264,29 @@ def test_nics_are_put_in_changed_and_taken_out(real: str) -> None:
     assert [(row["id"], row["slot"]) for row in shown["nics"]] == [("vm1", 1), ("spare", 3), ("vm1-2", 2)]
 
 
+def test_a_trunk_is_said_nic_by_nic_and_shown(real: str) -> None:
+    at = ("--url", real)
+    good("vnet", "add", "shop", "--vlan", "50", *at)
+    carried = ("--nic", "trunk=fw,vnet=shop")
+    said = bad("vm", "add", "fw", "--server", "server1", "--nic", "", *carried, "--nic", "trunk=fw", *at)
+    assert "NIC fw-3, in the trunk of fw, is known by the VLAN of its vnet, and it is in no vnet" in said
+    good("vm", "add", "fw", "--server", "server1", "--nic", "", *carried, *at)
+    shown = good("vm", "show", "fw", *at)
+    mac = nic.mac_for("fw-2")
+    assert f"NIC fw-2: {mac} in shop, VLAN 50 in the trunk of fw, no port yet: no address\n" in shown
+    assert "has no port with iface-id fw" in shown and "iface-id fw-2" not in shown
+    assert "a trunk has a VLAN once" in bad("vm", "nic", "add", "fw", "--trunk", "fw", "--vnet", "shop", *at)
+    assert "shop keeps VLAN 50" in bad("vnet", "set", "shop", "--vlan", "51", *at)
+    good("vm", "nic", "remove", "fw", "fw-2", *at)
+    said = good("vm", "nic", "add", "fw", "--trunk", "fw", "--vnet", "shop", *at)
+    assert f"NIC fw-2: {mac} in shop, VLAN 50 in the trunk of fw" in said
+    good("vm", "nic", "add", "fw", *at)
+    nics = json.loads(good("vm", "show", "fw", "--json", *at))["nics"]
+    assert [(row["id"], row["slot"], row["trunk"], row["vlan"]) for row in nics] == [
+        ("fw", 1, "", 0), ("fw-2", 0, "fw", 50), ("fw-3", 2, "", 0),
+    ]  # fmt: skip
+
+
 def test_a_nic_is_changed(real: str) -> None:
     at = ("--url", real)
     good("vm", "add", "vm1", "--server", "server1", "--mac", "52:54:00:00:00:01", *at)
@@ -307,7 +333,10 @@ def test_vnets_and_subnets_are_added_changed_and_removed(real: str) -> None:
     assert pools.items() <= shown.items()
     row = r"^green +10\.2\.0\.0/23 +10\.2\.0\.254 +shop +42 +10\.1\.0\.2 +- +0$"
     assert re.search(row, good("subnet", "list", *at), re.M)
-    assert re.search(r"^shop +default +42 +1400 +green *$", good("vnet", "list", *at), re.M)
+    assert re.search(r"^shop +default +42 +1400 +dropped[ -]+green *$", good("vnet", "list", *at), re.M)
+    good("vnet", "set", "shop", "--flood", "controlled", *at)
+    assert re.search(r"^shop +default +42 +1400 +controlled ", good("vnet", "list", *at), re.M)
+    assert "flooding needs a VLAN" in bad("vnet", "set", "shop", "--vlan", "0", *at)
     assert "stands in the configuration file" in bad("subnet", "remove", "blue", *at)
     assert "there is no subnet x" in bad("subnet", "set", "x", "--gateway", "10.2.0.1", *at)
     assert good("subnet", "remove", "green", *at) == "subnet green is removed\n"
@@ -333,6 +362,54 @@ def test_vrfs_are_added_and_removed_and_a_vnet_keeps_its_own(real: str) -> None:
     assert json.loads(good("vrf", "remove", "red", "--json", *at)) == {"removed": "red"}
 
 
+def test_who_knows_no_other_domain_is_told_so(real: str) -> None:
+    assert good("domain", "list", "--url", real) == "No other domain is configured.\n"
+    assert json.loads(good("domain", "list", "--json", "--url", real)) == {"domains": [], "vms": []}
+
+
+def test_pairs_are_given_and_a_vm_takes_the_next(real: str) -> None:
+    at = ("--url", real)
+    one, two = "52:54:00:00:01:01", "52:54:00:00:01:02"
+    assert good("pair", "add", f"{one}=10.1.0.51", f"{two}=10.1.0.52", *at) == "2 pairs are there\n"
+    assert run("pair", "add", one, *at).exit_code == 2
+    assert f"MAC {one} is paired with 10.1.0.51 already" in bad("pair", "add", f"{one}=10.1.0.59", *at)
+    said = good("vm", "add", "shop", "--server", "server1", "--from-pool", *at)
+    assert f"MAC {one}" in said and said.rstrip().endswith("10.1.0.51")
+    assert re.search(rf"^ *1 +{one} +10\.1\.0\.51 +shop *$", good("pair", "list", *at), re.M)
+    assert f"{one} with 10.1.0.51 is VM shop's" in bad("pair", "remove", one, *at)
+    assert good("pair", "remove", two, *at) == f"the pair of {two} is gone\n"
+    no = bad("vm", "add", "shop2", "--server", "server1", "--from-pool", *at)
+    assert "all pairs are taken (`retinue pair add`)" in no
+    assert run("vm", "add", "x", "--server", "s", "--from-pool", "--mac", one, *at).exit_code == 2
+    good("vm", "remove", "shop", *at)
+    assert json.loads(good("pair", "remove", one, "--json", *at)) == {"removed": one}
+
+
+def test_room_is_booked_and_released(real: str) -> None:
+    at = ("--url", real)
+    assert good("booking", "list", *at) == "Nothing is booked.\n"
+    booked = (
+        "booking",
+        "add",
+        "web",
+        "--server",
+        "server2",
+        "--memory",
+        "512",
+        "--cpus",
+        "2",
+        "--seconds",
+        "600",
+    )
+    assert good(*booked, *at) == "512 MiB and 2 processors of server2 are booked for VM web, for 600 s\n"
+    assert re.search(r"^web +server2 +512 +2 +\d+ *$", good("booking", "list", *at), re.M)
+    assert "nothing is booked on server1 for VM web" in bad(
+        "booking", "release", "web", "--server", "server1", *at
+    )
+    said = good("booking", "release", "web", "--server", "server2", "--json", *at)
+    assert json.loads(said)["memory_mib"] == 512
+
+
 def test_json_is_the_interface_s_own_data(real: str) -> None:
     good("vm", "add", "vm1", "--server", "server1", "--url", real)
     api = blocking.Client(real)
@@ -344,6 +421,7 @@ def test_json_is_the_interface_s_own_data(real: str) -> None:
         (("subnet", "list"), (Route.LIST_SUBNETS,)),
         (("server", "list"), (Route.LIST_SERVERS,)),
         (("switch", "list"), (Route.LIST_SWITCHES,)),
+        (("switch", "table", "edge1"), (Route.GET_MAC_TABLE, "edge1")),
         (("flow", "list"), (Route.LIST_FLOWS,)),
         (("binding", "list"), (Route.LIST_BINDINGS,)),
         (("move", "list"), (Route.LIST_MIGRATIONS,)),
@@ -353,6 +431,19 @@ def test_json_is_the_interface_s_own_data(real: str) -> None:
     lines = [json.loads(line) for line in good("events", "--json", "--url", real).splitlines()]
     assert [event["id"] for event in lines] == list(range(1, api.last_event() + 1))
     assert "vm.registered" in {event["type"] for event in lines}
+
+
+def test_every_way_to_a_prefix_is_listed_the_best_first(real: str) -> None:
+    router = {"id": "access2", "mac": "02:00:00:00:02:01", "routes": ["0.0.0.0/0"], "metric": 10}
+    blocking.Client(real).ask(Route.REGISTER_SERVERS, body=router)
+    shown = good("server", "routes", "--url", real)
+    lines = [line.split() for line in shown.splitlines()[1:]]
+    assert [line[:3] for line in lines] == [["0.0.0.0/0", "router", "0"], ["0.0.0.0/0", "access2", "10"]]
+    assert [
+        row["now"] for row in json.loads(good("server", "routes", "--json", "--url", real))["routes"]
+    ] == [
+        *("the way", "standby"),
+    ]
 
 
 def test_the_controller_s_rejection_is_the_message(real: str) -> None:
@@ -533,6 +624,30 @@ def test_a_change_says_what(fake: FakeController) -> None:
         assert said in result.output
 
 
+DISKS = [
+    {"size_mib": 20480, "image": "debian-12", "base": "", "shared": "", "format": "raw"},
+    {"size_mib": 0, "image": "", "base": "/srv/b", "shared": "", "format": "qcow2"},
+    {"size_mib": 0, "image": "", "base": "", "shared": "/mnt/a", "format": "raw"},
+    {"size_mib": 1536, "image": "", "base": "", "shared": "", "format": "raw"},
+]
+
+
+def test_a_vm_is_added_with_disks_and_shown_with_them(fake: FakeController) -> None:
+    fake.routes["POST", "/v1/vms"] = (201, {"vms": [VM1]})
+    given = ("image=debian-12,size=20G", "base=/srv/b,format=qcow2", "shared=/mnt/a", "size=1536M")
+    words = [word for disk in given for word in ("--disk", disk)]
+    good("vm", "add", "vm1", "--server", "server1", *words, "--url", fake.url)
+    said = [{key: value for key, value in disk.items() if value not in ("", 0, "raw")} for disk in DISKS]
+    assert fake.sent("POST", "/v1/vms")[0][0]["disks"] == said
+    fake.routes["GET", "/v1/vms/vm1"] = VM1 | {"power_reason": "", "restart": "never", "disks": DISKS}
+    fake.routes["GET", "/v1/bindings?vm=vm1"] = {"bindings": []}
+    shown = good("vm", "show", "vm1", "--url", fake.url)
+    assert "disk 1: private, 20G, over image debian-12\n" in shown
+    assert "disk 2: private, as large as its base, over /srv/b, qcow2\n" in shown
+    assert "disk 3: /mnt/a, on shared storage\n" in shown
+    assert "disk 4: private, 1536M, empty at first\n" in shown
+
+
 def test_a_doubtful_address_is_warned_about(fake: FakeController) -> None:
     fake.routes["POST", "/v1/vms"] = (201, {"vms": [VM1 | {"warnings": ["10.1.0.50 is in a pool"]}]})
     result = run("vm", "add", "vm1", "--server", "server1", "--address", "10.1.0.50", "--url", fake.url)
@@ -659,6 +774,49 @@ def test_start_can_ask_for_a_short_pause(fake: FakeController) -> None:
     assert sent["downtime_ms"] == 20
 
 
+@pytest.mark.parametrize(
+    ("option", "sent"),
+    [
+        ("--postcopy", {"postcopy": "required"}),
+        ("--no-postcopy", {"postcopy": "never"}),
+        ("--compress", {"compress": True}),
+        ("--no-compress", {"compress": False}),
+    ],
+)
+def test_start_can_say_how_memory_goes_over(fake: FakeController, option: str, sent: dict[str, Any]) -> None:
+    fake.routes["POST", "/v1/migrations"] = (201, migration("planned"))
+    good("move", "start", "vm1", "--to", "server2", option, "--url", fake.url)
+    (body,) = fake.sent("POST", "/v1/migrations")
+    assert body == {"vm": "vm1", "target_server": "server2", **sent}
+
+
+@pytest.mark.parametrize(
+    ("options", "nic"),
+    [
+        (["--mac", "52:54:00:00:00:99"], {"mac": "52:54:00:00:00:99"}),
+        (
+            ["--nic", "vm1-2", "--vnet", "blue", "--address", "10.2.0.5"],
+            {"nic": "vm1-2", "vnet": "blue", "addresses": ["10.2.0.5"]},
+        ),
+    ],
+)
+def test_start_can_say_what_a_nic_is_to_have_at_the_target(
+    fake: FakeController, options: list[str], nic: dict[str, Any]
+) -> None:
+    fake.routes["POST", "/v1/migrations"] = (201, migration("planned"))
+    good("move", "start", "vm1", "--to", "server2", *options, "--url", fake.url)
+    (body,) = fake.sent("POST", "/v1/migrations")
+    assert body == {"vm": "vm1", "target_server": "server2", "nics": [nic]}
+
+
+def test_what_follows_a_vm_that_runs_at_the_target_is_drawn(fake: FakeController) -> None:
+    copying = {"vm": "vm1", "at": 1000.5, "remaining": 9 << 20, "written_a_second": 0, "copy_pass": 2}
+    fake.will_happen("migration.copying", **copying, migration_id="migration-1", postcopy=True)
+    play(fake, *ALL)
+    said = good("move", "show", "migration-1", "--follow", "--url", fake.url)
+    assert re.search(r"post-copy +9.0 MiB to go; the VM runs at the target", said)
+
+
 def test_follow_as_json_is_a_line_a_step(fake: FakeController) -> None:
     play(fake, *ALL)
     lines = good("move", "show", "migration-1", "--follow", "--json", "--url", fake.url).splitlines()
@@ -694,31 +852,44 @@ def test_follow_gives_up_in_time(fake: FakeController) -> None:
 # ---- bindings and events ----
 
 
-def test_lease_is_what_is_left(fake: FakeController) -> None:
+def test_lease_is_what_is_left(fake: FakeController, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
     row = {
         "mac": "52:54:00:00:00:01", "ip": "10.1.0.100", "kind": "dynamic", "vm": "vm1", "switch": "edge1",
-        "port": 3, "lease_end": time.time() + 54.9, "vlan": 0, "port_status": "up", "trust": "untrust",
+        "port": 3, "lease_end": now + 54.9, "vlan": 0, "port_status": "up", "trust": "untrust",
         "origin": "controller", "active": True, "vrf": "red", "confirmed": True,
     }  # fmt: skip
-    spoofed = {
-        "kind": "arp", "switch": "edge1", "port": 3, "vm": "vm1", "claimed_mac": "52:54:00:00:00:02",
-        "claimed_ip": "10.1.0.9", "count": 17, "first": 1.0, "last": time.time(),
-    }  # fmt: skip
-    data = {
-        "bindings": [row],
-        "spoof_attempts": [spoofed, spoofed | {"vm": "vm2"}],
-        "dropped_frames": {"edge1": 17},
-    }
+    data = {"bindings": [row], "spoof_attempts": 34}
     fake.routes["GET", "/v1/bindings"] = fake.routes["GET", "/v1/bindings?vm=vm1"] = data
     said = good("binding", "list", "--url", fake.url)
-    assert re.search(r"vm1 +52:54:00:00:00:01 +10\.1\.0\.100 +dynamic +5[45] s +edge1 +3 +active", said)
-    assert re.search(r"arp +vm2 +edge1 +3 +52:54:00:00:00:02 +10\.1\.0\.9 +17 +just now", said)
-    assert "Spoofed frames dropped: edge1 17" in said
+    assert re.search(r"vm1 +52:54:00:00:00:01 +10\.1\.0\.100 +dynamic +55 s +edge1 +3 +active", said)
+    assert said.endswith("\nSpoofing attempts: 34; see `retinue binding spoofing`\n")
     assert max(map(len, said.splitlines())) <= 100
     wide = good("binding", "list", "--wide", "--url", fake.url)
     assert re.search(r"VRF +VLAN +LINK +TRUST +ORIGIN", wide)
     assert re.search(r"red +0 +up +untrust +controller", wide)
-    assert "vm2" not in good("binding", "list", "--vm", "vm1", "--url", fake.url)
+    assert "`retinue binding spoofing --vm vm1`" in good("binding", "list", "--vm", "vm1", "--url", fake.url)
+
+
+def test_forgeries_are_told_by_port_and_of_one_vm_each_by_itself(fake: FakeController) -> None:
+    now = time.time()
+    row = {
+        "kind": "arp", "switch": "edge1", "port": 3, "vm": "vm1", "claimed_mac": "52:54:00:00:00:02",
+        "claimed_ip": "10.1.0.9", "count": 17, "first": now - 3000, "last": now, "id": "38db5691",
+    }  # fmt: skip
+    port = {
+        "switch": "edge1", "port": 3, "vm": "vm1", "count": 40, "kinds": {"arp": 17, "ip": 23},
+        "first": now - 3000, "last": now, "rows": 1,
+    }  # fmt: skip
+    data = {"ports": [port], "spoof_attempts": [row], "dropped_frames": {"edge1": 57}}
+    fake.routes["GET", "/v1/spoof-attempts"] = fake.routes["GET", "/v1/spoof-attempts?vm=vm1"] = data
+    said = good("binding", "spoofing", "--url", fake.url)
+    assert re.search(r"vm1 +edge1 +3 +40 +arp 17, ip 23 +50 min ago +just now", said)
+    assert "Spoofed frames dropped: edge1 57" in said and "10.1.0.9" not in said
+    said = good("binding", "spoofing", "--vm", "vm1", "--url", fake.url)
+    assert re.search(r"arp +vm1 +edge1 +3 +52:54:00:00:00:02 +10\.1\.0\.9 +17 +just now +38db5691", said)
+    assert "and 23 more, of claims that were not seen for longer" in said
 
 
 def test_events_ends_with_the_latest(fake: FakeController) -> None:
@@ -760,6 +931,50 @@ def test_events_follow_goes_on_until_it_is_interrupted(fake: FakeController) -> 
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert process.stderr.read() == ""
+
+
+def types_of(said: str) -> list[str]:
+    return [line.split()[2] for line in said.splitlines()]
+
+
+def test_events_of_one_vm(fake: FakeController) -> None:
+    """The last N of these, however many of others came since."""
+    binding = {"vm": "vm1", "ip": "10.1.0.9", "switch": "edge1", "port": 3, "active": True}
+    spoofed = {"kind": "ip", "vm": "vm1", "switch": "edge1", "port": 3, "claimed_mac": "", "claimed_ip": "x"}
+    fake.happened("vm.registered", vm=VM1)
+    fake.happened("port.added", vm="vm1", switch="edge1", port=3)
+    fake.happened("binding.added", bindings=[binding])
+    fake.happened("spoofing", spoofing={**spoofed, "count": 1})
+    fake.happened("migration.step", migration=migration("planned", "matched"))
+    for number in range(30):
+        fake.happened("port.added", vm=f"vm1{number}", switch="edge1", port=number)
+    asked = ("events", "--vm", "vm1", "--url", fake.url)
+    of_it = ["vm.registered", "port.added", "binding.added", "spoofing", "migration.step"]
+    assert types_of(good(*asked)) == of_it
+    assert types_of(good(*asked, "--last", "2")) == of_it[-2:]
+    assert types_of(good(*asked, "--type", "port")) == ["port.added"]
+    assert types_of(good(*asked, "--since", "3")) == of_it[3:]
+
+
+def test_who_has_lost_events_is_told_unless_all_there_is_was_asked_for(fake: FakeController) -> None:
+    fake.happened("vm.registered", vm=VM1)
+    fake.happened("events.lost", since=1)
+    fake.happened("vm.removed", vm="vm1")
+    fake.ring[-1]["at"] = time.time()
+    said = good("events", "--vm", "vm1", "--since", "1", "--url", fake.url)
+    assert types_of(said) == ["events.lost", "vm.removed"]
+    for asked in ((), ("--since", "1h")):
+        said = good("events", "--vm", "vm1", *asked, "--url", fake.url)
+        assert "events.lost" not in said and "vm.removed" in said
+
+
+def test_events_since_a_time(fake: FakeController) -> None:
+    for age in (4000, 400, 40):
+        fake.happened("vm.removed", vm=f"{age} s old")
+        fake.ring[-1]["at"] = time.time() - age
+    for since, count in (("1d", 3), ("1h", 2), ("2m", 1), ("30s", 0), ("2", 1), ("0", 3)):
+        assert len(types_of(good("events", "--since", since, "--url", fake.url))) == count, since
+    assert "neither an event's id nor a time" in run("events", "--since", "noon", "--url", fake.url).stderr
 
 
 def test_an_event_about_a_place() -> None:
@@ -932,6 +1147,11 @@ def test_check(tmp_path: Path) -> None:
         (("vm", "add", "vm1", "--from", "f"), "--from"),
         (("vm", "add", "--from", "f", "--server", "s"), "in the file"),
         (("vm", "add", "vm1", "--server", "s", "--nic", "speed=9"), "speed=9 is none of mac="),
+        (("vm", "add", "vm1", "--server", "s", "--disk", "speed=9"), "speed=9 is none of size="),
+        (("vm", "add", "vm1", "--server", "s", "--disk", "size=10"), "such as 20G"),
+        (("vm", "add", "vm1", "--server", "s", "--disk", "size=1G,size=2G"), "size is given twice"),
+        (("vm", "add", "vm1", "--server", "s", "--disk", "image="), "image= is none of"),
+        (("vm", "add", "--from", "f", "--disk", "size=1G"), "in the file"),
         (("vm", "add", "vm1", "--server", "s", "--nic", "mac"), "mac is none of mac="),
         (("vm", "add", "vm1", "--server", "s", "--nic", "mac=a,mac=b"), "mac is given twice"),
         (("vm", "add", "vm1", "--server", "s", "--nic", "enabled=perhaps"), "enabled is yes or no"),
@@ -991,3 +1211,63 @@ def test_span(seconds: float, text: str) -> None:
 def test_lease_left() -> None:
     assert output.left(None) == ""
     assert output.left(time.time() - 1) == "over"
+
+
+class Stand:
+    """One of two controllers, as it would say of itself."""
+
+    def __init__(self, name: str, role: str) -> None:
+        self.name, self.role = name, role
+
+    def report(self) -> dict[str, Any]:
+        active = {"name": "c1", "url": "https://192.0.2.1:8080", "epoch": 3, "since": time.time() - 90}
+        return {
+            "name": self.name,
+            "role": self.role,
+            "active": active,
+            "mandate_seconds": 8.2 if self.role == "active" else None,
+            "heard_seconds": 0.4,
+            "database": "ssl:192.0.2.21:6641",
+            "switches_standing": 7,
+        }
+
+    def speaks(self) -> bool:
+        return self.role == "active"
+
+    def who_speaks(self) -> str:
+        return "controller c2 is a standby: the active one is c1"
+
+
+def test_of_two_controllers_it_is_said_who_is_active_and_the_active_one_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "controller.toml"
+    config.write_text(controller_config(topology_file.load(None)))
+
+    def one(stand: Stand) -> AbstractContextManager[int]:
+        return serving(lambda: Controller(load(config).network()), lambda c: Api(c, dict, cluster=stand))
+
+    with one(Stand("c2", "standby")) as standby, one(Stand("c1", "active")) as active:
+        urls = [f"http://127.0.0.1:{port}" for port in (standby, active)]
+        monkeypatch.setenv("RETINUE_URL", ",".join((*urls, "http://127.0.0.1:1")))
+        said = good("controller", "status")
+        assert re.search(r"c1 +\S+ +active +3 .* may go on for 8.2 s without the database", said)
+        assert re.search(r"c2 +\S+ +standby +3 .* heard c1 0.4 s ago, 7 switches connected", said)
+        assert re.search(r"http://127.0.0.1:1 +away", said)
+        assert "0 of 7 connected" in said
+        good("vm", "add", "vm1", "--server", "server1")
+        assert "vm1" in good("vm", "list")
+        rows = json.loads(good("controller", "status", "--json"))["controllers"]
+        assert {row["role"] for row in rows} == {"active", "standby", "away"}
+        monkeypatch.setenv("RETINUE_URL", urls[0])
+        result = run("controller", "status")
+        assert result.exit_code == 1
+        assert "heard c1 0.4 s ago" in result.stdout
+        assert "the active one is c1" in result.stderr
+        assert "the active one is c1" in bad("vm", "list")
+
+
+def test_the_schema_is_what_ovsdb_tool_takes(tmp_path: Path) -> None:
+    said = json.loads(good("controller", "schema"))
+    assert said["name"] == "Retinue"
+    assert "epoch" in said["tables"]["Active"]["columns"]

@@ -69,7 +69,7 @@ async def _follow(rest: ControllerClient, service: ContentService) -> None:
     async with contextlib.aclosing(rest.events(None)) as events:
         async for event in events:
             if event.type == HELLO:
-                service.again()
+                service.reports.again()
             elif event.type in IMAGE_ORDERS:
                 service.on_event(event)
 
@@ -205,3 +205,18 @@ async def test_a_name_means_one_image(world: World) -> None:
     await world.says("publish", world.file("one.raw", b"one"), "d")
     said = await world.complains("publish", world.file("two.raw", b"two"), "d")
     assert "d is another image already, and a name never changes its meaning" in said
+
+
+async def test_a_segment_is_fetched_by_itself(world: World) -> None:
+    await world.says("publish", world.file("disk.raw", DATA), "debian-12", "--server", "server1")
+    said = await world.says("fetch", "debian-12", "--to", "server2", "--segment", "0-1", "--wait")
+    assert said == "server2 holds 0-1 of debian-12: 2.0 MiB from server1\n"
+    store = world.services["server2"].store
+    assert list(store.bitmap(store.images["debian-12"])) == [0, 1, 2], "the third is zeros"
+    said = await world.says("fetch", "debian-12", "--to", "server2", "--segment", "1-1", "--wait")
+    assert "server2 holds 1-1 of debian-12" in said
+    said = await world.says("fetch", "debian-12", "--to", "server2", "--wait")
+    assert said == "server2 holds debian-12: 3.0 MiB from server1\n"
+    assert "is no segment" in await world.complains("fetch", "debian-12", "--segment", "3-99")
+    for wrong in ("1", "a-b", "-2", "1-2-3"):
+        assert "is not FIRST-LAST" in await world.complains("fetch", "debian-12", f"--segment={wrong}")

@@ -140,11 +140,6 @@ def test_a_token(tmp_path: Path) -> None:
 # ---- a controller over TLS ----
 
 
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("pki"))
-
-
 @pytest.fixture
 def token(tmp_path: Path) -> str:
     return good("pki", "token", "reader", "me", "--file", str(tmp_path / "tokens.toml")).strip()

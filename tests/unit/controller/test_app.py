@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from retinue.controller.app import Controller
+from retinue.controller.lease_changes import AddressAssigned
 from retinue.controller.migrations.orchestrator import MigrationError
 from retinue.controller.migrations.placing import PRIMERS
 from retinue.controller.state import ServerLocation, Stored
@@ -75,7 +76,7 @@ class ControlledNetwork:
     async def boot(self, vm: int, at: int) -> None:
         """Registered in advance, port reported, address by DHCP."""
         self.controller.inventory.register_vms([VM.with_one_nic(f"vm{vm}", vm_mac(vm), f"server{at}")])
-        self.controller.inventory.vm_ports_changed([], [self.port(vm, at)])
+        self.controller.inventory.ports.changed([], [self.port(vm, at)])
         await self.fake.settle()
         await self.lease(vm, at)
 
@@ -138,7 +139,7 @@ async def test_a_vm_boots_by_dhcp_and_is_bound(lab: ControlledNetwork) -> None:
 async def test_the_ack_is_handed_on_only_when_the_binding_is_confirmed(lab: ControlledNetwork) -> None:
     """The binding stands before the VM uses it: the VM's first packet finds its way open."""
     lab.controller.inventory.register_vms([VM.with_one_nic("vm1", vm_mac(1), "server1")])
-    lab.controller.inventory.vm_ports_changed([], [lab.port(1, 1)])
+    lab.controller.inventory.ports.changed([], [lab.port(1, 1)])
     await lab.fake.settle()
     await lab.say(1, 1, discover(vm_mac(1), 7))
     gate = lab.fake.sessions["spine1"].hold = asyncio.Event()
@@ -151,7 +152,7 @@ async def test_the_ack_is_handed_on_only_when_the_binding_is_confirmed(lab: Cont
 
 async def test_a_binding_a_switch_refuses_keeps_the_ack_back(lab: ControlledNetwork) -> None:
     lab.controller.inventory.register_vms([VM.with_one_nic("vm1", vm_mac(1), "server1")])
-    lab.controller.inventory.vm_ports_changed([], [lab.port(1, 1)])
+    lab.controller.inventory.ports.changed([], [lab.port(1, 1)])
     await lab.fake.settle()
     await lab.say(1, 1, discover(vm_mac(1), 7))
     lab.fake.sessions["edge1"].reject = 1
@@ -170,7 +171,7 @@ async def test_vm_is_ready_only_when_given_and_detected_match_and_flows_stand(la
     await lab.fake.settle()
     vm = lab.fake.net.vms["vm1"]
     assert len(lab.controller.inventory.missing_for(vm)) == 2
-    lab.controller.inventory.vm_ports_changed([], [lab.port(1, 1)])
+    lab.controller.inventory.ports.changed([], [lab.port(1, 1)])
     await lab.fake.settle()
     assert lab.controller.inventory.missing_for(vm) == ["server server1 has not been detected at any leaf"]
     assert lab.controller.context.state.vm_states["vm1"] == "registered"
@@ -187,7 +188,7 @@ async def test_a_static_address_is_bound_before_the_vm_speaks(lab: ControlledNet
     """The manager gives it: no packet-in is needed before traffic flows."""
     vms = [VM.with_one_nic(f"vm{n}", vm_mac(n), f"server{n}", addresses=(vm_ip(n),)) for n in (1, 2)]
     lab.controller.inventory.register_vms(vms)
-    lab.controller.inventory.vm_ports_changed([], [lab.port(1, 1), lab.port(2, 2)])
+    lab.controller.inventory.ports.changed([], [lab.port(1, 1), lab.port(2, 2)])
     await lab.fake.settle()
     delivery = lab.fake.send("edge1", vm_port(1), udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(1), vm_ip(2)))
     assert [(a[0], a[1]) for a in delivery.arrivals] == [("edge2", vm_port(2))]
@@ -281,7 +282,7 @@ async def test_release_nak_and_lease_end_close_the_port(lab: ControlledNetwork) 
 async def migrate_to(lab: ControlledNetwork, target: int, *events: str) -> str:
     """Start a migration of vm1 by the manager's message; the hypervisor says `events`."""
     migration = lab.controller.orchestrator.start("vm1", target_server=f"server{target}")
-    lab.controller.inventory.vm_ports_changed([], [lab.port(1, target)])
+    lab.controller.inventory.ports.changed([], [lab.port(1, target)])
     await lab.fake.settle()
     for event in events:
         lab.controller.orchestrator.reports.on_report(migration.id, Report(event), lab.now, "")
@@ -310,6 +311,27 @@ async def test_a_move_takes_binding_and_flows_along(lab: ControlledNetwork) -> N
     assert figures["control_ms"] == 0.0
     types = [e.type for e in recent(lab.controller.events, "migration.", 100) if e.type != "migration.step"]
     assert types == ["migration.open_target", "migration.start_copy", "migration.free_source"]
+
+
+async def test_how_long_things_took_is_counted(lab: ControlledNetwork) -> None:
+    durations = lab.controller.context.durations
+    await lab.boot(1, at=1)
+    assert sum(durations.confirmation.counts) > 0 == sum(durations.migration.counts)
+    id = await migrate_to(lab, 2, "target_opened", "copy_started", "stopped")
+    lab.now += 0.3
+    for report in (Report.RESUMED, Report.SOURCE_FREED):
+        lab.controller.orchestrator.reports.on_report(id, report, lab.now, "")
+        await lab.fake.settle()
+    assert durations.ended == {"done": 1}
+    for histogram in (durations.migration, durations.downtime, durations.switch_over):
+        assert sum(histogram.counts) == 1
+    assert durations.downtime.seconds == durations.migration.seconds == pytest.approx(0.3)
+    id = await migrate_to(lab, 3, "target_opened", "copy_started")
+    lab.controller.orchestrator.reports.on_report(id, Report.FAILED, lab.now, "no room")
+    for report in (Report.TARGET_CLOSED, Report.ROLLED_BACK):
+        lab.controller.orchestrator.reports.on_report(id, report, lab.now, "")
+        await lab.fake.settle()
+    assert durations.ended == {"done": 1, "undone": 1} and sum(durations.migration.counts) == 1
 
 
 async def test_traffic_waits_at_the_target_from_the_moment_the_source_stops(lab: ControlledNetwork) -> None:
@@ -397,6 +419,28 @@ async def test_progress_of_the_copy_is_told_and_changes_nothing(lab: ControlledN
     assert orchestrator.figures_of(id)["passes"] == 2, "it comes too late"
     with pytest.raises(MigrationError, match="no migration"):
         orchestrator.reports.on_copying("migration-99", 1, 0, 0)
+
+
+async def test_what_follows_a_vm_that_runs_at_the_target_is_told_until_all_is_there(
+    lab: ControlledNetwork,
+) -> None:
+    await lab.boot(1, at=1)
+    id = await migrate_to(lab, 2, "target_opened", "copy_started")
+    orchestrator = lab.controller.orchestrator
+    orchestrator.reports.on_copying(id, 2, 5 << 20, 0, postcopy=True)
+    assert lab.events("migration.copying") == [], "it runs at its source"
+    for report in (Report.CONVERGED, Report.STOPPED, Report.RESUMED):
+        orchestrator.reports.on_report(id, report, lab.now)
+        await lab.fake.settle()
+    orchestrator.reports.on_copying(id, 2, 5 << 20, 0, postcopy=True)
+    (told,) = lab.events("migration.copying")
+    assert (told["postcopy"], told["remaining"]) == (True, 5 << 20)
+    assert orchestrator.figures_of(id)["postcopy_remaining"] == 5 << 20
+    assert "the rest of the VM's memory, 5.0 MiB, to go over from server" in orchestrator.waits_for(id)
+    with pytest.raises(MigrationError, match="there is no way back"):
+        orchestrator.cancel(id)
+    orchestrator.reports.on_copying(id, 2, 0, 0, postcopy=True)
+    assert "report that nothing of the VM is left" in orchestrator.waits_for(id)
 
 
 async def test_what_a_move_that_failed_has_lost_is_counted(lab: ControlledNetwork) -> None:
@@ -525,7 +569,7 @@ async def test_a_switch_that_comes_back_gets_the_difference_only(lab: Controlled
     await lab.boot(2, at=3)
     assert lab.controller.context.installer.pending() == {"leaf1": 2}
     stray = next(iter(lab.fake.fabric["leaf1"].flows.values()))
-    lab.fake.fabric["leaf1"]._remove(stray.key)
+    lab.fake.fabric["leaf1"].take_out(stray.key)
     session = lab.fake.connect("leaf1")
     await lab.fake.settle()
     assert sum(change.flow_count for change in session.applied) == 3
@@ -533,11 +577,11 @@ async def test_a_switch_that_comes_back_gets_the_difference_only(lab: Controlled
 
 
 async def test_a_vm_reported_by_its_port_is_registered_and_goes_with_it(lab: ControlledNetwork) -> None:
-    lab.controller.inventory.vm_ports_changed([], [lab.port(3, 1)])
+    lab.controller.inventory.ports.changed([], [lab.port(3, 1)])
     await lab.fake.settle()
     await lab.lease(3, 1)
     assert [row.vm for row in lab.controller.net.bindings()] == ["vm3"]
-    lab.controller.inventory.vm_ports_changed([lab.port(3, 1)], [])
+    lab.controller.inventory.ports.changed([lab.port(3, 1)], [])
     await lab.fake.settle()
     assert not lab.fake.net.vms
     assert not lab.fake.net.assignments
@@ -546,7 +590,7 @@ async def test_a_vm_reported_by_its_port_is_registered_and_goes_with_it(lab: Con
 async def test_a_removed_vm_is_not_registered_again_by_its_port(lab: ControlledNetwork) -> None:
     await lab.boot(1, at=1)
     await lab.controller.inventory.remove_vm("vm1")
-    lab.controller.inventory.vm_ports_changed([], [lab.port(1, 1)])
+    lab.controller.inventory.ports.changed([], [lab.port(1, 1)])
     assert not lab.fake.net.vms
     frame = udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(1), OUTSIDE)
     assert not lab.fake.send("edge1", vm_port(1), frame).arrivals
@@ -554,7 +598,7 @@ async def test_a_removed_vm_is_not_registered_again_by_its_port(lab: ControlledN
 
 async def test_a_port_with_another_mac_is_not_the_vms(lab: ControlledNetwork) -> None:
     lab.controller.inventory.register_vms([VM.with_one_nic("vm1", vm_mac(1), "server1")])
-    lab.controller.inventory.vm_ports_changed([], [lab.port(1, 1, mac=vm_mac(9))])
+    lab.controller.inventory.ports.changed([], [lab.port(1, 1, mac=vm_mac(9))])
     await lab.fake.settle()
     assert lab.events("vm.mismatch")
     assert not lab.fake.net.vm_ports.get("vm1")
@@ -691,8 +735,8 @@ async def test_frames_dropped_as_spoofed_are_summed_though_entries_are_made_anew
     session.read_flows = stats  # type: ignore[method-assign]
     totals = []
     for packets[0] in (0, 5, 7, 1):
-        await asyncio.gather(*lab.controller._begin_to_count())
-        totals.append(lab.controller.spoofed_frames.get(("edge1", Reason.SPOOFED_IP), 0))
+        await asyncio.gather(*lab.controller.spoof_counts.begin())
+        totals.append(lab.controller.spoof_counts.frames.get(("edge1", Reason.SPOOFED_IP), 0))
     assert totals == [0, 5, 7, 7]
 
 
@@ -812,13 +856,13 @@ async def test_a_switch_that_does_not_tell_its_counters_does_not_hide_the_others
 
     lab.fake.sessions["edge1"].read_flows = rejects  # type: ignore[method-assign]
     lab.fake.sessions["edge2"].read_flows = counts  # type: ignore[method-assign]
-    await asyncio.gather(*lab.controller._begin_to_count())
-    assert lab.controller.spoofed_frames["edge2", Reason.SPOOFED_MAC] == 3
+    await asyncio.gather(*lab.controller.spoof_counts.begin())
+    assert lab.controller.spoof_counts.frames["edge2", Reason.SPOOFED_MAC] == 3
 
 
 async def report(lab: ControlledNetwork, vm: int, at: int) -> None:
     """A server has made a VM by itself; nobody registered it."""
-    lab.controller.inventory.vm_ports_changed([], [lab.port(vm, at)])
+    lab.controller.inventory.ports.changed([], [lab.port(vm, at)])
     await lab.fake.settle()
 
 
@@ -863,7 +907,7 @@ async def test_a_bulk_booking_that_fails_takes_back_what_it_gave_to_reported_vms
     for number in (1, 2, 3):
         await report(lab, number, at=1)
     await lab.lease(2, at=1)
-    lab.controller.inventory.vm_ports_changed([lab.port(3, 1)], [])
+    lab.controller.inventory.ports.changed([lab.port(3, 1)], [])
     lab.controller.restore(Stored(vms=[VM.with_one_nic("vm3", vm_mac(3), "server1", reported=True)]))
     before = dict(lab.fake.net.vms), dict(lab.fake.net.assignments)
     with pytest.raises(ModelError, match="in no subnet"):
@@ -910,12 +954,12 @@ async def test_a_reported_vm_without_a_port_is_forgotten_when_its_edge_has_been_
     ]
     registered = VM.with_one_nic("vm4", vm_mac(4), "server1")
     lab.controller.restore(Stored(vms=[*reported, registered]))
-    lab.controller.inventory.vm_ports_changed([], [lab.port(2, 1)])
-    lab.controller.inventory.edge_read([0x31])
+    lab.controller.inventory.ports.changed([], [lab.port(2, 1)])
+    lab.controller.inventory.ports.edge_read([0x31])
     await lab.fake.settle()
     assert set(lab.fake.net.vms) == {"vm2", "vm3", "vm4"}
     assert [event["vm"].id for event in lab.events("vm.removed")] == ["vm1"]  # type: ignore[attr-defined]
-    lab.controller.inventory.edge_read([0x31, 0x32, 0x999])
+    lab.controller.inventory.ports.edge_read([0x31, 0x32, 0x999])
     assert set(lab.fake.net.vms) == {"vm2", "vm4"}
 
 
@@ -926,17 +970,17 @@ async def test_a_reported_vm_being_moved_is_not_forgotten_before_both_its_edges_
     copying = replace(begin("migration-1", "vm1", "server1", "server2", 1.0), state=MigrationState.COPYING)
     lab.controller.restore(Stored(vms=[vm], migrations=[copying]))
     assert lab.fake.net.vms["vm1"].also == {"server2"}
-    lab.controller.inventory.edge_read([0x31])
+    lab.controller.inventory.ports.edge_read([0x31])
     assert "vm1" in lab.fake.net.vms
-    lab.controller.inventory.vm_ports_changed([], [lab.port(1, 2)])
-    lab.controller.inventory.edge_read([0x32])
+    lab.controller.inventory.ports.changed([], [lab.port(1, 2)])
+    lab.controller.inventory.ports.edge_read([0x32])
     assert "vm1" in lab.fake.net.vms
 
 
 async def test_a_vm_whose_port_has_no_number_yet_is_not_forgotten(lab: ControlledNetwork) -> None:
     lab.controller.restore(Stored(vms=[VM.with_one_nic("vm1", vm_mac(1), "server1", reported=True)]))
-    lab.controller.inventory.vm_ports_changed([], [replace(lab.port(1, 1), number=None)])
-    lab.controller.inventory.edge_read([0x31], ["vm1"])
+    lab.controller.inventory.ports.changed([], [replace(lab.port(1, 1), number=None)])
+    lab.controller.inventory.ports.edge_read([0x31], ["vm1"])
     assert "vm1" in lab.fake.net.vms
 
 
@@ -982,7 +1026,8 @@ async def test_a_large_change_leaves_others_their_turn_and_ends_when_all_is_sent
 async def test_what_is_changed_and_not_yet_computed_does_not_stand(lab: ControlledNetwork) -> None:
     await lab.boot(1, at=1)
     assert lab.controller.context.is_programmed(Owner("vm", "vm1"))
-    touched = lab.fake.net.assign(replace(lab.fake.net.assignments[vm_ip(1)], lease_end=9e9))
+    longer = replace(lab.fake.net.assignments[vm_ip(1)], lease_end=9e9)
+    touched = lab.controller.context.apply(AddressAssigned(longer))
     assert not lab.controller.context.is_programmed(Owner("vm", "vm1"))
     await lab.controller.context.install(touched)
     assert lab.controller.context.is_programmed(Owner("vm", "vm1"))

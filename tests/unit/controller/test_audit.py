@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 
+from retinue.controller import audit
 from retinue.controller.audit import LONGEST_MIGRATION, AuditError
 from retinue.controller.switches import programmer, readback
 from retinue.controller.switches.programmer import LONGEST_TIMEOUT
 from retinue.controller.switches.readback import Audit
 from retinue.core.migration import MigrationState
 from retinue.core.model.network import Owner
+from retinue.core.pipeline.compiler import Compiler, Program
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import Change, Flow, FlowKey, Group, Meter, Output, match
 from retinue.core.pipeline.tables import Table
@@ -215,7 +217,7 @@ async def test_what_nobody_can_judge_yet_is_left_where_it_is(fake: FakeNetwork) 
     found = await fake.controller.auditor.audit("edge1")
     assert (found.foreign, found.mended) == (1, False)
     assert STRANGE.key in fake.fabric["edge1"].flows
-    fake.controller.inventory.edge_read([0x31])
+    fake.controller.inventory.ports.edge_read([0x31])
     await fake.settle()
     assert STRANGE.key not in fake.fabric["edge1"].flows
 
@@ -368,6 +370,31 @@ def test_switches_take_turns() -> None:
     for start in range(len(read) - len(names) + 1):
         assert set(read[start : start + len(names)]) == names, read
     assert virtual_time.run(read_in(300.0, 0.0)) == []
+
+
+def test_many_entries_take_longer_than_the_time_of_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a large network is not busy reading itself."""
+
+    async def entries_read(seconds: float) -> int:
+        fake = FakeNetwork(fabric(), clock=asyncio.get_running_loop().time, audit_seconds=1.0)
+        await fake.start()
+        turns = Turns()
+        for session in fake.sessions.values():
+            turns.watch(session)
+        await asyncio.sleep(seconds)
+        await fake.stop()
+        return sum(len(fake.controller.context.installer.switches[name].mirror) for name in turns.read)
+
+    monkeypatch.setattr(audit, "ENTRIES_A_SECOND", 1)
+    least = min(len(program) for program in fabric_programs().values())
+    found = virtual_time.run(entries_read(600.0))
+    assert 600 - 2 * least < found <= 600 + 2 * max(len(p) for p in fabric_programs().values())
+
+
+def fabric_programs() -> dict[str, Program]:
+    compiler = Compiler(fabric())
+    compiler.update(compiler.net.everything())
+    return compiler.programs
 
 
 def test_a_turn_that_comes_to_nothing_ends_no_audit() -> None:

@@ -5,8 +5,10 @@ from retinue.controller.api.routes.events import Encoder
 from retinue.controller.app import Controller
 from retinue.controller.events import BATCH, EventBus
 from retinue.core.limits import LONGEST_REASON, MOST_TELLINGS
+from retinue.core.migration import begin
 from retinue.protocol.events import EventType
-from support.fabric.networks import fabric
+from retinue.protocol.migrations import Order
+from support.fabric.networks import add_vm, fabric
 from support.recent_events import recent
 
 
@@ -84,6 +86,50 @@ async def test_who_reads_all_that_has_been_is_given_a_few_at_a_time() -> None:
     assert listener.at_once() == []
 
 
+async def test_an_agent_is_told_what_it_may_act_on_and_others_everything() -> None:
+    controller = Controller(fabric(), clock=lambda: 1.0)
+    events, vm = controller.events, add_vm(controller.net, 1, at=1)
+    begun = begin("migration-1", vm.id, "server1", "server3", 1.0)
+    before = events.last_id
+    listening = {server: events.listen(before, agent_of=server) for server in ("", *controller.net.servers)}
+    for type in (EventType.VM_REGISTERED, EventType.VM_READY, EventType.VM_START, EventType.VM_STOP):
+        events.publish(type, vm=vm, server=vm.server)
+    events.publish(EventType.PORT_REMOVED, vm=vm.id, switch="edge1", port=2)
+    events.publish(Order.START_COPY, migration=begun)
+    for_all = [EventType.VM_REMOVED, EventType.SERVER_FENCED]
+    events.publish(EventType.VM_REMOVED, vm=vm)
+    events.publish(EventType.SERVER_FENCED, server="server1")
+    late = {server: events.listen(before, agent_of=server) for server in listening}
+    told = {server: [e.type for e in listener.at_once()] for server, listener in listening.items()}
+    assert told == {server: [e.type for e in listener.at_once()] for server, listener in late.items()}
+    assert len(told[""]) == len(told["server1"]) == 8
+    assert told["server2"] == for_all
+    assert told["server3"] == [Order.START_COPY, *for_all]
+
+
+async def test_a_server_that_was_called_dead_is_told_where_its_vms_are_registered_now() -> None:
+    controller = Controller(fabric(), clock=lambda: 1.0)
+    events, vm = controller.events, add_vm(controller.net, 1, at=1)
+    dead, other = (events.listen(agent_of=server) for server in ("server2", "server3"))
+    controller.net.fence("server2")
+    events.publish(EventType.VM_REGISTERED, vm=vm, server=vm.server)
+    assert [event.type for event in dead.at_once()] == [EventType.VM_REGISTERED]
+    assert other.at_once() == []
+
+
+async def test_an_event_of_one_server_is_put_into_no_other_agents_queue() -> None:
+    controller = Controller(fabric(), clock=lambda: 1.0)
+    events, vm = controller.events, add_vm(controller.net, 1, at=1)
+    for _ in range(100):
+        events.listen(agent_of="server2")
+    mine = events.listen(agent_of="server1")
+    events.publish(EventType.VM_READY, vm=vm, server=vm.server)
+    assert sum(queue.qsize() for queue in events._listeners) == 1
+    mine.close()
+    events.publish(EventType.VM_READY, vm=vm, server=vm.server)
+    assert sum(queue.qsize() for queue in events._listeners) == 0
+
+
 def test_an_event_is_encoded_once_for_all_who_listen() -> None:
     controller = Controller(fabric(), clock=lambda: 1.0)
     encoder = Encoder(controller)
@@ -91,3 +137,21 @@ def test_an_event_is_encoded_once_for_all_who_listen() -> None:
     assert encoder.encode(event) is encoder.encode(event)
     lost = [controller.events.publish(EventType.EVENTS_LOST, since=since) for since in (1, 2)]
     assert encoder.encode(lost[0]) != encoder.encode(lost[1])
+
+
+async def test_ids_rise_from_one_active_controller_to_the_next_and_what_is_missing_is_told() -> None:
+    first, second = bus(), bus()
+    first.begin(3)
+    last = first.publish(EventType.VM_REMOVED, vm="a").id
+    second.begin(4)
+    assert second.last_id > last
+    nothing_yet = second.listen(last)
+    said = await anext(nothing_yet)
+    assert (said.type, said.data) == (EventType.EVENTS_LOST, {"since": last})
+    second.publish(EventType.VM_REMOVED, vm="b")
+    assert (await anext(nothing_yet)).data == {"vm": "b"}
+    late = second.listen(last)
+    assert [(await anext(late)).type for _ in range(2)] == [EventType.EVENTS_LOST, EventType.VM_REMOVED]
+    caught_up = second.listen(second.last_id)
+    second.publish(EventType.VM_REMOVED, vm="c")
+    assert (await anext(caught_up)).data == {"vm": "c"}

@@ -42,11 +42,11 @@ class OneVM:
         )  # fmt: skip
 
     async def plug(self, edge: int) -> None:
-        self.controller.inventory.vm_ports_changed([], [self.port(edge)])
+        self.controller.inventory.ports.changed([], [self.port(edge)])
         await self.fake.settle()
 
     async def unplug(self, edge: int) -> None:
-        self.controller.inventory.vm_ports_changed([self.port(edge)], [])
+        self.controller.inventory.ports.changed([self.port(edge)], [])
         await self.fake.settle()
 
     async def says(self, server: int, kind: EventKind, vm: str = "vm1") -> Migration | None:
@@ -106,6 +106,16 @@ async def test_the_network_follows_a_move_typed_by_a_person(lab: OneVM) -> None:
         1000.0,
         1000.0,
     )
+
+
+@pytest.mark.parametrize("kind", EventKind)
+async def test_only_a_vm_that_runs_elsewhere_or_is_to_run_there_begins_a_migration(
+    lab: OneVM, kind: EventKind
+) -> None:
+    await lab.plug(2)
+    await lab.unplug(1)
+    await lab.says(2, kind)
+    assert bool(lab.migrations) == (kind in (K.STARTED, K.RESUMED, K.INCOMING))
 
 
 async def test_words_that_come_before_their_turn_wait(lab: OneVM) -> None:

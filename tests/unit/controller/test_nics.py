@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from retinue.controller.errors import RequestError
-from retinue.controller.leases.renewals import RenewalError
+from retinue.controller.leases.renewal_orders import RenewalError
 from retinue.controller.migrations.requests import MigrationError
 from retinue.controller.nic_changes import AddressTaken
 from retinue.controller.store.rows import to_row
@@ -52,11 +52,11 @@ class TwoNics(DhcpLab):
         return self.controller.inventory.state_of("vm1")
 
     async def plug_in(self, nic: int, at: int) -> None:
-        self.controller.inventory.vm_ports_changed([], [port(nic, at)])
+        self.controller.inventory.ports.changed([], [port(nic, at)])
         await self.fake.settle()
 
     async def unplug(self, nic: int, at: int) -> None:
-        self.controller.inventory.vm_ports_changed([port(nic, at)], [])
+        self.controller.inventory.ports.changed([port(nic, at)], [])
         await self.fake.settle()
 
     async def start(self) -> None:
@@ -113,9 +113,9 @@ async def test_a_port_with_the_other_nics_mac_is_no_nics(lab: TwoNics) -> None:
         dpid=0x31, bridge="br0", name="tap17", number=26, status=PortStatus.UP,
         iface_id="vm1-2", attached_mac=vm_mac(FIRST),
     )  # fmt: skip
-    lab.controller.inventory.vm_ports_changed([], [crossed])
+    lab.controller.inventory.ports.changed([], [crossed])
     await lab.fake.settle()
-    (rejected,) = lab.controller.inventory.rejected_ports.values()
+    (rejected,) = lab.controller.inventory.ports.rejected.values()
     assert rejected.reason == f"attached-mac is {vm_mac(FIRST)}, vm1 is registered with {vm_mac(SECOND)}"
 
 
@@ -208,9 +208,9 @@ async def test_what_is_removed_with_the_vm_is_each_nics_port_and_lease(lab: TwoN
     assert given_back == {vm_mac(FIRST), vm_mac(SECOND)}
     assert set(lab.controller.context.state.left_ports) == set(PORT_ID.values())
     await lab.unplug(SECOND, 1)
-    assert lab.controller.inventory.removed_vms() == ["vm1"]
+    assert lab.controller.inventory.ports.removed_vms() == ["vm1"]
     await lab.unplug(FIRST, 1)
-    assert lab.controller.inventory.removed_vms() == []
+    assert lab.controller.inventory.ports.removed_vms() == []
 
 
 async def test_the_second_nics_lease_that_ran_out_is_kept_beside_the_firsts(lab: TwoNics) -> None:

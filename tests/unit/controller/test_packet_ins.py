@@ -5,23 +5,25 @@ from dataclasses import replace
 
 import pytest
 
-from retinue.core.model import Role
-from retinue.core.model.network import Owner
+from retinue.core.model import DEFAULT_VNET, Role
+from retinue.core.model.network import Network, Owner
 from retinue.core.packets import arp_request
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.cookies import SENT_UP_BY, Reason, cookie, reason_of
 from retinue.core.pipeline.entry import CONTROLLER, Flow
 from retinue.southbound.openflow.codec.messages import PacketIn
 from support.fabric.dhcp6 import add_dhcp6
+from support.fabric.domains import Domains
 from support.fabric.networks import GATEWAY, UPLINK, add_vm, fabric, server
+from support.fabric.storage import add_forwarder
 from support.fakes.session import FakeNetwork
 
-SWITCH_OF = {Role.EDGE: "edge2", Role.LEAF: "leaf2", Role.SPINE: "spine1"}
+SWITCH_OF = {Role.EDGE: "edge2", Role.LEAF: "leaf2", Role.SPINE: "spine1", Role.CORE: "core1"}
 
 
 @pytest.fixture
 async def fake() -> AsyncIterator[FakeNetwork]:
-    made = FakeNetwork(fabric(), clock=lambda: 1000.0)
+    made = FakeNetwork(fabric(cores=2), clock=lambda: 1000.0)
     await made.start()
     yield made
     await made.stop()
@@ -34,21 +36,28 @@ def say(fake: FakeNetwork, switch: str, reason: Reason, port: int, frame: bytes)
 
 def test_the_table_has_what_the_pipeline_sends_up_and_nothing_else() -> None:
     net = fabric()
+    net.put_vnet(replace(DEFAULT_VNET, mtu=1400))
     add_dhcp6(net)
+    net.put_server(replace(server(9), edge=""))
     for number in (1, 2, 3):
         add_vm(net, number, at=number)
     nic = net.vms["vm1"].nic
     net.change_nic("vm1", nic, replace(nic, trusted=True))
+    add_forwarder(net)
+    found = sent_up(net) | sent_up(Domains(1, 1).nets["a"])
+    assert found == {(reason, role) for reason, roles in SENT_UP_BY.items() for role in roles}
+
+
+def sent_up(net: Network) -> set[tuple[Reason, Role]]:
     compiler = Compiler(net)
     compiler.update(net.everything())
-    found = {
+    return {
         (reason, switch.role)
         for switch in net.switches.values()
         for entry in compiler.program(switch.id).values()
         if isinstance(entry, Flow) and CONTROLLER in entry.actions
         and (reason := reason_of(entry.cookie)) is not None
     }  # fmt: skip
-    assert found == {(reason, role) for reason, roles in SENT_UP_BY.items() for role in roles}
 
 
 @pytest.mark.parametrize("role", list(Role))

@@ -1,6 +1,6 @@
 """What outlives a controller: one list, which leaves nothing out, and changes that are stored as they say."""
 
-from collections import deque
+from collections import UserDict, deque
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -9,24 +9,32 @@ from typing import Any, get_args
 import pytest
 from msgspec.structs import replace as replaced
 
-from retinue.controller import changes, lease_changes, marks, nic_changes, vnet_changes
+from retinue.controller import (
+    changes,
+    lease_changes,
+    marks,
+    nic_changes,
+    pair_changes,
+    router_changes,
+    storage_changes,
+    vnet_changes,
+    words,
+)
 from retinue.controller.app import Controller
 from retinue.controller.changes import Change, DerivedChange
-from retinue.controller.clock import ClockAnchor
 from retinue.controller.context import Context
+from retinue.controller.kinds import CONFIGURED, DERIVED, KIND_OF, KINDS, restore
+from retinue.controller.mobility import bookings
 from retinue.controller.mobility import changes as mobility
 from retinue.controller.state import (
-    CONFIGURED,
-    DERIVED,
-    KIND_OF,
-    KINDS,
     Image,
     LeftPort,
+    RemovedGuest,
     ServerLocation,
     State,
     Storable,
     Stored,
-    restore,
+    Word,
 )
 from retinue.controller.store.schema import TABLES
 from retinue.core.migration import MigrationState, begin
@@ -36,18 +44,21 @@ from retinue.core.model import (
     Allowed,
     Assignment,
     BindingKind,
+    GatewayGroup,
     ModelError,
     Network,
     Origin,
     PortRef,
     Power,
     Server,
+    Service,
     Subnet,
     VMPort,
     Vnet,
     Vrf,
 )
 from retinue.core.model.network import Owner
+from retinue.core.model.pairs import AddressPair
 from retinue.core.placement import (
     Entity,
     EntityKind,
@@ -58,10 +69,13 @@ from retinue.core.placement import (
     Snapshot,
     decide,
 )
+from retinue.core.placement.bookings import Booking
 from retinue.protocol.events import EventType
 from retinue.protocol.images import SignedManifest
 from retinue.protocol.vms import VMState
+from retinue.steady_clock import ClockAnchor
 from support.fabric.networks import assignment, fabric, server, vm_mac, vm_port
+from support.fabric.storage import FORWARDER, FORWARDER_MAC, login
 from support.fakes.memory_store import MemoryStore
 
 # ---- the list ----
@@ -82,12 +96,12 @@ def _containers(thing: object, seen: set[int]) -> Iterator[str]:
         return
     seen.add(id(thing))
     for name, value in _attributes(thing).items():
-        if isinstance(value, dict | set | list | deque):
+        if isinstance(value, dict | UserDict | set | list | deque):
             index = isinstance(thing, Network) and name.startswith("_")
             if id(value) not in seen and not index:
                 yield f"{type(thing).__name__}.{name}"
             seen.add(id(value))
-            for one in value.values() if isinstance(value, dict) else ():
+            for one in value.values() if isinstance(value, dict | UserDict) else ():
                 if _is_ours(one):
                     yield from _containers(one, seen)
         elif _is_ours(value):
@@ -117,6 +131,7 @@ def _restored_at(table: str) -> int:
     """Servers before their places and VMs; VMs before what they hold and before their migrations."""
     order = [
         *(
+            "GatewayGroup",
             "Vrf",
             "Vnet",
             "Subnet",
@@ -124,11 +139,24 @@ def _restored_at(table: str) -> int:
             "ServerLocation",
             "VM",
             "Assignment",
+            "FcLogin",
             "EndedLease",
             "PendingRenewal",
             "Migration",
         ),
-        *("FencedServer", "DrainedServer", "LeftPort", "ClockAnchor", "Image", "Entity", "Placement"),
+        *(
+            "FencedServer",
+            "DrainedServer",
+            "LostRouter",
+            "AgentAt",
+            "LeftPort",
+            "RemovedGuest",
+            "ClockAnchor",
+            "Image",
+            "Entity",
+            "Placement",
+        ),
+        *("AddressPair", "Word", "Booking"),
     ]
     return order.index(table)
 
@@ -139,6 +167,7 @@ def _restored_at(table: str) -> int:
 VM1, VM2 = (VM.with_one_nic(f"vm{n}", vm_mac(n), "server1") for n in (1, 2))
 TWO_NICS = replace(VM1, nics=(*VM1.nics, NIC(vm_mac(17), "vm1-2", slot=2)))
 SECONDS_ADDRESS = replace(assignment(17), vm="vm1")
+GUEST, GUEST2 = (replace(VM.with_one_nic(f"guest{n}", vm_mac(n), "server1"), home="b") for n in (8, 9))
 VM5 = VM.with_one_nic("vm5", vm_mac(5), "server1")
 SHARED = IPv4Address("10.1.0.200")
 SHARING = replace(VM5, nics=(replace(VM5.nic, allowed=(Allowed(SHARED),)),))
@@ -155,6 +184,9 @@ CHOSEN = Placement("migration-1", "match-1", "manager", ASKED, decide(ASKED))
 STORY: tuple[Change, ...] = (
     vnet_changes.VnetRegistered(Vnet("shop", vlan=42)),
     vnet_changes.VnetRegistered(Vnet("shop", vlan=43, mtu=1400)),
+    vnet_changes.GatewayGroupRegistered(GatewayGroup("rack", "00:00:de:ad:00:07")),
+    vnet_changes.GatewayGroupRegistered(GatewayGroup("shelf", "00:00:de:ad:00:08")),
+    vnet_changes.GatewayGroupRemoved(GatewayGroup("shelf", "00:00:de:ad:00:08")),
     vnet_changes.VrfRegistered(Vrf("red", 7)),
     vnet_changes.VrfRegistered(Vrf("grey", 8)),
     vnet_changes.VrfRemoved(Vrf("grey", 8)),
@@ -170,6 +202,9 @@ STORY: tuple[Change, ...] = (
         replace(GREEN, id="red", prefix=IPv4Network("10.3.0.0/24"), gateway=IPv4Address("10.3.0.1"))
     ),
     changes.ServerRegistered(replace(server(1), id="new", mac="02:00:00:00:00:99", address=None, edge="")),
+    changes.ServerRegistered(
+        replace(server(1), id="new", mac="02:00:00:00:00:99", address=None, edge="", gateway_group="rack")
+    ),
     changes.ServerLocated("new", HERE, None),
     changes.ServerLocated("new", THERE, HERE),
     changes.SwitchPortsChanged("edge1", {"up0": 1, "tap1": vm_port(1)}),
@@ -184,6 +219,13 @@ STORY: tuple[Change, ...] = (
     changes.VMPowerChanged(VM1, EventType.VM_START, {}),
     changes.VMChanged(replace(VM1, memory_mib=256)),
     lease_changes.AddressAssigned(assignment(1)),
+    changes.ServerRegistered(
+        Server(FORWARDER, FORWARDER_MAC, services=frozenset({Service.FORWARDER}), given_at=None)
+    ),
+    storage_changes.FcLoggedIn(login(1)),
+    storage_changes.FcLoggedIn(login(1, "0e:fc:00:01:01:99")),
+    storage_changes.FcLoggedOut(login(1), "logged out"),
+    storage_changes.FcLoggedOut(login(1, "0e:fc:00:01:01:99"), "the node is silent"),
     lease_changes.AddressAssigned(assignment(2)),
     lease_changes.AddressReleased(assignment(2)),
     changes.VMNicsChanged(TWO_NICS, VM1),
@@ -214,6 +256,11 @@ STORY: tuple[Change, ...] = (
     marks.PortLeft(LeftPort("vm3", "vm3", ("edge1",))),
     marks.PortLeft(LeftPort("vm4", "vm4", ("edge1",))),
     marks.LeftPortForgotten(LeftPort("vm4", "vm4", ("edge1",))),
+    changes.VMRegistered(GUEST),
+    marks.GuestRemoved(GUEST, ()),
+    changes.VMRegistered(GUEST2),
+    marks.GuestRemoved(GUEST2, ()),
+    marks.GuestRemovalHeard(RemovedGuest(GUEST2.id, "b")),
     marks.ClockAnchored(ClockAnchor("this", 7.0)),
     marks.ClockAnchored(ClockAnchor("another", 8.0)),
     marks.ServerFenced("server1"),
@@ -222,6 +269,12 @@ STORY: tuple[Change, ...] = (
     marks.ServerDrained("server1"),
     marks.ServerDrained("server2"),
     marks.ServerUndrained("server2"),
+    router_changes.RouterLost("router", "its port has no link"),
+    router_changes.RouterLost("server2", "it has not answered for 3 s"),
+    router_changes.RouterReturned("server2"),
+    marks.AgentHeard("server1"),
+    marks.AgentHeard("server2"),
+    marks.AgentForgotten("server2"),
     marks.ImagePublished(Image(IMAGE, "server1", "anna")),
     marks.ImagePublished(Image(replaced(IMAGE, name="other"), "server2", "anna")),
     marks.ImageRemoved(Image(replaced(IMAGE, name="other"), "server2", "anna")),
@@ -234,11 +287,32 @@ STORY: tuple[Change, ...] = (
     mobility.PlacementKept(replace(CHOSEN, migration="migration-2", match="match-10")),
     mobility.PlacementKept(replace(CHOSEN, migration="migration-3", match="match-9")),
     mobility.PlacementForgotten(replace(CHOSEN, migration="migration-3", match="match-9")),
+    pair_changes.PairAdded(AddressPair("52:54:00:00:01:01", IPv4Address("10.1.0.51"), 1)),
+    pair_changes.PairAdded(AddressPair("52:54:00:00:01:02", IPv4Address("10.1.0.52"), 2)),
+    bookings.BookingMade(Booking("web", "server1", 512, 2, 300.0)),
+    bookings.BookingMade(Booking("db", "server2", 0, 0, 301.5)),
+    bookings.BookingEnded(Booking("db", "server2", 0, 0, 301.5)),
+    words.WordKept(Word("vm web", "manager anna", 7.0)),
+    words.WordKept(Word("vm db", "manager bert", 8.0)),
+    words.WordForgotten(Word("vm db", "manager bert", 8.0)),
+    pair_changes.PairRemoved(AddressPair("52:54:00:00:01:01", IPv4Address("10.1.0.51"), 1)),
 )
 
 
 def _kinds_of_change() -> set[type[Change]]:
-    modules = (changes, lease_changes, marks, nic_changes, vnet_changes, mobility)
+    modules = (
+        changes,
+        lease_changes,
+        marks,
+        nic_changes,
+        router_changes,
+        vnet_changes,
+        pair_changes,
+        words,
+        mobility,
+        bookings,
+        storage_changes,
+    )
     every = [value for module in modules for value in vars(module).values()]
     found = {each for each in every if isinstance(each, type) and issubclass(each, Change)}
     return {each for each in found - {Change, DerivedChange} if not each.__name__.startswith("_")}

@@ -23,7 +23,7 @@ from retinue.core.lease_renewal import (
     request_frame,
     step,
 )
-from retinue.core.packets import DHCP, MessageType, ack, nak, offer, parse_dhcp_frame, renewal
+from retinue.core.packets import DHCP, MessageType, Options, ack, nak, offer, parse_dhcp_frame, renewal
 
 SERVER, OTHER = IPv4Address("10.1.0.2"), IPv4Address("10.1.0.3")
 IP = IPv4Address("10.1.0.101")
@@ -60,13 +60,14 @@ def test_the_request_is_a_unicast_renewal_by_rfc_2131_table_5() -> None:
     nobody = IPv4Address(0)
     assert (dhcp.ciaddr, dhcp.yiaddr, dhcp.siaddr, dhcp.giaddr) == (IP, nobody, nobody, nobody)
     assert (dhcp.chaddr, dhcp.message_type) == (MAC, MessageType.REQUEST)
-    assert {code for code, _ in dhcp.options} == {53, 61}, "neither option 50 nor 54"
+    assert {code for code, _ in dhcp.options} == {53, 55, 61}, "neither option 50 nor 54"
+    assert dhcp.option(55) == bytes([51, 6, 44])
     assert dhcp.client_id == LEASE.client_id
 
 
 def test_a_vm_that_used_no_client_id_is_given_none() -> None:
     frame = request_frame(replace(LEASE, client_id=b""), XID)
-    assert {code for code, _ in parse_dhcp_frame(frame)[2].options} == {53}
+    assert {code for code, _ in parse_dhcp_frame(frame)[2].options} == {53, 55}
 
 
 def test_secs_does_not_overflow_its_two_bytes() -> None:
@@ -155,3 +156,22 @@ def test_the_controllers_word_on_the_answer_ends_it() -> None:
     this, effects = step(started(), ControllerVerdict(None, "rejected by DHCP server dhcp"), 100.1)
     assert (this.state, effects) == (RenewalState.REJECTED, [NotRenewed("rejected by DHCP server dhcp")])
     assert this.reason == "rejected by DHCP server dhcp"
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        ((), [51, 6, 44]),
+        (((55, bytes([1, 3, 6, 12])),), [1, 3, 6, 12, 51, 44]),
+        (((55, bytes([44, 6, 51])),), [44, 6, 51]),
+        (((60, b"x"), (55, bytes([1])), (12, b"vm1"), (55, bytes([3]))), [1, 3, 51, 6, 44]),
+    ],
+)
+def test_it_asks_for_what_the_vm_asked_for_and_for_lease_time_and_name_servers(
+    said: Options, asked: list[int]
+) -> None:
+    """One list, the VM's own first; the other options are where they were, as they were."""
+    sends = parse_dhcp_frame(request_frame(replace(LEASE, options=said), XID))[2]
+    assert [value for code, value in sends.options if code == 55] == [bytes(asked)]
+    own = [option for option in sends.options if option[0] not in (53, 55, 61)]
+    assert own == [option for option in said if option[0] != 55]

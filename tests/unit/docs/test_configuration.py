@@ -83,12 +83,14 @@ def test_the_configuration_files_shown_are_good(tmp_path: Path) -> None:
     file = tmp_path / "controller.toml"
     file.write_text(shown)
     assert controller_config.load(file).network().switches
-    qemu, libvirt = fenced(section(OPERATORS, "The agent's configuration file"), "toml")
+    qemu, libvirt, alone = fenced(section(OPERATORS, "The agent's configuration file"), "toml")
     file.write_text(qemu)
     assert agent_config.load(file).vm is not None
     without = "".join(line for line in qemu.splitlines(keepends=True) if not line.startswith("wrapper"))
     file.write_text(without + libvirt)
     assert agent_config.load(file).libvirt is not None
+    file.write_text(alone)
+    assert agent_config.load(file).alone is not None
 
 
 def test_configuration_files_are_shown_in_one_place_only() -> None:
@@ -105,10 +107,12 @@ def test_the_keys_of_a_topology_are_the_codes() -> None:
         lists = [name for name in ticked(row["table"]) if name.startswith("[")]
         for name in lists or [""]:
             page[name.strip("[]")] = set(re.findall(r"`(\w+)`(?=[:,;]| \(|$)", row["keys"]))
-    code = {"": {"gateway_mac", "mtu"}}
+    code: dict[str, set[str]] = {"": set()}
     for field in msgspec.structs.fields(Topology):
-        if (struct := _struct(field.type)) is not None:
+        if (struct := _struct(field.type)) is not None and struct is not Topology:
             code[field.name] = {inner.name for inner in msgspec.structs.fields(struct)} - {"reservation"}
+        else:
+            code[""].add(field.name)
     page["dhcp"] -= {"reservation"}
     page["server"] -= {"qemu", "libvirt"}
     page["client"] -= {"outside"}

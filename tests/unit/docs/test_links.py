@@ -13,7 +13,7 @@ from support.pages import PAGES, ROOT, anchors, code, fenced, links, section, te
 
 FILE = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.(?:py|md|toml|txt|c|in)")
 MADE_BY_USERS = re.compile(
-    r"(controller|agent|tokens|small|topology|ca|demo|outside|pki/.*|requirements-?\w*)\.(toml|txt)$"
+    r"(controller|agent|tokens|site|small|topology|ca|demo|outside|pki/.*|requirements-?\w*)\.(toml|txt)$"
 )
 COMMAND = re.compile(
     r"(?<![\w/.@-])retinue ((?:--[a-z-]+ \S+ )*)([a-z][a-z-]*)(?: ([a-z][a-z-]*))?([^\n|#]*)"

@@ -71,8 +71,16 @@ SENTENCES = (
     (OPERATORS, "certificates for {} days", authority.DAYS),
     (OPERATORS, "The authority is good for {} years", ("ten", authority.CA_DAYS == 3650)),
     (OPERATORS, "The tap at a migration's target holds {} frames", f"{QUEUE_FRAMES:,}"),
-    (OPERATORS, "`crowded` ({} others have not said so)", limits.MOST_STRANGERS),
-    (OPERATORS, "`crowded` ({} others have made no request)", limits.MOST_STRANGERS),
+    (
+        OPERATORS,
+        "`crowded` ({} others, and one for each switch known, have not said so)",
+        limits.MOST_STRANGERS,
+    ),
+    (
+        OPERATORS,
+        "`crowded` ({} others, and one for each server known, have made no request)",
+        limits.MOST_STRANGERS,
+    ),
     (OPERATORS, "as above ({} others in the handshake)", limits.MOST_STRANGERS),
     (ARCHITECTURE, "when {} KiB remain the agent reads no more", passes.HELD_BACK_LATER >> 10),
     (ARCHITECTURE, "held back when {} MiB remains", passes.HELD_BACK >> 20),

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from retinue.core.model import Role
+from retinue.core.model import Role, Server
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.entry import Flow
 from retinue.core.pipeline.meters import LEAF_RATE, VMMeter
 from retinue.core.pipeline.tables import Table
 from support.fabric.networks import add_vm, fabric
+from support.fabric.storage import add_forwarder, login
 from support.pages import section, table, text
 
 ARCHITECTURE = "docs/architecture.md"
@@ -38,7 +39,10 @@ def real_entries(role: Role) -> set[tuple[str, int]]:
         moving = add_vm(net, 2, at=2, ports_on=(1,))
         also = frozenset({"server1"})
         net.fence("server3")
+        net.put_server(Server("lost", "02:00:00:00:77:77"))
         net.put_vm(replace(moving, also=also, copied_to=copied, forwarded_from=forwarded))
+        add_forwarder(net)
+        net.log_in(login(1))
         compiler = Compiler(net)
         compiler.update(net.everything())
         for switch in net.with_role(role):

@@ -40,6 +40,11 @@ COPY = (
         ("recirc_id(0),in_port(tap-vm1),eth(src=52:54:00:00:00:01), actions:tap-vm1", False),
         ("recirc_id(0),in_port(tap-vm1),eth(src=52:54:00:00:00:01), actions:up0", False),
         ("flow-dump from the main thread:", False),
+        (
+            "recirc_id(0),in_port(up0),packet_type(ns=0,id=0),eth(src=02:00:00:00:0f:01,dst=0e:fc:00:01:01:01),"
+            "eth_type(0x8906), packets:399, bytes:49476, used:1.203s, actions:tap-vm1",
+            False,
+        ),
     ],
 )
 def test_a_cached_flow_leads_to_a_port_when_its_actions_name_it(flow: str, leads: bool) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from retinue.controller.config import LinkTable
 from retinue.controller.config import load as controller_load
-from retinue.core.model import DEFAULT_VRF, Link, Network, PortRef, Role, Server, Service, Subnet, Switch, mac
+from retinue.core.model import DEFAULT_VRF, Network, PortRef, Role, Server, Service, Subnet, Switch, mac
 from retinue_lab.errors import LabError
 from retinue_lab.network import libvirtd
 from retinue_lab.network.controller_config import controller_config
@@ -87,7 +88,7 @@ def read(config: str) -> Told:
     for s in table["switch"]:
         network.add_switch(Switch(s["id"], Role(s["role"]), int(s["dpid"], 16), s.get("uplink", "")))
     for link in table["link"]:
-        network.add_link(Link(PortRef(*link["leaf"].split(":")), spine=PortRef(*link["spine"].split(":"))))
+        network.add_link(LinkTable(**link).ends())
     for s in table["subnet"]:
         relayed = tuple(map(IPv4Address, s.get("dhcp", [])))
         gateway = IPv4Address(s["gateway"])
@@ -294,13 +295,22 @@ def test_tenants_are_vrfs_with_the_vms_own_addresses(tmp_path: Path) -> None:
         assert subnet.id == {DEFAULT_VRF: "blue"}.get(vrf, vrf)
 
 
+def test_the_network_for_vrrp_floods_in_the_vms_vnet(tmp_path: Path) -> None:
+    file = tmp_path / "controller.toml"
+    file.write_text(controller_config(load("vrrp")))
+    net = controller_load(file).network()
+    assert net.vnets["balanced"].floods
+    assert {s.id for s in net.subnets.values() if s.vnet == "balanced"} == {"blue", "blue6"}
+
+
 DUAL = topology_file.DEFAULT_FILE.with_name("dual-stack.toml").read_text()
 
 
 def test_a_dual_stack_network_tells_the_controller_of_its_ipv6() -> None:
     told = tomllib.loads(controller_config(load("dual-stack")))
     six = [s for s in told["subnet"] if ":" in s["prefix"]]
-    assert six == [{"id": "blue6", "prefix": "fd00:1::/64", "gateway": "fd00:1::fe", "slaac": True}]
+    prefix = {"prefix": "fd00:1::/64", "gateway": "fd00:1::fe"}
+    assert six == [{"id": "blue6", **prefix, "vnet": "default", "slaac": True}]
     assert [s["routes"] for s in told["server"] if "routes" in s] == [["0.0.0.0/0", "::/0"]]
     plain = tomllib.loads(controller_config(load()))
     assert [s["routes"] for s in plain["server"] if "routes" in s] == [["0.0.0.0/0"]]
@@ -324,3 +334,66 @@ def test_ipv6_that_does_not_fit_is_rejected(tmp_path: Path, old: str, new: str, 
     (tmp_path / "net.toml").write_text(DUAL.replace(old, new))
     with pytest.raises(LabError, match=said):
         load(tmp_path / "net.toml")
+
+
+def test_more_controllers_and_their_database_move_no_address(tmp_path: Path) -> None:
+    one = load()
+    two = topology_file.with_controllers(one, 2, 3)
+    assert two.controller_nodes == ("controller", "controller2")
+    assert two.database_nodes == ("database1", "database2", "database3")
+    assert two.management_addresses.items() >= one.management_addresses.items()
+    assert two.controller_url.split(",") == [two.url_of("controller"), two.url_of("controller2")]
+    file = tmp_path / "controller.toml"
+    file.write_text(controller_config(two, tmp_path / "pki", node="controller2"))
+    found = controller_load(file)
+    assert found.cluster is not None
+    assert (found.cluster.name, found.cluster.url) == ("controller2", two.url_of("controller2"))
+    assert len(found.cluster.database) == 3
+    assert found.listen.rest == two.url_of("controller2").removeprefix("https://")
+    with pytest.raises(LabError, match="share a database"):
+        topology_file.with_controllers(one, 2, 0)
+
+
+def test_over_an_ip_network_each_server_has_a_leaf_and_the_border_one_more(tmp_path: Path) -> None:
+    """S3.3: no switch of ours is between servers; a router of Linux is."""
+    topology = load("vxlan")
+    leaves = {s.id: (s.node, s.ports) for s in topology.switches if s.role == "leaf"}
+    assert leaves == {
+        "leaf1": ("server1", ("leaf1-server1", "leaf1-vxlan")),
+        "leaf2": ("server2", ("leaf2-server2", "leaf2-vxlan")),
+        "leaf3": ("server3", ("leaf3-server3", "leaf3-vxlan")),
+        "leaf4": ("border", ("leaf4-dhcp", "leaf4-router", "leaf4-vxlan")),
+    }
+    within = [(c.a_node, c.a, c.b) for c in topology.cables if c.a_node == c.b_node]
+    assert within == [(f"server{n}", "up0", f"leaf{n}-server{n}") for n in (1, 2, 3)]
+    outer = [(c.a_node, c.b_node, c.mtu) for c in topology.cables if "transit" in (c.a_node, c.b_node)]
+    assert outer == [(node, "transit", 1500) for node in ("server1", "server2", "server3", "border")]
+    told = tmp_path / "controller.toml"
+    told.write_text(controller_config(topology))
+    net = controller_load(told).network()
+    assert (net.over_ip, net.mtu, net.links) == (True, 1450, ())
+    ends = {id: (s.tunnel, str(s.endpoint)) for id, s in net.switches.items() if s.role is Role.LEAF}
+    assert ends == {f"leaf{n}": (f"leaf{n}-vxlan", f"172.16.{n}.2") for n in (1, 2, 3, 4)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('endpoint = "172.16.4.2/24"', "", "joins all leaves"),
+        (
+            'on = "server2"\nendpoint = "172.16.2.2/24"',
+            'on = "server2"',
+            "leaf2 on server2 needs an endpoint",
+        ),
+        ('on = "server2"', 'on = "server9"', "there is no server server9"),
+        ('on = "server2"', 'on = "server1"', "different nodes"),
+        ('"172.16.2.2/24"', '"172.16.1.3/24"', "overlaps another"),
+        ("[[server]]", '[[spine]]\nid = "spine1"\ndpid = 0x51\n\n[[server]]', "no spines"),
+    ],
+)
+def test_ends_of_tunnels_that_do_not_fit_are_rejected(tmp_path: Path, old: str, new: str, said: str) -> None:
+    text = topology_file.DEFAULT_FILE.with_name("vxlan.toml").read_text()
+    file = tmp_path / "wrong.toml"
+    file.write_text(text.replace(old, new, 1))
+    with pytest.raises(LabError, match=said):
+        load(file)

@@ -129,7 +129,7 @@ class EchoServer:
         self.tcp.listen()
         self._faults = (lose, double)
         self._over = threading.Event()
-        self._threads = [threading.Thread(target=t) for t in (self._datagrams, self._stream)]
+        self._threads = [threading.Thread(target=t, daemon=True) for t in (self._datagrams, self._stream)]
         for thread in self._threads:
             thread.start()
 

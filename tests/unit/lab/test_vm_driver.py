@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from retinue.agent import admin_socket
-from retinue.core.migration.endpoint import Running
+from retinue.core.migration.presence import Running
 from retinue.hypervisor.paths import MachineFiles
 from retinue.protocol import json_lines
 from retinue.protocol.json_lines import RequestError
@@ -89,9 +89,13 @@ async def test_a_vm_is_shown_once_with_all_its_places(lab: DrivenAgents) -> None
         "mac": VM.mac,
         "vnet": "",
         "addresses": ["10.1.0.50"],
+        "subnets": {},
         "enabled": True,
         "slot": 1,
         "mtu": 0,
+        "trunk": "",
+        "vlan": 0,
+        "initial_mac": "",
     }
     row = {"id": "web", "mac": VM.mac, "nics": [nic], "runs_at": "server1", "locations": at, "migration": ""}
     assert await lab.vm() == {**row, "shell": str(lab.bench.source.machine.files.shell)}

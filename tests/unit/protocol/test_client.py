@@ -199,3 +199,34 @@ async def test_a_renewal_names_its_vm_by_id_only() -> None:
 
 async def test_an_event_that_is_cut_off_is_none() -> None:
     assert await read('event: hello\ndata: {"id": 6}\n') == []
+
+
+async def test_of_several_controllers_the_active_one_is_asked_and_stayed_with() -> None:
+    """One that is away and a standby are passed over; what a standby rejects it has not done."""
+    standby, active = Web(), Web()
+    standby.answer = web.json_response({"error": "ask the other one", "code": "standby"}, status=503)
+    async with served(standby) as (one, _), served(active) as (other, runner):
+        nobody = "http://127.0.0.1:1"
+        async with ControllerClient(f"{nobody},{one.base},{other.base}") as rest:
+            await rest.post(Route.REPORT_VM.path("web"), {"event": "started"})
+            assert rest.base == other.base
+            assert (len(standby.seen), len(active.seen)) == (1, 1)
+            await rest.post(Route.REPORT_VM.path("web"), {"event": "started"})
+            assert (len(standby.seen), len(active.seen)) == (1, 2)
+            await runner.cleanup()
+            with pytest.raises(ControllerAwayError):
+                await rest.post(Route.REPORT_VM.path("web"), {"event": "started"})
+
+
+async def test_what_one_controller_may_have_done_is_not_asked_of_another() -> None:
+    broken, active = Web(), Web()
+    broken.answer = web.json_response({"error": "out of order"}, status=500)
+    async with (
+        served(broken) as (one, _),
+        served(active) as (other, _),
+        ControllerClient(f"{one.base},{other.base}") as rest,
+    ):
+        with pytest.raises(ControllerAwayError, match="500"):
+            await rest.post(Route.REPORT_VM.path("web"), {"event": "started"})
+        assert not active.seen
+        assert rest.base == other.base, "whoever asks again asks the other one"

@@ -27,6 +27,21 @@ async def test_what_is_asked_is_answered(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+async def test_a_path_that_is_too_long_for_a_socket_leads_there_all_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 200)
+    folder.mkdir()
+    path = folder / "a.sock"
+    async with serving(path, echo):
+        assert stat.S_ISSOCK(path.stat().st_mode)
+        assert await ask(path, "the agent", do="vms") == {"heard": {"do": "vms"}}
+        asked = asyncio.to_thread(ask_blocking, path, "the agent", 5, do="vms")
+        assert await asked == {"heard": {"do": "vms"}}
+    assert not path.exists()
+    with pytest.raises(OSError, match="a socket's path has 107 bytes at most"):
+        async with serving(folder / ("y" * 120), echo):
+            pass
+
+
 async def test_an_answer_may_be_longer_than_a_request(tmp_path: Path) -> None:
     text = "x" * (2 * json_lines.LONGEST_REQUEST)
 

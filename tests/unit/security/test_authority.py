@@ -184,6 +184,13 @@ def write(path: Path, text: str, rights: int = 0o600) -> Path:
     return path
 
 
+def test_a_token_that_cannot_be_written_is_not_given_out(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "nowhere" / "tokens.toml", tmp_path / "file" / "tokens.toml"):
+        with pytest.raises(TokenError, match=f"cannot write {place}: "):
+            tokens.add(place, "ops", PeerRole.MANAGER, [])
+
+
 def test_a_token_is_made_once_and_known_by_its_hash(tmp_path: Path) -> None:
     file = tmp_path / "tokens.toml"
     first = tokens.add(file, "backup", PeerRole.READER, [])

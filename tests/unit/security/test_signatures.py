@@ -9,11 +9,6 @@ from retinue.security.signatures import SignatureError, check, sign
 from support.pki_files import Certificates
 
 
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("pki"))
-
-
 def test_a_managers_signature_counts(pki: Certificates) -> None:
     certificate, key = pki.files("manager/anna")
     who = check(b"data", sign(b"data", key), certificate.read_text(), pki.authority.ca, time.time())

@@ -99,7 +99,8 @@ def test_every_mistake_is_another_program(module: str) -> None:
     found = mutants(module, source)
     assert len({mutant.text for mutant in found}) == len(found)
     assert all(mutant.text != source for mutant in found)
-    assert sum(mutant.compiles() for mutant in found[:30]) >= 25
+    some = found[:30]
+    assert sum(mutant.compiles() for mutant in some) >= 0.8 * len(some)
 
 
 def test_the_lists_fit_the_code() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
+from ipaddress import IPv4Address
 
 import pytest
 
@@ -10,11 +11,12 @@ pytest.importorskip("z3", reason="make install-prove")
 
 from prove import words
 from prove.networks import NETWORKS, Moment, moments
-from prove.properties import AMBIGUOUS, A, B, C, Counterexample, D, Tally, doors
+from prove.properties import AMBIGUOUS, A, B, C, Counterexample, D, E, Tally, doors
 from prove.reach import MAX_HOPS, Emission, Explorer, Fate, Hop
 from prove.run import NothingProvedError, examine
 from prove.terms import UNKNOWN, Sent
 from prove.wire import build, real
+from retinue.core.forwarding.header import read
 from retinue.core.model import Role, mac_to_int
 from retinue.core.pipeline.compiler import Program, key_of
 from retinue.core.pipeline.entry import (
@@ -25,15 +27,15 @@ from retinue.core.pipeline.entry import (
     Group,
     Meter,
     Output,
+    PopVlan,
     PortNo,
     set_field,
 )
-from retinue.core.pipeline.priorities import TABLE_MISS, Deliver, EdgeAdmit, Forward, Route
+from retinue.core.pipeline.priorities import TABLE_MISS, VRF_BAND, Deliver, EdgeAdmit, Forward, Route
 from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay import Near
 from retinue.core.pipeline.underlay.fabric import LeafSpine
 from support.fabric.networks import GATEWAY_MAC, UPLINK, vm_mac, vm_port
-from support.fakes.header import read
 from support.fakes.switch import FakeFabric, Loop
 
 
@@ -60,6 +62,8 @@ def fake(moment: Moment, which: dict[str, int]) -> FakeFabric:
                 meters=tuple(e for e in entries if isinstance(e, Meter)),
             )
         )
+    for address, end in moment.tunnels.items():
+        made.tunnel(end, IPv4Address(address))
     for one, other in moment.cables.items():
         if one < other:
             made.cable(one, other)
@@ -98,14 +102,14 @@ def outcomes(fabric: FakeFabric, switch: str, port: int, frame: bytes) -> list[O
     ]
 
 
-@pytest.mark.parametrize("network", ["small", "dual"])
+@pytest.mark.parametrize("network", ["small", "dual", "vxlan"])
 def test_a_frame_has_the_fate_that_switches_give_it(network: str) -> None:
     """A frame is written down and sent through switches that run bytes: one at least that passes each entry,
     and one for each number of places to arrive at."""
     moment = at_rest(network)
     fabric, followed = fake(moment, {}), 0
     seen: set[object] = set()
-    explorer = Explorer(moment.programs, moment.cables)
+    explorer = Explorer(moment.programs, moment.cables, moment.tunnels)
     for door in doors(moment):
         if door.vm is None and door.server is None:
             continue
@@ -251,6 +255,33 @@ def tie(m: Moment) -> tuple[str, Flow, Flow | None]:
     return "leaf1", flow, replace(flow, priority=Route.HAIRPIN)
 
 
+IN_RED = {"vlan_vid": 0x1007}
+
+
+def in_no_vrf(m: Moment) -> tuple[str, Flow, Flow | None]:
+    """What a NIC of VRF red sends is let in as the default VRF's."""
+    flow = entry(m, "edge1", Table.ADMIT, EdgeAdmit.BOUND, **ONE)
+    return "edge1", flow, replace(flow, actions=())
+
+
+def tag_left(m: Moment) -> tuple[str, Flow, Flow | None]:
+    """The VRF's tag stays where a frame comes to a NIC."""
+    flow = entry(m, "edge1", Table.DELIVER, VRF_BAND + Deliver.VM, ipv4_dst=0x0A010067, **IN_RED)
+    kept = tuple(action for action in flow.actions if not isinstance(action, PopVlan))
+    return "edge1", flow, replace(flow, actions=kept)
+
+
+def all_of_a_prefix(m: Moment) -> tuple[str, Flow, Flow | None]:
+    """From a prefix that is longer than the one routed to the NIC."""
+    flow = entry(m, "edge1", Table.ADMIT, EdgeAdmit.BOUND, ipv4_src=0x0A090000, **ONE)
+    wider = tuple((f, v, 0xFFFFFFE0 if f is Field.IPV4_SRC else mask) for f, v, mask in flow.match)
+    return "edge1", flow, replace(flow, match=wider)
+
+
+def prefix_lost(m: Moment) -> tuple[str, Flow, Flow | None]:
+    return "edge1", entry(m, "edge1", Table.DELIVER, Deliver.VM, ipv4_dst=0x0A090000), None
+
+
 @pytest.mark.parametrize(
     ("network", "wanted", "why", "breaks"),
     [
@@ -265,9 +296,13 @@ def tie(m: Moment) -> tuple[str, Flow, Flow | None]:
         ("small", B, "it comes to edge1 port 4294967294", other_port),
         ("small", B, "twice to one port", doubled),
         ("small", B, "not the receiver's", other_mac),
-        ("small", C, "16 switches", sent_back),
+        ("small", C, f"{MAX_HOPS} switches", sent_back),
         ("vnets", D, "its time to live is what it was", neighbour_of_all),
         ("small", D, "its time to live is what it was", no_ttl),
+        ("tenants", E, "they are in different VRFs", in_no_vrf),
+        ("tenants", E, "it has a tag", tag_left),
+        ("routed", A, "edge1 port 1", all_of_a_prefix),
+        ("routed", B, "it is lost", prefix_lost),
         ("small", AMBIGUOUS, "do not do the same", tie),
     ],
 )
@@ -342,7 +377,8 @@ def test_the_networks_have_every_role_and_every_step_of_a_migration() -> None:
         "source_closed", "settled",
     }  # fmt: skip
     net = at_rest("vnets").net
-    assert {switch.role for switch in net.switches.values()} == set(Role)
+    assert {switch.role for switch in net.switches.values()} == set(Role) - {Role.CORE}
+    assert Role.CORE in {switch.role for switch in at_rest("tiers").net.switches.values()}
     assert len(net.vnets) > 1
     assert net.gateway_groups
     assert any(nic.allowed for vm in net.vms.values() for nic in vm.nics)

@@ -9,14 +9,24 @@ import asyncio
 import contextlib
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 
 from retinue.agent.content.store import Store, StoredImage, StoreError
 from retinue.agent.content.threads import in_thread
 from retinue.agent.content.wire import Word, number, numbers, receive_bitmap, receive_bytes
-from retinue.core.content import Ask, ContentError, Effect, Fetch, HolderRejected, Manifest, Patience
+from retinue.core.content import (
+    Ask,
+    ContentError,
+    Distance,
+    Effect,
+    Fetch,
+    HolderRejected,
+    Manifest,
+    Patience,
+)
+from retinue.core.histogram import QUICK, Histogram
 from retinue.hypervisor import HypervisorError
 from retinue.hypervisor.memory_channel import Channel, ChannelError
 from retinue.protocol.errors import ControllerAwayError, ControllerError
@@ -53,17 +63,24 @@ class Fetching:
         gained: Callable[[int], None],
         rejected: Callable[[str], None],
         patience: Patience | None = None,
+        times: Histogram | None = None,
+        *,
+        cache: bool = False,
     ) -> None:
-        """`gained` is called with each chunk that is stored, `rejected` with who sent a bad one."""
+        """`gained` is called with each chunk that is stored, `rejected` with who sent a bad one; `times` has
+        how long each took from the question until it was stored. `cache`: this server is one."""
         self.server = server
         self.origins: Counter[str] = Counter()
         """Bytes that were stored, by the server that sent them."""
         self.began = 0.0
         self._trouble = ""
         self._store, self._open, self._record = store, open, record
-        self._gained, self._rejected = gained, rejected
-        self._patience = patience
-        self._fetch: Fetch | None = None
+        self._gained, self._rejected, self._cache = gained, rejected, cache
+        self._times = times or Histogram(QUICK)
+        self._asked_at: dict[str, dict[int, float]] = {}
+        """By holder and chunk, while it is not answered."""
+        self._fetch = Fetch([], zlib.crc32(server.encode()), patience)
+        self._lasting = False
         self._origin = ""
         self._links: dict[str, asyncio.Task[None]] = {}
         self._asking: dict[str, asyncio.Queue[int]] = {}
@@ -80,24 +97,38 @@ class Fetching:
     def trouble(self) -> str:
         """Why it does not go on, as far as is known; "" while there is somebody to ask."""
         now = asyncio.get_running_loop().time()
-        if self._fetch is not None and "good" in self._fetch.standing(now).values():
+        if "good" in self._fetch.standing(now).values():
             return ""
         return self._trouble
 
     @property
     def fallbacks(self) -> int:
-        return self._fetch.fallbacks if self._fetch is not None else 0
+        return self._fetch.fallbacks
 
     async def run(self, image: StoredImage) -> None:
-        """Fetch what is missing, however long it takes. Raises StoreError when there is no room."""
+        """Fetch what is missing of what is wanted, however long it takes. Raises StoreError when there is no
+        room."""
+        missing = await in_thread(self._store.missing, image, image.segment)
+        self._over.clear()
+        self.want(missing)
+        await self._run(image)
+
+    async def run_on(self, image: StoredImage) -> None:
+        """Fetch what is asked for (`want`), until it is cancelled. Raises StoreError: there is no room."""
+        self._lasting = True
+        await self._run(image)
+
+    def want(self, chunks: Iterable[int]) -> None:
+        """Fetch these, too."""
+        self._do(self._fetch.want(chunks, asyncio.get_running_loop().time()))
+
+    async def _run(self, image: StoredImage) -> None:
         loop = asyncio.get_running_loop()
         self.began = loop.time()
-        missing = await in_thread(self._store.missing, image)
-        self._fetch = Fetch(missing, zlib.crc32(self.server.encode()), self._patience)
         self._origin = image.origin
         looking = asyncio.create_task(self._look_for_holders(image))
         try:
-            while not self._fetch.done and self._failure is None:
+            while (self._lasting or not self._fetch.done) and self._failure is None:
                 self._do(self._fetch.tick(loop.time()))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(TICK_SECONDS):
@@ -115,11 +146,12 @@ class Fetching:
             match effect:
                 case Ask(holder, chunk):
                     if holder in self._asking:
+                        self._asked_at[holder][chunk] = asyncio.get_running_loop().time()
                         self._asking[holder].put_nowait(chunk)
                 case HolderRejected(holder, chunk):
                     log.warning("content.bad_chunk", holder=holder, chunk=chunk)
                     self._rejected(holder)
-        if self._fetch is not None and self._fetch.done:
+        if self._fetch.done and not self._lasting:
             self._over.set()
 
     # ---- holders ----
@@ -139,27 +171,33 @@ class Fetching:
         others = [holder for holder in holders if holder.server != self.server and holder.address]
         self._trouble = "" if others else "no other server holds it"
         for holder in others:
+            if self._distance(holder) is Distance.NEAR:
+                self._fetch.expected(holder.server, asyncio.get_running_loop().time())
+        for holder in others:
             if holder.server not in self._links or self._links[holder.server].done():
                 self._links[holder.server] = asyncio.create_task(self._follow(image, holder))
 
     async def _follow(self, image: StoredImage, holder: HolderRecord) -> None:
         """One connection to a holder, until it ends."""
-        assert self._fetch is not None
         loop, name = asyncio.get_running_loop(), holder.server
         try:
-            channel = await self._open(holder.address, name)
-            asking: asyncio.Queue[int] = asyncio.Queue()
-            self._asking[name] = asking
             try:
-                await greet(channel, image.signed.manifest, self.server, wait=True)
+                channel = await self._open(holder.address, name)
+            except HypervisorError:
+                self._do(self._fetch.left(name, loop.time()))
+                raise
+            asking: asyncio.Queue[int] = asyncio.Queue()
+            self._asking[name], self._asked_at[name] = asking, {}
+            try:
+                await greet(channel, image.signed.manifest, self.server, wait=True, cache=self._cache)
                 async with asyncio.timeout(ANSWER_LIMIT):
                     has = await receive_bitmap(channel, len(image.chunks))
-                self._do(self._fetch.joined(name, has, loop.time(), origin=name == self._origin))
+                self._do(self._fetch.joined(name, has, loop.time(), self._distance(holder)))
                 async with asyncio.TaskGroup() as both:
                     both.create_task(self._send_questions(channel, asking))
                     both.create_task(self._take_answers(channel, image, name))
             finally:
-                del self._asking[name]
+                del self._asking[name], self._asked_at[name]
                 self._do(self._fetch.left(name, loop.time()))
                 channel.abort()
         except* (HypervisorError, TimeoutError, OSError) as errors:
@@ -173,12 +211,16 @@ class Fetching:
             self._over.set()
         await asyncio.sleep(AGAIN_SECONDS)
 
+    def _distance(self, holder: HolderRecord) -> Distance:
+        if holder.server == self._origin:
+            return Distance.ORIGIN
+        return Distance.NEAR if holder.near else Distance.FAR
+
     async def _send_questions(self, channel: Channel, asking: "asyncio.Queue[int]") -> None:
         while True:
             await channel.send_message(Word.CHUNK, n=await asking.get())
 
     async def _take_answers(self, channel: Channel, image: StoredImage, name: str) -> None:
-        assert self._fetch is not None
         loop, chunks = asyncio.get_running_loop(), len(image.chunks)
         while True:
             message = await channel.receive_message()
@@ -186,7 +228,9 @@ class Fetching:
                 case Word.HAS:
                     self._do(self._fetch.gained(name, numbers(message, chunks), loop.time()))
                 case Word.ABSENT:
-                    self._do(self._fetch.absent(name, number(message, chunks), loop.time()))
+                    chunk = number(message, chunks)
+                    self._asked_at[name].pop(chunk, None)
+                    self._do(self._fetch.absent(name, chunk, loop.time()))
                 case Word.CHUNK:
                     chunk = number(message, chunks)
                     data = await channel.receive()
@@ -197,8 +241,8 @@ class Fetching:
                     raise ChannelError(f"{other!r} is no answer of a holder")
 
     async def _keep(self, image: StoredImage, name: str, chunk: int, data: bytes) -> None:
-        assert self._fetch is not None
         loop = asyncio.get_running_loop()
+        asked_at = self._asked_at[name].pop(chunk, None)
         if chunk not in self._fetch.wanted:
             self._do(self._fetch.arrived(name, chunk, loop.time(), good=True))
             return  # The second answer of two, or one that nobody asked for: it is not even looked at.
@@ -209,6 +253,8 @@ class Fetching:
             # Whatever else it sends on this connection is not even read.
             raise ChannelError(str(error)) from error
         self.origins[name] += len(data)
+        if asked_at is not None:
+            self._times.observe(loop.time() - asked_at)
         self._gained(chunk)
         self._do(self._fetch.arrived(name, chunk, loop.time(), good=True))
 
@@ -220,25 +266,35 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     return found
 
 
-async def greet(channel: Channel, manifest: Manifest, server: str, *, wait: bool) -> None:
+async def greet(
+    channel: Channel, manifest: Manifest, server: str, *, wait: bool, cache: bool = False
+) -> None:
     """Say which image a connection is about. Raises ChannelError when it is not there, TimeoutError.
 
-    `wait`: until the other end, which has been ordered to fetch it too, has its list.
+    `wait`: until the other end, which has been ordered to fetch it too, has its list. `cache`: this end is
+    one, and takes from another only what that has.
     """
     async with asyncio.timeout(ANSWER_LIMIT):
         await channel.send_message(
-            Word.CONTENT, image=manifest.name, list=manifest.list_digest, server=server, wait=wait
+            Word.CONTENT,
+            image=manifest.name,
+            list=manifest.list_digest,
+            server=server,
+            wait=wait,
+            cache=cache,
         )
         answer = await channel.receive_message()
     if answer["type"] != Word.ACCEPTED:
         raise ChannelError(str(answer.get("reason", "it does not hold the image"))[:200])
 
 
-async def fetch_list(open: Open, manifest: Manifest, holder: HolderRecord, server: str) -> bytes:
+async def fetch_list(
+    open: Open, manifest: Manifest, holder: HolderRecord, server: str, *, cache: bool = False
+) -> bytes:
     """The chunk list, from one holder, unchecked. Raises HypervisorError, TimeoutError."""
     channel = await open(holder.address, holder.server)
     try:
-        await greet(channel, manifest, server, wait=False)
+        await greet(channel, manifest, server, wait=False, cache=cache)
         async with asyncio.timeout(LIST_LIMIT):
             await receive_bitmap(channel, manifest.chunks)
             await channel.send_message(Word.LIST)

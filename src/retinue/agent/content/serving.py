@@ -2,6 +2,8 @@
 
 Each connection is about one image, and asks for one chunk at a time, or several ahead. Who listens is told
 what the store gains meanwhile, so that those who fetch the same image at once can fetch from each other.
+
+A cache tells servers that it has everything, and answers later what it has to fetch first (see caching.py).
 """
 
 import asyncio
@@ -11,9 +13,11 @@ from typing import Any
 
 import structlog
 
+from retinue.agent.content.caching import Caching
 from retinue.agent.content.store import Store, StoredImage
 from retinue.agent.content.threads import in_thread
 from retinue.agent.content.wire import Word, number, send_bytes
+from retinue.core.content import Bitmap
 from retinue.hypervisor.memory_channel import Channel, ChannelError
 
 REQUEST_LIMIT = 60.0
@@ -24,6 +28,8 @@ SEND_LIMIT = 30.0
 """Seconds for one chunk to be taken."""
 MOST_READERS = 64
 """Connections at once; more are sent away, and come again."""
+MOST_LATER = 16
+"""Chunks that one connection may wait for while a cache fetches them."""
 NOTICE_CHUNKS = 4096
 """Chunks in one notice: it stays within a message's limit."""
 
@@ -33,17 +39,20 @@ log = structlog.get_logger()
 class _Reader:
     """One connection: answers and notices must not be mixed."""
 
-    def __init__(self, channel: Channel, image: StoredImage) -> None:
-        self.channel, self.image = channel, image
+    def __init__(self, channel: Channel, image: StoredImage, caching: Caching | None) -> None:
+        self.channel, self.image, self.caching = channel, image, caching
+        self.later: set[asyncio.Task[None]] = set()
+        """Answers that are to come."""
         self.gained: list[int] = []
         self.news = asyncio.Event()
         self.turn = asyncio.Lock()
 
 
 class Serving:
-    """Serves the chunks of a store."""
+    """Serves the chunks of a store, a cache's with `caching`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, caching: Caching | None = None) -> None:
+        self._caching = caching
         self.sent: int = 0
         """Bytes of chunks."""
         self._store = store
@@ -57,6 +66,8 @@ class Serving:
             if reader.image.name == image:
                 reader.gained.append(chunk)
                 reader.news.set()
+        if self._caching is not None:
+            self._caching.gained(image, chunk)
 
     @contextlib.contextmanager
     def expecting(self, image: str) -> Iterator[None]:
@@ -68,8 +79,10 @@ class Serving:
             self._expected.pop(image, None)
             known.set()
 
-    async def _image(self, hello: dict[str, Any]) -> StoredImage | None:
+    async def _image(self, hello: dict[str, Any], caching: Caching | None) -> StoredImage | None:
         name = str(hello.get("image"))
+        if caching is not None:
+            return await caching.image(name)
         if name not in self._store.images and name in self._expected and hello.get("wait") is True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LIST_WAIT_LIMIT):
@@ -78,17 +91,21 @@ class Serving:
 
     async def serve(self, channel: Channel, hello: dict[str, Any]) -> None:
         """Until the other end hangs up. Raises ChannelError, TimeoutError."""
-        image = await self._image(hello)
+        caching = self._caching if hello.get("cache") is not True else None
+        image = await self._image(hello, caching)
         if image is None or image.signed.list_digest != hello.get("list"):
             await channel.send_message(Word.ABSENT, reason="no such image is here")
             return
         if len(self._readers) >= MOST_READERS:
             await channel.send_message(Word.ABSENT, reason=f"{MOST_READERS} fetch here already")
             return
-        reader = _Reader(channel, image)
+        reader = _Reader(channel, image, caching)
         self._readers.add(reader)  # Before the bitmap is made: nothing that is gained meanwhile is missed.
         try:
-            bitmap = await in_thread(self._store.bitmap, image)
+            if caching is None:
+                bitmap = await in_thread(self._store.bitmap, image)
+            else:
+                bitmap = Bitmap.full(len(image.chunks))
             await channel.send_message(Word.ACCEPTED)
             await channel.send_memory(bytes(bitmap))
             telling = asyncio.create_task(self._tell(reader))
@@ -99,28 +116,50 @@ class Serving:
                     async with asyncio.timeout(SEND_LIMIT), reader.turn:
                         await self._answer(reader, request)
             finally:
-                telling.cancel()
-                await asyncio.gather(telling, return_exceptions=True)
+                work = [telling, *reader.later]
+                for task in work:
+                    task.cancel()
+                await asyncio.gather(*work, return_exceptions=True)
         finally:
             self._readers.discard(reader)
 
     async def _answer(self, reader: _Reader, request: dict[str, Any]) -> None:
-        channel, image = reader.channel, reader.image
         match request["type"]:
             case Word.LIST:
-                await channel.send_message(Word.LIST)
-                await send_bytes(channel, image.chunks.data)
+                await reader.channel.send_message(Word.LIST)
+                await send_bytes(reader.channel, reader.image.chunks.data)
             case Word.CHUNK:
-                chunk = number(request, len(image.chunks))
-                data = await in_thread(self._store.get_chunk, image, chunk)
-                if not data:
-                    await channel.send_message(Word.ABSENT, n=chunk)
+                chunk = number(request, len(reader.image.chunks))
+                data = await self._read(reader, chunk)
+                if not data and reader.caching is not None and len(reader.later) < MOST_LATER:
+                    later = asyncio.create_task(self._answer_later(reader, reader.caching, chunk))
+                    reader.later.add(later)
+                    later.add_done_callback(reader.later.discard)
                     return
-                await channel.send_message(Word.CHUNK, n=chunk)
-                await channel.send_memory(data[: image.chunks.manifest.length_of(chunk)])
-                self.sent += len(data)
+                await self._send(reader, chunk, data)
             case other:
                 raise ChannelError(f"{other!r} is nothing that a holder is asked")
+
+    async def _read(self, reader: _Reader, chunk: int) -> bytes | None:
+        """A cache hands on nothing that has gone bad on its disk."""
+        get = self._store.get_chunk if reader.caching is None else self._store.get_good_chunk
+        return await in_thread(get, reader.image, chunk)
+
+    async def _send(self, reader: _Reader, chunk: int, data: bytes | None) -> None:
+        if not data:
+            await reader.channel.send_message(Word.ABSENT, n=chunk)
+            return
+        await reader.channel.send_message(Word.CHUNK, n=chunk)
+        await reader.channel.send_memory(data[: reader.image.chunks.manifest.length_of(chunk)])
+        self.sent += len(data)
+
+    async def _answer_later(self, reader: _Reader, caching: Caching, chunk: int) -> None:
+        await caching.fetch(reader.image, chunk)
+        try:
+            async with asyncio.timeout(SEND_LIMIT), reader.turn:
+                await self._send(reader, chunk, await self._read(reader, chunk))
+        except (ChannelError, TimeoutError):
+            reader.channel.abort()  # Half an answer may be on its way.
 
     async def _tell(self, reader: _Reader) -> None:
         while True:

@@ -7,6 +7,9 @@
 
 Nothing is stored whose digest has not been checked, and every file is complete or not there. The methods may
 be called from any thread; those that read or write files block.
+
+A store that *evicts*, a cache's, makes room by itself: the chunk goes that nobody has asked for the longest
+(its file's time says when), but none of an image that is pinned, or being fetched.
 """
 
 import contextlib
@@ -42,6 +45,7 @@ class _ImageFile(msgspec.Struct):
     wanted: bool = False
     base: bool = False
     pins: list[str] = []
+    segment: tuple[int, int] | None = None
 
 
 @dataclass(slots=True)
@@ -57,24 +61,36 @@ class StoredImage:
     base: bool = False
     """A file is to be made of it."""
     pins: list[str] = field(default_factory=list)
+    segment: tuple[int, int] | None = None
+    """The chunks, first and last, that are wanted; None: all."""
 
     @property
     def name(self) -> str:
         return self.signed.name
 
+    def want(self, segment: tuple[int, int] | None) -> None:
+        """Have it fetched, or a segment of it; what was wanted already, and is not here yet, still is."""
+        before = self.segment if self.wanted else segment
+        self.segment = None
+        if before is not None and segment is not None:
+            self.segment = min(before[0], segment[0]), max(before[1], segment[1])
+        self.wanted = True
+
 
 class Store:
     """The chunks and images in one folder. Raises StoreError where the folder cannot be used."""
 
-    def __init__(self, folder: Path, quota: int) -> None:
-        """`quota`: bytes of all chunks together."""
-        self.folder, self.quota = folder, quota
+    def __init__(self, folder: Path, quota: int, *, evicts: bool = False) -> None:
+        """`quota`: bytes of all chunks together; `evicts`: where they are used up older chunks go."""
+        self.folder, self.quota, self._evicts = folder, quota, evicts
         self.images: dict[str, StoredImage] = {}
         self.used = 0
         self.changes = 0
         """Rises whenever a chunk comes or goes."""
         self._sizes: dict[bytes, int] = {}
-        """By digest: bytes of each chunk that is here."""
+        """By digest: bytes of each chunk that is here; where the store evicts, the next to go first."""
+        self._kept: set[bytes] | None = None
+        """What is not evicted, once somebody has asked."""
         self._lock = threading.Lock()
         with _disk():
             for part in ("chunks", "lists", "images", "base"):
@@ -84,9 +100,10 @@ class Store:
     def _load(self) -> None:
         for draft in self.folder.glob(f"*/**/*{_DRAFT}"):
             draft.unlink()  # Of a write that a crash has cut off.
-        for path in self.folder.glob("chunks/??/*"):
+        found = [(path, path.stat()) for path in self.folder.glob("chunks/??/*")]
+        for path, of in sorted(found, key=lambda one: one[1].st_mtime_ns):
             with contextlib.suppress(ValueError):
-                self._sizes[bytes.fromhex(path.parent.name + path.name)] = path.stat().st_size
+                self._sizes[bytes.fromhex(path.parent.name + path.name)] = of.st_size
         self.used = sum(self._sizes.values())
         for path in sorted(self.folder.glob("images/*")):
             try:
@@ -97,7 +114,7 @@ class Store:
                 log.warning("content.image_left_out", file=str(path), error=str(error))
                 continue
             self.images[manifest.name] = StoredImage(
-                kept.signed, chunks, kept.origin, kept.wanted, kept.base, kept.pins
+                kept.signed, chunks, kept.origin, kept.wanted, kept.base, kept.pins, kept.segment
             )
 
     # ---- images ----
@@ -121,7 +138,8 @@ class Store:
 
     def save(self, image: StoredImage) -> None:
         """Keep what was changed of an image. Raises StoreError."""
-        kept = _ImageFile(image.signed, image.origin, image.wanted, image.base, image.pins)
+        kept = _ImageFile(image.signed, image.origin, image.wanted, image.base, image.pins, image.segment)
+        self._kept = None
         with _disk():
             _write(self.folder / "images" / image_name(image.name), msgspec.json.encode(kept))
 
@@ -142,6 +160,7 @@ class Store:
         if image.pins:
             raise StoreError(f"{name} is needed by {', '.join(image.pins)}")
         del self.images[name]
+        self._kept = None
         others = {each.signed.list_digest for each in self.images.values()}
         with _disk():
             for path in (self.folder / "images" / name, self.base_file(name)):
@@ -157,9 +176,11 @@ class Store:
     def has(self, digest: bytes) -> bool:
         return digest == ZERO or digest in self._sizes
 
-    def missing(self, image: StoredImage) -> list[int]:
-        """Chunks that are to be fetched: of those with the same content the first."""
-        return [chunk for digest, chunk in image.chunks.distinct().items() if digest not in self._sizes]
+    def missing(self, image: StoredImage, segment: tuple[int, int] | None = None) -> list[int]:
+        """Chunks that are to be fetched, of all or of a segment (first and last): of those with the same
+        content the first."""
+        chunks = image.chunks.distinct(segment)
+        return [chunk for digest, chunk in chunks.items() if digest not in self._sizes]
 
     def bitmap(self, image: StoredImage) -> Bitmap:
         """What of it is here."""
@@ -177,6 +198,7 @@ class Store:
         with self._lock:
             if digest in self._sizes:
                 return
+            self._make_room(len(data))
             if self.used + len(data) > self.quota:
                 raise StoreError(
                     f"the quota of {self.quota >> 20} MiB is used up: `retinue image gc`, or remove an image"
@@ -201,13 +223,53 @@ class Store:
         if digest == ZERO:
             return bytes(image.chunks.manifest.length_of(chunk))
         try:
-            return self._chunk_file(digest).read_bytes()[: CHUNK_BYTES + 1]
+            data = self._chunk_file(digest).read_bytes()[: CHUNK_BYTES + 1]
+            if self._evicts:
+                self._used_now(digest)
+            return data
         except FileNotFoundError:
             self._forget(digest)
             return None
         except OSError as error:
             log.warning("content.chunk_not_read", digest=digest.hex(), error=str(error))
             return None
+
+    def get_good_chunk(self, image: StoredImage, chunk: int) -> bytes | None:
+        """The same, checked. One that is not what it should be is removed."""
+        data = self.get_chunk(image, chunk)
+        try:
+            if data is not None and image.chunks[chunk] != ZERO:
+                image.chunks.check(chunk, data)
+        except ContentError as error:
+            log.warning("content.bad_chunk_removed", digest=image.chunks[chunk].hex(), error=str(error))
+            with contextlib.suppress(StoreError):
+                self.drop_chunk(image.chunks[chunk])
+            return None
+        return data
+
+    def _make_room(self, length: int) -> None:
+        """Evict until so much more fits, as far as may be. With the lock."""
+        if not self._evicts or self.used + length <= self.quota:
+            return
+        if self._kept is None:
+            needed = [image for image in list(self.images.values()) if image.pins or image.wanted]
+            self._kept = {digest for image in needed for digest in image.chunks.distinct()}
+        while self.used + length > self.quota:
+            digest = next((digest for digest in self._sizes if digest not in self._kept), None)
+            if digest is None:
+                return
+            with _disk():
+                self._chunk_file(digest).unlink(missing_ok=True)
+            self.used -= self._sizes.pop(digest)
+            self.changes += 1
+
+    def _used_now(self, digest: bytes) -> None:
+        """It is the last to go."""
+        with self._lock:
+            if digest in self._sizes:
+                self._sizes[digest] = self._sizes.pop(digest)
+        with contextlib.suppress(OSError):
+            os.utime(self._chunk_file(digest))
 
     def drop_chunk(self, digest: bytes) -> None:
         """Its content is not what it should be."""

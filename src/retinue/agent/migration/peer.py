@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import ssl
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Protocol
 
 import structlog
@@ -17,6 +17,7 @@ import structlog
 from retinue.core.limits import MOST_STRANGERS
 from retinue.hypervisor import Channel, ChannelError, HypervisorError
 from retinue.hypervisor.memory_channel import READ_BYTES
+from retinue.protocol.migrations import FarRecord
 from retinue.security.contexts import client_context, server_context
 from retinue.security.credentials import Credentials
 from retinue.security.identity import PeerRole, identity_of
@@ -49,6 +50,15 @@ class Visitors(Protocol):
         when it is cancelled."""
 
 
+TakeDisk = Callable[[int, Channel], Awaitable[None]]
+"""Writes what comes of the disk of this number, to the connection's end. HypervisorError."""
+
+
+async def no_disk(number: int, channel: Channel) -> None:
+    """For a VM without disks."""
+    raise HypervisorError(f"no disk {number} is expected")
+
+
 class _NotLetInError(ChannelError):
     def __init__(self, reason: Rejection, why: str) -> None:
         super().__init__(why)
@@ -74,10 +84,25 @@ class Transfer:
         self._server = server
         self._listening, self._connecting, self._servers_of = listening, connecting, servers_of
         self.visitors: Visitors | None = None
+        self.domains: dict[str, Transfer] = {}
+        """By domain: the same for migrations from and to there. Whose agent a certificate says it is, it says
+        of one domain only, whose authority is the one that each of these believes."""
         self._expected: dict[str, tuple[str, asyncio.Future[Channel]]] = {}
+        self._take_disk: dict[str, TakeDisk] = {}
+        """By migration: to whom a connection with the content of a disk is handed."""
         self._pending = PendingConnections(MOST_STRANGERS, self._reject)
         factory = self._streams if listening is None else self._gate
         self._acceptor = Acceptor(factory, self._pending, self._reject, PART)
+
+    def towards(self, far: FarRecord | None) -> "Transfer":
+        """What a migration goes over whose other end is far, or in this domain. Raises HypervisorError."""
+        if far is None:
+            return self
+        if far.domain not in self.domains:
+            raise HypervisorError(
+                f"the agent of {self._server} knows no domain {far.domain} (see [[domain]])"
+            )
+        return self.domains[far.domain]
 
     async def start(self, host: str, port: int = 0) -> None:
         await self._acceptor.open(host, port)
@@ -85,6 +110,8 @@ class Transfer:
         self.address = f"[{at[0]}]:{at[1]}" if ":" in at[0] else f"{at[0]}:{at[1]}"
 
     async def close(self) -> None:
+        for other in self.domains.values():
+            await other.close()
         for _, waiting in self._expected.values():
             waiting.cancel()
         self._acceptor.close()
@@ -105,8 +132,9 @@ class Transfer:
 
     # ---- the target ----
 
-    def expect(self, migration: str, source: str) -> None:
-        """Accept this migration, from this server."""
+    def expect(self, migration: str, source: str, take_disk: TakeDisk = no_disk) -> None:
+        """Accept this migration, from this server, and before it the VM's disks."""
+        self._take_disk[migration] = take_disk
         self._expected[migration] = (source, asyncio.get_running_loop().create_future())
 
     async def arrival(self, migration: str) -> Channel:
@@ -114,6 +142,9 @@ class Transfer:
 
     def forget(self, migration: str) -> None:
         self._expected.pop(migration, None)
+        self._take_disk.pop(migration, None)
+        for other in self.domains.values():
+            other.forget(migration)
 
     async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         channel = Channel(reader, writer)
@@ -129,16 +160,22 @@ class Transfer:
             if manager:
                 peer = self._peer(writer)  # A manager publishes, and brings no migration.
             source, waiting = self._expected.get(str(hello.get("migration")), ("", None))
-            if hello["type"] != "migrate" or waiting is None or waiting.done():
+            disk = hello.get("disk") if hello["type"] == "disk" else None
+            begins = hello["type"] == "migrate" or isinstance(disk, int)
+            if not begins or waiting is None or (disk is None and waiting.done()):
                 raise _NotLetInError(Rejection.NOT_EXPECTED, "no such migration is expected")
             if (peer is not None and source not in peer) or hello.get("source") != source:
                 shown = hello.get("source") if peer is None else ", ".join(peer)
                 why = f"the migration is expected from {source}: not from {shown}"
                 raise _NotLetInError(Rejection.WRONG_SERVER, why)
             await channel.send_message("accepted")
+            if isinstance(disk, int):
+                await self._take_disk[str(hello["migration"])](disk, channel)
+                await channel.close()
+                return
             if waiting.done():
                 raise _NotLetInError(Rejection.CALLED_OFF, "the migration has been called off")
-        except (ChannelError, TimeoutError) as error:
+        except (HypervisorError, TimeoutError) as error:
             self._reject(peer_name(writer.transport), str(error), _reason(error))
             await channel.close()
             return
@@ -148,9 +185,16 @@ class Transfer:
 
     async def connect(self, address: str, migration: str, target: str) -> Channel:
         """Bring a migration to the target's agent. Raises HypervisorError."""
+        return await self._connect(address, migration, target, type="migrate")
+
+    async def connect_disk(self, address: str, migration: str, target: str, disk: int) -> Channel:
+        """Bring it the content of one of the VM's disks. Raises HypervisorError."""
+        return await self._connect(address, migration, target, type="disk", disk=disk)
+
+    async def _connect(self, address: str, migration: str, target: str, **hello: Any) -> Channel:
         channel = await self.open(address, target)
         try:
-            await channel.send_message("migrate", migration=migration, source=self._server)
+            await channel.send_message(**hello, migration=migration, source=self._server)
             async with asyncio.timeout(HELLO_LIMIT):
                 answer = await channel.receive_message()
             if answer["type"] != "accepted":
@@ -218,7 +262,7 @@ class Transfer:
             raise _NotLetInError(Rejection.IDENTITY, str(error)) from error
 
 
-def _reason(error: ChannelError | TimeoutError) -> Rejection:
+def _reason(error: HypervisorError | TimeoutError) -> Rejection:
     match error:
         case _NotLetInError():
             return error.reason

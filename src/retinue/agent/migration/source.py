@@ -15,16 +15,20 @@ from retinue.agent.controller_link.vm_reports import VMReports
 from retinue.agent.migration.peer import Transfer
 from retinue.agent.vms.authority import Authority
 from retinue.agent.vms.local_vm import Bypassed, LocalMachine, LocalVM
-from retinue.core.migration.endpoint import Outgoing
-from retinue.core.migration.endpoint_steps import Fact, GivenAway, NotTakenBack, Stays, TakenBack
+from retinue.core.migration.copying import CopyOptions
+from retinue.core.migration.endpoint_events import Fact, GivenAway, NotTakenBack, Stays, TakenBack
+from retinue.core.migration.presence import Outgoing
 from retinue.host.errors import HostError
 from retinue.hypervisor import (
+    Channel,
     Copying,
     Event,
     HandedOverError,
     Hypervisor,
     HypervisorError,
     MigrationFailed,
+    OpenDisk,
+    RunsElsewhere,
     RunState,
     Stopped,
 )
@@ -81,19 +85,34 @@ class SourceEnd:
                         copy_pass=event.copy_pass,
                         remaining=event.remaining,
                         written_a_second=event.written_a_second,
+                        postcopy=event.postcopy,
                     )
+                case RunsElsewhere():
+                    # Nothing gives it back, though some of its memory is here yet.
+                    self._learn(vm, GivenAway(migration.id))
                 case Stopped() if not vm.by_hand:
                     self._reports.of_migration(vm.id, migration.id, Report.STOPPED, at=event.at)
                 case MigrationFailed():
                     stays, vm.queued_frames = True, event.queued_frames
 
         try:
-            channel = await self._transfer.connect(migration.memory_at, migration.id, migration.target)
+            id, target, far = migration.id, migration.target, migration.far
+            if far is not None:
+                id, target = far.migration, far.server
+            channel = await self._transfer.towards(far).connect(migration.memory_at, id, target)
             stays = False
-            more = {"opened": lambda: _until_copy_is_ordered(vm)} if self._authority.prepares_source else {}
+            more: dict[str, Any] = {}
+            if self._authority.prepares_source:
+                more["opened"] = lambda: _until_copy_is_ordered(vm)
+            if machine.spec.private_disks:
+                more["open_disk"] = self._disk_opener(migration)
             divert = None if vm.by_hand else self._divert_for(vm, migration)
+            channel.compress = migration.compress
+            options = CopyOptions(migration.postcopy, migration.compress)
             wanted = migration.wanted_downtime
-            result = await self._hypervisor.run_outgoing(machine, channel, hear, divert, wanted, **more)
+            result = await self._hypervisor.run_outgoing(
+                machine, channel, hear, divert, wanted, options, **more
+            )
         except HandedOverError as error:
             vm.outcome = error
             log.error("migration.target_not_answering", vm=vm.id, error=str(error))
@@ -129,6 +148,14 @@ class SourceEnd:
             return await self._bypassed(taps, copies_from)
 
         return divert
+
+    def _disk_opener(self, migration: MigrationRecord) -> OpenDisk:
+        async def open_disk(number: int) -> Channel:
+            return await self._transfer.connect_disk(
+                migration.memory_at, migration.id, migration.target, number
+            )
+
+        return open_disk
 
     def allow_copy(self, vm: LocalVM) -> None:
         vm.may_copy.set()

@@ -16,22 +16,20 @@ import structlog
 from retinue.agent.controller_link.vm_reports import VMReports
 from retinue.agent.migration.peer import Transfer
 from retinue.agent.vms.authority import Authority
-from retinue.agent.vms.local_vm import Bypassed, LocalVM
+from retinue.agent.vms.disks import Disks
+from retinue.agent.vms.local_vm import Bypassed, LocalMachine, LocalVM
 from retinue.core.limits import LARGEST_REPORT, MOST_WAITING, MOST_WAITING_BYTES
-from retinue.core.migration.endpoint_steps import (
-    Fact,
-    NotArrived,
-    NotOpened,
-    Opened,
-    RanAndEnded,
-    RanHere,
-)
+from retinue.core.migration.copying import Postcopy
+from retinue.core.migration.endpoint_events import Fact, NotArrived, NotOpened, Opened, RanAndEnded, RanHere
 from retinue.core.migration.handing_back import in_batches, not_copied
 from retinue.host.errors import HostError
 from retinue.host.timing import CACHE_LAG
-from retinue.hypervisor import Event, HandedOverError, Hypervisor, OnEvent, Resumed, VMSpec
+from retinue.hypervisor import Event, HandedOverError, Hypervisor, Machine, OnEvent, Resumed, VMSpec
 from retinue.protocol.migrations import MigrationRecord
 from retinue.protocol.vms import VMRecord
+
+IMAGE_SECONDS = 15.0
+"""That an order to open a target waits for an image; the controller's own limit is more."""
 
 log = structlog.get_logger()
 
@@ -49,6 +47,7 @@ class TargetEnd:
         bypassed: Bypassed,
         learn: Callable[[LocalVM, Fact], None],
         listener: Callable[[LocalVM], OnEvent],
+        disks: Disks,
     ) -> None:
         self._hypervisor = hypervisor
         self._authority = authority
@@ -58,17 +57,21 @@ class TargetEnd:
         self._bypassed = bypassed
         self._learn = learn
         self._listener = listener
+        self._disks = disks
 
     async def open(self, vm: LocalVM, migration: MigrationRecord, plugged: bool) -> None:
         """Make a machine that waits for the VM's memory, and its port unless the VM has it (`plugged`)."""
         vm.migration = migration
         vm.let_frames_go()
         try:
+            self._transfer.towards(migration.far)
             if not plugged:
                 await self._authority.make_target_port(vm)
                 plugged = True
+            await self._disks.ready(vm.record, IMAGE_SECONDS)
             vm.machine = await self._hypervisor.open_target(self._spec(vm.record), self._listener(vm))
             vm.held = vm.machine.hold_frames()
+            await _expect(vm.machine, migration)
         except HostError as error:
             self._learn(vm, NotOpened(migration.id, str(error), plugged))
             return
@@ -76,26 +79,39 @@ class TargetEnd:
 
     def receive(self, vm: LocalVM, migration: MigrationRecord) -> None:
         """Let the source's agent in, and receive the VM in the background."""
-        self._transfer.expect(migration.id, migration.source)
-        vm.transfer = asyncio.create_task(self._receive(vm, migration), name=f"{migration.id}: incoming")
+        assert vm.machine is not None
+        far = migration.far
+        source = migration.source if far is None else far.server
+        self._transfer.towards(far).expect(migration.id, source, vm.machine.take_disk)
+        receiving = self._receive(vm, vm.machine, migration)
+        vm.transfer = asyncio.create_task(receiving, name=f"{migration.id}: incoming")
 
-    async def _receive(self, vm: LocalVM, migration: MigrationRecord) -> None:
+    async def _receive(self, vm: LocalVM, machine: LocalMachine, migration: MigrationRecord) -> None:
+        ran = False
+
         def hear(event: Event) -> None:
+            nonlocal ran
             if isinstance(event, Resumed):
+                ran = True
                 vm.let_frames_go()
                 self._learn(vm, RanHere(migration.id, event.at))
 
         try:
-            channel = await self._transfer.arrival(migration.id)
-            await self._hypervisor.run_incoming(vm.machine, channel, hear)
+            channel = await self._transfer.towards(migration.far).arrival(migration.id)
+            await self._hypervisor.run_incoming(machine, channel, hear)
         except HandedOverError as error:
             # The VM may have run, so the source must never resume it: it has migrated, and ended.
-            vm.machine = None
-            vm.let_frames_go()
+            if vm.machine is machine:  # By now the VM may have been started anew here, in another.
+                vm.machine = None
+                vm.let_frames_go()
+            if ran:  # Its machine's end has been told as any other's.
+                log.error("migration.memory_lost", vm=vm.id, migration=migration.id, error=str(error))
+                return
             self._learn(vm, RanAndEnded(migration.id, time.time(), str(error)))
         except HostError as error:
             log.warning("migration.vm_did_not_arrive", vm=vm.id, migration=migration.id, error=str(error))
-            vm.machine = None
+            if vm.machine is machine:
+                vm.machine = None
             self._learn(vm, NotArrived(migration.id, str(error)))
         finally:
             self._transfer.forget(migration.id)
@@ -121,3 +137,15 @@ class TargetEnd:
         except HostError as error:
             log.warning("migration.not_handed_back", vm=vm.id, migration=migration.id, error=str(error))
         log.info("migration.handed_back", vm=vm.id, migration=migration.id, frames=handed_back)
+
+
+async def _expect(machine: Machine, migration: MigrationRecord) -> None:
+    """Have the machine ready for post-copy. Raises HypervisorError where it must be, and cannot."""
+    if migration.postcopy is Postcopy.NEVER:
+        return
+    try:
+        await machine.expect_postcopy()
+    except HostError as error:
+        if migration.postcopy is Postcopy.REQUIRED:
+            raise
+        log.warning("migration.by_precopy_alone", vm=migration.vm, migration=migration.id, reason=str(error))

@@ -39,6 +39,20 @@ class OvsPort:
             )
 
 
+class RenumberedPort:
+    """As OvsPort, for a port known by its name: it may have another number by the time it is asked again."""
+
+    def __init__(self, bridge: str, ofport: int, name: str) -> None:
+        self._bridge, self._ofport, self._name = bridge, ofport, name
+        self._sent = False
+
+    async def send(self, frame: bytes) -> None:
+        if self._sent:
+            self._ofport = await port_number(self._name)
+        self._sent = True
+        await OvsPort(self._bridge, self._ofport).send(frame)
+
+
 async def port_number(
     name: str, command: Sequence[str] = ("ovs-vsctl",), env: Mapping[str, str] | None = None
 ) -> int:
@@ -59,4 +73,4 @@ async def run(argv: Sequence[str], env: Mapping[str, str] | None = None) -> Ende
         raise InjectionError(str(error)) from error
 
 
-__all__ = ["OvsPort", "port_number", "run"]
+__all__ = ["OvsPort", "RenumberedPort", "port_number", "run"]

@@ -27,6 +27,7 @@ from retinue.core.lease_renewal import (
     begin,
     step,
 )
+from retinue.core.packets import tagged
 
 log = structlog.get_logger()
 
@@ -53,9 +54,15 @@ def fresh_xid() -> int:
 
 
 async def renew(
-    lease: Lease | Lease6Held, xid: int, port: Port, answers: Answers, clock: Callable[[], float] = time.time
+    lease: Lease | Lease6Held,
+    xid: int,
+    port: Port,
+    answers: Answers,
+    clock: Callable[[], float] = time.time,
+    vlan: int = 0,
 ) -> Renewal:
-    """Ask until it is answered, or given up; how it ended. Raises InjectionError."""
+    """Ask until it is answered, or given up; how it ended. `vlan`: the tag that frames have at the port.
+    Raises InjectionError."""
     this, effects = begin(lease, xid, clock())
     while True:
         for effect in effects:
@@ -64,7 +71,7 @@ async def renew(
                     log.info(
                         "renewal.sent", ip=str(lease.ip), mac=lease.mac, xid=f"{xid:#010x}", time=this.sent
                     )
-                    await port.send(frame)
+                    await port.send(tagged(frame, vlan))
                 case Acked(seconds):
                     log.info("renewal.acknowledged", ip=str(lease.ip), mac=lease.mac, lease_seconds=seconds)
                 case NotRenewed(reason):

@@ -9,12 +9,14 @@ ended.
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import structlog
 
-from retinue.agent.renewal.openflow_port import OvsPort
+from retinue.agent.renewal.lease_notes import LeaseNotes
+from retinue.agent.renewal.openflow_port import RenumberedPort
 from retinue.agent.renewal.renewing import InjectionError, Port, renew
 from retinue.core.lease_renewal import ControllerVerdict, Event, Lease, Lease6Held, RenewalState
 from retinue.core.packets import FrameError, MessageType, parse_dhcp, parse_options
@@ -46,11 +48,17 @@ class RenewalService:
     """Carries out the orders of the event stream that are for `server`, at the ports of its `bridge`."""
 
     def __init__(
-        self, server: str, bridge: str, orders: Orders, refused: Callable[[str], None] = lambda vm: None
+        self,
+        server: str,
+        bridge: str,
+        orders: Orders,
+        refused: Callable[[str], None] = lambda vm: None,
+        leases: LeaseNotes | None = None,
     ) -> None:
-        """`refused`: what to do where the DHCP server refuses to renew the lease of this VM."""
+        """`refused`: what to do where the DHCP server refuses to renew the lease of this VM; `leases`: where
+        those that are renewed are kept."""
         self._server, self._bridge, self._orders = server, bridge, orders
-        self._refused = refused
+        self._refused, self._leases = refused, leases
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, renewal: dict[str, Any]) -> None:
@@ -62,13 +70,19 @@ class RenewalService:
         task.add_done_callback(self._tasks.discard)
 
     async def _renew(self, renewal: dict[str, Any]) -> None:
+        began = asyncio.get_running_loop().time()
         try:
             order = order_of(renewal)
-            done = await carry_out(order, OvsPort(self._bridge, order.port_number), self._orders)
+            port = RenumberedPort(self._bridge, order.port_number, order.port)
+            done = await carry_out(order, port, self._orders)
         except ControllerError as error:
             log.warning("renewal.not_carried_out", renewal=renewal.get("id"), error=str(error))
         else:
             log.info("renewal.ended", vm=done.vm, state=str(done.state), lease_seconds=done.lease_seconds)
+            if isinstance(done, RenewalOrder) and done.state is OrderState.ACKED and self._leases is not None:
+                seconds = math.inf if done.lease_seconds is None else done.lease_seconds
+                took = asyncio.get_running_loop().time() - began
+                self._leases.renewed(lease_of(done), seconds, done.vm, took)
             if is_refused(done):
                 self._refused(done.vm)
 
@@ -85,7 +99,7 @@ async def carry_out(order: Order, port: Port, orders: Orders) -> Order:
     """
     try:
         lease = lease_of(order) if isinstance(order, RenewalOrder) else lease6_of(order)
-        done = await renew(lease, order.xid, port, _Answer(order.id, orders))
+        done = await renew(lease, order.xid, port, _Answer(order.id, orders), vlan=order.vlan)
     except InjectionError as error:
         await orders.report_renewal(order.id, RenewalReport.FAILED, str(error))
         return await orders.renewal_ended(order.id)

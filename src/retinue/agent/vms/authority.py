@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from retinue.agent.vms import nic_ports
 from retinue.agent.vms.local_vm import LocalVM, Ports
-from retinue.core.migration.endpoint_steps import Fact, Order
+from retinue.core.migration.endpoint_events import Fact, Order
 from retinue.hypervisor import Hypervisor, HypervisorError
 from retinue.protocol.migrations import MigrationRecord
 from retinue.protocol.vms import VMRecord

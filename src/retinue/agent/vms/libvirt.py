@@ -20,7 +20,7 @@ from retinue.agent.vms import nic_ports
 from retinue.agent.vms.authority import Ruling, SplitBrainRiskError
 from retinue.agent.vms.departed import DepartedVMs
 from retinue.agent.vms.local_vm import LocalMachine, LocalVM, Ports
-from retinue.core.migration import endpoint_steps as e
+from retinue.core.migration import endpoint_events as e
 from retinue.hypervisor import HypervisorError, ManagedHypervisor, RunState
 from retinue.protocol.migrations import MigrationRecord
 from retinue.protocol.vms import VMRecord

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from retinue.core.migration.endpoint import (
+from retinue.core.migration.presence import (
     Absent,
     HandedOver,
     Incoming,

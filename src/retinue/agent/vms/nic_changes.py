@@ -10,7 +10,7 @@ import structlog
 
 from retinue.agent.vms import nic_ports
 from retinue.agent.vms.local_vm import LocalVM, Ports
-from retinue.core.migration.endpoint import Plugged, Running
+from retinue.core.migration.presence import Plugged, Running
 from retinue.hypervisor import VMSpec
 from retinue.protocol.nics import NICRecord
 from retinue.protocol.vms import VMRecord

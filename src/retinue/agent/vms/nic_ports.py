@@ -10,7 +10,7 @@ from retinue.protocol.vms import VMRecord
 async def add(ports: Ports, vm: VMRecord) -> None:
     """Make them all. Raises HostError."""
     for nic in vm.all_nics:
-        await ports.add(nic.id, nic.mac, vm.id)
+        await ports.add(nic.id, nic.hardware_mac, vm.id)
 
 
 async def remove(ports: Ports, vm: VMRecord) -> None:
@@ -28,7 +28,7 @@ async def remove_others(ports: Ports, before: Iterable[NICRecord], vm: VMRecord)
 
 async def add_missing(ports: Ports, vm: VMRecord) -> list[str]:
     """Make those that are not as `add` made them; their ids. Raises HostError."""
-    macs = {nic.id: nic.mac for nic in vm.all_nics}
+    macs = {nic.id: nic.hardware_mac for nic in vm.all_nics}
     missing = await ports.missing(macs)
     for id in missing:
         await ports.add(id, macs[id], vm.id)
@@ -42,7 +42,8 @@ async def rx_frames(ports: Ports, vm: VMRecord) -> int:
 
 def have_changed(before: Iterable[NICRecord], vm: VMRecord) -> bool:
     """The VM has other NICs than these."""
-    return {(nic.id, nic.mac) for nic in before} != {(nic.id, nic.mac) for nic in vm.all_nics}
+    had = {(nic.id, nic.hardware_mac) for nic in before}
+    return had != {(nic.id, nic.hardware_mac) for nic in vm.all_nics}
 
 
 def ids(vm: VMRecord) -> Collection[str]:

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from retinue.agent.vms.local_vm import LocalMachine, LocalVM, ended
-from retinue.core.migration.endpoint import Running
-from retinue.core.migration.endpoint_steps import RebootMachine, ResetMachine, StopMachine
+from retinue.core.migration.endpoint_effects import RebootMachine, ResetMachine, StopMachine
+from retinue.core.migration.presence import Running
 from retinue.host.errors import HostError
 
 log = structlog.get_logger()

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import structlog
 
 from retinue.agent.vms.local_vm import LocalVM
-from retinue.core.migration.endpoint import Absent
+from retinue.core.migration.presence import Absent
 from retinue.host.errors import HostError
 
 log = structlog.get_logger()
@@ -30,6 +30,8 @@ class VMWorkers:
 
     def __init__(self) -> None:
         self.vms: dict[str, LocalVM] = {}
+        self.changes = 0
+        """Counts what has changed in which VMs there are, and in what the controller says of them."""
 
     def later(self, vm: LocalVM, step: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         """Have the VM's worker take a step, after those it has to take already."""
@@ -108,3 +110,4 @@ class VMWorkers:
         idle = isinstance(vm.presence, Absent) and not waits
         if idle and self.vms.get(vm.id) is vm:
             del self.vms[vm.id]
+            self.changes += 1

@@ -12,6 +12,7 @@ from aiohttp import web
 from retinue.controller.app import Controller
 from retinue.controller.migrations.words import speaks_for_the_vm
 from retinue.core.limits import LARGEST_BODY, LARGEST_REPORT
+from retinue.core.text import quoted
 from retinue.protocol.routes import Right, Route
 from retinue.security.identity import Identity, IdentityError, PeerRole, identity_of
 from retinue.security.tokens import Tokens
@@ -20,6 +21,9 @@ SCHEME = "bearer "
 READING = frozenset({"GET", "HEAD"})
 _SPEAKS_FOR = web.RequestKey("_SPEAKS_FOR", Identity)
 """Where a request keeps the identity of its sender, unless that is a manager."""
+
+_WHO = web.RequestKey("_WHO", Identity)
+"""Where it keeps it in any case."""
 
 _ROUTES: Mapping[tuple[str, str], Route] = {(route.method, route.template): route for route in Route}
 
@@ -54,9 +58,11 @@ class Access:
 
     def check(self, request: web.Request) -> None:
         """Raises NotAuthenticatedError or NotAllowedError."""
+        _not_by_another_page(request)
         who = self._who(request)
         if who is None:
             return
+        request[_WHO] = who
         self._allow(who, request)
 
     def _who(self, request: web.Request) -> Identity | None:
@@ -137,6 +143,18 @@ def largest_body(request: web.Request) -> int:
     return LARGEST_BODY if request.get(_SPEAKS_FOR) is None else LARGEST_REPORT
 
 
+def manager_of(request: web.Request) -> str:
+    """The manager who sent a request, in words; "" where managers need not show who they are."""
+    who: Identity | None = request.get(_WHO)
+    return "" if who is None else str(who)
+
+
+def shown_to_page(request: web.Request) -> dict[str, object]:
+    """Who the sender of a request is, and whether it may change things."""
+    who: Identity | None = request.get(_WHO)
+    return {"name": "" if who is None else str(who), "manages": who is None or who.role is PeerRole.MANAGER}
+
+
 def speaks_for(request: web.Request, server: str) -> Collection[str] | None:
     """The servers for which a request's sender speaks; None: a manager, who speaks for all.
 
@@ -148,6 +166,16 @@ def speaks_for(request: web.Request, server: str) -> Collection[str] | None:
     if server:
         return (server,)
     return None if who is None else sorted(who.names)
+
+
+def _not_by_another_page(request: web.Request) -> None:
+    """A browser shows its user's certificate for whatever page has it ask; it says whose page that is. Raises
+    NotAllowedError."""
+    origin = request.headers.get("Origin")
+    if origin is None or request.method in READING:
+        return
+    if origin.partition("://")[2] != request.host:
+        raise NotAllowedError(f"a page of {quoted(origin)} may not {request.method} {request.path} here")
 
 
 def _follows_for_itself(who: Identity, request: web.Request) -> None:

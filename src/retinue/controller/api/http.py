@@ -19,6 +19,14 @@ BODY_LIMIT = 30.0
 """Seconds for a request's body to come in."""
 
 
+_OF_HTTP = {
+    404: ErrorCode.NO_SUCH_PATH,
+    405: ErrorCode.METHOD_NOT_ALLOWED,
+    413: ErrorCode.BODY_TOO_LARGE,
+}
+"""By the status with which the HTTP library itself rejects a request."""
+
+
 class NotFoundError(Exception):
     """Status 404: there is no such thing. The message says so, and where those there are can be seen."""
 
@@ -27,12 +35,17 @@ class NotFoundError(Exception):
         self.code = code
 
 
+class QueryError(Exception):
+    """Status 400: a part of the query is not what it should be."""
+
+
 async def body(request: web.Request, kind: Any, empty: bytes = b"") -> Any:
     """The request's JSON body as a record of this kind; `empty` stands for none.
 
-    Raises msgspec.DecodeError, and web.HTTPException for a body that is too large or too slow.
+    Raises msgspec.DecodeError, and web.HTTPException for a body that is too large, for its sender or for the
+    application, or too slow.
     """
-    largest = largest_body(request)
+    largest = min(largest_body(request), request.client_max_size)
     if (request.content_length or 0) > largest:
         raise web.HTTPRequestEntityTooLarge(largest, request.content_length or 0)
     try:
@@ -43,11 +56,37 @@ async def body(request: web.Request, kind: Any, empty: bytes = b"") -> Any:
     if len(data) > largest:
         raise web.HTTPRequestEntityTooLarge(largest, len(data))
     try:
-        return msgspec.json.decode(data or empty, type=kind)
+        return _decoded(data or empty, kind)
     except RecursionError as error:
         raise msgspec.DecodeError("it is nested too deep") from error
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(f"it is not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def code_of(error: web.HTTPException) -> ErrorCode:
+    """Of a rejection by the HTTP library."""
+    return _OF_HTTP.get(error.status, ErrorCode.MALFORMED_REQUEST)
+
+
+def _decoded(data: bytes, kind: Any) -> Any:
+    """JSON knows one kind of number: where an integer is due, 5.0 is 5."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError:
+        return msgspec.convert(_whole(msgspec.json.decode(data)), kind)
+
+
+def _whole(value: Any) -> Any:
+    """The same with an integer in the place of every number without a fraction."""
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case list():
+            return [_whole(one) for one in value]
+        case dict():
+            return {key: _whole(one) for key, one in value.items()}
+        case _:
+            return value
 
 
 def many(found: Any) -> list[Any]:

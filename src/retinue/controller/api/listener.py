@@ -1,4 +1,5 @@
-"""The listener in front of the HTTP library, with or without TLS, and who is a stranger there.
+"""An HTTP application as a service: the listener in front of the HTTP library, with or without TLS, and who
+is a stranger there.
 
 A connection is a stranger's until a request of its has been accepted: TLS alone does not show who the peer
 is where a token will do. Strangers have a time for their first request, and are so many at most; what goes
@@ -6,13 +7,16 @@ wrong is counted here.
 """
 
 import asyncio
+import logging
 import ssl
 from collections import Counter
+from collections.abc import Callable
 
 import structlog
 from aiohttp import web
 
 from retinue.core.limits import MOST_STRANGERS
+from retinue.patience import after
 from retinue.security.listener.acceptor import Acceptor
 from retinue.security.listener.pending import PendingConnections
 from retinue.security.listener.rejections import Rejection
@@ -27,12 +31,49 @@ PART = 0.5
 """Of the process's descriptors."""
 
 
+class HttpService:
+    """Serves an application from `start` to `stop`; counts in `rejected` what does not come so far."""
+
+    def __init__(
+        self,
+        app: web.Application,
+        rejected: Counter[str],
+        context: ssl.SSLContext | None = None,
+        known: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`context`: a server's; None: plain text. `known`: how many agents there may be, which may come back
+        all at once."""
+        self._rejected, self._context, self._known = rejected, context, known
+        self._runner = web.AppRunner(
+            app, access_log=None, logger=_RejectionLogger(rejected), shutdown_timeout=1.0
+        )
+        self._listener: HttpListener | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port, which the system chooses when given 0. Raises OSError."""
+        await self._runner.setup()
+        assert self._runner.server is not None
+        self._listener = HttpListener(self._runner.server, self._rejected, self._context, self._known)
+        return await self._listener.open(host, port)
+
+    async def stop(self) -> None:
+        if self._listener is not None:
+            await self._listener.close()
+        await self._runner.cleanup()
+
+
 class HttpListener:
-    def __init__(self, server: web.Server, rejected: Counter[str], context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        server: web.Server,
+        rejected: Counter[str],
+        context: ssl.SSLContext | None,
+        known: Callable[[], int],
+    ) -> None:
         self._protocols = server
         self._rejected = rejected
         self._context = context
-        self._pending = PendingConnections(MOST_STRANGERS, self._reject)
+        self._pending = PendingConnections(MOST_STRANGERS, self._reject, known)
         make = self._gate if context is not None else self._stranger
         self._acceptor = Acceptor(make, self._pending, self._reject, PART)
 
@@ -69,7 +110,7 @@ class Stranger(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._ended = ("", "")
         limit = f"no request was accepted within {FIRST_REQUEST_LIMIT:g} s"
-        self._timer = loop.call_later(FIRST_REQUEST_LIMIT, self.end, limit, Rejection.TIMEOUT)
+        self._timer = after(FIRST_REQUEST_LIMIT, lambda: self.end(limit, Rejection.TIMEOUT))
 
     def accepted(self) -> None:
         """The peer has shown who it is: from here on the connection is the HTTP library's."""
@@ -119,3 +160,17 @@ def accepted(request: web.Request) -> None:
     protocol = request.transport.get_protocol() if request.transport is not None else None
     if isinstance(protocol, Stranger):
         protocol.accepted()
+
+
+class _RejectionLogger(logging.Logger):
+    """Where the HTTP library reports what is not HTTP: counted, and logged in one line."""
+
+    def __init__(self, rejected: Counter[str]) -> None:
+        super().__init__("retinue.rest")
+        self._rejected = rejected
+
+    def handle(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        reason = str(error or record.getMessage()).strip().splitlines()[:1]
+        self._rejected[Rejection.MALFORMED] += 1
+        log.warning("rest.rejected", code=str(Rejection.MALFORMED), reason=reason[0] if reason else "")

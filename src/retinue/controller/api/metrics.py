@@ -1,67 +1,138 @@
-"""Counters and gauges for Prometheus, read from the controller when asked for."""
+"""Counters, gauges and histograms for Prometheus, read from the controller when asked for.
 
-from collections.abc import Iterator
+Names follow Prometheus' rules: base units, `_total` for counters alone, no label with endlessly many values.
+docs/operators.md explains each; deploy/prometheus has alert rules and a dashboard that use them.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 
+from retinue import __version__
 from retinue.controller.app import Controller
+from retinue.core.histogram import QUICK, Histogram, buckets
 
 Rejected = dict[str, dict[str, int]]
 """By listener and reason: what was rejected."""
+Samples = Mapping[Any, float]
+"""By the values of the labels, a tuple."""
 
 
-def exposition(controller: Controller, rejected: Rejected) -> bytes:
-    """The text Prometheus scrapes."""
+def exposition(controller: Controller, rejected: Rejected, *, leads: bool = True) -> bytes:
+    """The text Prometheus scrapes. A controller that does not lead tells of itself: it knows no network."""
     registry = CollectorRegistry()
-    registry.register(_Reading(controller, rejected))
+    registry.register(_Reading(controller, rejected, leads))
     return generate_latest(registry)
 
 
 class _Reading:
-    def __init__(self, controller: Controller, rejected: Rejected) -> None:
+    def __init__(self, controller: Controller, rejected: Rejected, leads: bool) -> None:
         self._controller = controller
         self._rejected = rejected
+        self._leads = leads
 
     def collect(self) -> Iterator[Metric]:
+        yield from self._controller_itself()
+        if self._leads:
+            yield from self._network()
+            yield from self._migrations()
+        yield from self._rejections()
+        if self._leads:
+            yield from self._images()
+
+    def _controller_itself(self) -> Iterator[Metric]:
+        counted = {(kind,): count for kind, count in self._controller.context.counters.items()}
+        version = {(__version__,): 1}
+        yield _gauge("retinue_build_info", "Always 1; the label says which runs", version, ["version"])
+        leads = "1 if this controller is the one that programs the switches, 0 if it is a standby"
+        yield _gauge("retinue_leader", leads, int(self._leads))
+        yield _counter("retinue_events", "What was counted, by kind", counted, ["kind"])
+
+    def _network(self) -> Iterator[Metric]:
         net, context = self._controller.net, self._controller.context
+        away = sum(context.agents.is_away(server) for server in net.servers)
+        frames = self._controller.spoof_counts.frames
+        spoofed = {(switch, reason.name.lower()): n for (switch, reason), n in frames.items()}
+        yield _gauge("retinue_switches", "Switches in the configuration", len(net.switches))
         yield _gauge("retinue_switches_connected", "Switches with a session", len(context.sessions()))
+        yield _gauge("retinue_servers", "Servers registered", len(net.servers))
+        yield _gauge("retinue_agents_away", "Servers whose agents have listened and do so no longer", away)
         yield _gauge("retinue_vms", "VMs registered", len(net.vms))
         yield _gauge("retinue_addresses_held", "Addresses with a binding", len(net.assignments))
-        under_way = sum(not m.state.ended for m in self._controller.orchestrator.migrations.values())
-        yield _gauge("retinue_migrations_under_way", "Migrations that have not ended", under_way)
         waiting = sum(context.installer.pending().values())
         yield _gauge("retinue_entries_pending", "Entries that wait for a switch's confirmation", waiting)
-        sent = CounterMetricFamily("retinue_flow_mods", "Flow entries sent and confirmed")
-        sent.add_metric([], context.installer.flow_mods)
-        yield sent
-        spoofed = CounterMetricFamily(
-            "retinue_spoofed_frames", "Frames dropped as spoofed", labels=["switch", "reason"]
+        yield _counter("retinue_flow_mods", "Flow entries sent and confirmed", context.installer.flow_mods)
+        yield _histogram(
+            "retinue_change_confirmation_seconds",
+            "From a change until every switch concerned has answered the barrier behind it",
+            context.durations.confirmation,
         )
-        for (switch, reason), count in sorted(self._controller.spoofed_frames.items()):
-            spoofed.add_metric([switch, reason.name.lower()], count)
-        yield spoofed
-        events = CounterMetricFamily("retinue_events", "What was counted, by kind", labels=["kind"])
-        for kind, count in sorted(context.counters.items()):
-            events.add_metric([kind], count)
-        yield events
-        turned_away = CounterMetricFamily(
-            "retinue_rejected", "Connections and requests rejected", labels=["listener", "reason"]
-        )
-        for listener, reasons in sorted(self._rejected.items()):
-            for why, count in sorted(reasons.items()):
-                turned_away.add_metric([listener, why], count)
-        yield turned_away
-        by_agents = CounterMetricFamily(
-            "retinue_rejected_by_agents",
-            "Connections rejected by servers' agents",
-            labels=["server", "reason"],
-        )
-        for server, reasons in self._controller.agent_rejections.totals().items():
-            for why, count in reasons.items():
-                by_agents.add_metric([server, why], count)
-        yield by_agents
+        yield _counter("retinue_spoofed_frames", "Frames dropped as spoofed", spoofed, ["switch", "reason"])
+
+    def _migrations(self) -> Iterator[Metric]:
+        durations = self._controller.context.durations
+        under_way = sum(1 for _ in self._controller.orchestrator.migrations.under_way())
+        ended = {(state,): durations.ended[state] for state in ("done", "undone")}
+        yield _gauge("retinue_migrations_under_way", "Migrations that have not ended", under_way)
+        yield _counter("retinue_migrations_ended", "Migrations that have ended, by how", ended, ["state"])
+        for name, text, histogram in (
+            ("migration", "Migrations from the start to the end, of those done", durations.migration),
+            ("migration_downtime", "From the VM's stop to its resume", durations.downtime),
+            ("migration_switch_over", "From the resume to all switches' confirmation", durations.switch_over),
+        ):
+            yield _histogram(f"retinue_{name}_seconds", text, histogram)
+
+    def _rejections(self) -> Iterator[Metric]:
+        text = "Connections and requests rejected"
+        yield _counter("retinue_rejected", text, _by_two(self._rejected), ["listener", "reason"])
+        by_agents = _by_two(self._controller.agent_rejections.totals())
+        text = "Connections rejected by servers' agents"
+        yield _counter("retinue_rejected_by_agents", text, by_agents, ["server", "reason"])
+
+    def _images(self) -> Iterator[Metric]:
+        holders = self._controller.images.holders
+        reports = {name: found for name in self._controller.net.servers if (found := holders.report(name))}
+        used = {(name,): report.store.used for name, report in reports.items()}
+        quota = {(name,): report.store.quota for name, report in reports.items()}
+        yield _gauge("retinue_image_store_bytes", "Bytes in a server's store of chunks", used, ["server"])
+        yield _gauge("retinue_image_store_quota_bytes", "Bytes that it may have", quota, ["server"])
+        text = "From the question for a chunk until it is stored, as agents report"
+        times = HistogramMetricFamily("retinue_chunk_fetch_seconds", text, labels=["server"])
+        for name, report in sorted(reports.items()):
+            if len(report.fetched.counts) == len(QUICK) + 1:
+                times.add_metric([name], buckets(QUICK, report.fetched.counts), report.fetched.seconds)
+        yield times
 
 
-def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, text, value=value)
+def _by_two(counts: Mapping[str, Mapping[str, int]]) -> dict[tuple[str, ...], float]:
+    return {(one, other): n for one, inner in counts.items() for other, n in inner.items()}
+
+
+def _samples(values: float | Samples) -> Iterable[tuple[Sequence[str], float]]:
+    return sorted(values.items()) if isinstance(values, Mapping) else [((), values)]
+
+
+def _gauge(name: str, text: str, values: float | Samples, labels: Sequence[str] = ()) -> Metric:
+    metric = GaugeMetricFamily(name, text, labels=labels)
+    for given, value in _samples(values):
+        metric.add_metric(given, value)
+    return metric
+
+
+def _counter(name: str, text: str, values: float | Samples, labels: Sequence[str] = ()) -> Metric:
+    """`name` without the `_total` that it is shown with."""
+    metric = CounterMetricFamily(name, text, labels=labels)
+    for given, value in _samples(values):
+        metric.add_metric(given, value)
+    return metric
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    shown = buckets(histogram.bounds, histogram.counts)
+    return HistogramMetricFamily(name, text, buckets=shown, sum_value=histogram.seconds)
+
+
+__all__ = ["CONTENT_TYPE", "exposition"]

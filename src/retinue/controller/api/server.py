@@ -3,38 +3,48 @@
 Every rejection is JSON, {"error": SENTENCE, "code": CODE} (protocol/errors.py), and is counted by its code.
 """
 
-import logging
 import ssl as tls
 from collections import Counter
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import msgspec
 import structlog
 from aiohttp import web
 
 from retinue.controller.api import metrics, routes, views
-from retinue.controller.api.access import Access, NotAllowedError, NotAuthenticatedError
-from retinue.controller.api.http import Handler, Handlers, NotFoundError, answer
-from retinue.controller.api.listener import HttpListener, accepted
+from retinue.controller.api.access import Access, NotAllowedError, NotAuthenticatedError, shown_to_page
+from retinue.controller.api.http import Handler, Handlers, NotFoundError, QueryError, answer, code_of
+from retinue.controller.api.listener import HttpService, accepted
 from retinue.controller.app import Controller
 from retinue.controller.migrations.orchestrator import MigrationError
 from retinue.controller.migrations.words import NotTheirsError
+from retinue.controller.web import WebPage
 from retinue.core.limits import LARGEST_BODY
 from retinue.core.model import ModelError
 from retinue.core.text import cut, printable
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
-from retinue.protocol.routes import Route
-from retinue.security.listener.rejections import Rejection
+from retinue.protocol.routes import OF_ITSELF, Route
 
 log = structlog.get_logger()
 
-_OF_HTTP = {
-    404: ErrorCode.NO_SUCH_PATH,
-    405: ErrorCode.METHOD_NOT_ALLOWED,
-    413: ErrorCode.BODY_TOO_LARGE,
-}
-"""By the status with which the HTTP library itself rejects a request."""
+WHO = "/web/who"
+"""Of the web page alone, and no part of the interface."""
+_ANSWERED_BY_STANDBY = frozenset(route.path() for route in OF_ITSELF)
+
+
+class Cluster(Protocol):
+    """The controllers of which this is one (see controller.leadership)."""
+
+    def report(self) -> dict[str, Any]:
+        """Who this one is, who is active, and how near a standby follows."""
+
+    def speaks(self) -> bool:
+        """True while this is the active one, and has taken over."""
+
+    def who_speaks(self) -> str:
+        """Which one that is instead, in words."""
 
 
 class Api:
@@ -49,42 +59,44 @@ class Api:
         rejected_elsewhere: Callable[[], dict[str, dict[str, int]]],
         access: Access | None = None,
         ssl: tls.SSLContext | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
-        """Without `access` whoever asks is a manager; `ssl` is a server context, None: plain text."""
+        """Without `access` whoever asks is a manager; `ssl` is a server context, None: plain text. `cluster`:
+        None: this controller is the only one.
+        """
         self._controller = controller
         self._access = access or Access(controller)
-        self._ssl = ssl
+        self._cluster = cluster
         self._rejected_elsewhere = rejected_elsewhere
+        self._page = WebPage()
         self.rejected: Counter[str] = Counter()
         """By ErrorCode, and what the listener in front rejects by its own reasons."""
-        self._runner: web.AppRunner | None = None
-        self._listener: HttpListener | None = None
+        self._service = HttpService(
+            self._app(), self.rejected, ssl, known=lambda: len(self._controller.net.servers)
+        )
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port, which the system chooses when given 0."""
+        return await self._service.start(host, port)
+
+    async def stop(self) -> None:
+        await self._service.stop()
+
+    def _app(self) -> web.Application:
         app = web.Application(middlewares=[self._errors], client_max_size=LARGEST_BODY)
         handlers = self.handlers()
         for route in Route:  # A route without a handler is a KeyError: nothing half made is served.
             app.router.add_route(route.method, route.template, handlers[route])
             if route.method == "GET":
                 app.router.add_head(route.template, handlers[route])
-        self._runner = web.AppRunner(
-            app, access_log=None, logger=_RejectionLogger(self.rejected), shutdown_timeout=1.0
-        )
-        await self._runner.setup()
-        assert self._runner.server is not None
-        self._listener = HttpListener(self._runner.server, self.rejected, self._ssl)
-        return await self._listener.open(host, port)
-
-    async def stop(self) -> None:
-        if self._listener is not None:
-            await self._listener.close()
-        if self._runner is not None:
-            await self._runner.cleanup()
+        app.router.add_get(WHO, self._who)
+        self._page.add_to(app)
+        return app
 
     def handlers(self) -> Handlers:
         return {
             Route.GET_STATUS: self._status,
+            Route.GET_CLUSTER: self._which,
             Route.GET_METRICS: self._metrics,
             **routes.handlers(self._controller),
         }
@@ -92,9 +104,19 @@ class Api:
     async def _status(self, _: web.Request) -> web.Response:
         return answer(views.status(self._controller, self._all_rejected()))
 
+    async def _which(self, _: web.Request) -> web.Response:
+        return answer({"role": "alone"} if self._cluster is None else self._cluster.report())
+
     async def _metrics(self, _: web.Request) -> web.Response:
-        text = metrics.exposition(self._controller, self._all_rejected())
-        return web.Response(body=text, content_type="text/plain")
+        text = metrics.exposition(self._controller, self._all_rejected(), leads=self._leads())
+        return web.Response(body=text, headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    async def _who(self, request: web.Request) -> web.Response:
+        """Who has logged in, and so what the page offers."""
+        return answer(shown_to_page(request))
+
+    def _leads(self) -> bool:
+        return self._cluster is None or self._cluster.speaks()
 
     def _all_rejected(self) -> dict[str, dict[str, int]]:
         return {**self._rejected_elsewhere(), "rest": dict(self.rejected)}
@@ -104,8 +126,15 @@ class Api:
     @web.middleware
     async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            self._access.check(request)
-            accepted(request)
+            if not self._page.is_for_everybody(request):
+                self._access.check(request)
+                accepted(request)
+                if (
+                    self._cluster is not None
+                    and not self._leads()
+                    and request.path not in _ANSWERED_BY_STANDBY
+                ):
+                    return self._reject(request, 503, ErrorCode.STANDBY, self._cluster.who_speaks())
             return await handler(request)
         except NotAuthenticatedError as error:
             response = self._reject(request, 401, ErrorCode.NOT_AUTHENTICATED, str(error))
@@ -122,30 +151,19 @@ class Api:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             reason = f"the request's body cannot be used: {error}"
             return self._reject(request, 400, ErrorCode.MALFORMED_BODY, reason)
+        except QueryError as error:
+            return self._reject(request, 400, ErrorCode.MALFORMED_REQUEST, str(error))
         except (MigrationError, ModelError) as error:
             return self._reject(request, 409, getattr(error, "code", ErrorCode.CONFLICT), str(error))
         except web.HTTPException as error:
             if error.status < 400:
                 raise
-            code = _OF_HTTP.get(error.status, ErrorCode.MALFORMED_REQUEST)
-            return self._reject(request, error.status, code, f"{error.reason}: {request.path}")
+            return self._reject(request, error.status, code_of(error), f"{error.reason}: {request.path}")
 
     def _reject(self, request: web.Request, status: int, code: ErrorCode, reason: str) -> web.Response:
         self.rejected[code] += 1
         reason = cut(printable(reason))
-        log.info("rest.rejected", peer=request.remote, path=request.path, code=str(code), reason=reason)
+        # A standby is asked again and again by who looks for the active one: nothing to tell of.
+        say = log.debug if code is ErrorCode.STANDBY else log.info
+        say("rest.rejected", peer=request.remote, path=request.path, code=str(code), reason=reason)
         return answer({"error": reason, "code": code}, status=status)
-
-
-class _RejectionLogger(logging.Logger):
-    """Where the HTTP library reports what is not HTTP: counted, and logged in one line."""
-
-    def __init__(self, rejected: Counter[str]) -> None:
-        super().__init__("retinue.rest")
-        self._rejected = rejected
-
-    def handle(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        reason = str(error or record.getMessage()).strip().splitlines()[:1]
-        self._rejected[Rejection.MALFORMED] += 1
-        log.warning("rest.rejected", code=str(Rejection.MALFORMED), reason=reason[0] if reason else "")

@@ -9,14 +9,18 @@ from retinue.controller.api import nics
 from retinue.controller.app import Controller
 from retinue.controller.events import Event
 from retinue.core.migration import Migration
-from retinue.core.model import IP, NIC, VM, Binding
+from retinue.core.model import VM, Binding
 from retinue.core.model.network import Owner
+from retinue.core.model.ways import ways_by
 from retinue.core.pipeline.compiler import contribution
 from retinue.core.pipeline.cookies import reason_of
 from retinue.core.pipeline.entry import Flow
+from retinue.core.pipeline.mac_table import mac_table as table_of
 from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.text import actions_text, match_text
-from retinue.protocol.servers import ServerState
+from retinue.core.snooping.renewed import told_otherwise
+from retinue.core.tracing.forgeries import id_of
+from retinue.protocol.servers import AgentState, ServerState
 
 
 def plain(value: Any) -> Any:
@@ -39,7 +43,7 @@ def status(controller: Controller, rejected: dict[str, dict[str, int]]) -> dict[
         },
         "vms": len(net.vms),
         "bindings": len(net.bindings()),
-        "migrations_under_way": sum(not m.state.ended for m in controller.orchestrator.migrations.values()),
+        "migrations_under_way": sum(1 for _ in controller.orchestrator.migrations.under_way()),
         "flow_mods": context.installer.flow_mods,
         "pending": context.installer.pending(),
         "entries_rejected": context.installer.rejected,
@@ -71,7 +75,7 @@ def switches(controller: Controller) -> list[dict[str, Any]]:
                 "ports": dict(sorted(session.ports.items())) if session else {},
                 "rejected_ports": [
                     {"port": one.port.name, "vm": one.port.iface_id, "reason": one.reason}
-                    for one in controller.inventory.rejected_ports.values()
+                    for one in controller.inventory.ports.rejected.values()
                     if one.switch == switch.id
                 ],
             }
@@ -94,7 +98,9 @@ def servers(controller: Controller) -> list[dict[str, Any]]:
         row.update(
             given_at=str(server.given_at or ""), detected_at=str(detected or ""), at=str(location or ""),
             state=state, vms=sorted(net.vms_on(server.id)), fenced=server.id in net.fenced,
-            drained=server.id in net.drained,
+            drained=server.id in net.drained, agent=_agent(controller, server.id),
+            ways=[str(prefix) for prefix in ways_by(net, server.id)],
+            lost=net.lost_routers.get(server.id, ""),
         )  # fmt: skip
         found.append(row)
     for address, ref in controller.arp.unknown.items():
@@ -103,6 +109,13 @@ def servers(controller: Controller) -> list[dict[str, Any]]:
                 {"id": "", "mac": address, "detected_at": str(ref), "at": "", "state": ServerState.UNKNOWN}
             )
     return found
+
+
+def _agent(controller: Controller, server: str) -> AgentState:
+    agents = controller.context.agents
+    if agents.listens(server):
+        return AgentState.LISTENING
+    return AgentState.AWAY if agents.is_known(server) else AgentState.NONE
 
 
 def vm(controller: Controller, value: VM) -> dict[str, Any]:
@@ -121,8 +134,11 @@ def vm(controller: Controller, value: VM) -> dict[str, Any]:
         "migration": migration.id if migration else "",
         "spoof_attempts": controller.context.spoof_attempts.of_vm(value.id),
         "mtu": net.mtu_of(value.nic),
-        "warnings": controller.inventory.settings.doubts(value),
-        "subnets": {str(a): _subnet(controller, nic, a) for nic in value.nics for a in nic.addresses},
+        "warnings": [
+            *controller.inventory.settings.doubts(value),
+            *(words for lease in held if (words := told_otherwise(lease))),
+        ],
+        "subnets": nics.subnets(net, value.nic),
         "nics": nics.with_state(net, value),
         "profile": controller.resources.profile_shown(value.id),
     }
@@ -134,23 +150,21 @@ def registration(value: VM) -> dict[str, Any]:
     return {**plain(value), **first, "nics": nics.shown(value), "also": sorted(value.also)}
 
 
-def _subnet(controller: Controller, nic: NIC, address: IP) -> dict[str, Any]:
-    subnet = controller.net.subnet_of(address, controller.net.vrf_of(nic))
-    return {} if subnet is None else {"prefixlen": subnet.prefix.prefixlen, "gateway": str(subnet.gateway)}
-
-
 def bindings(controller: Controller, rows: list[Binding]) -> list[dict[str, Any]]:
     """Rows of the snooping table; `confirmed` when the switch has confirmed the entries that make it true."""
     confirmed = {row.vm: controller.context.is_programmed(Owner("vm", row.vm)) for row in rows}
     return [{**plain(row), "confirmed": confirmed[row.vm]} for row in rows]
 
 
-def spoof_attempts(controller: Controller) -> dict[str, Any]:
+def spoof_attempts(controller: Controller, vm: str | None = None) -> dict[str, Any]:
+    """The spoofing log: each port, the rows that are kept, and what the switches have dropped; or a VM's."""
     frames: dict[str, int] = {}
-    for (switch, _), count in controller.spoofed_frames.items():
+    for (switch, _), count in controller.spoof_counts.frames.items():
         frames[switch] = frames.get(switch, 0) + count
+    log = controller.context.spoof_attempts
     return {
-        "spoof_attempts": plain(controller.context.spoof_attempts.rows()),
+        "ports": plain(log.ports(vm)),
+        "spoof_attempts": [{"id": id_of(row), **plain(row)} for row in log.rows(vm)],
         "dropped_frames": {switch: count for switch, count in sorted(frames.items()) if count},
     }
 
@@ -215,6 +229,25 @@ def flows(controller: Controller, switch: str, vm: str | None = None) -> list[di
     ]
 
 
+def mac_table(controller: Controller, switch: str) -> list[dict[str, Any]]:
+    """Of an edge switch: local MACs with their ports, and the gateway's at the uplink."""
+    net, programmer = controller.net, controller.context.installer.switches[switch]
+    program = controller.context.compiler.program(switch)
+    wanted = [entry for entry in program.values() if isinstance(entry, Flow)]
+    held = table_of(entry for entry in wanted if programmer.confirmed(entry.key))
+    return [
+        {
+            "mac": row.mac,
+            "port": row.port,
+            "name": net.port_name(switch, row.port) or "",
+            "vm": "" if row.shared or (vm := net.vm_of_mac(row.mac)) is None else vm.id,
+            "shared": row.shared,
+            "confirmed": row in held,
+        }
+        for row in table_of(wanted)
+    ]
+
+
 def event(value: Event, controller: Controller) -> dict[str, Any]:
     """An event with its things shown as the rest of the interface shows them."""
     data = {key: _shown(item, controller) for key, item in value.data.items()}
@@ -238,6 +271,7 @@ __all__ = [
     "encode",
     "event",
     "flows",
+    "mac_table",
     "spoof_attempts",
     "migration",
     "plain",

@@ -5,13 +5,14 @@ from the first chunk on. What it said before it had the order is old: until it s
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
 from retinue.controller.context import Context
 from retinue.controller.errors import no_server
+from retinue.core.model import Service
 from retinue.protocol.events import EventType
 from retinue.protocol.images import HeldImage, HolderRecord, ImagesBody, ImageState
 
@@ -86,10 +87,10 @@ class ImageHolders:
             self._scrubbed[holder] = now
             self._context.events.publish(EventType.IMAGE_SCRUB, server=holder)
 
-    def expect(self, name: str, orders: Mapping[str, int]) -> None:
-        """These will fetch the image from now on; each with the id of its order."""
+    def expect(self, name: str, servers: Collection[str], order: int) -> None:
+        """These will fetch the image from now on, by the order of this number."""
         now = self._context.clock()
-        made = {server: _Order(id, now) for server, id in orders.items()}
+        made = {server: _Order(order, now) for server in servers}
         self._ordered.setdefault(name, {}).update(made)
 
     def forget(self, name: str) -> None:
@@ -125,18 +126,34 @@ class ImageHolders:
         """Names of the images that a server has all of."""
         return sorted(held.name for held in self._images_of(server) if held.state is ImageState.HELD)
 
-    def who(self, name: str, list_digest: str, origin: str) -> list[HolderRecord]:
-        """Those that may be asked for chunks now: they hold some, or will soon."""
+    def who(self, name: str, list_digest: str, origin: str, asker: str = "") -> list[HolderRecord]:
+        """Those that may be asked for chunks now: they hold some, or will soon; by a server that asks for
+        itself also caches, which fetch what they lack, but not by a cache."""
         ordered = {origin, *self._ordered.get(name, {})}
         having = {
             server
             for server, held in self.of(name).items()
             if held.list_digest == list_digest and (held.held or held.state is FETCHING)
         }
+        caches = self.caches()
+        if asker and asker not in caches:
+            having |= caches
         return [
-            HolderRecord(server, self._reports[server].address)
+            HolderRecord(server, self._reports[server].address, self._near(asker, server))
             for server in sorted(self.servers() & (having | ordered))
         ]
+
+    def caches(self) -> set[str]:
+        """Servers that are caches, whether they are here or not."""
+        return {server.id for server in self._context.net.servers_with(Service.CACHE)}
+
+    def _near(self, asker: str, server: str) -> bool:
+        """Whether they are at the same leaf, as far as it is known where they are."""
+        net = self._context.net
+        if asker not in net.servers:
+            return False
+        one, other = net.location(asker), net.location(server)
+        return one is not None and other is not None and one.switch == other.switch
 
     def used(self, server: str) -> int:
         return self._reports[server].store.used

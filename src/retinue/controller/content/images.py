@@ -10,7 +10,8 @@ from pathlib import Path
 
 from retinue.controller.content.holders import ImageHolders
 from retinue.controller.context import Context
-from retinue.controller.errors import RequestError, no_server
+from retinue.controller.errors import RequestError, no_image, no_server
+from retinue.controller.inventory.disks import based_on
 from retinue.controller.marks import ImagePublished, ImageRemoved
 from retinue.controller.state import Image
 from retinue.core.content import ContentError
@@ -26,12 +27,6 @@ FRESH_SECONDS = 3600.0
 """By which the publisher's clock may differ from ours."""
 
 
-def no_image(name: str) -> RequestError:
-    return RequestError(
-        f"there is no image {name}; `retinue image list` shows those there are", ErrorCode.UNKNOWN_IMAGE
-    )
-
-
 class Images:
     """What is published, and orders about it. All raise RequestError, and then nothing has changed."""
 
@@ -39,6 +34,8 @@ class Images:
         self._context = context
         self.published = context.state.images
         self.holders = ImageHolders(context)
+        self._order = 0
+        """The number of the last order to fetch."""
         self.name_free: Callable[[str, EntityKind], None] = lambda name, kind: None
         """Raises RequestError where something of another kind has the name."""
         self.authority: Path | None = None
@@ -83,9 +80,11 @@ class Images:
         return ", ".join(sorted(who.names))
 
     def _first_holder(self, server: str) -> str:
-        able = self.holders.servers()
+        able = self.holders.servers() - self.holders.caches()
         if server and server not in self._context.net.servers:
             raise no_server(server)
+        if server in self.holders.caches():
+            raise RequestError(f"{server} is a cache, which may let go of an image: publish it at a server")
         if server and server not in able:
             raise RequestError(f"no agent of {server} is here to take the image", ErrorCode.PARTY_AWAY)
         if not able:
@@ -95,6 +94,10 @@ class Images:
     def remove(self, name: str) -> None:
         """Servers let go of it; their chunks go with the next gc."""
         image = self.get(name)
+        if vms := based_on(name, self._context.net.vms.values()):
+            raise RequestError(
+                f"disks of {', '.join(vms)} are based on {name}: remove these VMs first", ErrorCode.NEEDED
+            )
         for server, held in self.holders.of(name).items():
             if held.pins:
                 raise RequestError(
@@ -106,17 +109,39 @@ class Images:
         self._context.apply(ImageRemoved(image))
         self.holders.forget(name)
 
-    def fetch(self, name: str, servers: Collection[str], pin: str, *, base: bool) -> list[str]:
-        """Order that these servers fetch it ([]: all that can); who was ordered to."""
-        self.get(name)
+    def fetch(
+        self,
+        name: str,
+        servers: Collection[str],
+        pin: str,
+        *,
+        base: bool,
+        segment: tuple[int, int] | None = None,
+    ) -> tuple[list[str], int]:
+        """Order that these servers fetch it ([]: all that can, but caches), or a segment of it: its first and
+        last chunk. Who was ordered to, and the order's number."""
+        image = self.get(name)
         if pin:
             entity_id(pin, "what an image is needed for")
+        if segment is not None:
+            _check_segment(segment, image.signed.manifest.chunks, name, base=base)
         chosen = self._chosen(servers)
+        if not servers:
+            chosen = [server for server in chosen if server not in self.holders.caches()]
         publish = self._context.events.publish
-        order = {"image": name, "pin": pin, "base": base}
-        orders = {server: publish(EventType.IMAGE_FETCH, server=server, **order).id for server in chosen}
-        self.holders.expect(name, orders)
-        return chosen
+        order = {"image": name, "pin": pin, "base": base, "order": self._next_order()}
+        if segment is not None:
+            order["segment"] = segment
+        for server in chosen:
+            publish(EventType.IMAGE_FETCH, server=server, **order)
+        self.holders.expect(name, chosen, self._order)
+        return chosen, self._order
+
+    def _next_order(self) -> int:
+        """Microseconds of the controller's clock, which goes on over restarts: what is still done by an order
+        of an earlier controller is no answer to one of this."""
+        self._order = max(self._order + 1, int(self._context.clock() * 1e6))
+        return self._order
 
     def unpin(self, name: str, pin: str, servers: Collection[str]) -> list[str]:
         """Order that these servers ([]: all that can) forget that it is needed for this."""
@@ -144,3 +169,13 @@ class Images:
             if server not in able:
                 raise RequestError(f"no agent of {server} is here", ErrorCode.PARTY_AWAY)
         return sorted(set(servers) or able)
+
+
+def _check_segment(segment: tuple[int, int], chunks: int, name: str, *, base: bool) -> None:
+    first, last = segment
+    if not 0 <= first <= last < chunks:
+        raise RequestError(
+            f"{first}-{last} is no segment of {name}: it has the chunks 0 to {chunks - 1}, of 1 MiB each"
+        )
+    if base:
+        raise RequestError("a file is made of a whole image: leave out the segment, or the file")

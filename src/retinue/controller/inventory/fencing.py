@@ -1,12 +1,13 @@
 """The operator's word that a server is dead, in place of all that only the server could have said.
 
-    fenced      its leaf drops whatever comes from its port: nothing there can speak for anybody, now or when
-                it is back. Its migrations end (MigrationOrchestrator.end_those_of). Its VMs may be registered
-                at another server, or be started there, with what they hold. None can be added or migrated
-                to it.
-    unfenced    only when its own edge is connected and holds nothing more than it should: what VMs that are
-                elsewhere by now left behind on it, ports included, is gone before its leaf lets anything
-                through again.
+    fenced      its leaf drops whatever comes from its port, and where that leaf stands on it, all others what
+                comes from there: nothing there can speak for anybody, now or when it is back. Its migrations
+                end (MigrationOrchestrator.end_those_of). Its VMs may be registered at another server, or be
+                started there, with what they hold. None can be added or migrated to it.
+                A gateway to another domain is not fenced: what runs behind it runs on.
+    unfenced    only when its own edge, and such a leaf, are connected and hold no more than they should:
+                what VMs that are elsewhere by now left behind there, ports included, is gone before any leaf
+                lets anything through again.
 
 A fence outlives the controller.
 """
@@ -16,6 +17,7 @@ from retinue.controller.errors import RequestError, no_server
 from retinue.controller.marks import ServerFenced, ServerUnfenced
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.core.pipeline.underlay import underlay_of
+from retinue.protocol.errors import ErrorCode
 
 
 class Fencing:
@@ -28,6 +30,13 @@ class Fencing:
     async def fence(self, server: str) -> None:
         """Shut it out, and end its migrations. What is fenced already stays so. Raises RequestError."""
         self._known(server)
+        peer = self._context.net.peer_at(server)
+        if peer is not None:
+            raise RequestError(
+                f"server {server} is the gateway to domain {peer.id}: VMs behind a gateway are not dead "
+                "with it, and would run twice; they are reached when it is back",
+                ErrorCode.CONFLICT,
+            )
         touched = self._context.apply(ServerFenced(server))
         self._orchestrator.end_those_of(server)
         self._context.installer.look_again()
@@ -38,17 +47,8 @@ class Fencing:
         self._known(server)
         edge = self._context.net.servers[server].edge
         if server in self._context.net.fenced and edge:
-            programmer = self._context.installer.switches[edge]
-            if not programmer.is_read:
-                raise RequestError(
-                    f"switch {edge} of server {server} is not connected: it may hold entries of VMs that are "
-                    f"elsewhere by now; unfence when `retinue switch list` shows it connected"
-                )
-            if programmer.pending:
-                raise RequestError(
-                    f"switch {edge} of server {server} has yet to confirm {len(programmer.pending)} entries; "
-                    f"ask again when `retinue switch list` shows none pending"
-                )
+            for switch in (edge, *sorted(underlay_of(self._context.net).lost_with(server))):
+                self._holds_what_it_should(server, switch)
             if left := self._left_at(server, edge):
                 raise RequestError(
                     f"{', '.join(left)} still has a port on switch {edge}, and is registered elsewhere: "
@@ -57,11 +57,28 @@ class Fencing:
                 )
         await self._context.install(self._context.apply(ServerUnfenced(server)))
 
+    def _holds_what_it_should(self, server: str, switch: str) -> None:
+        """Raises RequestError."""
+        programmer = self._context.installer.switches[switch]
+        if not programmer.is_read:
+            raise RequestError(
+                f"switch {switch} of server {server} is not connected: it may hold entries of VMs that are "
+                f"elsewhere by now; unfence when `retinue switch list` shows it connected"
+            )
+        if programmer.pending:
+            raise RequestError(
+                f"switch {switch} of server {server} has yet to confirm {len(programmer.pending)} entries; "
+                f"ask again when `retinue switch list` shows none pending"
+            )
+
     def _left_at(self, server: str, edge: str) -> list[str]:
         """VMs that were here, and are registered elsewhere since."""
         net = self._context.net
         return sorted(
-            vm.id for vm in net.vms.values() if server not in vm.locations and net.has_a_port(vm, edge)
+            vm.id
+            for vm in net.vms.values()
+            if server not in vm.locations
+            and any(edge in net.vm_ports.get(nic.plugged_as, {}) for nic in vm.nics)
         )
 
     def _known(self, server: str) -> None:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from retinue.controller.changes import Change
 from retinue.controller.context import Context
 from retinue.controller.errors import RequestError, no_vm
-from retinue.controller.lease_changes import AddressAssigned, AddressReleased
-from retinue.controller.nic_changes import NICChanged
-from retinue.core.model import IP, NIC, VM, Allowed, Assignment, BindingKind, Mac, Network, Prefix
+from retinue.controller.inventory.away import check_is_here
+from retinue.controller.lease_changes import AddressReleased
+from retinue.controller.nic_changes import named_nic, replaced
+from retinue.core.model import IP, NIC, VM, Allowed, Mac, Network, Prefix
+from retinue.core.model.network import NOTHING, Touched
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
@@ -20,18 +22,12 @@ def with_settings(vm: VM, known: VM) -> VM:
     for nic in vm.nics:
         old = known.nic_called(nic.port_id)
         if old is not None:
-            nic = replace(nic, rate=old.rate, allowed=old.allowed, trusted=old.trusted, prefixes=old.prefixes)
+            nic = replace(
+                nic, rate=old.rate, allowed=old.allowed, trusted=old.trusted, prefixes=old.prefixes,
+                mac_changes=old.mac_changes, initial_mac=old.initial_mac if nic.mac == old.mac else "",
+            )  # fmt: skip
         nics.append(nic)
     return replace(vm, nics=tuple(nics))
-
-
-def named_nic(vm: VM, port_id: str) -> NIC:
-    """The NIC of a VM with this id; "": the first. Raises RequestError."""
-    nic = vm.nic_called(port_id) if port_id else vm.nic
-    if nic is None:
-        has = ", ".join(one.port_id for one in vm.nics)
-        raise RequestError(f"VM {vm.id} has no NIC {port_id}, but {has}", ErrorCode.UNKNOWN_NIC)
-    return nic
 
 
 def still_there(net: Network, vm: str) -> VM:
@@ -42,27 +38,15 @@ def still_there(net: Network, vm: str) -> VM:
     return found
 
 
-def static_assignments(net: Network, vm: str, nic: NIC) -> list[Assignment]:
-    """Addresses the manager gives to a NIC are bindings at once."""
-    return [net.static(vm, nic, ip) for ip in nic.addresses]
+async def commit(
+    context: Context, server: str, changes: Sequence[Change], then: Callable[[], Touched] = lambda: NOTHING
+) -> None:
+    """Make changes of a VM of this server, and what follows from them (`then`, before switches are told).
 
-
-def replaced(net: Network, vm: VM, old: NIC, new: NIC) -> list[Change]:
-    """The changes that put `new` in the place of a VM's NIC, with the static addresses that come and go.
-
-    What a NIC holds in one VRF means nothing in another.
+    Told which addresses it has no longer when the switches agree.
     """
-    held, leaves = net.assignments_of(vm, old), net.vrf_of(old) != net.vrf_of(new)
-    static = set() if leaves else {a.ip for a in held if a.kind is BindingKind.STATIC}
-    gone = [a for a in held if leaves or (a.ip in static and a.ip not in new.addresses)]
-    given = [a for a in static_assignments(net, vm.id, new) if a.ip not in static]
-    changed = NICChanged(vm, old, new, tuple(a for a in held if a not in gone))
-    return [*map(AddressReleased, gone), changed, *map(AddressAssigned, given)]
-
-
-async def commit(context: Context, server: str, changes: Sequence[Change]) -> None:
-    """Make changes of a VM of this server; told which addresses it has no longer when the switches agree."""
-    await context.commit(*changes, near=[underlay_of(context.net).near(server)])
+    touched = context.apply(*changes)
+    await context.install(touched | then(), near=[underlay_of(context.net).near(server)])
     for gone in (change.assignment for change in changes if isinstance(change, AddressReleased)):
         reason = "its manager gives it to the VM no longer"
         context.events.publish(EventType.BINDING_REMOVED, vm=gone.vm, ip=gone.ip, reason=reason)
@@ -90,6 +74,7 @@ class NICSettings:
         rate: int | None = None,
         allowed: tuple[Allowed, ...] | None = None,
         prefixes: tuple[Prefix, ...] | None = None,
+        mac_changes: bool | None = None,
     ) -> VM:
         """Change what is given of a NIC ("": the first), and return when the switches have confirmed it.
 
@@ -102,20 +87,23 @@ class NICSettings:
         old = named_nic(known, nic)
         if addresses is not None or vnet is not None:
             self._ours(vm)
+        check_is_here(self._net, known)
         given = {
             "mac": mac, "addresses": addresses, "vnet": vnet, "enabled": enabled,
             "trusted": trusted, "rate": rate, "allowed": allowed, "prefixes": prefixes,
+            "mac_changes": mac_changes,
         }  # fmt: skip
         new = replace(old, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
         if new == old:
             return known
         if new.mac != old.mac:
             self._may_have_another_mac(known, old)
+            new = replace(new, initial_mac="")  # Its port is made anew.
         await commit(self._context, known.server, replaced(self._net, known, old, new))
         return still_there(self._net, vm)
 
     def _may_have_another_mac(self, vm: VM, nic: NIC) -> None:
-        ports = self._net.vm_ports.get(nic.port_id)
+        ports = self._net.vm_ports.get(nic.plugged_as)
         if ports:
             raise RequestError(
                 f"VM {vm.id} has a port with MAC {nic.mac} on {', '.join(sorted(ports))}; "

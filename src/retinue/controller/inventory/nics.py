@@ -7,17 +7,19 @@ What changes of a NIC that stays is `nic_settings`.
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 
 from retinue.controller.changes import VMNicsChanged
 from retinue.controller.context import Context
-from retinue.controller.errors import RequestError, no_vm
-from retinue.controller.inventory.nic_settings import named_nic, static_assignments
+from retinue.controller.errors import RequestError
+from retinue.controller.inventory.ours import ours
 from retinue.controller.lease_changes import AddressAssigned
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
+from retinue.controller.nic_changes import named_nic, static_assignments
 from retinue.core.limits import MOST_NICS
-from retinue.core.model import NIC, VM, Assignment
+from retinue.core.model import NIC, VM, Assignment, port_id_of
 from retinue.core.model.network import Owner, Touched
-from retinue.protocol.errors import ErrorCode
+from retinue.core.model.trunks import carried_by
 
 
 class NicControl:
@@ -40,13 +42,20 @@ class NicControl:
         self._found = found
         self._left = left
 
-    def free_slot(self, id: str) -> int:
-        """The slot of the NIC that is put into the VM next."""
+    def free_slot(self, id: str, trunk: str = "") -> int:
+        """The slot of the NIC that is put into the VM next: 0 for one in a trunk, which is no device."""
+        if trunk:
+            return 0
         taken = {nic.slot for nic in self.ours(id).nics}
         slot = next((slot for slot in range(1, MOST_NICS + 1) if slot not in taken), None)
         if slot is None:
             raise RequestError(f"VM {id} has {MOST_NICS} NICs already, and cannot have more")
         return slot
+
+    def free_number(self, id: str, slot: int) -> int:
+        """By which the NIC in this slot (0: of a trunk) is called, where nobody gives it an id."""
+        taken = {nic.port_id for nic in self.ours(id).nics}
+        return next(number for number in count(slot or 2) if port_id_of(id, number) not in taken)
 
     def add(self, id: str, nic: NIC) -> VM:
         """Put a NIC into a VM."""
@@ -59,7 +68,11 @@ class NicControl:
         nic = named_nic(vm, port_id)
         if nic is vm.nic:
             raise RequestError(f"VM {id} is known by its first NIC: remove the VM, and register it anew")
-        self._left(vm, nic.port_id)
+        if carried := carried_by(vm, nic):
+            named = ", ".join(one.port_id for one in carried)
+            raise RequestError(f"NIC {port_id} carries {named} in its trunk; take these out first")
+        if not nic.trunk:
+            self._left(vm, nic.port_id)
         self._give_back(vm, nic)
         nics = tuple(one for one in vm.nics if one is not nic)
         return self._change(vm, nics, None, self._net.assignments_of(vm, nic))
@@ -83,20 +96,5 @@ class NicControl:
 
     def ours(self, id: str) -> VM:
         """A VM whose NICs may change now. Raises RequestError."""
-        vm = self._net.vms.get(id)
-        if vm is None:
-            raise no_vm(id)
-        if vm.reported:
-            raise RequestError(
-                f"VM {id} was made by its server's own manager, which alone changes it; register it to do so "
-                "here",
-                ErrorCode.NOT_REGISTERED,
-            )
-        migration = self._orchestrator.of_vm(id)
-        if migration is not None:
-            raise RequestError(
-                f"VM {id} is being migrated: {migration.id} is {migration.state}; its NICs stay as they are "
-                "until that has ended",
-                ErrorCode.MIGRATION_UNDER_WAY,
-            )
-        return vm
+        until = "its NICs stay as they are until that has ended"
+        return ours(self._net, self._orchestrator, id, "changes", until)

@@ -22,6 +22,7 @@ import structlog
 from retinue.controller.changes import VMPowerChanged, VMStateChanged
 from retinue.controller.context import Context
 from retinue.controller.errors import RequestError, no_vm
+from retinue.controller.inventory.ours import ours
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.core.migration import MigrationState
 from retinue.core.model import VM, Ending, Power, Restart
@@ -110,24 +111,10 @@ class PowerControl:
             self._set(vm, Power.OFF, order=EventType.VM_STOP, more=order)
 
     def ours(self, id: str, *, may_migrate: bool = False) -> VM:
-        """A VM that a manager registered. Raises RequestError for another, and for one that migrates."""
-        vm = self._net.vms.get(id)
-        if vm is None:
-            raise no_vm(id)
-        if vm.reported:
-            raise RequestError(
-                f"VM {id} was made by its server's own manager, which alone starts and stops it; "
-                "register it to do so here",
-                ErrorCode.NOT_REGISTERED,
-            )
-        migration = self._orchestrator.of_vm(id)
-        if migration is not None and not may_migrate:
-            raise RequestError(
-                f"VM {id} is being migrated: {migration.id} is {migration.state}; "
-                "wait for its end, or cancel it first",
-                ErrorCode.MIGRATION_UNDER_WAY,
-            )
-        return vm
+        """A VM that a manager registered, and that is here. Raises RequestError for another, and for
+        one that migrates."""
+        until = "wait for its end, or cancel it first"
+        return ours(self._net, self._orchestrator, id, "starts and stops", until, may_migrate=may_migrate)
 
     def _running(self, id: str) -> VM:
         vm = self.ours(id)

@@ -7,6 +7,7 @@ traffic of all its VMs. So a place that was found is given up only by a server t
     the place it is known at               a sign of life; ends the question, if one is open
     the place of another server            rejected
     the place the operator gave it         it is there
+    a leaf whose places are all given      rejected
     a free port, its place not known       it is there
     a free port, its former port removed   it was moved
     a free port otherwise                  it is asked at its former place: it was moved if that stays silent,
@@ -68,6 +69,9 @@ class ServerLocations:
         if here == net.servers[server].given_at:
             self._found(server, here)
             return
+        if net.switches[here.switch].given:
+            self._reject(server, here, f"places at {here.switch} are given, and this is not {server}'s")
+            return
         holder = self._holder(here, server)
         if holder is not None:
             self._reject(server, here, f"server {holder} is there; if it is not, remove or place it")
@@ -112,7 +116,7 @@ class ServerLocations:
         if server in self.pending_verification or not self._once_a_second("asked", server):
             return
         answered = self.pending_verification[server] = asyncio.Event()
-        question, number = self._question(self._context.net.servers[server]), self._port(before)
+        question, number = self.question(self._context.net.servers[server]), self._port(before)
         if question is not None and number is not None:
             self._context.send_frame(before.switch, number, question)
         self._context.spawn(self._decide(server, before, here, answered), f"place of server {server}")
@@ -140,7 +144,7 @@ class ServerLocations:
         session = self._context.session(at.switch)
         return None if session is None else session.ports.get(at.port)
 
-    def _question(self, server: Server) -> bytes | None:
+    def question(self, server: Server) -> bytes | None:
         """Ask a server for its address, by its own MAC; None for one that has no IPv4 address."""
         net = self._context.net
         if not isinstance(server.address, IPv4Address):
@@ -181,14 +185,15 @@ class ServerLocations:
         context, net = self._context, self._context.net
         now = context.clock()
         sessions = context.sessions()
-        leaves = {leaf.id: sessions[leaf.id] for leaf in net.with_role(Role.LEAF) if leaf.id in sessions}
+        found_by_asking = [leaf for leaf in net.with_role(Role.LEAF) if not leaf.given]
+        leaves = {leaf.id: sessions[leaf.id] for leaf in found_by_asking if leaf.id in sessions}
         if any(self._leaves.get(name) is not session for name, session in leaves.items()):
             self._asked = {name: (at, 0.0) for name, (at, _) in self._asked.items()}
         self._leaves = leaves
         missing = [server for server in net.servers.values() if net.location(server.id) is None]
         self._asked = {s.id: self._asked[s.id] for s in missing if s.id in self._asked}
         chosen = self._whose_turn(missing, now) if leaves else []
-        questions = [q for server in chosen if (q := self._question(server)) is not None]
+        questions = [q for server in chosen if (q := self.question(server)) is not None]
         if not questions:
             return
         taken = {net.location(name) for name in net.servers}
@@ -199,6 +204,24 @@ class ServerLocations:
                     continue
                 for question in questions:
                     session.packet_out(question, number)
+
+    def port_up(self, leaf: str, port: str, number: int) -> None:
+        """A port of a leaf has a link, or has one again: whoever is missing is asked for there at once, and
+        everywhere more often again. Of one that comes and goes the first time in a second counts."""
+        net, here = self._context.net, PortRef(leaf, port)
+        if net.switches[leaf].role is not Role.LEAF or net.switches[leaf].given:
+            return
+        if number in underlay_of(net).trunk_ports(leaf) or number >= PortNo.MAX:
+            return
+        missing = [server for server in net.servers.values() if net.location(server.id) is None]
+        taken = here in {net.location(name) for name in net.servers}
+        if not missing or taken or not self._once_a_second("port up", str(here)):
+            return
+        for server in sorted(missing, key=self._asked_at)[:ASKED_AT_ONCE]:
+            question = self.question(server)
+            if question is not None:
+                self._context.send_frame(leaf, number, question)
+        self._asked = {name: (at, 0.0) for name, (at, _) in self._asked.items()}
 
     def _whose_turn(self, missing: list[Server], now: float) -> list[Server]:
         since, count = self._second

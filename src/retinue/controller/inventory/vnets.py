@@ -1,15 +1,17 @@
-"""The VMs' networks as managers give them: VRFs, vnets and subnets, added, changed, removed while all runs.
+"""The VMs' networks as managers give them: gateway groups, VRFs, vnets and subnets, while all runs.
 
 A change adds or takes entries of its subnet alone, and what is in use is not removed: nobody else's packet is
 touched by it.
 """
 
 from collections import Counter
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 
 from retinue.controller.context import Context
 from retinue.controller.errors import RequestError
 from retinue.controller.vnet_changes import (
+    GatewayGroupRegistered,
+    GatewayGroupRemoved,
     SubnetRegistered,
     SubnetRemoved,
     VnetRegistered,
@@ -17,7 +19,8 @@ from retinue.controller.vnet_changes import (
     VrfRegistered,
     VrfRemoved,
 )
-from retinue.core.model import ModelError, Subnet, Vnet, Vrf
+from retinue.core.model import GatewayGroup, ModelError, Role, Server, Subnet, Vnet, Vrf
+from retinue.core.model.network import Owner
 from retinue.core.model.vrfs import free_tag
 from retinue.protocol.errors import ErrorCode
 
@@ -25,9 +28,29 @@ from retinue.protocol.errors import ErrorCode
 class VnetInventory:
     """Registers vnets and subnets: each call makes all of what it is asked for or, on a mistake, nothing."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, changed: Callable[[str], None] = lambda vnet: None) -> None:
+        """`changed` is called with the id of a vnet that is new, or another from now on."""
         self._context = context
+        self._changed = changed
         self._net = context.net
+
+    async def add_gateway_groups(self, groups: Collection[GatewayGroup]) -> None:
+        """Returns when the switches that are there have confirmed it. Raises ModelError."""
+        _are_new("gateway group", [group.id for group in groups], self._net.gateway_groups)
+        await self._context.commit(*(GatewayGroupRegistered(group) for group in groups))
+
+    async def remove_gateway_group(self, id: str) -> None:
+        """Raises ModelError while servers are in it, or an edge may still send to its MAC."""
+        _is_there("gateway group", id, id in self._net.gateway_groups, ErrorCode.UNKNOWN_GATEWAY_GROUP)
+        for server in self._net.servers.values():
+            edge = Owner("switch", server.edge)
+            if server.edge and server.id not in self._net.fenced and not self._context.is_programmed(edge):
+                raise RequestError(
+                    f"gateway group {id} stays for now: {server.edge} has not confirmed that it sends "
+                    "nothing to its MAC; `retinue switch list` shows the switches",
+                    ErrorCode.PARTY_AWAY,
+                )
+        await self._context.commit(GatewayGroupRemoved(self._net.gateway_groups[id]))
 
     async def add_vrfs(self, vrfs: Mapping[str, int]) -> None:
         """By id, the tag of each, or 0 for a free one. Returns when the switches that are there have
@@ -45,26 +68,32 @@ class VnetInventory:
         _is_there("VRF", id, id in self._net.vrfs, ErrorCode.UNKNOWN_VRF)
         await self._context.commit(VrfRemoved(self._net.vrfs[id]))
 
-    def add_vnets(self, vnets: Collection[Vnet]) -> None:
+    async def add_vnets(self, vnets: Collection[Vnet]) -> None:
         """Raises ModelError."""
         _are_new("vnet", [vnet.id for vnet in vnets], self._net.vnets)
         for vnet in vnets:
             self._is_taken_by_switches(vnet)
-        self._context.apply(*(VnetRegistered(vnet) for vnet in vnets))
+        committed = self._context.commit(*(VnetRegistered(vnet) for vnet in vnets))
+        for vnet in vnets:
+            self._changed(vnet.id)
+        await committed
 
-    def set_vnet(self, vnet: Vnet) -> None:
-        """Raises ModelError."""
+    async def set_vnet(self, vnet: Vnet) -> None:
+        """Returns when the switches that are there have confirmed it. Raises ModelError."""
         _is_there("vnet", vnet.id, vnet.id in self._net.vnets, ErrorCode.UNKNOWN_VNET)
         self._is_taken_by_switches(vnet)
-        self._context.apply(VnetRegistered(vnet))
+        committed = self._context.commit(VnetRegistered(vnet))
+        self._changed(vnet.id)
+        await committed
 
-    def remove_vnet(self, id: str) -> None:
+    async def remove_vnet(self, id: str) -> None:
         """Raises ModelError while it has subnets."""
         _is_there("vnet", id, id in self._net.vnets, ErrorCode.UNKNOWN_VNET)
-        self._context.apply(VnetRemoved(self._net.vnets[id]))
+        await self._context.commit(VnetRemoved(self._net.vnets[id]))
 
     def _is_taken_by_switches(self, vnet: Vnet) -> None:
-        if vnet.mtu > self._net.mtu:
+        known = self._net.vnets.get(vnet.id)
+        if vnet.mtu > self._net.mtu and (known is None or known.mtu != vnet.mtu):
             raise ModelError(
                 f"vnet {vnet.id}: MTU {vnet.mtu} is more than the {self._net.mtu} that switches take; "
                 "`mtu` in the controller's configuration says so"
@@ -86,10 +115,27 @@ class VnetInventory:
         await self._context.commit(SubnetRemoved(self._net.subnets[id]))
 
 
+def check_gateway(context: Context, server: Server) -> None:
+    """Leaves and spines take the MAC of a server's new gateway group, before an edge sends anything to it.
+
+    Raises RequestError where one has not confirmed that it does.
+    """
+    net, known = context.net, context.net.servers.get(server.id)
+    if known is None or server.gateway_group in ("", known.gateway_group):
+        return
+    for switch in net.switches.values():
+        if switch.role is not Role.EDGE and not context.is_programmed(Owner("switch", switch.id)):
+            raise RequestError(
+                f"server {server.id} cannot go into gateway group {server.gateway_group}: {switch.id} has "
+                "not confirmed that it takes the group's MAC; `retinue switch list` shows the switches",
+                ErrorCode.PARTY_AWAY,
+            )
+
+
 def _are_new(kind: str, ids: Collection[str], known: Container[str]) -> None:
     for id, times in Counter(ids).items():
         if id in known:
-            hint = "" if kind == "VRF" else f"; `retinue {kind} set {id}` changes it"
+            hint = f"; `retinue {kind} set {id}` changes it" if kind in ("vnet", "subnet") else ""
             raise RequestError(f"{kind} {id} is there already{hint}", ErrorCode.ALREADY_REGISTERED)
         if times > 1:
             raise ModelError(f"{kind} {id} is given twice")
@@ -98,5 +144,5 @@ def _are_new(kind: str, ids: Collection[str], known: Container[str]) -> None:
 def _is_there(kind: str, id: str, known: bool, code: ErrorCode) -> None:
     if not known:
         raise RequestError(
-            f"there is no {kind} {id}; `retinue {kind.lower()} list` shows those there are", code
+            f"there is no {kind} {id}; `retinue {kind.lower().split()[0]} list` shows those there are", code
         )

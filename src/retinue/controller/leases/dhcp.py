@@ -41,7 +41,8 @@ from retinue.core.snooping import (
     relay,
 )
 from retinue.core.snooping.dhcp6_rules import Snooper6
-from retinue.core.snooping.messages import EVERYBODY, NO_ADDRESS
+from retinue.core.snooping.dhcp_rules import LEASES_PER_NIC
+from retinue.core.snooping.messages import EVERYBODY, NO_ADDRESS, ToldOtherwise
 from retinue.core.snooping.spoofing import claims_of
 from retinue.protocol.events import EventType
 
@@ -78,10 +79,10 @@ class InFlightMessage:
 class DhcpPath:
     """Takes DHCP messages from the switches, lets the snooper judge them, and carries out what it decides."""
 
-    def __init__(self, context: Context, warm_up: float = 0.0) -> None:
-        """`warm_up`: see Renewals."""
+    def __init__(self, context: Context, warm_up: float = 0.0, leases_per_nic: int = LEASES_PER_NIC) -> None:
+        """`warm_up`: see Renewals; `leases_per_nic`: of IPv4."""
         self._context = context
-        self._snooper = Snooper(context.net)
+        self._snooper = Snooper(context.net, leases_per_nic)
         self.snooper6 = Snooper6(context.net)
         self.renewals = Renewals(context, self._snooper, self.snooper6, warm_up=warm_up)
         self._shares = relay.Shares()
@@ -102,12 +103,15 @@ class DhcpPath:
         vm, server = net.vm_at(switch, port), net.server_of_edge(switch)
         if vm is None or server is None:
             return False
-        migrations = self._context.state.migrations.values() if vm.also else ()
-        migration = next((m for m in migrations if m.vm == vm.id and not m.state.ended), None)
+        migration = self._context.state.migrations.of_vm(vm.id) if vm.also else None
         return where_runs(vm, migration) == server.id
 
-    def from_server(self, switch: str, port: int, frame: bytes) -> None:
-        """A frame from the port of a trusted DHCP server, or of a relay before one."""
+    def from_server(self, switch: str, port: int, frame: bytes, waited: float = 0.0) -> None:
+        """A frame from the port of a trusted DHCP server, or of a relay before one.
+
+        It was received `waited` seconds ago, and a lease counts from then: however late an ACK is worked on,
+        the VM has its address no longer than its DHCP server means it to.
+        """
         server = self.server_at(switch, port)
         if server is None:
             self._context.counters[Count.DHCP_FROM_UNKNOWN_SERVER] += 1
@@ -120,7 +124,7 @@ class DhcpPath:
             self._tell([Rejected(f"for a relay at {dhcp.giaddr}, which is none of ours")], message)
             return
         said = ServerMessage(server.id, dhcp, message.datagram.src)
-        self._act(self._snooper.server(said, self._context.clock()), message, server.id)
+        self._act(self._snooper.server(said, self._context.clock() - waited), message, server.id)
 
     async def expire(self) -> None:
         """End the leases that have run out."""
@@ -155,6 +159,8 @@ class DhcpPath:
                     self._send(vm, message.dhcp, source, message.server_named, message.circuit)
                 case Disagreement():
                     self._disagreed(effect)
+                case ToldOtherwise(vm, ip, reason):
+                    self._context.events.publish(EventType.LEASE_DIFFERS, vm=vm, ip=ip, reason=reason)
                 case ToVM(vm) if confirmed:
                     self._to_vm(vm, message)
                 case ToVM():
@@ -211,7 +217,7 @@ class DhcpPath:
         if port is not None:
             gateway_mac = net.gateway_mac_of(net.servers[registered.server])
             frame = handover.to_vm(nic.mac, gateway_mac, message.datagram, message.dhcp, net.mtu_of(nic))
-            self._context.send_frame(edge, port.number, frame)
+            self._context.send_to_nic(edge, port.number, nic, frame)
 
     def _disagreed(self, found: Disagreement) -> None:
         """The server is to give this VM another address; the operator is to mend what is behind it."""

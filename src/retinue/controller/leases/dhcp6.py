@@ -66,8 +66,8 @@ class Dhcp6Path:
         arrival = _Arrival(switch, port, (ethernet.src, str(claimed)), dhcp)
         self._act(self._snooper.client(seen, self._context.clock()), arrival, where)
 
-    def from_server(self, switch: str, port: int, frame: bytes) -> None:
-        """A frame from the port of a trusted DHCP server to the relay."""
+    def from_server(self, switch: str, port: int, frame: bytes, waited: float = 0.0) -> None:
+        """A frame from the port of a trusted DHCP server to the relay; `waited`: as DhcpPath's."""
         server = self._dhcp.server_at(switch, port)
         if server is None:
             self._context.counters[Count.DHCP_FROM_UNKNOWN_SERVER] += 1
@@ -85,7 +85,7 @@ class Dhcp6Path:
             self._tell([Rejected(fault)], arrival)
             return
         said = ServerMessage6(server.id, envelope, dhcp)
-        self._act(self._snooper.server(said, self._context.clock()), arrival, server.id)
+        self._act(self._snooper.server(said, self._context.clock() - waited), arrival, server.id)
 
     def expire(self) -> None:
         """Called now and then: what has waited too long for an answer is forgotten."""
@@ -161,7 +161,7 @@ class Dhcp6Path:
         except FrameError as error:
             self._context.reject_frame("DHCPv6", f"the answer to {said.vm}", error)
             return
-        self._context.send_frame(at.edge, port.number, frame)
+        self._context.send_to_nic(at.edge, port.number, nic, frame)
 
     # ---- VMs that are removed ----
 

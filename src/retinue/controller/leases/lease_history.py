@@ -8,14 +8,20 @@ more, but can be asked for.
 from retinue.controller.context import Context
 from retinue.controller.lease_changes import EndedLeaseForgotten, LeaseEnded, RenewalPending, RenewalSettled
 from retinue.core.model import IP, NIC, Assignment, Mac
+from retinue.core.packets import mac_bytes
+from retinue.core.snooping.headers import ETHERNET
 
 KEPT = 1000
 """Ended leases that are remembered."""
 
 
-def key_of(nic: NIC, ip: IP) -> str:
-    """What a renewal that is pending is known by: the NIC's port id, of DHCPv6 with the address."""
-    return nic.port_id if ip.version == 4 else f"{nic.port_id}/{ip}"
+def key_of(nic: NIC, ip: IP, client_id: bytes) -> str:
+    """What a renewal that is pending is known by: the NIC's port id; of DHCPv6 with the address; of a client
+    that does not go by the NIC's MAC with its identifier, since each has a lease of its own."""
+    if ip.version == 6:
+        return f"{nic.port_id}/{ip}"
+    by_mac = client_id in (b"", bytes([ETHERNET]) + mac_bytes(nic.mac))
+    return nic.port_id if by_mac else f"{nic.port_id}/{client_id.hex()}"
 
 
 def nic_of(key: str) -> str:

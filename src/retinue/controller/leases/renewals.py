@@ -19,21 +19,19 @@ import asyncio
 import secrets
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address
 from math import isinf
 
 import structlog
 
 from retinue.controller import counters as counted
 from retinue.controller.context import Context
-from retinue.controller.errors import RequestError, no_vm
+from retinue.controller.errors import no_vm
 from retinue.controller.leases.lease_history import LeaseMemory, key_of, nic_of
+from retinue.controller.leases.renewal_orders import RenewalError, new_order
 from retinue.core.lease_renewal import BACK_OFF
-from retinue.core.model import IP, NIC, VM, Assignment, BindingKind, Mac, VMPort
+from retinue.core.model import IP, NIC, VM, Assignment, BindingKind, Mac
 from retinue.core.model.families import is_leased
 from retinue.core.model.network import Owner
-from retinue.core.packets import build_options
-from retinue.core.packets.dhcp6_options import build_options6
 from retinue.core.snooping.dhcp6_headers import leases6
 from retinue.core.snooping.dhcp6_rules import Snooper6
 from retinue.core.snooping.dhcp_rules import Snooper
@@ -50,12 +48,6 @@ AGAIN = 5.0
 """Seconds until an order of which no request has come in is announced once more."""
 KEPT = 1000
 """Renewals that have ended that are remembered."""
-
-
-class RenewalError(RequestError):
-    """The renewal cannot be; the message says why and what to do."""
-
-    code = ErrorCode.NOT_RENEWABLE
 
 
 class Renewals:
@@ -87,7 +79,7 @@ class Renewals:
         """A VM has migrated: each lease of its NICs is renewed from its new server."""
         leases = self._leases(vm)
         for nic, lease in leases:
-            self._memory.pend(key_of(nic, lease.ip))
+            self._memory.pend(key_of(nic, lease.ip, lease.client_id))
         if leases:
             self._context.spawn(self._after_migration(vm), f"renewal of {vm} after its migration")
 
@@ -124,7 +116,7 @@ class Renewals:
         net = self._context.net
         vm = net.vm_of_port_id(nic_of(key))
         found = () if vm is None else self._leases(vm.id)
-        lease = next(((nic, lease) for nic, lease in found if key_of(nic, lease.ip) == key), None)
+        lease = next(((nic, lease) for nic, lease in found if _is_lease(nic, lease, key)), None)
         if vm is None or lease is None:
             self._settle(key)  # The VM has given its lease back.
         elif net.port_of(lease[0], net.servers[vm.server].edge) is not None:
@@ -138,11 +130,11 @@ class Renewals:
         self._due.discard(key)
         self._memory.settle(key)
 
-    def _settle_lease(self, mac: Mac, ip: IP) -> None:
+    def _settle_lease(self, mac: Mac, ip: IP, client_id: bytes) -> None:
         vm = self._context.net.vm_of_mac(mac)
         nic = None if vm is None else vm.nic_with(mac)
         if nic is not None:
-            self._settle(key_of(nic, ip))
+            self._settle(key_of(nic, ip, client_id))
 
     def _vm_gone(self, vm: str) -> None:
         self._memory.vm_gone(vm)
@@ -168,10 +160,10 @@ class Renewals:
         return self._renew(registered, its, next(self._leases_of(its), None), at, announce=announce)
 
     def _renew(self, vm: VM, nic: NIC, lease: Assignment | None, at: str, *, announce: bool) -> Order:
-        order = self._order(vm, nic, lease, at)
-        key = key_of(nic, order.ip)
+        order = new_order(self._context.net, vm, nic, lease, at, self._context.clock(), self._fresh_xid)
+        key = _key_of_order(nic, order)
         for other in self.under_way(vm.id):
-            if other.mac == order.mac and key_of(nic, other.ip) == key:
+            if other.mac == order.mac and _key_of_order(nic, other) == key:
                 self._end(other, OrderState.FAILED, f"{order.id} took its place")
         self.orders[order.id] = order
         self._by_xid[order.xid] = order.id
@@ -180,9 +172,9 @@ class Renewals:
         now, (mac, xid, switch) = self._context.clock(), (order.mac, order.xid, order.switch)
         match order:
             case RenewalOrder():
-                self._snooper.announce(vm.id, mac, order.ip, xid, switch, now, order.dhcp_server)
+                self._snooper.announced.announce(vm.id, mac, order.ip, xid, switch, now, order.dhcp_server)
             case RenewalOrder6():
-                self._snooper6.announce(vm.id, mac, order.ip, xid, switch, now)
+                self._snooper6.announced.announce(vm.id, mac, order.ip, xid, switch, now)
         self._context.spawn(self._watch(order.id, announce), f"{order.id} of {vm.id}")
         if announce:
             self._announce(order)
@@ -242,7 +234,7 @@ class Renewals:
             return
         order = replace(order, answer=answer.hex())
         if effect.rejection:
-            self._settle_lease(order.mac, order.ip)
+            self._settle_lease(order.mac, order.ip, bytes.fromhex(order.client_id))
             self._end(order, OrderState.REJECTED, effect.rejection)
             return
         if not confirmed:
@@ -252,7 +244,7 @@ class Renewals:
         held = net.holder(order.ip, net.vrf_of_mac(order.mac))
         end = None if held is None else held.lease_end
         granted = None if seconds is None or isinf(seconds) else seconds
-        self._settle_lease(order.mac, order.ip)
+        self._settle_lease(order.mac, order.ip, bytes.fromhex(order.client_id))
         self._end(replace(order, lease_seconds=granted, lease_end=end), OrderState.ACKED, "")
 
     def lease_ended(self, assignment: Assignment) -> None:
@@ -267,7 +259,7 @@ class Renewals:
 
     def confirmed(self, assignment: Assignment) -> None:
         """The switches have confirmed it."""
-        self._settle_lease(assignment.mac, assignment.ip)
+        self._settle_lease(assignment.mac, assignment.ip, assignment.client_id)
 
     # ---- inside ----
 
@@ -283,81 +275,19 @@ class Renewals:
             raise RenewalError(f"VM {vm.id} has no NIC {nic}", ErrorCode.UNKNOWN_NIC)
         return found
 
-    def _order(self, vm: VM, nic: NIC, lease: Assignment | None, server: str) -> Order:
-        net = self._context.net
-        if server not in (vm.server, *vm.also):
-            raise RenewalError(f"VM {vm.id} may not be found at {server}, but at {vm.server}")
-        edge = net.servers[server].edge
-        port = net.port_of(nic, edge)
-        if port is None:
-            raise RenewalError(f"switch {edge} of {server} has no port of VM {vm.id}")
-        if lease is None:
-            raise RenewalError(f"VM {vm.id} has no lease to renew")
-        if isinstance(lease.ip, IPv6Address):
-            return self._order6(vm, nic, lease, lease.ip, server, port)
-        granted_by = lease.server or self._only_server()
-        if granted_by is None:
-            raise RenewalError(f"it is not known which DHCP server granted {lease.ip} to VM {vm.id}")
-        xid = self._fresh_xid()
-        return RenewalOrder(
-            # Never the same again, also after a restart: an agent may still speak of an earlier one.
-            id=f"renewal-{xid:08x}",
-            vm=vm.id,
-            server=server,
-            switch=edge,
-            port=port.name,
-            port_number=port.number,
-            ip=lease.ip,
-            mac=nic.mac,
-            xid=xid,
-            dhcp_server=granted_by,
-            client_id=lease.client_id.hex(),
-            next_hop=net.gateway_mac,
-            ordered_at=self._context.clock(),
-            options=build_options(lease.options)[:-1].hex(),
-        )
-
-    def _order6(
-        self, vm: VM, nic: NIC, lease: Assignment, ip: IPv6Address, server: str, port: VMPort
-    ) -> RenewalOrder6:
-        known = lease.lease6
-        assert known is not None
-        return RenewalOrder6(
-            id=f"renewal-{secrets.randbits(32):08x}",
-            vm=vm.id,
-            server=server,
-            switch=self._context.net.servers[server].edge,
-            port=port.name,
-            port_number=port.number,
-            ip=ip,
-            mac=nic.mac,
-            xid=self._fresh_xid(24),
-            server_duid=known.server.hex(),
-            iaid=known.iaid,
-            client_id=lease.client_id.hex(),
-            ordered_at=self._context.clock(),
-            options=build_options6(known.options).hex(),
-        )
-
     def _leases_of(self, nic: NIC) -> Iterator[Assignment]:
-        """The lease of IPv4 that a NIC has, or had last, and its leases of DHCPv6."""
+        """The leases of IPv4 that a NIC has, or the one it had last, and its leases of DHCPv6."""
         net = self._context.net
         vm = net.vm_of_mac(nic.mac)
         if vm is None:
             return
         assigned = net.assignments_of(vm, nic)
-        held = (h for h in assigned if h.kind is BindingKind.DYNAMIC and is_leased(h.ip))
-        lease = next(held, self._memory.last_of(nic.mac))
-        if lease is not None:
-            yield lease
+        held = [h for h in assigned if h.kind is BindingKind.DYNAMIC and is_leased(h.ip)]
+        last = None if held else self._memory.last_of(nic.mac)
+        yield from held if last is None else [last]
         yield from leases6(net, vm, nic)
 
-    def _only_server(self) -> IPv4Address | None:
-        servers = self._context.net.dhcp_servers()
-        address = servers[0].address if len(servers) == 1 else None
-        return address if is_leased(address) else None
-
-    def _fresh_xid(self, bits: int = 32) -> int:
+    def _fresh_xid(self, bits: int) -> int:
         while (xid := secrets.randbits(bits)) in self._by_xid:
             pass
         return xid
@@ -400,4 +330,9 @@ class Renewals:
             del self.orders[id], self._ended[id]
 
 
-__all__ = ["RenewalError", "Renewals"]
+def _is_lease(nic: NIC, lease: Assignment, key: str) -> bool:
+    return key_of(nic, lease.ip, lease.client_id) == key
+
+
+def _key_of_order(nic: NIC, order: Order) -> str:
+    return key_of(nic, order.ip, bytes.fromhex(order.client_id))

@@ -31,6 +31,8 @@ class Progress:
     confirmed: dict[PlacementChange, asyncio.Event] = field(default_factory=dict)
     recovered: bool = False
     """The migration was under way when the controller started: what it changed before is not known."""
+    copied_at: float | None = None
+    """When the source has last told that it copies the VM's disks."""
     resumed_early: float | None = None
     """When the VM resumed at the target, as the target reports before the source has let go."""
     resumed_here: float | None = None

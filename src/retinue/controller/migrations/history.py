@@ -6,14 +6,10 @@ given twice, also after a restart.
 
 from heapq import heappop, heappush
 
+from retinue.controller.known_migrations import number_of
 from retinue.core.migration import Migration
 
 MIGRATIONS_KEPT = 1000
-
-
-def number_of(id: str) -> int:
-    """12 of "migration-12"."""
-    return int(id.removeprefix("migration-"))
 
 
 class History:

@@ -6,7 +6,8 @@ migration.free_source, migration.roll_back, migration.return_to_source; and repo
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -14,14 +15,29 @@ import structlog
 from retinue.controller.changes import MigrationForgotten, MigrationStepped
 from retinue.controller.context import Context
 from retinue.controller.counters import all_packet_ins
+from retinue.controller.known_migrations import number_of
+from retinue.controller.migrations import attachment
+from retinue.controller.migrations import new_addresses as new
 from retinue.controller.migrations.active import ActiveMigration, Figures
-from retinue.controller.migrations.history import History, number_of
+from retinue.controller.migrations.far_ends import FarEnds, NoFarEnds
+from retinue.controller.migrations.history import History
 from retinue.controller.migrations.placing import Placing
 from retinue.controller.migrations.reports import MigrationReports, checked
-from retinue.controller.migrations.requests import MigrationError, check_nics, check_request, check_wanted
+from retinue.controller.migrations.requests import (
+    MigrationError,
+    check_domains,
+    check_nics,
+    check_parties,
+    check_request,
+    check_wanted,
+    copy_options,
+)
 from retinue.core import migration as fsm
 from retinue.core.migration import Migration, MigrationState
+from retinue.core.migration.copying import PLAIN, UNASKED, AskedCopy, CopyOptions
+from retinue.core.migration.new_addresses import NewAddresses
 from retinue.core.migration.precopy import WANTED_DOWNTIME
+from retinue.core.migration.record import Far
 from retinue.core.model import IP, Mac
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.protocol.errors import ErrorCode
@@ -41,22 +57,27 @@ class MigrationOrchestrator:
         history: History | None = None,
         warm_up: float = 0.0,
         forward: float = 0.0,
+        copy_options: CopyOptions = PLAIN,
     ) -> None:
         """`migrated` is called with each VM that has migrated, when nothing of it is bound at the source.
 
         The order to free the source waits for `warm_up` seconds, and the source forwards for `forward`
-        seconds from RESUME on: see controller.config.
+        seconds from RESUME on: see controller.config. `copy_options` hold where a request says nothing.
         """
+        self.copy_options = copy_options
         self._context = context
         self._migrated = migrated
         self._warm_up = warm_up
         self._history = history or History()
-        self.migrations: Mapping[str, Migration] = context.state.migrations
+        self.migrations = context.state.migrations
         """By id: those under way and those that are remembered."""
         self._active: dict[str, ActiveMigration] = {}
         """By id, of the same: what is known of them beside their state."""
         self._placing = Placing(context, self._active, self._confirmed, forward)
         self.reports = MigrationReports(context, self)
+        self.far_ends: FarEnds = NoFarEnds()
+        self.ended: Callable[[str], None] = lambda vm: None
+        """Called with the VM of each migration that has ended."""
 
     # ---- requests of managers ----
 
@@ -70,27 +91,35 @@ class MigrationOrchestrator:
         mac: Mac = "",
         ip: IP | None = None,
         wanted_downtime: float = WANTED_DOWNTIME,
+        asked: AskedCopy = UNASKED,
         under_way: bool = False,
+        far: Far | None = None,
+        new_addresses: Sequence[NewAddresses] = (),
     ) -> Migration:
         """A live-migration message, with the target server or the target's edge switch.
 
-        `under_way`: somebody else carries it out already, whoever is away.
+        `new_addresses`: what NICs are to have from the target on. `under_way`: somebody else carries it out
+        already, whoever is away. `far`: what is behind the gateway that is its source or its target, in a
+        migration between domains.
         """
         net = self._context.net
         source, target = check_request(net, vm, target_server, target_switch, source_server, mac, ip)
+        far = check_domains(net, vm, source, target, far)
+        options = copy_options(net, vm, asked, self.copy_options, far=far is not None)
         if not under_way:
             check_wanted(net, vm, target)
             check_nics(self._context.state.left_ports.values(), vm)
-            self._check_parties(source, target)
+            check_parties(self._context, source, target)
         other = self.of_vm(vm)
         if other is not None:
             raise MigrationError(
                 f"VM {vm} is being migrated already: {other.id} is {other.state}",
                 ErrorCode.MIGRATION_UNDER_WAY,
             )
-        number = 1 + max(map(number_of, self.migrations), default=0)
-        id, now = f"migration-{number}", self._context.clock()
-        migration = fsm.begin(id, vm, source, target, now, wanted_downtime)
+        wanted = new.checked(self._context.state, vm, new_addresses, far=far is not None)
+        id, now = self.migrations.next_id, self._context.clock()
+        begun = fsm.begin(id, vm, source, target, now, wanted_downtime, options)
+        migration = replace(begun, far=far, new_addresses=wanted)
         active = self._active[migration.id] = ActiveMigration(migration.id)
         active.figures["bindings_before"] = net.bindings([vm])
         active.progress.packet_ins_before = self._packet_ins()
@@ -98,23 +127,12 @@ class MigrationOrchestrator:
         self.look_again(migration.id)
         return self.migrations[migration.id]
 
-    def _check_parties(self, source: str, target: str) -> None:
-        """Whoever has to speak in a migration must be there. Raises MigrationError."""
-        for server in (source, target):
-            edge = self._context.net.servers[server].edge
-            away = f"the agent of server {server} is away" if self._context.agents.is_away(server) else ""
-            if self._context.is_away(edge):
-                away = f"switch {edge} of server {server} is not connected"
-            if away:
-                dead = f"if the server is dead: `retinue server fence {server}`"
-                raise MigrationError(f"{away}; {dead}", ErrorCode.PARTY_AWAY)
-
     def cancel(self, id: str, by: str = "the operator") -> Migration:
         return self.step(id, fsm.Cancelled(by))
 
     def of_vm(self, vm: str) -> Migration | None:
         """The migration this VM is in, if any."""
-        return next((m for m in self.migrations.values() if m.vm == vm and not m.state.ended), None)
+        return self.migrations.of_vm(vm)
 
     def figures_of(self, id: str) -> Figures:
         """What has been measured of a migration so far; nothing for one that is not known."""
@@ -134,9 +152,8 @@ class MigrationOrchestrator:
 
     def resume_all(self) -> None:
         """After a restart: go on with every migration that was under way when the controller ended."""
-        for id, migration in list(self.migrations.items()):
-            if not migration.state.ended:
-                self._resume(id)
+        for migration in self.migrations.under_way():
+            self._resume(migration.id)
 
     def _resume(self, id: str) -> None:
         """Ask again for what the migration waits for: at once, and when the switches are back."""
@@ -181,8 +198,9 @@ class MigrationOrchestrator:
 
     def tick(self) -> None:
         now = self._context.clock()
-        for migration in list(self.migrations.values()):
-            deadline = migration.deadline()
+        for migration in self.migrations.under_way():
+            # Disks take as long as they are large: the source, which knows how large, has a limit of its own.
+            deadline = migration.deadline(self._active[migration.id].progress.copied_at)
             if (
                 deadline is not None
                 and now >= deadline
@@ -198,7 +216,7 @@ class MigrationOrchestrator:
 
     def end_those_of(self, server: str) -> None:
         """The server was fenced: its migrations end, without it."""
-        for migration in list(self.migrations.values()):
+        for migration in self.migrations.under_way():
             if server in (migration.source, migration.target):
                 self._speak_for_the_dead(migration.id)
 
@@ -207,10 +225,11 @@ class MigrationOrchestrator:
 
         Whether the VM runs at the target is still the target's to say, if that is alive.
         """
-        migration, fenced = self.migrations.get(id), self._context.net.fenced
+        migration, net = self.migrations.get(id), self._context.net
         if migration is None or migration.state.ended:
             return
-        dead = [server for server in (migration.source, migration.target) if server in fenced]
+        ends = (migration.source, migration.target)
+        dead = [one for one in ends if one in net.fenced and net.peer_at(one) is None]
         if not dead:
             return
         if migration.state.may_undo:
@@ -225,7 +244,8 @@ class MigrationOrchestrator:
 
     def waits_for(self, id: str) -> str:
         """What a migration waits for, in words; "" for one that has ended."""
-        return fsm.waits_for(self.migrations[id], self._placing.unconfirmed(id))
+        left = self._active[id].figures.get("postcopy_remaining", 0)
+        return fsm.waits_for(self.migrations[id], self._placing.unconfirmed(id), left)
 
     # ---- steps and effects ----
 
@@ -252,10 +272,14 @@ class MigrationOrchestrator:
             return migration
         # Effects first: after RESUME every packet counts, the record of the step can wait.
         self._context.apply(MigrationStepped(migration), first=carry_out)
+        attachment.tell(self._context, before, migration)
         if migration.state.ended:
+            self._context.durations.migration_ended(migration, self._active[id].figures)
             self._active[id].ended()
             self._forget(self._history.ended(migration))
+            self.ended(migration.vm)
         self._speak_for_the_dead(id)
+        self.far_ends.stepped(event, migration)
         self._context.installer.look_again()
         return self.migrations.get(id, migration)
 
@@ -270,6 +294,7 @@ class MigrationOrchestrator:
 
     def _carry_out(self, migration: Migration, effect: fsm.Effect) -> None:
         net, publish = self._context.net, self._context.events.publish
+        self.far_ends.ordered(migration, effect)
         match effect:
             case fsm.OpenTarget():
                 publish(Order.OPEN_TARGET, migration=migration, vm=net.vms.get(migration.vm))

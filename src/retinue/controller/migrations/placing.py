@@ -8,6 +8,7 @@ import structlog
 
 from retinue.controller.changes import VMPlaced
 from retinue.controller.context import BACK_WITHIN, Context
+from retinue.controller.migrations import new_addresses
 from retinue.controller.migrations.active import ActiveMigration
 from retinue.core import migration as fsm
 from retinue.core.migration import Migration, MigrationState
@@ -134,7 +135,12 @@ class Placing:
         touched: Touched = NOTHING
         if vm is not None:
             try:
-                touched = self._context.apply(VMPlaced(fsm.placement_of(vm, migration, change)))
+                placed = fsm.placement_of(vm, migration, change)
+                if change is fsm.PlacementChange.SOURCE_CLOSED and migration.new_addresses:
+                    near = new_addresses.order(self._context.net, migration)
+                    touched = new_addresses.close_source(self._context, migration, placed)
+                else:
+                    touched = self._context.apply(VMPlaced(placed))
             except ModelError as error:
                 log.error("migration.vm_not_placed", migration=migration.id, error=str(error))
         confirming = self._active[migration.id].progress.confirming
@@ -182,9 +188,10 @@ class Placing:
         return missing - self._dead()
 
     def _dead(self) -> set[str]:
-        """The edges of fenced servers: nobody waits for them. They are corrected when they are back."""
+        """The edges of fenced servers, and what is dead with them: nobody waits for these. They are corrected
+        when they are back."""
         net = self._context.net
-        return {net.servers[server].edge for server in net.fenced}
+        return {net.servers[server].edge for server in net.fenced} | self._context.lost()
 
     def _unconfirmed(self, id: str, change: fsm.PlacementChange) -> set[str]:
         """The switches that have yet to confirm what this change of a migration waits for."""
@@ -237,7 +244,7 @@ class Placing:
         vm = net.vms.get(migration.vm)
         for nic in vm.nics if vm is not None else ():
             port = net.port_of(nic, edge)
-            if port is not None:
+            if port is not None and not nic.trunk:
                 frame = Ethernet(nic.mac, net.gateway_mac, EtherType.EXPERIMENT, PRIMER).build()
                 for _ in range(PRIMERS):
                     self._context.send_frame(edge, port.number, frame)

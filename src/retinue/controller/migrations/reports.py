@@ -148,16 +148,25 @@ class MigrationReports:
         remaining: int,
         written_a_second: int,
         by: Collection[str] | None = None,
+        *,
+        postcopy: bool = False,
     ) -> Migration:
-        """A pass over the VM's memory has begun at the source; `by` as in `on_report`. The migration stays as
-        it is. Raises MigrationError."""
+        """A pass over the VM's memory has begun at the source, or `postcopy` goes on; `by` as in `on_report`.
+        The migration stays as it is. Raises MigrationError."""
         active, migration = self._steps.get(id)
         words.check_speaker(migration, Report.COPYING, by)
-        if migration.state not in (MigrationState.PREPARED, MigrationState.COPYING):
+        if migration.state not in (words.POSTCOPY_IN if postcopy else words.COPIED_IN):
             return migration
         copy = {"copy_pass": copy_pass, "remaining": remaining, "written_a_second": written_a_second}
-        active.figures.update(passes=copy_pass, written_a_second=written_a_second)
-        self._context.events.publish(EventType.MIGRATION_COPYING, migration_id=id, vm=migration.vm, **copy)
+        if postcopy:
+            active.figures.update(passes=copy_pass, postcopy_remaining=remaining)
+        elif copy_pass:
+            active.figures.update(passes=copy_pass, written_a_second=written_a_second)
+        else:
+            active.progress.copied_at = self._context.clock()
+        self._context.events.publish(
+            EventType.MIGRATION_COPYING, migration_id=id, vm=migration.vm, postcopy=postcopy, **copy
+        )
         return migration
 
     async def on_waited(

@@ -2,8 +2,13 @@
 
 from collections.abc import Collection
 
+from retinue.controller.context import Context
 from retinue.controller.state import LeftPort
-from retinue.core.model import IP, Mac, Network, Power
+from retinue.core.migration.copying import AskedCopy, CopyOptions, Postcopy
+from retinue.core.migration.record import Far
+from retinue.core.model import IP, Mac, ModelError, Network, Power
+from retinue.core.model.disks import stays_behind
+from retinue.core.model.domains import check_may_leave
 from retinue.core.text import quoted
 from retinue.protocol.errors import ErrorCode
 from retinue.socket_addresses import endpoint, may_be_another_host
@@ -94,6 +99,27 @@ def check_wanted(net: Network, vm: str, target: str) -> None:
         )
 
 
+def copy_options(
+    net: Network, vm: str, asked: AskedCopy, configured: CopyOptions, *, far: bool
+) -> CopyOptions:
+    """How the VM's memory goes over; `far`: from or to another domain.
+
+    What is configured is for VMs that can; what is asked for and cannot be raises MigrationError.
+    """
+    postcopy = configured.postcopy if asked.postcopy is None else asked.postcopy
+    compress = configured.compress if asked.compress is None else asked.compress
+    why_not = ""
+    if stays_behind(net.vms[vm].disks):
+        why_not = "has private disks, which are all at the target before it runs there"
+    elif far:
+        why_not = "goes between domains, which do not agree on post-copy"
+    if why_not and asked.postcopy is Postcopy.REQUIRED:
+        raise MigrationError(
+            f"VM {vm} {why_not}: it is migrated by pre-copy, with --no-postcopy", ErrorCode.CONFLICT
+        )
+    return CopyOptions(Postcopy.NEVER if why_not else postcopy, compress)
+
+
 def check_nics(left: Collection[LeftPort], vm: str) -> None:
     """Whether every NIC that was taken out of the VM has gone: a target has it no longer, and takes in no VM
     that is built otherwise. Raises MigrationError."""
@@ -118,6 +144,15 @@ def _target(net: Network, server: str, switch: str) -> str:
                 ErrorCode.NOT_A_TARGET,
             )
         return owner.id
+    domain, _, _ = server.partition("/")
+    if domain in net.peers and server not in net.servers:
+        return net.peers[domain].gateway
+    if (at := net.server_of_host(server)) is not None:
+        raise MigrationError(
+            f"{server} is a host at the switch of server {at.id}, and no agent of ours is there; whoever "
+            "migrates the VM says so by PATCH /v1/vms/ID",
+            ErrorCode.NOT_A_TARGET,
+        )
     if server not in net.servers:
         raise MigrationError(
             f"there is no server {server}; `retinue server list` shows those there are",
@@ -126,3 +161,31 @@ def _target(net: Network, server: str, switch: str) -> str:
     if not net.servers[server].edge:
         raise MigrationError(f"server {server} has no edge switch, it cannot run VMs", ErrorCode.NOT_A_TARGET)
     return server
+
+
+def check_domains(net: Network, vm: str, source: str, target: str, far: Far | None) -> Far | None:
+    """What is behind the gateway, where one is an end of the migration. Raises MigrationError."""
+    away, to = net.peer_at(source), net.peer_at(target)
+    if away is not None and (far is None or to is not None):
+        raise MigrationError(f"VM {vm} is in domain {away.id}; migrate it from there", ErrorCode.NOT_A_TARGET)
+    if to is None:
+        return far
+    try:
+        check_may_leave(net, net.vms[vm], to.id)
+    except ModelError as error:
+        raise MigrationError(str(error), ErrorCode.NOT_A_TARGET) from error
+    return far or Far(to.id)
+
+
+def check_parties(context: Context, source: str, target: str) -> None:
+    """Whoever has to speak in a migration must be there. Raises MigrationError."""
+    for server in (source, target):
+        edge = context.net.servers[server].edge
+        away = f"the agent of server {server} is away" if context.agents.is_away(server) else ""
+        if context.is_away(edge):
+            away = f"switch {edge} of server {server} is not connected"
+        if away:
+            # VMs behind a gateway are not dead with it.
+            behind = context.net.peer_at(server) is not None
+            dead = "" if behind else f"; if the server is dead: `retinue server fence {server}`"
+            raise MigrationError(away + dead, ErrorCode.PARTY_AWAY)

@@ -28,6 +28,13 @@ LET_GO_ON = frozenset({EventType.MIGRATION_STEP, EventType.PORT_REMOVED})
 """Events after which a report that came too early may be due."""
 
 
+COPIED_IN = frozenset({MigrationState.PREPARED, MigrationState.COPYING})
+POSTCOPY_IN = frozenset(
+    {MigrationState.DIVERTED, MigrationState.SWITCHING, MigrationState.SWITCHED, MigrationState.CONFIRMED}
+)
+"""States in which the memory of a VM goes over, as it is told of: before it runs at the target, and after."""
+
+
 class End(StrEnum):
     SOURCE = "source"
     TARGET = "target"

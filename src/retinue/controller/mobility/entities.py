@@ -13,10 +13,11 @@ import msgspec
 
 from retinue.controller.context import Context
 from retinue.controller.errors import RequestError
+from retinue.controller.migrations.attachment import locator_of
 from retinue.controller.mobility.changes import EntityRegistered, EntityRemoved
 from retinue.controller.mobility.resources import ResourceManager
 from retinue.core.limits import MOST_ENTITIES
-from retinue.core.model import entity_id
+from retinue.core.model import DEFAULT_VRF, IP, entity_id
 from retinue.core.placement import Entity, EntityKind, Profile
 from retinue.protocol.errors import ErrorCode
 
@@ -124,12 +125,7 @@ class Entities:
         net = self._net
         match kind:
             case EntityKind.VM:
-                vm = net.vms[name]
-                edge = net.servers[vm.server].edge
-                port = net.port_of(vm.nic, edge)
-                number = None if port is None else port.number
-                addresses = [str(held.ip) for held in net.held_by(name)]
-                return {"server": vm.server, "switch": edge, "port": number, "addresses": addresses}
+                return locator_of(net, net.vms[name])
             case EntityKind.SERVER:
                 address = net.servers[name].address
                 return {
@@ -137,11 +133,37 @@ class Entities:
                     "addresses": [] if address is None else [str(address)],
                 }
             case EntityKind.SERVICE:
-                vms = [vm for vm in self._of[name].profile.served_by if vm in net.vms]
+                vms = self._serving(name)
                 where = self._locator(vms[0], EntityKind.VM) if vms else {"addresses": []}
                 return {"vm": vms[0] if vms else "", "vms": vms, **where}
             case EntityKind.IMAGE:
                 return {"servers": self._resources.holders(name)}
+
+    # ---- for who sends to a name ----
+
+    def serving(self, service: str) -> str | None:
+        """The VM that a service leads to: the first of those that serve it which is there."""
+        return next(iter(self._serving(service)), None)
+
+    def _serving(self, service: str) -> list[str]:
+        """No guest: another domain would choose who serves."""
+        named = self._of[service].profile.served_by
+        return [vm for vm in named if vm in self._net.vms and not self.is_guest(vm)]
+
+    def is_guest(self, name: str) -> bool:
+        """Whether it is a VM of another domain."""
+        vm = self._net.vms.get(name)
+        return vm is not None and bool(vm.home)
+
+    def addresses(self, name: str) -> tuple[IP, ...]:
+        """At which a VM or server is reached in the default VRF: link-local ones, and those of other VRFs,
+        mean another host, or none, to somebody else."""
+        if name in self._net.vms:
+            held = self._net.held_by(name)
+            found = (one.ip for one in held if one.vrf == DEFAULT_VRF and not one.ip.is_link_local)
+            return tuple(sorted(found, key=lambda ip: (ip.version, int(ip))))
+        server = self._net.servers.get(name)
+        return () if server is None or server.address is None else (server.address,)
 
 
 def no_entity(name: str) -> RequestError:

@@ -15,6 +15,7 @@ VMs cannot be given the same room.
 """
 
 import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +27,10 @@ from retinue.controller.mobility.changes import PlacementForgotten, PlacementKep
 from retinue.controller.mobility.resources import ResourceManager
 from retinue.controller.state import match_number
 from retinue.core.migration import Migration
+from retinue.core.migration.copying import UNASKED, AskedCopy
+from retinue.core.migration.new_addresses import NewAddresses
 from retinue.core.migration.precopy import WANTED_DOWNTIME
+from retinue.core.migration.record import Far
 from retinue.core.model import IP, Mac
 from retinue.core.placement import Decision, Metric, Outcome, Placement, Plan, Presence, Wish, decide, plan
 from retinue.protocol.errors import ErrorCode
@@ -68,6 +72,8 @@ class MobilityManager:
         self._silent: set[str] = set()
         """Servers whose agents have not answered in time, nor since."""
         self._last = 0
+        self.before_deciding: Callable[[], None] = lambda: None
+        """Ends what does not count any more."""
 
     # ---- what agents say ----
 
@@ -121,8 +127,12 @@ class MobilityManager:
         mac: Mac = "",
         ip: IP | None = None,
         wanted_downtime: float = WANTED_DOWNTIME,
+        asked: AskedCopy = UNASKED,
+        far: Far | None = None,
+        new_addresses: Sequence[NewAddresses] = (),
     ) -> Migration:
-        """Find the best server for a VM and begin its migration; `named`: that one or none.
+        """Find the best server for a VM and begin its migration; `named`: that one or none; `far`: see
+        MigrationOrchestrator.start.
 
         Raises MigrationError: the VM cannot be migrated at all, or the decision is that it stays.
         """
@@ -138,7 +148,8 @@ class MobilityManager:
             )
             migration = self._orchestrator.start(
                 vm, target_server=target, source_server=source_server, mac=mac, ip=ip,
-                wanted_downtime=wanted_downtime,
+                wanted_downtime=wanted_downtime, asked=asked, far=far,
+                new_addresses=new_addresses,
             )  # fmt: skip
         except MigrationError as error:
             self._context.events.publish(EventType.UNMATCHED, match=id, vm=vm, reason=str(error))
@@ -147,6 +158,23 @@ class MobilityManager:
             self._matches.pop(id, None)
         self._keep(placement, migration.id)
         return migration
+
+    async def memory_of(self, vm: str) -> int:
+        """MiB of memory that a VM runs with: as it was registered, or as the agent of its server says, which
+        is asked if it has not reported it; else as a manager has said. 0: nobody has.
+
+        Agents report what their VMs have every few seconds, which may be too late for one that was just
+        started, and for all of them after a restart of ours.
+        """
+        server = self._net.vms[vm].server
+        if not self._resources.runs_with(vm) and self._context.agents.listens(server):
+            id = self._next()
+            match = self._matches[id] = _Match(vm, frozenset({server}))
+            try:
+                await self._ask(id, match)
+            finally:
+                self._matches.pop(id, None)
+        return self._resources.runs_with(vm) or self._resources.size_of(vm)[0]
 
     def _check(self, vm: str, source_server: str, mac: Mac, ip: IP | None) -> None:
         """What is wrong with a request wherever the VM goes is told before anybody is asked."""
@@ -184,16 +212,10 @@ class MobilityManager:
         publish(
             EventType.MIGRATION_REQUEST, match=id, vm=vm, by=by, wish=wish, profile=profile, services=services
         )
-        match.awaited = set(match.asked - self._silent)
-        if match.asked:
-            publish(EventType.MATCH, match=id, vm=vm, profile=profile, servers=sorted(match.asked))
-        waited = await self._answers(match)
-        self._silent &= self._net.servers.keys()
-        for server in sorted(match.asked - match.answered):
-            self._silent.add(server)
-            publish(EventType.MATCH_SILENT, match=id, server=server, waited_ms=waited)
+        waited = await self._ask(id, match)
         if vm not in self._net.vms:
             raise MigrationError(f"VM {vm} was removed meanwhile", ErrorCode.UNKNOWN_VM)
+        self.before_deciding()
         presences = {one: self._presence(one, match) for one in self._resources.candidates()}
         snapshot = self._resources.snapshot(vm, wish, presences, named, waited)
         decision = decide(snapshot)
@@ -201,6 +223,20 @@ class MobilityManager:
         if decision.outcome is not Outcome.CHOSEN:
             raise MigrationError(decision.text, ErrorCode.NO_MATCH)
         return Placement("", id, by, snapshot, decision)
+
+    async def _ask(self, id: str, match: _Match) -> int:
+        """The match message, and the answers to it; the milliseconds that they took."""
+        publish = self._context.events.publish
+        match.awaited = set(match.asked - self._silent)
+        if match.asked:
+            profile, servers = self._resources.profile_shown(match.vm), sorted(match.asked)
+            publish(EventType.MATCH, match=id, vm=match.vm, profile=profile, servers=servers)
+        waited = await self._answers(match)
+        self._silent &= self._net.servers.keys()
+        for server in sorted(match.asked - match.answered):
+            self._silent.add(server)
+            publish(EventType.MATCH_SILENT, match=id, server=server, waited_ms=waited)
+        return waited
 
     async def _answers(self, match: _Match) -> int:
         """Until all have answered, or for MATCH_LIMIT; the milliseconds that it took."""

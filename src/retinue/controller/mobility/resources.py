@@ -15,9 +15,12 @@ from retinue.controller.context import Context
 from retinue.controller.errors import no_server
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.core.migration import MigrationState
-from retinue.core.model import DEFAULT_VRF, IP, Service
+from retinue.core.model import DEFAULT_VRF, IP
+from retinue.core.model.disks import Disk
+from retinue.core.model.ways import router_to
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.core.placement import Need, Policy, Presence, Profile, ServerState, Snapshot, Wish
+from retinue.core.placement.bookings import booked_at
 from retinue.core.placement.scores import FARTHEST
 from retinue.protocol.mobility import ServerReport, VMSize
 
@@ -25,6 +28,7 @@ REPORT_FRESH = 30.0
 """Seconds for which a report says what is free and in use; the capacity it tells counts until the next."""
 SAME_SERVER, SAME_LEAF = 100, 300
 """Hundredths of switches on the way: the edge; two edges and a leaf. Else it is FARTHEST."""
+MIB = 1 << 20
 
 _NOTHING = Profile()
 
@@ -70,6 +74,10 @@ class ResourceManager:
             if vm is not None and server in vm.locations:
                 self._sizes[size.vm] = size
 
+    def on_size(self, vm: str, memory_mib: int) -> None:
+        """How much memory a VM has, by word of the domain from which it comes."""
+        self._sizes[vm] = VMSize(vm, memory_mib)
+
     def vm_gone(self, vm: str) -> None:
         self._sizes.pop(vm, None)
 
@@ -97,8 +105,17 @@ class ResourceManager:
 
     def size_of(self, vm: str) -> tuple[int, int]:
         """MiB of memory and processors of a VM; 0 where nobody knows."""
-        said, seen = self.profile_of(vm), self._sizes.get(vm)
-        return said.memory_mib or (seen.memory_mib if seen else 0), said.cpus or (seen.cpus if seen else 0)
+        said, seen, known = self.profile_of(vm), self._sizes.get(vm), self._net.vms.get(vm)
+        registered = known.memory_mib if known is not None else 0
+        return said.memory_mib or (seen.memory_mib if seen else registered), said.cpus or (
+            seen.cpus if seen else 0
+        )
+
+    def runs_with(self, vm: str) -> int:
+        """MiB of memory that a VM has at its server, whatever managers say of it; 0: not known."""
+        known, seen = self._net.vms.get(vm), self._sizes.get(vm)
+        registered = 0 if known is None else known.memory_mib
+        return registered or (0 if seen is None else seen.memory_mib)
 
     def profile_shown(self, vm: str) -> dict[str, Any]:
         """A VM's service profile, the whole of it, as messages carry it."""
@@ -115,9 +132,15 @@ class ResourceManager:
         said, (memory, cpus) = self.profile_of(vm), self.size_of(vm)
         last = (self._moved_at() if moved_at is None else moved_at).get(vm)
         ago = None if last is None else max(0, int(self._context.clock() - last))
-        return Need(
-            vm, memory, cpus, said.disk_mib, said.bandwidth_mbps, said.apart, said.image, said.pinned, ago
-        )
+        disks = self._net.vms[vm].disks if vm in self._net.vms else ()
+        disk = said.disk_mib or sum(self._most_written(one) for one in disks if one.private)
+        image = said.image or next((one.image for one in disks if one.image), "")
+        return Need(vm, memory, cpus, disk, said.bandwidth_mbps, said.apart, image, said.pinned, ago)
+
+    def _most_written(self, disk: Disk) -> int:
+        """MiB that a private disk's overlay may come to have; 0: as its base, which nobody has measured."""
+        image = self._context.state.images.get(disk.image)
+        return disk.size_mib or (0 if image is None else -(-image.signed.size // MIB))
 
     def _moved_at(self) -> dict[str, float]:
         """By VM: when it last was at the end of a migration."""
@@ -130,8 +153,9 @@ class ResourceManager:
     # ---- what a decision goes by ----
 
     def candidates(self) -> list[str]:
-        """Servers that run VMs, by name."""
-        return sorted(name for name, server in self._net.servers.items() if server.edge)
+        """Servers that run VMs, by name: no gateways to other domains."""
+        net = self._net
+        return sorted(name for name, server in net.servers.items() if server.edge and not net.peer_at(name))
 
     def snapshot(
         self, vm: str, wish: Wish, presences: Mapping[str, Presence], named: str = "", waited_ms: int = 0
@@ -147,7 +171,7 @@ class ResourceManager:
     def domain(self) -> tuple[dict[str, ServerState], dict[str, str], dict[str, Need]]:
         """All servers as they are, where each VM is that runs and does not migrate, and what it needs."""
         hosted, moved_at = self._hosted(), self._moved_at()
-        migrating = {m.vm for m in self._orchestrator.migrations.values() if not m.state.ended}
+        migrating = {m.vm for m in self._orchestrator.migrations.under_way()}
         servers = {name: self._state(name, hosted[name], None, "", []) for name in self.candidates()}
         still = {
             vm: value.server for vm, value in sorted(self._net.vms.items())
@@ -165,10 +189,9 @@ class ResourceManager:
     def _hosted(self) -> dict[str, set[str]]:
         """By server: VMs that are there, or on their way there or from there, as soon as it is decided."""
         found = {name: set(self._net.vms_on(name)) for name in self.candidates()}
-        for migration in self._orchestrator.migrations.values():
-            if not migration.state.ended:
-                found.get(migration.source, set()).add(migration.vm)
-                found.get(migration.target, set()).add(migration.vm)
+        for migration in self._orchestrator.migrations.under_way():
+            found.get(migration.source, set()).add(migration.vm)
+            found.get(migration.target, set()).add(migration.vm)
         return found
 
     def _state(
@@ -185,6 +208,7 @@ class ResourceManager:
         at_source = vm in net.vms and net.vms[vm].server == name
         others = [one for one in hosted if one != vm]
         sizes = [self.size_of(one) for one in (hosted if at_source else others)]
+        booked = booked_at(self._context.state.bookings.values(), name, vm)
         return ServerState(
             name,
             self.presence(name) if presence is None else presence,
@@ -193,8 +217,8 @@ class ResourceManager:
             attached=underlay_of(net).is_reachable(name),
             cpus=said.cpus or report.cpus,
             memory_mib=said.memory_mib or report.memory_mib,
-            promised_cpus=sum(cpus for _, cpus in sizes),
-            promised_mib=sum(memory for memory, _ in sizes),
+            promised_cpus=sum(cpus for _, cpus in (*sizes, *booked)),
+            promised_mib=sum(memory for memory, _ in (*sizes, *booked)),
             unknown_vms=sum(not memory for memory, _ in sizes),
             free_mib=report.memory_free_mib if fresh else None,
             disk_free_mib=(report.disk_free_mib if fresh else None) if not said.disk_mib else said.disk_mib,
@@ -228,8 +252,7 @@ class ResourceManager:
         server = net.server_of_address(client)
         if server is not None:
             return server.id
-        routers = net.servers_with(Service.ROUTER)
-        return min((one.id for one in routers if any(client in prefix for prefix in one.routes)), default="")
+        return router_to(net, client)
 
     def nearer_by(self, vm: str) -> int:
         """How many hundredths of switches fewer are between a VM's clients and the nearest other server."""

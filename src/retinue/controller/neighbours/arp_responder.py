@@ -1,5 +1,7 @@
 """ARP that reaches the controller: servers are found by theirs, VMs and servers are answered."""
 
+from collections.abc import Callable
+
 from retinue.controller.context import Context
 from retinue.controller.counters import Count
 from retinue.controller.inventory.server_locations import ServerLocations
@@ -23,6 +25,8 @@ class ArpResponder:
         self._context = context
         self.locations = ServerLocations(context)
         self._taking = taking
+        self.heard: Callable[[str, int, str], None] = lambda switch, port, server: None
+        """Called with where a server has spoken: a leaf, its port, and the server."""
         self._unknown: dict[PortRef, dict[str, None]] = {}
         """By leaf port: MACs that no server is registered with, the last ones seen there. The operator is
         shown what is missing; a port that invents MACs takes no other's place."""
@@ -35,15 +39,15 @@ class ArpResponder:
         if parsed is None or vm is None:
             return
         ethernet, request = parsed
-        nic = net.nic_at(switch, port)
-        if nic is not None and self._taking.heard(vm, nic, ethernet.src, claim_of_arp(request)):
+        nic = net.nic_at(switch, port, ethernet.src)
+        if nic is None:
             return
-        if arp.answers_vm(net, switch, request, net.vrf_at(switch, port)):
-            self._context.counters[Count.ARP_ANSWERED] += 1
-            gateway_mac = net.gateway_mac_of(net.server_of_edge(switch))
-            self._context.send_frame(switch, port, arp_reply(request, gateway_mac))
-        else:
-            self._context.counters[Count.ARP_UNANSWERED] += 1
+        if self._taking.heard(vm, nic, ethernet.src, claim_of_arp(request)):
+            return
+        mac = arp.answer_to_vm(net, switch, nic, request, net.gateway_mac_of(net.server_of_edge(switch)))
+        self._context.counters[Count.ARP_ANSWERED if mac else Count.ARP_UNANSWERED] += 1
+        if mac:
+            self._context.send_to_nic(switch, port, nic, arp_reply(request, mac))
 
     def from_server(self, switch: str, port: int, frame: bytes) -> None:
         """ARP at a leaf's port: its sender is there."""
@@ -60,8 +64,21 @@ class ArpResponder:
             self._note_unknown(message.sha, here)
             return
         self.locations.seen(server.id, here)
+        self.heard(switch, port, server.id)
         if arp.answers_server(net, message):
             self._context.send_frame(switch, port, arp_reply(message, net.gateway_mac))
+
+    def from_missing_server(self, switch: str, port: int, frame: bytes) -> None:
+        """Any frame but ARP at a leaf's port, from the MAC of a server whose place is not known."""
+        net = self._context.net
+        try:
+            source = parse(frame).src
+        except FrameError as error:
+            self._context.reject_frame("Ethernet", f"{switch} port {port}", error)
+            return
+        here, server = leaf_port(net, switch, port), net.server_of_mac(source)
+        if here is not None and server is not None and net.location(server.id) is None:
+            self.locations.seen(server.id, here)
 
     def _note_unknown(self, mac: str, here: PortRef) -> None:
         found = self._unknown.setdefault(here, {})

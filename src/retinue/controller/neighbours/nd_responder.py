@@ -4,7 +4,7 @@ Who is answered what: `core.pipeline.responders.nd`. An edge switch has checked 
 the option of a router solicitation, which a switch cannot see.
 """
 
-from zlib import crc32
+from collections.abc import Callable
 
 from retinue.controller.context import Context
 from retinue.controller.counters import Count
@@ -41,6 +41,8 @@ class NdResponder:
         self._context = context
         self._taking = taking
         self._own_addresses = OwnAddressBinder(context)
+        self.heard: Callable[[str, int, str], None] = lambda switch, port, server: None
+        """Called with where a server has spoken: a leaf, its port, and the server."""
         self._advertised_until: int | None = None
         """The second, by the controller's clock, whose turn is past."""
 
@@ -52,7 +54,7 @@ class NdResponder:
         if parsed is None or vm is None:
             return
         ethernet, asked = parsed
-        nic = net.nic_at(switch, port)
+        nic = net.nic_at(switch, port, ethernet.src)
         if nic is None:
             return
         if isinstance(asked.message, RouterSolicitation):
@@ -67,7 +69,7 @@ class NdResponder:
         takes = claim is not None and self._taking.heard(vm, nic, ethernet.src, claim)
         if takes and (said is None or asked.src != UNSPECIFIED):
             return
-        self._reply(switch, port, ethernet, said)
+        self._reply(switch, port, ethernet, said, nic)
         if said is None and asked.src == UNSPECIFIED and isinstance(asked.message, NeighbourSolicitation):
             self._own_addresses.checked(vm, nic, asked.message.target)
 
@@ -82,7 +84,9 @@ class NdResponder:
         server = net.server_of_mac(ethernet.src)
         if here is None or server is None or net.location(server.id) != here:
             return
-        self._reply(switch, port, ethernet, nd.answer_to_server(net, asked))
+        self.heard(switch, port, server.id)
+        if not isinstance(asked.message, NeighbourAdvertisement):
+            self._reply(switch, port, ethernet, nd.answer_to_server(net, asked))
 
     def advertise(self) -> None:
         """Each second: the VMs whose turn it is hear of the gateway, each once in nd.ADVERTISED_EVERY."""
@@ -95,10 +99,9 @@ class NdResponder:
             self._own_addresses.forget_the_gone()
         if not turns or not in_use(net, 6):
             return
-        for vm in net.vms.values():
-            for nic in vm.nics:
-                if crc32(nic.port_id.encode()) % nd.ADVERTISED_EVERY in turns:
-                    self._advertise_at_home(vm, nic)
+        for turn in sorted(turns):
+            for vm, nic in net.in_turn(turn):
+                self._advertise_at_home(vm, nic)
 
     def _advertise_at_home(self, vm: VM, nic: NIC) -> None:
         """At the port where the VM is delivered, if its switch is there."""
@@ -115,15 +118,22 @@ class NdResponder:
             return
         self._context.counters[Count.ROUTER_ADVERTISED] += 1
         # It goes to one VM alone, also where it names the group of all nodes.
-        self._context.send_frame(switch, port, nd_frame(told, mac, nic.mac))
+        self._context.send_to_nic(switch, port, nic, nd_frame(told, mac, nic.mac))
 
-    def _reply(self, switch: str, port: int, asker: Ethernet, said: ND | None) -> None:
+    def _reply(
+        self, switch: str, port: int, asker: Ethernet, said: ND | None, nic: NIC | None = None
+    ) -> None:
+        """`nic`: the VM's that asks; None: it is no VM."""
         if said is None or not isinstance(said.message, NeighbourAdvertisement):
             self._context.counters[Count.ND_UNANSWERED] += 1
             return
         self._context.counters[Count.ND_ANSWERED] += 1
         mac = said.message.options.target_mac or self._context.net.gateway_mac
-        self._context.send_frame(switch, port, nd_frame(said, mac, asker.src))
+        frame = nd_frame(said, mac, asker.src)
+        if nic is None:
+            self._context.send_frame(switch, port, frame)
+        else:
+            self._context.send_to_nic(switch, port, nic, frame)
 
     def _note_spoofing(self, switch: str, port: int, vm: VM, claim: tuple[Mac, str]) -> None:
         context = self._context

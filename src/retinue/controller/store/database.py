@@ -8,15 +8,16 @@ import structlog
 
 from retinue.controller.errors import StoreError
 from retinue.controller.state import Storable, Stored
+from retinue.controller.store.members import Members
 from retinue.controller.store.ovsdb_process import DatabaseServer
+from retinue.controller.store.reading import rows_of
 from retinue.controller.store.rows import Key, key_of, read_row, sort_in, to_row
-from retinue.controller.store.schema import KEYS, NAME, TYPES
-from retinue.controller.store.writer import Writer
+from retinue.controller.store.schema import KEYS, TYPES
+from retinue.controller.store.writer import DeposedError, Operation, Writer
 from retinue.southbound.ovsdb import Connection, OvsdbError, ProtocolError
 
 log = structlog.get_logger()
 
-LOAD_TIMEOUT = 60.0
 LONGEST_PAUSE = 5.0
 """Seconds between two tries to bring back a server that ended."""
 SHORT_LIFE = 1.0
@@ -25,38 +26,52 @@ FAILURES_SHOWN = 5
 
 
 class Database:
-    """One database file and the server of it.
+    """One database: a file and the server of it, or servers that several controllers share.
 
     `durable` has each transaction on the disk before it counts as committed. `failed` is called with the
-    table and key of each write that was rejected, and with the reason.
+    table and key of each write that was rejected, and with the reason. Once the guard
+    fails nothing is written any more, and `deposed` is called with the reason.
     """
 
     def __init__(
-        self, *, durable: bool = True, failed: Callable[[str, str, Exception], None] | None = None
+        self,
+        *,
+        durable: bool = True,
+        failed: Callable[[str, str, Exception], None] | None = None,
+        deposed: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.restarts = 0
         """Times the server had to be brought back."""
         self._failed = failed
+        self._deposed = deposed
         self._writer = Writer(self._rejected, durable)
-        self._server: DatabaseServer | None = None
+        self._server: DatabaseServer | Members | None = None
         self._running: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
 
     @property
     def pid(self) -> int | None:
-        """Process id of the server, None while there is none."""
+        """Process id of the file's server, None while there is none."""
         return self._server.pid if self._server else None
+
+    @property
+    def is_open(self) -> bool:
+        return self._running is not None
 
     @property
     def backlog(self) -> int:
         """Writes not yet committed."""
         return self._writer.backlog
 
-    async def start(self, path: Path) -> None:
+    def guard(self, operation: Operation) -> None:
+        """Have this begin every write (see Writer)."""
+        self._writer.guard = (operation,)
+
+    async def start(self, where: Path | Members) -> None:
         """Open the file, or make it. Raises StoreError: in use, damaged, not ours, or not to be made."""
         if self._running is not None:
             raise StoreError("the database is open already")
-        server = DatabaseServer(path)
+        server = DatabaseServer(where) if isinstance(where, Path) else where
         self._connection = await server.start()
         self._server = server
         self._running = asyncio.create_task(self._keep(server, self._connection), name="database")
@@ -76,6 +91,11 @@ class Database:
         if self._server is not None:
             await self._server.stop()
             self._server = None
+
+    def leave(self, reason: str) -> None:
+        """Ask another server: this one is not to be used any more. What is not committed is written again."""
+        if self._connection is not None:
+            self._connection.close(reason)
 
     def put(self, value: Storable) -> None:
         """Keep the value, in place of the one of the same key. Returns at once; see `flush`."""
@@ -99,6 +119,8 @@ class Database:
         """
         if self._running is None:
             raise StoreError("the database is not open")
+        if self._running.done():
+            raise StoreError(self._writer.trouble)
         try:
             rejected = await asyncio.wait_for(self._writer.flush(), timeout)
         except TimeoutError:
@@ -114,17 +136,13 @@ class Database:
         await self.flush()
         if self._connection is None:
             raise StoreError("the database server is gone; it is being brought back, try again")
-        reads = [
-            {"op": "select", "table": table, "where": [], "columns": list(columns)}
-            for table, columns in TYPES.items()
-        ]
         try:
-            results = await self._connection.transact(NAME, reads, LOAD_TIMEOUT)
+            results = [await rows_of(self._connection, table, columns) for table, columns in TYPES.items()]
         except (OvsdbError, ProtocolError, OSError) as e:
             raise StoreError(f"the database cannot be read: {e}") from e
         stored = Stored()
-        for table, result in zip(TYPES, results, strict=True):
-            for row in sorted(result["rows"], key=lambda row: str(row.get(KEYS[table]))):
+        for table, rows in zip(TYPES, results, strict=True):
+            for row in sorted(rows, key=lambda row: str(row.get(KEYS[table]))):
                 try:
                     sort_in(stored, read_row(table, row))
                 except ValueError as e:
@@ -134,13 +152,18 @@ class Database:
 
     # ---- the server, kept running ----
 
-    async def _keep(self, server: DatabaseServer, connection: Connection) -> None:
+    async def _keep(self, server: DatabaseServer | Members, connection: Connection) -> None:
         """Write while the server lives; bring it back when it does not."""
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
             try:
                 await self._writer.run(connection)
+            except DeposedError as e:
+                self._writer.trouble = str(e)
+                self._writer.abandon(StoreError(str(e)))
+                self._deposed(str(e))
+                return
             except Exception as e:
                 expected = isinstance(e, OvsdbError | ProtocolError | OSError)
                 log.warning("database.server_lost", reason=str(e), exc_info=not expected)
@@ -156,7 +179,7 @@ class Database:
             log.info("database.server_back", pid=server.pid, writes_waiting=self.backlog)
             self._writer.trouble = ""
 
-    async def _bring_back(self, server: DatabaseServer) -> Connection:
+    async def _bring_back(self, server: DatabaseServer | Members) -> Connection:
         pause = 0.1
         while True:
             try:

@@ -22,6 +22,9 @@ class _Document(msgspec.Struct, omit_defaults=True):
     """Each with the MAC as whose the NIC speaks for it, or ""."""
     trusted: bool = False
     prefixes: list[str] = []
+    trunk: str = ""
+    mac_changes: bool = False
+    initial_mac: str = ""
 
 
 def to_document(nic: NIC) -> str:
@@ -31,7 +34,7 @@ def to_document(nic: NIC) -> str:
     prefixes = [str(prefix) for prefix in nic.prefixes]
     document = _Document(
         *(nic.mac, nic.port_id, addresses, nic.vnet, nic.enabled, nic.slot, nic.rate, allowed),
-        *(nic.trusted, prefixes),
+        *(nic.trusted, prefixes, nic.trunk, nic.mac_changes, nic.initial_mac),
     )
     return msgspec.json.encode(document).decode()
 
@@ -49,5 +52,8 @@ def from_document(text: str) -> NIC:
         document.rate,
         tuple(Allowed(ip_address(ip), mac(as_mac) if as_mac else "") for ip, as_mac in document.allowed),
         document.trusted,
+        document.trunk,
         tuple(map(ip_network, document.prefixes)),
+        document.mac_changes,
+        mac(document.initial_mac) if document.initial_mac else "",
     )

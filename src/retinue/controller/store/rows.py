@@ -6,20 +6,24 @@ from typing import Any
 
 import msgspec
 
-from retinue.controller.clock import ClockAnchor
+from retinue.controller.kinds import KIND_OF
 from retinue.controller.state import (
     CLOCK,
-    KIND_OF,
+    AgentAt,
     DrainedServer,
     EndedLease,
     FencedServer,
     Image,
     LeftPort,
+    LostRouter,
     PendingRenewal,
+    RemovedGuest,
     ServerLocation,
     Storable,
     Stored,
+    Word,
 )
+from retinue.controller.store import disk_documents
 from retinue.controller.store.nic_documents import from_document, to_document
 from retinue.controller.store.schema import TYPES
 from retinue.core.migration import Migration
@@ -30,6 +34,9 @@ from retinue.core.model import (
     VM,
     Assignment,
     BindingKind,
+    Flood,
+    GatewayGroup,
+    Host,
     Lease6,
     Origin,
     PortRef,
@@ -42,11 +49,15 @@ from retinue.core.model import (
     Vrf,
     mac,
 )
+from retinue.core.model.pairs import AddressPair
+from retinue.core.model.storage import FcLogin
 from retinue.core.packets import build_options, parse_options
 from retinue.core.placement import Entity, Placement
+from retinue.core.placement.bookings import Booking
 from retinue.protocol.images import SignedManifest
 from retinue.southbound.ovsdb import ProtocolError
 from retinue.southbound.ovsdb.values import Value, row_to_wire
+from retinue.steady_clock import ClockAnchor
 
 Key = tuple[str, str]
 """Table, and the value of its key column."""
@@ -72,10 +83,18 @@ def to_row(value: Storable) -> dict[str, Any]:
 
 def _columns(value: Storable) -> dict[str, Value]:
     match value:
+        case GatewayGroup():
+            return {"id": value.id, "mac": value.mac}
         case Vrf():
             return {"id": value.id, "tag": value.tag}
         case Vnet():
-            return {"id": value.id, "vlan": value.vlan, "mtu": value.mtu, "vrf": value.vrf}
+            return {
+                "id": value.id,
+                "vlan": value.vlan,
+                "mtu": value.mtu,
+                "vrf": value.vrf,
+                "flood": value.flood,
+            }
         case Subnet():
             return {
                 "id": value.id,
@@ -98,6 +117,8 @@ def _columns(value: Storable) -> dict[str, Value]:
                 "routes": _listed(value.routes),
                 "given_at": {} if value.given_at is None else {value.given_at.switch: value.given_at.port},
                 "gateway_group": value.gateway_group,
+                "hosts": {host.id: host.mac for host in value.hosts},
+                "metric": value.metric,
             }
         case VM():
             return {
@@ -111,6 +132,9 @@ def _columns(value: Storable) -> dict[str, Value]:
                 "power_reason": value.power_reason,
                 "restart": value.restart,
                 "memory_mib": value.memory_mib,
+                "disks": _listed(tuple(disk_documents.to_document(disk) for disk in value.disks)),
+                "home": value.home,
+                "host": value.host,
             }
         case Assignment():
             return {
@@ -123,6 +147,8 @@ def _columns(value: Storable) -> dict[str, Value]:
                 "server": None if value.server is None else str(value.server),
                 "client_id": value.client_id.hex(),
                 "options": build_options(value.options)[:-1].hex(),
+                "told": build_options(value.told)[:-1].hex(),
+                "told_since": build_options(value.told_since)[:-1].hex(),
                 "lease6": "" if value.lease6 is None else msgspec.json.encode(value.lease6).decode(),
             }
         case EndedLease():
@@ -133,10 +159,28 @@ def _columns(value: Storable) -> dict[str, Value]:
             return {"server": value.server, "switch": value.at.switch, "port": value.at.port}
         case ClockAnchor():
             return {"name": CLOCK, "boot": value.boot, "began": float(value.began)}
-        case FencedServer() | DrainedServer():
+        case LostRouter():
+            return {"server": value.server, "reason": value.reason}
+        case FencedServer() | DrainedServer() | AgentAt():
             return {"server": value.server}
+        case Booking():
+            return {
+                "vm": value.vm,
+                "server": value.server,
+                "memory_mib": value.memory_mib,
+                "cpus": value.cpus,
+                "until": float(value.until),
+            }
+        case Word():
+            return {"about": value.about, "by": value.by, "at": float(value.at)}
+        case AddressPair():
+            return {"mac": value.mac, "ip": str(value.ip), "number": value.number}
+        case FcLogin():
+            return {"mac": value.mac, "vm": value.vm, "nic": value.nic, "forwarder": value.forwarder}
         case LeftPort():
             return {"port_id": value.port_id, "vm": value.vm, "switches": value.switches}
+        case RemovedGuest():
+            return {"key": value.key, "vm": value.vm, "home": value.home}
         case Image():
             document = msgspec.json.encode(value.signed).decode()
             return {
@@ -170,11 +214,14 @@ def read_row(table: str, wire: Mapping[str, Any]) -> Storable:
 
 def _value(table: str, row: dict[str, Any]) -> Storable:
     match table:
+        case "GatewayGroup":
+            return GatewayGroup(row["id"], mac(row["mac"]))
         case "Vrf":
             return Vrf(row["id"], row["tag"])
         case "Vnet":
             # Empty in a row of a file that had no such column.
-            return Vnet(row["id"], row["vlan"], row["mtu"], row["vrf"] or DEFAULT_VRF)
+            flood = Flood(row["flood"] or Flood.DROPPED)
+            return Vnet(row["id"], row["vlan"], row["mtu"], row["vrf"] or DEFAULT_VRF, flood)
         case "Subnet":
             return Subnet(
                 id=row["id"],
@@ -197,6 +244,8 @@ def _value(table: str, row: dict[str, Any]) -> Storable:
                 routes=tuple(ip_network(prefix) for prefix in _in_order(row["routes"])),
                 given_at=next((PortRef(*at) for at in row["given_at"].items()), None),
                 gateway_group=row["gateway_group"],
+                hosts=tuple(Host(id, mac(address)) for id, address in sorted(row["hosts"].items())),
+                metric=row["metric"],
             )
         case "VM":
             return VM(
@@ -209,6 +258,9 @@ def _value(table: str, row: dict[str, Any]) -> Storable:
                 power_reason=row["power_reason"],
                 restart=Restart(row["restart"] or Restart.NEVER),
                 memory_mib=row["memory_mib"],
+                disks=tuple(map(disk_documents.from_document, _in_order(row["disks"]))),
+                home=row["home"],
+                host=row["host"],
             )
         case "Assignment":
             return _assignment(row)
@@ -222,10 +274,24 @@ def _value(table: str, row: dict[str, Any]) -> Storable:
             return ClockAnchor(row["boot"], row["began"])
         case "FencedServer":
             return FencedServer(row["server"])
+        case "LostRouter":
+            return LostRouter(row["server"], row["reason"])
         case "DrainedServer":
             return DrainedServer(row["server"])
+        case "AgentAt":
+            return AgentAt(row["server"])
+        case "Booking":
+            return Booking(row["vm"], row["server"], row["memory_mib"], row["cpus"], row["until"])
+        case "Word":
+            return Word(row["about"], row["by"], row["at"])
+        case "AddressPair":
+            return AddressPair(mac(row["mac"]), ip_address(row["ip"]), row["number"])
+        case "FcLogin":
+            return FcLogin(mac(row["mac"]), row["vm"], mac(row["nic"]), row["forwarder"])
         case "LeftPort":
             return LeftPort(row["port_id"], row["vm"], tuple(sorted(row["switches"])))
+        case "RemovedGuest":
+            return RemovedGuest(row["vm"], row["home"])
         case "Image":
             signed = msgspec.json.decode(row["document"], type=SignedManifest)
             return Image(signed, row["origin"], row["publisher"])
@@ -263,6 +329,8 @@ def _assignment(row: dict[str, Any]) -> Assignment:
         server=None if row["server"] is None else IPv4Address(row["server"]),
         client_id=bytes.fromhex(row["client_id"]),
         options=parse_options(bytes.fromhex(row["options"])),
+        told=parse_options(bytes.fromhex(row["told"])),
+        told_since=parse_options(bytes.fromhex(row["told_since"])),
         vrf=vrf or DEFAULT_VRF,
         lease6=msgspec.json.decode(row["lease6"], type=Lease6) if row["lease6"] else None,
     )

@@ -6,11 +6,11 @@ A list whose order counts is a map from its index, since OVSDB sorts sets. To lo
 
 from typing import Any
 
-from retinue.controller.state import KINDS
+from retinue.controller.kinds import KINDS
 from retinue.southbound.ovsdb.values import ColumnType
 
 NAME = "Retinue"
-VERSION = "1.10.0"
+VERSION = "1.13.0"
 """Raise it with every change: files of an older version are then converted when they are opened."""
 FIRST_READ = "1.2.0"
 """Files of an older version are not converted: their tables had other names, and would be dropped."""
@@ -38,11 +38,14 @@ _ASSIGNMENT = {
     "server": _optional("string"),
     "client_id": "string",
     "options": "string",
+    "told": "string",
+    "told_since": "string",
     "lease6": "string",
 }
 TABLES: dict[str, dict[str, Any]] = {
+    "GatewayGroup": {"id": "string", "mac": "string"},
     "Vrf": {"id": "string", "tag": "integer"},
-    "Vnet": {"id": "string", "vlan": "integer", "mtu": "integer", "vrf": "string"},
+    "Vnet": {"id": "string", "vlan": "integer", "mtu": "integer", "vrf": "string", "flood": "string"},
     "Subnet": {
         "id": "string",
         "prefix": "string",
@@ -63,6 +66,8 @@ TABLES: dict[str, dict[str, Any]] = {
         "routes": _LIST,
         "given_at": _PORT_REF,
         "gateway_group": "string",
+        "hosts": {"key": "string", "value": "string", "min": 0, "max": "unlimited"},
+        "metric": "integer",
     },
     "VM": {
         "id": "string",
@@ -75,19 +80,45 @@ TABLES: dict[str, dict[str, Any]] = {
         "power_reason": "string",
         "restart": "string",
         "memory_mib": "integer",
+        "disks": _LIST,
+        "home": "string",
+        "host": "string",
     },
     "Assignment": _ASSIGNMENT,
+    "FcLogin": {"mac": "string", "vm": "string", "nic": "string", "forwarder": "string"},
     "EndedLease": _ASSIGNMENT,
     "PendingRenewal": {"vm": "string"},  # See PendingRenewal.
     "ServerLocation": {"server": "string", "switch": "string", "port": "string"},
     "ClockAnchor": {"name": "string", "boot": "string", "began": "real"},
     "FencedServer": {"server": "string"},
     "DrainedServer": {"server": "string"},
+    "LostRouter": {"server": "string", "reason": "string"},
+    "AgentAt": {"server": "string"},
     "LeftPort": {"port_id": "string", "vm": "string", "switches": _set("string")},
+    "RemovedGuest": {"key": "string", "vm": "string", "home": "string"},
     "Image": {"name": "string", "origin": "string", "publisher": "string", "document": "string"},
     "Migration": {"id": "string", "vm": "string", "state": "string", "document": "string"},
     "Entity": {"name": "string", "kind": "string", "document": "string"},
+    "AddressPair": {"mac": "string", "ip": "string", "number": "integer"},
+    "Booking": {
+        "vm": "string",
+        "server": "string",
+        "memory_mib": "integer",
+        "cpus": "integer",
+        "until": "real",
+    },
+    "Word": {"about": "string", "by": "string", "at": "real"},
     "Placement": {"migration": "string", "document": "string"},
+}
+ACTIVE = "Active"
+"""Its one row says which of several controllers is the active one, and in which epoch (see leadership)."""
+_ACTIVE_COLUMNS: dict[str, Any] = {
+    "name": "string",
+    "epoch": "integer",
+    "holder": "string",
+    "url": "string",
+    "since": "real",
+    "beat": "integer",
 }
 KEYS = {kind.table: kind.key for kind in KINDS}
 """The column of each table that names a row; no two rows have the same there."""
@@ -106,9 +137,9 @@ def schema() -> dict[str, Any]:
         "tables": {
             table: {
                 "columns": {name: {"type": kind} for name, kind in columns.items()},
-                "indexes": [[KEYS[table]]],
+                "indexes": [[KEYS.get(table, "name")]],
                 "isRoot": True,
             }
-            for table, columns in TABLES.items()
+            for table, columns in {**TABLES, ACTIVE: _ACTIVE_COLUMNS}.items()
         },
     }

@@ -29,7 +29,12 @@ _PASSING = ("I/O error", "resources exhausted", "timed out", "aborted", "interna
 """Errors that are not about what was to be written (RFC 7047, section 3.1)."""
 
 Row = dict[str, Any]
+Operation = dict[str, Any]
 Failed = Callable[[Key, Exception], None]
+
+
+class DeposedError(Exception):
+    """Another controller writes by now: nothing of ours is to get into the database any more."""
 
 
 class Writer:
@@ -40,6 +45,8 @@ class Writer:
         """Why nothing is being written at present; "" when all is well."""
         self.transactions = 0
         """Committed so far."""
+        self.guard: tuple[Operation, ...] = ()
+        """What begins every transaction, and fails it once another controller writes."""
         self._durable = durable
         self._report = failed
         self._waiting: dict[Key, Row | None] = {}
@@ -145,7 +152,7 @@ class Writer:
         operations, keys = self._operations(batch)
         again: set[Key] = set()
         try:
-            results = await connection.transact(NAME, operations, WRITE_TIMEOUT) if operations else []
+            results = await self._transact(connection, operations) if operations else []
         except OvsdbError as e:
             if e.error in _PASSING:
                 raise
@@ -165,6 +172,17 @@ class Writer:
         for key in batch:
             if key not in again:
                 self._under_way.pop(key, None)
+
+    async def _transact(self, connection: Connection, operations: list[Operation]) -> list[dict[str, Any]]:
+        """The operations' results. Raises what `Connection.transact` does, and DeposedError."""
+        guard = self.guard
+        try:
+            results = await connection.transact(NAME, [*guard, *operations], WRITE_TIMEOUT)
+        except OvsdbError as e:
+            if guard and e.operation == 0:
+                raise DeposedError("another controller has become the active one") from e
+            raise
+        return results[len(guard) :]
 
     def _operations(self, batch: dict[Key, Row | None]) -> tuple[list[dict[str, Any]], list[Key]]:
         """The transaction, and the key that each of its first operations is about."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from retinue.controller.switches.programmer import SwitchProgrammer
 from retinue.core.model.network import Owner
 from retinue.core.pipeline.compiler import Compiler, Keys
+from retinue.core.pipeline.cookies import owner_hash
 from retinue.core.pipeline.knowledge import Knowledge
 from retinue.core.pipeline.underlay import Near, underlay_of
 
@@ -41,10 +42,16 @@ class Installer:
 
         With them goes what was held on a switch and can be judged by now; there may be nothing else. A switch
         that does not confirm holds up the later stages for as long as the change is `patient`.
+
+        Raises ConflictError when two clash, after all the others have been sent.
         """
-        report = InstallReport(changed=self._compiler.update(touched))
-        for switch, programmer in self.switches.items():
-            if programmer.held and (released := programmer.release()):
+        owners = list(touched)
+        changed, clash = self._compiler.update_each(owners)
+        report = InstallReport(changed=changed)
+        holding = [(switch, one) for switch, one in self.switches.items() if one.held]
+        computed = {owner_hash(owner) for owner in owners} if holding else set()
+        for switch, programmer in holding:
+            if released := programmer.release(computed):
                 report.changed[switch] = report.changed.get(switch, frozenset()) | released
         # All of it is pending from now on, also what is sent in a later stage: see `wait_confirmed`.
         for switch, keys in report.changed.items():
@@ -57,6 +64,8 @@ class Installer:
                 else:
                     report.missing.add(switch)
             await self._until_stage_is_confirmed(stage, report.changed, patient)
+        if clash is not None:
+            raise clash
         return report
 
     async def _until_stage_is_confirmed(
@@ -125,10 +134,10 @@ class Installer:
 
     def pending(self, changed: Keys | None = None) -> dict[str, int]:
         """By switch, how many entries wait for its confirmation: of all, or of `changed`."""
-        counts = {
-            name: len(switch.pending if changed is None else switch.pending & changed.get(name, frozenset()))
-            for name, switch in self.switches.items()
-        }
+        if changed is None:
+            counts = {name: len(switch.pending) for name, switch in self.switches.items()}
+        else:
+            counts = {name: len(self.switches[name].pending & keys) for name, keys in changed.items()}
         return {switch: count for switch, count in counts.items() if count}
 
     @property

@@ -7,17 +7,18 @@ and only the difference is sent. The same happens by an audit, of a switch that 
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 
 import structlog
 
+from retinue.controller.switches import size_checks
 from retinue.controller.switches.readback import Audit, SwitchSession, entries_of, in_parts
 from retinue.core.model.network import Owner
 from retinue.core.pipeline.compiler import Compiler, Entry, EntryKey, Program
 from retinue.core.pipeline.cookies import owner_hash, owner_hash_of
 from retinue.core.pipeline.diff import LEASE_SLACK, agrees, difference
-from retinue.core.pipeline.entry import Change, Flow, FlowKey
+from retinue.core.pipeline.entry import Change, Flow, FlowKey, Group, ToGroup
 from retinue.core.pipeline.knowledge import Knowledge
 
 log = structlog.get_logger()
@@ -70,10 +71,16 @@ class SwitchProgrammer:
         self.held: set[EntryKey] = set()
         """Of those, entries that are left as they are on the switch for now: because it is not known yet
         whether they are right, or because their owner is kept as it is (core.pipeline.knowledge)."""
+        self._held_of: dict[int, set[EntryKey]] = {}
+        """What is held, and some of what was, by the hash of its owner; meters have none."""
+        self._judged_by: Hashable = None
+        """What had been told (Knowledge.told) when all that is held was looked at last."""
         self.flow_mods = 0
         """Flow entries sent and confirmed so far."""
         self.rejection = ""
         """Why the switch rejected a change, the last time that it did."""
+        self._looks_at_sizes = True
+        """False: it does not know the action, and gets no entry that has it (see size_checks)."""
         self._resend_at: dict[EntryKey, float] = {}
         """Entries whose lease is longer than a switch's longest timeout, and when they must be sent again."""
         self._rejected: set[EntryKey] = set()
@@ -93,6 +100,7 @@ class SwitchProgrammer:
     def connected(self, session: SwitchSession) -> None:
         """The switch has this session from now on; nothing is sent before `read` has returned."""
         self.session, self.is_read, self.was_connected = session, False, True
+        self._looks_at_sizes = True
 
     async def read(self, session: SwitchSession) -> Sent:
         """Read what the switch holds and send the difference.
@@ -107,6 +115,7 @@ class SwitchProgrammer:
             if not session.alive or session is not self.session:
                 raise ConnectionError("it disconnected while it was being read")
             self.mirror, self.is_read = mirror, True
+            self._judged_by = self._knowledge.told(self._switch)
             return await self._make_agree(session, {*self._program, *mirror, *self.pending})
 
     def disconnected(self, session: SwitchSession) -> bool:
@@ -130,7 +139,7 @@ class SwitchProgrammer:
             if self.session is None or not self.is_read:
                 return Sent(0, False)
             left = self._not_yet(keys) if self._knowledge.kept else set()
-            self.held |= left
+            self._hold(left)
             sent = await self._send_difference(self.session, set(keys) - left)
             return Sent(sent.flow_mods, sent.confirmed and not left)
 
@@ -160,6 +169,10 @@ class SwitchProgrammer:
     def confirmed(self, key: EntryKey) -> bool:
         """True when the switch is connected and has confirmed this wanted entry."""
         return self.is_read and key not in self.pending and key in self.mirror
+
+    def has_confirmed(self, keys: Set[EntryKey]) -> bool:
+        """`confirmed` of all of these, at the speed of sets."""
+        return self.is_read and self.pending.isdisjoint(keys) and keys <= self.mirror.keys()
 
     async def audit(self, still: Callable[[], bool]) -> Audit | None:
         """Read the connected switch again and mend what differs.
@@ -204,7 +217,8 @@ class SwitchProgrammer:
         """Of a switch that has just been read: send the difference for these keys."""
         wanted = self._program
         held = self._not_yet(keys)
-        self.held = (self.held - keys) | held
+        self.held -= keys
+        self._hold(held)
         self.pending |= held
         keys = keys - held
         # Whatever was confirmed before: the entries that differ, the switch has yet to confirm.
@@ -231,6 +245,9 @@ class SwitchProgrammer:
         except Exception as error:
             self.rejection = str(error)
             log.error("switch.change_rejected", switch=self._switch, error=str(error))
+            if self._looks_at_sizes and size_checks.is_rejected(change, error):
+                self._looks_at_sizes = False
+                log.warning("switch.looks_at_no_sizes", switch=self._switch)
             return False
         self.flow_mods += change.flow_count
         for flow in change.remove:
@@ -284,30 +301,64 @@ class SwitchProgrammer:
     def _not_yet(self, keys: Collection[EntryKey]) -> set[EntryKey]:
         """Of these keys, those in which the switch differs from its program, and is left as it is for now.
 
-        What was pending and not held before goes: that was decided. A meter stays with what uses it.
+        What was pending and not held before goes: that was decided. A meter, or a group, stays with what uses
+        it.
         """
         wanted = self._program
         held = {key for key in keys if self._is_left(key, wanted.get(key), self.mirror.get(key))}
-        flows = (flow for key in held if isinstance(flow := self.mirror.get(key), Flow))
+        used = self._used_by(held).intersection(keys)
+        return held | {key for key in used if key not in wanted and key in self.mirror}
+
+    def _used_by(self, keys: Iterable[EntryKey]) -> set[EntryKey]:
+        """The meters and groups that flows of these keys use on the switch."""
+        flows = [flow for key in keys if isinstance(flow := self.mirror.get(key), Flow)]
         used: set[EntryKey] = {("meter", flow.meter) for flow in flows if flow.meter is not None}
-        return held | {key for key in used.intersection(keys) if key not in wanted and key in self.mirror}
+        return used | {("group", a.group) for flow in flows for a in flow.actions if isinstance(a, ToGroup)}
 
     def _is_left(self, key: EntryKey, want: Entry | None, have: Entry | None) -> bool:
         if agrees(want, have):
             return False
         if any(self._knowledge.is_kept(entry) for entry in (want, have) if entry is not None):
             return True
-        if want is not None or have is None or (key in self.pending and key not in self.held):
+        if have is None:
+            return False
+        if isinstance(want, Group) and want.replicates:
+            # It is made of ports, which are told one by one: it may lack some that are right.
+            return not self._knowledge.may_judge(have, self._switch)
+        if want is not None or (key in self.pending and key not in self.held):
             return False
         return not self._knowledge.may_judge(have, self._switch)
 
-    def release(self) -> frozenset[EntryKey]:
-        """The held entries that can be judged by now, and are to be sent: they are held no longer."""
+    def _hold(self, keys: Collection[EntryKey]) -> None:
+        self.held.update(keys)
+        wanted = self._program
+        for key in keys:
+            for entry in (self.mirror.get(key), wanted.get(key)):
+                owner = None if entry is None else self._knowledge.owner_of(entry)
+                if owner is not None:
+                    self._held_of.setdefault(owner, set()).add(key)
+
+    def release(self, touched: Collection[int]) -> frozenset[EntryKey]:
+        """The held entries that can be judged by now, and are to be sent: they are held no longer. `touched`:
+        the hashes of owners that have been computed since.
+        """
         if not self.held or not self.is_read:
             return frozenset()
-        released = frozenset(self.held - self._not_yet(self.held))
+        told = self._knowledge.told(self._switch)
+        keys = self._held_by(touched) if told == self._judged_by else self.held
+        self._judged_by = told
+        released = frozenset(keys - self._not_yet(keys)) if keys else frozenset()
         self.held -= released
+        if not self.held:
+            self._held_of.clear()
         return released
+
+    def _held_by(self, owners: Collection[int]) -> set[EntryKey]:
+        """What is held of these owners, and meters and groups that only this uses."""
+        own: set[EntryKey] = set().union(*(self._held_of.get(owner, ()) for owner in owners)) & self.held
+        if not own:
+            return own
+        return own | (self._used_by(own) - self._used_by(self.held - own)) & self.held
 
     def pending_of(self, owner: Owner, *, with_held: bool) -> bool:
         """True while the switch has yet to confirm something of this owner, gone entries among it."""
@@ -320,7 +371,8 @@ class SwitchProgrammer:
 
     @property
     def _program(self) -> Program:
-        return self._compiler.program(self._switch)
+        wanted = self._compiler.program(self._switch)
+        return wanted if self._looks_at_sizes else size_checks.without(wanted)
 
     async def _read(self, session: SwitchSession) -> dict[EntryKey, Entry]:
         began = self._clock()

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from retinue.core.pipeline.compiler import Entry, EntryKey
 from retinue.core.pipeline.entry import Change, Flow, Group, Meter
-from retinue.southbound.openflow.codec.messages import FlowStats
+from retinue.southbound.openflow.codec.messages import FlowStats, MeterStats
 
 AT_ONCE = 500
 """Entries looked at before others have their turn: about a millisecond."""
@@ -26,8 +26,10 @@ class SwitchSession(Protocol):
     def packet_out(self, frame: bytes, port: int) -> None: ...
     async def apply(self, change: Change, now: float) -> None: ...
     async def read_flows(self, cookie: int = 0, cookie_mask: int = 0) -> list[FlowStats]: ...
+    async def read_packets(self, cookie: int = 0, cookie_mask: int = 0) -> int: ...
     async def read_groups(self) -> dict[int, Group]: ...
     async def read_meters(self) -> dict[int, Meter]: ...
+    async def read_meter_stats(self) -> list[MeterStats]: ...
     def close(self, reason: str) -> None: ...
 
     @property
@@ -56,7 +58,7 @@ async def entries_of(session: SwitchSession, now: float) -> dict[EntryKey, Entry
     found: dict[EntryKey, Entry] = {("group", n): g for n, g in (await session.read_groups()).items()}
     found.update({("meter", n): m for n, m in (await session.read_meters()).items()})
     async for part in in_parts(await session.read_flows()):
-        found.update((stats.flow.key, _with_end(stats, now)) for stats in part)
+        found.update((stats.flow.key, with_end(stats, now)) for stats in part)
     return found
 
 
@@ -67,7 +69,7 @@ async def in_parts(items: Sequence[T]) -> AsyncIterator[Sequence[T]]:
         await asyncio.sleep(0)
 
 
-def _with_end(stats: FlowStats, now: float) -> Flow:
+def with_end(stats: FlowStats, now: float) -> Flow:
     if not stats.hard_timeout:
         return stats.flow
     return replace(stats.flow, expires_at=now + stats.hard_timeout - stats.duration_s)

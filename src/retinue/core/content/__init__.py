@@ -5,7 +5,7 @@ of chunks, the list the digest of every chunk. Who has the manifest can check ev
 """
 
 from retinue.core.content.bitmap import Bitmap
-from retinue.core.content.fetch import Ask, Effect, Fetch, HolderRejected, Patience
+from retinue.core.content.fetch import Ask, Distance, Effect, Fetch, HolderRejected, Patience
 from retinue.core.content.manifest import (
     CHUNK_BYTES,
     ZERO,
@@ -24,6 +24,7 @@ __all__ = [
     "Bitmap",
     "ChunkList",
     "ContentError",
+    "Distance",
     "Effect",
     "Fetch",
     "HolderRejected",

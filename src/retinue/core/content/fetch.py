@@ -10,11 +10,15 @@
                            twice as long each time; others are asked. What it then still sends is welcome
 
 *End game*: where nothing is left that nobody was asked for, a chunk that has been awaited for `patience` is
-asked of a second holder, so that one holder that hangs does not hold up the end.
+asked of a second holder, so that one holder that hangs does not hold up the end; of one that is farther away
+only when nothing comes from the first any more.
 
 *The origin is spared*: where the image was published is asked only for what no other holder in good standing
 has, unless that one has sent nothing for `patience`. So while many fetch at once about one copy leaves the
 origin, and the rest goes between them. Each time it is asked for more than that, it is counted (`fallbacks`).
+
+*So is what is far*: a holder that is far is asked only for what none in good standing has that is near. One
+that is near is waited for until its deadline: it may be a cache, which fetches what it is asked for itself.
 
 Ties between chunks are broken by `seed`, so that two who fetch the same image begin with different chunks.
 """
@@ -22,6 +26,7 @@ Ties between chunks are broken by `seed`, so that two who fetch the same image b
 import hashlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from enum import IntEnum
 from itertools import islice
 
 from retinue.core.content.bitmap import Bitmap
@@ -44,6 +49,16 @@ class Patience:
     rejected: float = 600.0
     """For which a holder that sent something wrong is not asked."""
     window: int = 4
+
+
+class Distance(IntEnum):
+    """How far away a holder is: what a nearer one has is not asked of it."""
+
+    NEAR = 0
+    """At the same leaf."""
+    FAR = 1
+    ORIGIN = 2
+    """Where the image was published, wherever that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +84,7 @@ Effect = Ask | HolderRejected
 class _Holder:
     name: str
     has: Bitmap
-    origin: bool
+    distance: Distance
     here: bool = True
     asked: dict[int, float] = field(default_factory=dict)
     """Chunks that it is expected to send, and since when."""
@@ -83,7 +98,7 @@ class _Holder:
     good: bool = False
     """Here, and not avoided."""
     spares: bool = False
-    """The origin need not be asked for what this one has."""
+    """Those that are farther away need not be asked for what this one has."""
 
     def silent_since(self, now: float) -> float:
         """Since when it has sent nothing of what it was asked for; `now` if it was asked for nothing."""
@@ -95,8 +110,8 @@ class Fetch:
 
     def __init__(self, wanted: Iterable[int], seed: int = 0, patience: Patience | None = None) -> None:
         """`wanted`: the chunks that are not held yet."""
-        self._limits = patience or Patience()
-        mixed = sorted(wanted, key=lambda chunk: hashlib.blake2b(b"%d %d" % (seed, chunk)).digest())
+        self._limits, self._seed = patience or Patience(), seed
+        mixed = self._mixed(wanted)
         self.wanted: dict[int, None] = dict.fromkeys(mixed)
         """What has not arrived, in the order in which this fetch breaks ties."""
         self._holders: dict[str, _Holder] = {}
@@ -104,10 +119,17 @@ class Fetch:
         """By chunk that is wanted: who is expected to send it."""
         self._count: dict[int, int] = dict.fromkeys(mixed, 0)
         """By chunk that is wanted: how many holders in good standing have it."""
-        self._spared: dict[int, int] = dict.fromkeys(mixed, 0)
-        """How many of them spare the origin."""
+        self._sparing: dict[int, list[int]] = {chunk: [0, 0] for chunk in mixed}
+        """How many of them spare those that are farther away: near ones, and far ones."""
+        self._expected: dict[str, float] = {}
+        """Holders that are near and have not joined yet; until when they are waited for."""
         self.fallbacks = 0
         """Chunks that an origin was asked for although others have them."""
+
+    def _mixed(self, chunks: Iterable[int]) -> list[int]:
+        """In an order of this fetch's own."""
+        key = b"%d %%d" % self._seed
+        return sorted(chunks, key=lambda chunk: hashlib.blake2b(key % chunk).digest())
 
     @property
     def done(self) -> bool:
@@ -122,10 +144,27 @@ class Fetch:
 
     # ---- events ----
 
-    def joined(self, holder: str, has: Bitmap, now: float, *, origin: bool = False) -> list[Effect]:
+    def expected(self, holder: str, now: float) -> None:
+        """A holder that is near is being reached, for the first time: those that are farther away are asked
+        for nothing before it has joined, has failed, or `patience` is over."""
+        if holder not in self._holders:
+            self._expected.setdefault(holder, now + self._limits.patience)
+
+    def want(self, chunks: Iterable[int], now: float) -> list[Effect]:
+        """These are wanted, too."""
+        for chunk in self._mixed(chunks):
+            if chunk in self.wanted:
+                continue
+            self.wanted[chunk] = None
+            self._count[chunk], self._sparing[chunk] = self._having(chunk)
+            self._offer(chunk)
+        return self._ask(now)
+
+    def joined(self, holder: str, has: Bitmap, now: float, distance: Distance = Distance.FAR) -> list[Effect]:
         """A holder can be asked. One that was here before keeps its bad name."""
+        self._came(holder)
         before = self._holders.get(holder)
-        made = _Holder(holder, has, origin)
+        made = _Holder(holder, has, distance)
         if before is not None:
             self._release(before)
             made.avoided_until, made.silences = before.avoided_until, before.silences
@@ -144,17 +183,18 @@ class Fetch:
             found.has.add(chunk)
             if chunk in self.wanted and found.good:
                 self._count[chunk] += 1
-                self._spared[chunk] += found.spares
+                if found.spares:
+                    self._sparing[chunk][found.distance] += 1
                 self._offer(chunk)
         return self._ask(now)
 
     def left(self, holder: str, now: float) -> list[Effect]:
-        """A holder has hung up."""
+        """A holder has hung up, or could not be reached."""
+        self._came(holder)
         found = self._holders.get(holder)
-        if found is None:
-            return []
-        found.here = False
-        self._release(found)
+        if found is not None:
+            found.here = False
+            self._release(found)
         self._judge(now)
         return self._ask(now)
 
@@ -190,7 +230,8 @@ class Fetch:
             found.has.discard(chunk)
             if chunk in self.wanted and found.good:
                 self._count[chunk] -= 1
-                self._spared[chunk] -= found.spares
+                if found.spares:
+                    self._sparing[chunk][found.distance] -= 1
             found.candidates.pop(chunk, None)
         self._unasked(chunk, holder)
         return self._ask(now)
@@ -208,32 +249,45 @@ class Fetch:
         self._judge(now)
         return self._ask(now)
 
+    def _came(self, holder: str) -> None:
+        """It is waited for no more, and never again."""
+        if holder in self._expected:
+            self._expected[holder] = 0.0
+
     # ---- who has what ----
 
     def _judge(self, now: float, *, anew: bool = False) -> None:
         """A holder whose standing has changed changes who may be asked for what."""
         for holder in self._holders.values():
             good = holder.here and holder.avoided_until <= now
-            slow = now - holder.silent_since(now) >= self._limits.patience
-            spares = good and not holder.origin and not slow
+            silent = now - holder.silent_since(now)
+            slow = silent >= self._limits.patience and holder.distance is not Distance.NEAR
+            spares = good and holder.distance is not Distance.ORIGIN and not slow
             anew = anew or (good, spares) != (holder.good, holder.spares)
             holder.good, holder.spares = good, spares
         if not anew:
             return
-        good_ones = [holder for holder in self._holders.values() if holder.good]
         for chunk in self.wanted:
-            having = [holder for holder in good_ones if chunk in holder.has]
-            self._count[chunk] = len(having)
-            self._spared[chunk] = sum(holder.spares for holder in having)
+            self._count[chunk], self._sparing[chunk] = self._having(chunk)
         for holder in self._holders.values():
             holder.candidates = {}
             if holder.good:
                 holder.candidates = dict.fromkeys(c for c in self.wanted if self._may_be_asked(holder, c))
 
+    def _having(self, chunk: int) -> tuple[int, list[int]]:
+        """How many in good standing have a chunk; how many of these spare others, near ones and far ones."""
+        having, sparing = 0, [0, 0]
+        for holder in self._holders.values():
+            if holder.good and chunk in holder.has:
+                having += 1
+                if holder.spares:
+                    sparing[holder.distance] += 1
+        return having, sparing
+
     def _may_be_asked(self, holder: _Holder, chunk: int) -> bool:
         if chunk not in holder.has or self._askers.get(chunk):
             return False
-        return not (holder.origin and self._spared[chunk])
+        return not any(self._sparing[chunk][: holder.distance])
 
     def _offer(self, chunk: int) -> None:
         """A chunk that is wanted: who may be asked for it, now."""
@@ -261,14 +315,19 @@ class Fetch:
             holder.asked.pop(chunk, None)
         self._askers.pop(chunk, None)
         self._count.pop(chunk, None)
-        self._spared.pop(chunk, None)
+        self._sparing.pop(chunk, None)
 
     # ---- asking ----
 
     def _ask(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
         # One chunk of each in turn, so that no holder takes what another could bring meanwhile.
-        free = [holder for holder in self._holders.values() if holder.good]
+        near_ones_come = any(until > now for until in self._expected.values())
+        free = [
+            holder
+            for holder in self._holders.values()
+            if holder.good and not (near_ones_come and holder.distance is not Distance.NEAR)
+        ]
         while free := [holder for holder in free if self._ask_one(holder, now, effects)]:
             pass
         return effects
@@ -285,11 +344,16 @@ class Fetch:
         self._askers.setdefault(chunk, set()).add(holder.name)
         for other in self._holders.values():
             other.candidates.pop(chunk, None)
-        others = (other for other in self._holders.values() if other.good and not other.origin)
-        if holder.origin and any(chunk in other.has for other in others):
+        if holder.distance is Distance.ORIGIN and self._others_have(chunk):
             self.fallbacks += 1
         effects.append(Ask(holder.name, chunk))
         return True
+
+    def _others_have(self, chunk: int) -> bool:
+        return any(
+            other.good and other.distance is not Distance.ORIGIN and chunk in other.has
+            for other in self._holders.values()
+        )
 
     def _rarest(self, holder: _Holder) -> int | None:
         sample = list(islice(holder.candidates, SAMPLE))
@@ -302,7 +366,9 @@ class Fetch:
         for chunk, askers in self._askers.items():
             if len(askers) != 1 or holder.name in askers or chunk not in holder.has:
                 continue
-            (asker,) = askers
-            if now - self._holders[asker].asked.get(chunk, now) >= self._limits.patience:
+            asker = self._holders[next(iter(askers))]
+            if asker.spares and asker.distance < holder.distance:
+                continue  # It is slow, or fetches it itself: to ask further away would cost a second copy.
+            if now - asker.asked.get(chunk, now) >= self._limits.patience:
                 return chunk
         return None

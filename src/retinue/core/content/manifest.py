@@ -106,10 +106,13 @@ class ChunkList:
     def __iter__(self) -> Iterator[bytes]:
         return (self[chunk] for chunk in range(len(self)))
 
-    def distinct(self) -> dict[bytes, int]:
-        """Each digest but ZERO, with the first chunk that has it: what must be fetched and stored."""
+    def distinct(self, segment: tuple[int, int] | None = None) -> dict[bytes, int]:
+        """Each digest but ZERO, of all or of a segment (first and last chunk), with the first chunk that has
+        it: what must be fetched and stored."""
         first: dict[bytes, int] = {}
-        for chunk, digest in enumerate(self):
+        low, high = segment or (0, len(self) - 1)
+        for chunk in range(max(0, low), min(high + 1, len(self))):
+            digest = self[chunk]
             if digest != ZERO:
                 first.setdefault(digest, chunk)
         return first

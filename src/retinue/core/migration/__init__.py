@@ -1,5 +1,6 @@
 """A migration of a VM between servers, as a state machine: (migration, event) -> (migration, effects)."""
 
+from retinue.core.migration.attachment import AttachmentStep, told
 from retinue.core.migration.effects import (
     AdmitAtTarget,
     CeaseForwarding,
@@ -33,11 +34,13 @@ from retinue.core.migration.events import (
     TimedOut,
 )
 from retinue.core.migration.placement import at_one_place, placement, placement_of, runs_at
-from retinue.core.migration.states import IllegalEventError, Migration, MigrationState, again, begin, step
+from retinue.core.migration.record import Migration, MigrationState
+from retinue.core.migration.states import IllegalEventError, again, begin, step
 from retinue.core.migration.waiting import waits_for
 
 __all__ = [
     "AdmitAtTarget",
+    "AttachmentStep",
     "PlacementChange",
     "Cancelled",
     "CeaseForwarding",
@@ -75,5 +78,6 @@ __all__ = [
     "placement_of",
     "runs_at",
     "step",
+    "told",
     "waits_for",
 ]

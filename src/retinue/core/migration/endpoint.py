@@ -45,31 +45,47 @@ these are the word of the hypervisor, of the target's agent, and an effect that 
 VM can be nowhere else.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum, auto
 
-from retinue.core.migration.endpoint_steps import (
+from retinue.core.migration.endpoint_effects import (
     AllowCopy,
     CountFrames,
-    Departed,
     Effect,
     EndMachine,
+    HandBack,
+    KeepAtSource,
+    MakePort,
+    OpenMachine,
+    RebootMachine,
+    ReceiveMemory,
+    Reject,
+    RemovePort,
+    Report,
+    ReportLost,
+    ReportStarted,
+    ReportStopped,
+    ResetMachine,
+    ResumeAtSource,
+    SendMemory,
+    StartMachine,
+    StopMachine,
+    Why,
+)
+from retinue.core.migration.endpoint_events import (
+    Departed,
     Event,
     Exited,
     FoundIncoming,
     FoundRunning,
     FreeSource,
     GivenAway,
-    HandBack,
-    KeepAtSource,
-    MakePort,
     NotArrived,
     NotFound,
     NotOpened,
     NotStarted,
     NotTakenBack,
     Opened,
-    OpenMachine,
     OpenTarget,
     Order,
     PortMade,
@@ -77,32 +93,18 @@ from retinue.core.migration.endpoint_steps import (
     RanAndEnded,
     RanHere,
     Reboot,
-    RebootMachine,
-    ReceiveMemory,
     Register,
-    Reject,
     Remove,
-    RemovePort,
-    Report,
-    ReportLost,
-    ReportStarted,
-    ReportStopped,
     Reset,
-    ResetMachine,
-    ResumeAtSource,
     ReturnToSource,
     RollBackAtSource,
     RollBackAtTarget,
-    SendMemory,
     Start,
     StartCopy,
     Started,
-    StartMachine,
     Stays,
     Stop,
-    StopMachine,
     TakenBack,
-    Why,
 )
 from retinue.core.migration.events import (
     CopyStarted,
@@ -113,66 +115,18 @@ from retinue.core.migration.events import (
     TargetClosed,
     TargetOpened,
 )
+from retinue.core.migration.presence import (
+    Absent,
+    HandedOver,
+    Incoming,
+    IncomingFailed,
+    Outgoing,
+    Plugged,
+    Presence,
+    Running,
+)
 from retinue.core.migration.states import IllegalEventError
 from retinue.core.model import Ending
-
-# ---- presences ----
-
-
-@dataclass(frozen=True, slots=True)
-class Absent:
-    """Nothing of the VM is here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plugged:
-    """The VM has its port here and does not run: it was never started here, or has ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """The VM runs here. `since`: seconds since the epoch, when it was started, or resumed here."""
-
-    since: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """The VM is on its way to another server, and runs here until it is paused to be handed over."""
-
-    migration: str
-    since: float = 0.0
-    copying: bool = True
-    """False: the target is being opened from here, and nothing may be copied yet."""
-    exited: bool = False
-    """Its machine has ended meanwhile. The transfer may have handed the VM over before that."""
-
-
-@dataclass(frozen=True, slots=True)
-class HandedOver:
-    """The target has been told that the VM is its own. `migration` is "" when others migrate it."""
-
-    migration: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Incoming:
-    """A machine here waits for the VM's memory. `migration` is "" when others migrate the VM."""
-
-    migration: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class IncomingFailed:
-    """The VM did not arrive, and has not run here. The controller will roll back, or order it once more."""
-
-    migration: str
-    plugged: bool = True
-    """It has its port."""
-
-
-Presence = Absent | Plugged | Running | Outgoing | HandedOver | Incoming | IncomingFailed
-
 
 After = tuple[Presence, tuple[Effect, ...]]
 

@@ -91,7 +91,7 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class TimedOut:
-    """The state has lasted longer than its limit (`states.LIMITS`)."""
+    """The state has lasted longer than its limit (`record.LIMITS`)."""
 
     waits_for: str = ""
     """What it still waits for, in words."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
 from retinue.core.limits import LARGEST_FRAME
-from retinue.core.model import IP, NIC, VM, Mac
+from retinue.core.model import DEFAULT_VNET, IP, NIC, VM, Mac, is_multicast
 from retinue.core.model.link_local import link_local
 from retinue.core.model.network import Network
 from retinue.core.packets import Ethernet, EtherType, FrameError, parse
@@ -49,8 +49,8 @@ def in_batches(frames: Iterable[bytes], room: int) -> Iterator[list[bytes]]:
 def addressed(net: Network, vm: VM, frame: bytes) -> tuple[NIC, bytes] | None:
     """The NIC whose address the frame is for, and the frame as the VM gets it from its gateway.
 
-    None for what is for no address that the VM holds, nor one of a prefix that is routed to it: an agent's
-    word does not make it the VM's.
+    None for what is for no address that the VM holds, nor one of a prefix that is routed to it, nor flooded
+    in a vnet of it: an agent's word does not make it the VM's.
     """
     try:
         ethernet = parse(frame)
@@ -59,13 +59,27 @@ def addressed(net: Network, vm: VM, frame: bytes) -> tuple[NIC, bytes] | None:
     ip = _destination(ethernet)
     if ip is None or len(frame) > LARGEST_FRAME:
         return None
+    if is_multicast(ethernet.dst):
+        return _flooded(net, vm, ethernet, frame)
     # A switch hands a frame over with the MAC that goes with the address; of two VRFs each has its own.
     its = (one for one in vm.nics if one.speaks_as(ip) == ethernet.dst and _is_led_to(net, vm, one, ip))
     nic = next(its, None)
-    if nic is None or not nic.enabled:
+    vlan = 0 if nic is None else net.vlan_in_trunk(nic)
+    if nic is None or not nic.enabled or vlan != (ethernet.vlan or 0):
         return None
     gateway = net.gateway_mac_of(net.servers[vm.server])
-    return nic, Ethernet(nic.speaks_as(ip), gateway, ethernet.ethertype, ethernet.payload).build()
+    handed = Ethernet(nic.speaks_as(ip), gateway, ethernet.ethertype, ethernet.payload, vlan or None)
+    return nic, handed.build()
+
+
+def _flooded(net: Network, vm: VM, ethernet: Ethernet, frame: bytes) -> tuple[NIC, bytes] | None:
+    """As it was sent. Of several NICs in vnets that flood, that of the vnet in which its sender is."""
+    sender = net.vm_of_mac(ethernet.src)
+    its = None if sender is None else sender.nic_with(ethernet.src)
+    for nic in vm.nics:
+        if its is not None and nic.vnet == its.vnet and net.vnets[nic.vnet or DEFAULT_VNET.id].floods:
+            return (nic, frame) if nic.enabled and its != nic else None
+    return None
 
 
 def _is_led_to(net: Network, vm: VM, nic: NIC, ip: IP) -> bool:
@@ -74,11 +88,11 @@ def _is_led_to(net: Network, vm: VM, nic: NIC, ip: IP) -> bool:
 
 
 def _destination(ethernet: Ethernet) -> IP | None:
-    """Of an untagged IP packet."""
+    """Of an IP packet, without a tag or with that of a trunk."""
     packet = ethernet.payload
-    match ethernet.vlan, ethernet.ethertype:
-        case None, EtherType.IPV4 if len(packet) >= _IPV4_HEADER:
+    match ethernet.ethertype:
+        case EtherType.IPV4 if len(packet) >= _IPV4_HEADER:
             return IPv4Address(packet[16:20])
-        case None, EtherType.IPV6 if len(packet) >= _IPV6_HEADER:
+        case EtherType.IPV6 if len(packet) >= _IPV6_HEADER:
             return IPv6Address(packet[24:40])
     return None

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from retinue.core.migration.events import PlacementChange
-from retinue.core.migration.states import Migration, MigrationState
+from retinue.core.migration.record import Migration, MigrationState
 from retinue.core.model import VM
 
 
@@ -68,8 +68,8 @@ def placement(vm: VM, migration: Migration) -> VM:
 
 
 def at_one_place(vm: VM, server: str) -> VM:
-    """The VM delivered at this server, and open nowhere else."""
-    return replace(vm, server=server, also=frozenset(), forwarded_from="", copied_to="")
+    """The VM delivered at this server, on no known host of it, and open nowhere else."""
+    return replace(vm, server=server, host="", also=frozenset(), forwarded_from="", copied_to="")
 
 
 def runs_at(vm: VM, migration: Migration | None) -> str:

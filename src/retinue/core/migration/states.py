@@ -44,9 +44,9 @@ An event that does not fit the state is rejected (IllegalEventError) and the mig
 event that arrives once more changes nothing.
 """
 
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 
+from retinue.core.migration.copying import PLAIN, CopyOptions
 from retinue.core.migration.effects import (
     AdmitAtTarget,
     CeaseForwarding,
@@ -80,104 +80,7 @@ from retinue.core.migration.events import (
     TimedOut,
 )
 from retinue.core.migration.precopy import WANTED_DOWNTIME
-
-
-class MigrationState(StrEnum):
-    """How far a migration is, in order; the table above says what each state waits for."""
-
-    PLANNED = "planned"
-    MATCHED = "matched"
-    ADMITTING = "admitting"
-    PREPARED = "prepared"
-    COPYING = "copying"
-    DIVERTED = "diverted"
-    SWITCHING = "switching"
-    SWITCHED = "switched"
-    CONFIRMED = "confirmed"
-    FREED = "freed"
-    DONE = "done"
-    ROLLING_BACK = "rolling back"
-    UNDONE = "undone"
-
-    @property
-    def ended(self) -> bool:
-        return self in (MigrationState.DONE, MigrationState.UNDONE)
-
-    @property
-    def may_undo(self) -> bool:
-        return self in LIMITS and self not in PAST_UNDOING
-
-
-LIMITS: dict[MigrationState, float] = {
-    MigrationState.PLANNED: 30.0,
-    MigrationState.MATCHED: 30.0,
-    MigrationState.ADMITTING: 10.0,
-    MigrationState.PREPARED: 30.0,
-    MigrationState.COPYING: 600.0,
-    MigrationState.DIVERTED: 10.0,
-    MigrationState.SWITCHING: 10.0,
-    MigrationState.SWITCHED: 10.0,
-    MigrationState.CONFIRMED: 60.0,
-    MigrationState.FREED: 10.0,
-    MigrationState.ROLLING_BACK: 15.0,
-}
-"""Seconds a state may last. Rolling back is tried again after its time, until it is done."""
-PAST_UNDOING = (
-    MigrationState.SWITCHING,
-    MigrationState.SWITCHED,
-    MigrationState.CONFIRMED,
-    MigrationState.FREED,
-    MigrationState.ROLLING_BACK,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Migration:
-    """One migration, with the time each state was entered. Times are seconds since the epoch."""
-
-    id: str
-    vm: str
-    source: str
-    target: str
-    state: MigrationState
-    steps: tuple[tuple[MigrationState, float], ...]
-    reason: str = ""
-    """Why the migration was undone, or what it waits for longer than it should."""
-    stopped_at: float | None = None
-    resumed_at: float | None = None
-    memory_at: str = ""
-    """Where the target takes the VM's memory in, for the source to connect to (host:port)."""
-    wanted_downtime: float = WANTED_DOWNTIME
-    """Seconds that the VM should be paused for at the most, where the hypervisor can do something for it."""
-    diverted: bool = False
-    """Every switch has confirmed that the VM's traffic goes to the target."""
-    closed: bool = False
-    """Rolling back: the switches confirmed that the target is closed."""
-    restored: bool = False
-    """Rolling back: the hypervisor said that the source runs."""
-    target_closed: bool = False
-    """Rolling back: the VM never ran at the target, and never will; the source may run it again."""
-
-    @property
-    def undone_by_time(self) -> bool:
-        """True when the end of the state's time rolls back. A paused source may have been left behind: that
-        the VM did not resume in time proves nothing."""
-        return self.state.may_undo and not (
-            self.state is MigrationState.DIVERTED and self.stopped_at is not None
-        )
-
-    @property
-    def was_diverted(self) -> bool:
-        """True when its traffic was ever to go to the target: an undo has to bring it back."""
-        return any(state in (MigrationState.DIVERTED, MigrationState.SWITCHING) for state, _ in self.steps)
-
-    def since(self) -> float:
-        """When the present state was entered."""
-        return self.steps[-1][1]
-
-    def deadline(self) -> float | None:
-        limit = LIMITS.get(self.state)
-        return None if limit is None else self.since() + limit
+from retinue.core.migration.record import LIMITS, Migration, MigrationState
 
 
 class IllegalEventError(Exception):
@@ -247,10 +150,19 @@ def again(migration: Migration, now: float) -> tuple[Migration, tuple[Effect, ..
 
 
 def begin(
-    id: str, vm: str, source: str, target: str, now: float, wanted_downtime: float = WANTED_DOWNTIME
+    id: str,
+    vm: str,
+    source: str,
+    target: str,
+    now: float,
+    wanted_downtime: float = WANTED_DOWNTIME,
+    options: CopyOptions = PLAIN,
 ) -> Migration:
     steps = ((S.PLANNED, now),)
-    return Migration(id, vm, source, target, S.PLANNED, steps, wanted_downtime=wanted_downtime)
+    return Migration(
+        id, vm, source, target, S.PLANNED, steps, wanted_downtime=wanted_downtime,
+        postcopy=options.postcopy, compress=options.compress,
+    )  # fmt: skip
 
 
 def step(migration: Migration, event: Event, now: float) -> tuple[Migration, tuple[Effect, ...]]:

@@ -2,17 +2,23 @@
 
 from collections.abc import Collection
 
-from retinue.core.migration.states import Migration, MigrationState
+from retinue.core.migration.record import Migration, MigrationState
 
 S = MigrationState
 
 
-def waits_for(migration: Migration, unconfirmed: Collection[str]) -> str:
+def waits_for(migration: Migration, unconfirmed: Collection[str], postcopy_left: int = 0) -> str:
     """What has to come next; "" for a migration that has ended.
 
-    `unconfirmed`: switches that have yet to confirm what the migration has changed.
+    `unconfirmed`: switches that have yet to confirm what the migration has changed. `postcopy_left`: bytes
+    of memory that the source has yet, of a VM that runs at the target.
     """
     parts = [*_parties(migration)]
+    if migration.state is S.CONFIRMED and postcopy_left:
+        left = f"{postcopy_left / (1 << 20):.1f} MiB"
+        parts = [
+            f"the rest of the VM's memory, {left}, to go over from server {migration.source} (post-copy)"
+        ]
     if migration.state in _OF_SWITCHES or (migration.state is S.ROLLING_BACK and not migration.closed):
         parts += [_switches(unconfirmed)]
     return " and ".join(parts)

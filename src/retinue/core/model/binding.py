@@ -69,6 +69,10 @@ class Assignment:
     the same."""
     options: tuple[tuple[int, bytes], ...] = ()
     """The other DHCP options that the VM sent to get it, by number: a renewal on its behalf repeats them."""
+    told: tuple[tuple[int, bytes], ...] = ()
+    """DNS and WINS servers as the VM was told them, when it asked last itself: DHCP options 6 and 44."""
+    told_since: tuple[tuple[int, bytes], ...] = ()
+    """What a renewal on its behalf brought instead, which the VM has not heard; () when it is the same."""
     vrf: str = DEFAULT_VRF
     """In which the address is meant: that of its NIC's vnet."""
     lease6: Lease6 | None = None

@@ -6,12 +6,22 @@ be added.
 """
 
 from collections.abc import Collection
-from ipaddress import IPv4Network, IPv6Network
 
-from retinue.core.limits import MOST_SUBNETS, MOST_VRFS
+from retinue.core.limits import MOST_GATEWAY_GROUPS, MOST_HOSTS, MOST_METRIC, MOST_SUBNETS, MOST_VRFS
 from retinue.core.model.addresses import IP, Mac, ModelError, is_multicast
 from retinue.core.model.binding import Assignment, BindingKind
-from retinue.core.model.entities import DEFAULT_VNET, VM, Role, Server, Service, Subnet, Vnet
+from retinue.core.model.entities import (
+    DEFAULT_VNET,
+    VM,
+    GatewayGroup,
+    Peer,
+    Role,
+    Server,
+    Service,
+    Subnet,
+    Vnet,
+)
+from retinue.core.model.in_use import bound_to, first_few, users_of_prefix, users_of_vnet
 from retinue.core.model.link_local import LINK_LOCAL
 from retinue.core.model.nic import NIC, Allowed
 from retinue.core.model.routed_prefixes import (
@@ -23,8 +33,29 @@ from retinue.core.model.routed_prefixes import (
     check_subnet_beside,
     is_part,
 )
+from retinue.core.model.trunks import check_trunks, check_vnet_in_trunks
 from retinue.core.model.view import NetworkView
 from retinue.core.model.vrfs import DEFAULT_VRF, Vrf, in_vrf
+
+
+def check_tiers(net: NetworkView) -> None:
+    """A leaf sends to any spine of its pod what is elsewhere: where there are cores, each must lead on.
+
+    Or all leaves are joined by tunnels, and none by a spine.
+    """
+    lower = {link.lower.switch for link in net.links}
+    cores = any(net.with_role(Role.CORE))
+    stub = next((one.id for one in net.with_role(Role.SPINE) if cores and one.id not in lower), "")
+    if stub:
+        raise ModelError(f"spine {stub} leads to no core: join each spine of a pod to one at least")
+    leaves = list(net.with_role(Role.LEAF))
+    if any(leaf.endpoint for leaf in leaves):
+        without = next((leaf.id for leaf in leaves if leaf.endpoint is None), "")
+        if without or net.links:
+            raise ModelError(
+                f"leaf {without or net.links[0].lower.switch}: where tunnels join the leaves each has an "
+                "endpoint, and none a link to a spine"
+            )
 
 
 def check_vrf(net: NetworkView, vrf: Vrf) -> None:
@@ -38,15 +69,6 @@ def check_vrf(net: NetworkView, vrf: Vrf) -> None:
         raise ModelError(f"VRF {vrf.id}: there are {MOST_VRFS} VRFs already")
 
 
-def check_vrf_removal(net: NetworkView, vrf: str) -> None:
-    if vrf == DEFAULT_VRF:
-        raise ModelError(f"VRF {vrf} stays: it has the vnets for which no other is named, and the outside")
-    _not_configured(net, f"vrf {vrf}")
-    vnets = sorted(f"vnet {vnet.id}" for vnet in net.vnets.values() if vnet.vrf == vrf)
-    if vnets:
-        raise ModelError(f"VRF {vrf} is in use by {_some(vnets)}")
-
-
 def check_vnet(net: NetworkView, vnet: Vnet) -> None:
     if vnet.vrf not in net.vrfs:
         raise ModelError(f"vnet {vnet.id}: there is no VRF {vnet.vrf}")
@@ -54,73 +76,17 @@ def check_vnet(net: NetworkView, vnet: Vnet) -> None:
         raise ModelError(f"vnet {vnet.id} is in VRF {DEFAULT_VRF}, as servers are; add another vnet")
     known = net.vnets.get(vnet.id)
     if known is not None and known.vrf != vnet.vrf:
-        users = _in_vnet(net, vnet.id)
+        users = users_of_vnet(net, vnet.id)
         if users:
-            raise ModelError(f"vnet {vnet.id} cannot leave VRF {known.vrf}: it is in use by {_some(users)}")
+            raise ModelError(
+                f"vnet {vnet.id} cannot leave VRF {known.vrf}: it is in use by {first_few(users)}"
+            )
     for other in net.vnets.values():
         if vnet.vlan and other.vlan == vnet.vlan and other.id != vnet.id:
             raise ModelError(f"vnet {vnet.id}: VLAN {vnet.vlan} is vnet {other.id}'s")
+    check_vnet_in_trunks(net, vnet)
     if vnet.id not in net.vnets and len(net.vnets) >= MOST_SUBNETS:
         raise ModelError(f"vnet {vnet.id}: there are {MOST_SUBNETS} vnets already")
-
-
-def check_vnet_removal(net: NetworkView, vnet: str) -> None:
-    if vnet == DEFAULT_VNET.id:
-        raise ModelError(f"vnet {vnet} stays: it has the subnets for which no other is named")
-    _not_configured(net, f"vnet {vnet}")
-    users = _in_vnet(net, vnet)
-    if users:
-        raise ModelError(f"vnet {vnet} is in use by {_some(users)}")
-
-
-def _in_vnet(net: NetworkView, vnet: str) -> list[str]:
-    """Its subnets, and the VMs with a NIC in it, in words."""
-    subnets = sorted(f"subnet {s.id}" for s in net.subnets.values() if s.vnet == vnet)
-    vms = sorted(f"VM {vm.id}" for vm in net.vms.values() if any(nic.vnet == vnet for nic in vm.nics))
-    return [*subnets, *vms]
-
-
-def check_subnet_removal(net: NetworkView, id: str) -> None:
-    _not_configured(net, f"subnet {id}")
-    subnet = net.subnets.get(id)
-    users = [] if subnet is None else _users(net, subnet.prefix, net.vrf_of_vnet(subnet.vnet))
-    if users:
-        raise ModelError(f"subnet {id} is in use: {_some(users)}")
-
-
-def _not_configured(net: NetworkView, what: str) -> None:
-    if what in net.configured:
-        raise ModelError(
-            f"{what} stands in the configuration file; remove it there, and restart the controller"
-        )
-
-
-def _users(net: NetworkView, prefix: IPv4Network | IPv6Network, vrf: str) -> list[str]:
-    """Who has an address inside, in words."""
-    nics = [(vm, nic) for vm in net.vms.values() for nic in vm.nics if net.vrf_of(nic) == vrf]
-    given = {ip: f"VM {vm.id}" for vm, nic in nics for ip in nic.addresses}
-    given |= {one.ip: f"VM {vm.id}" for vm, nic in nics for one in nic.allowed}
-    held = {a.ip: f"VM {a.vm}" for a in net.assignments.values() if a.vrf == vrf}
-    servers = net.servers.values() if vrf == DEFAULT_VRF else ()
-    own = {s.address: f"server {s.id}" for s in servers if s.address is not None}
-    return [f"{who} has {ip}" for ip, who in {**given, **held, **own}.items() if ip in prefix]
-
-
-def _bound_to(net: NetworkView, subnet: Subnet) -> list[str]:
-    """VMs with a NIC of the subnet's vnet and an address of the subnet, in words."""
-    users = [(a.vm, a.ip, a.mac) for a in net.assignments.values() if a.ip in subnet.prefix]
-    found = []
-    for id, ip, mac in users:
-        nic = net.vms[id].nic_with(mac)
-        if nic is not None and nic.vnet == subnet.vnet:
-            found.append(f"VM {id} has {ip} in it")
-    return found
-
-
-def _some(things: list[str]) -> str:
-    """The first few."""
-    more = len(things) - 3
-    return ", ".join(things[:3]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_subnet(net: NetworkView, subnet: Subnet) -> None:
@@ -131,13 +97,15 @@ def check_subnet(net: NetworkView, subnet: Subnet) -> None:
     known, vrf = net.subnets.get(subnet.id), net.vrf_of_vnet(subnet.vnet)
     if known is not None and known.vnet != subnet.vnet:
         was_in = net.vrf_of_vnet(known.vnet)
-        bound = _bound_to(net, known) if was_in == vrf else _users(net, known.prefix, was_in)
+        bound = bound_to(net, known) if was_in == vrf else users_of_prefix(net, known.prefix, was_in)
         if bound:
-            raise ModelError(f"subnet {subnet.id} cannot leave vnet {known.vnet}: {_some(bound)}")
+            raise ModelError(f"subnet {subnet.id} cannot leave vnet {known.vnet}: {first_few(bound)}")
     if known is not None and known.prefix != subnet.prefix:
-        left_out = sorted(set(_users(net, known.prefix, vrf)) - set(_users(net, subnet.prefix, vrf)))
+        left_out = sorted(
+            set(users_of_prefix(net, known.prefix, vrf)) - set(users_of_prefix(net, subnet.prefix, vrf))
+        )
         if left_out:
-            raise ModelError(f"subnet {subnet.id} cannot become {subnet.prefix}: {_some(left_out)}")
+            raise ModelError(f"subnet {subnet.id} cannot become {subnet.prefix}: {first_few(left_out)}")
     for other in net.subnets_in(vrf):
         if other.id != subnet.id and other.prefix.overlaps(subnet.prefix):
             raise ModelError(f"subnets {other.id} and {subnet.id} overlap: {other.prefix}, {subnet.prefix}")
@@ -160,25 +128,48 @@ def check_subnet(net: NetworkView, subnet: Subnet) -> None:
             raise ModelError(f"{what}: {subnet.prefix} is reached through server {server.id}")
 
 
-def check_gateway_group(net: NetworkView, id: str, mac: Mac) -> None:
-    what = f"gateway group {id}"
-    _usable_mac(net, what, mac)
-    server, vm = net.server_of_mac(mac), net.vm_of_mac(mac)
+def check_gateway_group(net: NetworkView, group: GatewayGroup) -> None:
+    what, known = f"gateway group {group.id}", net.gateway_groups.get(group.id)
+    if known == group:
+        return
+    if known is not None:
+        raise ModelError(f"{what} has MAC {known.mac}; add another group, and put its servers there")
+    _usable_mac(net, what, group.mac)
+    server, vm = net.place_of_mac(group.mac), net.vm_of_mac(group.mac)
     if server is not None or vm is not None:
-        raise ModelError(f"{what}: MAC {mac} belongs to somebody already")
+        raise ModelError(f"{what}: MAC {group.mac} belongs to {'a server' if vm is None else 'a VM'} already")
+    if speaking := net.speaking_as(group.mac):
+        raise ModelError(f"{what}: VM {min(speaking)} may speak as MAC {group.mac}")
+    if len(net.gateway_groups) >= MOST_GATEWAY_GROUPS:
+        raise ModelError(f"{what}: there are {MOST_GATEWAY_GROUPS} groups already")
+
+
+def check_peer(net: NetworkView, peer: Peer) -> None:
+    what = f"domain {peer.id}"
+    server = net.servers.get(peer.gateway)
+    if server is None or not server.edge:
+        raise ModelError(f"{what}: its gateway {peer.gateway} is no server with an edge switch")
+    if peer.id in net.servers:
+        raise ModelError(f"{what}: a server has that id; in `--to` nobody could tell them apart")
+    if not peer.tunnel or peer.tunnel == net.switches[server.edge].uplink:
+        raise ModelError(f"{what}: name the port of {server.edge} that leads to that domain (tunnel)")
+    for other in net.peers.values():
+        if other.id != peer.id and other.gateway == peer.gateway:
+            raise ModelError(f"{what}: {peer.gateway} is the gateway to domain {other.id} already")
+        pairs = ((a, b) for a in peer.prefixes for b in other.prefixes if other.id != peer.id)
+        if any(a.version == b.version and a.overlaps(b) for a, b in pairs):
+            raise ModelError(f"{what}: a prefix of it is granted to domain {other.id} already")
+    for subnet in net.subnets.values():
+        if any(p.version == subnet.prefix.version and p.overlaps(subnet.prefix) for p in peer.prefixes):
+            raise ModelError(f"{what}: a prefix of it overlaps our subnet {subnet.id}")
 
 
 def check_server(net: NetworkView, server: Server) -> None:
     what = f"server {server.id}"
     if server.gateway_group and server.gateway_group not in net.gateway_groups:
         raise ModelError(f"{what}: there is no gateway group {server.gateway_group}")
-    _usable_mac(net, what, server.mac)
-    other = net.server_of_mac(server.mac)
-    if other is not None and other.id != server.id:
-        raise ModelError(f"{what}: MAC {server.mac} already belongs to server {other.id}")
-    vm = net.vm_of_mac(server.mac)
-    if vm is not None:
-        raise ModelError(f"{what}: MAC {server.mac} belongs to VM {vm.id}")
+    _a_machines_mac(net, what, server.mac, server.id)
+    _check_hosts(net, server)
     if server.address is not None:
         _not_held(net, what, server.address)
         _not_a_gateways(net, what, server.address)
@@ -187,6 +178,45 @@ def check_server(net: NetworkView, server: Server) -> None:
     _check_edge(net, server)
     _check_routes(net, server)
     _check_location(net, server)
+
+
+def _a_machines_mac(net: NetworkView, what: str, mac: Mac, server: str) -> None:
+    """A MAC that this server, or a host of it, may have."""
+    _usable_mac(net, what, mac)
+    place = net.place_of_mac(mac)
+    if place is not None and place[0] != server:
+        raise ModelError(f"{what}: MAC {mac} already belongs to server {place[0]}")
+    vm = net.vm_of_mac(mac)
+    if vm is not None:
+        raise ModelError(f"{what}: MAC {mac} belongs to VM {vm.id}")
+
+
+def _check_hosts(net: NetworkView, server: Server) -> None:
+    """Whoever names a host, by its id or by its MAC, means no other, and no server."""
+    if server.hosts and not server.edge:
+        raise ModelError(f"server {server.id}: hosts have their ports at an edge switch, and it has none")
+    if len(server.hosts) > MOST_HOSTS:
+        raise ModelError(
+            f"server {server.id} has {len(server.hosts)} hosts; give it {MOST_HOSTS} at the most"
+        )
+    macs, ids = [server.mac], [server.id]
+    for host in server.hosts:
+        what = f"host {host.id} of server {server.id}"
+        _a_machines_mac(net, what, host.mac, server.id)
+        other = net.server_of_host(host.id)
+        if host.id in ids or host.id in net.servers or (other is not None and other.id != server.id):
+            raise ModelError(f"{what}: a server or host has that id already")
+        if host.mac in macs:
+            raise ModelError(f"{what}: MAC {host.mac} is given twice")
+        macs.append(host.mac)
+        ids.append(host.id)
+    known = net.server_of_host(server.id)
+    if known is not None:
+        raise ModelError(f"server {server.id}: a host of server {known.id} has that id")
+    for id in sorted(net.vms_on(server.id)):
+        vm = net.vms[id]
+        if vm.host and vm.server == server.id and vm.host not in ids:
+            raise ModelError(f"server {server.id}: VM {id} is on its host {vm.host}")
 
 
 def _check_location(net: NetworkView, server: Server) -> None:
@@ -213,6 +243,10 @@ def _check_edge(net: NetworkView, server: Server) -> None:
         if vms:
             raise ModelError(f"{what} runs VMs and needs its edge switch: {', '.join(sorted(vms))}")
         return
+    if Service.CACHE in server.services:
+        raise ModelError(f"{what} is a cache: it runs no VMs, and has no edge switch")
+    if Service.FORWARDER in server.services:
+        raise ModelError(f"{what} is an FCoE forwarder: it runs no VMs, and has no edge switch")
     edge = net.switches.get(server.edge)
     if edge is None or edge.role is not Role.EDGE:
         raise ModelError(f"{what}: {server.edge} is not a known edge switch")
@@ -222,13 +256,12 @@ def _check_edge(net: NetworkView, server: Server) -> None:
 
 
 def _check_routes(net: NetworkView, server: Server) -> None:
+    if not 0 <= server.metric <= MOST_METRIC:
+        raise ModelError(f"server {server.id}: metric {server.metric} is not between 0 and {MOST_METRIC}")
     for prefix in server.routes:
         for subnet in net.subnets_in():
             if subnet.prefix == prefix:
                 raise ModelError(f"server {server.id}: the route {prefix} is subnet {subnet.id}")
-        for other in net.servers.values():
-            if other.id != server.id and prefix in other.routes:
-                raise ModelError(f"server {server.id}: {prefix} is reached through server {other.id} already")
 
 
 def check_vm(net: NetworkView, vm: VM, without: Collection[Assignment] = ()) -> None:
@@ -241,11 +274,14 @@ def check_vm(net: NetworkView, vm: VM, without: Collection[Assignment] = ()) -> 
         twice = next(key for key in static if static.count(key) > 1)
         raise ModelError(f"{what}: address {twice} is given twice")
     check_prefixes(net, vm)
+    check_trunks(net, vm)
     for location in vm.locations:
         if location not in net.servers:
             raise ModelError(f"{what}: there is no server {location}")
         if not net.servers[location].edge:
             raise ModelError(f"{what}: server {location} has no edge switch, it cannot run VMs")
+    if vm.host and vm.host not in (host.id for host in net.servers[vm.server].hosts):
+        raise ModelError(f"{what}: server {vm.server} has no host {vm.host}")
     if vm.copied_to and (vm.copied_to not in (vm.server, *vm.also) or not vm.also):
         raise ModelError(f"{what}: it is not open at {vm.copied_to}, and nothing can be copied there")
     if vm.forwarded_from == vm.server:
@@ -265,28 +301,19 @@ def check_vm(net: NetworkView, vm: VM, without: Collection[Assignment] = ()) -> 
 
 def _check_nic(net: NetworkView, vm: VM, nic: NIC) -> None:
     what = f"VM {vm.id}"
-    _usable_mac(net, what, nic.mac)
-    server = net.server_of_mac(nic.mac)
-    if server is not None:
-        raise ModelError(f"{what}: MAC {nic.mac} belongs to server {server.id}")
+    _a_nics_mac(net, what, nic.mac)
     holder = net.vm_of_mac(nic.mac)
     if holder is not None and holder.id != vm.id:
         raise ModelError(f"{what}: MAC {nic.mac} already belongs to VM {holder.id}")
     plugged = net.vm_of_port_id(nic.port_id)
     if plugged is not None and plugged.id != vm.id:
         raise ModelError(f"{what}: the port with iface-id {nic.port_id} already belongs to VM {plugged.id}")
-    speaking = net.speaking_as(nic.mac)
-    if speaking:
-        raise ModelError(f"{what}: VM {min(speaking)} may speak as MAC {nic.mac}")
     if nic.vnet and nic.vnet not in net.vnets:
         raise ModelError(f"{what}: there is no vnet {nic.vnet}")
     vrf = net.vrf_of(nic)
     for address in nic.addresses:
-        _a_hosts(what, address)
-        _not_a_gateways(net, what, address, vrf)
-        _not_a_servers(net, what, address, vrf)
+        _a_nics_address(net, what, address, vrf)
         _in_its_vnet(net, what, nic, address)
-        check_not_routed(net, what, address, vrf)
     for one in nic.allowed:
         _a_hosts(what, one.ip)
         _not_a_gateways(net, what, one.ip, vrf)
@@ -297,6 +324,37 @@ def _check_nic(net: NetworkView, vm: VM, nic: NIC) -> None:
             raise ModelError(f"{what}: MAC {one.mac} is a NIC's own")
     if len({one.ip for one in nic.allowed}) < len(nic.allowed):
         raise ModelError(f"{what}: an address is allowed twice")
+
+
+def check_pair(net: NetworkView, mac: Mac, ip: IP) -> None:
+    """Whether a VM that comes, with one NIC in the default VRF, could have these. Who has them now does not
+    count: it may go.
+    """
+    what = f"the pair of {mac} and {ip}"
+    if net.subnet_of(ip) is None:
+        raise ModelError(f"{what}: {ip} is in no subnet: a VM could not have it")
+    _a_nics_mac(net, what, mac)
+    _a_nics_address(net, what, ip, DEFAULT_VRF)
+    allowed = net.allowed_to(ip)
+    if allowed:
+        raise ModelError(f"{what}: {ip} is allowed VM {min(allowed)}")
+
+
+def _a_nics_mac(net: NetworkView, what: str, mac: Mac) -> None:
+    _usable_mac(net, what, mac)
+    place = net.place_of_mac(mac)
+    if place is not None:
+        raise ModelError(f"{what}: MAC {mac} belongs to server {place[0]}")
+    speaking = net.speaking_as(mac)
+    if speaking:
+        raise ModelError(f"{what}: VM {min(speaking)} may speak as MAC {mac}")
+
+
+def _a_nics_address(net: NetworkView, what: str, ip: IP, vrf: str) -> None:
+    _a_hosts(what, ip)
+    _not_a_gateways(net, what, ip, vrf)
+    _not_a_servers(net, what, ip, vrf)
+    check_not_routed(net, what, ip, vrf)
 
 
 def check_newly_allowed(net: NetworkView, vm: str, old: NIC, new: NIC) -> None:
@@ -315,9 +373,9 @@ def _check_allowed(net: NetworkView, what: str, one: Allowed, vrf: str) -> None:
     if not one.mac:
         return
     _usable_mac(net, what, one.mac)
-    server, vm = net.server_of_mac(one.mac), net.vm_of_mac(one.mac)
-    if server is not None or vm is not None:
-        whose = f"server {server.id}" if server is not None else f"VM {vm.id}" if vm is not None else ""
+    place, vm = net.place_of_mac(one.mac), net.vm_of_mac(one.mac)
+    if place is not None or vm is not None:
+        whose = f"server {place[0]}" if place is not None else f"VM {vm.id}" if vm is not None else ""
         raise ModelError(f"{what}: MAC {one.mac} belongs to {whose}")
 
 

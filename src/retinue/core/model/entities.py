@@ -4,21 +4,24 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
-from retinue.core.limits import HIGHEST_VLAN, LEAST_MTU, MOST_MTU, MOST_NICS
+from retinue.core.limits import HIGHEST_VLAN, LEAST_MTU, MOST_DISKS, MOST_MTU, MOST_NICS, MOST_TRUNK_NICS
 from retinue.core.model.addresses import IP, Mac, ModelError
+from retinue.core.model.disks import Disk
 from retinue.core.model.nic import NIC
 from retinue.core.model.vrfs import DEFAULT_VRF
 
 
 class Role(StrEnum):
-    """What a switch is for. All three run the same pipeline (see pipeline.tables)."""
+    """What a switch is for. All run the same pipeline (see pipeline.tables)."""
 
     EDGE = "edge"
     """Virtual switch on a server; VMs plug into its ports."""
     LEAF = "leaf"
     """Top-of-rack switch; servers plug into its ports."""
     SPINE = "spine"
-    """Joins the leaves; every spine is joined to every leaf."""
+    """Joins the leaves of its pod: all there are, in a fabric without cores."""
+    CORE = "core"
+    """Joins the pods: it leads to one spine of each."""
 
 
 class Service(StrEnum):
@@ -28,6 +31,10 @@ class Service(StrEnum):
     """A DHCP server: the one kind of port whose DHCP server messages are believed."""
     ROUTER = "router"
     """The way to prefixes outside the data centre."""
+    FORWARDER = "fcf"
+    """An FCoE forwarder: the one kind of port from which grants to log in are believed."""
+    CACHE = "cache"
+    """It keeps chunks of images for the servers at its leaf, and fetches what it lacks (agent/content)."""
 
 
 class PortStatus(StrEnum):
@@ -82,6 +89,13 @@ class Switch:
     """OpenFlow datapath id."""
     uplink: str = ""
     """Edge only: name of the port that leads to the leaf."""
+    given: bool = False
+    """Leaf only: which server is at which port is the operator's to say, and nothing is detected there."""
+    tunnel: str = ""
+    """Leaf only: name of the port that is its end of the tunnels to other leaves, where an IP network that is
+    not ours joins them; "": spines do."""
+    endpoint: IPv4Address | None = None
+    """Its address on that network."""
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -90,6 +104,15 @@ class Switch:
             raise ModelError(f"switch {self.id}: datapath id {self.dpid} is not between 1 and 2^64-1")
         if self.role is Role.EDGE and not self.uplink:
             raise ModelError(f"edge switch {self.id}: the name of its uplink port is missing")
+        if self.given and self.role is not Role.LEAF:
+            raise ModelError(f"switch {self.id}: servers are at leaves, only there are their places given")
+        if (self.tunnel or self.endpoint) and self.role is not Role.LEAF:
+            raise ModelError(f"switch {self.id}: tunnels join leaves, no other switches")
+        if bool(self.tunnel) != (self.endpoint is not None):
+            raise ModelError(
+                f"switch {self.id}: the port of its tunnels and its address there (tunnel, endpoint) belong "
+                "together"
+            )
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -105,10 +128,26 @@ class PortRef:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A cable between a leaf and a spine."""
+    """A cable between a leaf and a spine, or between a spine and a core."""
 
-    leaf: PortRef
-    spine: PortRef
+    lower: PortRef
+    upper: PortRef
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayGroup:
+    """Servers whose VMs know the gateway by a MAC of their own; each server says which group it is in."""
+
+    id: str
+    mac: Mac
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Host:
+    """One of several machines with ports at the edge switch of one server, as at a physical switch."""
+
+    id: str
+    mac: Mac
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +165,36 @@ class Server:
     """The edge switch it runs; "" for a machine that runs no VMs."""
     services: frozenset[Service] = frozenset()
     routes: tuple[IPv4Network | IPv6Network, ...] = ()
-    """Prefixes reached through it; for a router."""
+    """Prefixes reached through it; for a router. Others may lead to the same."""
     given_at: PortRef | None = None
     gateway_group: str = ""
     """The group of servers whose VMs know the gateway by a MAC of their own; "": by that of the fabric."""
+    hosts: tuple[Host, ...] = ()
+    """Where its edge switch is none of its own: the machines whose VMs have ports there. Each port says whose
+    it is; to the fabric they are one."""
+    metric: int = 0
+    """Of several routers to one prefix that are there, the one with the least is the way."""
+
+
+class Flood(StrEnum):
+    """What becomes of what a NIC sends to a group of its vnet: broadcast and multicast of IP."""
+
+    DROPPED = "dropped"
+    CONTROLLED = "controlled"
+    """Every other NIC that is said to be in the vnet gets a copy, up to a rate for each sender."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another domain, and the way there (see `domains`)."""
+
+    id: str
+    gateway: str
+    """The server whose edge switch has the tunnel to the domain's gateway."""
+    tunnel: str
+    """The name of that port."""
+    prefixes: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Addresses that VMs may come with whose home is that domain: its grant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +208,18 @@ class Vnet:
     """Bytes of IP in one frame; 0: nobody has said."""
     vrf: str = DEFAULT_VRF
     """The routing domain in which its addresses mean something."""
+    flood: Flood = Flood.DROPPED
+
+    @property
+    def floods(self) -> bool:
+        return self.flood is Flood.CONTROLLED
 
     def __post_init__(self) -> None:
+        if self.floods and not self.vlan:
+            raise ModelError(
+                f"vnet {self.id}: flooding needs a VLAN, which tells its frames from others' on the fabric's "
+                "links; give it one"
+            )
         if not 0 <= self.vlan <= HIGHEST_VLAN:
             raise ModelError(
                 f"vnet {self.id}: VLAN {self.vlan} is not between 1 and {HIGHEST_VLAN}, or 0: none"
@@ -210,11 +285,25 @@ class VM:
     restart: Restart = Restart.NEVER
     memory_mib: int = 0
     """Its memory; 0: as the configuration of its server has it."""
+    disks: tuple[Disk, ...] = ()
+    """In the order in which the guest finds them."""
+    home: str = ""
+    """The domain whose VM it is, where it is a guest here; "": ours."""
+    host: str = ""
+    """Which of its server's hosts it is on; "": of none that is known."""
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.nics) <= MOST_NICS:
+        if len(self.disks) > MOST_DISKS:
+            raise ModelError(f"VM {self.id} has {len(self.disks)} disks; give it {MOST_DISKS} at the most")
+        in_trunks = sum(bool(nic.trunk) for nic in self.nics)
+        if not 1 <= len(self.nics) - in_trunks <= MOST_NICS:
             raise ModelError(
-                f"VM {self.id} has {len(self.nics)} network interfaces; give it between 1 and {MOST_NICS}"
+                f"VM {self.id} has {len(self.nics) - in_trunks} network interfaces; "
+                f"give it between 1 and {MOST_NICS}"
+            )
+        if in_trunks > MOST_TRUNK_NICS:
+            raise ModelError(
+                f"VM {self.id} has {in_trunks} VLANs in trunks; give it {MOST_TRUNK_NICS} at the most"
             )
         # In another vnet it may be another address, see `vrfs`; constraints.check_vm knows.
         addresses: list[tuple[str, list[object]]] = [

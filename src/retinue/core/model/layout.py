@@ -5,25 +5,42 @@ The lower half of `Network`; what its changes touch is told as there.
 
 from dataclasses import dataclass
 
-from retinue.core.model.addresses import Mac, ModelError, Prefix
+from retinue.core.model.addresses import ModelError, Prefix
 from retinue.core.model.constraints import (
     check_gateway_group,
+    check_peer,
     check_server,
     check_subnet,
-    check_subnet_removal,
     check_vnet,
-    check_vnet_removal,
     check_vrf,
+)
+from retinue.core.model.entities import (
+    VM,
+    GatewayGroup,
+    Link,
+    Peer,
+    PortRef,
+    Role,
+    Server,
+    Service,
+    Subnet,
+    Switch,
+    Vnet,
+)
+from retinue.core.model.in_use import (
+    check_gateway_group_removal,
+    check_subnet_removal,
+    check_vnet_removal,
     check_vrf_removal,
 )
-from retinue.core.model.entities import Link, Role, Server, Service, Subnet, Switch, Vnet
 from retinue.core.model.view import NetworkView
 from retinue.core.model.vrfs import Vrf
+from retinue.core.model.ways import routers_beside
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Owner:
-    """Something that has flows of its own: kind is "switch", "server" or "vm"."""
+    """Something that has flows of its own: kind is "switch", "server", "vm" or "vnet"."""
 
     kind: str
     id: str
@@ -46,18 +63,47 @@ class NetworkLayout(NetworkView):
             raise ModelError(
                 f"switches {clash.id} and {switch.id} have the same datapath id {switch.dpid:#x}"
             )
+        twin = next((s for s in self.switches.values() if s.endpoint and s.endpoint == switch.endpoint), None)
+        if twin is not None and twin.id != switch.id:
+            raise ModelError(f"switches {twin.id} and {switch.id} have the same endpoint {switch.endpoint}")
+        former = self.switches.get(switch.id)
+        if former is not None:
+            del self._with_role[former.role][switch.id]
         self.switches[switch.id] = switch
-        return frozenset({Owner("switch", switch.id)})
+        self._with_role.setdefault(switch.role, {})[switch.id] = None
+        of_mesh = switch.endpoint or (former is not None and former.endpoint)
+        return self.everything() if of_mesh else frozenset({Owner("switch", switch.id)})
 
     def add_link(self, link: Link) -> Touched:
-        for ref, role in ((link.leaf, Role.LEAF), (link.spine, Role.SPINE)):
+        if self.over_ip:
+            raise ModelError(f"link {link.lower} - {link.upper}: tunnels join the leaves here, and no links")
+        lower = self.switches.get(link.lower.switch)
+        above = lower is not None and lower.role is Role.SPINE
+        roles = (Role.SPINE, Role.CORE) if above else (Role.LEAF, Role.SPINE)
+        for ref, role in zip((link.lower, link.upper), roles, strict=True):
             if ref.switch not in self.switches or self.switches[ref.switch].role is not role:
                 raise ModelError(
-                    f"link {link.leaf} - {link.spine}: {ref.switch} is not a known {role} switch"
+                    f"link {link.lower} - {link.upper}: {ref.switch} is not a known {role} switch"
                 )
-        self.links = (*self.links, link)
-        self._ways.setdefault((link.spine.switch, link.leaf.switch), link.spine)
+        links = (*self.links, link)
+        self._ways = self._ways_down(links)
+        self.links = links
         return self.everything()
+
+    def _ways_down(self, links: tuple[Link, ...]) -> dict[tuple[str, str], PortRef]:
+        """Raises ModelError for a core that would lead to a leaf by two spines: what is flooded would come
+        there twice."""
+        found: dict[tuple[str, str], PortRef] = {}
+        for link in links:
+            if self.switches[link.lower.switch].role is Role.LEAF:
+                found.setdefault((link.upper.switch, link.lower.switch), link.upper)
+        of_spines = list(found)
+        for link in links:
+            spine, core = link.lower.switch, link.upper.switch
+            for leaf in (leaf for upper, leaf in of_spines if upper == spine):
+                if found.setdefault((core, leaf), link.upper) != link.upper:
+                    raise ModelError(f"core {core} leads to {leaf} by two spines; join it to one of each pod")
+        return found
 
     def put_vrf(self, vrf: Vrf) -> Touched:
         """Add a routing domain; one that is there stays as it is."""
@@ -75,22 +121,47 @@ class NetworkLayout(NetworkView):
         return frozenset([*switches, *(Owner("server", s) for s in self.servers)])
 
     def put_vnet(self, vnet: Vnet) -> Touched:
-        """Add a vnet, or replace the one of the same id: it names what its subnets have in common."""
+        """Add a vnet, or replace the one of the same id: it names what its subnets have in common.
+
+        Leaves tell senders how much its MTU lets through."""
         check_vnet(self, vnet)
+        old = self.vnets.get(vnet.id)
+        before = None if old is None else self.mtu_in(vnet.id)
         self.vnets[vnet.id] = vnet
-        return NOTHING
+        touched = NOTHING
+        if before not in (None, self.mtu_in(vnet.id)):
+            touched = frozenset(Owner("switch", leaf.id) for leaf in self.with_role(Role.LEAF))
+        if old is not None and (old.flood, old.vlan) == (vnet.flood, vnet.vlan):
+            return touched
+        flooded = vnet.floods or (old is not None and old.floods)
+        return touched | self._vnet_and_vms(vnet.id) if flooded else touched
 
     def remove_vnet(self, vnet: str) -> Touched:
         """Forget a vnet that has no subnets. Removing what is not there is no error."""
         check_vnet_removal(self, vnet)
-        self.vnets.pop(vnet, None)
-        return NOTHING
+        old = self.vnets.pop(vnet, None)
+        return self._vnet_and_vms(vnet) if old is not None and old.floods else NOTHING
 
-    def add_gateway_group(self, id: str, mac: Mac) -> Touched:
-        """Servers of this group have a gateway MAC of their own."""
-        check_gateway_group(self, id, mac)
-        self.gateway_groups[id] = mac
-        return self.everything()
+    def _vnet_and_vms(self, vnet: str) -> Touched:
+        vms = (Owner("vm", vm) for vm in self._in_vnet.get(vnet, ()))
+        return frozenset({Owner("vnet", vnet), *vms})
+
+    def put_gateway_group(self, group: GatewayGroup) -> Touched:
+        """Servers may be in this group from now on; one that is there stays as it is."""
+        check_gateway_group(self, group)
+        self.gateway_groups[group.id] = group
+        return self._switches_and_servers()
+
+    def remove_gateway_group(self, group: str) -> Touched:
+        """Forget a group that no server is in. Removing what is not there is no error."""
+        check_gateway_group_removal(self, group)
+        return NOTHING if self.gateway_groups.pop(group, None) is None else self._switches_and_servers()
+
+    def put_peer(self, peer: Peer) -> Touched:
+        """Another domain, behind a gateway; given with the configuration."""
+        check_peer(self, peer)
+        self.peers[peer.id] = peer
+        return self.server_and_vms(peer.gateway)
 
     def add_subnet(self, subnet: Subnet) -> Touched:
         """Add a subnet, or replace the one of the same id; what it is used for stays inside it."""
@@ -130,6 +201,10 @@ class NetworkLayout(NetworkView):
         if subnet.prefix.version == 6:  # The first and the last have NICs guarded, and addresses forwarded.
             return self.everything()
         inside = {held.vm for held in self.assignments.values() if held.ip in subnet.prefix}
+        # A trunk's NICs are answered for each gateway by themselves.
+        inside |= {id for id, vm in self.vms.items() if any(nic.trunk for nic in vm.nics)}
+        if self.vnets[subnet.vnet].floods:  # Its broadcast address is one to which they may send.
+            inside |= self._in_vnet.get(subnet.vnet, set())
         return frozenset(
             [
                 *(Owner("switch", s) for s in self.switches),
@@ -141,18 +216,28 @@ class NetworkLayout(NetworkView):
     def put_server(self, server: Server) -> Touched:
         """Add a server, or replace the one of the same id: a changed MAC re-routes its VMs."""
         check_server(self, server)
-        old = self.servers.get(server.id)
+        old, beside = self.servers.get(server.id), self._beside(server.id)
         self._forget_server(server.id)
         self.servers[server.id] = server
         self._server_of_mac[server.mac] = server.id
         if server.edge:
             self._server_of_edge[server.edge] = server.id
+        for host in server.hosts:
+            self._server_of_host[host.id] = server.id
+            self._host_of_mac[host.mac] = host.id
         if server.address is not None:
             self._server_of_address[server.address] = server.id
-        touched = self.server_and_vms(server.id)
+        for prefix in server.routes:
+            self.routers_to.setdefault(prefix, {})[server.id] = None
+        touched = self.server_and_vms(server.id) | beside
         if self.gateway_mac_of(old) != self.gateway_mac_of(server) and server.edge:
             touched |= {Owner("switch", server.edge)}  # It answers for the gateway.
-        return touched
+        is_forwarder = Service.FORWARDER in server.services
+        if is_forwarder:
+            self._forwarders.add(server.id)
+        if is_forwarder or (old is not None and Service.FORWARDER in old.services):
+            touched |= self.everything()  # Of one at least every switch has entries, and every NIC.
+        return touched | self.shut_out()
 
     def remove_server(self, server: str) -> Touched:
         """Forget a server that runs no VMs. Removing what is not there is no error."""
@@ -160,12 +245,16 @@ class NetworkLayout(NetworkView):
             raise ModelError(f"server {server} runs VMs: {', '.join(sorted(self._vms_on[server]))}")
         if server not in self.servers:
             return NOTHING
+        beside = self._beside(server)
+        was_forwarder = Service.FORWARDER in self.servers[server].services
         self._forget_server(server)
         del self.servers[server]
         self.detected.pop(server, None)
         self.fenced.discard(server)
         self.drained.discard(server)
-        return frozenset({Owner("server", server)})
+        self.lost_routers.pop(server, None)
+        everything = self.everything() if was_forwarder else NOTHING
+        return self.shut_out() | beside | everything | {Owner("server", server)}
 
     def fence(self, server: str) -> Touched:
         """Shut a server out until `unfence`."""
@@ -174,13 +263,35 @@ class NetworkLayout(NetworkView):
         if server in self.fenced:
             return NOTHING
         self.fenced.add(server)
-        return frozenset({Owner("server", server)})
+        return self._beside(server) | {Owner("server", server)}
 
     def unfence(self, server: str) -> Touched:
         if server not in self.fenced:
             return NOTHING
         self.fenced.discard(server)
-        return frozenset({Owner("server", server)})
+        return self._beside(server) | {Owner("server", server)}
+
+    def lose_router(self, server: str, reason: str) -> Touched:
+        """A router is not there: what goes by it takes another way, where there is one, until it returns."""
+        if server not in self.servers:
+            raise ModelError(f"there is no server {server}")
+        is_new = server not in self.lost_routers
+        self.lost_routers[server] = reason
+        return self._beside(server) | {Owner("server", server)} if is_new else NOTHING
+
+    def return_router(self, server: str) -> Touched:
+        """It is there again."""
+        if self.lost_routers.pop(server, None) is None:
+            return NOTHING
+        return self._beside(server) | {Owner("server", server)}
+
+    def _beside(self, server: str) -> Touched:
+        """Whether one of these is the way to a prefix depends on the other."""
+        return frozenset(Owner("server", other) for other in routers_beside(self, server))
+
+    def shut_out(self) -> Touched:
+        """Servers that are fenced: what shuts one out may depend on who else is at its leaf."""
+        return frozenset(Owner("server", server) for server in self.fenced) if self.over_ip else NOTHING
 
     # ---- what a change touches ----
 
@@ -190,8 +301,18 @@ class NetworkLayout(NetworkView):
                 *(Owner("switch", s) for s in self.switches),
                 *(Owner("server", s) for s in self.servers),
                 *(Owner("vm", v) for v in self.vms),
+                *self.flooding(),
             ]
         )
+
+    def flooding(self) -> Touched:
+        """Vnets that flood: each has entries wherever its NICs may be."""
+        return frozenset(Owner("vnet", vnet.id) for vnet in self.vnets.values() if vnet.floods)
+
+    def flooding_of(self, *vms: VM | None) -> Touched:
+        """The vnets that flood in which these VMs have NICs."""
+        vnets = {self.vnets.get(nic.vnet) for vm in vms if vm is not None for nic in vm.nics}
+        return frozenset(Owner("vnet", vnet.id) for vnet in vnets if vnet is not None and vnet.floods)
 
     def by_prefixes(self) -> Touched:
         """What has entries for each prefix that is routed to a NIC."""
@@ -203,7 +324,13 @@ class NetworkLayout(NetworkView):
         return frozenset(Owner("server", s.id) for s in self.servers_with(Service.ROUTER))
 
     def server_and_vms(self, server: str) -> Touched:
-        return frozenset({Owner("server", server), *(Owner("vm", v) for v in self._vms_on.get(server, ()))})
+        """A server's own entries, and those of VMs: they go there, or, of guests, home by this gateway."""
+        peer = self.peer_at(server) if self.peers else None
+        guests = () if peer is None else (vm.id for vm in self.vms.values() if vm.home == peer.id)
+        vms = {*self._vms_on.get(server, ()), *guests}
+        flooding = self.flooding_of(*(self.vms[vm] for vm in vms))
+        itself = self._beside(server) | {Owner("server", server)}
+        return flooding.union(itself, (Owner("vm", v) for v in vms))
 
     def _forget_server(self, server: str) -> None:
         """Take it out of the indexes."""
@@ -212,8 +339,15 @@ class NetworkLayout(NetworkView):
             return
         del self._server_of_mac[old.mac]
         self._server_of_edge.pop(old.edge, None)
+        self._forwarders.discard(server)
+        for host in old.hosts:
+            del self._server_of_host[host.id], self._host_of_mac[host.mac]
         if old.address is not None:
             del self._server_of_address[old.address]
+        for prefix in set(old.routes):
+            self.routers_to[prefix].pop(server, None)
+            if not self.routers_to[prefix]:
+                del self.routers_to[prefix]
 
 
 def prefix_key(prefix: Prefix) -> tuple[int, int, int]:

@@ -5,7 +5,7 @@ be computed again. What cannot be (see `constraints`) is rejected with ModelErro
 method does any I/O; the same calls give the same network.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 
@@ -24,8 +24,11 @@ from retinue.core.model.entities import (
     Service,
     VMPort,
 )
-from retinue.core.model.layout import NOTHING, NetworkLayout, Owner, Touched, prefix_key
-from retinue.core.model.nic import NIC
+from retinue.core.model.layout import NOTHING, NetworkLayout, Owner, Touched
+from retinue.core.model.links import upward_ports
+from retinue.core.model.nic import NIC, turn_of
+from retinue.core.model.storage import FcLogin
+from retinue.core.model.storage_checks import check_fc_login
 from retinue.core.model.vrfs import Address, in_vrf
 
 FEW = 100
@@ -38,33 +41,59 @@ class Network(NetworkLayout):
 
     # ---- what switches report ----
 
-    def set_ports(self, switch: str, numbers: Mapping[str, int]) -> Touched:
-        """The switch's port numbers by name, all of them; touches what uses a port whose number changed."""
+    def set_ports(self, switch: str, numbers: Mapping[str, int], down: Collection[str] = ()) -> Touched:
+        """The switch's port numbers by name, all of them; `down`: those that have no link.
+
+        Touches what uses a port whose number changed, and who sends up by other links from now on.
+        """
+        if not self._changes_links(switch, numbers, down):
+            self._down[switch] = frozenset(down)
+            return self._set_numbers(switch, numbers)
+        before = self._upward()
+        self._down[switch] = frozenset(down)
+        touched = self._set_numbers(switch, numbers)
+        after = self._upward()
+        return touched | {Owner("switch", one) for one in after if after[one] != before[one]}
+
+    def _changes_links(self, switch: str, numbers: Mapping[str, int], down: Collection[str]) -> bool:
+        """Whether an end of a link comes or goes, or gets or loses its carrier. An edge has none."""
+        if self.switches[switch].role is Role.EDGE:
+            return False
+        old, was_down = self._numbers.get(switch, {}), self._down.get(switch, ())
+        ends = (end.port for one in self.links for end in (one.lower, one.upper) if end.switch == switch)
+        return any((end in old, end in was_down) != (end in numbers, end in down) for end in ends)
+
+    def _upward(self) -> dict[str, list[int]]:
+        """By switch with links up: the ports by which it sends."""
+        return {one: upward_ports(self, one) for one in {link.lower.switch for link in self.links}}
+
+    def _set_numbers(self, switch: str, numbers: Mapping[str, int]) -> Touched:
         old = self._numbers.get(switch, {})
         changed = {name for name in old.keys() | numbers.keys() if old.get(name) != numbers.get(name)}
         self._numbers[switch] = dict(numbers)
         self._names[switch] = {number: name for name, number in numbers.items()}
         match self.switches[switch].role:
-            case Role.SPINE:
-                # A spine's entries point at leaves, and belong to what is under these.
+            case Role.SPINE | Role.CORE:
+                # Their entries point at leaves, and belong to what is under these.
                 leaves = {
                     leaf
-                    for (spine, leaf), ref in self._ways.items()
-                    if spine == switch and ref.port in changed
+                    for (upper, leaf), ref in self._ways.items()
+                    if upper == switch and ref.port in changed
                 }
                 near = [
                     s for s in self.servers if (at := self.location(s)) is not None and at.switch in leaves
                 ]
-                itself = bool(leaves)
+                itself = bool(leaves) or any(self._leads_up(switch, name) for name in changed)
             case Role.LEAF:
                 at_changed = {PortRef(switch, name) for name in changed}
                 near = [s for s in self.servers if self.location(s) in at_changed]
-                itself = bool(near) or any(link.leaf in at_changed for link in self.links)
+                itself = bool(near) or any(self._leads_up(switch, name) for name in changed)
             case Role.EDGE:
-                itself = self.switches[switch].uplink in changed
                 runs = self._server_of_edge.get(switch)
+                peer = self.peer_at(runs or "")
+                itself = bool({self.switches[switch].uplink, peer.tunnel if peer else ""} & changed)
                 near = [runs] if itself and runs is not None else []
-        touched = frozenset({Owner("switch", switch)}) if itself else NOTHING
+        touched = self.flooding() | {Owner("switch", switch)} if itself else NOTHING
         return touched.union(*(self.server_and_vms(s) for s in near))
 
     def detect(self, server: str, at: PortRef) -> Touched:
@@ -79,7 +108,7 @@ class Network(NetworkLayout):
             if first is not None and first.id != server:
                 return NOTHING
         self.detected[server] = at
-        return self.server_and_vms(server)
+        return self.server_and_vms(server) | self.shut_out()
 
     def set_vm_port(self, port_id: str, switch: str, port: VMPort | None) -> Touched:
         """The port of a VM's NIC on an edge switch appeared, changed, or (None) went away.
@@ -102,7 +131,7 @@ class Network(NetworkLayout):
                 touched.add(self._owner_of_port(before))
             ports[switch] = port
             self._port_id_at[switch, port.number] = port_id
-        return frozenset(touched)
+        return self.flooding_of(*(self.vms.get(owner.id) for owner in touched)) | touched
 
     def _owner_of_port(self, port_id: str) -> Owner:
         return Owner("vm", self._vm_of_port_id.get(port_id, port_id))
@@ -117,20 +146,26 @@ class Network(NetworkLayout):
             return NOTHING
         if old is not None:
             self._forget_indexes(old)
+            for gone in {nic.mac for nic in old.nics} - {nic.mac for nic in vm.nics}:
+                self._log_all_out(gone)
         self.vms[vm.id] = vm
         for nic in vm.nics:
             self._vm_of_mac[nic.mac] = vm.id
             self._vm_of_port_id[nic.port_id] = vm.id
+            self._in_turn.setdefault(turn_of(nic.port_id), {})[nic.port_id] = None
             for key in self._allowed_keys(nic):
                 self._allowed.setdefault(key, set()).add(vm.id)
             if nic.trusted:
                 self._trusted[nic.port_id] = vm.id
             for prefix in nic.prefixes:
-                self._routed[prefix_key(prefix)] = prefix, vm.id
+                self._routed.put(prefix, vm.id)
+            if nic.vnet:
+                self._in_vnet.setdefault(nic.vnet, set()).add(vm.id)
         for location in vm.locations:
             self._vms_on.setdefault(location, set()).add(vm.id)
-        routed = _prefixes(vm) if old is None else _prefixes(vm) ^ _prefixes(old)
-        return frozenset({Owner("vm", vm.id)}) | (self.by_prefixes() if routed else NOTHING)
+        routed = _prefixes(vm) ^ (set() if old is None else _prefixes(old))
+        touched = self.flooding_of(old, vm) | {Owner("vm", vm.id)}
+        return touched | (self.by_prefixes() if routed else NOTHING)
 
     def remove_vm(self, vm: str) -> Touched:
         """Forget a VM and every address assigned to it. Removing what is not there is no error."""
@@ -140,7 +175,10 @@ class Network(NetworkLayout):
         self._forget_indexes(old)
         for key in tuple(self._held_by.get(vm, ())):
             self.unassign(key)
-        return frozenset({Owner("vm", vm)}) | (self.by_prefixes() if _prefixes(old) else NOTHING)
+        for nic in old.nics:
+            self._log_all_out(nic.mac)
+        touched = self.flooding_of(old) | {Owner("vm", vm)}
+        return touched | (self.by_prefixes() if _prefixes(old) else NOTHING)
 
     def assign(self, assignment: Assignment) -> Touched:
         """Assign an address. An address that another VM has is rejected, never taken away."""
@@ -229,6 +267,32 @@ class Network(NetworkLayout):
         check_taking(self, assignment)
         return self.unassign(assignment.key) | self.assign(assignment)
 
+    # ---- storage ----
+
+    def log_in(self, login: FcLogin) -> Touched:
+        """A NIC may send storage frames from this MAC. One that another NIC has is rejected."""
+        check_fc_login(self, login)
+        if self.fc_logins.get(login.mac) == login:
+            return NOTHING
+        self.fc_logins[login.mac] = login
+        self._logins_of.setdefault(login.nic, {})[login.mac] = login
+        return frozenset({Owner("vm", login.vm)})
+
+    def log_out(self, mac: Mac) -> Touched:
+        """No more. What nobody is logged in with is no error."""
+        login = self.fc_logins.pop(mac, None)
+        if login is None:
+            return NOTHING
+        of_nic = self._logins_of[login.nic]
+        del of_nic[mac]
+        if not of_nic:
+            del self._logins_of[login.nic]
+        return frozenset({Owner("vm", login.vm)})
+
+    def _log_all_out(self, nic: Mac) -> None:
+        for login in self.logins_of(nic):
+            self.log_out(login.mac)
+
     # ---- indexes ----
 
     def _forget_identifier(self, assignment: Assignment | None) -> None:
@@ -247,9 +311,11 @@ class Network(NetworkLayout):
         for nic in vm.nics:
             self._vm_of_mac.pop(nic.mac, None)
             self._vm_of_port_id.pop(nic.port_id, None)
+            self._in_turn.get(turn_of(nic.port_id), {}).pop(nic.port_id, None)
             self._trusted.pop(nic.port_id, None)
+            self._in_vnet.get(nic.vnet, set()).discard(vm.id)
             for prefix in nic.prefixes:
-                self._routed.pop(prefix_key(prefix), None)
+                self._routed.discard(prefix)
         for key in {key for nic in vm.nics for key in self._allowed_keys(nic)}:  # Two NICs may have the same.
             self._allowed[key].discard(vm.id)
             if not self._allowed[key]:
@@ -258,8 +324,9 @@ class Network(NetworkLayout):
             self._vms_on.get(location, set()).discard(vm.id)
 
 
-def _prefixes(vm: VM) -> set[Prefix]:
-    return {prefix for nic in vm.nics for prefix in nic.prefixes}
+def _prefixes(vm: VM) -> set[tuple[Prefix, str, tuple[IP, ...]]]:
+    """Each that is routed to the VM, and what says how large a packet its NIC takes."""
+    return {(prefix, nic.vnet, nic.addresses) for nic in vm.nics for prefix in nic.prefixes}
 
 
 __all__ = ["NOTHING", "Network", "Owner", "Touched"]

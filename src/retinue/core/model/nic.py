@@ -6,12 +6,15 @@ by its MAC. `Network.assignments_of` has every address that is assigned to a NIC
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from zlib import crc32
 
 from retinue.core.model.addresses import IP, Mac, Prefix
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """As libvirt writes it."""
+TURNS = 300
+"""Among so many turns NICs are spread for what comes to each in its turn (see `turn_of`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,24 @@ class NIC:
     allowed: tuple[Allowed, ...] = ()
     trusted: bool = False
     """True: the VM is a DHCP server, or a relay before one, and its server messages are believed."""
+    trunk: str = ""
+    """The port id of the NIC by whose port it goes, with its vnet's VLAN as tag; "": it has one itself."""
     prefixes: tuple[Prefix, ...] = ()
     """Routed to it: what is sent to an address of one comes to this NIC, and it may send from all of them."""
+    mac_changes: bool = False
+    """True: the guest may give it another MAC; what is seen at its port takes the place of `mac`."""
+    initial_mac: Mac = ""
+    """The MAC with which its port was made, where it has had another one since; "": `mac`."""
+
+    @property
+    def plugged_as(self) -> str:
+        """`iface-id` of the port where its frames come and go."""
+        return self.trunk or self.port_id
+
+    def with_mac(self, mac: Mac) -> "NIC":
+        """The same NIC under another MAC, as its port stands."""
+        initial = self.initial_mac or self.mac
+        return replace(self, mac=mac, initial_mac="" if mac == initial else initial)
 
     def may_take(self, ip: IP) -> Allowed | None:
         """What it is allowed of this address."""
@@ -57,6 +76,11 @@ class NIC:
         """The MAC by which it uses an address that it holds."""
         allowed = self.may_take(ip)
         return self.mac if allowed is None or not allowed.mac else allowed.mac
+
+
+def turn_of(port_id: str) -> int:
+    """When it is a NIC's turn, of TURNS, in what comes to all of them one after the other: spread evenly."""
+    return crc32(port_id.encode()) % TURNS
 
 
 def port_id_of(vm: str, number: int) -> str:

@@ -40,7 +40,8 @@ def check_prefixes(net: NetworkView, vm: VM) -> None:
     own = [prefix for nic in vm.nics for prefix in nic.prefixes]
     for number, prefix in enumerate(own):
         what = f"VM {vm.id}: {prefix} cannot be routed to it"
-        others: list[tuple[Prefix, str]] = [(other, f"VM {id}") for other, id in net.routed() if id != vm.id]
+        beside = net.routed_beside(prefix)
+        others: list[tuple[Prefix, str]] = [(other, f"VM {id}") for other, id in beside if id != vm.id]
         others += [(other, "it already") for other in own[:number]]
         others += ((other, "nobody: no router forwards there") for other in UNROUTABLE4)
         others += ((other, "nobody: no router forwards there") for other in NO_HOSTS)
@@ -72,17 +73,17 @@ def check_not_routed(net: NetworkView, what: str, ip: IP, vrf: str = DEFAULT_VRF
 
 
 def check_subnet_beside(net: NetworkView, subnet: Subnet) -> None:
-    for prefix, vm in net.routed() if net.vrf_of_vnet(subnet.vnet) == DEFAULT_VRF else ():
-        if overlap(prefix, subnet.prefix):
-            raise ModelError(f"subnet {subnet.id}: {prefix} is routed to VM {vm}")
+    for prefix, vm in net.routed_beside(subnet.prefix) if net.vrf_of_vnet(subnet.vnet) == DEFAULT_VRF else ():
+        raise ModelError(f"subnet {subnet.id}: {prefix} is routed to VM {vm}")
 
 
 def check_server_beside(net: NetworkView, server: Server) -> None:
     if server.address is not None:
         check_not_routed(net, f"server {server.id}", server.address)
-    for prefix, vm in net.routed() if server.routes else ():
-        if any(is_part(route, prefix) for route in server.routes):
-            raise ModelError(f"server {server.id}: {prefix} is routed to VM {vm}")
+    for route in server.routes:
+        found = net.routed_to(route.network_address)
+        if found is not None and is_part(route, found[0]):
+            raise ModelError(f"server {server.id}: {found[0]} is routed to VM {found[1]}")
 
 
 def overlap(one: Prefix, other: Prefix) -> bool:

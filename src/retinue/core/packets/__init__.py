@@ -18,6 +18,7 @@ from retinue.core.packets.dhcp import (
 )
 from retinue.core.packets.dhcp import build as build_dhcp
 from retinue.core.packets.dhcp_messages import (
+    NO_NAME_SERVERS,
     OPTIONS_BYTES,
     OWN_OPTIONS,
     ack,
@@ -25,10 +26,13 @@ from retinue.core.packets.dhcp_messages import (
     discover,
     kept_options,
     nak,
+    name_servers,
+    name_servers_text,
     offer,
     release,
     renewal,
     request,
+    with_asked,
 )
 from retinue.core.packets.dhcp_options import Option, Options, build_options, parse_options
 from retinue.core.packets.errors import FrameError
@@ -41,6 +45,7 @@ from retinue.core.packets.ethernet import (
     mac_bytes,
     mac_text,
     parse,
+    tagged,
 )
 from retinue.core.packets.ipv4 import UDPDatagram, build_udp4, checksum, parse_udp4
 from retinue.core.packets.ipv6 import (
@@ -79,6 +84,7 @@ __all__ = [
     "MIN_FRAME",
     "ND",
     "OPTIONS_BYTES",
+    "NO_NAME_SERVERS",
     "OWN_OPTIONS",
     "SERVER_PORT",
     "ZERO_MAC",
@@ -116,6 +122,8 @@ __all__ = [
     "mac_bytes",
     "mac_text",
     "nak",
+    "name_servers",
+    "name_servers_text",
     "nd_frame",
     "offer",
     "parse",
@@ -129,6 +137,8 @@ __all__ = [
     "release",
     "renewal",
     "request",
+    "tagged",
+    "with_asked",
     "summarize",
     "upper_checksum",
 ]

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 
 from retinue.core.model import Mac
 from retinue.core.packets.dhcp import DHCP, FLAG_BROADCAST, BootOp, MessageType
-from retinue.core.packets.dhcp_options import Option, Options
+from retinue.core.packets.dhcp_options import Option, Options, joined
 from retinue.core.packets.errors import FrameError
 
 _NONE = IPv4Address(0)
@@ -67,6 +67,44 @@ def kept_options(request: DHCP) -> Options:
             kept.append((code, value))
             left -= 2 + len(value)
     return tuple(kept)
+
+
+NAME_SERVERS = (Option.DNS_SERVER, Option.NETBIOS_NAME_SERVER)
+"""What a guest is told with its lease and goes on using: DNS and WINS servers (RFC 2132, 3.8 and 8.5)."""
+ASKED_ON_BEHALF = (Option.LEASE_TIME, *NAME_SERVERS)
+"""What a renewal on a VM's behalf asks for, besides what the VM itself did."""
+
+
+def with_asked(options: Options) -> Options:
+    """A VM's options as a renewal on its behalf has them: the list of what is asked for (option 55) is the
+    VM's own, in its order, and behind it what is missing there of ASKED_ON_BEHALF."""
+    asked = joined(options, Option.PARAMETER_LIST) or b""
+    whole = asked + bytes(code for code in ASKED_ON_BEHALF if code not in asked)
+    at = next((n for n, (code, _) in enumerate(options) if code == Option.PARAMETER_LIST), len(options))
+    others = [(code, value) for code, value in options if code != Option.PARAMETER_LIST]
+    return (*others[:at], (int(Option.PARAMETER_LIST), whole), *others[at:])
+
+
+NO_NAME_SERVERS: Options = ((int(Option.DNS_SERVER), b""),)
+"""An ACK that tells of none, where () would say that nothing is known."""
+
+
+def name_servers(answer: DHCP) -> Options:
+    """Those that an ACK tells of, by option."""
+    told = ((int(code), answer.option(code)) for code in NAME_SERVERS)
+    return tuple((code, value) for code, value in told if value)
+
+
+def name_servers_text(told: Options) -> str:
+    """In words, such as "DNS 10.1.0.2, 10.1.0.3"; "none" of none."""
+    words = []
+    for code, value in told:
+        if len(value) < 4:
+            continue
+        kind = "DNS" if code == Option.DNS_SERVER else "WINS"
+        whole = len(value) // 4 * 4
+        words.append(f"{kind} {', '.join(str(IPv4Address(value[n : n + 4])) for n in range(0, whole, 4))}")
+    return "; ".join(words) or "none"
 
 
 def release(

@@ -20,6 +20,7 @@ class Option(IntEnum):
     DNS_SERVER = 6
     HOST_NAME = 12
     INTERFACE_MTU = 26
+    NETBIOS_NAME_SERVER = 44
     REQUESTED_ADDRESS = 50
     LEASE_TIME = 51
     OVERLOAD = 52

@@ -24,6 +24,8 @@ class EtherType:
     EXPERIMENT = 0x88B5
     """IEEE Std 802, Local Experimental EtherType 1: between those who agree on it."""
     LLDP = 0x88CC
+    FCOE = 0x8906
+    FIP = 0x8914
 
 
 _HEADER = struct.Struct("!6s6sH")
@@ -71,6 +73,13 @@ def parse(frame: bytes) -> Ethernet:
         raise FrameError(f"Ethernet frame of {len(frame)} bytes: ends within its VLAN tag")
     tci, ethertype = _TAG.unpack_from(frame, _HEADER.size)
     return Ethernet(mac_text(dst), mac_text(src), ethertype, bytes(frame[start:]), tci & _VID)
+
+
+def tagged(frame: bytes, vlan: int) -> bytes:
+    """An untagged frame with an 802.1Q tag; with VLAN 0 as it is."""
+    if not vlan:
+        return frame
+    return frame[:12] + struct.pack("!HH", EtherType.VLAN, vlan) + frame[12:]
 
 
 def mac_bytes(address: Mac) -> bytes:

@@ -1,5 +1,6 @@
-"""ICMPv6 errors of a router (RFC 4443): "time exceeded"."""
+"""ICMPv6 errors of a router (RFC 4443): "time exceeded", and "packet too big"."""
 
+import struct
 from ipaddress import IPv6Address, IPv6Network
 
 from retinue.core.model.link_local import LINK_LOCAL, MULTICAST
@@ -9,6 +10,7 @@ from retinue.core.packets.nd import NDType
 
 TIME_EXCEEDED, HOP_LIMIT_EXCEEDED = 3, 0
 """Type, and code of the kind that a router sends."""
+PACKET_TOO_BIG = 2
 FIRST_INFORMATIONAL = 128
 """Types below are errors (RFC 4443, 2.1)."""
 MOST_QUOTED = 1280 - 40 - 8
@@ -24,7 +26,19 @@ _NO_HOST = (IPv6Network("::/127"), MULTICAST)
 def time_exceeded(packet: bytes, router: IPv6Address) -> bytes | None:
     """What a router answers to an IPv6 packet whose hop limit ends there: an IPv6 packet to its sender.
 
-    None where a router must not answer (RFC 4443, 2.4 e): to an ICMPv6 error or redirect, to a packet that
+    None where a router must not answer, see `_error`. Raises FrameError for a packet that is malformed.
+    """
+    return _error(packet, router, TIME_EXCEEDED, HOP_LIMIT_EXCEEDED, 0)
+
+
+def packet_too_big(packet: bytes, router: IPv6Address, mtu: int) -> bytes | None:
+    """What a router answers to an IPv6 packet that is larger than the `mtu` of its next hop (RFC 4443, 3.2):
+    an IPv6 packet to its sender, as for `time_exceeded`."""
+    return _error(packet, router, PACKET_TOO_BIG, 0, mtu)
+
+
+def _error(packet: bytes, router: IPv6Address, kind: int, code: int, word: int) -> bytes | None:
+    """None where a router must not answer (RFC 4443, 2.4 e): to an ICMPv6 error or redirect, to a packet that
     was sent to a group, and from an address that is not one host's; nor to a fragment that is not the first.
     Raises FrameError for a packet that is malformed.
     """
@@ -39,7 +53,7 @@ def time_exceeded(packet: bytes, router: IPv6Address) -> bytes | None:
     if _is_error(packet[:end]):
         return None
     quoted = packet[: min(end, MOST_QUOTED)]
-    return build_icmpv6(router, src, bytes((TIME_EXCEEDED, HOP_LIMIT_EXCEEDED, *bytes(6))) + quoted)
+    return build_icmpv6(router, src, struct.pack("!BBHI", kind, code, 0, word) + quoted)
 
 
 def _is_error(packet: bytes) -> bool:

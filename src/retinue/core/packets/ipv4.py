@@ -14,6 +14,7 @@ LONGEST = 0xFFFF
 _IP = struct.Struct("!BBHHHBBH4s4s")
 _UDP = struct.Struct("!HHHH")
 _PSEUDO = struct.Struct("!4s4sBBH")
+_END_OF_OPTIONS, _NO_OPERATION, _COPIED = 0, 1, 0x80
 _DONT_FRAGMENT, _MORE_FRAGMENTS, _OFFSET = 0x4000, 0x2000, 0x1FFF
 
 
@@ -82,6 +83,50 @@ def split_ipv4(payload: bytes) -> tuple[bytes, bytes]:
     if checksum(header) != 0:
         raise FrameError("IPv4 header checksum is wrong")
     return header, bytes(payload[header_length:total])
+
+
+def may_be_fragmented(packet: bytes) -> bool:
+    """False for an IPv4 packet whose sender says "don't fragment"."""
+    return not int.from_bytes(packet[6:8], "big") & _DONT_FRAGMENT
+
+
+def fragments(packet: bytes, mtu: int) -> list[bytes]:
+    """An IPv4 packet in parts of at most `mtu` bytes, as a router makes them (RFC 791, 3.2); it may be
+    such a part itself. Raises FrameError for a packet that is malformed."""
+    header, body = split_ipv4(packet)
+    field = int.from_bytes(header[6:8], "big")
+    first, more = field & _OFFSET, field & _MORE_FRAGMENTS
+    later = _of_later_parts(header)
+    parts: list[bytes] = []
+    at = 0
+    while at < len(body) or not parts:
+        own, left = header if at == 0 else later, len(body) - at
+        size = left if left <= mtu - len(own) else (mtu - len(own)) // 8 * 8
+        flags = (more if size == left else _MORE_FRAGMENTS) | (first + at // 8)
+        parts.append(_part(own, flags, body[at : at + size]))
+        at += size
+    return parts
+
+
+def _part(header: bytes, fragment: int, body: bytes) -> bytes:
+    total = len(header) + len(body)
+    part = bytearray(header[:2] + total.to_bytes(2, "big") + header[4:6] + fragment.to_bytes(2, "big"))
+    part += header[8:10] + bytes(2) + header[12:]
+    part[10:12] = checksum(bytes(part)).to_bytes(2, "big")
+    return bytes(part) + body
+
+
+def _of_later_parts(header: bytes) -> bytes:
+    """The header with those options alone that are copied into every fragment (RFC 791, 3.1)."""
+    kept, at = b"", _IP.size
+    while at < len(header) and header[at] != _END_OF_OPTIONS:
+        size = 1 if header[at] == _NO_OPERATION else max(2, header[at + 1]) if at + 1 < len(header) else 1
+        if header[at] & _COPIED:
+            kept += header[at : at + size]
+        at += size
+    kept += bytes(-len(kept) % 4)
+    first = 0x40 | (_IP.size + len(kept)) // 4
+    return bytes((first,)) + header[1 : _IP.size] + kept
 
 
 def build_udp4(

@@ -12,7 +12,7 @@ from itertools import permutations
 from retinue.core.model import VM, Role, Server, Switch
 from retinue.core.model.families import led_to
 from retinue.core.model.network import Network, Owner
-from retinue.core.pipeline import edge, vrfs
+from retinue.core.pipeline import edge, flooding, gateway, storage, trunk, vrfs
 from retinue.core.pipeline.cookies import Reason, cookie, owner_hash, owner_hash_of
 from retinue.core.pipeline.entry import Flow, FlowKey, FlowsBySwitch, Group, Meter
 from retinue.core.pipeline.underlay import Underlay, underlay_of
@@ -54,6 +54,9 @@ def contribution(net: Network, owner: Owner) -> Contribution:
             _server(underlay, net, net.servers[owner.id], found)
         case "vm" if owner.id in net.vms:
             _vm(underlay, net, net.vms[owner.id], found)
+        case "vnet" if owner.id in net.vnets:
+            for switch, entries in flooding.vnet_entries(underlay, net, net.vnets[owner.id]).items():
+                found.setdefault(switch, []).extend(entries)
     return {switch: {key_of(e): e for e in entries} for switch, entries in found.items() if entries}
 
 
@@ -64,6 +67,8 @@ def exists(net: Network, owner: Owner) -> bool:
             return owner.id in net.switches
         case "server":
             return owner.id in net.servers
+        case "vnet":
+            return owner.id in net.vnets and net.vnets[owner.id].floods
         case _:
             return owner.id in net.vms
 
@@ -79,6 +84,7 @@ def _server(underlay: Underlay, net: Network, server: Server, found: dict[str, l
     if server.edge:
         flows = edge.server_flows(underlay, net, server, net.switches[server.edge])
         found.setdefault(server.edge, []).extend(flows)
+        found[server.edge].extend(gateway.tunnel_flows(net, server))
 
 
 def _vm(underlay: Underlay, net: Network, vm: VM, found: dict[str, list[Entry]]) -> None:
@@ -86,17 +92,29 @@ def _vm(underlay: Underlay, net: Network, vm: VM, found: dict[str, list[Entry]])
         server = net.servers[name]
         for nic in vm.nics:
             port = net.port_of(nic, server.edge)
-            if port is not None and nic.enabled:
-                flows_of_nic = edge.nic_flows(underlay, net, vm, nic, server, port.number)
+            if port is not None and not nic.enabled:
+                found.setdefault(server.edge, []).extend(trunk.disabled_flows(vm, nic, port.number))
+            elif port is not None:
+                at_tunnel = net.peers and net.peer_at(name) is not None
+                flows_of = gateway.nic_flows if at_tunnel else edge.nic_flows
+                flows_of_nic = flows_of(underlay, net, vm, nic, server, port.number)
                 found.setdefault(server.edge, []).extend(flows_of_nic)
+                if not at_tunnel:  # It is the port of all that are away: no flooding comes from there.
+                    found[server.edge].extend(flooding.nic_flows(net, vm, nic, port.number))
+                    found[server.edge].extend(storage.nic_flows(net, vm, nic, server, port.number))
     if vm.forwarded_from:
         found.setdefault(net.servers[vm.forwarded_from].edge, []).extend(
             edge.forwarding_flows(underlay, net, vm)
         )
     mark = cookie(Reason.FORWARD, Owner("vm", vm.id))
+    for flows_by_switch in storage.ways(underlay, net, vm):
+        _add(found, flows_by_switch)
+    if vm.home:
+        _add(found, gateway.guest_flows(underlay, net, vm))
     for destination, _, vrf in led_to(net, vm):
         tag = net.vrfs[vrf].tag
-        _add(found, vrfs.on_each(underlay.host_routes(net.servers[vm.server], destination, mark), tag))
+        if not vm.home:  # A guest is reached through its home alone.
+            _add(found, vrfs.on_each(underlay.host_routes(net.servers[vm.server], destination, mark), tag))
         # Both ways and from the first, so that where the VM is delivered changes nothing of it.
         for location, other in permutations(vm.locations, 2):
             server, to = net.servers[location], net.servers[other]
@@ -123,6 +141,8 @@ class Compiler:
     _owners: dict[int, set[Owner]] = field(default_factory=dict)
     """By the hash in their cookies: every owner that was ever computed. Those of a hash that are gone are
     left out, so that the set is empty when all have gone."""
+    _clashed: set[Owner] = field(default_factory=set)
+    """Owners whose entries clashed with another's when they were last computed: what is kept is older."""
 
     def update(self, touched: Iterable[Owner]) -> Keys:
         """Compute the touched owners again; return, by switch, the keys whose entry became different.
@@ -135,6 +155,7 @@ class Compiler:
         while outdated := self._owners_in_the_way(fresh):
             fresh.update({owner: contribution(self.net, owner) for owner in outdated})
         self._check(fresh)
+        self._clashed.difference_update(fresh)
         for owner in fresh:
             self._note(owner)
         # Old entries of these owners go out first, so that a place one of them leaves is free for another;
@@ -158,6 +179,24 @@ class Compiler:
             for switch, keys in before.items()
         }
         return {switch: keys for switch, keys in changed.items() if keys}
+
+    def update_each(self, touched: Iterable[Owner]) -> tuple[Keys, ConflictError | None]:
+        """As `update`, but two that clash hold up nobody else; they are told, the later stays as it was."""
+        owners = sorted(touched)
+        try:
+            return self.update(owners), None
+        except ConflictError as error:
+            clash = error
+        changed: Keys = {}
+        for owner in owners:
+            try:
+                found = self.update([owner])
+            except ConflictError:
+                self._clashed.add(owner)
+            else:
+                for switch, keys in found.items():
+                    changed[switch] = changed.get(switch, frozenset()) | keys
+        return changed, clash
 
     def _owners_in_the_way(self, fresh: dict[Owner, Contribution]) -> list[Owner]:
         """Other owners that have, as last computed, an entry where a fresh contribution has one, too."""
@@ -198,6 +237,16 @@ class Compiler:
 
     def program(self, switch: str) -> Program:
         return self.programs.get(switch, {})
+
+    def contributed(self, owner: Owner) -> Contribution | None:
+        """What an owner contributes, as last computed; None where that clashed with another's."""
+        return None if owner in self._clashed else self._of.get(owner, {})
+
+    def owners_on(self, switch: str) -> set[Owner]:
+        """The owners that have entries on a switch, and perhaps another one of the same hash."""
+        flows = (entry for entry in self.program(switch).values() if isinstance(entry, Flow))
+        hashes = {owner_hash_of(flow.cookie) for flow in flows}
+        return {owner for each in hashes for owner in self._owners.get(each, ())}
 
     def owners_of(self, cookie: int) -> frozenset[Owner]:
         """The owners that an entry with this cookie may belong to: one, but for the rare same hash."""

@@ -37,6 +37,17 @@ class Reason(IntEnum):
     SERVER_ND = 16
     DHCP6_CLIENT = 17
     DHCP6_SERVER = 18
+    MISSING_SERVER = 19
+    """From the MAC of a server whose place is not known: it is where that came in."""
+    FLOOD = 20
+    """To a group of a vnet that floods."""
+    TOO_BIG = 21
+    """Where it goes takes no packet as large as this one, and its sender is told."""
+    TUNNEL_MARK = 22
+    """From another domain's gateway: all that was sent before it has come through the tunnel."""
+    FIP_NODE = 23
+    FIP_FORWARDER = 32
+    """Those from 24 on have the bit of SPOOFING_COOKIE_MASK."""
 
 
 SPOOF_ATTEMPTS = frozenset(
@@ -49,9 +60,14 @@ SENT_UP_BY: Mapping[Reason, frozenset[Role]] = {
     Reason.DHCP6_CLIENT: frozenset({Role.EDGE}),
     Reason.DHCP6_SERVER: frozenset({Role.LEAF}),
     Reason.SERVER_ARP: frozenset({Role.LEAF}),
+    Reason.MISSING_SERVER: frozenset({Role.LEAF}),
     Reason.VM_ND: frozenset({Role.EDGE}),
     Reason.SERVER_ND: frozenset({Role.LEAF}),
     Reason.EXPIRED: frozenset({Role.LEAF}),
+    Reason.TOO_BIG: frozenset({Role.LEAF}),
+    Reason.TUNNEL_MARK: frozenset({Role.EDGE}),
+    Reason.FIP_NODE: frozenset({Role.EDGE}),
+    Reason.FIP_FORWARDER: frozenset({Role.LEAF}),
     Reason.SPOOFED_MAC: frozenset({Role.EDGE}),
     Reason.SPOOFED_IP: frozenset({Role.EDGE, Role.LEAF}),
     Reason.SPOOFED_ARP: frozenset({Role.EDGE}),

@@ -7,7 +7,7 @@ from retinue.core.model import IP, NIC, VM, BindingKind, Mac, PortRef, Prefix, S
 from retinue.core.model.families import forwarded_assignments, forwarded_prefixes, led_to
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets import ArpOp, EtherType
-from retinue.core.pipeline import edge_ipv6, vrfs
+from retinue.core.pipeline import edge_ipv6, trunk, vrfs
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import (
     CONTROLLER,
@@ -109,15 +109,17 @@ def nic_flows(
     underlay: Underlay, net: Network, vm: VM, nic: NIC, at: Server, port: int
 ) -> Iterator[Flow | Meter]:
     """A VM's NIC at a port of the edge of server `at`: what the VM may send, and what reaches it."""
-    tag = net.vrfs[net.vrf_of(nic)].tag
-    entries = _nic_flows(underlay, net, vm, nic, at, port)
-    return vrfs.at_edge(entries, tag, _uplink(net, net.switches[at.edge]))
+    tag, vlan = net.vrfs[net.vrf_of(nic)].tag, net.vlan_in_trunk(nic)
+    uplink = _uplink(net, net.switches[at.edge])
+    yield from vrfs.at_edge(_nic_flows(underlay, net, vm, nic, at, port), tag, uplink, vlan)
+    if vlan:
+        yield from vrfs.at_edge(trunk.nic_flows(net, vm, nic, at, port), tag, uplink, vlan, asker=vlan)
 
 
 def _nic_flows(
     underlay: Underlay, net: Network, vm: VM, nic: NIC, at: Server, port: int
 ) -> Iterator[Flow | Meter]:
-    """As in the default VRF.
+    """As in the default VRF, by a port of its own.
 
     On a migration's target before the switch-over, and on its source after it, the VM may send, and frames
     that arrive are handed to the VM, but nothing on this switch is sent there. When a source forwards,
@@ -130,9 +132,9 @@ def _nic_flows(
     yield from vm_meters(port)
     yield from _without_address(owner, nic.mac, port)
     yield from edge_ipv6.nic_flows(net, vm, nic, port)
-    from_vm, to_vm, meters = rate_meters(port, nic.rate)
+    from_vm, to_vm, meters = rate_meters(port, (vm.nic_called(nic.plugged_as) or nic).rate)
     yield from meters
-    marked, copy_of_local, copy_of_brought = _copies(underlay, net, vm, at)
+    marked, copy_of_local, copy_of_brought = copies(underlay, net, vm, at)
     held = list(forwarded_assignments(net, net.assignments_of(vm, nic)))
     yield from _announcements(net, vm, nic, port)
     yield from edge_ipv6.announcements(net, vm, nic, port)
@@ -240,7 +242,7 @@ def _arp_from(port: int, mac: Mac, **terms: FieldValue) -> Match:
     return match(in_port=port, vlan_vid=NO_TAG, eth_type=EtherType.ARP, eth_src=mac, arp_sha=mac, **terms)
 
 
-def _copies(
+def copies(
     underlay: Underlay, net: Network, vm: VM, at: Server
 ) -> tuple[tuple[Action, ...], tuple[Action, ...], tuple[Action, ...]]:
     """Actions that mark what is copied, and send the copy to the VM's other location: of frames from VMs
@@ -252,7 +254,8 @@ def _copies(
     (core/migration/handing_back.py).
     """
     uplink = _uplink(net, net.switches[at.edge])
-    if vm.copied_to in ("", at.id) or uplink is None:
+    # None into a tunnel: the other domain would send on what is not for it any more, and get a copy again.
+    if vm.copied_to in ("", at.id) or uplink is None or net.peer_at(vm.copied_to) is not None:
         return (), (), ()
     mark = (set_field(Field.ETH_SRC, underlay.copy_source(at)),)
     way = underlay.reach(net.servers[vm.copied_to])
@@ -288,12 +291,8 @@ def _without_address(owner: Owner, mac: Mac, port: int) -> Iterator[Flow]:
 
 def _spoofed(mac: Mac, port: int) -> Iterator[tuple[EdgeAdmit, Reason, Match]]:
     """What a VM's port may not send, and as what it is reported."""
-    # A server's message is known by either port: a client believes what comes to its own, whoever sent it.
-    # Of a fragmented one the first part shows the ports (see codec.set_config); the others are no use alone.
-    yield EdgeAdmit.ROGUE_DHCP, Reason.ROGUE_DHCP, dhcp_match(sport=SERVER_PORT, in_port=port)
-    yield EdgeAdmit.ROGUE_DHCP_ANSWER, Reason.ROGUE_DHCP, dhcp_match(dport=CLIENT_PORT, in_port=port)
-    # A request that is not a client's by its source port would reach the servers past the controller.
-    yield EdgeAdmit.ROGUE_DHCP_QUESTION, Reason.ROGUE_DHCP, dhcp_match(dport=SERVER_PORT, in_port=port)
+    for priority, dhcp in rogue_dhcp(port):
+        yield priority, Reason.ROGUE_DHCP, dhcp
     for kind, reason in (
         (EtherType.IPV4, Reason.SPOOFED_IP),
         (EtherType.ARP, Reason.SPOOFED_ARP),
@@ -301,3 +300,13 @@ def _spoofed(mac: Mac, port: int) -> Iterator[tuple[EdgeAdmit, Reason, Match]]:
     ):
         yield EdgeAdmit.SPOOFED, reason, match(in_port=port, eth_type=kind, eth_src=mac)
     yield EdgeAdmit.FOREIGN_MAC, Reason.SPOOFED_MAC, match(in_port=port)
+
+
+def rogue_dhcp(port: int) -> Iterator[tuple[EdgeAdmit, Match]]:
+    """DHCP from a port that is not for it to send: a server's message, or one past the controller."""
+    # A server's message is known by either port: a client believes what comes to its own, whoever sent it.
+    # Of a fragmented one the first part shows the ports (see codec.set_config); the others are no use alone.
+    yield EdgeAdmit.ROGUE_DHCP, dhcp_match(sport=SERVER_PORT, in_port=port)
+    yield EdgeAdmit.ROGUE_DHCP_ANSWER, dhcp_match(dport=CLIENT_PORT, in_port=port)
+    # A request that is not a client's by its source port would reach the servers past the controller.
+    yield EdgeAdmit.ROGUE_DHCP_QUESTION, dhcp_match(dport=SERVER_PORT, in_port=port)

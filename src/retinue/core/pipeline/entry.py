@@ -1,7 +1,7 @@
 """Flow, group and meter entries as values: what a switch should hold, in OpenFlow's terms but not its bytes.
 
 A match is a sorted tuple of (field, value, mask); values are integers, so that entries hash and compare fast.
-`southbound.openflow.codec` turns entries into bytes, `tests/support/fakes/switch.py` executes them.
+`southbound.openflow.codec` turns entries into bytes, `core.forwarding` executes them.
 """
 
 from dataclasses import dataclass
@@ -48,6 +48,9 @@ class Field(IntEnum):
     IP_FRAG = NICIRA + 26
     """0: no fragment. Bits: 1 a fragment, 2 not the first one."""
     IP_TTL = NICIRA + 29
+    TUN_SRC = NICIRA + 31
+    """The outer addresses (IPv4) of what came by a tunnel, or is to go by one; 0 of what did not."""
+    TUN_DST = NICIRA + 32
 
 
 FIELD_BYTES: dict[Field, int] = {
@@ -81,6 +84,8 @@ FIELD_BYTES: dict[Field, int] = {
     Field.TUNNEL_ID: 8,
     Field.IP_FRAG: 1,
     Field.IP_TTL: 1,
+    Field.TUN_SRC: 4,
+    Field.TUN_DST: 4,
 }
 """Width of each field's value in bytes."""
 
@@ -148,8 +153,18 @@ class Resubmit:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckLarger:
+    """Write into a bit of a field whether the frame has more than `size` bytes, its Ethernet header and tag
+    among them (Nicira check_pkt_larger, Open vSwitch since 2.12)."""
+
+    size: int
+    field: Field
+    bit: int
+
+
+@dataclass(frozen=True, slots=True)
 class ToGroup:
-    """Hand the frame to a group, which chooses one of its buckets."""
+    """Hand the frame to a group, which chooses one of its buckets, or hands all of them a copy."""
 
     group: int
 
@@ -157,7 +172,7 @@ class ToGroup:
 CONTROLLER = Output(PortNo.CONTROLLER)
 """Hand the frame, as it is at this point, to the controller."""
 
-Action = Output | SetField | RegMove | DecTtl | PushVlan | PopVlan | Resubmit | ToGroup
+Action = Output | SetField | RegMove | DecTtl | PushVlan | PopVlan | Resubmit | CheckLarger | ToGroup
 
 MatchTerm = tuple[Field, int, int | None]
 Match = tuple[MatchTerm, ...]
@@ -195,10 +210,16 @@ FlowsBySwitch = dict[str, list[Flow]]
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A select group: each flow of packets takes one of the buckets, by its hash."""
+    """A group of buckets. Of a select group each flow of packets takes one, by its hash."""
 
     id: int
     buckets: tuple[tuple[Action, ...], ...]
+    replicates: bool = False
+    """Every bucket gets a copy (type ALL). No copy goes back to the port where the frame came in."""
+
+
+EntriesBySwitch = dict[str, list[Flow | Group]]
+"""Flow entries, and groups that they name, by the id of the switch they are for."""
 
 
 @dataclass(frozen=True, slots=True)

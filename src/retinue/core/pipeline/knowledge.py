@@ -10,10 +10,16 @@ owner, whom the cookie tells:
     a switch's own                  at once: the switch has told its ports when it connected
     a server's                      the server's location is known, and (on a spine) its leaf's ports are
     a VM's, on the edge it is at    that edge's database has been read, or has told the VM's port
+    a guest's, on any switch        its gateway is known there, as a server, and that one's edge has told its
+                                    ports; and as of any other VM
     a VM's, on any other edge       at once: nothing of the VM belongs there
     a VM's, on a leaf or a spine    the servers it is at are known there, as above
     gone: it was known, and went    at once
-    none's: groups, meters          at once, but for a meter used by an entry that cannot be judged: with it
+    a vnet's, on an edge            that edge's database has been read
+    a vnet's, on a leaf or a spine  the servers of all its VMs are known there, and every VM is, as below
+    a vnet's group                  as the vnet's entries, also where it is to be another: ports are told one
+                                    by one
+    none's: meters, other groups    at once, but for a meter used by an entry that cannot be judged: with it
                                     the switch would remove that entry
     kept as it is: a migration      when it is so no longer: what was told of its last step is not known, and
     is taken up after a restart     switches must be told in order
@@ -21,14 +27,15 @@ owner, whom the cookie tells:
                                     the controller's own database has told all VMs there are
 """
 
-from collections.abc import Set
+from collections.abc import Hashable, Set
 from dataclasses import dataclass, field
 
 from retinue.core.model import Role
 from retinue.core.model.network import Network, Owner
 from retinue.core.pipeline.compiler import Compiler, Entry
-from retinue.core.pipeline.cookies import is_ours
-from retinue.core.pipeline.entry import Flow
+from retinue.core.pipeline.cookies import is_ours, owner_hash, owner_hash_of
+from retinue.core.pipeline.entry import Flow, Group
+from retinue.core.pipeline.flooding import vnet_of_group
 from retinue.core.pipeline.underlay import underlay_of
 
 
@@ -56,14 +63,47 @@ class Knowledge:
                 if not owners and not self.compiler.has_gone(entry.cookie):
                     return switch in self.edges_read if is_edge else self._no_vm_is_missing()
                 return all(owner not in self.not_computed and self.knows(owner, switch) for owner in owners)
+            case Group() if (vnet := vnet_of_group(self.net, entry.id)) is not None:
+                return self.knows(Owner("vnet", vnet.id), switch)
             case _:
                 return True
 
+    def told(self, switch: str) -> Hashable:
+        """What has been told that entries of many owners on this switch are judged by: while it is the same,
+        only those of owners that were touched may be judged otherwise than before."""
+        net = self.net
+        gateways = tuple(net.has_told_ports(net.servers[peer.gateway].edge) for peer in net.peers.values())
+        everywhere = frozenset(self.kept), self.all_vms_known or len(self.edges_read), gateways
+        match net.switches[switch].role:
+            case Role.EDGE:
+                return everywhere, switch in self.edges_read
+            case Role.LEAF if not net.over_ip:
+                return everywhere, len(net.detected)
+            case _:
+                leaves = sum(net.has_told_ports(leaf.id) for leaf in net.with_role(Role.LEAF))
+                return everywhere, len(net.detected), leaves
+
+    def owner_of(self, entry: Entry) -> int | None:
+        """The hash of the owner by which an entry is judged; None for one that nobody is asked about."""
+        match entry:
+            case Flow():
+                return owner_hash_of(entry.cookie)
+            case Group() if (vnet := vnet_of_group(self.net, entry.id)) is not None:
+                return owner_hash(Owner("vnet", vnet.id))
+            case _:
+                return None
+
     def is_kept(self, entry: Entry) -> bool:
-        """True when the entry's owner is kept as it is."""
-        if not self.kept or not isinstance(entry, Flow):
+        """True when the entry's owner is kept as it is; of a vnet's group: a VM in it is."""
+        if not self.kept:
             return False
-        return not self.kept.isdisjoint(self.compiler.owners_of(entry.cookie))
+        match entry:
+            case Flow():
+                return not self.kept.isdisjoint(self.compiler.owners_of(entry.cookie))
+            case Group() if (vnet := vnet_of_group(self.net, entry.id)) is not None:
+                return any(Owner("vm", vm.id) in self.kept for vm, _ in self.net.members(vnet.id))
+            case _:
+                return False
 
     def is_held_back(self, vm: str) -> bool:
         """True while the VM's entries are kept as they are."""
@@ -80,15 +120,35 @@ class Knowledge:
             return True
         if owner.kind == "server":
             return owner.id not in net.servers or underlay.knows(owner.id, switch)
+        if owner.kind == "vnet":
+            return self._knows_vnet(owner.id, switch)
         vm = net.vms.get(owner.id)
         if vm is None:
             return True
+        if vm.home in net.peers and not self._knows_gateway(net.peers[vm.home].gateway, switch):
+            return False
         if net.switches[switch].role is not Role.EDGE:
             return all(underlay.knows(server, switch) for server in vm.locations)
         here = net.server_of_edge(switch)
         if here is None or here.id not in (vm.server, *vm.also) or switch in self.edges_read:
             return True
         return all(net.port_of(nic, switch) is not None for nic in vm.nics)
+
+    def _knows_gateway(self, gateway: str, switch: str) -> bool:
+        """Its uplink and its tunnel, if it has one, and its place."""
+        told = self.net.has_told_ports(self.net.servers[gateway].edge)
+        return told and underlay_of(self.net).knows(gateway, switch)
+
+    def _knows_vnet(self, vnet: str, switch: str) -> bool:
+        if vnet not in self.net.vnets or not self.net.vnets[vnet].floods:
+            return True
+        if self.net.switches[switch].role is Role.EDGE:
+            return switch in self.edges_read
+        servers = {server for vm, _ in self.net.members(vnet) for server in vm.locations}
+        if self.all_vms_known:  # So are the places of servers: one that has none was never seen.
+            servers = {server for server in servers if self.net.location(server) is not None}
+        reached = underlay_of(self.net)
+        return self._no_vm_is_missing() and all(reached.knows(server, switch) for server in servers)
 
     def _no_vm_is_missing(self) -> bool:
         edges = (switch.id for switch in self.net.with_role(Role.EDGE))

@@ -13,9 +13,9 @@ from retinue.core.packets.ipv6 import ICMPV6
 from retinue.core.pipeline.entry import FieldValue, Match, match
 
 NO_TAG = 0
-"""The VLAN id of an untagged frame (OFPVID_NONE; a tag has one bit more, also that of VLAN 0). All ports are
-access ports: every entry that admits a frame asks for it, so that no tag comes through to where it counts; an
-edge takes priority tags off first."""
+"""The VLAN id of an untagged frame (OFPVID_NONE; a tag has one bit more, also that of VLAN 0). Every entry
+that admits a frame asks for it, or for the tag of a trunk, which it takes off, so that no tag of a VM's comes
+through to where it counts; an edge takes priority tags off first."""
 PRIORITY_TAG = 0x1000
 """The VLAN id of a frame with a tag for VLAN 0 (OFPVID_PRESENT)."""
 ANY_TAG = (0x1000, 0x1000)
@@ -39,6 +39,11 @@ def unroutable(net: NetworkView) -> tuple[IPv4Network | IPv6Network, ...]:
 def ip_types(net: NetworkView) -> tuple[int, ...]:
     """The EtherTypes of the IP versions that are in use."""
     return (EtherType.IPV4, EtherType.IPV6) if in_use(net, 6) else (EtherType.IPV4,)
+
+
+def storage_types(net: NetworkView) -> tuple[int, ...]:
+    """The EtherType of storage frames, where there is an FCoE forwarder."""
+    return (EtherType.FCOE,) if net.forwarders() else ()
 
 
 Addresses = IP | IPv4Network | IPv6Network
@@ -105,5 +110,6 @@ __all__ = [
     "icmpv6_match",
     "ip_match",
     "ip_types",
+    "storage_types",
     "unroutable",
 ]

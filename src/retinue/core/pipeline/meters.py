@@ -39,7 +39,22 @@ def rate_meters(port: int, rate: int) -> tuple[int | None, int | None, list[Mete
 
 
 RATE_TO_VM = 3 << 16
-"""Meters to VMs are numbered from here, above those of 49,147 ports; Open vSwitch has numbers up to 2^18."""
+"""Meters to VMs are numbered from here, above those of HIGHEST_VM_PORT; Open vSwitch has some up to 2^18."""
+
+
+FLOOD_RATE = 200
+"""Frames a second, and the size of a burst, that one NIC may send to the group of a vnet that floods."""
+FLOOD_METERS = 7 << 15
+"""Their meters are numbered from here, above those of RATE_TO_VM: each has room for HIGHEST_VM_PORT."""
+
+
+def flood_meter(port: int) -> Meter:
+    return Meter(FLOOD_METERS + port, FLOOD_RATE, FLOOD_RATE)
+
+
+def port_of_flood_meter(meter: int) -> int | None:
+    """Whose meter it is; None for another kind."""
+    return meter - FLOOD_METERS if meter > FLOOD_METERS else None
 
 
 class LeafMeter(IntEnum):
@@ -49,6 +64,10 @@ class LeafMeter(IntEnum):
     DHCP = 2
     SPOOFING = 3
     EXPIRED = 4
+    TOO_BIG = 5
+    """Where there is a way that takes less than others."""
+    FIP = 6
+    """Where there is an FCoE forwarder."""
 
 
 LEAF_RATE = 500
@@ -59,5 +78,7 @@ def vm_meters(port: int) -> list[Meter]:
     return [Meter(kind.id(port), kind.rate, kind.rate) for kind in VMMeter]
 
 
-def leaf_meters() -> list[Meter]:
-    return [Meter(kind, LEAF_RATE, LEAF_RATE) for kind in LeafMeter]
+def leaf_meters(*, sizes: bool, storage: bool) -> list[Meter]:
+    """`sizes`: there is a way that takes less than others; `storage`: there is an FCoE forwarder."""
+    unused = {kind for kind, used in ((LeafMeter.TOO_BIG, sizes), (LeafMeter.FIP, storage)) if not used}
+    return [Meter(kind, LEAF_RATE, LEAF_RATE) for kind in LeafMeter if kind not in unused]

@@ -31,8 +31,15 @@ class EdgeAdmit(IntEnum):
     ROGUE_DHCP_QUESTION = 188
     FORGED_ND = 187
     """What only a router says of IPv6, and what hides its kind behind extension headers."""
+    FIP = 155
+    """How a VM finds an FCoE forwarder and logs in there, if there is one."""
+    STORAGE = 154
+    """From a port that is logged in, to its forwarder; and back."""
     BOUND = 150
     """From the VM's MAC with an assigned address; an ARP probe; of IPv6 a duplicate check."""
+    FROM_TUNNEL = 140
+    """On a gateway to another domain, by its tunnel: to a guest of that domain, or late, to a VM of ours that
+    is coming back from there."""
     SPOOFED_ND = 106
     """Neighbour discovery from an address that is not assigned to the NIC."""
     UNSPECIFIED = 105
@@ -45,6 +52,10 @@ class EdgeAdmit(IntEnum):
     FOREIGN_MAC = 100
     SERVER = 100
     """On the LOCAL port and the uplink, where no VM is."""
+    FLOODED_BY_ITSELF = 101
+    """The same, by a VM that is at this edge, too: it gets none of its own."""
+    FLOODED = 100
+    """On the uplink: what was sent to a group of a vnet that floods."""
 
 
 class LeafAdmit(IntEnum):
@@ -52,9 +63,17 @@ class LeafAdmit(IntEnum):
 
     FENCED = 110
     """From the port of a server that the operator says is dead: dropped."""
+    FLOODED = 105
+    """From an edge or a spine, to a group of a vnet that floods."""
     FROM_SPINE = 100
     FROM_SPINE_OTHER = 90
     """What is no untagged IP never comes from a spine."""
+    FROM_LEAF = 100
+    """From another leaf, by a tunnel."""
+    FROM_STRANGER = 90
+    """By a tunnel from an address that no leaf of ours has: dropped."""
+    STORAGE = 65
+    """To an FCoE forwarder, by who is logged in there; from one, and FIP."""
     ARP = 60
     ND = 60
     COPY = 59
@@ -62,6 +81,8 @@ class LeafAdmit(IntEnum):
     TRUSTED_DHCP = 58
     BOOT_SERVER = 57
     """From a DHCP server's host to a client's port, though not from a DHCP server's port: PXE's proxy."""
+    MISSING_SERVER = 56
+    """Anything but ARP and ND from the MAC of a server that is not found yet."""
     ROGUE_DHCP = 55
     SERVICE_ITSELF = 54
     """A router or DHCP server speaks for its own address..."""
@@ -71,8 +92,14 @@ class LeafAdmit(IntEnum):
 
 
 class SpineAdmit(IntEnum):
-    """ADMIT on a spine: all its ports lead to leaves."""
+    """ADMIT on a spine or core: all its ports lead to leaves, or from a spine to cores."""
 
+    FLOODED_FROM_CORE = 130
+    FLOODED = 120
+    """To a group of a vnet that floods."""
+    FROM_CORE = 115
+    FROM_CORE_OTHER = 110
+    """What is no untagged IP never comes from a core."""
     TO_GATEWAY = 100
     TO_SERVER = 90
 
@@ -82,8 +109,14 @@ class Arp(IntEnum):
 
     OWN_ADDRESS = 300
     """A VM asks for its own address: announcement, duplicate check."""
+    TRUNK_GATEWAY = 260
+    """A NIC in a trunk asks for a gateway: the answer has its tag."""
+    TRUNK = 250
+    """It asks for anything else."""
     GATEWAY = 200
     LOCAL_VM = 150
+    GUEST = 110
+    """Another domain's VM asks for anything else: its gateway, and whoever is at its home."""
     TO_CONTROLLER = 100
 
 
@@ -100,12 +133,20 @@ class Nd(IntEnum):
 class Forward(IntEnum):
     """FORWARD, on an edge: by destination MAC."""
 
+    TRUNK_ECHO = 310
+    """A NIC in a trunk pings a gateway: the answer has its tag."""
     GATEWAY_ECHO = 300
+    TRUNK_GROUP = 270
+    """What a NIC in a trunk sends to a group: dropped."""
+    FLOODED = 260
+    """To a group of a vnet that floods."""
     LINK_SCOPE = 250
     """From or to a link-local address: goes nowhere, wherever the other one is."""
     LOCAL_VM = 200
     GROUP = 110
     """Group addresses, broadcast among them: dropped."""
+    GUEST = 108
+    """Whatever else another domain's VM sends: it goes home, which knows where it belongs."""
     UNROUTABLE = 105
     """What no router may forward, and would be sent to one: dropped."""
     UP = 100
@@ -114,8 +155,12 @@ class Forward(IntEnum):
 class Deliver(IntEnum):
     """DELIVER, on an edge: by destination address, what the fabric brought."""
 
+    FLOODED = 220
+    """To a group of a vnet that floods."""
     COPY = 210
     """From the server where the VM is delivered: never sent back there."""
+    GUEST = 205
+    """On the gateway to a guest's home: what the guest sends."""
     VM = 200
     SERVER = 100
 
@@ -123,11 +168,16 @@ class Deliver(IntEnum):
 class Route(IntEnum):
     """ROUTE, on leaves and spines: longest prefix first."""
 
+    SIZE = 1500
+    """Plus the prefix length. On a leaf, where a way takes less than others: a packet's size is looked at,
+    before all else and once."""
     GATEWAY_ECHO = 1300
     UNROUTABLE = 1250
     """What no router may forward: dropped."""
     EXPIRED = 1240
     """On a leaf: this is the hop where its time to live ends, and its sender is told."""
+    TOO_BIG = 1230
+    """On a leaf: where it goes takes no packet as large as this one, and its sender is told."""
     HAIRPIN = 1210
     HOST = 1200
     PREFIX = 1000
@@ -139,10 +189,24 @@ class Servers(IntEnum):
     """SERVERS, on leaves and spines: by a server's MAC."""
 
     SERVER = 100
-    FROM_SPINE = 20
-    """For a server that is not here, and a spine sent it: dropped."""
+    FROM_ABOVE = 20
+    """For a server that is not here, and a spine, or core, sent it: dropped."""
     UP = 10
-    """A copy for a server that is not here."""
+    """For a server that is not here, and it came from below."""
+
+
+class Unwrap(IntEnum):
+    """UNWRAP, on leaves that tunnels join: by the tunnel's identifier."""
+
+    FLOODED = 200
+    """To a group of a vnet that floods."""
+    VRF = 100
+
+
+class Wrap(IntEnum):
+    """WRAP, on leaves that tunnels join: by the tag."""
+
+    VRF = 100
 
 
 PRIORITIES: dict[tuple[Role, Table], type[IntEnum]] = {
@@ -154,9 +218,14 @@ PRIORITIES: dict[tuple[Role, Table], type[IntEnum]] = {
     (Role.LEAF, Table.ADMIT): LeafAdmit,
     (Role.LEAF, Table.ARP): Arp,
     (Role.LEAF, Table.ROUTE): Route,
+    (Role.LEAF, Table.UNWRAP): Unwrap,
     (Role.LEAF, Table.SERVERS): Servers,
+    (Role.LEAF, Table.WRAP): Wrap,
     (Role.SPINE, Table.ADMIT): SpineAdmit,
     (Role.SPINE, Table.ROUTE): Route,
     (Role.SPINE, Table.SERVERS): Servers,
+    (Role.CORE, Table.ADMIT): SpineAdmit,
+    (Role.CORE, Table.ROUTE): Route,
+    (Role.CORE, Table.SERVERS): Servers,
 }
 """By a switch's role and the table: every table a switch of that role has entries in."""

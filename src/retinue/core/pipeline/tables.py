@@ -21,6 +21,13 @@ that no entry names is dropped.
    40 SERVERS    -                              server's MAC: its port;       server's MAC: its leaf
                                                 a copy for another: a spine
 
+Where tunnels over an IP network that is not ours join the leaves there are no spines. ROUTE and SERVERS of a
+leaf then know all others' hosts and servers, too, each by its leaf's address on that network; two more tables
+stand on leaves only:
+
+   38 UNWRAP     what a tunnel has brought: the VRF's tag instead of the tunnel's identifier
+   45 WRAP       what is to go by a tunnel: the other way round, out of the tunnel's port
+
 A packet from a VM on server1 to a VM on server2 passes: edge1 ADMIT, FORWARD (MAC := gateway), leaf1 ADMIT,
 ROUTE (to a spine), spine ADMIT, ROUTE (MAC := server2), leaf2 ADMIT, SERVERS, edge2 ADMIT, DELIVER.
 TTL is taken down once, by the leaf: to IP the whole fabric is one router.
@@ -30,7 +37,7 @@ While the VM is paused its new edge sends a copy of what it delivers to the old 
 server's MAC, as which the leaf lets it in, from that port for that address (LeafAdmit.COPY).
 
 Which entry of a table wins is in `priorities`, what it is for in `cookies`; entries of edges are in `edge`,
-of leaves and spines in `underlay.fabric`, what switches answer by themselves in `responders`.
+of leaves and spines in `underlay`, what switches answer by themselves in `responders`.
 """
 
 from enum import IntEnum
@@ -45,4 +52,6 @@ class Table(IntEnum):
     FORWARD = 20
     DELIVER = 30
     ROUTE = 35
+    UNWRAP = 38
     SERVERS = 40
+    WRAP = 45

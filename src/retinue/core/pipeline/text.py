@@ -5,6 +5,7 @@ from ipaddress import IPv4Address, IPv6Address
 from retinue.core.model import mac_from_int
 from retinue.core.pipeline.entry import (
     Action,
+    CheckLarger,
     DecTtl,
     Field,
     Flow,
@@ -22,7 +23,9 @@ from retinue.core.pipeline.entry import (
 _MAC_FIELDS = frozenset(
     {Field.ETH_DST, Field.ETH_SRC, Field.ARP_SHA, Field.ARP_THA, Field.IPV6_ND_SLL, Field.IPV6_ND_TLL}
 )
-_V4_FIELDS = frozenset({Field.IPV4_SRC, Field.IPV4_DST, Field.ARP_SPA, Field.ARP_TPA})
+_V4_FIELDS = frozenset(
+    {Field.IPV4_SRC, Field.IPV4_DST, Field.ARP_SPA, Field.ARP_TPA, Field.TUN_SRC, Field.TUN_DST}
+)
 _V6_FIELDS = frozenset({Field.IPV6_SRC, Field.IPV6_DST, Field.IPV6_ND_TARGET})
 
 
@@ -73,6 +76,8 @@ def action_text(action: Action) -> str:
             return "pop_vlan"
         case Resubmit(table):
             return f"resubmit:{table}"
+        case CheckLarger(size, field, bit):
+            return f"check_pkt_larger({size})->{field.name.lower()}[{bit}]"
         case ToGroup(group):
             return f"group:{group}"
 

@@ -32,11 +32,12 @@ from retinue.core.pipeline.entry import (
     PushVlan,
     SetField,
 )
-from retinue.core.pipeline.matches import ANY_TAG
+from retinue.core.pipeline.matches import ANY_TAG, NO_TAG
 from retinue.core.pipeline.priorities import VRF_BAND
 from retinue.core.pipeline.tables import Table
 
 _PRESENT = ANY_TAG[1]
+_UNTAGGED = (Field.VLAN_VID, NO_TAG, None)
 E = TypeVar("E", bound=Flow | Group | Meter)
 
 
@@ -50,21 +51,33 @@ def with_tag(flow: Flow) -> Flow:
     return replace(flow, match=_with_vlan(flow.match, *ANY_TAG))
 
 
-def at_edge(entries: Iterable[E], tag: int, uplink: int | None = None) -> Iterator[E]:
+def at_edge(
+    entries: Iterable[E], tag: int, uplink: int | None = None, vlan: int = 0, asker: int = 0
+) -> Iterator[E]:
     """An edge's entries about a NIC, or about gateways, in the VRF that has this tag (0: the default one).
 
-    `uplink`: the port where frames keep their tag. Back up goes also what DELIVER sends back.
+    `uplink`: the port where frames keep their tag. Back up goes also what DELIVER sends back. `vlan`: the tag
+    that the NIC's frames have at its port (see `trunk`), `asker`: that of who is answered; 0: none.
     """
     for entry in entries:
-        if not tag or not isinstance(entry, Flow):
+        if not isinstance(entry, Flow) or not (tag or vlan):
             yield entry
-        elif entry.table != Table.ADMIT:
-            moved = _moved(entry, _PRESENT | tag)
-            yield replace(moved, actions=_leaving(entry, tag, uplink))  # type: ignore[misc]
-        elif entry.goto is None:
-            yield entry  # It ends here, or at the controller, as it came.
+        elif entry.table == Table.ADMIT:
+            yield _admitted(entry, tag, vlan)  # type: ignore[misc]
         else:
-            yield replace(entry, actions=(*entry.actions, *_put(tag)))
+            moved = _moved(entry, _PRESENT | tag) if tag else entry
+            yield replace(moved, actions=_leaving(entry, tag, uplink, vlan, asker))  # type: ignore[misc]
+
+
+def _admitted(entry: Flow, tag: int, vlan: int) -> Flow:
+    """What asks for no tag lets that of the trunk in instead, and takes it off; what looks at none stays."""
+    actions = entry.actions
+    if vlan and _UNTAGGED in entry.match:
+        taken = (PopVlan(),) if actions or entry.goto is not None else ()
+        entry, actions = replace(entry, match=_with_vlan(entry.match, _PRESENT | vlan)), (*taken, *actions)
+    if tag and entry.goto is not None:  # Else it ends here, or at the controller, as it came.
+        actions = (*actions, *_put(tag))
+    return replace(entry, actions=actions)
 
 
 def on_fabric(flows: Iterable[Flow], tag: int) -> Iterator[Flow]:
@@ -93,20 +106,23 @@ def _with_vlan(match: Match, value: int, mask: int | None = None) -> Match:
 
 
 def _put(tag: int) -> tuple[Action, ...]:
-    return PushVlan(), SetField(Field.VLAN_VID, _PRESENT | tag)
+    """Of a frame without a tag, or (0) take away the one that it has."""
+    return (PushVlan(), SetField(Field.VLAN_VID, _PRESENT | tag)) if tag else (PopVlan(),)
 
 
-def _leaving(flow: Flow, tag: int, uplink: int | None) -> tuple[Action, ...]:
-    """The entry's actions, the tag being taken away before each port where no frame has one."""
+def _leaving(flow: Flow, tag: int, uplink: int | None, vlan: int, asker: int) -> tuple[Action, ...]:
+    """The entry's actions, and before each port the tag that frames have there, or none."""
     actions: list[Action] = []
-    tagged = True
+    has = tag
     for action in flow.actions:
         if isinstance(action, Output):
             goes_up = action.port == (PortNo.IN_PORT if flow.table == Table.DELIVER else uplink)
-            if tagged and not goes_up:
-                actions.append(PopVlan())
-            elif goes_up and not tagged:
-                actions.extend(_put(tag))
-            tagged = goes_up
+            elsewhere: dict[int, int] = {PortNo.CONTROLLER: 0, PortNo.IN_PORT: asker}
+            wants = tag if goes_up else elsewhere.get(action.port, vlan)
+            if has != wants:
+                actions.extend(
+                    (SetField(Field.VLAN_VID, _PRESENT | wants),) if has and wants else _put(wants)
+                )
+            has = wants
         actions.append(action)
     return tuple(actions)

@@ -53,7 +53,8 @@ def checks(server: ServerState, snapshot: Snapshot) -> Iterator[Check]:
     waited = f"its agent has not answered within {snapshot.waited_ms} ms"
     yield _that(Filter.SILENT, heard, waited)
     yield _that(Filter.NOT_ATTACHED, server.attached, "it has not been found in the network")
-    size = "nobody has said how much memory the VM has"
+    vm = need.vm
+    size = f"nobody has said how much memory the VM has; `retinue name add {vm} --kind vm --memory MIB` does"
     yield _that(Filter.VM_SIZE_UNKNOWN, need.memory_mib > 0, size)
     known = server.memory_mib > 0 and server.cpus > 0
     yield _that(Filter.CAPACITY_UNKNOWN, known, "nobody has said how much memory and how many processors")

@@ -72,5 +72,5 @@ class Questions6(PendingQuestions[Question6]):
 
     def answered_by(self, envelope: Relayed6, answer: DHCP6, now: float) -> Question6 | None:
         """The question that this answer fits."""
-        fitting = (q for nic in self._of for q in self.of(nic, now) if q.is_answered_by(envelope, answer))
-        return next(fitting, None)
+        asked = self.with_xid(answer.xid, now)
+        return next((q for q in asked if q.is_answered_by(envelope, answer)), None)

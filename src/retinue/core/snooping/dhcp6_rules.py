@@ -26,7 +26,6 @@ says of an IA that the server has no such binding ends nothing: the VM has its a
 
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address
-from math import inf, isinf
 
 from retinue.core.limits import MOST_DHCP6_ADDRESSES
 from retinue.core.model import IP, NIC, VM, Assignment, BindingKind, Lease6, Mac, Origin
@@ -34,12 +33,13 @@ from retinue.core.model.families import dhcp6_subnets
 from retinue.core.model.network import Network
 from retinue.core.packets.dhcp6 import DHCP6, MessageType6, options_of_lease
 from retinue.core.packets.dhcp6_options import FOREVER6
+from retinue.core.snooping.announced import Announced, AnnouncedRenewals
 from retinue.core.snooping.dhcp6_headers import fault_of6, leases6
 from retinue.core.snooping.dhcp6_messages import ClientMessage6, Effect6, ServerMessage6, ToServers6, ToVM6
 from retinue.core.snooping.dhcp6_questions import Question6, Questions6
 from retinue.core.snooping.headers import another, is_anothers, other_holder
 from retinue.core.snooping.messages import Bind, Recorded, Rejected, Release, Suspicious, ToAgent
-from retinue.core.snooping.pending import PENDING_SECONDS
+from retinue.core.snooping.renewed import no_shorter
 
 DECLINE_SECONDS = 60.0
 """A VM may decline once in this time: each address is one less that the server can give."""
@@ -48,17 +48,6 @@ DECLINES_REMEMBERED = 1000
 _ASKS = (MessageType6.SOLICIT, MessageType6.REQUEST)
 _GETS = (*_ASKS, MessageType6.RENEW, MessageType6.REBIND)
 """Messages whose REPLY grants addresses."""
-
-
-@dataclass(slots=True)
-class _Announced6:
-    """A renewal by the agent. Once `closed` it takes no more messages; late ones are known as its own."""
-
-    vm: str
-    ip: IPv6Address
-    switch: str
-    at: float
-    closed: bool = False
 
 
 @dataclass
@@ -70,21 +59,13 @@ class Snooper6:
 
     net: Network
     questions: Questions6 = field(default_factory=Questions6)
-    _announced: dict[tuple[int, Mac], _Announced6] = field(default_factory=dict)
+    announced: AnnouncedRenewals[IPv6Address] = field(default_factory=AnnouncedRenewals)
     _declined: dict[str, float] = field(default_factory=dict)
     """By VM: when it declined last."""
 
-    def announce(self, vm: str, mac: Mac, ip: IPv6Address, xid: int, switch: str, now: float) -> None:
-        """The agent will renew this address for its VM, from the VM's port on this switch."""
-        for key in [k for k, a in self._announced.items() if a.closed and now - a.at > PENDING_SECONDS]:
-            del self._announced[key]
-        self._announced[xid, mac] = _Announced6(vm, ip, switch, now)
-
     def withdraw(self, mac: Mac, xid: int, now: float) -> None:
-        """That renewal has ended, one way or another. Messages of it that come later are dropped silently."""
-        announced = self._announced.get((xid, mac))
-        if announced is not None:
-            announced.closed, announced.at = True, now
+        """The announced renewal with this transaction id has ended, one way or another."""
+        self.announced.withdraw(xid, mac, now)
         self.questions.withdraw(mac, xid)
 
     def expire(self, now: float) -> None:
@@ -94,14 +75,15 @@ class Snooper6:
     # ---- from a VM ----
 
     def client(self, message: ClientMessage6, now: float) -> list[Effect6]:
-        vm, nic = self.net.vm_at(message.switch, message.port), self.net.nic_at(message.switch, message.port)
+        vm = self.net.vm_at(message.switch, message.port)
+        nic = self.net.nic_at(message.switch, message.port, message.eth_src)
         if vm is None or nic is None:
             return [Rejected(f"no VM is known at port {message.port} of {message.switch}")]
         fault = fault_of6(self.net, vm, nic, message)
         if fault is not None:
             return [fault]
         dhcp = message.dhcp
-        announced = self._announced.get((dhcp.xid, nic.mac))
+        announced = self.announced.find(dhcp.xid, nic.mac)
         if announced is not None:
             return self._on_behalf(nic, announced, message, now)
         before: list[Effect6] = []
@@ -151,7 +133,7 @@ class Snooper6:
         return [Release(held[ip], "declined by the VM") for ip in dhcp.addresses]
 
     def _on_behalf(
-        self, nic: NIC, announced: _Announced6, message: ClientMessage6, now: float
+        self, nic: NIC, announced: Announced[IPv6Address], message: ClientMessage6, now: float
     ) -> list[Effect6]:
         """A message with the transaction id of an announced renewal, from the VM's port and MAC."""
         dhcp, vm = message.dhcp, announced.vm
@@ -176,7 +158,7 @@ class Snooper6:
         vm = None if question is None else self.net.vms.get(question.vm)
         nic = None if question is None or vm is None else vm.nic_with(question.nic)
         if question is None or vm is None or nic is None:
-            if any(xid == dhcp.xid and a.closed for (xid, _), a in self._announced.items()):
+            if self.announced.has_ended(dhcp.xid):
                 return []  # A second answer, to a request that was sent again.
             peer = message.envelope.peer
             return [Rejected(f"no VM asked (transaction {dhcp.xid:#x}, {dhcp.type.name} for {peer})")]
@@ -283,9 +265,7 @@ class Snooper6:
         """To the VM or the agent, whichever sent the request."""
         if not question.by_agent:
             return ToVM6(question.vm, question.nic, question.peer, dhcp)
-        announced = self._announced.get((dhcp.xid, question.nic))
-        if announced is not None:
-            announced.closed = True
+        self.announced.answered(dhcp.xid, question.nic)
         return ToAgent(question.vm, dhcp.xid, rejection)
 
 
@@ -298,7 +278,4 @@ def _renewed(before: Assignment, granted: Assignment, question: Question6) -> As
     assert before.lease6 is not None and granted.lease6 is not None
     if question.by_agent:
         granted = replace(granted, lease6=replace(granted.lease6, options=before.lease6.options))
-    if question.runs_here:
-        return granted
-    end = max(inf if a.lease_end is None else a.lease_end for a in (before, granted))
-    return replace(before, lease_end=None if isinf(end) else end)
+    return granted if question.runs_here else no_shorter(before, granted)

@@ -17,6 +17,8 @@ nothing.
     from a server          an answer fits a question: see `questions`
     OFFER                  nobody else holds the address             to the VM
     ACK                    the same                                  binding, then (confirmed) to the VM
+    ACK to the agent       other DNS or WINS servers than the VM     also told to the operator, once
+                           was told
     NAK to the VM          -                                         binding requested ends, to the VM
     NAK to the agent       -                                         to the agent; the binding stays
     OFFER, ACK             another has the address                   the server is told by a DECLINE
@@ -27,10 +29,14 @@ RELEASE, DECLINE, a NAK and an ACK of another address count only from where the 
 came from there: a server where the VM is merely open, for a migration, can only renew what there is.
 
 A renewal that an agent sends on a VM's behalf comes in at the VM's port like the VM's own messages. The
-transaction id, announced before (`announce`), tells them apart: the answer goes to the agent, never to the
+transaction id, announced before (`announced`), tells them apart: the answer goes to the agent, never to the
 VM. Only what was announced counts as a renewal by the agent, and only at the switch it was announced for. A
 renewal moves no binding: where a VM may be found is up to the manager and the migrations. Nor does it end
 one: the VM has asked nothing, and a NAK to the agent would take away what the VM has till its lease ends.
+
+To a DHCP server a client is its identifier (RFC 2131, 4.2), so a NIC may hold several leases, one for each
+that its guest uses; what ends or replaces one leaves the others alone. Where there would be too many, as of a
+guest that has another identifier with each start, the one that ends first is replaced.
 """
 
 from collections.abc import Iterator
@@ -40,7 +46,15 @@ from math import inf, isinf
 
 from retinue.core.model import DEFAULT_VRF, VM, Assignment, BindingKind, Mac, Origin, Service
 from retinue.core.model.network import Network
-from retinue.core.packets import DHCP, BootOp, MessageType, decline, kept_options
+from retinue.core.packets import (
+    DHCP,
+    BootOp,
+    MessageType,
+    decline,
+    kept_options,
+    name_servers,
+)
+from retinue.core.snooping.announced import Announced, AnnouncedRenewals
 from retinue.core.snooping.headers import another, fault_of, is_anothers, other_holder, source_of
 from retinue.core.snooping.messages import (
     EVERYBODY,
@@ -58,8 +72,8 @@ from retinue.core.snooping.messages import (
     ToServers,
     ToVM,
 )
-from retinue.core.snooping.pending import PENDING_SECONDS
 from retinue.core.snooping.questions import Question, Questions
+from retinue.core.snooping.renewed import compared, renewed
 
 DECLINE_SECONDS = 60.0
 """A VM may decline one address in this time: each is one less that the server can give."""
@@ -67,21 +81,8 @@ DISAGREEMENT_SECONDS = 60.0
 """How often a server is told that an address it grants is another VM's."""
 DISAGREEMENTS_KEPT = 1000
 IDENTIFIERS_KEPT = 1000
-
-_Key = tuple[int, Mac]
-"""Transaction id and hardware address."""
-
-
-@dataclass(slots=True)
-class _Announced:
-    """A renewal by the agent. Once `closed` it takes no more messages; late ones are known as its own."""
-
-    vm: str
-    ip: IPv4Address
-    switch: str
-    at: float
-    server: IPv4Address | None
-    closed: bool = False
+LEASES_PER_NIC = 2
+"""Leases that one NIC may hold, where nobody says how many: those of a boot loader and of what it starts."""
 
 
 @dataclass
@@ -92,35 +93,20 @@ class Snooper:
     """
 
     net: Network
+    most_leases: int = LEASES_PER_NIC
+    """Leases that one NIC may hold."""
     identifiers: dict[IPv4Address, str] = field(default_factory=dict)
     """Server identifiers, and the DHCP server (or the relay before it) by whose port each speaks."""
     questions: Questions = field(default_factory=Questions)
-    _announced: dict[_Key, _Announced] = field(default_factory=dict)
+    announced: AnnouncedRenewals[IPv4Address] = field(default_factory=AnnouncedRenewals)
     _declined: dict[str, float] = field(default_factory=dict)
     """By VM: when it declined an address last, if that is not long ago."""
     _disagreements: dict[tuple[str, IPv4Address], float] = field(default_factory=dict)
     """By VM and address that a server grants though another has it: when the server was told last."""
 
-    def announce(
-        self,
-        vm: str,
-        mac: Mac,
-        ip: IPv4Address,
-        xid: int,
-        switch: str,
-        now: float,
-        server: IPv4Address | None = None,
-    ) -> None:
-        """The agent will renew this address for its VM, from the VM's port on this switch, at that server."""
-        for key in [k for k, a in self._announced.items() if a.closed and now - a.at > PENDING_SECONDS]:
-            del self._announced[key]
-        self._announced[xid, mac] = _Announced(vm, ip, switch, now, server)
-
     def withdraw(self, mac: Mac, xid: int, now: float) -> None:
-        """That renewal has ended, one way or another. Messages of it that come later are dropped silently."""
-        announced = self._announced.get((xid, mac))
-        if announced is not None:
-            announced.closed, announced.at = True, now
+        """The announced renewal with this transaction id has ended, one way or another."""
+        self.announced.withdraw(xid, mac, now)
         self.questions.withdraw(mac, xid)
 
     # ---- from a VM ----
@@ -130,7 +116,7 @@ class Snooper:
         vm = self.net.vm_at(message.switch, message.port)
         if vm is None:
             return [Rejected(f"no VM is known at port {message.port} of {message.switch}")]
-        announced = self._announced.get((dhcp.xid, dhcp.chaddr))
+        announced = self.announced.find(dhcp.xid, dhcp.chaddr)
         to_announced = announced is not None and message.dst == announced.server
         fault = fault_of(self.net, vm, message, (message.dst,) if to_announced else self.identifiers)
         if fault is not None:
@@ -197,7 +183,7 @@ class Snooper:
         return ToServers(vm.id, source_of(self.net, vm, message) or NO_ADDRESS)
 
     def _on_behalf(
-        self, sender: VM, announced: _Announced, message: ClientMessage, now: float
+        self, sender: VM, announced: Announced[IPv4Address], message: ClientMessage, now: float
     ) -> list[Effect]:
         """A message with the transaction id of an announced renewal, from the VM's port and MAC."""
         dhcp, vm = message.dhcp, announced.vm
@@ -220,7 +206,7 @@ class Snooper:
         fault = self._fault_of_server(message)
         if fault:
             return [Rejected(fault)]
-        announced = self._announced.get((dhcp.xid, dhcp.chaddr))
+        announced = self.announced.find(dhcp.xid, dhcp.chaddr)
         if announced is not None and announced.closed:
             return []  # A second answer, to a request that was sent again.
         question = self.questions.answered_by(dhcp, now)
@@ -283,7 +269,8 @@ class Snooper:
             return [Rejected(f"a NAK to what came from where {vm} does not run", vm)]
         self.questions.forget(question)
         leases = self._leases(vm, dhcp.chaddr)
-        ended = [Release(h, reason) for h in leases if question.wanted in (None, h.ip)]
+        its = (h for h in leases if h.client_id == question.client_id)
+        ended = [Release(h, reason) for h in its if question.wanted in (None, h.ip)]
         return [*ended, self._hand_on(question, dhcp)]
 
     def _acknowledged(self, question: Question, dhcp: DHCP, now: float) -> list[Effect]:
@@ -294,7 +281,7 @@ class Snooper:
         if holder := other_holder(self.net, ip, question.vm, dhcp.chaddr):
             return self._disagree(question, dhcp, holder, now)
         before = self._held(ip, dhcp.chaddr)
-        replaced = [h for h in self._leases(question.vm, dhcp.chaddr) if h.ip != ip]
+        replaced = self._replaced(question, ip, is_new=before is None)
         why = self._why_not(question, ip, seconds, replaced)
         if why:
             rejected = Rejected(why, question.vm)
@@ -314,12 +301,24 @@ class Snooper:
             server=dhcp.server_id,
             client_id=question.client_id,
             options=kept_options(question.asked),
+            told=() if question.by_agent else name_servers(dhcp),
             vrf=self.net.vrf_of_mac(dhcp.chaddr),
         )
+        differs: list[Effect] = []
         if before is not None:
-            granted = _renewed(before, granted, question)
+            granted = renewed(before, granted, question)
+            if question.by_agent:
+                granted, differs = compared(before, granted, name_servers(dhcp))
         ended = [Release(h, f"replaced by {ip}") for h in replaced]
-        return [*ended, Bind(granted, renewed=before is not None), self._hand_on(question, dhcp)]
+        return [*ended, Bind(granted, renewed=before is not None), *differs, self._hand_on(question, dhcp)]
+
+    def _replaced(self, question: Question, ip: IPv4Address, *, is_new: bool) -> list[Assignment]:
+        """The leases that end as the NIC gets this one: of the same client, and those that are too many."""
+        others = [h for h in self._leases(question.vm, question.nic) if h.ip != ip]
+        same = [h for h in others if h.client_id == question.client_id]
+        left = sorted((h for h in others if h not in same), key=lambda h: h.lease_end or inf)
+        too_many = len(left) + 1 - self.most_leases if is_new else 0
+        return [*same, *left[: max(0, too_many)]]
 
     def _why_not(
         self, question: Question, ip: IPv4Address, seconds: float | None, replaced: list[Assignment]
@@ -331,6 +330,9 @@ class Snooper:
             return f"the DHCP server answered the renewal of {question.wanted} with {ip}"
         if replaced and not question.runs_here:
             return f"{ip} would replace {replaced[0].ip}, asked for where {question.vm} does not run"
+        held = {lease.ip for lease in self._leases(question.vm, question.nic)}
+        if held and ip not in held and not question.runs_here:
+            return f"{ip} would be one more lease, asked for where {question.vm} does not run"
         return ""
 
     def _disagree(self, question: Question, dhcp: DHCP, holder: str, now: float) -> list[Effect]:
@@ -355,9 +357,7 @@ class Snooper:
         """To the VM or the agent, whichever sent the request."""
         if not question.by_agent:
             return ToVM(question.vm)
-        announced = self._announced.get((dhcp.xid, dhcp.chaddr))
-        if announced is not None:
-            announced.closed = True
+        self.announced.answered(dhcp.xid, dhcp.chaddr)
         return ToAgent(question.vm, dhcp.xid, rejection)
 
     def _held(self, ip: IPv4Address, nic: Mac) -> Assignment | None:
@@ -380,13 +380,3 @@ class Snooper:
     def next_end(self) -> float | None:
         """When the next lease ends."""
         return self.net.next_lease_end()
-
-
-def _renewed(before: Assignment, granted: Assignment, question: Question) -> Assignment:
-    """A lease that is held already, renewed. What the VM itself said, and where it runs, counts for more."""
-    if question.by_agent:
-        granted = replace(granted, client_id=before.client_id, options=before.options)
-    if question.runs_here:
-        return granted
-    end = max(inf if a.lease_end is None else a.lease_end for a in (before, granted))
-    return replace(before, lease_end=None if isinf(end) else end)

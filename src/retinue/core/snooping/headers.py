@@ -24,7 +24,7 @@ def fault_of(
 
     `servers`: identifiers of DHCP servers besides those that are registered.
     """
-    nic = net.nic_at(message.switch, message.port) or vm.nic
+    nic = net.nic_at(message.switch, message.port, message.eth_src) or vm.nic
     return (
         _sender(vm, nic.mac, message)
         or _form(vm, message)

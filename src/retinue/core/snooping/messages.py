@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from retinue.core.model import Assignment, Mac
+from retinue.core.model import IP, Assignment, Mac
 from retinue.core.packets import DHCP
 
 NO_ADDRESS = IPv4Address(0)
@@ -108,6 +108,16 @@ class Disagreement:
 
 
 @dataclass(frozen=True, slots=True)
+class ToldOtherwise:
+    """An ACK to a renewal on the VM's behalf names other DNS or WINS servers than the VM was told: the
+    operator is to know, as the VM never sees that ACK. Once for each change."""
+
+    vm: str
+    ip: IP
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """The message is dropped. `spoofed`: it was an attempt on another's address, not a mere mistake."""
 
@@ -124,4 +134,15 @@ class Suspicious:
     vm: str
 
 
-Effect = Bind | Release | ToServers | ToVM | Recorded | ToAgent | Disagreement | Rejected | Suspicious
+Effect = (
+    Bind
+    | Release
+    | ToServers
+    | ToVM
+    | Recorded
+    | ToAgent
+    | Disagreement
+    | ToldOtherwise
+    | Rejected
+    | Suspicious
+)

@@ -40,11 +40,13 @@ class PendingQuestions(Generic[Q]):
     """Those that await an answer, by the NIC that asks."""
 
     _of: dict[Mac, list[Q]] = field(default_factory=dict)
+    _asking: dict[int, dict[Mac, None]] = field(default_factory=dict)
+    """By transaction id: the NICs that have such a question."""
 
     def ask(self, question: Q) -> None:
         """Remember it; the NIC's oldest goes when it has too many. The agent's does not count, nor does what
         came from where the VM does not run: that has a share of its own."""
-        mine = self._of.setdefault(question.nic, [])
+        mine = list(self._of.get(question.nic, ()))
         again = next((q for q in mine if q.repeats(question)), None)
         if again is not None:
             mine.remove(again)
@@ -52,11 +54,15 @@ class PendingQuestions(Generic[Q]):
         own = [q for q in mine if not q.by_agent and q.runs_here == question.runs_here]
         if not question.by_agent and len(own) >= PENDING_PER_VM:
             mine.remove(own[0])
-        mine.append(question)
+        self._keep(question.nic, [*mine, question])
 
     def of(self, nic: Mac, now: float) -> Iterator[Q]:
         """Those of one NIC that have not waited too long."""
         return (q for q in self._of.get(nic, ()) if now - q.at <= PENDING_SECONDS)
+
+    def with_xid(self, xid: int, now: float) -> Iterator[Q]:
+        """Those of all NICs with this transaction id that have not waited too long."""
+        return (q for nic in self._asking.get(xid, ()) for q in self.of(nic, now) if q.xid == xid)
 
     def offered(self, question: Q, ips: Iterable[IP]) -> None:
         """A server has offered these addresses."""
@@ -84,10 +90,15 @@ class PendingQuestions(Generic[Q]):
             self._keep(nic, list(self.of(nic, now)))
 
     def _keep(self, nic: Mac, questions: list[Q]) -> None:
+        for question in self._of.pop(nic, ()):
+            asking = self._asking.get(question.xid, {})
+            asking.pop(nic, None)
+            if not asking:
+                self._asking.pop(question.xid, None)
         if questions:
             self._of[nic] = questions
-        else:
-            self._of.pop(nic, None)
+        for question in questions:
+            self._asking.setdefault(question.xid, {})[nic] = None
 
     def __iter__(self) -> Iterator[Q]:
         return (question for mine in self._of.values() for question in mine)

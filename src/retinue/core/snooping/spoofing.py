@@ -1,5 +1,6 @@
 """What a dropped frame claimed, and the log of spoofing attempts: who, where, what, how often."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
@@ -19,7 +20,9 @@ from retinue.core.pipeline.cookies import Reason
 from retinue.core.snooping.messages import NO_ADDRESS
 
 MAX_ROWS = 4096
-"""Rows of the log; a VM that invents addresses by the thousand cannot fill the memory."""
+"""Rows of the log; VMs that invent addresses by the thousand cannot fill the memory."""
+MOST_ROWS_OF_A_PORT = 64
+"""Of these for one port: none pushes out what is known of the others."""
 
 
 class SpoofingKind(StrEnum):
@@ -59,14 +62,50 @@ class SpoofAttempt:
     last: float
 
 
-_Key = tuple[SpoofingKind, str, int, Mac, str]
+@dataclass(frozen=True, slots=True)
+class SpoofingPort:
+    """All spoofing by one port, also what the log has no row of any more. `vm`: who was there last, or ""."""
+
+    switch: str
+    port: int
+    vm: str
+    count: int
+    first: float
+    last: float
+    kinds: dict[SpoofingKind, int]
+    """How often each was seen."""
+    rows: int
+    """That are kept of it."""
+
+
+_Key = tuple[SpoofingKind, Mac, str]
+
+
+class _Port:
+    """What is kept of a port."""
+
+    def __init__(self, vm: str, now: float) -> None:
+        self.vm = vm
+        self.first = self.last = now
+        self.kinds: Counter[SpoofingKind] = Counter()
+        self.rows: dict[_Key, SpoofAttempt] = {}
+        """The one seen last is last."""
+
+    def forget_one(self) -> None:
+        """The one that was not seen for longest."""
+        del self.rows[next(iter(self.rows))]
 
 
 class SpoofingLog:
-    """Counts spoofing attempts by kind, port and claimed address."""
+    """Counts spoofing attempts by port, kind and claimed address.
+
+    When a port has too many rows the oldest of its own goes; when all have too many, the oldest of the port
+    that has most.
+    """
 
     def __init__(self) -> None:
-        self._rows: dict[_Key, SpoofAttempt] = {}
+        self._ports: dict[tuple[str, int], _Port] = {}
+        self._kept = 0
         self.total = 0
 
     def note(
@@ -74,23 +113,50 @@ class SpoofingLog:
     ) -> SpoofAttempt:
         """Count one more; return its row."""
         self.total += 1
-        key = (kind, switch, port, *claim)
-        row = self._rows.pop(key, None)
+        at = self._ports.setdefault((switch, port), _Port(vm, now))
+        at.vm, at.last = vm, now
+        at.kinds[kind] += 1
+        key = (kind, *claim)
+        row = at.rows.pop(key, None)
+        self._kept += row is None
         row = (
             SpoofAttempt(kind, switch, port, vm, *claim, count=1, first=now, last=now)
             if row is None
             else replace(row, vm=vm, count=row.count + 1, last=now)
         )
-        self._rows[key] = row  # Last seen is last in order: the oldest row goes first when the log is full.
-        if len(self._rows) > MAX_ROWS:
-            del self._rows[next(iter(self._rows))]
+        at.rows[key] = row
+        if len(at.rows) > MOST_ROWS_OF_A_PORT:
+            at.forget_one()
+            self._kept -= 1
+        if self._kept > MAX_ROWS:
+            self._make_room()
         return row
 
-    def rows(self) -> list[SpoofAttempt]:
-        return list(self._rows.values())
+    def rows(self, vm: str | None = None) -> list[SpoofAttempt]:
+        """All, or those of the ports where this VM was last seen."""
+        return [row for at in self._ports.values() if vm in (None, at.vm) for row in at.rows.values()]
+
+    def ports(self, vm: str | None = None) -> list[SpoofingPort]:
+        """Each port once."""
+        return [
+            SpoofingPort(
+                *(switch, port, at.vm, at.kinds.total(), at.first, at.last),
+                dict(sorted(at.kinds.items())),
+                len(at.rows),
+            )
+            for (switch, port), at in self._ports.items()
+            if vm in (None, at.vm)
+        ]
 
     def of_vm(self, vm: str) -> int:
-        return sum(row.count for row in self._rows.values() if row.vm == vm)
+        return sum(at.kinds.total() for at in self._ports.values() if at.vm == vm)
+
+    def _make_room(self) -> None:
+        place = max(self._ports, key=lambda one: (len(self._ports[one].rows), -self._ports[one].last))
+        self._ports[place].forget_one()
+        self._kept -= 1
+        if not self._ports[place].rows:
+            del self._ports[place]
 
 
 def interpret(frame: bytes) -> tuple[Mac, str]:
@@ -132,4 +198,4 @@ def claims_of(dhcp: DHCP, source: IPv4Address = NO_ADDRESS) -> tuple[Mac, str]:
     return dhcp.chaddr, next((str(ip) for ip in claimed if ip != NO_ADDRESS), "")
 
 
-__all__ = ["SpoofAttempt", "SpoofingLog", "SpoofingKind", "KIND_OF", "claims_of", "interpret"]
+__all__ = ["SpoofAttempt", "SpoofingLog", "SpoofingKind", "SpoofingPort", "KIND_OF", "claims_of", "interpret"]

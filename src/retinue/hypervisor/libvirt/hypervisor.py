@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from retinue.core.migration.copying import PLAIN, CopyOptions
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.host.commands import run
 from retinue.host.drain import drain, frames_given
@@ -31,6 +32,7 @@ from retinue.hypervisor.interface import (
     MigrationResult,
     NICSpec,
     OnEvent,
+    OpenDisk,
     Opened,
     RunState,
     Started,
@@ -90,8 +92,14 @@ class LibvirtMachine:
         if await self.state() is not RunState.RUNNING:
             await self._host.call((await self.domain()).resume)
 
+    async def expect_postcopy(self) -> None:
+        raise HypervisorError(f"{self.spec.id}: under libvirt VMs are migrated by pre-copy alone")
+
     def hold_frames(self) -> None:
         """Its process is libvirt's, and there is none before the source opens it."""
+
+    async def take_disk(self, number: int, channel: Channel) -> None:
+        raise HypervisorError(f"VM {self.spec.id}: libvirt's VMs have no disks of ours")
 
     async def waiting(self) -> int:
         waiting = 0
@@ -181,6 +189,11 @@ class LibvirtHypervisor:
 
     async def start(self, spec: VMSpec, on_event: OnEvent = ignore) -> LibvirtMachine:
         """Boot a VM, or start one that is plugged."""
+        if spec.disks:
+            raise HypervisorError(
+                f"VM {spec.id} has disks, which we give to no VM under libvirt yet: register it at a server "
+                "whose agent runs QEMU itself, or without disks"
+            )
         machine = await self.plug(spec)
         await machine.resume()
         on_event(Started(spec.id, time.time()))
@@ -225,6 +238,8 @@ class LibvirtHypervisor:
         on_event: OnEvent = ignore,
         divert: Divert | None = None,
         wanted_downtime: float = WANTED_DOWNTIME,
+        options: CopyOptions = PLAIN,
+        open_disk: OpenDisk | None = None,
         opened: Opened | None = None,
     ) -> MigrationResult:
         vm = source.spec.id

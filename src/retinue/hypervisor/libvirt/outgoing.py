@@ -31,10 +31,19 @@ from typing import Any, TypeVar
 
 import structlog
 
+from retinue.core.migration.copying import LEAST_LIMIT, limit_for
 from retinue.host.errors import HostError
 from retinue.hypervisor.aio import run_to_completion, unless
 from retinue.hypervisor.errors import HandedOverError, HypervisorError
-from retinue.hypervisor.interface import Divert, MigrationFailed, MigrationResult, OnEvent, Opened, Stopped
+from retinue.hypervisor.interface import (
+    Copying,
+    Divert,
+    MigrationFailed,
+    MigrationResult,
+    OnEvent,
+    Opened,
+    Stopped,
+)
 from retinue.hypervisor.libvirt.connection import STATE_RUNNING, LibvirtHost
 from retinue.hypervisor.libvirt.directory import Memory
 from retinue.hypervisor.libvirt.migration_uri import accepted
@@ -46,11 +55,12 @@ MIGRATE_URI = "migrate_uri"
 """VIR_MIGRATE_PARAM_URI."""
 HELD_BACK = 8 << 20
 """Bytes of RAM that are left to be sent when the VM is suspended."""
+PROGRESS_SECONDS = 1.0
+"""Between two words about how far the copy is."""
 LARGE_STEP, SMALL_STEP = 1 << 20, 1 << 18
 UNBOUNDED_DOWNTIME = 2_000_000
 """Milliseconds, the most QEMU takes: it converges at the next look."""
 OPEN_LIMIT = 30.0
-MIGRATION_LIMIT = 60.0
 RECOVERY_LIMIT = 10.0
 WORD_LIMIT = 2.0
 """Seconds for the target's message that the VM runs, once libvirt here has reported the migration done."""
@@ -99,7 +109,11 @@ class LibvirtOutgoing:
         self._began = time.time()
         self._downtime = 0
         """What was allowed before, for whoever migrates the VM next."""
-        self._stopped_at = 0.0
+        self._stopped_at = self._told_at = 0.0
+        self._limit, self._until = LEAST_LIMIT, asyncio.timeout(None)
+        """How long the copy may take: more, when libvirt has told how much memory there is."""
+        self._transferred = self._passes = 0
+        """As libvirt has last told, while the VM ran here."""
         self._stream: socket.socket | None = None
         self._libvirt: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
@@ -116,7 +130,7 @@ class LibvirtOutgoing:
             await self._open(control)
             if opened is not None:
                 await self._unless_failed(opened())
-            async with asyncio.timeout(MIGRATION_LIMIT):
+            async with asyncio.timeout(self._limit) as self._until:
                 await self._copy(divert)
             return await self._result()
         except BaseException as error:
@@ -131,7 +145,7 @@ class LibvirtOutgoing:
     async def _after(self, error: BaseException) -> MigrationResult:
         """Call the migration off, as far as that is possible, and tell how it is now."""
         expected = isinstance(error, (HostError, TimeoutError, OSError))
-        reason = _reason(error)
+        reason = _reason(error, self._limit)
         outcome = await run_to_completion(self._call_off())
         if outcome is Outcome.STAYS:
             self._on_event(MigrationFailed(self._vm, time.time(), reason, source_runs=True))
@@ -178,8 +192,8 @@ class LibvirtOutgoing:
             stopped_at=self._stopped_at or resumed_at,
             resumed_at=resumed_at,
             total_ms=(resumed_at - self._began) * 1000,
-            transferred=0,
-            passes=0,
+            transferred=self._transferred,
+            passes=self._passes,
         )
 
     # ---- the target ----
@@ -279,6 +293,8 @@ class LibvirtOutgoing:
             job = await self._host.call(self._domain.jobStats)
             remaining = job.get("memory_remaining", 0)
             known = job.get("memory_processed", 0) > 0
+            if known:
+                self._tell(job)
             if known and 0 < remaining <= HELD_BACK:
                 return True
             state, _ = await self._host.call(self._domain.state)
@@ -288,6 +304,20 @@ class LibvirtOutgoing:
             if not chunk:
                 return False
             await self._channel.send_memory(chunk)
+
+    def _tell(self, job: dict[str, Any]) -> None:
+        """How far the copy is, by libvirt's statistics (virDomainGetJobStats): now and then."""
+        if not self._passes:
+            limit = limit_for(int(job.get("memory_total", 0)))
+            self._until.reschedule(asyncio.get_running_loop().time() + limit)
+            self._limit = limit
+        self._transferred = int(job.get("memory_processed", 0))
+        self._passes = int(job.get("memory_iteration", 1)) or 1
+        if (now := time.time()) - self._told_at >= PROGRESS_SECONDS:
+            self._told_at = now
+            written = int(job.get("memory_dirty_rate", 0)) * int(job.get("memory_page_size", 0))
+            left = int(job.get("memory_remaining", 0))
+            self._on_event(Copying(self._vm, now, self._passes, left, written))
 
     async def _pass_on(self) -> None:
         while chunk := await self._read(LARGE_STEP):
@@ -328,7 +358,7 @@ class LibvirtOutgoing:
         return "libvirt ended the migration before its time"
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, limit: float) -> str:
     if isinstance(error, TimeoutError):
-        return f"not done within {MIGRATION_LIMIT:.0f} s"
+        return f"not done within {limit:.0f} s"
     return "it was called off" if isinstance(error, asyncio.CancelledError) else str(error)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from retinue.hypervisor.interface import NICSpec, VMSpec
 from retinue.hypervisor.paths import MachineFiles
+from retinue.hypervisor.qemu.block_devices import disk_argv
 from retinue.hypervisor.qemu.notes import OBSERVER_OPTIONS
 
 # Through a switch in user space a packet whose checksum was left to the network card is dropped.
@@ -12,6 +13,10 @@ OFFLOADS = (
     *("guest_csum", "guest_tso4", "guest_tso6", "guest_ecn", "guest_ufo"),
 )
 OFFLOADS_OFF = ",".join(f"{name}=off" for name in OFFLOADS)
+# A filter of VLANs in the card has nothing to do behind a switch that hands over what is the VM's. And QEMU
+# 7.2, as it migrates, takes up the VLANs that a guest has asked for with the rest of the card's state, and
+# then clears them (virtio_net_set_features): nothing with a tag came in any more.
+SWITCHED_OFF = (*OFFLOADS, "ctrl_vlan")
 
 MORE_NICS = "nics"
 """The bus of all NICs but the first: a NIC can be put in and taken out there while the VM runs, and has the
@@ -49,6 +54,8 @@ def qemu_argv(
     argv += ["-device", f"pcie-pci-bridge,id={MORE_NICS},addr=0x10"]
     for nic in others:
         argv += _nic_argv(nic, nic.slot, f",bus={MORE_NICS},addr={nic.slot:#x}")
+    for disk in spec.disks:
+        argv += disk_argv(disk)
     argv += ["-serial", f"file:{files.serial_log}"]
     argv += ["-serial", f"unix:{files.shell},server=on,wait=off"]
     argv += ["-chardev", f"socket,id=control,fd={qmp_fd}", "-mon", "chardev=control,mode=control"]
@@ -70,7 +77,8 @@ def _nic_argv(nic: NICSpec, number: int, place: str = "") -> list[str]:
     """The tap of a NIC, and its device (`place`: where in the machine, if not where QEMU has room)."""
     tap = f"tap,id=net{number},ifname={_quoted(nic.port)},script=no,downscript=no"
     device = f"virtio-net-pci,netdev=net{number},id=nic{number},mac={nic.mac},host_mtu={nic.mtu},romfile="
-    return ["-netdev", tap, "-device", f"{device},{OFFLOADS_OFF}{place}"]
+    off = ",".join(f"{name}=off" for name in SWITCHED_OFF)
+    return ["-netdev", tap, "-device", f"{device},{off}{place}"]
 
 
 def _quoted(value: str) -> str:

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from qemu.qmp import ConnectError, QMPClient, QMPError
 from qemu.qmp.qmp_client import NegotiationError
 
+from retinue.core.migration.copying import PLAIN, CopyOptions
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.core.model import Ending
 from retinue.host.commands import run
@@ -27,6 +28,7 @@ from retinue.hypervisor.interface import (
     Left,
     MigrationResult,
     OnEvent,
+    OpenDisk,
     RunState,
     Started,
     VMSpec,
@@ -34,7 +36,7 @@ from retinue.hypervisor.interface import (
 )
 from retinue.hypervisor.memory_channel import Channel
 from retinue.hypervisor.paths import MachineFiles
-from retinue.hypervisor.qemu import notes
+from retinue.hypervisor.qemu import mirrors, nbd_export, notes, overlays
 from retinue.hypervisor.qemu.argv import qemu_argv
 from retinue.hypervisor.qemu.incoming import run_incoming
 from retinue.hypervisor.qemu.machine import QemuMachine, last_words
@@ -43,11 +45,14 @@ from retinue.hypervisor.qemu.outgoing import run_outgoing
 from retinue.hypervisor.qemu.process import Process, spawn
 
 START_LIMIT = 30.0
-ANSWER_LIMIT = 10.0
+ANSWER_LIMIT = 30.0
 """Seconds that a QEMU which an earlier agent has left may take to answer."""
 
 NEGOTIATE_AGAIN = 0.02
 """Seconds between two attempts at a monitor."""
+
+BY_POSTCOPY = ("postcopy-active", "postcopy-paused", "postcopy-recover")
+"""States of a migration in which a VM may run at its target with memory still to come."""
 
 TAPS_MTU = 1500
 """Of a tap as it is made."""
@@ -82,7 +87,14 @@ class QemuHypervisor:
         return machine
 
     async def open_target(self, spec: VMSpec, on_event: OnEvent = ignore) -> QemuMachine:
-        return await self._launch(spec, incoming=True, on_event=on_event)
+        target = await self._launch(spec, incoming=True, on_event=on_event)
+        try:
+            await nbd_export.open_disks(target)
+        except BaseException:
+            target.kill()
+            await target.quit()
+            raise
+        return target
 
     async def run_outgoing(
         self,
@@ -91,20 +103,20 @@ class QemuHypervisor:
         on_event: OnEvent = ignore,
         divert: Divert | None = None,
         wanted_downtime: float = WANTED_DOWNTIME,
+        options: CopyOptions = PLAIN,
+        open_disk: OpenDisk | None = None,
     ) -> MigrationResult:
-        return await run_outgoing(source, channel, on_event, divert, wanted_downtime)
+        return await run_outgoing(source, channel, on_event, divert, wanted_downtime, options, open_disk)
 
     async def run_incoming(self, target: QemuMachine, channel: Channel, on_event: OnEvent = ignore) -> float:
-        at = await run_incoming(target, channel, on_event)
-        target.write_down(incoming=False)
-        return at
+        return await run_incoming(target, channel, on_event)
 
     async def adopt(self, listener: Callable[[str], OnEvent]) -> Left[QemuMachine]:
         """Take up the machines of this folder that an earlier hypervisor object let go of, or lost.
 
         `listener` makes each machine's listener. A machine is ended, and its files go, when its VM has never
-        run here, since its source has no connection to it any more; when somebody had begun to end it; when
-        it does not answer; and when there is no note of it.
+        run here, or lacks memory, since its source has no connection to it any more; when somebody had begun
+        to end it; when it does not answer; and when there is no note of it.
         """
         left: Left[QemuMachine] = Left()
         found = notes.find_processes(self.folder)
@@ -148,6 +160,7 @@ class QemuHypervisor:
         machine.write_down()
         try:
             state = await machine.state()
+            lacks_memory = state is RunState.RUNNING and await machine.migration_status() in BY_POSTCOPY
         except HypervisorError as error:
             log.error("qemu.unresponsive_killed", vm=note.spec.id, error=str(error))
             machine.kill()
@@ -158,7 +171,14 @@ class QemuHypervisor:
             left.ended[note.spec.id] = Ending.OFF
         elif note.incoming and state is not RunState.RUNNING:
             await machine.quit()
+        elif lacks_memory:
+            # What has yet to follow came through the agent that has ended.
+            log.error("qemu.memory_lost", vm=note.spec.id)
+            machine.kill()
+            await machine.quit()
+            left.ended[note.spec.id] = Ending.CRASHED
         else:
+            await mirrors.clear_left_over(machine)
             left.machines.append(machine)
 
     async def _end_left(self, files: MachineFiles, pids: Sequence[int]) -> None:
@@ -193,6 +213,7 @@ class QemuHypervisor:
         files = MachineFiles.named(self.folder, f"{spec.port}-{next(self._serial)}")
         try:
             notes.make_folder(self.folder)
+            await overlays.prepare(spec, anew=incoming)
             self.end_is_reported(spec)  # What was before has no meaning any more.
             notes.remove_old_words(self.folder, spec.port, self._running())
             await self._fit_taps(spec)

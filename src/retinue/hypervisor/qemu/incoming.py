@@ -2,105 +2,220 @@
 
 QEMU was started to wait (`-S`), so a VM that has arrived does not run by itself. The VM is started when the
 source has handed it over; a target that fails before that says so, and the VM is resumed at the source.
+
+In post-copy (`postcopy`) the source hands it over with some of its memory still to come: QEMU's questions for
+it go back the way the memory comes, and a VM whose memory does not come any more is ended.
 """
 
 import asyncio
 import contextlib
 import socket
+from typing import Any
 
 import structlog
 
 from retinue.host.errors import HostError
-from retinue.hypervisor.aio import both, run_to_completion
+from retinue.hypervisor.aio import run_to_completion, unless
 from retinue.hypervisor.errors import HandedOverError, HypervisorError
-from retinue.hypervisor.interface import OnEvent, Resumed
+from retinue.hypervisor.interface import OnEvent, Resumed, RunState
 from retinue.hypervisor.memory_channel import Channel
+from retinue.hypervisor.qemu import nbd_export
 from retinue.hypervisor.qemu.machine import EXITED, EventQueue, QemuMachine, event_time
+from retinue.hypervisor.qemu.postcopy import STALL_LIMIT
+
+READ_BYTES = 1 << 16
+LOOK_SECONDS = 0.002
+"""Between two looks whether a VM can run whose memory has not all come."""
+LAST_WORD_LIMIT = 10.0
+"""Seconds for the source to learn that all has come."""
+HANG_UP_LIMIT = 1.0
+"""Seconds for the source to hang up, too; one that is dead never does."""
 
 log = structlog.get_logger()
 
 
 async def run_incoming(machine: QemuMachine, channel: Channel, on_event: OnEvent) -> float:
     """See Hypervisor.run_incoming."""
-    events: EventQueue = asyncio.Queue()
-    ran = False
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
+    incoming = _Incoming(machine, channel)
+    told = True  # to the source, how it went
+    tasks = [asyncio.create_task(incoming.watch(), name=f"QMP events of {machine.spec.id}, which comes")]
     try:
-        with machine.events_into(events):
-            capabilities = [{"capability": "events", "state": True}]
-            await machine.execute("migrate-set-capabilities", capabilities=capabilities)
-            with theirs:
-                uri = await machine.give(theirs)
-                await machine.execute("migrate-incoming", uri=uri)
-            await both(_receive_memory(machine, channel, ours), _loaded(events))
-            ran = True
-            at = await run_to_completion(
-                _run(machine, events)
-            )  # A VM that has been told to run is not called off.
+        with machine.events_into(incoming.events):
+            await incoming.open()
+            tasks.append(asyncio.create_task(incoming.answer(), name=f"answers of {machine.spec.id}"))
+            await incoming.until_it_may_run()
+            await nbd_export.close_disks(machine)
+            # A VM that has been told to run is not called off.
+            at = await run_to_completion(incoming.run())
+            machine.write_down(incoming=False)
+            on_event(Resumed(machine.spec.id, at))
+            await incoming.say_that_it_runs(at)
+            await run_to_completion(incoming.until_all_has_come())
     except BaseException as error:
-        machine.kill()
+        machine.kill(incoming.why_it_ends(error))
         await run_to_completion(machine.quit())
-        if not ran:  # else it may have run, and the source must not run it again
+        told = False
+        if not incoming.ran:  # else it may have run, and the source must not run it again
             with contextlib.suppress(HostError):
                 await channel.send_message("failed", reason=str(error) or "it was called off")
-        elif isinstance(error, HostError):
+                told = True
+        elif isinstance(error, HostError | TimeoutError):
             raise HandedOverError(f"VM {machine.spec.id} had been told to run: {error}") from error
         raise
     else:
-        on_event(Resumed(machine.spec.id, at))
-        try:
-            await channel.send_message("running", at=at)
-        except HostError as error:
-            log.warning("migration.source_not_informed", vm=machine.spec.id, error=str(error))
         return at
     finally:
-        ours.close()
-        await channel.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        incoming.close()
+        await _hang_up(channel, told)
 
 
-async def _receive_memory(machine: QemuMachine, channel: Channel, into: socket.socket) -> None:
-    """Receive all of the memory, and then the message that hands the VM over."""
-    loop = asyncio.get_running_loop()
-    while True:
-        received = await channel.receive()
-        match received:
-            case b"":
-                into.shutdown(socket.SHUT_WR)
-            case bytes():
-                try:
-                    await loop.sock_sendall(into, received)
-                except OSError as error:
-                    raise HypervisorError("the target does not take the memory") from error
-            case {"type": "expect", "frames_a_second": int() | float() as rate}:
-                await machine.make_room(rate)
-            case {"type": "handed_over"}:
+async def _hang_up(channel: Channel, told: bool) -> None:
+    """End the connection; what we have told last is to arrive, but not to be waited for long."""
+    if told:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HANG_UP_LIMIT):
+                await channel.close()
                 return
-            case other:
-                raise HypervisorError(f"the source says {other['type']!r} in the middle of the memory")
+    channel.abort()
 
 
-async def _loaded(events: EventQueue) -> None:
-    while True:
-        _, event = await events.get()
-        match event["event"], event.get("data", {}).get("status"):
-            case "MIGRATION", "completed":
+class _Incoming:
+    def __init__(self, machine: QemuMachine, channel: Channel) -> None:
+        self._machine = machine
+        self._channel = channel
+        self._into, self._theirs = socket.socketpair()
+        self._into.setblocking(False)
+        self.events: EventQueue = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        self._loaded: asyncio.Future[None] = loop.create_future()
+        self._running: asyncio.Future[float] = loop.create_future()
+        self._failed: asyncio.Future[str] = loop.create_future()
+        self._rest: asyncio.Task[None] | None = None
+        """Takes in what comes when the VM was handed over already."""
+        self._told: asyncio.Task[Any] | None = None
+        """QEMU, to run the VM."""
+        self.ran = False
+
+    async def watch(self) -> None:
+        """Sort QEMU's events, for ever."""
+        while True:
+            _, event = await self.events.get()
+            match event["event"], event.get("data", {}).get("status"):
+                case "MIGRATION", "completed" if not self._loaded.done():
+                    self._loaded.set_result(None)
+                case "MIGRATION", "failed":
+                    self._fail("its QEMU cannot load what came")
+                case "MIGRATION", "postcopy-paused":
+                    self._fail("the rest of its memory does not come any more")
+                case "RESUME", _ if not self._running.done():
+                    self._running.set_result(event_time(event))
+                case name, _ if name == EXITED:
+                    self._fail("its QEMU has ended")
+
+    def _fail(self, reason: str) -> None:
+        if not self._failed.done():
+            self._failed.set_result(reason)
+
+    async def open(self) -> None:
+        await self._machine.set_capability("events", True)
+        # Shared disks are the source's until the VM runs here: only then are their files locked.
+        await self._machine.set_capability("late-block-activate", bool(self._machine.spec.disks))
+        with self._theirs:
+            uri = await self._machine.give(self._theirs)
+            await self._machine.execute("migrate-incoming", uri=uri)
+
+    async def until_it_may_run(self) -> None:
+        """Until all of the VM is here and it was handed over; or, in post-copy, what it needs to run."""
+        if not await unless(self._failed, self._receive()):
+            await unless(self._failed, asyncio.shield(self._loaded))
+            return
+        self._rest = asyncio.create_task(self._receive_rest(), name=f"rest of {self._machine.spec.id}")
+        while True:  # QEMU tells no event of it.
+            if await unless(self._failed, self._machine.state()) is not RunState.INCOMING:
                 return
-            case "MIGRATION", "failed":
-                raise HypervisorError("its QEMU cannot load what came")
-            case name, _ if name == EXITED:
-                raise HypervisorError("its QEMU has ended")
+            await asyncio.sleep(LOOK_SECONDS)
 
+    async def run(self) -> float:
+        """Run the VM; returns since when it runs. In post-copy QEMU may say so before it answers."""
+        self.ran = True
+        self._told = asyncio.create_task(self._machine.execute("cont"))
+        watched: set[asyncio.Future[Any]] = {self._told, self._running}
+        await unless(self._failed, asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED))
+        if not self._running.done():
+            self._told.result()
+        return await unless(self._failed, asyncio.shield(self._running))
 
-async def _run(machine: QemuMachine, events: EventQueue) -> float:
-    await machine.execute("cont")
-    return await _running(events)
+    async def say_that_it_runs(self, at: float) -> None:
+        try:
+            await self._channel.send_message("running", at=at)
+        except HostError as error:
+            log.warning("migration.source_not_informed", vm=self._machine.spec.id, error=str(error))
 
+    async def until_all_has_come(self) -> None:
+        """Nothing to wait for but in post-copy. Raises HypervisorError: it will not come."""
+        if self._rest is not None:
+            await unless(self._failed, asyncio.shield(self._loaded))
+            # The source has to hear of it, and says then that it has nothing more.
+            await asyncio.wait({self._rest}, timeout=LAST_WORD_LIMIT)
 
-async def _running(events: EventQueue) -> float:
-    while True:
-        _, event = await events.get()
-        if event["event"] == "RESUME":
-            return event_time(event)
-        if event["event"] == EXITED:
-            raise HypervisorError("its QEMU has ended")
+    def why_it_ends(self, error: BaseException) -> str:
+        if self._rest is None or not self.ran:
+            return ""
+        return f"it ran by post-copy, with some of its memory still at the source: {error}"
+
+    async def answer(self) -> None:
+        """Bring QEMU's questions for memory to the source: there are none but in post-copy."""
+        with contextlib.suppress(OSError, HostError):  # Who takes the memory in sees it, too.
+            while nbytes := await asyncio.get_running_loop().sock_recv(self._into, READ_BYTES):
+                await self._channel.send_memory(nbytes)
+
+    def close(self) -> None:
+        for task in (self._rest, self._told):
+            if task is not None:
+                task.cancel()
+        self._into.close()
+
+    # ---- the memory ----
+
+    async def _receive(self) -> bool:
+        """Receive memory until the VM is handed over; True: with some of its memory still to come."""
+        while True:
+            received = await self._channel.receive()
+            match received:
+                case bytes():
+                    await self._take(received)
+                case {"type": "expect", "frames_a_second": int() | float() as rate}:
+                    await self._machine.make_room(rate)
+                case {"type": "postcopy"}:
+                    await self._channel.send_message("postcopy", ready=self._machine.expects_postcopy)
+                case {"type": "handed_over"}:
+                    return received.get("postcopy") is True
+                case other:
+                    raise HypervisorError(f"the source says {other['type']!r} in the middle of the memory")
+
+    async def _receive_rest(self) -> None:
+        """What comes while the VM runs here already."""
+        received: bytes | dict[str, Any] = b"-"
+        try:
+            while received != b"":
+                async with asyncio.timeout(STALL_LIMIT):
+                    received = await self._channel.receive()
+                if isinstance(received, dict):
+                    raise HypervisorError(f"the source says {received['type']!r} in the middle of the memory")
+                await self._take(received)
+        except TimeoutError:
+            self._fail(f"nothing of it has come for {STALL_LIMIT:.0f} s")
+        except HostError as error:
+            self._fail(str(error))
+
+    async def _take(self, nbytes: bytes) -> None:
+        try:
+            if nbytes:
+                await asyncio.get_running_loop().sock_sendall(self._into, nbytes)
+            else:
+                self._into.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise HypervisorError("the target does not take the memory") from error

@@ -29,20 +29,34 @@ from retinue.hypervisor.interface import (
     StartedAnew,
     VMSpec,
 )
+from retinue.hypervisor.memory_channel import Channel
 from retinue.hypervisor.paths import MachineFiles
-from retinue.hypervisor.qemu import notes
+from retinue.hypervisor.qemu import nbd_export, notes
 from retinue.hypervisor.qemu.argv import NIC_ID
 from retinue.hypervisor.qemu.nics import set_nics
 from retinue.hypervisor.qemu.notes import Note
 from retinue.hypervisor.qemu.process import Process
+from retinue.hypervisor.qemu.throttle import Throttle
 
-COMMAND_LIMIT = 10.0
-QUIT_LIMIT = 5.0
+COMMAND_LIMIT = 30.0
+"""Seconds without an answer after which a QEMU is taken for hung: one that is slow, on a busy server, is not
+to lose its migration, let alone its VM, for that."""
+QUIT_LIMIT = 10.0
+"""Seconds to take the order to quit, and as many to end."""
 DISCONNECT_LIMIT = 2.0
-RESUME_LIMIT = 5.0
+RESUME_LIMIT = 12.0
 
 EXITED = "RETINUE_EXITED"
 """Name of the one event that is ours, not QEMU's: the process has ended."""
+
+STOPPED_TO_LEAVE = "finish-migrate"
+POSTCOPY = "postcopy"
+"""What QEMU calls a source's run state when its migration has stopped it, and how all states of a migration
+begin in which the VM may run at the target."""
+CANNOT_POSTCOPY = (
+    "this server cannot run a VM before all of its memory has come (post-copy): QEMU needs the system call "
+    "userfaultfd, for root, or for all with `sysctl vm.unprivileged_userfaultfd=1`"
+)
 
 SWITCHED_OFF = "guest-shutdown"
 """QMP's reason of SHUTDOWN when the guest has powered the machine off; a reset is an event of its own, RESET,
@@ -85,6 +99,11 @@ class QemuMachine:
         self._qmp = qmp
         self._on_event = on_event
         self._subscribers: list[EventQueue] = []
+        self.expects_postcopy = False
+        """It may run before all of its memory has come; of a target that waits."""
+        self.kept: list[Throttle] = []
+        """Streams that must stay open while it lives: see `postcopy`."""
+        self._why_killed = ""
         self._comes_back = False
         """It was asked to shut down to be started anew."""
         self._after_power_off: asyncio.Task[None] | None = None
@@ -101,18 +120,46 @@ class QemuMachine:
 
     async def state(self) -> RunState:
         status = (await self.execute("query-status"))["status"]
+        if status == STOPPED_TO_LEAVE and (await self.migration_status()).startswith(POSTCOPY):
+            return RunState.MOVED
         return _STATES.get(status, RunState.PAUSED)
 
+    async def migration_status(self) -> str:
+        """The state of its last migration; "none" before the first."""
+        return str((await self.execute("query-migrate")).get("status", "none"))
+
+    async def expect_postcopy(self) -> None:
+        try:
+            await self.set_capability("postcopy-ram", True)
+        except HostError as error:
+            raise HypervisorError(f"{self.spec.id}: {CANNOT_POSTCOPY}: {error}") from error
+        self.expects_postcopy = True
+
+    async def set_capability(self, name: str, on: bool) -> None:
+        """Switch one of QEMU's migration capabilities on or off."""
+        capability = {"capability": name, "state": on}
+        await self.execute("migrate-set-capabilities", capabilities=[capability])
+
     async def resume(self) -> None:
+        if await self.migration_status() == "postcopy-active":
+            # It was given back before it ran at the target; QEMU, told so, has it here as it was.
+            await self.execute("migrate_cancel")
         try:
             async with asyncio.timeout(RESUME_LIMIT):
                 while await self.state() is not RunState.RUNNING:
                     try:
                         await self.execute("cont")
                     except HostError:  # the migration thread has not let go of the guest yet
+                        with contextlib.suppress(HostError):
+                            await self._end_switch_over()
                         await asyncio.sleep(0.01)
         except TimeoutError as error:
             raise self._error(f"it is not resumed within {RESUME_LIMIT:.0f} s") from error
+
+    async def _end_switch_over(self) -> None:
+        """End a migration that waits for an agent which is no more: see qemu.mirrors."""
+        if (await self.execute("query-migrate")).get("status") == "pre-switchover":
+            await self.execute("migrate_cancel")
 
     async def press_power(self) -> None:
         self._comes_back = False
@@ -142,8 +189,9 @@ class QemuMachine:
         if self.alive:
             if not self._note.off:
                 self.write_down(ending=True)  # Whatever becomes of us, it is not taken up again.
-            with contextlib.suppress(HostError):
-                await self.execute("quit")
+            with contextlib.suppress(HostError, TimeoutError):
+                async with asyncio.timeout(QUIT_LIMIT):
+                    await self.execute("quit")
             try:
                 async with asyncio.timeout(QUIT_LIMIT):
                     await self.process.wait()
@@ -163,8 +211,9 @@ class QemuMachine:
         self.process.let_go()
         await disconnect(self._qmp)
 
-    def kill(self) -> None:
-        """End the process at once."""
+    def kill(self, why: str = "") -> None:
+        """End the process at once. `why` is told as the reason of its end."""
+        self._why_killed = why
         self.process.kill()
 
     async def execute(self, command: str, **arguments: Any) -> Any:
@@ -200,6 +249,9 @@ class QemuMachine:
             for name in names:
                 await self.execute("set_link", name=name, up=True)
 
+    async def take_disk(self, number: int, channel: Channel) -> None:
+        await nbd_export.take_disk(self, number, channel)
+
     def frames_given(self) -> int:
         """How many frames its taps have given it."""
         return sum(frames_given(self.process.pid, port) for port in self.spec.ports)
@@ -231,11 +283,11 @@ class QemuMachine:
         ports, pid = self.spec.ports, self.process.pid
         await drain(ports, dict.fromkeys(ports, pid) if nothing_comes else {}, network=pid)
 
-    async def give(self, end: socket.socket) -> str:
+    async def give(self, end: socket.socket, name: str = "memory") -> str:
         """Give QEMU a socket of ours; returns what it is called in a migration. We may close it then."""
         self._qmp.send_fd_scm(end.fileno())
-        await self.execute("getfd", fdname="memory")
-        return "fd:memory"
+        await self.execute("getfd", fdname=name)
+        return f"fd:{name}"
 
     @contextlib.contextmanager
     def events_into(self, queue: EventQueue) -> Iterator[None]:
@@ -283,7 +335,11 @@ class QemuMachine:
         notes.remove_sockets(self.files)
         self._publish({"event": EXITED})
         how = Ending.OFF if self._note.off else Ending.CRASHED
-        reason = "" if self._note.off else f"its QEMU has ended{last_words(self.files.log)}"
+        reason = (
+            "" if self._note.off else self._why_killed or f"its QEMU has ended{last_words(self.files.log)}"
+        )
+        for stream in self.kept:
+            stream.close()
         self._on_event(Exited(self.spec.id, time.time(), how, reason))
         self._pump.cancel()
         await asyncio.gather(self._pump, return_exceptions=True)

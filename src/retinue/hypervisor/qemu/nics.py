@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.interface import NICSpec, VMSpec
-from retinue.hypervisor.qemu.argv import MORE_NICS, OFFLOADS
+from retinue.hypervisor.qemu.argv import MORE_NICS, SWITCHED_OFF
 
 UNPLUG_LIMIT = 10.0
 """Seconds that a guest may take to let a NIC go."""
@@ -58,7 +58,7 @@ async def _put_in(machine: Pluggable, nic: NICSpec) -> None:
                 "romfile": "",
                 "bus": MORE_NICS,
                 "addr": f"{nic.slot:#x}",
-                **dict.fromkeys(OFFLOADS, False),
+                **dict.fromkeys(SWITCHED_OFF, False),
             },
         )
     except HypervisorError:

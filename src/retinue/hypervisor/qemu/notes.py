@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from retinue.hypervisor.interface import VMSpec
-from retinue.hypervisor.paths import SUFFIXES, MachineFiles
+from retinue.hypervisor.paths import COPY, MachineFiles, is_a_machines
 from retinue.hypervisor.qemu import process
 
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
@@ -99,12 +99,13 @@ def make_readable_by_us_alone(path: Path) -> None:
 
 def names_in(folder: Path) -> set[str]:
     """Names of all machines that have files in the folder."""
-    return {path.stem for path in folder.glob("*") if path.suffix in SUFFIXES}
+    return {path.stem for path in folder.glob("*") if is_a_machines(path)}
 
 
 def remove_sockets(files: MachineFiles) -> None:
-    """QEMU removes its sockets itself, unless it was killed."""
-    for path in (files.shell, files.observer):
+    """QEMU removes its sockets itself, unless it was killed; an agent that was killed has left its own."""
+    copies = [path for path in files.note.parent.glob(f"*{COPY}*") if path.stem == files.name]
+    for path in (files.shell, files.observer, files.nbd, *copies):
         path.unlink(missing_ok=True)
 
 

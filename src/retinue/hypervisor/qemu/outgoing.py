@@ -9,67 +9,55 @@
     5. When QEMU has sent all of it the target is told that the VM is its own. Until then the source may run
        it again, from then on never: so it cannot run twice, whoever fails.
 
+Where pre-copy does not come to an end that is good enough, and post-copy is allowed, the VM is stopped and
+handed over with what is left: 1 to 3 as above, then `postcopy`.
+
+A VM's private disks are copied before 1, and are the same at both ends from then on (`mirrors`); such a VM is
+not handed over by post-copy.
+
 Without `divert` QEMU goes through to the end by itself, as it would for any hypervisor manager.
 """
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Awaitable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Coroutine
+from typing import Any
 
 import structlog
 
+from retinue.core.migration.copying import (
+    LEAST_LIMIT,
+    PLAIN,
+    SLOWEST_COPY,
+    CopyOptions,
+    Postcopy,
+    limit_for,
+)
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.host.errors import HostError
-from retinue.hypervisor.aio import both, run_to_completion, unless
+from retinue.hypervisor.aio import both, first_of, run_to_completion, unless, value
 from retinue.hypervisor.errors import HandedOverError, HypervisorError
 from retinue.hypervisor.interface import (
     Divert,
-    MigrationFailed,
     MigrationResult,
     OnEvent,
-    RunState,
+    OpenDisk,
+    RunsElsewhere,
     Stopped,
 )
 from retinue.hypervisor.memory_channel import Channel
+from retinue.hypervisor.qemu import postcopy
 from retinue.hypervisor.qemu.machine import EXITED, EventQueue, QemuMachine, QMPEvent, event_time
-from retinue.hypervisor.qemu.passes import ENDED, Passes
+from retinue.hypervisor.qemu.mirrors import Mirrors
+from retinue.hypervisor.qemu.passes import UNBOUNDED_DOWNTIME, Passes, downtime_limit
 from retinue.hypervisor.qemu.throttle import LARGEST_STEP, SMALLEST_STEP, Throttle
+from retinue.hypervisor.qemu.undoing import as_before
 
-LEAST_LIMIT, MOST_LIMIT = 60.0, 540.0
-"""Seconds from the order to copy until the VM runs at the target, for a small VM and for the largest."""
-SLOWEST_COPY = 10e6
-"""Bytes a second: a VM may take as long as four passes over its memory at this rate."""
-RECOVERY_LIMIT = 10.0
 LEAST_SECONDS = 0.05
 """In less no rate is measured, for a few frames may come at once."""
 UNBOUNDED_BANDWIDTH = 1 << 40
-UNBOUNDED_DOWNTIME = 2_000_000
-"""Milliseconds, the most QEMU takes: it converges at the next look."""
 
 log = structlog.get_logger()
-
-T = TypeVar("T")
-
-
-def downtime_limit(version: Sequence[int]) -> int:
-    """The `downtime-limit` in ms with which a QEMU (major, minor, micro) converges by itself in one pass.
-
-    Of an emulated VM a QEMU before 9.0 may lose writes where it looks more than once (`may_look_again`).
-
-    Before 8.0 it looks when what remains is less than bandwidth times the limit; with 0, never. A newer one
-    looks when nothing remains, too, and is never content with 0. In 8.x a limit beyond all measure makes
-    the first look the last one, at the price of a longer pause; from 9.0 looking is safe.
-    """
-    if version[0] < 8:
-        return 0
-    return UNBOUNDED_DOWNTIME if version[0] < 9 else 300
-
-
-def limit_for(memory: int) -> float:
-    """Seconds that the migration of a VM with so many bytes of memory may take."""
-    return min(MOST_LIMIT, LEAST_LIMIT + 4 * memory / SLOWEST_COPY)
 
 
 async def run_outgoing(
@@ -78,36 +66,44 @@ async def run_outgoing(
     on_event: OnEvent,
     divert: Divert | None,
     wanted_downtime: float = WANTED_DOWNTIME,
+    options: CopyOptions = PLAIN,
+    open_disk: OpenDisk | None = None,
     *,
     limit: float | None = None,
 ) -> MigrationResult:
     """See Hypervisor.run_outgoing."""
-    outgoing = _Outgoing(machine, channel, on_event, divert, wanted_downtime)
+    outgoing = _Outgoing(machine, channel, on_event, divert, wanted_downtime, options, open_disk)
     limit = limit_for(machine.spec.memory_mib << 20) if limit is None else limit
     vm = machine.spec.id
     with machine.events_into(outgoing.events):
         watching = asyncio.create_task(outgoing.watch(), name=f"QMP events of the outgoing migration of {vm}")
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(None) as clock:
+                await outgoing.copy_disks()  # Which has a limit of its own.
+                clock.reschedule(asyncio.get_running_loop().time() + limit)
                 return await outgoing.run()
         except BaseException as error:
             reason = _reason(error, limit)
             if outgoing.handed_over:
+                outgoing.keep_what_may_be_given_back()
                 if isinstance(error, (HostError, TimeoutError)):
                     raise HandedOverError(
-                        f"VM {vm} was handed over, and the target does not confirm that it runs: {reason}"
+                        f"VM {vm} was handed over, and {outgoing.unknown}: {reason}"
                     ) from error
                 raise
             watching.cancel()
-            # QEMU may wait for a reader, and answers nobody meanwhile: now it finds that there is none.
-            outgoing.throttle.close()
-            await run_to_completion(_as_before(machine, reason, on_event))
+            nobody = outgoing.let_qemu_answer()
+            await run_to_completion(outgoing.end_what_goes_on_beside())
+            await run_to_completion(as_before(machine, reason, on_event, outgoing.mirrors))
+            nobody.cancel()
             if isinstance(error, (HostError, TimeoutError)):
                 raise HypervisorError(f"VM {vm} was not migrated: {reason}") from error
             raise
         finally:
             watching.cancel()
-            outgoing.throttle.close()
+            outgoing.close()
+            await outgoing.end_what_goes_on_beside()
+            await outgoing.mirrors.close()
             await channel.close()
 
 
@@ -119,6 +115,8 @@ class _Outgoing:
         on_event: OnEvent,
         divert: Divert | None,
         wanted_downtime: float,
+        options: CopyOptions,
+        open_disk: OpenDisk | None,
     ) -> None:
         self._machine = machine
         self._channel = channel
@@ -131,9 +129,20 @@ class _Outgoing:
         self._stopped: asyncio.Future[float] = loop.create_future()
         self._completed: asyncio.Future[None] = loop.create_future()
         self._failed: asyncio.Future[str] = loop.create_future()
+        self._in_postcopy: asyncio.Future[None] = loop.create_future()
+        self._options = options
+        self._answers: postcopy.Answers | None = None
+        self._hearing: asyncio.Task[None] | None = None
+        self._runs_there = self._kept = False
         self._frames_before = self._converges_at = 0
-        self._passes = Passes(machine, self.throttle, channel, self._stopped.done, wanted_downtime, on_event)
-        self._stopping = False
+        self._passes = Passes(
+            machine, self.throttle, channel, self._stopped, wanted_downtime, on_event, options.postcopy
+        )
+        self._begun = self._stopping = False
+        """The memory is copied; QEMU may stop the VM. Before, what is left of another copy is cleared."""
+        self.mirrors = Mirrors(machine, open_disk, on_event)
+        self._side: list[asyncio.Task[None]] = []
+        """What goes on beside the copy; it fails the migration."""
         self.handed_over = False
 
     async def run(self) -> MigrationResult:
@@ -141,32 +150,42 @@ class _Outgoing:
         began, self._frames_before = time.time(), self._machine.frames_given()
         if self._divert is not None and await unless(self._failed, self._passes.until_little_remains()):
             await unless(self._failed, self._make_room(began))
-            await unless(self._failed, self._switch_over(self._divert))
+            if self._passes.to_postcopy:
+                resumed_at = await self._by_postcopy(self._divert)
+                if resumed_at is not None:
+                    return await self._result(began, resumed_at)
+            else:
+                await unless(self._failed, self._switch_over(self._divert))
         else:
             self.throttle.release_qemu_end()
             passing = asyncio.create_task(self._pass_on())
             try:
-                await unless(self._failed, _value(self._stopped))
+                await unless(self._failed, value(self._stopped))
                 if self._divert is not None:
                     log.warning("migration.paused_before_diverted", vm=self._machine.spec.id)
                     await unless(self._failed, self._divert(self._taps))
-                await unless(self._failed, _value(passing))
+                await unless(self._failed, value(passing))
             finally:
                 passing.cancel()
         await self._channel.send_memory(b"")
-        await unless(self._failed, _value(self._completed))
-        stopped_at = await self._stopped
+        await unless(self._failed, value(self._completed))
+        return await self._result(began, await self._hand_over())
+
+    async def _hand_over(self, **how: bool) -> float:
+        """Tell the target that the VM is its own; returns since when it runs there."""
         self.handed_over = True
-        await self._channel.send_message("handed_over")
-        answer = await self._channel.receive_message()
+        await self._channel.send_message("handed_over", **how)
+        answer = await (self._channel.receive_message() if self._answers is None else self._answers.message())
         if answer["type"] != "running":
             # The target's own message, and the only one that gives the VM back: it never ran there.
             self.handed_over = False
             raise HypervisorError(f"the target could not take the VM in: {answer.get('reason')}")
-        resumed_at = float(answer["at"])
+        return float(answer["at"])
+
+    async def _result(self, began: float, resumed_at: float) -> MigrationResult:
         ram = await self._statistics()
         return MigrationResult(
-            stopped_at=stopped_at,
+            stopped_at=await self._stopped,
             resumed_at=resumed_at,
             total_ms=(resumed_at - began) * 1000,
             transferred=ram.get("transferred", 0),
@@ -189,17 +208,54 @@ class _Outgoing:
 
     def _sort(self, event: QMPEvent) -> None:
         match event["event"], event.get("data", {}).get("status"):
-            case "STOP", _ if not self._stopped.done():
+            case "STOP", _ if self._begun and not self._stopped.done():
                 self._stopped.set_result(event_time(event))
                 if not self._stopping:  # QEMU ends by itself, and with it its stream.
                     self.throttle.release_qemu_end()
                 self._on_event(Stopped(self._machine.spec.id, event_time(event)))
+            case "MIGRATION", "pre-switchover":
+                self._beside(self._hand_disks_over(), "the disks are handed over")
             case "MIGRATION", "completed" if not self._completed.done():
                 self._completed.set_result(None)
+            case "MIGRATION", "postcopy-active" if not self._in_postcopy.done():
+                self._in_postcopy.set_result(None)
+            case "MIGRATION", "postcopy-paused":
+                self._fail("the way to the target is broken, with some of the memory still to go over")
             case "MIGRATION", "failed" | "cancelled" | "cancelling":
                 self._fail("the source gave up")
             case name, _ if name == EXITED:
                 self._fail("the source has ended")
+
+    async def copy_disks(self) -> None:
+        """Have them the same at both ends, and so until they are handed over."""
+        if not self.mirrors:
+            return
+        limit = LEAST_LIMIT + self.mirrors.size() / SLOWEST_COPY
+        try:
+            async with asyncio.timeout(limit):
+                await unless(self._failed, self.mirrors.start())
+                await unless(self._failed, self.mirrors.until_ready())
+        except TimeoutError as error:
+            raise HypervisorError(f"its disks are not copied within {limit:.0f} s") from error
+        self._beside(self.mirrors.watch(), "the disks stay the same")
+
+    async def end_what_goes_on_beside(self) -> None:
+        for task in self._side:
+            task.cancel()
+        await asyncio.gather(*self._side, return_exceptions=True)
+
+    async def _hand_disks_over(self) -> None:
+        await self.mirrors.finish()
+        await self._machine.execute("migrate-continue", state="pre-switchover")
+
+    def _beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        async def do() -> None:
+            try:
+                await work
+            except HostError as error:
+                self._fail(str(error))
+
+        self._side.append(asyncio.create_task(do(), name=f"{self._machine.spec.id}: {name}"))
 
     def _fail(self, reason: str) -> None:
         if not self._failed.done():
@@ -207,8 +263,15 @@ class _Outgoing:
 
     async def _prepare(self) -> None:
         machine, throttle = self._machine, self.throttle
-        capabilities = [{"capability": "events", "state": True}]
-        await machine.execute("migrate-set-capabilities", capabilities=capabilities)
+        await machine.set_capability("events", True)
+        await machine.set_capability("pause-before-switchover", bool(self.mirrors))
+        await machine.set_capability(postcopy.CAPABILITY, False)
+        how = Postcopy.NEVER if self._divert is None or self.mirrors else self._options.postcopy
+        if await postcopy.agree(machine, self._channel, how):
+            self._answers = postcopy.Answers(self._channel, throttle)
+            self._hearing = asyncio.create_task(self._answers.hear(), name=f"answers about {machine.spec.id}")
+        else:
+            self._passes.never_by_postcopy()
         found = (await machine.execute("query-version"))["qemu"]
         version = (found["major"], found["minor"], found["micro"])
         self._converges_at = downtime_limit(version)
@@ -223,6 +286,7 @@ class _Outgoing:
         uri = await machine.give(throttle.theirs)
         if self._divert is None:
             throttle.release_qemu_end()
+        self._begun = True
         await machine.execute("migrate", uri=uri)
 
     async def _make_room(self, began: float) -> None:
@@ -233,8 +297,7 @@ class _Outgoing:
         )
 
     async def _switch_over(self, divert: Divert) -> None:
-        await self._machine.drain(await divert(self._taps))
-        self._stopping = True
+        await self._drained(divert)
         if self._converges_at:
             await self._machine.execute("stop")
         self.throttle.set_window(LARGEST_STEP)
@@ -242,49 +305,78 @@ class _Outgoing:
         # Both at once: when all RAM has gone QEMU answers nobody before the rest has been read.
         await both(self._let_converge(), self._pass_on())
 
+    async def _by_postcopy(self, divert: Divert) -> float | None:
+        """Since when the VM runs at the target, when all has gone over; None: QEMU had nothing left to send
+        after the stop, so that all of it goes over as ever."""
+        machine = self._machine
+        await unless(self._failed, self._drained(divert))
+        await unless(self._failed, machine.execute("migrate-start-postcopy"))
+        self.throttle.set_window(postcopy.STEP)
+        self.throttle.release_qemu_end()
+        passing = asyncio.create_task(self._pass_on(postcopy.STEP), name=f"memory of {machine.spec.id}")
+        try:
+            await unless(self._failed, first_of(self._in_postcopy, self._completed, passing))
+            if not self._in_postcopy.done():
+                await unless(self._failed, passing)
+                return None
+            await unless(self._failed, value(self._stopped))
+            resumed_at = await unless(self._failed, self._hand_over(postcopy=True))
+            self._runs_there = True
+            self._on_event(RunsElsewhere(machine.spec.id, resumed_at))
+            ended = (passing, self._completed, self._failed)
+            await run_to_completion(
+                postcopy.send_the_rest(
+                    machine, self.throttle, *ended, self._passes.number + 1, self._on_event
+                )
+            )
+            await self._channel.send_memory(b"")
+            return resumed_at
+        finally:
+            passing.cancel()
+            await asyncio.gather(passing, return_exceptions=True)
+
+    async def _drained(self, divert: Divert) -> None:
+        await self._machine.drain(await divert(self._taps))
+        self._stopping = True
+
+    @property
+    def unknown(self) -> str:
+        """What is not known of a VM that was handed over."""
+        if self._runs_there:
+            return "runs at the target, which lacks some of its memory"
+        return "the target does not confirm that it runs"
+
+    def keep_what_may_be_given_back(self) -> None:
+        """A VM that was handed over in post-copy, of which nobody says that it has run: see `postcopy`."""
+        if self._in_postcopy.done() and not self._runs_there:
+            self._kept = True
+            self._machine.kept.append(self.throttle)
+            self.throttle.keep_open()
+
+    def let_qemu_answer(self) -> "asyncio.Future[Any]":
+        """QEMU may wait for a reader, and answers nobody meanwhile: now it finds that there is none. In
+        post-copy it must find one: see `postcopy`."""
+        if self._stopping and self._passes.to_postcopy:
+            return asyncio.ensure_future(self.throttle.read_for_nobody())
+        self.throttle.close()
+        return asyncio.get_running_loop().create_future()
+
+    def close(self) -> None:
+        if self._hearing is not None:
+            self._hearing.cancel()
+        if not self._kept:
+            self.throttle.close()
+
     async def _let_converge(self) -> None:
         """An older QEMU is content when nothing remains; a newer one never is with a limit of 0."""
         if self._converges_at:
             limit = UNBOUNDED_DOWNTIME
             await self._machine.execute("migrate-set-parameters", downtime_limit=limit)
 
-    async def _pass_on(self) -> None:
+    async def _pass_on(self, step: int = LARGEST_STEP) -> None:
         """Pass on all that is left of the stream."""
-        while chunk := await self.throttle.read(LARGEST_STEP):
+        while chunk := await self.throttle.read(step):
             await self._channel.send_memory(chunk)
-
-
-async def _value(future: Awaitable[T]) -> T:
-    if isinstance(future, asyncio.Future):
-        return await asyncio.shield(future)
-    return await future
-
-
-async def _as_before(machine: QemuMachine, reason: str, on_event: OnEvent) -> None:
-    """Cancel the migration, where it is still under way, and resume the source."""
-    runs, waited = False, 0
-    try:
-        async with asyncio.timeout(RECOVERY_LIMIT):
-            if await _status(machine) not in ENDED:
-                with contextlib.suppress(HostError):
-                    await machine.execute("migrate_cancel")
-                while True:
-                    if await _status(machine) in ENDED:
-                        break
-                    await asyncio.sleep(0.005)
-            if await machine.state() is not RunState.RUNNING:
-                with contextlib.suppress(HostError):  # A figure only: the VM is resumed in any case.
-                    waited = await machine.waiting()
-                await machine.resume()
-            runs = True
-    except (HostError, TimeoutError) as error:
-        log.error("migration.source_not_resumed", vm=machine.spec.id, error=str(error))
-    on_event(MigrationFailed(machine.spec.id, time.time(), reason, source_runs=runs, queued_frames=waited))
-
-
-async def _status(machine: QemuMachine) -> str:
-    """The state of the source's migration; "none" before the first."""
-    return str((await machine.execute("query-migrate")).get("status", "none"))
 
 
 def _reason(error: BaseException, limit: float) -> str:

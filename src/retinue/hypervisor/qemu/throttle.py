@@ -27,6 +27,7 @@ class Throttle:
         self._ours, self.theirs = socket.socketpair()
         self._ours.setblocking(False)
         self.read_bytes = 0
+        self._for_nobody: asyncio.Task[None] | None = None
 
     def set_window(self, nbytes: int) -> None:
         """Let the socket hold about `nbytes` at most, if it is still ours to set."""
@@ -45,7 +46,24 @@ class Throttle:
         self.read_bytes += len(chunk)
         return chunk
 
+    async def write(self, nbytes: bytes) -> None:
+        """Give QEMU what the target's answers it, if it still listens."""
+        with contextlib.suppress(OSError):
+            await asyncio.get_running_loop().sock_sendall(self._ours, nbytes)
+
+    async def read_for_nobody(self) -> None:
+        """Let QEMU be rid of all it sends, so that it can be told to stop."""
+        with contextlib.suppress(OSError):
+            while await self.read(LARGEST_STEP):
+                pass
+
+    def keep_open(self) -> None:
+        """Until it is closed: read on for nobody, for a QEMU that cannot write does not answer."""
+        self._for_nobody = asyncio.create_task(self.read_for_nobody(), name="read for nobody")
+
     def close(self) -> None:
+        if self._for_nobody is not None:
+            self._for_nobody.cancel()
         for end in (self._ours, self.theirs):
             with contextlib.suppress(OSError):
                 end.close()

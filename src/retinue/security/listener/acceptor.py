@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import structlog
 
-from retinue.core.limits import CONNECTIONS_A_SECOND, MOST_STRANGERS
+from retinue.core.limits import CONNECTIONS_A_SECOND
 from retinue.security.listener import descriptors
 from retinue.security.listener.pending import PendingConnections
 from retinue.security.listener.rejections import Rejection
@@ -64,7 +64,7 @@ class Acceptor:
         """Listen; the port, which the system chooses when given 0. Raises OSError."""
         loop = asyncio.get_running_loop()
         self._most = descriptors.share(self._part)
-        self._pending.limit_to(max(1, min(MOST_STRANGERS, self._most // 2)))
+        self._pending.limit_to(max(1, self._most // 2))
         found = await resolved(host, port)
         try:
             for family, type, protocol, _, address in dict.fromkeys(found):

@@ -27,8 +27,14 @@ class PendingConnections:
     a sentence, and the Rejection by which it is counted.
     """
 
-    def __init__(self, most: int, reject: Callable[[str, str, str], None]) -> None:
-        self._most = most
+    def __init__(
+        self, most: int, reject: Callable[[str, str, str], None], known: Callable[[], int] = lambda: 0
+    ) -> None:
+        """`known`: how many peers are known by name; all of them may come back at once, so that there may be
+        as many besides."""
+        self._at_least = most
+        self._known = known
+        self._limit: int | None = None
         self._reject = reject
         self._pending: dict[PendingConnection, str] = {}
         """With its peer's host."""
@@ -38,8 +44,13 @@ class PendingConnections:
         return len(self._pending)
 
     def limit_to(self, most: int) -> None:
-        """So many at most, if that is less than before."""
-        self._most = min(self._most, most)
+        """So many at most, if that is less."""
+        self._limit = most
+
+    @property
+    def _most(self) -> int:
+        most = self._at_least + self._known()
+        return most if self._limit is None else min(most, self._limit)
 
     def enter(self, connection: PendingConnection) -> None:
         host = connection.peer.rpartition(":")[0]

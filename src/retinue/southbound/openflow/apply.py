@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from retinue.core.pipeline.entry import Change
+from retinue.patience import patience
 from retinue.southbound.openflow import bundle
 from retinue.southbound.openflow.codec import encode
 from retinue.southbound.openflow.codec.messages import BundleControl, GroupDesc, MeterConfig, MultipartReply
@@ -38,7 +39,7 @@ class Applier:
         async with self._lock:
             limit = timeout + PER_FLOW * change.flow_count
             try:
-                async with asyncio.timeout(limit):
+                async with patience(limit):
                     await self._apply(change, now)
             except TimeoutError:
                 raise TimeoutError(

@@ -3,15 +3,20 @@
 The handshake is HELLO, features and ports, within a time limit. After that whole messages go to the session.
 A peer that sends what is not OpenFlow, falls silent, or does not read, is cut off; other connections do not
 notice.
+
+Where controllers share their switches, what a switch hears first is that this one is a standby (SLAVE): of a
+new connection it would take everything, whoever is the master. Whatever follows the handshake is sent only
+while this controller has the mandate, which is asked before every write.
 """
 
 import asyncio
 import socket
-import time
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from retinue.patience import after, served
 from retinue.security.listener.rejections import Rejection
 from retinue.security.listener.tls_gate import peer_name
 from retinue.southbound.openflow.codec import encode, wire
@@ -25,8 +30,15 @@ from retinue.southbound.openflow.codec.messages import (
     Message,
     MultipartReply,
     PortDesc,
+    RoleReply,
 )
-from retinue.southbound.openflow.codec.wire import MAX_MESSAGE, Framer, MultipartType, ProtocolError
+from retinue.southbound.openflow.codec.wire import (
+    MAX_MESSAGE,
+    ControllerRole,
+    Framer,
+    MultipartType,
+    ProtocolError,
+)
 
 EARLY_LIMIT = 4096
 """Longest message, in bytes, accepted before the peer has sent its datapath id."""
@@ -60,6 +72,23 @@ class Receiver(Protocol):
     def lost(self, reason: str) -> None: ...
 
 
+class Mandate(Protocol):
+    """Whether this controller is the one that may program the switches (see controller.leadership)."""
+
+    @property
+    def epoch(self) -> int:
+        """The newest one known: no switch has been shown a later generation id, for all we know."""
+
+    def holds(self) -> bool:
+        """True while this controller is the active one, and knows it for certain."""
+
+
+_TCP_INFO = 104
+"""Bytes of struct tcp_info (linux/tcp.h) that every kernel has."""
+_LAST_DATA_RECEIVED = 52
+"""Where tcpi_last_data_recv is: milliseconds, 32 bits."""
+
+
 class ConnectionOwner(Protocol):
     """Keeps the connections and decides which switches are admitted: the server."""
 
@@ -76,13 +105,15 @@ class ConnectionOwner(Protocol):
 class Connection(asyncio.Protocol):
     """The asyncio protocol of one switch's connection: handshake, framing, keep-alive, back-pressure."""
 
-    def __init__(self, owner: ConnectionOwner, timing: Timing) -> None:
+    def __init__(self, owner: ConnectionOwner, timing: Timing, mandate: Mandate | None = None) -> None:
+        """`mandate`: None: this controller shares its switches with no other."""
         self.peer = "?"
         self.certificate: Mapping[str, Any] | None = None
         """The switch's verified certificate, as ssl.SSLSocket.getpeercert shows it; None without TLS."""
         self.receiver: Receiver | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._owner = owner
+        self._mandate = mandate
         self._timing = timing
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -91,7 +122,7 @@ class Connection(asyncio.Protocol):
         self._features: FeaturesReply | None = None
         self._ports: list[PortDesc] = []
         self._early: list[Message] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: after | None = None
         self._last_message = 0.0
         self._xid = 0
         self._end: tuple[str, str] | None = None
@@ -108,9 +139,9 @@ class Connection(asyncio.Protocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._timer = self._loop.call_later(self._timing.hello_timeout, self._too_slow)
+        self._timer = after(self._timing.hello_timeout, self._too_slow)
         self._owner.opened(self)
-        self.write(encode.hello(self.xid()))
+        self._put(encode.hello(self.xid()))
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -142,6 +173,7 @@ class Connection(asyncio.Protocol):
         self._owner.ended(self, reason, kind)
         if self.receiver is not None:
             self.receiver.lost(reason)
+        self.receiver = None  # Each refers to the other: nobody need look for them.
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -156,6 +188,18 @@ class Connection(asyncio.Protocol):
         """Bytes that wait to be sent."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
+    def waited(self) -> float:
+        """Seconds since the newest of what has come in on this connection was received by this machine's
+        kernel, however late it is read and worked on; 0 where the kernel does not say. (OpenFlow tells no
+        time at the switch.)"""
+        sock = None if self._transport is None else self._transport.get_extra_info("socket")
+        try:
+            info = b"" if sock is None else sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO)
+        except OSError:  # A Unix socket, or one that is closed.
+            return 0.0
+        ended = len(info) < _LAST_DATA_RECEIVED + 4
+        return 0.0 if ended else int.from_bytes(info[_LAST_DATA_RECEIVED:][:4], sys.byteorder) / 1000
+
     def xid(self, count: int = 1) -> int:
         """The first of `count` unused transaction ids in a row. Never 0, which is the switch's own."""
         if self._xid + count > 0xFFFFFFFF:
@@ -165,7 +209,18 @@ class Connection(asyncio.Protocol):
         return first
 
     def write(self, data: bytes) -> None:
-        """Send without waiting. Nothing happens on a connection that has ended."""
+        """Send without waiting. Nothing happens on a connection that has ended.
+
+        Without the mandate the connection ends instead: what was to be sent is not for this controller to
+        say.
+        """
+        if self._mandate is not None and not self._mandate.holds():
+            self.end("this controller is not the active one, or cannot know it")
+            return
+        self._put(data)
+
+    def _put(self, data: bytes) -> None:
+        """What also a standby sends: the handshake, and that it is alive."""
         if not self.alive or self._transport is None:
             return
         self._transport.write(data)
@@ -195,9 +250,9 @@ class Connection(asyncio.Protocol):
     # ---- handshake, then keep-alive ----
 
     def _take(self, message: Message) -> None:
-        self._last_message = time.monotonic()
+        self._last_message = served()
         if isinstance(message, EchoRequest):
-            self.write(encode.echo_reply(message.xid, message.data))
+            self._put(encode.echo_reply(message.xid, message.data))
         elif isinstance(message, EchoReply):
             pass
         elif self.receiver is not None:
@@ -212,12 +267,14 @@ class Connection(asyncio.Protocol):
             raise ProtocolError(f"{type(message).__name__} before HELLO", Rejection.HANDSHAKE)
         if not message.speaks(wire.VERSION):
             known = sorted(message.versions) or [message.version]
-            self.write(encode.error(message.xid, 0, 0, b"OpenFlow 1.4 (0x05) is needed"))
+            self._put(encode.error(message.xid, 0, 0, b"OpenFlow 1.4 (0x05) is needed"))
             raise ProtocolError(
                 f"no OpenFlow 1.4 (wire version 5): the switch speaks {known}", Rejection.VERSION
             )
         self._hello = True
-        self.write(encode.set_config(self.xid()) + encode.features_request(self.xid()))
+        if self._mandate is not None:
+            self._put(encode.role_request(self.xid(), ControllerRole.SLAVE, self._mandate.epoch))
+        self._put(encode.set_config(self.xid()) + encode.features_request(self.xid()))
 
     def _learn(self, message: Message) -> None:
         match message:
@@ -233,11 +290,13 @@ class Connection(asyncio.Protocol):
                 self._owner.admit(self, message.dpid)
                 self._features = message
                 self._framer.limit = MAX_MESSAGE
-                self.write(encode.multipart_request(self.xid(), MultipartType.PORT_DESC))
+                self._put(encode.multipart_request(self.xid(), MultipartType.PORT_DESC))
             case MultipartReply(type=MultipartType.PORT_DESC) if self._features is not None:
                 self._ports.extend(part for part in message.parts if isinstance(part, PortDesc))
                 if not message.more:
                     self._complete(self._features)
+            case RoleReply():
+                pass
             case ErrorMessage():
                 raise ProtocolError(f"the switch rejected the handshake: {message.text}", Rejection.HANDSHAKE)
             case _ if len(self._early) < EARLY_MESSAGES:
@@ -259,10 +318,10 @@ class Connection(asyncio.Protocol):
 
     def _tick(self) -> None:
         """Send an echo request when the switch is quiet. Part of a message does not count as activity."""
-        quiet = time.monotonic() - self._last_message
+        quiet = served() - self._last_message
         if quiet > self._timing.echo_timeout:
             self.end(f"no message for {quiet:.1f} s", Rejection.TIMEOUT)
             return
         if quiet >= self._timing.echo_interval * 0.5:
-            self.write(encode.echo_request(self.xid()))
-        self._timer = self._loop.call_later(self._timing.echo_interval, self._tick)
+            self._put(encode.echo_request(self.xid()))
+        self._timer = after(self._timing.echo_interval, self._tick)

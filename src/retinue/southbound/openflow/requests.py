@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from retinue.patience import patience
 from retinue.southbound.openflow.codec.messages import ErrorMessage, Message
 from retinue.southbound.openflow.connection import Connection
 
@@ -74,7 +75,7 @@ class Requests:
         """Send one message and return its replies. Raises Rejected, ConnectionError, TimeoutError."""
         with self.open(1) as request:
             try:
-                async with asyncio.timeout(timeout):
+                async with patience(timeout):
                     await self.send(request, (encode(request.first),), request.first)
             except TimeoutError:
                 text = f"switch {self._switch} did not answer when asked for {what} within {timeout:g} s"

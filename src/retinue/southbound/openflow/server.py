@@ -22,7 +22,7 @@ from retinue.security.listener.rejections import Rejection
 from retinue.security.listener.tls_gate import TlsGate
 from retinue.southbound.openflow.codec.messages import FeaturesReply, PortDesc
 from retinue.southbound.openflow.codec.wire import ProtocolError
-from retinue.southbound.openflow.connection import Connection, Receiver, Timing
+from retinue.southbound.openflow.connection import Connection, Mandate, Receiver, Timing
 from retinue.southbound.openflow.requests import Rejected
 from retinue.southbound.openflow.session import Session, SwitchHandler
 
@@ -42,6 +42,8 @@ class OpenFlowServer:
     echo_interval, echo_timeout: a quiet switch is sent an echo request, and cut off when nothing comes.
     ssl: a server context; require certificates in it to know the switches.
     admits: called once the switch has sent its datapath id.
+    known: how many switches there are; as many more than max_pending may be in their handshake.
+    mandate: where controllers share the switches; the handler then takes each of them over by a role request.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class OpenFlowServer:
         ssl: ssl_module.SSLContext | None = None,
         admits: Admits = lambda certificate, dpid, peer: "",
         max_pending: int = MOST_STRANGERS,
+        known: Callable[[], int] = lambda: 0,
+        mandate: Mandate | None = None,
     ) -> None:
         self.rejected: Counter[str] = Counter()
         """Connections cut off for what the peer did, by Rejection."""
@@ -63,7 +67,8 @@ class OpenFlowServer:
         self._timing = Timing(hello_timeout, echo_interval, echo_timeout)
         self._ssl = ssl
         self._admits = admits
-        self._pending = PendingConnections(max_pending, self._reject)
+        self._mandate = mandate
+        self._pending = PendingConnections(max_pending, self._reject, known)
         self._connections: set[Connection] = set()
         factory = self._connection if ssl is None else self._gate
         self._acceptor = Acceptor(factory, self._pending, self._reject, PART)
@@ -79,19 +84,23 @@ class OpenFlowServer:
         log.info("openflow.listening", host=host, port=bound, tls=self._ssl is not None)
         return bound
 
+    def end_all(self, reason: str) -> None:
+        """End every connection; switches come back, and are taken on anew."""
+        for connection in list(self._connections):
+            connection.end(reason)
+
     async def stop(self) -> None:
         """Stop listening and end every session. Switches keep forwarding with the entries they have."""
         self._acceptor.close()
         leaving = list(self._connections)
-        for connection in leaving:
-            connection.end("the controller stops")
+        self.end_all("the controller stops")
         await self._pending.end("the controller stops")
         await asyncio.gather(*(connection.closed for connection in leaving))
 
     # ---- connections coming and going ----
 
     def _connection(self) -> Connection:
-        return Connection(self, self._timing)
+        return Connection(self, self._timing, self._mandate)
 
     def _gate(self) -> TlsGate:
         assert self._ssl is not None

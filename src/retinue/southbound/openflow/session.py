@@ -9,6 +9,7 @@ from retinue.core.pipeline.entry import Change, Group, Meter, PortNo
 from retinue.southbound.openflow.apply import Applier
 from retinue.southbound.openflow.codec import encode
 from retinue.southbound.openflow.codec.messages import (
+    AggregateStats,
     BarrierReply,
     BundleControl,
     ErrorMessage,
@@ -18,11 +19,13 @@ from retinue.southbound.openflow.codec.messages import (
     GroupDesc,
     Message,
     MeterConfig,
+    MeterStats,
     MultipartReply,
     PacketIn,
     PortDesc,
     PortStatus,
     RoleReply,
+    RoleStatus,
 )
 from retinue.southbound.openflow.codec.wire import ControllerRole, PortReason
 from retinue.southbound.openflow.connection import Connection
@@ -70,6 +73,8 @@ class Session:
         self.n_tables = features.tables
         self.peer = connection.peer
         self.ports: dict[str, int] = {port.name: port.number for port in ports}
+        self.down = frozenset(port.name for port in ports if not port.up)
+        """Ports without a link, or switched off."""
         """Port numbers by name, as they are now."""
         self.flow_mods_sent = 0
         """Flows added and removed, by changes the switch confirmed."""
@@ -96,6 +101,10 @@ class Session:
     def backlog(self) -> int:
         """Bytes that wait to be sent to the switch."""
         return self._connection.backlog
+
+    def waited(self) -> float:
+        """As Connection.waited: how long ago, at the least, the message was received that is worked on."""
+        return self._connection.waited()
 
     # ---- what can be asked ----
 
@@ -135,6 +144,14 @@ class Session:
             log.warning("openflow.unknown_flows", switch=hex(self.dpid), count=left_out)
         return _parts(replies, FlowStats)
 
+    async def read_packets(self, cookie: int = 0, cookie_mask: int = 0, timeout: float = 30.0) -> int:
+        """How many packets all flows together have matched whose cookie agrees with `cookie` in the mask's
+        bits: one number, however many flows they are."""
+        replies = await self._requests.ask(
+            lambda xid: encode.aggregate_request(xid, cookie, cookie_mask), "a sum over its flows", timeout
+        )
+        return sum(sums.packets for sums in _parts(replies, AggregateStats))
+
     async def read_groups(self, timeout: float = 30.0) -> dict[int, Group]:
         """Select groups by id; groups of other kinds are left out."""
         replies = await self._requests.ask(encode.group_desc_request, "its groups", timeout)
@@ -146,6 +163,11 @@ class Session:
         return {
             config.id: config.meter for config in _parts(replies, MeterConfig) if config.meter is not None
         }
+
+    async def read_meter_stats(self, timeout: float = 30.0) -> list[MeterStats]:
+        """What each meter has let through and dropped."""
+        replies = await self._requests.ask(encode.meter_stats_request, "the counts of its meters", timeout)
+        return list(_parts(replies, MeterStats))
 
     async def request_role(
         self, role: ControllerRole, generation_id: int, timeout: float = 5.0
@@ -194,6 +216,8 @@ class Session:
                 self._requests.replied(message, message.more)
             case FlowRemoved():
                 self._tell(lambda: self._handler.flow_removed(self, message))
+            case RoleStatus() if message.role == ControllerRole.SLAVE:
+                self.close("another controller is its master now")
             case PortStatus():
                 self._note_port(message)
                 self._tell(lambda: self._handler.port_status(self, message))
@@ -213,8 +237,11 @@ class Session:
     def _note_port(self, message: PortStatus) -> None:
         port = message.port
         self.ports = {name: number for name, number in self.ports.items() if number != port.number}
+        self.down -= {port.name}
         if message.reason != PortReason.DELETE:
             self.ports[port.name] = port.number
+            if not port.up:
+                self.down |= {port.name}
 
     def _note_error(self, message: ErrorMessage) -> None:
         self.errors += 1

@@ -14,6 +14,7 @@ import structlog
 
 from retinue import socket_addresses
 from retinue.core.limits import LARGEST_FIRST_MESSAGE
+from retinue.patience import patience, pause, served
 from retinue.southbound.ovsdb.wire import (
     REPLY_LIMIT,
     Framer,
@@ -77,7 +78,7 @@ class Connection:
         self._waiting: dict[int, _Waiting] = {}
         self._handlers: dict[str, Callable[[list[Any]], None]] = {}
         self._ended: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-        self._heard = asyncio.get_running_loop().time()
+        self._heard = served()
         self._tasks = [asyncio.create_task(self._read(), name=f"ovsdb read {self.name}")]
         if probe:
             self._tasks.append(asyncio.create_task(self._probe(probe), name=f"ovsdb probe {self.name}"))
@@ -104,7 +105,7 @@ class Connection:
         self._waiting[number] = _Waiting(future, on_reply)
         try:
             self._send({"method": method, "params": params, "id": number})
-            async with asyncio.timeout(timeout):
+            async with patience(timeout):
                 return await future
         except TimeoutError:
             raise TimeoutError(f"{self.name}: no answer to {method} in {timeout} s") from None
@@ -191,10 +192,9 @@ class Connection:
     # ---- what comes in ----
 
     async def _read(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
             while data := await self._reader.read(READ_BYTES):
-                self._heard = loop.time()
+                self._heard = served()
                 for text in self._framer.feed(data):
                     self._take(decode(text))
                     if self._ended.done():
@@ -255,15 +255,14 @@ class Connection:
             self.close(ConnectionLostError(f"the peer has left {unread} bytes unread"))
 
     async def _probe(self, interval: float) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(max(0.0, self._heard + interval - loop.time()))
+            await pause(max(0.0, self._heard + interval - served()))
             silence_since = self._heard
-            if loop.time() - silence_since < interval:
+            if served() - silence_since < interval:
                 continue
             self._last_id = next(self._ids)
             self._send({"method": "echo", "params": [], "id": self._last_id})
-            await asyncio.sleep(interval)
+            await pause(interval)
             if self._heard == silence_since:
                 self.close(ConnectionLostError(f"nothing came from the peer in {2 * interval:g} s"))
                 return
@@ -302,7 +301,8 @@ async def connect(
     try:
         async with asyncio.timeout(timeout):
             if kind == "unix":
-                streams = await asyncio.open_unix_connection(rest, limit=READ_BYTES)
+                with socket_addresses.short_path(rest) as path:
+                    streams = await asyncio.open_unix_connection(path, limit=READ_BYTES)
             else:
                 streams = await asyncio.open_connection(
                     host, port, limit=READ_BYTES, ssl=ssl if kind == "ssl" else None

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from retinue.core.limits import LARGEST_DATABASE, MOST_STRANGERS
+from retinue.patience import patience
 from retinue.security.listener.acceptor import Acceptor
 from retinue.security.listener.pending import PendingConnections
 from retinue.security.listener.rejections import Rejection
@@ -59,7 +60,8 @@ class OvsdbListener:
     """Accepts OVSDB servers and gives each to `handler`, which has the connection until it returns.
 
     `proof_timeout` is the time in seconds a peer has for TLS, and then to show what it is; `unproved_limit`
-    is how many may be at that stage at once: of more, the oldest goes. `may_dial` is asked first.
+    is how many may be at that stage at once: of more, the oldest goes; `known` tells how many more may
+    be, since so many databases are known. `may_dial` is asked first.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class OvsdbListener:
         unproved_limit: int = MOST_STRANGERS,
         probe: float | None = 5.0,
         may_dial: MayDial = lambda certificate, peer: "",
+        known: Callable[[], int] = lambda: 0,
     ) -> None:
         self.rejected: Counter[str] = Counter()
         """Connections rejected, by Rejection."""
@@ -80,7 +83,7 @@ class OvsdbListener:
         self._proof_timeout = proof_timeout
         self._probe = probe
         self._may_dial = may_dial
-        self._pending = PendingConnections(unproved_limit, self._reject)
+        self._pending = PendingConnections(unproved_limit, self._reject, known)
         self._acceptor = Acceptor(
             self._streams if ssl is None else self._gate, self._pending, self._reject, PART
         )
@@ -157,7 +160,7 @@ class OvsdbListener:
             raise RejectedError(Rejection.IDENTITY, why_not)
         connection = Connection(reader, writer, probe=self._probe, limit=LARGEST_DATABASE)
         try:
-            async with asyncio.timeout(self._proof_timeout):
+            async with patience(self._proof_timeout):
                 await connection.prove()
                 return connection
         except BaseException as e:

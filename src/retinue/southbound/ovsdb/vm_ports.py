@@ -2,13 +2,13 @@
 
 Works on the tables of a `Replica` of the database "Open_vSwitch" with `COLUMNS`, and changes nothing. A port
 is known by the keys libvirt and QEMU scripts set on its interface (external_ids: iface-id, attached-mac,
-vm-id); names and OpenFlow numbers differ from host to host.
+vm-id), and ours (host); names and OpenFlow numbers differ from host to host.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from retinue.core.limits import LARGEST_PORT_NUMBER, LONGEST_ID, PORT_NAME
+from retinue.core.limits import HIGHEST_VLAN, LARGEST_PORT_NUMBER, LONGEST_ID, PORT_NAME
 from retinue.core.model import Mac, ModelError, PortStatus, entity_id, mac
 from retinue.core.text import cut, quoted
 from retinue.southbound.ovsdb.replica import Tables
@@ -18,7 +18,7 @@ DATABASE = "Open_vSwitch"
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "Open_vSwitch": ("bridges", "ovs_version"),
     "Bridge": ("name", "datapath_id", "ports"),
-    "Port": ("name", "interfaces"),
+    "Port": ("name", "interfaces", "tag", "trunks"),
     "Interface": ("name", "ofport", "link_state", "admin_state", "external_ids"),
 }
 
@@ -49,6 +49,12 @@ class BridgePort:
     vm_id: str | None = None
     bond: str | None = None
     """Name of the OVS port it belongs to together with other interfaces; None when it is alone."""
+    tag: int = 0
+    """The VLAN that its OVS port is given, as libvirt does for `<vlan>`; 0: none."""
+    trunks: tuple[int, ...] = ()
+    """The VLANs that it is said to carry as a trunk."""
+    host: str = ""
+    """The machine whose port it is, where several share the switch; "" where nobody says so."""
     problem: str = ""
     """What is wrong with its entries, for the operator; "" if nothing is."""
 
@@ -101,7 +107,10 @@ def interfaces(tables: Tables) -> list[BridgePort]:
         for port in _referred(tables, "Port", bridge["ports"]):
             members = list(_referred(tables, "Interface", port["interfaces"]))
             bond = _text(port["name"]) if len(members) > 1 else None
-            found += [_bridge_port(dpid, _text(bridge["name"]), row, bond) for row in members]
+            of_bridge = [_bridge_port(dpid, _text(bridge["name"]), row, bond) for row in members]
+            tag, trunks = _vlan(port.get("tag")), port.get("trunks")
+            carries = tuple(map(_vlan, trunks)) if isinstance(trunks, tuple) else ()
+            found += [replace(one, tag=tag, trunks=carries) for one in of_bridge]
     return sorted(found, key=lambda p: p.key)
 
 
@@ -132,6 +141,12 @@ def _bridge_port(dpid: int, bridge: str, row: Row, bond: str | None) -> BridgePo
                 raise ModelError(f"{quoted(name)} cannot be a port's name: visible ASCII, up to {LONGEST_ID}")
     except ModelError as e:
         iface_id, problem = "", f"external_ids:iface-id of interface {quoted(name)}: {e}"
+    host = _text(ids.get("host"))
+    try:
+        if host:
+            entity_id(host, "a host")
+    except ModelError as e:
+        host, problem = "", f"external_ids:host of interface {quoted(name)}: {e}"
     return BridgePort(
         dpid=dpid,
         bridge=cut(bridge, LONGEST_ID),
@@ -142,6 +157,7 @@ def _bridge_port(dpid: int, bridge: str, row: Row, bond: str | None) -> BridgePo
         attached_mac=address,
         vm_id=cut(_text(ids.get("vm-id")), LONGEST_ID) or None,
         bond=bond,
+        host=host,
         problem=problem,
     )
 
@@ -155,6 +171,10 @@ def _status(row: Row) -> PortStatus:
 def _number(ofport: Value) -> int | None:
     """-1 stands for an interface that could not be made (ovs-vswitchd.conf.db(5))."""
     return ofport if isinstance(ofport, int) and 0 < ofport <= LARGEST_PORT_NUMBER else None
+
+
+def _vlan(value: Value) -> int:
+    return value if isinstance(value, int) and 0 <= value <= HIGHEST_VLAN else 0
 
 
 def _dpid(text: Value) -> int | None:

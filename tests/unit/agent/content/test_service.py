@@ -48,6 +48,8 @@ async def test_an_image_is_fetched_by_name_with_a_file_of_it(agents: ImageAgents
     assert (held["held"], held["base"], held["fallbacks"]) == (len(DATA), True, 0)
     assert agents.services["server2"].store.base_file("d").read_bytes() == DATA
     assert agents.services["server1"].serving.sent == FETCHED
+    fetched = (await agents.services["server2"].reports.report())["fetched"]
+    assert sum(fetched["counts"]) == FETCHED // CHUNK_BYTES + 1 and fetched["seconds"] > 0
 
 
 async def test_two_who_fetch_at_once_fetch_from_each_other(agents: ImageAgents) -> None:
@@ -248,30 +250,30 @@ async def test_a_report_says_which_order_it_answers_and_nothing_of_earlier_ones(
     await agents.publish("server1", "d", DATA)
     service = agents.services["server2"]
     service.store.quota = 1
-    agents.order("server2", "d", id=7)
+    agents.order("server2", "d", order=7)
     failed = await agents.controller.until("server2", "d", ImageState.FAILED)
     assert (failed["order"], "the quota" in failed["reason"]) == (7, True)
-    agents.order("server2", "d", id=8)
-    said = (await service._report())["images"][0]
+    agents.order("server2", "d", order=8)
+    said = (await service.reports.report())["images"][0]
     assert (said["order"], said["state"], said["reason"]) == (8, ImageState.FETCHING, "")
     service.store.quota = 1 << 30
-    agents.order("server2", "d", id=9)
+    agents.order("server2", "d", order=9)
     assert (await agents.controller.until("server2", "d"))["order"] == 9
-    service.on_event(ControllerEvent(EventType.IMAGE_FETCH, id=10, server="server1", image="d"))
-    assert (await service._report())["images"][0]["order"] == 9, "it was another server's"
+    service.on_event(ControllerEvent(EventType.IMAGE_FETCH, order=10, server="server1", image="d"))
+    assert (await service.reports.report())["images"][0]["order"] == 9, "it was another server's"
 
 
 async def test_an_order_is_said_to_be_carried_out_before_anything_is_known_of_the_image(
     agents: ImageAgents,
 ) -> None:
     await agents.publish("server1", "d", DATA)
-    agents.order("server2", "d", id=7)
-    (said,) = (await agents.services["server2"]._report())["images"]
+    agents.order("server2", "d", order=7)
+    (said,) = (await agents.services["server2"].reports.report())["images"]
     assert (said["name"], said["state"], said["order"], said["held"]) == ("d", ImageState.FETCHING, 7, 0)
     await agents.controller.until("server2", "d")
     agents.services["server2"].on_event(ControllerEvent(EventType.IMAGE_REMOVED, image="d"))
     await asyncio.gather(*agents.services["server2"]._tasks.values(), return_exceptions=True)
-    assert (await agents.services["server2"]._report())["images"] == []
+    assert (await agents.services["server2"].reports.report())["images"] == []
 
 
 async def test_scrub_mends_what_has_gone_bad(agents: ImageAgents) -> None:
@@ -352,5 +354,5 @@ async def test_the_report_of_many_images_is_not_too_long_for_the_controller(agen
             SignedManifest(manifest.name, 1, manifest.list_digest, 7), chunks.data, "server1"
         )
         made.pins = pins
-        service._reasons[made.name] = "r" * 500
-    assert len(msgspec.json.encode(await service._report())) < LARGEST_REPORT
+        service.reports.reasons[made.name] = "r" * 500
+    assert len(msgspec.json.encode(await service.reports.report())) < LARGEST_REPORT

@@ -218,3 +218,54 @@ def test_an_image_may_have_any_name_that_the_draft_of_a_file_has_not(store: Stor
     again = Store(store.folder, QUOTA)
     assert set(again.images) == {"d", "d.new"}
     assert again.base_file("d.new").read_bytes() == DATA
+
+
+def test_a_store_that_evicts_lets_go_of_what_nobody_asked_for_the_longest(tmp_path: Path) -> None:
+    store = Store(tmp_path / "cache", 4 * CHUNK_BYTES, evicts=True)
+    first = filled(store, "d", some_bytes(4))
+    for n, path in enumerate(sorted((store.folder / "chunks").glob("??/*"), key=os.path.getmtime)):
+        os.utime(path, (n, n))
+    assert store.get_chunk(first, 0) is not None, "now the second is the oldest"
+    again = Store(store.folder, store.quota, evicts=True)
+    for known_store in (store, again):  # Also after a restart.
+        made = known(known_store, "e", some_bytes(5)[4 * CHUNK_BYTES :])
+        known_store.put_chunk(made, 0, some_bytes(5)[4 * CHUNK_BYTES :])
+        assert known_store.missing(known_store.images["d"]) == [1]
+        assert known_store.used == 4 * CHUNK_BYTES
+        known_store.drop_chunk(made.chunks[0])
+        known_store.put_chunk(known_store.images["d"], 1, parts(some_bytes(4))[1])
+        os.utime(known_store._chunk_file(first.chunks[1]), (0, 0))
+
+
+def test_a_store_evicts_nothing_that_is_pinned_or_being_fetched(tmp_path: Path) -> None:
+    store = Store(tmp_path / "cache", 4 * CHUNK_BYTES, evicts=True)
+    first = filled(store, "d", some_bytes(2))
+    store.pin(first, "vm1", on=True)
+    second = known(store, "e", some_bytes(4)[2 * CHUNK_BYTES :])
+    second.want(None)
+    store.save(second)
+    for chunk in (0, 1):
+        store.put_chunk(second, chunk, parts(some_bytes(4))[2 + chunk])
+    third = known(store, "f", some_bytes(5)[4 * CHUNK_BYTES :])
+    with pytest.raises(StoreError, match="is used up"):
+        store.put_chunk(third, 0, some_bytes(5)[4 * CHUNK_BYTES :])
+    store.pin(first, "vm1", on=False)
+    store.put_chunk(third, 0, some_bytes(5)[4 * CHUNK_BYTES :])
+    assert store.missing(first) == [0]
+
+
+def test_what_was_wanted_of_an_image_stays_wanted(store: Store) -> None:
+    made = known(store, "d", DATA)
+    made.want((1, 2))
+    assert made.segment == (1, 2) and store.missing(made, made.segment) == [2]
+    made.want((4, 4))
+    assert made.segment == (1, 4), "until it is here"
+    store.save(made)
+    assert Store(store.folder, QUOTA).images["d"].segment == (1, 4)
+    made.want(None)
+    assert made.segment is None
+    made.want((0, 0))
+    assert made.segment is None, "all of it is still wanted"
+    made.wanted = False
+    made.want((0, 0))
+    assert made.segment == (0, 0)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -12,16 +12,15 @@ from retinue.agent.main import follow
 from retinue.agent.migration.peer import Transfer
 from retinue.protocol.errors import ControllerAwayError, RejectedError
 from retinue.protocol.events import ControllerEvent
-from retinue.protocol.migrations import MigrationRecord
-from retinue.protocol.vms import VMsRecord
 from retinue.security.listener.rejections import Rejection
 from support import virtual_time
 from support.agents.world import bench_up
+from support.fakes.reports_only import ReportsOnly
 
 SINCE = 1234.5
 
 
-class Controller:
+class Controller(ReportsOnly):
     """Takes reports; `trouble` is raised instead, as long as it is there."""
 
     def __init__(self) -> None:
@@ -46,15 +45,6 @@ class Controller:
         self.heard.append((asyncio.get_running_loop().time() - self._start, body["rejected"]))
         self.told.set()
         return {}
-
-    async def vms(self) -> VMsRecord:
-        raise NotImplementedError
-
-    async def migrations(self) -> list[MigrationRecord]:
-        raise NotImplementedError
-
-    def events(self, since: int | None) -> AsyncGenerator[ControllerEvent, None]:
-        raise NotImplementedError
 
     async def end(self) -> None:
         self._running.cancel()

@@ -1,19 +1,17 @@
 """Reports to the controller: in order for each subject, and again while the controller is away."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from retinue.agent.controller_link.reports import Reports
 from retinue.protocol.errors import ControllerAwayError, RejectedError
-from retinue.protocol.events import ControllerEvent
-from retinue.protocol.migrations import MigrationRecord
-from retinue.protocol.vms import VMsRecord
+from support.fakes.reports_only import ReportsOnly
 
 
-class Controller:
+class Controller(ReportsOnly):
     """Notes what it accepts. `script` is what it does with each report in turn; then it accepts."""
 
     def __init__(self) -> None:
@@ -31,15 +29,6 @@ class Controller:
                     raise error
         self.accepted.append(body["event"])
         return {}
-
-    async def vms(self) -> VMsRecord:
-        raise NotImplementedError
-
-    async def migrations(self) -> list[MigrationRecord]:
-        raise NotImplementedError
-
-    def events(self, since: int | None) -> AsyncGenerator[ControllerEvent, None]:
-        raise NotImplementedError
 
 
 @pytest.fixture

@@ -117,6 +117,45 @@ async def test_a_move_that_is_called_off_as_it_comes_in_is_not_let_in(
     assert target.rejected == {"called_off": 1}
 
 
+async def test_a_disk_comes_by_a_connection_of_its_own_from_the_same_server(target: Transfer) -> None:
+    taken: list[tuple[int, object]] = []
+
+    async def take(number: int, channel: Channel) -> None:
+        taken.append((number, await channel.receive()))
+
+    with pytest.raises(HostError, match="does not let"):
+        await Transfer("server1").connect_disk(target.address, "migration-1", "server2", 1)
+    target.expect("migration-1", "server1", take)
+    with pytest.raises(HostError, match="does not let"):
+        await Transfer("server3").connect_disk(target.address, "migration-1", "server2", 1)
+    memory = await Transfer("server1").connect(target.address, "migration-1", "server2")
+    come = await target.arrival("migration-1")
+    disk = await Transfer("server1").connect_disk(target.address, "migration-1", "server2", 2)
+    await disk.send_memory(b"blocks")
+    async with asyncio.timeout(60):
+        with pytest.raises(HostError, match="hung up"):
+            await disk.receive()
+    assert taken == [(2, b"blocks")]
+    await memory.send_message("still here")
+    assert await come.receive_message() == {"type": "still here"}
+    target.forget("migration-1")
+    with pytest.raises(HostError, match="does not let"):
+        await Transfer("server1").connect_disk(target.address, "migration-1", "server2", 1)
+    assert target.rejected == {"not_expected": 2, "wrong_server": 1}
+    for channel in (memory, come, disk):
+        await channel.close()
+
+
+async def test_a_disk_that_a_vm_does_not_have_is_not_taken(target: Transfer) -> None:
+    target.expect("migration-1", "server1")
+    disk = await Transfer("server1").connect_disk(target.address, "migration-1", "server2", 1)
+    async with asyncio.timeout(60):
+        with pytest.raises(HostError, match="hung up"):
+            await disk.receive()
+    assert target.rejected.total() == 1
+    await disk.close()
+
+
 @pytest.mark.parametrize(
     ("sent", "reason"),
     [

@@ -25,17 +25,6 @@ MOVE = "migration-1"
 PATIENCE = 60.0
 
 
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("pki"))
-
-
-@pytest.fixture(scope="module")
-def strangers(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Another authority, which issues whatever is wanted."""
-    return Certificates(tmp_path_factory.mktemp("strangers"))
-
-
 def end(pki: Certificates, server: str, party: str) -> Transfer:
     """The agent of a server, with the certificate of this party."""
     return secured(server, Credentials(pki.authority.ca, *pki.files(party)))
@@ -59,6 +48,33 @@ async def comes_in(pki: Certificates, target: Transfer) -> None:
     assert await come.receive() == b"a page"
     await here.close()
     await come.close()
+
+
+async def test_a_disk_is_taken_from_the_sources_agent_alone_and_given_to_the_targets(
+    pki: Certificates, strangers: Certificates, target: Transfer
+) -> None:
+    """Before the memory and after it, a connection of its own is asked as that one is."""
+    taken: list[bytes | dict[str, object]] = []
+
+    async def take(number: int, channel: Channel) -> None:
+        taken.append(await channel.receive())
+
+    target.expect(MOVE, "server1", take)
+    for server, party in (("server3", "agent/server3"), ("server1", "agent/server3")):
+        with pytest.raises(HostError, match="does not let the migration in"):
+            await end(pki, server, party).connect_disk(target.address, MOVE, "server2", 1)
+    with pytest.raises(HostError):
+        await end(strangers, "server1", "agent/server1").connect_disk(target.address, MOVE, "server2", 1)
+    with pytest.raises(HostError, match="is the agent of another server than server3"):
+        await end(pki, "server1", "agent/server1").connect_disk(target.address, MOVE, "server3", 1)
+    assert taken == []
+    disk = await end(pki, "server1", "agent/server1").connect_disk(target.address, MOVE, "server2", 1)
+    await disk.send_memory(b"blocks")
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(ChannelError, match="hung up"):
+            await disk.receive()
+    await disk.close()
+    assert taken == [b"blocks"]
 
 
 def stranger(pki: Certificates, files: tuple[Path, Path] | None) -> ssl.SSLContext:

@@ -185,7 +185,7 @@ async def test_only_a_nak_is_a_reason_to_have_the_guest_ask(
     monkeypatch: pytest.MonkeyPatch, end: dict[str, str], refused: list[str]
 ) -> None:
     wire, told = Wire(), list[str]()
-    monkeypatch.setattr(service, "OvsPort", lambda bridge, port: wire)
+    monkeypatch.setattr(service, "RenumberedPort", lambda bridge, number, name: wire)
     renewals = RenewalService("server1", "br0", Desk(wire, 1, **end), told.append)
     renewals.take(ORDER | {"server": "server2"})
     renewals.take(ORDER)

@@ -159,11 +159,11 @@ async def test_no_refusal_repeats_much_of_what_was_said(door: Door) -> None:
 
 @pytest.mark.parametrize("since", ["9" * 19, "9" * 4301, "-1", "1e3", "²", "x"])
 async def test_a_listener_names_an_event_by_its_number(door: Door, since: str) -> None:
-    assert (await door.ask("GET", f"/v1/events?since={since}", BOSS))[0] == 409
+    assert (await door.ask("GET", f"/v1/events?since={since}", BOSS))[0] == 400
 
 
 async def test_a_listener_names_types_that_there_are(door: Door) -> None:
-    assert (await door.ask("GET", "/v1/events?types=vm.removed,odd", BOSS))[0] == 409
+    assert (await door.ask("GET", "/v1/events?types=vm.removed,odd", BOSS))[0] == 400
     url, shown = f"http://127.0.0.1:{door.port}", {"Authorization": f"Bearer {BOSS}"}
     async with (
         aiohttp.ClientSession(headers=shown) as client,
@@ -216,6 +216,7 @@ async def test_a_connection_whose_request_was_accepted_may_stay(
 async def test_silent_strangers_keep_nobody_out(door: Door) -> None:
     crowd = [await door.dial() for _ in range(300)]
     assert (await door.ask("GET", "/v1/status", AGENT))[0] == 200
-    assert door.api.rejected["crowded"] >= 300 - 256
+    agents = len(door.api._controller.net.servers)
+    assert door.api.rejected["crowded"] >= 300 - 256 - agents
     for _, writer in crowd:
         writer.close()

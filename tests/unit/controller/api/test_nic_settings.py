@@ -7,7 +7,6 @@ from typing import Any
 import aiohttp
 import pytest
 
-from retinue.controller.api.server import Api
 from retinue.controller.app import Controller
 from retinue.core.limits import MOST_ALLOWED, MOST_PREFIXES, MOST_RATE
 from support.fabric.networks import GATEWAY_MAC, add_vm, fabric, vm_mac
@@ -22,13 +21,6 @@ async def controller() -> AsyncIterator[Controller]:
     await controller.start()
     yield controller
     await controller.stop()
-
-
-@pytest.fixture
-async def url(controller: Controller) -> AsyncIterator[str]:
-    api = Api(controller, dict)
-    yield f"http://127.0.0.1:{await api.start('127.0.0.1', 0)}"
-    await api.stop()
 
 
 async def set_(url: str, vm: str, body: object) -> tuple[int, dict[str, object]]:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -12,10 +13,12 @@ from retinue.controller.app import Controller
 from retinue.controller.events import QUEUE, RING, EventBus
 from retinue.core.model.network import Owner
 from retinue.core.pipeline.entry import Change
+from retinue.protocol import openapi
 from retinue.protocol.events import EventType
 from support.fabric.networks import GATEWAY_MAC, UPLINK, add_vm, fabric, vm_ip, vm_mac, vm_port
 from support.fabric.world import OUTSIDE, udp_frame
 from support.fakes.session import FakeNetwork
+from support.rest import call
 
 
 @pytest.fixture
@@ -37,12 +40,6 @@ def two_nics(second: dict[str, object]) -> dict[str, object]:
     return {"id": "vm1", "server": "server1", "nics": [{"mac": vm_mac(1)}, second]}
 
 
-async def call(url: str, method: str, path: str, body: object = None) -> tuple[int, dict[str, object]]:
-    data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
-    async with aiohttp.ClientSession() as http, http.request(method, url + path, data=data) as answer:
-        return answer.status, await answer.json()
-
-
 async def test_vms_are_registered_shown_and_removed(api: Served) -> None:
     _, url = api
     status, _ = await call(url, "POST", "/v1/vms", [{**VM, "addresses": ["10.1.0.5"]}])
@@ -56,21 +53,85 @@ async def test_vms_are_registered_shown_and_removed(api: Served) -> None:
     assert "there is no VM vm1" in str(error["error"])
 
 
+async def test_the_mac_table_of_an_edge_has_its_vms_and_the_shared_mac() -> None:
+    """The table of figure 5: no row of a VM that is elsewhere, and none that was learned."""
+    fake = FakeNetwork(fabric(), clock=lambda: 1000.0)
+    for number, at in ((1, 1), (2, 2), (4, 1)):
+        add_vm(fake.net, number, at)
+    await fake.start()
+    api = Api(fake.controller, dict)
+    url = f"http://127.0.0.1:{await api.start('127.0.0.1', 0)}"
+    table: Any
+    _, table = await call(url, "GET", "/v1/switches/edge1/mac-table")
+    rows = [(row["mac"], row["port"], row["vm"], row["shared"], row["confirmed"]) for row in table["rows"]]
+    assert rows == [
+        (vm_mac(1), vm_port(1), "vm1", False, True),
+        (vm_mac(4), vm_port(4), "vm4", False, True),
+        (GATEWAY_MAC, UPLINK, "", True, True),
+    ]
+    assert (await call(url, "GET", "/v1/switches/leaf1/mac-table"))[0] == 404
+    await api.stop()
+    await fake.stop()
+
+
+async def test_rows_of_a_switchs_own_are_judged_one_by_one(api: Served) -> None:
+    _, url = api
+    row = {"mac": vm_mac(1), "ip": "10.1.0.5", "port": "tap1", "seconds_left": 300}
+    status, said = await call(url, "POST", "/v1/switches/edge1/rows", {"rows": [row]})
+    assert (status, said["rows"]) == (
+        200,
+        [{"mac": vm_mac(1), "ip": "10.1.0.5", "rejected": f"no VM has MAC {vm_mac(1)}"}],
+    )
+    assert (await call(url, "POST", "/v1/switches/edge9/rows", {"rows": []}))[0] == 404
+    for wrong in ({"mac": "x"}, {"ip": "x"}, {"seconds_left": -1}):
+        status, _ = await call(url, "POST", "/v1/switches/edge1/rows", {"rows": [row | wrong]})
+        assert status in (400, 409)
+
+
+def rows_of(server: str, shown: Any) -> list[dict[str, Any]]:
+    return [row for row in shown["servers"] if row["id"] == server]
+
+
+async def test_a_router_comes_with_its_prefixes_and_keeps_them(api: Served) -> None:
+    """Beside the one of the configuration, which is better."""
+    _, url = api
+    body: dict[str, object] = {
+        "id": "router2",
+        "mac": "02:00:00:00:02:01",
+        "address": "10.0.0.2",
+        "services": ["router"],
+    }
+    leads: dict[str, object] = {"routes": ["0.0.0.0/0", "198.51.100.0/24"], "metric": 10}
+    assert (await call(url, "POST", "/v1/servers", body | leads))[0] == 201
+    assert (await call(url, "POST", "/v1/servers", body | {"at": "leaf1:p9"}))[0] == 201
+    _, shown = await call(url, "GET", "/v1/servers")
+    (router,) = rows_of("router2", shown)
+    assert {name: router[name] for name in ("routes", "metric", "at")} == leads | {"at": "leaf1:p9"}
+    assert (router["ways"], router["lost"]) == (["198.51.100.0/24"], "")
+    status, error = await call(url, "POST", "/v1/servers", body | {"routes": ["10.1.0.0/24"]})
+    assert status == 409 and "is subnet blue" in str(error["error"])
+    assert (await call(url, "POST", "/v1/servers", body | {"routes": []}))[0] == 201
+    _, shown = await call(url, "GET", "/v1/servers")
+    assert [row["routes"] for row in rows_of("router2", shown)] == [[]]
+
+
 async def test_a_vm_is_registered_with_several_nics(api: Served) -> None:
     _, url = api
     body = two_nics({"mac": vm_mac(2), "addresses": ["10.1.0.5"], "vnet": "default", "enabled": False})
     assert (await call(url, "POST", "/v1/vms", body))[0] == 201
     _, vm = await call(url, "GET", "/v1/vms/vm1")
     assert (vm["mac"], vm["addresses"]) == (vm_mac(1), [])
-    assert vm["holds"] == ["10.1.0.5"] and "10.1.0.5" in str(vm["subnets"])
+    assert vm["holds"] == ["10.1.0.5"] and vm["subnets"] == {}
     bare = {"vnet": "", "addresses": [], "enabled": True, "slot": 1, "port": None, "holds": []}
-    bare |= {"trusted": False, "rate": 0, "allowed": [], "prefixes": [], "mtu": 1500}
+    bare |= {"trusted": False, "rate": 0, "allowed": [], "prefixes": [], "mtu": 1500, "subnets": {}}
+    bare |= {"trunk": "", "vlan": 0, "mac_changes": False, "initial_mac": ""}
     static = {
         "vnet": "default",
         "addresses": ["10.1.0.5"],
         "enabled": False,
         "holds": ["10.1.0.5"],
         "slot": 2,
+        "subnets": {"10.1.0.5": {"prefixlen": 24, "gateway": "10.1.0.254"}},
     }
     assert vm["nics"] == [
         {**bare, "id": "vm1", "mac": vm_mac(1)},
@@ -88,7 +149,7 @@ async def test_a_vm_is_registered_with_several_nics(api: Served) -> None:
         (b"{", 400, "body cannot be used"),
         (b"\xff\xfe", 400, "body cannot be used"),
         (b'{"id": "\xff"}', 400, "body cannot be used"),
-        ({"id": "x"}, 400, "server"),
+        ({"id": "x"}, 400, "say its server, by `server` or by `server_mac`"),
         ({"id": "x", "server": "server1"}, 409, "`mac` is missing, or `nics`"),
         ({**VM, "nics": [{"mac": vm_mac(1)}]}, 409, "stand in `nics`"),
         (two_nics({"mac": vm_mac(1)}), 409, f"MAC {vm_mac(1)} is given twice"),
@@ -100,7 +161,9 @@ async def test_a_vm_is_registered_with_several_nics(api: Served) -> None:
         (two_nics({"mac": vm_mac(2), "addresses": ["10.9.9.9"]}), 409, "in no subnet"),
         (two_nics({"mac": GATEWAY_MAC}), 409, "is the gateway's"),
         ({"id": "vm1", "server": "server1", "nics": [{"mac": vm_mac(1), "id": "vm9"}]}, 409, "the VM's own"),
-        ({"id": "vm1", "server": "server1", "nics": [{"mac": vm_mac(1)}] * 9}, 400, "nics"),
+        ({"id": "vm1", "server": "server1", "nics": [{"mac": vm_mac(1)}] * 41}, 400, "nics"),
+        (two_nics({"mac": vm_mac(2), "trunk": "vm1"}), 409, "by the VLAN of its vnet, and it is in no vnet"),
+        (two_nics({"mac": vm_mac(2), "trunk": "a/b"}), 409, "cannot be a NIC's id"),
         ({**VM, "colour": "red"}, 400, "colour"),
         ({**VM, "mac": "nonsense"}, 409, "not a MAC address"),
         ({**VM, "mac": "01:00:5e:00:00:01"}, 409, "cannot be a VM's"),
@@ -331,7 +394,7 @@ async def test_rejections_carry_a_code_for_programs(api: Served) -> None:
         ("GET", "/v1/migrations/migration-9", None, 404, "unknown_migration"),
         ("GET", "/v1/flows?switch=leaf9", None, 404, "unknown_switch"),
         ("GET", "/v1/nothing", None, 404, "no_such_path"),
-        ("GET", "/v1/events?since=x", None, 409, "conflict"),
+        ("GET", "/v1/events?since=x", None, 400, "malformed_request"),
         ("PUT", "/v1/vms", {}, 405, "method_not_allowed"),
         ("POST", "/v1/vms", b"{", 400, "malformed_body"),
         ("POST", "/v1/vms", VM, 409, "already_registered"),
@@ -359,7 +422,7 @@ async def test_rejections_carry_a_code_for_programs(api: Served) -> None:
         ("POST", "/v1/migrations", {"vm": "vm9"}, 409, "unknown_vm"),
         ("POST", "/v1/migrations", {**move, "reason": "boredom"}, 400, "malformed_body"),
         ("GET", "/v1/entities/nobody", None, 404, "unknown_entity"),
-        ("GET", "/v1/entities?kind=ship", None, 409, "conflict"),
+        ("GET", "/v1/entities?kind=ship", None, 400, "malformed_request"),
         ("DELETE", "/v1/entities/vm1", None, 409, "unknown_entity"),
         ("POST", "/v1/entities", {"name": "server1", "kind": "service"}, 409, "conflict"),
         ("POST", "/v1/entities", {"name": "vm9", "kind": "vm"}, 409, "unknown_vm"),
@@ -375,8 +438,8 @@ async def test_rejections_carry_a_code_for_programs(api: Served) -> None:
         ("POST", "/v1/vms/vm9/profile-queries", None, 409, "unknown_vm"),
         ("POST", "/v1/vms/vm9/migration-requests", {"reason": "memory"}, 409, "unknown_vm"),
         ("GET", "/v1/migrations/migration-9/placement", None, 404, "unknown_migration"),
-        ("GET", "/v1/domain/plan?metric=luck", None, 409, "conflict"),
-        ("GET", "/v1/domain/plan?threshold=101", None, 409, "conflict"),
+        ("GET", "/v1/domain/plan?metric=luck", None, 400, "malformed_request"),
+        ("GET", "/v1/domain/plan?threshold=101", None, 400, "malformed_request"),
         ("POST", "/v1/migrations", {**move, "target_server": "server1"}, 409, "already_there"),
         ("POST", "/v1/migrations", {**move, "source_server": "server3"}, 409, "contradiction"),
         ("POST", "/v1/migrations", move, 201, None),
@@ -392,3 +455,18 @@ async def test_rejections_carry_a_code_for_programs(api: Served) -> None:
         got, answer = await call(url, method, path, body)
         assert (got, answer.get("code")) == (status, code), (method, path, body)
         assert code is None or len(str(answer["error"])) > 8
+
+
+async def test_a_whole_number_may_be_written_as_a_fraction(api: Served) -> None:
+    """JSON has one kind of number: RFC 8259, 6."""
+    url = api[1]
+    wanted = b'{"id": "vm1", "server": "server1", "mac": "52:54:00:00:00:01", "memory_mib": 256.0}'
+    status, answer = await call(url, "POST", "/v1/vms", wanted)
+    assert status == 201 and answer["vms"][0]["memory_mib"] == 256  # type: ignore[index]
+    status, answer = await call(url, "POST", "/v1/vms", wanted.replace(b"256.0", b"256.5"))
+    assert status == 400 and "memory_mib" in str(answer["error"])
+
+
+async def test_what_the_interface_is_can_be_asked(api: Served) -> None:
+    status, answer = await call(api[1], "GET", "/v1/openapi.json")
+    assert status == 200 and answer == openapi.description()

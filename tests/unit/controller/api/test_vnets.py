@@ -1,14 +1,11 @@
 """Vnets and subnets by REST: added, changed, removed; and what is rejected, with nothing changed."""
 
-import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-import aiohttp
 import pytest
 
-from retinue.controller.api.server import Api
 from retinue.controller.app import Controller
 from retinue.controller.errors import RequestError
 from retinue.core.model import Vnet
@@ -20,6 +17,7 @@ from retinue.protocol.errors import ErrorCode
 from support.fabric.networks import add_vm, fabric, vm_ip, vm_mac
 from support.fakes.memory_store import MemoryStore
 from support.recent_events import recent
+from support.rest import call
 
 
 @pytest.fixture
@@ -32,19 +30,6 @@ async def controller() -> AsyncIterator[Controller]:
     await controller.stop()
 
 
-@pytest.fixture
-async def url(controller: Controller) -> AsyncIterator[str]:
-    api = Api(controller, dict)
-    yield f"http://127.0.0.1:{await api.start('127.0.0.1', 0)}"
-    await api.stop()
-
-
-async def call(url: str, method: str, path: str, body: object = None) -> tuple[int, dict[str, object]]:
-    data = None if body is None else json.dumps(body).encode()
-    async with aiohttp.ClientSession() as http, http.request(method, url + path, data=data) as answer:
-        return answer.status, await answer.json()
-
-
 GREEN = {"id": "green", "prefix": "10.2.0.0/24", "gateway": "10.2.0.254", "vnet": "shop"}
 
 
@@ -52,7 +37,18 @@ async def test_they_are_added_changed_and_removed_while_all_runs(controller: Con
     status, answer = await call(url, "POST", "/v1/vnets", {"id": "shop", "vlan": 42})
     assert (status, answer["vnets"]) == (
         201,
-        [{"id": "shop", "vlan": 42, "mtu": 0, "vrf": "default", "subnets": [], "configured": False}],
+        [
+            {
+                "id": "shop",
+                "vlan": 42,
+                "mtu": 0,
+                "vrf": "default",
+                "flood": "dropped",
+                "flooded": {"frames": 0, "dropped": 0},
+                "subnets": [],
+                "configured": False,
+            }
+        ],
     )
     status, answer = await call(url, "POST", "/v1/subnets", [GREEN])
     shown = {
@@ -91,6 +87,8 @@ async def test_they_are_added_changed_and_removed_while_all_runs(controller: Con
         ("POST", "/v1/vnets", {"id": "shop", "mtu": 9000}, 409, "MTU 9000 is more than the 1500 that"),
         ("PUT", "/v1/vnets/default", {"mtu": 1501}, 409, "MTU 1501 is more than the 1500 that switches take"),
         ("POST", "/v1/vnets", {"id": "shop", "mtu": 500}, 409, "MTU 500 is not between 1280 and 9216"),
+        ("POST", "/v1/vnets", {"id": "shop", "flood": "yes"}, 400, "flood"),
+        ("POST", "/v1/vnets", {"id": "shop", "flood": "controlled"}, 409, "flooding needs a VLAN"),
         ("POST", "/v1/vnets", {"id": "shop", "colour": "red"}, 400, "colour"),
         ("POST", "/v1/vnets", {"id": "a b"}, 409, "cannot be a vnet's id"),
         ("POST", "/v1/vnets", {"id": "default"}, 409, "is there already"),
@@ -174,9 +172,9 @@ async def test_what_the_file_has_is_removed_there(controller: Controller, url: s
 async def test_one_that_has_gone_meanwhile_is_not_made_by_a_change(controller: Controller) -> None:
     vnets, blue = controller.vnets, controller.net.subnets["blue"]
     with pytest.raises(RequestError, match="there is no vnet gone"):
-        vnets.set_vnet(Vnet("gone"))
+        await vnets.set_vnet(Vnet("gone"))
     with pytest.raises(RequestError, match="there is no vnet gone"):
-        vnets.remove_vnet("gone")
+        await vnets.remove_vnet("gone")
     with pytest.raises(RequestError, match="there is no subnet gone") as caught:
         await vnets.set_subnet(replace(blue, id="gone"))
     assert caught.value.code is ErrorCode.UNKNOWN_SUBNET

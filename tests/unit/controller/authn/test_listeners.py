@@ -37,17 +37,6 @@ EDGE1, EDGE2, LEAF1 = 0x31, 0x32, 0x11
 LOOK = 0.01
 
 
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("pki"))
-
-
-@pytest.fixture(scope="module")
-def strangers(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """An authority of somebody else's."""
-    return Certificates(tmp_path_factory.mktemp("strangers"))
-
-
 @pytest.fixture
 async def controller() -> AsyncIterator[Controller]:
     made = Controller(fabric())
@@ -263,6 +252,8 @@ SCHEMA = {
             "columns": {
                 "name": {"type": "string"},
                 "interfaces": {"type": {"key": "uuid", "min": 0, "max": "unlimited"}},
+                "tag": {"type": {"key": "integer", "min": 0, "max": 1}},
+                "trunks": {"type": {"key": "integer", "min": 0, "max": 4096}},
             }
         },
         "Interface": {
@@ -424,6 +415,8 @@ async def test_a_reader_reads_and_changes_nothing(
     how = pki.client(who)
     for path in ("/v1/status", "/v1/vms", "/v1/flows", "/metrics"):
         assert (await rest.ask("GET", path, how, token=token))[0] == 200
+    asked = {"at": "edge1:LOCAL", "to": "10.0.0.12"}
+    assert (await rest.ask("POST", "/v1/traces", how, asked, token))[0] == 200, "which changes nothing"
     for method, path in (("POST", "/v1/vms"), ("DELETE", "/v1/vms/vm1"), ("POST", "/v1/vms/vm1/events")):
         status, answer = await rest.ask(method, path, how, VM, token)
         assert status == 403 and f"reader {token or 'grafana'} may not {method} {path}" in answer["error"]

@@ -1,6 +1,8 @@
 """What the controller knows of images: what a name means, who holds what, and whose word counts for it."""
 
 import time
+from functools import partial
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from retinue.controller.content.holders import ORDER_SECONDS
 from retinue.controller.content.images import Images
 from retinue.controller.errors import RequestError
 from retinue.core.limits import MOST_IMAGES
-from retinue.core.model import ModelError
+from retinue.core.model import ModelError, PortRef, Server, Service
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
 from retinue.protocol.images import HeldImage, ImagesBody, ImageState, SignedManifest, StoreUse
@@ -148,13 +150,13 @@ def test_who_fetches_is_a_holder_from_the_order_on(controller: Controller) -> No
     images = controller.images
     images.publish(IMAGE, "server1")
     images.holders.on_report("server1", report(1, held()))
-    assert images.fetch("debian-12", [], "vm1", base=True) == ["server1", "server2"]
+    assert images.fetch("debian-12", [], "vm1", base=True)[0] == ["server1", "server2"]
     assert [one.server for one in images.holders.who("debian-12", DIGEST, "server1")] == [
         "server1",
         "server2",
     ]
     assert told(controller, EventType.IMAGE_FETCH)[1] == {
-        "image": "debian-12", "server": "server2", "pin": "vm1", "base": True,
+        "image": "debian-12", "server": "server2", "pin": "vm1", "base": True, "order": order_of(controller),
     }  # fmt: skip
     failed = held(state=ImageState.FAILED, held=0, reason="full", order=order_of(controller))
     images.holders.on_report("server2", report(2, failed))
@@ -181,9 +183,9 @@ def test_of_what_nobody_published_nothing_is_told(controller: Controller) -> Non
 
 
 def order_of(controller: Controller) -> int:
-    """The id of the last order to fetch."""
+    """The number of the last order to fetch."""
     listener = controller.events.listen(0, {EventType.IMAGE_FETCH})
-    return listener.at_once(1000)[-1].id
+    return int(listener.at_once(1000)[-1].data["order"])
 
 
 def test_what_an_agent_said_before_it_had_the_order_is_old(controller: Controller) -> None:
@@ -202,6 +204,24 @@ def test_what_an_agent_said_before_it_had_the_order_is_old(controller: Controlle
     assert images.holders.of("debian-12") == {"server2": again}, "and this is of the fetch that was ordered"
     images.fetch("debian-12", ["server2"], "", base=False)
     assert images.holders.of("debian-12") == {"server2": replace(again, state=ImageState.FETCHING, reason="")}
+
+
+def test_what_an_agent_did_for_an_earlier_controller_is_no_answer_to_this_ones_order() -> None:
+    """Events are counted anew by each controller, orders are not."""
+    orders = []
+    for started in (1000.0, 1000.5):
+        controller = Controller(fabric(), MemoryStore(), clock=partial(float, started))
+        for number in (1, 2):
+            controller.images.holders.on_report(f"server{number}", report(number))
+        controller.images.publish(IMAGE, "server1")
+        for _ in range(3):
+            controller.images.fetch("debian-12", ["server2"], "", base=False)
+            orders.append(order_of(controller))
+        failed = held(state=ImageState.FAILED, held=3, reason="full", order=orders[0])
+        controller.images.holders.on_report("server2", report(2, failed))
+        said = controller.images.holders.of("debian-12")["server2"]
+        assert said == replace(failed, state=ImageState.FETCHING, reason="")
+    assert len(set(orders)) == 6
 
 
 def test_an_image_that_was_ordered_and_not_reported_yet_is_not_removed() -> None:
@@ -339,3 +359,67 @@ def test_a_server_that_was_removed_needs_nothing_any_more(controller: Controller
     controller.net.remove_server("server2")
     controller.images.remove("debian-12")
     assert not controller.images.published
+
+
+# ---- caches ----
+
+
+@pytest.fixture
+def cached(controller: Controller) -> Controller:
+    """With a cache at the leaf of server1 and server3, and debian-12 at server2, at the other leaf."""
+    cache = Server(
+        "cache1", "02:00:00:00:00:c1", IPv4Address("10.0.0.201"), services=frozenset({Service.CACHE})
+    )
+    controller.net.put_server(cache)
+    controller.net.detect("cache1", PortRef("leaf1", "p9"))
+    controller.images.holders.on_report("cache1", report(9))
+    controller.images.publish(IMAGE, "server2")
+    controller.images.holders.on_report("server2", report(2, held()))
+    return controller
+
+
+def who(controller: Controller, asker: str) -> dict[str, bool]:
+    """By holder that the asker is told of: whether it is near."""
+    told_of = controller.images.holders.who("debian-12", DIGEST, "server2", asker)
+    return {holder.server: holder.near for holder in told_of}
+
+
+def test_a_server_is_told_of_caches_and_which_holders_are_at_its_leaf(cached: Controller) -> None:
+    assert who(cached, "server1") == {"cache1": True, "server2": False}
+    assert who(cached, "server2") == {"cache1": False, "server2": True}
+    assert who(cached, "") == {"server2": False}, "to a manager nothing is near"
+    cached.net.detect("cache1", PortRef("leaf2", "p9"))
+    assert who(cached, "server1") == {"cache1": False, "server2": False}, "it was moved to another leaf"
+
+
+def test_a_cache_is_told_of_other_caches_only_where_they_hold_something(cached: Controller) -> None:
+    assert who(cached, "cache1") == {"server2": False}
+    cached.images.holders.on_report("cache1", report(9, held(held=1 << 20, state=ImageState.PARTIAL)))
+    assert who(cached, "cache2") == {"cache1": False, "server2": False}
+
+
+def test_nothing_is_published_at_a_cache_nor_fetched_there_unless_it_is_named(cached: Controller) -> None:
+    images = cached.images
+    with pytest.raises(RequestError, match="cache1 is a cache"):
+        images.publish(replace(IMAGE, name="e"), "cache1")
+    cached.images.holders.on_report("server2", report(2, held(), used=9))
+    assert images.publish(replace(IMAGE, name="e"), "").origin == "server1", "the cache has more room"
+    assert images.fetch("debian-12", [], "", base=False)[0] == ["server1", "server2"]
+    assert images.fetch("debian-12", ["cache1"], "", base=False)[0] == ["cache1"]
+
+
+# ---- segments ----
+
+
+def test_a_segment_is_ordered_by_its_first_and_last_chunk(controller: Controller) -> None:
+    images = controller.images
+    images.publish(IMAGE, "server1")
+    chosen, order = images.fetch("debian-12", ["server2"], "", base=False, segment=(1, 4))
+    assert chosen == ["server2"]
+    (event,) = told(controller, EventType.IMAGE_FETCH)
+    assert (event["segment"], event["order"]) == ((1, 4), order)
+    for segment in ((2, 1), (0, 5), (-1, 1)):
+        with pytest.raises(RequestError, match="is no segment of debian-12: it has the chunks 0 to 4"):
+            images.fetch("debian-12", ["server2"], "", base=False, segment=segment)
+    with pytest.raises(RequestError, match="a file is made of a whole image"):
+        images.fetch("debian-12", ["server2"], "", base=True, segment=(1, 4))

@@ -42,7 +42,7 @@ class Life:
 
     def port(self, vm: int, at: int, *, gone: bool = False) -> None:
         port = BridgePort(0x30 + at, "br0", f"tap{vm}", vm_port(vm), PortStatus.UP, f"vm{vm}", vm_mac(vm))
-        self.fake.controller.inventory.vm_ports_changed(*([port], []) if gone else ([], [port]))
+        self.fake.controller.inventory.ports.changed(*([port], []) if gone else ([], [port]))
 
     async def dies(self, server: int) -> None:
         self.fake.sessions[f"edge{server}"].close("the server is dead")
@@ -313,7 +313,7 @@ async def test_a_fence_outlives_the_controller(life: Life) -> None:
     await again.start()
     assert again.net.fenced == {"server1"}
     assert life.passes(1, 1) == set()
-    again.controller.inventory.edge_read([0x31], ["vm1"])
+    again.controller.inventory.ports.edge_read([0x31], ["vm1"])
     await again.settle()
     await again.controller.fencing.unfence("server1")
     assert not store.load().fenced

@@ -6,8 +6,9 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from retinue.controller.kinds import restore
 from retinue.controller.neighbours import taking
-from retinue.controller.state import State, restore
+from retinue.controller.state import State
 from retinue.core.model import NIC, VM, Allowed, ModelError, VMPort
 from retinue.core.packets import arp_request, parse, parse_arp
 from retinue.core.pipeline.entry import Meter

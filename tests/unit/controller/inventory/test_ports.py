@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from retinue.controller.state import LeftPort, Stored
-from retinue.core.model import VM, PortStatus
+from retinue.core.limits import HIGHEST_VM_PORT
+from retinue.core.model import NIC, VM, PortStatus, Subnet, Vnet
 from retinue.southbound.ovsdb import BridgePort
 from support.fabric.networks import fabric, vm_ip, vm_mac, vm_port
 from support.fakes.memory_store import MemoryStore
@@ -33,7 +35,7 @@ async def reports(
     fake: FakeNetwork, *now: BridgePort, gone: tuple[BridgePort, ...] = ()
 ) -> dict[str, tuple[str, int]]:
     """What is reported; then, by switch, name and number of vm1's port."""
-    fake.controller.inventory.vm_ports_changed(list(gone), list(now))
+    fake.controller.inventory.ports.changed(list(gone), list(now))
     await fake.settle()
     ports = fake.net.vm_ports.get("vm1", {})
     return {switch: (one.name, one.number) for switch, one in ports.items()}
@@ -62,9 +64,9 @@ async def test_a_second_port_with_a_vms_id_takes_nothing_from_the_first(
     assert await reports(fake, SECOND) == {"edge1": ("tap1", vm_port(1))}
     assert await reports(fake, replace(SECOND, status=PortStatus.DOWN)) == {"edge1": ("tap1", vm_port(1))}
     assert mismatches(fake) == ["port tap1 has the same id, and is used"]
-    assert [one.port.name for one in fake.controller.inventory.rejected_ports.values()] == ["zz0"]
+    assert [one.port.name for one in fake.controller.inventory.ports.rejected.values()] == ["zz0"]
     assert await reports(fake, gone=(SECOND,)) == {"edge1": ("tap1", vm_port(1))}
-    assert not fake.controller.inventory.rejected_ports
+    assert not fake.controller.inventory.ports.rejected
     assert await reports(fake, SECOND, gone=(port(),)) == {"edge1": ("zz0", 77)}
     assert await reports(fake, port()) == {"edge1": ("zz0", 77)}
     assert "vm1" in fake.net.vms
@@ -106,16 +108,76 @@ async def test_a_port_that_is_no_vms_is_told_once_and_shown(fake: FakeNetwork) -
         unreadable.problem,
         "switch leaf1 is not the edge of a server",
     ]
-    assert {key: one.reason for key, one in fake.controller.inventory.rejected_ports.items()} == {
+    assert {key: one.reason for key, one in fake.controller.inventory.ports.rejected.items()} == {
         (0x31, "tap1"): unreadable.problem,
         (0x11, "p9"): "switch leaf1 is not the edge of a server",
     }
     assert await reports(fake, port()) == {"edge1": ("tap1", vm_port(1))}
     await reports(fake, taken)
     assert set(fake.net.vms) == {"vm1"}
-    assert (0x31, "tap1") not in fake.controller.inventory.rejected_ports
+    assert (0x31, "tap1") not in fake.controller.inventory.ports.rejected
     await reports(fake, gone=(port(),))
     assert set(fake.net.vms) == {"vm2"}, "what was in its way has gone"
+
+
+@pytest.mark.parametrize("registered", [True, False])
+async def test_a_port_whose_number_has_no_meters_is_no_vms(fake: FakeNetwork, registered: bool) -> None:
+    """A server asks for the number whose meters are those of others: nobody else's entries wait for it."""
+    if registered:
+        register(fake)
+    high = port(number=HIGHEST_VM_PORT + 1)
+    said = f"its number is {HIGHEST_VM_PORT + 1}, and VMs' ports have one up to {HIGHEST_VM_PORT}"
+    assert await reports(fake, high) == {}
+    assert [reason.split(";")[0] for reason in mismatches(fake)] == [said]
+    assert ("vm1" in fake.net.vms) is registered
+    assert await reports(fake, port(number=HIGHEST_VM_PORT)) == {"edge1": ("tap1", HIGHEST_VM_PORT)}
+    assert not fake.controller.inventory.ports.rejected
+    await reports(fake, high)
+    assert fake.net.vm_ports.get("vm1", {}) == {}
+
+
+# ---- VLAN tags, as libvirt gives them to ports ----
+
+
+async def test_a_ports_vlan_tag_must_be_that_of_the_nics_vnet(fake: FakeNetwork) -> None:
+    """What the XML of a domain says in `<vlan>`, Open vSwitch has on the port."""
+    fake.net.put_vnet(Vnet("shop", 42))
+    fake.net.add_subnet(Subnet("shop1", IPv4Network("10.2.0.0/24"), IPv4Address("10.2.0.254"), vnet="shop"))
+    vm = VM("vm1", (NIC(vm_mac(1), "vm1", vnet="shop"),), "server1")
+    fake.controller.inventory.register_vms([vm])
+    assert await reports(fake, replace(port(), tag=43)) == {}
+    assert mismatches(fake) == [
+        "its VLAN tag is 43, and the NIC is in vnet shop (VLAN 42); take the tag away (of libvirt: "
+        "`<vlan>`), or put the NIC into the vnet with that VLAN"
+    ]
+    assert await reports(fake, replace(port(), tag=42)) == {"edge1": ("tap1", vm_port(1))}
+    assert not fake.controller.inventory.ports.rejected
+    await fake.controller.vnets.set_vnet(Vnet("shop", 43))
+    assert await reports(fake) == {}, "the vnet has another VLAN now"
+    await fake.controller.vnets.set_vnet(Vnet("shop", 42))
+    assert await reports(fake) == {"edge1": ("tap1", vm_port(1))}
+    assert await reports(fake, replace(port(), trunks=(42, 7))) == {}
+    said = "its port is a trunk of VLANs 7, 42, and the NIC has no trunk; make both the same"
+    assert mismatches(fake)[-1] == said
+    assert await reports(fake, port()) == {"edge1": ("tap1", vm_port(1))}, "without a tag it is as ever"
+
+
+async def test_a_tag_where_the_vnet_has_none_is_refused(fake: FakeNetwork) -> None:
+    register(fake)
+    assert await reports(fake, replace(port(), tag=5)) == {}
+    assert "the NIC is in vnet default (no VLAN)" in mismatches(fake)[0]
+
+
+async def test_a_vm_that_nobody_registered_is_in_the_vnet_of_its_tag(fake: FakeNetwork) -> None:
+    assert await reports(fake, replace(port(), tag=42)) == {}
+    assert mismatches(fake) == [
+        "its VLAN tag is 42, which is no vnet's; `retinue vnet add ID --vlan 42` makes one"
+    ]
+    assert "vm1" not in fake.net.vms
+    await fake.controller.vnets.add_vnets([Vnet("shop", 42)])
+    assert await reports(fake) == {"edge1": ("tap1", vm_port(1))}, "it is looked at again"
+    assert fake.net.vms["vm1"].nic.vnet == "shop"
+    assert not fake.controller.inventory.ports.rejected
 
 
 # ---- removed VMs ----
@@ -138,7 +200,7 @@ async def test_a_vm_that_was_removed_comes_back_by_no_port(fake: FakeNetwork, re
     await fake.controller.inventory.remove_vm("vm1")
     again = await after_restart(fake) if restarted else fake
     await reports(again, port(), replace(port(), status=PortStatus.DOWN))
-    again.controller.inventory.edge_read([0x31, 0x32, 0x33], ["vm1"])
+    again.controller.inventory.ports.edge_read([0x31, 0x32, 0x33], ["vm1"])
     await again.settle()
     assert not again.net.vms
     assert not mismatches(again)
@@ -158,7 +220,7 @@ async def test_a_port_that_has_gone_may_come_back_as_another_vms(fake: FakeNetwo
     inventory = fake.controller.inventory
     register(fake)
     await reports(fake, port())
-    inventory.edge_read([0x31], ["vm1"])
+    inventory.ports.edge_read([0x31], ["vm1"])
     await inventory.remove_vm("vm1")
     assert fake.controller.context.state.left_ports == {"vm1": LeftPort("vm1", "vm1", ("edge1",))}
     await reports(fake, gone=(port(),))
@@ -167,7 +229,7 @@ async def test_a_port_that_has_gone_may_come_back_as_another_vms(fake: FakeNetwo
     await inventory.remove_vm("vm1")
     again = await after_restart(fake)
     assert again.controller.context.state.left_ports
-    again.controller.inventory.edge_read([0x31], [])
+    again.controller.inventory.ports.edge_read([0x31], [])
     assert not again.controller.context.state.left_ports
     assert not fake.controller.context._store.load().left_ports  # type: ignore[attr-defined]
     await reports(again, port())

@@ -65,7 +65,7 @@ class Life:
             dpid=0x30 + edge, bridge="br0", name="tap1", number=vm_port(1), status=PortStatus.UP,
             iface_id="vm1", attached_mac=vm_mac(1),
         )  # fmt: skip
-        self.controller.inventory.vm_ports_changed((), [found])
+        self.controller.inventory.ports.changed((), [found])
 
     async def says(
         self, report: VMReport, how: Ending = OFF, server: str = "server1", reason: str = ""

@@ -7,12 +7,17 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from retinue.controller.counters import packet_ins
 from retinue.controller.inventory.server_locations import ASKED_AT_ONCE, LONGEST_WAIT
 from retinue.core.limits import MOST_TELLINGS, MOST_UNKNOWN
 from retinue.core.model import Network, PortRef, Server
-from retinue.core.packets import arp_reply, arp_request, parse, parse_arp
+from retinue.core.model.network import Owner
+from retinue.core.packets import Ethernet, EtherType, arp_reply, arp_request, build_udp4, parse, parse_arp
+from retinue.core.pipeline.cookies import Reason
 from retinue.core.pipeline.entry import PortNo
-from support.fabric.networks import INFRA_GATEWAY, fabric, leaf_port
+from retinue.southbound.openflow.codec.messages import PortDesc, PortStatus
+from retinue.southbound.openflow.codec.wire import PortReason
+from support.fabric.networks import GATEWAY_MAC, INFRA_GATEWAY, fabric, leaf_port
 from support.fakes.session import FakeNetwork
 from support.recent_events import recent
 
@@ -270,3 +275,177 @@ async def test_a_port_that_invents_macs_hides_no_unknown_server(bench: LocatedSe
     told = bench.events("server.unknown")
     assert len(told) <= MOST_TELLINGS + 1
     assert told[-1]["mac"] == "02:00:00:02:00:01"
+
+
+# ---- a port that comes up ----
+
+
+async def comes_up(
+    bench: LocatedServers,
+    switch: str,
+    port: str,
+    number: int,
+    *,
+    state: int = 0,
+    reason: int = PortReason.MODIFY,
+) -> list[bytes]:
+    """The switch says so; what is sent out there at once."""
+    bench.fake.heard.clear()
+    said = PortStatus(0, reason, PortDesc(number, port, b"", 0, state))
+    bench.fake.controller.port_status(bench.fake.sessions[switch], said)  # type: ignore[arg-type]
+    await bench.fake.settle()
+    return bench.asked(switch, number)
+
+
+async def test_who_is_missing_is_asked_for_at_once_where_a_port_comes_up(bench: LocatedServers) -> None:
+    del bench.net.detected["server1"]
+    for _ in range(100):
+        bench.now += 1
+        bench.fake.controller.arp.ask_for_servers()
+    bench.now += 1
+    (question,) = await comes_up(bench, "leaf2", "spare", 77)
+    asked = parse_arp(parse(question).payload)
+    assert (asked.spa, asked.tpa) == (INFRA_GATEWAY, IPv4Address("10.0.0.11"))
+    assert await comes_up(bench, "leaf2", "spare", 77) == [], "it comes and goes"
+    bench.now += 1
+    bench.fake.heard.clear()
+    bench.fake.controller.arp.ask_for_servers()
+    assert bench.asked("leaf2", 77), "and everywhere again, though its turn was a minute away"
+    bench.now += 1
+    assert len(await comes_up(bench, "leaf2", "spare", 77, reason=PortReason.ADD)) == 1
+    bench.speak("leaf2", 77)
+    assert bench.net.location("server1") == SPARE
+
+
+@pytest.mark.parametrize(
+    ("switch", "port", "number", "state", "reason"),
+    [
+        ("leaf2", "spare", 77, 1, PortReason.MODIFY),
+        ("leaf2", "spare", 77, 0, PortReason.DELETE),
+        ("leaf2", "p2", 102, 0, PortReason.MODIFY),
+        ("leaf2", "s1", 1, 0, PortReason.MODIFY),
+        ("leaf2", "leaf2", int(PortNo.LOCAL), 0, PortReason.MODIFY),
+        ("spine1", "l1", 1, 0, PortReason.MODIFY),
+    ],
+)
+async def test_nobody_is_asked_for_where_no_server_can_have_come(
+    bench: LocatedServers, switch: str, port: str, number: int, state: int, reason: int
+) -> None:
+    """A link that is down, a port that is gone, another's place, a trunk, the switch itself, a spine."""
+    del bench.net.detected["server1"]
+    bench.now += 100
+    assert await comes_up(bench, switch, port, number, state=state, reason=reason) == []
+
+
+async def test_where_nobody_is_missing_nobody_is_asked_for(bench: LocatedServers) -> None:
+    assert await comes_up(bench, "leaf2", "spare", 77) == []
+
+
+# ---- a leaf whose places are given ----
+
+
+@pytest.fixture
+async def given() -> AsyncIterator[LocatedServers]:
+    """At leaf2 places are given: server2's is p2. At leaf1 servers are found."""
+    bench: LocatedServers
+    net = network()
+    net.switches["leaf2"] = replace(net.switches["leaf2"], given=True)
+    net.put_server(replace(net.servers["server2"], given_at=PortRef("leaf2", "p2")))
+    net.detected.pop("server2", None)
+    fake = FakeNetwork(net, clock=lambda: bench.now)
+    bench = LocatedServers(fake)
+    await fake.start()
+    fake.controller.arp.locations.silence = 0.02
+    yield bench
+    await fake.stop()
+
+
+async def test_given_and_found_places_are_mixed_switch_by_switch(given: LocatedServers) -> None:
+    """US 9,313,088, combination: one switch given, another detected."""
+    assert str(given.net.location("server2")) == "leaf2:p2", "without a word of its own"
+    assert given.net.location("server1") == HOME
+    given.speak("leaf2", 102, TWO, 2)
+    await given.decided()
+    assert given.events("server.conflict") == []
+    given.speak("leaf2", 77)
+    await given.decided()
+    assert given.net.location("server1") == HOME, "a server of elsewhere is not found there"
+    (told,) = given.events("server.conflict")
+    assert (told["server"], told["location"]) == ("server1", str(SPARE))
+    assert told["reason"] == "places at leaf2 are given, and this is not server1's"
+    given.speak("leaf2", 77, "02:00:00:00:00:77", 77)
+    assert [event["mac"] for event in given.events("server.unknown")] == ["02:00:00:00:00:77"]
+
+
+async def test_nobody_is_looked_for_where_places_are_given(given: LocatedServers) -> None:
+    del given.net.detected["server1"]
+    given.now += 100
+    given.fake.heard.clear()
+    given.fake.controller.arp.ask_for_servers()
+    assert {switch for switch, _, _ in given.fake.heard} == {"edge1"}
+    assert await comes_up(given, "leaf2", "spare", 77) == []
+
+
+# ---- found by any frame of its own ----
+
+
+def frame_of(mac: str, ethertype: int, dst: str = GATEWAY_MAC) -> bytes:
+    """Some frame that is no ARP."""
+    if ethertype == EtherType.IPV4:
+        packet = build_udp4(IPv4Address("10.0.0.11"), IPv4Address("192.0.2.1"), 5000, 9, b"x")
+        return Ethernet(dst, mac, ethertype, packet).build()
+    return Ethernet(dst, mac, ethertype, bytes(46)).build()
+
+
+async def lose(bench: LocatedServers, server: str) -> None:
+    """It was never found."""
+    del bench.net.detected[server]
+    await bench.fake.controller.context.install({Owner("server", server)})
+    await bench.fake.settle()
+
+
+@pytest.mark.parametrize("ethertype", [EtherType.IPV4, EtherType.LLDP, EtherType.IPV6])
+async def test_a_server_that_never_sends_arp_is_found_by_its_first_frame(
+    bench: LocatedServers, ethertype: int
+) -> None:
+    """LLDP, or a packet; once: found, its frames take their way, and none of them goes up."""
+    await lose(bench, "server1")
+    counters = bench.fake.controller.context.counters
+    to = "01:80:c2:00:00:0e" if ethertype == EtherType.LLDP else GATEWAY_MAC
+    for _ in range(3):
+        bench.fake.send("leaf2", 77, frame_of(ONE, ethertype, to))
+        await bench.fake.settle()
+    assert bench.net.location("server1") == SPARE
+    (found,) = bench.events("server.detected")
+    assert (found["server"], found["location"]) == ("server1", str(SPARE))
+    assert counters[packet_ins(Reason.MISSING_SERVER)] == 1
+
+
+async def test_one_that_is_found_is_not_found_again_by_a_frame(bench: LocatedServers) -> None:
+    """No entry for it is left, so a frame with its MAC moves nothing; nor does one with a stranger's."""
+    await lose(bench, "server1")
+    bench.fake.send("leaf1", leaf_port(1), frame_of(ONE, EtherType.IPV4))
+    await bench.fake.settle()
+    assert bench.net.location("server1") == HOME
+    for mac in (ONE, TWO, "02:00:00:00:00:99"):
+        bench.fake.send("leaf2", 77, frame_of(mac, EtherType.IPV4))
+    await bench.decided()
+    assert bench.net.location("server1") == HOME
+    assert bench.fake.controller.context.counters[packet_ins(Reason.MISSING_SERVER)] == 1
+
+
+async def test_a_frame_is_believed_no_more_than_arp_is(bench: LocatedServers) -> None:
+    """At another server's port it is rejected; from a spine it is not heard."""
+    await lose(bench, "server1")
+    bench.fake.send("leaf2", 102, frame_of(ONE, EtherType.IPV4))
+    bench.fake.send("leaf2", 1, frame_of(ONE, EtherType.IPV4))
+    await bench.decided()
+    assert bench.net.location("server1") is None
+    assert len(bench.events("server.conflict")) == 1
+
+
+async def test_where_places_are_given_no_frame_finds_a_server(given: LocatedServers) -> None:
+    await lose(given, "server1")
+    given.fake.send("leaf2", 77, frame_of(ONE, EtherType.IPV4))
+    await given.decided()
+    assert given.net.location("server1") is None

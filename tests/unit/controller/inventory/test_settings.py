@@ -124,7 +124,8 @@ async def test_it_outlives_the_controller(booked: Booked) -> None:
     ("wanted", "said"),
     [
         ({"mac": vm_mac(2)}, "the MAC of VM vm1 does not change"),
-        ({"server": "server2"}, "`retinue move start vm1 --to server2` takes it elsewhere"),
+        ({"server": "nowhere"}, "nowhere is no server that runs VMs"),
+        ({"server": "dhcp"}, "dhcp is no server that runs VMs"),
         ({"addresses": (NEW, ip_address("192.0.2.1"))}, "192.0.2.1 is in no subnet"),
         ({"addresses": (NEW, vm_ip(2))}, str(vm_ip(2))),
     ],

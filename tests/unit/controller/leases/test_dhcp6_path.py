@@ -9,7 +9,7 @@ import pytest
 
 from retinue.agent.renewal.service import lease6_of
 from retinue.controller.api.views import plain
-from retinue.controller.leases.renewals import RenewalError
+from retinue.controller.leases.renewal_orders import RenewalError
 from retinue.core.lease_renewal import renew_frame
 from retinue.core.model import PortStatus, VMPort
 from retinue.core.model.link_local import ALL_ROUTERS, link_local
@@ -128,7 +128,7 @@ class Lab:
             dpid=0x30 + edge, bridge="br0", name="tap1", number=vm_port(1), status=PortStatus.UP,
             iface_id="vm1", attached_mac=vm_mac(1),
         )  # fmt: skip
-        self.fake.controller.inventory.vm_ports_changed([], [port])
+        self.fake.controller.inventory.ports.changed([], [port])
 
 
 @pytest.fixture

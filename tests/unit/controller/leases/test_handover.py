@@ -227,7 +227,7 @@ async def test_a_reported_vm_whose_port_goes_keeps_its_lease_at_the_server(lab: 
     registered = lab.fake.net.vms["vm1"]
     lab.fake.net.put_vm(replace(registered, reported=True))
     gone = BridgePort(0x31, "br0", "tap1", vm_port(1), PortStatus.UP, "vm1", vm_mac(1))
-    lab.controller.inventory.vm_ports_changed([gone], [])
+    lab.controller.inventory.ports.changed([gone], [])
     await lab.fake.settle()
     assert "vm1" not in lab.fake.net.vms
     assert not lab.served

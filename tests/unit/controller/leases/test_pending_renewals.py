@@ -121,7 +121,7 @@ class Life:
             dpid=0x30 + edge, bridge="br0", name="tap1", number=vm_port(1), status=PortStatus.UP,
             iface_id="vm1", attached_mac=vm_mac(1),
         )  # fmt: skip
-        self.controller.inventory.vm_ports_changed([port] if gone else [], [] if gone else [port])
+        self.controller.inventory.ports.changed([port] if gone else [], [] if gone else [port])
 
     async def asks(self, dhcp: DHCP, at: int) -> None:
         """vm1 itself says something to its DHCP server."""

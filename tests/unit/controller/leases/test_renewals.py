@@ -9,9 +9,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from retinue.controller.api import views
 from retinue.controller.api.server import Api
 from retinue.controller.app import Controller
-from retinue.controller.leases.renewals import RenewalError
+from retinue.controller.leases.renewal_orders import RenewalError
 from retinue.core.lease_renewal import Lease, request_frame
 from retinue.core.model import VM, PortStatus, VMPort
 from retinue.core.packets import (
@@ -26,6 +27,7 @@ from retinue.core.packets import (
     offer,
     parse_dhcp,
     parse_dhcp_frame,
+    renewal,
     request,
 )
 from retinue.protocol.renewals import Order, OrderState, RenewalOrder, RenewalReport
@@ -91,12 +93,12 @@ class LeasedVM:
             self.fake.send("edge1", vm_port(1), frame)
             await self.fake.settle()
 
-    def port_at(self, edge: int) -> None:
+    def port_at(self, edge: int, number: int = vm_port(1)) -> None:
         port = BridgePort(
-            dpid=0x30 + edge, bridge="br0", name="tap1", number=vm_port(1), status=PortStatus.UP,
+            dpid=0x30 + edge, bridge="br0", name="tap1", number=number, status=PortStatus.UP,
             iface_id="vm1", attached_mac=vm_mac(1),
         )  # fmt: skip
-        self.controller.inventory.vm_ports_changed([], [port])
+        self.controller.inventory.ports.changed([], [port])
 
     async def agent_sends(self, order: Order, *, switch: str = "", port: int = 0) -> None:
         """What the agent does with an order: one request, in at the VM's port."""
@@ -173,6 +175,58 @@ async def test_the_ack_makes_the_binding_and_goes_to_the_agent_not_to_the_vm(lab
     assert tail == ["vm.renew", "renewal.sent", "binding.renewed", "renewal.acked"]
     datagram, asked = lab.served[-1]
     assert (datagram.src, datagram.dst, asked.giaddr) == (vm_ip(1), SERVER, NOWHERE)
+
+
+async def test_the_recorded_port_is_that_at_which_the_request_came_in(lab: LeasedVM) -> None:
+    """The VM's port has another number by the time the ACK comes: that is where the VM is bound."""
+    waiting: list[DHCP] = []
+    lab.answer = lambda asked: waiting.append(asked)
+    order = lab.controller.renewals.renew("vm1")
+    await lab.agent_sends(order)
+    lab.port_at(1, number=77)
+    await lab.fake.settle()
+    mac = lab.fake.net.servers["dhcp"].mac
+    reply = lab.grant(waiting[0])
+    assert reply is not None
+    lab.fake.send("leaf2", 90, dhcp_frame(reply, mac, GATEWAY_MAC, SERVER, vm_ip(1), 67, 68))
+    await lab.fake.settle()
+    done = lab.controller.renewals.get(order.id)
+    assert (done.state, done.recorded_port) == (OrderState.ACKED, vm_port(1))
+    (row,) = lab.fake.net.bindings(["vm1"])
+    assert row.port == 77
+    again = lab.controller.renewals.renew("vm1")
+    await lab.agent_sends(again)
+    assert lab.controller.renewals.get(again.id).recorded_port == 77
+
+
+async def test_a_lease_counts_from_when_its_ack_was_received(lab: LeasedVM) -> None:
+    """However late the controller works on it: the DHCP server counts from when it sent it."""
+    lab.fake.sessions["leaf2"].late = 7.0
+    order = lab.controller.renewals.renew("vm1")
+    await lab.agent_sends(order)
+    assert lab.lease_end == lab.now + LEASE - 7.0
+    assert lab.controller.renewals.get(order.id).lease_end == lab.lease_end
+
+
+async def test_name_servers_that_the_vm_has_not_heard_of_are_told_and_shown(lab: LeasedVM) -> None:
+    dns = [bytes([10, 1, 0, 5])]
+    lab.answer = lambda asked: ack(asked, vm_ip(1), SERVER, LEASE, ((6, dns[-1]),))
+    own = renewal(vm_ip(1), vm_mac(1), 8, CLIENT_ID)
+    frame = dhcp_frame(own, vm_mac(1), GATEWAY_MAC, vm_ip(1), SERVER, 68, 67)
+    lab.fake.send("edge1", vm_port(1), frame)
+    await lab.fake.settle()
+    await lab.agent_sends(lab.controller.renewals.renew("vm1"))
+    assert lab.events("lease.differs") == []
+    dns.append(bytes([10, 1, 0, 6]))
+    for _ in range(2):
+        await lab.agent_sends(lab.controller.renewals.renew("vm1"))
+    words = (
+        f"{vm_ip(1)}: the DHCP server now names DNS 10.1.0.6; the VM was told DNS 10.1.0.5, and hears of it "
+        "when it renews by itself"
+    )
+    assert lab.events("lease.differs") == [{"vm": "vm1", "ip": vm_ip(1), "reason": words}]
+    vm = lab.fake.net.vms["vm1"]
+    assert words in views.vm(lab.controller, vm)["warnings"]
 
 
 async def test_the_ack_counts_when_the_switches_have_confirmed(lab: LeasedVM) -> None:
@@ -268,7 +322,7 @@ async def test_a_renewal_from_another_port_moves_nothing(lab: LeasedVM) -> None:
     """Another VM knows the transaction id, and says everything right."""
     lab.controller.inventory.register_vms([VM.with_one_nic("vm2", vm_mac(2), "server2")])
     lab.fake.net.set_vm_port("vm2", "edge2", VMPort(vm_port(2), "tap2"))
-    lab.controller.inventory.vm_ports_changed([], [])
+    lab.controller.inventory.ports.changed([], [])
     await lab.controller.context.install(lab.fake.net.everything())
     order = lab.controller.renewals.renew("vm1")
     before, served = lab.fake.net.bindings(), len(lab.served)
@@ -370,6 +424,6 @@ async def test_renewals_over_rest(lab: LeasedVM) -> None:
                     assert answer.status == status
                     assert words in (await answer.json())["error"]
             async with http.get(f"/v1/renewals/{order['id']}?wait=ages") as answer:
-                assert answer.status == 409
+                assert answer.status == 400
     finally:
         await api.stop()

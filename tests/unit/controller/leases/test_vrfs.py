@@ -104,8 +104,8 @@ async def test_a_tenant_is_told_of_its_own_neighbours() -> None:
 
 async def test_a_vnet_that_is_empty_may_change_its_vrf() -> None:
     lab = await tenants()
-    lab.controller.vnets.add_vnets([Vnet("new", vrf="red")])
-    lab.controller.vnets.set_vnet(Vnet("new", vrf="green"))
+    await lab.controller.vnets.add_vnets([Vnet("new", vrf="red")])
+    await lab.controller.vnets.set_vnet(Vnet("new", vrf="green"))
     assert lab.fake.net.vnets["new"].vrf == "green"
     await lab.fake.stop()
 

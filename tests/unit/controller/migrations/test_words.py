@@ -82,7 +82,7 @@ async def doors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     controller = fake.controller
     controller.inventory.register_vms([VM.with_one_nic("vm1", vm_mac(1), SOURCE, addresses=(address,))])
     for edge in (1, 2):
-        controller.inventory.vm_ports_changed([], [port(edge)])
+        controller.inventory.ports.changed([], [port(edge)])
     await fake.settle()
     controller.inventory.power.on_report("vm1", VMReport.STARTED, SOURCE)
     controller.orchestrator.start("vm1", target_server=TARGET)
@@ -157,7 +157,7 @@ async def test_a_target_does_not_take_a_vm_whose_source_has_not_let_go(doors: Do
 
 async def test_a_target_takes_a_vm_whose_sources_port_has_gone(doors: Doors) -> None:
     await doors.until(S.COPYING)
-    doors.fake.controller.inventory.vm_ports_changed([port(1)], [])
+    doors.fake.controller.inventory.ports.changed([port(1)], [])
     assert await doors.say(TARGET, "resumed", at=1.0) == 200
     assert doors.state is S.CONFIRMED
 
@@ -184,7 +184,7 @@ async def test_a_target_that_was_too_early_need_not_say_it_again(doors: Doors, l
     if let_go == "stopped":
         assert await doors.say(SOURCE, "stopped", at=1.0) == 200
     else:
-        doors.fake.controller.inventory.vm_ports_changed([port(1)], [])
+        doors.fake.controller.inventory.ports.changed([port(1)], [])
         await doors.fake.settle()
     assert doors.state is S.CONFIRMED
     assert doors.fake.controller.orchestrator.migrations["migration-1"].resumed_at == 2.0

@@ -47,6 +47,20 @@ async def test_the_locator_is_where_the_vm_is_now_and_the_name_stays(controller:
     assert (after["name"], after["locator"]["server"]) == ("vm1", "server3")
 
 
+def test_what_is_measured_of_each_kind(controller: Controller) -> None:
+    controller.entities.register([SHOP, Entity("vm1", EntityKind.VM, Profile(memory_mib=256, cpus=2))])
+    publish(controller, "debian")
+    shown = {name: controller.entities.shown(name) for name in ("vm1", "vm2", "server1", "shop", "debian")}
+    measured = {name: row and row["measured"] for name, row in shown.items()}
+    assert measured == {
+        "vm1": {"memory_mib": 256, "cpus": 2},
+        "vm2": {"memory_mib": 0, "cpus": 0},
+        "server1": None,  # its agent has said nothing yet
+        "shop": None,
+        "debian": None,
+    }
+
+
 def test_a_name_is_given_once(controller: Controller) -> None:
     controller.entities.register([SHOP])
     for name, kind in (("vm1", EntityKind.IMAGE), ("server1", EntityKind.IMAGE), ("shop", EntityKind.IMAGE)):

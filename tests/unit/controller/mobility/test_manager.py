@@ -12,9 +12,10 @@ import pytest
 from retinue.config_file import ConfigError
 from retinue.controller.config import load
 from retinue.controller.errors import RequestError
+from retinue.controller.kinds import restore
 from retinue.controller.migrations.requests import MigrationError
 from retinue.controller.mobility.manager import MATCH_LIMIT, PLACEMENTS_KEPT, MobilityManager
-from retinue.controller.state import State, restore
+from retinue.controller.state import State
 from retinue.core.model import Power
 from retinue.core.placement import (
     Entity,

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
@@ -53,6 +53,33 @@ async def test_the_first_hop_is_the_gateway_of_the_senders_subnet(
     assert probe(1, dst)[14:].startswith(body[8:]), "as it was sent"
     assert len(body) > 8 + 20 + 8
     assert fake.controller.context.counters[ANSWERED] == 1
+
+
+@pytest.mark.parametrize("dst", [FAR, vm_ip(2)])
+async def test_who_asks_from_a_prefix_that_is_routed_to_it_hears_it_from_its_own_gateway(
+    fake: FakeNetwork, dst: IPv4Address
+) -> None:
+    net, prefix = fake.net, IPv4Network("198.51.100.0/28")
+    nic = net.vms["vm1"].nic
+    await fake.controller.context.install(net.change_nic("vm1", nic, replace(nic, prefixes=(prefix,))))
+    fake.send("edge1", ONE, probe(1, dst, src=prefix[3]))
+    ((switch, port, frame),) = fake.heard
+    assert (switch, port, parse(frame).dst) == ("edge1", ONE, vm_mac(1))
+    header, body = split_ipv4(parse(frame).payload)
+    assert (header[12:16], header[16:20], body[:2]) == (GATEWAY.packed, prefix[3].packed, bytes((11, 0)))
+    await fake.controller.context.install(net.unassign(vm_ip(1)))
+    fake.heard.clear()
+    fake.send("edge1", ONE, probe(1, dst, src=prefix[3]))
+    assert not fake.heard, "without an address it has no gateway"
+
+
+async def test_who_asks_from_outside_hears_it_from_the_gateway_where_it_was_to_go(fake: FakeNetwork) -> None:
+    packet = ipv4(FAR, vm_ip(1), udp(b"probe", 40000, 33434), ttl=1)
+    fake.send("leaf2", 91, Ethernet(GATEWAY_MAC, "02:00:00:00:01:01", EtherType.IPV4, packet).build())
+    ((switch, port, frame),) = fake.heard
+    assert (switch, port) == ("leaf2", 91)
+    header, _ = split_ipv4(parse(frame).payload)
+    assert (header[12:16], header[16:20]) == (GATEWAY.packed, FAR.packed)
 
 
 async def test_one_that_lives_longer_goes_on(fake: FakeNetwork) -> None:

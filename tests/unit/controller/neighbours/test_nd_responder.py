@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from retinue.core.model import VM
 from retinue.core.model.link_local import ALL_NODES, ALL_ROUTERS, UNSPECIFIED, link_local
 from retinue.core.packets import (
     ND,
@@ -176,6 +177,36 @@ async def test_the_gateway_speaks_to_each_vm_once_in_a_while(fake: FakeNetwork) 
     assert sorted(told) == [vm_port(1), vm_port(2), vm_port(4)]
     assert count(fake, "router advertisements sent") == 3
     await fake.stop()
+
+
+async def test_a_second_costs_what_its_turn_has_and_not_what_there_is(fake: FakeNetwork) -> None:
+    """All VMs are walked through once in a round; who goes or comes meanwhile has no turn, or one."""
+    walks = 0
+
+    class Walked(dict[str, VM]):
+        def values(self) -> Any:
+            nonlocal walks
+            walks += 1
+            return super().values()
+
+    net = fake.net
+    now = [1000.0]
+    fake.controller.context.clock = lambda: now[0]
+    net.vms = Walked(net.vms)
+    for _ in range(ADVERTISED_EVERY):
+        fake.controller.nd.advertise()
+        now[0] += 1
+    assert count(fake, "router advertisements sent") == 3
+    assert walks == 1
+    assert net.held_by("vm4")
+    net.remove_vm("vm4")
+    add_vm(net, 5, at=2, bound=False)
+    net.assign(holding6(5))
+    for _ in range(ADVERTISED_EVERY):
+        fake.controller.nd.advertise()
+        now[0] += 1
+    assert count(fake, "router advertisements sent") == 6
+    await fake.controller.context.install(net.everything())
 
 
 async def test_a_packet_whose_hop_limit_ends_is_answered_by_the_senders_gateway(fake: FakeNetwork) -> None:

@@ -9,7 +9,7 @@ import pytest
 from retinue.controller.store import writer as writer_module
 from retinue.controller.store.rows import Key
 from retinue.controller.store.schema import KEYS
-from retinue.controller.store.writer import Writer
+from retinue.controller.store.writer import DeposedError, Writer
 from retinue.southbound.ovsdb import Connection, ConnectionLostError
 from support.fakes.ovsdb_peer import PATIENCE, OvsdbPeer, pair
 
@@ -243,3 +243,22 @@ async def test_a_very_long_queue_is_written_in_parts(stage: Stage, monkeypatch: 
     assert not flush.done()
     assert await stage.transaction({"uuid": uid(3)}) == [insert("c", 2)]
     assert await flush == []
+
+
+async def test_every_transaction_begins_with_the_guard_and_its_failure_ends_the_writing(stage: Stage) -> None:
+    """Another controller has taken over: nothing is tried again, nor in halves."""
+    guard = {"op": "wait", "table": "Active"}
+    stage.writer.guard = (guard,)
+    await stage.connect()
+    put(stage, "a", 1)
+    assert await stage.transaction({}, {"uuid": uid(1)}) == [guard, insert("a", 1)]
+    assert await stage.flush() == []
+    put(stage, "a", 2)
+    put(stage, "b", 1)
+    request = await stage.take()
+    assert request["params"][1] == guard
+    stage.answer(request, [{"error": "timed out"}, {}, {}])
+    assert stage.run is not None
+    with pytest.raises(DeposedError):
+        await stage.run
+    assert stage.writer.backlog == 2

@@ -13,6 +13,7 @@ from retinue.controller.switches import programmer
 from retinue.controller.switches.installer import InstallReport
 from retinue.core.model import PortStatus, VMPort
 from retinue.core.model.network import Owner
+from retinue.core.pipeline.compiler import ConflictError
 from retinue.core.pipeline.cookies import owner_hash
 from retinue.core.pipeline.entry import Change, Flow, FlowKey
 from retinue.core.pipeline.tables import Table
@@ -48,6 +49,33 @@ async def test_confirmed_by_every_switch(fake: FakeNetwork) -> None:
     report = await install_vm(fake)
     assert not report.missing
     assert stands(fake)
+
+
+async def test_two_that_clash_hold_up_nobody_else(fake: FakeNetwork) -> None:
+    """The network lets no such thing in; this is a fault made by hand."""
+    context, seen = fake.controller.context, set[Owner]()
+    await install_vm(fake)
+    add_vm(fake.net, 2, at=1, bound=False)
+    fake.net.vm_ports["vm2"]["edge1"] = VMPort(vm_port(1), "tap2")
+    add_vm(fake.net, 3, at=2)
+    context.after_install(seen.update)
+    with pytest.raises(ConflictError):
+        await context.install([VM1, Owner("vm", "vm2"), Owner("vm", "vm3")])
+    assert stands(fake)
+    assert context.is_programmed(Owner("vm", "vm3"))
+    assert not context.is_programmed(Owner("vm", "vm2"))
+    assert Owner("vm", "vm3") in seen
+
+
+async def test_an_installation_counts_the_entries_it_has_sent(fake: FakeNetwork) -> None:
+    before = {switch: len(session.applied) for switch, session in fake.sessions.items()}
+    report = await install_vm(fake)
+    sent = [
+        change for switch, session in fake.sessions.items() for change in session.applied[before[switch] :]
+    ]
+    assert report.flow_mods == sum(change.flow_count for change in sent) > 0
+    again = await fake.controller.context.install([VM1])
+    assert (again.flow_mods, again.missing) == (0, set()), "all is there"
 
 
 async def test_what_a_switch_refuses_is_pending_and_sent_again(fake: FakeNetwork) -> None:
@@ -112,8 +140,8 @@ async def test_nothing_is_taken_from_an_edge_before_its_database_has_been_read(f
         await back(again, *again.net.switches)
         assert all_flows(again) == before
         assert again.controller.context.installer.pending().keys() == {"edge1"}
-        again.controller.inventory.vm_ports_changed([], [port_of_vm1()])
-        again.controller.inventory.edge_read([0x31], ["vm1"])
+        again.controller.inventory.ports.changed([], [port_of_vm1()])
+        again.controller.inventory.ports.edge_read([0x31], ["vm1"])
         await again.settle()
         assert stands(again)
         assert not again.controller.context.installer.pending()
@@ -130,10 +158,10 @@ async def test_what_an_edge_has_too_much_goes_when_its_database_has_been_read(fa
     await install_vm(fake)
     async with restarted(fake) as again:
         await back(again, *again.net.switches)
-        again.controller.inventory.edge_read([0x32])
+        again.controller.inventory.ports.edge_read([0x32])
         await again.settle()
         assert again.fabric["edge1"].flows.keys() > again.controller.context.compiler.program("edge1").keys()
-        again.controller.inventory.edge_read([0x31])
+        again.controller.inventory.ports.edge_read([0x31])
         await again.settle()
         assert again.fabric["edge1"].flows.keys() == again.controller.context.compiler.program("edge1").keys()
         assert again.fabric["edge1"].meters == again.fabric["edge2"].meters
@@ -191,11 +219,11 @@ async def test_of_a_vm_nobody_knows_nothing_is_taken_before_all_edges_are_read(f
     again = FakeNetwork(fabric(), clock=lambda: 1000.0)
     again.fabric = fake.fabric
     await again.start()
-    again.controller.inventory.edge_read([0x31])
+    again.controller.inventory.ports.edge_read([0x31])
     await again.settle()
     assert all_flows(again)["edge1"] != before["edge1"]
     assert all_flows(again)["leaf1"] == before["leaf1"]
-    again.controller.inventory.edge_read([0x32, 0x33])
+    again.controller.inventory.ports.edge_read([0x32, 0x33])
     await again.settle()
     assert all_flows(again)["leaf1"] != before["leaf1"]
     assert not again.controller.context.installer.pending()
@@ -317,7 +345,7 @@ async def test_a_switch_that_cannot_be_read_is_let_go_and_holds_up_nobody(fake: 
 async def test_an_entry_the_switch_ended_too_early_is_sent_again(fake: FakeNetwork) -> None:
     await install_vm(fake)
     flow = next(f for f in fake.fabric["edge1"].flows.values() if f.expires_at)
-    fake.fabric["edge1"]._remove(flow.key)
+    fake.fabric["edge1"].take_out(flow.key)
     fake.controller.context.installer.switches["edge1"].flow_ended(flow.key)
     assert not stands(fake)
     await fake.settle()
@@ -340,7 +368,7 @@ async def test_an_entry_the_switch_ended_with_its_lease_is_not_put_back(
     await install_vm(fake)
     flow = lease_ends(fake, end)
     await fake.controller.context.install([VM1])
-    fake.fabric["edge1"]._remove(flow.key)
+    fake.fabric["edge1"].take_out(flow.key)
     sent = len(fake.sessions["edge1"].applied)
     fake.controller.context.installer.switches["edge1"].flow_ended(flow.key)
     assert not fake.controller.context.installer.pending()
@@ -357,7 +385,7 @@ async def test_an_entry_that_ended_though_its_lease_did_not_is_put_back(
     await install_vm(fake)
     flow = lease_ends(fake, end)
     await fake.controller.context.install([VM1])
-    fake.fabric["edge1"]._remove(flow.key)
+    fake.fabric["edge1"].take_out(flow.key)
     fake.controller.context.installer.switches["edge1"].flow_ended(flow.key)
     assert fake.controller.context.installer.pending() == {"edge1": 1}
     await fake.settle()

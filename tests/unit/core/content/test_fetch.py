@@ -1,6 +1,6 @@
 """Which chunk is asked of whom: dialogues of a fetch, events in, effects out."""
 
-from retinue.core.content import Ask, Bitmap, Effect, Fetch, HolderRejected, Patience
+from retinue.core.content import Ask, Bitmap, Distance, Effect, Fetch, HolderRejected, Patience
 
 LIMITS = Patience(deadline=5.0, patience=1.0, avoided=2.0, rejected=600.0, window=2)
 
@@ -51,7 +51,7 @@ def test_the_rarest_comes_first() -> None:
 def test_the_origin_is_spared_what_others_have() -> None:
     it = fetch(6)
     assert set(asked(it.joined("cache", Bitmap.of(6, (0, 1, 2, 3)), 0.0), "cache")) <= {0, 1, 2, 3}
-    assert sorted(asked(it.joined("origin", full(6), 0.0, origin=True), "origin")) == [4, 5]
+    assert sorted(asked(it.joined("origin", full(6), 0.0, distance=Distance.ORIGIN), "origin")) == [4, 5]
     # The others gain what only it had: it is asked for nothing more.
     it.arrived("origin", 4, 0.1, good=True)
     assert not asked(it.arrived("origin", 5, 0.1, good=True), "origin")
@@ -61,7 +61,7 @@ def test_the_origin_is_spared_what_others_have() -> None:
 def test_a_cache_that_is_silent_spares_the_origin_no_more_and_that_is_counted() -> None:
     it = fetch(6)
     it.joined("cache", full(6), 0.0)
-    assert not it.joined("origin", full(6), 0.0, origin=True)
+    assert not it.joined("origin", full(6), 0.0, distance=Distance.ORIGIN)
     assert not it.tick(0.9)
     assert len(asked(it.tick(1.0), "origin")) == 2
     assert it.fallbacks == 2
@@ -153,3 +153,60 @@ def test_who_sends_only_what_nobody_asked_for_is_as_good_as_silent() -> None:
         it.arrived("a", known, now, good=True)
         it.absent("a", known, now)
     assert it.standing(5.9) == {"a": "avoided"}
+
+
+def test_what_is_near_spares_what_is_far_and_that_the_origin() -> None:
+    it = fetch(6)
+    assert asked(it.joined("cache", Bitmap.of(6, (0, 1)), 0.0, Distance.NEAR), "cache")
+    assert set(asked(it.joined("far", Bitmap.of(6, (0, 1, 2, 3)), 0.0), "far")) == {2, 3}
+    assert set(asked(it.joined("origin", full(6), 0.0, Distance.ORIGIN), "origin")) == {4, 5}
+    assert it.fallbacks == 0
+
+
+def test_a_cache_that_is_near_is_waited_for_until_its_deadline_and_then_no_more() -> None:
+    it = fetch(6)
+    it.joined("cache", full(6), 0.0, Distance.NEAR)
+    assert not asked(it.joined("origin", full(6), 0.0, Distance.ORIGIN), "origin")
+    assert not it.tick(LIMITS.patience) and not it.tick(LIMITS.deadline - 0.01)
+    assert len(asked(it.tick(LIMITS.deadline), "origin")) == LIMITS.window
+    assert it.standing(LIMITS.deadline)["cache"] == "avoided"
+
+
+def test_who_is_near_and_being_reached_is_waited_for_but_not_for_long() -> None:
+    for how in ("joined", "left", "silent"):
+        it = fetch(6)
+        it.expected("cache", 0.0)
+        assert not it.joined("origin", full(6), 0.1, Distance.ORIGIN)
+        assert not it.joined("far", full(6), 0.2)
+        match how:
+            case "joined":
+                assert len(asked(it.joined("cache", full(6), 0.3, Distance.NEAR), "cache")) == LIMITS.window
+            case "left":
+                assert len(asked(it.left("cache", 0.3), "far")) == LIMITS.window
+            case _:
+                assert not it.tick(LIMITS.patience - 0.1)
+                assert len(asked(it.tick(LIMITS.patience), "far")) == LIMITS.window
+
+
+def test_who_could_not_be_reached_is_waited_for_only_once() -> None:
+    it = fetch(6)
+    it.expected("cache", 0.0)
+    it.left("cache", 0.1)
+    it.expected("cache", 0.2)
+    assert len(asked(it.joined("far", full(6), 0.3), "far")) == LIMITS.window
+
+
+def test_a_far_holder_is_asked_when_the_near_one_leaves() -> None:
+    it = fetch(6)
+    it.joined("cache", full(6), 0.0, Distance.NEAR)
+    assert not asked(it.joined("far", full(6), 0.0), "far")
+    assert len(asked(it.left("cache", 0.1), "far")) == LIMITS.window
+
+
+def test_more_can_be_wanted_later_also_what_has_come_before() -> None:
+    it = Fetch([], patience=LIMITS)
+    assert it.done and not it.joined("a", full(6), 0.0)
+    assert it.want([3], 0.0) == [Ask("a", 3)] and not it.want([3], 0.0)
+    it.arrived("a", 3, 0.1, good=True)
+    assert it.done
+    assert it.want([3], 5.0) == [Ask("a", 3)], "it was let go of meanwhile"

@@ -3,20 +3,9 @@
 import pytest
 
 from retinue.core.migration import IllegalEventError
-from retinue.core.migration import endpoint_steps as e
-from retinue.core.migration.endpoint import (
-    Absent,
-    HandedOver,
-    Incoming,
-    IncomingFailed,
-    Outgoing,
-    Plugged,
-    Presence,
-    Running,
-    Settle,
-    settle_first,
-    step,
-)
+from retinue.core.migration import endpoint_effects as fx
+from retinue.core.migration import endpoint_events as e
+from retinue.core.migration.endpoint import Settle, settle_first, step
 from retinue.core.migration.events import (
     CopyStarted,
     Failed,
@@ -25,6 +14,16 @@ from retinue.core.migration.events import (
     SourceFreed,
     TargetClosed,
     TargetOpened,
+)
+from retinue.core.migration.presence import (
+    Absent,
+    HandedOver,
+    Incoming,
+    IncomingFailed,
+    Outgoing,
+    Plugged,
+    Presence,
+    Running,
 )
 from retinue.core.model import Ending
 
@@ -39,44 +38,44 @@ PRESENCES = (
     IncomingFailed(M),
 )
 NOTHING, ILLEGAL = (), "illegal"
-END = (e.EndMachine(), e.RemovePort())
-REJECTED = (e.Reject(M, e.Why.NOT_RUNNING),)
-RESUMED = (e.Report(M, Resumed(5.0)),)
-CLOSED, FREED = e.Report(M, TargetClosed()), e.Report(M, SourceFreed())
-CLOSE = (e.CountFrames(), e.EndMachine(), e.HandBack(M), e.RemovePort(), CLOSED)
-KEEP, RESUME = (e.KeepAtSource(M),), (e.ResumeAtSource(M),)
+END = (fx.EndMachine(), fx.RemovePort())
+REJECTED = (fx.Reject(M, fx.Why.NOT_RUNNING),)
+RESUMED = (fx.Report(M, Resumed(5.0)),)
+CLOSED, FREED = fx.Report(M, TargetClosed()), fx.Report(M, SourceFreed())
+CLOSE = (fx.CountFrames(), fx.EndMachine(), fx.HandBack(M), fx.RemovePort(), CLOSED)
+KEEP, RESUME = (fx.KeepAtSource(M),), (fx.ResumeAtSource(M),)
 
 
-def opens(plugged: bool) -> tuple[e.Effect, ...]:
-    return (e.EndMachine(), e.OpenMachine(M, plugged))
+def opens(plugged: bool) -> tuple[fx.Effect, ...]:
+    return (fx.EndMachine(), fx.OpenMachine(M, plugged))
 
 
-TABLE: dict[e.Order, tuple[tuple[e.Effect, ...] | str, ...]] = {
-    e.Register(): ((e.MakePort(),), *[NOTHING] * 6),
-    e.Start(): (*[(e.StartMachine(),)] * 2, *[(e.ReportStarted(),)] * 2, *[NOTHING] * 3),
+TABLE: dict[e.Order, tuple[tuple[fx.Effect, ...] | str, ...]] = {
+    e.Register(): ((fx.MakePort(),), *[NOTHING] * 6),
+    e.Start(): (*[(fx.StartMachine(),)] * 2, *[(fx.ReportStarted(),)] * 2, *[NOTHING] * 3),
     e.Remove(): (END,) * 7,
     e.OpenTarget(M): (
         *(opens(False), opens(True), RESUMED, RESUMED, opens(True)),
-        *((e.Report(M, TargetOpened()),), opens(True)),
+        *((fx.Report(M, TargetOpened()),), opens(True)),
     ),
     e.Stop(False, 60.0): (
-        *[(e.ReportStopped(how=Ending.OFF),)] * 2,
-        *[(e.StopMachine(False, 60.0),)] * 2,
+        *[(fx.ReportStopped(how=Ending.OFF),)] * 2,
+        *[(fx.StopMachine(False, 60.0),)] * 2,
         *[NOTHING] * 3,
     ),
-    e.Reboot(60.0): (*[NOTHING] * 2, *[(e.RebootMachine(60.0),)] * 2, *[NOTHING] * 3),
-    e.Reset(): (*[NOTHING] * 2, *[(e.ResetMachine(),)] * 2, *[NOTHING] * 3),
+    e.Reboot(60.0): (*[NOTHING] * 2, *[(fx.RebootMachine(60.0),)] * 2, *[NOTHING] * 3),
+    e.Reset(): (*[NOTHING] * 2, *[(fx.ResetMachine(),)] * 2, *[NOTHING] * 3),
     e.PrepareSource(M): (
-        *(REJECTED, REJECTED, (e.SendMemory(M),), NOTHING, REJECTED),
-        *((e.Reject(M, e.Why.BUSY),), REJECTED),
+        *(REJECTED, REJECTED, (fx.SendMemory(M),), NOTHING, REJECTED),
+        *((fx.Reject(M, fx.Why.BUSY),), REJECTED),
     ),
     e.StartCopy(M): (
-        *(REJECTED, REJECTED, (e.Report(M, CopyStarted()), e.SendMemory(M))),
+        *(REJECTED, REJECTED, (fx.Report(M, CopyStarted()), fx.SendMemory(M))),
         *(NOTHING, NOTHING, NOTHING, REJECTED),
     ),
     e.FreeSource(M): ((FREED,), (*END, FREED), ILLEGAL, ILLEGAL, *[(*END, FREED)] * 3),
     e.RollBackAtSource(M): (NOTHING, KEEP, KEEP, KEEP, NOTHING, KEEP, KEEP),
-    e.ReturnToSource(M): ((e.ReportLost(), e.Report(M, RolledBack())), *[RESUME] * 6),
+    e.ReturnToSource(M): ((fx.ReportLost(), fx.Report(M, RolledBack())), *[RESUME] * 6),
     e.RollBackAtTarget(M): ((CLOSED,), CLOSE, RESUMED, RESUMED, (CLOSED,), CLOSE, CLOSE),
 }
 """As in the docstring of the module: by order, the effects in each presence."""
@@ -91,7 +90,7 @@ TABLE: dict[e.Order, tuple[tuple[e.Effect, ...] | str, ...]] = {
     ],
 )
 def test_each_order_in_each_presence(
-    order: e.Order, presence: Presence, wanted: tuple[e.Effect, ...] | str
+    order: e.Order, presence: Presence, wanted: tuple[fx.Effect, ...] | str
 ) -> None:
     if wanted == ILLEGAL:
         with pytest.raises(IllegalEventError):
@@ -102,25 +101,25 @@ def test_each_order_in_each_presence(
     match order:
         case e.OpenTarget() if opens(True)[0] in effects:
             assert after == Incoming(M)
-        case e.PrepareSource() | e.StartCopy() if e.SendMemory(M) in effects:
+        case e.PrepareSource() | e.StartCopy() if fx.SendMemory(M) in effects:
             assert after == Outgoing(M, 5.0, copying=isinstance(order, e.StartCopy))
         case _:
-            assert after == (Absent() if e.RemovePort() in effects else presence)
+            assert after == (Absent() if fx.RemovePort() in effects else presence)
 
 
 def test_a_vm_arrives_and_is_migrated_on() -> None:
     presence, _ = step(Absent(), e.OpenTarget(M))
     presence, effects = step(presence, e.Opened(M))
-    assert effects == (e.ReceiveMemory(M), e.Report(M, TargetOpened()))
+    assert effects == (fx.ReceiveMemory(M), fx.Report(M, TargetOpened()))
     presence, effects = step(presence, e.RanHere(M, 7.0))
-    assert (presence, effects) == (Running(7.0), (e.Report(M, Resumed(7.0)), e.ReportStarted()))
+    assert (presence, effects) == (Running(7.0), (fx.Report(M, Resumed(7.0)), fx.ReportStarted()))
     presence, _ = step(presence, e.StartCopy(OTHER))
     assert step(presence, e.GivenAway(OTHER)) == (HandedOver(OTHER), ())
 
 
 def test_a_vm_that_did_not_arrive_may_be_waited_for_again() -> None:
     presence, effects = step(Incoming(M), e.NotArrived(M, "hung up"))
-    assert (presence, effects) == (IncomingFailed(M), (e.Report(M, Failed("hung up")),))
+    assert (presence, effects) == (IncomingFailed(M), (fx.Report(M, Failed("hung up")),))
     assert step(presence, e.OpenTarget(M)) == (Incoming(M), opens(True))
     presence, _ = step(Incoming(M), e.NotOpened(M, "no bridge", plugged=False))
     assert step(presence, e.OpenTarget(M)) == (Incoming(M), opens(False))
@@ -129,11 +128,11 @@ def test_a_vm_that_did_not_arrive_may_be_waited_for_again() -> None:
 def test_a_vm_that_had_been_told_to_run_and_ended_has_moved() -> None:
     after, effects = step(Incoming(M), e.RanAndEnded(M, 7.0, "no memory"))
     assert after == Plugged()
-    assert effects == (e.Report(M, Resumed(7.0)), e.ReportStopped("no memory"))
+    assert effects == (fx.Report(M, Resumed(7.0)), fx.ReportStopped("no memory"))
 
 
 def test_a_transfer_that_fails_leaves_the_vm_where_it_was() -> None:
-    assert step(Outgoing(M, 5.0), e.Stays(M, "hung up")) == (Running(5.0), (e.Report(M, Failed("hung up")),))
+    assert step(Outgoing(M, 5.0), e.Stays(M, "hung up")) == (Running(5.0), (fx.Report(M, Failed("hung up")),))
     assert step(Outgoing(M, 5.0), e.Stays(M)) == (Running(5.0), ())
 
 
@@ -146,7 +145,7 @@ def test_what_an_earlier_transfer_tells_changes_nothing(presence: Presence, fact
 
 
 def test_an_earlier_transfer_that_fails_is_told_and_changes_nothing() -> None:
-    told = (e.Report(OTHER, Failed("old")),)
+    told = (fx.Report(OTHER, Failed("old")),)
     assert step(Outgoing(M), e.Stays(OTHER, "old")) == (Outgoing(M), told)
 
 
@@ -181,7 +180,7 @@ def test_a_vm_is_not_started_beside_one(presence: Presence) -> None:
 def test_the_end_of_a_machine_is_news_where_the_vm_is_this_servers(
     presence: Presence, after: Presence, told: bool
 ) -> None:
-    assert step(presence, e.Exited()) == (after, (e.ReportStopped(),) if told else ())
+    assert step(presence, e.Exited()) == (after, (fx.ReportStopped(),) if told else ())
 
 
 def test_a_vm_whose_machine_ends_on_its_way_may_have_been_handed_over() -> None:
@@ -190,7 +189,7 @@ def test_a_vm_whose_machine_ends_on_its_way_may_have_been_handed_over() -> None:
     assert step(presence, e.Exited()) == (presence, ()), "told already"
     assert step(presence, e.GivenAway(M)) == (HandedOver(M), ())
     after, _ = step(presence, e.Stays(M, "QEMU has ended"))
-    assert step(after, e.Start()) == (Plugged(), (e.StartMachine(),))
+    assert step(after, e.Start()) == (Plugged(), (fx.StartMachine(),))
 
 
 # ---- taken back ----
@@ -200,16 +199,20 @@ def test_only_the_targets_word_gives_back_what_was_handed_over() -> None:
     for order in (e.Register(), e.Start(), e.StartCopy(M), e.PrepareSource(M), e.RollBackAtSource(M)):
         after, effects = step(HandedOver(M), order)
         assert after == HandedOver(M)
-        assert not {type(effect) for effect in effects} & {e.StartMachine, e.KeepAtSource, e.ResumeAtSource}
+        assert not {type(effect) for effect in effects} & {
+            fx.StartMachine,
+            fx.KeepAtSource,
+            fx.ResumeAtSource,
+        }
     assert step(HandedOver(M), e.ReturnToSource(M)) == (HandedOver(M), RESUME)
     assert step(HandedOver(M), e.TakenBack(M, 9.0)) == (
         Running(9.0),
-        (e.Report(M, RolledBack()), e.ReportStarted()),
+        (fx.Report(M, RolledBack()), fx.ReportStarted()),
     )
     after, effects = step(HandedOver(M), e.NotTakenBack(M, "its machine is gone"))
     assert (after, effects) == (
         Plugged(),
-        (e.ReportStopped("its machine is gone"), e.Report(M, RolledBack())),
+        (fx.ReportStopped("its machine is gone"), fx.Report(M, RolledBack())),
     )
 
 
@@ -223,16 +226,16 @@ def test_a_vm_taken_back_that_had_not_left_runs_since_it_did() -> None:
 def test_a_prepared_source_copies_when_it_may() -> None:
     prepared, _ = step(Running(5.0), e.PrepareSource(M))
     assert step(prepared, e.PrepareSource(M)) == (prepared, ())
-    assert step(prepared, e.PrepareSource(OTHER)) == (prepared, (e.Reject(OTHER, e.Why.BUSY),))
+    assert step(prepared, e.PrepareSource(OTHER)) == (prepared, (fx.Reject(OTHER, fx.Why.BUSY),))
     copying, effects = step(prepared, e.StartCopy(M, prepared=True))
-    assert (copying, effects) == (Outgoing(M, 5.0), (e.Report(M, CopyStarted()), e.AllowCopy()))
+    assert (copying, effects) == (Outgoing(M, 5.0), (fx.Report(M, CopyStarted()), fx.AllowCopy()))
     assert step(copying, e.StartCopy(M, prepared=True)) == (copying, ())
     assert step(HandedOver(M), e.StartCopy(M, prepared=True)) == (HandedOver(M), ())
 
 
 @pytest.mark.parametrize("presence", [Absent(), Running(5.0), Outgoing(OTHER)])
 def test_a_source_that_was_not_prepared_does_not_copy(presence: Presence) -> None:
-    rejected = (e.Reject(M, e.Why.NOT_PREPARED),)
+    rejected = (fx.Reject(M, fx.Why.NOT_PREPARED),)
     assert step(presence, e.StartCopy(M, prepared=True)) == (presence, rejected)
 
 

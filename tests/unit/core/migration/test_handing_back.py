@@ -9,7 +9,7 @@ from retinue.core.limits import LARGEST_FRAME
 from retinue.core.migration.handing_back import addressed, in_batches, not_copied
 from retinue.core.model import DEFAULT_VRF, Network
 from retinue.core.packets import Ethernet, EtherType, build_udp4, parse
-from support.fabric import tenants
+from support.fabric import flooded, tenants
 from support.fabric.ipv6 import udp6_frame, vm_ip6
 from support.fabric.networks import (
     GATEWAY_MAC,
@@ -103,3 +103,22 @@ def test_ipv6_is_handed_back_as_well(net: Network) -> None:
 )
 def test_what_an_agent_says_is_for_the_vm_is_not_for_that_alone(net: Network, frame: bytes) -> None:
     assert addressed(net, net.vms["vm1"], frame) is None
+
+
+def test_what_was_flooded_is_handed_back_as_it_was_sent_and_to_who_is_in_that_vnet() -> None:
+    net = fabric()
+    flooded.add_vnets(net, ipv6=False)
+    one, two = flooded.Member(1, "vm1", "shop"), flooded.Member(2, "vm2", "shop")
+    quiet, store = flooded.Member(3, "vm3", "quiet"), flooded.Member(4, "vm4", "store")
+    for number, member in enumerate((one, two, quiet, store), 1):
+        flooded.add_vm(net, f"vm{number}", 1, [member])
+    frame = udp_frame(two.mac, flooded.GROUP_MAC, two.ip, flooded.MDNS)
+    assert addressed(net, net.vms["vm1"], frame) == (net.vms["vm1"].nic, frame)
+    for vm in ("vm2", "vm3", "vm4"):
+        assert addressed(net, net.vms[vm], frame) is None, "its sender, and who is in another vnet"
+    for sender in (quiet, store):
+        odd = udp_frame(sender.mac, flooded.GROUP_MAC, sender.ip, flooded.MDNS)
+        assert addressed(net, net.vms["vm1"], odd) is None
+    assert addressed(net, net.vms["vm1"], udp_frame(MARK, flooded.GROUP_MAC, two.ip, flooded.MDNS)) is None
+    shut = replace(net.vms["vm1"], nics=(replace(net.vms["vm1"].nic, enabled=False),))
+    assert addressed(net, shut, frame) is None

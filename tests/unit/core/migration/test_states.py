@@ -38,7 +38,7 @@ from retinue.core.migration import (
     begin,
     step,
 )
-from retinue.core.migration.states import LIMITS
+from retinue.core.migration.record import LIMITS
 
 STRAIGHT: list[tuple[Event, MigrationState, tuple[Effect, ...]]] = [
     (Matched(), MigrationState.MATCHED, (OpenTarget(),)),
@@ -131,6 +131,16 @@ def test_no_way_back_after_resume(count: int) -> None:
     assert effects, "what was not confirmed in time is asked for again"
     assert "trying again" in late.reason
     assert late.deadline() == 50.0 + LIMITS[migration.state]
+
+
+def test_a_copy_of_disks_may_take_as_long_as_it_is_told_to_go_on() -> None:
+    for count in range(len(STRAIGHT)):
+        migration = walk(count)
+        later = migration.since() + 1000.0
+        extended = migration.state is MigrationState.COPYING
+        limit = migration.deadline()
+        assert migration.deadline(later) == (later + LIMITS[migration.state] if extended else limit)
+        assert migration.deadline(0.0) == limit
 
 
 @pytest.mark.parametrize("count", range(len(STRAIGHT) + 1))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from retinue.core.migration.states import Migration, MigrationState
+from retinue.core.migration.record import Migration, MigrationState
 from retinue.core.migration.waiting import waits_for
 
 S = MigrationState
@@ -54,3 +54,9 @@ def test_every_state_is_asked_for() -> None:
     ended = {state for state in S if not waits_for(migration(state), [])}
     assert ended == {state for state in S if state.ended}
     assert waits_for(migration(S.FREED), []) == "switches to confirm"
+
+
+def test_memory_that_follows_a_vm_which_runs_at_the_target_is_waited_for_first() -> None:
+    left = "the rest of the VM's memory, 1.5 MiB, to go over from server server1 (post-copy)"
+    assert waits_for(migration(S.CONFIRMED), [], 3 << 19) == left
+    assert waits_for(migration(S.SWITCHED), ["edge1"], 3 << 19) == "switches to confirm: edge1"

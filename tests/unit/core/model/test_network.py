@@ -123,7 +123,10 @@ REJECTED: dict[str, tuple[Change, str]] = {
         "10.0.0.1 is the address of server router",
     ),
     "a server with a gateway's address": (put(address=GATEWAY), "is the gateway of subnet blue"),
-    "two ways to one prefix": (router(DEFAULT), "0.0.0.0/0 is reached through server router"),
+    "a router with no such metric": (
+        lambda net: net.put_server(replace(net.servers["router"], metric=65536)),
+        "metric 65536 is not between 0 and 65535",
+    ),
     "a way to a subnet": (router(IPv4Network("10.1.0.0/24")), "is subnet blue"),
     "a server whose VMs would have no edge": (lambda n: n.put_server(replace(server(1), edge="")), "vm1"),
     "a second DHCP server at a port": (
@@ -166,7 +169,7 @@ REJECTED: dict[str, tuple[Change, str]] = {
     "a VM where no VMs run": (location(also=frozenset({"dhcp"})), "server dhcp has no edge switch"),
     "a link to a leaf nobody knows": (link("leaf9", "spine1"), "leaf9 is not a known leaf switch"),
     "a link to a spine nobody knows": (link("leaf1", "spine9"), "spine9 is not a known spine switch"),
-    "a link the wrong way round": (link("spine1", "leaf1"), "spine1 is not a known leaf switch"),
+    "a link the wrong way round": (link("spine1", "leaf1"), "leaf1 is not a known core switch"),
     "a link between leaves": (link("leaf1", "leaf2"), "leaf2 is not a known spine switch"),
 }  # fmt: skip
 
@@ -210,6 +213,22 @@ def test_a_server_that_stays_where_it_is_touches_nothing() -> None:
     moved = net.detect("server1", PortRef("leaf2", "p9"))
     assert moved == {Owner("server", "server1"), Owner("vm", "vm1")}
     assert net.detect("server1", PortRef("leaf2", "p9")) == NOTHING
+
+
+def test_a_cache_runs_no_vms() -> None:
+    net = fabric()
+    with pytest.raises(ModelError, match="server server1 is a cache: it runs no VMs"):
+        net.put_server(replace(net.servers["server1"], services=frozenset({Service.CACHE})))
+
+
+def test_forwarders_are_those_that_servers_say_they_are_now() -> None:
+    net = fabric()
+    made = Server("fcf1", "02:00:00:00:0f:01")
+    everything = net.put_server(replace(made, services=frozenset({Service.FORWARDER})))
+    assert net.forwarders() == [net.servers["fcf1"]] and everything >= net.everything()
+    assert net.put_server(made) >= net.everything() and net.forwarders() == []
+    net.put_server(replace(made, services=frozenset({Service.FORWARDER})))
+    assert net.remove_server("fcf1") >= net.everything() and net.forwarders() == []
 
 
 def test_a_second_dhcp_server_is_not_believed_to_be_at_the_port_of_the_first() -> None:
@@ -310,13 +329,13 @@ def test_of_a_vms_rows_the_place_it_is_delivered_at_comes_first() -> None:
 
 def test_a_spine_knows_its_port_to_each_leaf() -> None:
     net = fabric()
-    assert net.spine_port("spine2", "leaf1") == 1
-    assert net.spine_port("spine2", "edge1") is None
+    assert net.port_down("spine2", "leaf1") == 1
+    assert net.port_down("spine2", "edge1") is None
     net.add_switch(Switch("leaf9", Role.LEAF, 0x99))
     net.add_link(Link(PortRef("leaf9", "s2"), PortRef("spine2", "l9")))
-    assert net.spine_port("spine2", "leaf9") is None, "its number is not known"
+    assert net.port_down("spine2", "leaf9") is None, "its number is not known"
     net.set_ports("spine2", {"l1": 1, "l2": 2, "l9": 9})
-    assert net.spine_port("spine2", "leaf9") == 9
+    assert net.port_down("spine2", "leaf9") == 9
 
 
 # ---- the compiler ----
@@ -337,6 +356,23 @@ def test_a_clash_leaves_the_compiler_as_it_was() -> None:
     net.remove_vm(other.id)
     add_vm(net, 3, 2)
     assert set(compiler.update({Owner("vm", "vm2"), Owner("vm", "vm3")})) >= {"edge2", "leaf2", "spine1"}
+    fresh = Compiler(net)
+    fresh.update(net.everything())
+    assert compiler.programs == fresh.programs
+
+
+def test_of_what_was_touched_a_clash_holds_up_only_those_that_clash() -> None:
+    net = fabric()
+    add_vm(net, 1, 1)
+    compiler = Compiler(net)
+    assert compiler.update_each(net.everything())[1] is None
+    add_vm(net, 2, 1, bound=False)
+    net.vm_ports["vm2"]["edge1"] = VMPort(vm_port(1), "tap2")
+    add_vm(net, 3, 2)
+    changed, clash = compiler.update_each(net.everything())
+    assert "vm vm2 and vm vm1 both want" in str(clash) or "vm vm1 and vm vm2 both want" in str(clash)
+    assert set(changed) >= {"edge2", "leaf2", "spine1"}
+    net.remove_vm("vm2")
     fresh = Compiler(net)
     fresh.update(net.everything())
     assert compiler.programs == fresh.programs
@@ -403,6 +439,12 @@ def test_of_who_is_gone_nothing_is_left(kind: str) -> None:
     assert not compiler.update(touched)
 
 
+@pytest.mark.parametrize("mac", ["01:00:5e:00:00:01", "ff:ff:ff:ff:ff:ff", "33:33:00:00:00:01"])
+def test_a_gateways_mac_is_no_group_address(mac: str) -> None:
+    with pytest.raises(ModelError, match="is a group address"):
+        Network(mac)
+
+
 def test_one_port_is_given_to_one_server() -> None:
     net = fabric()
     router = net.servers["router"]
@@ -425,3 +467,15 @@ def test_a_binding_shows_its_own_subnets_vlan_and_no_vm_is_trusted() -> None:
     net.assign(replace(assignment(9), ip=IPv4Address("10.0.0.77")))
     shown = {row.vm: (row.vlan, row.trust) for row in net.bindings()}
     assert shown == {"vm1": (42, Trust.UNTRUST), "vm2": (42, Trust.UNTRUST), "vm9": (7, Trust.UNTRUST)}
+
+
+def test_a_prefix_that_a_router_names_twice_is_one_way() -> None:
+    net = fabric()
+    router = net.servers["router"]
+    doubled = replace(router, routes=(*router.routes, *router.routes))
+    net.put_server(doubled)
+    assert net.put_server(replace(router, routes=()))
+    assert net.routers_to == {}
+    net.put_server(doubled)
+    net.remove_server("router")
+    assert net.routers_to == {}

@@ -3,12 +3,16 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from retinue.core.model import VM, ModelError, Network, Subnet
+from retinue.core.model import VM, ModelError, Network, Subnet, routed_prefixes
 from retinue.core.model.network import Owner
+from retinue.core.model.prefix_index import PrefixIndex
+from retinue.core.model.routed_prefixes import overlap
 from support.fabric.networks import add_ipv6, add_vm, assignment, fabric, server, vm_mac
 
 
@@ -109,3 +113,58 @@ def test_what_is_held_cannot_be_part_of_one(net: Network) -> None:
     net.assign(replace(assignment(2), ip=IPv4Address("10.9.5.5")))
     with pytest.raises(ModelError, match=r"10\.9\.5\.5 is held by VM vm2"):
         route(net, 1, "10.9.5.0/28")
+
+
+def test_what_a_prefix_costs_does_not_grow_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restart puts thousands of them into an empty network, one after the other."""
+    looked = 0
+
+    def counted(one: object, other: object) -> bool:
+        nonlocal looked
+        looked += 1
+        return overlap(one, other)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(routed_prefixes, "overlap", counted)
+    net, costs = fabric(), []
+    for number in range(1, 101):
+        add_vm(net, number, 1, bound=False)
+        before = looked
+        route(net, number, f"198.18.{number}.0/24", f"198.19.{number}.0/24")
+        costs.append(looked - before)
+    assert costs[-1] == costs[10]
+    assert net.routed_to(IPv4Address("198.19.77.7")) == (ip_network("198.19.77.0/24"), "vm77")
+
+
+def prefixes() -> st.SearchStrategy[IPv4Network | IPv6Network]:
+    """Small and large, near to each other."""
+    four = st.tuples(st.integers(0, 255), st.integers(24, 32)).map(
+        lambda p: IPv4Network((0x0A090000 + p[0], p[1]), strict=False)
+    )
+    six = st.tuples(st.integers(0, 255), st.integers(120, 128)).map(
+        lambda p: IPv6Network(((0xFD << 120) + p[0], p[1]), strict=False)
+    )
+    return four | six
+
+
+@given(st.lists(st.tuples(prefixes(), st.booleans()), max_size=40), prefixes())
+def test_the_index_finds_what_a_look_at_all_finds(
+    history: list[tuple[IPv4Network | IPv6Network, bool]], asked: IPv4Network | IPv6Network
+) -> None:
+    index, known = PrefixIndex(), dict[IPv4Network | IPv6Network, str]()
+    for number, (prefix, goes) in enumerate(history):
+        beside = [other for other in known if overlap(other, prefix)]
+        assert [one for one, _ in index.overlapping(prefix)] == sorted(beside, key=int_of)
+        if goes:
+            index.discard(prefix)
+            known.pop(prefix, None)
+        elif not beside or beside == [prefix]:
+            index.put(prefix, f"vm{number}")
+            known[prefix] = f"vm{number}"
+    assert list(index) == list(known.items())
+    assert bool(index) == bool(known)
+    ip = asked.network_address
+    assert index.at(ip) == next(((p, vm) for p, vm in known.items() if ip in p), None)
+
+
+def int_of(prefix: IPv4Network | IPv6Network) -> int:
+    return int(prefix.network_address)

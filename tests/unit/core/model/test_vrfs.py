@@ -113,8 +113,20 @@ def test_a_tag_is_a_vlan_and_the_default_vrf_has_none(id: str, tag: int) -> None
         Vrf(id, tag)
 
 
+@pytest.mark.parametrize(("id", "tag"), [("red", 1), ("red", 4094), (DEFAULT_VRF, 0)])
+def test_any_vlan_will_do_as_a_tag(id: str, tag: int) -> None:
+    assert Vrf(id, tag).tag == tag
+
+
+def test_an_address_of_a_vrf_is_shown_with_it_and_one_of_the_default_vrf_is_itself() -> None:
+    assert str(in_vrf("red", vm_ip(1))) == f"{vm_ip(1)}%red"
+    assert in_vrf(DEFAULT_VRF, vm_ip(1)) == vm_ip(1)
+
+
 def test_a_free_tag_is_found() -> None:
     assert free_tag({0, 1, 3}) == 2
+    assert free_tag(()) == 1
+    assert free_tag(range(4094)) == 4094
     with pytest.raises(ModelError, match="every tag"):
         free_tag(range(4095))
 

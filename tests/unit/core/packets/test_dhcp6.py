@@ -163,6 +163,14 @@ def test_what_is_no_envelope(data: bytes, why: str) -> None:
         parse_relayed6(data)
 
 
+def test_an_envelopes_hop_count_is_a_byte() -> None:
+    for hops in (0, 255):
+        assert Relayed6(MessageType6.RELAY_FORW, hops, LINK, PEER, SOLICIT).build()[:2] == bytes((12, hops))
+    for hops in (-1, 256):
+        with pytest.raises(FrameError, match=f"hop count {hops} out of range"):
+            Relayed6(MessageType6.RELAY_FORW, hops, LINK, PEER, SOLICIT).build()
+
+
 @pytest.mark.parametrize(
     ("packet", "why"),
     [

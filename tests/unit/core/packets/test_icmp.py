@@ -1,4 +1,4 @@
-"""What a router answers to a packet whose time to live has ended, as scapy reads it."""
+"""What a router answers to a packet whose time to live has ended, or that is too large, as scapy reads it."""
 
 from ipaddress import IPv4Address
 from typing import Any
@@ -10,7 +10,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.packet import Raw
 
 from retinue.core.packets import FrameError
-from retinue.core.packets.icmp import MOST_QUOTED, time_exceeded
+from retinue.core.packets.icmp import MOST_QUOTED, fragmentation_needed, time_exceeded
 
 ROUTER = IPv4Address("10.1.0.254")
 ENDS = {"src": "10.1.0.100", "dst": "203.0.113.9", "ttl": 1}
@@ -61,6 +61,18 @@ def test_nothing_is_said_about_what_is_not_one_hosts_address(end: str, address: 
 @pytest.mark.parametrize("offset", [1 << bit for bit in range(13)])
 def test_only_the_first_fragment_is_answered(offset: int) -> None:
     assert answer(IP(**ENDS, frag=offset) / Raw(b"z" * 64)) is None
+
+
+def test_which_size_does_is_said() -> None:
+    sent = bytes(IP(**ENDS, flags="DF") / UDP() / Raw(bytes(1473)))
+    told = IP(fragmentation_needed(sent, ROUTER, 1400))
+    assert (told.src, told.dst, told[ICMP].type, told[ICMP].code) == (str(ROUTER), ENDS["src"], 3, 4)
+    assert bytes(told)[24:28] == b"\0\0" + (1400).to_bytes(2)
+    assert bytes(told)[28:] == sent[:MOST_QUOTED]
+    again = IP(bytes(told))
+    del again.chksum, again[ICMP].chksum
+    assert bytes(again) == bytes(told)
+    assert fragmentation_needed(bytes(IP(**ENDS) / ICMP(type=3)), ROUTER, 1400) is None
 
 
 @given(st.binary(max_size=80))

@@ -11,6 +11,7 @@ from scapy.layers.inet import TCP, UDP
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
     ICMPv6ND_Redirect,
+    ICMPv6PacketTooBig,
     ICMPv6TimeExceeded,
     IPv6,
     IPv6ExtHdrDestOpt,
@@ -19,7 +20,7 @@ from scapy.layers.inet6 import (
 from scapy.packet import Raw
 
 from retinue.core.packets import FrameError
-from retinue.core.packets.icmpv6 import MOST_QUOTED, time_exceeded
+from retinue.core.packets.icmpv6 import MOST_QUOTED, packet_too_big, time_exceeded
 
 ROUTER = IPv6Address("fd00:1::fe")
 ENDS = {"src": "fd00:1::5", "dst": "2001:db8::9", "hlim": 1}
@@ -69,6 +70,18 @@ def test_the_sender_hears_which_packet_it_was(packet: Any) -> None:
 )
 def test_some_are_not_answered(packet: Any) -> None:
     assert answer(packet) is None
+
+
+def test_which_size_does_is_said() -> None:
+    sent = bytes(IPv6(**ENDS) / UDP() / Raw(bytes(1453)))
+    told = IPv6(packet_too_big(sent, ROUTER, 1400))
+    assert (told.src, told.dst, told[ICMPv6PacketTooBig].code) == (str(ROUTER), ENDS["src"], 0)
+    assert told[ICMPv6PacketTooBig].mtu == 1400
+    assert bytes(told)[48:] == sent[:MOST_QUOTED]
+    again = IPv6(bytes(told))
+    del again[ICMPv6PacketTooBig].cksum
+    assert bytes(again) == bytes(told)
+    assert packet_too_big(bytes(IPv6(**ENDS) / ICMPv6TimeExceeded()), ROUTER, 1400) is None
 
 
 def test_padding_is_not_sent_back() -> None:

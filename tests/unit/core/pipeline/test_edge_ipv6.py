@@ -10,6 +10,7 @@ from retinue.core.model import VM, Network, Subnet
 from retinue.core.model.link_local import UNSPECIFIED, link_local
 from retinue.core.model.network import Owner
 from retinue.core.packets import nd_frame
+from retinue.core.packets.dhcp6 import dhcp6_frame
 from retinue.core.pipeline.compiler import Compiler, contribution
 from retinue.core.pipeline.cookies import Reason, reason_of
 from retinue.core.pipeline.entry import Field, Flow
@@ -192,6 +193,30 @@ def test_a_tagged_question_at_a_leaf_is_nobodys(world: FabricWorld) -> None:
         (delivery,) = world.fabric.all_paths("leaf2", 91, frame)
         assert not delivery.arrivals
         assert [reason_of(cookie) for _, cookie, _, _ in delivery.to_controller] == told
+
+
+def test_what_the_dhcpv6_server_says_to_the_relay_goes_to_the_controller_and_nothing_like_it() -> None:
+    net = fabric()
+    add_dhcp6(net)
+    world = FabricWorld(net)
+    mac = net.servers["dhcp"].mac
+
+    def said(sport: int, dport: int) -> bytes:
+        return dhcp6_frame(b"\x0d", mac, GATEWAY_MAC, link_local(mac), GATEWAY6, sport, dport)
+
+    relayed = said(547, 547)
+    for port, frame, believed in (
+        (90, relayed, True),
+        (90, tagged(relayed, 5), False),
+        (90, tagged(relayed, 0), False),
+        (91, relayed, False),  # the router's port
+        (90, said(546, 547), False),
+        (90, said(547, 546), False),
+    ):
+        (delivery,) = world.fabric.all_paths("leaf2", port, frame)
+        assert not delivery.arrivals
+        reasons = [reason_of(cookie) for _, cookie, _, _ in delivery.to_controller]
+        assert (Reason.DHCP6_SERVER in reasons) == believed, (port, frame)
 
 
 def test_ipv4_is_no_way_round(world: FabricWorld) -> None:

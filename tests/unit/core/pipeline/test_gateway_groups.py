@@ -5,7 +5,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from retinue.core.model import ModelError, VMPort
+from retinue.core.model import GatewayGroup, ModelError, VMPort
 from retinue.core.model.network import Owner
 from retinue.core.packets import arp_request, parse, parse_arp
 from retinue.core.pipeline.compiler import Compiler
@@ -94,12 +94,12 @@ def test_what_cannot_be_a_groups_mac() -> None:
     for mac, said in (
         (GATEWAY_MAC, "is the gateway's"),
         (OTHER_GATEWAY_MAC, "is the gateway's"),
-        (vm_mac(1), "belongs to somebody already"),
-        (server(1).mac, "belongs to somebody already"),
+        (vm_mac(1), "belongs to a VM already"),
+        (server(1).mac, "belongs to a server already"),
         ("01:00:5e:00:00:01", "group address"),
     ):
         with pytest.raises(ModelError, match=said):
-            net.add_gateway_group("new", mac)
+            net.put_gateway_group(GatewayGroup("new", mac))
     with pytest.raises(ModelError, match="there is no gateway group x"):
         net.put_server(replace(server(1), gateway_group="x"))
     with pytest.raises(ModelError, match="is the gateway's"):

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
-from retinue.core.model import VM, Network, PortRef, VMPort
+from retinue.core.model import VM, Network, PortRef, Service, VMPort
 from retinue.core.packets import (
     ARP,
     BROADCAST,
@@ -281,6 +281,32 @@ def test_the_dhcp_servers_port_is_trusted(world: FabricWorld) -> None:
     (delivery,) = world.fabric.all_paths("leaf2", 90, frame)
     assert not delivery.arrivals
     assert [reason_of(c) for _, c, _, _ in delivery.to_controller] == [Reason.DHCP_SERVER]
+
+
+@pytest.mark.parametrize("spines", [0, 1])
+def test_an_address_that_nobody_holds_is_none_of_the_routers(spines: int) -> None:
+    """Its subnet's route ends it, at a leaf that is alone as at one that has spines."""
+    net = fabric(1, spines, (1, 1))
+    router = net.servers["router"]
+    net.put_server(replace(router, routes=(IPv4Network("0.0.0.0/0"),)))
+    for number in (1, 2):
+        add_vm(net, number, number)
+    world = FabricWorld(net)
+    world.reaches(1, 1, to=2, locations=[2])
+    world.reaches_outside(1, 1)
+    world.goes_nowhere(1, 1, udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(1), vm_ip(9)))
+
+
+@pytest.mark.parametrize("service", [Service.DHCP, Service.ROUTER])
+def test_a_server_with_vms_that_is_more_than_that_has_its_vms_let_through(service: Service) -> None:
+    """They share its port at the leaf; its edge switch has seen to who says what."""
+    net = fabric()
+    for number in (1, 2):
+        add_vm(net, number, number)
+    net.put_server(replace(net.servers["server1"], services=frozenset({service})))
+    world = FabricWorld(net)
+    world.reaches(1, 1, to=2, locations=[2])
+    world.reaches_outside(1, 1)
 
 
 def answer(world: FabricWorld, vm: int, at: int, tpa: IPv4Address) -> tuple[str, IPv4Address] | None:

@@ -5,41 +5,81 @@ from itertools import pairwise
 
 import pytest
 
-from retinue.core.model import Role
+from retinue.core.model import DEFAULT_VNET, NIC, Flood, Role, Vnet
 from retinue.core.model.network import Network
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.entry import Flow
-from retinue.core.pipeline.priorities import PRIORITIES, TABLE_MISS, LeafAdmit, Route, Servers
+from retinue.core.pipeline.priorities import PRIORITIES, TABLE_MISS, VRF_BAND, LeafAdmit, Route, Servers
 from retinue.core.pipeline.tables import Table
-from support.fabric.networks import add_ipv6, add_vm, fabric, moved
+from support.fabric.domains import Domains, server_of
+from support.fabric.networks import add_ipv6, add_vm, fabric, moved, server, vm_ip, vm_mac
+from support.fabric.storage import add_forwarder, login
 
 
 def diverted_network() -> Network:
-    """Every kind of entry: a fenced server, a VM that serves DHCP, one diverted, copied and forwarded."""
-    net = fabric()
+    """Every kind of entry: a fenced server, one not found, a VM that serves DHCP, one with a trunk, one
+    diverted, copied and forwarded, a vnet that takes less than switches; three tiers."""
+    net = fabric(cores=2)
+    net.put_vnet(replace(DEFAULT_VNET, mtu=1400))
     net.fence("server3")
+    net.put_server(replace(server(9), edge=""))
     add_ipv6(net)
     add_vm(net, 2, 2)
     nic = net.vms["vm2"].nic
     net.change_nic("vm2", nic, replace(nic, trusted=True))
+    net.put_vnet(Vnet("shop", 42, flood=Flood.CONTROLLED))
+    for number in (4, 5):
+        nic = add_vm(net, number, number - 3).nic
+        net.unassign(vm_ip(number))
+        net.change_nic(f"vm{number}", nic, replace(nic, vnet="shop"))
+    net.put_vnet(Vnet("dmz", 43))
+    trunk = add_vm(net, 6, 1)
+    in_trunk = NIC(vm_mac(7), "vm6-2", vnet="dmz", slot=0, trunk="vm6")
+    net.put_vm(replace(trunk, nics=(*trunk.nics, in_trunk)))
     vm = moved(add_vm(net, 1, 1, ports_on=(2,)), "server2")
     net.put_vm(type(vm)(vm.id, vm.nics, vm.server, vm.also, copied_to="server1", forwarded_from="server1"))
+    add_forwarder(net)
+    net.log_in(login(1))
     return net
+
+
+def joined_by_ip() -> Network:
+    """Leaves that tunnels join, a vnet that floods, a fenced server."""
+    net = fabric(over_ip=True)
+    net.put_vnet(Vnet("shop", 42, flood=Flood.CONTROLLED))
+    for number in (1, 2):
+        vm = add_vm(net, number, number, bound=False)
+        net.change_nic(vm.id, vm.nic, replace(vm.nic, vnet="shop"))
+    net.fence("server2")
+    return net
+
+
+def visited_network() -> Network:
+    """A domain with a guest of another."""
+    domains = Domains(1, 1)
+    domains.add("b", "a", 1, server_of("b", 1))
+    return domains.nets["b"]
 
 
 def compiled() -> dict[tuple[Role, Table], set[int]]:
     """Priorities in use, those of subnets' and other prefixes without the prefix length."""
-    net = diverted_network()
+    found: dict[tuple[Role, Table], set[int]] = {}
+    for net in (diverted_network(), visited_network(), joined_by_ip()):
+        add_priorities(net, found)
+    return found
+
+
+def add_priorities(net: Network, found: dict[tuple[Role, Table], set[int]]) -> None:
     compiler = Compiler(net)
     compiler.update(net.everything())
-    found: dict[tuple[Role, Table], set[int]] = {}
     for switch, program in compiler.programs.items():
         for entry in program.values():
             if isinstance(entry, Flow) and entry.priority != TABLE_MISS:
-                prefix = entry.table == Table.ROUTE and Route.PREFIX < entry.priority <= Route.PREFIX + 128
-                priority = Route.PREFIX if prefix else entry.priority
+                in_band = entry.priority > VRF_BAND and entry.table not in (Table.ADMIT, Table.SERVERS)
+                priority = entry.priority - VRF_BAND * in_band
+                for base in (Route.PREFIX, Route.SIZE) if entry.table == Table.ROUTE else ():
+                    priority = base if base < priority <= base + 128 else priority
                 found.setdefault((net.switches[switch].role, Table(entry.table)), set()).add(priority)
-    return found
 
 
 def test_every_entry_has_a_named_priority_and_every_name_an_entry() -> None:
@@ -64,6 +104,11 @@ def test_a_longer_prefix_wins_and_a_host_wins_over_every_prefix() -> None:
     assert Route.PREFIX + 128 < Route.HOST
 
 
+def test_a_size_is_looked_at_before_all_else_and_below_the_next_band() -> None:
+    assert max(other for other in Route if other != Route.SIZE) < Route.SIZE
+    assert Route.SIZE + 128 < VRF_BAND
+
+
 def test_a_copy_goes_up_only_from_where_it_is_let_in() -> None:
     assert LeafAdmit.COPY > LeafAdmit.TO_GATEWAY
-    assert Servers.SERVER > Servers.FROM_SPINE > Servers.UP
+    assert Servers.SERVER > Servers.FROM_ABOVE > Servers.UP

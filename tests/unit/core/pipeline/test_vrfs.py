@@ -10,6 +10,20 @@ from retinue.core.model.network import Owner
 from retinue.core.packets import arp_request
 from retinue.core.pipeline.compiler import Compiler, contribution
 from retinue.core.pipeline.cookies import Reason, reason_of
+from retinue.core.pipeline.entry import (
+    Action,
+    Field,
+    Flow,
+    Output,
+    PopVlan,
+    PortNo,
+    PushVlan,
+    SetField,
+    match,
+)
+from retinue.core.pipeline.priorities import VRF_BAND
+from retinue.core.pipeline.tables import Table
+from retinue.core.pipeline.vrfs import at_edge
 from support.fabric.ipv6 import vm_ip6
 from support.fabric.networks import add_vm as add_default_vm
 from support.fabric.networks import fabric, vm_ip, vm_mac, vm_port
@@ -69,6 +83,33 @@ def test_a_copy_and_what_is_forwarded_keep_their_vrf(tenants: Tenants) -> None:
     world.copied.clear()
     tenants.may_arrive["both"] = {3}
     tenants.check()
+
+
+UP = 9
+TAG7 = (PushVlan(), SetField(Field.VLAN_VID, 0x1007))
+
+
+@pytest.mark.parametrize(
+    ("table", "outputs", "actions"),
+    [
+        (Table.FORWARD, [3], [PopVlan(), Output(3)]),
+        (Table.FORWARD, [UP], [Output(UP)]),
+        (Table.FORWARD, [3, 4], [PopVlan(), Output(3), Output(4)]),
+        (Table.FORWARD, [3, UP], [PopVlan(), Output(3), *TAG7, Output(UP)]),
+        (Table.FORWARD, [UP, 3], [Output(UP), PopVlan(), Output(3)]),
+        (Table.FORWARD, [3, UP, 4], [PopVlan(), Output(3), *TAG7, Output(UP), PopVlan(), Output(4)]),
+        (Table.DELIVER, [PortNo.IN_PORT, 3], [Output(PortNo.IN_PORT), PopVlan(), Output(3)]),
+        (Table.DELIVER, [UP], [PopVlan(), Output(UP)]),
+    ],
+)
+def test_a_frame_has_its_tag_where_it_goes_up_and_nowhere_else(
+    table: Table, outputs: list[int], actions: list[Action]
+) -> None:
+    entry = Flow(table, 5, match(), tuple(Output(port) for port in outputs))
+    (led,) = at_edge([entry], 7, UP)
+    assert list(led.actions) == actions
+    assert (led.priority, led.match) == (VRF_BAND + 5, ((Field.VLAN_VID, 0x1007, None),))
+    assert list(at_edge([entry], 0, UP)) == [entry], "in the default VRF nothing has one"
 
 
 def test_entries_a_tenants_vm_costs_are_those_of_any_vm() -> None:

@@ -123,7 +123,8 @@ def test_pinned_resting_and_unknown_vms_stay_and_drained_servers_get_none() -> N
     servers, at, needs = domain(a=[4, 4], b=[])
     for change in ({"pinned": True}, {"moved_ago": 5}, {"memory_mib": 0}):
         still = {vm: replace(need, **change) for vm, need in needs.items()}
-        assert plan(servers, at, still, Policy()).steps == ()
+        for metric in Metric:
+            assert plan(servers, at, still, Policy(), metric).steps == (), (change, metric)
     for change in ({"drained": True}, {"fenced": True}, {"attached": False}):
         shut = {**servers, "b": replace(servers["b"], **change)}  # type: ignore[arg-type]
         assert plan(shut, at, needs, Policy()).steps == ()

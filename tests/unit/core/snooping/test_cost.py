@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, NoReturn
 
 from hypothesis import given
@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from retinue.core.model import VM, Address, Assignment
 from retinue.core.packets import ack, discover, offer, request
+from retinue.core.packets.dhcp6 import DHCP6, MessageType6, Relayed6
 from retinue.core.snooping import Bind, ClientMessage, Rejected, ServerMessage, Snooper, ToServers, ToVM
+from retinue.core.snooping.dhcp6_questions import Question6, Questions6
 from support.fabric import networks
 
 SERVER = IPv4Address("10.1.0.2")
@@ -51,6 +53,29 @@ def test_an_exchange_looks_at_no_other_bindings() -> None:
     snooper.client(ClientMessage("edge1", networks.vm_port(50), mac, asked), 1000.0)
     bind, _ = snooper.server(ServerMessage("dhcp", ack(asked, networks.vm_ip(50), SERVER, 60)), 1000.0)
     assert isinstance(bind, Bind)
+
+
+def test_an_answer_of_dhcpv6_is_looked_for_among_the_questions_of_its_transaction_alone() -> None:
+    questions, looked = Questions6(), list[str]()
+
+    class Asked(Question6):
+        def is_answered_by(self, envelope: Relayed6, answer: DHCP6) -> bool:
+            looked.append(self.vm)
+            return super().is_answered_by(envelope, answer)
+
+    peer = IPv6Address("fe80::1")
+    for number in range(1, 50):
+        asked = DHCP6(MessageType6.RENEW, 1000 + number, bytes([0, 1, number]))
+        questions.ask(Asked(f"vm{number}", networks.vm_mac(number), asked, peer, f"vm{number}", 0.0))
+    answer = DHCP6(MessageType6.REPLY, 1007, bytes([0, 1, 7]), b"\0\1server")
+    envelope = Relayed6(MessageType6.RELAY_REPL, 0, peer, peer, b"", b"vm7")
+    found = questions.answered_by(envelope, answer, 1.0)
+    assert found is not None
+    assert (found.vm, looked) == ("vm7", ["vm7"])
+    questions.forget(found)
+    assert questions.answered_by(envelope, answer, 1.0) is None
+    questions.expire(100.0)
+    assert not list(questions)
 
 
 ends = st.none() | st.sampled_from([0.0, 1.0, 1.5, 2.0, 3.0])

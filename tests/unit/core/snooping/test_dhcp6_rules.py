@@ -346,7 +346,7 @@ def test_where_a_vm_does_not_run_it_ends_nothing(talk: Dialogue) -> None:
 def announced(talk: Dialogue) -> DHCP6:
     talk.has_a_lease()
     talk.now += 60
-    talk.snooper.announce("vm1", vm_mac(1), leased(1), 77, "edge1", talk.now)
+    talk.snooper.announced.announce("vm1", vm_mac(1), leased(1), 77, "edge1", talk.now)
     return asks(REN, 1, leased(1), xid=77)
 
 
@@ -361,6 +361,25 @@ def test_the_agents_renewal_is_recorded_and_its_answer_is_the_agents(talk: Dialo
     assert to_agent == ToAgent("vm1", 77)
     assert talk.says(asked) == [], "late, and known as its own"
     assert talk.hears(answers(asked, leased(1))) == []
+
+
+def test_an_answer_before_the_agent_has_asked_is_nobodys(talk: Dialogue) -> None:
+    asked = announced(talk)
+    rejected(talk.hears(answers(asked, leased(1))), "no VM asked")
+    talk.says(asked)
+    assert isinstance(talk.hears(answers(asked, leased(1)))[0], Bind)
+
+
+def test_what_the_agent_has_asked_is_withdrawn_with_its_order_and_the_vms_own_question_not(
+    talk: Dialogue,
+) -> None:
+    asked = announced(talk)
+    talk.says(asked)
+    own = asks(REN, 1, leased(1), xid=78)
+    talk.says(own)
+    talk.snooper.withdraw(vm_mac(1), 77, talk.now)
+    assert talk.hears(answers(asked, leased(1))) == [], "it comes too late"
+    assert isinstance(talk.hears(answers(own, leased(1)))[0], Bind)
 
 
 @pytest.mark.parametrize("valid", [0, None])

@@ -22,6 +22,7 @@ from retinue.core.snooping import (
     Bind,
     ClientMessage,
     Disagreement,
+    Effect,
     Recorded,
     Rejected,
     Release,
@@ -31,6 +32,8 @@ from retinue.core.snooping import (
     ToServers,
     ToVM,
 )
+from retinue.core.snooping.messages import ToldOtherwise
+from retinue.core.snooping.renewed import told_otherwise
 from support.fabric import networks
 
 SERVER = IPv4Address("10.1.0.2")
@@ -96,6 +99,17 @@ def test_a_request_alone_binds_nothing(snooper: Snooper) -> None:
     effects = snooper.client(from_vm(request(MAC, 7, IP, SERVER)), 0.0)
     assert effects == [ToServers("vm1")]
     assert snooper.net.held_by("vm1") == ()
+
+
+def test_an_answer_to_a_vm_that_is_gone_is_nobodys(snooper: Snooper) -> None:
+    asked = request(MAC, 7, IP, SERVER)
+    assert snooper.client(from_vm(asked), 0.0) == [ToServers("vm1")]
+    snooper.net.remove_vm("vm1")
+    answers = (ack(asked, IP, SERVER, LEASE), nak(asked, SERVER), offer(asked, IP, SERVER, LEASE))
+    for answer in answers:
+        (rejected,) = snooper.server(from_server(answer), 1.0)
+        assert isinstance(rejected, Rejected)
+        assert "no VM asked" in rejected.reason
 
 
 def test_renewal_extends_the_lease(snooper: Snooper) -> None:
@@ -256,7 +270,7 @@ def test_a_vm_with_fewer_questions_keeps_them_all(snooper: Snooper) -> None:
 
 
 def announced(snooper: Snooper, xid: int = 8, switch: str = "edge1") -> DHCP:
-    snooper.announce("vm1", MAC, IP, xid, switch, 1100.0)
+    snooper.announced.announce("vm1", MAC, IP, xid, switch, 1100.0)
     return renewal(IP, MAC, xid, b"\x01me")
 
 
@@ -274,6 +288,56 @@ def test_the_agents_renewal_is_recorded_and_answered_to_the_agent(snooper: Snoop
         1200.5 + LEASE, SERVER, b"",
     )  # fmt: skip
     assert told == ToAgent("vm1", 8)
+
+
+DNS, OTHER_DNS, WINS = bytes([10, 1, 0, 5]), bytes([10, 1, 0, 6, 10, 1, 0, 7]), bytes([10, 1, 0, 8])
+
+
+def granted(snooper: Snooper, asked: DHCP, now: float, *told: tuple[int, bytes]) -> list[Effect]:
+    """The server's ACK with these options: what it leads to, and the binding is made."""
+    effects = snooper.server(from_server(ack(asked, IP, SERVER, LEASE, told)), now)
+    (bind,) = [effect for effect in effects if isinstance(effect, Bind)]
+    snooper.net.assign(bind.assignment)
+    return [effect for effect in effects if not isinstance(effect, Bind)]
+
+
+def renewed_by_agent(snooper: Snooper, xid: int, *told: tuple[int, bytes]) -> list[Effect]:
+    ask = announced(snooper, xid)
+    snooper.client(from_vm(ask), 1100.0 + xid)
+    return granted(snooper, ask, 1100.0 + xid, *told)
+
+
+def asked_by_vm(snooper: Snooper, xid: int) -> DHCP:
+    ask = renewal(IP, MAC, xid)
+    snooper.client(from_vm(ask), 1100.0 + xid)
+    return ask
+
+
+def test_name_servers_that_the_vm_does_not_hear_of_are_told_once(snooper: Snooper) -> None:
+    """The guest sees no ACK to the agent: it goes on asking the old DNS server."""
+    boot(snooper)
+    assert granted(snooper, asked_by_vm(snooper, 8), 1108.0, (6, DNS), (44, WINS)) == [ToVM("vm1")]
+    assert renewed_by_agent(snooper, 9, (44, WINS), (6, DNS)) == [ToAgent("vm1", 9)], "nothing is different"
+    differs, to_agent = renewed_by_agent(snooper, 10, (6, OTHER_DNS))
+    words = (
+        f"{IP}: the DHCP server now names DNS 10.1.0.6, 10.1.0.7; the VM was told DNS 10.1.0.5; WINS "
+        "10.1.0.8, and hears of it when it renews by itself"
+    )
+    assert (differs, to_agent) == (ToldOtherwise("vm1", IP, words), ToAgent("vm1", 10))
+    assert told_otherwise(snooper.net.assignments[IP]) == words
+    assert renewed_by_agent(snooper, 11, (6, OTHER_DNS)) == [ToAgent("vm1", 11)], "it has been said"
+    (differs, _) = renewed_by_agent(snooper, 12)
+    assert isinstance(differs, ToldOtherwise) and "now names none" in differs.reason
+    assert renewed_by_agent(snooper, 13, (6, DNS), (44, WINS)) == [ToAgent("vm1", 13)]
+    assert told_otherwise(snooper.net.assignments[IP]) == "", "it is as the VM knows it"
+    assert len(renewed_by_agent(snooper, 14, (6, OTHER_DNS))) == 2
+    granted(snooper, asked_by_vm(snooper, 15), 1115.0, (6, OTHER_DNS))
+    assert told_otherwise(snooper.net.assignments[IP]) == "", "the VM has heard of it"
+
+
+def test_of_a_vm_that_was_told_none_nobody_knows_what_it_uses(snooper: Snooper) -> None:
+    boot(snooper)
+    assert renewed_by_agent(snooper, 9, (6, DNS)) == [ToAgent("vm1", 9)]
 
 
 def test_a_second_answer_to_the_agents_renewal_is_dropped_quietly(snooper: Snooper) -> None:
@@ -297,11 +361,11 @@ def test_answers_that_come_once_more_are_known_for_a_minute(snooper: Snooper) ->
     assert snooper.server(answer, 1200.6) == [], "nobody has withdrawn it yet"
     assert snooper.client(from_vm(ask), 1200.6) == []
     snooper.withdraw(MAC, 8, 1201.0)
-    snooper.announce("vm1", MAC, IP, 9, "edge1", 1261.0)
+    snooper.announced.announce("vm1", MAC, IP, 9, "edge1", 1261.0)
     assert snooper.server(answer, 1261.0) == []
-    snooper.announce("vm1", MAC, IP, 10, "edge1", 1261.1)
+    snooper.announced.announce("vm1", MAC, IP, 10, "edge1", 1261.1)
     assert [type(effect) for effect in snooper.server(answer, 1261.1)] == [Rejected]
-    assert {xid for xid, _ in snooper._announced} == {9, 10}, "those that are open stay"
+    assert {xid for xid, _ in snooper.announced._of} == {9, 10}, "those that are open stay"
 
 
 def test_a_nak_to_the_agent_takes_nothing_away_before_the_lease_ends(snooper: Snooper) -> None:
@@ -388,7 +452,7 @@ def test_the_vms_own_renewal_meanwhile_is_its_own(snooper: Snooper) -> None:
 
 def test_announcements_are_bounded(snooper: Snooper) -> None:
     for xid in range(100):
-        snooper.announce("vm1", MAC, IP, xid, "edge1", float(xid))
+        snooper.announced.announce("vm1", MAC, IP, xid, "edge1", float(xid))
         snooper.withdraw(MAC, xid, float(xid))
-    snooper.announce("vm1", MAC, IP, 1000, "edge1", 1000.0)
-    assert len(snooper._announced) == 1
+    snooper.announced.announce("vm1", MAC, IP, 1000, "edge1", 1000.0)
+    assert len(snooper.announced) == 1

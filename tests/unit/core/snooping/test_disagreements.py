@@ -107,7 +107,7 @@ def test_a_vm_that_was_offered_what_another_got_meanwhile_is_not_suspected(net: 
 
 def test_the_agent_hears_of_it_as_well(net: Network) -> None:
     snooper = Snooper(net)
-    snooper.announce("vm1", MAC, TAKEN, 8, "edge1", 0.0)
+    snooper.announced.announce("vm1", MAC, TAKEN, 8, "edge1", 0.0)
     net.unassign(TAKEN)
     asked = renewal(TAKEN, MAC, 8)
     ask(snooper, asked, 0.1)

@@ -81,6 +81,17 @@ def test_questions_from_elsewhere_take_no_place_of_the_vms_own(snooper: Snooper)
     assert [type(effect) for effect in effects] == [Release, Bind, ToVM]
 
 
+@pytest.mark.parametrize(("edge", "outcome"), [(1, [Bind, ToVM]), (2, [Rejected])])
+def test_from_elsewhere_no_lease_is_added_to_one_that_is_held(
+    snooper: Snooper, edge: int, outcome: list[type[object]]
+) -> None:
+    """Of another client of the guest, as it would be where the VM runs."""
+    ask = request(MAC, 9, ELSE, SERVER, b"\0one more")
+    snooper.client(said(ask, edge), 1000.0)
+    effects = snooper.server(ServerMessage("dhcp", ack(ask, ELSE, SERVER, 600)), 1000.1)
+    assert [type(effect) for effect in effects] == outcome
+
+
 @pytest.mark.parametrize(("seconds", "end"), [(1, 1600.0), (900, 1900.1)])
 def test_from_elsewhere_a_lease_is_only_made_longer(snooper: Snooper, seconds: float, end: float) -> None:
     """A short lease asked for there would be the end of it as well; nor does it change what the VM said."""

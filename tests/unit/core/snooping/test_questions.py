@@ -243,6 +243,15 @@ def test_the_last_four_offers_to_a_question_are_remembered() -> None:
     assert not questions.was_offered(networks.vm_mac(2), ips[-1])
 
 
+def test_of_two_alike_the_one_from_where_the_vm_runs_is_answered() -> None:
+    here = question(SELECTING)
+    elsewhere = replace(here, runs_here=False)
+    for order in ((here, elsewhere), (elsewhere, here)):
+        found = asked(*order).answered_by(ack(SELECTING, IP, CHOSEN, 600), 1000.1)
+        assert found is not None
+        assert found.runs_here
+
+
 def test_a_question_waits_a_minute_and_is_forgotten() -> None:
     old, new = question(SELECTING), replace(question(request(MAC, 8, IP, CHOSEN)), at=1000.1)
     questions = asked(old, new)

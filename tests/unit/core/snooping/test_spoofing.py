@@ -7,7 +7,13 @@ import pytest
 from retinue.core.model.link_local import ALL_NODES
 from retinue.core.packets import ND, NDOptions, NeighbourAdvertisement, nd_frame
 from retinue.core.snooping import SpoofingLog
-from retinue.core.snooping.spoofing import MAX_ROWS, SpoofAttempt, SpoofingKind, interpret
+from retinue.core.snooping.spoofing import (
+    MAX_ROWS,
+    MOST_ROWS_OF_A_PORT,
+    SpoofAttempt,
+    SpoofingKind,
+    interpret,
+)
 from support.fabric import ipv6
 from support.fabric.networks import GATEWAY_MAC, vm_ip, vm_mac
 from support.fabric.world import udp_frame
@@ -42,6 +48,35 @@ def test_what_was_not_seen_for_longest_is_forgotten_and_still_counted() -> None:
     ports = {row.port for row in log.rows() if row.switch == "edge1"}
     assert (len(log.rows()), 0 in ports, 1 in ports) == (MAX_ROWS, True, False)
     assert log.total == MAX_ROWS + 2
+
+
+def test_a_port_pushes_out_its_own_rows_and_nobody_elses() -> None:
+    """A VM that invents an address for each frame does not hide what another has done."""
+    log = SpoofingLog()
+    log.note(KIND, "edge1", 1, "vm1", CLAIM, 1.0)
+    for number in range(3 * MOST_ROWS_OF_A_PORT):
+        log.note(KIND, "edge1", 2, "vm2", (vm_mac(2), f"10.9.{number // 250}.{number % 250}"), 2.0 + number)
+    assert [row.vm for row in log.rows("vm1")] == ["vm1"]
+    assert len(log.rows("vm2")) == MOST_ROWS_OF_A_PORT
+    assert log.rows("vm2")[-1].last == 1.0 + 3 * MOST_ROWS_OF_A_PORT
+    one, two = log.ports()
+    assert (one.vm, one.count, one.rows) == ("vm1", 1, 1)
+    assert (two.vm, two.count, two.rows) == ("vm2", 3 * MOST_ROWS_OF_A_PORT, MOST_ROWS_OF_A_PORT)
+    assert (two.kinds, two.first) == ({KIND: two.count}, 2.0)
+    assert log.of_vm("vm2") == two.count and log.ports("vm1") == [one]
+
+
+def test_many_ports_share_the_log() -> None:
+    """Whoever has most gives way."""
+    log = SpoofingLog()
+    log.note(KIND, "edge9", 9, "quiet", CLAIM, 0.0)
+    for port in range(MAX_ROWS // MOST_ROWS_OF_A_PORT + 10):
+        for number in range(MOST_ROWS_OF_A_PORT):
+            log.note(KIND, "edge1", port, f"vm{port}", (vm_mac(2), f"10.9.0.{number}"), 1.0 + number)
+    kept = [port.rows for port in log.ports()]
+    assert sum(kept) == len(log.rows()) == MAX_ROWS
+    assert [row.vm for row in log.rows("quiet")] == ["quiet"]
+    assert min(kept[1:]) >= MOST_ROWS_OF_A_PORT // 2
 
 
 IPV4 = udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(2), vm_ip(3))

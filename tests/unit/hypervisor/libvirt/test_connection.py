@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from retinue.host.errors import HostError
-from retinue.hypervisor import RunState, Started, VMSpec, ignore
+from retinue.hypervisor import DiskSpec, RunState, Started, VMSpec, ignore
 from retinue.hypervisor.interface import Event
 from retinue.hypervisor.libvirt import connection
 from retinue.hypervisor.libvirt.connection import LibvirtHost
@@ -117,6 +117,13 @@ def test_what_each_event_means(event: int, detail: int, kind: EventKind | None) 
 
 
 # ---- the host ----
+
+
+async def test_a_vm_with_disks_is_refused_in_words(host: LibvirtHost, library: FakeLibrary) -> None:
+    with_disks = replace(spec(), disks=(DiskSpec(1, Path("/d/overlay")),))
+    with pytest.raises(HostError, match="has disks, which we give to no VM under libvirt yet"):
+        await LibvirtHypervisor(host, SHARED).start(with_disks)
+    assert server(library).domains_ == []
 
 
 async def test_a_vm_is_plugged_paused_and_then_started(host: LibvirtHost, library: FakeLibrary) -> None:

@@ -23,7 +23,7 @@ from retinue.hypervisor import (
     Stopped,
     channel_pair,
 )
-from retinue.hypervisor.interface import Event
+from retinue.hypervisor.interface import Copying, Event
 from retinue.hypervisor.libvirt import hypervisor as libvirt_hypervisor
 from retinue.hypervisor.libvirt import incoming, outgoing
 from retinue.hypervisor.libvirt.directory import Folder
@@ -74,6 +74,8 @@ class MigrationEnds:
 
     def hear(self, event: Event) -> None:
         self.events.append(event)
+        if isinstance(event, Copying):
+            return
         still = ID in [d.uuid for d in self.source.connection.domains_]
         self.said.append(f"{type(event).__name__}, VM {self.state() if still else 'gone'}")
 
@@ -143,8 +145,37 @@ async def test_the_vm_is_held_back_until_its_traffic_is_diverted(bench: Migratio
     assert bench.arriving is not None
     at = await bench.arriving
     assert bench.arrived == [Resumed(ID, at)]
-    assert (result.stopped_at, result.resumed_at) == (bench.events[0].at, at), "by the target's own clock"
+    (stopped,) = (event for event in bench.events if isinstance(event, Stopped))
+    assert (result.stopped_at, result.resumed_at) == (stopped.at, at), "by the target's own clock"
     assert list(bench.target.folder.glob("*.memory")) == []
+
+
+async def test_how_far_the_copy_is_is_told_as_libvirt_tells_it(bench: MigrationEnds) -> None:
+    result = await bench.migration(divert=bench.divert)
+    told = bench.events[0]
+    assert isinstance(told, Copying)
+    assert (told.copy_pass, told.written_a_second, told.postcopy) == (1, 1 << 20, False)
+    assert 0 < told.remaining < len(MEMORY)
+    assert (result.passes, result.transferred > 0) == (1, True)
+
+
+async def test_how_long_a_copy_may_take_goes_by_the_memory_there_is(
+    bench: MigrationEnds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def limit_for(memory: int) -> float:
+        asked.append(memory)
+        return 0.2
+
+    async def never(taps: Collection[str]) -> bool:
+        return await asyncio.Event().wait()
+
+    monkeypatch.setattr(outgoing, "limit_for", limit_for)
+    with pytest.raises(HypervisorError, match="not done within 0 s"):
+        await bench.migration(divert=never)
+    assert asked == [len(MEMORY)]
+    await bench.stayed()
 
 
 async def test_a_vm_that_slips_through_is_diverted_as_soon_as_it_is_seen_to_stand(

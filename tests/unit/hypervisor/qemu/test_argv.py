@@ -21,7 +21,7 @@ from retinue.host.taps import add_port, remove_port, tap_name
 from retinue.hypervisor import Channel, ChannelError, NICSpec, VMSpec, channel_pair
 from retinue.hypervisor.paths import MachineFiles
 from retinue.hypervisor.qemu.argv import qemu_argv
-from retinue.hypervisor.qemu.outgoing import downtime_limit
+from retinue.hypervisor.qemu.passes import downtime_limit
 from retinue.hypervisor.qemu.throttle import EMPTY_PAGE, LARGEST_STEP, SMALLEST_STEP, Throttle, step_for
 
 SPEC = VMSpec(
@@ -44,6 +44,7 @@ def test_a_vm_has_one_interface_without_offloads_on_its_tap() -> None:
     assert jumbo == device.replace("host_mtu=1500", "host_mtu=9000")
     for offload in ("csum", "gso", "guest_csum", "host_tso4", "guest_tso6", "host_ufo"):
         assert f",{offload}=off" in device
+    assert ",ctrl_vlan=off" in device, "QEMU forgets which VLANs a guest wants as it migrates"
     assert option(argv, "-netdev") == ["tap,id=net0,ifname=tap-vm1,script=no,downscript=no"]
     assert option(argv, "-append") == ["quiet ip=dhcp"]
     assert option(argv, "-m") == [f"{96 * 1024 + 8}K"], "a size that can be copied in several passes"
@@ -71,7 +72,7 @@ def test_further_interfaces_have_the_places_of_their_slots() -> None:
         ["bus=nics", "addr=0x2"],
         ["bus=nics", "addr=0x5"],
     ]
-    assert all(",guest_csum=off" in device for device in devices)
+    assert all(",guest_csum=off" in device and ",ctrl_vlan=off" in device for device in devices)
     assert replace(SPEC, more_nics=more).ports == ("tap-vm1", "tap-vm1-2", "tap-other")
 
 

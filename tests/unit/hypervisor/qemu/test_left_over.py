@@ -284,6 +284,27 @@ async def test_a_vm_that_ended_while_no_agent_ran_has_crashed_or_is_off(
     assert notes.find_processes(folder) == {}
 
 
+async def test_a_vm_whose_memory_came_through_the_agent_that_ended_has_crashed(
+    folder: Path, agent: QemuHypervisor
+) -> None:
+    machine = await agent.start(spec(append="lacks"))
+    await machine.let_go()
+    left = await taken_up(folder)
+    assert (left.machines, left.ended) == ([], {"vm1": Ending.CRASHED})
+    assert notes.find_processes(folder) == {}
+
+
+async def test_a_vm_that_runs_elsewhere_with_memory_still_here_is_no_vm_of_ours(
+    folder: Path, agent: QemuHypervisor
+) -> None:
+    machine = await agent.start(spec(append="rest"))
+    assert await machine.state() is RunState.MOVED
+    await machine.let_go()
+    (again,) = (await taken_up(folder)).machines
+    assert await again.state() is RunState.MOVED
+    await again.quit()
+
+
 async def test_a_vm_of_an_earlier_boot_has_not_crashed(folder: Path, agent: QemuHypervisor) -> None:
     machine = await agent.start(spec())
     machine.write_down(boot="another")

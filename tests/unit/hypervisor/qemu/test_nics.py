@@ -61,7 +61,7 @@ async def test_a_nic_is_put_in_at_its_slot_as_a_new_qemu_would_have_it() -> None
     await set_nics(qemu, [SECOND, THIRD])
     assert qemu.spec.more_nics == (SECOND, THIRD), "written down, in order of the slots"
     assert (qemu.added["bus"], qemu.added["addr"], qemu.added["mac"]) == ("nics", "0x2", SECOND.mac)
-    assert (qemu.added["csum"], qemu.added["guest_tso4"]) == (False, False)
+    assert [qemu.added[name] for name in ("csum", "guest_tso4", "ctrl_vlan")] == [False, False, False]
     assert qemu.backends == {"net2", "net3"}
 
 

@@ -167,6 +167,26 @@ async def test_where_a_look_would_lose_writes_there_is_only_the_one_after_the_st
     assert (1 in qemu.limits, qemu.looks) == (several, 3 if several else 2)
 
 
+async def test_a_qemu_that_stops_the_vm_by_itself_is_read_though_it_answers_nobody() -> None:
+    """It finds nothing written since its look, as of a VM that had no processor; and holds its big lock until
+    its stream is read: who waits for its answer first waits for ever."""
+    qemu = FakeQemu(ODD, [0])
+    qemu.devices = 1 << 18
+    here, there = await channel_pair()
+    taking = asyncio.create_task(target(there))
+    diverted: list[int] = []
+
+    async def divert(taps: Collection[str]) -> bool:
+        diverted.append(qemu.sent)
+        return True
+
+    async with asyncio.timeout(20):
+        await run_outgoing(qemu, here, lambda event: None, divert)  # type: ignore[arg-type]
+    assert copied(await taking) == qemu.sent == ODD + qemu.devices
+    assert qemu.stopped_itself
+    assert len(diverted) == 1
+
+
 async def test_each_pass_is_told_once() -> None:
     qemu, told = FakeQemu(ODD, [1 << 20, 0]), list[Event]()
     here, there = await channel_pair()

@@ -11,6 +11,7 @@ from os_ken.ofproto import nicira_ext
 from retinue.core.pipeline.entry import (
     FIELD_BYTES,
     NICIRA,
+    CheckLarger,
     DecTtl,
     Field,
     Flow,
@@ -22,11 +23,17 @@ from retinue.core.pipeline.entry import (
     SetField,
     match,
 )
-from retinue.southbound.openflow.codec import encode, messages, wire
+from retinue.southbound.openflow.codec import actions, encode, messages, wire
 from retinue.southbound.openflow.codec.decode import decode
 from retinue.southbound.openflow.codec.messages import Hello, Other
 from retinue.southbound.openflow.codec.oxm import FIELD_OF_MOVE
-from retinue.southbound.openflow.codec.wire import BundleStep, Framer, MultipartType, ProtocolError
+from retinue.southbound.openflow.codec.wire import (
+    BundleStep,
+    Framer,
+    MultipartType,
+    ProtocolError,
+    UnknownFieldError,
+)
 from retinue.southbound.openflow.errors import error_text
 from support.oracles.openflow import DATAPATH, OFP, PARSER, raw
 
@@ -135,6 +142,14 @@ SENT: list[tuple[str, bytes, Any]] = [
     ),
     ("groups asked for", encode.group_desc_request(7), PARSER.OFPGroupDescStatsRequest(DATAPATH, 0)),
     ("meters asked for", encode.meter_config_request(7), PARSER.OFPMeterConfigStatsRequest(DATAPATH, 0)),
+    (
+        "a sum over flows",
+        encode.aggregate_request(7, 0xA0, 0xF0),
+        PARSER.OFPAggregateStatsRequest(
+            DATAPATH, 0, 0xFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xA0, 0xF0, PARSER.OFPMatch()
+        ),
+    ),
+    ("counts of meters", encode.meter_stats_request(7), PARSER.OFPMeterStatsRequest(DATAPATH, 0)),
     (
         "description asked for",
         encode.multipart_request(7, MultipartType.DESC),
@@ -264,7 +279,9 @@ def test_features_and_ports() -> None:
 
 
 def test_packet_in_with_fields_beyond_ours_keeps_the_rest() -> None:
-    oxm = bytes.fromhex("80000004 0000000900013e04 0a00000180004c08 0000000000000005")  # in_port, tun_src, id
+    oxm = bytes.fromhex(
+        "80000004 0000000900014204 0a00000180004c08 0000000000000005"
+    )  # in_port, pkt_mark, tunnel id
     fields = struct.pack("!HH", 1, 4 + len(oxm)) + oxm + bytes(-(4 + len(oxm)) % 8)
     body = struct.pack("!IHBBQ", 0xFFFFFFFF, 3, 1, 2, 0xC0) + fields + bytes(2) + b"abc"
     told = decode(message(10, body))
@@ -274,7 +291,7 @@ def test_packet_in_with_fields_beyond_ours_keeps_the_rest() -> None:
 
 
 def test_flow_removed_with_fields_beyond_ours_is_somebody_elses() -> None:
-    oxm = bytes.fromhex("00013e04 0a000001")
+    oxm = bytes.fromhex("00014204 0a000001")
     body = (
         struct.pack("!QHBBIIHHQQ", 1, 2, 1, 0, 2, 0, 0, 9, 1, 9) + struct.pack("!HH", 1, 12) + oxm + bytes(4)
     )
@@ -294,7 +311,7 @@ EMPTY = bytes.fromhex("0001000400000000")
 @pytest.mark.parametrize(
     "row",
     [
-        flow_row(bytes.fromhex("0001000c 00013e04 0a000001 00000000")),  # a Nicira field
+        flow_row(bytes.fromhex("0001000c 00014204 0a000001 00000000")),  # a Nicira field
         flow_row(EMPTY, bytes.fromhex("0003001000000000 0000000800000000")),  # write-actions
         flow_row(EMPTY, bytes.fromhex("0004001000000000 0011000888a80000")),  # push-vlan
         flow_row(
@@ -336,6 +353,39 @@ def test_group_and_meter_of_other_kinds_are_known_by_number() -> None:
         messages.MeterConfig(4, None),
         messages.MeterConfig(5, None),
     )
+
+
+def test_sums_over_flows() -> None:
+    """Section 7.3.5.3."""
+    reply = decode(multipart(2, struct.pack("!QQI4x", 900, 90_000, 12)))
+    assert isinstance(reply, messages.MultipartReply)
+    assert reply.parts == (messages.AggregateStats(900, 12),)
+
+
+@pytest.mark.parametrize("length", [0, 20, 23, 25, 48])
+def test_sums_over_flows_of_an_odd_length_are_refused(length: int) -> None:
+    with pytest.raises(ProtocolError):
+        decode(multipart(2, bytes(length)))
+
+
+METER_COUNTS = struct.Struct("!IH6xIQQIIQQ")
+
+
+def test_counts_of_meters() -> None:
+    """Section 7.3.5.14: what came in, and of each band what it has dropped."""
+    rows = METER_COUNTS.pack(7, 56, 1, 900, 90_000, 3, 4, 200, 20_000)
+    rows += struct.pack("!IH6xIQQII", 8, 40, 0, 5, 500, 3, 4)
+    reply = decode(multipart(9, rows))
+    assert isinstance(reply, messages.MultipartReply)
+    assert reply.parts == (messages.MeterStats(7, 900, 200), messages.MeterStats(8, 5, 0))
+
+
+@pytest.mark.parametrize("length", [0, 39, 41, 57, 1000])
+def test_counts_of_a_meter_of_an_odd_length_are_refused(length: int) -> None:
+    with pytest.raises(ProtocolError, match="counts of a meter"):
+        decode(multipart(9, METER_COUNTS.pack(7, length, 1, 900, 90_000, 3, 4, 200, 20_000)))
+    with pytest.raises(ProtocolError, match="cut short"):
+        decode(multipart(9, bytes(39)))
 
 
 def test_moves_are_understood_as_open_vswitch_reports_them() -> None:
@@ -394,12 +444,30 @@ def test_flow_of_every_part_reads_back() -> None:
             ipv4_src=IPv4Address("10.1.0.3"),
             ipv4_dst=IPv4Network("10.1.0.0/24"),
         ),
-        (SetField(Field.ETH_DST, 7), DecTtl(), Output(4)),
+        (SetField(Field.ETH_DST, 7), CheckLarger(1414, Field.METADATA, 1), DecTtl(), Output(4)),
         goto=7,
         meter=2,
         cookie=1 << 63,
     )
     assert decode(encode.flow_add(9, flow, 0.0)) == messages.FlowMod(9, 0, flow, 0, 0)
+
+
+def test_a_check_of_a_bit_that_a_field_has_not_is_not_sent() -> None:
+    flow = Flow(0, 1, (), (CheckLarger(1414, Field.METADATA, 64),))
+    with pytest.raises(ValueError, match="METADATA has no bit 64"):
+        encode.flow_add(9, flow, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("at", "value"), [(4, b"\0\0\0\1"), (12, b"\0\x40"), (14, b"\x80\0\2\4"), (14, b"\x80\0\4\4")]
+)
+def test_a_check_that_is_not_ours_is_somebody_elses(at: int, value: bytes) -> None:
+    """Of another vendor, into a bit beyond the field, into a field that we do not know."""
+    action = bytearray(actions.encode_action(CheckLarger(1414, Field.METADATA, 1)))
+    assert actions.decode_actions(bytes(action), 0, 24) == (CheckLarger(1414, Field.METADATA, 1),)
+    action[at : at + len(value)] = value
+    with pytest.raises(UnknownFieldError):
+        actions.decode_actions(bytes(action), 0, 24)
 
 
 # ---- words for errors ----

@@ -1,7 +1,10 @@
 """OpenFlow sessions against a switch whose every word is the test's."""
 
 import asyncio
+import gc
 import struct
+import time
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -59,6 +62,45 @@ async def joined(handler: SwitchRecorder, port: int) -> AsyncIterator[tuple[Open
 # ---- coming and going ----
 
 
+async def test_a_session_that_has_ended_leaves_nothing_for_the_collector(
+    server: OpenFlowServer, handler: SwitchRecorder, port: int
+) -> None:
+    """The controller's collector does not look at old objects (controller.collector)."""
+    peer, task = await OpenFlowPeer.join(port)
+    session, _ = await handler.next("connected")
+    left = weakref.ref(session), weakref.ref(session._connection)
+    gc.disable()
+    try:
+        peer.writer.close()
+        await task
+        assert (await handler.next("disconnected"))[1]
+        del session
+        handler.events = asyncio.Queue()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert [one() for one in left] == [None, None]
+    finally:
+        gc.enable()
+
+
+async def test_all_switches_that_are_known_may_come_at_once(handler: SwitchRecorder) -> None:
+    """None is crowded out, though none of them has shown yet which switch it is."""
+    known = 8
+    server = OpenFlowServer(handler, hello_timeout=60.0, max_pending=2, known=lambda: known)
+    port = await server.start("127.0.0.1", 0)
+    silent = [await OpenFlowPeer.dial(port) for _ in range(known + 2)]
+    for peer in silent:
+        await peer.reader.readexactly(16)
+    assert server.pending == len(silent)
+    assert not server.rejected
+    silent.append(await OpenFlowPeer.dial(port))
+    await silent[0].closed()
+    assert server.rejected == {"crowded": 1}
+    for peer in silent[1:]:
+        peer.writer.close()
+    await server.stop()
+
+
 async def test_switch_is_known_with_its_ports(
     joined: tuple[OpenFlowPeer, Session], server: OpenFlowServer
 ) -> None:
@@ -108,6 +150,18 @@ async def test_ports_follow_the_switch(joined: tuple[OpenFlowPeer, Session], han
     peer.say(port_status(wire.PortReason.DELETE, 1, "up0"))
     await handler.next("port_status")
     assert session.ports == {"tap0": 2, "renamed": 7}
+
+
+async def test_how_long_a_message_has_waited_is_told_also_when_nobody_could_read(
+    joined: tuple[OpenFlowPeer, Session], handler: SwitchRecorder
+) -> None:
+    """What stands still for a third of a second receives nothing; the kernel does, and says when."""
+    peer, session = joined
+    peer.say(packet_in(b"in time", 2))
+    await peer.writer.drain()
+    time.sleep(0.3)  # noqa: ASYNC251
+    await handler.next("packet_in")
+    assert session.waited() >= 0.2
 
 
 async def test_what_comes_before_the_handshake_is_through_is_not_lost(
@@ -440,7 +494,7 @@ async def test_groups_and_meters_the_switch_had_before_are_modified(
     def holds(p: OpenFlowPeer, what: Any, raw: bytes) -> bool:
         if isinstance(what, messages.Other) and what.type == MessageType.MULTIPART_REQUEST:
             kind = int.from_bytes(what.body[:2])
-            group = struct.pack("!HBxI", 8, 0, 7)  # Of a kind that ours never are: still there.
+            group = struct.pack("!HBxI", 8, 2, 7)  # Of a kind that ours never are: still there.
             meter = struct.pack("!HHIHHII4x", 24, 4, 3, 1, 16, 1, 1)
             p.say(multipart(what.xid, kind, group if kind == MultipartType.GROUP_DESC else meter))
             return True
@@ -738,6 +792,22 @@ async def test_flows_are_read_from_all_parts_by_cookie(joined: tuple[OpenFlowPee
     found = await session.read_flows(0xA0, 0xF0)
     assert [row.flow for row in found] == list(FLOWS[:3])
     assert [(row.packets, row.duration_s) for row in found] == [(0, 9.0), (1, 9.0), (2, 9.0)]
+    assert asked == [(0xA0, 0xF0)]
+
+
+async def test_packets_are_summed_by_the_switch(joined: tuple[OpenFlowPeer, Session]) -> None:
+    peer, session = joined
+    asked = []
+
+    def total(p: OpenFlowPeer, what: Any, raw: bytes) -> bool:
+        if isinstance(what, messages.Other) and what.type == MessageType.MULTIPART_REQUEST:
+            asked.append(struct.unpack_from("!QQ", what.body, 24))
+            p.say(multipart(what.xid, MultipartType.AGGREGATE, struct.pack("!QQI4x", 41, 4100, 7)))
+            return True
+        return False
+
+    peer.answer = total
+    assert await session.read_packets(0xA0, 0xF0) == 41
     assert asked == [(0xA0, 0xF0)]
 
 

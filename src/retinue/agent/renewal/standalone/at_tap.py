@@ -17,6 +17,7 @@ from retinue.agent.renewal.renewing import InjectionError, Port, renew
 from retinue.agent.renewal.standalone.tap_port import TapPort
 from retinue.core.lease_renewal import Lease, Renewal
 from retinue.hypervisor.qemu.machine import disconnect
+from retinue.socket_addresses import short_path
 
 NOT_HERE_YET = frozenset({"inmigrate", "prelaunch"})
 """States of a QEMU whose VM is still to come."""
@@ -49,7 +50,8 @@ async def arrived(qmp: Path, limit: float | None, on_wait: Callable[[], None] = 
     client = QMPClient("agent")
     try:
         async with asyncio.timeout(GREETING_LIMIT):
-            await client.connect(str(qmp))
+            with short_path(qmp) as socket:
+                await client.connect(socket)
     except TimeoutError:
         raise ArrivalError(f"QMP socket {qmp}: no greeting; does somebody else speak to it?") from None
     except (QMPError, OSError) as error:

@@ -3,14 +3,18 @@
 from retinue.controller.api.http import Handlers
 from retinue.controller.api.routes import (
     bindings,
+    description,
+    domains,
     events,
     images,
     migrations,
     mobility,
     nics,
+    pairs,
     renewals,
     servers,
     switches,
+    traces,
     vms,
     vnets,
 )
@@ -26,9 +30,13 @@ def handlers(controller: Controller) -> Handlers:
         **renewals.handlers(controller),
         **nics.handlers(controller),
         **vnets.handlers(controller),
+        **pairs.handlers(controller),
         **servers.handlers(controller),
         **switches.handlers(controller),
+        **traces.handlers(controller),
+        **domains.handlers(controller),
         **images.handlers(controller),
         **events.handlers(controller),
+        **description.handlers(controller),
         **mobility.handlers(controller),
     }

@@ -6,9 +6,8 @@ from collections import OrderedDict
 from aiohttp import web
 
 from retinue.controller.api import views
-from retinue.controller.api.http import Handlers
+from retinue.controller.api.http import Handlers, QueryError
 from retinue.controller.app import Controller
-from retinue.controller.errors import RequestError
 from retinue.controller.events import Event, Listener
 from retinue.core.limits import LONGEST_EVENT_ID
 from retinue.core.text import quoted
@@ -16,7 +15,7 @@ from retinue.protocol import sse
 from retinue.protocol.events import FIELDS, HELLO, EventType
 from retinue.protocol.routes import Route
 
-HEARTBEAT = 15.0
+HEARTBEAT = 5.0
 """Seconds between comments on an idle event stream, so that a dead listener is noticed."""
 ENCODED = 1000
 """Events that are kept as they were encoded, for the listeners to come."""
@@ -46,7 +45,7 @@ def handlers(controller: Controller) -> Handlers:
 
     async def follow(request: web.Request) -> web.StreamResponse:
         """`?since=ID` or the Last-Event-ID header: first what came after that event. `?types=TYPE,TYPE`:
-        those only. `?server=ID`: the agent of that server follows.
+        those only. `?server=ID`: the agent of that server follows, and is not told what only others act on.
 
         The greeting carries the last id before the stream: nothing falls between the two.
         """
@@ -54,15 +53,16 @@ def handlers(controller: Controller) -> Handlers:
         types = _types(request.query.get("types"))
         bus = controller.events
         hello = views.encode({"id": bus.last_id, "type": HELLO})
-        stream = bus.listen(since, types)
         server = request.query.get("server", "")
+        server = server if server in controller.net.servers else ""
+        stream = bus.listen(since, types, server)
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         )
         try:
             await response.prepare(request)
             await response.write(sse.encode(HELLO, hello))
-            with controller.context.agents.listening(server if server in controller.net.servers else ""):
+            with controller.context.agents.listening(server):
                 await tell(response, stream)
         except (StopAsyncIteration, ConnectionError):
             pass
@@ -94,7 +94,7 @@ def _since(text: str | None) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_EVENT_ID):
-        raise RequestError(f"not an event id: {quoted(text)}")
+        raise QueryError(f"not an event id: {quoted(text)}")
     return int(text)
 
 
@@ -105,5 +105,5 @@ def _types(text: str | None) -> frozenset[str] | None:
     wanted = frozenset(text.split(","))
     unknown = sorted(wanted - {str(type) for type in FIELDS})
     if unknown:
-        raise RequestError(f"not a type of event: {quoted(unknown[0])}")
+        raise QueryError(f"not a type of event: {quoted(unknown[0])}")
     return wanted | {EventType.EVENTS_LOST}

@@ -32,7 +32,7 @@ def handlers(controller: Controller) -> Handlers:
         return answer(shown(controller, images.publish(given.manifest, given.server)), status=201)
 
     async def one(request: web.Request) -> web.Response:
-        return answer(shown(controller, named(request)))
+        return answer(shown(controller, named(request), request.query.get("server", "")))
 
     async def remove(request: web.Request) -> web.Response:
         image = named(request)
@@ -42,8 +42,10 @@ def handlers(controller: Controller) -> Handlers:
     async def fetch(request: web.Request) -> web.Response:
         image = named(request)
         given: FetchImageBody = await body(request, FetchImageBody, empty=b"{}")
-        chosen = images.fetch(image.name, given.servers, given.pin, base=given.base)
-        return answer({"image": image.name, "servers": chosen}, status=202)
+        chosen, order = images.fetch(
+            image.name, given.servers, given.pin, base=given.base, segment=given.segment
+        )
+        return answer({"image": image.name, "servers": chosen, "order": order}, status=202)
 
     async def unpin(request: web.Request) -> web.Response:
         image = named(request)
@@ -77,8 +79,8 @@ def handlers(controller: Controller) -> Handlers:
     }
 
 
-def shown(controller: Controller, image: Image) -> dict[str, Any]:
-    """An image with who holds how much of it."""
+def shown(controller: Controller, image: Image, asker: str = "") -> dict[str, Any]:
+    """An image with who holds how much of it; `asker`: the server that would fetch it."""
     holders = controller.images.holders
     here = holders.servers()
     return {
@@ -86,7 +88,7 @@ def shown(controller: Controller, image: Image) -> dict[str, Any]:
         "manifest": plain(image.signed),
         "publisher": image.publisher,
         "origin": image.origin,
-        "holders": plain(holders.who(image.name, image.signed.list_digest, image.origin)),
+        "holders": plain(holders.who(image.name, image.signed.list_digest, image.origin, asker)),
         "held": [
             {"server": server, "here": server in here, **plain(held)}
             for server, held in holders.of(image.name).items()

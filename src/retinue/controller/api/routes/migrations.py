@@ -4,16 +4,21 @@ from aiohttp import web
 
 from retinue.controller.api import views
 from retinue.controller.api.access import speaks_for
+from retinue.controller.api.first_said import said
 from retinue.controller.api.http import Handlers, NotFoundError, answer, body
 from retinue.controller.app import Controller
-from retinue.controller.config import address
 from retinue.controller.migrations.requests import check_memory_address, check_request
+from retinue.controller.migrations.words import check_speaker
+from retinue.controller.parsing import address
 from retinue.core.migration import Migration
-from retinue.core.model import mac
+from retinue.core.migration.copying import AskedCopy
+from retinue.core.migration.new_addresses import NewAddresses
+from retinue.core.migration.record import Far
+from retinue.core.model import entity_id, mac
 from retinue.core.placement import Reason, Wish
 from retinue.core.text import cut
 from retinue.protocol.errors import ErrorCode
-from retinue.protocol.migrations import MigrationBody, Report, ReportAnswer, ReportBody
+from retinue.protocol.migrations import MigrationBody, NewAddressesBody, Report, ReportAnswer, ReportBody
 from retinue.protocol.routes import Route
 
 
@@ -36,16 +41,24 @@ def handlers(controller: Controller) -> Handlers:
 
     async def start(request: web.Request) -> web.Response:
         wanted: MigrationBody = await body(request, MigrationBody)
+        with said(controller, request, "migration of", [wanted.vm]):
+            return await begun(wanted)
+
+    async def begun(wanted: MigrationBody) -> web.Response:
         if not (wanted.target_server or wanted.target_switch) or wanted.reason is not Reason.OPERATOR:
             return answer(views.migration(controller, await chosen(wanted)), status=201)
+        domain, _, server = wanted.target_server.partition("/")
         migration = orchestrator.start(
             wanted.vm,
             target_server=wanted.target_server,
+            far=Far(domain, server) if domain in controller.net.peers else None,
             target_switch=wanted.target_switch,
             source_server=wanted.source_server,
             mac=mac(wanted.mac) if wanted.mac else "",
             ip=address(wanted.ip) if wanted.ip else None,
             wanted_downtime=wanted.downtime_ms / 1000,
+            asked=AskedCopy(wanted.postcopy, wanted.compress),
+            new_addresses=[_new_addresses(nic) for nic in wanted.nics],
         )
         return answer(views.migration(controller, migration), status=201)
 
@@ -64,6 +77,8 @@ def handlers(controller: Controller) -> Handlers:
             mac=mac(wanted.mac) if wanted.mac else "",
             ip=address(wanted.ip) if wanted.ip else None,
             wanted_downtime=wanted.downtime_ms / 1000,
+            asked=AskedCopy(wanted.postcopy, wanted.compress),
+            new_addresses=[_new_addresses(nic) for nic in wanted.nics],
         )
 
     async def cancel(request: web.Request) -> web.Response:
@@ -75,12 +90,17 @@ def handlers(controller: Controller) -> Handlers:
         by = speaks_for(request, reported.server)
         if reported.event is Report.COPYING:
             figures = (reported.copy_pass, reported.remaining, reported.written_a_second)
-            return answer(ReportAnswer(orchestrator.reports.on_copying(id, *figures, by).state))
+            after = orchestrator.reports.on_copying(id, *figures, by, postcopy=reported.postcopy)
+            return answer(ReportAnswer(after.state))
         if reported.event is Report.WAITED:
             return answer(await orchestrator.reports.on_waited(id, reported.waiting, by))
         if reported.memory_at:
             check_memory_address(reported.memory_at, request.remote)
         await orchestrator.reports.until_source_let_go(id, reported.event, by)
+        check_speaker(orchestrator.get(id)[1], reported.event, by)
+        stays = await orchestrator.far_ends.before_report(id, reported.event, cut(reported.reason))
+        if stays is not None:
+            return answer(ReportAnswer(stays.state))
         orchestrator.reports.on_report(
             id, reported.event, reported.at, cut(reported.reason), reported.memory_at, reported.frames, by
         )
@@ -93,3 +113,13 @@ def handlers(controller: Controller) -> Handlers:
         Route.CANCEL_MIGRATION: cancel,
         Route.REPORT_MIGRATION: report,
     }
+
+
+def _new_addresses(given: NewAddressesBody) -> NewAddresses:
+    """Raises ModelError."""
+    return NewAddresses(
+        given.nic,
+        mac(given.mac) if given.mac else "",
+        entity_id(given.vnet, "a vnet") if given.vnet else given.vnet,
+        None if given.addresses is None else tuple(str(address(ip)) for ip in given.addresses),
+    )

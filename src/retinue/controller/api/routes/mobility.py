@@ -7,16 +7,16 @@ from aiohttp import web
 
 from retinue.controller.api import views
 from retinue.controller.api.access import speaks_for
-from retinue.controller.api.http import Handlers, NotFoundError, answer, body, many
+from retinue.controller.api.http import Handlers, NotFoundError, QueryError, answer, body, many
 from retinue.controller.app import Controller
-from retinue.controller.config import address
 from retinue.controller.errors import RequestError
 from retinue.controller.mobility.manager import MANAGER
+from retinue.controller.parsing import address
 from retinue.core.placement import Entity, EntityKind, Metric, Placement, Profile, Reason, Wish
 from retinue.core.text import quoted
 from retinue.protocol.entities import EntityBody
 from retinue.protocol.errors import ErrorCode
-from retinue.protocol.mobility import AnswerBody, MobilityBody, ServerReport
+from retinue.protocol.mobility import AnswerBody, BookBody, MobilityBody, ReleaseBody, ServerReport
 from retinue.protocol.routes import Route
 
 AGENTS_REASONS = frozenset({Reason.COMPUTING, Reason.MEMORY, Reason.BANDWIDTH, Reason.CLIENTS})
@@ -89,12 +89,30 @@ def handlers(controller: Controller) -> Handlers:
         more = {"imbalance_before": found.imbalance_before, "imbalance_after": found.imbalance_after}
         return answer({**views.plain(found), **more})
 
+    async def all_bookings(_: web.Request) -> web.Response:
+        return answer({"bookings": sorted(controller.context.state.bookings.values(), key=lambda b: b.vm)})
+
+    async def book(request: web.Request) -> web.Response:
+        given: BookBody = await body(request, BookBody)
+        server = request.match_info["id"]
+        booked = controller.bookings.book(
+            given.vm, server, given.memory_mib, given.cpus, given.seconds, by=speaks_for(request, "")
+        )
+        return answer(booked, status=201)
+
+    async def release(request: web.Request) -> web.Response:
+        given: ReleaseBody = await body(request, ReleaseBody)
+        return answer(controller.bookings.release(given.vm, request.match_info["id"]))
+
     return {
         Route.LIST_ENTITIES: all_entities,
         Route.GET_ENTITY: one_entity,
         Route.REGISTER_ENTITIES: register,
         Route.REMOVE_ENTITY: remove,
         Route.REPORT_PROFILE: report,
+        Route.LIST_BOOKINGS: all_bookings,
+        Route.BOOK_SERVER: book,
+        Route.RELEASE_BOOKING: release,
         Route.QUERY_PROFILE: query,
         Route.ASK_TO_MIGRATE: ask,
         Route.ANSWER_MATCH: answer_match,
@@ -122,19 +140,19 @@ def _by(request: web.Request, server: str = "") -> str:
 
 
 def _one_of(kind: Any, name: str, text: str | None) -> Any:
-    """The member of an enumeration that a query names; None for none. Raises RequestError."""
+    """The member of an enumeration that a query names; None for none. Raises QueryError."""
     if text is None:
         return None
     try:
         return kind(text)
     except ValueError:
-        raise RequestError(f"{name}={quoted(text)}: one of {', '.join(kind)}") from None
+        raise QueryError(f"{name}={quoted(text)}: one of {', '.join(kind)}") from None
 
 
 def _per_cent(text: str | None) -> int:
-    """In hundredths. Raises RequestError."""
+    """In hundredths. Raises QueryError."""
     if text is None:
         return 0
     if not (text.isascii() and text.isdigit() and len(text) <= 3 and int(text) <= 100):
-        raise RequestError(f"threshold={quoted(text)}: not a whole number between 0 and 100")
+        raise QueryError(f"threshold={quoted(text)}: not a whole number between 0 and 100")
     return int(text) * 100

@@ -6,7 +6,7 @@ from retinue.controller.api import views
 from retinue.controller.api.http import Handlers, answer, body
 from retinue.controller.api.nics import nic_of
 from retinue.controller.app import Controller
-from retinue.controller.config import address, network
+from retinue.controller.parsing import address, network
 from retinue.core.model import Allowed, entity_id, mac
 from retinue.protocol.nics import AllowedBody, NICBody, NICRemoveBody, NICSetBody
 from retinue.protocol.routes import Route
@@ -17,7 +17,9 @@ def handlers(controller: Controller) -> Handlers:
 
     async def add(request: web.Request) -> web.Response:
         id, given = request.match_info["id"], await body(request, NICBody)
-        return answer(views.vm(controller, nics.add(id, nic_of(id, given, nics.free_slot(id)))), 201)
+        slot = nics.free_slot(id, given.trunk)
+        nic = nic_of(id, given, nics.free_number(id, slot), slot)
+        return answer(views.vm(controller, nics.add(id, nic)), 201)
 
     async def set_(request: web.Request) -> web.Response:
         id, wanted = request.match_info["id"], await body(request, NICSetBody)
@@ -32,6 +34,7 @@ def handlers(controller: Controller) -> Handlers:
             rate=wanted.rate,
             allowed=None if wanted.allowed is None else tuple(map(_allowed, wanted.allowed)),
             prefixes=None if wanted.prefixes is None else tuple(map(network, wanted.prefixes)),
+            mac_changes=wanted.mac_changes,
         )
         return answer(views.vm(controller, vm))
 

@@ -3,9 +3,8 @@
 from aiohttp import web
 
 from retinue.controller.api.access import speaks_for
-from retinue.controller.api.http import Handlers, answer, body
+from retinue.controller.api.http import Handlers, QueryError, answer, body
 from retinue.controller.app import Controller
-from retinue.controller.errors import RequestError
 from retinue.core.text import cut
 from retinue.protocol.renewals import LONGEST_WAIT, RenewalReportBody, RenewBody
 from retinue.protocol.routes import Route
@@ -50,5 +49,5 @@ def _seconds(text: str | None) -> float:
     except ValueError:
         seconds = -1.0
     if not 0.0 <= seconds <= LONGEST_WAIT:
-        raise RequestError(f"wait={text}: not a number of seconds between 0 and {LONGEST_WAIT:.0f}")
+        raise QueryError(f"wait={text}: not a number of seconds between 0 and {LONGEST_WAIT:.0f}")
     return seconds

@@ -1,16 +1,22 @@
 """Servers: registered by managers; their agents report what the hypervisor does, and whom they rejected."""
 
+from dataclasses import fields
+
 from aiohttp import web
 
 from retinue.controller.api import views
+from retinue.controller.api.access import manager_of
+from retinue.controller.api.first_said import said
 from retinue.controller.api.http import Handlers, answer, body, many
 from retinue.controller.app import Controller
-from retinue.controller.config import address, port_ref
-from retinue.core.model import Server, entity_id, mac
+from retinue.controller.errors import RequestError
+from retinue.controller.parsing import address, network, port_ref
+from retinue.controller.words import in_words
+from retinue.core.model import Host, Prefix, Server, entity_id, mac
 from retinue.protocol.hypervisor_events import HypervisorEvent
 from retinue.protocol.rejections import CountersBody
 from retinue.protocol.routes import Route
-from retinue.protocol.servers import ServerBody
+from retinue.protocol.servers import AgentState, ServerBody
 
 
 def handlers(controller: Controller) -> Handlers:
@@ -19,7 +25,12 @@ def handlers(controller: Controller) -> Handlers:
 
     async def register(request: web.Request) -> web.Response:
         bodies: list[ServerBody] = many(await body(request, ServerBody | list[ServerBody]))
-        await controller.inventory.put_servers([_server(given, controller) for given in bodies])
+        servers = [_server(given, controller) for given in bodies]
+        for server in servers:
+            _check_first(controller, server, manager_of(request))
+        new = [server.id for server in servers if server != controller.net.servers.get(server.id)]
+        with said(controller, request, "server", new):
+            await controller.inventory.put_servers(servers)
         return answer({"servers": [given.id for given in bodies]}, status=201)
 
     async def drain(request: web.Request) -> web.Response:
@@ -43,6 +54,11 @@ def handlers(controller: Controller) -> Handlers:
         await controller.fencing.unfence(server)
         return answer({"server": server, "fenced": False})
 
+    async def forget_agent(request: web.Request) -> web.Response:
+        server = request.match_info["id"]
+        controller.inventory.forget_agent(server)
+        return answer({"server": server, "agent": AgentState.NONE})
+
     async def report_event(request: web.Request) -> web.Response:
         """Answered with the migration that the event belongs to, if any."""
         event: HypervisorEvent = await body(request, HypervisorEvent)
@@ -65,13 +81,25 @@ def handlers(controller: Controller) -> Handlers:
         Route.UNDRAIN_SERVER: undrain,
         Route.FENCE_SERVER: fence,
         Route.UNFENCE_SERVER: unfence,
+        Route.FORGET_AGENT: forget_agent,
         Route.REPORT_HYPERVISOR_EVENT: report_event,
         Route.REPORT_COUNTERS: report_counters,
     }
 
 
+def _check_first(controller: Controller, server: Server, by: str) -> None:
+    """Raises RequestError for a server that another manager gave, and gave otherwise."""
+    known, word = controller.net.servers.get(server.id), controller.words.of("server", server.id)
+    if known in (None, server) or word is None or word.by == by:
+        return
+    names = [one.name for one in fields(Server) if getattr(server, one.name) != getattr(known, one.name)]
+    raise RequestError(
+        f"server {server.id} was given otherwise ({', '.join(names)}); {in_words(word)}, and can change it"
+    )
+
+
 def _server(given: ServerBody, controller: Controller) -> Server:
-    """Routes are not the manager's to give here: a server keeps those it has."""
+    """Routes and metric that are not given it keeps."""
     known = controller.net.servers.get(given.id)
     return Server(
         id=entity_id(given.id, "a server"),
@@ -79,7 +107,16 @@ def _server(given: ServerBody, controller: Controller) -> Server:
         address=address(given.address) if given.address else None,
         edge=given.edge,
         services=frozenset(given.services),
-        routes=known.routes if known is not None else (),
+        routes=_routes(given, known),
+        metric=given.metric if given.metric is not None else known.metric if known is not None else 0,
         given_at=port_ref(given.at) if given.at else None,
         gateway_group=given.gateway_group,
+        hosts=tuple(sorted(Host(entity_id(host.id, "a host"), mac(host.mac)) for host in given.hosts)),
     )
+
+
+def _routes(given: ServerBody, known: Server | None) -> tuple[Prefix, ...]:
+    """Raises ModelError."""
+    if given.routes is None:
+        return () if known is None else known.routes
+    return tuple(map(network, given.routes))

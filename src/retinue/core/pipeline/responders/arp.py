@@ -6,7 +6,12 @@
     a VM of its subnet, on the     the switch: the VM's own MAC        -
       same edge switch
     another known address          the controller: the gateway's MAC   the controller: the gateway's MAC
+    anything, by a guest of        the switch: the gateway's MAC       -
+      another domain
     anything else                  nobody                              nobody
+
+A guest's gateway and neighbours are at its home: whoever it looks for, that way it goes. Its switch says so
+by itself: as any VM, it has to find its gateway while no controller is there.
 
 ARP is never passed on. The controller sees every ARP frame of a server: so servers are found.
 """
@@ -14,7 +19,7 @@ ARP is never passed on. The controller sees every ARP frame of a server: so serv
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 
-from retinue.core.model import DEFAULT_VRF, IP, Assignment, BindingKind, Mac, Subnet
+from retinue.core.model import DEFAULT_VRF, IP, NIC, Assignment, BindingKind, Mac, Subnet
 from retinue.core.model.families import forwarded_subnets
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets import ARP, ArpOp, EtherType
@@ -44,14 +49,23 @@ NOBODY = IPv4Address(0)
 
 def answer(address: IP, with_mac: Mac) -> tuple[Action, ...]:
     """Turn an ARP request into its reply, `address` is at `with_mac`, and send it back where it came from."""
+    return _reply(with_mac, RegMove(Field.ARP_SPA, Field.ARP_TPA), set_field(Field.ARP_SPA, address))
+
+
+def _answer_whatever(asker: IP, with_mac: Mac) -> tuple[Action, ...]:
+    """The same for any address that `asker` asks for: it is at `with_mac`."""
+    return _reply(with_mac, RegMove(Field.ARP_TPA, Field.ARP_SPA), set_field(Field.ARP_TPA, asker))
+
+
+def _reply(with_mac: Mac, *addresses: Action) -> tuple[Action, ...]:
+    """`addresses`: makes the wanted address the sender's, and the asker's the target's."""
     return (
         RegMove(Field.ETH_SRC, Field.ETH_DST),
         set_field(Field.ETH_SRC, with_mac),
         set_field(Field.ARP_OP, ArpOp.REPLY),
         RegMove(Field.ARP_SHA, Field.ARP_THA),
         set_field(Field.ARP_SHA, with_mac),
-        RegMove(Field.ARP_SPA, Field.ARP_TPA),
-        set_field(Field.ARP_SPA, address),
+        *addresses,
         Output(PortNo.IN_PORT),
     )
 
@@ -108,6 +122,12 @@ def vm_address_flows(
         yield Flow(Table.ARP, Arp.LOCAL_VM, asked, vm_answers, cookie=mark, expires_at=until)
 
 
+def guest_flow(ip: IP, mac: Mac, port: int, gateway_mac: Mac, mark: int) -> Flow:
+    """What a guest at this port asks for in the name of its address, wherever it is delivered."""
+    asked = match(in_port=port, eth_type=EtherType.ARP, eth_src=mac, arp_op=ArpOp.REQUEST, arp_spa=ip)
+    return Flow(Table.ARP, Arp.GUEST, asked, _answer_whatever(ip, gateway_mac), cookie=mark)
+
+
 # ---- the controller's answers ----
 
 
@@ -118,10 +138,31 @@ def answers_vm(net: Network, switch: str, arp: ARP, vrf: str = DEFAULT_VRF) -> b
     or nobody does.
     """
     assignment = net.holder(arp.tpa, vrf)
+    asker = net.vm_of_mac(arp.sha)
+    if asker is not None and asker.home:
+        return False  # Its switch has answered, and of what it is to have nobody else is asked here.
     local = assignment is not None and net.servers[net.vms[assignment.vm].server].edge == switch
     if arp.op != ArpOp.REQUEST or (local and arp.spa != NOBODY):
         return False
     return _asks_for_neighbour(net, arp, vrf)
+
+
+def answer_to_vm(net: Network, switch: str, nic: NIC | None, arp: ARP, gateway_mac: Mac) -> Mac:
+    """With which MAC the controller answers a VM's NIC at this edge switch; "": not at all.
+
+    Of a NIC in a trunk it gets all questions but those for gateways, and answers them as the switch answers
+    others: for a VM on the asker's own switch by that VM's MAC.
+    """
+    vrf = net.vrf_of(nic)
+    if answers_vm(net, switch, arp, vrf):
+        return gateway_mac
+    holder, subnet, asker = net.holder(arp.tpa, vrf), net.subnet_of(arp.tpa, vrf), net.vm_of_mac(arp.sha)
+    if nic is None or not nic.trunk or holder is None or subnet is None or asker is None:
+        return ""
+    is_neighbour = arp.op == ArpOp.REQUEST and holder.vm != asker.id and arp.spa in subnet.prefix
+    if not is_neighbour or net.servers[net.vms[holder.vm].server].edge != switch:
+        return ""
+    return gateway_mac if holder.kind is BindingKind.ALLOWED else holder.mac
 
 
 def answers_server(net: Network, arp: ARP) -> bool:

@@ -23,6 +23,7 @@ from retinue.core.model import DEFAULT_VRF, NIC, VM, BindingKind, Mac, Subnet
 from retinue.core.model.families import forwarded_subnets, in_use
 from retinue.core.model.link_local import ALL_NODES, UNSPECIFIED, is_link_local, link_local, mac_of
 from retinue.core.model.network import Network, Owner
+from retinue.core.model.nic import TURNS
 from retinue.core.packets import (
     ND,
     NDOptions,
@@ -39,7 +40,7 @@ from retinue.core.pipeline.meters import LeafMeter
 from retinue.core.pipeline.priorities import LeafAdmit
 from retinue.core.pipeline.tables import Table
 
-ADVERTISED_EVERY = 300
+ADVERTISED_EVERY = TURNS
 """Seconds between two advertisements of the gateway to a VM that does not ask."""
 ROUTER_LIFETIME = 9000
 """Seconds for which a host keeps its gateway after an advertisement: as long as the protocol allows, so that

@@ -3,11 +3,13 @@
 from retinue.core.model.network import Network
 from retinue.core.pipeline.underlay.base import Near, Underlay
 from retinue.core.pipeline.underlay.fabric import LeafSpine
+from retinue.core.pipeline.underlay.vxlan import VxlanMesh
 
 
 def underlay_of(net: Network) -> Underlay:
-    """The underlay of a network: every network is a leaf-spine fabric. Keeps nothing; ask whenever needed."""
-    return LeafSpine(net)
+    """The underlay of a network: spines of ours join its leaves, or tunnels do. Keeps nothing; ask whenever
+    needed."""
+    return VxlanMesh(net) if net.over_ip else LeafSpine(net)
 
 
 __all__ = ["Near", "Underlay", "underlay_of"]

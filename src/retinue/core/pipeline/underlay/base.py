@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from retinue.core.model import IP, Mac, Prefix, Server, Switch
-from retinue.core.pipeline.entry import Flow, FlowsBySwitch, Group, Meter, SetField
+from retinue.core.pipeline.entry import EntriesBySwitch, Flow, FlowsBySwitch, Group, Meter, SetField
 
 Near = Sequence[Collection[str]]
 """Groups of switches told before all others, group by group: around a VM's new location."""
@@ -38,6 +38,21 @@ class Underlay(Protocol):
     def copy_ways(self, server: Server, to: Server, ip: IP | Prefix, mark: int) -> FlowsBySwitch:
         """Lets copies of what one server is sent for this address, or prefix, through, to another server."""
 
+    def flood_ways(self, servers: Collection[Server], vlan: int, group: int, mark: int) -> EntriesBySwitch:
+        """What has this tag and goes to a group comes from each of these servers to each other one, once.
+
+        `group`: the number that a group may have for it on each switch.
+        """
+
+    def way_home(self, server: Server, gateway: Server, ip: IP | Prefix, mark: int) -> FlowsBySwitch:
+        """Lets what a guest at a server sends from this address through, to the gateway to its home."""
+
+    def storage_ways(
+        self, mac: Mac, forwarder: Server, server: Server, open_at: Collection[Server], mark: int
+    ) -> FlowsBySwitch:
+        """Storage frames of the port with this MAC: from each server of `open_at` to the forwarder, and from
+        there to `server` alone."""
+
     # ---- where servers are ----
 
     def is_reachable(self, server: str) -> bool:
@@ -54,6 +69,9 @@ class Underlay(Protocol):
 
         Of a switch that has told its own ports; the server may be gone from where it was, and is known then.
         """
+
+    def lost_with(self, server: str) -> frozenset[str]:
+        """The switches, beside its edge, that are dead when the server is: nobody waits for them."""
 
     # ---- which switches, and in which order ----
 

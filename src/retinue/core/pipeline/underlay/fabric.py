@@ -1,21 +1,27 @@
-"""The underlay that exists: leaves and spines that forward IP to a server's MAC.
+"""The underlay that is ours: leaves, spines, and cores between pods of them, forward IP to a server's MAC.
 
-A server is reached by its MAC: its leaf knows the port, every spine the leaf.
+A server is reached by its MAC: its leaf knows the port, every spine of its pod the leaf, every core the pod.
+In a fabric without cores there is one pod, and no spine leads anywhere but down.
 
 Switches are told of a change in this order: nearest to the new location first. A source leaf that points up
 while a spine still points down is a loop; a spine that points at a leaf that does not know the VM is a hole.
-So: the new location's edge and leaf, then the spines, then the other leaves, then the other edges. Each stage
-is confirmed by every switch in it before the next begins. A removal has no new location and starts at the
-spines.
+So: the new location's edge and leaf, then the spines of its pod, then the cores, then the other spines, then
+the other leaves, then the other edges. A core that points at a pod whose spines do not know the VM yet is a
+hole, too, and so is a spine that has given it up for the cores before they point elsewhere. Each stage is
+confirmed by every switch in it before the next begins. A removal has no new location and starts at the
+cores.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from itertools import product
 
 from retinue.core.model import IP, Mac, Prefix, Role, Server, Service, Switch
 from retinue.core.model.families import forwarded_prefixes, forwarded_subnets, in_use
 from retinue.core.model.network import Network, Owner
+from retinue.core.model.ways import ways_by, wider_ways
+from retinue.core.packets import NDType
 from retinue.core.packets.ipv4 import UDP
 from retinue.core.pipeline import vrfs
 from retinue.core.pipeline.cookies import Reason, cookie
@@ -23,6 +29,7 @@ from retinue.core.pipeline.entry import (
     CONTROLLER,
     Action,
     DecTtl,
+    EntriesBySwitch,
     Field,
     Flow,
     FlowsBySwitch,
@@ -32,6 +39,7 @@ from retinue.core.pipeline.entry import (
     Output,
     PortNo,
     SetField,
+    ToGroup,
     match,
     set_field,
 )
@@ -42,6 +50,7 @@ from retinue.core.pipeline.matches import (
     SERVER_PORT6,
     dhcp6_match,
     dhcp_match,
+    icmpv6_match,
     ip_match,
     ip_types,
 )
@@ -49,12 +58,20 @@ from retinue.core.pipeline.meters import LeafMeter
 from retinue.core.pipeline.priorities import LeafAdmit, Route, Servers
 from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay.base import Near
-from retinue.core.pipeline.underlay.fabric_switches import leaf_flows, spine_flows, spine_ports, ways_down
+from retinue.core.pipeline.underlay.fabric_flooding import flood_ways
+from retinue.core.pipeline.underlay.fabric_storage import forwarder_flows, storage_ways
+from retinue.core.pipeline.underlay.fabric_switches import (
+    UP_GROUP,
+    leaf_flows,
+    ports_up,
+    spine_flows,
+    ways_down,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class LeafSpine:
-    """A leaf-spine fabric, as an `Underlay` (see there what each method is for)."""
+    """A fabric of two tiers or three, as an `Underlay` (see there what each method is for)."""
 
     net: Network
 
@@ -77,7 +94,7 @@ class LeafSpine:
     def server_flows(self, server: Server) -> FlowsBySwitch:
         at = self.attachment(server.id)
         if at is None:
-            return {}
+            return self._missing(server)
         leaf, port = at
         mark = cookie(Reason.FORWARD, Owner("server", server.id))
         to_server = match(eth_dst=server.mac)
@@ -96,9 +113,41 @@ class LeafSpine:
             found[spine] = [Flow(Table.SERVERS, Servers.SERVER, to_server, (Output(down),), cookie=mark)]
         if server.address is not None and in_use(self.net, server.address.version):
             _add(found, self.host_routes(server, server.address, mark))
-        for prefix in (prefix for prefix in server.routes if in_use(self.net, prefix.version)):
-            _add(found, self._routes(server, Route.PREFIX + prefix.prefixlen, ip_match(dst=prefix), mark))
+        for prefix in (prefix for prefix in ways_by(self.net, server.id) if in_use(self.net, prefix.version)):
+            priority, to_prefix = Route.PREFIX + prefix.prefixlen, ip_match(dst=prefix)
+            _add(found, self._routes(server, priority, to_prefix, mark))
+            for switch in self._would_go_wider(prefix, server.id):
+                flow = Flow(Table.ROUTE, priority, to_prefix, self._up(switch), cookie=mark)
+                found.setdefault(switch, []).append(flow)
         return found
+
+    def _would_go_wider(self, prefix: Prefix, router: str) -> Iterator[str]:
+        """Switches that know a way to a wider prefix, and not the router to this one: they send it up."""
+        knowing = self._with_routes_to(router)
+        wider = {
+            switch for way in wider_ways(self.net, prefix, router) for switch in self._with_routes_to(way)
+        }
+        return (switch for switch in sorted(wider - knowing) if ports_up(self.net, switch))
+
+    def _with_routes_to(self, server: str) -> set[str]:
+        at = self.attachment(server)
+        return set() if at is None else {at[0], *(above for above, _ in ways_down(self.net, at[0]))}
+
+    def _up(self, switch: str) -> tuple[Action, ...]:
+        """A leaf is the one hop of the fabric."""
+        is_leaf = self.net.switches[switch].role is Role.LEAF
+        hop = (DecTtl(), set_field(Field.ETH_SRC, self.net.gateway_mac)) if is_leaf else ()
+        return (*hop, ToGroup(UP_GROUP))
+
+    def _missing(self, server: Server) -> FlowsBySwitch:
+        """Until a server is found, any frame of its own tells where it is: LLDP, its first IP packet."""
+        if self.net.location(server.id) is not None:
+            return {}
+        found = Flow(
+            Table.ADMIT, LeafAdmit.MISSING_SERVER, match(vlan_vid=NO_TAG, eth_src=server.mac), (CONTROLLER,),
+            meter=LeafMeter.ARP, cookie=cookie(Reason.MISSING_SERVER, Owner("server", server.id)),
+        )  # fmt: skip
+        return {leaf.id: [found] for leaf in self.net.with_role(Role.LEAF) if not leaf.given}
 
     def _service_sources(self, server: Server, port: int) -> Iterator[Flow]:
         """As whom a router or DHCP server may send, at its port, into the fabric (RFC 2827).
@@ -123,6 +172,8 @@ class LeafSpine:
             )  # fmt: skip
         if not server.services or server.edge:
             return
+        if Service.FORWARDER in server.services:
+            yield from forwarder_flows(server, port)
         if server.address is not None and in_use(self.net, server.address.version):
             as_itself = ip_match(src=server.address, in_port=port, vlan_vid=NO_TAG, eth_dst=gateway_mac)
             if Service.DHCP in server.services:
@@ -144,10 +195,16 @@ class LeafSpine:
             prefixes = [subnet.prefix for subnet in forwarded_subnets(self.net.subnets_in())]
             prefixes += forwarded_prefixes(self.net, (prefix for prefix, _ in self.net.routed()))
             spoofed = [ip_match(src=prefix, in_port=port, eth_dst=gateway_mac) for prefix in prefixes]
+            if isinstance(server.address, IPv6Address) and in_use(self.net, 6):
+                # It answers when it is asked whether it is there; of IPv4 the controller has all ARP.
+                answers = icmpv6_match(NDType.NEIGHBOUR_ADVERTISEMENT, in_port=port, vlan_vid=NO_TAG)
+                yield Flow(
+                    Table.ADMIT, LeafAdmit.ND, answers, (CONTROLLER,),
+                    meter=LeafMeter.ARP, cookie=cookie(Reason.SERVER_ND, owner),
+                )  # fmt: skip
         # The gateway's MACs of groups of servers are none of theirs.
-        groups = self.net.gateway_groups.values()
-        kinds = ip_types(self.net)
-        spoofed += [match(in_port=port, eth_type=kind, eth_dst=mac) for mac in groups for kind in kinds]
+        groups, kinds = self.net.gateway_groups.values(), ip_types(self.net)
+        spoofed += [match(in_port=port, eth_type=kind, eth_dst=one.mac) for one in groups for kind in kinds]
         for pretence in spoofed:
             yield Flow(
                 Table.ADMIT, LeafAdmit.SERVICE_SPOOFED, pretence, (CONTROLLER,),
@@ -168,6 +225,10 @@ class LeafSpine:
             found[leaf].append(Flow(Table.ROUTE, Route.HAIRPIN, came_from_there, back, cookie=mark))
         return found
 
+    def flood_ways(self, servers: Collection[Server], vlan: int, group: int, mark: int) -> EntriesBySwitch:
+        attached = [at for server in servers if (at := self.attachment(server.id)) is not None]
+        return flood_ways(self.net, attached, vlan, group, mark)
+
     def copy_ways(self, server: Server, to: Server, ip: IP | Prefix, mark: int) -> FlowsBySwitch:
         at = self.attachment(server.id)
         if at is None:
@@ -175,6 +236,20 @@ class LeafSpine:
         leaf, port = at
         copied = ip_match(dst=ip, in_port=port, vlan_vid=NO_TAG, eth_dst=to.mac)
         return {leaf: [Flow(Table.ADMIT, LeafAdmit.COPY, copied, goto=Table.SERVERS, cookie=mark)]}
+
+    def way_home(self, server: Server, gateway: Server, ip: IP | Prefix, mark: int) -> FlowsBySwitch:
+        at = self.attachment(server.id)
+        if at is None:
+            return {}
+        leaf, port = at
+        sent = ip_match(src=ip, in_port=port, vlan_vid=NO_TAG, eth_dst=gateway.mac)
+        return {leaf: [Flow(Table.ADMIT, LeafAdmit.COPY, sent, goto=Table.SERVERS, cookie=mark)]}
+
+    def storage_ways(
+        self, mac: Mac, forwarder: Server, server: Server, open_at: Collection[Server], mark: int
+    ) -> FlowsBySwitch:
+        places = [at for one in open_at if (at := self.attachment(one.id)) is not None]
+        return storage_ways(self.net, mac, forwarder, self.attachment(server.id), places, mark)
 
     def _routes(self, server: Server, priority: int, to: Match, mark: int) -> FlowsBySwitch:
         at = self.attachment(server.id)
@@ -204,10 +279,14 @@ class LeafSpine:
         at = self.net.location(server)
         if at is None:
             return False
-        return self.net.switches[switch].role is not Role.SPINE or self.net.has_told_ports(at.switch)
+        above = self.net.switches[switch].role in (Role.SPINE, Role.CORE)
+        return not above or self.net.has_told_ports(at.switch)
+
+    def lost_with(self, server: str) -> frozenset[str]:
+        return frozenset()
 
     def trunk_ports(self, switch: str) -> frozenset[int]:
-        return frozenset(spine_ports(self.net, switch))
+        return frozenset(ports_up(self.net, switch))
 
     # ---- which switches, and in which order ----
 
@@ -218,15 +297,16 @@ class LeafSpine:
         return frozenset(names - {""})
 
     def concerned(self, servers: Iterable[str]) -> frozenset[str]:
-        """Edges and leaves of these servers, and the spines."""
-        spines = frozenset(spine.id for spine in self.net.with_role(Role.SPINE))
-        return spines.union(*(self.near(server) for server in servers if server in self.net.servers))
+        """Edges and leaves of these servers, the spines and the cores."""
+        above = frozenset(one.id for role in (Role.SPINE, Role.CORE) for one in self.net.with_role(role))
+        return above.union(*(self.near(server) for server in servers if server in self.net.servers))
 
     def order_to_divert(self, source: str, target: str) -> Near:
-        """The target's edge first: while it does not confirm, nothing is sent there. With it the source's,
-        which gives the traffic up or sends it on. Then the target's leaf."""
-        edges = {self.net.servers[server].edge for server in (source, target)}
-        return [edges, self.near(target) - edges]
+        """The target's edge first: while it does not confirm, nothing is sent there. Then the source's, which
+        gives the traffic up or sends it on; what is flooded comes to both edges, and neither may be without.
+        Then the target's leaf."""
+        edges = [{self.net.servers[server].edge} for server in (target, source)]
+        return [*edges, self.near(target) - edges[0]]
 
     def order_to_return(self, source: str, target: str) -> Near:
         """The source's edge must cease to forward before the target's does so, or frames would go round; then
@@ -240,12 +320,17 @@ class LeafSpine:
         return [edge, self.near(server) - edge]
 
     def stages(self, changed: Mapping[str, Collection[object]], near: Near) -> list[list[str]]:
+        told = {switch for group in near for switch in group}
+        pod = {link.upper.switch for link in self.net.links if link.lower.switch in told}
+
         def stage(switch: str) -> int:
             for number, group in enumerate(near):
                 if switch in group:
                     return number
             role = self.net.switches[switch].role
-            return len(near) + {Role.SPINE: 0, Role.LEAF: 1, Role.EDGE: 2}[role]
+            if role is Role.SPINE and switch in pod:
+                return len(near)
+            return len(near) + {Role.CORE: 1, Role.SPINE: 2, Role.LEAF: 3, Role.EDGE: 4}[role]
 
         found: dict[int, list[str]] = {}
         for switch in sorted(changed):

@@ -1,4 +1,4 @@
-"""What leaves and spines hold whatever servers there are: where ARP and DHCP end, and the ways up."""
+"""What leaves, spines and cores hold whatever servers there are: where ARP and DHCP end, and the ways up."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -6,7 +6,9 @@ from itertools import product
 from retinue.core.model import DEFAULT_VRF, Role, Switch
 from retinue.core.model.families import forwarded_prefixes, forwarded_subnets, in_use
 from retinue.core.model.link_local import LINK_LOCAL
+from retinue.core.model.links import upward_ports
 from retinue.core.model.network import Network, Owner
+from retinue.core.model.packet_sizes import is_narrow_somewhere
 from retinue.core.packets import EtherType
 from retinue.core.pipeline import vrfs
 from retinue.core.pipeline.cookies import Reason, cookie
@@ -32,15 +34,16 @@ from retinue.core.pipeline.matches import (
     dhcp_match,
     ip_match,
     ip_types,
+    storage_types,
     unroutable,
 )
 from retinue.core.pipeline.meters import LeafMeter, leaf_meters
 from retinue.core.pipeline.priorities import TABLE_MISS, LeafAdmit, Route, Servers, SpineAdmit
-from retinue.core.pipeline.responders import arp, echo, nd
+from retinue.core.pipeline.responders import arp, echo, nd, too_big
 from retinue.core.pipeline.tables import Table
 
-SPINES_GROUP = 1
-"""On a leaf: the select group over its spines, equal cost, by flow hash."""
+UP_GROUP = 1
+"""On a leaf the select group over its spines, on a spine that over its cores: equal cost, by flow hash."""
 
 
 def leaf_flows(net: Network, leaf: Switch) -> Iterator[Flow | Group | Meter]:
@@ -49,14 +52,17 @@ def leaf_flows(net: Network, leaf: Switch) -> Iterator[Flow | Group | Meter]:
     mark = cookie(Reason.FORWARD, owner)
     for table in (Table.ADMIT, Table.ARP, Table.ROUTE, Table.SERVERS):
         yield Flow(table, TABLE_MISS, (), cookie=mark)
-    yield from leaf_meters()
-    for port in spine_ports(net, leaf.id):
+    yield from leaf_meters(sizes=is_narrow_somewhere(net), storage=bool(storage_types(net)))
+    for port in ports_up(net, leaf.id):
         for kind in ip_types(net):
             down = match(in_port=port, vlan_vid=NO_TAG, eth_type=kind)
             from_spine = Flow(Table.ADMIT, LeafAdmit.FROM_SPINE, down, goto=Table.SERVERS, cookie=mark)
             yield from _with_and_without_tag(net, from_spine)
+        for kind in storage_types(net):
+            down = match(in_port=port, vlan_vid=NO_TAG, eth_type=kind)
+            yield Flow(Table.ADMIT, LeafAdmit.FROM_SPINE, down, goto=Table.SERVERS, cookie=mark)
         yield Flow(Table.ADMIT, LeafAdmit.FROM_SPINE_OTHER, match(in_port=port), cookie=mark)
-        yield Flow(Table.SERVERS, Servers.FROM_SPINE, match(in_port=port), cookie=mark)
+        yield Flow(Table.SERVERS, Servers.FROM_ABOVE, match(in_port=port), cookie=mark)
     any_arp = match(vlan_vid=NO_TAG, eth_type=EtherType.ARP)
     yield Flow(Table.ADMIT, LeafAdmit.ARP, any_arp, goto=Table.ARP, cookie=mark)
     yield Flow(
@@ -75,10 +81,14 @@ def leaf_flows(net: Network, leaf: Switch) -> Iterator[Flow | Group | Meter]:
             said = match(in_port=PortNo.CONTROLLER, vlan_vid=NO_TAG, eth_type=kind, eth_dst=net.gateway_mac)
             admitted = Flow(Table.ADMIT, LeafAdmit.TO_GATEWAY, said, goto=Table.ROUTE, cookie=mark)
             yield vrfs.with_tag(admitted)
+    yield from too_big.leaf_flows(net, owner)
     yield from arp.leaf_flows(net, owner)
     yield from nd.leaf_flows(net, owner)
     yield from echo.gateway_flows(net, owner, Table.ROUTE, Route.GATEWAY_ECHO, net.gateway_mac)
-    yield from _upward(net, leaf.id, mark)
+    if not ports_up(net, leaf.id):
+        yield from _subnet_routes(net, (), mark)
+        return
+    yield from _upward(net, leaf.id, (DecTtl(), set_field(Field.ETH_SRC, net.gateway_mac)), mark)
 
 
 def _routed_nowhere(net: Network, owner: Owner) -> Iterator[Flow]:
@@ -107,8 +117,10 @@ def _with_and_without_tag(net: Network, flow: Flow) -> Iterator[Flow]:
         yield vrfs.with_tag(flow)
 
 
-def spine_flows(net: Network, spine: Switch) -> Iterator[Flow]:
-    """What a spine holds whatever servers there are: untagged IP enters, to the gateway or to a server."""
+def spine_flows(net: Network, spine: Switch) -> Iterator[Flow | Group]:
+    """What a spine, or a core, holds whatever servers there are: untagged IP enters, to the gateway or to a
+    server; from a core only to a server. What is in no pod of its own a spine sends to a core, if it has one.
+    """
     mark = cookie(Reason.FORWARD, Owner("switch", spine.id))
     for table in (Table.ADMIT, Table.ROUTE, Table.SERVERS):
         yield Flow(table, TABLE_MISS, (), cookie=mark)
@@ -120,39 +132,62 @@ def spine_flows(net: Network, spine: Switch) -> Iterator[Flow]:
         to_server = match(vlan_vid=NO_TAG, eth_type=kind)
         brought = Flow(Table.ADMIT, SpineAdmit.TO_SERVER, to_server, goto=Table.SERVERS, cookie=mark)
         yield from _with_and_without_tag(net, brought)
+    for kind in storage_types(net):
+        stored = match(vlan_vid=NO_TAG, eth_type=kind)
+        yield Flow(Table.ADMIT, SpineAdmit.TO_SERVER, stored, goto=Table.SERVERS, cookie=mark)
     if net.has_vrfs():
         yield from vrfs.in_band([Flow(Table.ROUTE, TABLE_MISS, (), cookie=mark)])
-    yield from _subnet_routes(net, (), mark)  # An address nobody holds ends here.
+    yield from _from_cores(net, spine.id, mark)
+    if not ports_up(net, spine.id):
+        yield from _subnet_routes(net, (), mark)  # An address nobody holds ends here.
+        return
+    # As it came: a leaf is the one hop of the fabric.
+    yield from _upward(net, spine.id, (), mark)
 
 
-def spine_ports(net: Network, leaf: str) -> list[int]:
-    """Numbers of a leaf's ports that lead to spines."""
-    refs = sorted(link.leaf for link in net.links if link.leaf.switch == leaf)
+def _from_cores(net: Network, spine: str, mark: int) -> Iterator[Flow]:
+    """A core has said to which server it goes; if that is not here, it goes nowhere."""
+    for port in ports_up(net, spine):
+        for kind in ip_types(net):
+            down = match(in_port=port, vlan_vid=NO_TAG, eth_type=kind)
+            from_core = Flow(Table.ADMIT, SpineAdmit.FROM_CORE, down, goto=Table.SERVERS, cookie=mark)
+            yield from _with_and_without_tag(net, from_core)
+        for kind in storage_types(net):
+            down = match(in_port=port, vlan_vid=NO_TAG, eth_type=kind)
+            yield Flow(Table.ADMIT, SpineAdmit.FROM_CORE, down, goto=Table.SERVERS, cookie=mark)
+        yield Flow(Table.ADMIT, SpineAdmit.FROM_CORE_OTHER, match(in_port=port), cookie=mark)
+        yield Flow(Table.SERVERS, Servers.FROM_ABOVE, match(in_port=port), cookie=mark)
+
+
+def ports_up(net: Network, switch: str) -> list[int]:
+    """Numbers of a leaf's ports that lead to spines; of a spine's that lead to cores."""
+    refs = sorted(link.lower for link in net.links if link.lower.switch == switch)
     return [number for ref in refs if (number := net.port_number(ref)) is not None]
 
 
 def ways_down(net: Network, leaf: str) -> Iterator[tuple[str, int]]:
-    """Each spine with the number of its port that leads to a leaf."""
-    for spine in net.with_role(Role.SPINE):
-        port = net.spine_port(spine.id, leaf)
-        if port is not None:
-            yield spine.id, port
+    """Each spine and core that leads to a leaf, with the number of its port that does."""
+    for role in (Role.SPINE, Role.CORE):
+        for switch in net.with_role(role):
+            port = net.port_down(switch.id, leaf)
+            if port is not None:
+                yield switch.id, port
 
 
-def _upward(net: Network, leaf: str, mark: int) -> Iterator[Flow | Group]:
-    """What is not here goes to a spine: by hash, so that one flow of packets stays on one path."""
-    ports = spine_ports(net, leaf)
-    if not ports:
-        yield from _subnet_routes(net, (), mark)
-        return
-    yield Group(SPINES_GROUP, tuple((Output(port),) for port in ports))
-    up = (DecTtl(), set_field(Field.ETH_SRC, net.gateway_mac), ToGroup(SPINES_GROUP))
+def _upward(net: Network, switch: str, first: tuple[Action, ...], mark: int) -> Iterator[Flow | Group]:
+    """What is not here goes up: by hash, so that one flow of packets stays on one path. `first`: what is done
+    to a packet that is routed."""
+    yield Group(UP_GROUP, tuple((Output(port),) for port in upward_ports(net, switch)))
+    up = (*first, ToGroup(UP_GROUP))
     yield from _subnet_routes(net, up, mark)
     for kind in ip_types(net):
         any_ip = match(eth_type=kind)
         yield Flow(Table.ROUTE, Route.DEFAULT, any_ip, up, cookie=mark)
-        # A copy for a server that is not here (LeafAdmit.COPY); what a spine sends ends here.
-        yield Flow(Table.SERVERS, Servers.UP, any_ip, (ToGroup(SPINES_GROUP),), cookie=mark)
+        # For a server that is not here: a copy (LeafAdmit.COPY), or what an edge forwards.
+        yield Flow(Table.SERVERS, Servers.UP, any_ip, (ToGroup(UP_GROUP),), cookie=mark)
+    for kind in storage_types(net):
+        stored = match(eth_type=kind)
+        yield Flow(Table.SERVERS, Servers.UP, stored, (ToGroup(UP_GROUP),), cookie=mark)
 
 
 def _subnet_routes(net: Network, way: tuple[Action, ...], mark: int) -> Iterator[Flow]:

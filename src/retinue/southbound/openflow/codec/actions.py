@@ -1,7 +1,7 @@
 """Actions, buckets and instructions to and from bytes (OpenFlow 1.4, sections 7.2.4 to 7.2.6).
 
-`RegMove` and `Resubmit` are Nicira's reg_move and resubmit, which Open vSwitch speaks in every OpenFlow
-version; the rest is plain OpenFlow.
+`RegMove`, `Resubmit` and `CheckLarger` are Nicira's reg_move, resubmit and check_pkt_larger, which Open
+vSwitch speaks in every OpenFlow version; the rest is plain OpenFlow.
 """
 
 from collections.abc import Iterable
@@ -9,6 +9,7 @@ from struct import Struct
 
 from retinue.core.pipeline.entry import (
     Action,
+    CheckLarger,
     DecTtl,
     Flow,
     Output,
@@ -31,7 +32,7 @@ from retinue.southbound.openflow.codec.wire import (
 
 OUTPUT, PUSH_VLAN, POP_VLAN, GROUP, DEC_NW_TTL, SET_FIELD, EXPERIMENTER = 0, 17, 18, 22, 24, 25, 0xFFFF
 GOTO_TABLE, APPLY_ACTIONS, METER = 1, 4, 6
-NICIRA, REG_MOVE, RESUBMIT_TABLE = 0x00002320, 6, 14
+NICIRA, REG_MOVE, RESUBMIT_TABLE, CHECK_PKT_LARGER = 0x00002320, 6, 14, 49
 SAME_PORT = 0xFFF8
 """The port of a resubmitted frame stays (OFPP_IN_PORT, in the 16 bits of OpenFlow 1.0)."""
 
@@ -39,6 +40,7 @@ _HEAD = Struct("!HH")
 _OUTPUT = Struct("!HHIH6x")
 _GROUP = Struct("!HHI")
 _MOVE = Struct("!HHIHHHHII")
+_LARGER = Struct("!HHIHHHI6x")
 _RESUBMIT = Struct("!HHIHHB3x")
 _GOTO = Struct("!HHB3x")
 _METER = Struct("!HHI")
@@ -72,6 +74,10 @@ def encode_action(action: Action) -> bytes:
             return _POP_VLAN
         case Resubmit(table):
             return _RESUBMIT.pack(EXPERIMENTER, 16, NICIRA, RESUBMIT_TABLE, SAME_PORT, table)
+        case CheckLarger(larger_than, into, bit):
+            if bit >= BITS[into]:
+                raise ValueError(f"{into.name} has no bit {bit}")
+            return _LARGER.pack(EXPERIMENTER, 24, NICIRA, CHECK_PKT_LARGER, larger_than, bit, HEADERS[into])
         case RegMove(source, target):
             bits = BITS[source]
             if bits != BITS[target]:
@@ -101,12 +107,12 @@ def encode_instructions(flow: Flow) -> bytes:
     return encoded
 
 
-def encode_buckets(buckets: Iterable[tuple[Action, ...]]) -> bytes:
-    """Buckets of a select group, each of weight one."""
+def encode_buckets(buckets: Iterable[tuple[Action, ...]], weight: int = 1) -> bytes:
+    """Buckets of a group, each of this weight: one in a select group, none in others."""
     encoded = []
     for bucket in buckets:
         actions = encode_actions(bucket)
-        encoded.append(_BUCKET.pack(_BUCKET.size + len(actions), 1, PortNo.ANY, ANY_GROUP) + actions)
+        encoded.append(_BUCKET.pack(_BUCKET.size + len(actions), weight, PortNo.ANY, ANY_GROUP) + actions)
     return b"".join(encoded)
 
 
@@ -142,6 +148,8 @@ def _action(data: bytes, kind: int, at: int, length: int) -> Action:
             return DecTtl()
         case 25, _:
             return _set_field(data, at, length)
+        case 0xFFFF, 24 if int.from_bytes(data[at + 8 : at + 10]) == CHECK_PKT_LARGER:
+            return _larger(data, at)
         case 0xFFFF, 24:
             return _move(data, at)
         case 0xFFFF, 16:
@@ -178,6 +186,16 @@ def _move(data: bytes, at: int) -> RegMove:
     return RegMove(source, target)
 
 
+def _larger(data: bytes, at: int) -> CheckLarger:
+    _, _, vendor, _, size, bit, header = _LARGER.unpack_from(data, at)
+    field = FIELD_OF_HEADER.get(header)
+    if vendor != NICIRA or field is None or bit >= BITS[field]:
+        raise UnknownFieldError(
+            f"check of size into bit {bit} of {header:#010x}, of experimenter {vendor:#x}"
+        )
+    return CheckLarger(size, field, bit)
+
+
 def _resubmit(data: bytes, at: int) -> Resubmit:
     _, _, vendor, subtype, port, table = _RESUBMIT.unpack_from(data, at)
     if (vendor, subtype, port) != (NICIRA, RESUBMIT_TABLE, SAME_PORT):
@@ -207,18 +225,20 @@ def decode_instructions(data: bytes, at: int, end: int) -> tuple[tuple[Action, .
     return actions, goto, meter
 
 
-def decode_buckets(data: bytes, at: int, end: int) -> tuple[tuple[Action, ...], ...]:
-    """Buckets in data[at:end]. Raises ProtocolError, or UnknownFieldError for weighted or watching
-    ones."""
+def decode_buckets(data: bytes, at: int, end: int, weight: int = 1) -> tuple[tuple[Action, ...], ...]:
+    """Buckets in data[at:end]. Raises ProtocolError, or UnknownFieldError for those of another weight, and
+    for watching ones."""
     buckets = []
     while at < end:
         if end - at < _BUCKET.size:
             raise ProtocolError("bucket is cut short")
-        length, weight, port, group = _BUCKET.unpack_from(data, at)
+        length, its_weight, port, group = _BUCKET.unpack_from(data, at)
         if length < _BUCKET.size or length > end - at:
             raise ProtocolError(f"bucket says it is {length} bytes long, {end - at} are left")
-        if (weight, port, group) != (1, PortNo.ANY, ANY_GROUP):
-            raise UnknownFieldError(f"bucket of weight {weight} that watches port {port} and group {group}")
+        if (its_weight, port, group) != (weight, PortNo.ANY, ANY_GROUP):
+            raise UnknownFieldError(
+                f"bucket of weight {its_weight} that watches port {port} and group {group}"
+            )
         buckets.append(decode_actions(data, at + _BUCKET.size, at + length))
         at += length
     return tuple(buckets)

@@ -12,6 +12,7 @@ from retinue.core.pipeline.entry import Field, Flow, Group, Meter
 from retinue.security.listener.rejections import Rejection
 from retinue.southbound.openflow.codec.actions import decode_actions, decode_buckets, decode_instructions
 from retinue.southbound.openflow.codec.messages import (
+    AggregateStats,
     BarrierReply,
     BundleAdd,
     BundleControl,
@@ -28,6 +29,7 @@ from retinue.southbound.openflow.codec.messages import (
     Message,
     MeterConfig,
     MeterMod,
+    MeterStats,
     MultipartReply,
     Other,
     PacketIn,
@@ -36,6 +38,7 @@ from retinue.southbound.openflow.codec.messages import (
     PortDesc,
     PortStatus,
     RoleReply,
+    RoleStatus,
 )
 from retinue.southbound.openflow.codec.oxm import decode_match
 from retinue.southbound.openflow.codec.wire import (
@@ -60,6 +63,9 @@ _FLOW_STATS = Struct("!HBxIIHHHHH2xQQQ")
 _GROUP_DESC = Struct("!HBxI")
 _METER_CONFIG = Struct("!HHI")
 _METER_BAND = Struct("!HHII4x")
+_AGGREGATE = Struct("!QQI4x")
+_METER_STATS = Struct("!IH6xIQQII")
+_BAND_STATS = Struct("!QQ")
 _ROLE = Struct("!I4xQ")
 _FLOW_MOD = Struct("!QQBBHHHIIIHH")
 _GROUP_MOD = Struct("!HBxI")
@@ -67,7 +73,8 @@ _PACKET_OUT = Struct("!IIH6x")
 _BUNDLE_CONTROL = Struct("!IHH")
 _BUNDLE_ADD = Struct("!I2xH")
 
-_KILOBITS, _PACKETS, _SELECT_GROUP, _DROP_BAND = 1, 2, 1, 1
+_KILOBITS, _PACKETS, _DROP_BAND = 1, 2, 1
+_ALL_GROUP, _SELECT_GROUP = 0, 1
 
 
 def decode(data: bytes) -> Message:
@@ -163,6 +170,11 @@ def _role_reply(data: bytes, xid: int) -> RoleReply:
     return RoleReply(xid, role, generation_id)
 
 
+def _role_status(data: bytes, xid: int) -> RoleStatus:
+    role, generation_id = _ROLE.unpack_from(data, 8)
+    return RoleStatus(xid, role, generation_id)
+
+
 # ---- answers of many parts ----
 
 
@@ -205,15 +217,23 @@ def _flow_parts(data: bytes, at: int) -> Iterator[Part | None]:
         yield FlowStats(flow, packets, nbytes, seconds + nanos * 1e-9, hard)
 
 
+def _aggregate_parts(data: bytes, at: int) -> Iterator[Part | None]:
+    if len(data) - at != _AGGREGATE.size:
+        raise ProtocolError(f"sums over flows have {_AGGREGATE.size} bytes, not {len(data) - at}")
+    packets, _, flows = _AGGREGATE.unpack_from(data, at)
+    yield AggregateStats(packets, flows)
+
+
 def _group_parts(data: bytes, at: int) -> Iterator[Part | None]:
     for start, end in _pieces(data, at, "group", _GROUP_DESC.size):
         _, kind, number = _GROUP_DESC.unpack_from(data, start)
         try:
-            buckets = decode_buckets(data, start + _GROUP_DESC.size, end)
+            buckets = decode_buckets(data, start + _GROUP_DESC.size, end, weight=int(kind == _SELECT_GROUP))
         except UnknownFieldError:
             yield GroupDesc(number, None)
             continue
-        yield GroupDesc(number, Group(number, buckets) if kind == _SELECT_GROUP else None)
+        group = Group(number, buckets, replicates=kind == _ALL_GROUP)
+        yield GroupDesc(number, group if kind in (_ALL_GROUP, _SELECT_GROUP) else None)
 
 
 def _meter_parts(data: bytes, at: int) -> Iterator[Part | None]:
@@ -232,6 +252,20 @@ def _meter(data: bytes, at: int, end: int, number: int, flags: int) -> Meter | N
     return Meter(number, rate, burst, bool(flags & _KILOBITS))
 
 
+def _meter_stats_parts(data: bytes, at: int) -> Iterator[Part | None]:
+    while at < len(data):
+        if len(data) - at < _METER_STATS.size:
+            raise ProtocolError("the counts of a meter are cut short")
+        number, length, _, frames, *_ = _METER_STATS.unpack_from(data, at)
+        if length > len(data) - at or length < _METER_STATS.size or (length - _METER_STATS.size) % 16:
+            raise ProtocolError(
+                f"the counts of a meter say they are {length} bytes long, {len(data) - at} are left"
+            )
+        bands = range(at + _METER_STATS.size, at + length, _BAND_STATS.size)
+        yield MeterStats(number, frames, sum(_BAND_STATS.unpack_from(data, band)[0] for band in bands))
+        at += length
+
+
 def _port_parts(data: bytes, at: int) -> Iterator[Part | None]:
     while at < len(data):
         port, at = _port(data, at, len(data))
@@ -240,8 +274,10 @@ def _port_parts(data: bytes, at: int) -> Iterator[Part | None]:
 
 _PARTS: dict[int, Callable[[bytes, int], Iterator[Part | None]]] = {
     MultipartType.FLOW: _flow_parts,
+    MultipartType.AGGREGATE: _aggregate_parts,
     MultipartType.GROUP_DESC: _group_parts,
     MultipartType.METER_CONFIG: _meter_parts,
+    MultipartType.METER: _meter_stats_parts,
     MultipartType.PORT_DESC: _port_parts,
 }
 
@@ -258,9 +294,10 @@ def _flow_mod(data: bytes, xid: int) -> FlowMod:
 
 def _group_mod(data: bytes, xid: int) -> GroupMod:
     command, kind, number = _GROUP_MOD.unpack_from(data, 8)
-    if kind != _SELECT_GROUP:
+    if kind not in (_ALL_GROUP, _SELECT_GROUP):
         raise UnknownFieldError(f"group of type {kind}")
-    return GroupMod(xid, command, Group(number, decode_buckets(data, 16, len(data))))
+    buckets = decode_buckets(data, 16, len(data), weight=int(kind == _SELECT_GROUP))
+    return GroupMod(xid, command, Group(number, buckets, replicates=kind == _ALL_GROUP))
 
 
 def _meter_mod(data: bytes, xid: int) -> MeterMod:
@@ -308,6 +345,7 @@ _READERS: dict[int, Callable[[bytes, int], Message]] = {
     MessageType.MULTIPART_REPLY: _multipart,
     MessageType.BARRIER_REPLY: _barrier_reply,
     MessageType.ROLE_REPLY: _role_reply,
+    MessageType.ROLE_STATUS: _role_status,
     MessageType.METER_MOD: _meter_mod,
     MessageType.BUNDLE_CONTROL: _bundle_control,
     MessageType.BUNDLE_ADD_MESSAGE: _bundle_add,

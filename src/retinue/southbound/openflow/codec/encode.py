@@ -47,7 +47,7 @@ _UNFIT = (OverflowError, KeyError, TypeError, AttributeError, ValueError, struct
 ATOMIC_ORDERED = 3
 """Bundle flags: all or nothing, in the order given."""
 
-_SELECT_GROUP = 1
+_ALL_GROUP, _SELECT_GROUP = 0, 1
 _DROP_BAND = 1
 _KILOBITS_AND_BURST, _PACKETS_AND_BURST = 1 | 4, 2 | 4
 
@@ -172,8 +172,9 @@ def group_remove(xid: int, group: int) -> bytes:
 
 def _group_mod(xid: int, command: ModCommand, group: Group) -> bytes:
     try:
-        head = _GROUP_MOD.pack(command, _SELECT_GROUP, group.id)
-        return _message(MessageType.GROUP_MOD, xid, head + encode_buckets(group.buckets))
+        kind, weight = (_ALL_GROUP, 0) if group.replicates else (_SELECT_GROUP, 1)
+        head = _GROUP_MOD.pack(command, kind, group.id)
+        return _message(MessageType.GROUP_MOD, xid, head + encode_buckets(group.buckets, weight))
     except _UNFIT as problem:
         raise ValueError(f"cannot be put in a group-mod: {group}: {problem!r}") from None
 
@@ -247,9 +248,19 @@ def flow_stats_request(xid: int, cookie: int = 0, cookie_mask: int = 0, match: M
     return multipart_request(xid, MultipartType.FLOW, body + (encode_match(match) if match else EMPTY_MATCH))
 
 
+def aggregate_request(xid: int, cookie: int, cookie_mask: int) -> bytes:
+    """Ask for the sums over the flows of all tables whose cookies agree with `cookie` in the mask's bits."""
+    body = _FLOW_REQUEST.pack(ANY_TABLE, PortNo.ANY, ANY_GROUP, cookie, cookie_mask)
+    return multipart_request(xid, MultipartType.AGGREGATE, body + EMPTY_MATCH)
+
+
 def group_desc_request(xid: int) -> bytes:
     return multipart_request(xid, MultipartType.GROUP_DESC)
 
 
 def meter_config_request(xid: int) -> bytes:
     return multipart_request(xid, MultipartType.METER_CONFIG, ALL_METERS.to_bytes(4) + bytes(4))
+
+
+def meter_stats_request(xid: int) -> bytes:
+    return multipart_request(xid, MultipartType.METER, ALL_METERS.to_bytes(4) + bytes(4))

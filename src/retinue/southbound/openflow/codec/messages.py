@@ -158,7 +158,25 @@ class MeterConfig:
     """None when it is of a kind that ours never are."""
 
 
-Part = FlowStats | GroupDesc | MeterConfig | PortDesc
+@dataclass(frozen=True, slots=True)
+class MeterStats:
+    """What a meter has counted since it was made."""
+
+    id: int
+    frames: int
+    dropped: int
+    """Of these, by its one band."""
+
+
+@dataclass(frozen=True, slots=True)
+class AggregateStats:
+    """Sums over the flow entries that were asked for."""
+
+    packets: int
+    flows: int
+
+
+Part = AggregateStats | FlowStats | GroupDesc | MeterConfig | MeterStats | PortDesc
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +202,15 @@ class BarrierReply:
 @dataclass(frozen=True, slots=True)
 class RoleReply:
     """The controller's role at this switch."""
+
+    xid: int
+    role: int
+    generation_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoleStatus:
+    """The switch has given the controller another role, unasked: another one has become its master."""
 
     xid: int
     role: int
@@ -271,6 +298,7 @@ Message = (
     | MultipartReply
     | BarrierReply
     | RoleReply
+    | RoleStatus
     | FlowMod
     | GroupMod
     | MeterMod

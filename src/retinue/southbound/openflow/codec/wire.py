@@ -52,6 +52,7 @@ class MessageType(IntEnum):
     ROLE_REQUEST = 24
     ROLE_REPLY = 25
     METER_MOD = 29
+    ROLE_STATUS = 30
     BUNDLE_CONTROL = 33
     BUNDLE_ADD_MESSAGE = 34
 
@@ -59,7 +60,9 @@ class MessageType(IntEnum):
 class MultipartType(IntEnum):
     DESC = 0
     FLOW = 1
+    AGGREGATE = 2
     GROUP_DESC = 7
+    METER = 9
     METER_CONFIG = 10
     PORT_DESC = 13
 

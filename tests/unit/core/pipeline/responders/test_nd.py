@@ -122,7 +122,9 @@ def test_the_gateway_tells_a_nic_of_the_subnets_it_has_addresses_in(net: Network
         assert said.message.options.mtu == 1500
         (prefix,) = said.message.options.prefixes
         assert (prefix.prefix, prefix.on_link, prefix.autonomous) == (IPv6Network("fd00:1::/64"), True, False)
-        assert said.message.lifetime > 3 * nd.ADVERTISED_EVERY
+        assert said.message.lifetime == 30 * nd.ADVERTISED_EVERY == 9000, "the longest that RFC 4861 allows"
+        assert (said.message.reachable_ms, said.message.retransmit_ms) == (3_600_000, 0)
+        assert (prefix.valid, prefix.preferred) == (30 * 86400, 7 * 86400)
         assert not said.message.managed
     net.put_vnet(replace(net.vnets["default"], mtu=1400))
     said = nd.advertisement(net, vm, vm.nic, GATEWAY_MAC)

@@ -47,8 +47,8 @@ ALL = ("edge1", "edge2", "edge3", "leaf1", "leaf2", "spine1", "spine2")
 @pytest.mark.parametrize(
     ("source", "target", "order"),
     [
-        ("server1", "server2", [["edge1", "edge2"], ["leaf2"], ["spine1", "spine2"], ["leaf1"], ["edge3"]]),
-        ("server1", "server3", [["edge1", "edge3"], ["leaf1"], ["spine1", "spine2"], ["leaf2"], ["edge2"]]),
+        ("server1", "server2", [["edge2"], ["edge1"], ["leaf2"], ["spine1", "spine2"], ["leaf1"], ["edge3"]]),
+        ("server1", "server3", [["edge3"], ["edge1"], ["leaf1"], ["spine1", "spine2"], ["leaf2"], ["edge2"]]),
     ],
 )
 def test_traffic_is_diverted_from_the_target_outwards(

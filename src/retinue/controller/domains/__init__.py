@@ -1,0 +1,1 @@
+"""Other domains: what is said to their controllers and heard from them."""

@@ -1,0 +1,53 @@
+"""The controller of another domain, as it is spoken to."""
+
+import ssl
+from typing import Any, Protocol
+
+import msgspec
+
+from retinue.protocol.client import ControllerClient, lasting
+from retinue.protocol.domains import (
+    PREPARE_PATH,
+    REMOVALS_PATH,
+    WORDS_PATH,
+    Heard,
+    Prepare,
+    Prepared,
+    Removed,
+    Word,
+)
+from retinue.protocol.records import record
+from retinue.security.credentials import Credentials
+
+PREPARE_LIMIT, WORD_LIMIT = 15.0, 8.0
+"""Seconds for an answer: a peer may have to look for a server, and waits for a mark at most 4 s."""
+
+
+class PeerDoor(Protocol):
+    """What can be said to a peer. Raises ControllerError."""
+
+    async def prepare(self, wanted: Prepare) -> Prepared: ...
+    async def say(self, migration: str, word: Word) -> Heard: ...
+    async def removed(self, guest: Removed) -> None: ...
+
+
+class PeerClient:
+    """Speaks to the door that a peer has for us. Close it after use."""
+
+    def __init__(self, url: str, context: ssl.SSLContext) -> None:
+        self._client = ControllerClient(url, Credentials(), lasting(context))
+
+    async def prepare(self, wanted: Prepare) -> Prepared:
+        return record(Prepared, await self._post(PREPARE_PATH, wanted, PREPARE_LIMIT))
+
+    async def say(self, migration: str, word: Word) -> Heard:
+        return record(Heard, await self._post(WORDS_PATH.format(id=migration), word, WORD_LIMIT))
+
+    async def removed(self, guest: Removed) -> None:
+        await self._post(REMOVALS_PATH, guest, WORD_LIMIT)
+
+    async def _post(self, path: str, body: msgspec.Struct, limit: float) -> dict[str, Any]:
+        return await self._client.request("POST", path, msgspec.to_builtins(body), limit)
+
+    async def close(self) -> None:
+        await self._client.close()

@@ -1,0 +1,218 @@
+"""How each kind of state is brought back after a restart, by the name of its field in `Stored`.
+
+What no longer fits the configuration is left out, and logged.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import TypeVar
+
+import structlog
+
+from retinue.controller.state import (
+    CLOCK,
+    AgentAt,
+    DrainedServer,
+    EndedLease,
+    FencedServer,
+    Image,
+    LeftPort,
+    LostRouter,
+    PendingRenewal,
+    RemovedGuest,
+    ServerLocation,
+    State,
+    Word,
+    match_number,
+)
+from retinue.core.migration import Migration, placement
+from retinue.core.model import (
+    VM,
+    Assignment,
+    Flood,
+    GatewayGroup,
+    ModelError,
+    Network,
+    Server,
+    Subnet,
+    Vnet,
+    Vrf,
+)
+from retinue.core.model.network import Touched
+from retinue.core.model.pairs import AddressPair
+from retinue.core.model.storage import FcLogin
+from retinue.core.model.vrfs import free_tag
+from retinue.core.placement import Entity, Placement
+from retinue.core.placement.bookings import Booking
+from retinue.steady_clock import ClockAnchor
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+
+def gateway_groups(state: State, groups: Collection[GatewayGroup]) -> None:
+    for group in groups:
+        fits(state.net.put_gateway_group, group)
+
+
+def vrfs(state: State, vrfs: Collection[Vrf]) -> None:
+    """Where the file has given its tag to another, a VRF gets one that is free: nobody outside sees it."""
+    stored = {vrf.tag for vrf in vrfs}
+    for vrf in vrfs:
+        taken = {known.tag for known in state.net.vrfs.values() if known.id != vrf.id}
+        if vrf.tag in taken and vrf.id not in state.net.vrfs:
+            vrf = replace(vrf, tag=free_tag(taken | stored))
+            log.warning("state.vrf_has_another_tag", vrf=vrf.id, tag=vrf.tag)
+        fits(state.net.put_vrf, vrf)
+
+
+def vnets(state: State, vnets: Collection[Vnet]) -> None:
+    """Vnets of the database take the place of the configured ones of the same id.
+
+    Those lose their VLANs first, all of them: one may be another vnet's now. Flooding needs one, and goes.
+    """
+    net = state.net
+    configured = [net.vnets[vnet.id] for vnet in vnets if vnet.id in net.vnets]
+    for vnet in configured:
+        fits(net.put_vnet, replace(vnet, vlan=0, flood=Flood.DROPPED))
+    for vnet in vnets:
+        fits(net.put_vnet, vnet)
+    stored = {vnet.id: vnet for vnet in vnets}
+    for vnet in configured:
+        if net.vnets[vnet.id] != stored[vnet.id]:
+            fits(net.put_vnet, vnet)
+
+
+def subnets(state: State, subnets: Collection[Subnet]) -> None:
+    """Those of the database take the place of the configured ones of the same id."""
+    for subnet in subnets:
+        fits(state.net.add_subnet, subnet)
+
+
+def servers(state: State, servers: Collection[Server]) -> None:
+    """Servers of the database take the place of the configured ones of the same id.
+
+    Those go first, all of them: a MAC or address may be another server's now.
+    """
+    net = state.net
+    configured = [net.servers[server.id] for server in servers if server.id in net.servers]
+    for server in configured:
+        net.remove_server(server.id)
+    for server in servers:
+        fits(net.put_server, server)
+    for server in configured:
+        if server.id not in net.servers:
+            fits(net.put_server, server)
+
+
+def locations(state: State, locations: Collection[ServerLocation]) -> None:
+    for location in locations:
+        if location.server in state.net.servers and location.at.switch in state.net.switches:
+            state.net.detect(location.server, location.at)
+
+
+def vms(state: State, vms: Collection[VM]) -> None:
+    for vm in vms:
+        fits(state.net.put_vm, vm)
+
+
+def assignments(state: State, assignments: Collection[Assignment]) -> None:
+    for assignment in assignments:
+        fits(state.net.assign, assignment)
+
+
+def ended_leases(state: State, ended: Collection[EndedLease]) -> None:
+    state.ended_leases.update((one.lease.mac, one.lease) for one in ended)
+
+
+def pending_renewals(state: State, pending: Collection[PendingRenewal]) -> None:
+    state.pending_renewals.update(one.nic for one in pending)
+
+
+def migrations(state: State, migrations: Collection[Migration]) -> None:
+    """A VM's row has the server that its traffic is delivered at; how it is spread follows from its
+    migration."""
+    for migration in migrations:
+        state.migrations[migration.id] = migration
+        vm = state.net.vms.get(migration.vm)
+        if vm is not None and not migration.state.ended:
+            fits(state.net.put_vm, placement(vm, migration))
+
+
+def fenced(state: State, fenced: Collection[FencedServer]) -> None:
+    for one in fenced:
+        fits(state.net.fence, one.server)
+
+
+def lost_routers(state: State, lost: Collection[LostRouter]) -> None:
+    for one in lost:
+        if one.server in state.net.servers:
+            state.net.lose_router(one.server, one.reason)
+
+
+def drained(state: State, drained: Collection[DrainedServer]) -> None:
+    state.net.drained.update(one.server for one in drained if one.server in state.net.servers)
+
+
+def with_agent(state: State, with_agent: Collection[AgentAt]) -> None:
+    state.with_agent.update(one.server for one in with_agent if one.server in state.net.servers)
+
+
+def fc_logins(state: State, logins: Collection[FcLogin]) -> None:
+    for login in logins:
+        fits(state.net.log_in, login)
+
+
+def left_ports(state: State, left: Collection[LeftPort]) -> None:
+    state.left_ports.update((one.port_id, one) for one in left)
+
+
+def removed_guests(state: State, removed: Collection[RemovedGuest]) -> None:
+    state.removed_guests.update((one.key, one) for one in removed)
+
+
+def anchors(state: State, anchors: Collection[ClockAnchor]) -> None:
+    state.anchors.update((CLOCK, anchor) for anchor in anchors)
+
+
+def images(state: State, images: Collection[Image]) -> None:
+    state.images.update((image.name, image) for image in images)
+
+
+def entities(state: State, entities: Collection[Entity]) -> None:
+    state.entities.update((one.name, one) for one in entities)
+
+
+def placements(state: State, placements: Collection[Placement]) -> None:
+    """In the order of their matches: the oldest is forgotten first."""
+    found = sorted(placements, key=lambda one: match_number(one.match))
+    state.placements.update((one.migration, one) for one in found)
+
+
+def pairs(state: State, pairs: Collection[AddressPair]) -> None:
+    state.pairs.update((pair.mac, pair) for pair in pairs)
+
+
+def words(state: State, words: Collection[Word]) -> None:
+    state.words.update((word.about, word) for word in words)
+
+
+def bookings(state: State, bookings: Collection[Booking]) -> None:
+    state.bookings.update((one.vm, one) for one in bookings if one.server in state.net.servers)
+
+
+def set_aside(net: Network, subnets: Collection[Subnet]) -> list[Subnet]:
+    """Takes out the configured subnets whose place the database's take, before anything is brought back:
+    their vnets may be in another VRF by now, where they never were."""
+    found = [net.subnets[subnet.id] for subnet in subnets if subnet.id in net.subnets]
+    for subnet in found:
+        net.put_back_subnet(subnet.id, None)
+    return found
+
+
+def fits(change: Callable[[T], Touched], value: T) -> None:
+    try:
+        change(value)
+    except ModelError as error:
+        log.warning("restore.does_not_fit", error=str(error))

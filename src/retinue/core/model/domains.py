@@ -1,0 +1,112 @@
+"""Other domains: the gateway to each, and which VMs are away, or guests.
+
+A domain is one data-centre network with a controller of its own. In its network another domain is a place
+behind a gateway: a server with an edge switch whose port `tunnel` leads to the other domain's gateway. A VM
+that is away is registered at that server, as at any other, and its "port" there is the tunnel. So which name
+and which address is where is read off the VMs themselves, and no second table can disagree with them:
+
+    the VM               in its home domain               in the domain where it is
+    is at home           at a server                      not known
+    is away              at the gateway to that domain    at a server, `VM.home` is its home domain
+    moves between them   delivered at one, open at the other, in each domain by its own migration
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from retinue.core.model.addresses import IP, ModelError
+from retinue.core.model.entities import VM
+from retinue.core.model.view import NetworkView
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A row of the gateway's table: where a VM is that has to do with another domain."""
+
+    vm: str
+    addresses: tuple[IP, ...]
+    home: str
+    """Its home domain; "": this one."""
+    domain: str
+    """The domain where it is; "": this one."""
+    server: str
+    """Where its traffic is delivered here: a server, or the gateway to `domain`."""
+
+
+def check_guest(net: NetworkView, vm: VM) -> None:
+    """Whether a VM may be a guest: by its home's grant, and as far as domains go. Raises ModelError.
+
+    A guest has only what its home may give: addresses inside the prefixes that the operator has granted to
+    that domain, and none inside a subnet of this domain. So no domain can take another's address, or one of
+    ours, by sending a VM.
+    """
+    peer = net.peers.get(vm.home)
+    what = f"VM {vm.id} of domain {vm.home}"
+    if peer is None:
+        raise ModelError(f"{what}: no such domain is configured")
+    _check_what_goes(vm, what)
+    if any(not nic.addresses for nic in vm.nics):
+        raise ModelError(f"{what} has no static address; between domains each NIC has one")
+    for ip in (ip for nic in vm.nics for ip in nic.addresses):
+        if not any(isinstance(p, IPv4Network) and ip in p for p in peer.prefixes):
+            granted = ", ".join(map(str, peer.prefixes)) or "none"
+            raise ModelError(f"{what}: {ip} is not granted to that domain, which has {granted}")
+        subnet = net.subnet_of(ip)
+        if subnet is not None:
+            raise ModelError(f"{what}: {ip} is in our subnet {subnet.id}")
+
+
+def check_may_leave(net: NetworkView, vm: VM, domain: str) -> None:
+    """Whether a VM may go to another domain: with static IPv4 addresses on each NIC, and a guest only home.
+
+    Raises ModelError.
+    """
+    what = f"VM {vm.id} cannot go to domain {domain}"
+    if vm.home and vm.home != domain:
+        raise ModelError(f"{what}: it is a guest of domain {vm.home}, and goes back there first")
+    _check_what_goes(vm, what)
+    for nic in vm.nics:
+        if not vm.home and (nic.rate or not nic.enabled):
+            raise ModelError(f"{what}: a NIC has a rate, or is disabled, which does not go between domains")
+        held = net.assignments_of(vm, nic)
+        if not nic.addresses or {a.ip for a in held} - set(nic.addresses):
+            raise ModelError(f"{what}: it has an address by lease; between domains addresses are static")
+        if any(ip.version != 4 for ip in nic.addresses):
+            raise ModelError(f"{what}: it has an IPv6 address; between domains addresses are IPv4")
+
+
+def _check_what_goes(vm: VM, what: str) -> None:
+    """Whether a VM has what goes between domains and nothing more. Raises ModelError."""
+    if vm.disks:
+        raise ModelError(f"{what}: it has disks, which do not go between domains")
+    if vm.nic.slot != 1:
+        raise ModelError(f"{what}: its NIC is in slot {vm.nic.slot}; between domains the first is in slot 1")
+    if len({nic.slot for nic in vm.nics}) < len(vm.nics):
+        raise ModelError(f"{what}: two of its NICs are in one slot")
+    if any(nic.vnet or nic.allowed or nic.prefixes or nic.trusted or nic.mac_changes for nic in vm.nics):
+        raise ModelError(
+            f"{what}: between domains a NIC has no vnet, no addresses that it may take, no routed prefixes, "
+            "no trust, and keeps its MAC"
+        )
+
+
+def is_same(ours: VM, theirs: VM) -> bool:
+    """True when another domain describes the VM as we know it: name, MACs, ports and addresses.
+
+    What else is given of its NIC is each domain's own.
+    """
+    return _described(ours) == _described(theirs)
+
+
+def _described(vm: VM) -> object:
+    return vm.id, [(nic.mac, nic.port_id, nic.addresses, nic.slot) for nic in vm.nics]
+
+
+def places(net: NetworkView) -> Iterator[Place]:
+    """The gateway's table, by VM: those away and those that are guests; all others are at home."""
+    for vm in (net.vms[id] for id in sorted(net.vms)):
+        peer = net.peer_at(vm.server)
+        if vm.home or peer is not None:
+            addresses = tuple(held.ip for held in net.held_by(vm.id))
+            yield Place(vm.id, addresses, vm.home, "" if peer is None else peer.id, vm.server)

@@ -1,0 +1,88 @@
+"""What is in use, and so can neither be removed nor moved elsewhere.
+
+A VRF is in use while it has vnets, a vnet while it has subnets or NICs, a subnet while somebody has an
+address of it; and what the configuration file names is removed there. Each check looks at one thing to be
+removed, changes nothing, and raises ModelError when it must stay.
+"""
+
+from ipaddress import IPv4Network, IPv6Network
+
+from retinue.core.model.addresses import ModelError
+from retinue.core.model.entities import DEFAULT_VNET, Subnet
+from retinue.core.model.view import NetworkView
+from retinue.core.model.vrfs import DEFAULT_VRF
+
+
+def check_vrf_removal(net: NetworkView, vrf: str) -> None:
+    if vrf == DEFAULT_VRF:
+        raise ModelError(f"VRF {vrf} stays: it has the vnets for which no other is named, and the outside")
+    _not_configured(net, f"vrf {vrf}")
+    vnets = sorted(f"vnet {vnet.id}" for vnet in net.vnets.values() if vnet.vrf == vrf)
+    if vnets:
+        raise ModelError(f"VRF {vrf} is in use by {first_few(vnets)}")
+
+
+def check_vnet_removal(net: NetworkView, vnet: str) -> None:
+    if vnet == DEFAULT_VNET.id:
+        raise ModelError(f"vnet {vnet} stays: it has the subnets for which no other is named")
+    _not_configured(net, f"vnet {vnet}")
+    users = users_of_vnet(net, vnet)
+    if users:
+        raise ModelError(f"vnet {vnet} is in use by {first_few(users)}")
+
+
+def check_subnet_removal(net: NetworkView, id: str) -> None:
+    _not_configured(net, f"subnet {id}")
+    subnet = net.subnets.get(id)
+    users = [] if subnet is None else users_of_prefix(net, subnet.prefix, net.vrf_of_vnet(subnet.vnet))
+    if users:
+        raise ModelError(f"subnet {id} is in use: {first_few(users)}")
+
+
+def check_gateway_group_removal(net: NetworkView, group: str) -> None:
+    _not_configured(net, f"gateway group {group}")
+    inside = sorted(f"server {one.id}" for one in net.servers.values() if one.gateway_group == group)
+    if inside:
+        raise ModelError(f"gateway group {group} is in use by {first_few(inside)}")
+
+
+def _not_configured(net: NetworkView, what: str) -> None:
+    if what in net.configured:
+        raise ModelError(
+            f"{what} stands in the configuration file; remove it there, and restart the controller"
+        )
+
+
+def users_of_vnet(net: NetworkView, vnet: str) -> list[str]:
+    """Its subnets, and the VMs with a NIC in it, in words."""
+    subnets = sorted(f"subnet {s.id}" for s in net.subnets.values() if s.vnet == vnet)
+    vms = sorted(f"VM {vm.id}" for vm in net.vms.values() if any(nic.vnet == vnet for nic in vm.nics))
+    return [*subnets, *vms]
+
+
+def users_of_prefix(net: NetworkView, prefix: IPv4Network | IPv6Network, vrf: str) -> list[str]:
+    """Who has an address inside, in words."""
+    nics = [(vm, nic) for vm in net.vms.values() for nic in vm.nics if net.vrf_of(nic) == vrf]
+    given = {ip: f"VM {vm.id}" for vm, nic in nics for ip in nic.addresses}
+    given |= {one.ip: f"VM {vm.id}" for vm, nic in nics for one in nic.allowed}
+    held = {a.ip: f"VM {a.vm}" for a in net.assignments.values() if a.vrf == vrf}
+    servers = net.servers.values() if vrf == DEFAULT_VRF else ()
+    own = {s.address: f"server {s.id}" for s in servers if s.address is not None}
+    return [f"{who} has {ip}" for ip, who in {**given, **held, **own}.items() if ip in prefix]
+
+
+def bound_to(net: NetworkView, subnet: Subnet) -> list[str]:
+    """VMs with a NIC of the subnet's vnet and an address of the subnet, in words."""
+    users = [(a.vm, a.ip, a.mac) for a in net.assignments.values() if a.ip in subnet.prefix]
+    found = []
+    for id, ip, mac in users:
+        nic = net.vms[id].nic_with(mac)
+        if nic is not None and nic.vnet == subnet.vnet:
+            found.append(f"VM {id} has {ip} in it")
+    return found
+
+
+def first_few(things: list[str]) -> str:
+    """The first few."""
+    more = len(things) - 3
+    return ", ".join(things[:3]) + (f" and {more} more" if more > 0 else "")

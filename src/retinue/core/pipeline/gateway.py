@@ -1,0 +1,163 @@
+"""Entries of a gateway's edge switch, whose tunnel leads to another domain; and those a guest has elsewhere.
+
+A gateway is an edge switch in all else. Its tunnel is the port of every VM that is away, so in the VM's home:
+
+    from the tunnel, from the VM's MAC and address       as from the VM's own port: FORWARD, up
+    from the fabric, to the VM                           out of the tunnel
+
+and in the domain where the VM is a guest:
+
+    from the tunnel, to the guest                        to its server, by the server's MAC
+    at the guest's edge, from the guest, not answered    to the gateway, by the gateway's MAC
+    here
+    at the guest's edge, ARP from the guest, for         answered with our gateway's MAC
+    whomever
+    from the fabric, from the guest                      out of the tunnel
+
+A guest is reached through its home alone, and answers through it alone, whoever it speaks to: one way both
+before, in and after a move, so that nothing overtakes anything; what filters by source addresses outside (RFC
+2827) sees them where they belong; and the domain where it is holds no route for it. To IP the fabric at home
+stays the one router: nobody else takes the TTL down.
+
+What is admitted from a tunnel is that and no more: a peer can neither send as anybody but its guests of ours,
+nor to anybody but guests of its own. So no packet is sent round between two gateways: home sends into the
+tunnel what is for a VM that is delivered there, and takes back only what is for one that is not.
+"""
+
+from collections.abc import Iterator
+
+from retinue.core.model import IP, NIC, VM, PortRef, Server
+from retinue.core.model.families import forwarded_assignments
+from retinue.core.model.network import Network, Owner
+from retinue.core.packets import EtherType
+from retinue.core.pipeline.cookies import Reason, cookie
+from retinue.core.pipeline.edge import copies, rogue_dhcp
+from retinue.core.pipeline.entry import (
+    CONTROLLER,
+    Action,
+    Field,
+    Flow,
+    FlowsBySwitch,
+    Meter,
+    Output,
+    PortNo,
+    match,
+    set_field,
+)
+from retinue.core.pipeline.matches import NO_TAG, ip_match
+from retinue.core.pipeline.meters import VMMeter, vm_meters
+from retinue.core.pipeline.priorities import Deliver, EdgeAdmit, Forward
+from retinue.core.pipeline.responders import arp
+from retinue.core.pipeline.tables import Table
+from retinue.core.pipeline.underlay import Underlay
+
+MARK_TYPE = EtherType.EXPERIMENT
+"""Of the marks that gateways send each other. Primers for a target behind the tunnel have it, too: they are
+no mark that anybody waits for."""
+
+
+def tunnel_flows(net: Network, server: Server) -> Iterator[Flow | Meter]:
+    """What a gateway holds whoever is away: marks are the controller's, and DHCP does not pass.
+
+    Between domains addresses are static: DHCP by the tunnel would reach servers, or guests, past the
+    controller.
+    """
+    tunnel = net.tunnel_at(server.edge) if net.peers else None
+    if tunnel is None:
+        return
+    yield from vm_meters(tunnel.number)
+    mark = match(in_port=tunnel.number, vlan_vid=NO_TAG, eth_type=MARK_TYPE)
+    yield Flow(
+        Table.ADMIT, EdgeAdmit.FROM_TUNNEL, mark, (CONTROLLER,),
+        meter=VMMeter.ARP.id(tunnel.number), cookie=cookie(Reason.TUNNEL_MARK, Owner("server", server.id)),
+    )  # fmt: skip
+    for priority, dhcp in rogue_dhcp(tunnel.number):
+        yield Flow(
+            Table.ADMIT, priority, dhcp, (CONTROLLER,),
+            meter=VMMeter.SPOOFING.id(tunnel.number),
+            cookie=cookie(Reason.ROGUE_DHCP, Owner("server", server.id)),
+        )  # fmt: skip
+
+
+def nic_flows(
+    underlay: Underlay, net: Network, vm: VM, nic: NIC, at: Server, port: int
+) -> Iterator[Flow | Meter]:
+    """A NIC of a VM that is registered at a gateway, alone or in a migration; `port` is the tunnel."""
+    mark = cookie(Reason.FORWARD, Owner("vm", vm.id))
+    delivered = at.id == vm.server
+    marked, _, copy = copies(underlay, net, vm, at)
+    uplink = net.port_number(PortRef(at.edge, net.switches[at.edge].uplink))
+    for to, until in _addresses(net, vm, nic):
+        if not vm.home:
+            from_vm = ip_match(src=to, in_port=port, vlan_vid=NO_TAG, eth_src=nic.speaks_as(to))
+            yield Flow(
+                Table.ADMIT, EdgeAdmit.BOUND, from_vm, goto=Table.FORWARD, cookie=mark, expires_at=until
+            )
+        if at.id != vm.forwarded_from:
+            to_vm = set_field(Field.ETH_DST, nic.speaks_as(to))
+            yield Flow(
+                Table.DELIVER, Deliver.VM, ip_match(dst=to), (*marked, to_vm, Output(port), *copy),
+                cookie=mark, expires_at=until,
+            )  # fmt: skip
+        if not delivered and not vm.home and uplink is not None:
+            yield _from_tunnel(underlay, net.servers[vm.server], to, port, uplink, mark)
+
+
+def guest_flows(underlay: Underlay, net: Network, vm: VM) -> FlowsBySwitch:
+    """The way between a guest and the gateway to its home, wherever it is delivered, open, or both."""
+    found: FlowsBySwitch = {}
+    peer = net.peers.get(vm.home)
+    home = None if peer is None else net.servers[peer.gateway]
+    tunnel = None if home is None else net.tunnel_at(home.edge)
+    if home is None or tunnel is None:
+        return found
+    mark, delivers = cookie(Reason.FORWARD, Owner("vm", vm.id)), net.servers[vm.server]
+    uplink = net.port_number(PortRef(home.edge, net.switches[home.edge].uplink))
+    for nic, ip in [(one, ip) for one in vm.nics for ip, _ in _addresses(net, vm, one)]:
+        from_guest = ip_match(src=ip, eth_src=nic.speaks_as(ip))
+        found.setdefault(home.edge, []).append(
+            Flow(Table.DELIVER, Deliver.GUEST, from_guest, (Output(tunnel.number),), cookie=mark)
+        )
+        if vm.server == home.id:
+            # It is not here, or not any more: what has come late is its home's again.
+            late = ip_match(dst=ip, in_port=tunnel.number, vlan_vid=NO_TAG)
+            back = (Output(PortNo.IN_PORT),)
+            found[home.edge].append(Flow(Table.ADMIT, EdgeAdmit.FROM_TUNNEL, late, back, cookie=mark))
+        elif uplink is not None:
+            found[home.edge].append(_from_tunnel(underlay, delivers, ip, tunnel.number, uplink, mark))
+        for name in (name for name in vm.locations if name != home.id):
+            _add(found, _at_edge(underlay, net, nic, net.servers[name], home, ip, mark))
+            _add(found, underlay.way_home(net.servers[name], home, ip, mark))
+            # To each location, for as long as it is one: the gateway is told after its leaf.
+            _add(found, underlay.copy_ways(home, net.servers[name], ip, mark))
+    return found
+
+
+def _from_tunnel(underlay: Underlay, to: Server, ip: IP, port: int, uplink: int, mark: int) -> Flow:
+    there: tuple[Action, ...] = (*underlay.reach(to), Output(uplink))
+    arrived = ip_match(dst=ip, in_port=port, vlan_vid=NO_TAG)
+    return Flow(Table.ADMIT, EdgeAdmit.FROM_TUNNEL, arrived, there, cookie=mark)
+
+
+def _at_edge(
+    underlay: Underlay, net: Network, nic: NIC, at: Server, home: Server, ip: IP, mark: int
+) -> FlowsBySwitch:
+    """What the guest sends, and its edge does not answer, goes home; and so does whoever it asks for."""
+    port = net.port_of(nic, at.edge)
+    uplink = net.port_number(PortRef(at.edge, net.switches[at.edge].uplink))
+    if port is None or uplink is None:
+        return {}
+    way: tuple[Action, ...] = (*underlay.reach(home), Output(uplink))
+    from_guest = ip_match(src=ip, in_port=port.number)
+    asked = arp.guest_flow(ip, nic.speaks_as(ip), port.number, net.gateway_mac_of(at), mark)
+    return {at.edge: [Flow(Table.FORWARD, Forward.GUEST, from_guest, way, cookie=mark), asked]}
+
+
+def _addresses(net: Network, vm: VM, nic: NIC) -> Iterator[tuple[IP, float | None]]:
+    held = forwarded_assignments(net, net.assignments_of(vm, nic))
+    return ((one.ip, one.lease_end) for one in held)
+
+
+def _add(found: FlowsBySwitch, more: FlowsBySwitch) -> None:
+    for switch, flows in more.items():
+        found.setdefault(switch, []).extend(flows)

@@ -1,0 +1,54 @@
+"""Storage (FCoE) through leaves, spines and cores: by MAC, to forwarders and back."""
+
+from collections.abc import Collection, Iterator
+
+from retinue.core.model import Mac, Server
+from retinue.core.model.network import Network, Owner
+from retinue.core.packets import EtherType
+from retinue.core.pipeline.cookies import Reason, cookie
+from retinue.core.pipeline.entry import CONTROLLER, Flow, FlowsBySwitch, Output, match
+from retinue.core.pipeline.matches import NO_TAG
+from retinue.core.pipeline.meters import LeafMeter
+from retinue.core.pipeline.priorities import LeafAdmit, Servers
+from retinue.core.pipeline.tables import Table
+from retinue.core.pipeline.underlay.fabric_switches import ways_down
+
+
+def forwarder_flows(server: Server, port: int) -> Iterator[Flow]:
+    """What a forwarder may send at its port of a leaf: storage to whom it likes; and FIP, which the
+    controller looks at."""
+    owner = Owner("server", server.id)
+    said = match(in_port=port, vlan_vid=NO_TAG, eth_type=EtherType.FIP, eth_src=server.mac)
+    yield Flow(
+        Table.ADMIT, LeafAdmit.STORAGE, said, (CONTROLLER,),
+        meter=LeafMeter.FIP, cookie=cookie(Reason.FIP_FORWARDER, owner),
+    )  # fmt: skip
+    sent = match(in_port=port, vlan_vid=NO_TAG, eth_type=EtherType.FCOE, eth_src=server.mac)
+    mark = cookie(Reason.FORWARD, owner)
+    yield Flow(Table.ADMIT, LeafAdmit.STORAGE, sent, goto=Table.SERVERS, cookie=mark)
+
+
+def storage_ways(
+    net: Network,
+    mac: Mac,
+    forwarder: Server,
+    delivered: tuple[str, int] | None,
+    open_at: Collection[tuple[str, int]],
+    mark: int,
+) -> FlowsBySwitch:
+    """As Underlay.storage_ways, with leaf and port number of each server."""
+    found: FlowsBySwitch = {}
+    for leaf, port in open_at:
+        sent = match(
+            in_port=port, vlan_vid=NO_TAG, eth_type=EtherType.FCOE, eth_src=mac, eth_dst=forwarder.mac
+        )
+        admitted = Flow(Table.ADMIT, LeafAdmit.STORAGE, sent, goto=Table.SERVERS, cookie=mark)
+        found.setdefault(leaf, []).append(admitted)
+    if delivered is None:
+        return found
+    leaf, port = delivered
+    to_port = match(eth_type=EtherType.FCOE, eth_dst=mac)
+    for switch, number in ((leaf, port), *ways_down(net, leaf)):
+        way = Flow(Table.SERVERS, Servers.SERVER, to_port, (Output(number),), cookie=mark)
+        found.setdefault(switch, []).append(way)
+    return found

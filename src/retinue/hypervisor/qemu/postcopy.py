@@ -1,0 +1,128 @@
+"""The source's half of post-copy: the VM runs at the target, and the rest of its memory follows.
+
+    source's QEMU             source's agent        target's agent         target's QEMU
+    stops the VM, sends its   passes it on          passes it on           loads it
+    state and what is missing "handed_over"    >    when it is loaded:     runs the VM
+                              learns it        <    "running"
+    sends the rest            passes it on     >                           takes it in
+    sends it first            passes it on     <    passes it on           asks for a page
+    "completed"               the end          >
+
+Until the target is told that the VM is its own QEMU has the VM at the source as it was, and runs it again
+when the migration is cancelled; but only while its stream is open: with the stream broken it waits for ever
+("postcopy-paused"). So the stream of a VM that may yet be given back stays open (`QemuMachine.kept`).
+
+After that the VM has two places. Where the way between them, or one of the two QEMUs, fails before all has
+gone over, the target ends the VM, for a guest that waits for memory that never comes cannot be told from one
+that has crashed. QEMU could be given another stream ("migrate-recover"); but its monitor, by which it is
+given, does not answer while a device of the VM waits for a page (seen with 7.2).
+"""
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+import structlog
+
+from retinue.core.migration.copying import Postcopy
+from retinue.host.errors import HostError
+from retinue.hypervisor.errors import HypervisorError
+from retinue.hypervisor.interface import Copying, OnEvent
+from retinue.hypervisor.memory_channel import Channel
+from retinue.hypervisor.qemu.machine import CANNOT_POSTCOPY, QemuMachine
+from retinue.hypervisor.qemu.throttle import Throttle
+
+CAPABILITY = "postcopy-ram"
+STEP = 1 << 17
+"""Bytes read at a stroke of the stream: a page that the VM waits for comes after what is on its way."""
+LOOK_SECONDS = 0.25
+"""Between two looks at what is left."""
+STALL_LIMIT = 120.0
+"""Seconds without a byte of the rest after which it will not come: the VM has ended."""
+
+log = structlog.get_logger()
+
+
+async def agree(machine: QemuMachine, channel: Channel, how: Postcopy) -> bool:
+    """Whether source and target both can; QEMU is told then. Raises HypervisorError where it is required."""
+    if how is Postcopy.NEVER:
+        return False
+    await channel.send_message("postcopy")
+    answer = await channel.receive_message()
+    if answer["type"] == "failed":
+        raise HypervisorError(f"the target could not take the VM in: {answer.get('reason')}")
+    why = "" if answer.get("ready") is True else f"the target says: {answer.get('reason', CANNOT_POSTCOPY)}"
+    if not why:
+        try:
+            await machine.set_capability(CAPABILITY, True)
+            return True
+        except HostError as error:
+            why = f"the source's QEMU cannot run a VM elsewhere before its memory is there: {error}"
+    if how is Postcopy.REQUIRED:
+        raise HypervisorError(f"post-copy was asked for, and {why}")
+    log.warning("migration.by_precopy_alone", vm=machine.spec.id, reason=why)
+    return False
+
+
+class Answers:
+    """What comes from the target meanwhile: its QEMU's answers, for ours, and its agent's messages."""
+
+    def __init__(self, channel: Channel, throttle: Throttle) -> None:
+        self._channel = channel
+        self._throttle = throttle
+        self._messages: asyncio.Queue[dict[str, Any] | HostError] = asyncio.Queue()
+
+    async def hear(self) -> None:
+        """Until the other end hangs up."""
+        try:
+            while True:
+                received = await self._channel.receive()
+                if isinstance(received, dict):
+                    self._messages.put_nowait(received)
+                elif received:
+                    await self._throttle.write(received)
+        except HostError as error:
+            self._messages.put_nowait(error)
+
+    async def message(self) -> dict[str, Any]:
+        """The next one. Raises ChannelError."""
+        message = await self._messages.get()
+        if isinstance(message, HostError):
+            self._messages.put_nowait(message)
+            raise message
+        return message
+
+
+async def send_the_rest(
+    machine: QemuMachine,
+    throttle: Throttle,
+    passing: "asyncio.Task[None]",
+    completed: "asyncio.Future[None]",
+    failed: "asyncio.Future[str]",
+    copy_pass: int,
+    on_event: OnEvent,
+) -> None:
+    """Return when the target has all of the memory of the VM, which runs there; tell how much is left.
+
+    `passing` passes QEMU's stream on to its end; `completed` and `failed` are what QEMU tells of it. Raises
+    HypervisorError: it will not come.
+    """
+    moved_at, seen = time.monotonic(), throttle.read_bytes
+    watched: set[asyncio.Future[Any]] = {completed, failed, passing}
+    while not completed.done():
+        await asyncio.wait(watched, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if passing.done():
+            watched.discard(passing)
+            passing.result()
+        if failed.done() and not completed.done():
+            raise HypervisorError(failed.result())
+        if throttle.read_bytes != seen:
+            moved_at, seen = time.monotonic(), throttle.read_bytes
+        elif time.monotonic() - moved_at > STALL_LIMIT:
+            raise HypervisorError(f"nothing of it has gone over for {STALL_LIMIT:.0f} s")
+        with contextlib.suppress(HostError):  # A figure only; QEMU may have done with it.
+            ram = (await machine.execute("query-migrate")).get("ram", {})
+            left = 0 if completed.done() else int(ram.get("remaining", 0))
+            on_event(Copying(machine.spec.id, time.time(), copy_pass, left, 0, postcopy=True))
+    await passing

@@ -1,0 +1,117 @@
+"""What the controllers of two domains say to each other, as typed records.
+
+Each has a listener for the other, of three paths; docs/domains.md has the order of what is said. Who speaks
+is known by the door: it lets in whom the other domain's authority calls a controller, and nobody else.
+
+    POST /peer/v1/migrations              Prepare     ->  Prepared
+    POST /peer/v1/migrations/{id}/words   Word        ->  Heard      {id}: the listener's own
+    POST /peer/v1/removals                Removed     ->  {}
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from retinue.core.limits import LATEST, LONGEST_ADDRESS, LONGEST_ID, MOST_MEMORY_MIB, MOST_NICS
+from retinue.core.migration import MigrationState
+from retinue.core.migration.precopy import WANTED_DOWNTIME
+from retinue.protocol.migrations import LONGEST_DOWNTIME_MS
+
+PREPARE_PATH = "/peer/v1/migrations"
+WORDS_PATH = "/peer/v1/migrations/{id}/words"
+REMOVALS_PATH = "/peer/v1/removals"
+LONGEST_MARK, MOST_GUEST_ADDRESSES, LONGEST_REASON = 32, 16, 500
+
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_ID)]
+
+
+class Said(StrEnum):
+    """What is said of a migration that has been prepared."""
+
+    # ---- by the source's domain ----
+    COPY_STARTED = "copy_started"
+    CONVERGED = "converged"
+    """Divert: the VM runs at the source until you have, and a mark has come through the tunnel."""
+    STOPPED = "stopped"
+    SOURCE_FREED = "source_freed"
+    ROLL_BACK = "roll_back"
+    """It is off, and at the source the traffic goes to the source again."""
+    # ---- by the target's domain ----
+    OPENED = "opened"
+    """QEMU and port wait at `server`, its memory is taken in at `memory_at`, and the way there stands."""
+    DIVERTED = "diverted"
+    """What comes by the tunnel goes to the target; accepted once `mark` has come by the tunnel."""
+    RESUMED = "resumed"
+    TARGET_CLOSED = "target_closed"
+    FAILED = "failed"
+
+
+class GuestNIC(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A NIC of it, with static addresses."""
+
+    mac: Annotated[str, msgspec.Meta(max_length=17)]
+    port_id: Id
+    addresses: Annotated[list[Annotated[str, msgspec.Meta(max_length=LONGEST_ADDRESS)]], msgspec.Meta(
+        min_length=1, max_length=MOST_GUEST_ADDRESSES
+    )]  # fmt: skip
+    slot: Annotated[int, msgspec.Meta(ge=1, le=MOST_NICS)] = 1
+
+
+class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The VM, as its domain knows it."""
+
+    id: Id
+    nics: Annotated[list[GuestNIC], msgspec.Meta(min_length=1, max_length=MOST_NICS)]
+    is_home: bool
+    """It comes home, to the domain that is asked; else the domain that asks is its home."""
+    memory_mib: Annotated[int, msgspec.Meta(ge=0, le=MOST_MEMORY_MIB)] = 0
+
+
+class Prepare(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Book a place for a VM that is to migrate here."""
+
+    migration: Id
+    """As whoever asks counts it; asked again, it is the same one."""
+    vm: Guest
+    source: Id
+    """The server whose agent brings the VM's memory."""
+    server: Annotated[str, msgspec.Meta(max_length=LONGEST_ID)] = ""
+    """The wished one; "": the best."""
+    downtime_ms: Annotated[int, msgspec.Meta(ge=0, le=LONGEST_DOWNTIME_MS)] = round(WANTED_DOWNTIME * 1000)
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """It is booked; `opened` follows, or `failed`."""
+
+    migration: Id
+    """As whoever is asked counts it."""
+    server: Id
+
+
+class Word(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    said: Said
+    at: Annotated[float, msgspec.Meta(ge=0, le=LATEST)] = 0.0
+    """With `stopped` and `resumed`: when, in seconds since the epoch."""
+    reason: Annotated[str, msgspec.Meta(max_length=LONGEST_REASON)] = ""
+    memory_at: Annotated[str, msgspec.Meta(max_length=LONGEST_ADDRESS)] = ""
+    server: Annotated[str, msgspec.Meta(max_length=LONGEST_ID)] = ""
+    mark: Annotated[str, msgspec.Meta(max_length=LONGEST_MARK)] = ""
+
+
+class Heard(msgspec.Struct, frozen=True):
+    """How far the migration is where the word was heard."""
+
+    state: MigrationState
+
+
+class Removed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A VM of the listener's was a guest of whoever says it, and was removed there."""
+
+    vm: Id
+
+
+SAID_BY_SOURCE = frozenset(
+    {Said.COPY_STARTED, Said.CONVERGED, Said.STOPPED, Said.SOURCE_FREED, Said.ROLL_BACK}
+)
+"""All else is the target's domain to say."""

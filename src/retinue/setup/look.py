@@ -1,0 +1,125 @@
+"""What a machine has that a site has to know of: Open vSwitch, libvirt, interfaces and their addresses."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from retinue.setup.site import NAME
+
+Run = Callable[[Sequence[str]], str]
+"""What a program prints; "" where it is not there, or fails."""
+LIBVIRT_SOCKET = Path("/var/run/libvirt/libvirt-sock")
+LOOK_LIMIT = 10.0
+"""Seconds for one of the programs that are asked."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of one machine; "" and empty where there is nothing."""
+
+    name: str
+    open_vswitch: str
+    """Its version."""
+    bridges: dict[str, list[str]]
+    """Of Open vSwitch, each with its ports."""
+    libvirt: bool
+    addresses: dict[str, list[str]]
+    """By interface, of IPv4, with the prefix's length."""
+    default: str
+    """The interface of the default route."""
+    neighbours: dict[str, str]
+    """By interface: the switch and port at the other end, where LLDP tells."""
+
+    @property
+    def management(self) -> str:
+        """The address that others most likely reach it by."""
+        first = [
+            *self.addresses.get(self.default, []),
+            *(a for some in self.addresses.values() for a in some),
+        ]
+        return first[0].partition("/")[0] if first else ""
+
+    def table(self) -> list[str]:
+        """What goes into the site's file, with what was found as comments."""
+        lines = [f"# Open vSwitch {self.open_vswitch or 'is not here: apt-get install openvswitch-switch'}"]
+        lines += [
+            f"# bridge {name}: {', '.join(ports) or 'no ports'}" for name, ports in self.bridges.items()
+        ]
+        for interface, its in self.addresses.items():
+            far = f", leads to {self.neighbours[interface]}" if interface in self.neighbours else ""
+            lines.append(f"# interface {interface}: {', '.join(its)}{far}")
+        return [
+            *lines,
+            "[[server]]",
+            f'id = "{self.name}"',
+            f'management = "{self.management}"',
+            f'endpoint = "{self.management}"   # better an address of another network: VXLAN goes there',
+            f"libvirt = {str(self.libvirt).lower()}",
+        ]
+
+
+def look(run: Run | None = None, libvirt: Path = LIBVIRT_SOCKET) -> Found:
+    """Look at this machine; nothing is changed."""
+    ask = run or _run
+    version = re.search(r"\d+\.\d+\.\d+", ask(["ovs-vsctl", "--version"]))
+    bridges = ask(["ovs-vsctl", "list-br"]).split()
+    routes = _json(ask(["ip", "-json", "route", "show", "default"]))
+    name = socket.gethostname().partition(".")[0].lower()
+    return Found(
+        name if NAME.fullmatch(name) else "server1",
+        version[0] if version else "",
+        {bridge: ask(["ovs-vsctl", "list-ports", bridge]).split() for bridge in bridges},
+        libvirt.exists(),
+        _addresses(_json(ask(["ip", "-json", "-4", "address", "show"]))),
+        next((str(route.get("dev", "")) for route in routes), ""),
+        _neighbours(ask(["lldpctl", "-f", "keyvalue"])),
+    )
+
+
+def _addresses(links: list[dict[str, object]]) -> dict[str, list[str]]:
+    found = {}
+    for link in links:
+        entries = link.get("addr_info")
+        its = [
+            f"{entry['local']}/{entry['prefixlen']}"
+            for entry in (entries if isinstance(entries, list) else [])
+            if entry.get("scope") == "global"
+        ]
+        if its:
+            found[str(link.get("ifname"))] = its
+    return found
+
+
+def _neighbours(text: str) -> dict[str, str]:
+    """Of lines such as `lldp.eth0.chassis.name=leaf1` and `lldp.eth0.port.ifname=swp3`."""
+    pairs = dict(line.split("=", 1) for line in text.splitlines() if line.startswith("lldp.") and "=" in line)
+    found = {}
+    for key, value in pairs.items():
+        if key.endswith(".chassis.name"):
+            interface = key.removeprefix("lldp.").removesuffix(".chassis.name")
+            port = pairs.get(f"lldp.{interface}.port.ifname") or pairs.get(f"lldp.{interface}.port.descr", "")
+            found[interface] = f"{value} {port}".strip()
+    return found
+
+
+def _json(text: str) -> list[dict[str, object]]:
+    try:
+        found = json.loads(text or "[]")
+    except json.JSONDecodeError:
+        return []
+    return found if isinstance(found, list) else []
+
+
+def _run(argv: Sequence[str]) -> str:
+    if shutil.which(argv[0]) is None:
+        return ""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=LOOK_LIMIT, check=False)
+    except subprocess.TimeoutExpired:
+        return ""
+    return done.stdout if done.returncode == 0 else ""

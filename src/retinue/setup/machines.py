@@ -1,0 +1,326 @@
+"""What each machine of a site gets: files, the script that sets it up, and the one that takes it all back.
+
+A server gets two bridges of its own beside those it has, which stay as they are: its edge, where VMs are
+plugged in, and its leaf, which VXLAN joins to the others' (docs/networks.md, "Over an IP network"). Both are
+the controller's. Certificates are issued by whoever writes the files down.
+"""
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from retinue.core.limits import VXLAN_BYTES
+from retinue.security.identity import PeerRole
+from retinue.setup.site import CONTROLLER, OutsideTable, ServerTable, Site, dpid_of, mac_of
+
+EDGE, LEAF = "retinue", "retinue-leaf"
+"""The two bridges of a server."""
+UPLINK, DOWNLINK, TUNNEL = "retinue-up", "retinue-down", "retinue-vxlan"
+"""The patch from the edge to the leaf, the one back, and the end of the leaf's tunnels."""
+FOLDER = "/etc/retinue"
+OPENFLOW, OVSDB, REST, AGENT, VXLAN = 6653, 6640, 8080, 7800, 4789
+PROBE_MS, BACKOFF_MS = 5000, 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A certificate that a machine gets: as `FILE.pem` and `FILE.key` in its folder."""
+
+    role: PeerRole
+    name: str
+    file: str
+    names: tuple[str, ...] = ()
+    """Whom it may speak for, if not `name`."""
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """`files`: text by name; which of them go to /etc/retinue, `setup.sh` says."""
+
+    name: str
+    files: Mapping[str, str]
+    identities: tuple[Identity, ...]
+
+
+def machines(site: Site) -> Iterator[Machine]:
+    """The controller's first."""
+    yield Machine(
+        CONTROLLER,
+        {
+            "controller.toml": controller_config(site),
+            "setup.sh": _controller_setup(),
+            "undo.sh": _controller_undo(),
+        },
+        (
+            Identity(PeerRole.CONTROLLER, CONTROLLER, "controller", addresses=(str(site.controller),)),
+            Identity(PeerRole.MANAGER, "operator", "operator"),
+        ),
+    )
+    for server in site.server:
+        edge, leaf = switches_of(server)
+        yield Machine(
+            server.id,
+            {
+                "agent.toml": agent_config(site, server),
+                "setup.sh": _server_setup(site, server),
+                "undo.sh": _server_undo(site),
+            },
+            (
+                Identity(PeerRole.AGENT, server.id, "agent", addresses=(str(server.management),)),
+                Identity(PeerRole.SWITCH, edge, "switch", names=(edge, leaf)),
+            ),
+        )
+
+
+def switches_of(server: ServerTable) -> tuple[str, str]:
+    """Ids of its edge and its leaf."""
+    return f"{server.id}-edge", f"{server.id}-leaf"
+
+
+# ---- the controller's machine ----
+
+
+def controller_config(site: Site) -> str:
+    """The controller's configuration file."""
+    at = site.controller
+    return "\n".join(
+        (
+            _table("", gateway_mac=site.gateway_mac, mtu=site.vm_mtu),
+            _table("[listen]", openflow=f"{at}:{OPENFLOW}", ovsdb=f"{at}:{OVSDB}", rest=f"{at}:{REST}"),
+            _table("[tls]", ca="ca.pem", certificate="controller.pem", key="controller.key"),
+            _table("[vxlan]", mtu=site.vm_mtu + VXLAN_BYTES),
+            *(
+                _table(
+                    "[[subnet]]", id=one.id, prefix=one.prefix, gateway=one.gateway, dhcp=one.dhcp,
+                    dhcp_pools=one.dhcp_pools, dhcp6=one.dhcp6 or None, slaac=one.slaac or None,
+                )
+                for one in site.subnet
+            ),
+            *(table for server in site.server for table in _server_tables(server)),
+            *(_outside_table(one) for one in site.outside),
+        )
+    )  # fmt: skip
+
+
+def _server_tables(server: ServerTable) -> Iterator[str]:
+    edge, leaf = switches_of(server)
+    yield _table("[[switch]]", id=edge, role="edge", dpid=hex(dpid_of(edge)), uplink=UPLINK)
+    yield _table(
+        "[[switch]]", id=leaf, role="leaf", dpid=hex(dpid_of(leaf)), tunnel=TUNNEL,
+        endpoint=str(server.endpoint), places="given",
+    )  # fmt: skip
+    yield _table("[[server]]", id=server.id, mac=mac_of(server.id), edge=edge, at=f"{leaf}:{DOWNLINK}")
+
+
+def _outside_table(one: OutsideTable) -> str:
+    return _table(
+        "[[server]]", id=one.id, mac=one.mac, address=one.address, services=one.services, routes=one.routes,
+        metric=one.metric or None, at=f"{one.server}-leaf:{one.interface}",
+    )  # fmt: skip
+
+
+def _controller_setup() -> str:
+    files = ("controller.toml", "ca.pem", "controller.pem", "controller.key")
+    return _script(
+        "Sets the controller up on this machine. undo.sh takes it back.",
+        _step(f"files to {FOLDER}", *_install(files, owner="retinue")),
+        _step("the configuration is read", f"retinue controller check --config {FOLDER}/controller.toml"),
+        _step("the service", *_if_systemd("systemctl enable --now retinue-controller")),
+    )
+
+
+def _controller_undo() -> str:
+    files = ("controller.toml", "ca.pem", "controller.pem", "controller.key")
+    return _script(
+        "Takes back what setup.sh did; what the controller has kept stays in /var/lib/retinue.",
+        _step("the service", *_if_systemd("systemctl disable --now retinue-controller || true")),
+        _step("files", _remove(files)),
+    )
+
+
+# ---- a server ----
+
+
+def agent_config(site: Site, server: ServerTable) -> str:
+    """The configuration file of a server's agent."""
+    hypervisor = (
+        _table("[libvirt]", uri="qemu:///system", control=server.control or None, user="libvirt-qemu")
+        if server.libvirt
+        else _table("[vm]", kernel="/boot/vmlinuz", initrd="/boot/initrd.img", accelerator="kvm")
+    )
+    return "\n".join(
+        (
+            _table(
+                "", server=server.id, controller=f"https://{site.controller}:{REST}",
+                listen=f"{server.management}:{AGENT}", bridge=EDGE, folder="/var/lib/retinue/agent",
+            ),
+            hypervisor,
+            _table("[tls]", ca="ca.pem", certificate="agent.pem", key="agent.key"),
+        )
+    )  # fmt: skip
+
+
+SERVER_FILES = ("agent.toml", "ca.pem", "agent.pem", "agent.key", "switch.pem", "switch.key")
+
+
+def _server_setup(site: Site, server: ServerTable) -> str:
+    edge, leaf = switches_of(server)
+    outside = [one.interface for one in site.outside if one.server == server.id]
+    openflow = f"ssl:{site.controller}:{OPENFLOW}"
+    hwaddr = f'other_config:hwaddr="{mac_of(server.id)}"'
+    return _script(
+        f"Sets server {server.id} up: bridges {EDGE} and {LEAF}, and the agent.\n"
+        "# Bridges, ports and VMs that are there stay as they are. undo.sh takes it back.",
+        _step("what is there", *_checks(server, outside)),
+        _step(f"files to {FOLDER}", *_install(SERVER_FILES)),
+        _step(
+            "Open vSwitch's certificate",
+            f"ovs-vsctl set-ssl {FOLDER}/switch.key {FOLDER}/switch.pem {FOLDER}/ca.pem",
+        ),
+        _step(
+            "the edge and the leaf",
+            _vsctl(
+                *_bridge(site, EDGE, edge, hwaddr),
+                *_bridge(site, LEAF, leaf),
+                *_port(EDGE, UPLINK, "type=patch", f"options:peer={DOWNLINK}"),
+                *_port(LEAF, DOWNLINK, "type=patch", f"options:peer={UPLINK}"),
+                *_port(
+                    LEAF, TUNNEL, "type=vxlan", "options:remote_ip=flow", "options:key=flow",
+                    f"options:local_ip={server.endpoint}", f"options:dst_port={VXLAN}",
+                ),
+                *(word for interface in outside for word in _port(LEAF, interface)),
+            ),
+            *_controlled(EDGE, openflow),
+            *_controlled(LEAF, openflow),
+        ),
+        _step("its database is shown to the controller", *_manager(f"ssl:{site.controller}:{OVSDB}")),
+        _step("the agent", *_if_systemd("systemctl enable --now retinue-agent")),
+    )  # fmt: skip
+
+
+def _checks(server: ServerTable, outside: Sequence[str]) -> Iterator[str]:
+    """What must be so before anything is changed."""
+    for program, package in (("ovs-vsctl", "openvswitch-switch"), ("retinue", "retinue-agent")):
+        missing = f"{program} is not here: install the package {package}"
+        yield f"command -v {program} > /dev/null || stop {shlex.quote(missing)}"
+    nowhere = f"no interface has {server.endpoint}, the endpoint of {server.id}: is this that server?"
+    yield f"ip -o address show to {server.endpoint} | grep -q . || stop {shlex.quote(nowhere)}"
+    for bridge in (EDGE, LEAF):
+        ours = f"ovs-vsctl --if-exists get bridge {bridge} external_ids:retinue"
+        yield f'if ovs-vsctl br-exists {bridge} && test "$({ours})" != yes; then'
+        yield f"    stop 'bridge {bridge} is there, and not made by this: give it another name'"
+        yield "fi"
+    for interface in map(shlex.quote, outside):
+        yield f'ip link show dev {interface} > /dev/null || stop "there is no interface {interface}"'
+        yield f"of=$(ovs-vsctl port-to-br {interface} 2> /dev/null || true)"
+        yield f'test -z "$of" -o "$of" = {LEAF} || stop "interface {interface} is in bridge $of"'
+    ssl = "ovs-vsctl get-ssl | sed -n 's/^Private key: //p'"
+    yield f"has=$({ssl})"
+    yield f'test -z "$has" -o "$has" = {FOLDER}/switch.key ||'
+    yield '    stop "Open vSwitch has a certificate already ($has), and there is one for all its bridges"'
+
+
+def _bridge(site: Site, name: str, switch: str, *more: str) -> Iterator[str]:
+    yield from ("--may-exist", "add-br", name, "--", "set", "bridge", name)
+    yield from (f"datapath_type={site.datapath}", "fail-mode=secure", "protocols=OpenFlow14")
+    yield from (
+        f"other_config:datapath-id={dpid_of(switch):016x}",
+        "other_config:disable-in-band=true",
+        *more,
+    )
+    yield from ("external_ids:retinue=yes", "--")
+
+
+def _controlled(bridge: str, target: str) -> Iterator[str]:
+    """By the controller, whose connection is not broken off where it is there already."""
+    set_it = ("set-controller", bridge, target, "--", "set", "controller", bridge)
+    how = ("connection_mode=out-of-band", f"inactivity_probe={PROBE_MS}", f"max_backoff={BACKOFF_MS}")
+    yield f'if test "$(ovs-vsctl get-controller {bridge})" != {target}; then'
+    yield f"    {_vsctl(*set_it, *how)}"
+    yield "fi"
+
+
+def _port(bridge: str, port: str, *settings: str) -> Iterator[str]:
+    yield from ("--may-exist", "add-port", bridge, port)
+    if settings:
+        yield from ("--", "set", "interface", port, *settings)
+    yield "--"
+
+
+def _vsctl(*words: str) -> str:
+    """One transaction: all of it, or nothing."""
+    parts = shlex.join(words[:-1] if words[-1] == "--" else words).replace(" -- ", " \\\n    -- ")
+    return f"ovs-vsctl {parts}"
+
+
+def _manager(target: str) -> Iterator[str]:
+    """Beside the managers that are there, which stay."""
+    probe = f"inactivity_probe={PROBE_MS} max_backoff={BACKOFF_MS}"
+    made = f'--id=@m create manager target=\\"{target}\\" {probe} -- add open_vswitch . manager_options @m'
+    yield f"ovs-vsctl get-manager | grep -qxF {target} || ovs-vsctl -- {made}"
+
+
+def _server_undo(site: Site) -> str:
+    key = f"{FOLDER}/switch.key"
+    managers, target = (
+        "ovs-vsctl --bare --columns=_uuid find manager",
+        f'target="ssl:{site.controller}:{OVSDB}"',
+    )
+    return _script(
+        "Takes back what setup.sh did: VMs that are plugged into the edge lose their network with it.",
+        _step("the agent", *_if_systemd("systemctl disable --now retinue-agent || true")),
+        _step("the bridges", f"ovs-vsctl --if-exists del-br {EDGE} -- --if-exists del-br {LEAF}"),
+        _step(
+            "Open vSwitch's certificate and manager",
+            f"if ovs-vsctl get-ssl | grep -q {key}; then ovs-vsctl del-ssl; fi",
+            f"for row in $({managers} {shlex.quote(target)}); do",
+            "    ovs-vsctl remove open_vswitch . manager_options $row",
+            "done",
+        ),
+        _step("files", _remove(SERVER_FILES)),
+    )
+
+
+# ---- scripts ----
+
+
+def _script(what: str, *steps: str) -> str:
+    head = (
+        f"#!/bin/sh\n# {what}\n# Run it as root, from anywhere. Each step may be done once more.\n"
+        'set -eu\nhere=$(cd "$(dirname "$0")" && pwd)\n'
+        'stop() { echo "retinue: $1; nothing has been changed by this step" >&2; exit 1; }\n'
+        'test "$(id -u)" = 0 || stop "this needs root"\n'
+    )
+    return head + "".join(f'\necho "{number}/{len(steps)} {step}' for number, step in enumerate(steps, 1))
+
+
+def _step(title: str, *lines: str) -> str:
+    return f'{title}"\n' + "".join(f"{line}\n" for line in lines)
+
+
+def _install(files: Iterable[str], owner: str = "root") -> Iterator[str]:
+    yield f"install -d -m 0755 {FOLDER}"
+    yield f'owner={owner}; id -u "$owner" > /dev/null 2>&1 || owner=root'
+    for file in files:
+        mode = "0400" if file.endswith(".key") else "0444"
+        yield f'install -m {mode} -o "$owner" "$here/{file}" {FOLDER}/{file}'
+
+
+def _remove(files: Iterable[str]) -> str:
+    return "rm -f " + " ".join(f"{FOLDER}/{file}" for file in files)
+
+
+def _if_systemd(command: str) -> Iterator[str]:
+    yield "if test -d /run/systemd/system; then"
+    yield f"    {command}"
+    yield "else"
+    yield '    echo "    no systemd here: start it yourself"'
+    yield "fi"
+
+
+def _table(header: str, **keys: object) -> str:
+    """A TOML table, without keys that are None or empty. Every value is ASCII, whose JSON is TOML too."""
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in keys.items() if value not in (None, (), "")]
+    return (f"{header}\n" if header else "") + "".join(lines)

@@ -1,0 +1,316 @@
+"""Two joined domains, in every state of a move between them, also between any two switches of a step.
+
+Each honest packet comes once to the right place, with the TTL of one router; forged ones come nowhere;
+nothing goes round between the gateways.
+"""
+
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retinue.core import migration as fsm
+from retinue.core.migration import Migration, PlacementChange
+from retinue.core.model import NIC
+from retinue.core.packets import ARP, ArpOp, arp_request
+from retinue.core.pipeline.compiler import Compiler
+from retinue.core.pipeline.underlay import Near, underlay_of
+from support.fabric.domains import (
+    GATEWAY_MACS,
+    TUNNEL,
+    Domains,
+    gateway_of,
+    nic,
+    nics_of,
+    other,
+    port,
+    server_of,
+)
+
+C = PlacementChange
+FORTH: tuple[tuple[str, C | str], ...] = (
+    ("target", C.ADMITTED),
+    ("source", C.ADMITTED),
+    ("target", C.DIVERTED),
+    ("source", C.DIVERTED),
+    ("source", C.FORWARDED),
+    ("source", "stopped"),
+    ("source", C.COPIED),
+    ("target", C.COPIED),
+    ("target", "resumed"),
+    ("target", C.SOURCE_CLOSED),
+    ("source", C.SOURCE_CLOSED),
+    ("source", C.SETTLED),
+    ("target", C.SETTLED),
+)
+"""What becomes of a move, by domain: the target is ready, and diverts, before the source does."""
+WAYS_BACK: tuple[tuple[str, C | str], ...] = (
+    ("source", C.RETURNED),
+    ("target", C.RETURNED),
+    ("source", C.TARGET_CLOSED),
+    ("target", C.TARGET_CLOSED),
+)
+LAST_TO_UNDO = FORTH.index(("target", "resumed"))
+
+
+@dataclass
+class Move:
+    """VM vm-a1 moves between server 1 of domain `source` and server 1 of the other; vm-a2 is its client."""
+
+    world: Domains
+    source: str
+    halves: dict[str, Migration] = field(default_factory=dict)
+    runs_in: str = ""
+    may_be_late: bool = True
+    """A packet may still be in the tunnel: forwarding has not ended."""
+
+    def __post_init__(self) -> None:
+        s, t = self.source, other(self.source)
+        self.runs_in = s
+        self.halves = {
+            "source": fsm.begin("migration-1", "vm-a1", server_of(s, 1), gateway_of(s), 1.0),
+            "target": fsm.begin("migration-1", "vm-a1", gateway_of(t), server_of(t, 1), 1.0),
+        }
+        if t == "b":
+            self.world.add("b", "a", 1, gateway_of("b"))
+
+    def steps(self, steps: tuple[tuple[str, C | str], ...]) -> None:
+        for half, step in steps:
+            self.may_be_late &= step not in (C.SETTLED, C.SOURCE_CLOSED, C.TARGET_CLOSED)
+            if step == "stopped":
+                self._at("stopped_at", 2.0)
+            elif step == "resumed":
+                self._at("resumed_at", 3.0)
+                self.runs_in = other(self.source)
+            else:
+                assert isinstance(step, C)
+                self._place(half, step)
+            self.check()
+
+    def _at(self, when: str, at: float) -> None:
+        for half, migration in self.halves.items():
+            self.halves[half] = replace(migration, **{when: at})  # type: ignore[arg-type]
+
+    def _place(self, half: str, change: C) -> None:
+        domain = self.source if half == "source" else other(self.source)
+        net, migration = self.world.nets[domain], self.halves[half]
+        vm = fsm.placement_of(net.vms["vm-a1"], migration, change)
+        self.world.install(domain, net.put_vm(vm), self._near(domain, migration, change), self.check)
+        if change is C.DIVERTED:
+            self.halves[half] = replace(migration, diverted=True)
+
+    def _near(self, domain: str, migration: Migration, change: C) -> Near:
+        underlay = underlay_of(self.world.nets[domain])
+        if change is C.ADMITTED:
+            return [underlay.near(migration.target)]
+        if change in (C.DIVERTED, C.FORWARDED, C.COPIED):
+            return underlay.order_to_divert(migration.source, migration.target)
+        if change is C.RETURNED:
+            return underlay.order_to_return(migration.source, migration.target)
+        if change is C.TARGET_CLOSED:
+            return underlay.order_to_withdraw(migration.source)
+        return ()
+
+    # ---- what holds ----
+
+    def check(self) -> None:
+        client = nic("a", 2)
+        for its in nics_of("a", 1):
+            self.check_nic(its, client)
+        self.forged_goes_nowhere()
+
+    def check_nic(self, its: NIC, client: NIC) -> None:
+        places = {("a-edge1", port(its)), ("b-edge1", port(its))}
+        a = self.world.nets["a"].vms["vm-a1"]
+        copied = any(bool(n.vms["vm-a1"].copied_to) for n in self.world.nets.values() if "vm-a1" in n.vms)
+        for came in self.world.arrivals(("a-edge2", port(client)), client, its):
+            assert len(came) == 1 or (copied and len(came) == len(set(came)) == 2), f"{came}, {a}"
+            assert set(came) <= places
+        at = (f"{self.runs_in}-edge1", port(its))
+        for came in self.world.arrivals(at, its, client):
+            assert came == [("a-edge2", port(client))], f"{came}, {a}"
+        self.is_answered(at, its, client)
+        if self.source == "b" and self.may_be_late:
+            self.late_is_not_lost(client, its, places)
+
+    def is_answered(self, at: tuple[str, int], its: NIC, client: NIC) -> None:
+        """For its home's gateway by its switch, whatever becomes of the controllers; a guest for neighbours,
+        too."""
+        (own,), (neighbour,) = its.addresses, client.addresses
+        assert isinstance(own, IPv4Address)
+        assert isinstance(neighbour, IPv4Address)
+        gateway = self.world.nets["a"].subnets["blue"].gateway
+        assert isinstance(gateway, IPv4Address)
+        for wanted in (gateway, neighbour) if self.runs_in == "b" else (gateway,):
+            said = self.world.asks(at, its, wanted)
+            wants = ARP(ArpOp.REPLY, GATEWAY_MACS[self.runs_in], wanted, its.mac, own)
+            assert said == wants
+        assert not self.world.fabric.all_paths(*at, arp_request(its.mac, own, own))[0].arrivals
+
+    def late_is_not_lost(self, client: NIC, its: NIC, places: set[tuple[str, int]]) -> None:
+        """On the way home: what home had sent into the tunnel before it diverted comes out of it, once."""
+        sent = self.world.send(("b-edge3", TUNNEL), client.mac, client.addresses[0], its.addresses[0])
+        for delivery in sent:
+            came = [(switch, port) for switch, port, _ in delivery.arrivals]
+            copied = bool(self.world.nets["b"].vms["vm-a1"].copied_to)
+            assert len(came) == 1 or (copied and len(came) == len(set(came)) == 2), f"late: {delivery}"
+            assert set(came) <= places
+
+    def forged_goes_nowhere(self) -> None:
+        (vm, second), client, stranger = nics_of("a", 1), nic("a", 2), nic("b", 2)
+        b_server2 = ("b-edge2", port(stranger))
+        ours, theirs = ("a-edge3", TUNNEL), ("b-edge3", TUNNEL)
+        for at, mac, src, dst in (
+            # A VM of the other domain as the guest, and to it; as itself to its home.
+            (b_server2, stranger.mac, vm.addresses[0], client.addresses[0]),
+            (b_server2, stranger.mac, stranger.addresses[0], vm.addresses[0]),
+            (b_server2, stranger.mac, stranger.addresses[0], client.addresses[0]),
+            # By the tunnel: as somebody who is at home; as a stranger; with another's MAC.
+            (ours, client.mac, client.addresses[0], server2_vm := nic("a", 3).addresses[0]),
+            (ours, stranger.mac, stranger.addresses[0], client.addresses[0]),
+            (ours, stranger.mac, vm.addresses[0], client.addresses[0]),
+            (ours, vm.mac, second.addresses[0], client.addresses[0]),
+            # By the tunnel to somebody of the other domain, or to nobody.
+            (theirs, client.mac, client.addresses[0], stranger.addresses[0]),
+            (theirs, vm.mac, vm.addresses[0], stranger.addresses[0]),
+            (theirs, client.mac, client.addresses[0], server2_vm),
+        ):
+            for delivery in self.world.send(at, mac, src, dst):
+                assert not delivery.arrivals, f"{src} at {at} to {dst}: {delivery}"
+
+
+def world(leaves: int, spines: int) -> Domains:
+    made = Domains(leaves, spines)
+    made.add("a", "a", 1, server_of("a", 1))
+    made.add("a", "a", 2, server_of("a", 2))
+    made.add("a", "a", 3, server_of("a", 2))
+    made.add("b", "b", 2, server_of("b", 2))
+    return made
+
+
+def ended(made: Domains) -> None:
+    """Incremental = recomputed, in both."""
+    for domain, compiler in made.compilers.items():
+        fresh = Compiler(made.nets[domain])
+        fresh.update(made.nets[domain].everything())
+        assert {s: p for s, p in compiler.programs.items() if p} == fresh.programs
+
+
+def shapes() -> st.SearchStrategy[tuple[int, int]]:
+    return st.tuples(st.integers(1, 2), st.integers(1, 2))
+
+
+@settings(max_examples=8, deadline=None)
+@given(shapes())
+def test_a_vm_moves_to_another_domain_and_back(shape: tuple[int, int]) -> None:
+    made = world(*shape)
+    before = {switch: dict(program) for switch, program in made.installed.items()}
+    there = Move(made, "a")
+    there.check()
+    there.steps(FORTH)
+    ended(made)
+    assert made.nets["a"].vms["vm-a1"].server == "to-b"
+    back = Move(made, "b")
+    back.steps(FORTH)
+    made.install("b", made.nets["b"].remove_vm("vm-a1"))
+    ended(made)
+    assert made.installed == before, "the network is as it was"
+
+
+@settings(max_examples=30, deadline=None)
+@given(shapes(), st.integers(1, LAST_TO_UNDO), st.booleans())
+def test_a_move_is_undone_at_any_step(shape: tuple[int, int], after: int, back: bool) -> None:
+    """The source first: nothing is lost, goes round, or is left behind."""
+    made = world(*shape)
+    if back:
+        Move(made, "a").steps(FORTH)
+    move = Move(made, "b" if back else "a")
+    before = {switch: dict(program) for switch, program in made.installed.items()}
+    move.steps(FORTH[:after])
+    ways = WAYS_BACK if any(step is C.DIVERTED for _, step in FORTH[:after]) else WAYS_BACK[2:]
+    move.steps(ways)
+    ended(made)
+    assert made.installed == before
+
+
+@given(st.sampled_from(["10.1.0.101", "10.1.0.102"]))
+def test_what_a_domain_without_others_has_is_what_it_had(_: str) -> None:
+    """A peer adds its gateway's own entries, and no more."""
+    made = world(1, 1)
+    net = made.nets["a"]
+    with_peer = {switch: dict(made.compilers["a"].program(switch)) for switch in net.switches}
+    net.peers.clear()
+    alone = Compiler(net)
+    alone.update(net.everything())
+    for switch in net.switches:
+        more = set(with_peer[switch].items()) - set(alone.program(switch).items())
+        assert not set(alone.program(switch).items()) - set(with_peer[switch].items())
+        assert bool(more) == (switch == "a-edge3")
+
+
+@settings(max_examples=4, deadline=None)
+@given(shapes())
+def test_a_guest_moves_inside_the_other_domain(shape: tuple[int, int]) -> None:
+    """Also between two switches of a step it is found, at one of its two servers."""
+    made = world(*shape)
+    Move(made, "a").steps(FORTH)
+    net, underlay = made.nets["b"], underlay_of(made.nets["b"])
+    client = nic("a", 2)
+    inside = fsm.begin("migration-2", "vm-a1", server_of("b", 1), server_of("b", 2), 1.0)
+
+    def found() -> None:
+        for its in nics_of("a", 1):
+            places = {("b-edge1", port(its)), ("b-edge2", port(its))}
+            for came in made.arrivals(("a-edge2", port(client)), client, its):
+                assert len(came) == 1
+                assert set(came) <= places
+
+    for change in (C.ADMITTED, C.DIVERTED, C.FORWARDED, C.SOURCE_CLOSED, C.SETTLED):
+        near = underlay.order_to_divert(inside.source, inside.target) if change is not C.SETTLED else ()
+        made.install("b", net.put_vm(fsm.placement_of(net.vms["vm-a1"], inside, change)), near, found)
+        inside = replace(inside, diverted=inside.diverted or change is C.DIVERTED)
+    ended(made)
+
+
+TOLD = st.lists(
+    st.tuples(st.sampled_from(["ports", "mac", "place", "vm"]), st.integers(0, 7), st.integers(0, 2)),
+    max_size=8,
+)
+"""What may become of switches and of the gateway: its kind, whose, and what of three."""
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes(), TOLD)
+def test_what_is_kept_up_to_date_is_what_is_computed_anew(
+    shape: tuple[int, int], steps: list[tuple[str, int, int]]
+) -> None:
+    """Whatever is told after a restart, and in whichever order: a guest's entries follow its gateway."""
+    made = world(*shape)
+    Move(made, "a").steps(FORTH)
+    for domain, net in made.nets.items():
+        switches = sorted(net.switches)
+        ports = {switch: dict(net._numbers[switch]) for switch in switches}
+        gateway = net.servers[gateway_of(domain)]
+        at, compiler = gateway.given_at, made.compilers[domain]
+        assert at is not None
+        for what, whose, which in steps:
+            switch = switches[whose % len(switches)]
+            match what:
+                case "ports":
+                    told = ({}, ports[switch], {name: 50 + n for name, n in ports[switch].items()})[which]
+                    touched = net.set_ports(switch, told)
+                case "mac":
+                    server = replace(net.servers[gateway.id], mac=f"02:00:00:0f:00:0{which}")
+                    touched = net.put_server(server)
+                case "place":
+                    place = (None, at, replace(at, port="p9"))[which]
+                    touched = net.put_server(replace(net.servers[gateway.id], given_at=place))
+                case _:
+                    vm = net.vms["vm-a1"]
+                    off = replace(vm, nics=(replace(vm.nic, enabled=which > 0), *vm.nics[1:]))
+                    touched = net.put_vm(off)
+            compiler.update(touched)
+            anew = Compiler(net)
+            anew.update(net.everything())
+            assert {s: p for s, p in compiler.programs.items() if p} == anew.programs, (domain, what, switch)

@@ -1,0 +1,147 @@
+"""Post-copy at the two agents: who has the VM while some of its memory is at the source yet."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from retinue.core.migration.copying import Postcopy
+from retinue.core.migration.presence import HandedOver, IncomingFailed, Plugged, Running
+from retinue.core.model import Ending
+from retinue.hypervisor import Channel, HandedOverError, Left
+from retinue.protocol.events import ControllerEvent
+from retinue.protocol.vms import VMRecord, VMState
+from support.agents.world import VM, FakeMachine, TwoServers, bench_up
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[TwoServers]:
+    async with bench_up() as made:
+        yield made
+
+
+async def step(bench: TwoServers, *steps: str, how: Postcopy = Postcopy.REQUIRED) -> list[str]:
+    migration = replace(bench.migration(), postcopy=how)
+    events = (ControllerEvent(f"migration.{name}", vm=VM, migration=migration) for name in steps)
+    return [line for event in events for line in await bench.after(event)]
+
+
+def presence(server: Any) -> Any:
+    return server.dispatcher.vms["web"].presence
+
+
+async def rest_hangs(bench: TwoServers) -> None:
+    await bench.registered()
+    bench.source.hypervisor.script["rest"] = "hangs"
+    await step(bench, "open_target", "start_copy")
+    await bench.source.hypervisor.reached["rest"].wait()
+    await bench.settled()
+
+
+async def test_the_source_has_given_the_vm_away_while_some_of_its_memory_is_there(bench: TwoServers) -> None:
+    await rest_hangs(bench)
+    assert presence(bench.source) == HandedOver("migration-1")
+    assert isinstance(presence(bench.target), Running)
+    told = await bench.catch_up("server1")
+    assert "server1 tells web started" not in told, "it runs at the target"
+
+
+async def test_nothing_is_freed_before_all_of_it_has_gone_over(bench: TwoServers) -> None:
+    await rest_hangs(bench)
+    bench.source.dispatcher.on_event(
+        ControllerEvent("migration.free_source", vm=VM, migration=replace(bench.migration()))
+    )
+    vm = bench.source.dispatcher.vms["web"]
+    assert vm.machine is not None
+    bench.source.hypervisor.go_on.set()
+    told = await bench.settled()
+    assert "server1: quit" in told
+    assert "server1 tells migration-1 source_freed" in told
+    assert bench.world.running("web") == ["server2"]
+
+
+async def test_a_vm_whose_rest_does_not_come_has_crashed_at_the_target(bench: TwoServers) -> None:
+    await bench.registered()
+    bench.target.hypervisor.script["rest comes"] = "fails"
+    told = await step(bench, "open_target", "start_copy")
+    assert any(line.startswith("server2 tells web stopped") for line in told), told
+    assert presence(bench.target) == Plugged()
+    assert presence(bench.source) == HandedOver("migration-1")
+    assert bench.world.running("web") == []
+
+
+async def test_a_vm_started_anew_keeps_its_machine_when_the_end_of_its_arrival_is_noticed_late(
+    bench: TwoServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection to a dead server may take half a minute to end, long after the VM's end was told."""
+    died, noticed = asyncio.Event(), asyncio.Event()
+
+    async def dies(target: FakeMachine, channel: Channel) -> None:
+        target.die()
+        died.set()
+        await noticed.wait()
+        raise HandedOverError("its rest does not come")
+
+    monkeypatch.setattr(bench.target.hypervisor, "_rest", dies)
+    bench.source.hypervisor.script["rest"] = "hangs"
+    await bench.registered()
+    migration = replace(bench.migration(), postcopy=Postcopy.REQUIRED)
+    await step(bench, "open_target")
+    bench.source.dispatcher.on_event(ControllerEvent("migration.start_copy", migration=migration))
+    await died.wait()
+    vm = bench.target.dispatcher.vms["web"]
+    there = replace(VM, server="server2")
+    bench.target.dispatcher.on_event(ControllerEvent("vm.ready", vm=there))
+    await vm.steps.join()
+    anew = bench.target.machine
+    assert vm.machine is anew
+    noticed.set()
+    assert vm.transfer is not None
+    await asyncio.wait({vm.transfer})
+    assert vm.machine is anew
+    bench.source.hypervisor.go_on.set()
+    bench.target.dispatcher.on_event(ControllerEvent("vm.removed", vm=there))
+    await bench.settled()
+    assert bench.world.running("web") == [], "what was removed does not run"
+
+
+@pytest.mark.parametrize("state", ["diverted", "rolling back"])
+async def test_a_vm_that_ran_here_before_its_agent_was_killed_is_not_run_from_its_past_at_the_source(
+    bench: TwoServers, state: str
+) -> None:
+    """The agent that comes after ends what lacks memory. That the VM had run was not told yet."""
+    await bench.prepared()
+    await bench.start_again("server2")
+    await bench.target.dispatcher.adopt_all(Left(ended={"web": Ending.CRASHED}))
+    here = replace(VM, server="server2" if state == "diverted" else "server1")
+    told = await bench.catch_up("server2", bench.migration(state), vms=(here,))
+    reports = [line for line in told if " tells " in line]
+    assert reports[0].startswith("server2 tells migration-1 resumed "), told
+    why = "its QEMU had ended when the agent of server2 started"
+    assert reports[1:] == [f"server2 tells web stopped {why} crashed"]
+    assert "server2: plug web 52:54:00:00:00:01" in told
+    assert bench.target.hypervisor.reported == ["web"], "the next agent need not tell it again"
+    assert await bench.catch_up("server2", bench.migration("switching"), vms=(crashed(here),)) == []
+
+
+def crashed(vm: VMRecord) -> VMRecord:
+    return replace(vm, server="server2", state=VMState.CRASHED)
+
+
+@pytest.mark.parametrize("how", [Postcopy.REQUIRED, Postcopy.IF_NEEDED])
+async def test_a_target_that_cannot_is_opened_only_where_it_need_not(
+    bench: TwoServers, how: Postcopy
+) -> None:
+    await bench.registered()
+    bench.world.no_postcopy = "no userfaultfd here"
+    told = await step(bench, "open_target", how=how)
+    if how is Postcopy.IF_NEEDED:
+        assert told[-1] == "server2 tells migration-1 target_opened"
+        return
+    assert told[-1] == "server2 tells migration-1 failed no userfaultfd here"
+    assert isinstance(presence(bench.target), IncomingFailed)
+    await step(bench, "roll_back")
+    assert "web" not in bench.target.dispatcher.vms or bench.target.dispatcher.vms["web"].machine is None
+    assert bench.world.running("web") == ["server1"]

@@ -1,0 +1,119 @@
+"""What an event costs does not grow with what it does not concern: work is counted here, not time."""
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from retinue.controller.context import Context
+from retinue.core.model import Network, Role
+from retinue.core.model.network import Owner
+from retinue.core.pipeline import compiler
+from support.fabric.networks import add_vm, fabric
+from support.fakes.session import FakeNetwork
+
+VMS = 6
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeNetwork]:
+    """Two VMs on each of three servers."""
+    fake = FakeNetwork(fabric(), clock=lambda: 1000.0)
+    await fake.start()
+    for number in range(1, VMS + 1):
+        add_vm(fake.net, number, at=1 + number % 3)
+    await fake.controller.context.install(fake.net.everything())
+    await fake.settle()
+    yield fake
+    await fake.stop()
+
+
+@pytest.fixture
+def looked_at(fake: FakeNetwork, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often it was asked of each VM whether it is programmed."""
+    asked: Counter[str] = Counter()
+    whether = Context.is_programmed
+
+    def counted(self: Context, owner: Owner) -> bool:
+        asked[owner.id] += 1
+        return whether(self, owner)
+
+    monkeypatch.setattr(Context, "is_programmed", counted)
+    fake.controller.context.state.vm_states.clear()
+    return asked
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Counter[Owner]:
+    """How often the entries of each owner were computed."""
+    done: Counter[Owner] = Counter()
+    compute = compiler.contribution
+
+    def counted(net: Network, owner: Owner) -> compiler.Contribution:
+        done[owner] += 1
+        return compute(net, owner)
+
+    monkeypatch.setattr(compiler, "contribution", counted)
+    return done
+
+
+async def back(fake: FakeNetwork, switch: str) -> None:
+    fake.sessions[switch].close("away")
+    fake.connect(switch)
+    await fake.settle()
+
+
+async def test_a_switch_that_comes_back_concerns_the_vms_on_it(
+    fake: FakeNetwork, looked_at: Counter[str]
+) -> None:
+    await back(fake, "edge1")
+    here = fake.net.vms_on("server1")
+    assert set(looked_at) == here
+    assert 0 < len(here) < VMS
+
+
+async def test_a_spine_that_comes_back_concerns_all(fake: FakeNetwork, looked_at: Counter[str]) -> None:
+    await back(fake, "spine1")
+    assert set(looked_at) == set(fake.net.vms)
+
+
+async def test_a_switch_that_comes_back_as_it_was_has_nothing_computed_anew(
+    fake: FakeNetwork, compiled: Counter[Owner]
+) -> None:
+    for switch in fake.net.switches:
+        await back(fake, switch)
+    assert not compiled
+
+
+async def test_whether_a_vm_is_ready_is_asked_without_computing(
+    fake: FakeNetwork, compiled: Counter[Owner]
+) -> None:
+    vms = [Owner("vm", vm) for vm in fake.net.vms]
+    assert all(fake.controller.context.is_programmed(vm) for vm in vms)
+    assert not compiled
+
+
+async def test_a_vm_without_any_entry_waits_for_its_edge_alone(fake: FakeNetwork) -> None:
+    """Its NIC is disabled and holds nothing; it is ready all the same."""
+    net = fake.net
+    vm = add_vm(net, VMS + 1, at=1)
+    fake.sessions["edge1"].close("away")
+    nic = vm.nics[0]
+    for held in net.held_by(vm.id):
+        net.unassign(held.key)
+    net.change_nic(vm.id, nic, replace(nic, enabled=False))
+    await fake.controller.context.install({Owner("vm", vm.id)})
+    assert str(fake.controller.inventory.state_of(vm.id)) == "registered"
+    fake.connect("edge1")
+    await fake.settle()
+    assert str(fake.controller.inventory.state_of(vm.id)) == "ready"
+
+
+def test_switches_are_found_by_their_role() -> None:
+    net = fabric()
+    for role in Role:
+        assert [s.id for s in net.with_role(role)] == [s.id for s in net.switches.values() if s.role is role]
+    net.add_switch(replace(net.switches["leaf1"], role=Role.SPINE))
+    assert [s.id for s in net.with_role(Role.SPINE)] == ["spine1", "spine2", "leaf1"]
+    assert [s.id for s in net.with_role(Role.LEAF)] == ["leaf2"]

@@ -1,0 +1,107 @@
+"""By which links a leaf, or a spine, sends up, as they come and go."""
+
+import pytest
+
+from retinue.core.model import Network, PortRef, network
+from retinue.core.model.links import upward_ports
+from retinue.core.model.network import Owner
+from support.fabric.networks import fabric
+
+
+def down(net: Network, *ports: str) -> frozenset[Owner]:
+    """Each "switch:port"; all others of these switches have a link."""
+    touched: frozenset[Owner] = frozenset()
+    by_switch: dict[str, set[str]] = {}
+    for switch, _, port in (one.partition(":") for one in ports):
+        by_switch.setdefault(switch, set()).update({port} - {""})
+    for switch, names in by_switch.items():
+        touched |= net.set_ports(switch, net._numbers[switch], names)
+    return touched
+
+
+def up(net: Network) -> dict[str, list[str]]:
+    """By leaf: the spines to which it sends."""
+    found = {}
+    for leaf in ("leaf1", "leaf2"):
+        by_number = {
+            net.port_number(one.lower): one.upper.switch for one in net.links if one.lower.switch == leaf
+        }
+        found[leaf] = sorted(by_number[number] for number in upward_ports(net, leaf))
+    return found
+
+
+def link(net: Network, leaf: str, spine: str) -> tuple[PortRef, PortRef]:
+    found = next(one for one in net.links if (one.lower.switch, one.upper.switch) == (leaf, spine))
+    return found.lower, found.upper
+
+
+BOTH = {"leaf1": ["spine1", "spine2"], "leaf2": ["spine1", "spine2"]}
+SECOND = {"leaf1": ["spine2"], "leaf2": ["spine2"]}
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_a_spine_that_has_lost_a_leaf_gets_nothing_from_any(end: int) -> None:
+    """Whichever end tells of it: the other may be silent."""
+    net = fabric()
+    assert up(net) == BOTH
+    lost = str(link(net, "leaf1", "spine1")[end])
+    touched = down(net, lost)
+    assert up(net) == SECOND
+    assert touched >= {Owner("switch", "leaf1"), Owner("switch", "leaf2")}
+    assert not down(net, lost), "told once more"
+    assert down(net, lost.partition(":")[0] + ":") >= {Owner("switch", "leaf2")}
+    assert up(net) == BOTH
+
+
+def test_where_no_spine_is_whole_each_leaf_sends_by_what_it_has() -> None:
+    net = fabric()
+    down(net, str(link(net, "leaf1", "spine1")[0]), str(link(net, "leaf2", "spine2")[0]))
+    assert up(net) == {"leaf1": ["spine2"], "leaf2": ["spine1"]}
+    down(net, *(str(link(net, "leaf1", spine)[0]) for spine in ("spine1", "spine2")))
+    assert up(net)["leaf1"] == ["spine1", "spine2"], "none is left: then all, as before"
+
+
+def test_a_port_that_is_gone_has_no_link_and_one_not_told_of_yet_has() -> None:
+    net = fabric()
+    port = link(net, "leaf1", "spine1")[1]
+    left = {name: number for name, number in net._numbers["spine1"].items() if name != port.port}
+    net.set_ports("spine1", left)
+    assert up(net) == SECOND
+    net.set_ports("spine1", {})
+    assert up(net) == BOTH, "no port at all: the switch has told of none"
+
+
+def test_a_core_that_has_lost_a_pod_gets_nothing_from_the_other_one_either() -> None:
+    """Nor does a spine whose only core that is; each of two cores has a link to one spine of each pod."""
+    net = fabric(leaves=2, spines=2, cores=2)
+    lost = next(one for one in net.links if one.upper.switch == "core1")
+    beside = next(
+        one for one in net.links if one.upper.switch == "core1" and one.lower.switch != lost.lower.switch
+    )
+    down(net, str(lost.upper))
+    for leaf in ("leaf1", "leaf2"):
+        by_number = {
+            net.port_number(one.lower): one.upper.switch for one in net.links if one.lower.switch == leaf
+        }
+        (to,) = (by_number[number] for number in upward_ports(net, leaf))
+        assert to not in (lost.lower.switch, beside.lower.switch)
+
+
+def test_ports_that_lead_to_no_switch_cost_no_look_at_the_fabric(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand edges tell their ports at a start, and one of them for each VM that comes or goes."""
+    net, asked = fabric(), list[str]()
+    monkeypatch.setattr(network, "upward_ports", lambda net, switch: asked.append(switch))
+    net.set_ports("edge1", {**net._numbers["edge1"], "tap1": 7}, ["tap1"])
+    net.set_ports("leaf1", {**net._numbers["leaf1"], "new": 77}, ["new"])
+    net.set_ports("spine1", dict(net._numbers["spine1"]))
+    assert not asked
+    net.set_ports("spine1", {})
+    assert asked
+
+
+def test_ports_of_servers_change_no_way_up() -> None:
+    net = fabric()
+    ends = {one.lower.port for one in net.links if one.lower.switch == "leaf1"}
+    name = next(name for name in net._numbers["leaf1"] if name not in ends)
+    assert Owner("switch", "leaf2") not in down(net, f"leaf1:{name}")
+    assert up(net) == BOTH

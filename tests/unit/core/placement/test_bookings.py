@@ -1,0 +1,24 @@
+"""Room booked for VMs that are to come: when it counts, and when it has ended."""
+
+from dataclasses import replace
+
+from retinue.core.placement.bookings import Booking, BookingEnd, booked_at, ended
+
+WEB = Booking("web", "server2", 512, 2, 300.0)
+DB = Booking("db", "server2", 1024, 4, 400.0)
+
+
+def test_it_ends_when_its_vm_is_there_and_else_in_time() -> None:
+    assert ended([WEB, DB], {}, 299.9) == []
+    assert ended([WEB, DB], {}, 300.0) == [(WEB, BookingEnd.TIMED_OUT)]
+    assert ended([WEB], {"web": ("server1",)}, 1.0) == [], "it is elsewhere"
+    assert ended([WEB], {"web": ("server1", "server2")}, 1.0) == [(WEB, BookingEnd.ARRIVED)]
+    assert ended([WEB], {"web": ("server2",)}, 500.0) == [(WEB, BookingEnd.ARRIVED)], "late, but there"
+    assert ended([WEB], {"db": ("server2",)}, 1.0) == []
+
+
+def test_it_counts_for_everybody_but_the_vm_itself() -> None:
+    both = [WEB, DB, replace(WEB, vm="x", server="server3")]
+    assert booked_at(both, "server2") == [(512, 2), (1024, 4)]
+    assert booked_at(both, "server2", "web") == [(1024, 4)]
+    assert booked_at(both, "server1") == []

@@ -1,0 +1,205 @@
+"""Post-copy, with a fake QEMU: when the VM is handed over, what goes on then, and how it is undone."""
+
+import asyncio
+from collections.abc import Collection
+from typing import Any
+
+import pytest
+
+from retinue.core.migration import copying
+from retinue.core.migration.copying import CopyOptions, Postcopy
+from retinue.core.migration.precopy import WANTED_DOWNTIME
+from retinue.hypervisor import HandedOverError, HypervisorError
+from retinue.hypervisor.interface import Copying, Event, MigrationFailed, RunsElsewhere, Stopped
+from retinue.hypervisor.memory_channel import Channel, channel_pair
+from retinue.hypervisor.qemu.outgoing import run_outgoing
+from retinue.hypervisor.qemu.postcopy import CAPABILITY
+from support.fakes.qemu_memory import FakeQemu
+
+ODD = (4 << 20) + (8 << 10)
+ALWAYS = [64 << 20] * 50
+"""Bytes that the VM has written whenever QEMU looks."""
+
+
+class Target:
+    """The target's agent: what it has heard, in order, and whether it can."""
+
+    def __init__(self, channel: Channel, ready: bool = True) -> None:
+        self.channel, self.ready = channel, ready
+        self.heard: list[Any] = []
+        self.handed_over = False
+        self.nbytes = self.at_hand_over = 0
+
+    async def take(self, says: str = "running") -> None:
+        while True:
+            match await self.channel.receive():
+                case bytes(memory):
+                    self.nbytes += len(memory)
+                    if not memory:
+                        self.heard.append("end")
+                        if self.handed_over:
+                            return
+                case {"type": "postcopy"}:
+                    self.heard.append("postcopy")
+                    await self.channel.send_message("postcopy", ready=self.ready)
+                case {"type": "handed_over"} as how:
+                    self.handed_over = True
+                    self.heard.append("handed over by post-copy" if how.get("postcopy") else "handed over")
+                    self.at_hand_over = self.nbytes
+                    if says == "hang up":
+                        self.channel.abort()
+                        return
+                    await self.channel.send_message(says, at=1000.01, reason="no room")
+                    if says == "running" and how.get("postcopy"):
+                        await self.channel.send_memory(b"a page")
+                    if self.heard[-2] == "end":
+                        return
+                case word:
+                    self.heard.append(word["type"])
+
+
+async def moved(
+    qemu: FakeQemu,
+    how: Postcopy,
+    *,
+    ready: bool = True,
+    says: str = "running",
+    wanted: float = WANTED_DOWNTIME,
+) -> tuple[Target, list[Event], Any]:
+    """The target, what was told, and what came of it."""
+    here, there = await channel_pair()
+    target, told = Target(there, ready), list[Event]()
+    taking = asyncio.create_task(target.take(says))
+
+    async def divert(taps: Collection[str]) -> bool:
+        qemu.asked.append("divert")
+        qemu.may_stop = True
+        return True
+
+    going = run_outgoing(
+        qemu,  # type: ignore[arg-type]
+        here, told.append, divert, wanted_downtime=wanted, options=CopyOptions(how),
+    )  # fmt: skip
+    (came,) = await asyncio.gather(going, return_exceptions=True)
+    taking.cancel()
+    await asyncio.gather(taking, return_exceptions=True)
+    return target, told, came
+
+
+@pytest.mark.parametrize(("how", "looks"), [(Postcopy.REQUIRED, 2), (Postcopy.IF_NEEDED, 4)])
+async def test_a_vm_that_always_writes_runs_at_the_target_before_its_memory_is_there(
+    how: Postcopy, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "LEAST_PAUSE", 0.0)  # However quick this machine copies.
+    qemu = FakeQemu(ODD, list(ALWAYS))
+    target, told, came = await moved(qemu, how, wanted=0.0)
+    assert came.downtime_ms > 0
+    assert qemu.asked.index("divert") < qemu.asked.index("quiet") < qemu.asked.index("migrate-start-postcopy")
+    assert qemu.looks >= looks if how is Postcopy.IF_NEEDED else qemu.looks == looks
+    assert target.heard == ["postcopy", "expect", "handed over by post-copy", "end"]
+    assert target.at_hand_over < target.nbytes == qemu.sent
+    assert qemu.asked_for, "what the target's QEMU asks for reaches the source's"
+    kinds = [type(event) for event in told if not (isinstance(event, Copying) and not event.postcopy)]
+    assert kinds[:2] == [Stopped, RunsElsewhere]
+    assert set(kinds[2:]) == {Copying}
+    assert isinstance(told[-1], Copying)
+    assert told[-1].remaining == 0
+
+
+async def test_a_vm_that_writes_little_goes_over_as_ever() -> None:
+    qemu = FakeQemu(ODD, [1 << 20, 40960])
+    target, told, _ = await moved(qemu, Postcopy.REQUIRED)
+    assert "migrate-start-postcopy" not in qemu.asked
+    assert target.heard[-2:] == ["end", "handed over"]
+    assert not any(isinstance(event, RunsElsewhere) for event in told)
+
+
+@pytest.mark.parametrize("who", ["source", "target"])
+async def test_where_one_of_two_cannot_it_is_rejected_or_done_without(who: str) -> None:
+    async def moves(how: Postcopy) -> tuple[FakeQemu, list[Event], Any]:
+        qemu = FakeQemu(ODD, [1 << 20, 0])
+        qemu.cannot = {CAPABILITY} if who == "source" else set()
+        _, told, came = await moved(qemu, how, ready=who == "source")
+        return qemu, told, came
+
+    qemu, told, came = await moves(Postcopy.REQUIRED)
+    assert isinstance(came, HypervisorError)
+    assert "post-copy was asked for, and" in str(came)
+    assert "migrate" not in qemu.asked, "nothing was copied"
+    assert [type(event) for event in told] == [MigrationFailed]
+
+
+async def test_what_the_target_says_it_never_ran_is_resumed_here() -> None:
+    qemu = FakeQemu(ODD, list(ALWAYS))
+    _, told, came = await moved(qemu, Postcopy.REQUIRED, says="failed")
+    assert isinstance(came, HypervisorError)
+    assert not isinstance(came, HandedOverError)
+    assert "no room" in str(came)
+    assert "migrate_cancel" in qemu.asked
+    assert isinstance(told[-1], MigrationFailed)
+    assert told[-1].source_runs
+
+
+async def test_what_the_target_may_run_is_neither_cancelled_nor_broken_off_here() -> None:
+    """With its stream broken QEMU could not give it back; a cancel would run it."""
+    qemu = FakeQemu(ODD, list(ALWAYS))
+    _, told, came = await moved(qemu, Postcopy.REQUIRED, says="hang up")
+    assert isinstance(came, HandedOverError)
+    assert "does not confirm that it runs" in str(came)
+    assert "migrate_cancel" not in qemu.asked
+    (stream,) = qemu.kept
+    assert stream._ours.fileno() >= 0, "it is open"
+    assert not any(isinstance(event, MigrationFailed) for event in told)
+    stream.close()
+
+
+async def test_a_rest_that_cannot_be_sent_is_told_and_the_vm_not_resumed() -> None:
+    qemu = FakeQemu(ODD, list(ALWAYS))
+    qemu.rest_goes.clear()
+
+    def hear(event: Event) -> None:
+        if isinstance(event, RunsElsewhere):
+            qemu.break_off()
+
+    here, there = await channel_pair()
+    target = Target(there)
+    taking = asyncio.create_task(target.take())
+
+    async def divert(taps: Collection[str]) -> bool:
+        qemu.may_stop = True
+        return True
+
+    options = CopyOptions(Postcopy.REQUIRED)
+    with pytest.raises(HandedOverError, match="lacks some of its memory: the way to the target is broken"):
+        await run_outgoing(qemu, here, hear, divert, options=options)  # type: ignore[arg-type]
+    assert "migrate_cancel" not in qemu.asked
+    taking.cancel()
+
+
+async def test_a_vm_whose_rest_goes_over_is_not_called_off() -> None:
+    qemu = FakeQemu(ODD, list(ALWAYS))
+    qemu.rest_goes.clear()
+    running = asyncio.Event()
+
+    def hear(event: Event) -> None:
+        if isinstance(event, RunsElsewhere):
+            running.set()
+
+    here, there = await channel_pair()
+    target = Target(there)
+    taking = asyncio.create_task(target.take())
+
+    async def divert(taps: Collection[str]) -> bool:
+        qemu.may_stop = True
+        return True
+
+    options = CopyOptions(Postcopy.REQUIRED)
+    going = asyncio.create_task(run_outgoing(qemu, here, hear, divert, options=options))  # type: ignore[arg-type]
+    await running.wait()
+    going.cancel()
+    done, _ = await asyncio.wait({going}, timeout=0.05)
+    assert not done
+    qemu.rest_goes.set()
+    assert (await going).downtime_ms > 0
+    await taking
+    assert target.heard[-1] == "end"

@@ -1,0 +1,174 @@
+"""The site's file, what is made of it for each machine, and what is found on one."""
+
+import subprocess
+from collections.abc import Sequence
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from retinue.agent.config import load as load_agent
+from retinue.cli.main import app
+from retinue.config_file import ConfigError
+from retinue.controller.config import load as load_controller
+from retinue.setup.look import look
+from retinue.setup.machines import machines
+from retinue.setup.site import Site, dpid_of, load, mac_of
+
+SITE = """
+controller = "192.0.2.10"
+
+[[subnet]]
+id = "transfer"
+prefix = "10.0.0.0/24"
+gateway = "10.0.0.254"
+
+[[subnet]]
+id = "blue"
+prefix = "10.1.0.0/24"
+gateway = "10.1.0.254"
+
+[[server]]
+id = "server1"
+management = "192.0.2.11"
+endpoint = "172.16.1.2"
+control = "qemu+tls://server1.example/system"
+
+[[server]]
+id = "server2"
+management = "192.0.2.12"
+endpoint = "172.16.2.2"
+
+[[outside]]
+id = "router"
+server = "server1"
+interface = "eth2"
+mac = "02:00:00:00:00:e1"
+address = "10.0.0.1"
+routes = ["0.0.0.0/0"]
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return load(_file(tmp_path, SITE))
+
+
+def _file(folder: Path, text: str) -> Path:
+    path = folder / "site.toml"
+    path.write_text(text)
+    return path
+
+
+def make(tmp_path: Path, text: str = SITE) -> str:
+    argv = ["setup", "make", str(_file(tmp_path, text))]
+    argv += ["--output", str(tmp_path / "machines"), "--pki", str(tmp_path / "pki")]
+    done = CliRunner().invoke(app, argv)
+    assert done.exit_code == 0 or isinstance(done.exception, SystemExit), done.exception
+    return done.output
+
+
+def test_each_machine_gets_a_folder_with_all_that_it_needs(tmp_path: Path) -> None:
+    assert "copy each to its machine and run `sh setup.sh` there" in make(tmp_path)
+    folder = tmp_path / "machines"
+    assert sorted(path.name for path in folder.iterdir()) == ["controller", "server1", "server2"]
+    net = load_controller(folder / "controller" / "controller.toml").network()
+    assert set(net.switches) == {"server1-edge", "server1-leaf", "server2-edge", "server2-leaf"}
+    assert net.over_ip
+    assert {id: net.location(id) is not None for id in net.servers} == dict.fromkeys(net.servers, True)
+    agent = load_agent(folder / "server1" / "agent.toml")
+    assert (agent.server, agent.controller, agent.bridge) == ("server1", "https://192.0.2.10:8080", "retinue")
+    assert agent.libvirt is not None and agent.libvirt.control == "qemu+tls://server1.example/system"
+    for key in folder.rglob("*.key"):
+        assert key.stat().st_mode & 0o077 == 0
+    for script in folder.rglob("*.sh"):
+        subprocess.run(["sh", "-n", str(script)], check=True)
+
+
+def test_made_once_more_certificates_stay_and_a_new_server_changes_no_others(tmp_path: Path) -> None:
+    make(tmp_path)
+    folder = tmp_path / "machines"
+    before = {path: path.read_bytes() for path in folder.glob("server*/*")}
+    more = '[[server]]\nid = "server3"\nmanagement = "192.0.2.13"\nendpoint = "172.16.3.2"\n'
+    said = make(tmp_path, SITE + more)
+    assert {path: path.read_bytes() for path in before} == before
+    assert "nothing new" in said
+    assert (folder / "server3" / "setup.sh").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('id = "server2"', 'id = "server1"', "server1 is there 2 times"),
+        ('id = "server2"', 'id = "Server; rm"', "is no name of a machine"),
+        ('id = "server2"', 'id = "controller"', "is no name of a machine"),
+        ('endpoint = "172.16.2.2"', 'endpoint = "172.16.1.2"', "endpoint 172.16.1.2 is of 2 servers"),
+        ('server = "server1"\ninter', 'server = "server9"\ninter', "which is not there"),
+        ('interface = "eth2"', 'interface = "eth2; reboot"', "is no name of an interface"),
+        ('controller = "192.0.2.10"', 'controller = "nobody"', "site.toml"),
+        ('controller = "192.0.2.10"', 'controller = "192.0.2.10"\nmtu = 100', "mtu is "),
+        ('gateway = "10.1.0.254"', 'gateway = "10.2.0.254"', "10.2.0.254"),
+        ('mac = "02:00:00:00:00:e1"', 'mac = "zz"', "zz"),
+    ],
+)
+def test_what_cannot_be_is_said_with_the_file_that_says_it(
+    tmp_path: Path, old: str, new: str, reason: str
+) -> None:
+    assert old in SITE
+    said = make(tmp_path, SITE.replace(old, new, 1))
+    assert reason in said
+
+
+def test_without_servers_there_is_no_site(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="1 to 1000 servers"):
+        load(_file(tmp_path, 'controller = "192.0.2.10"\nserver = []\nsubnet = []\n'))
+
+
+def test_datapath_ids_and_macs_are_made_of_names(site: Site) -> None:
+    names = [f"server{number}-{part}" for number in range(1000) for part in ("edge", "leaf")]
+    assert len({dpid_of(name) for name in names}) == len(names)
+    assert all(0 < dpid_of(name) < 1 << 48 for name in names)
+    macs = {mac_of(f"server{number}") for number in range(1000)}
+    assert len(macs) == 1000 and all(mac.startswith("02:") for mac in macs)
+    assert site.vm_mtu == 1450
+    assert site.controller == IPv4Address("192.0.2.10")
+
+
+def test_nothing_of_a_site_is_taken_for_a_command(site: Site) -> None:
+    """What is written into a script has a grammar without blanks and quotes, or is quoted."""
+    server = next(one for one in machines(site) if one.name == "server1")
+    assert "add-port retinue-leaf eth2" in server.files["setup.sh"]
+    assert "'other_config:hwaddr=\"" in server.files["setup.sh"]
+
+
+SAYS = {
+    "ovs-vsctl --version": "ovs-vsctl (Open vSwitch) 3.1.0\nDB Schema 8.3.1\n",
+    "ovs-vsctl list-br": "br0\n",
+    "ovs-vsctl list-ports br0": "eth1\n",
+    "ip -json route show default": '[{"dst": "default", "gateway": "192.0.2.1", "dev": "eth0"}]',
+    "ip -json -4 address show": (
+        '[{"ifname": "lo", "addr_info": [{"local": "127.0.0.1", "prefixlen": 8, "scope": "host"}]},'
+        '{"ifname": "eth1", "addr_info": [{"local": "172.16.1.2", "prefixlen": 24, "scope": "global"}]},'
+        '{"ifname": "eth0", "addr_info": [{"local": "192.0.2.11", "prefixlen": 24, "scope": "global"}]}]'
+    ),
+    "lldpctl -f keyvalue": "lldp.eth1.chassis.name=tor1\nlldp.eth1.port.ifname=swp3\nlldp.eth1.via=LLDP\n",
+}
+
+
+def test_a_machine_is_looked_at(tmp_path: Path) -> None:
+    def says(argv: Sequence[str]) -> str:
+        return SAYS[" ".join(argv)]
+
+    found = look(says, tmp_path)
+    assert (found.open_vswitch, found.bridges, found.libvirt) == ("3.1.0", {"br0": ["eth1"]}, True)
+    assert (found.management, found.neighbours) == ("192.0.2.11", {"eth1": "tor1 swp3"})
+    lines = found.table()
+    assert "# interface eth1: 172.16.1.2/24, leads to tor1 swp3" in lines
+    assert 'management = "192.0.2.11"' in lines and "libvirt = true" in lines
+
+
+def test_where_there_is_nothing_it_is_said(tmp_path: Path) -> None:
+    found = look(lambda argv: "", tmp_path / "none")
+    assert found.management == "" and not found.libvirt
+    assert "apt-get install openvswitch-switch" in found.table()[0]
