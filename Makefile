@@ -95,6 +95,7 @@ test: install
 test-long: install
 	@$(MAKE) --no-print-directory install-browser || echo "Going on without a browser: its tests are skipped" >&2
 	@$(BIN)/pytest -m "long or browser" -s
+	@RETINUE_EXAMPLES=4 $(BIN)/pytest -n 2 --dist loadfile tests/property
 
 chaos: install
 	@PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
@@ -107,7 +108,7 @@ unit: $(VENV)/.installed
 check: $(VENV)/.installed
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/mypy --num-workers 2
+	@$(BIN)/mypy --num-workers 2 || { test $$? -eq 2 && echo "Its workers did not start: once more, without" >&2 && $(BIN)/mypy; }
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python tests/tools/check_requirements.py
 

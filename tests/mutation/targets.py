@@ -67,6 +67,8 @@ MODULES = (
     "retinue.core.model.network",
     "retinue.core.model.view",
     "retinue.core.model.constraints",
+    "retinue.core.model.ownership",
+    "retinue.core.model.vm_constraints",
     "retinue.core.model.in_use",
     "retinue.core.model.routed_prefixes",
     "retinue.core.model.trunks",

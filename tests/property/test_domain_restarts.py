@@ -10,6 +10,7 @@ import asyncio
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from support.examples import examples
 from support.fabric.deaths import FORTH, Killer, arrivals, ended, is_served, settled
 from support.fabric.domains import other, server_of
 from support.fabric.two_controllers import two_domains
@@ -17,7 +18,10 @@ from support.virtual_time import run
 
 
 @settings(
-    deadline=None, max_examples=40, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow]
+    deadline=None,
+    max_examples=examples(20),
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
 )
 @given(data=st.data())
 def test_a_controller_killed_at_any_word_between_domains_costs_nothing(data: st.DataObject) -> None:

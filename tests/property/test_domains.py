@@ -16,6 +16,7 @@ from retinue.core.model import NIC
 from retinue.core.packets import ARP, ArpOp, arp_request
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.underlay import Near, underlay_of
+from support.examples import examples
 from support.fabric.domains import (
     GATEWAY_MACS,
     TUNNEL,
@@ -201,7 +202,7 @@ def shapes() -> st.SearchStrategy[tuple[int, int]]:
     return st.tuples(st.integers(1, 2), st.integers(1, 2))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(4), deadline=None)
 @given(shapes())
 def test_a_vm_moves_to_another_domain_and_back(shape: tuple[int, int]) -> None:
     made = world(*shape)
@@ -218,7 +219,7 @@ def test_a_vm_moves_to_another_domain_and_back(shape: tuple[int, int]) -> None:
     assert made.installed == before, "the network is as it was"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(shapes(), st.integers(1, LAST_TO_UNDO), st.booleans())
 def test_a_move_is_undone_at_any_step(shape: tuple[int, int], after: int, back: bool) -> None:
     """The source first: nothing is lost, goes round, or is left behind."""
@@ -249,7 +250,7 @@ def test_what_a_domain_without_others_has_is_what_it_had(_: str) -> None:
         assert bool(more) == (switch == "a-edge3")
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=examples(2), deadline=None)
 @given(shapes())
 def test_a_guest_moves_inside_the_other_domain(shape: tuple[int, int]) -> None:
     """Also between two switches of a step it is found, at one of its two servers."""
@@ -280,7 +281,7 @@ TOLD = st.lists(
 """What may become of switches and of the gateway: its kind, whose, and what of three."""
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(shapes(), TOLD)
 def test_what_is_kept_up_to_date_is_what_is_computed_anew(
     shape: tuple[int, int], steps: list[tuple[str, int, int]]

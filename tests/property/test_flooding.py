@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from retinue.core.model import Flood, ModelError, Network, PortRef, Subnet, VMPort
 from retinue.core.model.network import NOTHING, Touched
+from support.examples import examples
 from support.fabric.flooded import PREFIXES, VNETS, Flooded, Member, add_vm, add_vnets
 from support.fabric.histories import Move, equals_recomputed, fresh
 from support.fabric.networks import add_ipv6, fabric
@@ -47,7 +48,7 @@ def flooded(draw: st.DrawFn) -> Flooded:
     return Flooded(FabricWorld(net), members, at, gets_at, ipv6)
 
 
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(6), suppress_health_check=[HealthCheck.too_slow])
 @given(world=flooded(), data=st.data())
 def test_each_copy_comes_once_in_every_state_of_a_move(world: Flooded, data: st.DataObject) -> None:
     net = world.world.net
@@ -103,7 +104,7 @@ class Either:
         assert failures < len(self._places), "a copy comes to neither place"
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=examples(5))
 @given(world=flooded())
 def test_without_flooding_nothing_is_left_of_it(world: Flooded) -> None:
     net = world.world.net
@@ -130,7 +131,7 @@ STEPS = st.lists(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(40))
 @given(steps=STEPS, over_ip=st.booleans())
 def test_incremental_equals_recomputed(steps: list[tuple[str, int, int]], over_ip: bool) -> None:
     net = fabric(over_ip=over_ip)

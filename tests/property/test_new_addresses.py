@@ -19,6 +19,7 @@ from retinue.core.migration.new_addresses import NewAddresses
 from retinue.core.model import NIC, Network, Subnet, VMPort, Vnet
 from retinue.core.pipeline.underlay import underlay_of
 from support import virtual_time
+from support.examples import examples
 from support.fabric.networks import GATEWAY_MAC, add_vm, fabric, vm_ip, vm_mac, vm_port
 from support.fabric.restart_world import WHOLE, RestartWorld
 from support.fabric.world import OUTSIDE, FabricWorld, udp_frame
@@ -71,7 +72,7 @@ class Ports:
 SHAPES = st.sampled_from([(1, 2, 1), (2, 1, 2), (1, 1, 2), (1, 2, 3)])
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(20), suppress_health_check=[HealthCheck.too_slow])
 @given(servers_on=SHAPES, wanted=st.sampled_from(WANTED), data=st.data())
 def test_no_switch_has_the_new_ones_while_another_has_the_old(
     servers_on: tuple[int, ...], wanted: NewAddresses, data: st.DataObject
@@ -120,7 +121,7 @@ def test_no_switch_has_the_new_ones_while_another_has_the_old(
     world.apply(settled, underlay_of(net).order_to_withdraw("server1"), each=one_of_them)
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(12), suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_the_old_ones_stay_until_there_is_no_way_back(data: st.DataObject) -> None:
     """At any state a migration fails, is cancelled, goes on, or its controller is killed and started anew."""

@@ -32,6 +32,7 @@ from retinue.core.model.network import NOTHING, Touched
 from retinue.core.pipeline.compiler import Compiler, Entry, EntryKey, Keys, Program, key_of
 from retinue.core.pipeline.diff import agrees, difference
 from retinue.core.pipeline.underlay import Near, underlay_of
+from support.examples import examples
 from support.fabric import ipv6, prefixes
 from support.fabric.histories import fresh
 from support.fabric.networks import (
@@ -188,7 +189,7 @@ def are_together(world: FabricWorld, nics: list[int]) -> None:
     assert all(place == places[0] for place in places), places
 
 
-@settings(deadline=None, max_examples=14, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(7), suppress_health_check=[HealthCheck.too_slow])
 @pytest.mark.parametrize("over_ip", [False, True], ids=["spines", "tunnels"])
 @given(data=st.data())
 def test_every_state_of_a_move_is_right(over_ip: bool, data: st.DataObject) -> None:
@@ -273,7 +274,7 @@ def test_every_state_of_a_move_is_right(over_ip: bool, data: st.DataObject) -> N
     assert world.compiler.programs == fresh(net)
 
 
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(6), suppress_health_check=[HealthCheck.too_slow])
 @given(shape=shapes(vms=3, over_ip=False), data=st.data())
 def test_no_packet_takes_a_link_that_is_lost(shape: Shape, data: st.DataObject) -> None:
     """One spine of several loses some of its links, or all; either end has told of it."""
@@ -404,7 +405,7 @@ STEPS = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(75))
 @given(shape=shapes(), steps=st.lists(STEPS, max_size=25))
 def test_incremental_equals_recomputed(shape: Shape, steps: list[Step]) -> None:
     net = shape.network()

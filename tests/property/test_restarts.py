@@ -14,6 +14,7 @@ from retinue.controller.state import Stored
 from retinue.core.migration import MigrationState
 from retinue.core.model import PortRef
 from support import virtual_time
+from support.examples import examples
 from support.fabric.networks import GATEWAY_MAC, add_vm, assignment, fabric, vm_ip, vm_port
 from support.fabric.restart_world import WHOLE, RestartWorld, nothing_known_is_left, port_of
 from support.fabric.world import OUTSIDE, udp_frame
@@ -25,7 +26,7 @@ SOON = 0.4
 """Seconds of virtual time in which a controller does what it can; less than any limit of a migration."""
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(20), suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_controller_killed_at_any_state_of_a_migration_costs_nothing(data: st.DataObject) -> None:
     servers_on = data.draw(
@@ -79,7 +80,7 @@ def test_a_controller_killed_at_any_state_of_a_migration_costs_nothing(data: st.
 CHANGES = st.sampled_from(["address given back", "vm elsewhere", "vm removed", "port gone", "nothing"])
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(20), suppress_health_check=[HealthCheck.too_slow])
 @given(
     became=st.tuples(CHANGES, CHANGES, CHANGES),
     server_moved=st.booleans(),

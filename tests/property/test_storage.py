@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from retinue.core.model import Network
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.underlay import Near, underlay_of
+from support.examples import examples
 from support.fabric.networks import add_vm, fabric, vm_port
 from support.fabric.storage import (
     FORWARDER_PORT,
@@ -67,7 +68,7 @@ class Storage:
 
 
 @given(st.data(), st.lists(st.sampled_from(EVERYWHERE), min_size=2, max_size=3), st.sampled_from([0, 2]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_storage_comes_once_and_to_where_the_vm_is(
     data: st.DataObject, vms_at: list[int], cores: int
 ) -> None:

@@ -14,6 +14,7 @@ from retinue.core.model import VMPort
 from retinue.core.packets import BROADCAST, arp_request, dhcp_frame, discover
 from retinue.core.pipeline.cookies import SPOOF_ATTEMPTS, Reason, reason_of
 from retinue.core.tracing import Fate, Trace, place_of_nic, trace
+from support.examples import examples
 from support.fabric import ipv6
 from support.fabric.networks import GATEWAY, GATEWAY_MAC, moved, vm_ip, vm_mac, vm_port
 from support.fabric.world import (
@@ -79,7 +80,7 @@ def agrees(found: Trace, paths: list[Delivery]) -> None:
     assert not [entry for hop in found.hops for entry in hop.entries if entry.priority_name == "not ours"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(shapes(), st.sampled_from(("at rest", "admitted", "diverted", "paused", "closed")), st.data())
 def test_a_trace_tells_what_switches_do(shape: Shape, state: str, data: st.DataObject) -> None:
     world = FabricWorld(shape.network())

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from retinue.core.model import NIC, Network, Subnet, VMPort, Vnet
 from retinue.core.model.network import NOTHING, Owner, Touched
+from support.examples import examples
 from support.fabric.histories import Move, equals_recomputed, fresh
 from support.fabric.networks import add_vm as add_default_vm
 from support.fabric.networks import fabric, vm_mac, vm_port
@@ -48,7 +49,7 @@ def trunked(draw: st.DrawFn) -> Trunked:
     return Trunked(FabricWorld(net), members, at, {vm: {server} for vm, server in at.items()})
 
 
-@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(4), suppress_health_check=[HealthCheck.too_slow])
 @given(world=trunked(), data=st.data())
 def test_each_vlan_is_its_vnets_in_every_state_of_a_move(world: Trunked, data: st.DataObject) -> None:
     net = world.world.net
@@ -76,7 +77,7 @@ def test_each_vlan_is_its_vnets_in_every_state_of_a_move(world: Trunked, data: s
     world.check()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(12))
 @given(places=st.lists(st.sampled_from(PLACES), min_size=1, unique=True), ipv6=st.booleans())
 def test_a_trunk_changes_no_entry_of_anybody_elses(places: list, ipv6: bool) -> None:  # type: ignore[type-arg]
     net = fabric()
@@ -101,7 +102,7 @@ STEPS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(30))
 @given(steps=STEPS, ipv6=st.booleans())
 def test_incremental_equals_recomputed(steps: list[tuple[str, int]], ipv6: bool) -> None:
     net = fabric()

@@ -18,6 +18,7 @@ from retinue.core.model import DEFAULT_VRF, ModelError, Network, VMPort
 from retinue.core.model.network import NOTHING, Touched
 from retinue.core.pipeline.entry import Field, Flow
 from retinue.core.pipeline.tables import Table
+from support.examples import examples
 from support.fabric.histories import Move, equals_recomputed, fresh
 from support.fabric.ipv6 import vm_ip6
 from support.fabric.networks import add_ipv6, fabric, group, vm_port
@@ -61,7 +62,7 @@ def tenants(draw: st.DrawFn) -> Tenants:
     return Tenants(FabricWorld(net), nics, at, {vm: {server} for vm, server in at.items()})
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(8), suppress_health_check=[HealthCheck.too_slow])
 @given(world=tenants(), data=st.data())
 def test_nothing_crosses_in_any_state_of_a_move(world: Tenants, data: st.DataObject) -> None:
     net = world.world.net
@@ -85,7 +86,7 @@ def test_nothing_crosses_in_any_state_of_a_move(world: Tenants, data: st.DataObj
     move.end()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(12))
 @given(
     servers_on=st.lists(st.integers(1, 2), min_size=2, max_size=3),
     vms=st.lists(st.tuples(st.integers(1, 2), st.sampled_from(["red", "green"])), max_size=3),
@@ -129,7 +130,7 @@ STEPS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(40))
 @given(steps=STEPS, ipv6=st.booleans(), over_ip=st.booleans())
 def test_incremental_equals_recomputed(steps: list[tuple[str, str, int]], ipv6: bool, over_ip: bool) -> None:
     net = fabric(over_ip=over_ip)

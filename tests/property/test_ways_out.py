@@ -11,6 +11,7 @@ from retinue.core.model.network import NOTHING, Touched
 from retinue.core.model.ways import router_to, routers_beside, way_to
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.underlay import underlay_of
+from support.examples import examples
 from support.fabric.networks import GATEWAY_MAC, add_vm, fabric, vm_ip, vm_mac
 from support.fabric.world import OUTSIDE, FabricWorld, udp_frame
 
@@ -34,7 +35,7 @@ def add_router(net: Network, router: Server) -> None:
     net.put_server(router)
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(20), suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_what_goes_out_comes_to_one_router_once_in_every_state(data: st.DataObject) -> None:
     leaves = data.draw(st.integers(1, 3), label="leaves")

@@ -12,8 +12,8 @@ from typing import Any
 from retinue.controller.state import ServerLocation, State, Storable
 from retinue.core.migration import Migration
 from retinue.core.model import VM, Assignment, PortRef, Server, VMPort
-from retinue.core.model.constraints import check_vm
 from retinue.core.model.network import NOTHING, Touched
+from retinue.core.model.vm_constraints import check_vm
 from retinue.protocol.events import EventType
 from retinue.protocol.migrations import Order
 from retinue.protocol.vms import VMState

@@ -1,18 +1,14 @@
-"""What a network rejects, so that no two of its things can ever want the same flow entry.
+"""What a network rejects of what the operator lays out: no two of its things ever want the same flow entry.
 
 One address has one owner in its VRF: a gateway, a server or a VM; so has a prefix, and in all of them a MAC
 address. Each function looks at one thing to be added, changes nothing, and raises ModelError when it must not
-be added.
+be added. Of VMs: `vm_constraints`.
 """
 
-from collections.abc import Collection
-
 from retinue.core.limits import MOST_GATEWAY_GROUPS, MOST_HOSTS, MOST_METRIC, MOST_SUBNETS, MOST_VRFS
-from retinue.core.model.addresses import IP, Mac, ModelError, is_multicast
-from retinue.core.model.binding import Assignment, BindingKind
+from retinue.core.model.addresses import Mac, ModelError
 from retinue.core.model.entities import (
     DEFAULT_VNET,
-    VM,
     GatewayGroup,
     Peer,
     Role,
@@ -22,20 +18,17 @@ from retinue.core.model.entities import (
     Vnet,
 )
 from retinue.core.model.in_use import bound_to, first_few, users_of_prefix, users_of_vnet
-from retinue.core.model.link_local import LINK_LOCAL
-from retinue.core.model.nic import NIC, Allowed
+from retinue.core.model.ownership import can_be_a_machines, not_a_gateways, not_a_servers, not_held
 from retinue.core.model.routed_prefixes import (
     NO_HOSTS,
     UNROUTABLE4,
-    check_not_routed,
-    check_prefixes,
     check_server_beside,
     check_subnet_beside,
     is_part,
 )
-from retinue.core.model.trunks import check_trunks, check_vnet_in_trunks
+from retinue.core.model.trunks import check_vnet_in_trunks
 from retinue.core.model.view import NetworkView
-from retinue.core.model.vrfs import DEFAULT_VRF, Vrf, in_vrf
+from retinue.core.model.vrfs import DEFAULT_VRF, Vrf
 
 
 def check_tiers(net: NetworkView) -> None:
@@ -121,8 +114,8 @@ def check_subnet(net: NetworkView, subnet: Subnet) -> None:
     if subnet.dhcp6 and vrf != DEFAULT_VRF:
         raise ModelError(f"{what}: DHCPv6 serves the VRF {DEFAULT_VRF} only, not {vrf}")
     check_subnet_beside(net, subnet)
-    _not_held(net, what, subnet.gateway, vrf)
-    _not_a_servers(net, what, subnet.gateway, vrf)
+    not_held(net, what, subnet.gateway, vrf)
+    not_a_servers(net, what, subnet.gateway, vrf)
     for server in net.servers.values() if vrf == DEFAULT_VRF else ():
         if subnet.prefix in server.routes:
             raise ModelError(f"{what}: {subnet.prefix} is reached through server {server.id}")
@@ -134,7 +127,7 @@ def check_gateway_group(net: NetworkView, group: GatewayGroup) -> None:
         return
     if known is not None:
         raise ModelError(f"{what} has MAC {known.mac}; add another group, and put its servers there")
-    _usable_mac(net, what, group.mac)
+    can_be_a_machines(net, what, group.mac)
     server, vm = net.place_of_mac(group.mac), net.vm_of_mac(group.mac)
     if server is not None or vm is not None:
         raise ModelError(f"{what}: MAC {group.mac} belongs to {'a server' if vm is None else 'a VM'} already")
@@ -171,9 +164,9 @@ def check_server(net: NetworkView, server: Server) -> None:
     _a_machines_mac(net, what, server.mac, server.id)
     _check_hosts(net, server)
     if server.address is not None:
-        _not_held(net, what, server.address)
-        _not_a_gateways(net, what, server.address)
-        _not_a_servers(net, what, server.address, but=server.id)
+        not_held(net, what, server.address)
+        not_a_gateways(net, what, server.address)
+        not_a_servers(net, what, server.address, but=server.id)
     check_server_beside(net, server)
     _check_edge(net, server)
     _check_routes(net, server)
@@ -182,7 +175,7 @@ def check_server(net: NetworkView, server: Server) -> None:
 
 def _a_machines_mac(net: NetworkView, what: str, mac: Mac, server: str) -> None:
     """A MAC that this server, or a host of it, may have."""
-    _usable_mac(net, what, mac)
+    can_be_a_machines(net, what, mac)
     place = net.place_of_mac(mac)
     if place is not None and place[0] != server:
         raise ModelError(f"{what}: MAC {mac} already belongs to server {place[0]}")
@@ -262,199 +255,3 @@ def _check_routes(net: NetworkView, server: Server) -> None:
         for subnet in net.subnets_in():
             if subnet.prefix == prefix:
                 raise ModelError(f"server {server.id}: the route {prefix} is subnet {subnet.id}")
-
-
-def check_vm(net: NetworkView, vm: VM, without: Collection[Assignment] = ()) -> None:
-    """`without` these of its addresses, which are about to be taken back."""
-    what = f"VM {vm.id}"
-    for nic in vm.nics:
-        _check_nic(net, vm, nic)
-    static = [in_vrf(net.vrf_of(nic), ip) for nic in vm.nics for ip in nic.addresses]
-    if len(set(static)) < len(static):
-        twice = next(key for key in static if static.count(key) > 1)
-        raise ModelError(f"{what}: address {twice} is given twice")
-    check_prefixes(net, vm)
-    check_trunks(net, vm)
-    for location in vm.locations:
-        if location not in net.servers:
-            raise ModelError(f"{what}: there is no server {location}")
-        if not net.servers[location].edge:
-            raise ModelError(f"{what}: server {location} has no edge switch, it cannot run VMs")
-    if vm.host and vm.host not in (host.id for host in net.servers[vm.server].hosts):
-        raise ModelError(f"{what}: server {vm.server} has no host {vm.host}")
-    if vm.copied_to and (vm.copied_to not in (vm.server, *vm.also) or not vm.also):
-        raise ModelError(f"{what}: it is not open at {vm.copied_to}, and nothing can be copied there")
-    if vm.forwarded_from == vm.server:
-        raise ModelError(f"{what}: {vm.server} cannot forward to itself")
-    for held in net.held_by(vm.id):
-        if held in without:
-            continue
-        its = vm.nic_with(held.mac)
-        if its is None:
-            raise ModelError(f"{what} holds {held.ip} with MAC {held.mac}; it needs a NIC with that MAC")
-        if held.vrf != net.vrf_of(its):
-            raise ModelError(
-                f"{what} holds {held.ip} in VRF {held.vrf}; its NIC {held.mac} cannot leave that"
-            )
-        _in_its_vnet(net, what, its, held.ip)
-
-
-def _check_nic(net: NetworkView, vm: VM, nic: NIC) -> None:
-    what = f"VM {vm.id}"
-    _a_nics_mac(net, what, nic.mac)
-    holder = net.vm_of_mac(nic.mac)
-    if holder is not None and holder.id != vm.id:
-        raise ModelError(f"{what}: MAC {nic.mac} already belongs to VM {holder.id}")
-    plugged = net.vm_of_port_id(nic.port_id)
-    if plugged is not None and plugged.id != vm.id:
-        raise ModelError(f"{what}: the port with iface-id {nic.port_id} already belongs to VM {plugged.id}")
-    if nic.vnet and nic.vnet not in net.vnets:
-        raise ModelError(f"{what}: there is no vnet {nic.vnet}")
-    vrf = net.vrf_of(nic)
-    for address in nic.addresses:
-        _a_nics_address(net, what, address, vrf)
-        _in_its_vnet(net, what, nic, address)
-    for one in nic.allowed:
-        _a_hosts(what, one.ip)
-        _not_a_gateways(net, what, one.ip, vrf)
-        _not_a_servers(net, what, one.ip, vrf)
-        _in_its_vnet(net, what, nic, one.ip)
-        _check_allowed(net, what, one, vrf)
-        if one.mac in {other.mac for other in vm.nics}:
-            raise ModelError(f"{what}: MAC {one.mac} is a NIC's own")
-    if len({one.ip for one in nic.allowed}) < len(nic.allowed):
-        raise ModelError(f"{what}: an address is allowed twice")
-
-
-def check_pair(net: NetworkView, mac: Mac, ip: IP) -> None:
-    """Whether a VM that comes, with one NIC in the default VRF, could have these. Who has them now does not
-    count: it may go.
-    """
-    what = f"the pair of {mac} and {ip}"
-    if net.subnet_of(ip) is None:
-        raise ModelError(f"{what}: {ip} is in no subnet: a VM could not have it")
-    _a_nics_mac(net, what, mac)
-    _a_nics_address(net, what, ip, DEFAULT_VRF)
-    allowed = net.allowed_to(ip)
-    if allowed:
-        raise ModelError(f"{what}: {ip} is allowed VM {min(allowed)}")
-
-
-def _a_nics_mac(net: NetworkView, what: str, mac: Mac) -> None:
-    _usable_mac(net, what, mac)
-    place = net.place_of_mac(mac)
-    if place is not None:
-        raise ModelError(f"{what}: MAC {mac} belongs to server {place[0]}")
-    speaking = net.speaking_as(mac)
-    if speaking:
-        raise ModelError(f"{what}: VM {min(speaking)} may speak as MAC {mac}")
-
-
-def _a_nics_address(net: NetworkView, what: str, ip: IP, vrf: str) -> None:
-    _a_hosts(what, ip)
-    _not_a_gateways(net, what, ip, vrf)
-    _not_a_servers(net, what, ip, vrf)
-    check_not_routed(net, what, ip, vrf)
-
-
-def check_newly_allowed(net: NetworkView, vm: str, old: NIC, new: NIC) -> None:
-    """An address that a NIC may take is one of a subnet: nobody would ask for another."""
-    for one in new.allowed:
-        if old.may_take(one.ip) is None and net.subnet_of(one.ip, net.vrf_of(new)) is None:
-            raise ModelError(
-                f"VM {vm}: {one.ip} is in no subnet, and cannot be allowed; add the subnet first"
-            )
-
-
-def _check_allowed(net: NetworkView, what: str, one: Allowed, vrf: str) -> None:
-    holder = net.holder(one.ip, vrf)
-    if holder is not None and holder.kind is not BindingKind.ALLOWED:
-        raise ModelError(f"{what}: {one.ip} is held by VM {holder.vm}, and cannot be allowed")
-    if not one.mac:
-        return
-    _usable_mac(net, what, one.mac)
-    place, vm = net.place_of_mac(one.mac), net.vm_of_mac(one.mac)
-    if place is not None or vm is not None:
-        whose = f"server {place[0]}" if place is not None else f"VM {vm.id}" if vm is not None else ""
-        raise ModelError(f"{what}: MAC {one.mac} belongs to {whose}")
-
-
-def _in_its_vnet(net: NetworkView, what: str, nic: NIC, ip: IP) -> None:
-    subnet = net.subnet_of(ip, net.vrf_of(nic))
-    if ip in LINK_LOCAL:
-        return  # It is of every link.
-    if nic.vnet and (subnet is None or subnet.vnet != nic.vnet):
-        raise ModelError(f"{what}: {ip} is in no subnet of vnet {nic.vnet}")
-
-
-def check_assignment(net: NetworkView, assignment: Assignment) -> None:
-    vm = net.vms.get(assignment.vm)
-    if vm is None:
-        raise ModelError(f"{assignment.ip}: there is no VM {assignment.vm}")
-    nic = vm.nic_with(assignment.mac)
-    if nic is None:
-        has = ", ".join(nic.mac for nic in vm.nics)
-        raise ModelError(f"{assignment.ip}: VM {vm.id} has MAC {has}, not {assignment.mac}")
-    if assignment.vrf != net.vrf_of(nic):
-        raise ModelError(f"{assignment.ip}: VM {vm.id}'s NIC {nic.mac} is not in VRF {assignment.vrf}")
-    other = net.assignments.get(assignment.key)
-    if other is not None and other.vm != assignment.vm:
-        raise ModelError(f"{assignment.ip} is held by VM {other.vm}; VM {assignment.vm} cannot have it")
-    if other is not None and other.mac != assignment.mac:
-        raise ModelError(
-            f"{assignment.ip} is held by VM {vm.id}'s NIC {other.mac}; its {assignment.mac} cannot have it"
-        )
-    _in_its_vnet(net, f"VM {assignment.vm}", nic, assignment.ip)
-    if assignment.kind is BindingKind.ALLOWED and not nic.may_take(assignment.ip):
-        raise ModelError(f"VM {vm.id} is not allowed {assignment.ip}")
-    allowed = net.allowed_to(assignment.ip, assignment.vrf)
-    if assignment.kind is not BindingKind.ALLOWED and allowed:
-        raise ModelError(f"{assignment.ip} is allowed VM {min(allowed)}; VM {vm.id} cannot be given it")
-    _not_a_gateways(net, f"VM {assignment.vm}", assignment.ip, assignment.vrf)
-    _not_a_servers(net, f"VM {assignment.vm}", assignment.ip, assignment.vrf)
-    check_not_routed(net, f"VM {assignment.vm}", assignment.ip, assignment.vrf)
-
-
-def check_taking(net: NetworkView, assignment: Assignment) -> None:
-    """A NIC takes an address that it is allowed."""
-    vm = net.vms.get(assignment.vm)
-    nic = None if vm is None else vm.nic_with(assignment.mac)
-    if nic is None or not nic.may_take(assignment.ip) or assignment.kind is not BindingKind.ALLOWED:
-        raise ModelError(f"VM {assignment.vm} is not allowed {assignment.ip}")
-    what = f"VM {assignment.vm}"
-    _in_its_vnet(net, what, nic, assignment.ip)
-    _not_a_gateways(net, what, assignment.ip, assignment.vrf)
-    _not_a_servers(net, what, assignment.ip, assignment.vrf)
-
-
-def _usable_mac(net: NetworkView, what: str, mac: Mac) -> None:
-    if is_multicast(mac):
-        raise ModelError(f"{what}: MAC {mac} is a group address, it cannot be a VM's or a server's")
-    if mac in net.gateway_macs:
-        raise ModelError(f"{what}: MAC {mac} is the gateway's, it cannot be a VM's or a server's")
-
-
-def _a_hosts(what: str, ip: IP) -> None:
-    if any(ip in prefix for prefix in NO_HOSTS):
-        raise ModelError(f"{what}: {ip} cannot be registered: it is no host's, or follows from the MAC")
-
-
-def _not_held(net: NetworkView, what: str, ip: IP, vrf: str = DEFAULT_VRF) -> None:
-    assignment = net.holder(ip, vrf)
-    if assignment is not None:
-        raise ModelError(f"{what}: {ip} is held by VM {assignment.vm}")
-    allowed = net.allowed_to(ip, vrf)
-    if allowed:
-        raise ModelError(f"{what}: {ip} is allowed VM {min(allowed)}")
-
-
-def _not_a_gateways(net: NetworkView, what: str, ip: IP, vrf: str = DEFAULT_VRF) -> None:
-    subnet = net.subnet_of(ip, vrf)
-    if subnet is not None and subnet.gateway == ip:
-        raise ModelError(f"{what}: {ip} is the gateway of subnet {subnet.id}")
-
-
-def _not_a_servers(net: NetworkView, what: str, ip: IP, vrf: str = DEFAULT_VRF, but: str = "") -> None:
-    server = net.server_of_address(ip, vrf)
-    if server is not None and server.id != but:
-        raise ModelError(f"{what}: {ip} is the address of server {server.id}")

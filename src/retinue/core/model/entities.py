@@ -305,7 +305,7 @@ class VM:
             raise ModelError(
                 f"VM {self.id} has {in_trunks} VLANs in trunks; give it {MOST_TRUNK_NICS} at the most"
             )
-        # In another vnet it may be another address, see `vrfs`; constraints.check_vm knows.
+        # In another vnet it may be another address, see `vrfs`; vm_constraints.check_vm knows.
         addresses: list[tuple[str, list[object]]] = [
             ("address", [ip for nic in self.nics if nic.vnet == vnet for ip in nic.addresses])
             for vnet in sorted({nic.vnet for nic in self.nics})

@@ -11,12 +11,6 @@ from heapq import heapify, heappop, heappush
 
 from retinue.core.model.addresses import IP, Mac, ModelError, Prefix
 from retinue.core.model.binding import Assignment, BindingKind
-from retinue.core.model.constraints import (
-    check_assignment,
-    check_newly_allowed,
-    check_taking,
-    check_vm,
-)
 from retinue.core.model.entities import (
     VM,
     PortRef,
@@ -29,6 +23,7 @@ from retinue.core.model.links import upward_ports
 from retinue.core.model.nic import NIC, turn_of
 from retinue.core.model.storage import FcLogin
 from retinue.core.model.storage_checks import check_fc_login
+from retinue.core.model.vm_constraints import check_assignment, check_newly_allowed, check_taking, check_vm
 from retinue.core.model.vrfs import Address, in_vrf
 
 FEW = 100

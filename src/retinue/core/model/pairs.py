@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from retinue.core.limits import MOST_PAIRS
 from retinue.core.model.addresses import IP, Mac, ModelError
-from retinue.core.model.constraints import check_pair
 from retinue.core.model.network import Network
+from retinue.core.model.vm_constraints import check_pair
 
 
 @dataclass(frozen=True, slots=True)
