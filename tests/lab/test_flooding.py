@@ -8,12 +8,13 @@ import pytest
 
 from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology.topology_file import load
+from support.lab.frames import packet
 from support.lab.start import boot, lab_of
 from support.lab.tools import Json, LabBench, eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.alone]
 
-VNET, GROUP = "balanced", "224.0.0.1"
+VNET, GROUP, GROUP_MAC = "balanced", "224.0.0.1", "01:00:5e:00:00:01"
 MEMBERS: list[Json] = [
     {
         "id": f"node{number}",
@@ -74,16 +75,15 @@ async def test_who_sends_too_much_to_all_is_held_back_and_it_is_counted(bench: L
         [shown] = (v["flooded"] for v in (await bench.get("vnets"))["vnets"] if v["id"] == VNET)
         return dict(shown)
 
-    before = await flooded()
-    await bench.guest(
-        "node1", f"for n in 1 2 3 4; do ping -q -c 1000 -i 0.001 -W 1 {GROUP} & done; wait", check=False
-    )
+    before, [nic] = await flooded(), MEMBERS[0]["nics"]
+    # Faster than its rate allows, however busy the machine is: pings come as they are given time.
+    await bench.send("node1", packet(nic["mac"], GROUP_MAC, *nic["addresses"], GROUP), times=2000)
 
-    async def counted() -> bool:
-        return int((await flooded())["frames"]) >= int(before["frames"]) + 4000
+    async def told() -> bool:
+        return bool((await flooded())["dropped"] > before["dropped"])
 
-    await eventually(counted)
-    assert (await flooded())["dropped"] > before["dropped"]
+    await eventually(told)
+    assert (await flooded())["frames"] > before["frames"]
     counters = (await bench.get("status"))["counters"]
     assert counters["frames not flooded: a NIC sends too many"] > 0
     assert "controlled" in await bench.cli("vnet", "list")
