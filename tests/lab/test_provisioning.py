@@ -4,7 +4,6 @@ import contextlib
 import json
 import signal
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 
 import pytest
 
@@ -13,6 +12,7 @@ from retinue.protocol.errors import ErrorCode, RejectedError
 from support.lab.foreign_vm import ForeignVM
 from support.lab.frames import ARP, dhcp_type
 from support.lab.health import strip
+from support.lab.migrating import reaches
 from support.lab.start import running
 from support.lab.tools import Json, LabBench, at, eventually, mac_of
 from support.lab.watch import Frame
@@ -367,10 +367,11 @@ async def test_a_vm_of_others_goes_to_another_port_of_its_switch_and_then_to_ano
     """A real VM that QEMU alone starts and migrates; its manager says ahead by MAC where it will be.
 
     First between two hosts at one switch (US 9,323,554, table 1): its port changes, and no other switch. Then
-    to another server (US 9,313,088, steps S201 to S205). Runs last: its servers have no agents any more.
+    to another server (US 9,313,088, steps S201 to S205). At last they migrate it and say so afterwards. Runs
+    last: its servers have no agents any more.
     """
     source, target, address, neighbour = "server1", "server2", "10.1.0.63", "10.1.0.2"
-    await without_agents(bench, source, target)
+    await without_agents(bench, *THREE)
     given = await bench.server(source)
     hosts = [{"id": f"blade{n}", "mac": f"02:00:00:00:02:0{n}"} for n in (1, 2)]
     body = {key: given[key] for key in ("id", "mac", "address", "edge")}
@@ -381,6 +382,7 @@ async def test_a_vm_of_others_goes_to_another_port_of_its_switch_and_then_to_ano
         events = await stack.enter_async_context(bench.events())
         await bench.post("vms", registered)
         places = [(source, "theirs1", "blade1"), (source, "theirs2", "blade2"), (target, "theirs", "")]
+        places.append(("server3", "theirs", ""))
         for place in places:
             await plug(bench, vm, *place)
         await events.until("vm.ready", lambda e: e["vm"]["id"] == vm.name)
@@ -404,7 +406,7 @@ async def test_a_vm_of_others_goes_to_another_port_of_its_switch_and_then_to_ano
         await first.migrate(vm.memory)
         assert await is_reached(bench, address)
 
-        await vm.start(bench.lab, target, "theirs", stack, incoming=True, called="3")
+        third = await vm.start(bench.lab, target, "theirs", stack, incoming=True, called="3")
         # S201, S202: only that field; when it is answered, the switches have confirmed.
         mac = (await bench.server(target))["mac"]
         said = await rerouted(bench, vm, mac)
@@ -420,10 +422,18 @@ async def test_a_vm_of_others_goes_to_another_port_of_its_switch_and_then_to_ano
         assert await is_reached(bench, address)
         # S204, S205.
         asked = await packet_ins(bench)
-        third = replace(second, node=target, shell=vm.folder / "3.shell")
         words = await third.guest(f"ip neigh flush dev eth0; arping -c 1 -w 5 -I eth0 {neighbour}")
         assert f"[{GATEWAY}]" in words.lower(), words
         assert await packet_ins(bench) > asked
+        # The other way round (US 9,323,554, S125 to S140): they migrate it, one message says so afterwards.
+        await vm.start(bench.lab, "server3", "theirs", stack, incoming=True, called="4")
+        await third.migrate(vm.memory)
+        message = {"vm": vm.name, "target_switch": "edge3", "source_server": target, "after_the_fact": True}
+        said = await bench.post("migrations", message | {"mac": vm.mac, "ip": address})
+        await reaches(events, said["id"], "done")
+        assert [(row["switch"], row["active"]) for row in await bench.bindings(vm.name)] == [("edge3", True)]
+        assert not [flow for flow in await bench.flows("edge2") if f"={address} " in flow]
+        assert await is_reached(bench, address)
         await bench.request("DELETE", f"vms/{vm.name}")
 
 

@@ -78,6 +78,13 @@ def start(
         list[str] | None,
         typer.Option(metavar="IP", help="A static address of its from the target on; may be repeated."),
     ] = None,
+    after_the_fact: Annotated[
+        bool,
+        typer.Option(
+            "--after-the-fact",
+            help="It runs there already: hypervisors of others, without our agents, have migrated it.",
+        ),
+    ] = False,
     wait: Annotated[
         bool, typer.Option("--wait", help="Draw the steps until the migration has ended.")
     ] = False,
@@ -97,6 +104,7 @@ def start(
       retinue move start vm1 --to server2 --compress
       retinue move start vm1 --to b/server3 --wait
       retinue move start vm1 --to server2 --vnet blue --address 10.2.0.50
+      retinue move start vm1 --to-switch edge2 --after-the-fact
     """
     if to is not None and to_switch is not None:
         raise typer.BadParameter("name the target once: --to SERVER, or --to-switch SWITCH")
@@ -105,6 +113,8 @@ def start(
     body: dict[str, Any] = {"vm": vm, **{key: text for key, text in wanted.items() if text}}
     if downtime is not None:
         body["downtime_ms"] = downtime
+    if after_the_fact:
+        body["after_the_fact"] = True
     if postcopy is not None:
         body["postcopy"] = Postcopy.REQUIRED if postcopy else Postcopy.NEVER
     if compress is not None:

@@ -159,6 +159,9 @@ class MigrationBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
     """Whether the agents compress the memory that they send each other; as configured unless given."""
     nics: Annotated[list[NewAddressesBody], msgspec.Meta(max_length=MOST_NICS + MOST_TRUNK_NICS)] = []
     """NICs that are to have other addresses from the target on."""
+    after_the_fact: bool = False
+    """The VM runs at the target already: hypervisors of others have migrated it, of which no agent of ours is
+    at either server. The controller asks nobody for anything, and moves its bindings."""
 
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_COUNT)]

@@ -62,6 +62,8 @@ class RestartWorld:
     """What vm1 is to have from its target on."""
     may_copy: bool = False
     """The VM's traffic may come to both of its places, once to each."""
+    after_the_fact: bool = False
+    """Hypervisors of others have migrated vm1, and a manager says so."""
 
     async def begin(self) -> None:
         self.fake = FakeNetwork(self._network(), self._clock, self.kept, forward_seconds=1.0)
@@ -80,7 +82,10 @@ class RestartWorld:
         )
         await asyncio.sleep(1.0)
         self.fake.controller.orchestrator.start(
-            "vm1", target_server=f"server{self.target}", new_addresses=self.new_addresses
+            "vm1",
+            target_server=f"server{self.target}",
+            new_addresses=self.new_addresses,
+            after_the_fact=self.after_the_fact,
         )
         await asyncio.sleep(0.1)
 

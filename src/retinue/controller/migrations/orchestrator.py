@@ -27,6 +27,7 @@ from retinue.controller.migrations.requests import (
     MigrationError,
     check_domains,
     check_nics,
+    check_others_migrated,
     check_parties,
     check_request,
     check_wanted,
@@ -95,18 +96,21 @@ class MigrationOrchestrator:
         under_way: bool = False,
         far: Far | None = None,
         new_addresses: Sequence[NewAddresses] = (),
+        after_the_fact: bool = False,
     ) -> Migration:
         """A live-migration message, with the target server or the target's edge switch.
 
         `new_addresses`: what NICs are to have from the target on. `under_way`: somebody else carries it out
-        already, whoever is away. `far`: what is behind the gateway that is its source or its target, in a
-        migration between domains.
+        already, whoever is away. `after_the_fact`: somebody else has done so, and no agent of ours was there.
+        `far`: what is behind the gateway that is its source or its target, in a migration between domains.
         """
         net = self._context.net
         source, target = check_request(net, vm, target_server, target_switch, source_server, mac, ip)
         far = check_domains(net, vm, source, target, far)
         options = copy_options(net, vm, asked, self.copy_options, far=far is not None)
-        if not under_way:
+        if after_the_fact:
+            check_others_migrated(self._context, vm, source, target)
+        elif not under_way:
             check_wanted(net, vm, target)
             check_nics(self._context.state.left_ports.values(), vm)
             check_parties(self._context, source, target)
@@ -119,12 +123,13 @@ class MigrationOrchestrator:
         wanted = new.checked(self._context.state, vm, new_addresses, far=far is not None)
         id, now = self.migrations.next_id, self._context.clock()
         begun = fsm.begin(id, vm, source, target, now, wanted_downtime, options)
-        migration = replace(begun, far=far, new_addresses=wanted)
+        migration = replace(begun, far=far, new_addresses=wanted, after_the_fact=after_the_fact)
         active = self._active[migration.id] = ActiveMigration(migration.id)
         active.figures["bindings_before"] = net.bindings([vm])
         active.progress.packet_ins_before = self._packet_ins()
         self._context.apply(MigrationStepped(migration))
         self.look_again(migration.id)
+        self._speak_for_others(migration.id)
         return self.migrations[migration.id]
 
     def cancel(self, id: str, by: str = "the operator") -> Migration:
@@ -174,6 +179,7 @@ class MigrationOrchestrator:
         self._context.apply(MigrationStepped(migration))
         for effect in effects:
             self._carry_out(migration, effect)
+        self._speak_for_others(id)
         self._speak_for_the_dead(id)
 
     def look_again(self, id: str) -> None:
@@ -219,6 +225,25 @@ class MigrationOrchestrator:
         for migration in self.migrations.under_way():
             if server in (migration.source, migration.target):
                 self._speak_for_the_dead(migration.id)
+
+    def _speak_for_others(self, id: str) -> None:
+        """Of a migration after the fact: what no agent is there to report is so, by the manager's word.
+
+        That its port is at the target is looked for as ever (`look_again`).
+        """
+        migration = self.migrations.get(id)
+        if migration is None or not migration.after_the_fact:
+            return
+        match migration.state:
+            case MigrationState.MATCHED if self._active[id].progress.target_opened_at is None:
+                self._active[id].progress.target_opened_at = ""
+                self.look_again(id)
+            case MigrationState.PREPARED:
+                self.step(id, fsm.Resumed(migration.steps[0][1]))
+            case MigrationState.CONFIRMED:
+                self.step(id, fsm.SourceFreed())
+            case MigrationState.ROLLING_BACK if not migration.restored:
+                self.step(id, fsm.RolledBack())
 
     def _speak_for_the_dead(self, id: str) -> None:
         """What only a fenced server could report is taken as reported: that is the operator's word.
@@ -278,6 +303,7 @@ class MigrationOrchestrator:
             self._active[id].ended()
             self._forget(self._history.ended(migration))
             self.ended(migration.vm)
+        self._speak_for_others(id)
         self._speak_for_the_dead(id)
         self.far_ends.stepped(event, migration)
         self._context.installer.look_again()
@@ -295,6 +321,8 @@ class MigrationOrchestrator:
     def _carry_out(self, migration: Migration, effect: fsm.Effect) -> None:
         net, publish = self._context.net, self._context.events.publish
         self.far_ends.ordered(migration, effect)
+        if migration.after_the_fact and isinstance(effect, fsm.ORDERS):
+            return  # Nobody is there to be told, and the VM is where it is.
         match effect:
             case fsm.OpenTarget():
                 publish(Order.OPEN_TARGET, migration=migration, vm=net.vms.get(migration.vm))

@@ -177,6 +177,19 @@ def check_domains(net: Network, vm: str, source: str, target: str, far: Far | No
     return far or Far(to.id)
 
 
+def check_others_migrated(context: Context, vm: str, source: str, target: str) -> None:
+    """Whether it can be left to a manager to say that the VM runs at the target. Raises MigrationError."""
+    if context.net.peer_at(target) is not None:
+        raise MigrationError(f"{target} leads to another domain: its controller says what runs there")
+    for server in (source, target):
+        if context.agents.is_known(server):
+            raise MigrationError(
+                f"server {server} has an agent of ours, which says where VM {vm} runs; "
+                f"`retinue server forget-agent {server}` if it is gone for good",
+                ErrorCode.CONFLICT,
+            )
+
+
 def check_parties(context: Context, source: str, target: str) -> None:
     """Whoever has to speak in a migration must be there. Raises MigrationError."""
     for server in (source, target):

@@ -2,6 +2,7 @@
 
 from retinue.core.migration.attachment import AttachmentStep, told
 from retinue.core.migration.effects import (
+    ORDERS,
     AdmitAtTarget,
     CeaseForwarding,
     CloseSource,
@@ -39,6 +40,7 @@ from retinue.core.migration.states import IllegalEventError, again, begin, step
 from retinue.core.migration.waiting import waits_for
 
 __all__ = [
+    "ORDERS",
     "AdmitAtTarget",
     "AttachmentStep",
     "PlacementChange",

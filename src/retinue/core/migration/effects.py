@@ -77,3 +77,6 @@ Effect = (
     | RollBackAtHypervisor
     | ReturnToSource
 )
+
+ORDERS = (OpenTarget, StartCopy, FreeSource, RollBackAtHypervisor, ReturnToSource)
+"""Those that a hypervisor carries out."""

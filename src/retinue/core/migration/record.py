@@ -101,6 +101,8 @@ class Migration:
     """Between domains: what is behind the gateway that is its source or its target here."""
     new_addresses: tuple[NewAddresses, ...] = ()
     """What NICs are to have from the target on."""
+    after_the_fact: bool = False
+    """A manager says that the VM runs at the target already: no hypervisor is told anything, or asked."""
 
     @property
     def undone_by_time(self) -> bool:

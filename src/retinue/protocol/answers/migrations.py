@@ -65,6 +65,8 @@ class ShownMigration(msgspec.Struct):
     far: ShownFar | None
     new_addresses: list[ShownNewAddresses]
     """What NICs are to have from the target on."""
+    after_the_fact: bool
+    """A manager has said that the VM runs at the target already."""
     figures: dict[str, Any]
     waits_for: str
     placement: ShownChoice | None

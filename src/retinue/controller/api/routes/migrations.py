@@ -45,10 +45,14 @@ def handlers(controller: Controller) -> Handlers:
             return await begun(wanted)
 
     async def begun(wanted: MigrationBody) -> web.Response:
-        if not (wanted.target_server or wanted.target_switch) or wanted.reason is not Reason.OPERATOR:
+        named = wanted.target_server or wanted.target_switch or wanted.after_the_fact
+        if not named or (wanted.reason is not Reason.OPERATOR and not wanted.after_the_fact):
             return answer(views.migration(controller, await chosen(wanted)), status=201)
+        return answer(views.migration(controller, started(wanted)), status=201)
+
+    def started(wanted: MigrationBody) -> Migration:
         domain, _, server = wanted.target_server.partition("/")
-        migration = orchestrator.start(
+        return orchestrator.start(
             wanted.vm,
             target_server=wanted.target_server,
             far=Far(domain, server) if domain in controller.net.peers else None,
@@ -59,8 +63,8 @@ def handlers(controller: Controller) -> Handlers:
             wanted_downtime=wanted.downtime_ms / 1000,
             asked=AskedCopy(wanted.postcopy, wanted.compress),
             new_addresses=[_new_addresses(nic) for nic in wanted.nics],
+            after_the_fact=wanted.after_the_fact,
         )
-        return answer(views.migration(controller, migration), status=201)
 
     async def chosen(wanted: MigrationBody) -> Migration:
         """Started with the target that placement chooses, or finds good enough where one is named."""
