@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from retinue.core.model import DEFAULT_VNET
-from retinue.core.pipeline.compiler import Compiler, Program, key_of
+from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.diff import difference
 from retinue.core.pipeline.entry import (
     Change,
@@ -25,10 +25,12 @@ from retinue.core.pipeline.entry import (
     Meter,
     Output,
     PortNo,
+    Program,
     RegMove,
     Resubmit,
     SetField,
     ToGroup,
+    key_of,
     match,
 )
 from retinue.southbound.openflow.codec import encode, wire

@@ -26,7 +26,8 @@ from retinue.core.model import (
     VMPort,
     Vnet,
 )
-from retinue.core.pipeline.compiler import Compiler, Program
+from retinue.core.pipeline.compiler import Compiler
+from retinue.core.pipeline.entry import Program
 from retinue.core.pipeline.underlay import Near, underlay_of
 from support.fabric.networks import (
     UPLINK,

@@ -30,7 +30,6 @@ from prove.terms import (
     possible,
     undecided,
 )
-from retinue.core.pipeline.compiler import Program
 from retinue.core.pipeline.entry import (
     Action,
     CheckLarger,
@@ -41,6 +40,7 @@ from retinue.core.pipeline.entry import (
     Output,
     PopVlan,
     PortNo,
+    Program,
     PushVlan,
     RegMove,
     Resubmit,

@@ -67,7 +67,7 @@ class Auditor:
             await asyncio.sleep(max(turn, entries / ENTRIES_A_SECOND))
             switch, entries = self._next(), 0
             if switch is not None:
-                entries = len(self._context.installer.switches[switch].mirror)
+                entries = len(self._context.compiler.program(switch))
                 self._take_turn(switch)
                 self._context.spawn(self._audit_in_turn(switch), f"audit of {switch}")
 

@@ -133,7 +133,8 @@ CONFIGURED = ("Network.switches", "Network.peers", "Saying.doors")
 
 DERIVED: Mapping[str, tuple[str, ...]] = {
     "computed anew from the rest": (
-        "Compiler._clashed", "Compiler._of", "Compiler._owners", "Compiler.programs",
+        "Compiler._clashed", "Compiler._owners", "Contributions._counts", "Contributions._index",
+        "Contributions._packed", "Contributions._recent",
         "Context._after_install", "Controller._by_dpid", "History._last",
         "History._recent", "Installer.switches", "Network.routers_to", "PrefixIndex._entries",
         "PrefixIndex._firsts",
@@ -141,7 +142,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
     "switches report it when they connect": (
         "VMPorts.rejected", "Knowledge.edges_read", "Network.vm_ports", "ReportedPorts._ports",
         "ServerLocations._leaves", "SwitchProgrammer._held_of", "SwitchProgrammer.held",
-        "SwitchProgrammer.mirror", "SwitchProgrammer.pending",
+        "SwitchProgrammer.pending", "Mirror._differs",
     ),
     "agents and hypervisors report it again": (
         "AgentRejections._counts", "Agents._streams", "ExternalMigrations._pending",

@@ -18,9 +18,8 @@ from retinue.controller.switches.readback import SwitchSession, in_parts, with_e
 from retinue.core.limits import MOST_TRACES
 from retinue.core.model import IP, NIC, VM, mac
 from retinue.core.packets import summarize
-from retinue.core.pipeline.compiler import Entry, Program
 from retinue.core.pipeline.diff import agrees
-from retinue.core.pipeline.entry import Flow, FlowKey
+from retinue.core.pipeline.entry import Entry, Flow, FlowKey, Program
 from retinue.core.text import quoted
 from retinue.core.tracing import (
     Fate,
@@ -203,7 +202,7 @@ class Tracer:
     # ---- which entries ----
 
     def _program(self, switch: str) -> Program:
-        return self._context.compiler.program(switch)
+        return self._context.compiler.program(switch).whole()
 
     def _wanted(self, switch: str) -> Iterable[Entry]:
         """As they are at this moment: the compiler may change them while they are looked at."""

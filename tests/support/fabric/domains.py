@@ -19,8 +19,9 @@ from retinue.core.model import (
 )
 from retinue.core.model.network import Touched
 from retinue.core.packets import ARP, Ethernet, arp_request, build_udp4, parse, parse_arp
-from retinue.core.pipeline.compiler import Compiler, Program
+from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.diff import difference
+from retinue.core.pipeline.entry import Program
 from retinue.core.pipeline.underlay import Near, underlay_of
 from support.fakes.switch import Delivery, FakeFabric
 
@@ -100,7 +101,7 @@ class Domains:
 
     def __post_init__(self) -> None:
         self.nets = {domain: network(domain, self.leaves, self.spines) for domain in "ab"}
-        self.compilers = {domain: Compiler(net) for domain, net in self.nets.items()}
+        self.compilers = {domain: Compiler(net, recent=1) for domain, net in self.nets.items()}
         for domain, net in self.nets.items():
             for switch in net.switches:
                 self.fabric.add(switch)
@@ -126,9 +127,9 @@ class Domains:
         changed = compiler.update(touched)
         for stage in underlay_of(net).stages(changed, near):
             for switch in stage:
-                program = compiler.program(switch)
+                program = compiler.program(switch).whole()
                 self.fabric[switch].apply(difference(program, self.installed[switch], changed[switch]))
-                self.installed[switch] = dict(program)
+                self.installed[switch] = program
                 each()
 
     def add(self, domain: str, home: str, number: int, server: str) -> VM:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from retinue.core.model import VM, ModelError, Network, VMPort
 from retinue.core.model.network import NOTHING, Owner, Touched
-from retinue.core.pipeline.compiler import Compiler, Program
+from retinue.core.pipeline.compiler import Compiler
+from retinue.core.pipeline.entry import Program
 from retinue.core.pipeline.underlay import Near, underlay_of
 from support.fabric.networks import moved, vm_port
 from support.fabric.world import FabricWorld
@@ -20,12 +21,12 @@ def fresh(net: Network) -> dict[str, Program]:
     """The entries of every switch, made of the network as it is."""
     compiler = Compiler(net)
     compiler.update(net.everything())
-    return dict(compiler.programs)
+    return compiler.programs
 
 
 def equals_recomputed(net: Network, steps: Iterable[Step], change: Callable[[Step], Touched]) -> None:
     """After every step of a history; a step that the network refuses changes nothing."""
-    compiler = Compiler(net)
+    compiler = Compiler(net, recent=1)
     compiler.update(net.everything())
     for step in steps:
         try:

@@ -19,8 +19,7 @@ from retinue.core.model import (
     port_id_of,
 )
 from retinue.core.packets import Ethernet, arp_request, parse, parse_arp
-from retinue.core.pipeline.compiler import Entry
-from retinue.core.pipeline.entry import Field, Flow, PopVlan, PushVlan
+from retinue.core.pipeline.entry import Entry, Field, Flow, PopVlan, PushVlan
 from retinue.core.pipeline.matches import PRIORITY_TAG
 from retinue.core.pipeline.priorities import VRF_BAND
 from retinue.core.pipeline.responders import arp

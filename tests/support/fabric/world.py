@@ -21,10 +21,10 @@ from retinue.core.packets import (
     parse,
     parse_arp,
 )
-from retinue.core.pipeline.compiler import Compiler, Program
+from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.cookies import SPOOF_ATTEMPTS, Reason, reason_of
 from retinue.core.pipeline.diff import difference
-from retinue.core.pipeline.entry import Output
+from retinue.core.pipeline.entry import Output, Program
 from retinue.core.pipeline.responders import arp
 from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay import Near, underlay_of
@@ -87,7 +87,7 @@ class FabricWorld:
     """VMs that may get a packet at each of their places at once."""
 
     def __post_init__(self) -> None:
-        self.compiler = Compiler(self.net)
+        self.compiler = Compiler(self.net, recent=1)
         for switch in self.net.switches:
             self.fabric.add(switch)
             self.installed[switch] = {}
@@ -120,9 +120,9 @@ class FabricWorld:
         changed = self.compiler.update(touched)
         for stage in underlay_of(self.net).stages(changed, near):
             for switch in order(stage):
-                program = self.compiler.program(switch)
+                program = self.compiler.program(switch).whole()
                 self.fabric[switch].apply(difference(program, self.installed[switch], changed[switch]))
-                self.installed[switch] = dict(program)
+                self.installed[switch] = program
                 each()
 
     # ---- questions ----

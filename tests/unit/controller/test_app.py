@@ -35,7 +35,7 @@ from retinue.core.packets import (
     renewal,
     request,
 )
-from retinue.core.pipeline.compiler import Keys
+from retinue.core.pipeline.compiler import Before
 from retinue.core.pipeline.cookies import Reason, reason_of
 from retinue.core.snooping.spoofing import SpoofAttempt
 from retinue.protocol.migrations import Report
@@ -998,7 +998,7 @@ async def test_a_large_change_leaves_others_their_turn_and_ends_when_all_is_sent
     before = len(lab.fake.fabric["edge1"].flows)
     sizes, turns, update = [], 0, context.compiler.update
 
-    def counted(owners: Iterable[Owner]) -> Keys:
+    def counted(owners: Iterable[Owner]) -> Before:
         sizes.append((len(set(owners)), turns))
         return update(owners)
 

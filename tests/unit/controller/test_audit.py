@@ -14,9 +14,9 @@ from retinue.controller.switches.programmer import LONGEST_TIMEOUT
 from retinue.controller.switches.readback import Audit
 from retinue.core.migration import MigrationState
 from retinue.core.model.network import Owner
-from retinue.core.pipeline.compiler import Compiler, Program
+from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.cookies import Reason, cookie
-from retinue.core.pipeline.entry import Change, Flow, FlowKey, Group, Meter, Output, match
+from retinue.core.pipeline.entry import Change, Flow, FlowKey, Group, Meter, Output, Program, match
 from retinue.core.pipeline.tables import Table
 from retinue.protocol.migrations import Report
 from retinue.southbound.openflow.codec.messages import FlowStats
@@ -383,7 +383,7 @@ def test_many_entries_take_longer_than_the_time_of_one_round(monkeypatch: pytest
             turns.watch(session)
         await asyncio.sleep(seconds)
         await fake.stop()
-        return sum(len(fake.controller.context.installer.switches[name].mirror) for name in turns.read)
+        return sum(len(fake.controller.context.compiler.program(name)) for name in turns.read)
 
     monkeypatch.setattr(audit, "ENTRIES_A_SECOND", 1)
     least = min(len(program) for program in fabric_programs().values())

@@ -10,6 +10,7 @@ from retinue.controller.context import Context
 from retinue.core.model import Network, Role
 from retinue.core.model.network import Owner
 from retinue.core.pipeline import compiler
+from retinue.core.pipeline.contributions import Contribution
 from support.fabric.networks import add_vm, fabric
 from support.fakes.session import FakeNetwork
 
@@ -50,7 +51,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Counter[Owner]:
     done: Counter[Owner] = Counter()
     compute = compiler.contribution
 
-    def counted(net: Network, owner: Owner) -> compiler.Contribution:
+    def counted(net: Network, owner: Owner) -> Contribution:
         done[owner] += 1
         return compute(net, owner)
 

@@ -18,7 +18,6 @@ from prove.terms import UNKNOWN, Sent
 from prove.wire import build, real
 from retinue.core.forwarding.header import read
 from retinue.core.model import Role, mac_to_int
-from retinue.core.pipeline.compiler import Program, key_of
 from retinue.core.pipeline.entry import (
     CONTROLLER,
     Change,
@@ -29,6 +28,8 @@ from retinue.core.pipeline.entry import (
     Output,
     PopVlan,
     PortNo,
+    Program,
+    key_of,
     set_field,
 )
 from retinue.core.pipeline.priorities import TABLE_MISS, VRF_BAND, Deliver, EdgeAdmit, Forward, Route

@@ -208,8 +208,9 @@ def flows(controller: Controller, switch: str, vm: str | None = None) -> list[di
     """
     programmer = controller.context.installer.switches[switch]
     program = controller.context.compiler.program(switch)
-    its = program if vm is None else contribution(controller.net, Owner("vm", vm)).get(switch, {})
-    entries = [entry for key, entry in program.items() if key in its and isinstance(entry, Flow)]
+    its = None if vm is None else contribution(controller.net, Owner("vm", vm)).get(switch, {})
+    wanted = program.whole() if its is None else program.taken(its)
+    entries = [entry for entry in wanted.values() if isinstance(entry, Flow)]
     entries.sort(key=lambda f: (f.table, -f.priority, f.match))
     return [
         {
@@ -232,7 +233,7 @@ def flows(controller: Controller, switch: str, vm: str | None = None) -> list[di
 def mac_table(controller: Controller, switch: str) -> list[dict[str, Any]]:
     """Of an edge switch: local MACs with their ports, and the gateway's at the uplink."""
     net, programmer = controller.net, controller.context.installer.switches[switch]
-    program = controller.context.compiler.program(switch)
+    program = controller.context.compiler.program(switch).whole()
     wanted = [entry for entry in program.values() if isinstance(entry, Flow)]
     held = table_of(entry for entry in wanted if programmer.confirmed(entry.key))
     return [

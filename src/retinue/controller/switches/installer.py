@@ -47,7 +47,9 @@ class Installer:
         """
         owners = list(touched)
         changed, clash = self._compiler.update_each(owners)
-        report = InstallReport(changed=changed)
+        for switch, before in changed.items():
+            self.switches[switch].mirror.changed(before)
+        report = InstallReport(changed={switch: frozenset(before) for switch, before in changed.items()})
         holding = [(switch, one) for switch, one in self.switches.items() if one.held]
         computed = {owner_hash(owner) for owner in owners} if holding else set()
         for switch, programmer in holding:

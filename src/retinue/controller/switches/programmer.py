@@ -7,18 +7,28 @@ and only the difference is sent. The same happens by an audit, of a switch that 
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Hashable, Iterable, Set
 from dataclasses import dataclass, replace
 
 import structlog
 
 from retinue.controller.switches import size_checks
-from retinue.controller.switches.readback import Audit, SwitchSession, entries_of, in_parts
+from retinue.controller.switches.mirror import Mirror, compared
+from retinue.controller.switches.readback import Audit, SwitchSession, entries_of
 from retinue.core.model.network import Owner
-from retinue.core.pipeline.compiler import Compiler, Entry, EntryKey, Program
+from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.cookies import owner_hash, owner_hash_of
 from retinue.core.pipeline.diff import LEASE_SLACK, agrees, difference
-from retinue.core.pipeline.entry import Change, Flow, FlowKey, Group, ToGroup
+from retinue.core.pipeline.entry import (
+    Change,
+    Entry,
+    EntryKey,
+    Flow,
+    FlowKey,
+    Group,
+    Program,
+    ToGroup,
+)
 from retinue.core.pipeline.knowledge import Knowledge
 
 log = structlog.get_logger()
@@ -65,7 +75,7 @@ class SwitchProgrammer:
         self.was_connected = False
         """It has been connected since the start, be it now or not."""
         self.is_read = False
-        self.mirror: dict[EntryKey, Entry] = {}
+        self.mirror = Mirror(compiler.program(switch))
         self.pending: set[EntryKey] = set()
         """Entries the switch has yet to confirm, present or gone as the program wants it."""
         self.held: set[EntryKey] = set()
@@ -109,14 +119,16 @@ class SwitchProgrammer:
         """
         async with self._lock:
             try:
-                mirror = await self._read(session)
+                found = await self._read(session)
             except Exception as error:
                 raise ConnectionError(f"its entries cannot be read: {error}") from error
+            if session.alive and session is self.session:
+                await self.mirror.holds(found)
             if not session.alive or session is not self.session:
                 raise ConnectionError("it disconnected while it was being read")
-            self.mirror, self.is_read = mirror, True
+            self.is_read = True
             self._judged_by = self._knowledge.told(self._switch)
-            return await self._make_agree(session, {*self._program, *mirror, *self.pending})
+            return await self._make_agree(session, {*self.mirror.differing, *self.pending, *self.held})
 
     def disconnected(self, session: SwitchSession) -> bool:
         """This session has ended; False, and nothing done, when the switch has another one by now."""
@@ -148,8 +160,8 @@ class SwitchProgrammer:
 
         When the lease is held all the same (it was renewed, or clocks disagree) the entry is sent again.
         """
-        self.mirror.pop(key, None)
-        wanted = self._program.get(key)
+        self.mirror.set({key: None})
+        wanted = self._wanted([key]).get(key)
         if isinstance(wanted, Flow) and (wanted.expires_at is None or wanted.expires_at > self._clock() + 1):
             self.pending.add(key)
             self._try_again([key])
@@ -163,16 +175,16 @@ class SwitchProgrammer:
         self.pending.update(due)
         for key in due:
             del self._resend_at[key]
-            self.mirror.pop(key, None)  # So that there is a difference to send.
+        self.mirror.set(dict.fromkeys(due))  # So that there is a difference to send.
         await self.send(due)
 
     def confirmed(self, key: EntryKey) -> bool:
         """True when the switch is connected and has confirmed this wanted entry."""
-        return self.is_read and key not in self.pending and key in self.mirror
+        return self.has_confirmed({key})
 
     def has_confirmed(self, keys: Set[EntryKey]) -> bool:
         """`confirmed` of all of these, at the speed of sets."""
-        return self.is_read and self.pending.isdisjoint(keys) and keys <= self.mirror.keys()
+        return self.is_read and self.pending.isdisjoint(keys) and self.mirror.has_all(keys)
 
     async def audit(self, still: Callable[[], bool]) -> Audit | None:
         """Read the connected switch again and mend what differs.
@@ -194,17 +206,17 @@ class SwitchProgrammer:
             found = await self._read(session)
         except Exception as error:
             raise ConnectionError(f"its entries cannot be read: {error}") from error
-        suspicious = await self._differing(found)
+        suspicious = {
+            key
+            async for key, want in compared(self._compiler.program(self._switch), found)
+            if not agrees(self._fit(want), found.get(key))
+        }
         async with self._lock:
             if self.session is not session or self._sendings != sendings or not still():
                 return None
-            wanted = self._program
+            wanted = self._wanted(suspicious)
             keys = {key for key in suspicious if self._is_wrong(wanted.get(key), found.get(key), key)}
-            for key in keys:
-                if key in found:
-                    self.mirror[key] = found[key]
-                else:
-                    self.mirror.pop(key, None)
+            self.mirror.set({key: found.get(key) for key in keys})
             missing, foreign = len(keys - found.keys()), len(keys - wanted.keys())
             if keys:
                 await self._make_agree(session, keys)
@@ -215,18 +227,17 @@ class SwitchProgrammer:
 
     async def _make_agree(self, session: SwitchSession, keys: set[EntryKey]) -> Sent:
         """Of a switch that has just been read: send the difference for these keys."""
-        wanted = self._program
         held = self._not_yet(keys)
         self.held -= keys
         self._hold(held)
         self.pending |= held
         keys = keys - held
         # Whatever was confirmed before: the entries that differ, the switch has yet to confirm.
-        self.pending.update(k for k in keys if not agrees(wanted.get(k), self.mirror.get(k)))
+        self.pending.update(self._differing(keys))
         return await self._send_difference(session, keys)
 
     async def _send_difference(self, session: SwitchSession, keys: Collection[EntryKey]) -> Sent:
-        change = difference(self._program, self.mirror, keys)
+        change = difference(self._wanted(keys), self.mirror.taken(keys), keys)
         if not change.empty and not await self._apply(session, change):
             self._try_again(keys)
             return Sent(change.flow_count, False)
@@ -250,28 +261,20 @@ class SwitchProgrammer:
                 log.warning("switch.looks_at_no_sizes", switch=self._switch)
             return False
         self.flow_mods += change.flow_count
+        self.mirror.sent(change)
         for flow in change.remove:
-            self.mirror.pop(flow.key, None)
             self._resend_at.pop(flow.key, None)
         for flow in change.add:
-            self.mirror[flow.key] = flow
             if flow.expires_at is not None and flow.expires_at - now > LONGEST_TIMEOUT:
                 self._resend_at[flow.key] = now + LONGEST_TIMEOUT - RENEW_BEFORE
-        self.mirror.update({("group", g.id): g for g in change.groups})
-        self.mirror.update({("meter", m.id): m for m in change.meters})
-        for number in change.remove_groups:
-            self.mirror.pop(("group", number), None)
-        for number in change.remove_meters:
-            self.mirror.pop(("meter", number), None)
         return True
 
-    def _confirm(self, keys: Iterable[EntryKey]) -> None:
+    def _confirm(self, keys: Collection[EntryKey]) -> None:
         """Of these keys, those the switch now holds as wanted no longer wait for it.
 
         Others were changed once more while the switch was answering; they are the next sender's to confirm.
         """
-        program = self._program
-        agreed = [k for k in keys if agrees(program.get(k), self.mirror.get(k))]
+        agreed = set(keys) - self._differing(keys)
         self.pending.difference_update(agreed)
         self.held.difference_update(agreed)
         self._pause = None
@@ -304,14 +307,14 @@ class SwitchProgrammer:
         What was pending and not held before goes: that was decided. A meter, or a group, stays with what uses
         it.
         """
-        wanted = self._program
-        held = {key for key in keys if self._is_left(key, wanted.get(key), self.mirror.get(key))}
+        wanted, has = self._wanted(keys), self.mirror.taken(keys)
+        held = {key for key in keys if self._is_left(key, wanted.get(key), has.get(key))}
         used = self._used_by(held).intersection(keys)
-        return held | {key for key in used if key not in wanted and key in self.mirror}
+        return held | {key for key in used if key not in wanted and key in has}
 
     def _used_by(self, keys: Iterable[EntryKey]) -> set[EntryKey]:
         """The meters and groups that flows of these keys use on the switch."""
-        flows = [flow for key in keys if isinstance(flow := self.mirror.get(key), Flow)]
+        flows = [flow for flow in self.mirror.taken(set(keys)).values() if isinstance(flow, Flow)]
         used: set[EntryKey] = {("meter", flow.meter) for flow in flows if flow.meter is not None}
         return used | {("group", a.group) for flow in flows for a in flow.actions if isinstance(a, ToGroup)}
 
@@ -331,9 +334,9 @@ class SwitchProgrammer:
 
     def _hold(self, keys: Collection[EntryKey]) -> None:
         self.held.update(keys)
-        wanted = self._program
+        wanted, has = self._wanted(keys), self.mirror.taken(keys)
         for key in keys:
-            for entry in (self.mirror.get(key), wanted.get(key)):
+            for entry in (has.get(key), wanted.get(key)):
                 owner = None if entry is None else self._knowledge.owner_of(entry)
                 if owner is not None:
                     self._held_of.setdefault(owner, set()).add(key)
@@ -362,47 +365,49 @@ class SwitchProgrammer:
 
     def pending_of(self, owner: Owner, *, with_held: bool) -> bool:
         """True while the switch has yet to confirm something of this owner, gone entries among it."""
-        mark, wanted = owner_hash(owner), self._program
+        mark = owner_hash(owner)
         keys = self.pending if with_held else self.pending - self.held
-        entries = (entry for key in keys for entry in (self.mirror.get(key), wanted.get(key)))
+        entries = (*self.mirror.taken(keys).values(), *self._wanted(keys).values())
         return any(isinstance(e, Flow) and owner_hash_of(e.cookie) == mark for e in entries)
 
     # ---- reading ----
 
-    @property
-    def _program(self) -> Program:
-        wanted = self._compiler.program(self._switch)
+    def _wanted(self, keys: Iterable[EntryKey]) -> Program:
+        """What it should hold of these keys."""
+        wanted = self._compiler.program(self._switch).taken(keys)
         return wanted if self._looks_at_sizes else size_checks.without(wanted)
+
+    def _fit(self, want: Entry | None) -> Entry | None:
+        """A wanted entry, if the switch knows what is in it."""
+        return None if want is None or (not self._looks_at_sizes and size_checks.looks(want)) else want
+
+    def _differing(self, keys: Collection[EntryKey]) -> set[EntryKey]:
+        """Of these keys, those in which the switch has not what it should."""
+        if self._looks_at_sizes:  # What is not known to differ agrees.
+            keys = self.mirror.differing & set(keys)
+        wanted, has = self._wanted(keys), self.mirror.taken(keys)
+        return {key for key in keys if not agrees(wanted.get(key), has.get(key))}
 
     async def _read(self, session: SwitchSession) -> dict[EntryKey, Entry]:
         began = self._clock()
         found = await entries_of(session, began)
         late = self._clock() - began
         leased = [e for e in found.values() if isinstance(e, Flow) and e.expires_at is not None]
-        found.update((flow.key, self._as_sent(flow, late)) for flow in leased)
+        sent = self.mirror.taken([flow.key for flow in leased])
+        found.update((flow.key, self._as_sent(flow, sent.get(flow.key), late)) for flow in leased)
         return found
 
-    def _as_sent(self, flow: Flow, late: float) -> Flow:
+    def _as_sent(self, flow: Flow, sent: Entry | None, late: float) -> Flow:
         """The flow with the end of its lease as it was sent, if what was read does not speak against that.
 
         The reading took a while, and a lease that is longer than a switch's longest timeout has that timeout.
         """
-        sent, at = self.mirror.get(flow.key), self._resend_at.get(flow.key)
+        at = self._resend_at.get(flow.key)
         if flow.expires_at is None or not isinstance(sent, Flow) or sent.expires_at is None:
             return flow
         end = sent.expires_at if at is None else at + RENEW_BEFORE
         in_time = -LEASE_SLACK <= end - flow.expires_at <= late + LEASE_SLACK
         return replace(flow, expires_at=sent.expires_at) if in_time else flow
-
-    async def _differing(self, found: Mapping[EntryKey, Entry]) -> set[EntryKey]:
-        """Keys by which what was found differs from what is wanted; others have their turn meanwhile."""
-        differing: set[EntryKey] = set()
-        async for part in in_parts(list(found)):
-            wanted = self._program
-            differing.update(key for key in part if not agrees(wanted.get(key), found[key]))
-        async for part in in_parts(list(self._program)):
-            differing.update(key for key in part if key not in found)
-        return differing
 
     def _is_wrong(self, want: Entry | None, found: Entry | None, key: EntryKey) -> bool:
         """An entry found by an audit differs, is not about to be sent, and not about to end by itself."""

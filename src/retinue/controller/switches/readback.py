@@ -5,8 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
-from retinue.core.pipeline.compiler import Entry, EntryKey
-from retinue.core.pipeline.entry import Change, Flow, Group, Meter
+from retinue.core.pipeline.entry import Change, Entry, EntryKey, Flow, Group, Meter
 from retinue.southbound.openflow.codec.messages import FlowStats, MeterStats
 
 AT_ONCE = 500

@@ -13,30 +13,10 @@ from retinue.core.model import VM, Role, Server, Switch
 from retinue.core.model.families import led_to
 from retinue.core.model.network import Network, Owner
 from retinue.core.pipeline import edge, flooding, gateway, storage, trunk, vrfs
+from retinue.core.pipeline.contributions import RECENT, Contribution, Contributions, SwitchProgram
 from retinue.core.pipeline.cookies import Reason, cookie, owner_hash, owner_hash_of
-from retinue.core.pipeline.entry import Flow, FlowKey, FlowsBySwitch, Group, Meter
+from retinue.core.pipeline.entry import Entry, EntryKey, FlowsBySwitch, Program, key_of
 from retinue.core.pipeline.underlay import Underlay, underlay_of
-
-Entry = Flow | Group | Meter
-EntryKey = FlowKey | tuple[str, int]
-"""A flow's key, or ("group", id), or ("meter", id)."""
-
-
-def key_of(entry: Entry) -> EntryKey:
-    match entry:
-        case Flow():
-            return entry.key
-        case Group():
-            return ("group", entry.id)
-        case Meter():
-            return ("meter", entry.id)
-
-
-Program = dict[EntryKey, Entry]
-"""All a switch should hold."""
-
-Contribution = dict[str, Program]
-"""An owner's entries by switch."""
 
 
 class ConflictError(Exception):
@@ -128,6 +108,8 @@ def _add(found: dict[str, list[Entry]], flows_by_switch: FlowsBySwitch) -> None:
 
 Keys = dict[str, frozenset[EntryKey]]
 """By switch: the entries that changed."""
+Before = dict[str, dict[EntryKey, Entry | None]]
+"""By switch: the entries that changed, and what was there before."""
 
 
 @dataclass
@@ -135,16 +117,20 @@ class Compiler:
     """The desired program of each switch, kept up to date owner by owner."""
 
     net: Network
-    programs: dict[str, Program] = field(default_factory=dict)
-    _of: dict[Owner, Contribution] = field(default_factory=dict)
+    recent: int = RECENT
+    """How many contributions are kept as they were computed."""
+    _contributions: Contributions = field(init=False)
     """What each owner contributes, as last computed."""
-    _owners: dict[int, set[Owner]] = field(default_factory=dict)
+    _owners: dict[int, tuple[Owner, ...]] = field(default_factory=dict)
     """By the hash in their cookies: every owner that was ever computed. Those of a hash that are gone are
-    left out, so that the set is empty when all have gone."""
+    left out, so that there is none when all have gone."""
     _clashed: set[Owner] = field(default_factory=set)
     """Owners whose entries clashed with another's when they were last computed: what is kept is older."""
 
-    def update(self, touched: Iterable[Owner]) -> Keys:
+    def __post_init__(self) -> None:
+        self._contributions = Contributions(self.recent)
+
+    def update(self, touched: Iterable[Owner]) -> Before:
         """Compute the touched owners again; return, by switch, the keys whose entry became different.
 
         Raises ConflictError, with nothing changed, when two owners want an entry of the same key.
@@ -154,99 +140,94 @@ class Compiler:
         # addresses, of which only one was touched so far. Its contribution is computed again before judging.
         while outdated := self._owners_in_the_way(fresh):
             fresh.update({owner: contribution(self.net, owner) for owner in outdated})
-        self._check(fresh)
+        now = self._together(fresh)
         self._clashed.difference_update(fresh)
         for owner in fresh:
             self._note(owner)
         # Old entries of these owners go out first, so that a place one of them leaves is free for another;
         # `before` keeps what was there, for the comparison at the end.
-        before: dict[str, dict[EntryKey, Entry | None]] = {}
+        before: Before = {}
         for owner in fresh:
-            for switch, entries in self._of.pop(owner, {}).items():
-                program = self.programs[switch]
-                for key in entries:
-                    before.setdefault(switch, {})[key] = program.pop(key)
+            for switch, entries in self._contributions.drop(owner).items():
+                before.setdefault(switch, {}).update(entries)
         for owner, contributed in fresh.items():
-            if contributed:
-                self._of[owner] = contributed
-            for switch, entries in contributed.items():
-                program = self.programs.setdefault(switch, {})
-                for key, entry in entries.items():
-                    before.setdefault(switch, {}).setdefault(key, None)
-                    program[key] = entry
-        changed = {
-            switch: frozenset(key for key, old in keys.items() if self.programs[switch].get(key) != old)
-            for switch, keys in before.items()
-        }
-        return {switch: keys for switch, keys in changed.items() if keys}
+            self._contributions.put(owner, contributed)
+        for switch, entries in now.items():
+            had = before.setdefault(switch, {})
+            had.update({key: None for key in entries if key not in had})
+        changed: Before = {}
+        for switch, had in before.items():
+            has = now.get(switch, {})
+            different = {key: old for key, old in had.items() if has.get(key) != old}
+            if different:
+                changed[switch] = different
+        return changed
 
-    def update_each(self, touched: Iterable[Owner]) -> tuple[Keys, ConflictError | None]:
+    def update_each(self, touched: Iterable[Owner]) -> tuple[Before, ConflictError | None]:
         """As `update`, but two that clash hold up nobody else; they are told, the later stays as it was."""
         owners = sorted(touched)
         try:
             return self.update(owners), None
         except ConflictError as error:
             clash = error
-        changed: Keys = {}
+        changed: Before = {}
         for owner in owners:
             try:
                 found = self.update([owner])
             except ConflictError:
                 self._clashed.add(owner)
             else:
-                for switch, keys in found.items():
-                    changed[switch] = changed.get(switch, frozenset()) | keys
+                for switch, had in found.items():
+                    changed[switch] = {**had, **changed.get(switch, {})}
         return changed, clash
 
-    def _owners_in_the_way(self, fresh: dict[Owner, Contribution]) -> list[Owner]:
+    def _owners_in_the_way(self, fresh: dict[Owner, Contribution]) -> set[Owner]:
         """Other owners that have, as last computed, an entry where a fresh contribution has one, too."""
-        wanted: dict[str, set[EntryKey]] = {}
-        for contributed in fresh.values():
-            for switch, entries in contributed.items():
-                wanted.setdefault(switch, set()).update(entries.keys() & self.program(switch).keys())
-        for owner in fresh:
-            for switch, entries in self._of.get(owner, {}).items():
-                wanted.get(switch, set()).difference_update(entries)
-        if not any(wanted.values()):
-            return []
-        return [
-            owner
-            for owner, had in self._of.items()
-            if owner not in fresh
-            and any(keys & had[switch].keys() for switch, keys in wanted.items() if switch in had)
-        ]
+        return {
+            other
+            for contributed in fresh.values()
+            for switch, entries in contributed.items()
+            for key in entries
+            for other in self._contributions.owners_at(switch, key)
+            if other not in fresh and key in self._contributions.on(other, switch)
+        }
 
-    def _check(self, fresh: dict[Owner, Contribution]) -> None:
-        """Raises ConflictError when two of these contributions have an entry of the same key."""
-        taken: dict[tuple[str, EntryKey], Owner] = {}
+    def _together(self, fresh: dict[Owner, Contribution]) -> dict[str, Program]:
+        """All of these contributions. Raises ConflictError when two have an entry of the same key."""
+        found: dict[str, Program] = {}
         for owner, contributed in fresh.items():
             for switch, entries in contributed.items():
-                for key in entries:
-                    other = taken.setdefault((switch, key), owner)
-                    if other != owner:
-                        raise ConflictError(f"{owner} and {other} both want {key} on {switch}")
+                program = found.setdefault(switch, {})
+                if not program.keys().isdisjoint(entries):
+                    key = next(key for key in entries if key in program)
+                    other = next(o for o, c in fresh.items() if key in c.get(switch, {}))
+                    raise ConflictError(f"{owner} and {other} both want {key} on {switch}")
+                program.update(entries)
+        return found
 
     def _note(self, owner: Owner) -> None:
-        same = self._owners.setdefault(owner_hash(owner), set())
-        if exists(self.net, owner):
-            same.add(owner)
-        else:
-            same.discard(owner)
+        mark = owner_hash(owner)
+        others = tuple(other for other in self._owners.get(mark, ()) if other != owner)
+        self._owners[mark] = (*others, owner) if exists(self.net, owner) else others
 
     # ---- questions ----
 
-    def program(self, switch: str) -> Program:
-        return self.programs.get(switch, {})
+    @property
+    def programs(self) -> dict[str, Program]:
+        """What every switch should hold, all of it made now."""
+        return {switch: self.program(switch).whole() for switch in self._contributions.switches()}
+
+    def program(self, switch: str) -> SwitchProgram:
+        """What a switch should hold."""
+        return SwitchProgram(self._contributions, switch)
 
     def contributed(self, owner: Owner) -> Contribution | None:
         """What an owner contributes, as last computed; None where that clashed with another's."""
-        return None if owner in self._clashed else self._of.get(owner, {})
+        return None if owner in self._clashed else self._contributions.of(owner)
 
     def owners_on(self, switch: str) -> set[Owner]:
-        """The owners that have entries on a switch, and perhaps another one of the same hash."""
-        flows = (entry for entry in self.program(switch).values() if isinstance(entry, Flow))
-        hashes = {owner_hash_of(flow.cookie) for flow in flows}
-        return {owner for each in hashes for owner in self._owners.get(each, ())}
+        """The owners that have entries on a switch."""
+        return self._contributions.owners_on(switch)
 
     def owners_of(self, cookie: int) -> frozenset[Owner]:
         """The owners that an entry with this cookie may belong to: one, but for the rare same hash."""
@@ -254,4 +235,4 @@ class Compiler:
 
     def has_gone(self, cookie: int) -> bool:
         """True when the owner of this cookie was known, and is there no longer."""
-        return self._owners.get(owner_hash_of(cookie)) == set()
+        return self._owners.get(owner_hash_of(cookie)) == ()

@@ -3,14 +3,15 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from retinue.core.pipeline.compiler import Entry, EntryKey, Program
-from retinue.core.pipeline.entry import Change, Flow, Group, Meter
+from retinue.core.pipeline.entry import Change, Entry, EntryKey, Flow, Group, Meter
 
 LEASE_SLACK = 2.0
 """Seconds by which an entry's own end on the switch may differ from the lease's before it is sent again."""
 
 
-def difference(desired: Program, installed: Mapping[EntryKey, Entry], keys: Iterable[EntryKey]) -> Change:
+def difference(
+    desired: Mapping[EntryKey, Entry], installed: Mapping[EntryKey, Entry], keys: Iterable[EntryKey]
+) -> Change:
     """The change that makes `installed` agree with `desired` for `keys`; other entries are left alone."""
     add: list[Entry] = []
     remove: list[Entry] = []

@@ -233,6 +233,23 @@ class Meter:
     """Rate and burst count kilobits, not frames."""
 
 
+Entry = Flow | Group | Meter
+EntryKey = FlowKey | tuple[str, int]
+"""A flow's key, or ("group", id), or ("meter", id)."""
+Program = dict[EntryKey, Entry]
+"""Entries of one switch."""
+
+
+def key_of(entry: Entry) -> EntryKey:
+    match entry:
+        case Flow():
+            return entry.key
+        case Group():
+            return ("group", entry.id)
+        case Meter():
+            return ("meter", entry.id)
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """A change of one switch's entries, applied as a whole or not at all: what to add, and what to remove.

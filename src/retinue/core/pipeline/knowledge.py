@@ -32,9 +32,9 @@ from dataclasses import dataclass, field
 
 from retinue.core.model import Role
 from retinue.core.model.network import Network, Owner
-from retinue.core.pipeline.compiler import Compiler, Entry
+from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.cookies import is_ours, owner_hash, owner_hash_of
-from retinue.core.pipeline.entry import Flow, Group
+from retinue.core.pipeline.entry import Entry, Flow, Group
 from retinue.core.pipeline.flooding import vnet_of_group
 from retinue.core.pipeline.underlay import underlay_of
 

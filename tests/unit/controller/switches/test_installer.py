@@ -375,7 +375,7 @@ async def test_an_entry_the_switch_ended_with_its_lease_is_not_put_back(
     await fake.settle()
     assert flow.key not in fake.fabric["edge1"].flows
     assert len(fake.sessions["edge1"].applied) == sent
-    assert flow.key not in fake.controller.context.installer.switches["edge1"].mirror
+    assert fake.controller.context.installer.switches["edge1"].mirror.get(flow.key) is None
 
 
 @pytest.mark.parametrize("end", [1001.5, None])
@@ -443,7 +443,7 @@ async def test_a_group_goes_with_the_last_way_up_and_comes_back(fake: FakeNetwor
     alone = {name: number for name, number in ports.items() if not name.startswith("s")}
     await fake.controller.context.install(net.set_ports("leaf1", alone))
     assert not fake.fabric["leaf1"].groups
-    assert not [key for key in installer.switches["leaf1"].mirror if key[0] == "group"]
+    assert not installer.switches["leaf1"].mirror.taken([("group", number) for number in before])
     report = await fake.controller.context.install(net.set_ports("leaf1", ports))
     assert not report.missing
     assert fake.fabric["leaf1"].groups == before

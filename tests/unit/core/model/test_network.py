@@ -23,7 +23,8 @@ from retinue.core.model import (
     VMPort,
 )
 from retinue.core.model.network import NOTHING, Owner
-from retinue.core.pipeline.compiler import Compiler, ConflictError, Program, contribution
+from retinue.core.pipeline.compiler import Compiler, ConflictError, contribution
+from retinue.core.pipeline.entry import Program
 from support.fabric.networks import (
     GATEWAY,
     GATEWAY_MAC,

@@ -4,9 +4,19 @@ from dataclasses import replace
 
 import pytest
 
-from retinue.core.pipeline.compiler import Entry, EntryKey, Program, key_of
 from retinue.core.pipeline.diff import agrees, difference
-from retinue.core.pipeline.entry import Change, Flow, Group, Meter, Output, match
+from retinue.core.pipeline.entry import (
+    Change,
+    Entry,
+    EntryKey,
+    Flow,
+    Group,
+    Meter,
+    Output,
+    Program,
+    key_of,
+    match,
+)
 from retinue.core.pipeline.tables import Table
 
 FLOW = Flow(Table.DELIVER, 200, match(eth_dst="52:54:00:00:00:01"), (Output(3),), cookie=7)

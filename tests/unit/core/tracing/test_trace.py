@@ -16,8 +16,8 @@ from retinue.core.model import (
     Vrf,
 )
 from retinue.core.packets import BROADCAST, Ethernet, dhcp_frame, discover, parse
-from retinue.core.pipeline.compiler import Compiler, Entry
-from retinue.core.pipeline.entry import Field, Flow, Meter, Output, PortNo, PushVlan, SetField, match
+from retinue.core.pipeline.compiler import Compiler
+from retinue.core.pipeline.entry import Entry, Field, Flow, Meter, Output, PortNo, PushVlan, SetField, match
 from retinue.core.tracing import (
     Fate,
     Kind,
