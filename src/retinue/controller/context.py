@@ -35,6 +35,9 @@ up to 8."""
 LARGE = 500
 """Owners; a change that touches more is computed in batches."""
 BATCH = 100
+MOST_BATCHES = 10
+"""Batches on their way to the switches; others wait, not computed: what is under way takes memory, and where
+switches have much to answer, their answers are read first."""
 REJECTED_SECONDS = 10.0
 """In which frames that cannot be read, of one kind and from one place, are logged once."""
 PLACES_REMEMBERED = 1000
@@ -84,6 +87,7 @@ class Context:
         self._frames_rejected: dict[tuple[str, str], float] = {}
         """By kind and place: when a frame that could not be read was logged last."""
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._room = asyncio.Semaphore(MOST_BATCHES)
         self._after_install: list[Callable[[Collection[Owner]], None]] = []
 
     # ---- changes ----
@@ -144,9 +148,11 @@ class Context:
             return await self._install(owners, near, patient)
         work: list[asyncio.Task[InstallReport]] = []
         for batch in batched(owners, BATCH):
+            await self._room.acquire()
             task = asyncio.get_running_loop().create_task(self._install(batch, near, patient))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(lambda _: self._room.release())
             work.append(task)
             await asyncio.sleep(0)
         return together(await asyncio.gather(*work))
@@ -175,15 +181,11 @@ class Context:
 
     def is_programmed(self, owner: Owner) -> bool:
         """True when every entry of this owner, as the network now is, is confirmed by its switch."""
-        wanted = self.compiler.contributed(owner)
-        if wanted is None or owner in self.not_installed:
+        concerned = self.compiler.switches_of(owner)
+        if concerned is None or owner in self.not_installed:
             return False
         switches, lost = self.installer.switches, self.lost()
-        return all(
-            switches[switch].has_confirmed(entries.keys())
-            for switch, entries in wanted.items()
-            if switch not in lost
-        )
+        return all(switches[switch].has_confirmed_of(owner) for switch in concerned if switch not in lost)
 
     def lost(self) -> frozenset[str]:
         """Switches, no edges, that are as dead as the servers that are fenced."""

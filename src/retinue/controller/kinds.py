@@ -152,7 +152,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
     ),
     "work under way, which is begun anew where KINDS has what it was for": (
         "AnnouncedRenewals._of", "Context._tasks", "Context.not_installed", "ImageHolders._ordered",
-        "Installer._waiting",
+        "Installer._waiting", "Orders._waiting",
         "FipRules._asked", "Knowledge.kept", "MigrationOrchestrator._active", "MobilityManager._matches",
         "MobilityManager._silent",
         "PowerControl._to_stop", "Renewals._by_xid", "Renewals._due", "Renewals._ended", "Renewals.orders",

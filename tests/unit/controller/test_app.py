@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from retinue.controller.app import Controller
+from retinue.controller.context import MOST_BATCHES
 from retinue.controller.lease_changes import AddressAssigned
 from retinue.controller.migrations.orchestrator import MigrationError
 from retinue.controller.migrations.placing import PRIMERS
@@ -1021,6 +1022,28 @@ async def test_a_large_change_leaves_others_their_turn_and_ends_when_all_is_sent
     assert len(report.changed["edge1"]) > 600
     assert sorted(told) == sorted(touched)
     assert not context.installer.pending()
+
+
+async def test_no_more_is_computed_than_switches_can_take(
+    lab: ControlledNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for a switch takes memory: the rest of a large change waits before it is computed."""
+    monkeypatch.setattr("retinue.controller.context.BATCH", 50)
+    context, net = lab.controller.context, lab.fake.net
+    touched: set[Owner] = set()
+    for n in range(50 * (MOST_BATCHES + 3)):
+        vm = VM.with_one_nic(f"many{n}", f"52:54:01:00:{n >> 8:02x}:{n & 255:02x}", "server1")
+        touched |= net.put_vm(vm) | net.set_vm_port(vm.id, "edge1", VMPort(1000 + n, f"tap{n}"))
+    gate = lab.fake.sessions["edge1"].hold = asyncio.Event()
+    context.not_installed |= touched
+    installing = asyncio.create_task(context.install(touched))
+    await lab.fake.settle()
+    assert len(context.not_installed) == 50 * 3
+    gate.set()
+    report = await installing
+    assert not report.missing
+    assert not context.not_installed
+    assert all(context.is_programmed(owner) for owner in touched)
 
 
 async def test_what_is_changed_and_not_yet_computed_does_not_stand(lab: ControlledNetwork) -> None:

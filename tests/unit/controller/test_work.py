@@ -11,6 +11,8 @@ from retinue.core.model import Network, Role
 from retinue.core.model.network import Owner
 from retinue.core.pipeline import compiler
 from retinue.core.pipeline.contributions import Contribution
+from retinue.core.pipeline.entry import Program
+from retinue.core.pipeline.shapes import Packed
 from support.fabric.networks import add_vm, fabric
 from support.fakes.session import FakeNetwork
 
@@ -93,6 +95,30 @@ async def test_whether_a_vm_is_ready_is_asked_without_computing(
     vms = [Owner("vm", vm) for vm in fake.net.vms]
     assert all(fake.controller.context.is_programmed(vm) for vm in vms)
     assert not compiled
+
+
+async def test_whether_a_vm_is_ready_is_asked_without_unpacking(
+    fake: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of switches that are in step."""
+    unpacked: list[str] = []
+    unpack = Packed.on
+
+    def counted(self: Packed, switch: str, mark: int) -> Program:
+        unpacked.append(switch)
+        return unpack(self, switch, mark)
+
+    monkeypatch.setattr(Packed, "on", counted)
+    context = fake.controller.context
+    context.compiler._contributions.recent = 0
+    context.compiler.update([Owner("vm", vm) for vm in fake.net.vms])
+    unpacked.clear()
+    assert all(context.is_programmed(Owner("vm", vm)) for vm in fake.net.vms)
+    assert not unpacked
+    context.installer.switches["spine1"].pending.add(("meter", 99))
+    assert all(context.is_programmed(Owner("vm", vm)) for vm in fake.net.vms)
+    assert set(unpacked) == {"spine1"}
+    context.installer.switches["spine1"].pending.clear()
 
 
 async def test_a_vm_without_any_entry_waits_for_its_edge_alone(fake: FakeNetwork) -> None:

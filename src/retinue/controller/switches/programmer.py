@@ -7,13 +7,14 @@ and only the difference is sent. The same happens by an audit, of a switch that 
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Hashable, Iterable, Set
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from dataclasses import replace
 
 import structlog
 
 from retinue.controller.switches import size_checks
 from retinue.controller.switches.mirror import Mirror, compared
+from retinue.controller.switches.orders import Order, Orders, Sent
 from retinue.controller.switches.readback import Audit, SwitchSession, entries_of
 from retinue.core.model.network import Owner
 from retinue.core.pipeline.compiler import Compiler
@@ -40,14 +41,6 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before what a switch rejected is sent again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """How many flow entries were sent, and whether the switch has confirmed all that was asked for."""
-
-    flow_mods: int
-    confirmed: bool
-
-
 class SwitchProgrammer:
     """Brings one switch to what the compiler wants of it, and knows how far it is.
 
@@ -71,6 +64,7 @@ class SwitchProgrammer:
         self._notify = notify
         self._lock = asyncio.Lock()
         """One change, reading or comparison at a time: mirror and switch agree whenever it is free."""
+        self._orders = Orders(self._lock, self._carry_out)
         self.session: SwitchSession | None = None
         self.was_connected = False
         """It has been connected since the start, be it now or not."""
@@ -146,14 +140,8 @@ class SwitchProgrammer:
     # ---- changes ----
 
     async def send(self, keys: Collection[EntryKey]) -> Sent:
-        """Send the difference for these keys."""
-        async with self._lock:
-            if self.session is None or not self.is_read:
-                return Sent(0, False)
-            left = self._not_yet(keys) if self._knowledge.kept else set()
-            self._hold(left)
-            sent = await self._send_difference(self.session, set(keys) - left)
-            return Sent(sent.flow_mods, sent.confirmed and not left)
+        """Send the difference for these keys, with what waits (see `orders`)."""
+        return await self._orders.give(keys)
 
     def flow_ended(self, key: FlowKey) -> None:
         """The switch removed an entry by itself, at the end of its lease.
@@ -180,11 +168,14 @@ class SwitchProgrammer:
 
     def confirmed(self, key: EntryKey) -> bool:
         """True when the switch is connected and has confirmed this wanted entry."""
-        return self.has_confirmed({key})
+        return self.is_read and key not in self.pending and self.mirror.has_all([key])
 
-    def has_confirmed(self, keys: Set[EntryKey]) -> bool:
-        """`confirmed` of all of these, at the speed of sets."""
-        return self.is_read and self.pending.isdisjoint(keys) and self.mirror.has_all(keys)
+    def has_confirmed_of(self, owner: Owner) -> bool:
+        """`confirmed` of all entries of an owner; of a switch that is in step they are not looked at."""
+        if not self.is_read or not (self.pending or self.mirror.differing):
+            return self.is_read
+        keys = self._compiler.program(self._switch).of([owner])
+        return self.pending.isdisjoint(keys) and self.mirror.has_all(keys)
 
     async def audit(self, still: Callable[[], bool]) -> Audit | None:
         """Read the connected switch again and mend what differs.
@@ -234,15 +225,38 @@ class SwitchProgrammer:
         keys = keys - held
         # Whatever was confirmed before: the entries that differ, the switch has yet to confirm.
         self.pending.update(self._differing(keys))
-        return await self._send_difference(session, keys)
+        return (await self._send_difference(session, [keys]))[0]
 
-    async def _send_difference(self, session: SwitchSession, keys: Collection[EntryKey]) -> Sent:
+    async def _carry_out(self, orders: Sequence[Order]) -> Sequence[Sent]:
+        if self.session is None or not self.is_read:
+            return [Sent(0, False)] * len(orders)
+        together: set[EntryKey] = set().union(*orders)
+        left = self._not_yet(together) if self._knowledge.kept else set()
+        self._hold(left)
+        sent = await self._send_difference(self.session, [order - left for order in orders])
+        return [
+            Sent(one.flow_mods, one.confirmed and left.isdisjoint(order))
+            for one, order in zip(sent, orders, strict=True)
+        ]
+
+    async def _send_difference(self, session: SwitchSession, orders: Sequence[Order]) -> list[Sent]:
+        """What each order has sent; an entry of several counts as the first one's."""
+        keys: set[EntryKey] = set().union(*orders)
         change = difference(self._wanted(keys), self.mirror.taken(keys), keys)
-        if not change.empty and not await self._apply(session, change):
+        confirmed = change.empty or await self._apply(session, change)
+        if not confirmed and len(orders) > 1 and session.alive:
+            # Something in one of them is at fault. It is to hold up none of the others.
+            return [(await self._send_difference(session, [order]))[0] for order in orders]
+        if confirmed:
+            self._confirm(keys)
+        else:
             self._try_again(keys)
-            return Sent(change.flow_count, False)
-        self._confirm(keys)
-        return Sent(change.flow_count, True)
+        flows: set[EntryKey] = {flow.key for flow in (*change.add, *change.remove)}
+        found = []
+        for order in orders:
+            found.append(Sent(len(flows & order), confirmed))
+            flows -= order
+        return found
 
     async def _apply(self, session: SwitchSession, change: Change) -> bool:
         now = self._clock()

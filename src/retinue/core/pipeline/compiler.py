@@ -5,7 +5,7 @@ owner's from nothing; `Compiler` keeps all of them and, given the owners that we
 became different. Invariant: after any history, the programs equal those of a fresh compiler.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from itertools import permutations
 
@@ -221,9 +221,9 @@ class Compiler:
         """What a switch should hold."""
         return SwitchProgram(self._contributions, switch)
 
-    def contributed(self, owner: Owner) -> Contribution | None:
-        """What an owner contributes, as last computed; None where that clashed with another's."""
-        return None if owner in self._clashed else self._contributions.of(owner)
+    def switches_of(self, owner: Owner) -> Collection[str] | None:
+        """Where an owner has entries, as last computed; None where these clashed with another's."""
+        return None if owner in self._clashed else self._contributions.switches_of(owner)
 
     def owners_on(self, switch: str) -> set[Owner]:
         """The owners that have entries on a switch."""

@@ -5,7 +5,7 @@ the last ones are kept as they are; of the others their shape and values (see `s
 the hash of an entry's key, whose it is; two keys of one hash are one place with two owners.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from retinue.core.model.network import Owner
@@ -52,7 +52,7 @@ class Contributions:
                 others = index.setdefault(place, owner)
                 if others != owner:
                     index[place] = tuple({*_each(others), owner})
-        if len(self._recent) > self.recent:
+        while len(self._recent) > self.recent:
             oldest = next(iter(self._recent))
             self._packed[oldest] = self._shapes.pack(self._recent.pop(oldest), owner_hash(oldest))
 
@@ -86,6 +86,11 @@ class Contributions:
         if recent is None and packed is not None:
             return packed.on(switch, owner_hash(owner))
         return (recent or {}).get(switch, {})
+
+    def switches_of(self, owner: Owner) -> Collection[str]:
+        """Where an owner has entries."""
+        packed = self._packed.get(owner)
+        return self._recent.get(owner, {}) if packed is None else packed.switches
 
     def owners_at(self, switch: str, key: EntryKey) -> Iterable[Owner]:
         """Who may have the entry of this key; another only where two keys have the same hash."""

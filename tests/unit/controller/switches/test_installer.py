@@ -14,7 +14,7 @@ from retinue.controller.switches.installer import InstallReport
 from retinue.core.model import PortStatus, VMPort
 from retinue.core.model.network import Owner
 from retinue.core.pipeline.compiler import ConflictError
-from retinue.core.pipeline.cookies import owner_hash
+from retinue.core.pipeline.cookies import owner_hash, owner_hash_of
 from retinue.core.pipeline.entry import Change, Flow, FlowKey
 from retinue.core.pipeline.tables import Table
 from retinue.southbound.openflow.codec.messages import FlowStats
@@ -102,6 +102,72 @@ async def test_a_switch_that_comes_back_empty_and_refuses_has_confirmed_nothing(
     session.reject = 0
     await fake.settle()
     assert stands(fake)
+
+
+# ---- what waits goes together ----
+
+
+async def wait_at_spine1(fake: FakeNetwork, vms: range) -> list[asyncio.Task[InstallReport]]:
+    """VM 1 is on its way to spine1, which confirms nothing yet; then come these, each by itself."""
+    fake.sessions["spine1"].hold = asyncio.Event()
+    installing = []
+    for number in (1, *vms):
+        add_vm(fake.net, number, at=1 + number % 3)
+        work = fake.controller.context.install([Owner("vm", f"vm{number}")])
+        installing.append(asyncio.create_task(work))
+        await fake.settle()
+    return installing
+
+
+async def test_what_waits_for_a_switch_goes_to_it_as_one_change(fake: FakeNetwork) -> None:
+    spine = fake.sessions["spine1"]
+    before = len(spine.applied)
+    installing = await wait_at_spine1(fake, range(2, 8))
+    assert not any(task.done() for task in installing)
+    assert not any(fake.controller.context.is_programmed(Owner("vm", f"vm{n}")) for n in range(1, 8))
+    assert spine.hold is not None
+    spine.hold.set()
+    reports = await asyncio.gather(*installing)
+    assert len(spine.applied) == before + 2, "the one that was under way, and all the others"
+    assert [change.flow_count for change in spine.applied[before:]] == [1, 6]
+    of_one = reports[0].flow_mods
+    assert [(report.flow_mods, report.missing) for report in reports] == [(of_one, set())] * 7
+    assert all(fake.controller.context.is_programmed(Owner("vm", f"vm{n}")) for n in range(1, 8))
+
+
+async def test_what_is_rejected_holds_up_nothing_that_went_with_it(
+    fake: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spine = fake.sessions["spine1"]
+    apply, rejecting = spine.apply, True
+
+    async def without_vm3(change: Change, now: float) -> None:
+        mine = [flow for flow in change.add if owner_hash_of(flow.cookie) == owner_hash(Owner("vm", "vm3"))]
+        if mine and rejecting:
+            spine.reject = 1
+        await apply(change, now)
+
+    monkeypatch.setattr(spine, "apply", without_vm3)
+    installing = await wait_at_spine1(fake, range(2, 6))
+    assert spine.hold is not None
+    spine.hold.set()
+    reports = await asyncio.gather(*installing)
+    missing = [report.missing for report in reports]
+    assert missing == [set(), set(), {"spine1"}, set(), set()]
+    rejecting = False
+    await fake.settle()
+    assert fake.controller.context.is_programmed(Owner("vm", "vm3")), "it was sent again"
+
+
+async def test_who_is_cancelled_leaves_the_others_their_turn(fake: FakeNetwork) -> None:
+    installing = await wait_at_spine1(fake, range(2, 5))
+    installing[0].cancel()
+    hold = fake.sessions["spine1"].hold
+    assert hold is not None
+    hold.set()
+    reports = await asyncio.gather(*installing[1:])
+    assert all(not report.missing for report in reports)
+    assert all(fake.controller.context.is_programmed(Owner("vm", f"vm{n}")) for n in range(2, 5))
 
 
 # ---- after a start ----
