@@ -130,7 +130,7 @@ def test_what_became_wrong_while_nobody_looked_goes_and_nothing_else(
             else:
                 session = FakeSession(again, what, again.net.switches[what].dpid, dict(told[what]))
                 again.sessions[what] = session
-                again.controller.connected(session)  # type: ignore[arg-type]
+                again.controller.connected(session)
             await asyncio.sleep(SOON)
             nothing_known_is_left(again)
             for number in same:

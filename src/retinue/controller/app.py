@@ -47,6 +47,7 @@ from retinue.controller.neighbours.router_watch import RouterWatch
 from retinue.controller.neighbours.taking import Taking
 from retinue.controller.spoof_counts import SpoofCounts
 from retinue.controller.state import Stored
+from retinue.controller.switches.readback import SwitchSession
 from retinue.controller.tracing import Tracer
 from retinue.controller.words import Words
 from retinue.core.migration.copying import PLAIN, CopyOptions
@@ -243,7 +244,7 @@ class Controller:
 
     # ---- the controller-switch interface (openflow.SwitchHandler) ----
 
-    def connected(self, session: Session) -> None:
+    def connected(self, session: SwitchSession) -> None:
         switch = self._by_dpid.get(session.dpid)
         if switch is None:
             self.context.counters[Count.UNKNOWN_SWITCHES] += 1
@@ -254,7 +255,7 @@ class Controller:
         touched = self.context.apply(SwitchPortsChanged(switch, session.ports, session.down))
         self.context.spawn(self._attach(switch, session, touched), f"connection of {switch}")
 
-    async def _attach(self, switch: str, session: Session, touched: Touched) -> None:
+    async def _attach(self, switch: str, session: SwitchSession, touched: Touched) -> None:
         try:
             await self.context.install(touched)
             report = await self.context.installer.switches[switch].read(session)
@@ -268,7 +269,7 @@ class Controller:
         if self.net.switches[switch].role is Role.LEAF:
             self.arp.ask_for_servers()
 
-    def disconnected(self, session: Session, reason: str) -> None:
+    def disconnected(self, session: SwitchSession, reason: str) -> None:
         switch = self._by_dpid.get(session.dpid)
         if switch is None or not self.context.installer.switches[switch].disconnected(session):
             return
@@ -330,6 +331,14 @@ class Controller:
         if switch is not None and message.reason in ENDED_BY_ITSELF:
             key = (message.table, message.priority, message.match)
             self.context.installer.switches[switch].flow_ended(key)
+
+    def router_ports(self, session: SwitchSession) -> None:
+        """The ports of a router that is not ours have become others (routers.RouterHandler)."""
+        switch = self._by_dpid.get(session.dpid)
+        if switch is not None and self.context.session(switch) is session:
+            touched = self.context.apply(SwitchPortsChanged(switch, session.ports, session.down))
+            if touched:
+                self.context.spawn(self.context.install(touched), f"ports of {switch}")
 
     def port_status(self, session: Session, message: PortStatus) -> None:
         switch = self._by_dpid.get(session.dpid)

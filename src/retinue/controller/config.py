@@ -5,9 +5,10 @@ TOML; every key is checked, and a mistake is answered with the file, the key and
 
 from collections.abc import Collection
 from dataclasses import replace
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zlib import crc32
 
 import msgspec
 
@@ -40,6 +41,7 @@ from retinue.core.model import (
     mac,
 )
 from retinue.core.model.constraints import check_tiers
+from retinue.core.model.plain_routers import OTHERS
 from retinue.core.placement import Policy, Weights
 from retinue.core.snooping.dhcp_rules import LEASES_PER_NIC
 from retinue.core.text import quoted
@@ -136,17 +138,19 @@ class SubnetTable(ConfigTable, frozen=True):
 
 
 class SwitchTable(ConfigTable, frozen=True):
-    """[[switch]]: `dpid` is hexadecimal, `uplink` an edge's port to its leaf; `places` a leaf's: whether its
-    servers are found there, or all given. `tunnel`, `endpoint`: of a leaf that VXLAN joins to the others, the
-    port, and its address on the IP network between them."""
+    """[[switch]]: `dpid` is hexadecimal, `uplink` an edge's port to its leaf; `places` a leaf's: whether
+    its servers are found there, or all given. `tunnel`, `endpoint`: of a leaf that VXLAN joins to the
+    others, the port, and its address on the IP network between them. `router`: of a leaf that is a router
+    which is not ours, the command that starts its adapter; it has no `dpid`."""
 
     id: str
     role: Role
-    dpid: str
+    dpid: str = ""
     uplink: str = ""
     places: Literal["detected", "given"] = "detected"
     tunnel: str = ""
     endpoint: str = ""
+    router: list[str] = []
 
 
 class LinkTable(ConfigTable, frozen=True):
@@ -263,6 +267,9 @@ class Config(ConfigTable, frozen=True):
     """Leases of IPv4 that one NIC may hold at a time, under as many client identifiers."""
     mtu: Annotated[int, msgspec.Meta(ge=LEAST_MTU, le=MOST_MTU)] = 1500
     """Bytes of an IP packet that each switch and server takes: VMs may send so much."""
+    rewrite: bool = True
+    """Edges replace a unicast MAC that they do not know by the gateway's. False is for comparison only: what
+    is for a VM that has moved is lost at the leaf then."""
     listen: Listen = Listen()
     tls: TlsTable | None = None
     rest: RestTable = RestTable()
@@ -288,10 +295,14 @@ class Config(ConfigTable, frozen=True):
         except ModelError as error:
             raise ConfigError(str(error)) from error
 
+    def routers(self) -> dict[str, list[str]]:
+        """By router that is not ours: the command that starts its adapter."""
+        return {switch.id: switch.router for switch in self.switch if switch.router}
+
     def network(self) -> Network:
         """A network with what the file says, and nothing else yet. Raises ConfigError."""
         try:
-            net = Network(mac(self.gateway_mac), mtu=self.mtu)
+            net = Network(mac(self.gateway_mac), mtu=self.mtu, rewrites=self.rewrite)
             for switch in self.switch:
                 net.add_switch(_switch(switch))
             for link in self.link:
@@ -413,12 +424,23 @@ def _dpid(switch: SwitchTable) -> int:
 
 
 def _switch(table: SwitchTable) -> Switch:
+    if table.router:
+        return _router(table)
     endpoint = address(table.endpoint) if table.endpoint else None
     if isinstance(endpoint, IPv6Address):
         raise ModelError(f"switch {table.id}: endpoint {endpoint} is no address of IPv4")
     return Switch(
         table.id, table.role, _dpid(table), table.uplink, table.places == "given", table.tunnel, endpoint
     )
+
+
+def _router(table: SwitchTable) -> Switch:
+    """A router has no datapath id, and where it is its neighbours know: both are numbers for it alone."""
+    if table.dpid or table.uplink or table.tunnel or table.endpoint:
+        raise ModelError(f"switch {table.id}: beside `router` there is only `role`, which is leaf")
+    number = crc32(table.id.encode())
+    at = IPv4Address(0xF000_0000 | number >> 4)
+    return Switch(table.id, table.role, 1 << 63 | number, given=True, tunnel=OTHERS, endpoint=at, router=True)
 
 
 def _server(table: ServerTable) -> Server:

@@ -1,4 +1,5 @@
-"""The listeners of one controller: for switches, their databases, REST, DNS, zenoh, other domains."""
+"""The listeners of one controller, and the adapters of routers: for switches, their databases, REST, DNS,
+zenoh, other domains."""
 
 import asyncio
 
@@ -17,6 +18,7 @@ from retinue.socket_addresses import endpoint
 from retinue.southbound.openflow.connection import Mandate
 from retinue.southbound.openflow.server import OpenFlowServer, SwitchHandler
 from retinue.southbound.ovsdb import Connection, OvsdbListener
+from retinue.southbound.routers.keeper import RouterKeeper
 
 
 class Doors:
@@ -63,6 +65,7 @@ class Doors:
             rest,
             cluster,
         )
+        self._routers = RouterKeeper(controller.net, config.routers(), controller)
         self._names = _names(config, controller)
         self._zenoh = _zenoh(config, protected, controller)
 
@@ -86,7 +89,9 @@ class Doors:
         await self._api.start(*endpoint(self._config.listen.rest))
 
     async def open_to_others(self) -> None:
-        """DNS, zenoh, and the controllers of other domains."""
+        """DNS, zenoh, the controllers of other domains, and the adapters of routers that are not ours: of
+        several controllers only the active one may write to these."""
+        self._routers.start()
         if self._names is not None:
             await self._names.start(*endpoint(self._config.dns.listen))
         if self._zenoh is not None:
@@ -102,6 +107,7 @@ class Doors:
         }
 
     async def close(self) -> None:
+        await self._routers.stop()
         await self.peers.stop()
         if self._zenoh is not None:
             await self._zenoh.stop()

@@ -222,7 +222,7 @@ class Lab:
         """Return when as many switches as there are have a session with the controller, by its own word:
         the switches' databases show it only every five seconds.
         """
-        wanted, found = len(self.topology.switches), 0
+        wanted, found = len(self.topology.switches) + len(self.topology.tor), 0
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 while found < wanted:

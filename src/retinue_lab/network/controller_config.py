@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from retinue.core.limits import VXLAN_BYTES
-from retinue_lab.network import credentials
+from retinue_lab.network import credentials, tor_routers
 from retinue_lab.topology.topology import (
     CONTROLLER,
     DATABASE_PORT,
@@ -45,8 +45,9 @@ def controller_config(
     """
     node = node or topology.controller
     own = topology.management_addresses[node].ip
+    rewrite = "" if topology.rewrite else "rewrite = false\n"
     tables = [
-        f'gateway_mac = "{topology.gateway_mac}"\nmtu = {topology.mtu}\n',
+        f'gateway_mac = "{topology.gateway_mac}"\nmtu = {topology.mtu}\n{rewrite}',
         _table(
             "[listen]",
             openflow=f"{own}:{OPENFLOW_PORT}",
@@ -100,6 +101,10 @@ def controller_config(
                 **_tunnel_end(topology, s.id),
             )
             for s in topology.switches
+        ),
+        *(
+            _table("[[switch]]", id=tor.id, role="leaf", router=tor_routers.adapter(tor.id))
+            for tor in topology.tor
         ),
         *(
             _table(
@@ -170,7 +175,7 @@ def _server_table(topology: Topology, part: Addressed) -> str:
         edge=part.edge if isinstance(part, ServerPart) else None,
         services=None if isinstance(part, ServerPart) else [service],
         routes=routes if isinstance(part, RouterPart) else None,
-        at=f"{part.leaf}:{fabric_port(part.leaf, node)}" if part.given else None,
+        at=f"{part.leaf}:{fabric_port(part.leaf, node)}" if part.given or topology.tor else None,
     )
 
 

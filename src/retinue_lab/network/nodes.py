@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from retinue.core.model.link_local import link_local
 from retinue_lab.errors import LabError
 from retinue_lab.measure import arp
+from retinue_lab.network import tor_routers
 from retinue_lab.processes.processes import run
 from retinue_lab.topology.topology import (
     CLIENT,
@@ -72,6 +73,8 @@ def _management_port(node: str) -> str:
 async def _configure(topology: Topology, node: str) -> None:
     batch = "\n".join(_links_and_addresses(topology, node))
     sysctls = SYSCTLS | {"net/ipv4/ip_forward": int(node in (ROUTER, TRANSIT))}
+    if any(tor.id == node for tor in topology.tor):
+        sysctls |= tor_routers.SYSCTLS
     if topology.subnet6 and node in (ROUTER, CLIENT):
         sysctls |= {key: 0 for key in sysctls if key.endswith("disable_ipv6")}
         sysctls |= {"net/ipv6/conf/all/forwarding": int(node == ROUTER)}
@@ -110,6 +113,8 @@ def _links_and_addresses(topology: Topology, node: str) -> Iterable[str]:
     if node == TRANSIT:
         networks = {end: leaf.endpoint.network for end, leaf in topology.ends.items() if leaf.endpoint}
         yield from (f"address add {net[1]}/{net.prefixlen} dev {end}" for end, net in networks.items())
+    if any(tor.id == node for tor in topology.tor):
+        yield from tor_routers.configuration(topology, node)
     if node == CLIENT and client is not None and router is not None:
         yield f"address add {client.address}/{router.outside.prefixlen} dev eth0"
         yield f"route add default via {router.outside_address}"

@@ -6,6 +6,7 @@ is derived here once, so that the builder, the controller's configuration and th
 """
 
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
+from itertools import combinations
 from typing import Annotated, Literal
 
 import msgspec
@@ -97,6 +98,12 @@ class LeafPart(PodSwitchPart, frozen=True, kw_only=True):
     endpoint: IPv4Interface | None = None
     """Its address on the IP network that joins leaves, with the length of the prefix, whose first address is
     a router's; where there are spines none has one."""
+
+
+class TorPart(ConfigTable, frozen=True, kw_only=True):
+    """A leaf that is a router of Linux, and not ours, on a node of its own; all have cables to each other."""
+
+    id: str
 
 
 class ServerPart(ConfigTable, frozen=True, kw_only=True):
@@ -214,13 +221,17 @@ class Topology(ConfigTable, frozen=True, kw_only=True):
     gateway_mac: Mac
     mtu: Annotated[int, msgspec.Meta(ge=LEAST_MTU, le=MOST_MTU)] = 1500
     """Bytes of an IP packet that every cable of the fabric takes; outside it is 1500."""
+    rewrite: bool = True
+    """False: edges send a MAC that they do not know up as it is, for comparison."""
     vnet: tuple[VnetPart, ...] = ()
     subnet: tuple[SubnetPart, ...]
     subnet6: tuple[Subnet6Part, ...] = ()
     tenant: tuple[TenantPart, ...] = ()
     core: tuple[SwitchPart, ...] = ()
     spine: tuple[PodSwitchPart, ...] = ()
-    leaf: tuple[LeafPart, ...]
+    leaf: tuple[LeafPart, ...] = ()
+    tor: tuple[TorPart, ...] = ()
+    """Instead of leaves that are ours, and of all above them."""
     server: tuple[ServerPart, ...]
     management: ManagementPart
     cache: tuple[CachePart, ...] = ()
@@ -252,7 +263,8 @@ class Topology(ConfigTable, frozen=True, kw_only=True):
         parts = ((DHCP, self.dhcp), (ROUTER, self.router), (CLIENT, self.client))
         return (
             self.controller,
-            self.fabric,
+            *(() if self.tor else (self.fabric,)),
+            *(tor.id for tor in self.tor),
             *(s.id for s in self.server),
             *(g.id for g in self.gateways),
             *(c.id for c in self.cache),
@@ -383,7 +395,10 @@ class Topology(ConfigTable, frozen=True, kw_only=True):
             Veth(self.fabric, fabric_port(lower, upper), self.fabric, fabric_port(upper, lower), mtu=self.mtu)
             for _, lower, upper in self.links
         ]
-        on = {leaf.id: leaf.on or self.fabric for leaf in self.leaf}
+        on = {leaf.id: leaf.on or self.fabric for leaf in self.leaf} | {tor.id: tor.id for tor in self.tor}
+        for one, other in combinations(self.tor, 2):
+            ends = fabric_port(one.id, other.id), fabric_port(other.id, one.id)
+            cables.append(Veth(one.id, ends[0], other.id, ends[1], mtu=self.mtu))
         for node in self.ends:
             cables.append(Veth(node, OUTER_NIC, TRANSIT, node, mtu=self.mtu + VXLAN_BYTES))
         for part in self.attached:
@@ -394,6 +409,11 @@ class Topology(ConfigTable, frozen=True, kw_only=True):
         if self.client is not None:
             cables.append(Veth(ROUTER, "out0", CLIENT, "eth0"))
         return tuple(cables)
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """Ids of all leaves, ours or not."""
+        return (*(leaf.id for leaf in self.leaf), *(tor.id for tor in self.tor))
 
     @property
     def leased(self) -> SubnetPart:

@@ -91,8 +91,10 @@ def check(topology: Topology) -> None:
     for port in (*cables, *(f"m-{node}" for node in topology.nodes)):
         if len(port) > IFNAME_MAX:
             raise LabError(f"ids too long: interface {port} would have more than {IFNAME_MAX} characters")
-    if not topology.leaf:
+    if not topology.leaves:
         raise LabError("there must be a leaf")
+    if topology.tor and (topology.leaf or topology.spine or topology.core or topology.dhcp):
+        raise LabError("where a leaf is a router (tor) all are, and there is no DHCP server: VMs are static")
     _check_ends(topology)
     if len(topology.leaf) > 1 and not topology.spine and not topology.ends:
         raise LabError("leaves are joined by spines: with more than one leaf there must be a spine")
@@ -105,7 +107,7 @@ def check(topology: Topology) -> None:
     for subnet in topology.subnet:
         if subnet.gateway not in subnet.prefix:
             raise LabError(f"subnet {subnet.id}: gateway {subnet.gateway} is not inside {subnet.prefix}")
-    leaves = {leaf.id for leaf in topology.leaf}
+    leaves = set(topology.leaves)
     for part in topology.attached:
         if part.leaf not in leaves:
             raise LabError(f"{node_of(part)}: leaf {part.leaf!r} is not among the leaves")

@@ -21,6 +21,7 @@ from retinue.core.model import (
     VMPort,
     port_id_of,
 )
+from retinue.core.model.plain_routers import OTHERS
 
 GATEWAY_MAC = "00:00:de:ad:be:ef"
 GATEWAY = IPv4Address("10.1.0.254")
@@ -51,18 +52,20 @@ def fabric(
     cores: int = 0,
     *,
     over_ip: bool = False,
+    over_routers: bool = False,
 ) -> Network:
     """Leaves and spines fully meshed; server N is under leaf `servers_on[N-1]` and runs edge N.
 
     With cores, as many as there are spines at least, there are two pods, each with every second leaf and so
     many spines. `over_ip`: tunnels over an IP network of others join the leaves, and there are no spines.
+    `over_routers`: the leaves are routers that are not ours, and the DHCP server is any host.
 
     Under the last leaf there are also the DHCP server (leaf port 90) and the router (leaf port 91).
     """
     net = Network(GATEWAY_MAC)
     net.add_subnet(Subnet("servers", IPv4Network("10.0.0.0/24"), INFRA_GATEWAY))
     net.add_subnet(Subnet("blue", IPv4Network("10.1.0.0/24"), GATEWAY))
-    if over_ip:
+    if over_ip or over_routers:
         spines = cores = 0
     pods = min(leaves, 2) if cores else 1
     for number in range(1, cores + 1):
@@ -72,7 +75,8 @@ def fabric(
     for number in range(1, leaves + 1):
         leaf_of_fabric = Switch(f"leaf{number}", Role.LEAF, 0x10 + number)
         joined_by_ip = replace(leaf_of_fabric, tunnel="vxlan0", endpoint=endpoint(number))
-        net.add_switch(joined_by_ip if over_ip else leaf_of_fabric)
+        router = replace(joined_by_ip, tunnel=OTHERS, router=True, given=True)
+        net.add_switch(router if over_routers else joined_by_ip if over_ip else leaf_of_fabric)
     for number in range(1, len(servers_on) + 1):
         net.add_switch(Switch(f"edge{number}", Role.EDGE, 0x30 + number, uplink="up0"))
 
@@ -95,15 +99,19 @@ def fabric(
             ports |= {"dhcp": 90, "router": 91}
         if over_ip:
             ports["vxlan0"] = TUNNEL
+        if over_routers:
+            ports[OTHERS] = TUNNEL
         net.set_ports(f"leaf{leaf}", ports)
     for number, leaf in enumerate(servers_on, 1):
         net.set_ports(f"edge{number}", {"up0": UPLINK})
-        net.put_server(server(number))
+        place = PortRef(f"leaf{leaf}", f"p{number}")
+        net.put_server(replace(server(number), given_at=place if over_routers else None))
         net.detect(f"server{number}", PortRef(f"leaf{leaf}", f"p{number}"))
     last = f"leaf{leaves}"
     net.put_server(
         Server(
-            "dhcp", "02:00:00:00:01:02", IPv4Address("10.1.0.2"), services=frozenset({Service.DHCP}),
+            "dhcp", "02:00:00:00:01:02", IPv4Address("10.1.0.2"),
+            services=frozenset() if over_routers else frozenset({Service.DHCP}),
             given_at=PortRef(last, "dhcp"),
         )
     )  # fmt: skip

@@ -157,7 +157,7 @@ class RestartWorld:
         if not what.startswith("database"):
             session = FakeSession(self.fake, what, self.fake.net.switches[what].dpid, dict(self.told[what]))
             self.fake.sessions[what] = session
-            self.fake.controller.connected(session)  # type: ignore[arg-type]
+            self.fake.controller.connected(session)
             return
         number = int(what[-1])
         here = [vm for vm, server in self.vms_at().items() if server == number]

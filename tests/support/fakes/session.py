@@ -88,7 +88,7 @@ class FakeSession:
     def close(self, reason: str) -> None:
         if not self.closed:
             self.closed = reason
-            self.net.controller.disconnected(self, reason)  # type: ignore[arg-type]
+            self.net.controller.disconnected(self, reason)
 
 
 class FakeNetwork:
@@ -133,7 +133,7 @@ class FakeNetwork:
         told = dict(self.net._numbers[switch] if ports is None else ports)
         session = FakeSession(self, switch, self.net.switches[switch].dpid, told)
         self.sessions[switch] = session
-        self.controller.connected(session)  # type: ignore[arg-type]
+        self.controller.connected(session)
         return session
 
     async def settle(self) -> None:

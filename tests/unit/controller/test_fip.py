@@ -130,7 +130,7 @@ async def test_a_grant_is_handed_on_only_when_the_frames_may_pass(san: San) -> N
     assert san.heard == []
     assert san.events("storage.login") == []
     san.sessions["edge1"].reject = 0
-    san.controller.disconnected(san.sessions["edge1"], "gone")  # type: ignore[arg-type]
+    san.controller.disconnected(san.sessions["edge1"], "gone")
     san.connect("edge1")
     await san.settle()
     await san.log_in(1)

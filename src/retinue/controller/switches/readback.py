@@ -21,6 +21,8 @@ class SwitchSession(Protocol):
     peer: str
     ports: dict[str, int]
     """Port numbers by name, as they are now."""
+    down: frozenset[str]
+    """Of these ports, those that have no link."""
 
     def packet_out(self, frame: bytes, port: int) -> None: ...
     async def apply(self, change: Change, now: float) -> None: ...

@@ -42,6 +42,14 @@ def check_tiers(net: NetworkView) -> None:
     if stub:
         raise ModelError(f"spine {stub} leads to no core: join each spine of a pod to one at least")
     leaves = list(net.with_role(Role.LEAF))
+    if any(leaf.router for leaf in leaves):
+        ours = next((leaf.id for leaf in leaves if not leaf.router), "")
+        if ours or net.links:
+            raise ModelError(
+                f"leaf {ours or net.links[0].lower.switch}: where a leaf is a router that is not ours all "
+                "are, and none has a link to a spine: how they reach each other is theirs to know"
+            )
+        return
     if any(leaf.endpoint for leaf in leaves):
         without = next((leaf.id for leaf in leaves if leaf.endpoint is None), "")
         if without or net.links:

@@ -96,6 +96,8 @@ class Switch:
     not ours joins them; "": spines do."""
     endpoint: IPv4Address | None = None
     """Its address on that network."""
+    router: bool = False
+    """Leaf only: it is a router that is not ours, which is told host routes (see `plain_routers`)."""
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -104,6 +106,11 @@ class Switch:
             raise ModelError(f"switch {self.id}: datapath id {self.dpid} is not between 1 and 2^64-1")
         if self.role is Role.EDGE and not self.uplink:
             raise ModelError(f"edge switch {self.id}: the name of its uplink port is missing")
+        if self.router and not (self.role is Role.LEAF and self.endpoint and self.given):
+            raise ModelError(
+                f"switch {self.id}: a router that is not ours is a leaf with an endpoint, and the places of "
+                "servers at it are given"
+            )
         if self.given and self.role is not Role.LEAF:
             raise ModelError(f"switch {self.id}: servers are at leaves, only there are their places given")
         if (self.tunnel or self.endpoint) and self.role is not Role.LEAF:

@@ -33,6 +33,7 @@ from retinue.core.model.in_use import (
     check_vnet_removal,
     check_vrf_removal,
 )
+from retinue.core.model.plain_routers import check_beside_routers
 from retinue.core.model.view import NetworkView
 from retinue.core.model.vrfs import Vrf
 from retinue.core.model.ways import routers_beside
@@ -71,12 +72,13 @@ class NetworkLayout(NetworkView):
             del self._with_role[former.role][switch.id]
         self.switches[switch.id] = switch
         self._with_role.setdefault(switch.role, {})[switch.id] = None
-        of_mesh = switch.endpoint or (former is not None and former.endpoint)
+        of_mesh = switch.tunnel or (former is not None and former.tunnel)
         return self.everything() if of_mesh else frozenset({Owner("switch", switch.id)})
 
     def add_link(self, link: Link) -> Touched:
-        if self.over_ip:
-            raise ModelError(f"link {link.lower} - {link.upper}: tunnels join the leaves here, and no links")
+        if self.over_ip or self.over_routers:
+            what = "tunnels join the leaves here" if self.over_ip else "routers of others join each other"
+            raise ModelError(f"link {link.lower} - {link.upper}: {what}, and no links")
         lower = self.switches.get(link.lower.switch)
         above = lower is not None and lower.role is Role.SPINE
         roles = (Role.SPINE, Role.CORE) if above else (Role.LEAF, Role.SPINE)
@@ -108,6 +110,7 @@ class NetworkLayout(NetworkView):
     def put_vrf(self, vrf: Vrf) -> Touched:
         """Add a routing domain; one that is there stays as it is."""
         check_vrf(self, vrf)
+        check_beside_routers(self, vrf)
         self.vrfs[vrf.id] = vrf
         return self._switches_and_servers()
 
@@ -125,6 +128,7 @@ class NetworkLayout(NetworkView):
 
         Leaves tell senders how much its MTU lets through."""
         check_vnet(self, vnet)
+        check_beside_routers(self, vnet)
         old = self.vnets.get(vnet.id)
         before = None if old is None else self.mtu_in(vnet.id)
         self.vnets[vnet.id] = vnet
@@ -149,6 +153,7 @@ class NetworkLayout(NetworkView):
     def put_gateway_group(self, group: GatewayGroup) -> Touched:
         """Servers may be in this group from now on; one that is there stays as it is."""
         check_gateway_group(self, group)
+        check_beside_routers(self, group)
         self.gateway_groups[group.id] = group
         return self._switches_and_servers()
 
@@ -160,12 +165,14 @@ class NetworkLayout(NetworkView):
     def put_peer(self, peer: Peer) -> Touched:
         """Another domain, behind a gateway; given with the configuration."""
         check_peer(self, peer)
+        check_beside_routers(self, peer)
         self.peers[peer.id] = peer
         return self.server_and_vms(peer.gateway)
 
     def add_subnet(self, subnet: Subnet) -> Touched:
         """Add a subnet, or replace the one of the same id; what it is used for stays inside it."""
         check_subnet(self, subnet)
+        check_beside_routers(self, subnet)
         old = self.subnets.get(subnet.id)
         self.subnets[subnet.id] = subnet
         self._index_subnets()
@@ -216,6 +223,7 @@ class NetworkLayout(NetworkView):
     def put_server(self, server: Server) -> Touched:
         """Add a server, or replace the one of the same id: a changed MAC re-routes its VMs."""
         check_server(self, server)
+        check_beside_routers(self, server)
         old, beside = self.servers.get(server.id), self._beside(server.id)
         self._forget_server(server.id)
         self.servers[server.id] = server

@@ -68,6 +68,8 @@ class NetworkView:
     """By prefix: the servers through which it is reached."""
     mtu: int = 1500
     """Bytes of an IP packet that each switch and server takes, and that VMs may send."""
+    rewrites: bool = True
+    """Edges replace a unicast MAC that they do not know by the gateway's; False: as without this software."""
     _subnet_at: dict[tuple[str, int, int, int], str] = field(default_factory=dict)
     """By VRF, IP version, length and bits of its prefix: the subnet's id."""
     _prefix_lengths: dict[int, list[int]] = field(default_factory=dict)
@@ -423,7 +425,13 @@ class NetworkView:
         All leaves are alike in this (see constraints.check_tiers): one is asked.
         """
         first = next(self.with_role(Role.LEAF), None)
-        return first is not None and first.endpoint is not None
+        return first is not None and first.endpoint is not None and not first.router
+
+    @property
+    def over_routers(self) -> bool:
+        """True where the leaves are routers that are not ours; all are alike in this, too."""
+        first = next(self.with_role(Role.LEAF), None)
+        return first is not None and first.router
 
     def with_role(self, role: Role) -> Iterator[Switch]:
         return (self.switches[id] for id in self._with_role.get(role, ()))

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from retinue.core.model import IP, NIC, VM, BindingKind, Mac, PortRef, Prefix, Server, Switch
 from retinue.core.model.families import forwarded_assignments, forwarded_prefixes, led_to
 from retinue.core.model.network import Network, Owner
-from retinue.core.packets import ArpOp, EtherType
+from retinue.core.packets import BROADCAST, ArpOp, EtherType
 from retinue.core.pipeline import edge_ipv6, trunk, vrfs
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import (
@@ -76,7 +76,8 @@ def _for_all_vrfs(net: Network, switch: Switch, owner: Owner, gateway_mac: Mac) 
     for prefix in unroutable(net):
         dropped = cookie(Reason.UNROUTABLE, owner)
         yield Flow(Table.FORWARD, Forward.UNROUTABLE, ip_match(dst=prefix), cookie=dropped)
-    to_gateway = (set_field(Field.ETH_DST, gateway_mac), Output(uplink))
+    rewritten = (set_field(Field.ETH_DST, gateway_mac),) if net.rewrites else ()
+    to_gateway = (*rewritten, Output(uplink))
     yield Flow(Table.FORWARD, Forward.UP, (), to_gateway, cookie=mark)
 
 
@@ -99,6 +100,12 @@ def server_flows(underlay: Underlay, net: Network, server: Server, edge: Switch)
     yield Flow(Table.ADMIT, EdgeAdmit.SERVER, arp_to_server, to_server, cookie=mark)
     if server.address is None:
         return
+    if underlay.asks_servers and server.address.version == 4:
+        asked = match(
+            in_port=uplink, vlan_vid=NO_TAG, eth_type=EtherType.ARP, eth_dst=BROADCAST,
+            arp_op=ArpOp.REQUEST, arp_tpa=server.address,
+        )  # fmt: skip
+        yield Flow(Table.ADMIT, EdgeAdmit.SERVER, asked, to_server, cookie=mark)
     # An address of either family: a leaf drops what is not forwarded (see model.families).
     ip_from_server = ip_match(src=server.address, in_port=PortNo.LOCAL, vlan_vid=NO_TAG, eth_src=server.mac)
     yield Flow(Table.ADMIT, EdgeAdmit.SERVER, ip_from_server, goto=Table.FORWARD, cookie=mark)
@@ -171,7 +178,7 @@ def _nic_flows(
     for to, until, its_mac in destinations:
         from_whom = marked or as_its_gateway
         hand_over = (*from_whom, set_field(Field.ETH_DST, its_mac), Output(port), *copy_of_brought)
-        if at.id in (vm.forwarded_from, vm.copied_to):
+        if underlay.copies and at.id in (vm.forwarded_from, vm.copied_to):
             other = vm.server if not delivered else next(iter(vm.also))
             copy = ip_match(dst=to, eth_src=underlay.copy_source(net.servers[other]))
             as_from_gateway = (set_field(Field.ETH_SRC, gateway_mac), *hand_over)
@@ -205,7 +212,7 @@ def forwarding_flows(underlay: Underlay, net: Network, vm: VM) -> Iterator[Flow]
     send_on: tuple[Action, ...] = (*underlay.reach(delivers), Output(PortNo.IN_PORT))
     for to, until, vrf in led_to(net, vm):
         flows = [Flow(Table.DELIVER, Deliver.VM, ip_match(dst=to), send_on, cookie=mark, expires_at=until)]
-        if vm.forwarded_from not in vm.also:
+        if underlay.copies and vm.forwarded_from not in vm.also:
             copy = ip_match(dst=to, eth_src=underlay.copy_source(delivers))
             flows.append(Flow(Table.DELIVER, Deliver.COPY, copy, cookie=mark, expires_at=until))
         yield from vrfs.at_edge(flows, net.vrfs[vrf].tag)
@@ -255,7 +262,8 @@ def copies(
     """
     uplink = _uplink(net, net.switches[at.edge])
     # None into a tunnel: the other domain would send on what is not for it any more, and get a copy again.
-    if vm.copied_to in ("", at.id) or uplink is None or net.peer_at(vm.copied_to) is not None:
+    is_copied = underlay.copies and vm.copied_to not in ("", at.id)
+    if not is_copied or uplink is None or net.peer_at(vm.copied_to) is not None:
         return (), (), ()
     mark = (set_field(Field.ETH_SRC, underlay.copy_source(at)),)
     way = underlay.reach(net.servers[vm.copied_to])

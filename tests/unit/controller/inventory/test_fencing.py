@@ -278,7 +278,7 @@ async def test_a_fenced_server_that_is_back_speaks_for_nobody(life: Life) -> Non
         seen.append(life.passes(1, 1))
 
     session.apply = watched  # type: ignore[method-assign,assignment]
-    life.fake.controller.connected(session)  # type: ignore[arg-type]
+    life.fake.controller.connected(session)
     await life.fake.settle()
     assert seen
     assert not any(seen)

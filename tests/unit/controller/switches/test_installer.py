@@ -248,7 +248,7 @@ async def test_ways_to_what_is_under_a_leaf_stay_until_the_leaf_is_back(fake: Fa
         again.net._numbers["leaf1"] = ports
         session = FakeSession(again, "leaf1", 0x11, ports)
         again.net._numbers["leaf1"] = {}
-        again.controller.connected(session)  # type: ignore[arg-type]
+        again.controller.connected(session)
         await again.settle()
         assert all_flows(again) == before
         assert not again.controller.context.installer.switches["spine1"].pending

@@ -21,6 +21,14 @@ class Underlay(Protocol):
     def brought_to(self, server: Server, ip_type: int) -> Mapping[str, int | str]:
         """Match terms of IP packets of this EtherType that the underlay brings a server's edge switch."""
 
+    @property
+    def copies(self) -> bool:
+        """True where a server's edge switch can send another one a copy of what is for neither's VMs."""
+
+    @property
+    def asks_servers(self) -> bool:
+        """True where those to whom a server's frames go ask for its own MAC by broadcast ARP."""
+
     def copy_source(self, server: Server) -> Mac:
         """The source MAC of the copies a server's edge switch makes: so another edge switch knows them."""
 

@@ -83,6 +83,14 @@ class LeafSpine:
     def brought_to(self, server: Server, ip_type: int) -> Mapping[str, int | str]:
         return {"vlan_vid": NO_TAG, "eth_type": ip_type, "eth_dst": server.mac}
 
+    @property
+    def copies(self) -> bool:
+        return True
+
+    @property
+    def asks_servers(self) -> bool:
+        return False
+
     def copy_source(self, server: Server) -> Mac:
         return server.mac
 
