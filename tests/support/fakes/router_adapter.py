@@ -23,6 +23,7 @@ def main() -> None:
         if asked["ask"] == "look":
             ports = {f"p{n}": [100 + n, mac, n != 3] for n in (1, 2, 3)}
             said = {"ports": ports, "forwards": fault != "no forwarding", "routes": routes}
+            said["strict"] = ["p1"] if fault == "strict" else []
         elif fault == "refuses":
             said = {"error": "no room in the table"}
         else:

@@ -47,7 +47,7 @@ def documented(rows: list[dict[str, str]]) -> dict[str, str]:
     return found
 
 
-NEEDED_SOMETIMES = ("switch.uplink",)
+NEEDED_SOMETIMES = ("switch.uplink", "switch.dpid")
 """Keys with a default that is of use to some only."""
 
 

@@ -32,6 +32,8 @@ class Answer(msgspec.Struct, frozen=True):
     ports: dict[str, tuple[int, str, bool]] = {}
     """By name: number, MAC, and whether it has a link."""
     forwards: bool = False
+    strict: list[str] = []
+    """Ports that take only what comes by the way back to its source (RFC 3704, strict)."""
     error: str = ""
 
 

@@ -5,14 +5,15 @@ Copy this file to the router; it needs Python 3.9, iproute2, Linux 5.3, and noth
 says by lines of JSON what to do, and gets a line for each:
 
     {"ask": "look"}
-        {"ports": {"eth1": [2, "00:00:de:ad:be:ef", true]}, "forwards": true,
+        {"ports": {"eth1": [2, "00:00:de:ad:be:ef", true]}, "forwards": true, "strict": [],
          "routes": {"10.1.0.101/32": "10.0.0.11", "10.1.0.0/24": null}}
     {"ask": "change", "put": {"10.1.0.101/32": "10.0.0.12"}, "delete": ["10.1.0.102/32"]}
         {"routes": {"10.1.0.101/32": "10.0.0.12"}}
 
-A next hop is a server's address, to which the router has a way of its own; null: the prefix leads nowhere.
-The answer to a change has what the kernel then holds of the prefixes in it, whether that is as asked or
-not. What could not be understood or done at all is answered by {"error": "..."}.
+`strict`: ports that take only what comes by the way back to its source. A next hop is a server's address, to
+which the router has a way of its own; null: the prefix leads nowhere. The answer to a change has what the
+kernel then holds of the prefixes in it, whether that is as asked or not. What could not be understood or done
+at all is answered by {"error": "..."}.
 
 All routes have the protocol and the metric 220: others' routes are never touched. Each next hop is an
 object of the kernel's whose number is the server's address. So the table tells which server is meant, and
@@ -79,7 +80,18 @@ class Router:
             if "LOOPBACK" not in one["flags"]
         }
         forwards = Path("/proc/sys/net/ipv4/ip_forward").read_text(encoding="ascii").strip() == "1"
-        return {"ports": ports, "forwards": forwards, "routes": routes}
+        strict = [name for name in ports if self.is_strict(name)]
+        return {"ports": ports, "forwards": forwards, "strict": strict, "routes": routes}
+
+    def is_strict(self, port: str) -> bool:
+        """Of the word for all ports and that for this one the greater counts."""
+        words = []
+        for name in ("all", port):
+            with suppress(OSError, ValueError):
+                words.append(
+                    int(Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").read_text(encoding="ascii"))
+                )
+        return max(words, default=0) == 1
 
     def change(self, put: Mapping[str, str | None], delete: Sequence[str]) -> dict[str, Any]:
         hops = {str(ipaddress.IPv4Address(hop)) for hop in put.values() if hop is not None}

@@ -112,6 +112,12 @@ class RouterSession:
             if server.edge and (at := self._net.location(server.id)) is not None and at.switch == self._router
         }
         for name in sorted(at_servers & answer.ports.keys()):
+            if name in answer.strict:
+                raise RouterError(
+                    f"port {name} of router {self._router} takes a packet only where the way back to its "
+                    "source leads, and a VM that migrates sends from two places: "
+                    f"sysctl -w net.ipv4.conf.{name}.rp_filter=2"
+                )
             mac = answer.ports[name][1]
             if mac != self._net.gateway_mac:
                 raise RouterError(

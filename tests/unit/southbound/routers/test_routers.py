@@ -138,6 +138,7 @@ async def test_who_does_not_answer_is_ended(routed: Routed) -> None:
     ("command", "why"),
     [
         (with_fault("no forwarding"), "does not forward: sysctl -w"),
+        (with_fault("strict"), "sysctl -w net.ipv4.conf.p1.rp_filter=2"),
         (with_fault("", "02:00:00:00:00:99"), "ip link set p1 address 00:00:de:ad:be:ef"),
     ],
 )
