@@ -20,6 +20,8 @@ SMALL_LIMITS = (
     "retinue.agent.migration.peer.HANDSHAKE_LIMIT",
     "retinue.agent.migration.peer.HELLO_LIMIT",
     "retinue.controller.api.listener.HANDSHAKE_SECONDS",
+    "retinue.southbound.routers.link.ANSWER_SECONDS",
+    "retinue.southbound.routers.keeper.FIRST_ANSWER_SECONDS",
     "retinue.hypervisor.libvirt.outgoing.WORD_LIMIT",
     "retinue.hypervisor.libvirt.hypervisor.CALL_OFF_LIMIT",
 )

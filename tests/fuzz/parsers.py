@@ -59,6 +59,8 @@ from retinue.southbound.openflow.codec.wire import Framer, ProtocolError
 from retinue.southbound.ovsdb import vm_ports, wire
 from retinue.southbound.ovsdb.client import OvsdbError
 from retinue.southbound.ovsdb.replica import Replica
+from retinue.southbound.routers.link import answer_of as answer_of_router
+from retinue.southbound.routers.session import table_of
 from support.fabric import networks
 
 Damage = Callable[[bytes, Sequence[bytes], Random], bytes]
@@ -283,6 +285,11 @@ def _trace(frame: bytes) -> object:
     return trace(net, lambda name: compiler.program(name).values(), at, frame).ends
 
 
+def _router(data: bytes) -> object:
+    """What a router's adapter says."""
+    return table_of(answer_of_router(data).routes)
+
+
 def _fip(data: bytes) -> None:
     said = parse_fip(data)
     _ = said.service, said.ports, said.mac
@@ -314,6 +321,7 @@ PARSERS = (
     Parser("records", _records, (RecordError,), samples.vms, JSON),
     Parser("bodies", _body, (), samples.bodies, JSON),
     Parser("leases-of-peers", _lease_of_peer, (ValueError,), samples.leases_of_peers, JSON),
+    Parser("routers", _router, (ValueError, ConnectionError), samples.routers, JSON),
     Parser("qemu-network", lambda data: nics_of(data.decode("latin-1")), (), samples.qemu_network),
     Parser("agents", _agents, (ChannelError,), samples.between_agents),
 )

@@ -315,6 +315,17 @@ _CONTENTS: dict[str, Any] = {
 }  # fmt: skip
 
 
+def routers() -> list[bytes]:
+    """Answers of a router's adapter."""
+    routes = {"10.1.0.101/32": "10.0.0.11", "10.1.0.0/24": None}
+    ports = {"eth1": [2, MAC, True]}
+    answers = [
+        {"routes": routes, "ports": ports, "forwards": True, "strict": ["eth1"]},
+        {"error": "no way"},
+    ]
+    return [json.dumps(answer).encode() for answer in answers]
+
+
 def ovsdb_updates() -> list[bytes]:
     """Schema, first contents and an update of a switch's database, as one document."""
     update = {"Interface": {ROW + "3": {"modify": {"ofport": 11, "external_ids": ["map", [["vm-id", "v"]]]}}}}

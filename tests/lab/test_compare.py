@@ -66,3 +66,21 @@ def test_a_short_comparison(
     assert all(len(trace.dots) > 100 for trace in report.traces)
     assert sum("left] " in text and "building" not in text for text in said) == 2 * len(measured)
     assert list(labs.iterdir()) == [], "the labs are gone"
+
+
+def test_a_neighbour_is_reached_where_it_went_by_the_rewrite_alone(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3.10: what is sent to the MAC that was known stops at the leaf where edges do not rewrite."""
+    monkeypatch.setenv("RETINUE_LAB_DIR", str(tmp_path_factory.mktemp("labs")))
+    plan = run.Plan(["retinue-neighbour", "rewrite-off"], 1, [200], [64])
+    report, _ = run.run(plan, tmp_path / "compare.json", print)
+    assert report.failures == []
+    rows = [(row.system, row.traffic) for row in report.moves]
+    assert [name for name, _ in rows] == ["retinue-neighbour"] * 2 + ["rewrite-off"] * 2
+    for name, traffic in rows:
+        if name == "retinue-neighbour":
+            assert (traffic.lost, traffic.duplicated, traffic.reordered) == (0, 0, 0)
+        else:
+            assert traffic.cut_off
+            assert traffic.lost_after_resume > 0

@@ -18,6 +18,8 @@ MODULES = (
     "retinue.core.pipeline.underlay.fabric",
     "retinue.core.pipeline.underlay.fabric_flooding",
     "retinue.core.pipeline.underlay.fabric_switches",
+    "retinue.core.pipeline.underlay.routers",
+    "retinue.core.pipeline.underlay.router_table",
     "retinue.core.pipeline.compiler",
     "retinue.core.pipeline.diff",
     "retinue.core.pipeline.knowledge",

@@ -261,9 +261,10 @@ def copies(
     (core/migration/handing_back.py).
     """
     uplink = _uplink(net, net.switches[at.edge])
+    if not underlay.copies:
+        return (), (), ()
     # None into a tunnel: the other domain would send on what is not for it any more, and get a copy again.
-    is_copied = underlay.copies and vm.copied_to not in ("", at.id)
-    if not is_copied or uplink is None or net.peer_at(vm.copied_to) is not None:
+    if vm.copied_to in ("", at.id) or uplink is None or net.peer_at(vm.copied_to) is not None:
         return (), (), ()
     mark = (set_field(Field.ETH_SRC, underlay.copy_source(at)),)
     way = underlay.reach(net.servers[vm.copied_to])

@@ -8,9 +8,12 @@ import asyncio
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
+from typing import Annotated
 
 import msgspec
 import structlog
+
+from retinue.patience import patience
 
 log = structlog.get_logger()
 
@@ -27,14 +30,27 @@ class RouterError(Exception):
     """The router does not do, or is not, what is asked of it."""
 
 
+PortNumber = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+
+
 class Answer(msgspec.Struct, frozen=True):
     routes: dict[str, str | None] = {}
-    ports: dict[str, tuple[int, str, bool]] = {}
+    ports: dict[str, tuple[PortNumber, str, bool]] = {}
     """By name: number, MAC, and whether it has a link."""
     forwards: bool = False
     strict: list[str] = []
     """Ports that take only what comes by the way back to its source (RFC 3704, strict)."""
     error: str = ""
+
+
+def answer_of(line: bytes) -> Answer:
+    """Raises ValueError."""
+    try:
+        return msgspec.json.decode(line, type=Answer)
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from None
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 class RouterLink:
@@ -55,7 +71,7 @@ class RouterLink:
         )
         return cls(process, router)
 
-    async def look(self, seconds: float = ANSWER_SECONDS) -> Answer:
+    async def look(self, seconds: float | None = None) -> Answer:
         """All that the router holds of ours, and its ports. Raises as `ask`."""
         return await self._ask({"ask": "look"}, seconds)
 
@@ -66,26 +82,27 @@ class RouterLink:
         told = {str(prefix): None if hop is None else str(hop) for prefix, hop in put.items()}
         return await self._ask({"ask": "change", "put": told, "delete": [str(one) for one in delete]})
 
-    async def _ask(self, question: Mapping[str, object], seconds: float = ANSWER_SECONDS) -> Answer:
+    async def _ask(self, question: Mapping[str, object], seconds: float | None = None) -> Answer:
         """Raises RouterError for what the adapter cannot do; ConnectionError when it is gone, TimeoutError
         when it does not answer, and ends it then: the next answer would be taken for this one."""
+        limit = ANSWER_SECONDS if seconds is None else seconds
         async with self._lock:
             if not self.alive:
                 raise ConnectionError(f"the adapter of router {self._router} has ended")
             try:
-                async with asyncio.timeout(seconds):
+                async with patience(limit):
                     line = await self._say(msgspec.json.encode(question))
             except TimeoutError:
                 self.end()
                 raise TimeoutError(
-                    f"the adapter of router {self._router} did not answer within {seconds:.0f} s"
+                    f"the adapter of router {self._router} did not answer within {limit:.0f} s"
                 ) from None
             except BaseException:
                 self.end()
                 raise
         try:
-            found = msgspec.json.decode(line, type=Answer)
-        except msgspec.DecodeError as error:
+            found = answer_of(line)
+        except ValueError as error:
             self.end()
             raise ConnectionError(
                 f"the adapter of router {self._router} said what is no answer: {error}"

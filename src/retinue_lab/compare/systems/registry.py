@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from retinue_lab.compare.systems.base import LearningSwitch, StaticPortSecurity, System
+from retinue_lab.compare.systems.neighbour import RetinueNeighbour, RewriteOff
 from retinue_lab.compare.systems.ovn import OvnMultichassisRarp, OvnNaive
 from retinue_lab.compare.systems.own import LibvirtVirsh, Retinue, RetinueLibvirt
 from retinue_lab.errors import LabError
@@ -15,6 +16,8 @@ SYSTEMS: Sequence[type[System]] = (
     OvnNaive,
     LearningSwitch,
     StaticPortSecurity,
+    RetinueNeighbour,
+    RewriteOff,
 )
 
 
