@@ -18,7 +18,7 @@ from retinue_lab.processes.processes import run
 from retinue_lab.topology.topology import CLIENT, EDGE_BRIDGE, SANDBOX, Topology
 
 PEER, PEER_MAC, PEER_ADDRESS = "peer", "52:54:00:00:00:60", "10.1.0.60"
-NIC, PORT = "beside0", "tap-peer"
+NIC, PORT = "beside0", "beside1"
 """The client's cable to the edge, by both ends."""
 LOOKS, LOOK_SECONDS = 200, 0.1
 
@@ -37,6 +37,7 @@ class RetinueNeighbour(Retinue):
         await bench.manager.post(Route.REGISTER_VMS.path(), vm)
         await bench.manager.post(Route.STOP_VM.path(PEER), {"hard": True})
         await _until_off(bench)
+        await bench.vsctl(SERVERS[0], "--if-exists", "del-port", EDGE_BRIDGE, f"tap-{PEER}")
         await run(["ip", "-batch", "-"], node=SANDBOX, text="\n".join(_cable(bench)) + "\n")
         await run(["ip", "-batch", "-"], node=SERVERS[0], text=f"link set {PORT} up\n")
         for node, nic in ((CLIENT, NIC), (SERVERS[0], PORT)):
