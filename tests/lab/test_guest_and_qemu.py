@@ -23,8 +23,8 @@ from retinue.hypervisor import (
     VMSpec,
     channel_pair,
 )
+from retinue.hypervisor.passes import HELD_BACK_LATER
 from retinue.hypervisor.qemu.outgoing import run_outgoing
-from retinue.hypervisor.qemu.passes import HELD_BACK_LATER
 from retinue_lab.guest.image import Guest, ensure_guest
 from retinue_lab.guest.shell import GuestShell, console_line
 from retinue_lab.measure.capture import SilentPorts, WatchedPort

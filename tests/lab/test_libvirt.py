@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.alone]
 ONE = "00000000-0000-4000-8000-000000000001"
 TWO = "00000000-0000-4000-8000-000000000002"
 THREE = "00000000-0000-4000-8000-000000000003"
+FOUR = "00000000-0000-4000-8000-000000000004"
+SHOP = "10.2.50.1"
 VMS: list[Json] = [
     {"id": ONE, "mac": "52:54:00:00:00:01", "server": "server1", "addresses": []},
     {"id": TWO, "mac": "52:54:00:00:00:02", "server": "server3", "addresses": ["10.1.0.50"]},
@@ -29,6 +31,9 @@ VMS: list[Json] = [
 ON_ITS_WAY = 0.1
 """Seconds between the sending of a request and its arrival, at the most, and of a switch's cache: on a busy
 machine a request waits for its turn in each switch."""
+WRITTEN_MIB, MIB_A_SECOND = 32, 20
+MUCH_A_SECOND = 300
+COPYING = "migration.copying"
 LINE_OF_LIBVIRT = "/run/retinue/server1/libvirt/run"
 
 
@@ -185,6 +190,25 @@ async def test_a_vm_with_two_interfaces_migrates_whole_and_gets_a_third(bench: L
     await bench.request("DELETE", f"vms/{THREE}")
 
 
+async def test_a_guests_vlans_come_with_it(bench: LabBench) -> None:
+    """QEMU 7.2 would forget which ones its guest wants; the cards of our domains let all in."""
+    await bench.post("vnets", [{"id": "shop", "vlan": 50}])
+    shop = {"id": "shop1", "prefix": "10.2.50.0/24", "gateway": "10.2.50.254", "vnet": "shop"}
+    await bench.post("subnets", [shop])
+    carrier = {"mac": "52:54:00:00:04:01", "addresses": ["10.1.0.60"]}
+    carried = {"mac": "52:54:00:00:04:02", "trunk": FOUR, "vnet": "shop", "addresses": [SHOP]}
+    async with bench.events() as events:
+        await bench.post("vms", {"id": FOUR, "server": "server1", "nics": [carrier, carried]})
+        await running(bench, events, FOUR)
+    await bench.guest(FOUR, f"vlan-nic eth0 50 {carried['mac']} {SHOP}/24,10.2.50.254")
+    for target in ("server2", "server1"):
+        assert await bench.ping(FOUR, f"-I {SHOP} 10.2.50.254"), "by its VLAN"
+        await bench.migration(FOUR, target_server=target)
+    assert await bench.ping(FOUR, f"-I {SHOP} 10.2.50.254"), "by its VLAN"
+    for what in (f"vms/{FOUR}", "subnets/shop1", "vnets/shop"):
+        await bench.request("DELETE", what)
+
+
 async def test_the_vm_comes_back_and_may_go_on_at_once(bench: LabBench) -> None:
     for source, target in (("server2", "server3"), ("server3", "server1")):
         async with bench.events() as events:
@@ -223,6 +247,60 @@ async def test_our_own_move_through_libvirt_loses_nothing(bench: LabBench) -> No
     await settled(bench, ONE, "server2")
     await bench.migration(ONE, target_server="server1")
     await settled(bench, ONE, "server1")
+
+
+async def test_the_memory_of_a_vm_that_writes_goes_over_whole_in_as_many_passes_as_the_wanted_pause_takes(
+    bench: LabBench,
+) -> None:
+    """Each page is compared by the guest that has written it, and no packet of its is lost."""
+    await bench.guest(ONE, f"scribble {WRITTEN_MIB} {MIB_A_SECOND} /tmp/scribbled >/dev/null 2>&1 &")
+    await bench.guest(ONE, "until [ -f /tmp/scribbled ]; do usleep 20000; done")
+    passes = {}
+    async with bench.traffic(await bench.address(ONE), pps=500) as echoes, bench.events() as events:
+        for target, wanted in (("server2", 0), ("server1", 60_000)):
+            told = await bench.migration(ONE, target_server=target, downtime_ms=wanted)
+            passes[wanted] = told["figures"]["passes"]
+            pause = (told["resumed_at"] - told["stopped_at"]) * 1000
+            print(f"{wanted} ms wanted: {passes[wanted]} passes, {pause:.0f} ms", file=sys.stderr)
+        copies = [(e["copy_pass"], e["remaining"], e["written_a_second"]) for e in events.of(COPYING)]
+        figures = await bench.unharmed(echoes)
+    assert figures.reordered == 0
+    assert passes[0] > passes[60_000] == 2
+    assert max(number for number, _, _ in copies) == passes[0]
+    assert all(left > 0 and (written > 0) == (number > 1) for number, left, written in copies)
+    await whole(bench, ONE)
+    for server in ("server1", "server2"):
+        log = (bench.lab.directory / "logs" / f"{server}-agent.log").read_text()
+        assert "migration.paused_before_diverted" not in log
+        assert "migration.stream_not_seen" not in log
+
+
+async def test_a_vm_that_never_stops_writing_moves_by_postcopy_and_lacks_nothing(bench: LabBench) -> None:
+    """libvirt runs it at its target with much of its memory still to come; its traffic is there before."""
+    command = f"scribble {WRITTEN_MIB} {MUCH_A_SECOND} /tmp/scribbled >/dev/null 2>&1 &"
+    await bench.guest(ONE, command)
+    await bench.guest(ONE, "until [ -f /tmp/scribbled ]; do usleep 20000; done")
+    async with bench.traffic(await bench.address(ONE), pps=500) as echoes, bench.events() as events:
+        for target in ("server2", "server1"):
+            told = await bench.migration(ONE, target_server=target, postcopy="required", downtime_ms=0)
+            pause = (told["resumed_at"] - told["stopped_at"]) * 1000
+            print(f"post-copy: pause {pause:.0f} ms, passes {told['figures']['passes']}", file=sys.stderr)
+            assert told["figures"]["postcopy_remaining"] == 0
+        assert sum(event["postcopy"] for event in events.of(COPYING)) >= 2
+        figures = await bench.unharmed(echoes)
+    assert figures.reordered == 0
+    await whole(bench, ONE)
+    await settled(bench, ONE, "server1")
+
+
+async def whole(bench: LabBench, vm: str) -> None:
+    """Return when the guest has compared and written all of its memory twice since now; then it stops."""
+    enough = int(await bench.guest(vm, "cut -d' ' -f4 /tmp/scribbled")) + 2 * WRITTEN_MIB * 256
+    await bench.guest(
+        vm, f"until [ $(cut -d' ' -f4 /tmp/scribbled) -gt {enough} ]; do usleep 50000; done", timeout=120
+    )
+    assert (await bench.guest(vm, "cut -d' ' -f6 /tmp/scribbled")).strip() == "0"
+    await bench.guest(vm, "killall scribble")
 
 
 async def test_a_vm_of_ours_may_be_moved_as_soon_as_it_runs(bench: LabBench) -> None:

@@ -29,7 +29,7 @@ said that nobody else runs it.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -42,6 +42,7 @@ from retinue.controller.migrations.orchestrator import MigrationError, Migration
 from retinue.controller.migrations.words import LET_GO_ON
 from retinue.core.migration import Migration, MigrationState
 from retinue.core.model import VM, Ending
+from retinue.core.model.trunks import carried_by
 from retinue.protocol.events import EventType
 from retinue.protocol.hypervisor_events import EventKind
 from retinue.protocol.migrations import Report
@@ -96,9 +97,15 @@ class ExternalMigrations:
         self._pending: dict[str, _PendingReports] = {}
         self._under_libvirt: set[tuple[str, str]] = set()
         """Servers and VMs of which a libvirt reporter there has told: others may migrate them."""
+        self._vlan_filters: dict[str, frozenset[str]] = {}
+        """By VM, the interfaces whose cards filter VLANs."""
 
-    def on_report(self, server: str, vm: str, kind: EventKind, at: float) -> Migration | None:
+    def on_report(
+        self, server: str, vm: str, kind: EventKind, at: float, vlan_filters: Sequence[str] = ()
+    ) -> Migration | None:
         """What a server's hypervisor did with a VM; returns the migration it belongs to, if any.
+
+        `vlan_filters`: the VM's interfaces whose cards filter VLANs, told when it runs.
 
         Raises RequestError for a server that is not there, MigrationError where no migration can be begun. A
         VM that is not registered is no mistake: a server may run others than ours.
@@ -108,6 +115,9 @@ class ExternalMigrations:
         registered = self._net.vms.get(vm)
         if registered is None:
             return None
+        if kind in (EventKind.STARTED, EventKind.RESUMED):
+            filtering = {key: ids for key, ids in self._vlan_filters.items() if key in self._net.vms}
+            self._vlan_filters = {**filtering, vm: frozenset(vlan_filters)}
         if self._outlives_its_server(registered, server, kind):
             registered = self._inventory.take_over(vm, server)
         if kind is not EventKind.STARTED:  # It is repeated from time to time, and is no news then.
@@ -129,6 +139,16 @@ class ExternalMigrations:
             self._add(migration.id, report)
         self._go_on(migration.id)
         return self._orchestrator.migrations[migration.id]
+
+    def doubts(self, vm: VM) -> list[str]:
+        """What a VM may lose as it migrates, for how its hypervisor's manager has made it: sentences."""
+        filters = self._vlan_filters.get(vm.id, frozenset())
+        return [
+            f"the card of NIC {nic.port_id}, which carries VLANs, filters them: a QEMU of 7.2 forgets as it "
+            "migrates which ones the guest wants; switch it off in the VM's domain (docs/libvirt.md, Trunks)"
+            for nic in vm.nics
+            if nic.port_id in filters and carried_by(vm, nic)
+        ]
 
     def _outlives_its_server(self, registered: VM, server: str, kind: EventKind) -> bool:
         """The operator says that the VM's server is dead, and here it was started, with its port."""

@@ -146,7 +146,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
     ),
     "agents and hypervisors report it again": (
         "AgentRejections._counts", "Agents._streams", "ExternalMigrations._pending",
-        "ExternalMigrations._under_libvirt",
+        "ExternalMigrations._under_libvirt", "ExternalMigrations._vlan_filters",
         "ImageHolders._faults", "ImageHolders._reports", "ResourceManager._reports", "ResourceManager._sizes",
         "State.vm_states",
     ),

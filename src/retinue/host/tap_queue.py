@@ -1,7 +1,7 @@
 """Whether frames wait in a VM's tap: asked of the tap, by a copy of the file its QEMU has open.
 
-A tap is readable when a frame waits in it (tun.c: tun_chr_poll). Linux lets one who may trace a process have
-a copy of a file of its (pidfd_getfd(2)); in /proc/PID/fdinfo a tap's says which interface it is ("iff:").
+A tap is readable when a frame waits in it (tun.c: tun_chr_poll). In /proc/PID/fdinfo a tap's file says which
+interface it is ("iff:").
 
 A tap forgets its frames when the last file through which it is open is closed, its process having ended. By a
 copy they are there still, and can be read (`HeldTaps`).
@@ -9,7 +9,6 @@ copy they are there still, and can be read (`HeldTaps`).
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import os
 import select
@@ -19,9 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from retinue.host.errors import HostError
+from retinue.host.open_files import copy_of
 
-PIDFD_GETFD = 438
-"""The system call's number, on every architecture; Python has no name for it."""
 TUN = Path("/dev/net/tun")
 
 TUNGETIFF, TUNGETVNETHDRSZ = 0x800454D2, 0x800454D7
@@ -57,7 +55,7 @@ def queue_of(pid: int, tap: str) -> Iterator["TapQueue"]:
         try:
             process = os.pidfd_open(pid)
             held.callback(os.close, process)
-            copies = [_copy(process, number) for number in _files_of(pid, tap)]
+            copies = [copy_of(process, number) for number in _files_of(pid, tap)]
         except OSError as error:
             raise HostError(f"{tap} of process {pid} cannot be looked into: {error}") from error
         for copy in copies:
@@ -158,12 +156,3 @@ def _header_of(file: int) -> int:
         return 0
     (size,) = struct.unpack("i", fcntl.ioctl(file, TUNGETVNETHDRSZ, bytes(4)))
     return int(size)
-
-
-def _copy(process: int, number: int) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    copy = int(libc.syscall(PIDFD_GETFD, process, number, 0))
-    if copy < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return copy

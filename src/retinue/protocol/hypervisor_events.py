@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 
-from retinue.core.limits import LATEST
+from retinue.core.limits import LATEST, MOST_NICS
 
 
 class EventKind(StrEnum):
@@ -39,3 +39,6 @@ class HypervisorEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: EventKind
     at: Annotated[float, msgspec.Meta(gt=0, le=LATEST)]
     """Seconds since the epoch, by the server's clock, when the agent learned of it."""
+    vlan_filters: Annotated[tuple[str, ...], msgspec.Meta(max_length=MOST_NICS)] = ()
+    """Ids of the VM's interfaces whose cards filter the VLANs that the guest asks for, said when it runs: a
+    QEMU of 7.2 forgets these as it migrates."""

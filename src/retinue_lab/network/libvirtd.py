@@ -15,6 +15,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 
 from retinue_lab.errors import LabError
+from retinue_lab.guest.image import ensure_late_pages
 from retinue_lab.network import keepgroups
 from retinue_lab.network.switches import RUN
 from retinue_lab.processes import host
@@ -104,8 +105,10 @@ async def start(supervisor: Supervisor, topology: Topology, server: ServerPart) 
     pidfile = own / "run" / PIDFILE
     (own / "hosts").write_text(_hosts(topology))
     script = _script(server.id, pidfile)
+    # libvirtd hands it on to its QEMUs.
+    own_env = {"LD_PRELOAD": str(ensure_late_pages())}
     await supervisor.start_detached(
-        name, server.id, ["unshare", "--mount", "--uts", "sh", "-ec", script], pidfile
+        name, server.id, ["unshare", "--mount", "--uts", "sh", "-ec", script], pidfile, env=own_env
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,8 +68,11 @@ class ServerLocation:
         async def quiet(taps: Sequence[str], holders: Mapping[str, int]) -> None:
             self.quiet.append(taps)
 
-        host = LibvirtHost(self.name, "test:///", self.library)
-        return LibvirtHypervisor(host, Folder(INSIDE, self.folder), control(self.name), drain=quiet)
+        def holders(taps: Sequence[str]) -> Mapping[str, int]:
+            return dict.fromkeys(taps, os.getpid())  # Its QEMUs are threads of ours.
+
+        host, folder = LibvirtHost(self.name, "test:///", self.library), Folder(INSIDE, self.folder)
+        return LibvirtHypervisor(host, folder, control(self.name), drain=quiet, holders=holders)
 
 
 @contextlib.contextmanager

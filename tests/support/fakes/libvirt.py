@@ -22,7 +22,21 @@ class FakeDomain:
         self.xml = xml
         self.now = state
         self.memory = b""
+        self.written = [64 << 10]
+        """Bytes that the VM is found to have written at each look, as a QEMU before 8.0 looks."""
         self.sent = 0
+        self.sent_all = -1
+        """The same when all has gone."""
+        self.looks = 1
+        self.stopped_itself = False
+        """Its QEMU has, though nobody had let it go on to the end."""
+        self.flags = self.remaining = 0
+        self.postcopy = False
+        """The rest of its memory follows it; at a source, it has been told so."""
+        self.rest_goes = threading.Event()
+        self.rest_goes.set()
+        self.asked_for = b""
+        """What the target's QEMU has asked for since the VM runs there."""
         self.downtime = -1
         self.aborted = False
         self.rejects = ""
@@ -34,9 +48,12 @@ class FakeDomain:
         self.moving = False
         """libvirt moves it away."""
         self.loaded = False
+        self.came: FakeDomain | None = None
+        """At a source, the VM at its target."""
         self.settled = threading.Event()
         """At a target: all its memory has come (`loaded`), or never will."""
         self.taken = bytearray()
+        self.asks = False
         self._wire: socket.socket | None = None
         self.uuid = ElementTree.fromstring(xml).findtext("uuid") or ""
 
@@ -92,14 +109,14 @@ class FakeDomain:
             "type": 2,
             "operation": 5,
             "memory_processed": self.sent,
-            "memory_total": len(self.memory),
-            "memory_iteration": 1,
-            "memory_dirty_rate": 256,
-            "memory_page_size": 4096,
-            "memory_remaining": len(self.memory) - self.sent,
+            "memory_iteration": self.looks,
+            "memory_bps": (100 + self.sent % 7) * 125_000,
+            "memory_remaining": self.remaining,
         }
 
     def abortJob(self) -> None:  # noqa: N802
+        if self.postcopy:
+            raise libvirtError("Requested operation is not valid: cannot abort migration in post-copy mode")
         if not self.moving:
             raise libvirtError("Requested operation is not valid: no job is active on the domain")
         self.aborted = True
@@ -114,13 +131,15 @@ class FakeDomain:
 
     def migrateToURI3(self, uri: str, parameters: dict[str, str], flags: int) -> None:  # noqa: N802
         """Blocks as the real one does: opens the target, sends the memory, ends when that is answered."""
-        self.moved = True
+        self.moved, self.flags = True, flags
+        self.sent, self.sent_all, self.looks, self.remaining = 0, -1, 1, len(self.memory)
         if self.rejects:
             raise libvirtError(self.rejects)
         there = self.connection.reaches[uri]
+        self.postcopy = False
         self.moving = True  # Before anybody can see the target: the real one's job begins before that, too.
         try:
-            came = there.take_in(self.xml, self.memory)
+            came = self.came = there.take_in(self)
         except BaseException:
             self.moving = False
             raise
@@ -132,13 +151,17 @@ class FakeDomain:
             if not came.loaded:
                 raise libvirtError("operation failed: migration out job: unexpectedly failed")
         except BaseException:
+            if self.postcopy:
+                self.now = (3, 13)
+                came.now = (1, 11)
+                raise
             there.give_up(came)
             if self.now == (3, 2):
                 self._to(1, 1, event=(4, 1))
             raise
         finally:
             self.moving, self._wire = False, None
-        came.now = (1, 1)
+        came.now = (1, 2)
         there.tell(came, 4, 1)
         self.connection.domains_.remove(self)
         self.connection.tell(self, 5, 3)
@@ -147,15 +170,57 @@ class FakeDomain:
         with socket.socket(socket.AF_UNIX) as self._wire:
             try:
                 self._wire.connect(str(path))
-                while self.sent < len(self.memory):
-                    self.sent += self._wire.send(self.memory[self.sent : self.sent + 4096])
-                if self.now[0] == 1:  # It converges by itself.
+                while not self.postcopy and self._goes_on():
+                    self._send_page(self._wire)
+                if self.postcopy:
+                    self._send_rest(self._wire)
+                elif self.now[0] == 1:  # It converges by itself.
+                    self.stopped_itself = self.downtime in (0, 1)
                     self._to(3, 2, event=(3, 1))
+                if not self.postcopy:
+                    self._look()
+                while self.remaining:
+                    self._send_page(self._wire)
+                self.sent_all = self.sent
                 self._wire.shutdown(socket.SHUT_WR)
                 if self._wire.recv(100) != b"all of it":
                     raise libvirtError("operation failed: migration out job: unexpectedly failed")
             except OSError:
                 raise libvirtError("operation aborted: migration out job: canceled by client") from None
+
+    def migrateStartPostCopy(self, flags: int) -> None:  # noqa: N802
+        if not self.flags & 1 << 15:
+            raise libvirtError("post-copy migration was not enabled")
+        self.postcopy = True
+
+    def _send_rest(self, wire: socket.socket) -> None:
+        """The VM stands still here, for good, and runs at the target, whose QEMU asks for what it needs."""
+        self._to(3, 12, event=(3, 7))
+        assert self.came is not None
+        self.came.now = (1, 10)
+        self.came.connection.tell(self.came, 4, 3)
+        self._send_page(wire)
+        self.asked_for = wire.recv(100)
+        self.rest_goes.wait(60)
+
+    def _goes_on(self) -> bool:
+        """There is more to send before the VM stands still for good: so QEMU decides, at 200 Mbit/s."""
+        threshold = 25_000 * self.downtime
+        if self.remaining == 0 or (self.remaining < threshold and self.now[0] == 1):
+            if self.now[0] == 1 and self.downtime:
+                self._look()
+            return self.remaining >= max(threshold, 1)
+        return True
+
+    def _look(self) -> None:
+        self.looks += 1
+        self.remaining += self.written.pop(0) if self.written else 0
+
+    def _send_page(self, wire: socket.socket) -> None:
+        page = self.memory[self.sent : self.sent + 4096] or bytes(4096)
+        wire.sendall(page)
+        self.sent += len(page)
+        self.remaining -= len(page)
 
     def destroy(self) -> None:
         self._here()
@@ -227,28 +292,31 @@ class FakeConnection:
         self.tell(domain, 2, 0)
         return domain
 
-    def take_in(self, xml: str, memory: bytes) -> FakeDomain:
+    def take_in(self, source: FakeDomain) -> FakeDomain:
         """Open a target: its QEMU listens for its memory, and answers when it has all of it."""
         self._up()
-        came = FakeDomain(self, xml, (3, 2))
+        came = FakeDomain(self, source.xml, (3, 2))
         listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(self.folder / f"{interface_ids(xml)[0]}.memory"))
+        listener.bind(str(self.folder / f"{interface_ids(source.xml)[0]}.memory"))
         listener.listen()
         self.domains_.append(came)
         self.tell(came, 2, 1)
-        threading.Thread(target=self._load, args=(came, listener, len(memory)), daemon=True).start()
+        threading.Thread(target=self._load, args=(came, listener, source), daemon=True).start()
         return came
 
-    def _load(self, came: FakeDomain, listener: socket.socket, size: int) -> None:
+    def _load(self, came: FakeDomain, listener: socket.socket, source: FakeDomain) -> None:
         with listener:
             listener.settimeout(60)
             with contextlib.suppress(OSError), listener.accept()[0] as wire:
                 while nbytes := wire.recv(1 << 16):
                     came.taken += nbytes
-                if len(came.taken) == size:
+                    if source.postcopy and not came.asks:
+                        came.asks = True
+                        wire.sendall(b"a page")
+                if len(came.taken) == source.sent_all:
                     wire.sendall(self.answer)
                     came.loaded = self.answer == b"all of it"
-        if not came.loaded:
+        if not came.loaded and not source.postcopy:
             self.give_up(came)
         came.settled.set()
 

@@ -210,7 +210,7 @@ class LabBench:
         finally:
             await stream.close()
 
-    async def migration(self, vm: str, **wanted: str) -> Json:
+    async def migration(self, vm: str, **wanted: str | float) -> Json:
         """Start a migration and return it when it has ended as `done`."""
         async with self.events() as events:
             id = (await self.post("migrations", {"vm": vm, **wanted}))["id"]

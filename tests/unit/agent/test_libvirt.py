@@ -9,7 +9,6 @@ import pytest
 from retinue.core.migration import MigrationState
 from retinue.core.migration.presence import HandedOver
 from retinue.core.model import Power
-from retinue.hypervisor.libvirt import outgoing
 from retinue.protocol.events import ControllerEvent, EventType
 from retinue.protocol.migrations import MigrationRecord
 from retinue.protocol.vms import VMRecord, VMState
@@ -31,8 +30,7 @@ REPORTED = VMRecord(ID, VM.mac, "server1", reported=True)
 
 
 @pytest.fixture
-async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LibvirtServers]:
-    monkeypatch.setattr(outgoing, "HELD_BACK", 1 << 20)
+async def bench() -> AsyncIterator[LibvirtServers]:
     async with bench_up() as made:
         yield made
 
@@ -144,7 +142,7 @@ async def test_a_move_is_carried_out_by_both_agents(bench: LibvirtServers) -> No
     assert told == [f"{at} tells migration-1 {what}" for at, what in (
         ("server1", "copy_started"), ("server1", "converged"), ("server1", "stopped"), ("server2", "resumed"))
     ]  # fmt: skip
-    assert bytes(bench.target.location.domain().taken) == MEMORY
+    assert bytes(bench.target.location.domain().taken[: len(MEMORY)]) == MEMORY
     await bench.until(lambda: bench.source.location.states() == [])
     bench.order("free_source")
     assert await bench.told("source_freed") == ["server1 tells migration-1 source_freed"]
@@ -155,7 +153,7 @@ async def test_a_move_is_carried_out_by_both_agents(bench: LibvirtServers) -> No
     assert bench.target.rest.kinds == ["incoming", "resumed"]
     port = bench.target.dispatcher.vms[ID].machine.spec.port  # type: ignore[union-attr]
     assert bench.target.commands == [f"ip link set dev {port} txqueuelen 10000"]
-    assert domain.sent == len(MEMORY)
+    assert domain.sent > len(MEMORY)
     assert not bench.source.dispatcher._lifecycle.ports.was_here(ID)  # type: ignore[attr-defined]
 
 

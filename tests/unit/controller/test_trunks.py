@@ -6,12 +6,14 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from retinue.controller.api import views
 from retinue.controller.errors import RequestError
 from retinue.controller.leases.renewal_orders import new_order
 from retinue.controller.store.nic_documents import from_document, to_document
 from retinue.core.migration.handing_back import addressed, not_copied
 from retinue.core.model import NIC, VM, PortStatus, Subnet, VMPort, Vnet, Vrf
 from retinue.core.packets import Ethernet, arp_request, parse, parse_arp
+from retinue.protocol.hypervisor_events import EventKind
 from retinue.protocol.vms import VMState
 from retinue.southbound.ovsdb import BridgePort
 from support.fabric.dhcp_lab import EVERYWHERE, NOWHERE, SERVER, SERVER_AT, DhcpLab
@@ -91,6 +93,21 @@ async def test_one_port_makes_all_its_nics_ready_and_carries_their_leases(lab: T
     for way in lab.fake.fabric.all_paths("leaf2", 91, sent):
         [(switch, number, came)] = way.arrivals
         assert (switch, number) == AT and parse(came).vlan == 30 and MARK in came
+
+
+async def test_a_card_that_filters_the_vlans_it_carries_is_warned_of(lab: TrunkLab) -> None:
+    """QEMU 7.2 would forget them; of an interface that carries none nobody needs to know."""
+
+    def says(*filters: str) -> list[str]:
+        said = ("server1", "fw", EventKind.STARTED, 1000.0, filters)
+        lab.controller.external_migrations.on_report(*said)
+        shown = views.vm(lab.controller, lab.controller.net.vms["fw"])["warnings"]
+        return [words for words in shown if "VLANs" in words]
+
+    assert says("fw-9") == []
+    (words,) = says("fw")
+    assert words.startswith("the card of NIC fw, which carries VLANs, filters them")
+    assert says() == [], "it was started anew, as it should be"
 
 
 async def test_a_port_of_its_own_is_none_of_a_nic_in_a_trunk(lab: TrunkLab) -> None:

@@ -13,8 +13,8 @@ from retinue.core.migration.precopy import PATIENCE, WANTED_DOWNTIME
 from retinue.core.snooping import pending
 from retinue.host.taps import QUEUE_FRAMES
 from retinue.host.timing import CACHE_LAG
+from retinue.hypervisor import passes
 from retinue.hypervisor.libvirt import outgoing as libvirt_outgoing
-from retinue.hypervisor.qemu import passes
 from retinue.security import authority
 from support.pages import ROOT, tables, text
 
@@ -89,7 +89,11 @@ SENTENCES = (
     (ARCHITECTURE, "the queue of the target's tap ({} frames)", f"{QUEUE_FRAMES:,}"),
     (ARCHITECTURE, "and MAC within the last {} s", f"{pending.PENDING_SECONDS:g}"),
     (ARCHITECTURE, "*Forwarding.* {} ms after diverting is confirmed", f"{CACHE_LAG * 1000:g}"),
-    ("docs/libvirt.md", "passes the memory on until {} MiB remain", libvirt_outgoing.HELD_BACK >> 20),
+    (
+        "docs/libvirt.md",
+        "held back when {} MiB remain: `--downtime`",
+        libvirt_outgoing.HELD_BACK_UNSEEN >> 20,
+    ),
     ("docs/renewal.md", "again after {}", "{:g}, {:g} and {:g} s; {:g} s after".format(*BACK_OFF)),
 )
 """Page, words of it, and what stands at {}: a number of the code; or words, and whether they are so."""

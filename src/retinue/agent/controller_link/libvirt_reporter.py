@@ -10,6 +10,7 @@ VM runs.
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import structlog
 
@@ -82,7 +83,9 @@ class LibvirtReporter:
 
     def report(self, event: HypervisorEvent) -> None:
         """Report in the background."""
-        body = {"vm": event.vm, "kind": str(event.kind), "at": event.at}
+        body: dict[str, Any] = {"vm": event.vm, "kind": str(event.kind), "at": event.at}
+        if event.vlan_filters:
+            body["vlan_filters"] = event.vlan_filters
         self._reports.tell(_subject(event), self._path, body, event.at + OLDEST)
 
     async def _rounds(self) -> None:

@@ -106,7 +106,9 @@ class LibvirtAuthority:
 
     async def _free_source(self, vm: LocalVM, order: e.FreeSource) -> Ruling:
         until = time.monotonic() + FREED_LIMIT
-        while await self._hypervisor.find(vm.id) is not None:
+        while (machine := await self._hypervisor.find(vm.id)) is not None:
+            if await machine.is_left_over():
+                await machine.quit()
             if time.monotonic() > until:
                 raise HypervisorError(f"{order.migration}: libvirt has not ended the source of VM {vm.id}")
             await asyncio.sleep(LOOK_SECONDS)

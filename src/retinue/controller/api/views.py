@@ -136,6 +136,7 @@ def vm(controller: Controller, value: VM) -> dict[str, Any]:
         "mtu": net.mtu_of(value.nic),
         "warnings": [
             *controller.inventory.settings.doubts(value),
+            *controller.external_migrations.doubts(value),
             *(words for lease in held if (words := told_otherwise(lease))),
         ],
         "subnets": nics.subnets(net, value.nic),

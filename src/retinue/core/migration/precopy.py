@@ -26,7 +26,7 @@ PATIENCE = 3
 the hypervisor can do that, and it takes a pass or two until that shows."""
 LEAST_SECONDS = 0.01
 """A pass in which less is written than goes over in so long is the last: a shorter pause is hardly to be had,
-and QEMU would end the migration by itself (`hypervisor.qemu.passes`)."""
+and QEMU would end the migration by itself (`hypervisor.passes`)."""
 DIVERSION_SECONDS = 0.02
 """About how long the VM still writes when its copy is done: its traffic is diverted, its tap drained."""
 

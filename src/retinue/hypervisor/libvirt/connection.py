@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
 from retinue.host.errors import HostError
 from retinue.hypervisor.errors import HypervisorError
-from retinue.hypervisor.libvirt.domain_xml import vm_ids
+from retinue.hypervisor.libvirt.domain_xml import vlan_filters, vm_ids
 from retinue.hypervisor.libvirt.events import Lifecycle, kind_of
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
 
@@ -29,11 +29,14 @@ KEEPALIVE = (5, 3)
 """Seconds between questions whether libvirtd is still there, and how many may stay without an answer."""
 STATE_RUNNING, STATE_PAUSED = 1, 3
 """virDomainState."""
+LACKS_MEMORY = frozenset({(1, 10), (1, 11), (3, 12), (3, 13)})
+"""States with their reasons (virDomainRunningReason, virDomainPausedReason): in post-copy, or that failed."""
 LIFECYCLE, REBOOT, DEVICE_REMOVED, DEVICE_ADDED = 0, 1, 15, 19
 """virDomainEventID."""
 BEGINS = (Lifecycle.DEFINED, Lifecycle.STARTED)
 ENDS = (Lifecycle.STOPPED, Lifecycle.UNDEFINED)
 """Events with which what is known of a domain begins, and ends."""
+RUNS = (EventKind.STARTED, EventKind.RESUMED)
 ACTIVE = 1
 """VIR_CONNECT_LIST_DOMAINS_ACTIVE."""
 
@@ -56,6 +59,15 @@ def bindings() -> Any:
     _run_events(libvirt)
     return libvirt
 
+
+class Known(NamedTuple):
+    """What a domain's XML says."""
+
+    ids: tuple[str, ...]
+    vlan_filters: tuple[str, ...]
+
+
+UNKNOWN = Known((), ())
 
 _running = threading.Lock()
 _events: threading.Thread | None = None
@@ -94,9 +106,11 @@ class LibvirtHost:
         self._connection: Any = None
         self._making = asyncio.Lock()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"libvirt {name}")
-        self._known: dict[str, tuple[str, ...]] = {}
-        """Interface ids by the domain's UUID, from its start to its end: a domain that has gone tells nothing
-        any more, and one that is started again, or gets other devices, may have others."""
+        self.lost: set[str] = set()
+        """VMs that we end because their memory does not come: they have crashed, were not switched off."""
+        self._known: dict[str, Known] = {}
+        """What is read of domains, by the domain's UUID, from its start to its end: one that has gone tells
+        nothing any more, and one that is started again, or gets other devices, may have others."""
 
     @property
     def library(self) -> Any:
@@ -171,11 +185,16 @@ class LibvirtHost:
         They are kept until the domain ends, or until they are read `anew`: what cannot be read any more is as
         it was.
         """
+        return self._read(domain, anew=anew).ids
+
+    def _read(self, domain: Any, *, anew: bool = False) -> "Known":
         key = domain.UUIDString()
-        if anew or not self._known.get(key):
+        known = self._known.get(key, UNKNOWN)
+        if anew or not known.ids:
             with contextlib.suppress(self.library.libvirtError):
-                self._known[key] = vm_ids(domain.XMLDesc(0))
-        return self._known.get(key, ())
+                xml = domain.XMLDesc(0)
+                known = self._known[key] = Known(vm_ids(xml), vlan_filters(xml))
+        return known
 
     def forget(self, domain: Any) -> None:
         """The domain has ended."""
@@ -229,8 +248,11 @@ class LibvirtHost:
                 self.forget(domain)
 
         def tell(domain: Any, kind: EventKind, at: float) -> None:
-            for vm in self.ids(domain):
-                put(HypervisorEvent(vm, kind, at))
+            known = self._read(domain)
+            filters = known.vlan_filters if kind in RUNS else ()
+            for vm in known.ids:
+                lost = kind is EventKind.STOPPED and vm in self.lost
+                put(HypervisorEvent(vm, EventKind.FAILED if lost else kind, at, filters))
 
         def rebooted(_: Any, domain: Any, __: Any) -> None:
             tell(domain, EventKind.REBOOTED, time.time())
@@ -267,7 +289,8 @@ class LibvirtHost:
             with contextlib.suppress(HostError):  # It has ended meanwhile.
                 state, _ = await self.call(domain.state)
                 if state == STATE_RUNNING:
-                    found += [HypervisorEvent(vm, EventKind.STARTED, time.time()) for vm in ids]
+                    filters = self._known.get(domain.UUIDString(), UNKNOWN).vlan_filters
+                    found += [HypervisorEvent(vm, EventKind.STARTED, time.time(), filters) for vm in ids]
         return found
 
     async def close(self) -> None:

@@ -5,7 +5,9 @@ What ties a VM to the network is the `interfaceid` of its interface: libvirt wri
 runs.
 """
 
+import itertools
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,6 +16,16 @@ from retinue.core.limits import MOST_NICS
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.interface import NICSpec, VMSpec
 
+QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+"""Of what libvirt hands to QEMU as it is (its drvqemu page)."""
+ElementTree.register_namespace("qemu", QEMU_NAMESPACE)
+UNITS = {"b": 1, "bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+"""Of a size. libvirt says KiB, whatever it was told."""
+UNEVEN_KIB = 8
+"""An emulated VM gets so much more memory than it was promised, so that it can be copied in several passes:
+see `may_look_again`. libvirt's own sizes are whole MiB."""
+EMULATED = "qemu"
+"""The type of a domain without hardware support; else it is "kvm"."""
 SPARE_PLACES = 3
 """NICs that can be put in while the VM runs: each needs a port of its own, which is there from the start."""
 HOST_OFFLOADS = ("csum", "gso", "tso4", "tso6", "ecn", "ufo")
@@ -78,7 +90,9 @@ def domain_xml(
     for number in range(1, 1 + min(MOST_NICS, len(spec.nics) + SPARE_PLACES)):
         _add(devices, "controller", type="pci", model="pcie-root-port", index=str(number))
     for nic in spec.nics:
-        devices.append(interface_element(nic, bridge))
+        interface = interface_element(nic, bridge)
+        _add(interface, "alias", name=_alias(nic))
+        devices.append(interface)
     log = _add(devices, "serial", type="file")
     _add(log, "source", path=str(consoles.log), append="on")
     _add(log, "target", port="0")
@@ -87,7 +101,34 @@ def domain_xml(
     _add(shell, "target", port="1")
     _add(devices, "controller", type="usb", model="none")
     _add(devices, "memballoon", model="none")
+    _add_no_vlan_filter(domain, spec.nics)
+    if kind == EMULATED:
+        _add_uneven_memory(domain, spec.memory_mib * 1024 + UNEVEN_KIB)
     return ElementTree.tostring(domain, encoding="unicode")
+
+
+def _alias(nic: NICSpec) -> str:
+    """By which libvirt and QEMU call the device of a NIC that a domain is made with, and of no other: what is
+    said of it would not hold for one that is put in later, and a target has to be built like its source."""
+    return f"ua-{interface_id(nic.id)}"
+
+
+def _add_no_vlan_filter(domain: ElementTree.Element, nics: Sequence[NICSpec]) -> None:
+    """As QEMUs of our own have it: QEMU 7.2 forgets as it migrates which VLANs a guest has asked for."""
+    override = _add(domain, f"{{{QEMU_NAMESPACE}}}override")
+    for nic in nics:
+        device = _add(override, f"{{{QEMU_NAMESPACE}}}device", alias=_alias(nic))
+        frontend = _add(device, f"{{{QEMU_NAMESPACE}}}frontend")
+        _add(frontend, f"{{{QEMU_NAMESPACE}}}property", name="ctrl_vlan", type="bool", value="false")
+
+
+def _add_uneven_memory(domain: ElementTree.Element, kib: int) -> None:
+    """QEMU takes the last it is told for the machine's memory."""
+    memory = f"memory-backend-ram,id=uneven.ram,size={kib}K"
+    words = ("-object", memory, "-machine", "memory-backend=uneven.ram", "-m", f"{kib}K")
+    line = _add(domain, f"{{{QEMU_NAMESPACE}}}commandline")
+    for word in words:
+        _add(line, f"{{{QEMU_NAMESPACE}}}arg", value=word)
 
 
 def interface_element(nic: NICSpec, bridge: str) -> ElementTree.Element:
@@ -133,6 +174,39 @@ def vm_ids(xml: str) -> tuple[str, ...]:
     return (uuid,) if uuid in ids else ids
 
 
+def vlan_filters(xml: str) -> tuple[str, ...]:
+    """The ids of those of a domain's interfaces whose cards filter the VLANs that the guest asks for.
+
+    A card of virtio does where QEMU itself moves its frames, and nobody has said otherwise; with vhost, which
+    libvirt takes where there is KVM, it does not.
+    """
+    try:
+        domain = ElementTree.fromstring(xml)
+    except ElementTree.ParseError:
+        return ()
+    off = {
+        device.get("alias")
+        for device in domain.iterfind(f"{{{QEMU_NAMESPACE}}}override/{{{QEMU_NAMESPACE}}}device")
+        for its in device.iter(f"{{{QEMU_NAMESPACE}}}property")
+        if (its.get("name"), its.get("value")) == ("ctrl_vlan", "false")
+    }
+    found = []
+    for interface in domain.iterfind("devices/interface"):
+        id, model, driver, alias = (
+            "" if part is None else part.get(name, "")
+            for part, name in (
+                (interface.find("virtualport[@type='openvswitch']/parameters"), "interfaceid"),
+                (interface.find("model"), "type"),
+                (interface.find("driver"), "name"),
+                (interface.find("alias"), "name"),
+            )
+        )
+        by_qemu = driver == "qemu" or (domain.get("type") == EMULATED and driver != "vhost")
+        if id and model.startswith("virtio") and by_qemu and alias not in off:
+            found.append(id)
+    return tuple(found[:MOST_NICS])
+
+
 def interfaces_with_link(xml: str, state: str) -> tuple[str, ...]:
     """A running domain's interfaces, each as libvirt takes it to set its link "up" or "down"."""
     try:
@@ -145,6 +219,24 @@ def interfaces_with_link(xml: str, state: str) -> tuple[str, ...]:
             interface.remove(link)
         _add(interface, "link", state=state)
     return tuple(ElementTree.tostring(interface, encoding="unicode") for interface in found)
+
+
+def hardware(xml: str) -> tuple[str, int]:
+    """A running domain's accelerator, as QEMU calls it, and its bytes of memory. Raises HypervisorError."""
+    try:
+        domain = ElementTree.fromstring(xml)
+        words = [arg.get("value", "") for arg in domain.iterfind(f"{{{QEMU_NAMESPACE}}}commandline/*")]
+        told = dict(itertools.pairwise(words)).get("-m", "")
+        memory = domain.find("memory")
+        if told.endswith("K") and told[:-1].isdecimal():
+            size = int(told[:-1]) * 1024
+        elif memory is not None:
+            size = int(memory.text or "") * UNITS[memory.get("unit", "KiB")]
+        else:
+            raise ValueError("it has no memory")
+    except (ElementTree.ParseError, ValueError, KeyError) as error:
+        raise HypervisorError(f"libvirt describes a VM as we do not know it: {error}") from error
+    return ("tcg" if domain.get("type") == EMULATED else "kvm"), size
 
 
 def taps(xml: str) -> tuple[str, ...]:

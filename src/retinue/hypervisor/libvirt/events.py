@@ -33,11 +33,11 @@ class Lifecycle(IntEnum):
 
 
 STARTED_MIGRATED = 1
-SUSPENDED_MIGRATED = 1
+SUSPENDED_MIGRATED, SUSPENDED_POSTCOPY = 1, 7
 STOPPED_CRASHED = 2
 STOPPED_MIGRATED = 3
 STOPPED_FAILED = 5
-RESUMED_MIGRATED = 1
+RESUMED_MIGRATED, RESUMED_POSTCOPY, RESUMED_POSTCOPY_FAILED = 1, 3, 4
 
 
 def kind_of(event: int, detail: int) -> EventKind | None:
@@ -45,11 +45,15 @@ def kind_of(event: int, detail: int) -> EventKind | None:
     match event, detail:
         case Lifecycle.STARTED, d:
             return EventKind.INCOMING if d == STARTED_MIGRATED else EventKind.STARTED
-        case Lifecycle.SUSPENDED, d if d == SUSPENDED_MIGRATED:
+        case Lifecycle.SUSPENDED, d if d in (SUSPENDED_MIGRATED, SUSPENDED_POSTCOPY):
             return EventKind.SUSPENDED
-        case Lifecycle.RESUMED, d:
+        case Lifecycle.RESUMED, d if d in (RESUMED_MIGRATED, RESUMED_POSTCOPY):
+            return EventKind.RESUMED
+        case Lifecycle.RESUMED, d if d == RESUMED_POSTCOPY_FAILED:
+            return None  # It runs as it did, until it touches memory that does not come.
+        case Lifecycle.RESUMED, _:
             # Unpaused: so a VM of ours is started, which was made paused until its network was ready.
-            return EventKind.RESUMED if d == RESUMED_MIGRATED else EventKind.STARTED
+            return EventKind.STARTED
         case Lifecycle.STOPPED, d if d == STOPPED_MIGRATED:
             return EventKind.DEPARTED
         case Lifecycle.STOPPED, d if d in (STOPPED_CRASHED, STOPPED_FAILED):

@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from retinue.core.migration.copying import PLAIN, CopyOptions
+from retinue.core.migration.copying import PLAIN, CopyOptions, Postcopy
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.host.commands import run
 from retinue.host.drain import drain, frames_given
@@ -39,7 +39,8 @@ from retinue.hypervisor.interface import (
     VMSpec,
     ignore,
 )
-from retinue.hypervisor.libvirt.connection import STATE_PAUSED, STATE_RUNNING, LibvirtHost
+from retinue.hypervisor.libvirt import postcopy
+from retinue.hypervisor.libvirt.connection import LACKS_MEMORY, STATE_PAUSED, STATE_RUNNING, LibvirtHost
 from retinue.hypervisor.libvirt.directory import Folder
 from retinue.hypervisor.libvirt.domain_xml import domain_xml, interfaces_with_link, taps
 from retinue.hypervisor.libvirt.incoming import LibvirtIncoming
@@ -53,6 +54,8 @@ START_PAUSED = 1
 """VIR_DOMAIN_START_PAUSED."""
 PAUSED_MIGRATION = 2
 """virDomainPausedReason: on a source, stopped by a migration; on a target, not there yet."""
+POSTCOPY_FAILED = (STATE_PAUSED, 13)
+"""The same with its state: on a source, when the VM runs elsewhere, or nowhere any more."""
 MIGRATION_OUT = 5
 """virDomainJobOperation."""
 LOOK_SECONDS = 0.05
@@ -64,10 +67,13 @@ log = structlog.get_logger()
 class LibvirtMachine:
     """A VM on one server, or one that is incoming there."""
 
-    def __init__(self, host: LibvirtHost, spec: VMSpec, files: MachineFiles) -> None:
+    def __init__(self, host: LibvirtHost, spec: VMSpec, files: MachineFiles, user: str) -> None:
         self._host = host
         self._spec = spec
         self.files = files
+        self._user = user
+        """Whose libvirt's QEMUs are."""
+        self.expects_postcopy = False
 
     @property
     def spec(self) -> VMSpec:
@@ -85,15 +91,21 @@ class LibvirtMachine:
         if state == STATE_RUNNING:
             return RunState.RUNNING
         if state == STATE_PAUSED:
-            return RunState.MOVED if reason == PAUSED_MIGRATION else RunState.PAUSED
+            leaves = reason == PAUSED_MIGRATION or (state, reason) in LACKS_MEMORY
+            return RunState.MOVED if leaves else RunState.PAUSED
         return RunState.BROKEN
+
+    async def is_left_over(self) -> bool:
+        """The VM was handed over by post-copy, which has failed: it never runs here again."""
+        return tuple(await self._host.call((await self.domain()).state)) == POSTCOPY_FAILED
 
     async def resume(self) -> None:
         if await self.state() is not RunState.RUNNING:
             await self._host.call((await self.domain()).resume)
 
     async def expect_postcopy(self) -> None:
-        raise HypervisorError(f"{self.spec.id}: under libvirt VMs are migrated by pre-copy alone")
+        await postcopy.check(postcopy.probe(self._user))
+        self.expects_postcopy = True
 
     def hold_frames(self) -> None:
         """Its process is libvirt's, and there is none before the source opens it."""
@@ -151,7 +163,7 @@ class LibvirtHypervisor:
     """Runs VMs on one server through its libvirtd.
 
     `control` is how other servers' libvirts reach this one. `kind` is "qemu", or "kvm". `drain` returns when
-    nothing is on its way any more to a VM with these taps.
+    nothing is on its way any more to a VM with these taps; `holders` are the processes that have them open.
     """
 
     def __init__(
@@ -163,6 +175,7 @@ class LibvirtHypervisor:
         bridge: str = "br0",
         kind: str = "qemu",
         drain: Callable[[Sequence[str], Holders], Awaitable[None]] = drain,
+        holders: Callable[[Sequence[str]], Holders] = holders_of,
     ) -> None:
         self.host = host
         self._folder = folder
@@ -170,8 +183,10 @@ class LibvirtHypervisor:
         self._bridge = bridge
         self._kind = kind
         self._drain = drain
+        self._holders = holders
         self._incoming: dict[str, asyncio.Queue[HypervisorEvent]] = {}
         """By VM, the events of libvirt about those that are incoming here."""
+        self._outgoing: dict[str, LibvirtOutgoing] = {}
 
     # ---- a VM ----
 
@@ -243,11 +258,12 @@ class LibvirtHypervisor:
         opened: Opened | None = None,
     ) -> MigrationResult:
         vm = source.spec.id
+        how = Postcopy.NEVER if divert is None else options.postcopy
         try:
             domain, memory = await source.domain(), self._folder.memory(vm)
             names = await self._taps(domain)
             # Known beforehand: every process of the server is looked at for it.
-            holders = {} if divert is None else await asyncio.to_thread(holders_of, names)
+            holders = {} if divert is None else await asyncio.to_thread(self._holders, names)
         except BaseException as error:
             on_event(MigrationFailed(vm, time.time(), str(error) or "it was called off", source_runs=True))
             await channel.close()
@@ -256,10 +272,12 @@ class LibvirtHypervisor:
         async def drain_taps(nothing_comes: bool) -> None:
             await self._drain(names, holders if nothing_comes else {})
 
-        outgoing = LibvirtOutgoing(
-            self.host, domain, vm, names, channel, memory, self._control, on_event, drain_taps
-        )
-        return await outgoing.run(divert, opened)
+        own = (channel, memory, self._control, on_event, drain_taps, holders, wanted_downtime, how)
+        self._outgoing[vm] = outgoing = LibvirtOutgoing(self.host, domain, vm, names, *own)
+        try:
+            return await outgoing.run(divert, opened)
+        finally:
+            del self._outgoing[vm]
 
     async def run_incoming(
         self, target: LibvirtMachine, channel: Channel, on_event: OnEvent = ignore
@@ -268,7 +286,9 @@ class LibvirtHypervisor:
         events = self._incoming[vm] = asyncio.Queue()
         try:
             memory = self._folder.memory(vm)
-            incoming = LibvirtIncoming(self.host, vm, channel, memory, self._control, events)
+            incoming = LibvirtIncoming(
+                self.host, vm, channel, memory, self._control, events, postcopy=target.expects_postcopy
+            )
             return await incoming.run(on_event)
         finally:
             del self._incoming[vm]
@@ -299,14 +319,16 @@ class LibvirtHypervisor:
         return bool(state == STATE_PAUSED and reason == PAUSED_MIGRATION)
 
     def on_event(self, event: HypervisorEvent) -> None:
-        """Take in an event of libvirt, for VMs that are incoming here."""
+        """Take in an event of libvirt, for VMs that come here or leave."""
         if event.vm in self._incoming:
             self._incoming[event.vm].put_nowait(event)
+        if event.vm in self._outgoing:
+            self._outgoing[event.vm].hear(event)
 
     # ---- details ----
 
     def _machine(self, spec: VMSpec) -> LibvirtMachine:
-        return LibvirtMachine(self.host, spec, self._folder.files(spec.id))
+        return LibvirtMachine(self.host, spec, self._folder.files(spec.id), self._folder.user)
 
     async def _taps(self, domain: Any) -> tuple[str, ...]:
         return taps(await self.host.call(domain.XMLDesc, 0))

@@ -5,8 +5,11 @@ libvirt opens the target when the source's tells it to, and runs the VM when all
 tell how libvirt is reached here, pass the memory in and QEMU's answers out, and hear from libvirt that the VM
 runs.
 
-When something fails we hang up, which is enough: QEMU then fails, or libvirt has everything already and
-decides. What it decided is asked for before anything is told.
+In post-copy libvirt runs it before that, with some of its memory still at the source: we say so, pass QEMU's
+questions for it out, and end a VM whose memory does not come.
+
+When something fails before the VM runs we hang up, which is enough: QEMU then fails, or libvirt has it all
+and decides. What it decided is asked for before anything is told.
 """
 
 import asyncio
@@ -17,12 +20,13 @@ import time
 import structlog
 
 from retinue.host.errors import HostError
-from retinue.hypervisor.aio import run_to_completion, unless
-from retinue.hypervisor.errors import HypervisorError
+from retinue.hypervisor.aio import first_of, run_to_completion, unless, value
+from retinue.hypervisor.errors import HandedOverError, HypervisorError
 from retinue.hypervisor.interface import OnEvent, Resumed
-from retinue.hypervisor.libvirt.connection import STATE_RUNNING, LibvirtHost
+from retinue.hypervisor.libvirt.connection import LACKS_MEMORY, STATE_RUNNING, LibvirtHost
 from retinue.hypervisor.libvirt.directory import Memory
 from retinue.hypervisor.memory_channel import Channel
+from retinue.hypervisor.rest_of_memory import STALL_LIMIT
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
 
 OPEN_LIMIT = 40.0
@@ -49,6 +53,8 @@ class LibvirtIncoming:
         memory: Memory,
         control: str,
         events: "asyncio.Queue[HypervisorEvent]",
+        *,
+        postcopy: bool = False,
     ) -> None:
         self._host = host
         self._vm = vm
@@ -56,39 +62,51 @@ class LibvirtIncoming:
         self._memory = memory
         self._control = control
         self._events = events
+        self._postcopy = postcopy
+        """This server can run a VM before all of its memory is there."""
+        self._ran = False
         self._stream: socket.socket | None = None
         loop = asyncio.get_running_loop()
         self._resumed: asyncio.Future[float] = loop.create_future()
         self._ended: asyncio.Future[str] = loop.create_future()
+        self._in_postcopy: asyncio.Future[None] = loop.create_future()
+        """The source says so: what comes from now on may come when the VM runs here."""
 
     async def run(self, on_event: OnEvent) -> float:
         """See Hypervisor.run_incoming."""
         try:
-            at = await self._arrived()
-            on_event(Resumed(self._vm, at))
-            try:
-                await self._channel.send_message("running", at=at)
-            except HostError as error:
-                log.warning("migration.source_not_informed", vm=self._vm, error=str(error))
-            return at
+            return await self._arrived(on_event)
         finally:
             await self._channel.close()
 
-    async def _arrived(self) -> float:
+    async def _runs(self, at: float, on_event: OnEvent) -> None:
+        self._ran = True
+        on_event(Resumed(self._vm, at))
+        try:
+            await self._channel.send_message("running", at=at)
+        except HostError as error:
+            log.warning("migration.source_not_informed", vm=self._vm, error=str(error))
+
+    async def _arrived(self, on_event: OnEvent) -> float:
         tasks = [asyncio.create_task(self._listen(), name=f"libvirt's events about {self._vm}")]
         try:
             await self._open()
             tasks.append(asyncio.create_task(self._answer(), name=f"answers of {self._vm}"))
-            await unless(self._ended, self._receive_memory())
-            # All of it has come: who calls it off now waits, and may find the VM running.
-            return await run_to_completion(unless(self._ended, self._running()))
+            receiving = asyncio.create_task(self._receive_memory(), name=f"memory of {self._vm}")
+            tasks.append(receiving)
+            await unless(self._ended, first_of(receiving, self._in_postcopy))
+            # All of it has come, or what it runs with: who calls it off now waits, and may find it running.
+            return await run_to_completion(self._run(receiving, on_event))
         except BaseException as error:
+            if self._ran:
+                raise HandedOverError(f"VM {self._vm} ran here, and has ended: {error}") from error
             # The source asks its own libvirt how it is, whatever it is told here.
             with contextlib.suppress(HostError):
                 await self._channel.send_message("failed", reason=str(error) or "it was called off")
             at = await run_to_completion(self._settle())
             if at is None:
                 raise
+            await self._runs(at, on_event)
             return at
         finally:
             self._hang_up()
@@ -96,11 +114,26 @@ class LibvirtIncoming:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _run(self, receiving: "asyncio.Task[None]", on_event: OnEvent) -> float:
+        """Returns since when the VM runs here, when it has all of its memory."""
+        at = await unless(self._ended, self._running())
+        await self._runs(at, on_event)
+        if self._in_postcopy.done():
+            try:
+                await unless(self._ended, value(receiving))
+                await unless(self._ended, self._whole())
+            except BaseException:
+                await self._end_what_lacks_memory()
+                raise
+        return at
+
     # ---- the way in ----
 
     async def _open(self) -> None:
         self._memory.clear()
-        await self._channel.send_message("target", control=self._control, memory=str(self._memory.inside))
+        await self._channel.send_message(
+            "target", control=self._control, memory=str(self._memory.inside), postcopy=self._postcopy
+        )
         try:
             async with asyncio.timeout(OPEN_LIMIT):
                 message = await self._channel.receive_message()
@@ -115,8 +148,14 @@ class LibvirtIncoming:
     async def _receive_memory(self) -> None:
         assert self._stream is not None
         while True:
-            received = await self._channel.receive()
+            try:
+                async with asyncio.timeout(STALL_LIMIT if self._in_postcopy.done() else None):
+                    received = await self._channel.receive()
+            except TimeoutError:
+                raise HypervisorError(f"nothing of it has come for {STALL_LIMIT:.0f} s") from None
             match received:
+                case {"type": "postcopy"} if self._postcopy and not self._in_postcopy.done():
+                    self._in_postcopy.set_result(None)
                 case b"":
                     with contextlib.suppress(OSError):  # QEMU has it all, and has hung up
                         self._stream.shutdown(socket.SHUT_WR)
@@ -162,19 +201,42 @@ class LibvirtIncoming:
                 return self._resumed.result() if done else time.time()
         raise HypervisorError(f"libvirt did not run it within {RUN_LIMIT:.0f} s")
 
+    async def _whole(self) -> None:
+        """Return when libvirt says that it lacks nothing any more."""
+        until = time.monotonic() + RUN_LIMIT
+        while (found := await self._state_and_reason()) in LACKS_MEMORY:
+            if time.monotonic() > until:
+                raise HypervisorError(f"libvirt does not say within {RUN_LIMIT:.0f} s that all of it is here")
+            await asyncio.sleep(LOOK_SECONDS)
+        if found is None:
+            raise HypervisorError("libvirt has ended it")
+
+    async def _end_what_lacks_memory(self) -> None:
+        """A guest that waits for memory that never comes cannot be told from one that has crashed."""
+        log.error("migration.memory_lost", vm=self._vm)
+        self._hang_up()
+        domain = await self._host.domain(self._vm)
+        if domain is not None:
+            self._host.lost.add(self._vm)
+            await self._host.call(domain.destroy)
+
     async def _state(self) -> int | None:
         """virDomainState; None when libvirt does not have it. Raises HypervisorError."""
+        found = await self._state_and_reason()
+        return None if found is None else found[0]
+
+    async def _state_and_reason(self) -> tuple[int, int] | None:
+        """The same with the reason of it."""
         domain = await self._host.domain(self._vm)
         if domain is None:
             return None
         try:
-            state: int
-            state, _ = await self._host.call(domain.state)
+            state, reason = await self._host.call(domain.state)
         except HostError:
             if await self._host.domain(self._vm) is not None:
                 raise
             return None  # it ended meanwhile
-        return state
+        return state, reason
 
     async def _settle(self) -> float | None:
         """Since when the VM runs here, or None: it does not, and is not here any more.
@@ -184,10 +246,13 @@ class LibvirtIncoming:
         self._hang_up()
         until = time.monotonic() + SETTLE_LIMIT
         while True:
-            state = await self._state()
-            if state is None:
+            found = await self._state_and_reason()
+            if found is None:
                 return None
-            if state == STATE_RUNNING:
+            if found in LACKS_MEMORY:
+                await self._end_what_lacks_memory()
+                raise HandedOverError(f"VM {self._vm}: its memory does not come, and it may have run here")
+            if found[0] == STATE_RUNNING:
                 return self._resumed.result() if self._resumed.done() else time.time()
             if time.monotonic() > until:
                 break

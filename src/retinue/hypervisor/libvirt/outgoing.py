@@ -5,18 +5,18 @@ it to the socket of the target's QEMU. What we do not read QEMU cannot send, so
 
     1. The target's agent says how its libvirt is reached. libvirt opens the target there, whose port appears,
        and connects to our socket. We read nothing until we may (`opened`).
-    2. We pass the memory on until little remains, and stop reading. The VM still runs.
+    2. We pass the memory on, in as many passes as are worth it (`hypervisor.passes`), until little remains of
+       the last, and stop reading. The VM still runs.
     3. Its traffic is diverted to the target (`divert`), where it waits; what is on its way here is drained
        (`drain`).
     4. The VM is suspended, and the rest passed on. libvirt ends the source and runs the VM at the target.
 
 The target's QEMU answers on the same connection, and the source's ends only when it has.
 
-QEMU must not think that little enough remains before we do: its `downtime-limit` is 0 until step 4 (see
-`qemu.outgoing` on what QEMU does with it). How far QEMU runs ahead of us is what its socket holds, 208 KiB,
-and its own buffer of 32 KiB; should empty pages be all that remains, which take 9 bytes each, QEMU may reach
-the end before us. Then traffic is diverted as soon as the VM is seen to be paused, as in a migration by
-anybody's `virsh`.
+How far QEMU runs ahead of us is what its socket holds, so that is made small by a copy of QEMU's end
+(`copier`). Where that cannot be had the socket holds 208 KiB, or 90 MiB of empty pages: then there is one
+pass, of which more is held back. If QEMU reaches the end before us all the same, traffic is diverted as soon
+as the VM is seen to be paused, as in a migration by anybody's `virsh`.
 
 Which of the two runs the VM when something fails is libvirt's to decide, and we do as it did.
 """
@@ -31,35 +31,38 @@ from typing import Any, TypeVar
 
 import structlog
 
-from retinue.core.migration.copying import LEAST_LIMIT, limit_for
+from retinue.core.migration.copying import LEAST_LIMIT, Postcopy, limit_for
 from retinue.host.errors import HostError
-from retinue.hypervisor.aio import run_to_completion, unless
+from retinue.host.tap_queue import Holders
+from retinue.hypervisor.aio import both, first_of, run_to_completion, unless, value
 from retinue.hypervisor.errors import HandedOverError, HypervisorError
 from retinue.hypervisor.interface import (
-    Copying,
     Divert,
     MigrationFailed,
     MigrationResult,
     OnEvent,
     Opened,
+    RunsElsewhere,
     Stopped,
 )
-from retinue.hypervisor.libvirt.connection import STATE_RUNNING, LibvirtHost
+from retinue.hypervisor.libvirt import postcopy
+from retinue.hypervisor.libvirt.connection import LACKS_MEMORY, STATE_RUNNING, LibvirtHost
+from retinue.hypervisor.libvirt.copier import LibvirtCopier, qemu_end
 from retinue.hypervisor.libvirt.directory import Memory
-from retinue.hypervisor.libvirt.migration_uri import accepted
+from retinue.hypervisor.libvirt.far_end import FarEnd
 from retinue.hypervisor.memory_channel import Channel
+from retinue.hypervisor.passes import HELD_BACK, UNBOUNDED_DOWNTIME, Passes
+from retinue.hypervisor.rest_of_memory import STEP, send_the_rest
+from retinue.hypervisor.throttle import LARGEST_STEP, SMALLEST_STEP, Throttle
+from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
 
-LIVE, PEER2PEER, PERSIST_DEST, UNDEFINE_SOURCE = 1, 2, 8, 16
+LIVE, PEER2PEER, PERSIST_DEST, UNDEFINE_SOURCE, AUTO_CONVERGE = 1, 2, 8, 16, 1 << 13
 """virDomainMigrateFlags."""
 MIGRATE_URI = "migrate_uri"
 """VIR_MIGRATE_PARAM_URI."""
-HELD_BACK = 8 << 20
-"""Bytes of RAM that are left to be sent when the VM is suspended."""
-PROGRESS_SECONDS = 1.0
-"""Between two words about how far the copy is."""
-LARGE_STEP, SMALL_STEP = 1 << 20, 1 << 18
-UNBOUNDED_DOWNTIME = 2_000_000
-"""Milliseconds, the most QEMU takes: it converges at the next look."""
+HELD_BACK_UNSEEN = 8 << 20
+"""Bytes of RAM that are left to be sent when the VM is suspended, where QEMU's end of the stream is not to be
+had."""
 OPEN_LIMIT = 30.0
 RECOVERY_LIMIT = 10.0
 WORD_LIMIT = 2.0
@@ -96,11 +99,20 @@ class LibvirtOutgoing:
         own_control: str,
         on_event: OnEvent,
         drain: Drain,
+        holders: Holders,
+        wanted_downtime: float,
+        how: Postcopy,
     ) -> None:
         self._host = host
         self._domain = domain
+        self._copier = LibvirtCopier(host, domain, vm)
         self._vm = vm
         self._taps = taps
+        self._holders = holders
+        self._wanted = wanted_downtime
+        self._how = how
+        self._in_postcopy = False
+        """From here on there is no way back: see `_by_postcopy`."""
         self._channel = channel
         self._memory = memory
         self._own_control = own_control
@@ -109,28 +121,34 @@ class LibvirtOutgoing:
         self._began = time.time()
         self._downtime = 0
         """What was allowed before, for whoever migrates the VM next."""
-        self._stopped_at = self._told_at = 0.0
-        self._limit, self._until = LEAST_LIMIT, asyncio.timeout(None)
-        """How long the copy may take: more, when libvirt has told how much memory there is."""
-        self._transferred = self._passes = 0
-        """As libvirt has last told, while the VM ran here."""
-        self._stream: socket.socket | None = None
+        self._stopped_at = 0.0
+        self._limit, self._several = LEAST_LIMIT, False
+        """How long the copy may take, in seconds; and whether there can be several passes."""
+        self._passes, self._to_postcopy = 1, False
+        self._throttle: Throttle | None = None
         self._libvirt: asyncio.Task[None] | None = None
-        loop = asyncio.get_running_loop()
-        self._broken: asyncio.Future[str] = loop.create_future()
-        """Why the target's agent takes no part any more."""
-        self._runs: asyncio.Future[float] = loop.create_future()
+        self._far = FarEnd(channel, vm)
+        self._paused: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        """Since when the VM stands still here, as libvirt tells it."""
+
+    def hear(self, event: HypervisorEvent) -> None:
+        """Take in an event of libvirt about the VM."""
+        if event.kind is EventKind.SUSPENDED and not self._paused.done():
+            self._paused.set_result(event.at)
 
     async def run(self, divert: Divert | None, opened: Opened | None) -> MigrationResult:
         """See Hypervisor.run_outgoing, ManagedHypervisor.run_outgoing."""
         hearing: asyncio.Task[None] | None = None
         try:
-            control = await self._where_to()
-            hearing = asyncio.create_task(self._hear(), name=f"answers about {self._vm}")
+            memory, self._several = await self._copier.memory()
+            self._limit = limit_for(memory)
+            where = (self._memory, self._own_control, self._how)
+            control, self._how = await self._far.where_to(*where)
+            hearing = asyncio.create_task(self._far.hear(), name=f"answers about {self._vm}")
             await self._open(control)
             if opened is not None:
                 await self._unless_failed(opened())
-            async with asyncio.timeout(self._limit) as self._until:
+            async with asyncio.timeout(self._limit):
                 await self._copy(divert)
             return await self._result()
         except BaseException as error:
@@ -155,9 +173,10 @@ class LibvirtOutgoing:
             log.warning("migration.completed_though_failed", vm=self._vm, reason=reason)
             return await self._result()
         elif expected:
-            raise HandedOverError(
-                f"VM {self._vm}: libvirt does not tell whether it has migrated: {reason}"
-            ) from error
+            unknown = "runs at the target, which lacks some of its memory"
+            if not (self._in_postcopy and self._far.runs.done()):
+                unknown = "libvirt does not tell whether it has migrated"
+            raise HandedOverError(f"VM {self._vm}: {unknown}: {reason}") from error
         raise error
 
     async def _call_off(self) -> Outcome:
@@ -175,7 +194,9 @@ class LibvirtOutgoing:
         if task.exception() is None:
             return Outcome.MIGRATED
         try:
-            state, _ = await self._host.call(self._domain.state)
+            state, reason = await self._host.call(self._domain.state)
+            if self._in_postcopy and (state, reason) in LACKS_MEMORY:
+                return Outcome.UNKNOWN
             if state != STATE_RUNNING:
                 await self._host.call(self._domain.resume)
             await self._host.call(self._domain.migrateSetMaxDowntime, self._downtime)
@@ -186,39 +207,23 @@ class LibvirtOutgoing:
 
     async def _result(self) -> MigrationResult:
         """libvirt here learns that the VM runs after the target's does, whose message has the time of it."""
-        await asyncio.wait({self._runs}, timeout=WORD_LIMIT)
-        resumed_at = self._runs.result() if self._runs.done() else time.time()
+        await asyncio.wait({self._far.runs}, timeout=WORD_LIMIT)
+        resumed_at = self._far.runs.result() if self._far.runs.done() else time.time()
         return MigrationResult(
             stopped_at=self._stopped_at or resumed_at,
             resumed_at=resumed_at,
             total_ms=(resumed_at - self._began) * 1000,
-            transferred=self._transferred,
+            transferred=0 if self._throttle is None else self._throttle.read_bytes,
             passes=self._passes,
         )
 
     # ---- the target ----
 
-    async def _where_to(self) -> str:
-        """How libvirt is to reach the target's, as the target's agent says it."""
-        try:
-            async with asyncio.timeout(OPEN_LIMIT):
-                message = await self._channel.receive_message()
-        except TimeoutError:
-            raise HypervisorError("the target does not say how its libvirt is reached") from None
-        if message["type"] != "target" or not isinstance(message.get("control"), str):
-            raise HypervisorError(f"the target says {message['type']!r}, not how its libvirt is reached")
-        if message.get("memory") != str(self._memory.inside):
-            raise HypervisorError(
-                f"the target takes the memory in at {message.get('memory')}, and here it is sent to "
-                f"{self._memory.inside}: [libvirt] folder must be the same on both servers"
-            )
-        return accepted(message["control"], self._own_control)
-
     async def _open(self, control: str) -> None:
         """Return when the target is open, its port plugged in, and the source ready to send."""
         with self._memory.listen() as listener:
             self._downtime = await self._host.call(self._domain.migrateGetMaxDowntime)
-            await self._host.call(self._domain.migrateSetMaxDowntime, 0)
+            await self._copier.set_downtime_limit(0)
             self._began = time.time()
             self._libvirt = asyncio.create_task(self._by_libvirt(control), name="libvirt's migration")
             try:
@@ -230,107 +235,106 @@ class LibvirtOutgoing:
             finally:
                 self._memory.clear()
         stream.setblocking(False)
-        self._stream = stream
+        self._throttle = self._far.throttle = Throttle((stream, _nobodys()))
         await self._channel.send_message("opened")
 
     async def _by_libvirt(self, control: str) -> None:
         flags = LIVE | PEER2PEER
         if await self._host.call(self._domain.isPersistent):
             flags |= PERSIST_DEST | UNDEFINE_SOURCE
+        if self._several:
+            flags |= AUTO_CONVERGE
+        if self._how is not Postcopy.NEVER:
+            flags |= postcopy.FLAG
         parameters = {MIGRATE_URI: f"unix://{self._memory.inside}"}
         async with self._host.apart(self._domain) as domain:
             await self._host.call(domain.migrateToURI3, control, parameters, flags)
 
-    async def _hear(self) -> None:
-        """Bring the target's answers to the source, and hear how it went there."""
-        try:
-            while not self._runs.done() and not self._broken.done():
-                match await self._channel.receive():
-                    case bytes() as nbytes:
-                        await self._answer(nbytes)
-                    case {"type": "running", "at": float() | int() as at}:
-                        self._runs.set_result(float(at))
-                    case other:
-                        why = other.get("reason", f"it says {other['type']!r}")
-                        self._broken.set_result(f"the target could not take the VM in: {why}")
-        except HostError as error:
-            self._broken.set_result(str(error))
-
-    async def _answer(self, nbytes: bytes) -> None:
-        with contextlib.suppress(OSError):  # QEMU has hung up: libvirt says what became of it
-            if self._stream is None:
-                raise HypervisorError("the target answers before it is asked")
-            if nbytes:
-                await asyncio.get_running_loop().sock_sendall(self._stream, nbytes)
-            else:
-                self._stream.shutdown(socket.SHUT_WR)
-
     # ---- the copy ----
 
     async def _copy(self, divert: Divert | None) -> None:
-        assert self._libvirt is not None
-        if divert is not None and await self._unless_failed(self._hold_back()):
+        assert self._libvirt is not None and self._throttle is not None
+        if divert is not None and await self._unless_failed(self._until_little_remains(self._throttle)):
             nothing_comes = await self._unless_failed(divert(self._taps))
             await self._unless_failed(self._drain(nothing_comes))
+            if self._to_postcopy:
+                await self._by_postcopy(self._throttle)
+                return
             await self._host.call(self._domain.suspend)
-            self._stopped()
+            self._stopped(time.time())
         elif divert is not None:
             log.warning("migration.paused_before_diverted", vm=self._vm)
-            self._stopped()
+            self._stopped(self._paused.result() if self._paused.done() else time.time())
             await self._unless_failed(divert(self._taps))
-        with contextlib.suppress(HostError):  # it may have converged by itself
-            await self._host.call(self._domain.migrateSetMaxDowntime, UNBOUNDED_DOWNTIME)
-        await self._unless_failed(self._pass_on(), may_end=True)
+        self._throttle.set_window(LARGEST_STEP)
+        self._throttle.release_qemu_end()
+        # Both at once: when all RAM has gone QEMU answers nobody before the rest has been read.
+        await self._unless_failed(both(self._let_converge(), self._pass_on(self._throttle)), may_end=True)
         await self._unless_failed(asyncio.shield(self._libvirt), may_end=True)
 
-    def _stopped(self) -> None:
-        self._stopped_at = time.time()
-        self._on_event(Stopped(self._vm, self._stopped_at))
+    def _stopped(self, at: float) -> None:
+        self._stopped_at = at
+        self._on_event(Stopped(self._vm, at))
 
-    async def _hold_back(self) -> bool:
+    async def _until_little_remains(self, throttle: Throttle) -> bool:
         """Pass memory on until little remains; False when the VM is paused before that."""
-        while True:
-            job = await self._host.call(self._domain.jobStats)
-            remaining = job.get("memory_remaining", 0)
-            known = job.get("memory_processed", 0) > 0
-            if known:
-                self._tell(job)
-            if known and 0 < remaining <= HELD_BACK:
-                return True
-            state, _ = await self._host.call(self._domain.state)
-            if state != STATE_RUNNING:
-                return False
-            chunk = await self._read(LARGE_STEP if remaining > 2 * HELD_BACK else SMALL_STEP)
-            if not chunk:
-                return False
-            await self._channel.send_memory(chunk)
+        await throttle.readable()  # Now it is QEMU that has the other end, and no longer libvirtd.
+        end = await qemu_end(self._holders, self._memory)
+        if end is not None:
+            throttle.theirs = end
+            throttle.set_window(SMALLEST_STEP)
+        ends = (throttle, self._channel, self._paused)
+        passes = Passes(self._copier, *ends, self._wanted, self._on_event, self._how)
+        several = self._several and end is not None
+        passes.begin(several=several, held_back=HELD_BACK_UNSEEN if end is None else HELD_BACK)
+        try:
+            return await passes.until_little_remains()
+        finally:
+            self._passes, self._to_postcopy = passes.number, passes.to_postcopy
 
-    def _tell(self, job: dict[str, Any]) -> None:
-        """How far the copy is, by libvirt's statistics (virDomainGetJobStats): now and then."""
-        if not self._passes:
-            limit = limit_for(int(job.get("memory_total", 0)))
-            self._until.reschedule(asyncio.get_running_loop().time() + limit)
-            self._limit = limit
-        self._transferred = int(job.get("memory_processed", 0))
-        self._passes = int(job.get("memory_iteration", 1)) or 1
-        if (now := time.time()) - self._told_at >= PROGRESS_SECONDS:
-            self._told_at = now
-            written = int(job.get("memory_dirty_rate", 0)) * int(job.get("memory_page_size", 0))
-            left = int(job.get("memory_remaining", 0))
-            self._on_event(Copying(self._vm, now, self._passes, left, written))
+    async def _by_postcopy(self, throttle: Throttle) -> None:
+        """Hand the VM over with the memory that is left. libvirt takes nothing back from here on."""
+        assert self._libvirt is not None
+        self._in_postcopy = self._far.asks_on = True
+        await self._channel.send_message("postcopy")
+        await self._host.call(self._domain.migrateStartPostCopy, 0)
+        throttle.set_window(STEP)
+        throttle.release_qemu_end()
+        passing = asyncio.create_task(self._pass_on(throttle, STEP), name=f"memory of {self._vm}")
+        failed = asyncio.create_task(self._why_it_is_lost(), name=f"post-copy of {self._vm}")
+        try:
+            await self._unless_failed(first_of(self._paused, passing), may_end=True)
+            self._stopped(self._paused.result() if self._paused.done() else time.time())
+            resumed_at = await self._unless_failed(value(self._far.runs), may_end=True)
+            self._on_event(RunsElsewhere(self._vm, resumed_at))
+            ended = (passing, self._libvirt, failed)
+            rest = send_the_rest(self._copier, throttle, *ended, self._passes + 1, self._on_event)
+            await run_to_completion(rest)
+            self._libvirt.result()
+        finally:
+            for task in (passing, failed):
+                task.cancel()
+            await asyncio.gather(passing, failed, return_exceptions=True)
 
-    async def _pass_on(self) -> None:
-        while chunk := await self._read(LARGE_STEP):
+    async def _why_it_is_lost(self) -> str:
+        """Returns when the target has hung up, and libvirt does not say in a moment that it has it all."""
+        assert self._libvirt is not None
+        why = await asyncio.shield(self._far.broken)
+        await asyncio.wait({self._libvirt}, timeout=RECOVERY_LIMIT)
+        return why
+
+    async def _let_converge(self) -> None:
+        with contextlib.suppress(HostError):  # It may have converged by itself.
+            await self._copier.set_downtime_limit(UNBOUNDED_DOWNTIME)
+
+    async def _pass_on(self, throttle: Throttle, step: int = LARGEST_STEP) -> None:
+        while chunk := await throttle.read(step):
             await self._channel.send_memory(chunk)
         await self._channel.send_memory(b"")
 
-    async def _read(self, nbytes: int) -> bytes:
-        assert self._stream is not None
-        return await asyncio.get_running_loop().sock_recv(self._stream, nbytes)
-
     def _hang_up(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
+        if self._throttle is not None:
+            self._throttle.close()
 
     async def _unless_failed(self, work: Awaitable[T], *, may_end: bool = False) -> T:
         """The result of the work. Raises HypervisorError when libvirt or the target gives up first.
@@ -347,15 +351,22 @@ class LibvirtOutgoing:
     async def _why_it_cannot_go_on(self, may_end: bool) -> str:
         """Returns when libvirt or the target has given up. Raises libvirt's own error, where there is one."""
         assert self._libvirt is not None
-        watched: set[asyncio.Future[Any]] = {self._libvirt, self._broken}
+        watched: set[asyncio.Future[Any]] = {self._libvirt, self._far.broken}
         await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
         if not self._libvirt.done():
-            return self._broken.result()
+            return self._far.broken.result()
         self._libvirt.result()
         if may_end:
             # libvirt has migrated the VM: nothing can fail any more, and what is left to do will be done.
             await asyncio.Event().wait()
         return "libvirt ended the migration before its time"
+
+
+def _nobodys() -> socket.socket:
+    """In place of QEMU's end, of which we have no copy yet."""
+    none = socket.socket(socket.AF_UNIX)
+    none.close()
+    return none
 
 
 def _reason(error: BaseException, limit: float) -> str:

@@ -21,7 +21,7 @@ from retinue.hypervisor.interface import OnEvent, Resumed, RunState
 from retinue.hypervisor.memory_channel import Channel
 from retinue.hypervisor.qemu import nbd_export
 from retinue.hypervisor.qemu.machine import EXITED, EventQueue, QemuMachine, event_time
-from retinue.hypervisor.qemu.postcopy import STALL_LIMIT
+from retinue.hypervisor.rest_of_memory import STALL_LIMIT
 
 READ_BYTES = 1 << 16
 LOOK_SECONDS = 0.002

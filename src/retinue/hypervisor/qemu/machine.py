@@ -36,7 +36,7 @@ from retinue.hypervisor.qemu.argv import NIC_ID
 from retinue.hypervisor.qemu.nics import set_nics
 from retinue.hypervisor.qemu.notes import Note
 from retinue.hypervisor.qemu.process import Process
-from retinue.hypervisor.qemu.throttle import Throttle
+from retinue.hypervisor.throttle import Throttle
 
 COMMAND_LIMIT = 30.0
 """Seconds without an answer after which a QEMU is taken for hung: one that is slow, on a busy server, is not

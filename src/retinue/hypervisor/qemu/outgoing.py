@@ -46,12 +46,14 @@ from retinue.hypervisor.interface import (
     Stopped,
 )
 from retinue.hypervisor.memory_channel import Channel
+from retinue.hypervisor.passes import UNBOUNDED_DOWNTIME, Passes
 from retinue.hypervisor.qemu import postcopy
+from retinue.hypervisor.qemu.copier import QemuCopier, downtime_limit
 from retinue.hypervisor.qemu.machine import EXITED, EventQueue, QemuMachine, QMPEvent, event_time
 from retinue.hypervisor.qemu.mirrors import Mirrors
-from retinue.hypervisor.qemu.passes import UNBOUNDED_DOWNTIME, Passes, downtime_limit
-from retinue.hypervisor.qemu.throttle import LARGEST_STEP, SMALLEST_STEP, Throttle
 from retinue.hypervisor.qemu.undoing import as_before
+from retinue.hypervisor.rest_of_memory import STEP, send_the_rest
+from retinue.hypervisor.throttle import LARGEST_STEP, SMALLEST_STEP, Throttle
 
 LEAST_SECONDS = 0.05
 """In less no rate is measured, for a few frames may come at once."""
@@ -135,8 +137,9 @@ class _Outgoing:
         self._hearing: asyncio.Task[None] | None = None
         self._runs_there = self._kept = False
         self._frames_before = self._converges_at = 0
+        self._copier = QemuCopier(machine)
         self._passes = Passes(
-            machine, self.throttle, channel, self._stopped, wanted_downtime, on_event, options.postcopy
+            self._copier, self.throttle, channel, self._stopped, wanted_downtime, on_event, options.postcopy
         )
         self._begun = self._stopping = False
         """The memory is copied; QEMU may stop the VM. Before, what is left of another copy is cleared."""
@@ -281,7 +284,7 @@ class _Outgoing:
             downtime_limit=self._converges_at if self._divert is None else 0,
         )
         if self._divert is not None:
-            await self._passes.prepare(version)
+            self._passes.begin(several=await self._copier.prepare(version))
         throttle.set_window(SMALLEST_STEP if self._divert else LARGEST_STEP)
         uri = await machine.give(throttle.theirs)
         if self._divert is None:
@@ -311,9 +314,9 @@ class _Outgoing:
         machine = self._machine
         await unless(self._failed, self._drained(divert))
         await unless(self._failed, machine.execute("migrate-start-postcopy"))
-        self.throttle.set_window(postcopy.STEP)
+        self.throttle.set_window(STEP)
         self.throttle.release_qemu_end()
-        passing = asyncio.create_task(self._pass_on(postcopy.STEP), name=f"memory of {machine.spec.id}")
+        passing = asyncio.create_task(self._pass_on(STEP), name=f"memory of {machine.spec.id}")
         try:
             await unless(self._failed, first_of(self._in_postcopy, self._completed, passing))
             if not self._in_postcopy.done():
@@ -325,9 +328,7 @@ class _Outgoing:
             self._on_event(RunsElsewhere(machine.spec.id, resumed_at))
             ended = (passing, self._completed, self._failed)
             await run_to_completion(
-                postcopy.send_the_rest(
-                    machine, self.throttle, *ended, self._passes.number + 1, self._on_event
-                )
+                send_the_rest(self._copier, self.throttle, *ended, self._passes.number + 1, self._on_event)
             )
             await self._channel.send_memory(b"")
             return resumed_at
@@ -370,8 +371,7 @@ class _Outgoing:
     async def _let_converge(self) -> None:
         """An older QEMU is content when nothing remains; a newer one never is with a limit of 0."""
         if self._converges_at:
-            limit = UNBOUNDED_DOWNTIME
-            await self._machine.execute("migrate-set-parameters", downtime_limit=limit)
+            await self._copier.set_downtime_limit(UNBOUNDED_DOWNTIME)
 
     async def _pass_on(self, step: int = LARGEST_STEP) -> None:
         """Pass on all that is left of the stream."""

@@ -19,8 +19,6 @@ given, does not answer while a device of the VM waits for a page (seen with 7.2)
 """
 
 import asyncio
-import contextlib
-import time
 from typing import Any
 
 import structlog
@@ -28,18 +26,11 @@ import structlog
 from retinue.core.migration.copying import Postcopy
 from retinue.host.errors import HostError
 from retinue.hypervisor.errors import HypervisorError
-from retinue.hypervisor.interface import Copying, OnEvent
 from retinue.hypervisor.memory_channel import Channel
 from retinue.hypervisor.qemu.machine import CANNOT_POSTCOPY, QemuMachine
-from retinue.hypervisor.qemu.throttle import Throttle
+from retinue.hypervisor.throttle import Throttle
 
 CAPABILITY = "postcopy-ram"
-STEP = 1 << 17
-"""Bytes read at a stroke of the stream: a page that the VM waits for comes after what is on its way."""
-LOOK_SECONDS = 0.25
-"""Between two looks at what is left."""
-STALL_LIMIT = 120.0
-"""Seconds without a byte of the rest after which it will not come: the VM has ended."""
 
 log = structlog.get_logger()
 
@@ -92,37 +83,3 @@ class Answers:
             self._messages.put_nowait(message)
             raise message
         return message
-
-
-async def send_the_rest(
-    machine: QemuMachine,
-    throttle: Throttle,
-    passing: "asyncio.Task[None]",
-    completed: "asyncio.Future[None]",
-    failed: "asyncio.Future[str]",
-    copy_pass: int,
-    on_event: OnEvent,
-) -> None:
-    """Return when the target has all of the memory of the VM, which runs there; tell how much is left.
-
-    `passing` passes QEMU's stream on to its end; `completed` and `failed` are what QEMU tells of it. Raises
-    HypervisorError: it will not come.
-    """
-    moved_at, seen = time.monotonic(), throttle.read_bytes
-    watched: set[asyncio.Future[Any]] = {completed, failed, passing}
-    while not completed.done():
-        await asyncio.wait(watched, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        if passing.done():
-            watched.discard(passing)
-            passing.result()
-        if failed.done() and not completed.done():
-            raise HypervisorError(failed.result())
-        if throttle.read_bytes != seen:
-            moved_at, seen = time.monotonic(), throttle.read_bytes
-        elif time.monotonic() - moved_at > STALL_LIMIT:
-            raise HypervisorError(f"nothing of it has gone over for {STALL_LIMIT:.0f} s")
-        with contextlib.suppress(HostError):  # A figure only; QEMU may have done with it.
-            ram = (await machine.execute("query-migrate")).get("ram", {})
-            left = 0 if completed.done() else int(ram.get("remaining", 0))
-            on_event(Copying(machine.spec.id, time.time(), copy_pass, left, 0, postcopy=True))
-    await passing

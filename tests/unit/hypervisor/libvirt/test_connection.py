@@ -10,13 +10,24 @@ from xml.etree import ElementTree
 
 import pytest
 
+from retinue.core.migration.precopy import may_look_again
 from retinue.host.errors import HostError
-from retinue.hypervisor import DiskSpec, RunState, Started, VMSpec, ignore
+from retinue.hypervisor import DiskSpec, HypervisorError, RunState, Started, VMSpec, ignore
 from retinue.hypervisor.interface import Event
 from retinue.hypervisor.libvirt import connection
 from retinue.hypervisor.libvirt.connection import LibvirtHost
 from retinue.hypervisor.libvirt.directory import Folder
-from retinue.hypervisor.libvirt.domain_xml import Consoles, domain_xml, interface_id, interface_ids, taps
+from retinue.hypervisor.libvirt.domain_xml import (
+    QEMU_NAMESPACE,
+    Consoles,
+    domain_xml,
+    hardware,
+    interface_element,
+    interface_id,
+    interface_ids,
+    taps,
+    vlan_filters,
+)
 from retinue.hypervisor.libvirt.events import Lifecycle, kind_of
 from retinue.hypervisor.libvirt.hypervisor import LibvirtHypervisor
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
@@ -74,6 +85,60 @@ def test_the_domain_has_one_port_by_its_id_and_no_offload() -> None:
         assert switched is not None and list(switched.attrib.values()) == ["off"] * count
     assert not domain.findall("devices/video") and not domain.findall("devices/graphics")
     assert [s.get("type") for s in domain.findall("devices/serial")] == ["file", "unix"]
+
+
+def test_the_cards_of_a_domain_of_ours_do_not_filter_vlans() -> None:
+    """QEMU forgets as it migrates which ones a guest wants; a NIC that is put in later has no such name."""
+    domain = ElementTree.fromstring(domain_xml(spec(), CONSOLES))
+    qemu = {"qemu": QEMU_NAMESPACE}
+    (device,) = domain.findall("qemu:override/qemu:device", qemu)
+    assert device.get("alias") == domain.find("devices/interface/alias").get("name")  # type: ignore[union-attr]
+    (its,) = device.findall("qemu:frontend/qemu:property", qemu)
+    assert its.attrib == {"name": "ctrl_vlan", "type": "bool", "value": "false"}
+    assert interface_element(spec().nics[0], "br0").find("alias") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "filters"),
+    [
+        (("", ""), False),
+        (('value="false"', 'value="true"'), True),
+        (("<alias name=", '<alias name="net0" was='), True),
+        (("qemu:override", "qemu:other"), True),
+        (('type="virtio"', 'type="e1000"'), False),
+        (("<driver", '<driver name="vhost"'), False),
+    ],
+)
+def test_which_cards_filter_vlans_is_read_from_anybodys_domain(
+    change: tuple[str, str], filters: bool
+) -> None:
+    xml = domain_xml(spec(), CONSOLES).replace(*change)
+    assert vlan_filters(xml) == ((VM,) if filters else ())
+    other = domain_xml(spec(), CONSOLES, kind="kvm").replace("qemu:override", "qemu:other")
+    assert vlan_filters(other) == (), "vhost moves its frames"
+    assert vlan_filters(other.replace("<driver", '<driver name="qemu"')) == (VM,)
+    assert vlan_filters("no XML") == ()
+
+
+async def test_what_runs_is_told_with_the_cards_that_filter_vlans(
+    host: LibvirtHost, library: FakeLibrary
+) -> None:
+    xml = domain_xml(spec(), CONSOLES)
+    server(library).createXML(xml, 0)
+    assert [one.vlan_filters for one in await host.found()] == [()]
+    server(library).createXML(domain_xml(spec(OTHER), CONSOLES).replace("qemu:override", "qemu:other"), 0)
+    assert {one.vm: one.vlan_filters for one in await host.found()} == {VM: (), OTHER: (OTHER,)}
+
+
+def test_the_memory_of_an_emulated_domain_of_ours_may_be_looked_at_more_than_once() -> None:
+    emulated, accelerated = (hardware(domain_xml(spec(), CONSOLES, kind=kind)) for kind in ("qemu", "kvm"))
+    size = spec().memory_mib << 20
+    assert (emulated, accelerated) == (("tcg", size + (8 << 10)), ("kvm", size))
+    assert may_look_again(emulated[0], (7, 2, 22), emulated[1])
+    assert hardware("<domain type='kvm'><memory unit='KiB'>1024</memory></domain>") == ("kvm", 1 << 20)
+    for xml in ("", "<domain/>", "<domain><memory unit='stone'>1</memory></domain>"):
+        with pytest.raises(HypervisorError, match="as we do not know it"):
+            hardware(xml)
 
 
 def test_ids_and_taps_are_read_back_from_anybodys_domain() -> None:

@@ -21,8 +21,8 @@ from retinue.host.taps import add_port, remove_port, tap_name
 from retinue.hypervisor import Channel, ChannelError, NICSpec, VMSpec, channel_pair
 from retinue.hypervisor.paths import MachineFiles
 from retinue.hypervisor.qemu.argv import qemu_argv
-from retinue.hypervisor.qemu.passes import downtime_limit
-from retinue.hypervisor.qemu.throttle import EMPTY_PAGE, LARGEST_STEP, SMALLEST_STEP, Throttle, step_for
+from retinue.hypervisor.qemu.copier import downtime_limit
+from retinue.hypervisor.throttle import EMPTY_PAGE, LARGEST_STEP, SMALLEST_STEP, Throttle, step_for
 
 SPEC = VMSpec(
     "vm1", "52:54:00:00:00:01", "tap-vm1", Path("/g/vmlinuz"), Path("/g/initrd"), "quiet ip=dhcp", 96

@@ -9,8 +9,8 @@ import pytest
 from retinue.core.migration.precopy import PATIENCE
 from retinue.hypervisor.interface import Copying, Event, MigrationFailed
 from retinue.hypervisor.memory_channel import Channel, channel_pair
+from retinue.hypervisor.passes import HELD_BACK_LATER
 from retinue.hypervisor.qemu.outgoing import run_outgoing
-from retinue.hypervisor.qemu.passes import HELD_BACK_LATER
 from support.fakes.qemu_memory import FakeQemu
 
 

@@ -63,7 +63,7 @@ def handlers(controller: Controller) -> Handlers:
         """Answered with the migration that the event belongs to, if any."""
         event: HypervisorEvent = await body(request, HypervisorEvent)
         migration = controller.external_migrations.on_report(
-            request.match_info["id"], event.vm, event.kind, event.at
+            request.match_info["id"], event.vm, event.kind, event.at, event.vlan_filters
         )
         if migration is None:
             return answer({"migration": "", "state": ""})

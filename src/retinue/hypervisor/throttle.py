@@ -20,11 +20,12 @@ LARGEST_STEP, SMALLEST_STEP = 1 << 20, 1 << 15
 
 
 class Throttle:
-    """Reads QEMU's end of the stream. `theirs` is the end that QEMU is given; after that
-    call `release_qemu_end`."""
+    """Reads the stream that QEMU writes. `theirs` is QEMU's end, which is given to it, or a copy of it where
+    QEMU has it from somebody else; after that call `release_qemu_end`."""
 
-    def __init__(self) -> None:
-        self._ours, self.theirs = socket.socketpair()
+    def __init__(self, ends: tuple[socket.socket, socket.socket] | None = None) -> None:
+        """`ends`: ours and QEMU's, where they are made already."""
+        self._ours, self.theirs = ends or socket.socketpair()
         self._ours.setblocking(False)
         self.read_bytes = 0
         self._for_nobody: asyncio.Task[None] | None = None
@@ -46,10 +47,30 @@ class Throttle:
         self.read_bytes += len(chunk)
         return chunk
 
+    async def readable(self) -> None:
+        """Return when QEMU has written something, or has ended the stream."""
+        loop = asyncio.get_running_loop()
+        written: asyncio.Future[None] = loop.create_future()
+
+        def is_written() -> None:
+            if not written.done():
+                written.set_result(None)
+
+        loop.add_reader(self._ours, is_written)
+        try:
+            await written
+        finally:
+            loop.remove_reader(self._ours)
+
     async def write(self, nbytes: bytes) -> None:
         """Give QEMU what the target's answers it, if it still listens."""
         with contextlib.suppress(OSError):
             await asyncio.get_running_loop().sock_sendall(self._ours, nbytes)
+
+    def no_more_answers(self) -> None:
+        """The target has said all: QEMU finds the end."""
+        with contextlib.suppress(OSError):
+            self._ours.shutdown(socket.SHUT_WR)
 
     async def read_for_nobody(self) -> None:
         """Let QEMU be rid of all it sends, so that it can be told to stop."""

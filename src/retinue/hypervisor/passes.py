@@ -1,4 +1,5 @@
-"""The passes of an outgoing migration's copy, made so that QEMU never stops the VM by itself.
+"""The passes of an outgoing migration's copy, made so that QEMU never stops the VM by itself. Of a QEMU of
+ours, or of libvirt's.
 
 QEMU looks which pages were written meanwhile, and so ends a pass, when less remains than its threshold: the
 bandwidth of the last 100 ms times `downtime-limit`. If still less than that remains after the look it stops
@@ -11,15 +12,15 @@ The last pass is ended by us: little remains, we read no more, and QEMU waits (`
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from retinue.core.migration.copying import Postcopy, is_postcopy
-from retinue.core.migration.precopy import Pass, another_pass, expected_downtime, may_look_again
+from retinue.core.migration.precopy import Pass, another_pass, expected_downtime
 from retinue.hypervisor.interface import Copying, OnEvent
 from retinue.hypervisor.memory_channel import Channel
-from retinue.hypervisor.qemu.machine import QemuMachine
-from retinue.hypervisor.qemu.throttle import EMPTY_PAGE, LARGEST_STEP, PAGE, SMALLEST_STEP, Throttle, step_for
+from retinue.hypervisor.throttle import EMPTY_PAGE, LARGEST_STEP, PAGE, SMALLEST_STEP, Throttle, step_for
 
 HELD_BACK = 1 << 20
 """Bytes of RAM that are left to be sent when the VM is stopped in the first pass; each MiB adds some 4 ms of
@@ -32,25 +33,41 @@ SLOW_FROM = 2 << 20
 SLOW_STEP_SECONDS = 0.005
 SLOW_MBPS = 200.0
 """With at most so much as its bandwidth QEMU's threshold is 25 kB."""
-ENDED = ("none", "completed", "failed", "cancelled")
-UNBOUNDED_DOWNTIME = 2_000_000
-"""Milliseconds, the most QEMU takes: it converges at the next look."""
 SLOWEST = 1e6
 """Bytes a second that a rate is taken for at the least."""
+TELL_SECONDS = 1.0
+"""Between two words about how far a pass is that takes long."""
+UNBOUNDED_DOWNTIME = 2_000_000
+"""Milliseconds, the most QEMU takes: it converges at the next look."""
+
+T = TypeVar("T")
 
 
-def downtime_limit(version: Sequence[int]) -> int:
-    """The `downtime-limit` in ms with which a QEMU (major, minor, micro) converges by itself in one pass.
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a QEMU says of the copy that it makes."""
 
-    Of an emulated VM a QEMU before 9.0 may lose writes where it looks more than once (`may_look_again`).
+    began: bool
+    """Some of the memory has gone out."""
+    ended: bool
+    """There is no copy any more, or QEMU has stopped the VM for its end."""
+    number: int
+    """Of the pass under way, from 1."""
+    remaining: int
+    """Bytes of memory to go over in it."""
+    mbps: float
+    """Megabits a second, as QEMU reckons its threshold by."""
 
-    Before 8.0 it looks when what remains is less than bandwidth times the limit; with 0, never. A newer one
-    looks when nothing remains, too, and is never content with 0. In 8.x a limit beyond all measure makes
-    the first look the last one, at the price of a longer pause; from 9.0 looking is safe.
-    """
-    if version[0] < 8:
-        return 0
-    return UNBOUNDED_DOWNTIME if version[0] < 9 else 300
+
+class Copier(Protocol):
+    """The QEMU that copies a VM's memory, by whoever speaks to it. Both methods raise HypervisorError."""
+
+    @property
+    def vm(self) -> str: ...
+
+    async def progress(self) -> Progress: ...
+
+    async def set_downtime_limit(self, milliseconds: int) -> None: ...
 
 
 class _StoppedError(Exception):
@@ -64,7 +81,7 @@ class Passes:
 
     def __init__(
         self,
-        machine: QemuMachine,
+        copier: Copier,
         throttle: Throttle,
         channel: Channel,
         stopped: "asyncio.Future[float]",
@@ -72,7 +89,7 @@ class Passes:
         on_event: OnEvent,
         postcopy: Postcopy = Postcopy.NEVER,
     ) -> None:
-        self._machine = machine
+        self._copier = copier
         self._throttle = throttle
         self._channel = channel
         self._stopped = stopped
@@ -82,6 +99,7 @@ class Passes:
         self.to_postcopy = False
         """What is left shall go over when the VM runs at the target."""
         self._several = False
+        self._held_back_first = HELD_BACK
         self._passes: list[Pass] = []
         self.number = 1
         self._began = time.monotonic()
@@ -93,19 +111,18 @@ class Passes:
         self._mbps_before = -1.0
         self._page_bytes = float(EMPTY_PAGE)
         """Of the stream, for a page, as it was lately."""
+        self._written = 0
+        """Bytes a second, by the VM in the pass before; 0: not known."""
+        self._told_at = float("-inf")
         self._seen: tuple[int, int] | None = None
         """Bytes of the stream read, and bytes of RAM that remained, at the last look."""
 
-    async def prepare(self, version: Sequence[int]) -> None:
-        """Find out whether there can be several passes, and have QEMU slow a VM down that writes too much."""
-        enabled = (await self._machine.execute("query-kvm"))["enabled"]
-        memory = (await self._machine.execute("query-memory-size-summary"))["base-memory"]
-        self._several = may_look_again("kvm" if enabled else "tcg", version, memory)
-        self._another = self._several
+    def begin(self, *, several: bool, held_back: int = HELD_BACK) -> None:
+        """Whether there can be several passes, and what is left to be sent of the first if it is the last."""
+        self._several = self._another = several
+        self._held_back_first = held_back
         # Nothing is known of what the VM writes, where it is looked at once, when it has stopped.
-        self.to_postcopy = self._postcopy is Postcopy.REQUIRED and not self._several
-        capability = {"capability": "auto-converge", "state": self._several}
-        await self._machine.execute("migrate-set-capabilities", capabilities=[capability])
+        self.to_postcopy = self._postcopy is Postcopy.REQUIRED and not several
 
     def never_by_postcopy(self) -> None:
         """One of the two servers cannot."""
@@ -120,30 +137,28 @@ class Passes:
 
     async def _until_little_remains(self) -> bool:
         while True:
-            status = await self._ask("query-migrate")
-            if self._stopped.done() or status.get("status") in ENDED:
+            now = await self._ask(self._copier.progress())
+            if self._stopped.done() or now.ended:
                 return False
-            ram: dict[str, Any] = status.get("ram", {})
-            if status.get("status") != "active" or not ram.get("transferred"):
+            if not now.began:
                 if not await self._read(SMALLEST_STEP):
                     return False
                 continue
-            remaining = int(ram.get("remaining", 0))
-            if not self._seen:
-                self._report(1, remaining, 0)
-            if ram.get("dirty-sync-count", 1) > self.number:
-                await self._next_pass(int(ram["dirty-sync-count"]), remaining)
+            if now.number > self.number:
+                await self._next_pass(now.number, now.remaining)
                 if self.to_postcopy:
                     return True
-            self._look(remaining)
-            if not self._another and remaining <= self._held_back:
+            elif time.monotonic() - self._told_at >= TELL_SECONDS:
+                self._report(now.number, now.remaining)
+            self._look(now.remaining)
+            if not self._another and now.remaining <= self._held_back:
                 return True
-            if not await self._go_on(remaining, float(ram.get("mbps", 0.0))):
+            if not await self._go_on(now.remaining, now.mbps):
                 return False
 
     @property
     def _held_back(self) -> int:
-        return HELD_BACK if self.number == 1 else HELD_BACK_LATER
+        return self._held_back_first if self.number == 1 else HELD_BACK_LATER
 
     async def _next_pass(self, number: int, remaining: int) -> None:
         """QEMU has looked: so much has been written since the last look."""
@@ -151,16 +166,17 @@ class Passes:
         if not self._slow:
             self._measure(now, read)
         self._passes.append(Pass(remaining, now - self._began))
-        self._report(number, remaining, int(remaining / max(now - self._began, 1e-3)))
+        self._written = int(remaining / max(now - self._began, 1e-3))
+        self._report(number, remaining)
         self.number, self._began, self._read_before, self._slow = number, now, read, False
         self._another = another_pass(self._passes, self._bandwidth, HELD_BACK_LATER, self._wanted)
         expected = expected_downtime(self._passes[-1], self._bandwidth, HELD_BACK_LATER)
         self.to_postcopy = is_postcopy(self._postcopy, expected, self._wanted, another_pass=self._another)
         await self._set_limit(int(self._another and not self.to_postcopy))
 
-    def _report(self, number: int, remaining: int, written_a_second: int) -> None:
-        vm = self._machine.spec.id
-        self._on_event(Copying(vm, time.time(), number, remaining, written_a_second))
+    def _report(self, number: int, remaining: int) -> None:
+        self._told_at = time.monotonic()
+        self._on_event(Copying(self._copier.vm, time.time(), number, remaining, self._written))
 
     async def _go_on(self, remaining: int, mbps: float) -> bool:
         first = self.number == 1
@@ -194,14 +210,15 @@ class Passes:
         self._bandwidth = max(self._bandwidth, rate)
 
     async def _set_limit(self, milliseconds: int) -> None:
-        await self._ask("migrate-set-parameters", downtime_limit=milliseconds)
+        await self._ask(self._copier.set_downtime_limit(milliseconds))
 
-    async def _ask(self, command: str, **arguments: Any) -> Any:
+    async def _ask(self, question: Coroutine[Any, Any, T]) -> T:
         """QEMU's answer. Raises _StoppedError where it has stopped the VM: then it holds its big lock, and
         answers nobody, until all that it sends has been read."""
-        asking = asyncio.ensure_future(self._machine.execute(command, **arguments))
+        asking = asyncio.ensure_future(question)
         try:
-            await asyncio.wait({asking, self._stopped}, return_when=asyncio.FIRST_COMPLETED)
+            awaited: set[asyncio.Future[Any]] = {asking, self._stopped}
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
             if not asking.done():
                 raise _StoppedError
             return asking.result()

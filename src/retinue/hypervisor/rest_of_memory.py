@@ -1,0 +1,53 @@
+"""What is left of a VM's memory at its source once it runs at the target, by post-copy: sent, and told of."""
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+from retinue.host.errors import HostError
+from retinue.hypervisor.errors import HypervisorError
+from retinue.hypervisor.interface import Copying, OnEvent
+from retinue.hypervisor.passes import Copier
+from retinue.hypervisor.throttle import Throttle
+
+STEP = 1 << 17
+"""Bytes read at a stroke of the stream: a page that the VM waits for comes after what is on its way."""
+LOOK_SECONDS = 0.25
+"""Between two looks at what is left."""
+STALL_LIMIT = 120.0
+"""Seconds without a byte of the rest after which it will not come: the VM has ended."""
+
+
+async def send_the_rest(
+    copier: Copier,
+    throttle: Throttle,
+    passing: "asyncio.Task[None]",
+    completed: "asyncio.Future[None]",
+    failed: "asyncio.Future[str]",
+    copy_pass: int,
+    on_event: OnEvent,
+) -> None:
+    """Return when the target has all of the memory of the VM, which runs there; tell how much is left.
+
+    `passing` passes QEMU's stream on to its end; `completed` and `failed` are what the source tells of it.
+    Raises HypervisorError: it will not come.
+    """
+    moved_at, seen = time.monotonic(), throttle.read_bytes
+    watched: set[asyncio.Future[Any]] = {completed, failed, passing}
+    while not completed.done():
+        await asyncio.wait(watched, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if passing.done():
+            watched.discard(passing)
+            passing.result()
+        if failed.done() and not completed.done():
+            raise HypervisorError(failed.result())
+        if throttle.read_bytes != seen:
+            moved_at, seen = time.monotonic(), throttle.read_bytes
+        elif time.monotonic() - moved_at > STALL_LIMIT:
+            raise HypervisorError(f"nothing of it has gone over for {STALL_LIMIT:.0f} s")
+        with contextlib.suppress(HostError):  # A figure only; QEMU may have done with it.
+            left = 0 if completed.done() else (await copier.progress()).remaining
+            left = 0 if completed.done() else left
+            on_event(Copying(copier.vm, time.time(), copy_pass, left, 0, postcopy=True))
+    await passing

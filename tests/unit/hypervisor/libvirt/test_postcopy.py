@@ -1,0 +1,141 @@
+"""Post-copy through libvirt, with a libvirt in memory at each end: the VM runs before its memory is there."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from retinue.core.migration import copying
+from retinue.core.migration.copying import CopyOptions, Postcopy
+from retinue.hypervisor import HandedOverError, HypervisorError, RunsElsewhere, RunState
+from retinue.hypervisor.interface import Copying, Resumed
+from retinue.hypervisor.libvirt import outgoing, postcopy
+from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
+from support.agents.libvirt_world import ID, LIMIT, MEMORY, RUNS
+from unit.hypervisor.libvirt.test_migration_ends import MigrationEnds, bench  # noqa: F401 - a fixture
+
+REQUIRED = CopyOptions(postcopy=Postcopy.REQUIRED)
+WRITTEN = 3 << 20
+
+
+@pytest.fixture(autouse=True)
+def no_pause_is_short_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "LEAST_PAUSE", 0.0)
+
+
+def by_postcopy(bench: MigrationEnds, options: CopyOptions = REQUIRED) -> "asyncio.Task[object]":  # noqa: F811
+    bench.domain.written = [WRITTEN] * 10
+    how = {"divert": bench.divert, "wanted_downtime": 0.0, "options": options}
+    bench.late_pages = True
+    return asyncio.create_task(bench.migration(**how))
+
+
+@pytest.mark.parametrize("how", [Postcopy.REQUIRED, Postcopy.IF_NEEDED])
+async def test_the_vm_runs_at_the_target_while_its_memory_follows(
+    bench: MigrationEnds,  # noqa: F811
+    how: Postcopy,
+) -> None:
+    source = bench.domain
+    result = await asyncio.wait_for(by_postcopy(bench, CopyOptions(postcopy=how)), LIMIT)
+    assert source.flags & postcopy.FLAG
+    assert source.asked_for == b"a page", "a question goes through both agents"
+    (runs,) = (event for event in bench.events if isinstance(event, RunsElsewhere))
+    assert bench.arrived == [Resumed(ID, runs.at)]
+    follows = [event for event in bench.events if isinstance(event, Copying) and event.postcopy]
+    assert follows[-1].remaining == 0
+    assert bench.said[0].startswith("diverted, VM runs, some left")
+    assert [line.partition(",")[0] for line in bench.said[1:]] == ["Stopped", "RunsElsewhere"]
+    assert bytes(bench.target.domain().taken[: len(MEMORY)]) == MEMORY
+    assert (bench.source.states(), bench.target.states()) == ([], [RUNS])
+    assert result.resumed_at == runs.at  # type: ignore[attr-defined]
+
+
+async def test_a_target_that_cannot_is_told_apart(bench: MigrationEnds) -> None:  # noqa: F811
+    with pytest.raises(HypervisorError, match="post-copy was asked for, and the target says that it cannot"):
+        await bench.migration(divert=bench.divert, options=REQUIRED)
+    await bench.stayed()
+    domain = bench.domain
+    await bench.migration(divert=bench.divert, options=CopyOptions(postcopy=Postcopy.IF_NEEDED))
+    assert not domain.flags & postcopy.FLAG
+
+
+async def test_a_vm_whose_rest_does_not_come_has_crashed_at_the_target_and_stays_stopped_here(
+    bench: MigrationEnds,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(outgoing, "RECOVERY_LIMIT", 1.0)
+    told: list[HypervisorEvent] = []
+    monkeypatch.setattr(bench.there, "on_event", _both(bench.there.on_event, told.append))
+    source = bench.domain
+    source.rest_goes.clear()
+    going = by_postcopy(bench)
+    async with asyncio.timeout(LIMIT):
+        while not any(isinstance(event, RunsElsewhere) for event in bench.events):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    bench.ends[0]._writer.transport.abort()
+    source.rest_goes.set()
+    with pytest.raises(HandedOverError, match="lacks some of its memory"):
+        await asyncio.wait_for(going, LIMIT)
+    assert bench.arriving is not None
+    with pytest.raises(HandedOverError, match="ran here, and has ended"):
+        await asyncio.wait_for(asyncio.shield(bench.arriving), LIMIT)
+    assert bench.target.states() == []
+    async with asyncio.timeout(LIMIT):
+        while told[-1].kind is not EventKind.FAILED:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert await bench.machine.state() is RunState.MOVED
+    assert await bench.machine.is_left_over()
+
+
+def _both(*listeners: object) -> object:
+    def hear(event: HypervisorEvent) -> None:
+        for listener in listeners:
+            listener(event)  # type: ignore[operator]
+
+    return hear
+
+
+async def test_a_cancelled_source_waits_for_the_rest(bench: MigrationEnds) -> None:  # noqa: F811
+    source = bench.domain
+    source.rest_goes.clear()
+    going = by_postcopy(bench)
+    async with asyncio.timeout(LIMIT):
+        while not any(isinstance(event, RunsElsewhere) for event in bench.events):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    going.cancel()
+    await asyncio.sleep(0)
+    source.rest_goes.set()
+    await asyncio.wait_for(going, LIMIT)
+    assert (bench.source.states(), bench.target.states()) == ([], [RUNS])
+
+
+# ---- whether this server can ----
+
+
+def script(folder: Path, said: str, code: int = 0) -> tuple[str, ...]:
+    path = folder / "qemu"
+    path.write_text(f"cat >/dev/null\ncat <<'E'\n{said}\nE\necho complaint >&2\nexit {code}\n")
+    return ("sh", str(path))
+
+
+async def test_qemu_itself_says_whether_this_server_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    returns = "\n".join(3 * ['{"return": {}}'])
+    await postcopy.check(script(tmp_path, returns))
+    error = '{"return": {}}\n{"error": {"class": "GenericError", "desc": "Postcopy is not supported"}}'
+    for said, why in ((error, "Postcopy is not supported"), ("", "complaint")):
+        with pytest.raises(HypervisorError, match=f"userfaultfd.*{why}"):
+            await postcopy.check(script(tmp_path, said, 1))
+    with pytest.raises(HypervisorError, match=r"userfaultfd.*cannot be run: No such file"):
+        await postcopy.check(("/nowhere/qemu",))
+    monkeypatch.setattr(postcopy, "ANSWER_LIMIT", 0.05)
+    with pytest.raises(HypervisorError, match="has not said so"):
+        await postcopy.check(("sleep", "60"))
+
+
+def test_qemu_is_asked_as_libvirt_would_start_it() -> None:
+    assert postcopy.probe("")[:3] == ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
+    assert postcopy.probe("root")[:6] == ("setpriv", "--reuid", "root", "--regid", "0", "--init-groups")
+    with pytest.raises(HypervisorError, match="no user 'nobody-of-that-name'"):
+        postcopy.probe("nobody-of-that-name")
