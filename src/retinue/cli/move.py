@@ -8,6 +8,7 @@ import typer
 
 from retinue.cli import options, output
 from retinue.cli.connection import Connection, connected
+from retinue.cli.copy_progress import CopyProgress, unseen
 from retinue.cli.errors import CliError
 from retinue.cli.request_bodies import left_in
 from retinue.core.migration import MigrationState
@@ -252,7 +253,7 @@ def follow_steps(
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     drawn = 0
-    copying = _draw_pass if draw else _pass_unseen
+    copying = CopyProgress() if draw else unseen
     if draw:
         _draw_head(migration)
     try:
@@ -324,23 +325,6 @@ def _draw_head(migration: dict[str, Any]) -> None:
     chosen = migration.get("placement")
     if chosen:
         output.say(f"chosen for {chosen['reason']}, asked by {chosen['by']}: {chosen['text']}")
-
-
-def _draw_pass(migration: dict[str, Any], event: dict[str, Any]) -> None:
-    """ "     0.312 s  pass 2        9.1 MiB to go; the VM writes 20.4 MiB/s"."""
-    passed = event["at"] - migration["steps"][0]["at"]
-    if event.get("postcopy"):
-        left = event["remaining"] / (1 << 20)
-        output.say(f"  {passed:>9.3f} s  {'post-copy':<13} {left:.1f} MiB to go; the VM runs at the target")
-        return
-    written = event["written_a_second"] / (1 << 20)
-    writes = f"; the VM writes {written:.1f} MiB/s" if written else ""
-    what = f"pass {event['copy_pass']}" if event["copy_pass"] else "disks"
-    output.say(f"  {passed:>9.3f} s  {what:<13} {event['remaining'] / (1 << 20):.1f} MiB to go{writes}")
-
-
-def _pass_unseen(migration: dict[str, Any], event: dict[str, Any]) -> None:
-    """Where steps are not drawn."""
 
 
 def _draw_step(migration: dict[str, Any], number: int) -> None:

@@ -47,7 +47,7 @@ async def send_the_rest(
         elif time.monotonic() - moved_at > STALL_LIMIT:
             raise HypervisorError(f"nothing of it has gone over for {STALL_LIMIT:.0f} s")
         with contextlib.suppress(HostError):  # A figure only; QEMU may have done with it.
-            left = 0 if completed.done() else (await copier.progress()).remaining
-            left = 0 if completed.done() else left
+            over = completed.done() or passing.done()
+            left = 0 if over else (await copier.progress()).remaining
             on_event(Copying(copier.vm, time.time(), copy_pass, left, 0, postcopy=True))
     await passing

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from retinue.agent.vms import libvirt as agent_libvirt
 from retinue.core.migration import MigrationState
 from retinue.core.migration.presence import HandedOver
 from retinue.core.model import Power
@@ -155,6 +156,26 @@ async def test_a_move_is_carried_out_by_both_agents(bench: LibvirtServers) -> No
     assert bench.target.commands == [f"ip link set dev {port} txqueuelen 10000"]
     assert domain.sent > len(MEMORY)
     assert not bench.source.dispatcher._lifecycle.ports.was_here(ID)  # type: ignore[attr-defined]
+
+
+async def test_what_a_failed_post_copy_has_left_at_the_source_is_ended(bench: LibvirtServers) -> None:
+    """libvirt keeps it, paused, for another attempt; the VM ran elsewhere, and is old here."""
+    domain = await bench.runs()
+    domain.now = (PAUSED, 13)
+    bench.order("free_source")
+    assert await bench.told("source_freed") == ["server1 tells migration-1 source_freed"]
+    assert bench.source.location.states() == []
+
+
+async def test_a_vm_that_is_paused_for_its_move_is_not_ended(
+    bench: LibvirtServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domain = await bench.runs()
+    domain.now = (PAUSED, 2)
+    monkeypatch.setattr(agent_libvirt, "FREED_LIMIT", 0.1)
+    bench.order("free_source")
+    await asyncio.sleep(3 * agent_libvirt.FREED_LIMIT)  # It is tried again and again.
+    assert bench.source.location.states() == [PAUSED]
 
 
 async def test_it_comes_back_the_same_way(bench: LibvirtServers) -> None:

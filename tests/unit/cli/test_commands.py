@@ -759,11 +759,14 @@ def test_the_passes_over_the_memory_are_drawn_where_they_belong(fake: FakeContro
         migration_id="migration-1",
         copy_pass=2,
     )
+    more = copying | {"at": 1001.0, "remaining": 6 << 20, "written_a_second": 21 << 20}
+    fake.will_happen("migration.copying", **more, migration_id="migration-1", copy_pass=2)
     play(fake, *ALL)
     said = good("move", "show", "migration-1", "--follow", "--url", fake.url)
     assert re.findall(r"pass \d .*", said) == [
         "pass 1        9.0 MiB to go",
         "pass 2        9.0 MiB to go; the VM writes 21.0 MiB/s",
+        "pass 2        6.0 MiB to go; the VM writes 21.0 MiB/s; ends in about 1.0 s",
     ]
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from typing import Any
 
 import structlog
@@ -17,6 +18,8 @@ from retinue.hypervisor.passes import Progress
 
 MEGABIT = 125_000
 """Bytes."""
+LOOK_SECONDS = 0.5
+"""Between two looks whether the VM is paused, should libvirt's event have been missed."""
 ANY_VERSION = (0,)
 """libvirt tells which QEMU is installed, and not which one runs the VM since when it was started."""
 
@@ -30,6 +33,7 @@ class LibvirtCopier:
         self._host = host
         self._domain = domain
         self.vm = vm
+        self._asked_at = float("-inf")
 
     async def memory(self) -> tuple[int, bool]:
         """Bytes of memory of the VM, and whether there can be several passes over it."""
@@ -39,14 +43,21 @@ class LibvirtCopier:
 
     async def progress(self) -> Progress:
         job = await self._host.call(self._domain.jobStats)
-        state, _ = await self._host.call(self._domain.state)
         return Progress(
             began=job.get("memory_processed", 0) > 0,
-            ended=state != STATE_RUNNING,
+            ended=await self._is_paused(),
             number=int(job.get("memory_iteration", 1)) or 1,
             remaining=int(job.get("memory_remaining", 0)),
             mbps=job.get("memory_bps", 0) / MEGABIT,
         )
+
+    async def _is_paused(self) -> bool:
+        """libvirt tells of it by an event, too (`LibvirtOutgoing.hear`), and each question takes a while."""
+        if time.monotonic() - self._asked_at < LOOK_SECONDS:
+            return False
+        self._asked_at = time.monotonic()
+        state, _ = await self._host.call(self._domain.state)
+        return bool(state != STATE_RUNNING)
 
     async def set_downtime_limit(self, milliseconds: int) -> None:
         await self._host.call(self._domain.migrateSetMaxDowntime, milliseconds)
