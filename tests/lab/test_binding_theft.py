@@ -22,6 +22,7 @@ from qemu.qmp import QMPClient
 
 from retinue.host.taps import Run, add_port, remove_port
 from retinue.security.identity import PeerRole
+from support.lab.agent_command import as_agent
 from support.lab.frames import ARP, BROADCAST, Ether, arp, dhcp_type, from_client, from_server, hexed, packet
 from support.lab.health import strip
 from support.lab.tools import Events, Json, LabBench, at, eventually, mac_of
@@ -352,16 +353,6 @@ def at_server2(bench: LabBench) -> Run:
         return await bench.run("server2", *argv)
 
     return run
-
-
-@contextlib.asynccontextmanager
-async def as_agent(bench: LabBench, server: str) -> AsyncIterator[aiohttp.ClientSession]:
-    """Speaks to the controller with the certificate of a server's agent."""
-    connector = aiohttp.TCPConnector(
-        socket_factory=lambda _: bench.doorman.socket(), ssl=bench.tls_of(PeerRole.AGENT, server)
-    )
-    async with aiohttp.ClientSession(bench.topology.controller_url, connector=connector) as agent:
-        yield agent
 
 
 CASES = [

@@ -115,7 +115,15 @@ NETWORKS = {f"{noun} {verb}" for noun in ("vnet", "subnet", "vm nic") for verb i
 NETWORKS |= {"vrf add", "vrf remove", "gateway add", "gateway remove", "gateway list"}
 KNOWN_BY_UNITS = {*(f"pair {verb}" for verb in ("add", "list", "remove"))}
 KNOWN_BY_UNITS |= {f"booking {verb}" for verb in ("add", "list", "release")}
-KNOWN_BY_UNITS |= {"trace", "agent leases", "domain list", "server forget-agent", "support-dump"}
+KNOWN_BY_UNITS |= {
+    "trace",
+    "agent leases",
+    "agent report",
+    "vm confirm",
+    "domain list",
+    "server forget-agent",
+    "support-dump",
+}
 KNOWN_BY_UNITS |= {"setup look", "setup make"}
 ELSEWHERE = {"lab compare", "agent renew", *PKI, *IMAGES, *NETWORKS, *KNOWN_BY_UNITS}
 """Commands with tests of their own: of the comparison, renewals, certificates, images, networks."""

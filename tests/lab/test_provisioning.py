@@ -9,6 +9,7 @@ import pytest
 
 from retinue.host import taps
 from retinue.protocol.errors import ErrorCode, RejectedError
+from support.lab.agent_command import agent, as_agent
 from support.lab.foreign_vm import ForeignVM
 from support.lab.frames import ARP, dhcp_type
 from support.lab.health import strip
@@ -270,6 +271,91 @@ async def test_a_server_reports_a_vm_it_made_itself(bench: LabBench) -> None:
     assert await bench.flows("edge3", mac) == []
     with pytest.raises(RejectedError, match="no VM vm7"):
         await bench.vm("vm7")
+
+
+@contextlib.asynccontextmanager
+async def made_by_itself(bench: LabBench, vm: str, address: str) -> AsyncIterator[str]:
+    """A machine that nobody told our agents of, at a port of server3 with its id; the name of its node."""
+    inside = f"ip netns exec {vm}"
+    mac = mac_of(vm)
+    ids = f'external_ids:iface-id={vm} external_ids:attached-mac=\\"{mac}\\"'
+    await bench.run(
+        "sandbox",
+        "sh",
+        "-ec",
+        f"""
+        ip netns add {vm}
+        ip link add own8 netns server3 type veth peer name eth0 netns {vm} address {mac}
+        {inside} sysctl -qw net.ipv6.conf.all.disable_ipv6=1
+        {inside} ethtool -K eth0 tx off >/dev/null
+        {inside} ip address add {address}/24 dev eth0
+        {inside} ip link set eth0 up
+        {inside} ip route add default via 10.1.0.254
+        """,
+    )
+    up = f"ip link set own8 up; ovs-vsctl add-port br0 own8 -- set interface own8 {ids}"
+    await bench.run("server3", "sh", "-ec", up)
+    try:
+        yield vm
+    finally:
+        await bench.run("server3", "ovs-vsctl", "--if-exists", "del-port", "br0", "own8")
+        await bench.run("sandbox", "ip", "netns", "del", vm)
+
+
+async def answered(bench: LabBench, node: str, to: str) -> int:
+    """Of five echo requests."""
+    argv = ("ip", "netns", "exec", node, "sh", "-c", f"ping -c 5 -i 0.2 -W 5 {to} || true")
+    return int((await bench.run("sandbox", *argv)).split(" received")[0].split()[-1])
+
+
+async def test_addresses_that_a_server_reports_wait_for_a_manager(bench: LabBench) -> None:
+    """MAC, IP and physical MAC, said at the server itself; nothing passes before a manager's word."""
+    address = "10.1.0.88"
+    config = bench.lab.directory / "agents" / "server3" / "agent.toml"
+    said = ("vm8", "--mac", mac_of("vm8"), "--config", str(config))
+    async with bench.events() as events:
+        told = await agent(bench.lab, "server3", "report", *said, "--address", address)
+        assert (told.code, told.data) == (0, {"waiting": [address]}), told.words
+        assert (await events.until("vm.reported"))["server"] == "server3"
+        assert (await events.until("vm.addresses_reported"))["addresses"] == [address]
+        assert (await bench.vm("vm8"))["missing"] == ["switch edge3 has no port with iface-id vm8"]
+        async with made_by_itself(bench, "vm8", address) as node:
+            await events.until("vm.ready", lambda e: e["vm"]["id"] == "vm8")
+            assert await answered(bench, node, "10.1.0.254") == 0
+            row = await bench.vm("vm8")
+            assert (row["reported_addresses"], row["holds"], row["addresses"]) == ([address], [], [])
+            assert await bench.bindings("vm8") == []
+
+            # With the certificate of another server's agent nothing is said of this VM, nor as this server.
+            async with as_agent(bench, "server2") as other:
+                mac = {one: (await bench.server(one))["mac"] for one in ("server2", "server3")}
+                for path, server_mac, status in (
+                    ("server3", mac["server3"], 403),
+                    ("server2", mac["server2"], 409),
+                    ("server2", mac["server3"], 409),
+                ):
+                    body = {
+                        "vm": "vm8",
+                        "mac": mac_of("vm8"),
+                        "server_mac": server_mac,
+                        "addresses": ["10.1.0.89"],
+                    }
+                    async with other.post(f"/v1/servers/{path}/vm-reports", json=body) as reply:
+                        assert reply.status == status, await reply.text()
+                async with other.post("/v1/vms/vm8/confirm", json={}) as reply:
+                    assert reply.status == 403
+            assert (await bench.vm("vm8"))["reported_addresses"] == [address]
+            counters = (await bench.get("status"))["counters"]
+            assert counters["reports of VMs refused"] == 2
+
+            confirmed = json.loads(await bench.cli("vm", "confirm", "vm8", "--json"))
+            assert (confirmed["holds"], confirmed["reported_addresses"]) == ([address], [])
+            assert [row["ip"] for row in await bench.bindings("vm8")] == [address]
+            assert await answered(bench, node, "10.1.0.254") == 5
+            assert await answered(bench, node, await bench.address("vm1")) == 5
+        await events.until("vm.removed")
+    assert await bench.bindings("vm8") == []
+    assert await bench.flows("edge3", mac_of("vm8")) == []
 
 
 async def test_a_vm_takes_the_next_pair_of_the_pool_and_is_reached_by_it(bench: LabBench) -> None:

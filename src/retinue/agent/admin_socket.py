@@ -7,6 +7,9 @@
                                                 -> {"memory_at"}: wait for a VM that is brought here
     {"do": "give", "vm", "migration", "memory_at", "target"}
                                                 -> {"stopped_at", "resumed_at"}: bring it there
+    {"do": "report", "vm", "mac", "addresses", "gone"}
+                                                -> {"waiting"}: addresses that no manager has confirmed; tell
+                                                the controller of a VM that was made here
     {"do": "drop", "vm"}                        -> {}: end what is here of a VM, and remove its port
     anything that cannot be done                -> {"error": "..."}
 
@@ -21,6 +24,7 @@ from typing import Any
 
 import msgspec
 
+from retinue.agent.controller_link.made_here import MadeHere
 from retinue.agent.dispatcher import Dispatcher
 from retinue.agent.renewal.lease_notes import LeaseNotes
 from retinue.agent.vms.local_vm import LocalVM
@@ -28,6 +32,7 @@ from retinue.core.migration.presence import Plugged
 from retinue.host.errors import HostError
 from retinue.host.taps import tap_name
 from retinue.protocol import json_lines
+from retinue.protocol.errors import ControllerError
 from retinue.protocol.json_lines import RequestError
 from retinue.protocol.vms import VMRecord
 
@@ -43,18 +48,27 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     source: str = ""
     target: str = ""
     memory_at: str = ""
+    mac: str = ""
+    addresses: list[str] = []
+    gone: bool = False
 
 
 def serving(
-    path: Path, dispatcher: Dispatcher | None, leases: LeaseNotes | None = None
+    path: Path,
+    dispatcher: Dispatcher | None,
+    leases: LeaseNotes | None = None,
+    made: MadeHere | None = None,
 ) -> AbstractAsyncContextManager[None]:
     """Listen at `path` inside the context. Without a dispatcher, where others run the VMs, only leases are
     shown."""
-    return json_lines.serving(path, functools.partial(answer, dispatcher, leases=leases))
+    return json_lines.serving(path, functools.partial(answer, dispatcher, leases=leases, made=made))
 
 
 async def answer(
-    dispatcher: Dispatcher | None, line: bytes, leases: LeaseNotes | None = None
+    dispatcher: Dispatcher | None,
+    line: bytes,
+    leases: LeaseNotes | None = None,
+    made: MadeHere | None = None,
 ) -> dict[str, Any]:
     try:
         request = msgspec.json.decode(line, type=Request)
@@ -74,12 +88,17 @@ async def answer(
                     _known(dispatcher, vm), request.migration, request.memory_at, request.target
                 )
                 return {"stopped_at": migrated.stopped_at, "resumed_at": migrated.resumed_at}
+            case "report", str(vm) if vm and made is not None:
+                told = await made.tell(vm, request.mac, request.addresses, gone=request.gone)
+                return {"waiting": told.get("waiting", [])}
             case "drop", str(vm):
                 await dispatcher.by_hand.drop(_known(dispatcher, vm))
                 return {}
             case other, _:
-                raise RequestError(f"cannot do {other!r} so: it is vms, leases, consoles, take, give or drop")
-    except (msgspec.DecodeError, RequestError, HostError) as error:
+                raise RequestError(
+                    f"cannot do {other!r} so: it is vms, leases, consoles, report, take, give or drop"
+                )
+    except (msgspec.DecodeError, RequestError, HostError, ControllerError) as error:
         return {"error": str(error)}
 
 

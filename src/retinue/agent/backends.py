@@ -8,6 +8,7 @@ import structlog
 
 from retinue.agent.config import KINDS, AgentConfig, LibvirtTable, VMTable
 from retinue.agent.controller_link.libvirt_reporter import LibvirtReporter
+from retinue.agent.controller_link.made_here import MadeHere
 from retinue.agent.dispatcher import Dispatcher
 from retinue.agent.vms.departed import DepartedVMs
 from retinue.agent.vms.local_vm import ended
@@ -68,7 +69,10 @@ def _taps(dispatcher: Dispatcher) -> set[str]:
 class LibvirtBackend:
     """The server's libvirtd runs the VMs. Raises HypervisorError where it cannot be used at all."""
 
-    def __init__(self, config: AgentConfig, table: LibvirtTable, folder: Path) -> None:
+    def __init__(
+        self, config: AgentConfig, table: LibvirtTable, folder: Path, made: MadeHere | None = None
+    ) -> None:
+        self._made = made
         self._server = config.server
         shared = Folder(Path(table.folder), Path(table.seen_at or table.folder), table.user)
         shared.make()
@@ -92,7 +96,9 @@ class LibvirtBackend:
             log.warning("libvirt.vms_unknown", error=str(error))
         listeners = (self.hypervisor.on_event, dispatcher.on_hypervisor_event)
         back = partial(self._is_back, dispatcher)
-        watch = LibvirtReporter(self._server, self._host, dispatcher.reports, listeners, back=back)
+        watch = LibvirtReporter(
+            self._server, self._host, dispatcher.reports, listeners, back=back, made=self._made
+        )
         self._watching = asyncio.create_task(watch.run(), name="what libvirt does")
 
     def _is_back(self, dispatcher: Dispatcher) -> None:
@@ -114,9 +120,12 @@ async def _catch_up(dispatcher: Dispatcher) -> None:
         log.warning("libvirt.back_without_controller", error=str(error))  # Its next hello does it.
 
 
-def runner(config: AgentConfig, folder: Path) -> QemuBackend | LibvirtBackend:
-    """`folder` is for what is known of VMs. Raises HypervisorError."""
+def runner(config: AgentConfig, folder: Path, made: MadeHere) -> QemuBackend | LibvirtBackend:
+    """`folder` is for what is known of VMs; `made` is told of those that others make.
+
+    Raises HypervisorError.
+    """
     if config.libvirt is not None:
-        return LibvirtBackend(config, config.libvirt, folder)
+        return LibvirtBackend(config, config.libvirt, folder, made)
     assert config.vm is not None
     return QemuBackend(config, config.vm, folder)

@@ -91,6 +91,17 @@ class MobilityTable(ConfigTable, frozen=True):
         return PressureRule(cpu, memory, self.seconds, bandwidth)
 
 
+class ReportTable(ConfigTable, frozen=True):
+    """[report]: whom this agent tells of VMs that others make at its server, and as whose."""
+
+    manager: str = ""
+    """The URL of a manager that passes it on to the controller; "": the controller itself."""
+    ca: str = ""
+    """The file with the manager's authority; "": that of [tls]."""
+    interface: str = ""
+    """The interface whose MAC is the server's own; "": the bridge's."""
+
+
 class DomainTable(ConfigTable, frozen=True):
     """[[domain]]: another domain, whose agents bring VMs here and take VMs in."""
 
@@ -135,6 +146,7 @@ class AgentConfig(ConfigTable, frozen=True):
     images by their names. A manager cannot have a VM read, or write, any other file of the server."""
     content: ContentTable = ContentTable()
     mobility: MobilityTable = MobilityTable()
+    report: ReportTable = ReportTable()
     tls: TlsTable | None = None
     plaintext: bool = False
     domain: list[DomainTable] = []
@@ -166,11 +178,18 @@ def load(path: Path) -> AgentConfig:
             f"{path}: there is no [tls]: make certificates with `retinue pki`, or say `plaintext = true` "
             "if nobody but you is on that network"
         )
+    if config.report.manager and not config.report.manager.startswith(("https://", "http://")):
+        raise ConfigError(
+            f"{path}: report.manager: {config.report.manager!r} is no URL, such as https://nms:443"
+        )
     if problem := _wrong_domain(config):
         raise ConfigError(f"{path}: {problem}")
     tls = config.tls and config.tls.beside(path.parent)
     domains = [msgspec.structs.replace(domain, ca=str(path.parent / domain.ca)) for domain in config.domain]
-    return msgspec.structs.replace(config, tls=tls, domain=domains)
+    report = config.report
+    if report.ca:
+        report = msgspec.structs.replace(report, ca=str(path.parent / report.ca))
+    return msgspec.structs.replace(config, tls=tls, domain=domains, report=report)
 
 
 def _contradiction(config: AgentConfig) -> str:

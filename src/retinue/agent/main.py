@@ -27,6 +27,7 @@ from retinue.agent.backends import runner
 from retinue.agent.config import AgentConfig, load
 from retinue.agent.content.service import ContentService
 from retinue.agent.content.store import Store, StoreError
+from retinue.agent.controller_link.made_here import MadeHere
 from retinue.agent.controller_link.rejections import Rejections
 from retinue.agent.controller_link.reports import Rest
 from retinue.agent.dispatcher import Dispatcher
@@ -103,7 +104,9 @@ async def _serve(config: AgentConfig) -> None:
     if config.content.cache:
         await _serve_cache(config, rest, transfer, content)
         return
-    runs = runner(config, folder / "vms")
+    manager = _manager(config, rest, credentials)
+    made = MadeHere(config.server, manager, config.report.interface or config.bridge)
+    runs = runner(config, folder / "vms", made)
     disk_folder = Path(config.disk_folder) if config.disk_folder else folder / "disks"
     disks = LocalDisks(disk_folder, content, [Path(one) for one in config.disk_paths])
     for domain in config.domain:
@@ -131,14 +134,18 @@ async def _serve(config: AgentConfig) -> None:
     )
     rejections = Rejections(config.server, transfer.rejected, rest, time.time())
     try:
-        async with admin_socket.serving(folder / admin_socket.SOCKET, dispatcher, leases):
+        async with admin_socket.serving(folder / admin_socket.SOCKET, dispatcher, leases, made):
             watch.start()
 
             def back() -> None:
                 rejections.again()
                 content.reports.again()
+                made.again()
 
             def others(event: ControllerEvent) -> None:
+                if event.type == EventType.VM_REMOVED:
+                    made.forget(event.vm.id if event.vm is not None else event.vm_id)
+                    return
                 (mobility.on_match if event.type == EventType.MATCH else content.on_event)(event)
 
             following = asyncio.create_task(follow(rest, dispatcher, renewals, ready, back, others))
@@ -164,7 +171,18 @@ async def _serve(config: AgentConfig) -> None:
         await dispatcher.close()
         await runs.end()
         await transfer.close()
+        await made.close()
+        if manager is not rest:
+            await manager.close()
         await rest.close()
+
+
+def _manager(config: AgentConfig, rest: ControllerClient, credentials: Credentials) -> ControllerClient:
+    """Who is told of VMs that others make here: the controller, or who passes it on. Raises TlsFilesError."""
+    if not config.report.manager:
+        return rest
+    shown = replace(credentials, ca=Path(config.report.ca)) if config.report.ca else credentials
+    return ControllerClient(config.report.manager, shown)
 
 
 class NoVMs:
@@ -191,7 +209,7 @@ async def _serve_cache(
         content.reports.again()
 
     def orders(event: ControllerEvent) -> None:
-        if event.type != EventType.MATCH:  # That asks who takes a VM in.
+        if event.type in IMAGE_ORDERS:  # A cache takes no VM in, and has none.
             content.on_event(event)
 
     following = asyncio.create_task(follow(rest, NoVMs(), NoVMs(), ready, back, orders))
@@ -279,8 +297,8 @@ async def follow(
 ) -> None:
     """Act on the controller's events for ever; after each (new) connection catch up first.
 
-    `back` is called when the controller is there, or there again; `others` with each of IMAGE_ORDERS, and
-    with each match message.
+    `back` is called when the controller is there, or there again; `others` with each of IMAGE_ORDERS, with
+    each match message, and with each VM's removal.
     """
     last: int | None = None
     while True:
@@ -318,6 +336,8 @@ def _act(
             renewals.take(happening.renewal or {})
         else:
             dispatcher.on_event(happening)
+            if happening.type == EventType.VM_REMOVED:
+                others(happening)
     except Exception:
         log.exception("events.left_out", event_id=happening.id, type=happening.type)
 

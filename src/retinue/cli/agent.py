@@ -10,6 +10,7 @@ import typer
 from retinue.cli import options, output
 from retinue.cli.connection import Connection, connected
 from retinue.cli.errors import CliError
+from retinue.cli.reported import report
 
 if TYPE_CHECKING:
     from retinue.core.lease_renewal import Lease
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 ANSWER_LIMIT = 10.0
 """Seconds for the agent's answer."""
 
-app = options.group("Agents of servers: run one; renew a VM's lease now; the leases that it keeps.")
+app = options.group(
+    "Agents of servers: run one; renew a VM's lease now; the leases that it keeps; VMs that others made."
+)
+app.command()(report)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from retinue.cli import binding, disk, nic, options, output
 from retinue.cli.connection import Connection, connected
 from retinue.cli.errors import CliError
 from retinue.cli.name import profile_fields
+from retinue.cli.reported import confirm
 from retinue.cli.request_bodies import left_in
 from retinue.cli.vm_set import Memory, set_, warn
 from retinue.protocol.blocking import Client, DeadlineError
@@ -20,6 +21,7 @@ from retinue.protocol.routes import Route
 app = options.group("Virtual machines: register, show, start, stop and remove them.")
 
 app.command("set")(set_)
+app.command()(confirm)
 app.add_typer(nic.app, name="nic")
 
 READY_SECONDS = 60.0
@@ -201,7 +203,8 @@ def show(
             ("memory", f"{vm['memory_mib']} MiB" if vm.get("memory_mib") else ""),
             ("warnings", "; ".join(vm.get("warnings", []))),
             ("waits for", "; ".join(vm["missing"])),
-            ("registered by", "its port, no manager" if vm["reported"] else "manager"),
+            ("registered by", "its server, no manager" if vm["reported"] else "manager"),
+            ("reported", _reported(vm)),
             ("migration", vm["migration"]),
             ("spoof_attempts", vm["spoof_attempts"] or ""),
             *profile_fields(vm.get("profile", {})),
@@ -219,6 +222,11 @@ def show(
     if rows:
         output.say("")
         binding.print_bindings(rows, wide=False)
+
+
+def _reported(vm: dict[str, Any]) -> str:
+    addresses = ", ".join(vm.get("reported_addresses", []))
+    return addresses and f"{addresses}: not confirmed (retinue vm confirm {vm['id']})"
 
 
 @app.command()

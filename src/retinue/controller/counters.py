@@ -46,6 +46,7 @@ class Count(StrEnum):
     TOO_BIG_UNANSWERED = "packets larger than where they go takes, not answered: as of those that ended"
     UNROUTABLE = "frames dropped: no router may forward to their destination"
     UNKNOWN_SWITCHES = "unknown switches"
+    VM_REPORTS_REFUSED = "reports of VMs refused"
     ZENOH_ASKED = "zenoh questions"
     ZENOH_TOO_MANY = "zenoh questions refused: too many at once"
 

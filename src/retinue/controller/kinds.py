@@ -148,7 +148,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "AgentRejections._counts", "Agents._streams", "ExternalMigrations._pending",
         "ExternalMigrations._under_libvirt", "ExternalMigrations._vlan_filters",
         "ImageHolders._faults", "ImageHolders._reports", "ResourceManager._reports", "ResourceManager._sizes",
-        "State.vm_states",
+        "State.vm_states", "VMReports._held",
     ),
     "work under way, which is begun anew where KINDS has what it was for": (
         "AnnouncedRenewals._of", "Context._tasks", "Context.not_installed", "ImageHolders._ordered",
@@ -168,7 +168,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "ClientWatch._since", "FipPath._heard",
         "Context._frames_rejected", "Context.counters", "Durations.ended", "Histogram.counts",
         "ImageHolders._scrubbed", "MacChanges._changed", "RouterWatch._routers",
-        "SwitchRows._reported",
+        "SwitchRows._reported", "VMReports._lately",
         "SpoofCounts._asking", "SpoofCounts._before", "SpoofCounts._sums", "SpoofCounts._turns",
         "SpoofCounts.frames", "EventBus._agents", "EventBus._listeners",
         "EventBus._ring", "FloodCounts._before", "FloodCounts._sums", "OwnAddresses._taken",

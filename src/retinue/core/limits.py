@@ -133,6 +133,8 @@ MOST_METRIC = 65535
 """Of a router."""
 MOST_REPORTED = 1024
 """VMs of one server that nobody registered and its switch reported."""
+MOST_REPORTS_A_SECOND = 100
+"""VMs of which one server says something in a second."""
 MOST_IMAGES = 128
 """Images that are published, and that one server holds something of."""
 MOST_PINS = 64

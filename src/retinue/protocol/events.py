@@ -25,6 +25,10 @@ class EventType(StrEnum):
     """The listener asked for events that are not kept any more: read anew what there is."""
     VM_REGISTERED = "vm.registered"
     VM_REPORTED = "vm.reported"
+    VM_ADDRESSES_REPORTED = "vm.addresses_reported"
+    """A server says that a VM uses these addresses; a manager has to confirm them."""
+    VM_REPORT_REFUSED = "vm.report_refused"
+    """What a server says of a VM cannot be so, or is too much."""
     VM_READY = "vm.ready"
     VM_START = "vm.start"
     """An order to the agent of `server`: make the VM's port; the VM is to be started when it is ready."""
@@ -159,6 +163,8 @@ _FIELDS: Mapping[EventType | Order, str] = {
     EventType.EVENTS_LOST: "since",
     EventType.VM_REGISTERED: "vm server edge",
     EventType.VM_REPORTED: "vm server",
+    EventType.VM_ADDRESSES_REPORTED: "vm server addresses",
+    EventType.VM_REPORT_REFUSED: "vm server reason",
     EventType.VM_READY: "vm server",
     EventType.VM_STARTED: "vm server",
     EventType.VM_START: "vm server",

@@ -10,7 +10,7 @@ import msgspec
 from retinue.core.limits import LONGEST_EVENT_ID
 from retinue.core.placement import EntityKind, Metric
 from retinue.core.placement.bookings import Booking
-from retinue.protocol import entities, images, mobility, nics, vms, vnets
+from retinue.protocol import entities, images, mobility, nics, vm_reports, vms, vnets
 from retinue.protocol.answers import common, migrations, networks, servers
 from retinue.protocol.answers import images as shown_images
 from retinue.protocol.answers import vms as shown_vms
@@ -100,6 +100,12 @@ OPERATIONS: Mapping[Route, Operation] = {
     Route.ADD_NIC: Operation("Put a NIC into a VM", shown_vms.ShownVM, nics.NICBody, status=201),
     Route.SET_NIC: Operation("Change a NIC of a VM", shown_vms.ShownVM, nics.NICSetBody),
     Route.REMOVE_NIC: Operation("Take a NIC out of a VM", shown_vms.ShownVM, nics.NICRemoveBody),
+    Route.CONFIRM_VM: Operation(
+        "What was reported of a VM is true",
+        shown_vms.ShownVM,
+        vm_reports.ConfirmBody,
+        body_may_be_empty=True,
+    ),
     Route.QUERY_PROFILE: Operation("A VM's profile, for its agent", shown_vms.ProfileAnswer),
     Route.ASK_TO_MIGRATE: Operation(
         "An agent asks that a VM go", migrations.ShownMigration, mobility.MobilityBody, status=201
@@ -194,6 +200,9 @@ OPERATIONS: Mapping[Route, Operation] = {
     Route.FORGET_AGENT: Operation("Its agent was taken away for good", servers.ServersAgent),
     Route.REPORT_HYPERVISOR_EVENT: Operation(
         "What a hypervisor does by itself", servers.ReportedMigration, HypervisorEvent
+    ),
+    Route.REPORT_MADE_VM: Operation(
+        "A VM that was made at the server", vm_reports.ReportedAddresses, vm_reports.ReportedVMBody
     ),
     Route.REPORT_PROFILE: Operation("What a server has left", common.Done, mobility.ServerReport),
     Route.LIST_BOOKINGS: Operation("Room that is booked", migrations.AllBookings),

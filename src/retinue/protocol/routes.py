@@ -53,6 +53,7 @@ class Route(Enum):
     ADD_NIC = "POST", "/v1/vms/{id}/nics", Right.MANAGE
     SET_NIC = "POST", "/v1/vms/{id}/nics/set", Right.MANAGE
     REMOVE_NIC = "POST", "/v1/vms/{id}/nics/remove", Right.MANAGE
+    CONFIRM_VM = "POST", "/v1/vms/{id}/confirm", Right.MANAGE
     QUERY_PROFILE = "POST", "/v1/vms/{id}/profile-queries", Right.ASK_TO_MIGRATE
     ASK_TO_MIGRATE = "POST", "/v1/vms/{id}/migration-requests", Right.ASK_TO_MIGRATE
 
@@ -109,6 +110,7 @@ class Route(Enum):
     UNFENCE_SERVER = "POST", "/v1/servers/{id}/unfence", Right.MANAGE
     FORGET_AGENT = "DELETE", "/v1/servers/{id}/agent", Right.MANAGE
     REPORT_HYPERVISOR_EVENT = "POST", "/v1/servers/{id}/hypervisor-events", Right.REPORT_SERVER
+    REPORT_MADE_VM = "POST", "/v1/servers/{id}/vm-reports", Right.REPORT_SERVER
     REPORT_PROFILE = "POST", "/v1/servers/{id}/profile", Right.REPORT_SERVER
     LIST_BOOKINGS = "GET", "/v1/bookings", Right.READ
     BOOK_SERVER = "POST", "/v1/servers/{id}/bookings", Right.REPORT_SERVER

@@ -1,11 +1,15 @@
-"""The agent as a test runs it: on a server of the lab, by its command."""
+"""The agent as a test runs it: on a server of the lab, by its command; and whoever has its certificate."""
 
 import asyncio
+import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+import aiohttp
+
+from retinue.security.identity import PeerRole
 from support.lab.programs import Commands, popen_in
 from support.lab.tools import Json, LabBench
 
@@ -42,3 +46,13 @@ async def renew(bench: LabBench, node: str, vm: str, *more: str) -> Outcome:
     """Renew with the lab's controller, at the edge switch of that server."""
     url = bench.topology.controller_url
     return await agent(bench.lab, node, "renew", "--vm", vm, "--url", url, *more)
+
+
+@contextlib.asynccontextmanager
+async def as_agent(bench: LabBench, server: str) -> AsyncIterator[aiohttp.ClientSession]:
+    """Speaks to the controller with the certificate of a server's agent."""
+    connector = aiohttp.TCPConnector(
+        socket_factory=lambda _: bench.doorman.socket(), ssl=bench.tls_of(PeerRole.AGENT, server)
+    )
+    async with aiohttp.ClientSession(bench.topology.controller_url, connector=connector) as agent:
+        yield agent

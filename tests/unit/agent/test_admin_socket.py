@@ -92,7 +92,7 @@ async def test_a_vm_is_taken_in_and_given_away(bench: TwoServers) -> None:
         ("[]", "Expected `object`"),
         ('{"do": 5}', "Expected `str`"),
         ('{"do": "vms", "what": 1}', "unknown field `what`"),
-        ('{"do": "dance"}', "cannot do 'dance' so: it is vms, leases, consoles, take, give or drop"),
+        ('{"do": "dance"}', "cannot do 'dance' so: it is vms, leases, consoles, report, take, give or drop"),
         ('{"do": "take", "vm": "web"}', "cannot do 'take' so"),
         ('{"do": "take", "vm": {"id": "db"}}', "missing required field `mac`"),
         ('{"do": "drop", "vm": {"id": "web", "mac": "m", "server": "s"}}', "cannot do 'drop' so"),

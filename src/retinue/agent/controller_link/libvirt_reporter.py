@@ -14,13 +14,16 @@ from typing import Any
 
 import structlog
 
+from retinue.agent.controller_link.made_here import MadeHere
 from retinue.agent.controller_link.reports import Reports
 from retinue.host.commands import run
 from retinue.host.errors import HostError
 from retinue.host.taps import QUEUE_FRAMES, Run
 from retinue.hypervisor.libvirt.connection import LibvirtHost
 from retinue.hypervisor.libvirt.domain_xml import taps
+from retinue.protocol.errors import ControllerError
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
+from retinue.protocol.json_lines import RequestError
 from retinue.protocol.routes import Route
 
 ROUND_SECONDS = 10.0
@@ -48,6 +51,7 @@ class LibvirtReporter:
         listeners: Sequence[Callable[[HypervisorEvent], None]] = (),
         run: Run = run,
         back: Callable[[], None] = lambda: None,
+        made: MadeHere | None = None,
     ) -> None:
         self._path = Route.REPORT_HYPERVISOR_EVENT.path(server)
         self._host = host
@@ -55,6 +59,7 @@ class LibvirtReporter:
         self._listeners = listeners
         self._run = run
         self._back = back
+        self._made = made
         self._started = asyncio.Event()
         self._work: set[asyncio.Task[None]] = set()
 
@@ -99,6 +104,20 @@ class LibvirtReporter:
                 for event in await self._host.found():
                     if not self._reports.busy(_subject(event)):
                         self.report(event)
+            await self._tell_of_interfaces()
+
+    async def _tell_of_interfaces(self) -> None:
+        """What runs here, with the MACs and static addresses of its XML, where that is news."""
+        if self._made is None:
+            return
+        with contextlib.suppress(HostError):  # As above; or a domain has ended meanwhile.
+            for one in await self._host.interfaces():
+                if self._made.knows(one.id, one.mac, one.addresses):
+                    continue
+                try:
+                    await self._made.tell(one.id, one.mac, one.addresses)
+                except (ControllerError, RequestError) as error:
+                    log.warning("made_here.not_reported", vm=one.id, reason=str(error))
 
     async def _lengthen_queues(self, vm: str) -> None:
         """Let a VM's tap hold what arrives while the VM is paused; libvirt leaves it at the system's 1000."""

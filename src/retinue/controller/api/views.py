@@ -142,6 +142,9 @@ def vm(controller: Controller, value: VM) -> dict[str, Any]:
         "subnets": nics.subnets(net, value.nic),
         "nics": nics.with_state(net, value),
         "profile": controller.resources.profile_shown(value.id),
+        "reported_addresses": [
+            str(ip) for nic in value.nics for ip in controller.inventory.reports.waiting(nic)
+        ],
     }
 
 

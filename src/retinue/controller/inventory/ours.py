@@ -15,13 +15,14 @@ def ours(
     until: str,
     *,
     may_migrate: bool = False,
+    may_be_reported: bool = False,
 ) -> VM:
     """Raises RequestError for another. `others`: what the server's own manager alone does with a VM that it
     made; `until`: what is said of one that migrates."""
     vm = net.vms.get(id)
     if vm is None:
         raise no_vm(id)
-    if vm.reported:
+    if vm.reported and not may_be_reported:
         raise RequestError(
             f"VM {id} was made by its server's own manager, which alone {others} it; register it to do so "
             "here",

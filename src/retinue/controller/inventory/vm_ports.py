@@ -193,6 +193,12 @@ class VMPorts:
         if sum(self._net.vms[id].reported for id in self._net.vms_on(server)) >= MOST_REPORTED:
             raise ModelError(f"server {server} has {MOST_REPORTED} VMs that nobody registered already")
 
+    def register_reported(self, vm: VM) -> Touched:
+        """A VM that its server reports, and no manager has registered. Raises ModelError."""
+        self._check_room(vm.server)
+        self._name_free(vm.id, EntityKind.VM)
+        return self._context.apply(VMReported(vm))
+
     def _register_reported(self, switch: str, ports: Sequence[BridgePort]) -> VM | None:
         """A server reports a VM it made, by the ids it sets on the port, as libvirt does."""
         server = self._net.server_of_edge(switch)
@@ -206,9 +212,7 @@ class VMPorts:
                     vm = replace(vm, nics=(replace(vm.nic, vnet=vnet_of_tag(self._net, port)),))
                     if too_high := number_too_high(port):
                         raise ModelError(too_high)
-                    self._check_room(server.id)
-                    self._name_free(vm.id, EntityKind.VM)
-                    self._context.apply(VMReported(vm))
+                    self.register_reported(vm)
                 except ModelError as error:
                     reason = str(error)
                 else:

@@ -20,9 +20,11 @@ from retinue.controller.inventory.away import check_is_here
 from retinue.controller.inventory.disks import as_it_outlives_its_server, check_images
 from retinue.controller.inventory.nic_settings import with_settings
 from retinue.controller.inventory.nics import NicControl
+from retinue.controller.inventory.ours import ours
 from retinue.controller.inventory.power import PowerControl
 from retinue.controller.inventory.settings import VMSettings
 from retinue.controller.inventory.vm_ports import VMPorts
+from retinue.controller.inventory.vm_reports import VMReports
 from retinue.controller.inventory.vnets import check_gateway
 from retinue.controller.lease_changes import AddressAssigned, AddressReleased
 from retinue.controller.marks import (
@@ -68,6 +70,7 @@ class Inventory:
         )
         self.power = PowerControl(context, orchestrator, self.state_of)
         self.nics = NicControl(context, orchestrator, give_back, self.ports.look_for, self.ports.leave)
+        self.reports = VMReports(context, self.ports, self._at_one_place, self.forget_vm)
         self.settings = VMSettings(context, self.power.ours, self.state_of, self.ports.look_for)
 
     # ---- requests of managers, reports of agents ----
@@ -99,6 +102,11 @@ class Inventory:
             self._context.events.publish(EventType.BINDING_REMOVED, vm=held.vm, ip=held.ip, reason=reason)
         self._context.spawn(self._context.install(touched), "registered VMs")
         return list(vms)
+
+    def _at_one_place(self, id: str) -> VM:
+        """A VM, whoever made it, that is here and does not migrate. Raises RequestError."""
+        until = "confirm it when that has ended"
+        return ours(self._net, self._orchestrator, id, "changes", until, may_be_reported=True)
 
     def _meant_elsewhere(self, vm: VM) -> list[Assignment]:
         """What a VM holds that is of another VRF or vnet than its NICs are in, as it is registered."""
@@ -185,6 +193,7 @@ class Inventory:
         touched = self._context.apply(change(vm, self._net.held_by(vm.id)))
         self._orchestrator.vm_gone(vm.id)
         self.forgotten(vm.id)
+        self.reports.vm_gone(vm)
         return touched
 
     def drain(self, server: str, *, drained: bool) -> None:

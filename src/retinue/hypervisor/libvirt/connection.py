@@ -17,7 +17,7 @@ import structlog
 
 from retinue.host.errors import HostError
 from retinue.hypervisor.errors import HypervisorError
-from retinue.hypervisor.libvirt.domain_xml import vlan_filters, vm_ids
+from retinue.hypervisor.libvirt.domain_xml import Interface, interfaces, vlan_filters, vm_ids
 from retinue.hypervisor.libvirt.events import Lifecycle, kind_of
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
 
@@ -291,6 +291,16 @@ class LibvirtHost:
                 if state == STATE_RUNNING:
                     filters = self._known.get(domain.UUIDString(), UNKNOWN).vlan_filters
                     found += [HypervisorEvent(vm, EventKind.STARTED, time.time(), filters) for vm in ids]
+        return found
+
+    async def interfaces(self) -> list[Interface]:
+        """The interfaces of what runs here now, as its XML has them. Raises HypervisorError."""
+        found: list[Interface] = []
+        for domain, _ in await self.domains():
+            with contextlib.suppress(HostError):  # It has ended meanwhile.
+                state, _ = await self.call(domain.state)
+                if state == STATE_RUNNING:
+                    found += interfaces(await self.call(domain.XMLDesc, 0))
         return found
 
     async def close(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from retinue.core.limits import MOST_NICS
+from retinue.core.limits import MOST_ADDRESSES, MOST_NICS
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.interface import NICSpec, VMSpec
 
@@ -162,6 +162,40 @@ def interface_ids(xml: str) -> tuple[str, ...]:
         return ()
     found = domain.iterfind("devices/interface/virtualport[@type='openvswitch']/parameters")
     return tuple(id for parameters in found if (id := parameters.get("interfaceid")))
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """What a domain's XML says of an interface on Open vSwitch."""
+
+    id: str
+    """Of its port, and so of the VM that a port by itself registers."""
+    mac: str
+    addresses: tuple[str, ...] = ()
+    """Static ones: of <ip>, and of its filter, which lets the guest use no other (nwfilter: IP, IPV6)."""
+
+
+def interfaces(xml: str) -> tuple[Interface, ...]:
+    """Those on Open vSwitch; of a domain that is called by the id of one, further NICs go by that VM's id."""
+    ids, vms = interface_ids(xml), vm_ids(xml)
+    if not ids:
+        return ()
+    found = []
+    for interface in ElementTree.fromstring(xml).iterfind("devices/interface"):
+        parameters = interface.find("virtualport[@type='openvswitch']/parameters")
+        id = "" if parameters is None else parameters.get("interfaceid", "")
+        mac = interface.find("mac")
+        if not id or mac is None:
+            continue
+        given = [one.get("address", "") for one in interface.iterfind("ip")]
+        given += [
+            one.get("value", "")
+            for one in interface.iterfind("filterref/parameter")
+            if one.get("name") in ("IP", "IPV6")
+        ]
+        addresses = tuple(dict.fromkeys(filter(None, given)))[:MOST_ADDRESSES]
+        found.append(Interface(id if id in vms else vms[0], mac.get("address", ""), addresses))
+    return tuple(found)
 
 
 def vm_ids(xml: str) -> tuple[str, ...]:

@@ -91,6 +91,8 @@ class ShownVM(msgspec.Struct):
     subnets: dict[str, GuestSubnet]
     nics: list[ShownNIC]
     profile: Profile
+    reported_addresses: list[str]
+    """Of its server's agent; each waits for a manager who confirms it."""
 
 
 class AllVMs(msgspec.Struct):

@@ -10,6 +10,7 @@ from retinue.controller.api.first_said import said
 from retinue.controller.api.http import Handlers, answer, body, many
 from retinue.controller.app import Controller
 from retinue.controller.errors import RequestError
+from retinue.controller.inventory.vm_reports import Report
 from retinue.controller.parsing import address, network, port_ref
 from retinue.controller.words import in_words
 from retinue.core.model import Host, Prefix, Server, entity_id, mac
@@ -17,6 +18,7 @@ from retinue.protocol.hypervisor_events import HypervisorEvent
 from retinue.protocol.rejections import CountersBody
 from retinue.protocol.routes import Route
 from retinue.protocol.servers import AgentState, ServerBody
+from retinue.protocol.vm_reports import ReportedVMBody
 
 
 def handlers(controller: Controller) -> Handlers:
@@ -74,6 +76,19 @@ def handlers(controller: Controller) -> Handlers:
         controller.agent_rejections.on_report(request.match_info["id"], counts.since, counts.rejected)
         return answer({"ok": True})
 
+    async def report_vm(request: web.Request) -> web.Response:
+        """Answered with the addresses of the VM that no manager has confirmed."""
+        given: ReportedVMBody = await body(request, ReportedVMBody)
+        report = Report(
+            entity_id(given.vm, "a VM"),
+            mac(given.mac),
+            mac(given.server_mac),
+            tuple(map(address, given.addresses)),
+            given.gone,
+        )
+        waiting = await controller.inventory.reports.on_report(request.match_info["id"], report)
+        return answer({"vm": report.vm, "waiting": [str(ip) for ip in waiting]})
+
     return {
         Route.LIST_SERVERS: all_servers,
         Route.REGISTER_SERVERS: register,
@@ -84,6 +99,7 @@ def handlers(controller: Controller) -> Handlers:
         Route.FORGET_AGENT: forget_agent,
         Route.REPORT_HYPERVISOR_EVENT: report_event,
         Route.REPORT_COUNTERS: report_counters,
+        Route.REPORT_MADE_VM: report_vm,
     }
 
 

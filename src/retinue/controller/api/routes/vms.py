@@ -16,6 +16,7 @@ from retinue.core.model import VM, Mac, entity_id, mac
 from retinue.core.text import cut
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.routes import Route
+from retinue.protocol.vm_reports import ConfirmBody
 from retinue.protocol.vms import RebootBody, StopBody, VMBody, VMChangeBody, VMReportBody
 
 
@@ -67,6 +68,15 @@ def handlers(controller: Controller) -> Handlers:
         )
         return answer({"ok": True})
 
+    async def confirm(request: web.Request) -> web.Response:
+        given: ConfirmBody = await body(request, ConfirmBody, b"{}")
+        addresses = None if given.addresses is None else tuple(map(address, given.addresses))
+        return answer(
+            views.vm(
+                controller, await controller.inventory.reports.confirm(request.match_info["id"], addresses)
+            )
+        )
+
     power = controller.inventory.power
 
     async def start(request: web.Request) -> web.Response:
@@ -91,6 +101,7 @@ def handlers(controller: Controller) -> Handlers:
         Route.SET_VM: change,
         Route.REMOVE_VM: remove,
         Route.REPORT_VM: report,
+        Route.CONFIRM_VM: confirm,
         Route.START_VM: start,
         Route.STOP_VM: stop,
         Route.REBOOT_VM: reboot,

@@ -1,0 +1,124 @@
+"""VMs that somebody else made at this server, reported with MAC, addresses and the server's own MAC.
+
+Who says that there is one: libvirt (libvirt_reporter.py), or a person or a hook of another hypervisor manager
+with `retinue agent report`. It goes to the controller, POST /v1/servers/SERVER/vm-reports, or to the manager
+whose URL the configuration has (`report.manager`), at the same path, who passes it on as it is.
+
+What was said is kept as long as the agent runs, and said again to a controller that is back: that may have
+started again, and know nothing of what no manager has confirmed. A VM that was removed is not told again.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import structlog
+
+from retinue.agent.controller_link.reports import Rest
+from retinue.agent.vms.local_vm import ended
+from retinue.core.limits import MOST_REPORTED
+from retinue.host.commands import run
+from retinue.host.errors import HostError
+from retinue.protocol.errors import ControllerAwayError, ControllerError
+from retinue.protocol.json_lines import RequestError
+from retinue.protocol.routes import Route
+
+AGAIN_SECONDS = 1.0
+"""Until who was away is told again."""
+PAUSE_SECONDS = 0.02
+"""Between two that are said again: a controller takes so many a second of one server."""
+
+log = structlog.get_logger()
+
+
+async def mac_of(interface: str) -> str:
+    """The MAC of one of this server's interfaces. Raises HostError."""
+    found = json.loads(await run(["ip", "-json", "link", "show", "dev", interface]))
+    return str(found[0]["address"])
+
+
+class MadeHere:
+    """Reports VMs of one server. Close it after use."""
+
+    def __init__(
+        self,
+        server: str,
+        rest: Rest,
+        interface: str,
+        own_mac: Callable[[str], Awaitable[str]] = mac_of,
+    ) -> None:
+        """`rest`: the controller, or the manager that passes on. `interface`: whose MAC is the server's."""
+        self._path = Route.REPORT_MADE_VM.path(server)
+        self._rest = rest
+        self._interface = interface
+        self._own_mac = own_mac
+        self._said: dict[tuple[str, str], tuple[str, ...]] = {}
+        """By VM and MAC: its addresses."""
+        self._again: asyncio.Task[None] | None = None
+
+    def knows(self, vm: str, mac: str, addresses: Sequence[str]) -> bool:
+        """Whether this has been said."""
+        return self._said.get((vm, mac)) == tuple(addresses)
+
+    async def tell(
+        self, vm: str, mac: str, addresses: Sequence[str] = (), *, gone: bool = False
+    ) -> dict[str, Any]:
+        """Say it now; the answer. What is refused is forgotten.
+
+        Raises RejectedError; ControllerAwayError: it is said again until somebody answers, but for `gone`.
+        HostError, RequestError.
+        """
+        key = (vm, mac)
+        if key not in self._said and len(self._said) >= MOST_REPORTED:
+            raise RequestError(f"{MOST_REPORTED} VMs of this server are reported already")
+        self._said[key] = tuple(addresses)
+        try:
+            answer = await self._send(key, gone=gone)
+        except ControllerAwayError:
+            if gone:
+                self._said.pop(key, None)
+            else:
+                self.again()
+            raise
+        except (ControllerError, HostError):
+            self._said.pop(key, None)
+            raise
+        if gone:
+            self._said.pop(key, None)
+        return answer
+
+    async def _send(self, key: tuple[str, str], *, gone: bool = False) -> dict[str, Any]:
+        vm, mac = key
+        body: dict[str, Any] = {"vm": vm, "mac": mac, "server_mac": await self._own_mac(self._interface)}
+        body |= {"gone": True} if gone else {"addresses": list(self._said.get(key, ()))}
+        return await self._rest.post(self._path, body)
+
+    def forget(self, vm: str) -> None:
+        """It has been removed."""
+        self._said = {key: said for key, said in self._said.items() if key[0] != vm}
+
+    def again(self) -> None:
+        """The controller is back: tell it all, in the background."""
+        if self._again is not None:
+            self._again.cancel()
+        self._again = asyncio.create_task(self._tell_all(), name="VMs that were made here")
+
+    async def _tell_all(self) -> None:
+        left = list(self._said)
+        while left:
+            key = left.pop(0)
+            try:
+                if key in self._said:
+                    await self._send(key)
+            except ControllerAwayError as error:
+                log.warning("made_here.waits", vm=key[0], reason=str(error))
+                left.insert(0, key)
+                await asyncio.sleep(AGAIN_SECONDS)
+            except (ControllerError, HostError) as error:
+                log.warning("made_here.not_reported", vm=key[0], reason=str(error))
+                self._said.pop(key, None)
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def close(self) -> None:
+        await ended(self._again)
