@@ -1,7 +1,11 @@
 """Moves without loss: real VMs, packets counted."""
 
 import asyncio
+import contextlib
 import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from ipaddress import ip_address
 
 import pytest
 
@@ -18,6 +22,7 @@ from support.lab.migrating import (
     reaches,
 )
 from support.lab.tools import LabBench, Picks, eventually
+from support.lab.watch import Capture, Frame
 
 pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.usefixtures("home")]
 
@@ -142,3 +147,75 @@ async def test_what_comes_while_the_vm_stands_still_is_kept_for_the_source(bench
     await eventually(counted)
     assert figures.duplicated == 0
     await as_before(bench, before)
+
+
+# ---- what goes along beside the VM: its mirror, and its rate ----
+
+
+@contextlib.asynccontextmanager
+async def mirrors(bench: LabBench, *servers: str) -> AsyncIterator[list[Capture]]:
+    """What comes to a port called mirror0 of each server, which is not there otherwise."""
+    for server in servers:
+        add = "ovs-vsctl add-port br0 mirror0 -- set interface mirror0 type=internal"
+        await bench.run(server, "sh", "-ec", f"{add}; ip link set mirror0 up")
+    try:
+        async with bench.captures(*((server, "mirror0", "in") for server in servers)) as found:
+            yield found
+    finally:
+        await bench.cli("vm", "nic", "set", "vm1", "--mirror", "", "--rate", "0")
+        for server in servers:
+            await bench.run(server, "ovs-vsctl", "--if-exists", "del-port", "br0", "mirror0")
+
+
+def datagrams(captures: list[Capture], address: str, *, to_vm: bool) -> list[Frame]:
+    """Those of UDP that are from the VM, or to it, in all of the captures."""
+    at, its = (30 if to_vm else 26), ip_address(address).packed
+    return [
+        frame
+        for capture in captures
+        for frame in capture.frames
+        if frame.ethertype == 0x0800 and frame.data[23] == 17 and frame.data[at : at + 4] == its
+    ]
+
+
+async def test_a_mirror_goes_along_and_has_each_packet_once(bench: LabBench) -> None:
+    """At the source until the VM is diverted, at the target from then on, and the VM is none the worse."""
+    address = await bench.address("vm1")
+    async with mirrors(bench, "server1", "server2") as captures:
+        await bench.cli("vm", "nic", "set", "vm1", "--mirror", "mirror0")
+        async with bench.traffic(address, pps=500) as traffic:
+            await bench.migration("vm1", target_server="server2")
+            figures = await bench.unharmed(traffic)
+        for capture in captures:
+            await capture.settle()
+        assert figures.sent > 500
+        for to_vm in (True, False):
+            seen = Counter(frame.data[42:] for frame in datagrams(captures, address, to_vm=to_vm))
+            assert (len(seen), set(seen.values())) == (figures.sent, {1})
+        assert [bool(datagrams([one], address, to_vm=True)) for one in captures] == [True, True]
+        assert (await bench.vm("vm1"))["nics"][0]["mirror"] == "mirror0"
+
+
+async def test_a_rate_holds_over_a_migration(bench: LabBench) -> None:
+    """The bucket of a meter cannot be read or carried: the target's begins full. A migration costs one burst
+    beyond the rate, and not a bit more."""
+    address, kbits, burst = await bench.address("vm1"), 100, 1000
+    async with mirrors(bench, "server1", "server2") as captures:
+        await bench.cli("vm", "nic", "set", "vm1", "--mirror", "mirror0", "--rate", str(kbits))
+        async with bench.traffic(address, pps=1500) as traffic:
+            before = datagrams(captures, address, to_vm=True)
+            await bench.migration("vm1", target_server="server2")
+            await eventually(lambda: _has(captures[1], address, 100))
+            figures, _ = await traffic.end()
+        for capture in captures:
+            await capture.settle()
+        passed = datagrams(captures, address, to_vm=True)
+        seconds = max(f.at for f in passed) - min(f.at for f in passed)
+        bits = 8 * sum(len(frame.data) for frame in passed)
+    assert before, "it flowed before it went"
+    assert 0 < bits <= 1000 * (kbits * seconds + 2 * burst) * 1.05, (bits, seconds)
+    assert figures.lost > figures.sent / 4, "more was sent than may pass"
+
+
+async def _has(capture: Capture, address: str, number: int) -> bool:
+    return len(datagrams([capture], address, to_vm=True)) >= number

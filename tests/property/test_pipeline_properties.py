@@ -409,6 +409,7 @@ STEPS = st.tuples(
             "other gateway",
             "disabled",
             "rate",
+            "mirror",
             "trusted",
             "allowed",
             "announced",
@@ -485,7 +486,7 @@ def change(net: Network, shape: Shape, step: Step) -> Touched:
     if vm is None:
         return NOTHING
     match what:
-        case "disabled" | "rate" | "trusted" | "allowed" | "announced" | "prefixes" | "new mac":
+        case "disabled" | "rate" | "mirror" | "trusted" | "allowed" | "announced" | "prefixes" | "new mac":
             return change_nic(net, what, vm, location)
         case "hold":
             return net.assign(replace(assignment(number, lease_end=1000.0 * location), mac=vm.nic.mac))
@@ -518,6 +519,7 @@ def change_nic(net: Network, what: str, vm: VM, number: int) -> Touched:
     changes: dict[str, NIC] = {
         "disabled": replace(nic, enabled=not nic.enabled),
         "rate": replace(nic, rate=1000 * (number - 1)),
+        "mirror": replace(nic, mirror="" if nic.mirror else "mirror0"),
         "trusted": replace(nic, trusted=not nic.trusted),
         "allowed": replace(nic, allowed=() if nic.allowed else allowed(net, ["", VIRTUAL][number % 2])),
         "prefixes": replace(nic, prefixes=() if nic.prefixes else prefixes.of(number)),
@@ -570,6 +572,7 @@ def change_ports(net: Network, what: str, number: int, location: int) -> Touched
         *(at.port for name in net.servers if (at := net.location(name)) is not None and at.switch == switch),
         net.switches[switch].uplink,
         net.switches[switch].tunnel,
+        "mirror0" if kind == "edge" and number % 2 else "",
     ]
     numbers = {port: 1000 * number + n for n, port in enumerate(sorted({*ports} - {""}))}
     return net.set_ports(switch, numbers, [port for port, n in numbers.items() if (n + location) % 3 == 0])

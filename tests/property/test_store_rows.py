@@ -93,6 +93,7 @@ nics = st.builds(
     rate=st.integers(0, 10**9),
     trusted=st.booleans(),
     trunk=names,
+    mirror=st.sampled_from(["", "mirror", "mirror0"]),
     prefixes=st.lists(
         st.builds(lambda ip: ip_network((ip, ip.max_prefixlen - 4), strict=False), st.ip_addresses()),
         max_size=2,

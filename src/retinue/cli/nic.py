@@ -45,7 +45,7 @@ def parsed(text: str, port_id: str) -> dict[str, Any]:
 
 def is_set(nic: dict[str, Any]) -> bool:
     """True where something is said of a NIC that most have not."""
-    names = ("vnet", "rate", "allowed", "prefixes", "trusted", "trunk", "mac_changes")
+    names = ("vnet", "rate", "allowed", "prefixes", "trusted", "trunk", "mac_changes", "mirror")
     return any(nic.get(name) for name in names) or not nic["enabled"]
 
 
@@ -61,6 +61,7 @@ def words(nic: dict[str, Any]) -> str:
     allowed += f", has {', '.join(nic['prefixes'])} routed to it" if nic.get("prefixes") else ""
     allowed += ", a DHCP server" if nic.get("trusted") else ""
     allowed += ", may change its MAC" if nic.get("mac_changes") else ""
+    allowed += f", copied to {nic['mirror']}" if nic.get("mirror") else ""
     return f"{nic['mac']}{vnet}, {where}: {holds}{rate}{allowed}{'' if nic['enabled'] else ' (disabled)'}"
 
 
@@ -157,6 +158,14 @@ def set_(
             help="Whether its guest may give it another MAC: seen at its port, it replaces the old.",
         ),
     ] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PORT",
+            help="The port called so at the switch of its server, wherever that is, takes a copy of its "
+            'traffic, such as mirror0; "": none.',
+        ),
+    ] = None,
 ) -> None:
     """Change a NIC of a VM: what is left out stays. It stays so through migrations and restarts.
 
@@ -170,6 +179,7 @@ def set_(
       retinue vm nic set k8s1 --prefix 10.9.0.0/28 --prefix fd00:9::/64
       retinue vm nic set vm1 vm1-2 --mac 52:54:00:00:00:99
       retinue vm nic set vm1 --mac-changes
+      retinue vm nic set vm1 --mirror mirror0
     """
     if address and no_address:
         raise typer.BadParameter("--address and --no-address contradict each other")
@@ -183,6 +193,7 @@ def set_(
         prefixes=None if prefix is None else [one for one in prefix if one != "none"],
         mac=mac,
         mac_changes=mac_changes,
+        mirror=mirror,
     )
     if not wanted:
         raise typer.BadParameter("say what is to be different: `retinue vm nic set --help` has all of it")

@@ -48,6 +48,8 @@ class NICSetBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     """Routed to it."""
     mac_changes: bool | None = None
     """The guest may give it another MAC."""
+    mirror: str | None = None
+    """The port that takes a copy of its traffic, on whichever server the VM is; "": none."""
 
 
 class NICRemoveBody(msgspec.Struct, forbid_unknown_fields=True):

@@ -54,6 +54,7 @@ def shown(vm: VM) -> list[dict[str, Any]]:
             "trunk": nic.trunk,
             "mac_changes": nic.mac_changes,
             "initial_mac": nic.initial_mac,
+            "mirror": nic.mirror,
         }
         for nic in vm.nics
     ]

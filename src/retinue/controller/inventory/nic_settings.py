@@ -25,6 +25,7 @@ def with_settings(vm: VM, known: VM) -> VM:
             nic = replace(
                 nic, rate=old.rate, allowed=old.allowed, trusted=old.trusted, prefixes=old.prefixes,
                 mac_changes=old.mac_changes, initial_mac=old.initial_mac if nic.mac == old.mac else "",
+                mirror=old.mirror,
             )  # fmt: skip
         nics.append(nic)
     return replace(vm, nics=tuple(nics))
@@ -75,6 +76,7 @@ class NICSettings:
         allowed: tuple[Allowed, ...] | None = None,
         prefixes: tuple[Prefix, ...] | None = None,
         mac_changes: bool | None = None,
+        mirror: str | None = None,
     ) -> VM:
         """Change what is given of a NIC ("": the first), and return when the switches have confirmed it.
 
@@ -91,7 +93,7 @@ class NICSettings:
         given = {
             "mac": mac, "addresses": addresses, "vnet": vnet, "enabled": enabled,
             "trusted": trusted, "rate": rate, "allowed": allowed, "prefixes": prefixes,
-            "mac_changes": mac_changes,
+            "mac_changes": mac_changes, "mirror": mirror,
         }  # fmt: skip
         new = replace(old, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
         if new == old:

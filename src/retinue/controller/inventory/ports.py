@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from retinue.core.limits import HIGHEST_VM_PORT
 from retinue.core.model import VM, ModelError, Network
+from retinue.core.model.nic import is_mirror_port
 from retinue.core.model.trunks import carried_by
 from retinue.southbound.ovsdb.vm_ports import BridgePort
 
@@ -80,8 +81,8 @@ def why_not(net: Network, port: BridgePort, vm: VM) -> str:
         return f"attached-mac is {port.attached_mac}, {vm.id} is registered with {nic.mac}"
     if vm.reported and not port.attached_mac:
         return port.problem or NO_MAC
-    if number_too_high(port):
-        return number_too_high(port)
+    if unfit := unfit_for_vms(port):
+        return unfit
     carried = {net.vlan_in_trunk(one) for one in carried_by(vm, nic)}
     if port.trunks and set(port.trunks) - {port.tag} != carried:
         has = f"its trunk VLANs {_listed(carried)}" if carried else "no trunk"
@@ -99,8 +100,11 @@ def why_not(net: Network, port: BridgePort, vm: VM) -> str:
     return ""
 
 
-def number_too_high(port: BridgePort) -> str:
-    """Why its number is none for a VM's port, which would share meters with others; "" if it may be."""
+def unfit_for_vms(port: BridgePort) -> str:
+    """Why its name or number is none for a VM's port: it takes copies, or would share meters with others; ""
+    if it may be."""
+    if is_mirror_port(port.name):
+        return f"a port called {port.name} takes copies of what others send; give the VM's another name"
     if port.number is None or port.number <= HIGHEST_VM_PORT:
         return ""
     return (

@@ -13,7 +13,7 @@ from retinue.controller.inventory.ports import (
     NO_MAC,
     RejectedPort,
     ReportedPorts,
-    number_too_high,
+    unfit_for_vms,
     vnet_of_tag,
     why_not,
 )
@@ -210,8 +210,8 @@ class VMPorts:
                 vm = VM.with_one_nic(port.iface_id, port.attached_mac, server.id, reported=True)
                 try:
                     vm = replace(vm, nics=(replace(vm.nic, vnet=vnet_of_tag(self._net, port)),))
-                    if too_high := number_too_high(port):
-                        raise ModelError(too_high)
+                    if unfit := unfit_for_vms(port):
+                        raise ModelError(unfit)
                     self.register_reported(vm)
                 except ModelError as error:
                     reason = str(error)

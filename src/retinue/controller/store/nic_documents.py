@@ -8,6 +8,7 @@ from ipaddress import ip_address, ip_network
 import msgspec
 
 from retinue.core.model import NIC, Allowed, mac
+from retinue.core.model.nic import mirror_port
 
 
 class _Document(msgspec.Struct, omit_defaults=True):
@@ -25,6 +26,7 @@ class _Document(msgspec.Struct, omit_defaults=True):
     trunk: str = ""
     mac_changes: bool = False
     initial_mac: str = ""
+    mirror: str = ""
 
 
 def to_document(nic: NIC) -> str:
@@ -34,7 +36,7 @@ def to_document(nic: NIC) -> str:
     prefixes = [str(prefix) for prefix in nic.prefixes]
     document = _Document(
         *(nic.mac, nic.port_id, addresses, nic.vnet, nic.enabled, nic.slot, nic.rate, allowed),
-        *(nic.trusted, prefixes, nic.trunk, nic.mac_changes, nic.initial_mac),
+        *(nic.trusted, prefixes, nic.trunk, nic.mac_changes, nic.initial_mac, nic.mirror),
     )
     return msgspec.json.encode(document).decode()
 
@@ -56,4 +58,5 @@ def from_document(text: str) -> NIC:
         tuple(map(ip_network, document.prefixes)),
         document.mac_changes,
         mac(document.initial_mac) if document.initial_mac else "",
+        mirror_port(document.mirror),
     )

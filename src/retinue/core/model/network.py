@@ -20,7 +20,7 @@ from retinue.core.model.entities import (
 )
 from retinue.core.model.layout import NOTHING, NetworkLayout, Owner, Touched
 from retinue.core.model.links import upward_ports
-from retinue.core.model.nic import NIC, turn_of
+from retinue.core.model.nic import NIC, is_mirror_port, turn_of
 from retinue.core.model.storage import FcLogin
 from retinue.core.model.storage_checks import check_fc_login
 from retinue.core.model.vm_constraints import check_assignment, check_newly_allowed, check_taking, check_vm
@@ -87,7 +87,8 @@ class Network(NetworkLayout):
                 runs = self._server_of_edge.get(switch)
                 peer = self.peer_at(runs or "")
                 itself = bool({self.switches[switch].uplink, peer.tunnel if peer else ""} & changed)
-                near = [runs] if itself and runs is not None else []
+                copies = any(map(is_mirror_port, changed))
+                near = [runs] if (itself or copies) and runs is not None else []
         touched = self.flooding() | {Owner("switch", switch)} if itself else NOTHING
         return touched.union(*(self.server_and_vms(s) for s in near))
 

@@ -9,7 +9,8 @@ import re
 from dataclasses import dataclass, replace
 from zlib import crc32
 
-from retinue.core.model.addresses import IP, Mac, Prefix
+from retinue.core.model.addresses import IP, Mac, ModelError, Prefix
+from retinue.core.text import quoted
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """As libvirt writes it."""
@@ -57,6 +58,8 @@ class NIC:
     """True: the guest may give it another MAC; what is seen at its port takes the place of `mac`."""
     initial_mac: Mac = ""
     """The MAC with which its port was made, where it has had another one since; "": `mac`."""
+    mirror: str = ""
+    """The name of the port, at whichever edge the VM is, that takes a copy of its traffic; "": none."""
 
     @property
     def plugged_as(self) -> str:
@@ -76,6 +79,25 @@ class NIC:
         """The MAC by which it uses an address that it holds."""
         allowed = self.may_take(ip)
         return self.mac if allowed is None or not allowed.mac else allowed.mac
+
+
+_MIRROR_PORT = re.compile(r"mirror[A-Za-z0-9._-]{0,9}")
+"""An interface of Linux has up to 15 characters."""
+
+
+def is_mirror_port(name: str) -> bool:
+    """By such a name a port takes copies, and is no VM's: no copy goes by mistake to an uplink or a VM."""
+    return _MIRROR_PORT.fullmatch(name) is not None
+
+
+def mirror_port(name: str) -> str:
+    """A name for NIC.mirror, or "". Raises ModelError."""
+    if name and not is_mirror_port(name):
+        raise ModelError(
+            f"{quoted(name)} takes no copies: such a port is called mirror, with up to 9 letters, digits and "
+            ". _ - after that, such as mirror0"
+        )
+    return name
 
 
 def turn_of(port_id: str) -> int:

@@ -7,7 +7,7 @@ from retinue.core.model import IP, NIC, VM, BindingKind, Mac, PortRef, Prefix, S
 from retinue.core.model.families import forwarded_assignments, forwarded_prefixes, led_to
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets import BROADCAST, ArpOp, EtherType
-from retinue.core.pipeline import edge_ipv6, trunk, vrfs
+from retinue.core.pipeline import edge_ipv6, mirroring, trunk, vrfs
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import (
     CONTROLLER,
@@ -118,7 +118,8 @@ def nic_flows(
     """A VM's NIC at a port of the edge of server `at`: what the VM may send, and what reaches it."""
     tag, vlan = net.vrfs[net.vrf_of(nic)].tag, net.vlan_in_trunk(nic)
     uplink = _uplink(net, net.switches[at.edge])
-    yield from vrfs.at_edge(_nic_flows(underlay, net, vm, nic, at, port), tag, uplink, vlan)
+    flows = vrfs.at_edge(_nic_flows(underlay, net, vm, nic, at, port), tag, uplink, vlan)
+    yield from mirroring.mirrored(flows, port, mirroring.port_of(net, nic, at))
     if vlan:
         yield from vrfs.at_edge(trunk.nic_flows(net, vm, nic, at, port), tag, uplink, vlan, asker=vlan)
 

@@ -8,6 +8,7 @@ from retinue.core.forwarding import Delivery, End, Hop
 from retinue.core.model import IP, Role
 from retinue.core.model.link_local import UNSPECIFIED
 from retinue.core.model.network import Network
+from retinue.core.model.nic import is_mirror_port
 from retinue.core.packets import (
     ARP,
     ND,
@@ -78,6 +79,10 @@ def _handed_out(net: Network, hop: Hop, port: int, frame: bytes, *, at_once: boo
     if at_once and port == hop.in_port:
         text = f"{hop.switch} answers by itself: {summarize(frame)}"
         return Ending(Fate.ANSWERED, hop.switch, name, "", text)
+    if net.switches[hop.switch].role is Role.EDGE and is_mirror_port(name):
+        return Ending(
+            Fate.DELIVERED, hop.switch, name, "", f"a copy goes out of {hop.switch}:{name}, a mirror"
+        )
     who = _who_is_at(net, hop.switch, port)
     to = who or "whoever is there"
     text = f"handed to {to} at {hop.switch}:{name}{link_down(net, hop.switch, port)}"

@@ -44,6 +44,8 @@ class ShownNIC(msgspec.Struct):
     """The guest may give it another MAC."""
     initial_mac: str
     """The MAC with which its port was made, where it has had another one since; "": `mac`."""
+    mirror: str
+    """The name of the port that takes a copy of its traffic, wherever the VM is; "": none."""
     port: int | None
     """At the switch where the VM is delivered; null until the switch reports it."""
     mtu: int

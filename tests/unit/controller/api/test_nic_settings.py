@@ -56,6 +56,8 @@ def allowed(address: object, **more: object) -> dict[str, object]:
         (allowed("10.1.0.254"), 409, "is the gateway of subnet blue"),
         (allowed("10.9.0.1"), 409, "10.9.0.1 is in no subnet, and cannot be allowed"),
         ({"prefixes": ["10.9.0.0/28"] * (MOST_PREFIXES + 1)}, 400, "prefixes"),
+        ({"mirror": "up0"}, 409, "takes no copies"),
+        ({"mirror": 5}, 400, "mirror"),
         ({"prefixes": ["10.9.0.1/28"]}, 409, "not an IP prefix"),
         ({"prefixes": "10.9.0.0/28"}, 400, "prefixes"),
         ({"prefixes": ["10.9.0.0/28", "10.9.0.0/24"]}, 409, "10.9.0.0/28 is routed to it already"),
@@ -73,7 +75,11 @@ async def test_what_is_no_setting_is_rejected_and_changes_nothing(
 
 async def test_a_setting_is_shown(url: str) -> None:
     assert (await set_(url, "vm9", {}))[0] == 409
-    status, answer = await set_(url, "vm1", {"enabled": False, "rate": 7, "prefixes": ["10.9.0.0/28"]})
+    status, answer = await set_(
+        url, "vm1", {"enabled": False, "rate": 7, "prefixes": ["10.9.0.0/28"], "mirror": "mirror1"}
+    )
     assert status == 200
     nics: Any = answer["nics"]
-    assert [(nic["enabled"], nic["rate"], nic["prefixes"]) for nic in nics] == [(False, 7, ["10.9.0.0/28"])]
+    assert [(nic["enabled"], nic["rate"], nic["prefixes"], nic["mirror"]) for nic in nics] == [
+        (False, 7, ["10.9.0.0/28"], "mirror1")
+    ]

@@ -136,6 +136,18 @@ async def test_a_port_whose_number_has_no_meters_is_no_vms(fake: FakeNetwork, re
     assert fake.net.vm_ports.get("vm1", {}) == {}
 
 
+@pytest.mark.parametrize("registered", [True, False])
+async def test_a_port_that_takes_copies_is_no_vms(fake: FakeNetwork, registered: bool) -> None:
+    """Whatever id somebody puts on it: else what others send would be copied to the VM."""
+    if registered:
+        register(fake)
+    assert await reports(fake, port(name="mirror0")) == {}
+    assert [reason.split(";")[0] for reason in mismatches(fake)] == [
+        "a port called mirror0 takes copies of what others send"
+    ]
+    assert ("vm1" in fake.net.vms) is registered
+
+
 # ---- VLAN tags, as libvirt gives them to ports ----
 
 

@@ -8,6 +8,7 @@ from retinue.controller.api.nics import nic_of
 from retinue.controller.app import Controller
 from retinue.controller.parsing import address, network
 from retinue.core.model import Allowed, entity_id, mac
+from retinue.core.model.nic import mirror_port
 from retinue.protocol.nics import AllowedBody, NICBody, NICRemoveBody, NICSetBody
 from retinue.protocol.routes import Route
 
@@ -35,6 +36,7 @@ def handlers(controller: Controller) -> Handlers:
             allowed=None if wanted.allowed is None else tuple(map(_allowed, wanted.allowed)),
             prefixes=None if wanted.prefixes is None else tuple(map(network, wanted.prefixes)),
             mac_changes=wanted.mac_changes,
+            mirror=None if wanted.mirror is None else mirror_port(wanted.mirror),
         )
         return answer(views.vm(controller, vm))
 
