@@ -43,6 +43,7 @@ from retinue.core.packets.dhcp6 import (
 from retinue.core.packets.dhcp_messages import kept_options, name_servers, name_servers_text
 from retinue.core.packets.fip import parse_fip
 from retinue.core.packets.ipv4 import fragments
+from retinue.core.packets.lldp import parse_lldp
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.tracing import Place, place_named, trace
 from retinue.hypervisor.memory_channel import Channel, ChannelError
@@ -295,6 +296,12 @@ def _fip(data: bytes) -> None:
     _ = said.service, said.ports, said.mac
 
 
+def _lldp(data: bytes) -> None:
+    said = parse_lldp(data)
+    _ = said.gateway_mac, said.evb_mode
+    assert parse_lldp(said.build()) == said
+
+
 # ---- the list ----
 
 FRAME, JSON = (FrameError,), damaged_json
@@ -309,6 +316,7 @@ PARSERS = (
     Parser("nd", parse_nd, FRAME, samples.nd, mend=samples.mended_ipv6),
     Parser("ra", parse_nd, FRAME, samples.router_advertisements, mend=samples.mended_ipv6),
     Parser("fip", _fip, FRAME, samples.fip),
+    Parser("lldp", _lldp, FRAME, samples.lldp),
     Parser("frame", _frame, FRAME, samples.frames, mend=samples.mended_frame),
     Parser("trace", _trace, (), samples.frames, mend=samples.mended_frame),
     Parser("openflow", _openflow, (ProtocolError,), samples.openflow, mend=samples.mended_openflow),

@@ -35,6 +35,7 @@ from retinue.core.packets import (
 )
 from retinue.core.packets.dhcp6 import DHCP6, MessageType6, Relayed6, dhcp6_frame, renew6
 from retinue.core.packets.dhcp6_options import IANA, IAAddress, Option6, Status
+from retinue.core.packets.lldp import Lldp, from_leaf
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.entry import Flow, Group, Meter
 from retinue.southbound.openflow.codec import encode
@@ -128,6 +129,13 @@ def fip() -> list[bytes]:
         *(storage.keep_alive(1, of_port=True), storage.clears(1, storage.granted_mac(1))),
     )
     return [frame[14:] for frame in frames]
+
+
+def lldp() -> list[bytes]:
+    """What a leaf of ours says of the gateway; and another speaker, of ports and capabilities besides."""
+    ours = from_leaf("leaf1", "leaf1-server1", MAC, 121)
+    ends = b"\x0a\x05leaf7" + b"\x0e\x04\x00\x14\x00\x14" + b"\0\0"
+    return [ours.build(), ours.build()[:-2] + ends, Lldp(b"\x04" + bytes(6), b"\x05swp1", 0).build()]
 
 
 def nd() -> list[bytes]:

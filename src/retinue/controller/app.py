@@ -45,6 +45,7 @@ from retinue.controller.neighbours.mac_changes import MacChanges
 from retinue.controller.neighbours.nd_responder import NdResponder
 from retinue.controller.neighbours.router_watch import RouterWatch
 from retinue.controller.neighbours.taking import Taking
+from retinue.controller.neighbours.vdp import VdpPath
 from retinue.controller.spoof_counts import SpoofCounts
 from retinue.controller.state import Stored
 from retinue.controller.switches.readback import SwitchSession
@@ -125,6 +126,7 @@ class Controller:
         self.spoof_counts = SpoofCounts(self.context, self.flood_counts)
         self._by_dpid = {switch.dpid: switch.id for switch in net.switches.values()}
         self.inventory = Inventory(self.context, self.orchestrator, self._by_dpid, self._give_back)
+        self.vdp = VdpPath(self.context, self.inventory.put_servers)
         self.nics = NICSettings(self.context, self.inventory.nics.ours)
         self.vnets = VnetInventory(self.context, self.inventory.ports.look_at_vnet)
         self.pairs = Pairs(self.context)
@@ -193,6 +195,7 @@ class Controller:
         self._repeat(1.0, self.arp.ask_for_servers, "search for servers")
         self._repeat(1.0, self.router_watch.look, "routers")
         self._repeat(1.0, self.nd.advertise, "advertisements of the gateway")
+        self._repeat(1.0, self.vdp.say, "gateway MACs by VDP")
         self._repeat(1.0, self.orchestrator.tick, "time limits of migrations")
         self._repeat(1.0, self.spoof_counts.begin, "spoofed frames")
         self._repeat(1.0, self._tell_the_rest, "what is told once a second")
@@ -305,6 +308,8 @@ class Controller:
                 self.fip.from_vm(switch, message.in_port, message.frame)
             case Reason.FIP_FORWARDER:
                 self.fip.from_forwarder(switch, message.in_port, message.frame)
+            case Reason.VDP:
+                self.vdp.from_edge(switch, message.in_port, message.frame)
             case Reason.TUNNEL_MARK:
                 self.domains.hearing.mark(switch, message.frame)
             case Reason.EXPIRED:

@@ -151,6 +151,10 @@ class SwitchTable(ConfigTable, frozen=True):
     tunnel: str = ""
     endpoint: str = ""
     router: list[str] = []
+    vdp: bool = False
+    """Of an edge: what its leaf says by LLDP is which gateway group its server is in."""
+    gateway_group: str = ""
+    """Of a leaf: the group whose MAC it says to its servers by LLDP."""
 
 
 class LinkTable(ConfigTable, frozen=True):
@@ -430,8 +434,9 @@ def _switch(table: SwitchTable) -> Switch:
     if isinstance(endpoint, IPv6Address):
         raise ModelError(f"switch {table.id}: endpoint {endpoint} is no address of IPv4")
     return Switch(
-        table.id, table.role, _dpid(table), table.uplink, table.places == "given", table.tunnel, endpoint
-    )
+        table.id, table.role, _dpid(table), table.uplink, table.places == "given", table.tunnel, endpoint,
+        vdp=table.vdp, gateway_group=table.gateway_group,
+    )  # fmt: skip
 
 
 def _router(table: SwitchTable) -> Switch:

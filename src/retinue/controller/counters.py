@@ -32,6 +32,7 @@ class Count(StrEnum):
     FLOODED = "frames flooded inside vnets"
     FLOOD_TOO_MUCH = "frames not flooded: a NIC sends too many"
     FRAMES_NOT_SENT = "frames not sent: switch away"
+    GATEWAYS_REFUSED = "gateway MACs refused"
     INTERNAL_ERRORS = status.INTERNAL_ERRORS
     LOCATIONS_REJECTED = "server locations rejected"
     ND_ANSWERED = "neighbour discovery answered"

@@ -79,6 +79,10 @@ class EventType(StrEnum):
     FRAME_REJECTED = "frame.rejected"
     GATEWAY_GROUP_REGISTERED = "gateway.registered"
     GATEWAY_GROUP_REMOVED = "gateway.removed"
+    GATEWAY_LEARNED = "gateway.learned"
+    """A leaf has told an edge the MAC of another gateway group: its server is in that from now on."""
+    GATEWAY_REFUSED = "gateway.refused"
+    """What was told of the gateway's MAC is not believed."""
     VRF_REGISTERED = "vrf.registered"
     VRF_REMOVED = "vrf.removed"
     VNET_REGISTERED = "vnet.registered"
@@ -205,6 +209,8 @@ _FIELDS: Mapping[EventType | Order, str] = {
     EventType.FRAME_REJECTED: "where reason",
     EventType.GATEWAY_GROUP_REGISTERED: "group",
     EventType.GATEWAY_GROUP_REMOVED: "group",
+    EventType.GATEWAY_LEARNED: "server group mac",
+    EventType.GATEWAY_REFUSED: "switch port mac reason",
     EventType.VRF_REGISTERED: "vrf",
     EventType.VRF_REMOVED: "vrf",
     EventType.VNET_REGISTERED: "vnet",

@@ -91,6 +91,7 @@ def controller_config(
             _table("[[subnet]]", id=t.id, prefix=str(t.prefix), gateway=str(t.gateway), vnet=t.id)
             for t in topology.tenant
         ),
+        *(_table("[[gateway_group]]", id=group.id, mac=group.mac) for group in topology.gateway_group),
         *(
             _table(
                 "[[switch]]",
@@ -99,6 +100,7 @@ def controller_config(
                 dpid=hex(s.dpid),
                 uplink=UPLINK if s.role == "edge" else None,
                 **_tunnel_end(topology, s.id),
+                **_by_vdp(topology, s.id),
             )
             for s in topology.switches
         ),
@@ -129,6 +131,14 @@ def _tunnel_end(topology: Topology, switch: str) -> dict[str, str]:
     if leaf is None or leaf.endpoint is None:
         return {}
     return {"tunnel": tunnel_port(switch), "endpoint": str(leaf.endpoint.ip)}
+
+
+def _by_vdp(topology: Topology, switch: str) -> dict[str, str | bool]:
+    """What is said of a leaf that tells its servers the gateway's MAC, and of an edge that is told so."""
+    group = next((leaf.gateway_group for leaf in topology.leaf if leaf.id == switch), "")
+    if group:
+        return {"gateway_group": group}
+    return {"vdp": True} if any(one.edge == switch and one.vdp for one in topology.server) else {}
 
 
 def _gateway_tables(topology: Topology, part: GatewayPart, own: object, others: Peers) -> str:
@@ -179,7 +189,7 @@ def _server_table(topology: Topology, part: Addressed) -> str:
     )
 
 
-def _table(header: str, **keys: str | float | list[str] | None) -> str:
+def _table(header: str, **keys: str | float | bool | list[str] | None) -> str:
     """A TOML table; keys that are None are left out. Every value is plain ASCII, whose JSON is TOML too."""
     lines = (f"{key} = {msgspec.json.encode(v).decode()}\n" for key, v in keys.items() if v is not None)
     return f"{header}\n{''.join(lines)}"

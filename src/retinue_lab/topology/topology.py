@@ -98,6 +98,15 @@ class LeafPart(PodSwitchPart, frozen=True, kw_only=True):
     endpoint: IPv4Interface | None = None
     """Its address on the IP network that joins leaves, with the length of the prefix, whose first address is
     a router's; where there are spines none has one."""
+    gateway_group: str = ""
+    """The group whose MAC it says to its servers by LLDP; "": it says nothing."""
+
+
+class GatewayGroupPart(ConfigTable, frozen=True, kw_only=True):
+    """Servers whose VMs know the gateway by this MAC."""
+
+    id: str
+    mac: Mac
 
 
 class TorPart(ConfigTable, frozen=True, kw_only=True):
@@ -119,6 +128,8 @@ class ServerPart(ConfigTable, frozen=True, kw_only=True):
     """True: the controller's configuration names the leaf port; False: the controller finds it by ARP."""
     hypervisor: Literal["qemu", "libvirt"] = "qemu"
     """What runs its VMs: QEMUs that the server's agent starts, or a libvirtd of the server."""
+    vdp: bool = False
+    """True: its edge is told the gateway's MAC by what its leaf says by LLDP."""
 
 
 class CachePart(ConfigTable, frozen=True, kw_only=True):
@@ -227,6 +238,7 @@ class Topology(ConfigTable, frozen=True, kw_only=True):
     subnet: tuple[SubnetPart, ...]
     subnet6: tuple[Subnet6Part, ...] = ()
     tenant: tuple[TenantPart, ...] = ()
+    gateway_group: tuple[GatewayGroupPart, ...] = ()
     core: tuple[SwitchPart, ...] = ()
     spine: tuple[PodSwitchPart, ...] = ()
     leaf: tuple[LeafPart, ...] = ()

@@ -98,8 +98,16 @@ class Switch:
     """Its address on that network."""
     router: bool = False
     """Leaf only: it is a router that is not ours, which is told host routes (see `plain_routers`)."""
+    vdp: bool = False
+    """Edge only: what the leaf says by LLDP at the uplink is which gateway group its server is in."""
+    gateway_group: str = ""
+    """Leaf only: the group whose MAC it says so to the servers at its ports; "": it says nothing."""
 
     def __post_init__(self) -> None:
+        if self.vdp and self.role is not Role.EDGE:
+            raise ModelError(f"switch {self.id}: only an edge is told the gateway's MAC by VDP, by its leaf")
+        if self.gateway_group and self.role is not Role.LEAF:
+            raise ModelError(f"switch {self.id}: only a leaf says the MAC of a gateway group by VDP")
         if not self.id:
             raise ModelError("a switch needs an id")
         if not 0 < self.dpid < 1 << 64:

@@ -47,6 +47,8 @@ class Reason(IntEnum):
     """From another domain's gateway: all that was sent before it has come through the tunnel."""
     FIP_NODE = 23
     FIP_FORWARDER = 32
+    VDP = 33
+    """LLDP at an edge that its leaf tells the gateway's MAC."""
     """Those from 24 on have the bit of SPOOFING_COOKIE_MASK."""
 
 
@@ -68,6 +70,7 @@ SENT_UP_BY: Mapping[Reason, frozenset[Role]] = {
     Reason.TUNNEL_MARK: frozenset({Role.EDGE}),
     Reason.FIP_NODE: frozenset({Role.EDGE}),
     Reason.FIP_FORWARDER: frozenset({Role.LEAF}),
+    Reason.VDP: frozenset({Role.EDGE}),
     Reason.SPOOFED_MAC: frozenset({Role.EDGE}),
     Reason.SPOOFED_IP: frozenset({Role.EDGE, Role.LEAF}),
     Reason.SPOOFED_ARP: frozenset({Role.EDGE}),

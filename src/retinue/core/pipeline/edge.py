@@ -35,14 +35,14 @@ from retinue.core.pipeline.matches import (
     ip_types,
     unroutable,
 )
-from retinue.core.pipeline.meters import VMMeter, rate_meters, vm_meters
+from retinue.core.pipeline.meters import EDGE_VDP, VMMeter, rate_meters, vm_meters
 from retinue.core.pipeline.priorities import TABLE_MISS, Deliver, EdgeAdmit, Forward
 from retinue.core.pipeline.responders import arp, echo
 from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay import Underlay
 
 
-def switch_flows(net: Network, switch: Switch) -> Iterator[Flow]:
+def switch_flows(net: Network, switch: Switch) -> Iterator[Flow | Meter]:
     """What an edge switch holds whatever VMs it has: the way up and the gateway's own answers."""
     owner = Owner("switch", switch.id)
     gateway_mac = net.gateway_mac_of(net.server_of_edge(switch.id))
@@ -55,10 +55,10 @@ def switch_flows(net: Network, switch: Switch) -> Iterator[Flow]:
     for_all = list(_for_all_vrfs(net, switch, owner, gateway_mac))
     yield from for_all
     if net.has_vrfs():
-        yield from vrfs.in_band(for_all)
+        yield from vrfs.in_band(one for one in for_all if isinstance(one, Flow))
 
 
-def _for_all_vrfs(net: Network, switch: Switch, owner: Owner, gateway_mac: Mac) -> Iterator[Flow]:
+def _for_all_vrfs(net: Network, switch: Switch, owner: Owner, gateway_mac: Mac) -> Iterator[Flow | Meter]:
     mark = cookie(Reason.FORWARD, owner)
     for table in (Table.ADMIT, Table.ARP, Table.FORWARD, Table.DELIVER):
         yield Flow(table, TABLE_MISS, (), cookie=mark)
@@ -71,6 +71,11 @@ def _for_all_vrfs(net: Network, switch: Switch, owner: Owner, gateway_mac: Mac) 
         return
     from_fabric = match(in_port=uplink, vlan_vid=PRIORITY_TAG)
     yield Flow(Table.ADMIT, EdgeAdmit.FABRIC_PRIORITY_TAG, from_fabric, cookie=mark)
+    if switch.vdp:
+        said = match(in_port=uplink, vlan_vid=NO_TAG, eth_type=EtherType.LLDP)
+        vdp = cookie(Reason.VDP, owner)
+        yield EDGE_VDP
+        yield Flow(Table.ADMIT, EdgeAdmit.VDP, said, (CONTROLLER,), meter=EDGE_VDP.id, cookie=vdp)
     # A unicast MAC that is not known here becomes the gateway's; a group address never does.
     yield Flow(Table.FORWARD, Forward.GROUP, match(eth_dst=GROUP_BIT), cookie=mark)
     for prefix in unroutable(net):
@@ -140,6 +145,12 @@ def _nic_flows(
     yield from vm_meters(port)
     yield from _without_address(owner, nic.mac, port)
     yield from edge_ipv6.nic_flows(net, vm, nic, port)
+    if net.switches[at.edge].vdp:
+        said = match(in_port=port, vlan_vid=NO_TAG, eth_type=EtherType.LLDP, eth_src=nic.mac)
+        yield Flow(
+            Table.ADMIT, EdgeAdmit.VDP, said, (CONTROLLER,),
+            meter=VMMeter.SPOOFING.id(port), cookie=cookie(Reason.VDP, owner),
+        )  # fmt: skip
     from_vm, to_vm, meters = rate_meters(port, (vm.nic_called(nic.plugged_as) or nic).rate)
     yield from meters
     marked, copy_of_local, copy_of_brought = copies(underlay, net, vm, at)

@@ -70,6 +70,9 @@ class LeafMeter(IntEnum):
     """Where there is an FCoE forwarder."""
 
 
+EDGE_VDP = Meter(1, 10, 10)
+"""What an edge's uplink may send to the controller of LLDP; its number is below those of VMs' ports."""
+
 LEAF_RATE = 500
 """Frames a second, and the size of a burst, of each LeafMeter."""
 

@@ -40,6 +40,8 @@ class EdgeAdmit(IntEnum):
     FROM_TUNNEL = 140
     """On a gateway to another domain, by its tunnel: to a guest of that domain, or late, to a VM of ours that
     is coming back from there."""
+    VDP = 110
+    """LLDP: from the leaf, where that tells the gateway's MAC; from a VM, to be refused."""
     SPOOFED_ND = 106
     """Neighbour discovery from an address that is not assigned to the NIC."""
     UNSPECIFIED = 105

@@ -101,6 +101,7 @@ TOLD: dict[Reason, str] = {
     Reason.DHCP6_SERVER: "the controller judges the DHCPv6 server's message and hands it on to the VM",
     Reason.VM_ARP: "the controller is asked",
     Reason.VM_ND: "the controller is asked",
+    Reason.VDP: "the controller looks whether its leaf tells it another gateway's MAC",
     Reason.FIP_NODE: "the controller judges it and hands it on to the FCoE forwarders",
     Reason.FIP_FORWARDER: "the controller judges it and hands it on to the nodes that it is for",
     Reason.SERVER_ARP: "the controller is told: so servers are found, and answered",
