@@ -28,8 +28,8 @@ from retinue.controller.inventory.vm_ports import VMPorts
 from retinue.controller.nic_changes import replaced
 from retinue.core.limits import MOST_REPORTS_A_SECOND
 from retinue.core.model import IP, NIC, VM, Mac, ModelError
-from retinue.core.model.constraints import check_assignment, check_vm
 from retinue.core.model.network import Owner, Touched
+from retinue.core.model.vm_constraints import check_assignment, check_vm
 from retinue.protocol.events import EventType
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from retinue.core.model import Network
-from retinue.core.pipeline.compiler import Compiler, Program, key_of
+from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.diff import difference
-from retinue.core.pipeline.entry import Flow
+from retinue.core.pipeline.entry import Flow, Program, key_of
 from retinue.southbound.routers import keeper
 from retinue.southbound.routers.keeper import RouterKeeper
 from retinue.southbound.routers.link import RouterError, RouterLink
@@ -41,7 +41,7 @@ class Routed:
 
     @property
     def wanted(self) -> Program:
-        return self.compiler.program(ROUTER)
+        return self.compiler.program(ROUTER).whole()
 
     def change(self, installed: Program):  # type: ignore[no-untyped-def]
         return difference(self.wanted, installed, {*self.wanted, *installed})

@@ -22,9 +22,9 @@ from retinue.core.model import (
 from retinue.core.model.constraints import check_tiers
 from retinue.core.model.plain_routers import OTHERS
 from retinue.core.packets import parse
-from retinue.core.pipeline.compiler import Compiler, Program, key_of
+from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.diff import difference
-from retinue.core.pipeline.entry import Flow
+from retinue.core.pipeline.entry import Flow, Program, key_of
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.core.pipeline.underlay.router_table import entries, told
 from retinue.core.pipeline.underlay.routers import PlainRouters
