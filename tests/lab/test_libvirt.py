@@ -280,7 +280,7 @@ async def test_a_vm_that_never_stops_writing_moves_by_postcopy_and_lacks_nothing
     command = f"scribble {WRITTEN_MIB} {MUCH_A_SECOND} /tmp/scribbled >/dev/null 2>&1 &"
     await bench.guest(ONE, command)
     await bench.guest(ONE, "until [ -f /tmp/scribbled ]; do usleep 20000; done")
-    async with bench.traffic(await bench.address(ONE), pps=500) as echoes, bench.events() as events:
+    async with bench.traffic(await bench.address(ONE), pps=100) as echoes, bench.events() as events:
         for target in ("server2", "server1"):
             told = await bench.migration(ONE, target_server=target, postcopy="required", downtime_ms=0)
             pause = (told["resumed_at"] - told["stopped_at"]) * 1000
