@@ -293,43 +293,6 @@ async def test_a_vm_that_never_stops_writing_moves_by_postcopy_and_lacks_nothing
     await settled(bench, ONE, "server1")
 
 
-@pytest.mark.long
-async def test_a_vm_whose_rest_does_not_come_has_crashed_and_can_be_started_again(bench: LabBench) -> None:
-    """The source's agent dies when the VM runs at the target already: it ends there, and runs nowhere."""
-    id = "00000000-0000-4000-8000-000000000005"
-    async with bench.events() as events:
-        vm = {"id": id, "mac": "52:54:00:00:00:05", "server": "server1", "addresses": ["10.1.0.55"]}
-        await bench.post("vms", vm)
-        await running(bench, events, id)
-        command = f"scribble {WRITTEN_MIB} {MUCH_A_SECOND} /tmp/scribbled >/dev/null 2>&1 &"
-        await bench.guest(id, command)
-        await bench.guest(id, "until [ -f /tmp/scribbled ]; do usleep 20000; done")
-        wanted = {"vm": id, "target_server": "server2", "postcopy": "required", "downtime_ms": 0}
-        migration = (await bench.post("migrations", wanted))["id"]
-        await events.until(COPYING, lambda e: e["migration_id"] == migration and e["postcopy"])
-        bench.kill("server1-agent")
-
-        async def has_crashed() -> bool:
-            return str((await bench.vm(id))["state"]) == "crashed"
-
-        await eventually(has_crashed)
-        assert await running_at(bench, id) == []
-        await start_agent(bench, "server1")
-        await events.until(
-            "migration.step",
-            lambda e: e["migration"]["id"] == migration and e["migration"]["state"] == "done",
-        )
-        assert (await bench.vm(id))["server"] == "server2"
-        assert id not in await virsh(bench, "server1", "list", "--name", "--all"), "what was left is ended"
-        await bench.cli("vm", "start", id)
-        await eventually(lambda: _runs(bench, id, "server2"))
-    await bench.request("DELETE", f"vms/{id}")
-
-
-async def _runs(bench: LabBench, vm: str, server: str) -> bool:
-    return await running_at(bench, vm) == [server]
-
-
 async def whole(bench: LabBench, vm: str) -> None:
     """Return when the guest has compared and written all of its memory twice since now; then it stops."""
     enough = int(await bench.guest(vm, "cut -d' ' -f4 /tmp/scribbled")) + 2 * WRITTEN_MIB * 256
