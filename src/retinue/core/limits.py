@@ -95,6 +95,8 @@ MOST_ADDRESSES = 64
 """Static addresses of one NIC."""
 MOST_OWN_ADDRESSES = 8
 """Addresses of IPv6 that a VM has made itself, of one NIC."""
+MOST_TLVS = 128
+"""Of one LLDPDU: a speaker has a few of its own, and one for each of its VLANs."""
 MOST_DHCP6_OPTIONS = 64
 """Options of one DHCPv6 message, and as many inside of one option."""
 MOST_DHCP6_ADDRESSES = 8

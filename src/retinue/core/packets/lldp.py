@@ -14,6 +14,7 @@ stands in organizationally specific TLVs (type 127). Two are read here:
 from dataclasses import dataclass
 from enum import IntEnum
 
+from retinue.core.limits import MOST_TLVS
 from retinue.core.model import Mac
 from retinue.core.packets.errors import FrameError
 from retinue.core.packets.ethernet import ZERO_MAC, Ethernet, EtherType, mac_bytes, mac_text
@@ -22,8 +23,6 @@ NEAREST_BRIDGE: Mac = "01:80:c2:00:00:0e"
 """No bridge forwards what is for this group."""
 GROUPS: frozenset[Mac] = frozenset({NEAREST_BRIDGE, "01:80:c2:00:00:03", "01:80:c2:00:00:00"})
 """Nearest bridge, nearest that is no two-port MAC relay, nearest customer bridge."""
-MOST_TLVS = 128
-"""Of one LLDPDU: a speaker has a few of its own, and one for each of its VLANs."""
 EVB_OUI, EVB_SUBTYPE = b"\x00\x80\xc2", 0x0D
 EVB_BYTES = 5
 GATEWAY_OUI, GATEWAY_SUBTYPE = b"\x52\x54\x4e", 1

@@ -13,13 +13,13 @@ from scapy.contrib.lldp import (
 )
 from scapy.layers.l2 import Ether
 
+from retinue.core.limits import MOST_TLVS
 from retinue.core.packets import FrameError, parse
 from retinue.core.packets.lldp import (
     EVB_OUI,
     EVB_SUBTYPE,
     GATEWAY_OUI,
     GATEWAY_SUBTYPE,
-    MOST_TLVS,
     NEAREST_BRIDGE,
     EvbMode,
     Lldp,

@@ -19,6 +19,7 @@ from support.fabric.tenants import add_tenants
 def everything() -> Network:
     """Both families, DHCPv6, tenants, a vnet of smaller packets, and a VM that is on its way."""
     net = fabric()
+    net.switches["edge1"] = replace(net.switches["edge1"], vdp=True)
     add_dhcp6(net)
     add_tenants(net)
     net.put_server(replace(server(9), edge=""))

@@ -21,6 +21,7 @@ def diverted_network() -> Network:
     diverted, copied and forwarded, a vnet that takes less than switches; three tiers."""
     net = fabric(cores=2)
     net.put_vnet(replace(DEFAULT_VNET, mtu=1400))
+    net.switches["edge1"] = replace(net.switches["edge1"], vdp=True)
     net.fence("server3")
     net.put_server(replace(server(9), edge=""))
     add_ipv6(net)
