@@ -16,7 +16,7 @@ from retinue.core.content import CHUNK_BYTES
 from retinue_lab.network import agents
 from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology import topology_file
-from retinue_lab.topology.topology import CachePart
+from retinue_lab.topology.parts import CachePart
 from support.lab.start import lab_of
 from support.lab.tools import LabBench, eventually
 

@@ -15,7 +15,8 @@ import msgspec
 import pytest
 
 from retinue_lab.sandbox.handle import LabHandle
-from retinue_lab.topology.topology import LeafPart, SubnetPart, Topology
+from retinue_lab.topology.parts import LeafPart, SubnetPart
+from retinue_lab.topology.topology import Topology
 from retinue_lab.topology.topology_file import load
 from support.lab.frames import ARP, IP, UDP, Ether, carries, hexed
 from support.lab.start import boot, lab_of

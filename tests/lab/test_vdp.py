@@ -18,7 +18,8 @@ import pytest
 from retinue.core.packets import EtherType, parse
 from retinue.core.packets.lldp import from_leaf, lldp_frame, parse_lldp
 from retinue_lab.sandbox.handle import LabHandle
-from retinue_lab.topology.topology import GatewayGroupPart, Topology
+from retinue_lab.topology.parts import GatewayGroupPart
+from retinue_lab.topology.topology import Topology
 from retinue_lab.topology.topology_file import load
 from support.lab import lldpd_peer
 from support.lab.start import lab_of

@@ -19,7 +19,7 @@ from retinue_lab.network.vm_driver import SOCKET
 from retinue_lab.processes.processes import run
 from retinue_lab.sandbox.clients import Driver, Manager
 from retinue_lab.sandbox.handle import LabHandle
-from retinue_lab.topology.topology import SubnetPart
+from retinue_lab.topology.parts import SubnetPart
 
 VM, MAC, ADDRESS = "vm1", "52:54:00:00:00:01", "10.1.0.50"
 """The address is set by the manager: a DHCP server is no part of what is compared. A system may have another

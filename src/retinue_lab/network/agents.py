@@ -9,7 +9,8 @@ from retinue_lab.network import credentials, libvirtd
 from retinue_lab.network.controller_config import NO_PEERS, Peers
 from retinue_lab.network.switches import env
 from retinue_lab.processes.processes import Supervisor
-from retinue_lab.topology.topology import EDGE_BRIDGE, LIBVIRT, Topology
+from retinue_lab.topology.parts import LIBVIRT
+from retinue_lab.topology.topology import EDGE_BRIDGE, Topology
 
 AGENT_PORT, DOMAIN_PORT = 7800, 7801
 SHARED = "shared"

@@ -29,7 +29,8 @@ from retinue_lab.network.controller_config import controller_config
 from retinue_lab.processes import state
 from retinue_lab.processes.processes import Daemon, Supervisor, first_host_pid, last_words, run
 from retinue_lab.processes.state import Directory, LabStatus, NodeStatus, Settings, SwitchStatus
-from retinue_lab.topology.topology import CONTROLLER, DHCP, LIBVIRT, SANDBOX, Topology
+from retinue_lab.topology.parts import LIBVIRT
+from retinue_lab.topology.topology import CONTROLLER, DHCP, SANDBOX, Topology
 
 STATE_VARIABLE = "RETINUE_LAB_STATE"
 """Environment variable by which every program in the sandbox knows the lab's directory."""

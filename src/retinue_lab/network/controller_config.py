@@ -7,6 +7,7 @@ import msgspec
 
 from retinue.core.limits import VXLAN_BYTES
 from retinue_lab.network import credentials, tor_routers
+from retinue_lab.topology.parts import Addressed, CachePart, GatewayPart, RouterPart, ServerPart
 from retinue_lab.topology.topology import (
     CONTROLLER,
     DATABASE_PORT,
@@ -17,11 +18,6 @@ from retinue_lab.topology.topology import (
     REST_PORT,
     TUNNEL,
     UPLINK,
-    Addressed,
-    CachePart,
-    GatewayPart,
-    RouterPart,
-    ServerPart,
     Topology,
     fabric_port,
     node_of,

@@ -16,7 +16,8 @@ import msgspec
 
 from retinue_lab.errors import LabError
 from retinue_lab.processes.processes import Supervisor
-from retinue_lab.topology.topology import DHCP, DhcpPart, Topology
+from retinue_lab.topology.parts import DhcpPart
+from retinue_lab.topology.topology import DHCP, Topology
 
 RUN = Path("/run/retinue/dhcp")
 NIC = "eth0"

@@ -11,7 +11,8 @@ from pathlib import Path
 from retinue_lab.network import wire as wire_program
 from retinue_lab.network.nodes import MANAGEMENT_NIC, OFFLOADS
 from retinue_lab.processes.processes import Supervisor, run
-from retinue_lab.topology.topology import TUNNEL, GatewayPart, LinkPart, Topology
+from retinue_lab.topology.parts import GatewayPart, LinkPart
+from retinue_lab.topology.topology import TUNNEL, Topology
 
 ROUTER = "link"
 WIRE = wire_program.__file__

@@ -20,7 +20,8 @@ from retinue_lab.network import keepgroups
 from retinue_lab.network.switches import RUN
 from retinue_lab.processes import host
 from retinue_lab.processes.processes import Supervisor
-from retinue_lab.topology.topology import LIBVIRT, ServerPart, Topology
+from retinue_lab.topology.parts import LIBVIRT, ServerPart
+from retinue_lab.topology.topology import Topology
 
 PROGRAMS = ("libvirtd", "virsh")
 TCP_PORT = 16509

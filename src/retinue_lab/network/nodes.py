@@ -15,6 +15,7 @@ from retinue_lab.errors import LabError
 from retinue_lab.measure import arp
 from retinue_lab.network import tor_routers
 from retinue_lab.processes.processes import run
+from retinue_lab.topology.parts import Addressed, RouterPart, ServerPart
 from retinue_lab.topology.topology import (
     CLIENT,
     DHCP,
@@ -23,9 +24,6 @@ from retinue_lab.topology.topology import (
     ROUTER,
     SANDBOX,
     TRANSIT,
-    Addressed,
-    RouterPart,
-    ServerPart,
     Topology,
     node_of,
 )

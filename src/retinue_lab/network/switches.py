@@ -12,6 +12,7 @@ from typing import Any
 
 from retinue.security.credentials import Credentials
 from retinue_lab.processes.processes import Supervisor, run
+from retinue_lab.topology.parts import GatewayPart, ServerPart
 from retinue_lab.topology.topology import (
     EDGE_BRIDGE,
     OPENFLOW_PORT,
@@ -19,8 +20,6 @@ from retinue_lab.topology.topology import (
     OUTER_NIC,
     OVSDB_PORT,
     Bridge,
-    GatewayPart,
-    ServerPart,
     Topology,
 )
 

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterable
 
 from retinue.southbound.routers import linux_router
-from retinue_lab.topology.topology import RouterPart, Topology, fabric_port, node_of
+from retinue_lab.topology.parts import RouterPart
+from retinue_lab.topology.topology import Topology, fabric_port, node_of
 
 SYSCTLS = {
     "net/ipv4/ip_forward": 1,

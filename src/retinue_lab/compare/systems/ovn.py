@@ -16,7 +16,8 @@ from retinue_lab.errors import LabError
 from retinue_lab.network import nodes
 from retinue_lab.network.switches import RUN, env
 from retinue_lab.processes.processes import run
-from retinue_lab.topology.topology import CLIENT, CONTROLLER, EDGE_BRIDGE, FABRIC, ROUTER, UPLINK, ServerPart
+from retinue_lab.topology.parts import ServerPart
+from retinue_lab.topology.topology import CLIENT, CONTROLLER, EDGE_BRIDGE, FABRIC, ROUTER, UPLINK
 
 SCHEMAS = "/usr/share/ovn"
 NORTH, SOUTH = 6641, 6642

@@ -17,7 +17,8 @@ from retinue_lab.compare.systems.base import System
 from retinue_lab.errors import LabError
 from retinue_lab.network import agents, libvirtd
 from retinue_lab.processes.processes import run
-from retinue_lab.topology.topology import LIBVIRT, Topology
+from retinue_lab.topology.parts import LIBVIRT
+from retinue_lab.topology.topology import Topology
 
 MIGRATION_SECONDS = 120.0
 """libvirt's take long where the processors are busy."""

@@ -19,7 +19,7 @@ from retinue_lab.errors import LabError
 from retinue_lab.network import libvirtd
 from retinue_lab.processes.state import DaemonStatus
 from retinue_lab.sandbox.handle import LabHandle
-from retinue_lab.topology import topology, topology_file
+from retinue_lab.topology import parts, topology_file
 
 
 def test_a_missing_program_is_named_with_its_package() -> None:
@@ -42,8 +42,8 @@ def test_libvirts_lab_is_the_others_but_for_who_runs_the_vms() -> None:
     theirs = base.LearningSwitch().network()
     ours = own.RetinueLibvirt().network()
     assert theirs == topology_file.load()
-    assert {server.hypervisor for server in ours.server} == {topology.LIBVIRT}
-    servers = tuple(msgspec.structs.replace(s, hypervisor=topology.QEMU) for s in ours.server)
+    assert {server.hypervisor for server in ours.server} == {parts.LIBVIRT}
+    servers = tuple(msgspec.structs.replace(s, hypervisor=parts.QEMU) for s in ours.server)
     assert msgspec.structs.replace(ours, server=servers) == theirs
 
 
