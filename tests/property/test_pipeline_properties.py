@@ -469,6 +469,8 @@ def change(net: Network, shape: Shape, step: Step) -> Touched:
             return net.put_server(replace(net.servers[f"server{location}"], given_at=there))
         return net.detect(f"server{location}", there)
     if what == "packet size":
+        if net.over_routers:
+            return NOTHING  # Rejected: they tell no sender the size of one vnet.
         return net.put_vnet(replace(net.vnets[DEFAULT_VNET.id], mtu=(0, 1280, 1400, 1500)[number - 1]))
     if what.endswith("ports"):
         return change_ports(net, what, number, location)

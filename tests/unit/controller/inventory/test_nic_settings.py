@@ -69,7 +69,7 @@ async def test_a_disabled_nic_is_silent_and_hears_nothing_wherever_it_is(fake: F
 
 
 async def test_a_rate_is_metered_in_each_direction_and_gone_with_it(fake: FakeNetwork) -> None:
-    nics, program = fake.controller.nics, fake.controller.context.compiler.programs["edge1"]
+    nics, program = fake.controller.nics, fake.controller.context.compiler.program("edge1")
     before = set(program)
     await nics.change("vm1", rate=100_000)
     meters = [entry for key, entry in program.items() if isinstance(entry, Meter) and entry.kilobits]
