@@ -37,6 +37,7 @@ def say(fake: FakeNetwork, switch: str, reason: Reason, port: int, frame: bytes)
 def test_the_table_has_what_the_pipeline_sends_up_and_nothing_else() -> None:
     net = fabric()
     net.put_vnet(replace(DEFAULT_VNET, mtu=1400))
+    net.switches["edge1"] = replace(net.switches["edge1"], vdp=True)
     add_dhcp6(net)
     net.put_server(replace(server(9), edge=""))
     for number in (1, 2, 3):
