@@ -35,7 +35,7 @@ _OWN = frozenset(
     {
         Field.IN_PORT, Field.ETH_DST, Field.ETH_SRC, Field.IPV4_SRC, Field.IPV4_DST, Field.ARP_SPA,
         Field.ARP_TPA, Field.ARP_SHA, Field.ARP_THA, Field.IPV6_SRC, Field.IPV6_DST, Field.IPV6_ND_TARGET,
-        Field.IPV6_ND_SLL, Field.IPV6_ND_TLL, Field.TUN_SRC, Field.TUN_DST,
+        Field.IPV6_ND_SLL, Field.IPV6_ND_TLL, Field.TUN_SRC, Field.TUN_DST, Field.METADATA,
     }
 )  # fmt: skip
 """Fields whose values are an owner's own, or its place's."""

@@ -11,7 +11,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueE
 from retinue.core.model.network import Network
 from retinue.core.model.plain_routers import OTHERS
 from retinue.core.pipeline.entry import Change, Group, Meter
-from retinue.core.pipeline.underlay.router_table import entries, told
+from retinue.core.pipeline.underlay.router_table import entries, taken_back, told
 from retinue.southbound.openflow.codec.messages import FlowStats, MeterStats
 from retinue.southbound.routers.link import Answer, RouterError, RouterLink
 
@@ -50,8 +50,11 @@ class RouterSession:
     async def apply(self, change: Change, now: float) -> None:
         """Make the change, and return when the router's table says so. Raises RouterError when it does not;
         ConnectionError, TimeoutError."""
-        put = told(self._net, change.add)
-        gone = [prefix for prefix in told(self._net, change.remove) if prefix not in put]
+        try:
+            put = told(self._net, change.add)
+        except ValueError as error:
+            raise RouterError(f"router {self._router}: {error}") from None
+        gone = sorted(taken_back(change.remove) - put.keys())
         if not put and not gone:
             return
         held = table_of((await self._link.change(put, gone)).routes)

@@ -92,6 +92,18 @@ async def test_what_is_taken_back_is_gone(routed: Routed, started: Started) -> N
     assert await held(session) == routed.wanted
 
 
+async def test_a_route_that_leads_to_no_server_is_taken_back(routed: Routed, started: Started) -> None:
+    session = await started()
+    await session.apply(routed.change(await held(session)), 0.0)
+    stray = IPv4Network("10.1.0.250/32")
+    await session._link.change({stray: IPv4Address("192.0.2.77")}, [])
+    change = routed.change(await held(session))
+    assert not change.empty
+    await session.apply(change, 0.0)
+    assert await held(session) == routed.wanted
+    assert stray not in table_of((await session._link.look()).routes)
+
+
 async def test_a_router_that_does_not_hold_what_it_was_told_has_not_confirmed(
     routed: Routed, started: Started
 ) -> None:

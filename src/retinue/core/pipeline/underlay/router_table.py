@@ -8,33 +8,37 @@ it is.
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network
 
-from retinue.core.model.addresses import Mac, mac_from_int
 from retinue.core.model.network import Network, Owner
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import Field, Flow, SetField
 from retinue.core.pipeline.matches import ip_match
 from retinue.core.pipeline.priorities import Route
 from retinue.core.pipeline.tables import Table
-from retinue.core.pipeline.underlay.routers import PlainRouters
+from retinue.core.pipeline.underlay.routers import NEXT_HOP, PlainRouters
 
 RouterTable = Mapping[IPv4Network, IPv4Address | None]
 """By prefix: the server that is the next hop; None: the prefix leads nowhere."""
 
 
 def told(net: Network, flows: Iterable[Flow]) -> dict[IPv4Network, IPv4Address | None]:
-    """What a router is told so that it has these entries; of most of them nothing."""
+    """What a router is told so that it has these entries; of most of them nothing. Raises ValueError for a
+    host route without a next hop."""
     found: dict[IPv4Network, IPv4Address | None] = {}
     for flow in flows:
-        prefix = _destination(flow)
+        prefix = _prefix_of_route(flow)
         if prefix is None:
             continue
-        if not flow.actions and Route.PREFIX <= flow.priority <= Route.PREFIX + 32:
+        if flow.priority != Route.HOST:
             found[prefix] = None
-        elif flow.priority == Route.HOST and not _is_a_servers(net, prefix):
-            server = net.server_of_mac(_mac_written(flow))
-            if server is not None and isinstance(server.address, IPv4Address):
-                found[prefix] = server.address
+        elif not _is_a_servers(net, prefix):
+            found[prefix] = _next_hop(flow)
     return found
+
+
+def taken_back(flows: Iterable[Flow]) -> set[IPv4Network]:
+    """The prefixes that a router is to have no route of ours for, so that it has none of these entries. Where
+    such a route led to does not matter: it may be nowhere that is known now."""
+    return {prefix for flow in flows if (prefix := _prefix_of_route(flow)) is not None}
 
 
 def entries(net: Network, router: str, table: RouterTable) -> list[Flow]:
@@ -66,6 +70,12 @@ def _is_kept(flow: Flow, nowhere: RouterTable, table: RouterTable) -> bool:
     return bool(flow.actions) or (prefix is not None and table.get(prefix, flow) is None)
 
 
+def _prefix_of_route(flow: Flow) -> IPv4Network | None:
+    """Of a host route, or of a prefix that leads nowhere; None of all else."""
+    to_nowhere = not flow.actions and Route.PREFIX <= flow.priority <= Route.PREFIX + 32
+    return _destination(flow) if to_nowhere or flow.priority == Route.HOST else None
+
+
 def _destination(flow: Flow) -> IPv4Network | None:
     """To where packets go that an entry of ROUTE is for, whichever way they came."""
     if flow.table != Table.ROUTE or any(field == Field.IN_PORT for field, _, _ in flow.match):
@@ -76,9 +86,11 @@ def _destination(flow: Flow) -> IPv4Network | None:
     return None
 
 
-def _mac_written(flow: Flow) -> Mac:
-    number = next((a.value for a in flow.actions if isinstance(a, SetField) and a.field == Field.ETH_DST), 0)
-    return mac_from_int(number)
+def _next_hop(flow: Flow) -> IPv4Address:
+    for action in flow.actions:
+        if isinstance(action, SetField) and action.field == NEXT_HOP:
+            return IPv4Address(action.value)
+    raise ValueError(f"the route to {_destination(flow)} has no next hop")
 
 
 def _plain(prefix: IPv4Network) -> IPv4Address | IPv4Network:

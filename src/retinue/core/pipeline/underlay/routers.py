@@ -54,6 +54,9 @@ from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay.base import Near
 from retinue.core.pipeline.underlay.fabric import LeafSpine
 
+NEXT_HOP = Field.METADATA
+"""Where a host route's entry says the address of its server."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlainRouters(LeafSpine):
@@ -121,8 +124,13 @@ class PlainRouters(LeafSpine):
         return found
 
     def _rewrite(self, server: Server) -> tuple[Action, ...]:
+        """The next hop, which nothing else of an entry says, is in METADATA, which no packet has: a server's
+        new address makes its entries other ones."""
         source, destination = self.net.gateway_mac, server.mac
-        return (DecTtl(), set_field(Field.ETH_SRC, source), set_field(Field.ETH_DST, destination))
+        written = (DecTtl(), set_field(Field.ETH_SRC, source), set_field(Field.ETH_DST, destination))
+        if not isinstance(server.address, IPv4Address):
+            return written
+        return (SetField(NEXT_HOP, int(server.address)), *written)
 
     def flood_ways(self, servers: Collection[Server], vlan: int, group: int, mark: int) -> EntriesBySwitch:
         return {}

@@ -25,8 +25,11 @@ from retinue.core.packets import parse
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.diff import difference
 from retinue.core.pipeline.entry import Flow, Program, key_of
+from retinue.core.pipeline.matches import ip_match
+from retinue.core.pipeline.priorities import Route
+from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay import underlay_of
-from retinue.core.pipeline.underlay.router_table import entries, told
+from retinue.core.pipeline.underlay.router_table import entries, taken_back, told
 from retinue.core.pipeline.underlay.routers import PlainRouters
 from support.fabric.networks import (
     GATEWAY_MAC,
@@ -139,7 +142,7 @@ def test_a_move_is_one_route_on_each_router_that_is_replaced() -> None:
     for router, installed in before.items():
         change = difference(compiler.program(router), installed, keys[router])
         assert told(net, change.add) == {host("10.1.0.101"): IPv4Address("10.0.0.13")}
-        assert told(net, change.remove).keys() <= {host("10.1.0.101")}, "its way back by the port it came by"
+        assert taken_back(change.remove) <= {host("10.1.0.101")}, "its way back by the port it came by"
 
 
 @pytest.mark.parametrize("router", ["leaf1", "leaf2"])
@@ -161,6 +164,7 @@ def test_what_is_missing_from_a_table_or_wrong_in_it_is_told() -> None:
         host("10.1.0.102"): IPv4Address("10.0.0.12"),  # Another server's.
         host("10.1.0.103"): IPv4Address("192.0.2.77"),  # No server's.
         host("10.1.0.250"): IPv4Address("10.0.0.11"),  # Nobody holds it.
+        host("10.1.0.251"): IPv4Address("192.0.2.77"),  # Nobody holds it, and no server's.
         IPv4Network("10.9.0.0/24"): None,
     }
     found: Program = {key_of(flow): flow for flow in entries(net, "leaf1", table)}
@@ -172,8 +176,32 @@ def test_what_is_missing_from_a_table_or_wrong_in_it_is_told() -> None:
         host("10.1.0.103"): IPv4Address("10.0.0.12"),
         IPv4Network("10.1.0.0/24"): None,
     }
-    gone = told(net, change.remove).keys() - told(net, change.add).keys()
-    assert gone == {host("10.1.0.250"), IPv4Network("10.9.0.0/24")}
+    gone = taken_back(change.remove) - told(net, change.add).keys()
+    assert gone == {host("10.1.0.250"), host("10.1.0.251"), IPv4Network("10.9.0.0/24")}
+
+
+@pytest.mark.parametrize("router", ["leaf1", "leaf2"])
+def test_a_server_with_another_address_is_another_next_hop(router: str) -> None:
+    """Of the same MAC, at the same port: nothing of a frame changes, and all its VMs' routes do."""
+    net = network()
+    compiler = Compiler(net)
+    compiler.update(net.everything())
+    before, table = dict(compiler.program(router)), table_of(net, router)
+    there = replace(net.servers["server1"], address=IPv4Address("10.0.0.21"))
+    keys = compiler.update(net.put_server(there)).get(router, {})
+    change = difference(compiler.program(router), before, keys)
+    moved_on = {host("10.1.0.101"): there.address, host("10.1.0.102"): there.address}
+    assert told(net, change.add) == moved_on
+    # An audit, too, sees by the router's table that it was not told.
+    found: Program = {key_of(flow): flow for flow in entries(net, router, table)}
+    assert told(net, difference(compiler.program(router), found, {*found}).add) == moved_on
+
+
+def test_a_host_route_without_a_next_hop_is_none() -> None:
+    net = network()
+    flow = Flow(Table.ROUTE, Route.HOST, ip_match(dst=IPv4Address("10.1.0.101")))
+    with pytest.raises(ValueError, match=r"10\.1\.0\.101/32 has no next hop"):
+        told(net, [flow])
 
 
 # ---- in which order ----
