@@ -18,16 +18,22 @@ at all is answered by {"error": "..."}.
 All routes have the protocol and the metric 220: others' routes are never touched. Each next hop is an
 object of the kernel's whose number is the server's address. So the table tells which server is meant, and
 when the router's own way to a server changes (looked at once a second) all routes to it follow at once.
+A route of protocol 220 that is by no such object is told as one to 0.0.0.0: it is none of ours.
+
+Of several that are started at one router only the last one writes: the others end at their next question, or
+within a second. So what a caller has given up waiting for never undoes what the next adapter has confirmed.
 """
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import json
 import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +42,10 @@ from typing import Any
 PROTOCOL = METRIC = "220"
 OURS = f"proto {PROTOCOL} metric {METRIC}"
 LOOK_SECONDS = 1.0
+IP_SECONDS = 4.0
+"""Less than an answer is waited for: `ip` ends before its caller is given up."""
+LOCK = "/run/retinue-router-{}.lock"
+"""By the network namespace, whose table it is."""
 LONGEST = 16 << 20
 
 
@@ -44,9 +54,17 @@ class RouterFailedError(Exception):
 
 
 def ip(*words: str, lines: Sequence[str] | None = None) -> str:
-    """What `ip` prints."""
+    """What `ip` prints. It inherits the `Turn`: if this program is killed, the next one waits for it."""
     text = None if lines is None else "\n".join(lines) + "\n"
-    done = subprocess.run(["ip", *words], input=text, capture_output=True, text=True, timeout=10, check=False)
+    done = subprocess.run(
+        ["ip", *words],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=IP_SECONDS,
+        check=False,
+        close_fds=False,
+    )
     if done.returncode:
         raise RouterFailedError(f"ip {' '.join(words)}: {done.stderr.strip() or done.returncode}")
     return done.stdout
@@ -65,14 +83,39 @@ def documents(text: str) -> list[Any]:
     return found
 
 
+class Turn:
+    """Who may write: the adapter that was started last, and while it does no other.
+
+    Not the first one for as long as it lives: of a connection that broke its end may not hear for hours.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.own = f"{os.getpid()} {time.time_ns()}".encode()
+        self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        os.set_inheritable(self.file, True)
+        with self:
+            os.ftruncate(self.file, 0)
+            os.pwrite(self.file, self.own, 0)
+
+    def __enter__(self) -> Turn:
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        fcntl.flock(self.file, fcntl.LOCK_UN)
+
+    def is_ours(self) -> bool:
+        return os.pread(self.file, 100, 0) == self.own
+
+
 class Router:
     def __init__(self) -> None:
         self.ways: dict[str, str] = {}
-        """By server: how the kernel was told to reach it."""
+        """By server: how the kernel was told to reach it; "" when that is not known."""
 
     def look(self) -> dict[str, Any]:
-        routes = self.table(documents(ip("-json", "-4", "route", "show", "proto", PROTOCOL)))
-        for hop in [hop for hop in routes.values() if hop is not None]:
+        routes = self.routes()
+        for hop in [hop for hop in routes.values() if hop is not None and number(hop)]:
             self.ways.setdefault(hop, "")  # Of an adapter that was here before.
         ports = {
             one["ifname"]: [one["ifindex"], one.get("address", ""), "LOWER_UP" in one["flags"]]
@@ -94,27 +137,41 @@ class Router:
         return max(words, default=0) == 1
 
     def change(self, put: Mapping[str, str | None], delete: Sequence[str]) -> dict[str, Any]:
+        routes = {str(ipaddress.IPv4Network(prefix)): hop for prefix, hop in put.items()}
+        gone = [str(ipaddress.IPv4Network(prefix)) for prefix in delete]
         hops = {str(ipaddress.IPv4Address(hop)) for hop in put.values() if hop is not None}
-        todo = [line for hop in sorted(hops) for line in self.to_server(hop)]
-        touched = [str(ipaddress.IPv4Network(prefix)) for prefix in (*put, *delete)]
-        for prefix, hop in put.items():
+        ways = {hop: self.way_to(hop) for hop in sorted(hops)}
+        there = self.held(gone) if gone else {}
+        todo = []
+        for prefix, hop in routes.items():
             way = f"{prefix} nhid {number(hop)}" if hop is not None else f"blackhole {prefix}"
             todo.append(f"route replace {way} {OURS}")
-        there = self.held(delete) if delete else {}
-        todo += [f"route del {prefix} {OURS}" for prefix in delete if prefix in there]
+        todo += [f"route del {prefix} {OURS}" for prefix in gone if prefix in there]
         wrong = ""
         try:
-            if todo:
-                ip("-batch", "-", lines=todo)
+            self.do(todo, ways)
         except RouterFailedError as error:
             wrong = str(error)
-        answer = {"routes": self.held(touched)}
+        answer = {"routes": self.held((*routes, *gone))}
         return {**answer, "error": wrong} if wrong else answer
 
+    def do(self, todo: Sequence[str], ways: Mapping[str, str]) -> None:
+        """Make next hops be these ways to servers, and then do this."""
+        changed = [server for server, way in ways.items() if self.ways.get(server) != way]
+        hops = [f"nexthop replace id {number(server)} {ways[server]} proto {PROTOCOL}" for server in changed]
+        # Of what fails nobody knows how much was done.
+        self.ways.update(dict.fromkeys(ways, ""))
+        if hops or todo:
+            ip("-batch", "-", lines=[*hops, *todo])
+        self.ways.update(ways)
+
     def held(self, prefixes: Iterable[str]) -> dict[str, str | None]:
-        """What the kernel holds of these prefixes."""
-        lines = [f"route show exact {ipaddress.IPv4Network(prefix)} proto {PROTOCOL}" for prefix in prefixes]
-        return self.table(documents(ip("-json", "-batch", "-", lines=lines))) if lines else {}
+        """What the kernel holds of these prefixes. `ip` reads all routes, however few it is to show."""
+        meant, routes = set(prefixes), self.routes()
+        return {prefix: hop for prefix, hop in routes.items() if prefix in meant}
+
+    def routes(self) -> dict[str, str | None]:
+        return self.table(documents(ip("-json", "-4", "route", "show", "proto", PROTOCOL)))
 
     def table(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, str | None]:
         found: dict[str, str | None] = {}
@@ -125,34 +182,27 @@ class Router:
             if row.get("type") == "blackhole":
                 found[prefix] = None
             else:
-                hop = row.get("nhid")
-                found[prefix] = str(ipaddress.IPv4Address(hop)) if hop else row.get("gateway", "")
+                found[prefix] = str(ipaddress.IPv4Address(row.get("nhid", 0)))
         return found
 
-    def to_server(self, server: str) -> list[str]:
-        """What makes the next hop for a server be the router's own way to it; nothing when it is."""
+    def way_to(self, server: str) -> str:
+        """The router's own way to a server, as a next hop."""
         try:
             way = documents(ip("-json", "-4", "route", "get", server))[0]
         except RouterFailedError as error:
             raise RouterFailedError(f"the router has no way to server {server}: {error}") from None
         if way.get("type") in ("blackhole", "unreachable", "prohibit", "local") or "dev" not in way:
             raise RouterFailedError(f"the router has no way to server {server}: {way}")
-        line = f"via {way.get('gateway', server)} dev {way['dev']} onlink"
-        if self.ways.get(server) == line:
-            return []
-        self.ways[server] = line
-        return [f"nexthop replace id {number(server)} {line} proto {PROTOCOL}"]
+        return f"via {way.get('gateway', server)} dev {way['dev']} onlink"
 
     def follow(self) -> None:
         """The router's own ways to servers may have changed, or their next hops gone with a port."""
         there = {row["id"] for row in documents(ip("-json", "nexthop", "show", "proto", PROTOCOL))}
         for server in list(self.ways):
             if number(server) not in there:
-                del self.ways[server]
+                self.ways[server] = ""
             try:
-                todo = self.to_server(server)
-                if todo:
-                    ip("-batch", "-", lines=todo)
+                self.do((), {server: self.way_to(server)})
             except RouterFailedError:
                 self.ways.pop(server, None)  # Tried again when a route needs it.
 
@@ -176,19 +226,33 @@ def answer(router: Router, line: bytes) -> dict[str, Any]:
 
 
 def main() -> int:
-    router, waiting = Router(), b""
+    turn, router, waiting = Turn(LOCK.format(Path("/proc/self/ns/net").stat().st_ino)), Router(), b""
+    due = time.monotonic() + LOOK_SECONDS
     while True:
-        if not select.select([0], [], [], LOOK_SECONDS)[0]:
-            with suppress(RouterFailedError, OSError, subprocess.SubprocessError):
-                router.follow()
-            continue
-        part = os.read(0, 1 << 16)
-        if not part or len(waiting) > LONGEST:
-            return 0
-        *lines, waiting = (waiting + part).split(b"\n")
+        lines: list[bytes] = []
+        if select.select([0], [], [], max(0.0, due - time.monotonic()))[0]:
+            part = os.read(0, 1 << 16)
+            if not part or len(waiting) > LONGEST:
+                return 0
+            *lines, waiting = (waiting + part).split(b"\n")
         for line in lines:
-            sys.stdout.write(json.dumps(answer(router, line)) + "\n")
+            with turn:
+                if not turn.is_ours():
+                    return replaced()
+                said = answer(router, line)
+            sys.stdout.write(json.dumps(said) + "\n")
             sys.stdout.flush()
+        if time.monotonic() >= due:  # However much is asked.
+            with turn, suppress(RouterFailedError, OSError, subprocess.SubprocessError):
+                if not turn.is_ours():
+                    return replaced()
+                router.follow()
+            due = time.monotonic() + LOOK_SECONDS
+
+
+def replaced() -> int:
+    sys.stderr.write("another adapter was started at this router, and this one ends\n")
+    return 1
 
 
 if __name__ == "__main__":
