@@ -342,8 +342,12 @@ class Controller:
         switch = self._by_dpid.get(session.dpid)
         if switch is not None and self.context.session(switch) is session:
             touched = self.context.apply(SwitchPortsChanged(switch, session.ports, session.down))
-            if touched:
-                self.context.spawn(self.context.install(touched), f"ports of {switch}")
+            self.context.spawn(self._ports_of_router(switch, touched), f"ports of {switch}")
+
+    async def _ports_of_router(self, switch: str, touched: Touched) -> None:
+        if touched:
+            await self.context.install(touched)
+        self._mended(switch)  # A server may be reached by now.
 
     def port_status(self, session: Session, message: PortStatus) -> None:
         switch = self._by_dpid.get(session.dpid)

@@ -21,9 +21,11 @@ def main() -> None:
             print("no JSON", flush=True)
             continue
         if asked["ask"] == "look":
-            ports = {f"p{n}": [100 + n, mac, n != 3] for n in (1, 2, 3)}
+            ports = {f"p{n}": [100 + n, mac, n != 3] for n in (1, 2, 3, 4)}
             said = {"ports": ports, "forwards": fault != "no forwarding", "routes": routes}
-            said["strict"] = ["p1"] if fault == "strict" else []
+            said["strict"] = [fault.removeprefix("strict ")] if fault.startswith("strict ") else []
+            if fault.startswith("mac "):
+                ports[fault.removeprefix("mac ")][1] = "02:00:00:00:00:99"
         elif fault == "refuses":
             said = {"error": "no room in the table"}
         else:

@@ -258,7 +258,12 @@ class Inventory:
         edge = self._net.servers[vm.server].edge
         found = []
         if not underlay_of(self._net).is_reachable(vm.server):
-            found.append(f"server {vm.server} has not been detected at any leaf")
+            at = self._net.location(vm.server)
+            found.append(
+                f"server {vm.server} has not been detected at any leaf"
+                if at is None
+                else f"port {at.port} of {at.switch}, to server {vm.server}, has no link or is not set up"
+            )
         without = (nic for nic in vm.nics if not nic.trunk and self._net.port_of(nic, edge) is None)
         found += [f"switch {edge} has no port with iface-id {nic.port_id}" for nic in without]
         if not self._context.is_connected(edge):

@@ -8,12 +8,16 @@ afterwards.
 from collections.abc import Callable, Mapping
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
 
+import structlog
+
 from retinue.core.model.network import Network
 from retinue.core.model.plain_routers import OTHERS
 from retinue.core.pipeline.entry import Change, Group, Meter
 from retinue.core.pipeline.underlay.router_table import entries, taken_back, told
 from retinue.southbound.openflow.codec.messages import FlowStats, MeterStats
 from retinue.southbound.routers.link import Answer, RouterError, RouterLink
+
+log = structlog.get_logger()
 
 OTHERS_PORT = 0xFFFF_0000
 """The number of its port to other routers, which is none of the kernel's."""
@@ -33,6 +37,8 @@ class RouterSession:
         self.peer = f"adapter of {router}"
         self.ports: dict[str, int] = {}
         self.down: frozenset[str] = frozenset()
+        """Without a link, or such that no server is reached there until somebody sets them right."""
+        self._unfit: frozenset[str] = frozenset()
         self._net, self._router, self._link, self._gone = net, router, link, gone
         self._table: Table = {}
         self._ended = False
@@ -109,26 +115,34 @@ class RouterSession:
     def _take(self, answer: Answer) -> None:
         if not answer.forwards:
             raise RouterError(f"router {self._router} does not forward: sysctl -w net.ipv4.ip_forward=1")
-        at_servers = {
-            at.port
+        servers = {
+            at.port: server.id
             for server in self._net.servers.values()
             if server.edge and (at := self._net.location(server.id)) is not None and at.switch == self._router
         }
-        for name in sorted(at_servers & answer.ports.keys()):
-            if name in answer.strict:
-                raise RouterError(
+        wrong: dict[str, str] = {}
+        for name, (_, mac, up) in sorted(answer.ports.items()):
+            strict = up and name in answer.strict
+            if strict:
+                wrong[name] = (
                     f"port {name} of router {self._router} takes a packet only where the way back to its "
                     "source leads, and a VM that migrates sends from two places: "
                     f"sysctl -w net.ipv4.conf.{name}.rp_filter=2"
                 )
-            mac = answer.ports[name][1]
-            if mac != self._net.gateway_mac:
-                raise RouterError(
+            elif name in servers and mac != self._net.gateway_mac:
+                wrong[name] = (
                     f"port {name} of router {self._router} has MAC {mac}, and edges send to the gateway's: "
                     f"ip link set {name} address {self._net.gateway_mac}"
                 )
+            # Where VMs are their last packets come in there; and by whatever other port, from other routers.
+            if strict and (name not in servers or self._net.vms_on(servers[name])):
+                raise RouterError(wrong[name])
+        for name in sorted(wrong.keys() - self._unfit):
+            log.warning("router.port_unfit", router=self._router, server=servers[name], error=wrong[name])
+        self._unfit = frozenset(wrong)
         self.ports = {name: number for name, (number, _, _) in answer.ports.items()} | {OTHERS: OTHERS_PORT}
         self.down = frozenset(name for name, (_, _, up) in answer.ports.items() if not up)
+        self.down |= self._unfit
 
 
 def table_of(routes: Mapping[str, str | None]) -> Table:

@@ -8,11 +8,13 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from retinue.core.model import Network
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.diff import difference
 from retinue.core.pipeline.entry import Flow, Program, key_of
+from retinue.core.pipeline.underlay import underlay_of
 from retinue.southbound.routers import keeper
 from retinue.southbound.routers.keeper import RouterKeeper
 from retinue.southbound.routers.link import RouterError, RouterLink
@@ -150,8 +152,8 @@ async def test_who_does_not_answer_is_ended(routed: Routed) -> None:
     ("command", "why"),
     [
         (with_fault("no forwarding"), "does not forward: sysctl -w"),
-        (with_fault("strict"), "sysctl -w net.ipv4.conf.p1.rp_filter=2"),
-        (with_fault("", "02:00:00:00:00:99"), "ip link set p1 address 00:00:de:ad:be:ef"),
+        (with_fault("strict p1"), "sysctl -w net.ipv4.conf.p1.rp_filter=2"),  # VMs are there.
+        (with_fault("strict p4"), "sysctl -w net.ipv4.conf.p4.rp_filter=2"),  # To another router.
     ],
 )
 async def test_a_router_that_would_not_route_what_edges_send_is_none(
@@ -162,6 +164,33 @@ async def test_a_router_that_would_not_route_what_edges_send_is_none(
     with pytest.raises(RouterError, match=why):
         RouterSession(routed.net, ROUTER, link, first, print)
     await link.closed()
+
+
+@pytest.mark.parametrize(
+    ("fault", "port", "help"),
+    [
+        ("strict p2", "p2", "sysctl -w net.ipv4.conf.p2.rp_filter=2"),
+        ("mac p2", "p2", "ip link set p2 address 00:00:de:ad:be:ef"),
+        ("mac p1", "p1", "ip link set p1 address 00:00:de:ad:be:ef"),
+    ],
+)
+async def test_a_port_that_is_not_set_up_costs_its_server_alone(
+    routed: Routed, started: Started, fault: str, port: str, help: str
+) -> None:
+    with capture_logs() as said:
+        session = await started(fault)
+        await session.look()
+    warned = [one for one in said if one["event"] == "router.port_unfit"]
+    assert [help in one["error"] for one in warned] == [True], "once"
+    assert session.down == {"p3", port}
+    await session.apply(routed.change(await held(session)), 0.0)
+    routed.net.set_ports(ROUTER, session.ports, session.down)
+    reached = {one for one in ("server1", "server2") if underlay_of(routed.net).is_reachable(one)}
+    assert reached == {"server1", "server2"} - {"server" + port[1:]}
+
+
+async def test_a_strict_port_without_a_link_costs_nothing(started: Started) -> None:
+    assert (await started("strict p3")).alive
 
 
 async def test_a_table_that_somebody_else_has_changed_is_noticed(routed: Routed, started: Started) -> None:

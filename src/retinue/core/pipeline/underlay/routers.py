@@ -148,6 +148,13 @@ class PlainRouters(LeafSpine):
 
     # ---- where servers are ----
 
+    def is_reachable(self, server: str) -> bool:
+        """The router has its port, with a link, and set up as it should be (`RouterSession.down`)."""
+        at = self.net.location(server)
+        if at is None or self.net.is_down(at):
+            return False
+        return self.net.port_number(at) is not None or not self.net.has_told_ports(at.switch)
+
     def knows(self, server: str, switch: str) -> bool:
         at = self.net.location(server)
         return at is not None and (at.switch == switch or self.net.has_told_ports(at.switch))

@@ -204,6 +204,22 @@ def test_a_host_route_without_a_next_hop_is_none() -> None:
         told(net, [flow])
 
 
+def test_a_server_is_reached_at_a_port_that_its_router_has_and_that_has_a_link() -> None:
+    net = network()
+    numbers = {name: net.port_number(PortRef("leaf1", name)) or 0 for name in ("p1", "p3", OTHERS)}
+
+    def reached() -> list[bool]:
+        return [underlay_of(net).is_reachable(one) for one in ("server1", "server2", "server3")]
+
+    assert reached() == [True, True, True]
+    net.set_ports("leaf1", numbers, ("p1",))
+    assert reached() == [False, True, True]
+    net.set_ports("leaf1", {"p1": 1, OTHERS: numbers[OTHERS]})
+    assert reached() == [True, True, False]
+    net.set_ports("leaf1", {})
+    assert reached() == [True, True, True], "until it says which ports it has"
+
+
 # ---- in which order ----
 
 
