@@ -275,6 +275,7 @@ async def test_the_memory_of_a_vm_that_writes_goes_over_whole_in_as_many_passes_
         assert "migration.stream_not_seen" not in log
 
 
+@pytest.mark.long
 async def test_a_vm_that_never_stops_writing_moves_by_postcopy_and_lacks_nothing(bench: LabBench) -> None:
     """libvirt runs it at its target with much of its memory still to come; its traffic is there before."""
     command = f"scribble {WRITTEN_MIB} {MUCH_A_SECOND} /tmp/scribbled >/dev/null 2>&1 &"

@@ -81,7 +81,7 @@ class LibvirtBackend:
         kind = KINDS[config.vm.accelerator if config.vm is not None else "tcg"]
         self.ports = DepartedVMs(folder)
         self.hypervisor = LibvirtHypervisor(
-            self._host, shared, table.control, bridge=config.bridge, kind=kind
+            self._host, shared, table.control, bridge=config.bridge, kind=kind, postcopy=table.postcopy
         )
         self._watching: asyncio.Task[None] | None = None
         self._catching_up: asyncio.Task[None] | None = None

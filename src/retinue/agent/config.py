@@ -57,6 +57,8 @@ class LibvirtTable(ConfigTable, frozen=True):
     """That folder as the agent sees it, where libvirt is in a container."""
     user: str = ""
     """The user whose the QEMUs are; "": the agent's own."""
+    postcopy: bool = False
+    """VMs may come here by post-copy, of which not all is shown yet under libvirt (docs/libvirt.md)."""
 
 
 class ContentTable(ConfigTable, frozen=True):

@@ -256,6 +256,8 @@ class Dispatcher:
         def missed(type: Order) -> None:
             self.on_event(ControllerEvent(type, vm=record, migration=migration))
 
+        if migration.after_the_fact:
+            return
         vm = self.vms.get(migration.vm)
         comes = migration.target == self.server and migration.state in MAY_HAVE_HANDED_OVER
         if comes and vm is None and (lost := self._lost.pop(migration.vm, None)) is not None:

@@ -37,10 +37,15 @@ def socket_towards(pid: int, path: Path) -> socket.socket:
                 try:
                     if not str(file.readlink()).startswith("socket:"):
                         continue
-                    found = socket.socket(fileno=copy_of(process, int(file.name)))
+                    copy = copy_of(process, int(file.name))
                 except PermissionError:
                     raise
                 except OSError:  # It has been closed.
+                    continue
+                try:
+                    found = socket.socket(fileno=copy)
+                except OSError:  # And another file opened, with its number.
+                    os.close(copy)
                     continue
                 if _peer(found) == str(path):
                     return found

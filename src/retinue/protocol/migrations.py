@@ -118,6 +118,8 @@ class MigrationRecord(msgspec.Struct, frozen=True):
     """Rolling back: the target has given the VM back."""
     far: FarRecord | None = None
     """In a migration between domains: what is behind the gateway that is its source or target here."""
+    after_the_fact: bool = False
+    """Hypervisors of others have made it: no agent has a part in it."""
 
 
 LONGEST_DOWNTIME_MS = 60_000

@@ -96,4 +96,5 @@ uri = "{libvirtd.uri(server)}"
 control = "{libvirtd.uri_from_outside(topology, server)}"
 folder = "{inside}"
 seen_at = "{outside}"
+postcopy = true
 """

@@ -72,7 +72,9 @@ class ServerLocation:
             return dict.fromkeys(taps, os.getpid())  # Its QEMUs are threads of ours.
 
         host, folder = LibvirtHost(self.name, "test:///", self.library), Folder(INSIDE, self.folder)
-        return LibvirtHypervisor(host, folder, control(self.name), drain=quiet, holders=holders)
+        return LibvirtHypervisor(
+            host, folder, control(self.name), postcopy=True, drain=quiet, holders=holders
+        )
 
 
 @contextlib.contextmanager

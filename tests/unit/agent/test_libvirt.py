@@ -167,13 +167,15 @@ async def test_what_a_failed_post_copy_has_left_at_the_source_is_ended(bench: Li
     assert bench.source.location.states() == []
 
 
+@pytest.mark.parametrize(("reason", "ours"), [(2, True), (2, False), (13, False)])
 async def test_a_vm_that_is_paused_for_its_move_is_not_ended(
-    bench: LibvirtServers, monkeypatch: pytest.MonkeyPatch
+    bench: LibvirtServers, monkeypatch: pytest.MonkeyPatch, reason: int, ours: bool
 ) -> None:
+    """Nor is what a post-copy of others has left, which they may take up again (`--postcopy-resume`)."""
     domain = await bench.runs()
-    domain.now = (PAUSED, 2)
+    domain.now = (PAUSED, reason)
     monkeypatch.setattr(agent_libvirt, "FREED_LIMIT", 0.1)
-    bench.order("free_source")
+    bench.order("free_source", ours=ours)
     await asyncio.sleep(3 * agent_libvirt.FREED_LIMIT)  # It is tried again and again.
     assert bench.source.location.states() == [PAUSED]
 

@@ -61,7 +61,10 @@ class LibvirtAuthority:
                 ours = bool(migration.memory_at) or (vm.migration_id == id and vm.transferring)
                 return Ruling(e.StartCopy(id, prepared=True) if ours else None)
             case e.FreeSource():
-                return await self._free_source(vm, order)
+                ours = migration is not None and (
+                    bool(migration.memory_at) or vm.migration_id == migration.id
+                )
+                return await self._free_source(vm, order, ours)
             case e.RollBackAtSource() | e.ReturnToSource():
                 vm.machine = await self._hypervisor.find(vm.id)
                 return Ruling(order, () if vm.machine is None else (e.PortMade(),))
@@ -104,10 +107,10 @@ class LibvirtAuthority:
         vm.machine = machine
         return Ruling(order, (e.FoundRunning(time.time()),))
 
-    async def _free_source(self, vm: LocalVM, order: e.FreeSource) -> Ruling:
+    async def _free_source(self, vm: LocalVM, order: e.FreeSource, ours: bool) -> Ruling:
         until = time.monotonic() + FREED_LIMIT
         while (machine := await self._hypervisor.find(vm.id)) is not None:
-            if await machine.is_left_over():
+            if ours and await machine.is_left_over():  # What others have begun, they may recover.
                 await machine.quit()
             if time.monotonic() > until:
                 raise HypervisorError(f"{order.migration}: libvirt has not ended the source of VM {vm.id}")

@@ -252,6 +252,8 @@ class LibvirtHost:
             filters = known.vlan_filters if kind in RUNS else ()
             for vm in known.ids:
                 lost = kind is EventKind.STOPPED and vm in self.lost
+                if lost:
+                    self.lost.discard(vm)  # The next end of that VM is one like any other.
                 put(HypervisorEvent(vm, EventKind.FAILED if lost else kind, at, filters))
 
         def rebooted(_: Any, domain: Any, __: Any) -> None:

@@ -67,8 +67,11 @@ log = structlog.get_logger()
 class LibvirtMachine:
     """A VM on one server, or one that is incoming there."""
 
-    def __init__(self, host: LibvirtHost, spec: VMSpec, files: MachineFiles, user: str) -> None:
+    def __init__(
+        self, host: LibvirtHost, spec: VMSpec, files: MachineFiles, user: str, *, postcopy: bool = False
+    ) -> None:
         self._host = host
+        self._offers_postcopy = postcopy
         self._spec = spec
         self.files = files
         self._user = user
@@ -104,6 +107,11 @@ class LibvirtMachine:
             await self._host.call((await self.domain()).resume)
 
     async def expect_postcopy(self) -> None:
+        if not self._offers_postcopy:
+            raise HypervisorError(
+                f"server {self._host.name} takes no VM by post-copy: its agent's configuration has no "
+                "`postcopy = true` in [libvirt]"
+            )
         await postcopy.check(postcopy.probe(self._user))
         self.expects_postcopy = True
 
@@ -164,6 +172,7 @@ class LibvirtHypervisor:
 
     `control` is how other servers' libvirts reach this one. `kind` is "qemu", or "kvm". `drain` returns when
     nothing is on its way any more to a VM with these taps; `holders` are the processes that have them open.
+    `postcopy`: VMs may come here by it.
     """
 
     def __init__(
@@ -174,6 +183,7 @@ class LibvirtHypervisor:
         *,
         bridge: str = "br0",
         kind: str = "qemu",
+        postcopy: bool = False,
         drain: Callable[[Sequence[str], Holders], Awaitable[None]] = drain,
         holders: Callable[[Sequence[str]], Holders] = holders_of,
     ) -> None:
@@ -182,6 +192,7 @@ class LibvirtHypervisor:
         self._control = control
         self._bridge = bridge
         self._kind = kind
+        self._postcopy = postcopy
         self._drain = drain
         self._holders = holders
         self._incoming: dict[str, asyncio.Queue[HypervisorEvent]] = {}
@@ -328,7 +339,8 @@ class LibvirtHypervisor:
     # ---- details ----
 
     def _machine(self, spec: VMSpec) -> LibvirtMachine:
-        return LibvirtMachine(self.host, spec, self._folder.files(spec.id), self._folder.user)
+        files = self._folder.files(spec.id)
+        return LibvirtMachine(self.host, spec, files, self._folder.user, postcopy=self._postcopy)
 
     async def _taps(self, domain: Any) -> tuple[str, ...]:
         return taps(await self.host.call(domain.XMLDesc, 0))
