@@ -193,6 +193,15 @@ class VMPorts:
         if sum(self._net.vms[id].reported for id in self._net.vms_on(server)) >= MOST_REPORTED:
             raise ModelError(f"server {server} has {MOST_REPORTED} VMs that nobody registered already")
 
+    def check_not_removed(self, vm: VM) -> None:
+        """Raises ModelError for a VM that was removed while a port of it may stand: by a port of its own it
+        does not come back either."""
+        if vm.nic.port_id in self._context.state.left_ports or vm.id in self.removed_vms():
+            raise ModelError(
+                f"VM {vm.id} was removed, and a port of it may still stand: take that away, or register the "
+                "VM (retinue vm add)"
+            )
+
     def register_reported(self, vm: VM) -> Touched:
         """A VM that its server reports, and no manager has registered. Raises ModelError."""
         self._check_room(vm.server)

@@ -2,6 +2,8 @@
 
     said of                      the VM                            its addresses
     a VM nobody knows            is registered, as by its port     held until a manager confirms them
+    one that was removed, and    refused                           refused
+    whose port may still stand
     a VM that is at the server   stays as it is                    the same, in place of those of before
     gone                         goes, where no manager and no     are forgotten
                                  port says otherwise
@@ -118,6 +120,7 @@ class VMReports:
         self._check_addresses(vm, nic, report.addresses)
         touched: set[Owner] = set()
         if known is None:
+            self._ports.check_not_removed(vm)
             touched |= self._ports.register_reported(vm)
             touched |= self._ports.look_for(vm.nic)
         if report.addresses != self._held.get(nic.port_id, ()):

@@ -194,6 +194,25 @@ async def test_a_vm_that_is_gone_goes_unless_its_port_or_a_manager_says_otherwis
     assert bench.controller.inventory.reports.waiting(bench.net.vms["vm1"].nic) == ()
 
 
+async def test_what_a_manager_removed_does_not_come_back_by_a_servers_word(
+    bench: Bench, report: Report
+) -> None:
+    """The port stands, and its server says once more what it said: it is a manager's to register it again."""
+    bench.port()
+    await bench.settle()
+    await bench.controller.inventory.remove_vm("vm1")
+    for _ in range(2):
+        with pytest.raises(ModelError, match="VM vm1 was removed, and a port of it may still stand"):
+            await bench.say(report)
+        assert ("vm1" in bench.net.vms, bench.held()) == (False, [])
+        assert bench.controller.inventory.ports.removed_vms() == ["vm1"]
+    assert bench.refused() == 2
+    bench.port(gone=True)
+    await bench.settle()
+    bench.controller.inventory.ports.edge_read([0x31])
+    assert await bench.say(report) == (vm_ip(1),), "made anew, it is another VM"
+
+
 async def test_a_flood_of_reports_is_refused_until_a_second_has_passed(bench: Bench, report: Report) -> None:
     for _ in range(MOST_REPORTS_A_SECOND):
         await bench.say(report)
