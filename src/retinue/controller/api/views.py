@@ -143,7 +143,7 @@ def vm(controller: Controller, value: VM) -> dict[str, Any]:
         "nics": nics.with_state(net, value),
         "profile": controller.resources.profile_shown(value.id),
         "reported_addresses": [
-            str(ip) for nic in value.nics for ip in controller.inventory.reports.waiting(nic)
+            str(ip) for nic in value.nics for ip in controller.inventory.reports.waiting(value, nic)
         ],
     }
 

@@ -31,10 +31,10 @@ class NicControl:
         orchestrator: MigrationOrchestrator,
         give_back: Callable[[VM, NIC], None],
         found: Callable[[NIC], Touched],
-        left: Callable[[VM, str], None],
+        left: Callable[[VM, NIC], None],
     ) -> None:
-        """`give_back`: what to do about a NIC's leases; `found`, `left`: about the port of one that comes,
-        and of one that goes."""
+        """`give_back`: what to do about a NIC's leases; `found`: about the port of one that
+        comes; `left`: about one that goes."""
         self._context = context
         self._net = context.net
         self._orchestrator = orchestrator
@@ -71,8 +71,7 @@ class NicControl:
         if carried := carried_by(vm, nic):
             named = ", ".join(one.port_id for one in carried)
             raise RequestError(f"NIC {port_id} carries {named} in its trunk; take these out first")
-        if not nic.trunk:
-            self._left(vm, nic.port_id)
+        self._left(vm, nic)
         self._give_back(vm, nic)
         nics = tuple(one for one in vm.nics if one is not nic)
         return self._change(vm, nics, None, self._net.assignments_of(vm, nic))

@@ -82,7 +82,7 @@ class VMPorts:
             server = self._net.server_of_edge(switch)
             for name in self._net.vms_on(server.id) if server is not None else ():
                 vm = self._net.vms[name]
-                if vm.reported and vm.nic.port_id not in port_ids and self._is_gone(vm):
+                if vm.reported and vm.nic.port_id not in port_ids and self.is_gone(vm):
                     touched |= self._forget_vm(vm)
         for left in list(self._context.state.left_ports.values()):
             for switch in switches:
@@ -91,7 +91,8 @@ class VMPorts:
         self._context.spawn(self._context.install(touched), "databases of switches")
         self._context.installer.look_again()
 
-    def _is_gone(self, vm: VM) -> bool:
+    def is_gone(self, vm: VM) -> bool:
+        """A reported VM has no port where its switch has been read, and no migration to leave it to."""
         read = self._net.servers[vm.server].edge in self._context.knowledge.edges_read
         migrates = self._orchestrator.of_vm(vm.id) is not None
         return read and not migrates and not self._net.vm_ports.get(vm.nic.port_id)

@@ -46,6 +46,15 @@ class Report:
     gone: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Addresses that were said of a NIC: by whom, and with which MAC, for of another they are not true."""
+
+    server: str
+    mac: Mac
+    addresses: tuple[IP, ...]
+
+
 class VMReports:
     """Takes in what servers say of VMs that were made there, and what managers confirm of it."""
 
@@ -62,7 +71,7 @@ class VMReports:
         self._ports = ports
         self._ours = ours
         self._forget_vm = forget_vm
-        self._held: dict[str, tuple[IP, ...]] = {}
+        self._held: dict[str, Held] = {}
         """By a NIC's port id: addresses that were reported, and are a manager's to confirm."""
         self._lately: dict[str, tuple[float, int]] = {}
         """By server: since when so many reports have come."""
@@ -114,23 +123,22 @@ class VMReports:
         if known is not None and server not in known.locations:
             raise RequestError(f"VM {vm.id} is at server {vm.server}, not at {server}")
         if nic is None:
-            raise RequestError(
-                f"VM {vm.id} has MAC {', '.join(one.mac for one in vm.nics)}, not {report.mac}"
-            )
+            raise _another_mac(vm, report)
         self._check_addresses(vm, nic, report.addresses)
         touched: set[Owner] = set()
         if known is None:
             self._ports.check_not_removed(vm)
             touched |= self._ports.register_reported(vm)
             touched |= self._ports.look_for(vm.nic)
-        if report.addresses != self._held.get(nic.port_id, ()):
-            self._hold(nic, report.addresses)
-            if waiting := self.waiting(nic):
+        said = Held(server, report.mac, report.addresses)
+        if said != self._held.get(nic.port_id, Held(server, report.mac, ())):
+            self._hold(nic, said)
+            if waiting := self.waiting(vm, nic):
                 data = {"server": server, "addresses": [str(ip) for ip in waiting]}
                 self._context.events.tell(
                     (server, vm.id), EventType.VM_ADDRESSES_REPORTED, vm=self._net.vms[vm.id], **data
                 )
-        return frozenset(touched), self.waiting(nic)
+        return frozenset(touched), self.waiting(vm, nic)
 
     def _check_addresses(self, vm: VM, nic: NIC, addresses: Sequence[IP]) -> None:
         """Another's address is refused at once: there is nothing that a manager could confirm."""
@@ -150,28 +158,39 @@ class VMReports:
             return frozenset(), ()
         if vm.server != server:
             raise RequestError(f"VM {vm.id} is at server {vm.server}, not at {server}")
-        for nic in vm.nics:
-            self._hold(nic, ())
-        if not vm.reported or self._net.vm_ports.get(vm.nic.port_id):
-            return frozenset(), ()  # A manager registered it; or it goes with its port.
+        if vm.nic_with(report.mac) is None:
+            raise _another_mac(vm, report)
+        self.vm_gone(vm)
+        if not vm.reported or not self._ports.is_gone(vm):
+            return frozenset(), ()  # A manager registered it; or it goes with its port, or its migration.
         return self._forget_vm(vm), ()
 
-    def _hold(self, nic: NIC, addresses: tuple[IP, ...]) -> None:
-        if addresses:
-            self._held[nic.port_id] = addresses
+    def _hold(self, nic: NIC, said: Held) -> None:
+        if said.addresses:
+            self._held[nic.port_id] = said
         else:
             self._held.pop(nic.port_id, None)
 
     def vm_gone(self, vm: VM) -> None:
         """It is no more: nothing is held for it."""
         for nic in vm.nics:
-            self._hold(nic, ())
+            self.nic_gone(nic.port_id)
+
+    def nic_gone(self, port_id: str) -> None:
+        """No NIC has this port id any more: nothing is held for the next one that has it."""
+        self._held.pop(port_id, None)
 
     # ---- what managers say of it ----
 
-    def waiting(self, nic: NIC) -> tuple[IP, ...]:
-        """Addresses that were reported of a NIC, and that no manager has confirmed."""
-        return tuple(ip for ip in self._held.get(nic.port_id, ()) if ip not in nic.addresses)
+    def waiting(self, vm: VM, nic: NIC) -> tuple[IP, ...]:
+        """Addresses that were reported of a VM's NIC, and that no manager has confirmed.
+
+        What a server said that the VM has left, or of another MAC than the NIC has now, is nobody's word.
+        """
+        held = self._held.get(nic.port_id)
+        if held is None or held.server not in vm.locations or held.mac != nic.mac:
+            return ()
+        return tuple(ip for ip in held.addresses if ip not in nic.addresses)
 
     async def confirm(self, id: str, addresses: Sequence[IP] | None = None) -> VM:
         """The VM has what was reported, or these of it; returns when the switches have confirmed it.
@@ -179,7 +198,7 @@ class VMReports:
         Raises RequestError, ModelError for an address that another has had since.
         """
         vm = self._ours(id)
-        found = {nic.port_id: self.waiting(nic) for nic in vm.nics}
+        found = {nic.port_id: self.waiting(vm, nic) for nic in vm.nics}
         all_waiting = [ip for waiting in found.values() for ip in waiting]
         for ip in addresses or ():
             if ip not in all_waiting:
@@ -196,6 +215,10 @@ class VMReports:
                 changed = replace(changed, nics=tuple(after if one == nic else one for one in changed.nics))
         await commit(self._context, vm.server, changes)
         return still_there(self._net, id)
+
+
+def _another_mac(vm: VM, report: Report) -> RequestError:
+    return RequestError(f"VM {vm.id} has MAC {', '.join(one.mac for one in vm.nics)}, not {report.mac}")
 
 
 def _words(waiting: Sequence[IP]) -> str:

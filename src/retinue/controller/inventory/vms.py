@@ -36,7 +36,7 @@ from retinue.controller.marks import (
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.controller.nic_changes import static_assignments
 from retinue.core.migration import at_one_place
-from retinue.core.model import VM, Assignment, ModelError, Power, Server
+from retinue.core.model import NIC, VM, Assignment, ModelError, Power, Server
 from retinue.core.model.link_local import is_link_local
 from retinue.core.model.network import Owner, Touched
 from retinue.core.pipeline.underlay import underlay_of
@@ -69,7 +69,7 @@ class Inventory:
             context, orchestrator, by_dpid, lambda name, kind: self.name_free(name, kind), self.forget_vm
         )
         self.power = PowerControl(context, orchestrator, self.state_of)
-        self.nics = NicControl(context, orchestrator, give_back, self.ports.look_for, self.ports.leave)
+        self.nics = NicControl(context, orchestrator, give_back, self.ports.look_for, self._nic_left)
         self.reports = VMReports(context, self.ports, self._at_one_place, self.forget_vm)
         self.settings = VMSettings(context, self.power.ours, self.state_of, self.ports.look_for)
 
@@ -102,6 +102,12 @@ class Inventory:
             self._context.events.publish(EventType.BINDING_REMOVED, vm=held.vm, ip=held.ip, reason=reason)
         self._context.spawn(self._context.install(touched), "registered VMs")
         return list(vms)
+
+    def _nic_left(self, vm: VM, nic: NIC) -> None:
+        """A NIC is to be taken out of the VM: nothing is held for it, and its port is no NIC's."""
+        self.reports.nic_gone(nic.port_id)
+        if not nic.trunk:
+            self.ports.leave(vm, nic.port_id)
 
     def _at_one_place(self, id: str) -> VM:
         """A VM, whoever made it, that is here and does not migrate. Raises RequestError."""

@@ -9,7 +9,7 @@ import pytest
 from retinue.controller.errors import RequestError
 from retinue.controller.inventory.vm_reports import Report
 from retinue.core.limits import MOST_REPORTED, MOST_REPORTS_A_SECOND
-from retinue.core.model import IP, VM, BindingKind, ModelError, PortStatus
+from retinue.core.model import IP, NIC, VM, BindingKind, ModelError, PortStatus
 from retinue.southbound.ovsdb import BridgePort
 from support.fabric.networks import GATEWAY_MAC, fabric, vm_ip, vm_mac, vm_port
 from support.fakes.memory_store import MemoryStore
@@ -163,7 +163,8 @@ async def test_a_vm_that_is_there_is_not_given_another_mac(bench: Bench, report:
     await bench.say(report)
     with pytest.raises(RequestError, match=f"VM vm1 has MAC {vm_mac(1)}, not {vm_mac(3)}"):
         await bench.say(replace(report, mac=vm_mac(3), addresses=(vm_ip(3),)))
-    assert bench.controller.inventory.reports.waiting(bench.net.vms["vm1"].nic) == (vm_ip(1),)
+    vm1 = bench.net.vms["vm1"]
+    assert bench.controller.inventory.reports.waiting(vm1, vm1.nic) == (vm_ip(1),)
 
 
 async def test_an_address_that_another_has_got_meanwhile_cannot_be_confirmed(
@@ -182,6 +183,7 @@ async def test_a_vm_that_is_gone_goes_unless_its_port_or_a_manager_says_otherwis
     bench: Bench, report: Report
 ) -> None:
     gone = replace(report, gone=True)
+    bench.controller.inventory.ports.edge_read([0x31])
     await bench.say(report)
     await bench.say(gone)
     assert "vm1" not in bench.net.vms
@@ -191,7 +193,54 @@ async def test_a_vm_that_is_gone_goes_unless_its_port_or_a_manager_says_otherwis
     await bench.settle()
     await bench.say(gone)
     assert "vm1" in bench.net.vms
-    assert bench.controller.inventory.reports.waiting(bench.net.vms["vm1"].nic) == ()
+    vm1 = bench.net.vms["vm1"]
+    assert bench.controller.inventory.reports.waiting(vm1, vm1.nic) == ()
+
+
+async def test_gone_is_of_the_mac_that_it_says_and_waits_until_the_switch_has_been_read(
+    bench: Bench, report: Report
+) -> None:
+    """After a start of the controller a port that stands is not known yet: nothing that is kept is lost."""
+    gone = replace(report, gone=True)
+    await bench.say(report)
+    await bench.controller.inventory.reports.confirm("vm1")
+    assert await bench.say(gone) == ()
+    assert bench.held() == [vm_ip(1)], "the switch's ports have not been read"
+    bench.controller.inventory.ports.edge_read([0x31], ["vm1"])
+    with pytest.raises(RequestError, match=f"VM vm1 has MAC {vm_mac(1)}, not {vm_mac(3)}"):
+        await bench.say(replace(gone, mac=vm_mac(3)))
+    assert bench.held() == [vm_ip(1)]
+    await bench.say(gone)
+    assert "vm1" not in bench.net.vms
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"server": "server2"}, {"mac": vm_mac(3)}],
+    ids=["the VM has left the server that said it", "the NIC has another MAC"],
+)
+async def test_what_was_said_of_another_place_or_mac_cannot_be_confirmed(
+    bench: Bench, report: Report, other: dict[str, str]
+) -> None:
+    await bench.say(report)
+    vm = bench.net.vms["vm1"]
+    moved = replace(vm, nics=(replace(vm.nic, mac=other.get("mac", vm.nic.mac)),))
+    bench.net.put_vm(replace(moved, server=other.get("server", "server1")))
+    with pytest.raises(RequestError, match="no reported address waits"):
+        await bench.controller.inventory.reports.confirm("vm1")
+    assert (bench.net.vms["vm1"].nic.addresses, bench.held()) == ((), [])
+
+
+async def test_what_was_said_of_a_nic_goes_with_it(bench: Bench, report: Report) -> None:
+    nics = bench.controller.inventory.nics
+    bench.controller.inventory.register_vms([VM.with_one_nic("vm1", vm_mac(1), "server1")])
+    second = NIC(vm_mac(3), "vm1-2", slot=1)
+    for _ in range(2):
+        vm = nics.add("vm1", second)
+        assert bench.controller.inventory.reports.waiting(vm, second) == ()
+        await bench.say(replace(report, mac=second.mac))
+        assert bench.controller.inventory.reports.waiting(vm, second) == (vm_ip(1),)
+        nics.remove("vm1", "vm1-2")
 
 
 async def test_what_a_manager_removed_does_not_come_back_by_a_servers_word(
