@@ -5,9 +5,9 @@ once more: to a port whose name is the same on every server, so the mirror is wh
 before the VM is. A copy is as the frame is at the NIC's own port, tag and MACs; what a meter drops has none.
 
 No copy can come back, or go on. What a port that takes copies sends has no entry at all; its name is of a
-kind that no uplink, tunnel or VM's port has (`model.nic.mirror_port`), and the uplink's number gets no copy
-whatever it is called. While a VM is copied or forwarded in a migration, each frame is mirrored where the VM
-is delivered, and nowhere else: not where a copy waits.
+kind that no uplink, tunnel or VM's port has (`model.nic.mirror_port`), and uplinks, tunnels to other domains
+and the bridge itself (LOCAL) get no copy whatever they are called. While a VM is copied or forwarded in a
+migration, each frame is mirrored where the VM is delivered, and nowhere else: not where a copy waits.
 
 Not mirrored is what never was the VM's traffic to others: what is dropped, what the switch or the controller
 answers (ARP, neighbour discovery, DHCP), and what a vnet that floods sends to a group.
@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from retinue.core.model import NIC, PortRef, Server
 from retinue.core.model.network import Network
-from retinue.core.pipeline.entry import Field, Flow, Group, Match, Meter, Output
+from retinue.core.pipeline.entry import Field, Flow, Group, Match, Meter, Output, PortNo
 from retinue.core.pipeline.priorities import VRF_BAND, Deliver, EdgeAdmit, Forward
 from retinue.core.pipeline.tables import Table
 
@@ -32,8 +32,10 @@ def port_of(net: Network, nic: NIC, at: Server) -> int | None:
     if not nic.mirror:
         return None
     number = net.port_number(PortRef(at.edge, nic.mirror))
-    uplink = net.port_number(PortRef(at.edge, net.switches[at.edge].uplink))
-    return None if number == uplink else number
+    lead_on = {net.switches[at.edge].uplink, *(p.tunnel for p in net.peers.values() if p.gateway == at.id)}
+    if number is None or number > PortNo.MAX:  # LOCAL is the server itself.
+        return None
+    return None if any(number == net.port_number(PortRef(at.edge, name)) for name in lead_on) else number
 
 
 def mirrored(entries: Iterable[E], port: int, mirror: int | None) -> Iterator[E]:

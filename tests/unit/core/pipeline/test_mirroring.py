@@ -7,10 +7,12 @@ from itertools import product
 
 import pytest
 
-from retinue.core.model import ModelError, Network
+from retinue.core.model import ModelError, Network, Peer
 from retinue.core.model.nic import mirror_port
 from retinue.core.packets import arp_request
 from retinue.core.pipeline.compiler import Compiler
+from retinue.core.pipeline.entry import PortNo
+from retinue.core.pipeline.mirroring import port_of
 from retinue.core.tracing.ends import ends_of
 from support.fabric.networks import (
     GATEWAY,
@@ -146,6 +148,19 @@ def test_what_the_uplink_has_is_no_mirror() -> None:
     net.switches["edge1"] = replace(net.switches["edge1"], uplink="mirror0")
     net.set_ports("edge1", {"mirror0": UPLINK})
     FabricWorld(net).reaches(1, 1, 2, [2])
+
+
+@pytest.mark.parametrize("tunnel", ["mirror0", "tun0"], ids=["a tunnel to another domain", "LOCAL"])
+def test_what_leads_to_another_domain_or_into_the_server_is_no_mirror(tunnel: str) -> None:
+    number = MIRROR if tunnel == "mirror0" else PortNo.LOCAL
+    net = network("mirror0", "at its server", ports="other0")
+    net.put_peer(Peer("elsewhere", "server1", tunnel))
+    net.set_ports("edge1", {"up0": UPLINK, "mirror0": number})
+    vm = net.vms["vm1"]
+    assert port_of(net, vm.nic, net.servers["server1"]) is None
+    net.put_peer(Peer("elsewhere", "server3", "tun0"))
+    net.set_ports("edge1", {"up0": UPLINK, "mirror0": MIRROR})
+    assert port_of(net, vm.nic, net.servers["server1"]) == MIRROR, "another server's tunnel is not in its way"
 
 
 def test_a_tenants_copy_is_as_at_its_own_port() -> None:
