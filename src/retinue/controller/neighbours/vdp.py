@@ -23,6 +23,9 @@ EVERY_SECONDS = 30
 """msgTxInterval (802.1AB, 9.2.5.7)."""
 TTL_SECONDS = 121
 """msgTxHold times that, and one (9.2.5.22)."""
+HOLD_SECONDS = 25.0
+"""Between two changes of a server's group by what is said: each is stored, and all of its VMs' entries
+change. Less than EVERY_SECONDS, so that a leaf's next word counts."""
 PROTOCOL = "LLDP"
 
 
@@ -35,6 +38,8 @@ class VdpPath:
         """`put_servers`: servers are changed as a manager changes them; ModelError where that cannot be."""
         self._context = context
         self._put_servers = put_servers
+        self._joined: dict[str, float] = {}
+        """By server: when its group was last changed, or that was tried."""
 
     def from_edge(self, switch: str, port: int, frame: bytes) -> None:
         """An edge has taken in an LLDPDU."""
@@ -54,13 +59,25 @@ class VdpPath:
         known = self._context.net.servers.get(told.server)
         if known is None or known.gateway_group == told.group:
             return
+        if not self._may_join(told.server):
+            reason = f"server {told.server} was put into another group less than {HOLD_SECONDS:.0f} s before"
+            self._refuse(switch, port, told.mac, reason)
+            return
         try:
             await self._put_servers([replace(known, gateway_group=told.group)])
         except ModelError as error:  # The leaf says it again.
             self._refuse(switch, port, told.mac, str(error))
             return
         data = {"server": told.server, "group": told.group, "mac": told.mac}
-        self._context.events.publish(EventType.GATEWAY_LEARNED, **data)
+        self._context.events.tell((switch, port), EventType.GATEWAY_LEARNED, **data)
+
+    def _may_join(self, server: str) -> bool:
+        now = self._context.clock()
+        if server in self._joined and 0 <= now - self._joined[server] < HOLD_SECONDS:
+            return False
+        self._joined = {id: at for id, at in self._joined.items() if id in self._context.net.servers}
+        self._joined[server] = now
+        return True
 
     def _refuse(self, switch: str, port: int, mac: str, reason: str) -> None:
         self._context.counters[Count.GATEWAYS_REFUSED] += 1

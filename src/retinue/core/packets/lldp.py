@@ -20,9 +20,8 @@ from retinue.core.packets.errors import FrameError
 from retinue.core.packets.ethernet import ZERO_MAC, Ethernet, EtherType, mac_bytes, mac_text
 
 NEAREST_BRIDGE: Mac = "01:80:c2:00:00:0e"
-"""No bridge forwards what is for this group."""
-GROUPS: frozenset[Mac] = frozenset({NEAREST_BRIDGE, "01:80:c2:00:00:03", "01:80:c2:00:00:00"})
-"""Nearest bridge, nearest that is no two-port MAC relay, nearest customer bridge."""
+"""The one of LLDP's three groups that no kind of bridge forwards (802.1Q, tables 8-1 to 8-3): :03 passes
+two-port relays, :00 passes provider bridges and those of Linux that have no spanning tree."""
 EVB_OUI, EVB_SUBTYPE = b"\x00\x80\xc2", 0x0D
 EVB_BYTES = 5
 GATEWAY_OUI, GATEWAY_SUBTYPE = b"\x52\x54\x4e", 1

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from retinue.core.model import Mac, PortRef
 from retinue.core.model.network import Network
 from retinue.core.packets import FrameError, parse
-from retinue.core.packets.lldp import GROUPS, EvbMode, parse_lldp
+from retinue.core.packets.lldp import NEAREST_BRIDGE, EvbMode, parse_lldp
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ Verdict = Nothing | Joins | Refused
 def judge(net: Network, switch: str, port: int, frame: bytes) -> Verdict:
     """Raises FrameError for a frame that is no LLDP, or damaged."""
     ethernet = parse(frame)
-    if ethernet.dst not in GROUPS:
-        raise FrameError(f"LLDP for {ethernet.dst}, which is no group of its")
+    if ethernet.dst != NEAREST_BRIDGE:
+        raise FrameError(f"LLDP for {ethernet.dst}, which may be from beyond the cable: not {NEAREST_BRIDGE}")
     said = parse_lldp(ethernet.payload)
     mac = said.gateway_mac
     if mac is None or not said.ttl:

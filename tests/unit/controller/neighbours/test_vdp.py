@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from retinue.controller.neighbours.vdp import EVERY_SECONDS
+from retinue.controller.neighbours.vdp import EVERY_SECONDS, HOLD_SECONDS
 from retinue.core.model import GatewayGroup, Mac, ModelError, Role, Switch
 from retinue.core.packets import Ethernet, EtherType, arp_request, parse, parse_arp
 from retinue.core.packets.lldp import EvbMode, Lldp, Organizational, from_leaf, lldp_frame, parse_lldp
@@ -79,9 +79,23 @@ async def test_what_the_leaf_says_puts_the_server_into_that_group(bench: Bench) 
     assert parse_arp(parse(asked[0].arrivals[0][2]).payload).sha == OTHER_GATEWAY_MAC
     await bench.hear(said(OTHER_GATEWAY_MAC))
     assert len(recent(bench.controller.events, "gateway.learned", 5)) == 1, "said again, it is so already"
+    bench.now += HOLD_SECONDS
     await bench.hear(said(GATEWAY_MAC))
     assert bench.group() == ""
     assert bench.refused() == 0
+
+
+async def test_a_sender_that_keeps_changing_its_mind_changes_a_group_once_in_a_while(bench: Bench) -> None:
+    """Each change is stored, and all entries of the server's VMs with it."""
+    for turn in range(10):
+        await bench.hear(said(GATEWAY_MAC if turn % 2 else OTHER_GATEWAY_MAC))
+    assert (bench.group(), bench.refused()) == ("second", 5)
+    assert len(recent(bench.controller.events, "gateway.learned", 10)) == 1
+    (told,) = recent(bench.controller.events, "gateway.refused", 10)
+    assert told.data["reason"] == "server server1 was put into another group less than 25 s before"
+    bench.now += HOLD_SECONDS
+    await bench.hear(said(GATEWAY_MAC))
+    assert bench.group() == ""
 
 
 @pytest.mark.parametrize(
@@ -126,12 +140,15 @@ async def test_a_station_or_a_sender_that_leaves_is_not_believed(bench: Bench) -
     assert (bench.group(), bench.refused()) == ("", 1)
 
 
-async def test_what_is_damaged_is_a_bad_frame_and_no_more(bench: Bench) -> None:
+async def test_what_is_damaged_or_for_another_group_is_a_bad_frame_and_no_more(bench: Bench) -> None:
     whole = said(OTHER_GATEWAY_MAC)
     damaged = [
         whole[:29],
         whole[:14],
-        Ethernet("02:00:00:00:00:01", "02:00:00:00:aa:01", EtherType.LLDP, parse(whole).payload).build(),
+        *(
+            Ethernet(to, "02:00:00:00:aa:01", EtherType.LLDP, parse(whole).payload).build()
+            for to in ("02:00:00:00:00:01", "01:80:c2:00:00:00", "01:80:c2:00:00:03")
+        ),
     ]
     for frame in damaged:
         await bench.hear(frame)
