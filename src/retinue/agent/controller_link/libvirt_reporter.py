@@ -9,7 +9,7 @@ VM runs.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import structlog
@@ -32,6 +32,7 @@ SOON_SECONDS = 1.0
 """Until the next account when a VM has started: the controller may hear of it before it sees its port."""
 OLDEST = 600.0
 """Seconds after which a report nobody took is no news any more."""
+_ENDED = (EventKind.DEPARTED, EventKind.STOPPED, EventKind.FAILED)
 
 log = structlog.get_logger()
 
@@ -60,6 +61,8 @@ class LibvirtReporter:
         self._run = run
         self._back = back
         self._made = made
+        self._told: set[tuple[str, str]] = set()
+        """VMs and MACs of libvirt's that `made` keeps; what others reported is not libvirt's to take back."""
         self._started = asyncio.Event()
         self._work: set[asyncio.Task[None]] = set()
 
@@ -75,6 +78,8 @@ class LibvirtReporter:
                     for listener in self._listeners:
                         listener(event)
                     self.report(event)
+                    if event.kind in _ENDED:
+                        self._not_here({key for key in self._told if key[0] == event.vm})
                     if event.kind is EventKind.STARTED:
                         self._started.set()
                     if event.kind is EventKind.INCOMING:
@@ -107,17 +112,27 @@ class LibvirtReporter:
             await self._tell_of_interfaces()
 
     async def _tell_of_interfaces(self) -> None:
-        """What runs here, with the MACs and static addresses of its XML, where that is news."""
+        """What runs here, with the MACs and static addresses of its XML, where that is news; what does not
+        run here any more is not said again, whoever missed its end."""
         if self._made is None:
             return
         with contextlib.suppress(HostError):  # As above; or a domain has ended meanwhile.
-            for one in await self._host.interfaces():
+            found = await self._host.interfaces()
+            self._not_here(self._told - {(one.id, one.mac) for one in found})
+            self._told = {(one.id, one.mac) for one in found}
+            for one in found:
                 if self._made.knows(one.id, one.mac, one.addresses):
                     continue
                 try:
                     await self._made.tell(one.id, one.mac, one.addresses)
                 except (ControllerError, RequestError) as error:
                     log.warning("made_here.not_reported", vm=one.id, reason=str(error))
+
+    def _not_here(self, gone: Set[tuple[str, str]]) -> None:
+        self._told = self._told - gone
+        if self._made is not None:
+            for vm, mac in gone:
+                self._made.forget(vm, mac)
 
     async def _lengthen_queues(self, vm: str) -> None:
         """Let a VM's tap hold what arrives while the VM is paused; libvirt leaves it at the system's 1000."""

@@ -4,8 +4,9 @@ Who says that there is one: libvirt (libvirt_reporter.py), or a person or a hook
 with `retinue agent report`. It goes to the controller, POST /v1/servers/SERVER/vm-reports, or to the manager
 whose URL the configuration has (`report.manager`), at the same path, who passes it on as it is.
 
-What was said is kept as long as the agent runs, and said again to a controller that is back: that may have
-started again, and know nothing of what no manager has confirmed. A VM that was removed is not told again.
+What was said is kept as long as the agent runs, or libvirt has the VM here, and said again to a controller
+that is back: that may have started again, and know nothing of what no manager has confirmed. A VM that was
+removed is not told again.
 """
 
 import asyncio
@@ -94,9 +95,11 @@ class MadeHere:
         body |= {"gone": True} if gone else {"addresses": list(self._said.get(key, ()))}
         return await self._rest.post(self._path, body)
 
-    def forget(self, vm: str) -> None:
-        """It has been removed."""
-        self._said = {key: said for key, said in self._said.items() if key[0] != vm}
+    def forget(self, vm: str, mac: str = "") -> None:
+        """It has been removed, or, with `mac`, this NIC of it is not here any more."""
+        gone = [key for key in self._said if key[0] == vm and mac in ("", key[1])]
+        for key in gone:
+            del self._said[key]
 
     def again(self) -> None:
         """The controller is back: tell it all, in the background."""

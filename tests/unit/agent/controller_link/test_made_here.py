@@ -163,6 +163,44 @@ async def test_what_libvirt_runs_is_reported_once_with_the_addresses_of_its_filt
     ]
 
 
+async def test_what_libvirt_no_longer_runs_is_not_said_again_and_what_a_hook_said_is(
+    rest: Rest, made: MadeHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end was missed: a controller that is back would register it anew, at a server it has left."""
+    monkeypatch.setattr(libvirt_reporter, "ROUND_SECONDS", 0.01)
+    library = FakeLibrary()
+    assert library.server is not None
+    domain = library.server.createXML(domain_xml(made_spec(), Consoles(Path("/a"), Path("/b"))), 0)
+
+    class Quiet(ReportsOnly):
+        async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+            return {}
+
+    reports = Reports(Quiet())
+    reporter = LibvirtReporter("server1", LibvirtHost("server1", "test:///", library), reports, made=made)
+    forgotten, forget = asyncio.Event(), made.forget
+
+    def watch(vm: str, mac: str = "") -> None:
+        forget(vm, mac)
+        forgotten.set()
+
+    monkeypatch.setattr(made, "forget", watch)
+    await made.tell("hooked", vm_mac(7))
+    rounds = asyncio.create_task(reporter._rounds())
+    await rest.until(2)
+    domain.destroy()
+    async with asyncio.timeout(60):
+        await forgotten.wait()
+    rounds.cancel()
+    await asyncio.gather(rounds, return_exceptions=True)
+    rest.heard.clear()
+    made.again()
+    assert made._again is not None
+    await made._again
+    assert [body["vm"] for body in rest.heard] == ["hooked"]
+    await reports.close()
+
+
 # ---- indirectly ----
 
 
