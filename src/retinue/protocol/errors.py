@@ -61,6 +61,8 @@ class ErrorCode(StrEnum):
     """409: an entity of another kind, or another image, has this name, which never changes its meaning."""
     PARTY_AWAY = "party_away"
     """409: a server that has a part in a migration is fenced, or its switch or agent is away."""
+    TOO_OFTEN = "too_often"
+    """409: more than one server may say in a second; the same, said later, may be taken."""
     OUT_OF_STEP = "out_of_step"
     """409: a report, or a cancel, that the migration's state does not allow."""
     NOT_CONFIRMED = "not_confirmed"

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from retinue.agent.controller_link.made_here import MadeHere
+from retinue.agent.controller_link.made_here import PAUSE_SECONDS, MadeHere
 from retinue.agent.controller_link.reports import Reports
 from retinue.host.commands import run
 from retinue.host.errors import HostError
@@ -127,6 +127,7 @@ class LibvirtReporter:
                     await self._made.tell(one.id, one.mac, one.addresses)
                 except (ControllerError, RequestError) as error:
                     log.warning("made_here.not_reported", vm=one.id, reason=str(error))
+                await asyncio.sleep(PAUSE_SECONDS)
 
     def _not_here(self, gone: Set[tuple[str, str]]) -> None:
         self._told = self._told - gone

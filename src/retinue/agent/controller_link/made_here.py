@@ -21,14 +21,18 @@ from retinue.agent.vms.local_vm import ended
 from retinue.core.limits import MOST_REPORTED
 from retinue.host.commands import run
 from retinue.host.errors import HostError
-from retinue.protocol.errors import ControllerAwayError, ControllerError
+from retinue.protocol.errors import ControllerAwayError, ControllerError, ErrorCode, RejectedError
 from retinue.protocol.json_lines import RequestError
 from retinue.protocol.routes import Route
 
 AGAIN_SECONDS = 1.0
 """Until who was away is told again."""
+LATER_SECONDS = 5.0
+"""Until what was refused for now is told again: too much at once, or a VM on its way here."""
 PAUSE_SECONDS = 0.02
 """Between two that are said again: a controller takes so many a second of one server."""
+
+_FOR_NOW = frozenset({ErrorCode.TOO_OFTEN, ErrorCode.MIGRATION_UNDER_WAY})
 
 log = structlog.get_logger()
 
@@ -56,6 +60,8 @@ class MadeHere:
         self._own_mac = own_mac
         self._said: dict[tuple[str, str], tuple[str, ...]] = {}
         """By VM and MAC: its addresses."""
+        self._left: dict[tuple[str, str], None] = {}
+        """Those that are to be said again, in this order."""
         self._again: asyncio.Task[None] | None = None
 
     def knows(self, vm: str, mac: str, addresses: Sequence[str]) -> bool:
@@ -65,10 +71,10 @@ class MadeHere:
     async def tell(
         self, vm: str, mac: str, addresses: Sequence[str] = (), *, gone: bool = False
     ) -> dict[str, Any]:
-        """Say it now; the answer. What is refused is forgotten.
+        """Say it now; the answer. What is refused is forgotten, but where it is refused for now.
 
-        Raises RejectedError; ControllerAwayError: it is said again until somebody answers, but for `gone`.
-        HostError, RequestError.
+        Raises RejectedError, ControllerAwayError, HostError, RequestError. What is refused for now, or nobody
+        was there to hear, is said again until it is answered, but for `gone`.
         """
         key = (vm, mac)
         if key not in self._said and len(self._said) >= MOST_REPORTED:
@@ -76,14 +82,13 @@ class MadeHere:
         self._said[key] = tuple(addresses)
         try:
             answer = await self._send(key, gone=gone)
-        except ControllerAwayError:
-            if gone:
+        except (ControllerError, HostError) as error:
+            if gone or not _may_be_taken(error):
                 self._said.pop(key, None)
             else:
-                self.again()
-            raise
-        except (ControllerError, HostError):
-            self._said.pop(key, None)
+                self._left[key] = None
+                if self._again is None or self._again.done():
+                    self._start()
             raise
         if gone:
             self._said.pop(key, None)
@@ -105,23 +110,35 @@ class MadeHere:
         """The controller is back: tell it all, in the background."""
         if self._again is not None:
             self._again.cancel()
+        self._left = dict.fromkeys(self._said)
+        self._start()
+
+    def _start(self) -> None:
         self._again = asyncio.create_task(self._tell_all(), name="VMs that were made here")
 
     async def _tell_all(self) -> None:
-        left = list(self._said)
-        while left:
-            key = left.pop(0)
+        while self._left:
+            key = next(iter(self._left))
+            del self._left[key]
+            pause = PAUSE_SECONDS
             try:
                 if key in self._said:
                     await self._send(key)
-            except ControllerAwayError as error:
-                log.warning("made_here.waits", vm=key[0], reason=str(error))
-                left.insert(0, key)
-                await asyncio.sleep(AGAIN_SECONDS)
             except (ControllerError, HostError) as error:
                 log.warning("made_here.not_reported", vm=key[0], reason=str(error))
-                self._said.pop(key, None)
-            await asyncio.sleep(PAUSE_SECONDS)
+                if _may_be_taken(error):
+                    self._left[key] = None  # The others have their turn before.
+                    pause = AGAIN_SECONDS if isinstance(error, ControllerAwayError) else LATER_SECONDS
+                else:
+                    self._said.pop(key, None)
+            await asyncio.sleep(pause)
 
     async def close(self) -> None:
         await ended(self._again)
+
+
+def _may_be_taken(error: Exception) -> bool:
+    """Whether the same, said later, may be taken; else it is no news to anybody."""
+    return isinstance(error, ControllerAwayError) or (
+        isinstance(error, RejectedError) and error.code in _FOR_NOW
+    )

@@ -94,8 +94,10 @@ class VMPorts:
     def is_gone(self, vm: VM) -> bool:
         """A reported VM has no port where its switch has been read, and no migration to leave it to."""
         read = self._net.servers[vm.server].edge in self._context.knowledge.edges_read
-        migrates = self._orchestrator.of_vm(vm.id) is not None
-        return read and not migrates and not self._net.vm_ports.get(vm.nic.port_id)
+        return read and not self.migrates(vm) and not self._net.vm_ports.get(vm.nic.port_id)
+
+    def migrates(self, vm: VM) -> bool:
+        return self._orchestrator.of_vm(vm.id) is not None
 
     # ---- which port is the VM's ----
 

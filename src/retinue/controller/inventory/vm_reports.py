@@ -32,6 +32,7 @@ from retinue.core.limits import MOST_REPORTS_A_SECOND
 from retinue.core.model import IP, NIC, VM, Mac, ModelError
 from retinue.core.model.network import Owner, Touched
 from retinue.core.model.vm_constraints import check_assignment, check_vm
+from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
 
 
@@ -104,7 +105,8 @@ class VMReports:
         self._lately[server] = since, count + 1
         if count >= MOST_REPORTS_A_SECOND:
             raise RequestError(
-                f"server {server} reports more than {MOST_REPORTS_A_SECOND} VMs a second; do so later"
+                f"server {server} reports more than {MOST_REPORTS_A_SECOND} VMs a second; do so later",
+                ErrorCode.TOO_OFTEN,
             )
 
     def _check_server(self, server: str, report: Report) -> None:
@@ -121,7 +123,8 @@ class VMReports:
         vm = VM.with_one_nic(report.vm, report.mac, server, reported=True) if known is None else known
         nic = vm.nic_with(report.mac)
         if known is not None and server not in known.locations:
-            raise RequestError(f"VM {vm.id} is at server {vm.server}, not at {server}")
+            code = ErrorCode.MIGRATION_UNDER_WAY if self._ports.migrates(vm) else None
+            raise RequestError(f"VM {vm.id} is at server {vm.server}, not at {server}", code)
         if nic is None:
             raise _another_mac(vm, report)
         self._check_addresses(vm, nic, report.addresses)

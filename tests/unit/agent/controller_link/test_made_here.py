@@ -20,7 +20,7 @@ from retinue.core.limits import MOST_REPORTED
 from retinue.hypervisor.libvirt.connection import LibvirtHost
 from retinue.hypervisor.libvirt.domain_xml import Consoles, domain_xml
 from retinue.protocol.client import ControllerClient
-from retinue.protocol.errors import ControllerAwayError, RejectedError
+from retinue.protocol.errors import ControllerAwayError, ErrorCode, RejectedError
 from retinue.protocol.json_lines import RequestError
 from retinue.security.credentials import Credentials
 from support.agents.libvirt_world import ID, made_spec
@@ -42,6 +42,7 @@ class Rest(ReportsOnly):
     def __init__(self) -> None:
         self.away = False
         self.refused: set[str] = set()
+        self.code = ""
         self.heard: list[dict[str, Any]] = []
         self.arrived = asyncio.Condition()
 
@@ -50,7 +51,7 @@ class Rest(ReportsOnly):
             raise ControllerAwayError("nobody is there")
         assert path == "/v1/servers/server1/vm-reports"
         if body["vm"] in self.refused:
-            raise RejectedError("no")
+            raise RejectedError("no", self.code)
         async with self.arrived:
             self.heard.append(body)
             self.arrived.notify_all()
@@ -65,6 +66,7 @@ class Rest(ReportsOnly):
 @pytest.fixture
 def rest(monkeypatch: pytest.MonkeyPatch) -> Rest:
     monkeypatch.setattr(made_here, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(made_here, "LATER_SECONDS", 0.01)
     return Rest()
 
 
@@ -106,6 +108,22 @@ async def test_what_nobody_was_there_to_hear_is_said_when_somebody_is(rest: Rest
     rest.away = False
     assert await rest.until(1) == ["vm1"]
     assert rest.heard[0]["addresses"] == ["10.1.0.1"]
+
+
+@pytest.mark.parametrize("code", [ErrorCode.TOO_OFTEN, ErrorCode.MIGRATION_UNDER_WAY])
+async def test_what_is_refused_for_now_is_said_until_it_is_taken(
+    rest: Rest, made: MadeHere, code: ErrorCode
+) -> None:
+    """A hook says it once: whoever leads next must hear of it, too."""
+    rest.refused, rest.code = {"vm1"}, code
+    with pytest.raises(RejectedError):
+        await made.tell("vm1", vm_mac(1), ["10.1.0.1"])
+    await made.tell("vm2", vm_mac(2))
+    made.again()
+    assert await rest.until(2) == ["vm2", "vm2"]
+    rest.refused = set()
+    assert await rest.until(3) == ["vm2", "vm2", "vm1"]
+    assert made.knows("vm1", vm_mac(1), ["10.1.0.1"])
 
 
 async def test_so_many_are_kept_and_no_more(rest: Rest, made: MadeHere) -> None:

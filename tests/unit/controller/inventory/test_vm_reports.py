@@ -10,6 +10,7 @@ from retinue.controller.errors import RequestError
 from retinue.controller.inventory.vm_reports import Report
 from retinue.core.limits import MOST_REPORTED, MOST_REPORTS_A_SECOND
 from retinue.core.model import IP, NIC, VM, BindingKind, ModelError, PortStatus
+from retinue.protocol.errors import ErrorCode
 from retinue.southbound.ovsdb import BridgePort
 from support.fabric.networks import GATEWAY_MAC, fabric, vm_ip, vm_mac, vm_port
 from support.fakes.memory_store import MemoryStore
@@ -159,6 +160,17 @@ async def test_what_cannot_be_so_is_refused_counted_and_told(bench: Bench, repor
     assert bench.net.vms["vm2"].nic.addresses == (vm_ip(2),)
 
 
+async def test_of_a_vm_on_its_way_it_is_said_that_it_is_so_for_now(
+    bench: Bench, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.controller.inventory.register_vms([VM.with_one_nic("vm1", vm_mac(1), "server2")])
+    for migrates, code in ((False, ErrorCode.CONFLICT), (True, ErrorCode.MIGRATION_UNDER_WAY)):
+        monkeypatch.setattr(bench.controller.inventory.ports, "migrates", lambda vm, is_so=migrates: is_so)
+        with pytest.raises(RequestError, match="is at server server2") as refused:
+            await bench.say(report)
+        assert refused.value.code is code
+
+
 async def test_a_vm_that_is_there_is_not_given_another_mac(bench: Bench, report: Report) -> None:
     await bench.say(report)
     with pytest.raises(RequestError, match=f"VM vm1 has MAC {vm_mac(1)}, not {vm_mac(3)}"):
@@ -265,8 +277,9 @@ async def test_what_a_manager_removed_does_not_come_back_by_a_servers_word(
 async def test_a_flood_of_reports_is_refused_until_a_second_has_passed(bench: Bench, report: Report) -> None:
     for _ in range(MOST_REPORTS_A_SECOND):
         await bench.say(report)
-    with pytest.raises(RequestError, match="more than 100 VMs a second"):
+    with pytest.raises(RequestError, match="more than 100 VMs a second") as refused:
         await bench.say(report)
+    assert refused.value.code is ErrorCode.TOO_OFTEN
     mac2 = bench.net.servers["server2"].mac
     await bench.say(Report("vm2", vm_mac(2), mac2), "server2")
     bench.now += 1.0
