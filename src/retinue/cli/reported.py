@@ -62,20 +62,24 @@ def confirm(
     id: Annotated[str, typer.Argument(metavar="ID")],
     address: Annotated[
         list[str] | None,
-        typer.Option(metavar="IP", help="Which of the reported addresses; repeated. Left out: all."),
+        typer.Option(metavar="IP", help="Which of the reported; repeated. Left out: those that wait now."),
     ] = None,
 ) -> None:
     """Confirm the static addresses that a VM's server has reported: from now on they are the VM's.
 
-    `retinue vm show` has those that wait.
+    `retinue vm show` has those that wait. Without --address they are shown, and are these that are sent.
 
     \b
     Examples:
       retinue vm confirm vm100
       retinue vm confirm vm100 --address 10.1.0.64
     """
-    body = {} if address is None else {"addresses": address}
-    changed = at.client().ask(Route.CONFIRM_VM, id, body=body)
+    client = at.client()
+    if address is None:
+        address = client.ask(Route.GET_VM, id)["reported_addresses"]
+        if address and not at.as_json:
+            output.say(f"the server of VM {id} has reported {', '.join(address)}")
+    changed = client.ask(Route.CONFIRM_VM, id, body={"addresses": address})
     if at.as_json:
         output.print_json(changed)
         return

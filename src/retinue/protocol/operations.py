@@ -101,10 +101,7 @@ OPERATIONS: Mapping[Route, Operation] = {
     Route.SET_NIC: Operation("Change a NIC of a VM", shown_vms.ShownVM, nics.NICSetBody),
     Route.REMOVE_NIC: Operation("Take a NIC out of a VM", shown_vms.ShownVM, nics.NICRemoveBody),
     Route.CONFIRM_VM: Operation(
-        "What was reported of a VM is true",
-        shown_vms.ShownVM,
-        vm_reports.ConfirmBody,
-        body_may_be_empty=True,
+        "What was reported of a VM is true", shown_vms.ShownVM, vm_reports.ConfirmBody
     ),
     Route.QUERY_PROFILE: Operation("A VM's profile, for its agent", shown_vms.ProfileAnswer),
     Route.ASK_TO_MIGRATE: Operation(

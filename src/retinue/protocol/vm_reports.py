@@ -26,11 +26,12 @@ class ReportedVMBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
     gone: bool = False
 
 
-class ConfirmBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """POST /v1/vms/{id}/confirm, which may be empty: what was reported is true."""
+class ConfirmBody(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /v1/vms/{id}/confirm: these of what was reported is true. Named each, for what the server says may
+    be another by then than what the manager has seen."""
 
-    addresses: Addresses | None = None
-    """Which of the reported addresses are the VM's; left out: all."""
+    addresses: Addresses
+    """Which of the reported addresses are the VM's."""
 
 
 class ReportedAddresses(msgspec.Struct):

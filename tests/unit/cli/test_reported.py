@@ -81,15 +81,23 @@ def test_a_manager_confirms_all_or_some(monkeypatch: pytest.MonkeyPatch) -> None
     sent: list[tuple[Any, ...]] = []
 
     def ask(self: blocking.Client, route: Route, id: str = "", **more: Any) -> dict[str, Any]:
-        sent.append((route, id, more["body"]))
-        return {"id": id, "nics": [{"addresses": ["10.1.0.64"]}, {"addresses": ["10.2.0.64"]}]}
+        sent.append((route, id, more.get("body")))
+        return {
+            "id": id,
+            "reported_addresses": ["10.1.0.64", "10.2.0.64"],
+            "nics": [{"addresses": ["10.1.0.64"]}, {"addresses": ["10.2.0.64"]}],
+        }
 
     monkeypatch.setattr(blocking.Client, "ask", ask)
     done = run("vm", "confirm", "vm100", "--url", "http://192.0.2.1:8080")
-    assert done.output == "VM vm100 has 10.1.0.64, 10.2.0.64\n"
+    assert done.output.splitlines() == [
+        "the server of VM vm100 has reported 10.1.0.64, 10.2.0.64",
+        "VM vm100 has 10.1.0.64, 10.2.0.64",
+    ]
     done = run("vm", "confirm", "vm100", "--address", "10.1.0.64", "--url", "http://192.0.2.1:8080", "--json")
     assert json.loads(done.output)["id"] == "vm100"
     assert sent == [
-        (Route.CONFIRM_VM, "vm100", {}),
+        (Route.GET_VM, "vm100", None),
+        (Route.CONFIRM_VM, "vm100", {"addresses": ["10.1.0.64", "10.2.0.64"]}),
         (Route.CONFIRM_VM, "vm100", {"addresses": ["10.1.0.64"]}),
     ]

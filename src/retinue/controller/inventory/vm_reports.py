@@ -195,23 +195,23 @@ class VMReports:
             return ()
         return tuple(ip for ip in held.addresses if ip not in nic.addresses)
 
-    async def confirm(self, id: str, addresses: Sequence[IP] | None = None) -> VM:
-        """The VM has what was reported, or these of it; returns when the switches have confirmed it.
+    async def confirm(self, id: str, addresses: Sequence[IP]) -> VM:
+        """The VM has these of what was reported; returns when the switches have confirmed it.
 
         Raises RequestError, ModelError for an address that another has had since.
         """
         vm = self._ours(id)
         found = {nic.port_id: self.waiting(vm, nic) for nic in vm.nics}
         all_waiting = [ip for waiting in found.values() for ip in waiting]
-        for ip in addresses or ():
+        for ip in addresses:
             if ip not in all_waiting:
                 raise RequestError(f"VM {id}: nobody has reported {ip}; {_words(all_waiting)}")
-        if not all_waiting:
-            raise RequestError(f"VM {id}: {_words(all_waiting)}")
+        if not addresses:
+            raise RequestError(f"VM {id}: no address is named; {_words(all_waiting)}")
         changes: list[Change] = []
         changed = vm
         for nic in vm.nics:
-            new = [ip for ip in found[nic.port_id] if addresses is None or ip in addresses]
+            new = [ip for ip in found[nic.port_id] if ip in addresses]
             if new:
                 after = replace(nic, addresses=(*nic.addresses, *new))
                 changes += replaced(self._net, changed, nic, after)

@@ -267,7 +267,9 @@ async def test_a_report_reaches_the_controller_by_way_of_a_manager() -> None:
         assert manager.passed == ["/v1/servers/server1/vm-reports"] * 2
         assert [(id, vm.nic.addresses) for id, vm in net.vms.items()] == [("vm1", ())]
         async with ControllerClient(manager.controller_url, Credentials()) as boss:
-            confirmed = await boss.post("/v1/vms/vm1/confirm")
+            with pytest.raises(RejectedError, match="addresses"):
+                await boss.post("/v1/vms/vm1/confirm", {})
+            confirmed = await boss.post("/v1/vms/vm1/confirm", {"addresses": [str(vm_ip(1))]})
         assert confirmed["holds"] == [str(vm_ip(1))]
         assert net.vms["vm1"].nic.addresses == (vm_ip(1),)
     finally:

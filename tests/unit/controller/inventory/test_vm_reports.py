@@ -72,7 +72,7 @@ async def test_a_vm_is_registered_and_its_address_waits_until_a_manager_confirms
     bench.port()
     await bench.settle()
     assert bench.held() == [], "a port does not make it true"
-    confirmed = await bench.controller.inventory.reports.confirm("vm1")
+    confirmed = await bench.controller.inventory.reports.confirm("vm1", [vm_ip(1)])
     assert confirmed.nic.addresses == (vm_ip(1),)
     assert [(one.ip, one.kind) for one in bench.net.held_by("vm1")] == [(vm_ip(1), BindingKind.STATIC)]
     assert await bench.say(report) == (), "said again, it is true already"
@@ -85,7 +85,7 @@ async def test_a_confirmed_vm_goes_with_its_port_as_it_came_and_outlives_the_con
     await bench.say(report)
     bench.port()
     await bench.settle()
-    await bench.controller.inventory.reports.confirm("vm1")
+    await bench.controller.inventory.reports.confirm("vm1", [vm_ip(1)])
     store = bench.store
     stored = store.load()
     assert [(vm.id, vm.reported, vm.nic.addresses) for vm in stored.vms] == [("vm1", True, (vm_ip(1),))]
@@ -106,11 +106,24 @@ async def test_of_several_addresses_a_manager_may_confirm_some(bench: Bench, rep
         await confirm("vm1", [ip_address("10.1.0.99")])
     assert (await confirm("vm1", three[1:2])).nic.addresses == three[1:2]
     assert await bench.say(replace(report, addresses=three)) == (three[0], three[2])
-    assert (await confirm("vm1")).nic.addresses == (three[1], three[0], three[2])
+    with pytest.raises(
+        RequestError, match=r"no address is named; what waits .* is 10\.1\.0\.61, 10\.1\.0\.63"
+    ):
+        await confirm("vm1", [])
+    assert (await confirm("vm1", [three[0], three[2]])).nic.addresses == (three[1], three[0], three[2])
     with pytest.raises(RequestError, match="no reported address waits"):
-        await confirm("vm1")
+        await confirm("vm1", [])
     with pytest.raises(RequestError, match="there is no VM vm9"):
-        await confirm("vm9")
+        await confirm("vm9", three)
+
+
+async def test_what_a_server_says_after_a_manager_has_looked_is_not_confirmed_with_the_rest(
+    bench: Bench, report: Report
+) -> None:
+    seen = await bench.say(report)
+    await bench.say(replace(report, addresses=(vm_ip(1), vm_ip(99))))
+    confirmed = await bench.controller.inventory.reports.confirm("vm1", seen)
+    assert (confirmed.nic.addresses, bench.held()) == ((vm_ip(1),), [vm_ip(1)])
 
 
 async def test_what_is_reported_anew_takes_the_place_of_what_was(bench: Bench, report: Report) -> None:
@@ -119,13 +132,13 @@ async def test_what_is_reported_anew_takes_the_place_of_what_was(bench: Bench, r
     assert await bench.say(replace(report, addresses=(other,))) == (other,)
     assert await bench.say(replace(report, addresses=())) == ()
     with pytest.raises(RequestError, match="no reported address waits"):
-        await bench.controller.inventory.reports.confirm("vm1")
+        await bench.controller.inventory.reports.confirm("vm1", [vm_ip(1)])
 
 
 async def test_addresses_of_a_registered_vm_are_held_too(bench: Bench, report: Report) -> None:
     bench.controller.inventory.register_vms([VM.with_one_nic("vm1", vm_mac(1), "server1")])
     assert await bench.say(report) == (vm_ip(1),)
-    assert (await bench.controller.inventory.reports.confirm("vm1")).reported is False
+    assert (await bench.controller.inventory.reports.confirm("vm1", [vm_ip(1)])).reported is False
     assert bench.held() == [vm_ip(1)]
 
 
@@ -186,7 +199,7 @@ async def test_an_address_that_another_has_got_meanwhile_cannot_be_confirmed(
     late = VM.with_one_nic("vm2", vm_mac(2), "server2", addresses=(vm_ip(1),))
     bench.controller.inventory.register_vms([late])
     with pytest.raises(ModelError, match="is held by VM vm2"):
-        await bench.controller.inventory.reports.confirm("vm1")
+        await bench.controller.inventory.reports.confirm("vm1", [vm_ip(1)])
     assert bench.net.vms["vm1"].nic.addresses == ()
     assert bench.held() == []
 
@@ -215,7 +228,7 @@ async def test_gone_is_of_the_mac_that_it_says_and_waits_until_the_switch_has_be
     """After a start of the controller a port that stands is not known yet: nothing that is kept is lost."""
     gone = replace(report, gone=True)
     await bench.say(report)
-    await bench.controller.inventory.reports.confirm("vm1")
+    await bench.controller.inventory.reports.confirm("vm1", [vm_ip(1)])
     assert await bench.say(gone) == ()
     assert bench.held() == [vm_ip(1)], "the switch's ports have not been read"
     bench.controller.inventory.ports.edge_read([0x31], ["vm1"])
@@ -239,7 +252,7 @@ async def test_what_was_said_of_another_place_or_mac_cannot_be_confirmed(
     moved = replace(vm, nics=(replace(vm.nic, mac=other.get("mac", vm.nic.mac)),))
     bench.net.put_vm(replace(moved, server=other.get("server", "server1")))
     with pytest.raises(RequestError, match="no reported address waits"):
-        await bench.controller.inventory.reports.confirm("vm1")
+        await bench.controller.inventory.reports.confirm("vm1", [vm_ip(1)])
     assert (bench.net.vms["vm1"].nic.addresses, bench.held()) == ((), [])
 
 

@@ -69,13 +69,10 @@ def handlers(controller: Controller) -> Handlers:
         return answer({"ok": True})
 
     async def confirm(request: web.Request) -> web.Response:
-        given: ConfirmBody = await body(request, ConfirmBody, b"{}")
-        addresses = None if given.addresses is None else tuple(map(address, given.addresses))
-        return answer(
-            views.vm(
-                controller, await controller.inventory.reports.confirm(request.match_info["id"], addresses)
-            )
-        )
+        given: ConfirmBody = await body(request, ConfirmBody)
+        addresses = tuple(map(address, given.addresses))
+        vm = await controller.inventory.reports.confirm(request.match_info["id"], addresses)
+        return answer(views.vm(controller, vm))
 
     power = controller.inventory.power
 
