@@ -150,10 +150,21 @@ async def go_on(bench: LabBench) -> None:
 
 
 async def as_before(bench: LabBench, before: dict[str, Any]) -> None:
-    async def same() -> bool:
-        return await network(bench) == before and await bench.machines("vm1") == ["server1"]
+    differs: list[str] = []
 
-    await eventually(same)
+    async def same() -> bool:
+        now, machines = await network(bench), await bench.machines("vm1")
+        differs[:] = [f"machines: {machines}"] * (machines != ["server1"])
+        for what in now:
+            more = [one for one in now[what] if one not in before[what]]
+            less = [one for one in before[what] if one not in now[what]]
+            differs.extend([f"{what}: too many {more}, missing {less}"] * (more + less != []))
+        return not differs
+
+    try:
+        await eventually(same)
+    except AssertionError as error:
+        raise AssertionError(f"not as before: {differs}") from error
     assert await bench.ping("vm1", "203.0.113.9")
     # And it can be moved afterwards, without loss.
     async with bench.traffic(await bench.address("vm1")) as traffic:
