@@ -19,11 +19,9 @@ from retinue.core.model.entities import (
 )
 from retinue.core.model.in_use import bound_to, first_few, users_of_prefix, users_of_vnet
 from retinue.core.model.ownership import (
-    all_of,
     can_be_a_machines,
     not_a_gateways,
     not_a_servers,
-    not_a_subnets,
     not_held,
 )
 from retinue.core.model.routed_prefixes import (
@@ -129,10 +127,7 @@ def check_subnet(net: NetworkView, subnet: Subnet) -> None:
     if subnet.dhcp6 and vrf != DEFAULT_VRF:
         raise ModelError(f"{what}: DHCPv6 serves the VRF {DEFAULT_VRF} only, not {vrf}")
     check_subnet_beside(net, subnet)
-    if subnet.gateway in all_of(subnet.prefix):
-        raise ModelError(f"{what}: {subnet.gateway} is all of {subnet.prefix}, and no gateway's address")
-    for ip in (subnet.gateway, *all_of(subnet.prefix)):
-        not_held(net, what, ip, vrf)
+    not_held(net, what, subnet.gateway, vrf)
     not_a_servers(net, what, subnet.gateway, vrf)
     for server in net.servers.values() if vrf == DEFAULT_VRF else ():
         if subnet.prefix in server.routes:
@@ -182,7 +177,6 @@ def check_server(net: NetworkView, server: Server) -> None:
     _a_machines_mac(net, what, server.mac, server.id)
     _check_hosts(net, server)
     if server.address is not None:
-        not_a_subnets(net, what, server.address)
         not_held(net, what, server.address)
         not_a_gateways(net, what, server.address)
         not_a_servers(net, what, server.address, but=server.id)

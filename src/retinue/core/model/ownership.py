@@ -3,7 +3,7 @@
 Each raises ModelError, in which `what` says who wants it.
 """
 
-from retinue.core.model.addresses import IP, Mac, ModelError, Prefix, is_multicast
+from retinue.core.model.addresses import IP, Mac, ModelError, is_multicast
 from retinue.core.model.routed_prefixes import NO_HOSTS, UNROUTABLE4
 from retinue.core.model.view import NetworkView
 from retinue.core.model.vrfs import DEFAULT_VRF
@@ -19,20 +19,6 @@ def can_be_a_machines(net: NetworkView, what: str, mac: Mac) -> None:
 def can_be_a_hosts(what: str, ip: IP) -> None:
     if any(ip in prefix for prefix in (UNROUTABLE4 if ip.version == 4 else NO_HOSTS)):
         raise ModelError(f"{what}: {ip} cannot be registered: it is no host's, or follows from the MAC")
-
-
-def not_a_subnets(net: NetworkView, what: str, ip: IP, vrf: str = DEFAULT_VRF) -> None:
-    subnet = net.subnet_of(ip, vrf)
-    if subnet is not None and ip in all_of(subnet.prefix):
-        raise ModelError(f"{what}: {ip} is all of subnet {subnet.id}, {subnet.prefix}, and no host's")
-
-
-def all_of(prefix: Prefix) -> tuple[IP, ...]:
-    """What is no host's address (RFC 1812, 4.2.2.11): the host's part all zeros, or all ones. In a /31 both
-    are hosts' (RFC 3021), and IPv6 knows no broadcast."""
-    if prefix.version != 4 or prefix.prefixlen > 30:
-        return ()
-    return prefix.network_address, prefix.broadcast_address
 
 
 def not_held(net: NetworkView, what: str, ip: IP, vrf: str = DEFAULT_VRF) -> None:

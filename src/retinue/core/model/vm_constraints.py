@@ -16,7 +16,6 @@ from retinue.core.model.ownership import (
     can_be_a_machines,
     not_a_gateways,
     not_a_servers,
-    not_a_subnets,
 )
 from retinue.core.model.routed_prefixes import check_not_routed, check_prefixes
 from retinue.core.model.trunks import check_trunks
@@ -76,7 +75,6 @@ def _check_nic(net: NetworkView, vm: VM, nic: NIC) -> None:
         _in_its_vnet(net, what, nic, address)
     for one in nic.allowed:
         can_be_a_hosts(what, one.ip)
-        not_a_subnets(net, what, one.ip, vrf)
         not_a_gateways(net, what, one.ip, vrf)
         not_a_servers(net, what, one.ip, vrf)
         _in_its_vnet(net, what, nic, one.ip)
@@ -113,7 +111,6 @@ def _a_nics_mac(net: NetworkView, what: str, mac: Mac) -> None:
 
 def _a_nics_address(net: NetworkView, what: str, ip: IP, vrf: str) -> None:
     can_be_a_hosts(what, ip)
-    not_a_subnets(net, what, ip, vrf)
     not_a_gateways(net, what, ip, vrf)
     not_a_servers(net, what, ip, vrf)
     check_not_routed(net, what, ip, vrf)
@@ -172,7 +169,6 @@ def check_assignment(net: NetworkView, assignment: Assignment) -> None:
     allowed = net.allowed_to(assignment.ip, assignment.vrf)
     if assignment.kind is not BindingKind.ALLOWED and allowed:
         raise ModelError(f"{assignment.ip} is allowed VM {min(allowed)}; VM {vm.id} cannot be given it")
-    not_a_subnets(net, f"VM {assignment.vm}", assignment.ip, assignment.vrf)
     not_a_gateways(net, f"VM {assignment.vm}", assignment.ip, assignment.vrf)
     not_a_servers(net, f"VM {assignment.vm}", assignment.ip, assignment.vrf)
     check_not_routed(net, f"VM {assignment.vm}", assignment.ip, assignment.vrf)
