@@ -1,6 +1,7 @@
 """What holds for all tests."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from unittest.mock import patch
 
@@ -14,6 +15,9 @@ from support.turns import Turns
 # How long an example takes depends on the machine, and on what else it does.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+COMPUTING = 10
+"""How nice a test without a laboratory is to those with one."""
 
 SMALL_LIMITS = (
     "retinue.agent.renewal.openflow_port.LIMIT",
@@ -71,6 +75,13 @@ def turn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         fcntl.flock(vms, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(queue, fcntl.LOCK_UN)
         yield
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """With `pytest -n`: what only computes lets laboratories' traffic and its counting go first."""
+    if worker(item.config) and os.geteuid() == 0:
+        lab = item.get_closest_marker("lab") is not None
+        os.setpriority(os.PRIO_PROCESS, 0, 0 if lab else COMPUTING)
 
 
 @pytest.hookimpl(optionalhook=True)
