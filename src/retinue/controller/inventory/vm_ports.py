@@ -211,6 +211,18 @@ class VMPorts:
         self._name_free(vm.id, EntityKind.VM)
         return self._context.apply(VMReported(vm))
 
+    def as_plugged(self, vm: VM) -> VM:
+        """A VM with one NIC as its port has it, if that stands at its server's edge: in the vnet of its tag.
+        Raises ModelError for a port that no VM can have."""
+        for port in self._reported.on(vm.nic.port_id, self._net.servers[vm.server].edge):
+            vm = self._by_port(vm, port)
+        return vm
+
+    def _by_port(self, vm: VM, port: BridgePort) -> VM:
+        if unfit := unfit_for_vms(port):
+            raise ModelError(unfit)
+        return replace(vm, nics=(replace(vm.nic, vnet=vnet_of_tag(self._net, port)),))
+
     def _register_reported(self, switch: str, ports: Sequence[BridgePort]) -> VM | None:
         """A server reports a VM it made, by the ids it sets on the port, as libvirt does."""
         server = self._net.server_of_edge(switch)
@@ -221,9 +233,7 @@ class VMPorts:
             if server is not None and port.attached_mac and port.iface_id:
                 vm = VM.with_one_nic(port.iface_id, port.attached_mac, server.id, reported=True)
                 try:
-                    vm = replace(vm, nics=(replace(vm.nic, vnet=vnet_of_tag(self._net, port)),))
-                    if unfit := unfit_for_vms(port):
-                        raise ModelError(unfit)
+                    vm = self._by_port(vm, port)
                     self.register_reported(vm)
                 except ModelError as error:
                     reason = str(error)

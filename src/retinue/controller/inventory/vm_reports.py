@@ -120,7 +120,9 @@ class VMReports:
 
     def _there(self, server: str, report: Report) -> tuple[Touched, tuple[IP, ...]]:
         known = self._net.vms.get(report.vm)
-        vm = VM.with_one_nic(report.vm, report.mac, server, reported=True) if known is None else known
+        # What its port says counts: where a port is no VM's, a report makes none of it.
+        anew = VM.with_one_nic(report.vm, report.mac, server, reported=True)
+        vm = self._ports.as_plugged(anew) if known is None else known
         nic = vm.nic_with(report.mac)
         if known is not None and server not in known.locations:
             code = ErrorCode.MIGRATION_UNDER_WAY if self._ports.migrates(vm) else None

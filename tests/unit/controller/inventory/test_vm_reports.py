@@ -39,8 +39,8 @@ class Bench(FakeNetwork):
     def refused(self) -> int:
         return self.controller.context.counters[REFUSED]
 
-    def port(self, *, gone: bool = False) -> None:
-        port = BridgePort(0x31, "br0", "tap1", vm_port(1), PortStatus.UP, "vm1", vm_mac(1))
+    def port(self, *, gone: bool = False, tag: int = 0) -> None:
+        port = BridgePort(0x31, "br0", "tap1", vm_port(1), PortStatus.UP, "vm1", vm_mac(1), tag=tag)
         self.controller.inventory.ports.changed([port] if gone else [], [] if gone else [port])
 
 
@@ -310,3 +310,12 @@ async def test_a_server_reports_so_many_vms_and_no_more(bench: Bench, report: Re
     bench.now += 1.0
     with pytest.raises(ModelError, match=f"has {MOST_REPORTED} VMs that nobody registered"):
         await bench.say(report)
+
+
+async def test_where_its_port_is_no_vms_a_report_makes_none_of_it(bench: Bench, report: Report) -> None:
+    """libvirt's domain names a VLAN that is no vnet's: its port was refused, and its XML says no more."""
+    bench.port(tag=42)
+    await bench.settle()
+    with pytest.raises(ModelError, match="VLAN tag is 42, which is no vnet's"):
+        await bench.say(report)
+    assert "vm1" not in bench.net.vms
