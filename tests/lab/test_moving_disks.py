@@ -139,7 +139,14 @@ async def test_a_disk_goes_there_and_back_under_traffic(bench: LabBench, tmp_pat
     await eventually(gone)
 
 
-@pytest.mark.parametrize("who", ["cancelled", "server1-agent", "server2-agent", "target", "source"])
+@pytest.mark.parametrize(
+    "who",
+    [
+        "cancelled",
+        "server2-agent",
+        *(pytest.param(who, marks=pytest.mark.long) for who in ("server1-agent", "target", "source")),
+    ],
+)
 async def test_a_move_that_fails_leaves_the_disk_whole_where_it_is(bench: LabBench, who: str) -> None:
     vm = f"undone-{who}"
     await added(bench, vm, "size=32M")
