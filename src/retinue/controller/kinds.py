@@ -168,7 +168,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "ClientWatch._since", "FipPath._heard",
         "Context._frames_rejected", "Context.counters", "Durations.ended", "Histogram.counts",
         "ImageHolders._scrubbed", "MacChanges._changed", "RouterWatch._routers",
-        "SwitchRows._reported", "VMReports._lately", "VdpPath._joined",
+        "SwitchRows._reported", "VMReports._buckets", "VdpPath._joined",
         "SpoofCounts._asking", "SpoofCounts._before", "SpoofCounts._sums", "SpoofCounts._turns",
         "SpoofCounts.frames", "EventBus._agents", "EventBus._listeners",
         "EventBus._ring", "FloodCounts._before", "FloodCounts._sums", "OwnAddresses._taken",

@@ -19,7 +19,7 @@ from retinue.core.limits import MOST_TRACES
 from retinue.core.model import IP, NIC, VM, mac
 from retinue.core.packets import summarize
 from retinue.core.pipeline.diff import agrees
-from retinue.core.pipeline.entry import Entry, Flow, FlowKey, Program
+from retinue.core.pipeline.entry import Entry, Flow, FlowKey
 from retinue.core.text import quoted
 from retinue.core.tracing import (
     Fate,
@@ -201,12 +201,9 @@ class Tracer:
 
     # ---- which entries ----
 
-    def _program(self, switch: str) -> Program:
-        return self._context.compiler.program(switch).whole()
-
     def _wanted(self, switch: str) -> Iterable[Entry]:
         """As they are at this moment: the compiler may change them while they are looked at."""
-        return tuple(self._program(switch).values())
+        return tuple(self._context.compiler.program(switch).whole().values())
 
     def _compared(self, expected: Trace, found: Trace, held: Mapping[str, Held]) -> dict[str, Any]:
         packets = {name: switch.packets for name, switch in held.items() if not switch.unread}
@@ -253,7 +250,7 @@ class Tracer:
                 elif not agrees(flow, have[flow.key]):
                     said.append(f"{hop.switch} has {_called(hop, flow)} otherwise than it should")
         for hop in found.hops:
-            wanted = self._program(hop.switch)
+            wanted = self._context.compiler.program(hop.switch)
             said += [
                 f"{hop.switch} has what it should not: {_called(hop, flow)}"
                 for flow in hop.matched

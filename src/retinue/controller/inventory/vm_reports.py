@@ -32,6 +32,7 @@ from retinue.core.limits import MOST_REPORTS_A_SECOND
 from retinue.core.model import IP, NIC, VM, Mac, ModelError
 from retinue.core.model.network import Owner, Touched
 from retinue.core.model.vm_constraints import check_assignment, check_vm
+from retinue.core.token_bucket import TokenBucket
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
 
@@ -74,8 +75,8 @@ class VMReports:
         self._forget_vm = forget_vm
         self._held: dict[str, Held] = {}
         """By a NIC's port id: addresses that were reported, and are a manager's to confirm."""
-        self._lately: dict[str, tuple[float, int]] = {}
-        """By server: since when so many reports have come."""
+        self._buckets: dict[str, TokenBucket] = {}
+        """By server: how many reports are taken."""
 
     # ---- what servers say ----
 
@@ -97,13 +98,11 @@ class VMReports:
         return waiting
 
     def _check_rate(self, server: str) -> None:
-        since, count = self._lately.get(server, (0.0, 0))
         now = self._context.clock()
-        if not since <= now < since + 1.0:
-            since, count = now, 0
-        self._lately = {id: one for id, one in self._lately.items() if id in self._net.servers}
-        self._lately[server] = since, count + 1
-        if count >= MOST_REPORTS_A_SECOND:
+        if server not in self._buckets:
+            self._buckets = {id: one for id, one in self._buckets.items() if id in self._net.servers}
+            self._buckets[server] = TokenBucket(MOST_REPORTS_A_SECOND, now)
+        if not self._buckets[server].take(now):
             raise RequestError(
                 f"server {server} reports more than {MOST_REPORTS_A_SECOND} VMs a second; do so later",
                 ErrorCode.TOO_OFTEN,

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Set
 
 from retinue.controller.switches.readback import in_parts
 from retinue.core.pipeline.contributions import SwitchProgram
+from retinue.core.pipeline.diff import agrees
 from retinue.core.pipeline.entry import Change, Entry, EntryKey, Program
 
 
@@ -31,7 +32,7 @@ class Mirror:
         differs: dict[EntryKey, Entry | None] = {}
         try:
             async for key, want in compared(self._program, found):
-                if want != found.get(key):
+                if not agrees(want, found.get(key)):
                     differs[key] = found.get(key)
         finally:
             self._changed = None

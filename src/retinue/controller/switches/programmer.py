@@ -379,10 +379,13 @@ class SwitchProgrammer:
 
     def pending_of(self, owner: Owner, *, with_held: bool) -> bool:
         """True while the switch has yet to confirm something of this owner, gone entries among it."""
-        mark = owner_hash(owner)
         keys = self.pending if with_held else self.pending - self.held
-        entries = (*self.mirror.taken(keys).values(), *self._wanted(keys).values())
-        return any(isinstance(e, Flow) and owner_hash_of(e.cookie) == mark for e in entries)
+        wanted = self._compiler.program(self._switch).of([owner]) if keys else {}
+        if any(key in keys and isinstance(entry, Flow) for key, entry in wanted.items()):
+            return True
+        # What it has no more, or has otherwise, is where the switch is known to differ.
+        mark, gone = owner_hash(owner), self.mirror.taken(self.mirror.differing & keys).values()
+        return any(isinstance(entry, Flow) and owner_hash_of(entry.cookie) == mark for entry in gone)
 
     # ---- reading ----
 
