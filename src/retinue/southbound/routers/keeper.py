@@ -58,6 +58,8 @@ class RouterKeeper:
                 if str(error) != told:
                     log.error("router.away", router=router, error=str(error), command=command[0])
                 told = str(error)
+            except Exception:  # Whatever went wrong: without its adapter a router would be away for good.
+                log.exception("router.adapter_not_kept", router=router)
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def _serve(self, router: str, link: RouterLink) -> None:

@@ -256,9 +256,33 @@ async def test_an_adapter_that_ends_is_started_again(routed: Routed, monkeypatch
     assert told.seen[-1] == "the controller stops"
 
 
-async def test_a_command_that_is_none_is_tried_again(routed: Routed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "AGAIN_SECONDS", 0.0)
-    kept = RouterKeeper(routed.net, {ROUTER: ["/nowhere/adapter"]}, Told())
+async def test_a_command_that_is_none_is_tried_again(
+    routed: Routed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(keeper, "AGAIN_SECONDS", 0.01)
+    told, command = Told(), tmp_path / "adapter"
+    kept = RouterKeeper(routed.net, {ROUTER: [str(command), *with_fault("")]}, told)
     kept.start()
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.05)
+    assert told.seen == []
+    command.symlink_to("/usr/bin/env")
+    await told.until(lambda seen: seen == ["connected"])
+    await kept.stop()
+
+
+async def test_whatever_goes_wrong_with_a_router_it_is_tried_again(
+    routed: Routed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "AGAIN_SECONDS", 0.0)
+
+    class Surprised(Told):
+        def connected(self, session: RouterSession) -> None:
+            super().connected(session)
+            if len(self.sessions) == 1:
+                raise KeyError("what nobody expected")
+
+    told = Surprised()
+    kept = RouterKeeper(routed.net, {ROUTER: with_fault("")}, told)
+    kept.start()
+    await told.until(lambda seen: seen.count("connected") == 2)
     await kept.stop()
