@@ -46,7 +46,8 @@ def check(config: Config) -> None:
     """
     from retinue.config_file import ConfigError
     from retinue.controller.authn.tls import protection
-    from retinue.controller.config import LISTENERS, load
+    from retinue.controller.config import load
+    from retinue.controller.config_tables import LISTENERS
     from retinue.controller.leadership.candidate import database_context
 
     try:

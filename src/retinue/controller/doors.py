@@ -9,7 +9,8 @@ from retinue.controller.api.server import Api, Cluster
 from retinue.controller.app import Controller
 from retinue.controller.authn.switch_authz import SwitchAuthorization, anybody
 from retinue.controller.authn.tls import TlsConfig
-from retinue.controller.config import LISTENERS, Config
+from retinue.controller.config import Config
+from retinue.controller.config_tables import LISTENERS
 from retinue.controller.dns.server import DnsServer
 from retinue.controller.dns.zone import Zone
 from retinue.controller.switches.port_watcher import PortWatch

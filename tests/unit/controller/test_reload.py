@@ -11,7 +11,7 @@ from retinue.config_file import ConfigError
 from retinue.controller.api.peer_door import Door
 from retinue.controller.api.peers import Peers
 from retinue.controller.authn.tls import TlsConfig
-from retinue.controller.config import DomainTable
+from retinue.controller.config_tables import DomainTable
 from retinue.controller.domains.peer_client import PeerClient
 from retinue.controller.doors import Doors
 from retinue.controller.main import _reload

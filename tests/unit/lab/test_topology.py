@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from retinue.controller.config import LinkTable
 from retinue.controller.config import load as controller_load
+from retinue.controller.config_tables import LinkTable
 from retinue.core.model import DEFAULT_VRF, Network, PortRef, Role, Server, Service, Subnet, Switch, mac
 from retinue_lab.errors import LabError
 from retinue_lab.network import libvirtd

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from retinue.config_file import ConfigError
 from retinue.controller.api.peer_door import Door
-from retinue.controller.config import DomainTable
+from retinue.controller.config_tables import DomainTable
 from retinue.controller.domains.domains import Domains
 from retinue.controller.domains.peer_client import PeerClient
 from retinue.security.contexts import TlsFilesError, client_context, reload_certificate, server_context

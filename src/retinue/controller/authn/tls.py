@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from retinue.config_file import ConfigError
-from retinue.controller.config import LISTENERS, Config
+from retinue.controller.config import Config
+from retinue.controller.config_tables import LISTENERS
 from retinue.security.authority import PkiError, holder
 from retinue.security.contexts import TlsFilesError, reload_certificate, server_context
 from retinue.security.identity import PeerRole

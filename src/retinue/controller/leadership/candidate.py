@@ -18,7 +18,8 @@ from retinue import systemd
 from retinue.config_file import ConfigError
 from retinue.controller.app import Controller
 from retinue.controller.authn.tls import TlsConfig
-from retinue.controller.config import ClusterTable, Config
+from retinue.controller.config import Config
+from retinue.controller.config_tables import ClusterTable
 from retinue.controller.context import Store
 from retinue.controller.doors import Doors
 from retinue.controller.leadership.election import Election, guard

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from retinue.controller.app import Controller
-from retinue.controller.config import Config, GatewayGroupTable
+from retinue.controller.config import Config
+from retinue.controller.config_tables import GatewayGroupTable
 from retinue.core.model import Allowed, GatewayGroup
 from retinue.core.model.network import Owner
 from retinue.protocol.errors import ErrorCode

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from retinue.controller.api import http
 from retinue.controller.api.peer_door import Door
 from retinue.controller.api.peers import Peers
-from retinue.controller.config import DomainTable
+from retinue.controller.config_tables import DomainTable
 from retinue.controller.domains.peer_client import PeerClient
 from retinue.core.limits import LARGEST_REPORT
 from retinue.core.migration import MigrationState as S
