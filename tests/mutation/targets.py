@@ -67,6 +67,7 @@ MODULES = (
     "retinue.core.migration.handing_back",
     "retinue.core.model.layout",
     "retinue.core.model.network",
+    "retinue.core.model.layout_view",
     "retinue.core.model.view",
     "retinue.core.model.constraints",
     "retinue.core.model.ownership",

@@ -466,6 +466,8 @@ def change(net: Network, shape: Shape, step: Step) -> Touched:
         net_place = net.location(f"server{location}")
         there = PortRef(f"leaf{other}", "s1") if net_place == ref else ref
         if net.over_routers:
+            if any(server.given_at == there for server in net.servers.values()):
+                return NOTHING  # Rejected: a port has one server.
             return net.put_server(replace(net.servers[f"server{location}"], given_at=there))
         return net.detect(f"server{location}", there)
     if what == "packet size":

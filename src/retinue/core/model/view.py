@@ -6,87 +6,32 @@ The reading half of `Network`: what looks at a network without changing it, as `
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from retinue.core.limits import HIGHEST_VM_PORT
-from retinue.core.model.addresses import IP, Mac, ModelError, Prefix, is_multicast
-from retinue.core.model.binding import Assignment, Binding, BindingKind, Origin
+from retinue.core.model.addresses import IP, Mac, Prefix
+from retinue.core.model.binding import Assignment, Binding, BindingKind
 from retinue.core.model.entities import (
-    DEFAULT_VNET,
     VM,
-    GatewayGroup,
-    Link,
-    Peer,
-    PortRef,
-    PortStatus,
-    Role,
     Server,
     Service,
-    Subnet,
-    Switch,
-    Trust,
     VMPort,
-    Vnet,
 )
+from retinue.core.model.layout_view import LayoutView
 from retinue.core.model.nic import NIC
 from retinue.core.model.prefix_index import PrefixIndex
 from retinue.core.model.storage import FcLogin
-from retinue.core.model.vrfs import DEFAULT_VRF, Address, Vrf, in_vrf
+from retinue.core.model.vrfs import DEFAULT_VRF, Address, in_vrf
 
 
 @dataclass
-class NetworkView:
-    """Frozen values by their ids. `gateway_mac` is the anycast gateway's MAC, shared by all leaves."""
+class NetworkView(LayoutView):
+    """Frozen values by their ids."""
 
-    gateway_mac: Mac
-    gateway_groups: dict[str, GatewayGroup] = field(default_factory=dict)
-    """By the id of a group of servers: the gateway's MAC for the VMs there."""
-    switches: dict[str, Switch] = field(default_factory=dict)
-    links: tuple[Link, ...] = ()
-    vrfs: dict[str, Vrf] = field(default_factory=lambda: {DEFAULT_VRF: Vrf(DEFAULT_VRF, 0)})
-    vnets: dict[str, Vnet] = field(default_factory=lambda: {DEFAULT_VNET.id: DEFAULT_VNET})
-    subnets: dict[str, Subnet] = field(default_factory=dict)
-    configured: frozenset[str] = frozenset()
-    """The VRFs, vnets and subnets of the configuration file: "vrf ID", "vnet ID", "subnet ID"."""
-    servers: dict[str, Server] = field(default_factory=dict)
-    peers: dict[str, Peer] = field(default_factory=dict)
-    """Other domains."""
     vms: dict[str, VM] = field(default_factory=dict)
     assignments: dict[Address, Assignment] = field(default_factory=dict)
     """By `Assignment.key`; see `holder`."""
-    detected: dict[str, PortRef] = field(default_factory=dict)
-    """Server id to the leaf port where its ARP was last seen."""
     fc_logins: dict[Mac, FcLogin] = field(default_factory=dict)
     """By the MAC of a VN_Port: whose it is."""
-    drained: set[str] = field(default_factory=set)
-    """Servers on which the operator wants no VM: none is put or migrated there."""
-    fenced: set[str] = field(default_factory=set)
-    """Servers of which the operator says that they are dead: nothing from there passes their leaf."""
-    lost_routers: dict[str, str] = field(default_factory=dict)
-    """Routers that are not there at the moment, each with why: another one is the way, if there is one."""
     vm_ports: dict[str, dict[str, VMPort]] = field(default_factory=dict)
     """A NIC's port id to its port on each edge switch that has one; a port may be there before its VM."""
-    routers_to: dict[Prefix, dict[str, None]] = field(default_factory=dict)
-    """By prefix: the servers through which it is reached."""
-    mtu: int = 1500
-    """Bytes of an IP packet that each switch and server takes, and that VMs may send."""
-    rewrites: bool = True
-    """Edges replace a unicast MAC that they do not know by the gateway's; False: as without this software."""
-    _subnet_at: dict[tuple[str, int, int, int], str] = field(default_factory=dict)
-    """By VRF, IP version, length and bits of its prefix: the subnet's id."""
-    _prefix_lengths: dict[int, list[int]] = field(default_factory=dict)
-    """By IP version: the lengths of the subnets' prefixes."""
-    _with_role: dict[Role, dict[str, None]] = field(default_factory=dict)
-    """By role: the ids of the switches that have it, in the order in which they came."""
-    _numbers: dict[str, dict[str, int]] = field(default_factory=dict)
-    _names: dict[str, dict[int, str]] = field(default_factory=dict)
-    _down: dict[str, frozenset[str]] = field(default_factory=dict)
-    """By switch: its ports that have no link, as it has told."""
-    _ways: dict[tuple[str, str], PortRef] = field(default_factory=dict)
-    """By spine or core, and leaf: the port by which it leads to the leaf."""
-    _server_of_mac: dict[Mac, str] = field(default_factory=dict)
-    _server_of_edge: dict[str, str] = field(default_factory=dict)
-    _server_of_host: dict[str, str] = field(default_factory=dict)
-    _host_of_mac: dict[Mac, str] = field(default_factory=dict)
-    _server_of_address: dict[IP, str] = field(default_factory=dict)
     _vms_on: dict[str, set[str]] = field(default_factory=dict)
     _vm_of_mac: dict[Mac, str] = field(default_factory=dict)
     _vm_of_port_id: dict[str, str] = field(default_factory=dict)
@@ -103,8 +48,6 @@ class NetworkView:
     _in_vnet: dict[str, set[str]] = field(default_factory=dict)
     """By vnet: the VMs with a NIC that is said to be in it."""
     _held_by: dict[str, dict[Address, Assignment]] = field(default_factory=dict)
-    _forwarders: set[str] = field(default_factory=set)
-    """The servers that are FCoE forwarders."""
     _logins_of: dict[Mac, dict[Mac, FcLogin]] = field(default_factory=dict)
     """By the MAC of a NIC: its logins."""
     _lease_ends: list[tuple[float, int, IP, str]] = field(default_factory=list)
@@ -113,81 +56,9 @@ class NetworkView:
     _held_as: dict[bytes, dict[Address, str]] = field(default_factory=dict)
     """By DHCP client identifier: the addresses leased under it, and the VM of each."""
 
-    def __post_init__(self) -> None:
-        if is_multicast(self.gateway_mac):
-            raise ModelError(
-                f"gateway MAC {self.gateway_mac} is a group address, which no host has; choose a "
-                "locally administered unicast one, such as 00:00:de:ad:be:ef"
-            )
-
-    def port_number(self, ref: PortRef) -> int | None:
-        return self._numbers.get(ref.switch, {}).get(ref.port)
-
-    def port_name(self, switch: str, number: int) -> str | None:
-        return self._names.get(switch, {}).get(number)
-
-    def is_down(self, ref: PortRef) -> bool:
-        """True where the switch has told that the port has no link."""
-        return ref.port in self._down.get(ref.switch, ())
-
-    def has_told_ports(self, switch: str) -> bool:
-        """True once the switch has told its ports: one that has none is no switch."""
-        return bool(self._numbers.get(switch))
-
-    def location(self, server: str) -> PortRef | None:
-        """The leaf port of a server: as the operator gave it, else where its ARP was seen."""
-        return self.servers[server].given_at or self.detected.get(server)
-
-    def server_of_mac(self, address: Mac) -> Server | None:
-        name = self._server_of_mac.get(address)
-        return None if name is None else self.servers[name]
-
-    def server_of_address(self, ip: IP, vrf: str = DEFAULT_VRF) -> Server | None:
-        """The server with this address: none has one in another VRF than the default one."""
-        name = self._server_of_address.get(ip) if vrf == DEFAULT_VRF else None
-        return None if name is None else self.servers[name]
-
-    def server_of_host(self, host: str) -> Server | None:
-        """The server at whose edge switch a host is."""
-        name = self._server_of_host.get(host)
-        return None if name is None else self.servers[name]
-
-    def place_of_mac(self, address: Mac) -> tuple[str, str] | None:
-        """The server with this MAC, and "", or a host with it after its server."""
-        host = self._host_of_mac.get(address, "")
-        server = self._server_of_host[host] if host else self._server_of_mac.get(address)
-        return None if server is None else (server, host)
-
-    def server_of_edge(self, switch: str) -> Server | None:
-        name = self._server_of_edge.get(switch)
-        return None if name is None else self.servers[name]
-
-    @property
-    def gateway_macs(self) -> tuple[Mac, ...]:
-        """Every MAC by which the gateway is known: a frame to one is the gateway's, wherever it is sent."""
-        return self.gateway_mac, *(group.mac for group in self.gateway_groups.values())
-
-    def gateway_mac_of(self, server: Server | None) -> Mac:
-        """The MAC by which the VMs of a server know the gateway."""
-        group = "" if server is None else server.gateway_group
-        return self.gateway_groups[group].mac if group else self.gateway_mac
-
-    def servers_with(self, service: Service) -> list[Server]:
-        return [s for s in self.servers.values() if service in s.services]
-
     def logins_of(self, nic: Mac) -> tuple[FcLogin, ...]:
         """Of a NIC, by its MAC."""
         return tuple(self._logins_of.get(nic, {}).values())
-
-    def forwarder_at(self, switch: str, port: int) -> Server | None:
-        """The FCoE forwarder whose location is this leaf port."""
-        name = self.port_name(switch, port)
-        at = None if name is None else PortRef(switch, name)
-        return next((s for s in self.forwarders() if self.location(s.id) == at), None)
-
-    def forwarders(self) -> list[Server]:
-        """The FCoE forwarders. This is asked of every NIC: all servers are not looked through."""
-        return [self.servers[name] for name in sorted(self._forwarders)]
 
     def dhcp_servers(self) -> list[Server]:
         """The DHCP servers: machines of their own, and VMs with a trusted NIC that has an address."""
@@ -220,10 +91,6 @@ class NetworkView:
         name = f"VM {port_id}"
         return None if address is None else Server(name, nic.mac, address, services=frozenset({Service.DHCP}))
 
-    def dhcp_server_at(self, at: PortRef) -> Server | None:
-        """The DHCP server whose location is this leaf port."""
-        return next((s for s in self.servers_with(Service.DHCP) if self.location(s.id) == at), None)
-
     def vm_of_mac(self, address: Mac) -> VM | None:
         name = self._vm_of_mac.get(address)
         return None if name is None else self.vms[name]
@@ -232,18 +99,6 @@ class NetworkView:
         """The VM whose NIC has the port with this `iface-id`."""
         name = self._vm_of_port_id.get(port_id)
         return None if name is None else self.vms[name]
-
-    def peer_at(self, server: str) -> Peer | None:
-        """The domain to which a server is the gateway."""
-        return next((peer for peer in self.peers.values() if peer.gateway == server), None)
-
-    def tunnel_at(self, switch: str) -> VMPort | None:
-        """The port of a gateway's edge switch that leads to its peer; every VM that is away has it there."""
-        peer = self.peer_at(self._server_of_edge.get(switch, "")) if self.peers else None
-        number = None if peer is None else self.port_number(PortRef(switch, peer.tunnel))
-        if peer is None or number is None or number > HIGHEST_VM_PORT:
-            return None
-        return VMPort(number, peer.tunnel)
 
     def port_of(self, nic: NIC, switch: str) -> VMPort | None:
         """The NIC's port on an edge switch, if it has one there."""
@@ -276,11 +131,6 @@ class NetworkView:
         port_id = self._port_id_at[switch, port]
         in_trunk = (nic for nic in vm.nics if nic.trunk == port_id and nic.mac == mac)
         return next(in_trunk, None) or vm.nic_called(port_id)
-
-    def vlan_in_trunk(self, nic: NIC) -> int:
-        """The tag that a NIC's frames have at its port; 0: none."""
-        vnet = self.vnets.get(nic.vnet) if nic.trunk else None
-        return 0 if vnet is None else vnet.vlan
 
     def vm_at(self, switch: str, port: int) -> VM | None:
         """The VM with this port on a server where it is registered, if any."""
@@ -327,16 +177,6 @@ class NetworkView:
         """The VMs with a NIC that may speak as this MAC for an address it may take."""
         return frozenset(self._allowed.get(mac, ()))
 
-    # ---- which VRF something is in; without a word the default one ----
-
-    def vrf_of_vnet(self, vnet: str) -> str:
-        """The VRF of a vnet; of "", which is that of the fabric's subnets, the default one."""
-        return self.vnets[vnet].vrf if vnet in self.vnets else DEFAULT_VRF
-
-    def vrf_of(self, nic: NIC | None) -> str:
-        """The VRF in which a NIC's addresses are meant."""
-        return self.vrf_of_vnet("" if nic is None else nic.vnet)
-
     def vrf_at(self, switch: str, port: int, mac: Mac = "") -> str:
         """The VRF of the NIC with this port of an edge switch; `mac` as in `nic_at`."""
         return self.vrf_of(self.nic_at(switch, port, mac))
@@ -350,91 +190,15 @@ class NetworkView:
         """The VRF of a DHCP server: of a machine of its own the default one, of a VM its NIC's."""
         return DEFAULT_VRF if server.id in self.servers else self.vrf_of_mac(server.mac)
 
-    def vrf_with_tag(self, tag: int) -> str | None:
-        """The VRF whose packets have this tag on the fabric's links."""
-        return next((vrf.id for vrf in self.vrfs.values() if vrf.tag == tag), None)
-
     def members(self, vnet: str) -> Iterator[tuple[VM, NIC]]:
         """The NICs that are said to be in a vnet, each with its VM, in the order of their ids."""
         for id in sorted(self._in_vnet.get(vnet, ())):
             vm = self.vms[id]
             yield from ((vm, nic) for nic in vm.nics if nic.vnet == vnet)
 
-    def has_vrfs(self) -> bool:
-        """True when there is another VRF than the default one; without, no entry tells any apart."""
-        return len(self.vrfs) > 1
-
     def holder(self, ip: IP, vrf: str = DEFAULT_VRF) -> Assignment | None:
         """Who has this address in this VRF."""
         return self.assignments.get(in_vrf(vrf, ip))
-
-    def static(self, vm: str, nic: NIC, ip: IP) -> Assignment:
-        """An address that the manager gives to a VM's NIC, in the NIC's VRF."""
-        return Assignment(ip, nic.mac, vm, BindingKind.STATIC, Origin.MANAGER, vrf=self.vrf_of(nic))
-
-    def subnets_in(self, vrf: str = DEFAULT_VRF) -> Iterator[Subnet]:
-        return (s for s in self.subnets.values() if self.vrf_of_vnet(s.vnet) == vrf)
-
-    def subnet_of(self, ip: IP, vrf: str = DEFAULT_VRF) -> Subnet | None:
-        bits, number = ip.max_prefixlen, int(ip)
-        for length in self._prefix_lengths.get(ip.version, ()):
-            id = self._subnet_at.get((vrf, ip.version, length, number >> (bits - length)))
-            if id is not None:
-                return self.subnets[id]
-        return None
-
-    def subnets_of(self, assignments: Iterable[Assignment]) -> list[Subnet]:
-        """The subnets in which these addresses are, each once, by their ids."""
-        found = {s.id: s for a in assignments if (s := self.subnet_of(a.ip, a.vrf)) is not None}
-        return [found[id] for id in sorted(found)]
-
-    def vlan_of(self, subnet: Subnet) -> int:
-        return subnet.vlan or self.vnets[subnet.vnet].vlan
-
-    def vnets_of(self, nic: NIC) -> list[Vnet]:
-        """The vnet that a NIC is said to be in; or those of its static addresses; or the default one."""
-        subnets = (self.subnet_of(ip) for ip in nic.addresses)
-        vnets = {nic.vnet} if nic.vnet else {subnet.vnet for subnet in subnets if subnet is not None}
-        return [self.vnets[vnet] for vnet in sorted(vnets or {DEFAULT_VNET.id})]
-
-    def mtu_of(self, nic: NIC) -> int:
-        """Bytes of an IP packet that a NIC's network takes: as its vnet says, and no more than switches take.
-
-        Of a NIC of which no vnet is said it is what the vnets of its static addresses say, at the least.
-        """
-        return min(self.mtu, *(self.mtu_in(vnet.id) for vnet in self.vnets_of(nic)))
-
-    def mtu_in(self, vnet: str) -> int:
-        """Bytes of an IP packet that a vnet takes."""
-        return min(self.mtu, self.vnets[vnet].mtu or self.mtu)
-
-    def port_down(self, switch: str, leaf: str) -> int | None:
-        """Number of the port by which a spine, or core, leads to a leaf; None where it does not."""
-        way = self._ways.get((switch, leaf))
-        return None if way is None else self.port_number(way)
-
-    def _leads_up(self, switch: str, port: str) -> bool:
-        """True for a port of a leaf to a spine, or to other leaves, or of a spine to a core."""
-        to_others = port == self.switches[switch].tunnel != ""
-        return to_others or any(link.lower == PortRef(switch, port) for link in self.links)
-
-    @property
-    def over_ip(self) -> bool:
-        """True where tunnels over an IP network that is not ours join leaves, and no spines.
-
-        All leaves are alike in this (see constraints.check_tiers): one is asked.
-        """
-        first = next(self.with_role(Role.LEAF), None)
-        return first is not None and first.endpoint is not None and not first.router
-
-    @property
-    def over_routers(self) -> bool:
-        """True where the leaves are routers that are not ours; all are alike in this, too."""
-        first = next(self.with_role(Role.LEAF), None)
-        return first is not None and first.router
-
-    def with_role(self, role: Role) -> Iterator[Switch]:
-        return (self.switches[id] for id in self._with_role.get(role, ()))
 
     def bindings(self, vms: Iterable[str] | None = None) -> list[Binding]:
         """The rows of the snooping table, of all VMs or of some: each address at each server of its VM."""
@@ -451,21 +215,3 @@ class NetworkView:
                         active, assigned = server == vm.server, self.assignments_of(vm, nic)
                         rows.extend(self._row(nic, a, edge, port, active) for a in assigned)
         return rows
-
-    def _row(self, nic: NIC, assignment: Assignment, edge: str, port: VMPort, active: bool) -> Binding:
-        subnet = self.subnet_of(assignment.ip, assignment.vrf)
-        return Binding(
-            mac=nic.speaks_as(assignment.ip),
-            ip=assignment.ip,
-            kind=assignment.kind,
-            vm=assignment.vm,
-            switch=edge,
-            port=port.number,
-            lease_end=assignment.lease_end,
-            vlan=self.vlan_of(subnet) if subnet else 0,
-            port_status=port.status if nic.enabled else PortStatus.DISABLED,
-            trust=Trust.TRUST if nic.trusted else Trust.UNTRUST,
-            origin=assignment.origin,
-            active=active,
-            vrf=assignment.vrf,
-        )
