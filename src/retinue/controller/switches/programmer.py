@@ -82,7 +82,7 @@ class SwitchProgrammer:
         self.flow_mods = 0
         """Flow entries sent and confirmed so far."""
         self.rejection = ""
-        """Why the switch rejected a change, the last time that it did."""
+        """Why the switch rejected a change; "" once it has taken all that it did."""
         self._looks_at_sizes = True
         """False: it does not know the action, and gets no entry that has it (see size_checks)."""
         self._resend_at: dict[EntryKey, float] = {}
@@ -292,6 +292,8 @@ class SwitchProgrammer:
         self.pending.difference_update(agreed)
         self.held.difference_update(agreed)
         self._pause = None
+        if self._retry is None:
+            self.rejection = ""
         self._notify()
 
     # ---- what is sent later ----

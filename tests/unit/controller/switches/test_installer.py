@@ -87,6 +87,7 @@ async def test_what_a_switch_refuses_is_pending_and_sent_again(fake: FakeNetwork
     fake.sessions["spine1"].reject = 0
     await fake.settle()
     assert stands(fake)
+    assert fake.controller.context.installer.rejected == {}, "nothing is wrong any more"
     assert fake.fabric["spine1"].flows.keys() == fake.controller.context.compiler.program("spine1").keys()
 
 
