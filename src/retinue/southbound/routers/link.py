@@ -113,11 +113,11 @@ class RouterLink:
 
     async def _say(self, question: bytes) -> bytes:
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(question + b"\n")
-        await self._process.stdin.drain()
         try:
+            self._process.stdin.write(question + b"\n")
+            await self._process.stdin.drain()
             return await self._process.stdout.readuntil(b"\n")
-        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError) as error:
             raise ConnectionError(f"the adapter of router {self._router} has ended: {error}") from None
 
     async def _log_words(self) -> None:
