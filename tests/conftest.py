@@ -1,6 +1,5 @@
 """What holds for all tests."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from unittest.mock import patch
@@ -10,6 +9,7 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 
 from retinue.controller.context import Context
+from support import turns
 from support.turns import Turns
 
 # How long an example takes depends on the machine, and on what else it does.
@@ -64,16 +64,12 @@ def worker(config: pytest.Config) -> str:
 
 @pytest.fixture(autouse=True, scope="module")
 def turn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """With `pytest -n`: no VMs run beside the modules marked `alone`, which count packets, but their own."""
+    """With `pytest -n`: see support.turns."""
     alone, lab, no_vms = map(request.node.get_closest_marker, ("alone", "lab", "no_vms"))
     if not worker(request.config) or not lab or no_vms:
         yield
         return
-    folder = tmp_path_factory.getbasetemp().parent  # all processes have it in common
-    with (folder / "queue").open("w") as queue, (folder / "vms").open("w") as vms:
-        fcntl.flock(queue, fcntl.LOCK_EX)  # Who waits for the others' end is not overtaken.
-        fcntl.flock(vms, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        fcntl.flock(queue, fcntl.LOCK_UN)
+    with turns.turn(tmp_path_factory.getbasetemp().parent, alone=alone is not None):
         yield
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from retinue.hypervisor import MigrationResult, QemuMachine, RunState, Stopped
-from retinue.hypervisor.qemu.machine import COMMAND_LIMIT
+from retinue.hypervisor.qemu import machine
 from retinue_lab.guest.image import Guest
 from retinue_lab.guest.shell import GuestShell, console_line
 from support.lab.qemu_bench import QemuBench, qemu_bench
@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 MIB = 32
 DIVERTING = 0.01
 """Seconds that switches take to divert, about."""
+LONG, MOST_TRIED = 240.0, 6
 
 
 @pytest.fixture
@@ -56,9 +57,12 @@ async def test_no_page_is_lost_in_fifty_moves(bench: QemuBench, rate: int) -> No
     await no_page_is_lost(bench, rate, 50)
 
 
-async def test_a_vm_that_writes_nothing_moves_though_qemu_stops_it_by_itself(bench: QemuBench) -> None:
+async def test_a_vm_that_writes_nothing_moves_though_qemu_stops_it_by_itself(
+    bench: QemuBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """QEMU finds nothing written since its look, stops the VM before it was diverted, and answers nobody till
     its stream is read: a guest that has halted could not be moved, nor could one that was as idle."""
+    monkeypatch.setattr(machine, "COMMAND_LIMIT", LONG)
     source, shell = await bench.boot()
     await shell.run("(usleep 200000; halt -f) >/dev/null 2>&1 &")
     await console_line(source.files.serial_log, "System halted")
@@ -68,21 +72,26 @@ async def test_a_vm_that_writes_nothing_moves_though_qemu_stops_it_by_itself(ben
         stopped_before.append(any(isinstance(event, Stopped) for event in bench.events))
         return True
 
-    target = await bench.target()
-    result = await bench.migration(source, target, divert)
-    assert stopped_before == [True]
-    assert result.downtime_ms < 1000 * COMMAND_LIMIT / 2, "nobody has waited for an answer"
-    assert await target.state() is RunState.RUNNING
+    # Some processor of a busy machine may take so long that there is something written after all.
+    while not any(stopped_before) and len(stopped_before) < MOST_TRIED:
+        bench.events.clear()
+        target = await bench.target("tap-b" if source.spec.port == "tap-a" else "tap-a")
+        result = await bench.migration(source, target, divert)
+        assert result.downtime_ms < 1000 * LONG / 2, "nobody has waited for an answer"
+        assert await target.state() is RunState.RUNNING
+        await source.quit()
+        source = target
+    assert any(stopped_before), "that is what is tried"
 
 
 async def no_page_is_lost(bench: QemuBench, rate: int, times: int) -> None:
-    machine, shell = await bench.boot()
+    source, shell = await bench.boot()
     if rate:
         assert (await shell.run(f"scribble {MIB} {rate} /tmp/scribbled >/dev/null 2>&1 &"))[0] == 0
         await shell.run("until [ -f /tmp/scribbled ]; do usleep 20000; done")
     for _ in range(times):
-        machine, result = await there_and_back(bench, machine)
-        shell = GuestShell(machine.files.shell)
+        source, result = await there_and_back(bench, source)
+        shell = GuestShell(source.files.shell)
         assert result.passes > 2, "more than the look before the copy and the look after the stop"
         if rate:
             before, _ = await written(shell)

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from retinue.core.migration.copying import PLAIN, CopyOptions
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.host.taps import add_port, remove_port
@@ -23,6 +25,8 @@ from retinue.hypervisor import (
     QemuMachine,
     VMSpec,
 )
+from retinue.hypervisor.qemu import incoming, undoing
+from retinue.hypervisor.qemu import machine as qemu_machine
 from retinue_lab.guest.image import Guest, command_line
 from retinue_lab.guest.shell import GuestShell, console_line
 from support.agents.loopback import migrate
@@ -31,6 +35,8 @@ VM = "vm1"
 MAC = "52:54:00:00:00:01"
 ADDRESS = "10.1.0.50"
 BRIDGE = "edge"
+PRODUCTS_LIMITS = ((qemu_machine, "RESUME_LIMIT"), (undoing, "RECOVERY_LIMIT"), (incoming, "LAST_WORD_LIMIT"))
+"""Seconds, in which a busy machine may not do what nothing is wrong with."""
 
 
 class QemuBench:
@@ -162,7 +168,9 @@ async def _host(*argv: str) -> None:
 
 @contextlib.asynccontextmanager
 async def qemu_bench(guest: Guest) -> AsyncIterator[QemuBench]:
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, pytest.MonkeyPatch.context() as patch:
+        for module, limit in PRODUCTS_LIMITS:
+            patch.setattr(module, limit, 120.0)
         made = QemuBench(Path(folder), guest)
         try:
             await made.up()
