@@ -19,7 +19,7 @@ from support.lab import second_router
 from support.lab.frames import ARP, BROADCAST, ICMP, IP, TCP, UDP, Ether, arp, carries, hexed
 from support.lab.health import calm
 from support.lab.programs import popen_in
-from support.lab.tools import LabBench, at, eventually, mac_of
+from support.lab.tools import LabBench, at, eventually, long, mac_of
 from support.lab.watch import Frame, Wanted
 
 pytestmark = pytest.mark.lab
@@ -413,7 +413,7 @@ async def test_servers_go_into_a_group_with_a_gateway_mac_of_its_own(bench: LabB
 # ---- links ----
 
 
-@pytest.mark.parametrize("spine", ["spine1", "spine2"])
+@pytest.mark.parametrize("spine", ["spine1", long("spine2")])
 async def test_a_link_between_leaf_and_spine_is_lost_and_nothing_is_sent_there(
     bench: LabBench, spine: str
 ) -> None:

@@ -23,7 +23,7 @@ from retinue_lab.network import credentials
 from retinue_lab.network.agents import AGENT_PORT
 from retinue_lab.topology.topology import CONTROLLER, OPENFLOW_PORT, OVSDB_PORT, REST_PORT
 from support.lab.health import undisturbed
-from support.lab.tools import Json, LabBench, at, eventually, mac_of
+from support.lab.tools import Json, LabBench, at, eventually, long, mac_of
 
 pytestmark = pytest.mark.lab
 
@@ -128,7 +128,8 @@ def holders(bench: LabBench, strangers: Path) -> dict[str, tuple[Credentials | N
 
 
 @pytest.mark.parametrize(
-    "shown", ["plain text", "another authority's", "another switch's", "an agent's", "a manager's"]
+    "shown",
+    ["plain text", long("another authority's"), "another switch's", long("an agent's"), long("a manager's")],
 )
 async def test_a_real_switch_that_is_not_whom_it_says_is_rejected(
     bench: LabBench, intruder: Intruder, tmp_path_factory: pytest.TempPathFactory, shown: str

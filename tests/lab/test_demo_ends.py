@@ -9,6 +9,7 @@ import pytest
 
 from retinue_lab.demo import run
 from retinue_lab.errors import LabError
+from support.lab.tools import long
 
 pytestmark = pytest.mark.lab
 
@@ -18,8 +19,8 @@ COMMAND = [sys.executable, "-m", "retinue.cli.main", "lab", "demo"]
 @pytest.mark.parametrize(
     ("at", "number"),
     [
-        pytest.param("  7 switches", signal.SIGTERM, marks=pytest.mark.long),
-        ("Starting", signal.SIGINT),
+        long("  7 switches", signal.SIGTERM),
+        long("Starting", signal.SIGINT),
         ("Moving", signal.SIGTERM),
     ],
 )

@@ -30,7 +30,7 @@ from retinue.hypervisor.qemu.outgoing import run_outgoing
 from retinue_lab.guest.image import Guest, ensure_guest
 from retinue_lab.guest.shell import GuestShell
 from support.lab.qemu_bench import Held, QemuBench, first_of, qemu_bench
-from support.lab.tools import PATIENCE, eventually
+from support.lab.tools import PATIENCE, eventually, long
 from support.oracles.qcow2 import content
 
 pytestmark = [
@@ -161,12 +161,12 @@ class Copies:
 
 FAILURES = [
     "disk full",
-    "called off at once",
+    long("called off at once"),
     "called off in memory",
-    "cut",
+    long("cut"),
     "target dies",
-    "target stalls",
-    "no target",
+    long("target stalls"),
+    long("no target"),
 ]
 
 

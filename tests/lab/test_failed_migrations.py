@@ -17,7 +17,7 @@ from support.lab.migrating import (
     reaches,
     start_agent,
 )
-from support.lab.tools import LabBench, eventually
+from support.lab.tools import LabBench, eventually, long
 
 pytestmark = [
     pytest.mark.lab,
@@ -29,7 +29,7 @@ pytestmark = [
 VMS = START
 
 
-@pytest.mark.parametrize("state", ["matched", "admitting", "copying", "diverted", "stopped"])
+@pytest.mark.parametrize("state", [long("matched"), "admitting", long("copying"), "diverted", "stopped"])
 async def test_a_move_can_be_cancelled(bench: LabBench, state: str) -> None:
     before = await network(bench)
     async with bench.traffic(await bench.address("vm1")) as traffic, bench.events() as events:
@@ -70,7 +70,7 @@ async def test_a_switch_that_does_not_confirm_stops_the_move_not_the_vm(bench: L
     await as_before(bench, before)
 
 
-@pytest.mark.parametrize("state", ["copying", "diverted", "stopped"])
+@pytest.mark.parametrize("state", [long("copying"), "diverted", "stopped"])
 async def test_the_target_dies(bench: LabBench, state: str) -> None:
     """And with it the queue of its tap, in which the VM's traffic waits: its agent holds that, too."""
     before = await network(bench)
@@ -84,8 +84,15 @@ async def test_the_target_dies(bench: LabBench, state: str) -> None:
     await as_before(bench, before)
 
 
-@pytest.mark.parametrize("state", ["copying", "diverted"])
-@pytest.mark.parametrize("server", ["server1", "server2"])
+@pytest.mark.parametrize(
+    ("server", "state"),
+    [
+        ("server1", "diverted"),
+        ("server2", "diverted"),
+        long("server1", "copying"),
+        long("server2", "copying"),
+    ],
+)
 async def test_an_agent_dies_and_its_vms_do_not(bench: LabBench, server: str, state: str) -> None:
     before = await network(bench)
     async with bench.events() as events:
@@ -118,7 +125,7 @@ async def test_the_source_dies(bench: LabBench) -> None:
         await events.until("binding.renewed")
 
 
-@pytest.mark.parametrize("state", ["copying", "diverted"])
+@pytest.mark.parametrize("state", [long("copying"), "diverted"])
 async def test_the_controller_dies_and_comes_back(bench: LabBench, state: str) -> None:
     """It finds the migration in its database, and takes it to its end, one or the other."""
     async with bench.events() as events:

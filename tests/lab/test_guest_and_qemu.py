@@ -30,6 +30,7 @@ from retinue_lab.guest.shell import GuestShell, console_line
 from retinue_lab.measure.capture import SilentPorts, WatchedPort
 from retinue_lab.measure.traffic_process import TrafficProcess
 from support.lab.qemu_bench import ADDRESS, BRIDGE, MAC, VM, Held, QemuBench, first_of, qemu_bench
+from support.lab.tools import long
 
 pytestmark = [
     pytest.mark.lab,
@@ -120,7 +121,7 @@ async def test_the_vm_runs_on_while_its_traffic_is_being_diverted(bench: QemuBen
         source, shell = target, GuestShell(target.files.shell)
 
 
-@pytest.mark.parametrize("how", ["target dies", "called off", "too slow", "divert fails"])
+@pytest.mark.parametrize("how", ["target dies", long("called off"), long("too slow"), "divert fails"])
 async def test_a_move_that_fails_leaves_the_vm_running_where_it_was(bench: QemuBench, how: str) -> None:
     source, shell = await bench.boot()
     target = await bench.target()

@@ -15,7 +15,7 @@ from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology.topology_file import load
 from support.lab.losses import lost_spans, overtaken
 from support.lab.start import boot, lab_of, running
-from support.lab.tools import Json, LabBench, eventually
+from support.lab.tools import Json, LabBench, eventually, long
 
 pytestmark = [pytest.mark.lab, pytest.mark.alone]
 
@@ -218,7 +218,7 @@ async def test_the_vm_comes_back_and_may_go_on_at_once(bench: LabBench) -> None:
         assert await bench.ping(ONE, "10.1.0.50")
 
 
-@pytest.mark.parametrize("who", ["a person", "the manager"])
+@pytest.mark.parametrize("who", [long("a person"), "the manager"])
 async def test_a_move_by_virsh_that_is_called_off_changes_nothing(bench: LabBench, who: str) -> None:
     before = await bench.flows("edge1")
     async with bench.events() as events:
@@ -392,7 +392,7 @@ async def test_agents_that_were_away_find_the_move_nobody_told_of(bench: LabBenc
     await bench.migration(ONE, target_server="server1")
 
 
-@pytest.mark.parametrize("what", ["cancel", "server1-agent", "server2-agent"])
+@pytest.mark.parametrize("what", [long("cancel"), "server1-agent", long("server2-agent")])
 async def test_a_move_of_ours_that_comes_to_nothing(bench: LabBench, what: str) -> None:
     """Its traffic is turned to the target already; it is cancelled, or an agent dies: the VM runs on."""
     uptime = float(await bench.guest(ONE, "cut -d' ' -f1 /proc/uptime"))

@@ -11,6 +11,7 @@ from retinue.hypervisor.qemu import machine
 from retinue_lab.guest.image import Guest
 from retinue_lab.guest.shell import GuestShell, console_line
 from support.lab.qemu_bench import QemuBench, qemu_bench
+from support.lab.tools import long
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -46,7 +47,7 @@ async def there_and_back(bench: QemuBench, source: QemuMachine) -> tuple[QemuMac
     return target, result
 
 
-@pytest.mark.parametrize("rate", [0, 20, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rate", [long(0), 20, long(200)])
 async def test_no_page_is_lost_however_much_the_vm_writes(bench: QemuBench, rate: int) -> None:
     await no_page_is_lost(bench, rate, 2)
 

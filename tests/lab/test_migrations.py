@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from ipaddress import ip_address
 
 import pytest
 
 from retinue.protocol.errors import RejectedError
+from retinue_lab.topology.topology import FABRIC
 from support.lab.losses import lost_spans
 from support.lab.migrating import (
     ON_ITS_WAY,
@@ -21,7 +22,7 @@ from support.lab.migrating import (
     qemu_of,
     reaches,
 )
-from support.lab.tools import LabBench, Picks, eventually
+from support.lab.tools import LabBench, Picks, eventually, long
 from support.lab.watch import Capture, Frame
 
 pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.usefixtures("home")]
@@ -31,7 +32,7 @@ WRITTEN_MIB, MIB_A_SECOND = 32, 300
 """Memory that a guest writes over and over, faster than any pass carries away."""
 
 
-@pytest.mark.parametrize("pps", [200, 1000])
+@pytest.mark.parametrize("pps", [long(200), 1000])
 async def test_a_move_loses_doubles_and_reorders_nothing(bench: LabBench, pps: int) -> None:
     """From leaf to leaf, within a leaf, and back again at once."""
     async with bench.traffic(await bench.address("vm1"), pps=pps) as traffic:
@@ -45,7 +46,8 @@ async def test_a_move_loses_doubles_and_reorders_nothing(bench: LabBench, pps: i
 
 
 @pytest.mark.parametrize(
-    "lags", [["server1-vswitchd"], ["fabric-vswitchd"], ["server1-vswitchd", "fabric-vswitchd"]]
+    "lags",
+    [long(["server1-vswitchd"]), long(["fabric-vswitchd"]), ["server1-vswitchd", "fabric-vswitchd"]],
 )
 async def test_flow_caches_that_follow_their_tables_late_lose_nothing(
     bench: LabBench, lags: list[str]
@@ -58,6 +60,58 @@ async def test_flow_caches_that_follow_their_tables_late_lose_nothing(
             await asyncio.sleep(0.2)  # That is what is tried: caches so late.
         await reaches(events, migration, "done")
         await bench.unharmed(traffic)
+
+
+async def test_a_leaf_that_follows_later_than_its_spines_loses_nothing(bench: LabBench) -> None:
+    """What the router's leaf goes on sending up a spine sends down again: to the leaf where it came from."""
+    async with bench.traffic(await bench.address("vm1"), pps=500) as traffic, bench.events() as events:
+        async with bench.flow_caches_lag("fabric-vswitchd"):
+            migration = await begin(bench)
+            await reaches(events, migration, "diverted")
+            for _ in range(10):
+                await forgets(bench, "in_port(spine")
+        await reaches(events, migration, "done")
+        figures = await bench.unharmed(traffic)
+    assert figures.sent > 500
+
+
+async def forgets(bench: LabBench, flows: str) -> None:
+    """The fabric's switches have these flows in their cache no more, and go by their tables."""
+    listed = await bench.run(FABRIC, "ovs-appctl", "dpctl/dump-flows", "-m", "--names")
+    found = [line.split(",")[0] for line in listed.splitlines() if flows in line]
+    command = "for flow; do ovs-appctl dpctl/del-flow netdev@ovs-netdev $flow || true; done"
+    await bench.run(FABRIC, "sh", "-c", command, "sh", *found)
+
+
+async def test_a_target_whose_flow_cache_still_drops_the_vms_frames_is_waited_for(bench: LabBench) -> None:
+    """What came for the VM before it was admitted was dropped; a busy switch goes on dropping it."""
+    address = await bench.address("vm1")
+    async with bench.traffic(address) as traffic, bench.events() as events:
+        async with bench.capture("server1", "up0", "in") as seen:
+            frame = await seen.until(lambda frame: bool(datagrams_in([frame], address)))
+        await astray(bench, frame.data, address)
+        async with bench.flow_caches_lag("server2-vswitchd"):
+            migration = await begin(bench)
+            await reaches(events, migration, "copying")
+            await asyncio.sleep(2)  # That is what is tried: a cache so late.
+            assert (await bench.get(f"migrations/{migration}"))["state"] == "copying"
+        await reaches(events, migration, "done")
+        await bench.unharmed(traffic)
+
+
+async def astray(bench: LabBench, frame: bytes, address: str) -> None:
+    """Send a frame to server2, which does not know its VM, until its switch has in its cache to drop it."""
+    node, bridge = bench.bridge("leaf2")
+    mac = next(server.mac for server in bench.topology.server if server.id == "server2")
+    sent = mac.replace(":", "") + frame[6:].hex()
+
+    async def dropped() -> bool:
+        out = f"in_port=controller packet={sent} actions=output:leaf2-server2"
+        await bench.run(node, "ovs-ofctl", "-O", "OpenFlow14", "packet-out", bridge, out)
+        flows = (await bench.run("server2", "ovs-appctl", "dpctl/dump-flows")).splitlines()
+        return any(f"dst={address}," in flow and flow.endswith("drop") for flow in flows)
+
+    await eventually(dropped)
 
 
 async def test_a_vm_that_never_stops_writing_moves_by_postcopy_and_no_packet_is_lost(bench: LabBench) -> None:
@@ -169,11 +223,14 @@ async def mirrors(bench: LabBench, *servers: str) -> AsyncIterator[list[Capture]
 
 def datagrams(captures: list[Capture], address: str, *, to_vm: bool) -> list[Frame]:
     """Those of UDP that are from the VM, or to it, in all of the captures."""
+    return [frame for capture in captures for frame in datagrams_in(capture.frames, address, to_vm=to_vm)]
+
+
+def datagrams_in(frames: Iterable[Frame], address: str, *, to_vm: bool = True) -> list[Frame]:
     at, its = (30 if to_vm else 26), ip_address(address).packed
     return [
         frame
-        for capture in captures
-        for frame in capture.frames
+        for frame in frames
         if frame.ethertype == 0x0800 and frame.data[23] == 17 and frame.data[at : at + 4] == its
     ]
 

@@ -27,6 +27,7 @@ from retinue.hypervisor import (
 from retinue_lab.guest.image import Guest, ensure_guest
 from retinue_lab.guest.shell import GuestShell
 from support.lab.qemu_bench import QemuBench, qemu_bench
+from support.lab.tools import long
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -76,7 +77,7 @@ async def all_is_right(machine: QemuMachine) -> None:
     assert (await shell.run("cut -d' ' -f6 /tmp/scribbled"))[1].strip() == "0"
 
 
-@pytest.mark.parametrize("how", [Postcopy.IF_NEEDED, Postcopy.REQUIRED])
+@pytest.mark.parametrize("how", [long(Postcopy.IF_NEEDED), Postcopy.REQUIRED])
 async def test_a_vm_that_writes_faster_than_any_copy_moves_by_postcopy_and_lacks_nothing(
     bench: QemuBench, how: Postcopy
 ) -> None:

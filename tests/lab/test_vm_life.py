@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from retinue.core.model import Ending
-from support.lab.tools import BOOT_PATIENCE, Events, LabBench, at, eventually
+from support.lab.tools import BOOT_PATIENCE, Events, LabBench, at, eventually, long
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -56,7 +56,7 @@ async def stopped(events: Events, vm: str) -> dict[str, Any]:
     return await events.until("vm.stopped", lambda e: e["vm"]["id"] == vm, timeout=BOOT_PATIENCE)
 
 
-@pytest.mark.parametrize("how", ["inside", "reboot", pytest.param("reset", marks=pytest.mark.long)])
+@pytest.mark.parametrize("how", ["inside", long("reboot"), long("reset")])
 async def test_a_vm_that_reboots_is_where_it_was(bench: LabBench, how: str) -> None:
     before, place = await boots(bench, "vm1"), await where(bench, "vm1")
     machines = await bench.machines("vm1")
@@ -85,7 +85,7 @@ async def test_a_port_that_somebody_takes_out_is_put_back(bench: LabBench) -> No
     await eventually(answers)
 
 
-@pytest.mark.parametrize("how", ["inside", "soft", pytest.param("hard", marks=pytest.mark.long)])
+@pytest.mark.parametrize("how", ["inside", "soft", long("hard")])
 async def test_a_vm_that_is_off_stays_off_until_it_is_started(bench: LabBench, how: str) -> None:
     pressed = (await bench.console("vm1")).count("RETINUE OFF")
     async with bench.events() as events:

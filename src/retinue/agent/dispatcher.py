@@ -21,7 +21,7 @@ from retinue.agent.vms import nic_ports
 from retinue.agent.vms.authority import Authority, SoleAuthority
 from retinue.agent.vms.disks import Disks
 from retinue.agent.vms.libvirt import LibvirtAuthority
-from retinue.agent.vms.local_vm import Bypassed, LocalMachine, LocalVM, Ports, ended, unknown
+from retinue.agent.vms.local_vm import LocalMachine, LocalVM, Ports, Switch, UnknownSwitch, ended
 from retinue.core.migration import MigrationState
 from retinue.core.migration import endpoint_events as e
 from retinue.core.migration.presence import HandedOver, Running
@@ -63,7 +63,7 @@ class Dispatcher:
         ports: Ports,
         spec: Callable[[VMRecord], VMSpec],
         transfer: Transfer,
-        bypassed: Bypassed = unknown,
+        switch: Switch | None = None,
         disks: Disks | None = None,
     ) -> None:
         self.server = server
@@ -75,7 +75,15 @@ class Dispatcher:
         if managed is not None:
             self._authority = LibvirtAuthority(server, managed, ports, spec)
         self._lifecycle = VMLifecycle(
-            server, hypervisor, self._authority, ports, spec, transfer, self._vm_reports, bypassed, disks
+            server,
+            hypervisor,
+            self._authority,
+            ports,
+            spec,
+            transfer,
+            self._vm_reports,
+            switch or UnknownSwitch(),
+            disks,
         )
         self._disks = self._lifecycle.disks
         self._follower = None if managed is None else LibvirtFollower(self._lifecycle, managed, ports)

@@ -19,7 +19,7 @@ from retinue.agent.migration.target import TargetEnd
 from retinue.agent.vms import nic_changes, nic_ports, power
 from retinue.agent.vms.authority import Authority, SplitBrainRiskError
 from retinue.agent.vms.disks import Disks, ImageAwayError, NoDisks
-from retinue.agent.vms.local_vm import Bypassed, LocalVM, Ports, ended
+from retinue.agent.vms.local_vm import LocalVM, Ports, Switch, ended
 from retinue.agent.vms.workers import FIRST_PAUSE, LONGEST_PAUSE, VMWorkers
 from retinue.core.migration import IllegalEventError, events
 from retinue.core.migration import endpoint_effects as fx
@@ -56,7 +56,7 @@ class VMLifecycle(VMWorkers):
         spec: Callable[[VMRecord], VMSpec],
         transfer: Transfer,
         reports: VMReports,
-        bypassed: Bypassed,
+        switch: Switch,
         disks: Disks | None = None,
     ) -> None:
         super().__init__()
@@ -70,9 +70,9 @@ class VMLifecycle(VMWorkers):
         self._spec = spec
         self._transfer = transfer
         self._reports = reports
-        self._source = SourceEnd(hypervisor, authority, transfer, reports, bypassed, self.learn)
+        self._source = SourceEnd(hypervisor, authority, transfer, reports, switch, self.learn)
         self._target = TargetEnd(
-            hypervisor, authority, transfer, spec, reports, bypassed, self.learn, self.listener, self.disks
+            hypervisor, authority, transfer, spec, reports, switch, self.learn, self.listener, self.disks
         )
 
     # ---- the VMs, and their workers ----

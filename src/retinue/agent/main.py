@@ -120,7 +120,7 @@ async def _serve(config: AgentConfig) -> None:
         runs.ports,
         lambda record: spec(record, config.vm, disks.specs(record)),
         transfer,
-        bypassed=FlowCache().until_bypassed,
+        switch=FlowCache(),
         disks=disks,
     )
     leases = LeaseNotes(folder / LEASES)

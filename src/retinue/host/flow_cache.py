@@ -1,11 +1,12 @@
-"""Whether a switch still gives a VM frames, by Open vSwitch's flow cache.
+"""How far Open vSwitch's flow cache follows its tables: at both ends of a migration.
 
 A switch confirms an entry when its tables have it. What it forwards by are the flows in the cache of its
 datapath, and these follow the tables later: in a few milliseconds or, on a busy machine, in a hundred. Only
-when no cached flow leads to the VM's port does nothing come there any more.
+when no cached flow leads to the VM's port does nothing come there any more; and only when all of the cache
+was looked at since does a switch that has dropped a VM's frames until now let them through.
 
-The cache is read on the control socket of Open vSwitch's daemon (JSON-RPC 1.0; dpctl/dump-flows in
-ovs-vswitchd(8)).
+The daemon of Open vSwitch is asked on its control socket (JSON-RPC 1.0; dpctl/dump-flows and revalidator/wait
+in ovs-vswitchd(8)).
 """
 
 import asyncio
@@ -23,6 +24,8 @@ from retinue.southbound.ovsdb import Connection, OvsdbError, ProtocolError
 
 LIMIT = 1.0
 """Seconds the cache may take to follow: the VM's traffic waits at its target meanwhile."""
+FOLLOW_LIMIT = 20.0
+"""Seconds it may take before any of the VM's traffic is there: nothing waits meanwhile but the copy."""
 LOOK = 0.001
 STORAGE = f"eth_type({EtherType.FCOE:#06x})"
 """Flows of storage stay as long as the VM is there: once it is led to the target nothing new comes by them,
@@ -64,6 +67,22 @@ class FlowCache:
             log.warning("flow_cache.unreadable", error=str(error), instead="a migration waits a fixed time")
             return False
         return True
+
+    async def until_followed(self, limit: float = FOLLOW_LIMIT) -> None:
+        """Return when all of the cache is as the tables are now, or where nobody can tell: that is logged.
+
+        Raises HostError when it is not within `limit` seconds.
+        """
+        try:
+            async with asyncio.timeout(limit), self._daemon() as daemon:
+                await _asked(daemon, "revalidator/wait")
+        except TimeoutError:
+            raise HostError(
+                f"the switch follows its tables too late: {limit:g} s after they had changed not all flows "
+                f"in its cache were looked at"
+            ) from None
+        except (OvsdbError, ProtocolError, OSError) as error:
+            log.warning("flow_cache.unreadable", error=str(error), instead="it is not waited for")
 
     @contextlib.asynccontextmanager
     async def _daemon(self) -> AsyncIterator[Connection]:

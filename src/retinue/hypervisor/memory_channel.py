@@ -9,6 +9,7 @@ import contextlib
 import json
 import socket
 import zlib
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from retinue.hypervisor.errors import HypervisorError
@@ -35,6 +36,8 @@ class Channel:
         self._writer = writer
         self.compress = False
         """Compress the memory that is sent, where that makes it smaller."""
+        self.before_memory: Callable[[], Awaitable[None]] | None = None
+        """Done before the first of the memory is received; what it raises `receive` does."""
 
     async def send_memory(self, nbytes: bytes | memoryview) -> None:
         """Send up to LONGEST_MEMORY bytes; no bytes mark the end of the memory."""
@@ -63,6 +66,9 @@ class Channel:
             contents = await self._reader.readexactly(length)
         except (OSError, asyncio.IncompleteReadError) as error:
             raise ChannelError("the other end of the migration has hung up") from error
+        if kind != MESSAGE and self.before_memory is not None:
+            before, self.before_memory = self.before_memory, None
+            await before()
         if kind == MEMORY:
             return contents
         if kind == COMPRESSED:

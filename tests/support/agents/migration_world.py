@@ -195,21 +195,30 @@ class End(Channel):
 
     def __init__(self, clocked: Clocked) -> None:
         self._clocked = clocked
-        self._heard: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._heard: asyncio.Queue[bytes | dict[str, Any] | None] = asyncio.Queue()
         self._closed = self.cut_off = False
         self._last = 0.0
+        self.before_memory = None
 
     async def send_message(self, type: str, **more: Any) -> None:
+        await self._say({"type": type, **more})
+
+    async def send_memory(self, nbytes: bytes | memoryview) -> None:
+        await self._say(bytes(nbytes))
+
+    async def _say(self, word: bytes | dict[str, Any]) -> None:
         await asyncio.sleep(0)
         if self._closed or self.cut_off:
             raise ChannelError("the other end of the migration has hung up")
-        self._put({"type": type, **more})
+        self._put(word)
 
-    async def receive_message(self) -> dict[str, Any]:
+    async def receive(self) -> bytes | dict[str, Any]:
         word = None if self._closed else await self._heard.get()
         if word is None:
             self._heard.put_nowait(None)
             raise ChannelError("the other end of the migration has hung up")
+        if isinstance(word, bytes) and self.before_memory is not None:
+            await self.before_memory()
         return word
 
     async def close(self) -> None:
@@ -223,13 +232,13 @@ class End(Channel):
             end.cut_off = True
             end._heard.put_nowait(None)
 
-    def _put(self, word: dict[str, Any] | None) -> None:
+    def _put(self, word: bytes | dict[str, Any] | None) -> None:
         """In order, whatever the pace."""
         loop = asyncio.get_running_loop()
         self._last = max(self._last + 1e-4, loop.time() + self._clocked.next("channel"))
         loop.call_at(self._last, self.other._arrives, word)
 
-    def _arrives(self, word: dict[str, Any] | None) -> None:
+    def _arrives(self, word: bytes | dict[str, Any] | None) -> None:
         if not self.cut_off:
             self._heard.put_nowait(word)
 

@@ -255,6 +255,7 @@ class FakeHypervisor:
         given = False
         try:
             await self._reach("copy")
+            await channel.send_memory(b"memory")
             if divert is not None:
                 self.reached["divert"].set()
                 await divert((source.spec.port,))
@@ -291,6 +292,7 @@ class FakeHypervisor:
         ran = False
         try:
             await self._reach("arrive")
+            assert await channel.receive() == b"memory"
             postcopy = (await channel.receive_message()).get("postcopy") is True
             await self._reach("load")
             self.world.note(f"{self.server}: runs")
@@ -352,8 +354,10 @@ async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
 class FakePorts:
     def __init__(self, world: AgentWorld, server: str) -> None:
         self.world, self.server = world, server
-        self.broken = self.still_fed = ""
-        """Why no port can be made; and why the switch hands frames out at one for ever."""
+        self.broken = self.still_fed = self.stale = ""
+        """Why no port can be made; why the switch hands frames out at one for ever, or does not follow its
+        tables."""
+        self.followed = 0
         self.stuck = 0
         """How often a port cannot be removed."""
         self.bypassed: list[tuple[str, ...]] = []
@@ -370,7 +374,12 @@ class FakePorts:
             raise HypervisorError(self.broken)
         return [vm for vm in vms if vm not in self.plugged]
 
-    async def until_bypassed(self, taps: Collection[str], copies_from: str) -> bool:
+    async def until_followed(self) -> None:
+        self.followed += 1
+        if self.stale:
+            raise HypervisorError(self.stale)
+
+    async def until_bypassed(self, taps: Collection[str], copies_from: str, /) -> bool:
         self.bypassed.append((*taps, copies_from))
         if self.still_fed:
             raise HypervisorError(self.still_fed)
@@ -462,9 +471,7 @@ class FakeServer:
         )
         transfer = Transfer(server)
         await transfer.start("127.0.0.1", port)
-        dispatcher = Dispatcher(
-            server, rest, hypervisor, ports, lambda vm: spec(vm, TABLE), transfer, ports.until_bypassed
-        )
+        dispatcher = Dispatcher(server, rest, hypervisor, ports, lambda vm: spec(vm, TABLE), transfer, ports)
         return cls(rest, hypervisor, ports, transfer, dispatcher)
 
     async def down(self) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
+import pytest
 
 from retinue.protocol.client import ControllerClient
 from retinue.protocol.errors import ControllerAwayError
@@ -35,9 +36,9 @@ from support.lab.watch import Capture, Lines
 Json = dict[str, Any]
 Picks = Callable[[Json], bool]
 """Says of an event whether it is a wanted one."""
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Longest wait, in seconds, for something that takes well under a second on an idle machine."""
-BOOT_PATIENCE = 60.0
+BOOT_PATIENCE = 120.0
 
 _DOORMAN = """
 import array, socket, sys
@@ -55,6 +56,11 @@ with socket.socket(socket.AF_UNIX) as wire:
     wire.shutdown(socket.SHUT_WR)
     sys.stdout.write(wire.makefile().read())
 """
+
+
+def long(*values: Any) -> Any:
+    """A set of a test's parameters that is tried in `make test-long` only: another is in `make test`."""
+    return pytest.param(*values, marks=pytest.mark.long)
 
 
 class Doorman:

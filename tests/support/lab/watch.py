@@ -16,7 +16,7 @@ from retinue_lab.measure import sniff
 from retinue_lab.measure.capture import FILE_HEADER
 from retinue_lab.processes.processes import Popen
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 START_LIMIT = 60.0
 
 

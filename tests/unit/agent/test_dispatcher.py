@@ -365,6 +365,20 @@ async def test_a_vm_moves_when_its_switch_is_seen_to_have_nothing_more_for_it(be
     assert bench.world.running("web") == ["server1"]
 
 
+async def test_a_vm_comes_when_the_targets_switch_is_seen_to_let_its_frames_through(
+    bench: TwoServers,
+) -> None:
+    """What the target's switch has dropped until now it may go on to drop, by its cache."""
+    await bench.prepared()
+    ports = bench.target.ports
+    assert ports.followed == 0, "no entries of the VM are there yet"
+    ports.stale = "the switch follows its tables too late"
+    told = await bench.step("start_copy")
+    assert ports.followed == 1
+    assert "server2 tells migration-1 failed the switch follows its tables too late" in told
+    assert bench.world.running("web") == ["server1"]
+
+
 async def test_a_target_that_nobody_listens_at_fails_the_move(bench: TwoServers) -> None:
     await bench.prepared()
     await bench.target.transfer.close()

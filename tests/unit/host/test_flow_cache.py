@@ -1,4 +1,4 @@
-"""Whether a switch still gives a VM frames: how its flow cache is asked for, and read."""
+"""How far a switch follows its tables: how its flow cache is asked for, and read."""
 
 import asyncio
 import json
@@ -148,3 +148,26 @@ async def test_a_daemon_that_does_not_answer_leaves_it_unknown(folder: Path) -> 
     async with Daemon(folder, [[]]) as daemon:
         daemon.answer = lambda method, id: {"method": "echo", "params": [], "id": None}
         assert not await FlowCache(folder).until_bypassed(["tap-vm1"], limit=0.05)
+
+
+# ---- at the target: all of the cache was looked at ----
+
+
+async def test_it_waits_until_all_of_the_cache_was_looked_at(folder: Path) -> None:
+    async with Daemon(folder, [[]]) as daemon:
+        await FlowCache(folder).until_followed(limit=60)
+    assert daemon.asked == [["revalidator/wait"]]
+
+
+async def test_a_cache_that_is_not_looked_at_in_time_is_an_error(folder: Path) -> None:
+    async with Daemon(folder, [[]]) as daemon:
+        daemon.answer = lambda method, id: {"method": "echo", "params": [], "id": None}
+        with pytest.raises(HostError, match=r"too late: 0.05 s after they had changed not all flows"):
+            await FlowCache(folder).until_followed(limit=0.05)
+
+
+async def test_for_a_switch_that_cannot_be_asked_it_is_not_waited(folder: Path) -> None:
+    await FlowCache(folder).until_followed(limit=60)
+    async with Daemon(folder, [[]]) as daemon:
+        daemon.answer = lambda method, id: {"id": id, "result": None, "error": "not a valid command"}
+        await FlowCache(folder).until_followed(limit=60)

@@ -14,7 +14,7 @@ import structlog
 from retinue.agent.controller_link.vm_reports import VMReports
 from retinue.agent.migration.peer import Transfer
 from retinue.agent.vms.authority import Authority
-from retinue.agent.vms.local_vm import Bypassed, LocalMachine, LocalVM
+from retinue.agent.vms.local_vm import LocalMachine, LocalVM, Switch
 from retinue.core.migration.copying import CopyOptions
 from retinue.core.migration.endpoint_events import Fact, GivenAway, NotTakenBack, Stays, TakenBack
 from retinue.core.migration.presence import Outgoing
@@ -49,14 +49,14 @@ class SourceEnd:
         authority: Authority,
         transfer: Transfer,
         reports: VMReports,
-        bypassed: Bypassed,
+        switch: Switch,
         learn: Callable[[LocalVM, Fact], None],
     ) -> None:
         self._hypervisor = hypervisor
         self._authority = authority
         self._transfer = transfer
         self._reports = reports
-        self._bypassed = bypassed
+        self._switch = switch
         self._learn = learn
 
     def send(self, vm: LocalVM, migration: MigrationRecord) -> None:
@@ -145,7 +145,7 @@ class SourceEnd:
     def _divert_for(self, vm: LocalVM, migration: MigrationRecord) -> Any:
         async def divert(taps: Collection[str]) -> bool:
             copies_from = await self._reports.until_diverted(vm.id, migration.id)
-            return await self._bypassed(taps, copies_from)
+            return await self._switch.until_bypassed(taps, copies_from)
 
         return divert
 

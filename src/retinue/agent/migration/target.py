@@ -17,7 +17,7 @@ from retinue.agent.controller_link.vm_reports import VMReports
 from retinue.agent.migration.peer import Transfer
 from retinue.agent.vms.authority import Authority
 from retinue.agent.vms.disks import Disks
-from retinue.agent.vms.local_vm import Bypassed, LocalMachine, LocalVM
+from retinue.agent.vms.local_vm import LocalMachine, LocalVM, Switch
 from retinue.core.limits import LARGEST_REPORT, MOST_WAITING, MOST_WAITING_BYTES
 from retinue.core.migration.copying import Postcopy
 from retinue.core.migration.endpoint_events import Fact, NotArrived, NotOpened, Opened, RanAndEnded, RanHere
@@ -44,7 +44,7 @@ class TargetEnd:
         transfer: Transfer,
         spec: Callable[[VMRecord], VMSpec],
         reports: VMReports,
-        bypassed: Bypassed,
+        switch: Switch,
         learn: Callable[[LocalVM, Fact], None],
         listener: Callable[[LocalVM], OnEvent],
         disks: Disks,
@@ -54,7 +54,7 @@ class TargetEnd:
         self._transfer = transfer
         self._spec = spec
         self._reports = reports
-        self._bypassed = bypassed
+        self._switch = switch
         self._learn = learn
         self._listener = listener
         self._disks = disks
@@ -98,6 +98,9 @@ class TargetEnd:
 
         try:
             channel = await self._transfer.towards(migration.far).arrival(migration.id)
+            # It comes when every switch has confirmed the VM's entries. This server's may have frames for it
+            # dropped by its cache all the same, as long as that does not follow.
+            channel.before_memory = self._switch.until_followed
             await self._hypervisor.run_incoming(machine, channel, hear)
         except HandedOverError as error:
             # The VM may have run, so the source must never resume it: it has migrated, and ended.
@@ -128,7 +131,7 @@ class TargetEnd:
         try:
             copies_from = await self._reports.until_returned(vm.id, migration.id)
             with contextlib.suppress(HostError):  # It is late: what has come is here.
-                if not await self._bypassed(self._spec(vm.record).ports, ""):
+                if not await self._switch.until_bypassed(self._spec(vm.record).ports, ""):
                     await asyncio.sleep(CACHE_LAG)
             waited = not_copied(vm.held.take(MOST_WAITING, MOST_WAITING_BYTES), copies_from)
             for frames in in_batches(waited, LARGEST_REPORT // 2):  # In base64 they are a third longer.

@@ -32,14 +32,25 @@ class LocalMachine(Machine, Protocol):
         """Leave the machine as it is; the agent ends."""
 
 
-Bypassed = Callable[[Collection[str], str], Awaitable[bool]]
-"""Returns when the switch hands nothing out at these taps any more, but for copies that come from this MAC:
-True; False where nobody can tell. HypervisorError when the switch goes on doing so."""
+class Switch(Protocol):
+    """This server's, of which a migration must know what it forwards by, not what it was told."""
+
+    async def until_bypassed(self, taps: Collection[str], copies_from: str, /) -> bool:
+        """Return when it hands nothing out at these taps any more, but for copies that come from this MAC:
+        True; False where nobody can tell. HostError when it goes on doing so."""
+
+    async def until_followed(self) -> None:
+        """Return when it forwards by all that it was told, or nobody can tell. HostError when it does not."""
 
 
-async def unknown(taps: Collection[str], copies_from: str) -> bool:
-    """Bypassed, for a switch that cannot be asked."""
-    return False
+class UnknownSwitch(Switch):
+    """One that cannot be asked."""
+
+    async def until_bypassed(self, taps: Collection[str], copies_from: str, /) -> bool:
+        return False
+
+    async def until_followed(self) -> None:
+        return
 
 
 class Ports(Protocol):

@@ -190,6 +190,8 @@ class Route(IntEnum):
 class Servers(IntEnum):
     """SERVERS, on leaves and spines: by a server's MAC."""
 
+    HAIRPIN = 110
+    """On a spine: for a server of the leaf where it comes from."""
     SERVER = 100
     FROM_ABOVE = 20
     """For a server that is not here, and a spine, or core, sent it: dropped."""

@@ -150,6 +150,7 @@ def test_to_a_vm_of_another_server_hop_by_hop(op: Operator) -> None:
         "leaf1 ROUTE PREFIX/24",
         "spine1 ADMIT TO_GATEWAY",
         "spine1 ROUTE HOST",
+        "spine1 SERVERS SERVER",
         "leaf2 ADMIT FROM_SPINE",
         "leaf2 SERVERS SERVER",
         "edge2 ADMIT SERVER",

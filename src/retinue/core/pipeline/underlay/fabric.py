@@ -3,8 +3,12 @@
 A server is reached by its MAC: its leaf knows the port, every spine of its pod the leaf, every core the pod.
 In a fabric without cores there is one pod, and no spine leads anywhere but down.
 
+A leaf hands what a spine has sent it to the server that the spine has named, whether it knows the VM or not,
+and a spine sends a packet back to the leaf where it came from, if that is the server's. So it arrives
+whatever each switch on its way knows already (tests/property/test_late_caches.py).
+
 Switches are told of a change in this order: nearest to the new location first. A source leaf that points up
-while a spine still points down is a loop; a spine that points at a leaf that does not know the VM is a hole.
+while a spine still points down is a detour; an edge that does not know the VM is a hole.
 So: the new location's edge and leaf, then the spines of its pod, then the cores, then the other spines, then
 the other leaves, then the other edges. A core that points at a pod whose spines do not know the VM yet is a
 hole, too, and so is a spine that has given it up for the cores before they point elsewhere. Each stage is
@@ -118,7 +122,14 @@ class LeafSpine:
             shut_out = cookie(Reason.QUIET, Owner("server", server.id))
             found[leaf].append(Flow(Table.ADMIT, LeafAdmit.FENCED, match(in_port=port), cookie=shut_out))
         for spine, down in ways_down(self.net, leaf):
-            found[spine] = [Flow(Table.SERVERS, Servers.SERVER, to_server, (Output(down),), cookie=mark)]
+            # A switch sends nothing back where it came from unless it is told so by name. There a packet
+            # comes from while leaf and spine follow a migration: the one has given the VM up, and the other
+            # not yet, whatever order they were told in, for their flow caches follow by themselves.
+            back = match(in_port=down) + to_server
+            found[spine] = [
+                Flow(Table.SERVERS, Servers.SERVER, to_server, (Output(down),), cookie=mark),
+                Flow(Table.SERVERS, Servers.HAIRPIN, back, (Output(PortNo.IN_PORT),), cookie=mark),
+            ]
         if server.address is not None and in_use(self.net, server.address.version):
             _add(found, self.host_routes(server, server.address, mark))
         for prefix in (prefix for prefix in ways_by(self.net, server.id) if in_use(self.net, prefix.version)):
@@ -265,8 +276,10 @@ class LeafSpine:
             return {}
         leaf, port = at
         found = {leaf: [Flow(Table.ROUTE, priority, to, (*self._rewrite(server), Output(port)), cookie=mark)]}
-        for spine, down in ways_down(self.net, leaf):
-            found[spine] = [Flow(Table.ROUTE, priority, to, (*self.reach(server), Output(down)), cookie=mark)]
+        for spine, _ in ways_down(self.net, leaf):
+            found[spine] = [
+                Flow(Table.ROUTE, priority, to, self.reach(server), goto=Table.SERVERS, cookie=mark)
+            ]
         return found
 
     def _rewrite(self, server: Server) -> tuple[Action, ...]:
