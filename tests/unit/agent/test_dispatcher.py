@@ -379,6 +379,19 @@ async def test_a_vm_comes_when_the_targets_switch_is_seen_to_let_its_frames_thro
     assert bench.world.running("web") == ["server1"]
 
 
+async def test_a_mistake_of_ours_at_the_target_fails_the_move(
+    bench: TwoServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def mistaken(*_: object) -> float:
+        raise KeyError("status")
+
+    await bench.prepared()
+    monkeypatch.setattr(bench.target.hypervisor, "run_incoming", mistaken)
+    told = await bench.step("start_copy")
+    assert "server2 tells migration-1 failed KeyError: 'status'" in told
+    assert bench.world.running("web") == ["server1"]
+
+
 async def test_a_target_that_nobody_listens_at_fails_the_move(bench: TwoServers) -> None:
     await bench.prepared()
     await bench.target.transfer.close()

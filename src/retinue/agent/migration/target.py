@@ -87,7 +87,7 @@ class TargetEnd:
         vm.transfer = asyncio.create_task(receiving, name=f"{migration.id}: incoming")
 
     async def _receive(self, vm: LocalVM, machine: LocalMachine, migration: MigrationRecord) -> None:
-        ran = False
+        ran, channel = False, None
 
         def hear(event: Event) -> None:
             nonlocal ran
@@ -116,6 +116,15 @@ class TargetEnd:
             if vm.machine is machine:
                 vm.machine = None
             self._learn(vm, NotArrived(migration.id, str(error)))
+        except Exception as error:
+            # A mistake of ours; whoever takes VMs in says HandedOverError where the VM may have run.
+            log.exception("migration.failed", vm=vm.id, migration=migration.id)
+            if channel is not None:
+                channel.abort()
+            await machine.quit()
+            if vm.machine is machine:
+                vm.machine = None
+            self._learn(vm, NotArrived(migration.id, f"{type(error).__name__}: {error}"))
         finally:
             self._transfer.forget(migration.id)
 

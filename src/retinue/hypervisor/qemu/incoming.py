@@ -59,7 +59,7 @@ async def run_incoming(machine: QemuMachine, channel: Channel, on_event: OnEvent
             with contextlib.suppress(HostError):
                 await channel.send_message("failed", reason=str(error) or "it was called off")
                 told = True
-        elif isinstance(error, HostError | TimeoutError):
+        elif isinstance(error, Exception):
             raise HandedOverError(f"VM {machine.spec.id} had been told to run: {error}") from error
         raise
     else:
