@@ -18,13 +18,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from qemu.qmp import QMPClient
 
 from retinue.host.taps import Run, add_port, remove_port
 from retinue.security.identity import PeerRole
 from support.lab.agent_command import as_agent
 from support.lab.frames import ARP, BROADCAST, Ether, arp, dhcp_type, from_client, from_server, hexed, packet
 from support.lab.health import strip
+from support.lab.migrating import takes_memory
 from support.lab.tools import Events, Json, LabBench, at, eventually, mac_of
 
 pytestmark = pytest.mark.lab
@@ -180,8 +180,7 @@ async def moment(bench: LabBench, when: str) -> AsyncIterator[None]:
 async def held(bench: LabBench, when: str) -> AsyncIterator[None]:
     """The target takes no more of the memory; or its switch does not confirm that it is steered to.
 
-    Its QEMU stands still once it takes memory: from then on nobody waits for its answer, as its agent does
-    for a few seconds before.
+    Once its QEMU takes memory: from then on its agent waits neither for that nor for its switch.
     """
 
     async def tell(number: signal.Signals) -> None:
@@ -190,8 +189,7 @@ async def held(bench: LabBench, when: str) -> AsyncIterator[None]:
         else:
             bench.kill("server2-vswitchd", number)
 
-    if when == "copying":
-        await takes_memory(bench, "server2")
+    await takes_memory(bench, "server2")
     machine = process(bench, "server2")
     await tell(signal.SIGSTOP)
     try:
@@ -209,21 +207,6 @@ def note(bench: LabBench, server: str) -> Path:
     """The note of the victim's QEMU on a server."""
     notes = (bench.lab.directory / "agents" / server / "vms").glob("tap-vm1-*.json")
     return max(notes, key=lambda path: path.stat().st_mtime_ns)
-
-
-async def takes_memory(bench: LabBench, server: str) -> None:
-    """Return when the QEMU that waits for the victim there has begun to take its memory in."""
-    qmp = QMPClient("observer")
-    await qmp.connect(str(note(bench, server).with_suffix(".qmp")))
-    try:
-
-        async def takes() -> bool:
-            said = await qmp.execute("query-migrate")
-            return isinstance(said, dict) and said.get("status") == "active"
-
-        await eventually(takes)
-    finally:
-        await qmp.disconnect()
 
 
 async def stand(bench: LabBench, server: str) -> None:

@@ -80,6 +80,22 @@ async def held_back(bench: LabBench, server: str) -> None:
         await qmp.disconnect()
 
 
+async def takes_memory(bench: LabBench, server: str) -> None:
+    """Return when the QEMU that waits for a VM there has begun to take its memory in."""
+    sockets = (bench.lab.directory / "agents" / server / "vms").glob("*.qmp")
+    qmp = QMPClient("observer")
+    await connect(qmp, str(max(sockets, key=lambda path: path.stat().st_mtime_ns)))
+
+    async def takes() -> bool:
+        said: Any = await qmp.execute("query-migrate")
+        return bool(said.get("status") == "active")
+
+    try:
+        await eventually(takes)
+    finally:
+        await qmp.disconnect()
+
+
 # ---- held where it is ----
 
 
@@ -114,6 +130,7 @@ async def _held_in(bench: LabBench, events: Events, state: str) -> str:
     else:
         migration = await begin(bench)
         await reaches(events, migration, "copying")
+        await takes_memory(bench, "server2")  # Its agent has asked its switch by then.
         bench.kill("server2-vswitchd", signal.SIGSTOP)
     await reaches(events, migration, state)
     return migration
