@@ -50,6 +50,14 @@ def pass_over(seconds: float) -> None:
     loop.time = lambda: clock() + seconds  # type: ignore[method-assign]
 
 
+def be_busy(seconds: float) -> None:
+    """The running loop, whose time is virtual, does nothing else for so long: it is late then."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    lateness()
+    loop._nobody.now += seconds
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(work)

@@ -91,6 +91,11 @@ class EventBus:
         self._recipients = recipients
         self._ring: deque[Event] = deque(maxlen=RING)
         self._listeners: dict[asyncio.Queue[Event | None], Types] = {}
+        self._by_type: dict[str, dict[asyncio.Queue[Event | None], None]] = {}
+        """Of these, by type: those that asked for it. What is told of each of a thousand agents, who ask for
+        what they act on, must not cost a look at all of them."""
+        self._of_all: dict[asyncio.Queue[Event | None], None] = {}
+        """And those that want every type."""
         self._agents: dict[str, dict[asyncio.Queue[Event | None], None]] = {}
         """Of these, by server: those that are its agent's; "": those that are no agent's."""
         self._rare = _Rare()
@@ -109,10 +114,7 @@ class EventBus:
         said = {key: cut(value) if isinstance(value, str) else value for key, value in data.items()}
         event = Event(self.last_id, self._clock(), type, said)
         self._ring.append(event)
-        for queue in self._who_listens(self._recipients(type, said)):
-            types = self._listeners[queue]
-            if types is not None and type not in types:
-                continue
+        for queue in self._who_listens(type, self._recipients(type, said)):
             if queue.qsize() >= QUEUE:
                 # A listener that does not read is let go: it comes back with the last id it saw.
                 self._leave(queue)
@@ -152,13 +154,21 @@ class EventBus:
             past.insert(0, Event(first - 1, self._clock(), EventType.EVENTS_LOST, {"since": since}))
         queue: asyncio.Queue[Event | None] = asyncio.Queue()
         self._listeners[queue] = types
+        for wanted in self._wanted_by(types):
+            wanted[queue] = None
         self._agents.setdefault(agent_of, {})[queue] = None
         return Listener(past, queue, lambda: self._leave(queue))
 
-    def _who_listens(self, only: Recipients) -> list["asyncio.Queue[Event | None]"]:
+    def _wanted_by(self, types: Types) -> list[dict["asyncio.Queue[Event | None]", None]]:
+        """Where a listener stands that wants these types."""
+        return [self._of_all] if types is None else [self._by_type.setdefault(type, {}) for type in types]
+
+    def _who_listens(self, type: str, only: Recipients) -> list["asyncio.Queue[Event | None]"]:
+        wanted = self._by_type.get(type, {})
         if only is Everybody:
-            return list(self._listeners)
-        return [queue for server in ("", *only) for queue in self._agents.get(server, ())]
+            return [*self._of_all, *wanted]
+        of_them = (queue for server in ("", *only) for queue in self._agents.get(server, ()))
+        return [queue for queue in of_them if queue in wanted or queue in self._of_all]
 
     def _is_for(self, event: Event, agent_of: str) -> bool:
         only = self._recipients(event.type, event.data) if agent_of else Everybody
@@ -174,11 +184,14 @@ class EventBus:
     def close(self) -> None:
         for queue in list(self._listeners):
             queue.put_nowait(None)
-        self._listeners.clear()
-        self._agents.clear()
+        for known in (self._listeners, self._by_type, self._of_all, self._agents):
+            known.clear()
 
     def _leave(self, queue: "asyncio.Queue[Event | None]") -> None:
-        self._listeners.pop(queue, None)
+        if queue not in self._listeners:
+            return
+        for wanted in self._wanted_by(self._listeners.pop(queue)):
+            wanted.pop(queue, None)
         for server, queues in self._agents.items():
             if queue in queues:
                 del queues[queue]

@@ -37,6 +37,8 @@ def recipients(net: Network, type: str, data: Mapping[str, Any]) -> Recipients:
     if type in OF_ITS_SERVER:
         server = data.get("server")
         return Everybody if server is None else (str(server),)
+    if type == EventType.MATCH:
+        return tuple(data["servers"])
     if type in ORDERS:
         migration: Migration = data["migration"]
         return migration.source, migration.target

@@ -6,7 +6,7 @@ from retinue.controller.app import Controller
 from retinue.controller.events import BATCH, EventBus
 from retinue.core.limits import LONGEST_REASON, MOST_TELLINGS
 from retinue.core.migration import begin
-from retinue.protocol.events import EventType
+from retinue.protocol.events import ACTED_ON, EventType
 from retinue.protocol.migrations import Order
 from support.fabric.networks import add_vm, fabric
 from support.recent_events import recent
@@ -128,6 +128,35 @@ async def test_an_event_of_one_server_is_put_into_no_other_agents_queue() -> Non
     mine.close()
     events.publish(EventType.VM_READY, vm=vm, server=vm.server)
     assert sum(queue.qsize() for queue in events._listeners) == 0
+
+
+async def test_what_no_agent_asked_for_costs_no_look_at_any_agent() -> None:
+    """As the answers to a match message: one of each of thousands of agents, who ask for other types."""
+    controller = Controller(fabric(), clock=lambda: 1.0)
+    events = controller.events
+    agents = [events.listen(types=ACTED_ON, agent_of=f"server{n}") for n in range(100)]
+    assert events._who_listens(EventType.MATCH_ANSWER, None) == []
+    watching = events.listen(types={EventType.MATCH_ANSWER})
+    assert len(events._who_listens(EventType.MATCH_ANSWER, None)) == 1
+    assert len(events._who_listens(EventType.VM_REMOVED, None)) == 100
+    for one in (*agents, watching):
+        one.close()
+        one.close()
+    assert not any(events._by_type.values()) and not events._agents
+
+
+async def test_a_match_message_goes_to_those_that_are_asked_and_names_each_itself_alone() -> None:
+    """Else a message to thousands of agents would name thousands to each of them."""
+    controller = Controller(fabric(), clock=lambda: 1.0)
+    events, encoder = controller.events, Encoder(controller)
+    asked, other, watching = (events.listen(0, agent_of=server) for server in ("server1", "server3", ""))
+    said = {"match": "match-1", "vm": "vm1", "profile": {}, "servers": ["server1", "server2"]}
+    event = events.publish(EventType.MATCH, **said)
+    late = events.listen(0, agent_of="server1")
+    told = [len(listener.at_once()) for listener in (asked, late, other, watching)]
+    assert told == [1, 1, 0, 1]
+    assert b'"servers":["server1"]' in encoder.encode(event, "server1")
+    assert b'"servers":["server1","server2"]' in encoder.encode(event)
 
 
 def test_an_event_is_encoded_once_for_all_who_listen() -> None:

@@ -33,12 +33,13 @@ from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.core.migration.record import Far
 from retinue.core.model import IP, Mac
 from retinue.core.placement import Decision, Metric, Outcome, Placement, Plan, Presence, Wish, decide, plan
+from retinue.patience import patience
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
 from retinue.protocol.mobility import ServerReport
 
 MATCH_LIMIT = 2.0
-"""Seconds for agents to answer a match message."""
+"""Seconds for agents to answer a match message; those in which we are late to read do not count."""
 PLACEMENTS_KEPT = 100
 """Decisions that can be explained: the last ones."""
 MANAGER, DOMAIN = "manager", "domain"
@@ -239,12 +240,15 @@ class MobilityManager:
         return waited
 
     async def _answers(self, match: _Match) -> int:
-        """Until all have answered, or for MATCH_LIMIT; the milliseconds that it took."""
+        """Until all have answered, or for MATCH_LIMIT; the milliseconds that it took.
+
+        Of thousands of agents the answers come faster than they are read: that is not an agent's silence.
+        """
         loop = asyncio.get_running_loop()
         began = loop.time()
         if match.awaited:
             try:
-                async with asyncio.timeout(MATCH_LIMIT):
+                async with patience(MATCH_LIMIT):
                     await match.complete.wait()
             except TimeoutError:
                 pass

@@ -36,7 +36,7 @@ from support.fabric.networks import add_vm, fabric, vm_ip
 from support.fakes.memory_store import MemoryStore
 from support.fakes.session import FakeNetwork
 from support.recent_events import recent
-from support.virtual_time import run
+from support.virtual_time import be_busy, run
 
 PRESSED = Wish(Reason.COMPUTING, 6000, 5000, 60)
 
@@ -184,6 +184,24 @@ def test_a_silent_agent_costs_the_limit_once_and_gets_no_vm() -> None:
             began = loop.time()
             assert (await d.mobility.migrate("vm3", Wish())).target == "server1"
             assert loop.time() - began == MATCH_LIMIT
+
+    run(story())
+
+
+def test_who_answers_in_time_is_not_silent_where_the_controller_is_late_to_read() -> None:
+    """Thousands answer at once: all that time it has something else to do than to read the last of them."""
+
+    async def story() -> None:
+        async with domain(*ALL) as d:
+            d.mute = set(ALL)
+            matching = asyncio.create_task(d.mobility.migrate("vm1", Wish()))
+            await asyncio.sleep(0)
+            be_busy(5 * MATCH_LIMIT)
+            for server in ALL:
+                d.mobility.on_answer("match-1", server, d.reports[server])
+                await asyncio.sleep(0.1)
+            assert (await matching).target == "server2"
+            assert "silent" not in " ".join(d.told())
 
     run(story())
 

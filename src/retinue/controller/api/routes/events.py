@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
+from dataclasses import replace
 
 from aiohttp import web
 
@@ -28,7 +29,13 @@ class Encoder:
         self._controller = controller
         self._encoded: OrderedDict[int, bytes] = OrderedDict()
 
-    def encode(self, event: Event) -> bytes:
+    def encode(self, event: Event, agent_of: str = "") -> bytes:
+        """`agent_of`: for that server's agent. A match message names all servers that are asked; of thousands
+        no agent need read the others' names."""
+        if agent_of and event.type == EventType.MATCH:
+            asked = [agent_of] if agent_of in event.data["servers"] else []
+            own = replace(event, data={**event.data, "servers": asked})
+            return sse.encode(event.type, views.encode(views.event(own, self._controller)), event.id)
         found = self._encoded.get(event.id)
         # An event that only one listener gets has the id of another one (events.lost).
         if found is None or event.type == EventType.EVENTS_LOST:
@@ -63,14 +70,14 @@ def handlers(controller: Controller) -> Handlers:
             await response.prepare(request)
             await response.write(sse.encode(HELLO, hello))
             with controller.context.agents.listening(server):
-                await tell(response, stream)
+                await tell(response, stream, server)
         except (StopAsyncIteration, ConnectionError):
             pass
         finally:
             stream.close()
         return response
 
-    async def tell(response: web.StreamResponse, stream: Listener) -> None:
+    async def tell(response: web.StreamResponse, stream: Listener, agent_of: str) -> None:
         """Until the stream, or whoever follows it, ends."""
         next_event = asyncio.ensure_future(anext(stream))
         try:
@@ -81,7 +88,7 @@ def handlers(controller: Controller) -> Handlers:
                     continue
                 # What has come meanwhile goes in one piece; then others have their turn.
                 events = [next_event.result(), *stream.at_once()]
-                await response.write(b"".join(map(encoder.encode, events)))
+                await response.write(b"".join(encoder.encode(event, agent_of) for event in events))
                 next_event = asyncio.ensure_future(anext(stream))
         finally:
             next_event.cancel()
