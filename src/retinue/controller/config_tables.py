@@ -190,6 +190,8 @@ class DomainTable(ConfigTable, frozen=True):
     """The file with that domain's authority: who shows a certificate of it is that domain."""
     prefixes: list[str] = []
     """Addresses that VMs may come with whose home is that domain."""
+    match: bool = False
+    """It is asked too which of its servers is best for a VM whose target nobody names."""
 
 
 class ClusterTable(ConfigTable, frozen=True):

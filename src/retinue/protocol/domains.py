@@ -1,8 +1,9 @@
 """What the controllers of two domains say to each other, as typed records.
 
-Each has a listener for the other, of three paths; docs/domains.md has the order of what is said. Who speaks
+Each has a listener for the other, of four paths; docs/domains.md has the order of what is said. Who speaks
 is known by the door: it lets in whom the other domain's authority calls a controller, and nobody else.
 
+    POST /peer/v1/matches                 Match       ->  Offer
     POST /peer/v1/migrations              Prepare     ->  Prepared
     POST /peer/v1/migrations/{id}/words   Word        ->  Heard      {id}: the listener's own
     POST /peer/v1/removals                Removed     ->  {}
@@ -16,8 +17,11 @@ import msgspec
 from retinue.core.limits import LATEST, LONGEST_ADDRESS, LONGEST_ID, MOST_MEMORY_MIB, MOST_NICS
 from retinue.core.migration import MigrationState
 from retinue.core.migration.precopy import WANTED_DOWNTIME
+from retinue.core.placement.scores import FARTHEST
 from retinue.protocol.migrations import LONGEST_DOWNTIME_MS
+from retinue.protocol.mobility import Share, Size
 
+MATCHES_PATH = "/peer/v1/matches"
 PREPARE_PATH = "/peer/v1/migrations"
 WORDS_PATH = "/peer/v1/migrations/{id}/words"
 REMOVALS_PATH = "/peer/v1/removals"
@@ -66,6 +70,37 @@ class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is_home: bool
     """It comes home, to the domain that is asked; else the domain that asks is its home."""
     memory_mib: Annotated[int, msgspec.Meta(ge=0, le=MOST_MEMORY_MIB)] = 0
+
+
+class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which of your servers would be best for a VM? Nothing is booked."""
+
+    match: Id
+    """As whoever asks counts it."""
+    vm: Guest
+    cpus: Size = 0
+    bandwidth_mbps: Size = 0
+
+
+class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The best server as it is now, by the rules of its own domain; see core.placement.ServerState."""
+
+    server: Annotated[str, msgspec.Meta(max_length=LONGEST_ID)] = ""
+    """ "": none, for the reason given."""
+    reason: Annotated[str, msgspec.Meta(max_length=LONGEST_REASON)] = ""
+    cpus: Size = 0
+    memory_mib: Size = 0
+    promised_cpus: Size = 0
+    promised_mib: Size = 0
+    unknown_vms: Size = 0
+    free_mib: Size | None = None
+    bandwidth_mbps: Size = 0
+    bandwidth_used_mbps: Size = 0
+    cpu_used: Share | None = None
+    cpu_pressure: Share = 0
+    memory_pressure: Share = 0
+    distance: Annotated[int, msgspec.Meta(ge=0, le=FARTHEST)] | None = None
+    """To the VM's clients, where the VM would come home."""
 
 
 class Prepare(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

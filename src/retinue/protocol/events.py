@@ -137,6 +137,8 @@ class EventType(StrEnum):
     """To the agents of `servers`: say what you have left."""
     MATCH_ANSWER = "mobility.answer"
     MATCH_SILENT = "mobility.silent"
+    MATCH_OFFER = "mobility.offer"
+    """Of another domain that was asked: its best server, or why there is none."""
     PLACEMENT_DECISION = "mobility.decision"
     UNMATCHED = "mobility.unmatched"
     INITIATION = "mobility.initiation"
@@ -249,6 +251,7 @@ _FIELDS: Mapping[EventType | Order, str] = {
     EventType.MATCH: "match vm profile servers",
     EventType.MATCH_ANSWER: "match server report",
     EventType.MATCH_SILENT: "match server waited_ms",
+    EventType.MATCH_OFFER: "match domain server reason",
     EventType.PLACEMENT_DECISION: "match vm outcome server runner_up decided_by reason",
     EventType.UNMATCHED: "match vm reason",
     EventType.INITIATION: "match vm server profile",

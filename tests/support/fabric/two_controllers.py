@@ -13,7 +13,7 @@ from retinue.controller.migrations.requests import MigrationError
 from retinue.core.migration import Migration, MigrationState
 from retinue.core.migration.record import Far
 from retinue.core.model import ModelError, PortStatus
-from retinue.protocol.domains import Heard, Prepare, Prepared, Removed, Word
+from retinue.protocol.domains import Heard, Match, Offer, Prepare, Prepared, Removed, Word
 from retinue.protocol.errors import ControllerAwayError, RejectedError
 from retinue.southbound.ovsdb import BridgePort
 from support.fabric.domains import TUNNEL, gateway_of, network, nic, other, port, server_of
@@ -66,6 +66,12 @@ class InMemoryDoor:
     said: list[str] = field(default_factory=list)
     answers: dict[str, MigrationState] = field(default_factory=dict)
     """By word: what it is answered, and is not heard."""
+
+    async def match(self, wanted: Match) -> Offer:
+        self._there("match")
+        wanted = msgspec.json.decode(msgspec.json.encode(wanted), type=Match)
+        with rejected():
+            return await self.line.ask(self.to.domains.matching.offer(self.peer, wanted))
 
     async def prepare(self, wanted: Prepare) -> Prepared:
         self._there("prepare")

@@ -1,4 +1,4 @@
-"""The listener for one other domain's controller: three paths, and only that domain's authority is believed.
+"""The listener for one other domain's controller: four paths, and only that domain's authority is believed.
 
 Each peer has a door of its own: the door says which domain speaks, and none can speak for another.
 """
@@ -12,13 +12,22 @@ from aiohttp import web
 
 from retinue.controller.api.http import Handler, answer, body, code_of
 from retinue.controller.api.listener import HttpService, accepted
-from retinue.controller.domains.hearing import Hearing
+from retinue.controller.domains.domains import Domains
 from retinue.controller.errors import RequestError
 from retinue.controller.migrations.requests import MigrationError
 from retinue.core.limits import ID, LARGEST_REPORT
 from retinue.core.model import ModelError
 from retinue.core.text import cut, printable
-from retinue.protocol.domains import PREPARE_PATH, REMOVALS_PATH, WORDS_PATH, Prepare, Removed, Word
+from retinue.protocol.domains import (
+    MATCHES_PATH,
+    PREPARE_PATH,
+    REMOVALS_PATH,
+    WORDS_PATH,
+    Match,
+    Prepare,
+    Removed,
+    Word,
+)
 from retinue.protocol.errors import ErrorCode
 from retinue.security.identity import IdentityError, PeerRole, identity_of
 
@@ -28,11 +37,13 @@ log = structlog.get_logger()
 class Door:
     """Lets in the controller of domain `peer`, and hands on what it says."""
 
-    def __init__(self, peer: str, hearing: Hearing, context: ssl.SSLContext) -> None:
+    def __init__(self, peer: str, domains: Domains, context: ssl.SSLContext) -> None:
         self.rejected: Counter[str] = Counter()
         self._peer = peer
-        self._hearing = hearing
+        self._hearing = domains.hearing
+        self._matching = domains.matching
         app = web.Application(middlewares=[self._errors], client_max_size=LARGEST_REPORT)
+        app.router.add_post(MATCHES_PATH, self._match)
         app.router.add_post(PREPARE_PATH, self._prepare)
         app.router.add_post(WORDS_PATH, self._word)
         app.router.add_post(REMOVALS_PATH, self._removed)
@@ -44,6 +55,10 @@ class Door:
 
     async def stop(self) -> None:
         await self._service.stop()
+
+    async def _match(self, request: web.Request) -> web.Response:
+        wanted: Match = await body(request, Match)
+        return answer(await self._matching.offer(self._peer, wanted))
 
     async def _prepare(self, request: web.Request) -> web.Response:
         wanted: Prepare = await body(request, Prepare)

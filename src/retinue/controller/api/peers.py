@@ -36,7 +36,7 @@ class Peers:
                 door, client = self._contexts[table.id] = server_context(*own), client_context(*own)
             except TlsFilesError as error:
                 raise ConfigError(f"domain {table.id}: {error}") from error
-            self.doors[table.id] = Door(table.id, domains.hearing, door)
+            self.doors[table.id] = Door(table.id, domains, door)
             self._clients.append(PeerClient(table.url, client))
             domains.saying.doors[table.id] = self._clients[-1]
 

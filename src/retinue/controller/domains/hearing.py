@@ -84,7 +84,9 @@ class Hearing:
         under_way = self._known(peer, wanted)
         if under_way is not None:
             return Prepared(under_way.id, under_way.target)
-        vm = self._coming_home(peer, wanted.vm) if wanted.vm.is_home else self._guest(peer, wanted.vm)
+        vm = self.may_come(peer, wanted.vm)
+        if vm.id not in self._net.vms:
+            self._register(vm)
         far = Far(peer, wanted.source, wanted.migration)
         downtime = wanted.downtime_ms / 1000
         try:
@@ -116,6 +118,10 @@ class Hearing:
         if self._net.peer_at(server) is not None:
             raise MigrationError(f"server {server} is a gateway, and runs no VMs", ErrorCode.NOT_A_TARGET)
 
+    def may_come(self, peer: str, guest: Guest) -> VM:
+        """The VM as it would be here. Raises ModelError: it may not come."""
+        return self._coming_home(peer, guest) if guest.is_home else self._guest(peer, guest)
+
     def _coming_home(self, peer: str, guest: Guest) -> VM:
         known = self._net.vms.get(guest.id)
         gateway = self._net.peers[peer].gateway
@@ -141,11 +147,14 @@ class Hearing:
         if sum(other.home == peer for other in self._net.vms.values()) >= MOST_GUESTS:
             raise ModelError(f"{MOST_GUESTS} VMs of domain {peer} are here already")
         self._name_free(vm.id, EntityKind.VM)
-        self._removals.heard(vm.id, peer)
+        return vm
+
+    def _register(self, vm: VM) -> None:
+        """A guest that was not here yet."""
+        self._removals.heard(vm.id, vm.home)
         given = [AddressAssigned(a) for nic in vm.nics for a in static_assignments(self._net, vm.id, nic)]
         touched = self._context.apply(VMRegistered(vm), *given)
-        self._context.spawn(self._context.install(touched), f"{vm.id}: guest of domain {peer}")
-        return vm
+        self._context.spawn(self._context.install(touched), f"{vm.id}: guest of domain {vm.home}")
 
     def _as_vm(self, guest: Guest, gateway: str, home: str) -> VM:
         for name in (guest.id, *(nic.port_id for nic in guest.nics)):

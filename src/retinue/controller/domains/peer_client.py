@@ -7,10 +7,13 @@ import msgspec
 
 from retinue.protocol.client import ControllerClient, lasting
 from retinue.protocol.domains import (
+    MATCHES_PATH,
     PREPARE_PATH,
     REMOVALS_PATH,
     WORDS_PATH,
     Heard,
+    Match,
+    Offer,
     Prepare,
     Prepared,
     Removed,
@@ -19,13 +22,14 @@ from retinue.protocol.domains import (
 from retinue.protocol.records import record
 from retinue.security.credentials import Credentials
 
-PREPARE_LIMIT, WORD_LIMIT = 15.0, 8.0
+PREPARE_LIMIT, WORD_LIMIT, MATCH_LIMIT = 15.0, 8.0, 5.0
 """Seconds for an answer: a peer may have to look for a server, and waits for a mark at most 4 s."""
 
 
 class PeerDoor(Protocol):
     """What can be said to a peer. Raises ControllerError."""
 
+    async def match(self, wanted: Match) -> Offer: ...
     async def prepare(self, wanted: Prepare) -> Prepared: ...
     async def say(self, migration: str, word: Word) -> Heard: ...
     async def removed(self, guest: Removed) -> None: ...
@@ -36,6 +40,9 @@ class PeerClient:
 
     def __init__(self, url: str, context: ssl.SSLContext) -> None:
         self._client = ControllerClient(url, Credentials(), lasting(context))
+
+    async def match(self, wanted: Match) -> Offer:
+        return record(Offer, await self._post(MATCHES_PATH, wanted, MATCH_LIMIT))
 
     async def prepare(self, wanted: Prepare) -> Prepared:
         return record(Prepared, await self._post(PREPARE_PATH, wanted, PREPARE_LIMIT))

@@ -4,8 +4,9 @@ The messages, each of which is an event, in this order (protocol/mobility.py):
 
     message     somebody wishes that a VM should go: its hypervisor, or the manager
     request     the wish, with the VM's profile, comes to us
-    match       to the agents of all servers: say what you have left
+    match       to the agents of all servers: say what you have left; and to other domains' managers
     answer      of each of them; `silent` for one that has not answered in MATCH_LIMIT
+    offer       of each other domain: its best server (controller/domains/matching.py)
     decision    core.placement: the best server, the runner-up, what decided; or `unmatched`
     initiation  to the target's agent; then the migration begins, and its steps follow
 
@@ -15,7 +16,7 @@ VMs cannot be given the same room.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,7 +33,19 @@ from retinue.core.migration.new_addresses import NewAddresses
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.core.migration.record import Far
 from retinue.core.model import IP, Mac
-from retinue.core.placement import Decision, Metric, Outcome, Placement, Plan, Presence, Wish, decide, plan
+from retinue.core.placement import (
+    Decision,
+    Metric,
+    Need,
+    Outcome,
+    Placement,
+    Plan,
+    Presence,
+    ServerState,
+    Wish,
+    decide,
+    plan,
+)
 from retinue.patience import patience
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
@@ -52,9 +65,16 @@ class _Match:
 
     vm: str
     asked: frozenset[str]
+    profile: dict[str, Any]
+    """Of the VM, as the message says it."""
     answered: set[str] = field(default_factory=set)
     awaited: set[str] = field(default_factory=set)
     complete: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+async def nowhere_else(match: str, need: Need) -> list[ServerState]:
+    """Of a domain that knows no other."""
+    return []
 
 
 class MobilityManager:
@@ -75,6 +95,8 @@ class MobilityManager:
         self._last = 0
         self.before_deciding: Callable[[], None] = lambda: None
         """Ends what does not count any more."""
+        self.elsewhere: Callable[[str, Need], Awaitable[list[ServerState]]] = nowhere_else
+        """The best server of each other domain that is to be asked in a match."""
 
     # ---- what agents say ----
 
@@ -139,11 +161,16 @@ class MobilityManager:
         """
         self._check(vm, source_server, mac, ip)
         id = self._next()
-        match = self._matches[id] = _Match(vm, self._listening())
+        match = self._matches[id] = _Match(vm, self._listening(), self._resources.profile_shown(vm))
+        # One that comes from another domain, or is to be changed on the way, is for this domain alone.
+        elsewhere = nowhere_else if named or far or new_addresses else self.elsewhere
         try:
-            placement = await self._decide(id, match, wish, by, named)
+            placement = await self._decide(id, match, wish, by, named, elsewhere)
             target = placement.decision.target
             profile = self._resources.profile_shown(vm)
+            domain, _, server = target.partition("/")
+            if domain in self._net.peers:
+                far = Far(domain, server)
             self._context.events.publish(
                 EventType.INITIATION, match=id, vm=vm, server=target, profile=profile
             )
@@ -170,7 +197,8 @@ class MobilityManager:
         server = self._net.vms[vm].server
         if not self._resources.runs_with(vm) and self._context.agents.listens(server):
             id = self._next()
-            match = self._matches[id] = _Match(vm, frozenset({server}))
+            profile = self._resources.profile_shown(vm)
+            match = self._matches[id] = _Match(vm, frozenset({server}), profile)
             try:
                 await self._ask(id, match)
             finally:
@@ -204,21 +232,53 @@ class MobilityManager:
         fenced, listens = self._net.fenced, self._context.agents.listens
         return frozenset(one for one in self._resources.candidates() if listens(one) and one not in fenced)
 
-    async def _decide(self, id: str, match: _Match, wish: Wish, by: str, named: str) -> Placement:
+    async def offer(self, need: Need) -> tuple[ServerState | None, str]:
+        """The best server for a VM of another domain as it is now, or None and why there is none."""
+        id = self._next()
+        profile = self._resources.profile_shown(need.vm) | {
+            "memory_mib": need.memory_mib, "cpus": need.cpus, "bandwidth_mbps": need.bandwidth_mbps,
+        }  # fmt: skip
+        match = self._matches[id] = _Match(need.vm, self._listening(), profile)
+        try:
+            waited = await self._ask(id, match)
+        finally:
+            self._matches.pop(id, None)
+        self.before_deciding()
+        presences = {one: self._presence(one, match) for one in self._resources.candidates()}
+        snapshot = self._resources.snapshot_for(need, presences, waited)
+        decision = decide(snapshot)
+        self._publish(id, need.vm, decision)
+        best = next((one for one in snapshot.servers if one.server == decision.target), None)
+        return best, decision.text
+
+    async def _decide(
+        self,
+        id: str,
+        match: _Match,
+        wish: Wish,
+        by: str,
+        named: str,
+        elsewhere: Callable[[str, Need], Awaitable[list[ServerState]]],
+    ) -> Placement:
         """Raises MigrationError with the reason why the VM stays where it is."""
-        vm, publish = match.vm, self._context.events.publish
-        profile = self._resources.profile_shown(vm)
+        vm, publish, profile = match.vm, self._context.events.publish, match.profile
         services = self._resources.services_of(vm)
         publish(EventType.MOBILITY_MESSAGE, vm=vm, by=by, wish=wish)
         publish(
             EventType.MIGRATION_REQUEST, match=id, vm=vm, by=by, wish=wish, profile=profile, services=services
         )
-        waited = await self._ask(id, match)
+        waited, offers = await self._ask(id, match), list[ServerState]()
+        if vm in self._net.vms:
+            # What it needs is known now: its agent has answered, too.
+            offers = await elsewhere(id, self._resources.need(vm))
         if vm not in self._net.vms:
             raise MigrationError(f"VM {vm} was removed meanwhile", ErrorCode.UNKNOWN_VM)
         self.before_deciding()
         presences = {one: self._presence(one, match) for one in self._resources.candidates()}
-        snapshot = self._resources.snapshot(vm, wish, presences, named, waited)
+        here = self._resources.snapshot(vm, wish, presences, named, waited)
+        if all(one.distance is None for one in here.servers):  # It has no clients: far from whom?
+            offers = [replace(one, distance=None) for one in offers]
+        snapshot = replace(here, servers=(*here.servers, *offers))
         decision = decide(snapshot)
         self._publish(id, vm, decision)
         if decision.outcome is not Outcome.CHOSEN:
@@ -230,8 +290,8 @@ class MobilityManager:
         publish = self._context.events.publish
         match.awaited = set(match.asked - self._silent)
         if match.asked:
-            profile, servers = self._resources.profile_shown(match.vm), sorted(match.asked)
-            publish(EventType.MATCH, match=id, vm=match.vm, profile=profile, servers=servers)
+            servers = sorted(match.asked)
+            publish(EventType.MATCH, match=id, vm=match.vm, profile=match.profile, servers=servers)
         waited = await self._answers(match)
         self._silent &= self._net.servers.keys()
         for server in sorted(match.asked - match.answered):

@@ -161,12 +161,21 @@ class ResourceManager:
         self, vm: str, wish: Wish, presences: Mapping[str, Presence], named: str = "", waited_ms: int = 0
     ) -> Snapshot:
         """What there is at this moment; servers beside `presences` are as they seem."""
-        hosted, clients = self._hosted(), self._places(vm)
-        servers = tuple(
+        source = self._net.vms[vm].server
+        return Snapshot(
+            self.need(vm), source, self._states(vm, presences), wish, self.policy, named, waited_ms
+        )
+
+    def snapshot_for(self, need: Need, presences: Mapping[str, Presence], waited_ms: int) -> Snapshot:
+        """The same for a VM that is in another domain, which says what it needs."""
+        return Snapshot(need, "", self._states(need.vm, presences), Wish(), self.policy, "", waited_ms)
+
+    def _states(self, vm: str, presences: Mapping[str, Presence]) -> tuple[ServerState, ...]:
+        hosted = self._hosted()
+        clients = self._places(vm) if vm in self._net.vms else []
+        return tuple(
             self._state(name, hosted[name], presences.get(name), vm, clients) for name in self.candidates()
         )
-        source = self._net.vms[vm].server
-        return Snapshot(self.need(vm), source, servers, wish, self.policy, named, waited_ms)
 
     def domain(self) -> tuple[dict[str, ServerState], dict[str, str], dict[str, Need]]:
         """All servers as they are, where each VM is that runs and does not migrate, and what it needs."""

@@ -210,6 +210,8 @@ class Peer:
     """The name of that port."""
     prefixes: tuple[IPv4Network | IPv6Network, ...] = ()
     """Addresses that VMs may come with whose home is that domain: its grant."""
+    match: bool = False
+    """Its servers are looked at too where no target is named."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from retinue.controller.config_tables import DomainTable
 from retinue.controller.domains.peer_client import PeerClient
 from retinue.core.limits import LARGEST_REPORT
 from retinue.core.migration import MigrationState as S
-from retinue.protocol.domains import PREPARE_PATH, Guest, GuestNIC, Prepare, Removed, Said, Word
+from retinue.protocol.domains import PREPARE_PATH, Guest, GuestNIC, Match, Prepare, Removed, Said, Word
 from retinue.protocol.errors import ControllerAwayError, ControllerError, RejectedError
 from retinue.security.contexts import client_context, server_context
 from retinue.security.listener.rejections import Rejection
@@ -49,7 +49,7 @@ async def domains() -> AsyncIterator[TwoDomains]:
 def door(domains: TwoDomains, a: Certificates, b: Certificates) -> Door:
     """Domain b's door for domain a."""
     context = server_context(a.authority.ca, *b.files("controller/c1"))
-    return Door("a", domains.controller("b").domains.hearing, context)
+    return Door("a", domains.controller("b").domains, context)
 
 
 @pytest.fixture
@@ -68,6 +68,9 @@ async def test_the_other_controller_books_a_place(
 ) -> None:
     peer = client(url, b, a.files("controller/c1"))
     try:
+        offered = await peer.match(Match("match-1", GUEST))
+        assert offered.server == server_of("b", 1)
+        assert not domains.controller("b").net.vms, "an offer books nothing"
         booked = await peer.prepare(WANTED)
         assert booked.server == server_of("b", 1)
         assert (await peer.prepare(WANTED)) == booked, "asked again, it is the same"
@@ -130,6 +133,8 @@ async def test_a_body_that_is_none_changes_nothing(
         ):
             with pytest.raises(ControllerError):
                 await peer.prepare(Prepare("migration-1", guest, "server1", server_of("b", 1)))
+            with pytest.raises(ControllerError):
+                await peer.match(Match("match-1", guest))
     finally:
         await peer.close()
     await asyncio.sleep(0)

@@ -1,0 +1,111 @@
+"""Match messages between domains: each says which of its servers would be best, and the asking one compares.
+
+What another domain offers is one more server of the snapshot, called DOMAIN/SERVER: filters and measures are
+those of the domain that asks, and the decision is made, kept and explained as any other. Nothing is booked by
+an offer; the migration books, and is refused then if the place has gone.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+from retinue.controller.context import Context
+from retinue.controller.domains.hearing import Hearing
+from retinue.controller.domains.peer_client import PeerDoor
+from retinue.controller.mobility.manager import MobilityManager
+from retinue.core.limits import ID
+from retinue.core.model import ModelError
+from retinue.core.model.domains import check_may_leave
+from retinue.core.placement import Need, ServerState
+from retinue.core.placement.scores import FARTHEST
+from retinue.core.text import cut
+from retinue.protocol.domains import Guest, GuestNIC, Match, Offer
+from retinue.protocol.errors import ControllerError
+from retinue.protocol.events import EventType
+
+
+class Matching:
+    """Asks other domains, and answers them; `doors` as in Saying."""
+
+    def __init__(
+        self,
+        context: Context,
+        mobility: MobilityManager,
+        hearing: Hearing,
+        doors: Mapping[str, PeerDoor],
+    ) -> None:
+        self._context = context
+        self._net = context.net
+        self._mobility = mobility
+        self._hearing = hearing
+        self._doors = doors
+        mobility.elsewhere = self.offers
+
+    # ---- asking ----
+
+    async def offers(self, match: str, need: Need) -> list[ServerState]:
+        """Of each domain that is to be asked, and to which the VM may go, its best server."""
+        wanted = sorted(
+            id for id, peer in self._net.peers.items() if peer.match and self._may_go(need.vm, id)
+        )
+        found = await asyncio.gather(*(self._ask(domain, match, need) for domain in wanted))
+        return [one for one in found if one is not None]
+
+    def _may_go(self, vm: str, domain: str) -> bool:
+        try:
+            check_may_leave(self._net, self._net.vms[vm], domain)
+        except ModelError:
+            return False
+        return domain in self._doors
+
+    async def _ask(self, domain: str, match: str, need: Need) -> ServerState | None:
+        vm = self._net.vms[need.vm]
+        nics = [GuestNIC(nic.mac, nic.port_id, list(map(str, nic.addresses)), nic.slot) for nic in vm.nics]
+        guest = Guest(vm.id, nics, vm.home == domain, need.memory_mib)
+        publish = self._context.events.publish
+        publish(EventType.DOMAIN_SAID, domain=domain, vm=vm.id, migration_id="", said="match")
+        try:
+            offer = await self._doors[domain].match(Match(match, guest, need.cpus, need.bandwidth_mbps))
+        except ControllerError as error:
+            offer = Offer(reason=cut(str(error)))
+        publish(EventType.MATCH_OFFER, match=match, domain=domain, server=offer.server, reason=offer.reason)
+        return _state(domain, offer) if ID.fullmatch(offer.server) else None
+
+    # ---- answering ----
+
+    async def offer(self, peer: str, wanted: Match) -> Offer:
+        """Raises ModelError: the VM may not come here."""
+        vm = self._hearing.may_come(peer, wanted.vm)
+        self._context.events.publish(
+            EventType.DOMAIN_HEARD, domain=peer, vm=vm.id, migration_id="", said="match"
+        )
+        need = Need(vm.id, wanted.vm.memory_mib, wanted.cpus, bandwidth_mbps=wanted.bandwidth_mbps)
+        best, reason = await self._mobility.offer(need)
+        if best is None:
+            return Offer(reason=cut(reason))
+        return Offer(
+            best.server, "", best.cpus, best.memory_mib, best.promised_cpus, best.promised_mib,
+            best.unknown_vms, best.free_mib, best.bandwidth_mbps, best.bandwidth_used_mbps, best.cpu_used,
+            best.cpu_pressure, best.memory_pressure, best.distance if wanted.vm.is_home else None,
+        )  # fmt: skip
+
+
+def _state(domain: str, offer: Offer) -> ServerState:
+    """All that its clients send to a guest goes by its home, however near they are to it there."""
+    return ServerState(
+        f"{domain}/{offer.server}",
+        cpus=offer.cpus,
+        memory_mib=offer.memory_mib,
+        promised_cpus=offer.promised_cpus,
+        promised_mib=offer.promised_mib,
+        unknown_vms=offer.unknown_vms,
+        free_mib=offer.free_mib,
+        bandwidth_mbps=offer.bandwidth_mbps,
+        bandwidth_used_mbps=offer.bandwidth_used_mbps,
+        cpu_used=offer.cpu_used,
+        cpu_pressure=offer.cpu_pressure,
+        memory_pressure=offer.memory_pressure,
+        distance=FARTHEST if offer.distance is None else offer.distance,
+    )
+
+
+__all__ = ["Matching"]
