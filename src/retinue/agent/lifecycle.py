@@ -324,7 +324,9 @@ class VMLifecycle(VMWorkers):
             case events.TargetOpened():
                 far = None if vm.migration is None else vm.migration.far
                 address = self._transfer.towards(far).address
-                self._reports.of_migration(vm.id, migration, Report.TARGET_OPENED, memory_at=address)
+                self._reports.of_migration(
+                    vm.id, migration, Report.TARGET_OPENED, memory_at=address, **vm.prepared
+                )
             case events.Resumed(at):
                 self._reports.of_migration(vm.id, migration, Report.RESUMED, at=at)
             case events.Failed(reason):

@@ -182,6 +182,10 @@ class ReportBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     reason: str = ""
     memory_at: Annotated[str, msgspec.Meta(max_length=LONGEST_ADDRESS)] = ""
     """With `target_opened`: where the target's agent takes the memory in, host:port."""
+    image_ms: Count = 0
+    machine_ms: Count = 0
+    """With `target_opened`, in milliseconds: until all was there that is no VM's own (images), and then until
+    the machine was made of it (overlays, QEMU) that waits for what is the VM's own."""
     copy_pass: Count = 0
     """With `copying`: which pass over the memory has begun; the first is 1."""
     remaining: Count = 0

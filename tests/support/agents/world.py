@@ -411,6 +411,7 @@ class FakeRest:
         self.fenced: list[str] = []
         self.under_way: list[MigrationRecord] = []
         self.memory_at = ""
+        self.prepared: dict[str, int] = {}
         """As it was told last."""
         self.away = 0
         """How many reports are not received."""
@@ -437,6 +438,8 @@ class FakeRest:
             raise RejectedError("does not fit")
         more = {name: value for name, value in body.items() if name != "event"}
         self.memory_at = more.pop("memory_at", self.memory_at)
+        took = {name: more.pop(name) for name in ("image_ms", "machine_ms") if name in more}
+        self.prepared = took or self.prepared
         if path.startswith("/v1/vms/"):
             assert more.pop("server") == self.server
         subject = path.removeprefix("/v1/vms/").removeprefix("/v1/migrations/").removesuffix("/events")

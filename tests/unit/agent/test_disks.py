@@ -114,16 +114,19 @@ OFF = VMRecord(WEB.id, WEB.mac, "server1", VMState.OFF, power=Power.OFF)
 
 
 class FakeDisks:
-    """What is needed is away so often; what is removed is noted."""
+    """What is needed is away so often, or comes when it is there; what is removed is noted."""
 
-    def __init__(self, bench: TwoServers) -> None:
+    def __init__(self, bench: TwoServers, *, target: bool = False) -> None:
         self.away = 0
+        self.there = asyncio.Event()
+        self.there.set()
         self.here = False
         self.removed: list[str] = []
-        dispatcher: Any = bench.source.dispatcher
+        dispatcher: Any = (bench.target if target else bench.source).dispatcher
         dispatcher._disks = dispatcher._lifecycle.disks = dispatcher._lifecycle._target._disks = self
 
     async def ready(self, vm: VMRecord, seconds: float) -> None:
+        await self.there.wait()
         if self.away:
             self.away -= 1
             raise ImageAwayError("it is being fetched")
@@ -146,6 +149,32 @@ def test_a_start_waits_for_an_image_beside_other_orders() -> None:
             assert "server1 tells web started" in " ".join(bench.world.log)
 
     run(story())
+
+
+async def test_a_target_is_prepared_before_its_source_hears_of_it_and_says_how_long_that_took() -> None:
+    """Shareable content first, of which a machine is made that is nobody's yet; then what is the VM's own."""
+    async with bench_up() as bench:
+        await bench.registered()
+        disks = FakeDisks(bench, target=True)
+        disks.there.clear()
+        opening = asyncio.create_task(bench.step("open_target"))
+        await asyncio.sleep(0.05)
+        so_far = bench.world.take()
+        assert so_far == ["server2: plug web 52:54:00:00:00:01"], "no machine without its image"
+        disks.there.set()
+        assert await opening == ["server2: open web", "server2 tells migration-1 target_opened"]
+        assert bench.target.rest.prepared["image_ms"] >= 40
+        assert bench.target.rest.prepared["machine_ms"] >= 0
+        assert bench.world.running("web") == ["server1"]
+
+
+async def test_an_image_that_does_not_come_ends_the_migration_and_the_source_was_never_told() -> None:
+    async with bench_up() as bench:
+        await bench.registered()
+        FakeDisks(bench, target=True).away = 1
+        told = await bench.step("open_target")
+        assert told[-1].startswith("server2 tells migration-1 failed") and "being fetched" in told[-1]
+        assert not any(line.startswith(("server1", "server2: open")) for line in told)
 
 
 def test_a_vm_that_is_off_by_the_time_its_image_is_here_is_not_started() -> None:

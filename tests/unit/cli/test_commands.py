@@ -742,10 +742,16 @@ def play(fake: FakeController, *states: str, **more: Any) -> None:
         fake.will_happen("migration.step", migration=migration(*states[:n]))
 
 
+PREPARED = {"image_ms": 1200, "machine_ms": 80}
+
+
 def test_start_wait_draws_each_step_once(fake: FakeController) -> None:
-    play(fake, *ALL, stopped_at=5.0, resumed_at=5.042, figures={"control_ms": 1.5, "flow_mods": 12})
+    play(
+        fake, *ALL, stopped_at=5.0, resumed_at=5.042, figures={"control_ms": 1.5, "flow_mods": 12, **PREPARED}
+    )
     said = good("move", "start", "vm1", "--to", "server2", "--wait", "--url", fake.url)
     assert re.findall(r"(\d\.\d{3}) s  (\w+)", said) == [(f"0.0{n}0", state) for n, state in enumerate(ALL)]
+    assert re.search(r"prepared in +80 ms, after 1200 ms for what its disks are made over", said)
     assert re.search(r"downtime +42 ms", said) and re.search(r"flow changes +12", said)
 
 

@@ -65,7 +65,7 @@ async def test_doors_for_other_domains_are_reloaded(
     put(tmp_path, b, a)
     theirs = Door(
         "b",
-        domains.controller("a").domains.hearing,
+        domains.controller("a").domains,
         server_context(new_b.authority.ca, *new_a.files("controller/c1")),
     )
     port = await theirs.start("127.0.0.1", 0)

@@ -63,15 +63,20 @@ class TargetEnd:
         """Make a machine that waits for the VM's memory, and its port unless the VM has it (`plugged`)."""
         vm.migration = migration
         vm.let_frames_go()
+        clock = asyncio.get_running_loop().time
         try:
             self._transfer.towards(migration.far)
             if not plugged:
                 await self._authority.make_target_port(vm)
                 plugged = True
+            began = clock()
             await self._disks.ready(vm.record, IMAGE_SECONDS)
+            had_images = clock()
             vm.machine = await self._hypervisor.open_target(self._spec(vm.record), self._listener(vm))
             vm.held = vm.machine.hold_frames()
             await _expect(vm.machine, migration)
+            took = {"image_ms": had_images - began, "machine_ms": clock() - had_images}
+            vm.prepared = {name: round(seconds * 1000) for name, seconds in took.items()}
         except HostError as error:
             self._learn(vm, NotOpened(migration.id, str(error), plugged))
             return

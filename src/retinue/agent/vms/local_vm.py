@@ -95,6 +95,8 @@ class LocalVM:
     """What came of the last outgoing transfer."""
     may_copy: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when an outgoing transfer that has opened its target may copy."""
+    prepared: dict[str, int] = field(default_factory=dict)
+    """How long its last incoming migration took to prepare: the fields of its report."""
     queued_frames: int = 0
     """Frames that had come for the VM when it was resumed after a migration that failed."""
     port_frames: int = 0

@@ -109,6 +109,11 @@ class MigrationReports:
         self._steps.step(id, event)
         return self.take_early(id)
 
+    def on_prepared(self, id: str, image_ms: int, machine_ms: int) -> None:
+        """How long the target took to prepare, before anybody has told the source of the migration."""
+        if image_ms or machine_ms:
+            self._steps.get(id)[0].figures.update(image_ms=image_ms, machine_ms=machine_ms)
+
     def take_early(self, id: str) -> Migration:
         """The source has let go, or may have: what the target reported before counts now."""
         migration, progress = self._migrations[id], self._steps.get(id)[0].progress

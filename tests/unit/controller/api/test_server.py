@@ -285,9 +285,12 @@ async def test_a_vm_may_stop_when_its_old_switch_sends_on_what_comes_late() -> N
     try:
         await call(url, "POST", "/v1/migrations", {"vm": "vm1", "target_server": "server2"})
         events = "/v1/migrations/migration-1/events"
-        for word in ("target_opened", "copy_started"):
-            assert (await call(url, "POST", events, {"event": word}))[0] == 200
+        prepared = {"image_ms": 1200, "machine_ms": 80}
+        for word in ({"event": "target_opened", **prepared}, {"event": "copy_started"}):
+            assert (await call(url, "POST", events, word))[0] == 200
             await fake.settle()
+        _, shown = await call(url, "GET", "/v1/migrations/migration-1")
+        assert prepared.items() <= shown["figures"].items()
         status, answer = await call(url, "POST", events, {"event": "converged"})
         assert (status, answer) == (
             200,

@@ -147,6 +147,6 @@ async def test_a_server_by_a_name_that_is_none_is_not_chosen(joined: TwoDomains)
     async def lies(_: object) -> Offer:
         return Offer("../x y", cpus=99, memory_mib=99_999)
 
-    joined.controller("a").domains.saying.doors["b"].match = lies  # type: ignore[method-assign]
+    joined.controller("a").domains.saying.doors["b"].match = lies  # type: ignore[method-assign, assignment]
     with pytest.raises(MigrationError, match="no server can take vm-a1"):
         await joined.controller("a").mobility.migrate(VM_ID, Wish())

@@ -105,6 +105,8 @@ def handlers(controller: Controller) -> Handlers:
         stays = await orchestrator.far_ends.before_report(id, reported.event, cut(reported.reason))
         if stays is not None:
             return answer(ReportAnswer(stays.state))
+        if reported.event is Report.TARGET_OPENED:
+            orchestrator.reports.on_prepared(id, reported.image_ms, reported.machine_ms)
         orchestrator.reports.on_report(
             id, reported.event, reported.at, cut(reported.reason), reported.memory_at, reported.frames, by
         )
