@@ -1,6 +1,7 @@
 """A VM moves between two domains while it runs, under traffic of a client that knows the first one only."""
 
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -10,15 +11,18 @@ from retinue.host.taps import tap_name
 from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology import topology_file
 from retinue_lab.topology.topology import SANDBOX
+from support.lab import licence_server
 from support.lab.losses import overtaken
 from support.lab.migrating import begin, reaches
 from support.lab.start import boot, lab_of
 from support.lab.tools import Doorman, Events, Json, LabBench, at, eventually
+from support.lab.watch import Lines
 
 pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.long]
 
 FIRST, SECOND, PPS = "10.1.0.50", "10.1.0.51", 500
 GATEWAY = "10.1.0.254"
+OUTSIDE, LICENCES = "203.0.113.9", 4433
 JUST = 0.5
 """Seconds that are just before something."""
 NICS = [
@@ -85,6 +89,30 @@ async def undisturbed(bench: LabBench, *also: LabBench) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def licensed(bench: LabBench) -> AsyncIterator[Lines]:
+    """A program in vm1 shows its licence five times a second, in one TLS session with a server outside: the
+    licence is bound to the machine's name, MAC and address, and is lost with the session."""
+    folder = bench.lab.directory
+    files = [str(folder / name) for name in ("licence.pem", "licence.key")]
+    made = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=licences", "-days", "2")
+    await bench.run(SANDBOX, "openssl", *made, "-out", files[0], "-keyout", files[1])
+    argv = [sys.executable, "-I", "-S", licence_server.__file__, OUTSIDE, str(LICENCES), *files]
+    shows = "echo $(hostname) $(cat /sys/class/net/eth0/address) $(ip -o -4 addr show eth0 | tr / ' ')"
+    program = f"while usleep 200000; do {shows}; done | ssl_client -s 3 >/tmp/licence 2>&1"
+    async with bench.lines("client", *argv) as server:
+        await server.until("listens")
+        script = f"cat >/tmp/licensed <<'END'\n#!/bin/sh\nexec 3<&0\n{program}\nEND"
+        await bench.guest("vm1", f"{script}\nchmod +x /tmp/licensed")
+        await bench.guest("vm1", f"nc {OUTSIDE} {LICENCES} -e /tmp/licensed >/dev/null 2>&1 &")
+        await server.until("granted", times=5)
+        yield server
+        shown = len(server.those("granted"))
+        await server.until("granted", times=shown + 5)
+    assert len(server.those("session")) == 1, server.seen
+    assert not server.those("refused") and not server.those("lost"), server.seen
+
+
+@asynccontextmanager
 async def held_while_copied(bench: LabBench, events: Events) -> AsyncIterator[str]:
     """A migration to server3 of domain b, whose source's agent copies nothing inside the context."""
     id = await begin(bench, to="b/server3")
@@ -128,10 +156,13 @@ async def same_entries(before: tuple[dict[str, int], ...], *benches: LabBench) -
 
 
 async def test_a_vm_goes_to_another_domain_and_comes_back(bench: LabBench, there: LabBench) -> None:
-    """0 lost, 0 doubled, 0 reordered; addresses and name unchanged; home hears of domain changes only."""
+    """0 lost, 0 doubled, 0 reordered; addresses and name unchanged; home hears of domain changes only. A TLS
+    session, and a licence that is bound to name, MAC and address, go on."""
     before = await entries(bench), await entries(there)
-    async with undisturbed(bench, there):
+    async with undisturbed(bench, there), licensed(bench) as licences:
         await bench.migration("vm1", target_server="b/server3")
+        shown = len(licences.those("granted"))
+        await licences.until("granted", times=shown + 5)
         assert (await there.vm("vm1"))["server"] == "server3"
         assert (await bench.vm("vm1"))["server"] == "gateway1"
 

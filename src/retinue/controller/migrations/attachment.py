@@ -3,7 +3,7 @@
 from typing import Any
 
 from retinue.controller.context import Context
-from retinue.core.migration import AttachmentStep, Migration, told
+from retinue.core.migration import AttachmentStep, Migration, MigrationState, told
 from retinue.core.model import VM, Network
 from retinue.protocol.events import EventType
 
@@ -27,18 +27,24 @@ def tell(context: Context, before: Migration, after: Migration) -> None:
         more: dict[str, Any] = {}
         vm = context.net.vms.get(after.vm)
         if step is AttachmentStep.PROFILE_UPDATED and vm is not None:
-            more["locator"] = locator_of(context.net, vm)
+            more["locator"] = locator_of(context.net, vm, after)
         context.events.publish(
             _EVENTS[step], migration_id=after.id, vm=after.vm, server=server, switch=edge, **more
         )
 
 
-def locator_of(net: Network, vm: VM) -> dict[str, Any]:
-    """Where the VM's name leads now, as plain values."""
-    edge = net.servers[vm.server].edge
+def locator_of(net: Network, vm: VM, migration: Migration | None) -> dict[str, Any]:
+    """Where the VM's name leads now, as plain values; `migration`: the one it is in, if any.
+
+    It leads to the source until the target has registered the VM, though its traffic waits at the target
+    before that: the VM may yet go on at the source.
+    """
+    waits = migration is not None and migration.state is MigrationState.DIVERTED
+    server = migration.source if migration is not None and waits else vm.server
+    edge = net.servers[server].edge
     port = net.port_of(vm.nic, edge)
     return {
-        "server": vm.server,
+        "server": server,
         "switch": edge,
         "port": None if port is None else port.number,
         "addresses": [str(held.ip) for held in net.held_by(vm.id)],

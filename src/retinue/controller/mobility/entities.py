@@ -125,7 +125,7 @@ class Entities:
         net = self._net
         match kind:
             case EntityKind.VM:
-                return locator_of(net, net.vms[name])
+                return locator_of(net, net.vms[name], self._context.state.migrations.of_vm(name))
             case EntityKind.SERVER:
                 address = net.servers[name].address
                 return {

@@ -118,10 +118,14 @@ class ResourceManager:
         return registered or (0 if seen is None else seen.memory_mib)
 
     def profile_shown(self, vm: str) -> dict[str, Any]:
-        """A VM's service profile, the whole of it, as messages carry it."""
+        """A VM's service profile, the whole of it, as messages carry it: with what it is made of, of
+        which anybody may have what is named under `shareable`."""
         memory, cpus = self.size_of(vm)
         said: dict[str, Any] = msgspec.to_builtins(self.profile_of(vm))
-        return {**said, "memory_mib": memory, "cpus": cpus}
+        disks = self._net.vms[vm].disks if vm in self._net.vms else ()
+        shareable = sorted({said["image"], *(disk.image for disk in disks)} - {""})
+        private = ["memory", *(f"disk{number}" for number, disk in enumerate(disks, 1) if disk.private)]
+        return {**said, "memory_mib": memory, "cpus": cpus, "shareable": shareable, "private": private}
 
     def services_of(self, vm: str) -> list[str]:
         """Names of the services that the VM serves."""
