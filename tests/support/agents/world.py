@@ -438,7 +438,7 @@ class FakeRest:
             raise RejectedError("does not fit")
         more = {name: value for name, value in body.items() if name != "event"}
         self.memory_at = more.pop("memory_at", self.memory_at)
-        took = {name: more.pop(name) for name in ("image_ms", "machine_ms") if name in more}
+        took: dict[str, int] = {name: more.pop(name) for name in ("image_ms", "machine_ms") if name in more}
         self.prepared = took or self.prepared
         if path.startswith("/v1/vms/"):
             assert more.pop("server") == self.server

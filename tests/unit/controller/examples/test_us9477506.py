@@ -7,6 +7,7 @@ FCoE goes by the same tables inside a domain, and not between two.
 """
 
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -210,7 +211,7 @@ async def test_claim_16_packets_go_on_to_the_other_domain_while_the_vm_is_instal
         vm = a.net.vms.get(VM_ID)
         if vm is not None and vm.forwarded_from and not came:
             mac = a.net.servers[server_of("a", 1)].mac
-            late = udp_frame(a.net.gateway_mac, mac, CLIENT, nic("a", 1).addresses[0])
+            late = udp_frame(a.net.gateway_mac, mac, CLIENT, IPv4Address(nic("a", 1).addresses[0]))
             for way in a.fabric.all_paths("a-edge1", UPLINK, late):
                 came.extend(
                     (switch, "tunnel" if number == TUNNEL else "") for switch, number, _ in way.arrivals
