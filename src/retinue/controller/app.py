@@ -41,6 +41,7 @@ from retinue.controller.mobility.manager import MobilityManager
 from retinue.controller.mobility.resources import ResourceManager
 from retinue.controller.neighbours.arp_responder import ArpResponder
 from retinue.controller.neighbours.gateway import Gateway
+from retinue.controller.neighbours.held_packets import HeldPackets
 from retinue.controller.neighbours.mac_changes import MacChanges
 from retinue.controller.neighbours.nd_responder import NdResponder
 from retinue.controller.neighbours.router_watch import RouterWatch
@@ -112,6 +113,7 @@ class Controller:
         self.arp = ArpResponder(self.context, taking)
         self.nd = NdResponder(self.context, taking)
         self.gateway = Gateway(self.context)
+        self.held_packets = HeldPackets(self.context, self.arp.ask_for_servers)
         self.router_watch = RouterWatch(
             self.context, self.arp.locations.question, router_limits or RouterLimits()
         )
@@ -312,6 +314,8 @@ class Controller:
                 self.vdp.from_edge(switch, message.in_port, message.frame)
             case Reason.TUNNEL_MARK:
                 self.domains.hearing.mark(switch, message.frame)
+            case Reason.UNPLACED:
+                self.held_packets.came(switch, message.in_port, message.frame)
             case Reason.EXPIRED:
                 self.gateway.expired(switch, message.in_port, message.frame)
             case Reason.TOO_BIG:

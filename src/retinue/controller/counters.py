@@ -33,6 +33,8 @@ class Count(StrEnum):
     FLOOD_TOO_MUCH = "frames not flooded: a NIC sends too many"
     FRAMES_NOT_SENT = "frames not sent: switch away"
     GATEWAYS_REFUSED = "gateway MACs refused"
+    HELD_DROPPED = "packets to VMs whose server is not found, dropped"
+    HELD_SENT = "packets to VMs whose server was not found, sent on"
     INTERNAL_ERRORS = status.INTERNAL_ERRORS
     LOCATIONS_REJECTED = "server locations rejected"
     ND_ANSWERED = "neighbour discovery answered"

@@ -47,6 +47,8 @@ class Reason(IntEnum):
     """From another domain's gateway: all that was sent before it has come through the tunnel."""
     FIP_NODE = 23
     FIP_FORWARDER = 32
+    UNPLACED = 34
+    """To a VM that is registered at a server whose place is not known: held until it is."""
     VDP = 33
     """LLDP at an edge that its leaf tells the gateway's MAC."""
     """Those from 24 on have the bit of SPOOFING_COOKIE_MASK."""
@@ -67,6 +69,7 @@ SENT_UP_BY: Mapping[Reason, frozenset[Role]] = {
     Reason.SERVER_ND: frozenset({Role.LEAF}),
     Reason.EXPIRED: frozenset({Role.LEAF}),
     Reason.TOO_BIG: frozenset({Role.LEAF}),
+    Reason.UNPLACED: frozenset({Role.LEAF}),
     Reason.TUNNEL_MARK: frozenset({Role.EDGE}),
     Reason.FIP_NODE: frozenset({Role.EDGE}),
     Reason.FIP_FORWARDER: frozenset({Role.LEAF}),
@@ -88,6 +91,11 @@ SPOOFING_COOKIE = COOKIE_MARK | 8 << 32
 
 def cookie(reason: Reason, owner: Owner) -> int:
     return COOKIE_MARK | reason << 32 | owner_hash(owner)
+
+
+def for_reason(mark: int, reason: Reason) -> int:
+    """The cookie of the same owner for this reason."""
+    return COOKIE_MARK | reason << 32 | owner_hash_of(mark)
 
 
 def owner_hash(owner: Owner) -> int:

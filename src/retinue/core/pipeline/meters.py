@@ -66,6 +66,8 @@ class LeafMeter(IntEnum):
     EXPIRED = 4
     TOO_BIG = 5
     """Where there is a way that takes less than others."""
+    UNPLACED = 7
+    """To VMs at a server whose place is not known."""
     FIP = 6
     """Where there is an FCoE forwarder."""
 

@@ -32,6 +32,9 @@ A packet from a VM on server1 to a VM on server2 passes: edge1 ADMIT, FORWARD (M
 ROUTE (to a spine), spine ADMIT, ROUTE (MAC := server2), leaf2 ADMIT, SERVERS, edge2 ADMIT, DELIVER.
 TTL is taken down once, by the leaf: to IP the whole fabric is one router.
 
+What is for a VM whose server has not been found a leaf's ROUTE hands to the controller, which holds it, asks
+for the server, and lets it go on once the way there stands (controller/neighbours/held_packets.py).
+
 A migration of a VM changes its entries on its two edges, its two leaves and the spines, and nowhere else.
 While the VM is paused its new edge sends a copy of what it delivers to the old one: up again, with the old
 server's MAC, as which the leaf lets it in, from that port for that address (LeafAdmit.COPY).

@@ -27,7 +27,7 @@ from retinue.core.pipeline.entry import PortNo
 from retinue.core.pipeline.responders import arp, nd
 from retinue.core.tracing.places import port_name, servers_at
 from retinue.core.tracing.who_has import link_down, vrf_of, where_it_is
-from retinue.core.tracing.why import why_it_ends
+from retinue.core.tracing.why import why_it_ends, why_unplaced
 from retinue.core.tracing.words import TOLD
 
 
@@ -112,6 +112,10 @@ def _told(net: Network, hop: Hop, cookie: int, frame: bytes) -> Ending:
     if reason is Reason.EXPIRED:
         text = "its time to live ends at this hop, and its sender is told so (ICMP time exceeded)"
         return _dropped(net, hop, text, ("send it with a larger one",))
+    if reason is Reason.UNPLACED:
+        why = why_unplaced(net, hop)
+        text = f"{why.text}. It is held for a moment, and goes on if the server is found"
+        return _dropped(net, hop, text, why.advice)
     if reason in (Reason.VM_ARP, Reason.VM_ND):
         return _asked(net, hop, frame)
     return Ending(Fate.TOLD, hop.switch, name, "", TOLD.get(reason, "the controller is told"))

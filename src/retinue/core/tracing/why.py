@@ -68,6 +68,11 @@ def why_it_ends(net: Network, hop: Hop) -> Why:
     return _fabric(net, hop, flow, name)
 
 
+def why_unplaced(net: Network, hop: Hop) -> Why:
+    """Of a hop that knows whose the address is, and not where its server is."""
+    return _no_route(net, hop)
+
+
 # ---- what a switch does by itself ----
 
 

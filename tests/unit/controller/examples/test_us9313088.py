@@ -9,7 +9,7 @@ import pytest
 from retinue.controller.counters import all_packet_ins
 from retinue.core.model import VM, PortRef, PortStatus
 from retinue.core.packets import arp_request, parse, parse_arp
-from retinue.core.pipeline.entry import Field
+from retinue.core.pipeline.entry import CONTROLLER, Field
 from retinue.southbound.ovsdb import BridgePort
 from support.fabric.networks import (
     GATEWAY_MAC,
@@ -48,12 +48,12 @@ def vm_information() -> VM:
 
 
 def flows_for_vm1(fake: FakeNetwork) -> set[str]:
-    """The switches that have an entry for packets to the VM."""
+    """The switches that have an entry which leads packets to the VM: those that ask the controller do not."""
     to_vm1 = (Field.IPV4_DST, int(VM1_IP), None)
     return {
         name
         for name, switch in fake.fabric.switches.items()
-        if any(to_vm1 in flow.match for flow in switch.flows.values())
+        if any(to_vm1 in flow.match and CONTROLLER not in flow.actions for flow in switch.flows.values())
     }
 
 

@@ -28,7 +28,7 @@ from retinue.core.model.ways import ways_by, wider_ways
 from retinue.core.packets import NDType
 from retinue.core.packets.ipv4 import UDP
 from retinue.core.pipeline import vrfs
-from retinue.core.pipeline.cookies import Reason, cookie
+from retinue.core.pipeline.cookies import Reason, cookie, for_reason
 from retinue.core.pipeline.entry import (
     CONTROLLER,
     Action,
@@ -231,8 +231,17 @@ class LeafSpine:
             )  # fmt: skip
 
     def host_routes(self, server: Server, ip: IP | Prefix, mark: int) -> FlowsBySwitch:
-        """The leaf to the server's port, each spine to the leaf; and back to the server's port (hairpin)."""
+        """The leaf to the server's port, each spine to the leaf; and back to the server's port (hairpin).
+
+        Until it is known where the server is, each leaf asks the controller, which holds the packet.
+        """
         to_ip = ip_match(dst=ip)
+        if self.net.location(server.id) is None:
+            held = Flow(
+                Table.ROUTE, Route.HOST, to_ip, (CONTROLLER,),
+                meter=LeafMeter.UNPLACED, cookie=for_reason(mark, Reason.UNPLACED),
+            )  # fmt: skip
+            return {leaf.id: [held] for leaf in self.net.with_role(Role.LEAF) if not leaf.router}
         found = self._routes(server, Route.HOST, to_ip, mark)
         at = self.attachment(server.id)
         if at is not None:
