@@ -34,11 +34,13 @@ from retinue.controller.leases.dhcp6 import Dhcp6Path
 from retinue.controller.marks import ClockAnchored
 from retinue.controller.migrations.history import MIGRATIONS_KEPT, History
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
+from retinue.controller.mobility import spreading
 from retinue.controller.mobility.bookings import Bookings
 from retinue.controller.mobility.clients import LOOK_SECONDS, ClientWatch
 from retinue.controller.mobility.entities import Entities
 from retinue.controller.mobility.manager import MobilityManager
 from retinue.controller.mobility.resources import ResourceManager
+from retinue.controller.mobility.spreading import SpreadWatch
 from retinue.controller.neighbours.arp_responder import ArpResponder
 from retinue.controller.neighbours.gateway import Gateway
 from retinue.controller.neighbours.held_packets import HeldPackets
@@ -99,6 +101,7 @@ class Controller:
         copy_options: CopyOptions = PLAIN,
         policy: Policy | None = None,
         follow_clients: tuple[int, int] = (0, 60),
+        spread: tuple[int, int] = (0, 300),
         router_limits: RouterLimits | None = None,
     ) -> None:
         """`clock`: None: a SteadyClock. Of all others see controller.config."""
@@ -146,6 +149,7 @@ class Controller:
         self.bookings = Bookings(self.context)
         self.mobility.before_deciding = self.bookings.look
         self.client_watch = ClientWatch(self.context, self.resources, self.mobility, *follow_clients)
+        self.spread_watch = SpreadWatch(self.context, self.mobility, *spread)
         self.inventory.name_free = self.images.name_free = self.entities.check_free
         self.inventory.forgotten = self._vm_forgotten
         self.domains = Domains(
@@ -205,6 +209,7 @@ class Controller:
         self._repeat(1.0, self.bookings.look, "time limits of bookings")
         self._repeat(1.0, self.fip.look, "storage logins")
         self._repeat(LOOK_SECONDS, self.client_watch.look, "VMs that follow their clients")
+        self._repeat(spreading.LOOK_SECONDS, self.spread_watch.look, "servers that differ in load")
         self.context.spawn(self._lease_clock(), "lease clock")
         if self._audit_seconds:
             self.context.spawn(self.auditor.run(self._audit_seconds), "audit of switches")

@@ -72,6 +72,11 @@ class PlacementTable(ConfigTable, frozen=True):
     does."""
     follow_seconds: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 60
     """For how long without a break."""
+    spread_percent: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    """How far the fullest server may be above the emptiest before the domain moves VMs by itself; 0: it does
+    not."""
+    spread_seconds: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 300
+    """For how long without a break; and between two moves."""
     weight_memory: Weight = 1
     weight_cpu: Weight = 1
     weight_bandwidth: Weight = 1

@@ -48,6 +48,7 @@ def build(config: Config, net: Network, protected: TlsConfig, store: Store | Non
         copy_options=CopyOptions(config.postcopy, config.compress),
         policy=config.placement.policy(),
         follow_clients=(config.placement.follow_switches, config.placement.follow_seconds),
+        spread=(config.placement.spread_percent, config.placement.spread_seconds),
         router_limits=RouterLimits(config.router_silence_seconds, config.router_hold_seconds),
     )
     if protected.files is not None:
