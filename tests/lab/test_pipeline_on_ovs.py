@@ -185,6 +185,22 @@ def test_storage_goes_by_mac_to_its_forwarder_and_back(switch: str) -> None:
     assert seen > 1, "the frames must exercise the switch"
 
 
+@pytest.mark.parametrize("switch", ["leaf1", "leaf2", "spine1"])
+def test_what_is_for_a_vm_whose_server_is_not_found_is_handed_up(switch: str) -> None:
+    """By the leaf where it comes in, with the cookie that says so, and nowhere else."""
+    net = fabric()
+    for number in (1, 2, 3):
+        add_vm(net, number, number)
+    del net.detected["server1"]
+    world, places = FabricWorld(net), [(2, vm_ip(3)), (3, vm_ip(1)), (2, vm_ip(1)), (2, vm_ip(77))]
+    sent = [udp_frame(vm_mac(n), GATEWAY_MAC, vm_ip(n), to) for n, to in places]
+    agrees_on(world, switch, [*sent, *(tagged(frame, 7) for frame in sent)])
+    port = PORTS[switch][-1] if switch != "leaf2" else 102
+    up = [world.fabric[switch].receive(frame, port).to_controller for frame in sent]
+    handed_up = [reason_of(found[0][0]) for found in up if found]
+    assert handed_up == ([] if switch == "spine1" else [Reason.UNPLACED] * 2)
+
+
 def frames(net: Network) -> Iterator[bytes]:
     """Honest and spoofed, of every kind the pipeline knows and some it does not; and some of them tagged."""
     for number, frame in enumerate(untagged(net)):

@@ -1,5 +1,7 @@
 """VMs, their bindings and the spoofing attempts against them, as answers."""
 
+from dataclasses import dataclass
+
 import msgspec
 
 from retinue.core.model import BindingKind, DiskFormat, Origin, Power, Restart
@@ -62,6 +64,16 @@ class ShownDisk(msgspec.Struct):
     format: DiskFormat
 
 
+@dataclass(frozen=True, slots=True)
+class ServiceProfile(Profile):
+    """A VM's, the whole of it: also what it is made of."""
+
+    shareable: tuple[str, ...] = ()
+    """Names of images, which are no VM's own."""
+    private: tuple[str, ...] = ()
+    """What is its own, and comes from its server alone: "memory", "disk1"."""
+
+
 class ShownVM(msgspec.Struct):
     id: str
     mac: str
@@ -92,7 +104,7 @@ class ShownVM(msgspec.Struct):
     warnings: list[str]
     subnets: dict[str, GuestSubnet]
     nics: list[ShownNIC]
-    profile: Profile
+    profile: ServiceProfile
     reported_addresses: list[str]
     """Of its server's agent; each waits for a manager who confirms it."""
 
@@ -111,7 +123,7 @@ class RegisteredVMs(msgspec.Struct):
 
 class ProfileAnswer(msgspec.Struct):
     vm: str
-    profile: Profile
+    profile: ServiceProfile
 
 
 class ShownBinding(msgspec.Struct):

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 
 import pytest
 
@@ -41,7 +42,7 @@ class Unfound:
 
     async def found(self) -> None:
         server = self.fake.net.servers["server1"]
-        assert server.address is not None
+        assert isinstance(server.address, IPv4Address)
         self.fake.send("leaf1", leaf_port(1), arp_request(server.mac, server.address, INFRA_GATEWAY))
         await self.fake.settle()
 
