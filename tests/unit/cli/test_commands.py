@@ -204,10 +204,9 @@ def test_session_with_the_real_interface(real: str) -> None:
     assert {
         row["table"] for row in json.loads(good("flow", "list", "--table", "30", "--json", *at))["flows"]
     } == {30}
-    flows = good("flow", "list", "--vm", "vm1", *at).splitlines()[1:]
-    assert flows and all("unplaced" in row for row in flows), (
-        "what is for it is held: its server is not found"
-    )
+    # What is for it is held: its server is not found.
+    rows = good("flow", "list", "--vm", "vm1", *at).splitlines()[1:]
+    assert rows and all("unplaced" in row for row in rows)
     assert "migration-1: vm1 migrates from server1 to server2" in good(
         "move", "start", "vm1", "--to", "server2", *at
     )
