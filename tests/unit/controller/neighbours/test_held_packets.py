@@ -1,5 +1,6 @@
 """A packet to a VM whose server has not been found: held, asked for once, and sent on when it is there."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -102,6 +103,19 @@ async def test_it_is_held_asked_for_once_and_goes_on_in_order(unfound: Unfound) 
     before = len(came)
     unfound.send(2)
     assert len(unfound.at_vm1()) == before + 1 and unfound.count(Count.HELD_SENT) == 6
+
+
+async def test_it_waits_until_every_switch_has_confirmed_the_way(unfound: Unfound) -> None:
+    """Sent on before, it would end at a switch that does not know the VM yet."""
+    session = unfound.fake.sessions["leaf1"]
+    session.hold = asyncio.Event()
+    unfound.send()
+    await unfound.found()
+    assert unfound.fake.net.location("server1") is not None
+    assert unfound.at_vm1() == [] and unfound.count(Count.HELD_DROPPED) == 0
+    session.hold.set()
+    await unfound.fake.settle()
+    assert len(unfound.at_vm1()) == unfound.count(Count.HELD_SENT) == 1
 
 
 async def test_many_are_not_held(unfound: Unfound) -> None:
