@@ -208,8 +208,9 @@ def mended_frame(frame: bytes) -> bytes:
 
 
 def mended_openflow(data: bytes) -> bytes:
-    """Of the version that is spoken, and as long as it says."""
-    return data if len(data) < 8 else b"\5" + data[1:2] + len(data).to_bytes(2, "big") + data[4:]
+    """Of a version that is spoken, and as long as it says."""
+    version = data[:1] if data[:1] in (b"\4", b"\5") else b"\5"
+    return data if len(data) < 8 else version + data[1:2] + len(data).to_bytes(2, "big") + data[4:]
 
 
 # ---- OpenFlow ----

@@ -1,4 +1,7 @@
-"""OpenFlow sessions with a real Open vSwitch: its own daemons, dummy datapath, no device is made."""
+"""OpenFlow sessions with a real Open vSwitch: its own daemons, dummy datapath, no device is made.
+
+With a switch that speaks 1.4, and again with one that has no version but 1.3.
+"""
 
 import asyncio
 import contextlib
@@ -72,7 +75,7 @@ class OpenVSwitch:
     def appctl(self, *words: str) -> str:
         return self.run("ovs-appctl", "--timeout=10", "-t", f"{self.directory}/ovs-vswitchd.ctl", *words)
 
-    def add_bridge(self, name: str, dpid: int, controller: int) -> None:
+    def add_bridge(self, name: str, dpid: int, controller: int, protocols: str) -> None:
         ports = []
         for number in (1, 2, 3):
             port = f"{name}p{number}"
@@ -80,7 +83,7 @@ class OpenVSwitch:
             ports += ["--", "set", "interface", port, "type=dummy", f"ofport_request={number}"]
         self.vsctl(
             *("add-br", name, "--", "set", "bridge", name, "datapath_type=dummy", "fail-mode=secure"),
-            *("protocols=OpenFlow10,OpenFlow13,OpenFlow14", f"other-config:datapath-id={dpid:016x}"),
+            *(f"protocols={protocols}", f"other-config:datapath-id={dpid:016x}"),
             *ports,
             *("--", "set-controller", name, f"tcp:127.0.0.1:{controller}"),
         )
@@ -133,10 +136,17 @@ async def port(server: OpenFlowServer) -> int:
     return await server.start("127.0.0.1", 0)
 
 
-@pytest.fixture
-async def switch(ovs: OpenVSwitch, handler: SwitchRecorder, port: int) -> AsyncIterator[Session]:
-    await asyncio.to_thread(ovs.add_bridge, "br0", 0x31, port)
+SPEAKS = {"1.4": "OpenFlow10,OpenFlow13,OpenFlow14", "1.3": "OpenFlow10,OpenFlow13"}
+"""What a bridge has, by what is then settled."""
+
+
+@pytest.fixture(params=SPEAKS)
+async def switch(
+    request: pytest.FixtureRequest, ovs: OpenVSwitch, handler: SwitchRecorder, port: int
+) -> AsyncIterator[Session]:
+    await asyncio.to_thread(ovs.add_bridge, "br0", 0x31, port, SPEAKS[request.param])
     session, _ = await handler.next("connected")
+    assert session.openflow == request.param
     yield session
     await asyncio.to_thread(ovs.vsctl, "del-br", "br0")
 
@@ -316,6 +326,11 @@ BAD = {
 }
 
 
+IN_ONE, IN_STEPS = (pytest.mark.parametrize("switch", [one], indirect=True) for one in ("1.4", "1.3"))
+"""With a switch that has bundles, and with one that has none."""
+
+
+@IN_ONE
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
 async def test_one_bad_flow_leaves_the_tables_untouched(bad: Flow, switch: Session) -> None:
     kept = Flow(9, 1, match(in_port=1), (Output(2),))
@@ -337,6 +352,29 @@ async def test_one_bad_flow_leaves_the_tables_untouched(bad: Flow, switch: Sessi
     assert await installed(switch) == {GOOD.key: GOOD}
 
 
+@IN_STEPS
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+async def test_without_bundles_it_is_told_what_was_taken_and_nothing_is_removed(
+    bad: Flow, switch: Session
+) -> None:
+    kept = Flow(9, 1, match(in_port=1), (Output(2),))
+    await switch.apply(Change(add=(kept,)), 0.0)
+    with pytest.raises(Rejected) as caught:
+        await switch.apply(Change(add=(GOOD, bad), groups=(GROUP,), meters=(METER,), remove=(kept,)), 0.0)
+    (error,) = caught.value.errors
+    assert error.startswith(f"add flow (table {bad.table}, priority {bad.priority}, ")
+    assert "OFPET_" in error
+    taken = {key: entry for part in caught.value.taken for key, entry in part.entries.items()}
+    assert taken == {("group", 5): GROUP, ("meter", 1): METER, GOOD.key: GOOD}
+    assert await installed(switch) == {GOOD.key: GOOD, kept.key: kept}
+    assert await switch.read_groups() == {5: GROUP}
+    assert await switch.read_meters() == {1: METER}
+    back = Change(remove=(GOOD,), remove_groups=(5,), remove_meters=(1,))
+    await switch.apply(back, 0.0)
+    assert await installed(switch) == {kept.key: kept}
+
+
+@IN_ONE
 async def test_open_vswitch_commits_what_is_left_of_a_bundle(switch: Session) -> None:
     """Why a bundle is staged before it is committed. Should this fail one day, a round trip can be saved."""
     peer = switch._connection
@@ -465,6 +503,10 @@ async def test_master_is_fenced_by_generation(switch: Session) -> None:
     with pytest.raises(Rejected, match="OFPRRFC_STALE"):
         await switch.request_role(ControllerRole.MASTER, 4)
     assert await switch.request_role(ControllerRole.SLAVE, 6) is ControllerRole.SLAVE
+    if switch.openflow == "1.3":  # Another is master, for all that the session knows.
+        with pytest.raises(ConnectionError):
+            await switch.apply(Change(add=(GOOD,)), 0.0)
+        return
     with pytest.raises(Rejected, match="OFPBRC_IS_SLAVE"):
         await switch.apply(Change(add=(GOOD,)), 0.0)
     assert await switch.request_role(ControllerRole.EQUAL, 0) is ControllerRole.EQUAL

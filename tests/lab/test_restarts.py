@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -51,6 +51,37 @@ async def test_a_switch_that_reconnects_is_sent_nothing_it_has(bench: LabBench, 
         async with apart(bench, events, switch):
             await calm(bench)
         assert await bench.connected(events, switch) == 0
+        await bench.unharmed(traffic)
+
+
+@contextlib.asynccontextmanager
+async def older(bench: LabBench, events: Events, switches: Sequence[str]) -> AsyncIterator[None]:
+    """These switches have no OpenFlow but 1.3 meanwhile."""
+
+    async def speak(versions: str) -> None:
+        for switch in switches:
+            async with apart(bench, events, switch):
+                node, bridge = bench.bridge(switch)
+                await bench.run(node, "ovs-vsctl", "set", "bridge", bridge, f"protocols={versions}")
+            await bench.connected(events, switch)
+
+    await speak("OpenFlow13")
+    try:
+        yield
+    finally:
+        await speak("OpenFlow14")
+
+
+async def test_a_vm_migrates_over_switches_without_bundles_and_no_packet_is_lost(bench: LabBench) -> None:
+    switches = ("edge1", "edge2", *FABRIC)
+    async with bench.traffic(await bench.address("vm1"), pps=1000) as traffic, bench.events() as events:
+        async with older(bench, events, switches):
+            spoken = {row["id"]: row["openflow"] for row in (await bench.get("switches"))["switches"]}
+            assert spoken == {"edge3": "1.4"} | dict.fromkeys(switches, "1.3")
+            for target in ("server2", "server1"):
+                await bench.migration("vm1", target_server=target)
+            audits = json.loads(await bench.cli("switch", "audit", "--json"))["audits"]
+            assert [row["missing"] + row["changed"] + row["foreign"] for row in audits] == [0] * len(audits)
         await bench.unharmed(traffic)
 
 

@@ -17,6 +17,8 @@ app = options.group("Switches: are they connected, and in order?")
 def list_(at: Connection) -> None:
     """List the switches. PENDING are flow changes that the switch has not confirmed yet.
 
+    OPENFLOW is the version spoken with it. With 1.3 a change is made step by step, not at one instant.
+
     \b
     Example:
       retinue switch list
@@ -26,7 +28,7 @@ def list_(at: Connection) -> None:
         output.print_json(data)
         return
     output.print_table(
-        ("SWITCH", "ROLE", "DPID", "SERVER", "CONNECTED", "PEER", ">PORTS", ">FLOWS", ">PENDING"),
+        ("SWITCH", "ROLE", "DPID", "SERVER", "CONNECTED", "OPENFLOW", "PEER", ">PORTS", ">FLOWS", ">PENDING"),
         (
             (
                 row["id"],
@@ -34,6 +36,7 @@ def list_(at: Connection) -> None:
                 row["dpid"],
                 row["server"],
                 row["connected"],
+                row["openflow"],
                 row["peer"],
                 len(row["ports"]),
                 row["flows"],

@@ -273,7 +273,11 @@ class Controller:
             session.close(f"could not be read: {error}")
             return
         self.events.publish(
-            EventType.SWITCH_CONNECTED, switch=switch, peer=session.peer, flow_mods=report.flow_mods
+            EventType.SWITCH_CONNECTED,
+            switch=switch,
+            peer=session.peer,
+            flow_mods=report.flow_mods,
+            openflow=session.openflow,
         )
         self._installed(touched | self._concerned_by(switch))
         if self.net.switches[switch].role is Role.LEAF:

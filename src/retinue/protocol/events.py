@@ -229,7 +229,7 @@ _FIELDS: Mapping[EventType | Order, str] = {
     EventType.SERVER_UNDRAINED: "server",
     EventType.SERVER_FENCED: "server",
     EventType.SERVER_UNFENCED: "server",
-    EventType.SWITCH_CONNECTED: "switch peer flow_mods",
+    EventType.SWITCH_CONNECTED: "switch peer flow_mods openflow",
     EventType.SWITCH_DISCONNECTED: "switch reason",
     EventType.SWITCH_REPAIRED: "switch missing changed foreign",
     EventType.SWITCH_UNKNOWN: "dpid peer",

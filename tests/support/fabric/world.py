@@ -1,7 +1,7 @@
 """A network whose desired flows stand on fake switches, and the questions that must hold in every state."""
 
 import struct
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
@@ -21,10 +21,11 @@ from retinue.core.packets import (
     parse,
     parse_arp,
 )
+from retinue.core.pipeline import steps
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.cookies import SPOOF_ATTEMPTS, Reason, reason_of
 from retinue.core.pipeline.diff import difference
-from retinue.core.pipeline.entry import Output, Program
+from retinue.core.pipeline.entry import Change, Output, Program
 from retinue.core.pipeline.responders import arp
 from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay import Near, underlay_of
@@ -93,6 +94,8 @@ class FabricWorld:
     installed: dict[str, Program] = field(default_factory=dict)
     copied: set[int] = field(default_factory=set)
     """VMs that may get a packet at each of their places at once."""
+    in_steps: bool = False
+    """No switch has bundles: each takes a change step by step (core.pipeline.steps)."""
 
     def __post_init__(self) -> None:
         self.compiler = Compiler(self.net, recent=1)
@@ -129,9 +132,19 @@ class FabricWorld:
         for stage in underlay_of(self.net).stages(changed, near):
             for switch in order(stage):
                 program = self.compiler.program(switch).whole()
-                self.fabric[switch].apply(difference(program, self.installed[switch], changed[switch]))
+                change = difference(program, self.installed[switch], changed[switch])
                 self.installed[switch] = program
-                each()
+                for step in self._steps(change):
+                    self.fabric[switch].apply(step)
+                    each()
+
+    def _steps(self, change: Change) -> Iterator[Change]:
+        """What takes effect at one instant."""
+        if not self.in_steps:
+            yield change
+            return
+        yield from steps.makes(change)
+        yield from steps.removes(change)
 
     # ---- questions ----
 

@@ -7,7 +7,15 @@ from typing import Any
 
 from retinue.southbound.openflow.codec import encode, messages
 from retinue.southbound.openflow.codec.decode import decode
-from retinue.southbound.openflow.codec.wire import BundleStep, Framer, MessageType, MultipartType
+from retinue.southbound.openflow.codec.wire import (
+    OLDER,
+    VERSION,
+    BundleStep,
+    Framer,
+    MessageType,
+    MultipartType,
+    in_version,
+)
 
 Answer = Callable[["OpenFlowPeer", Any, bytes], bool]
 """(peer, decoded message, raw message) -> True when it dealt with it and the peer must not."""
@@ -17,7 +25,14 @@ def message(kind: int, xid: int, body: bytes = b"") -> bytes:
     return struct.pack("!BBHI", 5, kind, 8 + len(body), xid) + body
 
 
-def port_desc(number: int, name: str) -> bytes:
+def hello_of(version: int) -> bytes:
+    """HELLO of a switch that has this version and no other."""
+    return struct.pack("!BBHIHHI", version, MessageType.HELLO, 16, 1, 1, 8, 1 << version)
+
+
+def port_desc(number: int, name: str, version: int = VERSION) -> bytes:
+    if version == OLDER:
+        return struct.pack("!I4x6s2x16sII24x", number, b"\x02\0\0\0\0\1", name.encode(), 0, 4)
     return struct.pack("!IH2x6s2x16sII", number, 40, b"\x02\0\0\0\0\1", name.encode(), 0, 4)
 
 
@@ -29,8 +44,9 @@ def multipart(xid: int, kind: int, body: bytes = b"", more: bool = False) -> byt
     return message(MessageType.MULTIPART_REPLY, xid, struct.pack("!HH4x", kind, more) + body)
 
 
-def port_status(reason: int, number: int, name: str) -> bytes:
-    return message(MessageType.PORT_STATUS, 0, struct.pack("!B7x", reason) + port_desc(number, name))
+def port_status(reason: int, number: int, name: str, version: int = VERSION) -> bytes:
+    body = struct.pack("!B7x", reason) + port_desc(number, name, version)
+    return message(MessageType.PORT_STATUS, 0, body)
 
 
 def packet_in(frame: bytes, in_port: int) -> bytes:
@@ -46,6 +62,8 @@ class OpenFlowPeer:
         self.reader = reader
         self.writer = writer
         self.dpid = 0x31
+        self.version = VERSION
+        """The only one that it speaks."""
         self.ports = {"up0": 1, "tap0": 2}
         self.heard: list[Any] = []
         """Everything the controller said, decoded."""
@@ -62,14 +80,16 @@ class OpenFlowPeer:
         return cls(*await asyncio.open_connection("127.0.0.1", port, **how))
 
     @classmethod
-    async def join(cls, port: int, dpid: int = 0x31, **how: Any) -> tuple["OpenFlowPeer", asyncio.Task[None]]:
+    async def join(
+        cls, port: int, dpid: int = 0x31, version: int = VERSION, **how: Any
+    ) -> tuple["OpenFlowPeer", asyncio.Task[None]]:
         """Connect and play the switch until the connection ends."""
         peer = await cls.dial(port, **how)
-        peer.dpid = dpid
+        peer.dpid, peer.version = dpid, version
         return peer, asyncio.create_task(peer.play())
 
     def say(self, data: bytes) -> None:
-        self.writer.write(data)
+        self.writer.write(data if self.version == VERSION else in_version(data, self.version))
 
     async def closed(self) -> None:
         """Wait until the controller has ended the connection."""
@@ -81,7 +101,7 @@ class OpenFlowPeer:
         self.writer.close()
 
     async def play(self) -> None:
-        self.say(encode.hello(1))
+        self.writer.write(hello_of(self.version))
         try:
             while data := await self.reader.read(1 << 20):
                 self.reads += 1
@@ -104,7 +124,7 @@ class OpenFlowPeer:
                 self.say(message(MessageType.BARRIER_REPLY, xid))
             case messages.Other(xid, MessageType.MULTIPART_REQUEST, body):
                 kind = int.from_bytes(body[:2])
-                ports = b"".join(port_desc(number, name) for name, number in self.ports.items())
+                ports = b"".join(port_desc(number, name, self.version) for name, number in self.ports.items())
                 self.say(multipart(xid, kind, ports if kind == MultipartType.PORT_DESC else b""))
             case messages.BundleControl(xid, bundle, BundleStep.OPEN_REQUEST, flags):
                 self._staged[bundle] = []

@@ -11,6 +11,7 @@ from typing import Any
 from retinue.controller.app import Controller
 from retinue.controller.context import Store
 from retinue.core.model import Network
+from retinue.core.pipeline import steps
 from retinue.core.pipeline.entry import Change, Group, Meter, Output
 from retinue.southbound.openflow.codec.messages import FlowStats, MeterStats, PacketIn
 from retinue.southbound.openflow.server import Rejected
@@ -29,6 +30,7 @@ class FakeSession:
     down: frozenset[str] = frozenset()
     """Ports that have no link."""
     peer: str = "fake"
+    openflow: str = "1.4"
     closed: str = ""
     applied: list[Change] = field(default_factory=list)
     hold: asyncio.Event | None = None
@@ -36,6 +38,9 @@ class FakeSession:
 
     reject: int = 0
     """How many more changes the switch rejects."""
+
+    takes: int | None = None
+    """Of the next change it takes so many steps, as one of OpenFlow 1.3, and rejects the rest."""
 
     mute: bool = False
     """It takes what it is sent and answers nothing: waiting for its barrier runs out of time."""
@@ -61,6 +66,11 @@ class FakeSession:
         if self.reject:
             self.reject -= 1
             raise Rejected(("TABLE_FULL",))
+        if self.takes is not None:
+            taken, self.takes = tuple(steps.makes(change))[: self.takes], None
+            for step in taken:
+                self.net.fabric[self.name].apply(step)
+            raise Rejected(("TABLE_FULL",), taken)
         self.net.fabric[self.name].apply(change)
         self.applied.append(change)
         self.net.confirms()

@@ -69,6 +69,7 @@ def switches(controller: Controller) -> list[dict[str, Any]]:
                 "dpid": f"{switch.dpid:#x}",
                 "connected": session is not None,
                 "peer": session.peer if session else "",
+                "openflow": session.openflow if session else "",
                 "server": runs.id if runs else "",
                 "flows": len(context.compiler.program(switch.id)),
                 "pending": pending.get(switch.id, 0),

@@ -65,13 +65,7 @@ class Mirror:
 
     def sent(self, change: Change) -> None:
         """The switch has confirmed this change."""
-        has: dict[EntryKey, Entry | None] = {flow.key: flow for flow in change.add}
-        has.update({("group", group.id): group for group in change.groups})
-        has.update({("meter", meter.id): meter for meter in change.meters})
-        has.update({flow.key: None for flow in change.remove})
-        has.update({("group", number): None for number in change.remove_groups})
-        has.update({("meter", number): None for number in change.remove_meters})
-        self.set(has)
+        self.set(change.entries)
 
     # ---- questions ----
 

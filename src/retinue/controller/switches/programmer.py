@@ -16,6 +16,7 @@ from retinue.controller.switches import size_checks
 from retinue.controller.switches.mirror import Mirror, compared
 from retinue.controller.switches.orders import Order, Orders, Sent
 from retinue.controller.switches.readback import Audit, SwitchSession, entries_of
+from retinue.controller.switches.taking_back import take_back
 from retinue.core.model.network import Owner
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.cookies import owner_hash, owner_hash_of
@@ -31,6 +32,7 @@ from retinue.core.pipeline.entry import (
     ToGroup,
 )
 from retinue.core.pipeline.knowledge import Knowledge
+from retinue.southbound.openflow.requests import Rejected
 
 log = structlog.get_logger()
 
@@ -262,7 +264,11 @@ class SwitchProgrammer:
         now = self._clock()
         self._sendings += 1
         try:
-            await session.apply(change, now)
+            try:
+                await session.apply(change, now)
+            except Rejected as rejected:
+                await take_back(session, self.mirror, self._switch, rejected, self._clock)
+                raise
         except (ConnectionError, TimeoutError) as error:
             log.warning("switch.change_unconfirmed", switch=self._switch, error=str(error))
             session.close(f"did not confirm a change: {error}")

@@ -19,6 +19,10 @@ class SwitchSession(Protocol):
 
     dpid: int
     peer: str
+    openflow: str
+    """The version of OpenFlow that is spoken: "1.4", or "1.3", which has no bundles; "" with a router of
+    others.
+    """
     ports: dict[str, int]
     """Port numbers by name, as they are now."""
     down: frozenset[str]

@@ -275,6 +275,17 @@ class Change:
         """Flow entries added, changed and removed."""
         return len(self.add) + len(self.remove)
 
+    @property
+    def entries(self) -> "dict[EntryKey, Entry | None]":
+        """What a switch that has made the change holds of its keys; None: nothing."""
+        has: dict[EntryKey, Entry | None] = {flow.key: flow for flow in self.add}
+        has.update({("group", group.id): group for group in self.groups})
+        has.update({("meter", meter.id): meter for meter in self.meters})
+        has.update({flow.key: None for flow in self.remove})
+        has.update({("group", number): None for number in self.remove_groups})
+        has.update({("meter", number): None for number in self.remove_meters})
+        return has
+
 
 FieldValue = int | str | IPv4Address | IPv6Address | IPv4Network | IPv6Network | tuple[int, int]
 

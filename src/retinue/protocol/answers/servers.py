@@ -113,6 +113,9 @@ class ShownSwitch(msgspec.Struct):
     dpid: str
     connected: bool
     peer: str
+    openflow: str
+    """The version spoken with it: 1.4, or 1.3, in which a change is made step by step. Empty while it is
+    away, and of a router of others."""
     server: str
     flows: int
     pending: int

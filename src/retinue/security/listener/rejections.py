@@ -19,7 +19,7 @@ class Rejection(StrEnum):
 
     # OpenFlow
     VERSION = "version"
-    """No OpenFlow 1.4."""
+    """Neither OpenFlow 1.4 nor 1.3."""
     LENGTH = "length"
     """A message says that it is shorter than its header, or longer than any may be."""
     HANDSHAKE = "handshake"

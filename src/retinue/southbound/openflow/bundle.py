@@ -1,10 +1,14 @@
 """The messages a Change becomes, in order, and what each of them is about when a switch rejects it. Pure."""
 
 from collections.abc import Callable, Iterable, Iterator, Set
+from itertools import count
+from typing import TypeVar
 
 from retinue.core.pipeline.entry import Change, Flow
 from retinue.core.pipeline.text import match_text
 from retinue.southbound.openflow.codec import encode
+
+T = TypeVar("T")
 
 
 def mod_count(change: Change) -> int:
@@ -44,6 +48,42 @@ def meter_mods(change: Change, meters: Set[int], xid: int) -> Iterator[bytes]:
     for number, meter in enumerate(change.meters, xid):
         to_bytes = encode.meter_modify if meter.id in meters else encode.meter_add
         yield to_bytes(number, meter)
+
+
+def message_count(change: Change) -> int:
+    """How many messages `messages` makes."""
+    return len(change.meters) + mod_count(change) + len(change.remove_meters)
+
+
+def messages(change: Change, groups: Set[int], meters: Set[int], xid: int, now: float) -> Iterator[bytes]:
+    """All of a change, for a switch without bundles: meters, `mods`, meters to remove."""
+    yield from meter_mods(change, meters, xid)
+    yield from mods(change, groups, xid + len(change.meters), now)
+    for number, meter in enumerate(change.remove_meters, xid + len(change.meters) + mod_count(change)):
+        yield encode.meter_remove(number, meter)
+
+
+def without(change: Change, left_out: Set[int]) -> Change:
+    """The change without the messages of these indices among `messages`."""
+    indices = count()
+
+    def kept(entries: tuple[T, ...]) -> tuple[T, ...]:
+        return tuple(entry for entry in entries if next(indices) not in left_out)
+
+    meters, groups = kept(change.meters), kept(change.groups)
+    add, remove = kept(change.add), kept(change.remove)
+    return Change(add, remove, groups, kept(change.remove_groups), meters, kept(change.remove_meters))
+
+
+def subject_of_message(change: Change, index: int) -> str:
+    """What the message of this index, among those of `messages`, is about."""
+    if index < len(change.meters):
+        return f"meter {change.meters[index].id}"
+    index -= len(change.meters)
+    if index < mod_count(change):
+        return subject(change, index)
+    index -= mod_count(change)
+    return f"remove meter {change.remove_meters[index]}" if index < len(change.remove_meters) else "a barrier"
 
 
 def subject(change: Change, index: int) -> str:

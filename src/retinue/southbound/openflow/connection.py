@@ -36,8 +36,10 @@ from retinue.southbound.openflow.codec.wire import (
     MAX_MESSAGE,
     ControllerRole,
     Framer,
+    MessageType,
     MultipartType,
     ProtocolError,
+    in_version,
 )
 
 EARLY_LIMIT = 4096
@@ -111,6 +113,8 @@ class Connection(asyncio.Protocol):
         self.certificate: Mapping[str, Any] | None = None
         """The switch's verified certificate, as ssl.SSLSocket.getpeercert shows it; None without TLS."""
         self.receiver: Receiver | None = None
+        self.version = wire.VERSION
+        """The one that is spoken, settled by both HELLOs."""
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._owner = owner
         self._mandate = mandate
@@ -148,6 +152,11 @@ class Connection(asyncio.Protocol):
             for message in self._framer.feed(data):
                 if self._end is not None:
                     return
+                if self._hello and message[0] != self.version and message[1] != MessageType.HELLO:
+                    raise ProtocolError(
+                        f"message of version {message[0]:#04x}, though {self.version:#04x} was settled",
+                        Rejection.VERSION,
+                    )
                 self._take(decode(message))
         except ProtocolError as problem:
             self.end(problem.reason, problem.kind)
@@ -223,7 +232,7 @@ class Connection(asyncio.Protocol):
         """What also a standby sends: the handshake, and that it is alive."""
         if not self.alive or self._transport is None:
             return
-        self._transport.write(data)
+        self._transport.write(in_version(data, self.version))
         if self.backlog > UNREAD_LIMIT:
             self.end(f"the switch does not read: {self.backlog} bytes wait for it", Rejection.UNREAD)
 
@@ -265,13 +274,15 @@ class Connection(asyncio.Protocol):
     def _greet(self, message: Message) -> None:
         if not isinstance(message, Hello):
             raise ProtocolError(f"{type(message).__name__} before HELLO", Rejection.HANDSHAKE)
-        if not message.speaks(wire.VERSION):
+        version = message.settled(wire.VERSIONS)
+        if version is None:
             known = sorted(message.versions) or [message.version]
-            self._put(encode.error(message.xid, 0, 0, b"OpenFlow 1.4 (0x05) is needed"))
+            self._put(encode.error(message.xid, 0, 0, b"OpenFlow 1.4 (0x05) or 1.3 (0x04) is needed"))
             raise ProtocolError(
-                f"no OpenFlow 1.4 (wire version 5): the switch speaks {known}", Rejection.VERSION
+                f"neither OpenFlow 1.4 nor 1.3 (wire versions 5 and 4): the switch speaks {known}",
+                Rejection.VERSION,
             )
-        self._hello = True
+        self._hello, self.version = True, version
         if self._mandate is not None:
             self._put(encode.role_request(self.xid(), ControllerRole.SLAVE, self._mandate.epoch))
         self._put(encode.set_config(self.xid()) + encode.features_request(self.xid()))

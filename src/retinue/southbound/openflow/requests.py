@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from retinue.core.pipeline.entry import Change
 from retinue.patience import patience
 from retinue.southbound.openflow.codec.messages import ErrorMessage, Message
 from retinue.southbound.openflow.connection import Connection
@@ -14,11 +15,15 @@ BATCH = 500
 
 
 class Rejected(Exception):  # noqa: N818 - callers of the session know this name
-    """The switch rejected a request; `errors` says what was rejected and why, one text each."""
+    """The switch rejected a request; `errors` says what was rejected and why, one text each.
 
-    def __init__(self, errors: tuple[str, ...]) -> None:
+    `taken`: of a change, what the switch has made all the same; with bundles that is nothing.
+    """
+
+    def __init__(self, errors: tuple[str, ...], taken: tuple[Change, ...] = ()) -> None:
         super().__init__("; ".join(errors))
         self.errors = errors
+        self.taken = taken
 
 
 @dataclass(slots=True)

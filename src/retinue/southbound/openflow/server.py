@@ -122,7 +122,10 @@ class OpenFlowServer:
             former.close(f"the switch connected again, from {connection.peer}")
         session = Session(connection, features, ports, self._handler, self._gone)
         self.sessions[session.dpid] = session
-        log.info("openflow.connected", switch=hex(session.dpid), peer=session.peer, ports=len(session.ports))
+        log.info(
+            "openflow.connected",
+            switch=hex(session.dpid), peer=session.peer, ports=len(session.ports), openflow=session.openflow,
+        )  # fmt: skip
         return session
 
     def _gone(self, session: Session, reason: str) -> None:

@@ -7,7 +7,7 @@ import structlog
 
 from retinue.core.pipeline.entry import Change, Group, Meter, PortNo
 from retinue.southbound.openflow.apply import Applier
-from retinue.southbound.openflow.codec import encode
+from retinue.southbound.openflow.codec import encode, wire
 from retinue.southbound.openflow.codec.messages import (
     AggregateStats,
     BarrierReply,
@@ -37,6 +37,8 @@ PACKET_OUT_BACKLOG = 1 << 20
 """Bytes waiting for the switch above which frames are dropped rather than queued."""
 
 BUNDLE_FAILED = 17
+IS_SLAVE = (1, 10)
+"""OFPET_BAD_REQUEST, OFPBRC_IS_SLAVE."""
 
 T = TypeVar("T")
 
@@ -71,6 +73,8 @@ class Session:
     ) -> None:
         self.dpid = features.dpid
         self.n_tables = features.tables
+        self.openflow = wire.VERSIONS[connection.version]
+        """The version that is spoken, as people write it."""
         self.peer = connection.peer
         self.ports: dict[str, int] = {port.name: port.number for port in ports}
         self.down = frozenset(port.name for port in ports if not port.up)
@@ -114,6 +118,9 @@ class Session:
 
     async def apply(self, change: Change, now: float, *, timeout: float = 5.0) -> None:
         """Make the change, all of it or nothing, and return when the switch has confirmed it.
+
+        With OpenFlow 1.3, which has no bundles, it is made step by step (core.pipeline.steps), and Rejected
+        tells what of it the switch has taken.
 
         `now` (seconds since the epoch) is what `expires_at` counts from. New meters come first and removed
         ones go last, both outside the bundle, which has no room for them: a meter sent with a change that is
@@ -245,6 +252,10 @@ class Session:
 
     def _note_error(self, message: ErrorMessage) -> None:
         self.errors += 1
+        if (message.type, message.code) == IS_SLAVE and self._connection.version != wire.VERSION:
+            # 1.3 has no ROLE_STATUS: that another one has become master shows where something is asked.
+            self.close("another controller is its master now")
+            return
         if self._requests.rejected(message):
             return
         if message.type == BUNDLE_FAILED:  # A bundle discarded after it had failed; nobody is left to tell.

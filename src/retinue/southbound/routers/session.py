@@ -35,6 +35,8 @@ class RouterSession:
         would not forward what edges send it."""
         self.dpid = net.switches[router].dpid
         self.peer = f"adapter of {router}"
+        self.openflow = ""
+        """None is spoken with it."""
         self.ports: dict[str, int] = {}
         self.down: frozenset[str] = frozenset()
         """Without a link, or such that no server is reached there until somebody sets them right."""

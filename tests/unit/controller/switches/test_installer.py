@@ -15,7 +15,7 @@ from retinue.core.model import PortStatus, VMPort
 from retinue.core.model.network import Owner
 from retinue.core.pipeline.compiler import ConflictError
 from retinue.core.pipeline.cookies import owner_hash, owner_hash_of
-from retinue.core.pipeline.entry import Change, Flow, FlowKey
+from retinue.core.pipeline.entry import Change, Entry, EntryKey, Flow, FlowKey
 from retinue.core.pipeline.tables import Table
 from retinue.southbound.openflow.codec.messages import FlowStats
 from retinue.southbound.ovsdb import BridgePort
@@ -89,6 +89,44 @@ async def test_what_a_switch_refuses_is_pending_and_sent_again(fake: FakeNetwork
     assert stands(fake)
     assert fake.controller.context.installer.rejected == {}, "nothing is wrong any more"
     assert fake.fabric["spine1"].flows.keys() == fake.controller.context.compiler.program("spine1").keys()
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+async def test_half_of_a_change_that_a_switch_without_bundles_has_made_is_taken_back(
+    fake: FakeNetwork, steps: int
+) -> None:
+    """It has taken so many steps, and rejected the rest; then all is as it was, and sent again as a whole."""
+    edge, before = fake.sessions["edge1"], dict(fake.fabric["edge1"].flows)
+    edge.takes, sent = steps, len(edge.applied)
+    seen: list[bool] = []
+    fake.confirms = lambda: seen.append(fake.fabric["edge1"].flows == before)
+    report = await install_vm(fake)
+    assert "edge1" in report.missing
+    assert seen[0], "the first that it confirmed has put back what was there"
+    await fake.settle()
+    assert stands(fake)
+    taken_back, again = edge.applied[sent], edge.applied[-1]
+    assert taken_back.remove and not taken_back.add
+    assert {flow.key for flow in taken_back.remove} <= {flow.key for flow in again.add}
+    assert fake.fabric["edge1"].flows == flows_of(fake, "edge1")
+
+
+def flows_of(fake: FakeNetwork, switch: str) -> dict[EntryKey, Entry]:
+    """What the switch should hold, but for meters and groups."""
+    wanted = fake.controller.context.compiler.program(switch).whole()
+    return {key: entry for key, entry in wanted.items() if isinstance(entry, Flow)}
+
+
+async def test_what_is_not_taken_back_is_known_to_be_there(fake: FakeNetwork) -> None:
+    edge = fake.sessions["edge1"]
+    edge.takes, edge.reject = 1, 1
+    report = await install_vm(fake)
+    assert "edge1" in report.missing
+    has = fake.fabric["edge1"]
+    assert fake.controller.context.installer.switches["edge1"].mirror.has_all(has.flows.keys())
+    await fake.settle()
+    assert stands(fake)
+    assert has.flows == flows_of(fake, "edge1")
 
 
 async def test_a_switch_that_comes_back_empty_and_refuses_has_confirmed_nothing(fake: FakeNetwork) -> None:

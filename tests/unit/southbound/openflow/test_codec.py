@@ -28,6 +28,7 @@ from retinue.southbound.openflow.codec.decode import decode
 from retinue.southbound.openflow.codec.messages import Hello, Other
 from retinue.southbound.openflow.codec.oxm import FIELD_OF_MOVE
 from retinue.southbound.openflow.codec.wire import (
+    VERSIONS,
     BundleStep,
     Framer,
     MultipartType,
@@ -173,9 +174,9 @@ def test_sent_message_is_what_os_ken_sends(ours: bytes, theirs: Any) -> None:
     assert ours == raw(theirs, 7)
 
 
-def test_hello_offers_version_14_alone() -> None:
-    # Section 7.5.1: a version bitmap, bit 5 set (os-ken's encoder leaves elements out).
-    assert encode.hello(7).hex(" ", 4) == "05000010 00000007 00010008 00000020"
+def test_hello_offers_versions_14_and_13() -> None:
+    # Section 7.5.1: a version bitmap, bits 5 and 4 set (os-ken's encoder leaves elements out).
+    assert encode.hello(7).hex(" ", 4) == "05000010 00000007 00010008 00000030"
 
 
 def test_ports_are_asked_for_as_the_specification_says() -> None:
@@ -523,20 +524,22 @@ def test_message_numbers_are_os_kens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("greeting", "speaks"),
+    ("greeting", "settled"),
     [
-        (encode.hello(1), True),
-        (message(0, b"", version=6), True),
-        (message(0, b"", version=4), False),
-        (message(0, struct.pack("!HHI", 1, 8, 1 << 6 | 1 << 5 | 1 << 1), version=6), True),
-        (message(0, struct.pack("!HHI", 1, 8, 1 << 6 | 1 << 4), version=6), False),
+        (encode.hello(1), 5),
+        (message(0, b"", version=6), 5),
+        (message(0, b"", version=4), 4),
+        (message(0, b"", version=3), None),
+        (message(0, struct.pack("!HHI", 1, 8, 1 << 6 | 1 << 5 | 1 << 4 | 1 << 1), version=6), 5),
+        (message(0, struct.pack("!HHI", 1, 8, 1 << 6 | 1 << 4), version=6), 4),
+        (message(0, struct.pack("!HHI", 1, 8, 1 << 6 | 1 << 3), version=6), None),
     ],
 )
-def test_version_is_settled_by_bitmap_or_by_highest(greeting: bytes, speaks: bool) -> None:
+def test_version_is_settled_by_bitmap_or_by_highest(greeting: bytes, settled: int | None) -> None:
     (whole,) = Framer().feed(greeting)
     hello = decode(whole)
     assert isinstance(hello, Hello)
-    assert hello.speaks(5) is speaks
+    assert hello.settled(VERSIONS) == settled
 
 
 @pytest.mark.parametrize(
@@ -544,14 +547,14 @@ def test_version_is_settled_by_bitmap_or_by_highest(greeting: bytes, speaks: boo
     [
         (b"GET / HTTP/1.1\r\n", "version"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01", "version"),
-        (message(2, b"", version=4), "version"),
+        (message(2, b"", version=3), "version"),
         (message(1, bytes(8), version=1), "version"),
         (b"\x05\x00\x00\x07\x00\x00\x00\x01", "length"),
         (b"\x05\x00\x20\x00\x00\x00\x00\x01", "length"),
         (bytes(8), "version"),
     ],
 )
-def test_framer_refuses_what_is_not_openflow_14(data: bytes, kind: str) -> None:
+def test_framer_refuses_what_is_not_openflow_we_speak(data: bytes, kind: str) -> None:
     with pytest.raises(ProtocolError) as caught:
         Framer(limit=4096).feed(data)
     assert caught.value.kind == kind

@@ -1,4 +1,6 @@
-"""Bytes of the other side to messages (OpenFlow 1.4, section 7). Whatever is wrong ends in ProtocolError.
+"""Bytes of the other side to messages (OpenFlow 1.4, section 7; 1.3 differs in the description of a port).
+
+Whatever is wrong ends in ProtocolError.
 
 What is well-formed but beyond our values is no error: somebody else's flow entry is counted and left out, a
 message of a kind we never asked for becomes Other.
@@ -44,12 +46,13 @@ from retinue.southbound.openflow.codec.oxm import decode_match
 from retinue.southbound.openflow.codec.wire import (
     HEADER,
     HEADER_BYTES,
-    VERSION,
+    OLDER,
     MessageType,
     ModCommand,
     MultipartType,
     ProtocolError,
     UnknownFieldError,
+    check_version,
 )
 
 _ERROR = Struct("!HH")
@@ -58,6 +61,8 @@ _PACKET_IN = Struct("!IHBBQ")
 _FLOW_REMOVED = Struct("!QHBBIIHHQQ")
 _PORT_STATUS = Struct("!B7x")
 _PORT = Struct("!IH2x6s2x16sII")
+_OLDER_PORT = Struct("!I4x6s2x16sII24x")
+"""Of 1.3: without a length, and followed by features and speeds (section 7.2.1)."""
 _MULTIPART = Struct("!HH4x")
 _FLOW_STATS = Struct("!HBxIIHHHHH2xQQQ")
 _GROUP_DESC = Struct("!HBxI")
@@ -84,10 +89,7 @@ def decode(data: bytes) -> Message:
     version, kind, length, xid = HEADER.unpack_from(data)
     if length != len(data):
         raise ProtocolError(f"message of {len(data)} bytes says it has {length}", Rejection.LENGTH)
-    if version != VERSION and kind != MessageType.HELLO:
-        raise ProtocolError(
-            f"message of version {version:#04x}, not {VERSION:#04x} (OpenFlow 1.4)", Rejection.VERSION
-        )
+    check_version(version, kind)
     reader = _READERS.get(kind)
     try:
         if reader is not None:
@@ -147,8 +149,12 @@ def _text(raw: bytes) -> str:
 
 
 def _port(data: bytes, at: int, end: int) -> tuple[PortDesc, int]:
-    if end - at < _PORT.size:
+    form = _OLDER_PORT if data[0] == OLDER else _PORT
+    if end - at < form.size:
         raise ProtocolError("port description is cut short")
+    if form is _OLDER_PORT:
+        number, mac, name, config, state = form.unpack_from(data, at)
+        return PortDesc(number, _text(name), mac, config, state), at + form.size
     number, length, mac, name, config, state = _PORT.unpack_from(data, at)
     if length < _PORT.size or length > end - at:
         raise ProtocolError(f"port description says it is {length} bytes long, {end - at} are left")

@@ -1,5 +1,7 @@
 """Messages of ours to bytes (OpenFlow 1.4, section 7.3). One function a message; each returns it whole.
 
+To a switch of 1.3 they go by way of `wire.in_version`.
+
 A value that has no place in its message raises ValueError with the entry in its text.
 """
 
@@ -19,6 +21,7 @@ from retinue.southbound.openflow.codec.wire import (
     MAX_MESSAGE,
     NO_BUFFER,
     VERSION,
+    VERSIONS,
     BundleStep,
     FlowCommand,
     FlowFlag,
@@ -63,8 +66,9 @@ def _message(kind: MessageType, xid: int, body: bytes = b"") -> bytes:
 
 
 def hello(xid: int) -> bytes:
-    """HELLO that offers OpenFlow 1.4 and nothing else."""
-    return _message(MessageType.HELLO, xid, b"\x00\x01\x00\x08" + (1 << VERSION).to_bytes(4))
+    """HELLO that offers the versions we speak."""
+    spoken = sum(1 << version for version in VERSIONS)
+    return _message(MessageType.HELLO, xid, b"\x00\x01\x00\x08" + spoken.to_bytes(4))
 
 
 def error(xid: int, kind: int, code: int, data: bytes = b"") -> bytes:

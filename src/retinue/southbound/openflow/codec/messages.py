@@ -1,5 +1,6 @@
 """OpenFlow messages as values. `codec` makes them of bytes; the session acts on them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from retinue.core.pipeline.entry import Action, Flow, FlowKey, Group, Match, Meter
@@ -16,9 +17,18 @@ class Hello:
     versions: frozenset[int]
     """All of its versions, where it lists them; otherwise empty."""
 
-    def speaks(self, version: int) -> bool:
-        """Whether both sides settle on `version`, the one version we offer (OpenFlow 1.4, section 6.3.1)."""
-        return version in self.versions if self.versions else self.version >= version
+    def settled(self, ours: Collection[int]) -> int | None:
+        """The version both sides settle on, where we offer `ours` by a bitmap; None: there is none.
+
+        "If both [...] contain a OFPHET_VERSIONBITMAP hello element, and if those bitmaps have some common
+        bits set, the negotiated version must be the highest version set in both bitmaps. Otherwise, the
+        negotiated version must be the smaller of the version number that was sent and the one that was
+        received in the version fields" (OpenFlow 1.4, section 6.3.1).
+        """
+        if self.versions:
+            return max(self.versions.intersection(ours), default=None)
+        lower = min(self.version, max(ours))
+        return lower if lower in ours else None
 
 
 @dataclass(frozen=True, slots=True)

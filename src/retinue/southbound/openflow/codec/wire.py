@@ -1,7 +1,8 @@
-"""The frame around every OpenFlow 1.4 message: its header, the numbers of the kinds, cutting a byte stream.
+"""The frame around every OpenFlow message: its header, the numbers of the kinds, cutting a byte stream.
 
-Numbers are those of the OpenFlow Switch Specification 1.4.0, section 7. Bytes that come in are never trusted:
-whatever is wrong with them ends in ProtocolError, and in nothing else.
+Numbers are those of the OpenFlow Switch Specification 1.4.0, section 7; in 1.3 those that both have are the
+same. Bytes that come in are never trusted: whatever is wrong with them ends in ProtocolError, and in nothing
+else.
 """
 
 from enum import IntEnum, IntFlag
@@ -10,7 +11,13 @@ from struct import Struct
 from retinue.security.listener.rejections import Rejection
 
 VERSION = 0x05
-"""OpenFlow 1.4 on the wire."""
+"""OpenFlow 1.4 on the wire, what is spoken wherever a switch can."""
+
+OLDER = 0x04
+"""OpenFlow 1.3, what is spoken to a switch that has no 1.4."""
+
+VERSIONS = {OLDER: "1.3", VERSION: "1.4"}
+"""All that are spoken, with the names that people know."""
 
 HEADER = Struct("!BBHI")
 """Version, type, length of the whole message, transaction id (xid)."""
@@ -123,7 +130,7 @@ class PortReason(IntEnum):
 
 
 class ProtocolError(Exception):
-    """The other side's bytes are not OpenFlow 1.4 as we speak it. `kind` is a short word to count by."""
+    """The other side's bytes are not OpenFlow as we speak it. `kind` is a short word to count by."""
 
     def __init__(self, reason: str, kind: Rejection = Rejection.MALFORMED) -> None:
         super().__init__(reason)
@@ -135,11 +142,34 @@ class UnknownFieldError(Exception):
     """Well-formed, but nothing our values can express; somebody else's flow, group, meter or message."""
 
 
+def check_version(version: int, kind: int) -> None:
+    """Raises ProtocolError for one that is never spoken; HELLO tells the highest that its sender knows."""
+    if version in VERSIONS or (kind == MessageType.HELLO and 0 < version < 0x80):
+        return
+    spoken = " or ".join(f"{number:#04x} (OpenFlow {name})" for number, name in VERSIONS.items())
+    raise ProtocolError(f"message of version {version:#04x}, not {spoken}", Rejection.VERSION)
+
+
+def in_version(messages: bytes, version: int) -> bytes:
+    """Whole messages of ours, in a row, as the other version has them.
+
+    What we say to a switch of 1.3 differs in the version alone: the field `importance` of a flow-mod, which
+    is always 0, was padding, and bundles, which it has not, are not sent.
+    """
+    if version == VERSION:
+        return messages
+    older, at = bytearray(messages), 0
+    while at < len(older):
+        older[at] = version
+        at += int.from_bytes(older[at + 2 : at + 4])
+    return bytes(older)
+
+
 class Framer:
     """Cuts a byte stream into messages.
 
-    A version other than 1.4 is an error, except in HELLO, whose version is the highest its sender knows.
-    `limit` is the longest message taken, in bytes.
+    A version that we never speak is an error, except in HELLO. `limit` is the longest message taken, in
+    bytes.
     """
 
     def __init__(self, limit: int = MAX_MESSAGE) -> None:
@@ -175,10 +205,7 @@ class Framer:
 
     def _checked_length(self, data: bytes, at: int) -> int:
         version, kind, length, _ = HEADER.unpack_from(data, at)
-        if version != VERSION and (kind != MessageType.HELLO or not 0 < version < 0x80):
-            raise ProtocolError(
-                f"message of version {version:#04x}, not {VERSION:#04x} (OpenFlow 1.4)", Rejection.VERSION
-            )
+        check_version(version, kind)
         if length < HEADER_BYTES:
             raise ProtocolError(
                 f"message says it is {length} bytes long; a header alone has {HEADER_BYTES}", Rejection.LENGTH
