@@ -332,6 +332,48 @@ async def test_a_subnet_comes_and_goes_and_nobody_elses_packet_with_it(
         assert "0 packets received" in await bench.guest("vm2", f"ping -c 1 -W 1 {gateway}", check=False)
 
 
+# ---- an anycast address of a service ----
+
+SERVICE = "10.9.9.9"
+
+
+async def test_a_service_is_found_at_the_nearest_and_no_packet_is_lost_as_members_come_and_go(
+    bench: LabBench,
+) -> None:
+    """vm1 on server1 is a member all the time; vm3, beside vm2 who asks, joins, migrates and leaves."""
+    for member in ("vm1", "vm3"):
+        await bench.guest(member, f"ip address add {SERVICE}/32 dev lo")
+    await bench.cli("vm", "nic", "set", "vm1", "--anycast", SERVICE)
+    await bench.migration("vm2", target_server="server2")
+    async with flowing(bench, "vm2", SERVICE):
+        await bench.cli("vm", "nic", "set", "vm3", "--anycast", SERVICE)
+        assert await reached(bench, "vm2") == "vm3", "the one under its own leaf"
+        await bench.migration("vm3", target_server="server3")
+        assert await reached(bench, "vm2") in ("vm1", "vm3"), "both are under the other leaf"
+        await bench.cli("vm", "nic", "set", "vm1", "--load", "10")
+        assert await reached(bench, "vm2") == "vm3", "the less loaded"
+        await bench.cli("vm", "nic", "set", "vm3", "--anycast", "none")
+        assert await reached(bench, "vm2") == "vm1"
+    await bench.cli("vm", "nic", "set", "vm1", "--anycast", "none", "--load", "0")
+    for vm, home in (("vm2", "server1"), ("vm3", "server2")):
+        await bench.migration(vm, target_server=home)
+
+
+async def reached(bench: LabBench, vm: str) -> str:
+    """Who of vm1 and vm3 answers to a VM: whose count of echoes grows."""
+
+    async def heard(member: str) -> int:
+        names, counts = re.findall(r"^Icmp: (.+)$", await bench.guest(member, "cat /proc/net/snmp"), re.M)
+        return int(dict(zip(names.split(), counts.split(), strict=True))["InEchos"])
+
+    before = {member: await heard(member) for member in ("vm1", "vm3")}
+    await bench.guest(vm, f"ping -c 5 -W 5 {SERVICE}")
+    after = {member: await heard(member) for member in ("vm1", "vm3")}
+    grown = [member for member in before if after[member] > before[member]]
+    assert len(grown) == 1, (before, after)
+    return grown[0]
+
+
 # ---- stale ARP caches ----
 
 

@@ -390,6 +390,7 @@ async def test_open_vswitch_commits_what_is_left_of_a_bundle(switch: Session) ->
     assert await installed(switch) == {GOOD.key: GOOD}
 
 
+@IN_ONE
 async def test_rejected_group_and_meter(switch: Session) -> None:
     with pytest.raises(Rejected, match="group 7: OFPET_BAD_ACTION OFPBAC_BAD_OUT_PORT"):
         await switch.apply(Change(groups=(Group(7, ((Output(0xFFFFFF05),),)),), add=(GOOD,)), 0.0)
@@ -401,7 +402,7 @@ async def test_rejected_group_and_meter(switch: Session) -> None:
 async def test_group_made_behind_our_back_is_found_out(switch: Session, ovs: OpenVSwitch) -> None:
     await switch.apply(Change(groups=(GROUP,)), 0.0)
     bridge = f"unix:{ovs.directory}/br0.mgmt"
-    ofctl = ("ovs-ofctl", "-O", "OpenFlow14")
+    ofctl = ("ovs-ofctl", "-O", "OpenFlow13")
     await asyncio.to_thread(ovs.run, *ofctl, "add-group", bridge, "group_id=8,type=all,bucket=output:1")
     eight = Group(8, ((Output(2),),))
     with pytest.raises(Rejected, match="group 8: OFPET_GROUP_MOD_FAILED OFPGMFC_GROUP_EXISTS"):

@@ -98,6 +98,8 @@ nics = st.builds(
         st.builds(lambda ip: ip_network((ip, ip.max_prefixlen - 4), strict=False), st.ip_addresses()),
         max_size=2,
     ).map(tuple),
+    anycast=st.lists(st.ip_addresses(), max_size=2).map(tuple),
+    load=st.integers(0, 10**9),
     allowed=st.lists(st.builds(Allowed, st.ip_addresses(), macs | st.just("")), max_size=2).map(tuple),
 )
 

@@ -45,7 +45,7 @@ def parsed(text: str, port_id: str) -> dict[str, Any]:
 
 def is_set(nic: dict[str, Any]) -> bool:
     """True where something is said of a NIC that most have not."""
-    names = ("vnet", "rate", "allowed", "prefixes", "trusted", "trunk", "mac_changes", "mirror")
+    names = ("vnet", "rate", "allowed", "prefixes", "trusted", "trunk", "mac_changes", "mirror", "anycast")
     return any(nic.get(name) for name in names) or not nic["enabled"]
 
 
@@ -59,6 +59,8 @@ def words(nic: dict[str, Any]) -> str:
     may = ", ".join(one["address"] for one in nic.get("allowed", ()))
     allowed = f", may take {may}" if may else ""
     allowed += f", has {', '.join(nic['prefixes'])} routed to it" if nic.get("prefixes") else ""
+    if nic.get("anycast"):
+        allowed += f", shares {', '.join(nic['anycast'])} (load {nic['load']})"
     allowed += ", a DHCP server" if nic.get("trusted") else ""
     allowed += ", may change its MAC" if nic.get("mac_changes") else ""
     allowed += f", copied to {nic['mirror']}" if nic.get("mirror") else ""
@@ -148,6 +150,18 @@ def set_(
             "those before; none: no prefix.",
         ),
     ] = None,
+    anycast: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="IP",
+            help="An address, in no subnet, that it has together with other NICs: each leaf sends to the "
+            "nearest. May be repeated. Takes the place of those before; none: no address.",
+        ),
+    ] = None,
+    load: Annotated[
+        int | None,
+        typer.Option(metavar="NUMBER", help="Of NICs that are equally near the least loaded is sent to."),
+    ] = None,
     mac: Annotated[
         str | None, typer.Option(metavar="MAC", help="Another MAC, of a VM that is off; what it holds stays.")
     ] = None,
@@ -177,6 +191,7 @@ def set_(
       retinue vm nic set dhcp1 --trust
       retinue vm nic set lb1 --allow 10.1.0.200 --allow 10.1.0.201=00:00:5e:00:01:07
       retinue vm nic set k8s1 --prefix 10.9.0.0/28 --prefix fd00:9::/64
+      retinue vm nic set web1 --anycast 10.9.9.9 --load 20
       retinue vm nic set vm1 vm1-2 --mac 52:54:00:00:00:99
       retinue vm nic set vm1 --mac-changes
       retinue vm nic set vm1 --mirror mirror0
@@ -191,6 +206,8 @@ def set_(
         rate=rate,
         allowed=None if allow is None else allowed(allow),
         prefixes=None if prefix is None else [one for one in prefix if one != "none"],
+        anycast=None if anycast is None else [one for one in anycast if one != "none"],
+        load=load,
         mac=mac,
         mac_changes=mac_changes,
         mirror=mirror,

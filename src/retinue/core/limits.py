@@ -110,6 +110,8 @@ MOST_ALLOWED = 64
 """Addresses that one NIC may take."""
 MOST_PREFIXES = 16
 """Prefixes that are routed to one NIC."""
+MOST_LOAD = 1_000_000_000
+"""What may be told of a NIC's load: connections, microseconds, per cent."""
 MOST_SUBNETS = 1000
 """Subnets, and as many vnets: every switch has entries for each subnet."""
 MOST_GATEWAY_GROUPS = 64

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from retinue.core.limits import MOST_ADDRESSES, MOST_ALLOWED, MOST_MTU, MOST_PREFIXES, MOST_RATE
+from retinue.core.limits import MOST_ADDRESSES, MOST_ALLOWED, MOST_LOAD, MOST_MTU, MOST_PREFIXES, MOST_RATE
 
 Addresses = Annotated[list[str], msgspec.Meta(max_length=MOST_ADDRESSES)]
 
@@ -46,6 +46,10 @@ class NICSetBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     allowed: Annotated[list[AllowedBody], msgspec.Meta(max_length=MOST_ALLOWED)] | None = None
     prefixes: Annotated[list[str], msgspec.Meta(max_length=MOST_PREFIXES)] | None = None
     """Routed to it."""
+    anycast: Addresses | None = None
+    """Addresses that it has together with other NICs; what is sent to one comes to the nearest of these."""
+    load: Annotated[int, msgspec.Meta(ge=0, le=MOST_LOAD)] | None = None
+    """Of those that are equally near the least loaded is sent to."""
     mac_changes: bool | None = None
     """The guest may give it another MAC."""
     mirror: str | None = None

@@ -55,6 +55,8 @@ def shown(vm: VM) -> list[dict[str, Any]]:
             "mac_changes": nic.mac_changes,
             "initial_mac": nic.initial_mac,
             "mirror": nic.mirror,
+            "anycast": [str(ip) for ip in nic.anycast],
+            "load": nic.load,
         }
         for nic in vm.nics
     ]

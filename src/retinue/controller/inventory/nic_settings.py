@@ -11,7 +11,7 @@ from retinue.controller.lease_changes import AddressReleased
 from retinue.controller.nic_changes import named_nic, replaced
 from retinue.core.model import IP, NIC, VM, Allowed, Mac, Network, Prefix
 from retinue.core.model.network import NOTHING, Touched
-from retinue.core.pipeline.underlay import underlay_of
+from retinue.core.pipeline.underlay import Near, underlay_of
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
 
@@ -25,7 +25,7 @@ def with_settings(vm: VM, known: VM) -> VM:
             nic = replace(
                 nic, rate=old.rate, allowed=old.allowed, trusted=old.trusted, prefixes=old.prefixes,
                 mac_changes=old.mac_changes, initial_mac=old.initial_mac if nic.mac == old.mac else "",
-                mirror=old.mirror,
+                mirror=old.mirror, anycast=old.anycast, load=old.load,
             )  # fmt: skip
         nics.append(nic)
     return replace(vm, nics=tuple(nics))
@@ -40,14 +40,19 @@ def still_there(net: Network, vm: str) -> VM:
 
 
 async def commit(
-    context: Context, server: str, changes: Sequence[Change], then: Callable[[], Touched] = lambda: NOTHING
+    context: Context,
+    server: str,
+    changes: Sequence[Change],
+    then: Callable[[], Touched] = lambda: NOTHING,
+    near: Near | None = None,
 ) -> None:
     """Make changes of a VM of this server, and what follows from them (`then`, before switches are told).
 
-    Told which addresses it has no longer when the switches agree.
+    `near`: who is told first; None: what is around the server. Told which addresses it has no longer when
+    the switches agree.
     """
-    touched = context.apply(*changes)
-    await context.install(touched | then(), near=[underlay_of(context.net).near(server)])
+    touched, around = context.apply(*changes), [underlay_of(context.net).near(server)]
+    await context.install(touched | then(), near=around if near is None else near)
     for gone in (change.assignment for change in changes if isinstance(change, AddressReleased)):
         reason = "its manager gives it to the VM no longer"
         context.events.publish(EventType.BINDING_REMOVED, vm=gone.vm, ip=gone.ip, reason=reason)
@@ -77,6 +82,8 @@ class NICSettings:
         prefixes: tuple[Prefix, ...] | None = None,
         mac_changes: bool | None = None,
         mirror: str | None = None,
+        anycast: tuple[IP, ...] | None = None,
+        load: int | None = None,
     ) -> VM:
         """Change what is given of a NIC ("": the first), and return when the switches have confirmed it.
 
@@ -93,7 +100,7 @@ class NICSettings:
         given = {
             "mac": mac, "addresses": addresses, "vnet": vnet, "enabled": enabled,
             "trusted": trusted, "rate": rate, "allowed": allowed, "prefixes": prefixes,
-            "mac_changes": mac_changes, "mirror": mirror,
+            "mac_changes": mac_changes, "mirror": mirror, "anycast": anycast, "load": load,
         }  # fmt: skip
         new = replace(old, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
         if new == old:
@@ -101,8 +108,17 @@ class NICSettings:
         if new.mac != old.mac:
             self._may_have_another_mac(known, old)
             new = replace(new, initial_mac="")  # Its port is made anew.
-        await commit(self._context, known.server, replaced(self._net, known, old, new))
+        near = self._told_first(known.server, old, new)
+        await commit(self._context, known.server, replaced(self._net, known, old, new), near=near)
         return still_there(self._net, vm)
+
+    def _told_first(self, server: str, old: NIC, new: NIC) -> Near | None:
+        """Of an anycast address that other NICs have no packet is to be lost: who joins is found before it is
+        sent to, and who leaves until it is sent to no more."""
+        if set(old.anycast) - set(new.anycast):
+            return ()
+        joins = set(new.anycast) - set(old.anycast)
+        return underlay_of(self._net).order_to_withdraw(server) if joins else None
 
     def _may_have_another_mac(self, vm: VM, nic: NIC) -> None:
         ports = self._net.vm_ports.get(nic.plugged_as)

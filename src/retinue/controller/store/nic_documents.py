@@ -27,6 +27,8 @@ class _Document(msgspec.Struct, omit_defaults=True):
     mac_changes: bool = False
     initial_mac: str = ""
     mirror: str = ""
+    anycast: list[str] = []
+    load: int = 0
 
 
 def to_document(nic: NIC) -> str:
@@ -37,6 +39,7 @@ def to_document(nic: NIC) -> str:
     document = _Document(
         *(nic.mac, nic.port_id, addresses, nic.vnet, nic.enabled, nic.slot, nic.rate, allowed),
         *(nic.trusted, prefixes, nic.trunk, nic.mac_changes, nic.initial_mac, nic.mirror),
+        *([str(ip) for ip in nic.anycast], nic.load),
     )
     return msgspec.json.encode(document).decode()
 
@@ -59,4 +62,6 @@ def from_document(text: str) -> NIC:
         document.mac_changes,
         mac(document.initial_mac) if document.initial_mac else "",
         mirror_port(document.mirror),
+        tuple(map(ip_address, document.anycast)),
+        document.load,
     )

@@ -85,11 +85,12 @@ def _check_what_goes(vm: VM, what: str) -> None:
     if len({nic.slot for nic in vm.nics}) < len(vm.nics):
         raise ModelError(f"{what}: two of its NICs are in one slot")
     if any(
-        nic.vnet or nic.allowed or nic.prefixes or nic.trusted or nic.mac_changes or nic.mirror
+        nic.vnet or nic.allowed or nic.prefixes or nic.anycast or nic.trusted or nic.mac_changes or nic.mirror
         for nic in vm.nics
     ):
         raise ModelError(
             f"{what}: between domains a NIC has no vnet, no addresses that it may take, no routed prefixes, "
+            "no anycast addresses, "
             "no trust, no mirror, and keeps its MAC"
         )
 

@@ -271,13 +271,13 @@ class NetworkLayout(NetworkView):
         if server in self.fenced:
             return NOTHING
         self.fenced.add(server)
-        return self._beside(server) | {Owner("server", server)}
+        return self._shared_on(server) | self._beside(server) | {Owner("server", server)}
 
     def unfence(self, server: str) -> Touched:
         if server not in self.fenced:
             return NOTHING
         self.fenced.discard(server)
-        return self._beside(server) | {Owner("server", server)}
+        return self._shared_on(server) | self._beside(server) | {Owner("server", server)}
 
     def lose_router(self, server: str, reason: str) -> Touched:
         """A router is not there: what goes by it takes another way, where there is one, until it returns."""
@@ -309,18 +309,25 @@ class NetworkLayout(NetworkView):
                 *(Owner("switch", s) for s in self.switches),
                 *(Owner("server", s) for s in self.servers),
                 *(Owner("vm", v) for v in self.vms),
-                *self.flooding(),
+                *self.shared(),
             ]
         )
 
-    def flooding(self) -> Touched:
-        """Vnets that flood: each has entries wherever its NICs may be."""
-        return frozenset(Owner("vnet", vnet.id) for vnet in self.vnets.values() if vnet.floods)
+    def shared(self) -> Touched:
+        """What several VMs have part in, with entries wherever one of them may be: vnets that flood, and
+        anycast addresses."""
+        flooding = (Owner("vnet", vnet.id) for vnet in self.vnets.values() if vnet.floods)
+        return frozenset([*flooding, *(Owner("anycast", str(ip)) for ip in self.anycast())])
 
-    def flooding_of(self, *vms: VM | None) -> Touched:
-        """The vnets that flood in which these VMs have NICs."""
-        vnets = {self.vnets.get(nic.vnet) for vm in vms if vm is not None for nic in vm.nics}
-        return frozenset(Owner("vnet", vnet.id) for vnet in vnets if vnet is not None and vnet.floods)
+    def shared_of(self, *vms: VM | None) -> Touched:
+        """Of these those that VMs have part in."""
+        nics = [nic for vm in vms if vm is not None for nic in vm.nics]
+        vnets = {self.vnets.get(nic.vnet) for nic in nics}
+        flooding = (Owner("vnet", vnet.id) for vnet in vnets if vnet is not None and vnet.floods)
+        return frozenset([*flooding, *(Owner("anycast", str(ip)) for nic in nics for ip in nic.anycast)])
+
+    def _shared_on(self, server: str) -> Touched:
+        return self.shared_of(*(self.vms[vm] for vm in self._vms_on.get(server, ())))
 
     def by_prefixes(self) -> Touched:
         """What has entries for each prefix that is routed to a NIC."""
@@ -336,9 +343,9 @@ class NetworkLayout(NetworkView):
         peer = self.peer_at(server) if self.peers else None
         guests = () if peer is None else (vm.id for vm in self.vms.values() if vm.home == peer.id)
         vms = {*self._vms_on.get(server, ()), *guests}
-        flooding = self.flooding_of(*(self.vms[vm] for vm in vms))
+        shared = self.shared_of(*(self.vms[vm] for vm in vms))
         itself = self._beside(server) | {Owner("server", server)}
-        return flooding.union(itself, (Owner("vm", v) for v in vms))
+        return shared.union(itself, (Owner("vm", v) for v in vms))
 
     def _forget_server(self, server: str) -> None:
         """Take it out of the indexes."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 
 from retinue.core.model.addresses import IP, Mac, ModelError, Prefix
+from retinue.core.model.anycast import host_prefix
 from retinue.core.model.binding import Assignment, BindingKind
 from retinue.core.model.entities import (
     VM,
@@ -20,7 +21,7 @@ from retinue.core.model.entities import (
 )
 from retinue.core.model.layout import NOTHING, NetworkLayout, Owner, Touched
 from retinue.core.model.links import upward_ports
-from retinue.core.model.nic import NIC, is_mirror_port, turn_of
+from retinue.core.model.nic import NIC, is_mirror_port, led_to_nic, turn_of
 from retinue.core.model.storage import FcLogin
 from retinue.core.model.storage_checks import check_fc_login
 from retinue.core.model.vm_constraints import check_assignment, check_newly_allowed, check_taking, check_vm
@@ -89,7 +90,7 @@ class Network(NetworkLayout):
                 itself = bool({self.switches[switch].uplink, peer.tunnel if peer else ""} & changed)
                 copies = any(map(is_mirror_port, changed))
                 near = [runs] if (itself or copies) and runs is not None else []
-        touched = self.flooding() | {Owner("switch", switch)} if itself else NOTHING
+        touched = self.shared() | {Owner("switch", switch)} if itself else NOTHING
         return touched.union(*(self.server_and_vms(s) for s in near))
 
     def detect(self, server: str, at: PortRef) -> Touched:
@@ -127,7 +128,7 @@ class Network(NetworkLayout):
                 touched.add(self._owner_of_port(before))
             ports[switch] = port
             self._port_id_at[switch, port.number] = port_id
-        return self.flooding_of(*(self.vms.get(owner.id) for owner in touched)) | touched
+        return self.shared_of(*(self.vms.get(owner.id) for owner in touched)) | touched
 
     def _owner_of_port(self, port_id: str) -> Owner:
         return Owner("vm", self._vm_of_port_id.get(port_id, port_id))
@@ -155,12 +156,15 @@ class Network(NetworkLayout):
                 self._trusted[nic.port_id] = vm.id
             for prefix in nic.prefixes:
                 self._routed.put(prefix, vm.id)
+            for ip in nic.anycast:
+                self._anycast.setdefault(ip, {})[nic.port_id] = vm.id
+                self._routed.put(host_prefix(ip), vm.id)
             if nic.vnet:
                 self._in_vnet.setdefault(nic.vnet, set()).add(vm.id)
         for location in vm.locations:
             self._vms_on.setdefault(location, set()).add(vm.id)
         routed = _prefixes(vm) ^ (set() if old is None else _prefixes(old))
-        touched = self.flooding_of(old, vm) | {Owner("vm", vm.id)}
+        touched = self.shared_of(old, vm) | {Owner("vm", vm.id)}
         return touched | (self.by_prefixes() if routed else NOTHING)
 
     def remove_vm(self, vm: str) -> Touched:
@@ -173,7 +177,7 @@ class Network(NetworkLayout):
             self.unassign(key)
         for nic in old.nics:
             self._log_all_out(nic.mac)
-        touched = self.flooding_of(old) | {Owner("vm", vm)}
+        touched = self.shared_of(old) | {Owner("vm", vm)}
         return touched | (self.by_prefixes() if _prefixes(old) else NOTHING)
 
     def assign(self, assignment: Assignment) -> Touched:
@@ -312,6 +316,8 @@ class Network(NetworkLayout):
             self._in_vnet.get(nic.vnet, set()).discard(vm.id)
             for prefix in nic.prefixes:
                 self._routed.discard(prefix)
+            for ip in nic.anycast:
+                self._leave_anycast(ip, nic.port_id)
         for key in {key for nic in vm.nics for key in self._allowed_keys(nic)}:  # Two NICs may have the same.
             self._allowed[key].discard(vm.id)
             if not self._allowed[key]:
@@ -319,10 +325,19 @@ class Network(NetworkLayout):
         for location in vm.locations:
             self._vms_on.get(location, set()).discard(vm.id)
 
+    def _leave_anycast(self, ip: IP, port_id: str) -> None:
+        others = self._anycast[ip]
+        del others[port_id]
+        if others:
+            self._routed.put(host_prefix(ip), next(iter(others.values())))
+        else:
+            del self._anycast[ip]
+            self._routed.discard(host_prefix(ip))
+
 
 def _prefixes(vm: VM) -> set[tuple[Prefix, str, tuple[IP, ...]]]:
     """Each that is routed to the VM, and what says how large a packet its NIC takes."""
-    return {(prefix, nic.vnet, nic.addresses) for nic in vm.nics for prefix in nic.prefixes}
+    return {(prefix, nic.vnet, nic.addresses) for nic in vm.nics for prefix in led_to_nic(nic)}
 
 
 __all__ = ["NOTHING", "Network", "Owner", "Touched"]

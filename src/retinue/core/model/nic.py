@@ -7,6 +7,7 @@ by its MAC. `Network.assignments_of` has every address that is assigned to a NIC
 import hashlib
 import re
 from dataclasses import dataclass, replace
+from ipaddress import ip_network
 from zlib import crc32
 
 from retinue.core.model.addresses import IP, Mac, ModelError, Prefix
@@ -60,6 +61,11 @@ class NIC:
     """The MAC with which its port was made, where it has had another one since; "": `mac`."""
     mirror: str = ""
     """The name of the port, at whichever edge the VM is, that takes a copy of its traffic; "": none."""
+    anycast: tuple[IP, ...] = ()
+    """Addresses of services that it has together with other NICs: what is sent to one comes to the nearest.
+    """
+    load: int = 0
+    """What has been told of its load: of those that are equally near the least loaded is sent to."""
 
     @property
     def plugged_as(self) -> str:
@@ -79,6 +85,11 @@ class NIC:
         """The MAC by which it uses an address that it holds."""
         allowed = self.may_take(ip)
         return self.mac if allowed is None or not allowed.mac else allowed.mac
+
+
+def led_to_nic(nic: NIC) -> tuple[Prefix, ...]:
+    """All that the fabric leads to a NIC beside addresses of subnets: prefixes, and anycast addresses."""
+    return (*nic.prefixes, *map(ip_network, nic.anycast))
 
 
 _MIRROR_PORT = re.compile(r"mirror[A-Za-z0-9._-]{0,9}")

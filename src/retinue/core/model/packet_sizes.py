@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from retinue.core.model.addresses import IP, Prefix
 from retinue.core.model.families import forwarded_prefixes, forwarded_subnets
+from retinue.core.model.nic import led_to_nic
 from retinue.core.model.view import NetworkView
 from retinue.core.model.vrfs import DEFAULT_VRF
 
@@ -43,5 +44,5 @@ def _has_narrow_vnet(net: NetworkView) -> bool:
 
 
 def _mtu_behind(net: NetworkView, prefix: Prefix, vm: str) -> int:
-    nic = next((nic for nic in net.vms[vm].nics if prefix in nic.prefixes), None)
+    nic = next((nic for nic in net.vms[vm].nics if prefix in led_to_nic(nic)), None)
     return net.mtu if nic is None else net.mtu_of(nic)

@@ -43,6 +43,8 @@ class NetworkView(LayoutView):
     """By an address that NICs are allowed, and by a MAC as whose they may speak for one: the VMs of these."""
     _routed: PrefixIndex = field(default_factory=PrefixIndex)
     """The prefixes that are routed to NICs, and the NIC's VM of each."""
+    _anycast: dict[IP, dict[str, str]] = field(default_factory=dict)
+    """By anycast address: the port ids of the NICs that have it, and the VM of each."""
     _trusted: dict[str, str] = field(default_factory=dict)
     """By the port id of a trusted NIC: its VM."""
     _in_vnet: dict[str, set[str]] = field(default_factory=dict)
@@ -172,6 +174,14 @@ class NetworkView(LayoutView):
     def routed_beside(self, prefix: Prefix) -> Iterator[tuple[Prefix, str]]:
         """The prefixes that overlap this one and are routed to NICs, each with its VM."""
         return self._routed.overlapping(prefix)
+
+    def anycast(self) -> Iterable[IP]:
+        """The anycast addresses that some NIC has."""
+        return self._anycast.keys()
+
+    def anycast_at(self, ip: IP) -> Iterable[tuple[str, str]]:
+        """The port ids of the NICs that have an anycast address, each with its VM."""
+        return self._anycast.get(ip, {}).items()
 
     def speaking_as(self, mac: Mac) -> frozenset[str]:
         """The VMs with a NIC that may speak as this MAC for an address it may take."""

@@ -7,6 +7,7 @@ added.
 from collections.abc import Collection
 
 from retinue.core.model.addresses import IP, Mac, ModelError
+from retinue.core.model.anycast import check_anycast
 from retinue.core.model.binding import Assignment, BindingKind
 from retinue.core.model.entities import VM
 from retinue.core.model.link_local import LINK_LOCAL
@@ -33,6 +34,7 @@ def check_vm(net: NetworkView, vm: VM, without: Collection[Assignment] = ()) -> 
         twice = next(key for key in static if static.count(key) > 1)
         raise ModelError(f"{what}: address {twice} is given twice")
     check_prefixes(net, vm)
+    check_anycast(net, vm)
     check_trunks(net, vm)
     for location in vm.locations:
         if location not in net.servers:

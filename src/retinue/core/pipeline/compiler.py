@@ -7,12 +7,13 @@ became different. Invariant: after any history, the programs equal those of a fr
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from itertools import permutations
 
 from retinue.core.model import VM, Role, Server, Switch
 from retinue.core.model.families import led_to
 from retinue.core.model.network import Network, Owner
-from retinue.core.pipeline import edge, flooding, gateway, storage, trunk, vrfs
+from retinue.core.pipeline import anycast, edge, flooding, gateway, storage, trunk, vrfs
 from retinue.core.pipeline.contributions import RECENT, Contribution, Contributions, SwitchProgram
 from retinue.core.pipeline.cookies import Reason, cookie, owner_hash, owner_hash_of
 from retinue.core.pipeline.entry import Entry, EntryKey, FlowsBySwitch, Program, key_of
@@ -34,6 +35,8 @@ def contribution(net: Network, owner: Owner) -> Contribution:
             _server(underlay, net, net.servers[owner.id], found)
         case "vm" if owner.id in net.vms:
             _vm(underlay, net, net.vms[owner.id], found)
+        case "anycast":
+            _add(found, anycast.address_flows(underlay, net, ip_address(owner.id)))
         case "vnet" if owner.id in net.vnets:
             for switch, entries in flooding.vnet_entries(underlay, net, net.vnets[owner.id]).items():
                 found.setdefault(switch, []).extend(entries)
@@ -49,6 +52,8 @@ def exists(net: Network, owner: Owner) -> bool:
             return owner.id in net.servers
         case "vnet":
             return owner.id in net.vnets and net.vnets[owner.id].floods
+        case "anycast":
+            return any(net.anycast_at(ip_address(owner.id)))
         case _:
             return owner.id in net.vms
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from retinue.core.model import IP, NIC, VM, BindingKind, Mac, PortRef, Prefix, Server, Switch
+from retinue.core.model.anycast import host_prefix
 from retinue.core.model.families import forwarded_assignments, forwarded_prefixes, led_to
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets import BROADCAST, ArpOp, EtherType
@@ -187,6 +188,9 @@ def _nic_flows(
     for prefix in forwarded_prefixes(net, nic.prefixes):
         yield from _prefix_source(owner, nic.mac, port, prefix, from_vm)
         destinations.append((prefix, None, nic.mac))
+    for prefix in forwarded_prefixes(net, map(host_prefix, nic.anycast)):
+        # What is sent to it is handed over by entries of all who have it: see `anycast`.
+        yield from _prefix_source(owner, nic.mac, port, prefix, from_vm)
     for to, until, its_mac in destinations:
         from_whom = marked or as_its_gateway
         hand_over = (*from_whom, set_field(Field.ETH_DST, its_mac), Output(port), *copy_of_brought)

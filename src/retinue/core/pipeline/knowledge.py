@@ -17,6 +17,7 @@ owner, whom the cookie tells:
     gone: it was known, and went    at once
     a vnet's, on an edge            that edge's database has been read
     a vnet's, on a leaf or a spine  the servers of all its VMs are known there, and every VM is, as below
+    an anycast address's            every VM is known, as below, and the servers of all that have it
     a vnet's group                  as the vnet's entries, also where it is to be another: ports are told one
                                     by one
     none's: meters, other groups    at once, but for a meter used by an entry that cannot be judged: with it
@@ -29,8 +30,10 @@ owner, whom the cookie tells:
 
 from collections.abc import Hashable, Set
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
-from retinue.core.model import Role
+from retinue.core.model import IP, Role
+from retinue.core.model.anycast import members_of
 from retinue.core.model.network import Network, Owner
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.cookies import is_ours, owner_hash, owner_hash_of
@@ -99,7 +102,7 @@ class Knowledge:
             return False
         match entry:
             case Flow():
-                return not self.kept.isdisjoint(self.compiler.owners_of(entry.cookie))
+                return any(self._keeps(owner) for owner in self.compiler.owners_of(entry.cookie))
             case Group() if (vnet := vnet_of_group(self.net, entry.id)) is not None:
                 return any(Owner("vm", vm.id) in self.kept for vm, _ in self.net.members(vnet.id))
             case _:
@@ -111,7 +114,12 @@ class Knowledge:
 
     def knows(self, owner: Owner, switch: str) -> bool:
         """True when all that an owner's entries on a switch depend on has been told, and counts."""
-        return owner not in self.kept and self.has_been_told(owner, switch)
+        return not self._keeps(owner) and self.has_been_told(owner, switch)
+
+    def _keeps(self, owner: Owner) -> bool:
+        """An anycast address is kept as it is while one of its members is."""
+        members = members_of(self.net, ip_address(owner.id)) if owner.kind == "anycast" and self.kept else ()
+        return owner in self.kept or any(Owner("vm", vm.id) in self.kept for vm, _ in members)
 
     def has_been_told(self, owner: Owner, switch: str) -> bool:
         """True when all that an owner's entries on a switch depend on has been told, be it kept or not."""
@@ -122,6 +130,8 @@ class Knowledge:
             return owner.id not in net.servers or underlay.knows(owner.id, switch)
         if owner.kind == "vnet":
             return self._knows_vnet(owner.id, switch)
+        if owner.kind == "anycast":
+            return self._knows_members(ip_address(owner.id), switch)
         vm = net.vms.get(owner.id)
         if vm is None:
             return True
@@ -133,6 +143,15 @@ class Knowledge:
         if here is None or here.id not in (vm.server, *vm.also) or switch in self.edges_read:
             return True
         return all(net.port_of(nic, switch) is not None for nic in vm.nics)
+
+    def _knows_members(self, ip: IP, switch: str) -> bool:
+        """Who has it, and where each is: while one of them is not known, another seems to be the nearest."""
+        if self.net.switches[switch].role is Role.EDGE:
+            return switch in self.edges_read
+        servers = {server for vm, _ in members_of(self.net, ip) for server in vm.locations}
+        edges, reached = (self.net.servers[server].edge for server in servers), underlay_of(self.net)
+        known = self._no_vm_is_missing() and all(edge in self.edges_read for edge in edges)
+        return known and all(reached.knows(server, switch) for server in servers)
 
     def _knows_gateway(self, gateway: str, switch: str) -> bool:
         """Its uplink and its tunnel, if it has one, and its place."""

@@ -48,6 +48,9 @@ class ShownNIC(msgspec.Struct):
     """The MAC with which its port was made, where it has had another one since; "": `mac`."""
     mirror: str
     """The name of the port that takes a copy of its traffic, wherever the VM is; "": none."""
+    anycast: list[str]
+    """Addresses that it has together with other NICs."""
+    load: int
     port: int | None
     """At the switch where the VM is delivered; null until the switch reports it."""
     mtu: int

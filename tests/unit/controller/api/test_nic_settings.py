@@ -61,6 +61,9 @@ def allowed(address: object, **more: object) -> dict[str, object]:
         ({"prefixes": ["10.9.0.1/28"]}, 409, "not an IP prefix"),
         ({"prefixes": "10.9.0.0/28"}, 400, "prefixes"),
         ({"prefixes": ["10.9.0.0/28", "10.9.0.0/24"]}, 409, "10.9.0.0/28 is routed to it already"),
+        ({"anycast": ["10.1.0.200"]}, 409, "it is of subnet blue, 10.1.0.0/24"),
+        ({"anycast": ["ten"]}, 409, "not an IP address"),
+        ({"load": -1}, 400, "load"),
         ({"prefixes": ["10.1.0.0/28"]}, 409, "it has addresses of subnet blue, 10.1.0.0/24"),
     ],
 )
@@ -76,10 +79,14 @@ async def test_what_is_no_setting_is_rejected_and_changes_nothing(
 async def test_a_setting_is_shown(url: str) -> None:
     assert (await set_(url, "vm9", {}))[0] == 409
     status, answer = await set_(
-        url, "vm1", {"enabled": False, "rate": 7, "prefixes": ["10.9.0.0/28"], "mirror": "mirror1"}
+        url,
+        "vm1",
+        {"enabled": False, "rate": 7, "prefixes": ["10.9.0.0/28"], "mirror": "mirror1"}
+        | {"anycast": ["10.9.9.9"], "load": 30},
     )
     assert status == 200
     nics: Any = answer["nics"]
     assert [(nic["enabled"], nic["rate"], nic["prefixes"], nic["mirror"]) for nic in nics] == [
         (False, 7, ["10.9.0.0/28"], "mirror1")
     ]
+    assert [(nic["anycast"], nic["load"]) for nic in nics] == [(["10.9.9.9"], 30)]

@@ -10,6 +10,7 @@ from retinue.controller.kinds import restore
 from retinue.controller.neighbours import taking
 from retinue.controller.state import State
 from retinue.core.model import NIC, VM, Allowed, ModelError, VMPort
+from retinue.core.model.anycast import members_of
 from retinue.core.packets import arp_request, parse, parse_arp
 from retinue.core.pipeline.entry import Meter
 from support.fabric.networks import GATEWAY_MAC, add_vm, fabric, moved, vm_ip, vm_mac, vm_port
@@ -151,6 +152,43 @@ async def test_a_prefix_is_routed_to_a_nic_wherever_its_vm_is(fake: FakeNetwork,
     assert again.net.routed_to(inside) == (IPv4Network("10.9.0.0/28"), "vm1")
     await fake.controller.nics.change("vm1", prefixes=())
     assert heard(fake, 3, 3, inside) == ["leaf2 91"], "as all that is nobody's here"
+
+
+async def test_a_service_is_found_at_the_nearest_of_those_that_have_its_address(
+    fake: FakeNetwork, store: MemoryStore
+) -> None:
+    """They join and leave, without a packet lost at any moment; a standby knows."""
+    nics, service = fake.controller.nics, IPv4Address("10.9.9.9")
+    await nics.change("vm1", anycast=(service,), load=4)
+    at_vm1, at_vm2 = ["edge1 10"], ["edge2 11"]
+    assert [heard(fake, sender, at, service) for sender, at in ((2, 2), (3, 3), (4, 1))] == [at_vm1] * 3
+    seen: list[list[str]] = []
+    fake.confirms = lambda: seen.append(heard(fake, 2, 2, service))
+    await nics.change("vm2", anycast=(service,), load=3)
+    assert (heard(fake, 2, 2, service), heard(fake, 4, 1, service)) == (at_vm2, at_vm1), "each to its leaf's"
+    await nics.change("vm2", anycast=())
+    assert heard(fake, 2, 2, service) == at_vm1
+    assert all(came in (at_vm1, at_vm2) for came in seen), "whichever switch has been told"
+    fake.confirms = lambda: None
+    fake.heard.clear()
+    fake.send("edge1", vm_port(1), udp_frame(vm_mac(1), GATEWAY_MAC, service, vm_ip(3)))
+    assert [(switch, port) for switch, port, _ in fake.heard] == [("edge3", vm_port(3))]
+    again = State(fabric())
+    restore(again, store.load())
+    assert [(vm.id, nic.load) for vm, nic in members_of(again.net, service)] == [("vm1", 4)]
+
+
+async def test_of_two_that_are_equally_near_the_less_loaded_is_sent_to(fake: FakeNetwork) -> None:
+    """The load is told, and told anew."""
+    nics, service = fake.controller.nics, IPv4Address("10.9.9.9")
+    await nics.change("vm1", anycast=(service,), load=4)
+    await nics.change("vm4", anycast=(service,), load=3)
+    assert heard(fake, 2, 2, service) == [f"edge1 {vm_port(4)}"]
+    await nics.change("vm4", load=5)
+    assert heard(fake, 2, 2, service) == ["edge1 10"]
+    fake.net.set_vm_port("vm1", "edge1", None)
+    await fake.controller.context.install(fake.net.server_and_vms("server1"))
+    assert heard(fake, 2, 2, service) == [f"edge1 {vm_port(4)}"], "the other is not there any more"
 
 
 async def test_neighbours_find_it_by_the_gateway_so_no_cache_is_stale(fake: FakeNetwork) -> None:

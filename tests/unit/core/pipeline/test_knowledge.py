@@ -1,6 +1,7 @@
 """What may be judged by what has been told: each line of the table, and its opposite."""
 
 from dataclasses import replace
+from ipaddress import IPv4Address
 
 import pytest
 
@@ -112,6 +113,24 @@ def test_elsewhere_a_vm_is_known_when_its_servers_are(net: Network, switch: str)
     assert told.knows(VM1, switch), "its port does not matter here"
     del net.detected["server1"]
     assert not told.knows(VM1, switch)
+
+
+def test_an_anycast_address_is_known_when_each_that_has_it_is(net: Network) -> None:
+    """While one of them is not, another seems to be the nearest."""
+    service = IPv4Address("10.9.9.9")
+    networks.add_vm(net, 2, at=2)
+    for vm in ("vm1", "vm2"):
+        net.put_vm(replace(net.vms[vm], nics=(replace(net.vms[vm].nic, anycast=(service,)),)))
+    owner = Owner("anycast", str(service))
+    assert knowledge(net, read=EDGES).knows(owner, "leaf1")
+    assert knowledge(net, read={"edge1"}).knows(owner, "edge1")
+    assert not knowledge(net, read={"edge1", "edge3"}).knows(owner, "edge2")
+    told = knowledge(net, read={"edge1", "edge3"})
+    told.all_vms_known = True
+    assert not told.knows(owner, "leaf1"), "the port of vm2 may be there, or not"
+    kept = knowledge(net, read=EDGES, kept={VM1})
+    assert not kept.knows(owner, "leaf1")
+    assert kept.is_kept(flow(owner))
 
 
 def test_of_a_vm_that_has_gone_all_is_known(net: Network) -> None:

@@ -298,7 +298,7 @@ async def test_what_was_taken_of_a_change_is_told_with_the_rejection(
     ],
 )
 async def test_a_rejection_says_what_was_rejected(
-    kind: type, what: str, joined: tuple[OpenFlowPeer, Session]
+    kind: type[Any], what: str, joined: tuple[OpenFlowPeer, Session]
 ) -> None:
     peer, session = joined
 

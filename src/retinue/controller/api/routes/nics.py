@@ -36,6 +36,8 @@ def handlers(controller: Controller) -> Handlers:
             allowed=None if wanted.allowed is None else tuple(map(_allowed, wanted.allowed)),
             prefixes=None if wanted.prefixes is None else tuple(map(network, wanted.prefixes)),
             mac_changes=wanted.mac_changes,
+            anycast=None if wanted.anycast is None else tuple(map(address, wanted.anycast)),
+            load=wanted.load,
             mirror=None if wanted.mirror is None else mirror_port(wanted.mirror),
         )
         return answer(views.vm(controller, vm))

@@ -2,6 +2,7 @@
 
 from retinue.core.model import DEFAULT_VRF, IP
 from retinue.core.model.network import Network
+from retinue.core.model.nic import led_to_nic
 
 
 def speaker(net: Network, sender: IP, destination: IP, vrf: str = DEFAULT_VRF) -> IP | None:
@@ -17,7 +18,7 @@ def speaker(net: Network, sender: IP, destination: IP, vrf: str = DEFAULT_VRF) -
     if vrf == DEFAULT_VRF and (routed := net.routed_to(sender)) is not None:
         prefix, name = routed
         vm = net.vms[name]
-        held = (net.assignments_of(vm, nic) for nic in vm.nics if prefix in nic.prefixes)
+        held = (net.assignments_of(vm, nic) for nic in vm.nics if prefix in led_to_nic(nic))
         near = net.subnets_of(one for assignments in held for one in assignments)
         found = next((s for s in near if s.prefix.version == sender.version), None)
         return None if found is None else found.gateway

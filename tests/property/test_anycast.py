@@ -1,0 +1,197 @@
+"""Anycast over random fabrics: every packet comes to one member, the nearest; nobody else may send as it."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from retinue.core.model import Network
+from retinue.core.model.network import Touched
+from retinue.core.pipeline.underlay import Near, underlay_of
+from support.examples import examples
+from support.fabric.histories import Move, equals_recomputed, fresh
+from support.fabric.networks import GATEWAY_MAC, add_vm, fabric, vm_ip, vm_mac, vm_port
+from support.fabric.world import OUTSIDE, FabricWorld, udp_frame
+
+SERVICE = IPv4Address("10.9.9.9")
+
+
+def put_service(net: Network, vm: int, load: int | None) -> Touched:
+    """A VM has the address, with this load; None: not any more."""
+    known = net.vms[f"vm{vm}"]
+    nic = replace(known.nic, anycast=() if load is None else (SERVICE,), load=load or 0)
+    return net.put_vm(replace(known, nics=(nic, *known.nics[1:])))
+
+
+@dataclass
+class Anycast:
+    """VM N is on server `at[N]`; members with their loads. A packet may come to any of `may`: server, VM."""
+
+    world: FabricWorld
+    at: dict[int, int]
+    loads: dict[int, int]
+    may: set[tuple[int, int]] = field(default_factory=set)
+    changing: int = 0
+    """The VM that is just joining or leaving: one edge has been told that it may send so, or not yet."""
+
+    def settled(self) -> None:
+        self.may = {(self.at[vm], vm) for vm in self.loads}
+
+    def leaf(self, server: int) -> str:
+        at = self.world.net.location(f"server{server}")
+        assert at is not None
+        return at.switch
+
+    def best(self, leaf: str) -> set[tuple[int, int]]:
+        """Where a packet that a leaf has got may go: under the leaf, else in its pod, to the least loaded."""
+        here = [vm for vm in self.loads if self.leaf(self.at[vm]) == leaf]
+        here = here or [vm for vm in self.loads if self.pod(self.leaf(self.at[vm])) == self.pod(leaf)]
+        least = min(self.loads[vm] for vm in here or self.loads)
+        return {(self.at[vm], vm) for vm in here or self.loads if self.loads[vm] == least}
+
+    def pod(self, leaf: str) -> set[str]:
+        """The spines above a leaf; none over tunnels, where all leaves are one hop from each other."""
+        return {link.upper.switch for link in self.world.net.links if link.lower.switch == leaf}
+
+    def check(self, may: Callable[[str], Collection[tuple[int, int]]] | None = None) -> None:
+        """From every VM and from outside; and who is no member may not send from it."""
+        router = self.world.net.servers["router"]
+        assert router.given_at is not None
+        sent = [
+            (self.leaf(at), self.world.send(vm, at, udp_frame(vm_mac(vm), GATEWAY_MAC, vm_ip(vm), SERVICE)))
+            for vm, at in self.at.items()
+        ]
+        outside = udp_frame(router.mac, GATEWAY_MAC, OUTSIDE, SERVICE)
+        last = router.given_at.switch
+        sent.append((last, self.world.fabric.all_paths(last, 91, outside)))
+        for leaf, deliveries in sent:
+            allowed = self.may if may is None else may(leaf)
+            assert deliveries
+            for delivery in deliveries:
+                assert len(delivery.arrivals) == 1, delivery
+                switch, port, frame = delivery.arrivals[0]
+                came = next((s, vm) for s, vm in allowed if (f"edge{s}", vm_port(vm)) == (switch, port))
+                assert frame[:6] == bytes.fromhex(vm_mac(came[1]).replace(":", ""))
+        for vm, at in self.at.items():
+            if vm == self.changing:
+                continue
+            as_service = udp_frame(vm_mac(vm), GATEWAY_MAC, SERVICE, OUTSIDE)
+            if vm in self.loads:
+                for delivery in self.world.send(vm, at, as_service):
+                    self.world.comes_once(delivery, {(last, 91)}, router.mac)
+            else:
+                self.world.is_reported_spoofed(vm, at, as_service)
+
+
+@st.composite
+def anycasts(draw: st.DrawFn, over_ip: bool = False) -> Anycast:
+    servers = draw(st.integers(2, 4))
+    on = tuple(draw(st.lists(st.integers(1, 3), min_size=servers, max_size=servers)))
+    net = fabric(3, 2, on, draw(st.sampled_from([0, 0, 2])), over_ip=over_ip)
+    at = {vm: draw(st.integers(1, servers)) for vm in range(1, 5)}
+    for vm, server in at.items():
+        add_vm(net, vm, server)
+    loads = draw(st.dictionaries(st.sampled_from(sorted(at)), st.integers(0, 2), min_size=1, max_size=3))
+    for vm, load in loads.items():
+        put_service(net, vm, load)
+    made = Anycast(FabricWorld(net), at, loads)
+    made.settled()
+    return made
+
+
+@settings(deadline=None, max_examples=examples(6), suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.parametrize("over_ip", [False, True], ids=["spines", "tunnels"])
+@given(data=st.data())
+def test_each_leaf_sends_to_the_nearest_and_of_those_to_the_least_loaded(
+    over_ip: bool, data: st.DataObject
+) -> None:
+    made = data.draw(anycasts(over_ip))
+    made.check(made.best)
+
+
+@settings(deadline=None, max_examples=examples(3), suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.parametrize("over_ip", [False, True], ids=["spines", "tunnels"])
+@given(data=st.data())
+def test_members_join_leave_and_change_their_load_and_no_packet_is_lost(
+    over_ip: bool, data: st.DataObject
+) -> None:
+    """After every switch: each packet comes to one that was a member before or is one after."""
+    made = data.draw(anycasts(over_ip))
+    world = made.world
+
+    def order(stage: list[str]) -> list[str]:
+        return data.draw(st.permutations(stage), label="order")
+
+    def run(touched: Touched, near: Near) -> None:
+        world.apply(touched, near, each=made.check, order=order)
+
+    others = [vm for vm in made.at if vm not in made.loads]
+    joins, load = data.draw(st.sampled_from(others)), data.draw(st.integers(0, 2))
+    made.may.add((made.at[joins], joins))
+    made.changing = joins
+    run(
+        put_service(world.net, joins, load),
+        underlay_of(world.net).order_to_withdraw(f"server{made.at[joins]}"),
+    )
+    made.loads[joins], made.changing = load, 0
+    made.check(made.best)
+    changes, load = data.draw(st.sampled_from(sorted(made.loads))), data.draw(st.integers(0, 2))
+    run(put_service(world.net, changes, load), ())
+    made.loads[changes] = load
+    made.check(made.best)
+    leaves = data.draw(st.sampled_from(sorted(made.loads)))
+    made.changing = leaves
+    run(put_service(world.net, leaves, None), ())
+    del made.loads[leaves]
+    made.changing = 0
+    made.settled()
+    made.check(made.best)
+    assert world.compiler.programs == fresh(world.net)
+
+
+@settings(deadline=None, max_examples=examples(3), suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.parametrize("over_ip", [False, True], ids=["spines", "tunnels"])
+@given(data=st.data())
+def test_a_member_migrates_and_no_packet_is_lost(over_ip: bool, data: st.DataObject) -> None:
+    made = data.draw(anycasts(over_ip))
+    world, mover = made.world, data.draw(st.sampled_from(sorted(made.loads)), label="mover")
+    move = Move(world, data, f"vm{mover}", made.at[mover], made.check)
+    move.plug([(world.net.vms[f"vm{mover}"].nic.port_id, mover)])
+    move.admit()
+    made.check(made.best)
+    made.may.add((move.target, mover))
+    if data.draw(st.booleans(), label="undone"):
+        move.divert(stands_still=True)
+        move.undo()
+        made.settled()
+        made.check(made.best)
+        return
+    move.divert(stands_still=True)
+    made.at[mover] = move.target
+    made.settled()
+    made.check(made.best)
+    move.close()
+    move.end()
+    made.check(made.best)
+
+
+STEPS = st.lists(st.tuples(st.integers(1, 4), st.none() | st.integers(0, 2), st.integers(1, 3)), max_size=12)
+
+
+@settings(deadline=None, max_examples=examples(30))
+@given(steps=STEPS)
+def test_incremental_equals_recomputed(steps: list[tuple[int, int | None, int]]) -> None:
+    net = fabric()
+    for vm in range(1, 5):
+        add_vm(net, vm, 1 + vm % 3)
+
+    def change(step: tuple[int, int | None, int]) -> Touched:
+        vm, load, server = step
+        moved = net.put_vm(replace(net.vms[f"vm{vm}"], server=f"server{server}"))
+        shut = net.fence(f"server{server}") if load == 2 else net.unfence(f"server{server}")
+        return moved | shut | put_service(net, vm, load)
+
+    equals_recomputed(net, steps, change)

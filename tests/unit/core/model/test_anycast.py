@@ -1,0 +1,128 @@
+"""Anycast addresses: who has one, who is asked first, what a change touches, and what cannot be one."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address, ip_network
+
+import pytest
+
+from retinue.core.model import ModelError, Network, Subnet
+from retinue.core.model.anycast import members_of, serves
+from retinue.core.model.network import Owner, Touched
+from support.fabric.networks import add_vm, assignment, fabric, server
+
+SERVICE = IPv4Address("10.9.9.9")
+ITSELF = Owner("anycast", "10.9.9.9")
+
+
+def share(net: Network, vm: int, *addresses: str, load: int = 0) -> Touched:
+    nic = net.vms[f"vm{vm}"].nic
+    changed = replace(nic, anycast=tuple(map(ip_address, addresses)), load=load)
+    return net.change_nic(f"vm{vm}", nic, changed)
+
+
+@pytest.fixture
+def net() -> Network:
+    """10.9.9.9 is vm1's and vm2's."""
+    net = fabric()
+    for number in (1, 2, 3):
+        add_vm(net, number, number)
+    share(net, 1, "10.9.9.9", load=7)
+    share(net, 2, "10.9.9.9", load=5)
+    return net
+
+
+def names(net: Network) -> list[str]:
+    return [vm.id for vm, _ in members_of(net, SERVICE)]
+
+
+def test_the_least_loaded_comes_first_and_then_the_first_by_name(net: Network) -> None:
+    assert names(net) == ["vm2", "vm1"]
+    share(net, 1, "10.9.9.9", load=5)
+    assert names(net) == ["vm1", "vm2"]
+
+
+def test_who_joins_leaves_migrates_or_loses_its_port_touches_the_address(net: Network) -> None:
+    assert ITSELF in share(net, 3, "10.9.9.9")
+    assert names(net) == ["vm3", "vm2", "vm1"]
+    assert ITSELF in net.put_vm(replace(net.vms["vm3"], server="server1"))
+    assert ITSELF in net.set_vm_port("vm3", "edge3", None)
+    assert ITSELF in net.fence("server2")
+    assert ITSELF in share(net, 3)
+    assert ITSELF in net.remove_vm("vm2")
+    assert names(net) == ["vm1"]
+    assert ITSELF in share(net, 1)
+    assert not list(net.anycast())
+    assert net.routed_to(SERVICE) is None
+    assert ITSELF not in net.put_vm(replace(net.vms["vm1"], server="server2"))
+
+
+def test_who_is_shut_off_or_has_no_port_is_not_sent_to(net: Network) -> None:
+    vm = net.vms["vm1"]
+    assert serves(net, vm, vm.nic)
+    assert not serves(net, vm, replace(vm.nic, enabled=False))
+    net.fence("server1")
+    assert not serves(net, vm, vm.nic)
+    net.unfence("server1")
+    net.set_vm_port("vm1", "edge1", None)
+    assert not serves(net, vm, vm.nic)
+
+
+def test_it_is_led_to_as_long_as_one_has_it(net: Network) -> None:
+    """So nothing else is given it."""
+    net.remove_vm("vm2")
+    assert net.routed_to(SERVICE) == (ip_network("10.9.9.9/32"), "vm1")
+
+
+REJECTED: dict[str, tuple[Callable[[Network], object], str]] = {
+    "of a subnet": (lambda net: share(net, 3, "10.1.0.77"), "it is of subnet blue, 10.1.0.0/24"),
+    "twice": (lambda net: share(net, 3, "10.9.9.8", "10.9.9.8"), "it is given twice"),
+    "no host's": (lambda net: share(net, 3, "224.0.0.5"), "224.0.0.5"),
+    "another's": (
+        lambda net: [
+            net.change_nic(
+                "vm1", nic := net.vms["vm1"].nic, replace(nic, prefixes=(ip_network("10.8.0.0/24"),))
+            ),
+            share(net, 3, "10.8.0.1"),
+        ],
+        "10.8.0.0/24 is routed to VM vm1",
+    ),
+    "held": (
+        lambda net: [
+            net.assign(replace(assignment(2), ip=IPv4Address("10.7.0.1"))),
+            share(net, 3, "10.7.0.1"),
+        ],
+        "10.7.0.1 is held by VM vm2",
+    ),
+    "a subnet over it": (
+        lambda net: net.add_subnet(Subnet("x", ip_network("10.9.9.0/24"), IPv4Address("10.9.9.1"))),
+        "subnet x: 10.9.9.9/32 is routed to VM",
+    ),
+    "a server's address": (
+        lambda net: net.put_server(replace(server(2), address=SERVICE)),
+        "10.9.9.9 is in 10.9.9.9/32, which is routed to VM",
+    ),
+    "routed to one": (
+        lambda net: net.change_nic(
+            "vm3", nic := net.vms["vm3"].nic, replace(nic, prefixes=(ip_network("10.9.9.0/28"),))
+        ),
+        "10.9.9.9/32 is routed to VM",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_what_cannot_be_changes_nothing(net: Network, name: str) -> None:
+    refused, message = REJECTED[name]
+    before = deepcopy(net._anycast)
+    with pytest.raises(ModelError, match=message.replace(".", r"\.")):
+        refused(net)
+    assert net._anycast == before
+
+
+def test_routers_of_others_are_told_one_place_of_an_address() -> None:
+    net = fabric(over_routers=True)
+    add_vm(net, 1, 1)
+    with pytest.raises(ModelError, match="routers that are not ours are told one place of each address"):
+        share(net, 1, "10.9.9.9")
