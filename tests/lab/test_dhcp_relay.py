@@ -1,4 +1,4 @@
-"""Renewal through a relay: our own, and Debian's isc-dhcp-relay between our switches and Kea."""
+"""Renewal through a relay: our own, and two of Debian's isc-dhcp-relay in a row before Kea."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from retinue_lab.topology.topology_file import DEFAULT_FILE, load
 from support.lab.agent_command import renew
 from support.lab.frames import dhcp_type
 from support.lab.guest_dhcp import of_vm, udhcpc
-from support.lab.relay_node import RELAY_FAR, SERVER, standing_between
+from support.lab.relay_node import RELAY_FAR, SERVER, captured_behind, standing_between
 from support.lab.start import boot, lab_of, running
 from support.lab.tools import Doorman, LabBench, at, mac_of
 from support.lab.watch import Lines
@@ -122,10 +122,12 @@ async def behind(foreign_lab: LabHandle) -> AsyncIterator[tuple[LabBench, Lines]
         doorman.close()
 
 
-async def test_a_vm_boots_and_is_renewed_through_isc_dhcp_relay(
+async def test_a_vm_boots_and_is_renewed_through_two_relays_of_isc_in_a_row(
     behind: tuple[LabBench, Lines], tmp_path: Path
 ) -> None:
-    """With a relay and a server that are both not ours, and a server outside every subnet of ours."""
+    """Relays and server are not ours, the server is outside every subnet of ours. It sees the first one's
+    giaddr and two hops, and its answer comes back through both.
+    """
     bench, kea = behind
     async with bench.events() as events:
         await bench.post("vms", [at("vm1", "server1")])
@@ -136,6 +138,7 @@ async def test_a_vm_boots_and_is_renewed_through_isc_dhcp_relay(
         bench.capture("server1", "tap-vm1", "inout") as tap,
         bench.capture("dhcp", "eth0") as at_relay,
         bench.capture("dhcp", "far") as beyond,
+        captured_behind(bench) as at_server,
     ):
         outcome = await renew(bench, "server1", "vm1")
         assert outcome.code == 0, outcome.words
@@ -155,6 +158,13 @@ async def test_a_vm_boots_and_is_renewed_through_isc_dhcp_relay(
         "dhcp.ip.relay": "10.1.0.2",
         "dhcp.ip.client": before["ip"],
     }
+    (twice,) = [f for f in at_server.frames if dhcp_type(f.ether) == "request"]
+    (read,) = tshark([twice.data], ["dhcp.hops", "dhcp.ip.relay", "ip.dst"], tmp_path)
+    assert read == {"dhcp.hops": "2", "dhcp.ip.relay": "10.1.0.2", "ip.dst": SERVER}
+    for passed in (at_server, beyond):
+        (answer,) = [f for f in passed.frames if dhcp_type(f.ether) == "ack"]
+        (read,) = tshark([answer.data], ["ip.dst", "dhcp.ip.relay"], tmp_path)
+        assert read == {"ip.dst": "10.1.0.2", "dhcp.ip.relay": "10.1.0.2"}
     xid = int(outcome.data["xid"], 16)
     said = "\n".join(line for _, line in kea.seen)
     message = asked_of_kea(said, xid)[0]

@@ -14,7 +14,9 @@ import pytest
 
 from retinue.protocol.errors import ControllerAwayError
 from retinue_lab.topology.topology import OPENFLOW_PORT
+from support.lab.far_line import far_line
 from support.lab.health import calm, strip
+from support.lab.migrating import reaches
 from support.lab.tools import Events, LabBench, Picks, at, eventually, long
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -83,6 +85,24 @@ async def test_a_vm_migrates_over_switches_without_bundles_and_no_packet_is_lost
             audits = json.loads(await bench.cli("switch", "audit", "--json"))["audits"]
             assert [row["missing"] + row["changed"] + row["foreign"] for row in audits] == [0] * len(audits)
         await bench.unharmed(traffic)
+
+
+async def test_over_a_far_and_lossy_line_sessions_hold_and_migrations_are_confirmed_or_undone(
+    bench: LabBench,
+) -> None:
+    """100 ms there and back, and one packet in a hundred lost each way: OpenFlow, OVSDB and agents."""
+    nodes = ("fabric", "server1", "server2")
+    async with bench.traffic(await bench.address("vm1")) as traffic, bench.events() as events:
+        async with far_line(bench, nodes, round_trip=0.1, loss=0.01):
+            for target in ("server2", "server1"):
+                migration = await bench.migration("vm1", target_server=target)
+                print(f"far: {migration['steps'][-1]}", file=sys.stderr)
+            undone = str((await bench.post("migrations", {"vm": "vm1", "target_server": "server2"}))["id"])
+            await bench.post(f"migrations/{undone}/cancel")
+            await reaches(events, undone, "undone")
+        await bench.unharmed(traffic)
+    assert events.of("switch.disconnected") == []
+    assert await bench.machines("vm1") == ["server1"]
 
 
 async def test_only_the_difference_is_sent_to_a_switch_whose_flows_were_changed(bench: LabBench) -> None:

@@ -75,6 +75,7 @@ servers = st.builds(
     edge=names,
     services=st.frozensets(st.sampled_from(Service)),
     routes=st.lists(prefixes.map(ip_network), max_size=3).map(tuple),
+    chassis=st.sampled_from(["", "rack7", "02:00:00:00:00:01"]),
     given_at=st.none() | refs,
     gateway_group=names,
     hosts=st.lists(st.builds(Host, names, macs), max_size=3, unique_by=lambda host: host.id).map(

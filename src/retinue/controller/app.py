@@ -131,6 +131,7 @@ class Controller:
         self.spoof_counts = SpoofCounts(self.context, self.flood_counts)
         self._by_dpid = {switch.dpid: switch.id for switch in net.switches.values()}
         self.inventory = Inventory(self.context, self.orchestrator, self._by_dpid, self._give_back)
+        self.arp.put_servers = self.inventory.put_servers
         self.vdp = VdpPath(self.context, self.inventory.put_servers)
         self.nics = NICSettings(self.context, self.inventory.nics.ours)
         self.vnets = VnetInventory(self.context, self.inventory.ports.look_at_vnet)

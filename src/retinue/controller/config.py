@@ -271,6 +271,7 @@ def _server(table: ServerTable) -> Server:
         services=frozenset(table.services),
         routes=tuple(network(route) for route in table.routes),
         metric=table.metric,
+        chassis=table.chassis,
         given_at=port_ref(table.at) if table.at else None,
         gateway_group=table.gateway_group,
     )

@@ -175,6 +175,8 @@ class ServerTable(ConfigTable, frozen=True):
     routes: list[str] = []
     metric: Annotated[int, msgspec.Meta(ge=0, le=MOST_METRIC)] = 0
     """Of several routers to one prefix that are there, the one with the least is the way."""
+    chassis: str = ""
+    """Its LLDP chassis id, by which it is known when its MAC is another."""
     at: str = ""
     gateway_group: str = ""
 

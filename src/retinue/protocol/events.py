@@ -93,6 +93,7 @@ class EventType(StrEnum):
     SERVER_DETECTED = "server.detected"
     SERVER_MOVED = "server.moved"
     SERVER_CONFLICT = "server.conflict"
+    SERVER_IDENTIFIED = "server.identified"
     SERVER_MISMATCH = "server.mismatch"
     SERVER_UNKNOWN = "server.unknown"
     SERVER_DRAINED = "server.drained"
@@ -223,6 +224,7 @@ _FIELDS: Mapping[EventType | Order, str] = {
     EventType.SERVER_DETECTED: "server location before",
     EventType.SERVER_MOVED: "server location before",
     EventType.SERVER_CONFLICT: "server location known reason",
+    EventType.SERVER_IDENTIFIED: "server mac before location",
     EventType.SERVER_MISMATCH: "server given detected",
     EventType.SERVER_UNKNOWN: "mac location",
     EventType.SERVER_DRAINED: "server",

@@ -58,6 +58,8 @@ class ServerBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     """Prefixes reached through it; null: those it has."""
     metric: Annotated[int, msgspec.Meta(ge=0, le=MOST_METRIC)] | None = None
     """Of several routers to one prefix that are there, the one with the least is the way; null: it stays."""
+    chassis: str | None = None
+    """Its LLDP chassis id, by which it is known when its MAC is another; null: it stays."""
     hosts: Annotated[list[HostBody], msgspec.Meta(max_length=MOST_HOSTS)] = []
     """Machines that have ports of VMs at the edge switch."""
 

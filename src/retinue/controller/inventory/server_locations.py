@@ -70,11 +70,11 @@ class ServerLocations:
             self._found(server, here)
             return
         if net.switches[here.switch].given:
-            self._reject(server, here, f"places at {here.switch} are given, and this is not {server}'s")
+            self.reject(server, here, f"places at {here.switch} are given, and this is not {server}'s")
             return
         holder = self._holder(here, server)
         if holder is not None:
-            self._reject(server, here, f"server {holder} is there; if it is not, remove or place it")
+            self.reject(server, here, f"server {holder} is there; if it is not, remove or place it")
         if before is not None and self._port(before) is not None:
             self._ask_first(server, before, here)
         elif holder is None:
@@ -91,7 +91,8 @@ class ServerLocations:
             near = [underlay_of(context.net).near(server)]
             context.spawn(context.install(touched, near), f"flows of server {server}")
 
-    def _reject(self, server: str, here: PortRef, reason: str) -> None:
+    def reject(self, server: str, here: PortRef, reason: str) -> None:
+        """What says that a server is here is not believed: counted, and told."""
         self._context.counters[Count.LOCATIONS_REJECTED] += 1
         if self._once_a_second("rejected", server):
             known = self._context.net.location(server)
@@ -133,7 +134,7 @@ class ServerLocations:
         if server not in net.servers or net.detected.get(server) != before:
             return  # It was removed, or found elsewhere, meanwhile.
         if answered.is_set():
-            self._reject(server, here, f"it answers at {before}; somebody at {here} uses its MAC")
+            self.reject(server, here, f"it answers at {before}; somebody at {here} uses its MAC")
         elif self._holder(here, server) is not None:
             self._away.add(server)
         elif net.port_number(here) is not None:

@@ -1,6 +1,7 @@
 """ARP that reaches the controller: servers are found by theirs, VMs and servers are answered."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
 
 from retinue.controller.context import Context
 from retinue.controller.counters import Count
@@ -8,11 +9,16 @@ from retinue.controller.inventory.server_locations import ServerLocations
 from retinue.controller.neighbours.leaf_ports import leaf_port
 from retinue.controller.neighbours.taking import Taking
 from retinue.core.limits import MOST_UNKNOWN
-from retinue.core.model import PortRef
+from retinue.core.model import ModelError, PortRef, Server
 from retinue.core.packets import ARP, Ethernet, FrameError, arp_reply, parse, parse_arp
 from retinue.core.pipeline.responders import arp
 from retinue.core.pipeline.responders.announcements import claim_of_arp
+from retinue.core.snooping import chassis
 from retinue.protocol.events import EventType
+
+
+async def _nobody(_: Collection[Server]) -> None:
+    """Until the inventory is there."""
 
 
 class ArpResponder:
@@ -25,6 +31,8 @@ class ArpResponder:
         self._context = context
         self.locations = ServerLocations(context)
         self._taking = taking
+        self.put_servers: Callable[[Collection[Server]], Awaitable[None]] = _nobody
+        """Changes servers as a manager does; ModelError where that cannot be."""
         self.heard: Callable[[str, int, str], None] = lambda switch, port, server: None
         """Called with where a server has spoken: a leaf, its port, and the server."""
         self._unknown: dict[PortRef, dict[str, None]] = {}
@@ -69,7 +77,8 @@ class ArpResponder:
             self._context.send_frame(switch, port, arp_reply(message, net.gateway_mac))
 
     def from_missing_server(self, switch: str, port: int, frame: bytes) -> None:
-        """Any frame but ARP at a leaf's port, from the MAC of a server whose place is not known."""
+        """Any frame but ARP at a leaf's port, from the MAC of a server whose place is not known; and
+        LLDP, by whose chassis id a server may be known."""
         net = self._context.net
         try:
             source = parse(frame).src
@@ -77,8 +86,34 @@ class ArpResponder:
             self._context.reject_frame("Ethernet", f"{switch} port {port}", error)
             return
         here, server = leaf_port(net, switch, port), net.server_of_mac(source)
-        if here is not None and server is not None and net.location(server.id) is None:
+        if here is None:
+            return
+        if server is not None and net.location(server.id) is None:
             self.locations.seen(server.id, here)
+        try:
+            verdict = chassis.judge(net, here, frame)
+        except FrameError as error:
+            self._context.reject_frame("LLDP", f"{switch} port {port}", error)
+            return
+        match verdict:
+            case chassis.Becomes():
+                self._context.spawn(self._becomes(verdict, here), f"MAC of server {verdict.server}")
+            case chassis.Mistaken(name, reason):
+                self.locations.reject(name, here, reason)
+
+    async def _becomes(self, told: chassis.Becomes, here: PortRef) -> None:
+        """Known by its chassis id: its MAC is changed as a manager changes it, then it is there."""
+        known = self._context.net.servers.get(told.server)
+        if known is None or known.mac == told.mac:
+            return
+        try:
+            await self.put_servers([replace(known, mac=told.mac)])
+        except ModelError as error:
+            self.locations.reject(told.server, here, str(error))
+            return
+        data = {"server": told.server, "mac": told.mac, "before": known.mac, "location": str(here)}
+        self._context.events.publish(EventType.SERVER_IDENTIFIED, **data)
+        self.locations.seen(told.server, here)
 
     def _note_unknown(self, mac: str, here: PortRef) -> None:
         found = self._unknown.setdefault(here, {})

@@ -119,6 +119,7 @@ def _columns(value: Storable) -> dict[str, Value]:
                 "gateway_group": value.gateway_group,
                 "hosts": {host.id: host.mac for host in value.hosts},
                 "metric": value.metric,
+                "chassis": value.chassis,
             }
         case VM():
             return {
@@ -246,6 +247,7 @@ def _value(table: str, row: dict[str, Any]) -> Storable:
                 gateway_group=row["gateway_group"],
                 hosts=tuple(Host(id, mac(address)) for id, address in sorted(row["hosts"].items())),
                 metric=row["metric"],
+                chassis=row["chassis"],
             )
         case "VM":
             return VM(

@@ -10,7 +10,7 @@ from retinue.controller.kinds import KINDS
 from retinue.southbound.ovsdb.values import ColumnType
 
 NAME = "Retinue"
-VERSION = "1.13.0"
+VERSION = "1.14.0"
 """Raise it with every change: files of an older version are then converted when they are opened."""
 FIRST_READ = "1.2.0"
 """Files of an older version are not converted: their tables had other names, and would be dropped."""
@@ -68,6 +68,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "gateway_group": "string",
         "hosts": {"key": "string", "value": "string", "min": 0, "max": "unlimited"},
         "metric": "integer",
+        "chassis": "string",
     },
     "VM": {
         "id": "string",

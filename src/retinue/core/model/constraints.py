@@ -5,7 +5,14 @@ address. Each function looks at one thing to be added, changes nothing, and rais
 be added. Of VMs: `vm_constraints`.
 """
 
-from retinue.core.limits import MOST_GATEWAY_GROUPS, MOST_HOSTS, MOST_METRIC, MOST_SUBNETS, MOST_VRFS
+from retinue.core.limits import (
+    LONGEST_CHASSIS,
+    MOST_GATEWAY_GROUPS,
+    MOST_HOSTS,
+    MOST_METRIC,
+    MOST_SUBNETS,
+    MOST_VRFS,
+)
 from retinue.core.model.addresses import Mac, ModelError
 from retinue.core.model.entities import (
     DEFAULT_VNET,
@@ -183,6 +190,7 @@ def check_server(net: NetworkView, server: Server) -> None:
     check_server_beside(net, server)
     _check_edge(net, server)
     _check_routes(net, server)
+    _check_chassis(net, server)
     _check_location(net, server)
 
 
@@ -259,6 +267,14 @@ def _check_edge(net: NetworkView, server: Server) -> None:
     runs = net.server_of_edge(server.edge)
     if runs is not None and runs.id != server.id:
         raise ModelError(f"{what}: edge switch {server.edge} already runs on {runs.id}")
+
+
+def _check_chassis(net: NetworkView, server: Server) -> None:
+    other = net.server_of_chassis(server.chassis)
+    if other is not None and other.id != server.id:
+        raise ModelError(f"server {server.id}: chassis id {server.chassis} is that of server {other.id}")
+    if len(server.chassis) > LONGEST_CHASSIS or not server.chassis.isprintable():
+        raise ModelError(f"server {server.id}: a chassis id has up to {LONGEST_CHASSIS} printable characters")
 
 
 def _check_routes(net: NetworkView, server: Server) -> None:

@@ -189,6 +189,10 @@ class Server:
     it is; to the fabric they are one."""
     metric: int = 0
     """Of several routers to one prefix that are there, the one with the least is the way."""
+    chassis: str = ""
+    """Its LLDP chassis id, by which it is known when its MAC is another (`packets.lldp`); "": by its MAC
+    alone.
+    """
 
 
 class Flood(StrEnum):

@@ -238,6 +238,8 @@ class NetworkLayout(NetworkView):
         for prefix in server.routes:
             self.routers_to.setdefault(prefix, {})[server.id] = None
         touched = self.server_and_vms(server.id) | beside
+        if bool(server.chassis) != bool(old is not None and old.chassis):
+            touched |= self.leaves()  # They hand up LLDP where there is one that is known by it.
         if self.gateway_mac_of(old) != self.gateway_mac_of(server) and server.edge:
             touched |= {Owner("switch", server.edge)}  # It answers for the gateway.
         is_forwarder = Service.FORWARDER in server.services
@@ -255,6 +257,7 @@ class NetworkLayout(NetworkView):
             return NOTHING
         beside = self._beside(server)
         was_forwarder = Service.FORWARDER in self.servers[server].services
+        had_chassis = bool(self.servers[server].chassis)
         self._forget_server(server)
         del self.servers[server]
         self.detected.pop(server, None)
@@ -262,6 +265,7 @@ class NetworkLayout(NetworkView):
         self.drained.discard(server)
         self.lost_routers.pop(server, None)
         everything = self.everything() if was_forwarder else NOTHING
+        everything |= self.leaves() if had_chassis else NOTHING
         return self.shut_out() | beside | everything | {Owner("server", server)}
 
     def fence(self, server: str) -> Touched:
@@ -333,6 +337,9 @@ class NetworkLayout(NetworkView):
         """What has entries for each prefix that is routed to a NIC."""
         fabric = (s.id for s in self.switches.values() if s.role is not Role.EDGE)
         return self.routers().union(Owner("switch", id) for id in fabric)
+
+    def leaves(self) -> Touched:
+        return frozenset(Owner("switch", leaf.id) for leaf in self.with_role(Role.LEAF))
 
     def routers(self) -> Touched:
         """They may not send from what is ours."""

@@ -115,6 +115,11 @@ class LayoutView:
         name = self._server_of_address.get(ip) if vrf == DEFAULT_VRF else None
         return None if name is None else self.servers[name]
 
+    def server_of_chassis(self, chassis: str) -> Server | None:
+        """The server with this LLDP chassis id."""
+        known = (s for s in self.servers.values() if s.chassis) if chassis else iter(())
+        return next((server for server in known if server.chassis == chassis), None)
+
     def server_of_host(self, host: str) -> Server | None:
         """The server at whose edge switch a host is."""
         name = self._server_of_host.get(host)

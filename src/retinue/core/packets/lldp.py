@@ -48,6 +48,8 @@ class EvbMode(IntEnum):
     BRIDGE = 2
 
 
+CHASSIS_MAC = 4
+"""Subtype "MAC address" of a chassis id."""
 CHASSIS_LOCAL, PORT_LOCAL = 7, 7
 """Subtypes "locally assigned" of the two ids."""
 
@@ -70,6 +72,16 @@ class Lldp:
     ttl: int
     """Seconds; 0: what the sender said before is no longer so."""
     organizational: tuple[Organizational, ...] = ()
+
+    @property
+    def chassis(self) -> str:
+        """The chassis id as people write it: a MAC, a text such as a system's UUID, else hexadecimal."""
+        kind, value = self.chassis_id[:1], self.chassis_id[1:]
+        if kind == bytes([CHASSIS_MAC]) and len(value) == 6:
+            return mac_text(value)
+        if value.isascii() and (text := value.decode("ascii")).isprintable():
+            return text
+        return value.hex()
 
     @property
     def gateway_mac(self) -> Mac | None:

@@ -83,6 +83,8 @@ class LeafAdmit(IntEnum):
     TRUSTED_DHCP = 58
     BOOT_SERVER = 57
     """From a DHCP server's host to a client's port, though not from a DHCP server's port: PXE's proxy."""
+    CHASSIS = 57
+    """LLDP, where a server is known by its chassis id: whose it is, the controller says."""
     MISSING_SERVER = 56
     """Anything but ARP and ND from the MAC of a server that is not found yet."""
     ROGUE_DHCP = 55

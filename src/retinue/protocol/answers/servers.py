@@ -27,6 +27,7 @@ class ShownServer(msgspec.Struct):
     services: list[Service] = []
     routes: list[str] = []
     metric: int = 0
+    chassis: str = ""
     ways: list[str] = []
     """Of `routes` those to which it is the way now."""
     lost: str = ""

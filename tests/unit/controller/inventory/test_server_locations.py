@@ -10,11 +10,13 @@ import pytest
 from retinue.controller.counters import packet_ins
 from retinue.controller.inventory.server_locations import ASKED_AT_ONCE, LONGEST_WAIT
 from retinue.core.limits import MOST_TELLINGS, MOST_UNKNOWN
-from retinue.core.model import Network, PortRef, Server
+from retinue.core.model import ModelError, Network, PortRef, Server
 from retinue.core.model.network import Owner
 from retinue.core.packets import Ethernet, EtherType, arp_reply, arp_request, build_udp4, parse, parse_arp
+from retinue.core.packets.lldp import CHASSIS_LOCAL, Lldp, lldp_frame
 from retinue.core.pipeline.cookies import Reason
-from retinue.core.pipeline.entry import PortNo
+from retinue.core.pipeline.entry import Field, Flow, PortNo
+from retinue.core.pipeline.tables import Table
 from retinue.southbound.openflow.codec.messages import PortDesc, PortStatus
 from retinue.southbound.openflow.codec.wire import PortReason
 from support.fabric.networks import GATEWAY_MAC, INFRA_GATEWAY, fabric, leaf_port
@@ -419,6 +421,86 @@ async def test_a_server_that_never_sends_arp_is_found_by_its_first_frame(
     (found,) = bench.events("server.detected")
     assert (found["server"], found["location"]) == ("server1", str(SPARE))
     assert counters[packet_ins(Reason.MISSING_SERVER)] == 1
+
+
+CHASSIS, NEW = "4c4c4544-0042-3510-8052-b4c04f4d3332", "02:00:00:00:00:77"
+"""A system's UUID, as lldpd has it with `configure system chassisid`; the MAC of a NIC that was put in."""
+
+
+async def known_by_chassis(bench: LocatedServers, server: str = "server1") -> None:
+    known = replace(bench.net.servers[server], chassis=CHASSIS)
+    await bench.fake.controller.inventory.put_servers([known])
+
+
+def lldp_of(mac: str, chassis: bytes = bytes([CHASSIS_LOCAL]) + CHASSIS.encode(), ttl: int = 120) -> bytes:
+    return lldp_frame(Lldp(chassis, b"\x07eno1", ttl), mac)
+
+
+async def test_a_server_with_another_nic_is_known_by_its_chassis_id(bench: LocatedServers) -> None:
+    """At its own port, or anywhere while it is missing; its VMs are reached by the MAC that it has now."""
+    await known_by_chassis(bench)
+    bench.fake.send("leaf1", leaf_port(1), lldp_of(NEW))
+    await bench.decided()
+    assert (bench.net.servers["server1"].mac, bench.net.location("server1")) == (NEW, HOME)
+    (told,) = bench.events("server.identified")
+    assert (told["server"], told["mac"], told["before"]) == ("server1", NEW, ONE)
+    assert to_mac(bench, "leaf1", NEW)
+    assert not to_mac(bench, "leaf1", ONE)
+    await lose(bench, "server1")
+    bench.fake.send("leaf2", 77, lldp_of(ONE))
+    await bench.decided()
+    assert (bench.net.servers["server1"].mac, bench.net.location("server1")) == (ONE, SPARE)
+
+
+def to_mac(bench: LocatedServers, switch: str, to: str) -> list[Flow]:
+    term = (Field.ETH_DST, int(to.replace(":", ""), 16), None)
+    flows = bench.fake.fabric[switch].flows.values()
+    return [flow for flow in flows if flow.table == Table.SERVERS and term in flow.match]
+
+
+@pytest.mark.parametrize(
+    ("switch", "port", "frame", "reason"),
+    [
+        ("leaf2", 77, lldp_of(NEW), "it is at leaf1"),
+        ("leaf1", leaf_port(1), lldp_of(TWO), "already"),
+        ("leaf1", leaf_port(1), lldp_of(GATEWAY_MAC), "gateway"),
+        ("leaf1", leaf_port(1), lldp_of(NEW, b"\x04\2\0\0\0\0\1"), ""),
+        ("leaf1", leaf_port(1), lldp_of(NEW, ttl=0), ""),
+    ],
+    ids=["elsewhere", "another server's MAC", "the gateway's", "another id", "no longer so"],
+)
+async def test_a_chassis_id_is_believed_no_more_than_arp_is(
+    bench: LocatedServers, switch: str, port: int, frame: bytes, reason: str
+) -> None:
+    await known_by_chassis(bench)
+    bench.fake.send(switch, port, frame)
+    await bench.decided()
+    assert (bench.net.servers["server1"].mac, bench.net.location("server1")) == (ONE, HOME)
+    told = bench.events("server.conflict")
+    assert [reason in str(one["reason"]) for one in told] == ([True] if reason else [])
+
+
+async def test_leaves_hand_up_lldp_where_a_server_is_known_by_its_chassis_id(bench: LocatedServers) -> None:
+    counters = bench.fake.controller.context.counters
+    bench.fake.send("leaf1", leaf_port(1), lldp_of(NEW))
+    assert counters[packet_ins(Reason.MISSING_SERVER)] == 0
+    await known_by_chassis(bench)
+    with pytest.raises(ModelError, match="is that of server server1"):
+        await known_by_chassis(bench, "server2")
+    bench.fake.send("leaf2", 77, lldp_of("02:00:00:00:00:66", b"\x07somebody's"))
+    assert counters[packet_ins(Reason.MISSING_SERVER)] == 1
+
+
+@pytest.mark.parametrize(
+    ("chassis", "text"),
+    [
+        (b"\x04\2\0\0\0\0\1", "02:00:00:00:00:01"),
+        (b"\x07rack7", "rack7"),
+        (b"\x05\1\x0a\0\0\1", "010a000001"),
+    ],
+)
+def test_a_chassis_id_as_people_write_it(chassis: bytes, text: str) -> None:
+    assert Lldp(chassis, b"\x07eno1", 120).chassis == text
 
 
 async def test_one_that_is_found_is_not_found_again_by_a_frame(bench: LocatedServers) -> None:

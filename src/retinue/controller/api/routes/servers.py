@@ -115,7 +115,7 @@ def _check_first(controller: Controller, server: Server, by: str) -> None:
 
 
 def _server(given: ServerBody, controller: Controller) -> Server:
-    """Routes and metric that are not given it keeps."""
+    """Routes, metric and chassis id that are not given it keeps."""
     known = controller.net.servers.get(given.id)
     return Server(
         id=entity_id(given.id, "a server"),
@@ -125,6 +125,7 @@ def _server(given: ServerBody, controller: Controller) -> Server:
         services=frozenset(given.services),
         routes=_routes(given, known),
         metric=given.metric if given.metric is not None else known.metric if known is not None else 0,
+        chassis=given.chassis if given.chassis is not None else known.chassis if known is not None else "",
         given_at=port_ref(given.at) if given.at else None,
         gateway_group=given.gateway_group,
         hosts=tuple(sorted(Host(entity_id(host.id, "a host"), mac(host.mac)) for host in given.hosts)),

@@ -10,6 +10,7 @@ from retinue.core.model.links import upward_ports
 from retinue.core.model.network import Network, Owner
 from retinue.core.model.packet_sizes import is_narrow_somewhere
 from retinue.core.packets import EtherType
+from retinue.core.packets.lldp import NEAREST_BRIDGE
 from retinue.core.pipeline import vrfs
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import (
@@ -65,6 +66,12 @@ def leaf_flows(net: Network, leaf: Switch) -> Iterator[Flow | Group | Meter]:
         yield Flow(Table.SERVERS, Servers.FROM_ABOVE, match(in_port=port), cookie=mark)
     any_arp = match(vlan_vid=NO_TAG, eth_type=EtherType.ARP)
     yield Flow(Table.ADMIT, LeafAdmit.ARP, any_arp, goto=Table.ARP, cookie=mark)
+    if not leaf.given and any(server.chassis for server in net.servers.values()):
+        said = match(vlan_vid=NO_TAG, eth_dst=NEAREST_BRIDGE, eth_type=EtherType.LLDP)
+        yield Flow(
+            Table.ADMIT, LeafAdmit.CHASSIS, said, (CONTROLLER,),
+            meter=LeafMeter.ARP, cookie=cookie(Reason.MISSING_SERVER, owner),
+        )  # fmt: skip
     yield Flow(
         Table.ADMIT, LeafAdmit.ROGUE_DHCP, dhcp_match(dport=CLIENT_PORT), (CONTROLLER,),
         meter=LeafMeter.SPOOFING, cookie=cookie(Reason.ROGUE_DHCP, owner),
