@@ -30,6 +30,8 @@ GATEWAY, GATEWAY_IP = "00:00:de:ad:be:ef", "10.1.0.254"
 SERVER2 = "02:00:00:00:00:02"
 UNKNOWN = "52:54:00:00:00:99"
 NOBODY_IP = "10.1.0.250"
+PHYSICAL = "10.1.0.2"
+"""The machine of the DHCP server, which is no VM, and is in the VMs' subnet."""
 SPINE_LINKS = [("fabric", f"leaf{leaf}-spine{spine}", "inout") for leaf in (1, 2) for spine in (1, 2)]
 
 
@@ -330,6 +332,24 @@ async def test_a_subnet_comes_and_goes_and_nobody_elses_packet_with_it(
         await bench.cli("subnet", "remove", "green")
         await bench.cli("vnet", "remove", "shop")
         assert "0 packets received" in await bench.guest("vm2", f"ping -c 1 -W 1 {gateway}", check=False)
+
+
+# ---- a host that is no VM ----
+
+
+async def test_a_physical_host_and_a_vm_of_its_subnet_talk_on_through_a_migration(
+    bench: LabBench, ips: list[str]
+) -> None:
+    """It asks for the VM by ARP as any host does, and is told the gateway's MAC."""
+    one, _, _ = ips
+    await bench.run("dhcp", "ip", "neigh", "flush", "dev", "eth0")
+    async with flowing(bench, "vm1", PHYSICAL), bench.traffic(one, node="dhcp") as traffic:
+        for target in ("server2", "server1"):
+            await bench.migration("vm1", target_server=target)
+        await bench.unharmed(traffic)
+    known = await bench.run("dhcp", "ip", "neigh", "show", one)
+    assert f"lladdr {GATEWAY}" in known
+    assert GATEWAY in await bench.guest("vm1", f"ip neigh show {PHYSICAL}")
 
 
 # ---- an anycast address of a service ----
