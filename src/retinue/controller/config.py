@@ -66,6 +66,9 @@ class Config(ConfigTable, frozen=True):
     """How many ended migrations are remembered; the last one of each VM is, besides."""
     audit_seconds: Annotated[float, msgspec.Meta(ge=0, le=86400)] = AUDIT_SECONDS
     """Within this time each connected switch is read back, and repaired if need be. 0: never."""
+    switch_seconds: Annotated[float, msgspec.Meta(ge=1, le=60)] = 5.0
+    """In which a switch or its database says who it is, and a switch confirms a change; half of the time in
+    which it must give a sign of life. Longer for those that are far."""
     warm_up_seconds: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.25
     """How long a VM that has migrated has its new server to itself, before its old server is freed and its
     lease renewed. Both take processor time, just when the VM's caches are cold."""

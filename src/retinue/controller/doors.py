@@ -49,12 +49,17 @@ class Doors:
             admits=admission.switch if openflow is not None else anybody,
             known=known,
             mandate=mandate,
+            hello_timeout=config.switch_seconds,
+            answer_timeout=config.switch_seconds,
+            echo_interval=config.switch_seconds,
+            echo_timeout=2 * config.switch_seconds,
         )
         believed = admission.database if ovsdb is not None else anybody
         self._ports = PortWatch(found.changed, found.edge_read, believed)
         self._databases = OvsdbListener(
             self._follow,
             ovsdb,
+            proof_timeout=config.switch_seconds,
             may_dial=lambda certificate, peer: believed(certificate, (), peer),
             known=known,
         )

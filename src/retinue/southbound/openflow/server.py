@@ -39,6 +39,7 @@ class OpenFlowServer:
     """Listens for switches.
 
     hello_timeout: seconds from connecting to a complete handshake.
+    answer_timeout: seconds in which a switch confirms a change.
     echo_interval, echo_timeout: a quiet switch is sent an echo request, and cut off when nothing comes.
     ssl: a server context; require certificates in it to know the switches.
     admits: called once the switch has sent its datapath id.
@@ -51,6 +52,7 @@ class OpenFlowServer:
         handler: SwitchHandler,
         *,
         hello_timeout: float = 5.0,
+        answer_timeout: float = 5.0,
         echo_interval: float = 5.0,
         echo_timeout: float = 10.0,
         ssl: ssl_module.SSLContext | None = None,
@@ -65,6 +67,7 @@ class OpenFlowServer:
         """By datapath id."""
         self._handler = handler
         self._timing = Timing(hello_timeout, echo_interval, echo_timeout)
+        self._answer_timeout = answer_timeout
         self._ssl = ssl
         self._admits = admits
         self._mandate = mandate
@@ -120,7 +123,7 @@ class OpenFlowServer:
         former = self.sessions.get(features.dpid)
         if former is not None:
             former.close(f"the switch connected again, from {connection.peer}")
-        session = Session(connection, features, ports, self._handler, self._gone)
+        session = Session(connection, features, ports, self._handler, self._gone, self._answer_timeout)
         self.sessions[session.dpid] = session
         log.info(
             "openflow.connected",

@@ -70,7 +70,9 @@ class Session:
         ports: list[PortDesc],
         handler: SwitchHandler,
         gone: Callable[["Session", str], None],
+        answer_timeout: float = 5.0,
     ) -> None:
+        """`answer_timeout`: seconds in which the switch confirms a change."""
         self.dpid = features.dpid
         self.n_tables = features.tables
         self.openflow = wire.VERSIONS[connection.version]
@@ -93,6 +95,7 @@ class Session:
         self._connection = connection
         self._handler = handler
         self._gone = gone
+        self._answer_timeout = answer_timeout
         self._requests = Requests(connection, hex(self.dpid))
         self._applier = Applier(connection, self._requests, hex(self.dpid))
         self._ended = False
@@ -116,7 +119,7 @@ class Session:
         """Return when the switch has done all it was sent before. Raises ConnectionError, TimeoutError."""
         await self._requests.ask(encode.barrier_request, "a barrier", timeout)
 
-    async def apply(self, change: Change, now: float, *, timeout: float = 5.0) -> None:
+    async def apply(self, change: Change, now: float, *, timeout: float | None = None) -> None:
         """Make the change, all of it or nothing, and return when the switch has confirmed it.
 
         With OpenFlow 1.3, which has no bundles, it is made step by step (core.pipeline.steps), and Rejected
@@ -128,12 +131,12 @@ class Session:
 
         Raises Rejected when the switch rejected anything; ValueError for an entry OpenFlow cannot express;
         ConnectionError when the session ended, TimeoutError when no answer came within `timeout` seconds
-        (and a little for each flow). After the last two, and only then, it is not known what the switch
+        (None: what the server was given; and a little for each flow). After the last two, and only then, it is not known what the switch
         holds: read it.
         """
         if change.empty:
             return
-        await self._applier.apply(change, now, timeout)
+        await self._applier.apply(change, now, self._answer_timeout if timeout is None else timeout)
         self.flow_mods_sent += change.flow_count
 
     async def read_flows(

@@ -683,6 +683,24 @@ async def test_frames_go_out_while_a_large_change_is_sent(joined: tuple[OpenFlow
 # ---- answers that do not come ----
 
 
+async def test_a_switch_that_is_far_has_the_time_that_it_was_given(handler: SwitchRecorder) -> None:
+    server = OpenFlowServer(handler, hello_timeout=60.0, answer_timeout=30.0, echo_interval=3600.0)
+    peer, played = await OpenFlowPeer.join(await server.start("127.0.0.1", 0))
+    session, _ = await handler.next("connected")
+    staged = asyncio.Event()
+    peer.answer = _holds_barriers(staged)
+    task = asyncio.create_task(session.apply(Change(add=FLOWS), 0.0))
+    await asyncio.wait_for(staged.wait(), 60)
+    virtual_time.pass_over(29)
+    await asyncio.sleep(0)
+    assert not task.done()
+    virtual_time.pass_over(2)
+    with pytest.raises(TimeoutError, match=r"within 30\.0 s"):
+        await task
+    await server.stop()
+    await played
+
+
 async def test_change_without_answer_times_out_and_the_bundle_is_discarded(
     joined: tuple[OpenFlowPeer, Session],
 ) -> None:
