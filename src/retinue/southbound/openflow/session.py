@@ -131,8 +131,8 @@ class Session:
 
         Raises Rejected when the switch rejected anything; ValueError for an entry OpenFlow cannot express;
         ConnectionError when the session ended, TimeoutError when no answer came within `timeout` seconds
-        (None: what the server was given; and a little for each flow). After the last two, and only then, it is not known what the switch
-        holds: read it.
+        (None: what the server was given; and a little for each flow). After the last two, and only then, it
+        is not known what the switch holds: read it.
         """
         if change.empty:
             return
