@@ -124,7 +124,15 @@ async def test_a_vm_is_registered_with_several_nics(api: Served) -> None:
     assert vm["holds"] == ["10.1.0.5"] and vm["subnets"] == {}
     bare = {"vnet": "", "addresses": [], "enabled": True, "slot": 1, "port": None, "holds": []}
     bare |= {"trusted": False, "rate": 0, "allowed": [], "prefixes": [], "mtu": 1500, "subnets": {}}
-    bare |= {"trunk": "", "vlan": 0, "mac_changes": False, "initial_mac": "", "mirror": ""}
+    bare |= {
+        "trunk": "",
+        "vlan": 0,
+        "mac_changes": False,
+        "initial_mac": "",
+        "mirror": "",
+        "anycast": [],
+        "load": 0,
+    }
     static = {
         "vnet": "default",
         "addresses": ["10.1.0.5"],
