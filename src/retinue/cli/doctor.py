@@ -58,6 +58,7 @@ def snapshot(client: Client, now: float) -> Snapshot:
     return Snapshot(
         status=ask(Route.GET_STATUS),
         switches=ask(Route.LIST_SWITCHES)["switches"],
+        links=ask(Route.LIST_LINKS)["links"],
         servers=ask(Route.LIST_SERVERS)["servers"],
         vms=vms["vms"],
         removed=vms["removed"],

@@ -46,6 +46,7 @@ class Snapshot:
 
     status: Shown
     switches: Sequence[Shown]
+    links: Sequence[Shown]
     servers: Sequence[Shown]
     vms: Sequence[Shown]
     removed: Sequence[str]
@@ -106,6 +107,22 @@ def _switches(seen: Snapshot) -> Iterator[Finding]:
         for port in switch["rejected_ports"]:
             words = f"port {port['port']} is not taken for {port['vm']}: {port['reason']}"
             yield Finding(Grade.WARNING, about, words, f"retinue vm show {port['vm']}")
+
+
+def _links(seen: Snapshot) -> Iterator[Finding]:
+    for link in seen.links:
+        if link["state"] not in ("lost", "returning", "no carrier"):
+            continue
+        about, why = f"link {link['lower']} - {link['upper']}", link["reason"] or "no carrier"
+        if link["state"] == "returning":
+            words = f"loses no frames any more, and is used again soon; {why} before"
+            yield Finding(Grade.NOTE, about, words, "retinue switch links")
+        elif link["carries"]:
+            words = f"{why}; it is used, for there is no better way"
+            yield Finding(Grade.CRITICAL, about, words, "retinue switch links")
+        else:
+            words = f"{why}; traffic goes by others"
+            yield Finding(Grade.WARNING, about, words, "retinue switch links")
 
 
 def _servers(seen: Snapshot) -> Iterator[Finding]:
@@ -228,6 +245,7 @@ Check = Callable[[Snapshot], Iterable[Finding]]
 CHECKS: tuple[Check, ...] = (
     _faults,
     _switches,
+    _links,
     _servers,
     _vms,
     _migrations,

@@ -39,6 +39,7 @@ REMOVED = "(removed)"
 ASKED = {
     "status": Route.GET_STATUS,
     "switches": Route.LIST_SWITCHES,
+    "links": Route.LIST_LINKS,
     "servers": Route.LIST_SERVERS,
     "vms": Route.LIST_VMS,
     "bindings": Route.LIST_BINDINGS,

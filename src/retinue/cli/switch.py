@@ -48,6 +48,30 @@ def list_(at: Connection) -> None:
     )
 
 
+@app.command()
+@connected
+def links(at: Connection) -> None:
+    """List the links between switches, and whether frames get through: probes tell, several times a second.
+
+    STATE: well; lost (frames vanish, though both ends have a carrier); returning (none vanish any more: it is
+    used again when that has been so for a while); no carrier; unknown (not probed: a switch is away or slow).
+    USED says whether the lower switch sends up by it.
+
+    \b
+    Example:
+      retinue switch links
+    """
+    data = at.client().ask(Route.LIST_LINKS)
+    if at.as_json:
+        output.print_json(data)
+        return
+    output.print_table(
+        ("LOWER", "UPPER", "STATE", "USED", "REASON"),
+        ((row["lower"], row["upper"], row["state"], row["carries"], row["reason"]) for row in data["links"]),
+        "There are no links between switches.",
+    )
+
+
 @app.command("audit")
 @connected
 def audit(

@@ -7,6 +7,7 @@ switches); this module makes them, finds out which of them a switch's event conc
 import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from secrets import token_bytes
 from typing import Any
 
 import structlog
@@ -51,9 +52,11 @@ from retinue.controller.neighbours.taking import Taking
 from retinue.controller.neighbours.vdp import VdpPath
 from retinue.controller.spoof_counts import SpoofCounts
 from retinue.controller.state import Stored
+from retinue.controller.switches.link_probes import LinkProbes
 from retinue.controller.switches.readback import SwitchSession
 from retinue.controller.tracing import Tracer
 from retinue.controller.words import Words
+from retinue.core.link_watch import LinkLimits
 from retinue.core.migration.copying import PLAIN, CopyOptions
 from retinue.core.model import NIC, VM, Assignment, Network, Role
 from retinue.core.model.families import is_leased
@@ -103,6 +106,8 @@ class Controller:
         follow_clients: tuple[int, int] = (0, 60),
         spread: tuple[int, int] = (0, 300),
         router_limits: RouterLimits | None = None,
+        probe_seconds: float = 0.0,
+        link_limits: LinkLimits | None = None,
     ) -> None:
         """`clock`: None: a SteadyClock. Of all others see controller.config."""
         self._steady = SteadyClock()
@@ -121,6 +126,7 @@ class Controller:
             self.context, self.arp.locations.question, router_limits or RouterLimits()
         )
         self.arp.heard = self.nd.heard = self.router_watch.heard
+        self.link_probes = LinkProbes(self.context, link_limits or LinkLimits(), token_bytes(16))
         self.mac_changes = MacChanges(self.context)
         self.fip = FipPath(self.context)
         history = History(migrations_kept)
@@ -164,7 +170,7 @@ class Controller:
         self.orchestrator.far_ends = self.domains
         self.auditor = Auditor(self.context, self.orchestrator, self._mended)
         self.tracer = Tracer(self.context, self.auditor)
-        self._audit_seconds = audit_seconds
+        self._audit_seconds, self._probe_seconds = audit_seconds, probe_seconds
         self._lease_timer_moved = asyncio.Event()
         self.context.after_install(self._installed)
 
@@ -212,6 +218,10 @@ class Controller:
         self._repeat(LOOK_SECONDS, self.client_watch.look, "VMs that follow their clients")
         self._repeat(spreading.LOOK_SECONDS, self.spread_watch.look, "servers that differ in load")
         self.context.spawn(self._lease_clock(), "lease clock")
+        if self._probe_seconds:
+            self.context.spawn(self.link_probes.run(self._probe_seconds), "probes of links")
+        else:
+            self.link_probes.forget()
         if self._audit_seconds:
             self.context.spawn(self.auditor.run(self._audit_seconds), "audit of switches")
 
@@ -295,6 +305,9 @@ class Controller:
         reason = reason_of(message.cookie)
         if switch is None or reason is None or not self._may_send_up(switch, reason):
             self.context.counters[Count.PACKET_INS_NOT_OURS] += 1
+            return
+        if reason is Reason.PROBE:  # Not counted: the controller has sent it itself.
+            self.link_probes.heard(switch, message.in_port, message.frame)
             return
         self.context.counters[packet_ins(reason)] += 1
         match reason:

@@ -84,6 +84,11 @@ class Config(ConfigTable, frozen=True):
     """A router that has not answered for so long is lost, where another leads to the same prefix."""
     router_hold_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 10.0
     """For so long a router that was lost must be well again before it is the way again."""
+    link_probe_seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 0.2
+    """So often each link between switches is probed, each way. 0: never."""
+    link_hold_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 10.0
+    """For so long a link that has lost frames must lose none before it is used again; longer each time that
+    it is lost soon after."""
     leases_per_nic: Annotated[int, msgspec.Meta(ge=1, le=MOST_LEASES)] = LEASES_PER_NIC
     """Leases of IPv4 that one NIC may hold at a time, under as many client identifiers."""
     mtu: Annotated[int, msgspec.Meta(ge=LEAST_MTU, le=MOST_MTU)] = 1500

@@ -41,6 +41,7 @@ class Count(StrEnum):
     ND_UNANSWERED = "neighbour discovery not answered: nobody has the address"
     OWN_ADDRESS_TOO_MUCH = "own addresses not bound: a VM makes too many"
     PACKET_INS_NOT_OURS = "packet-ins not ours"
+    PROBES_NOT_OURS = "probes of links not ours"
     ROUTER_ADVERTISED = "router advertisements sent"
     SPOOFED_NOT_COUNTED = "spoofed frames not counted: no answer"
     SWITCH_ERRORS = "switch errors"

@@ -21,6 +21,7 @@ from retinue.controller.state import (
     FencedServer,
     Image,
     LeftPort,
+    LostLink,
     LostRouter,
     PendingRenewal,
     RemovedGuest,
@@ -104,6 +105,10 @@ KINDS: tuple[Kind, ...] = (
         "lost_routers", "Network.lost_routers", restoring.lost_routers,
     ),
     Kind(
+        LostLink, "LostLink", "lower", lambda v: str(v.lower),
+        "lost_links", "Network.lost_links", restoring.lost_links,
+    ),
+    Kind(
         AgentAt, "AgentAt", "server", lambda v: v.server,
         "with_agent", "State.with_agent", restoring.with_agent,
     ),
@@ -167,7 +172,8 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "ArpResponder._unknown", "Auditor._last", "Auditor._reading", "Auditor._slow",
         "ClientWatch._since", "FipPath._heard",
         "Context._frames_rejected", "Context.counters", "Durations.ended", "Histogram.counts",
-        "ImageHolders._scrubbed", "MacChanges._changed", "RouterWatch._routers",
+        "ImageHolders._scrubbed", "LinkProbes._answered", "LinkProbes._echoes", "LinkProbes._links",
+        "LinkProbes._probes", "MacChanges._changed", "RouterWatch._routers",
         "SwitchRows._reported", "VMReports._buckets", "VdpPath._joined",
         "SpoofCounts._asking", "SpoofCounts._before", "SpoofCounts._sums", "SpoofCounts._turns",
         "SpoofCounts.frames", "EventBus._agents", "EventBus._by_type",

@@ -17,6 +17,7 @@ from retinue.controller.state import (
     FencedServer,
     Image,
     LeftPort,
+    LostLink,
     LostRouter,
     PendingRenewal,
     RemovedGuest,
@@ -149,6 +150,11 @@ def lost_routers(state: State, lost: Collection[LostRouter]) -> None:
     for one in lost:
         if one.server in state.net.servers:
             state.net.lose_router(one.server, one.reason)
+
+
+def lost_links(state: State, lost: Collection[LostLink]) -> None:
+    for one in lost:
+        fits(lambda one: state.net.lose_link(one.lower, one.reason), one)
 
 
 def drained(state: State, drained: Collection[DrainedServer]) -> None:

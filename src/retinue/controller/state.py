@@ -75,6 +75,14 @@ class LostRouter:
 
 
 @dataclass(frozen=True, slots=True)
+class LostLink:
+    """A link of the fabric lost frames when this was last known (`Network.lost_links`)."""
+
+    lower: PortRef
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class DrainedServer:
     """The operator wants no VM on this server (`Network.drained`)."""
 
@@ -150,6 +158,7 @@ Storable = (
     | FencedServer
     | DrainedServer
     | LostRouter
+    | LostLink
     | AgentAt
     | LeftPort
     | RemovedGuest
@@ -217,6 +226,7 @@ class Stored:
     fenced: list[FencedServer] = field(default_factory=list)
     drained: list[DrainedServer] = field(default_factory=list)
     lost_routers: list[LostRouter] = field(default_factory=list)
+    lost_links: list[LostLink] = field(default_factory=list)
     with_agent: list[AgentAt] = field(default_factory=list)
     left_ports: list[LeftPort] = field(default_factory=list)
     removed_guests: list[RemovedGuest] = field(default_factory=list)

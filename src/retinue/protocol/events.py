@@ -103,6 +103,9 @@ class EventType(StrEnum):
     ROUTER_LOST = "router.lost"
     """A router is not there: what went by it goes by another."""
     ROUTER_RETURNED = "router.returned"
+    LINK_LOST = "link.lost"
+    """A link of the fabric loses frames: what went over it goes by others."""
+    LINK_RETURNED = "link.returned"
     SWITCH_CONNECTED = "switch.connected"
     SWITCH_DISCONNECTED = "switch.disconnected"
     SWITCH_REPAIRED = "switch.repaired"
@@ -232,6 +235,8 @@ _FIELDS: Mapping[EventType | Order, str] = {
     EventType.SERVER_FENCED: "server",
     EventType.SERVER_UNFENCED: "server",
     EventType.SWITCH_CONNECTED: "switch peer flow_mods openflow",
+    EventType.LINK_LOST: "lower upper reason",
+    EventType.LINK_RETURNED: "lower upper",
     EventType.SWITCH_DISCONNECTED: "switch reason",
     EventType.SWITCH_REPAIRED: "switch missing changed foreign",
     EventType.SWITCH_UNKNOWN: "dpid peer",

@@ -238,6 +238,7 @@ OPERATIONS: Mapping[Route, Operation] = {
     # ---- switches ----
     Route.LIST_SWITCHES: Operation("Switches", servers.AllSwitches),
     Route.GET_MAC_TABLE: Operation("The MAC table of an edge switch", servers.MacTable),
+    Route.LIST_LINKS: Operation("Links between switches, and whether they lose frames", servers.AllLinks),
     Route.REPORT_ROWS: Operation("Rows that a switch has made by itself", servers.JudgedRows, RowsBody),
     Route.AUDIT_SWITCH: Operation("Read a switch, and put right what differs", servers.ShownAudit),
     Route.LIST_FLOWS: Operation(

@@ -131,6 +131,7 @@ class Route(Enum):
 
     LIST_SWITCHES = "GET", "/v1/switches", Right.READ
     GET_MAC_TABLE = "GET", "/v1/switches/{id}/mac-table", Right.READ
+    LIST_LINKS = "GET", "/v1/links", Right.READ
     REPORT_ROWS = "POST", "/v1/switches/{id}/rows", Right.MANAGE
     AUDIT_SWITCH = "POST", "/v1/switches/{id}/audit", Right.MANAGE
     LIST_FLOWS = "GET", "/v1/flows", Right.READ

@@ -423,6 +423,7 @@ def test_json_is_the_interface_s_own_data(real: str) -> None:
         (("subnet", "list"), (Route.LIST_SUBNETS,)),
         (("server", "list"), (Route.LIST_SERVERS,)),
         (("switch", "list"), (Route.LIST_SWITCHES,)),
+        (("switch", "links"), (Route.LIST_LINKS,)),
         (("switch", "table", "edge1"), (Route.GET_MAC_TABLE, "edge1")),
         (("flow", "list"), (Route.LIST_FLOWS,)),
         (("binding", "list"), (Route.LIST_BINDINGS,)),

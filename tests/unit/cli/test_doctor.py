@@ -44,6 +44,7 @@ def sound() -> Snapshot:
     return Snapshot(
         status={"counters": {}, "entries_rejected": 0, "rejected": {}},
         switches=[{"id": "edge1", "server": "server1", **switch}, {"id": "leaf1", "server": "", **switch}],
+        links=[{"lower": "leaf1:s1", "upper": "spine1:l1", "state": "well", "reason": "", "carries": True}],
         servers=[
             {"id": "server1", "vms": ["vm1"], **server},
             {"id": "server2", "vms": [], **server},

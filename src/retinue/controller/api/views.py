@@ -10,6 +10,7 @@ from retinue.controller.app import Controller
 from retinue.controller.events import Event
 from retinue.core.migration import Migration
 from retinue.core.model import VM, Binding
+from retinue.core.model.links import has_carrier, upward_ports
 from retinue.core.model.network import Owner
 from retinue.core.model.ways import ways_by
 from retinue.core.pipeline.compiler import contribution
@@ -20,6 +21,7 @@ from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.text import actions_text, match_text
 from retinue.core.snooping.renewed import told_otherwise
 from retinue.core.tracing.forgeries import id_of
+from retinue.protocol.links import LinkShown
 from retinue.protocol.servers import AgentState, ServerState
 
 
@@ -79,6 +81,30 @@ def switches(controller: Controller) -> list[dict[str, Any]]:
                     for one in controller.inventory.ports.rejected.values()
                     if one.switch == switch.id
                 ],
+            }
+        )
+    return found
+
+
+def links(controller: Controller) -> list[dict[str, Any]]:
+    """Links between switches, those of one switch together."""
+    net, found = controller.net, []
+    used = {switch: set(upward_ports(net, switch)) for switch in {link.lower.switch for link in net.links}}
+    for link in sorted(net.links, key=lambda one: (one.lower, one.upper)):
+        watched = controller.link_probes.watched(link)
+        if not has_carrier(net, link):
+            state = LinkShown.NO_CARRIER
+        elif watched is None or not watched.is_looked_at:
+            state = LinkShown.LOST if link.lower in net.lost_links else LinkShown.UNKNOWN
+        else:
+            state = LinkShown(watched.state)
+        found.append(
+            {
+                "lower": str(link.lower),
+                "upper": str(link.upper),
+                "state": state,
+                "reason": net.lost_links.get(link.lower, ""),
+                "carries": net.port_number(link.lower) in used[link.lower.switch],
             }
         )
     return found

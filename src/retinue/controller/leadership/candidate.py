@@ -27,6 +27,7 @@ from retinue.controller.leadership.mandate import Mandate
 from retinue.controller.leadership.switchboard import Switchboard
 from retinue.controller.store import Database, StoreError
 from retinue.controller.store.members import Members
+from retinue.core.link_watch import LinkLimits
 from retinue.core.migration.copying import CopyOptions
 from retinue.core.model import Network
 from retinue.core.router_watch import RouterLimits
@@ -49,6 +50,8 @@ def build(config: Config, net: Network, protected: TlsConfig, store: Store | Non
         policy=config.placement.policy(),
         follow_clients=(config.placement.follow_switches, config.placement.follow_seconds),
         spread=(config.placement.spread_percent, config.placement.spread_seconds),
+        probe_seconds=config.link_probe_seconds,
+        link_limits=LinkLimits(hold=config.link_hold_seconds),
         router_limits=RouterLimits(config.router_silence_seconds, config.router_hold_seconds),
     )
     if protected.files is not None:

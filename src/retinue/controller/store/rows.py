@@ -15,6 +15,7 @@ from retinue.controller.state import (
     FencedServer,
     Image,
     LeftPort,
+    LostLink,
     LostRouter,
     PendingRenewal,
     RemovedGuest,
@@ -162,6 +163,8 @@ def _columns(value: Storable) -> dict[str, Value]:
             return {"name": CLOCK, "boot": value.boot, "began": float(value.began)}
         case LostRouter():
             return {"server": value.server, "reason": value.reason}
+        case LostLink():
+            return {"lower": str(value.lower), "reason": value.reason}
         case FencedServer() | DrainedServer() | AgentAt():
             return {"server": value.server}
         case Booking():
@@ -278,6 +281,9 @@ def _value(table: str, row: dict[str, Any]) -> Storable:
             return FencedServer(row["server"])
         case "LostRouter":
             return LostRouter(row["server"], row["reason"])
+        case "LostLink":
+            switch, _, port = row["lower"].partition(":")
+            return LostLink(PortRef(switch, port), row["reason"])
         case "DrainedServer":
             return DrainedServer(row["server"])
         case "AgentAt":

@@ -94,6 +94,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "FencedServer": {"server": "string"},
     "DrainedServer": {"server": "string"},
     "LostRouter": {"server": "string", "reason": "string"},
+    "LostLink": {"lower": "string", "reason": "string"},
     "AgentAt": {"server": "string"},
     "LeftPort": {"port_id": "string", "vm": "string", "switches": _set("string")},
     "RemovedGuest": {"key": "string", "vm": "string", "home": "string"},

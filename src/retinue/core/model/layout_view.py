@@ -69,6 +69,8 @@ class LayoutView:
     """By role: the ids of the switches that have it, in the order in which they came."""
     _numbers: dict[str, dict[str, int]] = field(default_factory=dict)
     _names: dict[str, dict[int, str]] = field(default_factory=dict)
+    lost_links: dict[PortRef, str] = field(default_factory=dict)
+    """Links that lose frames though both ends have a carrier, by their lower ends: each with why."""
     _down: dict[str, frozenset[str]] = field(default_factory=dict)
     """By switch: its ports that have no link, as it has told."""
     _ways: dict[tuple[str, str], PortRef] = field(default_factory=dict)

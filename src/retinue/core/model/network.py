@@ -47,9 +47,7 @@ class Network(NetworkLayout):
             return self._set_numbers(switch, numbers)
         before = self._upward()
         self._down[switch] = frozenset(down)
-        touched = self._set_numbers(switch, numbers)
-        after = self._upward()
-        return touched | {Owner("switch", one) for one in after if after[one] != before[one]}
+        return self._set_numbers(switch, numbers) | self._other_ways_than(before)
 
     def _changes_links(self, switch: str, numbers: Mapping[str, int], down: Collection[str]) -> bool:
         """Whether an end of a link comes or goes, or gets or loses its carrier. An edge has none."""
@@ -58,6 +56,27 @@ class Network(NetworkLayout):
         old, was_down = self._numbers.get(switch, {}), self._down.get(switch, ())
         ends = (end.port for one in self.links for end in (one.lower, one.upper) if end.switch == switch)
         return any((end in old, end in was_down) != (end in numbers, end in down) for end in ends)
+
+    def lose_link(self, lower: PortRef, reason: str) -> Touched:
+        """A link loses frames: what went over it takes another way, where there is one, until it returns.
+
+        Raises ModelError for one that is not there.
+        """
+        if not any(one.lower == lower for one in self.links):
+            raise ModelError(f"there is no link at {lower}")
+        before = self._upward()
+        self.lost_links[lower] = reason
+        return self._other_ways_than(before)
+
+    def return_link(self, lower: PortRef) -> Touched:
+        """It loses none any more."""
+        before = self._upward()
+        return NOTHING if self.lost_links.pop(lower, None) is None else self._other_ways_than(before)
+
+    def _other_ways_than(self, before: Mapping[str, list[int]]) -> Touched:
+        """Switches that send up by other links now."""
+        after = self._upward()
+        return frozenset(Owner("switch", one) for one in after if after[one] != before[one])
 
     def _upward(self) -> dict[str, list[int]]:
         """By switch with links up: the ports by which it sends."""

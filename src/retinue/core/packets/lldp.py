@@ -26,6 +26,9 @@ EVB_OUI, EVB_SUBTYPE = b"\x00\x80\xc2", 0x0D
 EVB_BYTES = 5
 GATEWAY_OUI, GATEWAY_SUBTYPE = b"\x52\x54\x4e", 1
 """The letters RTN."""
+PROBE_SUBTYPE = 2
+SHORTEST_FRAME = 60
+"""Bytes of an Ethernet frame, without its checksum."""
 _MANDATORY = 3
 _LONGEST = 511
 
@@ -131,6 +134,14 @@ def from_leaf(leaf: str, port: str, mac: Mac, ttl: int) -> Lldp:
     gateway = Organizational(GATEWAY_OUI, GATEWAY_SUBTYPE, mac_bytes(mac))
     chassis, at = bytes([CHASSIS_LOCAL]) + leaf.encode(), bytes([PORT_LOCAL]) + port.encode()
     return Lldp(chassis, at, ttl, (evb, gateway))
+
+
+def probe_frame(switch: str, port: str, secret: bytes, number: int, src: Mac) -> bytes:
+    """What the controller has a switch send by a port, to see whether it comes in at the other end."""
+    mark = Organizational(GATEWAY_OUI, PROBE_SUBTYPE, secret + number.to_bytes(8, "big"))
+    chassis, at = bytes([CHASSIS_LOCAL]) + switch.encode(), bytes([PORT_LOCAL]) + port.encode()
+    # TTL 0: who keeps a table of neighbours keeps nothing of it. No frame is shorter: no port pads it.
+    return lldp_frame(Lldp(chassis, at, 0, (mark,)), src).ljust(SHORTEST_FRAME, b"\0")
 
 
 def lldp_frame(said: Lldp, src: Mac) -> bytes:

@@ -51,6 +51,8 @@ class Reason(IntEnum):
     """To a VM that is registered at a server whose place is not known: held until it is."""
     VDP = 33
     """LLDP at an edge that its leaf tells the gateway's MAC."""
+    PROBE = 34
+    """What the controller has had sent over a link of the fabric, to see whether it comes in."""
     """Those from 24 on have the bit of SPOOFING_COOKIE_MASK."""
 
 
@@ -74,6 +76,7 @@ SENT_UP_BY: Mapping[Reason, frozenset[Role]] = {
     Reason.FIP_NODE: frozenset({Role.EDGE}),
     Reason.FIP_FORWARDER: frozenset({Role.LEAF}),
     Reason.VDP: frozenset({Role.EDGE}),
+    Reason.PROBE: frozenset({Role.LEAF, Role.SPINE, Role.CORE}),
     Reason.SPOOFED_MAC: frozenset({Role.EDGE}),
     Reason.SPOOFED_IP: frozenset({Role.EDGE, Role.LEAF}),
     Reason.SPOOFED_ARP: frozenset({Role.EDGE}),

@@ -67,6 +67,8 @@ class LeafAdmit(IntEnum):
     """From the port of a server that the operator says is dead: dropped."""
     FLOODED = 105
     """From an edge or a spine, to a group of a vnet that floods."""
+    PROBE = 102
+    """LLDP from a spine, or from the controller: whether links lose frames."""
     FROM_SPINE = 100
     FROM_SPINE_OTHER = 90
     """What is no untagged IP never comes from a spine."""
@@ -101,6 +103,8 @@ class SpineAdmit(IntEnum):
     FLOODED_FROM_CORE = 130
     FLOODED = 120
     """To a group of a vnet that floods."""
+    PROBE = 118
+    """LLDP from a leaf, spine or core, or from the controller: whether links lose frames."""
     FROM_CORE = 115
     FROM_CORE_OTHER = 110
     """What is no untagged IP never comes from a core."""

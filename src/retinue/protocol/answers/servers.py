@@ -6,6 +6,7 @@ from retinue.core.model import Role, Service
 from retinue.core.tracing.ends import Ending
 from retinue.core.tracing.trace import Sent
 from retinue.protocol.answers.common import Numbers, Reasons
+from retinue.protocol.links import LinkShown
 from retinue.protocol.servers import AgentState, ServerState
 
 
@@ -126,6 +127,21 @@ class ShownSwitch(msgspec.Struct):
 
 class AllSwitches(msgspec.Struct):
     switches: list[ShownSwitch]
+
+
+class ShownLink(msgspec.Struct):
+    lower: str
+    """SWITCH:PORT of a leaf, or of a spine to a core."""
+    upper: str
+    state: LinkShown
+    reason: str
+    """Why it is lost; "": it is not."""
+    carries: bool
+    """Whether the switch at its lower end sends up by it."""
+
+
+class AllLinks(msgspec.Struct):
+    links: list[ShownLink]
 
 
 class ShownAudit(msgspec.Struct):

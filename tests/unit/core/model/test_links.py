@@ -2,7 +2,7 @@
 
 import pytest
 
-from retinue.core.model import Network, PortRef, network
+from retinue.core.model import ModelError, Network, PortRef, network
 from retinue.core.model.links import upward_ports
 from retinue.core.model.network import Owner
 from support.fabric.networks import fabric
@@ -105,3 +105,36 @@ def test_ports_of_servers_change_no_way_up() -> None:
     name = next(name for name in net._numbers["leaf1"] if name not in ends)
     assert Owner("switch", "leaf2") not in down(net, f"leaf1:{name}")
     assert up(net) == BOTH
+
+
+# ---- links that lose frames ----
+
+
+def lower(net: Network, leaf: str, spine: str) -> PortRef:
+    return link(net, leaf, spine)[0]
+
+
+def test_a_link_that_loses_frames_is_left_as_one_without_a_carrier_is() -> None:
+    net = fabric()
+    lost = lower(net, "leaf1", "spine1")
+    both_leaves = {Owner("switch", "leaf1"), Owner("switch", "leaf2")}
+    assert net.lose_link(lost, "nothing comes in") == both_leaves
+    assert up(net) == SECOND
+    assert not net.lose_link(lost, "half of it comes in"), "told once more"
+    assert net.lost_links == {lost: "half of it comes in"}
+    assert net.return_link(lost) == both_leaves
+    assert up(net) == BOTH
+    assert not net.return_link(lost)
+    with pytest.raises(ModelError, match="no link at leaf1:p1"):
+        net.lose_link(PortRef("leaf1", "p1"), "")
+
+
+def test_a_link_that_loses_some_is_better_than_none() -> None:
+    """The other one has no carrier; and where both lose some, both are used, as if it were not known."""
+    net = fabric()
+    down(net, str(lower(net, "leaf1", "spine2")))
+    net.lose_link(lower(net, "leaf1", "spine1"), "some")
+    assert up(net) == {"leaf1": ["spine1"], "leaf2": ["spine1", "spine2"]}
+    down(net, "leaf1:")
+    net.lose_link(lower(net, "leaf1", "spine2"), "some")
+    assert up(net)["leaf1"] == ["spine1", "spine2"]

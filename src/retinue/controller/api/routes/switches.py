@@ -18,6 +18,9 @@ def handlers(controller: Controller) -> Handlers:
     async def all_switches(_: web.Request) -> web.Response:
         return answer({"switches": views.switches(controller)})
 
+    async def all_links(_: web.Request) -> web.Response:
+        return answer({"links": views.links(controller)})
+
     async def audit(request: web.Request) -> web.Response:
         switch = _find(controller, request.match_info["id"])
         return answer({"switch": switch, **views.plain(await controller.auditor.audit(switch))})
@@ -57,6 +60,7 @@ def handlers(controller: Controller) -> Handlers:
 
     return {
         Route.LIST_SWITCHES: all_switches,
+        Route.LIST_LINKS: all_links,
         Route.GET_MAC_TABLE: macs,
         Route.REPORT_ROWS: report_rows,
         Route.AUDIT_SWITCH: audit,

@@ -1,6 +1,6 @@
 """What leaves, spines and cores hold whatever servers there are: where ARP and DHCP end, and the ways up."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 
 from retinue.core.model import DEFAULT_VRF, Role, Switch
@@ -38,7 +38,7 @@ from retinue.core.pipeline.matches import (
     storage_types,
     unroutable,
 )
-from retinue.core.pipeline.meters import LeafMeter, leaf_meters
+from retinue.core.pipeline.meters import PROBES, LeafMeter, leaf_meters
 from retinue.core.pipeline.priorities import TABLE_MISS, LeafAdmit, Route, Servers, SpineAdmit
 from retinue.core.pipeline.responders import arp, echo, nd, too_big
 from retinue.core.pipeline.tables import Table
@@ -64,6 +64,9 @@ def leaf_flows(net: Network, leaf: Switch) -> Iterator[Flow | Group | Meter]:
             yield Flow(Table.ADMIT, LeafAdmit.FROM_SPINE, down, goto=Table.SERVERS, cookie=mark)
         yield Flow(Table.ADMIT, LeafAdmit.FROM_SPINE_OTHER, match(in_port=port), cookie=mark)
         yield Flow(Table.SERVERS, Servers.FROM_ABOVE, match(in_port=port), cookie=mark)
+    if ports_up(net, leaf.id):
+        # A server's port may send none: what comes in there is no word about a link of the fabric.
+        yield from _probes(owner, LeafAdmit.PROBE, [*ports_up(net, leaf.id), PortNo.CONTROLLER])
     any_arp = match(vlan_vid=NO_TAG, eth_type=EtherType.ARP)
     yield Flow(Table.ADMIT, LeafAdmit.ARP, any_arp, goto=Table.ARP, cookie=mark)
     if not leaf.given and any(server.chassis for server in net.servers.values()):
@@ -124,7 +127,21 @@ def _with_and_without_tag(net: Network, flow: Flow) -> Iterator[Flow]:
         yield vrfs.with_tag(flow)
 
 
-def spine_flows(net: Network, spine: Switch) -> Iterator[Flow | Group]:
+def _probes(owner: Owner, priority: int, ports: Iterable[int | None]) -> Iterator[Flow | Meter]:
+    """Probes of links go to the controller, as far as the meter lets them: from these ports; None: from all.
+
+    From the controller, too: a switch that sends those back is one that answers.
+    """
+    yield PROBES
+    for port in ports:
+        came_in = {} if port is None else {"in_port": port}
+        probe = match(**came_in, vlan_vid=NO_TAG, eth_type=EtherType.LLDP, eth_dst=NEAREST_BRIDGE)
+        yield Flow(
+            Table.ADMIT, priority, probe, (CONTROLLER,), meter=PROBES.id, cookie=cookie(Reason.PROBE, owner)
+        )  # fmt: skip
+
+
+def spine_flows(net: Network, spine: Switch) -> Iterator[Flow | Group | Meter]:
     """What a spine, or a core, holds whatever servers there are: untagged IP enters, to the gateway or to a
     server; from a core only to a server. What is in no pod of its own a spine sends to a core, if it has one.
     """
@@ -145,6 +162,7 @@ def spine_flows(net: Network, spine: Switch) -> Iterator[Flow | Group]:
     if net.has_vrfs():
         yield from vrfs.in_band([Flow(Table.ROUTE, TABLE_MISS, (), cookie=mark)])
     yield from _from_cores(net, spine.id, mark)
+    yield from _probes(Owner("switch", spine.id), SpineAdmit.PROBE, [None])
     if not ports_up(net, spine.id):
         yield from _subnet_routes(net, (), mark)  # An address nobody holds ends here.
         return

@@ -1,0 +1,281 @@
+"""Probes on a running fabric: links that lose frames one way, both, or a share, and what follows."""
+
+from collections.abc import AsyncIterator, Callable
+from itertools import cycle
+
+import pytest
+
+from retinue.controller.api.views import links
+from retinue.controller.kinds import restore
+from retinue.controller.switches import link_probes
+from retinue.core.forwarding.fabric import End
+from retinue.core.link_watch import LinkLimits
+from retinue.core.model import Link
+from retinue.core.packets import parse
+from retinue.core.packets.lldp import NEAREST_BRIDGE, parse_lldp, probe_frame
+from retinue.southbound.openflow.codec.messages import PortDesc, PortStatus
+from retinue.southbound.openflow.codec.wire import PortReason
+from support.fabric.networks import GATEWAY_MAC, add_vm, fabric
+from support.fakes.memory_store import MemoryStore
+from support.fakes.session import FakeNetwork
+from support.recent_events import recent
+
+Lost = Callable[[], bool]
+"""Whether the next frame is."""
+ROUND = 0.2
+"""Seconds."""
+LIMITS = LinkLimits(hold=2.0)
+
+
+class Bench:
+    """Two leaves, two spines; frames that leave by some ports do not always arrive."""
+
+    def __init__(self, store: MemoryStore | None = None) -> None:
+        self.store = store or MemoryStore()
+        net = fabric()
+        for number in (1, 2):
+            add_vm(net, number, number)
+        self.fake = FakeNetwork(net, lambda: 1000.0, self.store, link_limits=LIMITS)
+        self.probes = self.fake.controller.link_probes
+        self.losing: dict[End, Lost] = {}
+        self.sent = 0
+        peer_of = self.fake.fabric.peer_of
+
+        def peer_or_none(switch: str, port: int, frame: bytes) -> End | None:
+            if parse(frame).dst == NEAREST_BRIDGE and (switch, port) not in self.fake.fabric.cables:
+                return None
+            self.sent += 1
+            lost = self.losing.get((switch, port), lambda: False)
+            return ("nowhere", 0) if lost() else peer_of(switch, port, frame)
+
+        self.fake.fabric.add("nowhere")
+        self.fake.fabric.peer_of = peer_or_none  # type: ignore[method-assign]
+
+    def link(self, leaf: str = "leaf1", spine: str = "spine1") -> Link:
+        return next(
+            one for one in self.fake.net.links if (one.lower.switch, one.upper.switch) == (leaf, spine)
+        )
+
+    def ends(self) -> tuple[End, End]:
+        """Of the link between leaf1 and spine1: as what leaves by it is known."""
+        found = []
+        for end in (self.link().lower, self.link().upper):
+            number = self.fake.net.port_number(end)
+            assert number is not None
+            found.append((end.switch, number))
+        return found[0], found[1]
+
+    async def rounds(self, count: int) -> None:
+        for _ in range(count):
+            for send in self.probes.begin():
+                send()
+            self.probes.end(ROUND)
+            await self.fake.settle()
+
+    def used(self) -> dict[str, int]:
+        """By leaf: how many ways up its switch has, as programmed."""
+        return {leaf: len(self.fake.fabric[leaf].groups[1].buckets) for leaf in ("leaf1", "leaf2")}
+
+    def told(self) -> list[tuple[str, str]]:
+        found = recent(self.fake.controller.events, "link.", 100)
+        return [(event.type, event.data["lower"]) for event in found]
+
+
+BOTH, ONE = {"leaf1": 2, "leaf2": 2}, {"leaf1": 1, "leaf2": 1}
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    made = Bench()
+    await made.fake.start()
+    yield made
+    await made.fake.stop()
+
+
+def always() -> bool:
+    return True
+
+
+@pytest.mark.parametrize("ends", [(0,), (1,), (0, 1)])
+async def test_what_vanishes_one_way_or_both_goes_by_the_other_spine(
+    bench: Bench, ends: tuple[int, ...]
+) -> None:
+    await bench.rounds(5)
+    for end in ends:
+        bench.losing[bench.ends()[end]] = always
+    await bench.rounds(2)
+    assert bench.used() == BOTH
+    await bench.rounds(1)
+    assert bench.used() == ONE
+    lower = str(bench.link().lower)
+    assert bench.told() == [("link.lost", lower)]
+    assert [str(one.lower) for one in bench.store.load().lost_links] == [lower]
+    await bench.rounds(30)
+    bench.losing.clear()
+    await bench.rounds(10)
+    assert bench.used() == ONE, "it has to be well for a while"
+    await bench.rounds(3)
+    assert bench.used() == BOTH
+    assert bench.told() == [("link.lost", lower), ("link.returned", lower)]
+    assert not bench.store.load().lost_links
+
+
+async def test_a_share_that_vanishes_is_found(bench: Bench) -> None:
+    count = 0
+
+    def every_fifth() -> bool:
+        nonlocal count
+        count += 1
+        return count % 5 == 0
+
+    await bench.rounds(5)
+    bench.losing[bench.ends()[1]] = every_fifth
+    await bench.rounds(10)
+    (told,) = recent(bench.fake.controller.events, "link.lost", 5)
+    assert f"that {bench.link().upper} has sent" in told.data["reason"]
+    assert bench.used() == ONE
+
+
+async def test_a_switch_that_does_not_answer_in_time_says_nothing_of_its_links(bench: Bench) -> None:
+    """Its probes do not come, and neither does what it is to send up itself."""
+    session = bench.fake.sessions["spine1"]
+    await bench.rounds(3)
+    sends, session.packet_out = session.packet_out, lambda *_: None  # type: ignore[method-assign]
+    await bench.rounds(30)
+    assert bench.used() == BOTH
+    assert not bench.told()
+    session.packet_out = sends  # type: ignore[method-assign]
+    await bench.rounds(3)
+    assert not bench.told()
+
+
+async def test_a_spine_that_forwards_nothing_any_more_is_found(bench: Bench) -> None:
+    """It speaks with the controller: nothing else shows that it is dead."""
+    for leaf in ("leaf1", "leaf2"):
+        number = bench.fake.net.port_number(bench.link(leaf).upper)
+        assert number is not None
+        bench.losing["spine1", number] = always
+    await bench.rounds(3)
+    assert len(bench.told()) == 2
+    assert bench.used() == ONE
+
+
+async def test_only_what_was_sent_counts_and_only_once(bench: Bench) -> None:
+    """Whoever is at the cable may send what he has seen, or makes himself: it makes up for nothing."""
+    lower, _ = bench.ends()
+    number = bench.fake.net.port_number(bench.link().upper)
+    assert number is not None
+    seen: list[bytes] = []
+    heard = bench.probes.heard
+    bench.probes.heard = lambda *at: (seen.append(at[2]), heard(*at))[1]  # type: ignore[method-assign, func-returns-value]
+    await bench.rounds(1)
+    bench.probes.heard = heard  # type: ignore[method-assign]
+    bench.losing[lower] = always
+    for at in range(3):
+        for frame in (*seen, probe_frame("leaf1", "s1", bytes(16), at, GATEWAY_MAC), b"\1\x80\xc2\0\0\x0e"):
+            bench.fake.send("spine1", number, frame.ljust(60, b"\0"))
+        await bench.rounds(1)
+    assert bench.told() == [("link.lost", str(bench.link().lower))]
+    assert bench.fake.controller.context.counters["probes of links not ours"] >= 3
+    assert parse_lldp(parse(seen[0]).payload).ttl == 0, "an LLDPDU that whoever hears it forgets"
+
+
+async def test_a_link_that_lost_frames_before_a_restart_is_not_used_until_it_is_well(bench: Bench) -> None:
+    bench.losing[bench.ends()[0]] = always
+    await bench.rounds(3)
+    again = Bench(bench.store)
+    restore(again.fake.controller.context.state, bench.store.load())
+    again.fake.controller.link_probes.forget = lambda: None  # type: ignore[method-assign]
+    await again.fake.start()
+    assert again.used() == ONE
+    await again.rounds(8)
+    assert again.used() == ONE
+    await again.rounds(6)
+    assert again.used() == BOTH
+    await again.fake.stop()
+
+
+async def test_where_links_are_not_probed_none_stays_lost(bench: Bench) -> None:
+    bench.losing[bench.ends()[0]] = always
+    await bench.rounds(3)
+    again = Bench(bench.store)
+    restore(again.fake.controller.context.state, bench.store.load())
+    await again.fake.start()
+    assert again.used() == BOTH
+    assert not bench.store.load().lost_links
+    await again.fake.stop()
+
+
+async def test_a_cable_that_leads_elsewhere_is_named(bench: Bench) -> None:
+    """Two cables between leaf1 and the spines were put in crosswise."""
+    cables = bench.fake.fabric.cables
+    ours = [bench.fake.net.port_number(bench.link(spine=spine).lower) for spine in ("spine1", "spine2")]
+    one, other = (("leaf1", number) for number in ours if number is not None)
+    there, elsewhere = cables[one], cables[other]
+    cables.update({one: elsewhere, elsewhere: one, other: there, there: other})
+    await bench.rounds(3)
+    told = recent(bench.fake.controller.events, "link.lost", 5)
+    assert [event.data["reason"] for event in told] == [
+        f"what {bench.link(spine=spine).lower} sends comes in at {bench.link(spine=wrong).upper}, "
+        f"and not at {bench.link(spine=spine).upper}"
+        for spine, wrong in (("spine1", "spine2"), ("spine2", "spine1"))
+    ]
+
+
+async def test_one_that_comes_several_times_counts_once(bench: Bench) -> None:
+    """A link that loses some and doubles others loses some."""
+    fates = cycle((True, False))
+    twice: list[bytes] = []
+    heard = bench.probes.heard
+
+    def hears(switch: str, port: int, frame: bytes) -> None:
+        heard(switch, port, frame)
+        twice.append(frame)
+        heard(switch, port, frame)
+
+    bench.probes.heard = hears  # type: ignore[method-assign]
+    bench.losing[bench.ends()[0]] = lambda: next(fates)
+    await bench.rounds(10)
+    assert twice
+    assert bench.used() == ONE
+
+
+async def test_what_is_sent_has_a_limit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One probe each way and one frame for each switch; more only for few links at a time."""
+    await bench.rounds(1)
+    before = bench.sent
+    await bench.rounds(1)
+    assert bench.sent - before == 2 * 4
+    for switch in bench.fake.fabric.switches:
+        for port in range(20):
+            bench.losing[switch, port] = always
+    monkeypatch.setattr(link_probes, "MOST_SUSPECTS", 2)
+    await bench.rounds(1)
+    before = bench.sent
+    await bench.rounds(1)
+    assert bench.sent - before == 2 * 2 + 2 * 2 * LIMITS.burst
+
+
+async def test_links_are_shown_as_they_are(bench: Bench) -> None:
+    lower = str(bench.link().lower)
+
+    def shown() -> dict[str, object]:
+        return next(row for row in links(bench.fake.controller) if row["lower"] == lower)
+
+    upper = str(bench.link().upper)
+    assert shown() == {"lower": lower, "upper": upper, "state": "unknown", "reason": "", "carries": True}
+    await bench.rounds(1)
+    assert shown()["state"] == "well"
+    bench.losing[bench.ends()[0]] = always
+    await bench.rounds(3)
+    why = f"nothing that {lower} sends comes in at {upper}"
+    assert shown() == {"lower": lower, "upper": upper, "state": "lost", "reason": why, "carries": False}
+    bench.losing.clear()
+    await bench.rounds(4)
+    assert shown()["state"] == "returning"
+    session = bench.fake.sessions["leaf1"]
+    session.down = frozenset({bench.link().lower.port})
+    port = PortDesc(session.ports[bench.link().lower.port], bench.link().lower.port, bytes(6), 0, 1)
+    bench.fake.controller.port_status(session, PortStatus(0, PortReason.MODIFY, port))  # type: ignore[arg-type]
+    await bench.rounds(1)
+    assert shown()["state"] == "no carrier"
