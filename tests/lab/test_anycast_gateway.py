@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from retinue.core.packets.lldp import NEAREST_BRIDGE
 from retinue_lab.measure import arp as arp_program
 from retinue_lab.measure.capture import SilentPorts, WatchedPort
 from retinue_lab.topology.topology import node_of
@@ -98,7 +99,7 @@ async def test_nothing_is_flooded_whatever_a_vm_sends(bench: LabBench, ips: list
     """What is for everybody or for nobody reaches nobody; honest traffic only its receiver."""
     one, two, three = ips
     macs = {node_of(part): part.mac for part in bench.topology.attached}
-    known = frozenset({GATEWAY, *macs.values()})
+    known = frozenset({GATEWAY, NEAREST_BRIDGE, *macs.values()})  # The controller's probes of links.
     ports = [
         WatchedPort("server1", "tap-vm2", frozenset({TWO}), "out"),
         WatchedPort("server2", "tap-vm3", frozenset({THREE}), "out"),

@@ -1,45 +1,37 @@
 """Whether a link of the fabric loses frames while both its ends have a carrier, by what becomes of probes.
 
-In each round so many probes go over the link, each way. A round ends when they have had their time.
+A probe is sent by the link's lower end. The upper end tells that it has come in, if it is connected, and
+sends it back. In each round so many go over the link. A round ends when they have had their time.
 
     state      goes on to       when
-    well       lost             in the last `rounds` rounds nothing came one way; or of a sample too few
-    lost       returning        all of a round has come, both ways
+    well       lost             in the last `rounds` rounds nothing came back; or of a sample too little
+    lost       returning        all of a round has come back
     returning  well             so it was in every round, for the hold time
     returning  lost             a probe is missing
 
 The hold time doubles each time that the link is lost again soon: one that comes and goes costs packets each
-time that it goes. A probe that is missing has the next rounds send many, so that a share is told from a
-chance within a second.
+time that it goes. A probe that is missing has the next rounds send many, so that a share is told from chance
+within a second.
 
-A round in which a switch at either end was slow says nothing of the link between them, and does not count.
-What comes later than its round is still credited: late is not lost.
+A round in which the switch at the lower end was slow says nothing of the link, and does not count. What comes
+later than its round is still credited: late is not lost.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
-from enum import IntEnum, StrEnum
-
-
-class Way(IntEnum):
-    """Who has sent a probe."""
-
-    UP = 0
-    """The link's lower end."""
-    DOWN = 1
-    """The upper one."""
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
 class LinkLimits:
     rounds: int = 3
-    """Without any probe one way the link is lost."""
+    """Without any probe that comes back the link is lost."""
     burst: int = 20
-    """Probes each way in a round, while one is missing of the rounds that are looked at."""
+    """Probes in a round, while one is missing of the rounds that are looked at."""
     looked_at: int = 5
     """Rounds of which a share is taken."""
     sample: int = 40
-    """Probes one way in these, at the least, of which a share is told..."""
+    """Probes in these, at the least, of which a share is told..."""
     least: int = 3
     """... and missing ones, at the least."""
     share: float = 0.05
@@ -60,15 +52,13 @@ class LinkState(StrEnum):
 class _Round:
     number: int
     sent: int
-    """Probes each way."""
-    came: list[int] = field(default_factory=lambda: [0, 0])
-
-    def missing(self, way: Way) -> int:
-        return self.sent - self.came[way]
+    there: int = 0
+    """Probes of which the upper end has told."""
+    back: int = 0
 
     @property
     def is_complete(self) -> bool:
-        return not any(self.missing(way) for way in Way)
+        return self.back >= self.sent
 
 
 @dataclass(slots=True)
@@ -81,8 +71,8 @@ class WatchedLink:
     state: LinkState = LinkState.WELL
     reason: str = ""
     """Why it is lost, or was."""
-    elsewhere: dict[Way, str] = field(default_factory=dict)
-    """Where a probe has come in that was to come in at the other end of this link."""
+    elsewhere: str = ""
+    """Where a probe has come in that was to come in at the upper end: the cable leads there."""
     _losses: int = 0
     """How often it was lost, one soon after the other."""
     _good: float = 0.0
@@ -113,17 +103,25 @@ class WatchedLink:
     # ---- events ----
 
     def begin(self, number: int, probes: int) -> None:
-        """A round begins: so many probes are sent each way."""
+        """A round begins: so many probes are sent."""
         self._open = _Round(number, probes)
 
-    def came(self, way: Way, number: int) -> None:
-        """A probe of this round has come in at the other end; each one that was sent does so once."""
-        for one in (*self._rounds, self._open):
-            if one is not None and one.number == number:
-                one.came[way] += 1
+    def there(self, number: int) -> None:
+        """A probe of this round has come in at the upper end; each one that was sent does so once at most."""
+        self.elsewhere = ""
+        if (one := self._round(number)) is not None:
+            one.there += 1
+
+    def back(self, number: int) -> None:
+        """It has come back; as above."""
+        if (one := self._round(number)) is not None and not self.elsewhere:
+            one.back += 1
+
+    def _round(self, number: int) -> _Round | None:
+        return next((one for one in (*self._rounds, self._open) if one and one.number == number), None)
 
     def end(self, seconds: float, *, answered: bool) -> None:
-        """The round has had its time. `answered`: both switches have shown that they were not slow.
+        """The round has had its time. `answered`: the lower end's switch has shown that it was not slow.
 
         `seconds`: since the last one ended.
         """
@@ -150,7 +148,7 @@ class WatchedLink:
 
     def _look(self, seconds: float) -> None:
         """While it is used."""
-        found = next((why for way in Way if (why := self._lost(way))), "")
+        found = self._lost()
         if found:
             self.state, self.reason = LinkState.LOST, found
             self._losses, self._good = self._losses + 1, 0.0
@@ -176,18 +174,23 @@ class WatchedLink:
         """Seconds that it must be well before it is used again."""
         return min(self.limits.hold * float(1 << min(20, max(0, self._losses - 1))), self.limits.longest_hold)
 
-    def _lost(self, way: Way) -> str:
+    def _lost(self) -> str:
         """Why it is lost, "" if it is not."""
         limits = self.limits
-        sender, receiver = (self.lower, self.upper) if way is Way.UP else (self.upper, self.lower)
         last = list(self._rounds)[-limits.rounds :]
-        if len(last) == limits.rounds and not any(one.came[way] for one in last):
-            if way in self.elsewhere:
-                return f"what {sender} sends comes in at {self.elsewhere[way]}, and not at {receiver}"
-            return f"nothing that {sender} sends comes in at {receiver}"
+        if len(last) == limits.rounds and not any(one.back for one in last):
+            if self.elsewhere:
+                return f"what {self.lower} sends comes in at {self.elsewhere}, and not at {self.upper}"
+            if not any(one.there for one in last):
+                return f"nothing that {self.lower} sends comes in at {self.upper}"
+            return f"nothing that {self.upper} sends comes in at {self.lower}"
         settled = list(self._rounds)[:-1]  # What is late by less than a round has come by now.
         sent = sum(one.sent for one in settled)
-        missing = sum(one.missing(way) for one in settled)
-        if sent >= limits.sample and missing >= max(limits.least, limits.share * sent):
-            return f"of {sent} frames that {sender} has sent {missing} have not come in at {receiver}"
-        return ""
+        missing = sent - sum(one.back for one in settled)
+        if sent < limits.sample or missing < max(limits.least, limits.share * sent):
+            return ""
+        on_its_way_there = sent - sum(max(one.there, one.back) for one in settled)
+        sender, receiver = self.lower, self.upper
+        if 2 * on_its_way_there < missing:
+            sender, receiver = self.upper, self.lower
+        return f"of {sent} frames that {sender} has sent {missing} have not come in at {receiver}"

@@ -114,6 +114,18 @@ WRONG: list[tuple[Snapshot, Grade, str, str]] = [
         with_first("switches", rejected_ports=[{"port": "tap9", "vm": "vm9", "reason": "no such VM"}]),
         *(WARNING, "switch edge1", "port tap9 is not taken for vm9: no such VM"),
     ),
+    (
+        with_first("links", state="lost", reason="nothing comes in", carries=False),
+        *(WARNING, "link leaf1:s1 - spine1:l1", "nothing comes in; traffic goes by others"),
+    ),
+    (
+        with_first("links", state="no carrier", carries=True),
+        *(CRITICAL, "link leaf1:s1 - spine1:l1", "no carrier; it is used, for there is no better way"),
+    ),
+    (
+        with_first("links", state="returning", reason="nothing came in", carries=False),
+        *(NOTE, "link leaf1:s1 - spine1:l1", "is used again soon; nothing came in before"),
+    ),
     (with_first("servers", state="missing"), CRITICAL, "server server1", "not found at any leaf, with vm1"),
     (with_first("servers", state="missing", vms=[]), WARNING, "server server1", "not found at any leaf"),
     (

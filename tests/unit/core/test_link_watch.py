@@ -2,7 +2,7 @@
 
 import pytest
 
-from retinue.core.link_watch import LinkLimits, LinkState, WatchedLink, Way
+from retinue.core.link_watch import LinkLimits, LinkState, WatchedLink
 
 ALL, NONE = 1.0, 0.0
 ROUND = 0.2
@@ -16,12 +16,17 @@ class Link:
         self.watched = watched or WatchedLink("leaf1:s1", "spine1:l1", limits or LinkLimits())
         self.number = 0
 
-    def rounds(self, count: int, up: float = ALL, down: float = ALL, *, answered: bool = True) -> LinkState:
+    def rounds(
+        self, count: int, up: float = ALL, down: float = ALL, *, answered: bool = True, told: bool = True
+    ) -> LinkState:
+        """`told`: the upper end says what comes in there."""
         for _ in range(count):
             self.begin()
-            for way, share in ((Way.UP, up), (Way.DOWN, down)):
-                for _ in range(round(share * self.sent)):
-                    self.watched.came(way, self.number)
+            there = round(up * self.sent)
+            for _ in range(there if told else 0):
+                self.watched.there(self.number)
+            for _ in range(round(down * there)):
+                self.watched.back(self.number)
             self.watched.end(ROUND, answered=answered)
         return self.watched.state
 
@@ -90,9 +95,8 @@ def test_late_is_not_lost() -> None:
     link.rounds(5)
     for _ in range(100):
         link.begin()
-        for way in Way:  # All of the round before, now.
-            for _ in range(20):
-                link.watched.came(way, link.number - 1)
+        for _ in range(20):  # All of the round before, now.
+            link.watched.back(link.number - 1)
         link.watched.end(ROUND, answered=True)
         assert link.watched.state is LinkState.WELL
 
@@ -142,8 +146,9 @@ def test_one_that_was_lost_before_a_restart_has_to_show_that_it_is_well() -> Non
     assert link.until_well() >= 2.0
 
 
-def test_a_cable_that_leads_elsewhere_is_named() -> None:
+def test_a_cable_that_leads_elsewhere_is_named_though_all_comes_back() -> None:
     link = Link()
-    link.watched.elsewhere[Way.UP] = "spine2:l1"
-    assert link.rounds(3, NONE) is LinkState.LOST
+    link.watched.elsewhere = "spine2:l1"
+    assert link.rounds(3, told=False) is LinkState.LOST
     assert link.watched.reason == "what leaf1:s1 sends comes in at spine2:l1, and not at spine1:l1"
+    assert link.rounds(4) is LinkState.RETURNING, "it has come in where it should"

@@ -58,8 +58,7 @@ class _Reading:
         spoofed = {(switch, reason.name.lower()): n for (switch, reason), n in frames.items()}
         yield _gauge("retinue_switches", "Switches in the configuration", len(net.switches))
         yield _gauge("retinue_switches_connected", "Switches with a session", len(context.sessions()))
-        yield _gauge("retinue_links", "Links between switches", len(net.links))
-        yield _gauge("retinue_links_lost", "Of these, those that lose frames", len(net.lost_links))
+        yield _gauge("retinue_links_lost", "Links between switches that lose frames", len(net.lost_links))
         yield _gauge("retinue_servers", "Servers registered", len(net.servers))
         yield _gauge("retinue_agents_away", "Servers whose agents have listened and do so no longer", away)
         yield _gauge("retinue_vms", "VMs registered", len(net.vms))

@@ -1,9 +1,9 @@
-"""Probes over the fabric's links: whether what one end sends comes in at the other.
+"""Probes over the fabric's links: whether what one end sends comes in at the other, and comes back.
 
-`core.link_watch` judges. A probe is an LLDP frame that the controller has one switch send by a packet-out,
-and that the switch at the other end sends up. It counts if it is, byte for byte, one that was sent and has
-not come in yet. A frame that a switch is to send up itself, behind the probes, tells whether it was slow:
-then the round says nothing of its links.
+`core.link_watch` judges. A probe is an LLDP frame that the controller has the switch at a link's lower end
+send by a packet-out. The one at the upper end sends it up, and back, by an entry of its own: so it need not
+be connected. A probe counts if it is, byte for byte, one that was sent, and each time once. A frame that a
+switch is to send up itself, behind the probes, tells whether it was slow: then the round says nothing.
 
 At most MOST_A_SECOND are sent, whatever the fabric's size: in one with more links a round takes longer.
 """
@@ -17,9 +17,10 @@ from itertools import islice
 from retinue.controller.context import Context
 from retinue.controller.counters import Count
 from retinue.controller.link_changes import LinkLost, LinkReturned
-from retinue.core.link_watch import LinkLimits, WatchedLink, Way
+from retinue.core.link_watch import LinkLimits, WatchedLink
 from retinue.core.model import Link, PortRef
 from retinue.core.model.links import has_carrier
+from retinue.core.model.network import Owner
 from retinue.core.packets.lldp import probe_frame
 from retinue.core.pipeline.entry import PortNo
 
@@ -30,13 +31,14 @@ MOST_SUSPECTS = 4
 """Links that are sent many probes at a time: what is wrong with more is no link's fault."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Probe:
+    """One that has been sent."""
+
     link: Link
-    way: Way
     number: int
-    to: PortRef
-    """Where it should come in."""
+    """The round."""
+    there: bool = False
 
 
 class LinkProbes:
@@ -52,7 +54,7 @@ class LinkProbes:
         self._sent = 0
         """Frames, of all rounds: no two are the same."""
         self._probes: dict[bytes, _Probe] = {}
-        """By what was sent: probes that have not come in."""
+        """By what was sent: probes that have not come back."""
         self._echoes: dict[bytes, str] = {}
         """The same, of this round, of frames that a switch is to send up itself."""
         self._answered: set[str] = set()
@@ -102,12 +104,13 @@ class LinkProbes:
             if not self._can_be_probed(link):
                 watched.forget()
                 continue
+            if not self._is_ready(link.upper.switch):
+                continue
             count = self._limits.burst if link in suspects else 1
             watched.begin(self._number, count)
-            asked.update({link.lower.switch: None, link.upper.switch: None})
-            for way, at, to in ((Way.UP, link.lower, link.upper), (Way.DOWN, link.upper, link.lower)):
-                for _ in range(count):
-                    yield partial(self._send, at, _Probe(link, way, self._number, to))
+            asked[link.lower.switch] = None
+            for _ in range(count):
+                yield partial(self._send, _Probe(link, self._number))
         for switch in asked:
             yield partial(self._ask, switch)
 
@@ -115,7 +118,7 @@ class LinkProbes:
         """The round has had its time: it is looked at. `seconds`: since the last one ended."""
         for link, watched in self._links.items():
             was_usable = watched.usable
-            watched.end(seconds, answered={link.lower.switch, link.upper.switch} <= self._answered)
+            watched.end(seconds, answered=link.lower.switch in self._answered)
             if was_usable and not watched.usable:
                 self._change(link, LinkLost(link.lower, link.upper, watched.reason))
             elif watched.usable and not was_usable:
@@ -127,17 +130,20 @@ class LinkProbes:
             if self._echoes.pop(frame, "") == switch:
                 self._answered.add(switch)
             return
-        probe = self._probes.pop(frame, None)
+        probe = self._probes.get(frame)
         watched = None if probe is None else self._links.get(probe.link)
         if probe is None or watched is None:
             self._context.counters[Count.PROBES_NOT_OURS] += 1
             return
         here = PortRef(switch, self._context.net.port_name(switch, port) or str(port))
-        if here == probe.to:
-            watched.elsewhere.pop(probe.way, None)
-            watched.came(probe.way, probe.number)
-        else:
-            watched.elsewhere[probe.way] = str(here)
+        if here == probe.link.lower:
+            del self._probes[frame]
+            watched.back(probe.number)
+        elif here != probe.link.upper:
+            watched.elsewhere = str(here)
+        elif not probe.there:
+            probe.there = True
+            watched.there(probe.number)
 
     # ---- parts of it ----
 
@@ -154,12 +160,19 @@ class LinkProbes:
                     else WatchedLink.lost_before(*ends, self._limits, reason)
                 )
 
-    def _can_be_probed(self, link: Link) -> bool:
-        net, ends = self._context.net, (link.lower, link.upper)
-        connected = all(self._context.is_connected(end.switch) for end in ends)
-        return connected and has_carrier(net, link) and all(net.port_number(end) is not None for end in ends)
+    def _is_ready(self, upper: str) -> bool:
+        """The switch at the upper end should send probes back: it has its entries, or it is away."""
+        if not self._context.is_connected(upper):
+            return self._context.is_away(upper)
+        return self._context.installer.switches[upper].has_confirmed_of(Owner("switch", upper))
 
-    def _send(self, at: PortRef, probe: _Probe) -> None:
+    def _can_be_probed(self, link: Link) -> bool:
+        net, lower = self._context.net, link.lower
+        told = net.port_number(lower) is not None and self._context.is_connected(lower.switch)
+        return told and has_carrier(net, link)
+
+    def _send(self, probe: _Probe) -> None:
+        at = probe.link.lower
         number = self._context.net.port_number(at)
         if number is not None and self._context.is_connected(at.switch):
             frame = self._frame(at)

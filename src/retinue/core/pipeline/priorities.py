@@ -103,8 +103,10 @@ class SpineAdmit(IntEnum):
     FLOODED_FROM_CORE = 130
     FLOODED = 120
     """To a group of a vnet that floods."""
-    PROBE = 118
-    """LLDP from a leaf, spine or core, or from the controller: whether links lose frames."""
+    PROBE = 119
+    """LLDP from a core, or from the controller: whether links lose frames."""
+    PROBE_FROM_BELOW = 118
+    """The same, from a leaf or spine: it is sent back, too."""
     FROM_CORE = 115
     FROM_CORE_OTHER = 110
     """What is no untagged IP never comes from a core."""

@@ -1,6 +1,6 @@
 """What leaves, spines and cores hold whatever servers there are: where ARP and DHCP end, and the ways up."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import product
 
 from retinue.core.model import DEFAULT_VRF, Role, Switch
@@ -18,6 +18,7 @@ from retinue.core.pipeline.entry import (
     Action,
     DecTtl,
     Field,
+    FieldValue,
     Flow,
     Group,
     Meter,
@@ -66,7 +67,7 @@ def leaf_flows(net: Network, leaf: Switch) -> Iterator[Flow | Group | Meter]:
         yield Flow(Table.SERVERS, Servers.FROM_ABOVE, match(in_port=port), cookie=mark)
     if ports_up(net, leaf.id):
         # A server's port may send none: what comes in there is no word about a link of the fabric.
-        yield from _probes(owner, LeafAdmit.PROBE, [*ports_up(net, leaf.id), PortNo.CONTROLLER])
+        yield from _probes(net, leaf.id, LeafAdmit.PROBE)
     any_arp = match(vlan_vid=NO_TAG, eth_type=EtherType.ARP)
     yield Flow(Table.ADMIT, LeafAdmit.ARP, any_arp, goto=Table.ARP, cookie=mark)
     if not leaf.given and any(server.chassis for server in net.servers.values()):
@@ -127,18 +128,22 @@ def _with_and_without_tag(net: Network, flow: Flow) -> Iterator[Flow]:
         yield vrfs.with_tag(flow)
 
 
-def _probes(owner: Owner, priority: int, ports: Iterable[int | None]) -> Iterator[Flow | Meter]:
-    """Probes of links go to the controller, as far as the meter lets them: from these ports; None: from all.
-
-    From the controller, too: a switch that sends those back is one that answers.
+def _probes(
+    net: Network, switch: str, priority: int, from_below: int | None = None
+) -> Iterator[Flow | Meter]:
+    """Probes of links go to the controller, as far as the meter lets them: from above, and from the
+    controller, to see whether the switch answers. What comes `from_below` (a priority) is sent back, too: so
+    a switch above that is not connected is probed, too, and one that forwards nothing any more is found.
     """
+    mark = cookie(Reason.PROBE, Owner("switch", switch))
+    kind: dict[str, FieldValue] = {"vlan_vid": NO_TAG, "eth_type": EtherType.LLDP, "eth_dst": NEAREST_BRIDGE}
     yield PROBES
-    for port in ports:
-        came_in = {} if port is None else {"in_port": port}
-        probe = match(**came_in, vlan_vid=NO_TAG, eth_type=EtherType.LLDP, eth_dst=NEAREST_BRIDGE)
-        yield Flow(
-            Table.ADMIT, priority, probe, (CONTROLLER,), meter=PROBES.id, cookie=cookie(Reason.PROBE, owner)
-        )  # fmt: skip
+    for port in (*ports_up(net, switch), PortNo.CONTROLLER):
+        told = match(in_port=port, **kind)
+        yield Flow(Table.ADMIT, priority, told, (CONTROLLER,), meter=PROBES.id, cookie=mark)
+    if from_below is not None:
+        both = (CONTROLLER, Output(PortNo.IN_PORT))
+        yield Flow(Table.ADMIT, from_below, match(**kind), both, meter=PROBES.id, cookie=mark)
 
 
 def spine_flows(net: Network, spine: Switch) -> Iterator[Flow | Group | Meter]:
@@ -162,7 +167,7 @@ def spine_flows(net: Network, spine: Switch) -> Iterator[Flow | Group | Meter]:
     if net.has_vrfs():
         yield from vrfs.in_band([Flow(Table.ROUTE, TABLE_MISS, (), cookie=mark)])
     yield from _from_cores(net, spine.id, mark)
-    yield from _probes(Owner("switch", spine.id), SpineAdmit.PROBE, [None])
+    yield from _probes(net, spine.id, SpineAdmit.PROBE, SpineAdmit.PROBE_FROM_BELOW)
     if not ports_up(net, spine.id):
         yield from _subnet_routes(net, (), mark)  # An address nobody holds ends here.
         return
