@@ -201,7 +201,7 @@ async def packet_ins(bench: LabBench) -> int:
     return sum(
         n
         for name, n in counters.items()
-        if name.startswith("packet-ins ") and not name.endswith("server_arp")
+        if name.startswith("packet-ins ") and not name.endswith(("server_arp", "probe"))
     )
 
 

@@ -45,6 +45,7 @@ from retinue.controller.mobility.spreading import SpreadWatch
 from retinue.controller.neighbours.arp_responder import ArpResponder
 from retinue.controller.neighbours.gateway import Gateway
 from retinue.controller.neighbours.held_packets import HeldPackets
+from retinue.controller.neighbours.link_probes import LinkProbes
 from retinue.controller.neighbours.mac_changes import MacChanges
 from retinue.controller.neighbours.nd_responder import NdResponder
 from retinue.controller.neighbours.router_watch import RouterWatch
@@ -52,7 +53,6 @@ from retinue.controller.neighbours.taking import Taking
 from retinue.controller.neighbours.vdp import VdpPath
 from retinue.controller.spoof_counts import SpoofCounts
 from retinue.controller.state import Stored
-from retinue.controller.switches.link_probes import LinkProbes
 from retinue.controller.switches.readback import SwitchSession
 from retinue.controller.tracing import Tracer
 from retinue.controller.words import Words
@@ -306,9 +306,6 @@ class Controller:
         if switch is None or reason is None or not self._may_send_up(switch, reason):
             self.context.counters[Count.PACKET_INS_NOT_OURS] += 1
             return
-        if reason is Reason.PROBE:  # Not counted: the controller has sent it itself.
-            self.link_probes.heard(switch, message.in_port, message.frame)
-            return
         self.context.counters[packet_ins(reason)] += 1
         match reason:
             case Reason.DHCP_CLIENT:
@@ -335,6 +332,8 @@ class Controller:
                 self.fip.from_forwarder(switch, message.in_port, message.frame)
             case Reason.VDP:
                 self.vdp.from_edge(switch, message.in_port, message.frame)
+            case Reason.PROBE:
+                self.link_probes.heard(switch, message.in_port, message.frame)
             case Reason.TUNNEL_MARK:
                 self.domains.hearing.mark(switch, message.frame)
             case Reason.UNPLACED:

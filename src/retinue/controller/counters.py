@@ -79,8 +79,9 @@ def packet_ins(reason: Reason) -> str:
 
 
 def all_packet_ins(counters: Mapping[str, int]) -> int:
-    """Frames that switches sent for any reason."""
-    return sum(count for name, count in counters.items() if name.startswith(PACKET_INS.format("")))
+    """Frames that switches sent for any reason, but for those that the controller has had sent itself."""
+    found = sum(count for name, count in counters.items() if name.startswith(PACKET_INS.format("")))
+    return found - counters.get(packet_ins(Reason.PROBE), 0)
 
 
 def renewals(end: OrderState) -> str:

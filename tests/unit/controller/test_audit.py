@@ -144,7 +144,7 @@ async def test_reading_holds_up_nobody_and_what_is_out_of_date_is_read_again(
     found = await audit
     assert (reading.times, found.missing, found.changed, found.foreign) == (2, 0, 0, 1)
     wanted = fake.controller.context.compiler.program("spine1")
-    assert fake.fabric["spine1"].flows.keys() == wanted.keys()
+    assert fake.fabric["spine1"].flows.keys() == {key for key in wanted.keys() if key[0] != "meter"}  # noqa: SIM118
 
 
 async def test_a_switch_that_changes_all_the_time_is_given_up(fake: FakeNetwork) -> None:

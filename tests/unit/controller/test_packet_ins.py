@@ -46,7 +46,7 @@ def test_the_table_has_what_the_pipeline_sends_up_and_nothing_else() -> None:
     net.change_nic("vm1", nic, replace(nic, trusted=True))
     add_forwarder(net)
     net.detected.pop("server3")  # Nobody knows where that is.
-    found = sent_up(net) | sent_up(Domains(1, 1).nets["a"])
+    found = sent_up(net) | sent_up(Domains(1, 1).nets["a"]) | sent_up(fabric(cores=2))
     assert found == {(reason, role) for reason, roles in SENT_UP_BY.items() for role in roles}
 
 

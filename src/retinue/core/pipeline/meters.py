@@ -75,8 +75,9 @@ class LeafMeter(IntEnum):
 EDGE_VDP = Meter(1, 10, 10)
 """What an edge's uplink may send to the controller of LLDP; its number is below those of VMs' ports."""
 
-PROBES = Meter(7, 4000, 4000)
-"""What a leaf, spine or core may send to the controller of probes: twice what is sent of them in all."""
+PROBES = Meter(8, 4000, 4000)
+"""What a leaf, spine or core may send to the controller of probes: twice what is sent of them in all. Its
+number is beyond those of LeafMeter."""
 
 LEAF_RATE = 500
 """Frames a second, and the size of a burst, of each LeafMeter."""

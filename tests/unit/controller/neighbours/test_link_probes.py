@@ -8,7 +8,7 @@ import pytest
 
 from retinue.controller.api.views import links
 from retinue.controller.kinds import restore
-from retinue.controller.switches import link_probes
+from retinue.controller.neighbours import link_probes
 from retinue.core.forwarding.fabric import End
 from retinue.core.link_watch import LinkLimits
 from retinue.core.model import Link
@@ -22,7 +22,7 @@ from support.fakes.session import FakeNetwork
 from support.fakes.switch import FakeSwitch
 from support.recent_events import recent
 
-Lost = Callable[[], bool]
+Lost = Callable[[bytes], bool]
 """Whether the next frame is."""
 ROUND = 0.2
 """Seconds."""
@@ -47,8 +47,8 @@ class Bench:
             if parse(frame).dst == NEAREST_BRIDGE and (switch, port) not in self.fake.fabric.cables:
                 return None
             self.sent += 1
-            lost = self.losing.get((switch, port), lambda: False)
-            return ("nowhere", 0) if lost() else peer_of(switch, port, frame)
+            lost = self.losing.get((switch, port), lambda frame: False)
+            return ("nowhere", 0) if lost(frame) else peer_of(switch, port, frame)
 
         self.fake.fabric.add("nowhere")
         self.fake.fabric.peer_of = peer_or_none  # type: ignore[method-assign]
@@ -94,7 +94,7 @@ async def bench() -> AsyncIterator[Bench]:
     await made.fake.stop()
 
 
-def always() -> bool:
+def always(frame: bytes) -> bool:
     return True
 
 
@@ -125,7 +125,7 @@ async def test_what_vanishes_one_way_or_both_goes_by_the_other_spine(
 async def test_a_share_that_vanishes_is_found(bench: Bench) -> None:
     count = 0
 
-    def every_fifth() -> bool:
+    def every_fifth(frame: bytes) -> bool:
         nonlocal count
         count += 1
         return count % 5 == 0
@@ -135,6 +135,14 @@ async def test_a_share_that_vanishes_is_found(bench: Bench) -> None:
     await bench.rounds(10)
     (told,) = recent(bench.fake.controller.events, "link.lost", 5)
     assert f"that {bench.link().upper} has sent" in told.data["reason"]
+    assert bench.used() == ONE
+
+
+async def test_a_link_that_loses_long_frames_only_is_found(bench: Bench) -> None:
+    """As one whose MTU is too small: probes are as short as frames can be, and as long."""
+    await bench.rounds(5)
+    bench.losing[bench.ends()[0]] = lambda frame: len(frame) > 1400
+    await bench.rounds(5)
     assert bench.used() == ONE
 
 
@@ -278,7 +286,7 @@ async def test_one_that_comes_several_times_counts_once(bench: Bench) -> None:
         heard(switch, port, frame)
 
     bench.probes.heard = hears  # type: ignore[method-assign]
-    bench.losing[bench.ends()[0]] = lambda: next(fates)
+    bench.losing[bench.ends()[0]] = lambda frame: next(fates)
     await bench.rounds(10)
     assert twice
     assert bench.used() == ONE

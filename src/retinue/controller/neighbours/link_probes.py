@@ -27,6 +27,7 @@ from retinue.core.pipeline.entry import PortNo
 MOST_A_SECOND = 2000
 BATCH = 20
 """Frames sent at once, before others have their turn."""
+ETHERNET_BYTES = 14
 MOST_SUSPECTS = 4
 """Links that are sent many probes at a time: what is wrong with more is no link's fault."""
 
@@ -109,8 +110,8 @@ class LinkProbes:
             count = self._limits.burst if link in suspects else 1
             watched.begin(self._number, count)
             asked[link.lower.switch] = None
-            for _ in range(count):
-                yield partial(self._send, _Probe(link, self._number))
+            for n in range(count):
+                yield partial(self._send, _Probe(link, self._number), large=(self._number + n) % 2 == 1)
         for switch in asked:
             yield partial(self._ask, switch)
 
@@ -171,11 +172,13 @@ class LinkProbes:
         told = net.port_number(lower) is not None and self._context.is_connected(lower.switch)
         return told and has_carrier(net, link)
 
-    def _send(self, probe: _Probe) -> None:
+    def _send(self, probe: _Probe, *, large: bool) -> None:
+        """`large`: as the longest packets are, which some links lose before others."""
         at = probe.link.lower
         number = self._context.net.port_number(at)
         if number is not None and self._context.is_connected(at.switch):
-            frame = self._frame(at)
+            length = ETHERNET_BYTES + self._context.net.mtu if large else 0
+            frame = self._frame(at).ljust(length, b"\0")
             self._probes[frame] = probe
             self._context.send_frame(at.switch, number, frame)
 
