@@ -13,7 +13,7 @@ from retinue.core.forwarding.fabric import End
 from retinue.core.link_watch import LinkLimits
 from retinue.core.model import Link
 from retinue.core.packets import parse
-from retinue.core.packets.lldp import NEAREST_BRIDGE, parse_lldp, probe_frame
+from retinue.core.packets.lldp import parse_lldp, probe_frame
 from retinue.southbound.openflow.codec.messages import PortDesc, PortStatus
 from retinue.southbound.openflow.codec.wire import PortReason
 from support.fabric.networks import GATEWAY_MAC, add_vm, fabric
@@ -44,11 +44,10 @@ class Bench:
         peer_of = self.fake.fabric.peer_of
 
         def peer_or_none(switch: str, port: int, frame: bytes) -> End | None:
-            if parse(frame).dst == NEAREST_BRIDGE and (switch, port) not in self.fake.fabric.cables:
-                return None
             self.sent += 1
-            lost = self.losing.get((switch, port), lambda frame: False)
-            return ("nowhere", 0) if lost(frame) else peer_of(switch, port, frame)
+            lost = self.losing.get((switch, port))
+            vanishes = lost is not None and lost(frame)
+            return ("nowhere", 0) if vanishes else peer_of(switch, port, frame)
 
         self.fake.fabric.add("nowhere")
         self.fake.fabric.peer_of = peer_or_none  # type: ignore[method-assign]
