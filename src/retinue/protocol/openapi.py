@@ -239,12 +239,11 @@ def _schema_of(info: Any, components: Mapping[str, Schema]) -> Schema | None:
 
 def _with_sentences(components: Mapping[str, Schema], infos: Iterable[Any]) -> None:
     """Give fields, and members of enumerations, the sentences that stand below them in the code."""
-    for info in infos:
-        schema = _schema_of(info, components)
-        if schema is None:
-            continue
-        said = said_of(info.cls)
-        lines = ["", *_means(info.cls, said)] if issubclass(info.cls, Enum) else []
+    for kind, schema in {
+        info.cls: schema for info in infos if (schema := _schema_of(info, components))
+    }.items():
+        said = said_of(kind)
+        lines = ["", *_means(kind, said)] if issubclass(kind, Enum) else []
         schema["description"] = "\n".join([" ".join(schema.get("description", "").split()), *lines]).strip()
         for name, field in schema.get("properties", {}).items():
             if name in said:

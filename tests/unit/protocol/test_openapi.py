@@ -68,6 +68,7 @@ def test_fields_are_described_by_what_stands_below_them_in_the_code(described: d
     assert schemas["VMBody"]["properties"]["memory_mib"]["maximum"] > 0
     assert "in the place of `server`" in schemas["VMBody"]["properties"]["server_mac"]["description"]
     assert "* `crashed`: It has ended by itself" in schemas["VMState"]["description"]
+    assert schemas["Role"]["description"].count("* `edge`:") == 1, "several types have a field of this one"
     assert not schemas["VMBody"]["additionalProperties"] and "id" in schemas["VMBody"]["required"]
 
 
