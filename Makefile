@@ -17,6 +17,7 @@
 # make format   what ruff can mend by itself
 # make deb      Debian packages of command, controller and agent, in build/deb (a minute or two; needs PyPI)
 # make man      the manual pages, in build/man
+# make docs     the docs as a site, in build/docs (its first run needs PyPI)
 # make clean  the Python environment and all that was built, the cache of VM images included
 PYTHON ?= python3
 VENV := .venv
@@ -25,7 +26,7 @@ export RETINUE_CACHE ?= $(CURDIR)/build/cache
 # A laboratory starts a dozen of our programs: each would be compiled anew, a second or more of a processor.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo chaos compare bench test test-long unit check mutate prove fuzz install-prove install-prometheus format install install-libvirt system clean man deb install-browser install-openapi
+.PHONY: help demo chaos compare bench test test-long unit check mutate prove fuzz install-prove install-prometheus format install install-libvirt system clean man docs deb install-browser install-openapi install-docs
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -59,6 +60,12 @@ install-openapi: $(VENV)/.installed-openapi
 
 $(VENV)/.installed-openapi: $(VENV)/.installed requirements-openapi.txt
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements-openapi.txt
+	@touch $@
+
+install-docs: $(VENV)/.installed-docs
+
+$(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements-docs.txt
 	@touch $@
 
 # What judges metrics, alert rules and dashboard; without it those tests are skipped.
@@ -128,6 +135,12 @@ format: $(VENV)/.installed
 man: $(VENV)/.installed
 	@$(BIN)/python -m retinue.cli.manual build/man
 	@echo "The manual pages are in build/man: man -l build/man/retinue.1"
+
+docs: $(VENV)/.installed-docs
+	@PYTHONPATH=tests $(BIN)/python -m docsite build/docs-source
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # With -q it counts no warnings.
+	@PYTHONPATH=tests $(BIN)/python -m docsite --look build/docs
+	@echo "The site is in build/docs: $(BIN)/python -m http.server -b 127.0.0.1 -d build/docs 8000"
 
 deb: $(VENV)/.installed
 	@sh deploy/deb/build.sh $(BIN)

@@ -48,6 +48,16 @@ def table(page: str, heading: str, number: int = 0) -> list[Row]:
     return found[number]
 
 
+def row_by_key(rows: list[Row]) -> dict[str, Row]:
+    """Rows of a table of configuration keys, by key; a row may be about several keys of one table."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        names = ticked(row["key"])
+        group = names[0].rpartition(".")[0]
+        found |= {name if "." in name or not group else f"{group}.{name}": row for name in names}
+    return found
+
+
 def ticked(markdown: str) -> list[str]:
     """What stands in backticks, in order; fenced blocks are left out."""
     return re.findall(
@@ -67,19 +77,27 @@ def code(markdown: str) -> list[str]:
     return [*fenced(markdown), *indented, *ticked(markdown)]
 
 
-def anchors(page: str) -> set[str]:
-    """The names by which a page's headings can be linked to, as the usual Markdown renderers make them."""
-    prose = re.sub(r"^```.*?^```", "", text(page), flags=re.DOTALL | re.MULTILINE)
-    heads = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+def anchors(page: str) -> list[str]:
+    """The names by which a page's headings can be linked to."""
+    return anchors_in(text(page))
+
+
+def anchors_in(markdown: str) -> list[str]:
+    """As the usual Markdown renderers make them: two headings that are alike have one name here."""
+    prose = re.sub(r"^```.*?^```", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    heads = re.findall(r"^#+ (.*)$", re.sub(r"\]\([^)]*\)", "]", prose), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads]
+
+
+def targets_in(markdown: str) -> list[str]:
+    """Where its links lead that do not leave the docs, as they are written."""
+    return [to for to in re.findall(r"\]\(([^)\s]+)\)", markdown) if not re.match(r"[a-z]+:", to)]
 
 
 def links(page: str) -> list[tuple[str, str]]:
     """Links of a page to pages and files of ours: target (from the root) and anchor ("": none)."""
     found = []
-    for target in re.findall(r"\]\(([^)\s]+)\)", text(page)):
-        if re.match(r"[a-z]+:", target):
-            continue
+    for target in targets_in(text(page)):
         path, _, anchor = target.partition("#")
         absolute = (ROOT / page).parent / path if path else ROOT / page
         found.append((str(absolute.resolve().relative_to(ROOT)), anchor))

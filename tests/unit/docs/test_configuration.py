@@ -12,7 +12,7 @@ import pytest
 from retinue.agent import config as agent_config
 from retinue.controller import config as controller_config
 from retinue_lab.topology.topology import Topology
-from support.pages import PAGES, fenced, section, table, text, ticked
+from support.pages import PAGES, fenced, row_by_key, section, table, text, ticked
 
 OPERATORS = "docs/operators.md"
 
@@ -35,18 +35,6 @@ def _struct(kind: Any) -> type[msgspec.Struct] | None:
     return next((k for k in kinds if isinstance(k, type) and issubclass(k, msgspec.Struct)), None)
 
 
-def documented(rows: list[dict[str, str]]) -> dict[str, str]:
-    """Key to what its row says of its default; a row may be about several keys of a table."""
-    found: dict[str, str] = {}
-    for row in rows:
-        names = ticked(row["key"])
-        group = names[0].rpartition(".")[0]
-        for name in names:
-            full = name if "." in name or not group else f"{group}.{name}"
-            found[full] = row["default"]
-    return found
-
-
 NEEDED_SOMETIMES = ("switch.uplink", "switch.dpid")
 """Keys with a default that is of use to some only."""
 
@@ -61,7 +49,7 @@ NEEDED_SOMETIMES = ("switch.uplink", "switch.dpid")
 def test_configuration_keys_and_defaults_are_the_codes(
     heading: str, kind: type[msgspec.Struct], besides: set[str]
 ) -> None:
-    page = documented(table(OPERATORS, heading))
+    page = {key: row["default"] for key, row in row_by_key(table(OPERATORS, heading)).items()}
     code = dict(keys(kind))
     assert page.keys() - besides == code.keys()
     for key, default in code.items():
