@@ -71,10 +71,9 @@ def fenced(markdown: str, language: str | None = None) -> list[str]:
     return [body for tongue, body in found if language is None or tongue == language]
 
 
-def code(markdown: str) -> list[str]:
-    """Everything that is code: fenced and indented blocks, and what stands in backticks."""
-    indented = re.findall(r"(?:^    .*\n?)+", markdown, re.MULTILINE)
-    return [*fenced(markdown), *indented, *ticked(markdown)]
+def indented(markdown: str) -> list[str]:
+    """The blocks that are code by four spaces."""
+    return re.findall(r"(?:^    .*\n?)+", markdown, re.MULTILINE)
 
 
 def anchors(page: str) -> list[str]:

@@ -1,22 +1,15 @@
-"""What the pages point to is there: other pages, headings, files of the repository, tests, commands."""
+"""What the pages point to is there: other pages, headings, files of the repository, tests."""
 
 import re
 from functools import cache
-from typing import Any
 
-import click
 import pytest
-import typer
 
-from retinue.cli.main import app
-from support.pages import PAGES, ROOT, anchors, code, fenced, links, section, text, ticked
+from support.pages import PAGES, ROOT, anchors, fenced, links, section, text, ticked
 
 FILE = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.(?:py|md|toml|txt|c|in)")
 MADE_BY_USERS = re.compile(
     r"(controller|agent|tokens|site|small|topology|ca|demo|outside|pki/.*|requirements-?\w*)\.(toml|txt)$"
-)
-COMMAND = re.compile(
-    r"(?<![\w/.@-])retinue ((?:--[a-z-]+ \S+ )*)([a-z][a-z-]*)(?: ([a-z][a-z-]*))?([^\n|#]*)"
 )
 
 
@@ -61,46 +54,6 @@ def test_every_test_that_is_named_exists(page: str) -> None:
     """docs/requirements.md is looked at by `make check`."""
     for path, name in re.findall(r"`(tests/[\w/.]+\.py)::(\w+)`", text(page)):
         assert f"def {name}(" in (ROOT / path).read_text(), f"{page} names {path}::{name}, which is not there"
-
-
-def commands() -> dict[str, click.Command]:
-    """Every command, by its words."""
-    found: dict[str, click.Command] = {}
-
-    def walk(command: Any, words: tuple[str, ...]) -> None:
-        found[" ".join(words)] = command
-        for name, sub in getattr(command, "commands", {}).items():
-            walk(sub, (*words, name))
-
-    walk(typer.main.get_command(app), ())
-    return found
-
-
-def test_every_command_and_option_that_is_shown_exists() -> None:
-    known = commands()
-    everywhere = options_of(known[""])
-    seen = 0
-    for page in set(PAGES) - {"docs/requirements.md"}:  # It names commands that are still to come.
-        for block in code(text(page)):
-            for globals_, noun, verb, rest in COMMAND.findall(block.replace("\\\n", " ")):
-                if hasattr(known.get(f"{noun} {verb}"), "commands"):
-                    third, _, rest = rest.strip().partition(" ")
-                    verb = f"{verb} {third}"
-                words = f"{noun} {verb}" if f"{noun} {verb}" in known else noun
-                said = f"{page}: retinue {noun} {verb}"
-                assert words in known, f"{said}: there is no such command"
-                group = hasattr(known[words], "commands")
-                assert not (group and verb), f"{said}: there is no such command"
-                own = options_of(known[words]) | everywhere if not group else everywhere
-                for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", globals_ + rest.split(" -- ")[0]):
-                    assert option in own, f"{said} has no option {option}"
-                seen += 1
-    assert seen > 50, "the pages show commands, and none was found"
-
-
-def options_of(command: click.Command) -> set[str]:
-    options = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
-    return {*options, "--help"}
 
 
 def folders_shown(page: str, heading: str) -> set[str]:

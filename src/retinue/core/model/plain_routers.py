@@ -15,7 +15,7 @@ OTHERS = "(others)"
 reached there."""
 
 _SERVICES = {
-    Service.DHCP: "let a VM be the DHCP server (`retinue nic set --trusted`), or give VMs static addresses",
+    Service.DHCP: "let a VM be the DHCP server (`retinue vm nic set VM --trust`), or give static addresses",
     Service.FORWARDER: "storage needs leaves that are ours",
 }
 
