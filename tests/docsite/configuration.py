@@ -1,5 +1,5 @@
-"""The page of configuration files: keys, what they take and their defaults by the code; what they mean by
-docs/operators.md, whose tables a test holds to the code key by key.
+"""The page of configuration files: keys, what they take and their defaults by the code; what they mean by the
+tables of other pages, which a test holds to the code key by key.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,17 +12,23 @@ from docsite.schemas import default, takes
 from retinue.agent.config import AgentConfig
 from retinue.controller.config import Config
 from retinue.protocol.docstrings import said_of
+from retinue.setup.site import Site
 from support.pages import row_by_key
 from support.pages import table as table_of
 
-OPERATORS = "docs/operators.md"
 FILES = (
-    ("Controller", "Configuration file", Config),
-    ("Agent", "The agent's configuration file", AgentConfig),
+    ("Controller", "docs/operators.md", "Configuration file", Config),
+    ("Agent", "docs/operators.md", "The agent's configuration file", AgentConfig),
+    ("Site", "docs/setup.md", "The site's file", Site),
 )
-"""Of each file: its heading here, the heading in docs/operators.md, and its type."""
+"""Of each file: its heading here, the page and heading where its keys are explained, and its type."""
 
 Schema = Mapping[str, Any]
+
+
+def _text(kind: type) -> dict[str, Any]:
+    """Addresses are strings in TOML."""
+    return {"type": "string"}
 
 
 def page() -> str:
@@ -36,12 +42,12 @@ def _lines() -> Iterator[str]:
         "TOML. Examples are in [operators](operators.md#configuration-file), the laboratory's own file in "
         "[lab](lab.md#topology-file). `retinue controller check` says what is wrong with a controller's.",
     )
-    for title, heading, kind in FILES:
+    for title, page, heading, kind in FILES:
         meanings = {
-            key: row["meaning"].replace("](#", "](operators.md#")
-            for key, row in row_by_key(table_of(OPERATORS, heading)).items()
+            key: row["meaning"].replace("](#", f"]({page.removeprefix('docs/')}#")
+            for key, row in row_by_key(table_of(page, heading)).items()
         }
-        (root,), schemas = msgspec.json.schema_components([kind])
+        (root,), schemas = msgspec.json.schema_components([kind], schema_hook=_text)
         yield from ("", f"## {title}")
         yield from _file(title, kind, schemas[_name(root)], schemas, meanings)
 

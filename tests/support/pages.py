@@ -22,11 +22,12 @@ def text(page: str) -> str:
 
 def section(page: str, heading: str) -> str:
     """What stands under a heading (its words, without #), up to the next of the same or a higher level."""
-    found = re.search(rf"^(#+) {re.escape(heading)}$", text(page), re.MULTILINE)
+    # In a block # begins a comment: there spaces stand for it here.
+    prose = re.sub(r"^```.*?^```", lambda b: " " * len(b[0]), text(page), flags=re.DOTALL | re.MULTILINE)
+    found = re.search(rf"^(#+) {re.escape(heading)}$", prose, re.MULTILINE)
     assert found, f"{page} has no heading {heading!r}"
-    rest = text(page)[found.end() :]
-    end = re.search(rf"^#{{1,{len(found[1])}}} ", rest, re.MULTILINE)
-    return rest[: end.start()] if end else rest
+    end = re.search(rf"^#{{1,{len(found[1])}}} ", prose[found.end() :], re.MULTILINE)
+    return text(page)[found.end() :][: end.start() if end else None]
 
 
 def tables(markdown: str) -> list[list[Row]]:

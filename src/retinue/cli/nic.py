@@ -117,7 +117,7 @@ def add(
 def set_(
     at: Connection,
     vm: Vm,
-    nic: Annotated[str, typer.Argument(metavar="[NIC]", help="Its id. Left out: the VM's first.")] = "",
+    nic: Annotated[str, typer.Argument(metavar="NIC", help="Its id. Left out: the VM's first.")] = "",
     address: Annotated[
         list[str] | None, typer.Option(metavar="IP", help="Its static addresses; may be repeated.")
     ] = None,

@@ -15,7 +15,7 @@ app = options.group("Pairs of MAC and IP, of which `retinue vm add --from-pool` 
 @connected
 def add(
     at: Connection,
-    pairs: Annotated[list[str], typer.Argument(metavar="MAC=IP...", help="One pair, or many.")],
+    pairs: Annotated[list[str], typer.Argument(metavar="MAC=IP", help="One pair, or many.")],
 ) -> None:
     """Give pairs of MAC and IP: all of them or, on a mistake, none.
 

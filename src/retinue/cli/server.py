@@ -100,7 +100,9 @@ def _now(row: dict[str, Any], prefix: str) -> str:
 def drain(
     at: Connection,
     server: str,
-    at_once: Annotated[int, typer.Option(min=1, max=16, help="Migrations under way at the same time.")] = 1,
+    at_once: Annotated[
+        int, typer.Option(metavar="N", min=1, max=16, help="Migrations under way at the same time.")
+    ] = 1,
 ) -> None:
     """Migrate all VMs of a server to others, so many at once; it takes none until `retinue server undrain`.
 

@@ -29,7 +29,9 @@ def compare(
     systems: Annotated[
         str, typer.Option(metavar="NAME,...", help="Which to compare. Left out: all of them.")
     ] = "",
-    runs: Annotated[int, typer.Option(min=1, max=1000, help="Moves for each rate and size.")] = 10,
+    runs: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1000, help="Moves for each rate and size.")
+    ] = 10,
     pps: Annotated[str, typer.Option(metavar="N,...", help="Packets a second, each way.")] = "500,2000",
     sizes: Annotated[str, typer.Option(metavar="N,...", help="Bytes of payload.")] = "64,1400",
     tcp: Annotated[

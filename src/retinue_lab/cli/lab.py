@@ -28,7 +28,7 @@ def up(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The network to build: a TOML file; or libvirt, or relayed. Left out: the default.",
+            help="The network to build: a TOML file, or the name of one that comes along, such as libvirt.",
         ),
     ] = None,
     name: Name = None,
@@ -96,7 +96,7 @@ def down(name: Name = None) -> None:
 @app.command("exec")
 def exec_(
     node: Annotated[str, typer.Argument(metavar="NODE", help="sandbox, controller, fabric, server1, ...")],
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run there.")],
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="What to run there.")],
     name: Name = None,
 ) -> None:
     """Run a program on a node of the lab, with this terminal; its exit code is passed on.

@@ -117,11 +117,22 @@ def test_examples_of_help_can_be_typed() -> None:
     assert seen > 100
 
 
+def test_what_stands_for_something_else_is_in_capitals() -> None:
+    for command in every(PROGRAM):
+        context = command.make_context("retinue", [], resilient_parsing=True)
+        usage = " ".join(command.collect_usage_pieces(context))
+        assert usage == usage.upper(), f"{command.name}: {usage}"
+        for parameter in command.params:
+            if parameter.param_type_name == "option" and not parameter.hidden:
+                (shown, _) = parameter.get_help_record(context)
+                assert not re.search(r"<\w+", shown), f"{command.name}: {shown}"
+
+
 def texts(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         match node:
             case ast.JoinedStr(values=values):
-                yield "".join(v.value if isinstance(v, ast.Constant) else FILLED_IN for v in values)
+                yield "".join(str(v.value) if isinstance(v, ast.Constant) else FILLED_IN for v in values)
             case ast.Constant(value=str(said)):
                 yield said
 

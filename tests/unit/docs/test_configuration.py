@@ -1,5 +1,6 @@
 """Configuration files: the keys, defaults and examples that pages show are those of the code."""
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from retinue.agent import config as agent_config
 from retinue.controller import config as controller_config
+from retinue.setup.site import Site
 from retinue_lab.topology.topology import Topology
 from support.pages import PAGES, fenced, row_by_key, section, table, text, ticked
 
@@ -40,30 +42,33 @@ NEEDED_SOMETIMES = ("switch.uplink", "switch.dpid")
 
 
 @pytest.mark.parametrize(
-    ("heading", "kind", "besides"),
+    ("page", "heading", "kind", "besides"),
     [
-        ("Configuration file", controller_config.Config, set()),
-        ("The agent's configuration file", agent_config.AgentConfig, {"vm"}),
+        (OPERATORS, "Configuration file", controller_config.Config, set()),
+        (OPERATORS, "The agent's configuration file", agent_config.AgentConfig, {"vm"}),
+        ("docs/setup.md", "The site's file", Site, set()),
     ],
 )
 def test_configuration_keys_and_defaults_are_the_codes(
-    heading: str, kind: type[msgspec.Struct], besides: set[str]
+    page: str, heading: str, kind: type[msgspec.Struct], besides: set[str]
 ) -> None:
-    page = {key: row["default"] for key, row in row_by_key(table(OPERATORS, heading)).items()}
+    defaults = {key: row["default"] for key, row in row_by_key(table(page, heading)).items()}
     code = dict(keys(kind))
-    assert page.keys() - besides == code.keys()
+    assert defaults.keys() - besides == code.keys()
     for key, default in code.items():
-        said = page[key].split(":")[0] if key.startswith("rest.") else page[key]
+        said = defaults[key].split(":")[0] if key.startswith("rest.") else defaults[key]
         if default is msgspec.NODEFAULT:
             assert said.startswith("needed"), f"{key} is needed"
         elif key in NEEDED_SOMETIMES:
             assert said.startswith("needed ")
-        elif default in ("", [], None):
+        elif default in ("", [], (), None):
             assert said in ("none", '""', "[]"), f"{key} is {default!r} by default, not {said}"
         elif isinstance(default, bool):
             assert said == str(default).lower()
         else:
-            assert said.strip('"') == f"{default:g}" if isinstance(default, float) else str(default)
+            listed = json.dumps(default) if isinstance(default, tuple) else str(default)
+            shown = f"{default:g}" if isinstance(default, float) else listed
+            assert said.strip('"`') == shown, f"{key} is {shown} by default, not {said}"
 
 
 def test_the_configuration_files_shown_are_good(tmp_path: Path) -> None:

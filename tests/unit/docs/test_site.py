@@ -10,6 +10,7 @@ from posixpath import dirname, normpath
 import pytest
 from typer.main import get_command
 
+from docsite.configuration import FILES
 from docsite.look import faults
 from docsite.markdown import cell, prose
 from docsite.stage import OPENAPI, indented, rewritten, site
@@ -103,11 +104,8 @@ def test_every_path_and_type_is_on_its_page() -> None:
 
 def test_every_key_of_a_configuration_file_is_on_its_page() -> None:
     page = pages()["configuration.md"]
-    for title, heading in (
-        ("Controller", "Configuration file"),
-        ("Agent", "The agent's configuration file"),
-    ):
-        for key, row in row_by_key(table("docs/operators.md", heading)).items():
+    for title, where, heading, _ in FILES:
+        for key, row in row_by_key(table(where, heading)).items():
             group, _, name = key.rpartition(".")
             start = rf"### {title}: \[+{group}\]+\n" if group else rf"## {title}\n"
             (section,) = re.findall(rf"^{start}(.*?)(?=^#|\Z)", page, re.DOTALL | re.MULTILINE)[:1] or [""]
