@@ -1,0 +1,139 @@
+"""The pages for newcomers, typed as they stand into a shell: each command does, and prints, what is shown."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from support.pages import section, text
+from support.sessions import Step, missing, steps
+
+pytestmark = [pytest.mark.lab, pytest.mark.long]
+
+UP = "```\n$ retinue lab up\n{}```\n"
+BOTH = """$ retinue vm add vm1 --server server1 --wait
+$ retinue vm add vm2 --server server3 --wait
+$ retinue vm list
+VM  MAC  IP  SERVER  SWITCH  PORT  STATE  MOVE  SPOOFED
+vm1  52:54:00:7b:11:e3  10.1.0.100  server1  edge1  2  running  -  -
+vm2  52:54:00:36:d0:1e  10.1.0.101  server3  edge3  2  running  -  -
+"""
+"""The VMs of the tutorial, with which other pages go on."""
+PAGES = {
+    "tutorial": text("docs/tutorial.md"),
+    "README": section("README.md", "A first session"),
+    "trace": UP.format(BOTH) + section("docs/trace.md", "A way") + section("docs/trace.md", "Where it ends"),
+    "mobility": UP.format("") + section("docs/mobility.md", "A session"),
+}
+AGAIN = (
+    *("retinue vm list", "retinue vm show", "retinue binding", "retinue server list", "retinue switch list"),
+    "retinue lab exec",
+)
+"""What only looks, and is typed again until it shows what is to come by itself: a VM boots, asks by DHCP."""
+PATIENCE = 90.0
+"""Seconds for that."""
+SENTINEL = "the end of what the command printed"
+
+
+class Shell:
+    """One shell for a whole page: functions and background jobs go on from command to command."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def types(self, command: str) -> str:
+        """All that is printed until the shell takes the next command, that of background jobs too."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{command}\necho '{SENTINEL}'\n")
+        self._process.stdin.flush()
+        printed = ""
+        for line in self._process.stdout:
+            printed += line
+            if printed.endswith(f"{SENTINEL}\n"):
+                return printed.removesuffix(f"{SENTINEL}\n")
+        raise AssertionError(f"the shell has ended: {printed}")
+
+
+@contextmanager
+def shell() -> Iterator[Shell]:
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("RETINUE_LAB", "RETINUE_URL")
+    }
+    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    process = subprocess.Popen(
+        ["bash"],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield Shell(process)
+    finally:
+        subprocess.run(["retinue", "lab", "down"], env=environment, capture_output=True)
+        process.terminate()
+        process.wait()
+
+
+def addresses(step: Step, at: Shell) -> dict[str, str]:
+    """By address that the page shows of a VM, the one that it has here: who boots first gets the first."""
+    words = [line.split() for line in step.printed]
+    if (shown := re.match(r"retinue vm show (\w+)", step.typed)) is not None:
+        on_page = {shown[1]: words[0][1]}
+    elif step.typed.startswith(("retinue vm list", "retinue binding list")):
+        on_page = {row[0]: row[2] for row in words if len(row) > 2 and row[2].startswith("10.")}
+    else:
+        return {}
+    vms = json.loads(at.types("retinue vm list --json"))["vms"]
+    return {on_page[vm["id"]]: vm["holds"][0] for vm in vms if vm["id"] in on_page and vm["holds"]}
+
+
+def as_here(typed: str, at: Shell, known: Mapping[str, str]) -> str:
+    """With what is to be looked up: the laboratory's directory, VMs' addresses, the controller's PID."""
+    here = typed.replace("/tmp/retinue-labs/", f"{os.environ['RETINUE_LAB_DIR']}/")
+    here = re.sub(r"\b10\.1\.0\.10\d\b", lambda address: known.get(address[0], address[0]), here)
+    if '"pid": 54' in here:
+        daemons = json.loads(at.types("retinue lab status --json"))["daemons"]
+        (pid,) = [one["pid"] for one in daemons if one["name"] == "controller"]
+        here = here.replace('"pid": 54', f'"pid": {pid}')
+    return here
+
+
+def typed_until_it_shows(step: Step, at: Shell, before: str, known: Mapping[str, str]) -> tuple[str, str]:
+    """What is printed, and what of it is not as it is shown, if anything. `wait` shows what a job printed
+    while the command before it ran.
+    """
+    ends = time.monotonic() + PATIENCE
+    while True:
+        printed = at.types(as_here(step.typed, at, known))
+        line = missing(step.printed, before + printed if step.typed == "wait" else printed)
+        if line is None:
+            return printed, ""
+        if not step.typed.startswith(AGAIN) or time.monotonic() > ends:
+            return printed, f"$ {step.typed}\nis to show\n{line}\nand printed\n{printed}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+async def test_a_session_goes_as_it_is_shown(traceless: None, page: str) -> None:
+    def whole() -> list[str]:
+        wrong: list[str] = []
+        before = ""
+        known: dict[str, str] = {}
+        with shell() as at:
+            for step in steps(PAGES[page]):
+                before, why = typed_until_it_shows(step, at, before, known)
+                wrong += [why] if why else []
+                known |= {} if why or known else addresses(step, at)
+        return wrong
+
+    wrong = await asyncio.to_thread(whole)
+    assert not wrong, "\n".join(wrong)
