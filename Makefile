@@ -134,6 +134,7 @@ format: $(VENV)/.installed
 
 man: $(VENV)/.installed
 	@$(BIN)/python -m retinue.cli.manual build/man
+	@PYTHONPATH=tests $(BIN)/python -m docsite --man build/man
 	@echo "The manual pages are in build/man: man -l build/man/retinue.1"
 
 docs: $(VENV)/.installed-docs

@@ -3,6 +3,7 @@ tables of other pages, which a test holds to the code key by key.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -31,6 +32,24 @@ def _text(kind: type) -> dict[str, Any]:
     return {"type": "string"}
 
 
+@dataclass(frozen=True)
+class Key:
+    name: str
+    takes: str
+    """In Markdown, as all of these."""
+    default: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """`heading`: as it is written in TOML; "": the keys above all tables."""
+
+    heading: str
+    does: str
+    keys: tuple[Key, ...]
+
+
 def page() -> str:
     return "\n".join(_lines()) + "\n"
 
@@ -42,33 +61,35 @@ def _lines() -> Iterator[str]:
         "TOML. Examples are in [operators](operators.md#configuration-file), the laboratory's own file in "
         "[lab](lab.md#topology-file). `retinue controller check` says what is wrong with a controller's.",
     )
-    for title, page, heading, kind in FILES:
-        meanings = {
-            key: row["meaning"].replace("](#", f"]({page.removeprefix('docs/')}#")
-            for key, row in row_by_key(table_of(page, heading)).items()
-        }
-        (root,), schemas = msgspec.json.schema_components([kind], schema_hook=_text)
+    for title, where, heading, kind in FILES:
         yield from ("", f"## {title}")
-        yield from _file(title, kind, schemas[_name(root)], schemas, meanings)
+        for one in tables(where, heading, kind):
+            yield from ("", f"### {title}: {one.heading}", "", prose(one.does)) if one.heading else ()
+            rows = ((code(key.name), key.takes, key.default, key.meaning) for key in one.keys)
+            yield from table(("key", "is", "default", "meaning"), rows)
 
 
-def _file(
-    title: str, kind: type, root: Schema, schemas: Mapping[str, Schema], meanings: Mapping[str, str]
-) -> Iterator[str]:
-    tables: dict[str, tuple[str, Schema]] = {}
+def tables(where: str, heading: str, kind: type) -> list[Table]:
+    """Of a file whose keys are explained on page `where`: the keys above all tables first."""
+    meanings = {
+        key: row["meaning"].replace("](#", f"]({where.removeprefix('docs/')}#")
+        for key, row in row_by_key(table_of(where, heading)).items()
+    }
+    (reference,), schemas = msgspec.json.schema_components([kind], schema_hook=_text)
+    root = schemas[_name(reference)]
+    found: list[Table] = []
     plain: dict[str, Schema] = {}
     for key, field in root["properties"].items():
         inner, brackets = _table(field, schemas)
         if inner is None:
             plain[key] = field
-        else:
-            tables[key] = (brackets.format(key), inner)
-    yield from _keys({**root, "properties": plain}, schemas, "", meanings, said_of(kind))
-    for key, (shown, inner) in tables.items():
-        yield from ("", f"### {title}: {shown}")
+            continue
+        shown = brackets.format(key)
         does = " ".join(inner.get("description", "").removeprefix(f"{shown}: ").split())
-        yield from ("", prose(does[:1].upper() + does[1:]))
-        yield from _keys(inner, schemas, f"{key}.", meanings, {})
+        keys = _keys(inner, schemas, f"{key}.", meanings, {})
+        found.append(Table(shown, does[:1].upper() + does[1:], keys))
+    above = _keys({**root, "properties": plain}, schemas, "", meanings, said_of(kind))
+    return [Table("", "", above), *found]
 
 
 def _table(field: Schema, schemas: Mapping[str, Schema]) -> tuple[Schema | None, str]:
@@ -88,22 +109,21 @@ def _keys(
     prefix: str,
     meanings: Mapping[str, str],
     said: Mapping[str, str],
-) -> list[str]:
+) -> tuple[Key, ...]:
     def link(name: str) -> str:
         shown = schemas[name]
         return takes(shown, link) if "enum" in shown else "a table"
 
     needed = schema.get("required", ())
-    rows = (
-        (
-            code(key),
+    return tuple(
+        Key(
+            key,
             takes(field, link),
             default(field, required=key in needed),
             meanings.get(prefix + key) or prose(said.get(key, "")),
         )
         for key, field in schema["properties"].items()
     )
-    return table(("key", "is", "default", "meaning"), rows)
 
 
 def _name(reference: Schema) -> str:

@@ -28,18 +28,18 @@ def _file(*words: str) -> str:
 
 
 def _main_page(command: Any, known: Iterable[Noun]) -> Iterator[str]:
-    yield from _head((), first_line(command))
+    yield from head("retinue", SECTION, first_line(command))
     yield from _described(said((), command))
     yield ".SH COMMANDS"
     for noun in known:
-        yield from (".TP", rf".BR {_bold('retinue', noun.name)} ({SECTION})", _text(noun.does))
+        yield from (".TP", rf".BR {_bold('retinue', noun.name)} ({SECTION})", text(noun.does))
     yield ".SH ENVIRONMENT"
     for name, meaning in ENVIRONMENT:
-        yield from (".TP", rf".B {_text(name)}", _text(meaning))
+        yield from (".TP", rf".B {text(name)}", text(meaning))
 
 
 def _noun_page(noun: Noun) -> Iterator[str]:
-    yield from _head((noun.name,), noun.does)
+    yield from head(f"retinue-{noun.name}", SECTION, noun.does)
     if noun.alone is not None:
         yield from _described(noun.alone)
     else:
@@ -58,41 +58,41 @@ def _described(command: Said) -> Iterator[str]:
     yield from _options(command)
 
 
-def _head(words: tuple[str, ...], does: str) -> Iterator[str]:
-    name = "-".join(("retinue", *words))
-    yield f'.TH {_text(name.upper())} {SECTION} "" "retinue {__version__}" "retinue"'
-    yield from (".SH NAME", rf"{_text(name)} \- {_text(does.rstrip('.'))}")
+def head(name: str, section: int, does: str) -> Iterator[str]:
+    """How every page begins."""
+    yield f'.TH {text(name.upper())} {section} "" "retinue {__version__}" "retinue"'
+    yield from (".SH NAME", rf"{text(name)} \- {text(does.rstrip('.'))}")
 
 
 def _usage(command: Said) -> str:
-    return rf"\fB{_text(command.call)}\fR {_text(command.usage)}"
+    return rf"\fB{text(command.call)}\fR {text(command.usage)}"
 
 
 def _options(command: Said) -> Iterator[str]:
     for names, meaning in command.options:
-        yield from (".TP", rf"\fB{_text(names)}\fR", _text(meaning) or r"\&")
+        yield from (".TP", rf"\fB{text(names)}\fR", text(meaning) or r"\&")
 
 
 def _paragraphs(paragraphs: Iterable[Paragraph]) -> Iterator[str]:
     for paragraph in paragraphs:
         if paragraph.verbatim:
-            yield from (".PP", ".nf", *map(_text, paragraph.lines), ".fi")
+            yield from (".PP", ".nf", *map(text, paragraph.lines), ".fi")
         else:
-            yield from (".PP", *map(_text, paragraph.lines))
+            yield from (".PP", *map(text, paragraph.lines))
 
 
-def _text(text: str) -> str:
+def text(plain: str) -> str:
     """As roff prints it: a backslash, a hyphen that is one, and no line that is a request."""
-    safe = text.replace("\\", r"\e").replace("-", r"\-").replace("'", r"\(aq").replace("`", r"\(ga")
+    safe = plain.replace("\\", r"\e").replace("-", r"\-").replace("'", r"\(aq").replace("`", r"\(ga")
     return rf"\&{safe}" if safe.startswith(".") else safe
 
 
 def _bold(*words: str) -> str:
-    return _text("-".join(words))
+    return text("-".join(words))
 
 
-def _quoted(text: str) -> str:
-    return f'"{_text(text)}"'
+def _quoted(plain: str) -> str:
+    return f'"{text(plain)}"'
 
 
 def main(folder: Path) -> None:
@@ -101,8 +101,8 @@ def main(folder: Path) -> None:
     from retinue.cli.main import app
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in pages(get_command(app)).items():
-        (folder / name).write_text(text, encoding="utf-8")
+    for name, page in pages(get_command(app)).items():
+        (folder / name).write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@ somewhere, and the pages that are made of the code have all of it.
 """
 
 import re
+import shutil
+import subprocess
 from functools import cache
 from pathlib import Path
 from posixpath import dirname, normpath
@@ -10,6 +12,7 @@ from posixpath import dirname, normpath
 import pytest
 from typer.main import get_command
 
+from docsite import manual
 from docsite.configuration import FILES
 from docsite.look import faults
 from docsite.markdown import cell, prose
@@ -112,6 +115,25 @@ def test_every_key_of_a_configuration_file_is_on_its_page() -> None:
             if key != "vm":
                 assert f"| `{name}` |" in section, f"{title}: {key}"
                 assert row["meaning"][:9] in section, f"{title}: {key}"
+
+
+def test_configuration_files_have_manual_pages() -> None:
+    made = manual.pages()
+    assert set(made) == {f"retinue-{name}.toml.5" for name in ("controller", "agent", "site")}, (
+        "and docs/operators.md names them"
+    )
+    controller = made["retinue-controller.toml.5"]
+    assert r"\fBmandate_seconds\fR" in controller
+    assert "](" not in controller and r"\_" not in controller
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="no groff")
+def test_groff_has_nothing_to_say_against_them(tmp_path: Path) -> None:
+    manual.write(tmp_path)
+    files = sorted(map(str, tmp_path.iterdir()))
+    read = subprocess.run(["groff", "-man", "-Tutf8", "-ww", *files], capture_output=True, text=True)
+    assert (read.returncode, read.stderr) == (0, "")
+    assert "a router that has been asked and has not answered" in " ".join(read.stdout.split())
 
 
 def test_what_is_wrong_with_a_site_is_found(tmp_path: Path) -> None:
