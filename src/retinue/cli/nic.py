@@ -163,7 +163,8 @@ def set_(
         typer.Option(metavar="NUMBER", help="Of NICs that are equally near the least loaded is sent to."),
     ] = None,
     mac: Annotated[
-        str | None, typer.Option(metavar="MAC", help="Another MAC, of a VM that is off; what it holds stays.")
+        str | None,
+        typer.Option(metavar="MAC", help="Another MAC, of a NIC without a port; what it holds stays."),
     ] = None,
     mac_changes: Annotated[
         bool | None,

@@ -124,7 +124,7 @@ class NICSettings:
         ports = self._net.vm_ports.get(nic.plugged_as)
         if ports:
             raise RequestError(
-                f"VM {vm.id} has a port with MAC {nic.mac} on {', '.join(sorted(ports))}; "
-                f"`retinue vm stop {vm.id}` first",
+                f"VM {vm.id} has a port with MAC {nic.mac} on {', '.join(sorted(ports))}, which agents of "
+                f"ours keep while it is off: `retinue move start {vm.id} --mac MAC` gives it another",
                 ErrorCode.CONFLICT,
             )

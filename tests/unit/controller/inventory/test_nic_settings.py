@@ -245,7 +245,7 @@ async def test_an_address_is_taken_by_the_nic_that_announced_it_meanwhile_whatev
 async def test_another_mac_is_for_a_nic_without_a_port(fake: FakeNetwork) -> None:
     nics, net = fake.controller.nics, fake.net
     with pytest.raises(
-        ModelError, match=r"VM vm1 has a port with MAC .* on edge1; `retinue vm stop vm1` first"
+        ModelError, match=r"VM vm1 has a port with MAC .* on edge1, .*`retinue move start vm1 --mac MAC`"
     ):
         await nics.change("vm1", mac=vm_mac(9))
     await fake.controller.context.install(net.set_vm_port("vm1", "edge1", None))
