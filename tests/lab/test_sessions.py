@@ -27,38 +27,54 @@ vm1  52:54:00:7b:11:e3  10.1.0.100  server1  edge1  2  running  -  -
 vm2  52:54:00:36:d0:1e  10.1.0.101  server3  edge3  2  running  -  -
 """
 """The VMs of the tutorial, with which other pages go on."""
+SEVERAL = "".join(
+    f"$ retinue vm add {vm} --server server2\n" for vm in ("vm1", "dhcp1", "lb1", "lb2", "k8s1")
+)
+"""Those of which docs/networks.md says something."""
+NETWORKS = (
+    *("Vnets and subnets", "VRFs", "Gateway groups", "Ports", "Prefixes", "Addresses that several may take"),
+    *("A guest that changes its MAC", "A pool of pairs"),
+)
 PAGES = {
     "tutorial": text("docs/tutorial.md"),
     "README": section("README.md", "A first session"),
     "trace": UP.format(BOTH) + section("docs/trace.md", "A way") + section("docs/trace.md", "Where it ends"),
     "mobility": UP.format("") + section("docs/mobility.md", "A session"),
+    "networks": UP.format(SEVERAL) + "".join(section("docs/networks.md", heading) for heading in NETWORKS),
+    "trunks": UP.format("$ retinue vrf add red\n") + section("docs/networks.md", "Trunks"),
 }
 AGAIN = (
     *("retinue vm list", "retinue vm show", "retinue binding", "retinue server list", "retinue switch list"),
     "retinue lab exec",
 )
-"""What only looks, and is typed again until it shows what is to come by itself: a VM boots, asks by DHCP."""
+"""Typed again until it shows what is to come by itself: a VM boots, and asks by DHCP."""
 PATIENCE = 90.0
 """Seconds for that."""
 SENTINEL = "the end of what the command printed"
 
 
 class Shell:
-    """One shell for a whole page: functions and background jobs go on from command to command."""
+    """One shell for a whole page: functions and background jobs go on from command to command.
+
+    `status`: the exit code of the last command.
+    """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
+        self.status = 0
 
     def types(self, command: str) -> str:
         """All that is printed until the shell takes the next command, that of background jobs too."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(f"{command}\necho '{SENTINEL}'\n")
+        self._process.stdin.write(f'{command}\necho "{SENTINEL}: $?"\n')
         self._process.stdin.flush()
         printed = ""
         for line in self._process.stdout:
-            printed += line
-            if printed.endswith(f"{SENTINEL}\n"):
-                return printed.removesuffix(f"{SENTINEL}\n")
+            before, end, status = line.partition(f"{SENTINEL}: ")
+            printed += before
+            if end:
+                self.status = int(status)
+                return printed
         raise AssertionError(f"the shell has ended: {printed}")
 
 
@@ -88,7 +104,7 @@ def addresses(step: Step, at: Shell) -> dict[str, str]:
     """By address that the page shows of a VM, the one that it has here: who boots first gets the first."""
     words = [line.split() for line in step.printed]
     if (shown := re.match(r"retinue vm show (\w+)", step.typed)) is not None:
-        on_page = {shown[1]: words[0][1]}
+        on_page = {shown[1]: row[1] for row in words if row[0] == "IP"}  # noqa: B035
     elif step.typed.startswith(("retinue vm list", "retinue binding list")):
         on_page = {row[0]: row[2] for row in words if len(row) > 2 and row[2].startswith("10.")}
     else:
@@ -116,6 +132,8 @@ def typed_until_it_shows(step: Step, at: Shell, before: str, known: Mapping[str,
     while True:
         printed = at.types(as_here(step.typed, at, known))
         line = missing(step.printed, before + printed if step.typed == "wait" else printed)
+        if line is None and at.status and not any(shown.startswith("retinue: ") for shown in step.printed):
+            line = f"(nothing that failed, and its exit code is {at.status})"
         if line is None:
             return printed, ""
         if not step.typed.startswith(AGAIN) or time.monotonic() > ends:
