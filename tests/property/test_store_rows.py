@@ -42,6 +42,7 @@ from retinue.core.model import (
     PortRef,
     Server,
     Service,
+    Subinterface,
     Subnet,
     Vnet,
     Vrf,
@@ -68,6 +69,13 @@ times = st.none() | st.floats(0, 4e9)
 refs = st.builds(PortRef, names, names)
 prefixes = st.one_of(st.ip_addresses(), st.sampled_from(["10.0.0.0/8", "2001:db8::/32"])).map(str)
 
+subinterfaces = st.builds(
+    Subinterface,
+    vrf=names,
+    vlan=st.integers(1, 4094),
+    routes=st.lists(prefixes.map(ip_network), max_size=2).map(tuple),
+    address=st.none() | st.ip_addresses(),
+)
 servers = st.builds(
     Server,
     id=names,
@@ -82,6 +90,7 @@ servers = st.builds(
     hosts=st.lists(st.builds(Host, names, macs), max_size=3, unique_by=lambda host: host.id).map(
         lambda found: tuple(sorted(found))
     ),
+    subinterfaces=st.lists(subinterfaces, max_size=2).map(tuple),
 )
 vrf_ids = st.just(DEFAULT_VRF) | st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,9}", fullmatch=True)
 nics = st.builds(

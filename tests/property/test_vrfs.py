@@ -2,7 +2,8 @@
 
 1. The same addresses are several tenants' at once. In every state, also after any single switch between two
    stages of an update, a packet comes to who has the address in the sender's VRF, once; nothing crosses, not
-   by a gateway, a MAC or a tag; each forged one goes nowhere.
+   by a gateway, a MAC or a tag; each forged one goes nowhere. What is for outside comes to the VRF's own
+   router, with its tag there, and what comes from there to the VRF alone; prefixes are routed likewise.
 2. Other VRFs change no entry of the default one.
 3. Incremental = recomputed, while VRFs, vnets and subnets come and go.
 """
@@ -10,11 +11,12 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from ipaddress import IPv4Network
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from retinue.core.model import DEFAULT_VRF, ModelError, Network, VMPort
+from retinue.core.model import DEFAULT_VRF, ModelError, Network, Subinterface, VMPort
 from retinue.core.model.network import NOTHING, Touched
 from retinue.core.pipeline.entry import Field, Flow
 from retinue.core.pipeline.tables import Table
@@ -24,9 +26,18 @@ from support.fabric.ipv6 import vm_ip6
 from support.fabric.networks import add_ipv6, fabric, group, vm_port
 from support.fabric.networks import add_vm as add_default_vm
 from support.fabric.tenants import Held, Tenants, add_tenant, add_tenants, add_vm, address, is_of_a_vrf
+from support.fabric.ways_out import ALL, GREEN_VLAN, RED_VLAN, ROUTER_ADDRESS, add_exits
 from support.fabric.world import FabricWorld
 
 VRFS = (DEFAULT_VRF, "red", "green")
+PREFIX = IPv4Network("10.8.0.0/28")
+"""Routed to a NIC of each of several VRFs."""
+
+
+def data_of_exits(draw: st.DrawFn) -> dict[str, int]:
+    """The VRFs that have a way out, and the VLAN of each at the router's port."""
+    vrfs = draw(st.sampled_from([(), ("red",), ("red", "green")]), label="ways out")
+    return {vrf: {"red": RED_VLAN, "green": GREEN_VLAN}[vrf] for vrf in vrfs}
 
 
 @st.composite
@@ -40,6 +51,10 @@ def tenants(draw: st.DrawFn) -> Tenants:
     add_tenants(net, ipv6)
     if draw(st.booleans(), label="gateway groups"):
         group(net)
+    out = data_of_exits(draw)
+    if out:
+        leaf = f"leaf{draw(st.integers(1, leaves), label='exit')}"
+        add_exits(net, out, apart=draw(st.booleans(), label="a router of their own"), leaf=leaf)
     taken: set[tuple[str, object]] = set()
     nics: list[Held] = []
     at: dict[str, int] = {}
@@ -54,7 +69,9 @@ def tenants(draw: st.DrawFn) -> Tenants:
             if (vrf, ip) in taken:
                 continue
             taken.add((vrf, ip))
-            own.append(Held(1 + len(nics) + len(own), f"vm{vm}", vrf, ip, ip6))
+            prefix = PREFIX if (vrf, PREFIX) not in taken and draw(st.booleans(), label="prefix") else None
+            taken.add((vrf, prefix))
+            own.append(Held(1 + len(nics) + len(own), f"vm{vm}", vrf, ip, ip6, prefix))
         if own:
             at[f"vm{vm}"] = draw(st.integers(1, servers), label="server")
             add_vm(net, f"vm{vm}", at[f"vm{vm}"], own)
@@ -122,7 +139,21 @@ def test_other_vrfs_change_no_entry_of_the_default_one(
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["vrf", "no vrf", "no vnets", "subnet", "no subnet", "vm", "no vm", "move", "port"]),
+        st.sampled_from(
+            [
+                "vrf",
+                "no vrf",
+                "no vnets",
+                "subnet",
+                "no subnet",
+                "vm",
+                "no vm",
+                "move",
+                "port",
+                "exit",
+                "prefix",
+            ]
+        ),
         st.sampled_from(["red", "green"]),
         st.integers(1, 3),
     ),
@@ -166,8 +197,23 @@ def change(net: Network, what: str, vrf: str, number: int, ipv6: bool) -> Touche
         case "port" if id in net.vms:
             nic = net.vms[id].nic
             return net.set_vm_port(nic.port_id, f"edge{number}", VMPort(200 + number))
+        case "exit":
+            return toggled_exit(net, vrf, 99 + number)
+        case "prefix" if id in net.vms:
+            old = net.vms[id].nic
+            prefixes = () if old.prefixes else (IPv4Network((int(PREFIX[0]) + 16 * number, 28)),)
+            return net.change_nic(id, old, replace(old, prefixes=prefixes))
         case _:
             return NOTHING
+
+
+def toggled_exit(net: Network, vrf: str, vlan: int) -> Touched:
+    """The default VRF's router leads out of this one, too, or no more."""
+    router = net.servers["router"]
+    kept = tuple(one for one in router.subinterfaces if one.vrf != vrf)
+    if len(kept) == len(router.subinterfaces):
+        kept = (*kept, Subinterface(vrf, vlan, ALL, ROUTER_ADDRESS))
+    return net.put_server(replace(router, subinterfaces=kept))
 
 
 def every(net: Network, made: Callable[[], object]) -> Touched:

@@ -1,11 +1,13 @@
 """`retinue server`: the servers, and where each is attached."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
 from retinue.cli import options, output
 from retinue.cli.connection import Connection, connected
+from retinue.core.model import DEFAULT_VRF
 from retinue.protocol.routes import Route
 
 app = options.group("Servers, and where they are attached.")
@@ -73,26 +75,40 @@ def routes(at: Connection) -> None:
     """
     data = at.client().ask(Route.LIST_SERVERS)
     rows = [
-        {"prefix": prefix, "router": row["id"], "metric": row["metric"]}
-        | {"at": _location(row), "now": _now(row, prefix)}
+        {"vrf": vrf, "prefix": prefix, "router": row["id"], "metric": row["metric"]}
+        | {"at": _location(row) + tag, "now": _now(row, ways, prefix)}
         for row in data["servers"]
-        for prefix in row.get("routes", ())
+        for vrf, tag, routes, ways in _interfaces(row)
+        for prefix in routes
     ]
-    rows.sort(key=lambda one: (one["prefix"], one["metric"], one["router"]))
+    rows.sort(key=lambda one: (one["vrf"] != DEFAULT_VRF, *(one[name] for name in _ORDER)))
     if at.as_json:
         output.print_json({"routes": rows})
         return
     output.print_table(
-        ("PREFIX", "ROUTER", ">METRIC", "AT", "NOW"),
-        ((one["prefix"], one["router"], str(one["metric"]), one["at"], one["now"]) for one in rows),
+        ("VRF", "PREFIX", "ROUTER", ">METRIC", "AT", "NOW"),
+        (
+            (one["vrf"], one["prefix"], one["router"], str(one["metric"]), one["at"], one["now"])
+            for one in rows
+        ),
         "There are no routers.",
     )
 
 
-def _now(row: dict[str, Any], prefix: str) -> str:
+_ORDER = ("vrf", "prefix", "metric", "router")
+
+
+def _interfaces(row: dict[str, Any]) -> Iterator[tuple[str, str, list[str], list[str]]]:
+    """A router's VRFs: each with the tag behind its port, the prefixes, and those to which it is the way."""
+    yield DEFAULT_VRF, "", row.get("routes", []), row.get("ways", [])
+    for one in row.get("subinterfaces", ()):
+        yield one["vrf"], f".{one['vlan']}", one["routes"], one["ways"]
+
+
+def _now(row: dict[str, Any], ways: list[str], prefix: str) -> str:
     if row["lost"]:
         return f"lost: {row['lost']}"
-    return "the way" if prefix in row["ways"] else "standby"
+    return "the way" if prefix in ways else "standby"
 
 
 @app.command()

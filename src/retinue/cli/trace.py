@@ -47,6 +47,9 @@ def trace(
     dst_mac: Annotated[
         str, typer.Option(metavar="MAC", help="To this MAC; left out: as its ARP would find it.")
     ] = "",
+    vlan: Annotated[
+        int, typer.Option(metavar="VLAN", min=0, max=4094, help="With --at: from a router's VLAN of a VRF.")
+    ] = 0,
     ttl: Annotated[int, typer.Option(metavar="N", min=0, max=255, help="Time to live, or hop limit.")] = 64,
     frame: Annotated[
         str, typer.Option(metavar="HEX", help="The frame itself; @FILE: from a file, in hexadecimal.")
@@ -80,9 +83,9 @@ def trace(
     kind = chosen[0] if chosen else "icmp"
     given: dict[str, Any] = {
         "vm": vm, "nic": nic, "server": server, "at": port, "forgery": forgery, "frame": _hex(frame),
-        "to": to, "src": src, "src_mac": src_mac, "dst_mac": dst_mac,
+        "to": to, "src": src, "src_mac": src_mac, "dst_mac": dst_mac, "vlan": vlan,
     }  # fmt: skip
-    body = {name: text for name, text in given.items() if text}
+    body = {name: value for name, value in given.items() if value}
     body |= {"kind": kind, "port": udp or tcp or 0, "ttl": ttl, "live": live}
     data = at.client().ask(Route.TRACE_FRAME, body=body)
     if at.as_json:

@@ -123,7 +123,7 @@ class Controller:
         self.gateway = Gateway(self.context)
         self.held_packets = HeldPackets(self.context, self.arp.ask_for_servers)
         self.router_watch = RouterWatch(
-            self.context, self.arp.locations.question, router_limits or RouterLimits()
+            self.context, self.arp.locations.question_for, router_limits or RouterLimits()
         )
         self.arp.heard = self.nd.heard = self.router_watch.heard
         self.link_probes = LinkProbes(self.context, link_limits or LinkLimits(), token_bytes(16))

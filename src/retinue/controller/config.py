@@ -33,7 +33,7 @@ from retinue.controller.config_tables import (
 )
 from retinue.controller.dns.zone import DnsTable
 from retinue.controller.migrations.history import MIGRATIONS_KEPT
-from retinue.controller.parsing import address, network, port_ref, subnet
+from retinue.controller.parsing import address, network, port_ref, subinterface, subnet
 from retinue.controller.zenoh_names import ZenohTable
 from retinue.core.limits import LEAST_MTU, MOST_LEASES, MOST_MTU, VXLAN_BYTES
 from retinue.core.migration.copying import Postcopy
@@ -282,4 +282,7 @@ def _server(table: ServerTable) -> Server:
         chassis=table.chassis,
         given_at=port_ref(table.at) if table.at else None,
         gateway_group=table.gateway_group,
+        subinterfaces=tuple(
+            subinterface(one.vrf, one.vlan, one.routes, one.address) for one in table.subinterface
+        ),
     )

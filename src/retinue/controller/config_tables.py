@@ -6,7 +6,7 @@ import msgspec
 
 from retinue.config_file import ConfigTable, TlsTable
 from retinue.controller.parsing import port_ref
-from retinue.core.limits import LEAST_MTU, MOST_METRIC, MOST_MTU, VXLAN_BYTES
+from retinue.core.limits import HIGHEST_VLAN, LEAST_MTU, MOST_METRIC, MOST_MTU, VXLAN_BYTES
 from retinue.core.model import (
     DEFAULT_VNET,
     DEFAULT_VRF,
@@ -162,6 +162,17 @@ class GatewayGroupTable(ConfigTable, frozen=True):
     mac: str
 
 
+class SubinterfaceTable(ConfigTable, frozen=True):
+    """[[server.subinterface]]: a router's interface in a VRF, with a VLAN tag at its port."""
+
+    vrf: str
+    vlan: Annotated[int, msgspec.Meta(ge=1, le=HIGHEST_VLAN)]
+    routes: list[str] = []
+    """Prefixes reached through it, in the VRF."""
+    address: str = ""
+    """The router's own there."""
+
+
 class ServerTable(ConfigTable, frozen=True):
     """[[server]]: a machine on a leaf's port. `edge`: its switch, if it runs VMs. `at`: that leaf's port as
     SWITCH:PORT; left out, the controller finds it by ARP.
@@ -179,6 +190,7 @@ class ServerTable(ConfigTable, frozen=True):
     """Its LLDP chassis id, by which it is known when its MAC is another."""
     at: str = ""
     gateway_group: str = ""
+    subinterface: list[SubinterfaceTable] = []
 
 
 class DomainTable(ConfigTable, frozen=True):

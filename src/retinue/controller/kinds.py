@@ -141,8 +141,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "Compiler._clashed", "Compiler._owners", "Contributions._counts", "Contributions._index",
         "Contributions._packed", "Contributions._recent",
         "Context._after_install", "Controller._by_dpid", "History._last",
-        "History._recent", "Installer.switches", "Network.routers_to", "PrefixIndex._entries",
-        "PrefixIndex._firsts",
+        "History._recent", "Installer.switches", "Network.routers_to",
     ),
     "switches report it when they connect": (
         "VMPorts.rejected", "Knowledge.edges_read", "Network.vm_ports", "ReportedPorts._ports",

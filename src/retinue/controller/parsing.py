@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 
-from retinue.core.model import IP, ModelError, PortRef, Subnet
+from retinue.core.model import IP, ModelError, PortRef, Subinterface, Subnet
 from retinue.core.text import quoted
 
 
@@ -50,12 +50,19 @@ def subnet(
     servers: list[IPv4Address] = []
     for text in dhcp:
         server = address(text)
-        if not isinstance(server, IPv4Address) or not isinstance(at, IPv4Address):
-            raise ModelError(f"subnet {id}: DHCP can be relayed over IPv4 only, not to {quoted(text)}")
+        if not isinstance(server, IPv4Address):
+            raise ModelError(
+                f"subnet {id}: a DHCP server is named by its IPv4 address, not by {quoted(text)}"
+            )
         servers.append(server)
     inside = network(prefix)
     ranges = tuple(_pool(id, inside, text) for text in pools)
     return Subnet(id, inside, at, dhcp=tuple(servers), dhcp_pools=ranges, vnet=vnet, slaac=slaac, dhcp6=dhcp6)
+
+
+def subinterface(vrf: str, vlan: int, routes: Collection[str], own: str) -> Subinterface:
+    """A router's interface in a VRF; raises ModelError."""
+    return Subinterface(vrf, vlan, tuple(map(network, routes)), address(own) if own else None)
 
 
 def _pool(subnet: str, prefix: IPv4Network | IPv6Network, text: str) -> tuple[IP, IP]:

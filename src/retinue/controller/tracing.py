@@ -7,7 +7,7 @@ Switches are only read: nothing is sent to them, nothing is mended.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -161,7 +161,8 @@ class Tracer:
                     "`retinue switch list` shows the switches",
                     ErrorCode.UNKNOWN_SWITCH,
                 )
-            return place_named(net, switch, port)
+            found = place_named(net, switch, port)
+            return replace(found, vlan=asked.vlan) if asked.vlan else found
         vm = self._vm(asked.vm)
         if asked.server and asked.server not in net.servers:
             raise no_server(quoted(asked.server))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import msgspec
 
-from retinue.core.limits import MOST_HOSTS, MOST_METRIC, MOST_PREFIXES
+from retinue.core.limits import HIGHEST_VLAN, MOST_HOSTS, MOST_METRIC, MOST_PREFIXES, MOST_VRFS
 from retinue.core.model import Service
 
 
@@ -41,6 +41,17 @@ class HostBody(msgspec.Struct, forbid_unknown_fields=True):
     mac: str
 
 
+class SubinterfaceBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A router's interface in a VRF: what has this tag at its port is of that VRF."""
+
+    vrf: str
+    vlan: Annotated[int, msgspec.Meta(ge=1, le=HIGHEST_VLAN)]
+    routes: Annotated[list[str], msgspec.Meta(max_length=MOST_PREFIXES)] = []
+    """Prefixes reached through it, in the VRF."""
+    address: str = ""
+    """The router's own there."""
+
+
 class ServerBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One server of POST /v1/servers."""
 
@@ -60,6 +71,8 @@ class ServerBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     """Of several routers to one prefix that are there, the one with the least is the way; null: it stays."""
     chassis: str | None = None
     """Its LLDP chassis id, by which it is known when its MAC is another; null: it stays."""
+    subinterfaces: Annotated[list[SubinterfaceBody], msgspec.Meta(max_length=MOST_VRFS)] | None = None
+    """Of a router: its ways out of other VRFs than the default one; null: those it has."""
     hosts: Annotated[list[HostBody], msgspec.Meta(max_length=MOST_HOSTS)] = []
     """Machines that have ports of VMs at the edge switch."""
 

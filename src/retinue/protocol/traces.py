@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from retinue.core.limits import LARGEST_FRAME, LONGEST_ADDRESS
+from retinue.core.limits import HIGHEST_VLAN, LARGEST_FRAME, LONGEST_ADDRESS
 from retinue.core.tracing import Kind
 
 Word = Annotated[str, msgspec.Meta(max_length=LONGEST_ADDRESS)]
@@ -20,6 +20,8 @@ class TraceBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     server: Word = ""
     at: Word = ""
     """It comes in at a port: SWITCH:PORT, the port by its name or number."""
+    vlan: Annotated[int, msgspec.Meta(ge=0, le=HIGHEST_VLAN)] = 0
+    """There with this tag: a router's, from its subinterface in a VRF."""
     forgery: Word = ""
     """A row of the spoofing log, by its id: the frame as it claimed to be."""
     frame: Annotated[str, msgspec.Meta(max_length=2 * LARGEST_FRAME, pattern="^([0-9A-Fa-f]{2})*$")] = ""

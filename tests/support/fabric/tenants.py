@@ -24,8 +24,10 @@ from retinue.core.pipeline.matches import PRIORITY_TAG
 from retinue.core.pipeline.priorities import VRF_BAND
 from retinue.core.pipeline.responders import arp
 from retinue.core.pipeline.tables import Table
-from support.fabric.ipv6 import OUTSIDE6, udp6_frame
+from support.fabric import ways_out
+from support.fabric.ipv6 import udp6_frame
 from support.fabric.networks import GATEWAY, GATEWAY6, GATEWAY_MAC, add_ipv6, vm_ip, vm_mac, vm_port
+from support.fabric.prefixes import udp
 from support.fabric.sample_frames import icmp, ipv4
 from support.fabric.world import OUTSIDE, FabricWorld, tagged, udp_frame
 from support.fakes.switch import Delivery
@@ -69,6 +71,8 @@ class Held:
     vrf: str
     ip: IPv4Address
     ip6: IPv6Address | None = None
+    prefix: IPv4Network | None = None
+    """Routed to it."""
 
     @property
     def mac(self) -> str:
@@ -84,7 +88,8 @@ def add_vm(net: Network, id: str, at: int, nics: list[Held]) -> VM:
     made = []
     for index, one in enumerate(nics, 1):
         vnet = vnet_of(one.vrf, one.ip in BESIDE)
-        made.append(NIC(one.mac, port_id_of(id, index), vnet=vnet, slot=index))
+        prefixes = () if one.prefix is None else (one.prefix,)
+        made.append(NIC(one.mac, port_id_of(id, index), vnet=vnet, slot=index, prefixes=prefixes))
     vm = VM(id, tuple(made), f"server{at}")
     net.put_vm(vm)
     for nic, one in zip(made, nics, strict=True):
@@ -115,9 +120,15 @@ class Tenants:
             self._stays_inside(sender)
             self._asks(sender)
         self._from_outside()
+        for way in ways_out.exits(self.world.net):
+            self._from_its_router(way)
 
     def holder(self, vrf: str, ip: IPv4Address | IPv6Address) -> Held | None:
-        found = [one for one in self.nics if one.vrf == vrf and ip in (one.ip, one.ip6)]
+        found = [
+            one
+            for one in self.nics
+            if one.vrf == vrf and (ip in (one.ip, one.ip6) or (one.prefix is not None and ip in one.prefix))
+        ]
         return found[0] if found else None
 
     def send(self, sender: Held, frame: bytes) -> list[Delivery]:
@@ -133,8 +144,10 @@ class Tenants:
 
     def _is_unmarked(self, delivery: Delivery) -> None:
         """No tag of the fabric's own is ever seen where it leaves the fabric."""
+        exits = {(one.switch, one.port) for one in ways_out.exits(self.world.net)}
         for switch, port, frame in delivery.arrivals:
-            assert parse(frame).vlan is None, f"a tag comes out of {switch} port {port}"
+            if (switch, port) not in exits:
+                assert parse(frame).vlan is None, f"a tag comes out of {switch} port {port}"
 
     def _reaches(self, sender: Held, receiver: Held) -> None:
         """What is sent to an address comes to who has it in the sender's VRF, by whichever MAC it is sent."""
@@ -161,8 +174,11 @@ class Tenants:
 
     def _spoofs(self, sender: Held, victim: Held) -> None:
         """Nobody sends under another's address or MAC, of whichever VRF; nor by a tag as if in another."""
-        for mac, ip in ((victim.mac, victim.ip), (victim.mac, sender.ip), (sender.mac, victim.ip)):
-            if (mac, ip) == (sender.mac, sender.ip):
+        claims = [(victim.mac, victim.ip), (victim.mac, sender.ip), (sender.mac, victim.ip)]
+        if victim.prefix is not None:
+            claims.append((sender.mac, victim.prefix[5]))
+        for mac, ip in claims:
+            if mac == sender.mac and (ip == sender.ip or (sender.prefix is not None and ip in sender.prefix)):
                 continue
             for dst_mac, dst in ((GATEWAY_MAC, OUTSIDE), (victim.mac, victim.ip)):
                 self._is_reported(sender, udp_frame(mac, dst_mac, ip, dst))
@@ -176,17 +192,40 @@ class Tenants:
         self.world.is_reported_spoofed(sender.number, self.at[sender.vm], frame)
 
     def _stays_inside(self, sender: Held) -> None:
-        """A tenant reaches nothing outside, no server, and no prefix that its VRF has not."""
+        """A tenant reaches nothing outside but by its VRF's own router, and no server of the default VRF."""
         if sender.vrf == DEFAULT_VRF:
             return
-        servers = [s.address for s in self.world.net.servers.values()]
-        for dst in (OUTSIDE, *servers, IPv4Address("10.1.0.250")):
-            assert isinstance(dst, IPv4Address)
-            for delivery in self.send(sender, udp_frame(sender.mac, GATEWAY_MAC, sender.ip, dst)):
-                assert not delivery.arrivals, f"{sender} reaches {dst}: {delivery}"
-        if sender.ip6 is not None:
-            for delivery in self.send(sender, udp6_frame(sender.mac, GATEWAY_MAC, sender.ip6, OUTSIDE6)):
-                assert not delivery.arrivals
+        way = ways_out.exit_of(self.world.net, sender.vrf)
+        # By its own router goes what has an address that in the default VRF is a server's, too.
+        servers = [s.address for s in self.world.net.servers.values() if s.address is not None]
+        far = [ip for ip in servers if self.world.net.subnet_of(ip, sender.vrf) is None]
+        own = [sender.ip, *([] if sender.ip6 is None else [sender.ip6])]
+        own += [] if sender.prefix is None else [sender.prefix[5]]
+        for src in own:
+            for dst in (*ways_out.outsides(src), *(ip for ip in far if ip.version == src.version)):
+                for delivery in self.send(sender, udp(sender.mac, GATEWAY_MAC, src, dst)):
+                    ways_out.goes_out(delivery, way)
+        for nobody in (*(ip for ip in servers if ip not in far), IPv4Address("10.1.0.250")):
+            for delivery in self.send(sender, udp(sender.mac, GATEWAY_MAC, sender.ip, nobody)):
+                assert not delivery.arrivals, f"{sender} reaches {nobody}: {delivery}"
+
+    def _from_its_router(self, way: ways_out.Exit) -> None:
+        """From outside each of the VRF is reached, and nobody else; and nobody is pretended to be."""
+        inside = [one for one in self.nics if one.vrf == way.of.vrf]
+        for one in inside:
+            reached = [one.ip, *([] if one.ip6 is None else [one.ip6])]
+            reached += [] if one.prefix is None else [one.prefix[5]]
+            for ip in reached:
+                for src in ways_out.outsides(ip):
+                    for delivery in self.world.fabric.all_paths(way.switch, way.port, way.frame(src, ip)):
+                        self._is_unmarked(delivery)
+                        self._comes_to(delivery, one)
+            ways_out.is_guarded(self.world, way, reached[:1], [])
+        strangers = [other.ip for other in self.nics if self.holder(way.of.vrf, other.ip) is None]
+        for ip in strangers:
+            for delivery in self.world.fabric.all_paths(way.switch, way.port, way.frame(OUTSIDE, ip)):
+                assert not delivery.arrivals, f"delivered: {delivery}"
+        ways_out.asks_for_its_gateways(self.world, way)
 
     def _asks(self, sender: Held) -> None:
         """Its own gateways answer it, and its VRF's neighbours are found; nobody of another's."""
@@ -243,7 +282,8 @@ class Tenants:
                 self._comes_to(delivery, wanted)
             for port, server in ((ROUTER_PORT, router), (DHCP_PORT, dhcp)):
                 assert isinstance(server.address, IPv4Address)
-                for tag in (0, *TAGS.values()):
+                mine = {one.vlan for one in server.subinterfaces}
+                for tag in (tag for tag in (0, *TAGS.values()) if not tag or tag not in mine):
                     for src in (OUTSIDE, server.address, receiver.ip):
                         for mac in (GATEWAY_MAC, *self._server_macs(), receiver.mac):
                             odd = tagged(udp_frame(server.mac, mac, src, receiver.ip), tag)

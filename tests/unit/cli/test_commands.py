@@ -355,7 +355,7 @@ def test_vrfs_are_added_and_removed_and_a_vnet_keeps_its_own(real: str) -> None:
     blue = ("--prefix", "10.1.0.0/24", "--gateway", "10.1.0.254", "--vnet", "reds")
     good("subnet", "add", "red1", *blue, *at)
     assert "reds cannot leave VRF red" in bad("vnet", "set", "reds", "--vrf", "green", *at)
-    assert re.search(r"^red +1 +reds +0 *$", good("vrf", "list", *at), re.M)
+    assert re.search(r"^red +1 +reds +- +0 *$", good("vrf", "list", *at), re.M)
     assert "VRF red is in use by vnet reds" in bad("vrf", "remove", "red", *at)
     assert "there is no VRF x; `retinue vrf list`" in bad("vrf", "remove", "x", *at)
     assert good("vrf", "remove", "green", *at) == "VRF green is removed\n"
@@ -441,12 +441,33 @@ def test_every_way_to_a_prefix_is_listed_the_best_first(real: str) -> None:
     blocking.Client(real).ask(Route.REGISTER_SERVERS, body=router)
     shown = good("server", "routes", "--url", real)
     lines = [line.split() for line in shown.splitlines()[1:]]
-    assert [line[:3] for line in lines] == [["0.0.0.0/0", "router", "0"], ["0.0.0.0/0", "access2", "10"]]
+    ways = [["default", "0.0.0.0/0", "router", "0"], ["default", "0.0.0.0/0", "access2", "10"]]
+    assert [line[:4] for line in lines] == ways
     assert [
         row["now"] for row in json.loads(good("server", "routes", "--json", "--url", real))["routes"]
     ] == [
         *("the way", "standby"),
     ]
+
+
+def test_a_vrf_is_given_a_way_out_and_loses_it(real: str) -> None:
+    at = ("--url", real)
+    good("vrf", "add", "red", *at)
+    out = ("vrf", "add-router", "red", "--router", "router", "--vlan", "100", "--route", "0.0.0.0/0")
+    assert "say at which port it is" in bad(*out, *at)
+    place = ("--at", "leaf2:leaf2-router")
+    assert good(*out, "--address", "198.51.100.1", *place, *at) == "VRF red goes out by router, VLAN 100\n"
+    assert re.search(r"^red +1 +- +router +0 *$", good("vrf", "list", *at), re.M)
+    assert re.search(
+        r"^red +0\.0\.0\.0/0 +router +0 +\S+\.100 +the way *$", good("server", "routes", *at), re.M
+    )
+    assert "VRF red is in use by router router" in bad("vrf", "remove", "red", *at)
+    assert "there is no VRF x" in bad("vrf", "add-router", "x", *out[3:], *at)
+    assert "there is no server r9" in bad("vrf", "remove-router", "red", "--router", "r9", *at)
+    gone = ("vrf", "remove-router", "red", "--router", "router", *at)
+    assert good(*gone) == "VRF red does not go out by router any more\n"
+    assert "VRF red does not go out by router" in bad(*gone)
+    good("vrf", "remove", "red", *at)
 
 
 def test_the_controller_s_rejection_is_the_message(real: str) -> None:

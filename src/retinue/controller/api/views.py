@@ -128,6 +128,10 @@ def servers(controller: Controller) -> list[dict[str, Any]]:
             drained=server.id in net.drained, agent=_agent(controller, server.id),
             ways=[str(prefix) for prefix in ways_by(net, server.id)],
             lost=net.lost_routers.get(server.id, ""),
+            subinterfaces=[
+                {**plain(one), "ways": [str(prefix) for prefix in ways_by(net, server.id, one.vrf)]}
+                for one in server.subinterfaces
+            ],
         )  # fmt: skip
         found.append(row)
     for address, ref in controller.arp.unknown.items():

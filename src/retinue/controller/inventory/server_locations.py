@@ -24,7 +24,7 @@ from retinue.controller.changes import ServerLocated
 from retinue.controller.context import Context
 from retinue.controller.counters import Count
 from retinue.controller.switches.readback import SwitchSession
-from retinue.core.model import PortRef, Role, Server
+from retinue.core.model import DEFAULT_VRF, PortRef, Role, Server
 from retinue.core.packets import arp_request
 from retinue.core.pipeline.entry import PortNo
 from retinue.core.pipeline.underlay import underlay_of
@@ -147,23 +147,25 @@ class ServerLocations:
 
     def question(self, server: Server) -> bytes | None:
         """Ask a server for its address, by its own MAC; None for one that has no IPv4 address."""
-        net = self._context.net
-        if not isinstance(server.address, IPv4Address):
-            return None
-        asker = self._asker(server.address)
+        address = server.address
+        return self.question_for(server, address) if isinstance(address, IPv4Address) else None
+
+    def question_for(self, server: Server, address: IPv4Address, vrf: str = DEFAULT_VRF) -> bytes | None:
+        """Ask for this address, which it has in a VRF; None where no gateway is there to ask."""
+        asker = self._asker(address, vrf)
         if asker is None:
             return None
-        return arp_request(net.gateway_mac, asker, server.address, dst=server.mac)
+        return arp_request(self._context.net.gateway_mac, asker, address, dst=server.mac)
 
-    def _asker(self, asked: IPv4Address) -> IPv4Address | None:
+    def _asker(self, asked: IPv4Address, vrf: str) -> IPv4Address | None:
         """Who asks for an address: the gateway of its subnet or, where it is in none, some gateway of ours.
 
         Never 0.0.0.0: who asks so means to use the address, RFC 5227 2.1.1 ("ARP Probe"), and its owner
         takes it for a conflict.
         """
         net = self._context.net
-        own = net.subnet_of(asked)
-        subnets = [own] if own is not None else sorted(net.subnets_in(), key=lambda subnet: subnet.id)
+        own = net.subnet_of(asked, vrf)
+        subnets = [own] if own is not None else sorted(net.subnets_in(vrf), key=lambda subnet: subnet.id)
         return next((s.gateway for s in subnets if isinstance(s.gateway, IPv4Address)), None)
 
     def _once_a_second(self, what: str, server: str) -> bool:

@@ -122,14 +122,15 @@ class Dhcp6Path:
                     pass
 
     def _send(self, asked: ToServers6) -> None:
-        """To every DHCP server, in an envelope for each subnet that it may be about."""
+        """To every DHCP server that serves it, in an envelope for each subnet that it may be about."""
         context, net = self._context, self._context.net
         vm = net.vms.get(asked.vm)
         nic = None if vm is None else vm.nic_with(asked.nic)
         if nic is None:
             return
         servers = net.servers_with(Service.DHCP)
-        ways = [(server, link) for server in servers for link in envelopes.links(net, nic, asked.dhcp)]
+        about = envelopes.links(net, nic, asked.dhcp)
+        ways = [(server, link) for server in servers for link in about if envelopes.serves(server, link)]
         if not self._shares.take(asked.vm, len(ways), context.clock()):
             context.counters[Count.DHCP_TOO_MUCH] += 1
             return

@@ -15,7 +15,7 @@ from retinue.controller.context import Context
 from retinue.controller.errors import no_server
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.core.migration import MigrationState
-from retinue.core.model import DEFAULT_VRF, IP
+from retinue.core.model import IP
 from retinue.core.model.disks import Disk
 from retinue.core.model.ways import router_to
 from retinue.core.pipeline.underlay import underlay_of
@@ -257,15 +257,13 @@ class ResourceManager:
     def _place(self, client: IP, vrfs: Iterable[str]) -> str:
         """`vrfs`: those in which a VM has NICs, in one of which the address is meant."""
         net = self._net
-        holders = (net.holder(client, vrf) for vrf in vrfs)
-        routed = net.routed_to(client) if DEFAULT_VRF in vrfs else None
-        vm = next((held.vm for held in holders if held is not None), "" if routed is None else routed[1])
-        if vm:
-            return net.vms[vm].server
-        server = net.server_of_address(client)
-        if server is not None:
-            return server.id
-        return router_to(net, client)
+        held = [a.vm for vrf in vrfs if (a := net.holder(client, vrf)) is not None]
+        held += [routed[1] for vrf in vrfs if (routed := net.routed_to(client, vrf)) is not None]
+        if held:
+            return net.vms[held[0]].server
+        servers = [s.id for vrf in vrfs if (s := net.server_of_address(client, vrf)) is not None]
+        servers += [router for vrf in vrfs if (router := router_to(net, client, vrf))]
+        return servers[0] if servers else ""
 
     def nearer_by(self, vm: str) -> int:
         """How many hundredths of switches fewer are between a VM's clients and the nearest other server."""

@@ -10,7 +10,7 @@ from retinue.controller.neighbours.leaf_ports import leaf_port
 from retinue.controller.neighbours.taking import Taking
 from retinue.core.limits import MOST_UNKNOWN
 from retinue.core.model import ModelError, PortRef, Server
-from retinue.core.packets import ARP, Ethernet, FrameError, arp_reply, parse, parse_arp
+from retinue.core.packets import ARP, Ethernet, FrameError, arp_reply, parse, parse_arp, tagged
 from retinue.core.pipeline.responders import arp
 from retinue.core.pipeline.responders.announcements import claim_of_arp
 from retinue.core.snooping import chassis
@@ -71,10 +71,14 @@ class ArpResponder:
         if server is None or ethernet.src != message.sha:
             self._note_unknown(message.sha, here)
             return
+        vlan = ethernet.vlan or 0
+        vrf = net.vrf_at_port(server, vlan)
+        if vrf is None:
+            return
         self.locations.seen(server.id, here)
         self.heard(switch, port, server.id)
-        if arp.answers_server(net, message):
-            self._context.send_frame(switch, port, arp_reply(message, net.gateway_mac))
+        if arp.answers_server(net, message, vrf):
+            self._context.send_frame(switch, port, tagged(arp_reply(message, net.gateway_mac), vlan))
 
     def from_missing_server(self, switch: str, port: int, frame: bytes) -> None:
         """Any frame but ARP at a leaf's port, from the MAC of a server whose place is not known; and

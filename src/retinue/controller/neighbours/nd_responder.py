@@ -24,6 +24,7 @@ from retinue.core.packets import (
     nd_frame,
     parse,
     parse_nd,
+    tagged,
 )
 from retinue.core.pipeline.responders import nd
 from retinue.core.pipeline.responders.announcements import claim_of_nd
@@ -69,7 +70,7 @@ class NdResponder:
         takes = claim is not None and self._taking.heard(vm, nic, ethernet.src, claim)
         if takes and (said is None or asked.src != UNSPECIFIED):
             return
-        self._reply(switch, port, ethernet, said, nic)
+        self._reply(switch, port, ethernet, said, net.vlan_in_trunk(nic))
         if said is None and asked.src == UNSPECIFIED and isinstance(asked.message, NeighbourSolicitation):
             self._own_addresses.checked(vm, nic, asked.message.target)
 
@@ -84,9 +85,13 @@ class NdResponder:
         server = net.server_of_mac(ethernet.src)
         if here is None or server is None or net.location(server.id) != here:
             return
+        vlan = ethernet.vlan or 0
+        vrf = net.vrf_at_port(server, vlan)
+        if vrf is None:
+            return
         self.heard(switch, port, server.id)
         if not isinstance(asked.message, NeighbourAdvertisement):
-            self._reply(switch, port, ethernet, nd.answer_to_server(net, asked))
+            self._reply(switch, port, ethernet, nd.answer_to_server(net, asked, vrf), vlan)
 
     def advertise(self) -> None:
         """Each second: the VMs whose turn it is hear of the gateway, each once in nd.ADVERTISED_EVERY."""
@@ -120,20 +125,14 @@ class NdResponder:
         # It goes to one VM alone, also where it names the group of all nodes.
         self._context.send_to_nic(switch, port, nic, nd_frame(told, mac, nic.mac))
 
-    def _reply(
-        self, switch: str, port: int, asker: Ethernet, said: ND | None, nic: NIC | None = None
-    ) -> None:
-        """`nic`: the VM's that asks; None: it is no VM."""
+    def _reply(self, switch: str, port: int, asker: Ethernet, said: ND | None, vlan: int) -> None:
+        """`vlan`: the tag that the asker's frames have at the port; 0: none."""
         if said is None or not isinstance(said.message, NeighbourAdvertisement):
             self._context.counters[Count.ND_UNANSWERED] += 1
             return
         self._context.counters[Count.ND_ANSWERED] += 1
         mac = said.message.options.target_mac or self._context.net.gateway_mac
-        frame = nd_frame(said, mac, asker.src)
-        if nic is None:
-            self._context.send_frame(switch, port, frame)
-        else:
-            self._context.send_to_nic(switch, port, nic, frame)
+        self._context.send_frame(switch, port, tagged(nd_frame(said, mac, asker.src), vlan))
 
     def _note_spoofing(self, switch: str, port: int, vm: VM, claim: tuple[Mac, str]) -> None:
         context = self._context

@@ -1,11 +1,12 @@
 """Routers that share a prefix, watched: asked each second, and given up, or used again, as
 `core.router_watch` says.
 
-A router to whose prefixes no other leads is not asked: there would be nowhere else to go.
+A router to whose prefixes no other leads is not asked: there would be nowhere else to go. One that is in VRFs
+alone is asked by the first of its subinterfaces that has an address.
 """
 
 from collections.abc import Callable
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address
 
 from retinue.controller.context import Context
 from retinue.controller.neighbours.leaf_ports import leaf_port
@@ -13,7 +14,7 @@ from retinue.controller.router_changes import RouterLost, RouterReturned
 from retinue.core.model import PortRef, Role, Server
 from retinue.core.model.link_local import link_local
 from retinue.core.model.ways import routers_beside
-from retinue.core.packets import ND, NDOptions, NeighbourSolicitation, nd_frame
+from retinue.core.packets import ND, NDOptions, NeighbourSolicitation, nd_frame, tagged
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.core.router_watch import (
     Asked,
@@ -33,9 +34,12 @@ class RouterWatch:
     """Knows of each router that shares a prefix whether it is there."""
 
     def __init__(
-        self, context: Context, question: Callable[[Server], bytes | None], limits: RouterLimits
+        self,
+        context: Context,
+        question: Callable[[Server, IPv4Address, str], bytes | None],
+        limits: RouterLimits,
     ) -> None:
-        """`question` asks a server for its IPv4 address, by its MAC."""
+        """`question` asks a server for an address that it has in a VRF, by its MAC."""
         self._context = context
         self._question = question
         self._limits = limits
@@ -74,7 +78,7 @@ class RouterWatch:
         at, server = net.location(router), net.servers[router]
         session = None if at is None else self._context.session(at.switch)
         number = None if session is None or at is None else session.ports.get(at.port)
-        question = self._solicitation(server) or self._question(server)
+        question = self._asked(server)
         if at is None or number is None:
             self._say(router, LeafAway())
         elif question is None:
@@ -83,13 +87,19 @@ class RouterWatch:
             self._say(router, Asked())
             self._context.send_frame(at.switch, number, question)
 
-    def _solicitation(self, server: Server) -> bytes | None:
-        """Ask for its IPv6 address; None for one that has none."""
-        if not isinstance(server.address, IPv6Address):
+    def _asked(self, server: Server) -> bytes | None:
+        """The frame that asks for its address; None for one that has none."""
+        if not server.addresses:
             return None
-        mac = self._context.net.gateway_mac
-        asked = NeighbourSolicitation(server.address, NDOptions(source_mac=mac))
-        return nd_frame(ND(link_local(mac), server.address, asked), mac, server.mac)
+        vrf, ip = server.addresses[0]
+        there = server.interface_in(vrf)
+        if isinstance(ip, IPv4Address):
+            question = self._question(server, ip, vrf)
+        else:
+            mac = self._context.net.gateway_mac
+            solicited = NeighbourSolicitation(ip, NDOptions(source_mac=mac))
+            question = nd_frame(ND(link_local(mac), ip, solicited), mac, server.mac)
+        return None if question is None else tagged(question, 0 if there is None else there.vlan)
 
     def _say(self, id: str, event: Event) -> None:
         net, now = self._context.net, self._context.clock()

@@ -24,7 +24,7 @@ from retinue.controller.state import (
     Stored,
     Word,
 )
-from retinue.controller.store import disk_documents
+from retinue.controller.store import disk_documents, subinterface_documents
 from retinue.controller.store.nic_documents import from_document, to_document
 from retinue.controller.store.schema import TYPES
 from retinue.core.migration import Migration
@@ -121,6 +121,7 @@ def _columns(value: Storable) -> dict[str, Value]:
                 "hosts": {host.id: host.mac for host in value.hosts},
                 "metric": value.metric,
                 "chassis": value.chassis,
+                "subinterfaces": _listed(tuple(map(subinterface_documents.to_document, value.subinterfaces))),
             }
         case VM():
             return {
@@ -251,6 +252,9 @@ def _value(table: str, row: dict[str, Any]) -> Storable:
                 hosts=tuple(Host(id, mac(address)) for id, address in sorted(row["hosts"].items())),
                 metric=row["metric"],
                 chassis=row["chassis"],
+                subinterfaces=tuple(
+                    map(subinterface_documents.from_document, _in_order(row["subinterfaces"]))
+                ),
             )
         case "VM":
             return VM(

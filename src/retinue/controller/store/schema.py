@@ -69,6 +69,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "hosts": {"key": "string", "value": "string", "min": 0, "max": "unlimited"},
         "metric": "integer",
         "chassis": "string",
+        "subinterfaces": _LIST,
     },
     "VM": {
         "id": "string",

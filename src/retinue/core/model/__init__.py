@@ -41,7 +41,7 @@ from retinue.core.model.entities import (
 )
 from retinue.core.model.network import Network
 from retinue.core.model.nic import NIC, Allowed, port_id_of
-from retinue.core.model.vrfs import DEFAULT_VRF, Address, Vrf, in_vrf
+from retinue.core.model.vrfs import DEFAULT_VRF, Address, Subinterface, Vrf, in_vrf
 
 __all__ = [
     "DEFAULT_VNET",
@@ -75,6 +75,7 @@ __all__ = [
     "Role",
     "Server",
     "Service",
+    "Subinterface",
     "Subnet",
     "Switch",
     "Trust",

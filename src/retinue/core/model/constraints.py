@@ -6,6 +6,7 @@ be added. Of VMs: `vm_constraints`.
 """
 
 from retinue.core.limits import (
+    HIGHEST_VLAN,
     LONGEST_CHASSIS,
     MOST_GATEWAY_GROUPS,
     MOST_HOSTS,
@@ -131,13 +132,15 @@ def check_subnet(net: NetworkView, subnet: Subnet) -> None:
         raise ModelError(f"{what}: VMs make their own addresses of an IPv6 /64 only, not of {subnet.prefix}")
     if subnet.dhcp6 and subnet.prefix.version != 6:
         raise ModelError(f"{what}: DHCPv6 is for addresses of IPv6, not of {subnet.prefix}")
-    if subnet.dhcp6 and vrf != DEFAULT_VRF:
-        raise ModelError(f"{what}: DHCPv6 serves the VRF {DEFAULT_VRF} only, not {vrf}")
+    if subnet.dhcp6 and vrf != DEFAULT_VRF and not subnet.dhcp:
+        raise ModelError(f"{what}: in VRF {vrf} say which DHCP server gives its addresses (`dhcp`)")
+    if subnet.dhcp and subnet.prefix.version == 6 and not subnet.dhcp6:
+        raise ModelError(f"{what}: a DHCP server of an IPv6 subnet speaks DHCPv6 (`dhcp6`)")
     check_subnet_beside(net, subnet)
     not_held(net, what, subnet.gateway, vrf)
     not_a_servers(net, what, subnet.gateway, vrf)
-    for server in net.servers.values() if vrf == DEFAULT_VRF else ():
-        if subnet.prefix in server.routes:
+    for server in net.servers.values():
+        if subnet.prefix in server.routes_in(vrf):
             raise ModelError(f"{what}: {subnet.prefix} is reached through server {server.id}")
 
 
@@ -183,14 +186,15 @@ def check_server(net: NetworkView, server: Server) -> None:
         raise ModelError(f"{what}: there is no gateway group {server.gateway_group}")
     _a_machines_mac(net, what, server.mac, server.id)
     _check_hosts(net, server)
-    if server.address is not None:
-        not_held(net, what, server.address)
-        not_a_gateways(net, what, server.address)
-        not_a_servers(net, what, server.address, but=server.id)
+    for vrf, ip in server.addresses:
+        not_held(net, what, ip, vrf)
+        not_a_gateways(net, what, ip, vrf)
+        not_a_servers(net, what, ip, vrf, but=server.id)
     check_server_beside(net, server)
     _check_edge(net, server)
     _check_routes(net, server)
     _check_chassis(net, server)
+    _check_subinterfaces(net, server)
     _check_location(net, server)
 
 
@@ -280,7 +284,33 @@ def _check_chassis(net: NetworkView, server: Server) -> None:
 def _check_routes(net: NetworkView, server: Server) -> None:
     if not 0 <= server.metric <= MOST_METRIC:
         raise ModelError(f"server {server.id}: metric {server.metric} is not between 0 and {MOST_METRIC}")
-    for prefix in server.routes:
-        for subnet in net.subnets_in():
+    for vrf, prefix in server.ways:
+        for subnet in net.subnets_in(vrf):
             if subnet.prefix == prefix:
                 raise ModelError(f"server {server.id}: the route {prefix} is subnet {subnet.id}")
+
+
+def _check_subinterfaces(net: NetworkView, server: Server) -> None:
+    """A tag at a router's port tells one VRF, and a port one router: nothing crosses by either."""
+    if not server.subinterfaces:
+        return
+    what = f"server {server.id}"
+    if Service.ROUTER not in server.services or server.edge:
+        raise ModelError(f"{what}: only a router, which runs no VMs, has subinterfaces in VRFs")
+    if server.given_at is None:
+        raise ModelError(f"{what} has subinterfaces in VRFs: say at which port it is (`at`)")
+    vrfs, vlans = [], []
+    for one in server.subinterfaces:
+        if one.vrf not in net.vrfs or one.vrf == DEFAULT_VRF:
+            default = f"VRF {DEFAULT_VRF} has the router's address and routes themselves"
+            raise ModelError(
+                f"{what}: " + (default if one.vrf == DEFAULT_VRF else f"there is no VRF {one.vrf}")
+            )
+        if not 1 <= one.vlan <= HIGHEST_VLAN:
+            raise ModelError(
+                f"{what}: VLAN {one.vlan} of its subinterface is not between 1 and {HIGHEST_VLAN}"
+            )
+        vrfs.append(one.vrf)
+        vlans.append(one.vlan)
+    if len(set(vrfs)) < len(vrfs) or len(set(vlans)) < len(vlans):
+        raise ModelError(f"{what}: give it one subinterface for each VRF, each with a VLAN of its own")

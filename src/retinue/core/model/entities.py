@@ -5,10 +5,10 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from retinue.core.limits import HIGHEST_VLAN, LEAST_MTU, MOST_DISKS, MOST_MTU, MOST_NICS, MOST_TRUNK_NICS
-from retinue.core.model.addresses import IP, Mac, ModelError
+from retinue.core.model.addresses import IP, Mac, ModelError, Prefix
 from retinue.core.model.disks import Disk
 from retinue.core.model.nic import NIC
-from retinue.core.model.vrfs import DEFAULT_VRF
+from retinue.core.model.vrfs import DEFAULT_VRF, Subinterface
 
 
 class Role(StrEnum):
@@ -179,7 +179,7 @@ class Server:
     edge: str = ""
     """The edge switch it runs; "" for a machine that runs no VMs."""
     services: frozenset[Service] = frozenset()
-    routes: tuple[IPv4Network | IPv6Network, ...] = ()
+    routes: tuple[Prefix, ...] = ()
     """Prefixes reached through it; for a router. Others may lead to the same."""
     given_at: PortRef | None = None
     gateway_group: str = ""
@@ -193,6 +193,31 @@ class Server:
     """Its LLDP chassis id, by which it is known when its MAC is another (`packets.lldp`); "": by its MAC
     alone.
     """
+    subinterfaces: tuple[Subinterface, ...] = ()
+    """Of a router: its interfaces in other VRFs than the default one, each with a tag of its own."""
+
+    def interface_in(self, vrf: str) -> Subinterface | None:
+        """Its subinterface in another VRF than the default one."""
+        return next((one for one in self.subinterfaces if one.vrf == vrf), None)
+
+    def routes_in(self, vrf: str) -> tuple[Prefix, ...]:
+        """Prefixes reached through it in a VRF."""
+        if vrf == DEFAULT_VRF:
+            return self.routes
+        there = self.interface_in(vrf)
+        return () if there is None else there.routes
+
+    @property
+    def ways(self) -> tuple[tuple[str, Prefix], ...]:
+        """All prefixes reached through it, each after its VRF."""
+        others = ((one.vrf, prefix) for one in self.subinterfaces for prefix in one.routes)
+        return (*((DEFAULT_VRF, prefix) for prefix in self.routes), *others)
+
+    @property
+    def addresses(self) -> tuple[tuple[str, IP], ...]:
+        """Its own addresses, each after its VRF."""
+        found = ((DEFAULT_VRF, self.address), *((one.vrf, one.address) for one in self.subinterfaces))
+        return tuple((vrf, ip) for vrf, ip in found if ip is not None)
 
 
 class Flood(StrEnum):
@@ -264,7 +289,8 @@ class Subnet:
     vlan: int = 0
     """Where the configuration gives it one of its own; 0: its vnet's."""
     dhcp: tuple[IPv4Address, ...] = ()
-    """DHCP servers of other subnets to which its VMs' messages are relayed (RFC 1542, 4.1.1)."""
+    """DHCP servers of other subnets to which its VMs' messages are relayed (RFC 1542, 4.1.1). Of IPv6: those,
+    by their addresses in the fabric, that serve it; none: all do, where it is of the default VRF."""
     dhcp_pools: tuple[tuple[IP, IP], ...] = ()
     """First and last of the addresses that DHCP servers give out, as far as the operator has said."""
     vnet: str = DEFAULT_VNET.id

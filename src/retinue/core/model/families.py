@@ -14,7 +14,6 @@ from retinue.core.model.binding import Assignment
 from retinue.core.model.entities import VM, Subnet
 from retinue.core.model.link_local import is_link_local
 from retinue.core.model.view import NetworkView
-from retinue.core.model.vrfs import DEFAULT_VRF
 
 
 class Support(StrEnum):
@@ -61,14 +60,14 @@ def forwarded_assignments(net: NetworkView, assignments: Iterable[Assignment]) -
 
 def dhcp6_subnets(net: NetworkView, vnet: str) -> tuple[Subnet, ...]:
     """The subnets of which a NIC of this vnet ("": nobody has said which) gets addresses by DHCPv6."""
-    return tuple(s for s in net.subnets.values() if s.dhcp6 and vnet in ("", s.vnet))
+    return tuple(s for s in net.subnets_in(net.vrf_of_vnet(vnet)) if s.dhcp6 and vnet in ("", s.vnet))
 
 
 def led_to(net: NetworkView, vm: VM) -> Iterator[tuple[IP | Prefix, float | None, str]]:
     """All that switches lead to a VM, each with its VRF: addresses, with their leases' ends, and prefixes."""
     yield from ((a.ip, a.lease_end, a.vrf) for a in forwarded_assignments(net, net.held_by(vm.id)))
     for nic in vm.nics:
-        yield from ((prefix, None, DEFAULT_VRF) for prefix in forwarded_prefixes(net, nic.prefixes))
+        yield from ((prefix, None, net.vrf_of(nic)) for prefix in forwarded_prefixes(net, nic.prefixes))
 
 
 def forwarded_prefixes(net: NetworkView, prefixes: Iterable[Prefix]) -> Iterator[Prefix]:

@@ -17,9 +17,10 @@ def check_vrf_removal(net: NetworkView, vrf: str) -> None:
     if vrf == DEFAULT_VRF:
         raise ModelError(f"VRF {vrf} stays: it has the vnets for which no other is named, and the outside")
     _not_configured(net, f"vrf {vrf}")
-    vnets = sorted(f"vnet {vnet.id}" for vnet in net.vnets.values() if vnet.vrf == vrf)
-    if vnets:
-        raise ModelError(f"VRF {vrf} is in use by {first_few(vnets)}")
+    users = sorted(f"vnet {vnet.id}" for vnet in net.vnets.values() if vnet.vrf == vrf)
+    users += sorted(f"router {one.id}" for one in net.servers.values() if one.interface_in(vrf))
+    if users:
+        raise ModelError(f"VRF {vrf} is in use by {first_few(users)}")
 
 
 def check_vnet_removal(net: NetworkView, vnet: str) -> None:
@@ -66,8 +67,7 @@ def users_of_prefix(net: NetworkView, prefix: IPv4Network | IPv6Network, vrf: st
     given = {ip: f"VM {vm.id}" for vm, nic in nics for ip in nic.addresses}
     given |= {one.ip: f"VM {vm.id}" for vm, nic in nics for one in nic.allowed}
     held = {a.ip: f"VM {a.vm}" for a in net.assignments.values() if a.vrf == vrf}
-    servers = net.servers.values() if vrf == DEFAULT_VRF else ()
-    own = {s.address: f"server {s.id}" for s in servers if s.address is not None}
+    own = {ip: f"server {s.id}" for s in net.servers.values() for of, ip in s.addresses if of == vrf}
     return [f"{who} has {ip}" for ip, who in {**given, **held, **own}.items() if ip in prefix]
 
 

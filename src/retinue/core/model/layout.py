@@ -35,7 +35,7 @@ from retinue.core.model.in_use import (
 )
 from retinue.core.model.plain_routers import check_beside_routers
 from retinue.core.model.view import NetworkView
-from retinue.core.model.vrfs import Vrf
+from retinue.core.model.vrfs import Vrf, in_vrf
 from retinue.core.model.ways import routers_beside
 
 
@@ -233,10 +233,10 @@ class NetworkLayout(NetworkView):
         for host in server.hosts:
             self._server_of_host[host.id] = server.id
             self._host_of_mac[host.mac] = host.id
-        if server.address is not None:
-            self._server_of_address[server.address] = server.id
-        for prefix in server.routes:
-            self.routers_to.setdefault(prefix, {})[server.id] = None
+        for vrf, ip in server.addresses:
+            self._server_of_address[in_vrf(vrf, ip)] = server.id
+        for way in server.ways:
+            self.routers_to.setdefault(way, {})[server.id] = None
         touched = self.server_and_vms(server.id) | beside
         if bool(server.chassis) != bool(old is not None and old.chassis):
             touched |= self.leaves()  # They hand up LLDP where there is one that is known by it.
@@ -364,12 +364,12 @@ class NetworkLayout(NetworkView):
         self._forwarders.discard(server)
         for host in old.hosts:
             del self._server_of_host[host.id], self._host_of_mac[host.mac]
-        if old.address is not None:
-            del self._server_of_address[old.address]
-        for prefix in set(old.routes):
-            self.routers_to[prefix].pop(server, None)
-            if not self.routers_to[prefix]:
-                del self.routers_to[prefix]
+        for vrf, ip in old.addresses:
+            del self._server_of_address[in_vrf(vrf, ip)]
+        for way in set(old.ways):
+            self.routers_to[way].pop(server, None)
+            if not self.routers_to[way]:
+                del self.routers_to[way]
 
 
 def prefix_key(prefix: Prefix) -> tuple[int, int, int]:

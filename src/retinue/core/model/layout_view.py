@@ -27,7 +27,7 @@ from retinue.core.model.entities import (
     Vnet,
 )
 from retinue.core.model.nic import NIC
-from retinue.core.model.vrfs import DEFAULT_VRF, Vrf
+from retinue.core.model.vrfs import DEFAULT_VRF, Address, Vrf, in_vrf
 
 
 @dataclass
@@ -55,8 +55,8 @@ class LayoutView:
     """Servers of which the operator says that they are dead: nothing from there passes their leaf."""
     lost_routers: dict[str, str] = field(default_factory=dict)
     """Routers that are not there at the moment, each with why: another one is the way, if there is one."""
-    routers_to: dict[Prefix, dict[str, None]] = field(default_factory=dict)
-    """By prefix: the servers through which it is reached."""
+    routers_to: dict[tuple[str, Prefix], dict[str, None]] = field(default_factory=dict)
+    """By VRF and prefix: the servers through which it is reached."""
     mtu: int = 1500
     """Bytes of an IP packet that each switch and server takes, and that VMs may send."""
     rewrites: bool = True
@@ -79,7 +79,7 @@ class LayoutView:
     _server_of_edge: dict[str, str] = field(default_factory=dict)
     _server_of_host: dict[str, str] = field(default_factory=dict)
     _host_of_mac: dict[Mac, str] = field(default_factory=dict)
-    _server_of_address: dict[IP, str] = field(default_factory=dict)
+    _server_of_address: dict[Address, str] = field(default_factory=dict)
     _forwarders: set[str] = field(default_factory=set)
     """The servers that are FCoE forwarders."""
 
@@ -113,8 +113,8 @@ class LayoutView:
         return None if name is None else self.servers[name]
 
     def server_of_address(self, ip: IP, vrf: str = DEFAULT_VRF) -> Server | None:
-        """The server with this address: none has one in another VRF than the default one."""
-        name = self._server_of_address.get(ip) if vrf == DEFAULT_VRF else None
+        """The server with this address; in another VRF than the default one that is a router."""
+        name = self._server_of_address.get(in_vrf(vrf, ip))
         return None if name is None else self.servers[name]
 
     def server_of_chassis(self, chassis: str) -> Server | None:
@@ -192,6 +192,12 @@ class LayoutView:
     def vrf_with_tag(self, tag: int) -> str | None:
         """The VRF whose packets have this tag on the fabric's links."""
         return next((vrf.id for vrf in self.vrfs.values() if vrf.tag == tag), None)
+
+    def vrf_at_port(self, server: Server, vlan: int) -> str | None:
+        """The VRF of what has this tag at a server's leaf port (0: none); None: no VRF's."""
+        if not vlan:
+            return DEFAULT_VRF
+        return next((one.vrf for one in server.subinterfaces if one.vlan == vlan), None)
 
     def has_vrfs(self) -> bool:
         """True when there is another VRF than the default one; without, no entry tells any apart."""

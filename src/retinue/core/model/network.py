@@ -22,10 +22,11 @@ from retinue.core.model.entities import (
 from retinue.core.model.layout import NOTHING, NetworkLayout, Owner, Touched
 from retinue.core.model.links import upward_ports
 from retinue.core.model.nic import NIC, is_mirror_port, led_to_nic, turn_of
+from retinue.core.model.prefix_index import PrefixIndex
 from retinue.core.model.storage import FcLogin
 from retinue.core.model.storage_checks import check_fc_login
 from retinue.core.model.vm_constraints import check_assignment, check_newly_allowed, check_taking, check_vm
-from retinue.core.model.vrfs import Address, in_vrf
+from retinue.core.model.vrfs import DEFAULT_VRF, Address, in_vrf
 
 FEW = 100
 """Ends of leases that are kept besides one for each lease and one more."""
@@ -174,10 +175,10 @@ class Network(NetworkLayout):
             if nic.trusted:
                 self._trusted[nic.port_id] = vm.id
             for prefix in nic.prefixes:
-                self._routed.put(prefix, vm.id)
+                self._routed.setdefault(self.vrf_of(nic), PrefixIndex()).put(prefix, vm.id)
             for ip in nic.anycast:
                 self._anycast.setdefault(ip, {})[nic.port_id] = vm.id
-                self._routed.put(host_prefix(ip), vm.id)
+                self._routed.setdefault(DEFAULT_VRF, PrefixIndex()).put(host_prefix(ip), vm.id)
             if nic.vnet:
                 self._in_vnet.setdefault(nic.vnet, set()).add(vm.id)
         for location in vm.locations:
@@ -334,7 +335,7 @@ class Network(NetworkLayout):
             self._trusted.pop(nic.port_id, None)
             self._in_vnet.get(nic.vnet, set()).discard(vm.id)
             for prefix in nic.prefixes:
-                self._routed.discard(prefix)
+                self._routed[self.vrf_of(nic)].discard(prefix)
             for ip in nic.anycast:
                 self._leave_anycast(ip, nic.port_id)
         for key in {key for nic in vm.nics for key in self._allowed_keys(nic)}:  # Two NICs may have the same.
@@ -348,10 +349,10 @@ class Network(NetworkLayout):
         others = self._anycast[ip]
         del others[port_id]
         if others:
-            self._routed.put(host_prefix(ip), next(iter(others.values())))
+            self._routed[DEFAULT_VRF].put(host_prefix(ip), next(iter(others.values())))
         else:
             del self._anycast[ip]
-            self._routed.discard(host_prefix(ip))
+            self._routed[DEFAULT_VRF].discard(host_prefix(ip))
 
 
 def _prefixes(vm: VM) -> set[tuple[Prefix, str, tuple[IP, ...]]]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from retinue.core.model.addresses import IP, Prefix
 from retinue.core.model.families import forwarded_prefixes, forwarded_subnets
-from retinue.core.model.nic import led_to_nic
 from retinue.core.model.view import NetworkView
 from retinue.core.model.vrfs import DEFAULT_VRF
 
@@ -21,8 +20,8 @@ def narrow_ways(net: NetworkView, vrf: str = DEFAULT_VRF) -> Iterator[tuple[Pref
     for subnet in forwarded_subnets(net.subnets_in(vrf)):
         if (mtu := net.mtu_in(subnet.vnet)) < net.mtu:
             yield subnet.prefix, mtu
-    for prefix, vm in net.routed() if vrf == DEFAULT_VRF and _has_narrow_vnet(net) else ():
-        if (mtu := _mtu_behind(net, prefix, vm)) < net.mtu:
+    for prefix, vm in net.routed(vrf) if _has_narrow_vnet(net) else ():
+        if (mtu := _mtu_behind(net, prefix, vm, vrf)) < net.mtu:
             yield from ((forwarded, mtu) for forwarded in forwarded_prefixes(net, [prefix]))
 
 
@@ -35,14 +34,14 @@ def mtu_to(net: NetworkView, ip: IP, vrf: str = DEFAULT_VRF) -> int:
     subnet = net.subnet_of(ip, vrf)
     if subnet is not None:
         return net.mtu_in(subnet.vnet)
-    routed = net.routed_to(ip) if vrf == DEFAULT_VRF else None
-    return net.mtu if routed is None else _mtu_behind(net, *routed)
+    routed = net.routed_to(ip, vrf)
+    return net.mtu if routed is None else _mtu_behind(net, *routed, vrf)
 
 
 def _has_narrow_vnet(net: NetworkView) -> bool:
     return any(net.mtu_in(vnet) < net.mtu for vnet in net.vnets)
 
 
-def _mtu_behind(net: NetworkView, prefix: Prefix, vm: str) -> int:
-    nic = next((nic for nic in net.vms[vm].nics if prefix in led_to_nic(nic)), None)
+def _mtu_behind(net: NetworkView, prefix: Prefix, vm: str, vrf: str) -> int:
+    nic = net.nic_of_prefix(prefix, vm, vrf)
     return net.mtu if nic is None else net.mtu_of(nic)

@@ -2,7 +2,7 @@
 
 A prefix leads to one NIC alone. So it has no address that is anybody's otherwise: none of a subnet, of a VM
 or server, and none that a router leads to by a route of its own; a route that it is a part of, such as the
-default route, is for all the rest. Prefixes are routed in the default VRF only.
+default route, is for all the rest. All of that is inside a VRF: that of the NIC's vnet.
 
 Each function looks at one thing to be added, changes nothing, and raises ModelError when it must not be
 added.
@@ -31,34 +31,29 @@ def check_prefixes(net: NetworkView, vm: VM) -> None:
     known = net.vms.get(vm.id)
     if known is not None and _routed_to(known) == _routed_to(vm):
         return  # Whatever has come beside them since has been looked at as it came.
-    for nic in vm.nics:
-        if nic.prefixes and net.vrf_of(nic) != DEFAULT_VRF:
-            raise ModelError(
-                f"VM {vm.id}: {nic.prefixes[0]} cannot be routed to a NIC of VRF {net.vrf_of(nic)}, "
-                f"only to those of VRF {DEFAULT_VRF}"
-            )
-    own = [prefix for nic in vm.nics for prefix in nic.prefixes]
-    for number, prefix in enumerate(own):
+    own = [(net.vrf_of(nic), prefix) for nic in vm.nics for prefix in nic.prefixes]
+    for number, (vrf, prefix) in enumerate(own):
         what = f"VM {vm.id}: {prefix} cannot be routed to it"
-        beside = net.routed_beside(prefix)
+        beside = net.routed_beside(prefix, vrf)
         others: list[tuple[Prefix, str]] = [(other, f"VM {id}") for other, id in beside if id != vm.id]
-        others += [(other, "it already") for other in own[:number]]
+        others += [(other, "it already") for of, other in own[:number] if of == vrf]
         others += ((other, "nobody: no router forwards there") for other in UNROUTABLE4)
         others += ((other, "nobody: no router forwards there") for other in NO_HOSTS)
         for other, whose in others:
             if overlap(prefix, other):
                 raise ModelError(f"{what}: {other} is routed to {whose}")
-        for subnet in net.subnets_in():
+        for subnet in net.subnets_in(vrf):
             if overlap(prefix, subnet.prefix):
                 raise ModelError(f"{what}: it has addresses of subnet {subnet.id}, {subnet.prefix}")
         for server in net.servers.values():
-            if server.address is not None and server.address in prefix:
-                raise ModelError(f"{what}: {server.address} is the address of server {server.id}")
-            part = next((route for route in server.routes if is_part(route, prefix)), None)
+            address = next((ip for of, ip in server.addresses if of == vrf and ip in prefix), None)
+            if address is not None:
+                raise ModelError(f"{what}: {address} is the address of server {server.id}")
+            part = next((route for route in server.routes_in(vrf) if is_part(route, prefix)), None)
             if part is not None:
                 raise ModelError(f"{what}: {part} is reached through server {server.id}")
         for held in net.assignments.values():
-            if held.vrf == DEFAULT_VRF and held.ip in prefix:
+            if held.vrf == vrf and held.ip in prefix:
                 raise ModelError(f"{what}: {held.ip} is held by VM {held.vm}")
 
 
@@ -67,21 +62,21 @@ def _routed_to(vm: VM) -> list[tuple[str, tuple[Prefix, ...]]]:
 
 
 def check_not_routed(net: NetworkView, what: str, ip: IP, vrf: str = DEFAULT_VRF) -> None:
-    found = net.routed_to(ip) if vrf == DEFAULT_VRF else None
+    found = net.routed_to(ip, vrf)
     if found is not None:
         raise ModelError(f"{what}: {ip} is in {found[0]}, which is routed to VM {found[1]}")
 
 
 def check_subnet_beside(net: NetworkView, subnet: Subnet) -> None:
-    for prefix, vm in net.routed_beside(subnet.prefix) if net.vrf_of_vnet(subnet.vnet) == DEFAULT_VRF else ():
+    for prefix, vm in net.routed_beside(subnet.prefix, net.vrf_of_vnet(subnet.vnet)):
         raise ModelError(f"subnet {subnet.id}: {prefix} is routed to VM {vm}")
 
 
 def check_server_beside(net: NetworkView, server: Server) -> None:
-    if server.address is not None:
-        check_not_routed(net, f"server {server.id}", server.address)
-    for route in server.routes:
-        found = net.routed_to(route.network_address)
+    for vrf, ip in server.addresses:
+        check_not_routed(net, f"server {server.id}", ip, vrf)
+    for vrf, route in server.ways:
+        found = net.routed_to(route.network_address, vrf)
         if found is not None and is_part(route, found[0]):
             raise ModelError(f"server {server.id}: {found[0]} is routed to VM {found[1]}")
 

@@ -15,10 +15,12 @@ from retinue.core.model.entities import (
     VMPort,
 )
 from retinue.core.model.layout_view import LayoutView
-from retinue.core.model.nic import NIC
+from retinue.core.model.nic import NIC, led_to_nic
 from retinue.core.model.prefix_index import PrefixIndex
 from retinue.core.model.storage import FcLogin
 from retinue.core.model.vrfs import DEFAULT_VRF, Address, in_vrf
+
+NO_PREFIXES = PrefixIndex()
 
 
 @dataclass
@@ -41,10 +43,10 @@ class NetworkView(LayoutView):
     """By turn (see `nic.turn_of`): the port ids of its NICs."""
     _allowed: dict[Address | Mac, set[str]] = field(default_factory=dict)
     """By an address that NICs are allowed, and by a MAC as whose they may speak for one: the VMs of these."""
-    _routed: PrefixIndex = field(default_factory=PrefixIndex)
-    """The prefixes that are routed to NICs, and the NIC's VM of each."""
+    _routed: dict[str, PrefixIndex] = field(default_factory=dict)
+    """By VRF: the prefixes that are routed to NICs, and the NIC's VM of each."""
     _anycast: dict[IP, dict[str, str]] = field(default_factory=dict)
-    """By anycast address: the port ids of the NICs that have it, and the VM of each."""
+    """By anycast address: the port ids of the NICs that have it, their VMs. All are in the default VRF."""
     _trusted: dict[str, str] = field(default_factory=dict)
     """By the port id of a trusted NIC: its VM."""
     _in_vnet: dict[str, set[str]] = field(default_factory=dict)
@@ -163,17 +165,22 @@ class NetworkView(LayoutView):
         """The VMs with a NIC that may take this address."""
         return frozenset(self._allowed.get(in_vrf(vrf, ip), ()))
 
-    def routed(self) -> Iterable[tuple[Prefix, str]]:
-        """The prefixes that are routed to NICs, each with its VM."""
-        return self._routed
+    def routed(self, vrf: str = DEFAULT_VRF) -> Iterable[tuple[Prefix, str]]:
+        """The prefixes of a VRF that are routed to NICs, each with its VM."""
+        return self._routed.get(vrf, NO_PREFIXES)
 
-    def routed_to(self, ip: IP) -> tuple[Prefix, str] | None:
+    def routed_to(self, ip: IP, vrf: str = DEFAULT_VRF) -> tuple[Prefix, str] | None:
         """The prefix with this address that is routed to a NIC, and the NIC's VM."""
-        return self._routed.at(ip)
+        return self._routed.get(vrf, NO_PREFIXES).at(ip)
 
-    def routed_beside(self, prefix: Prefix) -> Iterator[tuple[Prefix, str]]:
+    def nic_of_prefix(self, prefix: Prefix, vm: str, vrf: str) -> NIC | None:
+        """The VM's NIC to which a prefix of a VRF is routed."""
+        nics = (nic for nic in self.vms[vm].nics if prefix in led_to_nic(nic))
+        return next((nic for nic in nics if self.vrf_of(nic) == vrf), None)
+
+    def routed_beside(self, prefix: Prefix, vrf: str = DEFAULT_VRF) -> Iterator[tuple[Prefix, str]]:
         """The prefixes that overlap this one and are routed to NICs, each with its VM."""
-        return self._routed.overlapping(prefix)
+        return self._routed.get(vrf, NO_PREFIXES).overlapping(prefix)
 
     def anycast(self) -> Iterable[IP]:
         """The anycast addresses that some NIC has."""

@@ -1,7 +1,7 @@
 """Routing domains (VRFs): addresses mean something inside one of them only, and nothing passes between them.
 
 A vnet is in one, so a NIC is, and each address that it holds. Servers, routers and whatever is outside are in
-the default one, which is always there.
+the default one, which is always there. Another one has a way out by a router's subinterface in it.
 """
 
 from collections.abc import Collection
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from retinue.core.limits import HIGHEST_VLAN
-from retinue.core.model.addresses import IP, ModelError
+from retinue.core.model.addresses import IP, ModelError, Prefix
 
 DEFAULT_VRF = "default"
 """The VRF of vnets for which no other is named."""
@@ -28,6 +28,19 @@ class Vrf:
             raise ModelError(f"VRF {self.id} has no tag: its packets travel without one")
         if self.id != DEFAULT_VRF and not 1 <= self.tag <= HIGHEST_VLAN:
             raise ModelError(f"VRF {self.id}: tag {self.tag} is not between 1 and {HIGHEST_VLAN}")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Subinterface:
+    """A router's interface in a VRF (802.1Q, "VRF-lite"): what has this tag at its port is of that VRF."""
+
+    vrf: str
+    vlan: int
+    """The tag at the router's port; the one on the fabric's links is the VRF's own."""
+    routes: tuple[Prefix, ...] = ()
+    """Prefixes reached through it, in that VRF."""
+    address: IP | None = None
+    """The router's own address there."""
 
 
 class InVrf(NamedTuple):

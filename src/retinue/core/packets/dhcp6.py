@@ -204,6 +204,7 @@ _NOT_HANDED_ON = frozenset(
         Option6.RECONFIGURE_MESSAGE,
         Option6.RECONFIGURE_ACCEPT,
         Option6.CLIENT_LINK_LAYER,
+        Option6.VIRTUAL_SUBNET,
     }
 )
 
@@ -230,6 +231,11 @@ def options_of_lease(message: DHCP6) -> Options6:
 def link_layer_option(mac: Mac) -> tuple[int, bytes]:
     """RFC 6939: a relay tells the server the client's MAC address."""
     return int(Option6.CLIENT_LINK_LAYER), b"\0\1" + mac_bytes(mac)
+
+
+def virtual_subnet_option(vrf: str) -> tuple[int, bytes]:
+    """RFC 6607, 3.4: a relay tells the server in which VRF the link's address is meant, by its name."""
+    return int(Option6.VIRTUAL_SUBNET), b"\0" + vrf.encode()
 
 
 def parse_udp6_frame(frame: bytes) -> tuple[Ethernet, UDP6Datagram]:
@@ -271,4 +277,5 @@ __all__ = [
     "parse_relayed6",
     "parse_udp6_frame",
     "renew6",
+    "virtual_subnet_option",
 ]

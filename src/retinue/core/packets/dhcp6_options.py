@@ -37,6 +37,8 @@ class Option6(IntEnum):
     RECONFIGURE_MESSAGE = 19
     RECONFIGURE_ACCEPT = 20
     IA_PD = 25
+    VIRTUAL_SUBNET = 68
+    """RFC 6607."""
     CLIENT_LINK_LAYER = 79
     """RFC 6939."""
 

@@ -123,6 +123,10 @@ class Arp(IntEnum):
     """A NIC in a trunk asks for a gateway: the answer has its tag."""
     TRUNK = 250
     """It asks for anything else."""
+    SUBINTERFACE_GATEWAY = 240
+    """On a leaf: a router's subinterface asks for a gateway of its VRF."""
+    SUBINTERFACE = 230
+    """Anything else from there: never answered as in the default VRF."""
     GATEWAY = 200
     LOCAL_VM = 150
     GUEST = 110
@@ -198,6 +202,8 @@ class Route(IntEnum):
 class Servers(IntEnum):
     """SERVERS, on leaves and spines: by a server's MAC."""
 
+    SUBINTERFACE = 120
+    """Of a router, from a VRF: by its subinterface there."""
     HAIRPIN = 110
     """On a spine: for a server of the leaf where it comes from."""
     SERVER = 100

@@ -83,7 +83,7 @@ def _form(vm: VM, message: ClientMessage6) -> Rejected | None:
 
 def _claims(net: Network, vm: VM, nic: NIC, message: ClientMessage6) -> Rejected | None:
     dhcp = message.dhcp
-    owner = owner_of_duid(net, dhcp.client_id, vm)
+    owner = owner_of_duid(net, dhcp.client_id, vm, net.vrf_of(nic))
     if owner:
         # A server knows a client by it alone (RFC 8415, 11), and would give this VM the other's lease.
         return Rejected(f"the DHCPv6 client identifier (DUID) of {owner}", vm.id, spoofed=True)
@@ -109,8 +109,8 @@ def leases6(net: Network, vm: VM, nic: NIC) -> list[Assignment]:
     return [a for a in held if a.kind is BindingKind.DYNAMIC and a.lease6 is not None]
 
 
-def owner_of_duid(net: Network, duid: bytes, vm: VM) -> str:
-    """The other VM whose client identifier this is; "" if it is nobody else's.
+def owner_of_duid(net: Network, duid: bytes, vm: VM, vrf: str = DEFAULT_VRF) -> str:
+    """The other VM whose client identifier this is in a VRF; "" if it is nobody else's.
 
     All NICs of a VM have the same. One that is made of the MAC of another VM is that one's before it has a
     lease.
@@ -121,7 +121,7 @@ def owner_of_duid(net: Network, duid: bytes, vm: VM) -> str:
     named = None if mac is None else net.vm_of_mac(mac)
     if named is not None:
         return named.id if named.id != vm.id else ""
-    return min(net.vms_known_as(duid, DEFAULT_VRF, 6) - {vm.id}, default="")
+    return min(net.vms_known_as(duid, vrf, 6) - {vm.id}, default="")
 
 
 def _mac_in(duid: bytes) -> str | None:

@@ -39,6 +39,7 @@ from retinue.core.snooping.dhcp6_messages import ClientMessage6, Effect6, Server
 from retinue.core.snooping.dhcp6_questions import Question6, Questions6
 from retinue.core.snooping.headers import another, is_anothers, other_holder
 from retinue.core.snooping.messages import Bind, Recorded, Rejected, Release, Suspicious, ToAgent
+from retinue.core.snooping.relay6 import link_of
 from retinue.core.snooping.renewed import no_shorter
 
 DECLINE_SECONDS = 60.0
@@ -162,6 +163,11 @@ class Snooper6:
                 return []  # A second answer, to a request that was sent again.
             peer = message.envelope.peer
             return [Rejected(f"no VM asked (transaction {dhcp.xid:#x}, {dhcp.type.name} for {peer})")]
+        if link_of(self.net, nic, message.server, message.envelope.link) is None:
+            where = f"for {vm.id} at the relay {message.envelope.link}"
+            return [
+                Rejected(f"a DHCPv6 {dhcp.type.name} {where}, from {message.server}, which was not asked")
+            ]
         if dhcp.type is MessageType6.ADVERTISE:
             return self._offered(question, dhcp)
         self.questions.forget(question)

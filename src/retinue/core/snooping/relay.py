@@ -113,7 +113,10 @@ def _ways_to(net: Network, server: Server, home: Subnet | None, vnet: str, vrf: 
     relayed = [
         s
         for s in net.subnets_in(vrf)
-        if address in s.dhcp and address is not None and (is_elsewhere or address not in s.prefix)
+        if is_leased(s.gateway)
+        and address is not None
+        and address in s.dhcp
+        and (is_elsewhere or address not in s.prefix)
     ]
     if not is_elsewhere and (not relayed or (home is not None and address in home.prefix)):
         return [Way(server)]

@@ -20,7 +20,7 @@ class Place:
     mac: Mac = ""
     """Of a NIC in a trunk: which it is, of those at this port."""
     vlan: int = 0
-    """The tag that its frames have there."""
+    """The tag that its frames, or those of a router's subinterface, have there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,8 @@ def at_port(net: Network, at: Place) -> Host:
         server = next(iter(servers_at(net, at.switch, at.port)), None)
     if server is None:
         return Host()
-    return Host(server.id, server.mac, () if server.address is None else (server.address,))
+    vrf = net.vrf_at_port(server, at.vlan) or DEFAULT_VRF
+    return Host(server.id, server.mac, tuple(ip for of, ip in server.addresses if of == vrf), vrf)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from retinue.core.forwarding.header import read
 from retinue.core.model import DEFAULT_VRF, IP, NIC, VM, Mac, PortStatus
 from retinue.core.model.network import Network
 from retinue.core.pipeline.entry import Field
-from retinue.core.tracing.places import plugged_in
+from retinue.core.tracing.places import plugged_in, servers_at
 
 VLAN_ID = 0x0FFF
 
@@ -45,7 +45,8 @@ def vrf_of(net: Network, hop: Hop) -> str:
     if vm is not None:
         return net.vrf_at(hop.switch, hop.in_port, src_mac(hop))
     tag = read(hop.frame).fields.get(Field.VLAN_VID, 0) & VLAN_ID
-    return net.vrf_with_tag(tag) or DEFAULT_VRF
+    at_router = (net.vrf_at_port(s, tag) for s in servers_at(net, hop.switch, hop.in_port) if s.subinterfaces)
+    return next((vrf for vrf in at_router if vrf), None) or net.vrf_with_tag(tag) or DEFAULT_VRF
 
 
 def src_mac(hop: Hop) -> Mac:
@@ -100,7 +101,7 @@ def where_it_is(net: Network, ip: IP, vrf: str) -> Why:
             f"nobody has it in VRF {vrf}; in {', '.join(elsewhere)} somebody has, and nothing passes between",
             ("put both in vnets of one VRF: `retinue vm nic set VM --vnet VNET`",),
         )
-    routed = net.routed_to(ip)
+    routed = net.routed_to(ip, vrf)
     if routed is not None:
         return Why(f"it is of the prefix {routed[0]}, which is routed to {routed[1]}")
     subnet = net.subnet_of(ip, vrf)
@@ -113,7 +114,10 @@ def where_it_is(net: Network, ip: IP, vrf: str) -> Why:
             ),
         )
     if vrf != DEFAULT_VRF:
-        return Why(f"it is in no subnet of VRF {vrf}, and a VRF has no way out", ("add a subnet there",))
+        return Why(
+            f"it is in no subnet of VRF {vrf}, and no router of it leads there",
+            ("add a subnet there, or a way out: `retinue vrf add-router`",),
+        )
     return Why(
         "it is in no subnet, and no router is known that leads to it",
         ("give a router, with its routes, in the controller's configuration",),

@@ -24,6 +24,8 @@ class ShownVrf(msgspec.Struct):
     id: str
     tag: int
     vnets: list[str]
+    routers: list[str]
+    """Those that are its way out."""
     used: int
     configured: bool
 

@@ -15,6 +15,15 @@ class ShownHost(msgspec.Struct):
     mac: str
 
 
+class ShownSubinterface(msgspec.Struct):
+    vrf: str
+    vlan: int
+    routes: list[str] = []
+    address: str | None = None
+    ways: list[str] = []
+    """Of `routes` those to which it is the way now."""
+
+
 class ShownServer(msgspec.Struct):
     """Of a machine that nobody registered, and whose ARP was seen, only the first five fields are there."""
 
@@ -31,6 +40,8 @@ class ShownServer(msgspec.Struct):
     chassis: str = ""
     ways: list[str] = []
     """Of `routes` those to which it is the way now."""
+    subinterfaces: list[ShownSubinterface] = []
+    """Of a router: its ways out of other VRFs than the default one."""
     lost: str = ""
     """Why a router is not there at the moment; "": it is."""
     given_at: str = ""

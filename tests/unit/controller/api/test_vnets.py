@@ -111,7 +111,7 @@ async def test_they_are_added_changed_and_removed_while_all_runs(controller: Con
         ("POST", "/v1/subnets", {**GREEN, "vnet": "default", "prefix": "ten"}, 409, "not an IP prefix"),
         ("POST", "/v1/subnets", {**GREEN, "vnet": "default", "prefix": "10.2.0.7/24"}, 409, "IP prefix"),
         ("POST", "/v1/subnets", {**GREEN, "vnet": "default", "gateway": "10.3.0.1"}, 409, "is not inside"),
-        ("POST", "/v1/subnets", {**GREEN, "vnet": "default", "dhcp": ["fd00::1"]}, 409, "over IPv4 only"),
+        ("POST", "/v1/subnets", {**GREEN, "vnet": "default", "dhcp": ["fd00::1"]}, 409, "by its IPv4"),
         ("POST", "/v1/subnets", {**GREEN, "dhcp": ["10.1.0.2"] * 17}, 400, "dhcp"),
         ("POST", "/v1/subnets", {**GREEN, "id": "blue", "vnet": "default"}, 409, "is there already"),
         (
@@ -141,7 +141,7 @@ async def test_what_cannot_be_is_rejected_and_changes_nothing(
 
 async def test_vrfs_have_tags_of_their_own_and_the_same_addresses(controller: Controller, url: str) -> None:
     status, answer = await call(url, "POST", "/v1/vrfs", [{"id": "red"}, {"id": "green", "tag": 1}])
-    shown = {"vnets": [], "used": 0, "configured": False}
+    shown = {"vnets": [], "routers": [], "used": 0, "configured": False}
     assert (status, answer["vrfs"]) == (
         201,
         [{"id": "red", "tag": 2, **shown}, {"id": "green", "tag": 1, **shown}],

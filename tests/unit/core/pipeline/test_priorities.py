@@ -14,6 +14,8 @@ from retinue.core.pipeline.tables import Table
 from support.fabric.domains import Domains, server_of
 from support.fabric.networks import add_ipv6, add_vm, fabric, moved, server, vm_ip, vm_mac
 from support.fabric.storage import add_forwarder, login
+from support.fabric.tenants import add_tenants
+from support.fabric.ways_out import add_exits
 
 
 def diverted_network() -> Network:
@@ -52,6 +54,8 @@ def joined_by_ip() -> Network:
         vm = add_vm(net, number, number, bound=False)
         net.change_nic(vm.id, vm.nic, replace(vm.nic, vnet="shop"))
     net.fence("server2")
+    add_tenants(net)
+    add_exits(net, {"red": 100}, apart=True)
     return net
 
 
@@ -75,7 +79,7 @@ def add_priorities(net: Network, found: dict[tuple[Role, Table], set[int]]) -> N
     compiler.update(net.everything())
     for switch, program in compiler.programs.items():
         for entry in program.values():
-            if isinstance(entry, Flow) and entry.priority != TABLE_MISS:
+            if isinstance(entry, Flow) and entry.priority not in (TABLE_MISS, VRF_BAND + TABLE_MISS):
                 in_band = entry.priority > VRF_BAND and entry.table not in (Table.ADMIT, Table.SERVERS)
                 priority = entry.priority - VRF_BAND * in_band
                 for base in (Route.PREFIX, Route.SIZE) if entry.table == Table.ROUTE else ():

@@ -45,6 +45,7 @@ from support.fabric.networks import (
     vm_mac,
     vm_port,
 )
+from support.fabric.ways_out import add_exits
 from support.fabric.world import EVERYWHERE, NOWHERE, OUTSIDE, dhcp_answer, rarp, tagged, udp_frame
 
 LOOPBACK, STRANGE = IPv4Address("127.0.0.1"), "02:00:00:00:00:99"
@@ -405,7 +406,16 @@ def test_two_vrfs(op: Operator) -> None:
     found = op.send(1, NOBODYS)
     assert "nobody has it in VRF default; in red somebody has, and nothing passes between" in why(found)
     assert "nobody has it in VRF red; in default somebody has" in why(op.send(4, vm_ip(1)))
-    assert "it is in no subnet of VRF red, and a VRF has no way out" in why(op.send(4, OUTSIDE))
+    nowhere = op.send(4, OUTSIDE)
+    assert "it is in no subnet of VRF red, and no router of it leads there" in why(nowhere)
+    add_exits(op.net, {"red": 100}, apart=True)
+    assert end(op.send(4, OUTSIDE)) == (Fate.DELIVERED, "exit")
+    at_router = replace(place_named(op.net, "leaf1", "exit"), vlan=100)
+    assert end(op.ask(at_router, Question(NOBODYS, src=OUTSIDE))) == (Fate.DELIVERED, "vm4")
+    assert end(op.ask(at_router, Question(NOBODYS)))[0] is Fate.DELIVERED, "from its own address in red"
+    assert why(op.ask(at_router, Question(vm_ip(1), src=OUTSIDE))).count("VRF red")
+    forged = op.ask(at_router, Question(NOBODYS, src=IPv4Address("10.1.0.78")))
+    assert forged.ends[0].reported == "spoofed_ip"
     assert any("in a VRF" in entry for entry in entries(op.send(4, OUTSIDE)))
 
 

@@ -11,9 +11,9 @@ from retinue.controller.api.http import Handlers, answer, body, many
 from retinue.controller.app import Controller
 from retinue.controller.errors import RequestError
 from retinue.controller.inventory.vm_reports import Report
-from retinue.controller.parsing import address, network, port_ref
+from retinue.controller.parsing import address, network, port_ref, subinterface
 from retinue.controller.words import in_words
-from retinue.core.model import Host, Prefix, Server, entity_id, mac
+from retinue.core.model import Host, Prefix, Server, Subinterface, entity_id, mac
 from retinue.protocol.hypervisor_events import HypervisorEvent
 from retinue.protocol.rejections import CountersBody
 from retinue.protocol.routes import Route
@@ -115,7 +115,7 @@ def _check_first(controller: Controller, server: Server, by: str) -> None:
 
 
 def _server(given: ServerBody, controller: Controller) -> Server:
-    """Routes, metric and chassis id that are not given it keeps."""
+    """Routes, metric, chassis id and subinterfaces that are not given it keeps."""
     known = controller.net.servers.get(given.id)
     return Server(
         id=entity_id(given.id, "a server"),
@@ -126,6 +126,7 @@ def _server(given: ServerBody, controller: Controller) -> Server:
         routes=_routes(given, known),
         metric=given.metric if given.metric is not None else known.metric if known is not None else 0,
         chassis=given.chassis if given.chassis is not None else known.chassis if known is not None else "",
+        subinterfaces=_subinterfaces(given, known),
         given_at=port_ref(given.at) if given.at else None,
         gateway_group=given.gateway_group,
         hosts=tuple(sorted(Host(entity_id(host.id, "a host"), mac(host.mac)) for host in given.hosts)),
@@ -137,3 +138,10 @@ def _routes(given: ServerBody, known: Server | None) -> tuple[Prefix, ...]:
     if given.routes is None:
         return () if known is None else known.routes
     return tuple(map(network, given.routes))
+
+
+def _subinterfaces(given: ServerBody, known: Server | None) -> tuple[Subinterface, ...]:
+    """Raises ModelError."""
+    if given.subinterfaces is None:
+        return () if known is None else known.subinterfaces
+    return tuple(subinterface(one.vrf, one.vlan, one.routes, one.address) for one in given.subinterfaces)

@@ -152,6 +152,7 @@ def _vrf(net: Network, vrf: Vrf) -> dict[str, object]:
     return {
         **views.plain(vrf),
         "vnets": sorted(v.id for v in net.vnets.values() if v.vrf == vrf.id),
+        "routers": sorted(one.id for one in net.servers.values() if one.routes_in(vrf.id)),
         "used": sum(held.vrf == vrf.id for held in net.assignments.values()),
         "configured": f"vrf {vrf.id}" in net.configured,
     }

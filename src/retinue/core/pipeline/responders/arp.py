@@ -165,12 +165,13 @@ def answer_to_vm(net: Network, switch: str, nic: NIC | None, arp: ARP, gateway_m
     return gateway_mac if holder.kind is BindingKind.ALLOWED else holder.mac
 
 
-def answers_server(net: Network, arp: ARP) -> bool:
-    """True when the controller answers a server with the gateway's MAC; its leaf answers for gateways."""
-    asks_gateway = any(subnet.gateway == arp.tpa for subnet in net.subnets_in())
+def answers_server(net: Network, arp: ARP, vrf: str = DEFAULT_VRF) -> bool:
+    """True when the controller answers a server, or a router by its subinterface in a VRF, with the gateway's
+    MAC; its leaf answers for gateways."""
+    asks_gateway = any(subnet.gateway == arp.tpa for subnet in net.subnets_in(vrf))
     if arp.op != ArpOp.REQUEST or asks_gateway or arp.tpa == arp.spa:
         return False
-    return _asks_for_neighbour(net, arp, DEFAULT_VRF)
+    return _asks_for_neighbour(net, arp, vrf)
 
 
 def _asks_for_neighbour(net: Network, arp: ARP, vrf: str) -> bool:

@@ -103,15 +103,15 @@ def answer_to_vm(net: Network, switch: str, vm: VM, asked: ND, vrf: str = DEFAUL
     return _answer(asked, target, gateway_mac) if known else None
 
 
-def answer_to_server(net: Network, asked: ND) -> ND | None:
-    """What a machine at a leaf's port hears when it asks for a neighbour; None: nothing."""
+def answer_to_server(net: Network, asked: ND, vrf: str = DEFAULT_VRF) -> ND | None:
+    """What a machine at a leaf's port hears when it asks for a neighbour in a VRF; None: nothing."""
     if not isinstance(asked.message, NeighbourSolicitation):
         return None
     target = asked.message.target
-    if is_gateway(net, target):
+    if is_gateway(net, target, vrf):
         return _answer(asked, target, net.gateway_mac, router=True)
-    known = net.holder(target) is not None or net.server_of_address(target) is not None
-    if not known or target == asked.src or not _is_asked_in_its_subnet(net, asked.src, target):
+    known = net.holder(target, vrf) is not None or net.server_of_address(target, vrf) is not None
+    if not known or target == asked.src or not _is_asked_in_its_subnet(net, asked.src, target, vrf):
         return None
     return _answer(asked, target, net.gateway_mac)
 

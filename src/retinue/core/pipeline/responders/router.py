@@ -2,7 +2,6 @@
 
 from retinue.core.model import DEFAULT_VRF, IP
 from retinue.core.model.network import Network
-from retinue.core.model.nic import led_to_nic
 
 
 def speaker(net: Network, sender: IP, destination: IP, vrf: str = DEFAULT_VRF) -> IP | None:
@@ -15,11 +14,10 @@ def speaker(net: Network, sender: IP, destination: IP, vrf: str = DEFAULT_VRF) -
     subnet = net.subnet_of(sender, vrf)
     if subnet is not None:
         return subnet.gateway
-    if vrf == DEFAULT_VRF and (routed := net.routed_to(sender)) is not None:
+    if (routed := net.routed_to(sender, vrf)) is not None:
         prefix, name = routed
-        vm = net.vms[name]
-        held = (net.assignments_of(vm, nic) for nic in vm.nics if prefix in led_to_nic(nic))
-        near = net.subnets_of(one for assignments in held for one in assignments)
+        nic = net.nic_of_prefix(prefix, name, vrf)
+        near = [] if nic is None else net.subnets_of(net.assignments_of(net.vms[name], nic))
         found = next((s for s in near if s.prefix.version == sender.version), None)
         return None if found is None else found.gateway
     there = net.subnet_of(destination, vrf)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address
 from itertools import product
 
-from retinue.core.model import IP, Mac, Prefix, Role, Server, Service, Switch
+from retinue.core.model import IP, Mac, Prefix, Role, Server, Service, Subinterface, Switch
 from retinue.core.model.families import forwarded_prefixes, forwarded_subnets, in_use
 from retinue.core.model.network import Network, Owner
 from retinue.core.model.ways import ways_by, wider_ways
@@ -61,6 +61,7 @@ from retinue.core.pipeline.matches import (
 from retinue.core.pipeline.meters import LeafMeter
 from retinue.core.pipeline.priorities import LeafAdmit, Route, Servers
 from retinue.core.pipeline.tables import Table
+from retinue.core.pipeline.underlay import subinterfaces
 from retinue.core.pipeline.underlay.base import Near
 from retinue.core.pipeline.underlay.fabric_flooding import flood_ways
 from retinue.core.pipeline.underlay.fabric_storage import forwarder_flows, storage_ways
@@ -112,6 +113,7 @@ class LeafSpine:
         to_server = match(eth_dst=server.mac)
         found = {leaf: [Flow(Table.SERVERS, Servers.SERVER, to_server, (Output(port),), cookie=mark)]}
         found[leaf].extend(self._service_sources(server, port))
+        found[leaf].extend(subinterfaces.leaf_flows(self.net, server, port))
         if server.edge and self.net.has_vrfs():
             # Of servers' ports only an edge's may bring a tag: it has put it there itself.
             for mac, kind in product(self.net.gateway_macs, ip_types(self.net)):
@@ -138,7 +140,29 @@ class LeafSpine:
             for switch in self._would_go_wider(prefix, server.id):
                 flow = Flow(Table.ROUTE, priority, to_prefix, self._up(switch), cookie=mark)
                 found.setdefault(switch, []).append(flow)
+        for one in server.subinterfaces:
+            _add(found, self._subinterface_flows(server, one, at, mark))
         return found
+
+    def _subinterface_flows(
+        self, server: Server, one: Subinterface, at: tuple[str, int], mark: int
+    ) -> FlowsBySwitch:
+        """The ways to a router in another VRF than the default one (see `subinterfaces`)."""
+        leaf, port = at
+        found: FlowsBySwitch = {}
+        ways = ways_by(self.net, server.id, one.vrf)
+        for to, priority in subinterfaces.destinations(self.net, one, ways):
+            routes = self._routes(server, priority, ip_match(dst=to), mark)
+            routes[leaf] = list(subinterfaces.leaving(routes[leaf], port, one.vlan))
+            for switch in self._switches_with_links_up() - routes.keys():
+                up = Flow(Table.ROUTE, priority, ip_match(dst=to), self._up(switch), cookie=mark)
+                routes[switch] = [up]
+            _add(found, vrfs.on_each(routes, self.net.vrfs[one.vrf].tag))
+        return found
+
+    def _switches_with_links_up(self) -> set[str]:
+        lower = {link.lower.switch for link in self.net.links}
+        return {switch for switch in lower if ports_up(self.net, switch)}
 
     def _would_go_wider(self, prefix: Prefix, router: str) -> Iterator[str]:
         """Switches that know a way to a wider prefix, and not the router to this one: they send it up."""
@@ -209,11 +233,16 @@ class LeafSpine:
                 Table.ADMIT, LeafAdmit.SERVICE_ITSELF, as_itself,
                 goto=Table.ROUTE, cookie=cookie(Reason.FORWARD, owner),
             )  # fmt: skip
-        spoofed = [match(in_port=port, eth_type=kind, eth_dst=gateway_mac) for kind in ip_types(self.net)]
-        if Service.ROUTER in server.services:
+        # What has the tag of a subinterface is judged as of its VRF.
+        here: dict[str, int | str] = {"in_port": port}
+        if server.subinterfaces:
+            here["vlan_vid"] = NO_TAG
+        spoofed = [match(**here, eth_type=kind, eth_dst=gateway_mac) for kind in ip_types(self.net)]
+        is_here = server.address is not None or bool(server.routes) or not server.subinterfaces
+        if Service.ROUTER in server.services and is_here:
             prefixes = [subnet.prefix for subnet in forwarded_subnets(self.net.subnets_in())]
             prefixes += forwarded_prefixes(self.net, (prefix for prefix, _ in self.net.routed()))
-            spoofed = [ip_match(src=prefix, in_port=port, eth_dst=gateway_mac) for prefix in prefixes]
+            spoofed = [ip_match(src=prefix, dst=None, **here, eth_dst=gateway_mac) for prefix in prefixes]
             if isinstance(server.address, IPv6Address) and in_use(self.net, 6):
                 # It answers when it is asked whether it is there; of IPv4 the controller has all ARP.
                 answers = icmpv6_match(NDType.NEIGHBOUR_ADVERTISEMENT, in_port=port, vlan_vid=NO_TAG)
