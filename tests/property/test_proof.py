@@ -26,6 +26,8 @@ from prove.run import examine
         ("tenants", "copied: done"),
         ("routed", "at rest"),
         ("vxlan", "at rest"),
+        ("ways_out", "copied: done"),
+        ("flooded", "diverted: stage 1"),
     ],
 )
 def test_every_frame_has_the_fate_it_should_have(network: str, name: str) -> None:

@@ -12,7 +12,7 @@ from prove.terms import SIZE, TAGGED, UNKNOWN, Bits, condition, full
 from retinue.core.limits import LEAST_MTU
 from retinue.core.model import DEFAULT_VRF, IP, NIC, VM, Mac, Network, Prefix, Server, mac_to_int
 from retinue.core.model.families import forwarded_assignments, forwarded_prefixes, in_use
-from retinue.core.model.link_local import is_link_local
+from retinue.core.model.link_local import is_link_local, link_local
 from retinue.core.packets import EtherType
 from retinue.core.pipeline.entry import Field
 from retinue.core.pipeline.matches import UNROUTABLE, UNROUTABLE6
@@ -49,7 +49,7 @@ def holdings(net: Network) -> list[Holding]:
         for held in forwarded_assignments(net, net.assignments_of(vm, nic)):
             found.append(Holding(vm.id, nic, held.ip, nic.speaks_as(held.ip), held.vrf))
         for prefix in forwarded_prefixes(net, nic.prefixes):
-            found.append(Holding(vm.id, nic, prefix, nic.mac))
+            found.append(Holding(vm.id, nic, prefix, nic.mac, net.vrf_of(nic)))
     return found
 
 
@@ -80,10 +80,10 @@ def sent_as(ip: IP | Prefix, mac: Mac) -> tuple[Bits, ...]:
     )
 
 
-def to_gateway(gateway: Mac, version: int) -> tuple[Bits, ...]:
-    """An untagged packet that is to be routed."""
+def to_gateway(gateway: Mac, version: int, vlan: int = 0) -> tuple[Bits, ...]:
+    """A packet that is to be routed: untagged, or with this tag."""
     return (
-        exactly(Field.VLAN_VID, 0),
+        exactly(Field.VLAN_VID, TAGGED | vlan if vlan else 0),
         exactly(Field.ETH_TYPE, ETH_TYPE[version]),
         exactly(Field.ETH_DST, mac_to_int(gateway)),
     )
@@ -142,24 +142,35 @@ def to_one(macs_of_others: tuple[Mac, ...]) -> z3.BoolRef:
     )
 
 
-def _ours(net: Network, version: int) -> list[Prefix]:
-    """What is not outside, in the VRF that has an outside."""
-    subnets = [s.prefix for s in net.subnets_in()]
-    return [p for p in (*subnets, *(prefix for prefix, _ in net.routed())) if p.version == version]
+def _ours(net: Network, version: int, vrf: str) -> list[Prefix]:
+    """What is not outside of a VRF."""
+    subnets = [s.prefix for s in net.subnets_in(vrf)]
+    return [p for p in (*subnets, *(prefix for prefix, _ in net.routed(vrf))) if p.version == version]
 
 
-def outside(net: Network, version: int) -> z3.BoolRef:
-    """To an address outside the data centre to which a router may forward."""
+def router_of(net: Network, vrf: str) -> Server | None:
+    """A VRF's way out; here it has one, or none."""
+    return next((server for server in net.servers.values() if server.routes_in(vrf)), None)
+
+
+def tag_at(router: Server, vrf: str) -> int:
+    """What the VLAN field is of a VRF's frames at its router's port."""
+    there = router.interface_in(vrf)
+    return 0 if there is None else TAGGED | there.vlan
+
+
+def outside(net: Network, version: int, vrf: str) -> z3.BoolRef:
+    """To an address outside the VRF to which a router may forward."""
     dst = DST[version]
-    prefixes = _ours(net, version)
+    prefixes = _ours(net, version, vrf)
     no_way: tuple[IPv4Network | IPv6Network, ...] = UNROUTABLE if version == 4 else UNROUTABLE6
     return z3.Not(z3.Or(*(within(dst, prefix) for prefix in (*prefixes, *no_way))))
 
 
-def from_outside(net: Network, version: int) -> z3.BoolRef:
-    """From an address that is none of the data centre's."""
+def from_outside(net: Network, version: int, vrf: str = DEFAULT_VRF) -> z3.BoolRef:
+    """From an address that is none of the VRF's."""
     src = SRC[version]
-    prefixes = _ours(net, version)
+    prefixes = _ours(net, version, vrf)
     if version == 6:
         prefixes.append(IPv6Network("fe80::/10"))
     return z3.Not(z3.Or(*(within(src, prefix) for prefix in prefixes)))
@@ -182,22 +193,51 @@ def may_leave(net: Network, vm: VM, nic: NIC) -> list[tuple[Bits, ...]]:
     return [(of_vlan_0, *sent_as(ip, mac)[1:]) for ip, mac in (*addresses, *prefixes)]
 
 
+def may_flood(net: Network, nic: NIC) -> bool:
+    """True for a NIC of a vnet that floods."""
+    vnet = net.vnets.get(nic.vnet)
+    return vnet is not None and vnet.floods
+
+
+def floods_as(net: Network, vm: VM, nic: NIC) -> list[tuple[Bits, ...]]:
+    """As whom a NIC's frames may be flooded: as whom they may leave, and from its link-local address."""
+    of_vlan_0 = (Field.VLAN_VID, 0, TAGGED - 1)
+    if not may_flood(net, nic):
+        return []
+    to_all = (Field.ETH_DST, 1 << GROUP_BIT, 1 << GROUP_BIT)
+    local = {link_local(nic.mac), *(a.ip for a in net.assignments_of(vm, nic) if is_link_local(a.ip))}
+    locals6 = [(of_vlan_0, *sent_as(ip, nic.mac)[1:]) for ip in sorted(local)] if in_use(net, 6) else []
+    multicast = inside(DST[6], IPv6Network("ff00::/8"))
+    return [
+        *((*own, to_all) for own in may_leave(net, vm, nic)),
+        *((*own, to_all, multicast) for own in locals6),
+    ]
+
+
+def to_its_vnet(net: Network, nic: NIC, version: int) -> z3.BoolRef:
+    """To all who hear it in the NIC's vnet: multicast, or broadcast, of IP."""
+    if version == 6:
+        return within(DST[6], IPv6Network("ff00::/8"))
+    subnets = [s.prefix for s in net.subnets.values() if s.vnet == nic.vnet]
+    directed = [UNKNOWN[DST[4]] == int(p.broadcast_address) for p in subnets if isinstance(p, IPv4Network)]
+    return z3.Or(within(DST[4], IPv4Network("224.0.0.0/3")), *directed)
+
+
 def may_leave_service(net: Network, server: Server) -> list[z3.BoolRef]:
-    """What the fabric takes from a machine at a leaf: its own address; of a router, any from outside."""
+    """What the fabric takes from a machine at a leaf: its own address; of a router, any from outside; in a
+    VRF what has its tag there."""
     found: list[z3.BoolRef] = []
-    if server.address is not None:
-        v = server.address.version
-        found.append(
-            z3.And(
-                condition(*exactly(Field.ETH_TYPE, ETH_TYPE[v])),
-                condition(*exactly(SRC[v], int(server.address))),
-            )
-        )
-    if server.routes:
-        found += [
-            z3.And(condition(*exactly(Field.ETH_TYPE, ETH_TYPE[v])), from_outside(net, v))
-            for v in versions(net)
-        ]
+    vrfs = [(DEFAULT_VRF, z3.BoolVal(True))]
+    if server.subinterfaces:
+        all_of_it = [DEFAULT_VRF, *(one.vrf for one in server.subinterfaces)]
+        vrfs = [(vrf, UNKNOWN[Field.VLAN_VID] == tag_at(server, vrf)) for vrf in all_of_it]
+    for vrf, tagged in vrfs:
+        for ip in (ip for of, ip in server.addresses if of == vrf):
+            kind = condition(*exactly(Field.ETH_TYPE, ETH_TYPE[ip.version]))
+            found.append(z3.And(tagged, kind, condition(*exactly(SRC[ip.version], int(ip)))))
+        for v in versions(net) if server.routes_in(vrf) else ():
+            kind = condition(*exactly(Field.ETH_TYPE, ETH_TYPE[v]))
+            found.append(z3.And(tagged, kind, from_outside(net, v, vrf)))
     return found
 
 
@@ -208,16 +248,21 @@ __all__ = [
     "Holding",
     "brought_to",
     "exactly",
+    "floods_as",
     "from_outside",
     "inside",
     "holdings",
     "lives",
+    "may_flood",
     "may_leave",
     "may_leave_service",
     "ordinary",
     "outside",
+    "router_of",
     "sent_as",
+    "tag_at",
     "to_gateway",
+    "to_its_vnet",
     "to_one",
     "version_of",
     "versions",

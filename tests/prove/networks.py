@@ -17,18 +17,24 @@ from retinue.core.migration.placement import placement_of
 from retinue.core.migration.record import Migration, MigrationState
 from retinue.core.model import (
     DEFAULT_VRF,
+    NIC,
+    VM,
     Allowed,
     Assignment,
     BindingKind,
+    Flood,
     Network,
     Origin,
     Subnet,
     VMPort,
     Vnet,
+    Vrf,
+    port_id_of,
 )
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.entry import Program
 from retinue.core.pipeline.underlay import Near, underlay_of
+from support.fabric.ipv6 import vm_ip6
 from support.fabric.networks import (
     UPLINK,
     add_ipv6,
@@ -40,10 +46,12 @@ from support.fabric.networks import (
     split,
     tunnel_ends,
     vm_ip,
+    vm_mac,
     vm_port,
 )
 from support.fabric.tenants import BESIDE, Held, add_tenant
 from support.fabric.tenants import add_vm as add_tenants_vm
+from support.fabric.ways_out import RED_VLAN, add_exits
 
 SHARED, VIRTUAL = IPv4Address("10.1.0.200"), "00:00:5e:00:01:07"
 """An address that several may take, and a virtual router's MAC."""
@@ -332,6 +340,69 @@ def routed() -> Case:
     return Case(net, "vm1", "server2")
 
 
+def ways_out() -> Case:
+    """A VRF with a router of its own, by a VLAN at a leaf's port, with DHCPv6, and with a prefix of each
+    family routed to the NIC that moves; the default VRF has the same addresses, and its own way out."""
+    net = fabric(2, 1, (1, 2))
+    add_tenant(net, "red", ipv6=True)
+    add_ipv6(net)
+    dhcp = IPv4Address("10.1.0.2")
+    net.add_subnet(replace(net.subnets["redblue6"], slaac=False, dhcp6=True, dhcp=(dhcp,)))
+    net.add_subnet(replace(net.subnets["blue6"], dhcp6=True))
+    add_exits(net, {"red": RED_VLAN}, apart=True)
+    add_vm(net, 2, 1)
+    net.assign(holding6(2))
+    held = Held(1, "vm1", "red", vm_ip(2), vm_ip6(2), IPv4Network("10.8.0.0/28"))
+    vm = add_tenants_vm(net, "vm1", 1, [held])
+    prefixes = (*vm.nic.prefixes, IPv6Network("fd00:9::/64"))
+    net.change_nic("vm1", vm.nic, replace(vm.nic, prefixes=prefixes))
+    add_tenants_vm(net, "vm4", 2, [Held(4, "vm4", "red", vm_ip(3), vm_ip6(3))])
+    return Case(net, "vm1", "server2")
+
+
+def flooded() -> Case:
+    """A vnet that floods, of both families, and one of a VRF whose tag is that vnet's VLAN; the VM that moves
+    has a NIC in each."""
+    net = fabric(2, 1, (1, 2))
+    _add_flooding(net, ipv6=True)
+    return Case(net, "vm1", "server2")
+
+
+def flooded_over_ip() -> Case:
+    """As `flooded`, of IPv4, with VXLAN between the leaves."""
+    net = fabric(3, 0, (1, 2), over_ip=True)
+    _add_flooding(net, ipv6=False)
+    return Case(net, "vm1", "server2")
+
+
+def _add_flooding(net: Network, *, ipv6: bool) -> None:
+    net.put_vrf(Vrf("red", 42))
+    net.put_vnet(Vnet("shop", 42, flood=Flood.CONTROLLED))
+    net.put_vnet(Vnet("reds", 43, vrf="red", flood=Flood.CONTROLLED))
+    prefix = IPv4Network("10.2.0.0/24")
+    for id in ("shop", "reds"):
+        net.add_subnet(Subnet(id, prefix, prefix[254], vnet=id))
+    if ipv6:
+        net.add_subnet(Subnet("shop6", IPv6Network("fd00:2::/64"), IPv6Address("fd00:2::fe"), vnet="shop"))
+    add_vm(net, 5, 1)
+    for id, at, held in (
+        ("vm1", 1, {1: "shop", 17: "reds"}),
+        ("vm2", 1, {2: "shop"}),
+        ("vm3", 2, {3: "shop"}),
+        ("vm4", 2, {4: "reds"}),
+    ):
+        numbers = list(held)
+        nics = tuple(
+            NIC(vm_mac(n), port_id_of(id, slot), vnet=held[n], slot=slot) for slot, n in enumerate(numbers, 1)
+        )
+        net.put_vm(VM(id, nics, f"server{at}"))
+        for nic, n in zip(nics, numbers, strict=True):
+            net.set_vm_port(nic.port_id, f"edge{at}", VMPort(vm_port(n)))
+            net.assign(replace(net.static(id, nic, prefix[100 + n]), vrf=net.vrf_of(nic)))
+            if ipv6 and nic.vnet == "shop":
+                net.assign(net.static(id, nic, IPv6Address(f"fd00:2::{100 + n}")))
+
+
 NETWORKS: dict[str, Callable[[], Case]] = {
     "small": small,
     "tiers": tiers,
@@ -341,4 +412,7 @@ NETWORKS: dict[str, Callable[[], Case]] = {
     "tenants": tenants,
     "routed": routed,
     "vxlan": vxlan,
+    "ways_out": ways_out,
+    "flooded": flooded,
+    "flooded_over_ip": flooded_over_ip,
 }

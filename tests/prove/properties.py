@@ -4,13 +4,15 @@
         the NIC is not any more; the controller gets copies, metered
     (b) each honest frame arrives once, at the right port; while a migration changes where that is, at one of
         the right ports; while it is copied, at each of them. So does what the fabric has brought to a server
-        where the VM is, or from where it is sent on
+        where the VM is, or from where it is sent on; and what is for outside, at the router of its VRF
     (c) no frame goes round
     (d) from one subnet to another, and so from one vnet to another, a frame comes only by being routed: with
         its time to live less one, from the gateway's MAC, or from its server's where a copy of it is made.
         What is no IP comes to no other NIC at all
-    (e) from one VRF to another no frame comes at all, nor from a machine at a leaf; and to no NIC one with a
-        tag of the fabric's own
+    (e) from one VRF to another no frame comes at all, nor from a machine at a leaf, but from a router by the
+        tag that the VRF has there; and to no NIC one with a tag of the fabric's own
+    (f) what a NIC of a vnet that floods sends to all of it comes to each other NIC of the vnet, as it was
+        sent, once to each port; what is sent to a group comes to no other NIC
 
 Each function yields what is wrong with a fate, with a frame that shows it.
 """
@@ -24,19 +26,21 @@ import z3
 from prove import honest, wire
 from prove.networks import Moment
 from prove.reach import ON_A_CABLE, ROUND, Emission, End, Explorer, Fate
-from prove.terms import UNKNOWN, Bits, Fields, Sent, Value, all_of, undecided
-from retinue.core.model import DEFAULT_VRF, NIC, VM, Network, Server, mac_to_int
+from prove.terms import SIZE, TAGGED, UNKNOWN, Bits, Fields, Sent, Value, all_of, undecided
+from retinue.core.limits import LEAST_MTU
+from retinue.core.model import DEFAULT_VRF, NIC, VM, Network, Role, Server, mac_to_int
 from retinue.core.pipeline.entry import Field, Output, PortNo
-from retinue.core.pipeline.underlay.vxlan import VNI_OF_VRF
+from retinue.core.pipeline.underlay.vxlan import VNI_OF_FLOODING, VNI_OF_VRF
 
 NO_LEAFS, NO_VRFS = 0xAC10_4D07, 0xFFFF
 """An address of no leaf's, and an identifier (VNI) of no VRF's."""
-A, B, C, D, E = (
+A, B, C, D, E, F = (
     "a frame leaves from a source that its sender has not",
     "an honest frame does not arrive once at the right port",
     "a frame goes round",
     "a frame comes to another subnet without being routed",
     "a frame comes to another VRF, or with a VRF's tag",
+    "a frame to a group does not come to each NIC of its vnet, and to these alone",
 )
 AMBIGUOUS = "two entries match a frame, and it is not said which counts"
 
@@ -109,6 +113,7 @@ def doors(moment: Moment) -> Iterator[Door]:
     for end in sorted(moment.cables):
         yield Door(end, brought_to=net.server_of_edge(end[0]))
     vnis = [VNI_OF_VRF + vrf.tag for vrf in net.vrfs.values()]
+    vnis += [VNI_OF_FLOODING + vnet.vlan for vnet in net.vnets.values() if vnet.floods]
     for address, end in moment.tunnels.items():
         for other, vni in product({*moment.tunnels, NO_LEAFS} - {address}, [*vnis, NO_VRFS]):
             by_tunnel = {**ON_A_CABLE, Field.TUN_SRC: other, Field.TUN_DST: address, Field.TUNNEL_ID: vni}
@@ -127,6 +132,7 @@ def check(explorer: Explorer, moment: Moment, door: Door, tally: Tally) -> Itera
             yield from asked.wrong(what, fate.trouble, fate)
             continue
         yield from asked.leaves_as_its_own(fate)
+        yield from asked.is_flooded(fate)
         yield from asked.is_routed(fate)
         yield from asked.arrives(fate)
     tally.checks += explorer.checks - before
@@ -134,9 +140,11 @@ def check(explorer: Explorer, moment: Moment, door: Door, tally: Tally) -> Itera
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """Frames that somebody sends to a NIC, or to outside: conditions on what is known, and on all else."""
+    """Frames that somebody sends to a NIC, or to a VRF's outside: conditions on what is known, and on all
+    else."""
 
     to: honest.Holding | None
+    vrf: str
     bits: tuple[Bits, ...]
     rest: z3.BoolRef
 
@@ -147,10 +155,11 @@ class _Asked:
     def __init__(self, explorer: Explorer, moment: Moment, door: Door, tally: Tally) -> None:
         self.explorer, self.moment, self.door, self.tally = explorer, moment, door, tally
         self.net: Network = moment.net
-        self.router = next((s for s in self.net.servers.values() if s.routes), None)
         self.own: list[tuple[Bits, ...]] = []
+        self.to_all: list[tuple[Bits, ...]] = []
         if door.vm is not None and door.nic is not None and door.is_open:
             self.own = honest.may_leave(self.net, door.vm, door.nic)
+            self.to_all = honest.floods_as(self.net, door.vm, door.nic)
         self.ways = [*self._honest_ways()]
 
     def _honest_ways(self) -> Iterator[_Way]:
@@ -161,10 +170,12 @@ class _Asked:
         sources: list[tuple[str, tuple[Bits, ...], z3.BoolRef]]
         if self.door.nic is not None and self.door.sends_here:
             sources = [(self.net.vrf_of(self.door.nic), own, anybody) for own in self.own]
-        elif self.door.server is not None and self.door.server is self.router:
-            gateway = self.net.gateway_mac
+        elif self.door.server is not None and self.door.server.ways:
+            router, gateway = self.door.server, self.net.gateway_mac
+            vlans = {one.vrf: one.vlan for one in router.subinterfaces} | {DEFAULT_VRF: 0}
             sources = [
-                (DEFAULT_VRF, honest.to_gateway(gateway, v), honest.from_outside(self.net, v))
+                (vrf, honest.to_gateway(gateway, v, vlans[vrf]), honest.from_outside(self.net, v, vrf))
+                for vrf in dict.fromkeys(vrf for vrf, _ in router.ways)
                 for v in honest.versions(self.net)
             ]
         elif (here := self.door.brought_to) is not None:
@@ -183,12 +194,11 @@ class _Asked:
                 if (to.vrf, to.ip.version) == (vrf, version):
                     others = tuple(mac for mac in macs if mac != to.nic.mac)
                     at = honest.inside(honest.DST[version], to.ip)
-                    yield _Way(to, (*sent, at), z3.And(*always, honest.to_one(others)))
-            has_way_out = self.door.nic is not None and vrf == DEFAULT_VRF
-            routes = self.router.routes if self.router is not None and has_way_out else ()
-            if any(prefix.version == version for prefix in routes):
-                away = honest.outside(self.net, version)
-                yield _Way(None, sent, z3.And(*always, away, honest.to_one(tuple(macs))))
+                    yield _Way(to, vrf, (*sent, at), z3.And(*always, honest.to_one(others)))
+            router = honest.router_of(self.net, vrf) if self.door.nic is not None else None
+            if router is not None and any(prefix.version == version for prefix in router.routes_in(vrf)):
+                away = honest.outside(self.net, version, vrf)
+                yield _Way(None, vrf, sent, z3.And(*always, away, honest.to_one(tuple(macs))))
 
     def wrong(self, what: str, why: str, fate: Fate, *conditions: z3.BoolRef) -> Iterator[Counterexample]:
         """It is, if there is a frame of this fate of which the conditions hold."""
@@ -211,7 +221,8 @@ class _Asked:
         if not left:
             return
         if self.door.nic is not None:
-            own = [all_of(rest) for one in self.own if (rest := undecided(one, fate.known)) is not None]
+            may = (*self.own, *self.to_all)
+            own = [all_of(rest) for one in may if (rest := undecided(one, fate.known)) is not None]
             allowed = z3.Or(*own)
         elif self.door.server is not None and not self.door.server.edge:
             allowed = z3.Or(*honest.may_leave_service(self.net, self.door.server))
@@ -233,7 +244,7 @@ class _Asked:
             whom = "outside" if way.to is None else f"NIC {way.to.nic.port_id}"
             self.tally.pairs.add((self.door.who, whom))
             if way.to is None:
-                yield from self._reaches_outside(fate, conditions)
+                yield from self._reaches_outside(fate, way.vrf, conditions)
                 continue
             why = self._not_once(fate, way.to)
             if why:
@@ -248,12 +259,7 @@ class _Asked:
         places = self.moment.places[to.nic.port_id]
         if self.door.brought_to is not None:
             places = self.moment.brought[to.nic.port_id][self.door.brought_to.id]
-        right: set[End] = set()
-        for server in places:
-            edge = self.net.servers[server].edge
-            port = self.net.port_of(to.nic, edge)
-            if port is not None:
-                right.add((edge, port.number))
+        right = set(self._ports_of(to.nic, places))
         came = [(sent.switch, sent.port) for sent in fate.arrived]
         if not came:
             return "it is lost"
@@ -287,8 +293,10 @@ class _Asked:
             if arrived.fields[name] != Sent(name) and not untagged:
                 yield from self.wrong(B, f"to {to.ip}: its {name.name.lower()} is another", fate, *conditions)
 
-    def _reaches_outside(self, fate: Fate, conditions: tuple[z3.BoolRef, ...]) -> Iterator[Counterexample]:
-        router = self.router
+    def _reaches_outside(
+        self, fate: Fate, vrf: str, conditions: tuple[z3.BoolRef, ...]
+    ) -> Iterator[Counterexample]:
+        router = honest.router_of(self.net, vrf)
         assert router is not None
         at = self.net.location(router.id)
         number = None if at is None else self.net.port_number(at)
@@ -300,24 +308,112 @@ class _Asked:
         elif fate.arrived[0].fields[Field.ETH_DST] != mac_to_int(router.mac):
             yield from self.wrong(B, "it comes to a MAC that is not the router's", fate, *conditions)
 
-    # ---- (d) ----
+    # ---- (f) ----
+
+    def is_flooded(self, fate: Fate) -> Iterator[Counterexample]:
+        nic = self.door.nic
+        if nic is None or not self.door.sends_here:
+            return
+        for one in self.to_all:
+            left = undecided(one, fate.known)
+            if left is None:
+                continue
+            version = honest.version_of(one)
+            conditions = (
+                all_of(left), honest.to_its_vnet(self.net, nic, version), honest.ordinary(version),
+                z3.ULE(SIZE, LEAST_MTU),
+            )  # fmt: skip
+            if not self.explorer.is_possible(*conditions):
+                continue
+            self.tally.honest += 1
+            self.tally.pairs.add((self.door.who, f"vnet {nic.vnet}"))
+            why = self._not_to_each(fate, nic)
+            if why:
+                yield from self.wrong(F, f"{self.door.who} to vnet {nic.vnet}: {why}", fate, *conditions)
+            for arrived in () if why else fate.arrived:
+                for name in (Field.ETH_DST, Field.IP_TTL, honest.SRC[version], honest.DST[version]):
+                    if arrived.fields[name] != Sent(name):
+                        why = f"its {name.name.lower()} is another at {_ports([arrived])}"
+                        yield from self.wrong(F, why, fate, *conditions)
+
+    def _not_to_each(self, fate: Fate, nic: NIC) -> str:
+        """What is wrong with where a frame to all of a vnet has come; "" if nothing is."""
+        came = [(sent.switch, sent.port) for sent in fate.arrived]
+        if len(set(came)) < len(came):
+            return f"it comes twice to one port: {_ports(fate.arrived)}"
+        if fate.told:
+            return "the controller gets it"
+        others: set[End] = set()
+        for _, other in self.net.members(nic.vnet):
+            if other.port_id == nic.port_id or not other.enabled:
+                continue
+            right = set(self._ports_of(other, self.moment.places[other.port_id]))
+            others |= right
+            if not right & set(came):
+                return f"it does not come to NIC {other.port_id}"
+            if self.moment.everywhere and not right <= set(came):
+                return f"of NIC {other.port_id} it does not come to each place"
+        return (
+            "" if set(came) <= others else f"it comes to {_ports(fate.arrived)}, not {sorted(others)} alone"
+        )
+
+    def _ports_of(self, nic: NIC, servers: frozenset[str]) -> Iterator[End]:
+        for server in servers:
+            edge = self.net.servers[server].edge
+            port = self.net.port_of(nic, edge)
+            if port is not None:
+                yield edge, port.number
+
+    # ---- (d) and (e) ----
 
     def is_routed(self, fate: Fate) -> Iterator[Counterexample]:
         if self.door.nic is None and self.door.server is None:
             return
         for arrived in fate.arrived:
-            nic = self.net.nic_at(arrived.switch, arrived.port)
-            vm = self.net.vm_at(arrived.switch, arrived.port)
-            if nic is None or vm is None:
-                continue
             if (arrived.switch, arrived.port) == self.door.at and len(arrived.hops) == 1:
                 continue  # The switch's own answer, back to who has asked.
-            yield from self._comes_rightly(fate, arrived, vm, nic)
+            nic = self.net.nic_at(arrived.switch, arrived.port)
+            vm = self.net.vm_at(arrived.switch, arrived.port)
+            if nic is not None and vm is not None:
+                yield from self._comes_rightly(fate, arrived, vm, nic)
+            elif self.net.switches[arrived.switch].role is Role.LEAF:
+                yield from self._goes_out_rightly(fate, arrived)
+
+    def _vrfs_of_sender(self) -> list[tuple[str, z3.BoolRef]]:
+        """The VRFs that what comes in by the door may be of, and when it is."""
+        if self.door.server is None:
+            return [(self.net.vrf_of(self.door.nic), z3.BoolVal(True))]
+        mine = self.door.server.subinterfaces
+        tag = UNKNOWN[Field.VLAN_VID]
+        default = z3.And(*(tag != TAGGED | one.vlan for one in mine))
+        return [(DEFAULT_VRF, default), *((one.vrf, tag == TAGGED | one.vlan) for one in mine)]
+
+    def _goes_out_rightly(self, fate: Fate, arrived: Emission) -> Iterator[Counterexample]:
+        """To a machine at a leaf comes what is of the default VRF, untagged; to a router what is of a VRF of
+        its own, with the tag there."""
+        at = (arrived.switch, arrived.port)
+        here = next((s for s in self.net.servers.values() if _end(self.net, s) == at), None)
+        has = arrived.fields[Field.VLAN_VID]
+        for vrf, is_of in self._vrfs_of_sender():
+            there = None if here is None else here.interface_in(vrf)
+            what = f"from VRF {vrf} to {_ports([arrived])}"
+            if vrf != DEFAULT_VRF and there is None:
+                yield from self.wrong(E, f"{what}: nobody there is of it", fate, is_of)
+            elif has == Sent(Field.VLAN_VID):
+                yield from self.wrong(E, f"{what}: it has a tag", fate, is_of, UNKNOWN[Field.VLAN_VID] != 0)
+            elif has != (0 if there is None else TAGGED | there.vlan):
+                yield from self.wrong(E, f"{what}: it has another tag than there", fate, is_of)
 
     def _comes_rightly(self, fate: Fate, arrived: Emission, vm: VM, nic: NIC) -> Iterator[Counterexample]:
         what = f"from {self.door.who} to NIC {nic.port_id}"
-        if self.net.vrf_of(self.door.nic) != self.net.vrf_of(nic):
-            yield from self.wrong(E, f"{what}: they are in different VRFs", fate)
+        for vrf, is_of in self._vrfs_of_sender():
+            if vrf != self.net.vrf_of(nic):
+                yield from self.wrong(E, f"{what}: they are in different VRFs", fate, is_of)
+        sender, to = self.door.nic, arrived.fields[Field.ETH_DST]
+        if to == Sent(Field.ETH_DST):
+            group = z3.Extract(honest.GROUP_BIT, honest.GROUP_BIT, UNKNOWN[Field.ETH_DST]) == 1
+            if sender is None or not honest.may_flood(self.net, sender) or sender.vnet != nic.vnet:
+                yield from self.wrong(F, f"{what}, which is not in a vnet that floods with it", fate, group)
         tagged = UNKNOWN[Field.VLAN_VID] != 0  # It may have a tag of the sender's: none that is taken.
         if arrived.fields[Field.VLAN_VID] == Sent(Field.VLAN_VID):
             yield from self.wrong(E, f"{what}: it has a tag", fate, tagged)
@@ -346,7 +442,16 @@ class _Asked:
             )
             for s in subnets
         ]
+        if to == Sent(Field.ETH_DST) and sender is not None and sender.vnet == nic.vnet:
+            same.append(group)  # Of what is flooded see (f).
         yield from self.wrong(D, f"{what}: its time to live is what it was", fate, z3.Not(z3.Or(*same)))
+
+
+def _end(net: Network, server: Server) -> End | None:
+    """The leaf's port where a machine is."""
+    at = net.location(server.id)
+    number = None if at is None else net.port_number(at)
+    return None if at is None or number is None else (at.switch, number)
 
 
 def _ports(sent: Sequence[Emission]) -> str:

@@ -3,7 +3,7 @@
 What a switch does is what `core/forwarding/switch.py` does, with unknowns in place of bytes: of a table the
 entry of the highest priority that matches; its actions in order; then the next table. Where an entry may
 match or not, the frame goes both ways, each with the condition under which it does. A select group may choose
-any bucket.
+any bucket, a group that replicates takes all of them.
 
 While a change is on its way some switches have it and others have not: such a switch has two programs, and a
 fate is followed for each. Which it is, is chosen when the first frame comes to the switch.
@@ -401,13 +401,17 @@ class Explorer:
             case CheckLarger():
                 return _of_either_size(action, outcome)
             case ToGroup(number):
-                buckets = self._groups[(*program, number)].buckets
-                return [self._bucket(bucket, outcome, program) for bucket in buckets] or [outcome]
+                group = self._groups[(*program, number)]
+                if group.replicates:
+                    for bucket in group.buckets:
+                        outcome = self._bucket(bucket, outcome, program)
+                    return [outcome]
+                return [self._bucket(bucket, outcome, program) for bucket in group.buckets] or [outcome]
         return [outcome]
 
     def _bucket(self, bucket: tuple[Action, ...], outcome: _Outcome, program: tuple[str, int]) -> _Outcome:
         """A bucket works on a copy: what it changes, later actions do not see."""
-        assert all(isinstance(action, SetField | RegMove | Output) for action in bucket)
+        assert all(isinstance(action, SetField | RegMove | PopVlan | Output) for action in bucket)
         (done,) = self._act(bucket, [outcome.copy()], program)
         done.fields = dict(outcome.fields)
         return done

@@ -9,7 +9,6 @@ from prove import honest, words
 from prove.networks import NETWORKS, Moment, moments
 from prove.properties import Counterexample, Tally, check, doors
 from prove.reach import Explorer
-from retinue.core.model import DEFAULT_VRF
 
 SHOWN = 3
 """Counter-examples of one kind that are shown of a moment; the others are counted."""
@@ -51,9 +50,12 @@ def wanted_pairs(moment: Moment) -> set[tuple[str, str]]:
         for to in held
         if one.nic != to.nic and (one.vrf, one.ip.version) == (to.vrf, to.ip.version)
     }
-    # A VRF other than the default one has no way out, nor in.
-    pairs |= {(f"NIC {one.nic.port_id}", "outside") for one in sending if one.vrf == DEFAULT_VRF}
-    return pairs | {("server router", f"NIC {to.nic.port_id}") for to in held if to.vrf == DEFAULT_VRF}
+    net = moment.net
+    out = {vrf: router for vrf in net.vrfs if (router := honest.router_of(net, vrf)) is not None}
+    pairs |= {(f"NIC {one.nic.port_id}", "outside") for one in sending if one.vrf in out}
+    flooding = {one.nic.port_id: one.nic.vnet for one in sending if honest.may_flood(net, one.nic)}
+    pairs |= {(f"NIC {nic}", f"vnet {vnet}") for nic, vnet in flooding.items()}
+    return pairs | {(f"server {out[to.vrf].id}", f"NIC {to.nic.port_id}") for to in held if to.vrf in out}
 
 
 @cache

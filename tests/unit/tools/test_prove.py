@@ -11,7 +11,7 @@ pytest.importorskip("z3", reason="make install-prove")
 
 from prove import words
 from prove.networks import NETWORKS, Moment, moments
-from prove.properties import AMBIGUOUS, A, B, C, Counterexample, D, E, Tally, doors
+from prove.properties import AMBIGUOUS, A, B, C, Counterexample, D, E, F, Tally, doors
 from prove.reach import MAX_HOPS, Emission, Explorer, Fate, Hop
 from prove.run import NothingProvedError, examine
 from prove.terms import UNKNOWN, Sent
@@ -32,11 +32,21 @@ from retinue.core.pipeline.entry import (
     key_of,
     set_field,
 )
-from retinue.core.pipeline.priorities import TABLE_MISS, VRF_BAND, Deliver, EdgeAdmit, Forward, Route
+from retinue.core.pipeline.priorities import (
+    TABLE_MISS,
+    VRF_BAND,
+    Deliver,
+    EdgeAdmit,
+    Forward,
+    LeafAdmit,
+    Route,
+    Servers,
+)
 from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay import Near
 from retinue.core.pipeline.underlay.fabric import LeafSpine
 from support.fabric.networks import GATEWAY_MAC, UPLINK, vm_mac, vm_port
+from support.fabric.ways_out import EXIT_PORT, RED_VLAN
 from support.fakes.switch import FakeFabric, Loop
 
 
@@ -103,7 +113,7 @@ def outcomes(fabric: FakeFabric, switch: str, port: int, frame: bytes) -> list[O
     ]
 
 
-@pytest.mark.parametrize("network", ["small", "dual", "vxlan"])
+@pytest.mark.parametrize("network", ["small", "dual", "vxlan", "ways_out", "flooded"])
 def test_a_frame_has_the_fate_that_switches_give_it(network: str) -> None:
     """A frame is written down and sent through switches that run bytes: one at least that passes each entry,
     and one for each number of places to arrive at."""
@@ -283,6 +293,49 @@ def prefix_lost(m: Moment) -> tuple[str, Flow, Flow | None]:
     return "edge1", entry(m, "edge1", Table.DELIVER, Deliver.VM, ipv4_dst=0x0A090000), None
 
 
+AT_EXIT = {"in_port": EXIT_PORT, "vlan_vid": 0x1000 | RED_VLAN}
+
+
+def exit_as_a_vm(m: Moment) -> tuple[str, Flow, Flow | None]:
+    """A VRF's router that may send as a VM of the VRF."""
+    (flow,) = (
+        f
+        for f in m.programs["leaf1"][0].values()
+        if isinstance(f, Flow) and f.actions == (CONTROLLER,)
+        and {(Field.IN_PORT, EXIT_PORT, None), (Field.IPV4_SRC, 0x0A010000, 0xFFFFFF00)} <= set(f.match)
+    )  # fmt: skip
+    return "leaf1", flow, None
+
+
+def exit_in_no_vrf(m: Moment) -> tuple[str, Flow, Flow | None]:
+    """What a VRF's router sends is taken for the default VRF's."""
+    flow = entry(m, "leaf1", Table.ADMIT, LeafAdmit.TO_GATEWAY, eth_type=0x0800, **AT_EXIT)
+    return "leaf1", flow, replace(flow, actions=(PopVlan(),))
+
+
+def by_another_tag(m: Moment) -> tuple[str, Flow, Flow | None]:
+    """What goes out keeps the fabric's own tag."""
+    flow = entry(m, "leaf1", Table.SERVERS, Servers.SUBINTERFACE, vlan_vid=0x1007)
+    return "leaf1", flow, replace(flow, actions=flow.actions[1:])
+
+
+def no_way_out(m: Moment) -> tuple[str, Flow, Flow | None]:
+    flow = entry(m, "leaf2", Table.ROUTE, VRF_BAND + Route.PREFIX, eth_type=0x0800, vlan_vid=0x1007)
+    return "leaf2", flow, None
+
+
+def not_to_one(m: Moment) -> tuple[str, Flow, Flow | None]:
+    """vm2 is left out of the group at its edge."""
+    flow = entry(m, "edge1", Table.DELIVER, VRF_BAND + Deliver.FLOODED, vlan_vid=0x102A)
+    return "edge1", flow, replace(flow, actions=(Output(UPLINK),))
+
+
+def to_another(m: Moment) -> tuple[str, Flow, Flow | None]:
+    """vm5, which is in no vnet that floods, gets what is flooded."""
+    flow = entry(m, "edge1", Table.DELIVER, VRF_BAND + Deliver.FLOODED, vlan_vid=0x102A)
+    return "edge1", flow, replace(flow, actions=(*flow.actions, PopVlan(), Output(vm_port(5))))
+
+
 @pytest.mark.parametrize(
     ("network", "wanted", "why", "breaks"),
     [
@@ -304,6 +357,12 @@ def prefix_lost(m: Moment) -> tuple[str, Flow, Flow | None]:
         ("tenants", E, "it has a tag", tag_left),
         ("routed", A, "edge1 port 1", all_of_a_prefix),
         ("routed", B, "it is lost", prefix_lost),
+        ("ways_out", A, "server exit has sent it", exit_as_a_vm),
+        ("ways_out", E, "they are in different VRFs", exit_in_no_vrf),
+        ("ways_out", E, "another tag than there", by_another_tag),
+        ("ways_out", B, "to outside: it comes to nowhere", no_way_out),
+        ("flooded", F, "it does not come to NIC vm2", not_to_one),
+        ("flooded", F, "not in a vnet that floods with it", to_another),
         ("small", AMBIGUOUS, "do not do the same", tie),
     ],
 )
@@ -315,7 +374,7 @@ def test_one_broken_entry_is_found(network: str, wanted: str, why: str, breaks: 
     found = next(one for one in all_wrong(moment) if one.property == wanted and why in one.why)
     said = words.text(found)
     assert wanted in said and why in said and build(found.frame).hex() in said
-    if new is not None and "server router" not in why:
+    if new is not None and "server router" not in why and breaks is not exit_in_no_vrf:
         assert words.named(moment.net, switch, new) in said, said
     happens(moment, found)
 
