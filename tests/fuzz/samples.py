@@ -34,7 +34,7 @@ from retinue.core.packets import (
     upper_checksum,
 )
 from retinue.core.packets.dhcp6 import DHCP6, MessageType6, Relayed6, dhcp6_frame, renew6
-from retinue.core.packets.dhcp6_options import IANA, IAAddress, Option6, Status
+from retinue.core.packets.dhcp6_options import IA, IAAddress, Option6, Status
 from retinue.core.packets.lldp import Lldp, from_leaf
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.entry import Flow, Group, Meter
@@ -86,7 +86,7 @@ def dhcp6() -> list[bytes]:
     """Payloads of clients and servers, with and without addresses."""
     duid, server = b"\0\3\0\1" + bytes(6), b"\0\1\0\1" + bytes(10)
     addresses = (IAAddress(IP6, 100, 200), IAAddress(OTHER6, status=Status(0, "good")))
-    ia = IANA(7, addresses, 50, 80, Status(2, "no"))
+    ia = IA(7, addresses, 50, 80, Status(2, "no"))
     asked = ((int(Option6.ELAPSED_TIME), b"\0\1"), (6, b"\0\x17"))
     messages = [
         DHCP6(kind, 9, duid, server if kind.from_server else b"", (ia,), Status(0, "x"), asked)

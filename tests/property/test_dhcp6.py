@@ -1,12 +1,14 @@
 """DHCPv6 survives the way to bytes and back; no bytes raise anything but FrameError."""
 
 from contextlib import suppress
-from ipaddress import IPv6Address
+from dataclasses import replace
+from ipaddress import IPv6Address, IPv6Network
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from retinue.core.limits import LONGEST_DUID, MOST_DHCP6_ADDRESSES, MOST_DHCP6_RELAYS
+from retinue.core.model import IAKind
 from retinue.core.packets import FrameError
 from retinue.core.packets.dhcp6 import (
     DHCP6,
@@ -19,23 +21,30 @@ from retinue.core.packets.dhcp6 import (
     parse_relayed6,
     parse_udp6_frame,
 )
-from retinue.core.packets.dhcp6_options import IANA, IAAddress, Option6, Status
+from retinue.core.packets.dhcp6_options import IA, IA_OPTIONS, IAAddress, Option6, Status
 
 u32 = st.integers(0, 0xFFFFFFFF)
 hosts = st.integers(1, (1 << 128) - 1).map(IPv6Address)
 macs = st.binary(min_size=6, max_size=6).map(lambda six: six.hex(":"))
 statuses = st.none() | st.builds(Status, st.integers(0, 0xFFFF), st.text("abc é", max_size=20))
 addresses = st.builds(IAAddress, hosts, u32, u32, statuses)
-ias = st.builds(
-    IANA,
-    u32,
-    st.lists(addresses, max_size=2, unique_by=lambda a: a.ip).map(tuple),
-    u32,
-    u32,
-    statuses,
-)
+lists = st.lists(addresses, max_size=2, unique_by=lambda a: a.ip).map(tuple)
+delegated = st.builds(
+    lambda ip, length, one: replace(
+        one, ip=IPv6Network((ip, length), strict=False).network_address, length=length
+    ),
+    hosts, st.integers(1, 128), addresses,
+)  # fmt: skip
+ias = st.one_of(
+    st.builds(IA, u32, lists, u32, u32, statuses),
+    st.builds(IA, u32, lists, status=statuses, kind=st.just(IAKind.TA)),
+    st.builds(
+        IA, u32, st.lists(delegated, max_size=2, unique_by=lambda a: a.ip).map(tuple), u32, u32, statuses,
+        st.just(IAKind.PD),
+    ),
+)  # fmt: skip
 duids = st.just(b"") | st.binary(min_size=3, max_size=LONGEST_DUID)
-read_apart = {Option6.CLIENT_ID, Option6.SERVER_ID, Option6.IA_NA, Option6.STATUS_CODE}
+read_apart = {Option6.CLIENT_ID, Option6.SERVER_ID, *IA_OPTIONS.values(), Option6.STATUS_CODE}
 of_relays = {Option6.RELAY_MESSAGE, Option6.INTERFACE_ID}
 codes = st.integers(0, 0xFFFF).filter(lambda code: code not in read_apart | of_relays)
 others = st.lists(st.tuples(codes, st.binary(max_size=40)), max_size=5).map(tuple)
@@ -46,7 +55,7 @@ messages = st.builds(
     st.integers(0, (1 << 24) - 1),
     duids,
     duids,
-    st.lists(ias, max_size=3, unique_by=lambda ia: ia.iaid).map(tuple),
+    st.lists(ias, max_size=3, unique_by=lambda ia: ia.key).map(tuple),
     statuses,
     others,
 ).filter(lambda message: len(set(message.addresses)) == len(message.addresses))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from retinue.core.limits import MOST_DHCP6_ADDRESSES
 from retinue.core.packets.dhcp6 import DHCP6, MessageType6, Relayed6, parse_dhcp6
-from retinue.core.packets.dhcp6_options import IANA, IAAddress
+from retinue.core.packets.dhcp6_options import IA, IAAddress
 from retinue.core.snooping import Bind, Release, ToAgent
 from retinue.core.snooping.dhcp6_headers import leases6
 from retinue.core.snooping.dhcp6_messages import ClientMessage6, ServerMessage6, ToServers6, ToVM6
@@ -22,9 +22,7 @@ from support.fabric.networks import GATEWAY6, add_vm, fabric, holding6, vm_mac, 
 vms = st.sampled_from((1, 2))
 ips = st.sampled_from((leased(1), leased(2), leased(3), GATEWAY6, IPv6Address("fd00:9::1")))
 addresses = st.builds(IAAddress, ips, st.sampled_from((0, 50)), st.sampled_from((0, 100)))
-ias = st.builds(
-    IANA, st.integers(1, 10), st.lists(addresses, max_size=2, unique_by=lambda a: a.ip).map(tuple)
-)
+ias = st.builds(IA, st.integers(1, 10), st.lists(addresses, max_size=2, unique_by=lambda a: a.ip).map(tuple))
 kinds = st.sampled_from([MessageType6.REQUEST, *(kind for kind in MessageType6 if not kind.of_relay)])
 messages = st.builds(
     DHCP6,
@@ -49,7 +47,7 @@ def honest(said: DHCP6, vm: int) -> DHCP6:
     asking = said.type in (MessageType6.SOLICIT, MessageType6.REBIND)
     kind = said.type if asking or said.type in GIVES_BACK else MessageType6.REQUEST
     server = b"" if asking else SERVER_DUID
-    return replace(said, type=kind, client_id=duid(vm), server_id=server, ias=said.ias or (IANA(1),))
+    return replace(said, type=kind, client_id=duid(vm), server_id=server, ias=said.ias or (IA(1),))
 
 
 GIVES_BACK = (MessageType6.RENEW, MessageType6.RELEASE, MessageType6.DECLINE)
@@ -59,7 +57,7 @@ def fitting(said: DHCP6, asked: DHCP6, vm: int) -> DHCP6:
     """The message made an answer to this VM's question; without addresses it grants the VM's own."""
     own = IAAddress(leased(vm), 50, 100)
     answered = tuple(
-        IANA(its.iaid, found.addresses if found is not None else (own,) * (at == 0))
+        IA(its.iaid, found.addresses if found is not None else (own,) * (at == 0))
         for at, (its, found) in enumerate(zip_longest(asked.ias, said.ias[: len(asked.ias)]))
     )
     kind = MessageType6.ADVERTISE if asked.type is MessageType6.SOLICIT else MessageType6.REPLY

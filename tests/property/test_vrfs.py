@@ -11,7 +11,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -32,6 +32,8 @@ from support.fabric.world import FabricWorld
 VRFS = (DEFAULT_VRF, "red", "green")
 PREFIX = IPv4Network("10.8.0.0/28")
 """Routed to a NIC of each of several VRFs."""
+DELEGATED = IPv6Network("fd00:8::/60")
+"""The same, leased."""
 
 
 def data_of_exits(draw: st.DrawFn) -> dict[str, int]:
@@ -71,7 +73,10 @@ def tenants(draw: st.DrawFn) -> Tenants:
             taken.add((vrf, ip))
             prefix = PREFIX if (vrf, PREFIX) not in taken and draw(st.booleans(), label="prefix") else None
             taken.add((vrf, prefix))
-            own.append(Held(1 + len(nics) + len(own), f"vm{vm}", vrf, ip, ip6, prefix))
+            delegates = ip6 is not None and (vrf, DELEGATED) not in taken
+            delegated = DELEGATED if delegates and draw(st.booleans(), label="delegated") else None
+            taken.add((vrf, delegated))
+            own.append(Held(1 + len(nics) + len(own), f"vm{vm}", vrf, ip, ip6, prefix, delegated))
         if own:
             at[f"vm{vm}"] = draw(st.integers(1, servers), label="server")
             add_vm(net, f"vm{vm}", at[f"vm{vm}"], own)

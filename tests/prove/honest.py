@@ -47,7 +47,7 @@ def holdings(net: Network) -> list[Holding]:
     nics = [(vm, nic) for vm in net.vms.values() for nic in vm.nics if nic.enabled]
     for vm, nic in nics:
         for held in forwarded_assignments(net, net.assignments_of(vm, nic)):
-            found.append(Holding(vm.id, nic, held.ip, nic.speaks_as(held.ip), held.vrf))
+            found.append(Holding(vm.id, nic, held.leads, nic.speaks_as(held.ip), held.vrf))
         for prefix in forwarded_prefixes(net, nic.prefixes):
             found.append(Holding(vm.id, nic, prefix, nic.mac, net.vrf_of(nic)))
     return found
@@ -185,7 +185,7 @@ def may_leave(net: Network, vm: VM, nic: NIC) -> list[tuple[Bits, ...]]:
     that tells its priority alone is taken off."""
     of_vlan_0 = (Field.VLAN_VID, 0, TAGGED - 1)
     addresses: list[tuple[IP | Prefix, Mac]] = [
-        (held.ip, nic.speaks_as(held.ip))
+        (held.leads, nic.speaks_as(held.ip))
         for held in net.assignments_of(vm, nic)
         if not is_link_local(held.ip)
     ]

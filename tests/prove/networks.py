@@ -341,8 +341,9 @@ def routed() -> Case:
 
 
 def ways_out() -> Case:
-    """A VRF with a router of its own, by a VLAN at a leaf's port, with DHCPv6, and with a prefix of each
-    family routed to the NIC that moves; the default VRF has the same addresses, and its own way out."""
+    """A VRF with a router of its own, by a VLAN at a leaf's port, with DHCPv6; a prefix of each family is
+    routed to the NIC that moves, and one delegated to it. The default VRF has the same addresses, and its own
+    way out."""
     net = fabric(2, 1, (1, 2))
     add_tenant(net, "red", ipv6=True)
     add_ipv6(net)
@@ -352,7 +353,8 @@ def ways_out() -> Case:
     add_exits(net, {"red": RED_VLAN}, apart=True)
     add_vm(net, 2, 1)
     net.assign(holding6(2))
-    held = Held(1, "vm1", "red", vm_ip(2), vm_ip6(2), IPv4Network("10.8.0.0/28"))
+    delegated = IPv6Network("fd00:8::/60")
+    held = Held(1, "vm1", "red", vm_ip(2), vm_ip6(2), IPv4Network("10.8.0.0/28"), delegated)
     vm = add_tenants_vm(net, "vm1", 1, [held])
     prefixes = (*vm.nic.prefixes, IPv6Network("fd00:9::/64"))
     net.change_nic("vm1", vm.nic, replace(vm.nic, prefixes=prefixes))

@@ -171,11 +171,11 @@ class _Asked:
         if self.door.nic is not None and self.door.sends_here:
             sources = [(self.net.vrf_of(self.door.nic), own, anybody) for own in self.own]
         elif self.door.server is not None and self.door.server.ways:
-            router, gateway = self.door.server, self.net.gateway_mac
-            vlans = {one.vrf: one.vlan for one in router.subinterfaces} | {DEFAULT_VRF: 0}
+            own, gateway = self.door.server, self.net.gateway_mac
+            vlans = {one.vrf: one.vlan for one in own.subinterfaces} | {DEFAULT_VRF: 0}
             sources = [
                 (vrf, honest.to_gateway(gateway, v, vlans[vrf]), honest.from_outside(self.net, v, vrf))
-                for vrf in dict.fromkeys(vrf for vrf, _ in router.ways)
+                for vrf in dict.fromkeys(vrf for vrf, _ in own.ways)
                 for v in honest.versions(self.net)
             ]
         elif (here := self.door.brought_to) is not None:

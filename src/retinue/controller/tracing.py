@@ -186,7 +186,7 @@ class Tracer:
         vm = self._context.net.vms.get(text)
         if vm is None:
             return _ip(text)
-        held = self._context.net.held_by(vm.id)
+        held = [one for one in self._context.net.held_by(vm.id) if one.prefix is None]
         if not held:
             raise RequestError(f"VM {vm.id} has no address to send to; `retinue vm show {vm.id}` says why")
         return held[0].ip

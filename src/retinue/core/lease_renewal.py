@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 
-from retinue.core.model import Mac
+from retinue.core.model import IAKind, Mac
 from retinue.core.model.link_local import group_mac, link_local
 from retinue.core.packets import (
     BROADCAST,
@@ -39,7 +39,7 @@ from retinue.core.packets.dhcp6 import (
     dhcp6_frame,
     renew6,
 )
-from retinue.core.packets.dhcp6_options import IANA, IAAddress, Options6
+from retinue.core.packets.dhcp6_options import ADDRESS_BITS, IA, IAAddress, Options6
 
 BACK_OFF = (1.0, 2.0, 4.0, 8.0)
 """Seconds to wait for an answer, after each sending."""
@@ -75,6 +75,9 @@ class Lease6Held:
     iaid: int
     options: Options6 = ()
     """What else the VM said to get it (`packets.dhcp6.options_of_lease`)."""
+    ia: IAKind = IAKind.NA
+    length: int = ADDRESS_BITS
+    """Of a prefix."""
 
 
 class RenewalState(StrEnum):
@@ -264,7 +267,7 @@ def renew_frame(lease: Lease6Held, xid: int, elapsed: float = 0.0) -> bytes:
 
     From the link-local address that follows from the NIC's MAC; `elapsed` seconds after the first.
     """
-    ia = IANA(lease.iaid, (IAAddress(lease.ip),))
+    ia = IA(lease.iaid, (IAAddress(lease.ip, length=lease.length),), kind=lease.ia)
     said = renew6(xid, lease.client_id, lease.server, ia, lease.options, elapsed)
     to = ALL_AGENTS_AND_SERVERS
     return dhcp6_frame(

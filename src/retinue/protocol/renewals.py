@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import msgspec
 
-from retinue.core.model import Mac
+from retinue.core.model import IAKind, Mac
 from retinue.protocol.records import record
 
 LONGEST_WAIT = 60.0
@@ -94,6 +94,9 @@ class RenewalOrder6(AnyOrder):
     server_duid: str
     """Of the server that granted it, in hexadecimal."""
     iaid: int
+    ia: IAKind = IAKind.NA
+    prefix_length: int = 128
+    """Of a prefix (IA_PD), of which `ip` is the first address."""
 
     @property
     def named(self) -> str:

@@ -15,7 +15,7 @@ from retinue.core.packets.dhcp6 import (
     parse_relayed6,
     parse_udp6_frame,
 )
-from retinue.core.packets.dhcp6_options import IANA, IAAddress, Option6, Options6
+from retinue.core.packets.dhcp6_options import IA, IAAddress, Option6, Options6
 from support.fabric.ipv6 import vm_local
 from support.fabric.networks import GATEWAY_MAC, add_ipv6, vm_mac
 
@@ -40,8 +40,8 @@ def leased(vm: int) -> IPv6Address:
     return IPv6Address(f"fd00:1::1:{vm:x}")
 
 
-def ia(*ips: IPv6Address, valid: int = 0, preferred: int = 0, iaid: int = IAID) -> IANA:
-    return IANA(iaid, tuple(IAAddress(ip, preferred, valid) for ip in ips))
+def ia(*ips: IPv6Address, valid: int = 0, preferred: int = 0, iaid: int = IAID) -> IA:
+    return IA(iaid, tuple(IAAddress(ip, preferred, valid) for ip in ips))
 
 
 def asks(

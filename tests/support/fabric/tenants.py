@@ -1,11 +1,12 @@
 """Tenants with the same addresses: what must hold between the NICs of several VRFs, in every state."""
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from retinue.core.model import (
     DEFAULT_VRF,
+    IP,
     NIC,
     VM,
     Assignment,
@@ -25,7 +26,7 @@ from retinue.core.pipeline.priorities import VRF_BAND
 from retinue.core.pipeline.responders import arp
 from retinue.core.pipeline.tables import Table
 from support.fabric import ways_out
-from support.fabric.ipv6 import udp6_frame
+from support.fabric.ipv6 import OUTSIDE6, udp6_frame
 from support.fabric.networks import GATEWAY, GATEWAY6, GATEWAY_MAC, add_ipv6, vm_ip, vm_mac, vm_port
 from support.fabric.prefixes import udp
 from support.fabric.sample_frames import icmp, ipv4
@@ -73,10 +74,21 @@ class Held:
     ip6: IPv6Address | None = None
     prefix: IPv4Network | None = None
     """Routed to it."""
+    delegated: IPv6Network | None = None
+    """The same, by a lease of DHCPv6."""
 
     @property
     def mac(self) -> str:
         return vm_mac(self.number)
+
+    def __contains__(self, ip: object) -> bool:
+        return ip in self.addresses or any(ip in one for one in (self.prefix, self.delegated) if one)
+
+    @property
+    def addresses(self) -> list[IP]:
+        """Those it has, and one of each prefix."""
+        found: list[IP] = [self.ip, *([] if self.ip6 is None else [self.ip6])]
+        return [*found, *(one[5] for one in (self.prefix, self.delegated) if one is not None)]
 
 
 def address(number: int, beside: bool = False) -> IPv4Address:
@@ -98,6 +110,8 @@ def add_vm(net: Network, id: str, at: int, nics: list[Held]) -> VM:
             if ip is not None:
                 held = Assignment(ip, one.mac, id, BindingKind.DYNAMIC, Origin.CONTROLLER, 1e10, vrf=one.vrf)
                 net.assign(held)
+        if one.delegated is not None:
+            net.assign(replace(held, ip=one.delegated.network_address, prefix=one.delegated))
     return vm
 
 
@@ -124,11 +138,7 @@ class Tenants:
             self._from_its_router(way)
 
     def holder(self, vrf: str, ip: IPv4Address | IPv6Address) -> Held | None:
-        found = [
-            one
-            for one in self.nics
-            if one.vrf == vrf and (ip in (one.ip, one.ip6) or (one.prefix is not None and ip in one.prefix))
-        ]
+        found = [one for one in self.nics if one.vrf == vrf and ip in one]
         return found[0] if found else None
 
     def send(self, sender: Held, frame: bytes) -> list[Delivery]:
@@ -177,8 +187,11 @@ class Tenants:
         claims = [(victim.mac, victim.ip), (victim.mac, sender.ip), (sender.mac, victim.ip)]
         if victim.prefix is not None:
             claims.append((sender.mac, victim.prefix[5]))
+        if victim.delegated is not None and victim.delegated[5] not in sender:
+            forged = udp(sender.mac, GATEWAY_MAC, victim.delegated[5], OUTSIDE6)
+            self._is_reported(sender, forged)
         for mac, ip in claims:
-            if mac == sender.mac and (ip == sender.ip or (sender.prefix is not None and ip in sender.prefix)):
+            if mac == sender.mac and ip in sender:
                 continue
             for dst_mac, dst in ((GATEWAY_MAC, OUTSIDE), (victim.mac, victim.ip)):
                 self._is_reported(sender, udp_frame(mac, dst_mac, ip, dst))
@@ -199,9 +212,7 @@ class Tenants:
         # By its own router goes what has an address that in the default VRF is a server's, too.
         servers = [s.address for s in self.world.net.servers.values() if s.address is not None]
         far = [ip for ip in servers if self.world.net.subnet_of(ip, sender.vrf) is None]
-        own = [sender.ip, *([] if sender.ip6 is None else [sender.ip6])]
-        own += [] if sender.prefix is None else [sender.prefix[5]]
-        for src in own:
+        for src in sender.addresses:
             for dst in (*ways_out.outsides(src), *(ip for ip in far if ip.version == src.version)):
                 for delivery in self.send(sender, udp(sender.mac, GATEWAY_MAC, src, dst)):
                     ways_out.goes_out(delivery, way)
@@ -213,14 +224,12 @@ class Tenants:
         """From outside each of the VRF is reached, and nobody else; and nobody is pretended to be."""
         inside = [one for one in self.nics if one.vrf == way.of.vrf]
         for one in inside:
-            reached = [one.ip, *([] if one.ip6 is None else [one.ip6])]
-            reached += [] if one.prefix is None else [one.prefix[5]]
-            for ip in reached:
+            for ip in one.addresses:
                 for src in ways_out.outsides(ip):
                     for delivery in self.world.fabric.all_paths(way.switch, way.port, way.frame(src, ip)):
                         self._is_unmarked(delivery)
                         self._comes_to(delivery, one)
-            ways_out.is_guarded(self.world, way, reached[:1], [])
+            ways_out.is_guarded(self.world, way, one.addresses, [])
         strangers = [other.ip for other in self.nics if self.holder(way.of.vrf, other.ip) is None]
         for ip in strangers:
             for delivery in self.world.fabric.all_paths(way.switch, way.port, way.frame(OUTSIDE, ip)):

@@ -85,7 +85,7 @@ def is_guarded(world: FabricWorld, way: Exit, own: list[IP], elsewhere: list[IP]
     """Nothing comes in from a VRF's router as from the VRF itself, under another tag, or to another VRF."""
     send = world.fabric.all_paths
     for src in own:
-        for delivery in send(way.switch, way.port, way.frame(src, own[0])):
+        for delivery in send(way.switch, way.port, way.frame(src, src)):
             assert not delivery.arrivals, f"delivered: {delivery}"
             assert [reason_of(cookie) in SPOOF_ATTEMPTS for _, cookie, _, _ in delivery.to_controller] == [
                 True

@@ -134,7 +134,8 @@ def lease6_of(order: RenewalOrder6) -> Lease6Held:
     """What is renewed, of DHCPv6."""
     client_id, server = bytes.fromhex(order.client_id), bytes.fromhex(order.server_duid)
     options = parse_options6(bytes.fromhex(order.options))
-    return Lease6Held(order.ip, order.mac, client_id, server, order.iaid, options)
+    held = (order.ip, order.mac, client_id, server, order.iaid, options)
+    return Lease6Held(*held, ia=order.ia, length=order.prefix_length)
 
 
 class _Answer:

@@ -71,7 +71,7 @@ def with_state(net: Network, vm: VM) -> list[dict[str, Any]]:
         row
         | {"port": None if port is None else port.number}
         | {"vlan": net.vlan_in_trunk(nic), "mtu": net.mtu_of(nic), "subnets": subnets(net, nic)}
-        | {"holds": [str(held.ip) for held in net.assignments_of(vm, nic)]}
+        | {"holds": [str(held.leads) for held in net.assignments_of(vm, nic)]}
         for row, nic, port in zip(shown(vm), vm.nics, ports, strict=True)
     ]
 

@@ -161,7 +161,7 @@ def vm(controller: Controller, value: VM) -> dict[str, Any]:
         "missing": controller.inventory.missing_for(value),
         "switch": edge,
         "port": port.number if port is not None else None,
-        "holds": [str(h.ip) for h in held],
+        "holds": [str(h.leads) for h in held],
         "migration": migration.id if migration else "",
         "spoof_attempts": controller.context.spoof_attempts.of_vm(value.id),
         "mtu": net.mtu_of(value.nic),

@@ -37,6 +37,7 @@ from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.controller.nic_changes import static_assignments
 from retinue.core.migration import at_one_place
 from retinue.core.model import NIC, VM, Assignment, ModelError, Power, Server
+from retinue.core.model.families import dhcp6_subnets
 from retinue.core.model.link_local import is_link_local
 from retinue.core.model.network import Owner, Touched
 from retinue.core.pipeline.underlay import underlay_of
@@ -123,6 +124,7 @@ class Inventory:
                 continue
             subnet = net.subnet_of(held.ip, held.vrf)
             fits = not nic.vnet or is_link_local(held.ip) or (subnet is not None and subnet.vnet == nic.vnet)
+            fits = fits or (held.prefix is not None and bool(dhcp6_subnets(net, nic.vnet)))
             if held.vrf != net.vrf_of(nic) or not fits:
                 found.append(held)
         return found

@@ -10,7 +10,7 @@ from retinue.controller.context import Context
 from retinue.controller.counters import Count
 from retinue.controller.leases import rejections
 from retinue.controller.leases.dhcp import DhcpPath
-from retinue.core.model import NIC, VM, Assignment, Lease6, Mac, Service
+from retinue.core.model import NIC, VM, Assignment, IAKind, Lease6, Mac, Service
 from retinue.core.model.link_local import link_local
 from retinue.core.packets import FrameError
 from retinue.core.packets.dhcp6 import (
@@ -20,7 +20,7 @@ from retinue.core.packets.dhcp6 import (
     parse_relayed6,
     parse_udp6_frame,
 )
-from retinue.core.packets.dhcp6_options import FOREVER6, IANA, IAAddress
+from retinue.core.packets.dhcp6_options import ADDRESS_BITS, FOREVER6, IA, IAAddress
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.core.snooping import Bind, Recorded, Rejected, Release, Suspicious, ToAgent, relay
 from retinue.core.snooping import relay6 as envelopes
@@ -194,16 +194,17 @@ def _releases(held: list[Assignment]) -> list[DHCP6]:
     return [
         DHCP6(
             MessageType6.RELEASE, secrets.randbits(24), client_id, server,
-            tuple(IANA(iaid, tuple(IAAddress(_ip(lease)) for lease in leases))
-                  for iaid, leases in groupby(sorted(its, key=_iaid), _iaid)),
+            tuple(IA(iaid, tuple(_named(lease) for lease in leases), kind=kind)
+                  for (kind, iaid), leases in groupby(sorted(its, key=_ia), _ia)),
         )
         for (client_id, server), its in groupby(sorted(held, key=parties), parties)
     ]  # fmt: skip
 
 
-def _ip(lease: Assignment) -> IPv6Address:
+def _named(lease: Assignment) -> IAAddress:
     assert isinstance(lease.ip, IPv6Address)
-    return lease.ip
+    length = ADDRESS_BITS if lease.prefix is None else lease.prefix.prefixlen
+    return IAAddress(lease.ip, length=length)
 
 
 def _of(lease: Assignment) -> Lease6:
@@ -211,5 +212,5 @@ def _of(lease: Assignment) -> Lease6:
     return lease.lease6
 
 
-def _iaid(lease: Assignment) -> int:
-    return _of(lease).iaid
+def _ia(lease: Assignment) -> tuple[IAKind, int]:
+    return _of(lease).ia, _of(lease).iaid

@@ -8,7 +8,7 @@ from retinue.controller.errors import RequestError
 from retinue.core.model import NIC, VM, Assignment, Network, VMPort
 from retinue.core.model.families import is_leased
 from retinue.core.packets import build_options
-from retinue.core.packets.dhcp6_options import build_options6
+from retinue.core.packets.dhcp6_options import ADDRESS_BITS, build_options6
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.renewals import Order, RenewalOrder, RenewalOrder6
 
@@ -93,6 +93,8 @@ def _order6(
         xid=xid,
         server_duid=known.server.hex(),
         iaid=known.iaid,
+        ia=known.ia,
+        prefix_length=ADDRESS_BITS if lease.prefix is None else lease.prefix.prefixlen,
         client_id=lease.client_id.hex(),
         ordered_at=now,
         options=build_options6(known.options).hex(),

@@ -160,7 +160,8 @@ class Entities:
         mean another host, or none, to somebody else."""
         if name in self._net.vms:
             held = self._net.held_by(name)
-            found = (one.ip for one in held if one.vrf == DEFAULT_VRF and not one.ip.is_link_local)
+            addresses = [one for one in held if one.vrf == DEFAULT_VRF and one.prefix is None]
+            found = (one.ip for one in addresses if not one.ip.is_link_local)
             return tuple(sorted(found, key=lambda ip: (ip.version, int(ip))))
         server = self._net.servers.get(name)
         return () if server is None or server.address is None else (server.address,)

@@ -1,7 +1,7 @@
 """Values of the model to rows of the database and back."""
 
 from collections.abc import Mapping
-from ipaddress import IPv4Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
 import msgspec
@@ -153,6 +153,7 @@ def _columns(value: Storable) -> dict[str, Value]:
                 "told": build_options(value.told)[:-1].hex(),
                 "told_since": build_options(value.told_since)[:-1].hex(),
                 "lease6": "" if value.lease6 is None else msgspec.json.encode(value.lease6).decode(),
+                "prefix": "" if value.prefix is None else str(value.prefix),
             }
         case EndedLease():
             return _columns(value.lease)
@@ -345,6 +346,7 @@ def _assignment(row: dict[str, Any]) -> Assignment:
         told_since=parse_options(bytes.fromhex(row["told_since"])),
         vrf=vrf or DEFAULT_VRF,
         lease6=msgspec.json.decode(row["lease6"], type=Lease6) if row["lease6"] else None,
+        prefix=IPv6Network(row["prefix"]) if row["prefix"] else None,
     )
 
 

@@ -41,6 +41,7 @@ _ASSIGNMENT = {
     "told": "string",
     "told_since": "string",
     "lease6": "string",
+    "prefix": "string",  # Of one that was delegated; else "".
 }
 TABLES: dict[str, dict[str, Any]] = {
     "GatewayGroup": {"id": "string", "mac": "string"},

@@ -84,7 +84,7 @@ def _flooded(net: Network, vm: VM, ethernet: Ethernet, frame: bytes) -> tuple[NI
 
 def _is_led_to(net: Network, vm: VM, nic: NIC, ip: IP) -> bool:
     holds = any(assignment.ip == ip for assignment in net.assignments_of(vm, nic))
-    return holds or any(ip in prefix for prefix in nic.prefixes) or ip == link_local(nic.mac)
+    return holds or any(ip in prefix for prefix in net.prefixes_of(vm, nic)) or ip == link_local(nic.mac)
 
 
 def _destination(ethernet: Ethernet) -> IP | None:

@@ -15,7 +15,7 @@ from retinue.core.model.addresses import (
     mac_from_int,
     mac_to_int,
 )
-from retinue.core.model.binding import Assignment, Binding, BindingKind, Lease6, Origin
+from retinue.core.model.binding import Assignment, Binding, BindingKind, IAKind, Lease6, Origin
 from retinue.core.model.disks import Disk, DiskFormat
 from retinue.core.model.entities import (
     DEFAULT_VNET,
@@ -60,6 +60,7 @@ __all__ = [
     "Flood",
     "GatewayGroup",
     "Host",
+    "IAKind",
     "Lease6",
     "Link",
     "Mac",

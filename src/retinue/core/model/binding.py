@@ -7,9 +7,9 @@ migration cannot leave an address without a row at any moment.
 
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Network
 
-from retinue.core.model.addresses import IP, Mac
+from retinue.core.model.addresses import IP, Mac, Prefix
 from retinue.core.model.entities import PortStatus, Trust
 from retinue.core.model.vrfs import DEFAULT_VRF, Address, in_vrf
 
@@ -38,6 +38,17 @@ class Origin(StrEnum):
     """The manager, for a static address."""
 
 
+class IAKind(StrEnum):
+    """What an identity association of DHCPv6 is for (RFC 8415, 6)."""
+
+    NA = "na"
+    """Addresses."""
+    TA = "ta"
+    """Temporary addresses (RFC 8981), as for addresses."""
+    PD = "pd"
+    """Prefixes, which are routed to the client."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lease6:
     """What else there is to a lease of DHCPv6; with it the lease can be renewed (RFC 8415)."""
@@ -50,6 +61,7 @@ class Lease6:
     """Seconds since the epoch until which the address is preferred; None: as long as the lease."""
     options: tuple[tuple[int, bytes], ...] = ()
     """What else the client has said to get it: a renewal on its behalf repeats it."""
+    ia: IAKind = IAKind.NA
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,13 @@ class Assignment:
     """In which the address is meant: that of its NIC's vnet."""
     lease6: Lease6 | None = None
     """Of an address by DHCPv6."""
+    prefix: IPv6Network | None = None
+    """Of a delegated prefix: all of it, of which `ip` is the first address."""
+
+    @property
+    def leads(self) -> IP | Prefix:
+        """What is led to the NIC, and may be its source."""
+        return self.ip if self.prefix is None else self.prefix
 
     @property
     def key(self) -> Address:
@@ -89,7 +108,8 @@ class Binding:
     """This IP belongs to this MAC, behind this port of this switch, until then."""
 
     mac: Mac
-    ip: IP
+    ip: IP | Prefix
+    """An address, or a prefix that was delegated."""
     kind: BindingKind
     vm: str
     switch: str

@@ -65,7 +65,7 @@ def dhcp6_subnets(net: NetworkView, vnet: str) -> tuple[Subnet, ...]:
 
 def led_to(net: NetworkView, vm: VM) -> Iterator[tuple[IP | Prefix, float | None, str]]:
     """All that switches lead to a VM, each with its VRF: addresses, with their leases' ends, and prefixes."""
-    yield from ((a.ip, a.lease_end, a.vrf) for a in forwarded_assignments(net, net.held_by(vm.id)))
+    yield from ((a.leads, a.lease_end, a.vrf) for a in forwarded_assignments(net, net.held_by(vm.id)))
     for nic in vm.nics:
         yield from ((prefix, None, net.vrf_of(nic)) for prefix in forwarded_prefixes(net, nic.prefixes))
 

@@ -275,7 +275,7 @@ class LayoutView:
         subnet = self.subnet_of(assignment.ip, assignment.vrf)
         return Binding(
             mac=nic.speaks_as(assignment.ip),
-            ip=assignment.ip,
+            ip=assignment.leads,
             kind=assignment.kind,
             vm=assignment.vm,
             switch=edge,

@@ -206,13 +206,15 @@ class Network(NetworkLayout):
         key = assignment.key
         if self.assignments.get(key) == assignment:
             return NOTHING
-        self._forget_identifier(self.assignments.get(key))
+        old = self.assignments.get(key)
+        self._forget_identifier(old)
+        routed = self._route(old, assignment)
         if assignment.client_id:
             self._held_as.setdefault(assignment.client_id, {})[key] = assignment.vm
         self.assignments[key] = assignment
         self._note_end(assignment)
         self._held_by.setdefault(assignment.vm, {})[key] = assignment
-        return frozenset({Owner("vm", assignment.vm)})
+        return routed | {Owner("vm", assignment.vm)}
 
     def unassign(self, key: Address) -> Touched:
         """Take an address back from its VM. Taking back what nobody has is no error."""
@@ -221,7 +223,18 @@ class Network(NetworkLayout):
             return NOTHING
         self._forget_identifier(assignment)
         del self._held_by[assignment.vm][key]
-        return frozenset({Owner("vm", assignment.vm)})
+        return self._route(assignment, None) | {Owner("vm", assignment.vm)}
+
+    def _route(self, old: Assignment | None, new: Assignment | None) -> Touched:
+        """A prefix is delegated from now on, in the place of one that was, if either is one."""
+        was, now = (None if one is None else one.prefix for one in (old, new))
+        if was == now:
+            return NOTHING
+        if old is not None and was is not None:
+            self._routed[old.vrf].discard(was)
+        if new is not None and now is not None:
+            self._routed.setdefault(new.vrf, PrefixIndex()).put(now, new.vm)
+        return self.by_prefixes()
 
     def next_lease_end(self) -> float | None:
         """When the next lease ends; None if none does."""

@@ -8,9 +8,11 @@ Each function looks at one thing to be added, changes nothing, and raises ModelE
 added.
 """
 
+from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network
 
 from retinue.core.model.addresses import IP, ModelError, Prefix
+from retinue.core.model.binding import Assignment
 from retinue.core.model.entities import VM, Server, Subnet
 from retinue.core.model.link_local import LINK_LOCAL, MULTICAST
 from retinue.core.model.view import NetworkView
@@ -31,30 +33,58 @@ def check_prefixes(net: NetworkView, vm: VM) -> None:
     known = net.vms.get(vm.id)
     if known is not None and _routed_to(known) == _routed_to(vm):
         return  # Whatever has come beside them since has been looked at as it came.
-    own = [(net.vrf_of(nic), prefix) for nic in vm.nics for prefix in nic.prefixes]
-    for number, (vrf, prefix) in enumerate(own):
-        what = f"VM {vm.id}: {prefix} cannot be routed to it"
-        beside = net.routed_beside(prefix, vrf)
-        others: list[tuple[Prefix, str]] = [(other, f"VM {id}") for other, id in beside if id != vm.id]
-        others += [(other, "it already") for of, other in own[:number] if of == vrf]
-        others += ((other, "nobody: no router forwards there") for other in UNROUTABLE4)
-        others += ((other, "nobody: no router forwards there") for other in NO_HOSTS)
-        for other, whose in others:
-            if overlap(prefix, other):
-                raise ModelError(f"{what}: {other} is routed to {whose}")
-        for subnet in net.subnets_in(vrf):
-            if overlap(prefix, subnet.prefix):
-                raise ModelError(f"{what}: it has addresses of subnet {subnet.id}, {subnet.prefix}")
-        for server in net.servers.values():
-            address = next((ip for of, ip in server.addresses if of == vrf and ip in prefix), None)
-            if address is not None:
-                raise ModelError(f"{what}: {address} is the address of server {server.id}")
-            part = next((route for route in server.routes_in(vrf) if is_part(route, prefix)), None)
-            if part is not None:
-                raise ModelError(f"{what}: {part} is reached through server {server.id}")
-        for held in net.assignments.values():
-            if held.vrf == vrf and held.ip in prefix:
-                raise ModelError(f"{what}: {held.ip} is held by VM {held.vm}")
+    own: list[tuple[str, Prefix]] = [(held.vrf, held.prefix) for held in net.held_by(vm.id) if held.prefix]
+    for nic in vm.nics:
+        for prefix in nic.prefixes:
+            vrf = net.vrf_of(nic)
+            check_prefix(net, vm.id, prefix, vrf, [other for of, other in own if of == vrf])
+            own.append((vrf, prefix))
+
+
+def check_delegated(net: NetworkView, assignment: Assignment) -> None:
+    """A prefix that a DHCPv6 server gives to a VM's NIC, or leaves with it."""
+    vm, prefix = net.vms[assignment.vm], assignment.prefix
+    known = net.assignments.get(assignment.key)
+    if prefix is None or (known is not None and (known.prefix, known.mac) == (prefix, assignment.mac)):
+        return  # What it has was looked at as it came, and so is whatever comes beside it.
+    of_vrf = [nic for nic in vm.nics if net.vrf_of(nic) == assignment.vrf]
+    own = [other for nic in of_vrf for other in nic.prefixes]
+    own += [a.prefix for nic in of_vrf for a in net.assignments_of(vm, nic) if a.prefix and a != known]
+    check_prefix(net, vm.id, prefix, assignment.vrf, own, assignment)
+
+
+def check_prefix(
+    net: NetworkView,
+    vm: str,
+    prefix: Prefix,
+    vrf: str,
+    own: Iterable[Prefix],
+    replaced: Assignment | None = None,
+) -> None:
+    """`own`: others that are routed to the VM. `replaced`: what takes the place of what has its key."""
+    what = f"VM {vm}: {prefix} cannot be routed to it"
+    beside = net.routed_beside(prefix, vrf)
+    others: list[tuple[Prefix, str]] = [(other, f"VM {id}") for other, id in beside if id != vm]
+    others += [(other, "it already") for other in own]
+    others += ((other, "nobody: no router forwards there") for other in UNROUTABLE4)
+    others += ((other, "nobody: no router forwards there") for other in NO_HOSTS)
+    for other, whose in others:
+        if overlap(prefix, other):
+            raise ModelError(f"{what}: {other} is routed to {whose}")
+    for subnet in net.subnets_in(vrf):
+        if overlap(prefix, subnet.prefix):
+            raise ModelError(f"{what}: it has addresses of subnet {subnet.id}, {subnet.prefix}")
+    for server in net.servers.values():
+        address = next((ip for of, ip in server.addresses if of == vrf and ip in prefix), None)
+        if address is not None:
+            raise ModelError(f"{what}: {address} is the address of server {server.id}")
+        part = next((route for route in server.routes_in(vrf) if is_part(route, prefix)), None)
+        if part is not None:
+            raise ModelError(f"{what}: {part} is reached through server {server.id}")
+    for held in net.assignments.values():
+        is_itself = replaced is not None and held.key == replaced.key and held.vm == vm
+        if held.vrf == vrf and held.ip in prefix and not is_itself:
+            raise ModelError(f"{what}: {held.ip} is held by VM {held.vm}")
 
 
 def _routed_to(vm: VM) -> list[tuple[str, tuple[Prefix, ...]]]:

@@ -175,8 +175,14 @@ class NetworkView(LayoutView):
 
     def nic_of_prefix(self, prefix: Prefix, vm: str, vrf: str) -> NIC | None:
         """The VM's NIC to which a prefix of a VRF is routed."""
-        nics = (nic for nic in self.vms[vm].nics if prefix in led_to_nic(nic))
+        nics = (nic for nic in self.vms[vm].nics if prefix in self.prefixes_of(self.vms[vm], nic))
         return next((nic for nic in nics if self.vrf_of(nic) == vrf), None)
+
+    def prefixes_of(self, vm: VM, nic: NIC) -> tuple[Prefix, ...]:
+        """The prefixes that are led to a NIC: by its manager's word, as anycast addresses, or delegated by
+        DHCPv6."""
+        delegated = (a.prefix for a in self.assignments_of(vm, nic) if a.prefix is not None)
+        return (*led_to_nic(nic), *delegated)
 
     def routed_beside(self, prefix: Prefix, vrf: str = DEFAULT_VRF) -> Iterator[tuple[Prefix, str]]:
         """The prefixes that overlap this one and are routed to NICs, each with its VM."""

@@ -5,8 +5,9 @@ added.
 """
 
 from collections.abc import Collection
+from ipaddress import IPv4Network, IPv6Network
 
-from retinue.core.model.addresses import IP, Mac, ModelError
+from retinue.core.model.addresses import IP, Mac, ModelError, Prefix
 from retinue.core.model.anycast import check_anycast
 from retinue.core.model.binding import Assignment, BindingKind
 from retinue.core.model.entities import VM
@@ -18,7 +19,7 @@ from retinue.core.model.ownership import (
     not_a_gateways,
     not_a_servers,
 )
-from retinue.core.model.routed_prefixes import check_not_routed, check_prefixes
+from retinue.core.model.routed_prefixes import check_delegated, check_not_routed, check_prefixes
 from retinue.core.model.trunks import check_trunks
 from retinue.core.model.view import NetworkView
 from retinue.core.model.vrfs import DEFAULT_VRF, in_vrf
@@ -57,7 +58,7 @@ def check_vm(net: NetworkView, vm: VM, without: Collection[Assignment] = ()) -> 
             raise ModelError(
                 f"{what} holds {held.ip} in VRF {held.vrf}; its NIC {held.mac} cannot leave that"
             )
-        _in_its_vnet(net, what, its, held.ip)
+        _in_its_vnet(net, what, its, held.leads)
 
 
 def _check_nic(net: NetworkView, vm: VM, nic: NIC) -> None:
@@ -140,7 +141,9 @@ def _check_allowed(net: NetworkView, what: str, one: Allowed, vrf: str) -> None:
         raise ModelError(f"{what}: MAC {one.mac} belongs to {whose}")
 
 
-def _in_its_vnet(net: NetworkView, what: str, nic: NIC, ip: IP) -> None:
+def _in_its_vnet(net: NetworkView, what: str, nic: NIC, ip: IP | Prefix) -> None:
+    if isinstance(ip, IPv4Network | IPv6Network):
+        return  # A prefix is outside all subnets.
     subnet = net.subnet_of(ip, net.vrf_of(nic))
     if ip in LINK_LOCAL:
         return  # It is of every link.
@@ -165,6 +168,9 @@ def check_assignment(net: NetworkView, assignment: Assignment) -> None:
         raise ModelError(
             f"{assignment.ip} is held by VM {vm.id}'s NIC {other.mac}; its {assignment.mac} cannot have it"
         )
+    if assignment.prefix is not None:
+        check_delegated(net, assignment)
+        return
     _in_its_vnet(net, f"VM {assignment.vm}", nic, assignment.ip)
     if assignment.kind is BindingKind.ALLOWED and not nic.may_take(assignment.ip):
         raise ModelError(f"VM {vm.id} is not allowed {assignment.ip}")

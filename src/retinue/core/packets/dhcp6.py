@@ -1,8 +1,7 @@
 """DHCPv6 (RFC 8415): the messages between clients and servers, and the envelopes of relays; strict, own code.
 
-A message is read into what is judged (identifiers, IA_NAs, status), and the other options as they are. Those
-that would be about something else than addresses of an IA_NA, or about the way of a message, are none of a
-message that is handed on (`kept_options6`).
+A message is read into what is judged (identifiers, IAs, status), and the other options as they are. Those
+that would be about the way of a message are none of a message that is handed on (`kept_options6`).
 """
 
 from dataclasses import dataclass
@@ -12,13 +11,14 @@ from ipaddress import IPv6Address
 from retinue.core.limits import LARGEST_DHCP6, LONGEST_DUID, MOST_DHCP6_ADDRESSES, MOST_DHCP6_RELAYS
 from retinue.core.model import Mac
 from retinue.core.packets.dhcp6_options import (
-    IANA,
+    IA,
+    IA_OPTIONS,
     Option6,
     Options6,
     Status,
     build_options6,
     only,
-    parse_ia_na,
+    parse_ia,
     parse_options6,
     parse_status,
 )
@@ -69,7 +69,7 @@ class DHCP6:
     xid: int
     client_id: bytes = b""
     server_id: bytes = b""
-    ias: tuple[IANA, ...] = ()
+    ias: tuple[IA, ...] = ()
     status: Status | None = None
     options: Options6 = ()
     """The others."""
@@ -94,7 +94,7 @@ class DHCP6:
 
     @property
     def addresses(self) -> tuple[IPv6Address, ...]:
-        """All that its IAs name."""
+        """All that its IAs name; of a prefix the first, which may be :: for any."""
         return tuple(address.ip for ia in self.ias for address in ia.addresses)
 
 
@@ -123,7 +123,8 @@ class Relayed6:
         return head + build_options6(inside)
 
 
-_READ_APART = frozenset({Option6.CLIENT_ID, Option6.SERVER_ID, Option6.IA_NA, Option6.STATUS_CODE})
+_KIND_OF = {int(option): kind for kind, option in IA_OPTIONS.items()}
+_READ_APART = frozenset({Option6.CLIENT_ID, Option6.SERVER_ID, *IA_OPTIONS.values(), Option6.STATUS_CODE})
 _OF_RELAYS = frozenset({Option6.RELAY_MESSAGE, Option6.INTERFACE_ID})
 _RELAY_HEAD = 34
 """Bytes before the options of a relay's message."""
@@ -139,9 +140,9 @@ def parse_dhcp6(payload: bytes) -> DHCP6:
     found = parse_options6(payload[4:])
     if any(code in _OF_RELAYS for code, _ in found):
         raise FrameError(f"DHCPv6 {kind.name} with an option of relays")
-    ias = tuple(parse_ia_na(content) for code, content in found if code == Option6.IA_NA)
-    if len({ia.iaid for ia in ias}) < len(ias):
-        raise FrameError("DHCPv6 with two IA_NAs of the same IAID")
+    ias = tuple(parse_ia(_KIND_OF[code], content) for code, content in found if code in _KIND_OF)
+    if len({ia.key for ia in ias}) < len(ias):
+        raise FrameError("DHCPv6 with two IAs of one kind and the same IAID")
     message = DHCP6(
         kind,
         int.from_bytes(payload[1:4], "big"),
@@ -152,8 +153,9 @@ def parse_dhcp6(payload: bytes) -> DHCP6:
         tuple((code, content) for code, content in found if code not in _READ_APART),
     )
     if len(message.addresses) > MOST_DHCP6_ADDRESSES or len(ias) > MOST_DHCP6_ADDRESSES:
-        raise FrameError(f"DHCPv6 with more than {MOST_DHCP6_ADDRESSES} IA_NAs, or addresses in them")
-    if len(set(message.addresses)) < len(message.addresses):
+        raise FrameError(f"DHCPv6 with more than {MOST_DHCP6_ADDRESSES} IAs, or addresses in them")
+    named = [ip for ip in message.addresses if int(ip)]
+    if len(set(named)) < len(named):
         raise FrameError("DHCPv6 with an address that is there twice")
     return message
 
@@ -196,9 +198,8 @@ _NOT_HANDED_ON = frozenset(
     {
         *_READ_APART,
         *_OF_RELAYS,
-        Option6.IA_TA,
-        Option6.IA_PD,
         Option6.IA_ADDRESS,
+        Option6.IA_PREFIX,
         # All that clients say passes here, by multicast; and nobody wakes them to ask (RFC 8415, 18.3.11).
         Option6.SERVER_UNICAST,
         Option6.RECONFIGURE_MESSAGE,
@@ -254,7 +255,7 @@ def dhcp6_frame(
 
 
 def renew6(
-    xid: int, client_id: bytes, server_id: bytes, ia: IANA, options: Options6 = (), elapsed: float = 0.0
+    xid: int, client_id: bytes, server_id: bytes, ia: IA, options: Options6 = (), elapsed: float = 0.0
 ) -> DHCP6:
     """The message that extends a lease at the server that has granted it (RFC 8415, 18.2.4)."""
     hundredths = min(int(elapsed * 100), 0xFFFF).to_bytes(2, "big")

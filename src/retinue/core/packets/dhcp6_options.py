@@ -7,9 +7,10 @@ or one that is cut short.
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, IPv6Network
 
 from retinue.core.limits import LONGEST_REASON, MOST_DHCP6_ADDRESSES, MOST_DHCP6_OPTIONS
+from retinue.core.model import IAKind
 from retinue.core.packets.errors import FrameError
 
 FOREVER6 = 0xFFFF_FFFF
@@ -39,6 +40,7 @@ class Option6(IntEnum):
     IA_PD = 25
     VIRTUAL_SUBNET = 68
     """RFC 6607."""
+    IA_PREFIX = 26
     CLIENT_LINK_LAYER = 79
     """RFC 6939."""
 
@@ -65,27 +67,37 @@ class Status:
         return _option(Option6.STATUS_CODE, self.code.to_bytes(2, "big") + self.message.encode())
 
 
+ADDRESS_BITS = 128
+
+
 @dataclass(frozen=True, slots=True)
 class IAAddress:
-    """One address of an IA; lifetimes in seconds, FOREVER6 without an end."""
+    """One address of an IA, or one prefix; lifetimes in seconds, FOREVER6 without an end."""
 
     ip: IPv6Address
+    """Of a prefix its first; in a client's message it may be ::, of whichever prefix."""
     preferred: int = 0
     valid: int = 0
     status: Status | None = None
+    length: int = ADDRESS_BITS
+    """Of a prefix."""
 
-    def build(self) -> bytes:
+    def build(self, kind: IAKind = IAKind.NA) -> bytes:
         inside = b"" if self.status is None else self.status.build()
+        if kind is IAKind.PD:
+            prefix = _pack(_PREFIX, self.preferred, self.valid, self.length, self.ip.packed)
+            return _option(Option6.IA_PREFIX, prefix + inside)
         return _option(
             Option6.IA_ADDRESS, _pack(_ADDRESS, self.ip.packed, self.preferred, self.valid) + inside
         )
 
 
 @dataclass(frozen=True, slots=True)
-class IANA:
-    """Identity association for addresses (21.4): as which the client keeps these addresses.
+class IA:
+    """Identity association (21.4, 21.5, 21.21): as which the client keeps these addresses, or prefixes.
 
-    `t1` and `t2` are the seconds until it renews and rebinds; 0 leaves that to the client.
+    `t1` and `t2` are the seconds until it renews and rebinds; 0 leaves that to the client. Of temporary
+    addresses there are none.
     """
 
     iaid: int
@@ -93,16 +105,25 @@ class IANA:
     t1: int = 0
     t2: int = 0
     status: Status | None = None
+    kind: IAKind = IAKind.NA
+
+    @property
+    def key(self) -> tuple[IAKind, int]:
+        """What tells it from the client's others: the kinds are numbered each by itself."""
+        return self.kind, self.iaid
 
     def build(self) -> bytes:
-        inside = b"".join(address.build() for address in self.addresses)
+        inside = b"".join(address.build(self.kind) for address in self.addresses)
         inside += b"" if self.status is None else self.status.build()
-        return _option(Option6.IA_NA, _pack(_IA, self.iaid, self.t1, self.t2) + inside)
+        head = _pack(_IA_TA, self.iaid) if self.kind is IAKind.TA else _pack(_IA, self.iaid, self.t1, self.t2)
+        return _option(IA_OPTIONS[self.kind], head + inside)
 
 
 _CODE_AND_LENGTH = struct.Struct("!HH")
-_IA = struct.Struct("!III")
-_ADDRESS = struct.Struct("!16sII")
+_IA, _IA_TA = struct.Struct("!III"), struct.Struct("!I")
+_ADDRESS, _PREFIX = struct.Struct("!16sII"), struct.Struct("!IIB16s")
+IA_OPTIONS = {IAKind.NA: Option6.IA_NA, IAKind.TA: Option6.IA_TA, IAKind.PD: Option6.IA_PD}
+"""The option that each kind is."""
 
 
 def build_options6(options: Options6) -> bytes:
@@ -147,18 +168,34 @@ def parse_status(options: Options6) -> Status | None:
     return Status(int.from_bytes(content[:2], "big"), words)
 
 
-def parse_ia_na(content: bytes) -> IANA:
+def parse_ia(kind: IAKind, content: bytes) -> IA:
     """Raises FrameError."""
-    if len(content) < _IA.size:
-        raise FrameError(f"DHCPv6 IA_NA of {len(content)} bytes: shorter than {_IA.size}")
-    iaid, t1, t2 = _IA.unpack_from(content)
-    inside = parse_options6(content[_IA.size :])
-    addresses = tuple(_address(data) for code, data in inside if code == Option6.IA_ADDRESS)
+    form, name = _IA_TA if kind is IAKind.TA else _IA, IA_OPTIONS[kind].name
+    if len(content) < form.size:
+        raise FrameError(f"DHCPv6 {name} of {len(content)} bytes: shorter than {form.size}")
+    iaid, t1, t2 = (*form.unpack_from(content), 0, 0)[:3]
+    inside = parse_options6(content[form.size :])
+    if kind is IAKind.PD:
+        addresses = tuple(_prefix(data) for code, data in inside if code == Option6.IA_PREFIX)
+    else:
+        addresses = tuple(_address(data) for code, data in inside if code == Option6.IA_ADDRESS)
     if len(addresses) > MOST_DHCP6_ADDRESSES:
-        raise FrameError(f"DHCPv6 IA_NA with more than {MOST_DHCP6_ADDRESSES} addresses")
+        raise FrameError(f"DHCPv6 {name} with more than {MOST_DHCP6_ADDRESSES} addresses")
     if len({address.ip for address in addresses}) < len(addresses):
-        raise FrameError("DHCPv6 IA_NA with an address that is there twice")
-    return IANA(iaid, addresses, t1, t2, parse_status(inside))
+        raise FrameError(f"DHCPv6 {name} with an address that is there twice")
+    return IA(iaid, addresses, t1, t2, parse_status(inside), kind)
+
+
+def _prefix(content: bytes) -> IAAddress:
+    if len(content) < _PREFIX.size:
+        raise FrameError(f"DHCPv6 prefix of {len(content)} bytes: shorter than {_PREFIX.size}")
+    preferred, valid, length, packed = _PREFIX.unpack_from(content)
+    if length > ADDRESS_BITS:
+        raise FrameError(f"DHCPv6 prefix of {length} bits: longer than {ADDRESS_BITS}")
+    status = parse_status(parse_options6(content[_PREFIX.size :]))
+    # RFC 8415, 21.22: bits beyond the length "MUST be set to zero by the sender and ignored by the receiver".
+    first = IPv6Network((packed, length), strict=False).network_address
+    return IAAddress(first, preferred, valid, status, length)
 
 
 def _address(content: bytes) -> IAAddress:

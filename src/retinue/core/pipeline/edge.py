@@ -172,7 +172,8 @@ def _nic_flows(
     for assignment in held:
         ip, until, its_mac = assignment.ip, assignment.lease_end, nic.speaks_as(assignment.ip)
         if isinstance(ip, IPv6Address):
-            yield from edge_ipv6.address_flows(owner, its_mac, port, ip, until, from_vm)
+            may_send = ip if assignment.prefix is None else assignment.prefix
+            yield from edge_ipv6.address_flows(owner, its_mac, port, may_send, until, from_vm)
         else:
             yield from _ipv4_source(owner, its_mac, port, ip, until, from_vm)
             yield from arp.vm_address_flows(net, owner, assignment, port, gateway_mac, delivered=delivered)
@@ -184,7 +185,7 @@ def _nic_flows(
                 Table.ADMIT, EdgeAdmit.TRUSTED_DHCP, answers, (CONTROLLER,),
                 meter=VMMeter.DHCP.id(port), cookie=cookie(Reason.DHCP_SERVER, owner), expires_at=until,
             )  # fmt: skip
-        destinations.append((ip, until, its_mac))
+        destinations.append((assignment.leads, until, its_mac))
     for prefix in forwarded_prefixes(net, nic.prefixes):
         yield from _prefix_source(owner, nic.mac, port, prefix, from_vm)
         destinations.append((prefix, None, nic.mac))

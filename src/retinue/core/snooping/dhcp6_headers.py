@@ -1,6 +1,6 @@
 """What a VM's DHCPv6 message must be before its content counts: its sender, its way, its identifiers.
 
-    message               client id   server id   IA_NA
+    message               client id   server id   IA
     SOLICIT               has         none        has
     REQUEST RENEW         has         has         has
     CONFIRM REBIND        has         none        has
@@ -8,8 +8,8 @@
     INFORMATION-REQUEST   may have    may have    none        (RFC 8415, 16)
 
 A server drops what is otherwise. Clients ask by multicast, from a link-local address of the NIC: no server
-can tell them to ask it alone, since the option by which it would is not handed on. Who asks for prefixes or
-for temporary addresses (IA_PD, IA_TA) alone asks for what is not served.
+can tell them to ask it alone, since the option by which it would is not handed on. An IA is of addresses
+(IA_NA), of temporary ones (IA_TA) or of prefixes (IA_PD).
 """
 
 from ipaddress import IPv6Address
@@ -70,14 +70,14 @@ def _is_its_own(net: Network, vm: VM, nic: NIC, ip: IPv6Address) -> bool:
 def _form(vm: VM, message: ClientMessage6) -> Rejected | None:
     dhcp, name = message.dhcp, message.dhcp.type.name
     if dhcp.type is MessageType6.INFORMATION_REQUEST:
-        return Rejected(f"{name} with an IA_NA", vm.id) if dhcp.ias else None
+        return Rejected(f"{name} with an IA", vm.id) if dhcp.ias else None
     if not dhcp.client_id:
         return Rejected(f"{name} without a client identifier", vm.id)
     if bool(dhcp.server_id) != (dhcp.type in _NAMES_SERVER):
         has = "with" if dhcp.server_id else "without"
         return Rejected(f"{name} {has} a server identifier", vm.id)
     if not dhcp.ias:
-        return Rejected(f"{name} without an IA_NA: prefixes and temporary addresses are not served", vm.id)
+        return Rejected(f"{name} without an IA", vm.id)
     return None
 
 
@@ -96,10 +96,11 @@ def _claims(net: Network, vm: VM, nic: NIC, message: ClientMessage6) -> Rejected
 def _count(net: Network, vm: VM, nic: NIC, message: ClientMessage6) -> Rejected | None:
     """Each IA costs the server an address, and switches entries."""
     dhcp = message.dhcp
-    held = {(a.client_id, a.lease6.iaid) for a in leases6(net, vm, nic) if a.lease6 is not None}
-    asked = {(dhcp.client_id, ia.iaid) for ia in dhcp.ias}
+    leases = ((a.client_id, a.lease6) for a in leases6(net, vm, nic))
+    held = {(duid, (lease.ia, lease.iaid)) for duid, lease in leases if lease is not None}
+    asked = {(dhcp.client_id, ia.key) for ia in dhcp.ias}
     if len(held | asked) > MOST_DHCP6_ADDRESSES and not asked <= held:
-        return Rejected(f"{vm.id} asks for more than {MOST_DHCP6_ADDRESSES} IA_NAs by one NIC", vm.id)
+        return Rejected(f"{vm.id} asks for more than {MOST_DHCP6_ADDRESSES} IAs by one NIC", vm.id)
     return None
 
 

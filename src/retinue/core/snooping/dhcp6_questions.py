@@ -59,7 +59,7 @@ class Question6:
             return False
         if not answer.server_id or asked.server_id not in (b"", answer.server_id):
             return False
-        if not {ia.iaid for ia in answer.ias} <= {ia.iaid for ia in asked.ias}:
+        if not {ia.key for ia in answer.ias} <= {ia.key for ia in asked.ias}:
             return False
         if asked.type is not MessageType6.SOLICIT:
             return answer.type is MessageType6.REPLY

@@ -1,8 +1,9 @@
 """DHCPv6 snooping (RFC 8415, 7513): a VM's exchange with a server makes, renews and ends its bindings.
 
-The same as `dhcp_rules`, of addresses of IA_NAs. A binding comes from the server's REPLY, never from the VM's
-request. A message is trusted by the port where it came in. What does not fit is rejected with its reason, and
-changes nothing.
+The same as `dhcp_rules`, of addresses of IA_NAs and IA_TAs, and of prefixes of IA_PDs, which are routed
+to the NIC as those are that its manager gives it (`routed_prefixes`). A binding comes from the server's
+REPLY, never from the VM's request. A message is trusted by the port where it came in. What does not fit is
+rejected with its reason, and changes nothing.
 
     from the VM                    condition                             effect
     any                            see `dhcp6_headers`                   -
@@ -13,7 +14,8 @@ changes nothing.
     the agent's renewal            announced, at the announced switch    port recorded, to the servers
     from a server                  an answer fits a question: see `dhcp6_questions`
     ADVERTISE                      nobody else holds the addresses       to the VM
-    REPLY                          the same; all in subnets of DHCPv6    bindings, then (confirmed) to the VM
+    REPLY                          the same; all in subnets of DHCPv6;   bindings, then (confirmed) to the VM
+                                   a prefix is nobody's, in no part
       an address with valid = 0    it is the NIC's                       its binding ends
       the agent's renewal          the address is renewed                binding, to the agent
     RECONFIGURE                    -                                     dropped
@@ -25,12 +27,24 @@ says of an IA that the server has no such binding ends nothing: the VM has its a
 """
 
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, IPv6Network
 
 from retinue.core.limits import MOST_DHCP6_ADDRESSES
-from retinue.core.model import IP, NIC, VM, Assignment, BindingKind, Lease6, Mac, Origin
+from retinue.core.model import (
+    IP,
+    NIC,
+    VM,
+    Assignment,
+    BindingKind,
+    IAKind,
+    Lease6,
+    Mac,
+    ModelError,
+    Origin,
+)
 from retinue.core.model.families import dhcp6_subnets
 from retinue.core.model.network import Network
+from retinue.core.model.routed_prefixes import check_delegated
 from retinue.core.packets.dhcp6 import DHCP6, MessageType6, options_of_lease
 from retinue.core.packets.dhcp6_options import FOREVER6
 from retinue.core.snooping.announced import Announced, AnnouncedRenewals
@@ -205,8 +219,9 @@ class Snooper6:
         return [
             Assignment(
                 address.ip, question.nic, question.vm, BindingKind.DYNAMIC, Origin.CONTROLLER,
-                lease_end=_end(now, address.valid), client_id=dhcp.client_id,
-                vrf=vrf, lease6=Lease6(dhcp.server_id, ia.iaid, _end(now, address.preferred), options),
+                lease_end=_end(now, address.valid), client_id=dhcp.client_id, vrf=vrf,
+                lease6=Lease6(dhcp.server_id, ia.iaid, _end(now, address.preferred), options, ia.kind),
+                prefix=IPv6Network((address.ip, address.length)) if ia.kind is IAKind.PD else None,
             )
             for ia in dhcp.ias
             for address in ia.addresses
@@ -222,10 +237,11 @@ class Snooper6:
         found = [Release(held[ip], "taken back by the DHCPv6 server") for ip in withdrawn]
         if question.asked.type not in _ASKS:
             return found
-        anew = {ia.iaid for ia in dhcp.ias if any(address.valid for address in ia.addresses)}
+        anew = {ia.key for ia in dhcp.ias if any(address.valid for address in ia.addresses)}
         for lease in held.values():
             assert lease.lease6 is not None
-            if lease.lease6.iaid in anew and lease.ip not in granted and lease.ip not in withdrawn:
+            key = (lease.lease6.ia, lease.lease6.iaid)
+            if key in anew and lease.ip not in granted and lease.ip not in withdrawn:
                 found.append(Release(lease, f"replaced by {min(granted, key=int)}"))
         return found
 
@@ -250,7 +266,10 @@ class Snooper6:
                     return f"the DHCPv6 server granted {address.ip} preferred for longer than valid"
         served = dhcp6_subnets(self.net, nic.vnet)
         for lease in granted:
-            if not any(lease.ip in subnet.prefix for subnet in served):
+            if lease.prefix is not None:
+                if why_not := self._not_delegated(lease):
+                    return f"the DHCPv6 server delegated {lease.prefix}: {why_not}"
+            elif not any(lease.ip in subnet.prefix for subnet in served):
                 return f"the DHCPv6 server granted {lease.ip}, which is in no subnet of DHCPv6 for {who}"
         if question.by_agent and question.asked.addresses[0] not in {lease.ip for lease in granted}:
             statuses = [status for status in (dhcp.status, *(ia.status for ia in dhcp.ias)) if status]
@@ -265,6 +284,14 @@ class Snooper6:
         }
         if len(kept | {lease.ip for lease in granted}) > MOST_DHCP6_ADDRESSES:
             return f"{who} would have more than {MOST_DHCP6_ADDRESSES} leases of DHCPv6 by one NIC"
+        return ""
+
+    def _not_delegated(self, lease: Assignment) -> str:
+        """Why a prefix cannot be routed to the NIC; "" where it can."""
+        try:
+            check_delegated(self.net, lease)
+        except ModelError as error:
+            return str(error)
         return ""
 
     def _hand_on(self, question: Question6, dhcp: DHCP6, rejection: str = "") -> Effect6:

@@ -120,8 +120,12 @@ def _claims(net: Network, vm: VM, message: ClientMessage) -> Rejected | None:
 
 
 def is_anothers(net: Network, ip: IP, nic: Mac) -> bool:
-    """True for an address that another NIC holds, be it of another VM or of the same."""
-    assignment = net.holder(ip, net.vrf_of_mac(nic))
+    """True for an address that another NIC holds, be it of another VM or of the same; or that is of a prefix
+    which is routed to another VM."""
+    vrf, vm = net.vrf_of_mac(nic), net.vm_of_mac(nic)
+    assignment, routed = net.holder(ip, vrf), net.routed_to(ip, vrf)
+    if routed is not None and (vm is None or routed[1] != vm.id):
+        return True
     return assignment is not None and assignment.mac != nic
 
 

@@ -100,7 +100,7 @@ def at_port(net: Network, at: Place) -> Host:
     """Who is at a port: a VM's NIC, a server, a router."""
     vm, nic = net.vm_at(at.switch, at.port), net.nic_at(at.switch, at.port, at.mac)
     if vm is not None and nic is not None:
-        held = tuple(a.ip for a in net.assignments_of(vm, nic)) + nic.addresses
+        held = tuple(a.ip for a in net.assignments_of(vm, nic) if a.prefix is None) + nic.addresses
         return Host(vm.id, nic.mac, tuple(dict.fromkeys(held)), net.vrf_of(nic))
     if net.switches[at.switch].role is Role.EDGE:
         server = net.server_of_edge(at.switch) if at.port == PortNo.LOCAL else None

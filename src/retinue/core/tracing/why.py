@@ -10,7 +10,7 @@ from enum import IntEnum
 from retinue.core.forwarding import Hop
 from retinue.core.forwarding.header import read
 from retinue.core.forwarding.vxlan import unwrap
-from retinue.core.model import IP, PortRef, Role, Service, mac_from_int
+from retinue.core.model import IP, PortRef, Prefix, Role, Service, mac_from_int
 from retinue.core.model.network import Network
 from retinue.core.pipeline.cookies import Reason, reason_of
 from retinue.core.pipeline.entry import DecTtl, Field, Flow, Output, PortNo
@@ -269,10 +269,10 @@ def _no_binding(net: Network, hop: Hop, who: str) -> Why:
     return Why(f"{who} has no binding for {claimed}: it holds {mine}", (own, given))
 
 
-def _bound(net: Network, hop: Hop) -> list[IP]:
+def _bound(net: Network, hop: Hop) -> list[IP | Prefix]:
     """What the NIC at this port is bound to."""
     vm, nic = net.vm_at(hop.switch, hop.in_port), net.nic_at(hop.switch, hop.in_port, src_mac(hop))
-    return [] if vm is None or nic is None else [a.ip for a in net.assignments_of(vm, nic)]
+    return [] if vm is None or nic is None else [a.leads for a in net.assignments_of(vm, nic)]
 
 
 def _not_delivered(net: Network, hop: Hop) -> Why:

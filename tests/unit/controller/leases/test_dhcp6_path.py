@@ -158,8 +158,8 @@ async def test_a_vm_gets_an_address_and_may_use_it(lab: Lab) -> None:
 
 
 async def test_what_is_handed_on_is_made_anew(lab: Lab) -> None:
-    """Without what would be about prefixes, temporary addresses, or another way to the server."""
-    extra = tuple((code, bytes(12)) for code in (4, 12, 19, 20, 25, 79))
+    """Without addresses and prefixes of no IA, and what would be about another way to the server."""
+    extra = tuple((code, bytes(12)) for code in (5, 12, 19, 20, 26, 68, 79))
     await lab.send(from_vm(asks(MessageType6.SOLICIT, options=(*OPTIONS, *extra))))
     ((envelope, asked),) = lab.asked
     assert asked.options == OPTIONS

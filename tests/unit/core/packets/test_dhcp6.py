@@ -11,7 +11,10 @@ from scapy.layers.dhcp6 import (
     DHCP6OptClientId,
     DHCP6OptElapsedTime,
     DHCP6OptIA_NA,
+    DHCP6OptIA_PD,
+    DHCP6OptIA_TA,
     DHCP6OptIAAddress,
+    DHCP6OptIAPrefix,
     DHCP6OptIfaceId,
     DHCP6OptOptReq,
     DHCP6OptRapidCommit,
@@ -22,6 +25,7 @@ from scapy.layers.dhcp6 import (
 )
 
 from retinue.core.limits import LARGEST_DHCP6, LONGEST_DUID, MOST_DHCP6_ADDRESSES, MOST_DHCP6_OPTIONS
+from retinue.core.model import IAKind
 from retinue.core.packets import FrameError, build_ipv6
 from retinue.core.packets.dhcp6 import (
     DHCP6,
@@ -33,7 +37,7 @@ from retinue.core.packets.dhcp6 import (
     parse_relayed6,
     renew6,
 )
-from retinue.core.packets.dhcp6_options import IANA, IAAddress, Option6, Status
+from retinue.core.packets.dhcp6_options import IA, IAAddress, Option6, Status
 from retinue.core.packets.udp6 import parse_udp6
 
 MAC = "52:54:00:00:00:01"
@@ -58,7 +62,7 @@ def test_what_scapy_makes_is_read() -> None:
         DUID,
         b"",
     )
-    assert read.ias == (IANA(7, (IAAddress(IP, 3, 4),), 1, 2),)
+    assert read.ias == (IA(7, (IAAddress(IP, 3, 4),), 1, 2),)
     assert read.addresses == (IP,)
     assert [code for code, _ in read.options] == [8, 14, 20, 6]
     assert [code for code, _ in kept_options6(read)] == [8, 14, 6], "nobody wakes it to ask"
@@ -72,9 +76,7 @@ def test_what_is_too_much_is_not_kept_with_a_lease() -> None:
 
 def test_what_is_made_scapy_reads() -> None:
     status = Status(0, "all fine")
-    reply = DHCP6(
-        MessageType6.REPLY, 0x123456, DUID, b"\0\2server", (IANA(7, (IAAddress(IP, 3, 4, status),)),)
-    )
+    reply = DHCP6(MessageType6.REPLY, 0x123456, DUID, b"\0\2server", (IA(7, (IAAddress(IP, 3, 4, status),)),))
     inside = DHCP6_Reply(reply.build())
     assert inside.trid == 0x123456
     assert bytes(inside[DHCP6OptClientId].duid) == DUID
@@ -89,11 +91,36 @@ def test_what_is_made_scapy_reads() -> None:
     assert bytes(outside[DHCP6OptRelayMsg].message) == reply.build()
 
 
+def test_prefixes_and_temporary_addresses_are_as_scapy_has_them() -> None:
+    prefix = DHCP6OptIAPrefix(prefix="fd00:8::", plen=60, preflft=3, validlft=4)
+    made = (
+        DHCP6_Solicit(trid=1)
+        / DHCP6OptIA_PD(iaid=7, T1=1, T2=2, iapdopt=[prefix])
+        / DHCP6OptIA_TA(iaid=7, iataopts=[DHCP6OptIAAddress(addr=str(IP), preflft=5, validlft=6)])
+    )
+    read = parse_dhcp6(bytes(made))
+    assert read.ias == (
+        IA(7, (IAAddress(IPv6Address("fd00:8::"), 3, 4, length=60),), 1, 2, kind=IAKind.PD),
+        IA(7, (IAAddress(IP, 5, 6),), kind=IAKind.TA),
+    )
+    again = DHCP6_Solicit(read.build())
+    (option,) = again[DHCP6OptIA_PD].iapdopt
+    assert (option.prefix, option.plen, option.preflft, option.validlft) == ("fd00:8::", 60, 3, 4)
+    (address,) = again[DHCP6OptIA_TA].iataopts
+    assert (address.addr, address.validlft) == (str(IP), 6)
+
+
+def test_what_is_beyond_a_prefix_s_length_is_nothing() -> None:
+    beyond = IA(7, (IAAddress(IPv6Address("fd00:8::7"), length=60),), kind=IAKind.PD)
+    (read,) = parse_dhcp6(DHCP6(MessageType6.SOLICIT, 1, ias=(beyond,)).build()).ias
+    assert read.addresses == (IAAddress(IPv6Address("fd00:8::"), length=60),)
+
+
 def test_a_renewal_has_both_identifiers_and_says_how_long_it_asks() -> None:
-    made = renew6(5, DUID, b"srv", IANA(7, (IAAddress(IP),)), ((6, b"\0\x17"),), elapsed=1.5)
+    made = renew6(5, DUID, b"srv", IA(7, (IAAddress(IP),)), ((6, b"\0\x17"),), elapsed=1.5)
     assert made.option(Option6.ELAPSED_TIME) == (150).to_bytes(2, "big")
     assert parse_dhcp6(made.build()) == made
-    assert renew6(5, DUID, b"srv", IANA(7), elapsed=1e9).option(Option6.ELAPSED_TIME) == b"\xff\xff"
+    assert renew6(5, DUID, b"srv", IA(7), elapsed=1e9).option(Option6.ELAPSED_TIME) == b"\xff\xff"
 
 
 def option(code: int, content: bytes, length: int | None = None) -> bytes:
@@ -124,6 +151,10 @@ ADDRESS = option(5, IP.packed + bytes(8))
         (SOLICIT + option(13, b"a"), "status of 1"),
         (SOLICIT + option(3, bytes(11)), "IA_NA of 11"),
         (SOLICIT + option(3, bytes(12)) * 2, "same IAID"),
+        (SOLICIT + option(4, bytes(3)), "IA_TA of 3"),
+        (SOLICIT + option(25, bytes(11)), "IA_PD of 11"),
+        (SOLICIT + option(25, bytes(12) + option(26, bytes(24))), "prefix of 24"),
+        (SOLICIT + option(25, bytes(12) + option(26, bytes(8) + b"\x81" + bytes(16))), "prefix of 129 bits"),
         (SOLICIT + option(3, bytes(12) + option(5, bytes(23))), "address of 23"),
         (SOLICIT + option(3, bytes(12) + ADDRESS * 2), "there twice"),
         (SOLICIT + option(3, bytes(12) + ADDRESS) + option(3, b"\1" + bytes(11) + ADDRESS), "there twice"),
