@@ -1,11 +1,14 @@
 """A VM with several NICs on real parts: each with its lease, both migrated in one step, more put in later."""
 
 import asyncio
+import sys
 from ipaddress import IPv4Address
 
 import pytest
 
 from support.fabric.world import tagged, udp_frame
+from support.lab import vlan_router
+from support.lab.programs import popen_in
 from support.lab.start import running
 from support.lab.tools import BOOT_PATIENCE, Json, LabBench, eventually
 
@@ -104,10 +107,34 @@ async def test_a_tenant_with_the_same_addresses_is_apart_and_migrates_without_lo
         await bench.unharmed(to_twin)
         await bench.unharmed(to_vm1)
     assert await bench.ping("peer", first), "on one server, too"
+    await goes_out(bench)
     for vm in ("twin", "peer"):
         await bench.cli("vm", "remove", vm)
     for command in (("subnet", "remove", "red1"), ("vnet", "remove", "reds"), ("vrf", "remove", "red")):
         await bench.cli(*command)
+
+
+async def goes_out(bench: LabBench) -> None:
+    """The VRF is given a way out by a VLAN of the router; `peer` pings outside by it while it migrates."""
+    router = ("--router", "router")
+    own = ("--address", "10.1.0.253")
+    await bench.cli("vrf", "add-router", "red", *router, "--vlan", "100", "--route", "0.0.0.0/0", *own)
+    program = (sys.executable, "-I", "-S", vlan_router.__file__, "eth0", "100")
+    answers = await popen_in(bench.lab)("router", program)
+    assert answers.stdout is not None and answers.stdin is not None
+    assert await answers.stdout.readline() == b"listens\n"
+    assert await bench.ping("peer", "203.0.113.9")
+    moved = asyncio.Event()
+    pinged = asyncio.create_task(echoes_until(moved, bench, "peer", "203.0.113.9"))
+    for target in ("server1", "server3"):
+        await bench.migration("peer", target_server=target)
+    moved.set()
+    assert all(", 0% packet loss" in said and "dup" not in said for said in await pinged), pinged.result()
+    answers.stdin.close()
+    assert int(await answers.stdout.readline()) > 200, "they came with the tag"
+    assert await answers.wait() == 0
+    await bench.cli("vrf", "remove-router", "red", *router)
+    assert not await bench.ping("peer", "203.0.113.9"), "without a router a VRF has no way out"
 
 
 TRUNK = ("52:54:00:00:03:01", "52:54:00:00:03:02", "52:54:00:00:03:03")

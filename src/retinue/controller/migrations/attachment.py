@@ -47,7 +47,7 @@ def locator_of(net: Network, vm: VM, migration: Migration | None) -> dict[str, A
         "server": server,
         "switch": edge,
         "port": None if port is None else port.number,
-        "addresses": [str(held.leads) for held in net.held_by(vm.id)],
+        "addresses": [str(held.ip) for held in net.held_by(vm.id) if held.prefix is None],
     }
 
 

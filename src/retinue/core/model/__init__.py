@@ -20,7 +20,6 @@ from retinue.core.model.disks import Disk, DiskFormat
 from retinue.core.model.entities import (
     DEFAULT_VNET,
     VM,
-    Ending,
     Flood,
     GatewayGroup,
     Host,
@@ -28,8 +27,6 @@ from retinue.core.model.entities import (
     Peer,
     PortRef,
     PortStatus,
-    Power,
-    Restart,
     Role,
     Server,
     Service,
@@ -41,6 +38,7 @@ from retinue.core.model.entities import (
 )
 from retinue.core.model.network import Network
 from retinue.core.model.nic import NIC, Allowed, port_id_of
+from retinue.core.model.run_state import Ending, Power, Restart
 from retinue.core.model.vrfs import DEFAULT_VRF, Address, Subinterface, Vrf, in_vrf
 
 __all__ = [

@@ -8,6 +8,7 @@ from retinue.core.limits import HIGHEST_VLAN, LEAST_MTU, MOST_DISKS, MOST_MTU, M
 from retinue.core.model.addresses import IP, Mac, ModelError, Prefix
 from retinue.core.model.disks import Disk
 from retinue.core.model.nic import NIC
+from retinue.core.model.run_state import Power, Restart
 from retinue.core.model.vrfs import DEFAULT_VRF, Subinterface
 
 
@@ -50,33 +51,6 @@ class Trust(StrEnum):
 
     TRUST = "trust"
     UNTRUST = "untrust"
-
-
-class Power(StrEnum):
-    """Whether a VM is to run, as its manager, its guest or its end has decided it."""
-
-    RUNNING = "running"
-    """It is to run: whoever comes back, controller, agent or server, starts it if it does not."""
-    OFF = "off"
-    """It was switched off, from inside or as ordered: it is not started before somebody orders it."""
-    CRASHED = "crashed"
-    """It ended by itself, and is not started before somebody orders it."""
-
-
-class Ending(StrEnum):
-    """How a VM's run has ended."""
-
-    OFF = "off"
-    """It was switched off, from inside or as ordered."""
-    CRASHED = "crashed"
-    """It ended otherwise, or could not be started."""
-
-
-class Restart(StrEnum):
-    """What becomes of a VM that has ended by itself."""
-
-    NEVER = "never"
-    ON_CRASH = "on-crash"
 
 
 @dataclass(frozen=True, slots=True)

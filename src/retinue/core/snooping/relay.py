@@ -114,9 +114,7 @@ def _ways_to(net: Network, server: Server, home: Subnet | None, vnet: str, vrf: 
         s
         for s in net.subnets_in(vrf)
         if is_leased(s.gateway)
-        and address is not None
-        and address in s.dhcp
-        and (is_elsewhere or address not in s.prefix)
+        if address in s.dhcp and address is not None and (is_elsewhere or address not in s.prefix)
     ]
     if not is_elsewhere and (not relayed or (home is not None and address in home.prefix)):
         return [Way(server)]
