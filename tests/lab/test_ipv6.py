@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from ipaddress import IPv6Network
 
 import pytest
 from scapy.layers.dhcp6 import (
@@ -229,6 +230,31 @@ async def test_a_lease_of_dhcpv6_migrates_under_traffic_and_is_renewed_on_the_vm
         assert gone["reason"] == "released by the VM"
         await at_server.until(dhcp6.relayed(DHCP6_Release, ip))
         await bench.guest("vm1", f"ip address del {ip}/64 dev eth0")
+
+
+async def test_a_delegated_prefix_migrates_under_traffic_and_is_renewed_on_the_vms_behalf(
+    bench: LabBench,
+) -> None:
+    """Kea delegates it: an address of it, which the guest has on no link, is reached wherever the VM is."""
+    outside = f"ip -6 route replace fd00:8::/48 via {link_local(GATEWAY_MAC)} dev eth0"
+    await bench.run("router", "sh", "-ec", outside)
+    async with dhcp6.running(bench, BLUE6, valid=600, renew=300), bench.events() as events:
+        prefix, duid = await dhcp6.delegation(bench, "vm1", "server1")
+        (row,) = [row for row in await bench.bindings("vm1") if row["ip"] == prefix]
+        assert (row["kind"], row["switch"]) == ("dynamic", "edge1")
+        inside = str(IPv6Network(prefix)[0x77])
+        await bench.guest("vm1", f"ip address add {inside}/128 dev lo")
+        async with bench.traffic(inside) as echoes:
+            await bench.migration("vm1", target_server="server2")
+            renewed = await events.until("renewal.acked", renewal_of(prefix.partition("/")[0], "server2"))
+            assert (renewed["renewal"]["ia"], renewed["renewal"]["prefix_length"]) == ("pd", 60)
+            figures = await bench.unharmed(echoes)
+        assert figures.sent > 100 and figures.reordered == 0
+        release = dhcp6.for_prefix(mac_of("vm1"), DHCP6_Release(trid=0xB9), prefix, duid)
+        await bench.send("vm1", release)
+        await events.until("binding.removed", lambda e: e["ip"] == prefix)
+        assert not await bench.flows("edge2", f"ipv6_dst={prefix}")
+        await bench.guest("vm1", f"ip address del {inside}/128 dev lo")
 
 
 async def test_a_dhcpv6_servers_message_from_a_vm_reaches_nobody(bench: LabBench) -> None:

@@ -5,7 +5,7 @@ So what the unit and property tests find on fake switches holds for real ones.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Network
 
 import pytest
 
@@ -48,6 +48,7 @@ from support.fabric.networks import (
     vm_mac,
     vm_port,
 )
+from support.fabric.sample_frames import icmp, ipv4
 from support.fabric.storage import (
     FORWARDER_PORT,
     add_forwarder,
@@ -62,6 +63,9 @@ from support.fabric.storage import (
     solicitation,
     to_forwarder,
 )
+from support.fabric.tenants import Held, add_tenants
+from support.fabric.tenants import add_vm as add_tenants_vm
+from support.fabric.ways_out import EXIT_PORT, GREEN_VLAN, RED_VLAN, ROUTER_ADDRESS, add_exits
 from support.fabric.world import (
     EVERYWHERE,
     NOWHERE,
@@ -164,6 +168,35 @@ def test_what_is_flooded_comes_to_each_once(switch: str) -> None:
         link = ipv6.udp6_frame(one.mac, GROUP_MAC6, link_local(one.mac), MDNS6)
         sent += [link, tagged(link, 42), tagged(link, 7)]
     assert agrees_on(FabricWorld(net), switch, sent) > 5, "the frames must exercise the switch"
+
+
+@pytest.mark.parametrize("switch", ["leaf1", "leaf2", "spine1"])
+def test_a_vrf_goes_out_by_its_routers_tag(switch: str) -> None:
+    """Red by VLAN 100 of a router at leaf1, green by VLAN 7 (red's own on the links)."""
+    net = fabric()
+    add_tenants(net, ipv6=True)
+    delegated = IPv6Network("fd00:8::/60")
+    inside = Held(1, "vm1", "red", vm_ip(1), ipv6.vm_ip6(1), delegated=delegated)
+    add_tenants_vm(net, "vm1", 1, [inside])
+    add_tenants_vm(net, "vm2", 2, [Held(2, "vm2", "green", vm_ip(1))])
+    add_exits(net, {"red": RED_VLAN, "green": GREEN_VLAN}, apart=True)
+    mac = net.servers["exit"].mac
+    plain = [
+        udp_frame(mac, GATEWAY_MAC, src, dst) for src in (OUTSIDE, vm_ip(1)) for dst in (vm_ip(1), OUTSIDE)
+    ]
+    plain += [
+        udp_frame(GATEWAY_MAC, mac, vm_ip(1), OUTSIDE),
+        udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(1), OUTSIDE),
+    ]
+    plain += [arp_request(mac, ROUTER_ADDRESS, asked) for asked in (GATEWAY, INFRA_GATEWAY, vm_ip(1))]
+    plain += [ipv6.udp6_frame(mac, GATEWAY_MAC, ipv6.OUTSIDE6, ip) for ip in (inside.ip6, delegated[7]) if ip]
+    plain += [
+        ipv6.udp6_frame(vm_mac(1), GATEWAY_MAC, delegated[7], ipv6.OUTSIDE6),
+        Ethernet(GATEWAY_MAC, mac, 0x0800, ipv4(OUTSIDE, GATEWAY, icmp(8, b"x"))).build(),
+    ]
+    sent = [*plain, *(tagged(frame, vlan) for frame in plain for vlan in (RED_VLAN, GREEN_VLAN, 4094, 300))]
+    seen = agrees_on(FabricWorld(net), switch, sent, {"leaf1": (EXIT_PORT,)})
+    assert seen > 10, "the frames must exercise the switch"
 
 
 @pytest.mark.parametrize("switch", PORTS)

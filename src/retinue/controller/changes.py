@@ -291,7 +291,7 @@ class VMNicsChanged(Change):
     def events(self, state: State) -> Iterator[Published]:
         yield EventType.VM_NICS, {"vm": self.vm, "server": self.vm.server}
         for held in self.ended:
-            data = {"vm": held.vm, "ip": held.ip, "reason": "the manager took it from its NIC"}
+            data = {"vm": held.vm, "ip": held.leads, "reason": "the manager took it from its NIC"}
             yield EventType.BINDING_REMOVED, data
 
 

@@ -54,7 +54,7 @@ class NICChanged(Change):
         for held in self.dropped():
             assert isinstance(held, Assignment)
             reason = "its manager allows it to the NIC no longer"
-            yield EventType.BINDING_REMOVED, {"vm": held.vm, "ip": held.ip, "reason": reason}
+            yield EventType.BINDING_REMOVED, {"vm": held.vm, "ip": held.leads, "reason": reason}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ from scapy.layers.dhcp6 import (
     DHCP6_Solicit,
     DHCP6OptClientId,
     DHCP6OptIA_NA,
+    DHCP6OptIA_PD,
     DHCP6OptIAAddress,
+    DHCP6OptIAPrefix,
     DHCP6OptIfaceId,
     DHCP6OptRelayMsg,
     DHCP6OptServerId,
@@ -43,6 +45,8 @@ class Served:
 
 NEW = Served("leased6", "fd00:6::/64", "fd00:6::fe")
 """One that no lab has."""
+DELEGATED = {"prefix": "fd00:8::", "prefix-len": 48, "delegated-len": 60}
+"""Prefixes of which Kea gives one to who asks."""
 READY = "DHCP6_STARTED"
 _RUN = "/run/retinue/dhcp6"
 
@@ -60,7 +64,7 @@ def configuration(leases: str, prefix: str, valid: int, renew: int) -> dict[str,
             "valid-lifetime": valid,
             "renew-timer": renew,
             "rebind-timer": renew * 2,
-            "subnet6": [{"id": 1, "subnet": prefix, "pools": [{"pool": pool}]}],
+            "subnet6": [{"id": 1, "subnet": prefix, "pools": [{"pool": pool}], "pd-pools": [DELEGATED]}],
             "loggers": [
                 {
                     "name": "kea-dhcp6",
@@ -143,6 +147,32 @@ def answered(kind: type, xid: int) -> Wanted:
         return bool(ether.haslayer(kind)) and ether[kind].trid == xid
 
     return picks
+
+
+def for_prefix(mac: str, message: Any, prefix: str = "", server: Any = None) -> str:
+    """As `said_by`, of a prefix (IA_PD)."""
+    first, _, length = prefix.partition("/")
+    named = [DHCP6OptIAPrefix(prefix=first, plen=int(length))] if prefix else []
+    message /= DHCP6OptClientId(duid=DUID_LL(lladdr=mac))
+    if server is not None:
+        message /= DHCP6OptServerId(duid=server)
+    message /= DHCP6OptIA_PD(iaid=1, iapdopt=named)
+    way = Ether(src=mac, dst="33:33:00:01:00:02") / IPv6(src=str(link_local(mac)), dst="ff02::1:2", hlim=1)
+    return bytes(way / UDP(sport=546, dport=547) / message).hex()
+
+
+async def delegation(bench: LabBench, vm: str, server: str) -> tuple[str, Any]:
+    """The prefix that a guest on this server gets by four messages, and the DUID of who gave it."""
+    mac = mac_of(vm)
+    async with bench.capture(server, f"tap-{vm}", "out") as tap:
+        await bench.send(vm, for_prefix(mac, DHCP6_Solicit(trid=0xB1)))
+        offer: Any = (await tap.until(answered(DHCP6_Advertise, 0xB1))).ether
+        given, duid = offer[DHCP6OptIA_PD].iapdopt[0], offer[DHCP6OptServerId].duid
+        prefix = f"{given.prefix}/{given.plen}"
+        await bench.send(vm, for_prefix(mac, DHCP6_Request(trid=0xB2), prefix, duid))
+        granted: Any = (await tap.until(answered(DHCP6_Reply, 0xB2))).ether
+        assert granted[DHCP6OptIA_PD].iapdopt[0].prefix == given.prefix
+    return prefix, duid
 
 
 async def lease(bench: LabBench, vm: str, server: str) -> str:

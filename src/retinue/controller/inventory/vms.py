@@ -100,7 +100,7 @@ class Inventory:
         touched |= self.ports.look_at_rejected()
         for held in moved:
             reason = "it is not of the vnet in which the NIC is registered"
-            self._context.events.publish(EventType.BINDING_REMOVED, vm=held.vm, ip=held.ip, reason=reason)
+            self._context.events.publish(EventType.BINDING_REMOVED, vm=held.vm, ip=held.leads, reason=reason)
         self._context.spawn(self._context.install(touched), "registered VMs")
         return list(vms)
 

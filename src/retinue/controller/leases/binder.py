@@ -18,7 +18,7 @@ async def bind(
     except ModelError as error:
         # Something else took the address, or the VM went, since the effect was computed.
         context.events.publish(
-            EventType.BINDING_REJECTED, vm=assignment.vm, ip=assignment.ip, reason=str(error)
+            EventType.BINDING_REJECTED, vm=assignment.vm, ip=assignment.leads, reason=str(error)
         )
         return False
     made(assignment)

@@ -94,5 +94,5 @@ def close_source(context: Context, migration: Migration, closed: VM) -> Touched:
         return context.apply(placed)
     for gone in (change.assignment for change in wanted if isinstance(change, AddressReleased)):
         reason = "its manager gives it to the VM no longer"
-        context.events.publish(EventType.BINDING_REMOVED, vm=gone.vm, ip=gone.ip, reason=reason)
+        context.events.publish(EventType.BINDING_REMOVED, vm=gone.vm, ip=gone.leads, reason=reason)
     return touched
