@@ -134,9 +134,9 @@ async def goes_out(bench: LabBench) -> None:
         "peer", "until grep -q 'packets received' /tmp/pinged; do usleep 20000; done; cat /tmp/pinged"
     )
     numbers = [int(number) for number in re.findall(r"seq=(\d+)", said)]
-    assert len(numbers) > 100 and numbers == list(range(len(numbers))), said
+    assert len(numbers) > 50 and numbers == list(range(len(numbers))), said
     answers.stdin.close()
-    assert int(await answers.stdout.readline()) > 200, "they came with the tag"
+    assert int(await answers.stdout.readline()) >= len(numbers), "they came with the tag"
     assert await answers.wait() == 0
     await bench.cli("vrf", "remove-router", "red", *router)
     assert not await bench.ping("peer", "203.0.113.9"), "without a router a VRF has no way out"
