@@ -29,7 +29,7 @@ async def bind(
     if rejected:
         reason = f"not confirmed by {', '.join(rejected)}"
         context.events.publish(
-            EventType.BINDING_UNCONFIRMED, vm=assignment.vm, ip=assignment.ip, reason=reason
+            EventType.BINDING_UNCONFIRMED, vm=assignment.vm, ip=assignment.leads, reason=reason
         )
         return False
     kind = EventType.BINDING_RENEWED if renewed else EventType.BINDING_ADDED
@@ -42,7 +42,7 @@ async def release(context: Context, assignment: Assignment, reason: str) -> None
     if context.net.assignments.get(assignment.key) != assignment:
         return
     await context.commit(AddressReleased(assignment))
-    context.events.publish(EventType.BINDING_REMOVED, vm=assignment.vm, ip=assignment.ip, reason=reason)
+    context.events.publish(EventType.BINDING_REMOVED, vm=assignment.vm, ip=assignment.leads, reason=reason)
 
 
 __all__ = ["bind", "release"]

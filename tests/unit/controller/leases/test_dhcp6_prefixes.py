@@ -118,6 +118,8 @@ async def test_it_ends_with_its_lease_by_a_release_and_with_the_vm(lab: Lab) -> 
     await lab.lease(HINT)
     await lab.say(MessageType6.RELEASE, delegated(valid=0), xid=3)
     assert not lab.comes_to() and not lab.fake.net.assignments
+    (gone,) = [plain(event.data["ip"]) for event in recent(lab.fake.controller.events, "binding.removed")]
+    assert gone == "fd00:8::/60"
     assert not list(lab.fake.net.routed()) and not lab.sends_from(INSIDE)
     await lab.lease(HINT)
     assert lab.comes_to() == AT1
