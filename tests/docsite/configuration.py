@@ -25,6 +25,8 @@ FILES = (
 """Of each file: its heading here, the page and heading where its keys are explained, and its type."""
 
 Schema = Mapping[str, Any]
+LIST = "[[{}]]"
+"""How a table of which there may be several is written in TOML."""
 
 
 def _text(kind: type) -> dict[str, Any]:
@@ -77,19 +79,29 @@ def tables(where: str, heading: str, kind: type) -> list[Table]:
     }
     (reference,), schemas = msgspec.json.schema_components([kind], schema_hook=_text)
     root = schemas[_name(reference)]
-    found: list[Table] = []
-    plain: dict[str, Schema] = {}
-    for key, field in root["properties"].items():
-        inner, brackets = _table(field, schemas)
-        if inner is None:
-            plain[key] = field
-            continue
-        shown = brackets.format(key)
-        does = " ".join(inner.get("description", "").removeprefix(f"{shown}: ").split())
-        keys = _keys(inner, schemas, f"{key}.", meanings, {})
-        found.append(Table(shown, does[:1].upper() + does[1:], keys))
-    above = _keys({**root, "properties": plain}, schemas, "", meanings, said_of(kind))
-    return [Table("", "", above), *found]
+    return list(_tables(root, "", "", schemas, meanings, said_of(kind)))
+
+
+def _tables(
+    schema: Schema,
+    name: str,
+    shown: str,
+    schemas: Mapping[str, Schema],
+    meanings: Mapping[str, str],
+    said: Mapping[str, str],
+) -> Iterator[Table]:
+    """That of a schema, which is called `name` where its keys are explained, and the lists in it."""
+    inner = {key: _table(field, schemas) for key, field in schema["properties"].items()}
+    if shown:
+        inner = {key: one if one[1] == LIST else (None, "") for key, one in inner.items()}
+    plain = {key: field for key, field in schema["properties"].items() if inner[key][0] is None}
+    does = " ".join(schema.get("description", "").removeprefix(f"{shown}: ").split()) if shown else ""
+    keys = _keys({**schema, "properties": plain}, schemas, f"{name}." if name else "", meanings, said)
+    yield Table(shown, does[:1].upper() + does[1:], keys)
+    for key, (table_schema, brackets) in inner.items():
+        if table_schema is not None:
+            heading = brackets.format(f"{name}.{key}" if name else key)
+            yield from _tables(table_schema, key, heading, schemas, meanings, {})
 
 
 def _table(field: Schema, schemas: Mapping[str, Schema]) -> tuple[Schema | None, str]:
@@ -99,7 +111,7 @@ def _table(field: Schema, schemas: Mapping[str, Schema]) -> tuple[Schema | None,
             return schemas[_name(one)], "[{}]"
     items = field.get("items", {})
     if "$ref" in items and "properties" in schemas[_name(items)]:
-        return schemas[_name(items)], "[[{}]]"
+        return schemas[_name(items)], LIST
     return None, ""
 
 

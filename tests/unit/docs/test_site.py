@@ -110,7 +110,7 @@ def test_every_key_of_a_configuration_file_is_on_its_page() -> None:
     for title, where, heading, _ in FILES:
         for key, row in row_by_key(table(where, heading)).items():
             group, _, name = key.rpartition(".")
-            start = rf"### {title}: \[+{group}\]+\n" if group else rf"## {title}\n"
+            start = rf"### {title}: \[+(?:\w+\.)?{group}\]+\n" if group else rf"## {title}\n"
             (section,) = re.findall(rf"^{start}(.*?)(?=^#|\Z)", page, re.DOTALL | re.MULTILINE)[:1] or [""]
             if key != "vm":
                 assert f"| `{name}` |" in section, f"{title}: {key}"

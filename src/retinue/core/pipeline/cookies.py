@@ -51,7 +51,7 @@ class Reason(IntEnum):
     """To a VM that is registered at a server whose place is not known: held until it is."""
     VDP = 33
     """LLDP at an edge that its leaf tells the gateway's MAC."""
-    PROBE = 34
+    PROBE = 35
     """What the controller has had sent over a link of the fabric, to see whether it comes in."""
     """Those from 24 on have the bit of SPOOFING_COOKIE_MASK."""
 

@@ -45,7 +45,7 @@ def allowed(address: object, **more: object) -> dict[str, object]:
         ({"rate": 1.5}, 400, "rate"),
         ({"nic": "vm2", "enabled": False}, 409, "VM vm1 has no NIC vm2"),
         ({"mac": "nonsense"}, 409, "not a MAC address"),
-        ({"mac": vm_mac(9)}, 409, "retinue vm stop vm1"),
+        ({"mac": vm_mac(9)}, 409, "retinue move start vm1 --mac"),
         ({"allowed": [{"address": "10.1.0.200"}] * (MOST_ALLOWED + 1)}, 400, "allowed"),
         ({"allowed": [{"address": "10.1.0.200"}] * 2}, 409, "an address is allowed twice"),
         (allowed("ten"), 409, "not an IP address"),
