@@ -5,7 +5,7 @@ that. Who sends many gets no more than a few held, and costs no more than readin
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from retinue.controller.context import Context
 from retinue.controller.counters import Count
@@ -28,8 +28,6 @@ class HeldPackets:
         self._ask = ask
         self._of: dict[str, list[tuple[str, Routed]]] = {}
         """By VM: leaf and packet, in the order they came."""
-        self._changed = asyncio.Event()
-        context.after_install(self._look)
 
     def came(self, switch: str, port: int, frame: bytes) -> None:
         """A leaf does not know where it goes."""
@@ -58,26 +56,29 @@ class HeldPackets:
 
     async def _until_placed(self, vm: str) -> None:
         """Once for all that is held of a VM: ask, wait, and send it on, or drop it."""
-        self._ask()
+        placed = False
         try:
+            self._ask()
             async with asyncio.timeout(HELD_LIMIT):
-                while not self._is_placed(vm):
-                    self._changed.clear()
-                    await self._changed.wait()
+                await self._context.installer.wait_confirmed(lambda: not self._is_placed(vm))
+            placed = True
         except TimeoutError:
             pass
-        held = self._of.pop(vm)
-        placed = self._is_placed(vm)
+        finally:
+            held = self._of.pop(vm)
         self._context.counters[Count.HELD_SENT if placed else Count.HELD_DROPPED] += len(held)
         for switch, packet in held if placed else ():
             send_on(self._context, switch, packet.ethernet, [packet.packet])
 
     def _is_placed(self, vm: str) -> bool:
+        """The way stands, and no leaf that has handed up a packet has an entry left that does so: it would do
+        it again, and again. One that has gone is not waited for."""
         known = self._net.vms.get(vm)
         if known is None or not underlay_of(self._net).is_reachable(known.server):
             return False
+        installer, owner = self._context.installer, Owner("vm", vm)
+        leaves = {switch for switch, _ in self._of[vm]} & installer.connected()
         has_port = self._net.has_a_port(known, self._net.servers[known.server].edge)
-        return has_port and self._context.is_programmed(Owner("vm", vm))
-
-    def _look(self, _: Collection[Owner]) -> None:
-        self._changed.set()
+        if not has_port or not self._context.is_programmed(owner):
+            return False
+        return not installer.unconfirmed({}, owner, leaves, read=True)

@@ -9,6 +9,7 @@ import pytest
 
 from retinue.controller.counters import Count
 from retinue.controller.neighbours import held_packets
+from retinue.controller.switches import programmer
 from retinue.core.limits import MOST_HELD_OF_A_VM
 from retinue.core.model import NIC, VM, PortRef, PortStatus
 from retinue.core.packets import arp_request, parse
@@ -115,6 +116,27 @@ async def test_it_waits_until_every_switch_has_confirmed_the_way(unfound: Unfoun
     assert unfound.at_vm1() == [] and unfound.count(Count.HELD_DROPPED) == 0
     session.hold.set()
     await unfound.fake.settle()
+    assert len(unfound.at_vm1()) == unfound.count(Count.HELD_SENT) == 1
+
+
+async def test_it_waits_for_the_leaf_that_handed_it_up_to_let_go(
+    unfound: Unfound, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sent on before, that leaf would hand it up again, and again."""
+    monkeypatch.setattr(held_packets, "HELD_LIMIT", 60)
+    monkeypatch.setattr(programmer, "SHORTEST_PAUSE", 0.01)
+    monkeypatch.setattr(programmer, "LONGEST_PAUSE", 0.01)
+    unfound.send()
+    await unfound.fake.settle()
+    leaf = unfound.fake.sessions["leaf2"]
+    leaf.reject = 1_000_000
+    await unfound.found()
+    assert to_controller(unfound.fake) == {"leaf2"}
+    assert (unfound.at_vm1(), unfound.count(Count.HELD_SENT)) == ([], 0)
+    leaf.reject = 0
+    while unfound.fake.controller.held_packets._of:
+        await unfound.fake.settle()
+    assert to_controller(unfound.fake) == set()
     assert len(unfound.at_vm1()) == unfound.count(Count.HELD_SENT) == 1
 
 
