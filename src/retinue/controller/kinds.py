@@ -163,7 +163,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "ServerLocations._asked", "ServerLocations._away", "ServerLocations._last",
         "ServerLocations.pending_verification", "Questions._asking", "Questions._of",
         "Questions6._asking", "Questions6._of",
-        "Hearing._marks", "Removals._telling", "Saying._diverting", "Saying._last",
+        "Hearing._marks", "Matching._answering", "Removals._telling", "Saying._diverting", "Saying._last",
         "Saying._unmarked", "Saying.diverted",
         "SwitchProgrammer._rejected", "SwitchProgrammer._resend_at", "Taking._waits",
     ),

@@ -120,6 +120,8 @@ MOST_GATEWAY_GROUPS = 64
 """Groups of servers with a gateway MAC of their own."""
 MOST_PAIRS = 100_000
 """Pairs of MAC and IP that managers give for VMs to take."""
+MOST_OFFERS = 8
+"""Matches of one other domain that are under way here at the same time: all agents are asked in each."""
 MOST_BOOKINGS = 10_000
 """VMs for which room is booked."""
 MOST_BOOKINGS_OF_A_SERVER = 1024

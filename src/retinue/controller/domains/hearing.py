@@ -87,6 +87,8 @@ class Hearing:
         vm = self.may_come(peer, wanted.vm)
         if vm.id not in self._net.vms:
             self._register(vm)
+        elif wanted.vm.is_home and wanted.vm.memory_mib:
+            self._on_size(vm.id, wanted.vm.memory_mib)
         far = Far(peer, wanted.source, wanted.migration)
         downtime = wanted.downtime_ms / 1000
         try:
@@ -119,7 +121,7 @@ class Hearing:
             raise MigrationError(f"server {server} is a gateway, and runs no VMs", ErrorCode.NOT_A_TARGET)
 
     def may_come(self, peer: str, guest: Guest) -> VM:
-        """The VM as it would be here. Raises ModelError: it may not come."""
+        """The VM as it would be here; nothing is changed. Raises ModelError: it may not come."""
         return self._coming_home(peer, guest) if guest.is_home else self._guest(peer, guest)
 
     def _coming_home(self, peer: str, guest: Guest) -> VM:
@@ -129,8 +131,6 @@ class Hearing:
             raise ModelError(f"VM {guest.id} is not away in domain {peer}")
         if not is_same(known, self._as_vm(guest, gateway, "")):
             raise ModelError(f"VM {guest.id} has another MAC, port or addresses than at home")
-        if guest.memory_mib:
-            self._on_size(guest.id, guest.memory_mib)
         return known
 
     def _guest(self, peer: str, guest: Guest) -> VM:

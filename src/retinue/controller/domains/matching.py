@@ -6,20 +6,22 @@ an offer; the migration books, and is refused then if the place has gone.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 
 from retinue.controller.context import Context
 from retinue.controller.domains.hearing import Hearing
 from retinue.controller.domains.peer_client import PeerDoor
+from retinue.controller.migrations.requests import MigrationError
 from retinue.controller.mobility.manager import MobilityManager
-from retinue.core.limits import ID
-from retinue.core.model import ModelError
+from retinue.core.limits import ID, MOST_OFFERS
+from retinue.core.model import VM, ModelError
 from retinue.core.model.domains import check_may_leave
 from retinue.core.placement import Need, ServerState
 from retinue.core.placement.scores import FARTHEST
 from retinue.core.text import cut
 from retinue.protocol.domains import Guest, GuestNIC, Match, Offer
-from retinue.protocol.errors import ControllerError
+from retinue.protocol.errors import ControllerError, ErrorCode
 from retinue.protocol.events import EventType
 
 
@@ -38,6 +40,8 @@ class Matching:
         self._mobility = mobility
         self._hearing = hearing
         self._doors = doors
+        self._answering: Counter[str] = Counter()
+        """By domain: its matches that are under way here."""
         mobility.elsewhere = self.offers
 
     # ---- asking ----
@@ -47,7 +51,8 @@ class Matching:
         wanted = sorted(
             id for id, peer in self._net.peers.items() if peer.match and self._may_go(need.vm, id)
         )
-        found = await asyncio.gather(*(self._ask(domain, match, need) for domain in wanted))
+        vm = self._net.vms[need.vm]
+        found = await asyncio.gather(*(self._ask(domain, match, vm, need) for domain in wanted))
         return [one for one in found if one is not None]
 
     def _may_go(self, vm: str, domain: str) -> bool:
@@ -57,8 +62,7 @@ class Matching:
             return False
         return domain in self._doors
 
-    async def _ask(self, domain: str, match: str, need: Need) -> ServerState | None:
-        vm = self._net.vms[need.vm]
+    async def _ask(self, domain: str, match: str, vm: VM, need: Need) -> ServerState | None:
         nics = [GuestNIC(nic.mac, nic.port_id, list(map(str, nic.addresses)), nic.slot) for nic in vm.nics]
         guest = Guest(vm.id, nics, vm.home == domain, need.memory_mib)
         publish = self._context.events.publish
@@ -73,15 +77,24 @@ class Matching:
     # ---- answering ----
 
     async def offer(self, peer: str, wanted: Match) -> Offer:
-        """Raises ModelError: the VM may not come here."""
+        """Raises ModelError: the VM may not come here; MigrationError: too much is asked at the same time."""
         vm = self._hearing.may_come(peer, wanted.vm)
+        if self._answering[peer] >= MOST_OFFERS:
+            raise MigrationError(
+                f"{MOST_OFFERS} matches of domain {peer} are under way here", ErrorCode.TOO_OFTEN
+            )
         self._context.events.publish(
             EventType.DOMAIN_HEARD, domain=peer, vm=vm.id, migration_id="", said="match"
         )
         need = Need(vm.id, wanted.vm.memory_mib, wanted.cpus, bandwidth_mbps=wanted.bandwidth_mbps)
-        best, reason = await self._mobility.offer(need)
+        self._answering[peer] += 1
+        try:
+            best = await self._mobility.offer(need)
+        finally:
+            self._answering[peer] -= 1
         if best is None:
-            return Offer(reason=cut(reason))
+            # Why, of each server with what it has left, is in our own event of the decision.
+            return Offer(reason=f"no server here can take {vm.id}")
         return Offer(
             best.server, "", best.cpus, best.memory_mib, best.promised_cpus, best.promised_mib,
             best.unknown_vms, best.free_mib, best.bandwidth_mbps, best.bandwidth_used_mbps, best.cpu_used,

@@ -232,8 +232,9 @@ class MobilityManager:
         fenced, listens = self._net.fenced, self._context.agents.listens
         return frozenset(one for one in self._resources.candidates() if listens(one) and one not in fenced)
 
-    async def offer(self, need: Need) -> tuple[ServerState | None, str]:
-        """The best server for a VM of another domain as it is now, or None and why there is none."""
+    async def offer(self, need: Need) -> ServerState | None:
+        """The best server for a VM of another domain as it is now; None: none can take it, and the event of
+        the decision says why."""
         id = self._next()
         profile = self._resources.profile_shown(need.vm) | {
             "memory_mib": need.memory_mib, "cpus": need.cpus, "bandwidth_mbps": need.bandwidth_mbps,
@@ -248,8 +249,7 @@ class MobilityManager:
         snapshot = self._resources.snapshot_for(need, presences, waited)
         decision = decide(snapshot)
         self._publish(id, need.vm, decision)
-        best = next((one for one in snapshot.servers if one.server == decision.target), None)
-        return best, decision.text
+        return next((one for one in snapshot.servers if one.server == decision.target), None)
 
     async def _decide(
         self,

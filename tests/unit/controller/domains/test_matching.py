@@ -1,16 +1,19 @@
 """A match message goes to other domains' managers, too: their best servers are compared with ours."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from retinue.controller.migrations.requests import MigrationError
+from retinue.core.limits import MOST_OFFERS
 from retinue.core.migration import MigrationState as S
 from retinue.core.migration.record import Far
 from retinue.core.model import VM
 from retinue.core.placement import Entity, EntityKind, Profile, Reason, Wish, decide
-from retinue.protocol.domains import Offer
+from retinue.protocol.domains import Guest, GuestNIC, Match, Offer
+from retinue.protocol.errors import ErrorCode
 from support.fabric.domains import gateway_of, nic, server_of
 from support.fabric.two_controllers import VM_ID, TwoDomains
 from support.recent_events import recent
@@ -110,7 +113,7 @@ def not_granted(domains: TwoDomains) -> None:
     ("why", "reason"),
     [
         (away, "nobody answers"),
-        (full, "no server can take vm-a1"),
+        (full, "no server here can take vm-a1"),
         (not_granted, "is not granted to that domain"),
     ],
 )
@@ -150,3 +153,41 @@ async def test_a_server_by_a_name_that_is_none_is_not_chosen(joined: TwoDomains)
     joined.controller("a").domains.saying.doors["b"].match = lies  # type: ignore[method-assign, assignment]
     with pytest.raises(MigrationError, match="no server can take vm-a1"):
         await joined.controller("a").mobility.migrate(VM_ID, Wish())
+
+
+def asked(domains: TwoDomains, memory_mib: int, *, is_home: bool = False) -> Match:
+    """By domain a, or by b of a VM that comes home."""
+    nics = [
+        GuestNIC(one.mac, one.port_id, list(map(str, one.addresses)), one.slot)
+        for one in domains.controller("a").net.vms[VM_ID].nics
+    ]
+    return Match("match-1", Guest(VM_ID, nics, is_home, memory_mib))
+
+
+async def test_who_is_offered_nothing_hears_of_no_server_and_what_it_has_left(domains: TwoDomains) -> None:
+    """Else whoever asks for too much would be told of them all."""
+    b = domains.controller("b")
+    offer = await b.domains.matching.offer("a", asked(domains, 1_000_000))
+    assert (offer.server, offer.reason) == ("", "no server here can take vm-a1")
+    (decision,) = recent(b.events, "mobility.decision", 10)
+    assert server_of("b", 1) in decision.data["reason"], "those who are at home there see it"
+
+
+async def test_a_domain_has_so_many_questions_open_and_no_more(domains: TwoDomains) -> None:
+    """Each goes to all agents."""
+    b, wanted = domains.controller("b"), asked(domains, 128)
+    offers = await asyncio.gather(
+        *(b.domains.matching.offer("a", wanted) for _ in range(MOST_OFFERS + 1)), return_exceptions=True
+    )
+    *answered, refused = offers
+    assert all(isinstance(one, Offer) and one.server for one in answered)
+    assert isinstance(refused, MigrationError) and refused.code is ErrorCode.TOO_OFTEN
+    assert (await b.domains.matching.offer("a", wanted)).server, "each has ended, however"
+
+
+async def test_a_question_about_a_vm_changes_nothing_of_it(joined: TwoDomains) -> None:
+    await joined.move("a", "b", server_of("b", 1))
+    a = joined.controller("a")
+    before = a.resources.size_of(VM_ID)
+    await a.domains.matching.offer("b", asked(joined, 4 * before[0], is_home=True))
+    assert a.resources.size_of(VM_ID) == before
