@@ -169,7 +169,7 @@ class MobilityManager:
             target = placement.decision.target
             profile = self._resources.profile_shown(vm)
             domain, _, server = target.partition("/")
-            if domain in self._net.peers:
+            if server:  # No server of ours has a name with a stroke in it.
                 far = Far(domain, server)
             self._context.events.publish(
                 EventType.INITIATION, match=id, vm=vm, server=target, profile=profile

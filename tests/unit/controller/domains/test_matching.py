@@ -144,6 +144,14 @@ async def test_nobody_elsewhere_is_asked_where_that_is_not_wanted(joined: TwoDom
     assert "match" not in joined.doors["b"].said
 
 
+async def test_a_server_that_is_called_as_a_domain_is_no_domain(domains: TwoDomains) -> None:
+    """It may have been registered after the domain was configured."""
+    a, server = domains.controller("a"), server_of("a", 2)
+    a.net.peers[server] = replace(a.net.peers["b"], id=server)
+    migration = await a.mobility.migrate(VM_ID, Wish(), named=server)
+    assert (migration.target, migration.far) == (server, None)
+
+
 async def test_a_server_by_a_name_that_is_none_is_not_chosen(joined: TwoDomains) -> None:
     joined.room = {server_of("a", 2): FULL}
 
