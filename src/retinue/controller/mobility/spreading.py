@@ -43,7 +43,8 @@ class SpreadWatch:
     async def _look(self) -> None:
         plan = await self._mobility.plan(Metric.MEMORY, self._threshold)
         now = self._context.clock()
-        if not plan.steps:
+        if not plan.steps or plan.imbalance_before <= self._threshold:
+            # A plan may also bring VMs apart that only should be: that alone was not asked for.
             self._since = None
             return
         since = self._since = now if self._since is None else self._since

@@ -74,3 +74,14 @@ async def test_a_vm_that_is_pinned_stays_and_nothing_goes_where_it_is_not_wanted
     assert await site.look(1000.0, 1300.0, 2000.0) == []
     assert not recent(site.controller.events, "mobility.message", 10)
     await site.fake.stop()
+
+
+async def test_where_loads_are_near_enough_nobody_moves_though_two_should_be_apart() -> None:
+    """What the operator has said is how far loads may be apart, and no more."""
+    for percent, went in ((60, 0), (49, 1)):
+        site = Site(percent)
+        await site.fake.start()
+        apart = [Entity(vm, EntityKind.VM, Profile(apart="db")) for vm in ("vm1", "vm2")]
+        site.controller.entities.register(apart)
+        assert len(await site.look(1000.0, 1300.0)) == went
+        await site.fake.stop()
