@@ -31,10 +31,9 @@ class Encoder:
 
     def encode(self, event: Event, agent_of: str = "") -> bytes:
         """`agent_of`: for that server's agent. A match message names all servers that are asked; of thousands
-        no agent need read the others' names."""
+        no agent need read the others' names, nor be looked for among them: it gets no other's."""
         if agent_of and event.type == EventType.MATCH:
-            asked = [agent_of] if agent_of in event.data["servers"] else []
-            own = replace(event, data={**event.data, "servers": asked})
+            own = replace(event, data={**event.data, "servers": [agent_of]})
             return sse.encode(event.type, views.encode(views.event(own, self._controller)), event.id)
         found = self._encoded.get(event.id)
         # An event that only one listener gets has the id of another one (events.lost).
