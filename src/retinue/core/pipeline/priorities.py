@@ -224,6 +224,8 @@ class Unwrap(IntEnum):
 class Wrap(IntEnum):
     """WRAP, on leaves that tunnels join: by the tag."""
 
+    BACK = 110
+    """On a router that is not ours: from another router, and on to one."""
     VRF = 100
 
 

@@ -44,6 +44,7 @@ from retinue.core.pipeline.entry import (
     Match,
     Meter,
     Output,
+    PortNo,
     SetField,
     match,
     set_field,
@@ -91,6 +92,9 @@ class PlainRouters(LeafSpine):
                 yield Flow(Table.ADMIT, LeafAdmit.FROM_LEAF, brought, goto=Table.ROUTE, cookie=mark)
         if others is not None:
             yield Flow(Table.WRAP, Wrap.VRF, match(vlan_vid=NO_TAG), (Output(others),), cookie=mark)
+            # A router minds not where it came from: one that was told before another sends it on.
+            back = match(in_port=others, vlan_vid=NO_TAG)
+            yield Flow(Table.WRAP, Wrap.BACK, back, (Output(PortNo.IN_PORT),), cookie=mark)
         for subnet in forwarded_subnets(self.net.subnets_in()):
             nowhere = ip_match(dst=subnet.prefix)
             yield Flow(Table.ROUTE, Route.PREFIX + subnet.prefix.prefixlen, nowhere, cookie=mark)
