@@ -69,7 +69,7 @@ def visited_network() -> Network:
 def compiled() -> dict[tuple[Role, Table], set[int]]:
     """Priorities in use, those of subnets' and other prefixes without the prefix length."""
     found: dict[tuple[Role, Table], set[int]] = {}
-    for net in (diverted_network(), visited_network(), joined_by_ip()):
+    for net in (diverted_network(), visited_network(), joined_by_ip(), fabric(2, over_routers=True)):
         add_priorities(net, found)
     return found
 
