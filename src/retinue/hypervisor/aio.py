@@ -1,12 +1,28 @@
-"""Coroutines run together, so that none outlives the failure of another, and shielded from cancellation."""
+"""Coroutines run together, so that none outlives the failure of another, and shielded from cancellation; and
+the end of what they wait at."""
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
 from retinue.hypervisor.errors import HypervisorError
 
 T = TypeVar("T")
+
+
+def close_socket(end: socket.socket) -> None:
+    """Close a socket at which somebody may still wait: the loop forgets it first, for what is called off
+    later would find that its number is another one's, or nobody's."""
+    number = end.fileno()
+    if number >= 0:
+        with contextlib.suppress(RuntimeError):  # Nobody waits outside of a loop.
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(number)
+            loop.remove_writer(number)
+    with contextlib.suppress(OSError):
+        end.close()
 
 
 async def both(*works: Coroutine[Any, Any, object]) -> None:

@@ -12,6 +12,8 @@ import asyncio
 import contextlib
 import socket
 
+from retinue.hypervisor.aio import close_socket
+
 PAGE = 4096
 EMPTY_PAGE = 9
 """Bytes of the stream for a page of zeros: its place with flags, and the zero."""
@@ -86,8 +88,7 @@ class Throttle:
         if self._for_nobody is not None:
             self._for_nobody.cancel()
         for end in (self._ours, self.theirs):
-            with contextlib.suppress(OSError):
-                end.close()
+            close_socket(end)
 
 
 def step_for(remaining: int, held_back: int) -> int:

@@ -19,7 +19,7 @@ from retinue.controller.api import views
 from retinue.controller.app import Controller
 from retinue.controller.errors import RequestError
 from retinue.core.model import Ending, PortStatus
-from retinue.hypervisor import Event, Exited, Left, OnEvent, VMSpec, ignore
+from retinue.hypervisor import Event, Exited, HypervisorError, Left, OnEvent, VMSpec, ignore
 from retinue.protocol.errors import ControllerAwayError, RejectedError
 from retinue.protocol.events import ACTED_ON, HELLO, ControllerEvent, controller_event
 from retinue.protocol.migrations import MigrationRecord
@@ -151,10 +151,20 @@ class Agent:
         for machine in left.machines:
             self.hypervisor.listened(machine, dispatcher.listener(machine.spec.id))
         await dispatcher.adopt_all(left)
-        for vm in self.ports.plugged - dispatcher.vms.keys():
-            await self.ports.remove(vm)
         renewals = cast(RenewalService, None)
-        self._tasks = [asyncio.create_task(follow(self.line, dispatcher, renewals, asyncio.Event()))]
+        self._tasks = [
+            asyncio.create_task(self._clear(dispatcher)),
+            asyncio.create_task(follow(self.line, dispatcher, renewals, asyncio.Event())),
+        ]
+
+    async def _clear(self, dispatcher: Dispatcher) -> None:
+        """As agents.backends: what cannot be removed now is later."""
+        while left := self.ports.plugged - dispatcher.vms.keys():
+            try:
+                for vm in left:
+                    await self.ports.remove(vm)
+            except HypervisorError:
+                await asyncio.sleep(1)
 
     async def die(self) -> None:
         """At once, wherever it is; what it was doing is half done."""

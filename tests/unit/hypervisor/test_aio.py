@@ -1,12 +1,13 @@
 """Works at the same time: when one fails, or what it rests on, the others do not go on."""
 
 import asyncio
+import socket
 
 import pytest
 
 from retinue.host.errors import HostError
 from retinue.hypervisor import HypervisorError
-from retinue.hypervisor.aio import both, unless
+from retinue.hypervisor.aio import both, close_socket, unless
 
 
 class Work:
@@ -73,3 +74,37 @@ async def test_who_is_called_off_leaves_no_work_behind() -> None:
     await asyncio.wait({doing})
     assert work.ended
     assert not failed.word.done()
+
+
+async def test_a_socket_that_somebody_waits_at_is_forgotten_before_its_number_is_another_ones() -> None:
+    loop = asyncio.get_running_loop()
+    complaints: list[object] = []
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    ends = socket.socketpair()
+    for end in ends:
+        end.setblocking(False)
+    full = bytes(16 << 20)
+    waiting = [
+        asyncio.create_task(loop.sock_sendall(ends[0], full)),
+        asyncio.create_task(loop.sock_recv(ends[0], 1)),
+    ]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    number = ends[0].fileno()
+    close_socket(ends[0])
+    others = socket.socketpair()
+    assert number in {end.fileno() for end in others}, "that is what is tried"
+    for end in others:
+        end.setblocking(False)
+    same = next(end for end in others if end.fileno() == number)
+    (other,) = set(others) - {same}
+    hears = asyncio.create_task(loop.sock_recv(same, 1))
+    await asyncio.sleep(0)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    other.send(b"x")
+    assert await asyncio.wait_for(hears, 60) == b"x"
+    assert complaints == []
+    for end in (ends[1], *others):
+        end.close()

@@ -20,7 +20,7 @@ import time
 import structlog
 
 from retinue.host.errors import HostError
-from retinue.hypervisor.aio import first_of, run_to_completion, unless, value
+from retinue.hypervisor.aio import close_socket, first_of, run_to_completion, unless, value
 from retinue.hypervisor.errors import HandedOverError, HypervisorError
 from retinue.hypervisor.interface import OnEvent, Resumed
 from retinue.hypervisor.libvirt.connection import LACKS_MEMORY, STATE_RUNNING, LibvirtHost
@@ -179,7 +179,7 @@ class LibvirtIncoming:
 
     def _hang_up(self) -> None:
         if self._stream is not None:
-            self._stream.close()
+            close_socket(self._stream)
         self._memory.clear()
 
     # ---- libvirt ----

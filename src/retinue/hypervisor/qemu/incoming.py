@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from retinue.host.errors import HostError
-from retinue.hypervisor.aio import run_to_completion, unless
+from retinue.hypervisor.aio import close_socket, run_to_completion, unless
 from retinue.hypervisor.errors import HandedOverError, HypervisorError
 from retinue.hypervisor.interface import OnEvent, Resumed, RunState
 from retinue.hypervisor.memory_channel import Channel
@@ -176,7 +176,7 @@ class _Incoming:
         for task in (self._rest, self._told):
             if task is not None:
                 task.cancel()
-        self._into.close()
+        close_socket(self._into)
 
     # ---- the memory ----
 
