@@ -10,7 +10,7 @@ from retinue.controller.app import Controller
 from retinue.controller.events import Event
 from retinue.core.migration import Migration
 from retinue.core.model import VM, Binding
-from retinue.core.model.links import has_carrier, upward_ports
+from retinue.core.model.links import all_upward_ports, has_carrier
 from retinue.core.model.network import Owner
 from retinue.core.model.ways import ways_by
 from retinue.core.pipeline.compiler import contribution
@@ -89,7 +89,7 @@ def switches(controller: Controller) -> list[dict[str, Any]]:
 def links(controller: Controller) -> list[dict[str, Any]]:
     """Links between switches, those of one switch together."""
     net, found = controller.net, []
-    used = {switch: set(upward_ports(net, switch)) for switch in {link.lower.switch for link in net.links}}
+    used = all_upward_ports(net)
     for link in sorted(net.links, key=lambda one: (one.lower, one.upper)):
         watched = controller.link_probes.watched(link)
         if not has_carrier(net, link):

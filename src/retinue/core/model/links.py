@@ -20,14 +20,13 @@ def upward_ports(net: NetworkView, switch: str) -> list[int]:
     Where no way is whole, those whose own link is sound. Where none is, those with a carrier, by the same
     choice: a link that loses some is more than none. Where none has one, all that there are.
     """
-    links = sorted((one for one in net.links if one.lower.switch == switch), key=lambda one: one.lower)
-    numbers = {one: number for one in links if (number := net.port_number(one.lower)) is not None}
-    for sound in (is_sound, has_carrier):
-        good = [one for one in numbers if sound(net, one)]
-        whole = [one for one in good if _is_whole(net, one.upper.switch, sound)]
-        if good:
-            return [numbers[one] for one in whole or good]
-    return list(numbers.values())
+    return _Links(net).upward_ports(switch)
+
+
+def all_upward_ports(net: NetworkView) -> dict[str, list[int]]:
+    """`upward_ports` of each switch with links up. Each link is looked at once, however many switches."""
+    links = _Links(net)
+    return {switch: links.upward_ports(switch) for switch in links.above}
 
 
 def is_sound(net: NetworkView, link: Link) -> bool:
@@ -43,10 +42,42 @@ def has_carrier(net: NetworkView, link: Link) -> bool:
     )
 
 
-def _is_whole(net: NetworkView, switch: str, sound: Sound) -> bool:
-    """All that is below it is reached, and what is above it by one way at least."""
-    below = (one for one in net.links if one.upper.switch == switch)
-    if not all(sound(net, one) for one in below):
-        return False
-    above = [one for one in net.links if one.lower.switch == switch]
-    return not above or any(sound(net, one) and _is_whole(net, one.upper.switch, sound) for one in above)
+class _Links:
+    """The links of a network as it is now, by the switches at both ends."""
+
+    def __init__(self, net: NetworkView) -> None:
+        self._net = net
+        self.above: dict[str, list[Link]] = {}
+        """By the lower switch."""
+        self._below: dict[str, list[Link]] = {}
+        """By the upper one."""
+        self._whole: dict[tuple[str, Sound], bool] = {}
+        for link in net.links:
+            self.above.setdefault(link.lower.switch, []).append(link)
+            self._below.setdefault(link.upper.switch, []).append(link)
+
+    def upward_ports(self, switch: str) -> list[int]:
+        net = self._net
+        links = sorted(self.above.get(switch, ()), key=lambda one: one.lower)
+        numbers = {one: number for one in links if (number := net.port_number(one.lower)) is not None}
+        for sound in (is_sound, has_carrier):
+            good = [one for one in numbers if sound(net, one)]
+            whole = [one for one in good if self._is_whole(one.upper.switch, sound)]
+            if good:
+                return [numbers[one] for one in whole or good]
+        return list(numbers.values())
+
+    def _is_whole(self, switch: str, sound: Sound) -> bool:
+        """All that is below it is reached, and what is above it by one way at least."""
+        key = switch, sound
+        if key not in self._whole:
+            self._whole[key] = self._look_whether_whole(switch, sound)
+        return self._whole[key]
+
+    def _look_whether_whole(self, switch: str, sound: Sound) -> bool:
+        if not all(sound(self._net, one) for one in self._below[switch]):
+            return False
+        above = self.above.get(switch)
+        return not above or any(
+            sound(self._net, one) and self._is_whole(one.upper.switch, sound) for one in above
+        )

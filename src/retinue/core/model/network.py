@@ -20,7 +20,7 @@ from retinue.core.model.entities import (
     VMPort,
 )
 from retinue.core.model.layout import NOTHING, NetworkLayout, Owner, Touched
-from retinue.core.model.links import upward_ports
+from retinue.core.model.links import all_upward_ports
 from retinue.core.model.nic import NIC, is_mirror_port, led_to_nic, turn_of
 from retinue.core.model.prefix_index import PrefixIndex
 from retinue.core.model.storage import FcLogin
@@ -46,7 +46,7 @@ class Network(NetworkLayout):
         if not self._changes_links(switch, numbers, down):
             self._down[switch] = frozenset(down)
             return self._set_numbers(switch, numbers)
-        before = self._upward()
+        before = all_upward_ports(self)
         self._down[switch] = frozenset(down)
         return self._set_numbers(switch, numbers) | self._other_ways_than(before)
 
@@ -65,23 +65,19 @@ class Network(NetworkLayout):
         """
         if not any(one.lower == lower for one in self.links):
             raise ModelError(f"there is no link at {lower}")
-        before = self._upward()
+        before = all_upward_ports(self)
         self.lost_links[lower] = reason
         return self._other_ways_than(before)
 
     def return_link(self, lower: PortRef) -> Touched:
         """It loses none any more."""
-        before = self._upward()
+        before = all_upward_ports(self)
         return NOTHING if self.lost_links.pop(lower, None) is None else self._other_ways_than(before)
 
     def _other_ways_than(self, before: Mapping[str, list[int]]) -> Touched:
         """Switches that send up by other links now."""
-        after = self._upward()
+        after = all_upward_ports(self)
         return frozenset(Owner("switch", one) for one in after if after[one] != before[one])
-
-    def _upward(self) -> dict[str, list[int]]:
-        """By switch with links up: the ports by which it sends."""
-        return {one: upward_ports(self, one) for one in {link.lower.switch for link in self.links}}
 
     def _set_numbers(self, switch: str, numbers: Mapping[str, int]) -> Touched:
         old = self._numbers.get(switch, {})

@@ -2,8 +2,8 @@
 
 import pytest
 
-from retinue.core.model import ModelError, Network, PortRef, network
-from retinue.core.model.links import upward_ports
+from retinue.core.model import Link, ModelError, Network, PortRef, links, network
+from retinue.core.model.links import all_upward_ports, upward_ports
 from retinue.core.model.network import Owner
 from support.fabric.networks import fabric
 
@@ -90,13 +90,35 @@ def test_a_core_that_has_lost_a_pod_gets_nothing_from_the_other_one_either() -> 
 def test_ports_that_lead_to_no_switch_cost_no_look_at_the_fabric(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand edges tell their ports at a start, and one of them for each VM that comes or goes."""
     net, asked = fabric(), list[str]()
-    monkeypatch.setattr(network, "upward_ports", lambda net, switch: asked.append(switch))
+
+    def looked(net: Network) -> dict[str, list[int]]:
+        asked.append("all")
+        return all_upward_ports(net)
+
+    monkeypatch.setattr(network, "all_upward_ports", looked)
     net.set_ports("edge1", {**net._numbers["edge1"], "tap1": 7}, ["tap1"])
     net.set_ports("leaf1", {**net._numbers["leaf1"], "new": 77}, ["new"])
     net.set_ports("spine1", dict(net._numbers["spine1"]))
     assert not asked
     net.set_ports("spine1", {})
     assert asked
+
+
+def test_each_link_is_looked_at_a_few_times_however_many_leaves_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A spine that dies loses a link to each leaf, one after the other, while the controller does nothing else."""
+    net, looks = fabric(leaves=20, spines=4), 0
+    has_carrier = links.has_carrier
+
+    def counted(net: Network, link: Link) -> bool:
+        nonlocal looks
+        looks += 1
+        return has_carrier(net, link)
+
+    monkeypatch.setattr(links, "has_carrier", counted)
+    net.lose_link(lower(net, "leaf1", "spine1"), "all of it")
+    assert looks <= 2 * 4 * len(net.links)
 
 
 def test_ports_of_servers_change_no_way_up() -> None:
