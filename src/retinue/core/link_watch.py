@@ -37,7 +37,9 @@ class LinkLimits:
     share: float = 0.05
     """If so many of them are missing the link is lost."""
     hold: float = 10.0
-    """Seconds that a link must be well again before it is used."""
+    """Seconds that a link must be well again before it is used..."""
+    hold_rounds: int = 5
+    """... and rounds, at the least: while the controller was stopped nobody has looked."""
     longest_hold: float = 300.0
     """The same, however often it was lost; and after so long without a loss it is as if it had never been."""
 
@@ -80,6 +82,8 @@ class WatchedLink:
     _rounds: deque[_Round] = field(default_factory=deque)
     """Those that have ended and count."""
     _open: _Round | None = None
+    _unknown: int = 0
+    """Rounds, the last ones, that have told nothing."""
 
     @classmethod
     def lost_before(cls, lower: str, upper: str, limits: LinkLimits, reason: str) -> "WatchedLink":
@@ -93,7 +97,7 @@ class WatchedLink:
     @property
     def is_looked_at(self) -> bool:
         """A round that counts has ended not long ago."""
-        return bool(self._rounds)
+        return bool(self._rounds) and self._unknown < self.limits.looked_at
 
     @property
     def is_suspect(self) -> bool:
@@ -127,7 +131,9 @@ class WatchedLink:
         """
         ended, self._open = self._open, None
         if ended is None or not answered:
+            self._unknown += 1
             return
+        self._unknown = 0
         self._rounds.append(ended)
         while len(self._rounds) > self.limits.looked_at:
             self._rounds.popleft()
@@ -139,6 +145,7 @@ class WatchedLink:
     def forget(self) -> None:
         """It cannot be probed now: nothing is concluded from before."""
         self._rounds.clear()
+        self.elsewhere = ""
         self._open = None
         self._good = 0.0
         if self.state is LinkState.RETURNING:
@@ -164,7 +171,7 @@ class WatchedLink:
         if not self._rounds[-2].is_complete:
             self.state, self._good = LinkState.LOST, 0.0
             return
-        self._good += seconds
+        self._good += min(seconds, self.hold / self.limits.hold_rounds)
         self.state = LinkState.WELL if self._good >= self.hold else LinkState.RETURNING
         if self.usable:
             self._good = 0.0

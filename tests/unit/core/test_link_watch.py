@@ -113,6 +113,18 @@ def test_it_is_used_again_when_none_is_missing_for_the_hold_time() -> None:
     assert link.rounds(50) is LinkState.WELL
 
 
+def test_time_in_which_nobody_looked_is_no_time_in_which_it_was_well() -> None:
+    """The controller's process was stopped for an hour, and goes on in the middle of a round."""
+    link = Link()
+    link.rounds(3, NONE)
+    link.rounds(3)
+    link.begin()
+    link.watched.back(link.number)
+    link.watched.end(3600.0, answered=True)
+    assert link.watched.state is LinkState.RETURNING
+    assert link.rounds(3, NONE) is LinkState.LOST
+
+
 def test_one_that_comes_and_goes_is_held_down_longer_each_time() -> None:
     link = Link(limits=LinkLimits(hold=2.0, longest_hold=12.0))
     held = []
@@ -152,3 +164,22 @@ def test_a_cable_that_leads_elsewhere_is_named_though_all_comes_back() -> None:
     assert link.rounds(3, told=False) is LinkState.LOST
     assert link.watched.reason == "what leaf1:s1 sends comes in at spine2:l1, and not at spine1:l1"
     assert link.rounds(4) is LinkState.RETURNING, "it has come in where it should"
+
+
+def test_a_cable_that_was_put_right_is_well_though_its_upper_end_is_away() -> None:
+    link = Link()
+    link.watched.elsewhere = "spine2:l1"
+    link.rounds(3, told=False)
+    link.watched.forget()  # The port had no link meanwhile.
+    assert link.rounds(4, told=False) is LinkState.RETURNING
+
+
+def test_one_of_which_rounds_have_told_nothing_for_long_is_not_known() -> None:
+    link = Link()
+    link.rounds(5)
+    link.rounds(4, answered=False)
+    assert link.watched.is_looked_at
+    link.rounds(1, answered=False)
+    assert not link.watched.is_looked_at
+    link.rounds(1)
+    assert link.watched.is_looked_at

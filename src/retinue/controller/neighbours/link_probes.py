@@ -11,7 +11,7 @@ At most MOST_A_SECOND are sent, whatever the fabric's size: in one with more lin
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 
 from retinue.controller.context import Context
@@ -101,11 +101,12 @@ class LinkProbes:
         self._follow()
         suspects = set(islice((link for link, one in self._links.items() if one.is_suspect), MOST_SUSPECTS))
         asked: dict[str, None] = {}
+        ready = cache(self._is_ready)
         for link, watched in list(self._links.items()):
             if not self._can_be_probed(link):
                 watched.forget()
                 continue
-            if not self._is_ready(link.upper.switch):
+            if not (ready(link.lower.switch) and ready(link.upper.switch)):
                 continue
             count = self._limits.burst if link in suspects else 1
             watched.begin(self._number, count)
@@ -118,11 +119,11 @@ class LinkProbes:
     def end(self, seconds: float) -> None:
         """The round has had its time: it is looked at. `seconds`: since the last one ended."""
         for link, watched in self._links.items():
-            was_usable = watched.usable
             watched.end(seconds, answered=link.lower.switch in self._answered)
-            if was_usable and not watched.usable:
+            is_lost = link.lower in self._context.net.lost_links
+            if not watched.usable and not is_lost:
                 self._change(link, LinkLost(link.lower, link.upper, watched.reason))
-            elif watched.usable and not was_usable:
+            elif watched.usable and is_lost:
                 self._change(link, LinkReturned(link.lower, link.upper))
 
     def heard(self, switch: str, port: int, frame: bytes) -> None:
@@ -161,11 +162,11 @@ class LinkProbes:
                     else WatchedLink.lost_before(*ends, self._limits, reason)
                 )
 
-    def _is_ready(self, upper: str) -> bool:
-        """The switch at the upper end should send probes back: it has its entries, or it is away."""
-        if not self._context.is_connected(upper):
-            return self._context.is_away(upper)
-        return self._context.installer.switches[upper].has_confirmed_of(Owner("switch", upper))
+    def _is_ready(self, switch: str) -> bool:
+        """The switch at an end should send probes up, or back: it has its entries, or it is away."""
+        if not self._context.is_connected(switch):
+            return self._context.is_away(switch)
+        return self._context.installer.switches[switch].has_confirmed_of(Owner("switch", switch))
 
     def _can_be_probed(self, link: Link) -> bool:
         net, lower = self._context.net, link.lower

@@ -199,6 +199,41 @@ async def test_one_that_has_just_connected_is_not_lost_for_want_of_entries(bench
     assert not bench.told()
 
 
+async def test_a_port_that_has_another_number_is_not_lost_for_want_of_entries(bench: Bench) -> None:
+    """What comes back there goes nowhere until the leaf has been told."""
+    await bench.rounds(3)
+    session, lower, cables = bench.fake.sessions["leaf1"], bench.link().lower, bench.fake.fabric.cables
+    end, other = bench.ends()
+    session.hold = asyncio.Event()
+    session.ports = {**session.ports, lower.port: 77}
+    cables["leaf1", 77], cables[other] = cables.pop(end), ("leaf1", 77)
+    port = PortDesc(77, lower.port, bytes(6), 0, 0)
+    bench.fake.controller.port_status(session, PortStatus(0, PortReason.MODIFY, port))  # type: ignore[arg-type]
+    await bench.rounds(10)
+    assert not bench.told()
+    session.hold.set()
+    await bench.rounds(5)
+    assert not bench.told()
+
+
+async def test_what_could_not_be_changed_is_changed_in_the_next_round(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*changes: object) -> None:
+        raise OSError("the database is away")
+
+    await bench.rounds(1)
+    bench.losing[bench.ends()[0]] = always
+    await bench.rounds(2)
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.fake.controller.context, "apply", fails)
+        with pytest.raises(OSError):
+            await bench.rounds(1)
+    await bench.rounds(1)
+    assert bench.used() == ONE
+    assert bench.told() == [("link.lost", str(bench.link().lower))]
+
+
 async def test_a_spine_that_forwards_nothing_any_more_is_found(bench: Bench) -> None:
     """It speaks with the controller: nothing else shows that it is dead."""
     for leaf in ("leaf1", "leaf2"):

@@ -107,7 +107,7 @@ def test_ports_that_lead_to_no_switch_cost_no_look_at_the_fabric(monkeypatch: py
 def test_each_link_is_looked_at_a_few_times_however_many_leaves_there_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A spine that dies loses a link to each leaf, one after the other, while the controller does nothing else."""
+    """A spine that dies loses a link to each leaf, and the controller does nothing else meanwhile."""
     net, looks = fabric(leaves=20, spines=4), 0
     has_carrier = links.has_carrier
 
