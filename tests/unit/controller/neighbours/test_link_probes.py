@@ -265,6 +265,15 @@ async def test_only_what_was_sent_counts_and_only_once(bench: Bench) -> None:
     assert parse_lldp(parse(seen[0]).payload).ttl == 0, "an LLDPDU that whoever hears it forgets"
 
 
+async def test_lldp_of_others_is_not_sent_back(bench: Bench) -> None:
+    """A leaf's own lldpd would take itself for its neighbour; between two ends that send it back it would stay."""
+    number = bench.fake.net.port_number(bench.link().upper)
+    assert number is not None
+    before = bench.sent
+    bench.fake.send("spine1", number, probe_frame("tor", "swp1", bytes(16), 1, "52:54:00:00:00:99"))
+    assert bench.sent == before
+
+
 async def test_a_link_that_lost_frames_before_a_restart_is_not_used_until_it_is_well(bench: Bench) -> None:
     bench.losing[bench.ends()[0]] = always
     await bench.rounds(3)

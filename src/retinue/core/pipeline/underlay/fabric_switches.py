@@ -133,7 +133,8 @@ def _probes(
 ) -> Iterator[Flow | Meter]:
     """Probes of links go to the controller, as far as the meter lets them: from above, and from the
     controller, to see whether the switch answers. What comes `from_below` (a priority) is sent back, too: so
-    a switch above that is not connected is probed, too, and one that forwards nothing any more is found.
+    a switch above that is not connected is probed, too, and one that forwards nothing any more is found. LLDP
+    of others is not: at a port with a loop behind it that would come again and again.
     """
     mark = cookie(Reason.PROBE, Owner("switch", switch))
     kind: dict[str, FieldValue] = {"vlan_vid": NO_TAG, "eth_type": EtherType.LLDP, "eth_dst": NEAREST_BRIDGE}
@@ -143,7 +144,8 @@ def _probes(
         yield Flow(Table.ADMIT, priority, told, (CONTROLLER,), meter=PROBES.id, cookie=mark)
     if from_below is not None:
         both = (CONTROLLER, Output(PortNo.IN_PORT))
-        yield Flow(Table.ADMIT, from_below, match(**kind), both, meter=PROBES.id, cookie=mark)
+        ours = match(**kind, eth_src=net.gateway_mac)
+        yield Flow(Table.ADMIT, from_below, ours, both, meter=PROBES.id, cookie=mark)
 
 
 def spine_flows(net: Network, spine: Switch) -> Iterator[Flow | Group | Meter]:
