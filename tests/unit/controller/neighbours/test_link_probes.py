@@ -266,7 +266,7 @@ async def test_only_what_was_sent_counts_and_only_once(bench: Bench) -> None:
 
 
 async def test_lldp_of_others_is_not_sent_back(bench: Bench) -> None:
-    """A leaf's own lldpd would take itself for its neighbour; between two ends that send it back it would stay."""
+    """A leaf's own lldpd would be its own neighbour; between two ends that send it back it would stay."""
     number = bench.fake.net.port_number(bench.link().upper)
     assert number is not None
     before = bench.sent
