@@ -21,7 +21,7 @@ from retinue.core.model.entities import (
 )
 from retinue.core.model.layout import NOTHING, NetworkLayout, Owner, Touched
 from retinue.core.model.links import all_upward_ports
-from retinue.core.model.nic import NIC, is_mirror_port, led_to_nic, turn_of
+from retinue.core.model.nic import NIC, is_mirror_port, turn_of
 from retinue.core.model.prefix_index import PrefixIndex
 from retinue.core.model.storage import FcLogin
 from retinue.core.model.storage_checks import check_fc_login
@@ -179,7 +179,7 @@ class Network(NetworkLayout):
                 self._in_vnet.setdefault(nic.vnet, set()).add(vm.id)
         for location in vm.locations:
             self._vms_on.setdefault(location, set()).add(vm.id)
-        routed = _prefixes(vm) ^ (set() if old is None else _prefixes(old))
+        routed = self._sizes(vm) ^ (set() if old is None else self._sizes(old))
         touched = self.shared_of(old, vm) | {Owner("vm", vm.id)}
         return touched | (self.by_prefixes() if routed else NOTHING)
 
@@ -188,13 +188,14 @@ class Network(NetworkLayout):
         old = self.vms.pop(vm, None)
         if old is None:
             return NOTHING
+        routed = self._sizes(old)
         self._forget_indexes(old)
         for key in tuple(self._held_by.get(vm, ())):
             self.unassign(key)
         for nic in old.nics:
             self._log_all_out(nic.mac)
         touched = self.shared_of(old) | {Owner("vm", vm)}
-        return touched | (self.by_prefixes() if _prefixes(old) else NOTHING)
+        return touched | (self.by_prefixes() if routed else NOTHING)
 
     def assign(self, assignment: Assignment) -> Touched:
         """Assign an address. An address that another VM has is rejected, never taken away."""
@@ -363,10 +364,9 @@ class Network(NetworkLayout):
             del self._anycast[ip]
             self._routed[DEFAULT_VRF].discard(host_prefix(ip))
 
-
-def _prefixes(vm: VM) -> set[tuple[Prefix, str, tuple[IP, ...]]]:
-    """Each that is routed to the VM, and what says how large a packet its NIC takes."""
-    return {(prefix, nic.vnet, nic.addresses) for nic in vm.nics for prefix in led_to_nic(nic)}
+    def _sizes(self, vm: VM) -> set[tuple[Prefix, str, tuple[IP, ...]]]:
+        """Each prefix that is led to the VM, and what says how large a packet its NIC takes."""
+        return {(prefix, nic.vnet, nic.addresses) for nic in vm.nics for prefix in self.prefixes_of(vm, nic)}
 
 
 __all__ = ["NOTHING", "Network", "Owner", "Touched"]

@@ -47,9 +47,9 @@ def check_delegated(net: NetworkView, assignment: Assignment) -> None:
     known = net.assignments.get(assignment.key)
     if prefix is None or (known is not None and (known.prefix, known.mac) == (prefix, assignment.mac)):
         return  # What it has was looked at as it came, and so is whatever comes beside it.
+    was = None if known is None else known.prefix
     of_vrf = [nic for nic in vm.nics if net.vrf_of(nic) == assignment.vrf]
-    own = [other for nic in of_vrf for other in nic.prefixes]
-    own += [a.prefix for nic in of_vrf for a in net.assignments_of(vm, nic) if a.prefix and a != known]
+    own = [other for nic in of_vrf for other in net.prefixes_of(vm, nic) if other != was]
     check_prefix(net, vm.id, prefix, assignment.vrf, own, assignment)
 
 
@@ -63,8 +63,12 @@ def check_prefix(
 ) -> None:
     """`own`: others that are routed to the VM. `replaced`: what takes the place of what has its key."""
     what = f"VM {vm}: {prefix} cannot be routed to it"
-    beside = net.routed_beside(prefix, vrf)
-    others: list[tuple[Prefix, str]] = [(other, f"VM {id}") for other, id in beside if id != vm]
+    others: list[tuple[Prefix, str]] = [
+        (other, f"VM {id}")
+        for other, whose in net.routed_beside(prefix, vrf)
+        for id in _all_of(net, other, whose, vrf)
+        if id != vm
+    ]
     others += [(other, "it already") for other in own]
     others += ((other, "nobody: no router forwards there") for other in UNROUTABLE4)
     others += ((other, "nobody: no router forwards there") for other in NO_HOSTS)
@@ -85,6 +89,13 @@ def check_prefix(
         is_itself = replaced is not None and held.key == replaced.key and held.vm == vm
         if held.vrf == vrf and held.ip in prefix and not is_itself:
             raise ModelError(f"{what}: {held.ip} is held by VM {held.vm}")
+
+
+def _all_of(net: NetworkView, prefix: Prefix, whose: str, vrf: str) -> Iterable[str]:
+    """The VMs that a prefix is routed to: one, but of an anycast address, which the index has as one's."""
+    if vrf != DEFAULT_VRF or prefix.num_addresses > 1:
+        return [whose]
+    return [vm for _, vm in net.anycast_at(prefix.network_address)] or [whose]
 
 
 def _routed_to(vm: VM) -> list[tuple[str, tuple[Prefix, ...]]]:

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinue.core.model import VM, ModelError, Network, Subnet, routed_prefixes
+from retinue.core.model import VM, Assignment, ModelError, Network, Subnet, Vnet, routed_prefixes
 from retinue.core.model.network import Owner
 from retinue.core.model.prefix_index import PrefixIndex
 from retinue.core.model.routed_prefixes import overlap
@@ -42,6 +42,66 @@ def test_a_prefix_touches_its_vm_the_fabric_and_the_routers_that_must_not_send_f
     assert net.put_vm(replace(net.vms["vm2"], restart="on-crash")) == {Owner("vm", "vm2")}  # type: ignore[arg-type]
     assert net.remove_vm("vm2") == all_of_them
     assert [vm for _, vm in net.routed()] == ["vm1", "vm1"]
+
+
+def delegated(number: int, prefix: str) -> Assignment:
+    found = IPv6Network(prefix)
+    return replace(assignment(number), ip=found.network_address, prefix=found)
+
+
+def test_a_delegated_prefix_touches_the_same_as_it_comes_and_goes(net: Network) -> None:
+    all_of_them = route(net, 2, "10.9.0.32/28")
+    route(net, 2)
+    lease = delegated(2, "fd00:a::/60")
+    assert net.assign(lease) == all_of_them
+    assert net.unassign(lease.key) == all_of_them
+    net.assign(lease)
+    assert net.remove_vm("vm2") == all_of_them
+    assert [vm for _, vm in net.routed()] == ["vm1", "vm1"]
+
+
+def test_a_delegated_prefix_in_another_vnet_takes_other_packets(net: Network) -> None:
+    """As one of its manager: leaves say how large."""
+    net.put_vnet(Vnet("narrow", mtu=1300))
+    net.unassign(assignment(2).key)
+    net.assign(delegated(2, "fd00:a::/60"))
+    vm, shared = net.vms["vm2"], {Owner("switch", name) for name in ("leaf1", "leaf2", "spine1", "spine2")}
+    assert shared <= net.put_vm(replace(vm, nics=(replace(vm.nic, vnet="narrow"),)))
+    assert not shared & net.put_vm(replace(net.vms["vm2"], server="server1"))
+
+
+@pytest.mark.parametrize("others", [(), (1,)], ids=["its own", "another's, too"])
+@pytest.mark.parametrize("first", ["fd00:a::", "fd00:a::77"])
+def test_a_delegated_prefix_and_an_anycast_address_are_not_part_of_each_other(
+    net: Network, others: tuple[int, ...], first: str
+) -> None:
+    def shares(number: int, *addresses: str) -> None:
+        nic = net.vms[f"vm{number}"].nic
+        net.change_nic(f"vm{number}", nic, replace(nic, anycast=tuple(map(ip_address, addresses))))
+
+    for number in (*others, 2):
+        shares(number, first)
+    with pytest.raises(ModelError, match="is routed to"):
+        net.assign(delegated(2, "fd00:a::/60"))
+    for number in (*others, 2):
+        shares(number)
+    net.assign(delegated(2, "fd00:a::/60"))
+    for number in (*others, 2):
+        with pytest.raises(ModelError, match="cannot be an anycast address|is routed to it already"):
+            shares(number, first)
+    vm = net.vms["vm2"]
+    with pytest.raises(ModelError, match="cannot be an anycast address"):  # As it is registered anew.
+        net.put_vm(replace(vm, nics=(replace(vm.nic, anycast=(ip_address(first),)),)))
+    assert net.routed_to(IPv6Address("fd00:a::99")) == (ip_network("fd00:a::/60"), "vm2")
+
+
+def test_who_leaves_an_anycast_address_to_another_gets_no_prefix_with_it(net: Network) -> None:
+    for number in (1, 2):
+        nic = net.vms[f"vm{number}"].nic
+        net.change_nic(f"vm{number}", nic, replace(nic, anycast=(ip_address("fd00:a::77"),)))
+    nic = net.vms["vm2"].nic
+    with pytest.raises(ModelError, match="fd00:a::77/128 is routed to VM vm1"):
+        net.change_nic("vm2", nic, replace(nic, anycast=(), prefixes=(ip_network("fd00:a::/60"),)))
 
 
 def test_an_address_is_found_by_its_prefix(net: Network) -> None:
