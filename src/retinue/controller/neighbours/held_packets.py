@@ -51,7 +51,7 @@ class HeldPackets:
 
     def _vm_of(self, packet: Routed) -> str:
         holder = self._net.holder(packet.destination, packet.vrf)
-        routed = self._net.routed_to(packet.destination)
+        routed = self._net.routed_to(packet.destination, packet.vrf)
         return holder.vm if holder is not None else "" if routed is None else routed[1]
 
     async def _until_placed(self, vm: str) -> None:

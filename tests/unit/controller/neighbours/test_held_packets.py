@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
@@ -29,6 +29,10 @@ from support.fabric.tenants import add_tenants, vnet_of
 from support.fabric.world import udp_frame
 from support.fakes.session import FakeNetwork
 
+TO = vm_ip(1)
+PREFIX = IPv4Network("10.8.0.0/28")
+"""Routed to vm1, where it is in a VRF."""
+
 
 @dataclass
 class Unfound:
@@ -37,10 +41,8 @@ class Unfound:
 
     fake: FakeNetwork
 
-    def send(self, number: int = 2) -> None:
-        self.fake.send(
-            "edge2", vm_port(number), udp_frame(vm_mac(number), GATEWAY_MAC, vm_ip(number), vm_ip(1))
-        )
+    def send(self, number: int = 2, to: IPv4Address = TO) -> None:
+        self.fake.send("edge2", vm_port(number), udp_frame(vm_mac(number), GATEWAY_MAC, vm_ip(number), to))
 
     async def found(self) -> None:
         server = self.fake.net.servers["server1"]
@@ -179,7 +181,7 @@ async def test_what_is_no_packet_to_such_a_vm_is_dropped_and_counted(unfound: Un
 
 
 async def test_it_stays_in_its_vrf() -> None:
-    """vm2 is in the VRF of vm1, vm3 in the default one, where nobody has the address."""
+    """vm2 is in the VRF of vm1, vm3 in the default one, where nobody has the address, nor the prefix."""
     net = fabric()
     add_tenants(net)
     del net.detected["server1"]
@@ -188,7 +190,8 @@ async def test_it_stays_in_its_vrf() -> None:
     await fake.start()
     try:
         for number, vnet in ((1, vnet_of("red")), (2, vnet_of("red")), (3, "")):
-            of_vm = NIC(vm_mac(number), f"vm{number}", (vm_ip(number),), vnet=vnet)
+            prefixes = (PREFIX,) if number == 1 else ()
+            of_vm = NIC(vm_mac(number), f"vm{number}", (vm_ip(number),), vnet=vnet, prefixes=prefixes)
             edge = min(number, 2)
             fake.controller.inventory.register_vms([VM(f"vm{number}", (of_vm,), f"server{edge}")])
             port = BridgePort(
@@ -198,10 +201,12 @@ async def test_it_stays_in_its_vrf() -> None:
             fake.controller.inventory.ports.changed([], [port])
         await fake.settle()
         made = Unfound(fake)
-        made.send(2)
-        made.send(3)
+        for to in (vm_ip(1), PREFIX[5]):
+            made.send(2, to)
+            made.send(3, to)
         await fake.settle()
         await made.found()
-        assert [parse(frame).payload[12:16] for frame in made.at_vm1()] == [vm_ip(2).packed]
+        came = [parse(frame).payload[12:20] for frame in made.at_vm1()]
+        assert came == [vm_ip(2).packed + to.packed for to in (vm_ip(1), PREFIX[5])]
     finally:
         await fake.stop()
