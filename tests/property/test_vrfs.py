@@ -16,7 +16,16 @@ from ipaddress import IPv4Network, IPv6Network
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from retinue.core.model import DEFAULT_VRF, ModelError, Network, Subinterface, VMPort
+from retinue.core.model import (
+    DEFAULT_VRF,
+    Assignment,
+    BindingKind,
+    ModelError,
+    Network,
+    Origin,
+    Subinterface,
+    VMPort,
+)
 from retinue.core.model.network import NOTHING, Touched
 from retinue.core.pipeline.entry import Field, Flow
 from retinue.core.pipeline.tables import Table
@@ -157,6 +166,7 @@ STEPS = st.lists(
                 "port",
                 "exit",
                 "prefix",
+                "lease",
             ]
         ),
         st.sampled_from(["red", "green"]),
@@ -208,6 +218,13 @@ def change(net: Network, what: str, vrf: str, number: int, ipv6: bool) -> Touche
             old = net.vms[id].nic
             prefixes = () if old.prefixes else (IPv4Network((int(PREFIX[0]) + 16 * number, 28)),)
             return net.change_nic(id, old, replace(old, prefixes=prefixes))
+        case "lease" if id in net.vms and ipv6:
+            leased = IPv6Network((int(DELEGATED[0]) + (number << 68), 60))
+            nic = net.vms[id].nic
+            lease = Assignment(
+                leased[0], nic.mac, id, BindingKind.DYNAMIC, Origin.CONTROLLER, 1e10, vrf=vrf, prefix=leased
+            )
+            return net.unassign(lease.key) if lease.key in net.assignments else net.assign(lease)
         case _:
             return NOTHING
 

@@ -87,7 +87,7 @@ def test_a_delegated_prefix_and_an_anycast_address_are_not_part_of_each_other(
         shares(number)
     net.assign(delegated(2, "fd00:a::/60"))
     for number in (*others, 2):
-        with pytest.raises(ModelError, match="cannot be an anycast address|is routed to it already"):
+        with pytest.raises(ModelError, match=r"cannot be an anycast address|is routed to it already"):
             shares(number, first)
     vm = net.vms["vm2"]
     with pytest.raises(ModelError, match="cannot be an anycast address"):  # As it is registered anew.

@@ -111,7 +111,9 @@ class LeafSpine:
         leaf, port = at
         mark = cookie(Reason.FORWARD, Owner("server", server.id))
         to_server = match(eth_dst=server.mac)
-        found = {leaf: [Flow(Table.SERVERS, Servers.SERVER, to_server, (Output(port),), cookie=mark)]}
+        # At a router's port a tag is that of a subinterface, and of another VRF than on the fabric's links.
+        here = to_server + match(vlan_vid=NO_TAG) if server.subinterfaces else to_server
+        found = {leaf: [Flow(Table.SERVERS, Servers.SERVER, here, (Output(port),), cookie=mark)]}
         found[leaf].extend(self._service_sources(server, port))
         found[leaf].extend(subinterfaces.leaf_flows(self.net, server, port))
         if server.edge and self.net.has_vrfs():

@@ -12,8 +12,9 @@ router's leaf knows both:
     SERVERS    the router's MAC, with the VRF's tag: from a spine or a tunnel  the same
 
 Every entry names the port, or has the VRF's tag in its match: what has another tag at that port meets none of
-them, and is dropped. All other switches hold the routes as those of any router, in the VRF's band; and since
-a VRF has no default way up, the routes up as well.
+them, and is dropped; so is what comes for the router's MAC with the tag of a VRF where it is not. All other
+switches hold the routes as those of any router, in the VRF's band; and since a VRF has no default way up, the
+routes up as well.
 """
 
 from collections.abc import Iterable, Iterator
