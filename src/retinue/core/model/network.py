@@ -20,6 +20,7 @@ from retinue.core.model.entities import (
     VMPort,
 )
 from retinue.core.model.layout import NOTHING, NetworkLayout, Owner, Touched
+from retinue.core.model.link_local import is_link_local
 from retinue.core.model.links import all_upward_ports
 from retinue.core.model.nic import NIC, is_mirror_port, turn_of
 from retinue.core.model.prefix_index import PrefixIndex
@@ -211,6 +212,11 @@ class Network(NetworkLayout):
         self.assignments[key] = assignment
         self._note_end(assignment)
         self._held_by.setdefault(assignment.vm, {})[key] = assignment
+        outside = self._in_no_subnet.setdefault(assignment.vrf, {})
+        if self._is_beside_subnets(assignment):
+            outside[assignment.ip] = None
+        else:
+            outside.pop(assignment.ip, None)
         return routed | {Owner("vm", assignment.vm)}
 
     def unassign(self, key: Address) -> Touched:
@@ -220,7 +226,14 @@ class Network(NetworkLayout):
             return NOTHING
         self._forget_identifier(assignment)
         del self._held_by[assignment.vm][key]
+        self._in_no_subnet[assignment.vrf].pop(assignment.ip, None)
         return self._route(assignment, None) | {Owner("vm", assignment.vm)}
+
+    def _is_beside_subnets(self, held: Assignment) -> bool:
+        """An address that might be of a prefix: a link-local one cannot, and a prefix is in `_routed`."""
+        if held.prefix is not None or is_link_local(held.ip):
+            return False
+        return self.subnet_of(held.ip, held.vrf) is None
 
     def _route(self, old: Assignment | None, new: Assignment | None) -> Touched:
         """A prefix is delegated from now on, in the place of one that was, if either is one."""

@@ -85,9 +85,9 @@ def check_prefix(
         part = next((route for route in server.routes_in(vrf) if is_part(route, prefix)), None)
         if part is not None:
             raise ModelError(f"{what}: {part} is reached through server {server.id}")
-    for held in net.assignments.values():
+    for held in net.held_in(prefix, vrf):
         is_itself = replaced is not None and held.key == replaced.key and held.vm == vm
-        if held.vrf == vrf and held.ip in prefix and not is_itself:
+        if not is_itself:
             raise ModelError(f"{what}: {held.ip} is held by VM {held.vm}")
 
 

@@ -52,6 +52,8 @@ class NetworkView(LayoutView):
     _in_vnet: dict[str, set[str]] = field(default_factory=dict)
     """By vnet: the VMs with a NIC that is said to be in it."""
     _held_by: dict[str, dict[Address, Assignment]] = field(default_factory=dict)
+    _in_no_subnet: dict[str, dict[IP, None]] = field(default_factory=dict)
+    """By VRF: the addresses that are held, and were in no subnet as they came. Those of one stay in one."""
     _logins_of: dict[Mac, dict[Mac, FcLogin]] = field(default_factory=dict)
     """By the MAC of a NIC: its logins."""
     _lease_ends: list[tuple[float, int, IP, str]] = field(default_factory=list)
@@ -160,6 +162,11 @@ class NetworkView(LayoutView):
     def assignments_of(self, vm: VM, nic: NIC) -> tuple[Assignment, ...]:
         """The addresses assigned to one NIC of a VM."""
         return tuple(a for a in self._held_by.get(vm.id, {}).values() if a.mac == nic.mac)
+
+    def held_in(self, prefix: Prefix, vrf: str = DEFAULT_VRF) -> Iterator[Assignment]:
+        """The addresses that are held of a prefix in which there is no address of a subnet."""
+        inside = (ip for ip in self._in_no_subnet.get(vrf, ()) if ip in prefix)
+        return (self.assignments[in_vrf(vrf, ip)] for ip in inside)
 
     def allowed_to(self, ip: IP, vrf: str = DEFAULT_VRF) -> frozenset[str]:
         """The VMs with a NIC that may take this address."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -193,6 +194,37 @@ def test_what_a_prefix_costs_does_not_grow_with_their_number(monkeypatch: pytest
         costs.append(looked - before)
     assert costs[-1] == costs[10]
     assert net.routed_to(IPv4Address("198.19.77.7")) == (ip_network("198.19.77.0/24"), "vm77")
+
+
+def test_what_a_prefix_costs_does_not_grow_with_the_addresses_that_are_held() -> None:
+    """A guest gets one delegated, and a restart thousands, beside all addresses of all VMs."""
+
+    class Counted(dict[object, Assignment]):
+        looked = 0
+
+        def values(self) -> Any:
+            Counted.looked += len(self)
+            return super().values()
+
+    net = fabric()
+    add_ipv6(net)
+    for number in (1, 2):
+        add_vm(net, number, number)
+    net.assignments = Counted(net.assignments)  # type: ignore[assignment]
+    net.assign(delegated(2, "fd00:a::/60"))
+    assert Counted.looked == 0
+
+
+def test_an_address_that_is_in_no_subnet_is_held_until_it_is_given_back(net: Network) -> None:
+    held = replace(assignment(2), ip=IPv4Address("10.9.5.5"))
+    net.assign(held)
+    net.assign(replace(held, lease_end=2e10))
+    with pytest.raises(ModelError, match=r"10\.9\.5\.5 is held by VM vm2"):
+        route(net, 1, "10.9.5.0/28")
+    net.add_subnet(Subnet("x", ip_network("10.9.5.0/24"), IPv4Address("10.9.5.1")))
+    net.unassign(held.key)
+    net.remove_subnet("x")
+    route(net, 1, "10.9.5.0/28")
 
 
 def prefixes() -> st.SearchStrategy[IPv4Network | IPv6Network]:
