@@ -9,7 +9,8 @@ rejected with its reason, and changes nothing.
     any                            see `dhcp6_headers`                   -
     SOLICIT REQUEST CONFIRM        an address named is another's         also reported as spoofing
     RENEW REBIND, INFORMATION-REQUEST   -                                recorded, to the servers
-    RELEASE                        the addresses are leased to its NIC   bindings end, to the servers
+    RELEASE                        the addresses are leased to its NIC;  bindings end, to the servers
+                                   with a prefix, one in a minute
     DECLINE                        the same; one in a minute             bindings end, to the servers
     the agent's renewal            announced, at the announced switch    port recorded, to the servers
     from a server                  an answer fits a question: see `dhcp6_questions`
@@ -57,7 +58,8 @@ from retinue.core.snooping.relay6 import link_of
 from retinue.core.snooping.renewed import no_shorter
 
 DECLINE_SECONDS = 60.0
-"""A VM may decline once in this time: each address is one less that the server can give."""
+"""A VM may decline once in this time: each address is one less that the server can give. So often it may give
+a prefix back, too: each that comes or goes costs every leaf, spine and router its entries anew."""
 DECLINES_REMEMBERED = 1000
 
 _ASKS = (MessageType6.SOLICIT, MessageType6.REQUEST)
@@ -76,7 +78,7 @@ class Snooper6:
     questions: Questions6 = field(default_factory=Questions6)
     announced: AnnouncedRenewals[IPv6Address] = field(default_factory=AnnouncedRenewals)
     _declined: dict[str, float] = field(default_factory=dict)
-    """By VM: when it declined last."""
+    """By VM: when it declined, or gave a prefix back, last."""
 
     def withdraw(self, mac: Mac, xid: int, now: float) -> None:
         """The announced renewal with this transaction id has ended, one way or another."""
@@ -135,17 +137,21 @@ class Snooper6:
         if not message.runs_here:
             words = f"{dhcp.addresses[0]} is given back at {message.switch}, where {vm.id} does not run"
             return [Rejected(words, vm.id, spoofed=True)]
-        if dhcp.type is MessageType6.RELEASE:
-            return [Release(held[ip], "released by the VM") for ip in dhcp.addresses]
+        releases = dhcp.type is MessageType6.RELEASE
+        how = "released by the VM" if releases else "declined by the VM"
+        ends: list[Effect6] = [Release(held[ip], how) for ip in dhcp.addresses]
+        if releases and all(held[ip].prefix is None for ip in dhcp.addresses):
+            return ends
         last = self._declined.pop(vm.id, None)
         if last is not None and now - last < DECLINE_SECONDS:
             self._declined[vm.id] = last
-            words = f"{vm.id} declines {dhcp.addresses[0]}, {now - last:.0f} s after another"
-            return [Rejected(f"{words}: one in a minute is enough", vm.id, spoofed=True)]
+            does = f"gives {dhcp.addresses[0]} back" if releases else f"declines {dhcp.addresses[0]}"
+            words = f"{vm.id} {does}, {now - last:.0f} s after another: one in a minute is enough"
+            return [Rejected(words, vm.id, spoofed=not releases)]
         self._declined[vm.id] = now
         if len(self._declined) > DECLINES_REMEMBERED:
             del self._declined[next(iter(self._declined))]
-        return [Release(held[ip], "declined by the VM") for ip in dhcp.addresses]
+        return ends
 
     def _on_behalf(
         self, nic: NIC, announced: Announced[IPv6Address], message: ClientMessage6, now: float

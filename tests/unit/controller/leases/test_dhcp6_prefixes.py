@@ -140,6 +140,23 @@ async def test_it_ends_with_its_lease_by_a_release_and_with_the_vm(lab: Lab) -> 
     assert (released.type, released.ias) == (MessageType6.RELEASE, (delegated(valid=0),))
 
 
+async def test_a_guest_gives_a_prefix_back_once_in_a_minute(lab: Lab) -> None:
+    """Each costs entries on every leaf, spine and router; an address costs none there but its own."""
+    for _ in range(2):
+        await lab.lease(HINT)
+        await lab.say(MessageType6.RELEASE, delegated(valid=0), xid=3)
+    assert lab.comes_to() == AT1 and lab.asked[-1][1].type is REQUEST, "its server hears nothing either"
+    assert lab.rejected == ["vm1 gives fd00:8:: back, 0 s after another: one in a minute is enough"]
+    lab.now += 60
+    await lab.say(MessageType6.RELEASE, delegated(valid=0), xid=4)
+    assert not lab.comes_to()
+    lab.grants = (IA(7, (IAAddress(leased(1), VALID, VALID),)),)
+    for _ in range(2):
+        await lab.lease(IA(7))
+        await lab.say(MessageType6.RELEASE, IA(7, (IAAddress(leased(1)),)), xid=5)
+        assert not lab.fake.net.assignments
+
+
 async def test_a_prefix_that_cannot_be_routed_is_nobodys(lab: Lab) -> None:
     """Another's, a part of it, one of a subnet, and all there is: the REPLY goes to nobody."""
     await lab.lease(HINT)
