@@ -9,6 +9,7 @@ A switch that rejects one message has taken the others. Which ones is told with 
 take them back: it is not known here what was there before.
 """
 
+import asyncio
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from retinue.core.pipeline.entry import Change
 from retinue.southbound.openflow import bundle
 from retinue.southbound.openflow.codec import encode
 from retinue.southbound.openflow.codec.messages import ErrorMessage
-from retinue.southbound.openflow.requests import Rejected, Requests
+from retinue.southbound.openflow.requests import BATCH, Rejected, Requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,15 @@ async def _send(
             sent.append(_Sent(step, first))
             first = sent[-1].barrier + 1
 
-        def messages() -> Iterator[bytes]:
-            for one in sent:
-                yield from bundle.messages(one.step, groups, meters, one.first, now)
-                yield encode.barrier_request(one.barrier)
-
-        await requests.send(request, messages(), request.last)
+        messages: list[bytes] = []
+        for one in sent:
+            # All of it before any is sent: of a change that cannot be said the switch is to take nothing.
+            for message in bundle.messages(one.step, groups, meters, one.first, now):
+                messages.append(message)
+                if len(messages) % BATCH == 0:
+                    await asyncio.sleep(0)
+            messages.append(encode.barrier_request(one.barrier))
+        await requests.send(request, messages, request.last)
         rejected = {error.xid: error for error in request.errors}
         taken += [bundle.without(one.step, {xid - one.first for xid in rejected}) for one in sent]
         if rejected:

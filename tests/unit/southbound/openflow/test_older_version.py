@@ -17,6 +17,7 @@ from retinue.core.pipeline.entry import Change, Flow, Group, Meter, Output, ToGr
 from retinue.southbound.openflow.codec import encode, messages
 from retinue.southbound.openflow.codec.decode import decode
 from retinue.southbound.openflow.codec.wire import OLDER, MessageType, PortReason, ProtocolError, in_version
+from retinue.southbound.openflow.requests import BATCH
 from retinue.southbound.openflow.server import OpenFlowServer, Rejected, Session
 from support.fakes.openflow_peer import (
     OpenFlowPeer,
@@ -288,6 +289,19 @@ async def test_what_was_taken_of_a_change_is_told_with_the_rejection(
     assert taken == {("group", 7): group, LATER.key: LATER}, "and nothing has been removed"
     peer.answer = lambda p, what, raw: False
     await session.apply(Change(add=(FLOW,)), 0.0)  # The session is as good as before.
+
+
+async def test_of_a_change_that_cannot_be_said_nothing_is_made(
+    joined: tuple[OpenFlowPeer, Session],
+) -> None:
+    """However much stands before what OpenFlow cannot express: nobody would know what the switch has."""
+    peer, session = joined
+    many = tuple(replace(FLOW, match=match(in_port=port)) for port in range(1, BATCH + 2))
+    unsayable = replace(FLOW, priority=1, cookie=1 << 64)
+    with pytest.raises(ValueError, match="cannot be put in a flow-mod"):
+        await session.apply(Change(add=(*many, unsayable)), 0.0)
+    await session.barrier()
+    assert peer.applied == []
 
 
 @pytest.mark.parametrize(
