@@ -140,6 +140,26 @@ class ServerLocations:
         elif net.port_number(here) is not None:
             self._found(server, here)
 
+    async def is_silent(self, server: str, here: PortRef) -> bool:
+        """True when a server that is asked at this port by the MAC it is known by does not answer. Asked once
+        a second; False in between."""
+        if server in self.pending_verification or not self._once_a_second("asked by its MAC", server):
+            return False
+        net, before = self._context.net, self._context.net.detected.get(server)
+        answered = self.pending_verification[server] = asyncio.Event()
+        question, number = self.question(net.servers[server]), self._port(here)
+        if question is not None and number is not None:
+            self._context.send_frame(here.switch, number, question)
+        try:
+            async with asyncio.timeout(self.silence):
+                await answered.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self.pending_verification.pop(server, None)
+        # One that was missing has been found by its answer.
+        return not answered.is_set() and net.detected.get(server) == before
+
     def _port(self, at: PortRef) -> int | None:
         """The number of a leaf's port that could be asked now; None if the port, or its leaf, is away."""
         session = self._context.session(at.switch)

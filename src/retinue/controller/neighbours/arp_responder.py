@@ -106,7 +106,15 @@ class ArpResponder:
                 self.locations.reject(name, here, reason)
 
     async def _becomes(self, told: chassis.Becomes, here: PortRef) -> None:
-        """Known by its chassis id: its MAC is changed as a manager changes it, then it is there."""
+        """Known by its chassis id: its MAC is changed as a manager changes it, then it is there.
+
+        Unless it answers by the MAC that it has. A server's LLDP has the MAC of the NIC that sends it, which
+        need not be that of the bridge above, by which the server is reached.
+        """
+        if told.server not in self._context.net.servers:
+            return
+        if not await self.locations.is_silent(told.server, here):
+            return
         known = self._context.net.servers.get(told.server)
         if known is None or known.mac == told.mac:
             return

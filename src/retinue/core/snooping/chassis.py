@@ -4,7 +4,8 @@ replaced.
     the chassis id    comes from              and the server's place is      verdict
     is no server's    anybody                                                Nothing
     is a server's     that server's MAC                                      Nothing: it is found by its MAC
-    is a server's     another MAC             not known, or this port        Becomes: that is its MAC
+    is a server's     another MAC             not known, or this port        Becomes: that is its MAC, unless
+                                                                             it answers by the one it has
     is a server's     another MAC             elsewhere                      Mistaken: one of two is not it
 
 A chassis id proves as little as ARP does. So it is believed where ARP from an unknown MAC would be: at a
@@ -27,7 +28,7 @@ class Nothing:
 
 @dataclass(frozen=True, slots=True)
 class Becomes:
-    """The server has this MAC now."""
+    """The server has this MAC now, if it does not answer by the one that is known."""
 
     server: str
     mac: Mac

@@ -60,7 +60,8 @@ class LocatedServers:
     async def decided(self) -> None:
         """Until no question is open."""
         tasks = self.fake.controller.context._tasks
-        await asyncio.gather(*(t for t in tasks if t.get_name().startswith("place of server")))
+        asked = ("place of server", "MAC of server")
+        await asyncio.gather(*(t for t in tasks if t.get_name().startswith(asked)))
         await self.fake.settle()
 
     def asked(self, switch: str, port: int) -> list[bytes]:
@@ -447,6 +448,7 @@ async def test_a_server_with_another_nic_is_known_by_its_chassis_id(bench: Locat
     assert to_mac(bench, "leaf1", NEW)
     assert not to_mac(bench, "leaf1", ONE)
     await lose(bench, "server1")
+    bench.now += 1.0
     bench.fake.send("leaf2", 77, lldp_of(ONE))
     await bench.decided()
     assert (bench.net.servers["server1"].mac, bench.net.location("server1")) == (ONE, SPARE)
@@ -478,6 +480,34 @@ async def test_a_chassis_id_is_believed_no_more_than_arp_is(
     assert (bench.net.servers["server1"].mac, bench.net.location("server1")) == (ONE, HOME)
     told = bench.events("server.conflict")
     assert [reason in str(one["reason"]) for one in told] == ([True] if reason else [])
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_server_that_answers_by_its_mac_keeps_it_whoever_sends_its_lldp(
+    bench: LocatedServers, is_known: bool
+) -> None:
+    """Its LLDP may have the MAC of a NIC, which is not that of the bridge above, by which it is reached."""
+    await known_by_chassis(bench)
+    bench.answers(1, ONE)
+    if not is_known:
+        await lose(bench, "server1")
+    bench.fake.send("leaf1", leaf_port(1), lldp_of(NEW))
+    await bench.decided()
+    assert (bench.net.servers["server1"].mac, bench.net.location("server1")) == (ONE, HOME)
+    assert not bench.events("server.identified")
+    assert not bench.events("server.conflict")
+
+
+async def test_a_server_is_asked_once_a_second_however_much_lldp_comes(bench: LocatedServers) -> None:
+    await known_by_chassis(bench)
+    for number in range(5):
+        bench.fake.send("leaf1", leaf_port(1), lldp_of(f"02:00:00:00:07:0{number}"))
+        await bench.decided()
+    assert len(bench.events("server.identified")) == 1
+    bench.now += 1.0
+    bench.fake.send("leaf1", leaf_port(1), lldp_of(NEW))
+    await bench.decided()
+    assert len(bench.events("server.identified")) == 2
 
 
 async def test_leaves_hand_up_lldp_where_a_server_is_known_by_its_chassis_id(bench: LocatedServers) -> None:
