@@ -52,9 +52,10 @@ def _ways(underlay: Underlay, net: Network, ip: IP, members: Sequence[Member], m
     """On each switch the way to the nearest; `members` come in the order in which they are preferred."""
     far: FlowsBySwitch = {}
     near: FlowsBySwitch = {}
-    for vm, nic in members:
-        if not serves(net, vm, nic):
-            continue
+    serving = [vm for vm, nic in members if serves(net, vm, nic)]
+    # To one whose server is not found every leaf would ask the controller, instead of sending to the others.
+    found = [vm for vm in serving if underlay.is_reachable(vm.server)]
+    for vm in found or serving:
         at = underlay.attachment(vm.server)
         for switch, flows in underlay.host_routes(net.servers[vm.server], ip, mark).items():
             is_here = at is not None and at[0] == switch

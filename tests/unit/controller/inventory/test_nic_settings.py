@@ -191,6 +191,17 @@ async def test_of_two_that_are_equally_near_the_less_loaded_is_sent_to(fake: Fak
     assert heard(fake, 2, 2, service) == [f"edge1 {vm_port(4)}"], "the other is not there any more"
 
 
+async def test_one_on_a_server_that_is_not_found_takes_nothing_from_the_others(fake: FakeNetwork) -> None:
+    """From no leaf: whoever is found serves; what comes for the service is held where nobody is."""
+    nics, service = fake.controller.nics, IPv4Address("10.9.9.9")
+    await nics.change("vm1", anycast=(service,), load=4)
+    await nics.change("vm2", anycast=(service,), load=3)
+    for server, found in (("server1", [f"edge2 {vm_port(2)}"]), ("server2", [])):
+        del fake.net.detected[server]
+        await fake.controller.context.install(fake.net.server_and_vms(server))
+        assert [heard(fake, sender, at, service) for sender, at in ((4, 1), (3, 3))] == [found] * 2
+
+
 async def test_neighbours_find_it_by_the_gateway_so_no_cache_is_stale(fake: FakeNetwork) -> None:
     await fake.controller.nics.change("vm1", allowed=(Allowed(SHARED),))
     await announce(fake, 1, 1)
