@@ -200,6 +200,7 @@ class Controller:
 
     async def start(self) -> None:
         self.context.began = self.context.clock()
+        self.net.untold.update(edge.id for edge in self.net.with_role(Role.EDGE))
         # Of VMs that were removed, too: what switches still have of them is known to be wrong.
         removed = {Owner("vm", left.vm) for left in self.context.state.left_ports.values()}
         await self.context.install(self.net.everything() | removed)

@@ -144,7 +144,8 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "History._recent", "Installer.switches", "Network.routers_to",
     ),
     "switches report it when they connect": (
-        "VMPorts.rejected", "Knowledge.edges_read", "Network.vm_ports", "ReportedPorts._ports",
+        "VMPorts.rejected", "Knowledge.edges_read", "Network.untold", "Network.vm_ports",
+        "ReportedPorts._ports",
         "ServerLocations._leaves", "SwitchProgrammer._held_of", "SwitchProgrammer.held",
         "SwitchProgrammer.pending", "Mirror._differs",
     ),

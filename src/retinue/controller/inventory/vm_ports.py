@@ -79,6 +79,7 @@ class VMPorts:
         self._context.knowledge.edges_read |= switches
         touched: set[Owner] = set()
         for switch in switches:
+            touched |= self._net.ports_are_told(switch)
             server = self._net.server_of_edge(switch)
             for name in self._net.vms_on(server.id) if server is not None else ():
                 vm = self._net.vms[name]

@@ -31,9 +31,14 @@ def members_of(net: NetworkView, ip: IP) -> list[tuple[VM, NIC]]:
 
 
 def serves(net: NetworkView, vm: VM, nic: NIC) -> bool:
-    """True where what is sent to such an address may go to this NIC: plugged in, and shut by nobody."""
-    port = net.port_of(nic, net.servers[vm.server].edge)
-    return nic.enabled and port is not None and vm.server not in net.fenced
+    """True where what is sent to such an address may go to this NIC: plugged in, and shut by nobody.
+
+    One whose edge has told of no port yet is taken to be as it was: after a restart they are told one by one,
+    and flows are not to go to whoever is told first.
+    """
+    edge = net.servers[vm.server].edge
+    plugged_in = net.port_of(nic, edge) is not None or edge in net.untold
+    return nic.enabled and plugged_in and vm.server not in net.fenced
 
 
 def check_anycast(net: NetworkView, vm: VM) -> None:

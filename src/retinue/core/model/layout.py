@@ -283,6 +283,14 @@ class NetworkLayout(NetworkView):
         self.fenced.discard(server)
         return self._shared_on(server) | self._beside(server) | {Owner("server", server)}
 
+    def ports_are_told(self, edge: str) -> Touched:
+        """Which VMs have ports at an edge is known from now on."""
+        server = self.server_of_edge(edge)
+        if edge not in self.untold or server is None:
+            return NOTHING
+        self.untold.discard(edge)
+        return self._shared_on(server.id)
+
     def lose_router(self, server: str, reason: str) -> Touched:
         """A router is not there: what goes by it takes another way, where there is one, until it returns."""
         if server not in self.servers:

@@ -53,6 +53,8 @@ class LayoutView:
     """Servers on which the operator wants no VM: none is put or migrated there."""
     fenced: set[str] = field(default_factory=set)
     """Servers of which the operator says that they are dead: nothing from there passes their leaf."""
+    untold: set[str] = field(default_factory=set)
+    """Edges of which it has not been told since the start which VMs have ports there."""
     lost_routers: dict[str, str] = field(default_factory=dict)
     """Routers that are not there at the moment, each with why: another one is the way, if there is one."""
     routers_to: dict[tuple[str, Prefix], dict[str, None]] = field(default_factory=dict)

@@ -17,7 +17,8 @@ owner, whom the cookie tells:
     gone: it was known, and went    at once
     a vnet's, on an edge            that edge's database has been read
     a vnet's, on a leaf or a spine  the servers of all its VMs are known there, and every VM is, as below
-    an anycast address's            every VM is known, as below, and the servers of all that have it
+    an anycast address's            every VM is known, as below, and the servers of all that have it, and are
+                                    not fenced
     a vnet's group                  as the vnet's entries, also where it is to be another: ports are told one
                                     by one
     none's: meters, other groups    at once, but for a meter used by an entry that cannot be judged: with it
@@ -148,7 +149,7 @@ class Knowledge:
         """Who has it, and where each is: while one of them is not known, another seems to be the nearest."""
         if self.net.switches[switch].role is Role.EDGE:
             return switch in self.edges_read
-        servers = {server for vm, _ in members_of(self.net, ip) for server in vm.locations}
+        servers = {server for vm, _ in members_of(self.net, ip) for server in vm.locations} - self.net.fenced
         edges, reached = (self.net.servers[server].edge for server in servers), underlay_of(self.net)
         known = self._no_vm_is_missing() and all(edge in self.edges_read for edge in edges)
         return known and all(reached.knows(server, switch) for server in servers)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from ipaddress import IPv4Address
 from itertools import pairwise
 
 import pytest
@@ -257,6 +258,31 @@ async def test_nothing_is_taken_from_an_edge_before_its_database_has_been_read(f
 
 def port_of_vm1() -> BridgePort:
     return BridgePort(0x31, "br0", "tap1", vm_port(1), PortStatus.UP, "vm1", vm_mac(1))
+
+
+async def test_a_service_stays_where_it_is_while_the_ports_of_its_vms_are_told_one_by_one(
+    fake: FakeNetwork,
+) -> None:
+    """Else its flows went to whoever is told first, and back."""
+    for number, load in ((1, 2), (2, 1)):
+        vm = add_vm(fake.net, number, at=number)
+        fake.net.put_vm(replace(vm, nics=(replace(vm.nic, anycast=(IPv4Address("10.9.9.9"),), load=load),)))
+    await fake.controller.context.install(fake.net.everything())
+    before = all_flows(fake)
+    async with restarted(fake) as again:
+        ports = again.controller.inventory.ports
+        await back(again, *again.net.switches)
+        assert all_flows(again) == before
+        ports.changed([], [port_of_vm1()])
+        ports.edge_read([0x31], ["vm1"])
+        await again.settle()
+        assert all_flows(again) == before
+        ports.edge_read([0x32], [])
+        await again.settle()
+        assert not again.controller.context.installer.pending(), "the port of vm2 has gone meanwhile"
+        wanted = again.controller.context.compiler.program("spine1").whole().items()
+        flows = {key: entry for key, entry in wanted if isinstance(entry, Flow)}
+        assert all_flows(again)["spine1"] == flows != before["spine1"]
 
 
 async def test_what_an_edge_has_too_much_goes_when_its_database_has_been_read(fake: FakeNetwork) -> None:
