@@ -58,7 +58,9 @@ def check_anycast(net: NetworkView, vm: VM) -> None:
 def _taken(net: NetworkView, vm: VM, nic: NIC, ip: IP) -> Iterator[str]:
     if nic.anycast.count(ip) > 1 or any(ip in other.anycast for other in vm.nics if other != nic):
         yield "it is given twice"
-    if any(ip in prefix for other in vm.nics for prefix in other.prefixes):
+    own = [prefix for other in vm.nics for prefix in other.prefixes]
+    own += [held.prefix for held in net.held_by(vm.id) if held.prefix is not None and held.vrf == DEFAULT_VRF]
+    if any(ip in prefix for prefix in own):
         yield "it is of a prefix that is routed to it already"
     delegated = (held.prefix for held in net.held_by(vm.id) if held.prefix and held.vrf == DEFAULT_VRF)
     if any(ip in prefix for prefix in delegated):

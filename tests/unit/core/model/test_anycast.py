@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
-from ipaddress import IPv4Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Network, ip_address, ip_network
 
 import pytest
 
-from retinue.core.model import ModelError, Network, Subnet
+from retinue.core.model import Assignment, ModelError, Network, Subnet
 from retinue.core.model.anycast import members_of, serves
 from retinue.core.model.network import Owner, Touched
 from support.fabric.networks import add_vm, assignment, fabric, server
@@ -75,6 +75,12 @@ def test_it_is_led_to_as_long_as_one_has_it(net: Network) -> None:
     assert net.routed_to(SERVICE) == (ip_network("10.9.9.9/32"), "vm1")
 
 
+def delegated(vm: int) -> Assignment:
+    """A prefix that a DHCPv6 server has given the VM."""
+    prefix = IPv6Network("2001:db8:7::/64")
+    return replace(assignment(vm), ip=prefix.network_address, prefix=prefix)
+
+
 REJECTED: dict[str, tuple[Callable[[Network], object], str]] = {
     "of a subnet": (lambda net: share(net, 3, "10.1.0.77"), "it is of subnet blue, 10.1.0.0/24"),
     "twice": (lambda net: share(net, 3, "10.9.9.8", "10.9.9.8"), "it is given twice"),
@@ -109,6 +115,12 @@ REJECTED: dict[str, tuple[Callable[[Network], object], str]] = {
         ),
         "10.9.9.9/32 is routed to VM",
     ),
+    "routed to one of them": (
+        lambda net: net.change_nic(
+            "vm2", nic := net.vms["vm2"].nic, replace(nic, anycast=(), prefixes=(ip_network("10.9.9.0/28"),))
+        ),
+        "10.9.9.9/32 is routed to VM vm1",
+    ),
 }
 
 
@@ -119,6 +131,22 @@ def test_what_cannot_be_changes_nothing(net: Network, name: str) -> None:
     with pytest.raises(ModelError, match=message.replace(".", r"\.")):
         refused(net)
     assert net._anycast == before
+
+
+def test_nothing_that_a_dhcpv6_server_delegates_has_an_anycast_address(net: Network) -> None:
+    """Nor is one given of it, be it the same VM's."""
+    share(net, 1, "2001:db8:7::9")
+    for vm, whose in ((1, "it already"), (2, "VM vm1")):
+        with pytest.raises(ModelError, match=f"2001:db8:7::9/128 is routed to {whose}"):
+            net.assign(delegated(vm))
+    share(net, 1)
+    net.assign(delegated(1))
+    with pytest.raises(ModelError, match="routed to it already"):
+        share(net, 1, "2001:db8:7::9")
+    vm = net.vms["vm1"]
+    with pytest.raises(ModelError, match="it is of a prefix that is routed to it already"):
+        net.put_vm(replace(vm, nics=(replace(vm.nic, anycast=(ip_address("2001:db8:7::9"),)),)))
+    assert not list(net.anycast_at(ip_address("2001:db8:7::9")))
 
 
 def test_routers_of_others_are_told_one_place_of_an_address() -> None:
