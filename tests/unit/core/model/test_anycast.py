@@ -136,9 +136,9 @@ def test_what_cannot_be_changes_nothing(net: Network, name: str) -> None:
 def test_nothing_that_a_dhcpv6_server_delegates_has_an_anycast_address(net: Network) -> None:
     """Nor is one given of it, be it the same VM's."""
     share(net, 1, "2001:db8:7::9")
-    for vm, whose in ((1, "it already"), (2, "VM vm1")):
+    for number, whose in ((1, "it already"), (2, "VM vm1")):
         with pytest.raises(ModelError, match=f"2001:db8:7::9/128 is routed to {whose}"):
-            net.assign(delegated(vm))
+            net.assign(delegated(number))
     share(net, 1)
     net.assign(delegated(1))
     with pytest.raises(ModelError, match="routed to it already"):
