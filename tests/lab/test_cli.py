@@ -71,6 +71,12 @@ READING: dict[str, tuple[list[str], Callable[[Json], object], object, str]] = {
         [("edge1", True, 0)],
         "edge1",
     ),
+    "switch links": (
+        [],
+        lambda found: {(row["lower"].split(":")[0], row["state"]) for row in found["links"]},
+        {("leaf1", "well"), ("leaf2", "well")},
+        "spine1:spine1-leaf1",
+    ),
     "switch table": (
         ["edge1"],
         lambda found: (
@@ -112,7 +118,8 @@ LABS = {"lab up", "lab down", "lab exec", "lab capture", "lab web"}
 IMAGES = {f"image {verb}" for verb in ("publish", "show", "fetch", "unpin", "remove", "gc", "scrub")}
 PKI = {f"pki {verb}" for verb in ("init", "issue", "list", "renew", "show", "token")}
 NETWORKS = {f"{noun} {verb}" for noun in ("vnet", "subnet", "vm nic") for verb in ("add", "set", "remove")}
-NETWORKS |= {"vrf add", "vrf remove", "gateway add", "gateway remove", "gateway list"}
+NETWORKS |= {"vrf add", "vrf remove", "vrf add-router", "vrf remove-router"}
+NETWORKS |= {"gateway add", "gateway remove", "gateway list"}
 KNOWN_BY_UNITS = {*(f"pair {verb}" for verb in ("add", "list", "remove"))}
 KNOWN_BY_UNITS |= {f"booking {verb}" for verb in ("add", "list", "release")}
 KNOWN_BY_UNITS |= {
