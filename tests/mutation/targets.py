@@ -17,6 +17,7 @@ MODULES = (
     "retinue.core.pipeline.responders.too_big",
     "retinue.core.pipeline.underlay.fabric",
     "retinue.core.pipeline.underlay.fabric_flooding",
+    "retinue.core.pipeline.underlay.fabric_services",
     "retinue.core.pipeline.underlay.fabric_switches",
     "retinue.core.pipeline.underlay.routers",
     "retinue.core.pipeline.underlay.router_table",

@@ -18,15 +18,12 @@ cores.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv6Address
 from itertools import product
 
-from retinue.core.model import IP, Mac, Prefix, Role, Server, Service, Subinterface, Switch
-from retinue.core.model.families import forwarded_prefixes, forwarded_subnets, in_use
+from retinue.core.model import IP, Mac, Prefix, Role, Server, Subinterface, Switch
+from retinue.core.model.families import in_use
 from retinue.core.model.network import Network, Owner
 from retinue.core.model.ways import ways_by, wider_ways
-from retinue.core.packets import NDType
-from retinue.core.packets.ipv4 import UDP
 from retinue.core.pipeline import vrfs
 from retinue.core.pipeline.cookies import Reason, cookie, for_reason
 from retinue.core.pipeline.entry import (
@@ -48,13 +45,7 @@ from retinue.core.pipeline.entry import (
     set_field,
 )
 from retinue.core.pipeline.matches import (
-    CLIENT_PORT,
     NO_TAG,
-    SERVER_PORT,
-    SERVER_PORT6,
-    dhcp6_match,
-    dhcp_match,
-    icmpv6_match,
     ip_match,
     ip_types,
 )
@@ -64,7 +55,8 @@ from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay import subinterfaces
 from retinue.core.pipeline.underlay.base import Near
 from retinue.core.pipeline.underlay.fabric_flooding import flood_ways
-from retinue.core.pipeline.underlay.fabric_storage import forwarder_flows, storage_ways
+from retinue.core.pipeline.underlay.fabric_services import service_sources
+from retinue.core.pipeline.underlay.fabric_storage import storage_ways
 from retinue.core.pipeline.underlay.fabric_switches import (
     UP_GROUP,
     leaf_flows,
@@ -114,7 +106,7 @@ class LeafSpine:
         # At a router's port a tag is that of a subinterface, and of another VRF than on the fabric's links.
         here = to_server + match(vlan_vid=NO_TAG) if server.subinterfaces else to_server
         found = {leaf: [Flow(Table.SERVERS, Servers.SERVER, here, (Output(port),), cookie=mark)]}
-        found[leaf].extend(self._service_sources(server, port))
+        found[leaf].extend(service_sources(self.net, server, port))
         found[leaf].extend(subinterfaces.leaf_flows(self.net, server, port))
         if server.edge and self.net.has_vrfs():
             # Of servers' ports only an edge's may bring a tag: it has put it there itself.
@@ -193,73 +185,6 @@ class LeafSpine:
             meter=LeafMeter.ARP, cookie=cookie(Reason.MISSING_SERVER, Owner("server", server.id)),
         )  # fmt: skip
         return {leaf.id: [found] for leaf in self.net.with_role(Role.LEAF) if not leaf.given}
-
-    def _service_sources(self, server: Server, port: int) -> Iterator[Flow]:
-        """As whom a router or DHCP server may send, at its port, into the fabric (RFC 2827).
-
-        Either as itself. A router also as anybody outside: a router forwards those, our own never are. A DHCP
-        server's answers go to the controller instead (TRUSTED_DHCP). Where a server also runs VMs they share
-        its port, and its edge switch has seen to it.
-        """
-        owner, gateway_mac = Owner("server", server.id), self.net.gateway_mac
-        if Service.DHCP in server.services:
-            answers = dhcp_match(sport=SERVER_PORT, in_port=port, vlan_vid=NO_TAG)
-            yield Flow(
-                Table.ADMIT, LeafAdmit.TRUSTED_DHCP, answers, (CONTROLLER,),
-                meter=LeafMeter.DHCP, cookie=cookie(Reason.DHCP_SERVER, owner),
-            )  # fmt: skip
-        if Service.DHCP in server.services and in_use(self.net, 6):
-            # To the relay, which the gateway is: a server answers no client by itself.
-            relayed = dhcp6_match(sport=SERVER_PORT6, dport=SERVER_PORT6, in_port=port, vlan_vid=NO_TAG)
-            yield Flow(
-                Table.ADMIT, LeafAdmit.TRUSTED_DHCP, relayed, (CONTROLLER,),
-                meter=LeafMeter.DHCP, cookie=cookie(Reason.DHCP6_SERVER, owner),
-            )  # fmt: skip
-        if not server.services or server.edge:
-            return
-        if Service.FORWARDER in server.services:
-            yield from forwarder_flows(server, port)
-        if server.address is not None and in_use(self.net, server.address.version):
-            as_itself = ip_match(src=server.address, in_port=port, vlan_vid=NO_TAG, eth_dst=gateway_mac)
-            if Service.DHCP in server.services:
-                # Trust is in the place, not in the port number: a boot server answers from port 4011.
-                to_client = ip_match(
-                    src=server.address, in_port=port, vlan_vid=NO_TAG, eth_dst=gateway_mac,
-                    ip_proto=UDP, udp_dst=CLIENT_PORT,
-                )  # fmt: skip
-                yield Flow(
-                    Table.ADMIT, LeafAdmit.BOOT_SERVER, to_client,
-                    goto=Table.ROUTE, cookie=cookie(Reason.FORWARD, owner),
-                )  # fmt: skip
-            yield Flow(
-                Table.ADMIT, LeafAdmit.SERVICE_ITSELF, as_itself,
-                goto=Table.ROUTE, cookie=cookie(Reason.FORWARD, owner),
-            )  # fmt: skip
-        # What has the tag of a subinterface is judged as of its VRF.
-        here: dict[str, int | str] = {"in_port": port}
-        if server.subinterfaces:
-            here["vlan_vid"] = NO_TAG
-        spoofed = [match(**here, eth_type=kind, eth_dst=gateway_mac) for kind in ip_types(self.net)]
-        is_here = server.address is not None or bool(server.routes) or not server.subinterfaces
-        if Service.ROUTER in server.services and is_here:
-            prefixes = [subnet.prefix for subnet in forwarded_subnets(self.net.subnets_in())]
-            prefixes += forwarded_prefixes(self.net, (prefix for prefix, _ in self.net.routed()))
-            spoofed = [ip_match(src=prefix, dst=None, **here, eth_dst=gateway_mac) for prefix in prefixes]
-            if isinstance(server.address, IPv6Address) and in_use(self.net, 6):
-                # It answers when it is asked whether it is there; of IPv4 the controller has all ARP.
-                answers = icmpv6_match(NDType.NEIGHBOUR_ADVERTISEMENT, in_port=port, vlan_vid=NO_TAG)
-                yield Flow(
-                    Table.ADMIT, LeafAdmit.ND, answers, (CONTROLLER,),
-                    meter=LeafMeter.ARP, cookie=cookie(Reason.SERVER_ND, owner),
-                )  # fmt: skip
-        # The gateway's MACs of groups of servers are none of theirs.
-        groups, kinds = self.net.gateway_groups.values(), ip_types(self.net)
-        spoofed += [match(in_port=port, eth_type=kind, eth_dst=one.mac) for one in groups for kind in kinds]
-        for pretence in spoofed:
-            yield Flow(
-                Table.ADMIT, LeafAdmit.SERVICE_SPOOFED, pretence, (CONTROLLER,),
-                meter=LeafMeter.SPOOFING, cookie=cookie(Reason.SPOOFED_IP, owner),
-            )  # fmt: skip
 
     def host_routes(self, server: Server, ip: IP | Prefix, mark: int) -> FlowsBySwitch:
         """The leaf to the server's port, each spine to the leaf; and back to the server's port (hairpin).
