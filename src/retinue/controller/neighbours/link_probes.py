@@ -40,6 +40,8 @@ class _Probe:
     number: int
     """The round."""
     there: bool = False
+    back: bool = False
+    """It has come in at the upper end, and at the lower one again: of either is told once, in any order."""
 
 
 class LinkProbes:
@@ -55,7 +57,7 @@ class LinkProbes:
         self._sent = 0
         """Frames, of all rounds: no two are the same."""
         self._probes: dict[bytes, _Probe] = {}
-        """By what was sent: probes that have not come back."""
+        """By what was sent: probes of the rounds that are looked at."""
         self._echoes: dict[bytes, str] = {}
         """The same, of this round, of frames that a switch is to send up itself."""
         self._answered: set[str] = set()
@@ -139,8 +141,9 @@ class LinkProbes:
             return
         here = PortRef(switch, self._context.net.port_name(switch, port) or str(port))
         if here == probe.link.lower:
-            del self._probes[frame]
-            watched.back(probe.number)
+            if not probe.back:
+                probe.back = True
+                watched.back(probe.number)
         elif here != probe.link.upper:
             watched.elsewhere = str(here)
         elif not probe.there:

@@ -7,6 +7,7 @@ from itertools import cycle
 import pytest
 
 from retinue.controller.api.views import links
+from retinue.controller.counters import Count
 from retinue.controller.kinds import restore
 from retinue.controller.neighbours import link_probes
 from retinue.core.forwarding.fabric import End
@@ -333,6 +334,25 @@ async def test_one_that_comes_several_times_counts_once(bench: Bench) -> None:
     await bench.rounds(10)
     assert twice
     assert bench.used() == ONE
+
+
+async def test_the_two_ends_of_a_link_tell_in_any_order(bench: Bench) -> None:
+    """Each has a connection of its own: what came back may be told before that it came there."""
+    heard, later = bench.probes.heard, list[tuple[str, int, bytes]]()
+
+    def hears(switch: str, port: int, frame: bytes) -> None:
+        if switch.startswith("spine"):
+            later.append((switch, port, frame))
+            return
+        heard(switch, port, frame)
+        while later:
+            heard(*later.pop())
+
+    bench.probes.heard = hears  # type: ignore[method-assign]
+    used = bench.used()
+    await bench.rounds(10)
+    assert bench.fake.controller.context.counters[Count.PROBES_NOT_OURS] == 0
+    assert bench.used() == used
 
 
 async def test_what_is_sent_has_a_limit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,7 @@ async def test_how_far_the_copy_is_is_told_pass_by_pass(
     assert (first.copy_pass, first.written_a_second, first.postcopy) == (1, 0, False)
     assert 0 < first.remaining < len(MEMORY)
     assert second.copy_pass == 2
-    assert second.remaining >= 1 << 20
+    assert second.remaining > 1 << 19  # Some of it may have gone before anybody looked.
     assert second.written_a_second > 0
     assert (result.passes, result.transferred) == (2, len(MEMORY) + (1 << 20) + (1 << 18))
 
