@@ -119,6 +119,3 @@ def _state(domain: str, offer: Offer) -> ServerState:
         memory_pressure=offer.memory_pressure,
         distance=FARTHEST if offer.distance is None else offer.distance,
     )
-
-
-__all__ = ["Matching"]

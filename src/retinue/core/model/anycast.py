@@ -62,9 +62,6 @@ def _taken(net: NetworkView, vm: VM, nic: NIC, ip: IP) -> Iterator[str]:
     own += [held.prefix for held in net.held_by(vm.id) if held.prefix is not None and held.vrf == DEFAULT_VRF]
     if any(ip in prefix for prefix in own):
         yield "it is of a prefix that is routed to it already"
-    delegated = (held.prefix for held in net.held_by(vm.id) if held.prefix and held.vrf == DEFAULT_VRF)
-    if any(ip in prefix for prefix in delegated):
-        yield "it is of a prefix that is delegated to it"
     subnet = net.subnet_of(ip)
     if subnet is not None:
         yield f"it is of subnet {subnet.id}, {subnet.prefix}, where neighbours ask for it by ARP"

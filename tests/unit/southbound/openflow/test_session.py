@@ -33,23 +33,6 @@ FLOWS = tuple(Flow(1, 10, match(in_port=n), (Output(n + 1),)) for n in range(1, 
 
 
 @pytest.fixture
-def handler() -> SwitchRecorder:
-    return SwitchRecorder()
-
-
-@pytest.fixture
-async def server(handler: SwitchRecorder) -> AsyncIterator[OpenFlowServer]:
-    server = OpenFlowServer(handler, hello_timeout=60.0, echo_interval=3600.0, echo_timeout=3600.0)
-    yield server
-    await server.stop()
-
-
-@pytest.fixture
-async def port(server: OpenFlowServer) -> int:
-    return await server.start("127.0.0.1", 0)
-
-
-@pytest.fixture
 async def joined(handler: SwitchRecorder, port: int) -> AsyncIterator[tuple[OpenFlowPeer, Session]]:
     peer, task = await OpenFlowPeer.join(port)
     session, _ = await handler.next("connected")

@@ -33,11 +33,6 @@ def context(path: Path, purpose: ssl.Purpose, *, own: bool = True) -> ssl.SSLCon
 
 
 @pytest.fixture
-def handler() -> SwitchRecorder:
-    return SwitchRecorder()
-
-
-@pytest.fixture
 async def server(handler: SwitchRecorder, certificate: Path) -> AsyncIterator[OpenFlowServer]:
     made = OpenFlowServer(
         handler, hello_timeout=60.0, ssl=context(certificate, ssl.Purpose.CLIENT_AUTH), max_pending=2
