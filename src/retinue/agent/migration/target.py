@@ -126,7 +126,8 @@ class TargetEnd:
             log.exception("migration.failed", vm=vm.id, migration=migration.id)
             if channel is not None:
                 channel.abort()
-            await machine.quit()
+            with contextlib.suppress(HostError):
+                await machine.quit()
             if vm.machine is machine:
                 vm.machine = None
             self._learn(vm, NotArrived(migration.id, f"{type(error).__name__}: {error}"))
