@@ -84,3 +84,29 @@ def test_a_neighbour_is_reached_where_it_went_by_the_rewrite_alone(
         else:
             assert traffic.cut_off
             assert traffic.lost_after_resume > 0
+
+
+def test_each_mechanism_alone_and_all_of_them(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each the VM is reached where it went; only all of them lose nothing on the way."""
+    monkeypatch.setenv("RETINUE_LAB_DIR", str(tmp_path_factory.mktemp("labs")))
+    chosen = [name for name in run.MECHANISMS if name not in ("retinue-neighbour", "rewrite-off")]
+    report, _ = run.run(run.Plan(chosen, 2, [500], [64]), tmp_path / "compare.json", print)
+    assert report.failures == []
+    ways = {
+        (system, direction): [
+            row.traffic for row in report.moves if (row.system, row.direction) == (system, direction)
+        ]
+        for system in chosen
+        for direction in summary.DIRECTIONS
+    }
+    assert all(len(moves) == 2 for moves in ways.values()), "reached again, so that it could go back"
+    for (system, _), moves in ways.items():
+        lost = [traffic.lost + traffic.answers_lost for traffic in moves]
+        assert (system == "retinue") is (lost == [0, 0]) or system == "told-afterwards", (system, lost)
+        assert [(t.duplicated, t.reordered) for t in moves] == [(0, 0)] * 2 or system != "retinue"
+    to_vm = {system: ways[system, "client-to-vm"] for system in chosen}
+    assert all(t.lost_after_resume for t in to_vm["told-afterwards"]), "it is late by a message"
+    assert all(t.lost_after_resume for t in to_vm["renewal-alone"]), "and by a renewal"
+    assert not any(t.lost_after_resume for t in to_vm["told-ahead"]), "its tap has kept what came"

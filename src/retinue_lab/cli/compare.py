@@ -27,8 +27,14 @@ def _numbers(text: str, what: str, most: int) -> list[int]:
 
 def compare(
     systems: Annotated[
-        str, typer.Option(metavar="NAME,...", help="Which to compare. Left out: all of them.")
+        str, typer.Option(metavar="NAME,...", help="Which to compare. Left out: retinue and those of others.")
     ] = "",
+    mechanisms: Annotated[
+        bool,
+        typer.Option(
+            "--mechanisms", help="In the place of --systems: the five mechanisms, each alone, and together."
+        ),
+    ] = False,
     runs: Annotated[
         int, typer.Option(metavar="N", min=1, max=1000, help="Moves for each rate and size.")
     ] = 10,
@@ -60,13 +66,17 @@ def compare(
     Examples:
       retinue lab compare
       retinue lab compare --systems retinue,learning-switch --pps 500 --runs 2
+      retinue lab compare --mechanisms --pps 500 --sizes 64 --runs 3 --tcp 0 --writes 0
     """
     with target.lab_errors():
         from retinue_lab.compare import run as comparison
         from retinue_lab.compare.report import summary, table
 
+        if mechanisms and systems:
+            raise typer.BadParameter("say either which systems, or --mechanisms", param_hint="--systems")
+        named = comparison.MECHANISMS if mechanisms else systems.replace(",", " ").split()
         plan = comparison.Plan(
-            systems=systems.replace(",", " ").split() or comparison.Plan().systems,
+            systems=named or comparison.USUAL,
             runs=runs,
             pps=_numbers(pps, "--pps", 20_000),
             sizes=_numbers(sizes, "--sizes", 1472),

@@ -40,19 +40,19 @@ class PlainBench(Bench):
         super().__init__(lab)
         self._folder = lab.directory / "vms"
         self._hypervisors = {
-            server: QemuHypervisor(
-                self._folder / server,
-                ("ip", "netns", "exec", server, *NICE, *NICER, "setpriv", "--pdeathsig", "KILL"),
-            )
-            for server in SERVERS
+            server: QemuHypervisor(self._folder / server, self.launcher(server)) for server in SERVERS
         }
         self._machine: QemuMachine | None = None
         self._shell = GuestShell(Path())
 
+    def launcher(self, server: str) -> tuple[str, ...]:
+        """What a QEMU is started by on a server: a command that takes QEMU's as its last words."""
+        return ("ip", "netns", "exec", server, *NICE, *NICER, "setpriv", "--pdeathsig", "KILL")
+
     async def boot(self) -> None:
         self._folder.mkdir()
         try:
-            await self._plug(self.at)
+            await self.plug(self.at)
             self._lives_in(await self._hypervisors[self.at].start(self._spec()))
             await console_line(self._running.files.serial_log, "RETINUE READY", BOOT_SECONDS)
         except (HostError, GuestShellError) as error:
@@ -73,7 +73,7 @@ class PlainBench(Bench):
         source, target = self.at, self.target
         began = time.monotonic()
         try:
-            await self._plug(target)
+            await self.plug(target)
             there = await self._hypervisors[target].open_target(self._spec())
             try:
                 stopped_at, resumed_at = await self._copy(self._running, there, at_resume)
@@ -135,12 +135,17 @@ class PlainBench(Bench):
     def _lives_in(self, machine: QemuMachine) -> None:
         self._machine, self._shell = machine, GuestShell(machine.files.shell)
 
-    async def _plug(self, server: str) -> None:
+    async def plug(self, server: str) -> None:
+        """Make the VM's port there."""
         await add_port(_on(server), bridge=EDGE_BRIDGE, tap=tap_name(VM), vm=VM, mac=MAC)
+
+    def guest_address(self) -> str:
+        """As the guest's command line has it: set by hand, as DHCP is no part of what is compared."""
+        return f"{ADDRESS}/{self.subnet.prefix.prefixlen},{self.subnet.gateway}"
 
     def _spec(self) -> VMSpec:
         guest = ensure_guest()
-        line = command_line(f"{ADDRESS}/{self.subnet.prefix.prefixlen},{self.subnet.gateway}", hostname=VM)
+        line = command_line(self.guest_address(), hostname=VM)
         return VMSpec(VM, MAC, tap_name(VM), guest.kernel, guest.initrd, line)
 
 

@@ -19,8 +19,7 @@ from typing import Any, Literal
 import msgspec
 
 from retinue_lab.compare import tcp as compare_tcp
-from retinue_lab.compare.bench import Bench, ManagedBench, Migrated, dropped, drops
-from retinue_lab.compare.hypervisor import PlainBench
+from retinue_lab.compare.bench import Bench, Migrated, dropped, drops
 from retinue_lab.compare.report.records import (
     ClientRecord,
     Figures,
@@ -259,7 +258,7 @@ async def compare(where: Directory, name: str, program: Path, tasks: Sequence[Ta
     settings = state.decode_settings(where.settings.read_bytes())
     lab = LabHandle(settings.name, where.path, 1, settings.topology)
     system = registry.by_name(name)()
-    bench = ManagedBench(lab, system.vm) if system.managed else PlainBench(lab)
+    bench = system.bench(lab)
     try:
         await system.before_boot(bench)
         await bench.boot()

@@ -103,7 +103,7 @@ class Work:
             lab = handle.up(
                 name,
                 system.network(),
-                start_controller=system.managed,
+                start_controller=system.controlled,
                 start_driver=system.managed,
                 tie_to_parent=True,
             )

@@ -33,13 +33,15 @@ BOTH_WAYS = 1000
 """Packets a second up to which both directions are measured in one migration; beyond, each has its own. The
 VM answers each request, so both together are three times as many for the switches."""
 ORDER = tuple(system.name for system in registry.SYSTEMS)
+USUAL = tuple(system.name for system in registry.USUAL)
+MECHANISMS = tuple(system.name for system in registry.MECHANISMS)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is to be measured; see the command `retinue lab compare`."""
 
-    systems: Sequence[str] = ORDER
+    systems: Sequence[str] = USUAL
     runs: int = RUNS
     pps: Sequence[int] = PPS
     sizes: Sequence[int] = SIZES

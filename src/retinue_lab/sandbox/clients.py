@@ -42,6 +42,10 @@ class Manager:
         with _lab_errors(f"POST {path}"):
             return await self._client.post(path, body)
 
+    async def patch(self, path: str, body: Any) -> dict[str, Any]:
+        with _lab_errors(f"PATCH {path}"):
+            return await self._client.request("PATCH", path, body)
+
     async def last_event(self) -> int:
         with _lab_errors("the controller's status"):
             return await self._client.last_event()

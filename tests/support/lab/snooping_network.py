@@ -17,10 +17,10 @@ from pathlib import Path
 import msgspec
 
 from retinue.host.taps import tap_name
+from retinue_lab.network import snooping_switch
 from retinue_lab.network.dhcp_server import KEA_READY
 from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology.topology import SANDBOX
-from support.lab import snooping_switch
 from support.lab.foreign_vm import ForeignVM, Machine, Said, program
 from support.lab.programs import popen_in
 from support.lab.tools import Json

@@ -10,8 +10,10 @@ from typing import ClassVar
 
 from retinue_lab import baseline
 from retinue_lab.baseline import Bound
-from retinue_lab.compare.bench import ADDRESS, MAC, SERVERS, VM, Bench, Migrated
+from retinue_lab.compare.bench import ADDRESS, MAC, SERVERS, VM, Bench, ManagedBench, Migrated
+from retinue_lab.compare.hypervisor import PlainBench
 from retinue_lab.errors import LabError
+from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology import topology_file
 from retinue_lab.topology.topology import Topology
 
@@ -26,8 +28,10 @@ class System:
     """How it is set up, in a sentence or two."""
     programs: ClassVar[dict[str, str]] = {}
     """Programs it needs on this machine, and the Debian package of each."""
+    controlled: ClassVar[bool] = False
+    """The lab has its controller."""
     managed: ClassVar[bool] = False
-    """The lab has its controller and agents, and they run the VM."""
+    """And agents, and they run the VM."""
     vm: ClassVar[str] = VM
     """The VM's id."""
 
@@ -46,6 +50,10 @@ class System:
     def versions(self) -> dict[str, str]:
         """Of programs that no other system has."""
         return {}
+
+    def bench(self, lab: LabHandle) -> Bench:
+        """What runs the VM and migrates it."""
+        return ManagedBench(lab, self.vm) if self.managed else PlainBench(lab)
 
     async def before_boot(self, bench: Bench) -> None:
         """What must be so before the VM is started."""

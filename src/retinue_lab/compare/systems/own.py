@@ -28,6 +28,7 @@ GUESTS_YIELD = sum(int(words[-1]) for words in (agents.NICE, agents.NICER))
 class Retinue(System):
     name = "retinue"
     how = "The lab's controller, as `retinue lab up` starts it; moves by `POST /v1/migrations`."
+    controlled = True
     managed = True
 
     async def order(self, bench: ManagedBench) -> None:

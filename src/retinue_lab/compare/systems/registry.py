@@ -1,4 +1,9 @@
-"""All systems that can be compared, by their names."""
+"""All systems that can be compared, by their names.
+
+`MECHANISMS` are the five of the documents that retinue is made of, each alone where the rest is not ours: the
+lease that is renewed at arrival, the message after the fact, the server's address that is changed ahead, the
+gateway's rewrite (on and off), and last all of them in one migration.
+"""
 
 from collections.abc import Sequence
 
@@ -6,9 +11,11 @@ from retinue_lab.compare.systems.base import LearningSwitch, StaticPortSecurity,
 from retinue_lab.compare.systems.neighbour import RetinueNeighbour, RewriteOff
 from retinue_lab.compare.systems.ovn import OvnMultichassisRarp, OvnNaive
 from retinue_lab.compare.systems.own import LibvirtVirsh, Retinue, RetinueLibvirt
+from retinue_lab.compare.systems.renewal import RenewalAlone
+from retinue_lab.compare.systems.told import ToldAfterwards, ToldAhead
 from retinue_lab.errors import LabError
 
-SYSTEMS: Sequence[type[System]] = (
+USUAL: Sequence[type[System]] = (
     Retinue,
     RetinueLibvirt,
     LibvirtVirsh,
@@ -19,6 +26,16 @@ SYSTEMS: Sequence[type[System]] = (
     RetinueNeighbour,
     RewriteOff,
 )
+"""What a comparison is of where nothing else is asked for."""
+MECHANISMS: Sequence[type[System]] = (
+    RenewalAlone,
+    ToldAfterwards,
+    ToldAhead,
+    RetinueNeighbour,
+    RewriteOff,
+    Retinue,
+)
+SYSTEMS: Sequence[type[System]] = (*USUAL, *(system for system in MECHANISMS if system not in USUAL))
 
 
 def by_name(name: str) -> type[System]:

@@ -2,6 +2,8 @@
 
     python snooping_switch.py --vm-port tap-vm1 --vm-port tap-vm2 --trusted up0 --control /run/switch
 
+The independent switch of tests and of the comparison: it stands for a vendor's, which we cannot have here.
+
 It forwards by MAC address. From a VM's port it drops everything for which it has no binding of IP, MAC and
 port, but for DHCP clients' messages and ARP probes. It learns bindings only from the DHCP it sees: the port
 from a request, address and MAC from the ACK that answers it. DHCP servers' messages count only from the
@@ -29,8 +31,13 @@ def text_of(mac: bytes) -> str:
     return mac.hex(":")
 
 
+QUIET = False
+"""Whether the rest is left unsaid."""
+
+
 def say(event: str, **what: object) -> None:
-    print(json.dumps({"event": event, "at": time.time(), **what}), flush=True)
+    if not QUIET or event == "ready":
+        print(json.dumps({"event": event, "at": time.time(), **what}), flush=True)
 
 
 class Dhcp:
@@ -210,7 +217,10 @@ def main() -> None:
     parser.add_argument("--vm-port", action="append", default=[], metavar="INTERFACE")
     parser.add_argument("--trusted", required=True, metavar="INTERFACE")
     parser.add_argument("--control", metavar="PATH")
+    parser.add_argument("--quiet", action="store_true")
     wanted = parser.parse_args()
+    global QUIET
+    QUIET = wanted.quiet
     try:
         switch = SnoopingSwitch(wanted.vm_port, wanted.trusted)
         if wanted.control is not None:
