@@ -4,16 +4,16 @@ Wiring only. What an event means is decided by the parts (inventory, leases, mig
 switches); this module makes them, finds out which of them a switch's event concerns, and runs what is due.
 """
 
-import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from secrets import token_bytes
-from typing import Any
 
 import structlog
 
 from retinue.controller.agent_rejections import AgentRejections
 from retinue.controller.audit import Auditor
+from retinue.controller.by_the_clock import LeaseClock, repeat
 from retinue.controller.changes import SwitchPortsChanged
 from retinue.controller.content.images import Images
 from retinue.controller.context import Context, NoStore, Store
@@ -61,11 +61,7 @@ from retinue.core.migration.copying import PLAIN, CopyOptions
 from retinue.core.model import NIC, VM, Assignment, Network, Role
 from retinue.core.model.families import is_leased
 from retinue.core.model.network import Owner, Touched
-from retinue.core.pipeline.cookies import (
-    SENT_UP_BY,
-    Reason,
-    reason_of,
-)
+from retinue.core.pipeline.cookies import SENT_UP_BY, Reason, reason_of
 from retinue.core.placement import Policy
 from retinue.core.router_watch import RouterLimits
 from retinue.core.snooping.dhcp_rules import LEASES_PER_NIC
@@ -80,8 +76,6 @@ log = structlog.get_logger()
 
 ENDED_BY_ITSELF = (0, 1)
 """OpenFlow's reasons for a removal that was the switch's own: idle timeout, hard timeout."""
-PAUSE_AFTER_FAILURE = 1.0
-"""Seconds until the lease clock is tried again."""
 
 
 class Controller:
@@ -171,7 +165,7 @@ class Controller:
         self.auditor = Auditor(self.context, self.orchestrator, self._mended)
         self.tracer = Tracer(self.context, self.auditor)
         self._audit_seconds, self._probe_seconds = audit_seconds, probe_seconds
-        self._lease_timer_moved = asyncio.Event()
+        self._lease_clock = LeaseClock(self.context, self.dhcp.next_end, self._end_leases)
         self.context.after_install(self._installed)
 
     def restore(self, stored: Stored) -> None:
@@ -206,19 +200,20 @@ class Controller:
         await self.context.install(self.net.everything() | removed)
         self.inventory.power.resume()
         self.domains.removals.tell()
-        self._repeat(1.0, self.arp.ask_for_servers, "search for servers")
-        self._repeat(1.0, self.router_watch.look, "routers")
-        self._repeat(1.0, self.nd.advertise, "advertisements of the gateway")
-        self._repeat(1.0, self.vdp.say, "gateway MACs by VDP")
-        self._repeat(1.0, self.orchestrator.tick, "time limits of migrations")
-        self._repeat(1.0, self.spoof_counts.begin, "spoofed frames")
-        self._repeat(1.0, self._tell_the_rest, "what is told once a second")
-        self._repeat(60.0, self.context.installer.renew_long_leases, "long leases")
-        self._repeat(1.0, self.bookings.look, "time limits of bookings")
-        self._repeat(1.0, self.fip.look, "storage logins")
-        self._repeat(LOOK_SECONDS, self.client_watch.look, "VMs that follow their clients")
-        self._repeat(spreading.LOOK_SECONDS, self.spread_watch.look, "servers that differ in load")
-        self.context.spawn(self._lease_clock(), "lease clock")
+        every = partial(repeat, self.context)
+        every(1.0, self.arp.ask_for_servers, "search for servers")
+        every(1.0, self.router_watch.look, "routers")
+        every(1.0, self.nd.advertise, "advertisements of the gateway")
+        every(1.0, self.vdp.say, "gateway MACs by VDP")
+        every(1.0, self.orchestrator.tick, "time limits of migrations")
+        every(1.0, self.spoof_counts.begin, "spoofed frames")
+        every(1.0, self._tell_the_rest, "what is told once a second")
+        every(60.0, self.context.installer.renew_long_leases, "long leases")
+        every(1.0, self.bookings.look, "time limits of bookings")
+        every(1.0, self.fip.look, "storage logins")
+        every(LOOK_SECONDS, self.client_watch.look, "VMs that follow their clients")
+        every(spreading.LOOK_SECONDS, self.spread_watch.look, "servers that differ in load")
+        self.context.spawn(self._lease_clock.run(), "lease clock")
         if self._probe_seconds:
             self.context.spawn(self.link_probes.run(self._probe_seconds), "probes of links")
         else:
@@ -229,40 +224,9 @@ class Controller:
     async def stop(self) -> None:
         await self.context.stop()
 
-    def _repeat(self, seconds: float, work: Callable[[], Any], what: str) -> None:
-        self.context.spawn(self._every(seconds, work, what), what)
-
-    async def _every(self, seconds: float, work: Callable[[], Any], what: str) -> None:
-        while True:
-            await asyncio.sleep(seconds)
-            try:
-                result = work()
-                if asyncio.iscoroutine(result):
-                    await result
-            except Exception as error:
-                self.context.failed(what, error)
-
-    async def _lease_clock(self) -> None:
-        """Sleep until the next lease ends, or until a binding changed."""
-        while True:
-            try:
-                await self._until_a_lease_ends()
-                await self.dhcp.expire()
-                self.dhcp6.expire()
-            except Exception as error:
-                self.context.failed("lease clock", error)
-                await asyncio.sleep(PAUSE_AFTER_FAILURE)
-
-    async def _until_a_lease_ends(self) -> None:
-        while True:
-            end = self.dhcp.next_end()
-            wait = None if end is None else max(0.0, end - self.context.clock())
-            self._lease_timer_moved.clear()
-            try:
-                async with asyncio.timeout(wait):
-                    await self._lease_timer_moved.wait()
-            except TimeoutError:
-                return
+    async def _end_leases(self) -> None:
+        await self.dhcp.expire()
+        self.dhcp6.expire()
 
     # ---- the controller-switch interface (openflow.SwitchHandler) ----
 
@@ -429,6 +393,6 @@ class Controller:
 
     def _installed(self, owners: Collection[Owner]) -> None:
         """After an installation: leases may end at other times, VMs be ready or renewed, migrations go on."""
-        self._lease_timer_moved.set()
+        self._lease_clock.moved()
         self.inventory.look_at(owners)
         self.renewals.look_at(owners)

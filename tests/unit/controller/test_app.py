@@ -7,6 +7,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from retinue.controller import by_the_clock
 from retinue.controller.app import Controller
 from retinue.controller.context import MOST_BATCHES
 from retinue.controller.lease_changes import AddressAssigned
@@ -810,7 +811,7 @@ async def test_background_work_that_fails_is_counted_and_goes_on(lab: Controlled
             raise RuntimeError("once")
         again.set()
 
-    lab.controller._repeat(0.0, fails_once, "failing work")
+    by_the_clock.repeat(lab.controller.context, 0.0, fails_once, "failing work")
     async with asyncio.timeout(60):
         await again.wait()
     assert lab.controller.context.counters["internal errors"] == 1
@@ -821,7 +822,7 @@ async def test_background_work_that_fails_is_counted_and_goes_on(lab: Controlled
 async def test_leases_end_though_one_end_failed(
     lab: ControlledNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retinue.controller.app.PAUSE_AFTER_FAILURE", 0.0)
+    monkeypatch.setattr("retinue.controller.by_the_clock.PAUSE_AFTER_FAILURE", 0.0)
     await lab.boot(1, at=1)
     expire, calls, ended = lab.controller.dhcp.expire, 0, asyncio.Event()
 
@@ -835,7 +836,7 @@ async def test_leases_end_though_one_end_failed(
 
     monkeypatch.setattr(lab.controller.dhcp, "expire", fails_once)
     lab.now += LEASE + 1
-    lab.controller._lease_timer_moved.set()
+    lab.controller._lease_clock.moved()
     async with asyncio.timeout(60):
         await ended.wait()
     assert not lab.fake.net.assignments
