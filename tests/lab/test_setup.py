@@ -4,6 +4,7 @@ Two machines of somebody else's, with Open vSwitch and a bridge that is their ow
 the controller's. They stand in the sandbox of a lab, whose own network takes no part.
 """
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -221,10 +222,69 @@ def test_what_is_not_as_it_should_be_is_said_before_anything_is_changed(machines
     assert machines.run("right", "ovs-vsctl", "show") == before
 
 
-def test_it_is_taken_back_and_what_was_there_before_is_there(machines: Machines) -> None:
-    assert "4/4 files" in machines.script("right", "undo.sh")
+FAILING = """#!/bin/sh
+n=$(($(cat COUNT) + 1)); echo $n > COUNT
+test $n != NUMBER || { echo "ovs-vsctl: as if Open vSwitch were away" >&2; exit 1; }
+exec REAL "$@"
+"""
+
+
+class Failing:
+    """An ovs-vsctl before the real one, that fails when it is called for the NUMBERth time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def script(self, machines: Machines, name: str, number: int) -> str:
+        """What right's script says when its NUMBERth call fails; "" where it has come to its end before."""
+        stub, count = self.folder / "ovs-vsctl", self.folder / "count"
+        count.write_text("0")
+        text = FAILING.replace("COUNT", str(count)).replace("NUMBER", str(number))
+        stub.write_text(text.replace("REAL", str(shutil.which("ovs-vsctl"))))
+        stub.chmod(0o755)
+        whole = (machines.folder / "right" / name).read_text()
+        (machines.folder / "right" / f"failing-{name}").write_text(
+            whole.replace("set -eu\n", f"set -eu\nPATH={self.folder}:$PATH\n", 1)
+        )
+        said = machines.script("right", f"failing-{name}", check=False)
+        return said if int(count.read_text()) >= number else ""
+
+
+@pytest.mark.parametrize("name", ["setup.sh", "undo.sh"])
+def test_what_fails_in_the_middle_is_told_and_taken_back_all_the_same(
+    machines: Machines, tmp_path: Path, name: str
+) -> None:
+    failing = Failing(tmp_path / "bin")
+    machines.script("right", "setup.sh")
+    for number in itertools.count(1):
+        if name == "setup.sh":
+            machines.script("right", "undo.sh")
+        else:
+            machines.script("right", "setup.sh")
+        said = failing.script(machines, name, number)
+        if not said:
+            break
+        # Where setup.sh only asks whether there is something, it may go on.
+        told = TOLD in said or (name == "setup.sh" and "6/6 the agent" in said)
+        assert told or "nothing has been changed by this step" in said, (number, said)
+        machines.script("right", "undo.sh")
+        assert_nothing_left(machines)
+    assert number > 4
+    machines.script("right", "setup.sh")
+
+
+TOLD = "has not come to its end, see above: mend that and run it once more"
+
+
+def assert_nothing_left(machines: Machines) -> None:
     assert machines.run("right", "ovs-vsctl", "list-br").split() == ["theirs"]
     assert machines.run("right", "ovs-vsctl", "get-manager").split() == []
     assert machines.run("right", "ovs-vsctl", "get-ssl").split() == []
     assert machines.run("right", "ls", "/run/retinue/etc-right").split() == []
+
+
+def test_it_is_taken_back_and_what_was_there_before_is_there(machines: Machines) -> None:
+    assert "4/4 files" in machines.script("right", "undo.sh")
+    assert_nothing_left(machines)
     machines.script("right", "undo.sh")

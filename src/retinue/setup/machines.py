@@ -21,6 +21,9 @@ UPLINK, DOWNLINK, TUNNEL = "retinue-up", "retinue-down", "retinue-vxlan"
 FOLDER = "/etc/retinue"
 OPENFLOW, OVSDB, REST, AGENT, VXLAN = 6653, 6640, 8080, 7800, 4789
 PROBE_MS, BACKOFF_MS = 5000, 1000
+OVS_SECONDS = 60
+"""For one command: where ovs-vswitchd does not run ovs-vsctl would wait for it for ever."""
+VSCTL = f"ovs-vsctl --timeout={OVS_SECONDS}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ def _controller_undo() -> str:
     files = ("controller.toml", "ca.pem", "controller.pem", "controller.key")
     return _script(
         "Takes back what setup.sh did; what the controller has kept stays in /var/lib/retinue.",
-        _step("the service", *_if_systemd("systemctl disable --now retinue-controller || true")),
+        _step("the service", *_if_systemd(_disable("retinue-controller"))),
         _step("files", _remove(files)),
     )
 
@@ -177,7 +180,7 @@ def _server_setup(site: Site, server: ServerTable) -> str:
         _step(f"files to {FOLDER}", *_install(SERVER_FILES)),
         _step(
             "Open vSwitch's certificate",
-            f"ovs-vsctl set-ssl {FOLDER}/switch.key {FOLDER}/switch.pem {FOLDER}/ca.pem",
+            f"{VSCTL} set-ssl {FOLDER}/switch.key {FOLDER}/switch.pem {FOLDER}/ca.pem",
         ),
         _step(
             "the edge and the leaf",
@@ -205,19 +208,22 @@ def _checks(server: ServerTable, outside: Sequence[str]) -> Iterator[str]:
     for program, package in (("ovs-vsctl", "openvswitch-switch"), ("retinue", "retinue-agent")):
         missing = f"{program} is not here: install the package {package}"
         yield f"command -v {program} > /dev/null || stop {shlex.quote(missing)}"
+    silent = "Open vSwitch does not answer: start the service openvswitch-switch"
+    yield f"{VSCTL} show > /dev/null || stop {shlex.quote(silent)}"
     nowhere = f"no interface has {server.endpoint}, the endpoint of {server.id}: is this that server?"
     yield f"ip -o address show to {server.endpoint} | grep -q . || stop {shlex.quote(nowhere)}"
+    yield f"bridges=$({VSCTL} list-br)"
     for bridge in (EDGE, LEAF):
-        ours = f"ovs-vsctl --if-exists get bridge {bridge} external_ids:retinue"
-        yield f'if ovs-vsctl br-exists {bridge} && test "$({ours})" != yes; then'
+        ours = f"{VSCTL} --if-exists get bridge {bridge} external_ids:retinue"
+        yield f'if echo "$bridges" | grep -qxF {bridge} && test "$({ours})" != yes; then'
         yield f"    stop 'bridge {bridge} is there, and not made by this: give it another name'"
         yield "fi"
     for interface in map(shlex.quote, outside):
         yield f'ip link show dev {interface} > /dev/null || stop "there is no interface {interface}"'
-        yield f"of=$(ovs-vsctl port-to-br {interface} 2> /dev/null || true)"
+        yield f"of=$({VSCTL} port-to-br {interface} 2> /dev/null || true)"
         yield f'test -z "$of" -o "$of" = {LEAF} || stop "interface {interface} is in bridge $of"'
-    ssl = "ovs-vsctl get-ssl | sed -n 's/^Private key: //p'"
-    yield f"has=$({ssl})"
+    yield f"has=$({VSCTL} get-ssl)"
+    yield """has=$(echo "$has" | sed -n 's/^Private key: //p')"""
     yield f'test -z "$has" -o "$has" = {FOLDER}/switch.key ||'
     yield '    stop "Open vSwitch has a certificate already ($has), and there is one for all its bridges"'
 
@@ -237,7 +243,7 @@ def _controlled(bridge: str, target: str) -> Iterator[str]:
     """By the controller, whose connection is not broken off where it is there already."""
     set_it = ("set-controller", bridge, target, "--", "set", "controller", bridge)
     how = ("connection_mode=out-of-band", f"inactivity_probe={PROBE_MS}", f"max_backoff={BACKOFF_MS}")
-    yield f'if test "$(ovs-vsctl get-controller {bridge})" != {target}; then'
+    yield f'if test "$({VSCTL} get-controller {bridge})" != {target}; then'
     yield f"    {_vsctl(*set_it, *how)}"
     yield "fi"
 
@@ -252,32 +258,32 @@ def _port(bridge: str, port: str, *settings: str) -> Iterator[str]:
 def _vsctl(*words: str) -> str:
     """One transaction: all of it, or nothing."""
     parts = shlex.join(words[:-1] if words[-1] == "--" else words).replace(" -- ", " \\\n    -- ")
-    return f"ovs-vsctl {parts}"
+    return f"{VSCTL} {parts}"
 
 
 def _manager(target: str) -> Iterator[str]:
     """Beside the managers that are there, which stay."""
     probe = f"inactivity_probe={PROBE_MS} max_backoff={BACKOFF_MS}"
     made = f'--id=@m create manager target=\\"{target}\\" {probe} -- add open_vswitch . manager_options @m'
-    yield f"ovs-vsctl get-manager | grep -qxF {target} || ovs-vsctl -- {made}"
+    yield f"{VSCTL} get-manager | grep -qxF {target} || {VSCTL} -- {made} > /dev/null"
 
 
 def _server_undo(site: Site) -> str:
     key = f"{FOLDER}/switch.key"
     managers, target = (
-        "ovs-vsctl --bare --columns=_uuid find manager",
+        f"{VSCTL} --bare --columns=_uuid find manager",
         f'target="ssl:{site.controller}:{OVSDB}"',
     )
     return _script(
         "Takes back what setup.sh did: VMs that are plugged into the edge lose their network with it.",
-        _step("the agent", *_if_systemd("systemctl disable --now retinue-agent || true")),
-        _step("the bridges", f"ovs-vsctl --if-exists del-br {EDGE} -- --if-exists del-br {LEAF}"),
+        _step("the agent", *_if_systemd(_disable("retinue-agent"))),
+        _step("the bridges", f"{VSCTL} --if-exists del-br {EDGE} -- --if-exists del-br {LEAF}"),
         _step(
             "Open vSwitch's certificate and manager",
-            f"if ovs-vsctl get-ssl | grep -q {key}; then ovs-vsctl del-ssl; fi",
-            f"for row in $({managers} {shlex.quote(target)}); do",
-            "    ovs-vsctl remove open_vswitch . manager_options $row",
-            "done",
+            f"has=$({VSCTL} get-ssl)",
+            f'if echo "$has" | grep -q {key}; then {VSCTL} del-ssl; fi',
+            f"rows=$({managers} {shlex.quote(target)})",
+            f"for row in $rows; do {VSCTL} remove open_vswitch . manager_options $row; done",
         ),
         _step("files", _remove(SERVER_FILES)),
     )
@@ -292,6 +298,8 @@ def _script(what: str, *steps: str) -> str:
         'set -eu\nhere=$(cd "$(dirname "$0")" && pwd)\n'
         'stop() { echo "retinue: $1; nothing has been changed by this step" >&2; exit 1; }\n'
         'test "$(id -u)" = 0 || stop "this needs root"\n'
+        "trap 'test $? = 0 || echo \"retinue: $0 has not come to its end, see above: mend that and run it once "
+        "more, what is done is left so\" >&2' EXIT\n"
     )
     return head + "".join(f'\necho "{number}/{len(steps)} {step}' for number, step in enumerate(steps, 1))
 
@@ -318,6 +326,11 @@ def _if_systemd(command: str) -> Iterator[str]:
     yield "else"
     yield '    echo "    no systemd here: start it yourself"'
     yield "fi"
+
+
+def _disable(unit: str) -> str:
+    """Where the package is gone already there is no such unit."""
+    return f"if systemctl cat {unit} > /dev/null 2>&1; then systemctl disable --now {unit}; fi"
 
 
 def _table(header: str, **keys: object) -> str:
