@@ -74,6 +74,12 @@ class Plan:
         for i in range(self.servers):
             yield SwitchPlan(f"edge{i}", 0x300000 + i, "edge", {"up0": 1})
 
+    def links(self) -> Iterator[tuple[str, str, str, str]]:
+        """Each leaf and its port, the spine there and its port."""
+        for k in range(self.leaves):
+            for s in range(SPINES):
+                yield f"leaf{k}", f"to-spine{s}", f"spine{s}", f"to-leaf{k}"
+
     def config(self, openflow: int, ovsdb: int, rest: int) -> str:
         """The controller's configuration (TOML), with these ports to listen at."""
         at = {"openflow": openflow, "ovsdb": ovsdb, "rest": rest}
@@ -87,9 +93,8 @@ class Plan:
         for switch in self.switches():
             table = f'[[switch]]\nid = "{switch.id}"\nrole = "{switch.role}"\ndpid = "{switch.dpid:#x}"'
             tables.append(table + ('\nuplink = "up0"' if switch.role == "edge" else ""))
-        for k in range(self.leaves):
-            for s in range(SPINES):
-                tables.append(f'[[link]]\nleaf = "leaf{k}:to-spine{s}"\nspine = "spine{s}:to-leaf{k}"')
+        for leaf, up, spine, down in self.links():
+            tables.append(f'[[link]]\nleaf = "{leaf}:{up}"\nspine = "{spine}:{down}"')
         for i in range(self.servers):
             tables.append(
                 f'[[server]]\nid = "server{i}"\nmac = "{_mac("02:00:01", i)}"\n'

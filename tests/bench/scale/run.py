@@ -70,6 +70,9 @@ class Bench:
             fake = FakeBulkSwitch(self._switches, switch.id, switch.dpid, switch.ports)
             if switch.role == "edge":
                 self._edges.append(FakeDatabase(self._switches, fake, self._ovsdb))
+        for leaf, up, spine, down in plan.links():
+            lower, upper = self._switches.all[leaf], self._switches.all[spine]
+            lower.above[lower.ports[up]] = upper, upper.ports[down]
         self._client = ControllerClient(f"http://127.0.0.1:{self._rest}")
         self._agents: list[FakeAgents] = []
         self._next = plan.vms

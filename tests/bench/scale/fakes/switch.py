@@ -12,6 +12,9 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
+from retinue.core.packets.ethernet import EtherType
+from retinue.core.pipeline.cookies import COOKIE_MARK, Reason
+from retinue.core.pipeline.entry import PortNo
 from retinue.southbound.openflow.codec.wire import BundleStep, MessageType, MultipartType
 from support.fakes.openflow_peer import features, message, multipart, port_desc, port_status
 
@@ -92,6 +95,8 @@ class FakeBulkSwitch(asyncio.Protocol):
         self.groups: dict[int, bytes] = {}
         self.owner_of_port: dict[int, int] = {}
         """By port: the hash of the VM there, for meters have no cookie."""
+        self.above: dict[int, tuple[FakeBulkSwitch, int]] = {}
+        """By port of a leaf: the spine to which its link leads, and the port there."""
         self.transport: asyncio.Transport | None = None
         self._shared = shared
         self._installed: dict[bytes, float] = {}
@@ -188,7 +193,21 @@ class FakeBulkSwitch(asyncio.Protocol):
             case MessageType.MULTIPART_REQUEST:
                 answers += self._multipart(xid, raw)
             case MessageType.PACKET_OUT:
-                self._shared.on_packet_out(self, raw[24 + int.from_bytes(raw[16:18]) :])
+                frame = raw[24 + int.from_bytes(raw[16:18]) :]
+                if int.from_bytes(frame[12:14]) == EtherType.LLDP:
+                    self._probe(int.from_bytes(raw[28:32]), frame)
+                else:
+                    self._shared.on_packet_out(self, frame)
+
+    def _probe(self, port: int, frame: bytes) -> None:
+        """Links lose nothing: the spine sends a probe up, and back, and the leaf sends it up once more."""
+        cookie = COOKIE_MARK | Reason.PROBE << 32
+        if port == PortNo.TABLE:
+            self.packet_in(frame, PortNo.CONTROLLER, cookie)
+        elif port in self.above:
+            spine, there = self.above[port]
+            spine.packet_in(frame, there, cookie)
+            self.packet_in(frame, port, cookie)
 
     def _bundle(self, xid: int, number: bytes, step: int, flags: bytes) -> bytes:
         match step:
