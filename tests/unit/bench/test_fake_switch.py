@@ -1,4 +1,4 @@
-"""The bench's fake switch beside links: a probe over one comes in above, and back, as over a link that is well."""
+"""The bench's fake switch beside links: a probe over one comes in above, and back, as if it were well."""
 
 import struct
 

@@ -33,25 +33,11 @@ from retinue.core.model.in_use import (
     check_vnet_removal,
     check_vrf_removal,
 )
+from retinue.core.model.owners import NOTHING, Owner, Touched
 from retinue.core.model.plain_routers import check_beside_routers
 from retinue.core.model.view import NetworkView
 from retinue.core.model.vrfs import Vrf, in_vrf
 from retinue.core.model.ways import routers_beside
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Owner:
-    """Something that has flows of its own: kind is "switch", "server", "vm" or "vnet"."""
-
-    kind: str
-    id: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.id}"
-
-
-Touched = frozenset[Owner]
-NOTHING: Touched = frozenset()
 
 
 @dataclass
@@ -73,7 +59,9 @@ class NetworkLayout(NetworkView):
         self.switches[switch.id] = switch
         self._with_role.setdefault(switch.role, {})[switch.id] = None
         of_mesh = switch.tunnel or (former is not None and former.tunnel)
-        return self.everything() if of_mesh else frozenset({Owner("switch", switch.id)})
+        if of_mesh:
+            return self.everything()
+        return self.prefixes() | {Owner("switch", switch.id)}
 
     def add_link(self, link: Link) -> Touched:
         if self.over_ip or self.over_routers:
@@ -130,11 +118,11 @@ class NetworkLayout(NetworkView):
         check_vnet(self, vnet)
         check_beside_routers(self, vnet)
         old = self.vnets.get(vnet.id)
-        before = None if old is None else self.mtu_in(vnet.id)
+        before = self.mtu if old is None else self.mtu_in(vnet.id)
         self.vnets[vnet.id] = vnet
         touched = NOTHING
-        if before not in (None, self.mtu_in(vnet.id)):
-            touched = frozenset(Owner("switch", leaf.id) for leaf in self.with_role(Role.LEAF))
+        if before != self.mtu_in(vnet.id):
+            touched = self.leaves() | self.prefixes()
         if old is not None and (old.flood, old.vlan) == (vnet.flood, vnet.vlan):
             return touched
         flooded = vnet.floods or (old is not None and old.floods)
@@ -143,8 +131,10 @@ class NetworkLayout(NetworkView):
     def remove_vnet(self, vnet: str) -> Touched:
         """Forget a vnet that has no subnets. Removing what is not there is no error."""
         check_vnet_removal(self, vnet)
+        was_narrow = vnet in self.vnets and self.mtu_in(vnet) < self.mtu
         old = self.vnets.pop(vnet, None)
-        return self._vnet_and_vms(vnet) if old is not None and old.floods else NOTHING
+        touched = self.leaves() if was_narrow else NOTHING
+        return touched | self._vnet_and_vms(vnet) if old is not None and old.floods else touched
 
     def _vnet_and_vms(self, vnet: str) -> Touched:
         vms = (Owner("vm", vm) for vm in self._in_vnet.get(vnet, ()))
@@ -242,6 +232,8 @@ class NetworkLayout(NetworkView):
             touched |= self.leaves()  # They hand up LLDP where there is one that is known by it.
         if self.gateway_mac_of(old) != self.gateway_mac_of(server) and server.edge:
             touched |= {Owner("switch", server.edge)}  # It answers for the gateway.
+        if old is not None and Service.ROUTER in old.services:
+            touched |= self.prefixes()
         is_forwarder = Service.FORWARDER in server.services
         if is_forwarder:
             self._forwarders.add(server.id)
@@ -258,6 +250,7 @@ class NetworkLayout(NetworkView):
         beside = self._beside(server)
         was_forwarder = Service.FORWARDER in self.servers[server].services
         had_chassis = bool(self.servers[server].chassis)
+        was_router = Service.ROUTER in self.servers[server].services
         self._forget_server(server)
         del self.servers[server]
         self.detected.pop(server, None)
@@ -266,6 +259,7 @@ class NetworkLayout(NetworkView):
         self.lost_routers.pop(server, None)
         everything = self.everything() if was_forwarder else NOTHING
         everything |= self.leaves() if had_chassis else NOTHING
+        everything |= self.prefixes() if was_router else NOTHING
         return self.shut_out() | beside | everything | {Owner("server", server)}
 
     def fence(self, server: str) -> Touched:
@@ -322,6 +316,7 @@ class NetworkLayout(NetworkView):
                 *(Owner("server", s) for s in self.servers),
                 *(Owner("vm", v) for v in self.vms),
                 *self.shared(),
+                *self.prefixes(),
             ]
         )
 
@@ -341,10 +336,10 @@ class NetworkLayout(NetworkView):
     def _shared_on(self, server: str) -> Touched:
         return self.shared_of(*(self.vms[vm] for vm in self._vms_on.get(server, ())))
 
-    def by_prefixes(self) -> Touched:
-        """What has entries for each prefix that is routed to a NIC."""
-        fabric = (s.id for s in self.switches.values() if s.role is not Role.EDGE)
-        return self.routers().union(Owner("switch", id) for id in fabric)
+    def prefixes(self) -> Touched:
+        """All prefixes that are routed to NICs."""
+        each = ((prefix, vrf) for vrf, index in self._routed.items() for prefix, _ in index)
+        return frozenset(Owner.of_prefix(*one) for one in each)
 
     def leaves(self) -> Touched:
         return frozenset(Owner("switch", leaf.id) for leaf in self.with_role(Role.LEAF))
@@ -360,6 +355,8 @@ class NetworkLayout(NetworkView):
         vms = {*self._vms_on.get(server, ()), *guests}
         shared = self.shared_of(*(self.vms[vm] for vm in vms))
         itself = self._beside(server) | {Owner("server", server)}
+        if server in self.servers and Service.ROUTER in self.servers[server].services:
+            itself |= self.prefixes()  # At its port nobody may send from them.
         return shared.union(itself, (Owner("vm", v) for v in vms))
 
     def _forget_server(self, server: str) -> None:

@@ -6,7 +6,7 @@ such a link to any other leaf, for the sender's leaf does not know for which lea
 has not told of yet counts as there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from retinue.core.model.entities import Link
 from retinue.core.model.view import NetworkView
@@ -27,6 +27,18 @@ def all_upward_ports(net: NetworkView) -> dict[str, list[int]]:
     """`upward_ports` of each switch with links up. Each link is looked at once, however many switches."""
     links = _Links(net)
     return {switch: links.upward_ports(switch) for switch in links.above}
+
+
+def leads_up(net: NetworkView, switch: str) -> bool:
+    """True for a switch with a port to another above it; one that has told no ports yet has those that were
+    laid out."""
+    return switch in leading_up(net, [link for link in net.links if link.lower.switch == switch])
+
+
+def leading_up(net: NetworkView, links: Iterable[Link]) -> set[str]:
+    """The switches at the lower ends of these links of which `leads_up` is true."""
+    lower = (link.lower for link in links)
+    return {at.switch for at in lower if not net.has_told_ports(at.switch) or net.port_number(at) is not None}
 
 
 def is_sound(net: NetworkView, link: Link) -> bool:

@@ -19,10 +19,11 @@ from retinue.core.model.entities import (
     Service,
     VMPort,
 )
-from retinue.core.model.layout import NOTHING, NetworkLayout, Owner, Touched
+from retinue.core.model.layout import NetworkLayout
 from retinue.core.model.link_local import is_link_local
-from retinue.core.model.links import all_upward_ports
+from retinue.core.model.links import all_upward_ports, leads_up
 from retinue.core.model.nic import NIC, is_mirror_port, turn_of
+from retinue.core.model.owners import NOTHING, Owner, Touched
 from retinue.core.model.prefix_index import PrefixIndex
 from retinue.core.model.storage import FcLogin
 from retinue.core.model.storage_checks import check_fc_login
@@ -81,7 +82,7 @@ class Network(NetworkLayout):
         return frozenset(Owner("switch", one) for one in after if after[one] != before[one])
 
     def _set_numbers(self, switch: str, numbers: Mapping[str, int]) -> Touched:
-        old = self._numbers.get(switch, {})
+        old, led_up = self._numbers.get(switch, {}), leads_up(self, switch)
         changed = {name for name in old.keys() | numbers.keys() if old.get(name) != numbers.get(name)}
         self._numbers[switch] = dict(numbers)
         self._names[switch] = {number: name for name, number in numbers.items()}
@@ -108,6 +109,8 @@ class Network(NetworkLayout):
                 copies = any(map(is_mirror_port, changed))
                 near = [runs] if (itself or copies) and runs is not None else []
         touched = self.shared() | {Owner("switch", switch)} if itself else NOTHING
+        if leads_up(self, switch) != led_up:
+            touched |= self.prefixes()
         return touched.union(*(self.server_and_vms(s) for s in near))
 
     def detect(self, server: str, at: PortRef) -> Touched:
@@ -182,7 +185,7 @@ class Network(NetworkLayout):
             self._vms_on.setdefault(location, set()).add(vm.id)
         routed = self._sizes(vm) ^ (set() if old is None else self._sizes(old))
         touched = self.shared_of(old, vm) | {Owner("vm", vm.id)}
-        return touched | (self.by_prefixes() if routed else NOTHING)
+        return touched | self._prefixes_of(routed)
 
     def remove_vm(self, vm: str) -> Touched:
         """Forget a VM and every address assigned to it. Removing what is not there is no error."""
@@ -196,7 +199,7 @@ class Network(NetworkLayout):
         for nic in old.nics:
             self._log_all_out(nic.mac)
         touched = self.shared_of(old) | {Owner("vm", vm)}
-        return touched | (self.by_prefixes() if routed else NOTHING)
+        return touched | self._prefixes_of(routed)
 
     def assign(self, assignment: Assignment) -> Touched:
         """Assign an address. An address that another VM has is rejected, never taken away."""
@@ -244,7 +247,8 @@ class Network(NetworkLayout):
             self._routed[old.vrf].discard(was)
         if new is not None and now is not None:
             self._routed.setdefault(new.vrf, PrefixIndex()).put(now, new.vm)
-        return self.by_prefixes()
+        each = ((one.prefix, one.vrf) for one in (old, new) if one is not None and one.prefix is not None)
+        return frozenset(Owner.of_prefix(*one) for one in each)
 
     def next_lease_end(self) -> float | None:
         """When the next lease ends; None if none does."""
@@ -380,6 +384,9 @@ class Network(NetworkLayout):
     def _sizes(self, vm: VM) -> set[tuple[Prefix, str, tuple[IP, ...]]]:
         """Each prefix that is led to the VM, and what says how large a packet its NIC takes."""
         return {(prefix, nic.vnet, nic.addresses) for nic in vm.nics for prefix in self.prefixes_of(vm, nic)}
+
+    def _prefixes_of(self, sizes: set[tuple[Prefix, str, tuple[IP, ...]]]) -> Touched:
+        return frozenset(Owner.of_prefix(prefix, self.vrf_of_vnet(vnet)) for prefix, vnet, _ in sizes)
 
 
 __all__ = ["NOTHING", "Network", "Owner", "Touched"]

@@ -7,26 +7,29 @@ and this is what that router knows of its links; what a router outside passes on
 from collections.abc import Iterator
 
 from retinue.core.model.addresses import IP, Prefix
-from retinue.core.model.families import forwarded_prefixes, forwarded_subnets
+from retinue.core.model.families import forwarded_subnets
 from retinue.core.model.view import NetworkView
 from retinue.core.model.vrfs import DEFAULT_VRF
 
 
-def narrow_ways(net: NetworkView, vrf: str = DEFAULT_VRF) -> Iterator[tuple[Prefix, int]]:
-    """The prefixes of a VRF to which smaller packets go than switches take, and bytes of the largest.
-
-    No two of them overlap. None where all take the same.
-    """
+def narrow_subnets(net: NetworkView, vrf: str = DEFAULT_VRF) -> Iterator[tuple[Prefix, int]]:
+    """The subnets of a VRF to which smaller packets go than switches take, and bytes of the largest."""
     for subnet in forwarded_subnets(net.subnets_in(vrf)):
         if (mtu := net.mtu_in(subnet.vnet)) < net.mtu:
             yield subnet.prefix, mtu
-    for prefix, vm in net.routed(vrf) if _has_narrow_vnet(net) else ():
-        if (mtu := _mtu_behind(net, prefix, vm, vrf)) < net.mtu:
-            yield from ((forwarded, mtu) for forwarded in forwarded_prefixes(net, [prefix]))
 
 
 def is_narrow_somewhere(net: NetworkView) -> bool:
-    return any(True for vrf in net.vrfs for _ in narrow_ways(net, vrf))
+    """True where a vnet takes smaller packets than switches do, whether anything leads to it yet or not."""
+    return any(net.mtu_in(vnet) < net.mtu for vnet in net.vnets)
+
+
+def narrow_way(net: NetworkView, prefix: Prefix, vrf: str) -> int | None:
+    """Of a prefix that is routed to a NIC: bytes of the largest packet that it takes, where that is less than
+    switches take."""
+    found = net.routed_to(prefix.network_address, vrf)
+    mtu = net.mtu if found is None else _mtu_behind(net, *found, vrf)
+    return mtu if mtu < net.mtu else None
 
 
 def mtu_to(net: NetworkView, ip: IP, vrf: str = DEFAULT_VRF) -> int:
@@ -36,10 +39,6 @@ def mtu_to(net: NetworkView, ip: IP, vrf: str = DEFAULT_VRF) -> int:
         return net.mtu_in(subnet.vnet)
     routed = net.routed_to(ip, vrf)
     return net.mtu if routed is None else _mtu_behind(net, *routed, vrf)
-
-
-def _has_narrow_vnet(net: NetworkView) -> bool:
-    return any(net.mtu_in(vnet) < net.mtu for vnet in net.vnets)
 
 
 def _mtu_behind(net: NetworkView, prefix: Prefix, vm: str, vrf: str) -> int:

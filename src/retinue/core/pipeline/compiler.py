@@ -37,6 +37,8 @@ def contribution(net: Network, owner: Owner) -> Contribution:
             _vm(underlay, net, net.vms[owner.id], found)
         case "anycast":
             _add(found, anycast.address_flows(underlay, net, ip_address(owner.id)))
+        case "prefix" if exists(net, owner):
+            _add(found, underlay.prefix_flows(*owner.prefix))
         case "vnet" if owner.id in net.vnets:
             for switch, entries in flooding.vnet_entries(underlay, net, net.vnets[owner.id]).items():
                 found.setdefault(switch, []).extend(entries)
@@ -52,6 +54,10 @@ def exists(net: Network, owner: Owner) -> bool:
             return owner.id in net.servers
         case "vnet":
             return owner.id in net.vnets and net.vnets[owner.id].floods
+        case "prefix":
+            prefix, vrf = owner.prefix
+            routed = net.routed_to(prefix.network_address, vrf)
+            return routed is not None and routed[0] == prefix
         case "anycast":
             return any(net.anycast_at(ip_address(owner.id)))
         case _:

@@ -19,6 +19,7 @@ owner, whom the cookie tells:
     a vnet's, on a leaf or a spine  the servers of all its VMs are known there, and every VM is, as below
     an anycast address's            every VM is known, as below, and the servers of all that have it, and are
                                     not fenced
+    a routed prefix's               the routers are known there, as servers
     a vnet's group                  as the vnet's entries, also where it is to be another: ports are told one
                                     by one
     none's: meters, other groups    at once, but for a meter used by an entry that cannot be judged: with it
@@ -33,7 +34,7 @@ from collections.abc import Hashable, Set
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-from retinue.core.model import IP, Role
+from retinue.core.model import IP, Role, Service
 from retinue.core.model.anycast import members_of
 from retinue.core.model.network import Network, Owner
 from retinue.core.pipeline.compiler import Compiler
@@ -129,6 +130,8 @@ class Knowledge:
             return True
         if owner.kind == "server":
             return owner.id not in net.servers or underlay.knows(owner.id, switch)
+        if owner.kind == "prefix":
+            return all(underlay.knows(router.id, switch) for router in net.servers_with(Service.ROUTER))
         if owner.kind == "vnet":
             return self._knows_vnet(owner.id, switch)
         if owner.kind == "anycast":

@@ -14,6 +14,7 @@ from retinue.core.model import VM, Assignment, ModelError, Network, Subnet, Vnet
 from retinue.core.model.network import Owner
 from retinue.core.model.prefix_index import PrefixIndex
 from retinue.core.model.routed_prefixes import overlap
+from retinue.core.model.vrfs import DEFAULT_VRF
 from support.fabric.networks import add_ipv6, add_vm, assignment, fabric, server, vm_mac
 
 
@@ -36,13 +37,56 @@ def net() -> Network:
     return net
 
 
-def test_a_prefix_touches_its_vm_the_fabric_and_the_routers_that_must_not_send_from_it(net: Network) -> None:
-    all_of_them = {Owner("vm", "vm2"), Owner("server", "router")}
-    all_of_them |= {Owner("switch", name) for name in ("leaf1", "leaf2", "spine1", "spine2")}
+def test_a_prefix_touches_its_vm_and_itself_and_no_other_prefix(net: Network) -> None:
+    all_of_them = {Owner("vm", "vm2"), of("10.9.0.32/28")}
     assert route(net, 2, "10.9.0.32/28") == all_of_them
     assert net.put_vm(replace(net.vms["vm2"], restart="on-crash")) == {Owner("vm", "vm2")}  # type: ignore[arg-type]
     assert net.remove_vm("vm2") == all_of_them
     assert [vm for _, vm in net.routed()] == ["vm1", "vm1"]
+
+
+def of(prefix: str) -> Owner:
+    return Owner.of_prefix(ip_network(prefix), DEFAULT_VRF)
+
+
+def test_an_owner_of_a_prefix_says_which() -> None:
+    assert of("fd00:9::/64").prefix == (ip_network("fd00:9::/64"), DEFAULT_VRF)
+
+
+ROUTED = {of("10.9.0.16/28"), of("fd00:9::/64")}
+
+
+def test_what_prefixes_depend_on_touches_all_of_them(net: Network) -> None:
+    """Where routers are, whether a switch leads up, how large a vnet's packets are."""
+    router, numbers = net.servers["router"], dict(net._numbers["leaf2"])
+    uplinks = [name for name in numbers if name.startswith("s")]
+    assert net.set_ports("leaf2", numbers | {"router": 77}) >= ROUTED
+    assert net.set_ports("leaf2", {name: n for name, n in numbers.items() if name not in uplinks}) >= ROUTED
+    assert net.set_ports("leaf2", numbers) >= ROUTED
+    assert net.put_vnet(Vnet("narrow", mtu=1300)) >= ROUTED
+    assert Owner("switch", "leaf1") in net.remove_vnet("narrow"), "it looks at no sizes any more"
+    assert net.put_server(replace(router, services=frozenset())) >= ROUTED
+    assert net.put_server(router) >= ROUTED
+    assert net.remove_server("router") >= ROUTED
+
+
+def test_what_they_do_not_depend_on_touches_none(net: Network) -> None:
+    numbers = dict(net._numbers["leaf1"])
+    touched = net.set_ports("leaf1", {name: number + 100 for name, number in numbers.items()})
+    assert Owner("switch", "leaf1") in touched and not touched & ROUTED, "other numbers, the same ways up"
+    assert not net.put_server(replace(net.servers["server1"], mac="02:00:00:00:00:99")) & ROUTED
+    assert not net.put_vnet(Vnet("wide")) & ROUTED
+
+
+def test_a_switch_that_comes_back_touches_none() -> None:
+    """One that has told no ports yet has the ways up that were laid out."""
+    net = fabric()
+    numbers = dict(net._numbers["leaf1"])
+    net._numbers["leaf1"] = {}
+    add_vm(net, 1, 1)
+    route(net, 1, "10.9.0.16/28")
+    touched = net.set_ports("leaf1", numbers)
+    assert Owner("switch", "leaf1") in touched and of("10.9.0.16/28") not in touched
 
 
 def delegated(number: int, prefix: str) -> Assignment:
@@ -51,8 +95,7 @@ def delegated(number: int, prefix: str) -> Assignment:
 
 
 def test_a_delegated_prefix_touches_the_same_as_it_comes_and_goes(net: Network) -> None:
-    all_of_them = route(net, 2, "10.9.0.32/28")
-    route(net, 2)
+    all_of_them = {Owner("vm", "vm2"), of("fd00:a::/60")}
     lease = delegated(2, "fd00:a::/60")
     assert net.assign(lease) == all_of_them
     assert net.unassign(lease.key) == all_of_them
@@ -66,9 +109,9 @@ def test_a_delegated_prefix_in_another_vnet_takes_other_packets(net: Network) ->
     net.put_vnet(Vnet("narrow", mtu=1300))
     net.unassign(assignment(2).key)
     net.assign(delegated(2, "fd00:a::/60"))
-    vm, shared = net.vms["vm2"], {Owner("switch", name) for name in ("leaf1", "leaf2", "spine1", "spine2")}
-    assert shared <= net.put_vm(replace(vm, nics=(replace(vm.nic, vnet="narrow"),)))
-    assert not shared & net.put_vm(replace(net.vms["vm2"], server="server1"))
+    vm, itself = net.vms["vm2"], of("fd00:a::/60")
+    assert itself in net.put_vm(replace(vm, nics=(replace(vm.nic, vnet="narrow"),)))
+    assert itself not in net.put_vm(replace(net.vms["vm2"], server="server1"))
 
 
 @pytest.mark.parametrize("others", [(), (1,)], ids=["its own", "another's, too"])

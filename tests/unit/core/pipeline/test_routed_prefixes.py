@@ -2,15 +2,28 @@
 
 from collections import Counter
 from dataclasses import replace
+from ipaddress import IPv6Address, IPv6Network
 
 import pytest
 
-from retinue.core.model import Network
+from retinue.core.model import Assignment, Network
 from retinue.core.model.network import Owner
-from retinue.core.pipeline.compiler import contribution
+from retinue.core.pipeline import compiler
+from retinue.core.pipeline.compiler import Compiler, contribution
+from retinue.core.pipeline.contributions import Contribution
 from retinue.core.pipeline.entry import Flow, Meter
 from support.fabric import prefixes
-from support.fabric.networks import GATEWAY_MAC, add_ipv6, add_vm, fabric, holding6, vm_ip, vm_mac, vm_port
+from support.fabric.networks import (
+    GATEWAY_MAC,
+    add_ipv6,
+    add_vm,
+    assignment,
+    fabric,
+    holding6,
+    vm_ip,
+    vm_mac,
+    vm_port,
+)
 from support.fabric.world import FabricWorld, udp_frame
 
 AT = {1: 1, 2: 2, 3: 3, 4: 1}
@@ -90,6 +103,45 @@ def test_what_a_prefix_costs() -> None:
         assert net.routed_to(prefix[1]) is not None
     assert found[1] - found[0] == {"edge1": 3, "leaf1": 2, "spine1": 1, "spine2": 1}
     assert found[2] - found[1] == {"edge1": 4, "leaf1": 2, "spine1": 1, "spine2": 1}
+
+
+@pytest.mark.parametrize("others", [0, 40])
+def test_a_delegated_prefix_is_computed_alone_however_many_there_are(
+    others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in entries, with those of its VM."""
+    net = fabric()
+    add_ipv6(net)
+    for number in (1, 2):
+        add_vm(net, number, number)
+    for number in range(others):
+        net.assign(delegated(2, number))
+    kept = Compiler(net)
+    kept.update(net.everything())
+    computed: list[int] = []
+    compute = compiler.contribution
+
+    def counted(net: Network, owner: Owner) -> Contribution:
+        found = compute(net, owner)
+        computed.append(sum(map(len, found.values())))
+        return found
+
+    monkeypatch.setattr(compiler, "contribution", counted)
+    lease, of_vm, of_prefix = delegated(1, others), 56, 5
+    changed = kept.update(net.assign(lease))
+    assert sum(computed) == of_vm + of_prefix
+    leaves, spines = {"leaf1", "leaf2"}, {"spine1", "spine2"}
+    assert changed.keys() == leaves | spines | {"edge1"}
+    assert {switch: len(keys) for switch, keys in changed.items() if switch in spines} == dict.fromkeys(
+        spines, 2
+    )
+    kept.update(net.unassign(lease.key))
+    assert sum(computed) == 2 * of_vm - 8 + of_prefix, "without what is gone"
+
+
+def delegated(number: int, prefix: int) -> Assignment:
+    of = IPv6Network((int(IPv6Address("fd00:a::")) + (prefix << 64), 64))
+    return replace(assignment(number), ip=of.network_address, prefix=of)
 
 
 def flows(net: Network) -> Counter[str]:

@@ -40,6 +40,9 @@ class Underlay(Protocol):
     def server_flows(self, server: Server) -> FlowsBySwitch:
         """The ways to a server, to its own address and to the prefixes behind it."""
 
+    def prefix_flows(self, prefix: Prefix, vrf: str) -> FlowsBySwitch:
+        """What switches hold about a prefix of a VRF that is routed to a NIC, wherever that is."""
+
     def host_routes(self, server: Server, ip: IP | Prefix, mark: int) -> FlowsBySwitch:
         """The way to one address, or prefix, that is at a server; `mark` is the cookie of its entries."""
 

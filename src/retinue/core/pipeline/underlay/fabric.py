@@ -52,7 +52,7 @@ from retinue.core.pipeline.matches import (
 from retinue.core.pipeline.meters import LeafMeter
 from retinue.core.pipeline.priorities import LeafAdmit, Route, Servers
 from retinue.core.pipeline.tables import Table
-from retinue.core.pipeline.underlay import subinterfaces
+from retinue.core.pipeline.underlay import fabric_prefixes, subinterfaces
 from retinue.core.pipeline.underlay.base import Near
 from retinue.core.pipeline.underlay.fabric_flooding import flood_ways
 from retinue.core.pipeline.underlay.fabric_services import service_sources
@@ -137,6 +137,9 @@ class LeafSpine:
         for one in server.subinterfaces:
             _add(found, self._subinterface_flows(server, one, at, mark))
         return found
+
+    def prefix_flows(self, prefix: Prefix, vrf: str) -> FlowsBySwitch:
+        return fabric_prefixes.prefix_flows(self.net, prefix, vrf, self._up, self.attachment)
 
     def _subinterface_flows(
         self, server: Server, one: Subinterface, at: tuple[str, int], mark: int

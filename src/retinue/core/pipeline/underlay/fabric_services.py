@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from ipaddress import IPv6Address
 
-from retinue.core.model import Server, Service
-from retinue.core.model.families import forwarded_prefixes, forwarded_subnets, in_use
+from retinue.core.model import Prefix, Server, Service
+from retinue.core.model.families import forwarded_subnets, in_use
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets import NDType
 from retinue.core.packets.ipv4 import UDP
 from retinue.core.pipeline.cookies import Reason, cookie
-from retinue.core.pipeline.entry import CONTROLLER, Flow, match
+from retinue.core.pipeline.entry import CONTROLLER, Flow, Match, match
 from retinue.core.pipeline.matches import (
     CLIENT_PORT,
     NO_TAG,
@@ -68,16 +68,11 @@ def service_sources(net: Network, server: Server, port: int) -> Iterator[Flow]:
             Table.ADMIT, LeafAdmit.SERVICE_ITSELF, as_itself,
             goto=Table.ROUTE, cookie=cookie(Reason.FORWARD, owner),
         )  # fmt: skip
-    # What has the tag of a subinterface is judged as of its VRF.
-    here: dict[str, int | str] = {"in_port": port}
-    if server.subinterfaces:
-        here["vlan_vid"] = NO_TAG
+    here = _here(server, port)
     spoofed = [match(**here, eth_type=kind, eth_dst=gateway_mac) for kind in ip_types(net)]
-    is_here = server.address is not None or bool(server.routes) or not server.subinterfaces
-    if Service.ROUTER in server.services and is_here:
-        prefixes = [subnet.prefix for subnet in forwarded_subnets(net.subnets_in())]
-        prefixes += forwarded_prefixes(net, (prefix for prefix, _ in net.routed()))
-        spoofed = [ip_match(src=prefix, dst=None, **here, eth_dst=gateway_mac) for prefix in prefixes]
+    if _is_outside(server):
+        subnets = forwarded_subnets(net.subnets_in())
+        spoofed = [_from_ours(net, server, subnet.prefix, port) for subnet in subnets]
         if isinstance(server.address, IPv6Address) and in_use(net, 6):
             # It answers when it is asked whether it is there; of IPv4 the controller has all ARP.
             answers = icmpv6_match(NDType.NEIGHBOUR_ADVERTISEMENT, in_port=port, vlan_vid=NO_TAG)
@@ -89,7 +84,32 @@ def service_sources(net: Network, server: Server, port: int) -> Iterator[Flow]:
     groups, kinds = net.gateway_groups.values(), ip_types(net)
     spoofed += [match(in_port=port, eth_type=kind, eth_dst=one.mac) for one in groups for kind in kinds]
     for pretence in spoofed:
-        yield Flow(
-            Table.ADMIT, LeafAdmit.SERVICE_SPOOFED, pretence, (CONTROLLER,),
-            meter=LeafMeter.SPOOFING, cookie=cookie(Reason.SPOOFED_IP, owner),
-        )  # fmt: skip
+        yield _reported(pretence, owner)
+
+
+def spoofed_prefix(net: Network, server: Server, port: int, prefix: Prefix, owner: Owner) -> Iterator[Flow]:
+    """Nor may a router send as anybody of a prefix that is routed to a NIC: the entry is the prefix's."""
+    if not server.edge and _is_outside(server):
+        yield _reported(_from_ours(net, server, prefix, port), owner)
+
+
+def _is_outside(server: Server) -> bool:
+    """What comes from there, without a tag, is from outside, into the default VRF."""
+    is_here = server.address is not None or bool(server.routes) or not server.subinterfaces
+    return Service.ROUTER in server.services and is_here
+
+
+def _here(server: Server, port: int) -> dict[str, int | str]:
+    """What has the tag of a subinterface is judged as of its VRF."""
+    return {"in_port": port, "vlan_vid": NO_TAG} if server.subinterfaces else {"in_port": port}
+
+
+def _from_ours(net: Network, server: Server, prefix: Prefix, port: int) -> Match:
+    return ip_match(src=prefix, dst=None, **_here(server, port), eth_dst=net.gateway_mac)
+
+
+def _reported(pretence: Match, owner: Owner) -> Flow:
+    return Flow(
+        Table.ADMIT, LeafAdmit.SERVICE_SPOOFED, pretence, (CONTROLLER,),
+        meter=LeafMeter.SPOOFING, cookie=cookie(Reason.SPOOFED_IP, owner),
+    )  # fmt: skip

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from itertools import product
 
-from retinue.core.model import Role, Switch
-from retinue.core.model.families import forwarded_prefixes, forwarded_subnets, in_use
+from retinue.core.model import Prefix, Role, Switch
+from retinue.core.model.families import forwarded_subnets, in_use
 from retinue.core.model.link_local import LINK_LOCAL
 from retinue.core.model.links import upward_ports
 from retinue.core.model.network import Network, Owner
@@ -223,13 +223,13 @@ def _upward(net: Network, switch: str, first: tuple[Action, ...], mark: int) -> 
 
 
 def _subnet_routes(net: Network, way: tuple[Action, ...], mark: int) -> Iterator[Flow]:
-    """What is inside a subnet, or routed to a VM, takes no way out of the data centre, were it the default
-    route."""
     for vrf in net.vrfs.values():
-        subnets = [subnet.prefix for subnet in forwarded_subnets(net.subnets_in(vrf.id))]
-        routed = forwarded_prefixes(net, (prefix for prefix, _ in net.routed(vrf.id)))
-        routes = [
-            Flow(Table.ROUTE, Route.PREFIX + prefix.prefixlen, ip_match(dst=prefix), way, cookie=mark)
-            for prefix in (*subnets, *routed)
-        ]
-        yield from vrfs.on_fabric(routes, vrf.tag)
+        for subnet in forwarded_subnets(net.subnets_in(vrf.id)):
+            yield from inside(subnet.prefix, vrf.tag, way, mark)
+
+
+def inside(prefix: Prefix, tag: int, way: tuple[Action, ...], mark: int) -> Iterator[Flow]:
+    """What is inside a subnet, or routed to a VM, takes no way out of the data centre, were it the default
+    route. `tag`: of the VRF."""
+    route = Flow(Table.ROUTE, Route.PREFIX + prefix.prefixlen, ip_match(dst=prefix), way, cookie=mark)
+    return vrfs.on_fabric([route], tag)

@@ -113,6 +113,9 @@ class PlainRouters(LeafSpine):
                 found.setdefault(switch, []).extend(flows)
         return found
 
+    def prefix_flows(self, prefix: Prefix, vrf: str) -> FlowsBySwitch:
+        return {}
+
     def _routes(self, server: Server, priority: int, to: Match, mark: int) -> FlowsBySwitch:
         found = LeafSpine._routes(self, server, priority, to, mark)
         at = self.attachment(server.id)

@@ -72,25 +72,32 @@ def _admitted(
     net: Network, one: Subinterface, tag: int, here: dict[str, FieldValue], owner: Owner
 ) -> Iterator[Flow]:
     """As whom the router may send into the VRF: as itself, and as anybody outside it (RFC 2827)."""
-    mark, spoofed = cookie(Reason.FORWARD, owner), cookie(Reason.SPOOFED_IP, owner)
-    into = _tag(tag)
+    mark, into = cookie(Reason.FORWARD, owner), _tag(tag)
     to_gateway: dict[str, FieldValue] = {**here, "eth_dst": net.gateway_mac}
     if one.address is not None and in_use(net, one.address.version):
         itself = _and(ip_match(src=one.address), **to_gateway)
         yield Flow(Table.ADMIT, LeafAdmit.SERVICE_ITSELF, itself, into, goto=Table.ROUTE, cookie=mark)
-    for prefix in _own_prefixes(net, one.vrf):
-        yield Flow(
-            Table.ADMIT, LeafAdmit.SERVICE_SPOOFED, _and(ip_match(src=prefix), **to_gateway), (CONTROLLER,),
-            meter=LeafMeter.SPOOFING, cookie=spoofed,
-        )  # fmt: skip
+    for subnet in forwarded_subnets(net.subnets_in(one.vrf)):
+        yield _spoofed(subnet.prefix, to_gateway, owner)
     for kind in ip_types(net):
         packets = match(**to_gateway, eth_type=kind)
         yield Flow(Table.ADMIT, LeafAdmit.TO_GATEWAY, packets, into, goto=Table.ROUTE, cookie=mark)
 
 
-def _own_prefixes(net: Network, vrf: str) -> Iterator[Prefix]:
-    yield from (subnet.prefix for subnet in forwarded_subnets(net.subnets_in(vrf)))
-    yield from forwarded_prefixes(net, (prefix for prefix, _ in net.routed(vrf)))
+def spoofed_prefix(
+    net: Network, server: Server, port: int, prefix: Prefix, vrf: str, owner: Owner
+) -> Iterator[Flow]:
+    """Nor may it send as anybody of a prefix that is routed to a NIC there: the entry is the prefix's."""
+    for one in server.subinterfaces:
+        if one.vrf == vrf:
+            yield _spoofed(prefix, {**_here(one, port), "eth_dst": net.gateway_mac}, owner)
+
+
+def _spoofed(prefix: Prefix, to_gateway: dict[str, FieldValue], owner: Owner) -> Flow:
+    return Flow(
+        Table.ADMIT, LeafAdmit.SERVICE_SPOOFED, _and(ip_match(src=prefix), **to_gateway), (CONTROLLER,),
+        meter=LeafMeter.SPOOFING, cookie=cookie(Reason.SPOOFED_IP, owner),
+    )  # fmt: skip
 
 
 def _asked(net: Network, one: Subinterface, here: dict[str, FieldValue], owner: Owner) -> Iterator[Flow]:
