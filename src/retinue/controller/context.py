@@ -14,6 +14,7 @@ from retinue.controller.durations import Durations
 from retinue.controller.events import Agents, EventBus
 from retinue.controller.marks import AgentHeard
 from retinue.controller.recipients import recipients
+from retinue.controller.room import Room, Turns
 from retinue.controller.state import State, Storable
 from retinue.controller.switches.installer import Installer, InstallReport
 from retinue.controller.switches.readback import SwitchSession
@@ -35,9 +36,9 @@ up to 8."""
 LARGE = 500
 """Owners; a change that touches more is computed in batches."""
 BATCH = 100
-MOST_BATCHES = 10
-"""Batches on their way to the switches; others wait, not computed: what is under way takes memory, and where
-switches have much to answer, their answers are read first."""
+MOST_UNDER_WAY = 1000
+"""Owners of large changes, and of what nobody waits for, that are on their way to the switches; others wait,
+not computed: what is under way takes memory, and where switches have much to answer, that is read first."""
 REJECTED_SECONDS = 10.0
 """In which frames that cannot be read, of one kind and from one place, are logged once."""
 PLACES_REMEMBERED = 1000
@@ -87,7 +88,8 @@ class Context:
         self._frames_rejected: dict[tuple[str, str], float] = {}
         """By kind and place: when a frame that could not be read was logged last."""
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._room = asyncio.Semaphore(MOST_BATCHES)
+        self._room = Room(MOST_UNDER_WAY)
+        self._turns = Turns(self._room, BATCH, self.install, self.spawn)
         self._after_install: list[Callable[[Collection[Owner]], None]] = []
 
     # ---- changes ----
@@ -148,14 +150,22 @@ class Context:
             return await self._install(owners, near, patient)
         work: list[asyncio.Task[InstallReport]] = []
         for batch in batched(owners, BATCH):
-            await self._room.acquire()
+            await self._room.enter(len(batch))
             task = asyncio.get_running_loop().create_task(self._install(batch, near, patient))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            task.add_done_callback(lambda _: self._room.release())
+            task.add_done_callback(partial(self._leave, len(batch)))
             work.append(task)
             await asyncio.sleep(0)
         return together(await asyncio.gather(*work))
+
+    def install_in_turn(self, touched: Iterable[Owner], what: str) -> None:
+        """As `install`, in the background, of what nobody waits for: while much is under way it waits, and
+        goes together with what else has come by then."""
+        self._turns.add(touched, what)
+
+    def _leave(self, owners: int, _: object) -> None:
+        self._room.leave(owners)
 
     async def _install(
         self, owners: Collection[Owner], near: Near, patient: Callable[[], bool]

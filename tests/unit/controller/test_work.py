@@ -3,17 +3,19 @@
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from sys import getsizeof
 
 import pytest
 
-from retinue.controller.context import Context
-from retinue.core.model import Network, Role
+from retinue.controller.context import MOST_UNDER_WAY, Context
+from retinue.core.model import Network, PortStatus, Role
 from retinue.core.model.network import Owner
 from retinue.core.pipeline import compiler
 from retinue.core.pipeline.contributions import Contribution
 from retinue.core.pipeline.entry import Program
 from retinue.core.pipeline.shapes import Packed
-from support.fabric.networks import add_vm, fabric
+from retinue.southbound.ovsdb.vm_ports import BridgePort
+from support.fabric.networks import add_vm, fabric, vm_mac
 from support.fakes.session import FakeNetwork
 
 VMS = 6
@@ -87,6 +89,44 @@ async def test_a_switch_that_comes_back_as_it_was_has_nothing_computed_anew(
     for switch in fake.net.switches:
         await back(fake, switch)
     assert not compiled
+
+
+def tell_ports(fake: FakeNetwork, first: int) -> None:
+    """Each edge tells the ports of its VMs, numbered from `first` on, one by one."""
+    for vm in range(1, VMS + 1):
+        at = BridgePort(0x31 + vm % 3, "br0", "tap", first + vm, PortStatus.UP, f"vm{vm}", vm_mac(vm))
+        fake.controller.inventory.ports.changed([], [at])
+
+
+async def test_ports_told_while_much_is_under_way_are_computed_when_there_is_room_and_once(
+    fake: FakeNetwork, compiled: Counter[Owner]
+) -> None:
+    """But for those of a VM that migrates, which is paused until its target has its entries."""
+    room = fake.controller.context._room
+    await room.enter(MOST_UNDER_WAY)
+    for first in (300, 400, 500):
+        tell_ports(fake, first)
+        await fake.settle()
+    assert not compiled
+    room.leave(MOST_UNDER_WAY)
+    await fake.settle()
+    assert compiled == Counter(Owner("vm", vm) for vm in fake.net.vms)
+    assert not room.taken
+    fake.controller.orchestrator.start("vm1", target_server="server1")
+    await fake.settle()
+    await room.enter(MOST_UNDER_WAY)
+    compiled.clear()
+    tell_ports(fake, 600)
+    await fake.settle()
+    assert compiled == {Owner("vm", "vm1"): 1}
+    room.leave(MOST_UNDER_WAY)
+
+
+async def test_switches_that_are_in_step_take_no_room(fake: FakeNetwork) -> None:
+    """However many entries were on their way before: an empty set keeps what it once needed."""
+    for switch in fake.controller.context.installer.switches.values():
+        for some in (switch.pending, switch.held, switch.mirror._differs):
+            assert getsizeof(some) == getsizeof(type(some)())
 
 
 async def test_whether_a_vm_is_ready_is_asked_without_computing(

@@ -67,7 +67,10 @@ class VMPorts:
                 touched |= self._look_at_port(port_id, self._by_dpid[dpid])
         if touched:
             touched |= self.look_at_rejected()
-            self._context.spawn(self._context.install(touched), "VM ports")
+            if any(owner.kind == "vm" and self._orchestrator.of_vm(owner.id) for owner in touched):
+                self._context.spawn(self._context.install(touched), "VM ports")  # A migration waits for it.
+            else:
+                self._context.install_in_turn(touched, "VM ports")
 
     def edge_read(self, dpids: Collection[int], port_ids: Collection[str] = ()) -> None:
         """These switches' databases have been read; `port_ids` are those of the VMs' ports found there.

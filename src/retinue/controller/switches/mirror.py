@@ -62,6 +62,8 @@ class Mirror:
                 self._differs.pop(key, None)
             else:
                 self._differs[key] = entry
+        if not self._differs:
+            self._differs.clear()  # An empty one still has the room of the most that it ever had.
 
     def sent(self, change: Change) -> None:
         """The switch has confirmed this change."""

@@ -297,6 +297,9 @@ class SwitchProgrammer:
         agreed = set(keys) - self._differing(keys)
         self.pending.difference_update(agreed)
         self.held.difference_update(agreed)
+        for some in (self.pending, self.held):
+            if not some:
+                some.clear()  # An empty set still has the room of the most that it ever had.
         self._pause = None
         if self._retry is None:
             self.rejection = ""

@@ -1,0 +1,93 @@
+"""Room for what is on its way to the switches: who comes when there is none waits, and is not computed yet.
+
+What is under way takes memory: the keys of all entries that are not confirmed, what was there before, the
+messages. An owner is something that has entries, such as a VM.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from itertools import islice
+from typing import Any
+
+from retinue.core.model.network import Owner
+
+
+class Room:
+    """For so many owners; who waits comes in the order in which they came."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.taken = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def enter(self, owners: int) -> None:
+        """Return when there is room for so many, which is taken by then; more than there ever is enter an
+        empty one."""
+        if not self._waiting and self._fits(owners):
+            self.taken += owners
+            return
+        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((owners, told))
+        try:
+            await told
+        except asyncio.CancelledError:
+            if told.done() and not told.cancelled():
+                self.leave(owners)
+            raise
+
+    def leave(self, owners: int) -> None:
+        self.taken -= owners
+        while self._waiting and (self._waiting[0][1].done() or self._fits(self._waiting[0][0])):
+            waiting, told = self._waiting.popleft()
+            if not told.done():
+                self.taken += waiting
+                told.set_result(None)
+
+    def _fits(self, owners: int) -> bool:
+        return not self.taken or self.taken + owners <= self._most
+
+
+Spawn = Callable[[Coroutine[Any, Any, Any], str], object]
+
+
+class Turns:
+    """What nobody waits for, such as ports of VMs that switches tell of: at once while there is room, and
+    what has come while there was none together, each owner once."""
+
+    def __init__(
+        self,
+        room: Room,
+        batch: int,
+        install: Callable[[Collection[Owner]], Coroutine[Any, Any, object]],
+        spawn: Spawn,
+    ) -> None:
+        """`batch`: owners that are computed at once, at most."""
+        self._room, self._batch, self._install, self._spawn = room, batch, install, spawn
+        self._waiting: dict[Owner, None] = {}
+        self._takes_turns = False
+
+    def add(self, owners: Iterable[Owner], what: str) -> None:
+        """Have these installed in their turn; `what` is the name of the work in the log."""
+        self._waiting.update(dict.fromkeys(owners))
+        if not self._takes_turns:
+            self._takes_turns = True
+            self._spawn(self._take_turns(what), what)
+
+    async def _take_turns(self, what: str) -> None:
+        try:
+            while self._waiting:
+                await self._room.enter(self._batch)
+                batch = list(islice(self._waiting, self._batch))
+                self._room.leave(self._batch - len(batch))
+                for owner in batch:
+                    del self._waiting[owner]
+                self._spawn(self._installed(batch), what)
+        finally:
+            self._takes_turns = False
+
+    async def _installed(self, batch: Collection[Owner]) -> None:
+        try:
+            await self._install(sorted(batch))
+        finally:
+            self._room.leave(len(batch))
