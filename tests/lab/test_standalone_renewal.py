@@ -45,8 +45,9 @@ def foreign_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab
 
 
 @pytest.fixture
-async def world(foreign_lab: LabHandle) -> AsyncIterator[SnoopingNetwork]:
-    async with foreign_world(foreign_lab) as made:
+async def world(foreign_lab: LabHandle, request: pytest.FixtureRequest) -> AsyncIterator[SnoopingNetwork]:
+    """With the switches' options that the test is given."""
+    async with foreign_world(foreign_lab, *getattr(request, "param", ())) as made:
         yield made
 
 
@@ -261,6 +262,34 @@ async def test_the_row_that_is_left_at_the_old_switch_is_deleted(world: Snooping
     )
     assert await world.echo(address, 10)
     assert await target.guest("echo well") != ""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("world", [["--broadcasts-only"]], indirect=True)
+async def test_a_row_that_the_switch_has_not_made_itself_is_stored(world: SnoopingNetwork) -> None:
+    """It looks at no renewal. By way of its adapter it is given the row, and lets the VM speak."""
+    await management_line(world)
+    source_agent = await agent_alone(world, "swa")
+    target_agent = await agent_alone(world, "swb", "swa")
+    source = await world.start("swa")
+    address = await source.booted()
+    await source_agent.until_line("lease.learned")
+    await world.start("swb", incoming=True)
+    await world.migrate(source)
+    await target_agent.until_line("binding.stored")
+    switch = world.switches["swb"]
+    assert switch.of("bound") == []
+    assert [one["ip"] for one in switch.of("not looked at")] == [address]
+    (row,) = await AdaptedTable(world.control("swb")).rows()
+    assert (row.mac, str(row.ip), row.port) == (MAC, address, TAP)
+    assert row.seconds_left is not None
+    assert 0 < row.seconds_left <= 600
+    assert await world.echo(address, 10)
+    await source.monitor.disconnect()
+    await source.process.close()
+    await source_agent.until_line("binding.removed")
+    assert await AdaptedTable(world.control("swa")).rows() == []
+    assert await world.echo(address, 10)
 
 
 async def management_line(world: SnoopingNetwork) -> None:

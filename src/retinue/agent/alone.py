@@ -10,7 +10,8 @@ from the agent there (`lease_desk`).
       running already
     no answer to a renewal, or none   tried again, up to TRIES times
       of a peer that may know it
-    renewed here                      the peers hear of it: what their switches have of the VM is left
+    renewed here                      the switch here has its row, or is given it; then the peers hear of it:
+                                      what their switches have of the VM is left
 """
 
 import asyncio
@@ -31,8 +32,9 @@ from retinue.agent.renewal.renewing import InjectionError, fresh_xid
 from retinue.agent.renewal.standalone.at_tap import renew_at_tap
 from retinue.agent.renewal.standalone.lease_desk import LeaseDesk, PeersAwayError
 from retinue.agent.renewal.standalone.qemu_watch import ForeignNIC, QemuWatch
+from retinue.agent.renewal.standalone.rows_here import RowsHere
 from retinue.agent.renewal.standalone.rows_left import RowsLeft
-from retinue.agent.renewal.standalone.snooping_table import AdaptedTable, SnoopingTable
+from retinue.agent.renewal.standalone.snooping_table import AdaptedTable, Row, SnoopingTable
 from retinue.agent.renewal.tap_watch import TapWatch, WatchedTap
 from retinue.core.lease_renewal import RenewalState
 from retinue.core.model import Mac
@@ -60,6 +62,7 @@ class AloneAgent:
     ) -> None:
         """`server`: as whose agent it speaks; `table`: the snooping table of this server's switch."""
         self.notes, self._desk, self._bridge, self._server = notes, desk, bridge, server
+        self._rows_here = RowsHere(table)
         self._rows_left = RowsLeft(table, self._macs, notes.seconds_left)
         desk.renewed_elsewhere = self._rows_left.renewed_elsewhere
         self._here: dict[str, tuple[ForeignNIC, ...]] = {}
@@ -142,7 +145,12 @@ class AloneAgent:
                 took = asyncio.get_running_loop().time() - began
                 self.notes.renewed(kept.lease, done.lease_seconds, vm, took)
             if done.state is RenewalState.ACKED:
+                # First the row here, then the word by which others delete theirs: never none.
+                row = Row(nic.mac, kept.lease.ip, nic.tap, done.lease_seconds)
+                stored = await self._rows_here.store(row)
                 await self._desk.tell(nic.mac, kept.lease.ip, self._server)
+                if not stored:
+                    await self._rows_here.store_later(row)
             if done.state is not RenewalState.SILENT:
                 return
 

@@ -8,7 +8,7 @@ It forwards by MAC address. From a VM's port it drops everything for which it ha
 port, but for DHCP clients' messages and ARP probes. It learns bindings only from the DHCP it sees: the port
 from a request, address and MAC from the ACK that answers it. DHCP servers' messages count only from the
 trusted port. What it does it says on standard output, an object a line. At its control port, a Unix socket,
-its table is read and rows are deleted: a JSON object a line.
+its table is read, and rows are stored and deleted: a JSON object a line.
 """
 
 import argparse
@@ -77,6 +77,8 @@ class SnoopingSwitch:
         self.sockets = {name: self._open(name) for name in (*vm_ports, trusted)}
         self.names = {wire.fileno(): name for name, wire in self.sockets.items()}
         self.vm_ports, self.trusted = vm_ports, trusted
+        self.broadcasts_only = False
+        """Like many a switch it learns nothing from messages of a renewal, which are no broadcasts."""
         self.control: socket.socket | None = None
         self.port_of_mac: dict[bytes, str] = {}
         self.asked: dict[tuple[bytes, bytes], tuple[str, float]] = {}
@@ -111,6 +113,14 @@ class SnoopingSwitch:
                 if (text_of(mac), port) == (asked["mac"], asked["port"]):
                     del self.bindings[address]
                     say("deleted", ip=asked["ip"], mac=asked["mac"], port=port)
+            elif asked["do"] == "store":
+                mac, until = (
+                    bytes.fromhex(asked["mac"].replace(":", "")),
+                    time.monotonic() + asked["seconds_left"],
+                )
+                self.bindings[socket.inet_aton(asked["ip"])] = (mac, asked["port"], until)
+                self.port_of_mac[mac] = asked["port"]
+                say("stored", ip=asked["ip"], mac=asked["mac"], port=asked["port"])
             now = time.monotonic()
             rows = [
                 {"ip": socket.inet_ntoa(ip), "mac": text_of(mac), "port": port, "seconds_left": until - now}
@@ -170,7 +180,9 @@ class SnoopingSwitch:
             say("dropped", port=self.trusted, why="nobody asked")
             return
         ip = socket.inet_ntoa(dhcp.yiaddr)
-        if dhcp.kind == ACK and dhcp.yiaddr != b"\0\0\0\0":
+        if self.broadcasts_only and dhcp.ciaddr != b"\0\0\0\0":
+            say("not looked at", ip=ip)
+        elif dhcp.kind == ACK and dhcp.yiaddr != b"\0\0\0\0":
             self.bindings[dhcp.yiaddr] = (dhcp.chaddr, port, time.monotonic() + dhcp.seconds)
             self.port_of_mac[dhcp.chaddr] = port
             say("bound", ip=ip, mac=text_of(dhcp.chaddr), port=port, seconds=dhcp.seconds)
@@ -218,11 +230,13 @@ def main() -> None:
     parser.add_argument("--trusted", required=True, metavar="INTERFACE")
     parser.add_argument("--control", metavar="PATH")
     parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--broadcasts-only", action="store_true")
     wanted = parser.parse_args()
     global QUIET
     QUIET = wanted.quiet
     try:
         switch = SnoopingSwitch(wanted.vm_port, wanted.trusted)
+        switch.broadcasts_only = wanted.broadcasts_only
         if wanted.control is not None:
             switch.listen(wanted.control)
         switch.run()

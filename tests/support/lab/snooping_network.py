@@ -159,7 +159,7 @@ def kea_configuration(folder: Path) -> Json:
 
 
 @contextlib.asynccontextmanager
-async def foreign_world(lab: LabHandle) -> AsyncIterator[SnoopingNetwork]:
+async def foreign_world(lab: LabHandle, *switch_options: str) -> AsyncIterator[SnoopingNetwork]:
     """The network with its switches and Kea, no VM yet. One world a lab."""
     folder = lab.directory / "foreign"
     folder.mkdir()
@@ -168,7 +168,15 @@ async def foreign_world(lab: LabHandle) -> AsyncIterator[SnoopingNetwork]:
         await world.run(SANDBOX, "sh", "-ec", _NETWORK)
         for switch in SWITCHES:
             argv = [sys.executable, "-u", "-I", "-S", snooping_switch.__file__]
-            argv += ["--vm-port", TAP, "--trusted", "up0", "--control", str(world.control(switch))]
+            argv += [
+                "--vm-port",
+                TAP,
+                "--trusted",
+                "up0",
+                "--control",
+                str(world.control(switch)),
+                *switch_options,
+            ]
             world.switches[switch] = await world.program(switch, *argv)
             await world.switches[switch].until(lambda e: bool(e["event"] == "ready"))
         (folder / "kea.json").write_bytes(msgspec.json.encode(kea_configuration(folder)))

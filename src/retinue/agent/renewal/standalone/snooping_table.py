@@ -3,12 +3,15 @@ language and answers at a Unix socket of this server, a JSON object a line.
 
     {"do": "rows"}                                       {"rows": [{"mac", "ip", "port", "seconds_left"}]}
     {"do": "delete", "mac": MAC, "ip": IP, "port": P}    {"ok": true}; no error for a row that is not there
+    {"do": "store", "mac": MAC, "ip": IP, "port": P,     {"ok": true}; in place of a row that the address had
+     "seconds_left": S or null}
     what cannot be done                                  {"error": SENTENCE}
 
 What an adapter says that it has done is believed when the table, read back, agrees.
 """
 
 import asyncio
+from collections.abc import Iterable
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -46,6 +49,14 @@ class SnoopingTable(Protocol):
     async def delete(self, row: Row) -> None:
         """Delete a row; done when the table no longer has it."""
 
+    async def store(self, row: Row) -> None:
+        """Store a row, whose port is the VM's tap here; done when the table has it."""
+
+
+def binds(rows: Iterable[Row], mac: Mac, ip: IPv4Address) -> bool:
+    """True where this MAC may use this address, at any port: the switch may name ports as we do not."""
+    return any((one.mac, one.ip) == (mac, ip) for one in rows)
+
 
 class _Row(msgspec.Struct):
     mac: Annotated[str, msgspec.Meta(max_length=17)]
@@ -79,6 +90,12 @@ class AdaptedTable:
         if any((left.mac, left.ip, left.port) == (row.mac, row.ip, row.port) for left in await self.rows()):
             raise TableError(f"the switch still has {row.mac} with {row.ip} at {row.port}")
 
+    async def store(self, row: Row) -> None:
+        said = {"mac": row.mac, "ip": str(row.ip), "port": row.port, "seconds_left": row.seconds_left}
+        await self._ask(do="store", **said)
+        if not binds(await self.rows(), row.mac, row.ip):
+            raise TableError(f"the switch still lacks {row.mac} with {row.ip} at {row.port}")
+
     async def _ask(self, **request: Any) -> dict[str, Any]:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -89,4 +106,4 @@ class AdaptedTable:
             raise TableError(f"the adapter at {self._path} does not answer") from error
 
 
-__all__ = ["AdaptedTable", "Row", "SnoopingTable", "TableError"]
+__all__ = ["AdaptedTable", "Row", "SnoopingTable", "TableError", "binds"]
