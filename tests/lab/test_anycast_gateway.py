@@ -291,6 +291,8 @@ async def test_equal_cost_paths_are_shared_by_flows_and_kept_by_each(bench: LabB
 # ---- traffic that must not notice ----
 
 
+ECHO = 4007
+"""Port of the connection that lasts."""
 EVERY = 0.05
 """Seconds from one echo to the next."""
 
@@ -316,6 +318,29 @@ async def flowing(bench: LabBench, vm: str, to: str) -> AsyncIterator[None]:
     (slowest,) = re.findall(r"min/avg/max = [\d.]+/[\d.]+/([\d.]+) ms", said)
     on_their_way = 1 + float(slowest) / 1000 // EVERY
     assert len(numbers) >= int(sent) - on_their_way, said
+
+
+@contextlib.asynccontextmanager
+async def connection(bench: LabBench, vm: str, to: str, at: str) -> AsyncIterator[None]:
+    """One connection over TCP from a VM to another, which is `at` the address `to`, while the context lasts.
+
+    Each line that is written comes back, in order, and the connection is the same one to the end.
+    """
+    file = "/tmp/connection"
+    await bench.guest(at, f"nc -l -p {ECHO} -e cat >/dev/null 2>&1 & usleep 200000")
+    lines = "i=0; while usleep 50000; do echo $i; i=$((i + 1)); done"
+    await bench.guest(vm, f"({lines}) | nc {to} {ECHO} >{file} 2>&1 & echo $! >{file}.pid")
+    arrived = f"wc -l <{file}"
+    await bench.guest(vm, f"until [ $({arrived}) -gt 3 ]; do usleep 20000; done")
+    try:
+        yield
+    finally:
+        before = int(await bench.guest(vm, arrived))
+        await bench.guest(vm, f"until [ $({arrived}) -gt {before + 3} ]; do usleep 20000; done")
+        said = await bench.guest(vm, f"kill $(cat {file}.pid); cat {file}")
+        await bench.guest(at, "killall nc", check=False)
+    lines_back = said.splitlines()
+    assert lines_back == [str(number) for number in range(len(lines_back))]
 
 
 async def test_a_subnet_comes_and_goes_and_nobody_elses_packet_with_it(
@@ -403,25 +428,27 @@ async def test_after_a_move_stale_caches_do_no_harm_and_fresh_ones_keep_traffic_
 ) -> None:
     """Both go on with the MACs they knew before, through the leaf; back together, locally again.
 
-    Both caches are stale, the moved VM's and its neighbour's; what flows between them meanwhile is counted.
+    Both caches are stale, the moved VM's and its neighbour's; what flows between them meanwhile is counted,
+    and one connection lasts throughout.
     """
     one, two, _ = ips
     await bench.guest("vm1", f"arp -s {two} {TWO}")
     await bench.guest("vm2", f"arp -s {one} {ONE}")
-    async with flowing(bench, "vm1", two), flowing(bench, "vm2", one):
-        await bench.migration("vm2", target_server="server2")
-    async with (
-        bench.capture("server1", "up0", "out") as uplink,
-        bench.capture("server2", "up0", "out") as there,
-    ):
-        assert await bench.ping("vm1", two)
-        asks = await uplink.until(lambda f: pinged(f) and f.ether[IP].dst == two)
-        answers = await there.until(lambda f: pinged(f) and f.ether[IP].dst == one)
-        assert (asks.dst, answers.dst) == (GATEWAY, GATEWAY)
-    for vm, other in (("vm1", two), ("vm2", one)):
-        await bench.guest(vm, f"arp -s {other} {GATEWAY}")
-    async with flowing(bench, "vm1", two), flowing(bench, "vm2", one):
-        await bench.migration("vm2", target_server="server1")
+    async with connection(bench, "vm1", two, at="vm2"):
+        async with flowing(bench, "vm1", two), flowing(bench, "vm2", one):
+            await bench.migration("vm2", target_server="server2")
+        async with (
+            bench.capture("server1", "up0", "out") as uplink,
+            bench.capture("server2", "up0", "out") as there,
+        ):
+            assert await bench.ping("vm1", two)
+            asks = await uplink.until(lambda f: pinged(f) and f.ether[IP].dst == two)
+            answers = await there.until(lambda f: pinged(f) and f.ether[IP].dst == one)
+            assert (asks.dst, answers.dst) == (GATEWAY, GATEWAY)
+        for vm, other in (("vm1", two), ("vm2", one)):
+            await bench.guest(vm, f"arp -s {other} {GATEWAY}")
+        async with flowing(bench, "vm1", two), flowing(bench, "vm2", one):
+            await bench.migration("vm2", target_server="server1")
     async with bench.capture("server1", "up0", "out") as uplink:
         assert await bench.ping("vm1", two), "a stale cache: through the leaf, back to the same server"
         for to in (two, one):
@@ -436,6 +463,13 @@ async def test_after_a_move_stale_caches_do_no_harm_and_fresh_ones_keep_traffic_
         assert [str(f) for f in after if f.ether[IP].dst in (one, two)] == []
 
 
+async def gateway_of(bench: LabBench, vm: str) -> str:
+    """The MAC that a VM's kernel has for the gateway, asked anew."""
+    await bench.guest(vm, f"ip neigh flush dev eth0; ping -c 1 -W 5 {GATEWAY_IP}")
+    (mac,) = re.findall(r"lladdr (\S+)", await bench.guest(vm, f"ip neigh show {GATEWAY_IP}"))
+    return str(mac)
+
+
 async def test_servers_go_into_a_group_with_a_gateway_mac_of_its_own(bench: LabBench, ips: list[str]) -> None:
     """While flows go on: in and out of the group, and a VM migrates into it and back; nothing is lost."""
     _, _, three = ips
@@ -446,13 +480,7 @@ async def test_servers_go_into_a_group_with_a_gateway_mac_of_its_own(bench: LabB
     async def in_group(id: str) -> None:
         await bench.post("servers", {**given, "gateway_group": id})
 
-    async def asked(vm: str) -> str:
-        """The MAC that a VM's kernel has for the gateway, asked anew."""
-        await bench.guest(vm, f"ip neigh flush dev eth0; ping -c 1 -W 5 {GATEWAY_IP}")
-        (mac,) = re.findall(r"lladdr (\S+)", await bench.guest(vm, f"ip neigh show {GATEWAY_IP}"))
-        return str(mac)
-
-    assert await asked("vm3") == GATEWAY
+    assert await gateway_of(bench, "vm3") == GATEWAY
     assert "can be put into it" in await bench.cli("gateway", "add", "rack7", "--mac", group)
     async with flowing(bench, "vm1", three):
         await in_group("rack7")
@@ -462,15 +490,41 @@ async def test_servers_go_into_a_group_with_a_gateway_mac_of_its_own(bench: LabB
             assert await bench.ping("vm3", "10.1.0.2")
             await wire.until(lambda f: pinged(f) and f.src == THREE)
             assert {f.dst for f in wire.those(pinged) if f.src == THREE} == {group}
-        assert await asked("vm3") == group
-        assert await asked("vm2") == GATEWAY
+        assert await gateway_of(bench, "vm3") == group
+        assert await gateway_of(bench, "vm2") == GATEWAY
         await bench.migration("vm1", target_server="server2")
         assert await bench.ping("vm1", "10.1.0.2")
         await bench.migration("vm1", target_server="server1")
         await in_group("")
     assert await bench.ping("vm3", "10.1.0.2")
-    assert await asked("vm3") == GATEWAY
+    assert await gateway_of(bench, "vm3") == GATEWAY
     assert "is removed" in await bench.cli("gateway", "remove", "rack7")
+
+
+async def test_servers_in_no_group_are_given_another_gateway_mac_while_flows_go_on(
+    bench: LabBench, ips: list[str]
+) -> None:
+    """By REST, for all of them at once; one that is in a group of its own keeps that."""
+    _, _, three = ips
+    theirs = "02:00:5e:00:08:01"
+    assert await gateway_of(bench, "vm2") == GATEWAY
+    await bench.cli("gateway", "add", "all", "--mac", theirs)
+    async with flowing(bench, "vm1", three):
+        await bench.cli("gateway", "set", "all", "--default")
+        for vm in ("vm2", "vm3"):
+            assert await gateway_of(bench, vm) == theirs
+        async with bench.capture("server1", "up0", "out") as wire:
+            assert await bench.ping("vm1", three), "its cache still has the other MAC"
+            await wire.until(lambda f: pinged(f) and f.src == ONE)
+            # To a MAC that the edge does not know it is the new one, too.
+            await bench.guest("vm2", f"arp -s {three} {THREE}; ping -c 1 -W 5 {three}; arp -d {three}")
+            asked = await wire.until(lambda f: pinged(f) and f.src == TWO)
+            assert asked.dst == theirs
+        await bench.migration("vm1", target_server="server2")
+        await bench.migration("vm1", target_server="server1")
+        await bench.cli("gateway", "set", "all", "--no-default")
+    assert await gateway_of(bench, "vm2") == GATEWAY
+    assert "is removed" in await bench.cli("gateway", "remove", "all")
 
 
 # ---- links ----

@@ -482,6 +482,9 @@ def change(net: Network, shape: Shape, step: Step) -> Touched:
         return net.put_vnet(replace(net.vnets[DEFAULT_VNET.id], mtu=(0, 1280, 1400, 1500)[number - 1]))
     if what.endswith("ports"):
         return change_ports(net, what, number, location)
+    if what == "group" and number == 1 and net.gateway_groups:
+        second = net.gateway_groups["second"]
+        return net.put_gateway_group(replace(second, default=not second.default))
     if what == "group":
         server = net.servers[f"server{location}"]
         name = "" if server.gateway_group or not net.gateway_groups else "second"

@@ -13,7 +13,7 @@ app = options.group("Groups of servers whose VMs know the gateway by a MAC of th
 @app.command("list")
 @connected
 def list_(at: Connection) -> None:
-    """List the gateway's MACs: the one of all servers that are in no group, and each group's.
+    """List the gateway's MACs: the fabric's own, and each group's.
 
     \b
     Example:
@@ -23,11 +23,16 @@ def list_(at: Connection) -> None:
     if at.as_json:
         output.print_json(data)
         return
+    others = "all others"
+    rest = "nobody" if any(row["default"] for row in data["groups"]) else others
     output.print_table(
         ("GROUP", "MAC", "SERVERS"),
         [
-            ("", data["gateway_mac"], "all others"),
-            *((row["id"], row["mac"], row["servers"]) for row in data["groups"]),
+            ("", data["gateway_mac"], rest),
+            *(
+                (row["id"], row["mac"], [*row["servers"], *([others] if row["default"] else [])])
+                for row in data["groups"]
+            ),
         ],
         "",
     )
@@ -47,6 +52,27 @@ def add(at: Connection, id: str, mac: str = typer.Option(metavar="MAC", help="No
     """
     added = at.client().ask(Route.ADD_GATEWAY_GROUPS, body={"id": id, "mac": mac})
     show(at, added, f"gateway group {id} is there: servers can be put into it")
+
+
+@app.command("set")
+@connected
+def set_(
+    at: Connection,
+    id: str,
+    default: bool = typer.Option(
+        ..., "--default/--no-default", help="Whether servers that are in no group are in this one."
+    ),
+) -> None:
+    """Put all servers that are in no group into this one, or take them out; nobody's packet is lost by it.
+
+    One group at most is so: without it they have the fabric's own MAC.
+
+    \b
+    Example:
+      retinue gateway set all --default
+    """
+    answer = at.client().ask(Route.SET_GATEWAY_GROUP, id, body={"default": default})
+    show(at, answer, f"servers in no group are {'' if default else 'not '}in gateway group {id}")
 
 
 @app.command()

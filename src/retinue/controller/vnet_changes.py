@@ -20,8 +20,8 @@ class GatewayGroupRegistered(Change):
         return state.net.put_gateway_group(self.group)
 
     def undo(self, state: State) -> Undo:
-        net, known = state.net, self.group.id in state.net.gateway_groups
-        return lambda: None if known else net.remove_gateway_group(self.group.id)
+        net, old = state.net, state.net.gateway_groups.get(self.group.id)
+        return lambda: net.remove_gateway_group(self.group.id) if old is None else net.put_gateway_group(old)
 
     def kept(self) -> tuple[Storable, ...]:
         return (self.group,)

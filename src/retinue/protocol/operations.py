@@ -21,7 +21,7 @@ from retinue.protocol.pairs import PairBody
 from retinue.protocol.rejections import CountersBody
 from retinue.protocol.renewals import LONGEST_WAIT, RenewalReportBody, RenewBody
 from retinue.protocol.routes import Route
-from retinue.protocol.servers import GatewayGroupBody, ServerBody
+from retinue.protocol.servers import GatewayGroupBody, GatewayGroupValues, ServerBody
 from retinue.protocol.snooping_rows import RowsBody
 from retinue.protocol.traces import TraceBody
 
@@ -165,6 +165,9 @@ OPERATIONS: Mapping[Route, Operation] = {
         networks.GatewayGroups,
         GatewayGroupBody | list[GatewayGroupBody],
         status=201,
+    ),
+    Route.SET_GATEWAY_GROUP: Operation(
+        "Whether servers in no group are in this one", networks.ShownGatewayGroup, GatewayGroupValues
     ),
     Route.REMOVE_GATEWAY_GROUP: Operation("Remove a gateway group", common.Removed),
     Route.LIST_VRFS: Operation("VRFs", networks.AllVrfs),

@@ -82,6 +82,7 @@ class Route(Enum):
 
     LIST_GATEWAY_GROUPS = "GET", "/v1/gateway-groups", Right.READ
     ADD_GATEWAY_GROUPS = "POST", "/v1/gateway-groups", Right.MANAGE
+    SET_GATEWAY_GROUP = "PUT", "/v1/gateway-groups/{id}", Right.MANAGE
     REMOVE_GATEWAY_GROUP = "DELETE", "/v1/gateway-groups/{id}", Right.MANAGE
 
     LIST_VRFS = "GET", "/v1/vrfs", Right.READ

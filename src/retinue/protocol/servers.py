@@ -77,6 +77,13 @@ class ServerBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     """Machines that have ports of VMs at the edge switch."""
 
 
+class GatewayGroupValues(msgspec.Struct, forbid_unknown_fields=True):
+    """PUT /v1/gateway-groups/{id}."""
+
+    default: bool
+    """Servers that are in no group are in this one."""
+
+
 class GatewayGroupBody(msgspec.Struct, forbid_unknown_fields=True):
     """One group of POST /v1/gateway-groups."""
 

@@ -6,6 +6,7 @@ touched by it.
 
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Mapping
+from dataclasses import replace
 
 from retinue.controller.context import Context
 from retinue.controller.errors import RequestError
@@ -38,6 +39,21 @@ class VnetInventory:
         """Returns when the switches that are there have confirmed it. Raises ModelError."""
         _are_new("gateway group", [group.id for group in groups], self._net.gateway_groups)
         await self._context.commit(*(GatewayGroupRegistered(group) for group in groups))
+
+    async def set_default_group(self, id: str, default: bool) -> None:
+        """Whether servers that say no group are in this one, instead of another that they were in.
+
+        Returns when the switches that are there have confirmed it. Raises ModelError.
+        """
+        groups = self._net.gateway_groups
+        _is_there("gateway group", id, id in groups, ErrorCode.UNKNOWN_GATEWAY_GROUP)
+        before, after = self._net.default_group, replace(groups[id], default=default)
+        if after == groups[id]:
+            return
+        if default:
+            _all_take(self._context, id, "servers in no group cannot go")
+        others = [replace(groups[before], default=False)] if default and before else []
+        await self._context.commit(*(GatewayGroupRegistered(group) for group in (*others, after)))
 
     async def remove_gateway_group(self, id: str) -> None:
         """Raises ModelError while servers are in it, or an edge may still send to its MAC."""
@@ -120,13 +136,17 @@ def check_gateway(context: Context, server: Server) -> None:
 
     Raises RequestError where one has not confirmed that it does.
     """
-    net, known = context.net, context.net.servers.get(server.id)
+    known = context.net.servers.get(server.id)
     if known is None or server.gateway_group in ("", known.gateway_group):
         return
-    for switch in net.switches.values():
+    _all_take(context, server.gateway_group, f"server {server.id} cannot go")
+
+
+def _all_take(context: Context, group: str, who_cannot_go: str) -> None:
+    for switch in context.net.switches.values():
         if switch.role is not Role.EDGE and not context.is_programmed(Owner("switch", switch.id)):
             raise RequestError(
-                f"server {server.id} cannot go into gateway group {server.gateway_group}: {switch.id} has "
+                f"{who_cannot_go} into gateway group {group}: {switch.id} has "
                 "not confirmed that it takes the group's MAC; `retinue switch list` shows the switches",
                 ErrorCode.PARTY_AWAY,
             )

@@ -85,7 +85,7 @@ def to_row(value: Storable) -> dict[str, Any]:
 def _columns(value: Storable) -> dict[str, Value]:
     match value:
         case GatewayGroup():
-            return {"id": value.id, "mac": value.mac}
+            return {"id": value.id, "mac": value.mac, "is_default": value.default}
         case Vrf():
             return {"id": value.id, "tag": value.tag}
         case Vnet():
@@ -221,7 +221,7 @@ def read_row(table: str, wire: Mapping[str, Any]) -> Storable:
 def _value(table: str, row: dict[str, Any]) -> Storable:
     match table:
         case "GatewayGroup":
-            return GatewayGroup(row["id"], mac(row["mac"]))
+            return GatewayGroup(row["id"], mac(row["mac"]), row["is_default"])
         case "Vrf":
             return Vrf(row["id"], row["tag"])
         case "Vnet":

@@ -10,7 +10,7 @@ from retinue.controller.kinds import KINDS
 from retinue.southbound.ovsdb.values import ColumnType
 
 NAME = "Retinue"
-VERSION = "1.14.0"
+VERSION = "1.15.0"
 """Raise it with every change: files of an older version are then converted when they are opened."""
 FIRST_READ = "1.2.0"
 """Files of an older version are not converted: their tables had other names, and would be dropped."""
@@ -44,7 +44,7 @@ _ASSIGNMENT = {
     "prefix": "string",  # Of one that was delegated; else "".
 }
 TABLES: dict[str, dict[str, Any]] = {
-    "GatewayGroup": {"id": "string", "mac": "string"},
+    "GatewayGroup": {"id": "string", "mac": "string", "is_default": "boolean"},
     "Vrf": {"id": "string", "tag": "integer"},
     "Vnet": {"id": "string", "vlan": "integer", "mtu": "integer", "vrf": "string", "flood": "string"},
     "Subnet": {

@@ -148,8 +148,12 @@ def check_gateway_group(net: NetworkView, group: GatewayGroup) -> None:
     what, known = f"gateway group {group.id}", net.gateway_groups.get(group.id)
     if known == group:
         return
-    if known is not None:
+    if known is not None and known.mac != group.mac:
         raise ModelError(f"{what} has MAC {known.mac}; add another group, and put its servers there")
+    if group.default and net.default_group not in ("", group.id):
+        raise ModelError(f"{what}: servers in no group are in {net.default_group} already")
+    if known is not None:
+        return
     can_be_a_machines(net, what, group.mac)
     server, vm = net.place_of_mac(group.mac), net.vm_of_mac(group.mac)
     if server is not None or vm is not None:

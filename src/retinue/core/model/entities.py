@@ -129,6 +129,9 @@ class GatewayGroup:
 
     id: str
     mac: Mac
+    default: bool = False
+    """All servers that say no group are in this one. One group at most is so; without it they know the
+    fabric's own MAC."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

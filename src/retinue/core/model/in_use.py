@@ -43,6 +43,8 @@ def check_subnet_removal(net: NetworkView, id: str) -> None:
 def check_gateway_group_removal(net: NetworkView, group: str) -> None:
     _not_configured(net, f"gateway group {group}")
     inside = sorted(f"server {one.id}" for one in net.servers.values() if one.gateway_group == group)
+    if net.default_group == group:
+        inside.append("all servers that are in no other")
     if inside:
         raise ModelError(f"gateway group {group} is in use by {first_few(inside)}")
 

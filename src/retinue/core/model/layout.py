@@ -141,11 +141,16 @@ class NetworkLayout(NetworkView):
         return frozenset({Owner("vnet", vnet), *vms})
 
     def put_gateway_group(self, group: GatewayGroup) -> Touched:
-        """Servers may be in this group from now on; one that is there stays as it is."""
+        """Servers may be in this group from now on; of one that is there only `default` may change."""
         check_gateway_group(self, group)
         check_beside_routers(self, group)
+        before = self.default_group
         self.gateway_groups[group.id] = group
-        return self._switches_and_servers()
+        touched = self._switches_and_servers()
+        if self.default_group != before:
+            in_none = [s.id for s in self.servers.values() if s.edge and not s.gateway_group]
+            touched = touched.union(*map(self.server_and_vms, in_none))
+        return touched
 
     def remove_gateway_group(self, group: str) -> Touched:
         """Forget a group that no server is in. Removing what is not there is no error."""

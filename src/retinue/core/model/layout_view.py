@@ -146,8 +146,13 @@ class LayoutView:
 
     def gateway_mac_of(self, server: Server | None) -> Mac:
         """The MAC by which the VMs of a server know the gateway."""
-        group = "" if server is None else server.gateway_group
+        group = "" if server is None else server.gateway_group or self.default_group
         return self.gateway_groups[group].mac if group else self.gateway_mac
+
+    @property
+    def default_group(self) -> str:
+        """The group of servers that say none; "": there is no such group."""
+        return next((group.id for group in self.gateway_groups.values() if group.default), "")
 
     def servers_with(self, service: Service) -> list[Server]:
         return [s for s in self.servers.values() if service in s.services]

@@ -8,6 +8,7 @@ from retinue.core.model import Flood
 class ShownGatewayGroup(msgspec.Struct):
     id: str
     mac: str
+    default: bool
     servers: list[str]
     configured: bool
 

@@ -21,10 +21,15 @@ SERVER = {"id": "server1", "mac": server(1).mac, "address": str(server(1).addres
 
 
 @pytest.fixture
-async def controller() -> AsyncIterator[Controller]:
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+async def controller(store: MemoryStore) -> AsyncIterator[Controller]:
     net = fabric()
     add_vm(net, 1, 1)
-    controller = Controller(net, MemoryStore(), clock=lambda: 1000.0)
+    controller = Controller(net, store, clock=lambda: 1000.0)
     await controller.start()
     yield controller
     await controller.stop()
@@ -39,7 +44,10 @@ async def test_a_group_comes_has_servers_and_goes(
 ) -> None:
     assert await groups(url) == (200, {"gateway_mac": GATEWAY_MAC, "groups": []})
     status, answer = await call(url, "POST", "/v1/gateway-groups", [RACK])
-    assert (status, answer) == (201, {"groups": [{**RACK, "servers": [], "configured": False}]})
+    assert (status, answer) == (
+        201,
+        {"groups": [{**RACK, "default": False, "servers": [], "configured": False}]},
+    )
     # Leaves and spines are to take the MAC before an edge sends anything to it; none is connected here.
     into = {**SERVER, "gateway_group": "rack"}
     status, answer = await call(url, "POST", "/v1/servers", into)
@@ -64,7 +72,10 @@ async def test_a_group_comes_has_servers_and_goes(
     assert not {Owner("switch", "edge1"), Owner("switch", "edge2")} & set(asked)
     assert (await groups(url)) == (
         200,
-        {"gateway_mac": GATEWAY_MAC, "groups": [{**RACK, "servers": ["server1"], "configured": False}]},
+        {
+            "gateway_mac": GATEWAY_MAC,
+            "groups": [{**RACK, "default": False, "servers": ["server1"], "configured": False}],
+        },
     )
     status, answer = await call(url, "DELETE", "/v1/gateway-groups/rack")
     assert (status, answer["error"]) == (409, "gateway group rack is in use by server server1")
@@ -73,6 +84,35 @@ async def test_a_group_comes_has_servers_and_goes(
     assert await groups(url) == (200, {"gateway_mac": GATEWAY_MAC, "groups": []})
     told = [event.type for event in recent(controller.events, "gateway.")]
     assert told == ["gateway.registered", "gateway.removed"]
+
+
+async def test_servers_in_no_group_are_in_the_one_that_is_said_to_be_theirs(
+    controller: Controller, url: str, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, shelf = controller.net, {"id": "shelf", "mac": "00:00:de:ad:00:08"}
+    await call(url, "POST", "/v1/gateway-groups", [RACK, shelf])
+    status, answer = await call(url, "PUT", "/v1/gateway-groups/rack", {"default": True})
+    assert (status, answer["code"]) == (409, ErrorCode.PARTY_AWAY), "leaves and spines first"
+    assert net.gateway_mac_of(net.servers["server1"]) == GATEWAY_MAC
+
+    monkeypatch.setattr(controller.context, "is_programmed", lambda owner: True)
+    net.put_server(replace(server(2), gateway_group="shelf"))
+    status, answer = await call(url, "PUT", "/v1/gateway-groups/rack", {"default": True})
+    assert (status, answer) == (200, {**RACK, "default": True, "servers": [], "configured": False})
+    assert [net.gateway_mac_of(net.servers[f"server{n}"]) for n in (1, 2)] == [RACK["mac"], shelf["mac"]]
+    status, answer = await call(url, "DELETE", "/v1/gateway-groups/rack")
+    said = "gateway group rack is in use by all servers that are in no other"
+    assert (status, answer["error"]) == (409, said)
+
+    # Another takes its place in one step; whoever has its own stays.
+    assert (await call(url, "PUT", "/v1/gateway-groups/shelf", {"default": True}))[0] == 200
+    assert net.gateway_mac_of(net.servers["server1"]) == shelf["mac"]
+    kept = {one.id: one.default for one in store.load().gateway_groups}
+    assert kept == {"rack": False, "shelf": True}
+    assert (await call(url, "PUT", "/v1/gateway-groups/shelf", {"default": False}))[0] == 200
+    assert net.gateway_mac_of(net.servers["server1"]) == GATEWAY_MAC
+    assert await call(url, "DELETE", "/v1/gateway-groups/rack") == (200, {"removed": "rack"})
+    assert (await call(url, "PUT", "/v1/gateway-groups/rack", {"default": True}))[0] == 404
 
 
 async def test_whoever_leaves_a_group_or_stays_waits_for_no_switch(controller: Controller, url: str) -> None:

@@ -50,6 +50,28 @@ def test_a_frame_to_any_groups_gateway_is_the_gateways(world: FabricWorld) -> No
             world.reaches(vm, vm, to, [to], mac)
 
 
+def test_servers_in_no_group_have_the_mac_of_the_group_that_is_theirs(world: FabricWorld) -> None:
+    """While the network runs, and nobody else is touched by it: what was known is the gateway's still."""
+    net = world.net
+    third = GatewayGroup("third", "00:00:de:ad:00:03")
+    world.apply(net.put_gateway_group(third))
+    world.apply(net.put_gateway_group(replace(third, default=True)))
+    for vm, mac in ((1, third.mac), (2, OTHER_GATEWAY_MAC), (3, third.mac)):
+        (delivery,) = world.send(vm, vm, arp_request(vm_mac(vm), vm_ip(vm), GATEWAY))
+        ((_, _, reply),) = delivery.arrivals
+        assert parse_arp(parse(reply).payload).sha == mac
+        for from_outside in world.from_outside(vm):
+            assert parse(from_outside.arrivals[0][2]).src == mac
+        for known in net.gateway_macs:
+            world.reaches(vm, vm, 1 + vm % 3, [1 + vm % 3], known)
+    with pytest.raises(ModelError, match="servers in no group are in third already"):
+        net.put_gateway_group(GatewayGroup("second", OTHER_GATEWAY_MAC, default=True))
+    with pytest.raises(ModelError, match="in use by all servers that are in no other"):
+        net.remove_gateway_group("third")
+    world.apply(net.put_gateway_group(third))
+    world.apply(net.remove_gateway_group("third"))
+
+
 def test_flows_go_on_when_a_vm_comes_to_another_group(world: FabricWorld) -> None:
     """Its ARP cache has the gateway's MAC of the group that it has left."""
     net = world.net

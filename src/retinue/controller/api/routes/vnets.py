@@ -15,7 +15,7 @@ from retinue.controller.parsing import subnet as subnet_of
 from retinue.core.model import GatewayGroup, ModelError, Network, Subnet, Vnet, Vrf, entity_id, mac
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.routes import Route
-from retinue.protocol.servers import GatewayGroupBody
+from retinue.protocol.servers import GatewayGroupBody, GatewayGroupValues
 from retinue.protocol.vnets import SubnetBody, SubnetValues, VnetBody, VnetValues, VrfBody
 
 
@@ -32,6 +32,12 @@ def handlers(controller: Controller) -> Handlers:
         given = [GatewayGroup(entity_id(one.id, "a gateway group"), mac(one.mac)) for one in bodies]
         await vnets.add_gateway_groups(given)
         return answer({"groups": [_group(net, one.id) for one in given]}, status=201)
+
+    async def set_group(request: web.Request) -> web.Response:
+        given: GatewayGroupValues = await body(request, GatewayGroupValues)
+        id = _known(request, "gateway group", net.gateway_groups, ErrorCode.UNKNOWN_GATEWAY_GROUP)
+        await vnets.set_default_group(id, given.default)
+        return answer(_group(net, id))
 
     async def remove_group(request: web.Request) -> web.Response:
         id = _known(request, "gateway group", net.gateway_groups, ErrorCode.UNKNOWN_GATEWAY_GROUP)
@@ -105,6 +111,7 @@ def handlers(controller: Controller) -> Handlers:
     return {
         Route.LIST_GATEWAY_GROUPS: all_groups,
         Route.ADD_GATEWAY_GROUPS: add_groups,
+        Route.SET_GATEWAY_GROUP: set_group,
         Route.REMOVE_GATEWAY_GROUP: remove_group,
         Route.LIST_VRFS: all_vrfs,
         Route.ADD_VRFS: add_vrfs,
