@@ -6,7 +6,7 @@ the VM stands still its source gets no copies, so what its target has got by the
 dies.
 """
 
-import sys
+import contextlib
 from functools import partial
 
 import pytest
@@ -22,10 +22,9 @@ from lab.test_migrations import (
     test_a_move_loses_doubles_and_reorders_nothing,
     test_two_vms_may_change_places_at_once,
 )
-from retinue.protocol.errors import ControllerError
-from retinue_lab.topology.topology import CONTROLLER
 from support.lab.frames import IP
-from support.lab.tools import Json, LabBench, at, eventually, mac_of
+from support.lab.other_config import controller_with
+from support.lab.tools import Json, LabBench, at, mac_of
 
 __all__ = [
     "test_a_move_can_be_cancelled",
@@ -99,16 +98,11 @@ async def test_flows_go_on_with_stale_caches_by_a_leaf_that_is_not_ours(bench: L
 async def test_with_the_rewrite_off_flows_stop_at_the_leaf(bench: LabBench) -> None:
     """L72: "a Layer 2 lookup miss will also occur at the ToR", where "the packets will [...] be dropped"."""
     await stale(bench)
-    async with flowing(bench, "vm1", TWO_IP):
-        config = bench.lab.directory / "controller.toml"
-        other = bench.lab.directory / "without-rewrite.toml"
-        other.write_text("rewrite = false\n" + config.read_text())
-        bench.kill(CONTROLLER)
-        program = [sys.executable, "-m", "retinue.cli.main", "controller", "run", "--config", str(other)]
-        database = ["--database", str(bench.lab.directory / "controller.db")]
-        bench.lab.spawn(CONTROLLER, [*program, *database], log="without-rewrite")
-        await eventually(lambda: all_connected(bench))
-    try:
+    async with contextlib.AsyncExitStack() as without:
+        async with flowing(bench, "vm1", TWO_IP):
+            await without.enter_async_context(
+                controller_with(bench, lambda config: "rewrite = false\n" + config)
+            )
         await bench.migration("vm2", target_server="server2")
         async with (
             bench.capture("tor1", "tor1-server1", "in") as leaf,
@@ -122,20 +116,8 @@ async def test_with_the_rewrite_off_flows_stop_at_the_leaf(bench: LabBench) -> N
             went = await onward.until(lambda f: pinged(f) and f.ether[IP].dst == TWO_IP)
             assert onward.those(lambda f: pinged(f) and f.ether[IP].dst == TWO_IP)[0] is went
             await bench.guest("vm1", f"arp -s {TWO_IP} {mac_of('vm2')}")
-    finally:
-        bench.kill("without-rewrite")
-        bench.lab.start_controller()
-        await eventually(lambda: all_connected(bench))
     assert await bench.ping("vm1", TWO_IP), "the same cache, and the rewrite"
     await fresh(bench)
-
-
-async def all_connected(bench: LabBench) -> bool:
-    try:
-        switches = (await bench.get("switches"))["switches"]
-    except ControllerError:
-        return False
-    return all(one["connected"] for one in switches)
 
 
 async def test_a_route_that_is_taken_away_is_put_back_and_others_are_left_alone(bench: LabBench) -> None:
