@@ -1,6 +1,9 @@
 """A migration that comes to nothing leaves the network as it was, and no VM is lost or runs twice."""
 
+import contextlib
+import json
 import signal
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -29,7 +32,12 @@ pytestmark = [
 VMS = START
 
 
-@pytest.mark.parametrize("state", [long("matched"), "admitting", long("copying"), "diverted", "stopped"])
+@pytest.mark.parametrize(
+    "state",
+    [
+        *(long("matched"), "admitting", long("prepared"), long("copying"), "diverted", "stopped"),
+    ],
+)
 async def test_a_move_can_be_cancelled(bench: LabBench, state: str) -> None:
     before = await network(bench)
     async with bench.traffic(await bench.address("vm1")) as traffic, bench.events() as events:
@@ -49,6 +57,49 @@ async def test_a_move_can_be_cancelled(bench: LabBench, state: str) -> None:
     if state == "stopped":
         assert undone["figures"]["handed_back"] > 0
     await as_before(bench, before)
+
+
+@pytest.mark.long
+async def test_one_whose_target_has_not_been_found_can_be_cancelled(bench: LabBench) -> None:
+    """It is planned, and no more: server3 was never seen, for its cable is out."""
+    before = await network(bench)
+    async with (
+        server3_was_never_found(bench),
+        bench.traffic(await bench.address("vm1")) as traffic,
+        bench.events() as events,
+    ):
+        migration = await begin(bench, to="server3")
+        assert (await bench.get(f"migrations/{migration}"))["state"] == "planned"
+        await bench.post(f"migrations/{migration}/cancel")
+        undone = await reaches(events, migration, "undone")
+        assert undone["reason"] == "cancelled by the operator"
+        assert "matched" not in [step["state"] for step in undone["steps"]]
+        await bench.unharmed(traffic)
+    await as_before(bench, before)
+
+
+@contextlib.asynccontextmanager
+async def server3_was_never_found(bench: LabBench) -> AsyncIterator[None]:
+    """Nor has the database where it was; at the end its cable is in, and it is found."""
+    rows = [{"op": "delete", "table": "ServerLocation", "where": [["server", "==", "server3"]]}]
+    database = str(bench.lab.directory / "controller.db")
+    bench.kill("controller", signal.SIGKILL)
+    await bench.run("fabric", "ip", "link", "set", "leaf1-server3", "down")
+    await bench.run("sandbox", "ovsdb-tool", "transact", database, json.dumps(["Retinue", *rows]))
+    await bench.restart_controller()
+    last = (await bench.get("status"))["last_event"]
+    try:
+        assert (await bench.server("server3"))["state"] == "missing"
+        await eventually(lambda: agent_is_there(bench, "server3"))
+        yield
+    finally:
+        await bench.run("fabric", "ip", "link", "set", "leaf1-server3", "up")
+    async with bench.events(since=last) as events:
+        await events.until("server.detected", lambda e: e["server"] == "server3")
+
+
+async def agent_is_there(bench: LabBench, server: str) -> bool:
+    return bool((await bench.get(f"entities/{server}"))["measured"])
 
 
 async def test_past_the_point_of_no_return_a_cancel_says_so(bench: LabBench) -> None:

@@ -10,6 +10,8 @@ from ipaddress import ip_address
 import pytest
 
 from retinue.protocol.errors import RejectedError
+from retinue_lab.network.agents import AGENT_PORT
+from retinue_lab.network.nodes import MANAGEMENT_NIC
 from retinue_lab.topology.topology import FABRIC
 from support.lab.losses import lost_spans
 from support.lab.migrating import (
@@ -22,12 +24,16 @@ from support.lab.migrating import (
     qemu_of,
     reaches,
 )
+from support.lab.tls_wire import TlsRecord, tcp_streams, tls_records
 from support.lab.tools import LabBench, Picks, eventually, long
 from support.lab.watch import Capture, Frame
 
 pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.usefixtures("home")]
 
 VMS = START
+WIRES = (MANAGEMENT_NIC, "up0")
+CALM = 3.0
+"""Seconds for which a rate is tried while nothing migrates."""
 WRITTEN_MIB, MIB_A_SECOND = 32, 300
 """Memory that a guest writes over and over, faster than any pass carries away."""
 
@@ -42,6 +48,27 @@ async def test_a_move_loses_doubles_and_reorders_nothing(bench: LabBench, pps: i
             assert [s["state"] for s in migration["steps"]].index("diverted") > 0
         figures = await bench.unharmed(traffic)
     assert figures.sent > 2 * pps
+    assert figures.reordered == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("pps", [2000, 3000])
+async def test_at_several_thousand_packets_a_second_nothing_is_lost(bench: LabBench, pps: int) -> None:
+    """So many requests a second, and as many replies. A machine that does not carry them while nothing
+    migrates shows nothing."""
+    address = await bench.address("vm1")
+    async with bench.traffic(address, pps=pps) as traffic:
+        await asyncio.sleep(CALM)
+        calm, _ = await traffic.end()
+    if calm.lost or calm.reordered or calm.longest_answer_ms > 1000 * ON_ITS_WAY:
+        pytest.skip(f"too much for this machine, though nothing migrates: {calm}")
+    async with bench.traffic(address, pps=pps) as traffic:
+        for target in ("server2", "server1", "server3"):
+            await bench.migration("vm1", target_server=target)
+        figures = await bench.unharmed(traffic)
+    print(f"{figures}, after {calm}", file=sys.stderr)
+    assert figures.sent > 2 * pps
+    assert figures.achieved_pps > 0.95 * pps
     assert figures.reordered == 0
 
 
@@ -143,6 +170,30 @@ async def test_a_vm_that_never_stops_writing_moves_by_postcopy_and_no_packet_is_
 def in_postcopy(migration: str) -> Picks:
     """Told while the VM runs at the target, with some of its memory still to come."""
     return lambda event: bool(event["postcopy"]) and event["migration_id"] == migration
+
+
+MARKER = b"a page of this VM alone, for nobody else to read. "
+WIRED_MIB = 4
+"""Memory of the guest that is full of it."""
+
+
+async def test_on_the_wire_a_vms_memory_is_in_records_of_tls_only(bench: LabBench) -> None:
+    """What leaves the source and comes to the target while it migrates, on both of their networks."""
+    await bench.guest("vm1", f"yes '{MARKER.decode()}' | head -c {WIRED_MIB}m >/tmp/marked; sync")
+    wires = [(node, port, way) for node, way in (("server1", "out"), ("server2", "in")) for port in WIRES]
+    async with bench.captures(*wires) as captures:
+        await bench.migration("vm1", target_server="server2")
+        for capture in captures:
+            await capture.settle()
+        frames = [frame for capture in captures for frame in capture.frames]
+        away = captures[wires.index(("server1", MANAGEMENT_NIC, "out"))].frames
+    assert await bench.guest("vm1", "head -c 50 /tmp/marked") == MARKER.decode()
+    await bench.guest("vm1", "rm /tmp/marked")
+    assert not [str(frame) for frame in frames if MARKER in frame.data]
+    streams = tcp_streams(away, AGENT_PORT)
+    assert streams, "the agents have spoken to each other"
+    records = [record for stream in streams for record in tls_records(stream)]
+    assert sum(length for kind, length in records if kind is TlsRecord.APPLICATION_DATA) > WIRED_MIB << 20
 
 
 async def test_two_vms_may_change_places_at_once(bench: LabBench) -> None:

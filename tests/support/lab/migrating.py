@@ -118,6 +118,10 @@ async def _held_in(bench: LabBench, events: Events, state: str) -> str:
         await add_port(at_target(bench), bridge="br0", tap="tap-vm1", vm="vm1", mac=mac_of("vm1"))
         bench.kill("server2-vswitchd", signal.SIGSTOP)
         migration = await begin(bench)
+    elif state == "prepared":
+        # The source does not hear that it is to copy.
+        bench.kill("server1-agent", signal.SIGSTOP)
+        migration = await begin(bench)
     elif state == "copying":
         migration = await begin(bench)
         await reaches(events, migration, "admitting")
@@ -162,6 +166,7 @@ def at_target(bench: LabBench) -> Run:
 
 async def go_on(bench: LabBench) -> None:
     bench.kill("server2-vswitchd", signal.SIGCONT)
+    bench.kill("server1-agent", signal.SIGCONT)
     for pid in qemus_of(bench, "server2"):
         await bench.run("sandbox", "sh", "-c", f"kill -CONT {pid} || true")
 
