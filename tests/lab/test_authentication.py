@@ -5,7 +5,9 @@ Each is rejected, counted, and told where it makes sense; switches, traffic and 
 
 import asyncio
 import contextlib
+import json
 import ssl
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -15,14 +17,16 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from retinue.agent.mobility import REPORT_SECONDS
 from retinue.hypervisor import Channel, ChannelError
 from retinue.security.authority import Authority
 from retinue.security.credentials import Credentials
 from retinue.security.identity import PeerRole
 from retinue_lab.network import credentials
 from retinue_lab.network.agents import AGENT_PORT
-from retinue_lab.topology.topology import CONTROLLER, OPENFLOW_PORT, OVSDB_PORT, REST_PORT
+from retinue_lab.topology.topology import CONTROLLER, OPENFLOW_PORT, OVSDB_PORT, REST_PORT, SANDBOX
 from support.lab.health import undisturbed
+from support.lab.migrating import reaches
 from support.lab.tools import Json, LabBench, at, eventually, long, mac_of
 
 pytestmark = pytest.mark.lab
@@ -332,6 +336,114 @@ async def knock(bench: LabBench, server: str, tls: ssl.SSLContext | None) -> Non
         await channel.send_message("migration", migration="migration-1", source="server1")
         await channel.receive()
     await channel.close()
+
+
+# ---- the three connections: of the manager, of an agent and of a switch to the controller ----
+
+MANAGER = "manager"
+"""A machine of its own on the management network."""
+CABLE = f"mgmt-{MANAGER}"
+
+
+@contextlib.asynccontextmanager
+async def managers_machine(bench: LabBench) -> AsyncIterator[None]:
+    topology = bench.topology
+    taken = topology.management_addresses.values()
+    prefix = topology.management.prefix
+    free = next(ip for ip in prefix.hosts() if ip not in {address.ip for address in taken})
+    inside = f"ip netns exec {MANAGER}"
+    made = f"""
+        ip netns add {MANAGER}
+        ip link add {CABLE} type veth peer name mgmt0 netns {MANAGER}
+        {inside} ip address add {free}/{prefix.prefixlen} dev mgmt0
+        {inside} ip link set mgmt0 up
+        ip link set {CABLE} master {topology.management_bridge} up
+    """
+    await bench.run(SANDBOX, "sh", "-ec", made)
+    try:
+        yield
+    finally:
+        await bench.run(SANDBOX, "ip", "netns", "del", MANAGER)
+
+
+async def manager(bench: LabBench, *argv: str) -> str:
+    """What `retinue` says on the manager's machine, or complains of."""
+    shown = credentials.manager(bench.lab.directory).environment
+    variables = [f"{name}={value}" for name, value in shown.items()]
+    program = [sys.executable, "-P", "-m", "retinue.cli.main", *argv, "--url", bench.topology.controller_url]
+    said = ("sh", "-c", '"$@" 2>&1 || true', "sh", "env", *variables, *program)
+    return await bench.run(SANDBOX, "ip", "netns", "exec", MANAGER, *said)
+
+
+@contextlib.asynccontextmanager
+async def cut(bench: LabBench, server: str, *ports: int) -> AsyncIterator[None]:
+    """Nothing passes between a server and these ports of the controller, either way."""
+    ends = [(server, CONTROLLER, "dport"), (CONTROLLER, server, "sport")]
+    rules = [
+        (node, f"to {bench.topology.management_addresses[other].ip}/32 ipproto tcp {which} {port} blackhole")
+        for node, other, which in ends
+        for port in ports
+    ]
+    for node, rule in rules:
+        await bench.run(node, "ip", "rule", "add", "pref", "5", *rule.split())
+    try:
+        yield
+    finally:
+        for node, rule in rules:
+            await bench.run(node, "ip", "rule", "del", "pref", "5", *rule.split())
+
+
+@pytest.mark.long
+async def test_each_of_the_three_connections_is_cut_by_itself_and_no_vm_notices(bench: LabBench) -> None:
+    """And when it is whole again, the manager has a VM migrated to the server whose connections were cut."""
+    address = await bench.address("vm1")
+    async with managers_machine(bench), bench.events() as events, bench.traffic(address) as traffic:
+        # The manager's, in the middle of the migration that it has begun.
+        said = json.loads(await manager(bench, "move", "start", "vm2", "--to", "server3", "--json"))
+        await bench.run(SANDBOX, "ip", "link", "set", CABLE, "down")
+        assert bench.topology.controller_url in await manager(bench, "vm", "list")
+        await reaches(events, said["id"], "done")
+        assert "access.rejected" not in {event["type"] for event in events.seen}
+        await bench.run(SANDBOX, "ip", "link", "set", CABLE, "up")
+
+        async def sees_it() -> bool:
+            shown = await manager(bench, "move", "show", said["id"], "--json")
+            return '"state": "done"' in shown
+
+        await eventually(sees_it)
+
+        # An agent's: the switch beside it is told what there is to tell.
+        async with cut(bench, "server1", REST_PORT):
+            await eventually(lambda: has_fallen_silent(bench, "server1"))
+            assert (await bench.switch("edge1"))["connected"]
+            await manager(bench, "vm", "nic", "set", "vm1", "--rate", "100000")
+            assert await bench.flows("edge1", "meter:")
+            await manager(bench, "vm", "nic", "set", "vm1", "--rate", "0")
+
+        # A switch's, and its database's: the agent beside it reports.
+        async with cut(bench, "server1", OPENFLOW_PORT, OVSDB_PORT):
+            await events.until("switch.disconnected", lambda e: e["switch"] == "edge1")
+            await eventually(lambda: speaks(bench, "server1"))
+            refused = await manager(bench, "move", "start", "vm2", "--to", "server1")
+            assert "switch edge1 of server server1 is not connected" in refused
+        await events.until("switch.connected", lambda e: e["switch"] == "edge1")
+        await manager(bench, "move", "start", "vm2", "--to", "server1", "--wait")
+        assert await bench.machines("vm2") == ["server1"]
+        await manager(bench, "move", "start", "vm2", "--to", "server2", "--wait")
+        await bench.unharmed(traffic)
+
+
+async def silence(bench: LabBench, server: str) -> float:
+    """How old the last report of a server's agent is, in seconds."""
+    return float((await bench.get(f"entities/{server}"))["measured"]["age_seconds"])
+
+
+async def has_fallen_silent(bench: LabBench, server: str) -> bool:
+    return await silence(bench, server) > 2 * REPORT_SECONDS
+
+
+async def speaks(bench: LabBench, server: str) -> bool:
+    return await silence(bench, server) < REPORT_SECONDS
 
 
 # ---- who has the key; last, for it does disturb ----

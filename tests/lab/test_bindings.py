@@ -15,6 +15,7 @@ from retinue.protocol.errors import RejectedError
 from retinue.security.identity import PeerRole
 from retinue_lab.network import credentials
 from retinue_lab.topology.topology import CONTROLLER, DNS_PORT
+from support.lab.agent_command import as_agent
 from support.lab.frames import BROADCAST, arp, packet
 from support.lab.tools import PATIENCE, Json, LabBench, Picks, at, eventually, mac_of
 
@@ -57,12 +58,7 @@ async def test_without_a_target_a_vm_goes_to_the_best_server_and_it_is_said_why(
     """Its client is vm3, on server3; the agents of all three servers are asked, and answer."""
     servers = ("server1", "server2", "server3")
     client = await bench.address("vm3")
-
-    async def reported() -> bool:
-        rows = [(await bench.get(f"entities/{server}"))["measured"] for server in servers]
-        return all(row is not None and row["memory_mib"] > 0 for row in rows) and bool(rows[0]["vms"])
-
-    await eventually(reported)
+    await eventually(lambda: all_have_reported(bench))
     await bench.post("entities", {"name": "vm1", "kind": "vm", "profile": {"os": "x", "clients": [client]}})
     async with bench.events() as events:
         moved = json.loads(await bench.cli("move", "start", "vm1", "--wait", "--json"))
@@ -87,6 +83,53 @@ async def test_without_a_target_a_vm_goes_to_the_best_server_and_it_is_said_why(
     assert "distance decides: 80.00 against 0.00" in explained
     for refused in ("server1", "already there"):
         assert refused in explained
+
+
+async def all_have_reported(bench: LabBench) -> bool:
+    servers = ("server1", "server2", "server3")
+    rows = [(await bench.get(f"entities/{server}"))["measured"] for server in servers]
+    return all(row is not None and row["memory_mib"] > 0 for row in rows) and bool(rows[0]["vms"])
+
+
+async def test_room_is_booked_and_released_and_counts_where_a_vm_would_go(bench: LabBench) -> None:
+    """By an operator, by the server's own agent, and by nobody else's; without its VM a booking ends."""
+    await eventually(lambda: all_have_reported(bench))
+    whole = json.loads(await bench.cli("name", "resolve", "server3", "--json"))["measured"]["memory_mib"]
+    async with (
+        bench.events() as events,
+        as_agent(bench, "server3") as own,
+        as_agent(bench, "server2") as other,
+    ):
+
+        async def ended(vm: str, why: str) -> None:
+            found = await events.until(
+                "mobility.booking_ended", lambda e: e["vm"] == vm and e["reason"] == why
+            )
+            assert found["server"] == "server3"
+
+        await bench.cli("booking", "add", "web", "--server", "server3", "--memory", str(whole))
+        rows = json.loads(await bench.cli("booking", "list", "--json"))["bookings"]
+        assert [(row["vm"], row["server"], row["memory_mib"]) for row in rows] == [("web", "server3", whole)]
+        moved = json.loads(await bench.cli("move", "start", "vm1", "--wait", "--json"))
+        assert moved["target"] == "server2"
+        explained = json.loads(await bench.cli("placement", "explain", moved["id"], "--json"))
+        refused = {one["server"]: one["refused"][0]["filter"] for one in explained["decision"]["refused"]}
+        assert refused["server3"] == "memory"
+
+        for agent, status in ((other, 403), (own, 200)):
+            async with agent.post("/v1/servers/server3/releases", json={"vm": "web"}) as answer:
+                assert answer.status == status, await answer.text()
+        await ended("web", "released")
+        for vm, seconds in (("web", 1), ("vm4", 600)):
+            body = {"vm": vm, "memory_mib": 64, "cpus": 1, "seconds": seconds}
+            async with own.post("/v1/servers/server3/bookings", json=body) as answer:
+                assert answer.status == 201, await answer.text()
+        await ended("web", "timed out")
+        await bench.post("vms", at("vm4", "server3", "10.1.0.50"))
+        await ended("vm4", "arrived")
+        await bench.request("DELETE", "vms/vm4")
+        await events.until("port.removed", lambda e: e["vm"] == "vm4")
+    assert json.loads(await bench.cli("booking", "list", "--json"))["bookings"] == []
 
 
 async def test_traffic_finds_a_vm_and_a_service_by_name_wherever_they_are(bench: LabBench) -> None:

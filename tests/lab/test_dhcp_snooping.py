@@ -164,6 +164,71 @@ async def test_a_dhcp_server_on_a_vm_port_is_silent_and_reported(bench: LabBench
     assert await bench.address("vm1") == one
 
 
+_UDHCPD = """
+start 10.1.0.210
+end 10.1.0.219
+interface eth0
+lease_file /tmp/udhcpd.leases
+pidfile /tmp/udhcpd.pid
+option subnet 255.255.255.0
+option router 10.1.0.254
+option lease 600
+"""
+
+
+async def test_a_vm_is_a_dhcp_server_where_its_port_is_trusted_and_that_migrates_with_it(
+    bench: LabBench,
+) -> None:
+    """While Kea stands still vm1 has its address from vm2; vm2 serves on from another server, till it is
+    trusted no more."""
+    server = await bench.address("vm2")
+    granted: list[str] = []
+
+    async def trust(bench: LabBench) -> set[str]:
+        return {row["trust"] for row in await bench.bindings("vm2")}
+
+    await bench.guest("vm2", f"echo '{_UDHCPD}' >/tmp/udhcpd.conf; touch /tmp/udhcpd.leases")
+    await bench.guest("vm2", "udhcpd -f /tmp/udhcpd.conf </dev/null >/tmp/udhcpd.log 2>&1 &")
+    await bench.cli("vm", "nic", "set", "vm2", "--trust")
+    bench.kill("kea-dhcp4", signal.SIGSTOP)
+    try:
+        async with bench.events() as events:
+            await udhcpc(bench, "vm1", "USR2")
+            last = await events.until("binding.removed", of_vm("vm1"))
+            for home in ("server1", "server2"):
+                if home == "server2":
+                    await bench.migration("vm2", target_server=home)
+                    await udhcpc(bench, "vm1", "USR2")
+                    last = await events.until("binding.removed", of_vm("vm1"), after=last)
+                assert await trust(bench) == {"trust"}
+                assert (await bench.vm("vm2"))["server"] == home
+                await udhcpc(bench, "vm1", "USR1")
+                last = await events.until("binding.added", of_vm("vm1"), after=last)
+                granted.append(last["bindings"][0]["ip"])
+                await addressed(bench, "vm1")
+                assert await bench.ping("vm1", server)
+            assert set(granted) <= {f"10.1.0.{n}" for n in range(210, 220)}
+
+            await bench.cli("vm", "nic", "set", "vm2", "--no-trust")
+            assert await trust(bench) == {"untrust"}
+            offer = from_server("offer", src=TWO, from_ip=server, client=ONE, yiaddr=granted[-1])
+            async with bench.capture("server1", "tap-vm1", "out") as tap:
+                await bench.send("vm2", offer)
+                await events.until("spoofing", claiming(server, "rogue-dhcp"))
+                assert await bench.ping("vm2", granted[-1])
+                await tap.until(lambda f: f.ether.haslayer("ICMP"))
+                assert [str(f) for f in tap.frames if dhcp_type(f.ether)] == []
+            await udhcpc(bench, "vm1", "USR2")
+            last = await events.until("binding.removed", of_vm("vm1"), after=last)
+    finally:
+        bench.kill("kea-dhcp4", signal.SIGCONT)
+    async with bench.events() as events:
+        await udhcpc(bench, "vm1", "USR1")
+        await events.until("binding.added", of_vm("vm1"))
+    await bench.guest("vm2", "killall udhcpd")
+    await bench.migration("vm2", target_server="server1")
+
+
 # ---- what ends a binding ----
 
 

@@ -1,22 +1,29 @@
 """Flows set before the VM speaks, on real parts."""
 
+import asyncio
 import contextlib
 import json
 import signal
 from collections.abc import AsyncIterator, Sequence
 
+import aiohttp
 import pytest
 
 from retinue.host import taps
+from retinue.protocol.client import ControllerClient
 from retinue.protocol.errors import ErrorCode, RejectedError
+from retinue.security.authority import Authority
+from retinue.security.identity import PeerRole
+from retinue_lab.network import credentials
 from support.lab.agent_command import agent, as_agent
 from support.lab.foreign_vm import ForeignVM
 from support.lab.frames import ARP, dhcp_type
 from support.lab.health import strip
 from support.lab.migrating import reaches
+from support.lab.other_config import controller_with
 from support.lab.start import running
 from support.lab.tools import Json, LabBench, at, eventually, mac_of
-from support.lab.watch import Frame
+from support.lab.watch import Frame, Wanted
 
 pytestmark = pytest.mark.lab
 
@@ -40,7 +47,19 @@ def box(number: int, **more: str) -> Json:
 
 @contextlib.asynccontextmanager
 async def plugged(bench: LabBench, number: int, leaf: str, *, arp: str = "on") -> AsyncIterator[str]:
-    """A real machine with that MAC and address on a leaf's port; gives the name of its node.
+    """A real machine with that MAC and address on a leaf's port; gives the name of its node."""
+    async with cabled(bench, number, leaf, arp=arp) as node:
+        await plug_in(bench, number, leaf)
+        yield node
+
+
+async def plug_in(bench: LabBench, number: int, leaf: str) -> None:
+    await bench.run("fabric", "ovs-vsctl", "add-port", leaf, f"{leaf}-box{number}")
+
+
+@contextlib.asynccontextmanager
+async def cabled(bench: LabBench, number: int, leaf: str, *, arp: str = "on") -> AsyncIterator[str]:
+    """The same, whose cable ends beside the leaf, until `plug_in`.
 
     With `arp` "off" its kernel neither asks nor answers, and knows its gateway all the same.
     """
@@ -60,8 +79,7 @@ async def plugged(bench: LabBench, number: int, leaf: str, *, arp: str = "on") -
         test {arp} = on || {inside} ip neigh replace 10.0.0.254 lladdr {GATEWAY} dev eth0
         """,
     )
-    up = f"ip link set {port} up; ovs-vsctl add-port {leaf} {port}"
-    await bench.run("fabric", "sh", "-ec", up)
+    await bench.run("fabric", "ip", "link", "set", port, "up")
     try:
         yield node
     finally:
@@ -117,6 +135,83 @@ async def test_the_controller_asks_for_a_server_that_keeps_silent(bench: LabBenc
         assert await speaks(bench, node)
 
 
+def asking_for(address: str) -> Wanted:
+    """Picks ARP requests for an address."""
+
+    def picks(frame: Frame) -> bool:
+        arp = frame.ether.getlayer(ARP)
+        return arp is not None and arp.op == 1 and arp.pdst == address
+
+    return picks
+
+
+async def test_where_a_port_comes_up_a_missing_server_is_asked_for_at_once(bench: LabBench) -> None:
+    """There alone: at another port of the leaf is heard what is asked everywhere, when its time has come.
+
+    A server that is not found is asked for again after 1, 2, 4, 8 s.
+    """
+    wanted = box(42)
+    asks = asking_for(wanted["address"])
+    async with (
+        plugged(bench, 41, "leaf2"),
+        cabled(bench, 42, "leaf2"),
+        bench.captures(("fabric", "leaf2-box41", "out"), ("fabric", "leaf2-box42", "out")) as (other, here),
+        bench.events() as events,
+    ):
+        await bench.post("servers", wanted)
+        await other.until(asks, times=4)
+        before = len(other.those(asks))
+        await plug_in(bench, 42, "leaf2")
+        found = await events.until("server.detected", lambda e: e["server"] == "box42")
+        assert found["location"] == "leaf2:leaf2-box42"
+        for capture in (other, here):
+            await capture.settle()
+        assert len(here.those(asks)) == len(other.those(asks)) - before + 1
+
+
+@pytest.mark.long
+async def test_at_a_leaf_whose_places_are_given_nobody_is_detected_or_looked_for(bench: LabBench) -> None:
+    """A server that shows up elsewhere there is told, and one that nobody gave; at the other leaf they are
+    found."""
+
+    def given(config: str) -> str:
+        """leaf1's places are given, in the file: of its two servers."""
+        config = config.replace('id = "leaf1"\n', 'id = "leaf1"\nplaces = "given"\n')
+        for server in ("server1", "server3"):
+            config = config.replace(f'id = "{server}"\n', f'id = "{server}"\nat = "leaf1:leaf1-{server}"\n')
+        return config
+
+    wanted = box(45)
+    asks = asking_for(wanted["address"])
+    async with controller_with(bench, given), bench.events() as events:
+        async with plugged(bench, 45, "leaf1") as node, bench.capture("fabric", "leaf1-box45") as wire:
+            await bench.post("servers", wanted)
+            await speaks(bench, node)
+            told = await events.until("server.conflict", lambda e: e["server"] == "box45")
+            assert (told["location"], told["known"]) == ("leaf1:leaf1-box45", None)
+            assert "places at leaf1 are given" in told["reason"]
+            assert (await states(bench))["box45"]["state"] == "missing"
+            async with (
+                plugged(bench, 46, "leaf2"),
+                bench.capture("fabric", "leaf2-box46", "out") as elsewhere,
+            ):
+                await elsewhere.until(asks)
+            await wire.settle()
+            assert wire.those(asks) == [], "nobody is looked for here"
+            await bench.post("servers", box(45, at="leaf1:leaf1-box45"))
+            assert await speaks(bench, node)
+            assert (await states(bench))["box45"]["state"] in ("given", "matched")
+            assert await bench.ping("vm1", wanted["address"])
+        async with plugged(bench, 47, "leaf1") as node:
+            await speaks(bench, node)
+            unknown = await events.until("server.unknown", lambda e: e["mac"] == box(47)["mac"])
+            assert unknown["location"] == "leaf1:leaf1-box47"
+        async with plugged(bench, 48, "leaf2") as node:
+            await bench.post("servers", box(48))
+            await speaks(bench, node)
+            await events.until("server.detected", lambda e: e["server"] == "box48")
+
+
 async def test_a_server_nobody_gave_is_shown_as_unknown_and_matches_once_it_is_given(bench: LabBench) -> None:
     """Detected and not given; and the order of the two does not matter."""
     mac = box(32)["mac"]
@@ -147,6 +242,63 @@ async def test_a_given_place_needs_no_detection_and_one_that_differs_is_a_mismat
         await bench.post("servers", box(33, at="leaf2:leaf2-box33"))
         assert (await states(bench))["box33"]["state"] == "matched"
         assert await bench.ping("vm1", box(33)["address"])
+
+
+# ---- managers ----
+
+
+@contextlib.asynccontextmanager
+async def two_managers(bench: LabBench) -> AsyncIterator[list[ControllerClient]]:
+    """Anna and Bert, each with a certificate of their own."""
+    authority = Authority(credentials.folder(bench.lab.directory))
+    async with contextlib.AsyncExitStack() as stack:
+        made = []
+        for who in ("anna", "bert"):
+            authority.issue(PeerRole.MANAGER, who, days=1)
+            shown = credentials.of(bench.lab.directory, PeerRole.MANAGER, who)
+            wires = aiohttp.TCPConnector(
+                socket_factory=lambda _: bench.doorman.socket(), force_close=True, ssl=shown.context()
+            )
+            made.append(ControllerClient(bench.topology.controller_url, shown, wires))
+            stack.push_async_callback(made[-1].close)
+        yield made
+
+
+async def test_several_managers_speak_at_once_and_of_contradicting_words_one_is_told_who_was_first(
+    bench: LabBench,
+) -> None:
+    async with two_managers(bench) as managers:
+        boxes = [[box(number) for number in range(start, start + 20)] for start in (50, 70)]
+        said = [
+            manager.post("/v1/servers", given) for manager, many in zip(managers, boxes, strict=True)
+            for given in many
+        ]  # fmt: skip
+        await asyncio.gather(*said)
+        known = await states(bench)
+        assert {one["id"] for many in boxes for one in many} <= known.keys()
+
+        for number in range(5):
+            words = [
+                manager.post("/v1/vnets", {"id": f"shop{number}", "vlan": vlan})
+                for manager, vlan in zip(managers, (200 + number, 300 + number), strict=True)
+            ]
+            answers = await asyncio.gather(*words, return_exceptions=True)
+            (told,) = (one for one in answers if isinstance(one, BaseException))
+            first, vlan = ("anna", 200 + number) if answers[1] is told else ("bert", 300 + number)
+            assert isinstance(told, RejectedError)
+            assert f"manager {first} was first, at 20" in str(told)
+            (vnet,) = (v for v in (await bench.get("vnets"))["vnets"] if v["id"] == f"shop{number}")
+            assert vnet["vlan"] == vlan
+            await bench.request("DELETE", f"vnets/shop{number}")
+
+        anna, bert = managers
+        started = {"vm": "vm1", "target_server": "server2"}
+        async with bench.events() as events:
+            migration = (await anna.post("/v1/migrations", started))["id"]
+            with pytest.raises(RejectedError, match="manager anna was first"):
+                await bert.post("/v1/migrations", {**started, "target_server": "server3"})
+            await reaches(events, migration, "done")
+        await bench.migration("vm1", target_server="server1")
 
 
 # ---- VMs ----
