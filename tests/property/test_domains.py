@@ -116,8 +116,8 @@ class Move:
     # ---- what holds ----
 
     def check(self) -> None:
-        client = nic("a", 2)
-        for its in nics_of("a", 1):
+        client = dual("a", 2)
+        for its in nics_of("a", 1, dual=True):
             self.check_nic(its, client)
         self.forged_goes_nowhere()
 
@@ -138,7 +138,7 @@ class Move:
     def is_answered(self, at: tuple[str, int], its: NIC, client: NIC) -> None:
         """For its home's gateway by its switch, whatever becomes of the controllers; a guest for neighbours,
         too."""
-        (own,), (neighbour,) = its.addresses, client.addresses
+        own, neighbour = its.addresses[0], client.addresses[0]
         assert isinstance(own, IPv4Address)
         assert isinstance(neighbour, IPv4Address)
         gateway = self.world.nets["a"].subnets["blue"].gateway
@@ -151,38 +151,47 @@ class Move:
 
     def late_is_not_lost(self, client: NIC, its: NIC, places: set[tuple[str, int]]) -> None:
         """On the way home: what home had sent into the tunnel before it diverted comes out of it, once."""
-        sent = self.world.send(("b-edge3", TUNNEL), client.mac, client.addresses[0], its.addresses[0])
-        for delivery in sent:
+        both = zip(client.addresses, its.addresses, strict=True)
+        for delivery in (
+            one for src, dst in both for one in self.world.send(("b-edge3", TUNNEL), client.mac, src, dst)
+        ):
             came = [(switch, port) for switch, port, _ in delivery.arrivals]
             copied = bool(self.world.nets["b"].vms["vm-a1"].copied_to)
             assert len(came) == 1 or (copied and len(came) == len(set(came)) == 2), f"late: {delivery}"
             assert set(came) <= places
 
     def forged_goes_nowhere(self) -> None:
-        (vm, second), client, stranger = nics_of("a", 1), nic("a", 2), nic("b", 2)
+        (vm, second), client, stranger = nics_of("a", 1, dual=True), dual("a", 2), dual("b", 2)
+        server2_vm = dual("a", 3)
         b_server2 = ("b-edge2", port(stranger))
         ours, theirs = ("a-edge3", TUNNEL), ("b-edge3", TUNNEL)
-        for at, mac, src, dst in (
+        for at, mac, by, to in (
             # A VM of the other domain as the guest, and to it; as itself to its home.
-            (b_server2, stranger.mac, vm.addresses[0], client.addresses[0]),
-            (b_server2, stranger.mac, stranger.addresses[0], vm.addresses[0]),
-            (b_server2, stranger.mac, stranger.addresses[0], client.addresses[0]),
+            (b_server2, stranger.mac, vm, client),
+            (b_server2, stranger.mac, stranger, vm),
+            (b_server2, stranger.mac, stranger, client),
             # By the tunnel: as somebody who is at home; as a stranger; with another's MAC.
-            (ours, client.mac, client.addresses[0], server2_vm := nic("a", 3).addresses[0]),
-            (ours, stranger.mac, stranger.addresses[0], client.addresses[0]),
-            (ours, stranger.mac, vm.addresses[0], client.addresses[0]),
-            (ours, vm.mac, second.addresses[0], client.addresses[0]),
+            (ours, client.mac, client, server2_vm),
+            (ours, stranger.mac, stranger, client),
+            (ours, stranger.mac, vm, client),
+            (ours, vm.mac, second, client),
             # By the tunnel to somebody of the other domain, or to nobody.
-            (theirs, client.mac, client.addresses[0], stranger.addresses[0]),
-            (theirs, vm.mac, vm.addresses[0], stranger.addresses[0]),
-            (theirs, client.mac, client.addresses[0], server2_vm),
+            (theirs, client.mac, client, stranger),
+            (theirs, vm.mac, vm, stranger),
+            (theirs, client.mac, client, server2_vm),
         ):
-            for delivery in self.world.send(at, mac, src, dst):
-                assert not delivery.arrivals, f"{src} at {at} to {dst}: {delivery}"
+            for src, dst in zip(by.addresses, to.addresses, strict=True):
+                for delivery in self.world.send(at, mac, src, dst):
+                    assert not delivery.arrivals, f"{src} at {at} to {dst}: {delivery}"
+
+
+def dual(domain: str, number: int) -> NIC:
+    """With addresses of both families, as all here have."""
+    return nic(domain, number, dual=True)
 
 
 def world(leaves: int, spines: int) -> Domains:
-    made = Domains(leaves, spines)
+    made = Domains(leaves, spines, dual=True)
     made.add("a", "a", 1, server_of("a", 1))
     made.add("a", "a", 2, server_of("a", 2))
     made.add("a", "a", 3, server_of("a", 2))
@@ -257,11 +266,11 @@ def test_a_guest_moves_inside_the_other_domain(shape: tuple[int, int]) -> None:
     made = world(*shape)
     Move(made, "a").steps(FORTH)
     net, underlay = made.nets["b"], underlay_of(made.nets["b"])
-    client = nic("a", 2)
+    client = dual("a", 2)
     inside = fsm.begin("migration-2", "vm-a1", server_of("b", 1), server_of("b", 2), 1.0)
 
     def found() -> None:
-        for its in nics_of("a", 1):
+        for its in nics_of("a", 1, dual=True):
             places = {("b-edge1", port(its)), ("b-edge2", port(its))}
             for came in made.arrivals(("a-edge2", port(client)), client, its):
                 assert len(came) == 1

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from retinue.core.model import (
+    IP,
     NIC,
     VM,
     Link,
@@ -23,12 +24,14 @@ from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.diff import difference
 from retinue.core.pipeline.entry import Program
 from retinue.core.pipeline.underlay import Near, underlay_of
+from support.fabric.ipv6 import udp6_frame
 from support.fakes.switch import Delivery, FakeFabric
 
 UPLINK, TUNNEL, FIRST_VM = 1, 2, 10
 MARK = b"between two domains"
 GATEWAY_MACS = {"a": "00:00:de:ad:0a:00", "b": "00:00:de:ad:0b:00"}
 SUBNETS = {"a": IPv4Network("10.1.0.0/24"), "b": IPv4Network("10.2.0.0/24")}
+SUBNETS6 = {"a": IPv6Network("fd00:a::/64"), "b": IPv6Network("fd00:b::/64")}
 
 
 def other(domain: str) -> str:
@@ -44,10 +47,12 @@ def gateway_of(domain: str) -> str:
     return f"to-{other(domain)}"
 
 
-def network(domain: str, leaves: int, spines: int) -> Network:
-    """Servers 1 and 2 under the first and the last leaf, the gateway under the last."""
+def network(domain: str, leaves: int, spines: int, *, dual: bool = False) -> Network:
+    """Servers 1 and 2 under the first and the last leaf, the gateway under the last. `dual`: of IPv6, too."""
     net, tag = Network(GATEWAY_MACS[domain]), domain == "b"
     net.add_subnet(Subnet("blue", SUBNETS[domain], SUBNETS[domain][254]))
+    if dual:
+        net.add_subnet(Subnet("blue6", SUBNETS6[domain], SUBNETS6[domain][0xFE]))
     for n in range(1, spines + 1):
         net.add_switch(Switch(f"{domain}-spine{n}", Role.SPINE, 0x100 * tag + 0x50 + n))
     for n in range(1, leaves + 1):
@@ -69,19 +74,23 @@ def network(domain: str, leaves: int, spines: int) -> Network:
         mac = f"02:00:00:0{int(tag)}:00:0{n}"
         at = PortRef(f"{domain}-leaf{leaf}", f"p{n}")
         net.put_server(Server(name, mac, edge=f"{domain}-edge{n}", given_at=at))
-    net.put_peer(Peer(other(domain), gateway_of(domain), "tun0", (SUBNETS[other(domain)],)))
+    granted = (SUBNETS[other(domain)], SUBNETS6[other(domain)])
+    net.put_peer(Peer(other(domain), gateway_of(domain), "tun0", granted))
     return net
 
 
-def nic(domain: str, number: int) -> NIC:
+def nic(domain: str, number: int, *, dual: bool = False) -> NIC:
+    """With an address of IPv4 and, where it is `dual`, one of IPv6."""
     mac = f"52:54:00:0{int(domain == 'b')}:00:{number:02x}"
-    return NIC(mac, f"vm-{domain}{number}", (SUBNETS[domain][100 + number],))
+    own: tuple[IP, ...] = (SUBNETS[domain][100 + number],)
+    return NIC(mac, f"vm-{domain}{number}", (*own, SUBNETS6[domain][0x100 + number]) if dual else own)
 
 
-def nics_of(domain: str, number: int) -> tuple[NIC, ...]:
+def nics_of(domain: str, number: int, *, dual: bool = False) -> tuple[NIC, ...]:
     """VM vm-a1 has two."""
-    first = nic(domain, number)
-    return (first, replace(nic("a", 4), slot=2)) if (domain, number) == ("a", 1) else (first,)
+    first = nic(domain, number, dual=dual)
+    second = replace(nic("a", 4, dual=dual), slot=2)
+    return (first, second) if (domain, number) == ("a", 1) else (first,)
 
 
 def port(nic: NIC) -> int:
@@ -94,13 +103,15 @@ class Domains:
 
     leaves: int
     spines: int
+    dual: bool = False
+    """With IPv6 beside IPv4."""
     nets: dict[str, Network] = field(init=False)
     compilers: dict[str, Compiler] = field(init=False)
     fabric: FakeFabric = field(default_factory=FakeFabric)
     installed: dict[str, Program] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.nets = {domain: network(domain, self.leaves, self.spines) for domain in "ab"}
+        self.nets = {domain: network(domain, self.leaves, self.spines, dual=self.dual) for domain in "ab"}
         self.compilers = {domain: Compiler(net, recent=1) for domain, net in self.nets.items()}
         for domain, net in self.nets.items():
             for switch in net.switches:
@@ -134,7 +145,7 @@ class Domains:
 
     def add(self, domain: str, home: str, number: int, server: str) -> VM:
         """VM `number` of domain `home`, registered at a server of `domain`, with ports on all its edges."""
-        net, nics = self.nets[domain], nics_of(home, number)
+        net, nics = self.nets[domain], nics_of(home, number, dual=self.dual)
         vm = VM(nics[0].port_id, nics, server, home="" if home == domain else home)
         touched = net.put_vm(vm)
         for its in nics:
@@ -150,15 +161,18 @@ class Domains:
 
     def send(self, at: tuple[str, int], src_mac: str, src: object, dst: object) -> list[Delivery]:
         """All that may become of an IP packet that comes in at this port of a switch."""
+        gateway = GATEWAY_MACS["a"]
+        if isinstance(src, IPv6Address):
+            assert isinstance(dst, IPv6Address)
+            return list(self.fabric.all_paths(*at, udp6_frame(src_mac, gateway, src, dst)))
         assert isinstance(src, IPv4Address)
         assert isinstance(dst, IPv4Address)
         packet = build_udp4(src, dst, 4000, 7, MARK)
-        frame = Ethernet(GATEWAY_MACS["a"], src_mac, 0x0800, packet).build()
-        return list(self.fabric.all_paths(*at, frame))
+        return list(self.fabric.all_paths(*at, Ethernet(gateway, src_mac, 0x0800, packet).build()))
 
     def asks(self, at: tuple[str, int], asker: NIC, wanted: IPv4Address) -> ARP:
         """The answer to an ARP request, which the switch gives by itself: its controller may be dead."""
-        (spa,) = asker.addresses
+        spa = asker.addresses[0]
         assert isinstance(spa, IPv4Address)
         (delivery,) = self.fabric.all_paths(*at, arp_request(asker.mac, spa, wanted))
         assert not delivery.to_controller, f"only the controller could answer: {delivery}"
@@ -168,11 +182,13 @@ class Domains:
         return parse_arp(parse(answer).payload)
 
     def arrivals(self, at: tuple[str, int], sender: NIC, to: NIC) -> list[list[tuple[str, int]]]:
-        """Where an honest packet comes out, for each way the fabric may choose."""
+        """Where an honest packet of each family comes out, for each way the fabric may choose."""
         found = []
-        for delivery in self.send(at, sender.mac, sender.addresses[0], to.addresses[0]):
-            assert all(parse(frame).dst == to.mac for _, _, frame in delivery.arrivals), delivery
-            assert all(frame[22] == 63 for _, _, frame in delivery.arrivals), f"not one hop: {delivery}"
-            assert not delivery.to_controller
-            found.append([(switch, port) for switch, port, _ in delivery.arrivals])
+        for src, dst in zip(sender.addresses, to.addresses, strict=True):
+            hops = 14 + (8 if src.version == 4 else 7)
+            for delivery in self.send(at, sender.mac, src, dst):
+                assert all(parse(frame).dst == to.mac for _, _, frame in delivery.arrivals), delivery
+                assert all(frame[hops] == 63 for _, _, frame in delivery.arrivals), f"not one hop: {delivery}"
+                assert not delivery.to_controller
+                found.append([(switch, port) for switch, port, _ in delivery.arrivals])
         return found

@@ -127,6 +127,8 @@ class TwoDomains:
     """What its agent says that it has; 0: somebody else made it, and the agent does not know."""
     room: dict[str, int] = field(default_factory=dict)
     """By server: MiB of memory that it has, where that is not plenty."""
+    dual: bool = False
+    """With IPv6 beside IPv4."""
     ports: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     """By domain and switch: the ports that it tells when it connects."""
     dead: set[str] = field(default_factory=set)
@@ -212,7 +214,7 @@ class TwoDomains:
         (`comes`), in any order."""
         old = self.fakes[domain]
         fake = self.fakes[domain] = FakeNetwork(
-            network(domain, 2, 1), old.controller.context.clock, self.stores[domain]
+            network(domain, 2, 1, dual=self.dual), old.controller.context.clock, self.stores[domain]
         )
         fake.fabric, fake.hosts, fake.confirms = old.fabric, old.hosts, old.confirms
         self.ports[domain] = {switch: dict(ports) for switch, ports in fake.net._numbers.items()}
@@ -260,13 +262,14 @@ def port_at(fake: FakeNetwork, server: str, number: int) -> BridgePort:
 
 
 @contextlib.asynccontextmanager
-async def two_domains() -> AsyncIterator[TwoDomains]:
+async def two_domains(*, dual: bool = False) -> AsyncIterator[TwoDomains]:
     """VM vm-a1 runs on server 1 of domain a, where it is to be registered."""
     clock = asyncio.get_running_loop().time
     stores = {domain: MemoryStore() for domain in "ab"}
-    fakes = {domain: FakeNetwork(network(domain, 2, 1), clock, stores[domain]) for domain in "ab"}
+    nets = {domain: network(domain, 2, 1, dual=dual) for domain in "ab"}
+    fakes = {domain: FakeNetwork(net, clock, stores[domain]) for domain, net in nets.items()}
     doors = {domain: InMemoryDoor(other(domain), fake.controller, Line()) for domain, fake in fakes.items()}
-    made = TwoDomains(fakes, doors, stores)
+    made = TwoDomains(fakes, doors, stores, dual=dual)
     for domain, fake in fakes.items():
         there = other(domain)
 

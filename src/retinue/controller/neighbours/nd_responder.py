@@ -5,6 +5,7 @@ the option of a router solicitation, which a switch cannot see.
 """
 
 from collections.abc import Callable
+from ipaddress import IPv6Address
 
 from retinue.controller.context import Context
 from retinue.controller.counters import Count
@@ -51,20 +52,17 @@ class NdResponder:
         """A VM asks for a neighbour, or for a router; or it takes an address that it is allowed."""
         parsed = self._parse(frame, f"{switch} port {port}")
         net = self._context.net
-        vm = net.vm_at(switch, port)
-        if parsed is None or vm is None:
+        if parsed is None:
             return
         ethernet, asked = parsed
-        nic = net.nic_at(switch, port, ethernet.src)
-        if nic is None:
+        vm, nic = net.vm_at(switch, port, ethernet.src), net.nic_at(switch, port, ethernet.src)
+        if vm is None or nic is None:
             return
         if isinstance(asked.message, RouterSolicitation):
-            named = asked.message.options.source_mac
-            if named is None or named == ethernet.src:
-                self._advertise(switch, port, vm, nic, asked)
-            else:
-                self._note_spoofing(switch, port, vm, (named, str(asked.src)))
+            self._searched(switch, port, vm, nic, asked)
             return
+        if net.is_tunnel(switch, port):
+            return  # What else a VM that is away asks is answered where it is.
         said = nd.answer_to_vm(net, switch, vm, asked, net.vrf_of(nic))
         claim = claim_of_nd(ethernet.src, asked)
         takes = claim is not None and self._taking.heard(vm, nic, ethernet.src, claim)
@@ -73,6 +71,23 @@ class NdResponder:
         self._reply(switch, port, ethernet, said, net.vlan_in_trunk(nic))
         if said is None and asked.src == UNSPECIFIED and isinstance(asked.message, NeighbourSolicitation):
             self._own_addresses.checked(vm, nic, asked.message.target)
+
+    def _searched(self, switch: str, port: int, vm: VM, nic: NIC, asked: ND) -> None:
+        """A VM looks for a router."""
+        assert isinstance(asked.message, RouterSolicitation)
+        named = asked.message.options.source_mac
+        if named is not None and named != nic.mac:
+            self._note_spoofing(switch, port, vm, (named, str(asked.src)))
+        elif vm.home:
+            self._ask_home(vm, nic, asked)
+        else:
+            self._advertise(switch, port, vm, nic, asked)
+
+    def _ask_home(self, vm: VM, nic: NIC, asked: ND) -> None:
+        """A guest's router is at its home, which is asked by the tunnel and answers by it."""
+        tunnel = self._context.net.tunnel_to(vm.home)
+        if tunnel is not None:
+            self._context.send_frame(*tunnel, nd_frame(asked, nic.mac))
 
     def from_server(self, switch: str, port: int, frame: bytes) -> None:
         """A machine at a leaf's port asks; one that is not known there has no answer."""
@@ -117,8 +132,11 @@ class NdResponder:
 
     def _advertise(self, switch: str, port: int, vm: VM, nic: NIC, asked: ND | None = None) -> None:
         net = self._context.net
-        mac, to = net.gateway_mac_of(net.server_of_edge(switch)), ALL_NODES if asked is None else asked.src
-        told = nd.advertisement(net, vm, nic, mac, to)
+        mac = net.gateway_mac_of(net.server_of_edge(switch))
+        to: IPv6Address | None = ALL_NODES if asked is None else asked.src
+        if net.is_tunnel(switch, port):
+            to = nd.away_to(net, vm, nic)
+        told = None if to is None else nd.advertisement(net, vm, nic, mac, to)
         if told is None:
             return
         self._context.counters[Count.ROUTER_ADVERTISED] += 1

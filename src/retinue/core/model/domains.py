@@ -13,10 +13,10 @@ and which address is where is read off the VMs themselves, and no second table c
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 
 from retinue.core.model.addresses import IP, ModelError
 from retinue.core.model.entities import VM
+from retinue.core.model.families import in_use
 from retinue.core.model.view import NetworkView
 
 
@@ -49,16 +49,18 @@ def check_guest(net: NetworkView, vm: VM) -> None:
     if any(not nic.addresses for nic in vm.nics):
         raise ModelError(f"{what} has no static address; between domains each NIC has one")
     for ip in (ip for nic in vm.nics for ip in nic.addresses):
-        if not any(isinstance(p, IPv4Network) and ip in p for p in peer.prefixes):
+        if not any(ip in prefix for prefix in peer.prefixes):
             granted = ", ".join(map(str, peer.prefixes)) or "none"
             raise ModelError(f"{what}: {ip} is not granted to that domain, which has {granted}")
         subnet = net.subnet_of(ip)
         if subnet is not None:
             raise ModelError(f"{what}: {ip} is in our subnet {subnet.id}")
+        if not in_use(net, ip.version):
+            raise ModelError(f"{what}: it has {ip}, and no switch here deals with IPv6: add a subnet of it")
 
 
 def check_may_leave(net: NetworkView, vm: VM, domain: str) -> None:
-    """Whether a VM may go to another domain: with static IPv4 addresses on each NIC, and a guest only home.
+    """Whether a VM may go to another domain: with static addresses on each NIC, and a guest only home.
 
     Raises ModelError.
     """
@@ -72,8 +74,6 @@ def check_may_leave(net: NetworkView, vm: VM, domain: str) -> None:
         held = net.assignments_of(vm, nic)
         if not nic.addresses or {a.ip for a in held} - set(nic.addresses):
             raise ModelError(f"{what}: it has an address by lease; between domains addresses are static")
-        if any(ip.version != 4 for ip in nic.addresses):
-            raise ModelError(f"{what}: it has an IPv6 address; between domains addresses are IPv4")
 
 
 def _check_what_goes(vm: VM, what: str) -> None:

@@ -183,6 +183,18 @@ class LayoutView:
             return None
         return VMPort(number, peer.tunnel)
 
+    def tunnel_to(self, domain: str) -> tuple[str, int] | None:
+        """The gateway's edge switch, and its port, that lead to another domain."""
+        peer = self.peers.get(domain)
+        edge = "" if peer is None else self.servers[peer.gateway].edge
+        tunnel = self.tunnel_at(edge)
+        return None if tunnel is None else (edge, tunnel.number)
+
+    def is_tunnel(self, switch: str, port: int) -> bool:
+        """True for the port that leads to another domain's gateway."""
+        tunnel = self.tunnel_at(switch)
+        return tunnel is not None and tunnel.number == port
+
     def vlan_in_trunk(self, nic: NIC) -> int:
         """The tag that a NIC's frames have at its port; 0: none."""
         vnet = self.vnets.get(nic.vnet) if nic.trunk else None

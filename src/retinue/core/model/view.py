@@ -131,16 +131,24 @@ class NetworkView(LayoutView):
 
         `mac`: the source of a frame that the switch has let in there, which tells those of a trunk apart.
         """
-        vm = self.vm_at(switch, port)
+        vm = self.vm_at(switch, port, mac)
         if vm is None:
             return None
-        port_id = self._port_id_at[switch, port]
+        port_id = self._port_id_at.get((switch, port))
+        if port_id is None:  # A tunnel's.
+            return vm.nic_with(mac)
         in_trunk = (nic for nic in vm.nics if nic.trunk == port_id and nic.mac == mac)
         return next(in_trunk, None) or vm.nic_called(port_id)
 
-    def vm_at(self, switch: str, port: int) -> VM | None:
-        """The VM with this port on a server where it is registered, if any."""
+    def vm_at(self, switch: str, port: int, mac: Mac = "") -> VM | None:
+        """The VM with this port on a server where it is registered, if any.
+
+        A tunnel is the port of all that are away there: which of them it is `mac` tells, as for `nic_at`.
+        """
         vm = self.vm_of_port_id(self._port_id_at.get((switch, port), ""))
+        if vm is None and mac and self.is_tunnel(switch, port):
+            found = self.vm_of_mac(mac)
+            vm = None if found is None or found.home else found
         server = self._server_of_edge.get(switch)
         return vm if vm is not None and server in (vm.server, *vm.also) else None
 

@@ -3,6 +3,8 @@
 A gateway is an edge switch in all else. Its tunnel is the port of every VM that is away, so in the VM's home:
 
     from the tunnel, from the VM's MAC and address       as from the VM's own port: FORWARD, up
+    from the tunnel, from the VM's MAC, in search of a   to the controller, which advertises the gateway
+    router (IPv6)                                        through the tunnel
     from the fabric, to the VM                           out of the tunnel
 
 and in the domain where the VM is a guest:
@@ -27,9 +29,9 @@ tunnel what is for a VM that is delivered there, and takes back only what is for
 from collections.abc import Iterator
 
 from retinue.core.model import IP, NIC, VM, PortRef, Server
-from retinue.core.model.families import forwarded_assignments
+from retinue.core.model.families import forwarded_assignments, in_use
 from retinue.core.model.network import Network, Owner
-from retinue.core.packets import EtherType
+from retinue.core.packets import HOP_LIMIT, EtherType, NDType
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.edge import copies, rogue_dhcp
 from retinue.core.pipeline.entry import (
@@ -44,7 +46,7 @@ from retinue.core.pipeline.entry import (
     match,
     set_field,
 )
-from retinue.core.pipeline.matches import NO_TAG, ip_match
+from retinue.core.pipeline.matches import NO_TAG, icmpv6_match, ip_match
 from retinue.core.pipeline.meters import VMMeter, vm_meters
 from retinue.core.pipeline.priorities import Deliver, EdgeAdmit, Forward
 from retinue.core.pipeline.responders import arp
@@ -87,6 +89,8 @@ def nic_flows(
     delivered = at.id == vm.server
     marked, _, copy = copies(underlay, net, vm, at)
     uplink = net.port_number(PortRef(at.edge, net.switches[at.edge].uplink))
+    if not vm.home:
+        yield from _asked(net, vm, nic, port)
     for to, until in _addresses(net, vm, nic):
         if not vm.home:
             from_vm = ip_match(src=to, in_port=port, vlan_vid=NO_TAG, eth_src=nic.speaks_as(to))
@@ -101,6 +105,19 @@ def nic_flows(
             )  # fmt: skip
         if not delivered and not vm.home and uplink is not None:
             yield _from_tunnel(underlay, net.servers[vm.server], to, port, uplink, mark)
+
+
+def _asked(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
+    """What a VM that is away asks its home for, by the tunnel."""
+    if not in_use(net, 6):
+        return
+    search = icmpv6_match(
+        NDType.ROUTER_SOLICITATION, in_port=port, vlan_vid=NO_TAG, eth_src=nic.mac, ip_ttl=HOP_LIMIT
+    )
+    yield Flow(
+        Table.ADMIT, EdgeAdmit.BOUND, search, (CONTROLLER,),
+        meter=VMMeter.DHCP.id(port), cookie=cookie(Reason.VM_ND, Owner("vm", vm.id)),
+    )  # fmt: skip
 
 
 def guest_flows(underlay: Underlay, net: Network, vm: VM) -> FlowsBySwitch:
@@ -149,8 +166,11 @@ def _at_edge(
         return {}
     way: tuple[Action, ...] = (*underlay.reach(home), Output(uplink))
     from_guest = ip_match(src=ip, in_port=port.number)
-    asked = arp.guest_flow(ip, nic.speaks_as(ip), port.number, net.gateway_mac_of(at), mark)
-    return {at.edge: [Flow(Table.FORWARD, Forward.GUEST, from_guest, way, cookie=mark), asked]}
+    found = [Flow(Table.FORWARD, Forward.GUEST, from_guest, way, cookie=mark)]
+    if ip.version == 4:  # Of IPv6 no switch answers by itself (see responders.nd).
+        gateway_mac = net.gateway_mac_of(at)
+        found.append(arp.guest_flow(ip, nic.speaks_as(ip), port.number, gateway_mac, mark))
+    return {at.edge: found}
 
 
 def _addresses(net: Network, vm: VM, nic: NIC) -> Iterator[tuple[IP, float | None]]:

@@ -39,6 +39,8 @@ class OwnAddresses:
         """What follows from a NIC's check of an address; None: nothing. `now` is in seconds."""
         if not is_free(net, nic, target):
             return None
+        if vm.home and not is_link_local(target):
+            return None  # Another domain's VM has what its home has given it, and nothing of our subnets.
         if not self._take(nic.mac, now):
             return None
         own = [a for a in net.assignments_of(vm, nic) if a.kind is BindingKind.SLAAC]

@@ -44,6 +44,17 @@ def test_a_guest_has_what_its_home_was_granted_and_no_more(guest: VM, why: str) 
         check_guest(net, guest)
 
 
+def test_an_address_of_ipv6_is_granted_as_any_other() -> None:
+    """Where no switch deals with IPv6 nothing would lead to it, and it is not taken."""
+    guest = replace(GUEST, nics=(nic("a", 1, dual=True),))
+    check_guest(Domains(1, 1, dual=True).nets["b"], guest)
+    with pytest.raises(ModelError, match="it has fd00:a::101, and no switch here deals with IPv6"):
+        check_guest(Domains(1, 1).nets["b"], guest)
+    stranger = replace(nic("a", 1), addresses=(IPv6Address("fd00:c::1"),))
+    with pytest.raises(ModelError, match="fd00:c::1 is not granted"):
+        check_guest(Domains(1, 1, dual=True).nets["b"], replace(GUEST, nics=(stranger,)))
+
+
 def test_an_address_of_ours_is_nobodys_grant() -> None:
     """Also where the operator has granted it by mistake, before the subnet was added."""
     net = Domains(1, 1).nets["b"]
@@ -68,8 +79,7 @@ def test_a_vm_leaves_with_static_addresses_alone() -> None:
     leaving(nic("a", 1), home="b")
     with pytest.raises(ModelError, match="address by lease"):
         leaving(replace(nic("a", 1), addresses=()))
-    with pytest.raises(ModelError, match="IPv6"):
-        leaving(replace(nic("a", 1), addresses=(IPv6Address("fd00::1"),)))
+    leaving(replace(nic("a", 1), addresses=(IPv6Address("fd00::1"),)))
     with pytest.raises(ModelError, match="guest of domain c, and goes back there first"):
         leaving(nic("a", 1), home="c")
     with pytest.raises(ModelError, match="trust"):

@@ -6,7 +6,12 @@
     a VM on the same edge switch   the VM's own MAC                    -
     another known address, and     the gateway's MAC                   the gateway's MAC
       one that several may take
+    anything, by a guest of        the gateway's MAC                   -
+      another domain
     anything else                  nobody                              nobody
+
+A guest's gateway and neighbours are at its home, and that way all goes that it sends, whatever MAC it knows
+them by. Its gateway is advertised to it by its home, through the tunnel.
 
 The gateway is asked for by its address in a subnet, or by the link-local one that follows from its MAC. A
 host that checks whether an address is free (RFC 4862, 5.4) hears, by the same rules, that it is not; and that
@@ -20,7 +25,7 @@ from collections.abc import Iterator
 from ipaddress import IPv6Address, IPv6Network
 
 from retinue.core.model import DEFAULT_VRF, NIC, VM, BindingKind, Mac, Subnet
-from retinue.core.model.families import forwarded_subnets, in_use
+from retinue.core.model.families import forwarded_assignments, forwarded_subnets, in_use
 from retinue.core.model.link_local import ALL_NODES, UNSPECIFIED, is_link_local, link_local, mac_of
 from retinue.core.model.network import Network, Owner
 from retinue.core.model.nic import TURNS
@@ -85,6 +90,12 @@ def answer_to_vm(net: Network, switch: str, vm: VM, asked: ND, vrf: str = DEFAUL
     if not isinstance(asked.message, NeighbourSolicitation):
         return None
     target, gateway_mac = asked.message.target, net.gateway_mac_of(net.server_of_edge(switch))
+    if vm.home:
+        # Who asks for its router must hear of one: a host that hears it is none takes another (RFC 4861,
+        # 7.2.5), and which of its neighbours it is only its home knows.
+        its_own = any(held.ip == target for held in net.held_by(vm.id))
+        checks = asked.src == UNSPECIFIED
+        return None if its_own or checks else _answer(asked, target, gateway_mac, router=True)
     if is_gateway(net, target, vrf):
         return _answer(asked, target, gateway_mac, router=True)
     if is_link_local(target):
@@ -142,13 +153,25 @@ def _answer(asked: ND, target: IPv6Address, mac: Mac, *, router: bool = False) -
 
 
 def advertised_subnets(net: Network, vm: VM, nic: NIC) -> tuple[Subnet, ...]:
-    """The IPv6 subnets that a NIC is told of: where it has an address, may make one or ask for one."""
+    """The IPv6 subnets that a NIC is told of: where it has an address, may make one or ask for one.
+
+    A guest of another domain hears of those at its home, by its home.
+    """
+    if vm.home:
+        return ()
     held = [a.ip for a in net.assignments_of(vm, nic)]
     return tuple(
         s
         for s in ipv6_subnets(net, net.vrf_of(nic))
         if ((s.slaac or s.dhcp6) and nic.vnet in ("", s.vnet)) or any(ip in s.prefix for ip in held)
     )
+
+
+def away_to(net: Network, vm: VM, nic: NIC) -> IPv6Address | None:
+    """Where a NIC in another domain is told of the gateway: to an address that is led to it, for the other
+    gateway lets by nothing else. None: it has no such address."""
+    held = (a.ip for a in forwarded_assignments(net, net.assignments_of(vm, nic)) if a.prefix is None)
+    return next((ip for ip in held if isinstance(ip, IPv6Address)), None)
 
 
 def advertisement(net: Network, vm: VM, nic: NIC, gateway_mac: Mac, to: IPv6Address = ALL_NODES) -> ND | None:
