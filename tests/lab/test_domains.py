@@ -1,5 +1,7 @@
 """A VM moves between two domains while it runs, under traffic of a client that knows the first one only."""
 
+import asyncio
+import contextlib
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -14,19 +16,21 @@ from retinue_lab.topology.topology import SANDBOX
 from support.lab import licence_server
 from support.lab.losses import overtaken
 from support.lab.migrating import begin, reaches
-from support.lab.start import boot, lab_of
+from support.lab.start import boot, lab_of, running
 from support.lab.tools import Doorman, Events, Json, LabBench, at, eventually
 from support.lab.watch import Lines
 
 pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.long]
 
-FIRST, SECOND, PPS = "10.1.0.50", "10.1.0.51", 500
+FIRST, FIRST6, SECOND = "10.1.0.50", "fd00:a::50", "10.1.0.51"
+PPS = {FIRST: 400, FIRST6: 200, SECOND: 400}
+"""Requests a second to each."""
 GATEWAY = "10.1.0.254"
 OUTSIDE, LICENCES = "203.0.113.9", 4433
 JUST = 0.5
 """Seconds that are just before something."""
 NICS = [
-    {"mac": "52:54:00:00:00:01", "addresses": [FIRST]},
+    {"mac": "52:54:00:00:00:01", "addresses": [FIRST, FIRST6]},
     {"mac": "52:54:00:00:01:01", "addresses": [SECOND]},
 ]
 
@@ -35,7 +39,16 @@ NICS = [
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHandle]:
     with lab_of(tmp_path_factory.mktemp("labs"), topology_file.load("domains")) as handle:
         boot(handle, [{"id": "vm1", "server": "server1", "nics": NICS}])
+        asyncio.run(checked(handle))
         yield handle
+
+
+async def checked(lab: LabHandle) -> None:
+    """Return when the guest has its address of IPv6 to itself: for a second it asks for others."""
+    with contextlib.closing(Doorman(lab)) as doorman:
+        async with contextlib.aclosing(LabBench(lab, doorman)) as bench:
+            is_its_own = f"ip -6 address show dev eth0 | grep {FIRST6} | grep -vq tentative"
+            await bench.guest("vm1", f"until {is_its_own}; do usleep 20000; done")
 
 
 @pytest.fixture
@@ -68,20 +81,19 @@ async def told_if_it_fails(*benches: LabBench) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def undisturbed(bench: LabBench, *also: LabBench) -> AsyncIterator[None]:
-    """Both NICs of vm1 are sent requests inside the context: none is lost, doubled or reordered.
+    """Both NICs of vm1, and both families, are sent requests inside the context: none is lost, doubled or
+    reordered.
 
     But for what the guest sent just before it came home, which is on its way through the tunnel: on a busy
     machine its memory may take less time (docs/domains.md, what it does not do).
     """
-    async with (
-        told_if_it_fails(bench, *also),
-        bench.traffic(FIRST, pps=PPS) as to_first,
-        bench.traffic(SECOND, pps=PPS) as to_second,
-    ):
+    async with told_if_it_fails(bench, *also), AsyncExitStack() as stack:
+        sent = {to: await stack.enter_async_context(bench.traffic(to, pps=pps)) for to, pps in PPS.items()}
         yield
-        for traffic in (to_first, to_second):
+        for to, traffic in sent.items():
             figures = await bench.unharmed(traffic)
-            assert figures.sent > PPS / 10
+            print(f"{to}: {figures}")
+            assert figures.sent > PPS[to] / 10
             _, record = await traffic.end()
             came_home = [one["stopped_at"] for one in await ended(*also) if one["target"] == "gateway2"]
             late = [at for at in overtaken(record) if not any(0 < stop - at < JUST for stop in came_home)]
@@ -187,7 +199,7 @@ async def test_a_vm_runs_in_a_domain_without_a_controller(bench: LabBench, there
 
     async def answers_there() -> bool:
         sent = f"/sys/class/net/{tap_name('vm1')}/statistics/rx_packets"
-        return int(await there.run("server3", "cat", sent)) > PPS
+        return int(await there.run("server3", "cat", sent)) > PPS[FIRST]
 
     async with undisturbed(bench, there), bench.events() as events:
         id = await begin(bench, to="b/server3")
@@ -239,6 +251,36 @@ async def test_a_guest_that_is_removed_is_gone_at_its_home(bench: LabBench, ther
             return not await there.run(SANDBOX, "sh", "-c", found)
 
         await eventually(no_machine)
+
+
+async def test_a_lease_goes_along_and_is_renewed_at_home(bench: LabBench, there: LabBench) -> None:
+    """A VM whose address is leased goes to the other domain and back under traffic. There its lease is
+    renewed with the DHCP server at its home, on its behalf and by itself, and it is never without it."""
+    async with told_if_it_fails(bench, there), bench.events() as here, there.events() as events:
+        await bench.post("vms", {"id": "vm3", "mac": "52:54:00:00:00:03", "server": "server2"})
+        await running(bench, here, "vm3")
+        (before,) = await bench.bindings("vm3")
+        async with bench.traffic(before["ip"]) as echoes:
+            await bench.migration("vm3", target_server="b/server4")
+            order = (await events.until("renewal.acked", lambda e: e["vm"] == "vm3"))["renewal"]
+            assert (order["ip"], order["server"], order["lease_seconds"]) == (before["ip"], "server4", 600)
+            for one, edge in ((bench, "border1"), (there, "edge4")):
+                (left,) = await one.bindings("vm3")
+                assert (left["ip"], left["kind"], left["switch"]) == (before["ip"], "dynamic", edge)
+                assert left["lease_end"] > before["lease_end"]
+            await there.guest("vm3", "kill -USR1 $(cat /run/udhcpc.pid)")
+            await events.until("binding.renewed", lambda e: e["bindings"][0]["lease_end"] > left["lease_end"])
+            await ended(bench, there)
+            await there.migration("vm3", target_server="a/server1")
+            await ended(bench, there)
+            order = (await here.until("renewal.acked", lambda e: e["vm"] == "vm3"))["renewal"]
+            assert (order["ip"], order["server"]) == (before["ip"], "server1")
+            figures = await bench.unharmed(echoes)
+            assert figures.sent > 1000
+            print(f"lease: {figures}")
+        assert not here.of("binding.removed") and not events.of("binding.removed")
+        await bench.request("DELETE", "vms/vm3")
+        await here.until("vm.removed", lambda e: e["vm"]["id"] == "vm3")
 
 
 async def test_the_other_domain_dies_in_the_middle(bench: LabBench, there: LabBench) -> None:

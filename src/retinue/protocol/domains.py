@@ -26,6 +26,8 @@ PREPARE_PATH = "/peer/v1/migrations"
 WORDS_PATH = "/peer/v1/migrations/{id}/words"
 REMOVALS_PATH = "/peer/v1/removals"
 LONGEST_MARK, MOST_GUEST_ADDRESSES, LONGEST_REASON = 32, 16, 500
+LONGEST_OPTIONS = 2048
+"""Hexadecimal digits of an option field, or of a client identifier."""
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_ID)]
 
@@ -51,15 +53,34 @@ class Said(StrEnum):
     FAILED = "failed"
 
 
-class GuestNIC(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A NIC of it, with static addresses."""
+Address = Annotated[str, msgspec.Meta(max_length=LONGEST_ADDRESS)]
+Hex = Annotated[str, msgspec.Meta(max_length=LONGEST_OPTIONS, pattern="^([0-9a-f]{2})*$")]
+
+
+class GuestAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An address that no manager has given it: a lease of DHCP, or one of IPv6 that the VM has made."""
+
+    ip: Address
+    leased: bool = False
+    """Of IPv4, by a DHCP server at its home; all else is said of a lease only."""
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=LATEST)] | None = None
+    """For which the lease goes on; None: without end."""
+    server: Address = ""
+    """The server identifier; "": it is not known."""
+    client_id: Hex = ""
+    options: Hex = ""
+    """What the VM said to get it, and `told`: the name servers that it was told; as fields of options."""
+    told: Hex = ""
+
+
+class GuestNIC(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A NIC of it, with its static addresses, and what else it holds."""
 
     mac: Annotated[str, msgspec.Meta(max_length=17)]
     port_id: Id
-    addresses: Annotated[list[Annotated[str, msgspec.Meta(max_length=LONGEST_ADDRESS)]], msgspec.Meta(
-        min_length=1, max_length=MOST_GUEST_ADDRESSES
-    )]  # fmt: skip
+    addresses: Annotated[list[Address], msgspec.Meta(max_length=MOST_GUEST_ADDRESSES)]
     slot: Annotated[int, msgspec.Meta(ge=1, le=MOST_NICS)] = 1
+    held: Annotated[list[GuestAddress], msgspec.Meta(max_length=MOST_GUEST_ADDRESSES)] = []
 
 
 class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -148,7 +148,7 @@ def _gateway_tables(topology: Topology, part: GatewayPart, own: object, others: 
         url=other.peer_url,
         listen=f"{own}:{PEER_PORT}",
         ca=str(ca),
-        prefixes=[str(subnet.prefix) for subnet in other.subnet],
+        prefixes=[str(prefix) for prefix in other.prefixes],
     )
 
 

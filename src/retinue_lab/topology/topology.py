@@ -5,7 +5,7 @@ is derived here once, so that the builder, the controller's configuration and th
 `topologies/default.toml` is the file to read first; topology_file reads it.
 """
 
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from itertools import combinations
 from typing import Annotated
 
@@ -286,6 +286,11 @@ class Topology(ConfigTable, frozen=True, kw_only=True):
         if self.dhcp is None:
             raise LabError("this topology has no DHCP server")
         return self.subnet_of(self.dhcp.pool[0])
+
+    @property
+    def prefixes(self) -> list[IPv4Network | IPv6Network]:
+        """Of all its subnets."""
+        return [*(subnet.prefix for subnet in self.subnet), *(subnet.prefix for subnet in self.subnet6)]
 
     def relays_to(self, subnet: SubnetPart) -> list[str] | None:
         """DHCP servers of other subnets to which messages of this one's VMs are relayed, None for no such."""

@@ -14,6 +14,7 @@ from retinue.core.model import (
     PortRef,
     Role,
     Server,
+    Service,
     Subnet,
     Switch,
     VMPort,
@@ -31,6 +32,8 @@ UPLINK, TUNNEL, FIRST_VM = 1, 2, 10
 MARK = b"between two domains"
 GATEWAY_MACS = {"a": "00:00:de:ad:0a:00", "b": "00:00:de:ad:0b:00"}
 SUBNETS = {"a": IPv4Network("10.1.0.0/24"), "b": IPv4Network("10.2.0.0/24")}
+DHCP_MAC, DHCP_SERVER = "02:00:00:00:00:d1", IPv4Address("10.1.0.2")
+DHCP_AT = ("a-leaf1", 102)
 SUBNETS6 = {"a": IPv6Network("fd00:a::/64"), "b": IPv6Network("fd00:b::/64")}
 
 
@@ -47,8 +50,9 @@ def gateway_of(domain: str) -> str:
     return f"to-{other(domain)}"
 
 
-def network(domain: str, leaves: int, spines: int, *, dual: bool = False) -> Network:
-    """Servers 1 and 2 under the first and the last leaf, the gateway under the last. `dual`: of IPv6, too."""
+def network(domain: str, leaves: int, spines: int, *, dual: bool = False, dhcp: bool = False) -> Network:
+    """Servers 1 and 2 under the first and the last leaf, the gateway under the last. `dual`: of IPv6, too;
+    `dhcp`: with a DHCP server in domain a."""
     net, tag = Network(GATEWAY_MACS[domain]), domain == "b"
     net.add_subnet(Subnet("blue", SUBNETS[domain], SUBNETS[domain][254]))
     if dual:
@@ -75,6 +79,9 @@ def network(domain: str, leaves: int, spines: int, *, dual: bool = False) -> Net
         at = PortRef(f"{domain}-leaf{leaf}", f"p{n}")
         net.put_server(Server(name, mac, edge=f"{domain}-edge{n}", given_at=at))
     granted = (SUBNETS[other(domain)], SUBNETS6[other(domain)])
+    if dhcp and domain == "a":
+        at = PortRef("a-leaf1", "p2")
+        net.put_server(Server("dhcp", DHCP_MAC, DHCP_SERVER, services=frozenset({Service.DHCP}), given_at=at))
     net.put_peer(Peer(other(domain), gateway_of(domain), "tun0", granted))
     return net
 

@@ -129,6 +129,8 @@ class TwoDomains:
     """By server: MiB of memory that it has, where that is not plenty."""
     dual: bool = False
     """With IPv6 beside IPv4."""
+    dhcp: bool = False
+    """With a DHCP server in domain a."""
     ports: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     """By domain and switch: the ports that it tells when it connects."""
     dead: set[str] = field(default_factory=set)
@@ -214,7 +216,9 @@ class TwoDomains:
         (`comes`), in any order."""
         old = self.fakes[domain]
         fake = self.fakes[domain] = FakeNetwork(
-            network(domain, 2, 1, dual=self.dual), old.controller.context.clock, self.stores[domain]
+            network(domain, 2, 1, dual=self.dual, dhcp=self.dhcp),
+            old.controller.context.clock,
+            self.stores[domain],
         )
         fake.fabric, fake.hosts, fake.confirms = old.fabric, old.hosts, old.confirms
         self.ports[domain] = {switch: dict(ports) for switch, ports in fake.net._numbers.items()}
@@ -262,14 +266,14 @@ def port_at(fake: FakeNetwork, server: str, number: int) -> BridgePort:
 
 
 @contextlib.asynccontextmanager
-async def two_domains(*, dual: bool = False) -> AsyncIterator[TwoDomains]:
+async def two_domains(*, dual: bool = False, dhcp: bool = False) -> AsyncIterator[TwoDomains]:
     """VM vm-a1 runs on server 1 of domain a, where it is to be registered."""
     clock = asyncio.get_running_loop().time
     stores = {domain: MemoryStore() for domain in "ab"}
-    nets = {domain: network(domain, 2, 1, dual=dual) for domain in "ab"}
+    nets = {domain: network(domain, 2, 1, dual=dual, dhcp=dhcp) for domain in "ab"}
     fakes = {domain: FakeNetwork(net, clock, stores[domain]) for domain, net in nets.items()}
     doors = {domain: InMemoryDoor(other(domain), fake.controller, Line()) for domain, fake in fakes.items()}
-    made = TwoDomains(fakes, doors, stores, dual=dual)
+    made = TwoDomains(fakes, doors, stores, dual=dual, dhcp=dhcp)
     for domain, fake in fakes.items():
         there = other(domain)
 

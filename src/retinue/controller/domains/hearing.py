@@ -11,6 +11,7 @@ from dataclasses import replace
 from retinue.controller.changes import MigrationStepped, VMRegistered
 from retinue.controller.context import Context
 from retinue.controller.domains.ends import End, end_of, gateway_of
+from retinue.controller.domains.guests import held_by, vm_of
 from retinue.controller.domains.removals import Removals
 from retinue.controller.domains.saying import Saying
 from retinue.controller.lease_changes import AddressAssigned
@@ -18,11 +19,9 @@ from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.controller.migrations.requests import MigrationError, check_memory_address
 from retinue.controller.mobility.manager import MobilityManager
 from retinue.controller.nic_changes import static_assignments
-from retinue.controller.parsing import address
-from retinue.core.limits import ID
 from retinue.core.migration import Migration, MigrationState
 from retinue.core.migration.record import Far
-from retinue.core.model import NIC, VM, ModelError, mac
+from retinue.core.model import VM, ModelError
 from retinue.core.model.domains import check_guest, is_same
 from retinue.core.model.network import Touched
 from retinue.core.packets import FrameError, parse
@@ -85,8 +84,8 @@ class Hearing:
         if under_way is not None:
             return Prepared(under_way.id, under_way.target)
         vm = self.may_come(peer, wanted.vm)
-        if vm.id not in self._net.vms:
-            self._register(vm)
+        if vm.home:
+            self._take_in(vm, wanted.vm)
         elif wanted.vm.is_home and wanted.vm.memory_mib:
             self._on_size(vm.id, wanted.vm.memory_mib)
         far = Far(peer, wanted.source, wanted.migration)
@@ -129,14 +128,14 @@ class Hearing:
         gateway = self._net.peers[peer].gateway
         if known is None or known.home or known.server != gateway:
             raise ModelError(f"VM {guest.id} is not away in domain {peer}")
-        if not is_same(known, self._as_vm(guest, gateway, "")):
+        if not is_same(known, vm_of(guest, gateway, "")):
             raise ModelError(f"VM {guest.id} has another MAC, port or addresses than at home")
         return known
 
     def _guest(self, peer: str, guest: Guest) -> VM:
         gateway = self._net.peers[peer].gateway
-        vm = self._as_vm(guest, gateway, peer)
-        check_guest(self._net, vm)
+        vm = vm_of(guest, gateway, peer)
+        check_guest(self._net, vm, tuple(held_by(guest, self._context.clock())))
         known = self._net.vms.get(vm.id)
         if known is not None and not (known.home == peer and is_same(known, vm)):
             raise ModelError(f"VM {vm.id}: a VM of that name is here already")
@@ -149,22 +148,16 @@ class Hearing:
         self._name_free(vm.id, EntityKind.VM)
         return vm
 
-    def _register(self, vm: VM) -> None:
-        """A guest that was not here yet."""
-        self._removals.heard(vm.id, vm.home)
-        given = [AddressAssigned(a) for nic in vm.nics for a in static_assignments(self._net, vm.id, nic)]
-        touched = self._context.apply(VMRegistered(vm), *given)
+    def _take_in(self, vm: VM, guest: Guest) -> None:
+        """A guest is registered, unless it is left over from before, with what it holds by now."""
+        held = [AddressAssigned(a) for a in held_by(guest, self._context.clock())]
+        if vm.id in self._net.vms:
+            touched = self._context.apply(*held)
+        else:
+            self._removals.heard(vm.id, vm.home)
+            given = [AddressAssigned(a) for nic in vm.nics for a in static_assignments(self._net, vm.id, nic)]
+            touched = self._context.apply(VMRegistered(vm), *given, *held)
         self._context.spawn(self._context.install(touched), f"{vm.id}: guest of domain {vm.home}")
-
-    def _as_vm(self, guest: Guest, gateway: str, home: str) -> VM:
-        for name in (guest.id, *(nic.port_id for nic in guest.nics)):
-            if not ID.fullmatch(name):
-                raise ModelError("a VM's name, or its port's, is none")
-        nics = tuple(
-            NIC(mac(nic.mac), nic.port_id, tuple(map(address, nic.addresses)), slot=nic.slot)
-            for nic in guest.nics
-        )
-        return VM(guest.id, nics, gateway, memory_mib=guest.memory_mib, home=home)
 
     def forget_if_gone(self, id: str) -> None:
         """A guest that is only at the gateway to its home, and not on its way, is not here any more."""

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from retinue.controller.context import Context
+from retinue.controller.domains.guests import described
 from retinue.controller.domains.hearing import Hearing
 from retinue.controller.domains.peer_client import PeerDoor
 from retinue.controller.migrations.requests import MigrationError
@@ -20,7 +21,7 @@ from retinue.core.model.domains import check_may_leave
 from retinue.core.placement import Need, ServerState
 from retinue.core.placement.scores import FARTHEST
 from retinue.core.text import cut
-from retinue.protocol.domains import Guest, GuestNIC, Match, Offer
+from retinue.protocol.domains import Match, Offer
 from retinue.protocol.errors import ControllerError, ErrorCode
 from retinue.protocol.events import EventType
 
@@ -63,8 +64,7 @@ class Matching:
         return domain in self._doors
 
     async def _ask(self, domain: str, match: str, vm: VM, need: Need) -> ServerState | None:
-        nics = [GuestNIC(nic.mac, nic.port_id, list(map(str, nic.addresses)), nic.slot) for nic in vm.nics]
-        guest = Guest(vm.id, nics, vm.home == domain, need.memory_mib)
+        guest = described(self._net, vm, domain, need.memory_mib, self._context.clock())
         publish = self._context.events.publish
         publish(EventType.DOMAIN_SAID, domain=domain, vm=vm.id, migration_id="", said="match")
         try:

@@ -16,6 +16,7 @@ import structlog
 from retinue.controller.changes import MigrationStepped
 from retinue.controller.context import Context
 from retinue.controller.domains.ends import End, end_of, told_of
+from retinue.controller.domains.guests import described
 from retinue.controller.domains.peer_client import PeerDoor
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.controller.migrations.reports import RETURNED_LIMIT, confirmed_within
@@ -25,7 +26,7 @@ from retinue.core.migration import Migration, MigrationState, PlacementChange
 from retinue.core.packets import Ethernet
 from retinue.core.pipeline.gateway import MARK_TYPE
 from retinue.core.text import cut
-from retinue.protocol.domains import LONGEST_REASON, Guest, GuestNIC, Prepare, Said, Word
+from retinue.protocol.domains import LONGEST_REASON, Prepare, Said, Word
 from retinue.protocol.errors import ControllerAwayError, ControllerError, ErrorCode, RejectedError
 from retinue.protocol.events import EventType
 from retinue.protocol.migrations import Report
@@ -211,10 +212,8 @@ class Saying:
         if migration is None or vm is None or migration.far is None or migration.state.ended:
             return
         far = migration.far
-        nics = [
-            GuestNIC(nic.mac, nic.port_id, [str(ip) for ip in nic.addresses], nic.slot) for nic in vm.nics
-        ]
-        guest = Guest(vm.id, nics, vm.home == far.domain, await self._memory_of(vm.id))
+        memory = await self._memory_of(vm.id)
+        guest = described(net, vm, far.domain, memory, self._context.clock())
         downtime = round(migration.wanted_downtime * 1000)
         try:
             door = self._door(far.domain)

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from retinue.controller.context import Context
@@ -10,7 +10,7 @@ from retinue.controller.counters import Count
 from retinue.controller.leases import binder, rejections
 from retinue.controller.leases.renewals import Renewals
 from retinue.core.migration import runs_at as where_runs
-from retinue.core.model import NIC, VM, Assignment, BindingKind, Role, Server, Service
+from retinue.core.model import NIC, VM, Assignment, BindingKind, Mac, Role, Server, Service
 from retinue.core.model.families import is_leased
 from retinue.core.packets import (
     DHCP,
@@ -19,6 +19,7 @@ from retinue.core.packets import (
     FrameError,
     UDPDatagram,
     build_dhcp,
+    parse,
     parse_dhcp_frame,
     release,
 )
@@ -94,13 +95,14 @@ class DhcpPath:
         message = self._parse(switch, port, frame, f"{switch} port {port}")
         if message is None:
             return
-        seen = message.as_client(runs_here=self.runs_at(switch, port))
+        seen = message.as_client(runs_here=self.runs_at(switch, port, message.ethernet.src))
         self._act(self._snooper.client(seen, self._context.clock()), message, f"{switch} port {port}")
 
-    def runs_at(self, switch: str, port: int) -> bool:
-        """True where the VM of this port runs, unlike where it is only open for its migration."""
+    def runs_at(self, switch: str, port: int, mac: Mac = "") -> bool:
+        """True where the VM of this port runs, unlike where it is only open for its migration; `mac`: see
+        Network.vm_at."""
         net = self._context.net
-        vm, server = net.vm_at(switch, port), net.server_of_edge(switch)
+        vm, server = net.vm_at(switch, port, mac), net.server_of_edge(switch)
         if vm is None or server is None:
             return False
         migration = self._context.state.migrations.of_vm(vm.id) if vm.also else None
@@ -123,7 +125,8 @@ class DhcpPath:
         if message.datagram.dport == SERVER_PORT and not relay.is_relay(self._context.net, dhcp.giaddr):
             self._tell([Rejected(f"for a relay at {dhcp.giaddr}, which is none of ours")], message)
             return
-        said = ServerMessage(server.id, dhcp, message.datagram.src)
+        peer = self._context.net.peer_at(server.id)
+        said = ServerMessage(server.id, dhcp, message.datagram.src, "" if peer is None else peer.id)
         self._act(self._snooper.server(said, self._context.clock() - waited), message, server.id)
 
     async def expire(self) -> None:
@@ -188,6 +191,10 @@ class DhcpPath:
     def _send(self, vm: str, dhcp: DHCP, source: IPv4Address, to: IPv4Address | None, circuit: str) -> None:
         """To every DHCP server of the place (`to` is None), or to one; relayed where need be."""
         context, net = self._context, self._context.net
+        asker = net.vms.get(vm)
+        if asker is not None and asker.home:
+            self._send_home(asker, dhcp, source, to)
+            return
         found = list(relay.ways(net, vm, dhcp, to, self._snooper.identifiers))
         if not self._shares.take(vm, len(found), context.clock()):
             context.counters[Count.DHCP_TOO_MUCH] += 1
@@ -206,6 +213,18 @@ class DhcpPath:
         if not reached:
             context.counters[Count.DHCP_NO_SERVER] += 1
 
+    def _send_home(self, vm: VM, dhcp: DHCP, source: IPv4Address, to: IPv4Address | None) -> None:
+        """A guest's DHCP servers are at its home, where it goes on as what a VM there has asked."""
+        context, net = self._context, self._context.net
+        tunnel = net.tunnel_to(vm.home)
+        if tunnel is None:
+            context.counters[Count.DHCP_NO_SERVER] += 1
+            return
+        way = relay.Way(net.servers[net.peers[vm.home].gateway])
+        frame = handover.to_server(dhcp, way, net.gateway_mac, source, to, "", vm.id)
+        if frame is None or not context.send_frame(*tunnel, frame):
+            context.counters[Count.DHCP_NO_SERVER] += 1
+
     def _to_vm(self, vm: str, message: InFlightMessage) -> None:
         net = self._context.net
         registered = net.vms.get(vm)
@@ -217,6 +236,9 @@ class DhcpPath:
         if port is not None:
             gateway_mac = net.gateway_mac_of(net.servers[registered.server])
             frame = handover.to_vm(nic.mac, gateway_mac, message.datagram, message.dhcp, net.mtu_of(nic))
+            if net.is_tunnel(edge, port.number):
+                # The other gateway knows by the MAC whom it is for.
+                frame = replace(parse(frame), dst=nic.mac).build()
             self._context.send_to_nic(edge, port.number, nic, frame)
 
     def _disagreed(self, found: Disagreement) -> None:
@@ -256,6 +278,8 @@ class DhcpPath:
 
     def server_at(self, switch: str, port: int) -> Server | None:
         net = self._context.net
+        if net.is_tunnel(switch, port):
+            return net.server_of_edge(switch)
         if net.switches[switch].role is Role.EDGE:
             return net.trusted_at(switch, port)
         attachment = underlay_of(net).attachment

@@ -34,6 +34,9 @@ def new_order(
     """
     if server not in (vm.server, *vm.also):
         raise RenewalError(f"VM {vm.id} may not be found at {server}, but at {vm.server}")
+    peer = net.peer_at(server)
+    if peer is not None:
+        raise RenewalError(f"VM {vm.id} is in domain {peer.id}; have its lease renewed there")
     edge = net.servers[server].edge
     port = net.port_of(nic, edge)
     if port is None:

@@ -117,8 +117,8 @@ class Renewals:
         vm = net.vm_of_port_id(nic_of(key))
         found = () if vm is None else self._leases(vm.id)
         lease = next(((nic, lease) for nic, lease in found if _is_lease(nic, lease, key)), None)
-        if vm is None or lease is None:
-            self._settle(key)  # The VM has given its lease back.
+        if vm is None or lease is None or self._is_away(vm.id):
+            self._settle(key)  # The VM has given its lease back, or has gone to another domain.
         elif net.port_of(lease[0], net.servers[vm.server].edge) is not None:
             self._due.discard(key)
             try:
@@ -262,6 +262,11 @@ class Renewals:
         self._settle_lease(assignment.mac, assignment.ip, assignment.client_id)
 
     # ---- inside ----
+
+    def _is_away(self, vm: str) -> bool:
+        """In another domain, where agents of ours renew nothing."""
+        known = self._context.net.vms.get(vm)
+        return known is not None and self._context.net.peer_at(known.server) is not None
 
     def _leases(self, vm: str) -> list[tuple[NIC, Assignment]]:
         """The leases of a VM that can be renewed, each with its NIC."""

@@ -11,12 +11,15 @@ and which address is where is read off the VMs themselves, and no second table c
     moves between them   delivered at one, open at the other, in each domain by its own migration
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 
-from retinue.core.model.addresses import IP, ModelError
+from retinue.core.model.addresses import IP, Mac, ModelError
+from retinue.core.model.binding import Assignment, BindingKind
 from retinue.core.model.entities import VM
 from retinue.core.model.families import in_use
+from retinue.core.model.link_local import is_link_local, mac_of
 from retinue.core.model.view import NetworkView
 
 
@@ -34,8 +37,10 @@ class Place:
     """Where its traffic is delivered here: a server, or the gateway to `domain`."""
 
 
-def check_guest(net: NetworkView, vm: VM) -> None:
+def check_guest(net: NetworkView, vm: VM, held: Collection[Assignment] = ()) -> None:
     """Whether a VM may be a guest: by its home's grant, and as far as domains go. Raises ModelError.
+
+    `held`: what its NICs have beside static addresses.
 
     A guest has only what its home may give: addresses inside the prefixes that the operator has granted to
     that domain, and none inside a subnet of this domain. So no domain can take another's address, or one of
@@ -46,21 +51,42 @@ def check_guest(net: NetworkView, vm: VM) -> None:
     if peer is None:
         raise ModelError(f"{what}: no such domain is configured")
     _check_what_goes(vm, what)
-    if any(not nic.addresses for nic in vm.nics):
-        raise ModelError(f"{what} has no static address; between domains each NIC has one")
-    for ip in (ip for nic in vm.nics for ip in nic.addresses):
-        if not any(ip in prefix for prefix in peer.prefixes):
-            granted = ", ".join(map(str, peer.prefixes)) or "none"
-            raise ModelError(f"{what}: {ip} is not granted to that domain, which has {granted}")
-        subnet = net.subnet_of(ip)
-        if subnet is not None:
-            raise ModelError(f"{what}: {ip} is in our subnet {subnet.id}")
-        if not in_use(net, ip.version):
-            raise ModelError(f"{what}: it has {ip}, and no switch here deals with IPv6: add a subnet of it")
+    for nic in vm.nics:
+        its = [one for one in held if one.mac == nic.mac]
+        if not nic.addresses and all(is_link_local(one.ip) for one in its):
+            raise ModelError(f"{what}: its NIC {nic.mac} has no address; between domains each NIC has one")
+        for ip in (*nic.addresses, *(one.ip for one in its)):
+            why = not_of_a_guest(net, vm.home, ip, nic.mac)
+            if why:
+                raise ModelError(f"{what}: {why}")
+    for one in held:
+        if one.kind is BindingKind.DYNAMIC and one.ip.version != 4:
+            raise ModelError(f"{what}: it has {one.ip} by DHCPv6; between domains leases are of IPv4")
+        holder = net.holder(one.ip)
+        if holder is not None and holder.vm != vm.id:
+            raise ModelError(f"{what}: {one.ip} is VM {holder.vm}'s here")
+
+
+def not_of_a_guest(net: NetworkView, home: str, ip: IP, mac: Mac) -> str:
+    """Why a NIC with this MAC, of a VM whose home is another domain, cannot have an address; "": it can."""
+    peer = net.peers[home]
+    if isinstance(ip, IPv6Address) and is_link_local(ip):
+        # One that follows from a MAC is for whoever has that.
+        return "" if mac_of(ip) in (None, mac) else f"{ip} follows from another's MAC"
+    if not any(ip in prefix for prefix in peer.prefixes):
+        granted = ", ".join(map(str, peer.prefixes)) or "none"
+        return f"{ip} is not granted to that domain, which has {granted}"
+    subnet = net.subnet_of(ip)
+    if subnet is not None:
+        return f"{ip} is in our subnet {subnet.id}"
+    if not in_use(net, ip.version):
+        return f"it has {ip}, and no switch here deals with IPv6: add a subnet of it"
+    return ""
 
 
 def check_may_leave(net: NetworkView, vm: VM, domain: str) -> None:
-    """Whether a VM may go to another domain: with static addresses on each NIC, and a guest only home.
+    """Whether a VM may go to another domain: with addresses on each NIC, which are static, leases of IPv4 or
+    made by itself; and a guest only home.
 
     Raises ModelError.
     """
@@ -72,8 +98,11 @@ def check_may_leave(net: NetworkView, vm: VM, domain: str) -> None:
         if not vm.home and (nic.rate or not nic.enabled):
             raise ModelError(f"{what}: a NIC has a rate, or is disabled, which does not go between domains")
         held = net.assignments_of(vm, nic)
-        if not nic.addresses or {a.ip for a in held} - set(nic.addresses):
-            raise ModelError(f"{what}: it has an address by lease; between domains addresses are static")
+        if all(is_link_local(a.ip) for a in held):
+            raise ModelError(f"{what}: its NIC {nic.mac} has no address, static or by a lease that goes on")
+        by_dhcp6 = next((a for a in held if a.lease6 is not None), None)
+        if by_dhcp6 is not None:
+            raise ModelError(f"{what}: it has {by_dhcp6.leads} by DHCPv6; between domains leases are of IPv4")
 
 
 def _check_what_goes(vm: VM, what: str) -> None:

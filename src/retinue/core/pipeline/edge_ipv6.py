@@ -88,7 +88,7 @@ def nic_flows(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
             Table.ND, Nd.HONEST, asked, (CONTROLLER,),
             meter=VMMeter.ARP.id(port), cookie=cookie(Reason.VM_ND, owner),
         )  # fmt: skip
-    yield from _dhcp6(net, nic, owner, port)
+    yield from _dhcp6(net, vm, nic, port)
     for table, priority, reason, spoofed in _spoofed(mac, port):
         yield Flow(
             table, priority, spoofed, (CONTROLLER,),
@@ -96,11 +96,11 @@ def nic_flows(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
         )  # fmt: skip
 
 
-def _dhcp6(net: Network, nic: NIC, owner: Owner, port: int) -> Iterator[Flow]:
+def _dhcp6(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
     """What a client says to DHCPv6 servers goes to the controller, where a subnet has addresses by DHCPv6;
-    nothing to their port goes past it."""
-    to_servers = dhcp6_match(dport=SERVER_PORT6, in_port=port)
-    if not dhcp6_subnets(net, nic.vnet):
+    nothing to their port goes past it. The subnets here are not those of another domain's guest."""
+    owner, to_servers = Owner("vm", vm.id), dhcp6_match(dport=SERVER_PORT6, in_port=port)
+    if vm.home or not dhcp6_subnets(net, nic.vnet):
         quiet = cookie(Reason.QUIET, owner)
         yield Flow(Table.ADMIT, EdgeAdmit.ROGUE_DHCP_QUESTION, to_servers, cookie=quiet)
         return

@@ -3,13 +3,16 @@
 A gateway is an edge switch in all else. Its tunnel is the port of every VM that is away, so in the VM's home:
 
     from the tunnel, from the VM's MAC and address       as from the VM's own port: FORWARD, up
-    from the tunnel, from the VM's MAC, in search of a   to the controller, which advertises the gateway
-    router (IPv6)                                        through the tunnel
+    from the tunnel, from the VM's MAC: by DHCP, where   to the controller, which asks the DHCP servers, and
+    it has no static address, and in search of a router  advertises the gateway, and answers through the
+    (IPv6)                                               tunnel
     from the fabric, to the VM                           out of the tunnel
 
 and in the domain where the VM is a guest:
 
     from the tunnel, to the guest                        to its server, by the server's MAC
+    from the tunnel, a DHCP server's, to the guest's     to the controller, which binds the lease here, too
+    MAC
     at the guest's edge, from the guest, not answered    to the gateway, by the gateway's MAC
     here
     at the guest's edge, ARP from the guest, for         answered with our gateway's MAC
@@ -46,7 +49,14 @@ from retinue.core.pipeline.entry import (
     match,
     set_field,
 )
-from retinue.core.pipeline.matches import NO_TAG, icmpv6_match, ip_match
+from retinue.core.pipeline.matches import (
+    CLIENT_PORT,
+    NO_TAG,
+    SERVER_PORT,
+    dhcp_match,
+    icmpv6_match,
+    ip_match,
+)
 from retinue.core.pipeline.meters import VMMeter, vm_meters
 from retinue.core.pipeline.priorities import Deliver, EdgeAdmit, Forward
 from retinue.core.pipeline.responders import arp
@@ -61,8 +71,8 @@ no mark that anybody waits for."""
 def tunnel_flows(net: Network, server: Server) -> Iterator[Flow | Meter]:
     """What a gateway holds whoever is away: marks are the controller's, and DHCP does not pass.
 
-    Between domains addresses are static: DHCP by the tunnel would reach servers, or guests, past the
-    controller.
+    It would reach servers, or guests, past the controller, which alone sends and takes what is for the one VM
+    (`_asked`, `_answered`).
     """
     tunnel = net.tunnel_at(server.edge) if net.peers else None
     if tunnel is None:
@@ -108,7 +118,16 @@ def nic_flows(
 
 
 def _asked(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
-    """What a VM that is away asks its home for, by the tunnel."""
+    """What a VM that is away asks its home for, by the tunnel: a lease, and the router of IPv6."""
+    owner = Owner("vm", vm.id)
+    if asks_by_dhcp(nic):
+        asked = dhcp_match(
+            sport=CLIENT_PORT, dport=SERVER_PORT, in_port=port, vlan_vid=NO_TAG, eth_src=nic.mac
+        )
+        yield Flow(
+            Table.ADMIT, EdgeAdmit.CLIENT_DHCP, asked, (CONTROLLER,),
+            meter=VMMeter.DHCP.id(port), cookie=cookie(Reason.DHCP_CLIENT, owner),
+        )  # fmt: skip
     if not in_use(net, 6):
         return
     search = icmpv6_match(
@@ -116,7 +135,7 @@ def _asked(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
     )
     yield Flow(
         Table.ADMIT, EdgeAdmit.BOUND, search, (CONTROLLER,),
-        meter=VMMeter.DHCP.id(port), cookie=cookie(Reason.VM_ND, Owner("vm", vm.id)),
+        meter=VMMeter.DHCP.id(port), cookie=cookie(Reason.VM_ND, owner),
     )  # fmt: skip
 
 
@@ -130,6 +149,9 @@ def guest_flows(underlay: Underlay, net: Network, vm: VM) -> FlowsBySwitch:
         return found
     mark, delivers = cookie(Reason.FORWARD, Owner("vm", vm.id)), net.servers[vm.server]
     uplink = net.port_number(PortRef(home.edge, net.switches[home.edge].uplink))
+    for one in vm.nics if vm.server != home.id else ():
+        if asks_by_dhcp(one):
+            found.setdefault(home.edge, []).append(_answered(vm, one, tunnel.number))
     for nic, ip in [(one, ip) for one in vm.nics for ip, _ in _addresses(net, vm, one)]:
         from_guest = ip_match(src=ip, eth_src=nic.speaks_as(ip))
         found.setdefault(home.edge, []).append(
@@ -148,6 +170,22 @@ def guest_flows(underlay: Underlay, net: Network, vm: VM) -> FlowsBySwitch:
             # To each location, for as long as it is one: the gateway is told after its leaf.
             _add(found, underlay.copy_ways(home, net.servers[name], ip, mark))
     return found
+
+
+def asks_by_dhcp(nic: NIC) -> bool:
+    """Whether a NIC has its address of IPv4 from a DHCP server at its home."""
+    return all(ip.version != 4 for ip in nic.addresses)
+
+
+def _answered(vm: VM, nic: NIC, tunnel: int) -> Flow:
+    """What its home's DHCP server says to a guest: the controller judges it as what our own say."""
+    answer = dhcp_match(
+        sport=SERVER_PORT, dport=CLIENT_PORT, in_port=tunnel, vlan_vid=NO_TAG, eth_dst=nic.mac
+    )
+    return Flow(
+        Table.ADMIT, EdgeAdmit.TRUSTED_DHCP, answer, (CONTROLLER,),
+        meter=VMMeter.DHCP.id(tunnel), cookie=cookie(Reason.DHCP_SERVER, Owner("vm", vm.id)),
+    )  # fmt: skip
 
 
 def _from_tunnel(underlay: Underlay, to: Server, ip: IP, port: int, uplink: int, mark: int) -> Flow:

@@ -14,7 +14,8 @@ nothing.
     DECLINE                the address is not another VM's;          binding ends, to the servers
                            one in a minute
     the agent's renewal    announced, at the announced switch        port recorded, to the servers
-    from a server          an answer fits a question: see `questions`
+    from a server          an answer fits a question: see `questions`;  -
+                           it is of the domain that is the VM's home
     OFFER                  nobody else holds the address             to the VM
     ACK                    the same                                  binding, then (confirmed) to the VM
     ACK to the agent       other DNS or WINS servers than the VM     also told to the operator, once
@@ -45,6 +46,7 @@ from ipaddress import IPv4Address
 from math import inf, isinf
 
 from retinue.core.model import DEFAULT_VRF, VM, Assignment, BindingKind, Mac, Origin, Service
+from retinue.core.model.domains import not_of_a_guest
 from retinue.core.model.network import Network
 from retinue.core.packets import (
     DHCP,
@@ -113,7 +115,7 @@ class Snooper:
 
     def client(self, message: ClientMessage, now: float) -> list[Effect]:
         dhcp = message.dhcp
-        vm = self.net.vm_at(message.switch, message.port)
+        vm = self.net.vm_at(message.switch, message.port, message.eth_src)
         if vm is None:
             return [Rejected(f"no VM is known at port {message.port} of {message.switch}")]
         announced = self.announced.find(dhcp.xid, dhcp.chaddr)
@@ -212,7 +214,10 @@ class Snooper:
         question = self.questions.answered_by(dhcp, now)
         if question is None or question.vm not in self.net.vms:
             return [Rejected(f"no VM asked (transaction {dhcp.xid:#x}, MAC {dhcp.chaddr})")]
-        self._heard(message)
+        if strange := self._not_its_domains(question, message):
+            return [Rejected(strange, question.vm)]
+        if not message.domain:
+            self._heard(message)
         match dhcp.message_type:
             case MessageType.ACK:
                 return self._acknowledged(question, dhcp, now)
@@ -239,6 +244,18 @@ class Snooper:
         if named is not None and named.id != message.server and Service.DHCP in named.services:
             return f"DHCP server {message.server} speaks for DHCP server {named.id}"
         return ""
+
+    def _not_its_domains(self, question: Question, message: ServerMessage) -> str:
+        """Why a server of this domain has no say in the asker's; "" where it is its own, and gives it what
+        its home may."""
+        home, ip = self.net.vms[question.vm].home, message.dhcp.yiaddr
+        if home != message.domain:
+            of = f"domain {message.domain}" if message.domain else "this domain"
+            return f"{question.vm} has its leases from its home, and a DHCP server of {of} answers"
+        if not home or ip == NO_ADDRESS:
+            return ""
+        why = not_of_a_guest(self.net, home, ip, question.nic)
+        return f"domain {home} leases {ip} to {question.vm}: {why}" if why else ""
 
     def _heard(self, message: ServerMessage) -> None:
         """This server identifier speaks by that server's port."""

@@ -36,6 +36,8 @@ class ServerMessage:
     dhcp: DHCP
     src: IPv4Address | None = None
     """IP source of the datagram that carried it; None: not to be judged."""
+    domain: str = ""
+    """It came by the tunnel from this domain, of a DHCP server there; "": of one here."""
 
 
 # ---- effects ----

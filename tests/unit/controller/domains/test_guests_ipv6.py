@@ -7,7 +7,7 @@ from ipaddress import IPv6Address
 
 import pytest
 
-from retinue.core.model import VM
+from retinue.core.model import IP, VM
 from retinue.core.model.link_local import ALL_NODES, ALL_ROUTERS, UNSPECIFIED, link_local, solicited_node
 from retinue.core.packets import (
     ND,
@@ -38,11 +38,16 @@ async def dual() -> AsyncIterator[TwoDomains]:
         yield made
 
 
-async def settled(made: TwoDomains) -> None:
+async def settled(made: TwoDomains, *checked: IPv6Address) -> None:
+    """The VM has been moved to domain b; before that it has made addresses, and `checked` them."""
     vm = VM(VM_ID, (NIC1,), server_of("a", 1), memory_mib=128)
     made.controller("a").inventory.register_vms([vm])
     made.plug("a", server_of("a", 1))
     await made.fakes["a"].settle()
+    for target in checked:
+        frame = nd_frame(solicitation(target, UNSPECIFIED), NIC1.mac)
+        made.fakes["a"].send("a-edge1", PORT, frame)
+        await made.fakes["a"].settle()
     await made.move("a", "b", server_of("b", 2))
     await made.fakes["b"].settle()
 
@@ -91,6 +96,22 @@ async def test_it_makes_no_address_of_the_subnets_where_it_is(dual: TwoDomains) 
     net.add_subnet(replace(net.subnets["blue6"], slaac=True))
     await asks(dual, solicitation(SUBNETS6["b"][0x999], UNSPECIFIED))
     assert {held.ip for held in net.held_by(VM_ID)} == set(NIC1.addresses)
+
+
+def test_addresses_that_it_has_made_itself_go_along() -> None:
+    """There they are not made: nobody checks them anew."""
+
+    async def story() -> set[IP]:
+        async with two_domains(dual=True) as made:
+            a = made.controller("a")
+            a.net.add_subnet(replace(a.net.subnets["blue6"], slaac=True))
+            await settled(made, SUBNETS6["a"][0x999], IPv6Address("fe80::1234"))
+            there = {held.ip for held in made.controller("b").net.held_by(VM_ID)}
+            await made.move("b", "a", server_of("a", 1))
+            assert {held.ip for held in a.net.held_by(VM_ID)} == there
+            return there
+
+    assert run(story()) == {*NIC1.addresses, SUBNETS6["a"][0x999], IPv6Address("fe80::1234")}
 
 
 async def test_who_looks_for_a_router_hears_of_the_one_at_home(dual: TwoDomains) -> None:

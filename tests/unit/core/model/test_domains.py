@@ -1,12 +1,13 @@
 """Which VMs another domain may bring, and which may go there."""
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 
 import pytest
 
-from retinue.core.model import NIC, VM, Disk, ModelError, Peer
+from retinue.core.model import NIC, VM, Assignment, BindingKind, Disk, ModelError, Origin, Peer
 from retinue.core.model.domains import check_guest, check_may_leave, is_same, places
+from retinue.core.model.link_local import link_local
 from support.fabric.domains import Domains, gateway_of, nic, server_of
 
 GUEST = VM("vm-a1", (nic("a", 1),), gateway_of("b"), home="a")
@@ -25,11 +26,14 @@ GUEST = VM("vm-a1", (nic("a", 1),), gateway_of("b"), home="a")
             replace(GUEST, nics=(replace(nic("a", 1), addresses=(IPv4Address("10.2.0.9"),)),)),
             "10.2.0.9 is not granted",
         ),
-        (replace(GUEST, nics=(replace(nic("a", 1), addresses=()),)), "no static address"),
+        (replace(GUEST, nics=(replace(nic("a", 1), addresses=()),)), "NIC 52:54:00:00:00:01 has no address"),
         (replace(GUEST, nics=(nic("a", 1), replace(nic("a", 2), slot=2))), ""),
         (replace(GUEST, nics=(nic("a", 1), nic("a", 2))), "two of its NICs are in one slot"),
         (replace(GUEST, nics=(nic("a", 1), replace(nic("b", 2), slot=2))), r"10\.2\.0\.102 is not granted"),
-        (replace(GUEST, nics=(nic("a", 1), replace(nic("a", 2), slot=2, addresses=()))), "no static address"),
+        (
+            replace(GUEST, nics=(nic("a", 1), replace(nic("a", 2), slot=2, addresses=()))),
+            "NIC 52:54:00:00:00:02 has no address",
+        ),
         (replace(GUEST, nics=(replace(nic("a", 1), trusted=True),)), "no trust"),
         (replace(GUEST, nics=(replace(nic("a", 1), vnet="blue"),)), "no vnet"),
         (replace(GUEST, disks=(Disk(shared="/etc/shadow"),)), "has disks, which do not go"),
@@ -55,6 +59,47 @@ def test_an_address_of_ipv6_is_granted_as_any_other() -> None:
         check_guest(Domains(1, 1, dual=True).nets["b"], replace(GUEST, nics=(stranger,)))
 
 
+def held(ip: str, kind: BindingKind = BindingKind.DYNAMIC) -> Assignment:
+    return Assignment(ip_address(ip), nic("a", 1).mac, "vm-a1", kind, Origin.CONTROLLER)
+
+
+@pytest.mark.parametrize(
+    ("holds", "why"),
+    [
+        (held("10.1.0.150"), ""),
+        (held("fd00:a::abcd", BindingKind.SLAAC), ""),
+        (held("10.2.0.150"), "10.2.0.150 is not granted"),
+        (held("10.7.0.1"), "10.7.0.1 is not granted"),
+        (held("fd00:b::1", BindingKind.SLAAC), "fd00:b::1 is not granted"),
+        (held("fd00:a::150"), "fd00:a::150 by DHCPv6; between domains leases are of IPv4"),
+        (held("fe80::1234", BindingKind.SLAAC), "has no address"),
+        (held("10.1.0.199"), "10.1.0.199 is VM vm-b2's here"),
+    ],
+)
+def test_what_a_guest_holds_is_its_homes_to_give_as_well(holds: Assignment, why: str) -> None:
+    """Leases, and addresses that it has made itself."""
+    made = Domains(1, 1, dual=True)
+    made.add("b", "b", 2, server_of("b", 2))
+    net = made.nets["b"]
+    its = net.vms["vm-b2"]
+    net.assign(replace(held("10.1.0.199"), vm=its.id, mac=its.nic.mac))
+    guest = replace(GUEST, nics=(replace(nic("a", 1), addresses=()),))
+    if not why:
+        check_guest(net, guest, [holds])
+        return
+    with pytest.raises(ModelError, match=why):
+        check_guest(net, guest, [holds])
+
+
+def test_a_link_local_address_of_a_guest_is_nobody_elses() -> None:
+    net = Domains(1, 1, dual=True).nets["b"]
+    guest = replace(GUEST, nics=(nic("a", 1, dual=True),))
+    check_guest(net, guest, [held("fe80::1234", BindingKind.SLAAC)])
+    gateways = str(link_local(net.gateway_mac))
+    with pytest.raises(ModelError, match=f"{gateways} follows from another's MAC"):
+        check_guest(net, guest, [held(gateways, BindingKind.SLAAC)])
+
+
 def test_an_address_of_ours_is_nobodys_grant() -> None:
     """Also where the operator has granted it by mistake, before the subnet was added."""
     net = Domains(1, 1).nets["b"]
@@ -77,7 +122,7 @@ def leaving(changed: NIC, home: str = "", disks: tuple[Disk, ...] = ()) -> None:
 def test_a_vm_leaves_with_static_addresses_alone() -> None:
     leaving(nic("a", 1))
     leaving(nic("a", 1), home="b")
-    with pytest.raises(ModelError, match="address by lease"):
+    with pytest.raises(ModelError, match="has no address, static or by a lease that goes on"):
         leaving(replace(nic("a", 1), addresses=()))
     leaving(replace(nic("a", 1), addresses=(IPv6Address("fd00::1"),)))
     with pytest.raises(ModelError, match="guest of domain c, and goes back there first"):

@@ -1,0 +1,98 @@
+"""A VM as its domain describes it to another, and read again: with all that its NICs hold.
+
+Of a lease it is said for how long it goes on, not when it ends: "clients and servers may not have
+synchronized clocks" (RFC 2131, 3.3), and neither have two domains.
+"""
+
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+
+from retinue.controller.parsing import address
+from retinue.core.limits import ID
+from retinue.core.model import NIC, VM, Assignment, BindingKind, ModelError, Origin, mac
+from retinue.core.model.view import NetworkView
+from retinue.core.packets import FrameError, build_options, parse_options
+from retinue.protocol.domains import Guest, GuestAddress, GuestNIC
+
+OF_GUESTS = (BindingKind.DYNAMIC, BindingKind.SLAAC)
+"""Kinds of what is said of a NIC beside its static addresses."""
+
+
+def described(net: NetworkView, vm: VM, domain: str, memory_mib: int, now: float) -> Guest:
+    """What `domain` is told of it. Coming home it has what it has there: its leases are granted at home."""
+    comes_home = vm.home == domain
+    nics = [
+        GuestNIC(
+            nic.mac,
+            nic.port_id,
+            [str(ip) for ip in nic.addresses],
+            nic.slot,
+            [] if comes_home else [_held(one, now) for one in net.assignments_of(vm, nic) if _goes(one)],
+        )
+        for nic in vm.nics
+    ]
+    return Guest(vm.id, nics, comes_home, memory_mib)
+
+
+def _goes(held: Assignment) -> bool:
+    return held.kind in OF_GUESTS
+
+
+def _held(held: Assignment, now: float) -> GuestAddress:
+    left = None if held.lease_end is None else max(0.0, held.lease_end - now)
+    if held.kind is not BindingKind.DYNAMIC:
+        return GuestAddress(str(held.ip))
+    return GuestAddress(
+        str(held.ip),
+        leased=True,
+        seconds=left,
+        server="" if held.server is None else str(held.server),
+        client_id=held.client_id.hex(),
+        options=build_options(held.options)[:-1].hex(),
+        told=build_options(held.told)[:-1].hex(),
+    )
+
+
+def vm_of(guest: Guest, gateway: str, home: str) -> VM:
+    """The VM, as it is registered behind the gateway to the domain that describes it. Raises ModelError."""
+    for name in (guest.id, *(nic.port_id for nic in guest.nics)):
+        if not ID.fullmatch(name):
+            raise ModelError("a VM's name, or its port's, is none")
+    nics = tuple(
+        NIC(mac(nic.mac), nic.port_id, tuple(map(address, nic.addresses)), slot=nic.slot)
+        for nic in guest.nics
+    )
+    return VM(guest.id, nics, gateway, memory_mib=guest.memory_mib, home=home)
+
+
+def held_by(guest: Guest, now: float) -> Iterator[Assignment]:
+    """What its NICs hold beside static addresses. Raises ModelError."""
+    for nic in guest.nics:
+        for held in nic.held:
+            ip, its = address(held.ip), mac(nic.mac)
+            if not held.leased:
+                yield Assignment(ip, its, guest.id, BindingKind.SLAAC, Origin.CONTROLLER)
+                continue
+            try:
+                options, told = (parse_options(bytes.fromhex(text)) for text in (held.options, held.told))
+            except FrameError as error:
+                raise ModelError(f"VM {guest.id}: the lease of {ip}: {error}") from error
+            yield Assignment(
+                ip,
+                its,
+                guest.id,
+                BindingKind.DYNAMIC,
+                Origin.CONTROLLER,
+                None if held.seconds is None else now + held.seconds,
+                _server(held.server),
+                bytes.fromhex(held.client_id),
+                options,
+                told,
+            )
+
+
+def _server(text: str) -> IPv4Address | None:
+    found = address(text) if text else None
+    if found is not None and not isinstance(found, IPv4Address):
+        raise ModelError(f"{found} is no DHCP server's address")
+    return found
