@@ -166,7 +166,7 @@ class Config(ConfigTable, frozen=True):
                     raise ModelError(f"domain {domain.id} is given twice")
                 prefixes = tuple(network(prefix) for prefix in domain.prefixes)
                 id = entity_id(domain.id, "a domain")
-                net.put_peer(Peer(id, domain.gateway, domain.tunnel, prefixes, domain.match))
+                net.put_peer(Peer(id, domain.gateway, domain.tunnel, prefixes, domain.match, domain.names))
         except ModelError as error:
             raise ConfigError(str(error)) from error
         return net
@@ -195,6 +195,8 @@ def load(path: Path) -> Config:
     if found.domain and found.tls is None:
         raise ConfigError(f"{path}: domains speak TLS with each other; add the table [tls]")
     for domain in found.domain:
+        if domain.names and not found.dns.zone:
+            raise ConfigError(f"{path}: domain {domain.id}: names: they would be in no zone; add dns.zone")
         try:
             endpoint(domain.listen)
         except ValueError as error:

@@ -211,6 +211,8 @@ class DomainTable(ConfigTable, frozen=True):
     """Addresses that VMs may come with whose home is that domain."""
     match: bool = False
     """It is asked too which of its servers is best for a VM whose target nobody names."""
+    names: bool = False
+    """Its zone of DNS is ours, too: each of the two answers for the names of both."""
 
 
 class ClusterTable(ConfigTable, frozen=True):

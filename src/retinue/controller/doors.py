@@ -128,7 +128,7 @@ def _names(config: Config, controller: Controller) -> DnsServer | None:
     """The server of the zone, if the configuration has one."""
     if not config.dns.zone:
         return None
-    zone = Zone(config.dns, controller.entities, controller.context.clock)
+    zone = Zone(config.dns, controller.entities, controller.context.clock, controller.domains.names)
     return DnsServer(zone, controller.context.counters)
 
 

@@ -1,12 +1,13 @@
 """What the controllers of two domains say to each other, as typed records.
 
-Each has a listener for the other, of four paths; docs/domains.md has the order of what is said. Who speaks
+Each has a listener for the other, of five paths; docs/domains.md has the order of what is said. Who speaks
 is known by the door: it lets in whom the other domain's authority calls a controller, and nobody else.
 
     POST /peer/v1/matches                 Match       ->  Offer
     POST /peer/v1/migrations              Prepare     ->  Prepared
     POST /peer/v1/migrations/{id}/words   Word        ->  Heard      {id}: the listener's own
     POST /peer/v1/removals                Removed     ->  {}
+    POST /peer/v1/names                   NamesAsked  ->  Names
 """
 
 from enum import StrEnum
@@ -25,6 +26,8 @@ MATCHES_PATH = "/peer/v1/matches"
 PREPARE_PATH = "/peer/v1/migrations"
 WORDS_PATH = "/peer/v1/migrations/{id}/words"
 REMOVALS_PATH = "/peer/v1/removals"
+NAMES_PATH = "/peer/v1/names"
+MOST_NAMES, LONGEST_VERSION, LONGEST_ZONE = 10_000, 16, 255
 LONGEST_MARK, MOST_GUEST_ADDRESSES, LONGEST_REASON = 32, 16, 500
 LONGEST_OPTIONS = 2048
 """Hexadecimal digits of an option field, or of a client identifier."""
@@ -165,6 +168,27 @@ class Removed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A VM of the listener's was a guest of whoever says it, and was removed there."""
 
     vm: Id
+
+
+class NamesAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which names have you in the zone that is of both?"""
+
+    zone: Annotated[str, msgspec.Meta(max_length=LONGEST_ZONE)]
+    known: Annotated[str, msgspec.Meta(max_length=LONGEST_VERSION)] = ""
+    """The version that was answered last; "": none."""
+
+
+class DomainName(msgspec.Struct, frozen=True):
+    """A VM, server or service; of a service the addresses of the VM that serves it."""
+
+    name: Annotated[str, msgspec.Meta(pattern="^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+    addresses: Annotated[list[Address], msgspec.Meta(max_length=MOST_GUEST_ADDRESSES * MOST_NICS)]
+
+
+class Names(msgspec.Struct, frozen=True, omit_defaults=True):
+    version: Annotated[str, msgspec.Meta(max_length=LONGEST_VERSION)]
+    names: Annotated[list[DomainName], msgspec.Meta(max_length=MOST_NAMES)] | None = None
+    """All of them; None: it is the version that is known."""
 
 
 SAID_BY_SOURCE = frozenset(

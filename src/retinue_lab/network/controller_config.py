@@ -149,6 +149,7 @@ def _gateway_tables(topology: Topology, part: GatewayPart, own: object, others: 
         listen=f"{own}:{PEER_PORT}",
         ca=str(ca),
         prefixes=[str(prefix) for prefix in other.prefixes],
+        names=bool(topology.zone) and topology.zone == other.zone,
     )
 
 

@@ -13,7 +13,7 @@ from retinue.controller.migrations.requests import MigrationError
 from retinue.core.migration import Migration, MigrationState
 from retinue.core.migration.record import Far
 from retinue.core.model import ModelError, PortStatus
-from retinue.protocol.domains import Heard, Match, Offer, Prepare, Prepared, Removed, Word
+from retinue.protocol.domains import Heard, Match, Names, NamesAsked, Offer, Prepare, Prepared, Removed, Word
 from retinue.protocol.errors import ControllerAwayError, RejectedError
 from retinue.southbound.ovsdb import BridgePort
 from support.fabric.domains import TUNNEL, gateway_of, network, nic, other, port, server_of
@@ -91,6 +91,12 @@ class InMemoryDoor:
         self._there("removed")
         with rejected():
             self.to.domains.hearing.removed(self.peer, guest)
+
+    async def names(self, asked: NamesAsked) -> Names:
+        self._there("names")
+        with rejected():
+            said = await self.line.ask(self.to.domains.names.answer(self.peer, asked))
+        return msgspec.json.decode(msgspec.json.encode(said), type=Names)
 
     def _there(self, said: str) -> None:
         if self.away or not self.line.there.is_set():

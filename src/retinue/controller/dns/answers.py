@@ -90,6 +90,9 @@ def _look_up(
             reply.authority.append(start(zone))
         return
     found = zone.records(name)
+    if found is None and not zone.is_whole:
+        reply.set_rcode(dns.rcode.SERVFAIL)  # Who asks then asks another server of the zone.
+        return
     if found is None:
         reply.set_rcode(dns.rcode.NXDOMAIN)
     elif found.alias is not None:

@@ -123,7 +123,7 @@ class DnsServer:
             self._note(asked[1])
             yield asked[0]
             return
-        if self._is_transfer(asked) and self._zone.may_transfer(host):
+        if self._is_transfer(asked) and self._zone.may_transfer(host) and self._zone.is_whole:
             log.info("dns.transfer", peer=host, zone=str(self._zone.origin))
             yield from transfer(asked, self._zone)
             return

@@ -16,6 +16,7 @@ import dns.name
 import msgspec
 
 from retinue.config_file import ConfigError, ConfigTable
+from retinue.controller.domains.names import SharedNames
 from retinue.controller.mobility.entities import Entities
 from retinue.core.model import IP
 from retinue.core.placement import EntityKind
@@ -71,7 +72,14 @@ class Records:
 class Zone:
     """`origin` is its name; all names here are absolute."""
 
-    def __init__(self, table: DnsTable, entities: Entities, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        table: DnsTable,
+        entities: Entities,
+        clock: Callable[[], float],
+        shared: SharedNames | None = None,
+    ) -> None:
+        """`shared`: the names of other domains in it."""
         self.ttl = table.ttl
         self.origin = dns.name.from_text(table.zone)
         named = [dns.name.from_text(text) for text in table.name_servers]
@@ -84,6 +92,14 @@ class Zone:
         self._may_transfer = tuple(ip_network(text) for text in table.transfer)
         self.serial = int(clock()) & 0xFFFF_FFFF
         self._was = 0
+        self._shared = shared
+        if shared is not None:
+            shared.zone, shared.own = table.zone, self._own_names
+
+    @property
+    def is_whole(self) -> bool:
+        """False while it is not known yet which names other domains have in it."""
+        return self._shared is None or not self._shared.missing
 
     def may_transfer(self, host: str) -> bool:
         """Whether a peer at this address is one of the secondary servers."""
@@ -99,7 +115,24 @@ class Zone:
             return None
         return self._of(name.labels[0].decode("ascii", "replace"))
 
+    def _own_names(self) -> Iterator[tuple[str, tuple[IP, ...]]]:
+        """Those of this domain, each with what is reached by it."""
+        for label in self._entities.names():
+            found = self._of_ours(label)
+            if found is not None and found.alias is not None:
+                found = self._of_ours(found.alias.labels[0].decode())
+            if found is not None and found.addresses:
+                yield label, found.addresses
+
     def _of(self, label: str) -> Records | None:
+        found = self._of_ours(label)
+        is_server = label == NAME_SERVER and self._own is not None
+        if found is not None or self._shared is None or is_server:
+            return found
+        addresses = self._shared.addresses(label)
+        return None if addresses is None else Records(addresses)
+
+    def _of_ours(self, label: str) -> Records | None:
         if not HOST.fullmatch(label) or (label == NAME_SERVER and self._own is not None):
             return None
         match self._entities.kind_of(label):
@@ -112,7 +145,7 @@ class Zone:
                     return Records(self._entities.addresses(vm) if vm is not None else ())
                 return Records(alias=dns.name.from_text(vm, self.origin))
             case EntityKind.VM if self._entities.is_guest(label):
-                return None  # It is in its home's zone: no other domain gives names here.
+                return None  # It is its home's to name, which may have part in this zone.
             case _:
                 return Records(self._entities.addresses(label))
 
@@ -120,7 +153,8 @@ class Zone:
         """All names of the zone but its origin, sorted; each with what it has when it is reached."""
         if self._own is not None:
             yield self._own, Records(self._own_addresses())
-        for name in self._entities.names():
+        others = set() if self._shared is None else self._shared.names()
+        for name in sorted({*self._entities.names(), *others}):
             found = self._of(name)
             if found is not None and found != Records():
                 yield dns.name.from_text(name, self.origin), found

@@ -6,6 +6,7 @@ from typing import Any
 from retinue.controller.context import Context
 from retinue.controller.domains.hearing import Hearing
 from retinue.controller.domains.matching import Matching
+from retinue.controller.domains.names import SharedNames
 from retinue.controller.domains.removals import Removals
 from retinue.controller.domains.saying import Saying
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
@@ -39,6 +40,7 @@ class Domains:
             context, orchestrator, mobility, self.saying, self.removals, name_free, forget, on_size
         )
         self.matching = Matching(context, mobility, self.hearing, self.saying.doors)
+        self.names = SharedNames(context, self.saying.doors)
 
     def ordered(self, migration: Migration, effect: fsm.Effect) -> None:
         if migration.far is not None:

@@ -8,11 +8,14 @@ import msgspec
 from retinue.protocol.client import ControllerClient, lasting
 from retinue.protocol.domains import (
     MATCHES_PATH,
+    NAMES_PATH,
     PREPARE_PATH,
     REMOVALS_PATH,
     WORDS_PATH,
     Heard,
     Match,
+    Names,
+    NamesAsked,
     Offer,
     Prepare,
     Prepared,
@@ -33,6 +36,7 @@ class PeerDoor(Protocol):
     async def prepare(self, wanted: Prepare) -> Prepared: ...
     async def say(self, migration: str, word: Word) -> Heard: ...
     async def removed(self, guest: Removed) -> None: ...
+    async def names(self, asked: NamesAsked) -> Names: ...
 
 
 class PeerClient:
@@ -52,6 +56,9 @@ class PeerClient:
 
     async def removed(self, guest: Removed) -> None:
         await self._post(REMOVALS_PATH, guest, WORD_LIMIT)
+
+    async def names(self, asked: NamesAsked) -> Names:
+        return record(Names, await self._post(NAMES_PATH, asked, WORD_LIMIT))
 
     async def _post(self, path: str, body: msgspec.Struct, limit: float) -> dict[str, Any]:
         return await self._client.request("POST", path, msgspec.to_builtins(body), limit)

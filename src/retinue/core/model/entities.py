@@ -218,6 +218,8 @@ class Peer:
     """Addresses that VMs may come with whose home is that domain: its grant."""
     match: bool = False
     """Its servers are looked at too where no target is named."""
+    names: bool = False
+    """Its names are in our zone of DNS, too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,17 @@ from retinue.controller.config_tables import DomainTable
 from retinue.controller.domains.peer_client import PeerClient
 from retinue.core.limits import LARGEST_REPORT
 from retinue.core.migration import MigrationState as S
-from retinue.protocol.domains import PREPARE_PATH, Guest, GuestNIC, Match, Prepare, Removed, Said, Word
+from retinue.protocol.domains import (
+    PREPARE_PATH,
+    Guest,
+    GuestNIC,
+    Match,
+    NamesAsked,
+    Prepare,
+    Removed,
+    Said,
+    Word,
+)
 from retinue.protocol.errors import ControllerAwayError, ControllerError, RejectedError
 from retinue.security.contexts import client_context, server_context
 from retinue.security.listener.rejections import Rejection
@@ -71,6 +81,8 @@ async def test_the_other_controller_books_a_place(
         offered = await peer.match(Match("match-1", GUEST))
         assert offered.server == server_of("b", 1)
         assert not domains.controller("b").net.vms, "an offer books nothing"
+        with pytest.raises(RejectedError, match="names of domain a are in no zone of ours"):
+            await peer.names(NamesAsked("dc.example"))
         booked = await peer.prepare(WANTED)
         assert booked.server == server_of("b", 1)
         assert (await peer.prepare(WANTED)) == booked, "asked again, it is the same"
