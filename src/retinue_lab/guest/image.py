@@ -4,6 +4,8 @@ Made from Debian's packages, of which none is installed: the kernel for clouds w
 statically linked busybox of this machine, and C programs compiled here. It is built once and kept in the
 cache, under a name made of everything that went into it. What a guest does is set on its kernel command
 line (`command_line`); `init` in the folder `guest` shows what it makes of it.
+
+Where there is storage (FCoE), guests have Debian's full kernel: that for clouds has no Fibre Channel.
 """
 
 import contextlib
@@ -22,13 +24,10 @@ from retinue_lab.guest import initrd
 
 Progress = Callable[[str], None]
 
-KERNEL_PACKAGE = "linux-image-cloud-amd64"
 APT_READS = (Path("/etc/apt"), Path("/var/lib/apt/lists"), Path("/var/lib/dpkg/status"))
 """What decides which package that is, and of which version."""
 MODULES = ("virtio_pci", "virtio_net", "virtio_blk", "button", "evdev")
-LATER = ("8021q",)
-"""Loaded by whoever needs them: a guest's start is short."""
-SCRIPTS = ("further-nic", "network-address", "shell-server", "vlan-nic")
+SCRIPTS = ("fc-node", "further-nic", "network-address", "shell-server", "vlan-nic")
 PROGRAMS = ("diskscribble", "responder", "scribble", "sendraw", "steady")
 COMPILE = ("gcc", "-static", "-Os", "-s", "-Wall")
 SHARED = ("gcc", "-shared", "-fPIC", "-Os", "-s", "-Wall")
@@ -49,6 +48,23 @@ class GuestError(Exception):
 class Guest:
     kernel: Path
     initrd: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a guest is made of."""
+
+    kernel_package: str
+    later: tuple[str, ...]
+    """Modules that are loaded by whoever needs them: a guest's start is short."""
+
+
+CLOUD = Kind("linux-image-cloud-amd64", ("8021q",))
+STORAGE = Kind(
+    # What a node of Fibre Channel needs as initiator (fcoe, sd_mod) or as target (tcm_fc, target_core_file).
+    "linux-image-amd64",
+    ("8021q", "fcoe", "sd_mod", "configfs", "tcm_fc", "target_core_file"),
+)
 
 
 def command_line(
@@ -73,14 +89,14 @@ def cache() -> Path:
     return Path(os.environ.get("RETINUE_CACHE") or Path.home() / ".cache" / "retinue")
 
 
-def ensure_guest(progress: Progress = lambda _: None) -> Guest:
+def ensure_guest(progress: Progress = lambda _: None, kind: Kind = CLOUD) -> Guest:
     """The guest's kernel and initial RAM disk, built now if they are not in the cache.
 
     `progress` is called before each slow step. Needs Debian's package lists and, to build, its mirror; raises
     GuestError. Several processes may call this at a time: whoever is done first wins.
     """
     busybox = _busybox()
-    package, version = _kernel_package()
+    package, version = _kernel_package(kind.kernel_package)
     sources = {name: _source(name) for name in ("init", "udhcpc.script", *SCRIPTS)}
     sources |= {name: _source(f"{name}.c") for name in PROGRAMS}
     inputs: list[str | bytes] = [
@@ -88,7 +104,7 @@ def ensure_guest(progress: Progress = lambda _: None) -> Guest:
         version,
         *COMPILE,
         *MODULES,
-        *LATER,
+        *kind.later,
         *sources,
         busybox.read_bytes(),
         *sources.values(),
@@ -108,7 +124,7 @@ def ensure_guest(progress: Progress = lambda _: None) -> Guest:
         progress("compiling the responder")
         programs = {name: _compile(name, work) for name in PROGRAMS}
         shutil.copyfile(_one(tree / "boot", "vmlinuz-*"), new / "vmlinuz")
-        modules = _modules(tree, MODULES), _modules(tree, (*MODULES, *LATER))
+        modules = _modules(tree, MODULES), _modules(tree, (*MODULES, *kind.later))
         entries = _entries(busybox.read_bytes(), sources, programs, *modules)
         (new / "initrd").write_bytes(initrd.archive(entries))
         try:
@@ -172,18 +188,18 @@ def _entries(
 # ---- the kernel ----
 
 
-def _kernel_package() -> tuple[str, str]:
-    """Name and version of the kernel package that Debian's package for clouds stands for.
+def _kernel_package(stands_for_it: str) -> tuple[str, str]:
+    """Name and version of the kernel package that a package of Debian's stands for.
 
     apt needs seconds of a processor to tell, so its answer is kept until something that it reads has changed.
     """
-    kept = cache() / "kernel-package"
+    kept = cache() / f"kernel-of-{stands_for_it}"
     state = _digest([f"{path} {_version_of(path)}" for path in _files_below(APT_READS)])
     with contextlib.suppress(OSError, ValueError):
         known, package, version = kept.read_text().splitlines()
         if known == state:
             return package, version
-    package, version = _asked_of_apt()
+    package, version = _asked_of_apt(stands_for_it)
     cache().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache(), prefix="building-") as scratch:
         (Path(scratch) / kept.name).write_text(f"{state}\n{package}\n{version}\n")
@@ -206,11 +222,11 @@ def _version_of(file: Path) -> str:
     return f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"
 
 
-def _asked_of_apt() -> tuple[str, str]:
-    depends = _run(["apt-cache", "depends", "--important", KERNEL_PACKAGE], "finding the kernel package")
+def _asked_of_apt(stands_for_it: str) -> tuple[str, str]:
+    depends = _run(["apt-cache", "depends", "--important", stands_for_it], "finding the kernel package")
     names = [line.split(":", 1)[1].strip() for line in depends.splitlines() if "Depends:" in line]
     if not names:
-        raise GuestError(f"apt knows no package {KERNEL_PACKAGE}: run apt-get update, then try again")
+        raise GuestError(f"apt knows no package {stands_for_it}: run apt-get update, then try again")
     shown = _run(["apt-cache", "show", "--no-all-versions", names[0]], "reading the kernel package's version")
     version = next(
         (line.split(":", 1)[1].strip() for line in shown.splitlines() if line.startswith("Version:")), ""

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from retinue.security.credentials import Credentials
-from retinue_lab.guest.image import QUICK, ensure_guest, ensure_late_pages
+from retinue_lab.guest.image import CLOUD, QUICK, STORAGE, Kind, ensure_guest, ensure_late_pages
 from retinue_lab.network import credentials, libvirtd
 from retinue_lab.network.controller_config import NO_PEERS, Peers
 from retinue_lab.network.switches import env
@@ -13,11 +13,18 @@ from retinue_lab.topology.parts import LIBVIRT
 from retinue_lab.topology.topology import EDGE_BRIDGE, Topology
 
 AGENT_PORT, DOMAIN_PORT = 7800, 7801
+STORAGE_MIB = 192
+"""Memory of a guest with Debian's full kernel; one that is a target has its disk in it, too."""
 SHARED = "shared"
 """Folder in the lab's: files that all servers reach, for disks on shared storage."""
 NICE, NICER = ("nice", "-n", "5"), ("nice", "-n", "10")
 """Agents, which copy memory as fast as they can, yield to switches and controller, and guests to agents: on
 real servers all of these have processors of their own."""
+
+
+def guest_kind(topology: Topology) -> Kind:
+    """What its VMs' guests are made of."""
+    return CLOUD if topology.forwarder is None else STORAGE
 
 
 def folder(lab: Path, server: str) -> Path:
@@ -57,7 +64,8 @@ key = "{shown.key}"
 """
     if server in {cache.id for cache in topology.cache}:
         return f"{head}{tls}\n[content]\ncache = true\n"
-    guest = ensure_guest()
+    guest = ensure_guest(kind=guest_kind(topology))
+    memory = "" if topology.forwarder is None else f"memory_mib = {STORAGE_MIB}\n"
     runs = next(part.hypervisor for part in topology.server if part.id == server)
     return f"""\
 {head}bridge = "{EDGE_BRIDGE}"
@@ -70,7 +78,7 @@ append = "{QUICK} hostname={{hostname}} ip={{ipv4}}"
 append_with_ipv6 = "ip6={{ipv6}}"
 append_without_ipv6 = "ipv6.disable=1"
 append_each_nic = "nic{{nic}}={{ipv4}}"
-{_libvirt(topology, server) if runs == LIBVIRT else _WRAPPED}\
+{memory}{_libvirt(topology, server) if runs == LIBVIRT else _WRAPPED}\
 {"".join(_domain(topology, server, id, ca) for id, (_, ca) in others.items())}"""
 
 

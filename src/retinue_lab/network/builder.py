@@ -30,7 +30,7 @@ from retinue_lab.processes import state
 from retinue_lab.processes.processes import Daemon, Supervisor, first_host_pid, last_words, run
 from retinue_lab.processes.state import Directory, LabStatus, NodeStatus, Settings, SwitchStatus
 from retinue_lab.topology.parts import LIBVIRT
-from retinue_lab.topology.topology import CONTROLLER, DHCP, SANDBOX, Topology
+from retinue_lab.topology.topology import CONTROLLER, DHCP, FORWARDER, SANDBOX, Topology
 
 STATE_VARIABLE = "RETINUE_LAB_STATE"
 """Environment variable by which every program in the sandbox knows the lab's directory."""
@@ -43,6 +43,7 @@ CONTROLLER_SECONDS = 60.0
 CONNECT_SECONDS = 60.0
 LOOK_SECONDS = 0.05
 DRIVER = "retinue_lab.network.vm_driver"
+FORWARDER_PROGRAM = "retinue_lab.storage.forwarder"
 
 Progress = Callable[[str], None]
 
@@ -105,9 +106,15 @@ class Lab:
         self._write_configs()
         ovs = switches.nodes(self.topology)
         progress(f"{len(self.topology.switches)} switches, DHCP server")
-        work = [self._find_versions(), *(self._start_switches(node, empty) for node in ovs)]
+        work: list[Awaitable[Any]] = [
+            self._find_versions(),
+            *(self._start_switches(node, empty) for node in ovs),
+        ]
         if self.topology.dhcp is not None:
             work.append(dhcp_server.start(self.supervisor, self.topology, self.where.path))
+        if self.topology.forwarder is not None:
+            forwarder = [sys.executable, "-m", FORWARDER_PROGRAM, "eth0"]
+            work.append(self.supervisor.start(FORWARDER, FORWARDER, forwarder, ready_line="ready"))
         if self.settings.start_controller:
             work.append(self._start_controllers(progress))
         await asyncio.gather(*work)
@@ -296,7 +303,7 @@ class Lab:
     def _main_pid(self, node: str) -> int | None:
         own = {DHCP: self._dhcp_program(), **{one: one for one in self.topology.database_nodes}}
         own |= {one: self._program_of(one) for one in self.topology.controller_nodes}
-        own |= {cache.id: f"{cache.id}-agent" for cache in self.topology.cache}
+        own |= {cache.id: f"{cache.id}-agent" for cache in self.topology.cache} | {FORWARDER: FORWARDER}
         main = own.get(node, f"{node}-vswitchd")
         daemon = self.supervisor.running(main)
         return daemon.host_pid if daemon else None

@@ -7,11 +7,19 @@ import msgspec
 
 from retinue.core.limits import VXLAN_BYTES
 from retinue_lab.network import credentials, tor_routers
-from retinue_lab.topology.parts import Addressed, CachePart, GatewayPart, RouterPart, ServerPart
+from retinue_lab.topology.parts import (
+    Addressed,
+    CachePart,
+    ForwarderPart,
+    GatewayPart,
+    RouterPart,
+    ServerPart,
+)
 from retinue_lab.topology.topology import (
     CONTROLLER,
     DATABASE_PORT,
     DNS_PORT,
+    FORWARDER,
     OPENFLOW_PORT,
     OVSDB_PORT,
     PEER_PORT,
@@ -117,6 +125,7 @@ def controller_config(
         *([_table("[vxlan]", mtu=topology.mtu + VXLAN_BYTES)] if topology.ends else []),
         *(_server_table(topology, part) for part in topology.addressed),
         *(_gateway_tables(topology, part, own, others) for part in topology.gateways),
+        *([] if topology.forwarder is None else [_forwarder_table(topology.forwarder)]),
     ]
     return "\n".join(tables)
 
@@ -184,6 +193,12 @@ def _server_table(topology: Topology, part: Addressed) -> str:
         routes=routes if isinstance(part, RouterPart) else None,
         at=f"{part.leaf}:{fabric_port(part.leaf, node)}" if part.given or topology.tor else None,
     )
+
+
+def _forwarder_table(part: ForwarderPart) -> str:
+    """It has no IP address by which it could be found."""
+    at = f"{part.leaf}:{fabric_port(part.leaf, FORWARDER)}"
+    return _table("[[server]]", id=FORWARDER, mac=part.mac, services=["fcf"], at=at)
 
 
 def _table(header: str, **keys: str | float | bool | list[str] | None) -> str:

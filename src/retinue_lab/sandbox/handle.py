@@ -25,7 +25,7 @@ from retinue.protocol import json_lines
 from retinue.protocol.json_lines import RequestError
 from retinue_lab.errors import LabError
 from retinue_lab.guest import image
-from retinue_lab.network import credentials, libvirtd, switches
+from retinue_lab.network import agents, credentials, libvirtd, switches
 from retinue_lab.processes import host, state
 from retinue_lab.processes.processes import last_words
 from retinue_lab.processes.state import Directory, LabStatus, Settings
@@ -163,9 +163,9 @@ def up(
     With `tie_to_parent` the lab ends when this process does; without, it goes on until `down`.
     """
     host.check()
-    if start_driver:
-        _make_guest(progress)
     plan = network if isinstance(network, Topology) else topology_file.load(network)
+    if start_driver:
+        _make_guest(progress, agents.guest_kind(plan))
     libvirtd.check(plan)
     where = state.directory(name)
     state.create_base()
@@ -176,10 +176,10 @@ def up(
     return LabHandle(name, where.path, init_pid, plan)
 
 
-def _make_guest(progress: Callable[[str], None]) -> None:
+def _make_guest(progress: Callable[[str], None], kind: image.Kind) -> None:
     """The VMs' image, made here once: inside the sandbox there is no network to fetch its parts from."""
     try:
-        image.ensure_guest(progress)
+        image.ensure_guest(progress, kind)
     except image.GuestError as error:
         raise LabError(f"cannot make the VMs' image: {error}") from error
 

@@ -140,6 +140,13 @@ class RouterPart(ConfigTable, frozen=True, kw_only=True):
     given: bool = False
 
 
+class ForwarderPart(ConfigTable, frozen=True, kw_only=True):
+    """An FCoE forwarder (FCF): where it is, guests have a kernel with Fibre Channel."""
+
+    leaf: str
+    mac: Mac
+
+
 Addressed = ServerPart | CachePart | DhcpPart | RouterPart
 """A machine on a leaf's port with an address in the fabric."""
 
@@ -170,6 +177,10 @@ class LinkPart(ConfigTable, frozen=True, kw_only=True):
     """Each way."""
     loss_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
     """Of the tunnel's packets, each way."""
+
+
+Attached = Addressed | GatewayPart | ForwarderPart
+"""A machine on a leaf's port."""
 
 
 class ManagementPart(ConfigTable, frozen=True, kw_only=True):

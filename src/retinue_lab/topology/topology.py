@@ -16,9 +16,11 @@ from retinue.core.limits import LEAST_MTU, MOST_MTU, VXLAN_BYTES
 from retinue_lab.errors import LabError
 from retinue_lab.topology.parts import (
     Addressed,
+    Attached,
     CachePart,
     ClientPart,
     DhcpPart,
+    ForwarderPart,
     GatewayGroupPart,
     GatewayPart,
     LeafPart,
@@ -43,6 +45,8 @@ FABRIC = "fabric"
 CONTROLLER = "controller"
 DHCP = "dhcp"
 ROUTER = "router"
+FORWARDER = "fcf"
+"""The node of the FCoE forwarder."""
 CLIENT = "client"
 UPLINK = "up0"
 """A server's NIC, a port of its edge switch."""
@@ -103,6 +107,7 @@ class Topology(ConfigTable, frozen=True, kw_only=True):
     dhcp: DhcpPart | None = None
     router: RouterPart | None = None
     client: ClientPart | None = None
+    forwarder: ForwarderPart | None = None
     zone: str = "dc1.test"
     """Of DNS: the controller answers for the names of VMs, servers and services there; "": it does not."""
     domain: str = ""
@@ -125,7 +130,10 @@ class Topology(ConfigTable, frozen=True, kw_only=True):
     @property
     def nodes(self) -> tuple[str, ...]:
         """All nodes that have a namespace, the controller first."""
-        parts = ((DHCP, self.dhcp), (ROUTER, self.router), (CLIENT, self.client))
+        parts = (
+            *((DHCP, self.dhcp), (ROUTER, self.router), (CLIENT, self.client)),
+            (FORWARDER, self.forwarder),
+        )
         return (
             self.controller,
             *(() if self.tor else (self.fabric,)),
@@ -184,9 +192,10 @@ class Topology(ConfigTable, frozen=True, kw_only=True):
         return f"https://{self.management_addresses[self.controller].ip}:{PEER_PORT}"
 
     @property
-    def attached(self) -> tuple[Addressed | GatewayPart, ...]:
+    def attached(self) -> tuple[Attached, ...]:
         """Every machine on a leaf's port."""
-        return (*self.server, *self.gateways, *self.addressed[len(self.server) :])
+        forwarders = () if self.forwarder is None else (self.forwarder,)
+        return (*self.server, *self.gateways, *self.addressed[len(self.server) :], *forwarders)
 
     @property
     def addressed(self) -> tuple[Addressed, ...]:
@@ -323,7 +332,7 @@ def tunnel_port(leaf: str) -> str:
     return f"{leaf}-vxlan"
 
 
-def node_of(part: Addressed | GatewayPart) -> str:
+def node_of(part: Attached) -> str:
     match part:
         case ServerPart() | GatewayPart() | CachePart():
             return part.id
@@ -331,3 +340,5 @@ def node_of(part: Addressed | GatewayPart) -> str:
             return DHCP
         case RouterPart():
             return ROUTER
+        case ForwarderPart():
+            return FORWARDER

@@ -14,6 +14,8 @@ from retinue_lab.errors import LabError
 from retinue_lab.topology.topology import SANDBOX, Topology, node_of
 
 DEFAULT_FILE = Path(__file__).parent / "topologies" / "default.toml"
+STORAGE_MTU = 2158
+"""Bytes after the Ethernet header of the longest frame of FCoE (FC-BB-5, 7.7)."""
 IFNAME_MAX = 15
 """Longest name Linux takes for an interface (IFNAMSIZ - 1)."""
 
@@ -201,6 +203,11 @@ def _check_services(topology: Topology) -> None:
                 f"dhcp: Kea with UDP sockets hears no broadcast; give it an address outside {prefix}, "
                 f"then messages are relayed to it"
             )
+    if topology.forwarder is not None:
+        if topology.mtu < STORAGE_MTU:
+            raise LabError(f"forwarder: storage frames need an mtu of {STORAGE_MTU}, it is {topology.mtu}")
+        if topology.tor:
+            raise LabError("forwarder: routers that are not ours (tor) forward no storage")
     router, client = topology.router, topology.client
     if router is not None and router.outside_address not in router.outside:
         raise LabError(f"router: outside_address {router.outside_address} is not inside {router.outside}")

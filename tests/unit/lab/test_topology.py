@@ -12,7 +12,9 @@ from retinue.controller.config import load as controller_load
 from retinue.controller.config_tables import LinkTable
 from retinue.core.model import DEFAULT_VRF, Network, PortRef, Role, Server, Service, Subnet, Switch, mac
 from retinue_lab.errors import LabError
+from retinue_lab.guest.image import CLOUD, STORAGE
 from retinue_lab.network import libvirtd
+from retinue_lab.network.agents import guest_kind
 from retinue_lab.network.controller_config import controller_config
 from retinue_lab.network.dhcp_server import (
     DAEMONS,
@@ -301,6 +303,42 @@ def test_the_network_for_vrrp_floods_in_the_vms_vnet(tmp_path: Path) -> None:
     net = controller_load(file).network()
     assert net.vnets["balanced"].floods
     assert {s.id for s in net.subnets.values() if s.vnet == "balanced"} == {"blue", "blue6"}
+
+
+def test_the_network_for_storage_has_a_forwarder_and_guests_with_fibre_channel(tmp_path: Path) -> None:
+    network, file = load("san"), tmp_path / "controller.toml"
+    file.write_text(controller_config(network))
+    config = controller_load(file)
+    net = config.network()
+    assert [(one.id, one.mac) for one in net.forwarders()] == [("fcf", "02:00:00:00:0f:01")]
+    assert net.servers["fcf"].given_at == PortRef("leaf2", "leaf2-fcf")
+    cable = next(cable for cable in network.cables if cable.a_node == "fcf")
+    assert (cable.a, cable.b_node, cable.b, cable.a_mac) == (
+        "eth0",
+        "fabric",
+        "leaf2-fcf",
+        "02:00:00:00:0f:01",
+    )
+    assert cable.mtu == config.mtu == 2500
+    assert (guest_kind(network), guest_kind(load())) == (STORAGE, CLOUD)
+
+
+SAN = topology_file.DEFAULT_FILE.with_name("san.toml").read_text()
+FORWARDER = 'leaf = "leaf2"\nmac = "02:00:00:00:0f:01"'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("mtu = 2500", "mtu = 2157", "storage frames need an mtu of 2158"),
+        ("02:00:00:00:0f:01", "02:00:00:00:00:01", "mac 02:00:00:00:00:01 is used 2 times"),
+        (FORWARDER, FORWARDER.replace("leaf2", "leaf9"), "fcf: leaf 'leaf9' is not among"),
+    ],
+)
+def test_a_forwarder_that_does_not_fit_is_rejected(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in SAN
+    with pytest.raises(LabError, match=said):
+        load(write(tmp_path, SAN.replace(old, new)))
 
 
 DUAL = topology_file.DEFAULT_FILE.with_name("dual-stack.toml").read_text()

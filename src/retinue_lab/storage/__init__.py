@@ -1,0 +1,1 @@
+"""Fibre Channel over Ethernet in the laboratory: its forwarder."""
