@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,8 +26,8 @@ SERVERS = (1, 2, 1, 2)
 EVERYWHERE = (1, 2, 3, 4)
 
 
-def network(vms_at: list[int], cores: int) -> Network:
-    net = fabric(2, 2, SERVERS, cores)
+def network(vms_at: list[int], cores: int, *, over_ip: bool) -> Network:
+    net = fabric(2, 2, SERVERS, cores, over_ip=over_ip)
     add_forwarder(net)
     for number, at in enumerate(vms_at, 1):
         add_vm(net, number, at, ports_on=EVERYWHERE)
@@ -67,12 +68,16 @@ class Storage:
                 assert not delivery.arrivals, f"{forged.hex()}: {delivery}"
 
 
-@given(st.data(), st.lists(st.sampled_from(EVERYWHERE), min_size=2, max_size=3), st.sampled_from([0, 2]))
-@settings(max_examples=examples(30), deadline=None)
+@pytest.mark.parametrize(("cores", "over_ip"), [(0, False), (2, False), (0, True)])
+@given(data=st.data(), vms_at=st.lists(st.sampled_from(EVERYWHERE), min_size=2, max_size=3))
+@settings(max_examples=examples(20), deadline=None)
 def test_storage_comes_once_and_to_where_the_vm_is(
-    data: st.DataObject, vms_at: list[int], cores: int
+    cores: int,
+    over_ip: bool,
+    data: st.DataObject,
+    vms_at: list[int],
 ) -> None:
-    net = network(vms_at, cores)
+    net = network(vms_at, cores, over_ip=over_ip)
     world = FabricWorld(net)
     storage = Storage(world)
     for _ in range(data.draw(st.integers(1, 5), label="steps")):

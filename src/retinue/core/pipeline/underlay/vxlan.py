@@ -9,7 +9,7 @@ judges what routers and DHCP servers say. What is different is the way to the ot
     WRAP       VNI := the VRF's, whose tag is not sent along (RFC 7348, 6.1)                  the tunnel
     ADMIT      from the tunnel, from the endpoint of another leaf                             UNWRAP
                from any other address                                                         dropped
-    UNWRAP     IP in the VNI of a VRF: the VRF's tag                                          SERVERS
+    UNWRAP     IP in the VNI of a VRF: the VRF's tag; storage in that of the default one      SERVERS
     SERVERS    to a server here: its port; to any other                                       dropped
 
 So what comes by a tunnel is not routed, and never goes into one again; and to which leaf a packet goes its
@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from itertools import chain
 
-from retinue.core.model import PortRef, Role, Server, Switch
+from retinue.core.model import Mac, PortRef, Role, Server, Switch
 from retinue.core.model.network import Owner
+from retinue.core.packets import EtherType
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import (
     Action,
@@ -44,7 +45,7 @@ from retinue.core.pipeline.entry import (
     match,
     set_field,
 )
-from retinue.core.pipeline.matches import ANY_TAG, GROUP_BIT, NO_TAG, ip_types
+from retinue.core.pipeline.matches import ANY_TAG, GROUP_BIT, NO_TAG, ip_types, storage_types
 from retinue.core.pipeline.priorities import TABLE_MISS, LeafAdmit, Servers, Unwrap, Wrap
 from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay.fabric import LeafSpine
@@ -116,6 +117,18 @@ class VxlanMesh(LeafSpine):
             if other.endpoint is not None:
                 yield from (set_field(Field.TUN_DST, other.endpoint), Output(tunnel))
 
+    def storage_ways(
+        self, mac: Mac, forwarder: Server, server: Server, open_at: Collection[Server], mark: int
+    ) -> FlowsBySwitch:
+        """To the forwarder as to any server. From there each leaf has the way, as it has to every host:
+        wherever the forwarder is."""
+        found = LeafSpine.storage_ways(self, mac, forwarder, server, open_at, mark)
+        to_port = match(eth_type=EtherType.FCOE, eth_dst=mac)
+        for leaf, way in self._from_elsewhere(server):
+            sent = Flow(Table.SERVERS, Servers.UP, to_port, way, goto=Table.WRAP, cookie=mark)
+            found.setdefault(leaf.id, []).append(sent)
+        return found
+
     def _tunnel_flows(self, leaf: Switch) -> Iterator[Flow]:
         """Whom the leaf hears by its tunnels, and what is put on a packet, and taken off, there."""
         tunnel = self._tunnel(leaf)
@@ -130,6 +143,9 @@ class VxlanMesh(LeafSpine):
             if other.id != leaf.id and other.endpoint is not None:
                 heard = match(in_port=tunnel, tun_src=other.endpoint)
                 yield Flow(Table.ADMIT, LeafAdmit.FROM_LEAF, heard, goto=Table.UNWRAP, cookie=mark)
+        for kind in storage_types(self.net):
+            stored = match(tunnel_id=VNI_OF_VRF, vlan_vid=NO_TAG, eth_type=kind)
+            yield Flow(Table.UNWRAP, Unwrap.VRF, stored, goto=Table.SERVERS, cookie=mark)
         for vrf in self.net.vrfs.values():
             vni, tag = VNI_OF_VRF + vrf.tag, _PRESENT | vrf.tag
             put: tuple[Action, ...] = (PushVlan(), SetField(Field.VLAN_VID, tag)) if vrf.tag else ()

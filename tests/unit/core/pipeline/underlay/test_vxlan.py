@@ -16,6 +16,7 @@ from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.core.pipeline.underlay.vxlan import VNI_OF_VRF, VxlanMesh
 from support.fabric.networks import GATEWAY_MAC, TUNNEL, add_vm, endpoint, fabric, vm_ip, vm_mac, vm_port
+from support.fabric.storage import FORWARDER_PORT, add_forwarder, from_forwarder, login, to_forwarder
 from support.fabric.us9515930 import B_MAC, example, ip_of, mac_of, migrate_h1, port_of
 from support.fabric.world import OUTSIDE, FabricWorld, tagged, udp_frame
 
@@ -246,3 +247,22 @@ class TestWrapping:
         without_vni = outer[:42] + b"\0" + outer[43:]
         for frame in (other_port.build(), without_vni, outer[:60], bytes(60)):
             assert vxlan.unwrap(frame) is None
+
+
+def test_storage_goes_to_its_forwarder_and_back_by_tunnels_as_it_is() -> None:
+    """By MACs, which nothing on the way writes; in the VNI of the default VRF."""
+    net = fabric(3, 0, (1, 2), over_ip=True)
+    add_forwarder(net, "leaf3")
+    add_vm(net, 1, 1)
+    net.log_in(login(1))
+    world = FabricWorld(net)
+    for frame, start, leaves, end in (
+        (to_forwarder(1), ("edge1", vm_port(1)), ["leaf1", "leaf3"], ("leaf3", FORWARDER_PORT)),
+        (from_forwarder(1), ("leaf3", FORWARDER_PORT), ["leaf3", "leaf1"], ("edge1", vm_port(1))),
+    ):
+        (delivery,) = world.fabric.all_paths(*start, frame)
+        assert [(switch, port, same) for switch, port, same in delivery.arrivals] == [(*end, frame)]
+        assert [hop.switch for hop in delivery.hops if hop.switch.startswith("leaf")] == leaves
+        (wrapped,) = (found for hop in delivery.hops if (found := vxlan.unwrap(hop.frame)) is not None)
+        assert (wrapped.vni, wrapped.frame) == (VNI_OF_VRF, frame)
+        assert wrapped.dst == endpoint(int(leaves[1][-1]))
