@@ -13,6 +13,7 @@ target's to say. A node that logs in again has its address again, and nodes do n
     PLOGI, SCR, ECHO, LOGO              accepted
     a question to the name server       answered; the first registration is told to those that wish (RSCN)
     to another port                     forwarded there: the two MACs change, and no more
+    to a port that is not logged in     a link service: rejected; anything else: dropped
 """
 
 import struct
@@ -88,17 +89,17 @@ class Fabric:
 
     def received(self, frame: bytes) -> list[bytes]:
         """What is to be sent now. Raises FrameError."""
-        d_id, s_id = frame[29:32], frame[33:36]
-        if frame[12:14] == _FCOE and int.from_bytes(d_id, "big") in self.ports:
+        if frame[12:14] == _FCOE:
+            d_id, s_id = frame[29:32], frame[33:36]
             here = int.from_bytes(s_id, "big") in self.ports
             if not here or frame[:12] != self._own + frames.FC_MAP + s_id:
                 raise FrameError(f"from {frame[6:12].hex(':')}, which is not the MAC of port {s_id.hex()}")
-            return [frames.FC_MAP + d_id + self._own + frame[12:]]
+            if int.from_bytes(d_id, "big") in self.ports:
+                return [frames.FC_MAP + d_id + self._own + frame[12:]]
+            return list(self._well_known(frames.parse_storage(frame)))
         ethernet = parse(frame)
         if ethernet.ethertype == EtherType.FIP:
             return list(self._fip(ethernet.src, parse_fip(ethernet.payload)))
-        if ethernet.ethertype == EtherType.FCOE:
-            return list(self._well_known(frames.parse_storage(frame)))
         return []
 
     # ---- FIP ----
@@ -160,9 +161,7 @@ class Fabric:
     # ---- well-known addresses ----
 
     def _well_known(self, asked: FcFrame) -> Iterator[bytes]:
-        port = self.ports.get(asked.s_id)
-        if port is None:
-            raise FrameError(f"port {asked.s_id:06x} is not logged in")
+        port = self.ports[asked.s_id]
         if (asked.r_ctl, asked.kind) == (RCtl.LINK_REQUEST, Type.LINK_SERVICE):
             yield self._answer(asked, RCtl.LINK_ANSWER, self._link_service(port, asked))
         elif (asked.r_ctl, asked.kind) == (RCtl.REQUEST_DATA, Type.COMMON_TRANSPORT):
@@ -174,6 +173,8 @@ class Fabric:
 
     def _link_service(self, port: Port, asked: FcFrame) -> bytes:
         command = asked.data[0] if asked.data else 0
+        if asked.d_id not in frames.WELL_KNOWN:
+            return frames.NOT_THERE
         self._note(f"link service {command:02x} from {port.fc_id:06x} to {asked.d_id:06x}")
         if command == PLOGI:
             name = self._wwpn[:7] + bytes([asked.d_id & 0xFF])

@@ -14,6 +14,7 @@ from retinue.core.packets import Ethernet, EtherType, FrameError
 FC_MAP = bytes.fromhex("0efc00")
 """The fabric's: with an FC_ID it makes the MAC of a port (FPMA)."""
 FABRIC, FABRIC_CONTROLLER, DIRECTORY = 0xFFFFFE, 0xFFFFFD, 0xFFFFFC
+WELL_KNOWN = frozenset({FABRIC, FABRIC_CONTROLLER, DIRECTORY})
 """Well-known addresses (FC-FS): the login server, who tells of changes, and the name server."""
 LARGEST_DATA = 2112
 """Bytes of data in a frame; with all headers it is one of 2172 bytes."""
@@ -100,8 +101,8 @@ def service_parameters(wwpn: bytes, wwnn: bytes, *, of_fabric: bool) -> bytes:
 
 
 ACCEPT = b"\x02\0\0\0"
-UNSUPPORTED = b"\x01\0\0\0\0\x0b\0\0"
-"""LS_RJT: that command is not known here."""
+UNSUPPORTED, NOT_THERE = b"\x01\0\0\0\0\x0b\0\0", b"\x01\0\0\0\0\x09\x1f\0"
+"""LS_RJT: that command is not known here; there is no such port."""
 
 
 def registered_change(fc_id: int) -> bytes:
@@ -149,7 +150,9 @@ __all__ = [
     "FABRIC_CONTROLLER",
     "FC_MAP",
     "FIRST_OF_EXCHANGE",
+    "NOT_THERE",
     "UNSUPPORTED",
+    "WELL_KNOWN",
     "FcFrame",
     "NameRequest",
     "RCtl",

@@ -16,6 +16,7 @@ from retinue_lab.storage.frames import (
     ACCEPT,
     DIRECTORY,
     FABRIC_CONTROLLER,
+    NOT_THERE,
     UNSUPPORTED,
     FcFrame,
     RCtl,
@@ -153,8 +154,16 @@ def test_link_services_of_the_fabric_are_answered(fabric: Fabric) -> None:
         assert parse(answer).dst == "0e:fc:00:01:01:01"
     (answer,) = fabric.received(asks(FIRST, DIRECTORY, b"\x03" + bytes(115)))
     assert len(parse_storage(answer).data) == 116, "service parameters"
-    with pytest.raises(FrameError, match="010109 is not logged in"):
+    with pytest.raises(FrameError, match="not the MAC of port 010109"):
         fabric.received(asks(0x010109, DIRECTORY, b"\x03" + bytes(115)))
+
+
+def test_nobody_answers_for_a_port_that_is_not_there(fabric: Fabric) -> None:
+    fabric.received(logout(TWO, SECOND))
+    (answer,) = fabric.received(asks(FIRST, SECOND, b"\x03" + bytes(115)))
+    found = parse_storage(answer)
+    assert (found.r_ctl, found.s_id, found.data) == (RCtl.LINK_ANSWER, SECOND, NOT_THERE)
+    assert fabric.received(from_port(FIRST, FcFrame(0x06, SECOND, FIRST, 0x08, 5, bytes(32)))) == []
 
 
 def test_the_name_server_knows_who_has_registered(fabric: Fabric) -> None:
