@@ -1,8 +1,6 @@
 """VMs with disks on real agents: images fetched when they are needed, disks that move with their VMs."""
 
-import hashlib
 import json
-import os
 import signal
 import stat
 import statistics
@@ -12,36 +10,25 @@ from pathlib import Path
 import pytest
 
 from retinue_lab.network import agents
+from support.lab.disks import (
+    BASE,
+    MIB,
+    SIZE,
+    WRITTEN,
+    all_verified,
+    folder,
+    overlays,
+    published,
+    scribble,
+    sha256,
+    written,
+)
 from support.lab.losses import lost_spans
 from support.lab.migrating import begin, reaches, start_agent
 from support.lab.tools import LabBench, eventually, long
 from support.oracles.qcow2 import content
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.alone]
-
-MIB = 1 << 20
-BASE, SIZE, WRITTEN, RATE = 12, 32, 4, 2
-"""MiB of the image, of the disk, of it that the guest writes, and that it writes a second."""
-
-
-def folder(bench: LabBench, server: str) -> Path:
-    return agents.folder(Path(bench.lab.directory), server)
-
-
-def overlays(bench: LabBench, server: str) -> list[Path]:
-    found = folder(bench, server) / "disks"
-    return sorted(found.iterdir()) if found.is_dir() else []
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-async def published(bench: LabBench, tmp_path: Path, name: str, server: str) -> bytes:
-    base = os.urandom(BASE * MIB)
-    (tmp_path / "base.raw").write_bytes(base)
-    await bench.cli("image", "publish", f"{tmp_path}/base.raw", name, "--server", server)
-    return base
 
 
 async def added(bench: LabBench, vm: str, *disks: str, server: str = "server1") -> None:
@@ -59,27 +46,6 @@ async def runs(bench: LabBench, vm: str, boots: int = 1) -> None:
         return its["state"] == "running" and bool(its["holds"]) and booted
 
     await eventually(ready, timeout=120)
-
-
-async def scribble(bench: LabBench, vm: str) -> None:
-    command = f"diskscribble /dev/vda {WRITTEN} {RATE} /tmp/disk >/tmp/said 2>&1 & echo $! >/tmp/pid"
-    await bench.guest(vm, command)
-    await bench.guest(vm, "until [ -f /tmp/disk ]; do usleep 20000; done")
-
-
-async def written(bench: LabBench, vm: str) -> dict[str, int]:
-    words = iter((await bench.guest(vm, "cat /tmp/disk")).split())
-    return {word: int(next(words)) for word in words}
-
-
-async def all_verified(bench: LabBench, vm: str) -> None:
-    """Each block is read once more, and is what was written last."""
-    enough = (await written(bench, vm))["blocks"] + 2 * WRITTEN * 16
-    await bench.guest(
-        vm, f"until [ $(cut -d' ' -f4 /tmp/disk) -ge {enough} ]; do usleep 50000; done", timeout=120
-    )
-    found = await written(bench, vm)
-    assert found["wrong"] == 0, found
 
 
 async def test_a_disk_goes_there_and_back_under_traffic(bench: LabBench, tmp_path: Path) -> None:

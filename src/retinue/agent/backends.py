@@ -20,6 +20,7 @@ from retinue.hypervisor import QemuHypervisor
 from retinue.hypervisor.libvirt.connection import LibvirtHost, LibvirtMissingError
 from retinue.hypervisor.libvirt.directory import Folder
 from retinue.hypervisor.libvirt.hypervisor import LibvirtHypervisor
+from retinue.hypervisor.qemu import overlays
 from retinue.protocol.errors import ControllerError
 
 log = structlog.get_logger()
@@ -81,7 +82,11 @@ class LibvirtBackend:
         kind = KINDS[config.vm.accelerator if config.vm is not None else "tcg"]
         self.ports = DepartedVMs(folder)
         self.hypervisor = LibvirtHypervisor(
-            self._host, shared, table.control, bridge=config.bridge, kind=kind, postcopy=table.postcopy
+            *(self._host, shared, table.control),
+            bridge=config.bridge,
+            kind=kind,
+            postcopy=table.postcopy,
+            prepare_disks=overlays.prepare,
         )
         self._watching: asyncio.Task[None] | None = None
         self._catching_up: asyncio.Task[None] | None = None

@@ -289,6 +289,14 @@ class Dispatcher:
                 missed(Order.RETURN_TO_SOURCE)
         elif migration.state is MigrationState.UNDONE and vm is not None and knows and vm.incoming:
             missed(Order.ROLL_BACK)  # To the target, which has missed that the migration is off.
+        elif vm is None and self._has_a_copy_for_nothing(migration, record):
+            missed(Order.ROLL_BACK)
+
+    def _has_a_copy_for_nothing(self, migration: MigrationRecord, record: VMRecord | None) -> bool:
+        """Of a VM that is at its source, disks that the agent before this one had made for its coming."""
+        undone = migration.state is MigrationState.UNDONE and migration.target == self.server
+        stays = record is not None and record.server == migration.source != self.server
+        return undone and stays and self._disks.has(migration.vm)
 
     def _has_begun(self, migration: MigrationRecord) -> bool:
         """The migration is in a state in which this agent, as one of its ends, must have begun with it."""

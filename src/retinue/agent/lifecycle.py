@@ -205,6 +205,8 @@ class VMLifecycle(VMWorkers):
             await self._make_port(vm, pause)
 
     async def _make_port_now(self, vm: LocalVM) -> None:
+        if not self.authority.exclusive:  # The port comes with its machine, and that with its disks.
+            await self.disks.ready(vm.record, IMAGE_SECONDS)
         await self.authority.make_port(vm)
         self.note_console(vm)
         self.learn(vm, e.PortMade())

@@ -99,10 +99,8 @@ async def start(supervisor: Supervisor, topology: Topology, server: ServerPart) 
     (own / "run" / VMS).mkdir()
     name = f"{server.id}-libvirtd"
     address = str(topology.management_addresses[server.id].ip)
-    (own / "etc" / "qemu.conf").write_text(_qemu_conf(address))
-    (own / "etc" / "libvirtd.conf").write_text(
-        _libvirtd_conf(server.id, address, supervisor.logs / f"{name}.log")
-    )
+    for file, text in configuration(server.id, address, supervisor.logs / f"{name}.log").items():
+        (own / "etc" / file).write_text(text)
     pidfile = own / "run" / PIDFILE
     (own / "hosts").write_text(_hosts(topology))
     script = _script(server.id, pidfile)
@@ -113,7 +111,18 @@ async def start(supervisor: Supervisor, topology: Topology, server: ServerPart) 
     )
 
 
-def _script(node: str, pidfile: Path) -> str:
+def configuration(node: str, address: str, log: Path) -> dict[str, str]:
+    """By name, the files in /etc/libvirt of a node that is reached at this address."""
+    return {"qemu.conf": _qemu_conf(address), "libvirtd.conf": _libvirtd_conf(node, address, log)}
+
+
+def again(node: str) -> list[str]:
+    """Starts a server's libvirtd that has ended once more, as a program in the foreground."""
+    script = _script(node, folder(node) / "run" / PIDFILE, "")
+    return ["env", f"LD_PRELOAD={ensure_late_pages()}", "unshare", "--mount", "--uts", "sh", "-ec", script]
+
+
+def _script(node: str, pidfile: Path, how: str = "--daemon") -> str:
     own = folder(node)
     program = shlex.join([sys.executable, "-I", "-S", keepgroups.__file__])
     lines = [
@@ -132,7 +141,7 @@ def _script(node: str, pidfile: Path) -> str:
         f"mount --bind {own}/group /etc/group",
         # libvirt resolves host names, and the sandbox has no name server.
         f"mount --bind {own}/hosts /etc/hosts",
-        f"exec {program} libvirtd --listen --daemon --pid-file {pidfile}",
+        f"exec {program} libvirtd --listen {how} --pid-file {pidfile}",
     ]
     return "\n".join(lines)
 

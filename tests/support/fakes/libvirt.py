@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import socket
 import threading
 from collections.abc import Callable
@@ -33,6 +34,12 @@ class FakeDomain:
         self.flags = self.remaining = 0
         self.postcopy = False
         """The rest of its memory follows it; at a source, it has been told so."""
+        self.dies_before_it_runs = False
+        """At a source: the QEMU of its target, in post-copy."""
+        self.cancelled = False
+        """Its QEMU was told to cancel its migration."""
+        self.disks: list[bytes] = []
+        """At a target, what has come of disks, by connection."""
         self.rest_goes = threading.Event()
         self.rest_goes.set()
         self.asked_for = b""
@@ -56,6 +63,9 @@ class FakeDomain:
         self.asks = False
         self._wire: socket.socket | None = None
         self.uuid = ElementTree.fromstring(xml).findtext("uuid") or ""
+
+    def name(self) -> str:
+        return ElementTree.fromstring(self.xml).findtext("name") or ""
 
     def UUIDString(self) -> str:  # noqa: N802
         return self.uuid
@@ -129,7 +139,7 @@ class FakeDomain:
     def migrateGetMaxDowntime(self) -> int:  # noqa: N802
         return max(self.downtime, 300)
 
-    def migrateToURI3(self, uri: str, parameters: dict[str, str], flags: int) -> None:  # noqa: N802
+    def migrateToURI3(self, uri: str, parameters: dict[str, Any], flags: int) -> None:  # noqa: N802
         """Blocks as the real one does: opens the target, sends the memory, ends when that is answered."""
         self.moved, self.flags = True, flags
         self.sent, self.sent_all, self.looks, self.remaining = 0, -1, 1, len(self.memory)
@@ -139,13 +149,15 @@ class FakeDomain:
         self.postcopy = False
         self.moving = True  # Before anybody can see the target: the real one's job begins before that, too.
         try:
-            came = self.came = there.take_in(self)
+            came = self.came = there.take_in(self, parameters.get("destination_xml", self.xml))
         except BaseException:
             self.moving = False
             raise
         try:
             # The path is the same on all servers, each with a folder of its own behind it.
             name = Path(parameters["migrate_uri"].removeprefix("unix://")).name
+            if flags & 1 << 7:
+                self._send_disks(parameters)
             self._send(self.connection.folder / name)
             came.settled.wait(60)
             if not came.loaded:
@@ -165,6 +177,17 @@ class FakeDomain:
         there.tell(came, 4, 1)
         self.connection.domains_.remove(self)
         self.connection.tell(self, 5, 3)
+
+    def _send_disks(self, parameters: dict[str, Any]) -> None:
+        name = Path(parameters["disks_uri"].removeprefix("unix://")).name
+        for device in parameters["migrate_disks"]:
+            with socket.socket(socket.AF_UNIX) as wire:
+                wire.connect(str(self.connection.folder / name))
+                if wire.recv(100) != b"NBD":
+                    raise libvirtError("internal error: unable to execute QEMU command 'blockdev-add'")
+                wire.sendall(device.encode())
+                if wire.recv(100) != b"written":
+                    raise libvirtError(f"operation failed: migration of disk {device} failed")
 
     def _send(self, path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as self._wire:
@@ -197,6 +220,9 @@ class FakeDomain:
         """The VM stands still here, for good, and runs at the target, whose QEMU asks for what it needs."""
         self._to(3, 12, event=(3, 7))
         assert self.came is not None
+        if self.dies_before_it_runs:
+            self.came.connection.give_up(self.came)
+            raise libvirtError("internal error: qemu unexpectedly closed the monitor")
         self.came.now = (1, 10)
         self.came.connection.tell(self.came, 4, 3)
         self._send_page(wire)
@@ -292,10 +318,15 @@ class FakeConnection:
         self.tell(domain, 2, 0)
         return domain
 
-    def take_in(self, source: FakeDomain) -> FakeDomain:
+    def take_in(self, source: FakeDomain, xml: str) -> FakeDomain:
         """Open a target: its QEMU listens for its memory, and answers when it has all of it."""
         self._up()
-        came = FakeDomain(self, source.xml, (3, 2))
+        came = FakeDomain(self, xml, (3, 2))
+        if ElementTree.fromstring(xml).find("devices/disk") is not None:
+            disks = socket.socket(socket.AF_UNIX)
+            disks.bind(str(self.folder / f"{interface_ids(xml)[0]}.disks"))
+            disks.listen()
+            threading.Thread(target=self._write, args=(came, disks), daemon=True).start()
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self.folder / f"{interface_ids(source.xml)[0]}.memory"))
         listener.listen()
@@ -303,6 +334,16 @@ class FakeConnection:
         self.tell(came, 2, 1)
         threading.Thread(target=self._load, args=(came, listener, source), daemon=True).start()
         return came
+
+    def _write(self, came: FakeDomain, listener: socket.socket) -> None:
+        with listener, contextlib.suppress(OSError):
+            listener.settimeout(60)
+            while not came.settled.is_set():
+                with listener.accept()[0] as wire:
+                    wire.sendall(b"NBD")
+                    came.disks.append(wire.recv(100))
+                    wire.sendall(b"written")
+                    wire.recv(1)
 
     def _load(self, came: FakeDomain, listener: socket.socket, source: FakeDomain) -> None:
         with listener:
@@ -398,6 +439,20 @@ class FakeLibrary:
     def __init__(self) -> None:
         self.server: FakeConnection | None = FakeConnection()
         self.opened: list[str] = []
+
+    def qemuMonitorCommand(self, domain: FakeDomain, text: str, flags: int) -> str:  # noqa: N802
+        """Of the module `libvirt_qemu`."""
+        assert flags == 0
+        match json.loads(text)["execute"]:
+            case "migrate_cancel":
+                domain.cancelled = True
+            case "cont" if domain.cancelled:
+                domain.now = (1, 11)
+            case "cont":
+                return '{"error": {"desc": "Migration is not finalized yet"}}'
+            case "query-status":
+                return json.dumps({"return": {"running": domain.now[0] == 1}})
+        return '{"return": {}}'
 
     def open(self, uri: str) -> Any:
         self.opened.append(uri)

@@ -208,6 +208,17 @@ def test_a_vms_disks_go_with_it_and_not_before(known: bool) -> None:
     run(story())
 
 
+@pytest.mark.parametrize("server", ["server1", "server2"])
+async def test_what_an_agent_that_died_had_made_for_a_vm_that_stays_at_its_source_goes(server: str) -> None:
+    """Its order to undo came to nobody; what a VM has that is registered here is never taken for that."""
+    async with bench_up() as bench:
+        disks = FakeDisks(bench, target=True)
+        disks.here = True
+        vm = VMRecord(WEB.id, WEB.mac, server, VMState.RUNNING)
+        await bench.catch_up("server2", bench.migration("undone"), vms=(vm,))
+        assert disks.removed == (["web"] if server == "server1" else [])
+
+
 @pytest.mark.parametrize("order", [e.RollBackAtTarget("migration-1"), e.FreeSource("migration-1")])
 def test_no_order_takes_the_disks_of_a_vm_that_runs_here(order: e.Order) -> None:
     async def story() -> None:

@@ -104,7 +104,8 @@ class SourceEnd:
             more: dict[str, Any] = {}
             if self._authority.prepares_source:
                 more["opened"] = lambda: _until_copy_is_ordered(vm)
-            if machine.spec.private_disks:
+            # A manager's machine may have been made by an agent before this one: it knows its disks itself.
+            if machine.spec.private_disks or self._authority.prepares_source:
                 more["open_disk"] = self._disk_opener(migration)
             divert = None if vm.by_hand else self._divert_for(vm, migration)
             channel.compress = migration.compress

@@ -7,6 +7,7 @@ for calls from other threads. A connection that broke is made again, by whoever 
 
 import asyncio
 import contextlib
+import json
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -19,6 +20,7 @@ from retinue.host.errors import HostError
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.libvirt.domain_xml import Interface, interfaces, vlan_filters, vm_ids
 from retinue.hypervisor.libvirt.events import Lifecycle, kind_of
+from retinue.hypervisor.throttle import Throttle
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
 
 THREADS = 64
@@ -29,7 +31,8 @@ KEEPALIVE = (5, 3)
 """Seconds between questions whether libvirtd is still there, and how many may stay without an answer."""
 STATE_RUNNING, STATE_PAUSED = 1, 3
 """virDomainState."""
-LACKS_MEMORY = frozenset({(1, 10), (1, 11), (3, 12), (3, 13)})
+STOPPED_FOR_POSTCOPY = frozenset({(STATE_PAUSED, 12), (STATE_PAUSED, 13)})
+LACKS_MEMORY = STOPPED_FOR_POSTCOPY | {(STATE_RUNNING, 10), (STATE_RUNNING, 11)}
 """States with their reasons (virDomainRunningReason, virDomainPausedReason): in post-copy, or that failed."""
 LIFECYCLE, REBOOT, DEVICE_REMOVED, DEVICE_ADDED = 0, 1, 15, 19
 """virDomainEventID."""
@@ -58,6 +61,13 @@ def bindings() -> Any:
         ) from error
     _run_events(libvirt)
     return libvirt
+
+
+def monitor_command() -> Any:
+    """The function of the module `libvirt_qemu`, which comes with `libvirt`."""
+    from libvirt_qemu import qemuMonitorCommand
+
+    return qemuMonitorCommand
 
 
 class Known(NamedTuple):
@@ -97,17 +107,28 @@ def in_use() -> bool:
 
 
 class LibvirtHost:
-    """A server's libvirtd. `name` is the server's, for messages; `library` is for tests."""
+    """A server's libvirtd. `name` is the server's, for messages; `library` is for tests. `ids_of` reads from
+    a domain's XML by which ids it is known."""
 
-    def __init__(self, name: str, uri: str, library: Any = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        uri: str,
+        library: Any = None,
+        ids_of: Callable[[str], tuple[str, ...]] = vm_ids,
+    ) -> None:
         self.name = name
         self.uri = uri
         self._given = library
+        self._ids_of = ids_of
         self._connection: Any = None
         self._making = asyncio.Lock()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"libvirt {name}")
         self.lost: set[str] = set()
         """VMs that we end because their memory does not come: they have crashed, were not switched off."""
+        self.kept: dict[str, Throttle] = {}
+        """By VM, the stream of one that was stopped here for post-copy, and may yet be given back
+        (`undoing`)."""
         self._known: dict[str, Known] = {}
         """What is read of domains, by the domain's UUID, from its start to its end: one that has gone tells
         nothing any more, and one that is started again, or gets other devices, may have others."""
@@ -140,6 +161,14 @@ class LibvirtHost:
             return await asyncio.get_running_loop().run_in_executor(self._threads, what, *arguments)
         except library.libvirtError as error:
             raise HypervisorError(f"server {self.name}, libvirt: {error}") from error
+
+    async def monitor(self, domain: Any, command: str) -> Any:
+        """What the domain's QEMU answers to a command without arguments. Raises HypervisorError."""
+        ask = getattr(self.library, "qemuMonitorCommand", None) or monitor_command()
+        answer = json.loads(await self._in_thread(ask, domain, json.dumps({"execute": command}), 0))
+        if "return" not in answer:
+            raise HypervisorError(f"server {self.name}, QEMU: {command}: {answer.get('error')}")
+        return answer["return"]
 
     @contextlib.asynccontextmanager
     async def apart(self, domain: Any) -> AsyncIterator[Any]:
@@ -193,7 +222,7 @@ class LibvirtHost:
         if anew or not known.ids:
             with contextlib.suppress(self.library.libvirtError):
                 xml = domain.XMLDesc(0)
-                known = self._known[key] = Known(vm_ids(xml), vlan_filters(xml))
+                known = self._known[key] = Known(self._ids_of(xml), vlan_filters(xml))
         return known
 
     def forget(self, domain: Any) -> None:
@@ -306,6 +335,8 @@ class LibvirtHost:
         return found
 
     async def close(self) -> None:
+        for stream in self.kept.values():
+            stream.close()
         if self._connection is not None:
             with contextlib.suppress(HostError):
                 await self.call(self._connection.close)

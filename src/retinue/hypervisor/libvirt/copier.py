@@ -51,6 +51,10 @@ class LibvirtCopier:
             mbps=job.get("memory_bps", 0) / MEGABIT,
         )
 
+    async def disks_remaining(self) -> int:
+        """Bytes of the VM's disks that have yet to be copied, before its memory."""
+        return int((await self._host.call(self._domain.jobStats)).get("disk_remaining", 0))
+
     async def _is_paused(self) -> bool:
         """libvirt tells of it by an event, too (`LibvirtOutgoing.hear`), and each question takes a while."""
         if time.monotonic() - self._asked_at < LOOK_SECONDS:

@@ -1,4 +1,4 @@
-"""The folder that libvirt's QEMUs on one server share with us: consoles of our VMs, and sockets for memory.
+"""The folder that libvirt's QEMUs on one server share with us: VMs' consoles, sockets for memory and disks.
 
 Beside a migration's source we listen on a socket, to which libvirtd connects for its QEMU; at the target its
 QEMU listens on a socket of the same path, to which we connect. So the folder must have the same path on all
@@ -11,6 +11,7 @@ import contextlib
 import os
 import pwd
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ FOLDER_MODE, SOCKET_MODE = 0o750, 0o600
 
 @dataclass(frozen=True)
 class Memory:
-    """The socket through which a VM's memory passes on this server."""
+    """The socket through which a VM's memory, or the content of its disks, passes on this server."""
 
     inside: Path
     """As libvirt sees it."""
@@ -31,8 +32,8 @@ class Memory:
     """As we see it."""
     user: int | None
 
-    def listen(self) -> socket.socket:
-        """For the source's libvirtd to connect to. Raises HypervisorError."""
+    def listen(self, waiting: int = 1) -> socket.socket:
+        """For the source's libvirtd, or its QEMU, to connect to, so many at once. Raises HypervisorError."""
         self.clear()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -44,11 +45,11 @@ class Memory:
                 os.umask(before)
             if self.user is not None:
                 os.chown(self.outside, self.user, -1, follow_symlinks=False)
-            listener.listen(1)
+            listener.listen(waiting)
             listener.setblocking(False)
         except OSError as error:
             listener.close()
-            raise HypervisorError(f"{self.outside}: memory cannot be taken from libvirt: {error}") from error
+            raise HypervisorError(f"{self.outside}: nothing can be taken from libvirt: {error}") from error
         return listener
 
     async def connect(self) -> socket.socket:
@@ -59,9 +60,7 @@ class Memory:
             await asyncio.get_running_loop().sock_connect(stream, str(self.outside))
         except OSError as error:
             stream.close()
-            raise HypervisorError(
-                f"{self.outside}: libvirt's QEMU does not take the memory in: {error}"
-            ) from error
+            raise HypervisorError(f"{self.outside}: libvirt's QEMU takes in nothing: {error}") from error
         return stream
 
     def clear(self) -> None:
@@ -88,8 +87,23 @@ class Folder:
         except OSError as error:
             raise HypervisorError(f"{self.outside}: no folder for libvirt's VMs: {error}") from error
 
+    def give(self, paths: Sequence[Path]) -> None:
+        """Make files the user's whose QEMUs are. Raises HypervisorError."""
+        if (number := self._number()) is None:
+            return
+        for path in paths:
+            try:
+                os.chown(path, number, -1, follow_symlinks=False)
+            except OSError as error:
+                raise HypervisorError(f"{path} cannot be given to {self.user}: {error.strerror}") from error
+
     def memory(self, vm: str) -> Memory:
-        name = f"{vm}.memory"
+        return self._meeting(f"{vm}.memory")
+
+    def disks(self, vm: str) -> Memory:
+        return self._meeting(f"{vm}.disks")
+
+    def _meeting(self, name: str) -> Memory:
         for path in (self.inside / name, self.outside / name):
             check_socket_path(path)
         return Memory(self.inside / name, self.outside / name, self._number())

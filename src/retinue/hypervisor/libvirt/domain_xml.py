@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 from retinue.core.limits import MOST_ADDRESSES, MOST_NICS
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.interface import NICSpec, VMSpec
+from retinue.hypervisor.libvirt.disks_xml import disk_element
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 """Of what libvirt hands to QEMU as it is (its drvqemu page)."""
@@ -65,8 +66,9 @@ def domain_xml(
     kind: str = "qemu",
     emulator: str = "/usr/bin/qemu-system-x86_64",
 ) -> str:
-    """A domain with its interfaces and two serial ports, booted from its kernel. `kind`: "qemu", or "kvm".
+    """A domain with its disks, interfaces and two serial ports, booted from its kernel.
 
+    `kind`: "qemu", or "kvm".
     libvirt makes each tap, named as its NIC says, and its port in the bridge. Raises HypervisorError.
     """
     id = interface_id(spec.id)
@@ -87,8 +89,10 @@ def domain_xml(
     devices = _add(domain, "devices")
     _add(devices, "emulator", emulator)
     # By number: one without would be taken for the first, which is the machine's own (pcie-root).
-    for number in range(1, 1 + min(MOST_NICS, len(spec.nics) + SPARE_PLACES)):
+    places = min(MOST_NICS, len(spec.nics) + SPARE_PLACES) + len(spec.disks)
+    for number in range(1, 1 + places):
         _add(devices, "controller", type="pci", model="pcie-root-port", index=str(number))
+    devices.extend(disk_element(disk) for disk in spec.disks)
     for nic in spec.nics:
         interface = interface_element(nic, bridge)
         _add(interface, "alias", name=_alias(nic))
@@ -206,6 +210,29 @@ def vm_ids(xml: str) -> tuple[str, ...]:
         return ids
     uuid = ElementTree.fromstring(xml).findtext("uuid", "")
     return (uuid,) if uuid in ids else ids
+
+
+def uuids(xml: str) -> tuple[str, ...]:
+    """A domain's own id, whatever its interfaces are plugged into."""
+    try:
+        found = ElementTree.fromstring(xml).findtext("uuid", "")
+    except ElementTree.ParseError:
+        return ()
+    return (found,) if found else ()
+
+
+def macs_at_taps(xml: str) -> tuple[tuple[str, str], ...]:
+    """The MAC and the tap of each interface of a running domain, whatever it is plugged into."""
+    try:
+        domain = ElementTree.fromstring(xml)
+    except ElementTree.ParseError:
+        return ()
+    found = []
+    for interface in domain.iterfind("devices/interface"):
+        mac, target = interface.find("mac"), interface.find("target")
+        if mac is not None and target is not None:
+            found.append((mac.get("address", ""), target.get("dev", "")))
+    return tuple(one for one in found[:MOST_NICS] if all(one))
 
 
 def vlan_filters(xml: str) -> tuple[str, ...]:

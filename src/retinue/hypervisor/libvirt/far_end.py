@@ -8,6 +8,7 @@ from retinue.core.migration.copying import Postcopy
 from retinue.host.errors import HostError
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.libvirt.directory import Memory
+from retinue.hypervisor.libvirt.disks_xml import DiskFiles, said_files
 from retinue.hypervisor.libvirt.migration_uri import accepted
 from retinue.hypervisor.memory_channel import Channel
 from retinue.hypervisor.throttle import Throttle
@@ -29,6 +30,8 @@ class FarEnd:
         """Why the target's agent takes no part any more."""
         self.runs: asyncio.Future[float] = loop.create_future()
         """Since when the VM runs there."""
+        self.files: dict[int, DiskFiles] = {}
+        """By number, where the VM's private disks are there."""
         self.asks_on = False
         """QEMU there has questions even when the VM runs: post-copy."""
         self.throttle: Throttle | None = None
@@ -51,6 +54,7 @@ class FarEnd:
                 f"the target takes the memory in at {message.get('memory')}, and here it is sent to "
                 f"{memory.inside}: [libvirt] folder must be the same on both servers"
             )
+        self.files = said_files(message.get("disks", []))
         if how is not Postcopy.NEVER and message.get("postcopy") is not True:
             if how is Postcopy.REQUIRED:
                 raise HypervisorError("post-copy was asked for, and the target says that it cannot")

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -40,14 +40,21 @@ from retinue.hypervisor.interface import (
     ignore,
 )
 from retinue.hypervisor.libvirt import postcopy
-from retinue.hypervisor.libvirt.connection import LACKS_MEMORY, STATE_PAUSED, STATE_RUNNING, LibvirtHost
+from retinue.hypervisor.libvirt.connection import (
+    LACKS_MEMORY,
+    STATE_PAUSED,
+    STATE_RUNNING,
+    STOPPED_FOR_POSTCOPY,
+    LibvirtHost,
+)
 from retinue.hypervisor.libvirt.directory import Folder
+from retinue.hypervisor.libvirt.disk_copies import DiskCopies, take_disk
 from retinue.hypervisor.libvirt.domain_xml import domain_xml, interfaces_with_link, taps
 from retinue.hypervisor.libvirt.incoming import LibvirtIncoming
 from retinue.hypervisor.libvirt.nics import AFFECT_LIVE, set_nics
 from retinue.hypervisor.libvirt.outgoing import LibvirtOutgoing
+from retinue.hypervisor.libvirt.undoing import take_back
 from retinue.hypervisor.memory_channel import Channel
-from retinue.hypervisor.paths import MachineFiles
 from retinue.protocol.hypervisor_events import HypervisorEvent
 
 START_PAUSED = 1
@@ -56,6 +63,8 @@ PAUSED_MIGRATION = 2
 """virDomainPausedReason: on a source, stopped by a migration; on a target, not there yet."""
 POSTCOPY_FAILED = (STATE_PAUSED, 13)
 """The same with its state: on a source, when the VM runs elsewhere, or nowhere any more."""
+GIVEN_BACK = (STATE_RUNNING, 11)
+"""VIR_DOMAIN_RUNNING_POSTCOPY_FAILED, at a source: see `undoing`."""
 MIGRATION_OUT = 5
 """virDomainJobOperation."""
 LOOK_SECONDS = 0.05
@@ -64,18 +73,22 @@ CALL_OFF_LIMIT = 10.0
 log = structlog.get_logger()
 
 
+class PrepareDisks(Protocol):
+    """Sees that a VM's disks are on this server: `anew`, as at a migration's target, its private ones are
+    empty over their bases. Raises HypervisorError."""
+
+    async def __call__(self, spec: VMSpec, *, anew: bool) -> None: ...
+
+
 class LibvirtMachine:
     """A VM on one server, or one that is incoming there."""
 
-    def __init__(
-        self, host: LibvirtHost, spec: VMSpec, files: MachineFiles, user: str, *, postcopy: bool = False
-    ) -> None:
+    def __init__(self, host: LibvirtHost, spec: VMSpec, folder: Folder, *, postcopy: bool = False) -> None:
         self._host = host
         self._offers_postcopy = postcopy
         self._spec = spec
-        self.files = files
-        self._user = user
-        """Whose libvirt's QEMUs are."""
+        self._folder = folder
+        self.files = folder.files(spec.id)
         self.expects_postcopy = False
 
     @property
@@ -103,8 +116,12 @@ class LibvirtMachine:
         return tuple(await self._host.call((await self.domain()).state)) == POSTCOPY_FAILED
 
     async def resume(self) -> None:
-        if await self.state() is not RunState.RUNNING:
-            await self._host.call((await self.domain()).resume)
+        domain = await self.domain()
+        found = tuple(await self._host.call(domain.state))
+        if found in STOPPED_FOR_POSTCOPY:
+            await take_back(self._host, domain, self.spec.id)
+        elif found[0] != STATE_RUNNING:
+            await self._host.call(domain.resume)
 
     async def expect_postcopy(self) -> None:
         if not self._offers_postcopy:
@@ -112,14 +129,16 @@ class LibvirtMachine:
                 f"server {self._host.name} takes no VM by post-copy: its agent's configuration has no "
                 "`postcopy = true` in [libvirt]"
             )
-        await postcopy.check(postcopy.probe(self._user))
+        await postcopy.check(postcopy.probe(self._folder.user))
         self.expects_postcopy = True
 
     def hold_frames(self) -> None:
         """Its process is libvirt's, and there is none before the source opens it."""
 
     async def take_disk(self, number: int, channel: Channel) -> None:
-        raise HypervisorError(f"VM {self.spec.id}: libvirt's VMs have no disks of ours")
+        if number not in (disk.number for disk in self.spec.private_disks):
+            raise HypervisorError(f"VM {self.spec.id} has no private disk {number}")
+        await take_disk(self._folder.disks(self.spec.id), channel)
 
     async def waiting(self) -> int:
         waiting = 0
@@ -172,7 +191,7 @@ class LibvirtHypervisor:
 
     `control` is how other servers' libvirts reach this one. `kind` is "qemu", or "kvm". `drain` returns when
     nothing is on its way any more to a VM with these taps; `holders` are the processes that have them open.
-    `postcopy`: VMs may come here by it.
+    `postcopy`: VMs may come here by it. `prepare_disks` makes what a VM's disks need on this server.
     """
 
     def __init__(
@@ -186,6 +205,7 @@ class LibvirtHypervisor:
         postcopy: bool = False,
         drain: Callable[[Sequence[str], Holders], Awaitable[None]] = drain,
         holders: Callable[[Sequence[str]], Holders] = holders_of,
+        prepare_disks: PrepareDisks | None = None,
     ) -> None:
         self.host = host
         self._folder = folder
@@ -195,6 +215,7 @@ class LibvirtHypervisor:
         self._postcopy = postcopy
         self._drain = drain
         self._holders = holders
+        self._prepare_disks = prepare_disks
         self._incoming: dict[str, asyncio.Queue[HypervisorEvent]] = {}
         """By VM, the events of libvirt about those that are incoming here."""
         self._outgoing: dict[str, LibvirtOutgoing] = {}
@@ -208,6 +229,7 @@ class LibvirtHypervisor:
                     f"VM {spec.id}: the agent of {self.host.name} is not told how VMs are made ([vm]), and "
                     "nobody else has made it"
                 )
+            await self._disks_of(spec, anew=False)
             xml = domain_xml(spec, self._folder.consoles(spec.id), bridge=self._bridge, kind=self._kind)
             connection = await self.host.connection()
             await self.host.call(connection.createXML, xml, START_PAUSED)
@@ -215,11 +237,6 @@ class LibvirtHypervisor:
 
     async def start(self, spec: VMSpec, on_event: OnEvent = ignore) -> LibvirtMachine:
         """Boot a VM, or start one that is plugged."""
-        if spec.disks:
-            raise HypervisorError(
-                f"VM {spec.id} has disks, which we give to no VM under libvirt yet: register it at a server "
-                "whose agent runs QEMU itself, or without disks"
-            )
         machine = await self.plug(spec)
         await machine.resume()
         on_event(Started(spec.id, time.time()))
@@ -249,12 +266,13 @@ class LibvirtHypervisor:
     # ---- a migration ----
 
     async def open_target(self, spec: VMSpec, on_event: OnEvent = ignore) -> LibvirtMachine:
-        """libvirt opens it, when the source begins."""
+        """libvirt opens it, when the source begins; what its disks need is there before."""
         if not self._control:
             raise HypervisorError(
                 f"server {self.host.name} does not accept incoming migrations: its agent is not told "
                 "how other servers' libvirts reach this one ([libvirt] control)"
             )
+        await self._disks_of(spec, anew=True)
         return self._machine(spec)
 
     async def run_outgoing(
@@ -272,7 +290,9 @@ class LibvirtHypervisor:
         how = Postcopy.NEVER if divert is None else options.postcopy
         try:
             domain, memory = await source.domain(), self._folder.memory(vm)
-            names = await self._taps(domain)
+            await _check_that_it_may_go(self.host, domain, vm)
+            xml = await self.host.call(domain.XMLDesc, 0)
+            names, disks = taps(xml), DiskCopies(xml, self._folder.disks(vm), open_disk)
             # Known beforehand: every process of the server is looked at for it.
             holders = {} if divert is None else await asyncio.to_thread(self._holders, names)
         except BaseException as error:
@@ -283,7 +303,7 @@ class LibvirtHypervisor:
         async def drain_taps(nothing_comes: bool) -> None:
             await self._drain(names, holders if nothing_comes else {})
 
-        own = (channel, memory, self._control, on_event, drain_taps, holders, wanted_downtime, how)
+        own = (channel, memory, self._control, on_event, drain_taps, holders, wanted_downtime, how, disks)
         self._outgoing[vm] = outgoing = LibvirtOutgoing(self.host, domain, vm, names, *own)
         try:
             return await outgoing.run(divert, opened)
@@ -298,7 +318,9 @@ class LibvirtHypervisor:
         try:
             memory = self._folder.memory(vm)
             incoming = LibvirtIncoming(
-                self.host, vm, channel, memory, self._control, events, postcopy=target.expects_postcopy
+                *(self.host, vm, channel, memory, self._control, events),
+                postcopy=target.expects_postcopy,
+                disks=target.spec.private_disks,
             )
             return await incoming.run(on_event)
         finally:
@@ -338,9 +360,16 @@ class LibvirtHypervisor:
 
     # ---- details ----
 
+    async def _disks_of(self, spec: VMSpec, *, anew: bool) -> None:
+        if not spec.disks:
+            return
+        if self._prepare_disks is None:
+            raise HypervisorError(f"VM {spec.id} has disks, and server {self.host.name} makes none")
+        await self._prepare_disks(spec, anew=anew)
+        await asyncio.to_thread(self._folder.give, [disk.path for disk in spec.private_disks])
+
     def _machine(self, spec: VMSpec) -> LibvirtMachine:
-        files = self._folder.files(spec.id)
-        return LibvirtMachine(self.host, spec, files, self._folder.user, postcopy=self._postcopy)
+        return LibvirtMachine(self.host, spec, self._folder, postcopy=self._postcopy)
 
     async def _taps(self, domain: Any) -> tuple[str, ...]:
         return taps(await self.host.call(domain.XMLDesc, 0))
@@ -349,6 +378,16 @@ class LibvirtHypervisor:
 def _unknown(vm: str, names: Sequence[str]) -> VMSpec:
     """A VM that somebody made."""
     return VMSpec(vm, "", next(iter(names), ""), Path(), Path())
+
+
+async def _check_that_it_may_go(host: LibvirtHost, domain: Any, vm: str) -> None:
+    """Raises HypervisorError for a VM that was taken back from post-copy: libvirt (9.0) has the job of that
+    migration open until the domain ends."""
+    if tuple(await host.call(domain.state)) == GIVEN_BACK:
+        raise HypervisorError(
+            f"VM {vm} was taken back from a migration by post-copy that failed, and libvirt on {host.name} "
+            f"moves it no more: stop it, without its guest (`retinue vm stop {vm} --hard`), and start it anew"
+        )
 
 
 async def _runs(machine: LibvirtMachine) -> bool:

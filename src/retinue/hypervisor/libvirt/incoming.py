@@ -8,6 +8,8 @@ runs.
 In post-copy libvirt runs it before that, with some of its memory still at the source: we say so, pass QEMU's
 questions for it out, and end a VM whose memory does not come.
 
+A libvirtd that is away ends no VM: in post-copy it is waited for, and asked.
+
 When something fails before the VM runs we hang up, which is enough: QEMU then fails, or libvirt has it all
 and decides. What it decided is asked for before anything is told.
 """
@@ -16,15 +18,18 @@ import asyncio
 import contextlib
 import socket
 import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import structlog
 
 from retinue.host.errors import HostError
 from retinue.hypervisor.aio import close_socket, first_of, run_to_completion, unless, value
 from retinue.hypervisor.errors import HandedOverError, HypervisorError
-from retinue.hypervisor.interface import OnEvent, Resumed
+from retinue.hypervisor.interface import DiskSpec, OnEvent, Resumed
 from retinue.hypervisor.libvirt.connection import LACKS_MEMORY, STATE_RUNNING, LibvirtHost
 from retinue.hypervisor.libvirt.directory import Memory
+from retinue.hypervisor.libvirt.disks_xml import files_of
 from retinue.hypervisor.memory_channel import Channel
 from retinue.hypervisor.rest_of_memory import STALL_LIMIT
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
@@ -35,11 +40,19 @@ RUN_LIMIT = 30.0
 """Seconds from the memory's end until the VM runs."""
 SETTLE_LIMIT = 10.0
 """Seconds for libvirt to decide a migration that has failed; a target that waits still is ended then."""
-LOOK_SECONDS = 0.05
-"""Between two looks, besides libvirt's own events."""
+AWAY_LIMIT = 120.0
+"""Seconds that a libvirtd which is away is waited for: what became of a VM in post-copy it alone knows."""
+LOOK_SECONDS, AGAIN_SECONDS = 0.05, 0.5
+"""Between two looks, besides libvirt's own events; and between two attempts to reach a libvirtd."""
 READ_BYTES = 1 << 16
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
+
+
+class _AwayError(HypervisorError):
+    """libvirtd does not come back."""
 
 
 class LibvirtIncoming:
@@ -55,13 +68,16 @@ class LibvirtIncoming:
         events: "asyncio.Queue[HypervisorEvent]",
         *,
         postcopy: bool = False,
+        disks: Sequence[DiskSpec] = (),
     ) -> None:
+        """`disks`: the VM's private ones."""
         self._host = host
         self._vm = vm
         self._channel = channel
         self._memory = memory
         self._control = control
         self._events = events
+        self._disks = disks
         self._postcopy = postcopy
         """This server can run a VM before all of its memory is there."""
         self._ran = False
@@ -122,8 +138,10 @@ class LibvirtIncoming:
             try:
                 await unless(self._ended, value(receiving))
                 await unless(self._ended, self._whole())
+            except _AwayError:
+                raise  # It may have it all.
             except BaseException:
-                await self._end_what_lacks_memory()
+                await self._patiently(self._end_what_lacks_memory)
                 raise
         return at
 
@@ -132,7 +150,11 @@ class LibvirtIncoming:
     async def _open(self) -> None:
         self._memory.clear()
         await self._channel.send_message(
-            "target", control=self._control, memory=str(self._memory.inside), postcopy=self._postcopy
+            "target",
+            control=self._control,
+            memory=str(self._memory.inside),
+            postcopy=self._postcopy,
+            disks=files_of(self._disks),
         )
         try:
             async with asyncio.timeout(OPEN_LIMIT):
@@ -204,12 +226,23 @@ class LibvirtIncoming:
     async def _whole(self) -> None:
         """Return when libvirt says that it lacks nothing any more."""
         until = time.monotonic() + RUN_LIMIT
-        while (found := await self._state_and_reason()) in LACKS_MEMORY:
+        while (found := await self._patiently(self._state_and_reason)) in LACKS_MEMORY:
             if time.monotonic() > until:
                 raise HypervisorError(f"libvirt does not say within {RUN_LIMIT:.0f} s that all of it is here")
             await asyncio.sleep(LOOK_SECONDS)
         if found is None:
             raise HypervisorError("libvirt has ended it")
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What libvirt says, where libvirtd is away as soon as it is back. Raises _AwayError."""
+        until = time.monotonic() + AWAY_LIMIT
+        while True:
+            try:
+                return await ask()
+            except HostError as error:
+                if time.monotonic() > until:
+                    raise _AwayError(f"libvirt says nothing of it for {AWAY_LIMIT:.0f} s: {error}") from error
+                await asyncio.sleep(AGAIN_SECONDS)
 
     async def _end_what_lacks_memory(self) -> None:
         """A guest that waits for memory that never comes cannot be told from one that has crashed."""
@@ -245,8 +278,10 @@ class LibvirtIncoming:
         """
         self._hang_up()
         until = time.monotonic() + SETTLE_LIMIT
+        in_postcopy = self._in_postcopy.done()
         while True:
-            found = await self._state_and_reason()
+            ask = self._state_and_reason
+            found = await (self._patiently(ask) if in_postcopy else ask())
             if found is None:
                 return None
             if found in LACKS_MEMORY:

@@ -26,7 +26,6 @@ import contextlib
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from enum import Enum, auto
 from typing import Any, TypeVar
 
 import structlog
@@ -45,11 +44,13 @@ from retinue.hypervisor.interface import (
     RunsElsewhere,
     Stopped,
 )
-from retinue.hypervisor.libvirt import postcopy
+from retinue.hypervisor.libvirt import disk_copies, postcopy
 from retinue.hypervisor.libvirt.connection import LACKS_MEMORY, STATE_RUNNING, LibvirtHost
 from retinue.hypervisor.libvirt.copier import LibvirtCopier, qemu_end
 from retinue.hypervisor.libvirt.directory import Memory
+from retinue.hypervisor.libvirt.disk_copies import DiskCopies
 from retinue.hypervisor.libvirt.far_end import FarEnd
+from retinue.hypervisor.libvirt.undoing import Outcome, reason_of
 from retinue.hypervisor.memory_channel import Channel
 from retinue.hypervisor.passes import HELD_BACK, UNBOUNDED_DOWNTIME, Passes
 from retinue.hypervisor.rest_of_memory import STEP, send_the_rest
@@ -65,6 +66,8 @@ HELD_BACK_UNSEEN = 8 << 20
 had."""
 OPEN_LIMIT = 30.0
 RECOVERY_LIMIT = 10.0
+DISKS_LIMIT = 2.0
+"""Seconds for the copies of disks to end, when they are called off, before their connections do."""
 WORD_LIMIT = 2.0
 """Seconds for the target's message that the VM runs, once libvirt here has reported the migration done."""
 
@@ -74,15 +77,6 @@ T = TypeVar("T")
 
 Drain = Callable[[bool], Awaitable[None]]
 """Returns when the VM has been given all that comes for it. True: nothing more comes, see Divert."""
-
-
-class Outcome(Enum):
-    """How libvirt's migration ended."""
-
-    STAYS = auto()
-    MIGRATED = auto()
-    UNKNOWN = auto()
-    """libvirt here cannot be asked, or has the VM no more."""
 
 
 class LibvirtOutgoing:
@@ -102,6 +96,7 @@ class LibvirtOutgoing:
         holders: Holders,
         wanted_downtime: float,
         how: Postcopy,
+        disks: DiskCopies,
     ) -> None:
         self._host = host
         self._domain = domain
@@ -110,9 +105,11 @@ class LibvirtOutgoing:
         self._taps = taps
         self._holders = holders
         self._wanted = wanted_downtime
-        self._how = how
-        self._in_postcopy = False
-        """From here on there is no way back: see `_by_postcopy`."""
+        self._how = Postcopy.NEVER if disks else how
+        self._disks = disks
+        self._in_postcopy = self._kept = False
+        """From here on libvirt takes nothing back: see `_by_postcopy`; and the stream is left open for who
+        takes the VM back all the same: see `undoing`."""
         self._channel = channel
         self._memory = memory
         self._own_control = own_control
@@ -145,26 +142,27 @@ class LibvirtOutgoing:
             where = (self._memory, self._own_control, self._how)
             control, self._how = await self._far.where_to(*where)
             hearing = asyncio.create_task(self._far.hear(), name=f"answers about {self._vm}")
-            await self._open(control)
-            if opened is not None:
-                await self._unless_failed(opened())
-            async with asyncio.timeout(self._limit):
-                await self._copy(divert)
-            return await self._result()
+            with self._disks:
+                await self._open(control, opened)
+                async with asyncio.timeout(self._limit):
+                    await self._copy(divert)
+                return await self._result()
         except BaseException as error:
             return await self._after(error)
         finally:
             if hearing is not None:
                 hearing.cancel()
                 await asyncio.gather(hearing, return_exceptions=True)
-            self._hang_up()
+            if not self._kept:
+                self._hang_up()
             await self._channel.close()
 
     async def _after(self, error: BaseException) -> MigrationResult:
         """Call the migration off, as far as that is possible, and tell how it is now."""
         expected = isinstance(error, (HostError, TimeoutError, OSError))
-        reason = _reason(error, self._limit)
+        reason = reason_of(error, self._limit)
         outcome = await run_to_completion(self._call_off())
+        self._keep_what_may_be_given_back(outcome)
         if outcome is Outcome.STAYS:
             self._on_event(MigrationFailed(self._vm, time.time(), reason, source_runs=True))
             if expected:
@@ -187,7 +185,14 @@ class LibvirtOutgoing:
         if not task.done():
             with contextlib.suppress(HostError):
                 await self._host.call(self._domain.abortJob)
-        self._hang_up()
+        if self._may_be_given_back and self._throttle is not None:
+            self._throttle.keep_open()
+        else:
+            self._hang_up()
+        if self._disks:
+            # Where there is somebody at the other end, the copies end in order.
+            await asyncio.wait({task}, timeout=DISKS_LIMIT)
+            self._disks.hang_up()
         await asyncio.wait({task}, timeout=RECOVERY_LIMIT)
         if not task.done():
             return Outcome.UNKNOWN
@@ -205,6 +210,16 @@ class LibvirtOutgoing:
             return Outcome.UNKNOWN
         return Outcome.STAYS
 
+    @property
+    def _may_be_given_back(self) -> bool:
+        """It was stopped for post-copy, and nobody says that it has run at the target."""
+        return self._in_postcopy and not self._far.runs.done()
+
+    def _keep_what_may_be_given_back(self, outcome: Outcome) -> None:
+        if self._may_be_given_back and outcome is Outcome.UNKNOWN and self._throttle is not None:
+            self._kept = True
+            self._host.kept[self._vm] = self._throttle
+
     async def _result(self) -> MigrationResult:
         """libvirt here learns that the VM runs after the target's does, whose message has the time of it."""
         await asyncio.wait({self._far.runs}, timeout=WORD_LIMIT)
@@ -219,24 +234,35 @@ class LibvirtOutgoing:
 
     # ---- the target ----
 
-    async def _open(self, control: str) -> None:
-        """Return when the target is open, its port plugged in, and the source ready to send."""
+    async def _open(self, control: str, opened: Opened | None) -> None:
+        """Return when the target is open, its port plugged in, its disks the same, and the source ready to
+        send what it may."""
         with self._memory.listen() as listener:
             self._downtime = await self._host.call(self._domain.migrateGetMaxDowntime)
             await self._copier.set_downtime_limit(0)
             self._began = time.time()
             self._libvirt = asyncio.create_task(self._by_libvirt(control), name="libvirt's migration")
+            accepting = asyncio.ensure_future(asyncio.get_running_loop().sock_accept(listener))
             try:
-                async with asyncio.timeout(OPEN_LIMIT):
-                    accepting = asyncio.get_running_loop().sock_accept(listener)
-                    stream, _ = await self._unless_failed(accepting)
-            except TimeoutError:
-                raise HypervisorError(f"libvirt did not open the target within {OPEN_LIMIT:.0f} s") from None
+                await self._is_open(self._disks.opened if self._disks else accepting)
+                await self._channel.send_message("opened")
+                if opened is not None:
+                    await self._unless_failed(opened())
+                stream, _ = await self._unless_failed(
+                    self._disks.copied(self._copier, accepting, self._on_event)
+                )
             finally:
+                accepting.cancel()
                 self._memory.clear()
         stream.setblocking(False)
         self._throttle = self._far.throttle = Throttle((stream, _nobodys()))
-        await self._channel.send_message("opened")
+
+    async def _is_open(self, sign: "asyncio.Future[Any]") -> None:
+        try:
+            async with asyncio.timeout(OPEN_LIMIT):
+                await self._unless_failed(value(sign))
+        except TimeoutError:
+            raise HypervisorError(f"libvirt did not open the target within {OPEN_LIMIT:.0f} s") from None
 
     async def _by_libvirt(self, control: str) -> None:
         flags = LIVE | PEER2PEER
@@ -246,7 +272,11 @@ class LibvirtOutgoing:
             flags |= AUTO_CONVERGE
         if self._how is not Postcopy.NEVER:
             flags |= postcopy.FLAG
-        parameters = {MIGRATE_URI: f"unix://{self._memory.inside}"}
+        parameters: dict[str, Any] = {MIGRATE_URI: f"unix://{self._memory.inside}"}
+        if self._disks:
+            flags |= disk_copies.NON_SHARED_INC
+            xml = await self._host.call(self._domain.XMLDesc, disk_copies.MIGRATABLE)
+            parameters |= self._disks.parameters(xml, self._far.files)
         async with self._host.apart(self._domain) as domain:
             await self._host.call(domain.migrateToURI3, control, parameters, flags)
 
@@ -351,10 +381,10 @@ class LibvirtOutgoing:
     async def _why_it_cannot_go_on(self, may_end: bool) -> str:
         """Returns when libvirt or the target has given up. Raises libvirt's own error, where there is one."""
         assert self._libvirt is not None
-        watched: set[asyncio.Future[Any]] = {self._libvirt, self._far.broken}
+        watched: set[asyncio.Future[Any]] = {self._libvirt, self._far.broken, self._disks.failed}
         await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
         if not self._libvirt.done():
-            return self._far.broken.result()
+            return (self._disks.failed if self._disks.failed.done() else self._far.broken).result()
         self._libvirt.result()
         if may_end:
             # libvirt has migrated the VM: nothing can fail any more, and what is left to do will be done.
@@ -367,9 +397,3 @@ def _nobodys() -> socket.socket:
     none = socket.socket(socket.AF_UNIX)
     none.close()
     return none
-
-
-def _reason(error: BaseException, limit: float) -> str:
-    if isinstance(error, TimeoutError):
-        return f"not done within {limit:.0f} s"
-    return "it was called off" if isinstance(error, asyncio.CancelledError) else str(error)

@@ -188,9 +188,9 @@ def test_what_each_event_means(event: int, detail: int, kind: EventKind | None) 
 # ---- the host ----
 
 
-async def test_a_vm_with_disks_is_refused_in_words(host: LibvirtHost, library: FakeLibrary) -> None:
+async def test_a_server_that_makes_no_disks_says_so(host: LibvirtHost, library: FakeLibrary) -> None:
     with_disks = replace(spec(), disks=(DiskSpec(1, Path("/d/overlay")),))
-    with pytest.raises(HostError, match="has disks, which we give to no VM under libvirt yet"):
+    with pytest.raises(HostError, match="has disks, and server server1 makes none"):
         await LibvirtHypervisor(host, SHARED).start(with_disks)
     assert server(library).domains_ == []
 

@@ -557,7 +557,7 @@ def test_a_user_that_is_not_there_and_a_folder_too_deep_are_said(tmp_path: Path)
 
 
 async def test_a_target_that_does_not_listen_is_said(short: Path) -> None:
-    with pytest.raises(HostError, match="does not take the memory in"):
+    with pytest.raises(HostError, match="takes in nothing"):
         await Folder(short, short).memory(ID).connect()
 
 

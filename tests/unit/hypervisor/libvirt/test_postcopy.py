@@ -9,7 +9,7 @@ from retinue.core.migration import copying
 from retinue.core.migration.copying import CopyOptions, Postcopy
 from retinue.hypervisor import HandedOverError, HypervisorError, RunsElsewhere, RunState
 from retinue.hypervisor.interface import Copying, Resumed
-from retinue.hypervisor.libvirt import outgoing, postcopy
+from retinue.hypervisor.libvirt import incoming, outgoing, postcopy
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
 from support.agents.libvirt_world import ID, LIMIT, MEMORY, RUNS
 from unit.hypervisor.libvirt.test_migration_ends import MigrationEnds, bench  # noqa: F401 - a fixture
@@ -85,6 +85,48 @@ async def test_a_vm_whose_rest_does_not_come_has_crashed_at_the_target_and_stays
             await asyncio.sleep(0.001)
     assert await bench.machine.state() is RunState.MOVED
     assert await bench.machine.is_left_over()
+
+
+async def test_a_vm_that_never_ran_at_its_target_is_taken_back(bench: MigrationEnds) -> None:  # noqa: F811
+    """libvirt would leave it paused; its QEMU, whose stream stays open, has it as it was."""
+    source = bench.domain
+    source.dies_before_it_runs = True
+    with pytest.raises(HandedOverError, match="libvirt does not tell whether it has migrated"):
+        await asyncio.wait_for(by_postcopy(bench), LIMIT)
+    assert bench.arriving is not None
+    with pytest.raises(HypervisorError) as arrived:
+        await asyncio.wait_for(asyncio.shield(bench.arriving), LIMIT)
+    assert not isinstance(arrived.value, HandedOverError), "it never ran there: so the target says"
+    assert await bench.machine.state() is RunState.MOVED
+    await bench.machine.resume()
+    assert await bench.machine.state() is RunState.RUNNING
+    with pytest.raises(HypervisorError, match=f"`retinue vm stop {ID} --hard`"):
+        await bench.migration(divert=bench.divert)
+    source.now = (3, 13)
+    with pytest.raises(HypervisorError, match=f"its stream ended with the agent.*`virsh destroy {ID}`"):
+        await bench.machine.resume()
+
+
+async def test_a_libvirtd_that_is_away_at_the_end_is_waited_for(
+    bench: MigrationEnds,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(incoming, "AGAIN_SECONDS", 0.01)
+    source = bench.domain
+    source.rest_goes.clear()
+    going = by_postcopy(bench)
+    async with asyncio.timeout(LIMIT):
+        while not any(isinstance(event, RunsElsewhere) for event in bench.events):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        bench.target.connection.alive = False
+        source.rest_goes.set()
+        await going
+        assert bench.arriving is not None
+        await asyncio.wait({bench.arriving}, timeout=0.1)
+        assert not bench.arriving.done()
+        bench.target.connection.alive = True
+        await bench.arriving
+    assert bench.target.states() == [RUNS]
 
 
 def _both(*listeners: object) -> object:

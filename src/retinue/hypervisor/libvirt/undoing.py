@@ -1,0 +1,64 @@
+"""A migration through libvirt that fails: how it has ended at its source, and what is taken back.
+
+A VM that was stopped for post-copy, and that never ran at its target, is its source's again. libvirt (9.0)
+takes nothing back from the stop on: it leaves the VM paused ("post-copy failed"), with its migration's job
+open, and resumes it at nobody's word. QEMU has it as it was until the target runs it, and runs it again when
+it is told to cancel; but only while its stream is open, so the agent keeps that (`LibvirtHost.kept`), and
+reads it for nobody. So QEMU itself is told, by libvirt's way to its monitor.
+"""
+
+import asyncio
+from enum import Enum, auto
+from typing import Any
+
+import structlog
+
+from retinue.host.errors import HostError
+from retinue.hypervisor.errors import HypervisorError
+from retinue.hypervisor.libvirt.connection import LibvirtHost
+
+RESUME_LIMIT = 10.0
+LOOK_SECONDS = 0.02
+
+log = structlog.get_logger()
+
+
+class Outcome(Enum):
+    """How libvirt's migration ended."""
+
+    STAYS = auto()
+    MIGRATED = auto()
+    UNKNOWN = auto()
+    """libvirt here cannot be asked, or has the VM no more."""
+
+
+def reason_of(error: BaseException, limit: float) -> str:
+    """Why it failed; `limit`: the seconds that it had."""
+    if isinstance(error, TimeoutError):
+        return f"not done within {limit:.0f} s"
+    return "it was called off" if isinstance(error, asyncio.CancelledError) else str(error)
+
+
+async def take_back(host: LibvirtHost, domain: Any, vm: str) -> None:
+    """Run it again here. Raises HypervisorError."""
+    stream = host.kept.pop(vm, None)
+    if stream is None:
+        raise HypervisorError(
+            f"VM {vm} was stopped for post-copy, and its stream ended with the agent that had it: QEMU on "
+            f"{host.name} runs it no more. End it (`virsh destroy {vm}`), and start it anew"
+        )
+    try:
+        async with asyncio.timeout(RESUME_LIMIT):
+            await host.monitor(domain, "migrate_cancel")
+            while not (await host.monitor(domain, "query-status"))["running"]:
+                try:
+                    await host.monitor(domain, "cont")
+                except HostError:  # The migration has not let go of the guest yet.
+                    await asyncio.sleep(LOOK_SECONDS)
+    except TimeoutError as error:
+        raise HypervisorError(
+            f"VM {vm} was stopped for post-copy, and QEMU does not run it again within {RESUME_LIMIT:.0f} s"
+        ) from error
+    finally:
+        stream.close()
+    log.warning("migration.taken_back_from_postcopy", vm=vm)
