@@ -13,6 +13,7 @@ from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology.topology import SANDBOX
 from retinue_lab.topology.topology_file import DEFAULT_FILE
 from support.lab.agent_command import Outcome, agent
+from support.lab.foreign_libvirt import LibvirtServer, libvirt_missing
 from support.lab.foreign_vm import Said
 from support.lab.frames import dhcp_type, packet
 from support.lab.snooping_network import (
@@ -169,7 +170,7 @@ bridge = ""
 plaintext = true
 
 [alone]
-qmp = ["{folder}/{node}.qm*"]
+{vms}
 snooping_table = "{table}"
 peers = {{ {peers} }}
 """
@@ -178,12 +179,13 @@ peers = {{ {peers} }}
 MANAGEMENT = {"swa": "192.0.2.1", "swb": "192.0.2.2"}
 
 
-async def agent_alone(world: SnoopingNetwork, node: str, *peers: str) -> Said:
-    """`retinue agent run` on a server of the network, ready."""
+async def agent_alone(world: SnoopingNetwork, node: str, *peers: str, libvirt: str = "") -> Said:
+    """`retinue agent run` on a server of the network, ready; `libvirt`: the URI of who runs its VMs."""
     config = world.folder / f"{node}.toml"
     named = ", ".join(f'{peer} = "{MANAGEMENT[peer]}:7800"' for peer in peers)
     values = {"node": node, "address": MANAGEMENT[node], "folder": world.folder, "peers": named}
     values["table"] = world.control(node)
+    values["vms"] = f'libvirt = "{libvirt}"' if libvirt else f'qmp = ["{world.folder}/{node}.qm*"]'
     config.write_text(CONFIGURATION.format(**values))
     argv = [sys.executable, "-P", "-m", "retinue.cli.main", "agent", "run", "--config", str(config)]
     said = await world.program(node, *argv)
@@ -290,6 +292,34 @@ async def test_a_row_that_the_switch_has_not_made_itself_is_stored(world: Snoopi
     await source_agent.until_line("binding.removed")
     assert await AdaptedTable(world.control("swa")).rows() == []
     assert await world.echo(address, 10)
+
+
+@pytest.mark.long
+async def test_an_agent_that_was_told_nothing_renews_who_arrives_by_libvirt(world: SnoopingNetwork) -> None:
+    """The same where libvirt runs the VMs: who arrives, and with which MAC at which tap, libvirt says."""
+    if missing := libvirt_missing():
+        pytest.skip(missing)
+    await management_line(world)
+    servers = [await LibvirtServer.start(world, node, MANAGEMENT[node]) for node in ("swa", "swb")]
+    source, target = servers
+    source_agent = await agent_alone(world, "swa", libvirt=source.uri)
+    target_agent = await agent_alone(world, "swb", "swa", libvirt=target.uri)
+    address = await source.create()
+    await source_agent.until_line("lease.learned")
+    (before,) = await leases(world, "swa")
+    assert (before["mac"], before["ip"], before["server"]) == (MAC, address, SERVER)
+    assert await leases(world, "swb") == []
+    at_guest = await world.capture("swb", TAP, "out")
+    await source.migrate(target)
+    bound = await world.switches["swb"].until(lambda e: e["event"] == "bound")
+    assert (bound["ip"], bound["mac"], bound["port"]) == (address, MAC, TAP)
+    assert await world.echo(address, 10)
+    await target_agent.until_line("renewal.ended")
+    (at_source,), (kept,) = await leases(world, "swa"), await leases(world, "swb")
+    assert (kept["ip"], kept["server"], kept["client_id"]) == (address, SERVER, CLIENT_ID)
+    assert kept["seconds_left"] > at_source["seconds_left"], "updated from the ACK"
+    assert [str(f) for f in at_guest.frames if dhcp_type(f.ether)] == [], "the guest must see nothing"
+    await source_agent.until_line("binding.removed")  # Its VM has gone from there, as libvirt says.
 
 
 async def management_line(world: SnoopingNetwork) -> None:

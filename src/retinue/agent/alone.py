@@ -1,6 +1,7 @@
 """The agent of a server without a controller of ours: it renews the lease of every VM that arrives.
 
-Nothing is typed. Which VMs there are, with their MACs and taps, QEMU says (`qemu_watch`); what lease each has
+Nothing is typed. Which VMs there are, with their MACs and taps, QEMU says (`qemu_watch`), or libvirt
+(`libvirt_watch`); what lease each has
 is learned from its own DHCP as that passes at its tap (`tap_watch`), and of a VM that has come from elsewhere
 from the agent there (`lease_desk`).
 
@@ -25,12 +26,13 @@ import structlog
 
 from retinue import systemd
 from retinue.agent import admin_socket
-from retinue.agent.config import AgentConfig
+from retinue.agent.config import AgentConfig, AloneTable
 from retinue.agent.migration.peer import Transfer
 from retinue.agent.renewal.lease_notes import LEASES, LeaseNotes
 from retinue.agent.renewal.renewing import InjectionError, fresh_xid
 from retinue.agent.renewal.standalone.at_tap import renew_at_tap
 from retinue.agent.renewal.standalone.lease_desk import LeaseDesk, PeersAwayError
+from retinue.agent.renewal.standalone.libvirt_watch import LibvirtWatch
 from retinue.agent.renewal.standalone.qemu_watch import ForeignNIC, QemuWatch
 from retinue.agent.renewal.standalone.rows_here import RowsHere
 from retinue.agent.renewal.standalone.rows_left import RowsLeft
@@ -38,6 +40,9 @@ from retinue.agent.renewal.standalone.snooping_table import AdaptedTable, Row, S
 from retinue.agent.renewal.tap_watch import TapWatch, WatchedTap
 from retinue.core.lease_renewal import RenewalState
 from retinue.core.model import Mac
+from retinue.hypervisor.aio import both
+from retinue.hypervisor.libvirt.connection import LibvirtHost
+from retinue.hypervisor.libvirt.domain_xml import uuids
 
 TRIES = 4
 """Renewals of one VM that has arrived, until the DHCP server answers."""
@@ -170,8 +175,7 @@ async def serve(config: AgentConfig, transfer: Transfer) -> None:
     try:
         async with admin_socket.serving(folder / admin_socket.SOCKET, None, notes):
             watch.start()
-            qemus = QemuWatch(config.alone.qmp, agent.there, agent.gone)
-            watching = asyncio.create_task(qemus.run(), name="QEMUs")
+            watching = asyncio.create_task(_watch(config.server, config.alone, agent), name="VMs")
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, watching.cancel)
             log.info("agent.ready", server=config.server, listens=transfer.address, alone=True)
@@ -184,6 +188,15 @@ async def serve(config: AgentConfig, transfer: Transfer) -> None:
         await agent.close()
         await notes.written()
         await transfer.close()
+
+
+async def _watch(server: str, alone: AloneTable, agent: AloneAgent) -> None:
+    """For ever. Raises LibvirtMissingError."""
+    watches = [QemuWatch(alone.qmp, agent.there, agent.gone).run()]
+    if alone.libvirt:
+        host = LibvirtHost(server, alone.libvirt, ids_of=uuids)
+        watches.append(LibvirtWatch(host, agent.there, agent.gone).run())
+    await both(*watches)
 
 
 __all__ = ["AloneAgent", "serve"]

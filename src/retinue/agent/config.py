@@ -58,7 +58,7 @@ class LibvirtTable(ConfigTable, frozen=True):
     user: str = ""
     """The user whose the QEMUs are; "": the agent's own."""
     postcopy: bool = False
-    """VMs may come here by post-copy, of which not all is shown yet under libvirt (docs/libvirt.md)."""
+    """VMs may come here by post-copy (docs/libvirt.md says what that needs)."""
 
 
 class ContentTable(ConfigTable, frozen=True):
@@ -117,8 +117,10 @@ class DomainTable(ConfigTable, frozen=True):
 class AloneTable(ConfigTable, frozen=True):
     """[alone]: without a controller of ours; the leases of VMs that others run are renewed as they arrive."""
 
-    qmp: list[str]
+    qmp: list[str] = []
     """QMP sockets of their QEMUs, for this agent alone; with * and ?, such as /run/vms/*.qmp."""
+    libvirt: str = ""
+    """The URI of the libvirtd that runs them, such as qemu:///system; "": none does."""
     peers: dict[str, str] = {}
     """By server, HOST:PORT of the agents from where VMs come: they know their leases."""
     snooping_table: str = ""
@@ -249,8 +251,11 @@ def _contradiction_alone(config: AgentConfig) -> str:
         return "[alone] is for servers without a controller: leave one of the two out"
     if config.vm is not None or config.libvirt is not None:
         return "[alone]: others run the VMs, so there is neither [vm] nor [libvirt]"
-    if not alone.qmp:
-        return "alone.qmp: name at least one QMP socket, such as /run/vms/*.qmp"
+    if not alone.qmp and not alone.libvirt:
+        return (
+            "alone.qmp: name at least one QMP socket, such as /run/vms/*.qmp; or a libvirtd, by "
+            'libvirt = "qemu:///system"'
+        )
     for pattern in alone.qmp:
         if not pattern.startswith("/"):
             return f"alone.qmp: {pattern!r} is not an absolute path"

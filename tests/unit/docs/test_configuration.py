@@ -37,7 +37,7 @@ def _struct(kind: Any) -> type[msgspec.Struct] | None:
     return next((k for k in kinds if isinstance(k, type) and issubclass(k, msgspec.Struct)), None)
 
 
-NEEDED_SOMETIMES = ("switch.uplink", "switch.dpid")
+NEEDED_SOMETIMES = ("switch.uplink", "switch.dpid", "alone.qmp")
 """Keys with a default that is of use to some only."""
 
 
