@@ -111,6 +111,20 @@ async def test_a_vm_that_is_off_stays_off_until_it_is_started(bench: LabBench, h
     assert (await bench.vm("vm1"))["state"] == "running"
 
 
+async def test_a_vm_that_is_off_starts_with_another_mac(bench: LabBench) -> None:
+    """Its agent keeps its port while it is off, and makes it anew; a VM that runs keeps its MAC."""
+    before, other = (await bench.vm("vm1"))["mac"], "52:54:00:99:99:01"
+    said = await bench.cli("vm", "nic", "set", "vm1", "--mac", other, fails=True)
+    assert "`retinue vm stop vm1`" in said
+    for mac in (other, before):
+        await bench.cli("vm", "stop", "vm1", "--hard", "--wait")
+        await bench.cli("vm", "nic", "set", "vm1", "--mac", mac)
+        await bench.cli("vm", "start", "vm1", "--wait")
+        await booted(bench, "vm1", 0)
+        assert (await bench.guest("vm1", "cat /sys/class/net/eth0/address")).strip() == mac
+        assert {row["mac"] for row in await bench.bindings("vm1")} == {mac}
+
+
 async def test_a_crash_is_told_apart_and_the_vm_started_again_where_it_was_asked_for(bench: LabBench) -> None:
     before = await boots(bench, "vm2")
     for vm, server, restarts in (("vm1", "server1", False), ("vm2", "server2", True)):

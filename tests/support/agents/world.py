@@ -362,17 +362,19 @@ class FakePorts:
         """How often a port cannot be removed."""
         self.bypassed: list[tuple[str, ...]] = []
         self.plugged: set[str] = set()
+        self.macs: dict[str, str] = {}
 
     async def add(self, vm: str, mac: str, owner: str = "") -> None:
         if self.broken:
             raise HypervisorError(self.broken)
         self.world.note(f"{self.server}: plug {vm} {mac}")
         self.plugged.add(vm)
+        self.macs[vm] = mac
 
     async def missing(self, vms: Mapping[str, str]) -> list[str]:
         if self.broken:
             raise HypervisorError(self.broken)
-        return [vm for vm in vms if vm not in self.plugged]
+        return [vm for vm, mac in vms.items() if vm not in self.plugged or self.macs.get(vm, mac) != mac]
 
     async def until_followed(self) -> None:
         self.followed += 1

@@ -86,6 +86,14 @@ async def test_a_vm_that_is_off_has_other_ports_and_starts_with_them(bench: TwoS
     assert bench.source.machine.spec.ports == ("tap-web", "tap-other")
 
 
+async def test_the_port_of_a_vm_that_is_off_is_made_anew_for_another_mac(bench: TwoServers) -> None:
+    await bench.after(ControllerEvent(EventType.VM_REGISTERED, vm=TWO))
+    other = replace(SECOND, mac=THIRD.mac)
+    assert await bench.after(nics(FIRST, other)) == [f"server1: plug web-2 {THIRD.mac}"]
+    await bench.after(ControllerEvent(EventType.VM_READY, vm=replace(VM, nics=[FIRST, other])))
+    assert bench.source.machine.spec.more_nics == (NICSpec("web-2", THIRD.mac, "tap-web-2", 2),)
+
+
 async def test_a_guest_that_does_not_let_go_keeps_its_port_until_it_does(bench: TwoServers) -> None:
     await running(bench)
     bench.source.machine.stuck = True

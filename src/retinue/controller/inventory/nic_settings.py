@@ -9,11 +9,12 @@ from retinue.controller.errors import RequestError, no_vm
 from retinue.controller.inventory.away import check_is_here
 from retinue.controller.lease_changes import AddressReleased
 from retinue.controller.nic_changes import named_nic, replaced
-from retinue.core.model import IP, NIC, VM, Allowed, Mac, Network, Prefix
+from retinue.core.model import IP, NIC, VM, Allowed, Mac, Network, Power, Prefix
 from retinue.core.model.network import NOTHING, Touched
 from retinue.core.pipeline.underlay import Near, underlay_of
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
+from retinue.protocol.vms import VMState
 
 
 def with_settings(vm: VM, known: VM) -> VM:
@@ -87,8 +88,9 @@ class NICSettings:
     ) -> VM:
         """Change what is given of a NIC ("": the first), and return when the switches have confirmed it.
 
-        A MAC is changed where the NIC has no port: its guest would go on with the old one. Addresses and vnet
-        are those of a VM that a manager registered and that does not migrate. Raises ModelError.
+        A MAC is changed where the NIC has no port, or the VM is off, whose agent then makes the port anew: a
+        guest that runs would go on with the old one. Addresses and vnet are those of a VM that a manager
+        registered and that does not migrate. Raises ModelError.
         """
         known = self._net.vms.get(vm)
         if known is None:
@@ -110,7 +112,10 @@ class NICSettings:
             new = replace(new, initial_mac="")  # Its port is made anew.
         near = self._told_first(known.server, old, new)
         await commit(self._context, known.server, replaced(self._net, known, old, new), near=near)
-        return still_there(self._net, vm)
+        found = still_there(self._net, vm)
+        if new.mac != old.mac:  # Its agent may have a port of it, made with the old one.
+            self._context.events.publish(EventType.VM_NICS, vm=found, server=found.server)
+        return found
 
     def _told_first(self, server: str, old: NIC, new: NIC) -> Near | None:
         """Of an anycast address that other NICs have no packet is to be lost: who joins is found before it is
@@ -121,10 +126,14 @@ class NICSettings:
         return underlay_of(self._net).order_to_withdraw(server) if joins else None
 
     def _may_have_another_mac(self, vm: VM, nic: NIC) -> None:
-        ports = self._net.vm_ports.get(nic.plugged_as)
-        if ports:
+        if not self._net.vm_ports.get(nic.plugged_as):
+            return
+        self._ours(vm.id)
+        runs = self._context.state.vm_states.get(vm.id) is VMState.RUNNING
+        if runs or vm.power is Power.RUNNING:
             raise RequestError(
-                f"VM {vm.id} has a port with MAC {nic.mac} on {', '.join(sorted(ports))}, which agents of "
-                f"ours keep while it is off: `retinue move start {vm.id} --mac MAC` gives it another",
+                f"VM {vm.id} is not off, and its guest would go on with MAC {nic.mac}: stop it first "
+                f"(`retinue vm stop {vm.id}`), or give it another as it moves (`retinue move start {vm.id} "
+                "--mac MAC`)",
                 ErrorCode.CONFLICT,
             )

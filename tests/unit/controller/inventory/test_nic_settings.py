@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -9,10 +10,11 @@ import pytest
 from retinue.controller.kinds import restore
 from retinue.controller.neighbours import taking
 from retinue.controller.state import State
-from retinue.core.model import NIC, VM, Allowed, ModelError, VMPort
+from retinue.core.model import NIC, VM, Allowed, ModelError, Power, VMPort
 from retinue.core.model.anycast import members_of
 from retinue.core.packets import arp_request, parse, parse_arp
 from retinue.core.pipeline.entry import Meter
+from retinue.protocol.vms import VMState
 from support.fabric.networks import GATEWAY_MAC, add_vm, fabric, moved, vm_ip, vm_mac, vm_port
 from support.fabric.world import OUTSIDE, udp_frame
 from support.fakes.memory_store import MemoryStore
@@ -253,10 +255,27 @@ async def test_an_address_is_taken_by_the_nic_that_announced_it_meanwhile_whatev
                 break
 
 
+async def test_another_mac_is_for_a_vm_that_is_off_whose_agent_hears_of_it(fake: FakeNetwork) -> None:
+    nics, state = fake.controller.nics, fake.controller.context.state
+    fake.net.put_vm(replace(fake.net.vms["vm1"], power=Power.OFF))
+    state.vm_states["vm1"] = VMState.RUNNING  # It has been told to stop, and has not yet.
+    with pytest.raises(ModelError, match="VM vm1 is not off"):
+        await nics.change("vm1", mac=vm_mac(9))
+    state.vm_states["vm1"] = VMState.READY
+    changed = await nics.change("vm1", mac=vm_mac(9))
+    assert (changed.nic.mac, changed.nic.initial_mac) == (vm_mac(9), "")
+    (told,) = recent(fake.controller.events, "vm.nics")
+    assert (told.data["vm"].nic.mac, told.data["server"]) == (vm_mac(9), "server1")
+    fake.heard.clear()
+    fake.send("edge1", vm_port(1), udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(1), vm_ip(4)))
+    assert not fake.heard, "the old one is nobody's"
+
+
 async def test_another_mac_is_for_a_nic_without_a_port(fake: FakeNetwork) -> None:
     nics, net = fake.controller.nics, fake.net
     with pytest.raises(
-        ModelError, match=r"VM vm1 has a port with MAC .* on edge1, .*`retinue move start vm1 --mac MAC`"
+        ModelError,
+        match=r"VM vm1 is not off, .*`retinue vm stop vm1`.*`retinue move start vm1 --mac MAC`",
     ):
         await nics.change("vm1", mac=vm_mac(9))
     await fake.controller.context.install(net.set_vm_port("vm1", "edge1", None))
