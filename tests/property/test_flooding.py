@@ -19,7 +19,7 @@ from retinue.core.model.network import NOTHING, Touched
 from support.examples import examples
 from support.fabric.flooded import PREFIXES, VNETS, Flooded, Member, add_vm, add_vnets
 from support.fabric.histories import Move, equals_recomputed, fresh
-from support.fabric.networks import add_ipv6, fabric
+from support.fabric.networks import add_ipv6, add_uplink, fabric
 from support.fabric.world import FabricWorld
 
 
@@ -30,6 +30,9 @@ def flooded(draw: st.DrawFn) -> Flooded:
     servers = draw(st.integers(2, 4))
     servers_on = tuple(draw(st.lists(st.integers(1, leaves), min_size=servers, max_size=servers)))
     net = fabric(leaves, spines, servers_on, over_ip=draw(st.booleans(), label="over an IP network"))
+    if leaves > 1 and not net.over_ip:
+        for number in draw(st.sets(st.integers(1, servers)), label="servers with two uplinks"):
+            add_uplink(net, number, servers_on[number - 1] % leaves + 1)
     ipv6 = draw(st.booleans(), label="IPv6")
     if ipv6:
         add_ipv6(net)

@@ -39,6 +39,7 @@ from support.fabric.networks import (
     GATEWAY_MAC,
     UPLINK,
     add_ipv6,
+    add_uplink,
     add_vm,
     assignment,
     fabric,
@@ -87,6 +88,8 @@ class Shape:
     """Tunnels over an IP network of others join the leaves, and there are neither spines nor cores."""
     over_routers: bool = False
     """The leaves are routers that are not ours; then there is neither IPv6 nor what else they cannot do."""
+    twice: tuple[int, ...] = ()
+    """Servers with a second uplink, to the next leaf; of those that stand here twice that is in use."""
 
     def network(self) -> Network:
         net = fabric(
@@ -94,6 +97,10 @@ class Shape:
             over_ip=self.over_ip,
             over_routers=self.over_routers,
         )
+        for number in sorted(set(self.twice)):
+            add_uplink(net, number, self.servers_on[number - 1] % self.leaves + 1)
+            if self.twice.count(number) > 1:
+                net.use_uplink(f"edge{number}", "up1")
         if self.narrow:
             net.put_vnet(replace(DEFAULT_VNET, mtu=1400))
         if self.ipv6:
@@ -131,12 +138,15 @@ def shapes(draw: st.DrawFn, vms: int = 4, more_nics: int = 2, over: str | None =
     cores = draw(st.sampled_from([0, 0, spines, spines + 1]), label="cores")
     over = draw(st.sampled_from(OVER), label="what joins the leaves") if over is None else over
     of_others = over == "routers"
+    several = leaves > 1 and over == "spines"
+    twice = draw(st.lists(st.integers(1, servers), max_size=servers), label="servers with two uplinks")
     return Shape(
         *(leaves, spines, servers_on, vms_at, ipv6 and not of_others, tuple(more), parts),
         *(grouped and not of_others, shared, routed, narrow and not of_others),
         cores,
         over == "tunnels",
         of_others,
+        tuple(twice) if several else (),
     )
 
 

@@ -298,8 +298,8 @@ def _script(what: str, *steps: str) -> str:
         'set -eu\nhere=$(cd "$(dirname "$0")" && pwd)\n'
         'stop() { echo "retinue: $1; nothing has been changed by this step" >&2; exit 1; }\n'
         'test "$(id -u)" = 0 || stop "this needs root"\n'
-        "trap 'test $? = 0 || echo \"retinue: $0 has not come to its end, see above: mend that and run it once "
-        "more, what is done is left so\" >&2' EXIT\n"
+        "trap 'test $? = 0 || echo \"retinue: $0 has not come to its end, see above: mend that and run it "
+        "once more, what is done is left so\" >&2' EXIT\n"
     )
     return head + "".join(f'\necho "{number}/{len(steps)} {step}' for number, step in enumerate(steps, 1))
 

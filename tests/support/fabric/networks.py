@@ -175,6 +175,26 @@ def group(net: Network) -> None:
             net.put_server(replace(server, gateway_group="second"))
 
 
+SECOND_UPLINK = 2
+"""Port number of an edge's second uplink, where it has one."""
+
+
+def second_leaf_port(server: int) -> int:
+    """Number of the port of the other leaf to which a server's second uplink leads."""
+    return 200 + server
+
+
+def add_uplink(net: Network, number: int, leaf: int) -> None:
+    """Server N has a second uplink, to this leaf; it uses the first."""
+    edge, first = net.switches[f"edge{number}"], net.detected[f"server{number}"]
+    net.add_switch(replace(edge, standby=("up1",)))
+    net.set_ports(edge.id, {"up0": UPLINK, "up1": SECOND_UPLINK})
+    net.set_ports(f"leaf{leaf}", {**net._numbers[f"leaf{leaf}"], f"q{number}": second_leaf_port(number)})
+    net.find_uplink(PortRef(edge.id, "up0"), first)
+    net.find_uplink(PortRef(edge.id, "up1"), PortRef(f"leaf{leaf}", f"q{number}"))
+    net.use_uplink(edge.id, "up0")
+
+
 def server(number: int) -> Server:
     return Server(
         f"server{number}",

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address
 
 from retinue.core.model import Network
 from retinue.core.model.network import Owner
+from retinue.core.model.uplinks import places
 from retinue.core.packets import (
     ARP,
     BROADCAST,
@@ -32,7 +33,6 @@ from retinue.core.pipeline.underlay import Near, underlay_of
 from support.fabric.networks import (
     GATEWAY_MAC,
     UPLINK,
-    leaf_port,
     tunnel_ends,
     vm_ip,
     vm_mac,
@@ -110,11 +110,11 @@ class FabricWorld:
         for end, own in tunnel_ends(self.net):
             self.fabric.tunnel(end, own)
         for server in self.net.servers.values():
-            at = self.net.location(server.id)
-            if server.edge and at is not None:
+            uplinks = self.net.switches[server.edge].uplinks if server.edge else ()
+            for number, at in enumerate(places(self.net, server.id)[: len(uplinks)], UPLINK):
                 port = self.net.port_number(at)
                 assert port is not None
-                self.fabric.cable((server.edge, UPLINK), (at.switch, port))
+                self.fabric.cable((server.edge, number), (at.switch, port))
         self.apply(self.net.everything())
 
     def apply(
@@ -360,5 +360,6 @@ class FabricWorld:
 
     def server_port(self, server: int) -> tuple[str, int]:
         at = self.net.location(f"server{server}")
-        assert at is not None
-        return at.switch, leaf_port(server)
+        number = None if at is None else self.net.port_number(at)
+        assert at is not None and number is not None
+        return at.switch, number

@@ -55,6 +55,9 @@ def check_tiers(net: NetworkView) -> None:
     if stub:
         raise ModelError(f"spine {stub} leads to no core: join each spine of a pod to one at least")
     leaves = list(net.with_role(Role.LEAF))
+    several = next((edge.id for edge in net.with_role(Role.EDGE) if edge.standby), "")
+    if several and not net.links:
+        raise ModelError(f"edge {several}: several uplinks are for leaves of ours that spines join")
     if any(leaf.router for leaf in leaves):
         ours = next((leaf.id for leaf in leaves if not leaf.router), "")
         if ours or net.links:
@@ -171,6 +174,8 @@ def check_peer(net: NetworkView, peer: Peer) -> None:
         raise ModelError(f"{what}: its gateway {peer.gateway} is no server with an edge switch")
     if peer.id in net.servers:
         raise ModelError(f"{what}: a server has that id; in `--to` nobody could tell them apart")
+    if net.switches[server.edge].standby:
+        raise ModelError(f"domain {peer.id}: its gateway {server.id} has one uplink, as a tunnel has one end")
     if not peer.tunnel or peer.tunnel == net.switches[server.edge].uplink:
         raise ModelError(f"{what}: name the port of {server.edge} that leads to that domain (tunnel)")
     for other in net.peers.values():
@@ -272,6 +277,8 @@ def _check_edge(net: NetworkView, server: Server) -> None:
     edge = net.switches.get(server.edge)
     if edge is None or edge.role is not Role.EDGE:
         raise ModelError(f"{what}: {server.edge} is not a known edge switch")
+    if edge.standby and server.given_at is not None:
+        raise ModelError(f"{what}: where the uplinks of {edge.id} lead is found; leave out its place (`at`)")
     runs = net.server_of_edge(server.edge)
     if runs is not None and runs.id != server.id:
         raise ModelError(f"{what}: edge switch {server.edge} already runs on {runs.id}")

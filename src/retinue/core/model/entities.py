@@ -76,6 +76,8 @@ class Switch:
     """Edge only: what the leaf says by LLDP at the uplink is which gateway group its server is in."""
     gateway_group: str = ""
     """Leaf only: the group whose MAC it says so to the servers at its ports; "": it says nothing."""
+    standby: tuple[str, ...] = ()
+    """Edge only: names of further uplinks, each to another leaf; one is used at a time (model.uplinks)."""
 
     def __post_init__(self) -> None:
         if self.vdp and self.role is not Role.EDGE:
@@ -88,6 +90,8 @@ class Switch:
             raise ModelError(f"switch {self.id}: datapath id {self.dpid} is not between 1 and 2^64-1")
         if self.role is Role.EDGE and not self.uplink:
             raise ModelError(f"edge switch {self.id}: the name of its uplink port is missing")
+        if self.standby and (self.role is not Role.EDGE or len(set(self.uplinks)) <= len(self.standby)):
+            raise ModelError(f"switch {self.id}: further uplinks are an edge's, each named once")
         if self.router and not (self.role is Role.LEAF and self.endpoint and self.given):
             raise ModelError(
                 f"switch {self.id}: a router that is not ours is a leaf with an endpoint, and the places of "
@@ -102,6 +106,11 @@ class Switch:
                 f"switch {self.id}: the port of its tunnels and its address there (tunnel, endpoint) belong "
                 "together"
             )
+
+    @property
+    def uplinks(self) -> tuple[str, ...]:
+        """Of an edge, the preferred one first."""
+        return self.uplink, *self.standby
 
 
 @dataclass(frozen=True, slots=True, order=True)

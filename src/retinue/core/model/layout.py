@@ -232,6 +232,7 @@ class NetworkLayout(NetworkView):
             self._server_of_address[in_vrf(vrf, ip)] = server.id
         for way in server.ways:
             self.routers_to.setdefault(way, {})[server.id] = None
+        self._follow_uplink(server.edge)
         touched = self.server_and_vms(server.id) | beside
         if bool(server.chassis) != bool(old is not None and old.chassis):
             touched |= self.leaves()  # They hand up LLDP where there is one that is known by it.
@@ -363,6 +364,13 @@ class NetworkLayout(NetworkView):
         if server in self.servers and Service.ROUTER in self.servers[server].services:
             itself |= self.prefixes()  # At its port nobody may send from them.
         return shared.union(itself, (Owner("vm", v) for v in vms))
+
+    def _follow_uplink(self, edge: str) -> None:
+        """The server of an edge with several uplinks is where the one in use leads."""
+        server, uplink = self.server_of_edge(edge), self.in_use.get(edge, "")
+        at = self.uplink_places.get(PortRef(edge, uplink))
+        if server is not None and at is not None:
+            self.detected[server.id] = at
 
     def _forget_server(self, server: str) -> None:
         """Take it out of the indexes."""

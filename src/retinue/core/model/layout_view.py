@@ -48,7 +48,12 @@ class LayoutView:
     peers: dict[str, Peer] = field(default_factory=dict)
     """Other domains."""
     detected: dict[str, PortRef] = field(default_factory=dict)
-    """Server id to the leaf port where its ARP was last seen."""
+    """Server id to the leaf port where its ARP was last seen; where its edge has several uplinks, that of the
+    one in use."""
+    uplink_places: dict[PortRef, PortRef] = field(default_factory=dict)
+    """By uplinks of edges that have several: the leaf port to which each leads, as LLDP has found."""
+    in_use: dict[str, str] = field(default_factory=dict)
+    """By edges that have several uplinks: the one by which all goes, up and down."""
     drained: set[str] = field(default_factory=set)
     """Servers on which the operator wants no VM: none is put or migrated there."""
     fenced: set[str] = field(default_factory=set)
@@ -97,6 +102,12 @@ class LayoutView:
 
     def port_name(self, switch: str, number: int) -> str | None:
         return self._names.get(switch, {}).get(number)
+
+    def uplink_number(self, edge: str) -> int | None:
+        """Number of an edge's port to its leaf; of one with several the first that is there (see
+        `pipeline.uplinks`)."""
+        numbers = (self.port_number(PortRef(edge, name)) for name in self.switches[edge].uplinks)
+        return next((number for number in numbers if number is not None), None)
 
     def is_down(self, ref: PortRef) -> bool:
         """True where the switch has told that the port has no link."""

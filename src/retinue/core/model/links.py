@@ -54,6 +54,12 @@ def has_carrier(net: NetworkView, link: Link) -> bool:
     )
 
 
+def lead_on(net: NetworkView, leaf: str) -> bool:
+    """False for a leaf that has links up, and none that is sound: what comes to it gets nowhere else."""
+    above = [link for link in net.links if link.lower.switch == leaf]
+    return not above or any(is_sound(net, link) for link in above)
+
+
 class _Links:
     """The links of a network as it is now, by the switches at both ends."""
 

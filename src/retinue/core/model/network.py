@@ -5,7 +5,6 @@ be computed again. What cannot be (see `constraints`) is rejected with ModelErro
 method does any I/O; the same calls give the same network.
 """
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 
@@ -14,17 +13,13 @@ from retinue.core.model.anycast import host_prefix
 from retinue.core.model.binding import Assignment, BindingKind
 from retinue.core.model.entities import (
     VM,
-    PortRef,
-    Role,
-    Service,
     VMPort,
 )
-from retinue.core.model.layout import NetworkLayout
 from retinue.core.model.link_local import is_link_local
-from retinue.core.model.links import all_upward_ports, leads_up
-from retinue.core.model.nic import NIC, is_mirror_port, turn_of
+from retinue.core.model.nic import NIC, turn_of
 from retinue.core.model.owners import NOTHING, Owner, Touched
 from retinue.core.model.prefix_index import PrefixIndex
+from retinue.core.model.reports import NetworkReports
 from retinue.core.model.storage import FcLogin
 from retinue.core.model.storage_checks import check_fc_login
 from retinue.core.model.vm_constraints import check_assignment, check_newly_allowed, check_taking, check_vm
@@ -35,97 +30,10 @@ FEW = 100
 
 
 @dataclass
-class Network(NetworkLayout):
+class Network(NetworkReports):
     """The network and every change of it; what it is at the moment is asked as of any `NetworkView`."""
 
-    # ---- what switches report ----
-
-    def set_ports(self, switch: str, numbers: Mapping[str, int], down: Collection[str] = ()) -> Touched:
-        """The switch's port numbers by name, all of them; `down`: those that have no link.
-
-        Touches what uses a port whose number changed, and who sends up by other links from now on.
-        """
-        if not self._changes_links(switch, numbers, down):
-            self._down[switch] = frozenset(down)
-            return self._set_numbers(switch, numbers)
-        before = all_upward_ports(self)
-        self._down[switch] = frozenset(down)
-        return self._set_numbers(switch, numbers) | self._other_ways_than(before)
-
-    def _changes_links(self, switch: str, numbers: Mapping[str, int], down: Collection[str]) -> bool:
-        """Whether an end of a link comes or goes, or gets or loses its carrier. An edge has none."""
-        if self.switches[switch].role is Role.EDGE:
-            return False
-        old, was_down = self._numbers.get(switch, {}), self._down.get(switch, ())
-        ends = (end.port for one in self.links for end in (one.lower, one.upper) if end.switch == switch)
-        return any((end in old, end in was_down) != (end in numbers, end in down) for end in ends)
-
-    def lose_link(self, lower: PortRef, reason: str) -> Touched:
-        """A link loses frames: what went over it takes another way, where there is one, until it returns.
-
-        Raises ModelError for one that is not there.
-        """
-        if not any(one.lower == lower for one in self.links):
-            raise ModelError(f"there is no link at {lower}")
-        before = all_upward_ports(self)
-        self.lost_links[lower] = reason
-        return self._other_ways_than(before)
-
-    def return_link(self, lower: PortRef) -> Touched:
-        """It loses none any more."""
-        before = all_upward_ports(self)
-        return NOTHING if self.lost_links.pop(lower, None) is None else self._other_ways_than(before)
-
-    def _other_ways_than(self, before: Mapping[str, list[int]]) -> Touched:
-        """Switches that send up by other links now."""
-        after = all_upward_ports(self)
-        return frozenset(Owner("switch", one) for one in after if after[one] != before[one])
-
-    def _set_numbers(self, switch: str, numbers: Mapping[str, int]) -> Touched:
-        old, led_up = self._numbers.get(switch, {}), leads_up(self, switch)
-        changed = {name for name in old.keys() | numbers.keys() if old.get(name) != numbers.get(name)}
-        self._numbers[switch] = dict(numbers)
-        self._names[switch] = {number: name for name, number in numbers.items()}
-        match self.switches[switch].role:
-            case Role.SPINE | Role.CORE:
-                # Their entries point at leaves, and belong to what is under these.
-                leaves = {
-                    leaf
-                    for (upper, leaf), ref in self._ways.items()
-                    if upper == switch and ref.port in changed
-                }
-                near = [
-                    s for s in self.servers if (at := self.location(s)) is not None and at.switch in leaves
-                ]
-                itself = bool(leaves) or any(self._leads_up(switch, name) for name in changed)
-            case Role.LEAF:
-                at_changed = {PortRef(switch, name) for name in changed}
-                near = [s for s in self.servers if self.location(s) in at_changed]
-                itself = bool(near) or any(self._leads_up(switch, name) for name in changed)
-            case Role.EDGE:
-                runs = self._server_of_edge.get(switch)
-                peer = self.peer_at(runs or "")
-                itself = bool({self.switches[switch].uplink, peer.tunnel if peer else ""} & changed)
-                copies = any(map(is_mirror_port, changed))
-                near = [runs] if (itself or copies) and runs is not None else []
-        touched = self.shared() | {Owner("switch", switch)} if itself else NOTHING
-        if leads_up(self, switch) != led_up:
-            touched |= self.prefixes()
-        return touched.union(*(self.server_and_vms(s) for s in near))
-
-    def detect(self, server: str, at: PortRef) -> Touched:
-        """The server's ARP came in at this leaf port.
-
-        A port has one DHCP server at most, the first: another one that is seen there is ignored.
-        """
-        if self.detected.get(server) == at:
-            return NOTHING
-        if Service.DHCP in self.servers[server].services:
-            first = self.dhcp_server_at(at)
-            if first is not None and first.id != server:
-                return NOTHING
-        self.detected[server] = at
-        return self.server_and_vms(server) | self.shut_out()
+    # ---- ports of VMs ----
 
     def set_vm_port(self, port_id: str, switch: str, port: VMPort | None) -> Touched:
         """The port of a VM's NIC on an edge switch appeared, changed, or (None) went away.

@@ -13,10 +13,11 @@ lost, and who sent it sends it again.
 from collections.abc import Iterator, Sequence
 from itertools import permutations
 
-from retinue.core.model import IP, NIC, VM, PortRef, Server
+from retinue.core.model import IP, NIC, VM, Server
 from retinue.core.model.anycast import members_of, serves
 from retinue.core.model.families import in_use
 from retinue.core.model.network import Network, Owner
+from retinue.core.model.uplinks import places
 from retinue.core.pipeline import mirroring, vrfs
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import Action, Field, Flow, FlowsBySwitch, Output, PortNo, set_field
@@ -56,10 +57,9 @@ def _ways(underlay: Underlay, net: Network, ip: IP, members: Sequence[Member], m
     # To one whose server is not found every leaf would ask the controller, instead of sending to the others.
     found = [vm for vm in serving if underlay.is_reachable(vm.server)]
     for vm in found or serving:
-        at = underlay.attachment(vm.server)
+        near_to = {at.switch for at in places(net, vm.server)}
         for switch, flows in underlay.host_routes(net.servers[vm.server], ip, mark).items():
-            is_here = at is not None and at[0] == switch
-            (near if is_here else far).setdefault(switch, flows)
+            (near if switch in near_to else far).setdefault(switch, flows)
     return {switch: list(flows) for switch, flows in (far | near).items()}
 
 
@@ -100,6 +100,6 @@ def _hand_over(net: Network, ip: IP, vm: VM, nic: NIC, at: Server, mark: int) ->
     _, to_vm, _ = rate_meters(number, (vm.nic_called(nic.plugged_as) or nic).rate)
     actions: tuple[Action, ...] = (*as_its_gateway, set_field(Field.ETH_DST, nic.mac), Output(number))
     flow = Flow(Table.DELIVER, Deliver.VM, ip_match(dst=ip), actions, meter=to_vm, cookie=mark)
-    uplink = net.port_number(PortRef(at.edge, net.switches[at.edge].uplink))
+    uplink = net.uplink_number(at.edge)
     flows = vrfs.at_edge([flow], 0, uplink, net.vlan_in_trunk(nic))
     yield from mirroring.mirrored(flows, number, mirroring.port_of(net, nic, at))

@@ -13,7 +13,7 @@ from itertools import permutations
 from retinue.core.model import VM, Role, Server, Switch
 from retinue.core.model.families import led_to
 from retinue.core.model.network import Network, Owner
-from retinue.core.pipeline import anycast, edge, flooding, gateway, storage, trunk, vrfs
+from retinue.core.pipeline import anycast, edge, flooding, gateway, storage, trunk, uplinks, vrfs
 from retinue.core.pipeline.contributions import RECENT, Contribution, Contributions, SwitchProgram
 from retinue.core.pipeline.cookies import Reason, cookie, owner_hash, owner_hash_of
 from retinue.core.pipeline.entry import Entry, EntryKey, FlowsBySwitch, Program, key_of
@@ -42,6 +42,9 @@ def contribution(net: Network, owner: Owner) -> Contribution:
         case "vnet" if owner.id in net.vnets:
             for switch, entries in flooding.vnet_entries(underlay, net, net.vnets[owner.id]).items():
                 found.setdefault(switch, []).extend(entries)
+    for several in [net.switches[id] for id in found if net.switches[id].standby]:
+        computed, flooded = found[several.id], owner.kind == "vnet"
+        found[several.id] = list(uplinks.spread(net, several, computed, flooded=flooded))
     return {switch: {key_of(e): e for e in entries} for switch, entries in found.items() if entries}
 
 

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from retinue.core.model import IP, NIC, VM, BindingKind, Mac, PortRef, Prefix, Server, Switch
+from retinue.core.model import IP, NIC, VM, BindingKind, Mac, Prefix, Server, Switch
 from retinue.core.model.anycast import host_prefix
 from retinue.core.model.families import forwarded_assignments, forwarded_prefixes, led_to
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets import BROADCAST, ArpOp, EtherType
-from retinue.core.pipeline import edge_ipv6, mirroring, trunk, vrfs
+from retinue.core.packets.lldp import NEAREST_BRIDGE
+from retinue.core.pipeline import edge_ipv6, mirroring, trunk, uplinks, vrfs
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import (
     CONTROLLER,
@@ -16,6 +17,7 @@ from retinue.core.pipeline.entry import (
     Field,
     FieldValue,
     Flow,
+    Group,
     Match,
     Meter,
     Output,
@@ -36,14 +38,14 @@ from retinue.core.pipeline.matches import (
     ip_types,
     unroutable,
 )
-from retinue.core.pipeline.meters import EDGE_VDP, VMMeter, rate_meters, vm_meters
+from retinue.core.pipeline.meters import EDGE_PROBES, EDGE_VDP, VMMeter, rate_meters, vm_meters
 from retinue.core.pipeline.priorities import TABLE_MISS, Deliver, EdgeAdmit, Forward
 from retinue.core.pipeline.responders import arp, echo
 from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay import Underlay
 
 
-def switch_flows(net: Network, switch: Switch) -> Iterator[Flow | Meter]:
+def switch_flows(net: Network, switch: Switch) -> Iterator[Flow | Group | Meter]:
     """What an edge switch holds whatever VMs it has: the way up and the gateway's own answers."""
     owner = Owner("switch", switch.id)
     gateway_mac = net.gateway_mac_of(net.server_of_edge(switch.id))
@@ -59,7 +61,9 @@ def switch_flows(net: Network, switch: Switch) -> Iterator[Flow | Meter]:
         yield from vrfs.in_band(one for one in for_all if isinstance(one, Flow))
 
 
-def _for_all_vrfs(net: Network, switch: Switch, owner: Owner, gateway_mac: Mac) -> Iterator[Flow | Meter]:
+def _for_all_vrfs(
+    net: Network, switch: Switch, owner: Owner, gateway_mac: Mac
+) -> Iterator[Flow | Group | Meter]:
     mark = cookie(Reason.FORWARD, owner)
     for table in (Table.ADMIT, Table.ARP, Table.FORWARD, Table.DELIVER):
         yield Flow(table, TABLE_MISS, (), cookie=mark)
@@ -67,7 +71,7 @@ def _for_all_vrfs(net: Network, switch: Switch, owner: Owner, gateway_mac: Mac) 
     untagged = (PopVlan(), Resubmit(Table.ADMIT))
     with_priority = match(vlan_vid=PRIORITY_TAG)
     yield Flow(Table.ADMIT, EdgeAdmit.PRIORITY_TAG, with_priority, untagged, cookie=mark)
-    uplink = _uplink(net, switch)
+    uplink = net.uplink_number(switch.id)
     if uplink is None:
         return
     from_fabric = match(in_port=uplink, vlan_vid=PRIORITY_TAG)
@@ -77,6 +81,8 @@ def _for_all_vrfs(net: Network, switch: Switch, owner: Owner, gateway_mac: Mac) 
         vdp = cookie(Reason.VDP, owner)
         yield EDGE_VDP
         yield Flow(Table.ADMIT, EdgeAdmit.VDP, said, (CONTROLLER,), meter=EDGE_VDP.id, cookie=vdp)
+    if switch.standby:
+        yield from _probes(net, owner, uplink)
     # A unicast MAC that is not known here becomes the gateway's; a group address never does.
     yield Flow(Table.FORWARD, Forward.GROUP, match(eth_dst=GROUP_BIT), cookie=mark)
     for prefix in unroutable(net):
@@ -87,10 +93,26 @@ def _for_all_vrfs(net: Network, switch: Switch, owner: Owner, gateway_mac: Mac) 
     yield Flow(Table.FORWARD, Forward.UP, (), to_gateway, cookie=mark)
 
 
+def _probes(net: Network, owner: Owner, uplink: int) -> Iterator[Flow | Group | Meter]:
+    """Of an edge with several uplinks: the one in use, and what of probes comes back by each, or from the
+    controller, to see whether the switch answers."""
+    yield Group(uplinks.UP_GROUP, ((Output(uplink),),))
+    yield EDGE_PROBES
+    for port in (uplink, PortNo.CONTROLLER):
+        came = match(
+            in_port=port, vlan_vid=NO_TAG, eth_type=EtherType.LLDP,
+            eth_dst=NEAREST_BRIDGE, eth_src=net.gateway_mac,
+        )  # fmt: skip
+        yield Flow(
+            Table.ADMIT, EdgeAdmit.PROBE, came, (CONTROLLER,),
+            meter=EDGE_PROBES.id, cookie=cookie(Reason.PROBE, owner),
+        )  # fmt: skip
+
+
 def server_flows(underlay: Underlay, net: Network, server: Server, edge: Switch) -> Iterator[Flow]:
     """The server's own traffic, on the LOCAL port, and frames the fabric sends to the server."""
     mark = cookie(Reason.FORWARD, Owner("server", server.id))
-    uplink = _uplink(net, edge)
+    uplink = net.uplink_number(edge.id)
     if uplink is None:
         return
     to_server = (Output(PortNo.LOCAL),)
@@ -123,7 +145,7 @@ def nic_flows(
 ) -> Iterator[Flow | Meter]:
     """A VM's NIC at a port of the edge of server `at`: what the VM may send, and what reaches it."""
     tag, vlan = net.vrfs[net.vrf_of(nic)].tag, net.vlan_in_trunk(nic)
-    uplink = _uplink(net, net.switches[at.edge])
+    uplink = net.uplink_number(at.edge)
     flows = vrfs.at_edge(_nic_flows(underlay, net, vm, nic, at, port), tag, uplink, vlan)
     yield from mirroring.mirrored(flows, port, mirroring.port_of(net, nic, at))
     if vlan:
@@ -235,10 +257,6 @@ def forwarding_flows(underlay: Underlay, net: Network, vm: VM) -> Iterator[Flow]
         yield from vrfs.at_edge(flows, net.vrfs[vrf].tag)
 
 
-def _uplink(net: Network, edge: Switch) -> int | None:
-    return net.port_number(PortRef(edge.id, edge.uplink))
-
-
 def _prefix_source(owner: Owner, mac: Mac, port: int, prefix: Prefix, rate: int | None) -> Iterator[Flow]:
     """The VM may send from all of this prefix. Who asks for the gateway may ask in the name of an address of
     it; nobody asks for one, since none of it is in a subnet."""
@@ -277,7 +295,7 @@ def copies(
     migration is undone, what waits without that mark is what the other location has not got
     (core/migration/handing_back.py).
     """
-    uplink = _uplink(net, net.switches[at.edge])
+    uplink = net.uplink_number(at.edge)
     if not underlay.copies:
         return (), (), ()
     # None into a tunnel: the other domain would send on what is not for it any more, and get a copy again.

@@ -23,7 +23,7 @@ for a moment a copy comes to both, and waits at the target; never to neither.
 from collections.abc import Iterator
 from ipaddress import IPv4Network
 
-from retinue.core.model import NIC, VM, PortRef, Server, Vnet
+from retinue.core.model import NIC, VM, Server, Vnet
 from retinue.core.model.families import in_use
 from retinue.core.model.link_local import MULTICAST
 from retinue.core.model.network import Network, Owner
@@ -119,7 +119,7 @@ def vnet_entries(underlay: Underlay, net: Network, vnet: Vnet) -> EntriesBySwitc
     mark = cookie(Reason.FLOOD, owner)
     found = underlay.flood_ways(servers, vnet.vlan, group, mark)
     for server in servers:
-        uplink = net.port_number(PortRef(server.edge, net.switches[server.edge].uplink))
+        uplink = net.uplink_number(server.edge)
         here = open_at[server.id]
         buckets = list(_buckets(underlay, net, here, server))
         if uplink is not None and len(servers) > 1:

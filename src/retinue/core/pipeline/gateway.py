@@ -31,7 +31,7 @@ tunnel what is for a VM that is delivered there, and takes back only what is for
 
 from collections.abc import Iterator
 
-from retinue.core.model import IP, NIC, VM, PortRef, Server
+from retinue.core.model import IP, NIC, VM, Server
 from retinue.core.model.families import forwarded_assignments, in_use
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets import HOP_LIMIT, EtherType, NDType
@@ -98,7 +98,7 @@ def nic_flows(
     mark = cookie(Reason.FORWARD, Owner("vm", vm.id))
     delivered = at.id == vm.server
     marked, _, copy = copies(underlay, net, vm, at)
-    uplink = net.port_number(PortRef(at.edge, net.switches[at.edge].uplink))
+    uplink = net.uplink_number(at.edge)
     if not vm.home:
         yield from _asked(net, vm, nic, port)
     for to, until in _addresses(net, vm, nic):
@@ -148,7 +148,7 @@ def guest_flows(underlay: Underlay, net: Network, vm: VM) -> FlowsBySwitch:
     if home is None or tunnel is None:
         return found
     mark, delivers = cookie(Reason.FORWARD, Owner("vm", vm.id)), net.servers[vm.server]
-    uplink = net.port_number(PortRef(home.edge, net.switches[home.edge].uplink))
+    uplink = net.uplink_number(home.edge)
     for one in vm.nics if vm.server != home.id else ():
         if asks_by_dhcp(one):
             found.setdefault(home.edge, []).append(_answered(vm, one, tunnel.number))
@@ -199,7 +199,7 @@ def _at_edge(
 ) -> FlowsBySwitch:
     """What the guest sends, and its edge does not answer, goes home; and so does whoever it asks for."""
     port = net.port_of(nic, at.edge)
-    uplink = net.port_number(PortRef(at.edge, net.switches[at.edge].uplink))
+    uplink = net.uplink_number(at.edge)
     if port is None or uplink is None:
         return {}
     way: tuple[Action, ...] = (*underlay.reach(home), Output(uplink))

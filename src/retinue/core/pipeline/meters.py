@@ -79,6 +79,17 @@ PROBES = Meter(8, 4000, 4000)
 """What a leaf, spine or core may send to the controller of probes: twice what is sent of them in all. Its
 number is beyond those of LeafMeter."""
 
+EDGE_PROBES = Meter(2, 400, 400)
+"""What an edge with several uplinks may send of them; its number is below those of VMs' ports, too."""
+UPLINK_METERS = 1 << 16
+"""Meters of a leaf for probes of servers' uplinks are numbered from here, by port."""
+
+
+def uplink_meter(port: int) -> Meter:
+    """Of the probes of one uplink: more than is ever sent of them."""
+    return Meter(UPLINK_METERS + port, 200, 200)
+
+
 LEAF_RATE = 500
 """Frames a second, and the size of a burst, of each LeafMeter."""
 

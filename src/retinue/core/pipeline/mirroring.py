@@ -32,7 +32,7 @@ def port_of(net: Network, nic: NIC, at: Server) -> int | None:
     if not nic.mirror:
         return None
     number = net.port_number(PortRef(at.edge, nic.mirror))
-    lead_on = {net.switches[at.edge].uplink, *(p.tunnel for p in net.peers.values() if p.gateway == at.id)}
+    lead_on = {*net.switches[at.edge].uplinks, *(p.tunnel for p in net.peers.values() if p.gateway == at.id)}
     if number is None or number > PortNo.MAX:  # LOCAL is the server itself.
         return None
     return None if any(number == net.port_number(PortRef(at.edge, name)) for name in lead_on) else number

@@ -40,6 +40,8 @@ class EdgeAdmit(IntEnum):
     FROM_TUNNEL = 140
     """On a gateway to another domain, by its tunnel: to a guest of that domain, or late, to a VM of ours that
     is coming back from there."""
+    PROBE = 111
+    """LLDP by which uplinks are probed, where an edge has several."""
     VDP = 110
     """LLDP: from the leaf, where that tells the gateway's MAC; from a VM, to be refused."""
     SPOOFED_ND = 106
@@ -78,6 +80,10 @@ class LeafAdmit(IntEnum):
     """By a tunnel from an address that no leaf of ours has: dropped."""
     STORAGE = 65
     """To an FCoE forwarder, by who is logged in there; from one, and FIP."""
+    PROBE_OF_UPLINK = 64
+    """LLDP from a server with several uplinks, where one is known to lead: whether it loses frames..."""
+    PROBE_OF_STRANGER = 63
+    """... and from anywhere else: to find where it leads."""
     ARP = 60
     ND = 60
     COPY = 59

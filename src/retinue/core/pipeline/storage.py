@@ -12,7 +12,7 @@ word. In the tap of a VM that has not arrived yet frames wait until it runs.
 
 from collections.abc import Iterator
 
-from retinue.core.model import NIC, VM, PortRef, Server, Service
+from retinue.core.model import NIC, VM, Server, Service
 from retinue.core.model.network import Network, Owner
 from retinue.core.model.storage import FcLogin
 from retinue.core.packets import EtherType
@@ -29,7 +29,7 @@ def nic_flows(net: Network, vm: VM, nic: NIC, at: Server, port: int) -> Iterator
     """A NIC at a port of the edge of server `at`. One in a trunk has no storage, nor has a guest here: its
     forwarder is at home."""
     edge = net.switches[at.edge]
-    uplink = net.port_number(PortRef(edge.id, edge.uplink))
+    uplink = net.uplink_number(edge.id)
     if not storage_types(net) or uplink is None or net.vlan_in_trunk(nic) or vm.home:
         return
     owner = Owner("vm", vm.id)

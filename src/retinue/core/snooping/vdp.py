@@ -53,7 +53,8 @@ def judge(net: Network, switch: str, port: int, frame: bytes) -> Verdict:
     if mac is None or not said.ttl:
         return Nothing()
     edge, server = net.switches[switch], net.server_of_edge(switch)
-    if server is None or not edge.vdp or port != net.port_number(PortRef(switch, edge.uplink)):
+    uplinks = [net.port_number(PortRef(switch, name)) for name in edge.uplinks]
+    if server is None or not edge.vdp or port not in uplinks:
         return Refused(mac, f"it came by port {port} of {switch}, and only the uplink leads to the leaf")
     if said.evb_mode == EvbMode.STATION:
         return Refused(mac, "its sender says that it is an EVB station, and only a bridge is above us")

@@ -6,6 +6,7 @@ from ipaddress import IPv4Address
 from retinue.core.forwarding import End
 from retinue.core.model import DEFAULT_VRF, IP, NIC, VM, Mac, ModelError, PortRef, Role, Server
 from retinue.core.model.network import Network
+from retinue.core.model.uplinks import found_links, has_several, places
 from retinue.core.pipeline.entry import PortNo
 
 
@@ -93,7 +94,7 @@ def plugged_in(net: Network, switch: str, port: int) -> tuple[VM, NIC] | None:
 def servers_at(net: Network, leaf: str, port: int) -> list[Server]:
     """The machines that are known to be at a leaf's port."""
     name = net.port_name(leaf, port)
-    return [s for s in net.servers.values() if name and net.location(s.id) == PortRef(leaf, name)]
+    return [s for s in net.servers.values() if name and PortRef(leaf, name) in places(net, s.id)]
 
 
 def at_port(net: Network, at: Place) -> Host:
@@ -143,7 +144,9 @@ def _cables(net: Network) -> dict[End, End]:
     pairs = [(link.lower, link.upper) for link in net.links]
     for server in net.servers.values():
         at = net.location(server.id)
-        if server.edge and at is not None:
+        if has_several(net, server.id):
+            pairs += [(link.upper, link.lower) for link in found_links(net, server.id)]
+        elif server.edge and at is not None:
             pairs.append((at, PortRef(server.edge, net.switches[server.edge].uplink)))
     for one, other in pairs:
         numbers = net.port_number(one), net.port_number(other)

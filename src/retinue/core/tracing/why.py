@@ -121,11 +121,11 @@ def _missed(net: Network, hop: Hop, role: Role, table: Table) -> Why:
 def _not_admitted(net: Network, hop: Hop) -> Why:
     """An edge's ADMIT has an entry for whatever comes from a port that it knows."""
     name = port_name(net, hop.switch, hop.in_port)
-    uplink = net.switches[hop.switch].uplink
-    if name == uplink or hop.in_port == PortNo.LOCAL:
+    uplinks = net.switches[hop.switch].uplinks
+    if name in uplinks or hop.in_port == PortNo.LOCAL:
         server = net.server_of_edge(hop.switch)
         mac = "" if server is None else server.mac
-        if name == uplink:
+        if name in uplinks:
             return Why(f"from its leaf {hop.switch} takes IP and ARP to {mac}, its server, and nothing else")
         return Why(
             f"the server itself speaks as {mac} from its own address, untagged, and as nobody else",

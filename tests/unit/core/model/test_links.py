@@ -2,7 +2,7 @@
 
 import pytest
 
-from retinue.core.model import Link, ModelError, Network, PortRef, links, network
+from retinue.core.model import Link, ModelError, Network, PortRef, links, uplinks
 from retinue.core.model.links import all_upward_ports, upward_ports
 from retinue.core.model.network import Owner
 from support.fabric.networks import fabric
@@ -95,7 +95,7 @@ def test_ports_that_lead_to_no_switch_cost_no_look_at_the_fabric(monkeypatch: py
         asked.append("all")
         return all_upward_ports(net)
 
-    monkeypatch.setattr(network, "all_upward_ports", looked)
+    monkeypatch.setattr(uplinks, "all_upward_ports", looked)
     net.set_ports("edge1", {**net._numbers["edge1"], "tap1": 7}, ["tap1"])
     net.set_ports("leaf1", {**net._numbers["leaf1"], "new": 77}, ["new"])
     net.set_ports("spine1", dict(net._numbers["spine1"]))

@@ -12,7 +12,7 @@ from retinue.core.pipeline.entry import Flow
 from retinue.core.pipeline.priorities import PRIORITIES, TABLE_MISS, VRF_BAND, LeafAdmit, Route, Servers
 from retinue.core.pipeline.tables import Table
 from support.fabric.domains import Domains, server_of
-from support.fabric.networks import add_ipv6, add_vm, fabric, moved, server, vm_ip, vm_mac
+from support.fabric.networks import add_ipv6, add_uplink, add_vm, fabric, moved, server, vm_ip, vm_mac
 from support.fabric.storage import add_forwarder, login
 from support.fabric.tenants import add_tenants
 from support.fabric.ways_out import add_exits
@@ -24,6 +24,7 @@ def diverted_network() -> Network:
     net = fabric(cores=2)
     net.put_vnet(replace(DEFAULT_VNET, mtu=1400))
     net.switches["edge1"] = replace(net.switches["edge1"], vdp=True)
+    add_uplink(net, 2, 1)
     net.fence("server3")
     net.put_server(replace(server(9), edge=""))
     add_ipv6(net)

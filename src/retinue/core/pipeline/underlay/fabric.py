@@ -23,6 +23,7 @@ from itertools import product
 from retinue.core.model import IP, Mac, Prefix, Role, Server, Subinterface, Switch
 from retinue.core.model.families import in_use
 from retinue.core.model.network import Network, Owner
+from retinue.core.model.uplinks import has_several, open_links
 from retinue.core.model.ways import ways_by, wider_ways
 from retinue.core.pipeline import vrfs
 from retinue.core.pipeline.cookies import Reason, cookie, for_reason
@@ -64,6 +65,7 @@ from retinue.core.pipeline.underlay.fabric_switches import (
     spine_flows,
     ways_down,
 )
+from retinue.core.pipeline.underlay.fabric_uplinks import Attached, attached, leaves, to_server
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,27 +99,13 @@ class LeafSpine:
         return leaf_flows(self.net, switch) if switch.role is Role.LEAF else spine_flows(self.net, switch)
 
     def server_flows(self, server: Server) -> FlowsBySwitch:
-        at = self.attachment(server.id)
-        if at is None:
+        places, at = attached(self.net, server.id), self.attachment(server.id)
+        if not places:
             return self._missing(server)
-        leaf, port = at
         mark = cookie(Reason.FORWARD, Owner("server", server.id))
         to_server = match(eth_dst=server.mac)
-        # At a router's port a tag is that of a subinterface, and of another VRF than on the fabric's links.
-        here = to_server + match(vlan_vid=NO_TAG) if server.subinterfaces else to_server
-        found = {leaf: [Flow(Table.SERVERS, Servers.SERVER, here, (Output(port),), cookie=mark)]}
-        found[leaf].extend(service_sources(self.net, server, port))
-        found[leaf].extend(subinterfaces.leaf_flows(self.net, server, port))
-        if server.edge and self.net.has_vrfs():
-            # Of servers' ports only an edge's may bring a tag: it has put it there itself.
-            for mac, kind in product(self.net.gateway_macs, ip_types(self.net)):
-                from_edge = match(in_port=port, vlan_vid=NO_TAG, eth_type=kind, eth_dst=mac)
-                admitted = Flow(Table.ADMIT, LeafAdmit.TO_GATEWAY, from_edge, goto=Table.ROUTE, cookie=mark)
-                found[leaf].append(vrfs.with_tag(admitted))
-        if server.id in self.net.fenced:
-            shut_out = cookie(Reason.QUIET, Owner("server", server.id))
-            found[leaf].append(Flow(Table.ADMIT, LeafAdmit.FENCED, match(in_port=port), cookie=shut_out))
-        for spine, down in ways_down(self.net, leaf):
+        found = {place.leaf: list(self._at_leaf(server, place, mark)) for place in places}
+        for spine, down in ways_down(self.net, at[0]) if at is not None else ():
             # A switch sends nothing back where it came from unless it is told so by name. There a packet
             # comes from while leaf and spine follow a migration: the one has given the VM up, and the other
             # not yet, whatever order they were told in, for their flow caches follow by themselves.
@@ -135,11 +123,27 @@ class LeafSpine:
                 flow = Flow(Table.ROUTE, priority, to_prefix, self._up(switch), cookie=mark)
                 found.setdefault(switch, []).append(flow)
         for one in server.subinterfaces:
-            _add(found, self._subinterface_flows(server, one, at, mark))
+            if at is not None:
+                _add(found, self._subinterface_flows(server, one, at, mark))
         return found
 
     def prefix_flows(self, prefix: Prefix, vrf: str) -> FlowsBySwitch:
         return fabric_prefixes.prefix_flows(self.net, prefix, vrf, self._up, self.attachment)
+
+    def _at_leaf(self, server: Server, at: Attached, mark: int) -> Iterator[Flow]:
+        """At its port: what goes to it, and as whom it may send."""
+        yield from to_server(self.net, server, at, mark)
+        yield from service_sources(self.net, server, at.port)
+        yield from subinterfaces.leaf_flows(self.net, server, at.port)
+        if server.edge and self.net.has_vrfs():
+            # Of servers' ports only an edge's may bring a tag: it has put it there itself.
+            for mac, kind in product(self.net.gateway_macs, ip_types(self.net)):
+                from_edge = match(in_port=at.port, vlan_vid=NO_TAG, eth_type=kind, eth_dst=mac)
+                admitted = Flow(Table.ADMIT, LeafAdmit.TO_GATEWAY, from_edge, goto=Table.ROUTE, cookie=mark)
+                yield vrfs.with_tag(admitted)
+        if server.id in self.net.fenced:
+            shut_out = cookie(Reason.QUIET, Owner("server", server.id))
+            yield Flow(Table.ADMIT, LeafAdmit.FENCED, match(in_port=at.port), cookie=shut_out)
 
     def _subinterface_flows(
         self, server: Server, one: Subinterface, at: tuple[str, int], mark: int
@@ -170,8 +174,8 @@ class LeafSpine:
         return (switch for switch in sorted(wider - knowing) if ports_up(self.net, switch))
 
     def _with_routes_to(self, server: str) -> set[str]:
-        at = self.attachment(server)
-        return set() if at is None else {at[0], *(above for above, _ in ways_down(self.net, at[0]))}
+        at = leaves(attached(self.net, server))
+        return {*at, *(above for leaf in at for above, _ in ways_down(self.net, leaf))}
 
     def _up(self, switch: str) -> tuple[Action, ...]:
         """A leaf is the one hop of the fabric."""
@@ -181,8 +185,8 @@ class LeafSpine:
 
     def _missing(self, server: Server) -> FlowsBySwitch:
         """Until a server is found, any frame of its own tells where it is: LLDP, its first IP packet."""
-        if self.net.location(server.id) is not None:
-            return {}
+        if self.net.location(server.id) is not None or has_several(self.net, server.id):
+            return {}  # One with several uplinks is found by LLDP.
         found = Flow(
             Table.ADMIT, LeafAdmit.MISSING_SERVER, match(vlan_vid=NO_TAG, eth_src=server.mac), (CONTROLLER,),
             meter=LeafMeter.ARP, cookie=cookie(Reason.MISSING_SERVER, Owner("server", server.id)),
@@ -203,7 +207,7 @@ class LeafSpine:
             return {leaf.id: [held] for leaf in self.net.with_role(Role.LEAF) if not leaf.router}
         found = self._routes(server, Route.HOST, to_ip, mark)
         at = self.attachment(server.id)
-        if at is not None:
+        if at is not None and not has_several(self.net, server.id):
             # Two VMs on one server with a stale ARP cache talk through the leaf: back out of the port
             # the frame came in by, which a switch does only when told so by name.
             leaf, port = at
@@ -213,41 +217,43 @@ class LeafSpine:
         return found
 
     def flood_ways(self, servers: Collection[Server], vlan: int, group: int, mark: int) -> EntriesBySwitch:
-        attached = [at for server in servers if (at := self.attachment(server.id)) is not None]
-        return flood_ways(self.net, attached, vlan, group, mark)
+        # By each of several uplinks comes a copy, and the edge takes that by the one in use.
+        there = [at for server in servers for at in attached(self.net, server.id) if at.is_open]
+        return flood_ways(self.net, ((at.leaf, at.port) for at in there), vlan, group, mark)
 
     def copy_ways(self, server: Server, to: Server, ip: IP | Prefix, mark: int) -> FlowsBySwitch:
-        at = self.attachment(server.id)
-        if at is None:
-            return {}
-        leaf, port = at
-        copied = ip_match(dst=ip, in_port=port, vlan_vid=NO_TAG, eth_dst=to.mac)
-        return {leaf: [Flow(Table.ADMIT, LeafAdmit.COPY, copied, goto=Table.SERVERS, cookie=mark)]}
+        return {
+            at.leaf: [_let_through(ip_match(dst=ip, in_port=at.port, vlan_vid=NO_TAG, eth_dst=to.mac), mark)]
+            for at in attached(self.net, server.id)
+        }
 
     def way_home(self, server: Server, gateway: Server, ip: IP | Prefix, mark: int) -> FlowsBySwitch:
-        at = self.attachment(server.id)
-        if at is None:
-            return {}
-        leaf, port = at
-        sent = ip_match(src=ip, in_port=port, vlan_vid=NO_TAG, eth_dst=gateway.mac)
-        return {leaf: [Flow(Table.ADMIT, LeafAdmit.COPY, sent, goto=Table.SERVERS, cookie=mark)]}
+        to = gateway.mac
+        return {
+            at.leaf: [_let_through(ip_match(src=ip, in_port=at.port, vlan_vid=NO_TAG, eth_dst=to), mark)]
+            for at in attached(self.net, server.id)
+        }
 
     def storage_ways(
         self, mac: Mac, forwarder: Server, server: Server, open_at: Collection[Server], mark: int
     ) -> FlowsBySwitch:
-        places = [at for one in open_at if (at := self.attachment(one.id)) is not None]
-        return storage_ways(self.net, mac, forwarder, self.attachment(server.id), places, mark)
+        places = [at for one in open_at for at in attached(self.net, one.id)]
+        delivered = attached(self.net, server.id), self.attachment(server.id)
+        return storage_ways(self.net, mac, forwarder, *delivered, places, mark)
 
     def _routes(self, server: Server, priority: int, to: Match, mark: int) -> FlowsBySwitch:
-        at = self.attachment(server.id)
-        if at is None:
-            return {}
-        leaf, port = at
-        found = {leaf: [Flow(Table.ROUTE, priority, to, (*self._rewrite(server), Output(port)), cookie=mark)]}
-        for spine, _ in ways_down(self.net, leaf):
-            found[spine] = [
-                Flow(Table.ROUTE, priority, to, self.reach(server), goto=Table.SERVERS, cookie=mark)
-            ]
+        found: FlowsBySwitch = {}
+        several = has_several(self.net, server.id)
+        for at in attached(self.net, server.id):
+            # With several uplinks a leaf only says to which server, as a spine does.
+            out = () if several else (Output(at.port),)
+            goto = Table.SERVERS if several else None
+            here = Flow(Table.ROUTE, priority, to, (*self._rewrite(server), *out), goto=goto, cookie=mark)
+            found[at.leaf] = [here]
+            for spine, _ in ways_down(self.net, at.leaf):
+                found[spine] = [
+                    Flow(Table.ROUTE, priority, to, self.reach(server), goto=Table.SERVERS, cookie=mark)
+                ]
         return found
 
     def _rewrite(self, server: Server) -> tuple[Action, ...]:
@@ -280,9 +286,12 @@ class LeafSpine:
     # ---- which switches, and in which order ----
 
     def near(self, server: str) -> frozenset[str]:
-        """The edge and the leaf of a server: where a VM's new location is prepared first."""
+        """The edge and the leaf of a server, or, with several uplinks, those leaves that lead there: where a
+        VM's new location is prepared first."""
         at = self.net.location(server)
         names = {self.net.servers[server].edge, "" if at is None else at.switch}
+        if has_several(self.net, server):
+            names.update(link.upper.switch for link in open_links(self.net, server))
         return frozenset(names - {""})
 
     def concerned(self, servers: Iterable[str]) -> frozenset[str]:
@@ -325,6 +334,11 @@ class LeafSpine:
         for switch in sorted(changed):
             found.setdefault(stage(switch), []).append(switch)
         return [found[number] for number in sorted(found)]
+
+
+def _let_through(sent: Match, mark: int) -> Flow:
+    """From one server's port, by another's MAC."""
+    return Flow(Table.ADMIT, LeafAdmit.COPY, sent, goto=Table.SERVERS, cookie=mark)
 
 
 def _add(found: FlowsBySwitch, more: FlowsBySwitch) -> None:

@@ -12,6 +12,7 @@ from retinue.core.pipeline.meters import LeafMeter
 from retinue.core.pipeline.priorities import LeafAdmit, Servers
 from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay.fabric_switches import ways_down
+from retinue.core.pipeline.underlay.fabric_uplinks import Attached
 
 
 def forwarder_flows(server: Server, port: int) -> Iterator[Flow]:
@@ -32,23 +33,22 @@ def storage_ways(
     net: Network,
     mac: Mac,
     forwarder: Server,
-    delivered: tuple[str, int] | None,
-    open_at: Collection[tuple[str, int]],
+    delivered: Collection[Attached],
+    at: tuple[str, int] | None,
+    open_at: Collection[Attached],
     mark: int,
 ) -> FlowsBySwitch:
-    """As Underlay.storage_ways, with leaf and port number of each server."""
+    """As Underlay.storage_ways: where it is delivered, by which leaf others send there, and who may send."""
     found: FlowsBySwitch = {}
-    for leaf, port in open_at:
+    for place in open_at:
         sent = match(
-            in_port=port, vlan_vid=NO_TAG, eth_type=EtherType.FCOE, eth_src=mac, eth_dst=forwarder.mac
+            in_port=place.port, vlan_vid=NO_TAG, eth_type=EtherType.FCOE, eth_src=mac, eth_dst=forwarder.mac
         )
         admitted = Flow(Table.ADMIT, LeafAdmit.STORAGE, sent, goto=Table.SERVERS, cookie=mark)
-        found.setdefault(leaf, []).append(admitted)
-    if delivered is None:
-        return found
-    leaf, port = delivered
+        found.setdefault(place.leaf, []).append(admitted)
     to_port = match(eth_type=EtherType.FCOE, eth_dst=mac)
-    for switch, number in ((leaf, port), *ways_down(net, leaf)):
+    here = [(place.leaf, place.port) for place in delivered if place.is_open]
+    for switch, number in (*here, *(ways_down(net, at[0]) if at is not None else ())):
         way = Flow(Table.SERVERS, Servers.SERVER, to_port, (Output(number),), cookie=mark)
         found.setdefault(switch, []).append(way)
     return found

@@ -43,6 +43,7 @@ from retinue.core.pipeline.meters import PROBES, LeafMeter, leaf_meters
 from retinue.core.pipeline.priorities import TABLE_MISS, LeafAdmit, Route, Servers, SpineAdmit
 from retinue.core.pipeline.responders import arp, echo, nd, too_big
 from retinue.core.pipeline.tables import Table
+from retinue.core.pipeline.underlay.fabric_uplinks import probe_entries
 
 UP_GROUP = 1
 """On a leaf the select group over its spines, on a spine that over its cores: equal cost, by flow hash."""
@@ -66,8 +67,9 @@ def leaf_flows(net: Network, leaf: Switch) -> Iterator[Flow | Group | Meter]:
         yield Flow(Table.ADMIT, LeafAdmit.FROM_SPINE_OTHER, match(in_port=port), cookie=mark)
         yield Flow(Table.SERVERS, Servers.FROM_ABOVE, match(in_port=port), cookie=mark)
     if ports_up(net, leaf.id):
-        # A server's port may send none: what comes in there is no word about a link of the fabric.
+        # From a server's port none of these: what comes in there is no word about a link between switches.
         yield from _probes(net, leaf.id, LeafAdmit.PROBE)
+    yield from probe_entries(net, leaf.id)
     any_arp = match(vlan_vid=NO_TAG, eth_type=EtherType.ARP)
     yield Flow(Table.ADMIT, LeafAdmit.ARP, any_arp, goto=Table.ARP, cookie=mark)
     if not leaf.given and any(server.chassis for server in net.servers.values()):

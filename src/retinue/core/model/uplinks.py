@@ -1,0 +1,107 @@
+"""Servers whose edge has several uplinks, each to another leaf: where they lead, and which are well.
+
+One is used at a time: a server has one location, as any other (see docs/design/058). Leaves at the others
+have its entries, too; so which one is used is said by a few entries, however many VMs there are.
+"""
+
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+
+from retinue.core.model.entities import Link, PortRef
+from retinue.core.model.links import all_upward_ports, has_carrier, is_sound, lead_on
+from retinue.core.model.view import NetworkView
+
+
+class Rank(IntEnum):
+    """How good an uplink is; the higher the better."""
+
+    NO_CARRIER = 0
+    CARRIER = 1
+    """It has a carrier at both ends, and loses frames."""
+    SOUND = 2
+    """It loses none; but its leaf has no way up that is sound."""
+    WHOLE = 3
+
+
+def has_several(net: NetworkView, server: str) -> bool:
+    """True where the server's edge has several uplinks, be they found or not."""
+    edge = net.switches.get(net.servers[server].edge)
+    return edge is not None and bool(edge.standby)
+
+
+def found_links(net: NetworkView, server: str) -> list[Link]:
+    """The server's uplinks whose leaf is known, the preferred one first; none where there is one uplink."""
+    edge = net.switches.get(net.servers[server].edge)
+    ends = (PortRef(edge.id, name) for name in edge.uplinks) if edge is not None and edge.standby else ()
+    return [Link(end, net.uplink_places[end]) for end in ends if end in net.uplink_places]
+
+
+def all_found(net: NetworkView) -> list[Link]:
+    """All uplinks of servers that have several."""
+    return [Link(*ends) for ends in net.uplink_places.items()]
+
+
+def open_links(net: NetworkView, server: str) -> list[Link]:
+    """Those by which a leaf hands over what is for the server: that are sound; where none is, that have a
+    carrier; where none has one, all."""
+    links = found_links(net, server)
+    for good in (is_sound, has_carrier):
+        if found := [link for link in links if good(net, link)]:
+            return found
+    return links
+
+
+def places(net: NetworkView, server: str) -> list[PortRef]:
+    """The leaf ports where a server is; more than one only where it has several uplinks."""
+    if has_several(net, server):
+        return [link.upper for link in found_links(net, server)]
+    at = net.location(server)
+    return [] if at is None else [at]
+
+
+def used_uplink(net: NetworkView, edge: str) -> str:
+    """The name of the uplink by which an edge sends up; until one is found the first."""
+    return net.in_use.get(edge) or net.switches[edge].uplink
+
+
+def ranks(net: NetworkView, server: str) -> dict[str, Rank]:
+    """By the name of each uplink whose leaf is known, the preferred one first."""
+    return {link.lower.port: _rank(net, link) for link in found_links(net, server)}
+
+
+def _rank(net: NetworkView, link: Link) -> Rank:
+    if not has_carrier(net, link):
+        return Rank.NO_CARRIER
+    if not is_sound(net, link):
+        return Rank.CARRIER
+    return Rank.WHOLE if lead_on(net, link.upper.switch) else Rank.SOUND
+
+
+def unreached_by(net: NetworkView, servers: Iterable[str]) -> frozenset[str]:
+    """Leaves from which one of these servers is not reached at the moment, and none of the others either."""
+    shut: set[str] = set()
+    reached: set[str] = set()
+    for server in servers:
+        if server not in net.servers:
+            continue
+        by = [link.upper.switch for link in open_links(net, server)]
+        at = net.location(server)
+        reached.update(by or ([] if at is None else [at.switch]))
+        shut.update(link.upper.switch for link in found_links(net, server))
+    return frozenset(shut - reached)
+
+
+def ways_between(net: NetworkView) -> dict[tuple[str, str], object]:
+    """What is decided by carriers and lost links: of each switch its ports up, of each server with several
+    uplinks those that are open."""
+    found: dict[tuple[str, str], object] = {
+        ("switch", one): ports for one, ports in all_upward_ports(net).items()
+    }
+    return found | {("server", one): open_links(net, one) for one in _with_found(net)}
+
+
+def _with_found(net: NetworkView) -> Iterator[str]:
+    for edge in {uplink.switch for uplink in net.uplink_places}:
+        server = net.server_of_edge(edge)
+        if server is not None:
+            yield server.id
