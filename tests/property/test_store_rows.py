@@ -20,6 +20,8 @@ from retinue.controller.state import (
     ServerLocation,
     Storable,
     Stored,
+    UplinkInUse,
+    UplinkPlace,
     Word,
 )
 from retinue.controller.store.rows import key_of, read_row, sort_in, to_row
@@ -238,6 +240,8 @@ anything: st.SearchStrategy[Storable] = st.one_of(
     st.builds(FencedServer, names),
     st.builds(LostRouter, names, st.text(max_size=40)),
     st.builds(LostLink, st.builds(PortRef, vrf_ids, names), st.text(max_size=40)),
+    st.builds(UplinkPlace, st.builds(PortRef, vrf_ids, names), refs),
+    st.builds(UplinkInUse, names, names),
     st.builds(Entity, names, st.just(EntityKind.VM), profiles),
     st.builds(placement, names, names, names),
     st.builds(DrainedServer, names),

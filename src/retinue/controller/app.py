@@ -51,6 +51,7 @@ from retinue.controller.neighbours.mac_changes import MacChanges
 from retinue.controller.neighbours.nd_responder import NdResponder
 from retinue.controller.neighbours.router_watch import RouterWatch
 from retinue.controller.neighbours.taking import Taking
+from retinue.controller.neighbours.uplinks import Uplinks
 from retinue.controller.neighbours.vdp import VdpPath
 from retinue.controller.spoof_counts import SpoofCounts
 from retinue.controller.state import Stored
@@ -67,6 +68,7 @@ from retinue.core.placement import Policy
 from retinue.core.router_watch import RouterLimits
 from retinue.core.snooping.dhcp_rules import LEASES_PER_NIC
 from retinue.core.snooping.spoofing import KIND_OF, interpret
+from retinue.core.uplink_choice import ChoiceLimits
 from retinue.protocol.events import EventType
 from retinue.southbound.openflow.codec.messages import ErrorMessage, FlowRemoved, PacketIn, PortStatus
 from retinue.southbound.openflow.codec.wire import PortReason
@@ -121,7 +123,11 @@ class Controller:
             self.context, self.arp.locations.question_for, router_limits or RouterLimits()
         )
         self.arp.heard = self.nd.heard = self.router_watch.heard
-        self.link_probes = LinkProbes(self.context, link_limits or LinkLimits(), token_bytes(16))
+        limits = link_limits or LinkLimits()
+        self.link_probes = LinkProbes(self.context, limits, token_bytes(16))
+        choice = ChoiceLimits(limits.hold, limits.longest_hold)
+        self.uplinks = Uplinks(self.context, self.arp.locations, choice, token_bytes(16))
+        self.link_probes.changed = self.uplinks.look
         self.mac_changes = MacChanges(self.context)
         self.fip = FipPath(self.context)
         history = History(migrations_kept)
@@ -204,6 +210,7 @@ class Controller:
         every = partial(repeat, self.context)
         every(1.0, self.arp.ask_for_servers, "search for servers")
         every(1.0, self.router_watch.look, "routers")
+        every(1.0, self.uplinks.tick, "uplinks")
         every(1.0, self.nd.advertise, "advertisements of the gateway")
         every(1.0, self.vdp.say, "gateway MACs by VDP")
         every(1.0, self.orchestrator.tick, "time limits of migrations")
@@ -242,6 +249,7 @@ class Controller:
         self.context.installer.switches[switch].connected(session)
         touched = self.context.apply(SwitchPortsChanged(switch, session.ports, session.down))
         self.context.spawn(self._attach(switch, session, touched), f"connection of {switch}")
+        self.uplinks.look(switch)
 
     async def _attach(self, switch: str, session: SwitchSession, touched: Touched) -> None:
         try:
@@ -300,7 +308,8 @@ class Controller:
             case Reason.VDP:
                 self.vdp.from_edge(switch, message.in_port, message.frame)
             case Reason.PROBE:
-                self.link_probes.heard(switch, message.in_port, message.frame)
+                if not self.uplinks.heard(switch, message.in_port, message.frame):
+                    self.link_probes.heard(switch, message.in_port, message.frame)
             case Reason.TUNNEL_MARK:
                 self.domains.hearing.mark(switch, message.frame)
             case Reason.UNPLACED:
@@ -348,6 +357,7 @@ class Controller:
             touched = self.context.apply(SwitchPortsChanged(switch, session.ports, session.down))
             if touched:
                 self.context.spawn(self.context.install(touched), f"ports of {switch}")
+            self.uplinks.look(switch)
             there = message.port.up and message.reason != PortReason.DELETE
             self.router_watch.link(switch, message.port.name, up=there)
             if there:

@@ -259,7 +259,7 @@ def _switch(table: SwitchTable) -> Switch:
         raise ModelError(f"switch {table.id}: endpoint {endpoint} is no address of IPv4")
     return Switch(
         table.id, table.role, _dpid(table), table.uplink, table.places == "given", table.tunnel, endpoint,
-        vdp=table.vdp, gateway_group=table.gateway_group,
+        vdp=table.vdp, gateway_group=table.gateway_group, standby=tuple(table.standby),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import msgspec
 
 from retinue.config_file import ConfigTable, TlsTable
 from retinue.controller.parsing import port_ref
-from retinue.core.limits import HIGHEST_VLAN, LEAST_MTU, MOST_METRIC, MOST_MTU, VXLAN_BYTES
+from retinue.core.limits import HIGHEST_VLAN, LEAST_MTU, MOST_METRIC, MOST_MTU, MOST_STANDBY, VXLAN_BYTES
 from retinue.core.model import (
     DEFAULT_VNET,
     DEFAULT_VRF,
@@ -123,6 +123,8 @@ class SwitchTable(ConfigTable, frozen=True):
     role: Role
     dpid: str = ""
     uplink: str = ""
+    standby: Annotated[list[str], msgspec.Meta(max_length=MOST_STANDBY)] = []
+    """Of an edge: further ports, each to another leaf, where it has several uplinks."""
     places: Literal["detected", "given"] = "detected"
     tunnel: str = ""
     endpoint: str = ""

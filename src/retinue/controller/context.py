@@ -20,6 +20,7 @@ from retinue.controller.switches.installer import Installer, InstallReport
 from retinue.controller.switches.readback import SwitchSession
 from retinue.core.model import NIC, Network
 from retinue.core.model.network import Owner, Touched
+from retinue.core.model.uplinks import unreached_by
 from retinue.core.packets import tagged
 from retinue.core.pipeline.compiler import Compiler, ConflictError
 from retinue.core.pipeline.knowledge import Knowledge
@@ -138,7 +139,7 @@ class Context:
         return self.install(self.apply(*changes), near)
 
     async def install(
-        self, touched: Iterable[Owner], near: Near = (), patient: Callable[[], bool] = lambda: False
+        self, touched: Iterable[Owner], near: Near = (), patient: Callable[[str], bool] = lambda switch: False
     ) -> InstallReport:
         """Bring a change onto the switches; the callbacks of `after_install` are called when it is done.
 
@@ -168,7 +169,7 @@ class Context:
         self._room.leave(owners)
 
     async def _install(
-        self, owners: Collection[Owner], near: Near, patient: Callable[[], bool]
+        self, owners: Collection[Owner], near: Near, patient: Callable[[str], bool]
     ) -> InstallReport:
         self.not_installed.difference_update(owners)  # They are computed before anything is awaited.
         began = self.clock()
@@ -194,13 +195,22 @@ class Context:
         concerned = self.compiler.switches_of(owner)
         if concerned is None or owner in self.not_installed:
             return False
-        switches, lost = self.installer.switches, self.lost()
+        switches, lost = self.installer.switches, self.lost() | self.spared(self._servers_of(owner))
         return all(switches[switch].has_confirmed_of(owner) for switch in concerned if switch not in lost)
 
     def lost(self) -> frozenset[str]:
         """Switches, no edges, that are as dead as the servers that are fenced."""
         underlay = underlay_of(self.net)
         return frozenset().union(*(underlay.lost_with(server) for server in self.net.fenced))
+
+    def spared(self, servers: Iterable[str]) -> frozenset[str]:
+        """Leaves that are away, and do not lead to these servers, which are reached by others: what they lack
+        nobody waits for. It is corrected when they are back, before they lead there again."""
+        return frozenset(leaf for leaf in unreached_by(self.net, servers) if not self.is_connected(leaf))
+
+    def _servers_of(self, owner: Owner) -> Collection[str]:
+        vm = self.net.vms.get(owner.id) if owner.kind == "vm" else None
+        return vm.locations if vm is not None else (owner.id,) if owner.kind == "server" else ()
 
     # ---- connected switches ----
 

@@ -28,6 +28,8 @@ from retinue.controller.state import (
     ServerLocation,
     State,
     Stored,
+    UplinkInUse,
+    UplinkPlace,
     Word,
 )
 from retinue.core.migration import Migration
@@ -70,6 +72,14 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         ServerLocation, "ServerLocation", "server", lambda v: v.server,
         "locations", "Network.detected", restoring.locations,
+    ),
+    Kind(
+        UplinkPlace, "UplinkPlace", "uplink", lambda v: str(v.uplink),
+        "uplink_places", "Network.uplink_places", restoring.uplink_places,
+    ),
+    Kind(
+        UplinkInUse, "UplinkInUse", "edge", lambda v: v.edge,
+        "uplinks_in_use", "Network.in_use", restoring.uplinks_in_use,
     ),
     Kind(VM, "VM", "id", lambda v: v.id, "vms", "Network.vms", restoring.vms),
     Kind(
@@ -174,6 +184,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "Context._frames_rejected", "Context.counters", "Durations.ended", "Histogram.counts",
         "ImageHolders._scrubbed", "LinkProbes._answered", "LinkProbes._echoes", "LinkProbes._links",
         "LinkProbes._probes", "MacChanges._changed", "RouterWatch._routers",
+        "Uplinks._choices", "Uplinks._sent",
         "SwitchRows._reported", "VMReports._buckets", "VdpPath._joined",
         "SpoofCounts._asking", "SpoofCounts._before", "SpoofCounts._sums", "SpoofCounts._turns",
         "SpoofCounts.frames", "EventBus._agents", "EventBus._by_type",

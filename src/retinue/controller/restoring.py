@@ -23,6 +23,8 @@ from retinue.controller.state import (
     RemovedGuest,
     ServerLocation,
     State,
+    UplinkInUse,
+    UplinkPlace,
     Word,
     match_number,
 )
@@ -155,6 +157,16 @@ def lost_routers(state: State, lost: Collection[LostRouter]) -> None:
 def lost_links(state: State, lost: Collection[LostLink]) -> None:
     for one in lost:
         fits(lambda one: state.net.lose_link(one.lower, one.reason), one)
+
+
+def uplink_places(state: State, found: Collection[UplinkPlace]) -> None:
+    for one in found:
+        fits(lambda one: state.net.find_uplink(one.uplink, one.at), one)
+
+
+def uplinks_in_use(state: State, used: Collection[UplinkInUse]) -> None:
+    for one in used:
+        fits(lambda one: state.net.use_uplink(one.edge, one.uplink), one)
 
 
 def drained(state: State, drained: Collection[DrainedServer]) -> None:

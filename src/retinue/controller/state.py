@@ -83,6 +83,22 @@ class LostLink:
 
 
 @dataclass(frozen=True, slots=True)
+class UplinkPlace:
+    """One of several uplinks of an edge leads to this leaf port (`Network.uplink_places`)."""
+
+    uplink: PortRef
+    at: PortRef
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkInUse:
+    """Of an edge's several uplinks this one is used (`Network.in_use`)."""
+
+    edge: str
+    uplink: str
+
+
+@dataclass(frozen=True, slots=True)
 class DrainedServer:
     """The operator wants no VM on this server (`Network.drained`)."""
 
@@ -159,6 +175,8 @@ Storable = (
     | DrainedServer
     | LostRouter
     | LostLink
+    | UplinkPlace
+    | UplinkInUse
     | AgentAt
     | LeftPort
     | RemovedGuest
@@ -226,6 +244,8 @@ class Stored:
     fenced: list[FencedServer] = field(default_factory=list)
     drained: list[DrainedServer] = field(default_factory=list)
     lost_routers: list[LostRouter] = field(default_factory=list)
+    uplink_places: list[UplinkPlace] = field(default_factory=list)
+    uplinks_in_use: list[UplinkInUse] = field(default_factory=list)
     lost_links: list[LostLink] = field(default_factory=list)
     with_agent: list[AgentAt] = field(default_factory=list)
     left_ports: list[LeftPort] = field(default_factory=list)

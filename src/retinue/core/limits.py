@@ -141,6 +141,8 @@ MOST_HOSTS = 128
 """At the edge switch of one server."""
 MOST_METRIC = 65535
 """Of a router."""
+MOST_STANDBY = 3
+"""Uplinks of an edge besides the first."""
 MOST_REPORTED = 1024
 """VMs of one server that nobody registered and its switch reported."""
 MOST_REPORTS_A_SECOND = 100

@@ -92,6 +92,10 @@ class EventType(StrEnum):
     SERVER_REGISTERED = "server.registered"
     SERVER_DETECTED = "server.detected"
     SERVER_MOVED = "server.moved"
+    UPLINK_FOUND = "uplink.found"
+    """One of several uplinks of a server's edge leads to a leaf."""
+    UPLINK_USED = "uplink.used"
+    """All of a server's traffic goes by this one from now on."""
     SERVER_CONFLICT = "server.conflict"
     SERVER_IDENTIFIED = "server.identified"
     SERVER_MISMATCH = "server.mismatch"
@@ -226,6 +230,8 @@ _FIELDS: Mapping[EventType | Order, str] = {
     EventType.SERVER_REGISTERED: "server",
     EventType.SERVER_DETECTED: "server location before",
     EventType.SERVER_MOVED: "server location before",
+    EventType.UPLINK_FOUND: "server uplink location",
+    EventType.UPLINK_USED: "server uplink location before",
     EventType.SERVER_CONFLICT: "server location known reason",
     EventType.SERVER_IDENTIFIED: "server mac before location",
     EventType.SERVER_MISMATCH: "server given detected",

@@ -24,6 +24,7 @@ from retinue_lab.topology.topology import (
     OVSDB_PORT,
     PEER_PORT,
     REST_PORT,
+    SECOND_UPLINK,
     TUNNEL,
     UPLINK,
     Topology,
@@ -103,6 +104,7 @@ def controller_config(
                 role=s.role,
                 dpid=hex(s.dpid),
                 uplink=UPLINK if s.role == "edge" else None,
+                standby=[SECOND_UPLINK] if SECOND_UPLINK in s.ports else None,
                 **_tunnel_end(topology, s.id),
                 **_by_vdp(topology, s.id),
             )

@@ -100,6 +100,8 @@ class ServerPart(ConfigTable, frozen=True, kw_only=True):
     """What runs its VMs: QEMUs that the server's agent starts, or a libvirtd of the server."""
     vdp: bool = False
     """True: its edge is told the gateway's MAC by what its leaf says by LLDP."""
+    second_leaf: str = ""
+    """Another leaf, to which its edge has a second uplink; "": it has one."""
 
 
 class CachePart(ConfigTable, frozen=True, kw_only=True):

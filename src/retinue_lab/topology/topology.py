@@ -48,8 +48,8 @@ ROUTER = "router"
 FORWARDER = "fcf"
 """The node of the FCoE forwarder."""
 CLIENT = "client"
-UPLINK = "up0"
-"""A server's NIC, a port of its edge switch."""
+UPLINK, SECOND_UPLINK = "up0", "up1"
+"""A server's NICs, ports of its edge switch."""
 EDGE_BRIDGE = "br0"
 TUNNEL = "tun0"
 """A gateway's way to the other domain, a port of its edge switch."""
@@ -251,12 +251,13 @@ class Topology(ConfigTable, frozen=True, kw_only=True):
                 (
                     *self._joined_to(leaf.id),
                     *(fabric_port(leaf.id, node_of(part)) for part in self.attached if part.leaf == leaf.id),
+                    *(fabric_port(leaf.id, one.id) for one in self.server if one.second_leaf == leaf.id),
                     *((tunnel_port(leaf.id),) if leaf.endpoint is not None else ()),
                 ),
             )
             for leaf in self.leaf
         )
-        edges = (Bridge(s.edge, s.id, EDGE_BRIDGE, "edge", s.dpid, (UPLINK,)) for s in self.server)
+        edges = (Bridge(s.edge, s.id, EDGE_BRIDGE, "edge", s.dpid, uplinks_of(s)) for s in self.server)
         gateways = (
             Bridge(g.edge, g.id, EDGE_BRIDGE, "edge", g.dpid, (UPLINK, TUNNEL)) for g in self.gateways
         )
@@ -280,6 +281,10 @@ class Topology(ConfigTable, frozen=True, kw_only=True):
             at = on.get(part.leaf, self.fabric)
             nic = (UPLINK, "") if isinstance(part, ServerPart | GatewayPart) else ("eth0", part.mac)
             cables.append(Veth(node, nic[0], at, fabric_port(part.leaf, node), nic[1], self.mtu))
+        for server in self.server:
+            if server.second_leaf:
+                ends = fabric_port(server.second_leaf, server.id), on.get(server.second_leaf, self.fabric)
+                cables.append(Veth(server.id, SECOND_UPLINK, ends[1], ends[0], mtu=self.mtu))
         if self.client is not None:
             cables.append(Veth(ROUTER, "out0", CLIENT, "eth0"))
         return tuple(cables)
@@ -325,6 +330,11 @@ class Topology(ConfigTable, frozen=True, kw_only=True):
 def fabric_port(switch: str, other: str) -> str:
     """Name of the switch's port that leads to `other`."""
     return f"{switch}-{other}"
+
+
+def uplinks_of(server: ServerPart) -> tuple[str, ...]:
+    """Ports of its edge switch."""
+    return (UPLINK, SECOND_UPLINK) if server.second_leaf else (UPLINK,)
 
 
 def tunnel_port(leaf: str) -> str:

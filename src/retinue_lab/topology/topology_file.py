@@ -113,6 +113,13 @@ def check(topology: Topology) -> None:
     for part in topology.attached:
         if part.leaf not in leaves:
             raise LabError(f"{node_of(part)}: leaf {part.leaf!r} is not among the leaves")
+    for server in topology.server:
+        if server.second_leaf and (server.second_leaf not in leaves or server.second_leaf == server.leaf):
+            raise LabError(
+                f"{server.id}: its second leaf {server.second_leaf!r} is not another of the leaves"
+            )
+        if server.second_leaf and (server.given or not topology.spine):
+            raise LabError(f"{server.id}: two uplinks are for leaves below spines, and are found, not given")
     for one in topology.addressed:
         topology.subnet_of(one.address)
     if topology.management.prefix.num_addresses < len(topology.nodes) + 3:

@@ -11,6 +11,7 @@ from typing import Any
 from retinue.controller.app import Controller
 from retinue.controller.context import Store
 from retinue.core.model import Network
+from retinue.core.model.uplinks import places
 from retinue.core.pipeline import steps
 from retinue.core.pipeline.entry import Change, Group, Meter, Output
 from retinue.southbound.openflow.codec.messages import FlowStats, MeterStats, PacketIn
@@ -128,9 +129,10 @@ class FakeNetwork:
         for end, address in tunnel_ends(net):
             self.fabric.tunnel(end, address)
         for server in net.servers.values():
-            at = net.location(server.id)
-            if server.edge and at is not None and (port := net.port_number(at)) is not None:
-                self.fabric.cable((server.edge, UPLINK), (at.switch, port))
+            uplinks = net.switches[server.edge].uplinks if server.edge else ()
+            for number, at in enumerate(places(net, server.id)[: len(uplinks)], UPLINK):
+                if (port := net.port_number(at)) is not None:
+                    self.fabric.cable((server.edge, number), (at.switch, port))
 
     async def start(self) -> None:
         await self.controller.start()

@@ -14,7 +14,7 @@ from retinue.core.pipeline.entry import CONTROLLER, Flow
 from retinue.southbound.openflow.codec.messages import PacketIn
 from support.fabric.dhcp6 import add_dhcp6
 from support.fabric.domains import Domains
-from support.fabric.networks import GATEWAY, UPLINK, add_vm, fabric, server
+from support.fabric.networks import GATEWAY, UPLINK, add_uplink, add_vm, fabric, server
 from support.fabric.storage import add_forwarder
 from support.fakes.session import FakeNetwork
 
@@ -45,6 +45,7 @@ def test_the_table_has_what_the_pipeline_sends_up_and_nothing_else() -> None:
     nic = net.vms["vm1"].nic
     net.change_nic("vm1", nic, replace(nic, trusted=True))
     add_forwarder(net)
+    add_uplink(net, 1, 2)
     net.detected.pop("server3")  # Nobody knows where that is.
     found = sent_up(net) | sent_up(Domains(1, 1).nets["a"]) | sent_up(fabric(cores=2))
     assert found == {(reason, role) for reason, roles in SENT_UP_BY.items() for role in roles}

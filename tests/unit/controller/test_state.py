@@ -18,6 +18,7 @@ from retinue.controller import (
     pair_changes,
     router_changes,
     storage_changes,
+    uplink_changes,
     vnet_changes,
     words,
 )
@@ -138,6 +139,8 @@ def _restored_at(table: str) -> int:
             "Subnet",
             "Server",
             "ServerLocation",
+            "UplinkPlace",
+            "UplinkInUse",
             "VM",
             "Assignment",
             "FcLogin",
@@ -275,6 +278,9 @@ STORY: tuple[Change, ...] = (
     router_changes.RouterLost("server2", "it has not answered for 3 s"),
     router_changes.RouterReturned("server2"),
     link_changes.LinkLost(PortRef("leaf1", "s1"), PortRef("spine1", "l1"), "nothing comes in"),
+    uplink_changes.UplinkFound("server3", PortRef("edge3", "up0"), PortRef("leaf1", "p3"), None),
+    uplink_changes.UplinkFound("server3", PortRef("edge3", "up1"), PortRef("leaf2", "q3"), None),
+    uplink_changes.UplinkUsed("server3", "edge3", "up1", ""),
     link_changes.LinkLost(PortRef("leaf2", "s1"), PortRef("spine1", "l2"), "some does not come in"),
     link_changes.LinkReturned(PortRef("leaf2", "s1"), PortRef("spine1", "l2")),
     marks.AgentHeard("server1"),
@@ -304,6 +310,14 @@ STORY: tuple[Change, ...] = (
 )
 
 
+def network() -> Network:
+    """As `fabric`; the edge of server3 has two uplinks."""
+    net = fabric()
+    net.add_switch(replace(net.switches["edge3"], standby=("up1",)))
+    net.detected.pop("server3")  # By ARP no such server is found.
+    return net
+
+
 def _kinds_of_change() -> set[type[Change]]:
     modules = (
         changes,
@@ -311,6 +325,7 @@ def _kinds_of_change() -> set[type[Change]]:
         marks,
         nic_changes,
         link_changes,
+        uplink_changes,
         router_changes,
         vnet_changes,
         pair_changes,
@@ -341,14 +356,14 @@ def _held(state: State) -> dict[str, Any]:
 
 async def test_after_any_change_the_database_brings_back_what_was_known() -> None:
     store = MemoryStore()
-    context = Context(fabric(), lambda: 1000.0, store)
+    context = Context(network(), lambda: 1000.0, store)
     for value in context.net.servers.values():
         store.put(value)
     for name, at in context.net.detected.items():
         store.put(ServerLocation(name, at))
     for change in STORY:
         context.apply(change)
-        again = State(fabric())
+        again = State(network())
         restore(again, store.load())
         if isinstance(change, changes.MigrationStepped | changes.TargetAwaitsSource):
             continue  # The VM is placed as its migration wants it before the controller has asked for it.
@@ -357,7 +372,7 @@ async def test_after_any_change_the_database_brings_back_what_was_known() -> Non
 
 def test_what_cannot_all_be_made_is_not_made_at_all() -> None:
     """Nor stored, nor published."""
-    store, net = MemoryStore(), fabric()
+    store, net = MemoryStore(), network()
     context = Context(net, lambda: 1000.0, store)
     context.apply(changes.VMRegistered(VM1))
     context.apply(changes.VMStateChanged("vm1", VMState.RUNNING, EventType.VM_STARTED, "server1"))
@@ -377,7 +392,7 @@ def test_what_cannot_all_be_made_is_not_made_at_all() -> None:
 
 
 def test_a_change_that_cannot_be_undone_is_not_made_with_others() -> None:
-    context = Context(fabric(), lambda: 1000.0, MemoryStore())
+    context = Context(network(), lambda: 1000.0, MemoryStore())
     with pytest.raises(TypeError, match="a RenewalPending cannot be undone"):
         context.apply(changes.VMRegistered(VM1), lease_changes.RenewalPending("vm1"))
     assert not context.net.vms
@@ -385,7 +400,7 @@ def test_a_change_that_cannot_be_undone_is_not_made_with_others() -> None:
 
 def test_what_does_not_take_place_is_neither_stored_nor_published() -> None:
     """A port has one DHCP server at most, the first."""
-    store, net = MemoryStore(), fabric()
+    store, net = MemoryStore(), network()
     context = Context(net, lambda: 1000.0, store)
     at = net.servers["dhcp"].given_at
     assert at is not None
@@ -397,7 +412,7 @@ def test_what_does_not_take_place_is_neither_stored_nor_published() -> None:
 
 
 async def test_what_was_changed_and_not_installed_is_known() -> None:
-    context = Context(fabric(), lambda: 1000.0, MemoryStore())
+    context = Context(network(), lambda: 1000.0, MemoryStore())
     touched = context.apply(changes.VMRegistered(VM1))
     assert context.not_installed == touched == {Owner("vm", "vm1")}
     await context.install(touched)
@@ -407,7 +422,7 @@ async def test_what_was_changed_and_not_installed_is_known() -> None:
 
 
 def test_the_lease_that_ended_last_is_the_last() -> None:
-    context = Context(fabric(), lambda: 1000.0, MemoryStore())
+    context = Context(network(), lambda: 1000.0, MemoryStore())
     for number in (1, 2, 1):
         context.apply(lease_changes.LeaseEnded(assignment(number)))
     assert list(context.state.ended_leases) == [vm_mac(2), vm_mac(1)]
@@ -415,7 +430,7 @@ def test_the_lease_that_ended_last_is_the_last() -> None:
 
 def test_a_subnet_that_was_added_with_one_that_cannot_be_is_gone_again() -> None:
     """Though a server has an address of it by then."""
-    context = Context(fabric(), lambda: 1000.0, MemoryStore())
+    context = Context(network(), lambda: 1000.0, MemoryStore())
     context.net.put_server(Server("s9", "02:00:00:00:00:99", IPv4Address("10.5.0.7")))
     first = Subnet("a", IPv4Network("10.5.0.0/24"), IPv4Address("10.5.0.254"))
     second = Subnet("b", IPv4Network("10.5.0.0/16"), IPv4Address("10.5.1.254"))

@@ -9,9 +9,10 @@ from retinue.controller.api import nics
 from retinue.controller.app import Controller
 from retinue.controller.events import Event
 from retinue.core.migration import Migration
-from retinue.core.model import VM, Binding
+from retinue.core.model import VM, Binding, PortRef
 from retinue.core.model.links import all_upward_ports, has_carrier
 from retinue.core.model.network import Owner
+from retinue.core.model.uplinks import all_found, used_uplink
 from retinue.core.model.ways import ways_by
 from retinue.core.pipeline.compiler import contribution
 from retinue.core.pipeline.cookies import reason_of
@@ -87,10 +88,10 @@ def switches(controller: Controller) -> list[dict[str, Any]]:
 
 
 def links(controller: Controller) -> list[dict[str, Any]]:
-    """Links between switches, those of one switch together."""
+    """Links between switches, and uplinks of edges that have several; those of one switch together."""
     net, found = controller.net, []
     used = all_upward_ports(net)
-    for link in sorted(net.links, key=lambda one: (one.lower, one.upper)):
+    for link in sorted((*net.links, *all_found(net)), key=lambda one: (one.lower, one.upper)):
         watched = controller.link_probes.watched(link)
         if not has_carrier(net, link):
             state = LinkShown.NO_CARRIER
@@ -104,7 +105,11 @@ def links(controller: Controller) -> list[dict[str, Any]]:
                 "upper": str(link.upper),
                 "state": state,
                 "reason": net.lost_links.get(link.lower, ""),
-                "carries": net.port_number(link.lower) in used[link.lower.switch],
+                "carries": (
+                    used_uplink(net, link.lower.switch) == link.lower.port
+                    if link.lower in net.uplink_places
+                    else net.port_number(link.lower) in used[link.lower.switch]
+                ),
             }
         )
     return found
@@ -270,7 +275,8 @@ def mac_table(controller: Controller, switch: str) -> list[dict[str, Any]]:
     net, programmer = controller.net, controller.context.installer.switches[switch]
     program = controller.context.compiler.program(switch).whole()
     wanted = [entry for entry in program.values() if isinstance(entry, Flow)]
-    held = table_of(entry for entry in wanted if programmer.confirmed(entry.key))
+    used = net.port_number(PortRef(switch, used_uplink(net, switch)))
+    held = table_of((entry for entry in wanted if programmer.confirmed(entry.key)), used)
     return [
         {
             "mac": row.mac,
@@ -280,7 +286,7 @@ def mac_table(controller: Controller, switch: str) -> list[dict[str, Any]]:
             "shared": row.shared,
             "confirmed": row in held,
         }
-        for row in table_of(wanted)
+        for row in table_of(wanted, used)
     ]
 
 

@@ -25,6 +25,7 @@ from retinue.controller.context import Context
 from retinue.controller.counters import Count
 from retinue.controller.switches.readback import SwitchSession
 from retinue.core.model import DEFAULT_VRF, PortRef, Role, Server
+from retinue.core.model.uplinks import has_several, places
 from retinue.core.packets import arp_request
 from retinue.core.pipeline.entry import PortNo
 from retinue.core.pipeline.underlay import underlay_of
@@ -60,6 +61,8 @@ class ServerLocations:
     def seen(self, server: str, here: PortRef) -> None:
         """A server's ARP came in at this leaf port."""
         net = self._context.net
+        if has_several(net, server):
+            return  # Its uplinks are found by what nobody else can send (see `neighbours.uplinks`).
         before = net.detected.get(server)
         if here == before:
             self._away.discard(server)
@@ -72,7 +75,7 @@ class ServerLocations:
         if net.switches[here.switch].given:
             self.reject(server, here, f"places at {here.switch} are given, and this is not {server}'s")
             return
-        holder = self._holder(here, server)
+        holder = self.holder(here, server)
         if holder is not None:
             self.reject(server, here, f"server {holder} is there; if it is not, remove or place it")
         if before is not None and self._port(before) is not None:
@@ -104,11 +107,11 @@ class ServerLocations:
                 reason=reason,
             )
 
-    def _holder(self, here: PortRef, server: str) -> str | None:
+    def holder(self, here: PortRef, server: str) -> str | None:
         """The other server whose place this port is."""
         net = self._context.net
         return next(
-            (s for s in net.servers if s != server and net.location(s) == here and s not in self._away), None
+            (s for s in net.servers if s != server and here in places(net, s) and s not in self._away), None
         )
 
     # ---- verified at its former place ----
@@ -135,7 +138,7 @@ class ServerLocations:
             return  # It was removed, or found elsewhere, meanwhile.
         if answered.is_set():
             self.reject(server, here, f"it answers at {before}; somebody at {here} uses its MAC")
-        elif self._holder(here, server) is not None:
+        elif self.holder(here, server) is not None:
             self._away.add(server)
         elif net.port_number(here) is not None:
             self._found(server, here)
@@ -213,13 +216,13 @@ class ServerLocations:
         if any(self._leaves.get(name) is not session for name, session in leaves.items()):
             self._asked = {name: (at, 0.0) for name, (at, _) in self._asked.items()}
         self._leaves = leaves
-        missing = [server for server in net.servers.values() if net.location(server.id) is None]
+        missing = self._missing()
         self._asked = {s.id: self._asked[s.id] for s in missing if s.id in self._asked}
         chosen = self._whose_turn(missing, now) if leaves else []
         questions = [q for server in chosen if (q := self.question(server)) is not None]
         if not questions:
             return
-        taken = {net.location(name) for name in net.servers}
+        taken = {at for name in net.servers for at in places(net, name)}
         for name, session in leaves.items():
             trunks = underlay_of(net).trunk_ports(name)
             for port, number in session.ports.items():
@@ -236,8 +239,8 @@ class ServerLocations:
             return
         if number in underlay_of(net).trunk_ports(leaf) or number >= PortNo.MAX:
             return
-        missing = [server for server in net.servers.values() if net.location(server.id) is None]
-        taken = here in {net.location(name) for name in net.servers}
+        missing = self._missing()
+        taken = here in {at for name in net.servers for at in places(net, name)}
         if not missing or taken or not self._once_a_second("port up", str(here)):
             return
         for server in sorted(missing, key=self._asked_at)[:ASKED_AT_ONCE]:
@@ -245,6 +248,11 @@ class ServerLocations:
             if question is not None:
                 self._context.send_frame(leaf, number, question)
         self._asked = {name: (at, 0.0) for name, (at, _) in self._asked.items()}
+
+    def _missing(self) -> list[Server]:
+        """Those that are found by ARP, and have not been."""
+        net = self._context.net
+        return [s for s in net.servers.values() if net.location(s.id) is None and not has_several(net, s.id)]
 
     def _whose_turn(self, missing: list[Server], now: float) -> list[Server]:
         since, count = self._second

@@ -118,7 +118,7 @@ class Placing:
         owner, told = Owner("vm", migration.vm), self._context.knowledge.has_been_told
         arrived = migration.state in ARRIVED
         back = {s for s in switches if switches[s].is_read and (arrived or told(owner, s))}
-        return set(self.concerned(migration)) - back - self._dead()
+        return set(self.concerned(migration)) - back - self._dead(id)
 
     async def forward(self, id: str) -> None:
         """Before flow caches follow their tables packets still come the old way: none may overtake them."""
@@ -166,7 +166,9 @@ class Placing:
         progress, figures = self._active[id].progress, self._active[id].figures
         began = self._context.clock()
         diverts = change is fsm.PlacementChange.DIVERTED
-        report = await self._context.install(touched, near, lambda: diverts and self._can_wait(id))
+        report = await self._context.install(
+            touched, near, lambda switch: diverts and self._can_wait(id) and switch not in self._dead(id)
+        )
         for switch, keys in report.changed.items():
             progress.changed[switch] = progress.changed.get(switch, frozenset()) | keys
         await self._context.installer.wait_confirmed(lambda: self._unconfirmed(id, change))
@@ -185,13 +187,14 @@ class Placing:
     def unconfirmed(self, id: str) -> set[str]:
         """The switches that have yet to confirm what a migration has changed."""
         missing = set(self._context.installer.pending(self._active[id].progress.changed))
-        return missing - self._dead()
+        return missing - self._dead(id)
 
-    def _dead(self) -> set[str]:
-        """The edges of fenced servers, and what is dead with them: nobody waits for these. They are corrected
-        when they are back."""
-        net = self._context.net
-        return {net.servers[server].edge for server in net.fenced} | self._context.lost()
+    def _dead(self, id: str) -> set[str]:
+        """The edges of fenced servers, and what is dead with them; and leaves that are away, and by which
+        neither end is reached: nobody waits for these. They are corrected when they are back."""
+        net, migration = self._context.net, self._migrations.get(id)
+        spared = self._context.spared((migration.source, migration.target) if migration is not None else ())
+        return {net.servers[server].edge for server in net.fenced} | self._context.lost() | spared
 
     def _unconfirmed(self, id: str, change: fsm.PlacementChange) -> set[str]:
         """The switches that have yet to confirm what this change of a migration waits for."""
@@ -206,7 +209,7 @@ class Placing:
         )
         if recovered and not may_be_away and change is not fsm.PlacementChange.SOURCE_CLOSED:
             waiting |= {switch for switch in concerned if not knowledge.knows(owner, switch)}
-        return waiting - self._dead()
+        return waiting - self._dead(id)
 
     def concerned(self, migration: Migration) -> frozenset[str]:
         """Switches with entries of this migration's VM."""

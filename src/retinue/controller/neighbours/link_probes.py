@@ -21,6 +21,7 @@ from retinue.core.link_watch import LinkLimits, WatchedLink
 from retinue.core.model import Link, PortRef
 from retinue.core.model.links import has_carrier
 from retinue.core.model.network import Owner
+from retinue.core.model.uplinks import all_found
 from retinue.core.packets.lldp import probe_frame
 from retinue.core.pipeline.entry import PortNo
 
@@ -62,6 +63,8 @@ class LinkProbes:
         """The same, of this round, of frames that a switch is to send up itself."""
         self._answered: set[str] = set()
         """Switches that have, in this round."""
+        self.changed: Callable[[str], None] = lambda lower: None
+        """Called with the lower end's switch when a link was lost, or has returned."""
 
     def watched(self, link: Link) -> WatchedLink | None:
         return self._links.get(link)
@@ -88,7 +91,7 @@ class LinkProbes:
 
     def forget(self) -> None:
         """Links are not probed any more: those that were lost are used again."""
-        for link in self._context.net.links:
+        for link in self._all():
             if link.lower in self._context.net.lost_links:
                 self._change(link, LinkReturned(link.lower, link.upper))
 
@@ -152,10 +155,17 @@ class LinkProbes:
 
     # ---- parts of it ----
 
-    def _follow(self) -> None:
-        """Links are the configuration's; of those that were lost before this controller began it goes on."""
+    def _all(self) -> list[Link]:
         net = self._context.net
-        for link in net.links:
+        return [*net.links, *all_found(net)]
+
+    def _follow(self) -> None:
+        """Links are the configuration's, and uplinks as they are found; of those that were lost before this
+        controller began it goes on."""
+        net, links = self._context.net, self._all()
+        for gone in self._links.keys() - set(links):
+            del self._links[gone]
+        for link in links:
             if link not in self._links:
                 ends = str(link.lower), str(link.upper)
                 reason = net.lost_links.get(link.lower)
@@ -174,7 +184,9 @@ class LinkProbes:
     def _can_be_probed(self, link: Link) -> bool:
         net, lower = self._context.net, link.lower
         told = net.port_number(lower) is not None and self._context.is_connected(lower.switch)
-        return told and has_carrier(net, link)
+        server = net.server_of_edge(lower.switch)
+        shut_out = server is not None and server.id in net.fenced
+        return told and has_carrier(net, link) and not shut_out
 
     def _send(self, probe: _Probe, *, large: bool) -> None:
         """`large`: as the longest packets are, which some links lose before others."""
@@ -199,3 +211,4 @@ class LinkProbes:
     def _change(self, link: Link, change: LinkLost | LinkReturned) -> None:
         touched = self._context.apply(change)
         self._context.spawn(self._context.install(touched), f"ways beside {link.lower}")
+        self.changed(link.lower.switch)

@@ -15,6 +15,7 @@ from retinue.controller.neighbours.taking import Taking
 from retinue.core.model import NIC, VM, Mac
 from retinue.core.model.families import in_use
 from retinue.core.model.link_local import ALL_NODES, UNSPECIFIED
+from retinue.core.model.uplinks import places
 from retinue.core.packets import (
     ND,
     Ethernet,
@@ -98,7 +99,7 @@ class NdResponder:
         net = self._context.net
         here = leaf_port(net, switch, port)
         server = net.server_of_mac(ethernet.src)
-        if here is None or server is None or net.location(server.id) != here:
+        if here is None or server is None or here not in places(net, server.id):
             return
         vlan = ethernet.vlan or 0
         vrf = net.vrf_at_port(server, vlan)

@@ -22,6 +22,8 @@ from retinue.controller.state import (
     ServerLocation,
     Storable,
     Stored,
+    UplinkInUse,
+    UplinkPlace,
     Word,
 )
 from retinue.controller.store import disk_documents, subinterface_documents
@@ -167,6 +169,10 @@ def _columns(value: Storable) -> dict[str, Value]:
             return {"server": value.server, "reason": value.reason}
         case LostLink():
             return {"lower": str(value.lower), "reason": value.reason}
+        case UplinkPlace():
+            return {"uplink": str(value.uplink), "switch": value.at.switch, "port": value.at.port}
+        case UplinkInUse():
+            return {"edge": value.edge, "uplink": value.uplink}
         case FencedServer() | DrainedServer() | AgentAt():
             return {"server": value.server}
         case Booking():
@@ -289,6 +295,11 @@ def _value(table: str, row: dict[str, Any]) -> Storable:
         case "LostLink":
             switch, _, port = row["lower"].partition(":")
             return LostLink(PortRef(switch, port), row["reason"])
+        case "UplinkPlace":
+            edge, _, port = row["uplink"].partition(":")
+            return UplinkPlace(PortRef(edge, port), PortRef(row["switch"], row["port"]))
+        case "UplinkInUse":
+            return UplinkInUse(row["edge"], row["uplink"])
         case "DrainedServer":
             return DrainedServer(row["server"])
         case "AgentAt":

@@ -96,6 +96,8 @@ TABLES: dict[str, dict[str, Any]] = {
     "FencedServer": {"server": "string"},
     "DrainedServer": {"server": "string"},
     "LostRouter": {"server": "string", "reason": "string"},
+    "UplinkPlace": {"uplink": "string", "switch": "string", "port": "string"},
+    "UplinkInUse": {"edge": "string", "uplink": "string"},
     "LostLink": {"lower": "string", "reason": "string"},
     "AgentAt": {"server": "string"},
     "LeftPort": {"port_id": "string", "vm": "string", "switches": _set("string")},

@@ -36,12 +36,12 @@ class Installer:
     # ---- changes ----
 
     async def install(
-        self, touched: Iterable[Owner], near: Near = (), patient: Callable[[], bool] = lambda: False
+        self, touched: Iterable[Owner], near: Near = (), patient: Callable[[str], bool] = lambda switch: False
     ) -> InstallReport:
         """Compute the touched owners again and bring the changes onto the switches that are connected.
 
         With them goes what was held on a switch and can be judged by now; there may be nothing else. A switch
-        that does not confirm holds up the later stages for as long as the change is `patient`.
+        that does not confirm holds up the later stages for as long as the change is `patient` with it.
 
         Raises ConflictError when two clash, after all the others have been sent.
         """
@@ -71,10 +71,10 @@ class Installer:
         return report
 
     async def _until_stage_is_confirmed(
-        self, stage: Collection[str], changed: Keys, patient: Callable[[], bool]
+        self, stage: Collection[str], changed: Keys, patient: Callable[[str], bool]
     ) -> None:
         def missing() -> bool:
-            return patient() and any(self.switches[s].pending & changed[s] for s in stage)
+            return any(self.switches[s].pending & changed[s] and patient(s) for s in stage)
 
         await self.wait_confirmed(missing)
 

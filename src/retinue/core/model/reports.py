@@ -12,7 +12,7 @@ from retinue.core.model.layout import NetworkLayout
 from retinue.core.model.links import leads_up
 from retinue.core.model.nic import is_mirror_port
 from retinue.core.model.owners import NOTHING, Owner, Touched
-from retinue.core.model.uplinks import all_found, has_several, places, ways_between
+from retinue.core.model.uplinks import has_several, places, ways_beside
 
 
 @dataclass
@@ -27,9 +27,9 @@ class NetworkReports(NetworkLayout):
         if not self._changes_links(switch, numbers, down):
             self._down[switch] = frozenset(down)
             return self._set_numbers(switch, numbers)
-        before = ways_between(self)
+        before = ways_beside(self, switch)
         self._down[switch] = frozenset(down)
-        return self._set_numbers(switch, numbers) | self._other_ways_than(before)
+        return self._set_numbers(switch, numbers) | self._other_ways_than(before, switch)
 
     def _changes_links(self, switch: str, numbers: Mapping[str, int], down: Collection[str]) -> bool:
         """Whether an end of a link comes or goes, or gets or loses its carrier. An edge with one uplink has
@@ -37,8 +37,9 @@ class NetworkReports(NetworkLayout):
         if self.switches[switch].role is Role.EDGE and not self.switches[switch].standby:
             return False
         old, was_down = self._numbers.get(switch, {}), self._down.get(switch, ())
-        links = (*self.links, *all_found(self))
-        ends = (end.port for one in links for end in (one.lower, one.upper) if end.switch == switch)
+        uplinks = (end for ends in self.uplink_places.items() for end in ends)
+        between = (end for one in self.links for end in (one.lower, one.upper))
+        ends = (end.port for end in (*between, *uplinks) if end.switch == switch)
         return any((end in old, end in was_down) != (end in numbers, end in down) for end in ends)
 
     def lose_link(self, lower: PortRef, reason: str) -> Touched:
@@ -48,18 +49,21 @@ class NetworkReports(NetworkLayout):
         """
         if lower not in self.uplink_places and not any(one.lower == lower for one in self.links):
             raise ModelError(f"there is no link at {lower}")
-        before = ways_between(self)
+        before = ways_beside(self, lower.switch)
         self.lost_links[lower] = reason
-        return self._other_ways_than(before)
+        return self._other_ways_than(before, lower.switch)
 
     def return_link(self, lower: PortRef) -> Touched:
         """It loses none any more."""
-        before = ways_between(self)
-        return NOTHING if self.lost_links.pop(lower, None) is None else self._other_ways_than(before)
+        if lower not in self.lost_links:
+            return NOTHING
+        before = ways_beside(self, lower.switch)
+        del self.lost_links[lower]
+        return self._other_ways_than(before, lower.switch)
 
-    def _other_ways_than(self, before: Mapping[tuple[str, str], object]) -> Touched:
+    def _other_ways_than(self, before: Mapping[tuple[str, str], object], switch: str) -> Touched:
         """Switches that send up by other links now; servers to which other uplinks are open."""
-        after = ways_between(self)
+        after = ways_beside(self, switch)
         changed = [Owner(*one) for one in after if after[one] != before.get(one)]
         return frozenset(changed).union(*(self._by_uplink(one.id) for one in changed if one.kind == "server"))
 
@@ -134,10 +138,23 @@ class NetworkReports(NetworkLayout):
             if other.switch == uplink.switch and other != uplink and place.switch == at.switch:
                 raise ModelError(f"uplink {uplink} leads to {at}: {other} leads to {at.switch}, too")
         leaves = {at.switch, self.uplink_places.get(uplink, at).switch}
+        touched = self._lead_nowhere([other for other, place in self.uplink_places.items() if place == at])
         self.uplink_places[uplink] = at
         self._follow_uplink(edge.id)
         told = (Owner("switch", switch) for switch in (edge.id, *leaves))
-        return self.server_and_vms(server.id).union(told)
+        return touched.union(told, self.server_and_vms(server.id))
+
+    def _lead_nowhere(self, uplinks: Collection[PortRef]) -> Touched:
+        """Others lead where these were known to lead."""
+        touched = NOTHING
+        for uplink in uplinks:
+            at, server = self.uplink_places.pop(uplink), self.server_of_edge(uplink.switch)
+            touched |= {Owner("switch", uplink.switch)}
+            if server is not None:
+                if self.detected.get(server.id) == at:
+                    del self.detected[server.id]
+                touched |= self.server_and_vms(server.id)
+        return touched
 
     def use_uplink(self, edge: str, uplink: str) -> Touched:
         """All goes by this one of an edge's uplinks from now on.

@@ -4,10 +4,11 @@ One is used at a time: a server has one location, as any other (see docs/design/
 have its entries, too; so which one is used is said by a few entries, however many VMs there are.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from enum import IntEnum
+from functools import partial
 
-from retinue.core.model.entities import Link, PortRef
+from retinue.core.model.entities import Link, PortRef, Role
 from retinue.core.model.links import all_upward_ports, has_carrier, is_sound, lead_on
 from retinue.core.model.view import NetworkView
 
@@ -64,17 +65,19 @@ def used_uplink(net: NetworkView, edge: str) -> str:
     return net.in_use.get(edge) or net.switches[edge].uplink
 
 
-def ranks(net: NetworkView, server: str) -> dict[str, Rank]:
-    """By the name of each uplink whose leaf is known, the preferred one first."""
-    return {link.lower.port: _rank(net, link) for link in found_links(net, server)}
+def ranks(net: NetworkView, server: str, leads: Callable[[str], bool] | None = None) -> dict[str, Rank]:
+    """By the name of each uplink whose leaf is known, the preferred one first. `leads`: `links.lead_on`, for
+    who asks of many."""
+    leads_on = leads or partial(lead_on, net)
+    return {link.lower.port: _rank(net, link, leads_on) for link in found_links(net, server)}
 
 
-def _rank(net: NetworkView, link: Link) -> Rank:
+def _rank(net: NetworkView, link: Link, leads_on: Callable[[str], bool]) -> Rank:
     if not has_carrier(net, link):
         return Rank.NO_CARRIER
     if not is_sound(net, link):
         return Rank.CARRIER
-    return Rank.WHOLE if lead_on(net, link.upper.switch) else Rank.SOUND
+    return Rank.WHOLE if leads_on(link.upper.switch) else Rank.SOUND
 
 
 def unreached_by(net: NetworkView, servers: Iterable[str]) -> frozenset[str]:
@@ -91,17 +94,19 @@ def unreached_by(net: NetworkView, servers: Iterable[str]) -> frozenset[str]:
     return frozenset(shut - reached)
 
 
-def ways_between(net: NetworkView) -> dict[tuple[str, str], object]:
-    """What is decided by carriers and lost links: of each switch its ports up, of each server with several
-    uplinks those that are open."""
-    found: dict[tuple[str, str], object] = {
-        ("switch", one): ports for one, ports in all_upward_ports(net).items()
+def at_switch(net: NetworkView, switch: str) -> list[str]:
+    """Of the servers with several uplinks those to which an end of these at this switch belongs."""
+    edges = {
+        uplink.switch for uplink, at in net.uplink_places.items() if switch in (uplink.switch, at.switch)
     }
-    return found | {("server", one): open_links(net, one) for one in _with_found(net)}
+    found = [server for edge in sorted(edges) if (server := net.server_of_edge(edge)) is not None]
+    return [server.id for server in found]
 
 
-def _with_found(net: NetworkView) -> Iterator[str]:
-    for edge in {uplink.switch for uplink in net.uplink_places}:
-        server = net.server_of_edge(edge)
-        if server is not None:
-            yield server.id
+def ways_beside(net: NetworkView, switch: str) -> dict[tuple[str, str], object]:
+    """What carriers and lost links at a switch decide: of each switch its ports up, of each server that has
+    several uplinks those that are open."""
+    found: dict[tuple[str, str], object] = {}
+    if net.switches[switch].role is not Role.EDGE:
+        found |= {("switch", one): ports for one, ports in all_upward_ports(net).items()}
+    return found | {("server", one): open_links(net, one) for one in at_switch(net, switch)}

@@ -76,7 +76,7 @@ SENT_UP_BY: Mapping[Reason, frozenset[Role]] = {
     Reason.FIP_NODE: frozenset({Role.EDGE}),
     Reason.FIP_FORWARDER: frozenset({Role.LEAF}),
     Reason.VDP: frozenset({Role.EDGE}),
-    Reason.PROBE: frozenset({Role.LEAF, Role.SPINE, Role.CORE}),
+    Reason.PROBE: frozenset(Role),
     Reason.SPOOFED_MAC: frozenset({Role.EDGE}),
     Reason.SPOOFED_IP: frozenset({Role.EDGE, Role.LEAF}),
     Reason.SPOOFED_ARP: frozenset({Role.EDGE}),

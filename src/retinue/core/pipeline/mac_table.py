@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from retinue.core.model import Mac
 from retinue.core.model.addresses import mac_from_int
-from retinue.core.pipeline.entry import Field, Flow, Output, SetField
+from retinue.core.pipeline.entry import Field, Flow, Output, SetField, ToGroup
 from retinue.core.pipeline.priorities import VRF_BAND, Forward
 from retinue.core.pipeline.tables import Table
+from retinue.core.pipeline.uplinks import UP_GROUP
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -25,13 +26,15 @@ class MacRow:
     port: int
 
 
-def mac_table(flows: Iterable[Flow]) -> list[MacRow]:
-    """Local MACs in their order, then the shared one."""
+def mac_table(flows: Iterable[Flow], uplink: int | None = None) -> list[MacRow]:
+    """Local MACs in their order, then the shared one. `uplink`: of several that which is in use."""
     found = set()
     for flow in flows:
         if flow.table is not Table.FORWARD:
             continue
         ports = [action.port for action in flow.actions if isinstance(action, Output)]
+        if uplink is not None and ToGroup(UP_GROUP) in flow.actions:
+            ports.append(uplink)
         if flow.priority % VRF_BAND == Forward.LOCAL_VM and ports:
             macs = [value for field, value, mask in flow.match if field is Field.ETH_DST and mask is None]
             found |= {MacRow(False, mac_from_int(mac), ports[0]) for mac in macs}

@@ -1,0 +1,254 @@
+"""Servers with two uplinks on a running fabric: found, left when they fail, used again; and what waits."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+
+from retinue.controller.api.views import links, mac_table
+from retinue.core.link_watch import LinkLimits
+from retinue.core.model import PortRef, VMPort
+from retinue.core.model.network import Owner
+from retinue.core.packets import arp_request
+from retinue.southbound.openflow.codec.messages import PortDesc, PortStatus
+from retinue.southbound.openflow.codec.wire import PortReason
+from support.fabric.networks import (
+    GATEWAY_MAC,
+    INFRA_GATEWAY,
+    SECOND_UPLINK,
+    UPLINK,
+    add_uplink,
+    add_vm,
+    fabric,
+    leaf_port,
+    second_leaf_port,
+    vm_ip,
+    vm_mac,
+    vm_port,
+)
+from support.fabric.world import OUTSIDE, udp_frame
+from support.fakes.memory_store import MemoryStore
+from support.fakes.session import FakeNetwork
+from support.fakes.switch import FakeSwitch
+from support.recent_events import recent
+
+HOLD = 10.0
+
+
+class Bench:
+    """Three leaves, two spines; server1 is at leaf1 and leaf2, server2 at leaf2, the router at leaf3."""
+
+    def __init__(self, store: MemoryStore | None = None) -> None:
+        self.store, self.now = store or MemoryStore(), 1000.0
+        net = fabric(3, 2, (1, 2))
+        for number in (1, 2):
+            add_vm(net, number, number)
+        add_uplink(net, 1, 2)
+        self.fake = FakeNetwork(net, lambda: self.now, self.store, link_limits=LinkLimits(hold=HOLD))
+        net.uplink_places.clear()  # The cables are there; where they lead is to be found.
+        net.in_use.clear()
+        net.detected.pop("server1")
+        self.net, self.controller = net, self.fake.controller
+
+    async def start(self) -> None:
+        await self.fake.start()
+        await self.seconds(2)
+
+    async def seconds(self, count: int, *, probes: bool = True) -> None:
+        for _ in range(count):
+            self.now += 1.0
+            self.controller.uplinks.tick()
+            await self.fake.settle()
+            for _ in range(3 if probes else 0):
+                for send in self.controller.link_probes.begin():
+                    send()
+                self.controller.link_probes.end(0.33)
+                await self.fake.settle()
+
+    def port(self, switch: str, name: str, *, up: bool) -> None:
+        session = self.fake.sessions[switch]
+        session.down = session.down - {name} if up else session.down | {name}
+        self.status(switch, name, PortReason.MODIFY, down=not up)
+
+    def status(self, switch: str, name: str, reason: PortReason, *, down: bool = False) -> None:
+        session = self.fake.sessions[switch]
+        port = PortDesc(session.ports[name], name, bytes(6), 0, int(down))
+        self.controller.port_status(session, PortStatus(0, reason, port))  # type: ignore[arg-type]
+
+    def cut(self, switch: str, port: int) -> None:
+        """What this port sends vanishes."""
+        self.fake.fabric.add("nowhere")
+        self.fake.fabric.cables[switch, port] = ("nowhere", 0)
+
+    def plug(self, one: tuple[str, int], other: tuple[str, int]) -> None:
+        self.fake.fabric.cables[one], self.fake.fabric.cables[other] = other, one
+
+    def comes_from_outside(self) -> list[str]:
+        """Which leaf brings a packet to vm1; it comes once."""
+        router = self.net.servers["router"]
+        frame = udp_frame(router.mac, GATEWAY_MAC, OUTSIDE, vm_ip(1))
+        found = []
+        for delivery in self.fake.fabric.all_paths("leaf3", 91, frame):
+            assert [(switch, port) for switch, port, _ in delivery.arrivals] == [("edge1", vm_port(1))]
+            found.append(delivery.hops[-2].switch)
+        return sorted(set(found))
+
+    def goes_outside(self) -> list[str]:
+        """By which leaf a packet of vm1 goes; it comes once."""
+        found = []
+        frame = udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(1), OUTSIDE)
+        for delivery in self.fake.fabric.all_paths("edge1", vm_port(1), frame):
+            assert [(switch, port) for switch, port, _ in delivery.arrivals] == [("leaf3", 91)]
+            found.append(delivery.hops[1].switch)
+        return sorted(set(found))
+
+    def goes_by(self, leaf: str) -> bool:
+        return self.comes_from_outside() == self.goes_outside() == [leaf]
+
+    def told(self, kind: str) -> list[dict[str, object]]:
+        return [event.data for event in recent(self.controller.events, kind, 100)]
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    made = Bench()
+    await made.start()
+    yield made
+    await made.fake.stop()
+
+
+async def test_where_uplinks_lead_is_found_and_the_first_is_used(bench: Bench) -> None:
+    assert {str(uplink): str(at) for uplink, at in bench.net.uplink_places.items()} == {
+        "edge1:up0": "leaf1:p1", "edge1:up1": "leaf2:q1",
+    }  # fmt: skip
+    assert bench.goes_by("leaf1")
+    assert str(bench.net.location("server1")) == "leaf1:p1"
+    used = bench.told("uplink.used")[-1]
+    assert (used["server"], used["uplink"], used["location"]) == ("server1", "edge1:up0", "leaf1:p1")
+    kept = bench.store.load()
+    assert {str(one.uplink) for one in kept.uplink_places} == {"edge1:up0", "edge1:up1"}
+    assert [(one.edge, one.uplink) for one in kept.uplinks_in_use] == [("edge1", "up0")]
+
+
+async def test_the_mac_table_has_the_shared_mac_at_the_uplink_in_use(bench: Bench) -> None:
+    assert [row["port"] for row in mac_table(bench.controller, "edge1") if row["shared"]] == [UPLINK]
+    bench.port("edge1", "up0", up=False)
+    await bench.fake.settle()
+    assert [row["port"] for row in mac_table(bench.controller, "edge1") if row["shared"]] == [SECOND_UPLINK]
+
+
+@pytest.mark.parametrize("end", ["edge1:up0", "leaf1:p1"])
+async def test_a_port_that_goes_down_at_either_end_is_left_at_once(bench: Bench, end: str) -> None:
+    switch, _, name = end.partition(":")
+    bench.cut("edge1", UPLINK)
+    bench.cut("leaf1", leaf_port(1))
+    bench.port(switch, name, up=False)
+    await bench.fake.settle()
+    assert bench.goes_by("leaf2")
+    bench.plug(("edge1", UPLINK), ("leaf1", leaf_port(1)))
+    bench.port(switch, name, up=True)
+    await bench.seconds(int(HOLD) - 1)
+    assert bench.goes_by("leaf2"), "it has to be well for a while"
+    await bench.seconds(2)
+    assert bench.goes_by("leaf1")
+
+
+@pytest.mark.parametrize("ends", [(("edge1", UPLINK),), (("leaf1", leaf_port(1)),)], ids=["up", "down"])
+async def test_what_vanishes_silently_is_found_by_probes(
+    bench: Bench, ends: tuple[tuple[str, int], ...]
+) -> None:
+    await bench.seconds(2)
+    for switch, port in ends:
+        bench.cut(switch, port)
+    await bench.seconds(1)
+    assert bench.goes_by("leaf2"), "three rounds are enough"
+    (lost,) = bench.told("link.lost")
+    assert (lost["lower"], lost["upper"]) == ("edge1:up0", "leaf1:p1")
+    row = next(row for row in links(bench.controller) if row["lower"] == "edge1:up0")
+    assert (row["state"], row["carries"]) == ("lost", False)
+
+
+async def test_a_leaf_whose_tables_are_gone_is_left(bench: Bench) -> None:
+    await bench.seconds(2)
+    bench.fake.fabric.switches["leaf1"] = FakeSwitch("leaf1")
+    await bench.seconds(1)
+    assert bench.goes_by("leaf2")
+
+
+async def test_a_leaf_that_has_no_way_up_any_more_is_left(bench: Bench) -> None:
+    for spine in (1, 2):
+        bench.cut(f"spine{spine}", 1)
+        bench.cut("leaf1", spine)
+        bench.port("leaf1", f"s{spine}", up=False)
+    await bench.fake.settle()
+    assert bench.goes_by("leaf2")
+
+
+async def test_a_dead_leaf_holds_up_no_migration_and_no_new_vm(bench: Bench) -> None:
+    """Its session is over, too; it is corrected when it is back, before it is used again."""
+    bench.cut("edge1", UPLINK)
+    bench.cut("leaf1", leaf_port(1))
+    bench.port("edge1", "up0", up=False)
+    bench.fake.sessions["leaf1"].close("dead")
+    await bench.fake.settle()
+    add_vm(bench.net, 3, 1)
+    await bench.controller.context.install([Owner("vm", "vm3")])
+    assert bench.controller.context.is_programmed(Owner("vm", "vm3"))
+    assert bench.controller.context.spared(["server1"]) == {"leaf1"}
+    # From a server with one uplink elsewhere to this one, as the steps of a migration place it.
+    vm = bench.net.vms["vm2"]
+    bench.net.set_vm_port("vm2", "edge1", VMPort(vm_port(2)))
+    touched = bench.net.put_vm(replace(vm, server="server1"))
+    context, both = bench.controller.context, ("server1", "server2")
+    await context.install(touched, [], lambda switch: switch not in context.spared(both))
+    assert bench.controller.context.is_programmed(Owner("vm", "vm2"))
+    bench.plug(("edge1", UPLINK), ("leaf1", leaf_port(1)))
+    bench.port("edge1", "up0", up=True)
+    await bench.seconds(20)
+    assert bench.goes_by("leaf2"), "its leaf is not connected"
+    bench.fake.connect("leaf1")
+    await bench.fake.settle()
+    await bench.seconds(40)
+    assert bench.goes_by("leaf1")
+
+
+async def test_an_uplink_that_is_plugged_into_another_leaf_is_found_there(bench: Bench) -> None:
+    await bench.seconds(2)
+    bench.fake.sessions["leaf3"].ports["x1"] = 301
+    bench.status("leaf3", "x1", PortReason.ADD)
+    await bench.fake.settle()
+    bench.cut("leaf2", second_leaf_port(1))
+    bench.plug(("edge1", SECOND_UPLINK), ("leaf3", 301))
+    await bench.seconds(3)
+    assert str(bench.net.uplink_places[PortRef("edge1", "up1")]) == "leaf3:x1"
+    assert bench.goes_by("leaf1")
+
+
+async def test_nobody_else_says_where_it_is(bench: Bench) -> None:
+    """ARP in its name from another server's port tells nothing."""
+    server = bench.net.servers["server1"]
+    assert isinstance(server.address, IPv4Address)
+    forged = arp_request(server.mac, server.address, INFRA_GATEWAY)
+    before = dict(bench.net.uplink_places), bench.net.location("server1")
+    bench.fake.send("leaf2", leaf_port(2), forged)
+    await bench.seconds(3)
+    assert (dict(bench.net.uplink_places), bench.net.location("server1")) == before
+    assert bench.goes_by("leaf1")
+
+
+async def test_a_controller_that_begins_anew_goes_on_with_the_one_in_use() -> None:
+    bench = Bench()
+    await bench.start()
+    bench.port("edge1", "up0", up=False)
+    await bench.seconds(1)
+    assert bench.net.in_use == {"edge1": "up1"}
+    await bench.fake.stop()
+    again = Bench(bench.store)
+    again.controller.restore(bench.store.load())
+    assert again.net.in_use == {"edge1": "up1"}
+    assert str(again.net.location("server1")) == "leaf2:q1"
+    await again.fake.start()
+    await again.seconds(2)
+    assert again.net.in_use == {"edge1": "up1"}, "it had been left: it has to be well for a while"
+    await again.fake.stop()
