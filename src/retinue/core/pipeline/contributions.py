@@ -2,24 +2,24 @@
 
 A contribution that was just computed will be asked for again, by whoever sends it and sees it confirmed. So
 the last ones are kept as they are; of the others their shape and values (see `shapes`). An index says, by
-the hash of an entry's key, whose it is; two keys of one hash are one place with two owners.
+the hash of an entry's key, whose it is (see `places`); two keys of one hash are one place with two owners.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from retinue.core.model.network import Owner
 from retinue.core.pipeline.cookies import owner_hash
 from retinue.core.pipeline.entry import Entry, EntryKey, Program
+from retinue.core.pipeline.places import Places
 from retinue.core.pipeline.shapes import Packed, Shapes
 
 Contribution = dict[str, Program]
 """An owner's entries by switch."""
+_place: Callable[[EntryKey], int] = hash
 
 RECENT = 200
 """Contributions that are kept as they were computed: some 3 MB."""
-_HASH_BITS = (1 << 60) - 1
-"""What of a hash is kept: as much as fits two digits of a Python integer."""
 
 
 @dataclass
@@ -33,10 +33,13 @@ class Contributions:
     """The oldest first."""
     _packed: dict[Owner, Packed] = field(default_factory=dict)
     _shapes: Shapes = field(default_factory=Shapes)
-    _index: dict[str, dict[int, Owner | tuple[Owner, ...]]] = field(default_factory=dict)
-    """By switch, and by the hash of a key: whose entry it is; of several owners whose keys have that hash."""
-    _counts: dict[str, int] = field(default_factory=dict)
-    """By switch: its entries."""
+    _index: dict[str, Places] = field(default_factory=dict)
+    """By switch, and by the hash of a key: the number of whose entry it is."""
+    _numbers: dict[Owner, int] = field(default_factory=dict)
+    _owners: list[Owner] = field(default_factory=list)
+    """By number: who has it, or had it last."""
+    _free: list[int] = field(default_factory=list)
+    """Numbers that nobody has any more."""
 
     def put(self, owner: Owner, contribution: Contribution) -> None:
         """Keep what an owner contributes. It has nothing here yet, nobody else an entry of the same key."""
@@ -44,14 +47,12 @@ class Contributions:
             return
         self.changes += 1
         self._recent[owner] = contribution
+        number = self._number(owner)
         for switch, program in contribution.items():
-            index = self._index.setdefault(switch, {})
-            self._counts[switch] = self._counts.get(switch, 0) + len(program)
-            for key in program:
-                place = _place(key)
-                others = index.setdefault(place, owner)
-                if others != owner:
-                    index[place] = tuple({*_each(others), owner})
+            places = self._index.get(switch)
+            if places is None:
+                places = self._index[switch] = Places()
+            places.add([_place(key) for key in program], number)
         while len(self._recent) > self.recent:
             oldest = next(iter(self._recent))
             self._packed[oldest] = self._shapes.pack(self._recent.pop(oldest), owner_hash(oldest))
@@ -62,15 +63,19 @@ class Contributions:
         self.changes += 1
         self._recent.pop(owner, None)
         self._packed.pop(owner, None)
-        for switch, program in contribution.items():
-            index = self._index[switch]
-            self._counts[switch] -= len(program)
-            for key in program:
-                place = _place(key)
-                others = [other for other in _each(index.pop(place, ())) if other != owner]
-                if others:
-                    index[place] = others[0] if len(others) == 1 else tuple(others)
+        number = self._numbers.pop(owner, None)
+        if number is not None:
+            self._free.append(number)
+            for switch, program in contribution.items():
+                self._index[switch].remove([_place(key) for key in program], number)
         return contribution
+
+    def _number(self, owner: Owner) -> int:
+        number = self._free.pop() if self._free else len(self._owners)
+        if number == len(self._owners):
+            self._owners.append(owner)
+        self._owners[number], self._numbers[owner] = owner, number
+        return number
 
     # ---- questions ----
 
@@ -94,14 +99,16 @@ class Contributions:
 
     def owners_at(self, switch: str, key: EntryKey) -> Iterable[Owner]:
         """Who may have the entry of this key; another only where two keys have the same hash."""
-        return _each(self._index.get(switch, {}).get(_place(key), ()))
+        places = self._index.get(switch)
+        return [] if places is None else [self._owners[number] for number in places.at(_place(key))]
 
     def owners_on(self, switch: str) -> set[Owner]:
         """Who has entries on a switch."""
-        return {owner for owners in self._index.get(switch, {}).values() for owner in _each(owners)}
+        places = self._index.get(switch)
+        return set() if places is None else {self._owners[number] for number in places.numbers()}
 
     def count(self, switch: str) -> int:
-        return self._counts.get(switch, 0)
+        return len(self._index.get(switch, ()))
 
     def switches(self) -> Iterable[str]:
         """All on which somebody has, or had, an entry."""
@@ -157,11 +164,3 @@ class SwitchProgram(Mapping[EntryKey, Entry]):
         keys = list(keys)
         program = self.of({owner for key in keys for owner in self.owners_at(key)})
         return {key: program[key] for key in keys if key in program}
-
-
-def _place(key: EntryKey) -> int:
-    return hash(key) & _HASH_BITS
-
-
-def _each(owners: Owner | tuple[Owner, ...]) -> tuple[Owner, ...]:
-    return owners if isinstance(owners, tuple) else (owners,)

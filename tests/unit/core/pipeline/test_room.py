@@ -8,7 +8,7 @@ from retinue.core.pipeline.compiler import Compiler
 from support.fabric.networks import add_vm, fabric
 
 VMS = 60
-BYTES_OF_A_VM = 4000
+BYTES_OF_A_VM = 1800
 """Of its 25 entries; as objects they are 16,000."""
 
 
