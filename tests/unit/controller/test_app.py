@@ -9,10 +9,10 @@ import pytest
 
 from retinue.controller import by_the_clock
 from retinue.controller.app import Controller
-from retinue.controller.context import MOST_BATCHES
 from retinue.controller.lease_changes import AddressAssigned
 from retinue.controller.migrations.orchestrator import MigrationError
 from retinue.controller.migrations.placing import PRIMERS
+from retinue.controller.room import Room
 from retinue.controller.state import ServerLocation, Stored
 from retinue.core.limits import MOST_WAITING
 from retinue.core.migration import MigrationState, begin, placement
@@ -1031,8 +1031,9 @@ async def test_no_more_is_computed_than_switches_can_take(
     """What waits for a switch takes memory: the rest of a large change waits before it is computed."""
     monkeypatch.setattr("retinue.controller.context.BATCH", 50)
     context, net = lab.controller.context, lab.fake.net
+    context._room = Room(500)
     touched: set[Owner] = set()
-    for n in range(50 * (MOST_BATCHES + 3)):
+    for n in range(50 * (10 + 3)):
         vm = VM.with_one_nic(f"many{n}", f"52:54:01:00:{n >> 8:02x}:{n & 255:02x}", "server1")
         touched |= net.put_vm(vm) | net.set_vm_port(vm.id, "edge1", VMPort(1000 + n, f"tap{n}"))
     gate = lab.fake.sessions["edge1"].hold = asyncio.Event()
