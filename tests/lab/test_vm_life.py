@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from retinue.core.model import Ending
+from support.lab.guest_dhcp import of_vm
 from support.lab.tools import BOOT_PATIENCE, Events, LabBench, at, eventually, long
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -119,10 +120,13 @@ async def test_a_vm_that_is_off_starts_with_another_mac(bench: LabBench) -> None
     for mac in (other, before):
         await bench.cli("vm", "stop", "vm1", "--hard", "--wait")
         await bench.cli("vm", "nic", "set", "vm1", "--mac", mac)
-        await bench.cli("vm", "start", "vm1", "--wait")
+        assert await bench.bindings("vm1") == [], "its lease was that of the old one"
+        async with bench.events() as events:
+            await bench.cli("vm", "start", "vm1", "--wait")
+            await events.until("binding.added", of_vm("vm1"), timeout=BOOT_PATIENCE)
         await booted(bench, "vm1", 0)
         assert (await bench.guest("vm1", "cat /sys/class/net/eth0/address")).strip() == mac
-        assert {row["mac"] for row in await bench.bindings("vm1")} == {mac}
+        assert [row["mac"] for row in await bench.bindings("vm1")] == [mac]
 
 
 async def test_a_crash_is_told_apart_and_the_vm_started_again_where_it_was_asked_for(bench: LabBench) -> None:

@@ -208,7 +208,7 @@ def test_a_vms_disks_go_with_it_and_not_before(known: bool) -> None:
     run(story())
 
 
-@pytest.mark.parametrize("server", ["server1", "server2"])
+@pytest.mark.parametrize("server", ["server1", "server2", "server3"])
 async def test_what_an_agent_that_died_had_made_for_a_vm_that_stays_at_its_source_goes(server: str) -> None:
     """Its order to undo came to nobody; what a VM has that is registered here is never taken for that."""
     async with bench_up() as bench:

@@ -9,7 +9,18 @@ from retinue.controller.errors import RequestError, no_vm
 from retinue.controller.inventory.away import check_is_here
 from retinue.controller.lease_changes import AddressReleased
 from retinue.controller.nic_changes import named_nic, replaced
-from retinue.core.model import IP, NIC, VM, Allowed, Mac, Network, Power, Prefix
+from retinue.core.model import (
+    IP,
+    NIC,
+    VM,
+    Allowed,
+    Assignment,
+    BindingKind,
+    Mac,
+    Network,
+    Power,
+    Prefix,
+)
 from retinue.core.model.network import NOTHING, Touched
 from retinue.core.pipeline.underlay import Near, underlay_of
 from retinue.protocol.errors import ErrorCode
@@ -107,11 +118,16 @@ class NICSettings:
         new = replace(old, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
         if new == old:
             return known
+        left: list[Assignment] = []
         if new.mac != old.mac:
             self._may_have_another_mac(known, old)
             new = replace(new, initial_mac="")  # Its port is made anew.
+            if self._net.vm_ports.get(old.plugged_as):
+                # It boots, and asks as another client: what it was leased it does not use again.
+                held = self._net.assignments_of(known, old)
+                left = [one for one in held if one.kind is BindingKind.DYNAMIC]
         near = self._told_first(known.server, old, new)
-        await commit(self._context, known.server, replaced(self._net, known, old, new), near=near)
+        await commit(self._context, known.server, replaced(self._net, known, old, new, left), near=near)
         found = still_there(self._net, vm)
         if new.mac != old.mac:  # Its agent may have a port of it, made with the old one.
             self._context.events.publish(EventType.VM_NICS, vm=found, server=found.server)

@@ -264,6 +264,7 @@ async def test_another_mac_is_for_a_vm_that_is_off_whose_agent_hears_of_it(fake:
     state.vm_states["vm1"] = VMState.READY
     changed = await nics.change("vm1", mac=vm_mac(9))
     assert (changed.nic.mac, changed.nic.initial_mac) == (vm_mac(9), "")
+    assert not fake.net.assignments_of(changed, changed.nic), "it asks a DHCP server as another client"
     (told,) = recent(fake.controller.events, "vm.nics")
     assert (told.data["vm"].nic.mac, told.data["server"]) == (vm_mac(9), "server1")
     fake.heard.clear()
