@@ -25,6 +25,7 @@ from retinue.core.packets import (
     request,
 )
 from retinue.core.snooping.messages import EVERYBODY, NO_ADDRESS
+from retinue.protocol.domains import Prepare, Prepared
 from retinue.protocol.renewals import RenewalOrder
 from support.fabric.domains import (
     DHCP_AT,
@@ -219,6 +220,51 @@ def test_it_comes_home_with_what_it_was_granted_last() -> None:
         assert leased.heard(AT_HOME)[-1].message_type is MessageType.ACK
 
     told(story)
+
+
+@pytest.mark.parametrize("dies", ["a", "b"])
+def test_a_controller_that_was_started_anew_knows_it_and_renews_it(dies: str) -> None:
+    """While it is away the lease goes on; what is asked meanwhile is asked again."""
+
+    async def story(leased: Leased) -> None:
+        before = {domain: leased.held(domain) for domain in "ab"}
+        await leased.world.kill(dies)
+        await asyncio.sleep(100)
+        await leased.world.start_again(dies)
+        await leased.settle()
+        assert {domain: leased.held(domain) for domain in "ab"} == before
+        await asyncio.sleep(100)
+        await leased.renews()
+        now = leased.world.controller("b").context.clock()
+        assert leased.heard()[-1].message_type is MessageType.ACK
+        assert leased.ends("a") == leased.ends("b") == pytest.approx(now + LEASE, abs=1)
+
+    told(story)
+
+
+def test_what_was_renewed_on_the_way_is_put_right_afterwards() -> None:
+    """The other domain was told what was left when the place was booked."""
+
+    async def story(leased: Leased) -> None:
+        await asyncio.sleep(300)
+        door = leased.world.doors["b"]
+        prepare = door.prepare
+
+        async def renewed_then(wanted: Prepare) -> Prepared:
+            booked = await prepare(wanted)
+            asked = renewal(OWN, NIC1.mac, 8, CLIENT_ID)
+            frame = dhcp_frame(asked, NIC1.mac, BROADCAST, OWN, DHCP_SERVER, 68, 67)
+            leased.world.fakes["a"].send(*AT_HOME, frame)
+            return booked
+
+        door.prepare = renewed_then  # type: ignore[method-assign]
+        await leased.world.move("a", "b", server_of("b", 2))
+        assert leased.ends("b") == pytest.approx(leased.ends("a") - 300, abs=1)
+        order = leased.world.controller("b").renewals.renew(VM_ID)
+        await leased.renews(xid=order.xid)
+        assert leased.ends("b") == leased.ends("a")
+
+    told(story, away=False)
 
 
 def test_a_lease_that_ends_ends_in_both() -> None:
