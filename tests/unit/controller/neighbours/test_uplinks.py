@@ -226,13 +226,17 @@ async def test_an_uplink_that_is_plugged_into_another_leaf_is_found_there(bench:
 
 
 async def test_nobody_else_says_where_it_is(bench: Bench) -> None:
-    """ARP in its name from another server's port tells nothing."""
+    """ARP in its name from another server's port, or from a free one, tells nothing."""
+    bench.controller.arp.locations.silence = 0.0
+    bench.fake.sessions["leaf2"].ports["x1"] = 301
+    bench.status("leaf2", "x1", PortReason.ADD)
     server = bench.net.servers["server1"]
     assert isinstance(server.address, IPv4Address)
     forged = arp_request(server.mac, server.address, INFRA_GATEWAY)
     before = dict(bench.net.uplink_places), bench.net.location("server1")
-    bench.fake.send("leaf2", leaf_port(2), forged)
-    await bench.seconds(3)
+    for port in (leaf_port(2), 301):
+        bench.fake.send("leaf2", port, forged)
+        await bench.seconds(3)
     assert (dict(bench.net.uplink_places), bench.net.location("server1")) == before
     assert bench.goes_by("leaf1")
 
