@@ -225,6 +225,9 @@ def write(folder: Path, text: str) -> Path:
         ('id = "server2"', 'id = "Server 2"', "'Server 2' is no usable id"),
         ('id = "server2"', 'id = "averylongserver"', "ids too long"),
         ('id = "server2"\nleaf = "leaf2"', 'id = "server2"\nleaf = "leaf9"', "leaf 'leaf9' is not among"),
+        ('edge = "edge2"', 'edge = "edge2"\nsecond_leaf = "leaf9"', "second leaf 'leaf9' is not another"),
+        ('edge = "edge2"', 'edge = "edge2"\nsecond_leaf = "leaf2"', "second leaf 'leaf2' is not another"),
+        ('edge = "edge2"', 'edge = "edge2"\nsecond_leaf = "leaf1"\ngiven = true', "are found, not given"),
         ('"10.1.0.199"', '"10.2.0.199"', "10.2.0.199 is not inside 10.1.0.0/24"),
         ('"10.1.0.199"', '"10.1.0.3"', "the pool ends at 10.1.0.3"),
         ('gateway = "10.1.0.254"', 'gateway = "10.2.0.254"', "gateway 10.2.0.254 is not inside"),
@@ -435,3 +438,16 @@ def test_ends_of_tunnels_that_do_not_fit_are_rejected(tmp_path: Path, old: str, 
     file.write_text(text.replace(old, new, 1))
     with pytest.raises(LabError, match=said):
         load(file)
+
+
+def test_a_server_with_two_uplinks_has_a_cable_to_each_leaf(tmp_path: Path) -> None:
+    network = load("two-uplinks")
+    ports = {switch.id: switch.ports for switch in network.switches}
+    assert (ports["edge1"], ports["edge3"]) == (("up0", "up1"), ("up0",))
+    assert {"leaf1-server1", "leaf1-server2"} < set(ports["leaf1"])
+    ends = [(c.a_node, c.a) for c in network.cables] + [(c.b_node, c.b) for c in network.cables]
+    assert len(ends) == len(set(ends))
+    told = controller_load(write(tmp_path, controller_config(network))).network()
+    assert {id: one.uplinks for id, one in told.switches.items() if one.role is Role.EDGE} == {
+        "edge1": ("up0", "up1"), "edge2": ("up0", "up1"), "edge3": ("up0",),
+    }  # fmt: skip
