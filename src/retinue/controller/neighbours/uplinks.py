@@ -125,10 +125,10 @@ class Uplinks:
         self.look(server.edge)
 
     def _is_ready(self, server: Server, uplink: str) -> bool:
-        """Its leaf has all that it should have, and the edge has told its ports."""
+        """Its leaf has all that can be judged of what it should have, and the edge has told its ports."""
         at = self._context.net.uplink_places[PortRef(server.edge, uplink)]
         leaf = self._context.installer.switches[at.switch]
-        return leaf.is_read and not leaf.pending and self._context.is_connected(server.edge)
+        return leaf.is_read and leaf.pending <= leaf.held and self._context.is_connected(server.edge)
 
     def _use(self, server: Server, uplink: str, before: str) -> None:
         touched = self._context.apply(UplinkUsed(server.id, server.edge, uplink, before))
