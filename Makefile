@@ -12,6 +12,8 @@
 # make test   everything: unit, property and lab tests (needs root)
 # make test-long  what takes long and says no more on most days: many migrations of a VM that writes, more systems;
 #             and the web page in a browser, which `make test` tries only where `make install-browser` was run
+# make test-packages  the Debian packages on machines that systemd has booted, in containers: set up, migrations and
+#             an upgrade under traffic, purged (ten minutes; the first time a Debian 12 is made, from Debian's mirror)
 # make mutate  whether the tests notice deliberate mistakes in what judges (minutes; see tests/mutation)
 # make prove    what the pipeline promises, proved of all frames on small networks (a few minutes; see docs/proof.md)
 # make fuzz     a million damaged inputs for each parser of what comes from outside (a quarter of an hour)
@@ -27,7 +29,7 @@ export RETINUE_CACHE ?= $(CURDIR)/build/cache
 # A laboratory starts a dozen of our programs: each would be compiled anew, a second or more of a processor.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo chaos compare bench test test-long unit check mutate prove fuzz install-prove install-prometheus format install install-libvirt system clean man docs deb install-browser install-openapi install-docs
+.PHONY: help demo chaos compare bench test test-long unit check mutate prove fuzz install-prove install-prometheus format install install-libvirt system clean man docs deb install-browser install-openapi install-docs install-machines test-packages
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -104,6 +106,13 @@ test-long: install
 	@$(MAKE) --no-print-directory install-browser || echo "Going on without a browser: its tests are skipped" >&2
 	@$(BIN)/pytest -m "long or browser" -s
 	@RETINUE_EXAMPLES=4 $(BIN)/pytest -n 2 --dist loadfile tests/property
+
+# What makes and boots machines with a Debian 12; without it those tests are skipped.
+install-machines:
+	@sh deploy/install-system.sh deploy/apt-machines.txt
+
+test-packages: install install-machines
+	@$(BIN)/pytest -s tests/lab/test_packages_booted.py
 
 chaos: install
 	@PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
