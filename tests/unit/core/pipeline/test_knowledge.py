@@ -1,12 +1,13 @@
 """What may be judged by what has been told: each line of the table, and its opposite."""
 
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from retinue.core.model import NIC, PortRef, VMPort
 from retinue.core.model.network import Network, Owner
+from retinue.core.model.vrfs import DEFAULT_VRF
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import Flow, Group, Match
@@ -131,6 +132,17 @@ def test_an_anycast_address_is_known_when_each_that_has_it_is(net: Network) -> N
     kept = knowledge(net, read=EDGES, kept={VM1})
     assert not kept.knows(owner, "leaf1")
     assert kept.is_kept(flow(owner))
+
+
+def test_a_routed_prefix_is_known_when_the_routers_are(net: Network) -> None:
+    """Nobody may send as one of it there, wherever that is."""
+    nic = net.vms["vm1"].nic
+    prefix = IPv4Network("10.9.0.16/28")
+    net.change_nic("vm1", nic, replace(nic, prefixes=(prefix,)))
+    owner, told = Owner.of_prefix(prefix, DEFAULT_VRF), knowledge(net)
+    assert told.knows(owner, "leaf1") and told.knows(owner, "spine1")
+    net.put_server(replace(net.servers["router"], given_at=None))
+    assert not told.knows(owner, "leaf1")
 
 
 def test_of_a_vm_that_has_gone_all_is_known(net: Network) -> None:
