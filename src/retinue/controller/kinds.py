@@ -148,8 +148,8 @@ CONFIGURED = ("Network.switches", "Network.peers", "Saying.doors")
 
 DERIVED: Mapping[str, tuple[str, ...]] = {
     "computed anew from the rest": (
-        "Compiler._clashed", "Compiler._owners", "Contributions._counts", "Contributions._index",
-        "Contributions._packed", "Contributions._recent",
+        "Compiler._clashed", "Compiler._owners", "Contributions._free", "Contributions._index",
+        "Contributions._numbers", "Contributions._owners", "Contributions._packed", "Contributions._recent",
         "Context._after_install", "Controller._by_dpid", "History._last",
         "History._recent", "Installer.switches", "Network.routers_to",
     ),
@@ -167,7 +167,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
     ),
     "work under way, which is begun anew where KINDS has what it was for": (
         "AnnouncedRenewals._of", "Context._tasks", "Context.not_installed", "ImageHolders._ordered",
-        "Installer._waiting", "Orders._waiting",
+        "Installer._waiting", "Orders._waiting", "Room._waiting", "Turns._waiting",
         "FipRules._asked", "Knowledge.kept", "MigrationOrchestrator._active", "MobilityManager._matches",
         "MobilityManager._silent",
         "PowerControl._to_stop", "Renewals._by_xid", "Renewals._due", "Renewals._ended", "Renewals.orders",
