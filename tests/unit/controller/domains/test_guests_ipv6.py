@@ -21,6 +21,7 @@ from retinue.core.packets import (
     parse_nd,
 )
 from support.fabric.domains import GATEWAY_MACS, SUBNETS6, nic, port, server_of
+from support.fabric.ipv6 import frame6, udp6
 from support.fabric.two_controllers import VM_ID, TwoDomains, two_domains
 from support.virtual_time import run
 
@@ -121,6 +122,17 @@ async def test_who_looks_for_a_router_hears_of_the_one_at_home(dual: TwoDomains)
     assert (said.src, said.dst) == (GATEWAY, OWN)
     assert isinstance(said.message, RouterAdvertisement)
     assert [one.prefix for one in said.message.options.prefixes] == [SUBNETS6["a"]]
+
+
+async def test_it_asks_no_dhcpv6_server_where_it_is(dual: TwoDomains) -> None:
+    """Also where VMs of that domain get their addresses so."""
+    b = dual.controller("b")
+    b.net.add_subnet(replace(b.net.subnets["blue6"], dhcp6=True))
+    await b.context.install(b.net.everything())
+    question = udp6(link_local(NIC1.mac), IPv6Address("ff02::1:2"), sport=546, dport=547)
+    frame = frame6(NIC1.mac, "33:33:00:01:00:02", question)
+    for delivery in dual.fakes["b"].fabric.all_paths(EDGE, PORT, frame):
+        assert not delivery.arrivals and not delivery.to_controller
 
 
 async def test_a_search_in_anothers_name_is_not_answered(dual: TwoDomains) -> None:

@@ -175,6 +175,7 @@ def test_the_controller_orders_that_after_a_migration_there_and_not_at_home() ->
         events = {d: recent(leased.world.controller(d).events, "vm.renew", 99) for d in "ab"}
         assert [event.data["server"] for event in events["b"]] == [server_of("b", 2)]
         assert not events["a"]
+        assert not leased.world.controller("a").context.state.pending_renewals
         with pytest.raises(RenewalError, match="VM vm-a1 is in domain b; have its lease renewed there"):
             leased.world.controller("a").renewals.renew(VM_ID)
 
