@@ -12,7 +12,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from retinue.protocol.errors import ControllerAwayError, NotServedError
+from retinue.protocol.errors import ControllerAwayError, NotServedError, RejectedError
+from retinue.security.authority import Authority
+from retinue.security.identity import PeerRole
+from retinue_lab.network import credentials
 from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology import topology_file
 from support.lab.controllers import Controllers, controllers_of
@@ -91,6 +94,27 @@ async def test_a_standby_takes_over_from_one_that_is_killed_while_a_vm_is_copied
         await calm(bench)
         await bench.unharmed(traffic)
     assert (await bench.vm("vm2"))["server"] == ended["target"]
+
+
+async def test_who_was_first_is_known_to_whoever_takes_over(bench: LabBench, both: Controllers) -> None:
+    """Two managers, and a controller each: what one said to the first holds against the other's word."""
+    active, standby = await roles(both)
+    authority = Authority(credentials.folder(bench.lab.directory))
+    shown = []
+    for who in ("anna", "bert"):
+        authority.issue(PeerRole.MANAGER, who, days=1)
+        shown.append(credentials.of(bench.lab.directory, PeerRole.MANAGER, who))
+    async with both.client(active, shown[0]) as anna, both.client(standby, shown[1]) as bert:
+        await anna.post("/v1/vnets", {"id": "shop", "vlan": 42})
+        with pytest.raises(NotServedError):
+            await bert.post("/v1/vnets", {"id": "shop", "vlan": 43})
+        bench.kill(active)
+        assert await both.active(but=active) == standby
+        with pytest.raises(RejectedError, match="manager anna was first, at 20"):
+            await bert.post("/v1/vnets", {"id": "shop", "vlan": 43})
+    (vnet,) = (vnet for vnet in (await bench.get("vnets"))["vnets"] if vnet["id"] == "shop")
+    assert vnet["vlan"] == 42
+    await bench.request("DELETE", "vnets/shop")
 
 
 async def test_how_long_it_takes_until_the_first_new_flow_entry(bench: LabBench, both: Controllers) -> None:

@@ -8,6 +8,7 @@ import aiohttp
 
 from retinue.protocol.client import ControllerClient
 from retinue.protocol.errors import ControllerError
+from retinue.security.credentials import Credentials
 from retinue_lab.network import credentials
 from support.lab.tools import Json, LabBench, eventually
 
@@ -21,16 +22,22 @@ class Controllers:
     def __init__(self, bench: LabBench) -> None:
         self._bench = bench
         manager = credentials.manager(bench.lab.directory)
-        self.clients = {
-            name: ControllerClient(
-                bench.topology.url_of(name),
-                manager,
-                aiohttp.TCPConnector(
-                    socket_factory=lambda _: bench.doorman.socket(), force_close=True, ssl=bench.tls
-                ),
-            )
-            for name in bench.topology.controller_nodes
-        }
+        self.clients = {name: self._made(name, manager) for name in bench.topology.controller_nodes}
+
+    def _made(self, name: str, shown: Credentials) -> ControllerClient:
+        connector = aiohttp.TCPConnector(
+            socket_factory=lambda _: self._bench.doorman.socket(), force_close=True, ssl=shown.context()
+        )
+        return ControllerClient(self._bench.topology.url_of(name), shown, connector)
+
+    @contextlib.asynccontextmanager
+    async def client(self, name: str, shown: Credentials) -> AsyncIterator[ControllerClient]:
+        """Somebody else, who speaks to this one."""
+        made = self._made(name, shown)
+        try:
+            yield made
+        finally:
+            await made.close()
 
     async def aclose(self) -> None:
         for client in self.clients.values():
