@@ -6,6 +6,8 @@ without it the edge sends them up as they are, and the leaf, which is nobody's n
 """
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -35,8 +37,10 @@ class RetinueNeighbour(Retinue):
         assert isinstance(bench, ManagedBench)
         vm = {"id": PEER, "mac": PEER_MAC, "server": SERVERS[0], "addresses": [PEER_ADDRESS]}
         await bench.manager.post(Route.REGISTER_VMS.path(), vm)
+        # The agent has made its port: else that might come after the client's, and be taken for the VM's.
+        await _until(bench, lambda vm: vm["port"] is not None, "has no port of its own")
         await bench.manager.post(Route.STOP_VM.path(PEER), {"hard": True})
-        await _until_off(bench)
+        await _until(bench, lambda vm: vm["state"] == "off", "is not switched off")
         await bench.vsctl(SERVERS[0], "--if-exists", "del-port", EDGE_BRIDGE, f"tap-{PEER}")
         await run(["ip", "-batch", "-"], node=SANDBOX, text="\n".join(_cable(bench)) + "\n")
         await run(["ip", "-batch", "-"], node=SERVERS[0], text=f"link set {PORT} up\n")
@@ -75,12 +79,12 @@ def _cable(bench: Bench) -> list[str]:
     ]
 
 
-async def _until_off(bench: ManagedBench) -> None:
+async def _until(bench: ManagedBench, so: Callable[[dict[str, Any]], bool], not_so: str) -> None:
     for _ in range(LOOKS):
-        if (await bench.manager.get(Route.GET_VM.path(PEER)))["state"] == "off":
+        if so(await bench.manager.get(Route.GET_VM.path(PEER))):
             return
         await asyncio.sleep(LOOK_SECONDS)
-    raise LabError(f"VM {PEER}, whose port the client takes, is not switched off")
+    raise LabError(f"VM {PEER}, whose port the client takes, {not_so}")
 
 
 async def _speak(bench: Bench) -> None:
