@@ -10,6 +10,7 @@ from retinue.agent.vms import libvirt as agent_libvirt
 from retinue.core.migration import MigrationState
 from retinue.core.migration.presence import HandedOver
 from retinue.core.model import Power
+from retinue.hypervisor import Channel, HandedOverError, OnEvent, Resumed
 from retinue.protocol.events import ControllerEvent, EventType
 from retinue.protocol.migrations import MigrationRecord
 from retinue.protocol.vms import VMRecord, VMState
@@ -491,6 +492,24 @@ async def test_a_guest_of_libvirts_whose_lease_is_refused_sees_its_link_go_and_c
     domain = await bench.runs()
     bench.source.dispatcher.has_lost_its_lease(ID)
     await bench.until(lambda: domain.asked == ["link down", "link up"])
+
+
+async def test_a_vm_that_is_lost_in_postcopy_is_told_to_have_crashed(bench: LibvirtServers) -> None:
+    """libvirt's own word of its end comes in the middle of its migration, and counts as that's."""
+
+    async def lost(target: object, channel: Channel, hear: OnEvent) -> float:
+        hear(Resumed(ID, 5.0))
+        await channel.close()
+        raise HandedOverError("its memory does not come")
+
+    await bench.runs()
+    bench.target.hypervisor.run_incoming = lost  # type: ignore[method-assign, assignment]
+    bench.order("open_target")
+    await bench.told("target_opened")
+    bench.order("prepare_source")
+    (end,) = [line for line in await bench.told(f"server2 tells {ID} stopped") if "stopped" in line]
+    assert "its memory does not come" in end or "crashed" in end
+    await bench.idle()
 
 
 async def test_a_vm_of_libvirts_whose_qemu_ends_has_crashed(bench: LibvirtServers) -> None:

@@ -20,8 +20,17 @@ from retinue.agent.vms.disks import Disks
 from retinue.agent.vms.local_vm import LocalMachine, LocalVM, Switch
 from retinue.core.limits import LARGEST_REPORT, MOST_WAITING, MOST_WAITING_BYTES
 from retinue.core.migration.copying import Postcopy
-from retinue.core.migration.endpoint_events import Fact, NotArrived, NotOpened, Opened, RanAndEnded, RanHere
+from retinue.core.migration.endpoint_events import (
+    Exited,
+    Fact,
+    NotArrived,
+    NotOpened,
+    Opened,
+    RanAndEnded,
+    RanHere,
+)
 from retinue.core.migration.handing_back import in_batches, not_copied
+from retinue.core.model import Ending
 from retinue.host.errors import HostError
 from retinue.host.timing import CACHE_LAG
 from retinue.hypervisor import Event, HandedOverError, Hypervisor, Machine, OnEvent, Resumed, VMSpec
@@ -112,8 +121,12 @@ class TargetEnd:
             if vm.machine is machine:  # By now the VM may have been started anew here, in another.
                 vm.machine = None
                 vm.let_frames_go()
-            if ran:  # Its machine's end has been told as any other's.
+            if ran:
                 log.error("migration.memory_lost", vm=vm.id, migration=migration.id, error=str(error))
+                if not self._authority.exclusive:
+                    # Its machine's end is told as any other's; but a manager's word, in the middle of a
+                    # migration, is taken for one about that.
+                    self._learn(vm, Exited(Ending.CRASHED, str(error)))
                 return
             self._learn(vm, RanAndEnded(migration.id, time.time(), str(error)))
         except HostError as error:

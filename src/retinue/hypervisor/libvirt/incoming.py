@@ -138,8 +138,8 @@ class LibvirtIncoming:
             try:
                 await unless(self._ended, value(receiving))
                 await unless(self._ended, self._whole())
-            except _AwayError:
-                raise  # It may have it all.
+            except _AwayError as error:  # It runs, for all that is known, and may have it all.
+                log.warning("migration.end_not_seen", vm=self._vm, error=str(error))
             except BaseException:
                 await self._patiently(self._end_what_lacks_memory)
                 raise
