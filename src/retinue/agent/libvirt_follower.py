@@ -1,11 +1,13 @@
 """What libvirt tells of the VMs of this server, taken in: others make, migrate and end VMs there, too."""
 
+import asyncio
 from typing import Any
 
 from retinue.agent.lifecycle import VMLifecycle
 from retinue.agent.vms import nic_ports, power
 from retinue.agent.vms.local_vm import LocalVM, Ports
 from retinue.core.migration import endpoint_events as e
+from retinue.core.migration.presence import Running
 from retinue.hypervisor import ManagedHypervisor, RunState
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
 
@@ -47,6 +49,8 @@ class LibvirtFollower:
             await nic_ports.add(self._ports, vm.record)
 
     async def _is_gone(self, vm: LocalVM, kind: EventKind) -> None:
+        if vm.transfer is not None and isinstance(vm.presence, Running):
+            await asyncio.wait({vm.transfer})  # It came by post-copy, which ends with it.
         if vm.transferring or await self._hypervisor.find(vm.id) is not None:
             return
         vm.machine = None
