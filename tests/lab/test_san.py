@@ -20,7 +20,7 @@ from support.lab.programs import popen_in
 from support.lab.tools import Json, LabBench, at, eventually, mac_of
 from support.lab.watch import Lines
 
-pytestmark = [pytest.mark.lab, pytest.mark.alone]
+pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.long]
 
 TOPOLOGY = "san"
 DISK_MIB = 8
