@@ -191,6 +191,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "EventBus._listeners", "EventBus._of_all",
         "EventBus._ring", "FloodCounts._before", "FloodCounts._sums", "OwnAddresses._taken",
         "HeldPackets._of", "PowerControl._crashes",
+        "SharedNames._heard",
         "Shares._left", "Snooper._declined", "Snooper._disagreements", "Snooper6._declined",
         "Snooper.identifiers", "SpoofingLog._ports", "_Rare._put_off", "_Rare._seen", "_Rare._told",
         "_Rare._waiting",

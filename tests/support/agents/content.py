@@ -81,11 +81,11 @@ class ImageController:
 class ImageAgents:
     """Agents on this machine; `close` ends them all."""
 
-    def __init__(self, folder: Path, ca: Path | None = None) -> None:
+    def __init__(self, folder: Path, ca: Path | None = None, patience: Patience = QUICK) -> None:
         self.controller = ImageController()
         self.services: dict[str, ContentService] = {}
         self.transfers: dict[str, Transfer] = {}
-        self._folder, self._ca = folder, ca
+        self._folder, self._ca, self._patience = folder, ca, patience
         self._running: list[asyncio.Task[None]] = []
 
     async def start(self, server: str, quota: int = 1 << 30, *, cache: bool = False) -> ContentService:
@@ -101,7 +101,7 @@ class ImageAgents:
             transfer.open,
             lambda: transfer.address,
             self._ca,
-            QUICK,
+            self._patience,
             cache=cache,
         )
         transfer.visitors = service
