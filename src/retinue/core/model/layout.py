@@ -34,6 +34,7 @@ from retinue.core.model.in_use import (
     check_vrf_removal,
 )
 from retinue.core.model.owners import NOTHING, Owner, Touched
+from retinue.core.model.packet_sizes import is_narrow_somewhere
 from retinue.core.model.plain_routers import check_beside_routers
 from retinue.core.model.view import NetworkView
 from retinue.core.model.vrfs import Vrf, in_vrf
@@ -212,6 +213,7 @@ class NetworkLayout(NetworkView):
                 *(Owner("switch", s) for s in self.switches),
                 *self.routers(),
                 *(Owner("vm", v) for v in inside),
+                *(self.prefixes() if is_narrow_somewhere(self) else ()),  # See `mtu_of`.
             ]
         )
 

@@ -6,13 +6,17 @@ from ipaddress import IPv6Address, IPv6Network
 
 import pytest
 
-from retinue.core.model import Assignment, Network
-from retinue.core.model.network import Owner
+from retinue.core.model import Assignment, Network, Vnet
+from retinue.core.model.entities import DEFAULT_VNET
+from retinue.core.model.network import Owner, Touched
+from retinue.core.model.packet_sizes import narrow_way
+from retinue.core.model.vrfs import DEFAULT_VRF
 from retinue.core.pipeline import compiler
 from retinue.core.pipeline.compiler import Compiler, contribution
 from retinue.core.pipeline.contributions import Contribution
 from retinue.core.pipeline.entry import Flow, Meter
 from support.fabric import prefixes
+from support.fabric.histories import equals_recomputed
 from support.fabric.networks import (
     GATEWAY_MAC,
     add_ipv6,
@@ -142,6 +146,22 @@ def test_a_delegated_prefix_is_computed_alone_however_many_there_are(
 def delegated(number: int, prefix: int) -> Assignment:
     of = IPv6Network((int(IPv6Address("fd00:a::")) + (prefix << 64), 64))
     return replace(assignment(number), ip=of.network_address, prefix=of)
+
+
+def test_its_packets_are_as_large_as_the_subnets_of_its_nic_say() -> None:
+    """Of a NIC of which no vnet is said: these go to another vnet, and its prefixes follow."""
+    net, sizes = routed(), list[int | None]()
+    nic, prefix = net.vms["vm1"].nic, prefixes.of(1)[0]
+    net.put_vnet(Vnet("narrow", mtu=1300))
+    net.change_nic("vm1", nic, replace(nic, addresses=(vm_ip(1),)))
+
+    def put_into(vnet: str) -> Touched:
+        touched = net.add_subnet(replace(net.subnets["blue"], vnet=vnet))
+        sizes.append(narrow_way(net, prefix, DEFAULT_VRF))
+        return touched
+
+    equals_recomputed(net, ["narrow", DEFAULT_VNET.id], put_into)
+    assert sizes == [1300, None]
 
 
 def flows(net: Network) -> Counter[str]:
