@@ -7,6 +7,7 @@ and this is what that router knows of its links; what a router outside passes on
 from collections.abc import Iterator
 
 from retinue.core.model.addresses import IP, Prefix
+from retinue.core.model.anycast import members_of
 from retinue.core.model.families import forwarded_subnets
 from retinue.core.model.view import NetworkView
 from retinue.core.model.vrfs import DEFAULT_VRF
@@ -42,5 +43,8 @@ def mtu_to(net: NetworkView, ip: IP, vrf: str = DEFAULT_VRF) -> int:
 
 
 def _mtu_behind(net: NetworkView, prefix: Prefix, vm: str, vrf: str) -> int:
+    """Of an anycast address, which the index has as one's: what all that have it take."""
+    if vrf == DEFAULT_VRF and (members := members_of(net, prefix.network_address)):
+        return min(net.mtu_of(nic) for _, nic in members)
     nic = net.nic_of_prefix(prefix, vm, vrf)
     return net.mtu if nic is None else net.mtu_of(nic)

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from dataclasses import replace
-from ipaddress import IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 import pytest
 
 from retinue.core.model import Assignment, Network, Vnet
+from retinue.core.model.anycast import host_prefix
 from retinue.core.model.entities import DEFAULT_VNET
 from retinue.core.model.network import Owner, Touched
 from retinue.core.model.packet_sizes import narrow_way
@@ -162,6 +163,23 @@ def test_its_packets_are_as_large_as_the_subnets_of_its_nic_say() -> None:
 
     equals_recomputed(net, ["narrow", DEFAULT_VNET.id], put_into)
     assert sizes == [1300, None]
+
+
+def test_an_anycast_address_takes_what_each_takes_that_has_it() -> None:
+    """Whichever of them changed last."""
+    net, ip, sizes = fabric(), IPv4Address("10.9.9.9"), list[int | None]()
+    net.put_vnet(Vnet("narrow", mtu=1300))
+    for number, vnet in ((1, "narrow"), (2, "")):
+        nic = add_vm(net, number, number, bound=False).nic
+        net.change_nic(f"vm{number}", nic, replace(nic, anycast=(ip,), vnet=vnet))
+
+    def change(vm: str) -> Touched:
+        touched = net.put_vm(replace(net.vms[vm], restart="on-crash"))  # type: ignore[arg-type]
+        sizes.append(narrow_way(net, host_prefix(ip), DEFAULT_VRF))
+        return touched
+
+    equals_recomputed(net, ["vm1", "vm2"], change)
+    assert sizes == [1300, 1300]
 
 
 def flows(net: Network) -> Counter[str]:
