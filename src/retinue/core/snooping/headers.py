@@ -9,6 +9,7 @@ from collections.abc import Collection
 from ipaddress import IPv4Address
 
 from retinue.core.model import IP, VM, Mac, Service
+from retinue.core.model.domains import not_of_a_guest
 from retinue.core.model.network import Network
 from retinue.core.packets import BootOp, MessageType, Option
 from retinue.core.snooping.messages import EVERYBODY, NO_ADDRESS, ClientMessage, Rejected
@@ -50,11 +51,16 @@ def source_of(net: Network, vm: VM, message: ClientMessage) -> IPv4Address | Non
     if holder is not None:
         return src if holder.mac == asked.chaddr else None
     may = asked.message_type in (MessageType.REQUEST, MessageType.RELEASE) and asked.ciaddr == src
-    return NO_ADDRESS if may and _nobody_has(net, src, vrf) else None
+    return NO_ADDRESS if may and _nobody_has(net, vm, src, asked.chaddr) else None
 
 
-def _nobody_has(net: Network, ip: IPv4Address, vrf: str) -> bool:
-    """True for a host's address of a VMs' subnet that no gateway, server or VM has."""
+def _nobody_has(net: Network, vm: VM, ip: IPv4Address, nic: Mac) -> bool:
+    """True for a host's address of a VMs' subnet that no gateway, server or VM has; of a guest's subnets only
+    its home knows, which may give it what it was granted."""
+    vrf = net.vrf_of_mac(nic)
+    if vm.home:
+        its = vm.home in net.peers and not not_of_a_guest(net, vm.home, ip, nic)
+        return its and net.server_of_address(ip, vrf) is None
     subnet = net.subnet_of(ip, vrf)
     if subnet is None or ip in (subnet.gateway, subnet.prefix.network_address):
         return False
@@ -153,7 +159,11 @@ def other_holder(net: Network, ip: IP, vm: str, nic: Mac) -> str:
 
 
 def owner_of_identifier(net: Network, client_id: bytes, vm: VM, nic: Mac) -> str:
-    """The VM, or the NIC of the same, whose client identifier this is; "" if it is nobody else's."""
+    """The VM, or the NIC of the same, whose client identifier this is; "" if it is nobody else's.
+
+    A guest of another domain is known by it to that domain's DHCP servers, and to none of ours: who has
+    leases there cannot take an identifier from who has them here.
+    """
     if not client_id or client_id == bytes([ETHERNET]) + bytes.fromhex(nic.replace(":", "")):
         return ""
     # RFC 2132, 9.14: most clients use their hardware address, and own that before they have a lease.
@@ -161,5 +171,6 @@ def owner_of_identifier(net: Network, client_id: bytes, vm: VM, nic: Mac) -> str
     if named is not None:
         return named.id if named.id != vm.id else f"another NIC of {vm.id}"
     its_other = any(held.client_id == client_id and held.mac != nic for held in net.held_by(vm.id))
-    of_another_vm = min(net.vms_known_as(client_id, net.vrf_of_mac(nic), 4) - {vm.id}, default="")
+    known = net.vms_known_as(client_id, net.vrf_of_mac(nic), 4) - {vm.id}
+    of_another_vm = min((other for other in known if net.vms[other].home == vm.home), default="")
     return of_another_vm or (f"another NIC of {vm.id}" if its_other else "")

@@ -24,6 +24,7 @@ from retinue.core.packets import (
     renewal,
     request,
 )
+from retinue.core.snooping.headers import owner_of_identifier
 from retinue.core.snooping.messages import EVERYBODY, NO_ADDRESS
 from retinue.protocol.domains import Prepare, Prepared
 from retinue.protocol.renewals import RenewalOrder
@@ -268,6 +269,37 @@ def test_what_was_renewed_on_the_way_is_put_right_afterwards() -> None:
     told(story, away=False)
 
 
+def test_one_that_has_ended_on_the_way_comes_back() -> None:
+    """The VM has renewed it: only the domain where it is has heard of it as it was before."""
+
+    async def story(leased: Leased) -> None:
+        await asyncio.sleep(LEASE - 5)
+        door = leased.world.doors["b"]
+        prepare = door.prepare
+
+        async def renewed_then(wanted: Prepare) -> Prepared:
+            booked = await prepare(wanted)
+            asked = renewal(OWN, NIC1.mac, 8, CLIENT_ID)
+            frame = dhcp_frame(asked, NIC1.mac, BROADCAST, OWN, DHCP_SERVER, 68, 67)
+            leased.world.fakes["a"].send(*AT_HOME, frame)
+            return booked
+
+        door.prepare = renewed_then  # type: ignore[method-assign]
+        await leased.world.move("a", "b", server_of("b", 2))
+        await asyncio.sleep(10)
+        assert leased.held("a") is not None and leased.held("b") is None
+        order = leased.world.controller("b").renewals.renew(VM_ID)
+        frame = dhcp_frame(
+            renewal(OWN, NIC1.mac, order.xid, CLIENT_ID), NIC1.mac, BROADCAST, OWN, DHCP_SERVER, 68, 67
+        )
+        leased.world.fakes["b"].send(*AWAY, frame)
+        await leased.settle()
+        assert leased.world.controller("b").renewals.get(order.id).state == "acked"
+        assert leased.ends("b") == leased.ends("a")
+
+    told(story, away=False)
+
+
 def test_a_lease_that_ends_ends_in_both() -> None:
     async def story(leased: Leased) -> None:
         await asyncio.sleep(LEASE + 2)
@@ -292,6 +324,25 @@ def test_what_it_gives_back_is_free() -> None:
         await leased.say(release(OWN, NIC1.mac, 9, DHCP_SERVER, CLIENT_ID), OWN, DHCP_SERVER)
         assert leased.asked[-1].message_type is MessageType.RELEASE
         assert leased.held("a") is None and leased.held("b") is None
+
+    told(story)
+
+
+def test_another_domains_vm_takes_no_client_identifier_from_ours() -> None:
+    """Its home says under which it has its lease, and is believed; the DHCP servers here have never heard of
+    it."""
+
+    async def story(leased: Leased) -> None:
+        b = leased.world.controller("b")
+        own = replace(nic("b", 2), addresses=())
+        vm = VM("vm-b2", (own,), server_of("b", 1))
+        b.inventory.register_vms([vm])
+        assert leased.held("b") is not None
+        assert owner_of_identifier(b.net, CLIENT_ID, vm, own.mac) == ""
+        a = leased.world.controller("a")
+        neighbour = VM("vm-a2", (replace(nic("a", 2), addresses=()),), server_of("a", 1))
+        a.inventory.register_vms([neighbour])
+        assert owner_of_identifier(a.net, CLIENT_ID, neighbour, neighbour.nic.mac) == VM_ID
 
     told(story)
 
