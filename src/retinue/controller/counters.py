@@ -14,6 +14,7 @@ from retinue.protocol.renewals import OrderState
 class Count(StrEnum):
     ARP_ANSWERED = "ARP answered"
     ARP_UNANSWERED = "ARP not answered: nobody has the address"
+    ASKED_HOME_TOO_MUCH = "questions not sent home: a guest of another domain asks too much"
     AUDITS = "audits"
     AUDITS_FAILED = "audits without a result"
     CLAIMED_VMS = "VMs claimed by another server"

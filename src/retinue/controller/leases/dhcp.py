@@ -87,6 +87,7 @@ class DhcpPath:
         self.snooper6 = Snooper6(context.net)
         self.renewals = Renewals(context, self._snooper, self.snooper6, warm_up=warm_up)
         self._shares = relay.Shares()
+        self._of_guests = relay.Shares(relay.HOME_RATE, relay.HOME_BURST)
 
     # ---- frames ----
 
@@ -219,6 +220,9 @@ class DhcpPath:
         tunnel = net.tunnel_to(vm.home)
         if tunnel is None:
             context.counters[Count.DHCP_NO_SERVER] += 1
+            return
+        if not self._of_guests.spend(vm.id, 1, context.clock()):
+            context.counters[Count.ASKED_HOME_TOO_MUCH] += 1
             return
         way = relay.Way(net.servers[net.peers[vm.home].gateway])
         frame = handover.to_server(dhcp, way, net.gateway_mac, source, to, "", vm.id)

@@ -31,6 +31,7 @@ from retinue.core.packets import (
 from retinue.core.pipeline.responders import nd
 from retinue.core.pipeline.responders.announcements import claim_of_nd
 from retinue.core.snooping import SpoofingKind
+from retinue.core.snooping.relay import HOME_BURST, HOME_RATE, Shares
 from retinue.protocol.events import EventType
 
 MOST_CAUGHT_UP = 10
@@ -44,6 +45,7 @@ class NdResponder:
         self._context = context
         self._taking = taking
         self._own_addresses = OwnAddressBinder(context)
+        self._of_guests = Shares(HOME_RATE, HOME_BURST)
         self.heard: Callable[[str, int, str], None] = lambda switch, port, server: None
         """Called with where a server has spoken: a leaf, its port, and the server."""
         self._advertised_until: int | None = None
@@ -86,9 +88,14 @@ class NdResponder:
 
     def _ask_home(self, vm: VM, nic: NIC, asked: ND) -> None:
         """A guest's router is at its home, which is asked by the tunnel and answers by it."""
-        tunnel = self._context.net.tunnel_to(vm.home)
-        if tunnel is not None:
-            self._context.send_frame(*tunnel, nd_frame(asked, nic.mac))
+        context = self._context
+        tunnel = context.net.tunnel_to(vm.home)
+        if tunnel is None:
+            return
+        if self._of_guests.spend(vm.id, 1, context.clock()):
+            context.send_frame(*tunnel, nd_frame(asked, nic.mac))
+        else:
+            context.counters[Count.ASKED_HOME_TOO_MUCH] += 1
 
     def from_server(self, switch: str, port: int, frame: bytes) -> None:
         """A machine at a leaf's port asks; one that is not known there has no answer."""

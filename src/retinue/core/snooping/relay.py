@@ -34,6 +34,9 @@ _NOBODY = IPv4Address(0)
 RELAYED_RATE = 20
 """Messages a second that what one VM asks may become on its way to servers, and the size of a burst: as many
 as its port's meter lets by."""
+HOME_RATE, HOME_BURST = 2, 10
+"""Messages a second that a guest of another domain may send home, and the size of a burst: those of all its
+guests share one meter there, of 20 a second."""
 VMS_REMEMBERED = 1000
 
 
@@ -43,17 +46,21 @@ class Shares:
     A message that goes several ways costs one for each; it goes when the VM's share is whole, or covers it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rate: float = RELAYED_RATE, burst: float = RELAYED_RATE) -> None:
+        """`rate`: what a share grows by in a second, up to `burst`."""
+        self._rate, self._burst = rate, burst
         self._left: dict[str, tuple[float, float]] = {}
         """By VM: what was left of its share, and when."""
 
     def take(self, vm: str, ways: int, now: float) -> bool:
         """True if the VM's message may go that many ways now. One that goes one way is the meter's matter."""
-        if ways <= 1:
-            return True
-        left, at = self._left.pop(vm, (RELAYED_RATE, now))
-        left = min(RELAYED_RATE, left + (now - at) * RELAYED_RATE)
-        goes = left >= min(ways, RELAYED_RATE)
+        return ways <= 1 or self.spend(vm, ways, now)
+
+    def spend(self, vm: str, ways: int, now: float) -> bool:
+        """The same, where one way costs, too."""
+        left, at = self._left.pop(vm, (self._burst, now))
+        left = min(self._burst, left + max(0.0, now - at) * self._rate)
+        goes = left >= min(ways, self._burst)
         self._left[vm] = (left - ways if goes else left, now)
         if len(self._left) > VMS_REMEMBERED:
             del self._left[next(iter(self._left))]
