@@ -5,7 +5,7 @@ nothing goes round between the gateways.
 """
 
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from retinue.core import migration as fsm
 from retinue.core.migration import Migration, PlacementChange
 from retinue.core.model import NIC
-from retinue.core.packets import ARP, ArpOp, arp_request
+from retinue.core.packets import (
+    ARP,
+    ND,
+    ArpOp,
+    NDOptions,
+    NeighbourAdvertisement,
+    NeighbourSolicitation,
+    RouterSolicitation,
+    arp_request,
+    nd_frame,
+)
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.underlay import Near, underlay_of
 from support.examples import examples
@@ -28,6 +38,7 @@ from support.fabric.domains import (
     port,
     server_of,
 )
+from support.fabric.ipv6 import frame6, udp6
 
 C = PlacementChange
 FORTH: tuple[tuple[str, C | str], ...] = (
@@ -183,6 +194,26 @@ class Move:
             for src, dst in zip(by.addresses, to.addresses, strict=True):
                 for delivery in self.world.send(at, mac, src, dst):
                     assert not delivery.arrivals, f"{src} at {at} to {dst}: {delivery}"
+        for at, by, to in ((ours, vm, client), (theirs, client, vm)):
+            self.is_not_carried(at, by, to)
+
+    def is_not_carried(self, at: tuple[str, int], by: NIC, to: NIC) -> None:
+        """By a tunnel, also from who may send by it: DHCPv6, and whatever is asked and said of neighbours."""
+        (_, src), (_, dst) = by.addresses, to.addresses
+        assert isinstance(src, IPv6Address)
+        assert isinstance(dst, IPv6Address)
+        packets = [udp6(src, dst, sport=547, dport=port) for port in (546, 547)]
+        frames = [frame6(by.mac, GATEWAY_MACS["a"], packet) for packet in packets]
+        for said in (
+            NeighbourSolicitation(dst, NDOptions(source_mac=by.mac)),
+            NeighbourAdvertisement(dst, router=False, solicited=True, override=True),
+            RouterSolicitation(NDOptions(source_mac="52:54:00:00:00:99")),
+        ):
+            frames.append(nd_frame(ND(src, dst, said), by.mac, GATEWAY_MACS["a"]))
+        for frame in frames:
+            for delivery in self.world.fabric.all_paths(*at, frame):
+                assert not delivery.arrivals, f"{frame.hex()} at {at}: {delivery}"
+                assert {switch for switch, *_ in delivery.to_controller} <= {at[0]}, f"{delivery}"
 
 
 def dual(domain: str, number: int) -> NIC:

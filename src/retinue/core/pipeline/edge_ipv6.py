@@ -192,6 +192,17 @@ def _own_advertisements(
         yield Flow(Table.ND, Nd.HONEST, own, cookie=quiet, expires_at=until)
 
 
+def dhcp6_answers(port: int) -> Iterator[Match]:
+    """What a DHCPv6 server would say, from a port that has none."""
+    yield dhcp6_match(dport=CLIENT_PORT6, in_port=port)
+    # RFC 7610, 5: "if the packet is a first-fragment that fails to include the entire IPv6 header chain", it
+    # is dropped: its ports, by which a server's message is known, come later.
+    yield match(
+        eth_type=EtherType.IPV6, ip_proto=UDP, ip_frag=FIRST_PART, udp_src=NO_PORT, udp_dst=NO_PORT,
+        in_port=port,
+    )  # fmt: skip
+
+
 def _spoofed(mac: Mac, port: int) -> Iterator[tuple[Table, int, Reason, Match]]:
     """What a VM's port may not send, and as what it is reported."""
     here = {"in_port": port, "eth_type": EtherType.IPV6}
@@ -201,12 +212,8 @@ def _spoofed(mac: Mac, port: int) -> Iterator[tuple[Table, int, Reason, Match]]:
     yield Table.ADMIT, EdgeAdmit.FORGED_ND, Reason.SPOOFED_ND, match(ip_proto=UNREAD, **here)
     headless = match(ip_proto=ICMPV6, ip_frag=FIRST_PART, icmpv6_type=NO_TYPE, **here)
     yield Table.ADMIT, EdgeAdmit.FORGED_ND, Reason.SPOOFED_ND, headless
-    to_client = dhcp6_match(dport=CLIENT_PORT6, in_port=port)
-    yield Table.ADMIT, EdgeAdmit.ROGUE_DHCP_ANSWER, Reason.ROGUE_DHCP, to_client
-    # RFC 7610, 5: "if the packet is a first-fragment that fails to include the entire IPv6 header chain", it
-    # is dropped: its ports, by which a server's message is known, come later.
-    portless = match(ip_proto=UDP, ip_frag=FIRST_PART, udp_src=NO_PORT, udp_dst=NO_PORT, **here)
-    yield Table.ADMIT, EdgeAdmit.ROGUE_DHCP_ANSWER, Reason.ROGUE_DHCP, portless
+    for answer in dhcp6_answers(port):
+        yield Table.ADMIT, EdgeAdmit.ROGUE_DHCP_ANSWER, Reason.ROGUE_DHCP, answer
     for kind in _FROM_HOSTS:
         unbound = icmpv6_match(kind, in_port=port, eth_src=mac)
         yield Table.ADMIT, EdgeAdmit.SPOOFED_ND, Reason.SPOOFED_ND, unbound

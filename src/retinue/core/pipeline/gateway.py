@@ -35,6 +35,7 @@ from retinue.core.model import IP, NIC, VM, Server
 from retinue.core.model.families import forwarded_assignments, in_use
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets import HOP_LIMIT, EtherType, NDType
+from retinue.core.pipeline import edge_ipv6
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.edge import copies, rogue_dhcp
 from retinue.core.pipeline.entry import (
@@ -53,6 +54,8 @@ from retinue.core.pipeline.matches import (
     CLIENT_PORT,
     NO_TAG,
     SERVER_PORT,
+    SERVER_PORT6,
+    dhcp6_match,
     dhcp_match,
     icmpv6_match,
     ip_match,
@@ -66,6 +69,12 @@ from retinue.core.pipeline.underlay import Underlay
 MARK_TYPE = EtherType.EXPERIMENT
 """Of the marks that gateways send each other. Primers for a target behind the tunnel have it, too: they are
 no mark that anybody waits for."""
+_OF_NEIGHBOURS = (
+    NDType.NEIGHBOUR_SOLICITATION,
+    NDType.NEIGHBOUR_ADVERTISEMENT,
+    NDType.ROUTER_SOLICITATION,
+    NDType.REDIRECT,
+)
 
 
 def tunnel_flows(net: Network, server: Server) -> Iterator[Flow | Meter]:
@@ -89,6 +98,20 @@ def tunnel_flows(net: Network, server: Server) -> Iterator[Flow | Meter]:
             meter=VMMeter.SPOOFING.id(tunnel.number),
             cookie=cookie(Reason.ROGUE_DHCP, Owner("server", server.id)),
         )  # fmt: skip
+    if in_use(net, 6):
+        yield from _not_by_tunnel(Owner("server", server.id), tunnel.number)
+
+
+def _not_by_tunnel(owner: Owner, port: int) -> Iterator[Flow]:
+    """Of IPv6: no DHCPv6 passes, also from an address that does; and who is a neighbour is answered in each
+    domain by itself. A leaf would hand what asks for one to the controller, by the meter of its servers."""
+    questions = dhcp6_match(dport=SERVER_PORT6, in_port=port)
+    dropped = [(EdgeAdmit.ROGUE_DHCP_ANSWER, answer) for answer in edge_ipv6.dhcp6_answers(port)]
+    dropped.append((EdgeAdmit.ROGUE_DHCP_QUESTION, questions))
+    for kind in _OF_NEIGHBOURS:
+        dropped.append((EdgeAdmit.ND_BY_TUNNEL, icmpv6_match(kind, in_port=port)))
+    for priority, found in dropped:
+        yield Flow(Table.ADMIT, priority, found, cookie=cookie(Reason.QUIET, owner))
 
 
 def nic_flows(
@@ -134,7 +157,7 @@ def _asked(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
         NDType.ROUTER_SOLICITATION, in_port=port, vlan_vid=NO_TAG, eth_src=nic.mac, ip_ttl=HOP_LIMIT
     )
     yield Flow(
-        Table.ADMIT, EdgeAdmit.BOUND, search, (CONTROLLER,),
+        Table.ADMIT, EdgeAdmit.SEARCH_BY_TUNNEL, search, (CONTROLLER,),
         meter=VMMeter.DHCP.id(port), cookie=cookie(Reason.VM_ND, owner),
     )  # fmt: skip
 

@@ -31,6 +31,10 @@ class EdgeAdmit(IntEnum):
     ROGUE_DHCP_QUESTION = 188
     FORGED_ND = 187
     """What only a router says of IPv6, and what hides its kind behind extension headers."""
+    SEARCH_BY_TUNNEL = 161
+    """On a gateway to another domain: a VM that is away looks for its router..."""
+    ND_BY_TUNNEL = 160
+    """... and what else of neighbour discovery comes by its tunnel, but for advertisements of a router."""
     FIP = 155
     """How a VM finds an FCoE forwarder and logs in there, if there is one."""
     STORAGE = 154

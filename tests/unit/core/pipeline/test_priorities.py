@@ -11,7 +11,7 @@ from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.entry import Flow
 from retinue.core.pipeline.priorities import PRIORITIES, TABLE_MISS, VRF_BAND, LeafAdmit, Route, Servers
 from retinue.core.pipeline.tables import Table
-from support.fabric.domains import Domains, server_of
+from support.fabric.domains import Domains, gateway_of, server_of
 from support.fabric.networks import add_ipv6, add_uplink, add_vm, fabric, moved, server, vm_ip, vm_mac
 from support.fabric.storage import add_forwarder, login
 from support.fabric.tenants import add_tenants
@@ -60,17 +60,18 @@ def joined_by_ip() -> Network:
     return net
 
 
-def visited_network() -> Network:
-    """A domain with a guest of another."""
-    domains = Domains(1, 1)
+def joined_domains() -> tuple[Network, ...]:
+    """One with a guest of the other, where that is away."""
+    domains = Domains(1, 1, dual=True)
     domains.add("b", "a", 1, server_of("b", 1))
-    return domains.nets["b"]
+    domains.add("a", "a", 1, gateway_of("a"))
+    return tuple(domains.nets.values())
 
 
 def compiled() -> dict[tuple[Role, Table], set[int]]:
     """Priorities in use, those of subnets' and other prefixes without the prefix length."""
     found: dict[tuple[Role, Table], set[int]] = {}
-    for net in (diverted_network(), visited_network(), joined_by_ip(), fabric(2, over_routers=True)):
+    for net in (diverted_network(), *joined_domains(), joined_by_ip(), fabric(2, over_routers=True)):
         add_priorities(net, found)
     return found
 
