@@ -56,6 +56,8 @@ class Said(StrEnum):
     FAILED = "failed"
 
 
+MOST_ADDRESSES_OF_A_NAME = MOST_GUEST_ADDRESSES * MOST_NICS
+
 Address = Annotated[str, msgspec.Meta(max_length=LONGEST_ADDRESS)]
 Hex = Annotated[str, msgspec.Meta(max_length=LONGEST_OPTIONS, pattern="^([0-9a-f]{2})*$")]
 
@@ -182,7 +184,7 @@ class DomainName(msgspec.Struct, frozen=True):
     """A VM, server or service; of a service the addresses of the VM that serves it."""
 
     name: Annotated[str, msgspec.Meta(pattern="^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
-    addresses: Annotated[list[Address], msgspec.Meta(max_length=MOST_GUEST_ADDRESSES * MOST_NICS)]
+    addresses: Annotated[list[Address], msgspec.Meta(max_length=MOST_ADDRESSES_OF_A_NAME)]
 
 
 class Names(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -136,7 +136,7 @@ class Zone:
         if not HOST.fullmatch(label) or (label == NAME_SERVER and self._own is not None):
             return None
         match self._entities.kind_of(label):
-            case None:
+            case None | EntityKind.IMAGE:  # No host; one of another domain may be called so.
                 return None
             case EntityKind.SERVICE:
                 vm = self._entities.serving(label)

@@ -3,8 +3,9 @@
 Asked is every few seconds, and answered with all names only where they are not what was heard last. What
 another domain says counts so far: a name that something of ours has stays ours, whatever the other says, and
 an address is believed where it is granted to that domain (`Peer.prefixes`). So no domain can point a name of
-another elsewhere, nor any name to what is not its own. A name that both have is told in the log: each answers
-its own until one is renamed.
+ours elsewhere, nor any name to what is not its own. A name that both have is told in the log: each answers
+its own until one is renamed; of two others that have it the first by id counts. The log has a line for all of
+a kind, and again when they are others: a domain may say what it likes as often as it is asked.
 
 While a domain has said nothing yet, of a name that is not ours nobody can say that there is none.
 """
@@ -17,16 +18,19 @@ import structlog
 
 from retinue.controller.context import Context
 from retinue.controller.domains.peer_client import PeerDoor
+from retinue.controller.migrations.requests import MigrationError
 from retinue.controller.parsing import address
 from retinue.core.model import IP, ModelError
-from retinue.protocol.domains import MOST_NAMES, DomainName, Names, NamesAsked
-from retinue.protocol.errors import ControllerError
+from retinue.protocol.domains import MOST_ADDRESSES_OF_A_NAME, MOST_NAMES, DomainName, Names, NamesAsked
+from retinue.protocol.errors import ControllerError, ErrorCode
 
 log = structlog.get_logger()
 
 LOOK_SECONDS = 5.0
 AT_ONCE = 200
-"""Names that are looked at before the controller's other work has its turn."""
+"""Names, or addresses, that are looked at before the controller's other work has its turn."""
+TOLD = 10
+"""Names that one line of the log has."""
 
 Own = Callable[[], Iterator[tuple[str, tuple[IP, ...]]]]
 
@@ -37,6 +41,9 @@ class Heard:
 
     version: str
     names: Mapping[str, tuple[IP, ...]]
+    twice: tuple[str, ...] = ()
+    """Names that are ours; and `not_granted`: names with an address that is not that domain's to give."""
+    not_granted: tuple[str, ...] = ()
 
 
 class SharedNames:
@@ -47,6 +54,10 @@ class SharedNames:
         self._net = context.net
         self._doors = doors
         self._heard: dict[str, Heard] = {}
+        self._not_heard: dict[str, str] = {}
+        """Domains that were not heard when they were asked last, and why."""
+        self._answering: set[str] = set()
+        """Domains that are being answered."""
         self.zone = ""
         """Of which the names are; "": this controller answers for none."""
         self.own: Own = lambda: iter(())
@@ -82,39 +93,83 @@ class SharedNames:
             asked = NamesAsked(self.zone, "" if before is None else before.version)
             said = await self._doors[domain].names(asked)
             if said.names is not None:
-                self._heard[domain] = Heard(said.version, dict(self._judged(domain, said.names)))
+                heard = await self._judged(domain, said.version, said.names)
+                _tell(domain, before or Heard("", {}), heard)
+                self._heard[domain] = heard
         except (ControllerError, ModelError) as error:
             # What was heard before goes on, as with any secondary server.
-            log.warning("domain.names_not_heard", domain=domain, reason=str(error))
+            reason = str(error)
+            if self._not_heard.get(domain) != reason:  # It may be away for days.
+                log.warning("domain.names_not_heard", domain=domain, reason=reason)
+            self._not_heard[domain] = reason
+        else:
+            self._not_heard.pop(domain, None)
 
-    def _judged(self, domain: str, names: list[DomainName]) -> Iterator[tuple[str, tuple[IP, ...]]]:
-        granted, ours = self._net.peers[domain].prefixes, dict(self.own())
+    async def _judged(self, domain: str, version: str, names: list[DomainName]) -> Heard:
+        granted, ours = self._net.peers[domain].prefixes, await self._ours()
+        believed: dict[str, tuple[IP, ...]] = {}
+        twice: list[str] = []
+        not_granted: list[str] = []
+        looked_at = 0
         for one in names:
-            if one.name in ours:  # Which are looked up first.
-                log.warning("domain.name_twice", domain=domain, name=one.name)
             found = tuple(map(address, one.addresses))
             its = tuple(ip for ip in found if any(ip in prefix for prefix in granted))
+            if one.name in ours:  # Which are looked up first.
+                twice.append(one.name)
             if its != found:
-                log.warning("domain.name_not_granted", domain=domain, name=one.name)
+                not_granted.append(one.name)
             if its:
-                yield one.name, its
+                believed[one.name] = its
+            looked_at += 1 + len(found)
+            if looked_at >= AT_ONCE:
+                looked_at = 0
+                await asyncio.sleep(0)
+        return Heard(version, believed, tuple(twice), tuple(not_granted))
 
     # ---- answering ----
 
     async def answer(self, peer: str, asked: NamesAsked) -> Names:
-        """Raises ModelError where that domain has no part in our zone."""
+        """Raises ModelError where that domain has no part in our zone, MigrationError where it asks twice at
+        the same time."""
         if not self.zone or not self._net.peers[peer].names:
             raise ModelError(f"names of domain {peer} are in no zone of ours: `names` is not set for it here")
         if asked.zone.casefold() != self.zone.casefold():
             raise ModelError(f"our zone is {self.zone}, not {asked.zone}")
-        found: list[DomainName] = []
+        if peer in self._answering:
+            raise MigrationError(f"domain {peer} is being answered already", ErrorCode.TOO_OFTEN)
+        self._answering.add(peer)
+        try:
+            return await self._answer(asked)
+        finally:
+            self._answering.discard(peer)
+
+    async def _answer(self, asked: NamesAsked) -> Names:
+        ours = await self._ours()
+        if len(ours) > MOST_NAMES:
+            raise ModelError(f"there are {len(ours)} names here; more than {MOST_NAMES} are not told")
         version = 0
+        for row in ours.items():
+            version ^= hash(row)
+        text = f"{version & (1 << 64) - 1:016x}"
+        if text == asked.known:
+            return Names(text)
+        told = ((name, its[:MOST_ADDRESSES_OF_A_NAME]) for name, its in ours.items())
+        return Names(text, [DomainName(name, list(map(str, its))) for name, its in told])
+
+    async def _ours(self) -> dict[str, tuple[IP, ...]]:
+        found: dict[str, tuple[IP, ...]] = {}
         for number, (name, addresses) in enumerate(self.own()):
-            version ^= hash((name, addresses))
-            found.append(DomainName(name, list(map(str, addresses))))
+            found[name] = addresses
             if number % AT_ONCE == AT_ONCE - 1:
                 await asyncio.sleep(0)
-        if len(found) > MOST_NAMES:
-            raise ModelError(f"there are {len(found)} names here; more than {MOST_NAMES} are not told")
-        text = f"{version & (1 << 64) - 1:016x}"
-        return Names(text, None if text == asked.known else found)
+        return found
+
+
+def _tell(domain: str, before: Heard, now: Heard) -> None:
+    """What of its names does not count, where that is not what it was."""
+    if now.twice and now.twice != before.twice:
+        log.warning("domain.name_twice", domain=domain, names=now.twice[:TOLD], all=len(now.twice))
+    if now.not_granted and now.not_granted != before.not_granted:
+        log.warning(
+            "domain.name_not_granted", domain=domain, names=now.not_granted[:TOLD], all=len(now.not_granted)
+        )

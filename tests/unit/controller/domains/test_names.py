@@ -1,5 +1,6 @@
 """One zone for the names of two domains: each controller answers for all of it."""
 
+import asyncio
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -13,10 +14,11 @@ from retinue.config_file import ConfigError
 from retinue.controller.config import load
 from retinue.controller.dns.answers import answer
 from retinue.controller.dns.zone import DnsTable, Zone
+from retinue.controller.migrations.requests import MigrationError
 from retinue.core.model import VM, ModelError
 from retinue.core.placement import Entity, EntityKind, Profile
-from retinue.protocol.domains import DomainName, NamesAsked
-from support.fabric.domains import nic, other, server_of
+from retinue.protocol.domains import MOST_ADDRESSES_OF_A_NAME, DomainName, Names, NamesAsked
+from support.fabric.domains import SUBNETS, nic, other, server_of
 from support.fabric.two_controllers import VM_ID, TwoDomains
 
 TABLE = DnsTable(zone="dc.example", listen="192.0.2.1:53", transfer=["127.0.0.1"])
@@ -89,7 +91,10 @@ async def test_before_a_domain_is_heard_nobody_says_that_there_is_no_such_name(z
     assert zone.asks("a", "web") == "SERVFAIL"
     assert zone.asks("a", VM_ID) == [OURS]
     zone.domains.doors["b"].away = True
-    await zone.look()
+    with structlog.testing.capture_logs() as logged:
+        await zone.look()
+        await zone.look()
+    assert [line["event"] for line in logged] == ["domain.names_not_heard"], "told once, for days"
     assert zone.asks("a", "web") == "SERVFAIL"
     assert not zone.zones["a"].is_whole
     zone.domains.doors["b"].away = False
@@ -108,9 +113,13 @@ async def test_no_domain_names_what_is_not_its_own(zone: OneZone) -> None:
     )
     with structlog.testing.capture_logs() as logged:
         await zone.look()
-    told = [(line["event"], line.get("name")) for line in logged]
+        await zone.look()
+    told = [(line["event"], line["names"]) for line in logged if line["domain"] == "b"]
     assert zone.asks("a", VM_ID) == [OURS]
-    assert ("domain.name_twice", VM_ID) in told
+    assert told == [
+        ("domain.name_twice", (VM_ID,)),
+        ("domain.name_not_granted", ("mixed", "outside")),
+    ], "told once, as they are the same"
     assert zone.asks("a", "mixed") == ["10.2.0.50"]
     assert zone.asks("a", "outside") == "NXDOMAIN"
     assert zone.asks("a", "ns") == ["192.0.2.1"]
@@ -125,6 +134,57 @@ async def test_what_is_known_is_not_told_again(zone: OneZone) -> None:
     zone.register("b", "db", 3)
     again = await names.answer("a", NamesAsked("dc.example", first.version))
     assert again.names is not None and len(again.names) == 2
+
+
+async def test_an_image_has_no_name_that_a_host_of_the_other_domain_has(zone: OneZone) -> None:
+    zone.domains.controller("a").entities.register([Entity("web", EntityKind.IMAGE, Profile())])
+    await zone.look()
+    assert zone.asks("a", "web") == [str(nic("b", 2).addresses[0])]
+
+
+async def test_a_domain_that_says_much_costs_little(zone: OneZone) -> None:
+    """Other work has its turn meanwhile, and the log has one line."""
+    door = zone.domains.doors["b"]
+    outside = [DomainName(f"vm-{number}", [OURS] * 100) for number in range(300)]
+    turns = 0
+
+    async def says(asked: NamesAsked) -> Names:
+        return Names("1", outside)
+
+    async def other_work() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    door.names = says  # type: ignore[method-assign]
+    working = asyncio.ensure_future(other_work())
+    with structlog.testing.capture_logs() as logged:
+        await zone.domains.controller("a").domains.names.look()
+    working.cancel()
+    assert turns >= 100
+    (line,) = logged
+    assert (len(line["names"]), line["all"]) == (10, 300)
+
+
+async def test_one_domain_is_answered_once_at_a_time(zone: OneZone) -> None:
+    names = zone.domains.controller("b").domains.names
+    names.own = lambda: iter([(f"vm-{number}", (SUBNETS["b"][9],)) for number in range(500)])
+    first = asyncio.ensure_future(names.answer("a", NamesAsked("dc.example")))
+    await asyncio.sleep(0)
+    with pytest.raises(MigrationError, match="domain a is being answered already"):
+        await names.answer("a", NamesAsked("dc.example"))
+    assert len((await first).names or ()) == 500
+    assert len((await names.answer("a", NamesAsked("dc.example"))).names or ()) == 500
+
+
+async def test_a_name_of_many_addresses_does_not_keep_the_others_back(zone: OneZone) -> None:
+    b = zone.domains.controller("b").domains.names
+    b.own = lambda: iter([("many", tuple(SUBNETS["b"])[:200]), ("few", (SUBNETS["b"][9],))])
+    await zone.look()
+    heard = zone.domains.controller("a").domains.names
+    assert heard.addresses("many") == tuple(SUBNETS["b"])[:MOST_ADDRESSES_OF_A_NAME]
+    assert heard.addresses("few") == (SUBNETS["b"][9],)
 
 
 async def test_another_zones_names_are_not_told(zone: OneZone) -> None:
