@@ -66,6 +66,8 @@ LARGEST_BODY = 1 << 20
 """Bytes of a REST request's body, of a manager's: ten thousand VMs at once."""
 LARGEST_REPORT = 64 << 10
 """Bytes of a REST request's body, of an agent's."""
+LARGEST_PEER_ANSWER = 4 << 20
+"""Bytes of an answer of another domain's controller: 10,000 names with their addresses."""
 LARGEST_EVENT = 4 << 20
 """Bytes of one event, to an agent; a larger one is left out."""
 LARGEST_FIRST_MESSAGE = 128 << 10

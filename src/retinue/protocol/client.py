@@ -14,6 +14,7 @@ import aiohttp
 import structlog
 
 from retinue.core.limits import LARGEST_EVENT
+from retinue.core.text import cut, printable
 from retinue.protocol import sse
 from retinue.protocol.addresses import urls_of
 from retinue.protocol.errors import (
@@ -54,15 +55,21 @@ class ControllerClient:
         credentials: Credentials | None = None,
         connector: aiohttp.BaseConnector | None = None,
         agent_of: str = "",
+        largest: int | None = None,
     ) -> None:
         """`base`: one URL, or several with commas between them. `connector`: how connections are made,
-        instead of plainly. `agent_of`: the server whose agent this is. Raises TlsFilesError.
+        instead of plainly. `agent_of`: the server whose agent this is. `largest`: bytes of an answer, as it
+        comes; of another domain's controller it may be as long as that likes. Raises TlsFilesError.
         """
         self._bases = urls_of(base)
         self._agent_of = agent_of or None
         credentials = Credentials.of_environment() if credentials is None else credentials
         connector = connector or lasting(credentials.ssl_for(self.base))
-        self._session = aiohttp.ClientSession(connector=connector, headers=credentials.headers)
+        self._largest = largest
+        # A compressed answer would be as large as it likes, too; then it is not read.
+        self._session = aiohttp.ClientSession(
+            connector=connector, headers=credentials.headers, auto_decompress=largest is None
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -109,20 +116,33 @@ class ControllerClient:
             self._troubles() as base,
             self._session.request(method, base + path, json=body, timeout=timeout) as response,
         ):
-            data = await response.read()
+            data = await self._read(response)
             try:
                 answer = json.loads(data) if data else {}
             except ValueError as error:
                 raise ControllerAwayError(f"{base} does not speak JSON") from error
             found: dict[str, Any] = answer if isinstance(answer, dict) else {}
             if found.get("code") == ErrorCode.STANDBY:
-                raise NotServedError(str(found.get("error", f"{base} is a standby")))
+                raise NotServedError(self._shown(found.get("error", f"{base} is a standby")))
             if response.status >= 500:
                 raise ControllerAwayError(f"{base} is out of order: status {response.status}")
             if response.status >= 400:
-                message = str(found.get("error", f"status {response.status}"))
+                message = self._shown(found.get("error", f"status {response.status}"))
                 raise RejectedError(message, str(found.get("code", "")), response.status)
             return found
+
+    def _shown(self, error: object) -> str:
+        return str(error) if self._largest is None else cut(printable(str(error)))
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        if self._largest is None:
+            return await response.read()
+        data = bytearray()
+        async for part in response.content.iter_any():
+            data += part
+            if len(data) > self._largest:
+                raise ControllerAwayError(f"{self.base} answers with more than {self._largest} bytes")
+        return bytes(data)
 
     # ---- records ----
 

@@ -1,6 +1,7 @@
 """The client of the controller's REST interface: requests, records, events."""
 
 import contextlib
+import gzip
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -113,6 +114,29 @@ async def test_moves_are_read_with_the_fields_an_agent_acts_on() -> None:
         controller.migrations = [{"id": "migration-1"}]
         with pytest.raises(RecordError, match="missing required field `vm`"):
             await rest.migrations()
+
+
+async def test_of_whom_it_does_not_trust_it_reads_no_more_than_is_agreed() -> None:
+    """Nor does it unpack what is sent packed, which may be as large as it likes."""
+    much = json.dumps({"vms": [], "removed": ["x" * 100] * 100}).encode()
+    controller = Web()
+    async with served(controller) as (rest, _):
+        wary = ControllerClient(rest.base, largest=1000)
+        try:
+            assert (await wary.vms()).removed == ["gone"]
+            controller.answer = web.Response(body=much)
+            with pytest.raises(ControllerAwayError, match="answers with more than 1000 bytes"):
+                await wary.vms()
+            controller.answer = web.Response(body=gzip.compress(much), headers={"Content-Encoding": "gzip"})
+            with pytest.raises(ControllerAwayError, match="does not speak JSON"):
+                await wary.vms()
+            controller.answer = web.json_response({"error": "\x1b" * 150}, status=409)
+            with pytest.raises(RejectedError) as rejected:
+                await wary.vms()
+            assert str(rejected.value).startswith(r"\x1b")
+            assert len(str(rejected.value)) == 500
+        finally:
+            await wary.close()
 
 
 @pytest.mark.parametrize(

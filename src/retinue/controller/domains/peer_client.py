@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from retinue.core.limits import LARGEST_PEER_ANSWER
 from retinue.protocol.client import ControllerClient, lasting
 from retinue.protocol.domains import (
     MATCHES_PATH,
@@ -43,7 +44,7 @@ class PeerClient:
     """Speaks to the door that a peer has for us. Close it after use."""
 
     def __init__(self, url: str, context: ssl.SSLContext) -> None:
-        self._client = ControllerClient(url, Credentials(), lasting(context))
+        self._client = ControllerClient(url, Credentials(), lasting(context), largest=LARGEST_PEER_ANSWER)
 
     async def match(self, wanted: Match) -> Offer:
         return record(Offer, await self._post(MATCHES_PATH, wanted, MATCH_LIMIT))
