@@ -71,6 +71,8 @@ def held_by(guest: Guest, now: float) -> Iterator[Assignment]:
         for held in nic.held:
             ip, its = address(held.ip), mac(nic.mac)
             if not held.leased:
+                if ip.version == 4:
+                    raise ModelError(f"VM {guest.id}: {ip} is no address that a VM makes itself")
                 yield Assignment(ip, its, guest.id, BindingKind.SLAAC, Origin.CONTROLLER)
                 continue
             try:

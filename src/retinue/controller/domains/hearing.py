@@ -11,10 +11,10 @@ from dataclasses import replace
 from retinue.controller.changes import MigrationStepped, VMRegistered
 from retinue.controller.context import Context
 from retinue.controller.domains.ends import End, end_of, gateway_of
-from retinue.controller.domains.guests import held_by, vm_of
+from retinue.controller.domains.guests import OF_GUESTS, held_by, vm_of
 from retinue.controller.domains.removals import Removals
 from retinue.controller.domains.saying import Saying
-from retinue.controller.lease_changes import AddressAssigned
+from retinue.controller.lease_changes import AddressAssigned, AddressReleased
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.controller.migrations.requests import MigrationError, check_memory_address
 from retinue.controller.mobility.manager import MobilityManager
@@ -152,7 +152,9 @@ class Hearing:
         """A guest is registered, unless it is left over from before, with what it holds by now."""
         held = [AddressAssigned(a) for a in held_by(guest, self._context.clock())]
         if vm.id in self._net.vms:
-            touched = self._context.apply(*held)
+            has = {one.assignment.key for one in held}
+            before = (a for a in self._net.held_by(vm.id) if a.kind in OF_GUESTS and a.key not in has)
+            touched = self._context.apply(*map(AddressReleased, before), *held)
         else:
             self._removals.heard(vm.id, vm.home)
             given = [AddressAssigned(a) for nic in vm.nics for a in static_assignments(self._net, vm.id, nic)]

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from retinue.controller.domains import removals
+from retinue.controller.domains.guests import held_by
 from retinue.controller.migrations.requests import MigrationError
 from retinue.core.migration import MigrationState as S
-from retinue.protocol.domains import Removed
+from retinue.core.model import ModelError
+from retinue.protocol.domains import Guest, GuestAddress, GuestNIC, Removed
 from retinue.protocol.mobility import ServerReport, VMSize
 from support.fabric.domains import server_of
 from support.fabric.two_controllers import VM_ID, TwoDomains
@@ -20,6 +22,24 @@ async def test_a_server_that_the_peer_names_is_judged_as_any_other(domains: TwoD
     domains.begin(server=server_of("b", 1))
     assert "no server can take vm-a1" in (await domains.until("a", S.UNDONE)).reason
     assert not domains.controller("b").net.vms
+
+
+def test_no_vm_makes_an_address_of_ipv4() -> None:
+    """It would be bound for ever, of no lease."""
+    made = [GuestAddress("10.1.0.150")]
+    guest = Guest(VM_ID, [GuestNIC("52:54:00:00:00:01", VM_ID, [], held=made)], is_home=False)
+    with pytest.raises(ModelError, match=r"VM vm-a1: 10\.1\.0\.150 is no address that a VM makes itself"):
+        list(held_by(guest, 0.0))
+
+
+async def test_what_a_guest_that_was_left_over_had_is_anothers_now(domains: TwoDomains) -> None:
+    """As where the controller died before it forgot it: it comes again with another lease."""
+    b = domains.controller("b")
+    for ip in ("10.1.0.150", "10.1.0.151"):
+        held = [GuestAddress(ip, leased=True, seconds=600.0)]
+        guest = Guest(VM_ID, [GuestNIC("52:54:00:00:00:01", VM_ID, [], held=held)], is_home=False)
+        b.domains.hearing._take_in(b.domains.hearing.may_come("a", guest), guest)
+    assert [str(held.ip) for held in b.net.held_by(VM_ID)] == ["10.1.0.151"]
 
 
 async def test_a_guest_that_is_gone_is_forgotten(domains: TwoDomains) -> None:
