@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from retinue.core.text import cut, printable
 from retinue.setup.site import NAME
 
 Run = Callable[[Sequence[str]], str]
@@ -103,7 +104,8 @@ def _neighbours(text: str) -> dict[str, str]:
         if key.endswith(".chassis.name"):
             interface = key.removeprefix("lldp.").removesuffix(".chassis.name")
             port = pairs.get(f"lldp.{interface}.port.ifname") or pairs.get(f"lldp.{interface}.port.descr", "")
-            found[interface] = f"{value} {port}".strip()
+            # A neighbour's own words, for a terminal and a comment of TOML.
+            found[interface] = printable(cut(f"{value} {port}".strip()))
     return found
 
 
@@ -119,7 +121,9 @@ def _run(argv: Sequence[str]) -> str:
     if shutil.which(argv[0]) is None:
         return ""
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=LOOK_LIMIT, check=False)
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=LOOK_LIMIT, check=False
+        )
     except subprocess.TimeoutExpired:
         return ""
     return done.stdout if done.returncode == 0 else ""

@@ -214,8 +214,7 @@ def _checks(server: ServerTable, outside: Sequence[str]) -> Iterator[str]:
     yield f"ip -o address show to {server.endpoint} | grep -q . || stop {shlex.quote(nowhere)}"
     yield f"bridges=$({VSCTL} list-br)"
     for bridge in (EDGE, LEAF):
-        ours = f"{VSCTL} --if-exists get bridge {bridge} external_ids:retinue"
-        yield f'if echo "$bridges" | grep -qxF {bridge} && test "$({ours})" != yes; then'
+        yield f'if echo "$bridges" | grep -qxF {bridge} && test "$({_ours(bridge)})" != yes; then'
         yield f"    stop 'bridge {bridge} is there, and not made by this: give it another name'"
         yield "fi"
     for interface in map(shlex.quote, outside):
@@ -226,6 +225,22 @@ def _checks(server: ServerTable, outside: Sequence[str]) -> Iterator[str]:
     yield """has=$(echo "$has" | sed -n 's/^Private key: //p')"""
     yield f'test -z "$has" -o "$has" = {FOLDER}/switch.key ||'
     yield '    stop "Open vSwitch has a certificate already ($has), and there is one for all its bridges"'
+
+
+def _ours(bridge: str) -> str:
+    """Says "yes" of a bridge that setup.sh has made."""
+    return f"{VSCTL} --if-exists get bridge {bridge} external_ids:retinue"
+
+
+def _bridges_gone() -> Iterator[str]:
+    """Where setup.sh has stopped because a bridge of this name is somebody else's, that stays."""
+    yield f"bridges=$({VSCTL} list-br)"
+    for bridge in (EDGE, LEAF):
+        yield f'if echo "$bridges" | grep -qxF {bridge}; then'
+        yield f"    ours=$({_ours(bridge)})"
+        yield f'    if test "$ours" = yes; then {VSCTL} del-br {bridge}'
+        yield f"    else echo '    bridge {bridge} was not made by setup.sh: it stays'; fi"
+        yield "fi"
 
 
 def _bridge(site: Site, name: str, switch: str, *more: str) -> Iterator[str]:
@@ -277,7 +292,7 @@ def _server_undo(site: Site) -> str:
     return _script(
         "Takes back what setup.sh did: VMs that are plugged into the edge lose their network with it.",
         _step("the agent", *_if_systemd(_disable("retinue-agent"))),
-        _step("the bridges", f"{VSCTL} --if-exists del-br {EDGE} -- --if-exists del-br {LEAF}"),
+        _step("the bridges", *_bridges_gone()),
         _step(
             "Open vSwitch's certificate and manager",
             f"has=$({VSCTL} get-ssl)",

@@ -12,6 +12,7 @@ from retinue.agent.config import load as load_agent
 from retinue.cli.main import app
 from retinue.config_file import ConfigError
 from retinue.controller.config import load as load_controller
+from retinue.setup import look as look_module
 from retinue.setup.look import look
 from retinue.setup.machines import machines
 from retinue.setup.site import Site, dpid_of, load, mac_of
@@ -142,6 +143,34 @@ def test_nothing_of_a_site_is_taken_for_a_command(site: Site) -> None:
     assert "'other_config:hwaddr=\"" in server.files["setup.sh"]
 
 
+OVS_VSCTL = """#!/bin/sh
+echo "$@" >> SAID
+case "$*" in
+    *list-br) echo theirs; echo retinue; echo retinue-leaf ;;
+    *"get bridge retinue external_ids:retinue") echo yes ;;
+esac
+"""
+
+
+def test_a_bridge_of_somebody_elses_of_the_same_name_is_not_taken_back(site: Site, tmp_path: Path) -> None:
+    """Where setup.sh has stopped for it, undo.sh is what one runs next."""
+    server = next(one for one in machines(site) if one.name == "server1")
+    programs, said = tmp_path / "bin", tmp_path / "said"
+    programs.mkdir()
+    for name, text in (("ovs-vsctl", OVS_VSCTL.replace("SAID", str(said))), ("id", "#!/bin/sh\necho 0\n")):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    script = tmp_path / "undo.sh"
+    nowhere = server.files["undo.sh"].replace("/etc/retinue", str(tmp_path / "etc"))
+    script.write_text(nowhere.replace("/run/systemd/system", str(tmp_path / "no-systemd")))
+    path = f"{programs}:/usr/bin:/bin"
+    argv = ["sh", str(script)]
+    done = subprocess.run(argv, env={"PATH": path}, capture_output=True, text=True, check=True)
+    assert "bridge retinue-leaf was not made by setup.sh: it stays" in done.stdout
+    deleted = [line.split()[-1] for line in said.read_text().splitlines() if " del-br " in line]
+    assert deleted == ["retinue"]
+
+
 SAYS = {
     "ovs-vsctl --version": "ovs-vsctl (Open vSwitch) 3.1.0\nDB Schema 8.3.1\n",
     "ovs-vsctl list-br": "br0\n",
@@ -166,6 +195,17 @@ def test_a_machine_is_looked_at(tmp_path: Path) -> None:
     lines = found.table()
     assert "# interface eth1: 172.16.1.2/24, leads to tor1 swp3" in lines
     assert 'management = "192.0.2.11"' in lines and "libvirt = true" in lines
+
+
+def test_what_a_neighbour_calls_itself_is_no_command_to_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LLDP is anybody's on the cable."""
+    program = tmp_path / "lldpctl"
+    program.write_text("#!/bin/sh\nprintf 'lldp.eth1.chassis.name=tor1\\033[2J\\377\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert look_module._neighbours(look_module._run(["lldpctl"])) == {"eth1": "tor1\\x1b[2J\ufffd"}
 
 
 def test_where_there_is_nothing_it_is_said(tmp_path: Path) -> None:
