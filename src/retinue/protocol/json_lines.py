@@ -99,8 +99,8 @@ def ask_blocking(path: Path, whom: str, timeout: float, **request: Any) -> Json:
 
 def _answer(line: bytes, whom: str) -> Json:
     try:
-        answer: Json = json.loads(line)
-    except ValueError as error:
+        answer: Json = msgspec.json.decode(line, type=Json)
+    except (ValueError, RecursionError) as error:  # msgspec.DecodeError is a ValueError.
         reason = f"{error}" if line else "the connection has ended"
         raise RequestError(f"{whom} does not answer: {reason}") from error
     if "error" in answer:

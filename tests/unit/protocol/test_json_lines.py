@@ -63,7 +63,10 @@ async def test_nobody_there_is_said_with_the_name(tmp_path: Path) -> None:
         await ask(tmp_path / "a.sock", "the agent of server1", do="vms")
 
 
-@pytest.mark.parametrize("said", [b"", b"nonsense\n", b"\xff\n", b'{"cut":'])
+NO_OBJECTS = (b"null\n", b"7\n", b'["error"]\n', b'{"rows":' + b"[" * 100_000 + b"\n")
+
+
+@pytest.mark.parametrize("said", [b"", b"nonsense\n", b"\xff\n", b'{"cut":', *NO_OBJECTS])
 async def test_one_that_hangs_up_or_talks_nonsense_is_named(tmp_path: Path, said: bytes) -> None:
     async def odd(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -93,3 +94,19 @@ async def test_who_has_ended_while_libvirtd_was_away_is_gone(watched: Watched) -
 
 def test_a_domain_without_an_id_is_nobodys() -> None:
     assert uuids("<domain/>") == ()
+
+
+async def test_who_starts_while_it_is_looked_who_has_gone_stays(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, other = watched.watch._host, UUID.replace("9", "8")
+    domains = host.domains
+
+    async def found_before_it_started() -> Any:
+        found = await domains()
+        watched.watch._names[other] = "other"
+        return found
+
+    monkeypatch.setattr(host, "domains", found_before_it_started)
+    await watched.watch._look()
+    assert (watched.told, set(watched.watch._names.values())) == ([], {"web", "other"})

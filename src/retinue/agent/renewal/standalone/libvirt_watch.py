@@ -91,9 +91,10 @@ class LibvirtWatch:
         self._looking = asyncio.create_task(self._look(), name="what libvirt still runs")
 
     async def _look(self) -> None:
+        known = set(self._names)  # One that starts while it is looked is not among those that are found.
         with contextlib.suppress(HostError):
             still = {id for _, ids in await self._host.domains() for id in ids}
-            for uuid in self._names.keys() - still:
+            for uuid in known - still:
                 self._is_gone(uuid)
 
 

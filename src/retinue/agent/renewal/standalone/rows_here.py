@@ -10,6 +10,7 @@ there is no adapter (`snooping_table`)          nobody knows
 
 import asyncio
 
+import msgspec
 import structlog
 
 from retinue.agent.renewal.standalone.snooping_table import Row, SnoopingTable, TableError, binds
@@ -43,10 +44,16 @@ class RowsHere:
         return True
 
     async def store_later(self, row: Row) -> None:
-        """What could not be stored: again, till it is, or TRIES times in all."""
+        """What could not be stored: again, till it is, or TRIES times in all; never for longer than the
+        lease still is."""
+        clock = asyncio.get_running_loop().time
+        began, granted = clock(), row.seconds_left
         for _ in range(TRIES - 1):
             await asyncio.sleep(AGAIN_SECONDS)
-            if await self.store(row):
+            left = None if granted is None else granted - (clock() - began)
+            if left is not None and left <= 0:
+                return  # By now the address may be another VM's.
+            if await self.store(msgspec.structs.replace(row, seconds_left=left)):
                 return
 
 
