@@ -169,11 +169,12 @@ class Transfer:
                 why = f"the migration is expected from {source}: not from {shown}"
                 raise _NotLetInError(Rejection.WRONG_SERVER, why)
             await channel.send_message("accepted")
-            if isinstance(disk, int):
-                await self._take_disk[str(hello["migration"])](disk, channel)
+            take_disk = self._take_disk.get(str(hello["migration"]))
+            if isinstance(disk, int) and take_disk is not None:
+                await take_disk(disk, channel)
                 await channel.close()
                 return
-            if waiting.done():
+            if disk is not None or waiting.done():
                 raise _NotLetInError(Rejection.CALLED_OFF, "the migration has been called off")
         except (HypervisorError, TimeoutError) as error:
             self._reject(peer_name(writer.transport), str(error), _reason(error))

@@ -387,3 +387,23 @@ async def test_a_source_does_not_knock_at_its_own_doors(
     with pytest.raises(HostError) as told:
         await source.connect(address, "migration-1", "server2")
     assert str(told.value) == f"the agent of server2 cannot be reached at {address}"
+
+
+async def test_a_disk_of_a_move_that_is_called_off_as_it_comes_in_is_not_taken(
+    target: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target.expect("migration-1", "server1")
+    send = Channel.send_message
+
+    async def called_off(channel: Channel, type: str, **more: str) -> None:
+        if type == "accepted":
+            target.forget("migration-1")
+        await send(channel, type, **more)
+
+    monkeypatch.setattr(Channel, "send_message", called_off)
+    disk = await Transfer("server1").connect_disk(target.address, "migration-1", "server2", 1)
+    async with asyncio.timeout(60):
+        with pytest.raises(HostError, match="hung up"):
+            await disk.receive()
+    await disk.close()
+    assert target.rejected == {"called_off": 1}
