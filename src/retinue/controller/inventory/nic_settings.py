@@ -123,9 +123,10 @@ class NICSettings:
             self._may_have_another_mac(known, old)
             new = replace(new, initial_mac="")  # Its port is made anew.
             if self._net.vm_ports.get(old.plugged_as):
-                # It boots, and asks as another client: what it was leased it does not use again.
+                # It boots, and asks as another client: what it was leased it does not use again. Addresses
+                # that follow from the old MAC are those of whoever has that next.
                 held = self._net.assignments_of(known, old)
-                left = [one for one in held if one.kind is BindingKind.DYNAMIC]
+                left = [one for one in held if one.kind in (BindingKind.DYNAMIC, BindingKind.SLAAC)]
         near = self._told_first(known.server, old, new)
         await commit(self._context, known.server, replaced(self._net, known, old, new, left), near=near)
         found = still_there(self._net, vm)

@@ -3,14 +3,24 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import pytest
 
 from retinue.controller.kinds import restore
 from retinue.controller.neighbours import taking
 from retinue.controller.state import State
-from retinue.core.model import NIC, VM, Allowed, ModelError, Power, VMPort
+from retinue.core.model import (
+    NIC,
+    VM,
+    Allowed,
+    Assignment,
+    BindingKind,
+    ModelError,
+    Origin,
+    Power,
+    VMPort,
+)
 from retinue.core.model.anycast import members_of
 from retinue.core.packets import arp_request, parse, parse_arp
 from retinue.core.pipeline.entry import Meter
@@ -262,6 +272,8 @@ async def test_another_mac_is_for_a_vm_that_is_off_whose_agent_hears_of_it(fake:
     with pytest.raises(ModelError, match="VM vm1 is not off"):
         await nics.change("vm1", mac=vm_mac(9))
     state.vm_states["vm1"] = VMState.READY
+    made = Assignment(IPv6Address("fe80::1234"), vm_mac(1), "vm1", BindingKind.SLAAC, Origin.CONTROLLER)
+    fake.net.assign(made)
     changed = await nics.change("vm1", mac=vm_mac(9))
     assert (changed.nic.mac, changed.nic.initial_mac) == (vm_mac(9), "")
     assert not fake.net.assignments_of(changed, changed.nic), "it asks a DHCP server as another client"
