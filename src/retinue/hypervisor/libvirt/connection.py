@@ -184,6 +184,11 @@ class LibvirtHost:
             with contextlib.suppress(HostError):
                 await self._in_thread(connection.close)
 
+    def let_go(self, vm: str) -> None:
+        """Nothing gives the VM back any more."""
+        if (stream := self.kept.pop(vm, None)) is not None:
+            stream.close()
+
     async def domain(self, vm: str) -> Any | None:
         """The domain with an interface of that id, running or not yet; None when there is none here."""
         for domain, ids in await self.domains():
@@ -270,7 +275,9 @@ class LibvirtHost:
         def hear(_: Any, domain: Any, event: int, detail: int, __: Any) -> None:
             at = time.time()
             if event in BEGINS:
-                self.ids(domain, anew=True)
+                ids = self.ids(domain, anew=True)
+                if event == Lifecycle.STARTED:
+                    self.lost.difference_update(ids)  # Its end, before, nobody may have told.
             if (kind := kind_of(event, detail)) is not None:
                 tell(domain, kind, at)
             if event in ENDS:
@@ -335,8 +342,8 @@ class LibvirtHost:
         return found
 
     async def close(self) -> None:
-        for stream in self.kept.values():
-            stream.close()
+        for vm in list(self.kept):
+            self.let_go(vm)
         if self._connection is not None:
             with contextlib.suppress(HostError):
                 await self.call(self._connection.close)

@@ -36,6 +36,8 @@ class FarEnd:
         """QEMU there has questions even when the VM runs: post-copy."""
         self.throttle: Throttle | None = None
         """To whom its answers go, once there is a stream."""
+        self._end_is_due = False
+        """QEMU there has said all, and QEMU here has yet to find the end."""
 
     async def where_to(self, memory: Memory, own_control: str, how: Postcopy) -> tuple[str, Postcopy]:
         """How libvirt is to reach the target's, as the target's agent says it; and whether by post-copy.
@@ -71,6 +73,8 @@ class FarEnd:
                         await self._answer(nbytes)
                     case {"type": "running", "at": float() | int() as at} if not self.runs.done():
                         self.runs.set_result(float(at))
+                        if self._end_is_due and self.throttle is not None:
+                            self.throttle.no_more_answers()
                     case other:
                         why = other.get("reason", f"it says {other['type']!r}")
                         self.broken.set_result(f"the target could not take the VM in: {why}")
@@ -82,5 +86,7 @@ class FarEnd:
             raise HypervisorError("the target answers before it is asked")
         if nbytes:
             await self.throttle.write(nbytes)
+        elif self.asks_on and not self.runs.done():
+            self._end_is_due = True  # A QEMU that finds the end in post-copy takes no VM back: see `undoing`.
         else:
             self.throttle.no_more_answers()

@@ -53,9 +53,9 @@ from retinue.hypervisor.libvirt.domain_xml import domain_xml, interfaces_with_li
 from retinue.hypervisor.libvirt.incoming import LibvirtIncoming
 from retinue.hypervisor.libvirt.nics import AFFECT_LIVE, set_nics
 from retinue.hypervisor.libvirt.outgoing import LibvirtOutgoing
-from retinue.hypervisor.libvirt.undoing import take_back
+from retinue.hypervisor.libvirt.undoing import check_that_it_may_go, take_back
 from retinue.hypervisor.memory_channel import Channel
-from retinue.protocol.hypervisor_events import HypervisorEvent
+from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
 
 START_PAUSED = 1
 """VIR_DOMAIN_START_PAUSED."""
@@ -63,8 +63,6 @@ PAUSED_MIGRATION = 2
 """virDomainPausedReason: on a source, stopped by a migration; on a target, not there yet."""
 POSTCOPY_FAILED = (STATE_PAUSED, 13)
 """The same with its state: on a source, when the VM runs elsewhere, or nowhere any more."""
-GIVEN_BACK = (STATE_RUNNING, 11)
-"""VIR_DOMAIN_RUNNING_POSTCOPY_FAILED, at a source: see `undoing`."""
 MIGRATION_OUT = 5
 """virDomainJobOperation."""
 LOOK_SECONDS = 0.05
@@ -113,13 +111,15 @@ class LibvirtMachine:
 
     async def is_left_over(self) -> bool:
         """The VM was handed over by post-copy, which has failed: it never runs here again."""
-        return tuple(await self._host.call((await self.domain()).state)) == POSTCOPY_FAILED
+        found = tuple(await self._host.call((await self.domain()).state))
+        # Where its stream is kept open libvirt does not find that it has failed.
+        return found == POSTCOPY_FAILED or (found in STOPPED_FOR_POSTCOPY and self.spec.id in self._host.kept)
 
     async def resume(self) -> None:
         domain = await self.domain()
         found = tuple(await self._host.call(domain.state))
         if found in STOPPED_FOR_POSTCOPY:
-            await take_back(self._host, domain, self.spec.id)
+            await take_back(self._host, self.spec.id)
         elif found[0] != STATE_RUNNING:
             await self._host.call(domain.resume)
 
@@ -181,6 +181,7 @@ class LibvirtMachine:
             except HostError:
                 if await self._host.domain(self.spec.id) is not None:  # else it has ended by itself
                     raise
+        self._host.let_go(self.spec.id)
 
     async def let_go(self) -> None:
         """libvirt keeps it."""
@@ -290,7 +291,7 @@ class LibvirtHypervisor:
         how = Postcopy.NEVER if divert is None else options.postcopy
         try:
             domain, memory = await source.domain(), self._folder.memory(vm)
-            await _check_that_it_may_go(self.host, domain, vm)
+            await check_that_it_may_go(self.host, domain, vm)
             xml = await self.host.call(domain.XMLDesc, 0)
             names, disks = taps(xml), DiskCopies(xml, self._folder.disks(vm), open_disk)
             # Known beforehand: every process of the server is looked at for it.
@@ -357,6 +358,8 @@ class LibvirtHypervisor:
             self._incoming[event.vm].put_nowait(event)
         if event.vm in self._outgoing:
             self._outgoing[event.vm].hear(event)
+        if event.kind in (EventKind.STOPPED, EventKind.FAILED, EventKind.DEPARTED):
+            self.host.let_go(event.vm)
 
     # ---- details ----
 
@@ -378,16 +381,6 @@ class LibvirtHypervisor:
 def _unknown(vm: str, names: Sequence[str]) -> VMSpec:
     """A VM that somebody made."""
     return VMSpec(vm, "", next(iter(names), ""), Path(), Path())
-
-
-async def _check_that_it_may_go(host: LibvirtHost, domain: Any, vm: str) -> None:
-    """Raises HypervisorError for a VM that was taken back from post-copy: libvirt (9.0) has the job of that
-    migration open until the domain ends."""
-    if tuple(await host.call(domain.state)) == GIVEN_BACK:
-        raise HypervisorError(
-            f"VM {vm} was taken back from a migration by post-copy that failed, and libvirt on {host.name} "
-            f"moves it no more: stop it, without its guest (`retinue vm stop {vm} --hard`), and start it anew"
-        )
 
 
 async def _runs(machine: LibvirtMachine) -> bool:

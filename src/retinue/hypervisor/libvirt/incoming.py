@@ -274,8 +274,21 @@ class LibvirtIncoming:
     async def _settle(self) -> float | None:
         """Since when the VM runs here, or None: it does not, and is not here any more.
 
-        Raises HypervisorError when libvirt does not tell.
+        Raises HypervisorError when libvirt does not tell, after post-copy HandedOverError: by our word that
+        it never ran here the source runs it again.
         """
+        try:
+            return await self._settled()
+        except HandedOverError:
+            raise
+        except HostError as error:
+            if not self._in_postcopy.done():
+                raise
+            raise HandedOverError(
+                f"VM {self._vm}: libvirt does not tell whether it has run here: {error}"
+            ) from error
+
+    async def _settled(self) -> float | None:
         self._hang_up()
         until = time.monotonic() + SETTLE_LIMIT
         in_postcopy = self._in_postcopy.done()
@@ -285,7 +298,7 @@ class LibvirtIncoming:
             if found is None:
                 return None
             if found in LACKS_MEMORY:
-                await self._end_what_lacks_memory()
+                await self._patiently(self._end_what_lacks_memory)
                 raise HandedOverError(f"VM {self._vm}: its memory does not come, and it may have run here")
             if found[0] == STATE_RUNNING:
                 return self._resumed.result() if self._resumed.done() else time.time()

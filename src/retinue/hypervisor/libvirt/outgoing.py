@@ -218,6 +218,7 @@ class LibvirtOutgoing:
     def _keep_what_may_be_given_back(self, outcome: Outcome) -> None:
         if self._may_be_given_back and outcome is Outcome.UNKNOWN and self._throttle is not None:
             self._kept = True
+            self._host.let_go(self._vm)
             self._host.kept[self._vm] = self._throttle
 
     async def _result(self) -> MigrationResult:

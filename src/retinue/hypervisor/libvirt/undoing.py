@@ -15,8 +15,10 @@ import structlog
 
 from retinue.host.errors import HostError
 from retinue.hypervisor.errors import HypervisorError
-from retinue.hypervisor.libvirt.connection import LibvirtHost
+from retinue.hypervisor.libvirt.connection import STATE_RUNNING, LibvirtHost
 
+GIVEN_BACK = (STATE_RUNNING, 11)
+"""VIR_DOMAIN_RUNNING_POSTCOPY_FAILED, at a source."""
 RESUME_LIMIT = 10.0
 LOOK_SECONDS = 0.02
 
@@ -39,26 +41,49 @@ def reason_of(error: BaseException, limit: float) -> str:
     return "it was called off" if isinstance(error, asyncio.CancelledError) else str(error)
 
 
-async def take_back(host: LibvirtHost, domain: Any, vm: str) -> None:
-    """Run it again here. Raises HypervisorError."""
-    stream = host.kept.pop(vm, None)
-    if stream is None:
+async def take_back(host: LibvirtHost, vm: str) -> None:
+    """Run it again here; a libvirtd that is away for a moment is waited for. Raises HypervisorError."""
+    if vm not in host.kept:
         raise HypervisorError(
             f"VM {vm} was stopped for post-copy, and its stream ended with the agent that had it: QEMU on "
             f"{host.name} runs it no more. End it (`virsh destroy {vm}`), and start it anew"
         )
     try:
         async with asyncio.timeout(RESUME_LIMIT):
-            await host.monitor(domain, "migrate_cancel")
-            while not (await host.monitor(domain, "query-status"))["running"]:
-                try:
-                    await host.monitor(domain, "cont")
-                except HostError:  # The migration has not let go of the guest yet.
-                    await asyncio.sleep(LOOK_SECONDS)
+            await _run_again(host, vm)
     except TimeoutError as error:
         raise HypervisorError(
             f"VM {vm} was stopped for post-copy, and QEMU does not run it again within {RESUME_LIMIT:.0f} s"
         ) from error
     finally:
-        stream.close()
+        host.let_go(vm)
     log.warning("migration.taken_back_from_postcopy", vm=vm)
+
+
+async def _run_again(host: LibvirtHost, vm: str) -> None:
+    cancelled = False
+    while True:
+        try:
+            domain = await host.domain(vm)
+            if domain is not None:
+                if not cancelled:
+                    await host.monitor(domain, "migrate_cancel")
+                    cancelled = True
+                if (await host.monitor(domain, "query-status"))["running"]:
+                    return
+                await host.monitor(domain, "cont")
+        except HostError:  # The migration has not let go of the guest yet; or libvirtd is away.
+            await asyncio.sleep(LOOK_SECONDS)
+        else:
+            if domain is None:
+                raise HypervisorError(f"VM {vm} was stopped for post-copy, and has ended on {host.name}")
+
+
+async def check_that_it_may_go(host: LibvirtHost, domain: Any, vm: str) -> None:
+    """Raises HypervisorError for a VM that was taken back from post-copy: libvirt (9.0) has the job of that
+    migration open until the domain ends."""
+    if tuple(await host.call(domain.state)) == GIVEN_BACK:
+        raise HypervisorError(
+            f"VM {vm} was taken back from a migration by post-copy that failed, and libvirt on {host.name} "
+            f"moves it no more: stop it, without its guest (`retinue vm stop {vm} --hard`), and start it anew"
+        )

@@ -386,3 +386,16 @@ def test_the_filter_answers_one_call_and_lets_all_others_pass() -> None:
 
 def _pieces(code: bytes) -> list[bytes]:
     return [code[at : at + 8] for at in range(0, len(code), 8)]
+
+
+async def test_that_a_vm_was_lost_is_said_of_that_run_of_it_alone(
+    host: LibvirtHost, library: FakeLibrary
+) -> None:
+    """Its end may come while libvirtd is away, and nobody tells of it."""
+    libvirt = server(library)
+    heard = await hearing(host, libvirt)
+    host.lost.add(VM)
+    domain = libvirt.createXML(domain_xml(spec(), CONSOLES), 0)
+    domain.destroy()
+    assert [(await heard.next()).kind for _ in range(2)] == [EventKind.STARTED, EventKind.STOPPED]
+    await heard.close()

@@ -1,17 +1,21 @@
 """Post-copy through libvirt, with a libvirt in memory at each end: the VM runs before its memory is there."""
 
 import asyncio
+import socket
 from pathlib import Path
 
 import pytest
 
 from retinue.core.migration import copying
 from retinue.core.migration.copying import CopyOptions, Postcopy
-from retinue.hypervisor import HandedOverError, HypervisorError, RunsElsewhere, RunState
+from retinue.hypervisor import HandedOverError, HypervisorError, RunsElsewhere, RunState, channel_pair
 from retinue.hypervisor.interface import Copying, Resumed
 from retinue.hypervisor.libvirt import incoming, outgoing, postcopy
+from retinue.hypervisor.libvirt.far_end import FarEnd
+from retinue.hypervisor.throttle import Throttle
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
 from support.agents.libvirt_world import ID, LIMIT, MEMORY, RUNS
+from support.fakes.libvirt import FakeDomain, libvirtError
 from unit.hypervisor.libvirt.test_migration_ends import MigrationEnds, bench  # noqa: F401 - a fixture
 
 REQUIRED = CopyOptions(postcopy=Postcopy.REQUIRED)
@@ -105,6 +109,103 @@ async def test_a_vm_that_never_ran_at_its_target_is_taken_back(bench: MigrationE
     source.now = (3, 13)
     with pytest.raises(HypervisorError, match=f"its stream ended with the agent.*`virsh destroy {ID}`"):
         await bench.machine.resume()
+
+
+async def never_ran_there(bench: MigrationEnds) -> None:  # noqa: F811
+    """The VM stands still here, stopped for post-copy, and its stream is kept open."""
+    bench.domain.dies_before_it_runs = True
+    with pytest.raises(HandedOverError):
+        await asyncio.wait_for(by_postcopy(bench), LIMIT)
+    assert bench.arriving is not None
+    await asyncio.gather(bench.arriving, return_exceptions=True)
+    assert list(bench.here.host.kept) == [ID]
+
+
+async def test_a_libvirtd_that_is_away_for_a_moment_costs_no_vm_its_return(
+    bench: MigrationEnds,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await never_ran_there(bench)
+    tell, away = bench.source.library.qemuMonitorCommand, ["migrate_cancel", "query-status"]
+
+    def sometimes(domain: FakeDomain, text: str, flags: int) -> str:
+        if away and away[0] in text:
+            away.pop(0)
+            raise libvirtError("Cannot recv data: Connection reset by peer")
+        return tell(domain, text, flags)
+
+    monkeypatch.setattr(bench.source.library, "qemuMonitorCommand", sometimes)
+    await asyncio.wait_for(bench.machine.resume(), LIMIT)
+    assert (away, await bench.machine.state()) == ([], RunState.RUNNING)
+    assert not bench.here.host.kept
+
+
+async def test_one_that_ran_there_after_all_is_freed_here(bench: MigrationEnds) -> None:  # noqa: F811
+    """The target's word was lost on its way. With the stream open libvirt never sees a failure."""
+    await never_ran_there(bench)
+    bench.domain.now = (3, 12)
+    assert await bench.machine.is_left_over()
+    await bench.machine.quit()
+    assert (bench.source.states(), bench.here.host.kept) == ([], {})
+
+
+async def test_of_one_that_somebody_ends_nothing_is_kept(bench: MigrationEnds) -> None:  # noqa: F811
+    await never_ran_there(bench)
+    (stream,) = bench.here.host.kept.values()
+    bench.domain.destroy()
+    async with asyncio.timeout(LIMIT):
+        while bench.here.host.kept:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert stream._ours.fileno() < 0
+
+
+async def test_of_one_that_may_have_run_there_nobody_says_that_it_never_did(
+    bench: MigrationEnds,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its target's libvirtd has started it, and is away before it says so."""
+    monkeypatch.setattr(incoming, "AWAY_LIMIT", 0.05)
+    monkeypatch.setattr(incoming, "AGAIN_SECONDS", 0.01)
+    target = bench.target.connection
+
+    def ran_unseen(came: FakeDomain) -> None:
+        came.now = (1, 10)
+        target.alive = False
+
+    monkeypatch.setattr(target, "give_up", ran_unseen)
+    bench.domain.dies_before_it_runs = True
+    with pytest.raises(HandedOverError):
+        await asyncio.wait_for(by_postcopy(bench), LIMIT)
+    assert bench.arriving is not None
+    with pytest.raises(HandedOverError, match="whether it has run here"):
+        await asyncio.wait_for(asyncio.shield(bench.arriving), LIMIT)
+
+
+async def test_of_a_vm_that_may_come_back_qemu_finds_no_end_of_its_stream() -> None:
+    """The target's QEMU has ended: from an end in post-copy the source's would take nothing back."""
+    here, there = await channel_pair()
+    far = FarEnd(here, ID)
+    ours, qemus = socket.socketpair()
+    qemus.setblocking(False)
+    far.throttle, far.asks_on = Throttle((ours, socket.socket())), True
+    hearing = asyncio.create_task(far.hear())
+    await there.send_memory(b"a page")
+    await there.send_memory(b"")
+    async with asyncio.timeout(LIMIT):
+        assert await asyncio.get_running_loop().sock_recv(qemus, 100) == b"a page"
+        while not far._end_is_due:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    with pytest.raises(BlockingIOError):
+        qemus.recv(100)
+    await there.send_message("running", at=1.0)
+    async with asyncio.timeout(LIMIT):
+        assert await asyncio.get_running_loop().sock_recv(qemus, 100) == b"", "it ran, and has all"
+    hearing.cancel()
+    await asyncio.gather(hearing, return_exceptions=True)
+    far.throttle.close()
+    qemus.close()
+    for channel in (here, there):
+        channel.abort()
 
 
 async def test_a_libvirtd_that_is_away_at_the_end_is_waited_for(
