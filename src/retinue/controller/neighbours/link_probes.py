@@ -49,7 +49,7 @@ class LinkProbes:
     """Knows of each link between switches whether it loses frames."""
 
     def __init__(self, context: Context, limits: LinkLimits, secret: bytes) -> None:
-        """`secret`: what makes a probe this controller's; nobody can guess it who does not see one."""
+        """`secret`: what makes a probe this controller's; nobody can guess it, who sees some neither."""
         self._context = context
         self._limits = limits
         self._secret = secret
@@ -123,7 +123,10 @@ class LinkProbes:
 
     def end(self, seconds: float) -> None:
         """The round has had its time: it is looked at. `seconds`: since the last one ended."""
+        there = set(self._all())
         for link, watched in self._links.items():
+            if link not in there:
+                continue  # An uplink that was found elsewhere since the round began.
             watched.end(seconds, answered=link.lower.switch in self._answered)
             is_lost = link.lower in self._context.net.lost_links
             if not watched.usable and not is_lost:

@@ -13,6 +13,7 @@ stands in organizationally specific TLVs (type 127). Two are read here:
 
 from dataclasses import dataclass
 from enum import IntEnum
+from hashlib import blake2b
 
 from retinue.core.limits import MOST_TLVS
 from retinue.core.model import Mac
@@ -27,6 +28,7 @@ EVB_BYTES = 5
 GATEWAY_OUI, GATEWAY_SUBTYPE = b"\x52\x54\x4e", 1
 """The letters RTN."""
 PROBE_SUBTYPE = 2
+PROBE_MARK_BYTES = 16
 SHORTEST_FRAME = 60
 """Bytes of an Ethernet frame, without its checksum."""
 _MANDATORY = 3
@@ -137,8 +139,14 @@ def from_leaf(leaf: str, port: str, mac: Mac, ttl: int) -> Lldp:
 
 
 def probe_frame(switch: str, port: str, secret: bytes, number: int, src: Mac) -> bytes:
-    """What the controller has a switch send by a port, to see whether it comes in at the other end."""
-    mark = Organizational(GATEWAY_OUI, PROBE_SUBTYPE, secret + number.to_bytes(8, "big"))
+    """What the controller has a switch send by a port, to see whether it comes in at the other end.
+
+    Servers see those of their own uplinks. So the secret is not in it: what is made of it and of all the rest
+    is, and tells nobody how another one, of whichever link, would look. At most 64 bytes of a secret.
+    """
+    counted = number.to_bytes(8, "big")
+    made = blake2b(f"{switch}:{port}:".encode() + counted, digest_size=PROBE_MARK_BYTES, key=secret).digest()
+    mark = Organizational(GATEWAY_OUI, PROBE_SUBTYPE, made + counted)
     chassis, at = bytes([CHASSIS_LOCAL]) + switch.encode(), bytes([PORT_LOCAL]) + port.encode()
     # TTL 0: who keeps a table of neighbours keeps nothing of it. No frame is shorter: no port pads it.
     return lldp_frame(Lldp(chassis, at, 0, (mark,)), src).ljust(SHORTEST_FRAME, b"\0")

@@ -27,6 +27,7 @@ from retinue.core.packets.lldp import (
     from_leaf,
     lldp_frame,
     parse_lldp,
+    probe_frame,
 )
 
 MAC = "00:00:de:ad:be:ef"
@@ -123,3 +124,17 @@ def test_what_does_not_fit_is_not_written() -> None:
     for wrong in (Lldp(bytes(600), b"\x07b", 1), Lldp(b"\x07a", b"\x07b", 1 << 16)):
         with pytest.raises(FrameError):
             wrong.build()
+
+
+def test_a_probe_tells_nobody_how_another_one_looks() -> None:
+    """Servers see those of their own uplinks, and count as well as the controller does."""
+    secret = bytes(range(100, 116))
+    seen = probe_frame("edge1", "up0", secret, 7, "00:00:de:ad:be:ef")
+    assert secret not in seen
+    assert seen == probe_frame("edge1", "up0", secret, 7, "00:00:de:ad:be:ef")
+    for switch, port, number in (("edge2", "up0", 7), ("edge1", "up1", 7), ("edge1", "up0", 8)):
+        other = probe_frame(switch, port, secret, number, "00:00:de:ad:be:ef")
+        assert len(other) == len(seen)
+        guessed = seen.replace(b"edge1", switch.encode()).replace(b"up0", port.encode())
+        assert other != guessed.replace((7).to_bytes(8, "big"), number.to_bytes(8, "big"))
+    assert seen != probe_frame("edge1", "up0", bytes(16), 7, "00:00:de:ad:be:ef")
