@@ -36,6 +36,7 @@ from retinue.core.model.in_use import (
 from retinue.core.model.owners import NOTHING, Owner, Touched
 from retinue.core.model.packet_sizes import is_narrow_somewhere
 from retinue.core.model.plain_routers import check_beside_routers
+from retinue.core.model.uplinks import has_several
 from retinue.core.model.view import NetworkView
 from retinue.core.model.vrfs import Vrf, in_vrf
 from retinue.core.model.ways import routers_beside
@@ -60,9 +61,10 @@ class NetworkLayout(NetworkView):
         self.switches[switch.id] = switch
         self._with_role.setdefault(switch.role, {})[switch.id] = None
         of_mesh = switch.tunnel or (former is not None and former.tunnel)
-        if of_mesh:
+        if of_mesh or (former is not None and former.standby != switch.standby):
             return self.everything()
-        return self.prefixes() | {Owner("switch", switch.id)}
+        told = self.leaves() if switch.standby else NOTHING  # They hand up probes where there is one such.
+        return self.prefixes() | told | {Owner("switch", switch.id)}
 
     def add_link(self, link: Link) -> Touched:
         if self.over_ip or self.over_routers:
@@ -371,7 +373,10 @@ class NetworkLayout(NetworkView):
         """The server of an edge with several uplinks is where the one in use leads."""
         server, uplink = self.server_of_edge(edge), self.in_use.get(edge, "")
         at = self.uplink_places.get(PortRef(edge, uplink))
-        if server is not None and at is not None:
+        if server is None or not has_several(self, server.id):
+            return
+        self.detected.pop(server.id, None)  # It may have been at another edge, or seen by ARP.
+        if at is not None:
             self.detected[server.id] = at
 
     def _forget_server(self, server: str) -> None:

@@ -187,3 +187,14 @@ def flows(net: Network) -> Counter[str]:
     for switch, program in contribution(net, Owner("vm", "vm1")).items():
         found[switch] += sum(isinstance(entry, Flow) for entry in program.values())
     return found
+
+
+def test_a_subnet_that_takes_smaller_packets_from_now_on_changes_what_is_routed_beside_it() -> None:
+    """Of a NIC that is in no vnet its address says which it is in."""
+    net = fabric()
+    nic = add_vm(net, 1, 1).nic
+    net.put_vnet(Vnet("narrow", mtu=1400))
+    net.change_nic("vm1", nic, replace(nic, prefixes=prefixes.of(1)[:1], addresses=(vm_ip(1),)))
+    subnet = next(one for one in net.subnets.values() if vm_ip(1) in one.prefix)
+    vnets = ["narrow", subnet.vnet]
+    equals_recomputed(net, vnets, lambda vnet: net.add_subnet(replace(subnet, vnet=vnet)))
