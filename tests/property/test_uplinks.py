@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from property.test_flooding import flooded
 from property.test_pipeline_properties import Shape, check, number_of, shapes
 from retinue.core.model import Network, PortRef
-from retinue.core.model.network import Touched
+from retinue.core.model.network import NOTHING, Touched
 from retinue.core.model.uplinks import all_found, has_several, ranks, used_uplink
 from retinue.core.pipeline.underlay.fabric_uplinks import told_at_once
 from support.examples import examples
@@ -139,12 +139,16 @@ def test_incremental_is_recomputed_whatever_becomes_of_uplinks(shape: Shape, dat
     net = shape.network()
     uplinks = sorted(net.uplink_places)
     free = [PortRef(f"leaf{leaf}", "q99") for leaf in range(1, shape.leaves + 1)]
-    kinds = st.sampled_from(["use", "lose", "return", "down", "up", "find", "gone", "vm"])
+    kinds = st.sampled_from(
+        ["use", "lose", "return", "down", "up", "find", "gone", "vm", "number", "remove", "add", "one", "two"]
+    )
+    servers, edges = dict(net.servers), dict(net.switches)
     steps = data.draw(st.lists(st.tuples(kinds, st.sampled_from(uplinks), st.sampled_from(free)), max_size=8))
 
     def change(step: tuple[str, PortRef, PortRef]) -> Touched:
         kind, uplink, other = step
-        end = uplink if len(other.switch) % 2 else net.uplink_places[uplink]
+        server = next(one for one in servers.values() if one.edge == uplink.switch)
+        end = uplink if len(other.switch) % 2 else net.uplink_places.get(uplink, uplink)
         numbers = net._numbers[end.switch]
         match kind:
             case "use":
@@ -159,10 +163,17 @@ def test_incremental_is_recomputed_whatever_becomes_of_uplinks(shape: Shape, dat
                 return net.find_uplink(uplink, other)
             case "gone":
                 return net.set_ports(end.switch, {n: v for n, v in numbers.items() if n != end.port})
+            case "number":
+                return net.set_ports(end.switch, {**numbers, end.port: 777})
+            case "remove":
+                gone = [net.remove_vm(vm) for vm in net.vms_on(server.id)]
+                return frozenset().union(*gone, net.remove_server(server.id))
+            case "add":
+                return net.put_server(server)
+            case "one" | "two":
+                standby = edges[uplink.switch].standby if kind == "two" else ()
+                return net.add_switch(replace(edges[uplink.switch], standby=standby))
             case _:
-                vm = net.vms["vm1"]
-                server = net.server_of_edge(uplink.switch)
-                assert server is not None
-                return net.put_vm(replace(vm, server=server.id))
+                return net.put_vm(replace(net.vms["vm1"], server=server.id)) if "vm1" in net.vms else NOTHING
 
     equals_recomputed(net, steps, change)

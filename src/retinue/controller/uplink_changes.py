@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from retinue.controller.changes import Change, Published
-from retinue.controller.state import State, Storable, UplinkInUse, UplinkPlace
+from retinue.controller.state import LostLink, State, Storable, UplinkInUse, UplinkPlace
 from retinue.core.model import PortRef
 from retinue.core.model.network import Touched
 from retinue.protocol.events import EventType
@@ -17,8 +17,8 @@ class UplinkFound(Change):
     server: str
     uplink: PortRef
     at: PortRef
-    former: PortRef | None
-    """The uplink that was known to lead there."""
+    former: tuple[PortRef, ...]
+    """The uplinks that are not where they were known to lead (`uplinks.displaced`)."""
 
     def apply(self, state: State) -> Touched | None:
         return state.net.find_uplink(self.uplink, self.at) or None
@@ -27,7 +27,8 @@ class UplinkFound(Change):
         return (UplinkPlace(self.uplink, self.at),)
 
     def dropped(self) -> tuple[Storable, ...]:
-        return () if self.former is None else (UplinkPlace(self.former, self.at),)
+        places = (UplinkPlace(one, self.at) for one in self.former)
+        return (*places, *(LostLink(one, "") for one in self.former))
 
     def events(self, state: State) -> Iterator[Published]:
         found = {"server": self.server, "uplink": str(self.uplink), "location": str(self.at)}

@@ -174,6 +174,7 @@ TWO_NICS = replace(VM1, nics=(*VM1.nics, NIC(vm_mac(17), "vm1-2", slot=2)))
 SECONDS_ADDRESS = replace(assignment(17), vm="vm1")
 GUEST, GUEST2 = (replace(VM.with_one_nic(f"guest{n}", vm_mac(n), "server1"), home="b") for n in (8, 9))
 VM5 = VM.with_one_nic("vm5", vm_mac(5), "server1")
+UP1 = PortRef("edge3", "up1")
 SHARED = IPv4Address("10.1.0.200")
 SHARING = replace(VM5, nics=(replace(VM5.nic, allowed=(Allowed(SHARED),)),))
 RENAMED = replace(VM5, nics=(replace(SHARING.nic, mac=vm_mac(6), enabled=False, rate=7),))
@@ -278,9 +279,13 @@ STORY: tuple[Change, ...] = (
     router_changes.RouterLost("server2", "it has not answered for 3 s"),
     router_changes.RouterReturned("server2"),
     link_changes.LinkLost(PortRef("leaf1", "s1"), PortRef("spine1", "l1"), "nothing comes in"),
-    uplink_changes.UplinkFound("server3", PortRef("edge3", "up0"), PortRef("leaf1", "p3"), None),
-    uplink_changes.UplinkFound("server3", PortRef("edge3", "up1"), PortRef("leaf2", "q3"), None),
+    uplink_changes.UplinkFound("server3", PortRef("edge3", "up0"), PortRef("leaf1", "p3"), ()),
+    uplink_changes.UplinkFound("server3", UP1, PortRef("leaf2", "q3"), ()),
     uplink_changes.UplinkUsed("server3", "edge3", "up1", ""),
+    link_changes.LinkLost(UP1, PortRef("leaf2", "q3"), "nothing comes in"),
+    uplink_changes.UplinkUsed("server3", "edge3", "up0", "up1"),
+    uplink_changes.UplinkFound("server3", PortRef("edge3", "up0"), PortRef("leaf2", "q3"), (UP1,)),
+    uplink_changes.UplinkFound("server3", UP1, PortRef("leaf1", "p3"), ()),
     link_changes.LinkLost(PortRef("leaf2", "s1"), PortRef("spine1", "l2"), "some does not come in"),
     link_changes.LinkReturned(PortRef("leaf2", "s1"), PortRef("spine1", "l2")),
     marks.AgentHeard("server1"),

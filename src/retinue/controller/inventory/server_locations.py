@@ -25,7 +25,7 @@ from retinue.controller.context import Context
 from retinue.controller.counters import Count
 from retinue.controller.switches.readback import SwitchSession
 from retinue.core.model import DEFAULT_VRF, PortRef, Role, Server
-from retinue.core.model.uplinks import has_several, places
+from retinue.core.model.uplinks import has_several, holders, places
 from retinue.core.packets import arp_request
 from retinue.core.pipeline.entry import PortNo
 from retinue.core.pipeline.underlay import underlay_of
@@ -109,10 +109,8 @@ class ServerLocations:
 
     def holder(self, here: PortRef, server: str) -> str | None:
         """The other server whose place this port is."""
-        net = self._context.net
-        return next(
-            (s for s in net.servers if s != server and here in places(net, s) and s not in self._away), None
-        )
+        there = holders(self._context.net, here)
+        return next((other for other in there if other != server and other not in self._away), None)
 
     # ---- verified at its former place ----
 
@@ -240,8 +238,7 @@ class ServerLocations:
         if number in underlay_of(net).trunk_ports(leaf) or number >= PortNo.MAX:
             return
         missing = self._missing()
-        taken = here in {at for name in net.servers for at in places(net, name)}
-        if not missing or taken or not self._once_a_second("port up", str(here)):
+        if not missing or any(holders(net, here)) or not self._once_a_second("port up", str(here)):
             return
         for server in sorted(missing, key=self._asked_at)[:ASKED_AT_ONCE]:
             question = self.question(server)

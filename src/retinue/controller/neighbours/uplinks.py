@@ -7,6 +7,7 @@ decides.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache, partial
 
 from retinue.controller.context import Context
@@ -15,13 +16,23 @@ from retinue.controller.neighbours.leaf_ports import leaf_port
 from retinue.controller.uplink_changes import UplinkFound, UplinkUsed
 from retinue.core.model import ModelError, PortRef, Role, Server
 from retinue.core.model.links import lead_on
-from retinue.core.model.uplinks import Rank, at_switch, has_several, ranks
+from retinue.core.model.uplinks import Rank, at_switch, displaced, has_several, ranks
 from retinue.core.packets.lldp import probe_frame
 from retinue.core.pipeline.underlay.fabric_uplinks import told_at_once
 from retinue.core.uplink_choice import ChoiceLimits, UplinkChoice
 
 REMEMBERED = 5
 """Seconds for which a frame that was sent is known when it comes in."""
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A frame that was sent by an uplink."""
+
+    uplink: PortRef
+    at: float
+    came: bool = False
+    """A leaf has handed it up. It tells once: a server that repeats it at other leaves moves nothing."""
 
 
 class Uplinks:
@@ -36,13 +47,13 @@ class Uplinks:
         self._limits = limits
         self._secret = secret
         self._choices: dict[str, UplinkChoice] = {}
-        self._sent: dict[bytes, tuple[PortRef, float]] = {}
+        self._sent: dict[bytes, _Sent] = {}
         self._number = 0
 
     def tick(self) -> None:
         """Each second: looks where uplinks lead of which that is not known, or no longer so, and chooses."""
         now = self._context.clock()
-        self._sent = {f: sent for f, sent in self._sent.items() if 0 <= now - sent[1] < REMEMBERED}
+        self._sent = {f: sent for f, sent in self._sent.items() if 0 <= now - sent.at < REMEMBERED}
         leads = cache(partial(lead_on, self._context.net))
         for server in self._several():
             known = ranks(self._context.net, server.id, leads)
@@ -63,10 +74,12 @@ class Uplinks:
         sent = self._sent.get(frame)
         if sent is None:
             return False
-        net, uplink = self._context.net, sent[0]
+        net, uplink = self._context.net, sent.uplink
         here, server = leaf_port(net, switch, port), net.server_of_edge(uplink.switch)
         # What its leaf has sent back comes in at the edge.
-        if net.switches[switch].role is Role.LEAF and here is not None and server is not None:
+        at_leaf = net.switches[switch].role is Role.LEAF and here is not None and not sent.came
+        if at_leaf and here is not None and server is not None:
+            sent.came = True
             self._found(server, uplink, here)
         return True
 
@@ -91,8 +104,8 @@ class Uplinks:
 
     def _search(self, server: Server, known: Mapping[str, Rank]) -> None:
         net = self._context.net
-        if not self._context.is_connected(server.edge) or server.id in net.fenced:
-            return
+        if not self._context.is_connected(server.edge):
+            return  # Of one that is fenced, too: it is shut out at each port that is known, and at no other.
         for name in net.switches[server.edge].uplinks:
             uplink = PortRef(server.edge, name)
             number = net.port_number(uplink)
@@ -100,7 +113,7 @@ class Uplinks:
                 continue
             self._number += 1
             frame = probe_frame(server.edge, name, self._secret, self._number, net.gateway_mac)
-            self._sent[frame] = uplink, self._context.clock()
+            self._sent[frame] = _Sent(uplink, self._context.clock())
             self._context.send_frame(server.edge, number, frame)
 
     def _found(self, server: Server, uplink: PortRef, here: PortRef) -> None:
@@ -115,7 +128,7 @@ class Uplinks:
             reason = f"server {holder} is there; if it is not, remove or place it"
             self._locations.reject(server.id, here, reason)
             return
-        former = next((one for one, at in net.uplink_places.items() if at == here), None)
+        former = tuple(displaced(net, uplink, here))
         try:
             touched = self._context.apply(UplinkFound(server.id, uplink, here, former))
         except ModelError as error:

@@ -12,7 +12,7 @@ from retinue.core.model.layout import NetworkLayout
 from retinue.core.model.links import leads_up
 from retinue.core.model.nic import is_mirror_port
 from retinue.core.model.owners import NOTHING, Owner, Touched
-from retinue.core.model.uplinks import has_several, places, ways_beside
+from retinue.core.model.uplinks import displaced, has_several, places, ways_beside
 
 
 @dataclass
@@ -94,7 +94,9 @@ class NetworkReports(NetworkLayout):
             case Role.LEAF:
                 at_changed = {PortRef(switch, name) for name in changed}
                 near = [s for s in self.servers if not at_changed.isdisjoint(places(self, s))]
-                itself = bool(near) or any(self._leads_up(switch, name) for name in changed)
+                # A leaf knows the ports of uplinks whatever has become of the servers there.
+                probed = not at_changed.isdisjoint(self.uplink_places.values())
+                itself = bool(near) or probed or any(self._leads_up(switch, name) for name in changed)
             case Role.EDGE:
                 runs = self._server_of_edge.get(switch)
                 peer = self.peer_at(runs or "")
@@ -134,11 +136,13 @@ class NetworkReports(NetworkLayout):
             raise ModelError(f"uplink {uplink}: {at.switch} is not a known leaf")
         if self.uplink_places.get(uplink) == at:
             return NOTHING
+        gone = displaced(self, uplink, at)
         for other, place in self.uplink_places.items():
-            if other.switch == uplink.switch and other != uplink and place.switch == at.switch:
+            beside = other.switch == uplink.switch and other not in (uplink, *gone)
+            if beside and place.switch == at.switch:
                 raise ModelError(f"uplink {uplink} leads to {at}: {other} leads to {at.switch}, too")
         leaves = {at.switch, self.uplink_places.get(uplink, at).switch}
-        touched = self._lead_nowhere([other for other, place in self.uplink_places.items() if place == at])
+        touched = self._lead_nowhere(gone)
         self.uplink_places[uplink] = at
         self._follow_uplink(edge.id)
         told = (Owner("switch", switch) for switch in (edge.id, *leaves))
@@ -149,6 +153,7 @@ class NetworkReports(NetworkLayout):
         touched = NOTHING
         for uplink in uplinks:
             at, server = self.uplink_places.pop(uplink), self.server_of_edge(uplink.switch)
+            self.lost_links.pop(uplink, None)  # That was of the way to there.
             touched |= {Owner("switch", uplink.switch)}
             if server is not None:
                 if self.detected.get(server.id) == at:

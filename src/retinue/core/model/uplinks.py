@@ -4,7 +4,7 @@ One is used at a time: a server has one location, as any other (see docs/design/
 have its entries, too; so which one is used is said by a few entries, however many VMs there are.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from functools import partial
 
@@ -60,9 +60,39 @@ def places(net: NetworkView, server: str) -> list[PortRef]:
     return [] if at is None else [at]
 
 
+def holders(net: NetworkView, at: PortRef) -> Iterator[str]:
+    """The servers of which this leaf port is one of the `places`.
+
+    It is asked for frames that anybody may send: who has several uplinks is not asked of all servers.
+    """
+    for uplink, place in net.uplink_places.items():
+        server = net.server_of_edge(uplink.switch) if place == at else None
+        if server is not None and has_several(net, server.id):
+            yield server.id
+    for id in net.servers:
+        if net.location(id) == at and not has_several(net, id):
+            yield id
+
+
 def used_uplink(net: NetworkView, edge: str) -> str:
     """The name of the uplink by which an edge sends up; until one is found the first."""
     return net.in_use.get(edge) or net.switches[edge].uplink
+
+
+def displaced(net: NetworkView, uplink: PortRef, at: PortRef) -> list[PortRef]:
+    """Of which it is not known any more where they lead once this one leads to `at`: one that was known to
+    lead there, for a port has one cable; and another one of the edge's that leads to this leaf, and is not
+    sound: its cable was moved as well."""
+    return [
+        other
+        for other, place in net.uplink_places.items()
+        if other != uplink and (place == at or _is_stale_beside(net, Link(other, place), uplink, at))
+    ]
+
+
+def _is_stale_beside(net: NetworkView, other: Link, uplink: PortRef, at: PortRef) -> bool:
+    ends = other.lower.switch, other.upper.switch
+    return ends == (uplink.switch, at.switch) and not is_sound(net, other)
 
 
 def ranks(net: NetworkView, server: str, leads: Callable[[str], bool] | None = None) -> dict[str, Rank]:

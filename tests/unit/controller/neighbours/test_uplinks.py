@@ -256,3 +256,67 @@ async def test_a_controller_that_begins_anew_goes_on_with_the_one_in_use() -> No
     await again.seconds(2)
     assert again.net.in_use == {"edge1": "up1"}, "it had been left: it has to be well for a while"
     await again.fake.stop()
+
+
+async def test_a_server_that_repeats_its_frame_at_other_leaves_moves_nothing(bench: Bench) -> None:
+    """Each time all of its entries would be computed and sent, and its place stored."""
+    for leaf in ("leaf1", "leaf2", "leaf3"):
+        bench.fake.sessions[leaf].ports["x1"] = 301
+        bench.status(leaf, "x1", PortReason.ADD)
+    await bench.fake.settle()
+    bench.cut("edge1", SECOND_UPLINK)
+    await bench.seconds(2)
+    bench.now += 1.0
+    bench.controller.uplinks.tick()
+    (frame,) = [one for one, sent in bench.controller.uplinks._sent.items() if sent.at == bench.now]
+    told = len(bench.told("uplink.found"))
+    for _ in range(5):
+        for leaf in ("leaf3", "leaf2"):
+            bench.fake.send(leaf, 301, frame)
+    await bench.fake.settle()
+    assert str(bench.net.uplink_places[PortRef("edge1", "up1")]) == "leaf3:x1"
+    assert len(bench.told("uplink.found")) == told + 1
+
+
+async def test_both_cables_of_a_server_change_leaves_and_it_goes_on(bench: Bench) -> None:
+    await bench.seconds(2)
+    bench.plug(("edge1", UPLINK), ("leaf2", second_leaf_port(1)))
+    bench.plug(("edge1", SECOND_UPLINK), ("leaf1", leaf_port(1)))
+    await bench.seconds(5)
+    assert {str(uplink): str(at) for uplink, at in bench.net.uplink_places.items()} == {
+        "edge1:up0": "leaf2:q1", "edge1:up1": "leaf1:p1",
+    }  # fmt: skip
+    kept = {(str(one.uplink), str(one.at)) for one in bench.store.load().uplink_places}
+    assert kept == {("edge1:up0", "leaf2:q1"), ("edge1:up1", "leaf1:p1")}
+    assert bench.goes_by("leaf1")
+    await bench.seconds(50)
+    assert not bench.net.lost_links
+    assert bench.goes_by("leaf2"), "by the preferred one"
+
+
+async def test_a_server_that_is_fenced_is_shut_out_where_its_uplink_is_found_later(bench: Bench) -> None:
+    bench.cut("edge1", SECOND_UPLINK)
+    await bench.seconds(2)
+    bench.fake.sessions["leaf3"].ports["x1"] = 301
+    bench.status("leaf3", "x1", PortReason.ADD)
+    await bench.controller.context.install(bench.net.fence("server1"))
+    bench.plug(("edge1", SECOND_UPLINK), ("leaf3", 301))
+    await bench.seconds(3)
+    frame = udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(1), OUTSIDE)
+    for delivery in bench.fake.fabric.all_paths("leaf3", 301, frame):
+        assert not delivery.arrivals
+
+
+async def test_what_was_probed_where_an_uplink_is_no_more_says_nothing(bench: Bench) -> None:
+    """It is found elsewhere while a round is under way."""
+    bench.cut("edge1", SECOND_UPLINK)
+    await bench.seconds(0)
+    for number in range(3):
+        for send in bench.controller.link_probes.begin():
+            send()
+        if number == 2:
+            touched = bench.net.find_uplink(PortRef("edge1", "up1"), PortRef("leaf3", "x9"))
+            await bench.controller.context.install(touched)
+        await bench.fake.settle()
+        bench.controller.link_probes.end(0.33)
+    assert PortRef("edge1", "up1") not in bench.net.lost_links

@@ -4,10 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from retinue.core.model import Link, ModelError, Network, PortRef, Role, Switch
+from retinue.core.model import Link, ModelError, Network, PortRef, Role, Switch, uplinks
 from retinue.core.model.constraints import check_tiers
 from retinue.core.model.network import NOTHING, Owner
-from retinue.core.model.uplinks import Rank, open_links, places, ranks, unreached_by, used_uplink
+from retinue.core.model.uplinks import (
+    Rank,
+    holders,
+    open_links,
+    places,
+    ranks,
+    unreached_by,
+    used_uplink,
+)
 from support.fabric.networks import add_uplink, add_vm, fabric
 
 UP0, UP1 = PortRef("edge1", "up0"), PortRef("edge1", "up1")
@@ -110,3 +118,64 @@ def test_several_are_for_leaves_that_spines_join() -> None:
     net.add_switch(replace(net.switches["edge1"], standby=("up1",)))
     with pytest.raises(ModelError, match="edge edge1: several uplinks are for leaves of ours"):
         check_tiers(net)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(SECOND, FIRST), (PortRef("leaf2", "x"), PortRef("leaf1", "x"))]
+)
+@pytest.mark.parametrize("found", [(0, 1), (1, 0)])
+def test_both_cables_of_a_server_have_changed_leaves(
+    net: Network, first: PortRef, second: PortRef, found: tuple[int, int]
+) -> None:
+    """To each other's ports, or to others of these leaves: the one that is found first is believed, although
+    the other one was known to lead to that leaf."""
+    for at in (FIRST, SECOND):
+        if at not in (first, second):
+            net.set_ports(at.switch, {**net._numbers[at.switch], "x": 300}, {at.port})
+    ends = [(UP0, first), (UP1, second)]
+    for number in found:
+        net.find_uplink(*ends[number])
+    assert net.uplink_places == dict(ends)
+    assert net.location("server1") == first
+
+
+def test_a_server_that_has_got_another_edge_is_where_that_ones_uplinks_lead(net: Network) -> None:
+    """It is not known to be anywhere until they are found."""
+    net.add_switch(Switch("edge9", Role.EDGE, 0x99, "up0", standby=("up1",)))
+    net.put_server(replace(net.servers["server1"], edge="edge9"))
+    assert net.location("server1") is None
+    net.put_server(replace(net.servers["server1"], edge="edge1"))
+    assert net.location("server1") == FIRST
+
+
+def test_whose_a_port_is_costs_no_look_at_all_uplinks(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may send ARP, each time with this question."""
+    looked: list[str] = []
+
+    def has_several(of: Network, server: str) -> bool:
+        looked.append(server)
+        return server == "server1"
+
+    monkeypatch.setattr(uplinks, "has_several", has_several)
+    assert list(holders(net, FIRST)) == ["server1"]
+    assert list(holders(net, SECOND)) == ["server1"]
+    assert list(holders(net, PortRef("leaf1", "x"))) == []
+    assert list(holders(net, PortRef("leaf2", "p2"))) == ["server2"]
+    assert set(looked[:-1]) == {"server1"}
+    net.remove_server("server1")
+    assert list(holders(net, FIRST)) == []
+
+
+def test_two_cables_to_one_leaf_do_not_take_each_others_place_again_and_again(net: Network) -> None:
+    """Both had been lost, as when their leaf was away."""
+    beside = PortRef("leaf1", "x")
+    net.lose_link(UP1, "nothing comes in")
+    with pytest.raises(ModelError, match="edge1:up0 leads to leaf1, too"):
+        net.find_uplink(UP1, beside)
+    net.lose_link(UP0, "nothing comes in")
+    net.find_uplink(UP1, beside)
+    net.find_uplink(UP0, FIRST)
+    with pytest.raises(ModelError, match="edge1:up0 leads to leaf1, too"):
+        net.find_uplink(UP1, beside)
+    assert net.uplink_places == {UP0: FIRST}
+    assert not net.lost_links
