@@ -61,14 +61,15 @@ class ServerLocations:
     def seen(self, server: str, here: PortRef) -> None:
         """A server's ARP came in at this leaf port."""
         net = self._context.net
-        if has_several(net, server):
-            return  # Its uplinks are found by what nobody else can send (see `neighbours.uplinks`).
         before = net.detected.get(server)
-        if here == before:
+        several = has_several(net, server)
+        if here == before or (several and here in places(net, server)):
             self._away.discard(server)
             if server in self.pending_verification:
                 self.pending_verification[server].set()
             return
+        if several:
+            return  # Its uplinks are found by what nobody else can send (see `neighbours.uplinks`).
         if here == net.servers[server].given_at:
             self._found(server, here)
             return

@@ -9,14 +9,16 @@ replaced.
     is a server's     another MAC             elsewhere                      Mistaken: one of two is not it
 
 A chassis id proves as little as ARP does. So it is believed where ARP from an unknown MAC would be: at a
-place that is no other server's, of a server that is missing, or at the port whose traffic is the server's
-anyway. Whether the MAC may be a server's at all the network judges as it is put there.
+place that is no other server's, of a server that is missing, or at a port whose traffic is the server's
+anyway; of one with several uplinks only at such a port. Whether the MAC may be a server's at all the network
+judges as it is put there.
 """
 
 from dataclasses import dataclass
 
 from retinue.core.model import Mac, PortRef
 from retinue.core.model.network import Network
+from retinue.core.model.uplinks import has_several, holders, places
 from retinue.core.packets import EtherType, parse
 from retinue.core.packets.lldp import NEAREST_BRIDGE, parse_lldp
 
@@ -54,10 +56,12 @@ def judge(net: Network, here: PortRef, frame: bytes) -> Verdict:
     server = net.server_of_chassis(said.chassis) if said.ttl else None
     if server is None or server.mac == ethernet.src:
         return Nothing()
-    at = net.location(server.id)
-    if at not in (None, here):
+    known = places(net, server.id)
+    # Where one with several uplinks is no frame of its own tells (see docs/design/058).
+    if here not in known and (known or has_several(net, server.id)):
+        at = " and ".join(map(str, known)) or "no place that is known"
         return Mistaken(server.id, f"its chassis id came in from {ethernet.src}, and it is at {at}")
-    other = next((id for id in net.servers if id != server.id and net.location(id) == here), None)
+    other = next((id for id in holders(net, here) if id != server.id), None)
     if other is not None:
         return Mistaken(server.id, f"its chassis id came in from {ethernet.src}, and server {other} is there")
     return Becomes(server.id, ethernet.src)

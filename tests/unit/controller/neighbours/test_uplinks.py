@@ -1,5 +1,6 @@
 """Servers with two uplinks on a running fabric: found, left when they fail, used again; and what waits."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -10,7 +11,9 @@ from retinue.controller.api.views import links, mac_table
 from retinue.core.link_watch import LinkLimits
 from retinue.core.model import PortRef, VMPort
 from retinue.core.model.network import Owner
-from retinue.core.packets import arp_request
+from retinue.core.packets import arp_reply, arp_request, parse, parse_arp
+from retinue.core.packets.lldp import Lldp, lldp_frame
+from retinue.core.pipeline.entry import PortNo
 from retinue.southbound.openflow.codec.messages import PortDesc, PortStatus
 from retinue.southbound.openflow.codec.wire import PortReason
 from support.fabric.networks import (
@@ -320,3 +323,60 @@ async def test_what_was_probed_where_an_uplink_is_no_more_says_nothing(bench: Be
         await bench.fake.settle()
         bench.controller.link_probes.end(0.33)
     assert PortRef("edge1", "up1") not in bench.net.lost_links
+
+
+SERVER, NIC_MAC = "server1", "02:00:00:00:00:77"
+
+
+async def says(bench: Bench, leaf: str, port: int, chassis: str) -> None:
+    """LLDP as a server's NIC sends it, by that NIC's MAC; until it is decided what becomes of it."""
+    bench.now += 2.0
+    frame = lldp_frame(Lldp(b"\x07" + chassis.encode(), b"\x07eno1", 120), NIC_MAC)
+    bench.fake.send(leaf, port, frame)
+    tasks = bench.controller.context._tasks
+    await asyncio.gather(*(task for task in tasks if task.get_name().startswith("MAC of server")))
+    await bench.fake.settle()
+
+
+async def with_chassis(bench: Bench, server: str) -> None:
+    bench.controller.arp.locations.silence = 0.02
+    await bench.controller.inventory.put_servers([replace(bench.net.servers[server], chassis=server)])
+
+
+@pytest.mark.parametrize("answers", [True, False])
+@pytest.mark.parametrize("used", ["up0", "up1"])
+async def test_lldp_of_its_nics_does_not_change_the_mac_of_a_server_that_answers(
+    bench: Bench, used: str, answers: bool
+) -> None:
+    """By whichever uplink: each NIC has a MAC of its own, and the server's is that of the bridge."""
+    await with_chassis(bench, SERVER)
+    await bench.controller.context.install(bench.net.use_uplink("edge1", used))
+    known = bench.net.servers[SERVER]
+
+    def heard(frame: bytes) -> None:
+        question = parse_arp(parse(frame).payload)
+        if answers and parse(frame).dst == known.mac:
+            bench.fake.send("edge1", PortNo.LOCAL, arp_reply(question, known.mac))
+
+    bench.fake.hosts["edge1", PortNo.LOCAL] = heard
+    for leaf, port in (("leaf1", leaf_port(1)), ("leaf2", second_leaf_port(1))):
+        await says(bench, leaf, port, SERVER)
+        assert bench.net.servers[SERVER].mac == (known.mac if answers else NIC_MAC)
+        await bench.controller.inventory.put_servers([known])
+    assert not bench.told("server.conflict")
+
+
+async def test_at_no_port_of_its_uplinks_a_server_speaks_for_one_that_is_missing(bench: Bench) -> None:
+    """Nor does anybody for one with several uplinks, where none of these is known to lead."""
+    await with_chassis(bench, "server2")
+    before, _ = bench.net.servers["server2"].mac, bench.net.detected.pop("server2")
+    for leaf, port in (("leaf1", leaf_port(1)), ("leaf2", second_leaf_port(1))):
+        await says(bench, leaf, port, "server2")
+        assert bench.net.servers["server2"].mac == before
+    await with_chassis(bench, SERVER)
+    before = bench.net.servers[SERVER].mac
+    bench.net.uplink_places.clear()
+    del bench.net.detected[SERVER]
+    await says(bench, "leaf2", leaf_port(2), SERVER)
+    assert bench.net.servers[SERVER].mac == before
+    assert len(bench.told("server.conflict")) == 3
