@@ -143,12 +143,13 @@ def test_incremental_is_recomputed_whatever_becomes_of_uplinks(shape: Shape, dat
         ["use", "lose", "return", "down", "up", "find", "gone", "vm", "number", "remove", "add", "one", "two"]
     )
     servers, edges = dict(net.servers), dict(net.switches)
+    others: dict[PortRef, int] = {}
     steps = data.draw(st.lists(st.tuples(kinds, st.sampled_from(uplinks), st.sampled_from(free)), max_size=8))
 
     def change(step: tuple[str, PortRef, PortRef]) -> Touched:
         kind, uplink, other = step
         server = next(one for one in servers.values() if one.edge == uplink.switch)
-        end = uplink if len(other.switch) % 2 else net.uplink_places.get(uplink, uplink)
+        end = uplink if other.switch == free[0].switch else net.uplink_places.get(uplink, uplink)
         numbers = net._numbers[end.switch]
         match kind:
             case "use":
@@ -164,10 +165,12 @@ def test_incremental_is_recomputed_whatever_becomes_of_uplinks(shape: Shape, dat
             case "gone":
                 return net.set_ports(end.switch, {n: v for n, v in numbers.items() if n != end.port})
             case "number":
-                return net.set_ports(end.switch, {**numbers, end.port: 777})
+                return net.set_ports(
+                    end.switch, {**numbers, end.port: others.setdefault(end, 700 + len(others))}
+                )
             case "remove":
                 gone = [net.remove_vm(vm) for vm in net.vms_on(server.id)]
-                return frozenset().union(*gone, net.remove_server(server.id))
+                return NOTHING.union(*gone, net.remove_server(server.id))
             case "add":
                 return net.put_server(server)
             case "one" | "two":
