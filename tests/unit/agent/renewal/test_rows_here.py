@@ -83,7 +83,7 @@ async def test_what_is_not_there_when_read_back_is_told_and_tried_again(
     assert [line["event"] for line in logs] == [*(["binding.not_stored"] * 2), "binding.stored"]
     assert "the switch still lacks 52:54:00:00:00:01 with 10.1.0.100 at tap-a" in logs[0]["error"]
     (stored,) = (row for row in switch.rows if row["ip"] == str(IP))
-    assert 0 < stored["seconds_left"] < 300, "the lease has been running meanwhile"
+    assert 0 < float(str(stored["seconds_left"])) < 300, "the lease has been running meanwhile"
 
 
 async def test_no_row_is_stored_of_a_lease_that_has_ended_meanwhile(
