@@ -138,7 +138,7 @@ def shapes(draw: st.DrawFn, vms: int = 4, more_nics: int = 2, over: str | None =
     cores = draw(st.sampled_from([0, 0, spines, spines + 1]), label="cores")
     over = draw(st.sampled_from(OVER), label="what joins the leaves") if over is None else over
     of_others = over == "routers"
-    several = leaves > 1 and over == "spines"
+    several = leaves > 1 and over == "spines" and not cores  # With cores the next leaf is in the other pod.
     twice = draw(st.lists(st.integers(1, servers), max_size=servers), label="servers with two uplinks")
     return Shape(
         *(leaves, spines, servers_on, vms_at, ipv6 and not of_others, tuple(more), parts),

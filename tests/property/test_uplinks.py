@@ -24,8 +24,9 @@ from support.fabric.world import FabricWorld
 
 @st.composite
 def redundant(draw: st.DrawFn) -> Shape:
-    """At least one server has two uplinks."""
-    shape = draw(shapes(vms=3, more_nics=1, over="spines").filter(lambda one: one.leaves > 1))
+    """At least one server has two uplinks; without cores, as these lead to leaves of one pod."""
+    joined = shapes(vms=3, more_nics=1, over="spines")
+    shape = draw(joined.filter(lambda one: one.leaves > 1 and not one.cores))
     return replace(shape, twice=(*shape.twice, draw(st.integers(1, len(shape.servers_on)))))
 
 

@@ -41,6 +41,11 @@ def leading_up(net: NetworkView, links: Iterable[Link]) -> set[str]:
     return {at.switch for at in lower if not net.has_told_ports(at.switch) or net.port_number(at) is not None}
 
 
+def spines_above(net: NetworkView, leaf: str) -> set[str]:
+    """To which a leaf has links, be they well or not."""
+    return {link.upper.switch for link in net.links if link.lower.switch == leaf}
+
+
 def is_sound(net: NetworkView, link: Link) -> bool:
     """It has a carrier, and loses no frames."""
     return link.lower not in net.lost_links and has_carrier(net, link)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from retinue.core.model.addresses import ModelError
 from retinue.core.model.entities import PortRef, Role, Service
 from retinue.core.model.layout import NetworkLayout
-from retinue.core.model.links import leads_up
+from retinue.core.model.links import leads_up, spines_above
 from retinue.core.model.nic import is_mirror_port
 from retinue.core.model.owners import NOTHING, Owner, Touched
 from retinue.core.model.uplinks import displaced, has_several, places, ways_beside
@@ -127,7 +127,7 @@ class NetworkReports(NetworkLayout):
     def find_uplink(self, uplink: PortRef, at: PortRef) -> Touched:
         """One of several uplinks of an edge leads to this leaf port.
 
-        Raises ModelError for what cannot be: each leads to another leaf.
+        Raises ModelError for what cannot be: each leads to another leaf, below the same spines.
         """
         edge, server = self.switches.get(uplink.switch), self.server_of_edge(uplink.switch)
         if edge is None or not edge.standby or uplink.port not in edge.uplinks or server is None:
@@ -141,6 +141,11 @@ class NetworkReports(NetworkLayout):
             beside = other.switch == uplink.switch and other not in (uplink, *gone)
             if beside and place.switch == at.switch:
                 raise ModelError(f"uplink {uplink} leads to {at}: {other} leads to {at.switch}, too")
+            if beside and spines_above(self, place.switch) != spines_above(self, at.switch):
+                raise ModelError(
+                    f"uplink {uplink} leads to {at}, and {other} to {place.switch}: other spines are above "
+                    "that leaf, and a change could lose packets; all uplinks lead to leaves of one pod"
+                )
         leaves = {at.switch, self.uplink_places.get(uplink, at).switch}
         touched = self._lead_nowhere(gone)
         self.uplink_places[uplink] = at

@@ -52,6 +52,15 @@ def test_each_leads_to_another_leaf(net: Network) -> None:
     assert net.uplink_places == {UP0: FIRST, UP1: SECOND}
 
 
+def test_all_lead_to_leaves_of_one_pod() -> None:
+    """A core that is told before the spines of the other pod would send there what these send back."""
+    net = fabric(3, 1, (1, 2), 1)
+    with pytest.raises(ModelError, match="other spines are above that leaf"):
+        add_uplink(net, 1, 2)
+    net.find_uplink(UP1, PortRef("leaf3", "q1"))
+    assert net.uplink_places == {UP0: FIRST, UP1: PortRef("leaf3", "q1")}
+
+
 def test_one_that_is_not_found_is_not_used(net: Network) -> None:
     with pytest.raises(ModelError, match="up7 of edge1 leads is not known"):
         net.use_uplink("edge1", "up7")
