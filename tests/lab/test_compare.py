@@ -104,8 +104,11 @@ def test_each_mechanism_alone_and_all_of_them(
     assert all(len(moves) == 2 for moves in ways.values()), "reached again, so that it could go back"
     for (system, _), moves in ways.items():
         lost = [traffic.lost + traffic.answers_lost for traffic in moves]
-        assert (system == "retinue") is (lost == [0, 0]) or system == "told-afterwards", (system, lost)
-        assert [(t.duplicated, t.reordered) for t in moves] == [(0, 0)] * 2 or system != "retinue"
+        if system == "retinue":
+            assert lost == [0, 0]
+            assert [(traffic.duplicated, traffic.reordered) for traffic in moves] == [(0, 0)] * 2
+        elif system != "told-afterwards":  # With it what the VM sends may all arrive.
+            assert lost != [0, 0], system
     to_vm = {system: ways[system, "client-to-vm"] for system in chosen}
     assert all(t.lost_after_resume for t in to_vm["told-afterwards"]), "it is late by a message"
     assert all(t.lost_after_resume for t in to_vm["renewal-alone"]), "and by a renewal"

@@ -244,23 +244,28 @@ def test_a_controller_that_was_started_anew_knows_it_and_renews_it(dies: str) ->
     told(story)
 
 
+async def move_and_renew_on_the_way(leased: Leased) -> None:
+    """The VM renews at home when its place at the other domain has been booked."""
+    door = leased.world.doors["b"]
+    prepare = door.prepare
+
+    async def renewed_then(wanted: Prepare) -> Prepared:
+        booked = await prepare(wanted)
+        asked = renewal(OWN, NIC1.mac, 8, CLIENT_ID)
+        frame = dhcp_frame(asked, NIC1.mac, BROADCAST, OWN, DHCP_SERVER, 68, 67)
+        leased.world.fakes["a"].send(*AT_HOME, frame)
+        return booked
+
+    door.prepare = renewed_then  # type: ignore[method-assign]
+    await leased.world.move("a", "b", server_of("b", 2))
+
+
 def test_what_was_renewed_on_the_way_is_put_right_afterwards() -> None:
     """The other domain was told what was left when the place was booked."""
 
     async def story(leased: Leased) -> None:
         await asyncio.sleep(300)
-        door = leased.world.doors["b"]
-        prepare = door.prepare
-
-        async def renewed_then(wanted: Prepare) -> Prepared:
-            booked = await prepare(wanted)
-            asked = renewal(OWN, NIC1.mac, 8, CLIENT_ID)
-            frame = dhcp_frame(asked, NIC1.mac, BROADCAST, OWN, DHCP_SERVER, 68, 67)
-            leased.world.fakes["a"].send(*AT_HOME, frame)
-            return booked
-
-        door.prepare = renewed_then  # type: ignore[method-assign]
-        await leased.world.move("a", "b", server_of("b", 2))
+        await move_and_renew_on_the_way(leased)
         assert leased.ends("b") == pytest.approx(leased.ends("a") - 300, abs=1)
         order = leased.world.controller("b").renewals.renew(VM_ID)
         await leased.renews(xid=order.xid)
@@ -274,18 +279,7 @@ def test_one_that_has_ended_on_the_way_comes_back() -> None:
 
     async def story(leased: Leased) -> None:
         await asyncio.sleep(LEASE - 5)
-        door = leased.world.doors["b"]
-        prepare = door.prepare
-
-        async def renewed_then(wanted: Prepare) -> Prepared:
-            booked = await prepare(wanted)
-            asked = renewal(OWN, NIC1.mac, 8, CLIENT_ID)
-            frame = dhcp_frame(asked, NIC1.mac, BROADCAST, OWN, DHCP_SERVER, 68, 67)
-            leased.world.fakes["a"].send(*AT_HOME, frame)
-            return booked
-
-        door.prepare = renewed_then  # type: ignore[method-assign]
-        await leased.world.move("a", "b", server_of("b", 2))
+        await move_and_renew_on_the_way(leased)
         await asyncio.sleep(10)
         assert leased.held("a") is not None and leased.held("b") is None
         order = leased.world.controller("b").renewals.renew(VM_ID)
