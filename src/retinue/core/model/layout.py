@@ -5,7 +5,7 @@ The lower half of `Network`; what its changes touch is told as there.
 
 from dataclasses import dataclass
 
-from retinue.core.model.addresses import ModelError, Prefix
+from retinue.core.model.addresses import Mac, ModelError, Prefix
 from retinue.core.model.constraints import (
     check_gateway_group,
     check_peer,
@@ -224,6 +224,7 @@ class NetworkLayout(NetworkView):
         check_server(self, server)
         check_beside_routers(self, server)
         old, beside = self.servers.get(server.id), self._beside(server.id)
+        answered = self._answered_at(old.edge if old else "", server.edge)
         self._forget_server(server.id)
         self.servers[server.id] = server
         self._server_of_mac[server.mac] = server.id
@@ -240,8 +241,7 @@ class NetworkLayout(NetworkView):
         touched = self.server_and_vms(server.id) | beside
         if bool(server.chassis) != bool(old is not None and old.chassis):
             touched |= self.leaves()  # They hand up LLDP where there is one that is known by it.
-        if self.gateway_mac_of(old) != self.gateway_mac_of(server) and server.edge:
-            touched |= {Owner("switch", server.edge)}  # It answers for the gateway.
+        touched |= self._answers_otherwise(answered)
         if old is not None and Service.ROUTER in old.services:
             touched |= self.prefixes()
         is_forwarder = Service.FORWARDER in server.services
@@ -257,7 +257,7 @@ class NetworkLayout(NetworkView):
             raise ModelError(f"server {server} runs VMs: {', '.join(sorted(self._vms_on[server]))}")
         if server not in self.servers:
             return NOTHING
-        beside = self._beside(server)
+        beside, answered = self._beside(server), self._answered_at(self.servers[server].edge)
         was_forwarder = Service.FORWARDER in self.servers[server].services
         had_chassis = bool(self.servers[server].chassis)
         was_router = Service.ROUTER in self.servers[server].services
@@ -268,6 +268,7 @@ class NetworkLayout(NetworkView):
         self.drained.discard(server)
         self.lost_routers.pop(server, None)
         everything = self.everything() if was_forwarder else NOTHING
+        everything |= self._answers_otherwise(answered)
         everything |= self.leaves() if had_chassis else NOTHING
         everything |= self.prefixes() if was_router else NOTHING
         return self.shut_out() | beside | everything | {Owner("server", server)}
@@ -308,6 +309,14 @@ class NetworkLayout(NetworkView):
         if self.lost_routers.pop(server, None) is None:
             return NOTHING
         return self._beside(server) | {Owner("server", server)}
+
+    def _answered_at(self, *edges: str) -> dict[str, Mac]:
+        """As which gateway each of these edges answers: that of its server's group, or of none."""
+        return {edge: self.gateway_mac_of(self.server_of_edge(edge)) for edge in edges if edge}
+
+    def _answers_otherwise(self, answered: dict[str, Mac]) -> Touched:
+        now = self._answered_at(*answered)
+        return frozenset(Owner("switch", edge) for edge, mac in answered.items() if now[edge] != mac)
 
     def _beside(self, server: str) -> Touched:
         """Whether one of these is the way to a prefix depends on the other."""

@@ -9,6 +9,7 @@ from retinue.core.model import GatewayGroup, ModelError, VMPort
 from retinue.core.model.network import Owner
 from retinue.core.packets import arp_request, parse, parse_arp
 from retinue.core.pipeline.compiler import Compiler
+from support.fabric.histories import fresh
 from support.fabric.networks import (
     GATEWAY,
     GATEWAY_MAC,
@@ -70,6 +71,21 @@ def test_servers_in_no_group_have_the_mac_of_the_group_that_is_theirs(world: Fab
         net.remove_gateway_group("third")
     world.apply(net.put_gateway_group(third))
     world.apply(net.remove_gateway_group("third"))
+
+
+def test_an_edge_answers_as_the_group_of_the_server_it_is_of_now() -> None:
+    """Incremental = recomputed when that server is removed, and when another one has the edge."""
+    net = fabric()
+    group(net)
+    second = net.servers["server2"]
+    compiler = Compiler(net)
+    compiler.update(net.everything())
+    compiler.update(net.remove_server("server2"))
+    assert {k: v for k, v in compiler.programs.items() if v} == fresh(net), "it is of none now"
+    compiler.update(net.put_server(second))
+    assert {k: v for k, v in compiler.programs.items() if v} == fresh(net), "it is of the group again"
+    compiler.update(net.put_server(replace(second, edge="")))
+    assert {k: v for k, v in compiler.programs.items() if v} == fresh(net), "its server let go of it"
 
 
 def test_flows_go_on_when_a_vm_comes_to_another_group(world: FabricWorld) -> None:

@@ -21,10 +21,10 @@ from support.fabric.ways_out import add_exits
 def diverted_network() -> Network:
     """Every kind of entry: a fenced server, one not found, a VM that serves DHCP, one with a trunk, one
     diverted, copied and forwarded, a vnet that takes less than switches; three tiers."""
-    net = fabric(cores=2)
+    net = fabric(4, cores=2)
     net.put_vnet(replace(DEFAULT_VNET, mtu=1400))
     net.switches["edge1"] = replace(net.switches["edge1"], vdp=True)
-    add_uplink(net, 2, 1)
+    add_uplink(net, 2, 4)
     net.fence("server3")
     net.put_server(replace(server(9), edge=""))
     add_ipv6(net)
