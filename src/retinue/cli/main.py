@@ -1,80 +1,99 @@
-"""The program's entry: its nouns and verbs. Each command imports what it needs when it runs."""
+"""The program's entry: its nouns and verbs. A noun is imported when it is asked for."""
 
+import importlib
 import os
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from retinue.cli import (
-    agent,
-    binding,
-    booking,
-    controller,
-    doctor,
-    events,
-    flow,
-    gateway,
-    image,
-    move,
-    openapi,
-    output,
-    pair,
-    pki,
-    placement,
-    plugins,
-    server,
-    setup,
-    subnet,
-    support,
-    switch,
-    trace,
-    vm,
-    vnet,
-    vrf,
-)
-from retinue.cli import (
-    name as names,
-)
+from retinue.cli import output, plugins
 from retinue.cli.errors import CliError, Commands
 
+NOUNS = {
+    "controller": "retinue.cli.controller:app",
+    "agent": "retinue.cli.agent:app",
+    "vm": "retinue.cli.vm:app",
+    "move": "retinue.cli.move:app",
+    "binding": "retinue.cli.binding:app",
+    "gateway": "retinue.cli.gateway:app",
+    "booking": "retinue.cli.booking:app",
+    "pair": "retinue.cli.pair:app",
+    "vrf": "retinue.cli.vrf:app",
+    "vnet": "retinue.cli.vnet:app",
+    "subnet": "retinue.cli.subnet:app",
+    "server": "retinue.cli.server:app",
+    "switch": "retinue.cli.switch:app",
+    "flow": "retinue.cli.flow:app",
+    "image": "retinue.cli.image:app",
+    "name": "retinue.cli.name:app",
+    "placement": "retinue.cli.placement:app",
+    "domain": "retinue.cli.placement:domain",
+    "pki": "retinue.cli.pki:app",
+    "setup": "retinue.cli.setup:app",
+    "events": "retinue.cli.events:events",
+    "doctor": "retinue.cli.doctor:doctor",
+    "trace": "retinue.cli.trace:trace",
+    "openapi": "retinue.cli.openapi:openapi",
+    "support-dump": "retinue.cli.support:support_dump",
+}
+"""First words, as `--help` lists them, and where each stands: a Typer application, or a command itself."""
+
+
+class _Nouns(Mapping[str, Any]):
+    """Commands by first word, those of other packages before ours; each is made when it is looked at."""
+
+    def __getitem__(self, noun: str) -> Any:
+        if noun in NOUNS:
+            return _made(noun)
+        return _command(noun, plugins.commands()[noun])
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (noun for noun in plugins.commands() if noun not in NOUNS)
+        yield from NOUNS
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@cache
+def _made(noun: str) -> Any:
+    module, _, attribute = NOUNS[noun].partition(":")
+    return _command(noun, getattr(importlib.import_module(module), attribute))
+
+
+def _command(noun: str, found: Any) -> Any:
+    """What typer makes of an application, or of a function."""
+    around = typer.Typer(cls=Commands, rich_markup_mode=None, add_completion=False)
+    around.callback()(lambda: None)
+    if isinstance(found, typer.Typer):
+        around.add_typer(found, name=noun)
+    else:
+        around.command(noun)(found)
+    made: Any = typer.main.get_command(around)
+    return made.commands[noun]
+
+
+class Program(Commands):
+    """All nouns; a call imports the one that it names, `--help` all of them."""
+
+    def __init__(self, **found: Any) -> None:
+        super().__init__(**found)
+        self.commands: Any = _Nouns()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+
 app = typer.Typer(
-    cls=Commands,
+    cls=Program,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-
-for name, noun in (
-    *plugins.commands().items(),
-    ("controller", controller.app),
-    ("agent", agent.app),
-    ("vm", vm.app),
-    ("move", move.app),
-    ("binding", binding.app),
-    ("gateway", gateway.app),
-    ("booking", booking.app),
-    ("pair", pair.app),
-    ("vrf", vrf.app),
-    ("vnet", vnet.app),
-    ("subnet", subnet.app),
-    ("server", server.app),
-    ("switch", switch.app),
-    ("flow", flow.app),
-    ("image", image.app),
-    ("name", names.app),
-    ("placement", placement.app),
-    ("domain", placement.domain),
-    ("pki", pki.app),
-    ("setup", setup.app),
-):
-    app.add_typer(noun, name=name)
-app.command("events")(events.events)
-app.command("doctor")(doctor.doctor)
-app.command("trace")(trace.trace)
-app.command("openapi")(openapi.openapi)
-app.command("support-dump")(support.support_dump)
 
 
 def _version(wanted: bool) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from retinue.cli import connection, events, nic, output
+from retinue.cli import connection, events, main, nic, output
 from retinue.cli.main import app
 from retinue.controller.api.server import Api
 from retinue.controller.app import Controller
@@ -1224,13 +1224,29 @@ def test_every_command_has_help_with_an_example() -> None:
         assert max(map(len, said.splitlines())) <= 100
 
 
+def modules_of(call: str) -> set[str]:
+    """What is imported once this has been evaluated, `main` being the program."""
+    program = f"import sys; from retinue.cli import main; from typer.main import get_command; {call};"
+    argv = [sys.executable, "-c", f"{program} print(*sys.modules)"]
+    return set(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split())
+
+
 def test_help_imports_nothing_heavy() -> None:
-    program = (
-        "import sys, retinue.cli.main; heavy = {'aiohttp', 'asyncio', 'rich', 'structlog', 'msgspec'};"
-        "print(sorted(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    found = modules_of("list(get_command(main.app).commands.values())")
+    assert found >= {where.partition(":")[0] for where in main.NOUNS.values()}
+    assert not found & {"aiohttp", "asyncio", "rich", "structlog", "msgspec"}
+
+
+def test_a_noun_is_imported_when_it_is_asked_for() -> None:
+    found = modules_of("get_command(main.app).get_command(None, 'vm')")
+    assert "retinue.cli.vm" in found
+    assert not found & {"retinue.cli.controller", "retinue.cli.setup", "retinue_lab"}
+
+
+def test_a_word_that_is_no_noun_is_answered_with_those_that_are_like_it() -> None:
+    said = run("vmnet", "list")
+    assert said.exit_code == 2
+    assert "Did you mean 'vnet'" in said.stderr
 
 
 @pytest.mark.parametrize(
