@@ -22,6 +22,7 @@ from retinue.core.model import NIC, Network
 from retinue.core.model.network import Owner, Touched
 from retinue.core.model.uplinks import unreached_by
 from retinue.core.packets import tagged
+from retinue.core.pipeline.building import steps
 from retinue.core.pipeline.compiler import Compiler, ConflictError
 from retinue.core.pipeline.knowledge import Knowledge
 from retinue.core.pipeline.underlay import Near, underlay_of
@@ -143,12 +144,23 @@ class Context:
     ) -> InstallReport:
         """Bring a change onto the switches; the callbacks of `after_install` are called when it is done.
 
-        A large one is computed in batches, between which others have their turn; all of it has been sent when
-        this returns. The callbacks are called for each batch.
+        A large one is computed in batches, between which others have their turn, those first whose groups and
+        meters others use; all of it has been sent when this returns. The callbacks are called for each batch.
         """
         owners = sorted(set(touched))
         if len(owners) <= LARGE:
             return await self._install(owners, near, patient)
+        found: list[InstallReport | BaseException] = []
+        for step in steps(self.compiler, owners):
+            found += await self._in_batches(step, near, patient)
+        for one in found:
+            if isinstance(one, BaseException):
+                raise one  # Two clash: after all the others have been sent.
+        return together(one for one in found if isinstance(one, InstallReport))
+
+    async def _in_batches(
+        self, owners: Sequence[Owner], near: Near, patient: Callable[[str], bool]
+    ) -> list[InstallReport | BaseException]:
         work: list[asyncio.Task[InstallReport]] = []
         for batch in batched(owners, BATCH):
             await self._room.enter(len(batch))
@@ -158,7 +170,7 @@ class Context:
             task.add_done_callback(partial(self._leave, len(batch)))
             work.append(task)
             await asyncio.sleep(0)
-        return together(await asyncio.gather(*work))
+        return await asyncio.gather(*work, return_exceptions=True)
 
     def install_in_turn(self, touched: Iterable[Owner], what: str) -> None:
         """As `install`, in the background, of what nobody waits for: while much is under way it waits, and

@@ -3,20 +3,21 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from retinue.controller import by_the_clock
 from retinue.controller.app import Controller
+from retinue.controller.context import Context
 from retinue.controller.lease_changes import AddressAssigned
 from retinue.controller.migrations.orchestrator import MigrationError
 from retinue.controller.migrations.placing import PRIMERS
 from retinue.controller.room import Room
 from retinue.controller.state import ServerLocation, Stored
-from retinue.core.limits import MOST_WAITING
+from retinue.core.limits import MOST_PREFIXES, MOST_WAITING
 from retinue.core.migration import MigrationState, begin, placement
-from retinue.core.model import VM, ModelError, PortRef, PortStatus, VMPort
+from retinue.core.model import DEFAULT_VRF, VM, ModelError, PortRef, PortStatus, VMPort
 from retinue.core.model.network import Owner
 from retinue.core.packets import (
     BROADCAST,
@@ -38,7 +39,9 @@ from retinue.core.packets import (
     request,
 )
 from retinue.core.pipeline.compiler import Before
-from retinue.core.pipeline.cookies import Reason, reason_of
+from retinue.core.pipeline.cookies import Reason, cookie, reason_of
+from retinue.core.pipeline.entry import Change, Flow
+from retinue.core.pipeline.underlay.fabric_switches import UP_GROUP
 from retinue.core.snooping.spoofing import SpoofAttempt
 from retinue.protocol.migrations import Report
 from retinue.southbound.openflow.codec.messages import FlowStats
@@ -47,6 +50,7 @@ from retinue.southbound.ovsdb import BridgePort
 from support.fabric.networks import GATEWAY_MAC, UPLINK, fabric, vm_ip, vm_mac, vm_port
 from support.fabric.world import OUTSIDE, udp_frame
 from support.fakes.session import FakeNetwork
+from support.fakes.switch import FakeSwitch
 from support.recent_events import recent
 
 DHCP_SERVER = IPv4Address("10.1.0.2")
@@ -1046,6 +1050,48 @@ async def test_no_more_is_computed_than_switches_can_take(
     assert not report.missing
     assert not context.not_installed
     assert all(context.is_programmed(owner) for owner in touched)
+
+
+async def test_a_leaf_with_many_prefixes_rejects_none_when_its_ways_up_come_and_go(
+    lab: ControlledNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prefixes' entries name the group of the ways up, which is the leaf's own."""
+    context, net = lab.controller.context, lab.fake.net
+    touched: set[Owner] = set()
+    for n in range(40):
+        vm = VM.with_one_nic(f"many{n}", f"52:54:01:00:00:{n:02x}", "server1")
+        prefixes = tuple(IPv4Network(f"10.64.{n}.{16 * k}/28") for k in range(MOST_PREFIXES))
+        touched |= net.put_vm(replace(vm, nics=(replace(vm.nic, prefixes=prefixes),)))
+    await context.install(touched)
+    rejected: list[str] = []
+    apply, leaf = lab.fake.sessions["leaf1"].apply, lab.fake.fabric["leaf1"]
+    ways: list[int] = []
+
+    async def watched(change: Change, now: float) -> None:
+        try:
+            await apply(change, now)
+        except Exception as error:
+            rejected.append(str(error))
+            raise
+        ways.append(sum(flow.cookie in marks for flow in leaf.flows.values()))
+
+    owners = [Owner.of_prefix(p, DEFAULT_VRF) for vm in net.vms.values() for p in vm.nic.prefixes]
+    marks = {cookie(Reason.FORWARD, owner) for owner in owners}
+    monkeypatch.setattr(lab.fake.sessions["leaf1"], "apply", watched)
+    ports = dict(net._numbers["leaf1"])
+    servers_only = {port: number for port, number in ports.items() if not port.startswith("s")}
+    for there in (servers_only, ports):
+        report = await context.install(net.set_ports("leaf1", there))
+        assert not report.missing
+        assert rejected == []
+        assert (UP_GROUP in leaf.groups) == (there is ports)
+        assert equals_wanted(context, "leaf1", leaf)
+    assert set(ways) == {len(owners)}, "none has gone with the group"
+
+
+def equals_wanted(context: Context, switch: str, has: FakeSwitch) -> bool:
+    wanted = context.compiler.program(switch).whole()
+    return {key: entry for key, entry in wanted.items() if isinstance(entry, Flow)} == dict(has.flows)
 
 
 async def test_what_is_changed_and_not_yet_computed_does_not_stand(lab: ControlledNetwork) -> None:

@@ -235,6 +235,10 @@ class Compiler:
         """What a switch should hold."""
         return SwitchProgram(self._contributions, switch)
 
+    def entries(self, owner: Owner, switch: str) -> Program:
+        """What an owner has on a switch, as last computed."""
+        return self._contributions.on(owner, switch)
+
     def switches_of(self, owner: Owner) -> Collection[str] | None:
         """Where an owner has entries, as last computed; None where these clashed with another's."""
         return None if owner in self._clashed else self._contributions.switches_of(owner)
