@@ -10,7 +10,7 @@ from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.entry import Flow
 from retinue.core.pipeline.meters import LEAF_RATE, VMMeter
 from retinue.core.pipeline.tables import Table
-from support.fabric.networks import add_vm, fabric
+from support.fabric.networks import add_uplink, add_vm, fabric
 from support.fabric.storage import add_forwarder, login
 from support.pages import section, table, text
 
@@ -30,7 +30,8 @@ def shown_entries(heading: str) -> set[tuple[str, int]]:
 
 
 def real_entries(role: Role) -> set[tuple[str, int]]:
-    """Those of a network with a fenced server, a VM that serves DHCP, and one in each stage of a move."""
+    """Those of a network with a fenced server, a VM that serves DHCP, one in each stage of a move, and, where
+    leaves are looked at, a server with two uplinks."""
     found = set()
     for copied, forwarded in itertools.product(("", "server1"), ("", "server1")):
         net = fabric()
@@ -43,6 +44,8 @@ def real_entries(role: Role) -> set[tuple[str, int]]:
         net.put_vm(replace(moving, also=also, copied_to=copied, forwarded_from=forwarded))
         add_forwarder(net)
         net.log_in(login(1))
+        if role is Role.LEAF:  # What an edge with several uplinks has besides is told below its table.
+            add_uplink(net, 1, 2)
         compiler = Compiler(net)
         compiler.update(net.everything())
         for switch in net.with_role(role):

@@ -93,6 +93,10 @@ def uplink_meter(port: int) -> Meter:
 LEAF_RATE = 500
 """Frames a second, and the size of a burst, of each LeafMeter."""
 
+STRANGERS = Meter(9, LEAF_RATE, LEAF_RATE)
+"""Of the same from ports where no uplink is known to lead. What a server sends of these takes nothing away
+from others' ARP, by which servers with one uplink are found."""
+
 
 def vm_meters(port: int) -> list[Meter]:
     return [Meter(kind.id(port), kind.rate, kind.rate) for kind in VMMeter]

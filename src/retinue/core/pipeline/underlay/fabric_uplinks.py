@@ -16,7 +16,7 @@ from retinue.core.packets.lldp import NEAREST_BRIDGE
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import CONTROLLER, Flow, Meter, Output, PortNo, match
 from retinue.core.pipeline.matches import NO_TAG
-from retinue.core.pipeline.meters import LeafMeter, uplink_meter
+from retinue.core.pipeline.meters import STRANGERS, uplink_meter
 from retinue.core.pipeline.priorities import LeafAdmit, Servers
 from retinue.core.pipeline.tables import Table
 
@@ -67,9 +67,8 @@ def probe_entries(net: Network, leaf: str) -> Iterator[Flow | Meter]:
         return
     mark = cookie(Reason.PROBE, Owner("switch", leaf))
     kind = match(vlan_vid=NO_TAG, eth_type=EtherType.LLDP, eth_dst=NEAREST_BRIDGE, eth_src=net.gateway_mac)
-    yield Flow(
-        Table.ADMIT, LeafAdmit.PROBE_OF_STRANGER, kind, (CONTROLLER,), meter=LeafMeter.ARP, cookie=mark
-    )
+    yield STRANGERS
+    yield Flow(Table.ADMIT, LeafAdmit.PROBE_OF_STRANGER, kind, (CONTROLLER,), meter=STRANGERS.id, cookie=mark)
     for at in net.uplink_places.values():
         number = net.port_number(at) if at.switch == leaf else None
         if number is not None:
