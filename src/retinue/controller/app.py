@@ -57,6 +57,7 @@ from retinue.controller.spoof_counts import SpoofCounts
 from retinue.controller.state import Stored
 from retinue.controller.switches.readback import SwitchSession
 from retinue.controller.tracing import Tracer
+from retinue.controller.uplink_changes import PlacesGone
 from retinue.controller.words import Words
 from retinue.core.link_watch import LinkLimits
 from retinue.core.migration.copying import PLAIN, CopyOptions
@@ -185,7 +186,7 @@ class Controller:
         for lease in stored.assignments:
             over = lease.lease_end is not None and lease.lease_end <= now
             (ended if over else held).append(lease)
-        restore(self.context.state, replace(stored, assignments=held))
+        self.context.apply(PlacesGone(restore(self.context.state, replace(stored, assignments=held))))
         for lease in ended:
             self.context.apply(AddressReleased(lease))
             if is_leased(lease.ip):

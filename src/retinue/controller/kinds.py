@@ -27,6 +27,7 @@ from retinue.controller.state import (
     RemovedGuest,
     ServerLocation,
     State,
+    Storable,
     Stored,
     UplinkInUse,
     UplinkPlace,
@@ -204,8 +205,11 @@ private ones of Network are indexes, kept by the methods that keep the rest."""
 KIND_OF: Mapping[type[Any], Kind] = {kind.type: kind for kind in KINDS}
 
 
-def restore(state: State, stored: Stored) -> None:
-    """Bring back what the database holds; what no longer fits the configuration is left out, and logged."""
+def restore(state: State, stored: Stored) -> tuple[Storable, ...]:
+    """Bring back what the database holds; what no longer fits the configuration is left out, and logged.
+
+    Returns what nobody needs any more (`restoring.places_gone`).
+    """
     for fault in stored.faults:
         log.warning("restore.unreadable_row", fault=fault)
     set_aside = restoring.set_aside(state.net, stored.subnets)
@@ -218,3 +222,4 @@ def restore(state: State, stored: Stored) -> None:
     for vnet in state.net.vnets.values():
         if vnet.mtu > state.net.mtu:
             log.warning("vnet.mtu_too_large", vnet=vnet.id, mtu=vnet.mtu, counts_as=state.net.mtu)
+    return restoring.places_gone(state, stored)

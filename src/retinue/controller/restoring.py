@@ -23,6 +23,8 @@ from retinue.controller.state import (
     RemovedGuest,
     ServerLocation,
     State,
+    Storable,
+    Stored,
     UplinkInUse,
     UplinkPlace,
     Word,
@@ -218,6 +220,19 @@ def words(state: State, words: Collection[Word]) -> None:
 
 def bookings(state: State, bookings: Collection[Booking]) -> None:
     state.bookings.update((one.vm, one) for one in bookings if one.server in state.net.servers)
+
+
+def places_gone(state: State, stored: Stored) -> tuple[Storable, ...]:
+    """Stored places, and what was known of them, that are not there any more: of servers, edges, uplinks and
+    links which the configuration has no longer. They are found again if they come back."""
+    net = state.net
+    return (
+        *(one for one in stored.locations if one.server not in net.servers),
+        *(one for one in stored.locations if one.server in net.servers and one.at.switch not in net.switches),
+        *(one for one in stored.uplink_places if net.uplink_places.get(one.uplink) != one.at),
+        *(one for one in stored.uplinks_in_use if net.in_use.get(one.edge) != one.uplink),
+        *(one for one in stored.lost_links if one.lower not in net.lost_links),
+    )
 
 
 def set_aside(net: Network, subnets: Collection[Subnet]) -> list[Subnet]:

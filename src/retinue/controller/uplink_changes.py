@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from retinue.controller.changes import Change, Published
 from retinue.controller.state import LostLink, State, Storable, UplinkInUse, UplinkPlace
 from retinue.core.model import PortRef
-from retinue.core.model.network import Touched
+from retinue.core.model.network import NOTHING, Touched
 from retinue.protocol.events import EventType
 
 
@@ -33,6 +33,19 @@ class UplinkFound(Change):
     def events(self, state: State) -> Iterator[Published]:
         found = {"server": self.server, "uplink": str(self.uplink), "location": str(self.at)}
         yield EventType.UPLINK_FOUND, found
+
+
+@dataclass(frozen=True, slots=True)
+class PlacesGone(Change):
+    """What the database has of servers, uplinks and links that are not in the configuration any more goes."""
+
+    places: tuple[Storable, ...]
+
+    def apply(self, state: State) -> Touched | None:
+        return NOTHING if self.places else None
+
+    def dropped(self) -> tuple[Storable, ...]:
+        return self.places
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from retinue.controller.state import (
     State,
     Storable,
     Stored,
+    UplinkPlace,
     Word,
 )
 from retinue.controller.store.schema import TABLES
@@ -282,6 +283,7 @@ STORY: tuple[Change, ...] = (
     uplink_changes.UplinkFound("server3", PortRef("edge3", "up0"), PortRef("leaf1", "p3"), ()),
     uplink_changes.UplinkFound("server3", UP1, PortRef("leaf2", "q3"), ()),
     uplink_changes.UplinkUsed("server3", "edge3", "up1", ""),
+    uplink_changes.PlacesGone((UplinkPlace(PortRef("edge9", "up1"), PortRef("leaf1", "q9")),)),
     link_changes.LinkLost(UP1, PortRef("leaf2", "q3"), "nothing comes in"),
     uplink_changes.UplinkUsed("server3", "edge3", "up0", "up1"),
     uplink_changes.UplinkFound("server3", PortRef("edge3", "up0"), PortRef("leaf2", "q3"), (UP1,)),

@@ -261,6 +261,28 @@ async def test_a_controller_that_begins_anew_goes_on_with_the_one_in_use() -> No
     await again.fake.stop()
 
 
+@pytest.mark.parametrize("gone", ["server", "uplink"])
+async def test_places_of_what_is_not_in_the_configuration_any_more_are_forgotten(
+    bench: Bench, gone: str
+) -> None:
+    """Else they would be read, and left out, at each start for ever."""
+    bench.cut("edge1", UPLINK)
+    await bench.seconds(5)
+    before = bench.store.load()
+    assert (len(before.uplink_places), len(before.uplinks_in_use), len(before.lost_links)) == (2, 1, 1)
+    again = Bench(bench.store)
+    if gone == "server":
+        again.net.remove_vm("vm1")
+        again.net.remove_server("server1")
+        del again.net.switches["edge1"]
+    else:
+        again.net.add_switch(replace(again.net.switches["edge1"], standby=()))
+    again.controller.restore(replace(before, vms=[], assignments=[]))
+    kept = again.store.load()
+    assert (kept.uplink_places, kept.uplinks_in_use, kept.lost_links) == ([], [], [])
+    assert "server1" not in {one.server for one in kept.locations}
+
+
 async def test_a_server_that_repeats_its_frame_at_other_leaves_moves_nothing(bench: Bench) -> None:
     """Each time all of its entries would be computed and sent, and its place stored."""
     for leaf in ("leaf1", "leaf2", "leaf3"):
