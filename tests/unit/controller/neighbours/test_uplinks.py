@@ -157,6 +157,20 @@ async def test_a_port_that_goes_down_at_either_end_is_left_at_once(bench: Bench,
     assert bench.goes_by("leaf1")
 
 
+@pytest.mark.parametrize("first", ["up0", "up1"])
+async def test_both_fail_at_once_and_come_back_in_either_order(bench: Bench, first: str) -> None:
+    """Nothing is to be had meanwhile; then it goes by what is back, and in the end by the preferred."""
+    for name in ("up0", "up1"):
+        bench.port("edge1", name, up=False)
+    await bench.seconds(3, probes=False)
+    bench.port("edge1", first, up=True)
+    await bench.seconds(2)
+    assert bench.goes_by("leaf1" if first == "up0" else "leaf2")
+    bench.port("edge1", "up1" if first == "up0" else "up0", up=True)
+    await bench.seconds(50)
+    assert bench.goes_by("leaf1")
+
+
 @pytest.mark.parametrize("ends", [(("edge1", UPLINK),), (("leaf1", leaf_port(1)),)], ids=["up", "down"])
 async def test_what_vanishes_silently_is_found_by_probes(
     bench: Bench, ends: tuple[tuple[str, int], ...]
