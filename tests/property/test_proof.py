@@ -5,7 +5,8 @@ import pytest
 pytest.importorskip("z3", reason="make install-prove")
 
 from prove import words
-from prove.networks import NETWORKS, moments
+from prove.moments import moments
+from prove.networks import NETWORKS
 from prove.properties import Tally
 from prove.run import examine
 
@@ -25,6 +26,7 @@ from prove.run import examine
         ("tenants", "at rest"),
         ("tenants", "copied: done"),
         ("routed", "at rest"),
+        ("uplinks", "by the second uplink: stage 1"),
         ("vxlan", "at rest"),
         ("ways_out", "copied: done"),
         ("flooded", "diverted: stage 1"),

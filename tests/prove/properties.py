@@ -24,7 +24,7 @@ from itertools import product
 import z3
 
 from prove import honest, wire
-from prove.networks import Moment
+from prove.moments import Moment
 from prove.reach import ON_A_CABLE, ROUND, Emission, End, Explorer, Fate
 from prove.terms import SIZE, TAGGED, UNKNOWN, Bits, Fields, Sent, Value, all_of, undecided
 from retinue.core.limits import LEAST_MTU

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from prove import honest, words
-from prove.networks import NETWORKS, Moment, moments
+from prove.moments import Moment, moments
+from prove.networks import NETWORKS
 from prove.properties import Counterexample, Tally, check, doors
 from prove.reach import Explorer
 

@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("z3", reason="make install-prove")
 
 from prove import words
-from prove.networks import NETWORKS, Moment, moments
+from prove.moments import Moment, moments
+from prove.networks import NETWORKS
 from prove.properties import AMBIGUOUS, A, B, C, Counterexample, D, E, F, Tally, doors
 from prove.reach import MAX_HOPS, Emission, Explorer, Fate, Hop
 from prove.run import NothingProvedError, examine
