@@ -40,7 +40,7 @@ from retinue.core.packets import (
 )
 from retinue.core.pipeline.compiler import Before
 from retinue.core.pipeline.cookies import Reason, cookie, reason_of
-from retinue.core.pipeline.entry import Change, Flow
+from retinue.core.pipeline.entry import Change, Flow, Output
 from retinue.core.pipeline.underlay.fabric_switches import UP_GROUP
 from retinue.core.snooping.spoofing import SpoofAttempt
 from retinue.protocol.migrations import Report
@@ -1087,6 +1087,28 @@ async def test_a_leaf_with_many_prefixes_rejects_none_when_its_ways_up_come_and_
         assert (UP_GROUP in leaf.groups) == (there is ports)
         assert equals_wanted(context, "leaf1", leaf)
     assert set(ways) == {len(owners)}, "none has gone with the group"
+
+
+async def test_a_router_with_many_prefixes_beside_it_moves_and_its_own_ways_do_not_wait(
+    lab: ControlledNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That no router may send as one of the prefixes is said at its port, for each of them."""
+    context, net = lab.controller.context, lab.fake.net
+    lab.fake.sessions["leaf1"].ports["new"] = 95
+    touched = net.set_ports("leaf1", {**net._numbers["leaf1"], "new": 95})
+    for n in range(40):
+        vm = VM.with_one_nic(f"many{n}", f"52:54:01:00:00:{n:02x}", "server1")
+        prefixes = tuple(IPv4Network(f"10.64.{n}.{16 * k}/28") for k in range(MOST_PREFIXES))
+        touched |= net.put_vm(replace(vm, nics=(replace(vm.nic, prefixes=prefixes),)))
+    await context.install(touched)
+    session = lab.fake.sessions["leaf1"]
+    session.applied.clear()
+    router = replace(net.servers["router"], given_at=PortRef("leaf1", "new"))
+    await context.install(net.put_server(router))
+    ways = [sum(Output(95) in flow.actions for flow in change.add) for change in session.applied]
+    assert len(ways) > 1, "told in batches"
+    assert ways[0] > 0 and not any(ways[1:])
+    assert equals_wanted(context, "leaf1", lab.fake.fabric["leaf1"])
 
 
 def equals_wanted(context: Context, switch: str, has: FakeSwitch) -> bool:
