@@ -4,7 +4,7 @@
 # make demo   the main job, end to end, on real parts; writes build/demo.json
 # make compare   live migration beside other systems, under traffic; writes build/compare.json (half an hour or
 #             more; minutes with SYSTEMS=retinue,learning-switch RUNS=2 PPS=500; also SIZES=64,1400 and TCP=0;
-#             MECHANISMS=1: what each of the five mechanisms does alone)
+#             MECHANISMS=1: what each of the five mechanisms does alone; DUAL=1: two NICs, IPv4 and IPv6)
 # make bench    how the controller bears up to 100,000 VMs on 1,000 servers, which are fakes; writes build/bench.json
 #             (up to an hour; SHORT=1: two small sizes, under two minutes; ARGS="--help" for the rest)
 # make check  ruff, strict types, import contracts, the tests that requirements name (under a minute)
@@ -90,7 +90,7 @@ compare: install
 	@$(MAKE) --no-print-directory -s install-libvirt || echo "Going on without libvirt" >&2
 	@nice -n -15 $(BIN)/retinue lab compare --output build/compare.json $(if $(SYSTEMS),--systems "$(SYSTEMS)") $(if $(MECHANISMS),--mechanisms) \
 		$(if $(RUNS),--runs $(RUNS)) $(if $(PPS),--pps "$(PPS)") $(if $(SIZES),--sizes "$(SIZES)") \
-		$(if $(TCP),--tcp $(TCP)) $(if $(WRITES),--writes "$(WRITES)")
+		$(if $(TCP),--tcp $(TCP)) $(if $(WRITES),--writes "$(WRITES)") $(if $(DUAL),--dual)
 
 bench: $(VENV)/.installed
 	@PYTHONPATH=tests $(BIN)/python -m bench.scale $(if $(SHORT),--short) $(ARGS)

@@ -68,6 +68,27 @@ def test_a_short_comparison(
     assert list(labs.iterdir()) == [], "the labs are gone"
 
 
+def test_a_dual_vm_with_two_nics_is_measured_at_each_of_its_addresses(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By retinue and, where it can be had, by OVN beside it; retinue loses nothing in any of the flows."""
+    monkeypatch.setenv("RETINUE_LAB_DIR", str(tmp_path_factory.mktemp("labs")))
+    chosen = [name for name in ("retinue", "ovn-multichassis-rarp") if name in AVAILABLE]
+    report, _ = run.run(run.Plan(chosen, 1, [125], [64], dual=True), tmp_path / "compare.json", print)
+    assert report.failures == []
+    flows = [(family, nic) for nic in (1, 2) for family in summary.FAMILIES]
+    assert [(row.system, row.family, row.nic, row.direction) for row in report.moves] == [
+        (system, *flow, direction) for system in chosen for flow in flows for direction in summary.DIRECTIONS
+    ]
+    assert len(report.noise) == len(report.moves)
+    assert {row.flows for row in report.moves} == {row.flows for row in report.noise} == {4}
+    for row in report.moves:
+        assert row.traffic.sent_after_resume > row.traffic.lost_after_resume, row
+        if row.system in OURS:
+            lost = row.traffic.lost + row.traffic.answers_lost
+            assert (lost, row.traffic.duplicated, row.traffic.reordered) == (0, 0, 0), row
+
+
 def test_a_neighbour_is_reached_where_it_went_by_the_rewrite_alone(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

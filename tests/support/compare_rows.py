@@ -35,6 +35,9 @@ def row(
     if "content_right" in more:
         right = more.pop("content_right")
         writes = {"guest": "writing", "write_mib_s": 20, "passes": 3, "content_right": right}
+    if "flow" in more:
+        family, nic = more.pop("flow")
+        writes |= {"family": family, "nic": nic, "flows": 4}
     traffic = figures(**more)
     return MigrationRow(
         vm="vm1",

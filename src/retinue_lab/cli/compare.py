@@ -52,6 +52,13 @@ def compare(
             metavar="N,...", help="MiB a second that the guest writes in further moves; 0: no such moves."
         ),
     ] = "20",
+    dual: Annotated[
+        bool,
+        typer.Option(
+            "--dual",
+            help="A VM with two NICs, each with IPv4 and IPv6: the traffic is to and from each of the four.",
+        ),
+    ] = False,
     output: Annotated[
         Path, typer.Option(metavar="FILE", help="Gets all figures; the picture goes beside it as .svg.")
     ] = DEFAULT_OUTPUT,
@@ -67,6 +74,7 @@ def compare(
       retinue lab compare
       retinue lab compare --systems retinue,learning-switch --pps 500 --runs 2
       retinue lab compare --mechanisms --pps 500 --sizes 64 --runs 3 --tcp 0 --writes 0
+      retinue lab compare --dual --pps 125 --sizes 64 --runs 3 --writes 0
     """
     with target.lab_errors():
         from retinue_lab.compare import run as comparison
@@ -74,13 +82,16 @@ def compare(
 
         if mechanisms and systems:
             raise typer.BadParameter("say either which systems, or --mechanisms", param_hint="--systems")
+        if dual and tcp:
+            raise typer.BadParameter("with --dual no TCP is measured: leave it out", param_hint="--tcp")
         named = comparison.MECHANISMS if mechanisms else systems.replace(",", " ").split()
         plan = comparison.Plan(
             systems=named or comparison.USUAL,
             runs=runs,
             pps=_numbers(pps, "--pps", 20_000),
             sizes=_numbers(sizes, "--sizes", 1472),
-            tcp_runs=runs if tcp is None else tcp,
+            tcp_runs=(0 if dual else runs) if tcp is None else tcp,
+            dual=dual,
             write_mib_s=[] if writes.strip() == "0" else _numbers(writes, "--writes", 10_000),
         )
 

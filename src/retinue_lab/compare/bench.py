@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retinue.protocol.routes import Route
+from retinue_lab.compare.report.summary import Family
 from retinue_lab.errors import LabError
 from retinue_lab.network import switches
 from retinue_lab.network.switches import env
@@ -19,11 +20,17 @@ from retinue_lab.network.vm_driver import SOCKET
 from retinue_lab.processes.processes import run
 from retinue_lab.sandbox.clients import Driver, Manager
 from retinue_lab.sandbox.handle import LabHandle
-from retinue_lab.topology.parts import SubnetPart
+from retinue_lab.topology.parts import Subnet6Part, SubnetPart
 
 VM, MAC, ADDRESS = "vm1", "52:54:00:00:00:01", "10.1.0.50"
 """The address is set by the manager: a DHCP server is no part of what is compared. A system may have another
 id for the VM (compare.systems.base.System.vm)."""
+SECOND_MAC = "52:54:00:00:00:02"
+DUAL: tuple[tuple[str, str, str], ...] = (
+    (MAC, ADDRESS, "fd00:1::50"),
+    (SECOND_MAC, "10.1.0.51", "fd00:1::51"),
+)
+"""The NICs of a VM with two: MAC, and the address of each family."""
 SERVERS = ("server1", "server2")
 """Between these, each on a leaf of its own, the VM goes to and fro."""
 BOOT_SECONDS = 60.0
@@ -47,12 +54,24 @@ class Migrated:
         return (self.resumed_at - self.stopped_at) * 1000
 
 
+def address_of(family: Family, nic: int) -> str:
+    """Of the VM's NIC, from 1."""
+    _, ipv4, ipv6 = DUAL[nic - 1]
+    return ipv4 if family == "ipv4" else ipv6
+
+
+SETTLED = "until ! ip -6 address show | grep -q tentative; do usleep 50000; done"
+"""The guest has found that nobody else has its addresses of IPv6 (RFC 4862, 5.4), and may use them."""
+
+
 class Bench:
     """The VM of a comparison, and the means to boot it, to migrate it and to run commands around it."""
 
-    def __init__(self, lab: LabHandle, vm: str = VM) -> None:
+    def __init__(self, lab: LabHandle, vm: str = VM, *, dual: bool = False) -> None:
         self.lab = lab
         self.vm = vm
+        self.dual = dual
+        """It has two NICs, each with an address of each family; else one, with one of IPv4."""
         self.topology = lab.topology
         self.at = SERVERS[0]
         """Where the VM runs."""
@@ -69,9 +88,20 @@ class Bench:
         """The VM's."""
         return next(subnet for subnet in self.topology.subnet if subnet.id == "blue")
 
+    @property
+    def subnet6(self) -> Subnet6Part:
+        """The VM's of IPv6, where it is dual."""
+        (subnet,) = self.topology.subnet6
+        return subnet
+
     async def boot(self) -> None:
         """Start the VM; return when its guest serves. Raises LabError."""
         raise NotImplementedError
+
+    async def settle(self) -> None:
+        """Return when the guest, which has booted, may use all of its addresses. Raises LabError."""
+        if self.dual:
+            await self.in_guest(SETTLED)
 
     async def close(self) -> None:
         """End what was started, as far as it does not end with the lab."""
@@ -124,19 +154,23 @@ def dropped(before: Drops, after: Drops) -> int:
 class ManagedBench(Bench):
     """The VM is registered with the lab's controller, which has it run."""
 
-    def __init__(self, lab: LabHandle, vm: str = VM) -> None:
-        super().__init__(lab, vm)
+    def __init__(self, lab: LabHandle, vm: str = VM, *, dual: bool = False) -> None:
+        super().__init__(lab, vm, dual=dual)
         self.manager = Manager(lab.topology.controller_url)
         self.driver = Driver(lab.directory / SOCKET)
 
     async def boot(self) -> None:
-        inventory = {"id": self.vm, "mac": MAC, "server": self.at, "addresses": [ADDRESS]}
+        inventory: dict[str, Any] = {"id": self.vm, "server": self.at}
+        if self.dual:
+            inventory["nics"] = [{"mac": mac, "addresses": addresses} for mac, *addresses in DUAL]
+        else:
+            inventory |= {"mac": MAC, "addresses": [ADDRESS]}
         await self.manager.post(Route.REGISTER_VMS.path(), inventory)
         until = asyncio.get_running_loop().time() + BOOT_SECONDS
         while asyncio.get_running_loop().time() < until:
             with contextlib.suppress(LabError):  # It is not there yet.
                 if "RETINUE READY" in (await self.driver.ask(do="serial", vm=self.vm)).get("text", ""):
-                    return
+                    return await self.settle()
             await asyncio.sleep(0.1)
         raise LabError(f"{self.vm} did not boot within {BOOT_SECONDS:.0f} s")
 

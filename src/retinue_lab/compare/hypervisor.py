@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path
 
 from retinue.core.migration.precopy import WANTED_DOWNTIME
+from retinue.core.model import port_id_of
 from retinue.host.errors import HostError
 from retinue.host.taps import add_port, remove_port, tap_name
 from retinue.hypervisor import HypervisorError, VMSpec
+from retinue.hypervisor.interface import NICSpec
 from retinue.hypervisor.qemu.hypervisor import QemuHypervisor
 from retinue.hypervisor.qemu.machine import EXITED, EventQueue, QemuMachine, event_time
-from retinue_lab.compare.bench import ADDRESS, MAC, SERVERS, VM, Bench, Migrated
+from retinue_lab.compare.bench import ADDRESS, DUAL, MAC, SERVERS, VM, Bench, Migrated
 from retinue_lab.errors import LabError
 from retinue_lab.guest.image import command_line, ensure_guest
 from retinue_lab.guest.shell import GuestShell, GuestShellError, console_line
@@ -31,13 +33,14 @@ from retinue_lab.topology.topology import EDGE_BRIDGE
 BOOT_SECONDS = 60.0
 MIGRATION_SECONDS = 60.0
 UNBOUNDED = 1 << 40
+SECOND_NIC = port_id_of(VM, 2)
 
 
 class PlainBench(Bench):
     """Boots the VM on the first of the servers."""
 
-    def __init__(self, lab: LabHandle) -> None:
-        super().__init__(lab)
+    def __init__(self, lab: LabHandle, *, dual: bool = False) -> None:
+        super().__init__(lab, dual=dual)
         self._folder = lab.directory / "vms"
         self._hypervisors = {
             server: QemuHypervisor(self._folder / server, self.launcher(server)) for server in SERVERS
@@ -55,6 +58,7 @@ class PlainBench(Bench):
             await self.plug(self.at)
             self._lives_in(await self._hypervisors[self.at].start(self._spec()))
             await console_line(self._running.files.serial_log, "RETINUE READY", BOOT_SECONDS)
+            await self.settle()
         except (HostError, GuestShellError) as error:
             raise LabError(str(error)) from error
 
@@ -84,7 +88,8 @@ class PlainBench(Bench):
             await self._running.quit()
             self._lives_in(there)
             self.at = target
-            await remove_port(_on(source), bridge=EDGE_BRIDGE, tap=tap_name(VM))
+            for id, _ in self.nics:
+                await remove_port(_on(source), bridge=EDGE_BRIDGE, tap=tap_name(id))
         except HostError as error:
             raise LabError(f"{VM} was not migrated: {error}") from error
         total_ms = (time.monotonic() - began) * 1000
@@ -135,9 +140,15 @@ class PlainBench(Bench):
     def _lives_in(self, machine: QemuMachine) -> None:
         self._machine, self._shell = machine, GuestShell(machine.files.shell)
 
+    @property
+    def nics(self) -> list[tuple[str, str]]:
+        """The id of each of its NICs' ports, and its MAC."""
+        return [(VM, MAC), (SECOND_NIC, DUAL[1][0])] if self.dual else [(VM, MAC)]
+
     async def plug(self, server: str) -> None:
-        """Make the VM's port there."""
-        await add_port(_on(server), bridge=EDGE_BRIDGE, tap=tap_name(VM), vm=VM, mac=MAC)
+        """Make the VM's ports there."""
+        for id, mac in self.nics:
+            await add_port(_on(server), bridge=EDGE_BRIDGE, tap=tap_name(id), vm=VM, mac=mac, nic=id)
 
     def guest_address(self) -> str:
         """As the guest's command line has it: set by hand, as DHCP is no part of what is compared."""
@@ -145,8 +156,24 @@ class PlainBench(Bench):
 
     def _spec(self) -> VMSpec:
         guest = ensure_guest()
-        line = command_line(self.guest_address(), hostname=VM)
-        return VMSpec(VM, MAC, tap_name(VM), guest.kernel, guest.initrd, line)
+        (first, mac), *others = self.nics
+        line = " ".join(
+            [command_line(self.guest_address(), hostname=VM, address6=self._ipv6(0)), *self._second()]
+        )
+        more = tuple(NICSpec(id, its, tap_name(id), slot) for slot, (id, its) in enumerate(others, 2))
+        return VMSpec(VM, mac, tap_name(first), guest.kernel, guest.initrd, line, more_nics=more)
+
+    def _ipv6(self, nic: int) -> str:
+        if not self.dual:
+            return ""
+        return f"{DUAL[nic][2]}/{self.subnet6.prefix.prefixlen},{self.subnet6.gateway}"
+
+    def _second(self) -> list[str]:
+        """What the guest is told of its second NIC."""
+        if not self.dual:
+            return []
+        ipv4 = f"{DUAL[1][1]}/{self.subnet.prefix.prefixlen},{self.subnet.gateway}"
+        return [f"nic1={ipv4}", f"nic1ip6={self._ipv6(1)}"]
 
 
 def _on(server: str) -> Callable[..., Awaitable[str]]:

@@ -20,18 +20,19 @@ import msgspec
 
 from retinue_lab.compare import tcp as compare_tcp
 from retinue_lab.compare.bench import Bench, Migrated, dropped, drops
-from retinue_lab.compare.report.records import (
-    ClientRecord,
-    Figures,
-    GuestReport,
-    around,
-    client_to_vm,
-    vm_to_client,
+from retinue_lab.compare.report.records import Figures, around, client_to_vm, vm_to_client
+from retinue_lab.compare.report.summary import (
+    DIRECTIONS,
+    Direction,
+    Family,
+    MigrationRow,
+    NoiseRow,
+    TcpRow,
+    Trace,
 )
-from retinue_lab.compare.report.summary import DIRECTIONS, Direction, MigrationRow, NoiseRow, TcpRow, Trace
 from retinue_lab.compare.systems import base, registry
 from retinue_lab.compare.systems.base import System
-from retinue_lab.compare.traffic import SteadyRun
+from retinue_lab.compare.traffic import Flow, FlowRecord, Traffic
 from retinue_lab.errors import LabError
 from retinue_lab.processes import state
 from retinue_lab.processes.processes import popen
@@ -58,6 +59,13 @@ class Task(msgspec.Struct, frozen=True):
     """Which carry traffic."""
     write_mib_s: int = 0
     """What the guest writes meanwhile to its memory; 0: nothing."""
+    families: tuple[Family, ...] = ("ipv4",)
+    nics: int = 1
+
+    @property
+    def flows(self) -> list[Flow]:
+        """The streams of traffic, all at the same time: one for each family and NIC."""
+        return [Flow(family, nic) for nic in range(1, self.nics + 1) for family in self.families]
 
     @property
     def text(self) -> str:
@@ -68,7 +76,8 @@ class Task(msgspec.Struct, frozen=True):
                 what = "no move" if self.kind == "noise" else f"move {self.run}"
                 apart = "" if len(self.directions) > 1 else f" {self.directions[0]}"
                 writing = f", {self.write_mib_s} MiB/s written" if self.write_mib_s else ""
-                return f"{self.pps}/s of {self.size} bytes{apart}{writing}, {what}"
+                flows = f" in each of {n} flows" if (n := len(self.flows)) > 1 else ""
+                return f"{self.pps}/s of {self.size} bytes{flows}{apart}{writing}, {what}"
 
 
 class GuestWriter:
@@ -132,12 +141,12 @@ class Comparison:
             case "tcp":
                 await self.tcp(number, task)
 
-    async def traffic(self, task: Task) -> SteadyRun:
+    async def traffic(self, task: Task) -> Traffic:
         # Without requests of its own the client would not know when the traffic has ended.
         requests = task.pps if "client-to-vm" in task.directions else FEW
         stream = task.pps if "vm-to-client" in task.directions else 0
-        return await SteadyRun.start(
-            popen, self.bench, self.program, pps=requests, stream=stream, size=task.size
+        return await Traffic.start(
+            popen, self.bench, self.program, task.flows, pps=requests, stream=stream, size=task.size
         )
 
     async def noise(self, number: int, task: Task) -> None:
@@ -145,10 +154,10 @@ class Comparison:
         before = processor_time()
         await asyncio.sleep(BEFORE + STILL)
         idle = idle_percent(before, processor_time())
-        record = await run.finish()
+        records = await run.finish()
         rows = [
-            NoiseRow(self.system.name, direction, task.size, task.run, found, idle)
-            for direction, found in figures_of(task, *record, 0.0)
+            NoiseRow(self.system.name, direction, task.size, task.run, found, idle, *flow, len(records))
+            for flow, direction, found in figures_of(task, records, 0.0)
         ]
         send(task=number, noise=rows)
 
@@ -167,7 +176,7 @@ class Comparison:
         except BaseException:
             await run.abandon()
             raise
-        record = await run.finish()
+        records = await run.finish()
         lost = dropped(dropped_before, await drops(bench))
         right = await self.writer.all_right() if task.write_mib_s else None
         rows = [
@@ -188,15 +197,19 @@ class Comparison:
                 guest="writing" if task.write_mib_s else "idle",
                 write_mib_s=task.write_mib_s or None,
                 content_right=right,
+                family=flow.family,
+                nic=flow.nic,
+                flows=len(records),
                 **moved.more,
             )
-            for direction, found in figures_of(task, *record, moved.resumed_at)
+            for flow, direction, found in figures_of(task, records, moved.resumed_at)
         ]
         await self.system.after_migration(bench, moved.source, moved.target)
         found: dict[str, Any] = {"task": number, "move": rows}
         if "client-to-vm" in task.directions and not task.write_mib_s:
-            dots = around(record[0], moved.resumed_at, PICTURE_BEFORE_MS, PICTURE_AFTER_MS)
-            found["trace"] = Trace(self.system.name, task.pps, task.size, task.run, moved.pause_ms, dots)
+            dots = around(records[0].client, moved.resumed_at, PICTURE_BEFORE_MS, PICTURE_AFTER_MS)
+            which = (self.system.name, task.pps, task.size, task.run)
+            found["trace"] = Trace(*which, moved.pause_ms, dots, len(records))
         send(**found)
 
     async def tcp(self, number: int, task: Task) -> None:
@@ -237,11 +250,15 @@ class Comparison:
 
 
 def figures_of(
-    task: Task, client: ClientRecord, guest: GuestReport, resumed_at: float
-) -> list[tuple[Direction, Figures]]:
-    """Those of each direction that was measured."""
+    task: Task, records: Sequence[FlowRecord], resumed_at: float
+) -> list[tuple[Flow, Direction, Figures]]:
+    """Those of each flow and direction that was measured."""
     analyses = {"client-to-vm": client_to_vm, "vm-to-client": vm_to_client}
-    return [(name, analyses[name](task.pps, client, guest, resumed_at)) for name in task.directions]
+    return [
+        (one.flow, name, analyses[name](task.pps, one.client, one.guest, resumed_at))
+        for one in records
+        for name in task.directions
+    ]
 
 
 def processor_time() -> tuple[int, int]:
@@ -257,7 +274,7 @@ def idle_percent(before: tuple[int, int], after: tuple[int, int]) -> float:
 async def compare(where: Directory, name: str, program: Path, tasks: Sequence[Task]) -> None:
     settings = state.decode_settings(where.settings.read_bytes())
     lab = LabHandle(settings.name, where.path, 1, settings.topology)
-    system = registry.by_name(name)()
+    system = registry.by_name(name)(dual=any(len(task.flows) > 1 for task in tasks))
     bench = system.bench(lab)
     try:
         await system.before_boot(bench)

@@ -17,7 +17,16 @@ import msgspec
 from retinue_lab.compare import tcp as compare_tcp
 from retinue_lab.compare.inside import Task
 from retinue_lab.compare.progress import Progress
-from retinue_lab.compare.report.summary import WAYS, Failure, MigrationRow, NoiseRow, SystemRow, TcpRow, Trace
+from retinue_lab.compare.report.summary import (
+    WAYS,
+    Failure,
+    MigrationRow,
+    NoiseRow,
+    SystemRow,
+    TcpRow,
+    Trace,
+    flow_text,
+)
 from retinue_lab.compare.systems.base import System
 from retinue_lab.errors import LabError
 from retinue_lab.sandbox import handle
@@ -52,7 +61,7 @@ def measure(systems: Sequence[System], tasks: Sequence[Task], program: Path, fou
         tasks = [task for task in tasks if task.kind != "tcp"]
     having = []
     for system in systems:
-        if reason := system.missing():
+        if reason := system.unavailable():
             say(f"{system.name}: not available: {reason}")
             found.systems.append(SystemRow(system.name, False, system.how, reason))
         else:
@@ -158,7 +167,7 @@ def _take(message: dict[str, Any], found: Found) -> str:
         found.traces.append(msgspec.convert(message["trace"], Trace))
     rows: list[MigrationRow | NoiseRow] = [*moves, *noise]
     words = [
-        f"{WAYS[row.direction]} {row.traffic.lost} lost, {row.traffic.duplicated} twice, "
+        f"{_flow(row)}{WAYS[row.direction]} {row.traffic.lost} lost, {row.traffic.duplicated} twice, "
         f"longest gap {row.traffic.longest_gap_ms:.0f} ms"
         for row in rows
     ]
@@ -166,3 +175,8 @@ def _take(message: dict[str, Any], found: Found) -> str:
     moved: list[MigrationRow | TcpRow] = [*moves[:1], *(row for row in tcp if row.run)]
     words += [f"VM's pause {row.guest_pause_ms:.0f} ms" for row in moved]
     return "; ".join(words)
+
+
+def _flow(row: MigrationRow | NoiseRow) -> str:
+    """Which of several."""
+    return f"{flow_text(row.family, row.nic)} " if row.flows > 1 else ""

@@ -7,17 +7,19 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 
 from retinue import __version__
 from retinue_lab.compare import labs
+from retinue_lab.compare.bench import DUAL
 from retinue_lab.compare.inside import Task
 from retinue_lab.compare.labs import Found, Say
 from retinue_lab.compare.report import criteria, picture, summary
 from retinue_lab.compare.report.summary import (
     DIRECTIONS,
+    FAMILIES,
     ComparisonReport,
     ComparisonSettings,
     MigrationRow,
@@ -30,8 +32,8 @@ from retinue_lab.guest import image
 
 RUNS, PPS, SIZES = 10, (500, 2000), (64, 1400)
 BOTH_WAYS = 1000
-"""Packets a second up to which both directions are measured in one migration; beyond, each has its own. The
-VM answers each request, so both together are three times as many for the switches."""
+"""Packets a second, of all flows together, up to which both directions are measured in one migration; beyond,
+each has its own. The VM answers each request, so both together are three times as many for the switches."""
 ORDER = tuple(system.name for system in registry.SYSTEMS)
 USUAL = tuple(system.name for system in registry.USUAL)
 MECHANISMS = tuple(system.name for system in registry.MECHANISMS)
@@ -49,6 +51,9 @@ class Plan:
     """Moves under a TCP bulk stream."""
     write_mib_s: Sequence[int] = ()
     """What the guest writes a second in further moves, at the lowest rate and smallest size of traffic."""
+    dual: bool = False
+    """The VM has two NICs, each with an address of each family, and all traffic goes to and from each of
+    these four at the same time."""
 
 
 def run(plan: Plan, output: Path, say: Say, *, add: bool = False) -> tuple[ComparisonReport, bool]:
@@ -58,7 +63,7 @@ def run(plan: Plan, output: Path, say: Say, *, add: bool = False) -> tuple[Compa
     Acceptance criteria that retinue did not meet are in the report, but are no failure of the measuring.
     What was measured before an interrupt is written, too. Raises LabError when nothing can be measured.
     """
-    chosen = [registry.by_name(name)() for name in plan.systems]
+    chosen = [registry.by_name(name)(dual=plan.dual) for name in plan.systems]
     earlier = _earlier(output) if add else None
     output.parent.mkdir(parents=True, exist_ok=True)
     found = Found()
@@ -84,16 +89,18 @@ def picture_of(output: Path) -> Path:
 def tasks(plan: Plan) -> list[Task]:
     """A run without a migration for each kind of traffic, then migrations, the kinds in turn, then TCP, then
     migrations of a guest that writes."""
+    flows: dict[str, Any] = {"families": FAMILIES, "nics": len(DUAL)} if plan.dual else {}
+    most = BOTH_WAYS // (len(FAMILIES) * len(DUAL)) if plan.dual else BOTH_WAYS
     kinds = [
         (pps, size, directions)
         for pps in plan.pps
         for size in plan.sizes
-        for directions in ([DIRECTIONS] if pps <= BOTH_WAYS else [(direction,) for direction in DIRECTIONS])
+        for directions in ([DIRECTIONS] if pps <= most else [(direction,) for direction in DIRECTIONS])
     ]
-    quiet = [Task("noise", 1, *kind) for kind in kinds]
-    moves = [Task("move", run, *kind) for run in range(1, plan.runs + 1) for kind in kinds]
+    quiet = [Task("noise", 1, *kind, **flows) for kind in kinds]
+    moves = [Task("move", run, *kind, **flows) for run in range(1, plan.runs + 1) for kind in kinds]
     writing = [
-        Task("move", run, min(plan.pps), min(plan.sizes), DIRECTIONS, rate)
+        Task("move", run, min(plan.pps), min(plan.sizes), DIRECTIONS, rate, **flows)
         for rate in plan.write_mib_s
         for run in range(1, plan.runs + 1)
     ]
@@ -170,7 +177,7 @@ def _typical(traces: Sequence[Trace], moves: Sequence[MigrationRow]) -> list[Tra
         gaps = {
             row.run: row.traffic.longest_gap_ms
             for row in moves
-            if (row.system, *kind_of(row)) == (system, "idle", pps, size, "client-to-vm")
+            if (row.system, *kind_of(row)[:6]) == (system, "idle", pps, size, "client-to-vm", "ipv4", 1)
         }
         having = sorted((t for t in its if (t.pps, t.size) == (pps, size)), key=lambda t: gaps[t.run])
         chosen.append(having[(len(having) - 1) // 2])

@@ -77,7 +77,7 @@ initrd = "{guest.initrd}"
 append = "{QUICK} hostname={{hostname}} ip={{ipv4}}"
 append_with_ipv6 = "ip6={{ipv6}}"
 append_without_ipv6 = "ipv6.disable=1"
-append_each_nic = "nic{{nic}}={{ipv4}}"
+append_each_nic = "nic{{nic}}={{ipv4}} nic{{nic}}ip6={{ipv6}}"
 {memory}{_libvirt(topology, server) if runs == LIBVIRT else _WRAPPED}\
 {"".join(_domain(topology, server, id, ca) for id, (_, ca) in others.items())}"""
 

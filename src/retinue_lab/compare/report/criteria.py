@@ -16,6 +16,7 @@ from retinue_lab.compare.report.summary import (
     Guest,
     Kind,
     MigrationRow,
+    NoiseRow,
     TcpRow,
     kind_of,
     summaries,
@@ -124,25 +125,29 @@ def _moves(count: int) -> str:
 def merged(earlier: ComparisonReport, later: ComparisonReport, order: Sequence[str]) -> ComparisonReport:
     """Both, the systems in `order`.
 
-    What the later one has measured of a system, rate and size takes the place of the earlier's.
+    What the later one has measured of a system, rate, size and number of flows takes the place of the
+    earlier's.
     """
 
     def place(system: str) -> int:
         return order.index(system) if system in order else len(order)
 
-    def measured_as(row: MigrationRow) -> tuple[str, Guest, int, int]:
-        return row.system, row.guest, row.traffic.pps, row.size
+    def measured_as(row: MigrationRow) -> tuple[str, Guest, int, int, int]:
+        return row.system, row.guest, row.traffic.pps, row.size, row.flows
+
+    def noise_as(row: NoiseRow) -> tuple[str, int, int, int]:
+        return row.system, row.traffic.pps, row.size, row.flows
 
     again = set(map(measured_as, later.moves))
     moves = [row for row in earlier.moves if measured_as(row) not in again] + later.moves
-    noise_again = {(row.system, row.traffic.pps, row.size) for row in later.noise}
-    noise = [r for r in earlier.noise if (r.system, r.traffic.pps, r.size) not in noise_again] + later.noise
+    noise_again = set(map(noise_as, later.noise))
+    noise = [row for row in earlier.noise if noise_as(row) not in noise_again] + later.noise
     tcp_again = {row.system for row in later.tcp}
     tcp = [row for row in earlier.tcp if row.system not in tcp_again] + later.tcp
     systems = {row.name: row for row in earlier.systems}
     systems |= {r.name: r for r in later.systems if r.available or r.name not in systems}
-    traced = {trace.system for trace in later.traces}
-    traces = [trace for trace in earlier.traces if trace.system not in traced] + later.traces
+    traced = {(trace.system, trace.flows) for trace in later.traces}
+    traces = [trace for trace in earlier.traces if (trace.system, trace.flows) not in traced] + later.traces
     measured = {row.system for row in later.moves} | tcp_again
     failures = [f for f in earlier.failures if f.system not in measured] + later.failures
     moves.sort(key=lambda row: place(row.system))

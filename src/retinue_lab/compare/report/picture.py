@@ -104,7 +104,8 @@ def _labels(trace: Trace, dots: Sequence[Dot]) -> Iterator[tuple[str, str]]:
     answers = [dot.answer_ms for dot in dots if dot.answer_ms is not None]
     lost = len(dots) - len(answers)
     yield trace.system[:CHARACTERS], 'ink" font-weight="bold'
-    yield f"{trace.pps}/s of {trace.size} bytes, run {trace.run}", "faint"
+    flow = f", 1 of {trace.flows} flows" if trace.flows > 1 else ""
+    yield f"{trace.pps}/s of {trace.size} bytes{flow or f', run {trace.run}'}", "faint"
     yield f"{lost} lost" + (f", slowest reply {max(answers):.0f} ms" if answers else ""), "ink"
 
 

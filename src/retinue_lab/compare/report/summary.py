@@ -11,6 +11,8 @@ from retinue_lab.compare.report.records import Dot, Figures
 Direction = Literal["client-to-vm", "vm-to-client"]
 DIRECTIONS: tuple[Direction, ...] = ("client-to-vm", "vm-to-client")
 Guest = Literal["idle", "writing"]
+Family = Literal["ipv4", "ipv6"]
+FAMILIES: tuple[Family, ...] = ("ipv4", "ipv6")
 WAYS: dict[Direction, str] = {"client-to-vm": "to VM", "vm-to-client": "from VM"}
 """For people."""
 
@@ -55,6 +57,11 @@ class MigrationRow(msgspec.Struct, frozen=True, rename={"source": "from", "targe
     bindings_after: list[dict[str, Any]] = []
     switch: str | None = None
     port: int | None = None
+    family: Family = "ipv4"
+    nic: int = 1
+    """Which of the VM's, from 1."""
+    flows: int = 1
+    """How many streams of such traffic there were at the same time: one for each family and NIC."""
 
 
 class NoiseRow(msgspec.Struct, frozen=True):
@@ -66,6 +73,9 @@ class NoiseRow(msgspec.Struct, frozen=True):
     run: int
     traffic: Figures
     idle_percent: float
+    family: Family = "ipv4"
+    nic: int = 1
+    flows: int = 1
 
 
 class TcpRow(msgspec.Struct, frozen=True, rename={"source": "from", "target": "to"}):
@@ -113,6 +123,8 @@ class Trace(msgspec.Struct, frozen=True):
     run: int
     pause_ms: float
     dots: list[Dot]
+    flows: int = 1
+    """Of which these are the first's: IPv4, by the VM's first NIC."""
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -125,8 +137,8 @@ NOTHING = Spread(0.0, 0.0, 0.0)
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """Of all rows of a system, or of those of one direction, rate, size and kind of guest; those are None for
-    "all"."""
+    """Of all rows of a system, or of those of one direction, rate, size, kind of guest and flow; those are
+    None for "all"."""
 
     system: str
     direction: Direction | None
@@ -147,6 +159,9 @@ class Summary(msgspec.Struct, frozen=True):
     idle_percent: Spread = NOTHING
     guest: Guest | None = None
     passes: Spread = NOTHING
+    family: Family | None = None
+    nic: int | None = None
+    flows: int | None = None
 
 
 class ComparisonSettings(msgspec.Struct, frozen=True):
@@ -189,7 +204,7 @@ def decode(data: bytes) -> ComparisonReport:
 
 
 def summaries(moves: Sequence[MigrationRow]) -> list[Summary]:
-    """For each system one of everything, then one for each direction, rate, size and kind of guest."""
+    """For each system one of everything, then one for each direction, rate, size, kind of guest and flow."""
     found = []
     for system in dict.fromkeys(row.system for row in moves):
         rows = [row for row in moves if row.system == system]
@@ -206,15 +221,25 @@ class Kind(NamedTuple):
     pps: int
     size: int
     direction: Direction
+    family: Family = "ipv4"
+    nic: int = 1
+    flows: int = 1
 
     @property
     def text(self) -> str:
         writing = ", the guest writing" if self.guest == "writing" else ""
-        return f"{WAYS[self.direction]}, {self.pps}/s of {self.size} bytes{writing}"
+        flow = f", {flow_text(self.family, self.nic)} of {self.flows} flows" if self.flows > 1 else ""
+        return f"{WAYS[self.direction]}, {self.pps}/s of {self.size} bytes{flow}{writing}"
 
 
 def kind_of(row: MigrationRow) -> Kind:
-    return Kind(row.guest, row.traffic.pps, row.size, row.direction)
+    kind = (row.guest, row.traffic.pps, row.size, row.direction)
+    return Kind(*kind, row.family, row.nic, row.flows)
+
+
+def flow_text(family: Family, nic: int) -> str:
+    """For people: which of several flows."""
+    return f"{family} at NIC {nic}"
 
 
 def _summary(system: str, kind: Kind | None, rows: Sequence[MigrationRow]) -> Summary:
@@ -224,6 +249,9 @@ def _summary(system: str, kind: Kind | None, rows: Sequence[MigrationRow]) -> Su
         pps=kind and kind.pps,
         size=kind and kind.size,
         guest=kind and kind.guest,
+        family=kind and kind.family,
+        nic=kind and kind.nic,
+        flows=kind and kind.flows,
         rows=len(rows),
         cut_off=sum(row.traffic.cut_off for row in rows),
         lost=spread(row.traffic.lost for row in rows),

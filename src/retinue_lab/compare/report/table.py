@@ -18,6 +18,7 @@ from retinue_lab.compare.report.summary import (
     Spread,
     Summary,
     TcpRow,
+    flow_text,
     spread,
 )
 from retinue_lab.output import buffer, text_of
@@ -68,6 +69,8 @@ def _moves(rows: Sequence[Summary]) -> Table:
     for row in rows:
         kind = f"{WAYS[row.direction]} {row.pps}\nx {row.size}" if row.direction else ""
         kind += ", writing" if row.guest == "writing" else ""
+        if row.family is not None and row.nic is not None and (row.flows or 0) > 1:
+            kind += f"\n{flow_text(row.family, row.nic)}"
         shown.add_row(
             Text(kind) + Text(f"\ncut off {row.cut_off}" if row.cut_off else "", "red"),
             str(row.rows),

@@ -34,10 +34,21 @@ class System:
     """And agents, and they run the VM."""
     vm: ClassVar[str] = VM
     """The VM's id."""
+    may_be_dual: ClassVar[bool] = False
+    """It can be set up for a VM with two NICs, and addresses of both families."""
+
+    def __init__(self, *, dual: bool = False) -> None:
+        self.dual = dual
 
     def network(self) -> Topology:
         """What its lab is built to."""
-        return topology_file.load()
+        return topology_file.load("dual-stack" if self.dual else None)
+
+    def unavailable(self) -> str:
+        """Why it is not measured here, "" when it is."""
+        if self.dual and not self.may_be_dual:
+            return "it is set up for a VM with one NIC, and IPv4, only"
+        return self.missing()
 
     def missing(self) -> str:
         """Why it is not available here, "" when it is."""
@@ -53,7 +64,9 @@ class System:
 
     def bench(self, lab: LabHandle) -> Bench:
         """What runs the VM and migrates it."""
-        return ManagedBench(lab, self.vm) if self.managed else PlainBench(lab)
+        if self.managed:
+            return ManagedBench(lab, self.vm, dual=self.dual)
+        return PlainBench(lab, dual=self.dual)
 
     async def before_boot(self, bench: Bench) -> None:
         """What must be so before the VM is started."""

@@ -31,6 +31,7 @@ class RetinueNeighbour(Retinue):
         "As retinue; the client is in the VM's subnet, at the edge where the VM starts, and each sends to "
         "the MAC that it knew there."
     )
+    may_be_dual = False
 
     async def set_up(self, bench: Bench) -> None:
         """The client's port is that of a VM that is switched off: nothing of ours has to run there."""

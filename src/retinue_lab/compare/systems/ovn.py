@@ -10,7 +10,8 @@ import subprocess
 from typing import ClassVar
 
 from retinue_lab import baseline
-from retinue_lab.compare.bench import ADDRESS, MAC, VM, Bench
+from retinue_lab.compare.bench import ADDRESS, DUAL, MAC, VM, Bench
+from retinue_lab.compare.hypervisor import SECOND_NIC
 from retinue_lab.compare.systems.base import System
 from retinue_lab.errors import LabError
 from retinue_lab.network import nodes
@@ -39,6 +40,7 @@ class Ovn(System):
         "ovn-nbctl": "ovn-common",
         "ovn-controller": "ovn-host",
     }
+    may_be_dual = True
     common: ClassVar[str] = (
         "OVN: one logical router, a logical switch each for VM and client, port security on both; Geneve. "
     )
@@ -66,7 +68,13 @@ class Ovn(System):
         if strategy:
             words.append(f"activation-strategy={strategy}")
         waiting = [f"--timeout={WAIT_SECONDS}", "--wait=hv"] if wait else []
-        await self.nbctl(*waiting, "lsp-set-options", VM, *words)
+        commands = [part for id in self._ports for part in ("--", "lsp-set-options", id, *words)]
+        await self.nbctl(*waiting, *commands[1:])
+
+    @property
+    def _ports(self) -> list[str]:
+        """The VM's NICs, by the ids of their ports."""
+        return [VM, SECOND_NIC] if self.dual else [VM]
 
     async def nbctl(self, *words: str) -> str:
         return await run(["ovn-nbctl", f"--db=tcp:{self._central}:{NORTH}", *words])
@@ -139,27 +147,35 @@ class Ovn(System):
             raise LabError("OVN is compared in a lab with a client and a router")
         blue = bench.subnet
         client_mac = (await run(["cat", "/sys/class/net/eth0/address"], node=CLIENT)).strip()
-        inside = f"{blue.gateway}/{blue.prefix.prefixlen}"
-        outside = f"{router.outside_address}/{router.outside.prefixlen}"
+        inside = [f"{blue.gateway}/{blue.prefix.prefixlen}"]
+        outside = [f"{router.outside_address}/{router.outside.prefixlen}"]
+        vm_ports = [(VM, MAC, [ADDRESS])]
+        outside_ips = [str(client.address)]
+        if self.dual:
+            assert router.outside6 is not None
+            inside.append(f"{bench.subnet6.gateway}/{bench.subnet6.prefix.prefixlen}")
+            outside.append(f"{router.outside_address6}/{router.outside6.prefixlen}")
+            vm_ports = [(id, mac, ips) for id, (mac, *ips) in zip(self._ports, DUAL, strict=True)]
+            outside_ips.append(str(client.address6))
+        ports = [("blue", *port) for port in vm_ports]
+        ports.append(("outside", "client", client_mac, outside_ips))
         words = ["lr-add", "router"]
-        for switch, mac, address in (
+        for switch, mac, addresses in (
             ("blue", topology.gateway_mac, inside),
             ("outside", OUTSIDE_MAC, outside),
         ):
             port = f"{switch}-router"
             words += [
-                *("--", "ls-add", switch, "--", "lrp-add", "router", f"router-{switch}", mac, address),
+                *("--", "ls-add", switch, "--", "lrp-add", "router", f"router-{switch}", mac, *addresses),
                 *("--", "lsp-add", switch, port, "--", "lsp-set-type", port, "router"),
                 *("--", "lsp-set-addresses", port, "router"),
                 *("--", "lsp-set-options", port, f"router-port=router-{switch}"),
             ]
-        for switch, name, mac, ip in (
-            ("blue", VM, MAC, ADDRESS),
-            ("outside", "client", client_mac, client.address),
-        ):
+        for switch, name, mac, ips in ports:
+            held = " ".join([mac, *ips])
             words += ["--", "lsp-add", switch, name]
-            words += ["--", "lsp-set-addresses", name, f"{mac} {ip}"]
-            words += ["--", "lsp-set-port-security", name, f"{mac} {ip}"]
+            words += ["--", "lsp-set-addresses", name, held]
+            words += ["--", "lsp-set-port-security", name, held]
         await self.nbctl(f"--timeout={WAIT_SECONDS}", "--wait=hv", *words)
 
 

@@ -30,6 +30,7 @@ class Retinue(System):
     how = "The lab's controller, as `retinue lab up` starts it; moves by `POST /v1/migrations`."
     controlled = True
     managed = True
+    may_be_dual = True
 
     async def order(self, bench: ManagedBench) -> None:
         """Begin a migration to `bench.target`; it may be over when this returns. Raises LabError."""

@@ -1,14 +1,15 @@
 /*
  * Numbered datagrams at an even pace, in both directions at once, for comparing networks (retinue_lab.compare).
  *
- *   steady answer PORT                             in the guest
+ *   steady answer ADDRESS PORT                     in the guest, of which ADDRESS is one
  *   steady ask ADDRESS PORT RATE SIZE STREAM FILE  on the client
  *   steady watch INTERFACE                         on the client, beside a bulk stream of another program
  *
  * `ask` sends RATE requests a second, each with SIZE bytes of payload; `answer` sends every one back. At the
- * same time `answer` sends STREAM datagrams a second of the same size of its own accord (0: none). The two
- * streams are numbered apart, and each receiver counts: what was lost, doubled or out of order is known for
- * either direction by itself.
+ * same time `answer` sends STREAM datagrams a second of the same size of its own accord (0: none). ADDRESS is one
+ * of IPv4 or IPv6; a guest with several has an `answer` for each, which answers from it alone. The two streams
+ * are numbered apart, and each receiver counts: what was lost, doubled or out of order is known for either
+ * direction by itself.
  *
  * `ask` writes "flowing" when the guest has answered for the first time. A line on its standard input ends its
  * requests, after which it writes "stopped"; the end of its standard input ends it, when it has taken all that has
@@ -88,9 +89,32 @@ static void sleep_until(struct pollfd *polled, int n, int64_t due)
     ppoll(polled, n, due ? &wait : NULL, NULL);
 }
 
-static int open_socket(void)
+struct end { struct sockaddr_storage at; socklen_t length; }; /* of either family */
+
+static struct end end_of(const char *address, int port)
 {
-    int size = QUEUE_BYTES, on = 1, fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
+    struct end found = {0};
+    struct sockaddr_in *v4 = (void *)&found.at;
+    struct sockaddr_in6 *v6 = (void *)&found.at;
+    if (inet_pton(AF_INET, address, &v4->sin_addr) == 1) {
+        v4->sin_family = AF_INET;
+        v4->sin_port = htons(port);
+        found.length = sizeof *v4;
+        return found;
+    }
+    memset(&found, 0, sizeof found);
+    errno = EINVAL;
+    if (inet_pton(AF_INET6, address, &v6->sin6_addr) != 1)
+        fail(address);
+    v6->sin6_family = AF_INET6;
+    v6->sin6_port = htons(port);
+    found.length = sizeof *v6;
+    return found;
+}
+
+static int open_socket(const struct end *end)
+{
+    int size = QUEUE_BYTES, on = 1, fd = socket(end->at.ss_family, SOCK_DGRAM | SOCK_NONBLOCK, 0);
     if (fd < 0)
         fail("socket");
     if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size) < 0)
@@ -103,13 +127,14 @@ static int open_socket(void)
 }
 
 /* The next datagram that is one of ours, in `buffer`: its length, 0 for another one, -1 when there is none. */
-static ssize_t take(int fd, struct datagram *d, struct sockaddr_in *from, int64_t *at)
+static ssize_t take(int fd, struct datagram *d, struct end *from, int64_t *at)
 {
     char ancillary[256];
     struct iovec part = {buffer, sizeof buffer};
-    struct msghdr message = {.msg_name = from, .msg_namelen = sizeof *from, .msg_iov = &part, .msg_iovlen = 1,
+    struct msghdr message = {.msg_name = &from->at, .msg_namelen = sizeof from->at, .msg_iov = &part, .msg_iovlen = 1,
                              .msg_control = ancillary, .msg_controllen = sizeof ancillary};
     ssize_t n = recvmsg(fd, &message, 0);
+    from->length = message.msg_namelen;
     if (n < 0)
         return errno == EAGAIN || errno == EWOULDBLOCK ? -1 : 0; /* else an ICMP error that came back */
     if ((size_t)n < sizeof *d || memcmp(buffer, MAGIC, 4))
@@ -125,12 +150,12 @@ static ssize_t take(int fd, struct datagram *d, struct sockaddr_in *from, int64_
     return n;
 }
 
-static void put(int fd, const struct sockaddr_in *to, struct datagram d, size_t size)
+static void put(int fd, const struct end *to, struct datagram d, size_t size)
 {
     static char out[LONGEST];
     memcpy(d.magic, MAGIC, 4);
     memcpy(out, &d, sizeof d);
-    sendto(fd, out, size, 0, (void *)to, sizeof *to); /* refused is as good as lost */
+    sendto(fd, out, size, 0, (void *)&to->at, to->length); /* refused is as good as lost */
 }
 
 static size_t size_of(uint32_t wanted)
@@ -142,7 +167,7 @@ static size_t size_of(uint32_t wanted)
 
 static uint8_t seen[NUMBERS];
 static struct { uint32_t run, total, distinct, duplicated, reordered, above; } requests;
-static struct { uint32_t run, rate, size, sent; int64_t begin, last, widest; struct sockaddr_in to; } stream;
+static struct { uint32_t run, rate, size, sent; int64_t begin, last, widest; struct end to; } stream;
 
 static void note_request(uint32_t number)
 {
@@ -159,7 +184,7 @@ static void note_request(uint32_t number)
         requests.above = number + 1;
 }
 
-static void begin(const struct datagram *hello, const struct sockaddr_in *from)
+static void begin(const struct datagram *hello, const struct end *from)
 {
     if (requests.run == hello->run)
         return; /* the same client, which has not received an answer yet */
@@ -194,7 +219,7 @@ static void send_stream(int fd)
 static void answer(int fd)
 {
     struct datagram d;
-    struct sockaddr_in from;
+    struct end from;
     int64_t at;
     ssize_t n;
     for (int i = 0; i < BURST && (n = take(fd, &d, &from, &at)) >= 0; i++) {
@@ -225,11 +250,11 @@ static void report(void)
         }
 }
 
-static int run_answer(int port)
+static int run_answer(const char *address, int port)
 {
-    int fd = open_socket();
-    struct sockaddr_in any = {.sin_family = AF_INET, .sin_port = htons(port)};
-    if (bind(fd, (void *)&any, sizeof any) < 0)
+    struct end own = end_of(address, port);
+    int fd = open_socket(&own);
+    if (bind(fd, (void *)&own.at, own.length) < 0)
         fail("bind");
     signal(SIGTERM, stop);
     struct pollfd polled = {fd, POLLIN, 0};
@@ -295,9 +320,9 @@ static void write_record(const char *path)
 static int run_ask(const char *address, int port, uint32_t rate, uint32_t size, uint32_t stream_rate,
                    const char *path)
 {
-    int fd = open_socket(), flowing = 0, asking = 1;
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
-    if (inet_pton(AF_INET, address, &to.sin_addr) != 1 || connect(fd, (void *)&to, sizeof to) < 0)
+    struct end to = end_of(address, port);
+    int fd = open_socket(&to), flowing = 0, asking = 1;
+    if (connect(fd, (void *)&to.at, to.length) < 0)
         fail(address);
     sent_at = malloc(NUMBERS * sizeof *sent_at);
     if (!sent_at)
@@ -310,7 +335,7 @@ static int run_ask(const char *address, int port, uint32_t rate, uint32_t size, 
         int64_t due = !flowing ? again : asking ? due_at(begun, sent, rate) : 0;
         sleep_until(polled, 2, due);
         struct datagram d;
-        struct sockaddr_in from;
+        struct end from;
         int64_t at;
         ssize_t n;
         /* At the end of its input all that has come is taken, else a burst at a time. */
@@ -400,11 +425,11 @@ int main(int argc, char **argv)
 {
     if (argc == 3 && !strcmp(argv[1], "watch"))
         return run_watch(argv[2]);
-    if (argc == 3 && !strcmp(argv[1], "answer"))
-        return run_answer(atoi(argv[2]));
+    if (argc == 4 && !strcmp(argv[1], "answer"))
+        return run_answer(argv[2], atoi(argv[3]));
     if (argc == 8 && !strcmp(argv[1], "ask") && atoi(argv[4]) > 0)
         return run_ask(argv[2], atoi(argv[3]), atoi(argv[4]), atoi(argv[5]), atoi(argv[6]), argv[7]);
-    fprintf(stderr, "steady answer PORT | steady ask ADDRESS PORT RATE SIZE STREAM FILE | "
+    fprintf(stderr, "steady answer ADDRESS PORT | steady ask ADDRESS PORT RATE SIZE STREAM FILE | "
                     "steady watch INTERFACE\n");
     return 2;
 }

@@ -142,19 +142,27 @@ def test_requests_around_the_switch() -> None:
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
-def test_the_traffic_program_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")], ids=["ipv4", "ipv6"]
+)
+def test_the_traffic_program_both_ways(
+    family: socket.AddressFamily, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On this machine's loopback: what is sent is what comes, in both directions, and both sides agree."""
     monkeypatch.setenv("RETINUE_CACHE", str(tmp_path / "cache"))
     program = image.ensure_program("steady")
     assert image.ensure_program("steady") == program
     record = tmp_path / "record"
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
+    with socket.socket(family, socket.SOCK_DGRAM) as free:
+        try:
+            free.bind((address, 0))
+        except OSError:
+            pytest.skip("this machine's loopback has no IPv6")
         port = str(free.getsockname()[1])
-    words = ["ask", "127.0.0.1", port, "1000", "200", "500", str(record)]
+    words = ["ask", address, port, "1000", "200", "500", str(record)]
     pipe = subprocess.PIPE
     with (
-        subprocess.Popen([program, "answer", port], stdout=pipe, text=True) as answer,
+        subprocess.Popen([program, "answer", address, port], stdout=pipe, text=True) as answer,
         subprocess.Popen([program, *words], stdin=pipe, stdout=pipe, text=True) as ask,
     ):
         assert ask.stdin is not None
@@ -184,4 +192,4 @@ def test_the_traffic_program_says_how_it_is_used(tmp_path: Path, monkeypatch: py
     program = image.ensure_program("steady")
     for words in ([], ["ask"], ["ask", "127.0.0.1", "1", "0", "64", "0", "x"]):
         done = subprocess.run([program, *words], capture_output=True, text=True)
-        assert (done.returncode, "steady answer PORT" in done.stderr) == (2, True)
+        assert (done.returncode, "steady answer ADDRESS PORT" in done.stderr) == (2, True)

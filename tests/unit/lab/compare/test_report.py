@@ -50,6 +50,31 @@ def test_a_guest_that_writes_is_summed_up_and_judged_by_itself() -> None:
     ]
 
 
+def test_the_flows_of_a_dual_vm_are_summed_up_and_judged_each_by_itself() -> None:
+    ipv4 = [row(gap=20, flow=("ipv4", 1)), row(PEER, gap=30, flow=("ipv4", 1))]
+    ipv6 = [row(gap=40, lost=2, flow=("ipv6", 2)), row(PEER, gap=30, flow=("ipv6", 2))]
+    moves = [row(gap=10), *ipv4, *ipv6]
+    kinds = [(s.family, s.nic, s.flows, s.longest_gap_ms.median) for s in summary.summaries(moves) if s.flows]
+    assert kinds[:3] == [("ipv4", 1, 1, 10), ("ipv4", 1, 4, 20), ("ipv6", 2, 4, 40)]
+    found = criteria.verdicts(moves)
+    assert [text.split(": ")[0] for text in found.unmet] == [
+        "retinue, to VM, 500/s of 64 bytes, ipv6 at NIC 2 of 4 flows"
+    ] * 2
+    assert [text.split(": ")[0] for text in found.unjudged] == ["retinue, to VM, 500/s of 64 bytes"]
+    shown = table.table(full(moves))
+    assert ("ipv6 at NIC 2" in shown, "ipv4 at NIC 1" in shown) == (True, True)
+    assert "NIC" not in table.table(full([row()]))
+
+
+def test_flows_are_added_to_what_was_measured_of_one() -> None:
+    one, flow = Trace("retinue", 500, 64, 1, 1.0, []), Trace("retinue", 500, 64, 1, 1.0, [], 4)
+    earlier = full([row(gap=10), row(gap=20, flow=("ipv6", 2))], traces=[one])
+    both = criteria.merged(earlier, full([row(gap=21, flow=("ipv6", 2))], traces=[flow]), [])
+    assert [(r.flows, r.traffic.longest_gap_ms) for r in both.moves] == [(1, 10), (4, 21)]
+    assert both.traces == [one, flow]
+    assert "1 of 4 flows" in picture.drawn(both.traces)
+
+
 @pytest.mark.parametrize("system", OURS)
 def test_clean_moves_as_quick_as_the_peers_leave_nothing_unmet(system: str) -> None:
     found = criteria.verdicts([row(system, gap=40), row(PEER, gap=40, lost=20)], [tcp_row(system)])

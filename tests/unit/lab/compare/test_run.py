@@ -17,6 +17,7 @@ from retinue_lab.compare.progress import LAB_SECONDS, SECONDS, Progress, duratio
 from retinue_lab.compare.report import summary
 from retinue_lab.compare.systems.base import System
 from retinue_lab.compare.systems.own import RetinueLibvirt
+from retinue_lab.compare.traffic import Flow
 from retinue_lab.errors import LabError
 from support.compare_rows import row
 
@@ -48,6 +49,22 @@ def test_a_guest_that_writes_comes_last_under_the_lightest_traffic() -> None:
     assert not any(task.write_mib_s for task in found[:-2])
 
 
+def test_a_dual_vm_has_four_flows_that_share_what_the_switches_can_do() -> None:
+    one, other, last = run.tasks(run.Plan(["retinue"], 1, [250, 251], [64], dual=True))[:3]
+    flows = [Flow(family, nic) for nic in (1, 2) for family in ("ipv4", "ipv6")]
+    assert one.flows == other.flows == flows
+    assert (one.directions, other.directions) == (summary.DIRECTIONS, summary.DIRECTIONS[:1])
+    assert last.directions == summary.DIRECTIONS[1:]
+    assert one.text == "250/s of 64 bytes in each of 4 flows, no move"
+    assert Task("move", 1, 500, 64).flows == [Flow("ipv4", 1)]
+
+
+def test_who_is_not_set_up_for_a_dual_vm_is_not_measured_with_one(tmp_path: Path) -> None:
+    report, _ = run.run(run.Plan(["learning-switch"], dual=True), tmp_path / "compare.json", quiet)
+    assert [(s.name, s.available) for s in report.systems] == [("learning-switch", False)]
+    assert "one NIC" in report.systems[0].reason
+
+
 def test_at_a_high_rate_each_direction_is_measured_by_itself() -> None:
     found = run.tasks(run.Plan(["retinue"], 1, [2000], [64]))
     assert [(task.kind, task.directions) for task in found] == [
@@ -77,7 +94,8 @@ def test_an_older_file_that_is_no_report_is_not_overwritten(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "words", [["--pps", "fast"], ["--pps", "0"], ["--sizes", "9000"], ["--systems", "x"]]
+    "words",
+    [["--pps", "fast"], ["--pps", "0"], ["--sizes", "9000"], ["--systems", "x"], ["--dual", "--tcp", "1"]],
 )
 def test_bad_options_are_rejected(words: list[str], tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["lab", "compare", "--output", str(tmp_path / "out"), *words])
