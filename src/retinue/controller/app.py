@@ -207,7 +207,7 @@ class Controller:
         removed = {Owner("vm", left.vm) for left in self.context.state.left_ports.values()}
         await self.context.install(self.net.everything() | removed)
         self.inventory.power.resume()
-        self.domains.removals.tell()
+        self.domains.start()
         every = partial(repeat, self.context)
         every(1.0, self.arp.ask_for_servers, "search for servers")
         every(1.0, self.router_watch.look, "routers")

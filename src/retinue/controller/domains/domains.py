@@ -42,6 +42,11 @@ class Domains:
         self.matching = Matching(context, mobility, self.hearing, self.saying.doors)
         self.names = SharedNames(context, self.saying.doors)
 
+    def start(self) -> None:
+        """After a restart: what was to be forgotten, or said, and is not yet."""
+        self.hearing.forget_the_gone()
+        self.removals.tell()
+
     def ordered(self, migration: Migration, effect: fsm.Effect) -> None:
         if migration.far is not None:
             self.saying.ordered(migration, effect)

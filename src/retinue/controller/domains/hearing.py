@@ -98,9 +98,8 @@ class Hearing:
                 vm.id, Wish(Reason.OPERATOR), f"domain {peer}", named=wanted.server,
                 wanted_downtime=downtime, far=far,
             )  # fmt: skip
-        except (MigrationError, ModelError):
-            self.forget_if_gone(vm.id)
-            raise
+        finally:
+            self.forget_if_gone(vm.id)  # Not where it migrates by now.
         return Prepared(migration.id, migration.target)
 
     def _known(self, peer: str, wanted: Prepare) -> Migration | None:
@@ -168,6 +167,14 @@ class Hearing:
         if vm is None or peer is None or vm.server != peer.gateway or self._orchestrator.of_vm(id):
             return
         self._context.spawn(self._context.install(self._forget(vm)), f"{id}: no guest any more")
+
+    def forget_the_gone(self) -> None:
+        """After a restart: the controller may have died before it forgot a guest, or while it booked a place.
+
+        What is to be forgotten is seen by where it is, and nobody need have remembered it.
+        """
+        for id in [vm.id for vm in self._net.vms.values() if vm.home]:
+            self.forget_if_gone(id)
 
     def removed(self, peer: str, guest: Removed) -> None:
         """A VM of ours was removed where it was, in the domain that says so; of others that domain cannot.

@@ -1,7 +1,9 @@
-"""A VM that is in another domain is changed there: what is said of it here would reach nobody."""
+"""A VM that is in another domain is changed there: what is said of it here would reach nobody. But what its
+home knows it by stays as it is there, too: changed, it could not go home."""
 
 from retinue.controller.errors import RequestError
 from retinue.core.model import VM, Network
+from retinue.core.model.domains import is_same_at_home
 from retinue.protocol.errors import ErrorCode
 
 
@@ -21,3 +23,14 @@ def check_is_here(net: Network, vm: VM) -> None:
     raise RequestError(
         f"VM {vm.id} is in domain {peer.id}; ask there, or have it migrated here first", ErrorCode.CONFLICT
     )
+
+
+def check_stays_as_at_home(vm: VM, changed: VM) -> None:
+    """Raises RequestError for a change of a guest after which its home would not take it back."""
+    if vm.home and not is_same_at_home(vm, changed):
+        raise RequestError(
+            f"VM {vm.id} is a guest of domain {vm.home}, which knows it by its NICs as they are: changed "
+            "here, it could not go home. Have it migrated there, and change it there; here a NIC may be "
+            "disabled, and have a rate and a mirror",
+            ErrorCode.CONFLICT,
+        )

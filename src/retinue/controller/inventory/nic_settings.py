@@ -6,7 +6,7 @@ from dataclasses import replace
 from retinue.controller.changes import Change
 from retinue.controller.context import Context
 from retinue.controller.errors import RequestError, no_vm
-from retinue.controller.inventory.away import check_is_here
+from retinue.controller.inventory.away import check_is_here, check_stays_as_at_home
 from retinue.controller.lease_changes import AddressReleased
 from retinue.controller.nic_changes import named_nic, replaced
 from retinue.core.model import (
@@ -118,6 +118,8 @@ class NICSettings:
         new = replace(old, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
         if new == old:
             return known
+        wanted = tuple(new if one is old else one for one in known.nics)
+        check_stays_as_at_home(known, replace(known, nics=wanted))
         left: list[Assignment] = []
         if new.mac != old.mac:
             self._may_have_another_mac(known, old)

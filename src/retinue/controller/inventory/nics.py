@@ -12,6 +12,7 @@ from itertools import count
 from retinue.controller.changes import VMNicsChanged
 from retinue.controller.context import Context
 from retinue.controller.errors import RequestError
+from retinue.controller.inventory.away import check_stays_as_at_home
 from retinue.controller.inventory.ours import ours
 from retinue.controller.lease_changes import AddressAssigned
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
@@ -60,6 +61,7 @@ class NicControl:
     def add(self, id: str, nic: NIC) -> VM:
         """Put a NIC into a VM."""
         vm = self.ours(id)
+        check_stays_as_at_home(vm, replace(vm, nics=(*vm.nics, nic)))
         return self._change(vm, (*vm.nics, nic), nic)
 
     def remove(self, id: str, port_id: str) -> VM:
@@ -71,9 +73,10 @@ class NicControl:
         if carried := carried_by(vm, nic):
             named = ", ".join(one.port_id for one in carried)
             raise RequestError(f"NIC {port_id} carries {named} in its trunk; take these out first")
+        nics = tuple(one for one in vm.nics if one is not nic)
+        check_stays_as_at_home(vm, replace(vm, nics=nics))
         self._left(vm, nic)
         self._give_back(vm, nic)
-        nics = tuple(one for one in vm.nics if one is not nic)
         return self._change(vm, nics, None, self._net.assignments_of(vm, nic))
 
     def _change(

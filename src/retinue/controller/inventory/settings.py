@@ -23,6 +23,7 @@ from ipaddress import IPv4Address
 from retinue.controller.changes import Change, VMChanged
 from retinue.controller.context import BACK_WITHIN, Context
 from retinue.controller.errors import RequestError
+from retinue.controller.inventory.away import check_stays_as_at_home
 from retinue.controller.inventory.nic_settings import commit, still_there
 from retinue.controller.nic_changes import replaced
 from retinue.core.migration import at_one_place
@@ -89,6 +90,7 @@ class VMSettings:
         changes: list[Change] = [VMChanged(changed)] if changed != vm else []
         if wanted.addresses is not None and wanted.addresses != vm.nic.addresses:
             new = replace(vm.nic, addresses=wanted.addresses)
+            check_stays_as_at_home(vm, replace(vm, nics=(new, *vm.nics[1:])))
             changes += replaced(self._net, changed, vm.nic, new)
         await commit(self._context, changed.server, changes, lambda: self._ports_of(vm, changed))
         return still_there(self._net, id)

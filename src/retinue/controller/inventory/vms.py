@@ -16,7 +16,7 @@ from retinue.controller.changes import (
 )
 from retinue.controller.context import Context
 from retinue.controller.errors import RequestError, no_server, no_vm
-from retinue.controller.inventory.away import check_is_here
+from retinue.controller.inventory.away import check_is_here, check_stays_as_at_home
 from retinue.controller.inventory.disks import as_it_outlives_its_server, check_images
 from retinue.controller.inventory.nic_settings import with_settings
 from retinue.controller.inventory.nics import NicControl
@@ -158,7 +158,10 @@ class Inventory:
                 f"register it when that has ended",
                 ErrorCode.MIGRATION_UNDER_WAY,
             )
-        vm = with_settings(vm, known)
+        vm = replace(with_settings(vm, known), home=known.home)
+        if known.home and not any(nic.addresses for nic in vm.nics):
+            vm = replace(vm, nics=known.nics)
+        check_stays_as_at_home(known, replace(vm, disks=known.disks))
         vm = as_it_outlives_its_server(vm, known) if dead else vm
         ports = self._net.vm_ports.get(known.nic.port_id)
         if dead and [nic.mac for nic in vm.nics] == [nic.mac for nic in known.nics]:

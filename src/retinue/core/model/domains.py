@@ -12,7 +12,7 @@ and which address is where is read off the VMs themselves, and no second table c
 """
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 
 from retinue.core.model.addresses import IP, Mac, ModelError
@@ -20,6 +20,7 @@ from retinue.core.model.binding import Assignment, BindingKind
 from retinue.core.model.entities import VM
 from retinue.core.model.families import in_use
 from retinue.core.model.link_local import is_link_local, mac_of
+from retinue.core.model.nic import NIC
 from retinue.core.model.view import NetworkView
 
 
@@ -114,9 +115,9 @@ def _check_what_goes(vm: VM, what: str) -> None:
     if len({nic.slot for nic in vm.nics}) < len(vm.nics):
         raise ModelError(f"{what}: two of its NICs are in one slot")
     if any(
-        nic.vnet or nic.allowed or nic.prefixes or nic.anycast or nic.trusted or nic.mac_changes or nic.mirror
+        nic.vnet or nic.allowed or nic.prefixes or nic.anycast or nic.trusted or nic.mac_changes
         for nic in vm.nics
-    ):
+    ) or (not vm.home and any(nic.mirror for nic in vm.nics)):
         raise ModelError(
             f"{what}: between domains a NIC has no vnet, no addresses that it may take, no routed prefixes, "
             "no anycast addresses, "
@@ -134,6 +135,24 @@ def is_same(ours: VM, theirs: VM) -> bool:
 
 def _described(vm: VM) -> object:
     return vm.id, [(nic.mac, nic.port_id, nic.addresses, nic.slot) for nic in vm.nics]
+
+
+def is_same_at_home(guest: VM, changed: VM) -> bool:
+    """True when its home still knows the guest, and nothing has come that does not go between domains.
+
+    That a NIC is disabled, has a rate or a mirror, is the affair of the domain where it is, and ends there.
+    """
+    return _as_at_home(guest) == _as_at_home(changed)
+
+
+def _as_at_home(vm: VM) -> object:
+    alone = {nic.port_id: _of_domain(nic) for nic in vm.nics}
+    return _described(vm), vm.disks, alone
+
+
+def _of_domain(nic: NIC) -> NIC:
+    """Without what each domain says for itself, and what is only seen."""
+    return replace(nic, enabled=True, rate=0, mirror="", load=0, initial_mac="")
 
 
 def places(net: NetworkView) -> Iterator[Place]:

@@ -11,7 +11,7 @@ from retinue.controller.domains.guests import held_by
 from retinue.controller.migrations.requests import MigrationError
 from retinue.core.migration import MigrationState as S
 from retinue.core.model import ModelError
-from retinue.protocol.domains import Guest, GuestAddress, GuestNIC, Removed
+from retinue.protocol.domains import Guest, GuestAddress, GuestNIC, Prepare, Removed
 from retinue.protocol.mobility import ServerReport, VMSize
 from support.fabric.domains import server_of
 from support.fabric.two_controllers import VM_ID, TwoDomains
@@ -55,6 +55,56 @@ async def test_a_guest_that_is_gone_is_forgotten(domains: TwoDomains) -> None:
     assert forgotten == [VM_ID]
     assert b.resources.size_of(VM_ID) == (0, 0)
     assert not b.orchestrator._history._last, "why should its last migration be remembered?"
+
+
+async def test_a_guest_that_is_gone_is_forgotten_by_a_controller_that_died_before_it_was(
+    domains: TwoDomains, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the VM may come again."""
+    await domains.move("a", "b", server_of("b", 2))
+    b = domains.controller("b")
+    monkeypatch.setattr(b.domains.hearing, "forget_if_gone", lambda id: None)
+    await domains.move("b", "a", server_of("a", 1))
+    await domains.kill("b")
+    await domains.start_again("b")
+    b = domains.controller("b")
+    assert not b.net.vms and not b.net.assignments
+    left = domains.stores["b"].load()
+    assert not left.vms and not left.assignments
+    await domains.move("a", "b", server_of("b", 1))
+
+
+async def test_a_guest_whose_place_was_being_booked_is_forgotten_and_another_is_not(
+    domains: TwoDomains,
+) -> None:
+    await domains.move("a", "b", server_of("b", 2))
+    b = domains.controller("b")
+    guest = Guest("vm-a9", [GuestNIC("52:54:00:00:00:99", "vm-a9", ["10.1.0.199"])], is_home=False)
+    b.domains.hearing._take_in(b.domains.hearing.may_come("a", guest), guest)
+    await domains.kill("b")
+    await domains.start_again("b")
+    b = domains.controller("b")
+    assert list(b.net.vms) == [VM_ID]
+    assert b.net.vms[VM_ID].server == server_of("b", 2)
+
+
+async def test_a_guest_whose_booking_is_broken_off_is_forgotten(
+    domains: TwoDomains, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asked hung up."""
+    b = domains.controller("b")
+
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(b.mobility, "migrate", never)
+    guest = Guest(VM_ID, [GuestNIC("52:54:00:00:00:99", VM_ID, ["10.1.0.199"])], is_home=False)
+    asked = asyncio.create_task(b.domains.hearing.prepare("a", Prepare("migration-1", guest, "a-server1")))
+    await until(lambda: VM_ID in b.net.vms)
+    asked.cancel()
+    await asyncio.wait({asked})
+    await domains.fakes["b"].settle()
+    assert not b.net.vms
 
 
 async def until(what: Callable[[], bool]) -> None:
