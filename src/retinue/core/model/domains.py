@@ -14,6 +14,7 @@ and which address is where is read off the VMs themselves, and no second table c
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
+from zlib import crc32
 
 from retinue.core.model.addresses import IP, Mac, ModelError
 from retinue.core.model.binding import Assignment, BindingKind
@@ -22,6 +23,9 @@ from retinue.core.model.families import in_use
 from retinue.core.model.link_local import is_link_local, mac_of
 from retinue.core.model.nic import NIC
 from retinue.core.model.view import NetworkView
+
+SHARES = 32_768
+"""VMs whose questions by a tunnel are each counted for themselves (see pipeline.meters)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +157,23 @@ def _as_at_home(vm: VM) -> object:
 def _of_domain(nic: NIC) -> NIC:
     """Without what each domain says for itself, and what is only seen."""
     return replace(nic, enabled=True, rate=0, mirror="", load=0, initial_mac="")
+
+
+def has_a_share(net: NetworkView, vm: VM) -> bool:
+    """True for a VM that is away, a guest, or on its way: what it asks comes by a tunnel."""
+    return bool(net.peers) and (bool(vm.home) or any(net.peer_at(at) is not None for at in vm.locations))
+
+
+def free_share(vm: str, taken: Collection[int]) -> int | None:
+    """A number for a VM that none of those has; None: all are taken.
+
+    It follows from the VM's name where that is free: a controller that starts again finds the same, however
+    it comes to know of its VMs.
+    """
+    if len(taken) >= SHARES:
+        return None
+    first = crc32(vm.encode()) % SHARES
+    return next(number for n in range(SHARES) if (number := (first + n) % SHARES) not in taken)
 
 
 def places(net: NetworkView) -> Iterator[Place]:

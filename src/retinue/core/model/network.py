@@ -11,6 +11,7 @@ from heapq import heapify, heappop, heappush
 from retinue.core.model.addresses import IP, Mac, ModelError, Prefix
 from retinue.core.model.anycast import host_prefix
 from retinue.core.model.binding import Assignment, BindingKind
+from retinue.core.model.domains import free_share, has_a_share
 from retinue.core.model.entities import (
     VM,
     VMPort,
@@ -91,9 +92,17 @@ class Network(NetworkReports):
                 self._in_vnet.setdefault(nic.vnet, set()).add(vm.id)
         for location in vm.locations:
             self._vms_on.setdefault(location, set()).add(vm.id)
+        self._share(vm)
         routed = self._sizes(vm) ^ (set() if old is None else self._sizes(old))
         touched = self.shared_of(old, vm) | {Owner("vm", vm.id)}
         return touched | self._prefixes_of(routed)
+
+    def _share(self, vm: VM) -> None:
+        """It keeps its number while it has to do with another domain."""
+        if not has_a_share(self, vm):
+            self._shares.pop(self._share_of.pop(vm.id, -1), None)
+        elif vm.id not in self._share_of and (number := free_share(vm.id, self._shares)) is not None:
+            self._share_of[vm.id], self._shares[number] = number, vm.id
 
     def remove_vm(self, vm: str) -> Touched:
         """Forget a VM and every address assigned to it. Removing what is not there is no error."""
@@ -102,6 +111,7 @@ class Network(NetworkReports):
             return NOTHING
         routed = self._sizes(old)
         self._forget_indexes(old)
+        self._shares.pop(self._share_of.pop(vm, -1), None)
         for key in tuple(self._held_by.get(vm, ())):
             self.unassign(key)
         for nic in old.nics:

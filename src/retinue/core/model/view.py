@@ -59,6 +59,10 @@ class NetworkView(LayoutView):
     _lease_ends: list[tuple[float, int, IP, str]] = field(default_factory=list)
     """A heap: when leases end, by IP version, address and VRF; also of leases that are no more, or end
     later."""
+    _share_of: dict[str, int] = field(default_factory=dict)
+    """By VM that has to do with another domain: the number of its share of what comes by the tunnel."""
+    _shares: dict[int, str] = field(default_factory=dict)
+    """By such a number: whose it is."""
     _held_as: dict[bytes, dict[Address, str]] = field(default_factory=dict)
     """By DHCP client identifier: the addresses leased under it, and the VM of each."""
 
@@ -110,6 +114,11 @@ class NetworkView(LayoutView):
         """The NIC's port on an edge switch, if it has one there."""
         tunnel = self.tunnel_at(switch)
         return tunnel if tunnel is not None else self.vm_ports.get(nic.plugged_as, {}).get(switch)
+
+    def share_of(self, vm: str) -> int | None:
+        """Of a VM that is away, or a guest: the number of its share of what a gateway hands to the controller;
+        None: it has none of its own (see `domains.free_share`)."""
+        return self._share_of.get(vm)
 
     def in_turn(self, turn: int) -> Iterator[tuple[VM, NIC]]:
         """The NICs whose turn it is (see `nic.turn_of`), each with its VM."""

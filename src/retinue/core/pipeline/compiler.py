@@ -105,6 +105,8 @@ def _vm(underlay: Underlay, net: Network, vm: VM, found: dict[str, list[Entry]])
         _add(found, flows_by_switch)
     if vm.home:
         _add(found, gateway.guest_flows(underlay, net, vm))
+    for switch, meter in gateway.shares(net, vm):
+        found.setdefault(switch, []).append(meter)
     for destination, _, vrf in led_to(net, vm):
         tag = net.vrfs[vrf].tag
         if not vm.home:  # A guest is reached through its home alone.

@@ -60,7 +60,7 @@ from retinue.core.pipeline.matches import (
     icmpv6_match,
     ip_match,
 )
-from retinue.core.pipeline.meters import VMMeter, vm_meters
+from retinue.core.pipeline.meters import VMMeter, share_meter, vm_meters
 from retinue.core.pipeline.priorities import Deliver, EdgeAdmit, Forward
 from retinue.core.pipeline.responders import arp
 from retinue.core.pipeline.tables import Table
@@ -140,16 +140,31 @@ def nic_flows(
             yield _from_tunnel(underlay, net.servers[vm.server], to, port, uplink, mark)
 
 
+def shares(net: Network, vm: VM) -> Iterator[tuple[str, Meter]]:
+    """Each VM has a meter of its own at the tunnel, as it would have at a port: none uses up the others'."""
+    share = net.share_of(vm.id)
+    gateways = {net.peers[vm.home].gateway} if vm.home in net.peers else set(vm.locations)
+    for name in sorted(gateways):
+        if share is not None and net.tunnel_at(net.servers[name].edge) is not None:
+            yield net.servers[name].edge, share_meter(share)
+
+
+def _meter_of(net: Network, vm: VM, port: int) -> int:
+    """Where there are too many such VMs, some have the tunnel's together."""
+    share = net.share_of(vm.id)
+    return VMMeter.DHCP.id(port) if share is None else share_meter(share).id
+
+
 def _asked(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
     """What a VM that is away asks its home for, by the tunnel: a lease, and the router of IPv6."""
-    owner = Owner("vm", vm.id)
+    owner, meter = Owner("vm", vm.id), _meter_of(net, vm, port)
     if asks_by_dhcp(nic):
         asked = dhcp_match(
             sport=CLIENT_PORT, dport=SERVER_PORT, in_port=port, vlan_vid=NO_TAG, eth_src=nic.mac
         )
         yield Flow(
             Table.ADMIT, EdgeAdmit.CLIENT_DHCP, asked, (CONTROLLER,),
-            meter=VMMeter.DHCP.id(port), cookie=cookie(Reason.DHCP_CLIENT, owner),
+            meter=meter, cookie=cookie(Reason.DHCP_CLIENT, owner),
         )  # fmt: skip
     if not in_use(net, 6):
         return
@@ -158,7 +173,7 @@ def _asked(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
     )
     yield Flow(
         Table.ADMIT, EdgeAdmit.SEARCH_BY_TUNNEL, search, (CONTROLLER,),
-        meter=VMMeter.DHCP.id(port), cookie=cookie(Reason.VM_ND, owner),
+        meter=meter, cookie=cookie(Reason.VM_ND, owner),
     )  # fmt: skip
 
 
@@ -174,7 +189,7 @@ def guest_flows(underlay: Underlay, net: Network, vm: VM) -> FlowsBySwitch:
     uplink = net.uplink_number(home.edge)
     for one in vm.nics if vm.server != home.id else ():
         if asks_by_dhcp(one):
-            found.setdefault(home.edge, []).append(_answered(vm, one, tunnel.number))
+            found.setdefault(home.edge, []).append(_answered(net, vm, one, tunnel.number))
     for nic, ip in [(one, ip) for one in vm.nics for ip, _ in _addresses(net, vm, one)]:
         from_guest = ip_match(src=ip, eth_src=nic.speaks_as(ip))
         found.setdefault(home.edge, []).append(
@@ -200,14 +215,14 @@ def asks_by_dhcp(nic: NIC) -> bool:
     return all(ip.version != 4 for ip in nic.addresses)
 
 
-def _answered(vm: VM, nic: NIC, tunnel: int) -> Flow:
+def _answered(net: Network, vm: VM, nic: NIC, tunnel: int) -> Flow:
     """What its home's DHCP server says to a guest: the controller judges it as what our own say."""
     answer = dhcp_match(
         sport=SERVER_PORT, dport=CLIENT_PORT, in_port=tunnel, vlan_vid=NO_TAG, eth_dst=nic.mac
     )
     return Flow(
         Table.ADMIT, EdgeAdmit.TRUSTED_DHCP, answer, (CONTROLLER,),
-        meter=VMMeter.DHCP.id(tunnel), cookie=cookie(Reason.DHCP_SERVER, Owner("vm", vm.id)),
+        meter=_meter_of(net, vm, tunnel), cookie=cookie(Reason.DHCP_SERVER, Owner("vm", vm.id)),
     )  # fmt: skip
 
 

@@ -41,6 +41,15 @@ def rate_meters(port: int, rate: int) -> tuple[int | None, int | None, list[Mete
 RATE_TO_VM = 3 << 16
 """Meters to VMs are numbered from here, above those of HIGHEST_VM_PORT; Open vSwitch has some up to 2^18."""
 
+SHARE_METERS = 5 << 15
+"""Those of VMs that are away, and of guests, are numbered from here, below those of RATE_TO_VM."""
+
+
+def share_meter(share: int) -> Meter:
+    """Of what one such VM asks, or is answered, by the tunnel: as much as at a port of its own."""
+    rate = VMMeter.DHCP.rate
+    return Meter(SHARE_METERS + share, rate, rate)
+
 
 FLOOD_RATE = 200
 """Frames a second, and the size of a burst, that one NIC may send to the group of a vnet that floods."""

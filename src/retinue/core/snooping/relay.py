@@ -35,8 +35,8 @@ RELAYED_RATE = 20
 """Messages a second that what one VM asks may become on its way to servers, and the size of a burst: as many
 as its port's meter lets by."""
 HOME_RATE, HOME_BURST = 2, 10
-"""Messages a second that a guest of another domain may send home, and the size of a burst: those of all its
-guests share one meter there, of 20 a second."""
+"""Messages a second that a guest of another domain may send home, and the size of a burst: its home lets by
+20 a second."""
 VMS_REMEMBERED = 1000
 
 

@@ -1,4 +1,5 @@
-"""A guest that asks its home without end: what all guests of its home share there is not used up by one."""
+"""A guest that asks its home without end: little of that goes into the tunnel (its own meter at home:
+core/pipeline/test_gateway_shares.py)."""
 
 import asyncio
 
@@ -31,8 +32,6 @@ QUESTION = dhcp_frame(discover(NIC1.mac, 7), NIC1.mac, BROADCAST, NO_ADDRESS, EV
 
 @pytest.mark.parametrize("asked", [SEARCH, QUESTION])
 def test_of_one_guest_little_goes_into_the_tunnel(asked: bytes) -> None:
-    """20 a second are let by at its home, of all guests together."""
-
     async def story() -> None:
         async with two_domains(dual=True) as made:
             vm = VM(VM_ID, (NIC1,), server_of("a", 1), memory_mib=128)
