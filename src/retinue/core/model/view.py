@@ -116,8 +116,8 @@ class NetworkView(LayoutView):
         return tunnel if tunnel is not None else self.vm_ports.get(nic.plugged_as, {}).get(switch)
 
     def share_of(self, vm: str) -> int | None:
-        """Of a VM that is away, or a guest: the number of its share of what a gateway hands to the controller;
-        None: it has none of its own (see `domains.free_share`)."""
+        """Of a VM that is away, or a guest: the number of its share of what a gateway hands up; None: it has
+        none of its own (see `domains.free_share`)."""
         return self._share_of.get(vm)
 
     def in_turn(self, turn: int) -> Iterator[tuple[VM, NIC]]:
