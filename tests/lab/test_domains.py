@@ -6,18 +6,20 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
+from scapy.layers.dhcp6 import DUID_EN, DHCP6_Renew, DHCP6_Reply, DHCP6OptIA_NA
 
 from retinue.host.taps import tap_name
 from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology import topology_file
 from retinue_lab.topology.topology import SANDBOX
-from support.lab import licence_server
+from support.lab import dhcp6, licence_server
 from support.lab.losses import overtaken
 from support.lab.migrating import begin, reaches
 from support.lab.start import boot, lab_of, running
-from support.lab.tools import Doorman, Events, Json, LabBench, at, eventually
+from support.lab.tools import Doorman, Events, Json, LabBench, at, eventually, mac_of
 from support.lab.watch import Lines
 
 pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.long]
@@ -311,6 +313,54 @@ async def test_a_lease_goes_along_and_is_renewed_at_home(bench: LabBench, there:
         assert not here.of("binding.removed") and not events.of("binding.removed")
         await bench.request("DELETE", "vms/vm3")
         await here.until("vm.removed", lambda e: e["vm"]["id"] == "vm3")
+
+
+BLUE6 = dhcp6.Served("blue6", "fd00:a::/64", "fd00:a::fe", slaac=True)
+
+
+async def test_a_lease_of_dhcpv6_goes_along_and_is_renewed_at_home(bench: LabBench, there: LabBench) -> None:
+    """The same of a lease that Kea gives by DHCPv6: the agent of the other domain renews it, and the guest by
+    itself, by the tunnel; at home it goes on with it."""
+    mac = mac_of("vm4")
+    async with (
+        told_if_it_fails(bench, there),
+        dhcp6.running(bench, BLUE6, valid=600, renew=300),
+        bench.events() as here,
+        there.events() as events,
+    ):
+        vm = {"id": "vm4", "mac": mac, "server": "server2", "addresses": ["10.1.0.54"]}
+        await bench.post("vms", vm)
+        await running(bench, here, "vm4")
+        ip = await dhcp6.lease(bench, "vm4", "server2")
+        before = await leased6(bench, ip)
+        await bench.migration("vm4", target_server="b/server4")
+        order = (await events.until("renewal.acked", lambda e: e["vm"] == "vm4"))["renewal"]
+        assert (order["ip"], order["server"]) == (ip, "server4")
+        for one, edge in ((bench, "border1"), (there, "edge4")):
+            left = await leased6(one, ip)
+            assert left["switch"] == edge
+            assert left["lease_end"] > before["lease_end"]
+        async with there.capture("server4", "tap-vm4", "out") as tap:
+            duid = DUID_EN(bytes.fromhex(order["server_duid"]))
+            await there.send("vm4", dhcp6.said_by(mac, DHCP6_Renew(trid=0xA7), ip, duid))
+            renewed: Any = (await tap.until(dhcp6.answered(DHCP6_Reply, 0xA7))).ether
+            assert renewed[DHCP6OptIA_NA].ianaopts[0].addr == ip
+        assert (await leased6(there, ip))["lease_end"] > left["lease_end"]
+        await ended(bench, there)
+        await there.migration("vm4", target_server="a/server1")
+        await ended(bench, there)
+        order = (await here.until("renewal.acked", lambda e: e["vm"] == "vm4"))["renewal"]
+        assert (order["ip"], order["server"]) == (ip, "server1")
+        assert not here.of("binding.removed") and not events.of("binding.removed")
+        await bench.request("DELETE", "vms/vm4")
+        await here.until("vm.removed", lambda e: e["vm"]["id"] == "vm4")
+
+
+async def leased6(bench: LabBench, ip: str) -> Json:
+    """The row of vm4's lease."""
+    (row,) = [one for one in await bench.bindings("vm4") if one["ip"] == ip]
+    assert row["kind"] == "dynamic"
+    return row
 
 
 async def test_the_other_domain_dies_in_the_middle(bench: LabBench, there: LabBench) -> None:

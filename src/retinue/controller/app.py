@@ -167,6 +167,7 @@ class Controller:
             self.mobility,
             lambda name, kind: self.inventory.name_free(name, kind),
             self.inventory.forget_vm,
+            self._give_back,
             self.resources.on_size,
         )
         self.orchestrator.far_ends = self.domains
@@ -325,7 +326,9 @@ class Controller:
                 self._spoofed(switch, message.in_port, reason, message.frame)
 
     def _give_back(self, vm: VM, nic: NIC | None = None) -> None:
-        """The manager removes a VM, or a NIC of it."""
+        """The manager removes a VM, or a NIC of it; of a guest its home has the servers, and hears of it."""
+        if vm.home:
+            return
         self.dhcp.give_back(vm, nic)
         self.dhcp6.give_back(vm, nic)
         self.fip.give_back(vm, nic)

@@ -67,15 +67,30 @@ class GuestAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
 
     ip: Address
     leased: bool = False
-    """Of IPv4, by a DHCP server at its home; all else is said of a lease only."""
+    """By a DHCP server at its home; all else is said of a lease only."""
     seconds: Annotated[float, msgspec.Meta(ge=0, le=LATEST)] | None = None
     """For which the lease goes on; None: without end."""
     server: Address = ""
-    """The server identifier; "": it is not known."""
+    """The server identifier; "": it is not known, or the lease is of DHCPv6."""
     client_id: Hex = ""
     options: Hex = ""
     """What the VM said to get it, and `told`: the name servers that it was told; as fields of options."""
     told: Hex = ""
+    dhcp6: "GuestLease6 | None" = None
+    """Of a lease of DHCPv6: what else there is to it."""
+
+
+class GuestLease6(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """With it a lease of DHCPv6 is renewed; see core.model.Lease6."""
+
+    server: Hex
+    """DUID of the server that granted it."""
+    iaid: Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
+    preferred: Annotated[float, msgspec.Meta(ge=0, le=LATEST)] | None = None
+    """Seconds for which the address is preferred; None: as long as the lease."""
+    temporary: bool = False
+    """Of an IA_TA."""
+    options: Hex = ""
 
 
 class GuestNIC(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

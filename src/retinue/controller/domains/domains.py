@@ -30,15 +30,17 @@ class Domains:
         mobility: MobilityManager,
         name_free: Callable[[str, EntityKind], None],
         forget: Callable[[VM], Touched],
+        give_back: Callable[[VM], None],
         on_size: Callable[[str, int], None],
     ) -> None:
-        """`name_free`, `forget`, `on_size`: see Hearing."""
+        """`name_free` and all after that: see Hearing."""
         self._context = context
         self.saying = Saying(context, orchestrator, mobility.memory_of)
         self.removals = Removals(context, self.saying.doors)
         self.hearing = Hearing(
-            context, orchestrator, mobility, self.saying, self.removals, name_free, forget, on_size
-        )
+            context, orchestrator, mobility, self.saying, self.removals,
+            name_free, forget, give_back, on_size,
+        )  # fmt: skip
         self.matching = Matching(context, mobility, self.hearing, self.saying.doors)
         self.names = SharedNames(context, self.saying.doors)
 

@@ -9,10 +9,23 @@ from ipaddress import IPv4Address
 
 from retinue.controller.parsing import address
 from retinue.core.limits import ID
-from retinue.core.model import NIC, VM, Assignment, BindingKind, ModelError, Origin, mac
+from retinue.core.model import (
+    IP,
+    NIC,
+    VM,
+    Assignment,
+    BindingKind,
+    IAKind,
+    Lease6,
+    Mac,
+    ModelError,
+    Origin,
+    mac,
+)
 from retinue.core.model.view import NetworkView
 from retinue.core.packets import FrameError, build_options, parse_options
-from retinue.protocol.domains import Guest, GuestAddress, GuestNIC
+from retinue.core.packets.dhcp6_options import build_options6, parse_options6
+from retinue.protocol.domains import Guest, GuestAddress, GuestLease6, GuestNIC
 
 OF_GUESTS = (BindingKind.DYNAMIC, BindingKind.SLAAC)
 """Kinds of what is said of a NIC beside its static addresses."""
@@ -42,6 +55,14 @@ def _held(held: Assignment, now: float) -> GuestAddress:
     left = None if held.lease_end is None else max(0.0, held.lease_end - now)
     if held.kind is not BindingKind.DYNAMIC:
         return GuestAddress(str(held.ip))
+    if (its := held.lease6) is not None:
+        preferred = None if its.preferred_end is None else max(0.0, its.preferred_end - now)
+        lease6 = GuestLease6(
+            its.server.hex(), its.iaid, preferred, its.ia is IAKind.TA, build_options6(its.options).hex()
+        )
+        return GuestAddress(
+            str(held.ip), leased=True, seconds=left, client_id=held.client_id.hex(), dhcp6=lease6
+        )
     return GuestAddress(
         str(held.ip),
         leased=True,
@@ -75,6 +96,9 @@ def held_by(guest: Guest, now: float) -> Iterator[Assignment]:
                     raise ModelError(f"VM {guest.id}: {ip} is no address that a VM makes itself")
                 yield Assignment(ip, its, guest.id, BindingKind.SLAAC, Origin.CONTROLLER)
                 continue
+            if held.dhcp6 is not None or ip.version == 6:
+                yield _lease6(guest, ip, its, held, now)
+                continue
             try:
                 options, told = (parse_options(bytes.fromhex(text)) for text in (held.options, held.told))
             except FrameError as error:
@@ -91,6 +115,32 @@ def held_by(guest: Guest, now: float) -> Iterator[Assignment]:
                 options,
                 told,
             )
+
+
+def _lease6(guest: Guest, ip: IP, its: Mac, held: GuestAddress, now: float) -> Assignment:
+    said = held.dhcp6
+    if said is None or ip.version == 4:
+        raise ModelError(f"VM {guest.id}: the lease of {ip} is of another family than it says")
+    try:
+        options = parse_options6(bytes.fromhex(said.options))
+    except FrameError as error:
+        raise ModelError(f"VM {guest.id}: the lease of {ip}: {error}") from error
+    return Assignment(
+        ip,
+        its,
+        guest.id,
+        BindingKind.DYNAMIC,
+        Origin.CONTROLLER,
+        None if held.seconds is None else now + held.seconds,
+        client_id=bytes.fromhex(held.client_id),
+        lease6=Lease6(
+            bytes.fromhex(said.server),
+            said.iaid,
+            None if said.preferred is None else now + said.preferred,
+            options,
+            IAKind.TA if said.temporary else IAKind.NA,
+        ),
+    )
 
 
 def _server(text: str) -> IPv4Address | None:

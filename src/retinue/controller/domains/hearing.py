@@ -59,10 +59,12 @@ class Hearing:
         removals: Removals,
         name_free: Callable[[str, EntityKind], None],
         forget: Callable[[VM], Touched],
+        give_back: Callable[[VM], None],
         on_size: Callable[[str, int], None],
     ) -> None:
         """`name_free` raises ModelError where something of another kind has a name; `forget` a VM that is no
-        more; `on_size`: MiB of memory that a VM of ours has, where it is."""
+        more; `give_back` what our DHCP servers have leased to one; `on_size`: MiB of memory that a VM of ours
+        has, where it is."""
         self._context = context
         self._net = context.net
         self._orchestrator = orchestrator
@@ -71,6 +73,7 @@ class Hearing:
         self._removals = removals
         self._name_free = name_free
         self._forget = forget
+        self._give_back = give_back
         self._on_size = on_size
         self._marks: dict[str, asyncio.Event] = {}
         """Marks that are waited for."""
@@ -187,6 +190,7 @@ class Hearing:
         if (migration := self._orchestrator.of_vm(vm.id)) is not None:
             raise MigrationError(f"VM {vm.id} is being migrated: {migration.id} is {migration.state}")
         self._tell(peer, vm.id, "", "removed")
+        self._give_back(vm)
         self._context.spawn(self._context.install(self._forget(vm)), f"{vm.id}: removed in domain {peer}")
 
     # ---- words about a migration ----

@@ -10,7 +10,7 @@ from retinue.controller.context import Context
 from retinue.controller.counters import Count
 from retinue.controller.leases import rejections
 from retinue.controller.leases.dhcp import DhcpPath
-from retinue.core.model import NIC, VM, Assignment, IAKind, Lease6, Mac, Service
+from retinue.core.model import NIC, VM, Assignment, IAKind, Lease6, Mac, Role, Service
 from retinue.core.model.link_local import link_local
 from retinue.core.packets import FrameError
 from retinue.core.packets.dhcp6 import (
@@ -46,6 +46,7 @@ class Dhcp6Path:
         self._dhcp = dhcp
         self._snooper = dhcp.snooper6
         self._shares = relay.Shares()
+        self._of_guests = relay.Shares(relay.HOME_RATE, relay.HOME_BURST)
 
     # ---- frames ----
 
@@ -60,7 +61,7 @@ class Dhcp6Path:
             return
         seen = ClientMessage6(
             switch, port, ethernet.src, datagram.src, datagram.dst, dhcp,
-            runs_here=self._dhcp.runs_at(switch, port),
+            runs_here=self._dhcp.runs_at(switch, port, ethernet.src),
         )  # fmt: skip
         claimed = dhcp.addresses[0] if dhcp.addresses else datagram.src
         arrival = _Arrival(switch, port, (ethernet.src, str(claimed)), dhcp)
@@ -68,23 +69,29 @@ class Dhcp6Path:
 
     def from_server(self, switch: str, port: int, frame: bytes, waited: float = 0.0) -> None:
         """A frame from the port of a trusted DHCP server to the relay; `waited`: as DhcpPath's."""
-        server = self._dhcp.server_at(switch, port)
-        if server is None:
+        net, server = self._context.net, self._dhcp.server_at(switch, port)
+        peer = net.peer_at(server.id) if server is not None and net.is_tunnel(switch, port) else None
+        # At an edge there is no DHCPv6 server, but a guest's home.
+        if server is None or (net.switches[switch].role is Role.EDGE and peer is None):
             self._context.counters[Count.DHCP_FROM_UNKNOWN_SERVER] += 1
             return
         try:
             ethernet, datagram = parse_udp6_frame(frame)
-            envelope = parse_relayed6(datagram.payload)
+            if peer is not None:
+                envelope = envelopes.of_home(datagram.dst, datagram.payload)
+            else:
+                envelope = parse_relayed6(datagram.payload)
             dhcp = parse_dhcp6(envelope.message)
         except FrameError as error:
             self._context.reject_frame("DHCPv6", f"DHCP server {server.id}", error)
             return
         arrival = _Arrival(switch, port, (ethernet.src, str(datagram.src)), dhcp)
-        fault = envelopes.fault_of_envelope(self._context.net, datagram.src, datagram.dst, envelope)
-        if fault:
-            self._tell([Rejected(fault)], arrival)
-            return
-        said = ServerMessage6(server.id, envelope, dhcp)
+        if peer is None:
+            fault = envelopes.fault_of_envelope(net, datagram.src, datagram.dst, envelope)
+            if fault:
+                self._tell([Rejected(fault)], arrival)
+                return
+        said = ServerMessage6(server.id, envelope, dhcp, "" if peer is None else peer.id)
         self._act(self._snooper.server(said, self._context.clock() - waited), arrival, server.id)
 
     def expire(self) -> None:
@@ -126,7 +133,10 @@ class Dhcp6Path:
         context, net = self._context, self._context.net
         vm = net.vms.get(asked.vm)
         nic = None if vm is None else vm.nic_with(asked.nic)
-        if nic is None:
+        if vm is None or nic is None:
+            return
+        if vm.home:
+            self._send_home(vm, asked)
             return
         servers = net.servers_with(Service.DHCP)
         about = envelopes.links(net, nic, asked.dhcp)
@@ -145,6 +155,24 @@ class Dhcp6Path:
                 context.reject_frame("DHCPv6", asked.circuit, error)
                 return
         if not reached:
+            context.counters[Count.DHCP_NO_SERVER] += 1
+
+    def _send_home(self, vm: VM, asked: ToServers6) -> None:
+        """A guest's DHCP servers are at its home, which hears it as at a port of its own."""
+        context = self._context
+        tunnel = context.net.tunnel_to(vm.home)
+        if tunnel is None:
+            context.counters[Count.DHCP_NO_SERVER] += 1
+            return
+        if not self._of_guests.spend(vm.id, 1, context.clock()):
+            context.counters[Count.ASKED_HOME_TOO_MUCH] += 1
+            return
+        try:
+            frame = envelopes.from_guest(asked)
+        except FrameError as error:
+            context.reject_frame("DHCPv6", asked.circuit, error)
+            return
+        if not context.send_frame(*tunnel, frame):
             context.counters[Count.DHCP_NO_SERVER] += 1
 
     def _to_vm(self, said: ToVM6) -> None:

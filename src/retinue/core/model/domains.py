@@ -17,12 +17,13 @@ from ipaddress import IPv6Address
 from zlib import crc32
 
 from retinue.core.model.addresses import IP, Mac, ModelError
-from retinue.core.model.binding import Assignment, BindingKind
+from retinue.core.model.binding import Assignment
 from retinue.core.model.entities import VM
 from retinue.core.model.families import in_use
 from retinue.core.model.link_local import is_link_local, mac_of
 from retinue.core.model.nic import NIC
 from retinue.core.model.view import NetworkView
+from retinue.core.model.vrfs import DEFAULT_VRF
 
 SHARES = 32_768
 """VMs whose questions by a tunnel are each counted for themselves (see pipeline.meters)."""
@@ -55,7 +56,7 @@ def check_guest(net: NetworkView, vm: VM, held: Collection[Assignment] = ()) -> 
     what = f"VM {vm.id} of domain {vm.home}"
     if peer is None:
         raise ModelError(f"{what}: no such domain is configured")
-    _check_what_goes(vm, what)
+    _check_what_goes(net, vm, what)
     for nic in vm.nics:
         its = [one for one in held if one.mac == nic.mac]
         if not nic.addresses and all(is_link_local(one.ip) for one in its):
@@ -65,8 +66,8 @@ def check_guest(net: NetworkView, vm: VM, held: Collection[Assignment] = ()) -> 
             if why:
                 raise ModelError(f"{what}: {why}")
     for one in held:
-        if one.kind is BindingKind.DYNAMIC and one.ip.version != 4:
-            raise ModelError(f"{what}: it has {one.ip} by DHCPv6; between domains leases are of IPv4")
+        if one.prefix is not None:
+            raise ModelError(f"{what}: {one.prefix} is delegated to it, which does not go between domains")
         holder = net.holder(one.ip)
         if holder is not None and holder.vm != vm.id:
             raise ModelError(f"{what}: {one.ip} is VM {holder.vm}'s here")
@@ -90,43 +91,53 @@ def not_of_a_guest(net: NetworkView, home: str, ip: IP, mac: Mac) -> str:
 
 
 def check_may_leave(net: NetworkView, vm: VM, domain: str) -> None:
-    """Whether a VM may go to another domain: with addresses on each NIC, which are static, leases of IPv4 or
-    made by itself; and a guest only home.
+    """Whether a VM may go to another domain: with addresses on each NIC, which are static, leased or made
+    by itself; and a guest only home.
 
     Raises ModelError.
     """
     what = f"VM {vm.id} cannot go to domain {domain}"
     if vm.home and vm.home != domain:
         raise ModelError(f"{what}: it is a guest of domain {vm.home}, and goes back there first")
-    _check_what_goes(vm, what)
+    _check_what_goes(net, vm, what)
     for nic in vm.nics:
         if not vm.home and (nic.rate or not nic.enabled):
             raise ModelError(f"{what}: a NIC has a rate, or is disabled, which does not go between domains")
         held = net.assignments_of(vm, nic)
         if all(is_link_local(a.ip) for a in held):
             raise ModelError(f"{what}: its NIC {nic.mac} has no address, static or by a lease that goes on")
-        by_dhcp6 = next((a for a in held if a.lease6 is not None), None)
-        if by_dhcp6 is not None:
-            raise ModelError(f"{what}: it has {by_dhcp6.leads} by DHCPv6; between domains leases are of IPv4")
+        delegated = next((a.prefix for a in held if a.prefix is not None), None)
+        if delegated is not None:
+            raise ModelError(f"{what}: {delegated} is delegated to it, which does not go between domains")
 
 
-def _check_what_goes(vm: VM, what: str) -> None:
+def _check_what_goes(net: NetworkView, vm: VM, what: str) -> None:
     """Whether a VM has what goes between domains and nothing more. Raises ModelError."""
-    if vm.disks:
-        raise ModelError(f"{what}: it has disks, which do not go between domains")
+    for number, disk in enumerate(vm.disks, 1):
+        where = "on this domain's storage" if disk.shared else "on its server alone"
+        raise ModelError(
+            f"{what}: it has disks, which do not go between domains, and disk {number} is {where}"
+        )
     if vm.nic.slot != 1:
         raise ModelError(f"{what}: its NIC is in slot {vm.nic.slot}; between domains the first is in slot 1")
     if len({nic.slot for nic in vm.nics}) < len(vm.nics):
         raise ModelError(f"{what}: two of its NICs are in one slot")
-    if any(
-        nic.vnet or nic.allowed or nic.prefixes or nic.anycast or nic.trusted or nic.mac_changes
-        for nic in vm.nics
-    ) or (not vm.home and any(nic.mirror for nic in vm.nics)):
-        raise ModelError(
-            f"{what}: between domains a NIC has no vnet, no addresses that it may take, no routed prefixes, "
-            "no anycast addresses, "
-            "no trust, no mirror, and keeps its MAC"
-        )
+    for nic in vm.nics:
+        if keeps := next((words for words, has in _of_this_domain(net, vm, nic) if has), ""):
+            raise ModelError(f"{what}: its NIC {nic.mac} {keeps}, which does not go between domains")
+
+
+def _of_this_domain(net: NetworkView, vm: VM, nic: NIC) -> Iterator[tuple[str, bool]]:
+    """What may be said of a NIC and means nothing in another domain: in words, and whether it is said."""
+    vrf = net.vrf_of(nic)
+    yield f"is in VRF {vrf}, whose addresses and names are this domain's own", vrf != DEFAULT_VRF
+    yield f"is in vnet {nic.vnet}", bool(nic.vnet)
+    yield "has addresses that it may take from other NICs", bool(nic.allowed)
+    yield "has prefixes that are routed to it", bool(nic.prefixes)
+    yield "has anycast addresses", bool(nic.anycast)
+    yield "is trusted, as a DHCP server's", nic.trusted
+    yield "may change its MAC", nic.mac_changes
+    yield f"has its traffic copied to {nic.mirror}", bool(nic.mirror) and not vm.home
 
 
 def is_same(ours: VM, theirs: VM) -> bool:

@@ -64,7 +64,7 @@ SENT_UP_BY: Mapping[Reason, frozenset[Role]] = {
     Reason.VM_ARP: frozenset({Role.EDGE}),
     Reason.DHCP_SERVER: frozenset({Role.EDGE, Role.LEAF}),
     Reason.DHCP6_CLIENT: frozenset({Role.EDGE}),
-    Reason.DHCP6_SERVER: frozenset({Role.LEAF}),
+    Reason.DHCP6_SERVER: frozenset({Role.EDGE, Role.LEAF}),
     Reason.SERVER_ARP: frozenset({Role.LEAF}),
     Reason.MISSING_SERVER: frozenset({Role.LEAF}),
     Reason.VM_ND: frozenset({Role.EDGE}),

@@ -98,9 +98,9 @@ def nic_flows(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
 
 def _dhcp6(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
     """What a client says to DHCPv6 servers goes to the controller, where a subnet has addresses by DHCPv6;
-    nothing to their port goes past it. The subnets here are not those of another domain's guest."""
+    nothing to their port goes past it. Of another domain's guest the subnets are there, and it may ask."""
     owner, to_servers = Owner("vm", vm.id), dhcp6_match(dport=SERVER_PORT6, in_port=port)
-    if vm.home or not dhcp6_subnets(net, nic.vnet):
+    if not vm.home and not dhcp6_subnets(net, nic.vnet):
         quiet = cookie(Reason.QUIET, owner)
         yield Flow(Table.ADMIT, EdgeAdmit.ROGUE_DHCP_QUESTION, to_servers, cookie=quiet)
         return

@@ -32,7 +32,7 @@ tunnel what is for a VM that is delivered there, and takes back only what is for
 from collections.abc import Iterator
 
 from retinue.core.model import IP, NIC, VM, Server
-from retinue.core.model.families import forwarded_assignments, in_use
+from retinue.core.model.families import dhcp6_subnets, forwarded_assignments, in_use
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets import HOP_LIMIT, EtherType, NDType
 from retinue.core.pipeline import edge_ipv6
@@ -44,6 +44,7 @@ from retinue.core.pipeline.entry import (
     Field,
     Flow,
     FlowsBySwitch,
+    Match,
     Meter,
     Output,
     PortNo,
@@ -52,6 +53,7 @@ from retinue.core.pipeline.entry import (
 )
 from retinue.core.pipeline.matches import (
     CLIENT_PORT,
+    CLIENT_PORT6,
     NO_TAG,
     SERVER_PORT,
     SERVER_PORT6,
@@ -168,6 +170,14 @@ def _asked(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
         )  # fmt: skip
     if not in_use(net, 6):
         return
+    if dhcp6_subnets(net, nic.vnet):
+        asked = dhcp6_match(
+            sport=CLIENT_PORT6, dport=SERVER_PORT6, in_port=port, vlan_vid=NO_TAG, eth_src=nic.mac
+        )
+        yield Flow(
+            Table.ADMIT, EdgeAdmit.CLIENT_DHCP, asked, (CONTROLLER,),
+            meter=meter, cookie=cookie(Reason.DHCP6_CLIENT, owner),
+        )  # fmt: skip
     search = icmpv6_match(
         NDType.ROUTER_SOLICITATION, in_port=port, vlan_vid=NO_TAG, eth_src=nic.mac, ip_ttl=HOP_LIMIT
     )
@@ -188,8 +198,7 @@ def guest_flows(underlay: Underlay, net: Network, vm: VM) -> FlowsBySwitch:
     mark, delivers = cookie(Reason.FORWARD, Owner("vm", vm.id)), net.servers[vm.server]
     uplink = net.uplink_number(home.edge)
     for one in vm.nics if vm.server != home.id else ():
-        if asks_by_dhcp(one):
-            found.setdefault(home.edge, []).append(_answered(net, vm, one, tunnel.number))
+        found.setdefault(home.edge, []).extend(_answered(net, vm, one, tunnel.number))
     for nic, ip in [(one, ip) for one in vm.nics for ip, _ in _addresses(net, vm, one)]:
         from_guest = ip_match(src=ip, eth_src=nic.speaks_as(ip))
         found.setdefault(home.edge, []).append(
@@ -215,15 +224,21 @@ def asks_by_dhcp(nic: NIC) -> bool:
     return all(ip.version != 4 for ip in nic.addresses)
 
 
-def _answered(net: Network, vm: VM, nic: NIC, tunnel: int) -> Flow:
-    """What its home's DHCP server says to a guest: the controller judges it as what our own say."""
-    answer = dhcp_match(
-        sport=SERVER_PORT, dport=CLIENT_PORT, in_port=tunnel, vlan_vid=NO_TAG, eth_dst=nic.mac
-    )
-    return Flow(
-        Table.ADMIT, EdgeAdmit.TRUSTED_DHCP, answer, (CONTROLLER,),
-        meter=_meter_of(net, vm, tunnel), cookie=cookie(Reason.DHCP_SERVER, Owner("vm", vm.id)),
-    )  # fmt: skip
+def _answered(net: Network, vm: VM, nic: NIC, tunnel: int) -> Iterator[Flow]:
+    """What its home's DHCP servers say to a guest: the controller judges it as what our own say."""
+    owner, meter, to = Owner("vm", vm.id), _meter_of(net, vm, tunnel), {"in_port": tunnel, "vlan_vid": NO_TAG}
+    answers: list[tuple[Reason, Match]] = []
+    if asks_by_dhcp(nic):
+        said = dhcp_match(sport=SERVER_PORT, dport=CLIENT_PORT, eth_dst=nic.mac, **to)
+        answers.append((Reason.DHCP_SERVER, said))
+    if in_use(net, 6):
+        said = dhcp6_match(sport=SERVER_PORT6, dport=CLIENT_PORT6, eth_dst=nic.mac, **to)
+        answers.append((Reason.DHCP6_SERVER, said))
+    for reason, said in answers:
+        yield Flow(
+            Table.ADMIT, EdgeAdmit.TRUSTED_DHCP, said, (CONTROLLER,),
+            meter=meter, cookie=cookie(reason, owner),
+        )  # fmt: skip
 
 
 def _from_tunnel(underlay: Underlay, to: Server, ip: IP, port: int, uplink: int, mark: int) -> Flow:

@@ -15,7 +15,7 @@ can tell them to ask it alone, since the option by which it would is not handed 
 from ipaddress import IPv6Address
 
 from retinue.core.limits import MOST_DHCP6_ADDRESSES
-from retinue.core.model import DEFAULT_VRF, NIC, VM, Assignment, BindingKind
+from retinue.core.model import DEFAULT_VRF, NIC, VM, Assignment, BindingKind, IAKind
 from retinue.core.model.families import dhcp6_subnets
 from retinue.core.model.link_local import is_link_local, link_local
 from retinue.core.model.network import Network
@@ -55,8 +55,11 @@ def _sender(net: Network, vm: VM, nic: NIC, message: ClientMessage6) -> Rejected
         return Rejected(f"DHCPv6 to {message.dst}, not to {ALL_AGENTS_AND_SERVERS}", vm.id)
     if message.dhcp.type.from_server or message.dhcp.type.of_relay:
         return Rejected("a DHCPv6 server's message from a VM", vm.id, spoofed=True)
-    if not dhcp6_subnets(net, nic.vnet):
+    if not vm.home and not dhcp6_subnets(net, nic.vnet):
         return Rejected("DHCPv6 where no subnet has addresses by it", vm.id)
+    is_away = net.is_tunnel(message.switch, message.port)
+    if (vm.home or is_away) and any(ia.kind is IAKind.PD for ia in message.dhcp.ias):
+        return Rejected("a prefix is asked for, and none is delegated between domains", vm.id)
     return None
 
 
@@ -122,7 +125,9 @@ def owner_of_duid(net: Network, duid: bytes, vm: VM, vrf: str = DEFAULT_VRF) -> 
     named = None if mac is None else net.vm_of_mac(mac)
     if named is not None:
         return named.id if named.id != vm.id else ""
-    return min(net.vms_known_as(duid, vrf, 6) - {vm.id}, default="")
+    known = net.vms_known_as(duid, vrf, 6) - {vm.id}
+    # Of a guest, as for headers.owner_of_identifier: its home's servers alone know it by that.
+    return min((other for other in known if net.vms[other].home == vm.home), default="")
 
 
 def _mac_in(duid: bytes) -> str | None:

@@ -29,11 +29,17 @@ class ClientMessage6:
 
 @dataclass(frozen=True, slots=True)
 class ServerMessage6:
-    """What came in at the port of a trusted DHCP server: a relay's envelope, and the message inside."""
+    """What came in at the port of a trusted DHCP server: a relay's envelope, and the message inside.
+
+    What a guest's home says comes as it is handed to the guest, by the tunnel: the envelope says then which
+    of its addresses it is for, and where that asked is not said.
+    """
 
     server: str
     envelope: Relayed6
     dhcp: DHCP6
+    domain: str = ""
+    """Whose server it is; "": this domain's."""
 
 
 @dataclass(frozen=True, slots=True)

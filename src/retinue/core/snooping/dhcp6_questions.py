@@ -70,7 +70,13 @@ class Question6:
 class Questions6(PendingQuestions[Question6]):
     """Those that await an answer, by the NIC that asks."""
 
-    def answered_by(self, envelope: Relayed6, answer: DHCP6, now: float) -> Question6 | None:
-        """The question that this answer fits."""
-        asked = self.with_xid(answer.xid, now)
-        return next((q for q in asked if q.is_answered_by(envelope, answer)), None)
+    def answered_by(
+        self, envelope: Relayed6, answer: DHCP6, now: float, *, of_home: bool = False
+    ) -> Question6 | None:
+        """The question that this answer fits. `of_home`: a guest's home says it, which does not know by which
+        port the guest has asked."""
+        for asked in self.with_xid(answer.xid, now):
+            said = replace(envelope, interface_id=asked.circuit.encode()) if of_home else envelope
+            if asked.is_answered_by(said, answer):
+                return asked
+        return None

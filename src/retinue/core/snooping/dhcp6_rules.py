@@ -17,6 +17,8 @@ rejected with its reason, and changes nothing.
     ADVERTISE                      nobody else holds the addresses       to the VM
     REPLY                          the same; all in subnets of DHCPv6;   bindings, then (confirmed) to the VM
                                    a prefix is nobody's, in no part
+                                   (of a guest, and of its home's
+                                   server, as its home may give)
       an address with valid = 0    it is the NIC's                       its binding ends
       the agent's renewal          the address is renewed                binding, to the agent
     RECONFIGURE                    -                                     dropped
@@ -43,6 +45,7 @@ from retinue.core.model import (
     ModelError,
     Origin,
 )
+from retinue.core.model.domains import not_of_a_guest
 from retinue.core.model.families import dhcp6_subnets
 from retinue.core.model.network import Network
 from retinue.core.model.routed_prefixes import check_delegated
@@ -92,7 +95,7 @@ class Snooper6:
     # ---- from a VM ----
 
     def client(self, message: ClientMessage6, now: float) -> list[Effect6]:
-        vm = self.net.vm_at(message.switch, message.port)
+        vm = self.net.vm_at(message.switch, message.port, message.eth_src)
         nic = self.net.nic_at(message.switch, message.port, message.eth_src)
         if vm is None or nic is None:
             return [Rejected(f"no VM is known at port {message.port} of {message.switch}")]
@@ -175,7 +178,8 @@ class Snooper6:
         dhcp = message.dhcp
         if not dhcp.type.from_server or dhcp.type is MessageType6.RECONFIGURE:
             return [Rejected(f"a DHCPv6 {dhcp.type.name} from {message.server}, which is no answer")]
-        question = self.questions.answered_by(message.envelope, dhcp, now)
+        of_home = bool(message.domain)
+        question = self.questions.answered_by(message.envelope, dhcp, now, of_home=of_home)
         vm = None if question is None else self.net.vms.get(question.vm)
         nic = None if question is None or vm is None else vm.nic_with(question.nic)
         if question is None or vm is None or nic is None:
@@ -183,7 +187,12 @@ class Snooper6:
                 return []  # A second answer, to a request that was sent again.
             peer = message.envelope.peer
             return [Rejected(f"no VM asked (transaction {dhcp.xid:#x}, {dhcp.type.name} for {peer})")]
-        if link_of(self.net, nic, message.server, message.envelope.link) is None:
+        if vm.home != message.domain:
+            of = f"domain {message.domain}" if message.domain else "this domain"
+            words = f"{vm.id} has its leases from its home, and a DHCP server of {of} answers"
+            return [Rejected(words, vm.id)]
+        known = vm.home or link_of(self.net, nic, message.server, message.envelope.link)
+        if not known:
             where = f"for {vm.id} at the relay {message.envelope.link}"
             return [
                 Rejected(f"a DHCPv6 {dhcp.type.name} {where}, from {message.server}, which was not asked")
@@ -270,12 +279,14 @@ class Snooper6:
                     # RFC 8415, 21.6: the client "MUST discard any addresses for which the preferred lifetime
                     # is greater than the valid lifetime".
                     return f"the DHCPv6 server granted {address.ip} preferred for longer than valid"
+                if vm.home and (why_not := not_of_a_guest(self.net, vm.home, address.ip, nic.mac)):
+                    return f"domain {vm.home} leases {address.ip} to {who}: {why_not}"
         served = dhcp6_subnets(self.net, nic.vnet)
         for lease in granted:
             if lease.prefix is not None:
                 if why_not := self._not_delegated(lease):
                     return f"the DHCPv6 server delegated {lease.prefix}: {why_not}"
-            elif not any(lease.ip in subnet.prefix for subnet in served):
+            elif not vm.home and not any(lease.ip in subnet.prefix for subnet in served):
                 return f"the DHCPv6 server granted {lease.ip}, which is in no subnet of DHCPv6 for {who}"
         if question.by_agent and question.asked.addresses[0] not in {lease.ip for lease in granted}:
             statuses = [status for status in (dhcp.status, *(ia.status for ia in dhcp.ias)) if status]

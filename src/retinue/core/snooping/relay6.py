@@ -28,6 +28,8 @@ from retinue.core.packets.dhcp6 import (
 )
 from retinue.core.snooping.dhcp6_messages import ToServers6
 
+UNSPECIFIED = IPv6Address(0)
+
 
 def links(net: Network, nic: NIC, dhcp: DHCP6) -> tuple[Subnet, ...]:
     """The subnets a NIC's message is about: of the address in it, else all of which it may have one."""
@@ -58,6 +60,19 @@ def to_vm(net: Network, nic: Mac, gateway_mac: Mac, peer: IPv6Address, answer: D
     """The frame by which a NIC gets a server's answer. Raises FrameError where it has become too large."""
     payload, relay = handed_on(answer).build(), link_local(net.gateway_mac)
     return dhcp6_frame(payload, gateway_mac, nic, relay, peer, SERVER_PORT6, CLIENT_PORT6)
+
+
+def from_guest(asked: ToServers6) -> bytes:
+    """The frame by which a guest's home gets what it asks: as it has asked, by the tunnel. Raises
+    FrameError."""
+    payload, to = handed_on(asked.dhcp).build(), ALL_AGENTS_AND_SERVERS
+    return dhcp6_frame(payload, asked.nic, group_mac(to), asked.peer, to, CLIENT_PORT6, SERVER_PORT6)
+
+
+def of_home(peer: IPv6Address, answer: bytes) -> Relayed6:
+    """What a guest's home answers, which comes by the tunnel as the guest gets it, in an envelope as our own
+    servers' answers come: for this address of the guest's."""
+    return Relayed6(MessageType6.RELAY_REPL, 0, UNSPECIFIED, peer, answer)
 
 
 def handed_on(dhcp: DHCP6) -> DHCP6:

@@ -1,6 +1,7 @@
 """Two controllers speak to each other of a migration: what each says, and what becomes of it."""
 
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
@@ -10,7 +11,7 @@ from retinue.controller.migrations.requests import MigrationError
 from retinue.core.migration import MigrationState as S
 from retinue.core.migration.copying import AskedCopy, CopyOptions, Postcopy
 from retinue.core.migration.record import Far
-from retinue.core.model import VM
+from retinue.core.model import VM, Subnet, Vnet, Vrf
 from retinue.core.placement import Entity, EntityKind, Profile
 from retinue.protocol.domains import SAID_BY_SOURCE, Said, Word
 from support.fabric.domains import gateway_of, nic, server_of
@@ -90,6 +91,21 @@ async def test_without_a_mark_through_the_tunnel_nothing_is_diverted(domains: Tw
     assert S.DIVERTED not in [state for state, _ in undone.steps]
     await domains.until("b", S.UNDONE)
     await is_as_before(domains)
+
+
+async def test_a_vm_of_a_vrf_stays_before_anything_is_changed(domains: TwoDomains) -> None:
+    """Its addresses mean something in this domain's VRF alone, and a guest is in none."""
+    a = domains.controller("a")
+    a.net.put_vrf(Vrf("tenant", 7))
+    a.net.put_vnet(Vnet("shop", vrf="tenant"))
+    a.net.add_subnet(Subnet("shop", IPv4Network("10.1.0.0/24"), IPv4Address("10.1.0.254"), vnet="shop"))
+    vm = VM("vm-a9", (replace(nic("a", 9), vnet="shop"),), server_of("a", 1))
+    a.inventory.register_vms([vm])
+    with pytest.raises(MigrationError, match=r"its NIC .* is in VRF tenant, whose addresses and names are"):
+        a.orchestrator.start("vm-a9", target_server=gateway_of("a"), far=Far("b", server_of("b", 1)))
+    assert not a.orchestrator.migrations
+    assert not domains.doors["b"].said
+    assert a.net.vms["vm-a9"] == vm
 
 
 async def test_a_domain_that_is_away_takes_no_vm(domains: TwoDomains) -> None:

@@ -322,6 +322,15 @@ def test_what_it_gives_back_is_free() -> None:
     told(story)
 
 
+def test_of_a_guest_that_is_removed_its_home_gives_it_back() -> None:
+    async def story(leased: Leased) -> None:
+        await leased.world.controller("b").inventory.remove_vm(VM_ID)
+        await leased.settle()
+        assert [one.message_type for one in leased.asked].count(MessageType.RELEASE) == 1
+
+    told(story)
+
+
 def test_another_domains_vm_takes_no_client_identifier_from_ours() -> None:
     """Its home says under which it has its lease, and is believed; the DHCP servers here have never heard of
     it."""

@@ -1,11 +1,24 @@
 """Which VMs another domain may bring, and which may go there."""
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any
 
 import pytest
 
-from retinue.core.model import NIC, VM, Assignment, BindingKind, Disk, ModelError, Origin, Peer
+from retinue.core.model import (
+    NIC,
+    VM,
+    Allowed,
+    Assignment,
+    BindingKind,
+    Disk,
+    ModelError,
+    Origin,
+    Peer,
+    Vnet,
+    Vrf,
+)
 from retinue.core.model.domains import check_guest, check_may_leave, is_same, places
 from retinue.core.model.link_local import link_local
 from support.fabric.domains import Domains, gateway_of, nic, server_of
@@ -34,8 +47,8 @@ GUEST = VM("vm-a1", (nic("a", 1),), gateway_of("b"), home="a")
             replace(GUEST, nics=(nic("a", 1), replace(nic("a", 2), slot=2, addresses=()))),
             "NIC 52:54:00:00:00:02 has no address",
         ),
-        (replace(GUEST, nics=(replace(nic("a", 1), trusted=True),)), "no trust"),
-        (replace(GUEST, nics=(replace(nic("a", 1), vnet="blue"),)), "no vnet"),
+        (replace(GUEST, nics=(replace(nic("a", 1), trusted=True),)), "is trusted"),
+        (replace(GUEST, nics=(replace(nic("a", 1), vnet="blue"),)), "is in vnet"),
         (replace(GUEST, disks=(Disk(shared="/etc/shadow"),)), "has disks, which do not go"),
     ],
 )
@@ -59,6 +72,9 @@ def test_an_address_of_ipv6_is_granted_as_any_other() -> None:
         check_guest(Domains(1, 1, dual=True).nets["b"], replace(GUEST, nics=(stranger,)))
 
 
+DELEGATED = IPv6Network("fd00:a::/72")
+
+
 def held(ip: str, kind: BindingKind = BindingKind.DYNAMIC) -> Assignment:
     return Assignment(ip_address(ip), nic("a", 1).mac, "vm-a1", kind, Origin.CONTROLLER)
 
@@ -71,7 +87,8 @@ def held(ip: str, kind: BindingKind = BindingKind.DYNAMIC) -> Assignment:
         (held("10.2.0.150"), "10.2.0.150 is not granted"),
         (held("10.7.0.1"), "10.7.0.1 is not granted"),
         (held("fd00:b::1", BindingKind.SLAAC), "fd00:b::1 is not granted"),
-        (held("fd00:a::150"), "fd00:a::150 by DHCPv6; between domains leases are of IPv4"),
+        (held("fd00:a::150"), ""),
+        (replace(held("fd00:a::"), prefix=DELEGATED), "fd00:a::/72 is delegated to it"),
         (held("fe80::1234", BindingKind.SLAAC), "has no address"),
         (held("10.1.0.199"), "10.1.0.199 is VM vm-b2's here"),
     ],
@@ -127,16 +144,46 @@ def test_a_vm_leaves_with_static_addresses_alone() -> None:
     leaving(replace(nic("a", 1), addresses=(IPv6Address("fd00::1"),)))
     with pytest.raises(ModelError, match="guest of domain c, and goes back there first"):
         leaving(nic("a", 1), home="c")
-    with pytest.raises(ModelError, match="trust"):
-        leaving(replace(nic("a", 1), trusted=True))
+    leaving(replace(nic("a", 1), mirror="mirror0"), home="b")
     for changed in (replace(nic("a", 1), rate=1000), replace(nic("a", 1), enabled=False)):
         with pytest.raises(ModelError, match="a NIC has a rate, or is disabled"):
             leaving(changed)
         leaving(changed, home="b")
     with pytest.raises(ModelError, match="its NIC is in slot 2"):
         leaving(replace(nic("a", 1), slot=2))
-    with pytest.raises(ModelError, match="it has disks, which do not go between domains"):
+    with pytest.raises(ModelError, match="do not go between domains, and disk 1 is on its server alone"):
         leaving(nic("a", 1), disks=(Disk(size_mib=1024),))
+    with pytest.raises(ModelError, match="do not go between domains, and disk 1 is on this domain's storage"):
+        leaving(nic("a", 1), disks=(Disk(shared="/srv/vm1"),))
+
+
+PREFIX = IPv4Network("10.9.0.0/28")
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"vnet": "shop"}, "is in VRF tenant, whose addresses and names are this domain's own"),
+        ({"vnet": "green"}, "is in vnet green"),
+        ({"allowed": (Allowed(IPv4Address("10.1.0.9")),)}, "has addresses that it may take from other NICs"),
+        ({"prefixes": (PREFIX,)}, "has prefixes that are routed to it"),
+        ({"anycast": (IPv4Address("10.9.0.1"),)}, "has anycast addresses"),
+        ({"trusted": True}, "is trusted, as a DHCP server's"),
+        ({"mac_changes": True}, "may change its MAC"),
+        ({"mirror": "mirror0"}, "has its traffic copied to mirror0"),
+    ],
+)
+def test_what_means_nothing_in_another_domain_keeps_a_vm_here(changed: dict[str, Any], why: str) -> None:
+    """Each with its own sentence, which names the NIC."""
+    world = Domains(1, 1)
+    net, its = world.nets["a"], replace(nic("a", 1), addresses=(), **changed)
+    net.put_vrf(Vrf("tenant", 7))
+    net.put_vnet(Vnet("shop", vrf="tenant"))
+    net.put_vnet(Vnet("green"))
+    vm = VM("vm-a1", (its,), server_of("a", 1))
+    net.put_vm(vm)
+    with pytest.raises(ModelError, match=f"^VM vm-a1 cannot go to domain b: its NIC {its.mac} {why}, which"):
+        check_may_leave(net, vm, "b")
 
 
 @pytest.mark.parametrize(
