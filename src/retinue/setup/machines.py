@@ -189,10 +189,7 @@ def _server_setup(site: Site, server: ServerTable) -> str:
                 *_bridge(site, LEAF, leaf),
                 *_port(EDGE, UPLINK, "type=patch", f"options:peer={DOWNLINK}"),
                 *_port(LEAF, DOWNLINK, "type=patch", f"options:peer={UPLINK}"),
-                *_port(
-                    LEAF, TUNNEL, "type=vxlan", "options:remote_ip=flow", "options:key=flow",
-                    f"options:local_ip={server.endpoint}", f"options:dst_port={VXLAN}",
-                ),
+                *_tunnel(site, server),
                 *(word for interface in outside for word in _port(LEAF, interface)),
             ),
             *_controlled(EDGE, openflow),
@@ -268,6 +265,20 @@ def _port(bridge: str, port: str, *settings: str) -> Iterator[str]:
     if settings:
         yield from ("--", "set", "interface", port, *settings)
     yield "--"
+
+
+def _tunnel(site: Site, server: ServerTable) -> Iterator[str]:
+    """The end of the leaf's tunnels.
+
+    In user space it does without its own address: with it each packet is looked up in the kernel's routes,
+    and dropped while these are read again, as they are whenever a tap comes or goes. Older setups had it.
+    """
+    anyone = ("type=vxlan", "options:remote_ip=flow", "options:key=flow", f"options:dst_port={VXLAN}")
+    if site.datapath == "netdev":
+        yield from _port(LEAF, TUNNEL, *anyone)
+        yield from ("remove", "interface", TUNNEL, "options", "local_ip", "--")
+    else:
+        yield from _port(LEAF, TUNNEL, *anyone, f"options:local_ip={server.endpoint}")
 
 
 def _vsctl(*words: str) -> str:

@@ -143,6 +143,17 @@ def test_nothing_of_a_site_is_taken_for_a_command(site: Site) -> None:
     assert "'other_config:hwaddr=\"" in server.files["setup.sh"]
 
 
+@pytest.mark.parametrize(("datapath", "said"), [("system", True), ("netdev", False)])
+def test_in_user_space_a_tunnel_does_without_its_own_address(
+    tmp_path: Path, datapath: str, said: bool
+) -> None:
+    """There it would drop packets whenever a tap comes or goes; that of a setup of before is taken back."""
+    site = load(_file(tmp_path, f'datapath = "{datapath}"\n{SITE}'))
+    script = next(one for one in machines(site) if one.name == "server1").files["setup.sh"]
+    assert ("options:local_ip=172.16.1.2" in script) is said
+    assert ("remove interface retinue-vxlan options local_ip" in script) is not said
+
+
 OVS_VSCTL = """#!/bin/sh
 echo "$@" >> SAID
 case "$*" in

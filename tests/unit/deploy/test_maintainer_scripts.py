@@ -1,0 +1,92 @@
+"""What the packages' scripts do to services at an upgrade, and what they say of VMs that run on."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support.pages import ROOT
+
+DEB = ROOT / "deploy/deb"
+SYSTEMCTL = """#!/bin/sh
+echo "$@" >> SAID
+case $1 in
+    is-active) echo STATE; test STATE = active ;;
+    restart) exit RESTARTED ;;
+esac
+"""
+LIKE_A_VM = "import time; print(flush=True); time.sleep(600)"
+
+
+def run(
+    tmp_path: Path, script: str, *words: str, state: str = "active", restarted: int = 0
+) -> tuple["subprocess.CompletedProcess[str]", list[str]]:
+    """Of a package's script, where systemd has booted; and what systemctl was told."""
+    programs, said, booted = tmp_path / "bin", tmp_path / "said", tmp_path / "systemd"
+    for folder in (programs, booted):
+        folder.mkdir(exist_ok=True)
+    said.write_text("")
+    fake = SYSTEMCTL.replace("SAID", str(said)).replace("STATE", state).replace("RESTARTED", str(restarted))
+    for name, text in (("systemctl", fake), ("systemd-sysusers", "#!/bin/sh\n")):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    text = (DEB / script).read_text().replace("/run/systemd/system", str(booted))
+    own = tmp_path / script
+    own.write_text(text.replace("/etc/retinue", str(tmp_path / "etc")))
+    path = f"{programs}:/usr/bin:/bin"
+    done = subprocess.run(["sh", own, *words], env={"PATH": path}, capture_output=True, text=True)
+    return done, said.read_text().splitlines()
+
+
+@pytest.mark.parametrize("service", ["retinue-agent", "retinue-controller"])
+@pytest.mark.parametrize(
+    ("before", "state", "restarts"),
+    [
+        ("", "inactive", False),
+        ("0.1", "active", True),
+        ("0.1", "activating", True),
+        ("0.1", "failed", True),
+        ("0.1", "inactive", False),
+    ],
+)
+def test_an_upgrade_starts_anew_what_runs_or_has_failed_and_not_what_was_stopped(
+    tmp_path: Path, service: str, before: str, state: str, restarts: bool
+) -> None:
+    done, said = run(tmp_path, f"{service}.postinst", "configure", before, state=state)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (f"restart {service}.service" in said) is restarts
+    assert said[0] == "daemon-reload"
+
+
+@pytest.mark.parametrize("service", ["retinue-agent", "retinue-controller"])
+def test_a_service_that_does_not_come_up_is_told_and_tried_at_the_next_configuring(
+    tmp_path: Path, service: str
+) -> None:
+    done, _ = run(tmp_path, f"{service}.postinst", "configure", "0.1", restarted=1)
+    assert done.returncode == 1
+    assert f"journalctl --unit={service}" in done.stderr and f"dpkg --configure {service}" in done.stderr
+    done, said = run(tmp_path, f"{service}.postinst", "configure", "0.1", state="failed")
+    assert done.returncode == 0 and f"restart {service}.service" in said
+
+
+def test_whoever_removes_the_agent_is_told_of_vms_that_run_on(tmp_path: Path) -> None:
+    folder = tmp_path / "agent"
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/agent.toml").write_text(f'server = "server1"\nfolder = "{folder}"\n')
+    words = ("-name", "guest=web,debug-threads=on", "-qmp", f"unix:{folder}/vms/web-1.qmp")
+    vm = subprocess.Popen(
+        ["qemu-system-x86_64", "-c", LIKE_A_VM, *words],
+        executable=os.path.realpath("/usr/bin/python3"),
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert vm.stdout is not None and vm.stdout.readline()
+        done, said = run(tmp_path, "retinue-agent.prerm", "remove")
+        assert f"    web (process {vm.pid})\n" in done.stderr and "`retinue vm remove`" in done.stderr
+        assert (done.returncode, said) == (0, ["disable --now retinue-agent.service"])
+        assert run(tmp_path, "retinue-agent.prerm", "upgrade", "0.2")[0].stderr == ""
+    finally:
+        vm.kill()
+        vm.communicate()
+    assert run(tmp_path, "retinue-agent.prerm", "remove")[0].stderr == ""
