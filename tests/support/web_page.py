@@ -1,5 +1,6 @@
 """The real REST interface with its page, of a controller whose switches are fakes."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -43,6 +44,16 @@ class Served:
             async with http.post(path, json={"event": event, **more}) as answer:
                 assert answer.status == 200, await answer.text()
         await self.fake.settle()
+
+    async def post(self, path: str, body: object) -> None:
+        """As a manager, below /v1; the switches confirm it."""
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKENS['manager']}"}) as http:
+            asked = asyncio.ensure_future(http.post(f"{self.url}/v1/{path}", json=body))
+            while not asked.done():
+                await self.fake.settle()
+                await asyncio.sleep(0)
+            async with await asked as answer:
+                assert answer.status < 300, await answer.text()
 
     async def goes(self, downtime: float = 0.012) -> None:
         """Both ends report until the VM has resumed at the target."""

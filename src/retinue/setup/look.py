@@ -15,6 +15,7 @@ from retinue.setup.site import NAME
 Run = Callable[[Sequence[str]], str]
 """What a program prints; "" where it is not there, or fails."""
 LIBVIRT_SOCKET = Path("/var/run/libvirt/libvirt-sock")
+_TAG = re.compile(r"^lldp\.([^=]+)\.vlan\.vlan-id=(\d{1,4})$", re.MULTILINE)
 LOOK_LIMIT = 10.0
 """Seconds for one of the programs that are asked."""
 
@@ -35,6 +36,8 @@ class Found:
     """The interface of the default route."""
     neighbours: dict[str, str]
     """By interface: the switch and port at the other end, where LLDP tells."""
+    vlans: dict[str, list[str]]
+    """By interface: VLANs that the other end says it has there (LLDP), and those Linux has devices for."""
 
     @property
     def management(self) -> str:
@@ -51,9 +54,11 @@ class Found:
         lines += [
             f"# bridge {name}: {', '.join(ports) or 'no ports'}" for name, ports in self.bridges.items()
         ]
-        for interface, its in self.addresses.items():
+        for interface in dict.fromkeys((*self.addresses, *self.neighbours, *self.vlans)):
+            its = self.addresses.get(interface) or ["no address"]
             far = f", leads to {self.neighbours[interface]}" if interface in self.neighbours else ""
-            lines.append(f"# interface {interface}: {', '.join(its)}{far}")
+            tags = f", VLAN {', '.join(self.vlans[interface])}" if interface in self.vlans else ""
+            lines.append(f"# interface {interface}: {', '.join(its)}{far}{tags}")
         return [
             *lines,
             "[[server]]",
@@ -71,6 +76,7 @@ def look(run: Run | None = None, libvirt: Path = LIBVIRT_SOCKET) -> Found:
     bridges = ask(["ovs-vsctl", "list-br"]).split()
     routes = _json(ask(["ip", "-json", "route", "show", "default"]))
     name = socket.gethostname().partition(".")[0].lower()
+    lldp = ask(["lldpctl", "-f", "keyvalue"])
     return Found(
         name if NAME.fullmatch(name) else "server1",
         version[0] if version else "",
@@ -78,7 +84,8 @@ def look(run: Run | None = None, libvirt: Path = LIBVIRT_SOCKET) -> Found:
         libvirt.exists(),
         _addresses(_json(ask(["ip", "-json", "-4", "address", "show"]))),
         next((str(route.get("dev", "")) for route in routes), ""),
-        _neighbours(ask(["lldpctl", "-f", "keyvalue"])),
+        _neighbours(lldp),
+        _vlans(lldp, _json(ask(["ip", "-json", "-d", "link", "show", "type", "vlan"]))),
     )
 
 
@@ -106,6 +113,21 @@ def _neighbours(text: str) -> dict[str, str]:
             port = pairs.get(f"lldp.{interface}.port.ifname") or pairs.get(f"lldp.{interface}.port.descr", "")
             # A neighbour's own words, for a terminal and a comment of TOML.
             found[interface] = printable(cut(f"{value} {port}".strip()))
+    return found
+
+
+def _vlans(lldp: str, links: list[dict[str, object]]) -> dict[str, list[str]]:
+    """The tags of a router's subinterfaces are those that it tells of, or that somebody has tried."""
+    found: dict[str, list[str]] = {}
+    for interface, tag in _TAG.findall(lldp):
+        found.setdefault(interface, []).append(tag)
+    for link in links:
+        info = link.get("linkinfo")
+        data = info.get("info_data") if isinstance(info, dict) else None
+        if isinstance(data, dict) and "link" in link:
+            # A device's name is root's to give, with any byte but / and blanks.
+            device = printable(cut(str(link.get("ifname"))))
+            found.setdefault(str(link["link"]), []).append(f"{data.get('id')} ({device}, of this machine)")
     return found
 
 

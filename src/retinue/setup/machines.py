@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from retinue.core.limits import VXLAN_BYTES
+from retinue.core.model import DEFAULT_VNET
 from retinue.security.identity import PeerRole
 from retinue.setup.site import CONTROLLER, OutsideTable, ServerTable, Site, dpid_of, mac_of
 
@@ -94,10 +95,13 @@ def controller_config(site: Site) -> str:
             _table("[listen]", openflow=f"{at}:{OPENFLOW}", ovsdb=f"{at}:{OVSDB}", rest=f"{at}:{REST}"),
             _table("[tls]", ca="ca.pem", certificate="controller.pem", key="controller.key"),
             _table("[vxlan]", mtu=site.vm_mtu + VXLAN_BYTES),
+            *(_table("[[vrf]]", id=one.id, tag=one.tag) for one in site.vrf),
+            *(_table("[[vnet]]", id=one.id, vrf=one.vrf, vlan=one.vlan or None) for one in site.vnet),
             *(
                 _table(
-                    "[[subnet]]", id=one.id, prefix=one.prefix, gateway=one.gateway, dhcp=one.dhcp,
-                    dhcp_pools=one.dhcp_pools, dhcp6=one.dhcp6 or None, slaac=one.slaac or None,
+                    "[[subnet]]", id=one.id, prefix=one.prefix, gateway=one.gateway,
+                    vnet=_unless(one.vnet, DEFAULT_VNET.id), dhcp=one.dhcp, dhcp_pools=one.dhcp_pools,
+                    dhcp6=one.dhcp6 or None, slaac=one.slaac or None,
                 )
                 for one in site.subnet
             ),
@@ -105,6 +109,11 @@ def controller_config(site: Site) -> str:
             *(_outside_table(one) for one in site.outside),
         )
     )  # fmt: skip
+
+
+def _unless(value: str, default: str) -> str | None:
+    """A key that says what is so anyway is left out, and a file of before stays as it is."""
+    return None if value == default else value
 
 
 def _server_tables(server: ServerTable) -> Iterator[str]:
@@ -118,10 +127,15 @@ def _server_tables(server: ServerTable) -> Iterator[str]:
 
 
 def _outside_table(one: OutsideTable) -> str:
-    return _table(
+    router = _table(
         "[[server]]", id=one.id, mac=one.mac, address=one.address, services=one.services, routes=one.routes,
         metric=one.metric or None, at=f"{one.server}-leaf:{one.interface}",
     )  # fmt: skip
+    further = (
+        _table("[[server.subinterface]]", vrf=sub.vrf, vlan=sub.vlan, routes=sub.routes, address=sub.address)
+        for sub in one.subinterface
+    )
+    return "\n".join((router, *further))
 
 
 def _controller_setup() -> str:
@@ -170,13 +184,14 @@ SERVER_FILES = ("agent.toml", "ca.pem", "agent.pem", "agent.key", "switch.pem", 
 
 def _server_setup(site: Site, server: ServerTable) -> str:
     edge, leaf = switches_of(server)
-    outside = [one.interface for one in site.outside if one.server == server.id]
+    cables = [one for one in site.outside if one.server == server.id]
+    outside = [one.interface for one in cables]
     openflow = f"ssl:{site.controller}:{OPENFLOW}"
     hwaddr = f'other_config:hwaddr="{mac_of(server.id)}"'
     return _script(
         f"Sets server {server.id} up: bridges {EDGE} and {LEAF}, and the agent.\n"
         "# Bridges, ports and VMs that are there stay as they are. undo.sh takes it back.",
-        _step("what is there", *_checks(server, outside)),
+        _step("what is there", *_checks(server, outside), *_tag_checks(cables)),
         _step(f"files to {FOLDER}", *_install(SERVER_FILES)),
         _step(
             "Open vSwitch's certificate",
@@ -222,6 +237,17 @@ def _checks(server: ServerTable, outside: Sequence[str]) -> Iterator[str]:
     yield """has=$(echo "$has" | sed -n 's/^Private key: //p')"""
     yield f'test -z "$has" -o "$has" = {FOLDER}/switch.key ||'
     yield '    stop "Open vSwitch has a certificate already ($has), and there is one for all its bridges"'
+
+
+def _tag_checks(cables: Sequence[OutsideTable]) -> Iterator[str]:
+    """A VLAN device of Linux on a router's cable takes its tag's frames before Open vSwitch sees them."""
+    for cable in cables:
+        for vlan in sorted({one.vlan for one in cable.subinterface}):
+            device = f"@{cable.interface}: .* vlan protocol 802.1Q id {vlan} "
+            yield f"if ip -o -d link show type vlan | grep -q {shlex.quote(device)}; then"
+            taken = f"VLAN {vlan} of interface {cable.interface}, a router's, goes to a device here"
+            yield f'    stop "{taken}: ip link show type vlan"'
+            yield "fi"
 
 
 def _ours(bridge: str) -> str:

@@ -31,6 +31,7 @@ from typing import Any, Literal
 
 from retinue.config_file import ConfigError, ConfigTable, read
 from retinue.core.limits import LEAST_MTU, MOST_MTU, VXLAN_BYTES
+from retinue.core.model import DEFAULT_VNET, DEFAULT_VRF
 from retinue.core.text import quoted
 
 MOST_SERVERS = 1000
@@ -42,12 +43,28 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}", re.ASCII)
 """Of a machine: it is part of names of switches, files and folders."""
 
 
+class VrfTable(ConfigTable, frozen=True):
+    """A routing domain, and its tag between the switches; as in the controller's table of the same name."""
+
+    id: str
+    tag: int
+
+
+class VnetTable(ConfigTable, frozen=True):
+    """What subnets belong to; as in the controller's table of the same name."""
+
+    id: str
+    vrf: str = DEFAULT_VRF
+    vlan: int = 0
+
+
 class SubnetTable(ConfigTable, frozen=True):
     """A subnet of VMs, or of routers; the controller's table of the same name says what its keys mean."""
 
     id: str
     prefix: str
     gateway: str
+    vnet: str = DEFAULT_VNET.id
     dhcp: tuple[str, ...] = ()
     dhcp_pools: tuple[str, ...] = ()
     dhcp6: bool = False
@@ -68,6 +85,15 @@ class ServerTable(ConfigTable, frozen=True):
     """How other servers' libvirts reach this one's; "": no VM is brought here by `retinue move start`."""
 
 
+class SubinterfaceTable(ConfigTable, frozen=True):
+    """A router's interface in a VRF, by a VLAN tag on its cable: the VRF's way out."""
+
+    vrf: str
+    vlan: int
+    routes: tuple[str, ...] = ()
+    address: str = ""
+
+
 class OutsideTable(ConfigTable, frozen=True):
     """A router or a DHCP server, on a cable to an interface of one of the servers."""
 
@@ -79,6 +105,7 @@ class OutsideTable(ConfigTable, frozen=True):
     services: tuple[Literal["router", "dhcp"], ...] = ("router",)
     routes: tuple[str, ...] = ()
     metric: int = 0
+    subinterface: tuple[SubinterfaceTable, ...] = ()
 
 
 class Site(ConfigTable, frozen=True):
@@ -89,6 +116,8 @@ class Site(ConfigTable, frozen=True):
     server: tuple[ServerTable, ...]
     subnet: tuple[SubnetTable, ...]
     outside: tuple[OutsideTable, ...] = ()
+    vrf: tuple[VrfTable, ...] = ()
+    vnet: tuple[VnetTable, ...] = ()
     gateway_mac: str = "02:00:5e:00:00:fe"
     mtu: int = 1500
     """Bytes of an IP packet that the network between the servers takes."""

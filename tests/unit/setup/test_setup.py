@@ -1,5 +1,6 @@
 """The site's file, what is made of it for each machine, and what is found on one."""
 
+import re
 import subprocess
 from collections.abc import Sequence
 from ipaddress import IPv4Address
@@ -143,6 +144,52 @@ def test_nothing_of_a_site_is_taken_for_a_command(site: Site) -> None:
     assert "'other_config:hwaddr=\"" in server.files["setup.sh"]
 
 
+WAYS = """
+[[vrf]]
+id = "red"
+tag = 7
+[[vnet]]
+id = "red"
+vrf = "red"
+[[subnet]]
+id = "tenant"
+prefix = "10.5.0.0/24"
+gateway = "10.5.0.254"
+vnet = "red"
+"""
+SUBINTERFACE = (
+    '[[outside.subinterface]]\nvrf = "red"\nvlan = 100\nroutes = ["0.0.0.0/0"]\naddress = "10.5.0.253"\n'
+)
+
+
+def test_a_routers_subinterfaces_are_ways_out_of_vrfs(tmp_path: Path) -> None:
+    make(tmp_path, f"{SITE}{SUBINTERFACE}{WAYS}")
+    folder = tmp_path / "machines"
+    net = load_controller(folder / "controller" / "controller.toml").network()
+    (way,) = net.servers["router"].subinterfaces
+    assert (way.vrf, way.vlan, str(way.address)) == ("red", 100, "10.5.0.253")
+    assert net.vnets[net.subnets["tenant"].vnet].vrf == "red"
+    said = make(tmp_path, f"{SITE}{SUBINTERFACE}")
+    assert "there is no VRF red" in said
+
+
+@pytest.mark.parametrize(("device", "stops"), [("100", True), ("101", False), ("10", False)])
+def test_a_vlan_device_on_a_routers_cable_is_found_before_anything_is_changed(
+    tmp_path: Path, device: str, stops: bool
+) -> None:
+    """It would take the tag's frames before Open vSwitch sees them."""
+    site = load(_file(tmp_path, f"{SITE}{SUBINTERFACE}{WAYS}"))
+    (whole,) = (one.files["setup.sh"] for one in machines(site) if one.name == "server1")
+    (check,) = re.findall(r"^if ip .* type vlan .*?^fi\n", whole, re.MULTILINE | re.DOTALL)
+    link = f"9: eth2.x@eth2: <BROADCAST> mtu 1500 \\    vlan protocol 802.1Q id {device} <REORDER_HDR> addr"
+    script = f'set -eu\nip() {{ echo "$LINK"; }}\nstop() {{ echo "$1"; exit 1; }}\n{check}'
+    done = subprocess.run(
+        ["sh", "-c", script], env={"LINK": link, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+    )
+    assert ("VLAN 100 of interface eth2" in done.stdout) is stops
+    assert (done.returncode != 0) is stops, done.stderr
+
+
 @pytest.mark.parametrize(("datapath", "said"), [("system", True), ("netdev", False)])
 def test_in_user_space_a_tunnel_does_without_its_own_address(
     tmp_path: Path, datapath: str, said: bool
@@ -192,7 +239,15 @@ SAYS = {
         '{"ifname": "eth1", "addr_info": [{"local": "172.16.1.2", "prefixlen": 24, "scope": "global"}]},'
         '{"ifname": "eth0", "addr_info": [{"local": "192.0.2.11", "prefixlen": 24, "scope": "global"}]}]'
     ),
-    "lldpctl -f keyvalue": "lldp.eth1.chassis.name=tor1\nlldp.eth1.port.ifname=swp3\nlldp.eth1.via=LLDP\n",
+    "lldpctl -f keyvalue": (
+        "lldp.eth1.chassis.name=tor1\nlldp.eth1.port.ifname=swp3\nlldp.eth1.via=LLDP\n"
+        "lldp.eth2.chassis.name=border1\nlldp.eth2.vlan.vlan-id=100\nlldp.eth2.vlan.pvid=no\n"
+        "lldp.eth2.vlan=red\nlldp.eth2.vlan.vlan-id=200\n"
+    ),
+    "ip -json -d link show type vlan": (
+        '[{"ifname": "eth2.300", "link": "eth2",'
+        ' "linkinfo": {"info_kind": "vlan", "info_data": {"id": 300}}}]'
+    ),
 }
 
 
@@ -202,9 +257,11 @@ def test_a_machine_is_looked_at(tmp_path: Path) -> None:
 
     found = look(says, tmp_path)
     assert (found.open_vswitch, found.bridges, found.libvirt) == ("3.1.0", {"br0": ["eth1"]}, True)
-    assert (found.management, found.neighbours) == ("192.0.2.11", {"eth1": "tor1 swp3"})
+    assert (found.management, found.neighbours) == ("192.0.2.11", {"eth1": "tor1 swp3", "eth2": "border1"})
     lines = found.table()
     assert "# interface eth1: 172.16.1.2/24, leads to tor1 swp3" in lines
+    tags = "VLAN 100, 200, 300 (eth2.300, of this machine)"
+    assert f"# interface eth2: no address, leads to border1, {tags}" in lines
     assert 'management = "192.0.2.11"' in lines and "libvirt = true" in lines
 
 

@@ -110,6 +110,25 @@ async def test_a_server_is_drained_and_its_vm_moves(served: Served, page: Browse
     assert not served.controller.net.drained
 
 
+async def test_a_routers_ways_out_are_shown_by_vrf_and_tag(served: Served, page: Browser) -> None:
+    router = served.controller.net.servers["router"]
+    at, own = str(served.controller.net.location("router")), {"vrf": "red", "vlan": 100}
+    await served.post("vrfs", {"id": "red", "tag": 7})
+    body = {
+        "id": "router",
+        "mac": router.mac,
+        "address": str(router.address),
+        "services": ["router"],
+        "at": at,
+    }
+    await served.post("servers", {**body, "subinterfaces": [{**own, "routes": ["198.51.100.0/24"]}]})
+    await page.open(f"{served.url}/#/servers/router")
+    await page.sees("caption", "Ways out")
+    await page.sees("tr", "".join(("red", "VLAN 100", "198.51.100.0/24", "the way")))
+    await page.open(f"{served.url}/#/servers")
+    await page.sees("tr", "VRF red by VLAN 100")
+
+
 def left(server: str) -> ServerReport:
     vms = [VMSize("vm1", 1024)] if server == "server1" else []
     return ServerReport(cpus=8, memory_mib=8192, memory_free_mib=8000, cpu_used=1000, vms=vms)

@@ -324,6 +324,8 @@ export function serverWords(server) {
   else if (server.state === "mismatch") words.push("elsewhere");
   if (server.agent === "away") words.push("agent away");
   if (server.services?.length) words.push([...server.services].sort(byName).join(", "));
+  if (server.subinterfaces?.length)
+    words.push(server.subinterfaces.map((one) => `VRF ${one.vrf} by VLAN ${one.vlan}`).join(", "));
   return words.join(", ") || (server.address ? String(server.address) : "up");
 }
 

@@ -203,6 +203,7 @@ export function serverView(model, [id], tools) {
         ["services", (server.services || []).join(", ")],
         ["agent", server.agent],
       ]),
+      server.services?.includes("router") ? waysOut(server) : null,
     );
     fill(
       vms,
@@ -253,6 +254,26 @@ export function serverView(model, [id], tools) {
     update,
     shown: () => update(null),
   };
+}
+
+/** Where a router leads: in the default VRF by its port, in others by subinterfaces, each by a VLAN tag there. */
+function waysOut(server) {
+  const interfaces = [
+    { vrf: "default", routes: server.routes, ways: server.ways, address: server.address },
+    ...(server.subinterfaces || []),
+  ];
+  const now = (one, prefix) =>
+    server.lost ? `lost: ${server.lost}` : one.ways.includes(prefix) ? "the way" : "standby";
+  const rows = interfaces.flatMap((one) =>
+    one.routes.map((prefix) => [
+      one.vrf,
+      one.vlan ? `VLAN ${one.vlan}` : "no tag",
+      prefix,
+      one.address || "",
+      now(one, prefix),
+    ]),
+  );
+  return table("Ways out", ["VRF", "At its port", "Prefix", "Own address", "Now"], rows, "It leads nowhere.");
 }
 
 export function switchesView(model) {
