@@ -5,7 +5,7 @@ file is may be another path on each server, so that a migration's target has to 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 from xml.etree import ElementTree
 
@@ -15,14 +15,15 @@ from retinue.core.limits import LONGEST_PATH, MOST_DISKS
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.interface import DiskSpec
 
-_PRIVATE = re.compile(r"ua-private([1-9][0-9]{0,2})")
+_PRIVATE, _SHARED = (re.compile(rf"ua-{kind}([1-9][0-9]{{0,2}})") for kind in ("private", "shared"))
+Number = Annotated[int, msgspec.Meta(ge=1, le=MOST_DISKS)]
 FilePath = Annotated[str, msgspec.Meta(pattern=f"^(/[!-~]{{1,{LONGEST_PATH - 1}}})?$")]
 
 
 class DiskFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a private disk is on one server, as its agent tells another."""
 
-    number: Annotated[int, msgspec.Meta(ge=1, le=MOST_DISKS)]
+    number: Number
     path: FilePath
     base: FilePath = ""
     """What its overlay is over; "": nothing."""
@@ -43,6 +44,29 @@ def said_files(said: object) -> dict[int, DiskFiles]:
             f"the target says otherwise than expected where its disks are: {error}"
         ) from error
     return {disk.number: disk for disk in found}
+
+
+def said_shared(said: object) -> frozenset[int]:
+    """The numbers of the shared disks that another server's agent has seen to be the same there. Raises
+    HypervisorError."""
+    try:
+        return frozenset(msgspec.convert(said, Annotated[list[Number], msgspec.Meta(max_length=MOST_DISKS)]))
+    except msgspec.ValidationError as error:
+        raise HypervisorError(
+            f"the target says otherwise than expected which disks it has: {error}"
+        ) from error
+
+
+def all_are_ours(xml: str, shared: Collection[int]) -> bool:
+    """Each disk of a domain is a private one of ours, or a shared one of those: there is none of which only
+    libvirt knows whether the target has it."""
+    for disk in _parsed(xml).iterfind("devices/disk"):
+        alias = disk.find("alias")
+        name = "" if alias is None else alias.get("name", "")
+        its = _SHARED.fullmatch(name)
+        if not _PRIVATE.fullmatch(name) and (its is None or int(its[1]) not in shared):
+            return False
+    return True
 
 
 def disk_element(disk: DiskSpec) -> ElementTree.Element:
@@ -121,4 +145,7 @@ def _add(parent: ElementTree.Element, name: str, attributes: dict[str, str]) -> 
     ElementTree.SubElement(parent, name, attributes)
 
 
-__all__ = ["DiskFiles", "disk_element", "files_of", "private_disks", "said_files", "with_files"]
+__all__ = [
+    *("DiskFiles", "all_are_ours", "disk_element", "files_of", "private_disks"),
+    *("said_files", "said_shared", "with_files"),
+]

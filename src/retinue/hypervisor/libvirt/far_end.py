@@ -1,6 +1,7 @@
 """What a migration's source hears from the target's agent: where its libvirt is, QEMU's answers, the end."""
 
 import asyncio
+import contextlib
 
 import structlog
 
@@ -8,15 +9,24 @@ from retinue.core.migration.copying import Postcopy
 from retinue.host.errors import HostError
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.libvirt.directory import Memory
-from retinue.hypervisor.libvirt.disks_xml import DiskFiles, said_files
+from retinue.hypervisor.libvirt.disks_xml import DiskFiles, said_files, said_shared
 from retinue.hypervisor.libvirt.migration_uri import accepted
 from retinue.hypervisor.memory_channel import Channel
 from retinue.hypervisor.throttle import Throttle
 
 ANSWER_LIMIT = 30.0
 """Seconds for the message that says how the target's libvirt is reached."""
+WHY_LIMIT = 2.0
+"""Seconds for the target to take in why there is no migration; it learns of the end in any case."""
 
 log = structlog.get_logger()
+
+
+async def say_that_it_failed(channel: Channel, reason: str) -> None:
+    """To the target, which would say otherwise, and maybe first, that the source has hung up."""
+    with contextlib.suppress(HostError, TimeoutError):
+        async with asyncio.timeout(WHY_LIMIT):
+            await channel.send_message("failed", reason=reason)
 
 
 class FarEnd:
@@ -32,6 +42,8 @@ class FarEnd:
         """Since when the VM runs there."""
         self.files: dict[int, DiskFiles] = {}
         """By number, where the VM's private disks are there."""
+        self.shared: frozenset[int] = frozenset()
+        """Numbers of its shared disks that are the same files there, as the target's agent has seen."""
         self.asks_on = False
         """QEMU there has questions even when the VM runs: post-copy."""
         self.throttle: Throttle | None = None
@@ -56,7 +68,7 @@ class FarEnd:
                 f"the target takes the memory in at {message.get('memory')}, and here it is sent to "
                 f"{memory.inside}: [libvirt] folder must be the same on both servers"
             )
-        self.files = said_files(message.get("disks", []))
+        self.files, self.shared = said_files(message.get("disks", [])), said_shared(message.get("shared", []))
         if how is not Postcopy.NEVER and message.get("postcopy") is not True:
             if how is Postcopy.REQUIRED:
                 raise HypervisorError("post-copy was asked for, and the target says that it cannot")

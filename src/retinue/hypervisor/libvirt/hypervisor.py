@@ -50,6 +50,7 @@ from retinue.hypervisor.libvirt.connection import (
 from retinue.hypervisor.libvirt.directory import Folder
 from retinue.hypervisor.libvirt.disk_copies import DiskCopies, take_disk
 from retinue.hypervisor.libvirt.domain_xml import domain_xml, interfaces_with_link, taps
+from retinue.hypervisor.libvirt.far_end import say_that_it_failed
 from retinue.hypervisor.libvirt.incoming import LibvirtIncoming
 from retinue.hypervisor.libvirt.nics import AFFECT_LIVE, set_nics
 from retinue.hypervisor.libvirt.outgoing import LibvirtOutgoing
@@ -297,7 +298,9 @@ class LibvirtHypervisor:
             # Known beforehand: every process of the server is looked at for it.
             holders = {} if divert is None else await asyncio.to_thread(self._holders, names)
         except BaseException as error:
-            on_event(MigrationFailed(vm, time.time(), str(error) or "it was called off", source_runs=True))
+            reason = str(error) or "it was called off"
+            on_event(MigrationFailed(vm, time.time(), reason, source_runs=True))
+            await say_that_it_failed(channel, reason)
             await channel.close()
             raise
 
@@ -321,7 +324,7 @@ class LibvirtHypervisor:
             incoming = LibvirtIncoming(
                 *(self.host, vm, channel, memory, self._control, events),
                 postcopy=target.expects_postcopy,
-                disks=target.spec.private_disks,
+                disks=target.spec.disks,
             )
             return await incoming.run(on_event)
         finally:

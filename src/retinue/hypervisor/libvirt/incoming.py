@@ -19,7 +19,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -70,7 +70,7 @@ class LibvirtIncoming:
         postcopy: bool = False,
         disks: Sequence[DiskSpec] = (),
     ) -> None:
-        """`disks`: the VM's private ones."""
+        """`disks`: the VM's, of which the shared ones are known to be the source's."""
         self._host = host
         self._vm = vm
         self._channel = channel
@@ -154,7 +154,8 @@ class LibvirtIncoming:
             control=self._control,
             memory=str(self._memory.inside),
             postcopy=self._postcopy,
-            disks=files_of(self._disks),
+            disks=files_of([disk for disk in self._disks if disk.private]),
+            shared=[disk.number for disk in self._disks if not disk.private],
         )
         try:
             async with asyncio.timeout(OPEN_LIMIT):
@@ -164,7 +165,7 @@ class LibvirtIncoming:
                 f"the source's libvirt has not opened the target within {OPEN_LIMIT:.0f} s"
             ) from None
         if message["type"] != "opened":
-            raise HypervisorError(f"the source says {message['type']!r}, not that libvirt has begun")
+            raise _said(message, "not that libvirt has begun")
         self._stream = await self._memory.connect()
 
     async def _receive_memory(self) -> None:
@@ -188,7 +189,7 @@ class LibvirtIncoming:
                     except OSError as error:
                         raise HypervisorError("libvirt's QEMU does not take the memory") from error
                 case other:
-                    raise HypervisorError(f"the source says {other['type']!r} in the middle of the memory")
+                    raise _said(other, "in the middle of the memory")
 
     async def _answer(self) -> None:
         """Bring QEMU's answers to the source."""
@@ -310,3 +311,10 @@ class LibvirtIncoming:
         if domain is not None:
             await self._host.call(domain.destroy)
         return None
+
+
+def _said(message: dict[str, Any], when: str) -> HypervisorError:
+    """What the source's agent says in place of what is due: why there is no migration, or anything else."""
+    if message["type"] == "failed" and isinstance(reason := message.get("reason"), str):
+        return HypervisorError(reason)
+    return HypervisorError(f"the source says {message['type']!r}, {when}")

@@ -23,7 +23,6 @@ Which of the two runs the VM when something fails is libvirt's to decide, and we
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -34,7 +33,7 @@ from retinue.core.migration.copying import LEAST_LIMIT, Postcopy, limit_for
 from retinue.host.errors import HostError
 from retinue.host.tap_queue import Holders
 from retinue.hypervisor.aio import both, first_of, run_to_completion, unless, value
-from retinue.hypervisor.errors import HandedOverError, HypervisorError
+from retinue.hypervisor.errors import HandedOverError, HypervisorError, reason_of
 from retinue.hypervisor.interface import (
     Divert,
     MigrationFailed,
@@ -49,15 +48,17 @@ from retinue.hypervisor.libvirt.connection import LACKS_MEMORY, STATE_RUNNING, L
 from retinue.hypervisor.libvirt.copier import LibvirtCopier, qemu_end
 from retinue.hypervisor.libvirt.directory import Memory
 from retinue.hypervisor.libvirt.disk_copies import DiskCopies
-from retinue.hypervisor.libvirt.far_end import FarEnd
-from retinue.hypervisor.libvirt.undoing import Outcome, reason_of
+from retinue.hypervisor.libvirt.disks_xml import all_are_ours
+from retinue.hypervisor.libvirt.far_end import FarEnd, say_that_it_failed
+from retinue.hypervisor.libvirt.undoing import Outcome
 from retinue.hypervisor.memory_channel import Channel
 from retinue.hypervisor.passes import HELD_BACK, UNBOUNDED_DOWNTIME, Passes
 from retinue.hypervisor.rest_of_memory import STEP, send_the_rest
-from retinue.hypervisor.throttle import LARGEST_STEP, SMALLEST_STEP, Throttle
+from retinue.hypervisor.throttle import LARGEST_STEP, SMALLEST_STEP, Throttle, nobodys_end
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
 
 LIVE, PEER2PEER, PERSIST_DEST, UNDEFINE_SOURCE, AUTO_CONVERGE = 1, 2, 8, 16, 1 << 13
+UNSAFE = 1 << 9
 """virDomainMigrateFlags."""
 MIGRATE_URI = "migrate_uri"
 """VIR_MIGRATE_PARAM_URI."""
@@ -165,6 +166,7 @@ class LibvirtOutgoing:
         self._keep_what_may_be_given_back(outcome)
         if outcome is Outcome.STAYS:
             self._on_event(MigrationFailed(self._vm, time.time(), reason, source_runs=True))
+            await run_to_completion(say_that_it_failed(self._channel, reason))
             if expected:
                 raise HypervisorError(f"VM {self._vm} was not migrated: {reason}") from error
         elif expected and outcome is Outcome.MIGRATED:
@@ -256,7 +258,7 @@ class LibvirtOutgoing:
                 accepting.cancel()
                 self._memory.clear()
         stream.setblocking(False)
-        self._throttle = self._far.throttle = Throttle((stream, _nobodys()))
+        self._throttle = self._far.throttle = Throttle((stream, nobodys_end()))
 
     async def _is_open(self, sign: "asyncio.Future[Any]") -> None:
         try:
@@ -274,10 +276,12 @@ class LibvirtOutgoing:
         if self._how is not Postcopy.NEVER:
             flags |= postcopy.FLAG
         parameters: dict[str, Any] = {MIGRATE_URI: f"unix://{self._memory.inside}"}
+        xml = await self._host.call(self._domain.XMLDesc, disk_copies.MIGRATABLE)
         if self._disks:
             flags |= disk_copies.NON_SHARED_INC
-            xml = await self._host.call(self._domain.XMLDesc, disk_copies.MIGRATABLE)
             parameters |= self._disks.parameters(xml, self._far.files)
+        if self._far.shared and all_are_ours(xml, self._far.shared):
+            flags |= UNSAFE  # libvirt takes the storage for local that it does not know.
         async with self._host.apart(self._domain) as domain:
             await self._host.call(domain.migrateToURI3, control, parameters, flags)
 
@@ -391,10 +395,3 @@ class LibvirtOutgoing:
             # libvirt has migrated the VM: nothing can fail any more, and what is left to do will be done.
             await asyncio.Event().wait()
         return "libvirt ended the migration before its time"
-
-
-def _nobodys() -> socket.socket:
-    """In place of QEMU's end, of which we have no copy yet."""
-    none = socket.socket(socket.AF_UNIX)
-    none.close()
-    return none

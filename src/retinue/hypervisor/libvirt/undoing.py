@@ -34,13 +34,6 @@ class Outcome(Enum):
     """libvirt here cannot be asked, or has the VM no more."""
 
 
-def reason_of(error: BaseException, limit: float) -> str:
-    """Why it failed; `limit`: the seconds that it had."""
-    if isinstance(error, TimeoutError):
-        return f"not done within {limit:.0f} s"
-    return "it was called off" if isinstance(error, asyncio.CancelledError) else str(error)
-
-
 async def take_back(host: LibvirtHost, vm: str) -> None:
     """Run it again here; a libvirtd that is away for a moment is waited for. Raises HypervisorError."""
     if vm not in host.kept:
@@ -80,10 +73,16 @@ async def _run_again(host: LibvirtHost, vm: str) -> None:
 
 
 async def check_that_it_may_go(host: LibvirtHost, domain: Any, vm: str) -> None:
-    """Raises HypervisorError for a VM that was taken back from post-copy: libvirt (9.0) has the job of that
-    migration open until the domain ends."""
+    """Raises HypervisorError for a VM that was taken back from post-copy.
+
+    libvirt (9.0) has the job of that migration open until the domain ends: it is marked (`asyncPaused`), as
+    one that can be continued, and nothing takes that away but QEMU's telling that the migration goes on. Nor
+    does a libvirtd that is started anew, which reads it of the domain's status file.
+    """
     if tuple(await host.call(domain.state)) == GIVEN_BACK:
         raise HypervisorError(
             f"VM {vm} was taken back from a migration by post-copy that failed, and libvirt on {host.name} "
-            f"moves it no more: stop it, without its guest (`retinue vm stop {vm} --hard`), and start it anew"
+            f"moves it no more: stop it, without its guest (`retinue vm stop {vm} --hard`), and start it "
+            "anew; or, that its guest goes on, take `asyncPaused` out of its status file (docs/libvirt.md, "
+            "post-copy)"
         )

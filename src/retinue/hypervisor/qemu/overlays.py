@@ -20,6 +20,7 @@ from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from retinue.host import storage
 from retinue.host.errors import HostError
+from retinue.host.file_locks import is_open_in_qemu
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.interface import DiskSpec, VMSpec
 from retinue.hypervisor.qemu.block_devices import base_node
@@ -43,12 +44,15 @@ _EXTERNAL_DATA = 1 << 2
 async def prepare(spec: VMSpec, *, anew: bool) -> None:
     """See that the VM's private disks are here: `anew`, empty over their bases, else as the VM has left them.
 
-    Shared ones, and bases, are only looked for. Raises HypervisorError.
+    Shared ones, and bases, are only looked for; `anew`, for a VM that runs elsewhere, shared ones must be the
+    very files that it has open there. Raises HypervisorError.
     """
     for disk in spec.disks:
         try:
             if (given := disk.base if disk.private else disk.path) is not None:
                 await storage.look(given, functools.partial(_check_what_is_given, disk, given))
+            if not disk.private and anew:
+                await storage.look(disk.path, functools.partial(_check_that_it_is_the_same, disk.path))
             if disk.private and not await storage.look(disk.path, functools.partial(_is_there, disk, anew)):
                 await _make(disk)
         except (OSError, QMPError, EOFError, TimeoutError, HostError) as error:
@@ -64,6 +68,20 @@ def _is_there(disk: DiskSpec, anew: bool) -> bool:
         return False
     _check(disk)
     return True
+
+
+def _check_that_it_is_the_same(path: Path) -> None:
+    """A VM that came here to another file of that name would find another disk in the middle of its work."""
+    try:
+        same = is_open_in_qemu(path)
+    except OSError as error:
+        raise HypervisorError(f"whether {path} is locked cannot be told here: {error.strerror}") from error
+    if not same:
+        raise HypervisorError(
+            f"{path} on this server is not the file that the VM has open where it runs, or its storage "
+            "passes no locks on: have the same storage there on both (NFS from version 4, or a cluster file "
+            "system)"
+        )
 
 
 def _check_what_is_given(disk: DiskSpec, path: Path) -> None:

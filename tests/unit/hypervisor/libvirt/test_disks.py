@@ -12,8 +12,15 @@ import pytest
 from retinue.core.limits import MOST_DISKS
 from retinue.hypervisor import Channel, DiskSpec, HypervisorError, VMSpec, channel_pair
 from retinue.hypervisor.interface import Copying
-from retinue.hypervisor.libvirt import disk_copies
-from retinue.hypervisor.libvirt.disks_xml import files_of, private_disks, said_files, with_files
+from retinue.hypervisor.libvirt import disk_copies, outgoing
+from retinue.hypervisor.libvirt.disks_xml import (
+    all_are_ours,
+    files_of,
+    private_disks,
+    said_files,
+    said_shared,
+    with_files,
+)
 from retinue.hypervisor.libvirt.domain_xml import Consoles, domain_xml
 from support.agents.libvirt_world import ID, LIMIT, MEMORY, RUNS, locations, made_spec
 from unit.hypervisor.libvirt.test_migration_ends import MigrationEnds, _follow
@@ -78,6 +85,21 @@ def test_what_another_server_says_of_its_files_has_a_form(said: object) -> None:
 def test_a_disk_that_the_target_does_not_know_is_said() -> None:
     with pytest.raises(HypervisorError, match="does not say where disk 3 is"):
         with_files(domain_xml(with_disks("a"), CONSOLES), said_files([{"number": 1, "path": "/b/one"}]))
+
+
+@pytest.mark.parametrize("said", [{}, ["2"], [0], [MOST_DISKS + 1], [2] * (MOST_DISKS + 1)])
+def test_what_another_server_says_of_shared_disks_has_a_form(said: object) -> None:
+    with pytest.raises(HypervisorError, match="which disks it has"):
+        said_shared(said)
+
+
+def test_only_of_disks_of_ours_an_agents_word_is_enough() -> None:
+    xml = domain_xml(with_disks("a"), CONSOLES)
+    assert all_are_ours(xml, said_shared([2]))
+    assert not all_are_ours(xml, said_shared([1, 3])), "the target has not seen that one"
+    somebodys = "<disk type='file'><source file='/x'/></disk>"
+    for others in (somebodys, somebodys.replace("<source", "<alias name='ua-mine'/><source")):
+        assert not all_are_ours(xml.replace("<devices>", f"<devices>{others}"), said_shared([2]))
 
 
 # ---- in a migration ----
@@ -154,6 +176,7 @@ async def test_disks_are_copied_before_the_memory_to_where_the_target_has_them(b
     came = bench.target.domain()
     assert opened and bench.prepared == ["a", "b anew"]
     assert domain.flags & disk_copies.NON_SHARED_INC
+    assert domain.flags & outgoing.UNSAFE, "the target's agent has seen that the shared one is the same there"
     assert (came.disks, bench.connections) == ([b"vda", b"vdc"], 2), "the private ones"
     assert bytes(came.taken[: len(MEMORY)]) == MEMORY
     assert private_disks(came.xml)[1] == ("vda", "/b/one.qcow2")
@@ -192,4 +215,4 @@ async def test_how_much_of_the_disks_remains_is_told(bench: Bench, monkeypatch: 
 async def test_by_hand_a_vm_with_disks_does_not_move(bench: Bench) -> None:
     with pytest.raises(HypervisorError, match="its disks cannot be copied by this way of migrating"):
         await asyncio.wait_for(bench.migration(open_disk=None), LIMIT)
-    assert bench.source.states() == [RUNS]
+    await bench.stayed()

@@ -267,6 +267,9 @@ async def test_a_target_that_cannot_be_opened_is_said_in_libvirts_words(bench: M
     with pytest.raises(HostError, match="no room at the target"):
         await bench.migration()
     await bench.stayed()
+    assert bench.arriving is not None
+    with pytest.raises(HostError, match="no room at the target"):
+        await bench.arriving  # Its agent says the same, whoever's word the controller hears first.
 
 
 async def fail(*taps: Collection[str]) -> bool:

@@ -104,8 +104,12 @@ async def test_a_vm_that_never_ran_at_its_target_is_taken_back(bench: MigrationE
     assert await bench.machine.state() is RunState.MOVED
     await bench.machine.resume()
     assert await bench.machine.state() is RunState.RUNNING
-    with pytest.raises(HypervisorError, match=f"`retinue vm stop {ID} --hard`"):
+    why = f"`retinue vm stop {ID} --hard`.*asyncPaused"
+    with pytest.raises(HypervisorError, match=why):
         await bench.migration(divert=bench.divert)
+    assert bench.arriving is not None
+    with pytest.raises(HypervisorError, match=why):
+        await bench.arriving
     source.now = (3, 13)
     with pytest.raises(HypervisorError, match=f"its stream ended with the agent.*`virsh destroy {ID}`"):
         await bench.machine.resume()

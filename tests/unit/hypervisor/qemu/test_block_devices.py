@@ -1,9 +1,13 @@
 """Disks on QEMU's command line, and overlays as its storage daemon makes them."""
 
 import asyncio
+import errno
+import fcntl
 import json
+import os
 import shutil
 import stat
+import struct
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -153,6 +157,27 @@ async def test_a_file_that_leads_to_another_one_is_no_base_and_no_disk(tmp_path:
     await overlays.prepare(replace(SPEC, disks=(below,)), anew=False)
     assert len(content(below.path)) == MIB
     assert node(below)["backing"]["backing"] is node(replace(SHARED, format="qcow2"))["backing"] is None
+
+
+async def test_a_shared_file_that_nobody_has_open_is_not_that_of_a_vm_that_runs_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = replace(SHARED, path=tmp_path / "common")
+    disk.path.write_bytes(bytes(MIB))
+    spec = replace(SPEC, disks=(disk,))
+    await overlays.prepare(spec, anew=False)  # It is started here: nobody else is to have it.
+    with pytest.raises(HypervisorError, match=r"disk 2: .*/common on this server is not the file"):
+        await overlays.prepare(spec, anew=True)
+    with disk.path.open("rb+") as other:  # As QEMU does, on byte 101.
+        fcntl.fcntl(other, fcntl.F_OFD_SETLK, struct.pack("@hhqqi4x", fcntl.F_RDLCK, 0, 101, 1, 0))
+        await overlays.prepare(spec, anew=True)
+
+    def no_locks(path: Path) -> bool:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(overlays, "is_open_in_qemu", no_locks)
+    with pytest.raises(HypervisorError, match="cannot be told here: No locks available"):
+        await overlays.prepare(spec, anew=True)
 
 
 @real
