@@ -35,6 +35,8 @@ class ImageHolders:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._reports: dict[str, ImagesBody] = {}
+        self._held: dict[str, dict[str, HeldImage]] = {}
+        """By image, and by server: what the reports say. Who asks for an image is not told of all servers."""
         self._ordered: dict[str, dict[str, _Order]] = {}
         """By image: servers that were ordered to fetch it, and have not said yet what is there to fetch."""
         self._faults: dict[str, Counter[str]] = {}
@@ -48,7 +50,12 @@ class ImageHolders:
             raise no_server(server)
         before = {held.name: held for held in self._images_of(server)}
         self._reports[server] = report
+        for name in before.keys() - {held.name for held in report.images}:
+            del self._held[name][server]
+            if not self._held[name]:
+                del self._held[name]
         for held in report.images:
+            self._held.setdefault(held.name, {})[server] = held
             order = self._ordered.get(held.name, {}).get(server)
             if order and order.id == held.order and (held.list_digest or held.state is ImageState.FAILED):
                 del self._ordered[held.name][server]
@@ -83,7 +90,7 @@ class ImageHolders:
         """What it sends is bad: it is to look what else is, and to fetch it again."""
         now = self._context.clock()
         last = self._scrubbed.get(holder)
-        if holder in self.servers() and (last is None or now - last >= SCRUB_AGAIN_SECONDS):
+        if self._is_here(holder) and (last is None or now - last >= SCRUB_AGAIN_SECONDS):
             self._scrubbed[holder] = now
             self._context.events.publish(EventType.IMAGE_SCRUB, server=holder)
 
@@ -101,22 +108,18 @@ class ImageHolders:
 
     def servers(self) -> set[str]:
         """Servers whose agent is here, and has said where others fetch from it."""
-        net, agents = self._context.net, self._context.agents
-        return {
-            server
-            for server in self._reports
-            if server in net.servers and server not in net.fenced and not agents.is_away(server)
-        }
+        return {server for server in self._reports if self._is_here(server)}
+
+    def _is_here(self, server: str) -> bool:
+        """Whether it is one of the `servers`."""
+        net, known = self._context.net, server in self._reports and server in self._context.net.servers
+        return known and server not in net.fenced and not self._context.agents.is_away(server)
 
     def of(self, name: str) -> dict[str, HeldImage]:
         """What each server has of an image, as it said last; one that was ordered since fetches it."""
-        said = {
-            server: held
-            for server in self._reports.keys() & self._context.net.servers.keys()
-            for held in self._images_of(server)
-            if held.name == name
-        }
-        for server in self._ordered.get(name, {}).keys() & self.servers():
+        known = self._context.net.servers
+        said = {server: held for server, held in self._held.get(name, {}).items() if server in known}
+        for server in filter(self._is_here, self._ordered.get(name, {})):
             order, last = self._ordered[name][server], said.get(server, HeldImage(name, "", FETCHING, 0))
             if last.order != order.id and self._context.clock() - order.at < ORDER_SECONDS:
                 said[server] = replace(last, state=FETCHING, reason="")
@@ -140,7 +143,7 @@ class ImageHolders:
             having |= caches
         return [
             HolderRecord(server, self._reports[server].address, self._near(asker, server))
-            for server in sorted(self.servers() & (having | ordered))
+            for server in sorted(filter(self._is_here, having | ordered))
         ]
 
     def caches(self) -> set[str]:

@@ -256,11 +256,9 @@ def _check_location(net: NetworkView, server: Server) -> None:
             raise ModelError(
                 f"{what}: {at} is the port of DHCP server {known.id}; give each a port of its own"
             )
-    for other in net.servers.values():
-        if server.given_at is not None and other.given_at == server.given_at and other.id != server.id:
-            raise ModelError(
-                f"{what}: {server.given_at} is given as the location of server {other.id} already"
-            )
+    for other in () if server.given_at is None else net.given_at(server.given_at):
+        if other != server.id:
+            raise ModelError(f"{what}: {server.given_at} is given as the location of server {other} already")
 
 
 def _check_edge(net: NetworkView, server: Server) -> None:

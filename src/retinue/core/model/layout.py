@@ -38,7 +38,7 @@ from retinue.core.model.packet_sizes import is_narrow_somewhere
 from retinue.core.model.plain_routers import check_beside_routers
 from retinue.core.model.uplinks import has_several
 from retinue.core.model.view import NetworkView
-from retinue.core.model.vrfs import Vrf, in_vrf
+from retinue.core.model.vrfs import Vrf
 from retinue.core.model.ways import routers_beside
 
 
@@ -81,6 +81,8 @@ class NetworkLayout(NetworkView):
         links = (*self.links, link)
         self._ways = self._ways_down(links)
         self.links = links
+        for end in (link.lower, link.upper):
+            self._links_at.setdefault(end.switch, []).append(link)
         return self.everything()
 
     def _ways_down(self, links: tuple[Link, ...]) -> dict[tuple[str, str], PortRef]:
@@ -227,16 +229,7 @@ class NetworkLayout(NetworkView):
         answered = self._answered_at(old.edge if old else "", server.edge)
         self._forget_server(server.id)
         self.servers[server.id] = server
-        self._server_of_mac[server.mac] = server.id
-        if server.edge:
-            self._server_of_edge[server.edge] = server.id
-        for host in server.hosts:
-            self._server_of_host[host.id] = server.id
-            self._host_of_mac[host.mac] = host.id
-        for vrf, ip in server.addresses:
-            self._server_of_address[in_vrf(vrf, ip)] = server.id
-        for way in server.ways:
-            self.routers_to.setdefault(way, {})[server.id] = None
+        self._index_server(server)
         self._follow_uplink(server.edge)
         touched = self.server_and_vms(server.id) | beside
         if bool(server.chassis) != bool(old is not None and old.chassis):
@@ -245,8 +238,6 @@ class NetworkLayout(NetworkView):
         if old is not None and Service.ROUTER in old.services:
             touched |= self.prefixes()
         is_forwarder = Service.FORWARDER in server.services
-        if is_forwarder:
-            self._forwarders.add(server.id)
         if is_forwarder or (old is not None and Service.FORWARDER in old.services):
             touched |= self.everything()  # Of one at least every switch has entries, and every NIC.
         return touched | self.shut_out()
@@ -387,23 +378,6 @@ class NetworkLayout(NetworkView):
         self.detected.pop(server.id, None)  # It may have been at another edge, or seen by ARP.
         if at is not None:
             self.detected[server.id] = at
-
-    def _forget_server(self, server: str) -> None:
-        """Take it out of the indexes."""
-        old = self.servers.get(server)
-        if old is None:
-            return
-        del self._server_of_mac[old.mac]
-        self._server_of_edge.pop(old.edge, None)
-        self._forwarders.discard(server)
-        for host in old.hosts:
-            del self._server_of_host[host.id], self._host_of_mac[host.mac]
-        for vrf, ip in old.addresses:
-            del self._server_of_address[in_vrf(vrf, ip)]
-        for way in set(old.ways):
-            self.routers_to[way].pop(server, None)
-            if not self.routers_to[way]:
-                del self.routers_to[way]
 
 
 def prefix_key(prefix: Prefix) -> tuple[int, int, int]:

@@ -6,9 +6,11 @@ The lower half of `NetworkView`.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 
 from retinue.core.limits import HIGHEST_VM_PORT
 from retinue.core.model.addresses import IP, Mac, ModelError, Prefix, is_multicast
+from retinue.core.model.at_ports import AtPorts
 from retinue.core.model.binding import Assignment, Binding, BindingKind, Origin
 from retinue.core.model.entities import (
     DEFAULT_VNET,
@@ -27,6 +29,7 @@ from retinue.core.model.entities import (
     Vnet,
 )
 from retinue.core.model.nic import NIC
+from retinue.core.model.prefix_index import PrefixIndex
 from retinue.core.model.vrfs import DEFAULT_VRF, Address, Vrf, in_vrf
 
 
@@ -47,10 +50,10 @@ class LayoutView:
     servers: dict[str, Server] = field(default_factory=dict)
     peers: dict[str, Peer] = field(default_factory=dict)
     """Other domains."""
-    detected: dict[str, PortRef] = field(default_factory=dict)
+    detected: AtPorts[str] = field(default_factory=AtPorts)
     """Server id to the leaf port where its ARP was last seen; where its edge has several uplinks, that of the
     one in use."""
-    uplink_places: dict[PortRef, PortRef] = field(default_factory=dict)
+    uplink_places: AtPorts[PortRef] = field(default_factory=AtPorts)
     """By uplinks of edges that have several: the leaf port to which each leads, as LLDP has found."""
     in_use: dict[str, str] = field(default_factory=dict)
     """By edges that have several uplinks: the one by which all goes, up and down."""
@@ -82,11 +85,18 @@ class LayoutView:
     """By switch: its ports that have no link, as it has told."""
     _ways: dict[tuple[str, str], PortRef] = field(default_factory=dict)
     """By spine or core, and leaf: the port by which it leads to the leaf."""
+    _links_at: dict[str, list[Link]] = field(default_factory=dict)
+    """By switch: the links of which it has an end."""
+    _given: AtPorts[str] = field(default_factory=AtPorts)
+    """Server id to the leaf port where the operator says it is."""
+    _server_of_chassis: dict[str, str] = field(default_factory=dict)
     _server_of_mac: dict[Mac, str] = field(default_factory=dict)
     _server_of_edge: dict[str, str] = field(default_factory=dict)
     _server_of_host: dict[str, str] = field(default_factory=dict)
     _host_of_mac: dict[Mac, str] = field(default_factory=dict)
     _server_of_address: dict[Address, str] = field(default_factory=dict)
+    _servers_in: dict[str, PrefixIndex] = field(default_factory=dict)
+    """By VRF: the servers' addresses, each as a prefix of its own, and whose each is."""
     _forwarders: set[str] = field(default_factory=set)
     """The servers that are FCoE forwarders."""
 
@@ -130,10 +140,30 @@ class LayoutView:
         name = self._server_of_address.get(in_vrf(vrf, ip))
         return None if name is None else self.servers[name]
 
+    def servers_in(self, prefix: Prefix, vrf: str = DEFAULT_VRF) -> Iterator[tuple[IP, str]]:
+        """The addresses of servers that are part of a prefix, each with its server."""
+        found = self._servers_in[vrf].overlapping(prefix) if vrf in self._servers_in else iter(())
+        return ((address.network_address, server) for address, server in found)
+
     def server_of_chassis(self, chassis: str) -> Server | None:
         """The server with this LLDP chassis id."""
-        known = (s for s in self.servers.values() if s.chassis) if chassis else iter(())
-        return next((server for server in known if server.chassis == chassis), None)
+        name = self._server_of_chassis.get(chassis)
+        return None if name is None else self.servers[name]
+
+    @property
+    def has_chassis(self) -> bool:
+        """True where there is a server that is known by its LLDP chassis id."""
+        return bool(self._server_of_chassis)
+
+    def given_at(self, at: PortRef) -> tuple[str, ...]:
+        """The server that the operator says is at this leaf port."""
+        return self._given.at(at)
+
+    def located_at(self, at: PortRef) -> Iterator[str]:
+        """The servers whose location is this leaf port."""
+        for id in dict.fromkeys((*self._given.at(at), *self.detected.at(at))):
+            if id in self.servers and self.location(id) == at:
+                yield id
 
     def server_of_host(self, host: str) -> Server | None:
         """The server at whose edge switch a host is."""
@@ -281,7 +311,11 @@ class LayoutView:
     def _leads_up(self, switch: str, port: str) -> bool:
         """True for a port of a leaf to a spine, or to other leaves, or of a spine to a core."""
         to_others = port == self.switches[switch].tunnel != ""
-        return to_others or any(link.lower == PortRef(switch, port) for link in self.links)
+        return to_others or any(link.lower == PortRef(switch, port) for link in self.links_at(switch))
+
+    def links_at(self, switch: str) -> Iterable[Link]:
+        """The links of which a switch has an end."""
+        return self._links_at.get(switch, ())
 
     @property
     def over_ip(self) -> bool:
@@ -318,3 +352,42 @@ class LayoutView:
             active=active,
             vrf=assignment.vrf,
         )
+
+    def _index_server(self, server: Server) -> None:
+        self._server_of_mac[server.mac] = server.id
+        if server.edge:
+            self._server_of_edge[server.edge] = server.id
+        if server.given_at is not None:
+            self._given[server.id] = server.given_at
+        if server.chassis:
+            self._server_of_chassis[server.chassis] = server.id
+        for host in server.hosts:
+            self._server_of_host[host.id] = server.id
+            self._host_of_mac[host.mac] = host.id
+        for vrf, ip in server.addresses:
+            self._server_of_address[in_vrf(vrf, ip)] = server.id
+            self._servers_in.setdefault(vrf, PrefixIndex()).put(ip_network(ip), server.id)
+        for way in server.ways:
+            self.routers_to.setdefault(way, {})[server.id] = None
+        if Service.FORWARDER in server.services:
+            self._forwarders.add(server.id)
+
+    def _forget_server(self, server: str) -> None:
+        """Take it out of the indexes."""
+        old = self.servers.get(server)
+        if old is None:
+            return
+        del self._server_of_mac[old.mac]
+        self._server_of_edge.pop(old.edge, None)
+        self._server_of_chassis.pop(old.chassis, None)
+        self._given.pop(server, None)
+        self._forwarders.discard(server)
+        for host in old.hosts:
+            del self._server_of_host[host.id], self._host_of_mac[host.mac]
+        for vrf, ip in old.addresses:
+            del self._server_of_address[in_vrf(vrf, ip)]
+            self._servers_in[vrf].discard(ip_network(ip))
+        for way in set(old.ways):
+            self.routers_to[way].pop(server, None)
+            if not self.routers_to[way]:
+                del self.routers_to[way]

@@ -32,7 +32,7 @@ def all_upward_ports(net: NetworkView) -> dict[str, list[int]]:
 def leads_up(net: NetworkView, switch: str) -> bool:
     """True for a switch with a port to another above it; one that has told no ports yet has those that were
     laid out."""
-    return switch in leading_up(net, [link for link in net.links if link.lower.switch == switch])
+    return switch in leading_up(net, links_above(net, switch))
 
 
 def leading_up(net: NetworkView, links: Iterable[Link]) -> set[str]:
@@ -43,7 +43,12 @@ def leading_up(net: NetworkView, links: Iterable[Link]) -> set[str]:
 
 def spines_above(net: NetworkView, leaf: str) -> set[str]:
     """To which a leaf has links, be they well or not."""
-    return {link.upper.switch for link in net.links if link.lower.switch == leaf}
+    return {link.upper.switch for link in links_above(net, leaf)}
+
+
+def links_above(net: NetworkView, switch: str) -> list[Link]:
+    """By which a switch leads up, be they well or not."""
+    return [link for link in net.links_at(switch) if link.lower.switch == switch]
 
 
 def is_sound(net: NetworkView, link: Link) -> bool:
@@ -61,7 +66,7 @@ def has_carrier(net: NetworkView, link: Link) -> bool:
 
 def lead_on(net: NetworkView, leaf: str) -> bool:
     """False for a leaf that has links up, and none that is sound: what comes to it gets nowhere else."""
-    above = [link for link in net.links if link.lower.switch == leaf]
+    above = links_above(net, leaf)
     return not above or any(is_sound(net, link) for link in above)
 
 

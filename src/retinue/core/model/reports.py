@@ -12,7 +12,7 @@ from retinue.core.model.layout import NetworkLayout
 from retinue.core.model.links import leads_up, spines_above
 from retinue.core.model.nic import is_mirror_port
 from retinue.core.model.owners import NOTHING, Owner, Touched
-from retinue.core.model.uplinks import displaced, has_several, places, ways_beside
+from retinue.core.model.uplinks import displaced, has_several, holders, links_beside, places, ways_beside
 
 
 @dataclass
@@ -37,9 +37,11 @@ class NetworkReports(NetworkLayout):
         if self.switches[switch].role is Role.EDGE and not self.switches[switch].standby:
             return False
         old, was_down = self._numbers.get(switch, {}), self._down.get(switch, ())
-        uplinks = (end for ends in self.uplink_places.items() for end in ends)
-        between = (end for one in self.links for end in (one.lower, one.upper))
-        ends = (end.port for end in (*between, *uplinks) if end.switch == switch)
+        between = (end for one in self.links_at(switch) for end in (one.lower, one.upper))
+        ends = {end.port for end in between if end.switch == switch}
+        ends.update(port for _, port in self.uplink_places.at_switch(switch))
+        if self.switches[switch].standby:
+            ends.update(self.switches[switch].uplinks)
         return any((end in old, end in was_down) != (end in numbers, end in down) for end in ends)
 
     def lose_link(self, lower: PortRef, reason: str) -> Touched:
@@ -47,7 +49,8 @@ class NetworkReports(NetworkLayout):
 
         Raises ModelError for one that is not there.
         """
-        if lower not in self.uplink_places and not any(one.lower == lower for one in self.links):
+        between = self.links_at(lower.switch)
+        if lower not in self.uplink_places and not any(one.lower == lower for one in between):
             raise ModelError(f"there is no link at {lower}")
         before = ways_beside(self, lower.switch)
         self.lost_links[lower] = reason
@@ -92,10 +95,10 @@ class NetworkReports(NetworkLayout):
                 near = [s for s in self.servers if any(at.switch in leaves for at in places(self, s))]
                 itself = bool(leaves) or any(self._leads_up(switch, name) for name in changed)
             case Role.LEAF:
-                at_changed = {PortRef(switch, name) for name in changed}
-                near = [s for s in self.servers if not at_changed.isdisjoint(places(self, s))]
+                at_changed = [PortRef(switch, name) for name in sorted(changed)]
+                near = list(dict.fromkeys(server for at in at_changed for server in holders(self, at)))
                 # A leaf knows the ports of uplinks whatever has become of the servers there.
-                probed = not at_changed.isdisjoint(self.uplink_places.values())
+                probed = any(self.uplink_places.at(at) for at in at_changed)
                 itself = bool(near) or probed or any(self._leads_up(switch, name) for name in changed)
             case Role.EDGE:
                 runs = self._server_of_edge.get(switch)
@@ -137,11 +140,13 @@ class NetworkReports(NetworkLayout):
         if self.uplink_places.get(uplink) == at:
             return NOTHING
         gone = displaced(self, uplink, at)
-        for other, place in self.uplink_places.items():
-            beside = other.switch == uplink.switch and other not in (uplink, *gone)
-            if beside and place.switch == at.switch:
+        for beside in links_beside(self, uplink):
+            other, place = beside.lower, beside.upper
+            if other in gone:
+                continue
+            if place.switch == at.switch:
                 raise ModelError(f"uplink {uplink} leads to {at}: {other} leads to {at.switch}, too")
-            if beside and spines_above(self, place.switch) != spines_above(self, at.switch):
+            if spines_above(self, place.switch) != spines_above(self, at.switch):
                 raise ModelError(
                     f"uplink {uplink} leads to {at}, and {other} to {place.switch}: other spines are above "
                     "that leaf, and a change could lose packets; all uplinks lead to leaves of one pod"

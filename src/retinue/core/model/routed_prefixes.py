@@ -78,13 +78,11 @@ def check_prefix(
     for subnet in net.subnets_in(vrf):
         if overlap(prefix, subnet.prefix):
             raise ModelError(f"{what}: it has addresses of subnet {subnet.id}, {subnet.prefix}")
-    for server in net.servers.values():
-        address = next((ip for of, ip in server.addresses if of == vrf and ip in prefix), None)
-        if address is not None:
-            raise ModelError(f"{what}: {address} is the address of server {server.id}")
-        part = next((route for route in server.routes_in(vrf) if is_part(route, prefix)), None)
-        if part is not None:
-            raise ModelError(f"{what}: {part} is reached through server {server.id}")
+    for address, server in net.servers_in(prefix, vrf):
+        raise ModelError(f"{what}: {address} is the address of server {server}")
+    for (of, route), routers in net.routers_to.items():
+        if of == vrf and is_part(route, prefix):
+            raise ModelError(f"{what}: {route} is reached through server {next(iter(routers))}")
     for held in net.held_in(prefix, vrf):
         is_itself = replaced is not None and held.key == replaced.key and held.vm == vm
         if not is_itself:

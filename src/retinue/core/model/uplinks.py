@@ -63,14 +63,14 @@ def places(net: NetworkView, server: str) -> list[PortRef]:
 def holders(net: NetworkView, at: PortRef) -> Iterator[str]:
     """The servers of which this leaf port is one of the `places`.
 
-    It is asked for frames that anybody may send: who has several uplinks is not asked of all servers.
+    It is asked for frames that anybody may send: no other server is looked at.
     """
-    for uplink, place in net.uplink_places.items():
-        server = net.server_of_edge(uplink.switch) if place == at else None
+    for uplink in net.uplink_places.at(at):
+        server = net.server_of_edge(uplink.switch)
         if server is not None and has_several(net, server.id):
             yield server.id
-    for id in net.servers:
-        if net.location(id) == at and not has_several(net, id):
+    for id in net.located_at(at):
+        if not has_several(net, id):
             yield id
 
 
@@ -83,16 +83,16 @@ def displaced(net: NetworkView, uplink: PortRef, at: PortRef) -> list[PortRef]:
     """Of which it is not known any more where they lead once this one leads to `at`: one that was known to
     lead there, for a port has one cable; and another one of the edge's that leads to this leaf, and is not
     sound: its cable was moved as well."""
-    return [
-        other
-        for other, place in net.uplink_places.items()
-        if other != uplink and (place == at or _is_stale_beside(net, Link(other, place), uplink, at))
-    ]
+    there = [other for other in net.uplink_places.at(at) if other != uplink]
+    beside = (link for link in links_beside(net, uplink) if link.upper.switch == at.switch)
+    return [*there, *(one.lower for one in beside if one.lower not in there and not is_sound(net, one))]
 
 
-def _is_stale_beside(net: NetworkView, other: Link, uplink: PortRef, at: PortRef) -> bool:
-    ends = other.lower.switch, other.upper.switch
-    return ends == (uplink.switch, at.switch) and not is_sound(net, other)
+def links_beside(net: NetworkView, uplink: PortRef) -> list[Link]:
+    """The other uplinks of its edge, as far as it is known where they lead."""
+    edge = net.switches[uplink.switch]
+    others = (PortRef(edge.id, name) for name in edge.uplinks if name != uplink.port)
+    return [Link(other, net.uplink_places[other]) for other in others if other in net.uplink_places]
 
 
 def ranks(net: NetworkView, server: str, leads: Callable[[str], bool] | None = None) -> dict[str, Rank]:
@@ -126,9 +126,9 @@ def unreached_by(net: NetworkView, servers: Iterable[str]) -> frozenset[str]:
 
 def at_switch(net: NetworkView, switch: str) -> list[str]:
     """Of the servers with several uplinks those to which an end of these at this switch belongs."""
-    edges = {
-        uplink.switch for uplink, at in net.uplink_places.items() if switch in (uplink.switch, at.switch)
-    }
+    edges = {uplink.switch for uplink, _ in net.uplink_places.at_switch(switch)}
+    if any(PortRef(switch, name) in net.uplink_places for name in net.switches[switch].uplinks):
+        edges.add(switch)
     found = [server for edge in sorted(edges) if (server := net.server_of_edge(edge)) is not None]
     return [server.id for server in found]
 

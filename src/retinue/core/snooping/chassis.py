@@ -48,7 +48,7 @@ Verdict = Nothing | Becomes | Mistaken
 def judge(net: Network, here: PortRef, frame: bytes) -> Verdict:
     """Of a frame that came in at a leaf's port. Raises FrameError for a damaged one."""
     ethernet = parse(frame)
-    if not any(server.chassis for server in net.servers.values()):
+    if not net.has_chassis:
         return Nothing()
     if ethernet.ethertype != EtherType.LLDP or ethernet.dst != NEAREST_BRIDGE:
         return Nothing()

@@ -423,3 +423,25 @@ def test_a_segment_is_ordered_by_its_first_and_last_chunk(controller: Controller
             images.fetch("debian-12", ["server2"], "", base=False, segment=segment)
     with pytest.raises(RequestError, match="a file is made of a whole image"):
         images.fetch("debian-12", ["server2"], "", base=True, segment=(1, 4))
+
+
+def test_who_has_an_image_is_found_without_a_look_at_what_others_hold(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many servers hold other images; and what a server holds no more it is not shown with."""
+    holders = controller.images.holders
+    holders.on_report("server1", report(1, held()))
+    holders.on_report("server2", report(2, held("other")))
+    looked_at: list[str] = []
+    images_of = holders._images_of
+
+    def counted(server: str) -> list[HeldImage]:
+        looked_at.append(server)
+        return images_of(server)
+
+    monkeypatch.setattr(holders, "_images_of", counted)
+    assert list(holders.of("debian-12")) == ["server1"]
+    assert [holder.server for holder in holders.who("debian-12", DIGEST, "server1")] == ["server1"]
+    assert looked_at == []
+    holders.on_report("server1", report(1))
+    assert holders.of("debian-12") == {} and holders._held.keys() == {"other"}

@@ -6,7 +6,7 @@ from itertools import product
 from retinue.core.model import Prefix, Role, Switch
 from retinue.core.model.families import forwarded_subnets, in_use
 from retinue.core.model.link_local import LINK_LOCAL
-from retinue.core.model.links import upward_ports
+from retinue.core.model.links import links_above, upward_ports
 from retinue.core.model.network import Network, Owner
 from retinue.core.model.packet_sizes import is_narrow_somewhere
 from retinue.core.packets import EtherType
@@ -195,7 +195,7 @@ def _from_cores(net: Network, spine: str, mark: int) -> Iterator[Flow]:
 
 def ports_up(net: Network, switch: str) -> list[int]:
     """Numbers of a leaf's ports that lead to spines; of a spine's that lead to cores."""
-    refs = sorted(link.lower for link in net.links if link.lower.switch == switch)
+    refs = sorted(link.lower for link in links_above(net, switch))
     return [number for ref in refs if (number := net.port_number(ref)) is not None]
 
 

@@ -8,7 +8,7 @@ the spines have the leaf in use. What comes from a spine never goes back up, so 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from retinue.core.model import Role, Server
+from retinue.core.model import PortRef, Role, Server
 from retinue.core.model.network import Network, Owner
 from retinue.core.model.uplinks import found_links, has_several, open_links
 from retinue.core.packets import EtherType
@@ -69,8 +69,8 @@ def probe_entries(net: Network, leaf: str) -> Iterator[Flow | Meter]:
     kind = match(vlan_vid=NO_TAG, eth_type=EtherType.LLDP, eth_dst=NEAREST_BRIDGE, eth_src=net.gateway_mac)
     yield STRANGERS
     yield Flow(Table.ADMIT, LeafAdmit.PROBE_OF_STRANGER, kind, (CONTROLLER,), meter=STRANGERS.id, cookie=mark)
-    for at in net.uplink_places.values():
-        number = net.port_number(at) if at.switch == leaf else None
+    for port in dict.fromkeys(port for _, port in net.uplink_places.at_switch(leaf)):
+        number = net.port_number(PortRef(leaf, port))
         if number is not None:
             meter = uplink_meter(number)
             yield meter
