@@ -1,6 +1,7 @@
 """The events that a controller has published, for tests that look back."""
 
-from retinue.controller.events import Event, EventBus
+from retinue.controller.event_ring import Event
+from retinue.controller.events import EventBus
 
 
 def recent(bus: EventBus, type_prefix: str = "", limit: int = 100) -> list[Event]:

@@ -8,10 +8,9 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
+from retinue.controller.event_ring import Event, EventRing
 from retinue.controller.recipients import Everybody, Recipients
 from retinue.core.limits import MOST_TELLINGS
 from retinue.core.text import cut
@@ -25,14 +24,6 @@ EPOCH_SHIFT = 32
 """Bits of an event's id below the epoch of the controller that published it (see leadership)."""
 BATCH = 50
 """Events that a listener is given at once, before others have their turn."""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    id: int
-    at: float
-    type: str
-    data: dict[str, Any]
 
 
 Types = Collection[str] | None
@@ -89,7 +80,7 @@ class EventBus:
         """`recipients`: the servers whose agents may act on an event of this type and data."""
         self._clock = clock
         self._recipients = recipients
-        self._ring: deque[Event] = deque(maxlen=RING)
+        self._ring = EventRing(RING)
         self._listeners: dict[asyncio.Queue[Event | None], Types] = {}
         self._by_type: dict[str, dict[asyncio.Queue[Event | None], None]] = {}
         """Of these, by type: those that asked for it. What is told of each of a thousand agents, who ask for
@@ -149,7 +140,7 @@ class EventBus:
         When some of those have left the ring, an event "events.lost" comes first: read anew what there is.
         """
         past = [] if since is None else self._since(since, types, agent_of)
-        first = self._ring[0].id if self._ring else self.last_id + 1
+        first = self._ring.first_id or self.last_id + 1
         if since is not None and first > since + 1:
             past.insert(0, Event(first - 1, self._clock(), EventType.EVENTS_LOST, {"since": since}))
         queue: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -175,10 +166,7 @@ class EventBus:
         return only is Everybody or agent_of in only
 
     def _since(self, since: int, types: Types, agent_of: str) -> list[Event]:
-        """Ids are consecutive: it is known where in the ring they begin."""
-        first = self._ring[0].id if self._ring else 1
-        found = islice(self._ring, max(0, since + 1 - first), None)
-        wanted = (event for event in found if types is None or event.type in types)
+        wanted = (event for event in self._ring.since(since) if types is None or event.type in types)
         return [event for event in wanted if self._is_for(event, agent_of)]
 
     def close(self) -> None:

@@ -163,7 +163,8 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
     "agents and hypervisors report it again": (
         "AgentRejections._counts", "Agents._streams", "ExternalMigrations._pending",
         "ExternalMigrations._under_libvirt", "ExternalMigrations._vlan_filters",
-        "ImageHolders._faults", "ImageHolders._reports", "ResourceManager._reports", "ResourceManager._sizes",
+        "ImageHolders._faults", "ImageHolders._held", "ImageHolders._reports",
+        "ResourceManager._reports", "ResourceManager._sizes",
         "State.vm_states", "VMReports._held",
     ),
     "work under way, which is begun anew where KINDS has what it was for": (
@@ -191,7 +192,8 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "SpoofCounts._asking", "SpoofCounts._before", "SpoofCounts._sums", "SpoofCounts._turns",
         "SpoofCounts.frames", "EventBus._agents", "EventBus._by_type",
         "EventBus._listeners", "EventBus._of_all",
-        "EventBus._ring", "FloodCounts._before", "FloodCounts._sums", "OwnAddresses._taken",
+        "EventRing._names", "EventRing._rows", "FloodCounts._before", "FloodCounts._sums",
+        "OwnAddresses._taken",
         "HeldPackets._of", "PowerControl._crashes",
         "SharedNames._heard", "SharedNames._not_heard",
         "Shares._left", "Snooper._declined", "Snooper._disagreements", "Snooper6._declined",

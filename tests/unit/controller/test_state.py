@@ -60,6 +60,7 @@ from retinue.core.model import (
     Vnet,
     Vrf,
 )
+from retinue.core.model.at_ports import AtPorts
 from retinue.core.model.network import Owner
 from retinue.core.model.pairs import AddressPair
 from retinue.core.placement import (
@@ -99,12 +100,12 @@ def _containers(thing: object, seen: set[int]) -> Iterator[str]:
         return
     seen.add(id(thing))
     for name, value in _attributes(thing).items():
-        if isinstance(value, dict | UserDict | set | list | deque):
+        if isinstance(value, dict | UserDict | AtPorts | set | list | deque):
             index = isinstance(thing, Network) and name.startswith("_")
             if id(value) not in seen and not index:
                 yield f"{type(thing).__name__}.{name}"
             seen.add(id(value))
-            for one in value.values() if isinstance(value, dict | UserDict) else ():
+            for one in value.values() if isinstance(value, dict | UserDict) and not index else ():
                 if _is_ours(one):
                     yield from _containers(one, seen)
         elif _is_ours(value):

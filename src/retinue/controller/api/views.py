@@ -7,7 +7,7 @@ import msgspec
 from retinue import __version__
 from retinue.controller.api import nics
 from retinue.controller.app import Controller
-from retinue.controller.events import Event
+from retinue.controller.event_ring import Event
 from retinue.core.migration import Migration
 from retinue.core.model import VM, Binding, PortRef
 from retinue.core.model.links import all_upward_ports, has_carrier

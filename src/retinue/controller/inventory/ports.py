@@ -31,21 +31,22 @@ class ReportedPorts:
 
     by_dpid: Mapping[int, str]
     """The switches of the network by datapath id."""
-    _ports: dict[str, dict[tuple[int, str], BridgePort]] = field(default_factory=dict)
+    _ports: dict[str, tuple[BridgePort, ...]] = field(default_factory=dict)
 
     def changed(self, removed: Collection[BridgePort], now: Collection[BridgePort]) -> list[tuple[str, int]]:
         """Take a report; the port ids it concerns, each with the datapath id, in order."""
         concerned: dict[tuple[str, int], None] = {}
         for port in removed:
             if port.iface_id:
-                same = self._ports.get(port.iface_id, {})
-                same.pop(port.key, None)
-                if not same:
+                others = self._others_than(port, port.iface_id)
+                if others:
+                    self._ports[port.iface_id] = others
+                else:
                     self._ports.pop(port.iface_id, None)
                 concerned[port.iface_id, port.dpid] = None
         for port in now:
             if port.iface_id:
-                self._ports.setdefault(port.iface_id, {})[port.key] = port
+                self._ports[port.iface_id] = (*self._others_than(port, port.iface_id), port)
                 concerned[port.iface_id, port.dpid] = None
         return list(concerned)
 
@@ -61,14 +62,15 @@ class ReportedPorts:
     def switches(self, port_id: str) -> list[str]:
         """The switches with a port of this id."""
         found = {
-            self.by_dpid[port.dpid]
-            for port in self._ports.get(port_id, {}).values()
-            if port.dpid in self.by_dpid
+            self.by_dpid[port.dpid] for port in self._ports.get(port_id, ()) if port.dpid in self.by_dpid
         }
         return sorted(found)
 
+    def _others_than(self, port: BridgePort, port_id: str) -> tuple[BridgePort, ...]:
+        return tuple(one for one in self._ports.get(port_id, ()) if one.key != port.key)
+
     def _of(self, port_id: str, switch: str) -> list[BridgePort]:
-        ports = self._ports.get(port_id, {}).values()
+        ports = self._ports.get(port_id, ())
         return [port for port in ports if self.by_dpid.get(port.dpid) == switch]
 
 

@@ -44,7 +44,7 @@ class Database:
         """Times the server had to be brought back."""
         self._failed = failed
         self._deposed = deposed
-        self._writer = Writer(self._rejected, durable)
+        self._writer = Writer(self._rejected, durable, to_row)
         self._server: DatabaseServer | Members | None = None
         self._running: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
@@ -99,13 +99,7 @@ class Database:
 
     def put(self, value: Storable) -> None:
         """Keep the value, in place of the one of the same key. Returns at once; see `flush`."""
-        key = key_of(value)
-        try:
-            row = to_row(value)
-        except ValueError as e:
-            self._writer.fail(key, StoreError(f"{key[0]} {key[1]!r}: {e}"))
-        else:
-            self._writer.write(key, row)
+        self._writer.write(key_of(value), value)
 
     def remove(self, value: Storable) -> None:
         """Forget the value of this one's key; only the key counts. Removing what is not kept is no error."""

@@ -20,8 +20,9 @@ from retinue.southbound.ovsdb.values import from_wire
 
 log = structlog.get_logger()
 
-BATCH = 50_000
-"""Most rows in one transaction; only a longer queue than that is written in more than one."""
+BATCH = 10_000
+"""Most rows in one transaction, which are some 30 MB while they are written; only a longer queue than that is
+written in more than one."""
 WRITE_TIMEOUT = 60.0
 RETRY_AFTER = 1.0
 """Seconds until a transaction is tried again that the server could not do for lack of something."""
@@ -40,7 +41,11 @@ class DeposedError(Exception):
 class Writer:
     """`failed` is called for each write that the server rejects for what is in it; that write is dropped."""
 
-    def __init__(self, failed: Failed, durable: bool = True) -> None:
+    def __init__(
+        self, failed: Failed, durable: bool = True, row_of: Callable[[Any], Row] = lambda row: row
+    ) -> None:
+        """`row_of` makes the row of what was queued, which waits as it is: rows of thousands of VMs take more
+        room than these themselves. It raises ValueError for what cannot be one."""
         self.trouble = ""
         """Why nothing is being written at present; "" when all is well."""
         self.transactions = 0
@@ -49,17 +54,18 @@ class Writer:
         """What begins every transaction, and fails it once another controller writes."""
         self._durable = durable
         self._report = failed
-        self._waiting: dict[Key, Row | None] = {}
+        self._row_of = row_of
+        self._waiting: dict[Key, Any] = {}
         """None: the row is to go."""
-        self._under_way: dict[Key, Row | None] = {}
+        self._under_way: dict[Key, Any] = {}
         self._uuids: dict[Key, UUID] = {}
         self._failures: list[Exception] = []
         self._flushes: list[asyncio.Future[list[Exception]]] = []
         self._wake = asyncio.Event()
 
-    def write(self, key: Key, row: Row | None) -> None:
-        """Queue a row to be inserted or to replace the one of that key; None: to be deleted."""
-        self._waiting[key] = row
+    def write(self, key: Key, value: Any) -> None:
+        """Queue what is to be inserted or to replace the row of that key; None: that is to be deleted."""
+        self._waiting[key] = value
         self._wake.set()
 
     def fail(self, key: Key, error: Exception) -> None:
@@ -143,7 +149,7 @@ class Writer:
             self._waiting = {**self._under_way, **self._waiting}
             self._under_way = {}
 
-    async def _write(self, connection: Connection, batch: dict[Key, Row | None]) -> None:
+    async def _write(self, connection: Connection, batch: dict[Key, Any]) -> None:
         """Write the batch as one transaction; if that is rejected, in halves, until what is at fault is
         alone.
 
@@ -184,12 +190,20 @@ class Writer:
             raise
         return results[len(guard) :]
 
-    def _operations(self, batch: dict[Key, Row | None]) -> tuple[list[dict[str, Any]], list[Key]]:
-        """The transaction, and the key that each of its first operations is about."""
+    def _operations(self, batch: dict[Key, Any]) -> tuple[list[dict[str, Any]], list[Key]]:
+        """The transaction, and the key that each of its first operations is about. What cannot be a row is
+        taken out of the batch."""
         operations: list[dict[str, Any]] = []
         keys: list[Key] = []
-        for key, row in batch.items():
+        for key, value in list(batch.items()):
             uuid = self._uuids.get(key)
+            try:
+                row = None if value is None else self._row_of(value)
+            except ValueError as e:
+                del batch[key]
+                self._under_way.pop(key, None)
+                self.fail(key, ValueError(f"{key[0]} {key[1]!r}: {e}"))
+                continue
             table = key[0]
             where = [["_uuid", "==", ["uuid", str(uuid)]]]
             if row is None and uuid is None:
@@ -205,9 +219,7 @@ class Writer:
             operations.append({"op": "commit", "durable": True})
         return operations, keys
 
-    def _learn(
-        self, batch: dict[Key, Row | None], keys: list[Key], results: list[dict[str, Any]]
-    ) -> set[Key]:
+    def _learn(self, batch: dict[Key, Any], keys: list[Key], results: list[dict[str, Any]]) -> set[Key]:
         """Note the rows that came and went; return the keys whose row someone else deleted under us."""
         again = set()
         for key, result in zip(keys, results, strict=False):

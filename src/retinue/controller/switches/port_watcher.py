@@ -102,8 +102,11 @@ class PortWatch:
         came: list[BridgePort] = []
         for dpid, ports in found.items():
             self.versions[dpid] = version
-            difference = diff(self._ports.get(dpid, []), ports)
-            self._ports[dpid] = ports
+            before = self._ports.get(dpid, [])
+            difference = diff(before, ports)
+            same = {port.key: port for port in before}
+            # Of those that did not change the former ones are kept: others have these, too.
+            self._ports[dpid] = [has if (has := same.get(port.key)) == port else port for port in ports]
             went += difference.removed
             came += difference.added
             for old, new in difference.changed:

@@ -1,7 +1,11 @@
-"""MAC and IP addresses, and ids, as the model keeps them."""
+"""MAC and IP addresses, and ids, as the model keeps them.
+
+A text that comes from several sides, such as a manager and a switch, is one object (`intern`).
+"""
 
 import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from sys import intern
 
 from retinue.core.limits import ID, ID_IN_WORDS
 from retinue.core.text import quoted
@@ -26,7 +30,7 @@ def mac(text: str) -> Mac:
         raise ModelError(
             f"not a MAC address: {quoted(text)} (expected six hex pairs, such as 52:54:00:00:00:01)"
         )
-    return form
+    return intern(form)
 
 
 def entity_id(text: str, whose: str) -> str:
@@ -35,7 +39,7 @@ def entity_id(text: str, whose: str) -> str:
         raise ModelError(f"{whose} needs an id")
     if not ID.fullmatch(text):
         raise ModelError(f"{quoted(text)} cannot be {whose}'s id: {ID_IN_WORDS}")
-    return text
+    return intern(text)
 
 
 def mac_to_int(address: Mac) -> int:

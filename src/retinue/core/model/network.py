@@ -112,8 +112,8 @@ class Network(NetworkReports):
         routed = self._sizes(old)
         self._forget_indexes(old)
         self._shares.pop(self._share_of.pop(vm, -1), None)
-        for key in tuple(self._held_by.get(vm, ())):
-            self.unassign(key)
+        for held in self._held_by.get(vm, ()):
+            self.unassign(held.key)
         for nic in old.nics:
             self._log_all_out(nic.mac)
         touched = self.shared_of(old) | {Owner("vm", vm)}
@@ -132,7 +132,7 @@ class Network(NetworkReports):
             self._held_as.setdefault(assignment.client_id, {})[key] = assignment.vm
         self.assignments[key] = assignment
         self._note_end(assignment)
-        self._held_by.setdefault(assignment.vm, {})[key] = assignment
+        self._note_held(assignment.vm, key, assignment)
         outside = self._in_no_subnet.setdefault(assignment.vrf, {})
         if self._is_beside_subnets(assignment):
             outside[assignment.ip] = None
@@ -146,9 +146,21 @@ class Network(NetworkReports):
         if assignment is None:
             return NOTHING
         self._forget_identifier(assignment)
-        del self._held_by[assignment.vm][key]
+        self._note_held(assignment.vm, key)
         self._in_no_subnet[assignment.vrf].pop(assignment.ip, None)
         return self._route(assignment, None) | {Owner("vm", assignment.vm)}
+
+    def _note_held(self, vm: str, key: Address, now: Assignment | None = None) -> None:
+        """In its place among the VM's, where it was there before."""
+        had = self._held_by.get(vm, ())
+        if now is not None and any(one.key == key for one in had):
+            has = tuple(now if one.key == key else one for one in had)
+        else:
+            has = (*(one for one in had if one.key != key), *(() if now is None else (now,)))
+        if has:
+            self._held_by[vm] = has
+        else:
+            self._held_by.pop(vm, None)
 
     def _is_beside_subnets(self, held: Assignment) -> bool:
         """An address that might be of a prefix: a link-local one cannot, and a prefix is in `_routed`."""

@@ -51,7 +51,8 @@ class NetworkView(LayoutView):
     """By the port id of a trusted NIC: its VM."""
     _in_vnet: dict[str, set[str]] = field(default_factory=dict)
     """By vnet: the VMs with a NIC that is said to be in it."""
-    _held_by: dict[str, dict[Address, Assignment]] = field(default_factory=dict)
+    _held_by: dict[str, tuple[Assignment, ...]] = field(default_factory=dict)
+    """By VM: what it holds, in the order in which that came."""
     _in_no_subnet: dict[str, dict[IP, None]] = field(default_factory=dict)
     """By VRF: the addresses that are held, and were in no subnet as they came. Those of one stay in one."""
     _logins_of: dict[Mac, dict[Mac, FcLogin]] = field(default_factory=dict)
@@ -167,7 +168,7 @@ class NetworkView(LayoutView):
 
     def held_by(self, vm: str) -> tuple[Assignment, ...]:
         """Every address a VM has, on whichever NIC."""
-        return tuple(self._held_by.get(vm, {}).values())
+        return self._held_by.get(vm, ())
 
     def vms_known_as(self, client_id: bytes, vrf: str = DEFAULT_VRF, version: int = 4) -> frozenset[str]:
         """The VMs of a VRF that hold a lease of this IP version under this DHCP client identifier (or DUID):
@@ -178,7 +179,7 @@ class NetworkView(LayoutView):
 
     def assignments_of(self, vm: VM, nic: NIC) -> tuple[Assignment, ...]:
         """The addresses assigned to one NIC of a VM."""
-        return tuple(a for a in self._held_by.get(vm.id, {}).values() if a.mac == nic.mac)
+        return tuple(a for a in self._held_by.get(vm.id, ()) if a.mac == nic.mac)
 
     def held_in(self, prefix: Prefix, vrf: str = DEFAULT_VRF) -> Iterator[Assignment]:
         """The addresses that are held of a prefix in which there is no address of a subnet."""

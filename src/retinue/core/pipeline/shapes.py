@@ -64,13 +64,25 @@ class Shape:
         self.parts = parts
 
 
+class Layout:
+    """Switches, and the shape on each; there is one object of each. VMs of one server have the same."""
+
+    __slots__ = ("__weakref__", "shapes", "switches")
+
+    def __init__(self, switches: tuple[str, ...], shapes: tuple[Shape, ...]) -> None:
+        self.switches, self.shapes = switches, shapes
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """An owner's entries: the switches, the shape on each, and the values that fill all of them."""
+    """An owner's entries: the switches with the shape on each, and the values that fill all of them."""
 
-    switches: tuple[str, ...]
-    shapes: tuple[Shape, ...]
+    layout: Layout
     values: Values
+
+    @property
+    def switches(self) -> tuple[str, ...]:
+        return self.layout.switches
 
     def programs(self, mark: int) -> dict[str, Program]:
         """All entries, by switch; `mark` is the owner's hash."""
@@ -80,7 +92,7 @@ class Packed:
         """The entries on one switch."""
         if switch not in self.switches:
             return {}
-        shape = self.shapes[self.switches.index(switch)]
+        shape = self.layout.shapes[self.switches.index(switch)]
         return {key_of(entry): entry for entry in _filled(shape, self.values, mark)}
 
 
@@ -89,6 +101,7 @@ class Shapes:
 
     def __init__(self) -> None:
         self._shapes: WeakValueDictionary[_Parts, Shape] = WeakValueDictionary()
+        self._layouts: WeakValueDictionary[tuple[object, object], Layout] = WeakValueDictionary()
 
     def __len__(self) -> int:
         return len(self._shapes)
@@ -98,7 +111,13 @@ class Shapes:
         places: _Places = {}
         shapes = tuple([self._shape(_parts(program, places, mark)) for program in programs.values()])
         values = tuple([value[0] if type(value) is tuple else value for value in places])
-        return Packed(tuple(programs), shapes, values)  # type: ignore[arg-type]
+        return Packed(self._layout(tuple(programs), shapes), values)  # type: ignore[arg-type]
+
+    def _layout(self, switches: tuple[str, ...], shapes: tuple[Shape, ...]) -> Layout:
+        layout = self._layouts.get((switches, shapes))
+        if layout is None:
+            layout = self._layouts[switches, shapes] = Layout(switches, shapes)
+        return layout
 
     def _shape(self, parts: _Parts) -> Shape:
         shape = self._shapes.get(parts)

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from retinue.southbound.ovsdb.client import CALL_TIMEOUT, Connection, OvsdbError
-from retinue.southbound.ovsdb.values import UUID, ZERO_UUID, ColumnType, Row
+from retinue.southbound.ovsdb.values import UUID, ZERO_UUID, ColumnType, Row, Value
 from retinue.southbound.ovsdb.wire import ProtocolError
 
 log = structlog.get_logger()
@@ -55,6 +55,8 @@ class Replica:
         self._on_change = on_change
         self._types: dict[str, dict[str, ColumnType]] = {}
         self._connection: Connection | None = None
+        self._met: dict[UUID, UUID] = {}
+        """UUIDs of the message that is being read: a row's own, and where others name it, are one object."""
 
     async def start(self, connection: Connection, timeout: float | None = CALL_TIMEOUT) -> None:
         """Fetch what is there, or what differs from what is held, and follow from there on.
@@ -165,25 +167,35 @@ class Replica:
                 case {"insert": dict(row)} | {"initial": dict(row)}:
                     new = self._whole_row(table, row)
                 case {"modify": dict(row)} if old is not None:
-                    new = {**old, **{c: t.change(old[c], w) for c, w, t in self._typed(table, row)}}
+                    new = {
+                        **old,
+                        **{c: self._one(t.change(old[c], w)) for c, w, t in self._typed(table, row)},
+                    }
                 case _:
                     raise ProtocolError(f"{table} {uuid}: an update that cannot be: {update!r:.100}")
             changes.append(RowChange(table, uuid, old, new))
         return changes
 
     def _rows(self, updates: dict[str, Any]) -> Iterable[tuple[str, UUID, dict[str, Any]]]:
+        self._met = {}
         for table, rows in updates.items():
             if table not in self.tables or not isinstance(rows, dict):
                 raise ProtocolError(f"an update of {table!r:.60}, which was not asked for")
             for uuid, update in rows.items():
                 if not isinstance(update, dict):
                     raise ProtocolError(f"{table} {uuid}: an update that is no object: {update!r:.60}")
-                yield table, UUID(uuid), update
+                yield table, self._met.setdefault(UUID(uuid), UUID(uuid)), update
 
     def _whole_row(self, table: str, row: dict[str, Any]) -> Row:
         whole = {name: kind.default for name, kind in self._types[table].items()}
-        whole.update({column: kind.read(wire) for column, wire, kind in self._typed(table, row)})
+        whole.update({column: self._one(kind.read(wire)) for column, wire, kind in self._typed(table, row)})
         return whole
+
+    def _one(self, value: Value) -> Value:
+        """The value, of UUIDs that were met."""
+        if isinstance(value, tuple):
+            return tuple([self._met.setdefault(one, one) if type(one) is UUID else one for one in value])
+        return self._met.setdefault(value, value) if type(value) is UUID else value
 
     def _typed(self, table: str, row: dict[str, Any]) -> Iterable[tuple[str, Any, ColumnType]]:
         types = self._types[table]

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from sys import intern
 from typing import Any
 
 from retinue.southbound.ovsdb.wire import ProtocolError
@@ -173,7 +174,7 @@ class ColumnType:
     def read(self, wire: Any) -> Value:
         """A value of this column as it stands on the wire. Raises ProtocolError."""
         if type(wire) is _PYTHON[self.key] and not self.value:
-            plain: Any = wire  # most values by far: no list, nothing to convert
+            plain: Any = intern(wire) if type(wire) is str else wire  # most by far: nothing to convert
             return (plain,) if self.is_many else plain
         value = from_wire(wire)
         if self.value:
@@ -213,6 +214,8 @@ class ColumnType:
 
     def _typed(self, atom: Atom | None, base: str) -> Atom:
         kind = _PYTHON[base]
+        if type(atom) is str and kind is str:
+            return intern(atom)  # Ids, names of keys and of states: the same in many rows, and elsewhere.
         if atom is not None and type(atom) is kind:
             return atom
         if base == "real" and type(atom) is int:

@@ -6,7 +6,7 @@ vm-id), and ours (host); names and OpenFlow numbers differ from host to host.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from retinue.core.limits import HIGHEST_VLAN, LARGEST_PORT_NUMBER, LONGEST_ID, PORT_NAME
 from retinue.core.model import Mac, ModelError, PortStatus, entity_id, mac
@@ -107,10 +107,10 @@ def interfaces(tables: Tables) -> list[BridgePort]:
         for port in _referred(tables, "Port", bridge["ports"]):
             members = list(_referred(tables, "Interface", port["interfaces"]))
             bond = _text(port["name"]) if len(members) > 1 else None
-            of_bridge = [_bridge_port(dpid, _text(bridge["name"]), row, bond) for row in members]
             tag, trunks = _vlan(port.get("tag")), port.get("trunks")
             carries = tuple(map(_vlan, trunks)) if isinstance(trunks, tuple) else ()
-            found += [replace(one, tag=tag, trunks=carries) for one in of_bridge]
+            name = _text(bridge["name"])
+            found += [_bridge_port(dpid, name, row, bond, tag, carries) for row in members]
     return sorted(found, key=lambda p: p.key)
 
 
@@ -124,7 +124,9 @@ def diff(old: Iterable[BridgePort], new: Iterable[BridgePort]) -> PortsDiff:
     )
 
 
-def _bridge_port(dpid: int, bridge: str, row: Row, bond: str | None) -> BridgePort:
+def _bridge_port(
+    dpid: int, bridge: str, row: Row, bond: str | None, tag: int, trunks: tuple[int, ...]
+) -> BridgePort:
     """What the row says, as far as it follows the grammar: a port whose id or name does not is no VM's."""
     ids = row["external_ids"] if isinstance(row["external_ids"], dict) else {}
     attached, iface_id, name = ids.get("attached-mac"), _text(ids.get("iface-id")), _text(row["name"])
@@ -157,6 +159,8 @@ def _bridge_port(dpid: int, bridge: str, row: Row, bond: str | None) -> BridgePo
         attached_mac=address,
         vm_id=cut(_text(ids.get("vm-id")), LONGEST_ID) or None,
         bond=bond,
+        tag=tag,
+        trunks=trunks,
         host=host,
         problem=problem,
     )

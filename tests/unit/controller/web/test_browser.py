@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from retinue.controller.app import Controller
+from retinue.controller.event_ring import EventRing
 from retinue.protocol.events import EventType
 from retinue.protocol.images import HeldImage, ImagesBody, ImageState, SignedManifest, StoreUse
 from retinue.protocol.mobility import ServerReport, VMSize
@@ -287,7 +287,7 @@ async def test_what_no_event_tells_is_read_anew(
     events = served.controller.events
     events.close()
     kept = 1 if why == "events are no longer kept" else 0
-    monkeypatch.setattr(events, "_ring", deque(maxlen=kept))
+    monkeypatch.setattr(events, "_ring", EventRing(kept))
     for server in ("server2", "server3"):
         served.controller.inventory.drain(server, drained=True)
     if not kept:

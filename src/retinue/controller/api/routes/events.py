@@ -9,7 +9,8 @@ from aiohttp import web
 from retinue.controller.api import views
 from retinue.controller.api.http import Handlers, QueryError
 from retinue.controller.app import Controller
-from retinue.controller.events import Event, Listener
+from retinue.controller.event_ring import Event
+from retinue.controller.events import Listener
 from retinue.core.limits import LONGEST_EVENT_ID
 from retinue.core.text import quoted
 from retinue.protocol import sse
