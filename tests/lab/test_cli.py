@@ -71,7 +71,7 @@ READING: dict[str, tuple[list[str], Callable[[Json], object], object, str]] = {
         [("edge1", True, 0)],
         "edge1",
     ),
-    "switch links": (
+    "link list": (
         [],
         lambda found: {(row["lower"].split(":")[0], row["state"]) for row in found["links"]},
         {("leaf1", "well"), ("leaf2", "well")},
@@ -118,6 +118,7 @@ LABS = {"lab up", "lab down", "lab exec", "lab capture", "lab web"}
 IMAGES = {f"image {verb}" for verb in ("publish", "show", "fetch", "unpin", "remove", "gc", "scrub")}
 PKI = {f"pki {verb}" for verb in ("init", "issue", "list", "renew", "show", "token")}
 NETWORKS = {f"{noun} {verb}" for noun in ("vnet", "subnet", "vm nic") for verb in ("add", "set", "remove")}
+NETWORKS |= {"switch add", "switch set", "switch remove", "link add", "link remove"}
 NETWORKS |= {"vrf add", "vrf remove", "vrf add-router", "vrf remove-router"}
 NETWORKS |= {"gateway add", "gateway set", "gateway remove", "gateway list"}
 KNOWN_BY_UNITS = {*(f"pair {verb}" for verb in ("add", "list", "remove"))}

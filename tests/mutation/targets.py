@@ -68,6 +68,8 @@ MODULES = (
     "retinue.core.migration.waiting",
     "retinue.core.migration.endpoint",
     "retinue.core.migration.handing_back",
+    "retinue.core.model.fabric",
+    "retinue.core.model.fabric_checks",
     "retinue.core.model.layout",
     "retinue.core.model.network",
     "retinue.core.model.reports",

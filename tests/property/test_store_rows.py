@@ -13,6 +13,7 @@ from retinue.controller.state import (
     EndedLease,
     FencedServer,
     Image,
+    LaidLink,
     LeftPort,
     LostLink,
     LostRouter,
@@ -40,12 +41,15 @@ from retinue.core.model import (
     Flood,
     Host,
     Lease6,
+    Link,
     Origin,
     PortRef,
+    Role,
     Server,
     Service,
     Subinterface,
     Subnet,
+    Switch,
     Vnet,
     Vrf,
     mac_from_int,
@@ -219,6 +223,29 @@ def placement(migration: str, vm: str, server: str) -> Placement:
     return Placement(migration, "match-1", "manager", asked, decide(asked))
 
 
+switches = st.one_of(
+    st.builds(
+        Switch,
+        names.filter(bool),
+        st.just(Role.EDGE),
+        st.integers(1, 2**64 - 1),
+        uplink=st.just("up"),
+        standby=st.lists(names.filter(lambda name: name != "up"), unique=True, max_size=3).map(tuple),
+        vdp=st.booleans(),
+    ),
+    st.builds(
+        Switch,
+        names.filter(bool),
+        st.just(Role.LEAF),
+        st.integers(1, 2**64 - 1),
+        given=st.booleans(),
+        tunnel=names.filter(bool),
+        endpoint=st.ip_addresses(v=4),
+        gateway_group=names,
+    ),
+    st.builds(Switch, names.filter(bool), st.just(Role.CORE), st.integers(1, 2**64 - 1)),
+)
+
 anything: st.SearchStrategy[Storable] = st.one_of(
     subnets,
     st.builds(Booking, names, names, sizes, sizes, st.floats(0, 4e9)),
@@ -239,6 +266,12 @@ anything: st.SearchStrategy[Storable] = st.one_of(
     st.builds(Image, signed, names, names),
     st.builds(FencedServer, names),
     st.builds(LostRouter, names, st.text(max_size=40)),
+    st.builds(
+        LaidLink,
+        st.builds(Link, st.builds(PortRef, vrf_ids, names), st.builds(PortRef, vrf_ids, names)),
+        st.booleans(),
+    ),
+    switches,
     st.builds(LostLink, st.builds(PortRef, vrf_ids, names), st.text(max_size=40)),
     st.builds(UplinkPlace, st.builds(PortRef, vrf_ids, names), refs),
     st.builds(UplinkInUse, names, names),

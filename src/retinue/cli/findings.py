@@ -116,13 +116,13 @@ def _links(seen: Snapshot) -> Iterator[Finding]:
         about, why = f"link {link['lower']} - {link['upper']}", link["reason"] or "no carrier"
         if link["state"] == "returning":
             words = f"loses no frames any more, and is used again soon; {why} before"
-            yield Finding(Grade.NOTE, about, words, "retinue switch links")
+            yield Finding(Grade.NOTE, about, words, "retinue link list")
         elif link["carries"]:
             words = f"{why}; it is used, for there is no better way"
-            yield Finding(Grade.CRITICAL, about, words, "retinue switch links")
+            yield Finding(Grade.CRITICAL, about, words, "retinue link list")
         else:
             words = f"{why}; traffic goes by others"
-            yield Finding(Grade.WARNING, about, words, "retinue switch links")
+            yield Finding(Grade.WARNING, about, words, "retinue link list")
 
 
 def _servers(seen: Snapshot) -> Iterator[Finding]:

@@ -26,6 +26,7 @@ NOUNS = {
     "subnet": "retinue.cli.subnet:app",
     "server": "retinue.cli.server:app",
     "switch": "retinue.cli.switch:app",
+    "link": "retinue.cli.link:app",
     "flow": "retinue.cli.flow:app",
     "image": "retinue.cli.image:app",
     "name": "retinue.cli.name:app",

@@ -1,11 +1,16 @@
-"""`retinue switch`: are the switches connected, and do they hold what they should?"""
+"""`retinue switch`: which there are; are they connected, and do they hold what they should?"""
 
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 from retinue.cli import options, output
 from retinue.cli.connection import Connection, connected
+from retinue.cli.errors import CliError
+from retinue.cli.request_bodies import left_in
+from retinue.cli.vnet import show
+from retinue.core.model import Role
 from retinue.protocol.errors import RejectedError
 from retinue.protocol.routes import Route
 
@@ -48,28 +53,110 @@ def list_(at: Connection) -> None:
     )
 
 
+class Places(StrEnum):
+    """Where servers at a leaf are said to be."""
+
+    DETECTED = "detected"
+    GIVEN = "given"
+
+
+Dpid = Annotated[str | None, typer.Option(metavar="DPID", help="Its datapath id, hexadecimal.")]
+Uplinks = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PORT", help="Of an edge: its port to a leaf; named again: a further one, to another leaf."
+    ),
+]
+PlacesOf = Annotated[
+    Places | None, typer.Option(metavar="HOW", help="Of a leaf: servers there are detected, or all given.")
+]
+Vdp = Annotated[
+    bool | None, typer.Option("--vdp/--no-vdp", help="Of an edge: its leaf says its gateway group, by LLDP.")
+]
+Group = Annotated[
+    str | None, typer.Option(metavar="GROUP", help='Of a leaf: the gateway group that it says; "none": none.')
+]
+
+
 @app.command()
 @connected
-def links(at: Connection) -> None:
-    """List the links between switches, and whether frames get through: probes tell, several times a second.
+def add(
+    at: Connection,
+    id: str,
+    role: Annotated[Role, typer.Option(metavar="ROLE", help="edge, leaf, spine or core.")],
+    dpid: Annotated[str, typer.Option(metavar="DPID", help="Its datapath id, hexadecimal.")],
+    uplink: Uplinks = None,
+    places: PlacesOf = None,
+    tunnel: Annotated[
+        str | None, typer.Option(metavar="PORT", help="Of a leaf joined by VXLAN: its port to the others.")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="IP", help="... and its address on the network between them.")
+    ] = None,
+    vdp: Vdp = None,
+    gateway_group: Group = None,
+) -> None:
+    """Add a switch; returns when the others know of it. Point it at the controller, and it is programmed.
 
-    STATE: well; lost (frames vanish, though both ends have a carrier); returning (none vanish any more: it is
-    used again when that has been so for a while); no carrier; unknown (not probed: a switch is away or slow).
-    USED says whether the lower switch sends up by it.
+    Links to a leaf, spine or core are added by `retinue link add`, and are used when both ends are in place.
+
+    \b
+    Examples:
+      retinue switch add spine3 --role spine --dpid 53
+      retinue switch add edge9 --role edge --dpid 39 --uplink eth0
+    """
+    said = left_in(places=places, tunnel=tunnel, endpoint=endpoint, vdp=vdp, **_of(uplink, gateway_group))
+    added = at.client().ask(Route.ADD_SWITCHES, body={"id": id, "role": role, "dpid": dpid, **said})
+    show(at, added, f"switch {id} is there; `retinue switch list` shows when it has connected")
+
+
+@app.command("set")
+@connected
+def set_(
+    at: Connection,
+    id: str,
+    dpid: Dpid = None,
+    uplink: Uplinks = None,
+    places: PlacesOf = None,
+    vdp: Vdp = None,
+    gateway_group: Group = None,
+) -> None:
+    """Change what is said of a switch; what is left out stays, and what it is for.
+
+    \b
+    Examples:
+      retinue switch set leaf2 --places given
+      retinue switch set spine3 --dpid 63
+    """
+    controller = at.client()
+    rows: list[dict[str, Any]] = controller.ask(Route.LIST_SWITCHES)["switches"]
+    known = next((row for row in rows if row["id"] == id), None)
+    if known is None:
+        raise CliError(f"there is no switch {id}; `retinue switch list` shows those there are")
+    names = ("dpid", "uplink", "standby", "places", "tunnel", "endpoint", "vdp", "gateway_group")
+    said = left_in(dpid=dpid, places=places, vdp=vdp, **_of(uplink, gateway_group))
+    changed = controller.ask(Route.SET_SWITCH, id, body={**{name: known[name] for name in names}, **said})
+    show(at, changed, f"switch {id} is changed")
+
+
+@app.command()
+@connected
+def remove(at: Connection, id: str) -> None:
+    """Remove a switch to which no link leads, and at which no server is. What it holds stays on it.
 
     \b
     Example:
-      retinue switch links
+      retinue switch remove spine3
     """
-    data = at.client().ask(Route.LIST_LINKS)
-    if at.as_json:
-        output.print_json(data)
-        return
-    output.print_table(
-        ("LOWER", "UPPER", "STATE", "USED", "REASON"),
-        ((row["lower"], row["upper"], row["state"], row["carries"], row["reason"]) for row in data["links"]),
-        "There are no links between switches.",
-    )
+    show(at, at.client().ask(Route.REMOVE_SWITCH, id), f"switch {id} is removed")
+
+
+def _of(uplinks: list[str] | None, group: str | None) -> dict[str, Any]:
+    return {
+        "uplink": uplinks[0] if uplinks else None,
+        "standby": uplinks[1:] if uplinks else None,
+        "gateway_group": "" if group == "none" else group,
+    }
 
 
 @app.command("audit")

@@ -23,6 +23,7 @@ from retinue.controller.domains.domains import Domains
 from retinue.controller.external_migrations import ExternalMigrations
 from retinue.controller.fip import FipPath
 from retinue.controller.flood_counts import FloodCounts
+from retinue.controller.inventory.fabric import FabricInventory
 from retinue.controller.inventory.fencing import Fencing
 from retinue.controller.inventory.nic_settings import NICSettings
 from retinue.controller.inventory.pairs import Pairs
@@ -129,6 +130,7 @@ class Controller:
         choice = ChoiceLimits(limits.hold, limits.longest_hold)
         self.uplinks = Uplinks(self.context, self.arp.locations, choice, token_bytes(16))
         self.link_probes.changed = self.uplinks.look
+        self.fabric = FabricInventory(self.context, self.link_probes.watched, probed=probe_seconds > 0)
         self.mac_changes = MacChanges(self.context)
         self.fip = FipPath(self.context)
         history = History(migrations_kept)
@@ -137,7 +139,7 @@ class Controller:
         )
         self.flood_counts = FloodCounts(self.context)
         self.spoof_counts = SpoofCounts(self.context, self.flood_counts)
-        self._by_dpid = {switch.dpid: switch.id for switch in net.switches.values()}
+        self._by_dpid = net.by_dpid
         self.inventory = Inventory(self.context, self.orchestrator, self._by_dpid, self._give_back)
         self.arp.put_servers = self.inventory.put_servers
         self.vdp = VdpPath(self.context, self.inventory.put_servers)
@@ -187,7 +189,9 @@ class Controller:
         for lease in stored.assignments:
             over = lease.lease_end is not None and lease.lease_end <= now
             (ended if over else held).append(lease)
-        self.context.apply(PlacesGone(restore(self.context.state, replace(stored, assignments=held))))
+        gone = restore(self.context.state, replace(stored, assignments=held))
+        self.context.installer.follow()
+        self.context.apply(PlacesGone(gone))
         for lease in ended:
             self.context.apply(AddressReleased(lease))
             if is_leased(lease.ip):
@@ -213,6 +217,7 @@ class Controller:
         every(1.0, self.arp.ask_for_servers, "search for servers")
         every(1.0, self.router_watch.look, "routers")
         every(1.0, self.uplinks.tick, "uplinks")
+        every(1.0, self.fabric.look, "new links")
         every(1.0, self.nd.advertise, "advertisements of the gateway")
         every(1.0, self.vdp.say, "gateway MACs by VDP")
         every(1.0, self.orchestrator.tick, "time limits of migrations")
@@ -246,7 +251,7 @@ class Controller:
         if switch is None:
             self.context.counters[Count.UNKNOWN_SWITCHES] += 1
             self.events.publish(EventType.SWITCH_UNKNOWN, dpid=f"{session.dpid:#x}", peer=session.peer)
-            session.close(f"datapath id {session.dpid:#x} is not in the configuration")
+            session.close(f"datapath id {session.dpid:#x} is none of our switches' (`retinue switch add`)")
             return
         self.context.installer.switches[switch].connected(session)
         touched = self.context.apply(SwitchPortsChanged(switch, session.ports, session.down))
@@ -256,6 +261,8 @@ class Controller:
     async def _attach(self, switch: str, session: SwitchSession, touched: Touched) -> None:
         try:
             await self.context.install(touched)
+            if not session.alive:
+                return  # It has gone, or is none of ours any more.
             report = await self.context.installer.switches[switch].read(session)
         except (ConnectionError, TimeoutError) as error:
             session.close(f"could not be read: {error}")

@@ -208,7 +208,8 @@ class Context:
         if concerned is None or owner in self.not_installed:
             return False
         switches, lost = self.installer.switches, self.lost() | self.spared(self._servers_of(owner))
-        return all(switches[switch].has_confirmed_of(owner) for switch in concerned if switch not in lost)
+        there = (switches[switch] for switch in concerned if switch not in lost and switch in switches)
+        return all(one.has_confirmed_of(owner) for one in there)
 
     def lost(self) -> frozenset[str]:
         """Switches, no edges, that are as dead as the servers that are fenced."""

@@ -56,6 +56,7 @@ class Doors:
         )
         believed = admission.database if ovsdb is not None else anybody
         self._ports = PortWatch(found.changed, found.edge_read, believed)
+        controller.fabric.read_again = self._ports.read_again
         self._databases = OvsdbListener(
             self._follow,
             ovsdb,

@@ -20,6 +20,7 @@ from retinue.controller.state import (
     EndedLease,
     FencedServer,
     Image,
+    LaidLink,
     LeftPort,
     LostLink,
     LostRouter,
@@ -34,7 +35,7 @@ from retinue.controller.state import (
     Word,
 )
 from retinue.core.migration import Migration
-from retinue.core.model import VM, Assignment, GatewayGroup, Server, Subnet, Vnet, Vrf
+from retinue.core.model import VM, Assignment, GatewayGroup, Server, Subnet, Switch, Vnet, Vrf
 from retinue.core.model.pairs import AddressPair
 from retinue.core.model.storage import FcLogin
 from retinue.core.placement import Entity, Placement
@@ -65,6 +66,11 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         GatewayGroup, "GatewayGroup", "id", lambda v: v.id,
         "gateway_groups", "Network.gateway_groups", restoring.gateway_groups,
+    ),
+    Kind(Switch, "Switch", "id", lambda v: v.id, "switches", "Network.switches", restoring.switches),
+    Kind(
+        LaidLink, "LaidLink", "lower", lambda v: str(v.link.lower),
+        "laid_links", "Network.idle_links", restoring.laid_links,
     ),
     Kind(Vrf, "Vrf", "id", lambda v: v.id, "vrfs", "Network.vrfs", restoring.vrfs),
     Kind(Vnet, "Vnet", "id", lambda v: v.id, "vnets", "Network.vnets", restoring.vnets),
@@ -144,15 +150,15 @@ KINDS: tuple[Kind, ...] = (
 )  # fmt: skip
 """In the order in which they are brought back: each needs those before it."""
 
-CONFIGURED = ("Network.switches", "Network.peers", "Saying.doors")
+CONFIGURED = ("Network.peers", "Saying.doors")
 """Containers that are filled from the configuration, which every controller reads."""
 
 DERIVED: Mapping[str, tuple[str, ...]] = {
     "computed anew from the rest": (
         "Compiler._clashed", "Compiler._owners", "Contributions._free", "Contributions._index",
         "Contributions._numbers", "Contributions._owners", "Contributions._packed", "Contributions._recent",
-        "Context._after_install", "Controller._by_dpid", "History._last",
-        "History._recent", "Installer.switches", "Network.routers_to",
+        "Context._after_install", "History._last",
+        "History._recent", "Installer.switches", "Network.by_dpid", "Network.routers_to",
     ),
     "switches report it when they connect": (
         "VMPorts.rejected", "Knowledge.edges_read", "Network.untold", "Network.vm_ports",
@@ -168,7 +174,8 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "State.vm_states", "VMReports._held",
     ),
     "work under way, which is begun anew where KINDS has what it was for": (
-        "AnnouncedRenewals._of", "Context._tasks", "Context.not_installed", "ImageHolders._ordered",
+        "AnnouncedRenewals._of", "Context._tasks", "Context.not_installed", "FabricInventory._leaving",
+        "ImageHolders._ordered",
         "Installer._waiting", "Orders._waiting", "Room._waiting", "Turns._waiting",
         "FipRules._asked", "Knowledge.kept", "MigrationOrchestrator._active", "MobilityManager._matches",
         "MobilityManager._silent",

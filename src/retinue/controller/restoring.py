@@ -16,6 +16,7 @@ from retinue.controller.state import (
     EndedLease,
     FencedServer,
     Image,
+    LaidLink,
     LeftPort,
     LostLink,
     LostRouter,
@@ -40,6 +41,7 @@ from retinue.core.model import (
     Network,
     Server,
     Subnet,
+    Switch,
     Vnet,
     Vrf,
 )
@@ -59,6 +61,29 @@ T = TypeVar("T")
 def gateway_groups(state: State, groups: Collection[GatewayGroup]) -> None:
     for group in groups:
         fits(state.net.put_gateway_group, group)
+
+
+def switches(state: State, switches: Collection[Switch]) -> None:
+    """Those of the database take the place of the configured ones of the same id.
+
+    Those lose their datapath ids first, all of them: one may be another switch's now.
+    """
+    net = state.net
+    for known in [net.switches[switch.id] for switch in switches if switch.id in net.switches]:
+        net.by_dpid.pop(known.dpid, None)
+    for switch in switches:
+        fits(net.put_switch, switch)
+    for known in [net.switches[switch.id] for switch in switches if switch.id in net.switches]:
+        net.by_dpid.setdefault(known.dpid, known.id)
+
+
+def laid_links(state: State, links: Collection[LaidLink]) -> None:
+    """A link that stands in the configuration file by now is the file's."""
+    for one in links:
+        if f"link {one.link.lower}" not in state.net.configured:
+            fits(state.net.put_link, one.link)
+            if not one.idle and one.link in state.net.links:
+                state.net.set_idle(one.link.lower, idle=False)
 
 
 def vrfs(state: State, vrfs: Collection[Vrf]) -> None:

@@ -13,10 +13,12 @@ from retinue.core.model import (
     VM,
     Assignment,
     GatewayGroup,
+    Link,
     Network,
     PortRef,
     Server,
     Subnet,
+    Switch,
     Vnet,
     Vrf,
 )
@@ -80,6 +82,15 @@ class LostLink:
 
     lower: PortRef
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LaidLink:
+    """A link between switches that a manager has given."""
+
+    link: Link
+    idle: bool
+    """Nothing is sent up by it (`Network.idle_links`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +172,8 @@ class Word:
 
 Storable = (
     GatewayGroup
+    | Switch
+    | LaidLink
     | Vrf
     | Vnet
     | Subnet
@@ -231,6 +244,8 @@ class Stored:
     """Everything the database holds, each list in order of its key."""
 
     gateway_groups: list[GatewayGroup] = field(default_factory=list)
+    switches: list[Switch] = field(default_factory=list)
+    laid_links: list[LaidLink] = field(default_factory=list)
     vrfs: list[Vrf] = field(default_factory=list)
     vnets: list[Vnet] = field(default_factory=list)
     subnets: list[Subnet] = field(default_factory=list)

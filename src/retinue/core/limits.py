@@ -143,6 +143,10 @@ MOST_HOSTS = 128
 """At the edge switch of one server."""
 MOST_METRIC = 65535
 """Of a router."""
+MOST_SWITCHES, MOST_LINKS = 10_000, 50_000
+"""Switches, and links between them, that managers give."""
+LONGEST_PORT_NAME = 64
+"""Characters; an interface of Linux has 15."""
 MOST_STANDBY = 3
 """Uplinks of an edge besides the first."""
 MOST_REPORTED = 1024

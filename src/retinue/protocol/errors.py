@@ -28,6 +28,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_NIC = "unknown_nic"
     UNKNOWN_SERVER = "unknown_server"
     UNKNOWN_SWITCH = "unknown_switch"
+    UNKNOWN_LINK = "unknown_link"
     UNKNOWN_GATEWAY_GROUP = "unknown_gateway_group"
     UNKNOWN_PAIR = "unknown_pair"
     UNKNOWN_BOOKING = "unknown_booking"

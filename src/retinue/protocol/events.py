@@ -110,6 +110,12 @@ class EventType(StrEnum):
     LINK_LOST = "link.lost"
     """A link of the fabric loses frames: what went over it goes by others."""
     LINK_RETURNED = "link.returned"
+    LINK_REGISTERED = "link.registered"
+    LINK_USED = "link.used"
+    """A new link, whose ends hold what they should, is one of the ways up."""
+    LINK_REMOVED = "link.removed"
+    SWITCH_REGISTERED = "switch.registered"
+    SWITCH_REMOVED = "switch.removed"
     SWITCH_CONNECTED = "switch.connected"
     SWITCH_DISCONNECTED = "switch.disconnected"
     SWITCH_REPAIRED = "switch.repaired"
@@ -243,6 +249,11 @@ _FIELDS: Mapping[EventType | Order, str] = {
     EventType.SWITCH_CONNECTED: "switch peer flow_mods openflow",
     EventType.LINK_LOST: "lower upper reason",
     EventType.LINK_RETURNED: "lower upper",
+    EventType.LINK_REGISTERED: "lower upper",
+    EventType.LINK_USED: "lower upper",
+    EventType.LINK_REMOVED: "lower upper",
+    EventType.SWITCH_REGISTERED: "switch role",
+    EventType.SWITCH_REMOVED: "switch",
     EventType.SWITCH_DISCONNECTED: "switch reason",
     EventType.SWITCH_REPAIRED: "switch missing changed foreign",
     EventType.SWITCH_UNKNOWN: "dpid peer",

@@ -10,7 +10,7 @@ import msgspec
 from retinue.core.limits import LONGEST_EVENT_ID
 from retinue.core.placement import EntityKind, Metric
 from retinue.core.placement.bookings import Booking
-from retinue.protocol import entities, images, mobility, nics, vm_reports, vms, vnets
+from retinue.protocol import entities, fabric, images, mobility, nics, vm_reports, vms, vnets
 from retinue.protocol.answers import common, migrations, networks, servers
 from retinue.protocol.answers import images as shown_images
 from retinue.protocol.answers import vms as shown_vms
@@ -240,8 +240,17 @@ OPERATIONS: Mapping[Route, Operation] = {
     Route.REPORT_IMAGES: Operation("What a server holds", common.Done, images.ImagesBody),
     # ---- switches ----
     Route.LIST_SWITCHES: Operation("Switches", servers.AllSwitches),
+    Route.ADD_SWITCHES: Operation(
+        "Add switches", servers.AllSwitches, fabric.SwitchBody | list[fabric.SwitchBody], status=201
+    ),
+    Route.SET_SWITCH: Operation("Change a switch", servers.ShownSwitch, fabric.SwitchValues),
+    Route.REMOVE_SWITCH: Operation("Remove a switch", common.Removed),
     Route.GET_MAC_TABLE: Operation("The MAC table of an edge switch", servers.MacTable),
     Route.LIST_LINKS: Operation("Links between switches, and whether they lose frames", servers.AllLinks),
+    Route.ADD_LINKS: Operation(
+        "Add links between switches", servers.AllLinks, fabric.LinkBody | list[fabric.LinkBody], status=201
+    ),
+    Route.REMOVE_LINK: Operation("Remove a link, by its lower end", common.Removed),
     Route.REPORT_ROWS: Operation("Rows that a switch has made by itself", servers.JudgedRows, RowsBody),
     Route.AUDIT_SWITCH: Operation("Read a switch, and put right what differs", servers.ShownAudit),
     Route.LIST_FLOWS: Operation(

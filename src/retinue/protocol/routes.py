@@ -131,8 +131,13 @@ class Route(Enum):
     REPORT_IMAGES = "POST", "/v1/servers/{id}/images", Right.REPORT_SERVER
 
     LIST_SWITCHES = "GET", "/v1/switches", Right.READ
+    ADD_SWITCHES = "POST", "/v1/switches", Right.MANAGE
+    SET_SWITCH = "PUT", "/v1/switches/{id}", Right.MANAGE
+    REMOVE_SWITCH = "DELETE", "/v1/switches/{id}", Right.MANAGE
     GET_MAC_TABLE = "GET", "/v1/switches/{id}/mac-table", Right.READ
     LIST_LINKS = "GET", "/v1/links", Right.READ
+    ADD_LINKS = "POST", "/v1/links", Right.MANAGE
+    REMOVE_LINK = "DELETE", "/v1/links/{id}", Right.MANAGE
     REPORT_ROWS = "POST", "/v1/switches/{id}/rows", Right.MANAGE
     AUDIT_SWITCH = "POST", "/v1/switches/{id}/audit", Right.MANAGE
     LIST_FLOWS = "GET", "/v1/flows", Right.READ
@@ -142,7 +147,7 @@ class Route(Enum):
         self.method = method
         self.template = template
         """The path, with {id} where the id of the VM, migration, renewal, gateway group, VRF, vnet, subnet,
-        server, switch or image stands."""
+        server, switch or image stands, or a link's lower end."""
         self.right = right
 
     def path(self, id: str = "", **query: str | int | None) -> str:

@@ -128,7 +128,8 @@ class FabricWorld:
 
         Within a stage switches confirm in any order: `order` chooses one.
         """
-        changed = self.compiler.update(touched)
+        updated = self.compiler.update(touched)
+        changed = {switch: keys for switch, keys in updated.items() if switch in self.net.switches}
         for stage in underlay_of(self.net).stages(changed, near):
             for switch in order(stage):
                 program = self.compiler.program(switch).whole()

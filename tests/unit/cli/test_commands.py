@@ -320,6 +320,34 @@ def test_a_nic_is_changed(real: str) -> None:
     assert "not a MAC address" in bad("vm", "nic", "set", "vm1", "--mac", "x", *at)
 
 
+def test_switches_and_links_are_added_changed_and_removed(real: str) -> None:
+    at = ("--url", real)
+    spine = ("--role", "spine", "--dpid", "0x99")
+    assert "switch spine9 is there" in good("switch", "add", "spine9", *spine, *at)
+    assert "is there already; `retinue switch set spine9`" in bad("switch", "add", "spine9", *spine, *at)
+    assert good("switch", "set", "spine9", "--dpid", "9a", *at) == "switch spine9 is changed\n"
+    ends = ("leaf1:to-spine9", "spine9:to-leaf1")
+    assert "link leaf1:to-spine9 - spine9:to-leaf1 is there" in good("link", "add", *ends, *at)
+    row = r"^leaf1:to-spine9 +spine9:to-leaf1 +idle +no +switch leaf1 is not connected$"
+    assert re.search(row, good("link", "list", *at), re.M)
+    assert "spine9 is in use by link leaf1:to-spine9" in bad("switch", "remove", "spine9", *at)
+    assert good("link", "remove", ends[0], *at) == f"link {ends[0]} is removed\n"
+    assert f"there is no link at {ends[0]}" in bad("link", "remove", ends[0], *at)
+    edge = ("--role", "edge", "--dpid", "39", "--uplink", "eth0", "--uplink", "eth1", "--vdp")
+    good("switch", "add", "edge9", *edge, *at)
+    good("switch", "set", "edge9", "--no-vdp", *at)
+    [shown] = (
+        row for row in blocking.Client(real).ask(Route.LIST_SWITCHES)["switches"] if row["id"] == "edge9"
+    )
+    said = {"dpid": "0x39", "uplink": "eth0", "standby": ["eth1"], "vdp": False, "configured": False}
+    assert said.items() <= shown.items()
+    assert "there is no gateway group x" in bad("switch", "set", "leaf1", "--gateway-group", "x", *at)
+    assert "stands in the configuration file" in bad("switch", "remove", "spine1", *at)
+    assert "there is no switch x" in bad("switch", "set", "x", "--dpid", "1", *at)
+    assert json.loads(good("switch", "remove", "edge9", "--json", *at)) == {"removed": "edge9"}
+    assert good("switch", "remove", "spine9", *at) == "switch spine9 is removed\n"
+
+
 def test_vnets_and_subnets_are_added_changed_and_removed(real: str) -> None:
     at = ("--url", real)
     assert "vnet shop is there" in good("vnet", "add", "shop", "--vlan", "42", *at)
@@ -423,7 +451,7 @@ def test_json_is_the_interface_s_own_data(real: str) -> None:
         (("subnet", "list"), (Route.LIST_SUBNETS,)),
         (("server", "list"), (Route.LIST_SERVERS,)),
         (("switch", "list"), (Route.LIST_SWITCHES,)),
-        (("switch", "links"), (Route.LIST_LINKS,)),
+        (("link", "list"), (Route.LIST_LINKS,)),
         (("switch", "table", "edge1"), (Route.GET_MAC_TABLE, "edge1")),
         (("flow", "list"), (Route.LIST_FLOWS,)),
         (("binding", "list"), (Route.LIST_BINDINGS,)),

@@ -11,6 +11,7 @@ from msgspec.structs import replace as replaced
 
 from retinue.controller import (
     changes,
+    fabric_changes,
     lease_changes,
     link_changes,
     marks,
@@ -48,14 +49,17 @@ from retinue.core.model import (
     Assignment,
     BindingKind,
     GatewayGroup,
+    Link,
     ModelError,
     Network,
     Origin,
     PortRef,
     Power,
+    Role,
     Server,
     Service,
     Subnet,
+    Switch,
     VMPort,
     Vnet,
     Vrf,
@@ -136,6 +140,8 @@ def _restored_at(table: str) -> int:
     order = [
         *(
             "GatewayGroup",
+            "Switch",
+            "LaidLink",
             "Vrf",
             "Vnet",
             "Subnet",
@@ -184,6 +190,8 @@ TAKEN = Assignment(SHARED, vm_mac(5), "vm5", BindingKind.ALLOWED, Origin.CONTROL
 HERE, THERE = PortRef("leaf1", "p9"), PortRef("leaf2", "p9")
 COPYING = replace(begin("migration-2", "vm1", "server1", "server2", 5.0), state=MigrationState.COPYING)
 ENDED = replace(begin("migration-1", "vm2", "server1", "server2", 5.0), state=MigrationState.DONE)
+SPINE3 = Switch("spine3", Role.SPINE, 0x53)
+LINK3, LINK4 = (Link(PortRef("leaf1", f"x{n}"), PortRef("spine3", f"y{n}")) for n in (3, 4))
 GREEN = Subnet("green", IPv4Network("10.2.0.0/24"), IPv4Address("10.2.0.254"), vnet="shop")
 IMAGE = SignedManifest("debian-12", 5, "ab" * 32, 7, "c0ffee", "PEM")
 SHOP = Entity("shop", EntityKind.SERVICE, Profile(served_by=("vm1", "vm2")))
@@ -209,6 +217,14 @@ STORY: tuple[Change, ...] = (
     vnet_changes.SubnetRemoved(
         replace(GREEN, id="red", prefix=IPv4Network("10.3.0.0/24"), gateway=IPv4Address("10.3.0.1"))
     ),
+    fabric_changes.SwitchRegistered(SPINE3),
+    fabric_changes.SwitchRegistered(replace(SPINE3, id="spine4", dpid=0x54)),
+    fabric_changes.SwitchRegistered(replace(SPINE3, dpid=1 << 63)),
+    fabric_changes.SwitchRemoved(replace(SPINE3, id="spine4", dpid=0x54)),
+    *(fabric_changes.LinkRegistered(link) for link in (LINK3, LINK4)),
+    fabric_changes.LinkUsed(LINK3),
+    fabric_changes.LinkLeft(LINK3),
+    fabric_changes.LinkRemoved(LINK4),
     changes.ServerRegistered(replace(server(1), id="new", mac="02:00:00:00:00:99", address=None, edge="")),
     changes.ServerRegistered(
         replace(server(1), id="new", mac="02:00:00:00:00:99", address=None, edge="", gateway_group="rack")
@@ -336,6 +352,7 @@ def _kinds_of_change() -> set[type[Change]]:
         uplink_changes,
         router_changes,
         vnet_changes,
+        fabric_changes,
         pair_changes,
         words,
         mobility,

@@ -1,5 +1,6 @@
 """What the interface shows of each thing, as plain values ready for JSON."""
 
+from collections.abc import Container
 from typing import Any
 
 import msgspec
@@ -58,13 +59,14 @@ def status(controller: Controller, rejected: dict[str, dict[str, int]]) -> dict[
     }
 
 
-def switches(controller: Controller) -> list[dict[str, Any]]:
-    context = controller.context
+def switches(controller: Controller, ids: Container[str] | None = None) -> list[dict[str, Any]]:
+    """All switches, or of some."""
+    context, net = controller.context, controller.net
     pending = context.installer.pending()
     found = []
-    for switch in controller.net.switches.values():
+    for switch in [one for one in net.switches.values() if ids is None or one.id in ids]:
         session = context.session(switch.id)
-        runs = controller.net.server_of_edge(switch.id)
+        runs = net.server_of_edge(switch.id)
         found.append(
             {
                 "id": switch.id,
@@ -82,6 +84,14 @@ def switches(controller: Controller) -> list[dict[str, Any]]:
                     for one in controller.inventory.ports.rejected.values()
                     if one.switch == switch.id
                 ],
+                "uplink": switch.uplink,
+                "standby": switch.standby,
+                "places": "given" if switch.given else "detected",
+                "tunnel": switch.tunnel,
+                "endpoint": "" if switch.endpoint is None else str(switch.endpoint),
+                "vdp": switch.vdp,
+                "gateway_group": switch.gateway_group,
+                "configured": f"switch {switch.id}" in net.configured,
             }
         )
     return found
@@ -93,7 +103,10 @@ def links(controller: Controller) -> list[dict[str, Any]]:
     used = all_upward_ports(net)
     for link in sorted((*net.links, *all_found(net)), key=lambda one: (one.lower, one.upper)):
         watched = controller.link_probes.watched(link)
-        if not has_carrier(net, link):
+        is_idle = link.lower in net.idle_links
+        if is_idle:
+            state = LinkShown.IDLE
+        elif not has_carrier(net, link):
             state = LinkShown.NO_CARRIER
         elif watched is None or not watched.is_looked_at:
             state = LinkShown.LOST if link.lower in net.lost_links else LinkShown.UNKNOWN
@@ -104,12 +117,13 @@ def links(controller: Controller) -> list[dict[str, Any]]:
                 "lower": str(link.lower),
                 "upper": str(link.upper),
                 "state": state,
-                "reason": net.lost_links.get(link.lower, ""),
+                "reason": controller.fabric.why_idle(link) if is_idle else net.lost_links.get(link.lower, ""),
                 "carries": (
                     used_uplink(net, link.lower.switch) == link.lower.port
                     if link.lower in net.uplink_places
                     else net.port_number(link.lower) in used[link.lower.switch]
                 ),
+                "configured": f"link {link.lower}" in net.configured,
             }
         )
     return found

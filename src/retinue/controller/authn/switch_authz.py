@@ -18,7 +18,7 @@ class SwitchAuthorization:
     """Judges connections over TLS. What it rejects it publishes as an event "access.rejected"."""
 
     def __init__(self, net: Network, events: EventBus) -> None:
-        self._ids = {switch.dpid: switch.id for switch in net.switches.values()}
+        self._ids = net.by_dpid
         self._events = events
 
     def switch(self, certificate: Mapping[str, Any] | None, dpid: int, peer: str) -> str:

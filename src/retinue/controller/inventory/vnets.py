@@ -4,12 +4,12 @@ A change adds or takes entries of its subnet alone, and what is in use is not re
 touched by it.
 """
 
-from collections import Counter
-from collections.abc import Callable, Collection, Container, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from retinue.controller.context import Context
 from retinue.controller.errors import RequestError
+from retinue.controller.inventory.given import are_new, is_there
 from retinue.controller.vnet_changes import (
     GatewayGroupRegistered,
     GatewayGroupRemoved,
@@ -37,7 +37,7 @@ class VnetInventory:
 
     async def add_gateway_groups(self, groups: Collection[GatewayGroup]) -> None:
         """Returns when the switches that are there have confirmed it. Raises ModelError."""
-        _are_new("gateway group", [group.id for group in groups], self._net.gateway_groups)
+        are_new("gateway group", [group.id for group in groups], self._net.gateway_groups)
         await self._context.commit(*(GatewayGroupRegistered(group) for group in groups))
 
     async def set_default_group(self, id: str, default: bool) -> None:
@@ -46,7 +46,7 @@ class VnetInventory:
         Returns when the switches that are there have confirmed it. Raises ModelError.
         """
         groups = self._net.gateway_groups
-        _is_there("gateway group", id, id in groups, ErrorCode.UNKNOWN_GATEWAY_GROUP)
+        is_there("gateway group", id, id in groups, ErrorCode.UNKNOWN_GATEWAY_GROUP)
         before, after = self._net.default_group, replace(groups[id], default=default)
         if after == groups[id]:
             return
@@ -57,7 +57,7 @@ class VnetInventory:
 
     async def remove_gateway_group(self, id: str) -> None:
         """Raises ModelError while servers are in it, or an edge may still send to its MAC."""
-        _is_there("gateway group", id, id in self._net.gateway_groups, ErrorCode.UNKNOWN_GATEWAY_GROUP)
+        is_there("gateway group", id, id in self._net.gateway_groups, ErrorCode.UNKNOWN_GATEWAY_GROUP)
         for server in self._net.servers.values():
             edge = Owner("switch", server.edge)
             if server.edge and server.id not in self._net.fenced and not self._context.is_programmed(edge):
@@ -71,7 +71,7 @@ class VnetInventory:
     async def add_vrfs(self, vrfs: Mapping[str, int]) -> None:
         """By id, the tag of each, or 0 for a free one. Returns when the switches that are there have
         confirmed it. Raises ModelError."""
-        _are_new("VRF", list(vrfs), self._net.vrfs)
+        are_new("VRF", list(vrfs), self._net.vrfs)
         taken = {vrf.tag for vrf in self._net.vrfs.values()} | set(vrfs.values())
         given: list[Vrf] = []
         for id, tag in vrfs.items():
@@ -81,12 +81,12 @@ class VnetInventory:
 
     async def remove_vrf(self, id: str) -> None:
         """Raises ModelError while it has vnets."""
-        _is_there("VRF", id, id in self._net.vrfs, ErrorCode.UNKNOWN_VRF)
+        is_there("VRF", id, id in self._net.vrfs, ErrorCode.UNKNOWN_VRF)
         await self._context.commit(VrfRemoved(self._net.vrfs[id]))
 
     async def add_vnets(self, vnets: Collection[Vnet]) -> None:
         """Raises ModelError."""
-        _are_new("vnet", [vnet.id for vnet in vnets], self._net.vnets)
+        are_new("vnet", [vnet.id for vnet in vnets], self._net.vnets)
         for vnet in vnets:
             self._is_taken_by_switches(vnet)
         committed = self._context.commit(*(VnetRegistered(vnet) for vnet in vnets))
@@ -96,7 +96,7 @@ class VnetInventory:
 
     async def set_vnet(self, vnet: Vnet) -> None:
         """Returns when the switches that are there have confirmed it. Raises ModelError."""
-        _is_there("vnet", vnet.id, vnet.id in self._net.vnets, ErrorCode.UNKNOWN_VNET)
+        is_there("vnet", vnet.id, vnet.id in self._net.vnets, ErrorCode.UNKNOWN_VNET)
         self._is_taken_by_switches(vnet)
         committed = self._context.commit(VnetRegistered(vnet))
         self._changed(vnet.id)
@@ -104,7 +104,7 @@ class VnetInventory:
 
     async def remove_vnet(self, id: str) -> None:
         """Raises ModelError while it has subnets."""
-        _is_there("vnet", id, id in self._net.vnets, ErrorCode.UNKNOWN_VNET)
+        is_there("vnet", id, id in self._net.vnets, ErrorCode.UNKNOWN_VNET)
         await self._context.commit(VnetRemoved(self._net.vnets[id]))
 
     def _is_taken_by_switches(self, vnet: Vnet) -> None:
@@ -117,17 +117,17 @@ class VnetInventory:
 
     async def add_subnets(self, subnets: Collection[Subnet]) -> None:
         """Returns when the switches that are there have confirmed it. Raises ModelError."""
-        _are_new("subnet", [subnet.id for subnet in subnets], self._net.subnets)
+        are_new("subnet", [subnet.id for subnet in subnets], self._net.subnets)
         await self._context.commit(*(SubnetRegistered(subnet) for subnet in subnets))
 
     async def set_subnet(self, subnet: Subnet) -> None:
         """Raises ModelError where what uses it would be left outside."""
-        _is_there("subnet", subnet.id, subnet.id in self._net.subnets, ErrorCode.UNKNOWN_SUBNET)
+        is_there("subnet", subnet.id, subnet.id in self._net.subnets, ErrorCode.UNKNOWN_SUBNET)
         await self._context.commit(SubnetRegistered(subnet))
 
     async def remove_subnet(self, id: str) -> None:
         """Raises ModelError while an address of it is used."""
-        _is_there("subnet", id, id in self._net.subnets, ErrorCode.UNKNOWN_SUBNET)
+        is_there("subnet", id, id in self._net.subnets, ErrorCode.UNKNOWN_SUBNET)
         await self._context.commit(SubnetRemoved(self._net.subnets[id]))
 
 
@@ -150,19 +150,3 @@ def _all_take(context: Context, group: str, who_cannot_go: str) -> None:
                 "not confirmed that it takes the group's MAC; `retinue switch list` shows the switches",
                 ErrorCode.PARTY_AWAY,
             )
-
-
-def _are_new(kind: str, ids: Collection[str], known: Container[str]) -> None:
-    for id, times in Counter(ids).items():
-        if id in known:
-            hint = f"; `retinue {kind} set {id}` changes it" if kind in ("vnet", "subnet") else ""
-            raise RequestError(f"{kind} {id} is there already{hint}", ErrorCode.ALREADY_REGISTERED)
-        if times > 1:
-            raise ModelError(f"{kind} {id} is given twice")
-
-
-def _is_there(kind: str, id: str, known: bool, code: ErrorCode) -> None:
-    if not known:
-        raise RequestError(
-            f"there is no {kind} {id}; `retinue {kind.lower().split()[0]} list` shows those there are", code
-        )

@@ -14,6 +14,7 @@ from retinue.controller.state import (
     EndedLease,
     FencedServer,
     Image,
+    LaidLink,
     LeftPort,
     LostLink,
     LostRouter,
@@ -41,13 +42,16 @@ from retinue.core.model import (
     GatewayGroup,
     Host,
     Lease6,
+    Link,
     Origin,
     PortRef,
     Power,
     Restart,
+    Role,
     Server,
     Service,
     Subnet,
+    Switch,
     Vnet,
     Vrf,
     mac,
@@ -88,6 +92,21 @@ def _columns(value: Storable) -> dict[str, Value]:
     match value:
         case GatewayGroup():
             return {"id": value.id, "mac": value.mac, "is_default": value.default}
+        case Switch():
+            return {
+                "id": value.id,
+                "role": value.role,
+                "dpid": f"{value.dpid:#x}",
+                "uplinks": _listed(value.uplinks),
+                "given": value.given,
+                "tunnel": value.tunnel,
+                "endpoint": None if value.endpoint is None else str(value.endpoint),
+                "vdp": value.vdp,
+                "gateway_group": value.gateway_group,
+            }
+        case LaidLink():
+            ends = {"lower": str(value.link.lower), "upper": str(value.link.upper)}
+            return {**ends, "idle": value.idle}
         case Vrf():
             return {"id": value.id, "tag": value.tag}
         case Vnet():
@@ -228,6 +247,22 @@ def _value(table: str, row: dict[str, Any]) -> Storable:
     match table:
         case "GatewayGroup":
             return GatewayGroup(row["id"], mac(row["mac"]), row["is_default"])
+        case "Switch":
+            uplink, *standby = _in_order(row["uplinks"])
+            return Switch(
+                id=row["id"],
+                role=Role(row["role"]),
+                dpid=int(row["dpid"], 16),
+                uplink=uplink,
+                given=row["given"],
+                tunnel=row["tunnel"],
+                endpoint=None if row["endpoint"] is None else IPv4Address(row["endpoint"]),
+                vdp=row["vdp"],
+                gateway_group=row["gateway_group"],
+                standby=tuple(standby),
+            )
+        case "LaidLink":
+            return LaidLink(Link(_port_ref(row["lower"]), _port_ref(row["upper"])), row["idle"])
         case "Vrf":
             return Vrf(row["id"], row["tag"])
         case "Vnet":
@@ -293,11 +328,9 @@ def _value(table: str, row: dict[str, Any]) -> Storable:
         case "LostRouter":
             return LostRouter(row["server"], row["reason"])
         case "LostLink":
-            switch, _, port = row["lower"].partition(":")
-            return LostLink(PortRef(switch, port), row["reason"])
+            return LostLink(_port_ref(row["lower"]), row["reason"])
         case "UplinkPlace":
-            edge, _, port = row["uplink"].partition(":")
-            return UplinkPlace(PortRef(edge, port), PortRef(row["switch"], row["port"]))
+            return UplinkPlace(_port_ref(row["uplink"]), PortRef(row["switch"], row["port"]))
         case "UplinkInUse":
             return UplinkInUse(row["edge"], row["uplink"])
         case "DrainedServer":
@@ -327,6 +360,11 @@ def _value(table: str, row: dict[str, Any]) -> Storable:
             return msgspec.json.decode(row["document"], type=Placement)
         case _:
             raise KeyError(table)
+
+
+def _port_ref(text: str) -> PortRef:
+    switch, _, port = text.partition(":")
+    return PortRef(switch, port)
 
 
 def _pool(text: str) -> tuple[IP, IP]:

@@ -10,7 +10,7 @@ from retinue.controller.kinds import KINDS
 from retinue.southbound.ovsdb.values import ColumnType
 
 NAME = "Retinue"
-VERSION = "1.15.0"
+VERSION = "1.16.0"
 """Raise it with every change: files of an older version are then converted when they are opened."""
 FIRST_READ = "1.2.0"
 """Files of an older version are not converted: their tables had other names, and would be dropped."""
@@ -45,6 +45,18 @@ _ASSIGNMENT = {
 }
 TABLES: dict[str, dict[str, Any]] = {
     "GatewayGroup": {"id": "string", "mac": "string", "is_default": "boolean"},
+    "Switch": {
+        "id": "string",
+        "role": "string",
+        "dpid": "string",  # Hexadecimal: OVSDB's integers have a sign.
+        "uplinks": _LIST,
+        "given": "boolean",
+        "tunnel": "string",
+        "endpoint": _optional("string"),
+        "vdp": "boolean",
+        "gateway_group": "string",
+    },
+    "LaidLink": {"lower": "string", "upper": "string", "idle": "boolean"},
     "Vrf": {"id": "string", "tag": "integer"},
     "Vnet": {"id": "string", "vlan": "integer", "mtu": "integer", "vrf": "string", "flood": "string"},
     "Subnet": {

@@ -26,12 +26,21 @@ class Installer:
 
     def __init__(self, compiler: Compiler, knowledge: Knowledge, clock: Callable[[], float]) -> None:
         self._compiler = compiler
+        self._knowledge = knowledge
         self._clock = clock
-        self.switches = {
-            switch: SwitchProgrammer(switch, compiler, knowledge, clock, self._notify)
-            for switch in compiler.net.switches
-        }
+        self.switches: dict[str, SwitchProgrammer] = {}
         self._waiting: list[asyncio.Future[None]] = []
+        self.follow()
+
+    def follow(self) -> None:
+        """Switches have come or gone: each has its programmer. What one holds that is gone stays there."""
+        net = self._compiler.net
+        for switch in net.switches.keys() - self.switches.keys():
+            programmer = SwitchProgrammer(switch, self._compiler, self._knowledge, self._clock, self._notify)
+            self.switches[switch] = programmer
+        for switch in self.switches.keys() - net.switches.keys():
+            self.switches.pop(switch).leave(f"switch {switch} was removed")
+        self._notify()
 
     # ---- changes ----
 
@@ -47,6 +56,7 @@ class Installer:
         """
         owners = list(touched)
         changed, clash = self._compiler.update_each(owners)
+        changed = {switch: before for switch, before in changed.items() if switch in self.switches}
         for switch, before in changed.items():
             self.switches[switch].mirror.changed(before)
         report = InstallReport(changed={switch: frozenset(before) for switch, before in changed.items()})
@@ -58,7 +68,8 @@ class Installer:
         # All of it is pending from now on, also what is sent in a later stage: see `wait_confirmed`.
         for switch, keys in report.changed.items():
             self.switches[switch].pending.update(keys)
-        for stage in underlay_of(self._compiler.net).stages(report.changed, near):
+        for each in underlay_of(self._compiler.net).stages(report.changed, near):
+            stage = [switch for switch in each if switch in self.switches]  # Others have gone meanwhile.
             results = await asyncio.gather(*(self.switches[s].send(report.changed[s]) for s in stage))
             for switch, sent in zip(stage, results, strict=True):
                 if sent.confirmed:
@@ -74,7 +85,8 @@ class Installer:
         self, stage: Collection[str], changed: Keys, patient: Callable[[str], bool]
     ) -> None:
         def missing() -> bool:
-            return any(self.switches[s].pending & changed[s] and patient(s) for s in stage)
+            there = (s for s in stage if s in self.switches)
+            return any(self.switches[s].pending & changed[s] and patient(s) for s in there)
 
         await self.wait_confirmed(missing)
 
@@ -102,7 +114,9 @@ class Installer:
         """
         waiting = set(self.pending(changed))
         for name in concerned:
-            switch = self.switches[name]
+            switch = self.switches.get(name)
+            if switch is None:
+                continue
             if switch.pending_of(owner, with_held=not connected_only) if switch.is_read else read:
                 waiting.add(name)
         return waiting & self.connected() if connected_only else waiting
@@ -120,7 +134,7 @@ class Installer:
 
     async def renew_long_leases(self) -> None:
         """Send again the entries whose lease is longer than a switch's longest timeout."""
-        for switch in self.switches.values():
+        for switch in list(self.switches.values()):
             await switch.renew_long_leases()
 
     def close(self) -> None:
@@ -139,7 +153,8 @@ class Installer:
         if changed is None:
             counts = {name: len(switch.pending) for name, switch in self.switches.items()}
         else:
-            counts = {name: len(self.switches[name].pending & keys) for name, keys in changed.items()}
+            there = {name: self.switches[name] for name in changed if name in self.switches}
+            counts = {name: len(one.pending & changed[name]) for name, one in there.items()}
         return {switch: count for switch, count in counts.items() if count}
 
     @property

@@ -71,6 +71,13 @@ class PortWatch:
         self._read(dpids, [port.iface_id for dpid in dpids for port in self._ports[dpid] if port.iface_id])
         await self._ended(connection)
 
+    def read_again(self, dpid: int) -> None:
+        """Whose switch this is has changed: the database that shows it connects again, and is judged anew."""
+        self._ports.pop(dpid, None)
+        former = self._followed.pop(dpid, None)
+        if former is not None:
+            former.close(f"whose switch {dpid:#x} is has changed: its database is read anew")
+
     def _take_over(self, connection: Connection, dpids: Collection[int]) -> None:
         """A switch has one database: the older connection ends, and reads anew when it comes back."""
         for dpid in dpids:

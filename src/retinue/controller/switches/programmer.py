@@ -134,6 +134,14 @@ class SwitchProgrammer:
         self._notify()
         return True
 
+    def leave(self, reason: str) -> None:
+        """The session ends here, whatever becomes of the connection."""
+        session, self.session, self.is_read = self.session, None, False
+        self.close()
+        self._retry = None
+        if session is not None:
+            session.close(reason)
+
     def close(self) -> None:
         """Send nothing again any more."""
         if self._retry is not None:

@@ -16,7 +16,7 @@ from retinue.core.model.vrfs import DEFAULT_VRF
 def check_vrf_removal(net: NetworkView, vrf: str) -> None:
     if vrf == DEFAULT_VRF:
         raise ModelError(f"VRF {vrf} stays: it has the vnets for which no other is named, and the outside")
-    _not_configured(net, f"vrf {vrf}")
+    not_configured(net, f"vrf {vrf}")
     users = sorted(f"vnet {vnet.id}" for vnet in net.vnets.values() if vnet.vrf == vrf)
     users += sorted(f"router {one.id}" for one in net.servers.values() if one.interface_in(vrf))
     if users:
@@ -26,14 +26,14 @@ def check_vrf_removal(net: NetworkView, vrf: str) -> None:
 def check_vnet_removal(net: NetworkView, vnet: str) -> None:
     if vnet == DEFAULT_VNET.id:
         raise ModelError(f"vnet {vnet} stays: it has the subnets for which no other is named")
-    _not_configured(net, f"vnet {vnet}")
+    not_configured(net, f"vnet {vnet}")
     users = users_of_vnet(net, vnet)
     if users:
         raise ModelError(f"vnet {vnet} is in use by {first_few(users)}")
 
 
 def check_subnet_removal(net: NetworkView, id: str) -> None:
-    _not_configured(net, f"subnet {id}")
+    not_configured(net, f"subnet {id}")
     subnet = net.subnets.get(id)
     users = [] if subnet is None else users_of_prefix(net, subnet.prefix, net.vrf_of_vnet(subnet.vnet))
     if users:
@@ -41,15 +41,16 @@ def check_subnet_removal(net: NetworkView, id: str) -> None:
 
 
 def check_gateway_group_removal(net: NetworkView, group: str) -> None:
-    _not_configured(net, f"gateway group {group}")
+    not_configured(net, f"gateway group {group}")
     inside = sorted(f"server {one.id}" for one in net.servers.values() if one.gateway_group == group)
+    inside += sorted(f"switch {one.id}" for one in net.switches.values() if one.gateway_group == group)
     if net.default_group == group:
         inside.append("all servers that are in no other")
     if inside:
         raise ModelError(f"gateway group {group} is in use by {first_few(inside)}")
 
 
-def _not_configured(net: NetworkView, what: str) -> None:
+def not_configured(net: NetworkView, what: str) -> None:
     if what in net.configured:
         raise ModelError(
             f"{what} stands in the configuration file; remove it there, and restart the controller"

@@ -1,4 +1,4 @@
-"""What the operator lays out: switches, links, VRFs, vnets, subnets and servers, and how it changes.
+"""What the operator lays out: VRFs, vnets, subnets and servers, and how it changes; switches: `fabric`.
 
 The lower half of `Network`; what its changes touch is told as there.
 """
@@ -15,18 +15,15 @@ from retinue.core.model.constraints import (
     check_vrf,
 )
 from retinue.core.model.entities import (
-    VM,
     GatewayGroup,
-    Link,
     Peer,
     PortRef,
-    Role,
     Server,
     Service,
     Subnet,
-    Switch,
     Vnet,
 )
+from retinue.core.model.fabric import NetworkFabric
 from retinue.core.model.in_use import (
     check_gateway_group_removal,
     check_subnet_removal,
@@ -37,68 +34,13 @@ from retinue.core.model.owners import NOTHING, Owner, Touched
 from retinue.core.model.packet_sizes import is_narrow_somewhere
 from retinue.core.model.plain_routers import check_beside_routers
 from retinue.core.model.uplinks import has_several
-from retinue.core.model.view import NetworkView
 from retinue.core.model.vrfs import Vrf
 from retinue.core.model.ways import routers_beside
 
 
 @dataclass
-class NetworkLayout(NetworkView):
-    """Switches, links, VRFs, vnets, subnets and servers, and every change of them."""
-
-    def add_switch(self, switch: Switch) -> Touched:
-        clash = next((s for s in self.switches.values() if s.dpid == switch.dpid and s.id != switch.id), None)
-        if clash:
-            raise ModelError(
-                f"switches {clash.id} and {switch.id} have the same datapath id {switch.dpid:#x}"
-            )
-        twin = next((s for s in self.switches.values() if s.endpoint and s.endpoint == switch.endpoint), None)
-        if twin is not None and twin.id != switch.id:
-            raise ModelError(f"switches {twin.id} and {switch.id} have the same endpoint {switch.endpoint}")
-        former = self.switches.get(switch.id)
-        if former is not None:
-            del self._with_role[former.role][switch.id]
-        self.switches[switch.id] = switch
-        self._with_role.setdefault(switch.role, {})[switch.id] = None
-        of_mesh = switch.tunnel or (former is not None and former.tunnel)
-        if of_mesh or (former is not None and former.standby != switch.standby):
-            return self.everything()
-        told = self.leaves() if switch.standby else NOTHING  # They hand up probes where there is one such.
-        return self.prefixes() | told | {Owner("switch", switch.id)}
-
-    def add_link(self, link: Link) -> Touched:
-        if self.over_ip or self.over_routers:
-            what = "tunnels join the leaves here" if self.over_ip else "routers of others join each other"
-            raise ModelError(f"link {link.lower} - {link.upper}: {what}, and no links")
-        lower = self.switches.get(link.lower.switch)
-        above = lower is not None and lower.role is Role.SPINE
-        roles = (Role.SPINE, Role.CORE) if above else (Role.LEAF, Role.SPINE)
-        for ref, role in zip((link.lower, link.upper), roles, strict=True):
-            if ref.switch not in self.switches or self.switches[ref.switch].role is not role:
-                raise ModelError(
-                    f"link {link.lower} - {link.upper}: {ref.switch} is not a known {role} switch"
-                )
-        links = (*self.links, link)
-        self._ways = self._ways_down(links)
-        self.links = links
-        for end in (link.lower, link.upper):
-            self._links_at.setdefault(end.switch, []).append(link)
-        return self.everything()
-
-    def _ways_down(self, links: tuple[Link, ...]) -> dict[tuple[str, str], PortRef]:
-        """Raises ModelError for a core that would lead to a leaf by two spines: what is flooded would come
-        there twice."""
-        found: dict[tuple[str, str], PortRef] = {}
-        for link in links:
-            if self.switches[link.lower.switch].role is Role.LEAF:
-                found.setdefault((link.upper.switch, link.lower.switch), link.upper)
-        of_spines = list(found)
-        for link in links:
-            spine, core = link.lower.switch, link.upper.switch
-            for leaf in (leaf for upper, leaf in of_spines if upper == spine):
-                if found.setdefault((core, leaf), link.upper) != link.upper:
-                    raise ModelError(f"core {core} leads to {leaf} by two spines; join it to one of each pod")
-        return found
+class NetworkLayout(NetworkFabric):
+    """VRFs, vnets, subnets and servers, and every change of them."""
 
     def put_vrf(self, vrf: Vrf) -> Touched:
         """Add a routing domain; one that is there stays as it is."""
@@ -318,45 +260,6 @@ class NetworkLayout(NetworkView):
         return frozenset(Owner("server", server) for server in self.fenced) if self.over_ip else NOTHING
 
     # ---- what a change touches ----
-
-    def everything(self) -> Touched:
-        return frozenset(
-            [
-                *(Owner("switch", s) for s in self.switches),
-                *(Owner("server", s) for s in self.servers),
-                *(Owner("vm", v) for v in self.vms),
-                *self.shared(),
-                *self.prefixes(),
-            ]
-        )
-
-    def shared(self) -> Touched:
-        """What several VMs have part in, with entries wherever one of them may be: vnets that flood, and
-        anycast addresses."""
-        flooding = (Owner("vnet", vnet.id) for vnet in self.vnets.values() if vnet.floods)
-        return frozenset([*flooding, *(Owner("anycast", str(ip)) for ip in self.anycast())])
-
-    def shared_of(self, *vms: VM | None) -> Touched:
-        """Of these those that VMs have part in."""
-        nics = [nic for vm in vms if vm is not None for nic in vm.nics]
-        vnets = {self.vnets.get(nic.vnet) for nic in nics}
-        flooding = (Owner("vnet", vnet.id) for vnet in vnets if vnet is not None and vnet.floods)
-        return frozenset([*flooding, *(Owner("anycast", str(ip)) for nic in nics for ip in nic.anycast)])
-
-    def _shared_on(self, server: str) -> Touched:
-        return self.shared_of(*(self.vms[vm] for vm in self._vms_on.get(server, ())))
-
-    def prefixes(self) -> Touched:
-        """All prefixes that are routed to NICs."""
-        each = ((prefix, vrf) for vrf, index in self._routed.items() for prefix, _ in index)
-        return frozenset(Owner.of_prefix(*one) for one in each)
-
-    def leaves(self) -> Touched:
-        return frozenset(Owner("switch", leaf.id) for leaf in self.with_role(Role.LEAF))
-
-    def routers(self) -> Touched:
-        """They may not send from what is ours."""
-        return frozenset(Owner("server", s.id) for s in self.servers_with(Service.ROUTER))
 
     def server_and_vms(self, server: str) -> Touched:
         """A server's own entries, and those of VMs: they go there, or, of guests, home by this gateway."""

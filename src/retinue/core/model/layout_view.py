@@ -79,6 +79,11 @@ class LayoutView:
     """By role: the ids of the switches that have it, in the order in which they came."""
     _numbers: dict[str, dict[str, int]] = field(default_factory=dict)
     _names: dict[str, dict[int, str]] = field(default_factory=dict)
+    idle_links: set[PortRef] = field(default_factory=set)
+    """Links by which nothing is sent up, by their lower ends: of new ones it is not known yet that both ends
+    hold what they should, and others are about to go."""
+    by_dpid: dict[int, str] = field(default_factory=dict)
+    """The switches by their datapath ids."""
     lost_links: dict[PortRef, str] = field(default_factory=dict)
     """Links that lose frames though both ends have a carrier, by their lower ends: each with why."""
     _down: dict[str, frozenset[str]] = field(default_factory=dict)

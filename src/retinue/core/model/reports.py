@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from retinue.core.model.addresses import ModelError
 from retinue.core.model.entities import PortRef, Role, Service
+from retinue.core.model.fabric_checks import check_link_idle
 from retinue.core.model.layout import NetworkLayout
-from retinue.core.model.links import leads_up, spines_above
+from retinue.core.model.links import leads_up, spines_of_pod
 from retinue.core.model.nic import is_mirror_port
 from retinue.core.model.owners import NOTHING, Owner, Touched
 from retinue.core.model.uplinks import displaced, has_several, holders, links_beside, places, ways_beside
@@ -63,6 +64,18 @@ class NetworkReports(NetworkLayout):
         before = ways_beside(self, lower.switch)
         del self.lost_links[lower]
         return self._other_ways_than(before, lower.switch)
+
+    def leave_link(self, lower: PortRef) -> Touched:
+        """Nothing is sent up by it any more. Raises ModelError where packets would be lost without it."""
+        check_link_idle(self, lower)
+        return self.set_idle(lower, idle=True)
+
+    def set_idle(self, lower: PortRef, *, idle: bool) -> Touched:
+        """Whether something is sent up by a link that is there."""
+        before, ways = ways_beside(self, lower.switch), self._ways
+        (self.idle_links.add if idle else self.idle_links.discard)(lower)
+        self._ways = self._ways_down(self.links)
+        return self._other_ways_than(before, lower.switch) if self._ways == ways else self.everything()
 
     def _other_ways_than(self, before: Mapping[tuple[str, str], object], switch: str) -> Touched:
         """Switches that send up by other links now; servers to which other uplinks are open."""
@@ -146,7 +159,7 @@ class NetworkReports(NetworkLayout):
                 continue
             if place.switch == at.switch:
                 raise ModelError(f"uplink {uplink} leads to {at}: {other} leads to {at.switch}, too")
-            if spines_above(self, place.switch) != spines_above(self, at.switch):
+            if spines_of_pod(self, place.switch) != spines_of_pod(self, at.switch):
                 raise ModelError(
                     f"uplink {uplink} leads to {at}, and {other} to {place.switch}: other spines are above "
                     "that leaf, and a change could lose packets; all uplinks lead to leaves of one pod"

@@ -6,6 +6,7 @@ from retinue.core.model import Role, Service
 from retinue.core.tracing.ends import Ending
 from retinue.core.tracing.trace import Sent
 from retinue.protocol.answers.common import Numbers, Reasons
+from retinue.protocol.fabric import Places
 from retinue.protocol.links import LinkShown
 from retinue.protocol.servers import AgentState, ServerState
 
@@ -134,6 +135,15 @@ class ShownSwitch(msgspec.Struct):
     pending: int
     ports: dict[str, int]
     rejected_ports: list[RejectedPort]
+    uplink: str
+    standby: list[str]
+    places: Places
+    tunnel: str
+    endpoint: str
+    vdp: bool
+    gateway_group: str
+    configured: bool
+    """It stands in the configuration file, and is not removed by request."""
 
 
 class AllSwitches(msgspec.Struct):
@@ -146,9 +156,10 @@ class ShownLink(msgspec.Struct):
     upper: str
     state: LinkShown
     reason: str
-    """Why it is lost; "": it is not."""
+    """Why it is lost, or idle; "": it is not."""
     carries: bool
     """Whether the switch at its lower end sends up by it."""
+    configured: bool
 
 
 class AllLinks(msgspec.Struct):

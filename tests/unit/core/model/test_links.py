@@ -2,7 +2,7 @@
 
 import pytest
 
-from retinue.core.model import Link, ModelError, Network, PortRef, links, uplinks
+from retinue.core.model import Link, ModelError, Network, PortRef, Role, Switch, links, uplinks
 from retinue.core.model.links import all_upward_ports, upward_ports
 from retinue.core.model.network import Owner
 from support.fabric.networks import fabric
@@ -160,3 +160,57 @@ def test_a_link_that_loses_some_is_better_than_none() -> None:
     down(net, "leaf1:")
     net.lose_link(lower(net, "leaf1", "spine2"), "some")
     assert up(net)["leaf1"] == ["spine1", "spine2"]
+
+
+def joined(net: Network, leaf: str, spine: str, name: str) -> Link:
+    """Another link between these, whose ports are there."""
+    made = Link(PortRef(leaf, f"{name}-up"), PortRef(spine, f"{name}-down"))
+    for number, end in enumerate((made.lower, made.upper), 70):
+        net.set_ports(end.switch, {**net._numbers.get(end.switch, {}), end.port: number})
+    return made
+
+
+def test_a_spine_that_leads_to_some_leaves_only_gets_nothing_from_any() -> None:
+    net = fabric()
+    net.add_switch(Switch("spine3", Role.SPINE, 0x53))
+    net.add_link(joined(net, "leaf1", "spine3", "x"))
+    assert up(net) == BOTH
+    lost = str(link(net, "leaf1", "spine1")[0]), str(link(net, "leaf2", "spine2")[0])
+    down(net, *lost)
+    assert up(net) == {"leaf1": ["spine2"], "leaf2": ["spine1"]}, "where none is whole neither"
+    net.add_link(joined(net, "leaf2", "spine3", "x"))
+    both = ["spine2", "spine3"]
+    assert up(net) == {"leaf1": both, "leaf2": both}, "leaf2 has told its ports anew, all with a link"
+
+
+def test_a_spine_that_leads_to_no_core_gets_nothing_where_another_does() -> None:
+    net = fabric(leaves=4, cores=2)
+    net.add_switch(Switch("spine9", Role.SPINE, 0x59))
+    for leaf in ("leaf1", "leaf3"):
+        net.add_link(joined(net, leaf, "spine9", "x"))
+    assert up(net)["leaf1"] == ["spine1", "spine2"]
+    net.add_switch(Switch("core9", Role.CORE, 0x79))
+    net.add_link(joined(net, "spine9", "core9", "y"))
+    assert up(net)["leaf1"] == ["spine1", "spine2"], "nor where that core leads to no other pod"
+
+
+def test_of_two_links_between_two_switches_the_one_that_goes_is_left_both_ways() -> None:
+    net = fabric()
+    second = joined(net, "leaf1", "spine1", "x")
+    first = link(net, "leaf1", "spine1")
+    net.put_link(second)
+    net.set_idle(second.lower, idle=False)
+    assert net.port_down("spine1", "leaf1") == net.port_number(first[1])
+    assert net.leave_link(first[0]) == net.everything()
+    assert net.port_down("spine1", "leaf1") == net.port_number(second.upper)
+    assert up(net) == BOTH
+
+
+def test_an_uplink_is_found_while_a_spine_comes_link_by_link() -> None:
+    """Leaves of one pod are below the same spines but for such a one."""
+    net = fabric()
+    net.add_switch(Switch("spine3", Role.SPINE, 0x53))
+    assert links.spines_of_pod(net, "leaf1") == {"spine1", "spine2"}
+    net.add_link(joined(net, "leaf1", "spine3", "x"))
+    assert links.spines_of_pod(net, "leaf1") == links.spines_of_pod(net, "leaf2")
+    assert links.spines_of_pod(fabric(leaves=4, cores=2), "leaf2") == {"spine3", "spine4"}

@@ -1,4 +1,4 @@
-"""Switches: shown, audited, and the flow entries they should hold."""
+"""What switches hold: audited, their MAC tables and rows, and the flow entries they should hold."""
 
 from aiohttp import web
 
@@ -15,12 +15,6 @@ from retinue.protocol.snooping_rows import RowsBody
 
 
 def handlers(controller: Controller) -> Handlers:
-    async def all_switches(_: web.Request) -> web.Response:
-        return answer({"switches": views.switches(controller)})
-
-    async def all_links(_: web.Request) -> web.Response:
-        return answer({"links": views.links(controller)})
-
     async def audit(request: web.Request) -> web.Response:
         switch = _find(controller, request.match_info["id"])
         return answer({"switch": switch, **views.plain(await controller.auditor.audit(switch))})
@@ -59,8 +53,6 @@ def handlers(controller: Controller) -> Handlers:
         return answer({"flows": [flow for name in names for flow in views.flows(controller, name, vm)]})
 
     return {
-        Route.LIST_SWITCHES: all_switches,
-        Route.LIST_LINKS: all_links,
         Route.GET_MAC_TABLE: macs,
         Route.REPORT_ROWS: report_rows,
         Route.AUDIT_SWITCH: audit,

@@ -22,7 +22,7 @@ from itertools import product
 
 from retinue.core.model import IP, Mac, Prefix, Role, Server, Subinterface, Switch
 from retinue.core.model.families import in_use
-from retinue.core.model.links import spines_above
+from retinue.core.model.links import links_above
 from retinue.core.model.network import Network, Owner
 from retinue.core.model.uplinks import has_several, open_links
 from retinue.core.model.ways import ways_by, wider_ways
@@ -320,7 +320,7 @@ class LeafSpine:
 
     def stages(self, changed: Mapping[str, Collection[object]], near: Near) -> list[list[str]]:
         told = {switch for group in near for switch in group}
-        pod: set[str] = set().union(*(spines_above(self.net, leaf) for leaf in told))
+        pod = {link.upper.switch for leaf in told for link in links_above(self.net, leaf)}
 
         def stage(switch: str) -> int:
             for number, group in enumerate(near):

@@ -1,0 +1,123 @@
+"""Changes of switches and links. Made like all others (controller/changes.py).
+
+A new link is idle until it is used, and one that goes is idle first (inventory/fabric.py).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from retinue.controller.changes import Change, Published, Undo
+from retinue.controller.state import LaidLink, LostLink, State, Storable
+from retinue.core.model import Link, Switch
+from retinue.core.model.network import Touched
+from retinue.protocol.events import EventType
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchRegistered(Change):
+    """A switch was given, or changed, by the manager."""
+
+    switch: Switch
+
+    def apply(self, state: State) -> Touched:
+        return state.net.put_switch(self.switch)
+
+    def undo(self, state: State) -> Undo:
+        net, old = state.net, state.net.switches.get(self.switch.id)
+        return lambda: net.remove_switch(self.switch.id) if old is None else net.add_switch(old)
+
+    def kept(self) -> tuple[Storable, ...]:
+        return (self.switch,)
+
+    def events(self, state: State) -> Iterator[Published]:
+        yield EventType.SWITCH_REGISTERED, {"switch": self.switch.id, "role": self.switch.role}
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchRemoved(Change):
+    """A switch went, to which nothing led and at which nothing was any more."""
+
+    switch: Switch
+
+    def apply(self, state: State) -> Touched:
+        return state.net.remove_switch(self.switch.id)
+
+    def dropped(self) -> tuple[Storable, ...]:
+        return (self.switch,)
+
+    def events(self, state: State) -> Iterator[Published]:
+        yield EventType.SWITCH_REMOVED, {"switch": self.switch.id}
+
+
+class _OfLink(Change):
+    link: Link
+
+    def _event(self, type: EventType) -> Iterator[Published]:
+        yield type, {"lower": str(self.link.lower), "upper": str(self.link.upper)}
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRegistered(_OfLink):
+    """A link was given by the manager. Nothing is sent up by it yet."""
+
+    link: Link
+
+    def apply(self, state: State) -> Touched:
+        return state.net.put_link(self.link)
+
+    def undo(self, state: State) -> Undo:
+        return lambda: state.net.remove_link(self.link.lower)
+
+    def kept(self) -> tuple[Storable, ...]:
+        return (LaidLink(self.link, idle=True),)
+
+    def events(self, state: State) -> Iterator[Published]:
+        return self._event(EventType.LINK_REGISTERED)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUsed(_OfLink):
+    """Both its ends hold what they should: it is one of the ways up from now on."""
+
+    link: Link
+
+    def apply(self, state: State) -> Touched:
+        return state.net.set_idle(self.link.lower, idle=False)
+
+    def undo(self, state: State) -> Undo:
+        return lambda: state.net.set_idle(self.link.lower, idle=True)
+
+    def kept(self) -> tuple[Storable, ...]:
+        return (LaidLink(self.link, idle=False),)
+
+    def events(self, state: State) -> Iterator[Published]:
+        return self._event(EventType.LINK_USED)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLeft(Change):
+    """A link is about to go: nothing is sent up by it any more."""
+
+    link: Link
+
+    def apply(self, state: State) -> Touched:
+        return state.net.leave_link(self.link.lower)
+
+    def kept(self) -> tuple[Storable, ...]:
+        return (LaidLink(self.link, idle=True),)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRemoved(_OfLink):
+    """A link went, by which nothing was sent any more."""
+
+    link: Link
+
+    def apply(self, state: State) -> Touched:
+        return state.net.remove_link(self.link.lower)
+
+    def dropped(self) -> tuple[Storable, ...]:
+        return (LaidLink(self.link, idle=True), LostLink(self.link.lower, ""))
+
+    def events(self, state: State) -> Iterator[Published]:
+        return self._event(EventType.LINK_REMOVED)

@@ -1,0 +1,244 @@
+"""Switches and links given while all runs: used when both ends are in place, gone when nobody sends by it."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from retinue.controller.api.views import links as shown_links
+from retinue.controller.app import Controller
+from retinue.controller.errors import RequestError
+from retinue.controller.kinds import restore
+from retinue.core.link_watch import LinkLimits
+from retinue.core.model import Link, ModelError, PortRef, Role, Switch
+from retinue.protocol.errors import ErrorCode
+from support.fabric import growing
+from support.fabric.networks import add_vm, fabric
+from support.fakes.memory_store import MemoryStore
+from support.fakes.session import FakeNetwork, FakeSession
+from support.recent_events import recent
+
+SPINE = Switch("spine9", Role.SPINE, 0x59)
+LINKS = [growing.joined(leaf, "spine9") for leaf in ("leaf1", "leaf2")]
+PORTS = {"to-leaf1": 41, "to-leaf2": 42}
+TWO, THREE = {"leaf1": 2, "leaf2": 2}, {"leaf1": 3, "leaf2": 3}
+
+
+class Bench:
+    """Two leaves, two spines, and the cables of a third that nobody has given yet."""
+
+    def __init__(self) -> None:
+        net = fabric()
+        for number in (1, 2):
+            add_vm(net, number, number)
+        for leaf in ("leaf1", "leaf2"):
+            net.set_ports(leaf, {**net._numbers[leaf], "to-spine9": 49})
+        self.net, self.store = net, MemoryStore()
+        limits = LinkLimits(hold=0.0, hold_rounds=1)
+        self.fake = FakeNetwork(net, lambda: 1000.0, self.store, link_limits=limits)
+        self.fake.fabric.add("spine9")
+        for leaf, number in zip(("leaf1", "leaf2"), PORTS.values(), strict=True):
+            self.fake.fabric.cable((leaf, 49), ("spine9", number))
+        self.controller = self.fake.controller
+        self.fabric = self.controller.fabric
+        self.fabric._still_coming = 0.0
+
+    async def given(self) -> None:
+        await self.fabric.add_switches([SPINE])
+        await self.fabric.add_links(LINKS)
+        await self.fake.settle()
+
+    async def comes(self, dpid: int = SPINE.dpid) -> FakeSession:
+        session = FakeSession(self.fake, "spine9", dpid, PORTS)
+        self.fake.sessions["spine9"] = session
+        self.controller.connected(session)
+        await self.fake.settle()
+        return session
+
+    async def look(self) -> None:
+        self.fabric.look()
+        await self.fake.settle()
+
+    def used(self) -> dict[str, int]:
+        """By leaf: how many ways up its switch has, as programmed."""
+        return {leaf: len(self.fake.fabric[leaf].groups[1].buckets) for leaf in ("leaf1", "leaf2")}
+
+    def reasons(self) -> set[str]:
+        return {row["reason"] for row in shown_links(self.controller) if row["upper"].startswith("spine9:")}
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    await bench.fake.start()
+    yield bench
+    await bench.fake.stop()
+
+
+async def test_a_spine_is_used_when_it_is_in_place_and_not_before(bench: Bench) -> None:
+    await bench.given()
+    await bench.look()
+    assert (bench.used(), bench.reasons()) == (TWO, {"switch spine9 is not connected"})
+    session = FakeSession(bench.fake, "spine9", SPINE.dpid, PORTS, mute=True)
+    bench.fake.sessions["spine9"] = session
+    bench.controller.connected(session)
+    await bench.fake.settle()
+    await bench.look()
+    assert bench.used() == TWO, "it is connected, and has confirmed nothing"
+    await bench.comes()
+    assert bench.used() == TWO
+    await bench.look()
+    assert (bench.used(), bench.reasons()) == (THREE, {""})
+    told = [event.type for event in recent(bench.controller.events) if event.type.startswith("link.")]
+    assert told == ["link.registered"] * 2 + ["link.used"] * 2
+
+
+async def test_where_links_are_probed_a_new_one_is_used_when_its_probes_have_come_back(bench: Bench) -> None:
+    bench.fabric._probed = True
+    await bench.given()
+    await bench.comes()
+    await bench.look()
+    assert (bench.used(), bench.reasons()) == (TWO, {"its probes have not come back yet"})
+    crossed = {
+        (leaf, 49): ("spine9", number) for leaf, number in zip(("leaf2", "leaf1"), (41, 42), strict=True)
+    }
+    right = dict(bench.fake.fabric.cables)
+    bench.fake.fabric.cables.update({**crossed, **{end: lower for lower, end in crossed.items()}})
+    for _ in range(6):
+        await probed(bench)
+    assert bench.used() == TWO
+    assert all("comes in at" in reason for reason in bench.reasons()), bench.reasons()
+    bench.fake.fabric.cables.update(right)
+    for _ in range(12):
+        await probed(bench)
+    assert (bench.used(), bench.reasons()) == (THREE, {""})
+
+
+async def probed(bench: Bench) -> None:
+    for send in bench.controller.link_probes.begin():
+        send()
+    bench.controller.link_probes.end(1.0)
+    await bench.fake.settle()
+    await bench.look()
+
+
+async def test_it_goes_link_by_link_and_then_itself(bench: Bench) -> None:
+    await bench.given()
+    session = await bench.comes()
+    await bench.look()
+    with pytest.raises(ModelError, match="in use by link leaf1:to-spine9, link leaf2:to-spine9"):
+        await bench.fabric.remove_switch("spine9")
+    for link in LINKS:
+        await bench.fabric.remove_link(link.lower)
+        assert bench.used() == TWO, "a spine that does not lead everywhere gets nothing"
+    await bench.fabric.remove_switch("spine9")
+    assert session.closed == "switch spine9 was removed"
+    assert "spine9" not in bench.controller.context.installer.switches
+    await bench.comes()
+    assert bench.fake.sessions.pop("spine9").closed, "it is nobody's"
+    stored = bench.store.load()
+    assert (stored.switches, stored.laid_links) == ([], [])
+    told = [event.type for event in recent(bench.controller.events) if event.type.endswith(".removed")]
+    assert told == ["link.removed", "link.removed", "switch.removed"]
+
+
+async def test_a_link_stays_while_one_that_sends_by_it_does_not_confirm(bench: Bench) -> None:
+    await bench.given()
+    await bench.comes()
+    await bench.look()
+    bench.fake.sessions["leaf2"].close("gone")
+    with pytest.raises(RequestError, match="leaf2 has not confirmed that nothing is sent by it") as caught:
+        await bench.fabric.remove_link(LINKS[0].lower)
+    assert caught.value.code is ErrorCode.PARTY_AWAY
+    await bench.fake.settle()
+    assert LINKS[0] in bench.net.links
+    assert bench.net.idle_links == set()
+    bench.fake.connect("leaf2")
+    await bench.fake.settle()
+    assert bench.used() == THREE
+    await bench.fabric.remove_link(LINKS[0].lower)
+    assert LINKS[0] not in bench.net.links
+
+
+async def test_what_cannot_go_stays(bench: Bench) -> None:
+    for lower, said in (
+        (PortRef("leaf1", "x"), "there is no link at leaf1:x"),
+        (PortRef("leaf1", "to-spine9"), "there is no link at"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            await bench.fabric.remove_link(lower)
+    await bench.fabric.remove_link(PortRef("leaf1", "s1"))
+    assert bench.used() == {"leaf1": 1, "leaf2": 1}
+    with pytest.raises(ModelError, match="the only one of leaf1, where server server1, server3 is"):
+        await bench.fabric.remove_link(PortRef("leaf1", "s2"))
+    with pytest.raises(ModelError, match="without it leaf1, leaf2 would have no way by"):
+        await bench.fabric.remove_link(PortRef("leaf2", "s2"))
+    assert bench.net.idle_links == set()
+    assert bench.used() == {"leaf1": 1, "leaf2": 1}
+
+
+async def test_another_controller_finds_them_as_they_were(bench: Bench) -> None:
+    await bench.given()
+    await bench.comes()
+    net = fabric()
+    restore(Controller(net).context.state, bench.store.load())
+    assert net.switches["spine9"] == SPINE
+    assert net.idle_links == {link.lower for link in LINKS}
+    await bench.look()
+    other = Controller(fabric())
+    other.restore(bench.store.load())
+    assert set(LINKS) <= set(other.net.links)
+    assert other.net.idle_links == set()
+    assert "spine9" in other.context.installer.switches
+
+
+async def test_what_the_file_says_of_a_link_by_now_counts(bench: Bench) -> None:
+    await bench.given()
+    net = fabric()
+    net.add_switch(SPINE)
+    net.add_link(Link(LINKS[0].lower, PortRef("spine9", "other")))
+    net.configured |= {f"link {LINKS[0].lower}"}
+    restore(Controller(net).context.state, bench.store.load())
+    assert [link.upper.port for link in net.links if link.upper.switch == "spine9"] == ["other", "to-leaf2"]
+    assert net.idle_links == {LINKS[1].lower}
+
+
+async def test_datapath_ids_that_were_exchanged_come_back(bench: Bench) -> None:
+    first, second = (bench.net.switches[f"spine{n}"] for n in (1, 2))
+    for id, dpid in (("spine1", 0x77), ("spine2", first.dpid), ("spine1", second.dpid)):
+        known = bench.net.switches[id]
+        changed = Switch(id, known.role, dpid)
+        await bench.fabric.set_switch(changed)
+    net = fabric()
+    restore(Controller(net).context.state, bench.store.load())
+    assert {id: net.switches[id].dpid for id in ("spine1", "spine2")} == {
+        "spine1": second.dpid, "spine2": first.dpid,
+    }  # fmt: skip
+
+
+async def test_a_switch_that_was_replaced_is_read_and_programmed(bench: Bench) -> None:
+    await bench.given()
+    before = await bench.comes()
+    await bench.look()
+    asked: list[int] = []
+    bench.fabric.read_again = asked.append
+    await bench.fabric.set_switch(Switch("spine9", Role.SPINE, 0x99))
+    assert (before.closed, asked) == ("spine9 is 0x99 from now on", [0x59, 0x99])
+    bench.fake.fabric["spine9"].flows.clear()
+    await bench.comes(0x99)
+    assert bench.fake.fabric["spine9"].flows
+    assert bench.controller.context.is_connected("spine9")
+
+
+async def test_an_edge_is_added_before_its_server_and_its_database_is_judged_anew(bench: Bench) -> None:
+    asked: list[int] = []
+    bench.fabric.read_again = asked.append
+    await bench.fabric.add_switches([Switch("edge9", Role.EDGE, 0x39, uplink="up0")])
+    assert asked == [0x39]
+    with pytest.raises(ModelError, match="server server1 runs on it"):
+        await bench.fabric.set_switch(Switch("edge1", Role.EDGE, 0x31, uplink="up9"))
+    with pytest.raises(ModelError, match="its datapath id may be another once no server"):
+        await bench.fabric.set_switch(Switch("edge1", Role.EDGE, 0x77, uplink="up0"))
+    with pytest.raises(ModelError, match="switch edge1 is in use by server server1"):
+        await bench.fabric.remove_switch("edge1")
+    await bench.fabric.remove_switch("edge9")
+    assert "edge9" not in bench.net.switches
