@@ -6,10 +6,13 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
+from qemu.qmp import QMPClient
 
 from retinue.protocol.errors import RejectedError
+from retinue_lab.network import agents
 from retinue_lab.network.agents import AGENT_PORT
 from retinue_lab.network.nodes import MANAGEMENT_NIC
 from retinue_lab.topology.topology import FABRIC
@@ -158,6 +161,51 @@ async def test_a_vm_that_never_stops_writing_moves_by_postcopy_and_no_packet_is_
         figures = await bench.unharmed(traffic)
     assert figures.sent > 500
     assert figures.reordered == 0
+    await nothing_is_wrong(bench)
+
+
+def in_postcopy(migration: str) -> Picks:
+    """Told while the VM runs at the target, with some of its memory still to come."""
+    return lambda event: bool(event["postcopy"]) and event["migration_id"] == migration
+
+
+SLOWLY = 1 << 20
+"""Bytes a second that QEMU sends unasked of what follows a VM: so there is some for a while."""
+
+
+@pytest.mark.long
+async def test_agents_whose_connection_breaks_in_postcopy_make_another_and_the_vm_lacks_nothing(
+    bench: LabBench,
+) -> None:
+    await bench.guest("vm1", f"scribble {WRITTEN_MIB} {MIB_A_SECOND} /tmp/scribbled >/dev/null 2>&1 &")
+    await bench.guest("vm1", "until [ -f /tmp/scribbled ]; do usleep 20000; done")
+    uptime = float(await bench.guest("vm1", "cut -d' ' -f1 /proc/uptime"))
+    [monitor] = (agents.folder(Path(bench.lab.directory), "server1") / "vms").glob("*.qmp")
+    qmp = QMPClient("vm1")
+    await qmp.connect(str(monitor))
+    await qmp.execute("migrate-set-parameters", {"max-postcopy-bandwidth": SLOWLY})
+    await qmp.disconnect()
+    other_end = str(bench.topology.management_addresses["server2"].ip)
+    async with bench.events() as events:
+        wanted = {"vm": "vm1", "target_server": "server2", "postcopy": "required"}
+        migration = str((await bench.post("migrations", wanted))["id"])
+        for _ in range(2):
+            await events.until("migration.copying", in_postcopy(migration))
+            await bench.run("server1", "ss", "-K", "dst", other_end, "dport", "=", str(AGENT_PORT))
+        await reaches(events, migration, "done")
+    record = await bench.get(f"migrations/{migration}")
+    assert record["figures"]["postcopy_remaining"] == 0
+    for server in ("server1", "server2"):
+        log = (Path(bench.lab.directory) / "logs" / f"{server}-agent.log").read_text()
+        assert log.count("migration.way_broken") == log.count("migration.goes_on") >= 1
+    assert (await bench.vm("vm1"))["power"] == "running"
+    assert float(await bench.guest("vm1", "cut -d' ' -f1 /proc/uptime")) > uptime
+    await nothing_is_wrong(bench)
+    await bench.migration("vm1", target_server="server1")
+
+
+async def nothing_is_wrong(bench: LabBench) -> None:
+    """The guest has compared all of its memory, and written it, twice since now; then it stops."""
     before = int(await bench.guest("vm1", "cut -d' ' -f4 /tmp/scribbled"))
     enough = before + 2 * WRITTEN_MIB * 256
     await bench.guest(
@@ -165,11 +213,6 @@ async def test_a_vm_that_never_stops_writing_moves_by_postcopy_and_no_packet_is_
     )
     assert (await bench.guest("vm1", "cut -d' ' -f6 /tmp/scribbled")).strip() == "0"
     await bench.guest("vm1", "killall scribble")
-
-
-def in_postcopy(migration: str) -> Picks:
-    """Told while the VM runs at the target, with some of its memory still to come."""
-    return lambda event: bool(event["postcopy"]) and event["migration_id"] == migration
 
 
 MARKER = b"a page of this VM alone, for nobody else to read. "

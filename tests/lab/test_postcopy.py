@@ -16,6 +16,7 @@ from retinue.hypervisor import (
     HandedOverError,
     HypervisorError,
     MigrationFailed,
+    MigrationResult,
     QemuHypervisor,
     QemuMachine,
     Resumed,
@@ -24,6 +25,7 @@ from retinue.hypervisor import (
     Stopped,
     channel_pair,
 )
+from retinue.hypervisor.qemu import recovering
 from retinue_lab.guest.image import Guest, ensure_guest
 from retinue_lab.guest.shell import GuestShell
 from support.lab.qemu_bench import QemuBench, qemu_bench
@@ -35,6 +37,8 @@ MIB = 32
 WRITES, ALWAYS_WRITES = 300, 5000
 """MiB a second: much of its memory is written again in a pass; all that there is time for, so that no pass is
 shorter than the one before, however quick this machine copies."""
+SLOWLY = 8 << 20
+"""Bytes a second that are sent unasked of what follows a VM: so there is some to come when the way breaks."""
 REQUIRED = CopyOptions(postcopy=Postcopy.REQUIRED)
 WANTED = 0.0
 """Seconds of pause: none is short enough, however quick this machine copies."""
@@ -101,11 +105,38 @@ async def test_a_vm_that_writes_faster_than_any_copy_moves_by_postcopy_and_lacks
         bench.events.clear()
 
 
+class OtherWays:
+    """Connections that are there when the one before is broken: so many."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._ends: asyncio.Queue[Channel] = asyncio.Queue()
+        self.made: list[Channel] = []
+
+    async def at_source(self) -> Channel:
+        if not self._left:
+            raise HypervisorError("the agent of server2 cannot be reached")
+        self._left -= 1
+        here, there = await channel_pair()
+        self.made.append(here)
+        self._ends.put_nowait(there)
+        return here
+
+    async def at_target(self) -> Channel:
+        return await self._ends.get()
+
+
 async def moving(
-    bench: QemuBench, source: QemuMachine, target: QemuMachine, at: dict[type, Callable[[Channel], None]]
+    bench: QemuBench,
+    source: QemuMachine,
+    target: QemuMachine,
+    at: dict[type, Callable[[Channel], None]],
+    again: "OtherWays | None" = None,
 ) -> tuple[object, object]:
     """What comes of the two ends of a migration by post-copy; `at` an event something is done."""
     here, there = await channel_pair()
+    if again is not None:
+        here.again, there.again = again.at_source, again.at_target
 
     def hear(event: Event) -> None:
         bench.events.append(event)
@@ -134,6 +165,47 @@ async def test_a_vm_whose_rest_does_not_come_ends_at_the_target_and_never_runs_a
     assert await source.state() is RunState.MOVED
     with pytest.raises(HypervisorError):
         await source.execute("cont")
+
+
+@pytest.mark.parametrize("breaks", [1, 2])
+async def test_a_way_that_breaks_in_the_middle_costs_the_vm_nothing_where_there_is_another(
+    bench: QemuBench, breaks: int
+) -> None:
+    source = await writing(bench)
+    target = await bench.target()
+    await target.expect_postcopy()
+    await source.execute("migrate-set-parameters", max_postcopy_bandwidth=SLOWLY)
+    ways, left = OtherWays(breaks), 1
+
+    def broken(_: Channel) -> None:
+        nonlocal left
+        if ways.made and left < breaks:
+            left += 1
+            ways.made[-1].abort()
+
+    at = {RunsElsewhere: Channel.abort, Copying: broken}
+    went, came = await moving(bench, source, target, at, ways)
+    assert (isinstance(came, float), isinstance(went, MigrationResult)) == (True, True), (came, went)
+    assert len(ways.made) == breaks, "nothing was left to come"
+    assert await source.state() is RunState.MOVED
+    await source.quit()
+    await all_is_right(target)
+
+
+async def test_a_vm_for_which_there_is_no_other_way_in_time_has_crashed(
+    bench: QemuBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovering, "AGAIN_LIMIT", 2.0)
+    source = await writing(bench)
+    target = await bench.target()
+    await target.expect_postcopy()
+    await source.execute("migrate-set-parameters", max_postcopy_bandwidth=SLOWLY)
+    went, came = await moving(bench, source, target, {RunsElsewhere: Channel.abort}, OtherWays(0))
+    assert isinstance(went, HandedOverError) and "cannot be reached" in str(went), went
+    assert isinstance(came, HandedOverError) and "no other way" in str(came), came
+    (end,) = (event for event in bench.events if isinstance(event, Exited))
+    assert end.how is Ending.CRASHED
+    assert await source.state() is RunState.MOVED
 
 
 async def test_a_vm_that_never_ran_at_the_target_is_resumed_at_the_source_as_it_was(bench: QemuBench) -> None:

@@ -4,9 +4,10 @@ the end of what they wait at."""
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from retinue.host.errors import HostError
 from retinue.hypervisor.errors import HypervisorError
 
 T = TypeVar("T")
@@ -77,3 +78,25 @@ async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
         except asyncio.CancelledError:
             if task.cancelled():
                 raise
+
+
+class Beside:
+    """Work that goes on beside other work; `fail` is told why it has failed."""
+
+    def __init__(self, fail: Callable[[str], None]) -> None:
+        self._fail = fail
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        async def do() -> None:
+            try:
+                await work
+            except HostError as error:
+                self._fail(str(error))
+
+        self._tasks.append(asyncio.create_task(do(), name=name))
+
+    async def end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

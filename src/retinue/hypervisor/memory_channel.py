@@ -36,6 +36,9 @@ class Channel:
         self._writer = writer
         self.compress = False
         """Compress the memory that is sent, where that makes it smaller."""
+        self.again: Callable[[], Awaitable[Channel]] | None = None
+        """Another connection to the same other end, for who has to go on when this one is broken. Raises
+        HypervisorError: there is none, or not yet."""
         self.before_memory: Callable[[], Awaitable[None]] | None = None
         """Done before the first of the memory is received; what it raises `receive` does."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from retinue.hypervisor.errors import HypervisorError
 from retinue.socket_addresses import LONGEST_PATH, fits
 
-SUFFIXES = (".console", ".shell", ".qmp", ".log", ".json", ".new", ".nbd")
+SUFFIXES = (".console", ".shell", ".qmp", ".log", ".json", ".new", ".nbd", ".rest")
 COPY = ".copy"
 """And this one, with the number of a disk."""
 
@@ -35,6 +35,11 @@ class MachineFiles:
     def nbd(self) -> Path:
         """Socket by which a target's disks are written, while it waits for its memory."""
         return self.note.with_suffix(".nbd")
+
+    @property
+    def rest(self) -> Path:
+        """Socket by which the rest of its memory comes, when the way of its first part is broken."""
+        return self.note.with_suffix(".rest")
 
     def copy_of(self, disk: int) -> Path:
         """Socket by which a source copies this disk to its migration's target."""

@@ -92,6 +92,10 @@ class FakeQemu:
                 return {"enabled": self.kvm, "present": True}
             case "query-memory-size-summary":
                 return {"base-memory": self.ram}
+            case "migrate" if arguments.get("resume"):
+                assert self._end is not None
+                self._tell("MIGRATION", status="postcopy-recover")
+                self._sending = asyncio.create_task(self._send_rest(self._end))
             case "migrate":
                 self._sending = asyncio.create_task(self._send())
             case "migrate-start-postcopy":
@@ -154,6 +158,10 @@ class FakeQemu:
         assert self._sending is not None
         self._sending.cancel()
         self._tell("MIGRATION", status="postcopy-paused")
+
+    def complete(self) -> None:
+        """All of its memory has gone over."""
+        self._tell("MIGRATION", status="completed")
 
     def _look(self) -> None:
         self.looks += 1

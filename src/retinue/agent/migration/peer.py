@@ -88,6 +88,9 @@ class Transfer:
         """By domain: the same for migrations from and to there. Whose agent a certificate says it is, it says
         of one domain only, whose authority is the one that each of these believes."""
         self._expected: dict[str, tuple[str, asyncio.Future[Channel]]] = {}
+        self._arrived: dict[str, asyncio.Queue[Channel]] = {}
+        """By migration: the connection that was let in, and nobody has taken yet."""
+        self._latest: dict[str, Channel] = {}
         self._take_disk: dict[str, TakeDisk] = {}
         """By migration: to whom a connection with the content of a disk is handed."""
         self._pending = PendingConnections(MOST_STRANGERS, self._reject)
@@ -136,12 +139,32 @@ class Transfer:
         """Accept this migration, from this server, and before it the VM's disks."""
         self._take_disk[migration] = take_disk
         self._expected[migration] = (source, asyncio.get_running_loop().create_future())
+        self._arrived[migration] = asyncio.Queue()
 
     async def arrival(self, migration: str) -> Channel:
         return await self._expected[migration][1]
 
+    async def another_arrival(self, migration: str) -> Channel:
+        """The same, when that connection is broken: its source connects once more. HypervisorError."""
+        if migration not in self._arrived:
+            raise HypervisorError("the migration is over")
+        return await self._arrived[migration].get()
+
+    def _let_in_again(self, migration: str, channel: Channel) -> None:
+        """In place of the connection before, which its source has given up."""
+        arrived = self._arrived[migration]
+        while not arrived.empty():
+            arrived.get_nowait().abort()
+        self._latest[migration].abort()
+        self._latest[migration] = channel
+        arrived.put_nowait(channel)
+
     def forget(self, migration: str) -> None:
         self._expected.pop(migration, None)
+        self._latest.pop(migration, None)
+        if (arrived := self._arrived.pop(migration, None)) is not None:
+            while not arrived.empty():
+                arrived.get_nowait().abort()
         self._take_disk.pop(migration, None)
         for other in self.domains.values():
             other.forget(migration)
@@ -161,8 +184,9 @@ class Transfer:
                 peer = self._peer(writer)  # A manager publishes, and brings no migration.
             source, waiting = self._expected.get(str(hello.get("migration")), ("", None))
             disk = hello.get("disk") if hello["type"] == "disk" else None
-            begins = hello["type"] == "migrate" or isinstance(disk, int)
-            if not begins or waiting is None or (disk is None and waiting.done()):
+            again = hello["type"] == "again" and waiting is not None and waiting.done()
+            begins = hello["type"] == "migrate" or isinstance(disk, int) or again
+            if not begins or waiting is None or (disk is None and not again and waiting.done()):
                 raise _NotLetInError(Rejection.NOT_EXPECTED, "no such migration is expected")
             if (peer is not None and source not in peer) or hello.get("source") != source:
                 shown = hello.get("source") if peer is None else ", ".join(peer)
@@ -174,12 +198,16 @@ class Transfer:
                 await take_disk(disk, channel)
                 await channel.close()
                 return
+            if again and hello["migration"] in self._latest:
+                self._let_in_again(str(hello["migration"]), channel)
+                return
             if disk is not None or waiting.done():
                 raise _NotLetInError(Rejection.CALLED_OFF, "the migration has been called off")
         except (HypervisorError, TimeoutError) as error:
             self._reject(peer_name(writer.transport), str(error), _reason(error))
             await channel.close()
             return
+        self._latest[str(hello["migration"])] = channel
         waiting.set_result(channel)
 
     # ---- the source ----
@@ -187,6 +215,10 @@ class Transfer:
     async def connect(self, address: str, migration: str, target: str) -> Channel:
         """Bring a migration to the target's agent. Raises HypervisorError."""
         return await self._connect(address, migration, target, type="migrate")
+
+    async def connect_again(self, address: str, migration: str, target: str) -> Channel:
+        """Go on with one whose connection is broken. Raises HypervisorError."""
+        return await self._connect(address, migration, target, type="again")
 
     async def connect_disk(self, address: str, migration: str, target: str, disk: int) -> Channel:
         """Bring it the content of one of the VM's disks. Raises HypervisorError."""

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import structlog
@@ -99,7 +100,9 @@ class SourceEnd:
             id, target, far = migration.id, migration.target, migration.far
             if far is not None:
                 id, target = far.migration, far.server
-            channel = await self._transfer.towards(far).connect(migration.memory_at, id, target)
+            transfer = self._transfer.towards(far)
+            channel = await transfer.connect(migration.memory_at, id, target)
+            channel.again = partial(transfer.connect_again, migration.memory_at, id, target)
             stays = False
             more: dict[str, Any] = {}
             if self._authority.prepares_source:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -111,7 +112,9 @@ class TargetEnd:
                 self._learn(vm, RanHere(migration.id, event.at))
 
         try:
-            channel = await self._transfer.towards(migration.far).arrival(migration.id)
+            transfer = self._transfer.towards(migration.far)
+            channel = await transfer.arrival(migration.id)
+            channel.again = partial(transfer.another_arrival, migration.id)
             # It comes when every switch has confirmed the VM's entries. This server's may have frames for it
             # dropped by its cache all the same, as long as that does not follow.
             channel.before_memory = self._switch.until_followed

@@ -1,8 +1,10 @@
 """A QEMU of ours as what copies its memory in passes (`hypervisor.passes`), asked by QMP."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from retinue.core.migration.precopy import may_look_again
+from retinue.host.errors import HostError
 from retinue.hypervisor.passes import UNBOUNDED_DOWNTIME, Progress
 from retinue.hypervisor.qemu.machine import QemuMachine
 
@@ -33,6 +35,11 @@ class QemuCopier:
     def vm(self) -> str:
         return self._machine.spec.id
 
+    async def version(self) -> tuple[int, int, int]:
+        """Of QEMU: major, minor, micro."""
+        found = (await self._machine.execute("query-version"))["qemu"]
+        return found["major"], found["minor"], found["micro"]
+
     async def prepare(self, version: Sequence[int]) -> bool:
         """Whether there can be several passes; have QEMU slow a VM down then that writes too much."""
         enabled = (await self._machine.execute("query-kvm"))["enabled"]
@@ -51,6 +58,14 @@ class QemuCopier:
             remaining=int(ram.get("remaining", 0)),
             mbps=float(ram.get("mbps", 0.0)),
         )
+
+    async def statistics(self) -> dict[str, Any]:
+        """What QEMU knows of the copy, if it still answers: the VM has left it."""
+        try:
+            found: dict[str, Any] = (await self._machine.execute("query-migrate")).get("ram", {})
+        except HostError:
+            return {}
+        return found
 
     async def set_downtime_limit(self, milliseconds: int) -> None:
         await self._machine.execute("migrate-set-parameters", downtime_limit=milliseconds)

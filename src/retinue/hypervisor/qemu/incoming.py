@@ -19,7 +19,7 @@ from retinue.hypervisor.aio import close_socket, run_to_completion, unless
 from retinue.hypervisor.errors import HandedOverError, HypervisorError
 from retinue.hypervisor.interface import OnEvent, Resumed, RunState
 from retinue.hypervisor.memory_channel import Channel
-from retinue.hypervisor.qemu import nbd_export
+from retinue.hypervisor.qemu import nbd_export, recovering
 from retinue.hypervisor.qemu.machine import EXITED, EventQueue, QemuMachine, event_time
 from retinue.hypervisor.rest_of_memory import STALL_LIMIT
 
@@ -42,7 +42,7 @@ async def run_incoming(machine: QemuMachine, channel: Channel, on_event: OnEvent
     try:
         with machine.events_into(incoming.events):
             await incoming.open()
-            tasks.append(asyncio.create_task(incoming.answer(), name=f"answers of {machine.spec.id}"))
+            incoming.begin_to_answer()
             await incoming.until_it_may_run()
             await nbd_export.close_disks(machine)
             # A VM that has been told to run is not called off.
@@ -57,7 +57,7 @@ async def run_incoming(machine: QemuMachine, channel: Channel, on_event: OnEvent
         told = False
         if not incoming.ran:  # else it may have run, and the source must not run it again
             with contextlib.suppress(HostError):
-                await channel.send_message("failed", reason=str(error) or "it was called off")
+                await incoming.channel.send_message("failed", reason=str(error) or "it was called off")
                 told = True
         elif isinstance(error, Exception):
             raise HandedOverError(f"VM {machine.spec.id} had been told to run: {error}") from error
@@ -69,7 +69,7 @@ async def run_incoming(machine: QemuMachine, channel: Channel, on_event: OnEvent
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         incoming.close()
-        await _hang_up(channel, told)
+        await _hang_up(incoming.channel, told)
 
 
 async def _hang_up(channel: Channel, told: bool) -> None:
@@ -85,7 +85,7 @@ async def _hang_up(channel: Channel, told: bool) -> None:
 class _Incoming:
     def __init__(self, machine: QemuMachine, channel: Channel) -> None:
         self._machine = machine
-        self._channel = channel
+        self.channel = channel
         self._into, self._theirs = socket.socketpair()
         self._into.setblocking(False)
         self.events: EventQueue = asyncio.Queue()
@@ -95,6 +95,11 @@ class _Incoming:
         self._failed: asyncio.Future[str] = loop.create_future()
         self._rest: asyncio.Task[None] | None = None
         """Takes in what comes when the VM was handed over already."""
+        self._answering: asyncio.Task[None] | None = None
+        self._paused = asyncio.Event()
+        """QEMU says that the rest does not come."""
+        self._broken: asyncio.Future[str] = loop.create_future()
+        """Why it does not, where it may come by another way."""
         self._told: asyncio.Task[Any] | None = None
         """QEMU, to run the VM."""
         self.ran = False
@@ -109,7 +114,10 @@ class _Incoming:
                 case "MIGRATION", "failed":
                     self._fail("its QEMU cannot load what came")
                 case "MIGRATION", "postcopy-paused":
-                    self._fail("the rest of its memory does not come any more")
+                    self._paused.set()
+                    self._break("the rest of its memory does not come any more")
+                case "MIGRATION", "postcopy-recover" | "postcopy-active":
+                    self._paused.clear()
                 case "RESUME", _ if not self._running.done():
                     self._running.set_result(event_time(event))
                 case name, _ if name == EXITED:
@@ -118,6 +126,13 @@ class _Incoming:
     def _fail(self, reason: str) -> None:
         if not self._failed.done():
             self._failed.set_result(reason)
+
+    def _break(self, reason: str) -> None:
+        """No more comes this way. Before the VM runs here its source has it."""
+        if not self.ran or self.channel.again is None:
+            self._fail(reason)
+        elif not self._broken.done():
+            self._broken.set_result(reason)
 
     async def open(self) -> None:
         await self._machine.set_capability("events", True)
@@ -150,30 +165,48 @@ class _Incoming:
 
     async def say_that_it_runs(self, at: float) -> None:
         try:
-            await self._channel.send_message("running", at=at)
+            await self.channel.send_message("running", at=at)
         except HostError as error:
             log.warning("migration.source_not_informed", vm=self._machine.spec.id, error=str(error))
 
     async def until_all_has_come(self) -> None:
         """Nothing to wait for but in post-copy. Raises HypervisorError: it will not come."""
-        if self._rest is not None:
-            await unless(self._failed, asyncio.shield(self._loaded))
-            # The source has to hear of it, and says then that it has nothing more.
-            await asyncio.wait({self._rest}, timeout=LAST_WORD_LIMIT)
+        if self._rest is None:
+            return
+        while True:
+            watched: set[asyncio.Future[Any]] = {self._loaded, self._broken}
+            await unless(self._failed, asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED))
+            if self._loaded.done():
+                break
+            await self._go_on_by_another_way(self._broken.result())
+        # The source has to hear of it, and says then that it has nothing more.
+        await asyncio.wait({self._rest}, timeout=LAST_WORD_LIMIT)
+
+    async def _go_on_by_another_way(self, why: str) -> None:
+        log.warning("migration.way_broken", vm=self._machine.spec.id, reason=why)
+        self.close()
+        again = recovering.at_target(self._machine, self.channel, self._paused)
+        self.channel, self._into = await unless(self._failed, again)
+        self._broken = asyncio.get_running_loop().create_future()
+        self.begin_to_answer()
+        self._rest = asyncio.create_task(self._receive_rest(), name=f"rest of {self._machine.spec.id}")
 
     def why_it_ends(self, error: BaseException) -> str:
         if self._rest is None or not self.ran:
             return ""
         return f"it ran by post-copy, with some of its memory still at the source: {error}"
 
-    async def answer(self) -> None:
+    def begin_to_answer(self) -> None:
+        self._answering = asyncio.create_task(self._answer(), name=f"answers of {self._machine.spec.id}")
+
+    async def _answer(self) -> None:
         """Bring QEMU's questions for memory to the source: there are none but in post-copy."""
         with contextlib.suppress(OSError, HostError):  # Who takes the memory in sees it, too.
             while nbytes := await asyncio.get_running_loop().sock_recv(self._into, READ_BYTES):
-                await self._channel.send_memory(nbytes)
+                await self.channel.send_memory(nbytes)
 
     def close(self) -> None:
-        for task in (self._rest, self._told):
+        for task in (self._rest, self._told, self._answering):
             if task is not None:
                 task.cancel()
         close_socket(self._into)
@@ -183,14 +216,14 @@ class _Incoming:
     async def _receive(self) -> bool:
         """Receive memory until the VM is handed over; True: with some of its memory still to come."""
         while True:
-            received = await self._channel.receive()
+            received = await self.channel.receive()
             match received:
                 case bytes():
                     await self._take(received)
                 case {"type": "expect", "frames_a_second": int() | float() as rate}:
                     await self._machine.make_room(rate)
                 case {"type": "postcopy"}:
-                    await self._channel.send_message("postcopy", ready=self._machine.expects_postcopy)
+                    await self.channel.send_message("postcopy", ready=self._machine.expects_postcopy)
                 case {"type": "handed_over"}:
                     return received.get("postcopy") is True
                 case other:
@@ -202,14 +235,14 @@ class _Incoming:
         try:
             while received != b"":
                 async with asyncio.timeout(STALL_LIMIT):
-                    received = await self._channel.receive()
+                    received = await self.channel.receive()
                 if isinstance(received, dict):
                     raise HypervisorError(f"the source says {received['type']!r} in the middle of the memory")
                 await self._take(received)
         except TimeoutError:
             self._fail(f"nothing of it has come for {STALL_LIMIT:.0f} s")
         except HostError as error:
-            self._fail(str(error))
+            self._break(str(error))
 
     async def _take(self, nbytes: bytes) -> None:
         try:

@@ -222,11 +222,13 @@ class QemuMachine:
             command, {name.replace("_", "-"): value for name, value in arguments.items()}
         )
 
-    async def command(self, command: str, arguments: dict[str, Any]) -> Any:
-        """The same, with arguments whose names are QEMU's."""
+    async def command(self, command: str, arguments: dict[str, Any], *, out_of_band: bool = False) -> Any:
+        """The same, with arguments whose names are QEMU's. `out_of_band`: it answers even where nothing else
+        is answered."""
+        how = {"oob": True} if out_of_band else {}
         try:
             async with asyncio.timeout(COMMAND_LIMIT):
-                return await self._qmp.execute(command, arguments or None)
+                return await self._qmp.execute(command, arguments or None, **how)
         except TimeoutError as error:
             raise self._error(f"no answer to {command} within {COMMAND_LIMIT:.0f} s") from error
         except ExecuteError as error:

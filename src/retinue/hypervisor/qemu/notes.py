@@ -105,7 +105,7 @@ def names_in(folder: Path) -> set[str]:
 def remove_sockets(files: MachineFiles) -> None:
     """QEMU removes its sockets itself, unless it was killed; an agent that was killed has left its own."""
     copies = [path for path in files.note.parent.glob(f"*{COPY}*") if path.stem == files.name]
-    for path in (files.shell, files.observer, files.nbd, *copies):
+    for path in (files.shell, files.observer, files.nbd, files.rest, *copies):
         path.unlink(missing_ok=True)
 
 

@@ -20,8 +20,6 @@ Without `divert` QEMU goes through to the end by itself, as it would for any hyp
 
 import asyncio
 import time
-from collections.abc import Coroutine
-from typing import Any
 
 import structlog
 
@@ -35,8 +33,8 @@ from retinue.core.migration.copying import (
 )
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.host.errors import HostError
-from retinue.hypervisor.aio import both, first_of, run_to_completion, unless, value
-from retinue.hypervisor.errors import HandedOverError, HypervisorError
+from retinue.hypervisor.aio import Beside, both, first_of, run_to_completion, unless, value
+from retinue.hypervisor.errors import HandedOverError, HypervisorError, reason_of
 from retinue.hypervisor.interface import (
     Divert,
     MigrationResult,
@@ -47,11 +45,11 @@ from retinue.hypervisor.interface import (
 )
 from retinue.hypervisor.memory_channel import Channel
 from retinue.hypervisor.passes import UNBOUNDED_DOWNTIME, Passes
-from retinue.hypervisor.qemu import postcopy
+from retinue.hypervisor.qemu import postcopy, recovering
 from retinue.hypervisor.qemu.copier import QemuCopier, downtime_limit
 from retinue.hypervisor.qemu.machine import EXITED, EventQueue, QemuMachine, QMPEvent, event_time
 from retinue.hypervisor.qemu.mirrors import Mirrors
-from retinue.hypervisor.qemu.undoing import as_before
+from retinue.hypervisor.qemu.undoing import as_before, let_qemu_answer
 from retinue.hypervisor.rest_of_memory import STEP, send_the_rest
 from retinue.hypervisor.throttle import LARGEST_STEP, SMALLEST_STEP, Throttle
 
@@ -85,7 +83,7 @@ async def run_outgoing(
                 clock.reschedule(asyncio.get_running_loop().time() + limit)
                 return await outgoing.run()
         except BaseException as error:
-            reason = _reason(error, limit)
+            reason = reason_of(error, limit)
             if outgoing.handed_over:
                 outgoing.keep_what_may_be_given_back()
                 if isinstance(error, (HostError, TimeoutError)):
@@ -94,8 +92,8 @@ async def run_outgoing(
                     ) from error
                 raise
             watching.cancel()
-            nobody = outgoing.let_qemu_answer()
-            await run_to_completion(outgoing.end_what_goes_on_beside())
+            nobody = let_qemu_answer(outgoing.throttle, in_postcopy=outgoing.in_postcopy)
+            await run_to_completion(outgoing.beside.end())
             await run_to_completion(as_before(machine, reason, on_event, outgoing.mirrors))
             nobody.cancel()
             if isinstance(error, (HostError, TimeoutError)):
@@ -104,9 +102,9 @@ async def run_outgoing(
         finally:
             watching.cancel()
             outgoing.close()
-            await outgoing.end_what_goes_on_beside()
+            await outgoing.beside.end()
             await outgoing.mirrors.close()
-            await channel.close()
+            await outgoing.channel.close()
 
 
 class _Outgoing:
@@ -121,7 +119,7 @@ class _Outgoing:
         open_disk: OpenDisk | None,
     ) -> None:
         self._machine = machine
-        self._channel = channel
+        self.channel = channel
         self._on_event = on_event
         self._divert = divert
         self._taps = machine.spec.ports
@@ -132,6 +130,10 @@ class _Outgoing:
         self._completed: asyncio.Future[None] = loop.create_future()
         self._failed: asyncio.Future[str] = loop.create_future()
         self._in_postcopy: asyncio.Future[None] = loop.create_future()
+        self._paused = asyncio.Event()
+        """QEMU says that its stream is broken, with some of the memory to come."""
+        self._broken: asyncio.Future[str] = loop.create_future()
+        """Why no more of it goes this way; or why it has failed."""
         self._options = options
         self._answers: postcopy.Answers | None = None
         self._hearing: asyncio.Task[None] | None = None
@@ -144,8 +146,7 @@ class _Outgoing:
         self._begun = self._stopping = False
         """The memory is copied; QEMU may stop the VM. Before, what is left of another copy is cleared."""
         self.mirrors = Mirrors(machine, open_disk, on_event)
-        self._side: list[asyncio.Task[None]] = []
-        """What goes on beside the copy; it fails the migration."""
+        self.beside = Beside(self._fail)
         self.handed_over = False
 
     async def run(self) -> MigrationResult:
@@ -170,15 +171,15 @@ class _Outgoing:
                 await unless(self._failed, value(passing))
             finally:
                 passing.cancel()
-        await self._channel.send_memory(b"")
+        await self.channel.send_memory(b"")
         await unless(self._failed, value(self._completed))
         return await self._result(began, await self._hand_over())
 
     async def _hand_over(self, **how: bool) -> float:
         """Tell the target that the VM is its own; returns since when it runs there."""
         self.handed_over = True
-        await self._channel.send_message("handed_over", **how)
-        answer = await (self._channel.receive_message() if self._answers is None else self._answers.message())
+        await self.channel.send_message("handed_over", **how)
+        answer = await (self.channel.receive_message() if self._answers is None else self._answers.message())
         if answer["type"] != "running":
             # The target's own message, and the only one that gives the VM back: it never ran there.
             self.handed_over = False
@@ -186,7 +187,7 @@ class _Outgoing:
         return float(answer["at"])
 
     async def _result(self, began: float, resumed_at: float) -> MigrationResult:
-        ram = await self._statistics()
+        ram = await self._copier.statistics()
         return MigrationResult(
             stopped_at=await self._stopped,
             resumed_at=resumed_at,
@@ -194,14 +195,6 @@ class _Outgoing:
             transferred=ram.get("transferred", 0),
             passes=ram.get("dirty-sync-count", 0),
         )
-
-    async def _statistics(self) -> dict[str, Any]:
-        """What the source knows of the copy, if it still answers: the VM has left it."""
-        try:
-            found: dict[str, Any] = (await self._machine.execute("query-migrate")).get("ram", {})
-        except HostError:
-            return {}
-        return found
 
     async def watch(self) -> None:
         """Sort QEMU's events, for ever."""
@@ -217,13 +210,16 @@ class _Outgoing:
                     self.throttle.release_qemu_end()
                 self._on_event(Stopped(self._machine.spec.id, event_time(event)))
             case "MIGRATION", "pre-switchover":
-                self._beside(self._hand_disks_over(), "the disks are handed over")
+                self.beside.begin(self._hand_disks_over(), "the disks are handed over")
             case "MIGRATION", "completed" if not self._completed.done():
                 self._completed.set_result(None)
             case "MIGRATION", "postcopy-active" if not self._in_postcopy.done():
                 self._in_postcopy.set_result(None)
             case "MIGRATION", "postcopy-paused":
-                self._fail("the way to the target is broken, with some of the memory still to go over")
+                self._paused.set()
+                self._break("the way to the target is broken, with some of the memory still to go over")
+            case "MIGRATION", "postcopy-recover":
+                self._paused.clear()
             case "MIGRATION", "failed" | "cancelled" | "cancelling":
                 self._fail("the source gave up")
             case name, _ if name == EXITED:
@@ -240,29 +236,23 @@ class _Outgoing:
                 await unless(self._failed, self.mirrors.until_ready())
         except TimeoutError as error:
             raise HypervisorError(f"its disks are not copied within {limit:.0f} s") from error
-        self._beside(self.mirrors.watch(), "the disks stay the same")
-
-    async def end_what_goes_on_beside(self) -> None:
-        for task in self._side:
-            task.cancel()
-        await asyncio.gather(*self._side, return_exceptions=True)
+        self.beside.begin(self.mirrors.watch(), "the disks stay the same")
 
     async def _hand_disks_over(self) -> None:
         await self.mirrors.finish()
         await self._machine.execute("migrate-continue", state="pre-switchover")
 
-    def _beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        async def do() -> None:
-            try:
-                await work
-            except HostError as error:
-                self._fail(str(error))
-
-        self._side.append(asyncio.create_task(do(), name=f"{self._machine.spec.id}: {name}"))
-
     def _fail(self, reason: str) -> None:
-        if not self._failed.done():
-            self._failed.set_result(reason)
+        for future in (self._failed, self._broken):
+            if not future.done():
+                future.set_result(reason)
+
+    def _break(self, reason: str) -> None:
+        """Nothing more goes this way; the VM may run at the target already, and then go on by another."""
+        if not self._runs_there or self.channel.again is None:
+            self._fail(reason)
+        elif not self._broken.done():
+            self._broken.set_result(reason)
 
     async def _prepare(self) -> None:
         machine, throttle = self._machine, self.throttle
@@ -270,13 +260,11 @@ class _Outgoing:
         await machine.set_capability("pause-before-switchover", bool(self.mirrors))
         await machine.set_capability(postcopy.CAPABILITY, False)
         how = Postcopy.NEVER if self._divert is None or self.mirrors else self._options.postcopy
-        if await postcopy.agree(machine, self._channel, how):
-            self._answers = postcopy.Answers(self._channel, throttle)
-            self._hearing = asyncio.create_task(self._answers.hear(), name=f"answers about {machine.spec.id}")
+        if await postcopy.agree(machine, self.channel, how):
+            self._hear()
         else:
             self._passes.never_by_postcopy()
-        found = (await machine.execute("query-version"))["qemu"]
-        version = (found["major"], found["minor"], found["micro"])
+        version = await self._copier.version()
         self._converges_at = downtime_limit(version)
         await machine.execute(
             "migrate-set-parameters",
@@ -295,7 +283,7 @@ class _Outgoing:
     async def _make_room(self, began: float) -> None:
         """Let the target know how much the VM is sent, for all of it will have to wait there."""
         given = self._machine.frames_given() - self._frames_before
-        await self._channel.send_message(
+        await self.channel.send_message(
             "expect", frames_a_second=given / max(time.time() - began, LEAST_SECONDS)
         )
 
@@ -326,15 +314,51 @@ class _Outgoing:
             resumed_at = await unless(self._failed, self._hand_over(postcopy=True))
             self._runs_there = True
             self._on_event(RunsElsewhere(machine.spec.id, resumed_at))
-            ended = (passing, self._completed, self._failed)
-            await run_to_completion(
-                send_the_rest(self._copier, self.throttle, *ended, self._passes.number + 1, self._on_event)
-            )
-            await self._channel.send_memory(b"")
+            await run_to_completion(self._send_the_rest(passing))
             return resumed_at
         finally:
             passing.cancel()
             await asyncio.gather(passing, return_exceptions=True)
+
+    async def _send_the_rest(self, passing: "asyncio.Task[None]") -> None:
+        """The same, by as many ways as it takes. Raises HypervisorError: it will not go over."""
+        while True:
+            ended = (passing, self._completed, self._broken)
+            try:
+                await send_the_rest(
+                    self._copier, self.throttle, *ended, self._passes.number + 1, self._on_event
+                )
+                break
+            except HostError as error:
+                if self._failed.done() or self._completed.done() or self.channel.again is None:
+                    raise
+                log.warning("migration.way_broken", vm=self._machine.spec.id, reason=str(error))
+            finally:
+                passing.cancel()
+            self.close()
+            again = asyncio.create_task(recovering.at_source(self._machine, self.channel, self._paused))
+            try:
+                await unless(self._failed, first_of(again, self._completed))
+            finally:
+                goes_on = again.done()
+                again.cancel()
+            if not goes_on:  # All of it had gone over, and the target has hung up for that.
+                return
+            self.channel, self.throttle = again.result()
+            self._broken = asyncio.get_running_loop().create_future()
+            self._hear()
+            passing = asyncio.create_task(self._pass_on(STEP), name=f"memory of {self._machine.spec.id}")
+        await self.channel.send_memory(b"")
+
+    def _hear(self) -> None:
+        """Take in what comes from the target, from now on."""
+        self._answers = postcopy.Answers(self.channel, self.throttle)
+        self._hearing = asyncio.create_task(self._answers.hear(), name="answers of the target")
+        self._hearing.add_done_callback(self._has_hung_up)
+
+    def _has_hung_up(self, _: object) -> None:
+        if self._runs_there:
+            self._break("the target has hung up")
 
     async def _drained(self, divert: Divert) -> None:
         await self._machine.drain(await divert(self._taps))
@@ -354,13 +378,10 @@ class _Outgoing:
             self._machine.kept.append(self.throttle)
             self.throttle.keep_open()
 
-    def let_qemu_answer(self) -> "asyncio.Future[Any]":
-        """QEMU may wait for a reader, and answers nobody meanwhile: now it finds that there is none. In
-        post-copy it must find one: see `postcopy`."""
-        if self._stopping and self._passes.to_postcopy:
-            return asyncio.ensure_future(self.throttle.read_for_nobody())
-        self.throttle.close()
-        return asyncio.get_running_loop().create_future()
+    @property
+    def in_postcopy(self) -> bool:
+        """QEMU may have been told to begin with it."""
+        return self._stopping and self._passes.to_postcopy
 
     def close(self) -> None:
         if self._hearing is not None:
@@ -376,10 +397,4 @@ class _Outgoing:
     async def _pass_on(self, step: int = LARGEST_STEP) -> None:
         """Pass on all that is left of the stream."""
         while chunk := await self.throttle.read(step):
-            await self._channel.send_memory(chunk)
-
-
-def _reason(error: BaseException, limit: float) -> str:
-    if isinstance(error, TimeoutError):
-        return f"not done within {limit:.0f} s"
-    return "it was called off" if isinstance(error, asyncio.CancelledError) else str(error)
+            await self.channel.send_memory(chunk)

@@ -11,6 +11,7 @@ from retinue.hypervisor.interface import MigrationFailed, OnEvent, RunState
 from retinue.hypervisor.qemu.copier import ENDED
 from retinue.hypervisor.qemu.machine import QemuMachine
 from retinue.hypervisor.qemu.mirrors import Mirrors
+from retinue.hypervisor.throttle import Throttle
 
 RECOVERY_LIMIT = 14.0
 
@@ -39,3 +40,12 @@ async def as_before(machine: QemuMachine, reason: str, on_event: OnEvent, mirror
         log.error("migration.source_not_resumed", vm=machine.spec.id, error=str(error))
     await mirrors.undo()
     on_event(MigrationFailed(machine.spec.id, time.time(), reason, source_runs=runs, queued_frames=waited))
+
+
+def let_qemu_answer(throttle: Throttle, *, in_postcopy: bool) -> "asyncio.Future[None]":
+    """QEMU may wait for a reader, and answers nobody meanwhile: now it finds that there is none. In post-copy
+    it must find one: see `postcopy`."""
+    if in_postcopy:
+        return asyncio.ensure_future(throttle.read_for_nobody())
+    throttle.close()
+    return asyncio.get_running_loop().create_future()

@@ -78,6 +78,39 @@ async def test_a_move_comes_in_once(target: Transfer) -> None:
     await come.close()
 
 
+async def test_a_move_whose_connection_is_broken_comes_in_once_more_in_place_of_that(
+    target: Transfer,
+) -> None:
+    target.expect("migration-1", "server1")
+    source = Transfer("server1")
+    with pytest.raises(HostError, match="does not let"):  # It has not come in at all.
+        await source.connect_again(target.address, "migration-1", "server2")
+    here = await source.connect(target.address, "migration-1", "server2")
+    there = await target.arrival("migration-1")
+    with pytest.raises(HostError, match="does not let"):
+        await Transfer("server3").connect_again(target.address, "migration-1", "server2")
+    waiting = asyncio.create_task(target.another_arrival("migration-1"))
+    again = await source.connect_again(target.address, "migration-1", "server2")
+    come = await waiting
+    async with asyncio.timeout(60):
+        with pytest.raises(HostError, match="hung up"):
+            await there.receive()
+    await again.send_message("goes on")
+    assert await come.receive_message() == {"type": "goes on"}
+    unused = [await source.connect_again(target.address, "migration-1", "server2") for _ in range(2)]
+    with pytest.raises(HostError, match="hung up"):
+        await unused[0].receive()
+    target.forget("migration-1")
+    with pytest.raises(HostError, match="hung up"):
+        await unused[1].receive()
+    with pytest.raises(HostError, match="does not let"):
+        await source.connect_again(target.address, "migration-1", "server2")
+    with pytest.raises(HostError, match="is over"):
+        await target.another_arrival("migration-1")
+    for channel in (here, again, come, *unused):
+        await channel.close()
+
+
 async def test_a_move_that_is_off_is_not_let_in(target: Transfer) -> None:
     target.expect("migration-1", "server1")
     waiting = asyncio.create_task(target.arrival("migration-1"))

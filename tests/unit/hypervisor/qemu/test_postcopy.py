@@ -1,7 +1,7 @@
 """Post-copy, with a fake QEMU: when the VM is handed over, what goes on then, and how it is undone."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import pytest
@@ -9,9 +9,10 @@ import pytest
 from retinue.core.migration import copying
 from retinue.core.migration.copying import CopyOptions, Postcopy
 from retinue.core.migration.precopy import WANTED_DOWNTIME
-from retinue.hypervisor import HandedOverError, HypervisorError
+from retinue.hypervisor import HandedOverError, HypervisorError, MigrationResult
 from retinue.hypervisor.interface import Copying, Event, MigrationFailed, RunsElsewhere, Stopped
 from retinue.hypervisor.memory_channel import Channel, channel_pair
+from retinue.hypervisor.qemu import recovering
 from retinue.hypervisor.qemu.outgoing import run_outgoing
 from retinue.hypervisor.qemu.postcopy import CAPABILITY
 from support.fakes.qemu_memory import FakeQemu
@@ -151,6 +152,82 @@ async def test_what_the_target_may_run_is_neither_cancelled_nor_broken_off_here(
     assert stream._ours.fileno() >= 0, "it is open"
     assert not any(isinstance(event, MigrationFailed) for event in told)
     stream.close()
+
+
+async def broken(qemu: FakeQemu, again: Callable[[], Awaitable[Channel]]) -> tuple[Target, Any]:
+    """What comes of a migration whose connection breaks when the VM runs at the target."""
+    qemu.rest_goes.clear()
+    here, there = await channel_pair()
+    here.again = again
+    target = Target(there)
+    taking = asyncio.create_task(target.take())
+
+    def hear(event: Event) -> None:
+        if isinstance(event, RunsElsewhere):
+            there.abort()
+
+    async def divert(taps: Collection[str]) -> bool:
+        qemu.may_stop = True
+        return True
+
+    options = CopyOptions(Postcopy.REQUIRED)
+    going = run_outgoing(qemu, here, hear, divert, options=options)  # type: ignore[arg-type]
+    (came,) = await asyncio.gather(going, return_exceptions=True)
+    taking.cancel()
+    await asyncio.gather(taking, return_exceptions=True)
+    return target, came
+
+
+async def test_when_the_connection_breaks_the_rest_goes_over_by_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recovering, "AGAIN_SECONDS", 0.0)
+    at_source = recovering.at_source
+    qemu = FakeQemu(ODD, list(ALWAYS))
+    here, there = await channel_pair()
+    last = Target(there)
+    last.handed_over = True
+    taking = asyncio.create_task(last.take())
+    tries = ["the agent of server2 cannot be reached", "and still not", ""]
+
+    async def again() -> Channel:
+        if why := tries.pop(0):
+            raise HypervisorError(why)
+        await there.send_message("again")
+        await there.send_memory(b"a page")
+        qemu.rest_goes.set()
+        return here
+
+    async def broken_off(*of: Any) -> Any:
+        qemu.break_off()  # It finds that its stream has ended.
+        return await at_source(*of)
+
+    monkeypatch.setattr(recovering, "at_source", broken_off)
+    target, came = await broken(qemu, again)
+    assert isinstance(came, MigrationResult), came
+    await taking
+    assert (tries, qemu.asked.count("migrate")) == ([], 2)
+    assert last.heard == ["end"]
+    assert target.nbytes + last.nbytes == qemu.sent
+    assert qemu.asked_for, "what the target's QEMU asks for by that reaches the source's"
+
+
+async def test_a_target_that_hangs_up_when_it_has_all_is_asked_for_nothing_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    qemu = FakeQemu(ODD, list(ALWAYS))
+
+    async def completed(*_: object) -> None:
+        qemu.complete()
+        await asyncio.Event().wait()
+
+    async def again() -> Channel:
+        raise AssertionError
+
+    monkeypatch.setattr(recovering, "at_source", completed)
+    _, came = await broken(qemu, again)
+    assert isinstance(came, MigrationResult), came
+    assert qemu.asked.count("migrate") == 1
 
 
 async def test_a_rest_that_cannot_be_sent_is_told_and_the_vm_not_resumed() -> None:
