@@ -12,21 +12,35 @@ import sys
 _SOL_PACKET, _AUXDATA, _IGNORE_OUTGOING, _ALL = 263, 8, 23, 3
 _AUX = struct.Struct("=IIIHHHH")
 _VLAN_VALID = 0x10
-_IPV4, _VLAN, _ICMP, _ECHO = 0x0800, 0x8100, 1, 8
+_IPV4, _IPV6, _VLAN = 0x0800, 0x86DD, 0x8100
+_ICMP, _ECHO, _ICMPV6, _ECHO6 = 1, 8, 58, 128
 
 
 def answer(frame: bytes, vlan: int) -> bytes | None:
-    """The reply to an echo request over IPv4; `frame` is without its tag."""
-    header = 14 + (frame[14] & 15) * 4 if len(frame) > 34 else 0
-    if frame[12:14] != _IPV4.to_bytes(2, "big") or frame[23] != _ICMP or frame[header] != _ECHO:
+    """The reply to an echo request; `frame` is without its tag."""
+    kind = int.from_bytes(frame[12:14], "big")
+    if kind == _IPV4 and len(frame) > 34 and frame[23] == _ICMP:
+        header = 14 + (frame[14] & 15) * 4
+        if frame[header] != _ECHO:
+            return None
+        # The sum of one's complement grows by what its first word has lost (RFC 1624).
+        said = _as(frame[header:], 0, _ECHO << 8)
+        back = frame[14:26] + frame[30:34] + frame[26:30] + frame[34:header]
+    elif kind == _IPV6 and len(frame) > 54 and frame[20] == _ICMPV6 and frame[54] == _ECHO6:
+        said = _as(frame[54:], _ECHO6 + 1, 0xFFFF - (1 << 8))
+        back = frame[14:22] + frame[38:54] + frame[22:38]
+    else:
         return None
-    said = bytearray(frame[header:])
-    said[0] = 0
-    # The sum of one's complement grows by what its first word has lost (RFC 1624).
-    total = int.from_bytes(said[2:4], "big") + (_ECHO << 8)
+    return frame[6:12] + frame[:6] + struct.pack("!HHH", _VLAN, vlan, kind) + back + said
+
+
+def _as(message: bytes, type: int, more: int) -> bytes:
+    """The ICMP message with another type, by which its sum grows by `more`."""
+    said = bytearray(message)
+    said[0] = type
+    total = int.from_bytes(said[2:4], "big") + more
     said[2:4] = ((total & 0xFFFF) + (total >> 16)).to_bytes(2, "big")
-    back = frame[14:26] + frame[30:34] + frame[26:30] + frame[34:header]
-    return frame[6:12] + frame[:6] + struct.pack("!HHH", _VLAN, vlan, _IPV4) + back + bytes(said)
+    return bytes(said)
 
 
 def tag_of(beside: list[tuple[int, int, bytes]]) -> int:
