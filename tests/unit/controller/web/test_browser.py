@@ -11,6 +11,7 @@ import pytest
 
 from retinue.controller.app import Controller
 from retinue.controller.event_ring import EventRing
+from retinue.core.migration import Migration, MigrationState
 from retinue.protocol.events import EventType
 from retinue.protocol.images import HeldImage, ImagesBody, ImageState, SignedManifest, StoreUse
 from retinue.protocol.mobility import ServerReport, VMSize
@@ -51,6 +52,11 @@ return [...document.querySelectorAll(".server")].find((one) => has(box(one)))?.d
 """In whose box a VM is drawn; "" while it is on its way between two."""
 
 
+WAYS = """
+return [...document.querySelectorAll(".over .ways path")].map((way) => getComputedStyle(way).animationName);
+"""
+
+
 async def is_at(page: Browser, vm: str, server: str) -> None:
     await page.until(
         lambda driver: driver.execute_script(PLACE, vm) == f"server {server}", f"{vm} at {server}"
@@ -66,7 +72,7 @@ async def test_a_move_started_by_a_click_is_seen_to_end(served: Served, page: Br
     await page.sees("button", "Cancel this move")
     await page.open(f"{served.url}/#/")
     await page.sees(".under-way", "migration-1")
-    await page.sees(".vm.moves", "vm1")
+    await page.sees(".picture .over .vm.moves", "vm1")
     await is_at(page, "vm1", "server1")
     await served.goes(downtime=0.012)
     await is_at(page, "vm1", "server2")
@@ -108,6 +114,20 @@ async def test_a_server_is_drained_and_its_vm_moves(served: Served, page: Browse
     await page.press("Let it take VMs again")
     await page.sees("button", "Drain this server")
     assert not served.controller.net.drained
+
+
+@pytest.mark.parametrize(("moves", "animation"), [(12, "on"), (13, "none")])
+async def test_of_many_moves_the_ways_stand_still(
+    served: Served, page: Browser, moves: int, animation: str
+) -> None:
+    """Each frame would draw all of them anew."""
+    steps = ((MigrationState.COPYING, served.controller.context.clock()),)
+    for number in range(moves):
+        move = Migration(
+            f"migration-{number}", f"other{number}", "server1", "server2", MigrationState.COPYING, steps
+        )
+        served.controller.events.publish(EventType.MIGRATION_STEP, migration=move)
+    await page.until(lambda driver: driver.execute_script(WAYS) == [animation] * moves, f"{moves} ways")
 
 
 async def test_a_routers_ways_out_are_shown_by_vrf_and_tag(served: Served, page: Browser) -> None:

@@ -8,6 +8,9 @@ import { byName, count, cut } from "./words.js";
 const RACKS = { open: new Set(), all: null }; // What is unfolded, as long as the page is open.
 const TOPICS = ["switches", "servers", "vms", "migrations"];
 const DRAW_MS = 60; // Between two drawings: what moves meanwhile is the browser's own work.
+const REST = 4; // Times as long as a drawing took, at the least, until the next: the rest is the browser's.
+const MOVED_MS = 900; // From when a VM is told where it goes until it is there: style.css has it take 800.
+const MOST_LINES = 12; // Moves told in a line each. Ways of more stand still: each frame would draw them anew.
 const SIGNS = { running: "●", ready: "◐", registered: "○", off: "○", crashed: "✕" };
 
 export function networkView(model) {
@@ -22,15 +25,17 @@ export function networkView(model) {
     el("span", { class: "legend" }, "● runs  ◐ is to start  ○ off or registered  ✕ crashed  ⇄ moves"),
   );
   const view = el("div", { class: "network" }, el("h1", {}, "Network"), tools, moves, picture.node);
-  let due = 0;
+  let [due, took] = [0, 0];
   const update = (topics) => {
     if (topics && !TOPICS.some((topic) => topics.has(topic))) return;
-    if (!due) due = setTimeout(draw, topics ? DRAW_MS : 0);
+    if (!due) due = setTimeout(draw, topics ? Math.max(DRAW_MS, REST * took) : 0);
   };
   const draw = () => {
     due = 0;
+    const began = performance.now();
     showMoves();
     picture.draw();
+    took = performance.now() - began;
   };
   const unfold = (all) => {
     RACKS.all = all;
@@ -41,8 +46,8 @@ export function networkView(model) {
     const found = model.underWay();
     fill(
       moves,
-      ...found.slice(0, 12).map((migration) => moveLine(model, migration)),
-      found.length > 12 ? el("p", {}, `and ${found.length - 12} more`) : null,
+      ...found.slice(0, MOST_LINES).map((migration) => moveLine(model, migration)),
+      found.length > MOST_LINES ? el("p", {}, `and ${found.length - MOST_LINES} more`) : null,
     );
   };
   const resized = new ResizeObserver(() => picture.draw());
@@ -74,22 +79,21 @@ class Picture {
     this.boxes = svg("g");
     this.ways = svg("g", { class: "ways" });
     this.vms = svg("g", { class: "vms" });
-    this.svg = svg(
-      "svg",
-      { role: "group", "aria-label": "Spines, leaves, servers and VMs" },
-      this.cables,
-      this.boxes,
-      this.ways,
-      this.vms,
-    );
-    this.node = el("div", { class: "picture" }, this.svg);
+    this.going = svg("g", { class: "vms" });
+    const label = "Spines, leaves, servers and VMs";
+    this.svg = svg("svg", { role: "group", "aria-label": label }, this.cables, this.boxes, this.vms);
+    // What moves is painted anew for each frame: by itself, for all the rest stands still.
+    const over = { role: "group", "aria-label": "VMs that move", class: "over" };
+    this.over = svg("svg", over, this.ways, this.going);
+    this.node = el("div", { class: "picture" }, this.svg, this.over);
     this.made = new Map();
   }
 
   draw() {
     const width = Math.max(320, Math.floor(this.node.clientWidth) || 1000);
     this.picture = layout(this.model, width, (rack) => this.isOpen(rack));
-    set(this.svg, { width, height: this.picture.height, viewBox: `0 0 ${width} ${this.picture.height}` });
+    const height = this.picture.height;
+    for (const one of [this.svg, this.over]) set(one, { width, height, viewBox: `0 0 ${width} ${height}` });
     this.paint();
   }
 
@@ -103,7 +107,9 @@ class Picture {
     for (const spine of picture.spines) this.switch(used, spine.row, spine.x, spine.y, NODE.width);
     for (const rack of picture.racks) if (sight(rack.y, rack.height)) this.rack(used, picture, rack, sight);
     this.cable(used, picture);
-    for (const migration of this.model.underWay()) this.way(used, picture, migration);
+    const moves = this.model.underWay();
+    set(this.ways, { class: moves.length > MOST_LINES ? "ways many" : "ways" });
+    for (const migration of moves) this.way(used, picture, migration);
     for (const [id, at] of picture.vms) {
       if (sight(at.y, VM_HEIGHT) || this.model.migrationOf(id)) this.vm(used, picture, id, at);
     }
@@ -282,9 +288,10 @@ class Picture {
       const name = svg("text", { x: 6, y: 14 });
       const title = svg("title");
       const node = svg("a", { href: `#/vms/${encodeURIComponent(id)}` }, title, box, name);
-      return { node, box, name, title, leaves: false };
+      return { node, box, name, title, leaves: false, until: 0 };
     });
     part.leaves = false;
+    put(part.node, migration || performance.now() < part.until ? this.going : this.vms);
     const state = migration ? "moves" : at.vm.state;
     set(part.box, { width: at.hidden ? 126 : picture.serverWidth - 12 });
     set(part.node, { class: `vm ${state}`, "aria-label": `VM ${id}, ${state}, at ${at.server.id}` });
@@ -295,7 +302,7 @@ class Picture {
         ? `${id} moves from ${migration.source} to ${migration.target}: ${migration.state}`
         : `${id}: ${state}`,
     );
-    move(part.node, at.x, at.y);
+    if (move(part.node, at.x, at.y)) part.until = performance.now() + MOVED_MS;
   }
 
   /** One that has arrived in a folded rack, or below the last line: it is seen to get there first. */
@@ -311,7 +318,7 @@ class Picture {
         this.made.delete(`vm ${id}`);
         part.node.remove();
       }
-    }, 900);
+    }, MOVED_MS);
   }
 }
 
@@ -333,9 +340,20 @@ export function serverLink(id) {
   return id ? link(`#/servers/${encodeURIComponent(id)}`, id) : "";
 }
 
+/** Whether it was elsewhere. */
 function move(node, x, y) {
   const wanted = `translate(${Math.round(x)}px, ${Math.round(y)}px)`;
-  if (node.style.transform !== wanted) node.style.transform = wanted;
+  const moves = node.style.transform !== wanted;
+  if (moves) node.style.transform = wanted;
+  return moves;
+}
+
+/** Into another layer; what has the focus keeps it. */
+function put(node, layer) {
+  if (node.parentNode === layer) return;
+  const focused = node === document.activeElement;
+  layer.append(node);
+  if (focused) node.focus({ preventScroll: true });
 }
 
 function text(node, words) {
