@@ -333,11 +333,10 @@ class Controller:
                 self._spoofed(switch, message.in_port, reason, message.frame)
 
     def _give_back(self, vm: VM, nic: NIC | None = None) -> None:
-        """The manager removes a VM, or a NIC of it; of a guest its home has the servers, and hears of it."""
-        if vm.home:
-            return
-        self.dhcp.give_back(vm, nic)
-        self.dhcp6.give_back(vm, nic)
+        """The manager removes a VM, or a NIC of it; a guest's DHCP servers are at its home, which does it."""
+        if not vm.home:
+            self.dhcp.give_back(vm, nic)
+            self.dhcp6.give_back(vm, nic)
         self.fip.give_back(vm, nic)
 
     def _may_send_up(self, switch: str, reason: Reason) -> bool:

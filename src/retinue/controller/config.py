@@ -167,7 +167,8 @@ class Config(ConfigTable, frozen=True):
                     raise ModelError(f"domain {domain.id} is given twice")
                 prefixes = tuple(network(prefix) for prefix in domain.prefixes)
                 id = entity_id(domain.id, "a domain")
-                net.put_peer(Peer(id, domain.gateway, domain.tunnel, prefixes, domain.match, domain.names))
+                peer = Peer(id, domain.gateway, domain.tunnel, prefixes, domain.match, domain.names)
+                net.put_peer(replace(peer, storage=domain.storage))
         except ModelError as error:
             raise ConfigError(str(error)) from error
         return net

@@ -215,6 +215,8 @@ class DomainTable(ConfigTable, frozen=True):
     """It is asked too which of its servers is best for a VM whose target nobody names."""
     names: bool = False
     """Its zone of DNS is ours, too: each of the two answers for the names of both."""
+    storage: bool = False
+    """Storage frames (FCoE) go by the tunnel, between a VM that is away and its home's forwarder."""
 
 
 class ClusterTable(ConfigTable, frozen=True):

@@ -6,15 +6,19 @@ What a forwarder says to all nodes comes to those that have been heard lately.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from retinue.controller.context import Context
+from retinue.controller.counters import Count
 from retinue.controller.storage_changes import FcLoggedIn, FcLoggedOut, shown
 from retinue.core.model import NIC, VM, Mac, ModelError, Server
+from retinue.core.model.addresses import is_multicast
 from retinue.core.model.storage import FcLogin
 from retinue.core.packets import Ethernet, FrameError, parse
 from retinue.core.packets.fip import ALL_ENODES, ALL_FORWARDERS, Fip, parse_fip
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.core.snooping.fip_rules import SILENCE_SECONDS, FipRules, Granted, Passed, Rejected
+from retinue.core.snooping.relay import HOME_BURST, HOME_RATE, Shares
 from retinue.protocol.events import EventType
 
 PROTOCOL = "FIP"
@@ -26,6 +30,7 @@ class FipPath:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._rules = FipRules()
+        self._of_guests = Shares(HOME_RATE, HOME_BURST)
         self._heard: dict[Mac, float] = {}
         """By NIC: when it said something last; of one that is logged in since before, when we began."""
 
@@ -34,11 +39,16 @@ class FipPath:
     def from_vm(self, switch: str, port: int, frame: bytes) -> None:
         """A VM's NIC says something."""
         net, where = self._context.net, f"{switch} port {port}"
-        parsed, nic = self._parse(frame, where), net.nic_at(switch, port)
-        if parsed is None or nic is None:
+        parsed = self._parse(frame, where)
+        if parsed is None:
             return
         ethernet, said = parsed
-        forwarders = {one.mac: one.id for one in net.forwarders()}
+        login = net.fc_logins.get(ethernet.src)
+        node = ethernet.src if login is None else login.nic  # By a tunnel it says who it is.
+        vm, nic = net.vm_at(switch, port, node), net.nic_at(switch, port, node)
+        if vm is None or nic is None:
+            return
+        forwarders = self._forwarders(vm, ethernet.dst)
         now = self._context.clock()
         try:
             verdict = self._rules.from_node(
@@ -50,20 +60,36 @@ class FipPath:
             self._reject(where, verdict)
             return
         self._heard[nic.mac] = now
+        if vm.home:
+            self._send_home(vm, frame)
+            return
         for mac, id in forwarders.items():
             if verdict.to in (mac, ALL_FORWARDERS):
                 self._to_forwarder(net.servers[id], frame)
 
+    def _forwarders(self, vm: VM, asked: Mac) -> dict[Mac, str]:
+        """To whom a VM may speak, by MAC; of a guest's its home alone knows which there are."""
+        net = self._context.net
+        if not vm.home:
+            return {one.mac: one.id for one in net.forwarders()}
+        return {} if is_multicast(asked) else {asked: net.peers[vm.home].gateway}
+
     def from_forwarder(self, switch: str, port: int, frame: bytes) -> None:
-        """It comes in at a leaf's port where a forwarder is known to be."""
+        """It comes in at a leaf's port where a forwarder is known to be, or by a guest's home's tunnel."""
         net, where = self._context.net, f"{switch} port {port}"
-        parsed, server = self._parse(frame, where), net.forwarder_at(switch, port)
+        by_tunnel = net.is_tunnel(switch, port)
+        parsed = self._parse(frame, where)
+        server = net.server_of_edge(switch) if by_tunnel else net.forwarder_at(switch, port)
         if parsed is None or server is None:
             return
         ethernet, said = parsed
         if ethernet.dst == ALL_FORWARDERS:
             return  # Between forwarders: they are not joined by us.
         vm = net.vm_of_mac(ethernet.dst)
+        peer = net.peer_at(server.id) if by_tunnel else None
+        if vm is not None and vm.home != ("" if peer is None else peer.id):
+            self._reject(where, Rejected(f"VM {vm.id} has its storage from its home"))
+            return
         logins = net.logins_of(ethernet.dst)
         try:
             verdict = self._rules.from_forwarder(
@@ -76,6 +102,8 @@ class FipPath:
             case Rejected():
                 self._reject(where, verdict)
             case Granted(login):
+                if peer is not None:
+                    login = replace(login, forwarder_mac=ethernet.src)
                 self._context.spawn(self._grant(login, frame, where), f"storage login of VM {login.vm}")
             case Passed(to, ended):
                 for nic, its in self._nodes(to):
@@ -88,7 +116,7 @@ class FipPath:
         for mac in list(self._heard) if to == ALL_ENODES else [to]:
             vm = net.vm_of_mac(mac)
             nic = None if vm is None else vm.nic_with(mac)
-            if vm is not None and nic is not None:
+            if vm is not None and nic is not None and not (vm.home and to == ALL_ENODES):
                 yield vm, nic
 
     async def _grant(self, login: FcLogin, frame: bytes, where: str) -> None:
@@ -142,8 +170,25 @@ class FipPath:
         net = self._context.net
         edge = net.servers[vm.server].edge
         port = net.port_of(nic, edge)
-        if port is not None and nic.enabled and not vm.home:
-            self._context.send_frame(edge, port.number, frame)
+        if port is None or not nic.enabled:
+            return
+        if net.is_tunnel(edge, port.number):
+            if vm.home:
+                return  # It is not here.
+            # The other gateway knows by the MAC whom it is for.
+            frame = replace(parse(frame), dst=nic.mac).build()
+        self._context.send_frame(edge, port.number, frame)
+
+    def _send_home(self, vm: VM, frame: bytes) -> None:
+        """A guest's forwarders are at its home, which hears it as at a port of its own."""
+        context = self._context
+        tunnel = context.net.tunnel_to(vm.home)
+        if tunnel is None:
+            return
+        if self._of_guests.spend(vm.id, 1, context.clock()):
+            context.send_frame(*tunnel, frame)
+        else:
+            context.counters[Count.ASKED_HOME_TOO_MUCH] += 1
 
     def _parse(self, frame: bytes, where: str) -> tuple[Ethernet, Fip] | None:
         try:

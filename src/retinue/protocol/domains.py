@@ -15,7 +15,14 @@ from typing import Annotated
 
 import msgspec
 
-from retinue.core.limits import LATEST, LONGEST_ADDRESS, LONGEST_ID, MOST_MEMORY_MIB, MOST_NICS
+from retinue.core.limits import (
+    LATEST,
+    LONGEST_ADDRESS,
+    LONGEST_ID,
+    MOST_FC_LOGINS,
+    MOST_MEMORY_MIB,
+    MOST_NICS,
+)
 from retinue.core.migration import MigrationState
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.core.placement.scores import FARTHEST
@@ -93,6 +100,14 @@ class GuestLease6(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     options: Hex = ""
 
 
+class GuestLogin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A port of storage that a forwarder at its home has granted to the NIC."""
+
+    mac: Annotated[str, msgspec.Meta(max_length=17)]
+    forwarder: Annotated[str, msgspec.Meta(max_length=17)]
+    """The forwarder's MAC."""
+
+
 class GuestNIC(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A NIC of it, with its static addresses, and what else it holds."""
 
@@ -101,6 +116,7 @@ class GuestNIC(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     addresses: Annotated[list[Address], msgspec.Meta(max_length=MOST_GUEST_ADDRESSES)]
     slot: Annotated[int, msgspec.Meta(ge=1, le=MOST_NICS)] = 1
     held: Annotated[list[GuestAddress], msgspec.Meta(max_length=MOST_GUEST_ADDRESSES)] = []
+    logins: Annotated[list[GuestLogin], msgspec.Meta(max_length=MOST_FC_LOGINS)] = []
 
 
 class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,9 +13,10 @@ from retinue.core.pipeline.cookies import SENT_UP_BY, Reason, cookie, reason_of
 from retinue.core.pipeline.entry import CONTROLLER, Flow
 from retinue.southbound.openflow.codec.messages import PacketIn
 from support.fabric.dhcp6 import add_dhcp6
-from support.fabric.domains import Domains
+from support.fabric.domains import Domains, server_of
 from support.fabric.networks import GATEWAY, UPLINK, add_uplink, add_vm, fabric, server
 from support.fabric.storage import add_forwarder
+from support.fabric.storage_domains import with_storage
 from support.fakes.session import FakeNetwork
 
 SWITCH_OF = {Role.EDGE: "edge2", Role.LEAF: "leaf2", Role.SPINE: "spine1", Role.CORE: "core1"}
@@ -47,7 +48,9 @@ def test_the_table_has_what_the_pipeline_sends_up_and_nothing_else() -> None:
     add_forwarder(net)
     add_uplink(net, 1, 2)
     net.detected.pop("server3")  # Nobody knows where that is.
-    found = sent_up(net) | sent_up(Domains(1, 1).nets["a"]) | sent_up(fabric(cores=2))
+    joined = with_storage(Domains(1, 1, dual=True))
+    joined.add("b", "a", 1, server_of("b", 1))
+    found = sent_up(net) | sent_up(joined.nets["b"]) | sent_up(fabric(cores=2))
     assert found == {(reason, role) for reason, roles in SENT_UP_BY.items() for role in roles}
 
 

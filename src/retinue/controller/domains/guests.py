@@ -22,10 +22,11 @@ from retinue.core.model import (
     Origin,
     mac,
 )
+from retinue.core.model.storage import FcLogin
 from retinue.core.model.view import NetworkView
 from retinue.core.packets import FrameError, build_options, parse_options
 from retinue.core.packets.dhcp6_options import build_options6, parse_options6
-from retinue.protocol.domains import Guest, GuestAddress, GuestLease6, GuestNIC
+from retinue.protocol.domains import Guest, GuestAddress, GuestLease6, GuestLogin, GuestNIC
 
 OF_GUESTS = (BindingKind.DYNAMIC, BindingKind.SLAAC)
 """Kinds of what is said of a NIC beside its static addresses."""
@@ -41,6 +42,13 @@ def described(net: NetworkView, vm: VM, domain: str, memory_mib: int, now: float
             [str(ip) for ip in nic.addresses],
             nic.slot,
             [] if comes_home else [_held(one, now) for one in net.assignments_of(vm, nic) if _goes(one)],
+            []
+            if comes_home
+            else [
+                GuestLogin(login.mac, net.servers[login.forwarder].mac)
+                for login in net.logins_of(nic.mac)
+                if login.forwarder in net.servers
+            ],
         )
         for nic in vm.nics
     ]
@@ -84,6 +92,13 @@ def vm_of(guest: Guest, gateway: str, home: str) -> VM:
         for nic in guest.nics
     )
     return VM(guest.id, nics, gateway, memory_mib=guest.memory_mib, home=home)
+
+
+def logins_of(guest: Guest, gateway: str) -> Iterator[FcLogin]:
+    """Its ports of storage, whose forwarders are behind the gateway. Raises ModelError."""
+    for nic in guest.nics:
+        for login in nic.logins:
+            yield FcLogin(mac(login.mac), guest.id, mac(nic.mac), gateway, mac(login.forwarder))
 
 
 def held_by(guest: Guest, now: float) -> Iterator[Assignment]:

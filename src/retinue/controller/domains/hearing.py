@@ -11,7 +11,7 @@ from dataclasses import replace
 from retinue.controller.changes import MigrationStepped, VMRegistered
 from retinue.controller.context import Context
 from retinue.controller.domains.ends import End, end_of, gateway_of
-from retinue.controller.domains.guests import OF_GUESTS, held_by, vm_of
+from retinue.controller.domains.guests import OF_GUESTS, held_by, logins_of, vm_of
 from retinue.controller.domains.removals import Removals
 from retinue.controller.domains.saying import Saying
 from retinue.controller.lease_changes import AddressAssigned, AddressReleased
@@ -19,6 +19,7 @@ from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.controller.migrations.requests import MigrationError, check_memory_address
 from retinue.controller.mobility.manager import MobilityManager
 from retinue.controller.nic_changes import static_assignments
+from retinue.controller.storage_changes import FcLoggedIn, FcLoggedOut
 from retinue.core.migration import Migration, MigrationState
 from retinue.core.migration.record import Far
 from retinue.core.model import VM, ModelError
@@ -153,14 +154,17 @@ class Hearing:
     def _take_in(self, vm: VM, guest: Guest) -> None:
         """A guest is registered, unless it is left over from before, with what it holds by now."""
         held = [AddressAssigned(a) for a in held_by(guest, self._context.clock())]
+        logins = list(map(FcLoggedIn, logins_of(guest, vm.server)))
         if vm.id in self._net.vms:
             has = {one.assignment.key for one in held}
             before = (a for a in self._net.held_by(vm.id) if a.kind in OF_GUESTS and a.key not in has)
-            touched = self._context.apply(*map(AddressReleased, before), *held)
+            over = (one for nic in vm.nics for one in self._net.logins_of(nic.mac))
+            ended = (FcLoggedOut(one, "it comes anew") for one in over)
+            touched = self._context.apply(*map(AddressReleased, before), *ended, *held, *logins)
         else:
             self._removals.heard(vm.id, vm.home)
             given = [AddressAssigned(a) for nic in vm.nics for a in static_assignments(self._net, vm.id, nic)]
-            touched = self._context.apply(VMRegistered(vm), *given, *held)
+            touched = self._context.apply(VMRegistered(vm), *given, *held, *logins)
         self._context.spawn(self._context.install(touched), f"{vm.id}: guest of domain {vm.home}")
 
     def forget_if_gone(self, id: str) -> None:

@@ -207,7 +207,13 @@ def _columns(value: Storable) -> dict[str, Value]:
         case AddressPair():
             return {"mac": value.mac, "ip": str(value.ip), "number": value.number}
         case FcLogin():
-            return {"mac": value.mac, "vm": value.vm, "nic": value.nic, "forwarder": value.forwarder}
+            return {
+                "mac": value.mac,
+                "vm": value.vm,
+                "nic": value.nic,
+                "forwarder": value.forwarder,
+                "forwarder_mac": value.forwarder_mac,
+            }
         case LeftPort():
             return {"port_id": value.port_id, "vm": value.vm, "switches": value.switches}
         case RemovedGuest():
@@ -344,7 +350,9 @@ def _value(table: str, row: dict[str, Any]) -> Storable:
         case "AddressPair":
             return AddressPair(mac(row["mac"]), ip_address(row["ip"]), row["number"])
         case "FcLogin":
-            return FcLogin(mac(row["mac"]), row["vm"], mac(row["nic"]), row["forwarder"])
+            return FcLogin(
+                mac(row["mac"]), row["vm"], mac(row["nic"]), row["forwarder"], row["forwarder_mac"]
+            )
         case "LeftPort":
             return LeftPort(row["port_id"], row["vm"], tuple(sorted(row["switches"])))
         case "RemovedGuest":

@@ -100,7 +100,13 @@ TABLES: dict[str, dict[str, Any]] = {
         "host": "string",
     },
     "Assignment": _ASSIGNMENT,
-    "FcLogin": {"mac": "string", "vm": "string", "nic": "string", "forwarder": "string"},
+    "FcLogin": {
+        "mac": "string",
+        "vm": "string",
+        "nic": "string",
+        "forwarder": "string",
+        "forwarder_mac": "string",
+    },
     "EndedLease": _ASSIGNMENT,
     "PendingRenewal": {"vm": "string"},  # See PendingRenewal.
     "ServerLocation": {"server": "string", "switch": "string", "port": "string"},

@@ -103,6 +103,11 @@ def check_may_leave(net: NetworkView, vm: VM, domain: str) -> None:
     for nic in vm.nics:
         if not vm.home and (nic.rate or not nic.enabled):
             raise ModelError(f"{what}: a NIC has a rate, or is disabled, which does not go between domains")
+        if net.logins_of(nic.mac) and not net.peers[domain].storage:
+            raise ModelError(
+                f"{what}: its NIC {nic.mac} is logged in for storage, which does not go to that domain "
+                "(`domain.storage`)"
+            )
         held = net.assignments_of(vm, nic)
         if all(is_link_local(a.ip) for a in held):
             raise ModelError(f"{what}: its NIC {nic.mac} has no address, static or by a lease that goes on")

@@ -229,6 +229,8 @@ class Peer:
     """Its servers are looked at too where no target is named."""
     names: bool = False
     """Its names are in our zone of DNS, too."""
+    storage: bool = False
+    """Storage frames of VMs that are away, or guests, go by the tunnel."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,9 @@ class FcLogin:
     nic: Mac
     """The NIC's own MAC, under which it logged in."""
     forwarder: str
-    """The server that granted it."""
+    """The server that granted it; of a guest the gateway to its home, where the forwarder is."""
+    forwarder_mac: Mac = ""
+    """Of the forwarder at a guest's home; "": that server's own."""
 
     @property
     def fc_id(self) -> int:

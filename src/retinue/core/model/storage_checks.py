@@ -1,10 +1,21 @@
 """What cannot be of a login of storage."""
 
 from retinue.core.limits import MOST_FC_LOGINS
-from retinue.core.model.addresses import ModelError
-from retinue.core.model.entities import Service
+from retinue.core.model.addresses import ModelError, is_multicast
+from retinue.core.model.entities import VM, Service
 from retinue.core.model.storage import FcLogin, is_granted_mac
 from retinue.core.model.view import NetworkView
+
+
+def _check_guests(net: NetworkView, vm: VM, login: FcLogin, what: str) -> None:
+    """A guest's forwarder is at its home, and has no MAC that anybody has here."""
+    peer, mac = net.peers.get(vm.home), login.forwarder_mac
+    if peer is None or not peer.storage or login.forwarder != peer.gateway:
+        raise ModelError(f"{what}: storage of domain {vm.home} does not come here (`domain.storage`)")
+    if not mac or is_multicast(mac):
+        raise ModelError(f"{what}: a forwarder at its home is known by its MAC, and {mac or 'none'} is none")
+    if net.place_of_mac(mac) is not None or net.vm_of_mac(mac) is not None or mac in net.gateway_macs:
+        raise ModelError(f"{what}: its forwarder has MAC {mac}, which somebody has here")
 
 
 def check_fc_login(net: NetworkView, login: FcLogin) -> None:
@@ -13,7 +24,9 @@ def check_fc_login(net: NetworkView, login: FcLogin) -> None:
     vm, forwarder = net.vms.get(login.vm), net.servers.get(login.forwarder)
     if vm is None or vm.nic_with(login.nic) is None:
         raise ModelError(f"{what}: the VM has no NIC {login.nic}")
-    if forwarder is None or Service.FORWARDER not in forwarder.services:
+    if vm.home:
+        _check_guests(net, vm, login, what)
+    elif forwarder is None or login.forwarder_mac or Service.FORWARDER not in forwarder.services:
         raise ModelError(f"{what}: {login.forwarder} is no FCoE forwarder")
     if not is_granted_mac(login.mac, login.fc_id):
         raise ModelError(f"{what}: {login.mac} is no address that a forwarder grants")

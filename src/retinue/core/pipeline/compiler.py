@@ -95,6 +95,7 @@ def _vm(underlay: Underlay, net: Network, vm: VM, found: dict[str, list[Entry]])
                 found.setdefault(server.edge, []).extend(flows_of_nic)
                 if not at_tunnel:  # It is the port of all that are away: no flooding comes from there.
                     found[server.edge].extend(flooding.nic_flows(net, vm, nic, port.number))
+                if not at_tunnel or not vm.home:
                     found[server.edge].extend(storage.nic_flows(net, vm, nic, server, port.number))
     if vm.forwarded_from:
         found.setdefault(net.servers[vm.forwarded_from].edge, []).extend(
@@ -107,6 +108,8 @@ def _vm(underlay: Underlay, net: Network, vm: VM, found: dict[str, list[Entry]])
         _add(found, gateway.guest_flows(underlay, net, vm))
     for switch, meter in gateway.shares(net, vm):
         found.setdefault(switch, []).append(meter)
+    for switch, answer in storage.answers(net, vm):
+        found.setdefault(switch, []).append(answer)
     for destination, _, vrf in led_to(net, vm):
         tag = net.vrfs[vrf].tag
         if not vm.home:  # A guest is reached through its home alone.

@@ -74,7 +74,7 @@ SENT_UP_BY: Mapping[Reason, frozenset[Role]] = {
     Reason.UNPLACED: frozenset({Role.LEAF}),
     Reason.TUNNEL_MARK: frozenset({Role.EDGE}),
     Reason.FIP_NODE: frozenset({Role.EDGE}),
-    Reason.FIP_FORWARDER: frozenset({Role.LEAF}),
+    Reason.FIP_FORWARDER: frozenset({Role.EDGE, Role.LEAF}),
     Reason.VDP: frozenset({Role.EDGE}),
     Reason.PROBE: frozenset(Role),
     Reason.SPOOFED_MAC: frozenset({Role.EDGE}),

@@ -151,7 +151,7 @@ def shares(net: Network, vm: VM) -> Iterator[tuple[str, Meter]]:
             yield net.servers[name].edge, share_meter(share)
 
 
-def _meter_of(net: Network, vm: VM, port: int) -> int:
+def meter_of(net: Network, vm: VM, port: int) -> int:
     """Where there are too many such VMs, some have the tunnel's together."""
     share = net.share_of(vm.id)
     return VMMeter.DHCP.id(port) if share is None else share_meter(share).id
@@ -159,7 +159,7 @@ def _meter_of(net: Network, vm: VM, port: int) -> int:
 
 def _asked(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
     """What a VM that is away asks its home for, by the tunnel: a lease, and the router of IPv6."""
-    owner, meter = Owner("vm", vm.id), _meter_of(net, vm, port)
+    owner, meter = Owner("vm", vm.id), meter_of(net, vm, port)
     if asks_by_dhcp(nic):
         asked = dhcp_match(
             sport=CLIENT_PORT, dport=SERVER_PORT, in_port=port, vlan_vid=NO_TAG, eth_src=nic.mac
@@ -226,7 +226,7 @@ def asks_by_dhcp(nic: NIC) -> bool:
 
 def _answered(net: Network, vm: VM, nic: NIC, tunnel: int) -> Iterator[Flow]:
     """What its home's DHCP servers say to a guest: the controller judges it as what our own say."""
-    owner, meter, to = Owner("vm", vm.id), _meter_of(net, vm, tunnel), {"in_port": tunnel, "vlan_vid": NO_TAG}
+    owner, meter, to = Owner("vm", vm.id), meter_of(net, vm, tunnel), {"in_port": tunnel, "vlan_vid": NO_TAG}
     answers: list[tuple[Reason, Match]] = []
     if asks_by_dhcp(nic):
         said = dhcp_match(sport=SERVER_PORT, dport=CLIENT_PORT, eth_dst=nic.mac, **to)

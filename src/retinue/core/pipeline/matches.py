@@ -42,8 +42,10 @@ def ip_types(net: NetworkView) -> tuple[int, ...]:
 
 
 def storage_types(net: NetworkView) -> tuple[int, ...]:
-    """The EtherType of storage frames, where there is an FCoE forwarder."""
-    return (EtherType.FCOE,) if net.forwarders() else ()
+    """The EtherType of storage frames, where there is an FCoE forwarder, or one in a domain whose guests
+    come with storage."""
+    elsewhere = any(peer.storage for peer in net.peers.values())
+    return (EtherType.FCOE,) if elsewhere or net.forwarders() else ()
 
 
 Addresses = IP | IPv4Network | IPv6Network

@@ -59,10 +59,16 @@ class Underlay(Protocol):
         """Lets what a guest at a server sends from this address through, to the gateway to its home."""
 
     def storage_ways(
-        self, mac: Mac, forwarder: Server, server: Server, open_at: Collection[Server], mark: int
+        self,
+        mac: Mac,
+        forwarder: Mac,
+        server: Server,
+        open_at: Collection[Server],
+        mark: int,
+        only_from: Mac = "",
     ) -> FlowsBySwitch:
-        """Storage frames of the port with this MAC: from each server of `open_at` to the forwarder, and from
-        there to `server` alone."""
+        """Storage frames of the port with this MAC: from each server of `open_at` to the forwarder with that
+        MAC, and to `server` alone what is for the port; `only_from`: and comes from this MAC."""
 
     # ---- where servers are ----
 

@@ -236,11 +236,17 @@ class LeafSpine:
         }
 
     def storage_ways(
-        self, mac: Mac, forwarder: Server, server: Server, open_at: Collection[Server], mark: int
+        self,
+        mac: Mac,
+        forwarder: Mac,
+        server: Server,
+        open_at: Collection[Server],
+        mark: int,
+        only_from: Mac = "",
     ) -> FlowsBySwitch:
         places = [at for one in open_at for at in attached(self.net, one.id)]
         delivered = attached(self.net, server.id), self.attachment(server.id)
-        return storage_ways(self.net, mac, forwarder, *delivered, places, mark)
+        return storage_ways(self.net, mac, forwarder, *delivered, places, mark, only_from)
 
     def _routes(self, server: Server, priority: int, to: Match, mark: int) -> FlowsBySwitch:
         found: FlowsBySwitch = {}

@@ -6,7 +6,7 @@ from retinue.core.model import Mac, Server
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets import EtherType
 from retinue.core.pipeline.cookies import Reason, cookie
-from retinue.core.pipeline.entry import CONTROLLER, Flow, FlowsBySwitch, Output, match
+from retinue.core.pipeline.entry import CONTROLLER, Flow, FlowsBySwitch, Match, Output, match
 from retinue.core.pipeline.matches import NO_TAG
 from retinue.core.pipeline.meters import LeafMeter
 from retinue.core.pipeline.priorities import LeafAdmit, Servers
@@ -29,24 +29,31 @@ def forwarder_flows(server: Server, port: int) -> Iterator[Flow]:
     yield Flow(Table.ADMIT, LeafAdmit.STORAGE, sent, goto=Table.SERVERS, cookie=mark)
 
 
+def to_storage_port(mac: Mac, only_from: Mac) -> Match:
+    """What is for the port, on its way: from anybody, or from this MAC only."""
+    to_port = match(eth_type=EtherType.FCOE, eth_dst=mac)
+    return match(eth_type=EtherType.FCOE, eth_src=only_from, eth_dst=mac) if only_from else to_port
+
+
 def storage_ways(
     net: Network,
     mac: Mac,
-    forwarder: Server,
+    forwarder: Mac,
     delivered: Collection[Attached],
     at: tuple[str, int] | None,
     open_at: Collection[Attached],
     mark: int,
+    only_from: Mac = "",
 ) -> FlowsBySwitch:
     """As Underlay.storage_ways: where it is delivered, by which leaf others send there, and who may send."""
     found: FlowsBySwitch = {}
     for place in open_at:
         sent = match(
-            in_port=place.port, vlan_vid=NO_TAG, eth_type=EtherType.FCOE, eth_src=mac, eth_dst=forwarder.mac
+            in_port=place.port, vlan_vid=NO_TAG, eth_type=EtherType.FCOE, eth_src=mac, eth_dst=forwarder
         )
         admitted = Flow(Table.ADMIT, LeafAdmit.STORAGE, sent, goto=Table.SERVERS, cookie=mark)
         found.setdefault(place.leaf, []).append(admitted)
-    to_port = match(eth_type=EtherType.FCOE, eth_dst=mac)
+    to_port = to_storage_port(mac, only_from)
     here = [(place.leaf, place.port) for place in delivered if place.is_open]
     for switch, number in (*here, *(ways_down(net, at[0]) if at is not None else ())):
         way = Flow(Table.SERVERS, Servers.SERVER, to_port, (Output(number),), cookie=mark)

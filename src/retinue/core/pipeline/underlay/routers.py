@@ -149,7 +149,13 @@ class PlainRouters(LeafSpine):
         return {}
 
     def storage_ways(
-        self, mac: Mac, forwarder: Server, server: Server, open_at: Collection[Server], mark: int
+        self,
+        mac: Mac,
+        forwarder: Mac,
+        server: Server,
+        open_at: Collection[Server],
+        mark: int,
+        only_from: Mac = "",
     ) -> FlowsBySwitch:
         return {}
 

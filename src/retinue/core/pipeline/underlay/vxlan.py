@@ -26,7 +26,6 @@ from itertools import chain
 
 from retinue.core.model import Mac, PortRef, Role, Server, Switch
 from retinue.core.model.network import Owner
-from retinue.core.packets import EtherType
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import (
     Action,
@@ -49,6 +48,7 @@ from retinue.core.pipeline.matches import ANY_TAG, GROUP_BIT, NO_TAG, ip_types, 
 from retinue.core.pipeline.priorities import TABLE_MISS, LeafAdmit, Servers, Unwrap, Wrap
 from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay.fabric import LeafSpine
+from retinue.core.pipeline.underlay.fabric_storage import to_storage_port
 
 VNI_OF_VRF, VNI_OF_FLOODING = 1 << 12, 2 << 12
 """A VRF's network identifier is its tag plus this; that of a vnet that floods, its VLAN plus this."""
@@ -118,12 +118,18 @@ class VxlanMesh(LeafSpine):
                 yield from (set_field(Field.TUN_DST, other.endpoint), Output(tunnel))
 
     def storage_ways(
-        self, mac: Mac, forwarder: Server, server: Server, open_at: Collection[Server], mark: int
+        self,
+        mac: Mac,
+        forwarder: Mac,
+        server: Server,
+        open_at: Collection[Server],
+        mark: int,
+        only_from: Mac = "",
     ) -> FlowsBySwitch:
         """To the forwarder as to any server. From there each leaf has the way, as it has to every host:
         wherever the forwarder is."""
-        found = LeafSpine.storage_ways(self, mac, forwarder, server, open_at, mark)
-        to_port = match(eth_type=EtherType.FCOE, eth_dst=mac)
+        found = LeafSpine.storage_ways(self, mac, forwarder, server, open_at, mark, only_from)
+        to_port = to_storage_port(mac, only_from)
         for leaf, way in self._from_elsewhere(server):
             sent = Flow(Table.SERVERS, Servers.UP, to_port, way, goto=Table.WRAP, cookie=mark)
             found.setdefault(leaf.id, []).append(sent)
