@@ -134,6 +134,8 @@ class SteadyRun:
             async with asyncio.timeout(END_LIMIT):
                 self._process.stdin.write(b"stop\n")
                 await self._process.stdin.drain()
+                assert self._process.stdout is not None
+                await self._process.stdout.readline()  # What waits for the guest it has taken in by then.
                 code, _ = await self._bench.in_guest(_words(END, self._address), END_LIMIT)
                 if code:
                     raise LabError(

@@ -12,8 +12,9 @@
  * direction by itself.
  *
  * `ask` writes "flowing" when the guest has answered for the first time. A line on its standard input ends its
- * requests, after which it writes "stopped"; the end of its standard input ends it, when it has taken all that has
- * come. Then FILE has every time stamp, a line each:
+ * requests; when all are answered, or no answer has come for two seconds, it writes "stopped": a guest that is
+ * behind takes in what waits for it. The end of its standard input ends it, when it has taken all that has come.
+ * Then FILE has every time stamp, a line each:
  *   S TIME                     a request was sent; the first line is number 0
  *   R NUMBER TIME COUNTER      a reply came; COUNTER requests had reached the guest before this one
  *   V NUMBER TIME GUEST-TIME   a datagram of the guest's own stream came; GUEST-TIME is the guest's clock
@@ -55,6 +56,7 @@ struct datagram { /* in network byte order */
 };
 
 #define SECOND 1000000000LL
+#define QUIET (2 * SECOND)
 #define MAGIC "RTNS"
 
 static char buffer[LONGEST];
@@ -288,7 +290,7 @@ struct arrival { uint32_t kind, number; int64_t at, extra; };
 
 static int64_t *sent_at;
 static struct arrival *arrivals;
-static uint32_t sent, arrived, room;
+static uint32_t sent, arrived, room, answered;
 
 static void note_arrival(const struct datagram *d, int64_t at)
 {
@@ -299,6 +301,7 @@ static void note_arrival(const struct datagram *d, int64_t at)
             fail("memory");
     }
     uint32_t kind = ntohl(d->kind);
+    answered += kind == REPLY;
     int64_t extra = kind == STREAM ? (int64_t)be64toh(d->time) : (int64_t)ntohl(d->counter);
     arrivals[arrived++] = (struct arrival){kind, ntohl(d->number), at, extra};
 }
@@ -321,7 +324,7 @@ static int run_ask(const char *address, int port, uint32_t rate, uint32_t size, 
                    const char *path)
 {
     struct end to = end_of(address, port);
-    int fd = open_socket(&to), flowing = 0, asking = 1;
+    int fd = open_socket(&to), flowing = 0, asking = 1, stopped = 0;
     if (connect(fd, (void *)&to.at, to.length) < 0)
         fail(address);
     sent_at = malloc(NUMBERS * sizeof *sent_at);
@@ -330,9 +333,9 @@ static int run_ask(const char *address, int port, uint32_t rate, uint32_t size, 
     struct datagram hello = {.run = htonl(getpid() ^ (uint32_t)now(CLOCK_REALTIME)), .kind = htonl(HELLO),
                              .rate = htonl(stream_rate), .size = htonl(size)};
     struct pollfd polled[2] = {{fd, POLLIN, 0}, {STDIN_FILENO, POLLIN, 0}};
-    int64_t begun = 0, again = now(CLOCK_MONOTONIC);
+    int64_t begun = 0, again = now(CLOCK_MONOTONIC), quiet = 0; /* quiet: then it says that it has stopped */
     for (;;) {
-        int64_t due = !flowing ? again : asking ? due_at(begun, sent, rate) : 0;
+        int64_t due = !flowing ? again : asking ? due_at(begun, sent, rate) : stopped ? 0 : quiet;
         sleep_until(polled, 2, due);
         struct datagram d;
         struct end from;
@@ -345,6 +348,8 @@ static int run_ask(const char *address, int port, uint32_t rate, uint32_t size, 
                 continue;
             if (ntohl(d.kind) != HELLO) {
                 note_arrival(&d, at);
+                if (quiet && ntohl(d.kind) == REPLY)
+                    quiet = now(CLOCK_MONOTONIC) + QUIET;
             } else if (!flowing) {
                 flowing = 1;
                 begun = now(CLOCK_MONOTONIC);
@@ -356,13 +361,16 @@ static int run_ask(const char *address, int port, uint32_t rate, uint32_t size, 
             char line[64];
             if (read(STDIN_FILENO, line, sizeof line) <= 0)
                 break;
-            if (asking) {
-                printf("stopped\n");
-                fflush(stdout);
-            }
+            if (!quiet)
+                quiet = now(CLOCK_MONOTONIC) + QUIET;
             asking = 0;
         }
         int64_t moment = now(CLOCK_MONOTONIC);
+        if (quiet && !stopped && (answered >= sent || moment >= quiet)) {
+            printf("stopped\n");
+            fflush(stdout);
+            stopped = 1;
+        }
         if (!flowing && moment >= again) {
             put(fd, &to, hello, sizeof hello);
             again = moment + SECOND / 50;

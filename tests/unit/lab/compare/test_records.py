@@ -1,7 +1,10 @@
 """From records of numbered traffic to figures, each direction by itself; and the traffic program itself."""
 
+import contextlib
 import itertools
+import select
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -171,7 +174,7 @@ def test_the_traffic_program_both_ways(
         time.sleep(0.5)  # Some traffic; how much does not matter.
         ask.stdin.write("stop\n")
         ask.stdin.flush()
-        assert ask.stdout.readline() == "stopped\n"  # All requests are on their way, and will be answered.
+        assert ask.stdout.readline() == "stopped\n"
         answer.terminate()
         said, _ = answer.communicate()
         ask.stdin.close()
@@ -193,3 +196,44 @@ def test_the_traffic_program_says_how_it_is_used(tmp_path: Path, monkeypatch: py
     for words in ([], ["ask"], ["ask", "127.0.0.1", "1", "0", "64", "0", "x"]):
         done = subprocess.run([program, *words], capture_output=True, text=True)
         assert (done.returncode, "steady answer ADDRESS PORT" in done.stderr) == (2, True)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_a_guest_that_is_behind_takes_in_what_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its program stands still, as on a busy machine, when the last requests are sent: none is lost."""
+    monkeypatch.setenv("RETINUE_CACHE", str(tmp_path / "cache"))
+    program = image.ensure_program("steady")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = ["ask", "127.0.0.1", port, "1000", "200", "0", str(tmp_path / "record")]
+    pipe = subprocess.PIPE
+    with (
+        subprocess.Popen([program, "answer", "127.0.0.1", port], stdout=pipe, text=True) as answer,
+        subprocess.Popen([program, *words], stdin=pipe, stdout=pipe, text=True) as ask,
+        contextlib.ExitStack() as at_the_end,
+    ):
+        at_the_end.callback(ask.kill)  # One that stands still would be waited for for ever.
+        at_the_end.callback(answer.kill)
+        assert ask.stdin is not None
+        assert ask.stdout is not None
+        assert ask.stdout.readline() == "flowing\n"
+        answer.send_signal(signal.SIGSTOP)
+        time.sleep(0.3)  # Some requests; how many does not matter.
+        ask.stdin.write("stop\n")
+        ask.stdin.flush()
+        # Longer than a guest that has been told to end waits for more.
+        assert select.select([ask.stdout], [], [], 0.7)[0] == [], "it has not stopped: answers are missing"
+        answer.send_signal(signal.SIGCONT)
+        assert ask.stdout.readline() == "stopped\n"
+        answer.terminate()
+        said, _ = answer.communicate()
+        ask.stdin.close()
+        assert ask.wait() == 0
+    seen = GuestReport.parse(said)
+    found = ClientRecord.parse((tmp_path / "record").read_text().splitlines())
+    forth = client_to_vm(1000, found, seen, 0.0)
+    assert forth.sent > 50
+    assert (forth.lost, forth.answers_lost) == (0, 0)
