@@ -295,12 +295,21 @@ ECHO = 4007
 """Port of the connection that lasts."""
 EVERY = 0.05
 """Seconds from one echo to the next."""
+ON_THEIR_WAY = 15.0
+"""Seconds in which the last of them are answered, on whichever machine."""
 
 
 @contextlib.asynccontextmanager
 async def flowing(bench: LabBench, vm: str, to: str) -> AsyncIterator[None]:
-    """Numbered echoes from a VM to another while the context lasts, of which none is lost or doubled."""
+    """Numbered echoes from a VM to another while the context lasts, of which none is lost or doubled.
+
+    What has come is what the VM's kernel has counted, whoever else asks there. BusyBox's ping gives its
+    socket 7 KiB: in a VM that has just migrated on a busy machine it is not run for a moment, and its socket,
+    to which what others ask of the VM comes, too, drops some. Those that ping has seen are in order, and each
+    once.
+    """
     file = "/tmp/flowing"
+    before = await icmp(bench, vm)
     await bench.guest(vm, f"ping -i {EVERY} -W 5 {to} >{file} 2>&1 & echo $! >{file}.pid")
     await bench.guest(vm, f"until grep -q seq=3 {file}; do usleep 20000; done")
     try:
@@ -313,11 +322,25 @@ async def flowing(bench: LabBench, vm: str, to: str) -> AsyncIterator[None]:
         )
     numbers = [int(number) for number in re.findall(r"seq=(\d+)", said)]
     assert len(numbers) > 10
-    assert numbers == list(range(len(numbers))), said
-    (sent,) = re.findall(r"(\d+) packets transmitted", said)
-    (slowest,) = re.findall(r"min/avg/max = [\d.]+/[\d.]+/([\d.]+) ms", said)
-    on_their_way = 1 + float(slowest) / 1000 // EVERY
-    assert len(numbers) >= int(sent) - on_their_way, said
+    assert numbers == sorted(set(numbers)), said
+    missing: dict[str, int] = {}
+
+    async def all_have_come() -> bool:
+        after = await icmp(bench, vm)
+        grown = {name: after[name] - before[name] for name in ("OutEchos", "InEchoReps")}
+        missing[vm] = grown["OutEchos"] - grown["InEchoReps"]
+        return missing[vm] == 0
+
+    try:
+        await eventually(all_have_come, timeout=ON_THEIR_WAY)
+    except AssertionError as error:
+        raise AssertionError(f"{missing} of the echoes have no answer: {said}") from error
+
+
+async def icmp(bench: LabBench, vm: str) -> dict[str, int]:
+    """What a VM's kernel has counted of ICMP."""
+    names, counts = re.findall(r"^Icmp: (.+)$", await bench.guest(vm, "cat /proc/net/snmp"), re.M)
+    return {name: int(count) for name, count in zip(names.split(), counts.split(), strict=True)}
 
 
 @contextlib.asynccontextmanager
@@ -408,13 +431,12 @@ async def test_a_service_is_found_at_the_nearest_and_no_packet_is_lost_as_member
 async def reached(bench: LabBench, vm: str) -> str:
     """Who of vm1 and vm3 answers to a VM: whose count of echoes grows."""
 
-    async def heard(member: str) -> int:
-        names, counts = re.findall(r"^Icmp: (.+)$", await bench.guest(member, "cat /proc/net/snmp"), re.M)
-        return int(dict(zip(names.split(), counts.split(), strict=True))["InEchos"])
+    async def heard() -> dict[str, int]:
+        return {member: (await icmp(bench, member))["InEchos"] for member in ("vm1", "vm3")}
 
-    before = {member: await heard(member) for member in ("vm1", "vm3")}
+    before = await heard()
     await bench.guest(vm, f"ping -c 5 -W 5 {SERVICE}")
-    after = {member: await heard(member) for member in ("vm1", "vm3")}
+    after = await heard()
     grown = [member for member in before if after[member] > before[member]]
     assert len(grown) == 1, (before, after)
     return grown[0]
