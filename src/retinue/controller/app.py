@@ -317,7 +317,8 @@ class Controller:
             case Reason.VDP:
                 self.vdp.from_edge(switch, message.in_port, message.frame)
             case Reason.PROBE:
-                if not self.uplinks.heard(switch, message.in_port, message.frame):
+                ours = self.orchestrator.old_ways.heard(switch, message.frame)
+                if not ours and not self.uplinks.heard(switch, message.in_port, message.frame):
                     self.link_probes.heard(switch, message.in_port, message.frame)
             case Reason.TUNNEL_MARK:
                 self.domains.hearing.mark(switch, message.frame)

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
 
 import structlog
@@ -53,7 +53,9 @@ class FlowCache:
         try:
             async with asyncio.timeout(limit), self._daemon() as daemon:
                 async for found in _flows_to(ports, copies_from, daemon):
-                    flow = found
+                    if not found:
+                        return True
+                    flow = found[0]
                     await asyncio.sleep(LOOK)
         except TimeoutError:
             if flow:
@@ -65,8 +67,19 @@ class FlowCache:
             return False
         except (OvsdbError, ProtocolError, OSError) as error:
             log.warning("flow_cache.unreadable", error=str(error), instead="a migration waits a fixed time")
-            return False
-        return True
+        return False
+
+    async def given(self, ports: Collection[str], limit: float = LIMIT) -> Mapping[str, str] | None:
+        """Each cached flow that leads to one of these ports, with the packets that have come by it; None if
+        nobody can tell. A flow that has gone counts as another: what came by it last is not known."""
+        try:
+            async with asyncio.timeout(limit), self._daemon() as daemon:
+                found = await anext(_flows_to(ports, "", daemon))
+        except (TimeoutError, OvsdbError, ProtocolError, OSError) as error:
+            log.warning("flow_cache.unreadable", error=str(error), instead="a migration waits a fixed time")
+            return None
+        counted = (flow.partition(", packets:") for flow in found)
+        return {match: count.partition(",")[0] for match, _, count in counted}
 
     async def until_followed(self, limit: float = FOLLOW_LIMIT) -> None:
         """Return when all of the cache is as the tables are now, or where nobody can tell: that is logged.
@@ -95,8 +108,8 @@ class FlowCache:
             daemon.close()
 
 
-async def _flows_to(ports: Collection[str], copies_from: str, daemon: Connection) -> AsyncIterator[str]:
-    """At each look a cached flow that leads to one of the ports; ends at the first look that finds none."""
+async def _flows_to(ports: Collection[str], copies_from: str, daemon: Connection) -> AsyncIterator[list[str]]:
+    """At each look the cached flows that lead to one of the ports."""
     datapaths: list[tuple[str, ...]] = [()]  # The only one, as a rule: it need not be named.
     while True:
         try:
@@ -106,10 +119,7 @@ async def _flows_to(ports: Collection[str], copies_from: str, daemon: Connection
                 raise
             datapaths = [(name,) for name in (await _asked(daemon, "dpctl/dump-dps")).split()]
             continue
-        found = [flow for text in cached for flow in text.splitlines() if leads_to(ports, flow, copies_from)]
-        if not found:
-            return
-        yield found[0]
+        yield [flow for text in cached for flow in text.splitlines() if leads_to(ports, flow, copies_from)]
 
 
 async def _asked(daemon: Connection, command: str, *words: str) -> str:

@@ -194,6 +194,10 @@ class ReportBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     """With `copying`: bytes of memory that the VM wrote a second during the pass before."""
     postcopy: bool = False
     """With `copying`: the VM runs at the target already, and so much has yet to follow."""
+    watching: bool = False
+    """With `converged`: the source looks itself whether anything still comes by the old way. The answer comes
+    when what had left for the source before has come there. Nothing is forwarded from the source until it
+    says `converged` without this."""
     frames: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_COUNT)] = 0
     """With `rolled_back` and `target_closed`: the frames that had come to the VM's port at this server."""
     waiting: Annotated[list[Frame], msgspec.Meta(max_length=MOST_AT_ONCE)] = []

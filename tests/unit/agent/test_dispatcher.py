@@ -711,6 +711,26 @@ async def test_a_rejected_report_does_not_hold_up_the_next(bench: TwoServers) ->
     assert reports(await bench.step("start_copy")) == ["converged", "stopped"]
 
 
+async def test_a_source_goes_on_when_nothing_has_come_between_two_looks(bench: TwoServers) -> None:
+    """What was on its way has come between them. Then it has the rest forwarded, and stops the VM."""
+    await bench.prepared()
+    bench.source.ports.given_so_far = ["7", "9", "12", "12"]
+    told = await bench.step("start_copy")
+    asked = [line for line in told if line.startswith("server1") and ("converged" in line or "look" in line)]
+    watched = ["server1 tells migration-1 converged True", "server1: look"]
+    assert asked == ["server1: look", *watched * 3, "server1 tells migration-1 converged"]
+    assert reports(told)[-1] == "stopped"
+
+
+async def test_a_source_does_not_wait_for_ever_for_what_still_comes(
+    bench: TwoServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retinue.agent.migration.source.OLD_WAY_LIMIT", 0.02)
+    await bench.prepared()
+    bench.source.ports.given_so_far = [str(count) for count in range(10_000)]
+    assert reports(await bench.step("start_copy"))[-2:] == ["converged", "stopped"]
+
+
 async def test_a_vm_does_not_move_while_nobody_answers_that_its_traffic_is_diverted(
     bench: TwoServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,7 +88,7 @@ SENTENCES = (
     (ARCHITECTURE, "after {} passes that do not shrink", ("three", PATIENCE == 3)),
     (ARCHITECTURE, "the queue of the target's tap ({} frames)", f"{QUEUE_FRAMES:,}"),
     (ARCHITECTURE, "and MAC within the last {} s", f"{pending.PENDING_SECONDS:g}"),
-    (ARCHITECTURE, "*Forwarding.* {} ms after diverting is confirmed", f"{CACHE_LAG * 1000:g}"),
+    (ARCHITECTURE, "or else {} ms after diverting is confirmed", f"{CACHE_LAG * 1000:g}"),
     (
         "docs/libvirt.md",
         "held back when {} MiB remain: `--downtime`",

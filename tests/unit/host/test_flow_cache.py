@@ -171,3 +171,30 @@ async def test_for_a_switch_that_cannot_be_asked_it_is_not_waited(folder: Path) 
     async with Daemon(folder, [[]]) as daemon:
         daemon.answer = lambda method, id: {"id": id, "result": None, "error": "not a valid command"}
         await FlowCache(folder).until_followed(limit=60)
+
+
+# ---- what it has given so far ----
+
+
+async def test_it_tells_what_has_come_by_the_flows_that_lead_there(folder: Path) -> None:
+    """Another answer when more has come, or by other flows; the same when time alone has passed."""
+    first = [TO_IT.format("tap-vm1"), TO_IT.format("tap-vm2")]
+    later = [line.replace("used:0.001s", "used:0.105s").replace(", packets:7", "") for line in first]
+    more = [later[0].replace("packets:3, bytes:318", "packets:4, bytes:424"), later[1]]
+    other = [TO_IT.format("tap-vm1").replace("frag=no", "tos=0,frag=no"), later[1]]
+    others_more = [later[0], later[1].replace("packets:3", "packets:5")]
+    async with Daemon(folder, [first, later, others_more, more, other, [later[1]]]):
+        cache = FlowCache(folder)
+        found = [await cache.given(["tap-vm1"]) for _ in range(6)]
+    assert found[0] == found[1] == found[2]
+    assert found[0]
+    assert found[3] != found[0]
+    assert found[4] not in (found[0], found[3])
+    assert found[5] == {}
+
+
+async def test_of_a_daemon_that_does_not_answer_nobody_can_tell_what_it_gave(folder: Path) -> None:
+    async with Daemon(folder, [[]]) as daemon:
+        daemon.answer = lambda method, id: {"method": "echo", "params": [], "id": None}
+        assert await FlowCache(folder).given(["tap-vm1"], limit=0.05) is None
+    assert await FlowCache(folder / "none").given(["tap-vm1"]) is None

@@ -61,6 +61,18 @@ class VMReports:
             raise HypervisorError(f"its traffic is not diverted: {error}") from error
         return str(answer.get("copies_from", ""))
 
+    async def until_come(self, vm: str, migration: str) -> None:
+        """As `until_diverted`; returns when what had left for this server before has come, as far as any
+        queue on its way is concerned. Until `until_diverted` nothing is forwarded from here.
+
+        Raises HypervisorError.
+        """
+        path, body = Route.REPORT_MIGRATION.path(migration), {"event": Report.CONVERGED, "watching": True}
+        try:
+            await self._reports.ask(vm, path, body, DIVERT_LIMIT)
+        except ControllerError as error:
+            raise HypervisorError(f"its traffic is not diverted: {error}") from error
+
     async def until_returned(self, vm: str, migration: str) -> str:
         """Returns when the VM's traffic goes to the source again, at a target that is given up.
 

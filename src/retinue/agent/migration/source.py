@@ -20,6 +20,7 @@ from retinue.core.migration.copying import CopyOptions
 from retinue.core.migration.endpoint_events import Fact, GivenAway, NotTakenBack, Stays, TakenBack
 from retinue.core.migration.presence import Outgoing
 from retinue.host.errors import HostError
+from retinue.host.timing import CACHE_LAG
 from retinue.hypervisor import (
     Channel,
     Copying,
@@ -35,6 +36,9 @@ from retinue.hypervisor import (
 )
 from retinue.protocol.migrations import MigrationRecord, Report
 
+OLD_WAY_LIMIT = 0.5
+"""Seconds in which nothing must come any more by the old way. What is for the VM waits at its target, and a
+tap's queue has room for twice as long."""
 COPY_ORDER_LIMIT = 90.0
 """Seconds that an opened target waits for the order to copy; the controller's own limits are less."""
 
@@ -148,10 +152,32 @@ class SourceEnd:
 
     def _divert_for(self, vm: LocalVM, migration: MigrationRecord) -> Any:
         async def divert(taps: Collection[str]) -> bool:
+            await self._until_nothing_comes(vm.id, migration.id, taps)
             copies_from = await self._reports.until_diverted(vm.id, migration.id)
             return await self._switch.until_bypassed(taps, copies_from)
 
         return divert
+
+    async def _until_nothing_comes(self, vm: str, migration: str, taps: Collection[str]) -> None:
+        """Return when the VM's traffic is diverted, and nothing comes for it by the old way any more.
+
+        What did so later would be forwarded, a longer way than what goes to the target directly, and be
+        overtaken. Two looks between which what was on its way has come, and that found the same: nobody sends
+        there any more. Where flow caches do not follow for long it goes on all the same: nothing is lost.
+        """
+        until, before = 0.0, await self._switch.given(taps)
+        while before is not None:
+            looked = time.monotonic()
+            await self._reports.until_come(vm, migration)
+            until = until or time.monotonic() + OLD_WAY_LIMIT
+            await asyncio.sleep(looked + CACHE_LAG - time.monotonic())
+            now = await self._switch.given(taps)
+            if now == before:
+                return
+            if time.monotonic() > until:
+                log.warning("migration.old_way_in_use", vm=vm, limit_s=OLD_WAY_LIMIT)
+                return
+            before = now
 
     def _disk_opener(self, migration: MigrationRecord) -> OpenDisk:
         async def open_disk(number: int) -> Channel:

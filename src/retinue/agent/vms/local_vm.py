@@ -39,6 +39,10 @@ class Switch(Protocol):
         """Return when it hands nothing out at these taps any more, but for copies that come from this MAC:
         True; False where nobody can tell. HostError when it goes on doing so."""
 
+    async def given(self, taps: Collection[str], /) -> Mapping[str, str] | None:
+        """What it has handed out at these taps so far, in whatever terms: another when there was more since.
+        None where nobody can tell."""
+
     async def until_followed(self) -> None:
         """Return when it forwards by all that it was told, or nobody can tell. HostError when it does not."""
 
@@ -48,6 +52,9 @@ class UnknownSwitch(Switch):
 
     async def until_bypassed(self, taps: Collection[str], copies_from: str, /) -> bool:
         return False
+
+    async def given(self, taps: Collection[str], /) -> Mapping[str, str] | None:
+        return None
 
     async def until_followed(self) -> None:
         return

@@ -38,6 +38,11 @@ class Progress:
     resumed_here: float | None = None
     """When the report of RESUME came in, by our own clock."""
 
+    watched: bool = False
+    """The source looks itself whether anything still comes by the old way..."""
+    quiet: asyncio.Event = field(default_factory=asyncio.Event)
+    """... and has said that nothing does."""
+
     def is_confirmed(self, change: PlacementChange) -> asyncio.Event:
         """Set when every switch concerned has confirmed this change."""
         return self.confirmed.setdefault(change, asyncio.Event())

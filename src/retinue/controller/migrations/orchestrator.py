@@ -8,6 +8,7 @@ migration.free_source, migration.roll_back, migration.return_to_source; and repo
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
+from secrets import token_bytes
 from typing import Any
 
 import structlog
@@ -21,6 +22,7 @@ from retinue.controller.migrations import new_addresses as new
 from retinue.controller.migrations.active import ActiveMigration, Figures
 from retinue.controller.migrations.far_ends import FarEnds, NoFarEnds
 from retinue.controller.migrations.history import History
+from retinue.controller.migrations.old_ways import OldWays
 from retinue.controller.migrations.placing import Placing
 from retinue.controller.migrations.reports import MigrationReports, checked
 from retinue.controller.migrations.requests import (
@@ -75,7 +77,8 @@ class MigrationOrchestrator:
         self._active: dict[str, ActiveMigration] = {}
         """By id, of the same: what is known of them beside their state."""
         self._placing = Placing(context, self._active, self._confirmed, forward)
-        self.reports = MigrationReports(context, self)
+        self.old_ways = OldWays(context, token_bytes(16))
+        self.reports = MigrationReports(context, self, self.old_ways)
         self.far_ends: FarEnds = NoFarEnds()
         self.ended: Callable[[str], None] = lambda vm: None
         """Called with the VM of each migration that has ended."""

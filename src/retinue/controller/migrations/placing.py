@@ -1,6 +1,7 @@
 """A migration's placements, brought onto the switches: in which order, and what counts as confirmed."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ MAY_BE_AWAY = frozenset(
     {fsm.PlacementChange.RETURNED, fsm.PlacementChange.TARGET_CLOSED, fsm.PlacementChange.SETTLED}
 )
 """What is not held up by a switch that is away."""
+QUIET_LIMIT = 3.0
+"""Seconds for which a source may find that something still comes by the old way: its own limit is less."""
 ARRIVED = (MigrationState.SWITCHED, MigrationState.CONFIRMED, MigrationState.FREED)
 """The VM is registered at its target alone."""
 
@@ -121,8 +124,17 @@ class Placing:
         return set(self.concerned(migration)) - back - self._dead(id)
 
     async def forward(self, id: str) -> None:
-        """Before flow caches follow their tables packets still come the old way: none may overtake them."""
+        """Before flow caches follow their tables packets still come the old way: none may overtake them.
+
+        Where the source looks itself whether any does, it is waited for; not for ever, for those that come
+        after the VM has stopped are lost without.
+        """
         await asyncio.sleep(CACHE_LAG)
+        active = self._active.get(id)
+        if active is not None and active.progress.watched:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(QUIET_LIMIT):
+                    await active.progress.quiet.wait()
         migration = self._migrations.get(id)
         if migration is not None and migration.state is MigrationState.DIVERTED:
             self.place(migration, fsm.PlacementChange.FORWARDED, self.told_first(migration))

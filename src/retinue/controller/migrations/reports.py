@@ -25,6 +25,7 @@ from retinue.controller.changes import TargetAwaitsSource
 from retinue.controller.context import Context
 from retinue.controller.migrations import words
 from retinue.controller.migrations.active import ActiveMigration, count_packets
+from retinue.controller.migrations.old_ways import OldWays
 from retinue.controller.migrations.placing import PRIMERS
 from retinue.controller.migrations.requests import MigrationError
 from retinue.core import migration as fsm
@@ -62,8 +63,9 @@ class Steps(Protocol):
 class MigrationReports:
     """Takes reports, and answers them."""
 
-    def __init__(self, context: Context, steps: Steps) -> None:
+    def __init__(self, context: Context, steps: Steps, old_ways: OldWays) -> None:
         self._context = context
+        self._old_ways = old_ways
         self._steps = steps
         self._migrations: Mapping[str, Migration] = context.state.migrations
 
@@ -210,16 +212,22 @@ class MigrationReports:
                 sent += self._context.send_frame(edge, port.number, found[1])
         return sent
 
-    async def answer(self, id: str, report: Report) -> ReportAnswer:
+    async def answer(self, id: str, report: Report, *, watching: bool = False) -> ReportAnswer:
         """The answer to a report that has just been taken (`on_report`), when the agent may have it.
 
-        Raises MigrationError when `converged` cannot be answered: the VM must not stop then.
+        `watching`: see protocol.migrations.ReportBody. Raises MigrationError when `converged` cannot be
+        answered: the VM must not stop then.
         """
         active, migration = self._steps.get(id)
         if migration.state is not MigrationState.DIVERTED or report not in AWAITED:
             return ReportAnswer(migration.state)
         change, limit = AWAITED[report]
         if report is Report.CONVERGED:
+            active.progress.watched |= watching
+            if watching:
+                change = PlacementChange.DIVERTED
+            else:
+                active.progress.quiet.set()
             knowledge = self._context.knowledge
             await self._context.installer.wait_confirmed(lambda: knowledge.is_held_back(migration.vm))
         confirmed = await confirmed_within(active.progress.is_confirmed(change), limit)
@@ -229,6 +237,9 @@ class MigrationReports:
                     "the switches have not confirmed in time that they divert to the target",
                     ErrorCode.NOT_CONFIRMED,
                 )
+            if watching:
+                await self._old_ways.passed(migration)
+                return ReportAnswer(self._steps.get(id)[1].state)
             # The source's agent looks for itself until nothing comes to the VM any more. Copies, which will
             # come from the target's side while the VM is paused, are no sign of a late switch.
             target = self._context.net.servers[migration.target]

@@ -12,6 +12,7 @@ a spine or a leaf may come and go link by link.
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from itertools import pairwise
 
 from retinue.core.model.entities import Link, PortRef, Role
 from retinue.core.model.view import NetworkView
@@ -188,3 +189,24 @@ def _pods(spines: dict[str, set[str]]) -> list[tuple[set[str], set[str]]]:
         found = [pod for pod in found if pod not in joined]
         found.append((leaves.union(*(one[0] for one in joined)), {spine}.union(*(one[1] for one in joined))))
     return found
+
+
+def links_between(net: NetworkView, start: str, end: str) -> list[list[tuple[Link, bool]]]:
+    """The links with a carrier that a packet may take from one switch to another, without a detour: up (True)
+    until both are reached, and down. Those of one list at the same distance."""
+    links = [link for link in net.links if has_carrier(net, link) and link.lower not in net.idle_links]
+    rising, ending = [{start}], [{end}]
+    while not rising[-1] & ending[-1]:
+        for levels in (rising, ending):
+            levels.append({link.upper.switch for link in links if link.lower.switch in levels[-1]})
+        if not (rising[-1] and ending[-1]):
+            return []  # Nothing above leads to both.
+    rising[-1] = ending[-1] = rising[-1] & ending[-1]
+
+    def of(lower: set[str], upper: set[str], *, upwards: bool) -> list[tuple[Link, bool]]:
+        there = (link for link in links if link.lower.switch in lower and link.upper.switch in upper)
+        return [(link, upwards) for link in there]
+
+    up = [of(lower, upper, upwards=True) for lower, upper in pairwise(rising)]
+    down = [of(lower, upper, upwards=False) for lower, upper in pairwise(ending)]
+    return [*up, *reversed(down)]

@@ -214,3 +214,45 @@ def test_an_uplink_is_found_while_a_spine_comes_link_by_link() -> None:
     net.add_link(joined(net, "leaf1", "spine3", "x"))
     assert links.spines_of_pod(net, "leaf1") == links.spines_of_pod(net, "leaf2")
     assert links.spines_of_pod(fabric(leaves=4, cores=2), "leaf2") == {"spine3", "spine4"}
+
+
+# ---- the links between two leaves ----
+
+
+def ways(net: Network, start: str, end: str) -> list[list[str]]:
+    """Each link as "lower up upper" or "upper down lower"."""
+    found = links.links_between(net, start, end)
+    return [
+        sorted(
+            f"{one.lower.switch} up {one.upper.switch}"
+            if upwards
+            else f"{one.upper.switch} down {one.lower.switch}"
+            for one, upwards in some
+        )
+        for some in found
+    ]
+
+
+def test_between_two_leaves_are_the_links_by_each_spine() -> None:
+    net = fabric()
+    assert ways(net, "leaf1", "leaf2") == [
+        ["leaf1 up spine1", "leaf1 up spine2"],
+        ["spine1 down leaf2", "spine2 down leaf2"],
+    ]
+    assert ways(net, "leaf1", "leaf1") == []
+    down(net, str(link(net, "leaf1", "spine1")[0]))
+    assert ways(net, "leaf1", "leaf2") == [["leaf1 up spine2"], ["spine2 down leaf2"]]
+    assert ways(fabric(over_ip=True), "leaf1", "leaf2") == []
+
+
+def test_between_two_pods_they_go_by_each_core_and_within_one_by_none() -> None:
+    net = fabric(4, 2, cores=2)
+    up, over, beyond, to_leaf = ways(net, "leaf1", "leaf2")
+    assert len(up) == len(over) == len(beyond) == len(to_leaf) == 2
+    assert {way.split()[2] for way in up} == {way.split()[0] for way in over}
+    assert {way.split()[2] for way in over} == {way.split()[0] for way in beyond} == {"core1", "core2"}
+    assert {way.split()[2] for way in beyond} == {way.split()[0] for way in to_leaf}
+    assert [way.split()[1] for way in (up[0], over[0], beyond[0], to_leaf[0])] == ["up", "up", "down", "down"]
+    within = ways(net, "leaf1", "leaf3")
+    assert len(within) == 2
+    assert "core" not in str(within)

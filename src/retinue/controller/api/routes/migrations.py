@@ -110,7 +110,8 @@ def handlers(controller: Controller) -> Handlers:
         orchestrator.reports.on_report(
             id, reported.event, reported.at, cut(reported.reason), reported.memory_at, reported.frames, by
         )
-        return answer(await orchestrator.reports.answer(id, reported.event))
+        watching = reported.watching
+        return answer(await orchestrator.reports.answer(id, reported.event, watching=watching))
 
     return {
         Route.LIST_MIGRATIONS: all_migrations,

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from retinue.core.model import IP, Mac, Prefix, Server, Switch
+from retinue.core.model import IP, Link, Mac, Prefix, Server, Switch
 from retinue.core.pipeline.entry import EntriesBySwitch, Flow, FlowsBySwitch, Group, Meter, SetField
 
 Near = Sequence[Collection[str]]
@@ -106,6 +106,10 @@ class Underlay(Protocol):
 
     def order_to_withdraw(self, server: str) -> Near:
         """Told first when a server that had part in a VM's traffic has no part in it any more."""
+
+    def old_ways(self, source: str, target: str) -> Sequence[Sequence[tuple[Link, bool]]]:
+        """The links that a packet for a VM may be on, on its way to the source, after it has left the first
+        switch that knows of the target: those of one list at the same time, each upwards (True) or down."""
 
     def stages(self, changed: Mapping[str, Collection[object]], near: Near) -> list[list[str]]:
         """The switches of `changed` in the order they must be told, those of one list at the same time."""

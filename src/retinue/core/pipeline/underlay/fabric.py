@@ -16,13 +16,13 @@ confirmed by every switch in it before the next begins. A removal has no new loc
 cores.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from retinue.core.model import IP, Mac, Prefix, Role, Server, Subinterface, Switch
+from retinue.core.model import IP, Link, Mac, Prefix, Role, Server, Subinterface, Switch
 from retinue.core.model.families import in_use
-from retinue.core.model.links import links_above
+from retinue.core.model.links import links_above, links_between
 from retinue.core.model.network import Network, Owner
 from retinue.core.model.uplinks import has_several, open_links
 from retinue.core.model.ways import ways_by, wider_ways
@@ -323,6 +323,14 @@ class LeafSpine:
         """The server's edge must cease to forward before its leaf no longer takes what the edge forwards."""
         edge = {self.net.servers[server].edge}
         return [edge, self.near(server) - edge]
+
+    def old_ways(self, source: str, target: str) -> Sequence[Sequence[tuple[Link, bool]]]:
+        """From the target's leaf up, to where the source's leaf is reached, and down: ways part at the leaf
+        of the target, which knows the VM now, or above it."""
+        start, end = self.attachment(target), self.attachment(source)
+        if start is None or end is None:
+            return ()
+        return links_between(self.net, start[0], end[0])
 
     def stages(self, changed: Mapping[str, Collection[object]], near: Near) -> list[list[str]]:
         told = {switch for group in near for switch in group}

@@ -1,0 +1,132 @@
+"""What was sent by the old way has come before the source forwards: marks, and a source that looks itself."""
+
+import asyncio
+
+import pytest
+
+from retinue.controller.migrations import old_ways
+from retinue.core.forwarding.fabric import End
+from retinue.core.migration import MigrationState
+from retinue.protocol.migrations import Report, ReportAnswer
+from support import virtual_time
+from support.fabric.restart_world import MIGRATION, RestartWorld
+
+WATCHED = 2.0
+"""Seconds for which the source finds that something still comes: less than the controller waits."""
+
+
+async def converging() -> RestartWorld:
+    world = RestartWorld((1, 2, 1), 1, 2)
+    await world.begin_copying()
+    return world
+
+
+def watching(world: RestartWorld) -> asyncio.Task[ReportAnswer]:
+    reports = world.fake.controller.orchestrator.reports
+    return asyncio.create_task(reports.answer(MIGRATION, Report.CONVERGED, watching=True))
+
+
+def forwards(world: RestartWorld) -> bool:
+    return world.fake.net.vms["vm1"].forwarded_from == "server1"
+
+
+def test_nothing_is_forwarded_before_the_source_says_that_nothing_comes() -> None:
+    async def story() -> None:
+        world = await converging()
+        world.say("converged")
+        for _ in range(2):
+            assert (await watching(world)).state is MigrationState.DIVERTED
+            await asyncio.sleep(WATCHED / 2)
+            world.reachable({2})
+            assert not forwards(world)
+        world.say("converged")
+        assert (await world.answer("converged")).copies_from
+        assert forwards(world)
+        await world.fake.stop()
+
+    virtual_time.run(story())
+
+
+def test_one_that_does_not_look_is_forwarded_from_at_once() -> None:
+    async def story() -> None:
+        world = await converging()
+        world.say("converged")
+        await asyncio.wait_for(world.answer("converged"), 0.1)
+        assert forwards(world)
+        await world.fake.stop()
+
+    virtual_time.run(story())
+
+
+def test_a_source_that_is_silent_is_not_waited_for_for_ever() -> None:
+    async def story() -> None:
+        world = await converging()
+        world.say("converged")
+        await watching(world)
+        await asyncio.sleep(4.0)
+        assert forwards(world)
+        await world.fake.stop()
+
+    virtual_time.run(story())
+
+
+@pytest.mark.parametrize(
+    ("held", "after"), [(("leaf2", "spine1"), 1), (("spine2", "leaf1"), 3), (("spine1", "leaf1"), 3)]
+)
+def test_the_answer_comes_when_a_mark_has_come_over_each_link_of_the_old_way(
+    held: tuple[str, str], after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up from the target's leaf first, and then down to the source's: as what it follows."""
+    monkeypatch.setattr(old_ways, "PATIENCE", 60.0)
+
+    async def story() -> None:
+        world = await converging()
+        peer_of = world.fake.fabric.peer_of
+        waiting: list[tuple[str, bytes]] = []
+        sent: list[tuple[str, str]] = []
+
+        def held_back(switch: str, port: int, frame: bytes) -> End | None:
+            end = peer_of(switch, port, frame)
+            to = "" if end is None else end[0]
+            if frame[12:14] == b"\x88\xcc":
+                sent.append((switch, to))
+                if (switch, to) == held and not waiting:
+                    waiting.append((to, frame))
+                    return "nowhere", 0
+            return end
+
+        world.fake.fabric.add("nowhere")
+        world.fake.fabric.peer_of = held_back  # type: ignore[method-assign]
+        world.say("converged")
+        answer = watching(world)
+        await asyncio.sleep(5.0)
+        assert not answer.done()
+        assert held in sent
+        assert (("spine2", "leaf1") in sent) == (after == 3), "the second wave follows the first"
+        heard = world.fake.controller.orchestrator.old_ways.heard
+        ((to, frame),) = waiting
+        assert heard("another", frame)
+        await asyncio.sleep(1.0)
+        assert not answer.done(), "it must come in where it was to"
+        assert heard(to, frame)
+        assert not heard(to, frame[:-1] + b"\1")
+        assert (await answer).state is MigrationState.DIVERTED
+        await world.fake.stop()
+
+    virtual_time.run(story())
+
+
+def test_a_mark_that_never_comes_holds_nothing_up_for_long() -> None:
+    async def story() -> None:
+        world = await converging()
+        peer_of = world.fake.fabric.peer_of
+        world.fake.fabric.add("nowhere")
+        lost = "nowhere", 0
+        world.fake.fabric.peer_of = (  # type: ignore[method-assign]
+            lambda *sent: lost if sent[2][12:14] == b"\x88\xcc" else peer_of(*sent)
+        )
+        world.say("converged")
+        await asyncio.wait_for(watching(world), 1.0)
+        await world.fake.stop()
+
+    virtual_time.run(story())
