@@ -113,6 +113,18 @@ def _now(row: dict[str, Any], ways: list[str], prefix: str) -> str:
 
 @app.command()
 @connected
+def remove(at: Connection, server: str) -> None:
+    """Remove a server on which no VM runs, or a router: where others lead to its prefixes, they do so first.
+
+    \b
+    Example:
+      retinue server remove router2
+    """
+    _ask(at, Route.REMOVE_SERVER, server, f"server {server} is removed")
+
+
+@app.command()
+@connected
 def drain(
     at: Connection,
     server: str,

@@ -162,6 +162,7 @@ class Config(ConfigTable, frozen=True):
             net.configured = frozenset(f"{kind} {one}" for kind, ids in kinds.items() for one in ids)
             for server in self.server:
                 net.put_server(_server(server))
+                net.configured |= {f"server {server.id}"}
             for domain in self.domain:
                 if domain.id in net.peers:
                     raise ModelError(f"domain {domain.id} is given twice")

@@ -1,4 +1,4 @@
-"""Changes of switches and links. Made like all others (controller/changes.py).
+"""Changes of switches and links, and servers that go. Made like all others (controller/changes.py).
 
 A new link is idle until it is used, and one that goes is idle first (inventory/fabric.py).
 """
@@ -7,8 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from retinue.controller.changes import Change, Published, Undo
-from retinue.controller.state import LaidLink, LostLink, State, Storable
-from retinue.core.model import Link, Switch
+from retinue.controller.state import (
+    AgentAt,
+    DrainedServer,
+    FencedServer,
+    LaidLink,
+    LostLink,
+    LostRouter,
+    ServerLocation,
+    State,
+    Storable,
+)
+from retinue.core.model import Link, PortRef, Server, Switch
+from retinue.core.model.in_use import check_server_removal
 from retinue.core.model.network import Touched
 from retinue.protocol.events import EventType
 
@@ -47,6 +58,27 @@ class SwitchRemoved(Change):
 
     def events(self, state: State) -> Iterator[Published]:
         yield EventType.SWITCH_REMOVED, {"switch": self.switch.id}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRemoved(Change):
+    """A server went, on which nothing ran any more."""
+
+    server: Server
+
+    def apply(self, state: State) -> Touched:
+        check_server_removal(state.net, self.server.id)
+        touched = state.net.remove_server(self.server.id)
+        state.with_agent.discard(self.server.id)
+        return touched
+
+    def dropped(self) -> tuple[Storable, ...]:
+        id = self.server.id
+        marks = (FencedServer(id), DrainedServer(id), LostRouter(id, ""), AgentAt(id))
+        return (self.server, ServerLocation(id, PortRef("", "")), *marks)
+
+    def events(self, state: State) -> Iterator[Published]:
+        yield EventType.SERVER_REMOVED, {"server": self.server.id}
 
 
 class _OfLink(Change):

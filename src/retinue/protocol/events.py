@@ -90,6 +90,7 @@ class EventType(StrEnum):
     SUBNET_REGISTERED = "subnet.registered"
     SUBNET_REMOVED = "subnet.removed"
     SERVER_REGISTERED = "server.registered"
+    SERVER_REMOVED = "server.removed"
     SERVER_DETECTED = "server.detected"
     SERVER_MOVED = "server.moved"
     UPLINK_FOUND = "uplink.found"
@@ -234,6 +235,7 @@ _FIELDS: Mapping[EventType | Order, str] = {
     EventType.SUBNET_REGISTERED: "subnet",
     EventType.SUBNET_REMOVED: "subnet",
     EventType.SERVER_REGISTERED: "server",
+    EventType.SERVER_REMOVED: "server",
     EventType.SERVER_DETECTED: "server location before",
     EventType.SERVER_MOVED: "server location before",
     EventType.UPLINK_FOUND: "server uplink location",

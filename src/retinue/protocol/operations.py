@@ -193,6 +193,7 @@ OPERATIONS: Mapping[Route, Operation] = {
     Route.REGISTER_SERVERS: Operation(
         "Register servers", servers.RegisteredServers, ServerBody | list[ServerBody], status=201
     ),
+    Route.REMOVE_SERVER: Operation("Remove a server on which nothing runs", common.Removed),
     Route.DRAIN_SERVER: Operation("No VM is wanted there any more", servers.DrainedServer),
     Route.UNDRAIN_SERVER: Operation("It takes VMs again", servers.DrainedServer),
     Route.FENCE_SERVER: Operation("The operator's word that it is dead", servers.FencedServer),

@@ -105,6 +105,7 @@ class Route(Enum):
 
     LIST_SERVERS = "GET", "/v1/servers", Right.READ
     REGISTER_SERVERS = "POST", "/v1/servers", Right.MANAGE
+    REMOVE_SERVER = "DELETE", "/v1/servers/{id}", Right.MANAGE
     DRAIN_SERVER = "POST", "/v1/servers/{id}/drain", Right.MANAGE
     UNDRAIN_SERVER = "POST", "/v1/servers/{id}/undrain", Right.MANAGE
     FENCE_SERVER = "POST", "/v1/servers/{id}/fence", Right.MANAGE

@@ -346,6 +346,10 @@ def test_switches_and_links_are_added_changed_and_removed(real: str) -> None:
     assert "there is no switch x" in bad("switch", "set", "x", "--dpid", "1", *at)
     assert json.loads(good("switch", "remove", "edge9", "--json", *at)) == {"removed": "edge9"}
     assert good("switch", "remove", "spine9", *at) == "switch spine9 is removed\n"
+    assert "stands in the configuration file" in bad("server", "remove", "server1", *at)
+    nas = {"id": "nas", "mac": "02:00:00:00:07:07", "routes": ["10.9.0.0/24"], "services": ["router"]}
+    blocking.Client(real).ask(Route.REGISTER_SERVERS, body=nas)
+    assert good("server", "remove", "nas", *at) == "server nas is removed\n"
 
 
 def test_vnets_and_subnets_are_added_changed_and_removed(real: str) -> None:

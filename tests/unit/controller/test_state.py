@@ -225,6 +225,13 @@ STORY: tuple[Change, ...] = (
     fabric_changes.LinkUsed(LINK3),
     fabric_changes.LinkLeft(LINK3),
     fabric_changes.LinkRemoved(LINK4),
+    changes.ServerRegistered(replace(server(1), id="old", mac="02:00:00:00:00:97", address=None, edge="")),
+    changes.ServerLocated("old", PortRef("leaf1", "p8"), None),
+    marks.ServerFenced("old"),
+    marks.AgentHeard("old"),
+    fabric_changes.ServerRemoved(
+        replace(server(1), id="old", mac="02:00:00:00:00:97", address=None, edge="")
+    ),
     changes.ServerRegistered(replace(server(1), id="new", mac="02:00:00:00:00:99", address=None, edge="")),
     changes.ServerRegistered(
         replace(server(1), id="new", mac="02:00:00:00:00:99", address=None, edge="", gateway_group="rack")

@@ -14,21 +14,25 @@ import asyncio
 from collections.abc import Callable, Collection
 
 from retinue.controller.context import Context
-from retinue.controller.errors import RequestError
+from retinue.controller.errors import RequestError, no_server
 from retinue.controller.fabric_changes import (
     LinkLeft,
     LinkRegistered,
     LinkRemoved,
     LinkUsed,
+    ServerRemoved,
     SwitchRegistered,
     SwitchRemoved,
 )
 from retinue.controller.inventory.given import are_new, is_there
+from retinue.controller.router_changes import RouterLost, RouterReturned
 from retinue.core.link_watch import WatchedLink
 from retinue.core.model import Link, ModelError, PortRef, Role, Switch
 from retinue.core.model.fabric_checks import forwards
+from retinue.core.model.in_use import check_server_removal, first_few
 from retinue.core.model.links import has_carrier
 from retinue.core.model.network import Touched
+from retinue.core.model.ways import routers_beside
 from retinue.protocol.errors import ErrorCode
 
 STILL_COMING = 2.0
@@ -120,6 +124,32 @@ class FabricInventory:
             await self._context.install(self._context.apply(LinkRemoved(link)))
         finally:
             self._leaving.discard(lower)
+
+    async def remove_server(self, id: str) -> None:
+        """Returns when it is no more. Of several routers to one prefix the others are the way first.
+
+        Raises ModelError while something runs there, RequestError while a switch has not confirmed the other
+        ways.
+        """
+        if id not in self._net.servers:
+            raise no_server(id)
+        server = self._net.servers[id]
+        check_server_removal(self._net, id)
+        beside = routers_beside(self._net, id)
+        if beside and id not in self._net.lost_routers:
+            touched = self._context.apply(RouterLost(id, "it is about to be removed"))
+            report = await self._context.install(touched)
+            if report.missing:
+                back = self._context.apply(RouterReturned(id))
+                self._context.spawn(self._context.install(back), f"router {id} stays")
+                silent = first_few(sorted(report.missing))
+                raise RequestError(
+                    f"server {id} stays: {silent} has not confirmed the ways by the other routers; "
+                    "`retinue switch list` shows the switches",
+                    ErrorCode.PARTY_AWAY,
+                )
+            await asyncio.sleep(self._still_coming)
+        await self._context.install(self._context.apply(ServerRemoved(server)))
 
     def _all_have_left(
         self, link: Link, touched: Touched, missing: Collection[str], *, was_used: bool

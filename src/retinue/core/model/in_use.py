@@ -50,6 +50,21 @@ def check_gateway_group_removal(net: NetworkView, group: str) -> None:
         raise ModelError(f"gateway group {group} is in use by {first_few(inside)}")
 
 
+def check_server_removal(net: NetworkView, server: str) -> None:
+    """Nothing runs there, and nobody is reached by it; a router's prefixes are reached by others, or not."""
+    not_configured(net, f"server {server}")
+    users = sorted(f"VM {vm}" for vm in net.vms_on(server))
+    users += sorted(f"domain {one.id}" for one in net.peers.values() if one.gateway == server)
+    users += sorted(f"VM {one.vm}" for one in net.fc_logins.values() if one.forwarder == server)
+    if users:
+        raise ModelError(f"server {server} is in use by {first_few(users)}")
+    edge = net.switches.get(net.servers[server].edge) if server in net.servers else None
+    if edge is not None and edge.standby:
+        raise ModelError(
+            f"server {server} stays: its edge has several uplinks; register it without its edge first"
+        )
+
+
 def not_configured(net: NetworkView, what: str) -> None:
     if what in net.configured:
         raise ModelError(

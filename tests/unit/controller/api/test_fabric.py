@@ -40,6 +40,7 @@ async def test_they_are_added_changed_and_removed_while_all_runs(controller: Con
     assert (await call(url, "PUT", "/v1/switches/leaf1", {"dpid": "11", "places": "given"}))[0] == 409
     assert (await call(url, "DELETE", "/v1/links/leaf1%3Ato-spine9"))[1] == {"removed": "leaf1:to-spine9"}
     assert (await call(url, "DELETE", "/v1/switches/spine9"))[1] == {"removed": "spine9"}
+    assert (await call(url, "DELETE", "/v1/servers/server3"))[1] == {"removed": "server3"}
     told = [event.type for event in recent(controller.events) if event.type.startswith(("switch", "link"))]
     assert told == [
         "switch.registered", "link.registered", "switch.registered", "link.removed", "switch.removed",
@@ -73,6 +74,8 @@ async def test_they_are_added_changed_and_removed_while_all_runs(controller: Con
         ("DELETE", "/v1/switches/spine1", None, 409, "spine1 is in use by link leaf1:s1, link leaf2:s1"),
         ("DELETE", "/v1/switches/spine2", None, 409, "stands in the configuration file"),
         ("DELETE", "/v1/switches/edge1", None, 409, "edge1 is in use by server server1"),
+        ("DELETE", "/v1/servers/x", None, 404, "there is no server x"),
+        ("DELETE", "/v1/servers/server1", None, 409, "server1 is in use by VM vm1"),
         ("POST", "/v1/links", LINK, 409, "spine9 is not a known spine switch"),
         ("POST", "/v1/links", {"lower": "leaf1", "upper": "spine1:x"}, 409, "not a port"),
         ("POST", "/v1/links", {"lower": "leaf1:s1", "upper": "spine1:x"}, 409, "leaf1:s1 is that of"),

@@ -1,6 +1,7 @@
 """Switches and links given while all runs: used when both ends are in place, gone when nobody sends by it."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,8 @@ from retinue.core.link_watch import LinkLimits
 from retinue.core.model import Link, ModelError, PortRef, Role, Switch
 from retinue.protocol.errors import ErrorCode
 from support.fabric import growing
-from support.fabric.networks import add_vm, fabric
+from support.fabric.networks import GATEWAY_MAC, add_vm, fabric, vm_ip, vm_mac, vm_port
+from support.fabric.world import OUTSIDE, udp_frame
 from support.fakes.memory_store import MemoryStore
 from support.fakes.session import FakeNetwork, FakeSession
 from support.recent_events import recent
@@ -242,3 +244,55 @@ async def test_an_edge_is_added_before_its_server_and_its_database_is_judged_ane
         await bench.fabric.remove_switch("edge1")
     await bench.fabric.remove_switch("edge9")
     assert "edge9" not in bench.net.switches
+
+
+async def test_of_two_routers_one_is_removed_and_no_packet_out_is_lost() -> None:
+    """After each change of a switch what goes out comes to one of them; at last to the one that is left."""
+    net = fabric()
+    add_vm(net, 1, 1)
+    net.set_ports("leaf1", {**net._numbers["leaf1"], "router2": 92})
+    near, far = PortRef("leaf1", "router2"), net.servers["router"]
+    net.put_server(replace(far, id="router2", mac="02:00:00:00:02:01", address=None, given_at=near, metric=0))
+    net.put_server(replace(far, metric=5))
+    store = MemoryStore()
+    fake = FakeNetwork(net, lambda: 1000.0, store)
+    await fake.start()
+    fake.controller.fabric._still_coming = 0.0
+    frame = udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(1), OUTSIDE)
+    seen: list[set[tuple[str, int]]] = []
+
+    def check() -> None:
+        for delivery in fake.fabric.all_paths("edge1", vm_port(1), frame):
+            assert len(delivery.arrivals) == 1, f"lost: {delivery}"
+            seen.append({(switch, port) for switch, port, _ in delivery.arrivals})
+
+    check()
+    assert seen.pop() == {("leaf1", 92)}
+    fake.confirms = check
+    await fake.controller.fabric.remove_server("router2")
+    await fake.settle()
+    assert {("leaf1", 92)} in seen
+    assert seen[-1] == {("leaf2", 91)}
+    assert "router2" not in net.servers
+    assert not [key for key in store.rows if "router2" in key]
+    told = [event.type for event in recent(fake.controller.events) if event.data.get("server") == "router2"]
+    assert told[-2:] == ["router.lost", "server.removed"]
+    await fake.stop()
+
+
+async def test_a_server_on_which_something_runs_stays_and_its_switch_with_it(
+    bench: Bench,
+) -> None:
+    with pytest.raises(RequestError, match="there is no server x"):
+        await bench.fabric.remove_server("x")
+    with pytest.raises(ModelError, match="server server1 is in use by VM vm1"):
+        await bench.fabric.remove_server("server1")
+    with pytest.raises(ModelError, match="switch edge3 is in use by server server3"):
+        await bench.fabric.remove_switch("edge3")
+    await bench.fabric.remove_server("server3")
+    await bench.fabric.remove_switch("edge3")
+    assert "server3" not in bench.net.detected
+    bench.net.configured |= {"server dhcp"}
+    with pytest.raises(ModelError, match="server dhcp stands in the configuration file"):
+        await bench.fabric.remove_server("dhcp")
+    bench.fake.sessions.pop("edge3")

@@ -7,9 +7,9 @@ from aiohttp import web
 from retinue.controller.api import views
 from retinue.controller.api.access import manager_of
 from retinue.controller.api.first_said import said
-from retinue.controller.api.http import Handlers, answer, body, many
+from retinue.controller.api.http import Handlers, NotFoundError, answer, body, many
 from retinue.controller.app import Controller
-from retinue.controller.errors import RequestError
+from retinue.controller.errors import RequestError, no_server
 from retinue.controller.inventory.vm_reports import Report
 from retinue.controller.parsing import address, network, port_ref, subinterface
 from retinue.controller.words import in_words
@@ -34,6 +34,15 @@ def handlers(controller: Controller) -> Handlers:
         with said(controller, request, "server", new):
             await controller.inventory.put_servers(servers)
         return answer({"servers": [given.id for given in bodies]}, status=201)
+
+    async def remove(request: web.Request) -> web.Response:
+        server = request.match_info["id"]
+        if server not in controller.net.servers:
+            error = no_server(server)
+            raise NotFoundError(str(error), error.code)
+        await controller.fabric.remove_server(server)
+        controller.words.forget("server", server)
+        return answer({"removed": server})
 
     async def drain(request: web.Request) -> web.Response:
         """Answered with the VMs that are still there: who asks migrates them."""
@@ -92,6 +101,7 @@ def handlers(controller: Controller) -> Handlers:
     return {
         Route.LIST_SERVERS: all_servers,
         Route.REGISTER_SERVERS: register,
+        Route.REMOVE_SERVER: remove,
         Route.DRAIN_SERVER: drain,
         Route.UNDRAIN_SERVER: undrain,
         Route.FENCE_SERVER: fence,
