@@ -4,8 +4,8 @@ A gateway is an edge switch in all else. Its tunnel is the port of every VM that
 
     from the tunnel, from the VM's MAC and address       as from the VM's own port: FORWARD, up
     from the tunnel, from the VM's MAC: by DHCP, where   to the controller, which asks the DHCP servers, and
-    it has no static address, and in search of a router  advertises the gateway, and answers through the
-    (IPv6)                                               tunnel
+    it has no static address, by DHCPv6, and in search   advertises the gateway, and answers through the
+    of a router (IPv6)                                   tunnel
     from the fabric, to the VM                           out of the tunnel
 
 and in the domain where the VM is a guest:
@@ -18,6 +18,8 @@ and in the domain where the VM is a guest:
     at the guest's edge, ARP from the guest, for         answered with our gateway's MAC
     whomever
     from the fabric, from the guest                      out of the tunnel
+
+Storage goes by the tunnel, too, where that is wanted (`storage`).
 
 A guest is reached through its home alone, and answers through it alone, whoever it speaks to: one way both
 before, in and after a move, so that nothing overtakes anything; what filters by source addresses outside (RFC

@@ -8,6 +8,9 @@ During a migration both places may send, so that what the VM asks last at its so
 gets out; what the forwarder sends comes to one place, the one where the VM is delivered. It is never copied:
 a stale frame of an exchange whose number is used again is taken for one of that, and data is wrong without a
 word. In the tap of a VM that has not arrived yet frames wait until it runs.
+
+Between domains the forwarder is the one at home. There the gateway is the place of a VM that is away, and its
+tunnel the port. Where the VM is a guest, its frames go between its servers and the gateway.
 """
 
 from collections.abc import Iterator
