@@ -13,7 +13,8 @@
 # make test-long  what takes long and says no more on most days: many migrations of a VM that writes, more systems;
 #             and the web page in a browser, which `make test` tries only where `make install-browser` was run
 # make test-packages  the Debian packages on machines that systemd has booted, in containers: set up, migrations and
-#             an upgrade under traffic, purged (ten minutes; the first time a Debian 12 is made, from Debian's mirror)
+#             an upgrade under traffic, purged; virsh migrate between servers with libvirt; the Ansible role, where
+#             Ansible is (twenty minutes; the first time a Debian 12 is made, from Debian's mirror)
 # make mutate  whether the tests notice deliberate mistakes in what judges (minutes; see tests/mutation)
 # make prove    what the pipeline promises, proved of all frames on small networks (a few minutes; see docs/proof.md)
 # make fuzz     a million damaged inputs for each parser of what comes from outside (a quarter of an hour)
@@ -112,7 +113,7 @@ install-machines:
 	@sh deploy/install-system.sh deploy/apt-machines.txt
 
 test-packages: install install-machines
-	@$(BIN)/pytest -s tests/lab/test_packages_booted.py
+	@$(BIN)/pytest -s tests/lab/test_packages_booted.py tests/lab/test_virsh_booted.py tests/lab/test_ansible_booted.py
 
 chaos: install
 	@PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)

@@ -1,5 +1,9 @@
 """One laboratory for each test module that asks for `lab` or `bench`; the VMs of its list VMS run in it."""
 
+import fcntl
+import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,6 +18,7 @@ from support.lab.left_over import host
 from support.lab.migrating import go_home
 from support.lab.start import addressed, boot, lab_of
 from support.lab.tools import Doorman, Json, LabBench
+from support.pages import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +30,17 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         if registered:
             boot(handle, registered)
         yield handle
+
+
+@pytest.fixture(scope="session")
+def debs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages, of this tree, where they are built one after the other."""
+    folder = tmp_path_factory.mktemp("debs") / "packages"
+    with (ROOT / "deploy/deb/build.sh").open() as script:
+        fcntl.flock(script, fcntl.LOCK_EX)
+        subprocess.run(["sh", script.name, Path(sys.executable).parent], cwd=ROOT, check=True)
+        shutil.copytree(ROOT / "build/deb", folder)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,6 @@ import itertools
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +19,7 @@ import pytest
 
 from retinue_lab.measure.traffic_process import TrafficProcess
 from support.lab import booted
+from support.lab.booted_packages import newer
 from support.lab.booted_site import (
     CONTROLLER,
     FIRST,
@@ -38,7 +37,7 @@ from support.lab.booted_site import (
     with_qemu,
 )
 from support.lab.losses import lost_spans
-from support.pages import ROOT, section
+from support.pages import section
 
 why_not = booted.missing()
 pytestmark = [
@@ -57,15 +56,6 @@ PPS = 200
 WELL = "All is as it should be."
 before: dict[str, frozenset[str]] = {}
 """What lay on each machine's disk before anything of ours."""
-
-
-@pytest.fixture(scope="module")
-def debs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packages, of this tree."""
-    subprocess.run(["sh", ROOT / "deploy/deb/build.sh", Path(sys.executable).parent], cwd=ROOT, check=True)
-    folder = tmp_path_factory.mktemp("debs") / "packages"
-    shutil.copytree(ROOT / "build/deb", folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -190,21 +180,6 @@ async def nothing_lost(traffic: TrafficProcess) -> None:
     print(figures)
     assert (figures.lost, figures.duplicated) == (0, 0), (figures, lost_spans(record))
     assert figures.tcp_survived, figures.tcp_problem
-
-
-def newer(debs: Path, folder: Path) -> Path:
-    """The same packages, by a later version's number."""
-    folder.mkdir()
-    for deb in sorted(debs.glob("*.deb")):
-        tree = folder / "tree"
-        subprocess.run(["dpkg-deb", "-R", deb, tree], check=True)
-        control = tree / "DEBIAN/control"
-        (version,) = re.findall(r"^Version: (.*)$", control.read_text(), re.MULTILINE)
-        control.write_text(control.read_text().replace(version, f"{version}+1"))
-        to = folder / deb.name.replace(version, f"{version}+1")
-        subprocess.run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "-b", tree, to], check=True)
-        shutil.rmtree(tree)
-    return folder
 
 
 async def test_an_upgrade_under_traffic_loses_nothing_and_vms_outlive_it(

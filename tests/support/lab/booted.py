@@ -24,11 +24,14 @@ SUITE = "bookworm"
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "python3", "procps", "iproute2", "iputils-ping", "ethtool"),
     *("openvswitch-switch", "qemu-system-x86", "python3-libvirt", "man-db"),
-    *("libvirt-daemon-system", "libvirt-clients"),
+    *("libvirt-daemon-system", "libvirt-clients", "openssh-server", "openssh-client"),
 )
 """On each machine, before anything of ours: with what our packages need, for inside there is no mirror."""
 PROGRAMS = ("mmdebstrap", "systemd-nspawn", "unshare", "nsenter", "ip", "qemu-system-x86_64")
-LEFT_OUT = ("var/log", "var/cache", "var/lib/dpkg", "var/lib/apt", "var/lib/systemd", "tmp", "var/tmp")
+LEFT_OUT = (
+    *("var/log", "var/cache", "var/lib/dpkg", "var/lib/apt", "var/lib/systemd", "tmp", "var/tmp"),
+    *("var/backups", "var/lib/logrotate"),  # Written at midnight.
+)
 BOOT_LIMIT, END_LIMIT, COMMAND_LIMIT = 180.0, 30.0, 300.0
 
 _KEEPER = """
@@ -120,8 +123,8 @@ class Machine:
         assert not check or done.returncode == 0, f"{argv} on {self.name}: {done.returncode}: {done.stdout}"
         return done.stdout
 
-    def sh(self, script: str, *, check: bool = True) -> str:
-        return self.run("sh", "-ec", script, check=check)
+    def sh(self, script: str, *, check: bool = True, limit: float = COMMAND_LIMIT) -> str:
+        return self.run("sh", "-ec", script, check=check, limit=limit)
 
     def eventually(self, *argv: str, until: str, limit: float = 60.0) -> str:
         """Ask again until the answer has this."""
@@ -132,17 +135,8 @@ class Machine:
         return said
 
     def written(self) -> frozenset[str]:
-        """All that lies on its disk, but for logs, caches, and dpkg's and systemd's own."""
-        left_out = (
-            "var/log",
-            "var/cache",
-            "var/lib/dpkg",
-            "var/lib/apt",
-            "var/lib/systemd",
-            "tmp",
-            "var/tmp",
-        )
-        prune = " -o ".join(f"-path ./{folder}" for folder in left_out)
+        """All that lies on its disk, but for logs, caches, and dpkg's, logrotate's and systemd's own."""
+        prune = " -o ".join(f"-path ./{folder}" for folder in LEFT_OUT)
         said = self.sh(f"cd /; find . -xdev \\( {prune} \\) -prune -o -print")
         return frozenset(said.splitlines())
 

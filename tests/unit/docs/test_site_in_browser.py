@@ -59,16 +59,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "mkdocs.yml").write_text(config)
     subprocess.run([sys.executable, "-m", "docsite", source], cwd=ROOT, check=True)
     quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    words: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "--quiet",
-        "-f",
-        folder / "mkdocs.yml",
-    ]
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", f"{folder}/mkdocs.yml"]
     subprocess.run(words, check=True, env=quiet)
     return site
 

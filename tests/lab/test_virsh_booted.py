@@ -1,0 +1,167 @@
+"""docs/virsh.md, typed word by word on machines that systemd has booted: from nothing to a VM of libvirt's
+that somebody's `virsh migrate --live` moves.
+
+What is not the page's: libvirt's VM is emulated, and boots the laboratory's guest; Open vSwitch forwards in
+user space, and is told the way to other servers, as docs/networks.md has it.
+"""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retinue.hypervisor.libvirt.domain_xml import GUEST_OFFLOADS, HOST_OFFLOADS
+from retinue_lab.guest.image import command_line
+from retinue_lab.measure.traffic_process import TrafficProcess
+from support.lab import booted
+from support.lab.booted_site import CONTROLLER, FIRST, NETWORK, ROUTER, BootedSite, main_pid
+from support.lab.booted_ssh import trust
+from support.lab.losses import lost_spans
+from support.pages import section
+
+why_not = booted.missing()
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.long,
+    pytest.mark.alone,
+    pytest.mark.skipif(why_not != "", reason=why_not),
+]
+
+PAGE = "docs/virsh.md"
+VM, ADDRESS = "00000000-0000-4000-8000-000000000001", "10.1.0.1"
+PPS = 200
+SETUP_LIMIT = 900.0
+FOLLOWED = 0.1
+"""Seconds between the sending of a request and its arrival at a switch, at the most, on a busy machine."""
+
+
+def off(end: str, offloads: tuple[str, ...]) -> str:
+    return f"<{end} " + " ".join(f"{one}='off'" for one in offloads) + "/>"
+
+
+OFF = off("host", HOST_OFFLOADS) + off("guest", GUEST_OFFLOADS)
+"""Open vSwitch in user space drops what has no checksum yet."""
+GUEST = {
+    "type='kvm'": "type='qemu'",
+    "/boot/vmlinuz": "/srv/guest/vmlinuz",
+    "/boot/initrd.img": "/srv/guest/initrd",
+    "console=ttyS0": command_line(f"{ADDRESS}/24,10.1.0.254", hostname="web"),
+    "<serial type='pty'/>": "<serial type='file'><source path='/var/lib/libvirt/qemu/web.console'/></serial>",
+    "<model type='virtio'/>": f"<model type='virtio'/><driver>{OFF}</driver>",
+}
+"""The laboratory's guest, in place of what the page's domain boots."""
+_LIBVIRT = """
+echo 'host_uuid_source = "machine-id"' >> /etc/libvirt/libvirtd.conf
+systemctl restart libvirtd
+"""
+"""Containers of one machine: by default libvirt would take them for the same host."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, debs: Path) -> Iterator[BootedSite]:
+    folder = tmp_path_factory.mktemp("booted")
+    with booted.machines(folder / "machines") as machines:
+        machines.network(NETWORK)
+        machines.boot((CONTROLLER, *FIRST))
+        site = BootedSite(machines, folder / "tools")
+        trust(site)
+        for server in site.servers.values():
+            server.sh(_LIBVIRT)
+        (site.controller.files / "root/packages").mkdir()
+        for deb in debs.glob("*.deb"):
+            (site.controller.files / "root/packages" / deb.name).write_bytes(deb.read_bytes())
+        yield site
+
+
+def written(heading: str, kind: str) -> str:
+    """The file that the page shows under a heading."""
+    (text,) = re.findall(rf"^```{kind}\n(.*?)^```", section(PAGE, heading), re.M | re.S)
+    return str(text)
+
+
+def typed(site: BootedSite, heading: str) -> str:
+    """Type what is indented under a heading, on the controller's machine, in one shell; what it said."""
+    prose = re.sub(r"^```.*?^```", "", section(PAGE, heading), flags=re.MULTILINE | re.DOTALL)
+    lines = re.findall(r"^ {4}(\S.*)$", prose, re.MULTILINE)
+    assert lines, heading
+    before = ASKING if heading not in BEFORE else ""
+    began = time.monotonic()
+    said = site.controller.sh("\n".join((before, *lines)), limit=SETUP_LIMIT)
+    TOOK[heading] = time.monotonic() - began
+    return said
+
+
+BEFORE = ("What is there", "Install", "Set up")
+ASKING = "\n".join(re.findall(r"^ {4}((?:cd|export) .*)$", section(PAGE, "Set up"), re.MULTILINE))
+"""What is typed once in the shell in which the page goes on."""
+TOOK: dict[str, float] = {}
+"""Seconds, by heading."""
+
+
+def test_from_nothing_to_a_network_that_is_well(site: BootedSite) -> None:
+    typed(site, "What is there")
+    typed(site, "Install")
+    (site.controller.files / "root/site.toml").write_text(
+        f'datapath = "netdev"\n{written("The file", "toml")}'
+    )
+    assert "All is as it should be." in typed(site, "Set up")
+    for name in FIRST:
+        assert main_pid(site.servers[name], "retinue-agent") != 0
+
+
+def test_a_vm_of_libvirts_is_known_by_its_interface(site: BootedSite) -> None:
+    domain = written("A VM of libvirt's", "xml")
+    for old, new in GUEST.items():
+        assert old in domain
+        domain = domain.replace(old, new)
+    (site.controller.files / "root/web.xml").write_text(domain)
+    assert ADDRESS in typed(site, "A VM of libvirt's")
+    site.until("vm", "show", VM, until="running")
+
+
+async def test_virsh_moves_it_and_the_network_follows(site: BootedSite) -> None:
+    """What is lost was sent between the VM's stop, which nobody delays, and the switches' last word."""
+    traffic = await flowing(site)
+    said = await asyncio.to_thread(typed, site, "Move it")
+    assert "server1" in said and "server2" in said, said
+    await asyncio.to_thread(site.until, "move", "list", until=" done ")
+    moved = await asyncio.to_thread(last_move, site)
+    figures, record = await traffic.finish(early=True)
+    print(figures, f"seconds: {TOOK}")
+    told = next(step["at"] for step in moved["steps"] if step["state"] == "diverted")
+    diverted = told + moved["figures"]["diverting_ms"] / 1000
+    spans = lost_spans(record)
+    assert all(a > moved["stopped_at"] - FOLLOWED and b < diverted + FOLLOWED for a, b, _ in spans), (
+        moved,
+        spans,
+    )
+    assert figures.duplicated == 0 and figures.tcp_survived, figures
+    assert site.servers["server1"].run("virsh", "list", "--all", "--name").strip() == ""
+    assert site.servers["server2"].run("virsh", "list", "--name").strip() == "web"
+
+
+def last_move(site: BootedSite) -> dict[str, Any]:
+    (*_, last) = json.loads(site.retinue("move", "list", "--json"))["migrations"]
+    return dict(json.loads(site.retinue("move", "show", last["id"], "--json")))
+
+
+async def test_the_controller_moves_it_and_nothing_is_lost(site: BootedSite) -> None:
+    traffic = await flowing(site)
+    said = await asyncio.to_thread(typed, site, "And lose nothing")
+    figures, record = await traffic.finish(early=True)
+    print(figures)
+    assert "web" in said
+    assert (figures.lost, figures.duplicated) == (0, 0), (figures, lost_spans(record))
+    assert figures.tcp_survived, figures.tcp_problem
+
+
+async def flowing(site: BootedSite) -> TrafficProcess:
+    """Traffic from the router to the VM, and back."""
+    traffic = await TrafficProcess.start(site.popen, ROUTER, ADDRESS, pps=PPS, seconds=600)
+    await traffic.flowing(180)
+    return traffic
