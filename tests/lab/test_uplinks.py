@@ -7,7 +7,7 @@ round, server3 has one, to leaf2. What comes from outside comes by leaf3 and a s
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -88,46 +88,6 @@ async def test_a_cable_that_is_pulled_and_plugged_in_again(bench: LabBench) -> N
     tell("pulled", figures, there["at"] - began)
     assert record.lost_after(there["at"] + SETTLED) == 0, figures
     assert figures.duplicated == 0
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("first", ["leaf1", "leaf2"])
-async def test_both_cables_are_pulled_at_once_and_plugged_in_again(bench: LabBench, first: str) -> None:
-    """Meanwhile nobody reaches the VM; then all do, by whichever is back, and in the end by the first."""
-    second = "leaf2" if first == "leaf1" else "leaf1"
-
-    async def cables(state: str, *leaves: str) -> None:
-        commands = "; ".join(f"ip link set {leaf}-server1 {state}" for leaf in leaves)
-        await bench.run("fabric", "sh", "-c", commands)
-
-    async def reached() -> bool:
-        return await bench.ping("vm1", "203.0.113.9")
-
-    async with bench.traffic(await bench.address("vm1"), pps=PPS) as traffic, bench.events() as events:
-        await calm(bench)
-        began = time.time()
-        try:
-            await cables("down", first, second)
-            await eventually(lambda: _is_not(reached), timeout=60)
-            await cables("up", first)
-            await eventually(reached, timeout=60)
-            back = time.time()
-            await calm(bench)
-        finally:
-            await cables("up", first, second)
-        if first == "leaf2":
-            await used(events, "leaf1", after=await used(events, "leaf2"))
-        await calm(bench)
-        figures, record = await traffic.end()
-    tell("both pulled", figures, back - began)
-    assert figures.lost, "the traffic did not go over these cables"
-    assert record.lost_after(back + SETTLED) == 0, figures
-    assert figures.duplicated == 0
-    assert await uses(bench, "server1") == "leaf1:leaf1-server1"
-
-
-async def _is_not(so: Callable[[], Awaitable[bool]]) -> bool:
-    return not await so()
 
 
 @contextlib.asynccontextmanager
