@@ -97,7 +97,8 @@ async def test_a_chunk_that_has_gone_bad_in_the_cache_is_not_handed_on(agents: I
     await agents.controller.until("server3", "d")
     assert content(agents, "server3", "d") == DATA
     assert not agents.services["server3"].reports.faults
-    assert sum(agents.services["cache1"].reports._fetches["d"].origins.values()) == 2 * FETCHED
+    # All of it, unless server3 had the rest from server1 before the cache had.
+    assert FETCHED < sum(agents.services["cache1"].reports._fetches["d"].origins.values()) <= 2 * FETCHED
 
 
 @pytest.mark.parametrize("agents", [QUICK], indirect=True, ids=["quick"])
