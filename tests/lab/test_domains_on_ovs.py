@@ -35,8 +35,8 @@ PORTS = {
     "a-edge3": [UPLINK, TUNNEL],
     "b-edge3": [UPLINK, TUNNEL],
     "b-edge1": [UPLINK, port(ITS), port(STRANGER)],
-    "a-leaf1": [1, 101, 103, FORWARDER_AT[1]],
-    "b-leaf1": [1, 101, 103],
+    "a-leaf1": [1, 101, 102, 103, FORWARDER_AT[1]],
+    "b-leaf1": [1, 101, 102, 103],
 }
 
 
