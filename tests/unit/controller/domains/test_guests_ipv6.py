@@ -8,7 +8,14 @@ from ipaddress import IPv6Address
 import pytest
 
 from retinue.core.model import IP, VM
-from retinue.core.model.link_local import ALL_NODES, ALL_ROUTERS, UNSPECIFIED, link_local, solicited_node
+from retinue.core.model.link_local import (
+    ALL_NODES,
+    ALL_ROUTERS,
+    UNSPECIFIED,
+    group_mac,
+    link_local,
+    solicited_node,
+)
 from retinue.core.packets import (
     ND,
     NDOptions,
@@ -20,8 +27,9 @@ from retinue.core.packets import (
     parse,
     parse_nd,
 )
+from retinue.core.packets.dhcp6 import ALL_AGENTS_AND_SERVERS, DHCP6, MessageType6, dhcp6_frame
+from retinue.core.packets.dhcp6_options import IA
 from support.fabric.domains import GATEWAY_MACS, SUBNETS6, nic, port, server_of
-from support.fabric.ipv6 import frame6, udp6
 from support.fabric.two_controllers import VM_ID, TwoDomains, two_domains
 from support.virtual_time import run
 
@@ -125,14 +133,19 @@ async def test_who_looks_for_a_router_hears_of_the_one_at_home(dual: TwoDomains)
 
 
 async def test_it_asks_no_dhcpv6_server_where_it_is(dual: TwoDomains) -> None:
-    """Also where VMs of that domain get their addresses so."""
+    """Also where VMs of that domain get their addresses so: its question goes home, by the controller."""
     b = dual.controller("b")
     b.net.add_subnet(replace(b.net.subnets["blue6"], dhcp6=True))
     await b.context.install(b.net.everything())
-    question = udp6(link_local(NIC1.mac), IPv6Address("ff02::1:2"), sport=546, dport=547)
-    frame = frame6(NIC1.mac, "33:33:00:01:00:02", question)
+    solicit = DHCP6(MessageType6.SOLICIT, 7, b"\0\2guest", b"", (IA(1, ()),))
+    to = ALL_AGENTS_AND_SERVERS
+    frame = dhcp6_frame(solicit.build(), NIC1.mac, group_mac(to), link_local(NIC1.mac), to, 546, 547)
     for delivery in dual.fakes["b"].fabric.all_paths(EDGE, PORT, frame):
-        assert not delivery.arrivals and not delivery.to_controller
+        assert not delivery.arrivals
+    dual.fakes["b"].heard.clear()
+    dual.fakes["b"].send(EDGE, PORT, frame)
+    await dual.fakes["b"].settle()
+    assert {one[0] for one in dual.fakes["b"].heard} == {"b-edge3"}
 
 
 async def test_a_search_in_anothers_name_is_not_answered(dual: TwoDomains) -> None:
