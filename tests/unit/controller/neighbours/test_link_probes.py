@@ -377,14 +377,14 @@ async def test_links_are_shown_as_they_are(bench: Bench) -> None:
     def shown() -> dict[str, object]:
         return next(row for row in links(bench.fake.controller) if row["lower"] == lower)
 
-    upper = str(bench.link().upper)
-    assert shown() == {"lower": lower, "upper": upper, "state": "unknown", "reason": "", "carries": True}
+    ends = {"lower": lower, "upper": (upper := str(bench.link().upper)), "configured": False}
+    assert shown() == {**ends, "state": "unknown", "reason": "", "carries": True}
     await bench.rounds(1)
     assert shown()["state"] == "well"
     bench.losing[bench.ends()[0]] = always
     await bench.rounds(3)
     why = f"nothing that {lower} sends comes in at {upper}"
-    assert shown() == {"lower": lower, "upper": upper, "state": "lost", "reason": why, "carries": False}
+    assert shown() == {**ends, "state": "lost", "reason": why, "carries": False}
     bench.losing.clear()
     await bench.rounds(4)
     assert shown()["state"] == "returning"
