@@ -53,7 +53,7 @@ async def add(bench: LabBench, spine: str, dpid: str) -> None:
 
 async def ways_up(bench: LabBench, leaf: str) -> set[str]:
     """Spines to which a leaf sends, as its select group has them."""
-    said = await bench.run("fabric", "ovs-ofctl", "-O", "OpenFlow14", "dump-groups", leaf, "1")
+    said = await bench.run("fabric", "ovs-ofctl", "--names", "-O", "OpenFlow14", "dump-groups", leaf, "1")
     return set(re.findall(rf"actions=output:\"?{leaf}-([\w-]+)", said))
 
 
