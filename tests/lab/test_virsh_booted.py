@@ -5,23 +5,18 @@ What is not the page's: libvirt's VM is emulated, and boots the laboratory's gue
 user space, and is told the way to other servers, as docs/networks.md has it.
 """
 
-import asyncio
-import json
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from retinue.hypervisor.libvirt.domain_xml import GUEST_OFFLOADS, HOST_OFFLOADS
 from retinue_lab.guest.image import command_line
-from retinue_lab.measure.traffic_process import TrafficProcess
 from support.lab import booted
-from support.lab.booted_site import CONTROLLER, FIRST, NETWORK, ROUTER, BootedSite, main_pid
+from support.lab.booted_site import CONTROLLER, FIRST, NETWORK, BootedSite, main_pid
 from support.lab.booted_ssh import trust
-from support.lab.losses import lost_spans
 from support.pages import section
 
 why_not = booted.missing()
@@ -34,10 +29,7 @@ pytestmark = [
 
 PAGE = "docs/virsh.md"
 VM, ADDRESS = "00000000-0000-4000-8000-000000000001", "10.1.0.1"
-PPS = 200
 SETUP_LIMIT = 900.0
-FOLLOWED = 0.1
-"""Seconds between the sending of a request and its arrival at a switch, at the most, on a busy machine."""
 
 
 def off(end: str, offloads: tuple[str, ...]) -> str:
@@ -124,44 +116,9 @@ def test_a_vm_of_libvirts_is_known_by_its_interface(site: BootedSite) -> None:
     site.until("vm", "show", VM, until="running")
 
 
-async def test_virsh_moves_it_and_the_network_follows(site: BootedSite) -> None:
-    """What is lost was sent between the VM's stop, which nobody delays, and the switches' last word."""
-    traffic = await flowing(site)
-    said = await asyncio.to_thread(typed, site, "Move it")
+def test_virsh_moves_it_and_the_network_follows(site: BootedSite) -> None:
+    said = typed(site, "Move it")
     assert "server1" in said and "server2" in said, said
-    await asyncio.to_thread(site.until, "move", "list", until=" done ")
-    moved = await asyncio.to_thread(last_move, site)
-    figures, record = await traffic.finish(early=True)
-    print(figures, f"seconds: {TOOK}")
-    told = next(step["at"] for step in moved["steps"] if step["state"] == "diverted")
-    diverted = told + moved["figures"]["diverting_ms"] / 1000
-    spans = lost_spans(record)
-    assert all(a > moved["stopped_at"] - FOLLOWED and b < diverted + FOLLOWED for a, b, _ in spans), (
-        moved,
-        spans,
-    )
-    assert figures.duplicated == 0 and figures.tcp_survived, figures
+    site.until("move", "list", until=" done ")
     assert site.servers["server1"].run("virsh", "list", "--all", "--name").strip() == ""
     assert site.servers["server2"].run("virsh", "list", "--name").strip() == "web"
-
-
-def last_move(site: BootedSite) -> dict[str, Any]:
-    (*_, last) = json.loads(site.retinue("move", "list", "--json"))["migrations"]
-    return dict(json.loads(site.retinue("move", "show", last["id"], "--json")))
-
-
-async def test_the_controller_moves_it_and_nothing_is_lost(site: BootedSite) -> None:
-    traffic = await flowing(site)
-    said = await asyncio.to_thread(typed, site, "And lose nothing")
-    figures, record = await traffic.finish(early=True)
-    print(figures)
-    assert "web" in said
-    assert (figures.lost, figures.duplicated) == (0, 0), (figures, lost_spans(record))
-    assert figures.tcp_survived, figures.tcp_problem
-
-
-async def flowing(site: BootedSite) -> TrafficProcess:
-    """Traffic from the router to the VM, and back."""
-    traffic = await TrafficProcess.start(site.popen, ROUTER, ADDRESS, pps=PPS, seconds=600)
-    await traffic.flowing(180)
-    return traffic
