@@ -9,11 +9,17 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 
 from retinue.controller.context import Context
-from support import turns
+from support import examples, turns
 from support.turns import Turns
 
-# How long an example takes depends on the machine, and on what else it does.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes depends on the machine, and on what else it does. `make test` looks at the same
+# ones each time, so that a change is judged by what it changes; `make test-long` at others, and at more.
+settings.register_profile(
+    "any machine",
+    deadline=None,
+    derandomize=not examples.wanted_more(),
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("any machine")
 
 COMPUTING = 10

@@ -131,24 +131,27 @@ async def measure(servers: int, vms: int) -> tuple[Controller, Counter[str], dic
     gc.collect()
     before, began = _rss(), time.process_time()
     tracemalloc.start()
-    for first in range(0, vms, AT_ONCE):
-        numbers = range(first, min(vms, first + AT_ONCE))
-        bodies = [_body(plan, number) for number in numbers]
-        taken: set[str] = set()
-        given = msgspec.json.decode(msgspec.json.encode(bodies), type=list[VMBody])
-        controller.inventory.register_vms([_vm(controller, one, taken) for one in given])
-        for number in numbers:
-            fakes[plan.server_of(number)].add([plan.vm(number)])
-        await _settled(controller)
-    del bodies, given
-    took, grown = time.process_time() - began, _rss() - before
-    gc.collect()
-    found: Counter[str] = Counter()
-    for one in tracemalloc.take_snapshot().statistics("filename"):
-        path = one.traceback[0].filename
-        of_ours = path.startswith(str(SOURCES))
-        found[path.removeprefix(f"{SOURCES}/") if of_ours else _elsewhere(path)] += one.size
-    live, most = tracemalloc.get_traced_memory()
+    try:
+        for first in range(0, vms, AT_ONCE):
+            numbers = range(first, min(vms, first + AT_ONCE))
+            bodies = [_body(plan, number) for number in numbers]
+            taken: set[str] = set()
+            given = msgspec.json.decode(msgspec.json.encode(bodies), type=list[VMBody])
+            controller.inventory.register_vms([_vm(controller, one, taken) for one in given])
+            for number in numbers:
+                fakes[plan.server_of(number)].add([plan.vm(number)])
+            await _settled(controller)
+        del bodies, given
+        took, grown = time.process_time() - began, _rss() - before
+        gc.collect()
+        found: Counter[str] = Counter()
+        for one in tracemalloc.take_snapshot().statistics("filename"):
+            path = one.traceback[0].filename
+            of_ours = path.startswith(str(SOURCES))
+            found[path.removeprefix(f"{SOURCES}/") if of_ours else _elsewhere(path)] += one.size
+        live, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()  # All that runs after it in this process would take some times as long.
     own = sum(size for path, size in found.items() if path != FAKES)
     return controller, found, {
         "of the controller": own, "live, with the fakes": live, "live at the most": most,

@@ -1,5 +1,7 @@
 """The bench of memory, and what it guards: how much is kept of a VM beside its entries."""
 
+import tracemalloc
+
 from bench import room
 
 VMS = 120
@@ -10,6 +12,7 @@ database, its events."""
 
 async def test_what_is_kept_of_a_vm_beside_its_entries_takes_a_few_kilobytes() -> None:
     controller, found, figures = await room.measure(2, VMS)
+    assert not tracemalloc.is_tracing()
     assert len(controller.net.vms) == VMS
     assert all(controller.inventory.state_of(vm) == "ready" for vm in controller.net.vms)
     assert figures["live, with the fakes"] >= figures["of the controller"] > 0
