@@ -35,7 +35,7 @@ VMS = START
 @pytest.mark.parametrize(
     "state",
     [
-        *(long("matched"), "admitting", long("prepared"), long("copying"), "diverted", "stopped"),
+        *(long("matched"), long("admitting"), long("prepared"), long("copying"), "diverted", "stopped"),
     ],
 )
 async def test_a_move_can_be_cancelled(bench: LabBench, state: str) -> None:
@@ -121,7 +121,7 @@ async def test_a_switch_that_does_not_confirm_stops_the_move_not_the_vm(bench: L
     await as_before(bench, before)
 
 
-@pytest.mark.parametrize("state", [long("copying"), "diverted", "stopped"])
+@pytest.mark.parametrize("state", [long("copying"), long("diverted"), "stopped"])
 async def test_the_target_dies(bench: LabBench, state: str) -> None:
     """And with it the queue of its tap, in which the VM's traffic waits: its agent holds that, too."""
     before = await network(bench)

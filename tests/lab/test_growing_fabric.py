@@ -26,7 +26,7 @@ async def test_spines_are_exchanged_under_traffic_and_nothing_is_lost(bench: Lab
     async with controller_with(bench, without_spines):
         await add(bench, "spine1", dpids["spine1"])
         await used(bench, {"spine1"})
-        async with bench.traffic(await bench.address("vm1"), pps=500) as traffic:
+        async with bench.traffic(await bench.address("vm1"), pps=200) as traffic:
             for comes, goes in (("spine2", "spine1"), ("spine1", "spine2")):
                 await add(bench, comes, dpids[comes])
                 await used(bench, {"spine1", "spine2"})

@@ -190,6 +190,7 @@ async def test_a_vm_with_two_interfaces_migrates_whole_and_gets_a_third(bench: L
     await bench.request("DELETE", f"vms/{THREE}")
 
 
+@pytest.mark.long
 async def test_a_guests_vlans_come_with_it(bench: LabBench) -> None:
     """QEMU 7.2 would forget which ones its guest wants; the cards of our domains let all in."""
     await bench.post("vnets", [{"id": "shop", "vlan": 50}])
@@ -249,6 +250,7 @@ async def test_our_own_move_through_libvirt_loses_nothing(bench: LabBench) -> No
     await settled(bench, ONE, "server1")
 
 
+@pytest.mark.long
 async def test_the_memory_of_a_vm_that_writes_goes_over_whole_in_as_many_passes_as_the_wanted_pause_takes(
     bench: LabBench,
 ) -> None:

@@ -96,6 +96,7 @@ async def test_flow_caches_that_follow_their_tables_late_lose_nothing(
         await bench.unharmed(traffic)
 
 
+@pytest.mark.long
 async def test_what_a_late_leaf_sends_by_the_old_way_is_not_overtaken(bench: LabBench) -> None:
     """The last of it waits before the source's switch, which stands still, when the leaf follows and sends
     the first directly."""
