@@ -209,6 +209,8 @@ class FakeHypervisor:
         """Ends every "hangs"."""
         self.mute = False
         """Its end is sudden: the source is told nothing."""
+        self.stops_early = False
+        """It has stopped the VM before anything was diverted."""
         self.broken = ""
         """Why no machine can be made."""
         self.reported: list[str] = []
@@ -256,11 +258,15 @@ class FakeHypervisor:
         try:
             await self._reach("copy")
             await channel.send_memory(b"memory")
+            if self.stops_early:
+                source.now = RunState.PAUSED
+                on_event(Stopped(source.spec.id, 100.0))
             if divert is not None:
                 self.reached["divert"].set()
                 await divert((source.spec.port,))
-            source.now = RunState.PAUSED
-            on_event(Stopped(source.spec.id, 100.0))
+            if not self.stops_early:
+                source.now = RunState.PAUSED
+                on_event(Stopped(source.spec.id, 100.0))
             await self._reach("stop")
             source.now = RunState.MOVED
             given = True

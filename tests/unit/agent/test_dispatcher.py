@@ -731,6 +731,16 @@ async def test_a_source_does_not_wait_for_ever_for_what_still_comes(
     assert reports(await bench.step("start_copy"))[-2:] == ["converged", "stopped"]
 
 
+async def test_a_vm_that_stands_still_already_waits_for_no_look(bench: TwoServers) -> None:
+    """Copies come for as long as it does, so none would find the same as the one before."""
+    await bench.prepared()
+    bench.source.hypervisor.stops_early = True
+    bench.source.ports.given_so_far = [str(count) for count in range(10_000)]
+    told = await bench.step("start_copy")
+    assert reports(told) == ["copy_started", "stopped", "converged"]
+    assert "server1: look" not in told
+
+
 async def test_a_vm_does_not_move_while_nobody_answers_that_its_traffic_is_diverted(
     bench: TwoServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

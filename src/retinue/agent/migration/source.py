@@ -78,9 +78,10 @@ class SourceEnd:
     async def _send(self, vm: LocalVM, migration: MigrationRecord, machine: LocalMachine) -> None:
         stays = True
         """As far as known: it has not been brought there, or the hypervisor said that it runs here again."""
+        stopped = False
 
         def hear(event: Event) -> None:
-            nonlocal stays
+            nonlocal stays, stopped
             match event:
                 case Copying() if not vm.by_hand:
                     self._reports.of_migration(
@@ -96,6 +97,7 @@ class SourceEnd:
                     # Nothing gives it back, though some of its memory is here yet.
                     self._learn(vm, GivenAway(migration.id))
                 case Stopped() if not vm.by_hand:
+                    stopped = True
                     self._reports.of_migration(vm.id, migration.id, Report.STOPPED, at=event.at)
                 case MigrationFailed():
                     stays, vm.queued_frames = True, event.queued_frames
@@ -114,7 +116,7 @@ class SourceEnd:
             # A manager's machine may have been made by an agent before this one: it knows its disks itself.
             if machine.spec.private_disks or self._authority.prepares_source:
                 more["open_disk"] = self._disk_opener(migration)
-            divert = None if vm.by_hand else self._divert_for(vm, migration)
+            divert = None if vm.by_hand else self._divert_for(vm, migration, lambda: not stopped)
             channel.compress = migration.compress
             options = CopyOptions(migration.postcopy, migration.compress)
             wanted = migration.wanted_downtime
@@ -150,9 +152,10 @@ class SourceEnd:
     def _over(self, vm: LocalVM, migration: MigrationRecord, stays: bool, reason: str = "") -> None:
         self._learn(vm, Stays(migration.id, reason) if stays else GivenAway(migration.id))
 
-    def _divert_for(self, vm: LocalVM, migration: MigrationRecord) -> Any:
+    def _divert_for(self, vm: LocalVM, migration: MigrationRecord, runs: Callable[[], bool]) -> Any:
         async def divert(taps: Collection[str]) -> bool:
-            await self._until_nothing_comes(vm.id, migration.id, taps)
+            if runs():  # Else each look is a longer pause, and copies come for as long as that lasts.
+                await self._until_nothing_comes(vm.id, migration.id, taps)
             copies_from = await self._reports.until_diverted(vm.id, migration.id)
             return await self._switch.until_bypassed(taps, copies_from)
 
