@@ -24,6 +24,9 @@ PATIENCE = 0.3
 and of what is slower than that nobody waits: the VM's packets do, at its target."""
 KEPT = 4096
 """Marks that are remembered: a spine sends one back, too, later than anybody waits for it."""
+MOST_A_SECOND = 2000
+"""Marks in all, and at once: as many as probes, with which they share a meter (core.pipeline.meters.PROBES).
+Beyond that probes would be lost, and sound links be taken for broken, whoever asks so often."""
 
 log = structlog.get_logger()
 
@@ -38,14 +41,20 @@ class OldWays:
         self._sent = 0
         self._waiting: dict[bytes, tuple[str, asyncio.Event]] = {}
         """By frame: the switch where it is to come in, and set when it has."""
+        self._room = float(MOST_A_SECOND)
+        self._room_at = float("-inf")
+        """How many may be sent now, as it was at this time."""
 
     async def passed(self, migration: Migration) -> bool:
         """Return when what had left for the source before has come to its edge's own link; False when a mark
-        did not come in time."""
+        did not come in time, or could not be sent: too many were by now."""
         ways = underlay_of(self._context.net).old_ways(migration.source, migration.target)
         try:
             async with asyncio.timeout(PATIENCE):
                 for links in ways:
+                    if not self._has_room(len(links)):
+                        log.info("migration.too_many_marks", migration=migration.id)
+                        return False
                     await asyncio.gather(*(mark.wait() for mark in self._sent_over(links)))
         except TimeoutError:
             log.info("migration.mark_not_come", migration=migration.id, limit_s=PATIENCE)
@@ -60,6 +69,16 @@ class OldWays:
         at, come = found
         if switch == at:
             come.set()
+        return True
+
+    def _has_room(self, marks: int) -> bool:
+        """So many may be sent now; then they count."""
+        now = asyncio.get_running_loop().time()
+        self._room = min(MOST_A_SECOND, self._room + (now - self._room_at) * MOST_A_SECOND)
+        self._room_at = now
+        if marks > self._room:
+            return False
+        self._room -= marks
         return True
 
     def _sent_over(self, links: Sequence[tuple[Link, bool]]) -> list[asyncio.Event]:

@@ -192,9 +192,9 @@ def _pods(spines: dict[str, set[str]]) -> list[tuple[set[str], set[str]]]:
 
 
 def links_between(net: NetworkView, start: str, end: str) -> list[list[tuple[Link, bool]]]:
-    """The links with a carrier that a packet may take from one switch to another, without a detour: up (True)
-    until both are reached, and down. Those of one list at the same distance."""
-    links = [link for link in net.links if has_carrier(net, link) and link.lower not in net.idle_links]
+    """The sound links that a packet may take from one switch to another, without a detour: up (True) until
+    both are reached, and down. Those of one list at the same distance."""
+    links = [link for link in net.links if is_sound(net, link) and link.lower not in net.idle_links]
     rising, ending = [{start}], [{end}]
     while not rising[-1] & ending[-1]:
         for levels in (rising, ending):

@@ -85,8 +85,8 @@ EDGE_VDP = Meter(1, 10, 10)
 """What an edge's uplink may send to the controller of LLDP; its number is below those of VMs' ports."""
 
 PROBES = Meter(8, 4000, 4000)
-"""What a leaf, spine or core may send to the controller of probes: twice what is sent of them in all. Its
-number is beyond those of LeafMeter."""
+"""What a leaf, spine or core may send to the controller of probes: what is sent in all of them, and of the
+marks of migrations, which look the same. Its number is beyond those of LeafMeter."""
 
 EDGE_PROBES = Meter(2, 400, 400)
 """What an edge with several uplinks may send of them; its number is below those of VMs' ports, too."""

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from retinue.controller.link_changes import LinkLost
 from retinue.controller.migrations import old_ways
 from retinue.core.forwarding.fabric import End
 from retinue.core.migration import MigrationState
@@ -127,6 +128,63 @@ def test_a_mark_that_never_comes_holds_nothing_up_for_long() -> None:
         )
         world.say("converged")
         await asyncio.wait_for(watching(world), 1.0)
+        await world.fake.stop()
+
+    virtual_time.run(story())
+
+
+def test_no_mark_is_waited_for_over_a_link_that_is_known_to_be_lost() -> None:
+    """Nothing goes by it; what waits at the target would wait for as long as a lost mark takes, each time."""
+
+    async def story() -> None:
+        world = await converging()
+        context = world.fake.controller.context
+        lost = next(
+            one for one in world.fake.net.links if (one.lower.switch, one.upper.switch) == ("leaf1", "spine1")
+        )
+        await context.install(context.apply(LinkLost(lost.lower, lost.upper, "nothing comes in")))
+        peer_of = world.fake.fabric.peer_of
+        world.fake.fabric.add("nowhere")
+
+        def cut(switch: str, port: int, frame: bytes) -> End | None:
+            end = peer_of(switch, port, frame)
+            ends = {switch, "" if end is None else end[0]}
+            return ("nowhere", 0) if ends == {"leaf1", "spine1"} else end
+
+        world.fake.fabric.peer_of = cut  # type: ignore[method-assign]
+        world.say("converged")
+        answer = await asyncio.wait_for(watching(world), old_ways.PATIENCE / 2)
+        assert answer.state is MigrationState.DIVERTED
+        await world.fake.stop()
+
+    virtual_time.run(story())
+
+
+def test_a_source_that_asks_again_and_again_has_no_more_marks_sent_than_switches_let_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Probes of links go by the same meter: with theirs lost the links would be taken for broken."""
+    monkeypatch.setattr(old_ways, "MOST_A_SECOND", 8)
+
+    async def story() -> None:
+        world = await converging()
+        context = world.fake.controller.context
+        sent, send_frame = list[str](), context.send_frame
+
+        def counted(switch: str, port: int, frame: bytes) -> bool:
+            if frame[12:14] == b"\x88\xcc":
+                sent.append(switch)
+            return send_frame(switch, port, frame)
+
+        monkeypatch.setattr(context, "send_frame", counted)
+        world.say("converged")
+        for seconds, marks in ((0.0, 8), (0.0, 0), (1.0, 8)):
+            await asyncio.sleep(seconds)
+            sent.clear()
+            for _ in range(20):
+                answers = await asyncio.wait_for(asyncio.gather(watching(world), watching(world)), 0.1)
+                assert {answer.state for answer in answers} == {MigrationState.DIVERTED}
+            assert len(sent) == marks
         await world.fake.stop()
 
     virtual_time.run(story())

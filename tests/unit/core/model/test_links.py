@@ -242,6 +242,8 @@ def test_between_two_leaves_are_the_links_by_each_spine() -> None:
     assert ways(net, "leaf1", "leaf1") == []
     down(net, str(link(net, "leaf1", "spine1")[0]))
     assert ways(net, "leaf1", "leaf2") == [["leaf1 up spine2"], ["spine2 down leaf2"]]
+    net.lose_link(link(net, "leaf2", "spine2")[0], "nothing comes in")
+    assert ways(net, "leaf1", "leaf2") == [], "nothing is sent by it, but where there is no other"
     assert ways(fabric(over_ip=True), "leaf1", "leaf2") == []
 
 
