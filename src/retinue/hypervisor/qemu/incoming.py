@@ -240,7 +240,7 @@ class _Incoming:
                     raise HypervisorError(f"the source says {received['type']!r} in the middle of the memory")
                 await self._take(received)
         except TimeoutError:
-            self._fail(f"nothing of it has come for {STALL_LIMIT:.0f} s")
+            self._break(f"nothing of it has come for {STALL_LIMIT:.0f} s")
         except HostError as error:
             self._break(str(error))
 

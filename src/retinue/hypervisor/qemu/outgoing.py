@@ -323,6 +323,8 @@ class _Outgoing:
     async def _send_the_rest(self, passing: "asyncio.Task[None]") -> None:
         """The same, by as many ways as it takes. Raises HypervisorError: it will not go over."""
         while True:
+            assert self._hearing is not None
+            self._hearing.add_done_callback(self._has_hung_up)  # Also if it has by now.
             ended = (passing, self._completed, self._broken)
             try:
                 await send_the_rest(
@@ -354,11 +356,9 @@ class _Outgoing:
         """Take in what comes from the target, from now on."""
         self._answers = postcopy.Answers(self.channel, self.throttle)
         self._hearing = asyncio.create_task(self._answers.hear(), name="answers of the target")
-        self._hearing.add_done_callback(self._has_hung_up)
 
     def _has_hung_up(self, _: object) -> None:
-        if self._runs_there:
-            self._break("the target has hung up")
+        self._break("the target has hung up")
 
     async def _drained(self, divert: Divert) -> None:
         await self._machine.drain(await divert(self._taps))

@@ -21,6 +21,7 @@ from typing import TypeVar
 import structlog
 
 from retinue.host.errors import HostError
+from retinue.hypervisor.aio import close_socket
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.memory_channel import Channel
 from retinue.hypervisor.qemu.machine import QemuMachine
@@ -82,11 +83,11 @@ async def at_target(
             await machine.command("migrate-recover", {"uri": f"unix:{machine.files.rest}"}, out_of_band=True)
             await asyncio.get_running_loop().sock_connect(into, str(machine.files.rest))
             await channel.send_message("again")
-        except OSError as error:
-            raise HypervisorError(f"QEMU does not take the rest of the memory in: {error}") from error
-        except BaseException:
-            into.close()
-            channel.abort()
+        except BaseException as error:
+            close_socket(into)
+            channel.abort()  # Its source waits for a word, and would find no other connection meanwhile.
+            if isinstance(error, OSError):
+                raise HypervisorError(f"QEMU does not take the rest of the memory in: {error}") from error
             raise
         finally:
             machine.files.rest.unlink(missing_ok=True)

@@ -27,6 +27,8 @@ class Target:
 
     def __init__(self, channel: Channel, ready: bool = True) -> None:
         self.channel, self.ready = channel, ready
+        self.breaks = False
+        """The connection does, with the word that the VM runs."""
         self.heard: list[Any] = []
         self.handed_over = False
         self.nbytes = self.at_hand_over = 0
@@ -51,6 +53,9 @@ class Target:
                         self.channel.abort()
                         return
                     await self.channel.send_message(says, at=1000.01, reason="no room")
+                    if self.breaks:
+                        self.channel.abort()
+                        return
                     if says == "running" and how.get("postcopy"):
                         await self.channel.send_memory(b"a page")
                     if self.heard[-2] == "end":
@@ -154,12 +159,16 @@ async def test_what_the_target_may_run_is_neither_cancelled_nor_broken_off_here(
     stream.close()
 
 
-async def broken(qemu: FakeQemu, again: Callable[[], Awaitable[Channel]]) -> tuple[Target, Any]:
-    """What comes of a migration whose connection breaks when the VM runs at the target."""
+async def broken(
+    qemu: FakeQemu, again: Callable[[], Awaitable[Channel]], *, at_once: bool = False
+) -> tuple[Target, Any]:
+    """What comes of a migration whose connection breaks when the VM runs at the target; `at_once`: as soon as
+    that has said so, before the source has taken it in."""
     qemu.rest_goes.clear()
     here, there = await channel_pair()
     here.again = again
     target = Target(there)
+    target.breaks = at_once
     taking = asyncio.create_task(target.take())
 
     def hear(event: Event) -> None:
@@ -212,9 +221,11 @@ async def test_when_the_connection_breaks_the_rest_goes_over_by_another(
     assert qemu.asked_for, "what the target's QEMU asks for by that reaches the source's"
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 async def test_a_target_that_hangs_up_when_it_has_all_is_asked_for_nothing_more(
-    monkeypatch: pytest.MonkeyPatch,
+    at_once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And that it has hung up is seen, though there is nothing that could not be sent."""
     qemu = FakeQemu(ODD, list(ALWAYS))
 
     async def completed(*_: object) -> None:
@@ -225,7 +236,8 @@ async def test_a_target_that_hangs_up_when_it_has_all_is_asked_for_nothing_more(
         raise AssertionError
 
     monkeypatch.setattr(recovering, "at_source", completed)
-    _, came = await broken(qemu, again)
+    async with asyncio.timeout(60):
+        _, came = await broken(qemu, again, at_once=at_once)
     assert isinstance(came, MigrationResult), came
     assert qemu.asked.count("migrate") == 1
 
