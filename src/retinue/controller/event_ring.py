@@ -5,7 +5,7 @@ are kept once for all events of its kind.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -36,7 +36,7 @@ class EventRing:
         return len(self._rows)
 
     def __iter__(self) -> Iterator[Event]:
-        return self.since(0)
+        return iter(self.since(0))
 
     def append(self, event: Event) -> None:
         """Its id is one more than that of the one before."""
@@ -53,10 +53,26 @@ class EventRing:
         """That of the oldest; None: there is none."""
         return self._last_id + 1 - len(self._rows) if self._rows else None
 
-    def since(self, id: int) -> Iterator[Event]:
-        """Those that came after this one, the oldest first."""
+    def since(self, id: int, wanted: Callable[[str], bool] = lambda type: True) -> "Past":
+        """Those that came after this one and whose type is wanted, the oldest first; also those that leave
+        the ring before they are looked at."""
         first = self.first_id or 0
         left_out = max(0, id + 1 - first)
-        rows = islice(self._rows, left_out, None)
-        for number, (at, type, names, *said) in enumerate(rows, first + left_out):
+        rows = enumerate(islice(self._rows, left_out, None), first + left_out)
+        return Past([(number, row) for number, row in rows if wanted(row[1])])
+
+
+class Past:
+    """Events that have been; each is made when its turn comes. Who listens and reads nothing holds no more
+    than a number for each."""
+
+    def __init__(self, rows: list[tuple[int, _Row]]) -> None:
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[Event]:
+        for number, (at, type, names, *said) in self._rows:
             yield Event(number, at, type, dict(zip(names, said, strict=True)))
+
+    def only(self, wanted: Callable[[Event], bool]) -> "Past":
+        """Those of them that are wanted."""
+        return Past([row for row, event in zip(self._rows, self, strict=True) if wanted(event)])

@@ -5,12 +5,13 @@ and what follows at most once a second, the last of it for all.
 """
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
-from retinue.controller.event_ring import Event, EventRing
+from retinue.controller.event_ring import Event, EventRing, Past
 from retinue.controller.recipients import Everybody, Recipients
 from retinue.core.limits import MOST_TELLINGS
 from retinue.core.text import cut
@@ -34,9 +35,9 @@ class Listener:
     """An asynchronous iterator over events; ends when the bus closes, or when its reader is too slow."""
 
     def __init__(
-        self, past: list[Event], queue: "asyncio.Queue[Event | None]", leave: Callable[[], None]
+        self, past: Iterable[Event], queue: "asyncio.Queue[Event | None]", leave: Callable[[], None]
     ) -> None:
-        self._past = deque(past)
+        self._past = iter(past)
         self._ended = False
         self._queue = queue
         self.close = leave
@@ -45,8 +46,8 @@ class Listener:
         return self
 
     async def __anext__(self) -> Event:
-        if self._past:
-            return self._past.popleft()
+        if (past := next(self._past, None)) is not None:
+            return past
         event = None if self._ended else await self._queue.get()
         if event is None:
             raise StopAsyncIteration
@@ -56,8 +57,8 @@ class Listener:
         """So many of the events that are there already."""
         found: list[Event] = []
         while len(found) < most:
-            if self._past:
-                found.append(self._past.popleft())
+            if (past := next(self._past, None)) is not None:
+                found.append(past)
                 continue
             if self._ended or self._queue.empty():
                 break
@@ -139,10 +140,11 @@ class EventBus:
 
         When some of those have left the ring, an event "events.lost" comes first: read anew what there is.
         """
-        past = [] if since is None else self._since(since, types, agent_of)
+        past: Iterable[Event] = () if since is None else self._since(since, types, agent_of)
         first = self._ring.first_id or self.last_id + 1
         if since is not None and first > since + 1:
-            past.insert(0, Event(first - 1, self._clock(), EventType.EVENTS_LOST, {"since": since}))
+            lost = Event(first - 1, self._clock(), EventType.EVENTS_LOST, {"since": since})
+            past = chain([lost], past)
         queue: asyncio.Queue[Event | None] = asyncio.Queue()
         self._listeners[queue] = types
         for wanted in self._wanted_by(types):
@@ -165,9 +167,9 @@ class EventBus:
         only = self._recipients(event.type, event.data) if agent_of else Everybody
         return only is Everybody or agent_of in only
 
-    def _since(self, since: int, types: Types, agent_of: str) -> list[Event]:
-        wanted = (event for event in self._ring.since(since) if types is None or event.type in types)
-        return [event for event in wanted if self._is_for(event, agent_of)]
+    def _since(self, since: int, types: Types, agent_of: str) -> Past:
+        past = self._ring.since(since, lambda type: types is None or type in types)
+        return past.only(lambda event: self._is_for(event, agent_of)) if agent_of else past
 
     def close(self) -> None:
         for queue in list(self._listeners):

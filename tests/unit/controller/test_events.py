@@ -1,9 +1,12 @@
 """The event stream: what strangers cause is told rarely, and what is told costs no more for many
 listeners."""
 
+import gc
+import tracemalloc
+
 from retinue.controller.api.routes.events import Encoder
 from retinue.controller.app import Controller
-from retinue.controller.events import BATCH, EventBus
+from retinue.controller.events import BATCH, RING, EventBus
 from retinue.core.limits import LONGEST_REASON, MOST_TELLINGS
 from retinue.core.migration import begin
 from retinue.protocol.events import ACTED_ON, EventType
@@ -84,6 +87,27 @@ async def test_who_reads_all_that_has_been_is_given_a_few_at_a_time() -> None:
         found += [event, *more]
     assert [event.data["vm"] for event in found] == [*map(str, range(4 * BATCH)), "last"]
     assert listener.at_once() == []
+
+
+async def test_who_asks_for_all_that_has_been_and_reads_nothing_takes_little_room() -> None:
+    """Anybody who may read can do so many times."""
+    events = bus()
+    for number in range(EVENTS):
+        events.publish(EventType.VM_REMOVED, vm=f"vm{number}")
+    gc.collect()
+    tracemalloc.start()
+    listener = events.listen(0)
+    gc.collect()
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken < BYTES * EVENTS
+    for number in range(RING):
+        events.publish(EventType.VM_REMOVED, vm=f"later{number}")
+    assert [event.data["vm"] for event in listener.at_once(EVENTS)] == [f"vm{n}" for n in range(EVENTS)]
+
+
+EVENTS, BYTES = 2000, 150
+"""An event that is made of a row is 300 bytes and more."""
 
 
 async def test_an_agent_is_told_what_it_may_act_on_and_others_everything() -> None:
