@@ -45,7 +45,7 @@ class Writer:
         self, failed: Failed, durable: bool = True, row_of: Callable[[Any], Row] = lambda row: row
     ) -> None:
         """`row_of` makes the row of what was queued, which waits as it is: rows of thousands of VMs take more
-        room than these themselves. It raises ValueError for what cannot be one."""
+        room than these themselves. It raises ValueError, or another error, for what cannot be one."""
         self.trouble = ""
         """Why nothing is being written at present; "" when all is well."""
         self.transactions = 0
@@ -199,7 +199,7 @@ class Writer:
             uuid = self._uuids.get(key)
             try:
                 row = None if value is None else self._row_of(value)
-            except ValueError as e:
+            except Exception as e:  # Whatever is wrong with one, the others are written.
                 del batch[key]
                 self._under_way.pop(key, None)
                 self.fail(key, ValueError(f"{key[0]} {key[1]!r}: {e}"))

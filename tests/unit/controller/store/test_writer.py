@@ -264,15 +264,16 @@ async def test_every_transaction_begins_with_the_guard_and_its_failure_ends_the_
     assert stage.writer.backlog == 2
 
 
+@pytest.mark.parametrize("error", [ValueError("not that"), TypeError("not that")])
 async def test_rows_are_made_when_they_are_written_and_what_cannot_be_one_harms_no_other(
-    stage: Stage,
+    stage: Stage, error: Exception
 ) -> None:
     """What waits takes no room of its own: a value that is replaced while it waits is never a row."""
     made: list[int] = []
 
     def row_of(number: int) -> dict[str, int]:
         if number == 13:
-            raise ValueError("not that")
+            raise error
         made.append(number)
         return {"n": number}
 
@@ -286,5 +287,5 @@ async def test_rows_are_made_when_they_are_written_and_what_cannot_be_one_harms_
     flush = asyncio.create_task(stage.flush())
     sent = await stage.transaction({"uuid": uid(1)}, {"uuid": uid(2)})
     assert [operation["row"] for operation in sent] == [{"n": 3}, {"n": 4}]
-    assert [str(error) for error in await flush] == ["VM 'bad': not that"]
+    assert [str(one) for one in await flush] == ["VM 'bad': not that"]
     assert made == [3, 4] and stage.writer.backlog == 0
