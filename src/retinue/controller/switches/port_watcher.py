@@ -72,8 +72,11 @@ class PortWatch:
         await self._ended(connection)
 
     def read_again(self, dpid: int) -> None:
-        """Whose switch this is has changed: the database that shows it connects again, and is judged anew."""
-        self._ports.pop(dpid, None)
+        """Whose switch this is has changed: the database that shows it connects again, and is judged anew.
+        What it has shown counts no longer: it may have gone before that."""
+        went = _of_vms(self._ports.pop(dpid, []))
+        if went:
+            self._changed(went, [])
         former = self._followed.pop(dpid, None)
         if former is not None:
             former.close(f"whose switch {dpid:#x} is has changed: its database is read anew")

@@ -56,6 +56,9 @@ class FakeConnection:
     async def closed(self) -> None:
         await self.ended.wait()
 
+    def close(self, reason: str) -> None:
+        self.ended.set()
+
 
 async def test_a_switch_is_read_once_in_each_connection_after_its_ports_are_told(
     monkeypatch: pytest.MonkeyPatch,
@@ -83,3 +86,29 @@ async def test_a_switch_is_read_once_in_each_connection_after_its_ports_are_told
         connection.ended.set()
         await following
         told.clear()
+
+
+async def test_what_another_switch_of_that_id_had_is_told_to_be_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have lost a port by the time that it is read anew."""
+    monkeypatch.setattr(port_watcher, "Replica", FakeReplica)
+    told: list[object] = []
+
+    def changed(went: list[BridgePort], came: list[BridgePort]) -> None:
+        told.append(([p.iface_id for p in went], [p.iface_id for p in came]))
+
+    watch = PortWatch(changed, lambda dpids, vms: None)
+    FakeReplica.first = tables("up0", "tap-vm1", "tap-vm2")
+    connection = FakeConnection()
+    following = asyncio.create_task(watch.follow(connection))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    watch.read_again(0x31)
+    watch.read_again(0x32)
+    assert connection.ended.is_set()
+    await following
+    FakeReplica.first = tables("up0", "tap-vm2")
+    again = FakeConnection()
+    following = asyncio.create_task(watch.follow(again))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    assert told == [([], ["vm1", "vm2"]), (["vm1", "vm2"], []), ([], ["vm2"])]
+    again.close("")
+    await following
