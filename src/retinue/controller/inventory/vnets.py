@@ -21,6 +21,7 @@ from retinue.controller.vnet_changes import (
     VrfRemoved,
 )
 from retinue.core.model import GatewayGroup, ModelError, Role, Server, Subnet, Vnet, Vrf
+from retinue.core.model.fabric_checks import forwards
 from retinue.core.model.network import Owner
 from retinue.core.model.vrfs import free_tag
 from retinue.protocol.errors import ErrorCode
@@ -144,7 +145,9 @@ def check_gateway(context: Context, server: Server) -> None:
 
 def _all_take(context: Context, group: str, who_cannot_go: str) -> None:
     for switch in context.net.switches.values():
-        if switch.role is not Role.EDGE and not context.is_programmed(Owner("switch", switch.id)):
+        if switch.role is Role.EDGE or not forwards(context.net, switch.id):
+            continue
+        if not context.is_programmed(Owner("switch", switch.id)):
             raise RequestError(
                 f"{who_cannot_go} into gateway group {group}: {switch.id} has "
                 "not confirmed that it takes the group's MAC; `retinue switch list` shows the switches",

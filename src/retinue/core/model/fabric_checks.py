@@ -29,7 +29,7 @@ def check_switch(net: NetworkView, switch: Switch) -> None:
     if switch.gateway_group and switch.gateway_group not in net.gateway_groups:
         raise ModelError(f"{what}: there is no gateway group {switch.gateway_group}")
     if switch.role is Role.EDGE:
-        if switch.standby and not net.links:
+        if switch.standby and (net.over_ip or net.over_routers):
             raise ModelError(f"edge {switch.id}: several uplinks are for leaves of ours that spines join")
         return
     if net.over_routers:
@@ -37,6 +37,9 @@ def check_switch(net: NetworkView, switch: Switch) -> None:
     others = [leaf for leaf in net.with_role(Role.LEAF) if leaf.id != switch.id]
     if switch.role is not Role.LEAF and net.over_ip:
         raise ModelError(f"{what}: tunnels join the leaves here, and no {switch.role}")
+    several = next((edge.id for edge in net.with_role(Role.EDGE) if edge.standby), "")
+    if switch.endpoint is not None and several:
+        raise ModelError(f"{what}: edge {several} has several uplinks, to leaves of ours that spines join")
     if switch.role is Role.LEAF and others and net.over_ip != (switch.endpoint is not None):
         has = "has an endpoint" if net.over_ip else "is joined by spines, and has none"
         raise ModelError(f"{what}: each leaf here {has} (tunnel, endpoint)")
@@ -79,7 +82,7 @@ def check_link(net: NetworkView, link: Link) -> None:
     if len(net.links) >= MOST_LINKS:
         raise ModelError(f"{what}: there are {MOST_LINKS} links already")
     for end in (link.lower, link.upper):
-        other = next((one for one in net.links if end in (one.lower, one.upper)), None)
+        other = next((one for one in net.links_at(end.switch) if end in (one.lower, one.upper)), None)
         if other is not None:
             raise ModelError(f"{what}: port {end} is that of link {other.lower} - {other.upper}")
         server = next((id for id, at in _places(net) if at == end), "")
@@ -140,11 +143,19 @@ def forwards(net: NetworkView, switch: str) -> bool:
     """False for one into which nothing comes: a leaf without servers, a spine to which nobody sends."""
     if net.switches[switch].role is Role.LEAF and _servers_at(net, switch):
         return True
-    return any(one.upper.switch == switch and one.lower not in net.idle_links for one in net.links)
+    return any(one.upper.switch == switch and one.lower not in net.idle_links for one in net.links_at(switch))
+
+
+def unused(net: NetworkView) -> set[str]:
+    """Switches, no edges, into which nothing comes; of routers of others it is not known."""
+    others = (one for role in (Role.LEAF, Role.SPINE, Role.CORE) for one in net.with_role(role))
+    return set() if net.over_routers else {one.id for one in others if not forwards(net, one.id)}
 
 
 def _servers_at(net: NetworkView, switch: str) -> set[str]:
-    return {id for id, at in _places(net) if at.switch == switch}
+    edges = (uplink.switch for uplink, _ in net.uplink_places.at_switch(switch))
+    owners = (owner for edge in edges if (owner := net.server_of_edge(edge)) is not None)
+    return net.at_leaf(switch) | {owner.id for owner in owners if has_several(net, owner.id)}
 
 
 def _found_at(net: NetworkView, leaf: str) -> Iterator[str]:

@@ -170,6 +170,10 @@ class LayoutView:
             if id in self.servers and self.location(id) == at:
                 yield id
 
+    def at_leaf(self, leaf: str) -> set[str]:
+        """The servers that are given, or were detected, at this leaf."""
+        return {server for index in (self._given, self.detected) for server, _ in index.at_switch(leaf)}
+
     def server_of_host(self, host: str) -> Server | None:
         """The server at whose edge switch a host is."""
         name = self._server_of_host.get(host)

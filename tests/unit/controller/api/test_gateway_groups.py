@@ -59,6 +59,8 @@ async def test_a_group_comes_has_servers_and_goes(
     assert (status, answer["code"]) == (409, ErrorCode.PARTY_AWAY)
     assert "edge1 has not confirmed that it sends nothing to its MAC" in str(answer["error"])
 
+    spine = {"id": "spine9", "role": "spine", "dpid": "0x59"}
+    assert (await call(url, "POST", "/v1/switches", spine))[0] == 201
     asked: list[Owner] = []
 
     def programmed(owner: Owner) -> bool:
@@ -70,6 +72,7 @@ async def test_a_group_comes_has_servers_and_goes(
     fabric_switches = {Owner("switch", id) for id in ("leaf1", "leaf2", "spine1", "spine2")}
     assert fabric_switches <= set(asked)
     assert not {Owner("switch", "edge1"), Owner("switch", "edge2")} & set(asked)
+    assert Owner("switch", "spine9") not in asked, "nothing comes there yet"
     assert (await groups(url)) == (
         200,
         {

@@ -1,6 +1,7 @@
 """Edges with several uplinks, as the network has them: what cannot be, and what follows from the rest."""
 
 from dataclasses import replace
+from ipaddress import IPv4Address
 
 import pytest
 
@@ -16,7 +17,7 @@ from retinue.core.model.uplinks import (
     unreached_by,
     used_uplink,
 )
-from support.fabric.networks import add_uplink, add_vm, fabric
+from support.fabric.networks import GATEWAY_MAC, add_uplink, add_vm, fabric
 
 UP0, UP1 = PortRef("edge1", "up0"), PortRef("edge1", "up1")
 FIRST, SECOND = PortRef("leaf1", "p1"), PortRef("leaf2", "q1")
@@ -127,6 +128,12 @@ def test_several_are_for_leaves_that_spines_join() -> None:
     net.add_switch(replace(net.switches["edge1"], standby=("up1",)))
     with pytest.raises(ModelError, match="edge edge1: several uplinks are for leaves of ours"):
         check_tiers(net)
+    with pytest.raises(ModelError, match="edge edge9: several uplinks are for leaves of ours"):
+        net.put_switch(Switch("edge9", Role.EDGE, 0x99, "up0", standby=("up1",)))
+    empty = Network(GATEWAY_MAC)
+    empty.put_switch(Switch("edge9", Role.EDGE, 0x99, "up0", standby=("up1",)))
+    with pytest.raises(ModelError, match="leaf9: edge edge9 has several uplinks, to leaves of ours"):
+        empty.put_switch(Switch("leaf9", Role.LEAF, 0x19, tunnel="vxlan0", endpoint=IPv4Address("10.9.9.9")))
 
 
 @pytest.mark.parametrize(

@@ -302,8 +302,10 @@ class LeafSpine:
         return frozenset(names - {""})
 
     def concerned(self, servers: Iterable[str]) -> frozenset[str]:
-        """Edges and leaves of these servers, the spines and the cores."""
-        above = frozenset(one.id for role in (Role.SPINE, Role.CORE) for one in self.net.with_role(role))
+        """Edges and leaves of these servers, and the spines and cores into which something comes: one that is
+        new is not there yet, and nobody waits for it."""
+        net = self.net
+        above = frozenset(link.upper.switch for link in net.links if link.lower not in net.idle_links)
         return above.union(*(self.near(server) for server in servers if server in self.net.servers))
 
     def order_to_divert(self, source: str, target: str) -> Near:

@@ -25,6 +25,7 @@ from ipaddress import IPv4Address
 from itertools import chain
 
 from retinue.core.model import Mac, PortRef, Role, Server, Switch
+from retinue.core.model.fabric_checks import forwards
 from retinue.core.model.network import Owner
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import (
@@ -178,7 +179,8 @@ class VxlanMesh(LeafSpine):
         return frozenset() if tunnel is None else frozenset({tunnel})
 
     def concerned(self, servers: Iterable[str]) -> frozenset[str]:
-        leaves = frozenset(leaf.id for leaf in self.net.with_role(Role.LEAF))
+        """Leaves without servers among them are not: one that is new is not there yet."""
+        leaves = frozenset(leaf.id for leaf in self.net.with_role(Role.LEAF) if forwards(self.net, leaf.id))
         return leaves.union(*(self.near(server) for server in servers if server in self.net.servers))
 
     def _tunnel(self, leaf: Switch) -> int | None:

@@ -129,7 +129,12 @@ def test_a_packet_whose_time_ends_is_told_at_the_leaf_where_it_comes_in(world: F
 def test_all_leaves_are_told_of_a_move_at_once_after_the_new_place(world: FabricWorld) -> None:
     underlay = underlay_of(world.net)
     assert isinstance(underlay, VxlanMesh)
-    assert underlay.concerned(["server1", "server2"]) == {"edge1", "edge2", "leaf1", "leaf2", "leaf3"}
+    concerned = {"edge1", "edge2", "leaf1", "leaf2", "leaf3"}
+    assert underlay.concerned(["server1", "server2"]) == concerned
+    new = replace(world.net.switches["leaf3"], id="leaf9", dpid=0x19, endpoint=endpoint(9))
+    world.net.put_switch(new)
+    assert underlay.concerned(["server1", "server2"]) == concerned, "nothing comes to one that is new"
+    world.net.remove_switch("leaf9")
     near = underlay.order_to_divert("server1", "server2")
     changed = dict.fromkeys(["edge1", "edge2", "leaf1", "leaf2", "leaf3"], frozenset[str]())
     assert underlay.stages(changed, near) == [["edge2"], ["edge1"], ["leaf2"], ["leaf1", "leaf3"]]
