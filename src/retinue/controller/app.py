@@ -131,6 +131,7 @@ class Controller:
         self.uplinks = Uplinks(self.context, self.arp.locations, choice, token_bytes(16))
         self.link_probes.changed = self.uplinks.look
         self.fabric = FabricInventory(self.context, self.link_probes.watched, probed=probe_seconds > 0)
+        self.router_watch.is_leaving = self.fabric.is_leaving
         self.mac_changes = MacChanges(self.context)
         self.fip = FipPath(self.context)
         history = History(migrations_kept)

@@ -124,8 +124,10 @@ class Auditor:
                 f"switch {switch} is not read while {migration.id} of VM {migration.vm} is under way; "
                 "ask when that has ended"
             )
+        programmer = self._context.installer.switches.get(switch)
+        if programmer is None:
+            raise AuditError(f"switch {switch} was removed while its turn was waited for")
         try:
-            programmer = self._context.installer.switches[switch]
             return await programmer.audit(lambda: self._migration_at(switch) is None)
         except ConnectionError as error:
             raise AuditError(f"switch {switch} cannot be audited: {error}") from error

@@ -3,7 +3,7 @@
 A new link is idle until it is used, and one that goes is idle first (inventory/fabric.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from retinue.controller.changes import Change, Published, Undo
@@ -17,11 +17,22 @@ from retinue.controller.state import (
     ServerLocation,
     State,
     Storable,
+    UplinkInUse,
+    UplinkPlace,
 )
-from retinue.core.model import Link, PortRef, Server, Switch
-from retinue.core.model.in_use import check_server_removal
+from retinue.core.model import Link, ModelError, Network, PortRef, Server, Switch
+from retinue.core.model.in_use import check_server_removal, first_few
 from retinue.core.model.network import Touched
+from retinue.core.model.uplinks import forgotten_with
 from retinue.protocol.events import EventType
+
+
+def places_left(net: Network, switch: str, uplinks: Collection[str] = ()) -> tuple[Storable, ...]:
+    """What is stored of uplinks' places that `Network` forgets (see `uplinks.forgotten_with`)."""
+    left, used = forgotten_with(net, switch, uplinks), net.in_use.get(switch)
+    places = (UplinkPlace(one, net.uplink_places[one]) for one in left)
+    gone = () if used is None or used in uplinks else (UplinkInUse(switch, used),)
+    return (*places, *(LostLink(one, "") for one in left), *gone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +40,8 @@ class SwitchRegistered(Change):
     """A switch was given, or changed, by the manager."""
 
     switch: Switch
+    left: tuple[Storable, ...] = ()
+    """Of an edge that is changed: `places_left`."""
 
     def apply(self, state: State) -> Touched:
         return state.net.put_switch(self.switch)
@@ -40,6 +53,9 @@ class SwitchRegistered(Change):
     def kept(self) -> tuple[Storable, ...]:
         return (self.switch,)
 
+    def dropped(self) -> tuple[Storable, ...]:
+        return self.left
+
     def events(self, state: State) -> Iterator[Published]:
         yield EventType.SWITCH_REGISTERED, {"switch": self.switch.id, "role": self.switch.role}
 
@@ -49,15 +65,27 @@ class SwitchRemoved(Change):
     """A switch went, to which nothing led and at which nothing was any more."""
 
     switch: Switch
+    left: tuple[Storable, ...] = ()
+    """`places_left`."""
 
     def apply(self, state: State) -> Touched:
         return state.net.remove_switch(self.switch.id)
 
     def dropped(self) -> tuple[Storable, ...]:
-        return (self.switch,)
+        return (self.switch, *self.left)
 
     def events(self, state: State) -> Iterator[Published]:
         yield EventType.SWITCH_REMOVED, {"switch": self.switch.id}
+
+
+def check_server_goes(state: State, server: str) -> None:
+    """Raises ModelError while something runs there, or a migration has yet to end: one that is undone has no
+    more of its VM at its target, and asks there all the same."""
+    check_server_removal(state.net, server)
+    under_way = state.migrations.under_way()
+    users = sorted(f"{one.id} of VM {one.vm}" for one in under_way if server in (one.source, one.target))
+    if users:
+        raise ModelError(f"server {server} is in use by {first_few(users)}; ask again when that has ended")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +95,7 @@ class ServerRemoved(Change):
     server: Server
 
     def apply(self, state: State) -> Touched:
-        check_server_removal(state.net, self.server.id)
+        check_server_goes(state, self.server.id)
         touched = state.net.remove_server(self.server.id)
         state.with_agent.discard(self.server.id)
         return touched

@@ -38,7 +38,8 @@ class FloodCounts:
 
     async def read(self, switch: str, session: SwitchSession) -> None:
         """Ask an edge for its counts; nothing where no vnet floods. Raises what the session raises."""
-        is_edge = self._net.switches[switch].role is Role.EDGE
+        known = self._net.switches.get(switch)  # It may have been removed since it was asked for the rest.
+        is_edge = known is not None and known.role is Role.EDGE
         if is_edge and any(vnet.floods for vnet in self._net.vnets.values()):
             self.add(switch, await session.read_meter_stats())
 

@@ -175,6 +175,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
     ),
     "work under way, which is begun anew where KINDS has what it was for": (
         "AnnouncedRenewals._of", "Context._tasks", "Context.not_installed", "FabricInventory._leaving",
+        "FabricInventory._leaving_servers",
         "ImageHolders._ordered",
         "Installer._waiting", "OldWays._waiting", "Orders._waiting", "Room._waiting", "Turns._waiting",
         "FipRules._asked", "Knowledge.kept", "MigrationOrchestrator._active", "MobilityManager._matches",
@@ -221,13 +222,16 @@ def restore(state: State, stored: Stored) -> tuple[Storable, ...]:
     """
     for fault in stored.faults:
         log.warning("restore.unreadable_row", fault=fault)
-    set_aside = restoring.set_aside(state.net, stored.subnets)
+    subnets, servers = restoring.set_aside(state.net, stored)
     for kind in KINDS:
         kind.restore(state, getattr(stored, kind.stored))
-        if kind.type is Subnet:
-            for subnet in set_aside:
-                if subnet.id not in state.net.subnets:
-                    restoring.fits(state.net.add_subnet, subnet)
+        # What the database has instead may not fit.
+        for subnet in subnets if kind.type is Subnet else ():
+            if subnet.id not in state.net.subnets:
+                restoring.fits(state.net.add_subnet, subnet)
+        for server in servers if kind.type is Server else ():
+            if server.id not in state.net.servers:
+                restoring.fits(state.net.put_server, server)
     for vnet in state.net.vnets.values():
         if vnet.mtu > state.net.mtu:
             log.warning("vnet.mtu_too_large", vnet=vnet.id, mtu=vnet.mtu, counts_as=state.net.mtu)

@@ -6,7 +6,7 @@ controller's clock. Made like all others (controller/changes.py).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from retinue.controller.changes import Change, Published, VMRemoved
 from retinue.controller.state import (
@@ -153,6 +153,12 @@ class LeftPortForgotten(Change):
 
     def dropped(self) -> tuple[Storable, ...]:
         return (self.left,)
+
+
+def left_elsewhere(left: LeftPort, switch: str) -> Change:
+    """It does not stand on this switch any more."""
+    switches = tuple(name for name in left.switches if name != switch)
+    return PortLeft(replace(left, switches=switches)) if switches else LeftPortForgotten(left)
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,9 +81,7 @@ def laid_links(state: State, links: Collection[LaidLink]) -> None:
     """A link that stands in the configuration file by now is the file's."""
     for one in links:
         if f"link {one.link.lower}" not in state.net.configured:
-            fits(state.net.put_link, one.link)
-            if not one.idle and one.link in state.net.links:
-                state.net.set_idle(one.link.lower, idle=False)
+            fits(lambda one: state.net.put_link(one.link, idle=one.idle), one)
 
 
 def vrfs(state: State, vrfs: Collection[Vrf]) -> None:
@@ -121,19 +119,10 @@ def subnets(state: State, subnets: Collection[Subnet]) -> None:
 
 
 def servers(state: State, servers: Collection[Server]) -> None:
-    """Servers of the database take the place of the configured ones of the same id.
-
-    Those go first, all of them: a MAC or address may be another server's now.
-    """
-    net = state.net
-    configured = [net.servers[server.id] for server in servers if server.id in net.servers]
-    for server in configured:
-        net.remove_server(server.id)
+    """Those of the database take the place of the configured ones of the same id, which `set_aside` has taken
+    out."""
     for server in servers:
-        fits(net.put_server, server)
-    for server in configured:
-        if server.id not in net.servers:
-            fits(net.put_server, server)
+        fits(state.net.put_server, server)
 
 
 def locations(state: State, locations: Collection[ServerLocation]) -> None:
@@ -260,13 +249,19 @@ def places_gone(state: State, stored: Stored) -> tuple[Storable, ...]:
     )
 
 
-def set_aside(net: Network, subnets: Collection[Subnet]) -> list[Subnet]:
-    """Takes out the configured subnets whose place the database's take, before anything is brought back:
-    their vnets may be in another VRF by now, where they never were."""
-    found = [net.subnets[subnet.id] for subnet in subnets if subnet.id in net.subnets]
-    for subnet in found:
+def set_aside(net: Network, stored: Stored) -> tuple[list[Subnet], list[Server]]:
+    """Takes out what is configured, and whose place the database's takes, before anything is brought back.
+
+    A subnet's vnet may be in another VRF by now, where the subnet never was; a server may have left its edge,
+    which was changed then, or its port, which is a link's by now; and its MAC may be another server's.
+    """
+    subnets = [net.subnets[one.id] for one in stored.subnets if one.id in net.subnets]
+    servers = [net.servers[one.id] for one in stored.servers if one.id in net.servers]
+    for subnet in subnets:
         net.put_back_subnet(subnet.id, None)
-    return found
+    for server in servers:
+        net.remove_server(server.id)
+    return subnets, servers
 
 
 def fits(change: Callable[[T], Touched], value: T) -> None:

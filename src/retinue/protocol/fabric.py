@@ -4,10 +4,12 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from retinue.core.limits import LONGEST_PORT_NAME, MOST_STANDBY
+from retinue.core.limits import LONGEST_ID, LONGEST_PORT_NAME, MOST_STANDBY
 from retinue.core.model import Role
 
 PortName = Annotated[str, msgspec.Meta(max_length=LONGEST_PORT_NAME, pattern=r"^[!-~]*$")]
+End = Annotated[str, msgspec.Meta(max_length=LONGEST_ID + 1 + LONGEST_PORT_NAME, pattern=r"^[!-~]*$")]
+"""SWITCH:PORT."""
 Dpid = Annotated[str, msgspec.Meta(pattern=r"^(0x)?[0-9a-fA-F]{1,16}$")]
 """Hexadecimal."""
 Places = Literal["detected", "given"]
@@ -42,8 +44,8 @@ class SwitchBody(SwitchValues, forbid_unknown_fields=True, omit_defaults=True, k
 class LinkBody(msgspec.Struct, forbid_unknown_fields=True):
     """One link of POST /v1/links: SWITCH:PORT of a leaf and a spine, or of a spine and a core."""
 
-    lower: str
-    upper: str
+    lower: End
+    upper: End
 
 
 __all__ = ["LinkBody", "Places", "SwitchBody", "SwitchValues"]

@@ -23,13 +23,16 @@ from retinue.controller.fabric_changes import (
     ServerRemoved,
     SwitchRegistered,
     SwitchRemoved,
+    check_server_goes,
+    places_left,
 )
 from retinue.controller.inventory.given import are_new, is_there
+from retinue.controller.marks import left_elsewhere
 from retinue.controller.router_changes import RouterLost, RouterReturned
 from retinue.core.link_watch import WatchedLink
 from retinue.core.model import Link, ModelError, PortRef, Role, Switch
 from retinue.core.model.fabric_checks import forwards
-from retinue.core.model.in_use import check_server_removal, first_few
+from retinue.core.model.in_use import first_few
 from retinue.core.model.links import has_carrier
 from retinue.core.model.network import Touched
 from retinue.core.model.ways import routers_beside
@@ -59,6 +62,7 @@ class FabricInventory:
         self._still_coming = still_coming
         self._leaving: set[PortRef] = set()
         """Links that are about to go."""
+        self._leaving_servers: set[str] = set()
         self.read_again: Callable[[int], None] = lambda dpid: None
         """Called with a datapath id that is one of ours from now on, or another's: whose the database is that
         shows it is judged anew."""
@@ -81,7 +85,9 @@ class FabricInventory:
                 f"switch {switch.id}: a server runs on it; its datapath id may be another once no server has "
                 "it as its edge"
             )
-        touched = self._context.apply(SwitchRegistered(switch))
+        several = switch.uplinks if switch.standby else ()
+        left = places_left(self._net, switch.id, several) if switch.role is Role.EDGE else ()
+        touched = self._context.apply(SwitchRegistered(switch, left))
         if is_another:
             self._context.knowledge.edges_read.discard(switch.id)
             self._context.installer.switches[switch.id].leave(f"{switch.id} is {switch.dpid:#x} from now on")
@@ -91,8 +97,10 @@ class FabricInventory:
         """Raises ModelError while a link leads there, or a server is at it. What it holds stays there."""
         is_there("switch", id, id in self._net.switches, ErrorCode.UNKNOWN_SWITCH)
         switch = self._net.switches[id]
-        touched = self._context.apply(SwitchRemoved(switch))
+        touched = self._context.apply(SwitchRemoved(switch, places_left(self._net, id)))
         self._context.knowledge.edges_read.discard(id)
+        for left in [one for one in self._context.state.left_ports.values() if id in one.switches]:
+            self._context.apply(left_elsewhere(left, id))
         await self._followed(touched, [switch.dpid])
 
     async def add_links(self, links: Collection[Link]) -> None:
@@ -133,23 +141,36 @@ class FabricInventory:
         """
         if id not in self._net.servers:
             raise no_server(id)
-        server = self._net.servers[id]
-        check_server_removal(self._net, id)
-        beside = routers_beside(self._net, id)
-        if beside and id not in self._net.lost_routers:
-            touched = self._context.apply(RouterLost(id, "it is about to be removed"))
-            report = await self._context.install(touched)
-            if report.missing:
-                back = self._context.apply(RouterReturned(id))
-                self._context.spawn(self._context.install(back), f"router {id} stays")
-                silent = first_few(sorted(report.missing))
-                raise RequestError(
-                    f"server {id} stays: {silent} has not confirmed the ways by the other routers; "
-                    "`retinue switch list` shows the switches",
-                    ErrorCode.PARTY_AWAY,
-                )
-            await asyncio.sleep(self._still_coming)
-        await self._context.install(self._context.apply(ServerRemoved(server)))
+        if id in self._leaving_servers:
+            raise RequestError(f"server {id} is being removed already", ErrorCode.CONFLICT)
+        check_server_goes(self._context.state, id)
+        self._leaving_servers.add(id)
+        try:
+            await self._others_are_the_way(id)
+            await self._context.install(self._context.apply(ServerRemoved(self._net.servers[id])))
+        finally:
+            self._leaving_servers.discard(id)
+
+    def is_leaving(self, server: str) -> bool:
+        """A server that is about to be removed: a router of these does not become the way again."""
+        return server in self._leaving_servers
+
+    async def _others_are_the_way(self, id: str) -> None:
+        """Returns when nothing comes to a router that others take the place of."""
+        if not routers_beside(self._net, id) or id in self._net.lost_routers:
+            return
+        touched = self._context.apply(RouterLost(id, "it is about to be removed"))
+        report = await self._context.install(touched)
+        if report.missing:
+            back = self._context.apply(RouterReturned(id))
+            self._context.spawn(self._context.install(back), f"router {id} stays")
+            silent = first_few(sorted(report.missing))
+            raise RequestError(
+                f"server {id} stays: {silent} has not confirmed the ways by the other routers; "
+                "`retinue switch list` shows the switches",
+                ErrorCode.PARTY_AWAY,
+            )
+        await asyncio.sleep(self._still_coming)
 
     def _all_have_left(
         self, link: Link, touched: Touched, missing: Collection[str], *, was_used: bool
@@ -158,7 +179,7 @@ class FabricInventory:
         owners = [one for one in touched if one.kind == "switch" and not self._context.is_programmed(one)]
         silent = sorted(
             name
-            for name in {owner.id for owner in owners} | set(missing)
+            for name in ({owner.id for owner in owners} | set(missing)) & self._net.switches.keys()
             if self._net.switches[name].role is not Role.EDGE and forwards(self._net, name)
         )
         if not silent:

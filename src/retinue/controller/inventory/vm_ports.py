@@ -17,7 +17,7 @@ from retinue.controller.inventory.ports import (
     vnet_of_tag,
     why_not,
 )
-from retinue.controller.marks import LeftPortForgotten, PortLeft
+from retinue.controller.marks import LeftPortForgotten, PortLeft, left_elsewhere
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.controller.nic_changes import NICChanged
 from retinue.controller.state import LeftPort
@@ -175,10 +175,7 @@ class VMPorts:
         left = self._context.state.left_ports.get(port_id)
         if left is None or switch not in left.switches or self._reported.has(port_id, switch):
             return
-        switches = tuple(name for name in left.switches if name != switch)
-        self._context.apply(
-            PortLeft(replace(left, switches=switches)) if switches else LeftPortForgotten(left)
-        )
+        self._context.apply(left_elsewhere(left, switch))
 
     def look_at_rejected(self) -> Touched:
         """What was in a port's way may have gone."""

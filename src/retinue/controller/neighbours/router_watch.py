@@ -44,6 +44,8 @@ class RouterWatch:
         self._question = question
         self._limits = limits
         self._routers: dict[str, Router] = {}
+        self.is_leaving: Callable[[str], bool] = lambda server: False
+        """Told of a router that is there, and is lost, for it is about to be removed: it stays so."""
 
     def look(self) -> None:
         """To be called each second: asks all that are watched."""
@@ -110,7 +112,7 @@ class RouterWatch:
         router = self._routers[id] = step(self._routers.get(id, begun), event, now, self._limits)
         if router.state is RouterState.LOST and not lost:
             self._change(id, RouterLost(id, router.reason))
-        elif router.usable and lost:
+        elif router.usable and lost and not self.is_leaving(id):
             self._change(id, RouterReturned(id))
 
     def _change(self, id: str, change: RouterLost | RouterReturned) -> None:

@@ -4,6 +4,7 @@ The lowest part of `Network`; what its changes touch is told as there. A link th
 first (`idle_links`): whoever makes the change decides when it is used.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from retinue.core.model.addresses import ModelError
@@ -22,6 +23,7 @@ from retinue.core.model.fabric_checks import (
     check_switch_removal,
 )
 from retinue.core.model.owners import NOTHING, Owner, Touched
+from retinue.core.model.uplinks import forgotten_with
 from retinue.core.model.view import NetworkView
 
 
@@ -38,6 +40,10 @@ class NetworkFabric(NetworkView):
             raise ModelError(f"switches {twin.id} and {switch.id} have the same endpoint {switch.endpoint}")
         former = self.switches.get(switch.id)
         if former is not None:
+            if former.role is Role.EDGE:
+                self._forget_places(switch.id, switch.uplinks if switch.standby else ())
+                if former.dpid != switch.dpid:
+                    self._forget_vm_ports(switch.id)  # They are those of another machine.
             del self._with_role[former.role][switch.id]
             if self.by_dpid.get(former.dpid) == switch.id:
                 del self.by_dpid[former.dpid]
@@ -67,22 +73,35 @@ class NetworkFabric(NetworkView):
         if old is None:
             return NOTHING
         del self._with_role[old.role][switch], self.by_dpid[old.dpid]
-        ports = [(port_id, number) for (at, number), port_id in self._port_id_at.items() if at == switch]
-        for port_id, number in ports:
-            del self._port_id_at[switch, number], self.vm_ports[port_id][switch]
-        for known in (self._numbers, self._names, self._down, self.in_use):
+        self._forget_vm_ports(switch)
+        for known in (self._numbers, self._names, self._down):
             known.pop(switch, None)
+        self._forget_places(switch)
         self.untold.discard(switch)
         itself = frozenset({Owner("switch", switch)})
         if old.role is not Role.EDGE:
             return self.everything() | itself
         return itself | self.prefixes() | (self.leaves() if old.standby else NOTHING)
 
-    def put_link(self, link: Link) -> Touched:
-        """Add a link to a network that runs; it is idle until `set_idle`."""
+    def _forget_vm_ports(self, switch: str) -> None:
+        ports = [(port_id, number) for (at, number), port_id in self._port_id_at.items() if at == switch]
+        for port_id, number in ports:
+            del self._port_id_at[switch, number], self.vm_ports[port_id][switch]
+
+    def _forget_places(self, switch: str, uplinks: Collection[str] = ()) -> None:
+        """Where uplinks lead, as `uplinks.forgotten_with` has it, and which one is used."""
+        for uplink in forgotten_with(self, switch, uplinks):
+            del self.uplink_places[uplink]
+            self.lost_links.pop(uplink, None)
+        if self.in_use.get(switch, "") not in uplinks:
+            self.in_use.pop(switch, None)
+
+    def put_link(self, link: Link, *, idle: bool = True) -> Touched:
+        """Add a link to a network that runs; it is idle until `set_idle`, unless it was used before."""
         check_link(self, link)
         touched = self.add_link(link)
-        self.idle_links.add(link.lower)
+        if idle:
+            self.idle_links.add(link.lower)
         return touched
 
     def link_at(self, lower: PortRef) -> Link | None:
@@ -131,10 +150,12 @@ class NetworkFabric(NetworkView):
         for link in links:
             if self.switches[link.lower.switch].role is Role.LEAF:
                 found.setdefault((link.upper.switch, link.lower.switch), link.upper)
-        of_spines = list(found)
+        below: dict[str, list[str]] = {}
+        for spine, leaf in found:
+            below.setdefault(spine, []).append(leaf)
         for link in links:
-            spine, core = link.lower.switch, link.upper.switch
-            for leaf in (leaf for upper, leaf in of_spines if upper == spine):
+            core = link.upper.switch
+            for leaf in below.get(link.lower.switch, ()):
                 if found.setdefault((core, leaf), link.upper) != link.upper:
                     raise ModelError(f"core {core} leads to {leaf} by two spines; join it to one of each pod")
         return found

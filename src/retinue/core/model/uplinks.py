@@ -4,7 +4,7 @@ One is used at a time: a server has one location, as any other (see docs/design/
 have its entries, too; so which one is used is said by a few entries, however many VMs there are.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import IntEnum
 from functools import partial
 
@@ -86,6 +86,13 @@ def displaced(net: NetworkView, uplink: PortRef, at: PortRef) -> list[PortRef]:
     there = [other for other in net.uplink_places.at(at) if other != uplink]
     beside = (link for link in links_beside(net, uplink) if link.upper.switch == at.switch)
     return [*there, *(one.lower for one in beside if one.lower not in there and not is_sound(net, one))]
+
+
+def forgotten_with(net: NetworkView, switch: str, uplinks: Collection[str] = ()) -> list[PortRef]:
+    """Uplinks of which it is not known any more where they lead once a switch has gone: those of an edge, and
+    those that lead to a leaf. `uplinks`: of an edge that stays, those that it still has several of."""
+    own = (one for one in net.uplink_places if one.switch == switch and one.port not in uplinks)
+    return [*own, *(uplink for uplink, _ in net.uplink_places.at_switch(switch))]
 
 
 def links_beside(net: NetworkView, uplink: PortRef) -> list[Link]:

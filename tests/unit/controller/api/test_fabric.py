@@ -40,7 +40,10 @@ async def test_they_are_added_changed_and_removed_while_all_runs(controller: Con
     assert (await call(url, "PUT", "/v1/switches/leaf1", {"dpid": "11", "places": "given"}))[0] == 409
     assert (await call(url, "DELETE", "/v1/links/leaf1%3Ato-spine9"))[1] == {"removed": "leaf1:to-spine9"}
     assert (await call(url, "DELETE", "/v1/switches/spine9"))[1] == {"removed": "spine9"}
+    said = {"name": "server3", "kind": "server", "profile": {"cpus": 4}}
+    assert (await call(url, "POST", "/v1/entities", said))[0] == 201
     assert (await call(url, "DELETE", "/v1/servers/server3"))[1] == {"removed": "server3"}
+    assert not controller.context.state.entities, "what was said of it is no more"
     told = [event.type for event in recent(controller.events) if event.type.startswith(("switch", "link"))]
     assert told == [
         "switch.registered", "link.registered", "switch.registered", "link.removed", "switch.removed",
@@ -78,6 +81,8 @@ async def test_they_are_added_changed_and_removed_while_all_runs(controller: Con
         ("DELETE", "/v1/servers/server1", None, 409, "server1 is in use by VM vm1"),
         ("POST", "/v1/links", LINK, 409, "spine9 is not a known spine switch"),
         ("POST", "/v1/links", {"lower": "leaf1", "upper": "spine1:x"}, 409, "not a port"),
+        ("POST", "/v1/links", {"lower": "leaf1:" + "x" * 123, "upper": "spine1:x"}, 400, "lower"),
+        ("POST", "/v1/links", {"lower": "leaf1:x", "upper": "spine1:a b"}, 400, "upper"),
         ("POST", "/v1/links", {"lower": "leaf1:s1", "upper": "spine1:x"}, 409, "leaf1:s1 is that of"),
         ("POST", "/v1/links", {"lower": "leaf1:x", "upper": "spine1:l2"}, 409, "spine1:l2 is that of"),
         ("POST", "/v1/links", {"lower": "leaf1:p1", "upper": "spine1:x"}, 409, "server1 is at leaf1:p1"),

@@ -7,10 +7,15 @@ import pytest
 
 from retinue.controller.api.views import links as shown_links
 from retinue.controller.app import Controller
+from retinue.controller.changes import MigrationStepped, ServerRegistered
 from retinue.controller.errors import RequestError
 from retinue.controller.kinds import restore
+from retinue.controller.marks import PortLeft
+from retinue.controller.state import LeftPort
 from retinue.core.link_watch import LinkLimits
-from retinue.core.model import Link, ModelError, PortRef, Role, Switch
+from retinue.core.migration import Migration, MigrationState
+from retinue.core.model import Link, ModelError, Network, PortRef, Role, Switch, VMPort
+from retinue.core.pipeline.underlay import underlay_of
 from retinue.protocol.errors import ErrorCode
 from support.fabric import growing
 from support.fabric.networks import GATEWAY_MAC, add_vm, fabric, vm_ip, vm_mac, vm_port
@@ -296,3 +301,94 @@ async def test_a_server_on_which_something_runs_stays_and_its_switch_with_it(
     with pytest.raises(ModelError, match="server dhcp stands in the configuration file"):
         await bench.fabric.remove_server("dhcp")
     bench.fake.sessions.pop("edge3")
+
+
+async def test_an_edge_that_was_changed_without_its_server_is_so_after_a_restart(bench: Bench) -> None:
+    """As it is said: the server is taken away, the edge changed, and the server is there again."""
+    given = bench.net.servers["server3"]
+    await bench.controller.context.commit(ServerRegistered(replace(given, edge="")))
+    changed = Switch("edge3", Role.EDGE, 0x77, uplink="up9")
+    await bench.fabric.set_switch(changed)
+    await bench.controller.context.commit(ServerRegistered(given))
+    net = fabric()
+    restore(Controller(net).context.state, bench.store.load())
+    assert net.switches["edge3"] == changed
+    assert net.servers["server3"] == given
+
+
+async def test_a_link_at_a_port_that_a_server_of_the_file_has_left_is_there_after_a_restart(
+    bench: Bench,
+) -> None:
+    moved = replace(bench.net.servers["dhcp"], given_at=PortRef("leaf2", "elsewhere"))
+    await bench.controller.context.commit(ServerRegistered(moved))
+    await bench.fabric.add_switches([SPINE])
+    link = Link(PortRef("leaf2", "dhcp"), PortRef("spine9", "to-leaf2"))
+    await bench.fabric.add_links([link])
+    net = fabric()
+    restore(Controller(net).context.state, bench.store.load())
+    assert link in net.links
+    assert net.servers["dhcp"] == moved
+
+
+async def test_a_new_switch_that_is_not_there_yet_holds_up_no_migration(bench: Bench) -> None:
+    await bench.given()
+    both = ("server1", "server2")
+    assert underlay_of(bench.net).concerned(both) == {
+        "edge1", "edge2", "leaf1", "leaf2", "spine1", "spine2",
+    }  # fmt: skip
+    placing = bench.controller.orchestrator._placing
+    assert placing._dead("migration-1") == {"spine9"}, "nor one that was there, and is not yet used"
+    await bench.comes()
+    await bench.look()
+    assert "spine9" in underlay_of(bench.net).concerned(both)
+    assert placing._dead("migration-1") == set()
+
+
+async def test_a_server_stays_while_a_migration_has_yet_to_end_there(bench: Bench) -> None:
+    """One that is undone has no more of its VM at its target, whose agent still has something to say."""
+    undone = Migration(
+        "migration-1", "vm1", "server1", "server3", MigrationState.ROLLING_BACK,
+        ((MigrationState.PLANNED, 1.0), (MigrationState.ROLLING_BACK, 2.0)),
+    )  # fmt: skip
+    bench.controller.context.apply(MigrationStepped(undone))
+    with pytest.raises(ModelError, match="server3 is in use by migration-1 of VM vm1; ask again when"):
+        await bench.fabric.remove_server("server3")
+    done = replace(undone, state=MigrationState.UNDONE)
+    bench.controller.context.apply(MigrationStepped(done))
+    await bench.fabric.remove_server("server3")
+
+
+async def test_of_a_removed_vm_no_port_is_left_on_a_switch_that_has_gone(bench: Bench) -> None:
+    """Else a VM of that name that its server makes anew would be none of ours for ever."""
+    for left in (LeftPort("vm8", "vm8", ("edge3",)), LeftPort("vm9", "vm9", ("edge2", "edge3"))):
+        bench.controller.context.apply(PortLeft(left))
+    await bench.fabric.remove_server("server3")
+    await bench.fabric.remove_switch("edge3")
+    stands = LeftPort("vm9", "vm9", ("edge2",))
+    assert bench.controller.context.state.left_ports == {"vm9": stands}
+    assert bench.store.load().left_ports == [stands]
+    bench.fake.sessions.pop("edge3")
+
+
+async def test_a_machine_in_the_place_of_another_has_none_of_its_ports(bench: Bench) -> None:
+    await bench.fabric.remove_server("server3")
+    bench.net.set_vm_port("vm8", "edge3", VMPort(7, "tap8"))
+    await bench.fabric.set_switch(replace(bench.net.switches["edge3"], dpid=0x77))
+    assert not bench.net.vm_ports.get("vm8")
+    bench.fake.sessions.pop("edge3")
+
+
+async def test_a_fabric_of_which_nothing_stands_in_the_file_is_there_after_a_restart() -> None:
+    """Its edges are brought back before its links, by which several uplinks make sense."""
+    store = MemoryStore()
+    controller = Controller(Network(GATEWAY_MAC), store)
+    switches = [Switch(f"leaf{n}", Role.LEAF, 0x10 + n) for n in (1, 2)] + [SPINE]
+    await controller.fabric.add_switches(switches)
+    await controller.fabric.add_links(LINKS)
+    edge = Switch("edge1", Role.EDGE, 0x31, uplink="up0", standby=("up1",))
+    await controller.fabric.add_switches([edge])
+    net = Network(GATEWAY_MAC)
+    restore(Controller(net).context.state, store.load())
+    assert net.switches == controller.net.switches
+    assert set(net.links) == set(LINKS)
+    await controller.stop()

@@ -1,11 +1,13 @@
 """Two access routers on a running fabric: one is lost, the other is the way, until it is there again."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
+from retinue.controller.errors import RequestError
 from retinue.controller.kinds import restore
 from retinue.controller.state import State
 from retinue.core.model import PortRef, Server, Service
@@ -233,3 +235,21 @@ async def test_one_with_an_ipv6_address_is_asked_by_neighbour_discovery(store: M
     await world.seconds(5)
     assert world.told() == [("router.lost", "router2")]
     await world.fake.stop()
+
+
+async def test_one_that_is_about_to_be_removed_is_not_the_way_again_though_it_answers(world: World) -> None:
+    """Else what is on its way to it, when it goes, is lost."""
+    await world.seconds(2)
+    fabric_inventory = world.fake.controller.fabric
+    fabric_inventory._still_coming = 3600.0
+    going = asyncio.create_task(fabric_inventory.remove_server("router"))
+    await world.fake.settle()
+    await world.seconds(3)
+    assert world.ways() == ["router2", "router2"] and world.told() == [("router.lost", "router")]
+    with pytest.raises(RequestError, match="server router is being removed already"):
+        await fabric_inventory.remove_server("router")
+    going.cancel()
+    await asyncio.gather(going, return_exceptions=True)
+    await world.seconds(1)
+    assert world.ways() == ["router", "router"], "nobody removes it any more"
+    assert "router" in world.fake.net.servers

@@ -297,6 +297,42 @@ async def test_places_of_what_is_not_in_the_configuration_any_more_are_forgotten
     assert "server1" not in {one.server for one in kept.locations}
 
 
+@pytest.mark.parametrize("what", ["edge", "uplink", "leaf"])
+async def test_places_of_what_is_removed_while_all_runs_are_forgotten(bench: Bench, what: str) -> None:
+    """Else a place at a leaf that is no more is the server's again, and the list of links is none."""
+    bench.cut("edge1", SECOND_UPLINK)
+    await bench.seconds(5)
+    assert set(bench.net.lost_links) == {PortRef("edge1", "up1")}
+    net, given = bench.net, bench.net.servers["server1"]
+    net.remove_vm("vm1")
+    net.remove_vm("vm2")
+    for id in ("server1", "server2"):
+        net.put_server(replace(net.servers[id], edge="" if id == "server1" else "edge2"))
+        net.remove_server(id)
+    bench.controller.fabric._still_coming = 0.0
+    for stays in ("edge1", "leaf2"):
+        await bench.controller.fabric.set_switch(net.switches[stays])
+    assert len(net.uplink_places) == len(bench.store.load().uplink_places) == 2
+    if what == "edge":
+        await bench.controller.fabric.remove_switch("edge1")
+    elif what == "uplink":
+        await bench.controller.fabric.set_switch(replace(net.switches["edge1"], standby=()))
+    else:
+        for link in [one for one in net.links if one.lower.switch == "leaf2"]:
+            await bench.controller.fabric.remove_link(link.lower)
+        await bench.controller.fabric.remove_switch("leaf2")
+        net.put_server(given)
+    left = {str(uplink) for uplink in net.uplink_places}
+    assert left == ({"edge1:up0"} if what == "leaf" else set())
+    assert {str(one.uplink) for one in bench.store.load().uplink_places} == left
+    assert (net.lost_links, bench.store.load().lost_links) == ({}, [])
+    assert bool(net.in_use) is bool(bench.store.load().uplinks_in_use) is (what == "leaf")
+    assert {row["lower"] for row in links(bench.controller)} >= left
+    bench.controller.uplinks.tick()
+    for one in ("edge1", "leaf2"):
+        bench.fake.sessions.pop(one, None)
+
+
 async def test_a_server_that_repeats_its_frame_at_other_leaves_moves_nothing(bench: Bench) -> None:
     """Each time all of its entries would be computed and sent, and its place stored."""
     for leaf in ("leaf1", "leaf2", "leaf3"):

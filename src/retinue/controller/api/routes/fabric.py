@@ -33,7 +33,7 @@ def handlers(controller: Controller) -> Handlers:
         values: SwitchValues = await body(request, SwitchValues)
         id = _known(controller, request)
         await fabric.set_switch(_switch(id, net.switches[id].role, values))
-        return answer(views.switches(controller, [id])[0])
+        return answer(views.switches(controller, [_known(controller, request)])[0])
 
     async def remove_switch(request: web.Request) -> web.Response:
         id = _known(controller, request)

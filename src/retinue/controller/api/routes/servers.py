@@ -42,6 +42,7 @@ def handlers(controller: Controller) -> Handlers:
             raise NotFoundError(str(error), error.code)
         await controller.fabric.remove_server(server)
         controller.words.forget("server", server)
+        controller.entities.gone(server)
         return answer({"removed": server})
 
     async def drain(request: web.Request) -> web.Response:
