@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from retinue.core import migration as fsm
 from retinue.core.migration import Migration, PlacementChange
+from retinue.core.model import ModelError, PortRef, Server, Service
 from retinue.core.model.storage import FcLogin
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.underlay import Near, underlay_of
@@ -215,3 +216,21 @@ def test_a_forwarder_at_home_has_nobodys_mac_here(mac: str) -> None:
     wrong = FcLogin(login.mac, login.vm, login.nic, login.forwarder, mac)
     with pytest.raises(Exception, match="forwarder"):
         made.nets["b"].log_in(wrong)
+
+
+def test_no_login_has_a_mac_that_somebody_has_here() -> None:
+    """What is for our own forwarder would be led to the guest: another domain may say what it likes. Nor
+    one that our forwarder has granted; whose that is it is not told."""
+    made = with_storage(Domains(1, 1))
+    made.add("b", "a", OTHER, server_of("b", 2))
+    own = made.add("b", "b", 3, server_of("b", 1))
+    net, at = made.nets["b"], PortRef("b-leaf1", "fcf")
+    net.set_ports(at.switch, {**net._numbers[at.switch], at.port: 107})
+    forwarder = Server("fcf2", granted(OTHER), services=frozenset({Service.FORWARDER}), given_at=at)
+    net.put_server(forwarder)
+    with pytest.raises(ModelError, match="somebody has that MAC here"):
+        net.log_in(logged_in("b", OTHER))
+    net.put_server(replace(forwarder, mac="02:00:00:00:0f:02"))
+    net.log_in(FcLogin(granted(OTHER), own.id, own.nic.mac, forwarder.id))
+    with pytest.raises(ModelError, match="somebody here is logged in with it"):
+        net.log_in(logged_in("b", OTHER))

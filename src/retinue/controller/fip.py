@@ -142,10 +142,16 @@ class FipPath:
             self._context.spawn(self._context.install(touched), f"storage logout of VM {login.vm}")
 
     def look(self) -> None:
-        """Logins of nodes that say nothing any more end; nodes without any are forgotten."""
+        """Logins of nodes that say nothing any more end; nodes without any are forgotten.
+
+        A guest whose place is booked speaks where it still runs, for as long as it is copied.
+        """
         now, net = self._context.clock(), self._context.net
         for login in list(net.fc_logins.values()):
-            if now - self._heard.setdefault(login.nic, now) >= SILENCE_SECONDS:
+            vm = net.vms[login.vm]
+            if vm.home and net.peer_at(vm.server) is not None:
+                self._heard[login.nic] = now
+            elif now - self._heard.setdefault(login.nic, now) >= SILENCE_SECONDS:
                 self._end(login, "the node is silent")
         for mac in [mac for mac, at in self._heard.items() if now - at >= SILENCE_SECONDS]:
             del self._heard[mac]

@@ -38,6 +38,10 @@ class FcLoggedOut(Change):
     def apply(self, state: State) -> Touched | None:
         return state.net.log_out(self.login.mac) or None
 
+    def undo(self, state: State) -> Undo:
+        net, old = state.net, state.net.fc_logins.get(self.login.mac)
+        return lambda: None if old is None else net.log_in(old)
+
     def dropped(self) -> tuple[Storable, ...]:
         return (self.login,)
 

@@ -90,9 +90,9 @@ MOST_NICS = 8
 MOST_TRUNK_NICS = 32
 """Of one VM, besides: those that go by the port of another one."""
 MOST_DISKS = 8
+"""Disks of one VM."""
 MOST_FC_LOGINS = 16
 """Ports of Fibre Channel that one NIC may be logged in with (NPIV)."""
-"""Disks of one VM."""
 MOST_ADDRESSES = 64
 """Static addresses of one NIC."""
 MOST_OWN_ADDRESSES = 8

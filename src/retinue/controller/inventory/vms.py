@@ -35,6 +35,7 @@ from retinue.controller.marks import (
 )
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.controller.nic_changes import static_assignments
+from retinue.controller.storage_changes import FcLoggedOut
 from retinue.core.migration import at_one_place
 from retinue.core.model import NIC, VM, Assignment, ModelError, Power, Server
 from retinue.core.model.families import dhcp6_subnets
@@ -201,7 +202,9 @@ class Inventory:
         return self._forget(vm, VMRemoved)
 
     def _forget(self, vm: VM, change: type[VMRemoved]) -> Touched:
-        touched = self._context.apply(change(vm, self._net.held_by(vm.id)))
+        logins = [login for nic in vm.nics for login in self._net.logins_of(nic.mac)]
+        touched = self._context.apply(*(FcLoggedOut(login, "the VM is here no more") for login in logins))
+        touched |= self._context.apply(change(vm, self._net.held_by(vm.id)))
         self._orchestrator.vm_gone(vm.id)
         self.forgotten(vm.id)
         self.reports.vm_gone(vm)

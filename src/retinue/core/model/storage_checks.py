@@ -28,10 +28,20 @@ def check_fc_login(net: NetworkView, login: FcLogin) -> None:
         _check_guests(net, vm, login, what)
     elif forwarder is None or login.forwarder_mac or Service.FORWARDER not in forwarder.services:
         raise ModelError(f"{what}: {login.forwarder} is no FCoE forwarder")
+    for peer in [one for at in vm.locations if (one := net.peer_at(at)) is not None]:
+        if not vm.home and not peer.storage:
+            raise ModelError(
+                f"{what}: the VM is in domain {peer.id} or on its way, and storage does not go there "
+                "(`domain.storage`)"
+            )
     if not is_granted_mac(login.mac, login.fc_id):
         raise ModelError(f"{what}: {login.mac} is no address that a forwarder grants")
+    if net.place_of_mac(login.mac) is not None or net.vm_of_mac(login.mac) is not None:
+        raise ModelError(f"{what}: somebody has that MAC here")
     other = net.fc_logins.get(login.mac)
     if other is not None and other.nic != login.nic:
-        raise ModelError(f"{what}: NIC {other.nic} of VM {other.vm} is logged in with it")
+        # A guest's home is told of none of ours.
+        whose = "somebody here" if vm.home else f"NIC {other.nic} of VM {other.vm}"
+        raise ModelError(f"{what}: {whose} is logged in with it")
     if other is None and len(net.logins_of(login.nic)) >= MOST_FC_LOGINS:
         raise ModelError(f"{what}: its NIC has {MOST_FC_LOGINS} already")

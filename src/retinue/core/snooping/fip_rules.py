@@ -161,7 +161,8 @@ class FipRules:
             if said.operation != Operation.DISCOVERY:
                 return Rejected("this is for one node, and not for all")
             return Passed(dst)
-        here = [login for login in logins if login.forwarder == id]
+        # Those at a guest's home are all behind one gateway.
+        here = [one for one in logins if one.forwarder == id and one.forwarder_mac in ("", mac)]
         if (said.operation, said.subcode) == (Operation.CONTROL, CLEAR_LINKS):
             named = set(said.ports)
             return Passed(dst, tuple(one for one in here if not named or one.mac in named))

@@ -12,6 +12,7 @@ from retinue.core.model import VM, PortRef, Server, Service
 from retinue.core.packets import parse
 from retinue.core.packets.fip import Descriptor
 from retinue.core.snooping.fip_rules import SILENCE_SECONDS
+from retinue.protocol.domains import Guest, GuestLogin, GuestNIC
 from support.fabric.domains import TUNNEL, nic, port, server_of
 from support.fabric.storage import (
     FORWARDER_MAC,
@@ -258,3 +259,66 @@ def test_where_the_other_domain_takes_no_storage_the_vm_stays() -> None:
         await san.is_served(AT_HOME)
 
     told(story, away=False)
+
+
+def test_while_it_is_copied_it_says_nothing_where_it_is_to_go() -> None:
+    """However long that takes: its login is there when it comes, and ends there if it is silent then."""
+
+    async def story(san: San) -> None:
+        san.world.fails = "before it converges"
+        san.world.begin("b", server_of("b", 2))
+        await san.world.until("b", S.COPYING)
+        fip = san.world.controller("b").fip
+        for _ in range(2):
+            fip.look()
+            fip._heard[NIC1.mac] -= SILENCE_SECONDS
+        fip.look()
+        assert san.logins("b") == {OWN}
+
+    told(story, away=False)
+
+
+def test_of_a_guest_that_has_gone_home_no_login_is_kept() -> None:
+    """It would be there again, of whoever has come back without it, after the next start."""
+
+    async def story(san: San) -> None:
+        await san.world.move("b", "a", server_of("a", 2))
+        await san.settle()
+        left = san.world.stores["b"].load()
+        assert not left.vms
+        assert not left.fc_logins
+
+    told(story)
+
+
+def test_a_guest_that_was_left_over_has_the_logins_with_which_it_comes_anew() -> None:
+    """As where its home's controller was started anew while the place was being booked."""
+
+    async def story(san: San) -> None:
+        hearing = san.world.controller("b").domains.hearing
+        for mac in (granted(0x21), OWN):
+            its = GuestNIC(
+                NIC1.mac, NIC1.port_id, [str(ip) for ip in NIC1.addresses],
+                logins=[GuestLogin(mac, FORWARDER_MAC)],
+            )  # fmt: skip
+            guest = Guest(VM_ID, [its], is_home=False)
+            hearing._take_in(hearing.may_come("a", guest), guest)
+        assert san.logins("b") == {OWN}
+        assert [one.mac for one in san.world.stores["b"].load().fc_logins] == [OWN]
+
+    told(story, away=False)
+
+
+def test_on_its_way_to_where_storage_does_not_go_nobody_logs_in() -> None:
+    """One that is logged in would have stayed."""
+
+    async def story(san: San) -> None:
+        await san.says(asks(1, Descriptor.LOGO, 3), AT_HOME)
+        await san.forwarder_says(answers(1, Descriptor.LOGO, 3))
+        san.world.fails = "before it converges"
+        san.world.begin("b", server_of("b", 2))
+        await san.world.until("a", S.COPYING)
+        await san.logs_in(AT_HOME)
+        assert not san.logins("a")
+
+    told(story, away=False, goes=False)

@@ -110,6 +110,17 @@ def test_cleared_links_end_the_logins_that_are_named_or_all(it: Dialogue) -> Non
     assert it.forwarder(clears(1, elsewhere.mac)) == Passed(vm_mac(1), ())
 
 
+def test_forwarders_at_a_guests_home_end_their_own_logins_alone(it: Dialogue) -> None:
+    """All are behind one gateway, and known by their MACs; those of two fabrics may grant one FC_ID."""
+    its = FcLogin(granted_mac(1), "vm1", vm_mac(1), "to-home", FORWARDER_MAC)
+    anothers = FcLogin("0e:fc:01:01:01:01", "vm1", vm_mac(1), "to-home", "02:00:00:00:0f:02")
+    assert anothers.fc_id == its.fc_id
+    it.logins += [its, anothers]
+    assert it.forwarder(clears(1), id="to-home") == Passed(vm_mac(1), (its,))
+    it.node(asks(1, LOGO, 3))
+    assert it.forwarder(answers(1, LOGO, 3), id="to-home") == Passed(vm_mac(1), (its,))
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
