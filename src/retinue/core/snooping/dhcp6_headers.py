@@ -16,6 +16,7 @@ from ipaddress import IPv6Address
 
 from retinue.core.limits import MOST_DHCP6_ADDRESSES
 from retinue.core.model import DEFAULT_VRF, NIC, VM, Assignment, BindingKind, IAKind
+from retinue.core.model.domains import has_a_share
 from retinue.core.model.families import dhcp6_subnets
 from retinue.core.model.link_local import is_link_local, link_local
 from retinue.core.model.network import Network
@@ -57,8 +58,7 @@ def _sender(net: Network, vm: VM, nic: NIC, message: ClientMessage6) -> Rejected
         return Rejected("a DHCPv6 server's message from a VM", vm.id, spoofed=True)
     if not vm.home and not dhcp6_subnets(net, nic.vnet):
         return Rejected("DHCPv6 where no subnet has addresses by it", vm.id)
-    is_away = net.is_tunnel(message.switch, message.port)
-    if (vm.home or is_away) and any(ia.kind is IAKind.PD for ia in message.dhcp.ias):
+    if has_a_share(net, vm) and any(ia.kind is IAKind.PD for ia in message.dhcp.ias):
         return Rejected("a prefix is asked for, and none is delegated between domains", vm.id)
     return None
 

@@ -45,7 +45,7 @@ from retinue.core.model import (
     ModelError,
     Origin,
 )
-from retinue.core.model.domains import not_of_a_guest
+from retinue.core.model.domains import has_a_share, not_of_a_guest
 from retinue.core.model.families import dhcp6_subnets
 from retinue.core.model.network import Network
 from retinue.core.model.routed_prefixes import check_delegated
@@ -284,7 +284,7 @@ class Snooper6:
         served = dhcp6_subnets(self.net, nic.vnet)
         for lease in granted:
             if lease.prefix is not None:
-                if why_not := self._not_delegated(lease):
+                if why_not := self._not_delegated(vm, lease):
                     return f"the DHCPv6 server delegated {lease.prefix}: {why_not}"
             elif not vm.home and not any(lease.ip in subnet.prefix for subnet in served):
                 return f"the DHCPv6 server granted {lease.ip}, which is in no subnet of DHCPv6 for {who}"
@@ -303,8 +303,10 @@ class Snooper6:
             return f"{who} would have more than {MOST_DHCP6_ADDRESSES} leases of DHCPv6 by one NIC"
         return ""
 
-    def _not_delegated(self, lease: Assignment) -> str:
+    def _not_delegated(self, vm: VM, lease: Assignment) -> str:
         """Why a prefix cannot be routed to the NIC; "" where it can."""
+        if has_a_share(self.net, vm):
+            return f"{vm.id} goes to another domain, where none goes"
         try:
             check_delegated(self.net, lease)
         except ModelError as error:

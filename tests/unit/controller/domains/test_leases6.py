@@ -11,6 +11,7 @@ import pytest
 from retinue.agent.renewal.service import lease6_of
 from retinue.controller.domains.guests import held_by
 from retinue.core.lease_renewal import renew_frame
+from retinue.core.migration import MigrationState
 from retinue.core.model import VM, Assignment, IAKind, ModelError
 from retinue.core.model.link_local import group_mac, link_local
 from retinue.core.packets.dhcp6 import (
@@ -52,6 +53,7 @@ class Leased6:
     world: TwoDomains
     grants: IPv6Address = OWN
     asked: list[DHCP6] = field(default_factory=list)
+    unanswered: list[Relayed6] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for domain in "ab":
@@ -72,6 +74,11 @@ class Leased6:
         if asked.type is MessageType6.RELEASE:
             ias = ()
         self.answer(envelope, DHCP6(kind, asked.xid, asked.client_id, SERVER_DUID, ias))
+
+    def note(self, frame: bytes) -> None:
+        """The server answers later."""
+        if frame[12:14] == b"\x86\xdd":
+            self.unanswered.append(parse_relayed6(parse_udp6_frame(frame)[1].payload))
 
     def answer(self, asked: Relayed6, answer: DHCP6) -> None:
         said = replace(asked, type=MessageType6.RELAY_REPL, message=answer.build(), options=())
@@ -301,6 +308,30 @@ def test_no_prefix_is_delegated_between_domains() -> None:
         assert len(leased.asked) == asked
 
     told(story)
+
+
+def test_no_prefix_is_delegated_on_the_way_to_another_domain() -> None:
+    """One that has a prefix stays; so it gets none while it is copied, nor by an answer that comes then."""
+
+    async def story(leased: Leased6) -> None:
+        net = leased.world.controller("a").net
+        await leased.say(asks(MessageType6.SOLICIT, 8, ia=IAKind.PD), AT_HOME)
+        assert leased.asked[-1].ias[0].kind is IAKind.PD
+        leased.world.fakes["a"].hosts[DHCP_AT] = leased.note
+        await leased.say(asks(MessageType6.REQUEST, 9, ia=IAKind.PD), AT_HOME)
+        (envelope,) = leased.unanswered
+        leased.world.fails = "before it converges"
+        leased.world.begin("b", server_of("b", 2))
+        await leased.world.until("a", MigrationState.COPYING)
+        await leased.say(asks(MessageType6.SOLICIT, 10, ia=IAKind.PD), AT_HOME)
+        assert len(leased.unanswered) == 1
+        given = IAAddress(IPv6Address("fd00:99::"), PREFERRED, LEASE, length=64)
+        its = IA(IAID, (given,), kind=IAKind.PD)
+        leased.answer(envelope, DHCP6(MessageType6.REPLY, 9, DUID, SERVER_DUID, (its,)))
+        await leased.settle()
+        assert not [one for one in net.held_by(VM_ID) if one.prefix is not None]
+
+    told(story, away=False)
 
 
 def test_of_one_guest_little_goes_into_the_tunnel() -> None:
