@@ -78,12 +78,26 @@ class Hearing:
         self._on_size = on_size
         self._marks: dict[str, asyncio.Event] = {}
         """Marks that are waited for."""
+        self._booking: dict[str, asyncio.Event] = {}
+        """By VM for which a place is being looked for: set when that has ended."""
 
     # ---- a place is booked ----
 
     async def prepare(self, peer: str, wanted: Prepare) -> Prepared:
         """Raises ModelError or MigrationError: it cannot come here, and nothing has changed."""
-        self._tell(peer, wanted.vm.id, wanted.migration, "prepare")
+        vm = wanted.vm.id
+        self._tell(peer, vm, wanted.migration, "prepare")
+        # Asked for once more meanwhile, as by a controller that was started anew, it is that one.
+        while (other := self._booking.get(vm)) is not None:
+            await other.wait()
+        ended = self._booking[vm] = asyncio.Event()
+        try:
+            return await self._book(peer, wanted)
+        finally:
+            del self._booking[vm]
+            ended.set()
+
+    async def _book(self, peer: str, wanted: Prepare) -> Prepared:
         under_way = self._known(peer, wanted)
         if under_way is not None:
             return Prepared(under_way.id, under_way.target)

@@ -107,6 +107,16 @@ async def test_a_guest_whose_booking_is_broken_off_is_forgotten(
     assert not b.net.vms
 
 
+async def test_who_asks_again_while_a_place_is_being_booked_gets_the_same(domains: TwoDomains) -> None:
+    """As a home's controller does that was started anew."""
+    hearing = domains.controller("b").domains.hearing
+    nic = GuestNIC("52:54:00:00:00:01", VM_ID, ["10.1.0.101"])
+    guest = Guest(VM_ID, [nic], is_home=False, memory_mib=128)
+    asked = [hearing.prepare("a", Prepare("migration-9", guest, server_of("a", 1))) for _ in range(2)]
+    first, again = await asyncio.gather(*asked)
+    assert first == again
+
+
 async def until(what: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not what():  # noqa: ASYNC110
