@@ -29,8 +29,8 @@ def check_stays_as_at_home(vm: VM, changed: VM) -> None:
     """Raises RequestError for a change of a guest after which its home would not take it back."""
     if vm.home and not is_same_at_home(vm, changed):
         raise RequestError(
-            f"VM {vm.id} is a guest of domain {vm.home}, which knows it by its NICs as they are: changed "
-            "here, it could not go home. Have it migrated there, and change it there; here a NIC may be "
-            "disabled, and have a rate and a mirror",
+            f"VM {vm.id} is a guest of domain {vm.home}, which knows it by its NICs as they are, and without "
+            "disks: changed here, it could not go home. Have it migrated there, and change it there; here a "
+            "NIC may be disabled, and have a rate and a mirror",
             ErrorCode.CONFLICT,
         )

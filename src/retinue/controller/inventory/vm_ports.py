@@ -96,9 +96,13 @@ class VMPorts:
         self._context.installer.look_again()
 
     def is_gone(self, vm: VM) -> bool:
-        """A reported VM has no port where its switch has been read, and no migration to leave it to."""
+        """A reported VM has no port where its switch has been read, and no migration to leave it to.
+
+        One that is in another domain has its port there, and goes when that domain says so.
+        """
         read = self._net.servers[vm.server].edge in self._context.knowledge.edges_read
-        return read and not self.migrates(vm) and not self._net.vm_ports.get(vm.nic.port_id)
+        there = self._net.peer_at(vm.server) is not None or self._net.vm_ports.get(vm.nic.port_id)
+        return read and not self.migrates(vm) and not there
 
     def migrates(self, vm: VM) -> bool:
         return self._orchestrator.of_vm(vm.id) is not None
@@ -166,6 +170,8 @@ class VMPorts:
         self._no_longer_left(port_id, switch)
         if known is None or not known.reported or not gone or self._net.vm_ports.get(port_id):
             return frozenset()
+        if self._net.peer_at(known.server) is not None:
+            return frozenset()  # It has gone to another domain.
         touched = self._forget_vm(known)  # Nobody registered it; it goes as it came.
         return (
             touched | self._look_at_port(port_id, switch) if self._reported.on(port_id, switch) else touched

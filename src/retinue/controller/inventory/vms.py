@@ -152,6 +152,7 @@ class Inventory:
             raise RequestError(
                 f"VM {vm.id} is registered already, at {known.server}", ErrorCode.ALREADY_REGISTERED
             )
+        check_is_here(self._net, known)
         migration = self._orchestrator.of_vm(vm.id)
         if migration is not None:
             raise RequestError(
@@ -162,7 +163,7 @@ class Inventory:
         vm = replace(with_settings(vm, known), home=known.home)
         if known.home and not any(nic.addresses for nic in vm.nics):
             vm = replace(vm, nics=known.nics)
-        check_stays_as_at_home(known, replace(vm, disks=known.disks))
+        check_stays_as_at_home(known, vm)
         vm = as_it_outlives_its_server(vm, known) if dead else vm
         ports = self._net.vm_ports.get(known.nic.port_id)
         if dead and [nic.mac for nic in vm.nics] == [nic.mac for nic in known.nics]:

@@ -9,7 +9,7 @@ from retinue.controller.app import Controller
 from retinue.controller.errors import RequestError
 from retinue.controller.inventory.settings import VMChanges
 from retinue.controller.marks import ServerFenced
-from retinue.core.model import VM, Allowed, Restart
+from retinue.core.model import VM, Allowed, Disk, Restart
 from support.fabric.domains import nic, server_of
 from support.fabric.two_controllers import VM_ID, TwoDomains
 
@@ -63,14 +63,15 @@ async def test_what_is_the_other_domains_own_affair_is_changed_and_ends_there(do
 
 
 async def test_who_outlives_its_server_is_a_guest_still(domains: TwoDomains) -> None:
-    """And with other NICs it is not registered anew."""
+    """And with other NICs, or with a disk, it is not registered anew."""
     await with_two_nics(domains)
     b = domains.controller("b")
     guest = b.net.vms[VM_ID]
     b.context.apply(ServerFenced(server_of("b", 2)))
     anew = VM(VM_ID, guest.nics, server_of("b", 1), memory_mib=guest.memory_mib)
-    with pytest.raises(RequestError, match="is a guest of domain a"):
-        b.inventory.register_vms([replace(anew, nics=guest.nics[:1])])
+    for other in (replace(anew, nics=guest.nics[:1]), replace(anew, disks=(Disk(shared="/srv/disk"),))):
+        with pytest.raises(RequestError, match="is a guest of domain a"):
+            b.inventory.register_vms([other])
     b.inventory.register_vms([anew])
     assert b.net.vms[VM_ID] == replace(guest, server=server_of("b", 1))
 
