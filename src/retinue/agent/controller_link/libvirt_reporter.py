@@ -61,8 +61,9 @@ class LibvirtReporter:
         self._run = run
         self._back = back
         self._made = made
-        self._told: set[tuple[str, str]] = set()
-        """VMs and MACs of libvirt's that `made` keeps; what others reported is not libvirt's to take back."""
+        self._told: dict[tuple[str, str], tuple[str, ...]] = {}
+        """By VM and MAC of libvirt's that `made` keeps, the addresses that libvirt gave last; what others
+        reported is not libvirt's to take back."""
         self._started = asyncio.Event()
         self._work: set[asyncio.Task[None]] = set()
 
@@ -112,25 +113,27 @@ class LibvirtReporter:
             await self._tell_of_interfaces()
 
     async def _tell_of_interfaces(self) -> None:
-        """What runs here, with the MACs and static addresses of its XML, where that is news; what does not
-        run here any more is not said again, whoever missed its end."""
+        """What runs here, with the MACs and static addresses of its XML, where that is news: addresses that
+        somebody else reported meanwhile stay. What does not run here any more is not said again, whoever
+        missed its end."""
         if self._made is None:
             return
         with contextlib.suppress(HostError):  # As above; or a domain has ended meanwhile.
-            found = await self._host.interfaces()
-            self._not_here(self._told - {(one.id, one.mac) for one in found})
-            self._told = {(one.id, one.mac) for one in found}
-            for one in found:
-                if self._made.knows(one.id, one.mac, one.addresses):
+            found = {(one.id, one.mac): one.addresses for one in await self._host.interfaces()}
+            self._not_here(self._told.keys() - found.keys())
+            for (vm, mac), addresses in found.items():
+                before = self._told.get((vm, mac), ())
+                self._told[vm, mac] = addresses
+                if addresses == before and self._made.has(vm, mac):
                     continue
                 try:
-                    await self._made.tell(one.id, one.mac, one.addresses)
+                    await self._made.tell(vm, mac, addresses)
                 except (ControllerError, RequestError) as error:
-                    log.warning("made_here.not_reported", vm=one.id, reason=str(error))
+                    log.warning("made_here.not_reported", vm=vm, reason=str(error))
                 await asyncio.sleep(PAUSE_SECONDS)
 
     def _not_here(self, gone: Set[tuple[str, str]]) -> None:
-        self._told = self._told - gone
+        self._told = {key: addresses for key, addresses in self._told.items() if key not in gone}
         if self._made is not None:
             for vm, mac in gone:
                 self._made.forget(vm, mac)

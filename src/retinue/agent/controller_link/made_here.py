@@ -64,9 +64,9 @@ class MadeHere:
         """Those that are to be said again, in this order."""
         self._again: asyncio.Task[None] | None = None
 
-    def knows(self, vm: str, mac: str, addresses: Sequence[str]) -> bool:
-        """Whether this has been said."""
-        return self._said.get((vm, mac)) == tuple(addresses)
+    def has(self, vm: str, mac: str) -> bool:
+        """Whether this NIC has been said, with whatever addresses."""
+        return (vm, mac) in self._said
 
     async def tell(
         self, vm: str, mac: str, addresses: Sequence[str] = (), *, gone: bool = False
