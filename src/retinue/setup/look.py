@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retinue.core.text import cut, printable
-from retinue.setup.site import NAME
+from retinue.setup.site import INTERFACE, NAME
 
 Run = Callable[[Sequence[str]], str]
 """What a program prints; "" where it is not there, or fails."""
 LIBVIRT_SOCKET = Path("/var/run/libvirt/libvirt-sock")
-_TAG = re.compile(r"^lldp\.([^=]+)\.vlan\.vlan-id=(\d{1,4})$", re.MULTILINE)
+_TAG = re.compile(r"^lldp\.([^=\n]+)\.vlan\.vlan-id=([0-9]{1,4})$", re.MULTILINE)
 LOOK_LIMIT = 10.0
 """Seconds for one of the programs that are asked."""
 
@@ -110,6 +110,8 @@ def _neighbours(text: str) -> dict[str, str]:
     for key, value in pairs.items():
         if key.endswith(".chassis.name"):
             interface = key.removeprefix("lldp.").removesuffix(".chassis.name")
+            if not INTERFACE.fullmatch(interface):
+                continue  # A line of a neighbour's description, which may have several.
             port = pairs.get(f"lldp.{interface}.port.ifname") or pairs.get(f"lldp.{interface}.port.descr", "")
             # A neighbour's own words, for a terminal and a comment of TOML.
             found[interface] = printable(cut(f"{value} {port}".strip()))
@@ -120,14 +122,15 @@ def _vlans(lldp: str, links: list[dict[str, object]]) -> dict[str, list[str]]:
     """The tags of a router's subinterfaces are those that it tells of, or that somebody has tried."""
     found: dict[str, list[str]] = {}
     for interface, tag in _TAG.findall(lldp):
-        found.setdefault(interface, []).append(tag)
+        if INTERFACE.fullmatch(interface):
+            found.setdefault(interface, []).append(tag)
     for link in links:
         info = link.get("linkinfo")
         data = info.get("info_data") if isinstance(info, dict) else None
         if isinstance(data, dict) and "link" in link:
             # A device's name is root's to give, with any byte but / and blanks.
-            device = printable(cut(str(link.get("ifname"))))
-            found.setdefault(str(link["link"]), []).append(f"{data.get('id')} ({device}, of this machine)")
+            below, device = (printable(cut(str(link.get(key)))) for key in ("link", "ifname"))
+            found.setdefault(below, []).append(f"{data.get('id')} ({device}, of this machine)")
     return found
 
 

@@ -276,6 +276,17 @@ def test_what_a_neighbour_calls_itself_is_no_command_to_a_terminal(
     assert look_module._neighbours(look_module._run(["lldpctl"])) == {"eth1": "tor1\\x1b[2J\ufffd"}
 
 
+def test_no_line_of_a_neighbours_description_is_taken_for_an_interface(tmp_path: Path) -> None:
+    """A description has lines, and lldpctl prints them as they are: these would be lines of a site."""
+    described = (
+        "lldp.eth1.chassis.descr=a switch\nlldp.\x1b[2J.chassis.name=x\n"
+        "lldp.eth9\n[[outside]]\n.vlan.vlan-id=7\nlldp.\x1b[2J.vlan.vlan-id=8\n"
+    )
+    found = look(lambda argv: described if argv[0] == "lldpctl" else "", tmp_path / "none")
+    assert (found.neighbours, found.vlans) == ({}, {})
+    assert not [line for line in found.table() if not line.isprintable() or "outside" in line]
+
+
 def test_where_there_is_nothing_it_is_said(tmp_path: Path) -> None:
     found = look(lambda argv: "", tmp_path / "none")
     assert found.management == "" and not found.libvirt
