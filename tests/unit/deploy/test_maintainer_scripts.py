@@ -13,6 +13,7 @@ SYSTEMCTL = """#!/bin/sh
 echo "$@" >> SAID
 case $1 in
     is-active) echo STATE; test STATE = active ;;
+    is-enabled) exit ENABLED ;;
     restart) exit RESTARTED ;;
 esac
 """
@@ -20,14 +21,15 @@ LIKE_A_VM = "import time; print(flush=True); time.sleep(600)"
 
 
 def run(
-    tmp_path: Path, script: str, *words: str, state: str = "active", restarted: int = 0
+    tmp_path: Path, script: str, *words: str, state: str = "active", restarted: int = 0, enabled: int = 0
 ) -> tuple["subprocess.CompletedProcess[str]", list[str]]:
     """Of a package's script, where systemd has booted; and what systemctl was told."""
     programs, said, booted = tmp_path / "bin", tmp_path / "said", tmp_path / "systemd"
     for folder in (programs, booted):
         folder.mkdir(exist_ok=True)
     said.write_text("")
-    fake = SYSTEMCTL.replace("SAID", str(said)).replace("STATE", state).replace("RESTARTED", str(restarted))
+    fake = SYSTEMCTL.replace("SAID", str(said)).replace("STATE", state)
+    fake = fake.replace("RESTARTED", str(restarted)).replace("ENABLED", str(enabled))
     for name, text in (("systemctl", fake), ("systemd-sysusers", "#!/bin/sh\n")):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
@@ -60,6 +62,15 @@ def test_an_upgrade_starts_anew_what_runs_or_has_failed_and_not_what_was_stopped
 
 
 @pytest.mark.parametrize("service", ["retinue-agent", "retinue-controller"])
+def test_one_that_failed_before_anybody_set_it_up_fails_no_upgrade(tmp_path: Path, service: str) -> None:
+    """Somebody has tried `systemctl start` before there was a configuration; or it was disabled since."""
+    words = ("configure", "0.1")
+    done, said = run(tmp_path, f"{service}.postinst", *words, state="failed", restarted=1, enabled=1)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"restart {service}.service" not in said
+
+
+@pytest.mark.parametrize("service", ["retinue-agent", "retinue-controller"])
 def test_a_service_that_does_not_come_up_is_told_and_tried_at_the_next_configuring(
     tmp_path: Path, service: str
 ) -> None:
@@ -73,7 +84,9 @@ def test_a_service_that_does_not_come_up_is_told_and_tried_at_the_next_configuri
 def test_whoever_removes_the_agent_is_told_of_vms_that_run_on(tmp_path: Path) -> None:
     folder = tmp_path / "agent"
     (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/agent.toml").write_text(f'server = "server1"\nfolder = "{folder}"\n')
+    (tmp_path / "etc/agent.toml").write_text(
+        f'server = "server1"\nfolder = "{folder}"     # sockets\n[libvirt]\nfolder = "/elsewhere"\n'
+    )
     words = ("-name", "guest=web,debug-threads=on", "-qmp", f"unix:{folder}/vms/web-1.qmp")
     vm = subprocess.Popen(
         ["qemu-system-x86_64", "-c", LIKE_A_VM, *words],
@@ -89,4 +102,6 @@ def test_whoever_removes_the_agent_is_told_of_vms_that_run_on(tmp_path: Path) ->
     finally:
         vm.kill()
         vm.communicate()
-    assert run(tmp_path, "retinue-agent.prerm", "remove")[0].stderr == ""
+    (tmp_path / "etc/agent.toml").unlink()
+    done = run(tmp_path, "retinue-agent.prerm", "remove")[0]
+    assert (done.returncode, done.stderr) == (0, "")
