@@ -56,6 +56,7 @@ def check(root: Path) -> list[str]:
         return [f"{PAGE} is missing: write a row for each of the {len(IDS)} requirements"]
     rows, wrong = read(page.read_text(encoding="utf-8"))
     wrong += complete(rows)
+    wrong += repeated(page.read_text(encoding="utf-8"))
     for row in rows:
         wrong += consistent(row)
         wrong += [f"{row}: {told}" for test in row.tests if (told := absent(root, test))]
@@ -93,6 +94,19 @@ def complete(rows: list[Row]) -> Iterator[str]:
     for row in rows:
         if row.id not in IDS:
             yield f"{row} is no requirement that this check knows: mend the id, or add it to IDS"
+
+
+def repeated(text: str) -> Iterator[str]:
+    """What others have found wrong, under tables of its own, that a merge has left there twice."""
+    found: dict[tuple[str, ...], list[int]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        first = tuple(cell.strip() for cell in line.split("|")[1:3])
+        if line.startswith("|") and not _ID.fullmatch(first[0]) and " " in first[-1]:
+            found.setdefault(first, []).append(number)
+    for (id, *_), numbers in found.items():
+        if len(numbers) > 1:
+            lines = ", ".join(map(str, numbers))
+            yield f"{PAGE}: {id} has the same row {len(numbers)} times (lines {lines}): keep one"
 
 
 def consistent(row: Row) -> Iterator[str]:

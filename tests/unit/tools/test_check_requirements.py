@@ -59,6 +59,7 @@ def test_a_whole_page_is_well(root: Path) -> None:
         (page(C3=""), "C3 is missing"),
         (page(S2_10=""), "S2.10 is missing"),
         (page(C3=row("C3") + "\n" + row("C3")), "C3 stands there 2 times (lines 22, 23)"),
+        (page() + 2 * f"{row('issue 1')}\n", "issue 1 has the same row 2 times (lines 143, 144): keep one"),
         (page(A1=row("A1") + "\n" + row("A11")), "A11 is no requirement that this check knows"),
         (page(A1="| A1 | It works. | shown |"), "A1 has 3 columns, not these four: id |"),
         (page(A1=row("A1", requirement="")), "A1 says in no sentence what is required"),
