@@ -5,7 +5,7 @@ file is may be another path on each server, so that a migration's target has to 
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 from xml.etree import ElementTree
 
@@ -16,14 +16,13 @@ from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.interface import DiskSpec
 
 _PRIVATE, _SHARED = (re.compile(rf"ua-{kind}([1-9][0-9]{{0,2}})") for kind in ("private", "shared"))
-Number = Annotated[int, msgspec.Meta(ge=1, le=MOST_DISKS)]
 FilePath = Annotated[str, msgspec.Meta(pattern=f"^(/[!-~]{{1,{LONGEST_PATH - 1}}})?$")]
 
 
 class DiskFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a private disk is on one server, as its agent tells another."""
+    """Where a disk is on one server, as its agent tells another."""
 
-    number: Number
+    number: Annotated[int, msgspec.Meta(ge=1, le=MOST_DISKS)]
     path: FilePath
     base: FilePath = ""
     """What its overlay is over; "": nothing."""
@@ -46,25 +45,27 @@ def said_files(said: object) -> dict[int, DiskFiles]:
     return {disk.number: disk for disk in found}
 
 
-def said_shared(said: object) -> frozenset[int]:
-    """The numbers of the shared disks that another server's agent has seen to be the same there. Raises
+def said_shared(said: object) -> dict[int, str]:
+    """By number, the files of shared disks that another server's agent has seen to be the same there. Raises
     HypervisorError."""
     try:
-        return frozenset(msgspec.convert(said, Annotated[list[Number], msgspec.Meta(max_length=MOST_DISKS)]))
+        found = msgspec.convert(said, Annotated[list[DiskFiles], msgspec.Meta(max_length=MOST_DISKS)])
+        return {disk.number: disk.path for disk in found}
     except msgspec.ValidationError as error:
         raise HypervisorError(
             f"the target says otherwise than expected which disks it has: {error}"
         ) from error
 
 
-def all_are_ours(xml: str, shared: Collection[int]) -> bool:
-    """Each disk of a domain is a private one of ours, or a shared one of those: there is none of which only
-    libvirt knows whether the target has it."""
+def all_are_ours(xml: str, shared: Mapping[int, str]) -> bool:
+    """Each disk of a domain is a private one of ours, or one of those shared files, by number: there is none
+    of which only libvirt knows whether the target has it. After a snapshot a disk is another file."""
     for disk in _parsed(xml).iterfind("devices/disk"):
-        alias = disk.find("alias")
+        alias, source = disk.find("alias"), disk.find("source")
         name = "" if alias is None else alias.get("name", "")
+        file = "" if source is None else source.get("file", "")
         its = _SHARED.fullmatch(name)
-        if not _PRIVATE.fullmatch(name) and (its is None or int(its[1]) not in shared):
+        if not _PRIVATE.fullmatch(name) and (not file or its is None or shared.get(int(its[1])) != file):
             return False
     return True
 

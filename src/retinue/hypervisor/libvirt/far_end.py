@@ -42,8 +42,8 @@ class FarEnd:
         """Since when the VM runs there."""
         self.files: dict[int, DiskFiles] = {}
         """By number, where the VM's private disks are there."""
-        self.shared: frozenset[int] = frozenset()
-        """Numbers of its shared disks that are the same files there, as the target's agent has seen."""
+        self.shared: dict[int, str] = {}
+        """By number, its shared disks that are the same files there, as the target's agent has seen."""
         self.asks_on = False
         """QEMU there has questions even when the VM runs: post-copy."""
         self.throttle: Throttle | None = None

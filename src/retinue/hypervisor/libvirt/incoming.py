@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from retinue.core.text import cut, printable
 from retinue.host.errors import HostError
 from retinue.hypervisor.aio import close_socket, first_of, run_to_completion, unless, value
 from retinue.hypervisor.errors import HandedOverError, HypervisorError
@@ -155,7 +156,7 @@ class LibvirtIncoming:
             memory=str(self._memory.inside),
             postcopy=self._postcopy,
             disks=files_of([disk for disk in self._disks if disk.private]),
-            shared=[disk.number for disk in self._disks if not disk.private],
+            shared=files_of([disk for disk in self._disks if not disk.private]),
         )
         try:
             async with asyncio.timeout(OPEN_LIMIT):
@@ -316,5 +317,5 @@ class LibvirtIncoming:
 def _said(message: dict[str, Any], when: str) -> HypervisorError:
     """What the source's agent says in place of what is due: why there is no migration, or anything else."""
     if message["type"] == "failed" and isinstance(reason := message.get("reason"), str):
-        return HypervisorError(reason)
+        return HypervisorError(cut(printable(reason)))
     return HypervisorError(f"the source says {message['type']!r}, {when}")

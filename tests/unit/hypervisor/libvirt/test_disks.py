@@ -87,7 +87,10 @@ def test_a_disk_that_the_target_does_not_know_is_said() -> None:
         with_files(domain_xml(with_disks("a"), CONSOLES), said_files([{"number": 1, "path": "/b/one"}]))
 
 
-@pytest.mark.parametrize("said", [{}, ["2"], [0], [MOST_DISKS + 1], [2] * (MOST_DISKS + 1)])
+SHARED = files_of([disk for disk in disks("b") if not disk.private])
+
+
+@pytest.mark.parametrize("said", [{}, [2], [{"number": 0, "path": "/a"}], SHARED * (MOST_DISKS + 1)])
 def test_what_another_server_says_of_shared_disks_has_a_form(said: object) -> None:
     with pytest.raises(HypervisorError, match="which disks it has"):
         said_shared(said)
@@ -95,11 +98,13 @@ def test_what_another_server_says_of_shared_disks_has_a_form(said: object) -> No
 
 def test_only_of_disks_of_ours_an_agents_word_is_enough() -> None:
     xml = domain_xml(with_disks("a"), CONSOLES)
-    assert all_are_ours(xml, said_shared([2]))
-    assert not all_are_ours(xml, said_shared([1, 3])), "the target has not seen that one"
+    assert all_are_ours(xml, said_shared(SHARED))
+    assert not all_are_ours(xml, said_shared([])), "the target has not seen that one"
+    snapshot = xml.replace("/shared/two", "/shared/two.snapshot")
+    assert not all_are_ours(snapshot, said_shared(SHARED)), "nor that, which a snapshot has put in its place"
     somebodys = "<disk type='file'><source file='/x'/></disk>"
     for others in (somebodys, somebodys.replace("<source", "<alias name='ua-mine'/><source")):
-        assert not all_are_ours(xml.replace("<devices>", f"<devices>{others}"), said_shared([2]))
+        assert not all_are_ours(xml.replace("<devices>", f"<devices>{others}"), said_shared(SHARED))
 
 
 # ---- in a migration ----

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from retinue.core.limits import LONGEST_REASON
 from retinue.core.migration import precopy
 from retinue.host.errors import HostError
 from retinue.hypervisor import (
@@ -270,6 +271,12 @@ async def test_a_target_that_cannot_be_opened_is_said_in_libvirts_words(bench: M
     assert bench.arriving is not None
     with pytest.raises(HostError, match="no room at the target"):
         await bench.arriving  # Its agent says the same, whoever's word the controller hears first.
+
+
+def test_a_sources_reason_is_short_and_no_command_to_a_terminal() -> None:
+    """Its agent is another server's, and what it says goes to the log, and on to the controller."""
+    told = str(incoming._said({"type": "failed", "reason": f"\x1b[2J{60_000 * 'x'}"}, "in the middle"))
+    assert told.startswith("\\x1b[2Jxx") and len(told) <= LONGEST_REASON
 
 
 async def fail(*taps: Collection[str]) -> bool:
