@@ -74,7 +74,7 @@ class LibvirtBackend:
         self, config: AgentConfig, table: LibvirtTable, folder: Path, made: MadeHere | None = None
     ) -> None:
         self._made = made
-        self._server = config.server
+        self._server, self._bridge = config.server, config.bridge
         shared = Folder(Path(table.folder), Path(table.seen_at or table.folder), table.user)
         shared.make()
         self._host = LibvirtHost(config.server, table.uri)
@@ -102,7 +102,10 @@ class LibvirtBackend:
         listeners = (self.hypervisor.on_event, dispatcher.on_hypervisor_event)
         back = partial(self._is_back, dispatcher)
         watch = LibvirtReporter(
-            self._server, self._host, dispatcher.reports, listeners, back=back, made=self._made
+            *(self._server, self._host, dispatcher.reports, listeners),
+            back=back,
+            made=self._made,
+            bridge=self._bridge,
         )
         self._watching = asyncio.create_task(watch.run(), name="what libvirt does")
 

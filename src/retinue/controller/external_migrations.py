@@ -99,13 +99,22 @@ class ExternalMigrations:
         """Servers and VMs of which a libvirt reporter there has told: others may migrate them."""
         self._vlan_filters: dict[str, frozenset[str]] = {}
         """By VM, the interfaces whose cards filter VLANs."""
+        self._without_checksums: dict[str, frozenset[str]] = {}
+        """By VM, those whose guests' packets its server's switch drops, as they have no checksum."""
 
     def on_report(
-        self, server: str, vm: str, kind: EventKind, at: float, vlan_filters: Sequence[str] = ()
+        self,
+        server: str,
+        vm: str,
+        kind: EventKind,
+        at: float,
+        vlan_filters: Sequence[str] = (),
+        without_checksums: Sequence[str] = (),
     ) -> Migration | None:
         """What a server's hypervisor did with a VM; returns the migration it belongs to, if any.
 
-        `vlan_filters`: the VM's interfaces whose cards filter VLANs, told when it runs.
+        `vlan_filters`: the VM's interfaces whose cards filter VLANs, told when it runs; `without_checksums`:
+        those from which the server's switch drops what has none.
 
         Raises RequestError for a server that is not there, MigrationError where no migration can be begun. A
         VM that is not registered is no mistake: a server may run others than ours.
@@ -118,6 +127,8 @@ class ExternalMigrations:
         if kind in (EventKind.STARTED, EventKind.RESUMED):
             filtering = {key: ids for key, ids in self._vlan_filters.items() if key in self._net.vms}
             self._vlan_filters = {**filtering, vm: frozenset(vlan_filters)}
+            losing = {key: ids for key, ids in self._without_checksums.items() if key in self._net.vms}
+            self._without_checksums = {**losing, vm: frozenset(without_checksums)}
         if self._outlives_its_server(registered, server, kind):
             registered = self._inventory.take_over(vm, server)
         if kind is not EventKind.STARTED:  # It is repeated from time to time, and is no news then.
@@ -141,9 +152,17 @@ class ExternalMigrations:
         return self._orchestrator.migrations[migration.id]
 
     def doubts(self, vm: VM) -> list[str]:
-        """What a VM may lose as it migrates, for how its hypervisor's manager has made it: sentences."""
+        """What a VM loses, or may lose as it migrates, for how its hypervisor's manager has made it:
+        sentences."""
         filters = self._vlan_filters.get(vm.id, frozenset())
+        lost = self._without_checksums.get(vm.id, frozenset())
         return [
+            f"what the guest sends by NIC {nic.port_id} with TCP or UDP gets lost: its card leaves checksums "
+            "out, and the switch, in user space, drops such packets; switch its offloads off in the VM's "
+            "domain (docs/libvirt.md, Offloads)"
+            for nic in vm.nics
+            if nic.port_id in lost
+        ] + [
             f"the card of NIC {nic.port_id}, which carries VLANs, filters them: a QEMU of 7.2 forgets as it "
             "migrates which ones the guest wants; switch it off in the VM's domain (docs/libvirt.md, Trunks)"
             for nic in vm.nics

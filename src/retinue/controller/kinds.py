@@ -169,6 +169,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
     "agents and hypervisors report it again": (
         "AgentRejections._counts", "Agents._streams", "ExternalMigrations._pending",
         "ExternalMigrations._under_libvirt", "ExternalMigrations._vlan_filters",
+        "ExternalMigrations._without_checksums",
         "ImageHolders._faults", "ImageHolders._held", "ImageHolders._reports",
         "ResourceManager._reports", "ResourceManager._sizes",
         "State.vm_states", "VMReports._held",

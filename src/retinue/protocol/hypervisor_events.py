@@ -42,3 +42,6 @@ class HypervisorEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vlan_filters: Annotated[tuple[str, ...], msgspec.Meta(max_length=MOST_NICS)] = ()
     """Ids of the VM's interfaces whose cards filter the VLANs that the guest asks for, said when it runs: a
     QEMU of 7.2 forgets these as it migrates."""
+    without_checksums: Annotated[tuple[str, ...], msgspec.Meta(max_length=MOST_NICS)] = ()
+    """Ids of those whose guests leave checksums to the network card, said when it runs, where the server's
+    switch forwards in user space and drops such packets."""

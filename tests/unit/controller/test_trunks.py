@@ -110,6 +110,21 @@ async def test_a_card_that_filters_the_vlans_it_carries_is_warned_of(lab: TrunkL
     assert says() == [], "it was started anew, as it should be"
 
 
+async def test_a_card_that_leaves_checksums_out_is_warned_of_where_they_are_not_filled_in(
+    lab: TrunkLab,
+) -> None:
+    def says(*without: str) -> list[str]:
+        said = ("server1", "fw", EventKind.STARTED, 1000.0, (), without)
+        lab.controller.external_migrations.on_report(*said)
+        shown = views.vm(lab.controller, lab.controller.net.vms["fw"])["warnings"]
+        return [words for words in shown if "checksums" in words]
+
+    assert says("fw-9") == []
+    (words,) = says("fw")
+    assert words.startswith("what the guest sends by NIC fw with TCP or UDP gets lost")
+    assert says() == []
+
+
 async def test_a_port_of_its_own_is_none_of_a_nic_in_a_trunk(lab: TrunkLab) -> None:
     lab.controller.inventory.ports.changed([], [replace(port(iface_id="fw-2"), name="tap9", number=99)])
     (rejected,) = lab.controller.inventory.ports.rejected.values()

@@ -53,7 +53,9 @@ class LibvirtReporter:
         run: Run = run,
         back: Callable[[], None] = lambda: None,
         made: MadeHere | None = None,
+        bridge: str = "",
     ) -> None:
+        """`bridge`: the one in which its VMs are; "": what becomes of packets there is not looked at."""
         self._path = Route.REPORT_HYPERVISOR_EVENT.path(server)
         self._host = host
         self._reports = reports
@@ -64,6 +66,9 @@ class LibvirtReporter:
         self._told: dict[tuple[str, str], tuple[str, ...]] = {}
         """By VM and MAC of libvirt's that `made` keeps, the addresses that libvirt gave last; what others
         reported is not libvirt's to take back."""
+        self._bridge = bridge
+        self._loses: bool | None = None
+        """Packets without a checksum, at that bridge; None: nobody has told yet."""
         self._started = asyncio.Event()
         self._work: set[asyncio.Task[None]] = set()
 
@@ -97,6 +102,8 @@ class LibvirtReporter:
         body: dict[str, Any] = {"vm": event.vm, "kind": str(event.kind), "at": event.at}
         if event.vlan_filters:
             body["vlan_filters"] = event.vlan_filters
+        if event.without_checksums and self._loses:
+            body["without_checksums"] = event.without_checksums
         self._reports.tell(_subject(event), self._path, body, event.at + OLDEST)
 
     async def _rounds(self) -> None:
@@ -107,10 +114,24 @@ class LibvirtReporter:
                     await asyncio.sleep(SOON_SECONDS)
             self._started.clear()
             with contextlib.suppress(HostError):  # LibvirtHost.watch says so
-                for event in await self._host.found():
+                found = await self._host.found()
+                if self._loses is None and self._bridge and any(event.without_checksums for event in found):
+                    await self._look_at_bridge()
+                for event in found:
                     if not self._reports.busy(_subject(event)):
                         self.report(event)
             await self._tell_of_interfaces()
+
+    async def _look_at_bridge(self) -> None:
+        """In user space nobody fills a checksum in, but for an Open vSwitch that is told to (TSO)."""
+        asked = ["ovs-vsctl", "get", "bridge", self._bridge, "datapath_type", "--", "--if-exists", "get"]
+        asked += ["open_vswitch", ".", "other_config:userspace-tso-enable"]
+        try:
+            kind, *more = (await self._run(asked)).replace('"', "").split("\n")
+        except HostError as error:
+            log.warning("libvirt.bridge_unknown", bridge=self._bridge, error=str(error))
+        else:
+            self._loses = kind == "netdev" and "true" not in more
 
     async def _tell_of_interfaces(self) -> None:
         """What runs here, with the MACs and static addresses of its XML, where that is news: addresses that

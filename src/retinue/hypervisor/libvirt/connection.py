@@ -18,7 +18,13 @@ import structlog
 
 from retinue.host.errors import HostError
 from retinue.hypervisor.errors import HypervisorError
-from retinue.hypervisor.libvirt.domain_xml import Interface, interfaces, vlan_filters, vm_ids
+from retinue.hypervisor.libvirt.domain_xml import (
+    Interface,
+    interfaces,
+    vlan_filters,
+    vm_ids,
+    without_checksums,
+)
 from retinue.hypervisor.libvirt.events import Lifecycle, kind_of
 from retinue.hypervisor.throttle import Throttle
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
@@ -74,10 +80,11 @@ class Known(NamedTuple):
     """What a domain's XML says."""
 
     ids: tuple[str, ...]
-    vlan_filters: tuple[str, ...]
+    cards: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    """What is said of them in an event: `vlan_filters`, and `without_checksums`."""
 
 
-UNKNOWN = Known((), ())
+UNKNOWN = Known(())
 
 _running = threading.Lock()
 _events: threading.Thread | None = None
@@ -227,7 +234,8 @@ class LibvirtHost:
         if anew or not known.ids:
             with contextlib.suppress(self.library.libvirtError):
                 xml = domain.XMLDesc(0)
-                known = self._known[key] = Known(self._ids_of(xml), vlan_filters(xml))
+                cards = (vlan_filters(xml), without_checksums(xml))
+                known = self._known[key] = Known(self._ids_of(xml), cards)
         return known
 
     def forget(self, domain: Any) -> None:
@@ -285,12 +293,12 @@ class LibvirtHost:
 
         def tell(domain: Any, kind: EventKind, at: float) -> None:
             known = self._read(domain)
-            filters = known.vlan_filters if kind in RUNS else ()
+            cards = known.cards if kind in RUNS else UNKNOWN.cards
             for vm in known.ids:
                 lost = kind is EventKind.STOPPED and vm in self.lost
                 if lost:
                     self.lost.discard(vm)  # The next end of that VM is one like any other.
-                put(HypervisorEvent(vm, EventKind.FAILED if lost else kind, at, filters))
+                put(HypervisorEvent(vm, EventKind.FAILED if lost else kind, at, *cards))
 
         def rebooted(_: Any, domain: Any, __: Any) -> None:
             tell(domain, EventKind.REBOOTED, time.time())
@@ -327,8 +335,8 @@ class LibvirtHost:
             with contextlib.suppress(HostError):  # It has ended meanwhile.
                 state, _ = await self.call(domain.state)
                 if state == STATE_RUNNING:
-                    filters = self._known.get(domain.UUIDString(), UNKNOWN).vlan_filters
-                    found += [HypervisorEvent(vm, EventKind.STARTED, time.time(), filters) for vm in ids]
+                    cards = self._known.get(domain.UUIDString(), UNKNOWN).cards
+                    found += [HypervisorEvent(vm, EventKind.STARTED, time.time(), *cards) for vm in ids]
         return found
 
     async def interfaces(self) -> list[Interface]:

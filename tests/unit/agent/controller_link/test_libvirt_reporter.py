@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,38 @@ async def test_what_is_no_news_any_more_is_left_out(controller: Controller, watc
     watched.report(word("a", EventKind.SUSPENDED, ago=libvirt_reporter.OLDEST + 1))
     watched.report(word("a", EventKind.STARTED))
     assert await controller.until(1) == [("a", "started")]
+
+
+@pytest.mark.parametrize(
+    ("printed", "lost"),
+    [("netdev\n", True), ('netdev\n"true"\n', False), ('""\n', False), ("system\n", False)],
+)
+async def test_a_card_that_leaves_checksums_out_is_told_where_the_switch_drops_such_packets(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch, printed: str, lost: bool
+) -> None:
+    monkeypatch.setattr(libvirt_reporter, "ROUND_SECONDS", 0.01)
+    library, asked = FakeLibrary(), list[Sequence[str]]()
+    assert library.server is not None
+    xml = domain_xml(made_spec(), Consoles(Path("/a"), Path("/b")))
+    library.server.createXML(xml.replace("<host ", "<none "), 0)
+
+    async def run(argv: Sequence[str]) -> str:
+        asked.append(argv)
+        return printed
+
+    http = ControllerClient(controller.url, Credentials())
+    reports = Reports(http)
+    host = LibvirtHost("server1", "test:///", library)
+    reporter = LibvirtReporter("server1", host, reports, run=run, bridge="retinue")
+    rounds = asyncio.create_task(reporter._rounds())
+    await controller.until(3)
+    rounds.cancel()
+    await asyncio.gather(rounds, return_exceptions=True)
+    assert [body.get("without_checksums") for body in controller.heard[:3]] == [[ID] if lost else None] * 3
+    (words,) = asked
+    assert words[:4] == ["ovs-vsctl", "get", "bridge", "retinue"], "and that once"
+    await reports.close()
+    await http.close()
 
 
 async def test_what_runs_is_told_at_once_and_again_from_time_to_time(

@@ -27,6 +27,7 @@ from retinue.hypervisor.libvirt.domain_xml import (
     interface_ids,
     taps,
     vlan_filters,
+    without_checksums,
 )
 from retinue.hypervisor.libvirt.events import Lifecycle, kind_of
 from retinue.hypervisor.libvirt.hypervisor import LibvirtHypervisor
@@ -118,6 +119,25 @@ def test_which_cards_filter_vlans_is_read_from_anybodys_domain(
     assert vlan_filters(other) == (), "vhost moves its frames"
     assert vlan_filters(other.replace("<driver", '<driver name="qemu"')) == (VM,)
     assert vlan_filters("no XML") == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "without"),
+    [
+        (("", ""), False),
+        ((' csum="off"', ""), True),
+        (("<host ", "<elsewhere "), True),
+        (('<host csum="off"', '<host csum="on"'), True),
+        (('type="virtio"', 'type="e1000"'), False),
+    ],
+)
+def test_whose_guests_leave_checksums_to_the_card_is_read_from_anybodys_domain(
+    change: tuple[str, str], without: bool
+) -> None:
+    xml = domain_xml(spec(), CONSOLES).replace(*change)
+    assert without_checksums(xml) == ((VM,) if without else ())
+    assert without_checksums(xml.replace('"virtio"', '"e1000"').replace("<host ", "<none ")) == ()
+    assert without_checksums("no XML") == ()
 
 
 async def test_what_runs_is_told_with_the_cards_that_filter_vlans(

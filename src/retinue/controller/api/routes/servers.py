@@ -75,7 +75,8 @@ def handlers(controller: Controller) -> Handlers:
         """Answered with the migration that the event belongs to, if any."""
         event: HypervisorEvent = await body(request, HypervisorEvent)
         migration = controller.external_migrations.on_report(
-            request.match_info["id"], event.vm, event.kind, event.at, event.vlan_filters
+            *(request.match_info["id"], event.vm, event.kind, event.at),
+            *(event.vlan_filters, event.without_checksums),
         )
         if migration is None:
             return answer({"migration": "", "state": ""})
