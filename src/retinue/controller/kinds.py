@@ -176,7 +176,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
     ),
     "work under way, which is begun anew where KINDS has what it was for": (
         "AnnouncedRenewals._of", "Context._tasks", "Context.not_installed", "FabricInventory._leaving",
-        "FabricInventory._leaving_servers",
+        "FabricInventory._leaving_servers", "Hearing._booking",
         "ImageHolders._ordered",
         "Installer._waiting", "OldWays._waiting", "Orders._waiting", "Room._waiting", "Turns._waiting",
         "FipRules._asked", "Knowledge.kept", "MigrationOrchestrator._active", "MobilityManager._matches",

@@ -116,8 +116,8 @@ async def test_a_connection_by_which_nothing_comes_is_replaced_as_one_that_has_e
     monkeypatch.setattr(incoming_module, "STALL_LIMIT", 0.05)
     machine = Postcopied()
     here, there = await channel_pair()
-    later, _ = await channel_pair()
-    into, _qemu = socket.socketpair()
+    later, source = await channel_pair()
+    into, qemu = socket.socketpair()
     into.setblocking(False)
 
     async def another() -> Channel:
@@ -133,3 +133,6 @@ async def test_a_connection_by_which_nothing_comes_is_replaced_as_one_that_has_e
     async with asyncio.timeout(60):
         assert await run_incoming(machine, here, ignore) == 1000.0  # type: ignore[arg-type]
     assert not machine.killed
+    qemu.close()
+    for channel in (here, there, later, source):
+        channel.abort()

@@ -49,7 +49,7 @@ async def test_a_source_hears_that_it_has_to_come_once_more(
         kept.append(here)  # As the listener does.
         return here
 
-    broken, _ = await channel_pair()
+    broken, other = await channel_pair()
     broken.again = again
     paused = asyncio.Event()
     paused.set()
@@ -63,5 +63,6 @@ async def test_a_source_hears_that_it_has_to_come_once_more(
         assert await (await qemu.came.get()).read(100) == b"the rest"
     assert channel.again is again
     into.close()
-    channel.abort()
+    for each in (channel, other, *sources):
+        each.abort()
     qemu.close()
