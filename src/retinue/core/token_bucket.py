@@ -7,11 +7,11 @@ class TokenBucket:
     def __init__(self, rate: float, now: float) -> None:
         self._rate, self._tokens, self._at = rate, rate, now
 
-    def take(self, now: float) -> bool:
-        """Take a token; False when there is none."""
+    def take(self, now: float, tokens: float = 1.0) -> bool:
+        """Take so many tokens, all or none; False when there are not that many."""
         self._tokens = min(self._rate, self._tokens + max(0.0, now - self._at) * self._rate)
         self._at = max(self._at, now)
-        if self._tokens < 1.0:
+        if self._tokens < tokens:
             return False
-        self._tokens -= 1.0
+        self._tokens -= tokens
         return True

@@ -5,6 +5,7 @@ synchronized clocks" (RFC 2131, 3.3), and neither have two domains.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 from retinue.controller.parsing import address
@@ -111,50 +112,32 @@ def held_by(guest: Guest, now: float) -> Iterator[Assignment]:
                     raise ModelError(f"VM {guest.id}: {ip} is no address that a VM makes itself")
                 yield Assignment(ip, its, guest.id, BindingKind.SLAAC, Origin.CONTROLLER)
                 continue
-            if held.dhcp6 is not None or ip.version == 6:
-                yield _lease6(guest, ip, its, held, now)
-                continue
-            try:
-                options, told = (parse_options(bytes.fromhex(text)) for text in (held.options, held.told))
-            except FrameError as error:
-                raise ModelError(f"VM {guest.id}: the lease of {ip}: {error}") from error
-            yield Assignment(
-                ip,
-                its,
-                guest.id,
-                BindingKind.DYNAMIC,
-                Origin.CONTROLLER,
-                None if held.seconds is None else now + held.seconds,
-                _server(held.server),
-                bytes.fromhex(held.client_id),
-                options,
-                told,
-            )
+            yield _lease(guest, ip, its, held, now)
 
 
-def _lease6(guest: Guest, ip: IP, its: Mac, held: GuestAddress, now: float) -> Assignment:
-    said = held.dhcp6
-    if said is None or ip.version == 4:
-        raise ModelError(f"VM {guest.id}: the lease of {ip} is of another family than it says")
+def _lease(guest: Guest, ip: IP, its: Mac, held: GuestAddress, now: float) -> Assignment:
+    end = None if held.seconds is None else now + held.seconds
+    client_id = bytes.fromhex(held.client_id)
+    lease = Assignment(ip, its, guest.id, BindingKind.DYNAMIC, Origin.CONTROLLER, end, client_id=client_id)
     try:
-        options = parse_options6(bytes.fromhex(said.options))
+        if held.dhcp6 is None and ip.version == 4:
+            options, told = (parse_options(bytes.fromhex(text)) for text in (held.options, held.told))
+            return replace(lease, server=_server(held.server), options=options, told=told)
+        if held.dhcp6 is not None and ip.version == 6:
+            return replace(lease, lease6=_lease6(held.dhcp6, now))
     except FrameError as error:
         raise ModelError(f"VM {guest.id}: the lease of {ip}: {error}") from error
-    return Assignment(
-        ip,
-        its,
-        guest.id,
-        BindingKind.DYNAMIC,
-        Origin.CONTROLLER,
-        None if held.seconds is None else now + held.seconds,
-        client_id=bytes.fromhex(held.client_id),
-        lease6=Lease6(
-            bytes.fromhex(said.server),
-            said.iaid,
-            None if said.preferred is None else now + said.preferred,
-            options,
-            IAKind.TA if said.temporary else IAKind.NA,
-        ),
+    raise ModelError(f"VM {guest.id}: the lease of {ip} is of another family than it says")
+
+
+def _lease6(said: GuestLease6, now: float) -> Lease6:
+    """Raises FrameError."""
+    return Lease6(
+        bytes.fromhex(said.server),
+        said.iaid,
+        None if said.preferred is None else now + said.preferred,
+        parse_options6(bytes.fromhex(said.options)),
+        IAKind.TA if said.temporary else IAKind.NA,
     )
 
 

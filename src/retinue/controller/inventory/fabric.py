@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable, Collection
 
 from retinue.controller.context import Context
-from retinue.controller.errors import RequestError, no_server
+from retinue.controller.errors import RequestError, are_new, is_there, no_server
 from retinue.controller.fabric_changes import (
     LinkLeft,
     LinkRegistered,
@@ -26,7 +26,6 @@ from retinue.controller.fabric_changes import (
     check_server_goes,
     places_left,
 )
-from retinue.controller.inventory.given import are_new, is_there
 from retinue.controller.marks import left_elsewhere
 from retinue.controller.router_changes import RouterLost, RouterReturned
 from retinue.core.link_watch import WatchedLink

@@ -8,8 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from retinue.controller.context import Context
-from retinue.controller.errors import RequestError
-from retinue.controller.inventory.given import are_new, is_there
+from retinue.controller.errors import RequestError, are_new, is_there
 from retinue.controller.vnet_changes import (
     GatewayGroupRegistered,
     GatewayGroupRemoved,

@@ -18,6 +18,7 @@ from retinue.core.migration import Migration
 from retinue.core.model import Link, PortRef
 from retinue.core.packets.lldp import probe_frame
 from retinue.core.pipeline.underlay import underlay_of
+from retinue.core.token_bucket import TokenBucket
 
 PATIENCE = 0.3
 """Seconds that marks may take over all the links together. One that a link or a meter has lost never comes,
@@ -41,18 +42,17 @@ class OldWays:
         self._sent = 0
         self._waiting: dict[bytes, tuple[str, asyncio.Event]] = {}
         """By frame: the switch where it is to come in, and set when it has."""
-        self._room = float(MOST_A_SECOND)
-        self._room_at = float("-inf")
-        """How many may be sent now, as it was at this time."""
+        self._room = TokenBucket(MOST_A_SECOND, 0.0)
 
     async def passed(self, migration: Migration) -> bool:
         """Return when what had left for the source before has come to its edge's own link; False when a mark
         did not come in time, or could not be sent: too many were by now."""
+        clock = asyncio.get_running_loop().time
         ways = underlay_of(self._context.net).old_ways(migration.source, migration.target)
         try:
             async with asyncio.timeout(PATIENCE):
                 for links in ways:
-                    if not self._has_room(len(links)):
+                    if not self._room.take(clock(), len(links)):
                         log.info("migration.too_many_marks", migration=migration.id)
                         return False
                     await asyncio.gather(*(mark.wait() for mark in self._sent_over(links)))
@@ -69,16 +69,6 @@ class OldWays:
         at, come = found
         if switch == at:
             come.set()
-        return True
-
-    def _has_room(self, marks: int) -> bool:
-        """So many may be sent now; then they count."""
-        now = asyncio.get_running_loop().time()
-        self._room = min(MOST_A_SECOND, self._room + (now - self._room_at) * MOST_A_SECOND)
-        self._room_at = now
-        if marks > self._room:
-            return False
-        self._room -= marks
         return True
 
     def _sent_over(self, links: Sequence[tuple[Link, bool]]) -> list[asyncio.Event]:

@@ -104,10 +104,6 @@ class NetworkFabric(NetworkView):
             self.idle_links.add(link.lower)
         return touched
 
-    def link_at(self, lower: PortRef) -> Link | None:
-        """The link between switches with this lower end."""
-        return next((link for link in self.links_at(lower.switch) if link.lower == lower), None)
-
     def remove_link(self, lower: PortRef) -> Touched:
         """Forget a link that is idle. Removing what is not there is no error."""
         check_link_removal(self, lower)

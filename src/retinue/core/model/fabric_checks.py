@@ -10,7 +10,7 @@ from retinue.core.limits import MOST_LINKS, MOST_SWITCHES
 from retinue.core.model.addresses import ModelError
 from retinue.core.model.entities import Link, PortRef, Role, Switch
 from retinue.core.model.in_use import first_few, not_configured
-from retinue.core.model.links import parts, with_whole_ways
+from retinue.core.model.links import links_above, parts, with_whole_ways
 from retinue.core.model.uplinks import has_several
 from retinue.core.model.view import NetworkView
 
@@ -67,7 +67,7 @@ def _check_change(net: NetworkView, known: Switch, switch: Switch) -> None:
 def check_switch_removal(net: NetworkView, switch: str) -> None:
     """Nothing is at it, and nothing leads there."""
     not_configured(net, f"switch {switch}")
-    users = sorted(f"link {one.lower}" for one in net.links if switch in (one.lower.switch, one.upper.switch))
+    users = sorted(f"link {one.lower}" for one in net.links_at(switch))
     server = net.server_of_edge(switch)
     if server is not None:
         users.append(f"server {server.id}")
@@ -92,12 +92,12 @@ def check_link(net: NetworkView, link: Link) -> None:
 
 def check_link_idle(net: NetworkView, lower: PortRef) -> None:
     """A link that is used, and may go: what went over it has another way."""
-    link = next((one for one in net.links if one.lower == lower), None)
+    link = net.link_at(lower)
     if link is None:
         raise ModelError(f"there is no link at {lower}")
     not_configured(net, f"link {lower}")
     what = f"link {link.lower} - {link.upper} cannot go"
-    others = [one for one in net.links if one.lower.switch == lower.switch and one.lower != lower]
+    others = [one for one in links_above(net, lower.switch) if one.lower != lower]
     is_last = (
         all(one.lower in net.idle_links for one in others) if lower not in net.idle_links else not others
     )
@@ -124,7 +124,7 @@ def check_link_idle(net: NetworkView, lower: PortRef) -> None:
 def check_link_removal(net: NetworkView, lower: PortRef) -> None:
     """It is idle: nobody sends up by it."""
     not_configured(net, f"link {lower}")
-    if any(one.lower == lower for one in net.links) and lower not in net.idle_links:
+    if net.link_at(lower) is not None and lower not in net.idle_links:
         raise ModelError(f"link {lower} is used: it cannot be removed before nothing is sent by it")
 
 

@@ -326,6 +326,10 @@ class LayoutView:
         """The links of which a switch has an end."""
         return self._links_at.get(switch, ())
 
+    def link_at(self, lower: PortRef) -> Link | None:
+        """The link between switches with this lower end."""
+        return next((link for link in self.links_at(lower.switch) if link.lower == lower), None)
+
     @property
     def over_ip(self) -> bool:
         """True where tunnels over an IP network that is not ours join leaves, and no spines.

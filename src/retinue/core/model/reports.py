@@ -50,8 +50,7 @@ class NetworkReports(NetworkLayout):
 
         Raises ModelError for one that is not there.
         """
-        between = self.links_at(lower.switch)
-        if lower not in self.uplink_places and not any(one.lower == lower for one in between):
+        if lower not in self.uplink_places and self.link_at(lower) is None:
             raise ModelError(f"there is no link at {lower}")
         before = ways_beside(self, lower.switch)
         self.lost_links[lower] = reason
