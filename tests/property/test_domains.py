@@ -25,7 +25,7 @@ from retinue.core.packets import (
     nd_frame,
 )
 from retinue.core.pipeline.compiler import Compiler
-from retinue.core.pipeline.underlay import Near, underlay_of
+from retinue.core.pipeline.underlay import underlay_of
 from support.examples import examples
 from support.fabric.domains import (
     GATEWAY_MACS,
@@ -108,21 +108,9 @@ class Move:
         domain = self.source if half == "source" else other(self.source)
         net, migration = self.world.nets[domain], self.halves[half]
         vm = fsm.placement_of(net.vms["vm-a1"], migration, change)
-        self.world.install(domain, net.put_vm(vm), self._near(domain, migration, change), self.check)
+        self.world.install(domain, net.put_vm(vm), self.world.near(domain, migration, change), self.check)
         if change is C.DIVERTED:
             self.halves[half] = replace(migration, diverted=True)
-
-    def _near(self, domain: str, migration: Migration, change: C) -> Near:
-        underlay = underlay_of(self.world.nets[domain])
-        if change is C.ADMITTED:
-            return [underlay.near(migration.target)]
-        if change in (C.DIVERTED, C.FORWARDED, C.COPIED):
-            return underlay.order_to_divert(migration.source, migration.target)
-        if change is C.RETURNED:
-            return underlay.order_to_return(migration.source, migration.target)
-        if change is C.TARGET_CLOSED:
-            return underlay.order_to_withdraw(migration.source)
-        return ()
 
     # ---- what holds ----
 

@@ -15,7 +15,6 @@ from retinue.core.migration import Migration, PlacementChange
 from retinue.core.model import ModelError, PortRef, Server, Service
 from retinue.core.model.storage import FcLogin
 from retinue.core.pipeline.compiler import Compiler
-from retinue.core.pipeline.underlay import Near, underlay_of
 from support.examples import examples
 from support.fabric.domains import TUNNEL, Domains, gateway_of, nic, other, port, server_of
 from support.fabric.storage import FORWARDER_MAC, storage_frame
@@ -76,23 +75,11 @@ class Move:
             if change is C.SOURCE_CLOSED:
                 self.runs_in = other(self.source)
             vm = fsm.placement_of(net.vms["vm-a1"], self.halves[half], change)
-            near = self._near(domain, migration, change)
+            near = self.world.near(domain, migration, change)
             self.world.install(domain, net.put_vm(vm), near, lambda: self.holds(changing=True))
             if change is C.DIVERTED:
                 self.halves[half] = replace(migration, diverted=True)
             self.holds(changing=False)
-
-    def _near(self, domain: str, migration: Migration, change: C) -> Near:
-        underlay = underlay_of(self.world.nets[domain])
-        if change is C.ADMITTED:
-            return [underlay.near(migration.target)]
-        if change in (C.DIVERTED, C.FORWARDED, C.COPIED):
-            return underlay.order_to_divert(migration.source, migration.target)
-        if change is C.RETURNED:
-            return underlay.order_to_return(migration.source, migration.target)
-        if change is C.TARGET_CLOSED:
-            return underlay.order_to_withdraw(migration.source)
-        return ()
 
     def holds(self, *, changing: bool) -> None:
         assert len(came_to(self.world, NUMBER)) <= 1, "copied, or somewhere else"

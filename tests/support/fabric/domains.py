@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from retinue.core.migration import Migration
+from retinue.core.migration import PlacementChange as C
 from retinue.core.model import (
     IP,
     NIC,
@@ -116,6 +118,19 @@ class Domains:
     compilers: dict[str, Compiler] = field(init=False)
     fabric: FakeFabric = field(default_factory=FakeFabric)
     installed: dict[str, Program] = field(default_factory=dict)
+
+    def near(self, domain: str, migration: Migration, change: C) -> Near:
+        """Which switches of a domain are told of its half of a migration, and in which order."""
+        underlay = underlay_of(self.nets[domain])
+        if change is C.ADMITTED:
+            return [underlay.near(migration.target)]
+        if change in (C.DIVERTED, C.FORWARDED, C.COPIED):
+            return underlay.order_to_divert(migration.source, migration.target)
+        if change is C.RETURNED:
+            return underlay.order_to_return(migration.source, migration.target)
+        if change is C.TARGET_CLOSED:
+            return underlay.order_to_withdraw(migration.source)
+        return ()
 
     def __post_init__(self) -> None:
         self.nets = {domain: network(domain, self.leaves, self.spines, dual=self.dual) for domain in "ab"}
