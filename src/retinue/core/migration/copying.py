@@ -44,7 +44,7 @@ UNASKED = AskedCopy()
 
 LEAST_PAUSE = 0.05
 """Seconds: about how long post-copy itself pauses a VM, for its devices' state and the list of what is
-missing. Where pre-copy is as quick there is no reason to take the risk."""
+missing. Where pre-copy is as quick there is no reason to take the risk, unless a person asks for it."""
 
 
 def is_postcopy(how: Postcopy, expected: float, wanted: float, *, another_pass: bool) -> bool:
@@ -53,7 +53,8 @@ def is_postcopy(how: Postcopy, expected: float, wanted: float, *, another_pass: 
     Asked when a pass has begun. `expected`: seconds of pause if it is the last, `another_pass`: it need not
     be, for each is shorter than the one before (see `precopy.another_pass`).
     """
-    if how is Postcopy.NEVER or expected <= max(wanted, LEAST_PAUSE):
+    long_enough = wanted if how is Postcopy.REQUIRED else max(wanted, LEAST_PAUSE)
+    if how is Postcopy.NEVER or expected <= long_enough:
         return False
     return how is Postcopy.REQUIRED or not another_pass
 

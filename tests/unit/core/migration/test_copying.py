@@ -17,8 +17,9 @@ NEVER, IF_NEEDED, REQUIRED = Postcopy.NEVER, Postcopy.IF_NEEDED, Postcopy.REQUIR
         (REQUIRED, 0.4, 0.1, True, True),
         (REQUIRED, 0.4, 0.1, False, True),
         (REQUIRED, 0.1, 0.1, False, False),
-        (REQUIRED, LEAST_PAUSE, 0.0, True, False),
-        (REQUIRED, LEAST_PAUSE + 0.001, 0.0, True, True),
+        (REQUIRED, 0.0, 0.0, True, False),
+        (REQUIRED, 0.001, 0.0, True, True),
+        (REQUIRED, LEAST_PAUSE / 2, LEAST_PAUSE / 2, True, False),
     ],
 )
 def test_postcopy_is_for_a_pause_that_precopy_cannot_make_short(
