@@ -35,7 +35,7 @@ VMS = START
 @pytest.mark.parametrize(
     "state",
     [
-        *(long("matched"), long("admitting"), long("prepared"), long("copying"), "diverted", "stopped"),
+        *(long("matched"), long("admitting"), long("prepared"), long("copying"), long("diverted"), "stopped"),
     ],
 )
 async def test_a_move_can_be_cancelled(bench: LabBench, state: str) -> None:
@@ -102,6 +102,7 @@ async def agent_is_there(bench: LabBench, server: str) -> bool:
     return bool((await bench.get(f"entities/{server}"))["measured"])
 
 
+@pytest.mark.long
 async def test_past_the_point_of_no_return_a_cancel_says_so(bench: LabBench) -> None:
     async with bench.events() as events:
         migration = await begin(bench)
@@ -138,7 +139,7 @@ async def test_the_target_dies(bench: LabBench, state: str) -> None:
 @pytest.mark.parametrize(
     ("server", "state"),
     [
-        ("server1", "diverted"),
+        long("server1", "diverted"),
         ("server2", "diverted"),
         long("server1", "copying"),
         long("server2", "copying"),

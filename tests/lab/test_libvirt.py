@@ -306,6 +306,7 @@ async def whole(bench: LabBench, vm: str) -> None:
     await bench.guest(vm, "killall scribble")
 
 
+@pytest.mark.long
 async def test_a_vm_of_ours_may_be_moved_as_soon_as_it_runs(bench: LabBench) -> None:
     """Its server has told of it by then: a target's word alone would begin nothing."""
     id = "00000000-0000-4000-8000-000000000009"

@@ -61,7 +61,7 @@ async def test_a_move_loses_doubles_and_reorders_nothing(bench: LabBench, pps: i
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("pps", [2000, 3000])
+@pytest.mark.parametrize("pps", [long(2000), 3000])
 async def test_at_several_thousand_packets_a_second_nothing_is_lost(bench: LabBench, pps: int) -> None:
     """So many requests a second, and as many replies. A machine that does not carry them while nothing
     migrates shows nothing."""
