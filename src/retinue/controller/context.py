@@ -19,6 +19,7 @@ from retinue.controller.state import State, Storable
 from retinue.controller.switches.installer import Installer, InstallReport
 from retinue.controller.switches.readback import SwitchSession
 from retinue.core.model import NIC, Network
+from retinue.core.model.fabric_checks import unused
 from retinue.core.model.network import Owner, Touched
 from retinue.core.model.uplinks import unreached_by
 from retinue.core.packets import tagged
@@ -207,19 +208,18 @@ class Context:
         concerned = self.compiler.switches_of(owner)
         if concerned is None or owner in self.not_installed:
             return False
-        switches, lost = self.installer.switches, self.lost() | self.spared(self._servers_of(owner))
-        there = (switches[switch] for switch in concerned if switch not in lost and switch in switches)
-        return all(one.has_confirmed_of(owner) for one in there)
-
-    def lost(self) -> frozenset[str]:
-        """Switches, no edges, that are as dead as the servers that are fenced."""
-        underlay = underlay_of(self.net)
-        return frozenset().union(*(underlay.lost_with(server) for server in self.net.fenced))
+        switches = self.installer.switches
+        silent = {one for one in concerned if one in switches and not switches[one].has_confirmed_of(owner)}
+        return not silent or silent <= self.spared(self._servers_of(owner))
 
     def spared(self, servers: Iterable[str]) -> frozenset[str]:
-        """Leaves that are away, and do not lead to these servers, which are reached by others: what they lack
-        nobody waits for. It is corrected when they are back, before they lead there again."""
-        return frozenset(leaf for leaf in unreached_by(self.net, servers) if not self.is_connected(leaf))
+        """Switches, no edges, for which nobody waits of what goes to these servers: those that are as dead as
+        the servers that are fenced; leaves that are away, and by which these servers, which others reach, are
+        not; those into which nothing comes. They are corrected when they are back, before they are used."""
+        underlay = underlay_of(self.net)
+        lost = (underlay.lost_with(server) for server in self.net.fenced)
+        away = (leaf for leaf in unreached_by(self.net, servers) if not self.is_connected(leaf))
+        return frozenset().union(*lost, away, unused(self.net))
 
     def _servers_of(self, owner: Owner) -> Collection[str]:
         vm = self.net.vms.get(owner.id) if owner.kind == "vm" else None

@@ -14,7 +14,6 @@ from retinue.controller.migrations.active import ActiveMigration
 from retinue.core import migration as fsm
 from retinue.core.migration import Migration, MigrationState
 from retinue.core.model import ModelError
-from retinue.core.model.fabric_checks import unused
 from retinue.core.model.network import NOTHING, Owner, Touched
 from retinue.core.packets import Ethernet, EtherType
 from retinue.core.pipeline.underlay import Near, underlay_of
@@ -203,13 +202,11 @@ class Placing:
         return missing - self._dead(id)
 
     def _dead(self, id: str) -> set[str]:
-        """The edges of fenced servers, and what is dead with them; leaves that are away, and by which neither
-        end is reached; and switches into which nothing comes: nobody waits for these. They are corrected when
-        they are back."""
+        """The edges of fenced servers, and switches for which nobody waits of what goes to either end."""
         net, migration = self._context.net, self._migrations.get(id)
-        spared = self._context.spared((migration.source, migration.target) if migration is not None else ())
         fenced = {net.servers[server].edge for server in net.fenced}
-        return fenced | self._context.lost() | spared | unused(net)
+        ends = (migration.source, migration.target) if migration is not None else ()
+        return fenced | self._context.spared(ends)
 
     def _unconfirmed(self, id: str, change: fsm.PlacementChange) -> set[str]:
         """The switches that have yet to confirm what this change of a migration waits for."""

@@ -15,6 +15,7 @@ from retinue.controller.state import LeftPort
 from retinue.core.link_watch import LinkLimits
 from retinue.core.migration import Migration, MigrationState
 from retinue.core.model import Link, ModelError, Network, PortRef, Role, Switch, VMPort
+from retinue.core.model.network import Owner
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.protocol.errors import ErrorCode
 from support.fabric import growing
@@ -97,6 +98,25 @@ async def test_a_spine_is_used_when_it_is_in_place_and_not_before(bench: Bench) 
     assert (bench.used(), bench.reasons()) == (THREE, {""})
     told = [event.type for event in recent(bench.controller.events) if event.type.startswith("link.")]
     assert told == ["link.registered"] * 2 + ["link.used"] * 2
+
+
+async def test_a_spine_to_which_nobody_sends_yet_holds_up_no_vm(bench: Bench) -> None:
+    """It has come, and gone again before it was used; one that is used and away holds up what is new."""
+    context = bench.controller.context
+
+    async def is_ready(number: int) -> bool:
+        vm = Owner("vm", add_vm(bench.net, number, at=1).id)
+        await context.install([vm])
+        assert "spine9" in (context.compiler.switches_of(vm) or ())
+        return context.is_programmed(vm)
+
+    await bench.given()
+    (await bench.comes()).close("away")
+    assert await is_ready(3)
+    await bench.comes()
+    await bench.look()
+    bench.fake.sessions["spine9"].close("away")
+    assert not await is_ready(4)
 
 
 async def test_where_links_are_probed_a_new_one_is_used_when_its_probes_have_come_back(bench: Bench) -> None:
