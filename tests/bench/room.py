@@ -33,7 +33,7 @@ from retinue.core.pipeline.entry import Change, Group, Meter
 from retinue.protocol.vms import VMBody
 from retinue.southbound.openflow.codec.messages import FlowStats
 from retinue.southbound.ovsdb import Replica
-from retinue.southbound.ovsdb.vm_ports import COLUMNS, DATABASE
+from retinue.southbound.ovsdb.vm_ports import COLUMNS, DATABASE, touched_by
 
 AT_ONCE = 500
 SOURCES = Path(__file__).parents[2] / "src"
@@ -89,7 +89,9 @@ class Database:
     def __init__(self, fake: FakeDatabase, watch: PortWatch) -> None:
         self._fake = fake
         fake.monitored, fake.connection = True, self  # type: ignore[assignment]
-        self._replica = Replica(DATABASE, COLUMNS, lambda _: watch._update(self._replica))
+        self._replica = Replica(
+            DATABASE, COLUMNS, lambda changes: watch._update(self._replica, touched_by(changes))
+        )
         self._replica.method = "monitor_cond_since"
         self._replica._read_schema(SCHEMA)
         self._replica._take_since(_over_the_wire([False, "0", fake.contents()]))

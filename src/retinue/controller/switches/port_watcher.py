@@ -11,17 +11,23 @@ import structlog
 
 from retinue.security.listener.rejections import Rejection
 from retinue.southbound.ovsdb import (
+    UUID,
     BridgePort,
     Connection,
     RejectedError,
     Replica,
     RowChange,
-    bridges,
     diff,
-    interfaces,
     ovs_version,
 )
-from retinue.southbound.ovsdb.vm_ports import COLUMNS, DATABASE
+from retinue.southbound.ovsdb.vm_ports import (
+    COLUMNS,
+    DATABASE,
+    Ports,
+    datapath_ids,
+    ports_by_bridge,
+    touched_by,
+)
 
 log = structlog.get_logger()
 
@@ -42,7 +48,7 @@ class PortWatch:
         self._changed = changed
         self._read = read
         self._admits = admits
-        self._ports: dict[int, list[BridgePort]] = {}
+        self._ports: dict[int, Ports] = {}
         self._followed: dict[int, Connection] = {}
         """By datapath id, the connection that is believed: the newest."""
         self.versions: dict[int, str] = {}
@@ -55,10 +61,12 @@ class PortWatch:
         nothing of it is believed then.
         """
 
-        def update(_: list[RowChange] | None = None) -> None:
-            if connection.is_open and self._allowed(connection, _dpids(replica)):
-                self._take_over(connection, _dpids(replica))
-                self._update(replica)
+        def update(changes: list[RowChange] | None = None) -> None:
+            dpids = datapath_ids(replica.tables)
+            if connection.is_open and self._allowed(connection, dpids):
+                first = any(self._followed.get(dpid) is not connection for dpid in dpids)
+                self._take_over(connection, dpids)
+                self._update(replica, None if first or changes is None else touched_by(changes))
 
         replica = Replica(DATABASE, COLUMNS, update)
         if self._allowed(connection, ()):
@@ -67,14 +75,15 @@ class PortWatch:
         if not connection.is_open:
             await self._ended(connection)
             return
-        dpids = _dpids(replica)
-        self._read(dpids, [port.iface_id for dpid in dpids for port in self._ports[dpid] if port.iface_id])
+        dpids = datapath_ids(replica.tables)
+        ports = (port for dpid in dpids for port in self._ports[dpid].values())
+        self._read(dpids, [port.iface_id for port in ports if port.iface_id])
         await self._ended(connection)
 
     def read_again(self, dpid: int) -> None:
         """Whose switch this is has changed: the database that shows it connects again, and is judged anew.
         What it has shown counts no longer: it may have gone before that."""
-        went = _of_vms(self._ports.pop(dpid, []))
+        went = _of_vms(self._ports.pop(dpid, {}).values())
         if went:
             self._changed(went, [])
         former = self._followed.pop(dpid, None)
@@ -103,20 +112,25 @@ class PortWatch:
             connection.close(RejectedError(Rejection.IDENTITY, reason))
         return not reason
 
-    def _update(self, replica: Replica) -> None:
-        found: dict[int, list[BridgePort]] = {dpid: [] for dpid in _dpids(replica)}
-        for port in interfaces(replica.tables):
-            found[port.dpid].append(port)
+    def _update(self, replica: Replica, touched: frozenset[UUID] | None) -> None:
+        """`touched`: the interfaces that may be others than before; None: nothing is known of before.
+
+        A server tells of each VM by itself, so what was not touched is not read anew; and the port that a row
+        shows unchanged stays the object that it was, since others have it, too.
+        """
+        found = ports_by_bridge(replica.tables, None if touched is None else self._ports, touched or ())
         version = ovs_version(replica.tables)
         went: list[BridgePort] = []
         came: list[BridgePort] = []
         for dpid, ports in found.items():
             self.versions[dpid] = version
-            before = self._ports.get(dpid, [])
-            difference = diff(before, ports)
-            same = {port.key: port for port in before}
-            # Of those that did not change the former ones are kept: others have these, too.
-            self._ports[dpid] = [has if (has := same.get(port.key)) == port else port for port in ports]
+            before = self._ports.get(dpid, {})
+            for uuid, port in ports.items():
+                has = before.get(uuid)
+                if has is not None and has is not port and has == port:
+                    ports[uuid] = has
+            self._ports[dpid] = ports
+            difference = diff(_others(before, ports), _others(ports, before))
             went += difference.removed
             came += difference.added
             for old, new in difference.changed:
@@ -130,8 +144,8 @@ class PortWatch:
                 log.warning("port.unusable", port=port.name, problem=port.problem)
 
 
-def _dpids(replica: Replica) -> list[int]:
-    return [bridge.dpid for bridge in bridges(replica.tables) if bridge.dpid is not None]
+def _others(ports: Ports, than: Ports) -> list[BridgePort]:
+    return [port for uuid, port in ports.items() if than.get(uuid) is not port]
 
 
 def _of_vms(ports: Iterable[BridgePort]) -> list[BridgePort]:

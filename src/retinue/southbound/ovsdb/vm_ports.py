@@ -5,13 +5,13 @@ is known by the keys libvirt and QEMU scripts set on its interface (external_ids
 vm-id), and ours (host); names and OpenFlow numbers differ from host to host.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from retinue.core.limits import HIGHEST_VLAN, LARGEST_PORT_NUMBER, LONGEST_ID, PORT_NAME
 from retinue.core.model import Mac, ModelError, PortStatus, entity_id, mac
 from retinue.core.text import cut, quoted
-from retinue.southbound.ovsdb.replica import Tables
+from retinue.southbound.ovsdb.replica import RowChange, Tables
 from retinue.southbound.ovsdb.values import UUID, Row, Value
 
 DATABASE = "Open_vSwitch"
@@ -87,31 +87,67 @@ def bridges(tables: Tables) -> list[Bridge]:
         Bridge(
             name=_text(row["name"]),
             dpid=_dpid(row["datapath_id"]),
-            ports=tuple(sorted(_text(port["name"]) for port in _referred(tables, "Port", row["ports"]))),
+            ports=tuple(sorted(_text(port["name"]) for _, port in _referred(tables, "Port", row["ports"]))),
         )
         for row in tables["Bridge"].values()
     ]
     return sorted(found, key=lambda b: b.name)
 
 
+def datapath_ids(tables: Tables) -> list[int]:
+    """Of the bridges that have one."""
+    ids = (_dpid(row["datapath_id"]) for row in tables["Bridge"].values())
+    return [dpid for dpid in ids if dpid is not None]
+
+
 def interfaces(tables: Tables) -> list[BridgePort]:
-    """Every interface of every bridge that has a datapath id, by datapath id and name.
+    """Every interface of every bridge that has a datapath id, by datapath id and name."""
+    found = (port for ports in ports_by_bridge(tables).values() for port in ports.values())
+    return sorted(found, key=lambda p: p.key)
+
+
+Ports = dict[UUID, BridgePort]
+"""Of one bridge, by the row of the interface."""
+
+
+def ports_by_bridge(
+    tables: Tables, known: Mapping[int, Ports] | None = None, touched: Container[UUID] = frozenset()
+) -> dict[int, Ports]:
+    """Every interface of every bridge that has a datapath id, by that id.
 
     A bridge without one is not yet made, its ports appear when it is. Each interface of a bond is listed.
+    What is `known` of an interface that was not `touched` is not read anew.
     """
-    found = []
+    found: dict[int, Ports] = {}
     for bridge in tables["Bridge"].values():
         dpid = _dpid(bridge["datapath_id"])
         if dpid is None:
             continue
-        for port in _referred(tables, "Port", bridge["ports"]):
-            members = list(_referred(tables, "Interface", port["interfaces"]))
-            bond = _text(port["name"]) if len(members) > 1 else None
-            tag, trunks = _vlan(port.get("tag")), port.get("trunks")
-            carries = tuple(map(_vlan, trunks)) if isinstance(trunks, tuple) else ()
-            name = _text(bridge["name"])
-            found += [_bridge_port(dpid, name, row, bond, tag, carries) for row in members]
-    return sorted(found, key=lambda p: p.key)
+        ports, before = found.setdefault(dpid, {}), {} if known is None else known.get(dpid, {})
+        for _, port in _referred(tables, "Port", bridge["ports"]):
+            members = dict(_referred(tables, "Interface", port["interfaces"]))
+            for uuid, row in members.items():
+                has = None if uuid in touched else before.get(uuid)
+                ports[uuid] = has or _bridge_port(dpid, bridge, port, row, bonded=len(members) > 1)
+    return found
+
+
+def touched_by(changes: Iterable[RowChange]) -> frozenset[UUID] | None:
+    """The interfaces that may be others by these changes; None: all."""
+    found: set[UUID] = set()
+    for change in changes:
+        if change.table == "Interface":
+            found.add(change.uuid)
+        elif change.table == "Port":
+            rows = (row for row in (change.old, change.new) if row is not None)
+            found.update(uuid for row in rows for uuid in _uuids(row["interfaces"]))
+        elif change.table == "Bridge" and _which(change.old) != _which(change.new):
+            return None
+    return frozenset(found)
+
+
+def _which(bridge: Row | None) -> object:
+    return None if bridge is None else (bridge["name"], bridge["datapath_id"])
 
 
 def diff(old: Iterable[BridgePort], new: Iterable[BridgePort]) -> PortsDiff:
@@ -124,10 +160,9 @@ def diff(old: Iterable[BridgePort], new: Iterable[BridgePort]) -> PortsDiff:
     )
 
 
-def _bridge_port(
-    dpid: int, bridge: str, row: Row, bond: str | None, tag: int, trunks: tuple[int, ...]
-) -> BridgePort:
-    """What the row says, as far as it follows the grammar: a port whose id or name does not is no VM's."""
+def _bridge_port(dpid: int, bridge: Row, port: Row, row: Row, *, bonded: bool) -> BridgePort:
+    """What the row of an interface says, and that of its port, as far as it follows the grammar: one whose id
+    or name does not is no VM's."""
     ids = row["external_ids"] if isinstance(row["external_ids"], dict) else {}
     attached, iface_id, name = ids.get("attached-mac"), _text(ids.get("iface-id")), _text(row["name"])
     address, problem = None, ""
@@ -151,16 +186,16 @@ def _bridge_port(
         host, problem = "", f"external_ids:host of interface {quoted(name)}: {e}"
     return BridgePort(
         dpid=dpid,
-        bridge=cut(bridge, LONGEST_ID),
+        bridge=cut(_text(bridge["name"]), LONGEST_ID),
         name=name if PORT_NAME.fullmatch(name) else quoted(name),
         number=_number(row["ofport"]),
         status=_status(row),
         iface_id=iface_id or None,
         attached_mac=address,
         vm_id=cut(_text(ids.get("vm-id")), LONGEST_ID) or None,
-        bond=bond,
-        tag=tag,
-        trunks=trunks,
+        bond=_text(port["name"]) if bonded else None,
+        tag=_vlan(port.get("tag")),
+        trunks=tuple(map(_vlan, trunks)) if isinstance(trunks := port.get("trunks"), tuple) else (),
         host=host,
         problem=problem,
     )
@@ -188,11 +223,13 @@ def _dpid(text: Value) -> int | None:
         return None
 
 
-def _referred(tables: Tables, table: str, uuids: Value) -> Iterable[Row]:
-    for uuid in uuids if isinstance(uuids, tuple) else ():
-        row = tables[table].get(uuid) if isinstance(uuid, UUID) else None
-        if row is not None:
-            yield row
+def _referred(tables: Tables, table: str, uuids: Value) -> Iterable[tuple[UUID, Row]]:
+    rows = tables[table]
+    return ((uuid, rows[uuid]) for uuid in _uuids(uuids) if uuid in rows)
+
+
+def _uuids(value: Value) -> list[UUID]:
+    return [one for one in value if isinstance(one, UUID)] if isinstance(value, tuple) else []
 
 
 def _text(value: Value) -> str:

@@ -7,8 +7,9 @@ import pytest
 
 from retinue.controller.switches import port_watcher
 from retinue.controller.switches.port_watcher import PortWatch
-from retinue.southbound.ovsdb import UUID, BridgePort
-from retinue.southbound.ovsdb.replica import Tables
+from retinue.southbound.ovsdb import UUID, BridgePort, vm_ports
+from retinue.southbound.ovsdb.replica import RowChange, Tables
+from retinue.southbound.ovsdb.values import Row
 
 
 def uid(n: int) -> UUID:
@@ -43,8 +44,16 @@ class FakeReplica:
         self.tables = FakeReplica.first
 
     def becomes(self, rows: Tables) -> None:
-        self.tables = rows
-        self.changed([])
+        was, self.tables = self.tables, rows
+        both = [(table, was.get(table, {}), now) for table, now in rows.items()]
+        self.changed(
+            [
+                RowChange(table, uuid, old.get(uuid), new.get(uuid))
+                for table, old, new in both
+                for uuid in {**old, **new}
+                if old.get(uuid) != new.get(uuid)
+            ]
+        )
 
 
 class FakeConnection:
@@ -111,4 +120,30 @@ async def test_what_another_switch_of_that_id_had_is_told_to_be_gone(monkeypatch
     await asyncio.sleep(0)
     assert told == [([], ["vm1", "vm2"]), (["vm1", "vm2"], []), ([], ["vm2"])]
     again.close("")
+    await following
+
+
+async def test_of_many_ports_the_one_that_is_told_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(port_watcher, "Replica", FakeReplica)
+    read: list[object] = []
+    one = vm_ports._bridge_port
+
+    def counted(dpid: int, bridge: Row, port: Row, row: Row, *, bonded: bool) -> BridgePort:
+        read.append(row["name"])
+        return one(dpid, bridge, port, row, bonded=bonded)
+
+    monkeypatch.setattr(vm_ports, "_bridge_port", counted)
+    watch = PortWatch(lambda went, came: None, lambda dpids, vms: None)
+    names = [f"tap-vm{n}" for n in range(50)]
+    FakeReplica.first = tables(*names)
+    connection = FakeConnection()
+    following = asyncio.create_task(watch.follow(connection))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    assert read == names
+    read.clear()
+    FakeReplica.last.becomes(tables(*names, "tap-new"))
+    assert read == ["tap-new"]
+    FakeReplica.last.becomes(tables(*names))
+    assert read == ["tap-new"]
+    connection.close("")
     await following
