@@ -39,9 +39,10 @@ up to 8."""
 LARGE = 500
 """Owners; a change that touches more is computed in batches."""
 BATCH = 100
-MOST_UNDER_WAY = 1000
+MOST_UNDER_WAY = 400
 """Owners of large changes, and of what nobody waits for, that are on their way to the switches; others wait,
-not computed: what is under way takes memory, and where switches have much to answer, that is read first."""
+not computed: what is under way takes memory, and where switches have much to answer, that is read first. It
+is less than what is kept as it was computed (core.pipeline.contributions)."""
 REJECTED_SECONDS = 10.0
 """In which frames that cannot be read, of one kind and from one place, are logged once."""
 PLACES_REMEMBERED = 1000
@@ -165,10 +166,9 @@ class Context:
         work: list[asyncio.Task[InstallReport]] = []
         for batch in batched(owners, BATCH):
             await self._room.enter(len(batch))
-            task = asyncio.get_running_loop().create_task(self._install(batch, near, patient))
+            task = asyncio.get_running_loop().create_task(self._install_one(batch, near, patient))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            task.add_done_callback(partial(self._leave, len(batch)))
             work.append(task)
             await asyncio.sleep(0)
         return await asyncio.gather(*work, return_exceptions=True)
@@ -178,8 +178,11 @@ class Context:
         goes together with what else has come by then."""
         self._turns.add(touched, what)
 
-    def _leave(self, owners: int, _: object) -> None:
-        self._room.leave(owners)
+    async def _install_one(
+        self, batch: Collection[Owner], near: Near, patient: Callable[[str], bool]
+    ) -> InstallReport:
+        with self._room.held(len(batch)):
+            return await self._install(batch, near, patient)
 
     async def _install(
         self, owners: Collection[Owner], near: Near, patient: Callable[[str], bool]

@@ -6,11 +6,17 @@ messages. An owner is something that has entries, such as a VM.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 from retinue.core.model.network import Owner
+from retinue.patience import after
+
+LONGEST_STAY = 1.0
+"""Seconds after which who is still under way gives the room back: a switch that answers nothing is cut off
+after some seconds (`openflow.session`), and what waits for it till then is to hold up no others."""
 
 
 class Room:
@@ -43,6 +49,22 @@ class Room:
             if not told.done():
                 self.taken += waiting
                 told.set_result(None)
+
+    @contextmanager
+    def held(self, owners: int) -> Iterator[None]:
+        """What is inside holds the room that so many have entered, LONGEST_STAY at the most."""
+        inside = [owners]
+
+        def leave() -> None:
+            if inside:
+                self.leave(inside.pop())
+
+        timer = after(LONGEST_STAY, leave)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            leave()
 
     def _fits(self, owners: int) -> bool:
         return not self.taken or self.taken + owners <= self._most
@@ -87,7 +109,5 @@ class Turns:
             self._takes_turns = False
 
     async def _installed(self, batch: Collection[Owner]) -> None:
-        try:
+        with self._room.held(len(batch)):
             await self._install(sorted(batch))
-        finally:
-            self._room.leave(len(batch))

@@ -997,6 +997,7 @@ async def test_a_large_change_leaves_others_their_turn_and_ends_when_all_is_sent
     lab: ControlledNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context, net = lab.controller.context, lab.fake.net
+    context._room = Room(600)
     touched: set[Owner] = set()
     for n in range(600):
         vm = VM.with_one_nic(f"many{n}", f"52:54:01:00:{n >> 8:02x}:{n & 255:02x}", "server1")

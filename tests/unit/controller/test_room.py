@@ -59,6 +59,21 @@ async def test_who_gives_up_takes_no_room(told: bool) -> None:
     assert room.taken == 10
 
 
+async def test_who_is_under_way_for_long_keeps_nobody_else_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As what waits for a switch that answers nothing; and what it held is given back once."""
+    monkeypatch.setattr("retinue.controller.room.LONGEST_STAY", 0.02)
+    room = Room(10)
+    await room.enter(10)
+    with room.held(10):
+        async with asyncio.timeout(5):
+            await room.enter(4)
+        assert room.taken == 4
+    assert room.taken == 4
+    with pytest.raises(ValueError, match="it failed"), room.held(4):
+        raise ValueError("it failed")
+    assert room.taken == 0
+
+
 class Work:
     """Installations that last until `finish`, and what the `Turns` were told of them."""
 

@@ -11,7 +11,7 @@ from retinue.controller.context import MOST_UNDER_WAY, Context
 from retinue.core.model import Network, PortStatus, Role
 from retinue.core.model.network import Owner
 from retinue.core.pipeline import compiler
-from retinue.core.pipeline.contributions import Contribution
+from retinue.core.pipeline.contributions import RECENT, Contribution
 from retinue.core.pipeline.entry import Program
 from retinue.core.pipeline.shapes import Packed
 from retinue.southbound.ovsdb.vm_ports import BridgePort
@@ -175,6 +175,11 @@ async def test_a_vm_without_any_entry_waits_for_its_edge_alone(fake: FakeNetwork
     fake.connect("edge1")
     await fake.settle()
     assert str(fake.controller.inventory.state_of(vm.id)) == "ready"
+
+
+def test_what_is_under_way_is_kept_as_it_was_computed() -> None:
+    """What is sent, confirmed and compared is asked for a dozen times on its way."""
+    assert MOST_UNDER_WAY < RECENT
 
 
 def test_switches_are_found_by_their_role() -> None:

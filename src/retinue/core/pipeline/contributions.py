@@ -18,8 +18,9 @@ Contribution = dict[str, Program]
 """An owner's entries by switch."""
 _place: Callable[[EntryKey], int] = hash
 
-RECENT = 200
-"""Contributions that are kept as they were computed: some 3 MB."""
+RECENT = 600
+"""Contributions that are kept as they were computed, some 8 MB: more than are on their way to the switches at
+a time, so that what is sent and confirmed is not made of shapes for each step on the way."""
 
 
 @dataclass
