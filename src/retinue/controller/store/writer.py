@@ -2,13 +2,15 @@
 
 One transaction is under way at a time, and everything that queues up meanwhile is the next one, so a slow
 disk makes transactions larger, not the queue longer, and what is on disk is what the controller knew at one
-moment. A later write of the same key takes the place of one that waits. Rows are found by the UUIDs kept
-here: a search by any other column goes through the whole table in ovsdb-server.
+moment. A later write of the same key takes the place of one that waits. A very long queue is several
+transactions, cut where the loop turns: what is changed together is queued in one turn. From there on a later
+write of a key waits behind the cut, with what it belongs to. Rows are found by the UUIDs kept here: a search
+by any other column goes through the whole table in ovsdb-server.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 import structlog
@@ -21,8 +23,8 @@ from retinue.southbound.ovsdb.values import from_wire
 log = structlog.get_logger()
 
 BATCH = 10_000
-"""Most rows in one transaction, which are some 30 MB while they are written; only a longer queue than that is
-written in more than one."""
+"""Rows, some 30 MB while they are written, after which what is queued is another transaction; only what one
+change has, or one turn of the loop, makes it more."""
 WRITE_TIMEOUT = 60.0
 RETRY_AFTER = 1.0
 """Seconds until a transaction is tried again that the server could not do for lack of something."""
@@ -55,8 +57,8 @@ class Writer:
         self._durable = durable
         self._report = failed
         self._row_of = row_of
-        self._waiting: dict[Key, Any] = {}
-        """None: the row is to go."""
+        self._waiting: deque[dict[Key, Any]] = deque([{}])
+        """Transactions, to the last of which is added what is queued. None: the row is to go."""
         self._under_way: dict[Key, Any] = {}
         self._uuids: dict[Key, UUID] = {}
         self._failures: list[Exception] = []
@@ -65,8 +67,14 @@ class Writer:
 
     def write(self, key: Key, value: Any) -> None:
         """Queue what is to be inserted or to replace the row of that key; None: that is to be deleted."""
-        self._waiting[key] = value
+        self._waiting[-1][key] = value
         self._wake.set()
+        if len(self._waiting[-1]) == BATCH:
+            asyncio.get_running_loop().call_soon(self._cut)
+
+    def _cut(self) -> None:
+        if len(self._waiting[-1]) >= BATCH:
+            self._waiting.append({})
 
     def fail(self, key: Key, error: Exception) -> None:
         """Count a write as rejected; the next flush raises for it."""
@@ -76,7 +84,7 @@ class Writer:
     @property
     def backlog(self) -> int:
         """Writes not yet committed."""
-        return len({**self._waiting, **self._under_way})
+        return len(set(self._under_way).union(*self._waiting))
 
     async def flush(self) -> list[Exception]:
         """Wait until everything queued so far is committed or rejected; return what was rejected since
@@ -107,7 +115,7 @@ class Writer:
         try:
             while not watch.done():
                 self._wake.clear()
-                while self._waiting or self._flushes:
+                while any(self._waiting) or self._flushes:
                     await self._write_batch(connection)
                 await self._wake.wait()
             raise watch.result()
@@ -127,11 +135,10 @@ class Writer:
         }
 
     async def _write_batch(self, connection: Connection) -> None:
-        batch = dict(islice(self._waiting.items(), BATCH))
-        for key in batch:
-            del self._waiting[key]
+        batch = self._waiting.popleft()
         flushes: list[asyncio.Future[list[Exception]]] = []
         if not self._waiting:
+            self._waiting.append({})
             flushes, self._flushes = self._flushes, []
         self._under_way = dict(batch)
         try:
@@ -146,7 +153,7 @@ class Writer:
                 self._flushes = flushes + self._flushes
             else:
                 self._flushed(flushes)
-            self._waiting = {**self._under_way, **self._waiting}
+            self._waiting[0] = {**self._under_way, **self._waiting[0]}
             self._under_way = {}
 
     async def _write(self, connection: Connection, batch: dict[Key, Any]) -> None:

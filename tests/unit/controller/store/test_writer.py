@@ -234,14 +234,32 @@ async def test_a_row_deleted_by_someone_else_is_inserted_anew(stage: Stage) -> N
 
 
 async def test_a_very_long_queue_is_written_in_parts(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each part all that was changed together: none is on the disk without the others."""
     monkeypatch.setattr(writer_module, "BATCH", 2)
     await stage.connect()
-    for n, name in enumerate("abc"):
-        put(stage, name, n)
+    put(stage, "first", 0)
+    first = await stage.take()
+    for name in "abc":
+        put(stage, name, 1)
+    await asyncio.sleep(0)
+    put(stage, "d", 2)
+    put(stage, "a", 2)
+    await asyncio.sleep(0)
+    put(stage, "e", 3)
+    put(stage, "d", 3)
+    assert stage.writer.backlog == 6
     flush = asyncio.create_task(stage.flush())
-    await stage.transaction({"uuid": uid(1)}, {"uuid": uid(2)})
+    stage.answer(first, [{"uuid": uid(1)}])
+    assert await stage.transaction(*({"uuid": uid(n)} for n in (2, 3, 4))) == [
+        insert(name, 1) for name in "abc"
+    ]
+    assert await stage.transaction({"uuid": uid(5)}, {"count": 1}) == [
+        insert("d", 2), update(uid(2), "a", 2),
+    ]  # fmt: skip
     assert not flush.done()
-    assert await stage.transaction({"uuid": uid(3)}) == [insert("c", 2)]
+    assert await stage.transaction({"uuid": uid(6)}, {"count": 1}) == [
+        insert("e", 3), update(uid(5), "d", 3),
+    ]  # fmt: skip
     assert await flush == []
 
 
