@@ -23,7 +23,7 @@ from retinue.core.model.fabric_checks import unused
 from retinue.core.model.network import Owner, Touched
 from retinue.core.model.uplinks import unreached_by
 from retinue.core.packets import tagged
-from retinue.core.pipeline.building import steps
+from retinue.core.pipeline.building import Step, step_of
 from retinue.core.pipeline.compiler import Compiler, ConflictError
 from retinue.core.pipeline.knowledge import Knowledge
 from retinue.core.pipeline.underlay import Near, underlay_of
@@ -152,8 +152,13 @@ class Context:
         owners = sorted(set(touched))
         if len(owners) <= LARGE:
             return await self._install(owners, near, patient)
+        by_step: dict[Step, list[Owner]] = {step: [] for step in Step}
+        for batch in batched(owners, BATCH):
+            for owner in batch:
+                by_step[step_of(self.compiler, owner)].append(owner)
+            await asyncio.sleep(0)
         found: list[InstallReport | BaseException] = []
-        for step in steps(self.compiler, owners):
+        for step in by_step.values():
             found += await self._in_batches(step, near, patient)
         for one in found:
             if isinstance(one, BaseException):

@@ -1,6 +1,7 @@
 """The controller over fake switches: what it does when frames, ports, managers and switches speak."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -17,7 +18,7 @@ from retinue.controller.room import Room
 from retinue.controller.state import ServerLocation, Stored
 from retinue.core.limits import MOST_PREFIXES, MOST_WAITING
 from retinue.core.migration import MigrationState, begin, placement
-from retinue.core.model import DEFAULT_VRF, VM, ModelError, PortRef, PortStatus, VMPort
+from retinue.core.model import DEFAULT_VRF, VM, ModelError, Network, PortRef, PortStatus, VMPort
 from retinue.core.model.network import Owner
 from retinue.core.packets import (
     BROADCAST,
@@ -38,7 +39,9 @@ from retinue.core.packets import (
     renewal,
     request,
 )
+from retinue.core.pipeline import building
 from retinue.core.pipeline.compiler import Before
+from retinue.core.pipeline.contributions import Contribution
 from retinue.core.pipeline.cookies import Reason, cookie, reason_of
 from retinue.core.pipeline.entry import Change, Flow, Output
 from retinue.core.pipeline.underlay.fabric_switches import UP_GROUP
@@ -1051,6 +1054,29 @@ async def test_no_more_is_computed_than_switches_can_take(
     assert not report.missing
     assert not context.not_installed
     assert all(context.is_programmed(owner) for owner in touched)
+
+
+async def test_others_have_their_turn_while_a_large_change_is_put_in_order(
+    lab: ControlledNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each switch would have is computed for that."""
+    looked_at: Counter[int] = Counter()
+    turn = 0
+
+    def counted(net: Network, owner: Owner) -> Contribution:
+        looked_at[turn] += 1
+        return {}
+
+    monkeypatch.setattr(building, "contribution", counted)
+    installing = asyncio.create_task(
+        lab.controller.context.install({Owner("switch", f"gone{n}") for n in range(600)})
+    )
+    while not installing.done():
+        await asyncio.sleep(0)
+        turn += 1
+    assert looked_at.total() == 600
+    assert max(looked_at.values()) <= 100
+    await installing
 
 
 async def test_a_leaf_with_many_prefixes_rejects_none_when_its_ways_up_come_and_go(

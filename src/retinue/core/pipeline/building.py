@@ -9,30 +9,33 @@ A router that moves touches each of these prefixes, too: no router may send as o
 at its port. Its own ways, by which all go outside, do not wait for thousands of these.
 """
 
-from collections.abc import Iterable, Sequence
+from enum import IntEnum
 
 from retinue.core.model.network import Owner
 from retinue.core.pipeline.compiler import Compiler, contribution
 from retinue.core.pipeline.entry import Entry, EntryKey, Group, Meter
 
 
-def steps(compiler: Compiler, owners: Iterable[Owner]) -> Sequence[list[Owner]]:
-    """What brings a group or meter to its switch, servers, all else, and what takes one away: each step
-    sorted, none empty."""
-    first: list[Owner] = []
-    servers: list[Owner] = []
-    others: list[Owner] = []
-    last: list[Owner] = []
-    for owner in sorted(owners):
-        if owner.kind == "server":
-            servers.append(owner)
-        elif owner.kind != "switch":  # Of others' groups and meters only their own entries make use.
-            others.append(owner)
-        else:
-            new = _used_by_others(contribution(compiler.net, owner).get(owner.id, {}))
-            old = _used_by_others(compiler.entries(owner, owner.id))
-            (first if new - old else last if old - new else others).append(owner)
-    return [step for step in (first, servers, others, last) if step]
+class Step(IntEnum):
+    """Of a large change, in their order."""
+
+    BRINGS = 0
+    """A group or meter, which others use, to its switch."""
+    SERVER = 1
+    OTHER = 2
+    TAKES = 3
+    """A group or meter away."""
+
+
+def step_of(compiler: Compiler, owner: Owner) -> Step:
+    """Where an owner that has not been computed anew yet comes in a large change."""
+    if owner.kind == "server":
+        return Step.SERVER
+    if owner.kind != "switch":  # Of others' groups and meters only their own entries make use.
+        return Step.OTHER
+    new = _used_by_others(contribution(compiler.net, owner).get(owner.id, {}))
+    old = _used_by_others(compiler.entries(owner, owner.id))
+    return Step.BRINGS if new - old else Step.TAKES if old - new else Step.OTHER
 
 
 def _used_by_others(entries: dict[EntryKey, Entry]) -> set[EntryKey]:
