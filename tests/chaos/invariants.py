@@ -9,8 +9,9 @@ from support.lab.frames import packet
 from support.lab.migrating import qemus_of
 from support.lab.tools import LabBench, eventually, mac_of
 
-SETTLING = 60.0
-"""Seconds for a migration to end, and for what a fault has left to be put right."""
+SETTLING = 180.0
+"""Seconds for a migration to end, and for what a fault has left to be put right: enough for a copy on a machine
+that is busy with ten times what it can do."""
 GATEWAY = "00:00:de:ad:be:ef"
 FORGED = "forged by chaos"
 

@@ -261,7 +261,7 @@ class Controller:
 
     async def _attach(self, switch: str, session: SwitchSession, touched: Touched) -> None:
         try:
-            await self.context.install(touched)
+            await self.context.install_when_there_is_room(touched, f"ports of {switch}")
             if not session.alive:
                 return  # It has gone, or is none of ours any more.
             report = await self.context.installer.switches[switch].read(session)

@@ -183,6 +183,14 @@ class Context:
         goes together with what else has come by then."""
         self._turns.add(touched, what)
 
+    async def install_when_there_is_room(self, touched: Collection[Owner], what: str) -> None:
+        """As `install`; of a large change each owner goes together with what else has come of it meanwhile:
+        when all switches come back, and say where their ports are, nobody is computed for each of them."""
+        if len(touched) <= LARGE:
+            await self.install(touched)
+        else:
+            await self._turns.passed(touched, what)
+
     async def _install_one(
         self, batch: Collection[Owner], near: Near, patient: Callable[[str], bool]
     ) -> InstallReport:

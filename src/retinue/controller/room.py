@@ -74,8 +74,8 @@ Spawn = Callable[[Coroutine[Any, Any, Any], str], object]
 
 
 class Turns:
-    """What nobody waits for, such as ports of VMs that switches tell of: at once while there is room, and
-    what has come while there was none together, each owner once."""
+    """What is in no hurry, such as ports of VMs that switches tell of: at once while there is room, and what
+    has come while there was none together, each owner once."""
 
     def __init__(
         self,
@@ -86,28 +86,55 @@ class Turns:
     ) -> None:
         """`batch`: owners that are computed at once, at most."""
         self._room, self._batch, self._install, self._spawn = room, batch, install, spawn
-        self._waiting: dict[Owner, None] = {}
+        self._waiting: dict[Owner | _Mark, None] = {}
+        self._under_way: set[_Mark] = set()
         self._takes_turns = False
 
     def add(self, owners: Iterable[Owner], what: str) -> None:
         """Have these installed in their turn; `what` is the name of the work in the log."""
         self._waiting.update(dict.fromkeys(owners))
-        if not self._takes_turns:
+        if self._waiting and not self._takes_turns:
             self._takes_turns = True
             self._spawn(self._take_turns(what), what)
+
+    async def passed(self, owners: Iterable[Owner], what: str) -> None:
+        """As `add`; return when these have been installed."""
+        mark = asyncio.get_running_loop().create_future()
+        self._waiting.update(dict.fromkeys(owners))
+        self._waiting[mark] = None  # Who waited before has kept the place, and is in front of it.
+        self.add((), what)
+        await mark
 
     async def _take_turns(self, what: str) -> None:
         try:
             while self._waiting:
                 await self._room.enter(self._batch)
                 batch = list(islice(self._waiting, self._batch))
-                self._room.leave(self._batch - len(batch))
-                for owner in batch:
-                    del self._waiting[owner]
-                self._spawn(self._installed(batch), what)
+                for one in batch:
+                    del self._waiting[one]
+                owners = [one for one in batch if isinstance(one, Owner)]
+                self._room.leave(self._batch - len(owners))
+                if owners:
+                    done: _Mark = asyncio.get_running_loop().create_future()
+                    self._under_way.add(done)
+                    self._spawn(self._installed(owners, done), what)
+                for mark in (one for one in batch if not isinstance(one, Owner)):
+                    self._spawn(self._tell(mark, list(self._under_way)), what)
         finally:
             self._takes_turns = False
 
-    async def _installed(self, batch: Collection[Owner]) -> None:
-        with self._room.held(len(batch)):
-            await self._install(sorted(batch))
+    async def _installed(self, batch: Collection[Owner], done: "_Mark") -> None:
+        try:
+            with self._room.held(len(batch)):
+                await self._install(sorted(batch))
+        finally:
+            self._under_way.discard(done)
+            done.set_result(None)
+
+    async def _tell(self, mark: "_Mark", under_way: Collection["_Mark"]) -> None:
+        await asyncio.gather(*under_way)
+        if not mark.done():
+            mark.set_result(None)
+
+
+_Mark = asyncio.Future[None]

@@ -131,6 +131,26 @@ async def test_what_comes_while_there_is_none_goes_together_each_once() -> None:
     assert all(task.done() for task in work.tasks)
 
 
+async def test_who_waits_is_told_when_all_that_it_asked_for_is_installed() -> None:
+    """Also what others have asked for before; what comes later is not waited for."""
+    work = Work(most=4, batch=2)
+    work.add(0, 1, 2, 3, 4)
+    owners = [Owner("vm", str(number)) for number in (4, 1)]
+    passed = asyncio.create_task(work.turns.passed(owners, "ports"))
+    await settle()
+    work.add(5)
+    assert work.begun == [["0", "1"], ["2", "3"]]
+    await work.finish(1)
+    await work.finish(0)
+    assert work.begun[2:] == [["1", "4"], ["5"]], "each once that was waiting"
+    await work.finish(3)
+    assert not passed.done()
+    await work.finish(2)
+    await passed
+    await work.turns.passed([], "ports")
+    assert all(task.done() for task in work.tasks)
+
+
 async def test_one_that_fails_makes_room_all_the_same() -> None:
     work = Work(most=1, batch=1)
     failing = Turns(Room(1), 1, lambda owners: _fail(), work._spawn)
@@ -139,6 +159,7 @@ async def test_one_that_fails_makes_room_all_the_same() -> None:
     await settle()
     failed = [task for task in work.tasks if task.done() and task.exception() is not None]
     assert len(failed) == 2
+    await failing.passed([Owner("vm", "3")], "ports")
 
 
 async def _fail() -> None:

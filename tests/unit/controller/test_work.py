@@ -122,6 +122,29 @@ async def test_ports_told_while_much_is_under_way_are_computed_when_there_is_roo
     room.leave(MOST_UNDER_WAY)
 
 
+async def test_when_many_switches_come_at_once_nobody_is_computed_for_each_of_them(
+    fake: FakeNetwork, compiled: Counter[Owner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a restart of the controller: each tells ports by which every VM is reached."""
+    monkeypatch.setattr("retinue.controller.context.LARGE", 0)
+    context, came = fake.controller.context, ("spine1", "spine2", "leaf1", "leaf2")
+    for switch in came:
+        fake.sessions[switch].close("away")
+    await context._room.enter(MOST_UNDER_WAY)
+    for switch in came:
+        fake.connect(switch, {port: number + 500 for port, number in fake.net._numbers[switch].items()})
+    await fake.settle()
+    assert not compiled
+    assert not any(context.installer.switches[switch].is_read for switch in came), (
+        "nobody knows what they lack"
+    )
+    context._room.leave(MOST_UNDER_WAY)
+    await fake.settle()
+    assert {compiled[Owner("vm", vm)] for vm in fake.net.vms} == {1}
+    assert not context.installer.pending()
+    assert all(context.is_programmed(Owner("vm", vm)) for vm in fake.net.vms)
+
+
 async def test_switches_that_are_in_step_take_no_room(fake: FakeNetwork) -> None:
     """However many entries were on their way before: an empty set keeps what it once needed."""
     for switch in fake.controller.context.installer.switches.values():
