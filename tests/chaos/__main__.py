@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos.faults import FAULTS, Fault, Ground
-from chaos.invariants import settle, violations
+from chaos.invariants import answers, settle, violations
 from retinue.protocol.errors import ControllerError
 from retinue_lab.sandbox.handle import LabHandle
 from support.lab.start import boot, lab_of
@@ -143,6 +143,7 @@ class Chaos:
             for name in died:
                 await self._bench.cli("vm", "start", name)
                 trial.violations += await settle(self._bench, NAMES)
+                trial.violations += await answers(self._bench, name)
         except (AssertionError, ControllerError) as error:  # Such as a guest's shell that does not answer.
             trial.violations.append(f"cannot be looked at: {error}")
         trial.seconds = round(time.monotonic() - began, 1)

@@ -10,8 +10,8 @@ from support.lab.migrating import qemus_of
 from support.lab.tools import LabBench, eventually, mac_of
 
 SETTLING = 180.0
-"""Seconds for a migration to end, and for what a fault has left to be put right: enough for a copy on a machine
-that is busy with ten times what it can do."""
+"""Seconds for a migration to end, and for what a fault has left to be put right: where others have most of the
+machine, a copy takes more than a minute."""
 GATEWAY = "00:00:de:ad:be:ef"
 FORGED = "forged by chaos"
 
@@ -36,6 +36,21 @@ async def settle(bench: LabBench, vms: Sequence[str]) -> list[str]:
         await eventually(quiet, SETTLING)
     except AssertionError:
         return [f"not settled in {SETTLING:g} s: {await _what_is_under_way(bench, vms)}"]
+    return []
+
+
+async def answers(bench: LabBench, vm: str) -> list[str]:
+    """Wait until the guest of a VM that was started anew is up; what did not come to its end."""
+    address = await bench.address(vm)
+
+    async def pinged() -> bool:
+        said = await bench.run(CLIENT, "sh", "-c", f"ping -c 1 -W 3 {address} || true")
+        return " 1 received" in said
+
+    try:
+        await eventually(pinged, SETTLING)
+    except AssertionError:
+        return [f"{vm} was started, and does not answer"]
     return []
 
 
