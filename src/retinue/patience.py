@@ -52,6 +52,14 @@ def served() -> float:
     return now - lateness().until(now)
 
 
+def late() -> float:
+    """Seconds by which the running loop has been late so far; 0.0 where none runs."""
+    try:
+        return lateness().until(asyncio.get_running_loop().time())
+    except RuntimeError:
+        return 0.0
+
+
 def lateness() -> _Lateness:
     loop = asyncio.get_running_loop()
     if loop not in _lateness:

@@ -10,8 +10,8 @@ from support.lab.migrating import qemus_of
 from support.lab.tools import LabBench, eventually, mac_of
 
 SETTLING = 180.0
-"""Seconds for a migration to end, and for what a fault has left to be put right: where others have most of the
-machine, a copy takes more than a minute."""
+"""Seconds for a migration to end, and for what a fault has left to be put right: where others have most of
+the machine, a copy takes more than a minute."""
 GATEWAY = "00:00:de:ad:be:ef"
 FORGED = "forged by chaos"
 

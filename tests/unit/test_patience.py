@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from retinue.patience import after, patience, pause, served
+from retinue.patience import after, late, patience, pause, served
 
 STANDSTILL = 1.0
 """Seconds for which the loop stands still; a busy machine makes it more, never less."""
@@ -52,6 +52,16 @@ async def test_many_short_standstills_count_as_one() -> None:
         stand_still(STANDSTILL / 2)
         await asyncio.sleep(0)
     assert served() - began < (time.monotonic() - real) / 2
+
+
+async def test_by_how_much_the_loop_was_late_is_known() -> None:
+    before = late()
+    stand_still()
+    assert STANDSTILL * 0.7 < late() - before < 100
+
+
+def test_without_a_loop_nothing_is_late() -> None:
+    assert late() == 0.0
 
 
 async def test_who_stays_silent_is_found_out() -> None:

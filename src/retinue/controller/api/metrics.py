@@ -14,6 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYP
 from retinue import __version__
 from retinue.controller.app import Controller
 from retinue.core.histogram import QUICK, Histogram, buckets
+from retinue.patience import late
 
 Rejected = dict[str, dict[str, int]]
 """By listener and reason: what was rejected."""
@@ -50,6 +51,7 @@ class _Reading:
         leads = "1 if this controller is the one that programs the switches, 0 if it is a standby"
         yield _gauge("retinue_leader", leads, int(self._leads))
         yield _counter("retinue_events", "What was counted, by kind", counted, ["kind"])
+        yield _counter("retinue_late_seconds", "By how much the controller was late with all it does", late())
 
     def _network(self) -> Iterator[Metric]:
         net, context = self._controller.net, self._controller.context
