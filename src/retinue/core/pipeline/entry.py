@@ -7,6 +7,7 @@ A match is a sorted tuple of (field, value, mask); values are integers, so that 
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from operator import itemgetter
 
 from retinue.core.model import mac_to_int
 
@@ -287,6 +288,8 @@ class Change:
         return has
 
 
+_FIELDS = {field.name.lower(): field for field in Field}
+_FIELD_OF = itemgetter(0)
 FieldValue = int | str | IPv4Address | IPv6Address | IPv4Network | IPv6Network | tuple[int, int]
 
 
@@ -300,8 +303,8 @@ def match(**terms: FieldValue) -> Match:
     for name, value in terms.items():
         number, mask = _value(value)
         if mask != 0:
-            found.append((Field[name.upper()], number, mask))
-    return tuple(sorted(found, key=lambda term: term[0]))
+            found.append((_FIELDS[name], number, mask))
+    return tuple(sorted(found, key=_FIELD_OF))
 
 
 def set_field(field: Field, value: int | str | IPv4Address | IPv6Address) -> SetField:
