@@ -1038,6 +1038,7 @@ async def test_no_more_is_computed_than_switches_can_take(
 ) -> None:
     """What waits for a switch takes memory: the rest of a large change waits before it is computed."""
     monkeypatch.setattr("retinue.controller.context.BATCH", 50)
+    monkeypatch.setattr("retinue.controller.room.LONGEST_STAY", 1000.0)
     context, net = lab.controller.context, lab.fake.net
     context._room = Room(500)
     touched: set[Owner] = set()

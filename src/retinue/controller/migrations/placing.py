@@ -199,7 +199,7 @@ class Placing:
     def unconfirmed(self, id: str) -> set[str]:
         """The switches that have yet to confirm what a migration has changed."""
         missing = set(self._context.installer.pending(self._active[id].progress.changed))
-        return missing - self._dead(id)
+        return missing and missing - self._dead(id)  # Who is dead takes a look at all switches.
 
     def _dead(self, id: str) -> set[str]:
         """The edges of fenced servers, and switches for which nobody waits of what goes to either end."""
@@ -221,7 +221,7 @@ class Placing:
         )
         if recovered and not may_be_away and change is not fsm.PlacementChange.SOURCE_CLOSED:
             waiting |= {switch for switch in concerned if not knowledge.knows(owner, switch)}
-        return waiting - self._dead(id)
+        return waiting and waiting - self._dead(id)
 
     def concerned(self, migration: Migration) -> frozenset[str]:
         """Switches with entries of this migration's VM."""

@@ -119,7 +119,7 @@ class Installer:
                 continue
             if switch.pending_of(owner, with_held=not connected_only) if switch.is_read else read:
                 waiting.add(name)
-        return waiting & self.connected() if connected_only else waiting
+        return {name for name in waiting if self.switches[name].is_connected} if connected_only else waiting
 
     def look_again(self) -> None:
         """Something else was told: those who wait look again."""
