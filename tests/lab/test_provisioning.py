@@ -607,11 +607,11 @@ async def test_vms_are_given_in_bulk_all_or_none(bench: LabBench) -> None:
 async def test_a_vm_of_others_goes_to_another_port_of_its_switch_and_then_to_another_switch(
     bench: LabBench, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """A real VM that QEMU alone starts and migrates; its manager says ahead by MAC where it will be.
+    """A real VM that QEMU alone starts and migrates; its manager says where it is.
 
-    First between two hosts at one switch (US 9,323,554, table 1): its port changes, and no other switch. Then
-    to another server (US 9,313,088, steps S201 to S205). At last they migrate it and say so afterwards. Runs
-    last: its servers have no agents any more.
+    First, afterwards, between two hosts at one switch (US 9,323,554, table 1): its port changes, and no other
+    switch. Then, ahead and by MAC, to another server (US 9,313,088, steps S201 to S205). At last to a third
+    one, said afterwards. Runs last: its servers have no agents any more.
     """
     source, target, address, neighbour = "server1", "server2", "10.1.0.63", "10.1.0.2"
     await without_agents(bench, *THREE)
@@ -638,15 +638,23 @@ async def test_a_vm_of_others_goes_to_another_port_of_its_switch_and_then_to_ano
 
         second = await vm.start(bench.lab, source, "theirs2", stack, incoming=True, called="2")
         others, before = await bench.all_flows(but="edge1"), await bench.flows("edge1")
-        said = await rerouted(bench, vm, hosts[1]["mac"])
-        assert (said["server"], said["host"], said["port"]) == (source, "blade2", ports["theirs2"])
+        # US 9,323,554, S125 to S140: they migrate it, and say so afterwards, in one message.
+        await first.migrate(vm.memory)
+        message = {
+            "vm": vm.name,
+            "target_server": "blade2",
+            "source_server": "blade1",
+            "after_the_fact": True,
+        }
+        said = await bench.post("migrations", message | {"mac": vm.mac, "ip": address})
+        assert (said["source"], said["target"], said["target_host"]) == (source, source, "blade2")
+        await reaches(events, said["id"], "done")
         (row,) = await bench.bindings(vm.name)
         assert (row["switch"], row["port"]) == ("edge1", ports["theirs2"])
         for switch, flows in (await bench.all_flows(but="edge1")).items():
             assert strip(flows) == strip(others[switch]), switch
         assert len(await bench.flows("edge1")) == len(before)
         assert await bench.flows("edge1", f"in_port={ports['theirs1']},") == []
-        await first.migrate(vm.memory)
         assert await is_reached(bench, address)
 
         third = await vm.start(bench.lab, target, "theirs", stack, incoming=True, called="3")

@@ -101,7 +101,7 @@ class VMSettings:
         if not _goes(vm, wanted):
             return vm
         assert wanted.server is not None
-        return replace(at_one_place(vm, wanted.server), host=wanted.host)
+        return at_one_place(vm, wanted.server, wanted.host)
 
     def _ports_of(self, vm: VM, changed: VM) -> Touched:
         """On another host its NICs have other ports, which may be there already."""

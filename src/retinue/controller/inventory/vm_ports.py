@@ -123,8 +123,9 @@ class VMPorts:
             touched |= {Owner("vm", known.id)} if known is not None else set()
         usable = [port for port in ports if known is not None and why_not(self._net, port, known) == ""]
         named = usable if known is not None else ports  # Of a removed VM a port goes when it has gone.
-        of_host = [port for port in usable if known is not None and port.host == known.host]
-        if known is not None and known.host and of_host:
+        host = "" if known is None else self._host_at(known, switch)
+        of_host = [port for port in usable if port.host == host]
+        if host and of_host:
             named = usable = of_host
         chosen = next((port for port in named if before is not None and port.name == before.name), None)
         if chosen is None and usable:
@@ -145,6 +146,14 @@ class VMPorts:
                 )
                 self._judge(port, switch, vm, why_not(self._net, port, known) or twice)
         return frozenset(touched | self._without_port(port_id, switch, known, gone=before is not None))
+
+    def _host_at(self, vm: VM, switch: str) -> str:
+        """On which of the hosts at this switch the VM is, or will be by the migration that it is in."""
+        migration = self._orchestrator.of_vm(vm.id)
+        if migration is None:
+            return vm.host
+        is_target = switch == self._net.servers[migration.target].edge
+        return migration.target_host if is_target else migration.source_host
 
     def _made_anew(self, vm: str, port_id: str) -> Touched:
         """Of a NIC without a port: one that has had another MAC since that was made gets the next with it."""

@@ -74,6 +74,7 @@ class Inventory:
         self.nics = NicControl(context, orchestrator, give_back, self.ports.look_for, self._nic_left)
         self.reports = VMReports(context, self.ports, self._at_one_place, self.forget_vm)
         self.settings = VMSettings(context, self.power.ours, self.state_of, self.ports.look_for)
+        orchestrator.look_for_ports = self._look_for_ports
 
     # ---- requests of managers, reports of agents ----
 
@@ -104,6 +105,11 @@ class Inventory:
             self._context.events.publish(EventType.BINDING_REMOVED, vm=held.vm, ip=held.leads, reason=reason)
         self._context.spawn(self._context.install(touched), "registered VMs")
         return list(vms)
+
+    def _look_for_ports(self, id: str) -> None:
+        """The VM is, or will be, on another host, whose ports may be there already."""
+        touched = frozenset().union(*(self.ports.look_for(nic) for nic in self._net.vms[id].nics))
+        self._context.spawn(self._context.install(touched), f"ports of VM {id}")
 
     def _nic_left(self, vm: VM, nic: NIC) -> None:
         """A NIC is to be taken out of the VM: nothing is held for it, and its port is no NIC's."""

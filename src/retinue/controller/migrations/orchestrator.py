@@ -82,6 +82,8 @@ class MigrationOrchestrator:
         self.far_ends: FarEnds = NoFarEnds()
         self.ended: Callable[[str], None] = lambda vm: None
         """Called with the VM of each migration that has ended."""
+        self.look_for_ports: Callable[[str], None] = lambda vm: None
+        """Called with a VM that may be on another host: which ports are its is judged anew."""
 
     # ---- requests of managers ----
 
@@ -108,11 +110,13 @@ class MigrationOrchestrator:
         `far`: what is behind the gateway that is its source or its target, in a migration between domains.
         """
         net = self._context.net
-        source, target = check_request(net, vm, target_server, target_switch, source_server, mac, ip)
+        said = (target_server, target_switch, source_server, mac, ip)
+        ends = check_request(net, vm, *said, after_the_fact=after_the_fact)
+        source, target = ends.source, ends.target
         far = check_domains(net, vm, source, target, far)
         options = copy_options(net, vm, asked, self.copy_options, far=far is not None)
         if after_the_fact:
-            check_others_migrated(self._context, vm, source, target)
+            check_others_migrated(self._context, vm, ends, new_addresses)
         elif not under_way:
             check_wanted(net, vm, target)
             check_nics(self._context.state.left_ports.values(), vm)
@@ -126,11 +130,17 @@ class MigrationOrchestrator:
         wanted = new.checked(self._context.state, vm, new_addresses, far=far is not None)
         id, now = self.migrations.next_id, self._context.clock()
         begun = fsm.begin(id, vm, source, target, now, wanted_downtime, options)
-        migration = replace(begun, far=far, new_addresses=wanted, after_the_fact=after_the_fact)
+        migration = replace(begun, far=far, new_addresses=wanted)
+        if after_the_fact:
+            migration = fsm.told_afterwards(migration, ends.source_host, ends.target_host)
         active = self._active[migration.id] = ActiveMigration(migration.id)
         active.figures["bindings_before"] = net.bindings([vm])
         active.progress.packet_ins_before = self._packet_ins()
         self._context.apply(MigrationStepped(migration))
+        if source == target:
+            self._placing.place(migration, fsm.PlacementChange.SETTLED, ())
+        if after_the_fact:
+            self.look_for_ports(vm)
         self.look_again(migration.id)
         self._speak_for_others(migration.id)
         return self.migrations[migration.id]

@@ -240,7 +240,7 @@ class Placing:
 
     async def cease_forwarding(self, migration: Migration) -> None:
         steps = reversed(migration.steps)
-        resumed = next(at for state, at in steps if state is MigrationState.SWITCHED)
+        resumed = next((at for state, at in steps if state is MigrationState.SWITCHED), 0.0)
         await asyncio.sleep(resumed + self._forward_seconds - self._context.clock())
         now = self._migrations.get(migration.id)
         if now is not None and now.state is MigrationState.FREED:  # Else it was asked for twice, and is done.

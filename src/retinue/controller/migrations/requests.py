@@ -1,10 +1,12 @@
 """A request for a migration is checked against what there is, before anything is begun."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from retinue.controller.context import Context
 from retinue.controller.state import LeftPort
 from retinue.core.migration.copying import AskedCopy, CopyOptions, Postcopy
+from retinue.core.migration.new_addresses import NewAddresses
 from retinue.core.migration.record import Far
 from retinue.core.model import IP, Mac, ModelError, Network, Power
 from retinue.core.model.disks import stays_behind
@@ -22,6 +24,16 @@ class MigrationError(Exception):
         self.code = code
 
 
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The servers between which a VM migrates, and the hosts at their switches; "": none that is known."""
+
+    source: str
+    target: str
+    source_host: str = ""
+    target_host: str = ""
+
+
 def check_request(
     net: Network,
     vm: str,
@@ -30,21 +42,25 @@ def check_request(
     source_server: str,
     mac: Mac,
     ip: IP | None,
-) -> tuple[str, str]:
-    """The source and the target server of a live-migration message.
+    *,
+    after_the_fact: bool = False,
+) -> Ends:
+    """The ends of a live-migration message.
 
-    The target is named by its server or by that server's edge switch. What else is given ("" and None: not)
-    must be so: a message about a VM that is elsewhere, or another, is rejected. Raises MigrationError.
+    The target is named by its server, by that server's edge switch or, after the fact, by a host at that;
+    the source by its server, or by the VM's host there. What else is given ("" and None: not) must be so: a
+    message about a VM that is elsewhere, or another, is rejected. Raises MigrationError.
     """
     registered = net.vms.get(vm)
     if registered is None:
         raise MigrationError(
             f"there is no VM {vm}; `retinue vm list` shows those there are", ErrorCode.UNKNOWN_VM
         )
-    target = _target(net, target_server, target_switch)
-    if source_server and source_server != registered.server:
+    target, host = _target(net, target_server, target_switch, after_the_fact=after_the_fact)
+    if source_server and source_server not in (registered.server, registered.host):
         raise MigrationError(
-            f"VM {vm} is at {registered.server}, not at {source_server}", ErrorCode.CONTRADICTION
+            f"VM {vm} is at {registered.host or registered.server}, not at {source_server}",
+            ErrorCode.CONTRADICTION,
         )
     if mac and registered.nic_with(mac) is None:
         has = ", ".join(nic.mac for nic in registered.nics)
@@ -56,15 +72,19 @@ def check_request(
             f"server {target} is fenced; `retinue server unfence {target}` when it is well again",
             ErrorCode.NOT_A_TARGET,
         )
-    if target == registered.server:
-        raise MigrationError(f"VM {vm} is at {target} already", ErrorCode.ALREADY_THERE)
+    if target == registered.server and host in ("", registered.host):
+        at, of_several = host or target, net.servers[target].hosts and not host
+        which = (
+            "; which host of it has the VM is said by that host's id (target_server)" if of_several else ""
+        )
+        raise MigrationError(f"VM {vm} is at {at} already{which}", ErrorCode.ALREADY_THERE)
     if registered.server in net.fenced:
         raise MigrationError(
             f"server {registered.server} is fenced: its VMs are dead with it; register VM {vm} at {target} "
             f"(`retinue vm add`) to start it there with what it holds",
             ErrorCode.PARTY_AWAY,
         )
-    return registered.server, target
+    return Ends(registered.server, target, registered.host, host)
 
 
 def check_memory_address(address: str, peer: str | None) -> None:
@@ -131,7 +151,8 @@ def check_nics(left: Collection[LeftPort], vm: str) -> None:
         )
 
 
-def _target(net: Network, server: str, switch: str) -> str:
+def _target(net: Network, server: str, switch: str, *, after_the_fact: bool) -> tuple[str, str]:
+    """The server that is meant, and the host of it, if one of its hosts is."""
     if bool(server) == bool(switch):
         raise MigrationError(
             "name the target once: a target server, or a target switch", ErrorCode.NOT_A_TARGET
@@ -143,14 +164,16 @@ def _target(net: Network, server: str, switch: str) -> str:
                 f"{switch} is not the edge switch of a server; see `retinue server list`",
                 ErrorCode.NOT_A_TARGET,
             )
-        return owner.id
+        return owner.id, ""
     domain, _, _ = server.partition("/")
     if domain in net.peers and server not in net.servers:
-        return net.peers[domain].gateway
+        return net.peers[domain].gateway, ""
     if (at := net.server_of_host(server)) is not None:
+        if after_the_fact:
+            return at.id, server
         raise MigrationError(
             f"{server} is a host at the switch of server {at.id}, and no agent of ours is there; whoever "
-            "migrates the VM says so by PATCH /v1/vms/ID",
+            "migrates the VM says so ahead by PATCH /v1/vms/ID, or afterwards (after_the_fact)",
             ErrorCode.NOT_A_TARGET,
         )
     if server not in net.servers:
@@ -160,7 +183,7 @@ def _target(net: Network, server: str, switch: str) -> str:
         )
     if not net.servers[server].edge:
         raise MigrationError(f"server {server} has no edge switch, it cannot run VMs", ErrorCode.NOT_A_TARGET)
-    return server
+    return server, ""
 
 
 def check_domains(net: Network, vm: str, source: str, target: str, far: Far | None) -> Far | None:
@@ -177,8 +200,16 @@ def check_domains(net: Network, vm: str, source: str, target: str, far: Far | No
     return far or Far(to.id)
 
 
-def check_others_migrated(context: Context, vm: str, source: str, target: str) -> None:
+def check_others_migrated(
+    context: Context, vm: str, ends: Ends, new_addresses: Collection[NewAddresses]
+) -> None:
     """Whether it can be left to a manager to say that the VM runs at the target. Raises MigrationError."""
+    source, target = ends.source, ends.target
+    if new_addresses and source == target:
+        raise MigrationError(
+            f"VM {vm} stays at its switch: `retinue vm nic set` gives it other addresses there",
+            ErrorCode.CONFLICT,
+        )
     if context.net.peer_at(target) is not None:
         raise MigrationError(f"{target} leads to another domain: its controller says what runs there")
     for server in (source, target):

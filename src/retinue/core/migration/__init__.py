@@ -36,7 +36,7 @@ from retinue.core.migration.events import (
 )
 from retinue.core.migration.placement import at_one_place, placement, placement_of, runs_at
 from retinue.core.migration.record import Migration, MigrationState
-from retinue.core.migration.states import IllegalEventError, again, begin, step
+from retinue.core.migration.states import IllegalEventError, again, begin, step, told_afterwards
 from retinue.core.migration.waiting import waits_for
 
 __all__ = [
@@ -81,5 +81,6 @@ __all__ = [
     "runs_at",
     "step",
     "told",
+    "told_afterwards",
     "waits_for",
 ]

@@ -11,32 +11,37 @@ def placement_of(vm: VM, migration: Migration, change: PlacementChange) -> VM:
     """The VM where this change of its migration wants it: delivered at one server, open at others."""
     match change:
         case PlacementChange.ADMITTED:
-            return replace(vm, server=migration.source, also=vm.also | {migration.target})
+            return replace(
+                vm, server=migration.source, host=migration.source_host, also=vm.also | {migration.target}
+            )
         case PlacementChange.DIVERTED | PlacementChange.FORWARDED | PlacementChange.COPIED:
             paused = migration.stopped_at is not None and migration.resumed_at is None
             return replace(
                 vm,
                 server=migration.target,
+                host=migration.target_host,
                 also=frozenset({migration.source}),
                 forwarded_from=migration.source if migration.diverted or paused else "",
                 copied_to=migration.source if paused else "",
             )
         case PlacementChange.SOURCE_CLOSED:
-            return replace(at_one_place(vm, migration.target), forwarded_from=migration.source)
+            closed = at_one_place(vm, migration.target, migration.target_host)
+            return replace(closed, forwarded_from=migration.source)
         case PlacementChange.SETTLED:
-            return at_one_place(vm, migration.target)
+            return at_one_place(vm, migration.target, migration.target_host)
         case PlacementChange.RETURNED:
             # What still comes to the target goes on to the source, until nothing comes there any more; and
             # the source takes copies for as long as the target may still make some.
             return replace(
                 vm,
                 server=migration.source,
+                host=migration.source_host,
                 also=frozenset({migration.target}),
                 forwarded_from=migration.target,
                 copied_to=migration.source,
             )
         case PlacementChange.TARGET_CLOSED:
-            return at_one_place(vm, migration.source)
+            return at_one_place(vm, migration.source, migration.source_host)
 
 
 _LAST_CHANGE = {
@@ -67,9 +72,10 @@ def placement(vm: VM, migration: Migration) -> VM:
     return placement_of(vm, migration, _LAST_CHANGE[migration.state])
 
 
-def at_one_place(vm: VM, server: str) -> VM:
-    """The VM delivered at this server, on no known host of it, and open nowhere else."""
-    return replace(vm, server=server, host="", also=frozenset(), forwarded_from="", copied_to="")
+def at_one_place(vm: VM, server: str, host: str = "") -> VM:
+    """The VM delivered at this server, on this host of it ("": on none that is known), and open nowhere
+    else."""
+    return replace(vm, server=server, host=host, also=frozenset(), forwarded_from="", copied_to="")
 
 
 def runs_at(vm: VM, migration: Migration | None) -> str:

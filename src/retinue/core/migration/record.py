@@ -103,6 +103,10 @@ class Migration:
     """What NICs are to have from the target on."""
     after_the_fact: bool = False
     """A manager says that the VM runs at the target already: no hypervisor is told anything, or asked."""
+    source_host: str = ""
+    target_host: str = ""
+    """After the fact: on which of the hosts at its ends' switches the VM was, and is; "": on none that is
+    known. Between two hosts at one switch both ends are its server."""
 
     @property
     def undone_by_time(self) -> bool:

@@ -67,6 +67,9 @@ class ShownMigration(msgspec.Struct):
     """What NICs are to have from the target on."""
     after_the_fact: bool
     """A manager has said that the VM runs at the target already."""
+    source_host: str
+    target_host: str
+    """After the fact: the hosts at the ends' switches; "": none that is known."""
     figures: dict[str, Any]
     waits_for: str
     placement: ShownChoice | None

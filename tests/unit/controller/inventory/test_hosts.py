@@ -34,10 +34,10 @@ class World:
         self.now += BACK_WITHIN
         return f"http://127.0.0.1:{await self.api.start('127.0.0.1', 0)}"
 
-    def port(self, number: int, host: str) -> None:
-        """A port of vm1 at edge1 that says which host's it is."""
+    def port(self, number: int, host: str, dpid: int = 0x31) -> None:
+        """A port of vm1, at edge1 unless told, that says which host's it is."""
         port = BridgePort(
-            dpid=0x31, bridge="br0", name=f"p{number}", number=number, status=PortStatus.UP,
+            dpid=dpid, bridge="br0", name=f"p{number}", number=number, status=PortStatus.UP,
             iface_id="vm1", attached_mac=vm_mac(1), host=host,
         )  # fmt: skip
         self.controller.inventory.ports.changed([], [port])
@@ -96,6 +96,87 @@ async def test_a_move_between_two_ports_of_a_switch_changes_the_port_and_no_othe
     assert changed == {"edge1"}
     assert len(world.fake.fabric["edge1"].flows) == entries
     assert [vm.host for vm in world.store.load().vms] == ["host2"]
+
+
+@pytest.mark.parametrize("source", ["server1", "host1", ""])
+async def test_the_live_migration_message_says_so_when_it_has_happened(world: World, source: str) -> None:
+    """US 9,323,554, S125 to S140, where both hosts have one forwarding switch (table 1): after one message
+    the row is at the port of the new host, and no other switch has been told anything."""
+    world.port(7, "host2")
+    world.port(5, "host1")
+    assert await world.binding() == ("edge1", 5)
+    entries, before = len(world.fake.fabric["edge1"].flows), world.applied
+    migration = await told(world, target_server="host2", source_server=source, mac=vm_mac(1), ip=str(IP))
+    assert (migration["source"], migration["target"]) == ("server1", "server1")
+    assert (migration["source_host"], migration["target_host"]) == ("host1", "host2")
+    assert await world.binding() == ("edge1", 7)
+    ended = world.controller.orchestrator.migrations[migration["id"]]
+    assert [state for state, _ in ended.steps] == ["planned", "freed", "done"]
+    assert world.net.vms["vm1"].host == "host2"
+    changed = {switch for switch, count in world.applied.items() if count != before[switch]}
+    assert changed == {"edge1"}
+    assert len(world.fake.fabric["edge1"].flows) == entries
+    world.port(5, "host1")  # What its old host still says of it changes nothing.
+    assert await world.binding() == ("edge1", 7)
+
+
+async def test_told_before_its_port_is_there_it_has_it_as_soon_as_it_comes(world: World) -> None:
+    world.port(5, "host1")
+    await told(world, target_server="host2")
+    assert await world.binding() == ("edge1", 5)
+    world.port(7, "host2")
+    assert await world.binding() == ("edge1", 7)
+
+
+async def test_a_host_at_another_switch_is_told_of_by_the_message_too(world: World) -> None:
+    hosts = [{"id": "host3", "mac": "02:00:00:00:77:03"}]
+    server2 = world.net.servers["server2"]
+    body = {"id": "server2", "mac": server2.mac, "edge": "edge2", "hosts": hosts}
+    body |= {"at": str(server2.given_at or ""), "address": str(server2.address or "")}
+    assert (await asked("POST", f"{world.url}/v1/servers", body))[0] == 201  # type: ignore[attr-defined]
+    world.port(5, "host1")
+    world.port(4, "", dpid=0x32)
+    world.port(9, "host3", dpid=0x32)
+    migration = await told(world, target_server="host3", source_server="host1")
+    assert await world.binding() == ("edge2", 9), "of the two the one of its host"
+    assert world.controller.orchestrator.migrations[migration["id"]].target_host == "host3"
+    vm1 = world.net.vms["vm1"]
+    assert (vm1.server, vm1.host) == ("server2", "host3")
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"target_server": "host1"}, "VM vm1 is at host1 already"),
+        ({"target_switch": "edge1"}, "which host of it has the VM is said by that host's id"),
+        ({"target_server": "host2", "source_server": "host2"}, "VM vm1 is at host1, not at host2"),
+        ({"target_server": "host2", "mac": vm_mac(2)}, f"VM vm1 has MAC {vm_mac(1)}, not {vm_mac(2)}"),
+        (
+            {"target_server": "host2", "nics": [{"addresses": []}]},
+            "VM vm1 stays at its switch: `retinue vm nic set` gives it other addresses there",
+        ),
+        ({"target_server": "host2", "after_the_fact": False}, "no agent of ours is there"),
+    ],
+)
+async def test_a_message_that_does_not_fit_changes_nothing(
+    world: World, message: dict[str, Any], says: str
+) -> None:
+    world.port(5, "host1")
+    world.port(7, "host2")
+    body = {"vm": "vm1", "after_the_fact": True, **message}
+    status, said = await asked("POST", f"{world.url}/v1/migrations", body)  # type: ignore[attr-defined]
+    assert (status, says in said["error"]) == (409, True), said
+    assert await world.binding() == ("edge1", 5)
+    assert not world.controller.orchestrator.migrations
+
+
+async def told(world: World, **message: str) -> dict[str, Any]:
+    """What is answered to a message after the fact."""
+    body = {"vm": "vm1", "after_the_fact": True, **{key: value for key, value in message.items() if value}}
+    status, said = await asked("POST", f"{world.url}/v1/migrations", body)  # type: ignore[attr-defined]
+    assert status == 201, said
+    await world.fake.settle()
+    return said
 
 
 async def test_it_keeps_its_port_until_there_is_one_at_its_new_host(world: World) -> None:

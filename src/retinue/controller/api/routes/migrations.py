@@ -70,9 +70,9 @@ def handlers(controller: Controller) -> Handlers:
         """Started with the target that placement chooses, or finds good enough where one is named."""
         named = wanted.target_server
         if wanted.target_switch or (named and named not in controller.net.servers):
-            _, named = check_request(
+            named = check_request(
                 controller.net, wanted.vm, named, wanted.target_switch, wanted.source_server, "", None
-            )
+            ).target
         return await controller.mobility.migrate(
             wanted.vm,
             Wish(wanted.reason),
