@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from retinue.protocol.releases import is_newer
 from retinue.protocol.status import INTERNAL_ERRORS
 
 RECENTLY = 3600.0
@@ -163,6 +164,16 @@ def _servers(seen: Snapshot) -> Iterator[Finding]:
             yield Finding(Grade.NOTE, about, words, f"retinue server undrain {server['id']}")
 
 
+def _releases(seen: Snapshot) -> Iterator[Finding]:
+    """In an upgrade controllers go first: an older one leaves out what newer agents say besides."""
+    ours = seen.status["version"]
+    for server in seen.servers:
+        theirs = server.get("agent_release", "")
+        if is_newer(theirs, ours):
+            words = f"its agent is of release {theirs}, the controller of {ours}: upgrade the controller"
+            yield Finding(Grade.WARNING, f"server {server['id']}", words, "retinue controller status")
+
+
 # ---- VMs and their network ----
 
 
@@ -247,6 +258,7 @@ CHECKS: tuple[Check, ...] = (
     _switches,
     _links,
     _servers,
+    _releases,
     _vms,
     _migrations,
     _bindings,

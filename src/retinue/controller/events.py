@@ -255,20 +255,26 @@ class Agents:
         self._heard = heard
         self._may_all_be_back = may_all_be_back
         self._streams: Counter[str] = Counter()
+        self._releases: dict[str, str] = {}
 
     @contextmanager
-    def listening(self, server: str) -> Iterator[None]:
-        """While the agent of this server ("": of none) follows the stream."""
+    def listening(self, server: str, release: str = "") -> Iterator[None]:
+        """While the agent of this server ("": of none), which is of this release, follows the stream."""
         if not server:
             yield
             return
         if not self.is_known(server):
             self._heard(server)
         self._streams[server] += 1
+        self._releases[server] = release
         try:
             yield
         finally:
             self._streams[server] -= 1
+
+    def release(self, server: str) -> str:
+        """That of the server's agent, as it said when it listened last; "": it has not."""
+        return self._releases.get(server, "")
 
     def listens(self, server: str) -> bool:
         """True while the server's agent follows the event stream."""

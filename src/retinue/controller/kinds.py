@@ -167,7 +167,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "SwitchProgrammer.pending", "Mirror._differs",
     ),
     "agents and hypervisors report it again": (
-        "AgentRejections._counts", "Agents._streams", "ExternalMigrations._pending",
+        "AgentRejections._counts", "Agents._streams", "Agents._releases", "ExternalMigrations._pending",
         "ExternalMigrations._under_libvirt", "ExternalMigrations._vlan_filters",
         "ExternalMigrations._without_checksums",
         "ImageHolders._faults", "ImageHolders._held", "ImageHolders._reports",

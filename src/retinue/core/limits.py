@@ -99,6 +99,8 @@ MOST_OWN_ADDRESSES = 8
 """Addresses of IPv6 that a VM has made itself, of one NIC."""
 LONGEST_CHASSIS = 255
 """Characters of an LLDP chassis id (802.1AB, 8.5.2.3)."""
+LONGEST_RELEASE = 32
+"""Characters that are kept of what an agent says of its release."""
 MOST_TLVS = 128
 """Of one LLDPDU: a speaker has a few of its own, and one for each of its VLANs."""
 MOST_DHCP6_OPTIONS = 64

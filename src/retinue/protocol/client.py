@@ -13,6 +13,7 @@ from typing import Any, Self
 import aiohttp
 import structlog
 
+from retinue import __version__
 from retinue.core.limits import LARGEST_EVENT
 from retinue.core.text import cut, printable
 from retinue.protocol import sse
@@ -27,6 +28,7 @@ from retinue.protocol.errors import (
 from retinue.protocol.events import ACTED_ON, HELLO, ControllerEvent, controller_event
 from retinue.protocol.migrations import MigrationRecord
 from retinue.protocol.records import record
+from retinue.protocol.releases import AGENT_HEADER
 from retinue.protocol.renewals import Order, RenewalReport, order_of
 from retinue.protocol.routes import Route
 from retinue.protocol.vms import VMsRecord
@@ -66,9 +68,10 @@ class ControllerClient:
         credentials = Credentials.of_environment() if credentials is None else credentials
         connector = connector or lasting(credentials.ssl_for(self.base))
         self._largest = largest
+        headers = {**credentials.headers, AGENT_HEADER: __version__} if agent_of else credentials.headers
         # A compressed answer would be as large as it likes, too; then it is not read.
         self._session = aiohttp.ClientSession(
-            connector=connector, headers=credentials.headers, auto_decompress=largest is None
+            connector=connector, headers=headers, auto_decompress=largest is None
         )
 
     async def __aenter__(self) -> Self:

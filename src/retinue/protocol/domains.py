@@ -119,7 +119,7 @@ class GuestNIC(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     logins: Annotated[list[GuestLogin], msgspec.Meta(max_length=MOST_FC_LOGINS)] = []
 
 
-class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Guest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The VM, as its domain knows it."""
 
     id: Id
@@ -160,7 +160,7 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
     """To the VM's clients, where the VM would come home."""
 
 
-class Prepare(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Prepare(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Book a place for a VM that is to migrate here."""
 
     migration: Id
@@ -203,7 +203,7 @@ class Removed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vm: Id
 
 
-class NamesAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NamesAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Which names have you in the zone that is of both?"""
 
     zone: Annotated[str, msgspec.Meta(max_length=LONGEST_ZONE)]

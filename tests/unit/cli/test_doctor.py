@@ -40,9 +40,10 @@ def sound() -> Snapshot:
     """Everything as it should be."""
     switch = {"role": "edge", "connected": True, "pending": 0, "rejected_ports": []}
     server = {"state": "matched", "agent": "listening", "fenced": False, "drained": False}
+    server["agent_release"] = "0.2.0"
     vm = {"state": "running", "missing": [], "warnings": [], "power_reason": ""}
     return Snapshot(
-        status={"counters": {}, "entries_rejected": 0, "rejected": {}},
+        status={"version": "0.2.0", "counters": {}, "entries_rejected": 0, "rejected": {}},
         switches=[{"id": "edge1", "server": "server1", **switch}, {"id": "leaf1", "server": "", **switch}],
         links=[{"lower": "leaf1:s1", "upper": "spine1:l1", "state": "well", "reason": "", "carries": True}],
         servers=[
@@ -140,6 +141,10 @@ WRONG: list[tuple[Snapshot, Grade, str, str]] = [
     (with_first("servers", agent="away", vms=[]), WARNING, "server server1", "its agent is away"),
     (with_first("servers", fenced=True), CRITICAL, "server server1", "declared dead, with vm1 registered"),
     (with_first("servers", fenced=True, vms=[]), NOTE, "server server1", "declared dead: shut out"),
+    (
+        with_first("servers", agent_release="0.2.1"),
+        *(WARNING, "server server1", "its agent is of release 0.2.1, the controller of 0.2.0: upgrade the"),
+    ),
     (with_first("servers", drained=True), NOTE, "server server1", "drained: it takes no VM"),
     (
         with_first("servers", agent="away", vms=[f"vm{n}" for n in range(9)]),

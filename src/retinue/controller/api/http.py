@@ -10,6 +10,7 @@ from aiohttp import web
 from retinue.controller.api import views
 from retinue.controller.api.access import largest_body
 from retinue.protocol.errors import ErrorCode
+from retinue.protocol.releases import AGENT_HEADER, known_part
 from retinue.protocol.routes import Route
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -40,7 +41,8 @@ class QueryError(Exception):
 
 
 async def body(request: web.Request, kind: Any, empty: bytes = b"") -> Any:
-    """The request's JSON body as a record of this kind; `empty` stands for none.
+    """The request's JSON body as a record of this kind; `empty` stands for none. What an agent of a newer
+    release says besides is left out (protocol.releases).
 
     Raises msgspec.DecodeError, and web.HTTPException for a body that is too large, for its sender or for the
     application, or too slow.
@@ -56,7 +58,7 @@ async def body(request: web.Request, kind: Any, empty: bytes = b"") -> Any:
     if len(data) > largest:
         raise web.HTTPRequestEntityTooLarge(largest, len(data))
     try:
-        return _decoded(data or empty, kind)
+        return _decoded(data or empty, kind, of_agent=AGENT_HEADER in request.headers)
     except RecursionError as error:
         raise msgspec.DecodeError("it is nested too deep") from error
     except UnicodeDecodeError as error:
@@ -68,12 +70,13 @@ def code_of(error: web.HTTPException) -> ErrorCode:
     return _OF_HTTP.get(error.status, ErrorCode.MALFORMED_REQUEST)
 
 
-def _decoded(data: bytes, kind: Any) -> Any:
+def _decoded(data: bytes, kind: Any, *, of_agent: bool) -> Any:
     """JSON knows one kind of number: where an integer is due, 5.0 is 5."""
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError:
-        return msgspec.convert(_whole(msgspec.json.decode(data)), kind)
+        value = _whole(msgspec.json.decode(data))
+        return msgspec.convert(known_part(value, kind) if of_agent else value, kind)
 
 
 def _whole(value: Any) -> Any:

@@ -145,6 +145,7 @@ def servers(controller: Controller) -> list[dict[str, Any]]:
             given_at=str(server.given_at or ""), detected_at=str(detected or ""), at=str(location or ""),
             state=state, vms=sorted(net.vms_on(server.id)), fenced=server.id in net.fenced,
             drained=server.id in net.drained, agent=_agent(controller, server.id),
+            agent_release=controller.context.agents.release(server.id),
             ways=[str(prefix) for prefix in ways_by(net, server.id)],
             lost=net.lost_routers.get(server.id, ""),
             subinterfaces=[

@@ -51,6 +51,8 @@ class ShownServer(msgspec.Struct):
     fenced: bool = False
     drained: bool = False
     agent: AgentState = AgentState.NONE
+    agent_release: str = ""
+    """As the agent said when it listened last; "": it has not, to this controller."""
     hosts: list[ShownHost] = []
     """Machines with ports of its edge of their own."""
 

@@ -139,7 +139,9 @@ class _Renewed(msgspec.Struct):
     server: Annotated[str, msgspec.Meta(max_length=LONGEST_ID)]
 
 
-class _Answer(msgspec.Struct, forbid_unknown_fields=True):
+class _Answer(msgspec.Struct):
+    """Of an agent of any release: what it says besides is left out."""
+
     lease: LeaseRecord
     seconds_left: float | None
     """None: for ever."""

@@ -15,6 +15,7 @@ from retinue.core.limits import LONGEST_EVENT_ID
 from retinue.core.text import quoted
 from retinue.protocol import sse
 from retinue.protocol.events import FIELDS, HELLO, EventType
+from retinue.protocol.releases import AGENT_HEADER, shown_release
 from retinue.protocol.routes import Route
 
 HEARTBEAT = 5.0
@@ -57,7 +58,8 @@ def handlers(controller: Controller) -> Handlers:
         The greeting carries the last id before the stream: nothing falls between the two.
         """
         since = _since(request.query.get("since") or request.headers.get("Last-Event-ID"))
-        types = _types(request.query.get("types"))
+        release = shown_release(request.headers.get(AGENT_HEADER))
+        types = _types(request.query.get("types"), of_agent=bool(release))
         bus = controller.events
         hello = views.encode({"id": bus.last_id, "type": HELLO})
         server = request.query.get("server", "")
@@ -69,7 +71,7 @@ def handlers(controller: Controller) -> Handlers:
         try:
             await response.prepare(request)
             await response.write(sse.encode(HELLO, hello))
-            with controller.context.agents.listening(server):
+            with controller.context.agents.listening(server, release):
                 await tell(response, stream, server)
         except (StopAsyncIteration, ConnectionError):
             pass
@@ -105,12 +107,13 @@ def _since(text: str | None) -> int | None:
     return int(text)
 
 
-def _types(text: str | None) -> frozenset[str] | None:
-    """The types a listener asks for; what tells it that it has missed some always comes, too."""
+def _types(text: str | None, *, of_agent: bool) -> frozenset[str] | None:
+    """The types a listener asks for; what tells it that it has missed some always comes, too. An agent of a
+    newer release asks for some that there are not here (protocol.releases)."""
     if text is None:
         return None
     wanted = frozenset(text.split(","))
     unknown = sorted(wanted - {str(type) for type in FIELDS})
-    if unknown:
+    if unknown and not of_agent:
         raise QueryError(f"not a type of event: {quoted(unknown[0])}")
     return wanted | {EventType.EVENTS_LOST}
