@@ -1,6 +1,7 @@
 """Spines that come and go by command while traffic runs, on real switches: no packet is lost by it."""
 
 import re
+from collections.abc import Set
 
 import pytest
 
@@ -43,6 +44,31 @@ async def test_spines_are_exchanged_under_traffic_and_nothing_is_lost(bench: Lab
     await eventually(lambda: links_are_well(bench))
     for leaf in LEAVES:
         assert await ways_up(bench, leaf) == {"spine1", "spine2"}
+
+
+async def test_a_spine_of_the_file_goes_under_traffic_and_stays_away_over_a_restart(bench: LabBench) -> None:
+    """Until it is given again."""
+    dpids = {switch.id: hex(switch.dpid) for switch in bench.topology.switches}
+    async with bench.traffic(await bench.address("vm1"), pps=200) as traffic:
+        for leaf in LEAVES:
+            await bench.cli("link", "remove", f"{leaf}:{leaf}-spine2")
+        await bench.cli("switch", "remove", "spine2")
+        await used(bench, {"spine1"})
+        assert "switch spine2" in await bench.cli("doctor", fails=None)
+        bench.kill("controller")
+        bench.lab.start_controller()
+        await eventually(lambda: all_are_back(bench, dpids.keys() - {"spine2"}))
+        assert {row["upper"].split(":")[0] for row in (await bench.get("links"))["links"]} == {"spine1"}
+        assert [await ways_up(bench, leaf) for leaf in LEAVES] == [{"spine1"}, {"spine1"}]
+        await add(bench, "spine2", dpids["spine2"])
+        await used(bench, {"spine1", "spine2"})
+        await bench.unharmed(traffic)
+    assert "switch spine2" not in await bench.cli("doctor", fails=None)
+
+
+async def all_are_back(bench: LabBench, switches: Set[str]) -> bool:
+    rows = (await bench.get("switches"))["switches"]
+    return {row["id"] for row in rows if row["connected"] and not row["pending"]} == switches
 
 
 async def links_are_well(bench: LabBench) -> bool:

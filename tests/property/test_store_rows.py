@@ -21,6 +21,7 @@ from retinue.controller.state import (
     ServerLocation,
     Storable,
     Stored,
+    TakenOut,
     UplinkInUse,
     UplinkPlace,
     Word,
@@ -265,6 +266,7 @@ anything: st.SearchStrategy[Storable] = st.one_of(
     st.builds(PendingRenewal, names),
     st.builds(Image, signed, names, names),
     st.builds(FencedServer, names),
+    st.builds(TakenOut, names),
     st.builds(LostRouter, names, st.text(max_size=40)),
     st.builds(
         LaidLink,

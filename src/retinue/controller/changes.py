@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from retinue.controller.state import ServerLocation, State, Storable
+from retinue.controller.state import ServerLocation, State, Storable, TakenOut
 from retinue.core.migration import Migration
 from retinue.core.model import VM, Assignment, PortRef, Server, VMPort
 from retinue.core.model.network import NOTHING, Touched
@@ -61,14 +61,24 @@ class ServerRegistered(Change):
     server: Server
 
     def apply(self, state: State) -> Touched:
-        return state.net.put_server(self.server)
+        touched = state.net.put_server(self.server)
+        state.taken_out.discard(f"server {self.server.id}")
+        return touched
 
     def undo(self, state: State) -> Undo:
-        net, old = state.net, state.net.servers.get(self.server.id)
-        return lambda: net.remove_server(self.server.id) if old is None else net.put_server(old)
+        net, old, taken_out = state.net, state.net.servers.get(self.server.id), set(state.taken_out)
+
+        def back() -> None:
+            state.taken_out.update(taken_out)
+            net.remove_server(self.server.id) if old is None else net.put_server(old)
+
+        return back
 
     def kept(self) -> tuple[Storable, ...]:
         return (self.server,)
+
+    def dropped(self) -> tuple[Storable, ...]:
+        return (TakenOut(f"server {self.server.id}"),)
 
     def events(self, state: State) -> Iterator[Published]:
         yield EventType.SERVER_REGISTERED, {"server": self.server}

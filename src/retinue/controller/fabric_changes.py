@@ -17,6 +17,7 @@ from retinue.controller.state import (
     ServerLocation,
     State,
     Storable,
+    TakenOut,
     UplinkInUse,
     UplinkPlace,
 )
@@ -35,6 +36,25 @@ def places_left(net: Network, switch: str, uplinks: Collection[str] = ()) -> tup
     return (*places, *(LostLink(one, "") for one in left), *gone)
 
 
+class _Removal(Change):
+    """The end of something that may stand in the configuration file: then it is left out at each start, until
+    the file has it no longer, or it is given anew."""
+
+    configured: bool
+
+    def what(self) -> str:
+        """As `TakenOut.what` has it."""
+        raise NotImplementedError
+
+    def _left_out(self, state: State, touched: Touched) -> Touched:
+        if self.configured:
+            state.taken_out.add(self.what())
+        return touched
+
+    def kept(self) -> tuple[Storable, ...]:
+        return (TakenOut(self.what()),) if self.configured else ()
+
+
 @dataclass(frozen=True, slots=True)
 class SwitchRegistered(Change):
     """A switch was given, or changed, by the manager."""
@@ -44,32 +64,44 @@ class SwitchRegistered(Change):
     """Of an edge that is changed: `places_left`."""
 
     def apply(self, state: State) -> Touched:
-        return state.net.put_switch(self.switch)
+        touched = state.net.put_switch(self.switch)
+        state.taken_out.discard(f"switch {self.switch.id}")
+        return touched
 
     def undo(self, state: State) -> Undo:
-        net, old = state.net, state.net.switches.get(self.switch.id)
-        return lambda: net.remove_switch(self.switch.id) if old is None else net.add_switch(old)
+        net, old, taken_out = state.net, state.net.switches.get(self.switch.id), set(state.taken_out)
+
+        def back() -> None:
+            state.taken_out.update(taken_out)
+            net.remove_switch(self.switch.id) if old is None else net.add_switch(old)
+
+        return back
 
     def kept(self) -> tuple[Storable, ...]:
         return (self.switch,)
 
     def dropped(self) -> tuple[Storable, ...]:
-        return self.left
+        return (TakenOut(f"switch {self.switch.id}"), *self.left)
 
     def events(self, state: State) -> Iterator[Published]:
         yield EventType.SWITCH_REGISTERED, {"switch": self.switch.id, "role": self.switch.role}
 
 
 @dataclass(frozen=True, slots=True)
-class SwitchRemoved(Change):
+class SwitchRemoved(_Removal):
     """A switch went, to which nothing led and at which nothing was any more."""
 
     switch: Switch
     left: tuple[Storable, ...] = ()
     """`places_left`."""
+    configured: bool = False
+
+    def what(self) -> str:
+        return f"switch {self.switch.id}"
 
     def apply(self, state: State) -> Touched:
-        return state.net.remove_switch(self.switch.id)
+        touched = state.net.remove_switch(self.switch.id)
+        return self._left_out(state, touched)
 
     def dropped(self) -> tuple[Storable, ...]:
         return (self.switch, *self.left)
@@ -89,16 +121,20 @@ def check_server_goes(state: State, server: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerRemoved(Change):
+class ServerRemoved(_Removal):
     """A server went, on which nothing ran any more."""
 
     server: Server
+    configured: bool = False
+
+    def what(self) -> str:
+        return f"server {self.server.id}"
 
     def apply(self, state: State) -> Touched:
         check_server_goes(state, self.server.id)
         touched = state.net.remove_server(self.server.id)
         state.with_agent.discard(self.server.id)
-        return touched
+        return self._left_out(state, touched)
 
     def dropped(self) -> tuple[Storable, ...]:
         id = self.server.id
@@ -117,22 +153,25 @@ class _OfLink(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class LinkRegistered(_OfLink):
-    """A link was given by the manager. Nothing is sent up by it yet."""
+class LinksRegistered(Change):
+    """Links were given by the manager, all that one request has. Nothing is sent up by them yet."""
 
-    link: Link
+    links: tuple[Link, ...]
 
     def apply(self, state: State) -> Touched:
-        return state.net.put_link(self.link)
-
-    def undo(self, state: State) -> Undo:
-        return lambda: state.net.remove_link(self.link.lower)
+        touched = state.net.put_links(self.links)
+        state.taken_out.difference_update(f"link {link.lower}" for link in self.links)
+        return touched
 
     def kept(self) -> tuple[Storable, ...]:
-        return (LaidLink(self.link, idle=True),)
+        return tuple(LaidLink(link, idle=True) for link in self.links)
+
+    def dropped(self) -> tuple[Storable, ...]:
+        return tuple(TakenOut(f"link {link.lower}") for link in self.links)
 
     def events(self, state: State) -> Iterator[Published]:
-        return self._event(EventType.LINK_REGISTERED)
+        for link in self.links:
+            yield EventType.LINK_REGISTERED, {"lower": str(link.lower), "upper": str(link.upper)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +207,17 @@ class LinkLeft(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class LinkRemoved(_OfLink):
+class LinkRemoved(_Removal, _OfLink):
     """A link went, by which nothing was sent any more."""
 
     link: Link
+    configured: bool = False
+
+    def what(self) -> str:
+        return f"link {self.link.lower}"
 
     def apply(self, state: State) -> Touched:
-        return state.net.remove_link(self.link.lower)
+        return self._left_out(state, state.net.remove_link(self.link.lower))
 
     def dropped(self) -> tuple[Storable, ...]:
         return (LaidLink(self.link, idle=True), LostLink(self.link.lower, ""))

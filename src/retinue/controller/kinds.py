@@ -30,6 +30,7 @@ from retinue.controller.state import (
     State,
     Storable,
     Stored,
+    TakenOut,
     UplinkInUse,
     UplinkPlace,
     Word,
@@ -63,6 +64,9 @@ class Kind:
 
 
 KINDS: tuple[Kind, ...] = (
+    Kind(
+        TakenOut, "TakenOut", "what", lambda v: v.what, "taken_out", "State.taken_out", restoring.taken_out
+    ),
     Kind(
         GatewayGroup, "GatewayGroup", "id", lambda v: v.id,
         "gateway_groups", "Network.gateway_groups", restoring.gateway_groups,

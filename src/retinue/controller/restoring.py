@@ -26,6 +26,7 @@ from retinue.controller.state import (
     State,
     Storable,
     Stored,
+    TakenOut,
     UplinkInUse,
     UplinkPlace,
     Word,
@@ -39,6 +40,7 @@ from retinue.core.model import (
     GatewayGroup,
     ModelError,
     Network,
+    PortRef,
     Server,
     Subnet,
     Switch,
@@ -61,6 +63,37 @@ T = TypeVar("T")
 def gateway_groups(state: State, groups: Collection[GatewayGroup]) -> None:
     for group in groups:
         fits(state.net.put_gateway_group, group)
+
+
+_TAKEN_IN_ORDER = ("server", "link", "switch")
+"""What may be taken out before what: nothing is at a switch that goes."""
+
+
+def taken_out(state: State, taken: Collection[TakenOut]) -> None:
+    """What the configuration file has still, though it was removed by request, is left out once more."""
+    net, there = state.net, [one.what for one in taken if one.what in state.net.configured]
+    for what in sorted(there, key=lambda what: (_TAKEN_IN_ORDER.index(what.split(" ")[0]), what)):
+        try:
+            _take_out(net, what)
+        except ModelError as error:
+            log.warning("restore.does_not_fit", error=str(error))  # The file has something new there.
+            continue
+        state.taken_out.add(what)
+        log.warning(
+            "restore.left_out", what=what, why="it was removed by request; remove it in the file, too"
+        )
+
+
+def _take_out(net: Network, what: str) -> Touched:
+    kind, _, id = what.partition(" ")
+    if kind == "server":
+        return net.remove_server(id)
+    if kind == "switch":
+        return net.remove_switch(id)
+    lower = PortRef(*id.split(":", 1))
+    if net.link_at(lower) is not None:
+        net.idle_links.add(lower)
+    return net.remove_link(lower)
 
 
 def switches(state: State, switches: Collection[Switch]) -> None:
@@ -238,7 +271,8 @@ def bookings(state: State, bookings: Collection[Booking]) -> None:
 
 def places_gone(state: State, stored: Stored) -> tuple[Storable, ...]:
     """Stored places, and what was known of them, that are not there any more: of servers, edges, uplinks and
-    links which the configuration has no longer. They are found again if they come back."""
+    links which the configuration has no longer. They are found again if they come back. And what was to be
+    left out of it, and is in it no longer."""
     net = state.net
     return (
         *(one for one in stored.locations if one.server not in net.servers),
@@ -246,6 +280,7 @@ def places_gone(state: State, stored: Stored) -> tuple[Storable, ...]:
         *(one for one in stored.uplink_places if net.uplink_places.get(one.uplink) != one.at),
         *(one for one in stored.uplinks_in_use if net.in_use.get(one.edge) != one.uplink),
         *(one for one in stored.lost_links if one.lower not in net.lost_links),
+        *(one for one in stored.taken_out if one.what not in net.configured),
     )
 
 

@@ -62,6 +62,14 @@ class PendingRenewal:
 
 
 @dataclass(frozen=True, slots=True)
+class TakenOut:
+    """What stands in the configuration file, and was removed by request (`State.taken_out`)."""
+
+    what: str
+    """"switch spine2", "link leaf1:s2" or "server dhcp"."""
+
+
+@dataclass(frozen=True, slots=True)
 class FencedServer:
     """The operator has given the word that this server is dead (`Network.fenced`)."""
 
@@ -173,6 +181,7 @@ class Word:
 Storable = (
     GatewayGroup
     | Switch
+    | TakenOut
     | LaidLink
     | Vrf
     | Vnet
@@ -235,6 +244,8 @@ class State:
     """By what it is about: which manager said it first."""
     bookings: dict[str, Booking] = field(default_factory=dict)
     """By VM: room on a server for one that is to come."""
+    taken_out: set[str] = field(default_factory=set)
+    """What of the configuration file is left out, as `TakenOut.what` has it."""
     vm_states: dict[str, VMState] = field(default_factory=dict)
     """By VM; one that is missing is only registered."""
 
@@ -243,6 +254,7 @@ class State:
 class Stored:
     """Everything the database holds, each list in order of its key."""
 
+    taken_out: list[TakenOut] = field(default_factory=list)
     gateway_groups: list[GatewayGroup] = field(default_factory=list)
     switches: list[Switch] = field(default_factory=list)
     laid_links: list[LaidLink] = field(default_factory=list)

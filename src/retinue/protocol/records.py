@@ -4,6 +4,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, TypeVar
 
 import msgspec
+import msgspec.inspect as inspect
 
 from retinue.core.text import cut, printable
 from retinue.protocol.errors import RecordError
@@ -30,3 +31,30 @@ def _address(kind: type, value: Any) -> Any:
     if kind in (IPv4Address, IPv6Address) and isinstance(value, str):
         return kind(value)
     raise ValueError(f"{value!r} is no {kind.__name__}")
+
+
+def known_part(value: Any, kind: Any) -> Any:
+    """JSON, decoded, without the fields that a record of this kind does not have. All else is as it was.
+
+    For what an agent of a newer release says besides (`protocol.releases`)."""
+    return _known(value, inspect.type_info(kind))
+
+
+def _known(value: Any, kind: inspect.Type) -> Any:
+    match value, kind:
+        case dict(), inspect.StructType(fields=fields):
+            types = {field.encode_name: field.type for field in fields}
+            return {name: _known(one, types[name]) for name, one in value.items() if name in types}
+        case dict(), inspect.DictType(value_type=type):
+            return {name: _known(one, type) for name, one in value.items()}
+        case list(), inspect.ListType(item_type=type) | inspect.VarTupleType(item_type=type):
+            return [_known(one, type) for one in value]
+        case _, inspect.UnionType(types=types):
+            fits = inspect.StructType | inspect.DictType if isinstance(value, dict) else _LISTS
+            found = next((one for one in types if isinstance(one, fits)), None)
+            return value if found is None else _known(value, found)
+        case _:
+            return value
+
+
+_LISTS = inspect.ListType | inspect.VarTupleType

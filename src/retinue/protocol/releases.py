@@ -11,10 +11,6 @@ Only what our own agents report is read so. Of what people and their programs se
 may be a mistake, or matter: it is rejected.
 """
 
-from typing import Any
-
-import msgspec.inspect as inspect
-
 from retinue.core.limits import LONGEST_RELEASE
 from retinue.core.text import cut, printable
 
@@ -37,28 +33,3 @@ def _numbers(release: str) -> tuple[int, ...]:
     return (
         tuple(int(part) for part in parts) if all(part.isascii() and part.isdigit() for part in parts) else ()
     )
-
-
-def known_part(value: Any, kind: Any) -> Any:
-    """JSON, decoded, without the fields that a record of this kind does not have. All else is as it was."""
-    return _known(value, inspect.type_info(kind))
-
-
-def _known(value: Any, kind: inspect.Type) -> Any:
-    match value, kind:
-        case dict(), inspect.StructType(fields=fields):
-            types = {field.encode_name: field.type for field in fields}
-            return {name: _known(one, types[name]) for name, one in value.items() if name in types}
-        case dict(), inspect.DictType(value_type=type):
-            return {name: _known(one, type) for name, one in value.items()}
-        case list(), inspect.ListType(item_type=type) | inspect.VarTupleType(item_type=type):
-            return [_known(one, type) for one in value]
-        case _, inspect.UnionType(types=types):
-            fits = inspect.StructType | inspect.DictType if isinstance(value, dict) else _LISTS
-            found = next((one for one in types if isinstance(one, fits)), None)
-            return value if found is None else _known(value, found)
-        case _:
-            return value
-
-
-_LISTS = inspect.ListType | inspect.VarTupleType

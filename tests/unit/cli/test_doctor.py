@@ -43,7 +43,7 @@ def sound() -> Snapshot:
     server["agent_release"] = "0.2.0"
     vm = {"state": "running", "missing": [], "warnings": [], "power_reason": ""}
     return Snapshot(
-        status={"version": "0.2.0", "counters": {}, "entries_rejected": 0, "rejected": {}},
+        status={"version": "0.2.0", "left_out": [], "counters": {}, "entries_rejected": 0, "rejected": {}},
         switches=[{"id": "edge1", "server": "server1", **switch}, {"id": "leaf1", "server": "", **switch}],
         links=[{"lower": "leaf1:s1", "upper": "spine1:l1", "state": "well", "reason": "", "carries": True}],
         servers=[
@@ -99,6 +99,12 @@ def renewed(*states: str) -> Snapshot:
 CRITICAL, WARNING, NOTE = Grade.CRITICAL, Grade.WARNING, Grade.NOTE
 WRONG: list[tuple[Snapshot, Grade, str, str]] = [
     (with_status(counters={"internal errors": 2}), CRITICAL, "controller", "2 internal errors"),
+    (
+        with_status(left_out=["link leaf1:s2"]),
+        NOTE,
+        "link leaf1:s2",
+        "stands in the configuration file still",
+    ),
     (with_status(entries_rejected=1), CRITICAL, "controller", "have refused 1 entries"),
     (
         with_status(rejected={"rest": {"tls": 3, "not_found": 9}, "openflow": {"identity": 1}}),

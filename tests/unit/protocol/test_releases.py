@@ -28,7 +28,8 @@ from retinue.protocol import (
 )
 from retinue.protocol.client import ControllerClient
 from retinue.protocol.events import controller_event
-from retinue.protocol.releases import AGENT_HEADER, is_newer, known_part, shown_release
+from retinue.protocol.records import known_part
+from retinue.protocol.releases import AGENT_HEADER, is_newer, shown_release
 from retinue.security.credentials import Credentials
 from support.fabric.networks import add_vm, fabric
 

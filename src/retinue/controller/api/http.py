@@ -10,7 +10,8 @@ from aiohttp import web
 from retinue.controller.api import views
 from retinue.controller.api.access import largest_body
 from retinue.protocol.errors import ErrorCode
-from retinue.protocol.releases import AGENT_HEADER, known_part
+from retinue.protocol.records import known_part
+from retinue.protocol.releases import AGENT_HEADER
 from retinue.protocol.routes import Route
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

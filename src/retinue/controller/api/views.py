@@ -55,6 +55,7 @@ def status(controller: Controller, rejected: dict[str, dict[str, int]]) -> dict[
         "counters": dict(sorted(context.counters.items())),
         "rejected": rejected,
         "rejected_by_agents": controller.agent_rejections.totals(),
+        "left_out": sorted(context.state.taken_out),
         "last_event": controller.events.last_id,
     }
 

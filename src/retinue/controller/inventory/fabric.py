@@ -17,8 +17,8 @@ from retinue.controller.context import Context
 from retinue.controller.errors import RequestError, are_new, is_there, no_server
 from retinue.controller.fabric_changes import (
     LinkLeft,
-    LinkRegistered,
     LinkRemoved,
+    LinksRegistered,
     LinkUsed,
     ServerRemoved,
     SwitchRegistered,
@@ -96,7 +96,9 @@ class FabricInventory:
         """Raises ModelError while a link leads there, or a server is at it. What it holds stays there."""
         is_there("switch", id, id in self._net.switches, ErrorCode.UNKNOWN_SWITCH)
         switch = self._net.switches[id]
-        touched = self._context.apply(SwitchRemoved(switch, places_left(self._net, id)))
+        touched = self._context.apply(
+            SwitchRemoved(switch, places_left(self._net, id), self._is_configured(f"switch {id}"))
+        )
         self._context.knowledge.edges_read.discard(id)
         for left in [one for one in self._context.state.left_ports.values() if id in one.switches]:
             self._context.apply(left_elsewhere(left, id))
@@ -107,7 +109,7 @@ class FabricInventory:
 
         They are used when both ends are in place: see `look`.
         """
-        await self._context.commit(*(LinkRegistered(link) for link in links))
+        await self._context.commit(LinksRegistered(tuple(links)))
         self.look()
 
     async def remove_link(self, lower: PortRef) -> None:
@@ -128,7 +130,8 @@ class FabricInventory:
             report = await self._context.install(touched)
             self._all_have_left(link, touched, report.missing, was_used=was_used)
             await asyncio.sleep(self._still_coming if was_used else 0)
-            await self._context.install(self._context.apply(LinkRemoved(link)))
+            gone = LinkRemoved(link, self._is_configured(f"link {lower}"))
+            await self._context.install(self._context.apply(gone))
         finally:
             self._leaving.discard(lower)
 
@@ -146,9 +149,13 @@ class FabricInventory:
         self._leaving_servers.add(id)
         try:
             await self._others_are_the_way(id)
-            await self._context.install(self._context.apply(ServerRemoved(self._net.servers[id])))
+            gone = ServerRemoved(self._net.servers[id], self._is_configured(f"server {id}"))
+            await self._context.install(self._context.apply(gone))
         finally:
             self._leaving_servers.discard(id)
+
+    def _is_configured(self, what: str) -> bool:
+        return what in self._net.configured
 
     def is_leaving(self, server: str) -> bool:
         """A server that is about to be removed: a router of these does not become the way again."""

@@ -23,6 +23,7 @@ from retinue.controller.state import (
     ServerLocation,
     Storable,
     Stored,
+    TakenOut,
     UplinkInUse,
     UplinkPlace,
     Word,
@@ -192,6 +193,8 @@ def _columns(value: Storable) -> dict[str, Value]:
             return {"uplink": str(value.uplink), "switch": value.at.switch, "port": value.at.port}
         case UplinkInUse():
             return {"edge": value.edge, "uplink": value.uplink}
+        case TakenOut():
+            return {"what": value.what}
         case FencedServer() | DrainedServer() | AgentAt():
             return {"server": value.server}
         case Booking():
@@ -329,6 +332,8 @@ def _value(table: str, row: dict[str, Any]) -> Storable:
             return ServerLocation(row["server"], PortRef(row["switch"], row["port"]))
         case "ClockAnchor":
             return ClockAnchor(row["boot"], row["began"])
+        case "TakenOut":
+            return TakenOut(row["what"])
         case "FencedServer":
             return FencedServer(row["server"])
         case "LostRouter":

@@ -10,7 +10,7 @@ from retinue.controller.kinds import KINDS
 from retinue.southbound.ovsdb.values import ColumnType
 
 NAME = "Retinue"
-VERSION = "1.16.0"
+VERSION = "1.17.0"
 """Raise it with every change: files of an older version are then converted when they are opened."""
 FIRST_READ = "1.2.0"
 """Files of an older version are not converted: their tables had other names, and would be dropped."""
@@ -111,6 +111,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "PendingRenewal": {"vm": "string"},  # See PendingRenewal.
     "ServerLocation": {"server": "string", "switch": "string", "port": "string"},
     "ClockAnchor": {"name": "string", "boot": "string", "began": "real"},
+    "TakenOut": {"what": "string"},
     "FencedServer": {"server": "string"},
     "DrainedServer": {"server": "string"},
     "LostRouter": {"server": "string", "reason": "string"},

@@ -98,11 +98,24 @@ class NetworkFabric(NetworkView):
 
     def put_link(self, link: Link, *, idle: bool = True) -> Touched:
         """Add a link to a network that runs; it is idle until `set_idle`, unless it was used before."""
-        check_link(self, link)
-        touched = self.add_link(link)
+        return self.put_links([link], idle=idle)
+
+    def put_links(self, links: Collection[Link], *, idle: bool = True) -> Touched:
+        """Several, all of them or (ModelError) none. What they touch, which is everything, is told once."""
+        laid: list[Link] = []
+        try:
+            for link in links:
+                check_link(self, link)
+                self._lay(link)
+                laid.append(link)
+            self._ways = self._ways_down(self.links)
+        except ModelError:
+            for link in laid:
+                self._take_up(link)
+            raise
         if idle:
-            self.idle_links.add(link.lower)
-        return touched
+            self.idle_links.update(link.lower for link in laid)
+        return self.everything()
 
     def remove_link(self, lower: PortRef) -> Touched:
         """Forget a link that is idle. Removing what is not there is no error."""
@@ -110,16 +123,23 @@ class NetworkFabric(NetworkView):
         gone = self.link_at(lower)
         if gone is None:
             return NOTHING
-        links = tuple(link for link in self.links if link.lower != lower)
-        self._ways = self._ways_down(links)
-        self.links = links
-        for end in (gone.lower, gone.upper):
-            self._links_at[end.switch].remove(gone)
+        self._take_up(gone)
+        self._ways = self._ways_down(self.links)
         self.idle_links.discard(lower)
         self.lost_links.pop(lower, None)
         return self.everything()
 
     def add_link(self, link: Link) -> Touched:
+        self._lay(link)
+        try:
+            self._ways = self._ways_down(self.links)
+        except ModelError:
+            self._take_up(link)
+            raise
+        return self.everything()
+
+    def _lay(self, link: Link) -> None:
+        """Its ways are those that `_ways_down` finds. Raises ModelError."""
         if self.over_ip or self.over_routers:
             what = "tunnels join the leaves here" if self.over_ip else "routers of others join each other"
             raise ModelError(f"link {link.lower} - {link.upper}: {what}, and no links")
@@ -131,12 +151,14 @@ class NetworkFabric(NetworkView):
                 raise ModelError(
                     f"link {link.lower} - {link.upper}: {ref.switch} is not a known {role} switch"
                 )
-        links = (*self.links, link)
-        self._ways = self._ways_down(links)
-        self.links = links
+        self.links = (*self.links, link)
         for end in (link.lower, link.upper):
             self._links_at.setdefault(end.switch, []).append(link)
-        return self.everything()
+
+    def _take_up(self, link: Link) -> None:
+        self.links = tuple(one for one in self.links if one.lower != link.lower)
+        for end in (link.lower, link.upper):
+            self._links_at[end.switch].remove(link)
 
     def _ways_down(self, links: tuple[Link, ...]) -> dict[tuple[str, str], PortRef]:
         """Raises ModelError for a core that would lead to a leaf by two spines: what is flooded would come

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from retinue.core.limits import MOST_LINKS, MOST_SWITCHES
 from retinue.core.model.addresses import ModelError
 from retinue.core.model.entities import Link, PortRef, Role, Switch
-from retinue.core.model.in_use import first_few, not_configured
+from retinue.core.model.in_use import first_few
 from retinue.core.model.links import links_above, parts, with_whole_ways
 from retinue.core.model.uplinks import has_several
 from retinue.core.model.view import NetworkView
@@ -66,7 +66,11 @@ def _check_change(net: NetworkView, known: Switch, switch: Switch) -> None:
 
 def check_switch_removal(net: NetworkView, switch: str) -> None:
     """Nothing is at it, and nothing leads there."""
-    not_configured(net, f"switch {switch}")
+    if switch in net.switches and net.switches[switch].router:
+        raise ModelError(
+            f"switch {switch} is a router that is not ours: it stands in the configuration file; remove it "
+            "there, and restart the controller"
+        )
     users = sorted(f"link {one.lower}" for one in net.links_at(switch))
     server = net.server_of_edge(switch)
     if server is not None:
@@ -95,7 +99,6 @@ def check_link_idle(net: NetworkView, lower: PortRef) -> None:
     link = net.link_at(lower)
     if link is None:
         raise ModelError(f"there is no link at {lower}")
-    not_configured(net, f"link {lower}")
     what = f"link {link.lower} - {link.upper} cannot go"
     others = [one for one in links_above(net, lower.switch) if one.lower != lower]
     is_last = (
@@ -123,7 +126,6 @@ def check_link_idle(net: NetworkView, lower: PortRef) -> None:
 
 def check_link_removal(net: NetworkView, lower: PortRef) -> None:
     """It is idle: nobody sends up by it."""
-    not_configured(net, f"link {lower}")
     if net.link_at(lower) is not None and lower not in net.idle_links:
         raise ModelError(f"link {lower} is used: it cannot be removed before nothing is sent by it")
 

@@ -52,7 +52,6 @@ def check_gateway_group_removal(net: NetworkView, group: str) -> None:
 
 def check_server_removal(net: NetworkView, server: str) -> None:
     """Nothing runs there, and nobody is reached by it; a router's prefixes are reached by others, or not."""
-    not_configured(net, f"server {server}")
     users = sorted(f"VM {vm}" for vm in net.vms_on(server))
     users += sorted(f"domain {one.id}" for one in net.peers.values() if one.gateway == server)
     users += sorted(f"VM {one.vm}" for one in net.fc_logins.values() if one.forwarder == server)

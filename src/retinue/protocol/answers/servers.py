@@ -145,7 +145,7 @@ class ShownSwitch(msgspec.Struct):
     vdp: bool
     gateway_group: str
     configured: bool
-    """It stands in the configuration file, and is not removed by request."""
+    """It stands in the configuration file."""
 
 
 class AllSwitches(msgspec.Struct):
@@ -321,4 +321,6 @@ class ShownStatus(msgspec.Struct):
     counters: Numbers
     rejected: Reasons
     rejected_by_agents: Reasons
+    left_out: list[str]
+    """What stands in the configuration file and was removed by request: "link leaf1:s2"."""
     last_event: int

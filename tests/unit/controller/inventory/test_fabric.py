@@ -317,10 +317,108 @@ async def test_a_server_on_which_something_runs_stays_and_its_switch_with_it(
     await bench.fabric.remove_server("server3")
     await bench.fabric.remove_switch("edge3")
     assert "server3" not in bench.net.detected
-    bench.net.configured |= {"server dhcp"}
-    with pytest.raises(ModelError, match="server dhcp stands in the configuration file"):
-        await bench.fabric.remove_server("dhcp")
     bench.fake.sessions.pop("edge3")
+
+
+CONFIGURED = frozenset(
+    {"server dhcp", "switch spine2", "switch spine1", *(f"link {one.lower}" for one in fabric().links)}
+)
+
+
+def started_anew(bench: Bench, configured: frozenset[str] = CONFIGURED) -> tuple[Network, set[str]]:
+    """A controller whose file has what there was at first, and what it leaves out of that."""
+    net = fabric()
+    net.configured = configured
+    state = Controller(net).context.state
+    for gone in restore(state, bench.store.load()):
+        bench.store.remove(gone)
+    return net, state.taken_out
+
+
+async def test_what_the_file_names_is_removed_and_does_not_come_back(bench: Bench) -> None:
+    """Until the file has it no longer; then the file may have it again one day."""
+    bench.net.configured = CONFIGURED
+    spine2 = [one.lower for one in bench.net.links if one.upper.switch == "spine2"]
+    for lower in spine2:
+        await bench.fabric.remove_link(lower)
+    await bench.fabric.remove_switch("spine2")
+    await bench.fabric.remove_server("dhcp")
+    left_out = {"switch spine2", "server dhcp", *(f"link {lower}" for lower in spine2)}
+    assert bench.controller.context.state.taken_out == left_out
+    net, taken_out = started_anew(bench)
+    assert taken_out == left_out
+    assert "spine2" not in net.switches
+    assert "dhcp" not in net.servers
+    assert {one.upper.switch for one in net.links} == {"spine1"}
+    assert not net.idle_links
+    _, taken_out = started_anew(bench, frozenset())  # Its file names nothing of it.
+    assert not taken_out
+    net, taken_out = started_anew(bench)
+    assert not taken_out
+    assert "spine2" in net.switches
+
+
+async def test_what_was_removed_of_the_file_and_is_given_anew_is_there(bench: Bench) -> None:
+    bench.net.configured = CONFIGURED
+    spine2, links = (
+        bench.net.switches["spine2"],
+        [one for one in bench.net.links if one.upper.switch == "spine2"],
+    )
+    dhcp = bench.net.servers["dhcp"]
+    for link in links:
+        await bench.fabric.remove_link(link.lower)
+    await bench.fabric.remove_switch("spine2")
+    await bench.fabric.remove_server("dhcp")
+    await bench.fabric.add_switches([spine2])
+    await bench.fabric.add_links(links)
+    await bench.controller.context.commit(ServerRegistered(dhcp))
+    assert not bench.controller.context.state.taken_out
+    net, taken_out = started_anew(bench)
+    assert not taken_out
+    assert net.switches["spine2"] == spine2
+    assert set(links) <= set(net.links)
+    assert net.servers["dhcp"] == dhcp
+
+
+async def test_what_the_file_needs_of_what_was_taken_out_of_it_stays(bench: Bench) -> None:
+    """The file has got a server at a switch that was removed: it is there, and the switch with it."""
+    bench.net.configured = CONFIGURED | {"switch edge3"}
+    await bench.fabric.remove_server("server3")
+    await bench.fabric.remove_switch("edge3")
+    bench.fake.sessions.pop("edge3")
+    net, taken_out = started_anew(bench, CONFIGURED | {"switch edge3"})
+    assert not taken_out
+    assert "edge3" in net.switches
+    assert net.servers["server3"].edge == "edge3"
+
+
+async def test_of_links_given_together_everything_is_told_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And all of them are laid or none."""
+    spines = [Switch(f"more{n}", Role.SPINE, 0x100 + n) for n in range(20)]
+    await bench.fabric.add_switches(spines)
+    links = [
+        Link(PortRef(leaf, f"to-{s.id}"), PortRef(s.id, leaf)) for s in spines for leaf in ("leaf1", "leaf2")
+    ]
+    before, ways, asked = bench.net.links, dict(bench.net._ways), 0
+    everything = Network.everything
+
+    def counted(net: Network) -> frozenset[Owner]:
+        nonlocal asked
+        asked += 1
+        return everything(net)
+
+    monkeypatch.setattr(Network, "everything", counted)
+    with pytest.raises(ModelError, match="port leaf1:to-more0 is that of link"):
+        await bench.fabric.add_links([*links, links[0]])
+    assert (bench.net.links, bench.net._ways, bench.net.idle_links) == (before, ways, set())
+    assert not bench.net.links_at("more0")
+    assert asked == 0
+    await bench.fabric.add_links(links)
+    assert asked == 1
+    assert bench.net.links == (*before, *links)
+    assert bench.net.idle_links == {link.lower for link in links}
 
 
 async def test_an_edge_that_was_changed_without_its_server_is_so_after_a_restart(bench: Bench) -> None:
