@@ -19,7 +19,7 @@ from retinue.controller.state import State, Storable
 from retinue.controller.switches.installer import Installer, InstallReport
 from retinue.controller.switches.readback import SwitchSession
 from retinue.core.model import NIC, Network
-from retinue.core.model.fabric_checks import unused
+from retinue.core.model.fabric_checks import is_unused
 from retinue.core.model.network import Owner, Touched
 from retinue.core.model.uplinks import unreached_by
 from retinue.core.packets import tagged
@@ -226,16 +226,17 @@ class Context:
             return False
         switches = self.installer.switches
         silent = {one for one in concerned if one in switches and not switches[one].has_confirmed_of(owner)}
-        return not silent or silent <= self.spared(self._servers_of(owner))
+        return not silent or silent <= self.spared(silent, self._servers_of(owner))
 
-    def spared(self, servers: Iterable[str]) -> frozenset[str]:
-        """Switches, no edges, for which nobody waits of what goes to these servers: those that are as dead as
+    def spared(self, switches: Collection[str], servers: Iterable[str]) -> set[str]:
+        """Of these switches those, no edges, for which nobody waits of what goes to these servers: as dead as
         the servers that are fenced; leaves that are away, and by which these servers, which others reach, are
         not; those into which nothing comes. They are corrected when they are back, before they are used."""
         underlay = underlay_of(self.net)
         lost = (underlay.lost_with(server) for server in self.net.fenced)
         away = (leaf for leaf in unreached_by(self.net, servers) if not self.is_connected(leaf))
-        return frozenset().union(*lost, away, unused(self.net))
+        dead = frozenset[str]().union(*lost, away)
+        return {one for one in switches if one in dead or is_unused(self.net, one)}
 
     def _servers_of(self, owner: Owner) -> Collection[str]:
         vm = self.net.vms.get(owner.id) if owner.kind == "vm" else None

@@ -8,6 +8,8 @@ from sys import getsizeof
 import pytest
 
 from retinue.controller.context import MOST_UNDER_WAY, Context
+from retinue.controller.migrations import placing
+from retinue.core.migration import MigrationState
 from retinue.core.model import Network, PortStatus, Role
 from retinue.core.model.network import Owner
 from retinue.core.pipeline import compiler
@@ -212,3 +214,31 @@ def test_switches_are_found_by_their_role() -> None:
     net.add_switch(replace(net.switches["leaf1"], role=Role.SPINE))
     assert [s.id for s in net.with_role(Role.SPINE)] == ["spine1", "spine2", "leaf1"]
     assert [s.id for s in net.with_role(Role.LEAF)] == ["leaf2"]
+
+
+async def test_whom_a_migration_waits_for_is_asked_of_the_switches_concerned_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each time that a switch confirms it is asked which others have yet to, and may be out of use."""
+    asked: Counter[str] = Counter()
+    whether = placing.is_unused
+
+    def counted(net: Network, switch: str) -> bool:
+        asked[switch] += 1
+        return whether(net, switch)
+
+    monkeypatch.setattr(placing, "is_unused", counted)
+    fake = FakeNetwork(fabric(leaves=6), clock=lambda: 1000.0)
+    await fake.start()
+    add_vm(fake.net, 1, at=1)
+    orchestrator = fake.controller.orchestrator
+    id = orchestrator.start("vm1", target_server="server2", after_the_fact=True).id
+    here = BridgePort(0x32, "br0", "tap1", 3, PortStatus.UP, iface_id="vm1", attached_mac=vm_mac(1))
+    fake.controller.inventory.ports.changed([], [here])
+    await fake.settle()
+    assert (
+        orchestrator.migrations[id].state is MigrationState.CONFIRMED
+        or orchestrator.migrations[id].state.ended
+    )
+    assert asked.keys() <= {"edge1", "edge2", "leaf1", "leaf2", "spine1", "spine2"}
+    await fake.stop()

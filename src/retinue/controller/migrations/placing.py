@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any
 
 import structlog
@@ -121,7 +121,7 @@ class Placing:
         owner, told = Owner("vm", migration.vm), self._context.knowledge.has_been_told
         arrived = migration.state in ARRIVED
         back = {s for s in switches if switches[s].is_read and (arrived or told(owner, s))}
-        return set(self.concerned(migration)) - back - self._dead(id)
+        return self._waited_for(id, self.concerned(migration) - back)
 
     async def forward(self, id: str) -> None:
         """Before flow caches follow their tables packets still come the old way: none may overtake them.
@@ -179,7 +179,7 @@ class Placing:
         began = self._context.clock()
         diverts = change is fsm.PlacementChange.DIVERTED
         report = await self._context.install(
-            touched, near, lambda switch: diverts and self._can_wait(id) and switch not in self._dead(id)
+            touched, near, lambda switch: diverts and self._can_wait(id) and self._waited_for(id, {switch})
         )
         for switch, keys in report.changed.items():
             progress.changed[switch] = progress.changed.get(switch, frozenset()) | keys
@@ -198,15 +198,18 @@ class Placing:
 
     def unconfirmed(self, id: str) -> set[str]:
         """The switches that have yet to confirm what a migration has changed."""
-        missing = set(self._context.installer.pending(self._active[id].progress.changed))
-        return missing and missing - self._dead(id)  # Who is dead takes a look at all switches.
+        return self._waited_for(id, self._context.installer.pending(self._active[id].progress.changed))
 
-    def _dead(self, id: str) -> set[str]:
-        """The edges of fenced servers, and switches for which nobody waits of what goes to either end."""
+    def _waited_for(self, id: str, switches: Collection[str]) -> set[str]:
+        """Of these switches all but the edges of fenced servers, and what is dead with them; leaves that are
+        away, and by which neither end is reached; and those into which nothing comes. They are corrected when
+        they are back."""
+        if not switches:
+            return set()  # As most often: what is asked each time that a switch confirms looks at no other.
         net, migration = self._context.net, self._migrations.get(id)
         fenced = {net.servers[server].edge for server in net.fenced}
         ends = (migration.source, migration.target) if migration is not None else ()
-        return fenced | self._context.spared(ends)
+        return set(switches) - fenced - self._context.spared(switches, ends)
 
     def _unconfirmed(self, id: str, change: fsm.PlacementChange) -> set[str]:
         """The switches that have yet to confirm what this change of a migration waits for."""
@@ -221,7 +224,7 @@ class Placing:
         )
         if recovered and not may_be_away and change is not fsm.PlacementChange.SOURCE_CLOSED:
             waiting |= {switch for switch in concerned if not knowledge.knows(owner, switch)}
-        return waiting and waiting - self._dead(id)
+        return self._waited_for(id, waiting)
 
     def concerned(self, migration: Migration) -> frozenset[str]:
         """Switches with entries of this migration's VM."""

@@ -148,10 +148,12 @@ def forwards(net: NetworkView, switch: str) -> bool:
     return any(one.upper.switch == switch and one.lower not in net.idle_links for one in net.links_at(switch))
 
 
-def unused(net: NetworkView) -> set[str]:
-    """Switches, no edges, into which nothing comes; of routers of others it is not known."""
-    others = (one for role in (Role.LEAF, Role.SPINE, Role.CORE) for one in net.with_role(role))
-    return set() if net.over_routers else {one.id for one in others if not forwards(net, one.id)}
+def is_unused(net: NetworkView, switch: str) -> bool:
+    """True for a switch, no edge, into which nothing comes; of routers of others it is not known."""
+    known = net.switches.get(switch)
+    if known is None or known.role is Role.EDGE or net.over_routers:
+        return False
+    return not forwards(net, switch)
 
 
 def _servers_at(net: NetworkView, switch: str) -> set[str]:
