@@ -10,7 +10,7 @@ import pytest
 from retinue.controller.context import MOST_UNDER_WAY, Context
 from retinue.controller.migrations import placing
 from retinue.core.migration import MigrationState
-from retinue.core.model import Network, PortStatus, Role
+from retinue.core.model import Network, PortStatus, Role, fabric_checks
 from retinue.core.model.network import Owner
 from retinue.core.pipeline import compiler
 from retinue.core.pipeline.contributions import RECENT, Contribution
@@ -221,7 +221,7 @@ async def test_whom_a_migration_waits_for_is_asked_of_the_switches_concerned_alo
 ) -> None:
     """Each time that a switch confirms it is asked which others have yet to, and may be out of use."""
     asked: Counter[str] = Counter()
-    whether = placing.is_unused
+    whether = fabric_checks.is_unused
 
     def counted(net: Network, switch: str) -> bool:
         asked[switch] += 1

@@ -179,7 +179,9 @@ class Placing:
         began = self._context.clock()
         diverts = change is fsm.PlacementChange.DIVERTED
         report = await self._context.install(
-            touched, near, lambda switch: diverts and self._can_wait(id) and self._waited_for(id, {switch})
+            touched,
+            near,
+            lambda switch: diverts and self._can_wait(id) and bool(self._waited_for(id, {switch})),
         )
         for switch, keys in report.changed.items():
             progress.changed[switch] = progress.changed.get(switch, frozenset()) | keys

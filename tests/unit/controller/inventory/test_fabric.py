@@ -455,11 +455,13 @@ async def test_a_new_switch_that_is_not_there_yet_holds_up_no_migration(bench: B
         "edge1", "edge2", "leaf1", "leaf2", "spine1", "spine2",
     }  # fmt: skip
     placing = bench.controller.orchestrator._placing
-    assert placing._dead("migration-1") == {"spine9"}, "nor one that was there, and is not yet used"
+    switches = bench.net.switches.keys()
+    waited_for = placing._waited_for("migration-1", switches)
+    assert switches - waited_for == {"spine9"}, "nor one that was there, and is not yet used"
     await bench.comes()
     await bench.look()
     assert "spine9" in underlay_of(bench.net).concerned(both)
-    assert placing._dead("migration-1") == set()
+    assert placing._waited_for("migration-1", switches) == switches
 
 
 async def test_a_server_stays_while_a_migration_has_yet_to_end_there(bench: Bench) -> None:
