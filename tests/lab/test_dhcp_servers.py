@@ -14,7 +14,7 @@ from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology.topology_file import load
 from support.lab.leases import renewed_by_the_guest
 from support.lab.start import boot, lab_of
-from support.lab.tools import LabBench, at
+from support.lab.tools import LabBench, at, long
 
 pytestmark = pytest.mark.lab
 
@@ -22,7 +22,7 @@ SECONDS = 120
 """Of a lease: the least that dnsmasq grants. No test waits for its half."""
 
 
-@pytest.fixture(scope="module", params=["dnsmasq", "isc-dhcpd"])
+@pytest.fixture(scope="module", params=["dnsmasq", long("isc-dhcpd")])
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHandle]:
     topology = load()
     assert topology.dhcp is not None

@@ -117,6 +117,7 @@ async def test_who_was_first_is_known_to_whoever_takes_over(bench: LabBench, bot
     await bench.request("DELETE", "vnets/shop")
 
 
+@pytest.mark.long
 async def test_how_long_it_takes_until_the_first_new_flow_entry(bench: LabBench, both: Controllers) -> None:
     """From SIGKILL until a switch has an entry of a VM that was registered after it; told, not asserted."""
     active, standby = await roles(both)

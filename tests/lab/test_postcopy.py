@@ -192,6 +192,7 @@ async def test_a_way_that_breaks_in_the_middle_costs_the_vm_nothing_where_there_
     await all_is_right(target)
 
 
+@pytest.mark.long
 async def test_a_vm_for_which_there_is_no_other_way_in_time_has_crashed(
     bench: QemuBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from retinue_lab.topology.topology import OPENFLOW_PORT
 from support.lab.far_line import far_line
 from support.lab.health import calm, strip
 from support.lab.migrating import reaches
-from support.lab.tools import Events, LabBench, Picks, at, eventually, long
+from support.lab.tools import Events, LabBench, Picks, at, eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -338,11 +338,12 @@ async def test_a_controller_takes_nothing_from_a_switch_whose_neighbour_is_late(
     assert strip(await bench.flows("spine1")) == flows
 
 
-@pytest.mark.parametrize(("source", "target"), [("server2", "server3"), long("server3", "server2")])
+@pytest.mark.long
+@pytest.mark.parametrize(("source", "target"), [("server2", "server3"), ("server3", "server2")])
 async def test_a_controller_killed_while_a_vm_is_copied_costs_no_packet(
     bench: LabBench, source: str, target: str
 ) -> None:
-    """From the router's leaf to the other, and back."""
+    """From the router's leaf to the other, and back. (With a standby: test_high_availability.py.)"""
     if (await bench.vm("vm2"))["server"] != source:
         await bench.migration("vm2", target_server=source)
     async with bench.traffic(await bench.address("vm2")) as traffic, bench.events() as events:

@@ -42,6 +42,18 @@ async def test_an_expected_move_is_let_in_and_both_ends_can_talk(target: Transfe
     await come.close()
 
 
+async def test_an_agent_of_a_newer_release_is_let_in_whatever_it_says_besides(target: Transfer) -> None:
+    target.expect("migration-1", "server1")
+    newer = Transfer("server1")
+    here = await newer._connect(target.address, "migration-1", "server2", type="migrate", of_tomorrow=[1])
+    come = await target.arrival("migration-1")
+    await here.send_message("handed_over", of_tomorrow={})
+    assert (await come.receive_message())["type"] == "handed_over"
+    assert target.rejected == {}
+    await here.close()
+    await come.close()
+
+
 async def test_moves_under_way_at_the_same_time_are_kept_apart(target: Transfer) -> None:
     for number in (1, 2):
         target.expect(f"migration-{number}", f"server{number * 10}")
