@@ -266,21 +266,6 @@ async def test_decline_ends_a_binding(bench: LabBench) -> None:
     assert added["bindings"][0]["ip"] != two
 
 
-async def test_a_nak_ends_the_binding_it_refuses(bench: LabBench, kea: Json) -> None:
-    """The server no longer grants the address; its NAK ends the binding, and the old traffic stops."""
-    old = await bench.address("vm1")
-    kea["Dhcp4"]["subnet4"][0]["reservations"] = [{"hw-address": "52:54:00:aa:aa:aa", "ip-address": old}]
-    await bench.kea("config-set", kea)
-    async with bench.events() as events, bench.capture("dhcp", "eth0") as at_server:
-        await udhcpc(bench, "vm1", "USR1")
-        gone = await events.until("binding.removed", of_vm("vm1"))
-        assert (gone["ip"], gone["reason"]) == (old, "rejected by DHCP server dhcp")
-        await at_server.until(lambda f: dhcp_type(f.ether) == "nak")
-        await stopped(bench, "vm1", old)
-        added = await events.until("binding.added", of_vm("vm1"), after=gone)
-    assert added["bindings"][0]["ip"] != old
-
-
 async def test_a_binding_ends_with_its_lease(bench: LabBench, kea: Json) -> None:
     """A VM that does not renew loses its binding at the lease's end, and its traffic stops then."""
     address = await bench.address("vm2")
