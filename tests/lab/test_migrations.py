@@ -55,9 +55,8 @@ async def test_a_move_loses_doubles_and_reorders_nothing(bench: LabBench, pps: i
             migration = await bench.migration("vm1", target_server=target)
             assert migration["stopped_at"] <= migration["resumed_at"]
             assert [s["state"] for s in migration["steps"]].index("diverted") > 0
-        figures = await bench.unharmed(traffic)
+        figures = await bench.unharmed(traffic, in_order=True)
     assert figures.sent > 2 * pps
-    assert figures.reordered == 0
 
 
 @pytest.mark.long
@@ -74,11 +73,10 @@ async def test_at_several_thousand_packets_a_second_nothing_is_lost(bench: LabBe
     async with bench.traffic(address, pps=pps) as traffic:
         for target in ("server2", "server1", "server3"):
             await bench.migration("vm1", target_server=target)
-        figures = await bench.unharmed(traffic)
+        figures = await bench.unharmed(traffic, in_order=True)
     print(f"{figures}, after {calm}", file=sys.stderr)
     assert figures.sent > 2 * pps
     assert figures.achieved_pps > 0.95 * pps
-    assert figures.reordered == 0
 
 
 @pytest.mark.parametrize(
@@ -115,11 +113,10 @@ async def test_what_a_late_leaf_sends_by_the_old_way_is_not_overtaken(bench: Lab
             finally:
                 bench.kill("server1-vswitchd", signal.SIGCONT)
             await reaches(events, migration, "done")
-            figures = await bench.unharmed(traffic)
-        gave_up, told = told, _looked_for_too_long(bench)
+            gave_up, told = told, _looked_for_too_long(bench)
+            figures = await bench.unharmed(traffic, in_order=told == gave_up)
         if told == gave_up:
             assert figures.sent > 500
-            assert figures.reordered == 0
             return
         await go_home(bench, VMS)
     pytest.skip("the caches were held back for longer than any source looks, each time")
@@ -198,9 +195,8 @@ async def test_a_vm_that_never_stops_writing_moves_by_postcopy_and_no_packet_is_
             assert record["figures"]["postcopy_remaining"] == 0
             pause = (record["resumed_at"] - record["stopped_at"]) * 1000
             print(f"post-copy: pause {pause:.0f} ms, passes {record['figures']['passes']}", file=sys.stderr)
-        figures = await bench.unharmed(traffic)
+        figures = await bench.unharmed(traffic, in_order=True)
         assert figures.sent > 500
-        assert figures.reordered == 0
         await nothing_is_wrong(bench)
 
 
@@ -299,8 +295,8 @@ async def test_two_vms_may_change_places_at_once(bench: LabBench) -> None:
         first, second = await begin(bench, "vm1", "server2"), await begin(bench, "vm2", "server1")
         await reaches(events, first, "done")
         await reaches(events, second, "done")
-        figures = [await bench.unharmed(traffic) for traffic in (to_first, to_second)]
-    assert all(of.sent > 100 and of.reordered == 0 for of in figures), figures
+        figures = [await bench.unharmed(traffic, in_order=True) for traffic in (to_first, to_second)]
+    assert all(of.sent > 100 for of in figures), figures
     assert await bench.machines("vm1") == ["server2"]
     assert await bench.machines("vm2") == ["server1"]
     assert await bench.ping("vm1", await bench.address("vm2"))

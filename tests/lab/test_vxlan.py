@@ -60,9 +60,8 @@ async def test_a_vm_migrates_there_and_back_under_traffic(bench: LabBench) -> No
     for target, leaf in (("server2", "leaf2"), ("server3", "leaf3"), ("server1", "leaf1")):
         async with bench.traffic(address, pps=PPS) as traffic:
             await bench.migration("vm1", target_server=target)
-            figures = await bench.unharmed(traffic)
+            figures = await bench.unharmed(traffic, in_order=True)
         print(f"to {target}: {figures}")
-        assert figures.reordered == 0
         (route,) = await bench.flows("leaf4", "table=35", f"nw_dst={address} ")
         assert f"set_field:{endpoint(bench, leaf).ip}->tun_dst" in route
         assert await bench.ping("vm1", other), "it is reached from where it is"

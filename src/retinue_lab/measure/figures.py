@@ -74,6 +74,8 @@ class Traffic:
     """Replies beyond the first to the same request."""
     reordered: int
     """First replies that came after the reply to a later request."""
+    reordered_requests: int
+    """Requests that the guest got after a later one. What else is reordered was overtaken as a reply."""
     longest_gap_ms: float
     """Longest time without any reply, between two replies."""
     longest_answer_ms: float
@@ -104,6 +106,9 @@ def analyse(record: Record) -> Traffic:
         lost_requests=max(0, lost - _lost_replies(record.arrivals)),
         duplicated=duplicated,
         reordered=reordered,
+        reordered_requests=sort_out((arrival.sequence, arrival) for arrival in as_received(record.arrivals))[
+            2
+        ],
         longest_gap_ms=max(gaps, default=0) / NS_PER_MS,
         longest_answer_ms=max(delays, default=0) / NS_PER_MS,
         achieved_pps=(len(record.sent) - 1) / (span / 1e9) if span else 0.0,
@@ -127,6 +132,11 @@ def sort_out(arrivals: Iterable[tuple[int, T]]) -> tuple[dict[int, T], int, int]
         reordered += number < highest
         highest = max(highest, number)
     return first, duplicated, reordered
+
+
+def as_received(arrivals: Iterable[Arrival]) -> list[Arrival]:
+    """In the order in which the guest got the requests that they answer."""
+    return sorted(arrivals, key=lambda arrival: arrival.counter)
 
 
 def _lost_replies(arrivals: Sequence[Arrival]) -> int:

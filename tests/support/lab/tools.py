@@ -29,7 +29,7 @@ from retinue_lab.network import credentials
 from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology.topology import CONTROLLER, DHCP, OPENFLOW_PORT, SANDBOX, Topology
 from support.lab import still_threads
-from support.lab.losses import lost_spans
+from support.lab.losses import lost_spans, overtaken, overtaken_requests
 from support.lab.programs import popen_in
 from support.lab.watch import Capture, Lines
 
@@ -39,6 +39,9 @@ Picks = Callable[[Json], bool]
 PATIENCE = 120.0
 """Longest wait, in seconds, for something that takes well under a second on an idle machine."""
 BOOT_PATIENCE = 120.0
+
+FOUND_LATE = ("old_way_in_use", "mark_not_come", "too_many_marks", "not_drained", "not_quiet", "unreadable")
+"""In the logs of controller and agents: what was on its way was waited for no longer."""
 
 _DOORMAN = """
 import array, socket, sys
@@ -354,17 +357,24 @@ class LabBench:
         finally:
             await echoes.end()
 
-    async def unharmed(self, traffic: Echoes) -> Traffic:
-        """End the traffic; none was lost or doubled. Else it is told when, in the story of the migrations."""
+    async def unharmed(self, traffic: Echoes, *, in_order: bool = False) -> Traffic:
+        """End the traffic; none was lost or doubled, nor overtaken if it is to be `in_order`. Else it is told
+        when, in the story of the migrations, and which way; and what the controller and agents found late."""
         figures, record = await traffic.end()
-        if figures.lost or figures.duplicated:
+        if figures.lost or figures.duplicated or (in_order and figures.reordered):
             migrations = (await self.get("migrations"))["migrations"]
-            said = [str(figures), *story(record, migrations)]
+            said = [str(figures), *story(record, migrations), *self._found_late()]
             for node in sorted({switch.node for switch in self.topology.switches}):
                 counts = await self.run(node, "ovs-appctl", "dpif-netdev/pmd-stats-show")
                 said += [f"{node}: {line.strip()}" for line in counts.splitlines() if "failed upcall" in line]
             raise AssertionError("\n".join(said))
         return figures
+
+    def _found_late(self) -> list[str]:
+        """Lines of the logs that say that somebody did not wait any longer for what was on its way."""
+        logs = sorted((self.lab.directory / "logs").glob("*.log"))
+        told = ((log.stem, line) for log in logs for line in log.read_text(errors="replace").splitlines())
+        return [f"{name}: {line}" for name, line in told if any(word in line for word in FOUND_LATE)]
 
     @contextlib.asynccontextmanager
     async def captures(self, *locations: tuple[str, str, str]) -> AsyncIterator[list[Capture]]:
@@ -417,7 +427,7 @@ class LabBench:
 
 
 def story(record: Record, migrations: list[Json]) -> list[str]:
-    """When each lost request was sent: after which step of which migration."""
+    """When each lost or overtaken request was sent: after which step of which migration."""
     steps = [(0.0, "the beginning")]
     for migration in migrations:
         steps += [(step["at"], f"{migration['id']} was {step['state']}") for step in migration["steps"]]
@@ -426,11 +436,17 @@ def story(record: Record, migrations: list[Json]) -> list[str]:
             for at in ("stopped_at", "resumed_at")
             if migration.get(at)
         ]
+    there = overtaken_requests(record)
+    harmed = [(first, last, f"{number} lost") for first, last, number in lost_spans(record)]
+    harmed += [
+        (at, at, f"1 overtaken as a {'request' if at in there else 'reply'}")
+        for at in sorted({*overtaken(record), *there})
+    ]
     told = []
-    for first, last, number in lost_spans(record):
+    for first, last, harm in harmed:
         at, step = max(known for known in steps if known[0] <= first)
         told.append(
-            f"{number} lost, sent from {(first - at) * 1000:.1f} to {(last - at) * 1000:.1f} ms after {step}"
+            f"{harm}, sent from {(first - at) * 1000:.1f} to {(last - at) * 1000:.1f} ms after {step}"
         )
     return told
 

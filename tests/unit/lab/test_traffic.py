@@ -20,7 +20,7 @@ from retinue_lab.measure.capture import WatchedPort, noise, sniff_argv
 from retinue_lab.measure.figures import Arrival, Record, StreamMessage, analyse, sort_out
 from retinue_lab.measure.sniff import KIND_OF_PACKET, Instruction, filter_for
 from retinue_lab.measure.traffic import HEADER, MAGIC, Run
-from support.lab.losses import lost_spans
+from support.lab.losses import lost_spans, overtaken, overtaken_requests
 
 MS = 1_000_000
 START = 1_700_000_000 * 1000 * MS
@@ -71,6 +71,18 @@ def test_a_late_reply_is_reordered() -> None:
     assert (traffic.duplicated, traffic.reordered, traffic.lost) == (0, 2, 0)
 
 
+def test_a_late_request_is_told_from_a_late_reply() -> None:
+    """The guest got 1 after 3, and its answer to 8 came after that to 9."""
+    run = record([0, 2, 3, 1, 4, 5, 6, 7, 9, 8])
+    run = replace(
+        run, arrivals=[*run.arrivals[:8], Arrival(9, START + 10 * MS, 9), Arrival(8, START + 11 * MS, 8)]
+    )
+    traffic = analyse(run)
+    assert (traffic.reordered, traffic.reordered_requests) == (2, 1)
+    assert overtaken(run) == [START / 1e9 + 0.001, START / 1e9 + 0.008]
+    assert overtaken_requests(run) == {START / 1e9 + 0.001}
+
+
 def test_lost_after_counts_those_sent_later_only() -> None:
     run = record([0, 1, 3, 4, 6, 7, 8])
     assert run.lost_after(0) == 3
@@ -102,6 +114,8 @@ def test_the_figures_add_up_whatever_arrives(sequences: list[int]) -> None:
     assert sum(count for _, _, count in lost_spans(run)) == traffic.lost == run.lost_after(0)
     firsts = list(dict.fromkeys(sequences))
     assert (traffic.reordered == 0) == all(a < b for a, b in itertools.pairwise(firsts))
+    assert len(overtaken(run)) == traffic.reordered
+    assert len(overtaken_requests(run)) == traffic.reordered_requests
     assert 0 <= traffic.lost_requests <= traffic.lost
 
 
