@@ -300,6 +300,8 @@ class MigrationOrchestrator:
         """Take one step and carry its effects out. Raises MigrationError for an event that does not fit."""
         _, before = self.get(id)
         migration, effects = checked(before, event, self._context.clock())
+        if isinstance(event, fsm.SourceStopped):
+            self._active[id].progress.quiet.set()
 
         def carry_out() -> None:
             for effect in effects:

@@ -126,12 +126,15 @@ class Placing:
     async def forward(self, id: str) -> None:
         """Before flow caches follow their tables packets still come the old way: none may overtake them.
 
-        Where the source looks itself whether any does, it is waited for; not for ever, for those that come
-        after the VM has stopped are lost without.
+        Where the source looks itself whether any does, or may do so, as far as a controller knows that has
+        taken the migration over, it is waited for; not for ever, for those that come after the VM has stopped
+        are lost without.
         """
         await asyncio.sleep(CACHE_LAG)
         active = self._active.get(id)
-        if active is not None and active.progress.watched:
+        if active is not None and (
+            active.progress.watched or (active.progress.recovered and self._can_wait(id))
+        ):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(QUIET_LIMIT):
                     await active.progress.quiet.wait()

@@ -16,12 +16,14 @@ def placement_of(vm: VM, migration: Migration, change: PlacementChange) -> VM:
             )
         case PlacementChange.DIVERTED | PlacementChange.FORWARDED | PlacementChange.COPIED:
             paused = migration.stopped_at is not None and migration.resumed_at is None
+            # To divert is not to forward: the VM runs at the source, and may still wait for what comes there.
+            forwards = migration.diverted and (change is not PlacementChange.DIVERTED or vm.forwarded_from)
             return replace(
                 vm,
                 server=migration.target,
                 host=migration.target_host,
                 also=frozenset({migration.source}),
-                forwarded_from=migration.source if migration.diverted or paused else "",
+                forwarded_from=migration.source if forwards or paused else "",
                 copied_to=migration.source if paused else "",
             )
         case PlacementChange.SOURCE_CLOSED:

@@ -59,6 +59,30 @@ def test_one_that_does_not_look_is_forwarded_from_at_once() -> None:
     virtual_time.run(story())
 
 
+@pytest.mark.parametrize("says", ["converged", "stopped"])
+def test_a_controller_that_takes_over_forwards_nothing_while_the_source_may_look(says: str) -> None:
+    """The one before knew that it does; this one is told so when the source asks again, or never."""
+
+    async def story() -> None:
+        world = await converging()
+        world.say("converged")
+        await watching(world)
+        await world.kill()
+        for what in world.things_to_come():
+            world.comes(what)
+        await asyncio.sleep(1.0)
+        world.reachable({2})
+        assert not forwards(world)
+        world.say(says)
+        if says == "converged":
+            assert (await world.answer("converged")).copies_from
+        await asyncio.sleep(0.1)
+        assert forwards(world)
+        await world.fake.stop()
+
+    virtual_time.run(story())
+
+
 def test_a_source_that_is_silent_is_not_waited_for_for_ever() -> None:
     async def story() -> None:
         world = await converging()
