@@ -326,7 +326,8 @@ class Controller:
             case Reason.UNPLACED:
                 self.held_packets.came(switch, message.in_port, message.frame)
             case Reason.EXPIRED:
-                self.gateway.expired(switch, message.in_port, message.frame)
+                if not self.orchestrator.old_ways.heard(switch, message.frame):
+                    self.gateway.expired(switch, message.in_port, message.frame)
             case Reason.TOO_BIG:
                 self.gateway.too_big(switch, message.in_port, message.frame)
             case Reason.SPOOFED_MAC if self.mac_changes.seen(switch, message.in_port, message.frame):

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from pathlib import Path
 
 import structlog
@@ -52,7 +52,8 @@ class FlowCache:
         flow = ""
         try:
             async with asyncio.timeout(limit), self._daemon() as daemon:
-                async for found in _flows_to(ports, copies_from, daemon):
+                async for cached in _looks(daemon):
+                    found = [flow for flow in cached if leads_to(ports, flow, copies_from)]
                     if not found:
                         return True
                     flow = found[0]
@@ -72,9 +73,17 @@ class FlowCache:
     async def given(self, ports: Collection[str], limit: float = LIMIT) -> Mapping[str, str] | None:
         """Each cached flow that leads to one of these ports, with the packets that have come by it; None if
         nobody can tell. A flow that has gone counts as another: what came by it last is not known."""
+        return await self._counted(lambda flow: leads_to(ports, flow), limit)
+
+    async def taken(self, ports: Collection[str], limit: float = LIMIT) -> Mapping[str, str] | None:
+        """The same of each cached flow that comes from one of these ports. Between two answers the daemon
+        reads each of its ports once at the least: where they are the same, nothing has waited there."""
+        return await self._counted(lambda flow: comes_from(ports, flow), limit)
+
+    async def _counted(self, counts: Callable[[str], bool], limit: float) -> Mapping[str, str] | None:
         try:
             async with asyncio.timeout(limit), self._daemon() as daemon:
-                found = await anext(_flows_to(ports, "", daemon))
+                found = [flow for flow in await anext(_looks(daemon)) if counts(flow)]
         except (TimeoutError, OvsdbError, ProtocolError, OSError) as error:
             log.warning("flow_cache.unreadable", error=str(error), instead="a migration waits a fixed time")
             return None
@@ -108,8 +117,8 @@ class FlowCache:
             daemon.close()
 
 
-async def _flows_to(ports: Collection[str], copies_from: str, daemon: Connection) -> AsyncIterator[list[str]]:
-    """At each look the cached flows that lead to one of the ports."""
+async def _looks(daemon: Connection) -> AsyncIterator[list[str]]:
+    """At each look the cached flows."""
     datapaths: list[tuple[str, ...]] = [()]  # The only one, as a rule: it need not be named.
     while True:
         try:
@@ -119,7 +128,7 @@ async def _flows_to(ports: Collection[str], copies_from: str, daemon: Connection
                 raise
             datapaths = [(name,) for name in (await _asked(daemon, "dpctl/dump-dps")).split()]
             continue
-        yield [flow for text in cached for flow in text.splitlines() if leads_to(ports, flow, copies_from)]
+        yield [flow for text in cached for flow in text.splitlines()]
 
 
 async def _asked(daemon: Connection, command: str, *words: str) -> str:
@@ -139,8 +148,14 @@ def leads_to(ports: Collection[str], flow: str, copies_from: str = "") -> bool:
     return any(_names(port, actions) and not _names(f"in_port({port})", match) for port in ports)
 
 
+def comes_from(ports: Collection[str], flow: str) -> bool:
+    """Whether a cached flow is of frames that come from one of the ports."""
+    match, _, _ = flow.partition("actions:")
+    return any(_names(f"in_port({port})", match) for port in ports)
+
+
 def _names(what: str, text: str) -> bool:
     return what in text and re.search(rf"(?<![\w.-]){re.escape(what)}(?![\w.-])", text) is not None
 
 
-__all__ = ["FlowCache", "leads_to"]
+__all__ = ["FlowCache", "comes_from", "leads_to"]

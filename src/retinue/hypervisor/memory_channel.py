@@ -41,6 +41,8 @@ class Channel:
         HypervisorError: there is none, or not yet."""
         self.before_memory: Callable[[], Awaitable[None]] | None = None
         """Done before the first of the memory is received; what it raises `receive` does."""
+        self.before_handover: Callable[[], Awaitable[None]] | None = None
+        """Done before the other end may run the VM, which stands still meanwhile. Raises nothing."""
 
     async def send_memory(self, nbytes: bytes | memoryview) -> None:
         """Send up to LONGEST_MEMORY bytes; no bytes mark the end of the memory."""
@@ -53,6 +55,11 @@ class Channel:
 
     async def send_message(self, type: str, **more: Any) -> None:
         await self._send(MESSAGE, json.dumps({"type": type, **more}).encode())
+
+    async def may_hand_over(self) -> None:
+        """Return when the other end may run the VM."""
+        if self.before_handover is not None:
+            await self.before_handover()
 
     async def receive(self) -> bytes | dict[str, Any]:
         """Memory, b"" where it ends, or a message. Raises ChannelError."""

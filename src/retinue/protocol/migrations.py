@@ -198,6 +198,10 @@ class ReportBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     """With `converged`: the source looks itself whether anything still comes by the old way. The answer comes
     when what had left for the source before has come there. Nothing is forwarded from the source until it
     says `converged` without this."""
+    sent: bool = False
+    """With `stopped`, said once more: the source's switch has sent on all that it got from the VM. The answer
+    comes when that has come so far that what the VM sends from the target does not overtake it; the target
+    may run the VM then."""
     frames: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_COUNT)] = 0
     """With `rolled_back` and `target_closed`: the frames that had come to the VM's port at this server."""
     waiting: Annotated[list[Frame], msgspec.Meta(max_length=MOST_AT_ONCE)] = []

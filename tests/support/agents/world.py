@@ -211,6 +211,8 @@ class FakeHypervisor:
         """Its end is sudden: the source is told nothing."""
         self.stops_early = False
         """It has stopped the VM before anything was diverted."""
+        self.waits_for_sent = False
+        """It hands the VM over when what that has sent is on its way: others do so at once."""
         self.broken = ""
         """Why no machine can be made."""
         self.reported: list[str] = []
@@ -268,6 +270,8 @@ class FakeHypervisor:
                 source.now = RunState.PAUSED
                 on_event(Stopped(source.spec.id, 100.0))
             await self._reach("stop")
+            if self.waits_for_sent:
+                await channel.may_hand_over()
             source.now = RunState.MOVED
             given = True
             postcopy = divert is not None and options.postcopy is not Postcopy.NEVER
@@ -370,6 +374,8 @@ class FakePorts:
         self.given_so_far: list[str] | None = None
         """What each look finds that the switch has handed out, the last one again and again; None: nobody can
         tell."""
+        self.taken_so_far: list[str] | None = None
+        """The same of what it has taken."""
         self.plugged: set[str] = set()
         self.macs: dict[str, str] = {}
 
@@ -395,6 +401,12 @@ class FakePorts:
             return None
         self.world.note(f"{self.server}: look")
         return {"a flow": self.given_so_far.pop(0) if len(self.given_so_far) > 1 else self.given_so_far[0]}
+
+    async def taken(self, taps: Collection[str], /) -> Mapping[str, str] | None:
+        if self.taken_so_far is None:
+            return None
+        self.world.note(f"{self.server}: look at what is taken")
+        return {"a flow": self.taken_so_far.pop(0) if len(self.taken_so_far) > 1 else self.taken_so_far[0]}
 
     async def until_bypassed(self, taps: Collection[str], copies_from: str, /) -> bool:
         self.bypassed.append((*taps, copies_from))
@@ -434,6 +446,8 @@ class FakeRest:
         """How many reports are not received."""
         self.rejects = self.silent = ""
         """Two kinds of report: one that is rejected, and one that is never answered."""
+        self.gone: asyncio.Event | None = None
+        """Set when what a stopped VM has sent is on its way; None: it is. That it is waited for is noted."""
         self.streams: asyncio.Queue[list[ControllerEvent] | ControllerAwayError] = asyncio.Queue()
         self.since: asyncio.Queue[int | None] = asyncio.Queue()
 
@@ -453,6 +467,11 @@ class FakeRest:
             raise ControllerAwayError("hung up")
         if event == self.rejects:
             raise RejectedError("does not fit")
+        if body.get("sent"):
+            if self.gone is not None:
+                self.world.note(f"{self.server} asks what has become of it")
+                await self.gone.wait()
+            return {}
         more = {name: value for name, value in body.items() if name != "event"}
         self.memory_at = more.pop("memory_at", self.memory_at)
         took: dict[str, int] = {name: more.pop(name) for name in ("image_ms", "machine_ms") if name in more}

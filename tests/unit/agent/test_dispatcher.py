@@ -731,6 +731,39 @@ async def test_a_source_does_not_wait_for_ever_for_what_still_comes(
     assert reports(await bench.step("start_copy"))[-2:] == ["converged", "stopped"]
 
 
+async def test_a_vm_is_handed_over_when_what_it_has_sent_is_on_its_way(bench: TwoServers) -> None:
+    """This server's switch has nothing of it any more, and then the controller says so of the fabric."""
+    await bench.prepared()
+    bench.source.hypervisor.waits_for_sent = True
+    bench.source.ports.taken_so_far = ["7", "9", "9"]
+    bench.source.rest.gone = asyncio.Event()
+    going = asyncio.create_task(bench.step("start_copy"))
+    while "server1 asks what has become of it" not in bench.world.log:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    told = bench.world.take()
+    assert reports(told)[-1] == "stopped"
+    assert [line for line in told if "look at" in line] == ["server1: look at what is taken"] * 3
+    assert bench.world.running("web") == []
+    bench.source.rest.gone.set()
+    assert "server2 tells migration-1 resumed" in str(await going)
+    assert bench.world.running("web") == ["server2"]
+
+
+@pytest.mark.parametrize("late", ["its switch", "the controller"])
+async def test_a_vm_does_not_stand_still_for_long_for_what_it_has_sent(
+    bench: TwoServers, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    monkeypatch.setattr("retinue.agent.migration.source.GONE_LIMIT", 0.02)
+    await bench.prepared()
+    bench.source.hypervisor.waits_for_sent = True
+    if late == "its switch":
+        bench.source.ports.taken_so_far = [str(count) for count in range(100_000)]
+    else:
+        bench.source.rest.gone = asyncio.Event()
+    assert "server2 tells migration-1 resumed" in str(await bench.step("start_copy"))
+    assert bench.world.running("web") == ["server2"]
+
+
 async def test_a_vm_that_stands_still_already_waits_for_no_look(bench: TwoServers) -> None:
     """Copies come for as long as it does, so none would find the same as the one before."""
     await bench.prepared()

@@ -73,6 +73,18 @@ class VMReports:
         except ControllerError as error:
             raise HypervisorError(f"its traffic is not diverted: {error}") from error
 
+    async def until_gone(self, vm: str, migration: str, at: float, limit: float) -> None:
+        """Report once more that the VM has stopped, what it has sent having left this server; returns when it
+        has come so far that what it sends from its target does not overtake it, or after `limit` seconds.
+
+        Raises HypervisorError.
+        """
+        body = {"event": Report.STOPPED, "at": at, "sent": True}
+        try:
+            await self._reports.ask(vm, Route.REPORT_MIGRATION.path(migration), body, limit)
+        except ControllerError as error:
+            raise HypervisorError(f"nobody knows where what it has sent is: {error}") from error
+
     async def until_returned(self, vm: str, migration: str) -> str:
         """Returns when the VM's traffic goes to the source again, at a target that is given up.
 

@@ -36,6 +36,8 @@ from retinue.hypervisor import (
 )
 from retinue.protocol.migrations import MigrationRecord, Report
 
+GONE_LIMIT = 0.5
+"""Seconds that a VM stands still at the most for what it has sent to be on its way."""
 OLD_WAY_LIMIT = 0.5
 """Seconds in which nothing must come any more by the old way. What is for the VM waits at its target, and a
 tap's queue has room for twice as long."""
@@ -78,10 +80,11 @@ class SourceEnd:
     async def _send(self, vm: LocalVM, migration: MigrationRecord, machine: LocalMachine) -> None:
         stays = True
         """As far as known: it has not been brought there, or the hypervisor said that it runs here again."""
-        stopped = False
+        gone: asyncio.Task[None] | None = None
+        """Once it has stopped: until what it has sent is on its way."""
 
         def hear(event: Event) -> None:
-            nonlocal stays, stopped
+            nonlocal stays, gone
             match event:
                 case Copying() if not vm.by_hand:
                     self._reports.of_migration(
@@ -97,10 +100,15 @@ class SourceEnd:
                     # Nothing gives it back, though some of its memory is here yet.
                     self._learn(vm, GivenAway(migration.id))
                 case Stopped() if not vm.by_hand:
-                    stopped = True
                     self._reports.of_migration(vm.id, migration.id, Report.STOPPED, at=event.at)
+                    work = self._until_gone(vm.id, migration.id, event.at, machine.spec.ports)
+                    gone = asyncio.create_task(work, name=f"{migration.id}: what {vm.id} has sent")
                 case MigrationFailed():
                     stays, vm.queued_frames = True, event.queued_frames
+
+        async def until_gone() -> None:
+            if gone is not None:
+                await gone
 
         try:
             id, target, far = migration.id, migration.target, migration.far
@@ -109,6 +117,7 @@ class SourceEnd:
             transfer = self._transfer.towards(far)
             channel = await transfer.connect(migration.memory_at, id, target)
             channel.again = partial(transfer.connect_again, migration.memory_at, id, target)
+            channel.before_handover = until_gone
             stays = False
             more: dict[str, Any] = {}
             if self._authority.prepares_source:
@@ -116,7 +125,7 @@ class SourceEnd:
             # A manager's machine may have been made by an agent before this one: it knows its disks itself.
             if machine.spec.private_disks or self._authority.prepares_source:
                 more["open_disk"] = self._disk_opener(migration)
-            divert = None if vm.by_hand else self._divert_for(vm, migration, lambda: not stopped)
+            divert = None if vm.by_hand else self._divert_for(vm, migration, lambda: gone is None)
             channel.compress = migration.compress
             options = CopyOptions(migration.postcopy, migration.compress)
             wanted = migration.wanted_downtime
@@ -148,6 +157,10 @@ class SourceEnd:
                 total_ms=round(result.total_ms, 1),
                 downtime_ms=round(result.downtime_ms, 1),
             )
+
+        finally:
+            if gone is not None:
+                gone.cancel()
 
     def _over(self, vm: LocalVM, migration: MigrationRecord, stays: bool, reason: str = "") -> None:
         self._learn(vm, Stays(migration.id, reason) if stays else GivenAway(migration.id))
@@ -181,6 +194,23 @@ class SourceEnd:
                 log.warning("migration.old_way_in_use", vm=vm, limit_s=OLD_WAY_LIMIT)
                 return
             before = now
+
+    async def _until_gone(self, vm: str, migration: str, at: float, taps: Collection[str]) -> None:
+        """Return when what a VM that has stopped sent before cannot be overtaken by what it sends from its
+        target: this server's switch has nothing of it any more, and it is past where the two ways part.
+
+        It is looked for while the last of its memory goes over. Where it takes long the VM goes on all the
+        same: to stand still is worse.
+        """
+        try:
+            async with asyncio.timeout(GONE_LIMIT) as limit:
+                before = await self._switch.taken(taps)
+                while before is not None and (now := await self._switch.taken(taps)) != before:
+                    before = now
+                await self._reports.until_gone(vm, migration, at, GONE_LIMIT)
+        except (TimeoutError, HostError) as error:
+            reason = f"not within {GONE_LIMIT:g} s" if limit.expired() else str(error)
+            log.warning("migration.not_seen_to_go", vm=vm, reason=reason)
 
     def _disk_opener(self, migration: MigrationRecord) -> OpenDisk:
         async def open_disk(number: int) -> Channel:

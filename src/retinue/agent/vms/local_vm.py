@@ -43,6 +43,9 @@ class Switch(Protocol):
         """What it has handed out at these taps so far, in whatever terms: another when there was more since.
         None where nobody can tell."""
 
+    async def taken(self, taps: Collection[str], /) -> Mapping[str, str] | None:
+        """The same of what it has taken from them: between two that are the same nothing has waited there."""
+
     async def until_followed(self) -> None:
         """Return when it forwards by all that it was told, or nobody can tell. HostError when it does not."""
 
@@ -54,6 +57,9 @@ class UnknownSwitch(Switch):
         return False
 
     async def given(self, taps: Collection[str], /) -> Mapping[str, str] | None:
+        return None
+
+    async def taken(self, taps: Collection[str], /) -> Mapping[str, str] | None:
         return None
 
     async def until_followed(self) -> None:

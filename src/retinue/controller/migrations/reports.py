@@ -212,11 +212,13 @@ class MigrationReports:
                 sent += self._context.send_frame(edge, port.number, found[1])
         return sent
 
-    async def answer(self, id: str, report: Report, *, watching: bool = False) -> ReportAnswer:
+    async def answer(
+        self, id: str, report: Report, *, watching: bool = False, sent: bool = False
+    ) -> ReportAnswer:
         """The answer to a report that has just been taken (`on_report`), when the agent may have it.
 
-        `watching`: see protocol.migrations.ReportBody. Raises MigrationError when `converged` cannot be
-        answered: the VM must not stop then.
+        `watching`, `sent`: see protocol.migrations.ReportBody. Raises MigrationError when `converged` cannot
+        be answered: the VM must not stop then.
         """
         active, migration = self._steps.get(id)
         if migration.state is not MigrationState.DIVERTED or report not in AWAITED:
@@ -248,6 +250,8 @@ class MigrationReports:
         if not migration.diverted:
             # Open vSwitch's flow cache follows its tables, and with them the confirmation, a little later.
             await asyncio.sleep(CACHE_LAG)
+        if sent:
+            await self._old_ways.gone(migration)
         return ReportAnswer(self._steps.get(id)[1].state)
 
     def _let_source_open(self, id: str) -> Migration:

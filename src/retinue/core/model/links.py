@@ -194,7 +194,7 @@ def _pods(spines: dict[str, set[str]]) -> list[tuple[set[str], set[str]]]:
 def links_between(net: NetworkView, start: str, end: str) -> list[list[tuple[Link, bool]]]:
     """The sound links that a packet may take from one switch to another, without a detour: up (True) until
     both are reached, and down. Those of one list at the same distance."""
-    links = [link for link in net.links if is_sound(net, link) and link.lower not in net.idle_links]
+    links = _in_use(net)
     rising, ending = [{start}], [{end}]
     while not rising[-1] & ending[-1]:
         for levels in (rising, ending):
@@ -210,3 +210,18 @@ def links_between(net: NetworkView, start: str, end: str) -> list[list[tuple[Lin
     up = [of(lower, upper, upwards=True) for lower, upper in pairwise(rising)]
     down = [of(lower, upper, upwards=False) for lower, upper in pairwise(ending)]
     return [*up, *reversed(down)]
+
+
+def links_up(net: NetworkView, start: str) -> list[list[tuple[Link, bool]]]:
+    """The sound links that a packet may take up from a switch, each True; those of one list at the same
+    distance."""
+    found: list[list[tuple[Link, bool]]] = []
+    links, level = _in_use(net), {start}
+    while above := [link for link in links if link.lower.switch in level]:
+        found.append([(link, True) for link in above])
+        level = {link.upper.switch for link in above}
+    return found
+
+
+def _in_use(net: NetworkView) -> list[Link]:
+    return [link for link in net.links if is_sound(net, link) and link.lower not in net.idle_links]

@@ -304,7 +304,8 @@ class LibvirtOutgoing:
         self._throttle.set_window(LARGEST_STEP)
         self._throttle.release_qemu_end()
         # Both at once: when all RAM has gone QEMU answers nobody before the rest has been read.
-        await self._unless_failed(both(self._let_converge(), self._pass_on(self._throttle)), may_end=True)
+        passing = self._pass_on_and_hand_over(self._throttle)
+        await self._unless_failed(both(self._let_converge(), passing), may_end=True)
         await self._unless_failed(asyncio.shield(self._libvirt), may_end=True)
 
     def _stopped(self, at: float) -> None:
@@ -365,6 +366,18 @@ class LibvirtOutgoing:
     async def _pass_on(self, throttle: Throttle, step: int = LARGEST_STEP) -> None:
         while chunk := await throttle.read(step):
             await self._channel.send_memory(chunk)
+        await self._channel.send_memory(b"")
+
+    async def _pass_on_and_hand_over(self, throttle: Throttle) -> None:
+        """The same; the last of it when the target may run the VM, which it cannot without."""
+        last = b""
+        while chunk := await throttle.read(LARGEST_STEP):
+            if last:
+                await self._channel.send_memory(last)
+            last = chunk
+        await self._channel.may_hand_over()
+        if last:
+            await self._channel.send_memory(last)
         await self._channel.send_memory(b"")
 
     def _hang_up(self) -> None:

@@ -6,8 +6,9 @@
     3. divert its traffic to the target, where it waits (`divert`), and drain what is on its way here.
     4. QEMU is read without limit, and stops the VM when nothing remains; what was written meanwhile goes
        over. (A newer QEMU has to be told to stop it.)
-    5. When QEMU has sent all of it the target is told that the VM is its own. Until then the source may run
-       it again, from then on never: so it cannot run twice, whoever fails.
+    5. When QEMU has sent all of it, and what the VM has sent is on its way (`Channel.before_handover`), the
+       target is told that the VM is its own. Until then the source may run it again, from then on never: so
+       it cannot run twice, whoever fails.
 
 Where pre-copy does not come to an end that is good enough, and post-copy is allowed, the VM is stopped and
 handed over with what is left: 1 to 3 as above, then `postcopy`.
@@ -177,6 +178,7 @@ class _Outgoing:
 
     async def _hand_over(self, **how: bool) -> float:
         """Tell the target that the VM is its own; returns since when it runs there."""
+        await unless(self._failed, self.channel.may_hand_over())
         self.handed_over = True
         await self.channel.send_message("handed_over", **how)
         answer = await (self.channel.receive_message() if self._answers is None else self._answers.message())

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from retinue.controller.counters import Count
 from retinue.controller.link_changes import LinkLost
 from retinue.controller.migrations import old_ways
 from retinue.core.forwarding.fabric import End
@@ -136,6 +137,52 @@ def test_the_answer_comes_when_a_mark_has_come_over_each_link_of_the_old_way(
         assert heard(to, frame)
         assert not heard(to, frame[:-1] + b"\1")
         assert (await answer).state is MigrationState.DIVERTED
+        await world.fake.stop()
+
+    virtual_time.run(story())
+
+
+@pytest.mark.parametrize(
+    ("held", "after"), [(("edge1", "leaf1"), 1), (("leaf1", "spine1"), 3), (("leaf1", "spine2"), 3)]
+)
+def test_the_target_runs_the_vm_when_a_mark_has_followed_what_the_vm_has_sent(
+    held: tuple[str, str], after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the uplink of the source first, and then up from its leaf: beyond, both ways are the same."""
+    monkeypatch.setattr(old_ways, "PATIENCE", 60.0)
+
+    async def story() -> None:
+        world = await converging()
+        for report in ("converged", "stopped"):
+            world.say(report)
+            await asyncio.sleep(0.1)
+        peer_of = world.fake.fabric.peer_of
+        waiting: list[tuple[str, int, bytes]] = []
+        sent: list[tuple[str, str]] = []
+
+        def held_back(switch: str, port: int, frame: bytes) -> End | None:
+            end = peer_of(switch, port, frame)
+            if end is None or switch.startswith("spine"):
+                return end  # A spine sends marks back, too.
+            sent.append((switch, end[0]))
+            if sent[-1] == held and not waiting:
+                waiting.append((*end, frame))
+                return "nowhere", 0
+            return end
+
+        world.fake.fabric.add("nowhere")
+        world.fake.fabric.peer_of = held_back  # type: ignore[method-assign]
+        reports = world.fake.controller.orchestrator.reports
+        answer = asyncio.create_task(reports.answer(MIGRATION, Report.STOPPED, sent=True))
+        await asyncio.sleep(5.0)
+        assert not answer.done()
+        assert len(sent) == after
+        (came,) = waiting
+        world.fake.send(*came)
+        assert (await answer).state is MigrationState.DIVERTED
+        assert sent[:3] == [("edge1", "leaf1"), ("leaf1", "spine1"), ("leaf1", "spine2")]
+        counters = world.fake.controller.context.counters
+        assert not counters[Count.EXPIRED_ANSWERED] + counters[Count.EXPIRED_UNANSWERED]
         await world.fake.stop()
 
     virtual_time.run(story())

@@ -53,6 +53,32 @@ async def test_the_memory_is_read_while_qemu_is_told_to_converge(major: int, tol
     assert qemu.asked[qemu.asked.index("divert") :] == [*told, "query-migrate"]
 
 
+async def test_the_vm_is_handed_over_when_it_may_be_with_all_of_it_there() -> None:
+    """What it has sent is on its way by then: that is looked for meanwhile."""
+    qemu = FakeQemu()
+    here, there = await channel_pair()
+    asked, may = asyncio.Event(), asyncio.Event()
+
+    async def until_gone() -> None:
+        asked.set()
+        await may.wait()
+
+    async def divert(taps: Collection[str]) -> bool:
+        qemu.may_stop = True
+        return True
+
+    here.before_handover = until_gone
+    taking = asyncio.create_task(target(there))
+    going = asyncio.create_task(run_outgoing(qemu, here, lambda event: None, divert))  # type: ignore[arg-type]
+    await asked.wait()
+    assert qemu.remaining == 0
+    done, _ = await asyncio.wait({going, taking}, timeout=0.05)
+    assert not done, "it is handed over before"
+    may.set()
+    await going
+    assert 0 in await taking
+
+
 async def test_the_target_is_told_how_much_will_wait_for_the_vm_before_it_is_diverted() -> None:
     qemu = FakeQemu()
     here, there = await channel_pair()

@@ -110,8 +110,8 @@ def handlers(controller: Controller) -> Handlers:
         orchestrator.reports.on_report(
             id, reported.event, reported.at, cut(reported.reason), reported.memory_at, reported.frames, by
         )
-        watching = reported.watching
-        return answer(await orchestrator.reports.answer(id, reported.event, watching=watching))
+        how = {"watching": reported.watching, "sent": reported.sent}
+        return answer(await orchestrator.reports.answer(id, reported.event, **how))
 
     return {
         Route.LIST_MIGRATIONS: all_migrations,

@@ -111,5 +111,9 @@ class Underlay(Protocol):
         """The links that a packet for a VM may be on, on its way to the source, after it has left the first
         switch that knows of the target: those of one list at the same time, each upwards (True) or down."""
 
+    def ways_up(self, server: str) -> Sequence[Sequence[tuple[Link, bool]]]:
+        """The links that what comes from the server may be on, from its leaf up to where each way to others
+        may go on from; as `old_ways`."""
+
     def stages(self, changed: Mapping[str, Collection[object]], near: Near) -> list[list[str]]:
         """The switches of `changed` in the order they must be told, those of one list at the same time."""

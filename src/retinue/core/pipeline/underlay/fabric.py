@@ -22,7 +22,7 @@ from itertools import product
 
 from retinue.core.model import IP, Link, Mac, Prefix, Role, Server, Subinterface, Switch
 from retinue.core.model.families import in_use
-from retinue.core.model.links import links_above, links_between
+from retinue.core.model.links import links_above, links_between, links_up
 from retinue.core.model.network import Network, Owner
 from retinue.core.model.uplinks import has_several, open_links
 from retinue.core.model.ways import ways_by, wider_ways
@@ -333,6 +333,11 @@ class LeafSpine:
         if start is None or end is None:
             return ()
         return links_between(self.net, start[0], end[0])
+
+    def ways_up(self, server: str) -> Sequence[Sequence[tuple[Link, bool]]]:
+        """What comes from another leaf meets it at a spine, at a core if it is from another pod."""
+        start = self.attachment(server)
+        return () if start is None else links_up(self.net, start[0])
 
     def stages(self, changed: Mapping[str, Collection[object]], near: Near) -> list[list[str]]:
         told = {switch for group in near for switch in group}
