@@ -13,13 +13,14 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
 
 import structlog
 
 from retinue.core.packets import EtherType
 from retinue.host.errors import HostError
+from retinue.host.packet_sockets import until_taken
 from retinue.southbound.ovsdb import Connection, OvsdbError, ProtocolError
 
 LIMIT = 1.0
@@ -52,8 +53,7 @@ class FlowCache:
         flow = ""
         try:
             async with asyncio.timeout(limit), self._daemon() as daemon:
-                async for cached in _looks(daemon):
-                    found = [flow for flow in cached if leads_to(ports, flow, copies_from)]
+                async for found in _flows_to(ports, copies_from, daemon):
                     if not found:
                         return True
                     flow = found[0]
@@ -73,22 +73,18 @@ class FlowCache:
     async def given(self, ports: Collection[str], limit: float = LIMIT) -> Mapping[str, str] | None:
         """Each cached flow that leads to one of these ports, with the packets that have come by it; None if
         nobody can tell. A flow that has gone counts as another: what came by it last is not known."""
-        return await self._counted(lambda flow: leads_to(ports, flow), limit)
-
-    async def taken(self, ports: Collection[str], limit: float = LIMIT) -> Mapping[str, str] | None:
-        """The same of each cached flow that comes from one of these ports. Between two answers the daemon
-        reads each of its ports once at the least: where they are the same, nothing has waited there."""
-        return await self._counted(lambda flow: comes_from(ports, flow), limit)
-
-    async def _counted(self, counts: Callable[[str], bool], limit: float) -> Mapping[str, str] | None:
         try:
             async with asyncio.timeout(limit), self._daemon() as daemon:
-                found = [flow for flow in await anext(_looks(daemon)) if counts(flow)]
+                found = await anext(_flows_to(ports, "", daemon))
         except (TimeoutError, OvsdbError, ProtocolError, OSError) as error:
             log.warning("flow_cache.unreadable", error=str(error), instead="a migration waits a fixed time")
             return None
         counted = (flow.partition(", packets:") for flow in found)
         return {match: count.partition(",")[0] for match, _, count in counted}
+
+    async def until_taken(self, ports: Collection[str]) -> None:
+        """Return when the switch has taken all that has come in at these ports. Raises HostError."""
+        await until_taken(ports)
 
     async def until_followed(self, limit: float = FOLLOW_LIMIT) -> None:
         """Return when all of the cache is as the tables are now, or where nobody can tell: that is logged.
@@ -117,8 +113,8 @@ class FlowCache:
             daemon.close()
 
 
-async def _looks(daemon: Connection) -> AsyncIterator[list[str]]:
-    """At each look the cached flows."""
+async def _flows_to(ports: Collection[str], copies_from: str, daemon: Connection) -> AsyncIterator[list[str]]:
+    """At each look the cached flows that lead to one of the ports."""
     datapaths: list[tuple[str, ...]] = [()]  # The only one, as a rule: it need not be named.
     while True:
         try:
@@ -128,7 +124,7 @@ async def _looks(daemon: Connection) -> AsyncIterator[list[str]]:
                 raise
             datapaths = [(name,) for name in (await _asked(daemon, "dpctl/dump-dps")).split()]
             continue
-        yield [flow for text in cached for flow in text.splitlines()]
+        yield [flow for text in cached for flow in text.splitlines() if leads_to(ports, flow, copies_from)]
 
 
 async def _asked(daemon: Connection, command: str, *words: str) -> str:
@@ -148,14 +144,8 @@ def leads_to(ports: Collection[str], flow: str, copies_from: str = "") -> bool:
     return any(_names(port, actions) and not _names(f"in_port({port})", match) for port in ports)
 
 
-def comes_from(ports: Collection[str], flow: str) -> bool:
-    """Whether a cached flow is of frames that come from one of the ports."""
-    match, _, _ = flow.partition("actions:")
-    return any(_names(f"in_port({port})", match) for port in ports)
-
-
 def _names(what: str, text: str) -> bool:
     return what in text and re.search(rf"(?<![\w.-]){re.escape(what)}(?![\w.-])", text) is not None
 
 
-__all__ = ["FlowCache", "comes_from", "leads_to"]
+__all__ = ["FlowCache", "leads_to"]

@@ -374,8 +374,8 @@ class FakePorts:
         self.given_so_far: list[str] | None = None
         """What each look finds that the switch has handed out, the last one again and again; None: nobody can
         tell."""
-        self.taken_so_far: list[str] | None = None
-        """The same of what it has taken."""
+        self.taken: asyncio.Event | None = None
+        """Set when nothing waits at a tap for the switch; None: nothing does."""
         self.plugged: set[str] = set()
         self.macs: dict[str, str] = {}
 
@@ -402,11 +402,10 @@ class FakePorts:
         self.world.note(f"{self.server}: look")
         return {"a flow": self.given_so_far.pop(0) if len(self.given_so_far) > 1 else self.given_so_far[0]}
 
-    async def taken(self, taps: Collection[str], /) -> Mapping[str, str] | None:
-        if self.taken_so_far is None:
-            return None
-        self.world.note(f"{self.server}: look at what is taken")
-        return {"a flow": self.taken_so_far.pop(0) if len(self.taken_so_far) > 1 else self.taken_so_far[0]}
+    async def until_taken(self, taps: Collection[str], /) -> None:
+        if self.taken is not None:
+            self.world.note(f"{self.server}: waits for {', '.join(taps)}")
+            await self.taken.wait()
 
     async def until_bypassed(self, taps: Collection[str], copies_from: str, /) -> bool:
         self.bypassed.append((*taps, copies_from))

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,23 +191,6 @@ async def test_it_tells_what_has_come_by_the_flows_that_lead_there(folder: Path)
     assert found[3] != found[0]
     assert found[4] not in (found[0], found[3])
     assert found[5] == {}
-
-
-async def test_it_tells_what_it_has_taken_from_a_port(folder: Path) -> None:
-    """By whichever flow, be it dropped; what comes from other ports, or goes there, is none of it."""
-    sent = "recirc_id(0),in_port({}),eth(src={}), packets:{}, bytes:1, used:1.0s, actions:{}"
-    forged = partial(sent.format, "tap-vm1", "02:00:00:00:00:09")
-    here = [sent.format("tap-vm1", "52:54:00:00:00:01", 3, "up0"), forged(1, "drop")]
-    others = [sent.format("tap-vm10", "52:54:00:00:00:10", 5, "up0"), TO_IT.format("tap-vm1")]
-    more = [here[0], forged(2, "drop")]
-    async with Daemon(folder, [here, [*others, *here], more, others]):
-        cache = FlowCache(folder)
-        found = [await cache.taken(["tap-vm1"]) for _ in range(4)]
-    assert found[0] == found[1]
-    assert found[0] is not None
-    assert sorted(found[0].values()) == ["1", "3"]
-    assert found[2] not in (None, found[0])
-    assert found[3] == {}
 
 
 async def test_of_a_daemon_that_does_not_answer_nobody_can_tell_what_it_gave(folder: Path) -> None:

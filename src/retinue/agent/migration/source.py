@@ -204,9 +204,7 @@ class SourceEnd:
         """
         try:
             async with asyncio.timeout(GONE_LIMIT) as limit:
-                before = await self._switch.taken(taps)
-                while before is not None and (now := await self._switch.taken(taps)) != before:
-                    before = now
+                await self._switch.until_taken(taps)
                 await self._reports.until_gone(vm, migration, at, GONE_LIMIT)
         except (TimeoutError, HostError) as error:
             reason = f"not within {GONE_LIMIT:g} s" if limit.expired() else str(error)

@@ -43,8 +43,8 @@ class Switch(Protocol):
         """What it has handed out at these taps so far, in whatever terms: another when there was more since.
         None where nobody can tell."""
 
-    async def taken(self, taps: Collection[str], /) -> Mapping[str, str] | None:
-        """The same of what it has taken from them: between two that are the same nothing has waited there."""
+    async def until_taken(self, taps: Collection[str], /) -> None:
+        """Return when it has taken all that has come in at these taps. HostError: nobody can tell."""
 
     async def until_followed(self) -> None:
         """Return when it forwards by all that it was told, or nobody can tell. HostError when it does not."""
@@ -59,8 +59,8 @@ class UnknownSwitch(Switch):
     async def given(self, taps: Collection[str], /) -> Mapping[str, str] | None:
         return None
 
-    async def taken(self, taps: Collection[str], /) -> Mapping[str, str] | None:
-        return None
+    async def until_taken(self, taps: Collection[str], /) -> None:
+        return
 
     async def until_followed(self) -> None:
         return
