@@ -188,6 +188,32 @@ def test_the_target_runs_the_vm_when_a_mark_has_followed_what_the_vm_has_sent(
     virtual_time.run(story())
 
 
+def test_between_leaves_that_tunnels_join_a_mark_goes_over_the_uplink_alone() -> None:
+    async def story() -> None:
+        world = RestartWorld((1, 2, 1), 1, 2, over_ip=True)
+        await world.begin_copying()
+        for report in ("converged", "stopped"):
+            world.say(report)
+            await asyncio.sleep(0.1)
+        context = world.fake.controller.context
+        sent, peer_of = list[tuple[str, str]](), world.fake.fabric.peer_of
+
+        def seen(switch: str, port: int, frame: bytes) -> End | None:
+            end = peer_of(switch, port, frame)
+            sent.append((switch, "" if end is None else end[0]))
+            return end
+
+        world.fake.fabric.peer_of = seen  # type: ignore[method-assign]
+        reports = world.fake.controller.orchestrator.reports
+        answer = reports.answer(MIGRATION, Report.STOPPED, sent=True)
+        await asyncio.wait_for(answer, old_ways.PATIENCE / 2)
+        assert sent == [("edge1", "leaf1")]
+        assert not context.counters[Count.EXPIRED_ANSWERED] + context.counters[Count.EXPIRED_UNANSWERED]
+        await world.fake.stop()
+
+    virtual_time.run(story())
+
+
 def test_a_mark_that_never_comes_holds_nothing_up_for_long() -> None:
     async def story() -> None:
         world = await converging()

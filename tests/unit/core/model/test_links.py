@@ -247,6 +247,22 @@ def test_between_two_leaves_are_the_links_by_each_spine() -> None:
     assert ways(fabric(over_ip=True), "leaf1", "leaf2") == []
 
 
+def test_up_from_a_leaf_are_its_sound_links_and_those_on_to_cores() -> None:
+    def found(net: Network, leaf: str) -> list[list[str]]:
+        levels = links.links_up(net, leaf)
+        assert all(upwards for level in levels for _, upwards in level)
+        return [sorted(f"{one.lower.switch} {one.upper.switch}" for one, _ in level) for level in levels]
+
+    net = fabric()
+    assert found(net, "leaf1") == [["leaf1 spine1", "leaf1 spine2"]]
+    net.lose_link(link(net, "leaf1", "spine2")[0], "nothing comes in")
+    assert found(net, "leaf1") == [["leaf1 spine1"]]
+    spines, cores = found(fabric(4, 2, cores=2), "leaf1")
+    assert {one.split()[0] for one in cores} == {one.split()[1] for one in spines}
+    assert {one.split()[1] for one in cores} == {"core1", "core2"}
+    assert found(fabric(over_ip=True), "leaf1") == []
+
+
 def test_between_two_pods_they_go_by_each_core_and_within_one_by_none() -> None:
     net = fabric(4, 2, cores=2)
     up, over, beyond, to_leaf = ways(net, "leaf1", "leaf2")
