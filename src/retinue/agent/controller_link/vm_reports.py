@@ -77,11 +77,14 @@ class VMReports:
         """Report once more that the VM has stopped, what it has sent having left this server; returns when it
         has come so far that what it sends from its target does not overtake it, or after `limit` seconds.
 
-        Raises HypervisorError.
+        It waits for no earlier report of the VM: whichever comes first says that it has stopped. Raises
+        HypervisorError.
         """
         body = {"event": Report.STOPPED, "at": at, "sent": True}
         try:
-            await self._reports.ask(vm, Route.REPORT_MIGRATION.path(migration), body, limit)
+            await self._reports.ask(
+                f"{vm}: what it has sent", Route.REPORT_MIGRATION.path(migration), body, limit
+            )
         except ControllerError as error:
             raise HypervisorError(f"nobody knows where what it has sent is: {error}") from error
 
