@@ -2,16 +2,20 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from scapy.layers.dhcp6 import DUID_EN, DHCP6_Renew, DHCP6_Reply, DHCP6OptIA_NA
 
+from retinue.core.content import CHUNK_BYTES
 from retinue.host.taps import tap_name
+from retinue_lab.network import agents
 from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology import topology_file
 from retinue_lab.topology.topology import SANDBOX
@@ -29,6 +33,7 @@ PPS = {FIRST: 400, FIRST6: 200, SECOND: 400}
 """Requests a second to each."""
 GATEWAY = "10.1.0.254"
 OUTSIDE, LICENCES = "203.0.113.9", 4433
+IMAGE_CHUNKS = 24
 JUST = 0.5
 """Seconds that are just before something."""
 NICS = [
@@ -283,6 +288,29 @@ async def test_names_of_both_domains_are_found_at_either(bench: LabBench, there:
                 return await named(one, name) == its
 
             await eventually(is_found)
+
+
+async def test_an_image_of_the_other_domain_is_fetched_by_its_name(
+    bench: LabBench, there: LabBench, tmp_path: Path
+) -> None:
+    """Two servers of domain a at once, by TLS, of one that b has: about one copy comes between them."""
+    file = tmp_path / "base.raw"
+    file.write_bytes(os.urandom(IMAGE_CHUNKS * CHUNK_BYTES + 77))
+    retinue = (sys.executable, "-P", "-m", "retinue.cli.main", "image", "publish")
+    at = ("--url", there.topology.controller_url)
+    await there.run("server3", *retinue, str(file), "base-1", "--server", "server3", *at)
+    assert "there is no domain c" in await bench.cli("image", "fetch", "base-1", "--from", "c", fails=True)
+    asked = ("--to", "server1", "--to", "server2", "--base", "--wait", "--timeout", "300")
+    said = await bench.cli("image", "fetch", "base-1", *asked)
+    print(said)
+    for server in ("server1", "server2"):
+        made = agents.folder(Path(bench.lab.directory), server) / "content" / "base" / "base-1"
+        assert made.read_bytes() == file.read_bytes()
+    row = await bench.get("images/base-1")
+    assert (row["origin"], row["publisher"]) == ("b/server3", (await there.get("images/base-1"))["publisher"])
+    between = sum(held["origins"].get("b/server3", 0) for held in row["held"])
+    assert file.stat().st_size <= between < 1.7 * file.stat().st_size
+    assert (await there.get("images"))["rejected"] == (await bench.get("images"))["rejected"] == {}
 
 
 async def test_a_lease_goes_along_and_is_renewed_at_home(bench: LabBench, there: LabBench) -> None:

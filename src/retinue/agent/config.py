@@ -112,6 +112,8 @@ class DomainTable(ConfigTable, frozen=True):
     """The file with its authority."""
     listen: str
     """Where its agents bring VMs: host:port, another than that for the own domain."""
+    images: bool = False
+    """Its agents fetch our images there, and images are fetched from theirs."""
 
 
 class AloneTable(ConfigTable, frozen=True):
@@ -201,7 +203,8 @@ def _contradiction(config: AgentConfig) -> str:
     if config.alone is not None or not config.controller:
         return _contradiction_alone(config)
     if config.content.cache:
-        kept = {"[vm]": config.vm, "[libvirt]": config.libvirt, "[[domain]]": config.domain}
+        other = [domain.id for domain in config.domain if not domain.images]
+        kept = {"[vm]": config.vm, "[libvirt]": config.libvirt, "[[domain]] without `images`": other}
         if found := [name for name, table in kept.items() if table]:
             return f"content.cache: a cache runs no VMs: leave out {', '.join(found)}"
         return ""

@@ -101,6 +101,11 @@ async def _serve(config: AgentConfig) -> None:
     rest = ControllerClient(config.controller, credentials, agent_of=config.server)
     await transfer.start(*config.endpoint)
     content = _content(config, folder, rest, transfer, credentials)
+    for domain in config.domain:
+        other = secured(config.server, replace(credentials, ca=Path(domain.ca)))
+        other.visitors = content.far(domain.id) if domain.images else None
+        await other.start(*endpoint(domain.listen))
+        transfer.domains[domain.id] = other
     if config.content.cache:
         await _serve_cache(config, rest, transfer, content)
         return
@@ -109,10 +114,6 @@ async def _serve(config: AgentConfig) -> None:
     runs = runner(config, folder / "vms", made)
     disk_folder = Path(config.disk_folder) if config.disk_folder else folder / "disks"
     disks = LocalDisks(disk_folder, content, [Path(one) for one in config.disk_paths])
-    for domain in config.domain:
-        other = secured(config.server, replace(credentials, ca=Path(domain.ca)))
-        await other.start(*endpoint(domain.listen))
-        transfer.domains[domain.id] = other
     dispatcher = Dispatcher(
         config.server,
         rest,
@@ -243,10 +244,12 @@ def _content(
         config.server,
         store,
         rest,
-        transfer.open,
+        transfer.open_anywhere,
         lambda: transfer.address,
         credentials.ca,
         cache=config.content.cache,
+        domains={domain.id: Path(domain.ca) for domain in config.domain if domain.images},
+        doors=lambda: {one.id: transfer.domains[one.id].address for one in config.domain if one.images},
     )
     transfer.visitors = content
     return content

@@ -154,6 +154,9 @@ def fetch(
     segment: Annotated[
         str, typer.Option(metavar="FIRST-LAST", help="Only these chunks, of 1 MiB each, from 0.")
     ] = "",
+    domain: Annotated[
+        str, typer.Option("--from", metavar="DOMAIN", help="Of another domain, by its id.")
+    ] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Until all of them hold it, with progress.")] = False,
     timeout: options.Timeout = None,
 ) -> None:
@@ -163,9 +166,12 @@ def fetch(
     Example:
       retinue image fetch debian-12 --to server2 --to server3 --wait
       retinue image fetch debian-12 --to server2 --segment 0-63
+      retinue image fetch debian-13 --from b --to server1
     """
     client = at.client()
     body = {"servers": to or [], "pin": pin, "base": base, "segment": _segment(segment)}
+    if domain:  # A controller of an older version knows no such field.
+        body["domain"] = domain
     answer = client.ask(Route.FETCH_IMAGE, name, body=body)
     servers = answer["servers"]
     if not wait:

@@ -168,6 +168,7 @@ class Controller:
             self.context,
             self.orchestrator,
             self.mobility,
+            self.images,
             lambda name, kind: self.inventory.name_free(name, kind),
             self.inventory.forget_vm,
             self._give_back,

@@ -169,7 +169,7 @@ class Config(ConfigTable, frozen=True):
                 prefixes = tuple(network(prefix) for prefix in domain.prefixes)
                 id = entity_id(domain.id, "a domain")
                 peer = Peer(id, domain.gateway, domain.tunnel, prefixes, domain.match, domain.names)
-                net.put_peer(replace(peer, storage=domain.storage))
+                net.put_peer(replace(peer, storage=domain.storage, images=domain.images))
         except ModelError as error:
             raise ConfigError(str(error)) from error
         return net

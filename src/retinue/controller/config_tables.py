@@ -217,6 +217,8 @@ class DomainTable(ConfigTable, frozen=True):
     """Its zone of DNS is ours, too: each of the two answers for the names of both."""
     storage: bool = False
     """Storage frames (FCoE) go by the tunnel, between a VM that is away and its home's forwarder."""
+    images: bool = False
+    """Images that are published there may be fetched here, and ours there, by their names."""
 
 
 class ClusterTable(ConfigTable, frozen=True):

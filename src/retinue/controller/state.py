@@ -26,7 +26,7 @@ from retinue.core.model.pairs import AddressPair
 from retinue.core.model.storage import FcLogin
 from retinue.core.placement import Entity, Placement
 from retinue.core.placement.bookings import Booking
-from retinue.protocol.images import SignedManifest
+from retinue.protocol.images import SignedManifest, domain_of
 from retinue.protocol.vms import VMState
 from retinue.steady_clock import ClockAnchor
 
@@ -159,12 +159,18 @@ class Image:
 
     signed: SignedManifest
     origin: str
+    """A server; of an image of another domain DOMAIN/SERVER."""
     publisher: str
     """Whose signature it has; "" where none is asked for."""
 
     @property
     def name(self) -> str:
         return self.signed.name
+
+    @property
+    def domain(self) -> str:
+        """Where it was published; "": here."""
+        return domain_of(self.origin)
 
 
 @dataclass(frozen=True, slots=True)

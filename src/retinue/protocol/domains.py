@@ -1,6 +1,6 @@
 """What the controllers of two domains say to each other, as typed records.
 
-Each has a listener for the other, of five paths; docs/domains.md has the order of what is said. Who speaks
+Each has a listener for the other, of six paths; docs/domains.md has the order of what is said. Who speaks
 is known by the door: it lets in whom the other domain's authority calls a controller, and nobody else.
 
     POST /peer/v1/matches                 Match       ->  Offer
@@ -8,6 +8,7 @@ is known by the door: it lets in whom the other domain's authority calls a contr
     POST /peer/v1/migrations/{id}/words   Word        ->  Heard      {id}: the listener's own
     POST /peer/v1/removals                Removed     ->  {}
     POST /peer/v1/names                   NamesAsked  ->  Names
+    POST /peer/v1/images                  ImageAsked  ->  ImageFound
 """
 
 from enum import StrEnum
@@ -26,6 +27,7 @@ from retinue.core.limits import (
 from retinue.core.migration import MigrationState
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.core.placement.scores import FARTHEST
+from retinue.protocol.images import SignedManifest
 from retinue.protocol.migrations import LONGEST_DOWNTIME_MS
 from retinue.protocol.mobility import Share, Size
 
@@ -34,8 +36,11 @@ PREPARE_PATH = "/peer/v1/migrations"
 WORDS_PATH = "/peer/v1/migrations/{id}/words"
 REMOVALS_PATH = "/peer/v1/removals"
 NAMES_PATH = "/peer/v1/names"
+IMAGES_PATH = "/peer/v1/images"
 MOST_NAMES, LONGEST_VERSION, LONGEST_ZONE = 10_000, 16, 255
 LONGEST_MARK, MOST_GUEST_ADDRESSES, LONGEST_REASON = 32, 16, 500
+MOST_IMAGE_HOLDERS = 8
+"""That one domain names to another."""
 LONGEST_OPTIONS = 2048
 """Hexadecimal digits of an option field, or of a client identifier."""
 
@@ -222,6 +227,27 @@ class Names(msgspec.Struct, frozen=True, omit_defaults=True):
     version: Annotated[str, msgspec.Meta(max_length=LONGEST_VERSION)]
     names: Annotated[list[DomainName], msgspec.Meta(max_length=MOST_NAMES)] | None = None
     """All of them; None: it is the version that is known."""
+
+
+class ImageAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Have you published an image of this name, and who hands it on?"""
+
+    name: Id
+
+
+class ImageHolder(msgspec.Struct, frozen=True):
+    """A server of the domain that answers, whose agent hands chunks on to the other's agents."""
+
+    server: Id
+    address: Address
+
+
+class ImageFound(msgspec.Struct, frozen=True):
+    manifest: SignedManifest
+    """What the name means, with the signature of a manager of the domain that answers."""
+    origin: Id
+    """The server where it was published."""
+    holders: Annotated[list[ImageHolder], msgspec.Meta(max_length=MOST_IMAGE_HOLDERS)] = []
 
 
 SAID_BY_SOURCE = frozenset(

@@ -26,6 +26,8 @@ MOST_SERVERS = 4096
 """Servers that one order names."""
 
 Name = Annotated[str, msgspec.Meta(max_length=LONGEST_ID)]
+Place = Annotated[str, msgspec.Meta(max_length=2 * LONGEST_ID + 1)]
+"""A server; of another domain as DOMAIN/SERVER."""
 Servers = Annotated[list[Name], msgspec.Meta(max_length=MOST_SERVERS)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_COUNT)]
 
@@ -79,6 +81,8 @@ class FetchImageBody(msgspec.Struct, forbid_unknown_fields=True):
     """Make a file of it there, too."""
     segment: tuple[Count, Count] | None = None
     """Only these chunks, of 1 MiB each: the first and the last, from 0."""
+    domain: Name = ""
+    """Where it is published, if not here; "": each domain is asked whose images are fetched."""
 
 
 class UnpinBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -100,7 +104,7 @@ class HeldImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: Annotated[str, msgspec.Meta(max_length=LONGEST_REASON)] = ""
     rate: Annotated[float, msgspec.Meta(ge=0, le=LARGEST_COUNT)] = 0.0
     """Bytes a second in this fetch so far."""
-    origins: dict[Name, Count] = {}
+    origins: dict[Place, Count] = {}
     """Bytes fetched in the last fetch, by the server they came from."""
     fallbacks: Count = 0
     """Chunks that the origin was asked for, although others have them."""
@@ -149,15 +153,24 @@ class ImagesBody(msgspec.Struct, forbid_unknown_fields=True):
     images: Annotated[list[HeldImage], msgspec.Meta(max_length=MOST_IMAGES)] = []
     store: StoreUse = StoreUse()
     upkeep: Upkeep = Upkeep()
-    faults: dict[Name, Count] = {}
+    faults: dict[Place, Count] = {}
     """By server: chunks with a wrong digest that came from there, since this agent started."""
     fetched: ChunkTimes = ChunkTimes()
+    doors: dict[Name, Annotated[str, msgspec.Meta(max_length=LONGEST_ADDRESS)]] = {}
+    """By domain: where its agents fetch from this one. Left out where there is none: a controller of an older
+    version knows no such field."""
+
+
+def domain_of(place: str) -> str:
+    """Of a server as an image's origins and holders are named; "": this domain."""
+    return place.partition("/")[0] if "/" in place else ""
 
 
 class HolderRecord(msgspec.Struct, frozen=True):
     """One who may be asked for chunks."""
 
     server: str
+    """Of another domain: DOMAIN/SERVER."""
     address: str
     near: bool = False
     """It is at the leaf of the server that asks."""
@@ -168,4 +181,5 @@ class ImageRecord(msgspec.Struct, frozen=True):
 
     manifest: SignedManifest
     origin: str
+    """Of an image of another domain DOMAIN/SERVER: then that domain's authority vouches for its publisher."""
     holders: list[HolderRecord] = []

@@ -62,8 +62,9 @@ ca = "{shown.ca}"
 certificate = "{shown.certificate}"
 key = "{shown.key}"
 """
+    domains = "".join(_domain(topology, server, id, ca) for id, (_, ca) in others.items())
     if server in {cache.id for cache in topology.cache}:
-        return f"{head}{tls}\n[content]\ncache = true\n"
+        return f"{head}{tls}\n[content]\ncache = true\n{domains}"
     guest = ensure_guest(kind=guest_kind(topology))
     memory = "" if topology.forwarder is None else f"memory_mib = {STORAGE_MIB}\n"
     runs = next(part.hypervisor for part in topology.server if part.id == server)
@@ -79,7 +80,7 @@ append_with_ipv6 = "ip6={{ipv6}}"
 append_without_ipv6 = "ipv6.disable=1"
 append_each_nic = "nic{{nic}}={{ipv4}} nic{{nic}}ip6={{ipv6}}"
 {memory}{_libvirt(topology, server) if runs == LIBVIRT else _WRAPPED}\
-{"".join(_domain(topology, server, id, ca) for id, (_, ca) in others.items())}"""
+{domains}"""
 
 
 def _domain(topology: Topology, server: str, id: str, ca: Path) -> str:
@@ -88,6 +89,7 @@ def _domain(topology: Topology, server: str, id: str, ca: Path) -> str:
 id = "{id}"
 ca = "{ca}"
 listen = "{topology.management_addresses[server].ip}:{DOMAIN_PORT}"
+images = true
 """
 
 

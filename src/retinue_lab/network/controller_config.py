@@ -161,6 +161,7 @@ def _gateway_tables(topology: Topology, part: GatewayPart, own: object, others: 
         ca=str(ca),
         prefixes=[str(prefix) for prefix in other.prefixes],
         names=bool(topology.zone) and topology.zone == other.zone,
+        images=True,
     )
 
 

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from retinue.agent.content.service import ContentService
+from retinue.agent.content.service import NO_DOMAINS, ContentService
 from retinue.agent.content.store import Store
 from retinue.agent.content.wire import Word, send_bytes
 from retinue.agent.migration.peer import Transfer
@@ -81,11 +82,17 @@ class ImageController:
 class ImageAgents:
     """Agents on this machine; `close` ends them all."""
 
-    def __init__(self, folder: Path, ca: Path | None = None, patience: Patience = QUICK) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ca: Path | None = None,
+        patience: Patience = QUICK,
+        domains: Mapping[str, Path] = NO_DOMAINS,
+    ) -> None:
         self.controller = ImageController()
         self.services: dict[str, ContentService] = {}
         self.transfers: dict[str, Transfer] = {}
-        self._folder, self._ca, self._patience = folder, ca, patience
+        self._folder, self._ca, self._patience, self._domains = folder, ca, patience, domains
         self._running: list[asyncio.Task[None]] = []
 
     async def start(self, server: str, quota: int = 1 << 30, *, cache: bool = False) -> ContentService:
@@ -98,11 +105,13 @@ class ImageAgents:
             server,
             store,
             self.controller,
-            transfer.open,
+            transfer.open_anywhere,
             lambda: transfer.address,
             self._ca,
             self._patience,
             cache=cache,
+            domains=self._domains,
+            doors=lambda: {domain: door.address for domain, door in transfer.domains.items()},
         )
         transfer.visitors = service
         self.services[server], self.transfers[server] = service, transfer

@@ -9,12 +9,26 @@ from typing import Any, TypeVar
 import msgspec
 
 from retinue.controller.app import Controller
+from retinue.controller.errors import RequestError
 from retinue.controller.migrations.requests import MigrationError
 from retinue.core.migration import Migration, MigrationState
 from retinue.core.migration.record import Far
 from retinue.core.model import ModelError, PortStatus
-from retinue.protocol.domains import Heard, Match, Names, NamesAsked, Offer, Prepare, Prepared, Removed, Word
+from retinue.protocol.domains import (
+    Heard,
+    ImageAsked,
+    ImageFound,
+    Match,
+    Names,
+    NamesAsked,
+    Offer,
+    Prepare,
+    Prepared,
+    Removed,
+    Word,
+)
 from retinue.protocol.errors import ControllerAwayError, RejectedError
+from retinue.protocol.records import record
 from retinue.southbound.ovsdb import BridgePort
 from support.fabric.domains import TUNNEL, gateway_of, network, nic, other, port, server_of
 from support.fabric.far_agents import MEMORY_MIB, VM_ID, Agents
@@ -98,6 +112,12 @@ class InMemoryDoor:
             said = await self.line.ask(self.to.domains.names.answer(self.peer, asked))
         return msgspec.json.decode(msgspec.json.encode(said), type=Names)
 
+    async def image(self, asked: ImageAsked) -> ImageFound:
+        self._there("image")
+        with rejected():
+            said = self.to.domains.images.answer(self.peer, asked)
+        return record(ImageFound, msgspec.json.decode(msgspec.json.encode(said)))
+
     def _there(self, said: str) -> None:
         if self.away or not self.line.there.is_set():
             raise ControllerAwayError("nobody answers")
@@ -108,7 +128,7 @@ class InMemoryDoor:
 def rejected() -> Iterator[None]:
     try:
         yield
-    except (MigrationError, ModelError) as error:
+    except (MigrationError, ModelError, RequestError) as error:
         raise RejectedError(str(error)) from error
 
 

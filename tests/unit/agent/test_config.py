@@ -109,6 +109,7 @@ def test_other_domains_have_a_door_each(file: Path) -> None:
     first, second = load(file).domain
     assert (first.id, first.ca, first.listen) == ("b", str(file.parent / "domain-b.pem"), "192.0.2.3:7801")
     assert second.id == "c"
+    assert not first.images, "images only where it is said"
 
 
 @pytest.mark.parametrize(
@@ -272,6 +273,8 @@ CACHE = (
 def test_a_cache_needs_neither_bridge_nor_vms(file: Path) -> None:
     file.write_text(CACHE)
     assert load(file).content.cache
+    file.write_text(CACHE + DOMAIN + "images = true\n")
+    assert [one.id for one in load(file).domain if one.images] == ["b"], "it hands images on to that domain"
     for table in (WHOLE[WHOLE.index("[vm]") : WHOLE.index("[tls]")], DOMAIN):
         file.write_text(CACHE + table)
         with pytest.raises(ConfigError, match=r"content\.cache: a cache runs no VMs: leave out"):

@@ -220,3 +220,8 @@ async def test_a_segment_is_fetched_by_itself(world: World) -> None:
     assert "is no segment" in await world.complains("fetch", "debian-12", "--segment", "3-99")
     for wrong in ("1", "a-b", "-2", "1-2-3"):
         assert "is not FIRST-LAST" in await world.complains("fetch", "debian-12", f"--segment={wrong}")
+
+
+async def test_of_a_domain_that_is_none_nothing_is_fetched(world: World) -> None:
+    assert "there is no domain c" in await world.complains("fetch", "debian-12", "--from", "c")
+    assert "there is no image debian-12" in await world.complains("fetch", "debian-12")

@@ -30,7 +30,7 @@ from retinue.core.histogram import QUICK, Histogram
 from retinue.hypervisor import HypervisorError
 from retinue.hypervisor.memory_channel import Channel, ChannelError
 from retinue.protocol.errors import ControllerAwayError, ControllerError
-from retinue.protocol.images import HolderRecord, ImageRecord
+from retinue.protocol.images import HolderRecord, ImageRecord, domain_of
 from retinue.security.signatures import SignatureError
 
 TICK_SECONDS = 0.25
@@ -212,8 +212,8 @@ class Fetching:
         await asyncio.sleep(AGAIN_SECONDS)
 
     def _distance(self, holder: HolderRecord) -> Distance:
-        if holder.server == self._origin:
-            return Distance.ORIGIN
+        if holder.server == self._origin or domain_of(holder.server):
+            return Distance.ORIGIN  # What is between domains is spared as the origin is.
         return Distance.NEAR if holder.near else Distance.FAR
 
     async def _send_questions(self, channel: Channel, asking: "asyncio.Queue[int]") -> None:

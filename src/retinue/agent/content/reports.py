@@ -50,10 +50,13 @@ class ContentReports:
         controller: Controller,
         address: Callable[[], str],
         goes_on: Callable[[str], bool],
+        doors: Callable[[], dict[str, str]] = dict,
     ) -> None:
-        """`address`: where this agent listens. `goes_on`: whether something is being done with an image."""
+        """`address`: where this agent listens; `doors`: by domain, where it does for that domain's agents.
+        `goes_on`: whether something is being done with an image."""
         self.server, self.store, self._serving = server, store, serving
         self._controller, self._address, self._goes_on = controller, address, goes_on
+        self._doors = doors
         self.reasons: dict[str, str] = {}
         """By image: why it cannot be fetched."""
         self.orders: dict[str, int] = {}
@@ -130,7 +133,7 @@ class ContentReports:
         ]
         use = StoreUse(self.store.used, self.store.quota, self._serving.sent)
         times = ChunkTimes(list(self.times.counts), self.times.seconds)
-        body = ImagesBody(self._address(), images, use, self.upkeep, dict(self.faults), times)
+        body = ImagesBody(self._address(), images, use, self.upkeep, dict(self.faults), times, self._doors())
         return _fitting(body)
 
     async def _held(self, image: StoredImage) -> HeldImage:
@@ -166,6 +169,8 @@ class ContentReports:
 def _fitting(body: ImagesBody) -> dict[str, Any]:
     """The report, without what is only good to know where it would be too long for the controller."""
     built: dict[str, Any] = msgspec.to_builtins(body)
+    if not body.doors:
+        del built["doors"]
     if len(msgspec.json.encode(built)) > LARGEST_REPORT:
         for image in built["images"]:
             image["origins"], image["pins"] = {}, image["pins"][:1]

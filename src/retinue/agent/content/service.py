@@ -7,8 +7,9 @@ reports.py.
 import asyncio
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -28,11 +29,14 @@ from retinue.hypervisor import HypervisorError
 from retinue.hypervisor.memory_channel import Channel
 from retinue.protocol.errors import ControllerAwayError, ControllerError, ErrorCode, RejectedError
 from retinue.protocol.events import ControllerEvent, EventType
-from retinue.protocol.images import ImageRecord, SignedManifest
+from retinue.protocol.images import ImageRecord, SignedManifest, domain_of
 from retinue.protocol.records import record
 from retinue.protocol.routes import Route
 from retinue.security.signatures import SignatureError, check
 
+NO_DOMAINS: Mapping[str, Path] = MappingProxyType({})
+MOST_FAR = 16
+"""Connections of one other domain's agents at once."""
 FETCH_AGAIN_SECONDS = 1.0
 """Before a fetch that could not begin is tried again."""
 
@@ -53,16 +57,19 @@ class ContentService:
         patience: Patience | None = None,
         *,
         cache: bool = False,
+        domains: Mapping[str, Path] = NO_DOMAINS,
+        doors: Callable[[], dict[str, str]] = dict,
     ) -> None:
         """`ca`: whose managers may publish; None, without certificates: anybody. `address`: where this agent
-        listens. `cache`: what it lacks it fetches when it is asked for it (see caching.py)."""
+        listens. `cache`: what it lacks it fetches when it is asked for it (see caching.py). `domains`: by
+        another domain, whose managers may publish there; `doors`: where its agents fetch from this one."""
         self.server, self.store = server, store
         self._caching = Caching(store, self._know, self._fetching) if cache else None
-        self._controller, self._open, self._ca = controller, open, ca
+        self._controller, self._open, self._ca, self._domains = controller, open, ca, domains
         self._patience = patience
         self.serving = Serving(store, self._caching)
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self.reports = ContentReports(server, store, self.serving, controller, address, self._goes_on)
+        self.reports = ContentReports(server, store, self.serving, controller, address, self._goes_on, doors)
 
     # ---- what disks are made over (agent.vms.disks.Images) ----
 
@@ -108,6 +115,10 @@ class ContentService:
         except (HypervisorError, TimeoutError) as error:
             log.debug("content.connection_ended", reason=str(error))
 
+    def far(self, domain: str) -> "FarVisitors":
+        """For agents of another domain, at the listener for that domain alone."""
+        return FarVisitors(self.serving, domain)
+
     async def _take_upload(self, channel: Channel, name: str) -> None:
         try:
             published = await self._record(name)
@@ -123,13 +134,21 @@ class ContentService:
         found = record(ImageRecord, await self._controller.get(path))
         if found.manifest.name != name:
             raise ContentError(f"the controller was asked for {name}, and answers {found.manifest.name}")
-        self._believe(found.manifest)
+        self._believe(found.manifest, domain_of(found.origin))
         return found
 
-    def _believe(self, signed: SignedManifest) -> None:
-        manifest = signed.manifest
-        if self._ca is not None:
-            check(manifest.signed, signed.signature, signed.certificate, self._ca, manifest.published_at)
+    def _believe(self, signed: SignedManifest, domain: str) -> None:
+        """Whoever vouches for it in the domain where it was published; "": ours."""
+        manifest, ca = signed.manifest, self._ca
+        if domain:
+            ca = self._domains.get(domain)
+            if ca is None:
+                raise ContentError(
+                    f"{manifest.name} is an image of domain {domain}, from which this agent fetches none "
+                    "(`images` in [[domain]])"
+                )
+        if ca is not None:
+            check(manifest.signed, signed.signature, signed.certificate, ca, manifest.published_at)
 
     # ---- orders ----
 
@@ -341,3 +360,32 @@ class ContentService:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+
+class FarVisitors:
+    """Agents of another domain, which take chunks of what is published in this one, and bring none."""
+
+    def __init__(self, serving: Serving, domain: str) -> None:
+        self._serving, self._domain = serving, domain
+        self._here = 0
+
+    def knows(self, hello: dict[str, Any]) -> bool:
+        return hello["type"] in HELLOS
+
+    async def visit(self, channel: Channel, hello: dict[str, Any], *, manager: bool) -> None:
+        try:
+            if manager or hello["type"] != Word.CONTENT:
+                reason = f"of domain {self._domain} agents fetch here, and nobody publishes"
+                await channel.send_message(Word.REJECTED, reason=reason)
+            elif self._here >= MOST_FAR:
+                await channel.send_message(
+                    Word.ABSENT, reason=f"{MOST_FAR} of that domain fetch here already"
+                )
+            else:
+                self._here += 1
+                try:
+                    await self._serving.serve(channel, hello, far=True)
+                finally:
+                    self._here -= 1
+        except (HypervisorError, TimeoutError) as error:
+            log.debug("content.connection_ended", domain=self._domain, reason=str(error))

@@ -19,6 +19,7 @@ from retinue.agent.content.threads import in_thread
 from retinue.agent.content.wire import Word, number, send_bytes
 from retinue.core.content import Bitmap
 from retinue.hypervisor.memory_channel import Channel, ChannelError
+from retinue.protocol.images import domain_of
 
 REQUEST_LIMIT = 60.0
 """Seconds for which a connection may ask for nothing."""
@@ -89,10 +90,16 @@ class Serving:
                     await self._expected[name].wait()
         return self._store.images.get(name)
 
-    async def serve(self, channel: Channel, hello: dict[str, Any]) -> None:
-        """Until the other end hangs up. Raises ChannelError, TimeoutError."""
-        caching = self._caching if hello.get("cache") is not True else None
+    async def serve(self, channel: Channel, hello: dict[str, Any], *, far: bool = False) -> None:
+        """Until the other end hangs up. Raises ChannelError, TimeoutError.
+
+        `far`: an agent of another domain, which gets images of ours alone. A cache fetches for a cache there:
+        what is published here it never asks for elsewhere, so that none waits for itself.
+        """
+        caching = self._caching if far or hello.get("cache") is not True else None
         image = await self._image(hello, caching)
+        if image is not None and far and domain_of(image.origin):
+            image = None
         if image is None or image.signed.list_digest != hello.get("list"):
             await channel.send_message(Word.ABSENT, reason="no such image is here")
             return

@@ -17,6 +17,7 @@ import structlog
 from retinue.core.limits import MOST_STRANGERS
 from retinue.hypervisor import Channel, ChannelError, HypervisorError
 from retinue.hypervisor.memory_channel import READ_BYTES
+from retinue.protocol.images import domain_of
 from retinue.protocol.migrations import FarRecord
 from retinue.security.contexts import client_context, server_context
 from retinue.security.credentials import Credentials
@@ -266,6 +267,15 @@ class Transfer:
             await channel.close()
             raise HypervisorError(f"the agent of {target} does not let the migration in: {error}") from error
         return channel
+
+    async def open_anywhere(self, address: str, place: str) -> Channel:
+        """The same; the server may be another domain's, as DOMAIN/SERVER. Raises HypervisorError."""
+        domain = domain_of(place)
+        if not domain:
+            return await self.open(address, place)
+        if domain not in self.domains:
+            raise HypervisorError(f"the agent of {self._server} knows no domain {domain} (see [[domain]])")
+        return await self.domains[domain].open(address, place.removeprefix(f"{domain}/"))
 
     async def _place(self, address: str) -> tuple[str, int]:
         """Where the target is, as its agent reports it: never this machine itself, or no single one.

@@ -1,4 +1,4 @@
-"""The listener for one other domain's controller: five paths, and only that domain's authority is believed.
+"""The listener for one other domain's controller: six paths, and only that domain's authority is believed.
 
 Each peer has a door of its own: the door says which domain speaks, and none can speak for another.
 """
@@ -19,11 +19,13 @@ from retinue.core.limits import ID, LARGEST_REPORT
 from retinue.core.model import ModelError
 from retinue.core.text import cut, printable
 from retinue.protocol.domains import (
+    IMAGES_PATH,
     MATCHES_PATH,
     NAMES_PATH,
     PREPARE_PATH,
     REMOVALS_PATH,
     WORDS_PATH,
+    ImageAsked,
     Match,
     NamesAsked,
     Prepare,
@@ -45,12 +47,14 @@ class Door:
         self._hearing = domains.hearing
         self._matching = domains.matching
         self._names = domains.names
+        self._images = domains.images
         app = web.Application(middlewares=[self._errors], client_max_size=LARGEST_REPORT)
         app.router.add_post(MATCHES_PATH, self._match)
         app.router.add_post(PREPARE_PATH, self._prepare)
         app.router.add_post(WORDS_PATH, self._word)
         app.router.add_post(REMOVALS_PATH, self._removed)
         app.router.add_post(NAMES_PATH, self._asked_for_names)
+        app.router.add_post(IMAGES_PATH, self._asked_for_image)
         self._service = HttpService(app, self.rejected, context)
 
     async def start(self, host: str, port: int) -> int:
@@ -83,6 +87,10 @@ class Door:
     async def _asked_for_names(self, request: web.Request) -> web.Response:
         asked: NamesAsked = await body(request, NamesAsked)
         return answer(await self._names.answer(self._peer, asked))
+
+    async def _asked_for_image(self, request: web.Request) -> web.Response:
+        asked: ImageAsked = await body(request, ImageAsked)
+        return answer(self._images.answer(self._peer, asked))
 
     @web.middleware
     async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:

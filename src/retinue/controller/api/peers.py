@@ -39,6 +39,7 @@ class Peers:
             self.doors[table.id] = Door(table.id, domains, door)
             self._clients.append(PeerClient(table.url, client))
             domains.saying.doors[table.id] = self._clients[-1]
+            domains.images.authorities[table.id] = own[0]
 
     def reload(self) -> None:
         """Read our certificate and their authorities again, for connections to come.

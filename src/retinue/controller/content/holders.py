@@ -14,7 +14,7 @@ from retinue.controller.context import Context
 from retinue.controller.errors import no_server
 from retinue.core.model import Service
 from retinue.protocol.events import EventType
-from retinue.protocol.images import HeldImage, HolderRecord, ImagesBody, ImageState
+from retinue.protocol.images import HeldImage, HolderRecord, ImagesBody, ImageState, domain_of
 
 SCRUB_AGAIN_SECONDS = 600.0
 """Between two orders to scrub that follow from what others say of a holder."""
@@ -76,15 +76,20 @@ class ImageHolders:
     def _count_faults(self, server: str, report: ImagesBody) -> None:
         known = self._faults.setdefault(server, Counter())
         for holder, count in report.faults.items():
-            if holder in self._context.net.servers and count > known[holder]:
+            if self._may_hold(holder) and count > known[holder]:
                 more = count - known[holder]
                 self._context.events.tell(
                     (server,), EventType.IMAGE_REJECTED, server=server, holder=holder, chunks=more
                 )
                 self._have_scrubbed(holder)
         self._faults[server] = Counter(
-            {holder: n for holder, n in report.faults.items() if holder in self._context.net.servers}
+            {holder: n for holder, n in report.faults.items() if self._may_hold(holder)}
         )
+
+    def _may_hold(self, holder: str) -> bool:
+        """A server of ours, or one of a domain whose images are fetched here."""
+        peer = self._context.net.peers.get(domain_of(holder))
+        return holder in self._context.net.servers or (peer is not None and peer.images)
 
     def _have_scrubbed(self, holder: str) -> None:
         """What it sends is bad: it is to look what else is, and to fetch it again."""
@@ -145,6 +150,18 @@ class ImageHolders:
             HolderRecord(server, self._reports[server].address, self._near(asker, server))
             for server in sorted(filter(self._is_here, having | ordered))
         ]
+
+    def for_domain(self, domain: str, name: str, list_digest: str) -> list[tuple[str, str]]:
+        """Those of which that domain's agents may take the image's chunks, and where: caches, which fetch
+        what they lack, and after them who holds some."""
+        caches = self.caches()
+        having = {one for one, held in self.of(name).items() if held.list_digest == list_digest and held.held}
+        found = [
+            (server not in caches, server, self._reports[server].doors[domain])
+            for server in filter(self._is_here, having | caches)
+            if domain in self._reports[server].doors
+        ]
+        return [(server, address) for _, server, address in sorted(found)]
 
     def caches(self) -> set[str]:
         """Servers that are caches, whether they are here or not."""

@@ -57,27 +57,20 @@ class Images:
                 f"under another name, such as {signed.name[:55]}-2, or remove that one",
                 ErrorCode.NAME_TAKEN,
             )
-        if len(self.published) >= MOST_IMAGES:
-            raise RequestError(f"{MOST_IMAGES} images are published already: remove one")
-        publisher = self._believe(signed)
-        self.name_free(signed.name, EntityKind.IMAGE)
+        age = abs(signed.published_at - self._context.clock())
+        if self.authority is not None and age > FRESH_SECONDS:
+            raise not_believed("it was signed at another time than now: set the publisher's clock")
+        publisher = signer(signed, self.authority)
         image = Image(signed, self._first_holder(server), publisher)
-        self._context.apply(ImagePublished(image))
+        self.take_in(image)
         return image
 
-    def _believe(self, signed: SignedManifest) -> str:
-        """Who published it."""
-        try:
-            manifest = signed.manifest
-            if self.authority is None:
-                return ""
-            at = manifest.published_at
-            if abs(at - self._context.clock()) > FRESH_SECONDS:
-                raise SignatureError("it was signed at another time than now: set the publisher's clock")
-            who = check(manifest.signed, signed.signature, signed.certificate, self.authority, at)
-        except (ContentError, SignatureError) as error:
-            raise RequestError(f"the manifest is not believed: {error}", ErrorCode.NOT_BELIEVED) from error
-        return ", ".join(sorted(who.names))
+    def take_in(self, image: Image) -> None:
+        """It is published here from now on; nothing has its name yet."""
+        if len(self.published) >= MOST_IMAGES:
+            raise RequestError(f"{MOST_IMAGES} images are published already: remove one")
+        self.name_free(image.name, EntityKind.IMAGE)
+        self._context.apply(ImagePublished(image))
 
     def _first_holder(self, server: str) -> str:
         able = self.holders.servers() - self.holders.caches()
@@ -169,6 +162,22 @@ class Images:
             if server not in able:
                 raise RequestError(f"no agent of {server} is here", ErrorCode.PARTY_AWAY)
         return sorted(set(servers) or able)
+
+
+def signer(signed: SignedManifest, authority: Path | None) -> str:
+    """Who published it: a manager of the authority; "": none is asked for. Raises RequestError."""
+    try:
+        manifest = signed.manifest
+        if authority is None:
+            return ""
+        who = check(manifest.signed, signed.signature, signed.certificate, authority, manifest.published_at)
+    except (ContentError, SignatureError) as error:
+        raise not_believed(str(error)) from error
+    return ", ".join(sorted(who.names))
+
+
+def not_believed(why: str) -> RequestError:
+    return RequestError(f"the manifest is not believed: {why}", ErrorCode.NOT_BELIEVED)
 
 
 def _check_segment(segment: tuple[int, int], chunks: int, name: str, *, base: bool) -> None:

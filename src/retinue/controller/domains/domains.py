@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from retinue.controller.content.images import Images
 from retinue.controller.context import Context
 from retinue.controller.domains.hearing import Hearing
+from retinue.controller.domains.images import SharedImages
 from retinue.controller.domains.matching import Matching
 from retinue.controller.domains.names import SharedNames
 from retinue.controller.domains.removals import Removals
@@ -28,6 +30,7 @@ class Domains:
         context: Context,
         orchestrator: MigrationOrchestrator,
         mobility: MobilityManager,
+        images: Images,
         name_free: Callable[[str, EntityKind], None],
         forget: Callable[[VM], Touched],
         give_back: Callable[[VM], None],
@@ -43,6 +46,7 @@ class Domains:
         )  # fmt: skip
         self.matching = Matching(context, mobility, self.hearing, self.saying.doors)
         self.names = SharedNames(context, self.saying.doors)
+        self.images = SharedImages(context, images, self.saying.doors)
 
     def start(self) -> None:
         """After a restart: what was to be forgotten, or said, and is not yet."""

@@ -8,12 +8,15 @@ import msgspec
 from retinue.core.limits import LARGEST_PEER_ANSWER
 from retinue.protocol.client import ControllerClient, lasting
 from retinue.protocol.domains import (
+    IMAGES_PATH,
     MATCHES_PATH,
     NAMES_PATH,
     PREPARE_PATH,
     REMOVALS_PATH,
     WORDS_PATH,
     Heard,
+    ImageAsked,
+    ImageFound,
     Match,
     Names,
     NamesAsked,
@@ -38,6 +41,7 @@ class PeerDoor(Protocol):
     async def say(self, migration: str, word: Word) -> Heard: ...
     async def removed(self, guest: Removed) -> None: ...
     async def names(self, asked: NamesAsked) -> Names: ...
+    async def image(self, asked: ImageAsked) -> ImageFound: ...
 
 
 class PeerClient:
@@ -60,6 +64,9 @@ class PeerClient:
 
     async def names(self, asked: NamesAsked) -> Names:
         return record(Names, await self._post(NAMES_PATH, asked, WORD_LIMIT))
+
+    async def image(self, asked: ImageAsked) -> ImageFound:
+        return record(ImageFound, await self._post(IMAGES_PATH, asked, WORD_LIMIT))
 
     async def _post(self, path: str, body: msgspec.Struct, limit: float) -> dict[str, Any]:
         return await self._client.request("POST", path, msgspec.to_builtins(body), limit)

@@ -231,6 +231,8 @@ class Peer:
     """Its names are in our zone of DNS, too."""
     storage: bool = False
     """Storage frames of VMs that are away, or guests, go by the tunnel."""
+    images: bool = False
+    """Images that are published there may be fetched here, and ours there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from retinue.protocol.domains import (
     PREPARE_PATH,
     Guest,
     GuestNIC,
+    ImageAsked,
     Match,
     NamesAsked,
     Prepare,
@@ -83,6 +84,8 @@ async def test_the_other_controller_books_a_place(
         assert not domains.controller("b").net.vms, "an offer books nothing"
         with pytest.raises(RejectedError, match="names of domain a are in no zone of ours"):
             await peer.names(NamesAsked("dc.example"))
+        with pytest.raises(RejectedError, match="our images are not for domain a"):
+            await peer.image(ImageAsked("debian-12"))
         booked = await peer.prepare(WANTED)
         assert booked.server == server_of("b", 1)
         assert (await peer.prepare(WANTED)) == booked, "asked again, it is the same"

@@ -40,8 +40,13 @@ def handlers(controller: Controller) -> Handlers:
         return answer({"removed": image.name})
 
     async def fetch(request: web.Request) -> web.Response:
-        image = named(request)
         given: FetchImageBody = await body(request, FetchImageBody, empty=b"{}")
+        try:
+            image = await controller.domains.images.adopt(request.match_info["id"], given.domain)
+        except RequestError as error:
+            if error.code is not ErrorCode.UNKNOWN_IMAGE:
+                raise
+            raise NotFoundError(str(error), ErrorCode.UNKNOWN_IMAGE) from error
         chosen, order = images.fetch(
             image.name, given.servers, given.pin, base=given.base, segment=given.segment
         )
@@ -83,12 +88,14 @@ def shown(controller: Controller, image: Image, asker: str = "") -> dict[str, An
     """An image with who holds how much of it; `asker`: the server that would fetch it."""
     holders = controller.images.holders
     here = holders.servers()
+    asked = holders.who(image.name, image.signed.list_digest, image.origin, asker)
+    elsewhere = controller.domains.images.holders(image, asker) if asker else []
     return {
         "name": image.name,
         "manifest": plain(image.signed),
         "publisher": image.publisher,
         "origin": image.origin,
-        "holders": plain(holders.who(image.name, image.signed.list_digest, image.origin, asker)),
+        "holders": plain([*asked, *elsewhere]),
         "held": [
             {"server": server, "here": server in here, **plain(held)}
             for server, held in holders.of(image.name).items()
