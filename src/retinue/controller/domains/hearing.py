@@ -12,6 +12,7 @@ from retinue.controller.changes import MigrationStepped, VMRegistered
 from retinue.controller.context import Context
 from retinue.controller.domains.ends import End, end_of, gateway_of
 from retinue.controller.domains.guests import OF_GUESTS, held_by, logins_of, vm_of
+from retinue.controller.domains.refusals import for_peer
 from retinue.controller.domains.removals import Removals
 from retinue.controller.domains.saying import Saying
 from retinue.controller.lease_changes import AddressAssigned, AddressReleased
@@ -93,6 +94,9 @@ class Hearing:
         ended = self._booking[vm] = asyncio.Event()
         try:
             return await self._book(peer, wanted)
+        except (ModelError, MigrationError) as error:
+            reason = for_peer(self._context.state, peer, wanted.vm, wanted.server, error)
+            raise MigrationError(reason, getattr(error, "code", ErrorCode.CONFLICT)) from error
         finally:
             del self._booking[vm]
             ended.set()
@@ -100,6 +104,7 @@ class Hearing:
     async def _book(self, peer: str, wanted: Prepare) -> Prepared:
         under_way = self._known(peer, wanted)
         if under_way is not None:
+            self._say_what_it_holds(peer, wanted, under_way)
             return Prepared(under_way.id, under_way.target)
         vm = self.may_come(peer, wanted.vm)
         if vm.home:
@@ -131,6 +136,13 @@ class Hearing:
             ),
             None,
         )
+
+    def _say_what_it_holds(self, peer: str, wanted: Prepare, under_way: Migration) -> None:
+        """It is asked for once more, with what the VM holds by now: a lease was renewed, or came, while it
+        was copied. Once it is here its domain says nothing more of that."""
+        before = not (under_way.was_diverted or under_way.state.ended)
+        if before and not wanted.vm.is_home and wanted.vm.id in self._net.vms:
+            self._take_in(self.may_come(peer, wanted.vm), wanted.vm)
 
     def _may_take(self, server: str) -> None:
         if self._net.peer_at(server) is not None:

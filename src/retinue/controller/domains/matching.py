@@ -13,6 +13,7 @@ from retinue.controller.context import Context
 from retinue.controller.domains.guests import described
 from retinue.controller.domains.hearing import Hearing
 from retinue.controller.domains.peer_client import PeerDoor
+from retinue.controller.domains.refusals import for_peer
 from retinue.controller.migrations.requests import MigrationError
 from retinue.controller.mobility.manager import MobilityManager
 from retinue.core.limits import ID, MOST_OFFERS
@@ -78,7 +79,10 @@ class Matching:
 
     async def offer(self, peer: str, wanted: Match) -> Offer:
         """Raises ModelError: the VM may not come here; MigrationError: too much is asked at the same time."""
-        vm = self._hearing.may_come(peer, wanted.vm)
+        try:
+            vm = self._hearing.may_come(peer, wanted.vm)
+        except ModelError as error:
+            raise ModelError(for_peer(self._context.state, peer, wanted.vm, "", error)) from error
         if self._answering[peer] >= MOST_OFFERS:
             raise MigrationError(
                 f"{MOST_OFFERS} matches of domain {peer} are under way here", ErrorCode.TOO_OFTEN

@@ -23,10 +23,12 @@ from retinue.controller.migrations.reports import RETURNED_LIMIT, confirmed_with
 from retinue.controller.migrations.requests import MigrationError
 from retinue.core import migration as fsm
 from retinue.core.migration import Migration, MigrationState, PlacementChange
+from retinue.core.migration.record import Far
+from retinue.core.model import VM, Assignment
 from retinue.core.packets import Ethernet
 from retinue.core.pipeline.gateway import MARK_TYPE
 from retinue.core.text import cut
-from retinue.protocol.domains import LONGEST_REASON, Prepare, Said, Word
+from retinue.protocol.domains import LONGEST_REASON, Prepare, Prepared, Said, Word
 from retinue.protocol.errors import ControllerAwayError, ControllerError, ErrorCode, RejectedError
 from retinue.protocol.events import EventType
 from retinue.protocol.migrations import Report
@@ -64,6 +66,8 @@ class Saying:
         self._diverting: dict[str, asyncio.Task[None]] = {}
         self.diverted: dict[str, asyncio.Event] = {}
         """By migration of which we are the source's domain: set when the target's has diverted."""
+        self._told: dict[str, list[Assignment]] = {}
+        """By migration: what its target's domain was told that the VM holds."""
         self._unmarked: dict[str, str] = {}
         """By migration: why what the other domain sent into the tunnel last has not come out of it here."""
 
@@ -108,6 +112,7 @@ class Saying:
     def ended(self, migration: Migration) -> None:
         self.diverted.pop(migration.id, None)
         self._unmarked.pop(migration.id, None)
+        self._told.pop(migration.id, None)
         self._diverting.pop(migration.id, None)
 
     async def _restored(self, id: str) -> None:
@@ -157,6 +162,7 @@ class Saying:
         """Again and again: its controller may be started anew meanwhile, and knows only what it has heard."""
         while not diverted.is_set():
             try:
+                await self._tell_what_it_holds(migration)
                 state = await self._once(migration, Word(Said.CONVERGED))
             except ControllerAwayError as error:
                 log.warning("domain.away", migration=migration.id, said="converged", reason=str(error))
@@ -212,13 +218,8 @@ class Saying:
         if migration is None or vm is None or migration.far is None or migration.state.ended:
             return
         far = migration.far
-        memory = await self._memory_of(vm.id)
-        guest = described(net, vm, far.domain, memory, self._context.clock())
-        downtime = round(migration.wanted_downtime * 1000)
         try:
-            door = self._door(far.domain)
-            self._tell(migration, "prepare")
-            prepared = await door.prepare(Prepare(id, guest, migration.source, far.server, downtime))
+            prepared = await self._ask_for_a_place(migration, far, vm)
         except ControllerError as error:
             if (now := self._migrations.get(id)) is not None and now.state.may_undo:
                 self._orchestrator.step(id, fsm.Failed(f"domain {far.domain}: {cut(str(error))}"))
@@ -227,6 +228,28 @@ class Saying:
         if now is not None:
             known = replace(far, server=prepared.server, migration=prepared.migration)
             self._context.apply(MigrationStepped(replace(now, far=known)))
+
+    async def _ask_for_a_place(self, migration: Migration, far: Far, vm: VM) -> Prepared:
+        """Raises ControllerError."""
+        net = self._context.net
+        memory = await self._memory_of(vm.id)
+        door = self._door(far.domain)
+        self._tell(migration, "prepare")
+        held = list(net.held_by(vm.id))
+        guest = described(net, vm, far.domain, memory, self._context.clock())
+        downtime = round(migration.wanted_downtime * 1000)
+        prepared = await door.prepare(Prepare(migration.id, guest, migration.source, far.server, downtime))
+        self._told[migration.id] = held
+        return prepared
+
+    async def _tell_what_it_holds(self, migration: Migration) -> None:
+        """If that is not what was told when the place was booked: a lease of its may have been renewed since,
+        and is not to end there before the VM comes. Asked once more, a place is the same one."""
+        vm = self._context.net.vms.get(migration.vm)
+        if vm is None or migration.far is None:
+            return
+        if self._told.get(migration.id) != list(self._context.net.held_by(vm.id)):
+            await self._ask_for_a_place(migration, migration.far, vm)
 
     async def _roll_back(self, id: str) -> None:
         """When our traffic goes to the source again: what the other domain gives back then finds the way."""

@@ -14,6 +14,12 @@ def can_be_a_machines(net: NetworkView, what: str, mac: Mac) -> None:
         raise ModelError(f"{what}: MAC {mac} is a group address, it cannot be a VM's or a server's")
     if mac in net.gateway_macs:
         raise ModelError(f"{what}: MAC {mac} is the gateway's, it cannot be a VM's or a server's")
+    if (login := net.fc_logins.get(mac)) is not None:
+        raise ModelError(f"{what}: MAC {mac} is that of the port of storage of VM {login.vm}")
+    if any(peer.storage for peer in net.peers.values()):
+        of_guest = next((one for one in net.fc_logins.values() if one.forwarder_mac == mac), None)
+        if of_guest is not None:
+            raise ModelError(f"{what}: MAC {mac} is that of the forwarder of VM {of_guest.vm}")
 
 
 def can_be_a_hosts(what: str, ip: IP) -> None:

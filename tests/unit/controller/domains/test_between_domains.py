@@ -4,6 +4,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+import structlog
 
 from retinue.controller.changes import VMRegistered
 from retinue.controller.errors import RequestError
@@ -244,3 +245,33 @@ async def test_that_the_vm_runs_is_said_until_it_is_heard(domains: TwoDomains) -
     await domains.until("a", S.DONE)
     await domains.until("b", S.DONE)
     assert domains.runs_at == server_of("b", 1)
+
+
+SECRET = "payroll-db"
+"""A VM of domain b, of which domain a is to learn nothing."""
+
+
+@pytest.mark.parametrize("what", ["name", "MAC", "port", "no room", "no room there"])
+async def test_a_refusal_tells_another_domain_no_name_of_ours(domains: TwoDomains, what: str) -> None:
+    """Our own log has the whole reason, or the event of the decision."""
+    its, own = nic("a", 1), replace(nic("b", 3), port_id=SECRET)
+    taken = {
+        "name": VM(VM_ID, (own,), server_of("b", 2)),
+        "MAC": VM(SECRET, (replace(own, mac=its.mac),), server_of("b", 2)),
+        "port": VM(SECRET, (replace(own, port_id=its.port_id),), server_of("b", 2)),
+    }
+    b = domains.controller("b")
+    b.inventory.register_vms([taken.get(what, VM(SECRET, (own,), server_of("b", 2)))])
+    if what not in taken:
+        domains.room = {server_of("b", number): 1 for number in (1, 2)}
+    with structlog.testing.capture_logs() as logged:
+        domains.begin(server=server_of("b", 1) if what == "no room there" else "")
+        reason = (await domains.until("a", S.UNDONE)).reason
+    assert reason.startswith("domain b: ")
+    assert SECRET not in reason and server_of("b", 2) not in reason
+    told = [line for line in logged if line["event"] == "domain.refused"]
+    if what == "name":
+        assert not told, "which it knows itself"
+    else:
+        assert [line["domain"] for line in told] == ["a"]
+        assert any(one in told[0]["reason"] for one in (SECRET, server_of("b", 2)))

@@ -356,3 +356,27 @@ def test_what_is_no_lease_is_refused(held: GuestAddress) -> None:
     guest = Guest(VM_ID, [GuestNIC("52:54:00:00:00:01", VM_ID, [], held=[held])], is_home=False)
     with pytest.raises(ModelError, match="VM vm-a1: the lease of"):
         list(held_by(guest, 0.0))
+
+
+def test_what_is_renewed_while_it_is_copied_goes_along() -> None:
+    """For longer than the lease went on when the place was booked: there it has ended meanwhile."""
+
+    async def story(leased: Leased6) -> None:
+        world = leased.world
+        world.fails = "before it converges"
+        await asyncio.sleep(LEASE / 2)
+        world.begin(server=server_of("b", 2))
+        copying = await world.until("a", MigrationState.COPYING)
+        await asyncio.sleep(LEASE * 0.4)
+        await leased.say(asks(MessageType6.RENEW, 10, OWN), AT_HOME)
+        await asyncio.sleep(LEASE * 0.4)
+        assert leased.held("b") is None
+        world.fails = ""
+        agents = world.agents["a"]
+        agents._spawn(agents._copy(copying))
+        await world.until("a", MigrationState.DONE)
+        await world.until("b", MigrationState.DONE)
+        await leased.settle()
+        assert leased.ends("b") == pytest.approx(leased.ends("a"))
+
+    told(story, away=False)

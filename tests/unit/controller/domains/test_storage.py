@@ -8,7 +8,7 @@ import pytest
 
 from retinue.controller.migrations.requests import MigrationError
 from retinue.core.migration import MigrationState as S
-from retinue.core.model import VM, PortRef, Server, Service
+from retinue.core.model import VM, ModelError, PortRef, Server, Service
 from retinue.core.packets import parse
 from retinue.core.packets.fip import Descriptor
 from retinue.core.snooping.fip_rules import SILENCE_SECONDS
@@ -322,3 +322,19 @@ def test_on_its_way_to_where_storage_does_not_go_nobody_logs_in() -> None:
         assert not san.logins("a")
 
     told(story, away=False, goes=False)
+
+
+def test_nobody_who_comes_later_has_the_mac_of_a_guests_forwarder() -> None:
+    """Its frames would go there, and the guest would lose its disks."""
+
+    async def story(san: San) -> None:
+        b = san.world.controller("b")
+        for what, mac in (("forwarder", FORWARDER_MAC), ("port of storage", OWN)):
+            with pytest.raises(ModelError, match=f"is that of the {what} of VM {VM_ID}"):
+                await b.inventory.put_servers([Server("server9", mac, None)])
+            with pytest.raises(ModelError, match=f"is that of the {what} of VM {VM_ID}"):
+                own = replace(nic("b", 3), mac=mac)
+                b.inventory.register_vms([VM("vm-b3", (own,), server_of("b", 1))])
+        await san.is_served()
+
+    told(story)

@@ -1,0 +1,50 @@
+"""What another domain is told of a refusal: the reason, unless that names something that is ours alone.
+
+Reasons are written for our own operator, and name the VM that has an address, or each server with what it has
+left. Another domain's controller knows the names that it has said itself, and is to learn no other: by
+preparing VMs that it makes up it could ask for all of them. What is written in whichever part of the program,
+now or later, passes here.
+"""
+
+import re
+from collections.abc import Iterator
+
+import structlog
+
+from retinue.controller.state import State
+from retinue.core.text import cut
+from retinue.protocol.domains import Guest
+from retinue.protocol.errors import ErrorCode
+
+log = structlog.get_logger()
+
+_WORDS = re.compile(r"[A-Za-z0-9._@:-]+")
+_AROUND = ".:"
+"""What may stand beside a name in a sentence, and be in one."""
+
+
+def for_peer(state: State, peer: str, guest: Guest, wanted: str, error: Exception) -> str:
+    """The reason as domain `peer` may read it; ours, where that is another, goes to the log.
+
+    `wanted`: the server that it has named.
+    """
+    reason = str(error)
+    theirs = {peer, guest.id, wanted, *(nic.port_id for nic in guest.nics)}
+    words = {word.strip(_AROUND) for word in _WORDS.findall(reason)}
+    if not words & (set(_of_ours(state)) - theirs):
+        return reason
+    log.warning("domain.refused", domain=peer, vm=guest.id, reason=cut(reason))
+    if getattr(error, "code", None) is ErrorCode.NO_MATCH:
+        return f"no server here can take {guest.id}" if not wanted else f"{wanted} cannot take {guest.id}"
+    return f"VM {guest.id} cannot come: something here has its name, or a MAC, port or address of it"
+
+
+def _of_ours(state: State) -> Iterator[str]:
+    """Names that a reason may have."""
+    net = state.net
+    yield from net.vms
+    yield from net.servers
+    yield from state.entities
+    yield from state.images
+    yield from (nic.port_id for vm in net.vms.values() for nic in vm.nics)
+    yield from (host.id for server in net.servers.values() for host in server.hosts)
