@@ -126,6 +126,10 @@ MOST_PAIRS = 100_000
 """Pairs of MAC and IP that managers give for VMs to take."""
 MOST_OFFERS = 8
 """Matches of one other domain that are under way here at the same time: all agents are asked in each."""
+MOST_IMAGE_HOLDERS = 8
+"""Servers that one domain names to another as holders of an image."""
+MOST_FAR = 16
+"""Connections of one other domain's agents at once that fetch images from an agent."""
 MOST_BOOKINGS = 10_000
 """VMs for which room is booked."""
 MOST_BOOKINGS_OF_A_SERVER = 1024

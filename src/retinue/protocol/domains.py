@@ -21,6 +21,7 @@ from retinue.core.limits import (
     LONGEST_ADDRESS,
     LONGEST_ID,
     MOST_FC_LOGINS,
+    MOST_IMAGE_HOLDERS,
     MOST_MEMORY_MIB,
     MOST_NICS,
 )
@@ -39,8 +40,6 @@ NAMES_PATH = "/peer/v1/names"
 IMAGES_PATH = "/peer/v1/images"
 MOST_NAMES, LONGEST_VERSION, LONGEST_ZONE = 10_000, 16, 255
 LONGEST_MARK, MOST_GUEST_ADDRESSES, LONGEST_REASON = 32, 16, 500
-MOST_IMAGE_HOLDERS = 8
-"""That one domain names to another."""
 LONGEST_OPTIONS = 2048
 """Hexadecimal digits of an option field, or of a client identifier."""
 

@@ -25,6 +25,7 @@ from retinue.agent.content.store import Store, StoredImage, StoreError, make_bas
 from retinue.agent.content.threads import in_slow_thread, in_thread
 from retinue.agent.content.wire import HELLOS, Word
 from retinue.core.content import ContentError, Patience
+from retinue.core.limits import MOST_FAR
 from retinue.hypervisor import HypervisorError
 from retinue.hypervisor.memory_channel import Channel
 from retinue.protocol.errors import ControllerAwayError, ControllerError, ErrorCode, RejectedError
@@ -35,8 +36,6 @@ from retinue.protocol.routes import Route
 from retinue.security.signatures import SignatureError, check
 
 NO_DOMAINS: Mapping[str, Path] = MappingProxyType({})
-MOST_FAR = 16
-"""Connections of one other domain's agents at once."""
 FETCH_AGAIN_SECONDS = 1.0
 """Before a fetch that could not begin is tried again."""
 

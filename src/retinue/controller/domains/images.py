@@ -22,10 +22,10 @@ from retinue.controller.context import Context
 from retinue.controller.domains.peer_client import PeerDoor
 from retinue.controller.errors import RequestError, no_image
 from retinue.controller.state import Image
-from retinue.core.limits import ID
+from retinue.core.limits import ID, MOST_IMAGE_HOLDERS
 from retinue.core.model import ModelError
 from retinue.core.text import cut
-from retinue.protocol.domains import MOST_IMAGE_HOLDERS, ImageAsked, ImageFound, ImageHolder
+from retinue.protocol.domains import ImageAsked, ImageFound, ImageHolder
 from retinue.protocol.errors import ControllerError, ErrorCode
 from retinue.protocol.events import EventType
 from retinue.protocol.images import HolderRecord

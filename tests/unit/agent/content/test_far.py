@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from retinue.agent.content.service import MOST_FAR, FarVisitors
+from retinue.agent.content.service import FarVisitors
 from retinue.agent.content.store import make_base
 from retinue.agent.content.wire import Word
 from retinue.agent.migration.peer import Transfer, agent_of
 from retinue.core.content import CHUNK_BYTES, Patience
+from retinue.core.limits import MOST_FAR
 from retinue.hypervisor import HypervisorError
 from retinue.hypervisor.memory_channel import Channel
 from retinue.protocol.images import ImageState, SignedManifest, domain_of
