@@ -79,6 +79,8 @@ DEEPEST = 32
 
 LARGEST_DHCP6 = 9000
 """Bytes of one DHCPv6 message: what fits a jumbo frame."""
+LONGEST_CLIENT_ID = 255
+"""Bytes of a client identifier of DHCP: an option's length is one byte."""
 LONGEST_DUID = 130
 """Bytes of a DHCPv6 identifier: a type of two, and "128 octets (not including the type code)" (RFC 8415,
 11.1)."""
@@ -126,6 +128,8 @@ MOST_PAIRS = 100_000
 """Pairs of MAC and IP that managers give for VMs to take."""
 MOST_OFFERS = 8
 """Matches of one other domain that are under way here at the same time: all agents are asked in each."""
+MOST_PREPARES = 32
+"""Places for VMs of one other domain that are being looked for here at the same time."""
 MOST_IMAGE_HOLDERS = 8
 """Servers that one domain names to another as holders of an image."""
 MOST_FAR = 16

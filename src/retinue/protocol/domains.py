@@ -17,6 +17,7 @@ from typing import Annotated
 import msgspec
 
 from retinue.core.limits import (
+    ID,
     LATEST,
     LONGEST_ADDRESS,
     LONGEST_ID,
@@ -43,7 +44,10 @@ LONGEST_MARK, MOST_GUEST_ADDRESSES, LONGEST_REASON = 32, 16, 500
 LONGEST_OPTIONS = 2048
 """Hexadecimal digits of an option field, or of a client identifier."""
 
-Id = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_ID)]
+_ID = ID.pattern
+Id = Annotated[str, msgspec.Meta(max_length=LONGEST_ID, pattern=rf"^{_ID}\Z")]
+"""It becomes part of paths, events and logs: what is none is not even read."""
+IdOrNone = Annotated[str, msgspec.Meta(max_length=LONGEST_ID, pattern=rf"^({_ID})?\Z")]
 
 
 class Said(StrEnum):
@@ -146,7 +150,7 @@ class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
     """The best server as it is now, by the rules of its own domain; see core.placement.ServerState."""
 
-    server: Annotated[str, msgspec.Meta(max_length=LONGEST_ID)] = ""
+    server: IdOrNone = ""
     """ "": none, for the reason given."""
     reason: Annotated[str, msgspec.Meta(max_length=LONGEST_REASON)] = ""
     cpus: Size = 0
@@ -172,7 +176,7 @@ class Prepare(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     vm: Guest
     source: Id
     """The server whose agent brings the VM's memory."""
-    server: Annotated[str, msgspec.Meta(max_length=LONGEST_ID)] = ""
+    server: IdOrNone = ""
     """The wished one; "": the best."""
     downtime_ms: Annotated[int, msgspec.Meta(ge=0, le=LONGEST_DOWNTIME_MS)] = round(WANTED_DOWNTIME * 1000)
 
@@ -191,7 +195,7 @@ class Word(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     """With `stopped` and `resumed`: when, in seconds since the epoch."""
     reason: Annotated[str, msgspec.Meta(max_length=LONGEST_REASON)] = ""
     memory_at: Annotated[str, msgspec.Meta(max_length=LONGEST_ADDRESS)] = ""
-    server: Annotated[str, msgspec.Meta(max_length=LONGEST_ID)] = ""
+    server: IdOrNone = ""
     mark: Annotated[str, msgspec.Meta(max_length=LONGEST_MARK)] = ""
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -43,7 +43,14 @@ def check(data: bytes, signature: str, certificate: str, ca: Path, at: float) ->
         signed_with = theirs.public_key()
     except OSError as error:
         raise SignatureError(f"cannot read the authority {ca}: {error.strerror}") from error
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound, IdentityError) as error:
+    except (
+        ValueError,
+        TypeError,
+        InvalidSignature,
+        UnsupportedAlgorithm,
+        x509.ExtensionNotFound,
+        IdentityError,
+    ) as error:
         raise SignatureError("the publisher's certificate is none of this authority's") from error
     if identity.role is not PeerRole.MANAGER:
         raise SignatureError(f"signed by {identity}: only a manager publishes")

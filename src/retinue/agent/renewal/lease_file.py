@@ -13,14 +13,13 @@ import structlog
 
 from retinue.core.lease_renewal import Lease
 from retinue.core.lease_watch import KeptLease
-from retinue.core.limits import LONGEST_ID
+from retinue.core.limits import LONGEST_CLIENT_ID, LONGEST_ID
 from retinue.core.model import ModelError
 from retinue.core.model import mac as checked_mac
 from retinue.core.packets import OPTIONS_BYTES, FrameError, build_options, parse_options
 from retinue.steady_clock import ClockAnchor
 
 LONGEST_FILE = 16 << 20
-LONGEST_CLIENT_ID = 255
 
 log = structlog.get_logger()
 

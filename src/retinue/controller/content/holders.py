@@ -12,9 +12,10 @@ from msgspec.structs import replace
 
 from retinue.controller.context import Context
 from retinue.controller.errors import no_server
+from retinue.core.limits import ID
 from retinue.core.model import Service
 from retinue.protocol.events import EventType
-from retinue.protocol.images import HeldImage, HolderRecord, ImagesBody, ImageState, domain_of
+from retinue.protocol.images import HeldImage, HolderRecord, ImagesBody, ImageState
 
 SCRUB_AGAIN_SECONDS = 600.0
 """Between two orders to scrub that follow from what others say of a holder."""
@@ -88,8 +89,10 @@ class ImageHolders:
 
     def _may_hold(self, holder: str) -> bool:
         """A server of ours, or one of a domain whose images are fetched here."""
-        peer = self._context.net.peers.get(domain_of(holder))
-        return holder in self._context.net.servers or (peer is not None and peer.images)
+        domain, _, server = holder.partition("/")
+        peer = self._context.net.peers.get(domain)
+        is_there = peer is not None and peer.images and ID.fullmatch(server) is not None
+        return holder in self._context.net.servers or is_there
 
     def _have_scrubbed(self, holder: str) -> None:
         """What it sends is bad: it is to look what else is, and to fetch it again."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 
 from retinue.controller.parsing import address
-from retinue.core.limits import ID
+from retinue.core.limits import ID, LONGEST_CLIENT_ID
 from retinue.core.model import (
     IP,
     NIC,
@@ -26,6 +26,7 @@ from retinue.core.model import (
 from retinue.core.model.storage import FcLogin
 from retinue.core.model.view import NetworkView
 from retinue.core.packets import FrameError, build_options, parse_options
+from retinue.core.packets.dhcp6 import check_duid
 from retinue.core.packets.dhcp6_options import build_options6, parse_options6
 from retinue.protocol.domains import Guest, GuestAddress, GuestLease6, GuestLogin, GuestNIC
 
@@ -118,12 +119,15 @@ def held_by(guest: Guest, now: float) -> Iterator[Assignment]:
 def _lease(guest: Guest, ip: IP, its: Mac, held: GuestAddress, now: float) -> Assignment:
     end = None if held.seconds is None else now + held.seconds
     client_id = bytes.fromhex(held.client_id)
+    if held.dhcp6 is None and len(client_id) > LONGEST_CLIENT_ID:
+        raise ModelError(f"VM {guest.id}: the lease of {ip}: a client identifier of {len(client_id)} bytes")
     lease = Assignment(ip, its, guest.id, BindingKind.DYNAMIC, Origin.CONTROLLER, end, client_id=client_id)
     try:
         if held.dhcp6 is None and ip.version == 4:
             options, told = (parse_options(bytes.fromhex(text)) for text in (held.options, held.told))
             return replace(lease, server=_server(held.server), options=options, told=told)
         if held.dhcp6 is not None and ip.version == 6:
+            check_duid(client_id)
             return replace(lease, lease6=_lease6(held.dhcp6, now))
     except FrameError as error:
         raise ModelError(f"VM {guest.id}: the lease of {ip}: {error}") from error
@@ -132,8 +136,10 @@ def _lease(guest: Guest, ip: IP, its: Mac, held: GuestAddress, now: float) -> As
 
 def _lease6(said: GuestLease6, now: float) -> Lease6:
     """Raises FrameError."""
+    server = bytes.fromhex(said.server)
+    check_duid(server)
     return Lease6(
-        bytes.fromhex(said.server),
+        server,
         said.iaid,
         None if said.preferred is None else now + said.preferred,
         parse_options6(bytes.fromhex(said.options)),

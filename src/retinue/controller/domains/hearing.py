@@ -5,6 +5,7 @@ wants booked must be what its home may give (`core.model.domains`).
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from retinue.controller.migrations.requests import MigrationError, check_memory_
 from retinue.controller.mobility.manager import MobilityManager
 from retinue.controller.nic_changes import static_assignments
 from retinue.controller.storage_changes import FcLoggedIn, FcLoggedOut
+from retinue.core.limits import MOST_PREPARES
 from retinue.core.migration import Migration, MigrationState
 from retinue.core.migration.record import Far
 from retinue.core.model import VM, ModelError
@@ -28,6 +30,7 @@ from retinue.core.model.domains import check_guest, is_same
 from retinue.core.model.network import Touched
 from retinue.core.packets import FrameError, parse
 from retinue.core.placement import EntityKind, Reason, Wish
+from retinue.core.text import printable
 from retinue.protocol.domains import SAID_BY_SOURCE, Guest, Heard, Prepare, Prepared, Removed, Said, Word
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
@@ -79,6 +82,8 @@ class Hearing:
         self._on_size = on_size
         self._marks: dict[str, asyncio.Event] = {}
         """Marks that are waited for."""
+        self._preparing: Counter[str] = Counter()
+        """By domain: what it has asked for, and is not answered."""
         self._booking: dict[str, asyncio.Event] = {}
         """By VM for which a place is being looked for: set when that has ended."""
 
@@ -86,6 +91,18 @@ class Hearing:
 
     async def prepare(self, peer: str, wanted: Prepare) -> Prepared:
         """Raises ModelError or MigrationError: it cannot come here, and nothing has changed."""
+        if self._preparing[peer] >= MOST_PREPARES:
+            raise MigrationError(
+                f"{MOST_PREPARES} places are being looked for here for domain {peer}: ask again",
+                ErrorCode.TOO_OFTEN,
+            )
+        self._preparing[peer] += 1
+        try:
+            return await self._prepare(peer, wanted)
+        finally:
+            self._preparing[peer] -= 1
+
+    async def _prepare(self, peer: str, wanted: Prepare) -> Prepared:
         vm = wanted.vm.id
         self._tell(peer, vm, wanted.migration, "prepare")
         # Asked for once more meanwhile, as by a controller that was started anew, it is that one.
@@ -258,7 +275,9 @@ class Hearing:
                 await self._heard_diverted(id, word.mark)
             case Said.ROLL_BACK:
                 if migration.state.may_undo:
-                    reports.on_report(id, Report.FAILED, 0.0, f"domain {peer}: {word.reason}", by=by)
+                    reports.on_report(
+                        id, Report.FAILED, 0.0, f"domain {peer}: {printable(word.reason)}", by=by
+                    )
             case Said.FAILED if migration.state is MigrationState.ROLLING_BACK:
                 pass
             case Said.TARGET_CLOSED if migration.state.may_undo:
@@ -268,7 +287,7 @@ class Hearing:
             case said:
                 report = _REPORTED[said]
                 await reports.until_source_let_go(id, report, by)
-                reason = f"domain {peer}: {word.reason}" if word.reason else ""
+                reason = f"domain {peer}: {printable(word.reason)}" if word.reason else ""
                 reports.on_report(id, report, word.at, reason, by=by)
         return Heard(self._orchestrator.migrations.get(id, migration).state)
 

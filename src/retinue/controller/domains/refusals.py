@@ -7,7 +7,7 @@ now or later, passes here.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import structlog
 
@@ -19,6 +19,8 @@ from retinue.protocol.errors import ErrorCode
 log = structlog.get_logger()
 
 _WORDS = re.compile(r"[A-Za-z0-9._@:-]+")
+_SERVERS = re.compile(r"[(]|; (?=[A-Za-z0-9._@-]+: )")
+"""Before what a decision says of a server."""
 _AROUND = ".:"
 """What may stand beside a name in a sentence, and be in one."""
 
@@ -30,13 +32,19 @@ def for_peer(state: State, peer: str, guest: Guest, wanted: str, error: Exceptio
     """
     reason = str(error)
     theirs = {peer, guest.id, wanted, *(nic.port_id for nic in guest.nics)}
-    words = {word.strip(_AROUND) for word in _WORDS.findall(reason)}
-    if not words & (set(_of_ours(state)) - theirs):
+    ours = set(_of_ours(state)) - theirs
+    if _names_none(reason, ours):
         return reason
     log.warning("domain.refused", domain=peer, vm=guest.id, reason=cut(reason))
     if getattr(error, "code", None) is ErrorCode.NO_MATCH:
-        return f"no server here can take {guest.id}" if not wanted else f"{wanted} cannot take {guest.id}"
+        of_wanted = (part.strip("() ") for part in _SERVERS.split(reason) if wanted)
+        why = next((one for one in of_wanted if one.startswith(f"{wanted}:") and _names_none(one, ours)), "")
+        return f"no server can take {guest.id}" + (f" ({why})" if why else "")
     return f"VM {guest.id} cannot come: something here has its name, or a MAC, port or address of it"
+
+
+def _names_none(text: str, names: Collection[str]) -> bool:
+    return not any(word.strip(_AROUND) in names for word in _WORDS.findall(text))
 
 
 def _of_ours(state: State) -> Iterator[str]:

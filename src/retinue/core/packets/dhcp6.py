@@ -187,10 +187,16 @@ def _kind(payload: bytes) -> MessageType6:
     return MessageType6(payload[0])
 
 
+def check_duid(duid: bytes) -> None:
+    """Raises FrameError for what is none."""
+    if not SHORTEST_DUID <= len(duid) <= LONGEST_DUID:
+        raise FrameError(f"DUID of {len(duid)} bytes: not between {SHORTEST_DUID} and {LONGEST_DUID}")
+
+
 def _duid(options: Options6, code: Option6) -> bytes:
     duid = only(options, code)
-    if duid is not None and not SHORTEST_DUID <= len(duid) <= LONGEST_DUID:
-        raise FrameError(f"DUID of {len(duid)} bytes: not between {SHORTEST_DUID} and {LONGEST_DUID}")
+    if duid is not None:
+        check_duid(duid)
     return duid or b""
 
 
