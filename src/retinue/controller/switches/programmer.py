@@ -29,7 +29,7 @@ from retinue.core.pipeline.entry import (
     FlowKey,
     Group,
     Program,
-    ToGroup,
+    named_by,
 )
 from retinue.core.pipeline.knowledge import Knowledge
 from retinue.southbound.openflow.requests import Rejected
@@ -253,6 +253,9 @@ class SwitchProgrammer:
         """What each order has sent; an entry of several counts as the first one's."""
         keys: set[EntryKey] = set().union(*orders)
         change = difference(self._wanted(keys), self.mirror.taken(keys), keys)
+        while bound := self._bound_to(change) - keys:
+            keys |= bound
+            change = difference(self._wanted(keys), self.mirror.taken(keys), keys)
         confirmed = change.empty or await self._apply(session, change)
         if not confirmed and len(orders) > 1 and session.alive:
             # Something in one of them is at fault. It is to hold up none of the others.
@@ -267,6 +270,20 @@ class SwitchProgrammer:
             found.append(Sent(len(flows & order), confirmed))
             flows -= order
         return found
+
+    def _bound_to(self, change: Change) -> set[EntryKey]:
+        """What the switch must take along with a change, though it be another one's that is yet to come here:
+        meters and groups that are named and not there, and what names one that goes."""
+        if not self.mirror.differing:
+            return set()
+        named = {key for flow in change.add for key in named_by(flow)} & self.mirror.differing
+        gone: set[EntryKey] = {("group", number) for number in change.remove_groups}
+        gone |= {("meter", number) for number in change.remove_meters}
+        if gone:
+            has = self.mirror.taken(self.mirror.differing)
+            flows = (flow for flow in has.values() if isinstance(flow, Flow))
+            named |= {flow.key for flow in flows if not gone.isdisjoint(named_by(flow))}
+        return named - self.held
 
     async def _apply(self, session: SwitchSession, change: Change) -> bool:
         now = self._clock()
@@ -348,8 +365,7 @@ class SwitchProgrammer:
     def _used_by(self, keys: Iterable[EntryKey]) -> set[EntryKey]:
         """The meters and groups that flows of these keys use on the switch."""
         flows = [flow for flow in self.mirror.taken(set(keys)).values() if isinstance(flow, Flow)]
-        used: set[EntryKey] = {("meter", flow.meter) for flow in flows if flow.meter is not None}
-        return used | {("group", a.group) for flow in flows for a in flow.actions if isinstance(a, ToGroup)}
+        return {key for flow in flows for key in named_by(flow)}
 
     def _is_left(self, key: EntryKey, want: Entry | None, have: Entry | None) -> bool:
         if agrees(want, have):

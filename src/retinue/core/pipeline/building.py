@@ -31,7 +31,7 @@ def step_of(compiler: Compiler, owner: Owner) -> Step:
     """Where an owner that has not been computed anew yet comes in a large change."""
     if owner.kind == "server":
         return Step.SERVER
-    if owner.kind != "switch":  # Of others' groups and meters only their own entries make use.
+    if owner.kind != "switch":  # What else is named goes along with what names it (`Compiler`).
         return Step.OTHER
     new = _used_by_others(contribution(compiler.net, owner).get(owner.id, {}))
     old = _used_by_others(compiler.entries(owner, owner.id))

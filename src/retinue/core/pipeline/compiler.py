@@ -11,12 +11,13 @@ from ipaddress import ip_address
 from itertools import permutations
 
 from retinue.core.model import VM, Role, Server, Switch
+from retinue.core.model.anycast import members_of
 from retinue.core.model.families import led_to
 from retinue.core.model.network import Network, Owner
 from retinue.core.pipeline import anycast, edge, flooding, gateway, storage, trunk, uplinks, vrfs
 from retinue.core.pipeline.contributions import RECENT, Contribution, Contributions, SwitchProgram
 from retinue.core.pipeline.cookies import Reason, cookie, owner_hash, owner_hash_of
-from retinue.core.pipeline.entry import Entry, EntryKey, FlowsBySwitch, Program, key_of
+from retinue.core.pipeline.entry import Entry, EntryKey, Flow, FlowsBySwitch, Program, key_of, named_by
 from retinue.core.pipeline.underlay import Underlay, underlay_of
 
 
@@ -65,6 +66,15 @@ def exists(net: Network, owner: Owner) -> bool:
             return any(net.anycast_at(ip_address(owner.id)))
         case _:
             return owner.id in net.vms
+
+
+def bringers(net: Network, owner: Owner, switch: str) -> set[Owner]:
+    """Who else may have the meters and groups on a switch that this owner's entries name there."""
+    found = {Owner("switch", switch)}
+    if owner.kind == "anycast":
+        found |= {Owner("vm", vm.id) for vm, _ in members_of(net, ip_address(owner.id))}
+    at = net.server_of_edge(switch)
+    return found if at is None else found | {Owner("server", at.id)}  # A gateway's tunnel has meters.
 
 
 def _switch(underlay: Underlay, net: Network, switch: Switch) -> Iterable[Entry]:
@@ -143,6 +153,8 @@ class Compiler:
     _owners: dict[int, tuple[Owner, ...]] = field(default_factory=dict)
     """By the hash in their cookies: every owner that was ever computed. Those of a hash that are gone are
     left out, so that there is none when all have gone."""
+    _shared: set[Owner] = field(default_factory=set)
+    """Anycast addresses: their entries name meters of VMs."""
     _clashed: set[Owner] = field(default_factory=set)
     """Owners whose entries clashed with another's when they were last computed: what is kept is older."""
 
@@ -157,7 +169,8 @@ class Compiler:
         fresh = {owner: contribution(self.net, owner) for owner in sorted(touched)}
         # An owner whose old entry is in another's place may have changed as well: two VMs that exchange their
         # addresses, of which only one was touched so far. Its contribution is computed again before judging.
-        while outdated := self._owners_in_the_way(fresh):
+        # So may one that brings what a fresh entry names: a switch takes the one only with the other.
+        while outdated := self._owners_in_the_way(fresh) | self._bound_to(fresh):
             fresh.update({owner: contribution(self.net, owner) for owner in outdated})
         now = self._together(fresh)
         self._clashed.difference_update(fresh)
@@ -211,6 +224,27 @@ class Compiler:
             if other not in fresh and key in self._contributions.on(other, switch)
         }
 
+    def _bound_to(self, fresh: dict[Owner, Contribution]) -> set[Owner]:
+        """Others that may bring a meter or group which a fresh contribution names, and nobody has as last
+        computed; and anycast addresses whose entries name a meter that goes with a VM's old entries."""
+        found: set[Owner] = set()
+        for owner, contributed in fresh.items():
+            for switch, entries in contributed.items():
+                flows = (entry for entry in entries.values() if isinstance(entry, Flow))
+                others = {key for flow in flows for key in named_by(flow) if key not in entries}
+                if any(key not in self.program(switch) for key in others):
+                    found |= bringers(self.net, owner, switch)
+        shared = self._shared - fresh.keys()
+        for owner in [owner for owner in fresh if owner.kind == "vm"] if shared else ():
+            for switch, had in self._contributions.of(owner).items():
+                gone = had.keys() - fresh[owner].get(switch, {}).keys()
+                found |= {one for one in shared if not gone.isdisjoint(self._named_on(one, switch))}
+        return found - fresh.keys()
+
+    def _named_on(self, owner: Owner, switch: str) -> set[EntryKey]:
+        entries = self._contributions.on(owner, switch).values()
+        return {key for entry in entries if isinstance(entry, Flow) for key in named_by(entry)}
+
     def _together(self, fresh: dict[Owner, Contribution]) -> dict[str, Program]:
         """All of these contributions. Raises ConflictError when two have an entry of the same key."""
         found: dict[str, Program] = {}
@@ -228,6 +262,8 @@ class Compiler:
         mark = owner_hash(owner)
         others = tuple(other for other in self._owners.get(mark, ()) if other != owner)
         self._owners[mark] = (*others, owner) if exists(self.net, owner) else others
+        if owner.kind == "anycast":
+            (self._shared.add if exists(self.net, owner) else self._shared.discard)(owner)
 
     # ---- questions ----
 

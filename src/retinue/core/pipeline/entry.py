@@ -4,6 +4,7 @@ A match is a sorted tuple of (field, value, mask); values are integers, so that 
 `southbound.openflow.codec` turns entries into bytes, `core.forwarding` executes them.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -239,6 +240,16 @@ EntryKey = FlowKey | tuple[str, int]
 """A flow's key, or ("group", id), or ("meter", id)."""
 Program = dict[EntryKey, Entry]
 """Entries of one switch."""
+
+
+def named_by(flow: Flow) -> Iterator[EntryKey]:
+    """The meter and the groups that a flow names. A switch takes it only once it has these, and deletes it
+    with any of them (OpenFlow 1.4.0, 5.6 and 7.3.4.14)."""
+    if flow.meter is not None:
+        yield ("meter", flow.meter)
+    for action in flow.actions:
+        if isinstance(action, ToGroup):
+            yield ("group", action.group)
 
 
 def key_of(entry: Entry) -> EntryKey:
