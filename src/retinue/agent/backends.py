@@ -9,11 +9,14 @@ import structlog
 from retinue.agent.config import KINDS, AgentConfig, LibvirtTable, VMTable
 from retinue.agent.controller_link.libvirt_reporter import LibvirtReporter
 from retinue.agent.controller_link.made_here import MadeHere
+from retinue.agent.controller_link.vm_reports import VMReports
 from retinue.agent.dispatcher import Dispatcher
+from retinue.agent.migration.left_in_taps import LeftInTaps
 from retinue.agent.vms.departed import DepartedVMs
 from retinue.agent.vms.local_vm import ended
 from retinue.agent.vms.workers import pauses
 from retinue.host.errors import HostError
+from retinue.host.flow_cache import FlowCache
 from retinue.host.ports import LocalPorts
 from retinue.host.taps import tap_name
 from retinue.hypervisor import QemuHypervisor
@@ -90,6 +93,7 @@ class LibvirtBackend:
         )
         self._watching: asyncio.Task[None] | None = None
         self._catching_up: asyncio.Task[None] | None = None
+        self._left: LeftInTaps | None = None
 
     async def begin(self, dispatcher: Dispatcher) -> None:
         """Adopt what runs, and follow what happens to it; a libvirtd that is away is waited for."""
@@ -101,11 +105,14 @@ class LibvirtBackend:
             log.warning("libvirt.vms_unknown", error=str(error))
         listeners = (self.hypervisor.on_event, dispatcher.on_hypervisor_event)
         back = partial(self._is_back, dispatcher)
+        reports = VMReports(self._server, dispatcher.reports)
+        self._left = LeftInTaps(self._host, reports, FlowCache(), self.hypervisor.brings)
         watch = LibvirtReporter(
             *(self._server, self._host, dispatcher.reports, listeners),
             back=back,
             made=self._made,
             bridge=self._bridge,
+            reported=self._left.hear,
         )
         self._watching = asyncio.create_task(watch.run(), name="what libvirt does")
 
@@ -118,6 +125,8 @@ class LibvirtBackend:
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+        if self._left is not None:
+            await self._left.close()
         await self._host.close()
 
 

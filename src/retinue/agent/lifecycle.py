@@ -315,7 +315,7 @@ class VMLifecycle(VMWorkers):
         """Report that the VM has ended here; until that has arrived the hypervisor remembers it."""
         report = self._reports.of_vm(record.id, VMReport.STOPPED, reason, how)
 
-        def over(report: asyncio.Task[None]) -> None:
+        def over(report: asyncio.Task[dict[str, Any]]) -> None:
             if not report.cancelled():
                 self.hypervisor.end_is_reported(self._spec(record))
 

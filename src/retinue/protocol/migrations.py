@@ -70,7 +70,8 @@ class Report(StrEnum):
     SOURCE_FREED = "source_freed"
     WAITED = "waited"
     """What waited for the VM at a target that is given up: first without frames, to be answered when nothing
-    more goes there, then with them."""
+    more goes there, then with them. Or at a source where the VM was stopped before it was diverted: first
+    `watching`, and then without, even where nothing waits."""
     TARGET_CLOSED = "target_closed"
     """The VM never ran at the target, and never will."""
     ROLLED_BACK = "rolled_back"
@@ -197,7 +198,8 @@ class ReportBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     watching: bool = False
     """With `converged`: the source looks itself whether anything still comes by the old way. The answer comes
     when what had left for the source before has come there. Nothing is forwarded from the source until it
-    says `converged` without this."""
+    says `converged` without this. With `waited`, of a source, likewise: it is answered when all switches lead
+    to the target, and nothing is copied from there until it says `waited` without this."""
     sent: bool = False
     """With `stopped`, said once more: the source's switch has sent on all that it got from the VM. The answer
     comes when that has come so far that what the VM sends from the target does not overtake it; the target
@@ -205,7 +207,7 @@ class ReportBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     frames: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_COUNT)] = 0
     """With `rolled_back` and `target_closed`: the frames that had come to the VM's port at this server."""
     waiting: Annotated[list[Frame], msgspec.Meta(max_length=MOST_AT_ONCE)] = []
-    """With `waited`: frames that the source has no copies of, in order."""
+    """With `waited`: frames of which there are no copies where the VM is, in order."""
 
 
 class ReportAnswer(msgspec.Struct, frozen=True, omit_defaults=True):

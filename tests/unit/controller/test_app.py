@@ -17,7 +17,7 @@ from retinue.controller.migrations.placing import PRIMERS
 from retinue.controller.room import Room
 from retinue.controller.state import ServerLocation, Stored
 from retinue.core.limits import MOST_PREFIXES, MOST_WAITING
-from retinue.core.migration import MigrationState, begin, placement
+from retinue.core.migration import MigrationState, PlacementChange, begin, placement
 from retinue.core.model import DEFAULT_VRF, VM, ModelError, Network, PortRef, PortStatus, VMPort
 from retinue.core.model.network import Owner
 from retinue.core.packets import (
@@ -482,8 +482,8 @@ async def test_what_waited_at_the_target_of_a_move_that_is_undone_comes_to_the_v
     gate.set()
     assert (await asked).copies_from == lab.fake.net.servers["server2"].mac
     lab.fake.heard.clear()
-    with pytest.raises(MigrationError, match="for its target to say"):
-        await reports.on_waited(id, waited, by=["server1"])
+    with pytest.raises(MigrationError, match="for its source or target to say"):
+        await reports.on_waited(id, waited, by=["server3"])
     await reports.on_waited(id, waited, by=["server2"])
     assert lab.fake.heard == [("edge1", vm_port(1), udp_frame(GATEWAY_MAC, vm_mac(1), OUTSIDE, vm_ip(1)))]
     reports.on_report(id, Report.TARGET_CLOSED, lab.now, "", frames=40 + PRIMERS)
@@ -502,6 +502,8 @@ async def test_what_is_on_its_way_to_the_target_of_a_move_that_is_undone_comes_a
     """
     await lab.boot(1, at=1)
     id = await migrate_to(lab, 2, "target_opened", "copy_started", "stopped")
+    progress = lab.controller.orchestrator.get(id)[0].progress
+    await progress.is_confirmed(PlacementChange.FORWARDED).wait()
     gate = lab.fake.sessions["spine1"].hold = asyncio.Event()
     late = udp_frame(GATEWAY_MAC, lab.fake.net.servers["server2"].mac, OUTSIDE, vm_ip(1))
 

@@ -11,13 +11,16 @@ import pytest
 
 from retinue.controller.api.server import Api
 from retinue.controller.app import Controller
-from retinue.core.migration import Migration, MigrationState
+from retinue.controller.migrations.orchestrator import MigrationError
+from retinue.core.migration import Migration, MigrationState, PlacementChange
 from retinue.core.model import NIC, VM, ModelError, PortStatus
+from retinue.host.timing import CACHE_LAG
 from retinue.protocol.hypervisor_events import EventKind
 from retinue.protocol.migrations import Report
 from retinue.protocol.vms import VMReport, VMState
 from retinue.southbound.ovsdb import BridgePort
-from support.fabric.networks import fabric, vm_ip, vm_mac, vm_port
+from support.fabric.networks import GATEWAY_MAC, fabric, vm_ip, vm_mac, vm_port
+from support.fabric.world import OUTSIDE, udp_frame
 from support.fakes.session import FakeNetwork
 from support.recent_events import recent
 
@@ -130,6 +133,61 @@ async def test_words_that_come_before_their_turn_wait(lab: OneVM) -> None:
     assert (lab.state, lab.at()) == (MigrationState.CONFIRMED, [("edge2", True)])
 
 
+def copies(lab: OneVM) -> bool:
+    """Edge 2 sends edge 1 copies of what it hands to vm1's port."""
+    return lab.controller.net.vms["vm1"].copied_to == "server1"
+
+
+async def copied(lab: OneVM) -> None:
+    """Every switch has confirmed that it does, and that the source forwards."""
+    progress = lab.controller.orchestrator.get(lab.migrations[-1].id)[0].progress
+    async with asyncio.timeout(60):
+        await progress.is_confirmed(PlacementChange.FORWARDED).wait()
+    assert copies(lab)
+
+
+async def test_what_a_vm_has_left_in_its_taps_comes_to_it_at_the_target(lab: OneVM) -> None:
+    """Nothing is copied to where the source's agent looks before it has seen what is there."""
+    reports = lab.controller.orchestrator.reports
+    left = [udp_frame(GATEWAY_MAC, vm_mac(1), OUTSIDE, vm_ip(number)) for number in (1, 2)]
+    await lab.plug(2)
+    await lab.says(2, K.INCOMING)
+    asked = asyncio.create_task(reports.on_waited("migration-1", [], ["server1"], watching=True))
+    await lab.fake.settle()
+    assert not asked.done(), "the VM runs"
+    with pytest.raises(MigrationError, match="what waits at server1 is for the VM there"):
+        await reports.on_waited("migration-1", left, ["server1"])
+    gate = lab.fake.sessions["spine1"].hold = asyncio.Event()
+    await lab.says(1, K.SUSPENDED)
+    assert not asked.done(), "spine1 may still send frames there"
+    gate.set()
+    await asked
+    await asyncio.sleep(2 * CACHE_LAG)
+    await lab.fake.settle()
+    assert not copies(lab)
+    with pytest.raises(MigrationError, match="what waits at server2 is for the VM there"):
+        await reports.on_waited("migration-1", left, ["server2"])
+    lab.fake.heard.clear()
+    await reports.on_waited("migration-1", left, ["server1"])
+    await copied(lab)
+    assert lab.fake.heard == [("edge2", vm_port(1), left[0])], "and no other's"
+    with pytest.raises(MigrationError, match="what comes to server1 now are copies"):
+        await reports.on_waited("migration-1", [], ["server1"], watching=True)
+    await lab.says(2, K.RESUMED)
+    await reports.on_waited("migration-1", left, ["server1"])
+    assert lab.controller.orchestrator.figures_of("migration-1")["handed_on"] == 2
+
+
+async def test_what_was_left_comes_to_the_source_when_the_move_has_failed(lab: OneVM) -> None:
+    left = [udp_frame(GATEWAY_MAC, vm_mac(1), OUTSIDE, vm_ip(1))]
+    await lab.plug(2)
+    for server, kind in ((2, K.INCOMING), (1, K.SUSPENDED), (1, K.RESUMED)):
+        await lab.says(server, kind)
+    lab.fake.heard.clear()
+    await lab.controller.orchestrator.reports.on_waited("migration-1", left, ["server1"])
+    assert lab.fake.heard == [("edge1", vm_port(1), left[0])]
+
+
 AFTER_INCOMING = [(1, K.SUSPENDED), (2, K.RESUMED), (1, K.DEPARTED)]
 
 
@@ -217,6 +275,8 @@ async def test_a_third_server_has_no_say_in_a_move(
     migration = lab.controller.orchestrator.start("vm1", target_server="server2")
     for server, said in STAGES[stage]:
         await lab.says(server, said)
+    if stage == "suspended":
+        await copied(lab)
     if port:
         await lab.plug(3)
     before, flows = lab.migrations, lab.flows()

@@ -54,8 +54,10 @@ class LibvirtReporter:
         back: Callable[[], None] = lambda: None,
         made: MadeHere | None = None,
         bridge: str = "",
+        reported: Callable[[HypervisorEvent, asyncio.Task[dict[str, Any]]], None] = lambda *_: None,
     ) -> None:
-        """`bridge`: the one in which its VMs are; "": what becomes of packets there is not looked at."""
+        """`bridge`: the one in which its VMs are; "": what becomes of packets there is not looked at.
+        `reported` is called with each event and the report of it, which is on its way."""
         self._path = Route.REPORT_HYPERVISOR_EVENT.path(server)
         self._host = host
         self._reports = reports
@@ -67,6 +69,7 @@ class LibvirtReporter:
         """By VM and MAC of libvirt's that `made` keeps, the addresses that libvirt gave last; what others
         reported is not libvirt's to take back."""
         self._bridge = bridge
+        self._reported = reported
         self._loses: bool | None = None
         """Packets without a checksum, at that bridge; None: nobody has told yet."""
         self._started = asyncio.Event()
@@ -83,7 +86,7 @@ class LibvirtReporter:
                     log.info("libvirt.event", kind=str(event.kind), vm=event.vm, at=event.at)
                     for listener in self._listeners:
                         listener(event)
-                    self.report(event)
+                    self._reported(event, self.report(event))
                     if event.kind in _ENDED:
                         self._not_here({key for key in self._told if key[0] == event.vm})
                     if event.kind is EventKind.STARTED:
@@ -97,14 +100,14 @@ class LibvirtReporter:
                 task.cancel()
             await asyncio.gather(rounds, *self._work, return_exceptions=True)
 
-    def report(self, event: HypervisorEvent) -> None:
+    def report(self, event: HypervisorEvent) -> asyncio.Task[dict[str, Any]]:
         """Report in the background."""
         body: dict[str, Any] = {"vm": event.vm, "kind": str(event.kind), "at": event.at}
         if event.vlan_filters:
             body["vlan_filters"] = event.vlan_filters
         if event.without_checksums and self._loses:
             body["without_checksums"] = event.without_checksums
-        self._reports.tell(_subject(event), self._path, body, event.at + OLDEST)
+        return self._reports.tell(_subject(event), self._path, body, event.at + OLDEST)
 
     async def _rounds(self) -> None:
         while True:

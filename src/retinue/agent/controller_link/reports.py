@@ -41,15 +41,15 @@ class Reports:
 
     def __init__(self, rest: Rest) -> None:
         self._rest = rest
-        self._last: dict[str, asyncio.Task[None]] = {}
+        self._last: dict[str, asyncio.Task[dict[str, Any]]] = {}
 
     def tell(
         self, subject: str, path: str, body: dict[str, Any], until: float = math.inf
-    ) -> asyncio.Task[None]:
+    ) -> asyncio.Task[dict[str, Any]]:
         """Send at once, but not before earlier reports about this subject have arrived.
 
-        The task ends when the controller has answered, or at `until` (seconds since the epoch), when it is no
-        news any more.
+        The task ends with the controller's answer; with none when it was rejected, or at `until` (seconds
+        since the epoch), when it is no news any more.
         """
         task = asyncio.create_task(
             self._deliver(self._last.get(subject), path, body, until), name=f"report of {subject}"
@@ -91,19 +91,19 @@ class Reports:
         await asyncio.gather(*self._last.values(), return_exceptions=True)
 
     async def _deliver(
-        self, before: asyncio.Task[None] | None, path: str, body: dict[str, Any], until: float
-    ) -> None:
+        self, before: asyncio.Task[dict[str, Any]] | None, path: str, body: dict[str, Any], until: float
+    ) -> dict[str, Any]:
         if before is not None and not before.done():
             await asyncio.wait({before})
         report = body.get("event") or body.get("kind")
         while time.time() < until:
             try:
-                await self._rest.post(path, body)
+                return await self._rest.post(path, body)
             except RejectedError as error:
                 log.warning("report.rejected", path=path, report=report, reason=str(error))
+                return {}
             except ControllerAwayError as error:
                 log.warning("report.waits", path=path, report=report, reason=str(error))
                 await asyncio.sleep(RETRY_SECONDS)
-                continue
-            return
         log.error("report.not_delivered", path=path, report=report)
+        return {}

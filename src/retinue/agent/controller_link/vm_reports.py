@@ -30,7 +30,7 @@ class VMReports:
 
     def of_vm(
         self, vm: str, report: VMReport, reason: str = "", how: Ending | None = None
-    ) -> asyncio.Task[None]:
+    ) -> asyncio.Task[dict[str, Any]]:
         """Report, in the background, what has become of a VM on this server; `how` it has stopped."""
         more = {name: value for name, value in (("reason", reason), ("how", how)) if value}
         body = {"event": report, "server": self._server, **more}
@@ -38,7 +38,7 @@ class VMReports:
 
     def of_migration(
         self, vm: str, migration: str, report: Report, *, frames: int = 0, **more: Any
-    ) -> asyncio.Task[None]:
+    ) -> asyncio.Task[dict[str, Any]]:
         """Report, in the background, what has come of a migration.
 
         `frames` is how many had come to the VM's port here; 0 is left out.
@@ -96,12 +96,27 @@ class VMReports:
         answer = await self._of_waiting(vm, migration, ())
         return str(answer.get("copies_from", ""))
 
+    async def until_led_away(self, vm: str, migration: str) -> None:
+        """Returns when the VM's traffic goes to the target, at a source where it was stopped before. Nothing
+        is copied to here until it is said by `hand_on` that nothing waits.
+
+        Raises HypervisorError.
+        """
+        await self._of_waiting(vm, migration, (), watching=True)
+
+    async def hand_on(self, vm: str, migration: str, frames: Collection[bytes]) -> None:
+        """Give the controller frames that waited for the VM here, where it is no more; none, where nothing
+        did. Raises HypervisorError."""
+        await self._of_waiting(vm, migration, frames)
+
     async def hand_back(self, vm: str, migration: str, frames: Collection[bytes]) -> None:
         """Give the controller frames that waited for the VM. Raises HypervisorError."""
         await self._of_waiting(vm, migration, frames)
 
-    async def _of_waiting(self, vm: str, migration: str, frames: Collection[bytes]) -> dict[str, Any]:
-        body: dict[str, Any] = {"event": Report.WAITED, "server": self._server}
+    async def _of_waiting(
+        self, vm: str, migration: str, frames: Collection[bytes], **more: Any
+    ) -> dict[str, Any]:
+        body: dict[str, Any] = {"event": Report.WAITED, "server": self._server, **more}
         if frames:
             body["waiting"] = [base64.b64encode(frame).decode() for frame in frames]
         try:

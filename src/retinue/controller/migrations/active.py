@@ -1,18 +1,22 @@
 """What the controller holds of one migration beside its state: its figures, and what its way needs."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from retinue.core.migration import PlacementChange
+from retinue.controller.migrations.words import HANDED_BACK_IN
+from retinue.core.limits import MOST_WAITING
+from retinue.core.migration import MigrationState, PlacementChange
 from retinue.core.pipeline.compiler import Keys
 from retinue.protocol.migrations import Report
 
 Figures = dict[str, Any]
 """As far as known: bindings_before and bindings_after, flow_mods, packet_ins, diverting_ms (from the report
 that diverts to the last switch's confirmation) and control_ms (from the report of RESUME to the last
-confirmation of all). Of a migration that was undone, in packets: diverted, kept, handed_back and lost_about,
-see docs/api.md."""
+confirmation of all). Of a VM that was stopped before it was diverted: handed_on, packets that its source had
+got, and its target has. Of a migration that was undone, in packets: diverted, kept, handed_back and
+lost_about, see docs/api.md."""
 
 
 @dataclass
@@ -64,14 +68,23 @@ class ActiveMigration:
 
 
 def count_packets(figures: Figures, report: Report, packets: int) -> None:
-    """Of a migration that is undone: what was diverted to the target, what the source got of it, and what the
-    target has given back."""
+    """Of a migration that is undone: what was diverted to the target, and what the source got of it."""
     if report is Report.TARGET_CLOSED:
         figures["diverted"] = packets
     elif report is Report.ROLLED_BACK:
         figures["kept"] = packets
-    elif report is Report.WAITED:
-        figures["handed_back"] = figures.get("handed_back", 0) + packets
+    _count_lost(figures)
+
+
+def count_waited(figures: Figures, state: MigrationState, send: Callable[[int], int]) -> None:
+    """What has waited where the VM is not: `send` is told how many may be sent to it, and returns how many
+    are."""
+    name = "handed_back" if state in HANDED_BACK_IN else "handed_on"
+    figures[name] = figures.get(name, 0) + send(max(0, MOST_WAITING - figures.get(name, 0)))
+    _count_lost(figures)
+
+
+def _count_lost(figures: Figures) -> None:
     if "diverted" in figures:
         lost = figures["diverted"] - figures.get("kept", 0) - figures.get("handed_back", 0)
         figures["lost_about"] = max(0, lost)

@@ -24,12 +24,11 @@ from typing import Protocol
 from retinue.controller.changes import TargetAwaitsSource
 from retinue.controller.context import Context
 from retinue.controller.migrations import words
-from retinue.controller.migrations.active import ActiveMigration, count_packets
+from retinue.controller.migrations.active import ActiveMigration, count_packets, count_waited
 from retinue.controller.migrations.old_ways import OldWays
 from retinue.controller.migrations.placing import PRIMERS
 from retinue.controller.migrations.requests import MigrationError
 from retinue.core import migration as fsm
-from retinue.core.limits import MOST_WAITING
 from retinue.core.migration import Migration, MigrationState, PlacementChange
 from retinue.core.migration.handing_back import addressed
 from retinue.core.pipeline.underlay import underlay_of
@@ -41,6 +40,8 @@ from retinue.protocol.migrations import Report, ReportAnswer
 DIVERTING_LIMIT, STOPPED_LIMIT = 5.0, 0.5
 """Seconds a VM is kept from going on until the switches have confirmed: while it runs at the source, and
 while it is paused."""
+LEFT_LIMIT = 1.5
+"""Seconds that a source whose VM was stopped waits for the switches, before it takes out what is left."""
 RETURNED_LIMIT = 2.0
 """Seconds that a target which is given up waits for the switches, before it hands back what waits there."""
 
@@ -177,30 +178,59 @@ class MigrationReports:
         return migration
 
     async def on_waited(
-        self, id: str, frames: Sequence[bytes], by: Collection[str] | None = None
+        self,
+        id: str,
+        frames: Sequence[bytes],
+        by: Collection[str] | None = None,
+        *,
+        watching: bool = False,
     ) -> ReportAnswer:
-        """What waited for the VM at the target, which is given up, and has not come to the source: it is sent
-        to the VM, in order. Without frames: answered when the switches send nothing more there.
+        """What waited for the VM where it is not, and has not come to where it is: it is sent to the VM, in
+        order. At the target, which is given up: without frames it is answered when the switches send nothing
+        more there. At a source where the VM was stopped before it was diverted: so is what is `watching`.
 
         `by` as in `on_report`. The migration stays as it is. Raises MigrationError.
         """
         active, migration = self._steps.get(id)
         words.check_speaker(migration, Report.WAITED, by)
-        if migration.state not in (MigrationState.ROLLING_BACK, MigrationState.UNDONE):
-            raise MigrationError(
-                f"{id} of {migration.vm} is {migration.state}: what waits at {migration.target} is for "
-                "the VM there"
-            )
+        if watching:
+            return await self._until_source_may_look(id, by)
+        words.check_that_it_waits_in_vain(migration, by)
         if frames:
-            room = MOST_WAITING - active.figures.get("handed_back", 0)
-            count_packets(active.figures, Report.WAITED, self._hand_back(migration, frames[: max(0, room)]))
-        elif migration.state is MigrationState.ROLLING_BACK and migration.was_diverted:
+            count_waited(active.figures, migration.state, lambda room: self._send(migration, frames[:room]))
+        if migration.state not in words.HANDED_BACK_IN:
+            active.progress.quiet.set()
+        elif not frames and migration.state is MigrationState.ROLLING_BACK and migration.was_diverted:
             await confirmed_within(active.progress.is_confirmed(PlacementChange.RETURNED), RETURNED_LIMIT)
         target = self._context.net.servers[migration.target]
         marked = underlay_of(self._context.net).copy_source(target)
         return ReportAnswer(self._steps.get(id)[1].state, copies_from=marked)
 
-    def _hand_back(self, migration: Migration, frames: Sequence[bytes]) -> int:
+    async def _until_source_may_look(self, id: str, by: Collection[str] | None) -> ReportAnswer:
+        """The VM was stopped at its source with what it had not taken: all switches lead to the target, and
+        nothing is copied before the source has taken that."""
+        events = self._context.events.listen(types=words.LET_GO_ON)
+        try:
+            async with asyncio.timeout(LEFT_LIMIT):
+                while self._steps.get(id)[1].state in words.BEFORE_DIVERTED:
+                    await anext(events)
+        except (TimeoutError, StopAsyncIteration):
+            pass
+        finally:
+            events.close()
+        active, migration = self._steps.get(id)
+        words.check_that_it_waits_in_vain(migration, by)
+        if PlacementChange.FORWARDED in active.progress.confirming:
+            raise MigrationError(f"{id} of {migration.vm}: what comes to {migration.source} now are copies")
+        active.progress.watched = True
+        if not await confirmed_within(active.progress.is_confirmed(PlacementChange.DIVERTED), LEFT_LIMIT):
+            raise MigrationError(
+                f"{id} of {migration.vm}: the switches have not confirmed in time that they divert",
+                ErrorCode.NOT_CONFIRMED,
+            )
+        return ReportAnswer(self._steps.get(id)[1].state)
+
+    def _send(self, migration: Migration, frames: Sequence[bytes]) -> int:
         """Send frames out of the VM's port where it is; returns how many."""
         net, sent = self._context.net, 0
         vm = net.vms.get(migration.vm)

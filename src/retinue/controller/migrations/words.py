@@ -35,6 +35,15 @@ POSTCOPY_IN = frozenset(
 """States in which the memory of a VM goes over, as it is told of: before it runs at the target, and after."""
 
 
+BEFORE_DIVERTED = frozenset(
+    state for state in MigrationState if state.may_undo and state is not MigrationState.DIVERTED
+)
+HANDED_ON_IN = POSTCOPY_IN | {MigrationState.FREED, MigrationState.DONE}
+HANDED_BACK_IN = frozenset({MigrationState.ROLLING_BACK, MigrationState.UNDONE})
+"""States in which what waits for the VM at its source is for it at the target, and what waits at either end
+for it at its source."""
+
+
 class End(StrEnum):
     SOURCE = "source"
     TARGET = "target"
@@ -51,7 +60,7 @@ SAID_BY: Mapping[Report, frozenset[End]] = {
     Report.RESUMED: _TARGET,
     Report.SOURCE_FREED: _SOURCE,
     Report.ROLLED_BACK: _SOURCE,
-    Report.WAITED: _TARGET,
+    Report.WAITED: _SOURCE | _TARGET,
     Report.TARGET_CLOSED: _TARGET,
     Report.FAILED: _SOURCE | _TARGET,
 }
@@ -80,6 +89,17 @@ def check_speaker(migration: Migration, report: Report, by: Collection[str] | No
             f"{report} of {migration.id} is for its {' or '.join(ends)} to say, "
             f"{' or '.join(at[end] for end in ends)}, not for {', '.join(sorted(by)) or 'nobody'}"
         )
+
+
+def check_that_it_waits_in_vain(migration: Migration, by: Collection[str] | None) -> None:
+    """Raises MigrationError where what waits at the end that speaks is for the VM there."""
+    at_source = by is None or migration.source in by
+    if migration.state in HANDED_BACK_IN or (migration.state in HANDED_ON_IN and at_source):
+        return
+    where = migration.source if at_source else migration.target
+    raise MigrationError(
+        f"{migration.id} of {migration.vm} is {migration.state}: what waits at {where} is for the VM there"
+    )
 
 
 def needs_the_source(migration: Migration, report: Report, by: Collection[str] | None) -> bool:

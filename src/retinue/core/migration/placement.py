@@ -18,13 +18,16 @@ def placement_of(vm: VM, migration: Migration, change: PlacementChange) -> VM:
             paused = migration.stopped_at is not None and migration.resumed_at is None
             # To divert is not to forward: the VM runs at the source, and may still wait for what comes there.
             forwards = migration.diverted and (change is not PlacementChange.DIVERTED or vm.forwarded_from)
+            # Not before: in the taps of a VM that nobody has held back nothing tells a copy from what it has
+            # not taken yet, and has to be handed on.
+            copied = paused and (migration.diverted or change is not PlacementChange.DIVERTED)
             return replace(
                 vm,
                 server=migration.target,
                 host=migration.target_host,
                 also=frozenset({migration.source}),
                 forwarded_from=migration.source if forwards or paused else "",
-                copied_to=migration.source if paused else "",
+                copied_to=migration.source if copied else "",
             )
         case PlacementChange.SOURCE_CLOSED:
             closed = at_one_place(vm, migration.target, migration.target_host)

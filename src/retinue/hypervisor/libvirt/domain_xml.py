@@ -318,6 +318,19 @@ def hardware(xml: str) -> tuple[str, int]:
     return ("tcg" if domain.get("type") == EMULATED else "kvm"), size
 
 
+def taps_of(xml: str, vm: str) -> tuple[str, ...]:
+    """Names of the taps of a running domain that are a VM's, which the domain is, or is among others."""
+    ids, vms = interface_ids(xml), vm_ids(xml)
+    found = []
+    for interface in ElementTree.fromstring(xml).iterfind("devices/interface") if ids else ():
+        parameters, target = interface.find("virtualport/parameters"), interface.find("target")
+        id = "" if parameters is None else parameters.get("interfaceid", "")
+        dev = None if target is None else target.get("dev")
+        if id and dev and vm == (id if id in vms else vms[0]):
+            found.append(dev)
+    return tuple(found)
+
+
 def taps(xml: str) -> tuple[str, ...]:
     """Names of the taps of a running domain."""
     try:

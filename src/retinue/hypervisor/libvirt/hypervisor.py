@@ -347,6 +347,10 @@ class LibvirtHypervisor:
                 )
             await asyncio.sleep(LOOK_SECONDS)
 
+    def brings(self, vm: str) -> bool:
+        """The VM is migrated from here by us, and no one else."""
+        return vm in self._outgoing
+
     async def _is_leaving(self, domain: Any) -> bool:
         """The VM is being migrated away, or is not yet as it was before that."""
         job = await self.host.call(domain.jobStats)

@@ -41,11 +41,15 @@ def test_admitted_it_is_delivered_at_the_source_and_open_at_the_target() -> None
 def test_steered_it_is_delivered_at_the_target_and_open_at_the_source(
     change: PlacementChange, migration: Migration, forwards: str, copies: str
 ) -> None:
-    """The source forwards once all steer, and from the first where the VM stands still already."""
+    """The source forwards once all steer, and from the first where the VM stands still already; it is sent
+    copies only when all steer."""
+    stands_still = bool(copies)
+    if change is PlacementChange.DIVERTED and not migration.diverted:
+        copies = ""
     before = replace(DIVERTED, forwarded_from="server1", copied_to="server1")
     after = replace(DIVERTED, forwarded_from=forwards, copied_to=copies)
     assert placement_of(before, migration, change) == after
-    if change is PlacementChange.DIVERTED and not copies:
+    if change is PlacementChange.DIVERTED and not stands_still:
         after = replace(after, forwarded_from="")  # It begins by a change of its own.
     assert placement_of(ADMITTED, migration, change) == after
 

@@ -97,7 +97,8 @@ def handlers(controller: Controller) -> Handlers:
             after = orchestrator.reports.on_copying(id, *figures, by, postcopy=reported.postcopy)
             return answer(ReportAnswer(after.state))
         if reported.event is Report.WAITED:
-            return answer(await orchestrator.reports.on_waited(id, reported.waiting, by))
+            waited = orchestrator.reports.on_waited
+            return answer(await waited(id, reported.waiting, by, watching=reported.watching))
         if reported.memory_at:
             check_memory_address(reported.memory_at, request.remote)
         await orchestrator.reports.until_source_let_go(id, reported.event, by)
