@@ -23,9 +23,9 @@ from retinue.hypervisor import (
     RunsElsewhere,
     RunState,
     Stopped,
+    another_way,
     channel_pair,
 )
-from retinue.hypervisor.qemu import recovering
 from retinue_lab.guest.image import Guest, ensure_guest
 from retinue_lab.guest.shell import GuestShell
 from support.lab.qemu_bench import QemuBench, qemu_bench
@@ -196,7 +196,7 @@ async def test_a_way_that_breaks_in_the_middle_costs_the_vm_nothing_where_there_
 async def test_a_vm_for_which_there_is_no_other_way_in_time_has_crashed(
     bench: QemuBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recovering, "AGAIN_LIMIT", 2.0)
+    monkeypatch.setattr(another_way, "AGAIN_LIMIT", 2.0)
     source = await writing(bench)
     target = await bench.target()
     await target.expect_postcopy()

@@ -145,8 +145,8 @@ MOST_RELAYED = 16
 MOST_HELD, MOST_HELD_OF_A_VM = 1000, 64
 """Packets to VMs whose server has not been found that are held at the same time, of all and of one VM."""
 MOST_WAITING, MOST_WAITING_BYTES = 10_000, 16 << 20
-"""Frames that waited for one VM at the target of a migration that is undone, and that are handed back: as
-many as its tap holds. Of more the first are taken."""
+"""Frames that waited for one VM at the target of a migration that is undone, and that are handed back, or at
+its source, and are handed on: as many as its tap holds. Of more the first are taken."""
 MOST_AT_ONCE = 1000
 """Of these, in one report."""
 MOST_HOSTS = 128

@@ -66,6 +66,13 @@ async def first_of(*awaited: "asyncio.Future[Any]") -> None:
         future.result()
 
 
+async def cancelled(*tasks: "asyncio.Task[Any]") -> None:
+    """Call them off, and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
     """The result of work that a cancellation must not interrupt half way.
 

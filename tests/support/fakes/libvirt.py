@@ -44,6 +44,8 @@ class FakeDomain:
         self.rest_goes.set()
         self.asked_for = b""
         """What the target's QEMU has asked for since the VM runs there."""
+        self.cannot_go_on = self.went_on = 0
+        """How often its libvirt fails, and does not, to go on with post-copy whose stream broke."""
         self.downtime = -1
         self.aborted = False
         self.rejects = ""
@@ -142,10 +144,13 @@ class FakeDomain:
     def migrateToURI3(self, uri: str, parameters: dict[str, Any], flags: int) -> None:  # noqa: N802
         """Blocks as the real one does: opens the target, sends the memory, ends when that is answered."""
         self.moved, self.flags = True, flags
+        there = self.connection.reaches.get(uri)
+        if there is not None and flags & 1 << 19:
+            self._go_on(there, self.connection.folder / Path(parameters["migrate_uri"]).name)
+            return
         self.sent, self.sent_all, self.looks, self.remaining = 0, -1, 1, len(self.memory)
-        if self.rejects:
-            raise libvirtError(self.rejects)
-        there = self.connection.reaches[uri]
+        if self.rejects or there is None:
+            raise libvirtError(self.rejects or f"unable to connect to {uri}")
         self.postcopy = False
         self.moving = True  # Before anybody can see the target: the real one's job begins before that, too.
         try:
@@ -173,6 +178,44 @@ class FakeDomain:
             raise
         finally:
             self.moving, self._wire = False, None
+        self._has_gone(there, came)
+
+    def _go_on(self, there: "FakeConnection", path: Path) -> None:
+        """With post-copy that has failed: what had not come is sent again."""
+        came = self.came
+        if came is None or (self.now, came.now) != ((3, 13), (1, 11)):
+            raise libvirtError("Requested operation is not valid: post-copy of the domain has not failed")
+        if self.cannot_go_on:
+            self.cannot_go_on -= 1
+            raise libvirtError("Timed out during operation: cannot acquire state change lock")
+        came.settled.clear()
+        self.rest_goes.clear()
+        self.went_on += 1
+        self.remaining += self.sent - len(came.taken)
+        self.sent = len(came.taken)
+        there.listen_for(came, self)
+        self.now, came.now, self.moving = (3, 12), (1, 10), True
+        try:
+            with socket.socket(socket.AF_UNIX) as wire:
+                wire.connect(str(path))
+                self._send_page(wire)
+                self.rest_goes.wait(60)
+                while self.remaining:
+                    self._send_page(wire)
+                self.sent_all = self.sent
+                wire.shutdown(socket.SHUT_WR)
+                if wire.recv(100) != b"all of it":
+                    raise OSError
+        except OSError:
+            came.settled.wait(1)  # Nobody may have connected to it.
+            self.now, came.now = (3, 13), (1, 11)
+            raise libvirtError("operation failed: job 'migration out' failed in post-copy phase") from None
+        finally:
+            self.moving = False
+        came.settled.wait(60)
+        self._has_gone(there, came)
+
+    def _has_gone(self, there: "FakeConnection", came: "FakeDomain") -> None:
         came.now = (1, 2)
         there.tell(came, 4, 1)
         self.connection.domains_.remove(self)
@@ -327,13 +370,19 @@ class FakeConnection:
             disks.bind(str(self.folder / f"{interface_ids(xml)[0]}.disks"))
             disks.listen()
             threading.Thread(target=self._write, args=(came, disks), daemon=True).start()
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(self.folder / f"{interface_ids(source.xml)[0]}.memory"))
-        listener.listen()
         self.domains_.append(came)
+        self.listen_for(came, source)
         self.tell(came, 2, 1)
-        threading.Thread(target=self._load, args=(came, listener, source), daemon=True).start()
         return came
+
+    def listen_for(self, came: FakeDomain, source: FakeDomain) -> None:
+        """Its QEMU does, for its memory, and answers when it has all of it."""
+        path = self.folder / f"{interface_ids(source.xml)[0]}.memory"
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listener.listen()
+        threading.Thread(target=self._load, args=(came, listener, source), daemon=True).start()
 
     def _write(self, came: FakeDomain, listener: socket.socket) -> None:
         with listener, contextlib.suppress(OSError):

@@ -164,7 +164,7 @@ async def test_what_a_vm_has_left_in_its_taps_comes_to_it_at_the_target(lab: One
     await asked
     await asyncio.sleep(2 * CACHE_LAG)
     await lab.fake.settle()
-    assert not copies(lab)
+    assert not copies(lab), "it looks for itself"
     with pytest.raises(MigrationError, match="what waits at server2 is for the VM there"):
         await reports.on_waited("migration-1", left, ["server2"])
     lab.fake.heard.clear()

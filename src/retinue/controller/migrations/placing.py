@@ -28,6 +28,8 @@ MAY_BE_AWAY = frozenset(
 """What is not held up by a switch that is away."""
 QUIET_LIMIT = 3.0
 """Seconds for which a source may find that something still comes by the old way: its own limit is less."""
+LOOKS_LIMIT = 0.5
+"""Seconds for which it is waited that a source, where the VM stands still, has begun and ended to look."""
 ARRIVED = (MigrationState.SWITCHED, MigrationState.CONFIRMED, MigrationState.FREED)
 """The VM is registered at its target alone."""
 
@@ -128,16 +130,20 @@ class Placing:
 
         Where the source looks itself whether any does, or may do so, as far as a controller knows that has
         taken the migration over, it is waited for; not for ever, for those that come after the VM has stopped
-        are lost without.
+        are lost without. A source whose VM has stopped already is to look what is left in its taps, before
+        copies come there.
         """
+        migration = self._migrations.get(id)
+        looks = migration is not None and migration.stopped_at is not None
         await asyncio.sleep(CACHE_LAG)
         active = self._active.get(id)
-        if active is not None and (
-            active.progress.watched or (active.progress.recovered and self._can_wait(id))
-        ):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(QUIET_LIMIT):
-                    await active.progress.quiet.wait()
+        if active is not None:
+            progress = active.progress
+            watched = progress.watched or (progress.recovered and self._can_wait(id))
+            if watched or looks:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(QUIET_LIMIT if watched else LOOKS_LIMIT):
+                        await progress.quiet.wait()
         migration = self._migrations.get(id)
         if migration is not None and migration.state is MigrationState.DIVERTED:
             self.place(migration, fsm.PlacementChange.FORWARDED, self.told_first(migration))

@@ -1,6 +1,7 @@
 """libvirt's QEMU as what copies a VM's memory in passes (`hypervisor.passes`), asked by libvirt's calls."""
 
 import asyncio
+import contextlib
 import socket
 import time
 from typing import Any
@@ -14,7 +15,7 @@ from retinue.host.tap_queue import Holders
 from retinue.hypervisor.libvirt.connection import STATE_RUNNING, LibvirtHost
 from retinue.hypervisor.libvirt.directory import Memory
 from retinue.hypervisor.libvirt.domain_xml import hardware
-from retinue.hypervisor.passes import Progress
+from retinue.hypervisor.passes import UNBOUNDED_DOWNTIME, Progress
 
 MEGABIT = 125_000
 """Bytes."""
@@ -65,6 +66,10 @@ class LibvirtCopier:
 
     async def set_downtime_limit(self, milliseconds: int) -> None:
         await self._host.call(self._domain.migrateSetMaxDowntime, milliseconds)
+
+    async def let_converge(self) -> None:
+        with contextlib.suppress(HostError):  # It may have converged by itself.
+            await self.set_downtime_limit(UNBOUNDED_DOWNTIME)
 
 
 async def qemu_end(holders: Holders, memory: Memory) -> socket.socket | None:

@@ -51,6 +51,20 @@ class FarEnd:
         self._end_is_due = False
         """QEMU there has said all, and QEMU here has yet to find the end."""
 
+    def by_another_way(self, channel: Channel, throttle: Throttle) -> "FarEnd":
+        """The same by another connection, in post-copy, while the VM runs there."""
+        other = FarEnd(channel, self._vm)
+        other.runs, other.files, other.shared = self.runs, self.files, self.shared
+        other.asks_on, other.throttle = True, throttle
+        return other
+
+    async def why_lost(self, migration: "asyncio.Task[None]", limit: float) -> str:
+        """Returns when the target has hung up, and libvirt here does not say in so many seconds that it has
+        it all."""
+        why = await asyncio.shield(self.broken)
+        await asyncio.wait({migration}, timeout=limit)
+        return why
+
     async def where_to(self, memory: Memory, own_control: str, how: Postcopy) -> tuple[str, Postcopy]:
         """How libvirt is to reach the target's, as the target's agent says it; and whether by post-copy.
 

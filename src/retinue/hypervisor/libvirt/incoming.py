@@ -28,6 +28,7 @@ from retinue.host.errors import HostError
 from retinue.hypervisor.aio import close_socket, first_of, run_to_completion, unless, value
 from retinue.hypervisor.errors import HandedOverError, HypervisorError
 from retinue.hypervisor.interface import DiskSpec, OnEvent, Resumed
+from retinue.hypervisor.libvirt import resuming
 from retinue.hypervisor.libvirt.connection import LACKS_MEMORY, STATE_RUNNING, LibvirtHost
 from retinue.hypervisor.libvirt.directory import Memory
 from retinue.hypervisor.libvirt.disks_xml import files_of
@@ -82,6 +83,7 @@ class LibvirtIncoming:
         self._postcopy = postcopy
         """This server can run a VM before all of its memory is there."""
         self._ran = False
+        self._tasks: list[asyncio.Task[Any]] = []
         self._stream: socket.socket | None = None
         loop = asyncio.get_running_loop()
         self._resumed: asyncio.Future[float] = loop.create_future()
@@ -105,7 +107,8 @@ class LibvirtIncoming:
             log.warning("migration.source_not_informed", vm=self._vm, error=str(error))
 
     async def _arrived(self, on_event: OnEvent) -> float:
-        tasks = [asyncio.create_task(self._listen(), name=f"libvirt's events about {self._vm}")]
+        tasks = self._tasks
+        tasks.append(asyncio.create_task(self._listen(), name=f"libvirt's events about {self._vm}"))
         try:
             await self._open()
             tasks.append(asyncio.create_task(self._answer(), name=f"answers of {self._vm}"))
@@ -137,7 +140,7 @@ class LibvirtIncoming:
         await self._runs(at, on_event)
         if self._in_postcopy.done():
             try:
-                await unless(self._ended, value(receiving))
+                await unless(self._ended, self._rest(receiving))
                 await unless(self._ended, self._whole())
             except _AwayError as error:  # It runs, for all that is known, and may have it all.
                 log.warning("migration.end_not_seen", vm=self._vm, error=str(error))
@@ -145,6 +148,27 @@ class LibvirtIncoming:
                 await self._patiently(self._end_what_lacks_memory)
                 raise
         return at
+
+    async def _rest(self, receiving: "asyncio.Task[None]") -> None:
+        """Until it has come, by as many ways as it takes. Raises HypervisorError: it will not come."""
+        while True:
+            try:
+                return await value(receiving)
+            except HostError as error:
+                if self._channel.again is None:
+                    raise
+                log.warning("migration.way_broken", vm=self._vm, reason=str(error))
+            self._hang_up()
+            other = asyncio.create_task(resuming.at_target(self._vm, self._channel, self._memory))
+            self._tasks.append(other)
+            while not other.done():
+                await asyncio.wait({other}, timeout=LOOK_SECONDS)
+                if not other.done() and await self._patiently(self._state_and_reason) not in LACKS_MEMORY:
+                    return None  # All of it had come, or the VM has ended.
+            self._channel, self._stream = other.result()
+            receiving = asyncio.create_task(self._receive_memory(), name=f"rest of {self._vm}")
+            answering = asyncio.create_task(self._answer(), name=f"answers of {self._vm}")
+            self._tasks += (receiving, answering)
 
     # ---- the way in ----
 
@@ -194,12 +218,13 @@ class LibvirtIncoming:
 
     async def _answer(self) -> None:
         """Bring QEMU's answers to the source."""
-        assert self._stream is not None
+        stream, channel = self._stream, self._channel
+        assert stream is not None
         nbytes = b"-"
         with contextlib.suppress(OSError, HostError):  # who takes the memory in sees it, too
             while nbytes:
-                nbytes = await asyncio.get_running_loop().sock_recv(self._stream, READ_BYTES)
-                await self._channel.send_memory(nbytes)
+                nbytes = await asyncio.get_running_loop().sock_recv(stream, READ_BYTES)
+                await channel.send_memory(nbytes)
 
     def _hang_up(self) -> None:
         if self._stream is not None:

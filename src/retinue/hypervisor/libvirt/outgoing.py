@@ -32,7 +32,7 @@ import structlog
 from retinue.core.migration.copying import LEAST_LIMIT, Postcopy, limit_for
 from retinue.host.errors import HostError
 from retinue.host.tap_queue import Holders
-from retinue.hypervisor.aio import both, first_of, run_to_completion, unless, value
+from retinue.hypervisor.aio import both, cancelled, first_of, run_to_completion, unless, value
 from retinue.hypervisor.errors import HandedOverError, HypervisorError, reason_of
 from retinue.hypervisor.interface import (
     Divert,
@@ -43,25 +43,20 @@ from retinue.hypervisor.interface import (
     RunsElsewhere,
     Stopped,
 )
-from retinue.hypervisor.libvirt import disk_copies, postcopy
+from retinue.hypervisor.libvirt import resuming
 from retinue.hypervisor.libvirt.connection import LACKS_MEMORY, STATE_RUNNING, LibvirtHost
 from retinue.hypervisor.libvirt.copier import LibvirtCopier, qemu_end
 from retinue.hypervisor.libvirt.directory import Memory
 from retinue.hypervisor.libvirt.disk_copies import DiskCopies
-from retinue.hypervisor.libvirt.disks_xml import all_are_ours
 from retinue.hypervisor.libvirt.far_end import FarEnd, say_that_it_failed
+from retinue.hypervisor.libvirt.order import by_libvirt
 from retinue.hypervisor.libvirt.undoing import Outcome
 from retinue.hypervisor.memory_channel import Channel
-from retinue.hypervisor.passes import HELD_BACK, UNBOUNDED_DOWNTIME, Passes
+from retinue.hypervisor.passes import HELD_BACK, Passes
 from retinue.hypervisor.rest_of_memory import STEP, send_the_rest
 from retinue.hypervisor.throttle import LARGEST_STEP, SMALLEST_STEP, Throttle, nobodys_end
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
 
-LIVE, PEER2PEER, PERSIST_DEST, UNDEFINE_SOURCE, AUTO_CONVERGE = 1, 2, 8, 16, 1 << 13
-UNSAFE = 1 << 9
-"""virDomainMigrateFlags."""
-MIGRATE_URI = "migrate_uri"
-"""VIR_MIGRATE_PARAM_URI."""
 HELD_BACK_UNSEEN = 8 << 20
 """Bytes of RAM that are left to be sent when the VM is suspended, where QEMU's end of the stream is not to be
 had."""
@@ -126,6 +121,9 @@ class LibvirtOutgoing:
         self._throttle: Throttle | None = None
         self._libvirt: asyncio.Task[None] | None = None
         self._far = FarEnd(channel, vm)
+        self._hearing: asyncio.Task[None] | None = None
+        self._control = ""
+        """How libvirt is to reach the target's."""
         self._paused: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         """Since when the VM stands still here, as libvirt tells it."""
 
@@ -136,24 +134,22 @@ class LibvirtOutgoing:
 
     async def run(self, divert: Divert | None, opened: Opened | None) -> MigrationResult:
         """See Hypervisor.run_outgoing, ManagedHypervisor.run_outgoing."""
-        hearing: asyncio.Task[None] | None = None
         try:
             memory, self._several = await self._copier.memory()
             self._limit = limit_for(memory)
             where = (self._memory, self._own_control, self._how)
-            control, self._how = await self._far.where_to(*where)
-            hearing = asyncio.create_task(self._far.hear(), name=f"answers about {self._vm}")
+            self._control, self._how = await self._far.where_to(*where)
+            self._hear()
             with self._disks:
-                await self._open(control, opened)
+                await self._open(opened)
                 async with asyncio.timeout(self._limit):
                     await self._copy(divert)
                 return await self._result()
         except BaseException as error:
             return await self._after(error)
         finally:
-            if hearing is not None:
-                hearing.cancel()
-                await asyncio.gather(hearing, return_exceptions=True)
+            if self._hearing is not None:
+                await cancelled(self._hearing)
             if not self._kept:
                 self._hang_up()
             await self._channel.close()
@@ -237,14 +233,14 @@ class LibvirtOutgoing:
 
     # ---- the target ----
 
-    async def _open(self, control: str, opened: Opened | None) -> None:
+    async def _open(self, opened: Opened | None) -> None:
         """Return when the target is open, its port plugged in, its disks the same, and the source ready to
         send what it may."""
         with self._memory.listen() as listener:
             self._downtime = await self._host.call(self._domain.migrateGetMaxDowntime)
             await self._copier.set_downtime_limit(0)
             self._began = time.time()
-            self._libvirt = asyncio.create_task(self._by_libvirt(control), name="libvirt's migration")
+            self._libvirt = asyncio.create_task(self._by_libvirt(), name="libvirt's migration")
             accepting = asyncio.ensure_future(asyncio.get_running_loop().sock_accept(listener))
             try:
                 await self._is_open(self._disks.opened if self._disks else accepting)
@@ -267,23 +263,10 @@ class LibvirtOutgoing:
         except TimeoutError:
             raise HypervisorError(f"libvirt did not open the target within {OPEN_LIMIT:.0f} s") from None
 
-    async def _by_libvirt(self, control: str) -> None:
-        flags = LIVE | PEER2PEER
-        if await self._host.call(self._domain.isPersistent):
-            flags |= PERSIST_DEST | UNDEFINE_SOURCE
-        if self._several:
-            flags |= AUTO_CONVERGE
-        if self._how is not Postcopy.NEVER:
-            flags |= postcopy.FLAG
-        parameters: dict[str, Any] = {MIGRATE_URI: f"unix://{self._memory.inside}"}
-        xml = await self._host.call(self._domain.XMLDesc, disk_copies.MIGRATABLE)
-        if self._disks:
-            flags |= disk_copies.NON_SHARED_INC
-            parameters |= self._disks.parameters(xml, self._far.files)
-        if self._far.shared and all_are_ours(xml, self._far.shared):
-            flags |= UNSAFE  # libvirt takes the storage for local that it does not know.
-        async with self._host.apart(self._domain) as domain:
-            await self._host.call(domain.migrateToURI3, control, parameters, flags)
+    async def _by_libvirt(self, *, goes_on: bool = False) -> None:
+        about = (self._host, self._domain, self._control, self._memory, self._far, self._disks)
+        in_postcopy = self._how is not Postcopy.NEVER
+        await by_libvirt(*about, several=self._several, postcopy=in_postcopy, goes_on=goes_on)
 
     # ---- the copy ----
 
@@ -305,7 +288,7 @@ class LibvirtOutgoing:
         self._throttle.release_qemu_end()
         # Both at once: when all RAM has gone QEMU answers nobody before the rest has been read.
         passing = self._pass_on_and_hand_over(self._throttle)
-        await self._unless_failed(both(self._let_converge(), passing), may_end=True)
+        await self._unless_failed(both(self._copier.let_converge(), passing), may_end=True)
         await self._unless_failed(asyncio.shield(self._libvirt), may_end=True)
 
     def _stopped(self, at: float) -> None:
@@ -336,32 +319,52 @@ class LibvirtOutgoing:
         await self._host.call(self._domain.migrateStartPostCopy, 0)
         throttle.set_window(STEP)
         throttle.release_qemu_end()
-        passing = asyncio.create_task(self._pass_on(throttle, STEP), name=f"memory of {self._vm}")
-        failed = asyncio.create_task(self._why_it_is_lost(), name=f"post-copy of {self._vm}")
+        passing, failed = ends = self._passing(throttle)
         try:
             await self._unless_failed(first_of(self._paused, passing), may_end=True)
             self._stopped(self._paused.result() if self._paused.done() else time.time())
             resumed_at = await self._unless_failed(value(self._far.runs), may_end=True)
             self._on_event(RunsElsewhere(self._vm, resumed_at))
-            ended = (passing, self._libvirt, failed)
-            rest = send_the_rest(self._copier, throttle, *ended, self._passes + 1, self._on_event)
-            await run_to_completion(rest)
-            self._libvirt.result()
+            await run_to_completion(self._send_the_rest(throttle, passing, failed))
         finally:
-            for task in (passing, failed):
-                task.cancel()
-            await asyncio.gather(passing, failed, return_exceptions=True)
+            await cancelled(*ends)
 
-    async def _why_it_is_lost(self) -> str:
-        """Returns when the target has hung up, and libvirt does not say in a moment that it has it all."""
+    def _passing(self, throttle: Throttle) -> "tuple[asyncio.Task[None], asyncio.Task[str]]":
         assert self._libvirt is not None
-        why = await asyncio.shield(self._far.broken)
-        await asyncio.wait({self._libvirt}, timeout=RECOVERY_LIMIT)
-        return why
+        lost = self._far.why_lost(self._libvirt, RECOVERY_LIMIT)
+        passing = asyncio.create_task(self._pass_on(throttle, STEP), name=f"memory of {self._vm}")
+        return passing, asyncio.create_task(lost, name=f"post-copy of {self._vm}")
 
-    async def _let_converge(self) -> None:
-        with contextlib.suppress(HostError):  # It may have converged by itself.
-            await self._copier.set_downtime_limit(UNBOUNDED_DOWNTIME)
+    async def _send_the_rest(
+        self, throttle: Throttle, passing: "asyncio.Task[None]", failed: "asyncio.Task[str]"
+    ) -> None:
+        """By as many ways as it takes. Raises HypervisorError: it will not go over."""
+        while True:
+            assert self._libvirt is not None
+            try:
+                ended = (passing, self._libvirt, failed)
+                await send_the_rest(self._copier, throttle, *ended, self._passes + 1, self._on_event)
+                self._libvirt.result()
+                return
+            except HostError as error:
+                if self._channel.again is None:
+                    raise
+                log.warning("migration.way_broken", vm=self._vm, reason=str(error))
+            finally:
+                await cancelled(passing, failed)
+            self._hang_up()
+            known = (self._vm, self._channel, self._memory, self._libvirt)
+            found = await resuming.at_source(*known, lambda: self._by_libvirt(goes_on=True))
+            if found is None:
+                return
+            self._channel, (self._libvirt, throttle) = found
+            self._throttle, self._far = throttle, self._far.by_another_way(self._channel, throttle)
+            self._hear()
+            passing, failed = self._passing(throttle)
+
+    def _hear(self) -> None:
+        """Take in what comes from the target, from now on."""
+        self._hearing = asyncio.create_task(self._far.hear(), name=f"answers about {self._vm}")
 
     async def _pass_on(self, throttle: Throttle, step: int = LARGEST_STEP) -> None:
         while chunk := await throttle.read(step):
@@ -393,8 +396,7 @@ class LibvirtOutgoing:
         try:
             return await unless(failed, work)
         finally:
-            failed.cancel()
-            await asyncio.gather(failed, return_exceptions=True)
+            await cancelled(failed)
 
     async def _why_it_cannot_go_on(self, may_end: bool) -> str:
         """Returns when libvirt or the target has given up. Raises libvirt's own error, where there is one."""

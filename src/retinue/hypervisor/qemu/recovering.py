@@ -13,32 +13,18 @@ two QEMUs tell each other which pages have arrived: what was on its way when the
 """
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
-import structlog
-
-from retinue.host.errors import HostError
 from retinue.hypervisor.aio import close_socket
+from retinue.hypervisor.another_way import another_way
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.memory_channel import Channel
 from retinue.hypervisor.qemu.machine import QemuMachine
 from retinue.hypervisor.throttle import Throttle
 
-AGAIN_LIMIT = 30.0
-"""Seconds for another way: then the VM, which lacks some of its memory, is ended."""
 PAUSE_LIMIT = 20.0
 """Seconds for a QEMU to find that its stream has ended."""
-AGAIN_SECONDS = 0.5
-"""Between two attempts."""
-
-log = structlog.get_logger()
-
-T = TypeVar("T")
-
-Again = Callable[[], Awaitable[Channel]]
 
 
 async def at_source(machine: QemuMachine, broken: Channel, paused: asyncio.Event) -> tuple[Channel, Throttle]:
@@ -47,8 +33,7 @@ async def at_source(machine: QemuMachine, broken: Channel, paused: asyncio.Event
     `paused` is set while QEMU says that its stream is broken. Raises HypervisorError.
     """
 
-    async def attempt(again: Again) -> tuple[Channel, Throttle]:
-        channel = await again()
+    async def attempt(channel: Channel) -> Throttle:
         throttle = Throttle()
         try:
             answer = await channel.receive_message()
@@ -58,12 +43,11 @@ async def at_source(machine: QemuMachine, broken: Channel, paused: asyncio.Event
             await machine.execute("migrate", uri=uri, resume=True)
         except BaseException:
             throttle.close()
-            channel.abort()
             raise
         throttle.release_qemu_end()
-        return channel, throttle
+        return throttle
 
-    return await _continued(machine, broken, paused, attempt)
+    return await another_way(machine.spec.id, broken, _is_set(paused), attempt)
 
 
 async def at_target(
@@ -74,8 +58,7 @@ async def at_target(
     See `at_source`.
     """
 
-    async def attempt(again: Again) -> tuple[Channel, socket.socket]:
-        channel = await again()
+    async def attempt(channel: Channel) -> socket.socket:
         into = socket.socket(socket.AF_UNIX)
         into.setblocking(False)
         try:
@@ -85,39 +68,19 @@ async def at_target(
             await channel.send_message("again")
         except BaseException as error:
             close_socket(into)
-            channel.abort()  # Its source waits for a word, and would find no other connection meanwhile.
             if isinstance(error, OSError):
                 raise HypervisorError(f"QEMU does not take the rest of the memory in: {error}") from error
             raise
         finally:
             machine.files.rest.unlink(missing_ok=True)
-        return channel, into
+        return into
 
-    return await _continued(machine, broken, paused, attempt)
+    return await another_way(machine.spec.id, broken, _is_set(paused), attempt)
 
 
-async def _continued(
-    machine: QemuMachine,
-    broken: Channel,
-    paused: asyncio.Event,
-    attempt: Callable[[Again], Awaitable[tuple[Channel, T]]],
-) -> tuple[Channel, T]:
-    again, why = broken.again, "there is no other way to the other end"
-    broken.abort()
-    if again is None:
-        raise HypervisorError(why)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(AGAIN_LIMIT):
-            while True:
-                async with asyncio.timeout(PAUSE_LIMIT):
-                    await paused.wait()
-                try:
-                    channel, end = await attempt(again)
-                except HostError as error:
-                    why = str(error)
-                    await asyncio.sleep(AGAIN_SECONDS)
-                else:
-                    channel.again, channel.compress = again, broken.compress
-                    log.warning("migration.goes_on", vm=machine.spec.id)
-                    return channel, end
-    raise HypervisorError(f"no other way to the other end within {AGAIN_LIMIT:.0f} s: {why}")
+def _is_set(paused: asyncio.Event) -> Callable[[], Awaitable[object]]:
+    async def until_paused() -> None:
+        async with asyncio.timeout(PAUSE_LIMIT):
+            await paused.wait()
+
+    return until_paused

@@ -12,7 +12,7 @@ import pytest
 from retinue.core.limits import MOST_DISKS
 from retinue.hypervisor import Channel, DiskSpec, HypervisorError, VMSpec, channel_pair
 from retinue.hypervisor.interface import Copying
-from retinue.hypervisor.libvirt import disk_copies, outgoing
+from retinue.hypervisor.libvirt import disk_copies
 from retinue.hypervisor.libvirt.disks_xml import (
     all_are_ours,
     files_of,
@@ -22,6 +22,7 @@ from retinue.hypervisor.libvirt.disks_xml import (
     with_files,
 )
 from retinue.hypervisor.libvirt.domain_xml import Consoles, domain_xml
+from retinue.hypervisor.libvirt.order import UNSAFE
 from support.agents.libvirt_world import ID, LIMIT, MEMORY, RUNS, locations, made_spec
 from unit.hypervisor.libvirt.test_migration_ends import MigrationEnds, _follow
 
@@ -181,7 +182,7 @@ async def test_disks_are_copied_before_the_memory_to_where_the_target_has_them(b
     came = bench.target.domain()
     assert opened and bench.prepared == ["a", "b anew"]
     assert domain.flags & disk_copies.NON_SHARED_INC
-    assert domain.flags & outgoing.UNSAFE, "the target's agent has seen that the shared one is the same there"
+    assert domain.flags & UNSAFE, "the target's agent has seen that the shared one is the same there"
     assert (came.disks, bench.connections) == ([b"vda", b"vdc"], 2), "the private ones"
     assert bytes(came.taken[: len(MEMORY)]) == MEMORY
     assert private_disks(came.xml)[1] == ("vda", "/b/one.qcow2")

@@ -29,7 +29,7 @@ from retinue.hypervisor import (
 )
 from retinue.hypervisor.interface import Copying, Event
 from retinue.hypervisor.libvirt import hypervisor as libvirt_hypervisor
-from retinue.hypervisor.libvirt import incoming, outgoing
+from retinue.hypervisor.libvirt import incoming, order, outgoing
 from retinue.hypervisor.libvirt.directory import Folder
 from retinue.hypervisor.libvirt.domain_xml import QEMU_NAMESPACE, UNEVEN_KIB
 from retinue.hypervisor.libvirt.hypervisor import LibvirtHypervisor, LibvirtMachine
@@ -196,7 +196,7 @@ async def test_there_are_as_many_passes_as_the_wanted_downtime_takes(
     domain.written = [3 << 20] * 10
     result = await bench.migration(divert=bench.divert, wanted_downtime=0.0)
     assert result.passes == len({event.copy_pass for event in copies(bench)}) > 2
-    assert domain.flags & outgoing.AUTO_CONVERGE
+    assert domain.flags & order.AUTO_CONVERGE
     assert not domain.stopped_itself
 
 
@@ -223,7 +223,7 @@ async def test_an_emulated_vm_that_qemu_may_not_look_at_twice_is_copied_in_one_p
     domain.xml = ElementTree.tostring(xml, encoding="unicode")
     domain.written = [1 << 20]
     result = await bench.migration(divert=bench.divert, wanted_downtime=0.0)
-    assert (result.passes, domain.flags & outgoing.AUTO_CONVERGE) == (1, 0)
+    assert (result.passes, domain.flags & order.AUTO_CONVERGE) == (1, 0)
     assert "diverted, VM runs, some left of pass 1" in bench.said
 
 

@@ -2,15 +2,24 @@
 
 import asyncio
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from retinue.core.migration import copying
 from retinue.core.migration.copying import CopyOptions, Postcopy
-from retinue.hypervisor import HandedOverError, HypervisorError, RunsElsewhere, RunState, channel_pair
+from retinue.hypervisor import (
+    Channel,
+    HandedOverError,
+    HypervisorError,
+    RunsElsewhere,
+    RunState,
+    another_way,
+    channel_pair,
+)
 from retinue.hypervisor.interface import Copying, Resumed
-from retinue.hypervisor.libvirt import incoming, outgoing, postcopy
+from retinue.hypervisor.libvirt import incoming, outgoing, postcopy, resuming
 from retinue.hypervisor.libvirt.far_end import FarEnd
 from retinue.hypervisor.throttle import Throttle
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
@@ -89,6 +98,58 @@ async def test_a_vm_whose_rest_does_not_come_has_crashed_at_the_target_and_stays
             await asyncio.sleep(0.001)
     assert await bench.machine.state() is RunState.MOVED
     assert await bench.machine.is_left_over()
+
+
+class OtherWays:
+    """Connections in place of one that is broken, each in the order in which its two ends ask."""
+
+    def __init__(self, *ends: Channel) -> None:
+        self.made: list[tuple[Channel, ...]] = []
+        self._asked = [0, 0]
+        self._making = asyncio.Lock()
+        for end, channel in enumerate(ends):
+            channel.again = partial(self._next, end)
+
+    async def _next(self, end: int) -> Channel:
+        number = self._asked[end]
+        self._asked[end] += 1
+        async with self._making:
+            while len(self.made) <= number:
+                self.made.append(await channel_pair())
+        return self.made[number][end]
+
+
+@pytest.mark.parametrize("cannot_at_first", [0, 1])
+async def test_post_copy_whose_connection_breaks_twice_goes_on(
+    bench: MigrationEnds,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    cannot_at_first: int,
+) -> None:
+    """libvirt is told to go on, again where it fails at first; the guest's memory is whole."""
+    monkeypatch.setattr(outgoing, "RECOVERY_LIMIT", 0.1)
+    monkeypatch.setattr(another_way, "AGAIN_SECONDS", 0.001)
+    source = bench.domain
+    source.rest_goes.clear()
+    source.cannot_go_on = cannot_at_first
+    going = by_postcopy(bench)
+    async with asyncio.timeout(LIMIT):
+        while not any(isinstance(event, RunsElsewhere) for event in bench.events):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        ways = OtherWays(*bench.ends)
+        bench.ends[0].abort()
+        for time in (1, 2):
+            source.rest_goes.set()  # Until libvirt goes on, when some is yet to go.
+            while source.went_on < time:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            if time == 1:
+                ways.made[-1][1].abort()
+        source.rest_goes.set()
+        await going
+        assert bench.arriving is not None
+        await bench.arriving
+    assert bytes(bench.target.domain().taken[: len(MEMORY)]) == MEMORY
+    assert (bench.source.states(), bench.target.states()) == ([], [RUNS])
+    assert source.flags & resuming.FLAG and source.flags & postcopy.FLAG
 
 
 async def test_a_vm_that_never_ran_at_its_target_is_taken_back(bench: MigrationEnds) -> None:  # noqa: F811

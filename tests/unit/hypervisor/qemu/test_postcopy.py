@@ -9,7 +9,7 @@ import pytest
 from retinue.core.migration import copying
 from retinue.core.migration.copying import CopyOptions, Postcopy
 from retinue.core.migration.precopy import WANTED_DOWNTIME
-from retinue.hypervisor import HandedOverError, HypervisorError, MigrationResult
+from retinue.hypervisor import HandedOverError, HypervisorError, MigrationResult, another_way
 from retinue.hypervisor.interface import Copying, Event, MigrationFailed, RunsElsewhere, Stopped
 from retinue.hypervisor.memory_channel import Channel, channel_pair
 from retinue.hypervisor.qemu import recovering
@@ -190,7 +190,7 @@ async def broken(
 async def test_when_the_connection_breaks_the_rest_goes_over_by_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recovering, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(another_way, "AGAIN_SECONDS", 0.0)
     at_source = recovering.at_source
     qemu = FakeQemu(ODD, list(ALWAYS))
     here, there = await channel_pair()

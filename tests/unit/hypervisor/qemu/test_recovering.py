@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from retinue.hypervisor import HypervisorError, VMSpec
+from retinue.hypervisor import HypervisorError, VMSpec, another_way
 from retinue.hypervisor.memory_channel import Channel, channel_pair
 from retinue.hypervisor.paths import MachineFiles
 from retinue.hypervisor.qemu import recovering
@@ -40,7 +40,7 @@ async def test_a_source_hears_that_it_has_to_come_once_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It waits for a word, on a connection of which nothing has come here."""
-    monkeypatch.setattr(recovering, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(another_way, "AGAIN_SECONDS", 0.0)
     qemu, sources, kept = PausedQemu(tmp_path, deaf=1), list[Channel](), list[Channel]()
 
     async def again() -> Channel:
