@@ -182,6 +182,44 @@ async def test_a_vm_whose_target_dies_with_memory_to_come_has_crashed_there(benc
         await events.until("vm.started", lambda e: (e["vm"]["id"], e["server"]) == (VM, "server2"))
 
 
+async def cut(bench: LabBench, migration: str) -> None:
+    """Break the connection between the two agents, at both of its ends."""
+    host, _, port = str((await bench.get(f"migrations/{migration}"))["memory_at"]).rpartition(":")
+    said = await bench.run("server1", "ss", "-K", "dst", host.strip("[]"), "dport", "=", f":{port}")
+    assert f"{host}:{port}" in said, f"no connection to {host}:{port}: {said}"
+
+
+def ways(bench: LabBench) -> int:
+    """How many other ways the source's agent has found."""
+    return (bench.lab.directory / "logs" / "server1-agent.log").read_text().count("migration.goes_on")
+
+
+async def until_ways(bench: LabBench, number: int) -> None:
+    async def are_found() -> bool:
+        return ways(bench) == number
+
+    await eventually(are_found)
+
+
+async def test_a_connection_that_breaks_twice_with_memory_to_come_costs_no_vm(bench: LabBench) -> None:
+    """libvirt goes on by another one each time, and the guest finds all of its memory right."""
+    before = ways(bench)
+    async with bench.events() as events:
+        migration = await runs_there(bench, events)
+        bench.kill("server1-agent", signal.SIGCONT)
+        for time in (1, 2):
+            await cut(bench, migration)
+            await until_ways(bench, before + time)
+        await reaches(events, migration, "done")
+
+    async def settled() -> bool:
+        return (await state(bench, "server1"), await state(bench, "server2")) == ("", "running (migrated)")
+
+    await eventually(settled)
+    await nothing_is_wrong(bench)
+    assert (await bench.vm(VM))["power"] == "running"
+
+
 async def test_a_libvirtd_that_dies_with_memory_to_come_takes_no_vm_with_it(bench: LabBench) -> None:
     async with bench.events() as events:
         migration = await runs_there(bench, events)

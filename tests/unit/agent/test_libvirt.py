@@ -156,6 +156,7 @@ async def test_a_move_is_carried_out_by_both_agents(bench: LibvirtServers) -> No
     assert bench.target.rest.kinds == ["incoming", "resumed"]
     port = bench.target.dispatcher.vms[ID].machine.spec.port  # type: ignore[union-attr]
     assert bench.target.commands == [f"ip link set dev {port} txqueuelen 10000"]
+    assert bench.source.commands == bench.target.commands, "and so it was where it was started"
     assert domain.sent > len(MEMORY)
     assert not bench.source.dispatcher._lifecycle.ports.was_here(ID)  # type: ignore[attr-defined]
 

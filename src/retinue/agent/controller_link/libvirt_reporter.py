@@ -3,8 +3,8 @@
 Each event of libvirt about a VM becomes one report, POST /v1/servers/SERVER/hypervisor-events (see
 docs/libvirt.md). Reports about one VM arrive in order, and again while the controller is away; those about
 others do not wait for them. What runs here is reported again from time to time, so that nothing stays
-unknown, whoever was away. The tap of an incoming VM gets a long queue, since packets wait there until the
-VM runs.
+unknown, whoever was away. The tap of a VM gets a long queue, since packets wait there until an incoming VM
+runs, and for as long as a guest has no processor.
 """
 
 import asyncio
@@ -91,7 +91,7 @@ class LibvirtReporter:
                         self._not_here({key for key in self._told if key[0] == event.vm})
                     if event.kind is EventKind.STARTED:
                         self._started.set()
-                    if event.kind is EventKind.INCOMING:
+                    if event.kind in (EventKind.INCOMING, EventKind.STARTED):
                         task = asyncio.create_task(self._lengthen_queues(event.vm))
                         self._work.add(task)
                         task.add_done_callback(self._work.discard)
@@ -163,7 +163,8 @@ class LibvirtReporter:
                 self._made.forget(vm, mac)
 
     async def _lengthen_queues(self, vm: str) -> None:
-        """Let a VM's tap hold what arrives while the VM is paused; libvirt leaves it at the system's 1000."""
+        """Let a VM's tap hold what arrives while the VM does not read; libvirt leaves it at the system's
+        1000."""
         try:
             domain = await self._host.domain(vm)
             names = () if domain is None else taps(await self._host.call(domain.XMLDesc, 0))
