@@ -18,6 +18,8 @@ from retinue.core.pipeline.entry import Field
 from retinue.core.pipeline.matches import UNROUTABLE, UNROUTABLE6
 
 UDP, ICMPV6 = 17, 58
+HIDING = (135, 139, 140, 253, 254)
+"""Extension headers (mobility, HIP, Shim6, for experiments) behind which no switch looks (RFC 7610, 4)."""
 DHCP_PORTS, DHCPV6_PORTS = (67, 68), (546, 547)
 ROUTER_AND_NEIGHBOUR_MESSAGES = (133, 134, 135, 136, 137)
 """Neighbour discovery (RFC 4861): it ends at the NIC's switch."""
@@ -127,7 +129,7 @@ def ordinary(version: int) -> z3.BoolRef:
     portless = z3.And(sport == 0, dport == 0, part == FIRST_PART)
     headless = z3.And(kind == 0, part == FIRST_PART)
     return z3.And(
-        proto != 0,  # What a switch cannot read.
+        *(proto != number for number in (0, *HIDING)),  # What a switch cannot read, or does not look behind.
         z3.Not(z3.And(udp, z3.Or(dhcp, portless))),
         z3.Not(z3.And(proto == ICMPV6, z3.Or(discovery, headless))),
     )

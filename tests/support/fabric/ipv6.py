@@ -32,6 +32,7 @@ from retinue.core.packets import (
 )
 from retinue.core.packets.ipv4 import UDP
 from retinue.core.pipeline.cookies import Reason, reason_of
+from retinue.core.pipeline.edge_ipv6 import UNREAD_HEADERS
 from support.fabric.networks import GATEWAY6, GATEWAY_MAC, holding6, vm_mac
 from support.fabric.world import MARK, FabricWorld, tagged
 from support.fakes.switch import Delivery
@@ -185,7 +186,7 @@ def questions(vm: int) -> Iterator[bytes]:
 
 
 def unneeded(vm: int) -> list[bytes]:
-    """What an honest VM says, and nobody needs to hear."""
+    """What an honest VM says, and nobody needs to hear; and what is behind a header that no switch reads."""
     mac, own, local, other = vm_mac(vm), vm_ip6(vm), vm_local(vm), vm_ip6(vm + 1)
     report = build_icmpv6(UNSPECIFIED, IPv6Address("ff02::16"), bytes((143, *bytes(7))), 1)
     return [
@@ -198,6 +199,7 @@ def unneeded(vm: int) -> list[bytes]:
         frame6(mac, vm_mac(vm + 1), udp6(local, other)),
         frame6(mac, GATEWAY_MAC, udp6(local, other)),
         frame6(mac, GATEWAY_MAC, udp6(local, OUTSIDE6)),
+        *(frame6(mac, vm_mac(vm + 1), extended(udp6(own, other), (n, bytes(7)))) for n in UNREAD_HEADERS),
     ]
 
 

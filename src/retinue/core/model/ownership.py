@@ -8,10 +8,15 @@ from retinue.core.model.routed_prefixes import NO_HOSTS, UNROUTABLE4
 from retinue.core.model.view import NetworkView
 from retinue.core.model.vrfs import DEFAULT_VRF
 
+NOBODYS: Mac = "00:00:00:00:00:00"
+"""Hosts take it for none, and to a switch it is an option of neighbour discovery that is not there."""
+
 
 def can_be_a_machines(net: NetworkView, what: str, mac: Mac) -> None:
     if is_multicast(mac):
         raise ModelError(f"{what}: MAC {mac} is a group address, it cannot be a VM's or a server's")
+    if mac == NOBODYS:
+        raise ModelError(f"{what}: MAC {mac} is nobody's, it cannot be a VM's or a server's")
     if mac in net.gateway_macs:
         raise ModelError(f"{what}: MAC {mac} is the gateway's, it cannot be a VM's or a server's")
     if (login := net.fc_logins.get(mac)) is not None:

@@ -43,6 +43,10 @@ NO_PORT = 0
 """The UDP ports, to a switch, of a packet whose UDP header is not in it."""
 UNREAD = 0
 """The protocol, to a switch, of a packet whose extension headers are malformed or cut off."""
+UNREAD_HEADERS = (135, 139, 140, 253, 254)
+"""Extension headers behind which Open vSwitch does not look: mobility, HIP, Shim6, two for experiments. "An
+unrecognized Next Header value could possibly identify an IPv6 Extension Header, and thus be leveraged to
+conceal" a server's, or router's, message (RFC 7610, 4); so by default what has one is dropped."""
 
 _FROM_ROUTERS = (NDType.ROUTER_ADVERTISEMENT, NDType.REDIRECT)
 _FROM_HOSTS = (
@@ -60,6 +64,9 @@ def switch_flows(net: Network, owner: Owner) -> Iterator[Flow]:
     yield Flow(Table.ND, TABLE_MISS, (), cookie=mark)
     any_ipv6 = match(eth_type=EtherType.IPV6)
     yield Flow(Table.ND, Nd.OTHER, any_ipv6, goto=Table.FORWARD, cookie=mark)
+    for header in UNREAD_HEADERS:
+        hidden = match(eth_type=EtherType.IPV6, ip_proto=header)
+        yield Flow(Table.ND, Nd.HIDDEN, hidden, cookie=quiet)
     yield Flow(Table.FORWARD, Forward.LINK_SCOPE, ip_match(src=LINK_LOCAL), cookie=quiet)
     yield Flow(Table.FORWARD, Forward.LINK_SCOPE, ip_match(dst=LINK_LOCAL), cookie=quiet)
 

@@ -150,6 +150,8 @@ class Nd(IntEnum):
     HONEST = 200
     SPOOFED = 100
     """Neighbour discovery that names another's address or MAC, or that was forwarded."""
+    HIDDEN = 50
+    """Whatever is behind an extension header that a switch does not read."""
     OTHER = 10
     """What is no neighbour discovery goes on."""
 

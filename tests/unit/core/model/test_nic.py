@@ -75,6 +75,7 @@ def test_what_is_one_nics_is_no_other_nics_of_the_vm(second: NIC, reason: str) -
         (NIC(vm_mac(11), "vm2"), f"MAC {vm_mac(11)} already belongs to VM vm1"),
         (NIC(vm_mac(2), "vm1-2"), "the port with iface-id vm1-2 already belongs to VM vm1"),
         (NIC(server(1).mac, "vm2"), "belongs to server server1"),
+        (NIC("00:00:00:00:00:00", "vm2"), "MAC 00:00:00:00:00:00 is nobody's"),
     ],
 )
 def test_what_is_a_second_nics_is_no_other_vms(nic: NIC, reason: str) -> None:

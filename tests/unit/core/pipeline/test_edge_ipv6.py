@@ -9,10 +9,11 @@ import pytest
 from retinue.core.model import VM, Network, Subnet
 from retinue.core.model.link_local import UNSPECIFIED, link_local
 from retinue.core.model.network import Owner
-from retinue.core.packets import nd_frame
+from retinue.core.packets import ND, RouterAdvertisement, nd_frame
 from retinue.core.packets.dhcp6 import dhcp6_frame
 from retinue.core.pipeline.compiler import Compiler, contribution
 from retinue.core.pipeline.cookies import Reason, reason_of
+from retinue.core.pipeline.edge_ipv6 import UNREAD_HEADERS
 from retinue.core.pipeline.entry import Field, Flow
 from retinue.core.pipeline.meters import VMMeter
 from support.fabric import ipv6
@@ -59,6 +60,22 @@ def test_the_hop_limit_goes_down_once(world: FabricWorld) -> None:
     frame = ipv6.udp6_frame(vm_mac(1), GATEWAY_MAC, ipv6.vm_ip6(1), ipv6.vm_ip6(2))
     for delivery in world.send(1, 1, frame):
         assert delivery.arrivals[0][2][21] == frame[21] - 1
+
+
+@pytest.mark.parametrize("number", UNREAD_HEADERS)
+def test_nothing_is_hidden_behind_a_header_that_a_switch_does_not_read(
+    world: FabricWorld, number: int
+) -> None:
+    """To a neighbour on the same edge, by its MAC: so its hop limit would still be 255."""
+    own, its = ipv6.vm_ip6(1), ipv6.vm_ip6(4)
+    for packet in (
+        ND(own, its, RouterAdvertisement(1800)).build(),
+        ipv6.asks(own, its, GATEWAY_MAC, its).build(),
+        ipv6.udp6(own, its, sport=547, dport=546),
+    ):
+        for headers in ([(number, bytes(7))], [ipv6.NOTHING_OF_NOTE, (number, bytes(7))]):
+            for to in (vm_mac(4), GATEWAY_MAC):
+                world.goes_nowhere(1, 1, ipv6.frame6(vm_mac(1), to, ipv6.extended(packet, *headers)))
 
 
 def test_local_traffic_stays_local_by_mac(world: FabricWorld) -> None:
