@@ -90,6 +90,56 @@ async def test_a_cable_that_is_pulled_and_plugged_in_again(bench: LabBench) -> N
     assert figures.duplicated == 0
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("at_once", [True, False], ids=["at-once", "one-after-the-other"])
+@pytest.mark.parametrize("first", ["leaf1", "leaf2"])
+async def test_both_cables_are_pulled_and_plugged_in_again(
+    bench: LabBench, first: str, at_once: bool
+) -> None:
+    """Meanwhile nobody reaches the VM; then all do, by whichever is back `first`, and in the end by leaf1."""
+    second = "leaf2" if first == "leaf1" else "leaf1"
+
+    async def cables(state: str, *leaves: str) -> None:
+        commands = "; ".join(f"ip link set {leaf}-server1 {state}" for leaf in leaves)
+        await bench.run("fabric", "sh", "-c", commands)
+
+    async def reached() -> bool:
+        return await bench.ping("vm1", "203.0.113.9")
+
+    async def cut_off() -> bool:
+        return not await reached()
+
+    async with bench.traffic(await bench.address("vm1"), pps=PPS) as traffic, bench.events() as events:
+        await calm(bench)
+        last = None
+        try:
+            if at_once:
+                await cables("down", "leaf1", "leaf2")
+            else:
+                await cables("down", "leaf1")
+                last = await used(events, "leaf2")
+                await calm(bench)
+                await cables("down", "leaf2")
+            await eventually(cut_off, timeout=60)
+            began = time.time()
+            await cables("up", first)
+            await eventually(reached, timeout=60)
+            back = time.time()
+            await calm(bench)
+            assert await uses(bench, "server1") == f"{first}:{first}-server1"
+        finally:
+            await cables("up", first, second)
+        if first == "leaf2" or not at_once:
+            await used(events, "leaf1", after=last)
+        await calm(bench)
+        figures, record = await traffic.end()
+    tell("both pulled", figures, back - began)
+    assert figures.lost, "the traffic did not go over these cables"
+    assert record.lost_after(back + SETTLED) == 0, figures
+    assert figures.duplicated == 0
+    assert await uses(bench, "server1") == "leaf1:leaf1-server1"
+
+
 @contextlib.asynccontextmanager
 async def losing(bench: LabBench, *ways: str) -> AsyncIterator[None]:
     """What goes these ways over server1's first uplink vanishes; it has a carrier all the same."""
