@@ -124,9 +124,10 @@ async def test_what_a_late_leaf_sends_by_the_old_way_is_not_overtaken(bench: Lab
     pytest.skip("the caches were held back for longer than any source looks, each time")
 
 
-HELD_PPS, HELD = 300, 0.15
-"""Packets a second, few enough for the queue that they wait in; and seconds for which they do so after the
-VM has stopped. It stands still for less, as a rule."""
+HELD_PPS, HELD = 50, 0.15
+"""Packets a second, few enough for the queue that they wait in, also where a busy machine diverts slowly (a
+switch may have 270 on their way); and seconds for which they do so after the VM has stopped. It stands still
+for less, as a rule."""
 
 
 @pytest.mark.long
