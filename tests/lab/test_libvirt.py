@@ -118,8 +118,9 @@ async def test_a_guest_whose_lease_is_refused_sees_its_link_go_and_come(bench: L
 
 
 async def test_a_persons_virsh_moves_the_vm_and_the_network_follows(bench: LabBench) -> None:
-    """Nobody told us: a migration with all its steps, made of what libvirt says; some packets may be lost,
-    and what the source's edge forwards at that moment may be overtaken by what takes the direct way."""
+    """Nobody told us: a migration with all its steps, made of what libvirt says. What the VM had not read
+    comes to it later, but for the one packet that its QEMU still took; and what the source's edge forwards at
+    that moment may be overtaken by what takes the direct way."""
     pps, (leased,) = 500, await bench.bindings(ONE)
     async with bench.events() as events:
         async with bench.traffic(await bench.address(ONE), pps=pps) as echoes:
@@ -153,7 +154,7 @@ async def test_a_persons_virsh_moves_the_vm_and_the_network_follows(bench: LabBe
     assert all(first > stopped - ON_ITS_WAY and end < diverted + ON_ITS_WAY for first, end, _ in harmed), (
         f"stopped {stopped}, diverted {diverted}, lost or overtaken {harmed}"
     )
-    assert traffic.lost <= pps * (diverted - stopped + 2 * ON_ITS_WAY)
+    assert traffic.lost <= 1, f"lost {traffic.lost}, handed on {migration['figures'].get('handed_on')}"
     # Its lease has been renewed from where it is now, though nobody told of the migration.
     (row,) = await bench.bindings(ONE)
     assert (renewed["renewal"]["server"], renewed["renewal"]["switch"]) == ("server2", "edge2")
