@@ -27,7 +27,7 @@ from retinue.core.packets import (
 )
 from retinue.core.pipeline.cookies import Reason, reason_of
 from retinue.core.pipeline.entry import Change, Field, Flow, Group, Meter, PortNo
-from support.fabric import ipv6
+from support.fabric import hostile, ipv6
 from support.fabric.flooded import GROUP_MAC, GROUP_MAC6, MDNS, MDNS6, Member, add_vnets
 from support.fabric.flooded import add_vm as add_flooded
 from support.fabric.networks import (
@@ -281,6 +281,8 @@ def untagged(net: Network) -> Iterator[bytes]:
         payload = build_udp4(vm_ip(1), vm_ip(2), 1, 2, b"ttl", ttl)
         yield Ethernet(GATEWAY_MAC, vm_mac(1), 0x0800, payload).build()
     yield from of_ipv6(net)
+    yield from (frame for _, _, frame in hostile.REPORTED)
+    yield from (frame for _, frame in hostile.QUIET)
     whole = arp_request(vm_mac(1), vm_ip(1), GATEWAY)
     yield whole[:30]
     yield udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(1), OUTSIDE)[:30]
