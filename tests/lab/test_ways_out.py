@@ -69,6 +69,10 @@ async def test_the_other_router_of_a_vrf_takes_over_both_families(bench: LabBenc
             said = await bench.guest("peer", TAKEN.format(count=count, to=to), check=False)
             assert ", 0% packet loss" in said and "dup" not in said, said
 
+    at = bench.topology.router
+    assert at is not None
+    # Where there is no fabric its leaf is at the border (`test_ways_out_over_ip`).
+    cable = (bench.topology.fabric, "ip", "link", "set", f"{at.leaf}-router")
     assert not await both(), "a VRF has no way out of its own"
     async with (
         second_router.running(bench, metric=10),
@@ -82,14 +86,14 @@ async def test_the_other_router_of_a_vrf_takes_over_both_families(bench: LabBenc
             await bench.cli("vrf", "add-router", "red", *way)
         await eventually(both)
         await lose_nothing(20)
-        await bench.run("fabric", "ip", "link", "set", "leaf2-router", "down")
+        await bench.run(*cable, "down")
         lost = await events.until("router.lost", lambda e: e["server"] == "router")
         await eventually(both)
         await lose_nothing(20)
         await bench.migration("peer", target_server="server2")
         await lose_nothing(20)
         # It is there again: used after a while, and nothing is lost when it is.
-        await bench.run("fabric", "ip", "link", "set", "leaf2-router", "up")
+        await bench.run(*cable, "up")
         while not events.of("router.returned"):
             await lose_nothing(20)
         await lose_nothing(20)

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 
 from retinue_lab.measure import arp
 from retinue_lab.network.nodes import OFFLOADS
-from retinue_lab.topology.topology import CLIENT, FABRIC, SANDBOX
+from retinue_lab.topology.topology import CLIENT, SANDBOX
 from support.lab.tools import LabBench
 
 NODE, MAC, ADDRESS = "router2", "02:00:00:00:00:e2", "10.0.0.2"
-PORT = "leaf1-router2"
+LEAF, PORT = "leaf1", "leaf1-router2"
 _FAR, _OWN = "203.0.114.9", "203.0.114.1"
 
 
@@ -23,12 +23,14 @@ async def running(bench: LabBench, metric: int) -> AsyncIterator[None]:
     topology = bench.topology
     assert topology.client is not None
     subnet = topology.subnet_of(topology.addressed[0].address)
+    leaf = next(one for one in topology.leaf if one.id == LEAF)
+    switches = leaf.on or topology.fabric
     network = f"""
         ip netns add {NODE}
-        ip link add {PORT} netns {FABRIC} type veth peer name eth0 netns {NODE} address {MAC}
+        ip link add {PORT} netns {switches} type veth peer name eth0 netns {NODE} address {MAC}
         ip link add out0 netns {NODE} type veth peer name eth1 netns {CLIENT}
-        ip -n {FABRIC} link set {PORT} up
-        for end in "{NODE} eth0" "{NODE} out0" "{CLIENT} eth1" "{FABRIC} {PORT}"; do
+        ip -n {switches} link set {PORT} up
+        for end in "{NODE} eth0" "{NODE} out0" "{CLIENT} eth1" "{switches} {PORT}"; do
             set -- $end
             ip netns exec $1 ethtool -K $2 {OFFLOADS} > /dev/null
         done
@@ -44,7 +46,7 @@ async def running(bench: LabBench, metric: int) -> AsyncIterator[None]:
         ip -n {CLIENT} route add {topology.leased.prefix} via {_OWN}
     """
     await bench.run(SANDBOX, "sh", "-ec", network)
-    await bench.run(FABRIC, "ovs-vsctl", "add-port", "leaf1", PORT)
+    await bench.run(switches, "ovs-vsctl", "add-port", LEAF, PORT)
     router = {"id": NODE, "mac": MAC, "address": ADDRESS, "services": ["router"]}
     await bench.post("servers", router | {"routes": ["0.0.0.0/0"], "metric": metric})
     ask = (sys.executable, "-I", "-S", arp.__file__, "eth0", ADDRESS, str(subnet.gateway), "40")
