@@ -29,7 +29,7 @@ from retinue.core.model.entities import (
     Vnet,
 )
 from retinue.core.model.nic import NIC
-from retinue.core.model.prefix_index import PrefixIndex
+from retinue.core.model.prefix_index import NestedPrefixes, PrefixIndex
 from retinue.core.model.vrfs import DEFAULT_VRF, Address, Vrf, in_vrf
 
 
@@ -100,6 +100,8 @@ class LayoutView:
     _server_of_host: dict[str, str] = field(default_factory=dict)
     _host_of_mac: dict[Mac, str] = field(default_factory=dict)
     _server_of_address: dict[Address, str] = field(default_factory=dict)
+    _reached: dict[str, NestedPrefixes] = field(default_factory=dict)
+    """By VRF: the prefixes of `routers_to`."""
     _servers_in: dict[str, PrefixIndex] = field(default_factory=dict)
     """By VRF: the servers' addresses, each as a prefix of its own, and whose each is."""
     _forwarders: set[str] = field(default_factory=set)
@@ -149,6 +151,10 @@ class LayoutView:
         """The addresses of servers that are part of a prefix, each with its server."""
         found = self._servers_in[vrf].overlapping(prefix) if vrf in self._servers_in else iter(())
         return ((address.network_address, server) for address, server in found)
+
+    def reached_in(self, prefix: Prefix, vrf: str = DEFAULT_VRF) -> Iterator[Prefix]:
+        """The prefixes that are reached through servers, and are part of this one."""
+        return self._reached[vrf].inside(prefix) if vrf in self._reached else iter(())
 
     def server_of_chassis(self, chassis: str) -> Server | None:
         """The server with this LLDP chassis id."""
@@ -382,6 +388,7 @@ class LayoutView:
             self._servers_in.setdefault(vrf, PrefixIndex()).put(ip_network(ip), server.id)
         for way in server.ways:
             self.routers_to.setdefault(way, {})[server.id] = None
+            self._reached.setdefault(way[0], NestedPrefixes()).put(way[1])
         if Service.FORWARDER in server.services:
             self._forwarders.add(server.id)
 
@@ -404,3 +411,4 @@ class LayoutView:
             self.routers_to[way].pop(server, None)
             if not self.routers_to[way]:
                 del self.routers_to[way]
+                self._reached[way[0]].discard(way[1])

@@ -1,4 +1,4 @@
-"""Prefixes that do not overlap, found by an address or by what overlaps them, however many there are."""
+"""Prefixes, found by an address or by what overlaps them, however many there are."""
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
@@ -56,6 +56,38 @@ class PrefixIndex:
             at -= 1
         while at < len(firsts) and firsts[at] <= last:
             yield self._entries[version, firsts[at]]
+            at += 1
+
+
+@dataclass
+class NestedPrefixes:
+    """Prefixes of which some may be parts of others, each once."""
+
+    _found: dict[tuple[int, int, int], Prefix] = field(default_factory=dict)
+    """By IP version, first address and length."""
+    _sorted: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    """By IP version: first addresses and lengths, sorted."""
+
+    def put(self, prefix: Prefix) -> None:
+        key = (*_key(prefix), prefix.prefixlen)
+        if key not in self._found:
+            self._found[key] = prefix
+            insort(self._sorted.setdefault(prefix.version, []), key[1:])
+
+    def discard(self, prefix: Prefix) -> None:
+        """What is not there need not go."""
+        key = (*_key(prefix), prefix.prefixlen)
+        if self._found.pop(key, None) is not None:
+            known = self._sorted[prefix.version]
+            del known[bisect_left(known, key[1:])]
+
+    def inside(self, prefix: Prefix) -> Iterator[Prefix]:
+        """Those that are part of this one, or the same, by their addresses."""
+        version, first = _key(prefix)
+        known, last = self._sorted.get(version, []), int(prefix.broadcast_address)
+        at = bisect_left(known, (first, prefix.prefixlen))  # A larger one with this address is before.
+        while at < len(known) and known[at][0] <= last:
+            yield self._found[(version, *known[at])]
             at += 1
 
 

@@ -80,9 +80,9 @@ def check_prefix(
             raise ModelError(f"{what}: it has addresses of subnet {subnet.id}, {subnet.prefix}")
     for address, server in net.servers_in(prefix, vrf):
         raise ModelError(f"{what}: {address} is the address of server {server}")
-    for (of, route), routers in net.routers_to.items():
-        if of == vrf and is_part(route, prefix):
-            raise ModelError(f"{what}: {route} is reached through server {next(iter(routers))}")
+    for route in net.reached_in(prefix, vrf):
+        through = next(iter(net.routers_to[vrf, route]))
+        raise ModelError(f"{what}: {route} is reached through server {through}")
     for held in net.held_in(prefix, vrf):
         is_itself = replaced is not None and held.key == replaced.key and held.vm == vm
         if not is_itself:
