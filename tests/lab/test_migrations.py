@@ -25,7 +25,7 @@ from support.lab.migrating import (
     as_before,
     begin,
     go_home,
-    held_back,
+    go_on,
     held_in,
     network,
     qemu_of,
@@ -137,14 +137,11 @@ async def test_what_waits_in_the_uplink_of_the_source_is_not_overtaken_by_the_vm
     """What the VM has sent last, before it was diverted, is there when it has stopped; what it sends from its
     target goes by another."""
     async with bench.traffic(await bench.address("vm1"), pps=HELD_PPS) as traffic, bench.events() as events:
-        migration = await begin(bench)
-        await reaches(events, migration, "copying")
-        bench.kill("controller", signal.SIGSTOP)  # Nobody diverts before it waits.
+        migration = await held_in(bench, events, "diverted")  # Ordered, and not so before it waits.
         try:
-            await held_back(bench, "server1")
             await queue_of_uplink(bench, "add", "8bit", "300b")
         finally:
-            bench.kill("controller", signal.SIGCONT)
+            await go_on(bench)
         try:
             stopped = await events.until(
                 "migration.step",

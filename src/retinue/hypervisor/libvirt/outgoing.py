@@ -287,7 +287,7 @@ class LibvirtOutgoing:
         self._throttle.set_window(LARGEST_STEP)
         self._throttle.release_qemu_end()
         # Both at once: when all RAM has gone QEMU answers nobody before the rest has been read.
-        passing = self._pass_on_and_hand_over(self._throttle)
+        passing = self._pass_on(self._throttle, hands_over=True)
         await self._unless_failed(both(self._copier.let_converge(), passing), may_end=True)
         await self._unless_failed(asyncio.shield(self._libvirt), may_end=True)
 
@@ -366,20 +366,17 @@ class LibvirtOutgoing:
         """Take in what comes from the target, from now on."""
         self._hearing = asyncio.create_task(self._far.hear(), name=f"answers about {self._vm}")
 
-    async def _pass_on(self, throttle: Throttle, step: int = LARGEST_STEP) -> None:
-        while chunk := await throttle.read(step):
-            await self._channel.send_memory(chunk)
-        await self._channel.send_memory(b"")
-
-    async def _pass_on_and_hand_over(self, throttle: Throttle) -> None:
-        """The same; the last of it when the target may run the VM, which it cannot without."""
+    async def _pass_on(
+        self, throttle: Throttle, step: int = LARGEST_STEP, *, hands_over: bool = False
+    ) -> None:
+        """`hands_over`: the last of it when the target may run the VM, which it cannot without."""
         last = b""
-        while chunk := await throttle.read(LARGEST_STEP):
-            if last:
-                await self._channel.send_memory(last)
-            last = chunk
-        await self._channel.may_hand_over()
+        while chunk := await throttle.read(step):
+            last, ready = (chunk, last) if hands_over else (b"", chunk)
+            if ready:
+                await self._channel.send_memory(ready)
         if last:
+            await self._channel.may_hand_over()
             await self._channel.send_memory(last)
         await self._channel.send_memory(b"")
 

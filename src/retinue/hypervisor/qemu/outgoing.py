@@ -6,9 +6,8 @@
     3. divert its traffic to the target, where it waits (`divert`), and drain what is on its way here.
     4. QEMU is read without limit, and stops the VM when nothing remains; what was written meanwhile goes
        over. (A newer QEMU has to be told to stop it.)
-    5. When QEMU has sent all of it, and what the VM has sent is on its way (`Channel.before_handover`), the
-       target is told that the VM is its own. Until then the source may run it again, from then on never: so
-       it cannot run twice, whoever fails.
+    5. When all of it is sent, and what the VM has sent is on its way, the target is told that the VM is its
+       own. Until then the source may run it again, from then on never: so it cannot run twice, whoever fails.
 
 Where pre-copy does not come to an end that is good enough, and post-copy is allowed, the VM is stopped and
 handed over with what is left: 1 to 3 as above, then `postcopy`.

@@ -421,13 +421,34 @@ async def test_where_libvirt_does_not_tell_the_source_is_not_run_again(
     assert not any(isinstance(event, MigrationFailed) for event in bench.events)
 
 
+async def test_the_target_runs_the_vm_when_what_it_has_sent_is_on_its_way(bench: MigrationEnds) -> None:
+    asked, gone = asyncio.Event(), asyncio.Event()
+
+    async def until_gone() -> None:
+        asked.set()
+        await gone.wait()
+
+    async def divert(taps: Collection[str]) -> bool:
+        bench.ends[0].before_handover = until_gone
+        return await bench.divert(taps)
+
+    going = asyncio.create_task(bench.migration(divert=divert))
+    await asked.wait()
+    done, _ = await asyncio.wait({going}, timeout=0.1)
+    assert not done
+    assert RUNS not in bench.target.states()
+    gone.set()
+    await going
+    assert (bench.source.states(), bench.target.states()) == ([], [RUNS])
+
+
 async def test_what_libvirt_has_moved_has_moved_whatever_fails_then(
     bench: MigrationEnds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = outgoing.LibvirtOutgoing._pass_on
 
-    async def pass_on(self: outgoing.LibvirtOutgoing, throttle: Throttle) -> None:
-        await original(self, throttle)
+    async def pass_on(self: outgoing.LibvirtOutgoing, throttle: Throttle, **how: bool) -> None:
+        await original(self, throttle, **how)
         assert self._libvirt is not None
         await self._libvirt
         raise HypervisorError("too late to fail")
