@@ -139,7 +139,7 @@ async def test_what_waits_in_the_uplink_of_the_source_is_not_overtaken_by_the_vm
     async with bench.traffic(await bench.address("vm1"), pps=HELD_PPS) as traffic, bench.events() as events:
         migration = await held_in(bench, events, "diverted")  # Ordered, and not so before it waits.
         try:
-            await queue_of_uplink(bench, "add", "8bit", "300b")
+            await queue_of_uplink(bench, "add", "8kbit", "300b")
         finally:
             await go_on(bench)
         try:
