@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import signal
 import sys
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from ipaddress import ip_address
@@ -25,7 +24,6 @@ from support.lab.migrating import (
     as_before,
     begin,
     go_home,
-    go_on,
     held_in,
     network,
     qemu_of,
@@ -122,49 +120,6 @@ async def test_what_a_late_leaf_sends_by_the_old_way_is_not_overtaken(bench: Lab
             return
         await go_home(bench, VMS)
     pytest.skip("the caches were held back for longer than any source looks, each time")
-
-
-HELD_PPS, HELD = 50, 0.15
-"""Packets a second, few enough for the queue that they wait in, also where a busy machine diverts slowly (a
-switch may have 270 on their way); and seconds for which they do so after the VM has stopped. It stands still
-for less, as a rule."""
-
-
-@pytest.mark.long
-async def test_what_waits_in_the_uplink_of_the_source_is_not_overtaken_by_the_vm_itself(
-    bench: LabBench,
-) -> None:
-    """What the VM has sent last, before it was diverted, is there when it has stopped; what it sends from its
-    target goes by another."""
-    async with bench.traffic(await bench.address("vm1"), pps=HELD_PPS) as traffic, bench.events() as events:
-        migration = await held_in(bench, events, "diverted")  # Ordered, and not so before it waits.
-        try:
-            await queue_of_uplink(bench, "add", "8kbit", "300b")
-        finally:
-            await go_on(bench)
-        try:
-            stopped = await events.until(
-                "migration.step",
-                lambda e: e["migration"]["id"] == migration and e["migration"]["stopped_at"] is not None,
-            )
-            with contextlib.suppress(TimeoutError):
-                left = stopped["migration"]["stopped_at"] + HELD - time.time()
-                async with asyncio.timeout(max(0.0, left)):
-                    await reaches(events, migration, "switched")
-        finally:
-            await queue_of_uplink(bench, "change", "10gbit", "10kb")
-        ended = await reaches(events, migration, "done")
-        figures = await bench.unharmed(traffic, in_order=True)
-    await bench.run("server1", "tc", "qdisc", "del", "dev", "up0", "root")
-    assert figures.sent > HELD_PPS
-    pause = (ended["resumed_at"] - ended["stopped_at"]) * 1000
-    print(f"held for {HELD * 1000:.0f} ms: {pause:.0f} ms from stop to resumption", file=sys.stderr)
-
-
-async def queue_of_uplink(bench: LabBench, how: str, rate: str, burst: str) -> None:
-    """What goes out of server1 waits for as long as that takes at such a rate; a change keeps what waits."""
-    shaper = ("tbf", "rate", rate, "burst", burst, "limit", "1mb")
-    await bench.run("server1", "tc", "qdisc", how, "dev", "up0", "root", "handle", "1:", *shaper)
 
 
 def _looked_for_too_long(bench: LabBench) -> list[str]:
