@@ -158,7 +158,7 @@ class Config(ConfigTable, frozen=True):
                 net.add_subnet(replace(given, vlan=table.vlan))
             kinds: dict[str, Collection[str]] = {"vrf": net.vrfs, "vnet": net.vnets, "subnet": net.subnets}
             kinds["gateway group"] = net.gateway_groups
-            kinds["switch"], kinds["link"] = net.switches, [str(link.lower) for link in net.links]
+            kinds["switch"], kinds["link"] = net.switches, [str(link) for link in net.links]
             net.configured = frozenset(f"{kind} {one}" for kind, ids in kinds.items() for one in ids)
             for server in self.server:
                 net.put_server(_server(server))

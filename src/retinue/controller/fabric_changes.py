@@ -160,14 +160,14 @@ class LinksRegistered(Change):
 
     def apply(self, state: State) -> Touched:
         touched = state.net.put_links(self.links)
-        state.taken_out.difference_update(f"link {link.lower}" for link in self.links)
+        state.taken_out.difference_update(f"link {link}" for link in self.links)
         return touched
 
     def kept(self) -> tuple[Storable, ...]:
         return tuple(LaidLink(link, idle=True) for link in self.links)
 
     def dropped(self) -> tuple[Storable, ...]:
-        return tuple(TakenOut(f"link {link.lower}") for link in self.links)
+        return tuple(TakenOut(f"link {link}") for link in self.links)
 
     def events(self, state: State) -> Iterator[Published]:
         for link in self.links:
@@ -179,6 +179,8 @@ class LinkUsed(_OfLink):
     """Both its ends hold what they should: it is one of the ways up from now on."""
 
     link: Link
+    configured: bool = False
+    """It stands in the configuration file, and is no more than that says: nothing of it is stored."""
 
     def apply(self, state: State) -> Touched:
         return state.net.set_idle(self.link.lower, idle=False)
@@ -187,7 +189,10 @@ class LinkUsed(_OfLink):
         return lambda: state.net.set_idle(self.link.lower, idle=True)
 
     def kept(self) -> tuple[Storable, ...]:
-        return (LaidLink(self.link, idle=False),)
+        return () if self.configured else (LaidLink(self.link, idle=False),)
+
+    def dropped(self) -> tuple[Storable, ...]:
+        return (LaidLink(self.link, idle=False),) if self.configured else ()
 
     def events(self, state: State) -> Iterator[Published]:
         return self._event(EventType.LINK_USED)
@@ -198,12 +203,14 @@ class LinkLeft(Change):
     """A link is about to go: nothing is sent up by it any more."""
 
     link: Link
+    configured: bool = False
+    """As of `LinkUsed`: a controller that ends before it has gone leaves it as the file has it."""
 
     def apply(self, state: State) -> Touched:
         return state.net.leave_link(self.link.lower)
 
     def kept(self) -> tuple[Storable, ...]:
-        return (LaidLink(self.link, idle=True),)
+        return () if self.configured else (LaidLink(self.link, idle=True),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +221,7 @@ class LinkRemoved(_Removal, _OfLink):
     configured: bool = False
 
     def what(self) -> str:
-        return f"link {self.link.lower}"
+        return f"link {self.link}"
 
     def apply(self, state: State) -> Touched:
         return self._left_out(state, state.net.remove_link(self.link.lower))

@@ -40,7 +40,6 @@ from retinue.core.model import (
     GatewayGroup,
     ModelError,
     Network,
-    PortRef,
     Server,
     Subnet,
     Switch,
@@ -90,9 +89,8 @@ def _take_out(net: Network, what: str) -> Touched:
         return net.remove_server(id)
     if kind == "switch":
         return net.remove_switch(id)
-    lower = PortRef(*id.split(":", 1))
-    if net.link_at(lower) is not None:
-        net.idle_links.add(lower)
+    lower = next(link.lower for link in net.links if str(link) == id)
+    net.set_idle(lower, idle=True)
     return net.remove_link(lower)
 
 
@@ -111,10 +109,15 @@ def switches(state: State, switches: Collection[Switch]) -> None:
 
 
 def laid_links(state: State, links: Collection[LaidLink]) -> None:
-    """A link that stands in the configuration file by now is the file's."""
+    """A link that stands in the configuration file by now is the file's; where it is the same that was given,
+    and was not used yet, it is idle still."""
+    net = state.net
     for one in links:
-        if f"link {one.link.lower}" not in state.net.configured:
-            fits(lambda one: state.net.put_link(one.link, idle=one.idle), one)
+        known = net.link_at(one.link.lower)
+        if known is None:
+            fits(lambda one: net.put_link(one.link, idle=one.idle), one)
+        elif known == one.link and one.idle:
+            net.set_idle(known.lower, idle=True)
 
 
 def vrfs(state: State, vrfs: Collection[Vrf]) -> None:

@@ -66,7 +66,7 @@ class TakenOut:
     """What stands in the configuration file, and was removed by request (`State.taken_out`)."""
 
     what: str
-    """"switch spine2", "link leaf1:s2" or "server dhcp"."""
+    """"switch spine2", "link leaf1:s2 - spine2:l1" or "server dhcp"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,9 +100,9 @@ CRITICAL, WARNING, NOTE = Grade.CRITICAL, Grade.WARNING, Grade.NOTE
 WRONG: list[tuple[Snapshot, Grade, str, str]] = [
     (with_status(counters={"internal errors": 2}), CRITICAL, "controller", "2 internal errors"),
     (
-        with_status(left_out=["link leaf1:s2"]),
+        with_status(left_out=["link leaf1:s2 - spine2:l1"]),
         NOTE,
-        "link leaf1:s2",
+        "link leaf1:s2 - spine2:l1",
         "stands in the configuration file still",
     ),
     (with_status(entries_rejected=1), CRITICAL, "controller", "have refused 1 entries"),

@@ -124,7 +124,7 @@ def links(controller: Controller) -> list[dict[str, Any]]:
                     if link.lower in net.uplink_places
                     else net.port_number(link.lower) in used[link.lower.switch]
                 ),
-                "configured": f"link {link.lower}" in net.configured,
+                "configured": f"link {link}" in net.configured,
             }
         )
     return found

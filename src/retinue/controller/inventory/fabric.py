@@ -123,14 +123,14 @@ class FabricInventory:
             )
         if lower in self._leaving:
             raise RequestError(f"link {lower} is being removed already", ErrorCode.CONFLICT)
-        was_used = lower not in self._net.idle_links
+        was_used, configured = lower not in self._net.idle_links, self._is_configured(f"link {link}")
         self._leaving.add(lower)
         try:
-            touched = self._context.apply(LinkLeft(link))
+            touched = self._context.apply(LinkLeft(link, configured))
             report = await self._context.install(touched)
             self._all_have_left(link, touched, report.missing, was_used=was_used)
             await asyncio.sleep(self._still_coming if was_used else 0)
-            gone = LinkRemoved(link, self._is_configured(f"link {lower}"))
+            gone = LinkRemoved(link, configured)
             await self._context.install(self._context.apply(gone))
         finally:
             self._leaving.discard(lower)
@@ -191,7 +191,7 @@ class FabricInventory:
         if not silent:
             return
         if was_used:
-            undone = self._context.apply(LinkUsed(link))
+            undone = self._context.apply(self._used(link))
             self._context.spawn(self._context.install(undone), f"link {link.lower} stays")
         raise RequestError(
             f"link {link.lower} - {link.upper} stays: {', '.join(silent[:3])} has not confirmed that nothing "
@@ -212,8 +212,11 @@ class FabricInventory:
         if self._net.idle_links:
             ready = [link for link in self._net.links if self._is_new(link) and not self.why_idle(link)]
             if ready:
-                touched = self._context.apply(*(LinkUsed(link) for link in ready))
+                touched = self._context.apply(*(self._used(link) for link in ready))
                 self._context.spawn(self._context.install(touched), "new links")
+
+    def _used(self, link: Link) -> LinkUsed:
+        return LinkUsed(link, self._is_configured(f"link {link}"))
 
     def _is_new(self, link: Link) -> bool:
         return link.lower in self._net.idle_links and link.lower not in self._leaving

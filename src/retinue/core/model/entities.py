@@ -131,6 +131,9 @@ class Link:
     lower: PortRef
     upper: PortRef
 
+    def __str__(self) -> str:
+        return f"{self.lower} - {self.upper}"
+
 
 @dataclass(frozen=True, slots=True)
 class GatewayGroup:

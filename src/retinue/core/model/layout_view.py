@@ -46,7 +46,8 @@ class LayoutView:
     vnets: dict[str, Vnet] = field(default_factory=lambda: {DEFAULT_VNET.id: DEFAULT_VNET})
     subnets: dict[str, Subnet] = field(default_factory=dict)
     configured: frozenset[str] = frozenset()
-    """What stands in the configuration file: "vrf ID", "switch ID", "link LOWER" and so on."""
+    """What stands in the configuration file: "vrf ID", "switch ID", "link LOWER - UPPER" and
+    so on."""
     servers: dict[str, Server] = field(default_factory=dict)
     peers: dict[str, Peer] = field(default_factory=dict)
     """Other domains."""

@@ -322,5 +322,5 @@ class ShownStatus(msgspec.Struct):
     rejected: Reasons
     rejected_by_agents: Reasons
     left_out: list[str]
-    """What stands in the configuration file and was removed by request: "link leaf1:s2"."""
+    """What stands in the configuration file and was removed by request: "link leaf1:s2 - spine2:l1"."""
     last_event: int

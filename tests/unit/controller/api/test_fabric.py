@@ -14,7 +14,7 @@ from support.rest import call
 @pytest.fixture
 async def controller() -> AsyncIterator[Controller]:
     net = fabric()
-    net.configured |= {"switch spine2", "link leaf2:s1"}
+    net.configured |= {"switch spine2", "link leaf2:s1 - spine1:l2"}
     add_vm(net, 1, 1)
     controller = Controller(net, MemoryStore(), clock=lambda: 1000.0)
     await controller.start()

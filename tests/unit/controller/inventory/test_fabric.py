@@ -1,5 +1,6 @@
 """Switches and links given while all runs: used when both ends are in place, gone when nobody sends by it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from retinue.controller.changes import MigrationStepped, ServerRegistered
 from retinue.controller.errors import RequestError
 from retinue.controller.kinds import restore
 from retinue.controller.marks import PortLeft
-from retinue.controller.state import LeftPort
+from retinue.controller.state import LeftPort, TakenOut
 from retinue.core.link_watch import LinkLimits
 from retinue.core.migration import Migration, MigrationState
 from retinue.core.model import Link, ModelError, Network, PortRef, Role, Switch, VMPort
@@ -223,7 +224,7 @@ async def test_what_the_file_says_of_a_link_by_now_counts(bench: Bench) -> None:
     net = fabric()
     net.add_switch(SPINE)
     net.add_link(Link(LINKS[0].lower, PortRef("spine9", "other")))
-    net.configured |= {f"link {LINKS[0].lower}"}
+    net.configured |= {f"link {LINKS[0].lower} - spine9:other"}
     restore(Controller(net).context.state, bench.store.load())
     assert [link.upper.port for link in net.links if link.upper.switch == "spine9"] == ["other", "to-leaf2"]
     assert net.idle_links == {LINKS[1].lower}
@@ -321,7 +322,7 @@ async def test_a_server_on_which_something_runs_stays_and_its_switch_with_it(
 
 
 CONFIGURED = frozenset(
-    {"server dhcp", "switch spine2", "switch spine1", *(f"link {one.lower}" for one in fabric().links)}
+    {"server dhcp", "switch spine2", "switch spine1", *(f"link {one}" for one in fabric().links)}
 )
 
 
@@ -338,12 +339,12 @@ def started_anew(bench: Bench, configured: frozenset[str] = CONFIGURED) -> tuple
 async def test_what_the_file_names_is_removed_and_does_not_come_back(bench: Bench) -> None:
     """Until the file has it no longer; then the file may have it again one day."""
     bench.net.configured = CONFIGURED
-    spine2 = [one.lower for one in bench.net.links if one.upper.switch == "spine2"]
-    for lower in spine2:
-        await bench.fabric.remove_link(lower)
+    spine2 = [one for one in bench.net.links if one.upper.switch == "spine2"]
+    for link in spine2:
+        await bench.fabric.remove_link(link.lower)
     await bench.fabric.remove_switch("spine2")
     await bench.fabric.remove_server("dhcp")
-    left_out = {"switch spine2", "server dhcp", *(f"link {lower}" for lower in spine2)}
+    left_out = {"switch spine2", "server dhcp", *(f"link {link}" for link in spine2)}
     assert bench.controller.context.state.taken_out == left_out
     net, taken_out = started_anew(bench)
     assert taken_out == left_out
@@ -378,6 +379,79 @@ async def test_what_was_removed_of_the_file_and_is_given_anew_is_there(bench: Be
     assert net.switches["spine2"] == spine2
     assert set(links) <= set(net.links)
     assert net.servers["dhcp"] == dhcp
+
+
+async def test_a_cable_that_leads_elsewhere_by_request_does_so_after_a_restart(bench: Bench) -> None:
+    """To change a link is to remove it and to add another at its port: the file has the old one still."""
+    bench.net.configured = CONFIGURED
+    old = next(one for one in bench.net.links if one.upper.switch == "spine2")
+    await bench.fabric.remove_link(old.lower)
+    await bench.fabric.add_switches([SPINE])
+    new = Link(old.lower, PortRef("spine9", "to-leaf1"))
+    await bench.fabric.add_links([new])
+    net, taken_out = started_anew(bench)
+    assert (new in net.links, old in net.links, taken_out) == (True, False, {f"link {old}"})
+    assert net.idle_links == {new.lower}
+    net, taken_out = started_anew(bench, CONFIGURED - {f"link {old}"})
+    assert not taken_out
+
+
+async def test_a_cable_that_leads_elsewhere_by_the_file_is_there(bench: Bench) -> None:
+    """It is another link than that which was removed by request, though at the same port of its leaf."""
+    bench.net.configured = CONFIGURED
+    old = next(one for one in bench.net.links if one.upper.switch == "spine2")
+    await bench.fabric.remove_link(old.lower)
+    net = fabric()
+    net.set_idle(old.lower, idle=True)
+    net.remove_link(old.lower)
+    new = Link(old.lower, PortRef("spine2", "another"))
+    net.add_link(new)
+    net.configured = CONFIGURED - {f"link {old}"} | {f"link {new}"}
+    state = Controller(net).context.state
+    assert TakenOut(f"link {old}") in restore(state, bench.store.load())
+    assert new in net.links
+    assert not state.taken_out
+
+
+async def test_a_link_of_the_file_that_is_given_anew_is_idle_over_a_restart_till_it_is_in_place(
+    bench: Bench,
+) -> None:
+    bench.net.configured = CONFIGURED
+    link = next(one for one in bench.net.links if one.upper.switch == "spine2")
+    await bench.fabric.remove_link(link.lower)
+    bench.fake.sessions["spine2"].close("it is exchanged")
+    await bench.fabric.add_links([link])
+    await bench.look()
+    net, _ = started_anew(bench)
+    assert net.idle_links == {link.lower}
+    bench.fake.connect("spine2")
+    await bench.fake.settle()
+    await bench.look()
+    assert not bench.net.idle_links
+    net, _ = started_anew(bench)
+    assert (link in net.links, net.idle_links) == (True, set())
+
+
+@pytest.mark.parametrize("broken_off", [False, True])
+async def test_a_link_of_the_file_whose_removal_fails_stays_the_files(bench: Bench, broken_off: bool) -> None:
+    """When the file has it no longer it is not there: nothing of it was given by request."""
+    bench.net.configured = CONFIGURED
+    link = next(one for one in bench.net.links if one.upper.switch == "spine2")
+    if broken_off:
+        bench.fabric._still_coming = 60.0
+        removal = asyncio.create_task(bench.fabric.remove_link(link.lower))
+        await bench.fake.settle()
+        assert not bench.store.load().laid_links, "nor if the controller ends now"
+        removal.cancel()
+        await asyncio.gather(removal, return_exceptions=True)
+        await bench.look()
+    else:
+        bench.fake.sessions["leaf2"].close("gone")
+        with pytest.raises(RequestError, match="has not confirmed"):
+            await bench.fabric.remove_link(link.lower)
+        await bench.fake.settle()
+    assert not bench.net.idle_links
+    assert not bench.store.load().laid_links
 
 
 async def test_what_the_file_needs_of_what_was_taken_out_of_it_stays(bench: Bench) -> None:
