@@ -32,7 +32,7 @@ from retinue.controller.state import (
     Word,
     match_number,
 )
-from retinue.core.migration import Migration, placement
+from retinue.core.migration import Migration, on_known_host, placement
 from retinue.core.model import (
     VM,
     Assignment,
@@ -192,7 +192,7 @@ def migrations(state: State, migrations: Collection[Migration]) -> None:
         state.migrations[migration.id] = migration
         vm = state.net.vms.get(migration.vm)
         if vm is not None and not migration.state.ended:
-            fits(state.net.put_vm, placement(vm, migration))
+            fits(state.net.put_vm, on_known_host(placement(vm, migration), state.net.servers))
 
 
 def fenced(state: State, fenced: Collection[FencedServer]) -> None:

@@ -130,9 +130,9 @@ class MigrationOrchestrator:
         wanted = new.checked(self._context.state, vm, new_addresses, far=far is not None)
         id, now = self.migrations.next_id, self._context.clock()
         begun = fsm.begin(id, vm, source, target, now, wanted_downtime, options)
-        migration = replace(begun, far=far, new_addresses=wanted)
+        migration = replace(begun, far=far, new_addresses=wanted, source_host=ends.source_host)
         if after_the_fact:
-            migration = fsm.told_afterwards(migration, ends.source_host, ends.target_host)
+            migration = fsm.told_afterwards(migration, ends.target_host)
         active = self._active[migration.id] = ActiveMigration(migration.id)
         active.figures["bindings_before"] = net.bindings([vm])
         active.progress.packet_ins_before = self._packet_ins()

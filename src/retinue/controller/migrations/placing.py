@@ -156,7 +156,7 @@ class Placing:
         touched: Touched = NOTHING
         if vm is not None:
             try:
-                placed = fsm.placement_of(vm, migration, change)
+                placed = fsm.on_known_host(fsm.placement_of(vm, migration, change), self._context.net.servers)
                 if change is fsm.PlacementChange.SOURCE_CLOSED and migration.new_addresses:
                     near = new_addresses.order(self._context.net, migration)
                     touched = new_addresses.close_source(self._context, migration, placed)

@@ -34,7 +34,7 @@ from retinue.core.migration.events import (
     TargetOpened,
     TimedOut,
 )
-from retinue.core.migration.placement import at_one_place, placement, placement_of, runs_at
+from retinue.core.migration.placement import at_one_place, on_known_host, placement, placement_of, runs_at
 from retinue.core.migration.record import Migration, MigrationState
 from retinue.core.migration.states import IllegalEventError, again, begin, step, told_afterwards
 from retinue.core.migration.waiting import waits_for
@@ -76,6 +76,7 @@ __all__ = [
     "again",
     "at_one_place",
     "begin",
+    "on_known_host",
     "placement",
     "placement_of",
     "runs_at",

@@ -1,10 +1,11 @@
 """Where a VM is registered at each step of its migration: delivered at one server, open at others."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from retinue.core.migration.events import PlacementChange
 from retinue.core.migration.record import Migration, MigrationState
-from retinue.core.model import VM
+from retinue.core.model import VM, Server
 
 
 def placement_of(vm: VM, migration: Migration, change: PlacementChange) -> VM:
@@ -74,6 +75,8 @@ def placement(vm: VM, migration: Migration) -> VM:
     """
     if migration.state is MigrationState.ROLLING_BACK and migration.was_diverted and not migration.closed:
         return placement_of(vm, migration, PlacementChange.RETURNED)
+    if migration.state is MigrationState.FREED and migration.source == migration.target:
+        return placement_of(vm, migration, PlacementChange.SETTLED)  # Between hosts nothing is forwarded.
     return placement_of(vm, migration, _LAST_CHANGE[migration.state])
 
 
@@ -81,6 +84,12 @@ def at_one_place(vm: VM, server: str, host: str = "") -> VM:
     """The VM delivered at this server, on this host of it ("": on none that is known), and open nowhere
     else."""
     return replace(vm, server=server, host=host, also=frozenset(), forwarded_from="", copied_to="")
+
+
+def on_known_host(vm: VM, servers: Mapping[str, Server]) -> VM:
+    """The VM on none where its server has that host no longer: it is at its switch all the same."""
+    hosts = servers[vm.server].hosts if vm.server in servers else ()
+    return vm if vm.host in ("", *(host.id for host in hosts)) else replace(vm, host="")
 
 
 def runs_at(vm: VM, migration: Migration | None) -> str:

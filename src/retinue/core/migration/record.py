@@ -105,7 +105,7 @@ class Migration:
     """A manager says that the VM runs at the target already: no hypervisor is told anything, or asked."""
     source_host: str = ""
     target_host: str = ""
-    """After the fact: on which of the hosts at its ends' switches the VM was, and is; "": on none that is
+    """On which of the hosts at its ends' switches the VM was and, after the fact, is; "": on none that is
     known. Between two hosts at one switch both ends are its server."""
 
     @property

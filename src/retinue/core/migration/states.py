@@ -165,10 +165,10 @@ def begin(
     )  # fmt: skip
 
 
-def told_afterwards(begun: Migration, source_host: str, target_host: str) -> Migration:
+def told_afterwards(begun: Migration, target_host: str) -> Migration:
     """The same, of which a manager says that it has happened. Between two hosts at one switch nothing is to
     be diverted or forwarded: it is done when the switch has confirmed the other port."""
-    told = replace(begun, after_the_fact=True, source_host=source_host, target_host=target_host)
+    told = replace(begun, after_the_fact=True, target_host=target_host)
     return _enter(told, S.FREED, begun.since()) if begun.source == begun.target else told
 
 

@@ -69,7 +69,7 @@ class ShownMigration(msgspec.Struct):
     """A manager has said that the VM runs at the target already."""
     source_host: str
     target_host: str
-    """After the fact: the hosts at the ends' switches; "": none that is known."""
+    """The hosts at the ends' switches, the target's after the fact; "": none that is known."""
     figures: dict[str, Any]
     waits_for: str
     placement: ShownChoice | None

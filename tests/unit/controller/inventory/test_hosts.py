@@ -7,10 +7,12 @@ from typing import Any
 import aiohttp
 import pytest
 
+from retinue.controller import restoring
 from retinue.controller.api.server import Api
 from retinue.controller.context import BACK_WITHIN
 from retinue.controller.migrations.requests import MigrationError
 from retinue.core.model import VM, Host, ModelError, PortStatus
+from retinue.protocol.migrations import Report
 from retinue.southbound.ovsdb import BridgePort
 from support.fabric.networks import fabric, vm_ip, vm_mac
 from support.fakes.memory_store import MemoryStore
@@ -129,11 +131,7 @@ async def test_told_before_its_port_is_there_it_has_it_as_soon_as_it_comes(world
 
 
 async def test_a_host_at_another_switch_is_told_of_by_the_message_too(world: World) -> None:
-    hosts = [{"id": "host3", "mac": "02:00:00:00:77:03"}]
-    server2 = world.net.servers["server2"]
-    body = {"id": "server2", "mac": server2.mac, "edge": "edge2", "hosts": hosts}
-    body |= {"at": str(server2.given_at or ""), "address": str(server2.address or "")}
-    assert (await asked("POST", f"{world.url}/v1/servers", body))[0] == 201  # type: ignore[attr-defined]
+    await with_host3(world)
     world.port(5, "host1")
     world.port(4, "", dpid=0x32)
     world.port(9, "host3", dpid=0x32)
@@ -142,6 +140,66 @@ async def test_a_host_at_another_switch_is_told_of_by_the_message_too(world: Wor
     assert world.controller.orchestrator.migrations[migration["id"]].target_host == "host3"
     vm1 = world.net.vms["vm1"]
     assert (vm1.server, vm1.host) == ("server2", "host3")
+
+
+async def with_host3(world: World, *, gone: bool = False) -> None:
+    """host3, at edge2 of server2; or no more."""
+    server2 = world.net.servers["server2"]
+    body: dict[str, Any] = {"id": "server2", "mac": server2.mac, "edge": "edge2"}
+    body |= {"at": str(server2.given_at or ""), "address": str(server2.address or "")}
+    body |= {"hosts": [] if gone else [{"id": "host3", "mac": "02:00:00:00:77:03"}]}
+    status, said = await asked("POST", f"{world.url}/v1/servers", body)  # type: ignore[attr-defined]
+    assert status in (200, 201), said
+
+
+async def test_a_host_that_goes_while_its_vm_comes_takes_no_vm_with_it(world: World) -> None:
+    """The VM is at its switch all the same, on no host that is known."""
+    await with_host3(world)
+    world.port(5, "host1")
+    migration = await told(world, target_server="host3")
+    await with_host3(world, gone=True)
+    world.port(9, "host3", dpid=0x32)
+    assert await world.binding() == ("edge2", 9)
+    assert world.controller.orchestrator.migrations[migration["id"]].state.ended
+    vm1 = world.net.vms["vm1"]
+    assert (vm1.server, vm1.host) == ("server2", "")
+
+
+async def test_of_a_migration_that_is_undone_the_vm_is_on_the_host_where_it_was(world: World) -> None:
+    world.port(5, "host1")
+    world.port(4, "host2")
+    orchestrator = world.controller.orchestrator
+    migration = orchestrator.start("vm1", target_server="server2")
+    port = BridgePort(
+        dpid=0x32, bridge="br0", name="p9", number=9, status=PortStatus.UP,
+        iface_id="vm1", attached_mac=vm_mac(1),
+    )  # fmt: skip
+    world.controller.inventory.ports.changed([], [port])
+    orchestrator.reports.on_report(migration.id, Report.TARGET_OPENED, world.now, memory_at="h:1")
+    await world.fake.settle()
+    assert world.net.vms["vm1"].also == {"server2"}
+    assert world.net.vms["vm1"].host == "host1", "it runs there still"
+    orchestrator.cancel(migration.id)
+    orchestrator.reports.on_report(migration.id, Report.ROLLED_BACK, world.now)
+    await world.fake.settle()
+    assert orchestrator.migrations[migration.id].state.ended
+    assert world.net.vms["vm1"].host == "host1"
+
+
+async def test_a_controller_that_starts_in_its_middle_finds_the_vm_where_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.port(5, "host1")
+    world.port(7, "host2")
+    world.controller.orchestrator.start("vm1", target_server="host2", after_the_fact=True)
+    stored = world.store.load()
+    assert [str(one.state) for one in stored.migrations] == ["freed"]
+    warned: list[str] = []
+    monkeypatch.setattr(restoring.log, "warning", lambda event, **said: warned.append(str(said)))
+    again = FakeNetwork(fabric(), lambda: world.now, world.store)
+    again.controller.restore(stored)
+    vm1 = again.net.vms["vm1"]
+    assert (vm1.server, vm1.host, vm1.forwarded_from, warned) == ("server1", "host2", "", [])
 
 
 @pytest.mark.parametrize(
