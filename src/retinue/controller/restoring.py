@@ -86,6 +86,8 @@ def taken_out(state: State, taken: Collection[TakenOut]) -> None:
 def _take_out(net: Network, what: str) -> Touched:
     kind, _, id = what.partition(" ")
     if kind == "server":
+        if (peer := net.peer_at(id)) is not None:
+            raise ModelError(f"server {id} is in use by domain {peer.id}")
         return net.remove_server(id)
     if kind == "switch":
         return net.remove_switch(id)

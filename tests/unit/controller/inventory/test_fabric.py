@@ -15,7 +15,7 @@ from retinue.controller.marks import PortLeft
 from retinue.controller.state import LeftPort, TakenOut
 from retinue.core.link_watch import LinkLimits
 from retinue.core.migration import Migration, MigrationState
-from retinue.core.model import Link, ModelError, Network, PortRef, Role, Switch, VMPort
+from retinue.core.model import Link, ModelError, Network, Peer, PortRef, Role, Switch, VMPort
 from retinue.core.model.network import Owner
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.protocol.errors import ErrorCode
@@ -464,6 +464,20 @@ async def test_what_the_file_needs_of_what_was_taken_out_of_it_stays(bench: Benc
     assert not taken_out
     assert "edge3" in net.switches
     assert net.servers["server3"].edge == "edge3"
+
+
+async def test_a_server_that_the_file_has_got_a_domain_behind_stays(bench: Bench) -> None:
+    bench.net.configured = CONFIGURED | {"server server3"}
+    await bench.fabric.remove_server("server3")
+    net = fabric()
+    net.put_peer(Peer("west", "server3", "to-west"))
+    net.configured = CONFIGURED | {"server server3"}
+    controller = Controller(net)
+    controller.restore(bench.store.load())
+    await controller.start()
+    assert "server3" in net.servers
+    assert not controller.context.state.taken_out
+    await controller.stop()
 
 
 async def test_of_links_given_together_everything_is_told_once(
