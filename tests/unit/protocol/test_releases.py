@@ -81,6 +81,16 @@ async def test_of_people_and_their_programs_it_is_refused(door: tuple[Controller
     assert "of_tomorrow" in answer["error"]
 
 
+async def test_of_what_only_managers_ask_it_is_refused_whatever_is_said_of_a_release(
+    door: tuple[Controller, str],
+) -> None:
+    """One that passes on what agents say passes their headers on, too."""
+    controller, url = door
+    vm9 = {"id": "vm9", "mac": "52:54:00:00:00:09", "server": "server1", "memory_mb": 512}
+    status, answer = await said(url, "/v1/vms", vm9, "99.0")
+    assert (status, "memory_mb" in answer["error"], "vm9" in controller.net.vms) == (400, True, False)
+
+
 async def test_what_is_wrong_with_what_is_known_is_refused_of_an_agent_too(
     door: tuple[Controller, str],
 ) -> None:

@@ -8,11 +8,11 @@ import msgspec
 from aiohttp import web
 
 from retinue.controller.api import views
-from retinue.controller.api.access import largest_body
+from retinue.controller.api.access import largest_body, right_of
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.records import known_part
 from retinue.protocol.releases import AGENT_HEADER
-from retinue.protocol.routes import Route
+from retinue.protocol.routes import Right, Route
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Handlers = Mapping[Route, Handler]
@@ -59,7 +59,7 @@ async def body(request: web.Request, kind: Any, empty: bytes = b"") -> Any:
     if len(data) > largest:
         raise web.HTTPRequestEntityTooLarge(largest, len(data))
     try:
-        return _decoded(data or empty, kind, of_agent=AGENT_HEADER in request.headers)
+        return _decoded(data or empty, kind, of_agent=_is_an_agents(request))
     except RecursionError as error:
         raise msgspec.DecodeError("it is nested too deep") from error
     except UnicodeDecodeError as error:
@@ -69,6 +69,11 @@ async def body(request: web.Request, kind: Any, empty: bytes = b"") -> Any:
 def code_of(error: web.HTTPException) -> ErrorCode:
     """Of a rejection by the HTTP library."""
     return _OF_HTTP.get(error.status, ErrorCode.MALFORMED_REQUEST)
+
+
+def _is_an_agents(request: web.Request) -> bool:
+    """What only managers ask, and other domains' controllers say, is no report, whatever its header says."""
+    return AGENT_HEADER in request.headers and right_of(request) is not Right.MANAGE
 
 
 def _decoded(data: bytes, kind: Any, *, of_agent: bool) -> Any:
