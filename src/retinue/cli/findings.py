@@ -74,7 +74,7 @@ def _faults(seen: Snapshot) -> Iterator[Finding]:
     if errors := counters.get(INTERNAL_ERRORS, 0):
         words = f"{errors} internal errors since its start: faults of this program, each in its log"
         yield Finding(Grade.CRITICAL, "controller", words, "retinue events --since 0 --type controller.error")
-    for left_out in seen.status["left_out"]:
+    for left_out in seen.status.get("left_out", ()):
         words = "was removed by request, and stands in the configuration file still: remove it there, too"
         yield Finding(Grade.NOTE, left_out, words, "retinue controller status")
     if refused := seen.status["entries_rejected"]:
