@@ -182,7 +182,7 @@ class Placing:
         concerns must have been read, and the VM's ports be known before it gets anything at its target. An
         undo does not wait for a switch that is away, its server may be why the migration failed (after a
         restart it does, for a while: all were away); nor does the end of forwarding: the server may have been
-        shut down, empty as it is.
+        shut down, empty as it is. (Between two hosts at one switch there is no other that could confirm.)
         """
         progress, figures = self._active[id].progress, self._active[id].figures
         began = self._context.clock()
@@ -227,9 +227,10 @@ class Placing:
         if id not in self._active:
             return set()
         progress, knowledge = self._active[id].progress, self._context.knowledge
-        may_be_away = change in MAY_BE_AWAY
+        migration = self._migrations[id]
+        may_be_away = change in MAY_BE_AWAY and migration.source != migration.target
         recovered = progress.recovered and change is not fsm.PlacementChange.SETTLED
-        owner, concerned = Owner("vm", self._migrations[id].vm), self.concerned(self._migrations[id])
+        owner, concerned = Owner("vm", migration.vm), self.concerned(migration)
         waiting = self._context.installer.unconfirmed(
             progress.changed, owner, concerned, read=recovered, connected_only=may_be_away and not recovered
         )

@@ -165,6 +165,27 @@ async def test_a_host_that_goes_while_its_vm_comes_takes_no_vm_with_it(world: Wo
     assert (vm1.server, vm1.host) == ("server2", "")
 
 
+async def test_it_is_done_when_its_switch_has_confirmed_that_and_not_before(world: World) -> None:
+    """The only one that has to: while it is away the VM is sent what it gets by the old port."""
+    world.port(7, "host2")
+    world.port(5, "host1")
+    assert await world.binding() == ("edge1", 5)
+    world.fake.sessions["edge1"].close("away")
+    await world.fake.settle()
+    id = (await told(world, target_server="host2"))["id"]
+    migrations = world.controller.orchestrator.migrations
+    assert migrations[id].state == "freed"
+    world.now += 11
+    world.controller.orchestrator.tick()
+    await world.fake.settle()
+    assert migrations[id].state == "freed"
+    assert "edge1" in migrations[id].reason
+    world.fake.connect("edge1")
+    await world.fake.settle()
+    assert migrations[id].state == "done"
+    assert await world.binding() == ("edge1", 7)
+
+
 async def test_of_a_migration_that_is_undone_the_vm_is_on_the_host_where_it_was(world: World) -> None:
     world.port(5, "host1")
     world.port(4, "host2")
