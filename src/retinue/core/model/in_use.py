@@ -1,8 +1,8 @@
 """What is in use, and so can neither be removed nor moved elsewhere.
 
 A VRF is in use while it has vnets, a vnet while it has subnets or NICs, a subnet while somebody has an
-address of it; and what the configuration file names is removed there. Each check looks at one thing to be
-removed, changes nothing, and raises ModelError when it must stay.
+address of it; and VRFs, vnets, subnets and gateway groups of the configuration file are removed there. Each
+check looks at one thing to be removed, changes nothing, and raises ModelError when it must stay.
 """
 
 from ipaddress import IPv4Network, IPv6Network
