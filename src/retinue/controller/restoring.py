@@ -171,7 +171,7 @@ def locations(state: State, locations: Collection[ServerLocation]) -> None:
 
 def vms(state: State, vms: Collection[VM]) -> None:
     for vm in vms:
-        fits(state.net.put_vm, vm)
+        fits(state.net.put_vm, on_known_host(vm, state.net.servers))
 
 
 def assignments(state: State, assignments: Collection[Assignment]) -> None:

@@ -286,6 +286,15 @@ async def test_after_a_restart_it_is_where_it_was(world: World) -> None:
     assert again.net.servers["server1"].hosts == (FIRST, SECOND)
 
 
+async def test_where_the_files_server_counts_again_no_vm_of_its_hosts_is_lost(world: World) -> None:
+    """As of one that is taken from its server while the VM migrates: it is on none that is known."""
+    stored = world.store.load()
+    stored.servers.clear()  # What was said of server1 by request fits no longer: the file's has no hosts.
+    again = FakeNetwork(fabric(), lambda: world.now, world.store)
+    again.controller.restore(stored)
+    assert (again.net.vms["vm1"].server, again.net.vms["vm1"].host) == ("server1", "")
+
+
 async def test_no_agent_of_ours_brings_a_vm_to_a_host(world: World) -> None:
     with pytest.raises(MigrationError, match="host2 is a host at the switch of server server1"):
         world.controller.orchestrator.start("vm1", target_server="host2")
