@@ -154,12 +154,12 @@ KINDS: tuple[Kind, ...] = (
 )  # fmt: skip
 """In the order in which they are brought back: each needs those before it."""
 
-CONFIGURED = ("Network.peers", "Saying.doors")
+CONFIGURED = ("Network.peers", "Saying.doors", "SharedImages.authorities")
 """Containers that are filled from the configuration, which every controller reads."""
 
 DERIVED: Mapping[str, tuple[str, ...]] = {
     "computed anew from the rest": (
-        "Compiler._clashed", "Compiler._owners", "Contributions._free", "Contributions._index",
+        "Compiler._clashed", "Compiler._owners", "Compiler._shared", "Contributions._free", "Contributions._index",
         "Contributions._numbers", "Contributions._owners", "Contributions._packed", "Contributions._recent",
         "Context._after_install", "History._last",
         "History._recent", "Installer.switches", "Network.by_dpid", "Network.routers_to",
@@ -190,9 +190,9 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "ServerLocations._asked", "ServerLocations._away", "ServerLocations._last",
         "ServerLocations.pending_verification", "Questions._asking", "Questions._of",
         "Questions6._asking", "Questions6._of",
-        "Hearing._marks", "Matching._answering", "Removals._telling", "Saying._diverting", "Saying._last",
+        "Hearing._marks", "Hearing._preparing", "Matching._answering", "Removals._telling", "Saying._diverting", "Saying._last",
         "SharedNames._answering",
-        "Saying._unmarked", "Saying.diverted",
+        "Saying._told", "Saying._unmarked", "Saying.diverted",
         "SwitchProgrammer._rejected", "SwitchProgrammer._resend_at", "Taking._waits",
     ),
     "lost, and learned or counted from nothing": (
@@ -200,7 +200,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "ClientWatch._since", "FipPath._heard",
         "Context._frames_rejected", "Context.counters", "Durations.ended", "Histogram.counts",
         "ImageHolders._scrubbed", "LinkProbes._answered", "LinkProbes._echoes", "LinkProbes._links",
-        "LinkProbes._probes", "MacChanges._changed", "RouterWatch._routers",
+        "LinkProbes._probes", "MacChanges._changed", "RouterWatch._routers", "SharedImages._heard",
         "Uplinks._choices", "Uplinks._sent",
         "SwitchRows._reported", "VMReports._buckets", "VdpPath._joined",
         "SpoofCounts._asking", "SpoofCounts._before", "SpoofCounts._sums", "SpoofCounts._turns",
