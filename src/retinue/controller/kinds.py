@@ -159,8 +159,8 @@ CONFIGURED = ("Network.peers", "Saying.doors", "SharedImages.authorities")
 
 DERIVED: Mapping[str, tuple[str, ...]] = {
     "computed anew from the rest": (
-        "Compiler._clashed", "Compiler._owners", "Compiler._shared", "Contributions._free", "Contributions._index",
-        "Contributions._numbers", "Contributions._owners", "Contributions._packed", "Contributions._recent",
+        "Compiler._clashed", "Compiler._owners", "Compiler._shared", "Contributions._free",
+        "Contributions._index", "Contributions._numbers", "Contributions._owners", "Contributions._packed", "Contributions._recent",
         "Context._after_install", "History._last",
         "History._recent", "Installer.switches", "Network.by_dpid", "Network.routers_to",
     ),
@@ -190,8 +190,8 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "ServerLocations._asked", "ServerLocations._away", "ServerLocations._last",
         "ServerLocations.pending_verification", "Questions._asking", "Questions._of",
         "Questions6._asking", "Questions6._of",
-        "Hearing._marks", "Hearing._preparing", "Matching._answering", "Removals._telling", "Saying._diverting", "Saying._last",
-        "SharedNames._answering",
+        "Hearing._marks", "Hearing._preparing", "Matching._answering", "Removals._telling",
+        "Saying._diverting", "Saying._last", "SharedNames._answering",
         "Saying._told", "Saying._unmarked", "Saying.diverted",
         "SwitchProgrammer._rejected", "SwitchProgrammer._resend_at", "Taking._waits",
     ),
