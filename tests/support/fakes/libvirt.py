@@ -248,7 +248,7 @@ class FakeDomain:
                 while self.remaining:
                     self._send_page(self._wire)
                 self.sent_all = self.sent
-                self._wire.shutdown(socket.SHUT_WR)
+                # Its QEMU ends the stream when the target's has answered, and not before.
                 if self._wire.recv(100) != b"all of it":
                     raise libvirtError("operation failed: migration out job: unexpectedly failed")
             except OSError:
@@ -398,7 +398,14 @@ class FakeConnection:
         with listener:
             listener.settimeout(60)
             with contextlib.suppress(OSError), listener.accept()[0] as wire:
-                while nbytes := wire.recv(1 << 16):
+                wire.settimeout(0.01)
+                while len(came.taken) != source.sent_all:
+                    try:
+                        nbytes = wire.recv(1 << 16)
+                    except TimeoutError:
+                        continue
+                    if not nbytes:
+                        break
                     came.taken += nbytes
                     if source.postcopy and not came.asks:
                         came.asks = True

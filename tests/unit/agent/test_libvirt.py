@@ -1,6 +1,7 @@
 """Agents of servers whose VMs libvirt runs: two of them, with a controller and two libvirts in memory."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 
@@ -350,10 +351,7 @@ class Theirs:
             for end in (wire, there):
                 end.setblocking(False)
             await loop.sock_connect(there, str(self.bench.target.location.folder / f"{ID}.memory"))
-            while nbytes := await loop.sock_recv(wire, 1 << 20):
-                await loop.sock_sendall(there, nbytes)
-            there.shutdown(socket.SHUT_WR)
-            await loop.sock_sendall(wire, await loop.sock_recv(there, 100))
+            await asyncio.gather(_bring(wire, there), _bring(there, wire))
             await self.over()
 
     async def over(self) -> None:
@@ -363,6 +361,14 @@ class Theirs:
 
     def close(self) -> None:
         self._wire.close()
+
+
+async def _bring(source: socket.socket, target: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    while nbytes := await loop.sock_recv(source, 1 << 20):
+        await loop.sock_sendall(target, nbytes)
+    with contextlib.suppress(OSError):  # It has all, and has hung up.
+        target.shutdown(socket.SHUT_WR)
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ it to the socket of the target's QEMU. What we do not read QEMU cannot send, so
        the last, and stop reading. The VM still runs.
     3. Its traffic is diverted to the target (`divert`), where it waits; what is on its way here is drained
        (`drain`).
-    4. The VM is suspended, and the rest passed on. libvirt ends the source and runs the VM at the target.
+    4. The VM is suspended, and the rest passed on: the last of it when what the VM has sent is on its way.
+       libvirt ends the source and runs the VM at the target.
 
 The target's QEMU answers on the same connection, and the source's ends only when it has.
 
@@ -287,7 +288,7 @@ class LibvirtOutgoing:
         self._throttle.set_window(LARGEST_STEP)
         self._throttle.release_qemu_end()
         # Both at once: when all RAM has gone QEMU answers nobody before the rest has been read.
-        passing = self._pass_on(self._throttle, hands_over=True)
+        passing = self._hand_over(self._throttle)
         await self._unless_failed(both(self._copier.let_converge(), passing), may_end=True)
         await self._unless_failed(asyncio.shield(self._libvirt), may_end=True)
 
@@ -366,18 +367,35 @@ class LibvirtOutgoing:
         """Take in what comes from the target, from now on."""
         self._hearing = asyncio.create_task(self._far.hear(), name=f"answers about {self._vm}")
 
-    async def _pass_on(
-        self, throttle: Throttle, step: int = LARGEST_STEP, *, hands_over: bool = False
-    ) -> None:
-        """`hands_over`: the last of it when the target may run the VM, which it cannot without."""
-        last = b""
+    async def _pass_on(self, throttle: Throttle, step: int = LARGEST_STEP) -> None:
         while chunk := await throttle.read(step):
-            last, ready = (chunk, last) if hands_over else (b"", chunk)
-            if ready:
-                await self._channel.send_memory(ready)
-        if last:
-            await self._channel.may_hand_over()
-            await self._channel.send_memory(last)
+            await self._channel.send_memory(chunk)
+        await self._channel.send_memory(b"")
+
+    async def _hand_over(self, throttle: Throttle) -> None:
+        """Pass the rest on, but what was read last, without which the target does not run the VM, when it
+        may. The end of the stream tells nothing: QEMU ends it when the target has answered."""
+        allowed = asyncio.ensure_future(self._channel.may_hand_over())
+        reading = asyncio.ensure_future(throttle.read(LARGEST_STEP))
+        last = b""
+        try:
+            while not allowed.done():
+                await asyncio.wait({allowed, reading}, return_when=asyncio.FIRST_COMPLETED)
+                if reading.done():
+                    if last:
+                        await self._channel.send_memory(last)
+                    last = reading.result()
+                    if not last:
+                        break
+                    reading = asyncio.ensure_future(throttle.read(LARGEST_STEP))
+            await allowed
+            if last:
+                await self._channel.send_memory(last)
+            while chunk := await reading:
+                await self._channel.send_memory(chunk)
+                reading = asyncio.ensure_future(throttle.read(LARGEST_STEP))
+        finally:
+            await cancelled(allowed, reading)
         await self._channel.send_memory(b"")
 
     def _hang_up(self) -> None:

@@ -445,15 +445,15 @@ async def test_the_target_runs_the_vm_when_what_it_has_sent_is_on_its_way(bench:
 async def test_what_libvirt_has_moved_has_moved_whatever_fails_then(
     bench: MigrationEnds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = outgoing.LibvirtOutgoing._pass_on
+    original = outgoing.LibvirtOutgoing._hand_over
 
-    async def pass_on(self: outgoing.LibvirtOutgoing, throttle: Throttle, **how: bool) -> None:
-        await original(self, throttle, **how)
+    async def hand_over(self: outgoing.LibvirtOutgoing, throttle: Throttle) -> None:
+        await original(self, throttle)
         assert self._libvirt is not None
         await self._libvirt
         raise HypervisorError("too late to fail")
 
-    monkeypatch.setattr(outgoing.LibvirtOutgoing, "_pass_on", pass_on)
+    monkeypatch.setattr(outgoing.LibvirtOutgoing, "_hand_over", hand_over)
     result = await bench.migration(divert=bench.divert)
     assert result.resumed_at >= result.stopped_at
     assert (bench.source.states(), bench.target.states()) == ([], [RUNS])
