@@ -45,7 +45,8 @@ class Progress:
     watched: bool = False
     """The source looks itself whether anything still comes by the old way..."""
     quiet: asyncio.Event = field(default_factory=asyncio.Event)
-    """... and has said that nothing does, or that the VM has stopped: then it looks no more."""
+    """... and has said that nothing does, or that the VM has stopped once it was diverted: then it looks no
+    more. A source whose VM has stopped before begins to look then."""
 
     def is_confirmed(self, change: PlacementChange) -> asyncio.Event:
         """Set when every switch concerned has confirmed this change."""

@@ -300,7 +300,7 @@ class MigrationOrchestrator:
         """Take one step and carry its effects out. Raises MigrationError for an event that does not fit."""
         _, before = self.get(id)
         migration, effects = checked(before, event, self._context.clock())
-        if isinstance(event, fsm.SourceStopped):
+        if isinstance(event, fsm.SourceStopped) and before.state is MigrationState.DIVERTED:
             self._active[id].progress.quiet.set()
 
         def carry_out() -> None:
