@@ -104,10 +104,10 @@ class VMReports:
         """
         await self._of_waiting(vm, migration, (), watching=True)
 
-    async def hand_on(self, vm: str, migration: str, frames: Collection[bytes]) -> None:
+    async def hand_on(self, vm: str, migration: str, frames: Collection[bytes]) -> str:
         """Give the controller frames that waited for the VM here, where it is no more; none, where nothing
-        did. Raises HypervisorError."""
-        await self._of_waiting(vm, migration, frames)
+        did. Returns the migration's state, by which they were sent. Raises HypervisorError."""
+        return str((await self._of_waiting(vm, migration, frames)).get("state", ""))
 
     async def hand_back(self, vm: str, migration: str, frames: Collection[bytes]) -> None:
         """Give the controller frames that waited for the VM. Raises HypervisorError."""

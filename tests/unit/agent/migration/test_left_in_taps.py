@@ -12,8 +12,10 @@ import pytest
 
 from retinue.agent.controller_link.reports import Reports
 from retinue.agent.controller_link.vm_reports import VMReports
+from retinue.agent.migration import left_in_taps
 from retinue.agent.migration.left_in_taps import LeftInTaps
 from retinue.agent.vms.local_vm import Switch, UnknownSwitch
+from retinue.core.migration import MigrationState
 from retinue.host.errors import HostError
 from retinue.host.taps import tap_name
 from retinue.hypervisor.libvirt.connection import LibvirtHost
@@ -44,6 +46,7 @@ class Bench:
         self.on_take: Callable[[], None] = lambda: None
         self.given: list[bytes] = []
         self.holds = True
+        self.state = MigrationState.DIVERTED
         host = LibvirtHost("server1", "test:///", self.library)
         self.reports = Reports(self)  # type: ignore[arg-type]
         self.left = LeftInTaps(
@@ -82,19 +85,32 @@ class Bench:
             raise RejectedError("no", ErrorCode.NOT_ALLOWED)
         self.log.append("watching" if body.get("watching") else "said")
         self.given += [base64.b64decode(frame) for frame in body.get("waiting", [])]
-        return {"state": "diverted"}
+        return {"state": str(self.state)}
 
     async def suspended(self, migration: str = "migration-1", *, vm: str = ID) -> list[str]:
         """What has been done when there is nothing more to do."""
         self.domain.now = (3, 2)
         self.say(EventKind.SUSPENDED, migration, vm=vm)
         async with asyncio.timeout(LIMIT):
-            while self.left._work:
-                await asyncio.wait(self.left._work)
+            while self.left._work and "let go" not in self.log:
+                await asyncio.wait(self.left._work, timeout=0.001)
         return self.log
 
-    def say(self, kind: EventKind, migration: str = "", *, vm: str = ID) -> None:
+    async def done(self) -> None:
+        async with asyncio.timeout(LIMIT):
+            while self.left._work:
+                await asyncio.wait(self.left._work)
+
+    def say(
+        self, kind: EventKind, migration: str = "", *, vm: str = ID, told: "asyncio.Event | None" = None
+    ) -> None:
+        """`told`: set when the controller may take it in."""
+
         async def answer() -> dict[str, Any]:
+            if told is not None:
+                await told.wait()
+            if kind is EventKind.RESUMED:
+                self.state = MigrationState.ROLLING_BACK
             return {"migration": migration} if migration else {}
 
         self.left.hear(HypervisorEvent(vm, kind, 1.0), asyncio.create_task(answer()))
@@ -127,7 +143,7 @@ async def test_nothing_is_taken_from_a_vm_that_runs(bench: Bench) -> None:
 
 async def test_what_was_taken_from_a_vm_that_runs_again_is_told_after_that(bench: Bench) -> None:
     """The controller knows then where it is."""
-    waits = asyncio.Event()
+    waits, told = asyncio.Event(), asyncio.Event()
 
     def run() -> None:
         bench.domain.now = (1, 1)
@@ -136,18 +152,58 @@ async def test_what_was_taken_from_a_vm_that_runs_again_is_told_after_that(bench
     bench.on_take = run
     work = asyncio.create_task(bench.suspended())
     await waits.wait()
+    bench.say(EventKind.RESUMED, told=told)
     for _ in range(5):
         await asyncio.sleep(0.002)
-    assert bench.given == []
-    bench.say(EventKind.RESUMED)
+    assert bench.given == [], "that it runs here is not known yet"
+    told.set()
     await work
+    await bench.done()
     assert bench.given == LEFT
+
+
+@pytest.mark.parametrize("ends", [EventKind.RESUMED, EventKind.DEPARTED])
+async def test_what_the_target_has_got_comes_back_when_the_vm_does(bench: Bench, ends: EventKind) -> None:
+    """With the target it has gone."""
+    await bench.suspended()
+    assert bench.given == LEFT
+    told = asyncio.Event()
+    bench.say(ends, told=told)
+    await asyncio.sleep(0.005)
+    assert bench.given == LEFT, "the controller would send it to the target once more"
+    told.set()
+    await bench.done()
+    assert bench.given == LEFT * (2 if ends is EventKind.RESUMED else 1)
+    assert not bench.left._standing
+
+
+async def test_libvirts_second_word_of_one_stop_is_no_second_stop(bench: Bench) -> None:
+    """In post-copy it says once more why. Who looked once more would find copies."""
+    bench.say(EventKind.SUSPENDED, "migration-1")
+    await bench.suspended()
+    bench.say(EventKind.DEPARTED)
+    await bench.done()
+    assert bench.log.count("taken") == 1
+
+
+async def test_taps_are_not_held_while_there_is_no_controller(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A VM that comes back would not get them."""
+    monkeypatch.setattr(left_in_taps, "TOLD_LIMIT", 0.01)
+    told = asyncio.Event()
+    bench.say(EventKind.SUSPENDED, "migration-1", told=told)
+    await bench.done()
+    assert bench.log == ["held", "let go"]
+    told.set()
 
 
 async def test_of_one_whose_end_comes_meanwhile_all_is_there(bench: Bench) -> None:
     assert bench.library.server is not None
     bench.on_take = bench.domain.destroy
     await bench.suspended()
+    bench.say(EventKind.DEPARTED)
+    await bench.done()
     assert bench.given == LEFT
 
 
@@ -159,7 +215,8 @@ async def test_where_nothing_is_to_be_handed_on_nothing_is_taken(bench: Bench, w
     )
     assert "taken" not in done
     assert done.count("held") == done.count("let go")
-    assert not bench.left._resumed
+    await bench.done()
+    assert not bench.left._standing
 
 
 def test_the_taps_of_a_vm_are_those_of_its_nics() -> None:
