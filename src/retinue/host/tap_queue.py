@@ -21,6 +21,7 @@ from retinue.host.errors import HostError
 from retinue.host.open_files import copy_of
 
 TUN = Path("/dev/net/tun")
+OWN_NETWORK = Path("/proc/self/ns/net")
 
 TUNGETIFF, TUNGETVNETHDRSZ = 0x800454D2, 0x800454D7
 IFF_VNET_HDR = 0x4000
@@ -133,12 +134,22 @@ def holders_of(taps: Sequence[str]) -> Holders:
 
 def holder_of(tap: str) -> int:
     """The process that has a tap open; HostError where there is none to be seen. Looks at them all, first at
-    those that are QEMUs by their names: to look at each file of each process takes long."""
-    for process in sorted(Path("/proc").glob("[0-9]*"), key=_is_no_qemu):
+    those of this network, for another one's may have a tap of that name, too; and of these at those that are
+    QEMUs by their names: to look at each file of each process takes long."""
+    network = OWN_NETWORK.readlink()
+    for process in sorted(
+        Path("/proc").glob("[0-9]*"), key=lambda one: (_is_elsewhere(one, network), _is_no_qemu(one))
+    ):
         with contextlib.suppress(OSError):  # It has ended, or is none of ours to look into.
             if any(True for _ in _files_of(int(process.name), tap)):
                 return int(process.name)
     raise HostError(f"no process has {tap} open")
+
+
+def _is_elsewhere(process: Path, network: Path) -> bool:
+    with contextlib.suppress(OSError):  # It has ended, or is none of ours to look into.
+        return (process / "ns/net").readlink() != network
+    return True
 
 
 def _is_no_qemu(process: Path) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from retinue.host import tap_queue
 from retinue.host.errors import HostError
 from retinue.host.tap_queue import HeldTaps, holder_of, holders_of, queue_of, until_empty
 
@@ -68,6 +69,19 @@ def holder() -> Iterator[Holder]:
     made = Holder()
     yield made
     made.end()
+
+
+@pytest.mark.parametrize("own", [0, 1])
+def test_of_two_taps_of_one_name_that_of_this_network_is_meant(
+    holder: Holder, own: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Holder()
+    try:
+        pid = (holder, other)[own].process.pid
+        monkeypatch.setattr(tap_queue, "OWN_NETWORK", Path(f"/proc/{pid}/ns/net"))
+        assert holder_of(TAP) == pid
+    finally:
+        other.end()
 
 
 def test_a_tap_is_empty_when_its_holder_has_read_all(holder: Holder) -> None:
