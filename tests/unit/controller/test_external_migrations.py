@@ -11,8 +11,9 @@ import pytest
 
 from retinue.controller.api.server import Api
 from retinue.controller.app import Controller
+from retinue.controller.changes import VMPlaced
 from retinue.controller.migrations.orchestrator import MigrationError
-from retinue.core.migration import Migration, MigrationState, PlacementChange
+from retinue.core.migration import Migration, MigrationState, PlacementChange, placement
 from retinue.core.model import NIC, VM, ModelError, PortStatus
 from retinue.host.timing import CACHE_LAG
 from retinue.protocol.hypervisor_events import EventKind
@@ -176,6 +177,19 @@ async def test_what_a_vm_has_left_in_its_taps_comes_to_it_at_the_target(lab: One
     await lab.says(2, K.RESUMED)
     await reports.on_waited("migration-1", left, ["server1"])
     assert lab.controller.orchestrator.figures_of("migration-1")["handed_on"] == 2
+
+
+async def test_a_controller_that_takes_over_lets_nobody_look_where_it_copies_to(lab: OneVM) -> None:
+    """It does so as soon as it knows that the VM stands still, and all switches have led to the target."""
+    await lab.plug(2)
+    for server, kind in ((2, K.INCOMING), (1, K.SUSPENDED)):
+        await lab.says(server, kind)
+    context, (migration,) = lab.controller.context, lab.migrations
+    assert migration.diverted
+    await context.install(context.apply(VMPlaced(placement(context.net.vms["vm1"], migration))), ())
+    assert copies(lab)
+    with pytest.raises(MigrationError, match="what comes to server1 now are copies"):
+        await lab.controller.orchestrator.reports.on_waited("migration-1", [], ["server1"], watching=True)
 
 
 async def test_what_was_left_comes_to_the_source_when_the_move_has_failed(lab: OneVM) -> None:

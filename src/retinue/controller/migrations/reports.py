@@ -220,7 +220,9 @@ class MigrationReports:
             events.close()
         active, migration = self._steps.get(id)
         words.check_that_it_waits_in_vain(migration, by)
-        if PlacementChange.FORWARDED in active.progress.confirming:
+        vm = self._context.net.vms.get(migration.vm)
+        copied = vm is not None and vm.copied_to == migration.source  # By who had this migration before us.
+        if copied or PlacementChange.FORWARDED in active.progress.confirming:
             raise MigrationError(f"{id} of {migration.vm}: what comes to {migration.source} now are copies")
         active.progress.watched = True
         if not await confirmed_within(active.progress.is_confirmed(PlacementChange.DIVERTED), LEFT_LIMIT):
