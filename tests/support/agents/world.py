@@ -211,6 +211,8 @@ class FakeHypervisor:
         """Its end is sudden: the source is told nothing."""
         self.stops_early = False
         """It has stopped the VM before anything was diverted."""
+        self.taps: tuple[str, ...] = ()
+        """A machine's, where they are not as we would name them."""
         self.waits_for_sent = False
         """It hands the VM over when what that has sent is on its way: others do so at once."""
         self.broken = ""
@@ -265,7 +267,7 @@ class FakeHypervisor:
                 on_event(Stopped(source.spec.id, 100.0))
             if divert is not None:
                 self.reached["divert"].set()
-                await divert((source.spec.port,))
+                await divert(self.taps or (source.spec.port,))
             if not self.stops_early:
                 source.now = RunState.PAUSED
                 on_event(Stopped(source.spec.id, 100.0))

@@ -750,6 +750,16 @@ async def test_a_vm_is_handed_over_when_what_it_has_sent_is_on_its_way(bench: Tw
     assert bench.world.running("web") == ["server2"]
 
 
+async def test_what_a_vm_has_sent_is_looked_for_at_the_taps_that_it_has(bench: TwoServers) -> None:
+    """Whoever made it named them; we would have named them otherwise."""
+    await bench.prepared()
+    bench.source.hypervisor.waits_for_sent = True
+    bench.source.hypervisor.taps = ("vnet0", "vnet1")
+    taken = bench.source.ports.taken = asyncio.Event()
+    taken.set()
+    assert "server1: waits for vnet0, vnet1" in await bench.step("start_copy")
+
+
 @pytest.mark.parametrize("late", ["its switch", "the controller"])
 async def test_a_vm_does_not_stand_still_for_long_for_what_it_has_sent(
     bench: TwoServers, monkeypatch: pytest.MonkeyPatch, late: str

@@ -82,6 +82,8 @@ class SourceEnd:
         """As far as known: it has not been brought there, or the hypervisor said that it runs here again."""
         gone: asyncio.Task[None] | None = None
         """Once it has stopped: until what it has sent is on its way."""
+        taps: Collection[str] = machine.spec.ports
+        """As the hypervisor names them, once it has: somebody else may have made the VM."""
 
         def hear(event: Event) -> None:
             nonlocal stays, gone
@@ -101,10 +103,15 @@ class SourceEnd:
                     self._learn(vm, GivenAway(migration.id))
                 case Stopped() if not vm.by_hand:
                     self._reports.of_migration(vm.id, migration.id, Report.STOPPED, at=event.at)
-                    work = self._until_gone(vm.id, migration.id, event.at, machine.spec.ports)
+                    work = self._until_gone(vm.id, migration.id, event.at, taps)
                     gone = asyncio.create_task(work, name=f"{migration.id}: what {vm.id} has sent")
                 case MigrationFailed():
                     stays, vm.queued_frames = True, event.queued_frames
+
+        async def divert_here(found: Collection[str]) -> bool:
+            nonlocal taps
+            taps = found
+            return await self._divert(vm, migration, found, runs=gone is None)
 
         async def until_gone() -> None:
             if gone is not None:
@@ -125,7 +132,7 @@ class SourceEnd:
             # A manager's machine may have been made by an agent before this one: it knows its disks itself.
             if machine.spec.private_disks or self._authority.prepares_source:
                 more["open_disk"] = self._disk_opener(migration)
-            divert = None if vm.by_hand else self._divert_for(vm, migration, lambda: gone is None)
+            divert = None if vm.by_hand else divert_here
             channel.compress = migration.compress
             options = CopyOptions(migration.postcopy, migration.compress)
             wanted = migration.wanted_downtime
@@ -165,14 +172,13 @@ class SourceEnd:
     def _over(self, vm: LocalVM, migration: MigrationRecord, stays: bool, reason: str = "") -> None:
         self._learn(vm, Stays(migration.id, reason) if stays else GivenAway(migration.id))
 
-    def _divert_for(self, vm: LocalVM, migration: MigrationRecord, runs: Callable[[], bool]) -> Any:
-        async def divert(taps: Collection[str]) -> bool:
-            if runs():  # Else each look is a longer pause, and copies come for as long as that lasts.
-                await self._until_nothing_comes(vm.id, migration.id, taps)
-            copies_from = await self._reports.until_diverted(vm.id, migration.id)
-            return await self._switch.until_bypassed(taps, copies_from)
-
-        return divert
+    async def _divert(
+        self, vm: LocalVM, migration: MigrationRecord, taps: Collection[str], *, runs: bool
+    ) -> bool:
+        if runs:  # Else each look is a longer pause, and copies come for as long as that lasts.
+            await self._until_nothing_comes(vm.id, migration.id, taps)
+        copies_from = await self._reports.until_diverted(vm.id, migration.id)
+        return await self._switch.until_bypassed(taps, copies_from)
 
     async def _until_nothing_comes(self, vm: str, migration: str, taps: Collection[str]) -> None:
         """Return when the VM's traffic is diverted, and nothing comes for it by the old way any more.
