@@ -119,10 +119,13 @@ class Hearing:
             ended.set()
 
     async def _book(self, peer: str, wanted: Prepare) -> Prepared:
-        under_way = self._known(peer, wanted)
-        if under_way is not None:
-            self._say_what_it_holds(peer, wanted, under_way)
-            return Prepared(under_way.id, under_way.target)
+        known = self._known(peer, wanted)
+        if known is not None and known.state.ended:
+            ended = f"{wanted.migration} has ended here, {known.id} is {known.state}"
+            raise MigrationError(f"VM {known.vm}: {ended}")
+        if known is not None:
+            self._say_what_it_holds(peer, wanted, known)
+            return Prepared(known.id, known.target)
         vm = self.may_come(peer, wanted.vm)
         if vm.home:
             self._take_in(vm, wanted.vm)
@@ -143,11 +146,12 @@ class Hearing:
         return Prepared(migration.id, migration.target)
 
     def _known(self, peer: str, wanted: Prepare) -> Migration | None:
-        """The migration, when it is asked for once more."""
+        """The migration, when it is asked for once more; also one that has ended and is remembered: whoever
+        asks has not heard that, and is to have no second place for it."""
         return next(
             (
                 m
-                for m in self._orchestrator.migrations.under_way()
+                for m in self._orchestrator.migrations.values()
                 if m.far is not None
                 and (m.far.domain, m.far.migration, m.vm) == (peer, wanted.migration, wanted.vm.id)
             ),

@@ -239,7 +239,8 @@ class Saying:
         guest = described(net, vm, far.domain, memory, self._context.clock())
         downtime = round(migration.wanted_downtime * 1000)
         prepared = await door.prepare(Prepare(migration.id, guest, migration.source, far.server, downtime))
-        self._told[migration.id] = held
+        if (now := self._migrations.get(migration.id)) is not None and not now.state.ended:
+            self._told[migration.id] = held
         return prepared
 
     async def _tell_what_it_holds(self, migration: Migration) -> None:
@@ -248,8 +249,14 @@ class Saying:
         vm = self._context.net.vms.get(migration.vm)
         if vm is None or migration.far is None:
             return
-        if self._told.get(migration.id) != list(self._context.net.held_by(vm.id)):
-            await self._ask_for_a_place(migration, migration.far, vm)
+        if self._told.get(migration.id) == list(self._context.net.held_by(vm.id)):
+            return
+        prepared = await self._ask_for_a_place(migration, migration.far, vm)
+        if migration.far.migration and prepared.migration != migration.far.migration:
+            # It had ended there, and an older version books another place then, which nobody would free.
+            other = replace(migration, far=replace(migration.far, migration=prepared.migration))
+            await self._once(other, Word(Said.ROLL_BACK, reason="it was asked for once more"))
+            raise RejectedError("there it has ended")
 
     async def _roll_back(self, id: str) -> None:
         """When our traffic goes to the source again: what the other domain gives back then finds the way."""

@@ -1,9 +1,13 @@
 """Words that are lost, and what has ended at one end alone: both ends come to the same."""
 
+import pytest
+
+from retinue.controller.migrations.requests import MigrationError
 from retinue.core.migration import MigrationState as S
 from retinue.protocol.domains import Said, Word
+from retinue.protocol.migrations import Report
 from support.fabric.domains import server_of
-from support.fabric.two_controllers import TwoDomains
+from support.fabric.two_controllers import VM_ID, TwoDomains
 
 UNDER_WAY = (S.PREPARED, S.COPYING, S.DIVERTED)
 
@@ -73,3 +77,35 @@ async def test_a_target_that_is_closed_had_failed(domains: TwoDomains) -> None:
     assert heard.state in (S.ROLLING_BACK, S.UNDONE)
     await domains.until("a", S.UNDONE)
     await domains.until("b", S.UNDONE)
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["as it is", "an older version there"])
+async def test_for_one_that_has_ended_there_no_second_place_is_booked(
+    domains: TwoDomains, older: bool
+) -> None:
+    """Its source has not heard that, and says once more what the VM holds: as its controller does when it
+    was started anew."""
+    domains.fails = "before it converges"
+    copying = domains.begin(server=server_of("b", 1))
+    await domains.until("a", S.COPYING)
+    there = await domains.until("b", S.COPYING)
+    domains.fails = "away when it closes"
+    domains.doors["a"].away = True
+    domains.agents["b"].tell(there.id, Report.FAILED, there.target, reason="its QEMU has ended")
+    await domains.until("b", S.UNDONE)
+    a, b = domains.controller("a"), domains.controller("b")
+    if older:
+        known = b.domains.hearing._known
+        b.domains.hearing._known = (  # type: ignore[method-assign]
+            lambda *asked: None if (found := known(*asked)) is None or found.state.ended else found
+        )
+    a.domains.saying._told.clear()
+    domains.doors["a"].away, domains.fails = False, ""
+    with pytest.raises(MigrationError, match=r"domain b does not divert: .*has ended"):
+        await domains.agents["a"]._report(copying.id, Report.CONVERGED, copying.source)
+    domains.agents["a"].tell(copying.id, Report.FAILED, copying.source, reason="not diverted")
+    await domains.until("a", S.UNDONE)
+    await domains.until("b", S.UNDONE)
+    await domains.fakes["b"].settle()
+    assert len(b.orchestrator.migrations) == (2 if older else 1)
+    assert VM_ID not in b.net.vms and not a.domains.saying._told
