@@ -36,7 +36,8 @@ class ImageController:
 
     async def get(self, path: str) -> dict[str, Any]:
         if path == Route.LIST_IMAGES.path():
-            return {"images": [{"name": name} for name in self.published]}
+            digests = {name: signed.list_digest for name, (signed, _) in self.published.items()}
+            return {"images": [{"name": n, "manifest": {"list_digest": d}} for n, d in digests.items()]}
         name, _, query = path.rpartition("/")[2].partition("?")
         asker = query.removeprefix("server=")
         if name not in self.published:

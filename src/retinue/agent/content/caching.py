@@ -34,7 +34,7 @@ class Caching:
         know: Callable[[str], Awaitable[StoredImage | None]],
         fetching: Callable[[StoredImage], contextlib.AbstractContextManager[Fetching]],
     ) -> None:
-        """`know` asks for an image that is not known here (ControllerError, SignatureError,
+        """`know` asks what an image is that is not known here, or not so (ControllerError, SignatureError,
         ContentError, StoreError); `fetching` makes a fetch, which counts as such inside the context."""
         self._store, self._know, self._fetching = store, know, fetching
         self._asking: dict[str, asyncio.Task[StoredImage | None]] = {}
@@ -44,9 +44,12 @@ class Caching:
         self._waiting: dict[tuple[str, int], asyncio.Future[None]] = {}
         """By image and chunk; done once the chunk is here, or the fetch over."""
 
-    async def image(self, name: str) -> StoredImage | None:
-        """An image that somebody asks for; None where it is not published, or nobody has its list."""
-        if name not in self._store.images:
+    async def image(self, name: str, list_digest: object) -> StoredImage | None:
+        """An image that somebody asks for; None where it is not published, or nobody has its list.
+
+        Asked for by another list than it has here, it may be another image by now."""
+        known = self._store.images.get(name)
+        if known is None or known.signed.list_digest != list_digest:
             if name not in self._asking:
                 self._asking[name] = asyncio.create_task(self._ask(name), name=f"cache: list of {name}")
             await asyncio.shield(self._asking[name])

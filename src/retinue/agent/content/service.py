@@ -63,7 +63,7 @@ class ContentService:
         listens. `cache`: what it lacks it fetches when it is asked for it (see caching.py). `domains`: by
         another domain, whose managers may publish there; `doors`: where its agents fetch from this one."""
         self.server, self.store = server, store
-        self._caching = Caching(store, self._know, self._fetching) if cache else None
+        self._caching = Caching(store, self._known_by_now, self._fetching) if cache else None
         self._controller, self._open, self._ca, self._domains = controller, open, ca, domains
         self._patience = patience
         self.serving = Serving(store, self._caching)
@@ -193,6 +193,7 @@ class ContentService:
         self._tasks[what] = asyncio.create_task(in_turn(), name=f"content: {what}")
 
     async def _ordered(self, name: str, pin: str, base: bool, segment: tuple[int, int] | None = None) -> None:
+        await self._let_go_of_an_older_meaning(name)
         image = self.store.images.get(name)
         if image is None:
             with self.serving.expecting(name):
@@ -207,6 +208,32 @@ class ContentService:
         image.base = image.base or base
         await in_thread(self.store.save, image)
         await self._fetch(image)
+
+    async def _let_go_of_an_older_meaning(self, name: str) -> None:
+        """It was removed while this agent was away, and something else has its name by now, of this domain or
+        another. Raises StoreError where it is pinned: what it is needed for is over it."""
+        image = self.store.images.get(name)
+        if image is None:
+            return
+        try:
+            published = await self._record(name)
+        except (ControllerError, SignatureError, ContentError):
+            return  # What follows asks again, and says so.
+        if published.manifest.list_digest == image.signed.list_digest:
+            return
+        log.warning("content.older_meaning", image=name, origin=image.origin, now_of=published.origin)
+        if self._caching is not None:
+            await self._caching.forget(name)
+        try:
+            await self._let_go(name)
+        except StoreError as error:
+            self.reports.reasons[name] = f"an image that had this name before is here: {error}"
+            raise
+
+    async def _known_by_now(self, name: str) -> StoredImage | None:
+        """What a cache has of a name, or can have. Raises as `_know`."""
+        await self._let_go_of_an_older_meaning(name)
+        return self.store.images.get(name) or await self._know(name)
 
     async def _known_in_the_end(self, name: str) -> StoredImage | None:
         """Asks until its list is here; None: there is no such image, or it is not believed."""
@@ -322,9 +349,13 @@ class ContentService:
         except ControllerError as error:
             log.warning("content.gc_of_chunks_only", reason=str(error))
             return
-        published = {image.get("name") for image in answer.get("images", [])}
+        published = {
+            (image.get("name"), image.get("manifest", {}).get("list_digest"))
+            for image in answer.get("images", [])
+        }
         for image in here:
-            if image.name not in published and not image.pins and not self.reports.is_fetched(image.name):
+            meaning = image.name, image.signed.list_digest
+            if meaning not in published and not image.pins and not self.reports.is_fetched(image.name):
                 await self._let_go(image.name)
 
     async def _scrub(self) -> None:

@@ -83,7 +83,7 @@ class Serving:
     async def _image(self, hello: dict[str, Any], caching: Caching | None) -> StoredImage | None:
         name = str(hello.get("image"))
         if caching is not None:
-            return await caching.image(name)
+            return await caching.image(name, hello.get("list"))
         if name not in self._store.images and name in self._expected and hello.get("wait") is True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LIST_WAIT_LIMIT):

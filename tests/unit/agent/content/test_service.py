@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from retinue.agent.content.store import Store, make_base
 from retinue.core.content import CHUNK_BYTES
 from retinue.core.limits import LARGEST_REPORT
+from retinue.host.errors import HostError
 from retinue.hypervisor.memory_channel import Channel
 from retinue.protocol.errors import ErrorCode, RejectedError
 from retinue.protocol.events import ControllerEvent, EventType
@@ -356,3 +357,51 @@ async def test_the_report_of_many_images_is_not_too_long_for_the_controller(agen
         made.pins = pins
         service.reports.reasons[made.name] = "r" * 500
     assert len(msgspec.json.encode(await service.reports.report())) < LARGEST_REPORT
+
+
+async def published_anew(agents: ImageAgents, name: str, data: bytes) -> None:
+    """It was removed while the others were away: they still have what it was."""
+    agents.services["server1"].store.remove_image(name)
+    await agents.publish("server1", name, data)
+
+
+async def test_under_a_name_that_means_something_else_by_now_the_old_file_is_not_used(
+    agents: ImageAgents,
+) -> None:
+    """Such as one of another domain, in place of ours."""
+    await agents.publish("server1", "d", some_bytes(3))
+    agents.order("server2", "d", base=True)
+    await agents.controller.until("server2", "d")
+    await published_anew(agents, "d", DATA)
+    here = agents.services["server2"]
+    await here.need("d", "vm1", 30)
+    assert here.base_file("d").read_bytes() == DATA
+    await published_anew(agents, "d", some_bytes(5))
+    with pytest.raises(HostError, match="an image that had this name before is here: d is needed by vm1"):
+        await here.need("d", "vm2", 30)
+    assert here.base_file("d").read_bytes() == DATA, "it is open"
+
+
+async def test_a_cache_gives_what_a_name_means_by_now(agents: ImageAgents) -> None:
+    cache = await agents.start("cache1", cache=True)
+    for data in (some_bytes(3), DATA):
+        if "d" in agents.services["server1"].store.images:
+            await published_anew(agents, "d", data)
+        else:
+            await agents.publish("server1", "d", data)
+        server = f"server{len(agents.services)}"
+        await agents.start(server)
+        agents.order(server, "d")
+        await agents.controller.until(server, "d")
+        assert content(agents, server, "d") == data
+        assert cache.store.images["d"].signed.size == len(data)
+
+
+async def test_a_gc_removes_what_a_name_no_longer_means(agents: ImageAgents) -> None:
+    await agents.publish("server1", "d", some_bytes(3))
+    agents.order("server2", "d")
+    await agents.controller.until("server2", "d")
+    await published_anew(agents, "d", DATA)
+    await agents.services["server2"]._collect()
+    assert "d" not in agents.services["server2"].store.images
+    assert "d" in agents.services["server1"].store.images
