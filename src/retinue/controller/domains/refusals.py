@@ -18,10 +18,11 @@ from retinue.protocol.errors import ErrorCode
 
 log = structlog.get_logger()
 
-_WORDS = re.compile(r"[A-Za-z0-9._@:-]+")
+_WORDS = re.compile(r"[A-Za-z0-9._@-]+")
+"""As the grammar of ids has it, and no more: "leaf1:3" has a name in it."""
 _SERVERS = re.compile(r"[(]|; (?=[A-Za-z0-9._@-]+: )")
 """Before what a decision says of a server."""
-_AROUND = ".:"
+_AROUND = "."
 """What may stand beside a name in a sentence, and be in one."""
 
 
@@ -44,7 +45,8 @@ def for_peer(state: State, peer: str, guest: Guest, wanted: str, error: Exceptio
 
 
 def _names_none(text: str, names: Collection[str]) -> bool:
-    return not any(word.strip(_AROUND) in names for word in _WORDS.findall(text))
+    ours = {name.strip(_AROUND) for name in names}
+    return not any(word.strip(_AROUND) in ours for word in _WORDS.findall(text))
 
 
 def _of_ours(state: State) -> Iterator[str]:
@@ -54,5 +56,8 @@ def _of_ours(state: State) -> Iterator[str]:
     yield from net.servers
     yield from state.entities
     yield from state.images
+    yield from net.switches
+    yield from net.subnets
+    yield from net.peers
     yield from (nic.port_id for vm in net.vms.values() for nic in vm.nics)
     yield from (host.id for server in net.servers.values() for host in server.hosts)

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, x25519
 
 from retinue.controller.content.images import signer
+from retinue.controller.domains.refusals import for_peer
 from retinue.controller.errors import RequestError
 from retinue.controller.migrations.requests import MigrationError
 from retinue.core.limits import LONGEST_DUID, MOST_PREPARES
@@ -257,3 +258,25 @@ def strange_certificate(kind: str, ca: Path) -> str:
         .sign(key, None if kind == "ed25519" else hashes.SHA256())
     )  # fmt: skip
     return found.public_bytes(serialization.Encoding.PEM).decode()
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "the switch b-edge2 is away",
+        "at b-server2:7800 nobody answers",
+        "10.2.0.1 is in our subnet b-subnet1",
+        "it is in domain c",
+        "VM payroll. has it",
+    ],
+)
+async def test_what_is_ours_is_told_in_no_form(domains: TwoDomains, reason: str) -> None:
+    b = domains.controller("b")
+    b.net.peers["c"] = replace(b.net.peers["a"], id="c")
+    its = nic("b", 3)
+    b.inventory.register_vms([VM("payroll.", (its,), server_of("b", 2))])
+    b.net.subnets["b-subnet1"] = next(iter(b.net.subnets.values()))
+    told = for_peer(b.context.state, "a", GUEST, "", MigrationError(reason))
+    assert told == "VM made-up cannot come: something here has its name, or a MAC, port or address of it"
+    theirs = "VM made-up of domain a: 10.7.0.1 is not granted to that domain, which has 10.1.0.0/24"
+    assert for_peer(b.context.state, "a", GUEST, "", MigrationError(theirs)) == theirs
