@@ -50,6 +50,13 @@ class Images:
         """Give the name its meaning. The same once more is no fault: what is published is answered."""
         known = self.published.get(signed.name)
         if known is not None:
+            if known.domain:
+                raise RequestError(
+                    f"{signed.name} is an image of domain {known.domain} here, and a name never changes its "
+                    f"meaning: publish under another name, or remove that one (`retinue image remove "
+                    f"{signed.name}`)",
+                    ErrorCode.NAME_TAKEN,
+                )
             if (known.signed.size, known.signed.list_digest) == (signed.size, signed.list_digest):
                 return known
             raise RequestError(
@@ -113,14 +120,7 @@ class Images:
     ) -> tuple[list[str], int]:
         """Order that these servers fetch it ([]: all that can, but caches), or a segment of it: its first and
         last chunk. Who was ordered to, and the order's number."""
-        image = self.get(name)
-        if pin:
-            entity_id(pin, "what an image is needed for")
-        if segment is not None:
-            _check_segment(segment, image.signed.manifest.chunks, name, base=base)
-        chosen = self._chosen(servers)
-        if not servers:
-            chosen = [server for server in chosen if server not in self.holders.caches()]
+        chosen = self.may_fetch(self.get(name), servers, pin, base=base, segment=segment)
         publish = self._context.events.publish
         order = {"image": name, "pin": pin, "base": base, "order": self._next_order()}
         if segment is not None:
@@ -129,6 +129,23 @@ class Images:
             publish(EventType.IMAGE_FETCH, server=server, **order)
         self.holders.expect(name, chosen, self._order)
         return chosen, self._order
+
+    def may_fetch(
+        self,
+        image: Image,
+        servers: Collection[str],
+        pin: str,
+        *,
+        base: bool,
+        segment: tuple[int, int] | None = None,
+    ) -> list[str]:
+        """Who would be ordered to. Nothing is ordered, and the image need not be published here yet."""
+        if pin:
+            entity_id(pin, "what an image is needed for")
+        if segment is not None:
+            _check_segment(segment, image.signed.manifest.chunks, image.name, base=base)
+        chosen = self._chosen(servers)
+        return chosen if servers else [server for server in chosen if server not in self.holders.caches()]
 
     def _next_order(self) -> int:
         """Microseconds of the controller's clock, which goes on over restarts: what is still done by an order

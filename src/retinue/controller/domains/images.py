@@ -11,7 +11,7 @@ long as there is one: the others ask the cache, and of what all of them fetch on
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,9 +62,12 @@ class SharedImages:
 
     # ---- asking ----
 
-    async def adopt(self, name: str, domain: str = "") -> Image:
+    async def adopt(
+        self, name: str, domain: str = "", may: Callable[[Image], object] = lambda image: None
+    ) -> Image:
         """An image that is published here, or in another domain (""; in any whose images are fetched): then
-        it has that meaning here from now on. Raises RequestError, and nothing has changed."""
+        it has that meaning here from now on. `may` raises RequestError where what it is wanted for
+        cannot be: then it is not adopted. Raises RequestError, and nothing has changed."""
         if name in self._images.published:
             return self._published(name, domain)
         asked = self._to_ask(domain)
@@ -92,6 +95,7 @@ class SharedImages:
             return self._published(name, domain)
         where, said = found[0]
         image = Image(said.manifest, f"{where}/{said.origin}", self._signer(where, said))
+        may(image)
         self._images.take_in(image)
         kept = {one: heard for one, heard in self._heard.items() if one in self._images.published}
         self._heard = kept | {name: _Heard(_holders(where, said), self._context.clock())}

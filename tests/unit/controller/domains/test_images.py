@@ -7,15 +7,18 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
+from retinue.controller.api.routes.images import handlers
 from retinue.controller.content.images import Images
 from retinue.controller.domains.images import AGAIN_SECONDS
 from retinue.controller.errors import RequestError
 from retinue.controller.state import Image
-from retinue.core.model import Server, Service, mac
+from retinue.core.model import ModelError, Server, Service, mac
 from retinue.protocol.domains import ImageAsked, ImageFound, ImageHolder
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.images import HeldImage, ImagesBody, ImageState, SignedManifest
+from retinue.protocol.routes import Route
 from retinue.security.signatures import sign
 from support.content import image, some_bytes
 from support.fabric.domains import other, server_of
@@ -263,3 +266,36 @@ async def test_it_stays_over_a_restart(shared: Shared) -> None:
     for _ in range(5):
         await asyncio.sleep(0)
     assert shared.holders() == [f"b/{server_of('b', 1)} 192.0.2.1:7801"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [
+        ({"servers": ["nowhere"]}, "there is no server nowhere"),
+        ({"pin": "a/b"}, "what an image is needed for"),
+        ({"segment": [0, 9]}, "0-9 is no segment of d"),
+    ],
+)
+async def test_no_name_is_taken_for_an_order_that_is_refused(
+    shared: Shared, wanted: dict[str, Any], why: str
+) -> None:
+    shared.publish("d")
+    order = handlers(shared.domains.controller("a"))[Route.FETCH_IMAGE]
+    request = make_mocked_request("POST", "/v1/images/d/fetch", match_info={"id": "d"})
+    request._read_bytes = msgspec.json.encode(wanted)
+    with pytest.raises(ModelError, match=why):
+        await order(request)
+    assert not shared.images("a").published
+    request._read_bytes = b"{}"
+    assert (await order(request)).status == 202
+    assert shared.images("a").published["d"].domain == "b"
+
+
+async def test_what_is_another_domains_is_not_published_as_ours(shared: Shared) -> None:
+    """Nor is its content to be brought to a server there."""
+    shared.publish("d")
+    await shared.adopt("d")
+    shared.images("a").authority = None
+    with pytest.raises(RequestError, match="d is an image of domain b here") as error:
+        shared.images("a").publish(shared.signed("d", "manager/eve", "a"), "")
+    assert error.value.code is ErrorCode.NAME_TAKEN

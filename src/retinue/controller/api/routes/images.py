@@ -41,8 +41,12 @@ def handlers(controller: Controller) -> Handlers:
 
     async def fetch(request: web.Request) -> web.Response:
         given: FetchImageBody = await body(request, FetchImageBody, empty=b"{}")
+
+        def may(image: Image) -> None:
+            images.may_fetch(image, given.servers, given.pin, base=given.base, segment=given.segment)
+
         try:
-            image = await controller.domains.images.adopt(request.match_info["id"], given.domain)
+            image = await controller.domains.images.adopt(request.match_info["id"], given.domain, may)
         except RequestError as error:
             if error.code is not ErrorCode.UNKNOWN_IMAGE:
                 raise
