@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 import structlog
 
 from retinue.controller.state import State
+from retinue.core.migration import Migration
 from retinue.core.text import cut
 from retinue.protocol.domains import Guest
 from retinue.protocol.errors import ErrorCode
@@ -42,6 +43,19 @@ def for_peer(state: State, peer: str, guest: Guest, wanted: str, error: Exceptio
         why = next((one for one in of_wanted if one.startswith(f"{wanted}:") and _names_none(one, ours)), "")
         return f"no server can take {guest.id}" + (f" ({why})" if why else "")
     return f"VM {guest.id} cannot come: something here has its name, or a MAC, port or address of it"
+
+
+def why_undone(state: State, migration: Migration, reason: str) -> str:
+    """Why a migration has failed here, or is undone, as the domain at its other end may read it."""
+    far, vm = migration.far, state.net.vms.get(migration.vm)
+    if far is None:
+        return reason
+    ports = () if vm is None else (nic.port_id for nic in vm.nics)
+    theirs = {far.domain, far.server, migration.vm, migration.source, migration.target, *ports}
+    if _names_none(reason, set(_of_ours(state)) - theirs):
+        return reason
+    log.warning("domain.refused", domain=far.domain, vm=migration.vm, reason=cut(reason))
+    return "something there is in the way: its own log says what"
 
 
 def _names_none(text: str, names: Collection[str]) -> bool:

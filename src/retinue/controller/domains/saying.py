@@ -18,6 +18,7 @@ from retinue.controller.context import Context
 from retinue.controller.domains.ends import End, end_of, told_of
 from retinue.controller.domains.guests import described
 from retinue.controller.domains.peer_client import PeerDoor
+from retinue.controller.domains.refusals import why_undone
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.controller.migrations.reports import RETURNED_LIMIT, confirmed_within
 from retinue.controller.migrations.requests import MigrationError
@@ -93,7 +94,7 @@ class Saying:
             case End.TARGET, fsm.FreeSource() if migration.resumed_at is not None:
                 self._in_turn(migration, self._resumed(migration.id, migration.resumed_at))
             case End.TARGET, fsm.RollBackAtHypervisor():
-                failed = Word(Said.FAILED, reason=migration.reason[:LONGEST_REASON])
+                failed = Word(Said.FAILED, reason=self._why(migration, migration.reason))
                 self._in_turn(migration, self._say(migration.id, failed))
 
     def stepped(self, event: fsm.Event, after: Migration) -> None:
@@ -137,7 +138,7 @@ class Saying:
             await self._until_diverted(migration)
         elif end is End.TARGET and report is Report.FAILED:
             try:
-                heard = await self._once(migration, Word(Said.FAILED, reason=reason[:LONGEST_REASON]))
+                heard = await self._once(migration, Word(Said.FAILED, reason=self._why(migration, reason)))
             except ControllerError:
                 return None
             return None if heard.ended else self._migrations.get(id)
@@ -266,7 +267,7 @@ class Saying:
         if migration.was_diverted:
             progress = self._orchestrator.get(id)[0].progress
             await confirmed_within(progress.is_confirmed(PlacementChange.RETURNED), RETURNED_LIMIT)
-        word = Word(Said.ROLL_BACK, reason=migration.reason[:LONGEST_REASON])
+        word = Word(Said.ROLL_BACK, reason=self._why(migration, migration.reason))
         self._closed_there(id, await self._say(id, word, ended=True))
 
     async def _stopped(self, id: str, word: Word) -> None:
@@ -315,6 +316,9 @@ class Saying:
                 log.warning("domain.rejects", migration=id, said=str(word.said), reason=str(error))
                 return None
         return None
+
+    def _why(self, migration: Migration, reason: str) -> str:
+        return why_undone(self._context.state, migration, reason)[:LONGEST_REASON]
 
     async def _once(self, migration: Migration, word: Word) -> MigrationState:
         """Raises ControllerError."""

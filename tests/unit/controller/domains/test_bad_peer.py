@@ -35,6 +35,7 @@ from retinue.protocol.domains import (
     Word,
 )
 from retinue.protocol.images import ImagesBody, SignedManifest
+from retinue.protocol.migrations import Report
 from support.fabric.domains import nic, server_of
 from support.fabric.two_controllers import VM_ID, TwoDomains
 from support.pki_files import Certificates
@@ -280,3 +281,22 @@ async def test_what_is_ours_is_told_in_no_form(domains: TwoDomains, reason: str)
     assert told == "VM made-up cannot come: something here has its name, or a MAC, port or address of it"
     theirs = "VM made-up of domain a: 10.7.0.1 is not granted to that domain, which has 10.1.0.0/24"
     assert for_peer(b.context.state, "a", GUEST, "", MigrationError(theirs)) == theirs
+
+
+@pytest.mark.parametrize("said_by", ["a", "b"])
+async def test_nor_in_why_a_migration_has_failed(domains: TwoDomains, said_by: str) -> None:
+    """Our own operator reads it; what names nothing is told as it is."""
+    domains.fails = "before it converges"
+    domains.begin(server=server_of("b", 1))
+    await domains.until("a", S.COPYING)
+    migration = await domains.until("b", S.COPYING)
+    secret = server_of(said_by, 2)
+    at, reason = domains.migration(said_by), f"QEMU has ended as on {secret}: no room"
+    by = {"a": at.source, "b": at.target}[said_by]
+    domains.agents[said_by].tell(at.id, Report.FAILED, by, reason=reason)
+    ended = {domain: await domains.until(domain, S.UNDONE) for domain in "ab"}
+    assert migration.id == ended["b"].id
+    there = ended["b" if said_by == "a" else "a"].reason
+    assert there == f"domain {said_by}: something there is in the way: its own log says what"
+    if said_by == "a":
+        assert ended["a"].reason == reason
