@@ -129,7 +129,7 @@ def rejected() -> Iterator[None]:
     try:
         yield
     except (MigrationError, ModelError, RequestError) as error:
-        raise RejectedError(str(error)) from error
+        raise RejectedError(str(error), getattr(error, "code", "")) from error
 
 
 @dataclass

@@ -91,7 +91,8 @@ class Hearing:
 
     async def prepare(self, peer: str, wanted: Prepare) -> Prepared:
         """Raises ModelError or MigrationError: it cannot come here, and nothing has changed."""
-        if self._preparing[peer] >= MOST_PREPARES:
+        # One that is asked for once more has its place, and is not to fail for it when it is copied.
+        if self._preparing[peer] >= MOST_PREPARES and self._known(peer, wanted) is None:
             raise MigrationError(
                 f"{MOST_PREPARES} places are being looked for here for domain {peer}: ask again",
                 ErrorCode.TOO_OFTEN,

@@ -40,6 +40,8 @@ AGAIN_SECONDS, SELDOM_SECONDS = 0.3, 5.0
 """Until a word is said again to a domain that is away: at first, and at the most, doubled each time."""
 CONVERGED_SECONDS = 1.0
 """Until it is said again that the VM is all but copied, while the other domain has not diverted."""
+TURN_LIMIT = 15.0
+"""Seconds for which a place is asked for where others are being looked for."""
 DIVERTING_LIMIT = 7.0
 """Seconds that a VM which runs at its source waits for the other domain to divert. It is the source that
 undoes a migration first: this ends before the other domain's own limit for what comes after."""
@@ -220,7 +222,7 @@ class Saying:
             return
         far = migration.far
         try:
-            prepared = await self._ask_for_a_place(migration, far, vm)
+            prepared = await self._when_there_is_a_turn(migration, far, vm)
         except ControllerError as error:
             if (now := self._migrations.get(id)) is not None and now.state.may_undo:
                 self._orchestrator.step(id, fsm.Failed(f"domain {far.domain}: {cut(str(error))}"))
@@ -229,6 +231,21 @@ class Saying:
         if now is not None:
             known = replace(far, server=prepared.server, migration=prepared.migration)
             self._context.apply(MigrationStepped(replace(now, far=known)))
+
+    async def _when_there_is_a_turn(self, migration: Migration, far: Far, vm: VM) -> Prepared:
+        """The other domain looks for so many places at once, and a whole server may be on its way there.
+        Raises ControllerError."""
+        until, pause = self._context.clock() + TURN_LIMIT, AGAIN_SECONDS
+        while True:
+            try:
+                return await self._ask_for_a_place(migration, far, vm)
+            except RejectedError as error:
+                now = self._migrations.get(migration.id)
+                is_over = now is None or not now.state.may_undo or self._context.clock() >= until
+                if error.code != ErrorCode.TOO_OFTEN or is_over:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, SELDOM_SECONDS)
 
     async def _ask_for_a_place(self, migration: Migration, far: Far, vm: VM) -> Prepared:
         """Raises ControllerError."""

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, x25519
 
 from retinue.controller.content.images import signer
 from retinue.controller.domains.refusals import for_peer
+from retinue.controller.domains.saying import TURN_LIMIT
 from retinue.controller.errors import RequestError
 from retinue.controller.migrations.requests import MigrationError
 from retinue.core.limits import LONGEST_DUID, MOST_PREPARES
@@ -300,3 +301,34 @@ async def test_nor_in_why_a_migration_has_failed(domains: TwoDomains, said_by: s
     assert there == f"domain {said_by}: something there is in the way: its own log says what"
     if said_by == "a":
         assert ended["a"].reason == reason
+
+
+async def test_who_has_a_place_needs_no_turn_and_who_has_none_waits_for_one(domains: TwoDomains) -> None:
+    """As where many VMs go there at once."""
+    turns = domains.controller("b").domains.hearing._preparing
+    turns["a"] = MOST_PREPARES
+    domains.fails = "before it converges"
+    domains.begin(server=server_of("b", 1))
+    await asyncio.sleep(0.5)
+    assert not domains.migration("a").state.ended and not domains.controller("b").orchestrator.migrations
+    turns["a"] -= 1
+    copying = await domains.until("a", S.COPYING)
+    turns["a"] = MOST_PREPARES
+    domains.controller("a").domains.saying._told.clear()
+    domains.fails = ""
+    agents = domains.agents["a"]
+    agents._spawn(agents._copy(copying))
+    await domains.until("b", S.DONE)
+    assert domains.doors["b"].said.count("prepare") >= 3
+
+
+async def test_it_waits_for_its_turn_no_longer_than_it_is_wanted(domains: TwoDomains) -> None:
+    turns = domains.controller("b").domains.hearing._preparing
+    turns["a"] = MOST_PREPARES
+    migration = domains.begin(server=server_of("b", 1))
+    await asyncio.sleep(0.1)
+    a = domains.controller("a")
+    now = a.context.clock()
+    a.context.clock = lambda: now + TURN_LIMIT
+    undone = await domains.until("a", S.UNDONE)
+    assert undone.id == migration.id and "places are being looked for" in undone.reason
