@@ -18,6 +18,7 @@ from retinue.agent.content.store import Store, StoredImage
 from retinue.agent.content.threads import in_thread
 from retinue.agent.content.wire import Word, number, send_bytes
 from retinue.core.content import Bitmap
+from retinue.core.limits import ID
 from retinue.hypervisor.memory_channel import Channel, ChannelError
 from retinue.protocol.images import domain_of
 
@@ -82,6 +83,8 @@ class Serving:
 
     async def _image(self, hello: dict[str, Any], caching: Caching | None) -> StoredImage | None:
         name = str(hello.get("image"))
+        if not ID.fullmatch(name):
+            return None  # A cache would ask the controller, and log it.
         if caching is not None:
             return await caching.image(name, hello.get("list"))
         if name not in self._store.images and name in self._expected and hello.get("wait") is True:

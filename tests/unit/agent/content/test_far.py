@@ -244,3 +244,18 @@ async def test_where_its_agents_fetch_is_told_where_there_is_such_a_place(both: 
     assert set((await service.reports.report())["doors"]) == {"a"}
     both.agents["b"].transfers["cache1"].domains.clear()
     assert "doors" not in await service.reports.report()
+
+
+@pytest.mark.parametrize("name", ["", "../d", "d\x1b[2J", "d\n", "x" * 10_000])
+async def test_for_what_is_no_name_nobody_is_asked(both: Both, name: str) -> None:
+    """The cache there would ask its controller, and write the name to its log."""
+    controller, questions = both.agents["b"].controller, list[str]()
+    get = controller.get
+
+    async def heard(path: str) -> dict[str, object]:
+        questions.append(path)
+        return await get(path)
+
+    controller.get = heard  # type: ignore[method-assign]
+    answer = await asked(both, "agent/server1", "a", type=Word.CONTENT, image=name, list="0" * 64)
+    assert answer["type"] == Word.ABSENT and not questions
