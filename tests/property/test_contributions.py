@@ -29,6 +29,7 @@ from retinue.core.pipeline.entry import (
     key_of,
 )
 from retinue.core.pipeline.shapes import Shapes
+from support.examples import examples
 
 OWNERS = [Owner("vm", f"vm{n}") for n in range(4)]
 SWITCHES = ["edge1", "leaf1", "spine1"]
@@ -73,7 +74,7 @@ def contribution_of(owner: Owner) -> st.SearchStrategy[Contribution]:
 STEPS = st.sampled_from(OWNERS).flatmap(lambda owner: st.tuples(st.just(owner), contribution_of(owner)))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(40))
 @given(contribution=contribution_of(OWNERS[0]))
 def test_what_is_packed_comes_out_equal(contribution: Contribution) -> None:
     mark = owner_hash(OWNERS[0])
@@ -86,7 +87,7 @@ def test_what_is_packed_comes_out_equal(contribution: Contribution) -> None:
     assert all(end is None or isinstance(end, float) for end in ends)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(20))
 @pytest.mark.parametrize("hashes", [1, 3, 1 << 60])
 @given(steps=st.lists(STEPS, max_size=12), recent=st.sampled_from([0, 1, 100]))
 def test_what_is_kept_is_what_was_put(
@@ -147,7 +148,7 @@ class Wanted:
         return {key: was.get(key) for key in {*was, *to} if was.get(key) != to.get(key)}
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(40))
 @given(events=st.lists(EVENTS, max_size=10))
 def test_a_mirror_is_what_the_switch_has_confirmed(
     events: list[tuple[str, dict[EntryKey, Meter], dict[EntryKey, Meter]]],

@@ -309,7 +309,7 @@ TOLD = st.lists(
 """What may become of switches and of the gateway: its kind, whose, and what of three."""
 
 
-@settings(max_examples=examples(30), deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(shapes(), TOLD)
 def test_what_is_kept_up_to_date_is_what_is_computed_anew(
     shape: tuple[int, int], steps: list[tuple[str, int, int]]

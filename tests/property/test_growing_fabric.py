@@ -86,7 +86,7 @@ NAMES = st.sampled_from(["leaf1", "leaf2", "leaf9", "spine1", "spine2", "spine9"
 KINDS = st.sampled_from(["switch", "no switch", "given", "link", "use", "leave", "no link", "ports", "down"])
 
 
-@settings(deadline=None, max_examples=examples(60))
+@settings(deadline=None, max_examples=examples(20))
 @given(cores=st.sampled_from([0, 2]), steps=st.lists(st.tuples(KINDS, NAMES, NAMES), max_size=25))
 def test_incremental_equals_recomputed(cores: int, steps: list[tuple[str, str, str]]) -> None:
     net = fabric(leaves=3, servers_on=(1, 2, 1), cores=cores)

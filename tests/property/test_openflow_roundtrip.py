@@ -14,6 +14,7 @@ from retinue.southbound.openflow.codec.decode import decode
 from retinue.southbound.openflow.codec.messages import BundleAdd, FlowMod, GroupMod, MeterMod
 from retinue.southbound.openflow.codec.oxm import encode_match
 from retinue.southbound.openflow.codec.wire import Framer, ModCommand, ProtocolError
+from support.examples import examples
 from support.oracles.openflow import (
     flows,
     groups,
@@ -199,7 +200,7 @@ def damaged_messages(draw: st.DrawFn) -> bytes:
     return bytes(message)
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(150))
 @given(st.binary(max_size=300) | damaged_messages())
 def test_no_bytes_break_the_decoder(data: bytes) -> None:
     with suppress(ProtocolError):

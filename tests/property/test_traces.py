@@ -80,7 +80,7 @@ def agrees(found: Trace, paths: list[Delivery]) -> None:
     assert not [entry for hop in found.hops for entry in hop.entries if entry.priority_name == "not ours"]
 
 
-@settings(max_examples=examples(30), deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(shapes(), st.sampled_from(("at rest", "admitted", "diverted", "paused", "closed")), st.data())
 def test_a_trace_tells_what_switches_do(shape: Shape, state: str, data: st.DataObject) -> None:
     world = FabricWorld(shape.network())

@@ -16,6 +16,7 @@ from retinue.controller.errors import RequestError
 from retinue.core.model import VM, ModelError, Power, Restart
 from retinue.protocol.vms import VMState
 from support.agents.life_world import SERVERS, Lives
+from support.examples import examples
 from support.fabric.networks import vm_mac
 from support.virtual_time import run
 
@@ -39,7 +40,9 @@ def histories() -> st.SearchStrategy[list[Happening]]:
     return st.lists(st.builds(Happening, whats, seconds, seconds), max_size=8)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    deadline=None, max_examples=examples(25), derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(histories(), st.sampled_from(Restart))
 @example([Happening("power off", 1.0), Happening("controller", 1.0), Happening("agent")], Restart.NEVER)
 @example([Happening("agent", 1.0, 30.0), Happening("power off", 0.0)], Restart.NEVER)

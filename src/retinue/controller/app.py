@@ -81,6 +81,8 @@ log = structlog.get_logger()
 
 ENDED_BY_ITSELF = (0, 1)
 """OpenFlow's reasons for a removal that was the switch's own: idle timeout, hard timeout."""
+MARKED_BY = (Reason.PROBE, Reason.EXPIRED)
+"""As what the marks of migrations (`migrations.old_ways`) come back: over a link, over an uplink."""
 
 
 class Controller:
@@ -292,8 +294,11 @@ class Controller:
         if switch is None or reason is None or not self._may_send_up(switch, reason):
             self.context.counters[Count.PACKET_INS_NOT_OURS] += 1
             return
-        self.context.counters[packet_ins(reason)] += 1
+        marked = reason in MARKED_BY and self.orchestrator.old_ways.heard(switch, message.frame)
+        self.context.counters[packet_ins(Reason.PROBE if marked else reason)] += 1
         match reason:
+            case _ if marked:
+                pass
             case Reason.DHCP_CLIENT:
                 self.dhcp.from_vm(switch, message.in_port, message.frame)
             case Reason.DHCP_SERVER:
@@ -319,16 +324,14 @@ class Controller:
             case Reason.VDP:
                 self.vdp.from_edge(switch, message.in_port, message.frame)
             case Reason.PROBE:
-                ours = self.orchestrator.old_ways.heard(switch, message.frame)
-                if not ours and not self.uplinks.heard(switch, message.in_port, message.frame):
+                if not self.uplinks.heard(switch, message.in_port, message.frame):
                     self.link_probes.heard(switch, message.in_port, message.frame)
             case Reason.TUNNEL_MARK:
                 self.domains.hearing.mark(switch, message.frame)
             case Reason.UNPLACED:
                 self.held_packets.came(switch, message.in_port, message.frame)
             case Reason.EXPIRED:
-                if not self.orchestrator.old_ways.heard(switch, message.frame):
-                    self.gateway.expired(switch, message.in_port, message.frame)
+                self.gateway.expired(switch, message.in_port, message.frame)
             case Reason.TOO_BIG:
                 self.gateway.too_big(switch, message.in_port, message.frame)
             case Reason.SPOOFED_MAC if self.mac_changes.seen(switch, message.in_port, message.frame):

@@ -4,11 +4,12 @@ import asyncio
 
 import pytest
 
-from retinue.controller.counters import Count
+from retinue.controller.counters import Count, packet_ins
 from retinue.controller.link_changes import LinkLost
 from retinue.controller.migrations import old_ways
 from retinue.core.forwarding.fabric import End
 from retinue.core.migration import MigrationState
+from retinue.core.pipeline.cookies import Reason
 from retinue.protocol.migrations import Report, ReportAnswer
 from support import virtual_time
 from support.fabric.restart_world import MIGRATION, RestartWorld
@@ -183,6 +184,7 @@ def test_the_target_runs_the_vm_when_a_mark_has_followed_what_the_vm_has_sent(
         assert sent[:3] == [("edge1", "leaf1"), ("leaf1", "spine1"), ("leaf1", "spine2")]
         counters = world.fake.controller.context.counters
         assert not counters[Count.EXPIRED_ANSWERED] + counters[Count.EXPIRED_UNANSWERED]
+        assert not counters[packet_ins(Reason.EXPIRED)], "it is a probe of the controller's own"
         await world.fake.stop()
 
     virtual_time.run(story())
