@@ -4,8 +4,9 @@ One transaction is under way at a time, and everything that queues up meanwhile 
 disk makes transactions larger, not the queue longer, and what is on disk is what the controller knew at one
 moment. A later write of the same key takes the place of one that waits. A very long queue is several
 transactions, cut where the loop turns: what is changed together is queued in one turn. From there on a later
-write of a key waits behind the cut, with what it belongs to. Rows are found by the UUIDs kept here: a search
-by any other column goes through the whole table in ovsdb-server.
+write of a key waits behind the cut, with what it belongs to; and so it does behind a long transaction that is
+tried again. Rows are found by the UUIDs kept here: a search by any other column goes through the whole table
+in ovsdb-server.
 """
 
 import asyncio
@@ -153,7 +154,10 @@ class Writer:
                 self._flushes = flushes + self._flushes
             else:
                 self._flushed(flushes)
-            self._waiting[0] = {**self._under_way, **self._waiting[0]}
+            if len(self._under_way) + len(self._waiting[0]) < BATCH:
+                self._waiting[0] = {**self._under_way, **self._waiting[0]}
+            elif self._under_way:
+                self._waiting.appendleft(self._under_way)
             self._under_way = {}
 
     async def _write(self, connection: Connection, batch: dict[Key, Any]) -> None:

@@ -307,3 +307,39 @@ async def test_rows_are_made_when_they_are_written_and_what_cannot_be_one_harms_
     assert [operation["row"] for operation in sent] == [{"n": 3}, {"n": 4}]
     assert [str(one) for one in await flush] == ["VM 'bad': not that"]
     assert made == [3, 4] and stage.writer.backlog == 0
+
+
+async def test_a_queue_does_not_become_one_transaction_while_the_disk_is_full(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be done is tried again as it was, and what comes meanwhile is cut as ever."""
+    monkeypatch.setattr(writer_module, "BATCH", 2)
+    monkeypatch.setattr(writer_module, "RETRY_AFTER", 0.0)
+    await stage.connect()
+    tried = []
+
+    async def take() -> dict[str, Any]:
+        request = await stage.take()
+        tried.append("".join(one["row"]["id"] for one in request["params"][1:]))
+        return request
+
+    def done(request: dict[str, Any]) -> None:
+        stage.answer(request, [{"uuid": uid(ord(one["row"]["id"]))} for one in request["params"][1:]])
+
+    put(stage, "a", 0)
+    request = await take()
+    for name in "bcdef":
+        put(stage, name, 1)
+        await asyncio.sleep(0)
+    for name in "ghi":
+        stage.answer(request, [{"error": "I/O error", "details": "no space left"}])
+        request = await take()
+        put(stage, name, 1)
+        await asyncio.sleep(0)
+    assert tried == ["a", "a", "a", "a"]
+    flush = asyncio.create_task(stage.flush())
+    done(request)
+    for _ in range(4):
+        done(await take())
+    assert await flush == []
+    assert tried[4:] == ["bc", "de", "fg", "hi"]
