@@ -19,8 +19,9 @@ from property.test_pipeline_properties import Shape, change
 from retinue.controller import context as told
 from retinue.controller.context import Context, NoStore
 from retinue.core.model import ModelError, Network, VMPort
-from retinue.core.model.network import NOTHING, Touched
-from retinue.core.pipeline.entry import Change, Flow, Group, Meter
+from retinue.core.model.network import NOTHING, Owner, Touched
+from retinue.core.pipeline.compiler import Compiler
+from retinue.core.pipeline.entry import Change, EntryKey, Flow, Group, Meter
 from retinue.southbound.openflow.codec.messages import FlowStats
 from support.examples import examples
 from support.fabric.networks import add_vm, fabric, vm_port
@@ -246,3 +247,27 @@ def test_what_an_earlier_change_has_yet_to_free_of_a_meter_is_taken_along() -> N
         net.put_vm(replace(net.vms[f"vm{number}"], also=frozenset({"server2"})))
         rated(net, number, 5000)
     asyncio.run(one_upon_the_other(net, lambda net: loaded(net, 1, 9), lambda net: rated(net, 1, 0)))
+
+
+def test_shared_addresses_are_looked_at_only_where_a_meter_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be hundreds, and a change of a hundred VMs has each of them on many switches."""
+    net = shared_by(1, 2)
+    looked_at: list[Owner] = []
+    rated(net, 1, 5000)
+    compiler = Compiler(net)
+    compiler.update(net.everything())
+    named_on = Compiler._named_on
+
+    def noted(compiler: Compiler, owner: Owner, switch: str) -> set[EntryKey]:
+        looked_at.append(owner)
+        return named_on(compiler, owner, switch)
+
+    monkeypatch.setattr(Compiler, "_named_on", noted)
+    compiler.update(rated(net, 1, 6000) | rated(net, 2, 7000))
+    compiler.update([Owner("vm", "vm1"), Owner("vm", "vm2")])
+    assert not looked_at
+    compiler.update(owner for owner in rated(net, 1, 0) if owner.kind == "vm")
+    assert looked_at
+    anew = Compiler(net)
+    anew.update(net.everything())
+    assert compiler.programs == anew.programs

@@ -234,12 +234,19 @@ class Compiler:
                 others = {key for flow in flows for key in named_by(flow) if key not in entries}
                 if any(key not in self.program(switch) for key in others):
                     found |= bringers(self.net, owner, switch)
-        shared = self._shared - fresh.keys()
-        for owner in [owner for owner in fresh if owner.kind == "vm"] if shared else ():
-            for switch, had in self._contributions.of(owner).items():
-                gone = had.keys() - fresh[owner].get(switch, {}).keys()
-                found |= {one for one in shared if not gone.isdisjoint(self._named_on(one, switch))}
+        for switch, gone in self._meters_gone(fresh).items() if self._shared else ():
+            found |= {one for one in self._shared if not gone.isdisjoint(self._named_on(one, switch))}
         return found - fresh.keys()
+
+    def _meters_gone(self, fresh: dict[Owner, Contribution]) -> dict[str, set[EntryKey]]:
+        """By switch, those that go with VMs' old entries: none nearly always."""
+        found: dict[str, set[EntryKey]] = {}
+        for owner in (owner for owner in fresh if owner.kind == "vm"):
+            for switch, had in self._contributions.of(owner).items():
+                gone = {key for key in had if key[0] == "meter"} - fresh[owner].get(switch, {}).keys()
+                if gone:
+                    found.setdefault(switch, set()).update(gone)
+        return found
 
     def _named_on(self, owner: Owner, switch: str) -> set[EntryKey]:
         entries = self._contributions.on(owner, switch).values()
