@@ -13,7 +13,8 @@ back, because the VM waits for the answer:
 A third is, because frames wait: `waited`, when every switch has confirmed that the VM's traffic goes to its
 source again (`on_waited`).
 
-After a restart of the controller the time begins when the switches are back.
+After a restart of the controller the time begins when the switches are back; and it stands still while the
+controller is late (`patience`): what a switch has confirmed by then is read before.
 """
 
 import asyncio
@@ -33,6 +34,7 @@ from retinue.core.migration import Migration, MigrationState, PlacementChange
 from retinue.core.migration.handing_back import addressed
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.host.timing import CACHE_LAG
+from retinue.patience import patience
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
 from retinue.protocol.migrations import Report, ReportAnswer
@@ -136,7 +138,7 @@ class MigrationReports:
             return
         events = self._context.events.listen(types=words.LET_GO_ON)
         try:
-            async with asyncio.timeout(words.LET_GO_LIMIT):
+            async with patience(words.LET_GO_LIMIT):
                 while self._is_early(self._steps.get(id)[1], report, by):
                     await anext(events)
         except (TimeoutError, StopAsyncIteration):
@@ -211,7 +213,7 @@ class MigrationReports:
         nothing is copied before the source has taken that."""
         events = self._context.events.listen(types=words.LET_GO_ON)
         try:
-            async with asyncio.timeout(LEFT_LIMIT):
+            async with patience(LEFT_LIMIT):
                 while self._steps.get(id)[1].state in words.BEFORE_DIVERTED:
                     await anext(events)
         except (TimeoutError, StopAsyncIteration):
@@ -304,10 +306,11 @@ def checked(migration: Migration, event: fsm.Event, now: float) -> tuple[Migrati
 
 
 async def confirmed_within(event: asyncio.Event, limit: float) -> bool:
-    """True as soon as the event is set; False after `limit` seconds."""
+    """True as soon as the event is set; False after `limit` seconds. What a switch has said while the loop
+    stood still is read before."""
     try:
-        async with asyncio.timeout(limit):
+        async with patience(limit):
             await event.wait()
     except TimeoutError:
-        return False
+        return event.is_set()
     return True
