@@ -17,6 +17,9 @@ from retinue.patience import after
 LONGEST_STAY = 1.0
 """Seconds after which who is still under way gives the room back: a switch that answers nothing is cut off
 after some seconds (`openflow.session`), and what waits for it till then is to hold up no others."""
+MOST_OVERDUE = 4
+"""Times what there is room for, of those who are under way for longer: who is as many seconds behind is slow
+for good, such as a switch that answers late, and may not let in everybody."""
 
 
 class Room:
@@ -25,6 +28,8 @@ class Room:
     def __init__(self, most: int) -> None:
         self._most = most
         self.taken = 0
+        self.overdue = 0
+        """Who is still under way, and has given the room back."""
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def enter(self, owners: int) -> None:
@@ -52,19 +57,26 @@ class Room:
 
     @contextmanager
     def held(self, owners: int) -> Iterator[None]:
-        """What is inside holds the room that so many have entered, LONGEST_STAY at the most."""
-        inside = [owners]
+        """What is inside holds the room that so many have entered, LONGEST_STAY at the most; longer while
+        too many are overdue."""
+        is_late = False
 
-        def leave() -> None:
-            if inside:
-                self.leave(inside.pop())
+        def give_back() -> None:
+            nonlocal is_late
+            if self.overdue + owners <= MOST_OVERDUE * self._most:
+                is_late = True
+                self.overdue += owners
+                self.leave(owners)
 
-        timer = after(LONGEST_STAY, leave)
+        timer = after(LONGEST_STAY, give_back)
         try:
             yield
         finally:
             timer.cancel()
-            leave()
+            if is_late:
+                self.overdue -= owners
+            else:
+                self.leave(owners)
 
     def _fits(self, owners: int) -> bool:
         return not self.taken or self.taken + owners <= self._most
@@ -132,7 +144,8 @@ class Turns:
             done.set_result(None)
 
     async def _tell(self, mark: "_Mark", under_way: Collection["_Mark"]) -> None:
-        await asyncio.gather(*under_way)
+        if under_way:
+            await asyncio.wait(under_way)  # `gather`, cancelled, would cancel what others wait for.
         if not mark.done():
             mark.set_result(None)
 

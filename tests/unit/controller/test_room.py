@@ -163,3 +163,39 @@ async def test_one_that_fails_makes_room_all_the_same() -> None:
 
 async def _fail() -> None:
     raise ValueError("two clash")
+
+
+async def test_who_is_slow_does_not_let_in_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a switch that answers slowly, or a controller that has too little of its processor: what is
+    under way takes memory all the same."""
+    monkeypatch.setattr("retinue.controller.room.LONGEST_STAY", 0.02)
+    room, inside, ended = Room(10), [], asyncio.Event()
+
+    async def stay(number: int) -> None:
+        await room.enter(5)
+        with room.held(5):
+            inside.append(number)
+            await ended.wait()
+
+    tasks = [asyncio.create_task(stay(number)) for number in range(40)]
+    await asyncio.sleep(1.0)
+    assert len(inside) == 2 + 4 * 2
+    ended.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*tasks)
+    assert (room.taken, room.overdue) == (0, 0)
+
+
+async def test_stopped_in_the_middle_nothing_is_said_to_be_wrong() -> None:
+    """Who waits, what it waits for and who is to tell it are cancelled together, in any order."""
+    for order in (1, -1):
+        work = Work(most=4, batch=2)
+        work.add(0, 1)
+        waiting = [asyncio.create_task(work.turns.passed([Owner("vm", "2")], "ports")) for _ in range(2)]
+        await settle()
+        for task in [*waiting, *work.tasks][::order]:
+            task.cancel()
+        await settle()
+        await settle()
+        assert all(task.done() for task in work.tasks)
+        assert [task for task in work.tasks if not task.cancelled() and task.exception()] == []
