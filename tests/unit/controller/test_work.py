@@ -7,8 +7,8 @@ from sys import getsizeof
 
 import pytest
 
+from retinue.controller import context
 from retinue.controller.context import MOST_UNDER_WAY, Context
-from retinue.controller.migrations import placing
 from retinue.core.migration import MigrationState
 from retinue.core.model import Network, PortStatus, Role, fabric_checks
 from retinue.core.model.network import Owner
@@ -227,18 +227,24 @@ async def test_whom_a_migration_waits_for_is_asked_of_the_switches_concerned_alo
         asked[switch] += 1
         return whether(net, switch)
 
-    monkeypatch.setattr(placing, "is_unused", counted)
+    monkeypatch.setattr(context, "is_unused", counted)
     fake = FakeNetwork(fabric(leaves=6), clock=lambda: 1000.0)
     await fake.start()
     add_vm(fake.net, 1, at=1)
     orchestrator = fake.controller.orchestrator
     id = orchestrator.start("vm1", target_server="server2", after_the_fact=True).id
+    for away in ("spine2", "leaf6"):
+        fake.sessions[away].close("away")
     here = BridgePort(0x32, "br0", "tap1", 3, PortStatus.UP, iface_id="vm1", attached_mac=vm_mac(1))
     fake.controller.inventory.ports.changed([], [here])
+    await fake.settle()
+    assert not orchestrator.migrations[id].state.ended
+    fake.connect("spine2")
     await fake.settle()
     assert (
         orchestrator.migrations[id].state is MigrationState.CONFIRMED
         or orchestrator.migrations[id].state.ended
     )
+    assert "spine2" in asked
     assert asked.keys() <= {"edge1", "edge2", "leaf1", "leaf2", "spine1", "spine2"}
     await fake.stop()
