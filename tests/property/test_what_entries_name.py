@@ -271,3 +271,24 @@ def test_shared_addresses_are_looked_at_only_where_a_meter_goes(monkeypatch: pyt
     anew = Compiler(net)
     anew.update(net.everything())
     assert compiler.programs == anew.programs
+
+
+def test_what_goes_in_turn_has_the_order_of_a_large_change() -> None:
+    """A leaf's group of ways up, which prefixes name: a spine has come back without the leaf's only link."""
+
+    async def scenario(monkeypatch: pytest.MonkeyPatch) -> None:
+        shape = Shape(2, 1, (1, 2), (1, 2), routed=True, cores=0)
+        net = shape.network()
+        monkeypatch.setattr(told, "MOST_UNDER_WAY", 1)
+        world = World(net, monkeypatch, 1)
+        await world.connect()
+        for _ in range(2):
+            touched = altered(net, shape, ("a way up", 1, 1))
+            assert {"prefix", "switch"} <= {owner.kind for owner in touched}
+            owners = sorted(touched, key=lambda owner: owner.kind != "switch")
+            await world.context.install_when_there_is_room(owners, "ports")
+            world.is_right()
+        await world.context.stop()
+
+    with pytest.MonkeyPatch.context() as monkeypatch, asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(scenario(monkeypatch))

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol
 
 import structlog
@@ -152,18 +153,21 @@ class Context:
         owners = sorted(set(touched))
         if len(owners) <= LARGE:
             return await self._install(owners, near, patient)
-        by_step: dict[Step, list[Owner]] = {step: [] for step in Step}
-        for batch in batched(owners, BATCH):
-            for owner in batch:
-                by_step[step_of(self.compiler, owner)].append(owner)
-            await asyncio.sleep(0)
         found: list[InstallReport | BaseException] = []
-        for step in by_step.values():
+        for step in await self._in_steps(owners):
             found += await self._in_batches(step, near, patient)
         for one in found:
             if isinstance(one, BaseException):
                 raise one  # Two clash: after all the others have been sent.
         return together(one for one in found if isinstance(one, InstallReport))
+
+    async def _in_steps(self, owners: Sequence[Owner]) -> list[list[Owner]]:
+        by_step: dict[Step, list[Owner]] = {step: [] for step in Step}
+        for batch in batched(owners, BATCH):
+            for owner in batch:
+                by_step[step_of(self.compiler, owner)].append(owner)
+            await asyncio.sleep(0)
+        return list(by_step.values())
 
     async def _in_batches(
         self, owners: Sequence[Owner], near: Near, patient: Callable[[str], bool]
@@ -185,11 +189,12 @@ class Context:
 
     async def install_when_there_is_room(self, touched: Collection[Owner], what: str) -> None:
         """As `install`; of a large change each owner goes together with what else has come of it meanwhile:
-        when all switches come back, and say where their ports are, nobody is computed for each of them."""
+        when all switches come back, and say where their ports are, nobody is computed for each of them. They
+        queue in the order of a large change."""
         if len(touched) <= LARGE:
             await self.install(touched)
         else:
-            await self._turns.passed(touched, what)
+            await self._turns.passed(chain(*await self._in_steps(sorted(touched))), what)
 
     async def _install_one(
         self, batch: Collection[Owner], near: Near, patient: Callable[[str], bool]
