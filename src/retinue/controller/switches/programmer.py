@@ -241,7 +241,7 @@ class SwitchProgrammer:
         if self.session is None or not self.is_read:
             return [Sent(0, False)] * len(orders)
         together: set[EntryKey] = set().union(*orders)
-        left = self._not_yet(together) if self._knowledge.kept else set()
+        left = self._not_yet(together) if self._knowledge.kept else self._used_by_held(together)
         self._hold(left)
         sent = await self._send_difference(self.session, [order - left for order in orders])
         return [
@@ -360,7 +360,14 @@ class SwitchProgrammer:
         wanted, has = self._wanted(keys), self.mirror.taken(keys)
         held = {key for key in keys if self._is_left(key, wanted.get(key), has.get(key))}
         used = self._used_by(held).intersection(keys)
-        return held | {key for key in used if key not in wanted and key in has}
+        return held | {key for key in used if key not in wanted and key in has} | self._used_by_held(keys)
+
+    def _used_by_held(self, keys: Collection[EntryKey]) -> set[EntryKey]:
+        """Of these keys the meters and groups that are to go, and that what is held besides uses: the switch
+        would delete that with them."""
+        some: set[EntryKey] = {key for key in keys if key[0] in ("meter", "group")} if self.held else set()
+        gone = some.difference(self._wanted(some)) if some else some
+        return gone & self._used_by(self.held.difference(keys)) if gone else gone
 
     def _used_by(self, keys: Iterable[EntryKey]) -> set[EntryKey]:
         """The meters and groups that flows of these keys use on the switch."""

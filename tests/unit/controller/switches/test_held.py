@@ -8,6 +8,7 @@ from retinue.controller.switches.programmer import SwitchProgrammer
 from retinue.core.model import VMPort
 from retinue.core.model.network import Owner
 from retinue.core.pipeline.cookies import owner_hash, owner_hash_of
+from retinue.core.pipeline.entry import Flow
 from retinue.core.pipeline.meters import VMMeter
 from support.fabric.networks import add_vm, fabric, vm_port
 from support.fakes.session import FakeNetwork
@@ -82,3 +83,15 @@ async def test_an_installation_looks_at_what_is_held_of_whom_it_touches(
     await later.controller.context.install(())
     assert looked_at[1:] == [everything]
     assert not programmer.held
+
+
+async def test_a_meter_that_what_is_held_names_does_not_go_before_it(later: FakeNetwork) -> None:
+    """The switch would delete with it what is held. Vm1 has vm2's port for a while, and then another."""
+    context = later.controller.context
+    for number in (vm_port(2), ELSEWHERE):
+        await context.install(later.net.set_vm_port("vm1", "edge1", VMPort(number, "t")))
+    await context.install(later.net.set_vm_port("vm2", "edge1", VMPort(vm_port(2), "tap2")))
+    wanted = context.compiler.program("edge1").whole()
+    assert {key for key, one in wanted.items() if isinstance(one, Flow)} == later.fabric["edge1"].flows.keys()
+    assert (meters_at(later, vm_port(2)), meters_at(later, ELSEWHERE)) == (3, 3)
+    assert not context.installer.switches["edge1"].held
