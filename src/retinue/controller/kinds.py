@@ -167,7 +167,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
     "switches report it when they connect": (
         "VMPorts.rejected", "Knowledge.edges_read", "Network.untold", "Network.vm_ports",
         "ReportedPorts._ports",
-        "ServerLocations._leaves", "SwitchProgrammer._held_of", "SwitchProgrammer.held",
+        "Held._of", "Held.keys", "ServerLocations._leaves",
         "SwitchProgrammer.pending", "Mirror._differs",
     ),
     "agents and hypervisors report it again": (

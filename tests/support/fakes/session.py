@@ -176,7 +176,7 @@ class FakeNetwork:
         left = set(self.controller.context.not_installed)
         for name, programmer in self.controller.context.installer.switches.items():
             if programmer.is_read:
-                judged = programmer.held - programmer._not_yet(programmer.held)
+                judged = programmer.held - programmer._left.not_yet(programmer.held)
                 assert not judged, f"held on {name}, though it can be judged: {judged}"
         await self.controller.stop()
         assert not left, f"changed, and not brought onto the switches: {left}"

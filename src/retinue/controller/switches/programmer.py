@@ -7,12 +7,13 @@ and only the difference is sent. The same happens by an audit, of a switch that 
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from dataclasses import replace
 
 import structlog
 
 from retinue.controller.switches import size_checks
+from retinue.controller.switches.held import Held
 from retinue.controller.switches.mirror import Mirror, compared
 from retinue.controller.switches.orders import Order, Orders, Sent
 from retinue.controller.switches.readback import Audit, SwitchSession, entries_of
@@ -27,7 +28,6 @@ from retinue.core.pipeline.entry import (
     EntryKey,
     Flow,
     FlowKey,
-    Group,
     Program,
     named_by,
 )
@@ -74,13 +74,7 @@ class SwitchProgrammer:
         self.mirror = Mirror(compiler.program(switch))
         self.pending: set[EntryKey] = set()
         """Entries the switch has yet to confirm, present or gone as the program wants it."""
-        self.held: set[EntryKey] = set()
-        """Of those, entries that are left as they are on the switch for now: because it is not known yet
-        whether they are right, or because their owner is kept as it is (core.pipeline.knowledge)."""
-        self._held_of: dict[int, set[EntryKey]] = {}
-        """What is held, and some of what was, by the hash of its owner; meters have none."""
-        self._judged_by: Hashable = None
-        """What had been told (Knowledge.told) when all that is held was looked at last."""
+        self._left = Held(switch, knowledge, self.mirror, self.pending, self._wanted)
         self.flow_mods = 0
         """Flow entries sent and confirmed so far."""
         self.rejection = ""
@@ -95,6 +89,11 @@ class SwitchProgrammer:
         """Seconds before the last retry; None when the switch has confirmed something since."""
         self._sendings = 0
         """How often something was sent: so that a reading knows whether it is out of date."""
+
+    @property
+    def held(self) -> Set[EntryKey]:
+        """Of what is pending, entries that are left as they are on the switch for now."""
+        return self._left.keys
 
     @property
     def is_connected(self) -> bool:
@@ -123,7 +122,7 @@ class SwitchProgrammer:
             if not session.alive or session is not self.session:
                 raise ConnectionError("it disconnected while it was being read")
             self.is_read = True
-            self._judged_by = self._knowledge.told(self._switch)
+            self._left.looked_at()
             return await self._make_agree(session, {*self.mirror.differing, *self.pending, *self.held})
 
     def disconnected(self, session: SwitchSession) -> bool:
@@ -228,9 +227,9 @@ class SwitchProgrammer:
 
     async def _make_agree(self, session: SwitchSession, keys: set[EntryKey]) -> Sent:
         """Of a switch that has just been read: send the difference for these keys."""
-        held = self._not_yet(keys)
-        self.held -= keys
-        self._hold(held)
+        held = self._left.not_yet(keys)
+        self._left.let_go(keys)
+        self._left.hold(held)
         self.pending |= held
         keys = keys - held
         # Whatever was confirmed before: the entries that differ, the switch has yet to confirm.
@@ -241,8 +240,8 @@ class SwitchProgrammer:
         if self.session is None or not self.is_read:
             return [Sent(0, False)] * len(orders)
         together: set[EntryKey] = set().union(*orders)
-        left = self._not_yet(together) if self._knowledge.kept else self._used_by_held(together)
-        self._hold(left)
+        left = self._left.not_to_be_sent(together)
+        self._left.hold(left)
         sent = await self._send_difference(self.session, [order - left for order in orders])
         return [
             Sent(one.flow_mods, one.confirmed and left.isdisjoint(order))
@@ -321,10 +320,9 @@ class SwitchProgrammer:
         """
         agreed = set(keys) - self._differing(keys)
         self.pending.difference_update(agreed)
-        self.held.difference_update(agreed)
-        for some in (self.pending, self.held):
-            if not some:
-                some.clear()  # An empty set still has the room of the most that it ever had.
+        if not self.pending:
+            self.pending.clear()  # An empty set still has the room of the most that it ever had.
+        self._left.let_go(agreed)
         self._pause = None
         if self._retry is None:
             self.rejection = ""
@@ -349,75 +347,11 @@ class SwitchProgrammer:
 
         self._retry = asyncio.get_running_loop().create_task(again())
 
-    # ---- what is held ----
-
-    def _not_yet(self, keys: Collection[EntryKey]) -> set[EntryKey]:
-        """Of these keys, those in which the switch differs from its program, and is left as it is for now.
-
-        What was pending and not held before goes: that was decided. A meter, or a group, stays with what uses
-        it.
-        """
-        wanted, has = self._wanted(keys), self.mirror.taken(keys)
-        held = {key for key in keys if self._is_left(key, wanted.get(key), has.get(key))}
-        used = self._used_by(held).intersection(keys)
-        return held | {key for key in used if key not in wanted and key in has} | self._used_by_held(keys)
-
-    def _used_by_held(self, keys: Collection[EntryKey]) -> set[EntryKey]:
-        """Of these keys the meters and groups that are to go, and that what is held besides uses: the switch
-        would delete that with them."""
-        some: set[EntryKey] = {key for key in keys if key[0] in ("meter", "group")} if self.held else set()
-        gone = some.difference(self._wanted(some)) if some else some
-        return gone & self._used_by(self.held.difference(keys)) if gone else gone
-
-    def _used_by(self, keys: Iterable[EntryKey]) -> set[EntryKey]:
-        """The meters and groups that flows of these keys use on the switch."""
-        flows = [flow for flow in self.mirror.taken(set(keys)).values() if isinstance(flow, Flow)]
-        return {key for flow in flows for key in named_by(flow)}
-
-    def _is_left(self, key: EntryKey, want: Entry | None, have: Entry | None) -> bool:
-        if agrees(want, have):
-            return False
-        if any(self._knowledge.is_kept(entry) for entry in (want, have) if entry is not None):
-            return True
-        if have is None:
-            return False
-        if isinstance(want, Group) and want.replicates:
-            # It is made of ports, which are told one by one: it may lack some that are right.
-            return not self._knowledge.may_judge(have, self._switch)
-        if want is not None or (key in self.pending and key not in self.held):
-            return False
-        return not self._knowledge.may_judge(have, self._switch)
-
-    def _hold(self, keys: Collection[EntryKey]) -> None:
-        self.held.update(keys)
-        wanted, has = self._wanted(keys), self.mirror.taken(keys)
-        for key in keys:
-            for entry in (has.get(key), wanted.get(key)):
-                owner = None if entry is None else self._knowledge.owner_of(entry)
-                if owner is not None:
-                    self._held_of.setdefault(owner, set()).add(key)
+    # ---- what is held, and what is pending ----
 
     def release(self, touched: Collection[int]) -> frozenset[EntryKey]:
-        """The held entries that can be judged by now, and are to be sent: they are held no longer. `touched`:
-        the hashes of owners that have been computed since.
-        """
-        if not self.held or not self.is_read:
-            return frozenset()
-        told = self._knowledge.told(self._switch)
-        keys = self._held_by(touched) if told == self._judged_by else self.held
-        self._judged_by = told
-        released = frozenset(keys - self._not_yet(keys)) if keys else frozenset()
-        self.held -= released
-        if not self.held:
-            self._held_of.clear()
-        return released
-
-    def _held_by(self, owners: Collection[int]) -> set[EntryKey]:
-        """What is held of these owners, and meters and groups that only this uses."""
-        own: set[EntryKey] = set().union(*(self._held_of.get(owner, ()) for owner in owners)) & self.held
-        if not own:
-            return own
-        return own | (self._used_by(own) - self._used_by(self.held - own)) & self.held
+        """See Held.release; of a switch that is not read nothing can be judged."""
+        return self._left.release(touched) if self.is_read else frozenset()
 
     def pending_of(self, owner: Owner, *, with_held: bool) -> bool:
         """True while the switch has yet to confirm something of this owner, gone entries among it."""

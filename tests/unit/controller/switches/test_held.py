@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from retinue.controller.switches.programmer import SwitchProgrammer
+from retinue.controller.switches.held import Held
 from retinue.core.model import VMPort
 from retinue.core.model.network import Owner
 from retinue.core.pipeline.cookies import owner_hash, owner_hash_of
@@ -66,14 +66,14 @@ async def test_an_installation_looks_at_what_is_held_of_whom_it_touches(
     """And at all of it when the edge's database has been read."""
     programmer = later.controller.context.installer.switches["edge1"]
     looked_at: list[int] = []
-    not_yet = SwitchProgrammer._not_yet
+    not_yet = Held.not_yet
 
-    def counted(self: SwitchProgrammer, keys: set[object]) -> set[object]:
-        if self is programmer:
+    def counted(self: Held, keys: set[object]) -> set[object]:
+        if self is programmer._left:
             looked_at.append(len(keys))
         return not_yet(self, keys)  # type: ignore[arg-type, return-value]
 
-    monkeypatch.setattr(SwitchProgrammer, "_not_yet", counted)
+    monkeypatch.setattr(Held, "not_yet", counted)
     everything = len(programmer.held)
     await later.controller.context.install({Owner("server", "server3")})
     assert looked_at == []
