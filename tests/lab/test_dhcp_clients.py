@@ -187,6 +187,7 @@ async def test_those_that_watch_their_link_ask_when_it_comes_back(bench: LabBenc
     assert [await held(bench, client) == before[client.name] for client in watching] == [False, False]
 
 
+@pytest.mark.long
 async def test_of_two_servers_one_is_taken_and_the_others_offer_binds_nothing(bench: LabBench) -> None:
     async with (
         second_dhcp.running(bench),

@@ -160,9 +160,9 @@ class Copies:
 
 
 FAILURES = [
-    "disk full",
+    long("disk full"),
     long("called off at once"),
-    "called off in memory",
+    long("called off in memory"),
     long("cut"),
     "target dies",
     long("target stalls"),

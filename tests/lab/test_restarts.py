@@ -87,6 +87,7 @@ async def test_a_vm_migrates_over_switches_without_bundles_and_no_packet_is_lost
         await bench.unharmed(traffic)
 
 
+@pytest.mark.long
 async def test_over_a_far_and_lossy_line_sessions_hold_and_migrations_are_confirmed_or_undone(
     bench: LabBench,
 ) -> None:

@@ -74,9 +74,15 @@ class MigrationEnds:
         return "runs" if self.domain.now[0] == RUNS else "stands still"
 
     async def divert(self, taps: Collection[str]) -> bool:
-        left = "some" if self.domain.remaining else "nothing"
-        self.said.append(f"diverted, VM {self.state()}, {left} left of pass {self.domain.looks}")
+        self.said.append(f"diverted, {self.seen()}")
         return True
+
+    def seen(self) -> str:
+        for domain in self.source.connection.domains_:
+            state = "runs" if domain.now[0] == RUNS else "stands still"
+            left = "some" if domain.remaining else "nothing"
+            return f"VM {state}, {left} left of pass {domain.looks}"
+        return "VM gone"  # Its libvirt may be quicker than we.
 
     def hear(self, event: Event) -> None:
         self.events.append(event)
