@@ -118,6 +118,15 @@ async def runs_there(bench: LabBench, events: Events) -> str:
     return migration
 
 
+async def runs_there_whole(bench: LabBench) -> None:
+    async def settled() -> bool:
+        return (await state(bench, "server1"), await state(bench, "server2")) == ("", "running (migrated)")
+
+    await eventually(settled)
+    await nothing_is_wrong(bench)
+    assert (await bench.vm(VM))["power"] == "running"
+
+
 async def nothing_is_wrong(bench: LabBench) -> None:
     """The guest has compared all of its memory, and written it, twice since now."""
     enough = int(await bench.guest(VM, "cut -d' ' -f4 /tmp/scribbled")) + 2 * MIB * 256
@@ -211,13 +220,7 @@ async def test_a_connection_that_breaks_twice_with_memory_to_come_costs_no_vm(be
             await cut(bench, migration)
             await until_ways(bench, before + time)
         await reaches(events, migration, "done")
-
-    async def settled() -> bool:
-        return (await state(bench, "server1"), await state(bench, "server2")) == ("", "running (migrated)")
-
-    await eventually(settled)
-    await nothing_is_wrong(bench)
-    assert (await bench.vm(VM))["power"] == "running"
+    await runs_there_whole(bench)
 
 
 async def test_a_libvirtd_that_dies_with_memory_to_come_takes_no_vm_with_it(bench: LabBench) -> None:
@@ -229,10 +232,4 @@ async def test_a_libvirtd_that_dies_with_memory_to_come_takes_no_vm_with_it(benc
             bench.kill("server1-agent", signal.SIGCONT)
         await start_libvirtd(bench, "server2")
         await reaches(events, migration, "done")
-
-    async def settled() -> bool:
-        return (await state(bench, "server1"), await state(bench, "server2")) == ("", "running (migrated)")
-
-    await eventually(settled)
-    await nothing_is_wrong(bench)
-    assert (await bench.vm(VM))["power"] == "running"
+    await runs_there_whole(bench)

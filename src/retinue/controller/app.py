@@ -296,9 +296,9 @@ class Controller:
             return
         marked = reason in MARKED_BY and self.orchestrator.old_ways.heard(switch, message.frame)
         self.context.counters[packet_ins(Reason.PROBE if marked else reason)] += 1
+        if marked:
+            return
         match reason:
-            case _ if marked:
-                pass
             case Reason.DHCP_CLIENT:
                 self.dhcp.from_vm(switch, message.in_port, message.frame)
             case Reason.DHCP_SERVER:

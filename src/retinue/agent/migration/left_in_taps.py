@@ -24,8 +24,7 @@ import structlog
 from retinue.agent.controller_link.vm_reports import VMReports
 from retinue.agent.vms.local_vm import Switch
 from retinue.core.limits import LARGEST_REPORT, MOST_WAITING, MOST_WAITING_BYTES
-from retinue.core.migration import MigrationState
-from retinue.core.migration.handing_back import in_batches, not_copied
+from retinue.core.migration.handing_back import HANDED_BACK_IN, in_batches, not_copied
 from retinue.host.errors import HostError
 from retinue.host.tap_queue import HeldTaps, holders_of
 from retinue.host.timing import CACHE_LAG
@@ -42,8 +41,6 @@ BACK_LIMIT = 2.0
 STANDS_LIMIT = 60.0
 """Seconds that a VM may stand still before it runs here again, with what was taken."""
 _ENDED = (EventKind.DEPARTED, EventKind.STOPPED, EventKind.FAILED)
-_FOR_THE_SOURCE = (MigrationState.ROLLING_BACK, MigrationState.UNDONE)
-"""Where the controller is then, what waited is sent to the source."""
 
 log = structlog.get_logger()
 
@@ -154,7 +151,7 @@ class LeftInTaps:
         given: list[bytes] = []
         batches = list(in_batches(taken, LARGEST_REPORT // 2))  # In base64 they are a third longer.
         for frames in batches or [[]]:
-            if await self._reports.hand_on(vm, migration, frames) not in _FOR_THE_SOURCE:
+            if await self._reports.hand_on(vm, migration, frames) not in HANDED_BACK_IN:
                 given += frames
         return given
 

@@ -164,7 +164,6 @@ class SourceEnd:
                 total_ms=round(result.total_ms, 1),
                 downtime_ms=round(result.downtime_ms, 1),
             )
-
         finally:
             if gone is not None:
                 gone.cancel()

@@ -31,6 +31,7 @@ from retinue.core.model.network import Touched
 from retinue.core.packets import FrameError, parse
 from retinue.core.placement import EntityKind, Reason, Wish
 from retinue.core.text import printable
+from retinue.patience import patience
 from retinue.protocol.domains import SAID_BY_SOURCE, Guest, Heard, Prepare, Prepared, Removed, Said, Word
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
@@ -315,7 +316,7 @@ class Hearing:
             raise MigrationError("`diverted` needs its mark")
         came = self._marks.setdefault(mark, asyncio.Event())
         try:
-            async with asyncio.timeout(MARK_LIMIT):
+            async with patience(MARK_LIMIT):
                 await came.wait()
         except TimeoutError as error:
             raise MigrationError(

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from retinue.controller.migrations.words import HANDED_BACK_IN
 from retinue.core.limits import MOST_WAITING
 from retinue.core.migration import MigrationState, PlacementChange
+from retinue.core.migration.handing_back import HANDED_BACK_IN
 from retinue.core.pipeline.compiler import Keys
 from retinue.protocol.migrations import Report
 

@@ -29,6 +29,7 @@ from retinue.core.packets.ipv4 import build_ipv4
 from retinue.core.packets.lldp import probe_frame
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.core.token_bucket import TokenBucket
+from retinue.patience import patience
 
 PATIENCE = 0.3
 """Seconds that marks may take over all the links together. One that a link or a meter has lost never comes,
@@ -88,7 +89,7 @@ class OldWays:
     async def _come(self, migration: str, ways: Sequence[Sequence[Mark]]) -> bool:
         clock = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with patience(PATIENCE):
                 for marks in ways:
                     if not self._room.take(clock(), len(marks)):
                         log.info("migration.too_many_marks", migration=migration)

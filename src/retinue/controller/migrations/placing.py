@@ -18,6 +18,7 @@ from retinue.core.model.network import NOTHING, Owner, Touched
 from retinue.core.packets import Ethernet, EtherType
 from retinue.core.pipeline.underlay import Near, underlay_of
 from retinue.host.timing import CACHE_LAG
+from retinue.patience import patience
 
 log = structlog.get_logger()
 
@@ -142,7 +143,7 @@ class Placing:
             watched = progress.watched or (progress.recovered and self._can_wait(id))
             if watched or looks:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(QUIET_LIMIT if watched else LOOKS_LIMIT):
+                    async with patience(QUIET_LIMIT if watched else LOOKS_LIMIT):
                         await progress.quiet.wait()
         migration = self._migrations.get(id)
         if migration is not None and migration.state is MigrationState.DIVERTED:

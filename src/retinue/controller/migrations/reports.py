@@ -31,7 +31,7 @@ from retinue.controller.migrations.placing import PRIMERS
 from retinue.controller.migrations.requests import MigrationError
 from retinue.core import migration as fsm
 from retinue.core.migration import Migration, MigrationState, PlacementChange
-from retinue.core.migration.handing_back import addressed
+from retinue.core.migration.handing_back import HANDED_BACK_IN, addressed
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.host.timing import CACHE_LAG
 from retinue.patience import patience
@@ -200,7 +200,7 @@ class MigrationReports:
         words.check_that_it_waits_in_vain(migration, by)
         if frames:
             count_waited(active.figures, migration.state, lambda room: self._send(migration, frames[:room]))
-        if migration.state not in words.HANDED_BACK_IN:
+        if migration.state not in HANDED_BACK_IN:
             active.progress.quiet.set()
         elif not frames and migration.state is MigrationState.ROLLING_BACK and migration.was_diverted:
             await confirmed_within(active.progress.is_confirmed(PlacementChange.RETURNED), RETURNED_LIMIT)

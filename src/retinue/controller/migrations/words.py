@@ -16,6 +16,7 @@ from enum import StrEnum
 from retinue.controller.migrations.requests import MigrationError
 from retinue.core import migration as fsm
 from retinue.core.migration import Migration, MigrationState
+from retinue.core.migration.handing_back import HANDED_BACK_IN
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
 from retinue.protocol.migrations import Report
@@ -39,9 +40,7 @@ BEFORE_DIVERTED = frozenset(
     state for state in MigrationState if state.may_undo and state is not MigrationState.DIVERTED
 )
 HANDED_ON_IN = POSTCOPY_IN | {MigrationState.FREED, MigrationState.DONE}
-HANDED_BACK_IN = frozenset({MigrationState.ROLLING_BACK, MigrationState.UNDONE})
-"""States in which what waits for the VM at its source is for it at the target, and what waits at either end
-for it at its source."""
+"""States in which what waits for the VM at its source is for it at the target."""
 
 
 class End(StrEnum):

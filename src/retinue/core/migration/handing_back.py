@@ -11,11 +11,14 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
 from retinue.core.limits import LARGEST_FRAME
+from retinue.core.migration.record import MigrationState
 from retinue.core.model import DEFAULT_VNET, IP, NIC, VM, Mac, is_multicast
 from retinue.core.model.link_local import link_local
 from retinue.core.model.network import Network
 from retinue.core.packets import Ethernet, EtherType, FrameError, parse
 
+HANDED_BACK_IN = frozenset({MigrationState.ROLLING_BACK, MigrationState.UNDONE})
+"""States in which what waits for the VM at either end is for it at its source."""
 _IPV4_HEADER, _IPV6_HEADER = 20, 40
 
 
