@@ -17,6 +17,7 @@ from scapy.layers.inet6 import (
     ICMPv6ND_NS,
     ICMPv6NDOptDstLLAddr,
     ICMPv6NDOptSrcLLAddr,
+    ICMPv6NDOptUnknown,
     IPv6,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
@@ -33,6 +34,7 @@ from retinue.core.packets import (
     discover,
     parse_dhcp_frame,
 )
+from retinue.core.packets.ethernet import mac_bytes
 from retinue.core.pipeline.entry import (
     Action,
     Change,
@@ -110,6 +112,23 @@ def echo_answer(*turned: Action, **terms: Any) -> Flow:
     """Sends an echo back by the gateway's MAC, after what `turned` makes of its packet."""
     macs = (RegMove(Field.ETH_SRC, Field.ETH_DST), set_field(Field.ETH_SRC, GATEWAY))
     return flow(*macs, *turned, BACK, **terms)
+
+
+def nd_answer() -> tuple[Flow, Flow]:
+    """Turns a solicitation that has its sender's MAC into an advertisement that has the gateway's."""
+    terms: dict[str, Any] = {"eth_type": 0x86DD, "ip_proto": 58}
+    turned = (
+        RegMove(Field.ETH_SRC, Field.ETH_DST),
+        set_field(Field.ETH_SRC, GATEWAY),
+        RegMove(Field.IPV6_SRC, Field.IPV6_DST),
+        RegMove(Field.IPV6_ND_TARGET, Field.IPV6_SRC),
+        SetField(Field.ND_RESERVED, 0xE0000000),
+        SetField(Field.ND_OPTIONS_TYPE, 2),
+        SetField(Field.ICMPV6_TYPE, 136),
+    )
+    asked = {"icmpv6_type": 135, "ipv6_nd_target": SIX2, "nd_options_type": 1}
+    told = (RegMove(Field.ETH_SRC, Field.IPV6_ND_TLL), BACK)
+    return flow(*turned, goto=1, **terms, **asked), flow(*told, table=1, **terms, icmpv6_type=136)
 
 
 def six(body: Any, hlim: int = 255) -> bytes:
@@ -484,6 +503,49 @@ class TestMadeByHand:
         }  # fmt: skip
         assert [port for port, _ in pair.out(six(said / mine, hlim=254))] == [1]
 
+    def test_an_answer_to_a_neighbour_solicitation(self, real: RealSwitch) -> None:
+        """Whatever is in front of it, or behind its option, and however much of it there is."""
+        pair = Pair(real, *nd_answer())
+        asked = ICMPv6ND_NS(tgt=str(SIX2)) / ICMPv6NDOptSrcLLAddr(lladdr=VM1)
+        told = ICMPv6ND_NA(tgt=str(SIX2), R=1, S=1, O=1) / ICMPv6NDOptDstLLAddr(lladdr=GATEWAY)
+        answer = IPv6(src=str(SIX2), dst=str(SIX1), hlim=255) / told
+        for port in PORTS:
+            out = pair.out(six(asked), port)
+            assert out == [(port, Ethernet(VM1, GATEWAY, 0x86DD, bytes(answer)).build())]
+        assert pair.out(six(ICMPv6ND_NS(tgt=str(SIX2)))) == [], "without the option there is no room for one"
+        assert pair.out(six(ICMPv6ND_NS(tgt=str(SIX1)) / ICMPv6NDOptSrcLLAddr(lladdr=VM1))) == []
+        assert pair.out(six(told)) == [], "an answer is none to answer"
+        nonce, long_nonce = ICMPv6NDOptUnknown(type=14, data=b"nonce!"), b"\x0e\x02" + bytes(14)
+        source, target = ICMPv6NDOptSrcLLAddr(lladdr=VM1), ICMPv6NDOptDstLLAddr(lladdr=VM2)
+        bare = ICMPv6ND_NS(tgt=str(SIX2), res=7)
+        for message in (
+            bare / source / nonce, bare / nonce / source, bare / Raw(long_nonce) , bare / source / target,
+            bare / target / source, bare / target, bare / source / source, bare / target / target,
+            bare / Raw(long_nonce + bytes(source)), IPv6ExtHdrDestOpt() / bare / source,
+            IPv6ExtHdrFragment(m=0) / bare / source, bare / source / Raw(b"\x01\x00" + bytes(6)),
+        ):  # fmt: skip
+            pair.frame(six(message))
+        wrong = bytearray(six(asked))
+        wrong[57] ^= 0x55
+        assert pair.out(bytes(wrong)) == pair.out(six(asked)), "its checksum is computed anew"
+        for size in range(54, len(wrong)):
+            pair.frame(bytes(wrong[:size]))
+
+    def test_what_is_seen_of_flags_and_options(self, real: RealSwitch) -> None:
+        terms: dict[str, Any] = {"eth_type": 0x86DD, "ip_proto": 58, "icmpv6_type": 136}
+        pair = Pair(
+            real,
+            flow(Output(2), priority=3, **terms, nd_reserved=0xE0000000, nd_options_type=2),
+            flow(Output(3), priority=2, **terms, nd_reserved=0x60000000),
+            flow(BACK, priority=1, **terms, nd_options_type=0),
+        )
+        said, mine = ICMPv6ND_NA(tgt=str(SIX1), R=1, S=1, O=1), ICMPv6NDOptDstLLAddr(lladdr=VM1)
+        other = ICMPv6NDOptSrcLLAddr(lladdr=VM1)
+        messages = (said / mine, said, said / other / mine, said / mine / other, said / mine / mine,
+                    ICMPv6ND_NA(tgt=str(SIX1), R=0, S=1, O=1) / mine)  # fmt: skip
+        found = [[port for port, _ in pair.out(six(message))] for message in messages]
+        assert found == [[2], [1], [], [2], [2], [3]], found
+
     def test_fragments_and_what_cannot_be_read_of_ipv6(self, real: RealSwitch) -> None:
         """A chain of headers that is cut off has no protocol, a first fragment without its ICMPv6 header no
         type."""
@@ -582,6 +644,12 @@ def some_match(rng: random.Random) -> dict[str, Any]:
             if terms["eth_type"] == 0x86DD:
                 maybe(0.5, ipv6_src=rng.choice((IPv6Network("fd00::/64"), IPv6Network("fe80::/10"))))
                 maybe(0.5, ip_proto=rng.choice((0, 17, 44, 58)))
+                if terms.get("ip_proto") == 58:
+                    maybe(0.7, icmpv6_type=135)
+                if "icmpv6_type" in terms:
+                    maybe(0.3, nd_options_type=rng.choice((0, 1, 2)))
+                    maybe(0.3, nd_reserved=0)
+                    maybe(0.3, ipv6_nd_sll=rng.choice((VM1, 0)))
                 maybe(0.3, ip_frag=rng.choice((0, 1, 3)))
                 maybe(0.3, ip_ttl=rng.choice((1, 64, 255)))
         case _:
@@ -626,7 +694,33 @@ def some_actions(rng: random.Random, terms: dict[str, Any]) -> list[Action]:
             choices += [SetField(Field.TCP_SRC, 443)]
         case 1:
             choices += [SetField(Field.ICMPV4_TYPE, 0)]
+        case 58 if terms.get("icmpv6_type") == 135:
+            choices += [
+                SetField(Field.ND_RESERVED, 0x60000000),
+                SetField(Field.ND_OPTIONS_TYPE, 2),
+                SetField(Field.ICMPV6_TYPE, 136),
+                RegMove(Field.ETH_SRC, Field.IPV6_ND_SLL),
+                RegMove(Field.IPV6_SRC, Field.IPV6_ND_TARGET),
+            ] * 2
     return rng.choices(choices, k=rng.randrange(5))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_solicitations_from_seeds(real: RealSwitch, seed: int) -> None:
+    """Their options in any number and order, cut off or damaged, are answered as the real switch answers."""
+    rng = random.Random(seed)
+    pair = Pair(real, *nd_answer())
+    for _ in range(40):
+        options = b""
+        for _ in range(rng.randrange(4)):
+            kind, size = rng.choice((1, 1, 2, 14)), rng.choice((1, 1, 1, 2))
+            mac = mac_bytes(rng.choice((VM1, VM2, "00:00:00:00:00:00")))
+            options += bytes((kind, size)) + bytes(8 * (size - 1)) + mac
+        asked = ICMPv6ND_NS(tgt=str(SIX2), res=rng.choice((0, 0, rng.getrandbits(32)))) / Raw(options)
+        frame = six(asked)
+        if rng.random() < 0.3:
+            frame = damaged(rng, frame)
+        pair.frame(frame, rng.choice(PORTS))
 
 
 @pytest.mark.parametrize("seed", range(100))

@@ -48,6 +48,7 @@ from retinue.core.pipeline.entry import (
     ToGroup,
 )
 from retinue.core.pipeline.responders.too_big import ETHERNET, TAG
+from retinue.core.pipeline.tables import Table
 
 MAX_HOPS = 32
 """Switches that a frame may go through. The longest way there is has 19, in three tiers: brought to where
@@ -102,7 +103,10 @@ class Told:
 
     @property
     def metered(self) -> bool:
-        return self.hops[-1].flows[-1].meter is not None
+        *before, last = self.hops[-1].flows
+        if last.table == Table.ANSWER:  # By the table ND, on its way there.
+            last = before[-1]
+        return last.meter is not None
 
 
 @dataclass(frozen=True, slots=True)

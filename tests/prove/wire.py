@@ -11,7 +11,15 @@ from retinue.core.packets import checksum
 from retinue.core.pipeline.entry import FIELD_BYTES, Field
 
 _OF_ARP = (Field.ARP_OP, Field.ARP_SHA, Field.ARP_SPA, Field.ARP_THA, Field.ARP_TPA)
-_OF_ND = (Field.IPV6_ND_TARGET, Field.IPV6_ND_SLL, Field.IPV6_ND_TLL)
+_OF_ND = (
+    Field.IPV6_ND_TARGET,
+    Field.IPV6_ND_SLL,
+    Field.IPV6_ND_TLL,
+    Field.ND_RESERVED,
+    Field.ND_OPTIONS_TYPE,
+)
+_SOURCE, _TARGET = 1, 2
+"""Types of the options that have a link-layer address."""
 SOLICITATION, ADVERTISEMENT = 135, 136
 FRAGMENT = 44
 FIRST, LATER = 1, 3
@@ -51,11 +59,20 @@ def real() -> tuple[z3.BoolRef, ...]:
         *only_if(z3.Or(asks, says), Field.IPV6_ND_TARGET),
         *only_if(asks, Field.IPV6_ND_SLL),
         *only_if(says, Field.IPV6_ND_TLL),
+        *only_if(z3.Or(asks, says), Field.ND_RESERVED, Field.ND_OPTIONS_TYPE),
+        z3.Implies(asks, _has_one(_SOURCE, Field.IPV6_ND_SLL)),
+        z3.Implies(says, _has_one(_TARGET, Field.IPV6_ND_TLL)),
         # Behind extension headers is another protocol than theirs; of later parts it is the fragment header.
         z3.Implies(v6, z3.And(*(proto != n for n in (43, 51, 60)))),
         z3.Implies(v6, (proto == FRAGMENT) == (part == LATER)),
         z3.Implies(z3.And(v6, proto == 0), z3.And(x[Field.IP_TTL] == 0, part == 0)),
     )
+
+
+def _has_one(kind: int, address: Field) -> z3.BoolRef:
+    """The message's option is of its own kind, and has an address; or there is none."""
+    seen, mac = UNKNOWN[Field.ND_OPTIONS_TYPE], UNKNOWN[address]
+    return z3.Or(z3.And(seen == kind, mac != 0), z3.And(seen == 0, mac == 0))
 
 
 def build(frame: Mapping[Field, int]) -> bytes:
@@ -117,7 +134,7 @@ def _upper(frame: Mapping[Field, int], icmp: int, kind: Field, code: Field) -> b
         return ports + bytes(8) + b"\x50" + bytes(7)
     if proto != icmp:
         return bytes(8)
-    message = _bytes(frame, kind) + _bytes(frame, code) + bytes(6)
+    message = _bytes(frame, kind) + _bytes(frame, code) + bytes(2) + _bytes(frame, Field.ND_RESERVED)
     if any(frame[field] for field in _OF_ND):
         message += _bytes(frame, Field.IPV6_ND_TARGET)
         for number, field in ((1, Field.IPV6_ND_SLL), (2, Field.IPV6_ND_TLL)):

@@ -317,6 +317,8 @@ class Controller:
                 self.nd.from_vm(switch, message.in_port, message.frame)
             case Reason.SERVER_ND:
                 self.nd.from_server(switch, message.in_port, message.frame)
+            case Reason.SERVER_ND_ANSWERED:
+                self.nd.from_server(switch, message.in_port, message.frame, answered=True)
             case Reason.FIP_NODE:
                 self.fip.from_vm(switch, message.in_port, message.frame)
             case Reason.FIP_FORWARDER:

@@ -28,12 +28,14 @@ from retinue.core.packets import (
     build_icmpv6,
     build_ipv6,
     nd_frame,
+    parse,
+    parse_nd,
     upper_checksum,
 )
 from retinue.core.packets.ipv4 import UDP
 from retinue.core.pipeline.cookies import Reason, reason_of
 from retinue.core.pipeline.edge_ipv6 import UNREAD_HEADERS
-from support.fabric.networks import GATEWAY6, GATEWAY_MAC, holding6, vm_mac
+from support.fabric.networks import GATEWAY6, GATEWAY_MAC, holding6, vm_mac, vm_port
 from support.fabric.world import MARK, FabricWorld, tagged
 from support.fakes.switch import Delivery
 
@@ -161,15 +163,46 @@ def from_outside(world: FabricWorld, to: int) -> list[Delivery]:
 
 
 def speaks_of_itself(world: FabricWorld, vm: int, at: int) -> None:
-    """Honest questions come to the controller, and to nobody else; what is said without need to nobody."""
+    """Honest questions are answered by the switch, or come to the controller alone; what is said without need
+    goes to nobody."""
     for frame in questions(vm):
         for delivery in world.send(vm, at, frame):
-            assert not delivery.arrivals
-            assert [reason_of(c) for _, c, _, _ in delivery.to_controller] == [Reason.VM_ND], frame
+            is_answered(world, vm, at, frame, delivery)
     for frame in unneeded(vm):
         for delivery in world.send(vm, at, frame):
             assert not delivery.arrivals, f"delivered: {delivery}"
             assert not delivery.to_controller, f"told: {delivery}"
+
+
+def is_answered(world: FabricWorld, vm: int, at: int, frame: bytes, delivery: Delivery) -> None:
+    """By its switch, of what that knows, as by the controller; else the controller is asked."""
+    asked = parse_nd(parse(frame).payload)
+    told = [reason_of(c) for _, c, _, _ in delivery.to_controller]
+    if not delivery.arrivals:
+        assert told == [Reason.VM_ND], frame
+        assert not is_for_gateway(asked), "its switch answers for the gateway"
+        return
+    assert isinstance(asked.message, NeighbourSolicitation)
+    assert asked.src != UNSPECIFIED, "whether an address is taken the controller says"
+    assert (asked.message.options.source_mac, told) == (vm_mac(vm), [])
+    its_own = [vm_mac(vm + 1)] if asked.message.target == vm_ip6(vm + 1) else []
+    assert delivery.arrivals in {
+        ((f"edge{at}", vm_port(vm), nd_frame(answer(asked, mac), mac, vm_mac(vm))),)
+        for mac in (*its_own, *world.net.gateway_macs)
+    }
+
+
+def is_for_gateway(asked: ND) -> bool:
+    """A question about the gateway that its switch is to answer."""
+    named = isinstance(asked.message, NeighbourSolicitation) and asked.message.options.source_mac
+    return bool(named) and getattr(asked.message, "target", None) in (GATEWAY6, GATEWAY_LOCAL)
+
+
+def answer(asked: ND, mac: Mac) -> ND:
+    assert isinstance(asked.message, NeighbourSolicitation)
+    target, router = asked.message.target, asked.message.target in (GATEWAY6, GATEWAY_LOCAL)
+    options = NDOptions(target_mac=mac)
+    return ND(target, asked.src, NeighbourAdvertisement(target, router, True, True, options))
 
 
 def questions(vm: int) -> Iterator[bytes]:

@@ -63,6 +63,8 @@ NEEDS: dict[Field, Needs] = {
     Field.IPV6_ND_TARGET: (*_ICMPV6, (Field.ICMPV6_TYPE, (135, 136))),
     Field.IPV6_ND_SLL: (*_ICMPV6, (Field.ICMPV6_TYPE, (135,))),
     Field.IPV6_ND_TLL: (*_ICMPV6, (Field.ICMPV6_TYPE, (136,))),
+    Field.ND_RESERVED: (*_ICMPV6, (Field.ICMPV6_TYPE, (135, 136))),
+    Field.ND_OPTIONS_TYPE: (*_ICMPV6, (Field.ICMPV6_TYPE, (135, 136))),
 }
 """What a match must say of other fields before it, or an action, may name this one."""
 
@@ -78,6 +80,8 @@ _EXACT_ONLY = frozenset(
         Field.ARP_OP,
         Field.ICMPV6_TYPE,
         Field.ICMPV6_CODE,
+        Field.ND_RESERVED,
+        Field.ND_OPTIONS_TYPE,
     }
 )
 
@@ -106,6 +110,11 @@ SETTABLE = frozenset(
         Field.IPV6_DST,
         Field.ICMPV6_TYPE,
         Field.ICMPV6_CODE,
+        Field.IPV6_ND_TARGET,
+        Field.IPV6_ND_SLL,
+        Field.IPV6_ND_TLL,
+        Field.ND_RESERVED,
+        Field.ND_OPTIONS_TYPE,
     }
 )
 """Fields the fake can write."""

@@ -55,6 +55,8 @@ _NAMES = {
     Field.IP_TTL: "nw_ttl",
     Field.TUN_SRC: "tun_src",
     Field.TUN_DST: "tun_dst",
+    Field.ND_RESERVED: "nd_reserved",
+    Field.ND_OPTIONS_TYPE: "nd_options_type",
 }
 
 

@@ -71,7 +71,8 @@ class RealSwitch:
                 str(theirs.fileno()),
                 *map(str, self.ports),
             ]
-            found_in = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+            paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+            found_in = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
             child = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=found_in
             )

@@ -97,8 +97,9 @@ class NdResponder:
         else:
             context.counters[Count.ASKED_HOME_TOO_MUCH] += 1
 
-    def from_server(self, switch: str, port: int, frame: bytes) -> None:
-        """A machine at a leaf's port asks; one that is not known there has no answer."""
+    def from_server(self, switch: str, port: int, frame: bytes, *, answered: bool = False) -> None:
+        """A machine at a leaf's port asks; one that is not known there has no answer. `answered`: by its
+        leaf."""
         parsed = self._parse(frame, f"{switch} port {port}")
         if parsed is None:
             return
@@ -113,7 +114,7 @@ class NdResponder:
         if vrf is None:
             return
         self.heard(switch, port, server.id)
-        if not isinstance(asked.message, NeighbourAdvertisement):
+        if not answered and not isinstance(asked.message, NeighbourAdvertisement):
             self._reply(switch, port, ethernet, nd.answer_to_server(net, asked, vrf), vlan)
 
     def advertise(self) -> None:

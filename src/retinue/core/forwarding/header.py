@@ -9,6 +9,8 @@ for that); changed fields are written when the frame leaves; checksums are amend
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from retinue.core.forwarding import neighbour
+from retinue.core.forwarding.octets import amend, amend_words, put, put_back, word
 from retinue.core.pipeline.entry import FIELD_BYTES, Field
 
 IPV4, ARP, RARP, IPV6 = 0x0800, 0x0806, 0x8035, 0x86DD
@@ -99,13 +101,13 @@ class Packet:
 def read(frame: bytes) -> Header:
     """The header of a frame of at least 14 bytes."""
     fields: dict[Field, int] = {}
-    _put(fields, frame, 0, Field.ETH_DST)
-    _put(fields, frame, 6, Field.ETH_SRC)
+    put(fields, frame, 0, Field.ETH_DST)
+    put(fields, frame, 6, Field.ETH_SRC)
     at = 12
-    if _word(frame, at) in _VLANS and len(frame) >= at + 6:
-        fields[Field.VLAN_VID] = _word(frame, at + 2) & 0x0FFF | _VLAN_PRESENT
+    if word(frame, at) in _VLANS and len(frame) >= at + 6:
+        fields[Field.VLAN_VID] = word(frame, at + 2) & 0x0FFF | _VLAN_PRESENT
         at += 4
-    eth_type = _word(frame, at)
+    eth_type = word(frame, at)
     at += 2
     if eth_type < 0x600:
         eth_type, at = _llc(frame, at)
@@ -133,11 +135,11 @@ def write(frame: bytes, base: Header, fields: Mapping[Field, int], ttl: int) -> 
 
     for field, at in ((Field.ETH_DST, 0), (Field.ETH_SRC, 6)):
         if changed(field):
-            _set(out, at, field, fields)
+            put_back(out, at, field, fields)
     if base.eth_type == ARP and fields.get(Field.ARP_OP, 0):
         for field, offset in _ARP_FIELDS:
             if changed(field):
-                _set(out, base.l3 + offset, field, fields)
+                put_back(out, base.l3 + offset, field, fields)
     if not base.proto or not base.l3:
         return bytes(out)
     if base.eth_type == IPV4:
@@ -145,7 +147,7 @@ def write(frame: bytes, base: Header, fields: Mapping[Field, int], ttl: int) -> 
             if changed(field):
                 _set_address(out, base, base.l3 + offset, fields.get(field, 0))
         if ttl != base.ttl:
-            _amend(out, base.l3 + 10, base.ttl << 8, ttl << 8)
+            amend(out, base.l3 + 10, base.ttl << 8, ttl << 8)
             out[base.l3 + 8] = ttl
     elif base.eth_type == IPV6:
         for field, offset in ((Field.IPV6_SRC, 8), (Field.IPV6_DST, 24)):
@@ -153,6 +155,8 @@ def write(frame: bytes, base: Header, fields: Mapping[Field, int], ttl: int) -> 
                 _set_address6(out, base, base.l3 + offset, fields.get(field, 0))
         out[base.l3 + 7] = ttl
     if base.l4_known:
+        if base.fields.get(Field.ICMPV6_TYPE) in neighbour.TYPES and not base.fields.get(Field.ICMPV6_CODE):
+            neighbour.write(out, base.l3, base.l4, base.l4_size, base.fields, fields)
         _write_transport(out, base, fields)
     return bytes(out)
 
@@ -160,18 +164,10 @@ def write(frame: bytes, base: Header, fields: Mapping[Field, int], ttl: int) -> 
 # ---- reading ----
 
 
-def _word(frame: bytes | bytearray, at: int) -> int:
-    return int.from_bytes(frame[at : at + 2], "big")
-
-
-def _put(fields: dict[Field, int], frame: bytes, at: int, field: Field) -> None:
-    fields[field] = int.from_bytes(frame[at : at + FIELD_BYTES[field]], "big")
-
-
 def _llc(frame: bytes, at: int) -> tuple[int, int]:
     """IEEE 802.3: the type is in the SNAP header, if there is one."""
     if frame[at : at + 6] == _SNAP and len(frame) >= at + 8:
-        inner = _word(frame, at + 6)
+        inner = word(frame, at + 6)
         return (inner if inner >= 0x600 else NO_TYPE), at + 8
     return NO_TYPE, at
 
@@ -189,7 +185,7 @@ def _arp(frame: bytes, at: int, fields: dict[Field, int], eth_type: int) -> Head
     if len(frame) < at + 28 or frame[at : at + 6] != bytes.fromhex("000108000604"):
         return Header(fields, eth_type, l3=at)
     for field, offset in _ARP_FIELDS:
-        _put(fields, frame, at + offset, field)
+        put(fields, frame, at + offset, field)
     if fields[Field.ARP_OP] > 0xFF:
         fields[Field.ARP_OP] = 0
     return Header(fields, eth_type, proto=fields[Field.ARP_OP], l3=at)
@@ -198,14 +194,14 @@ def _arp(frame: bytes, at: int, fields: dict[Field, int], eth_type: int) -> Head
 def _ipv4(frame: bytes, at: int, fields: dict[Field, int]) -> Header:
     if len(frame) < at + 20:
         return Header(fields, IPV4)
-    header, total = (frame[at] & 0x0F) * 4, _word(frame, at + 2)
+    header, total = (frame[at] & 0x0F) * 4, word(frame, at + 2)
     if not 20 <= header <= total <= len(frame) - at:
         return Header(fields, IPV4)
-    _put(fields, frame, at + 12, Field.IPV4_SRC)
-    _put(fields, frame, at + 16, Field.IPV4_DST)
-    _put(fields, frame, at + 9, Field.IP_PROTO)
-    later = bool(_word(frame, at + 6) & 0x1FFF)
-    fields[Field.IP_FRAG] = 3 if later else int(bool(_word(frame, at + 6) & 0x2000))
+    put(fields, frame, at + 12, Field.IPV4_SRC)
+    put(fields, frame, at + 16, Field.IPV4_DST)
+    put(fields, frame, at + 9, Field.IP_PROTO)
+    later = bool(word(frame, at + 6) & 0x1FFF)
+    fields[Field.IP_FRAG] = 3 if later else int(bool(word(frame, at + 6) & 0x2000))
     fields[Field.IP_TTL] = frame[at + 8]
     known = not later and _transport(frame, at + header, at + total, frame[at + 9], fields)
     return Header(
@@ -221,11 +217,11 @@ def _ipv4(frame: bytes, at: int, fields: dict[Field, int]) -> Header:
 
 
 def _ipv6(frame: bytes, at: int, fields: dict[Field, int]) -> Header:
-    if len(frame) < at + 40 or at + 40 + _word(frame, at + 4) > len(frame):
+    if len(frame) < at + 40 or at + 40 + word(frame, at + 4) > len(frame):
         return Header(fields, IPV6)
-    _put(fields, frame, at + 8, Field.IPV6_SRC)
-    _put(fields, frame, at + 24, Field.IPV6_DST)
-    end = at + 40 + _word(frame, at + 4)
+    put(fields, frame, at + 8, Field.IPV6_SRC)
+    put(fields, frame, at + 24, Field.IPV6_DST)
+    end = at + 40 + word(frame, at + 4)
     l4, proto, later, fragment = at + 40, frame[at + 6], False, 0
     while proto in (0, 43, 44, 51, 60) and not later:
         size = 8
@@ -234,9 +230,9 @@ def _ipv6(frame: bytes, at: int, fields: dict[Field, int]) -> Header:
         if end - l4 < size:
             return Header(fields, IPV6)
         if proto == 44:
-            later = _word(frame, l4 + 2) & 0xFFF8 != 0
+            later = word(frame, l4 + 2) & 0xFFF8 != 0
             # One that is neither a part nor followed by one is not fragmented.
-            fragment = 3 if later else int(bool(_word(frame, l4 + 2))) or fragment
+            fragment = 3 if later else int(bool(word(frame, l4 + 2))) or fragment
         proto = 44 if later else frame[l4]
         l4 += size
     fields[Field.IP_PROTO] = proto
@@ -264,82 +260,48 @@ def _transport(frame: bytes, at: int, end: int, proto: int, fields: dict[Field, 
             whole = size >= 20 and 20 <= (frame[at + 12] >> 4) * 4 <= size
         if whole:
             for field, offset in zip(_PORTS[proto], (0, 2), strict=True):
-                _put(fields, frame, at + offset, field)
+                put(fields, frame, at + offset, field)
         return whole
     if size < 8 or proto not in (ICMP, ICMPV6):
         return False
     v4 = proto == ICMP
-    _put(fields, frame, at, Field.ICMPV4_TYPE if v4 else Field.ICMPV6_TYPE)
-    _put(fields, frame, at + 1, Field.ICMPV4_CODE if v4 else Field.ICMPV6_CODE)
-    if not v4 and frame[at] in (135, 136) and frame[at + 1] == 0:
-        _neighbour(frame[at + 8 : end], fields)
+    put(fields, frame, at, Field.ICMPV4_TYPE if v4 else Field.ICMPV6_TYPE)
+    put(fields, frame, at + 1, Field.ICMPV4_CODE if v4 else Field.ICMPV6_CODE)
+    if not v4 and frame[at] in neighbour.TYPES and frame[at + 1] == 0:
+        put(fields, frame, at + 4, Field.ND_RESERVED)
+        neighbour.read(frame[at + 8 : end], fields)
     return True
-
-
-def _neighbour(body: bytes, fields: dict[Field, int]) -> None:
-    """Target and link-layer options of a neighbour solicitation or advertisement (RFC 4861)."""
-    if len(body) < 16:
-        return
-    found = {Field.IPV6_ND_TARGET: int.from_bytes(body[:16], "big")}
-    body = body[16:]
-    while len(body) >= 8 and body[1] and body[1] * 8 <= len(body):
-        field = {1: Field.IPV6_ND_SLL, 2: Field.IPV6_ND_TLL}.get(body[0])
-        if field is not None and body[1] == 1:
-            if found.get(field):
-                return  # Given twice: an error, none of it is believed.
-            found[field] = int.from_bytes(body[2:8], "big")
-        body = body[body[1] * 8 :]
-    fields.update(found)
 
 
 # ---- writing ----
 
 
-def _set(out: bytearray, at: int, field: Field, fields: Mapping[Field, int]) -> None:
-    """Write a field, or what of it lies within the frame: a cut-off ARP is written to all the same."""
-    size = min(FIELD_BYTES[field], max(0, len(out) - at))
-    out[at : at + size] = fields.get(field, 0).to_bytes(FIELD_BYTES[field], "big")[:size]
-
-
-def _amend(out: bytearray, at: int, old: int, new: int) -> None:
-    """Amend the checksum at `at` for a 16-bit word that changes (RFC 1624, equation 3)."""
-    total = (~_word(out, at) & 0xFFFF) + (~old & 0xFFFF) + new
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    out[at : at + 2] = (~total & 0xFFFF).to_bytes(2, "big")
-
-
-def _amend_words(out: bytearray, at: int, old: bytes, new: bytes) -> None:
-    for start in range(0, len(old), 2):
-        _amend(out, at, _word(old, start), _word(new, start))
-
-
 def _set_address(out: bytearray, base: Header, at: int, value: int) -> None:
     old, new = bytes(out[at : at + 4]), value.to_bytes(4, "big")
     if base.proto == TCP and base.l4_size >= 20:
-        _amend_words(out, base.l4 + 16, old, new)
+        amend_words(out, base.l4 + 16, old, new)
     elif base.proto == UDP and base.l4_size >= 8:
         _amend_udp(out, base.l4 + 6, old, new)
-    _amend_words(out, base.l3 + 10, old, new)
+    amend_words(out, base.l3 + 10, old, new)
     out[at : at + 4] = new
 
 
 def _set_address6(out: bytearray, base: Header, at: int, value: int) -> None:
     old, new = bytes(out[at : at + 16]), value.to_bytes(16, "big")
     if base.proto == TCP and base.l4_size >= 20:
-        _amend_words(out, base.l4 + 16, old, new)
+        amend_words(out, base.l4 + 16, old, new)
     elif base.proto == UDP and base.l4_size >= 8:
         _amend_udp(out, base.l4 + 6, old, new)
     elif base.proto == ICMPV6 and base.l4_size >= 4:
-        _amend_words(out, base.l4 + 2, old, new)
+        amend_words(out, base.l4 + 2, old, new)
     out[at : at + 16] = new
 
 
 def _amend_udp(out: bytearray, at: int, old: bytes, new: bytes) -> None:
     """Zero means "no checksum" (RFC 768): it stays so, and a computed zero becomes all ones."""
-    if _word(out, at):
-        _amend_words(out, at, old, new)
-        if not _word(out, at):
+    if word(out, at):
+        amend_words(out, at, old, new)
+        if not word(out, at):
             out[at : at + 2] = b"\xff\xff"
 
 
@@ -361,5 +323,5 @@ def _write_transport(out: bytearray, base: Header, fields: Mapping[Field, int]) 
     if base.proto == UDP:
         _amend_udp(out, at + 6, old, new)
     else:
-        _amend_words(out, at + (16 if base.proto == TCP else 2), old, new)
+        amend_words(out, at + (16 if base.proto == TCP else 2), old, new)
     out[at : at + 2 * size] = new

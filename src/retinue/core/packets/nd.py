@@ -19,7 +19,8 @@ from retinue.core.packets.nd_options import NO_OPTIONS, Options, parse_options
 HOP_LIMIT = 255
 """Of every message: no router has forwarded it."""
 
-_ROUTER, _SOLICITED, _OVERRIDE = 0x80, 0x40, 0x20
+ROUTER, SOLICITED, OVERRIDE = 0x80, 0x40, 0x20
+"""Flags of a neighbour advertisement, in its first byte behind the checksum."""
 _MANAGED, _OTHER = 0x80, 0x40
 _ADVERTISEMENT = struct.Struct("!BBHBBHII")
 
@@ -88,7 +89,7 @@ class NeighbourAdvertisement:
     options: Options = NO_OPTIONS
 
     def build(self) -> bytes:
-        flags = _ROUTER * self.router | _SOLICITED * self.solicited | _OVERRIDE * self.override
+        flags = ROUTER * self.router | SOLICITED * self.solicited | OVERRIDE * self.override
         head = bytes((NDType.NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, flags, 0, 0, 0))
         return head + self.target.packed + self.options.build()
 
@@ -155,7 +156,7 @@ def _message(kind: NDType, body: bytes) -> Message:
         case NDType.NEIGHBOUR_SOLICITATION:
             return NeighbourSolicitation(_address(body, 8), parse_options(body[24:]))
         case NDType.NEIGHBOUR_ADVERTISEMENT:
-            router, solicited, override = (bool(body[4] & bit) for bit in (_ROUTER, _SOLICITED, _OVERRIDE))
+            router, solicited, override = (bool(body[4] & bit) for bit in (ROUTER, SOLICITED, OVERRIDE))
             options = parse_options(body[24:])
             return NeighbourAdvertisement(_address(body, 8), router, solicited, override, options)
         case NDType.REDIRECT:

@@ -53,6 +53,8 @@ class Reason(IntEnum):
     """LLDP at an edge that its leaf tells the gateway's MAC."""
     PROBE = 35
     """What the controller has had sent over a link of the fabric, to see whether it comes in."""
+    SERVER_ND_ANSWERED = 36
+    """A server or router has asked for a gateway, and its leaf has answered."""
     """Those from 24 on have the bit of SPOOFING_COOKIE_MASK."""
 
 
@@ -69,6 +71,7 @@ SENT_UP_BY: Mapping[Reason, frozenset[Role]] = {
     Reason.MISSING_SERVER: frozenset({Role.LEAF}),
     Reason.VM_ND: frozenset({Role.EDGE}),
     Reason.SERVER_ND: frozenset({Role.LEAF}),
+    Reason.SERVER_ND_ANSWERED: frozenset({Role.LEAF}),
     Reason.EXPIRED: frozenset({Role.LEAF}),
     Reason.TOO_BIG: frozenset({Role.LEAF}),
     Reason.UNPLACED: frozenset({Role.LEAF}),

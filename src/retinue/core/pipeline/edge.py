@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from retinue.core.model import IP, NIC, VM, BindingKind, Mac, Prefix, Server, Switch
 from retinue.core.model.anycast import host_prefix
-from retinue.core.model.families import forwarded_assignments, forwarded_prefixes, led_to
+from retinue.core.model.families import forwarded_assignments, forwarded_prefixes, in_use, led_to
 from retinue.core.model.network import Network, Owner
 from retinue.core.packets import BROADCAST, ArpOp, EtherType
 from retinue.core.packets.lldp import NEAREST_BRIDGE
@@ -40,7 +40,7 @@ from retinue.core.pipeline.matches import (
 )
 from retinue.core.pipeline.meters import EDGE_PROBES, EDGE_VDP, VMMeter, rate_meters, vm_meters
 from retinue.core.pipeline.priorities import TABLE_MISS, Deliver, EdgeAdmit, Forward
-from retinue.core.pipeline.responders import arp, echo
+from retinue.core.pipeline.responders import arp, echo, nd, nd_answers
 from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay import Underlay
 
@@ -54,6 +54,8 @@ def switch_flows(net: Network, switch: Switch) -> Iterator[Flow | Group | Meter]
             *arp.edge_flows(net, owner, gateway_mac, vrf.id),
             *echo.gateway_flows(net, owner, Table.FORWARD, Forward.GATEWAY_ECHO, gateway_mac, vrf.id),
         ]
+        if in_use(net, 6):
+            answers += nd_answers.edge_flows(owner, nd.gateways(net, vrf.id), gateway_mac)
         yield from vrfs.at_edge(answers, vrf.tag)
     for_all = list(_for_all_vrfs(net, switch, owner, gateway_mac))
     yield from for_all
@@ -196,6 +198,10 @@ def _nic_flows(
         if isinstance(ip, IPv6Address):
             may_send = ip if assignment.prefix is None else assignment.prefix
             yield from edge_ipv6.address_flows(owner, its_mac, port, may_send, until, from_vm)
+            if assignment.prefix is None:
+                yield from nd_answers.vm_address_flows(
+                    net, owner, assignment, port, gateway_mac, delivered=delivered
+                )
         else:
             yield from _ipv4_source(owner, its_mac, port, ip, until, from_vm)
             yield from arp.vm_address_flows(net, owner, assignment, port, gateway_mac, delivered=delivered)

@@ -1,7 +1,8 @@
 """Entries of an edge switch for IPv6: what a VM may send from where, and the guard of neighbour discovery.
 
 What a VM sends from an address that is bound to it comes to the table ND. There its neighbour discovery ends
-(RFC 4861, 6620): a solicitation that names the NIC's own MAC, or none, is the controller's to answer; an
+(RFC 4861, 6620): a solicitation that names the NIC's own MAC is answered, or the controller's to answer, as
+is one that names none; an
 advertisement that names an own address and the own MAC says nothing new, and is dropped; anything else is
 reported. A router's messages never come from a VM (RFC 6105). What is no neighbour discovery goes on.
 
@@ -22,7 +23,7 @@ from retinue.core.model.network import Network, Owner
 from retinue.core.packets import HOP_LIMIT, ICMPV6, EtherType, NDType
 from retinue.core.packets.ipv4 import UDP
 from retinue.core.pipeline.cookies import Reason, cookie
-from retinue.core.pipeline.entry import CONTROLLER, FieldValue, Flow, Match, match
+from retinue.core.pipeline.entry import CONTROLLER, Field, FieldValue, Flow, Match, match
 from retinue.core.pipeline.matches import (
     CLIENT_PORT6,
     NO_TAG,
@@ -33,6 +34,7 @@ from retinue.core.pipeline.matches import (
 )
 from retinue.core.pipeline.meters import VMMeter
 from retinue.core.pipeline.priorities import TABLE_MISS, EdgeAdmit, Forward, Nd
+from retinue.core.pipeline.responders import nd_answers
 from retinue.core.pipeline.tables import Table
 
 NO_OPTION = 0
@@ -67,6 +69,7 @@ def switch_flows(net: Network, owner: Owner) -> Iterator[Flow]:
     for header in UNREAD_HEADERS:
         hidden = match(eth_type=EtherType.IPV6, ip_proto=header)
         yield Flow(Table.ND, Nd.HIDDEN, hidden, cookie=quiet)
+    yield from nd_answers.for_all_vrfs(owner)
     yield Flow(Table.FORWARD, Forward.LINK_SCOPE, ip_match(src=LINK_LOCAL), cookie=quiet)
     yield Flow(Table.FORWARD, Forward.LINK_SCOPE, ip_match(dst=LINK_LOCAL), cookie=quiet)
 
@@ -90,11 +93,15 @@ def nic_flows(net: Network, vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
     # Nobody asks who has joined which group (MLD, also of RFC 3590), since none is forwarded.
     joins = ip_match(src=UNSPECIFIED, dst=MULTICAST, in_port=port, eth_src=mac)
     yield Flow(Table.ADMIT, EdgeAdmit.UNSPECIFIED, joins, cookie=quiet)
+    limit = VMMeter.ARP.id(port)
     for asked in (*_solicitations(mac, port), *_as_virtual_routers(net, vm, nic, port)):
-        yield Flow(
-            Table.ND, Nd.HONEST, asked, (CONTROLLER,),
-            meter=VMMeter.ARP.id(port), cookie=cookie(Reason.VM_ND, owner),
-        )  # fmt: skip
+        # Who names a MAC may be answered by the switch, which needs the option that it is named in.
+        if (Field.IPV6_ND_SLL, NO_OPTION, None) in asked or _kind(asked) != NDType.NEIGHBOUR_SOLICITATION:
+            ask = cookie(Reason.VM_ND, owner)
+            yield Flow(Table.ND, Nd.HONEST, asked, (CONTROLLER,), meter=limit, cookie=ask)
+        else:
+            yield Flow(Table.ND, Nd.HONEST, asked, goto=Table.ANSWER, meter=limit, cookie=forward)
+    yield nd_answers.vm_questions(owner, port)
     yield from _dhcp6(net, vm, nic, port)
     for table, priority, reason, spoofed in _spoofed(mac, port):
         yield Flow(
@@ -167,6 +174,10 @@ def address_flows(
 
 def _from(ip: IPv6Address | IPv6Network, mac: Mac, port: int) -> Match:
     return ip_match(src=ip, in_port=port, vlan_vid=NO_TAG, eth_src=mac)
+
+
+def _kind(asked: Match) -> int:
+    return next(value for field, value, _ in asked if field is Field.ICMPV6_TYPE)
 
 
 def _solicitations(mac: Mac, port: int) -> Iterator[Match]:

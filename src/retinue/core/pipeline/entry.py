@@ -14,6 +14,9 @@ from retinue.core.model import mac_to_int
 
 NICIRA = 0x80
 """Added to the number of a field that OpenFlow's basic class has not, and Nicira's class 1 (NXM_NX) has."""
+ERICSSON = 0x100
+"""The same of those that only Ericsson's class (0x1000) has. Of switches Open vSwitch alone knows it, since
+2.11, and writes these fields where its datapath can: the one in user space."""
 
 
 class Field(IntEnum):
@@ -53,6 +56,11 @@ class Field(IntEnum):
     TUN_SRC = NICIRA + 31
     """The outer addresses (IPv4) of what came by a tunnel, or is to go by one; 0 of what did not."""
     TUN_DST = NICIRA + 32
+    ND_RESERVED = ERICSSON + 1
+    """The four bytes behind the checksum of a neighbour solicitation or advertisement: the latter's flags."""
+    ND_OPTIONS_TYPE = ERICSSON + 2
+    """The type of its first link-layer address option (1 source, 2 target; 0: it has none). Written, it
+    becomes that of its first option, whichever that is."""
 
 
 FIELD_BYTES: dict[Field, int] = {
@@ -88,6 +96,8 @@ FIELD_BYTES: dict[Field, int] = {
     Field.IP_TTL: 1,
     Field.TUN_SRC: 4,
     Field.TUN_DST: 4,
+    Field.ND_RESERVED: 4,
+    Field.ND_OPTIONS_TYPE: 1,
 }
 """Width of each field's value in bytes."""
 

@@ -32,6 +32,7 @@ tunnel what is for a VM that is delivered there, and takes back only what is for
 """
 
 from collections.abc import Iterator
+from ipaddress import IPv6Address
 
 from retinue.core.model import IP, NIC, VM, Server
 from retinue.core.model.families import dhcp6_subnets, forwarded_assignments, in_use
@@ -66,7 +67,7 @@ from retinue.core.pipeline.matches import (
 )
 from retinue.core.pipeline.meters import VMMeter, share_meter, vm_meters
 from retinue.core.pipeline.priorities import Deliver, EdgeAdmit, Forward
-from retinue.core.pipeline.responders import arp
+from retinue.core.pipeline.responders import arp, nd_answers
 from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay import Underlay
 
@@ -260,9 +261,11 @@ def _at_edge(
     way: tuple[Action, ...] = (*underlay.reach(home), Output(uplink))
     from_guest = ip_match(src=ip, in_port=port.number)
     found = [Flow(Table.FORWARD, Forward.GUEST, from_guest, way, cookie=mark)]
-    if ip.version == 4:  # Of IPv6 no switch answers by itself (see responders.nd).
-        gateway_mac = net.gateway_mac_of(at)
-        found.append(arp.guest_flow(ip, nic.speaks_as(ip), port.number, gateway_mac, mark))
+    mac, gateway_mac = nic.speaks_as(ip), net.gateway_mac_of(at)
+    if isinstance(ip, IPv6Address):
+        found.append(nd_answers.guest_flow(ip, mac, port.number, gateway_mac, mark))
+    else:
+        found.append(arp.guest_flow(ip, mac, port.number, gateway_mac, mark))
     return {at.edge: found}
 
 

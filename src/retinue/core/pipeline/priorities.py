@@ -88,6 +88,10 @@ class LeafAdmit(IntEnum):
     """LLDP from a server with several uplinks, where one is known to lead: whether it loses frames..."""
     PROBE_OF_STRANGER = 63
     """... and from anywhere else: to find where it leads."""
+    ND_UNSPECIFIED = 62
+    """A duplicate check: whether an address is taken the controller says."""
+    ND_GATEWAY = 61
+    """A gateway is asked for by who names its MAC: answered here, and the controller told."""
     ARP = 60
     ND = 60
     COPY = 59
@@ -154,6 +158,24 @@ class Nd(IntEnum):
     """Whatever is behind an extension header that a switch does not read."""
     OTHER = 10
     """What is no neighbour discovery goes on."""
+
+
+class Answer(IntEnum):
+    """ANSWER, on edges and leaves: neighbour solicitations that name their sender's MAC, and the answers made
+    of them."""
+
+    ADVERTISEMENT_IN_TRUNK = 410
+    """To a NIC in a trunk: it has its tag."""
+    ADVERTISEMENT = 400
+    UNSPECIFIED = 310
+    """A duplicate check has no sender, so what names one is none: dropped (RFC 4861, 7.1.1)."""
+    OWN_ADDRESS = 300
+    """A VM asks for its own address: nobody else has it."""
+    GATEWAY = 200
+    LOCAL_VM = 150
+    GUEST = 110
+    """Another domain's VM asks for anything else: its gateway, and whoever is at its home."""
+    TO_CONTROLLER = 100
 
 
 class Forward(IntEnum):
@@ -245,10 +267,12 @@ PRIORITIES: dict[tuple[Role, Table], type[IntEnum]] = {
     (Role.EDGE, Table.ADMIT): EdgeAdmit,
     (Role.EDGE, Table.ARP): Arp,
     (Role.EDGE, Table.ND): Nd,
+    (Role.EDGE, Table.ANSWER): Answer,
     (Role.EDGE, Table.FORWARD): Forward,
     (Role.EDGE, Table.DELIVER): Deliver,
     (Role.LEAF, Table.ADMIT): LeafAdmit,
     (Role.LEAF, Table.ARP): Arp,
+    (Role.LEAF, Table.ANSWER): Answer,
     (Role.LEAF, Table.ROUTE): Route,
     (Role.LEAF, Table.UNWRAP): Unwrap,
     (Role.LEAF, Table.SERVERS): Servers,

@@ -11,6 +11,10 @@ that no entry names is dropped.
                  controller, never passed on    controller
    15 ND         IPv6: neighbour discovery is     -                             -
                  checked and ends here
+   17 ANSWER     IPv6: a question about the     asked for a gateway: the       -
+                 gateway, or a VM here: the     answer
+                 answer; any other: to the
+                 controller
    20 FORWARD    MAC known here: out of its     -                             -
                  port; any other unicast: MAC
                  := gateway, up
@@ -52,6 +56,7 @@ class Table(IntEnum):
     ADMIT = 0
     ARP = 10
     ND = 15
+    ANSWER = 17
     FORWARD = 20
     DELIVER = 30
     ROUTE = 35

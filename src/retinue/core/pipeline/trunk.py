@@ -5,13 +5,15 @@ NIC from there on; what it hands to the VM gets it (`vrfs.at_edge`). A frame wit
 trunk's, or with another MAC than goes with its tag, is dropped, counted and reported as spoofed.
 
 What a switch answers at once to whoever asks has no tag, so for such a NIC it has answers of its own, of ARP
-and pings for each gateway of its VRF. All else that it asks for by ARP is the controller's to answer.
+and pings for each gateway of its VRF. All else that it asks for by ARP is the controller's to answer. Answers
+of neighbour discovery get the tag in their second pass.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 
 from retinue.core.model import NIC, VM, Server
+from retinue.core.model.families import in_use
 from retinue.core.model.network import Network, Owner
 from retinue.core.model.trunks import carried_by
 from retinue.core.packets import ArpOp, EtherType
@@ -19,8 +21,8 @@ from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import CONTROLLER, Flow, Match, match
 from retinue.core.pipeline.matches import GROUP_BIT
 from retinue.core.pipeline.meters import VMMeter
-from retinue.core.pipeline.priorities import Arp, EdgeAdmit, Forward
-from retinue.core.pipeline.responders import arp, echo
+from retinue.core.pipeline.priorities import Answer, Arp, EdgeAdmit, Forward
+from retinue.core.pipeline.responders import arp, echo, nd_answers
 from retinue.core.pipeline.tables import Table
 
 
@@ -32,6 +34,10 @@ def nic_flows(net: Network, vm: VM, nic: NIC, at: Server, port: int) -> Iterator
     pings = echo.gateway_flows(net, owner, Table.FORWARD, Forward.TRUNK_ECHO, gateway_mac, vrf)
     for answer in pings:
         yield replace(answer, match=_from(nic, port, answer.match))
+    if in_use(net, 6):
+        told = nd_answers.advertisement(owner)
+        to_it = tuple(sorted([*told.match, *match(in_port=port, eth_dst=nic.mac)], key=lambda term: term[0]))
+        yield replace(told, priority=Answer.ADVERTISEMENT_IN_TRUNK, match=to_it)
     asked = match(in_port=port, eth_type=EtherType.ARP, eth_src=nic.mac, arp_op=ArpOp.REQUEST)
     yield Flow(
         Table.ARP, Arp.TRUNK, asked, (CONTROLLER,),

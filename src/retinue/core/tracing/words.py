@@ -105,6 +105,7 @@ TOLD: dict[Reason, str] = {
     Reason.FIP_NODE: "the controller judges it and hands it on to the FCoE forwarders",
     Reason.FIP_FORWARDER: "the controller judges it and hands it on to the nodes that it is for",
     Reason.SERVER_ARP: "the controller is told: so servers are found, and answered",
+    Reason.SERVER_ND_ANSWERED: "the controller is told: so servers are found",
     Reason.SERVER_ND: "the controller is told: so servers are found, and answered",
 }
 """Of what is no spoofing: why a frame goes to the controller, and what comes of it."""

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from retinue.controller.api import views
 from retinue.core.model import VM
 from retinue.core.model.link_local import ALL_NODES, ALL_ROUTERS, UNSPECIFIED, link_local
+from retinue.core.model.network import Owner
 from retinue.core.packets import (
     ND,
     Ethernet,
@@ -22,7 +24,11 @@ from retinue.core.packets import (
     parse_nd,
 )
 from retinue.core.pipeline.cookies import Reason
+from retinue.core.pipeline.entry import Change, Field, SetField
+from retinue.core.pipeline.priorities import Answer
 from retinue.core.pipeline.responders.nd import ADVERTISED_EVERY
+from retinue.core.pipeline.tables import Table
+from retinue.southbound.openflow.requests import Rejected
 from support.fabric.ipv6 import (
     GATEWAY_LOCAL,
     OUTSIDE6,
@@ -35,7 +41,7 @@ from support.fabric.ipv6 import (
     vm_local,
 )
 from support.fabric.networks import GATEWAY6, GATEWAY_MAC, add_ipv6, add_vm, fabric, holding6, vm_mac, vm_port
-from support.fakes.session import FakeNetwork
+from support.fakes.session import FakeNetwork, FakeSession
 from support.recent_events import recent
 
 
@@ -68,15 +74,85 @@ def count(fake: FakeNetwork, name: str) -> int:
     ("target", "mac"),
     [(GATEWAY6, GATEWAY_MAC), (GATEWAY_LOCAL, GATEWAY_MAC), (vm_ip6(4), vm_mac(4)), (vm_ip6(2), GATEWAY_MAC)],
 )
-async def test_a_vm_that_asks_is_answered(fake: FakeNetwork, target: Any, mac: str) -> None:
-    fake.send("edge1", vm_port(1), nd_frame(asks(vm_ip6(1), target, vm_mac(1)), vm_mac(1)))
+@pytest.mark.parametrize("named", [vm_mac(1), None])
+@pytest.mark.parametrize("can", [True, False])
+async def test_a_vm_that_asks_is_answered(
+    fake: FakeNetwork, monkeypatch: pytest.MonkeyPatch, target: Any, mac: str, named: str | None, can: bool
+) -> None:
+    """By its switch, of the gateway and of who is there, if it names its MAC and the switch can; else by the
+    controller."""
+    if not can:
+        await cannot_answer(fake, monkeypatch, "edge1")
+    fake.send("edge1", vm_port(1), nd_frame(asks(vm_ip6(1), target, named), vm_mac(1)))
     ((switch, port, ethernet, said),) = heard(fake)
     assert (switch, port) == ("edge1", vm_port(1))
     assert (ethernet.dst, ethernet.src) == (vm_mac(1), mac)
     assert (said.src, said.dst) == (target, vm_ip6(1))
     assert isinstance(said.message, NeighbourAdvertisement)
+    assert (said.message.solicited, said.message.override) == (True, True)
+    assert said.message.router == (target in (GATEWAY6, GATEWAY_LOCAL))
     assert said.message.options.target_mac == mac
+    by_switch = bool(can and named and target != vm_ip6(2))
+    assert count(fake, "neighbour discovery answered") == (not by_switch)
+
+
+async def test_a_switch_that_cannot_answer_has_all_else_and_is_asked_again_when_it_is_back(
+    fake: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the kernel's datapath Open vSwitch rejects what writes these fields, and all that comes along."""
+    before = len(fake.fabric["edge1"].flows)
+    await cannot_answer(fake, monkeypatch, "edge1")
+    wanted = fake.controller.context.compiler.program("edge1").whole()
+    lacks = [key for key in wanted if isinstance(key[0], int) and key not in fake.fabric["edge1"].flows]
+    assert {(key[0], key[1]) for key in lacks} == {
+        (Table.ANSWER, Answer.GATEWAY), (Table.ANSWER, Answer.LOCAL_VM),
+    }  # fmt: skip
+    programmer = fake.controller.context.installer.switches["edge1"]
+    assert (programmer.pending, programmer.rejection) == (set(), "")
+    assert programmer.has_confirmed_of(Owner("vm", "vm1"))
+    found = await programmer.audit(lambda: True)
+    assert found is not None
+    assert found.differing == 0
+    shown = views.flows(fake.controller, "edge1")
+    assert len(shown) == before - len(lacks)
+    assert all(flow["confirmed"] for flow in shown)
+    await fake.controller.context.install(fake.net.assign(holding6(1, 2e9)))
+    assert (programmer.pending, programmer.rejection) == (set(), "")
+    monkeypatch.undo()
+    fake.sessions["edge1"].close("upgraded")
+    fake.connect("edge1")
+    await fake.settle()
+    assert len(fake.fabric["edge1"].flows) == before
+
+
+async def test_a_leaf_that_cannot_answer_asks(fake: FakeNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    await cannot_answer(fake, monkeypatch, "leaf2")
+    router = fake.net.servers["router"].mac
+    fake.send("leaf2", 91, nd_frame(asks(link_local(router), GATEWAY_LOCAL, router), router))
+    ((_, _, ethernet, said),) = heard(fake)
+    assert (ethernet.dst, said.src) == (router, GATEWAY_LOCAL)
     assert count(fake, "neighbour discovery answered") == 1
+
+
+async def cannot_answer(fake: FakeNetwork, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The switch starts anew, and has a datapath that cannot."""
+    apply = FakeSession.apply
+
+    async def of_kernel(session: FakeSession, change: Change, now: float) -> None:
+        if session.name == name and any(
+            isinstance(a, SetField) and a.field in (Field.ND_RESERVED, Field.ND_OPTIONS_TYPE)
+            for flow in change.add for a in flow.actions
+        ):  # fmt: skip
+            raise Rejected(("OFPET_BAD_ACTION OFPBAC_BAD_SET_ARGUMENT",))
+        await apply(session, change, now)
+
+    monkeypatch.setattr(FakeSession, "apply", of_kernel)
+    fake.sessions[name].close("restarted")
+    fake.fabric[name].flows.clear()
+    fake.fabric[name]._index.clear()
+    fake.connect(name)
+    await fake.settle()
+    fake.heard.clear()
 
 
 async def test_nobody_is_answered_about_itself_or_about_nobody(fake: FakeNetwork) -> None:
@@ -142,19 +218,21 @@ async def test_forgeries_are_told_with_what_they_claim(
 async def test_a_router_at_a_leaf_finds_the_gateway(fake: FakeNetwork) -> None:
     router = fake.net.servers["router"]
     local = link_local(router.mac)
-    fake.send("leaf2", 91, nd_frame(asks(local, GATEWAY_LOCAL, router.mac), router.mac))
-    ((switch, port, ethernet, said),) = heard(fake)
-    assert (switch, port, ethernet.dst) == ("leaf2", 91, router.mac)
-    assert (said.src, said.dst) == (GATEWAY_LOCAL, local)
-    # One that is not known there, and what it says in the meantime, has no answer.
+    for named in (router.mac, None):
+        fake.send("leaf2", 91, nd_frame(asks(local, GATEWAY_LOCAL, named), router.mac))
+        ((switch, port, ethernet, said),) = heard(fake)
+        assert (switch, port, ethernet.dst) == ("leaf2", 91, router.mac)
+        assert (said.src, said.dst) == (GATEWAY_LOCAL, local)
+    assert count(fake, "neighbour discovery answered") == 1, "the leaf has answered who has named its MAC"
+    # One that is not known there, and what it says in the meantime, has no answer of the controller's.
     for mac in (vm_mac(7), fake.net.servers["dhcp"].mac):
-        fake.send("leaf2", 91, nd_frame(asks(local, GATEWAY_LOCAL, mac), mac))
+        fake.send("leaf2", 91, nd_frame(asks(local, GATEWAY_LOCAL, None), mac))
     fake.send("leaf2", 91, nd_frame(asks(UNSPECIFIED, local, None), router.mac))
     assert not fake.heard
 
 
 async def test_what_cannot_be_read_is_counted_and_goes_no_further(fake: FakeNetwork) -> None:
-    twice = nd_frame(asks(vm_ip6(1), GATEWAY6, vm_mac(1)), vm_mac(1))
+    twice = nd_frame(asks(vm_ip6(1), vm_ip6(2), vm_mac(1)), vm_mac(1))
     wrong = twice[:56] + bytes((twice[56] ^ 0xFF,)) + twice[57:]
     fake.send("edge1", vm_port(1), wrong)
     assert not fake.heard

@@ -128,13 +128,20 @@ def test_an_address_ends_with_its_lease_on_the_switch() -> None:
 def test_questions_and_forgeries_are_metered_by_the_port(world: FabricWorld) -> None:
     """A VM's flood of solicitations or forgeries is in nobody else's way."""
     edge = world.fabric["edge1"]
-    question = nd_frame(ipv6.asks(ipv6.vm_ip6(1), GATEWAY6, vm_mac(1)), vm_mac(1))
+    question = nd_frame(ipv6.asks(ipv6.vm_ip6(1), GATEWAY6, None), vm_mac(1))
+    to_the_switch = nd_frame(ipv6.asks(ipv6.vm_ip6(1), GATEWAY6, vm_mac(1)), vm_mac(1))
+    elsewhere = nd_frame(ipv6.asks(ipv6.vm_ip6(1), ipv6.vm_ip6(2), vm_mac(1)), vm_mac(1))
     forgery = nd_frame(ipv6.advertises(ipv6.GATEWAY_LOCAL, vm_mac(1)), vm_mac(1))
-    for meter, frame in ((VMMeter.ARP, question), (VMMeter.SPOOFING, forgery)):
-        assert edge.receive(frame, vm_port(1)).to_controller
+    asked = ((VMMeter.ARP, one) for one in (question, to_the_switch, elsewhere))
+    for meter, frame in (*asked, (VMMeter.SPOOFING, forgery)):
+        edge.exhausted = set()
+        seen = edge.receive(frame, vm_port(1))
+        assert seen.to_controller or seen.outputs
         edge.exhausted = {meter.id(vm_port(1))}
-        assert not edge.receive(frame, vm_port(1)).to_controller
-    others = nd_frame(ipv6.asks(ipv6.vm_ip6(4), GATEWAY6, vm_mac(4)), vm_mac(4))
+        seen = edge.receive(frame, vm_port(1))
+        assert not seen.to_controller
+        assert not seen.outputs
+    others = nd_frame(ipv6.asks(ipv6.vm_ip6(4), GATEWAY6, None), vm_mac(4))
     assert edge.receive(others, vm_port(4)).to_controller
 
 
@@ -153,16 +160,16 @@ def test_what_ipv6_costs() -> None:
         add_vm(known, 1, 1)
     vm = Owner("vm", "vm1")
     nic = flows_of(net, vm) - flows_of(without, vm)
-    assert nic == {"edge1": 23}
+    assert nic == {"edge1": 24}
     with_dhcp6 = fabric()
     add_dhcp6(with_dhcp6)
     add_vm(with_dhcp6, 1, 1)
-    assert flows_of(with_dhcp6, vm) - flows_of(without, vm) == {"edge1": 24}
+    assert flows_of(with_dhcp6, vm) - flows_of(without, vm) == {"edge1": 25}
     without.assign(holding6(1))
     assert flows_of(without, vm) - flows_of(without, vm) == {}
     before = flows_of(net, vm)
     net.assign(holding6(1))
-    assert flows_of(net, vm) - before == {"edge1": 5, "leaf1": 2, "spine1": 1, "spine2": 1}
+    assert flows_of(net, vm) - before == {"edge1": 8, "leaf1": 2, "spine1": 1, "spine2": 1}
 
 
 def test_a_migration_takes_the_address_along_in_the_same_changes() -> None:
@@ -206,9 +213,10 @@ def test_the_first_subnet_of_ipv6_at_run_time_is_as_one_from_the_start() -> None
 def test_a_tagged_question_at_a_leaf_is_nobodys(world: FabricWorld) -> None:
     router = world.net.servers["router"]
     question = nd_frame(ipv6.asks(link_local(router.mac), ipv6.GATEWAY_LOCAL, router.mac), router.mac)
-    for frame, told in ((question, [Reason.SERVER_ND]), (tagged(question, 5), []), (tagged(question, 0), [])):
+    asked = (question, [Reason.SERVER_ND_ANSWERED])
+    for frame, told in (asked, (tagged(question, 5), []), (tagged(question, 0), [])):
         (delivery,) = world.fabric.all_paths("leaf2", 91, frame)
-        assert not delivery.arrivals
+        assert bool(delivery.arrivals) == bool(told)
         assert [reason_of(cookie) for _, cookie, _, _ in delivery.to_controller] == told
 
 

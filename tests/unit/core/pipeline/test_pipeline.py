@@ -544,7 +544,7 @@ def test_ipv6_subnets_and_addresses_change_nothing_of_ipv4s_entries() -> None:
     for switch, program in before.programs.items():
         assert program.items() <= after.programs[switch].items(), switch
     more = [f for f in _flows(after) if f not in _flows(before)]
-    assert all(_is_ipv6(f) or f.table == Table.ND for f in more)
+    assert all(_is_ipv6(f) or f.table in (Table.ND, Table.ANSWER) for f in more)
     net.put_vm(replace(vm, also=frozenset(), copied_to="", forwarded_from=""))
     world = FabricWorld(net)
     world.reaches_from_outside(1, [2])
@@ -590,12 +590,15 @@ def busy() -> Network:
 
 
 def test_what_goes_to_the_controller_is_metered() -> None:
-    """By a meter that the switch has; on an edge one of the VM itself, so that it is in nobody's way."""
+    """By a meter that the switch has; on an edge one of the VM itself, so that it is in nobody's way. So is
+    what comes to ANSWER, which makes answers slowly."""
     compiler = Compiler(busy())
     compiler.update(compiler.net.everything())
     for switch, program in compiler.programs.items():
         for flow in program.values():
-            if isinstance(flow, Flow) and CONTROLLER in flow.actions:
+            if not isinstance(flow, Flow) or flow.table == Table.ANSWER:
+                continue
+            if CONTROLLER in flow.actions or flow.goto == Table.ANSWER:
                 assert ("meter", flow.meter) in program, flow
                 if switch.startswith("edge"):
                     field, port, _ = flow.match[0]

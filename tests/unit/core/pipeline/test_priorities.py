@@ -12,7 +12,17 @@ from retinue.core.pipeline.entry import Flow
 from retinue.core.pipeline.priorities import PRIORITIES, TABLE_MISS, VRF_BAND, LeafAdmit, Route, Servers
 from retinue.core.pipeline.tables import Table
 from support.fabric.domains import Domains, gateway_of, server_of
-from support.fabric.networks import add_ipv6, add_uplink, add_vm, fabric, moved, server, vm_ip, vm_mac
+from support.fabric.networks import (
+    add_ipv6,
+    add_uplink,
+    add_vm,
+    fabric,
+    holding6,
+    moved,
+    server,
+    vm_ip,
+    vm_mac,
+)
 from support.fabric.storage import add_forwarder, login
 from support.fabric.tenants import add_tenants
 from support.fabric.ways_out import add_exits
@@ -42,6 +52,7 @@ def diverted_network() -> Network:
     net.put_vm(replace(trunk, nics=(*trunk.nics, in_trunk)))
     vm = moved(add_vm(net, 1, 1, ports_on=(2,)), "server2")
     net.put_vm(type(vm)(vm.id, vm.nics, vm.server, vm.also, copied_to="server1", forwarded_from="server1"))
+    net.assign(holding6(2))
     add_forwarder(net)
     net.log_in(login(1))
     return net

@@ -132,7 +132,7 @@ def test_a_delegated_prefix_is_computed_alone_however_many_there_are(
         return found
 
     monkeypatch.setattr(compiler, "contribution", counted)
-    lease, of_vm, of_prefix = delegated(1, others), 56, 5
+    lease, of_vm, of_prefix = delegated(1, others), 57, 5
     changed = kept.update(net.assign(lease))
     assert sum(computed) == of_vm + of_prefix
     leaves, spines = {"leaf1", "leaf2"}, {"spine1", "spine2"}

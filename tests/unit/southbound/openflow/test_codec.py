@@ -9,6 +9,7 @@ import pytest
 from os_ken.ofproto import nicira_ext
 
 from retinue.core.pipeline.entry import (
+    ERICSSON,
     FIELD_BYTES,
     NICIRA,
     CheckLarger,
@@ -394,7 +395,7 @@ def test_moves_are_understood_as_open_vswitch_reports_them() -> None:
     nxm = {t.name.removesuffix("_nxm"): t for t in nicira_ext.oxm_types}
     found = 0
     for number, field in FIELD_OF_MOVE.items():
-        if number >> 16 < 2 and not field & NICIRA:
+        if number >> 16 < 2 and not field & (NICIRA | ERICSSON):
             theirs = nxm[field.name.lower().replace("ipv6_nd", "nd")]
             assert number == theirs.num << 9 | FIELD_BYTES[field], field
             found += 1
@@ -451,6 +452,17 @@ def test_flow_of_every_part_reads_back() -> None:
         cookie=1 << 63,
     )
     assert decode(encode.flow_add(9, flow, 0.0)) == messages.FlowMod(9, 0, flow, 0, 0)
+
+
+def test_what_of_neighbour_discovery_open_vswitch_alone_knows() -> None:
+    """As `ovs-ofctl` 3.1 sent it for nd_reserved=5, nd_options_type=1, and an action that sets each."""
+    asked = match(eth_type=0x86DD, ip_proto=58, icmpv6_type=135, nd_reserved=5, nd_options_type=1)
+    said = (SetField(Field.ND_RESERVED, 0xE0000000), SetField(Field.ND_OPTIONS_TYPE, 2))
+    flow = Flow(2, 0x8000, asked, said)
+    sent = encode.flow_add(7, flow, 0.0).hex()
+    assert "80003a0187" + "1000020400000005" + "1000040101" in sent
+    assert "0019001010000204e000000000000000" + "00190010100004010200000000000000" in sent
+    assert decode(bytes.fromhex(sent)) == messages.FlowMod(7, 0, flow, 0, 0)
 
 
 def test_a_check_of_a_bit_that_a_field_has_not_is_not_sent() -> None:

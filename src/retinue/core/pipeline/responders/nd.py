@@ -1,4 +1,7 @@
-"""Neighbour discovery: what the controller answers, as switches cannot; and who is told of the gateway.
+"""Neighbour discovery: who is answered what, and who is told of the gateway.
+
+What switches answer of it by themselves, where they can, is in `nd_answers`; the controller answers the rest,
+and all of it where they cannot.
 
     asked for                      by a VM, at its edge switch         by a machine at a leaf
     the gateway                    the gateway's MAC                   the gateway's MAC
@@ -39,10 +42,11 @@ from retinue.core.packets import (
     RouterAdvertisement,
 )
 from retinue.core.pipeline.cookies import Reason, cookie
-from retinue.core.pipeline.entry import CONTROLLER, Flow
+from retinue.core.pipeline.entry import CONTROLLER, Flow, match
 from retinue.core.pipeline.matches import NO_TAG, icmpv6_match
 from retinue.core.pipeline.meters import LeafMeter
-from retinue.core.pipeline.priorities import LeafAdmit
+from retinue.core.pipeline.priorities import TABLE_MISS, LeafAdmit
+from retinue.core.pipeline.responders import nd_answers
 from retinue.core.pipeline.tables import Table
 
 ADVERTISED_EVERY = TURNS
@@ -62,7 +66,8 @@ HOPS = 64
 
 
 def leaf_flows(net: Network, owner: Owner) -> Iterator[Flow]:
-    """A router or server under a leaf asks the controller; what comes from spines is no question."""
+    """A router or server under a leaf asks the controller, but for a gateway; what comes from spines is no
+    question."""
     if not in_use(net, 6):
         return
     for kind in (NDType.NEIGHBOUR_SOLICITATION, NDType.ROUTER_SOLICITATION):
@@ -70,6 +75,9 @@ def leaf_flows(net: Network, owner: Owner) -> Iterator[Flow]:
             Table.ADMIT, LeafAdmit.ND, icmpv6_match(kind, vlan_vid=NO_TAG), (CONTROLLER,),
             meter=LeafMeter.ARP, cookie=cookie(Reason.SERVER_ND, owner),
         )  # fmt: skip
+    yield from nd_answers.leaf_flows(net, owner, gateways(net), match(vlan_vid=NO_TAG))
+    yield Flow(Table.ANSWER, TABLE_MISS, (), cookie=cookie(Reason.FORWARD, owner))
+    yield nd_answers.advertisement(owner)
 
 
 # ---- the controller's answers ----
@@ -79,10 +87,14 @@ def ipv6_subnets(net: Network, vrf: str = DEFAULT_VRF) -> Iterator[Subnet]:
     return (s for s in forwarded_subnets(net.subnets_in(vrf)) if s.prefix.version == 6)
 
 
+def gateways(net: Network, vrf: str = DEFAULT_VRF) -> Iterator[IPv6Address]:
+    """The addresses by which the gateway is asked for: those of subnets, and its link-local one."""
+    yield link_local(net.gateway_mac)
+    yield from (s.gateway for s in ipv6_subnets(net, vrf) if isinstance(s.gateway, IPv6Address))
+
+
 def is_gateway(net: Network, address: IPv6Address, vrf: str = DEFAULT_VRF) -> bool:
-    if is_link_local(address):
-        return address == link_local(net.gateway_mac)
-    return any(subnet.gateway == address for subnet in ipv6_subnets(net, vrf))
+    return address in gateways(net, vrf)
 
 
 def answer_to_vm(net: Network, switch: str, vm: VM, asked: ND, vrf: str = DEFAULT_VRF) -> ND | None:

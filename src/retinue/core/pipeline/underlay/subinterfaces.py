@@ -42,7 +42,7 @@ from retinue.core.pipeline.entry import (
 from retinue.core.pipeline.matches import ANY_TAG, arp_request_for, icmpv6_match, ip_match, ip_types
 from retinue.core.pipeline.meters import LeafMeter
 from retinue.core.pipeline.priorities import Arp, LeafAdmit, Route, Servers
-from retinue.core.pipeline.responders import arp, echo
+from retinue.core.pipeline.responders import arp, echo, nd, nd_answers
 from retinue.core.pipeline.tables import Table
 
 _PRESENT = ANY_TAG[1]
@@ -112,6 +112,7 @@ def _asked(net: Network, one: Subinterface, here: dict[str, FieldValue], owner: 
     yield Flow(Table.ARP, Arp.SUBINTERFACE, match(**here), (CONTROLLER,), meter=LeafMeter.ARP, cookie=told)
     if not in_use(net, 6):
         return
+    yield from nd_answers.leaf_flows(net, owner, nd.gateways(net, one.vrf), match(**here))
     kinds = [NDType.NEIGHBOUR_SOLICITATION, NDType.ROUTER_SOLICITATION]
     if isinstance(one.address, IPv6Address):
         kinds.append(NDType.NEIGHBOUR_ADVERTISEMENT)

@@ -3,15 +3,15 @@
 Fields outside `flows.entry.Field` are UnknownFieldError: an entry that has one is somebody else's.
 """
 
-from retinue.core.pipeline.entry import FIELD_BYTES, NICIRA, Field, Match, MatchTerm
+from retinue.core.pipeline.entry import ERICSSON, FIELD_BYTES, NICIRA, Field, Match, MatchTerm
 from retinue.southbound.openflow.codec.wire import PADDING, ProtocolError, UnknownFieldError
 
-BASIC_CLASS, NICIRA_CLASS = 0x8000, 0x0001
+BASIC_CLASS, NICIRA_CLASS, ERICSSON_CLASS = 0x8000, 0x0001, 0x1000
 
 
 def _number(field: Field, length: int, masked: bool = False) -> int:
-    of = NICIRA_CLASS if field & NICIRA else BASIC_CLASS
-    return of << 16 | (field & ~NICIRA) << 9 | masked << 8 | length
+    of = ERICSSON_CLASS if field & ERICSSON else NICIRA_CLASS if field & NICIRA else BASIC_CLASS
+    return of << 16 | (field & 0x7F) << 9 | masked << 8 | length
 
 
 HEADERS: dict[Field, int] = {field: _number(field, size) for field, size in FIELD_BYTES.items()}
