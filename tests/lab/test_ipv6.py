@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv6Network
 
@@ -96,6 +97,32 @@ async def test_neighbours_the_gateway_and_the_outside_are_found(bench: LabBench)
     for to in (GATEWAY, OWN6["vm2"], OWN6["vm3"], CLIENT):
         assert await bench.ping("vm1", to), to
     assert await bench.ping("vm3", OWN6["vm1"])
+
+
+async def test_without_a_controller_neighbours_are_found_anew_as_those_of_ipv4(bench: LabBench) -> None:
+    """Switches answer for the gateway and for who is there: a guest's kernel takes it, and so does the
+    router's. Traffic from outside goes on while all caches are emptied again and again."""
+    forget = "ip neigh flush dev eth0; ip -6 neigh flush dev eth0"
+    gateway4 = "10.1.0.254"
+
+    async def found(*addresses: str) -> list[bool]:
+        await bench.guest("vm1", forget)
+        return [await bench.ping("vm1", to) for to in addresses]
+
+    async with bench.traffic(OWN4["vm1"]) as over_ipv4, bench.traffic(OWN6["vm1"]) as over_ipv6:
+        bench.kill("controller", signal.SIGKILL)
+        for _ in range(5):
+            local = f"{link_local(GATEWAY_MAC)}%eth0"
+            assert await found(GATEWAY, local, OWN6["vm3"], CLIENT) == [True] * 4
+            assert await found(gateway4, OWN4["vm3"]) == [True] * 2
+            await bench.run("router", "ip", "neigh", "flush", "all")
+        known = await bench.guest("vm1", "ip -6 neigh show dev eth0")
+        flows = [await bench.unharmed(traffic) for traffic in (over_ipv4, over_ipv6)]
+    assert all(of.sent > 200 for of in flows), flows
+    assert not any(await found(OWN6["vm2"], OWN4["vm2"])), "on another server the controller alone is asked"
+    await bench.restart_controller()
+    assert await found(OWN6["vm2"], OWN4["vm2"]) == [True] * 2
+    assert GATEWAY_MAC in known
 
 
 async def test_an_address_that_another_has_is_not_taken(bench: LabBench) -> None:
