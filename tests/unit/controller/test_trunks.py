@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
@@ -12,11 +12,24 @@ from retinue.controller.leases.renewal_orders import new_order
 from retinue.controller.store.nic_documents import from_document, to_document
 from retinue.core.migration.handing_back import addressed, not_copied
 from retinue.core.model import NIC, VM, PortStatus, Subnet, VMPort, Vnet, Vrf
-from retinue.core.packets import Ethernet, arp_request, parse, parse_arp
+from retinue.core.model.link_local import ALL_ROUTERS, link_local
+from retinue.core.packets import (
+    ND,
+    Ethernet,
+    NDOptions,
+    RouterAdvertisement,
+    RouterSolicitation,
+    arp_request,
+    nd_frame,
+    parse,
+    parse_arp,
+    parse_nd,
+)
 from retinue.protocol.hypervisor_events import EventKind
 from retinue.protocol.vms import VMState
 from retinue.southbound.ovsdb import BridgePort
 from support.fabric.dhcp_lab import EVERYWHERE, NOWHERE, SERVER, SERVER_AT, DhcpLab
+from support.fabric.ipv6 import advertises, asks
 from support.fabric.networks import GATEWAY, GATEWAY_MAC, assignment, fabric, vm_ip, vm_mac, vm_port
 from support.fabric.world import MARK, OUTSIDE, tagged, udp_frame
 from support.fakes.session import FakeNetwork
@@ -93,6 +106,38 @@ async def test_one_port_makes_all_its_nics_ready_and_carries_their_leases(lab: T
     for way in lab.fake.fabric.all_paths("leaf2", 91, sent):
         [(switch, number, came)] = way.arrivals
         assert (switch, number) == AT and parse(came).vlan == 30 and MARK in came
+
+
+@pytest.mark.parametrize(("vlan", "mac"), [(0, vm_mac(CARRIER)), (30, vm_mac(INSIDE)), (60, vm_mac(RED))])
+async def test_no_nic_of_a_trunk_is_a_router_and_each_hears_of_its_own(
+    lab: TrunkLab, vlan: int, mac: str
+) -> None:
+    """RFC 6105: what a router says of itself comes from no VM, whatever its tag; the gateway's own comes with
+    the tag of the VLAN that it is for."""
+    subnets = {0: ("fd00:50::", "shop"), 30: ("fd00:30::", "default"), 60: ("fd00:60::", "reds")}
+    for prefix, vnet in subnets.values():
+        gateway = IPv6Address(f"{prefix}fe")
+        subnet = Subnet(f"{vnet}6", IPv6Network(f"{prefix}/64"), gateway, vnet=vnet, slaac=True)
+        await lab.controller.vnets.add_subnets([subnet])
+    lab.fake.heard.clear()
+    forged = nd_frame(advertises(link_local(mac), mac), mac)
+    to_all_of_it = nd_frame(advertises(link_local(GATEWAY_MAC), mac), mac)
+    for frame in (forged, to_all_of_it):
+        assert await lab.say_in(vlan, frame) == []
+    assert lab.fake.heard == []
+    assert {row.kind for row in lab.controller.context.spoof_attempts.rows()} == {"nd"}
+    looks = nd_frame(ND(link_local(mac), ALL_ROUTERS, RouterSolicitation(NDOptions(source_mac=mac))), mac)
+    (came,) = await lab.say_in(vlan, looks)
+    ethernet = parse(came)
+    assert (ethernet.vlan or 0, ethernet.dst) == (vlan, mac)
+    said = parse_nd(ethernet.payload).message
+    assert isinstance(said, RouterAdvertisement)
+    assert [str(one.prefix) for one in said.options.prefixes] == [f"{subnets[vlan][0]}/64"]
+    # Who asks for the gateway is answered by the switch, with the tag.
+    asked = nd_frame(asks(link_local(mac), link_local(GATEWAY_MAC), mac), mac)
+    (came,) = await lab.say_in(vlan, asked)
+    assert (parse(came).vlan or 0, parse(came).dst, parse(came).src) == (vlan, mac, GATEWAY_MAC)
+    assert lab.controller.context.counters["neighbour discovery answered"] == 0
 
 
 async def test_a_card_that_filters_the_vlans_it_carries_is_warned_of(lab: TrunkLab) -> None:

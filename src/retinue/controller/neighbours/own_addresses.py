@@ -3,12 +3,14 @@
 Which: `core.snooping.own_addresses`.
 """
 
+from collections.abc import Awaitable
 from ipaddress import IPv6Address
 
 from retinue.controller.context import Context
 from retinue.controller.counters import Count
 from retinue.controller.lease_changes import AddressAssigned, AddressReleased
-from retinue.core.model import NIC, VM, ModelError
+from retinue.controller.switches.installer import InstallReport
+from retinue.core.model import NIC, VM, Assignment, ModelError
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.core.snooping.own_addresses import Claim, OwnAddresses, is_free
 from retinue.protocol.events import EventType
@@ -24,11 +26,15 @@ class OwnAddressBinder:
         self._rules = OwnAddresses()
 
     def checked(self, vm: VM, nic: NIC, target: IPv6Address) -> None:
-        """A NIC checks whether an address is free; nobody has answered that it is not."""
+        """A NIC checks whether an address is free; nobody has answered that it is not.
+
+        The address is its own before this returns: whoever checks it next is answered, be it in the same
+        moment.
+        """
         context = self._context
         claim = self._rules.claim(context.net, vm, nic, target, context.clock())
         if claim is not None:
-            context.spawn(self._bind(vm, claim), f"own address of {vm.id}")
+            self._bind(vm, claim)
         elif is_free(context.net, nic, target):
             context.counters[Count.OWN_ADDRESS_TOO_MUCH] += 1
 
@@ -36,19 +42,23 @@ class OwnAddressBinder:
         """Called now and then: NICs that are no more are forgotten."""
         self._rules.forget({nic.mac for vm in self._context.net.vms.values() for nic in vm.nics})
 
-    async def _bind(self, vm: VM, claim: Claim) -> None:
+    def _bind(self, vm: VM, claim: Claim) -> None:
         context, given, old = self._context, claim.assignment, claim.instead_of
         released = [] if old is None or context.net.assignments.get(old.key) != old else [old]
         try:
             touched = context.apply(*(AddressReleased(a) for a in released), AddressAssigned(given))
         except ModelError as error:
-            # Something else took the address, or the VM went, in the meantime.
             reason = str(error)
             context.events.publish(EventType.BINDING_REJECTED, vm=vm.id, ip=given.ip, reason=reason)
             return
-        report = await context.install(
-            touched, [underlay_of(context.net).near(context.net.vms[vm.id].server)]
-        )
+        near = underlay_of(context.net).near(context.net.vms[vm.id].server)
+        installing = context.install(touched, [near])
+        context.spawn(self._tell(vm, given, released, installing), f"own address of {vm.id}")
+
+    async def _tell(
+        self, vm: VM, given: Assignment, released: list[Assignment], installing: Awaitable[InstallReport]
+    ) -> None:
+        context, report = self._context, await installing
         for gone in released:
             context.events.publish(EventType.BINDING_REMOVED, vm=vm.id, ip=gone.ip, reason=REPLACED)
         rejected = sorted(switch for switch in report.missing if context.is_connected(switch))

@@ -7,6 +7,7 @@ from ipaddress import IPv6Address
 import pytest
 
 from retinue.core.limits import MOST_OWN_ADDRESSES
+from retinue.core.model import VMPort
 from retinue.core.model.link_local import ALL_ROUTERS, UNSPECIFIED
 from retinue.core.packets import (
     ND,
@@ -80,6 +81,43 @@ async def test_the_first_who_checks_has_it(fake: FakeNetwork) -> None:
     assert isinstance(said, NeighbourAdvertisement)
     assert not sends_from(fake, OWN, vm=2)
     assert sends_from(fake, OWN)
+
+
+@pytest.mark.parametrize("address", [IPv6Address("fd00:1::abcd"), PRIVATE])
+@pytest.mark.parametrize("place", ["on two switches", "on one switch", "one of them migrates"])
+async def test_of_two_who_check_it_in_the_same_moment_one_has_it_and_the_other_hears_so(
+    fake: FakeNetwork, address: IPv6Address, place: str
+) -> None:
+    """The second check comes before anything that the first one causes has been done."""
+    other = 2
+    if place == "on one switch":
+        other = add_vm_beside(fake)
+    elif place == "one of them migrates":
+        fake.net.set_vm_port("vm1", "edge2", VMPort(vm_port(1), "tap1"))
+        await fake.controller.context.install(
+            fake.net.put_vm(replace(fake.net.vms["vm1"], also=frozenset({"server2"})))
+        )
+    await fake.settle()
+    fake.heard.clear()
+    switches = ("edge2" if place == "one of them migrates" else "edge1", f"edge{2 if other == 2 else 1}")
+    for number, switch in zip((1, other), switches, strict=True):
+        asked = nd_frame(asks(UNSPECIFIED, address, None), vm_mac(number))
+        fake.send(switch, vm_port(number), asked)
+    await fake.settle()
+    assert fake.net.assignments[address].vm == "vm1"
+    ((switch, port, frame),) = fake.heard
+    assert (switch, port) == (switches[1], vm_port(other))
+    said = parse_nd(parse(frame).payload).message
+    assert isinstance(said, NeighbourAdvertisement)
+    assert said.target == address
+    assert [e.data["vm"] for e in recent(fake.controller.events, "binding.rejected")] == []
+
+
+def add_vm_beside(fake: FakeNetwork) -> int:
+    """vm4, on server1 as vm1 is."""
+    add_vm(fake.net, 4, at=1)
+    fake.controller.context.spawn(fake.controller.context.install(fake.net.everything()), "vm4")
+    return 4
 
 
 async def test_a_link_local_address_that_was_checked_may_ask(fake: FakeNetwork) -> None:

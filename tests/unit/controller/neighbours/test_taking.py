@@ -3,6 +3,7 @@
 Those of IPv4: tests/unit/controller/inventory/test_nic_settings.py.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from ipaddress import IPv6Address
 
@@ -11,6 +12,7 @@ import pytest
 from retinue.core.model import Allowed, BindingKind
 from retinue.core.model.link_local import UNSPECIFIED
 from retinue.core.packets import ND, NeighbourAdvertisement, nd_frame, parse, parse_nd
+from retinue.core.pipeline.meters import VMMeter
 from support.fabric.ipv6 import OUTSIDE6, asks, says, udp6_frame, vm_ip6, vm_local
 from support.fabric.networks import GATEWAY6, GATEWAY_MAC, add_ipv6, add_vm, fabric, holding6, vm_mac, vm_port
 from support.fakes.session import FakeNetwork
@@ -88,6 +90,38 @@ async def test_who_checks_whether_it_is_free_has_it_unless_another_does(fake: Fa
     assert isinstance(told, NeighbourAdvertisement) and told.target == SHARED, "it hears that another has it"
     await says_(fake, 2, asks(SHARED, GATEWAY6, vm_mac(2)))
     assert (holder(fake), fake.heard) == ("vm1", []), "a question takes it from nobody"
+
+
+async def test_two_masters_who_do_not_hear_of_each_other_share_it_by_no_storm(
+    fake: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both announce it again and again (keepalived, its network split): it is one's at each moment, goes over
+    once while it is calm, to who has announced it last, and each time is told."""
+    monkeypatch.setattr("retinue.controller.neighbours.taking.CALM_SECONDS", 0.05)
+    await allow(fake, "vm1", "vm2")
+    sent = {
+        switch: fake.controller.context.installer.switches[switch].flow_mods for switch in ("edge1", "edge2")
+    }
+    for _ in range(50):
+        for number in (1, 2):
+            said = nd_frame(says(SHARED, SHARED, vm_mac(number)), vm_mac(number))
+            fake.send(f"edge{number}", vm_port(number), said)
+            assert [heard(fake, vm) for vm in (3, 4)] in ([["edge1 10"]] * 2, [[]] * 2)
+    await fake.settle()
+    assert (holder(fake), heard(fake, 3)) == ("vm1", ["edge1 10"])
+    told = recent(fake.controller.events, "address")
+    assert [(event.data["vm"], event.data["before"]) for event in told] == [("vm1", "")]
+    await asyncio.sleep(0.1)
+    await fake.settle()
+    assert (holder(fake), heard(fake, 3)) == ("vm2", ["edge2 11"]), "it is who announced it last"
+    told = recent(fake.controller.events, "address")
+    assert [(event.data["vm"], event.data["before"]) for event in told] == [("vm1", ""), ("vm2", "vm1")]
+    assert fake.fabric["edge1"].meters.keys() >= {VMMeter.ARP.id(vm_port(1))}
+    edge = fake.fabric["edge1"]
+    edge.exhausted = {VMMeter.ARP.id(vm_port(1))}
+    assert not edge.receive(nd_frame(says(SHARED, SHARED, vm_mac(1)), vm_mac(1)), vm_port(1)).to_controller
+    after = fake.controller.context.installer.switches["edge1"].flow_mods
+    assert after - sent["edge1"] < 100, "of a hundred announcements two were heeded"
 
 
 async def test_neighbours_find_it_by_the_gateway(fake: FakeNetwork) -> None:

@@ -84,6 +84,26 @@ async def test_what_is_as_large_as_the_way_takes_goes_on(fake: FakeNetwork) -> N
         assert (switch, port, len(got)) == ("edge2", NARROW_PORT, 1414)
 
 
+@pytest.mark.parametrize(("mtu", "size", "arrives"), [
+    (1280, 1280, True), (1280, 1281, False), (1281, 1281, True), (1281, 1282, False),
+])  # fmt: skip
+async def test_the_least_that_ipv6_may_take(fake: FakeNetwork, mtu: int, size: int, arrives: bool) -> None:
+    """RFC 8200, 5: every link takes 1,280 bytes; and the answer itself is no larger (RFC 4443, 2.4)."""
+    await fake.controller.vnets.set_vnet(Vnet("narrow", mtu=mtu))
+    fake.heard.clear()
+    sent = packet6(size)
+    fake.send("edge1", vm_port(1), frame(sent))
+    ((switch, port, got),) = fake.heard
+    if arrives:
+        assert (switch, port, len(got)) == ("edge2", NARROW_PORT, 14 + size)
+        return
+    assert (switch, port) == ("edge1", vm_port(1))
+    told = IPv6(parse(got).payload)
+    assert told[ICMPv6PacketTooBig].mtu == mtu
+    assert bytes(told)[48:] == sent[:1232]
+    assert len(bytes(told)) == 1280
+
+
 @pytest.mark.parametrize("dst", [NARROW, ROUTED[3]])
 async def test_what_is_larger_is_answered_by_the_senders_gateway(fake: FakeNetwork, dst: IPv4Address) -> None:
     sent = packet(1401, dst)
