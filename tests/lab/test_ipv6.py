@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import signal
 from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv6Network
@@ -97,6 +98,33 @@ async def test_neighbours_the_gateway_and_the_outside_are_found(bench: LabBench)
     for to in (GATEWAY, OWN6["vm2"], OWN6["vm3"], CLIENT):
         assert await bench.ping("vm1", to), to
     assert await bench.ping("vm3", OWN6["vm1"])
+
+
+async def test_what_is_set_of_vnet_and_gateway_meanwhile_harms_no_migration(bench: LabBench) -> None:
+    """Its MTU, its VLAN, whether it floods, and the gateway's MAC, again and again until the VM is there."""
+    await bench.cli("gateway", "add", "rack7", "--mac", "02:00:5e:00:07:01")
+    changes = [
+        ("vnet", "set", "default", "--vlan", "30", "--flood", "controlled"),
+        ("gateway", "set", "rack7", "--default"),
+        ("vnet", "set", "default", "--mtu", "1400"),
+        ("vnet", "set", "default", "--mtu", "0", "--flood", "dropped"),
+        ("gateway", "set", "rack7", "--no-default"),
+    ]
+    rounds = 0
+    async with bench.traffic(OWN4["vm1"]) as over_ipv4, bench.traffic(OWN6["vm1"]) as over_ipv6:
+        for target in ("server2", "server1"):
+            moving = asyncio.create_task(bench.migration("vm1", target_server=target))
+            for words in itertools.cycle(changes):
+                await bench.cli(*words)
+                if moving.done() and words is changes[-1]:
+                    break
+                rounds += 1
+            await moving
+        flows = [await bench.unharmed(traffic) for traffic in (over_ipv4, over_ipv6)]
+    assert all(of.sent > 200 for of in flows), flows
+    assert rounds >= 2 * len(changes) - 2
+    await bench.cli("gateway", "remove", "rack7")
+    await bench.cli("vnet", "set", "default", "--vlan", "0")
 
 
 async def test_without_a_controller_neighbours_are_found_anew_as_those_of_ipv4(bench: LabBench) -> None:
