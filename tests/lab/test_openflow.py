@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from retinue.controller.switches import abilities
 from retinue.core.model import DEFAULT_VNET
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.diff import difference
@@ -234,6 +235,31 @@ async def test_what_is_read_back_is_what_was_sent(switch: Session) -> None:
     assert await installed(switch) == {flow.key: flow for flow in ALL.add}
     assert await switch.read_groups() == {5: GROUP}
     assert await switch.read_meters() == {1: METER, 2: RATE}
+
+
+OF_ND = {"eth_type": 0x86DD, "ip_proto": 58, "icmpv6_type": 135}
+ANSWERS = Flow(
+    7, 1, match(**OF_ND, nd_reserved=5, nd_options_type=1),
+    (
+        RegMove(Field.IPV6_ND_TARGET, Field.IPV6_SRC), SetField(Field.ND_RESERVED, 0xE0000000),
+        SetField(Field.ND_OPTIONS_TYPE, 2), SetField(Field.ICMPV6_TYPE, 136), Resubmit(7),
+    ),
+)  # fmt: skip
+
+
+async def test_neighbour_discovery_is_answered_where_the_datapath_can_and_else_that_is_known(
+    switch: Session, ovs: OpenVSwitch
+) -> None:
+    """A datapath that cannot, such as the kernel's, is made of this one."""
+    await switch.apply(Change(add=(ANSWERS,)), 0.0)
+    assert await installed(switch) == {ANSWERS.key: ANSWERS}
+    await switch.apply(Change(remove=(ANSWERS,)), 0.0)
+    await asyncio.to_thread(ovs.appctl, "dpif/set-dp-features", "br0", "nd_ext", "false")
+    change = Change(add=(FLOWS[2], ANSWERS))
+    with pytest.raises(Rejected) as rejected:
+        await switch.apply(change, 0.0)
+    assert abilities.missing(change, rejected.value) == [abilities.ND]
+    assert abilities.missing(Change(add=(FLOWS[2],)), rejected.value) == []
 
 
 async def test_entries_are_overwritten_and_removed(switch: Session) -> None:
