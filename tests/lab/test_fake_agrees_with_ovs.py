@@ -126,7 +126,7 @@ def nd_answer() -> tuple[Flow, Flow]:
         SetField(Field.ND_OPTIONS_TYPE, 2),
         SetField(Field.ICMPV6_TYPE, 136),
     )
-    asked = {"icmpv6_type": 135, "ipv6_nd_target": SIX2, "nd_options_type": 1}
+    asked: dict[str, Any] = {"icmpv6_type": 135, "ipv6_nd_target": SIX2, "nd_options_type": 1}
     told = (RegMove(Field.ETH_SRC, Field.IPV6_ND_TLL), BACK)
     return flow(*turned, goto=1, **terms, **asked), flow(*told, table=1, **terms, icmpv6_type=136)
 

@@ -147,7 +147,7 @@ class Controller:
         self.arp.put_servers = self.inventory.put_servers
         self.vdp = VdpPath(self.context, self.inventory.put_servers)
         self.nics = NICSettings(self.context, self.inventory.nics.ours)
-        self.vnets = VnetInventory(self.context, self.inventory.ports.look_at_vnet)
+        self.vnets = VnetInventory(self.context, self.inventory.ports.look_at_vnet, lambda: self.arp.unknown)
         self.pairs = Pairs(self.context)
         self.switch_rows = SwitchRows(self.context)
         self.words = Words(self.context)

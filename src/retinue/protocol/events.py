@@ -83,6 +83,8 @@ class EventType(StrEnum):
     """A leaf has told an edge the MAC of another gateway group: its server is in that from now on."""
     GATEWAY_REFUSED = "gateway.refused"
     """What was told of the gateway's MAC is not believed."""
+    GATEWAY_CONFLICT = "gateway.conflict"
+    """Some host has a MAC of the gateway's: it speaks under it at a leaf's port."""
     VRF_REGISTERED = "vrf.registered"
     VRF_REMOVED = "vrf.removed"
     VNET_REGISTERED = "vnet.registered"
@@ -228,6 +230,7 @@ _FIELDS: Mapping[EventType | Order, str] = {
     EventType.GATEWAY_GROUP_REMOVED: "group",
     EventType.GATEWAY_LEARNED: "server group mac",
     EventType.GATEWAY_REFUSED: "switch port mac reason",
+    EventType.GATEWAY_CONFLICT: "mac location",
     EventType.VRF_REGISTERED: "vrf",
     EventType.VRF_REMOVED: "vrf",
     EventType.VNET_REGISTERED: "vnet",

@@ -19,7 +19,7 @@ from retinue.controller.vnet_changes import (
     VrfRegistered,
     VrfRemoved,
 )
-from retinue.core.model import GatewayGroup, ModelError, Role, Server, Subnet, Vnet, Vrf
+from retinue.core.model import GatewayGroup, Mac, ModelError, PortRef, Role, Server, Subnet, Vnet, Vrf
 from retinue.core.model.fabric_checks import forwards
 from retinue.core.model.network import Owner
 from retinue.core.model.vrfs import free_tag
@@ -29,15 +29,29 @@ from retinue.protocol.errors import ErrorCode
 class VnetInventory:
     """Registers vnets and subnets: each call makes all of what it is asked for or, on a mistake, nothing."""
 
-    def __init__(self, context: Context, changed: Callable[[str], None] = lambda vnet: None) -> None:
-        """`changed` is called with the id of a vnet that is new, or another from now on."""
+    def __init__(
+        self,
+        context: Context,
+        changed: Callable[[str], None] = lambda vnet: None,
+        unknown: Callable[[], Mapping[Mac, PortRef]] = dict,
+    ) -> None:
+        """`changed` is called with the id of a vnet that is new, or another from now on. `unknown`: MACs of
+        hosts that nobody has registered, and where they were seen."""
         self._context = context
+        self._unknown = unknown
         self._changed = changed
         self._net = context.net
 
     async def add_gateway_groups(self, groups: Collection[GatewayGroup]) -> None:
         """Returns when the switches that are there have confirmed it. Raises ModelError."""
         are_new("gateway group", [group.id for group in groups], self._net.gateway_groups)
+        unknown = self._unknown()
+        for group in groups:
+            if group.mac in unknown:
+                at = unknown[group.mac]
+                raise RequestError(
+                    f"gateway group {group.id}: a host at {at} has the MAC {group.mac}; choose another"
+                )
         await self._context.commit(*(GatewayGroupRegistered(group) for group in groups))
 
     async def set_default_group(self, id: str, default: bool) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from retinue.controller.context import Context
 from retinue.controller.counters import Count
 from retinue.controller.inventory.server_locations import ServerLocations
-from retinue.controller.neighbours.leaf_ports import leaf_port
+from retinue.controller.neighbours.leaf_ports import leaf_port, look_for_gateways_mac
 from retinue.controller.neighbours.taking import Taking
 from retinue.core.limits import MOST_UNKNOWN
 from retinue.core.model import ModelError, PortRef, Server
@@ -69,6 +69,7 @@ class ArpResponder:
             return
         server = net.server_of_mac(message.sha)
         if server is None or ethernet.src != message.sha:
+            look_for_gateways_mac(self._context, here, ethernet.src, message.sha)
             self._note_unknown(message.sha, here)
             return
         vlan = ethernet.vlan or 0

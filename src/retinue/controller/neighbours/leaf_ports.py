@@ -1,7 +1,9 @@
-"""Where a frame has come in that a server, or a router, has sent at a leaf."""
+"""Where a frame has come in that a server, or a router, has sent at a leaf, and under whose MAC."""
 
-from retinue.core.model import Network, PortRef
+from retinue.controller.context import Context
+from retinue.core.model import Mac, Network, PortRef
 from retinue.core.pipeline.underlay import underlay_of
+from retinue.protocol.events import EventType
 
 
 def leaf_port(net: Network, switch: str, port: int) -> PortRef | None:
@@ -10,3 +12,11 @@ def leaf_port(net: Network, switch: str, port: int) -> PortRef | None:
     if name is None or port in underlay_of(net).trunk_ports(switch):
         return None
     return PortRef(switch, name)
+
+
+def look_for_gateways_mac(context: Context, here: PortRef, *macs: Mac) -> None:
+    """Tell of a host that speaks under a MAC of the gateway's. No registered one can; and what is sent to it
+    never comes there, since switches take it for the gateway's."""
+    for mac in set(macs).intersection(context.net.gateway_macs):
+        source = (here.switch, here.port)
+        context.events.tell(source, EventType.GATEWAY_CONFLICT, mac=mac, location=str(here))

@@ -9,7 +9,7 @@ from ipaddress import IPv6Address
 
 from retinue.controller.context import Context
 from retinue.controller.counters import Count
-from retinue.controller.neighbours.leaf_ports import leaf_port
+from retinue.controller.neighbours.leaf_ports import leaf_port, look_for_gateways_mac
 from retinue.controller.neighbours.own_addresses import OwnAddressBinder
 from retinue.controller.neighbours.taking import Taking
 from retinue.core.model import NIC, VM, Mac
@@ -107,6 +107,8 @@ class NdResponder:
         net = self._context.net
         here = leaf_port(net, switch, port)
         server = net.server_of_mac(ethernet.src)
+        if here is not None and server is None:
+            look_for_gateways_mac(self._context, here, ethernet.src)
         if here is None or server is None or here not in places(net, server.id):
             return
         vlan = ethernet.vlan or 0

@@ -3,23 +3,35 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Network
 
 import pytest
 
 from retinue.controller.counters import packet_ins
+from retinue.controller.errors import RequestError
 from retinue.controller.inventory.server_locations import ASKED_AT_ONCE, LONGEST_WAIT
 from retinue.core.limits import MOST_TELLINGS, MOST_UNKNOWN
-from retinue.core.model import ModelError, Network, PortRef, Server
+from retinue.core.model import GatewayGroup, ModelError, Network, PortRef, Server, Subnet
+from retinue.core.model.link_local import link_local
 from retinue.core.model.network import Owner
-from retinue.core.packets import Ethernet, EtherType, arp_reply, arp_request, build_udp4, parse, parse_arp
+from retinue.core.packets import (
+    Ethernet,
+    EtherType,
+    arp_reply,
+    arp_request,
+    build_udp4,
+    nd_frame,
+    parse,
+    parse_arp,
+)
 from retinue.core.packets.lldp import CHASSIS_LOCAL, Lldp, lldp_frame
 from retinue.core.pipeline.cookies import Reason
 from retinue.core.pipeline.entry import Field, Flow, PortNo
 from retinue.core.pipeline.tables import Table
 from retinue.southbound.openflow.codec.messages import PortDesc, PortStatus
 from retinue.southbound.openflow.codec.wire import PortReason
-from support.fabric.networks import GATEWAY_MAC, INFRA_GATEWAY, fabric, leaf_port
+from support.fabric.ipv6 import asks, vm_ip6
+from support.fabric.networks import GATEWAY6, GATEWAY_MAC, INFRA_GATEWAY, fabric, leaf_port
 from support.fakes.session import FakeNetwork
 from support.recent_events import recent
 
@@ -278,6 +290,31 @@ async def test_a_port_that_invents_macs_hides_no_unknown_server(bench: LocatedSe
     told = bench.events("server.unknown")
     assert len(told) <= MOST_TELLINGS + 1
     assert told[-1]["mac"] == "02:00:00:02:00:01"
+
+
+@pytest.mark.parametrize("by", ["ARP", "ND"])
+async def test_a_host_that_nobody_registered_and_has_the_gateways_mac_is_told(
+    bench: LocatedServers, by: str
+) -> None:
+    """And a gateway is given none that such a host has."""
+    controller, net = bench.fake.controller, bench.fake.net
+    if by == "ARP":
+        bench.speak("leaf1", leaf_port(1), mac=net.gateway_mac, number=89)
+    else:
+        await controller.context.install(net.add_subnet(Subnet("b6", IPv6Network("fd00:1::/64"), GATEWAY6)))
+        local = link_local(net.gateway_mac)
+        question = nd_frame(asks(local, vm_ip6(1), net.gateway_mac), net.gateway_mac)
+        bench.fake.send("leaf1", leaf_port(1), question)
+    told = bench.events("gateway.conflict")
+    assert [(event["mac"], event["location"]) for event in told] == [(net.gateway_mac, "leaf1:p1")]
+    bench.speak("leaf1", leaf_port(1), mac="02:00:5e:00:07:01", number=88)
+    assert len(bench.events("gateway.conflict")) == 1
+    with pytest.raises(
+        RequestError, match=r"a host at leaf1:p1 has the MAC 02:00:5e:00:07:01; choose another"
+    ):
+        await controller.vnets.add_gateway_groups([GatewayGroup("rack7", "02:00:5e:00:07:01")])
+    assert "rack7" not in net.gateway_groups
+    await controller.vnets.add_gateway_groups([GatewayGroup("rack7", "02:00:5e:00:07:02")])
 
 
 # ---- a port that comes up ----
