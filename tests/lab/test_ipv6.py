@@ -312,6 +312,32 @@ async def test_a_delegated_prefix_migrates_under_traffic_and_is_renewed_on_the_v
         await bench.guest("vm1", f"ip address del {inside}/128 dev lo")
 
 
+async def test_prefixes_that_are_routed_to_a_nic_migrate_under_traffic(bench: LabBench) -> None:
+    """Of both families: an address of each, which the guest has on no link, is reached wherever the VM is."""
+    inside = {"10.9.0.0/28": "10.9.0.7", "fd00:9::/64": "fd00:9::7"}
+    way = (await bench.run("router", "ip", "route", "show", "10.1.0.0/24")).split(" via ")[1].split()[0]
+    await bench.cli("vm", "nic", "set", "vm1", *(word for one in inside for word in ("--prefix", one)))
+    routes = (("10.9.0.0/28", way), ("fd00:9::/64", str(link_local(GATEWAY_MAC))))
+    for prefix, via in routes:
+        await bench.run("router", "ip", "route", "replace", prefix, "via", via, "dev", "eth0")
+    await bench.guest("vm1", "; ".join(f"ip address add {ip} dev lo" for ip in inside.values()))
+    async with (
+        bench.traffic(inside["10.9.0.0/28"]) as over_ipv4,
+        bench.traffic(inside["fd00:9::/64"]) as over_ipv6,
+    ):
+        for target in ("server2", "server1"):
+            await bench.migration("vm1", target_server=target)
+            for prefix in inside:
+                assert await bench.flows(f"edge{target[-1]}", prefix)
+        flows = [await bench.unharmed(traffic) for traffic in (over_ipv4, over_ipv6)]
+    assert all(of.sent > 200 and of.reordered == 0 for of in flows), flows
+    await bench.cli("vm", "nic", "set", "vm1", "--prefix", "none")
+    for prefix, ip in inside.items():
+        assert not await bench.flows("edge1", prefix)
+        await bench.guest("vm1", f"ip address del {ip} dev lo")
+        await bench.run("router", "ip", "route", "del", prefix)
+
+
 async def test_a_dhcpv6_servers_message_from_a_vm_reaches_nobody(bench: LabBench) -> None:
     one, three = mac_of("vm1"), mac_of("vm3")
     reply = DHCP6_Reply(trid=1) / DHCP6OptServerId(duid=DUID_LL(lladdr=three))
