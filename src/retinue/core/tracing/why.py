@@ -16,6 +16,7 @@ from retinue.core.pipeline.cookies import Reason, reason_of
 from retinue.core.pipeline.entry import DecTtl, Field, Flow, Output, PortNo
 from retinue.core.pipeline.priorities import (
     PRIORITIES,
+    Answer,
     Arp,
     EdgeAdmit,
     Forward,
@@ -92,7 +93,7 @@ def _missed(net: Network, hop: Hop, role: Role, table: Table) -> Why:
     match role, table:
         case Role.EDGE, Table.ADMIT:
             return _not_admitted(net, hop)
-        case Role.EDGE, Table.ARP | Table.ND:
+        case Role.EDGE, Table.ARP | Table.ND | Table.ANSWER:
             return Why(
                 "an answer nobody asked for, or a question that is none: it ends here, it is never passed on"
             )
@@ -175,6 +176,11 @@ _ENDS_QUIETLY: tuple[tuple[IntEnum, Why], ...] = (
         ),
     ),
     (Arp.OWN_ADDRESS, Why("it asks for its own address, and gets no answer: nobody else has it")),
+    (Answer.OWN_ADDRESS, Why("it asks for its own address, and gets no answer: nobody else has it")),
+    (
+        Answer.UNSPECIFIED,
+        Why("it asks in nobody's name and names a MAC all the same: whoever gets such drops it (RFC 4861)"),
+    ),
     (Nd.HONEST, Why("it says what is known already: it ends here, and nothing is wrong")),
     (
         Forward.TRUNK_GROUP,

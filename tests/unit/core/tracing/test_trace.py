@@ -15,7 +15,8 @@ from retinue.core.model import (
     Vnet,
     Vrf,
 )
-from retinue.core.packets import BROADCAST, Ethernet, dhcp_frame, discover, parse
+from retinue.core.model.link_local import UNSPECIFIED
+from retinue.core.packets import BROADCAST, Ethernet, dhcp_frame, discover, nd_frame, parse
 from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.entry import Entry, Field, Flow, Meter, Output, PortNo, PushVlan, SetField, match
 from retinue.core.tracing import (
@@ -31,7 +32,7 @@ from retinue.core.tracing import (
     trace,
 )
 from support.fabric import trunked
-from support.fabric.ipv6 import vm_ip6
+from support.fabric.ipv6 import asks, vm_ip6
 from support.fabric.networks import (
     GATEWAY,
     GATEWAY6,
@@ -292,6 +293,23 @@ def test_a_dhcp_server_that_is_none(op: Operator) -> None:
 )
 def test_what_ends_quietly(op: Operator, frame: bytes, said: str) -> None:
     assert said in why(op.follow(op.vm(1), frame))
+
+
+def test_neighbour_discovery_that_its_switch_answers_and_what_it_does_not(op: Operator) -> None:
+    add_ipv6(op.net)
+    for number in (1, 3):
+        op.net.assign(holding6(number))
+    own, mac = vm_ip6(1), vm_mac(1)
+    answered = op.follow(op.vm(1), nd_frame(asks(own, GATEWAY6, mac), mac))
+    (only,) = answered.ends
+    assert (only.fate, only.text.startswith("edge1 answers by itself")) == (Fate.ANSWERED, True)
+    assert entries(answered)[-2:] == ["edge1 ANSWER GATEWAY", "edge1 ANSWER ADVERTISEMENT"]
+    (only,) = op.follow(op.vm(1), nd_frame(asks(own, vm_ip6(3), mac), mac)).ends
+    assert only.text.startswith("the controller answers")
+    its_own = op.follow(op.vm(1), nd_frame(asks(own, own, mac), mac))
+    assert "gets no answer: nobody else has it" in why(its_own)
+    in_nobodys = op.follow(op.vm(1), nd_frame(asks(UNSPECIFIED, GATEWAY6, mac), mac))
+    assert "it asks in nobody's name" in why(in_nobodys)
 
 
 def test_a_question_for_oneself(op: Operator) -> None:
