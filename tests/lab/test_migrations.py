@@ -28,6 +28,7 @@ from support.lab.migrating import (
     network,
     qemu_of,
     reaches,
+    start_agent,
 )
 from support.lab.tls_wire import TlsRecord, tcp_streams, tls_records
 from support.lab.tools import Json, LabBench, Picks, eventually, long
@@ -234,6 +235,51 @@ async def test_agents_whose_connection_breaks_in_postcopy_make_another_and_the_v
         assert (await bench.vm("vm1"))["power"] == "running"
         assert float(await bench.guest("vm1", "cut -d' ' -f1 /proc/uptime")) > uptime
         await nothing_is_wrong(bench)
+
+
+def went_on(bench: LabBench, server: str) -> int:
+    log = (Path(bench.lab.directory) / "logs" / f"{server}-agent.log").read_text()
+    return log.count("migration.goes_on")
+
+
+async def sends_slowly(bench: LabBench, server: str) -> None:
+    """The QEMU that is there takes its time with what follows a VM."""
+    [monitor] = (agents.folder(Path(bench.lab.directory), server) / "vms").glob("*.qmp")
+    qmp = QMPClient("vm1")
+    await qmp.connect(str(monitor))
+    await qmp.execute("migrate-set-parameters", {"max-postcopy-bandwidth": SLOWLY})
+    await qmp.disconnect()
+
+
+@pytest.mark.parametrize("killed", [("server1",), long(("server2",)), long(("server1", "server2"))])
+async def test_an_agent_that_is_killed_in_postcopy_costs_the_vm_nothing(
+    bench: LabBench, killed: tuple[str, ...]
+) -> None:
+    """The next one finds a QEMU that has memory to give, or lacks some, and goes on."""
+    uptime = float(await bench.guest("vm1", "cut -d' ' -f1 /proc/uptime"))
+    await sends_slowly(bench, "server1")
+    async with (
+        written(bench),
+        bench.traffic(await bench.address("vm1"), pps=200) as traffic,
+        bench.events() as events,
+    ):
+        migration = str((await bench.post("migrations", {"target_server": "server2", **BY_POSTCOPY}))["id"])
+        await events.until("migration.copying", in_postcopy(migration))
+        before = {server: went_on(bench, server) for server in killed}
+        for server in killed:
+            bench.kill(f"{server}-agent")
+        for server in ("server1", "server2"):  # Its QEMUs outlive their agents.
+            await bench.run("sandbox", "kill", "-0", str(qemu_of(bench, server)))
+        for server in killed:
+            await start_agent(bench, server)
+        await reaches(events, migration, "done")
+        for server in killed:
+            assert went_on(bench, server) == before[server] + 1
+        assert (await bench.vm("vm1"))["power"] == "running"
+        assert float(await bench.guest("vm1", "cut -d' ' -f1 /proc/uptime")) > uptime
+        await nothing_is_wrong(bench)
+        figures = await bench.unharmed(traffic, in_order=True)
+        assert figures.sent > 200
 
 
 @contextlib.asynccontextmanager

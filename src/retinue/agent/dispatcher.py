@@ -220,6 +220,7 @@ class Dispatcher:
         records = {vm.id: vm for vm in vms}
         for migration in migrations:
             self._catch_up_with(migration, records.get(migration.vm))
+        self._lifecycle.receive_the_rest(migrations)
 
     def _give_up(self, id: str) -> None:
         """End what is here of a VM that the operator has removed, or has running elsewhere since this server
@@ -335,12 +336,13 @@ class Dispatcher:
     async def adopt_all(self, left: Left[Any]) -> None:
         """Adopt what an earlier agent has left, and take in what had ended meanwhile."""
         for machine in left.machines:
-            await self.adopt(machine)
+            await self.adopt(machine, lacks_memory=machine.spec.id in left.lacking)
         self._lost = {vm: how for vm, how in left.ended.items() if vm not in self.vms}
         self.look_at_ports()
 
-    async def adopt(self, machine: LocalMachine) -> None:
-        """Adopt a machine left by an earlier agent; its migration, if any, has failed or is over."""
+    async def adopt(self, machine: LocalMachine, *, lacks_memory: bool = False) -> None:
+        """Adopt a machine left by an earlier agent. Its migration, if any, has failed or is over; or it lacks
+        memory, or has some that its target lacks: that goes on when the controller has told of it."""
         spec = machine.spec
         if spec.id in self._left:
             self.vms[spec.id] = self._left.pop(spec.id)
@@ -350,7 +352,7 @@ class Dispatcher:
         vm = self._lifecycle.local_vm(record)
         try:
             # Only the target's word gives back what was handed over.
-            handed_over = await machine.state() is RunState.MOVED
+            handed_over = not lacks_memory and await machine.state() is RunState.MOVED
         except HostError as error:
             # It has just ended, or does not answer: it is as if it had not been there.
             log.error("vm.not_adopted", vm=spec.id, error=str(error))
@@ -359,10 +361,10 @@ class Dispatcher:
             self.vms.pop(spec.id, None)
             self._lifecycle.changes += 1
             return
-        vm.machine = machine
+        vm.machine, vm.lacks_memory = machine, lacks_memory
         vm.presence = HandedOver() if handed_over else Running(time.time())
         self._lifecycle.note_console(vm)
-        log.info("vm.adopted", vm=spec.id, handed_over=handed_over)
+        log.info("vm.adopted", vm=spec.id, handed_over=handed_over, lacks_memory=lacks_memory)
 
     async def close(self) -> None:
         """Call off what is under way, and let go of the machines, which keep running."""

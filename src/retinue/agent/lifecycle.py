@@ -6,7 +6,7 @@ from the hypervisor is taken in at once.
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,8 @@ class VMLifecycle(VMWorkers):
                 self.note_console(vm)
             case fx.SendMemory() if migration is not None:
                 self._source.send(vm, migration)
+            case fx.SendRest() if migration is not None:
+                await self._source.send_the_rest(vm, migration)
             case fx.KeepAtSource() if migration is not None:
                 await self._source.keep(vm, migration)
             case fx.ResumeAtSource() if migration is not None:
@@ -186,6 +188,15 @@ class VMLifecycle(VMWorkers):
             case fx.Reject(migration, why) if not vm.by_hand:
                 reason = self._sentence(vm, why)
                 self._reports.of_migration(vm.id, migration, Report.FAILED, reason=reason)
+
+    def receive_the_rest(self, migrations: Sequence[MigrationRecord]) -> None:
+        """In the background, for VMs that run here and lack memory: the migrations are those there are."""
+        for vm in self.vms.values():
+            if not vm.lacks_memory or vm.transferring or not vm.runs or vm.machine is None:
+                continue
+            its = [one for one in migrations if one.vm == vm.id and one.target == self.server]
+            brings = (one for one in its if not one.state.ended and not one.after_the_fact)
+            self._target.receive_the_rest(vm, next(brings, None))
 
     # ---- machines and ports ----
 

@@ -7,6 +7,7 @@ a socket is set on the socket.
 import ctypes
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from retinue.host.errors import HostError
@@ -30,6 +31,15 @@ def socket_towards(pid: int, path: Path) -> socket.socket:
 
     Raises HostError where it has none, or cannot be looked into.
     """
+    return _socket(pid, lambda found: _peer(found) == str(path), f"is not connected to {path}")
+
+
+def socket_of(pid: int, inode: int) -> socket.socket:
+    """A copy of the socket with this inode, which a process has open. Raises HostError."""
+    return _socket(pid, lambda found: os.fstat(found.fileno()).st_ino == inode, f"has no socket {inode} open")
+
+
+def _socket(pid: int, is_it: Callable[[socket.socket], bool], else_: str) -> socket.socket:
     try:
         process = os.pidfd_open(pid)
         try:
@@ -47,14 +57,14 @@ def socket_towards(pid: int, path: Path) -> socket.socket:
                 except OSError:  # And another file opened, with its number.
                     os.close(copy)
                     continue
-                if _peer(found) == str(path):
+                if is_it(found):
                     return found
                 found.close()
         finally:
             os.close(process)
     except OSError as error:
         raise HostError(f"the sockets of process {pid} cannot be looked at: {error}") from error
-    raise HostError(f"process {pid} is not connected to {path}")
+    raise HostError(f"process {pid} {else_}")
 
 
 def _peer(end: socket.socket) -> object:

@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 from retinue.core.migration.copying import PLAIN, CopyOptions
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.core.model import Ending
-from retinue.hypervisor.memory_channel import Channel
+from retinue.hypervisor.memory_channel import Again, Channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +301,8 @@ class Left(Generic[M]):
     """What an earlier agent has left on a server."""
 
     machines: list[M] = field(default_factory=list)
+    lacking: set[str] = field(default_factory=set)
+    """VMs whose machines run, and lack some of their memory: see Hypervisor.receive_the_rest."""
     ended: dict[str, Ending] = field(default_factory=dict)
     """By VM: how its machine has ended while nobody looked."""
 
@@ -357,6 +359,17 @@ class Hypervisor(Protocol[M]):
 
         On failure the target is ended, the source told, and HypervisorError raised; HandedOverError, the
         source not being told, when the VM may have run here. The channel is closed.
+        """
+
+    async def send_the_rest(self, source: M, again: Again, on_event: OnEvent = ignore) -> None:
+        """In post-copy, when whoever sent the memory has ended: have the target get the rest of it; returns
+        at once when it has. `again` connects to its agent. Raises HypervisorError: it will not get it."""
+
+    async def receive_the_rest(self, target: M, again: Again) -> None:
+        """The same of a machine that `Left` names as lacking memory. `again` waits for the source's agent.
+
+        On failure the target is ended, and HandedOverError raised. A call that is cancelled leaves it as it
+        is, for another agent.
         """
 
 

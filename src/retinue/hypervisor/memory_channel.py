@@ -28,6 +28,9 @@ class ChannelError(HypervisorError):
     """The other end hung up, or sent something that does not belong to the protocol."""
 
 
+Again = Callable[[], Awaitable["Channel"]]
+
+
 class Channel:
     """One end of the connection. Every method but `close` raises ChannelError."""
 
@@ -36,7 +39,7 @@ class Channel:
         self._writer = writer
         self.compress = False
         """Compress the memory that is sent, where that makes it smaller."""
-        self.again: Callable[[], Awaitable[Channel]] | None = None
+        self.again: Again | None = None
         """Another connection to the same other end, for who has to go on when this one is broken. Raises
         HypervisorError: there is none, or not yet."""
         self.before_memory: Callable[[], Awaitable[None]] | None = None
@@ -128,6 +131,14 @@ def _decompressed(contents: bytes) -> bytes:
             "the other end of the migration sends memory that is not whole, or too much at once"
         )
     return nbytes
+
+
+async def broken_channel(again: Again, *, compress: bool = False) -> Channel:
+    """In place of one that has ended with the agent that had it."""
+    broken, other = await channel_pair()
+    broken.again, broken.compress = again, compress
+    other.abort()
+    return broken
 
 
 async def channel_pair() -> tuple[Channel, Channel]:

@@ -23,6 +23,7 @@ from retinue.core.model import Ending
 from retinue.host.errors import HostError
 from retinue.hypervisor import (
     Channel,
+    Copying,
     Divert,
     Exited,
     HandedOverError,
@@ -41,6 +42,7 @@ from retinue.hypervisor import (
     VMSpec,
     ignore,
 )
+from retinue.hypervisor.memory_channel import Again
 from retinue.hypervisor.paths import MachineFiles
 from retinue.protocol.errors import ControllerAwayError, RejectedError
 from retinue.protocol.events import ControllerEvent
@@ -89,6 +91,8 @@ class FakeMachine:
         """asked: to end, and not by itself."""
         self.lacks = False
         """It runs, and some of its memory is at the source yet."""
+        self.owes = False
+        """Its VM runs elsewhere, and some of its memory is here yet."""
         self.deaf = False
         """Its guest does not heed the power button."""
         self.immortal = 0
@@ -277,6 +281,7 @@ class FakeHypervisor:
             source.now = RunState.MOVED
             given = True
             postcopy = divert is not None and options.postcopy is not Postcopy.NEVER
+            source.owes = postcopy
             await channel.send_message("handed_over", postcopy=postcopy)
             await self._reach("give")
             answer = await channel.receive_message()
@@ -287,6 +292,7 @@ class FakeHypervisor:
                 on_event(RunsElsewhere(source.spec.id, float(answer["at"])))
                 await self._reach("rest")
                 await channel.send_message("rest")
+                source.owes = False
             return MigrationResult(100.0, float(answer["at"]), 600.0, 1, 2)
         except BaseException as error:
             if not given:
@@ -342,6 +348,27 @@ class FakeHypervisor:
             self._lose(target)
             raise HandedOverError(f"some of its memory does not come: {error}") from error
         target.lacks = False
+
+    async def send_the_rest(self, source: FakeMachine, again: Again, on_event: OnEvent = ignore) -> None:
+        if not source.owes:
+            return
+        channel = await again()
+        self.world.note(f"{self.server}: sends the rest")
+        on_event(Copying(source.spec.id, 101.0, 3, 4096, 0, postcopy=True))
+        await channel.send_message("rest")
+        source.owes = False
+        await channel.close()
+
+    async def receive_the_rest(self, target: FakeMachine, again: Again) -> None:
+        try:
+            channel = await again()
+            assert await channel.receive_message() == {"type": "rest"}
+        except HostError as error:
+            target.die()
+            raise HandedOverError(f"some of its memory does not come: {error}") from error
+        target.lacks = False
+        self.world.note(f"{self.server}: has the rest")
+        await channel.close()
 
     def _lose(self, target: FakeMachine) -> None:
         target.die()

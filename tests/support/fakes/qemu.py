@@ -3,7 +3,8 @@
 
 Its guest heeds the power button. The words in -append change it: "deaf" does not, "mute" never speaks at its
 monitor, "idle" only greets there, "chatty" tells an event before its first answer, "ends" ends at once,
-"lacks" runs before all of its memory is there, "rest" has some of the memory of a VM that runs elsewhere.
+"lacks" runs before all of its memory is there, "rest" has some of the memory of a VM that runs elsewhere,
+"waits" does nothing in band from "cont" on, for it lacks a page, until it is told where the rest comes.
 """
 
 import contextlib
@@ -37,6 +38,9 @@ class Monitor:
         self.observer = self.listen(observer)
         self.streams = [socket.socket(fileno=int(control.rpartition("fd=")[2]))]
         self.first, self.chatted = self.streams[:], False
+        self.waits, self.later = False, list[tuple[socket.socket, dict[str, Any]]]()
+        self.given: list[int] = []
+        self.files: dict[str, int] = {}
         if "mute" not in self.append:
             self.greet(self.streams[0])
 
@@ -74,7 +78,8 @@ class Monitor:
     def read(self, stream: socket.socket) -> None:
         received = b""
         with contextlib.suppress(OSError):
-            received = stream.recv(65536)
+            received, given, _, _ = socket.recv_fds(stream, 65536, 4)
+            self.given += given
         if not received:
             self.streams.remove(stream)
             return
@@ -84,17 +89,31 @@ class Monitor:
             if "chatty" in self.append and stream not in self.first and not self.chatted:
                 self.chatted = True
                 self.say(stream, {"event": "MIGRATION_PASS", "data": {}, "timestamp": {"seconds": 1}})
-            self.say(stream, {"return": self.do(request["execute"]), "id": request.get("id")})
-            if request["execute"] == "quit":
-                self.end()
+            if "exec-oob" in request:
+                self.say(stream, {"return": {}, "id": request.get("id")})
+                self.waits = self.waits and request["exec-oob"] != "migrate-recover"
+            elif "id" in request or not self.waits:
+                self.later.append((stream, request))
+        while self.later and not self.waits:
+            self.answer(*self.later.pop(0))
 
-    def do(self, command: str) -> dict[str, object]:
+    def answer(self, stream: socket.socket, request: dict[str, Any]) -> None:
+        done = self.do(request["execute"], request.get("arguments", {}))
+        self.say(stream, {"return": done, "id": request.get("id")})
+        if request["execute"] == "quit":
+            self.end()
+
+    def do(self, command: str, arguments: dict[str, Any]) -> dict[str, object]:
         if command == "query-status":
             return {"status": self.status, "running": self.status == "running", "singlestep": False}
-        if command == "query-migrate" and ("lacks" in self.append or "rest" in self.append):
+        if command == "getfd":
+            self.files[arguments["fdname"]] = self.given.pop()
+        if command == "closefd":
+            os.close(self.files.pop(arguments["fdname"]))
+        if command == "query-migrate" and {"lacks", "rest", "waits"} & {*self.append.split()}:
             return {"status": "postcopy-paused"}
         if command == "cont":
-            self.status = "running"
+            self.status, self.waits = "running", "waits" in self.append
         if command == "system_reset":
             self.status = "prelaunch" if self.status == "shutdown" else self.status
             self.tell("RESET", guest=False, reason="host-qmp-system-reset")

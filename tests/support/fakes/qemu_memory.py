@@ -38,6 +38,8 @@ class FakeQemu:
         self.kept: list[Any] = []
         self.postcopy = self.asked_for = False
         """The VM is stopped, for good, with memory left to send; pages were asked for."""
+        self.status = "active"
+        """Of its migration, while there is one."""
         self.rest_goes = asyncio.Event()
         self.rest_goes.set()
         self.limits: list[int] = []
@@ -107,7 +109,7 @@ class FakeQemu:
                 return {"status": "cancelled"}
             case "query-migrate":
                 ram = {"remaining": self.remaining, "transferred": 1 + self.sent, "mbps": 100 + self.sent % 7}
-                return {"status": "active", "ram": {**ram, "dirty-sync-count": self.looks}}
+                return {"status": self.status, "ram": {**ram, "dirty-sync-count": self.looks}}
             case "stop":
                 self._runs = False
                 self._tell("STOP")
@@ -168,5 +170,6 @@ class FakeQemu:
         self.remaining += self.written.pop(0) if self.written else 0
 
     def _tell(self, event: str, **data: str) -> None:
+        self.status = data.get("status", self.status)
         stamp = {"seconds": 1000, "microseconds": 0}
         self._events.put_nowait((self, {"event": event, "data": data, "timestamp": stamp}))

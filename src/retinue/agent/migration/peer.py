@@ -91,7 +91,8 @@ class Transfer:
         self._expected: dict[str, tuple[str, asyncio.Future[Channel]]] = {}
         self._arrived: dict[str, asyncio.Queue[Channel]] = {}
         """By migration: the connection that was let in, and nobody has taken yet."""
-        self._latest: dict[str, Channel] = {}
+        self._latest: dict[str, Channel | None] = {}
+        """By migration: the one that was let in last; None: at the agent before this one."""
         self._take_disk: dict[str, TakeDisk] = {}
         """By migration: to whom a connection with the content of a disk is handed."""
         self._pending = PendingConnections(MOST_STRANGERS, self._reject)
@@ -142,6 +143,12 @@ class Transfer:
         self._expected[migration] = (source, asyncio.get_running_loop().create_future())
         self._arrived[migration] = asyncio.Queue()
 
+    def expect_again(self, migration: str, source: str) -> None:
+        """One that had come in at the agent before this one, as which its source knows us."""
+        self.expect(migration, source)
+        self._expected[migration][1].cancel()
+        self._latest[migration] = None
+
     async def arrival(self, migration: str) -> Channel:
         return await self._expected[migration][1]
 
@@ -156,7 +163,8 @@ class Transfer:
         arrived = self._arrived[migration]
         while not arrived.empty():
             arrived.get_nowait().abort()
-        self._latest[migration].abort()
+        if (before := self._latest[migration]) is not None:
+            before.abort()
         self._latest[migration] = channel
         arrived.put_nowait(channel)
 

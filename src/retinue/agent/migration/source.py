@@ -71,6 +71,7 @@ class SourceEnd:
         assert isinstance(vm.presence, Outgoing)
         assert vm.machine is not None
         vm.migration, vm.outcome, vm.queued_frames, vm.may_copy = migration, None, 0, asyncio.Event()
+        vm.rest_given_up = False
         if vm.presence.copying:
             vm.may_copy.set()
         vm.transfer = asyncio.create_task(
@@ -80,26 +81,20 @@ class SourceEnd:
     async def _send(self, vm: LocalVM, migration: MigrationRecord, machine: LocalMachine) -> None:
         stays = True
         """As far as known: it has not been brought there, or the hypervisor said that it runs here again."""
+        runs_there = False
         gone: asyncio.Task[None] | None = None
         """Once it has stopped: until what it has sent is on its way."""
         taps: Collection[str] = machine.spec.ports
         """As the hypervisor names them, once it has: somebody else may have made the VM."""
 
         def hear(event: Event) -> None:
-            nonlocal stays, gone
+            nonlocal stays, gone, runs_there
             match event:
                 case Copying() if not vm.by_hand:
-                    self._reports.of_migration(
-                        vm.id,
-                        migration.id,
-                        Report.COPYING,
-                        copy_pass=event.copy_pass,
-                        remaining=event.remaining,
-                        written_a_second=event.written_a_second,
-                        postcopy=event.postcopy,
-                    )
+                    self._report_copy(vm, migration, event)
                 case RunsElsewhere():
                     # Nothing gives it back, though some of its memory is here yet.
+                    runs_there = True
                     self._learn(vm, GivenAway(migration.id))
                 case Stopped() if not vm.by_hand:
                     self._reports.of_migration(vm.id, migration.id, Report.STOPPED, at=event.at)
@@ -140,7 +135,7 @@ class SourceEnd:
                 machine, channel, hear, divert, wanted, options, **more
             )
         except HandedOverError as error:
-            vm.outcome = error
+            vm.outcome, vm.rest_given_up = error, runs_there
             log.error("migration.target_not_answering", vm=vm.id, error=str(error))
             self._learn(vm, GivenAway(migration.id))
         except HostError as error:
@@ -167,6 +162,40 @@ class SourceEnd:
         finally:
             if gone is not None:
                 gone.cancel()
+
+    def _report_copy(self, vm: LocalVM, migration: MigrationRecord, event: Copying) -> None:
+        self._reports.of_migration(
+            vm.id,
+            migration.id,
+            Report.COPYING,
+            copy_pass=event.copy_pass,
+            remaining=event.remaining,
+            written_a_second=event.written_a_second,
+            postcopy=event.postcopy,
+        )
+
+    async def send_the_rest(self, vm: LocalVM, migration: MigrationRecord) -> None:
+        """Whatever its target lacks of the VM's memory, which is here, goes over; raises nothing.
+
+        Who sent it may have ended, or did not know whether the VM runs there; now the controller says so.
+        """
+        if vm.machine is None or vm.rest_given_up:
+            return
+
+        def hear(event: Event) -> None:
+            if isinstance(event, Copying) and not vm.by_hand:
+                self._report_copy(vm, migration, event)
+
+        try:
+            id, target, far = migration.id, migration.target, migration.far
+            if far is not None:
+                id, target = far.migration, far.server
+            again = partial(self._transfer.towards(far).connect_again, migration.memory_at, id, target)
+            await self._hypervisor.send_the_rest(vm.machine, again, hear)
+        except HostError as error:
+            log.error("migration.memory_lost", vm=vm.id, migration=migration.id, error=str(error))
+        except Exception:
+            log.exception("migration.memory_lost", vm=vm.id, migration=migration.id)
 
     def _over(self, vm: LocalVM, migration: MigrationRecord, stays: bool, reason: str = "") -> None:
         self._learn(vm, Stays(migration.id, reason) if stays else GivenAway(migration.id))

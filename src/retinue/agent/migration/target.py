@@ -34,7 +34,17 @@ from retinue.core.migration.handing_back import in_batches, not_copied
 from retinue.core.model import Ending
 from retinue.host.errors import HostError
 from retinue.host.timing import CACHE_LAG
-from retinue.hypervisor import Event, HandedOverError, Hypervisor, Machine, OnEvent, Resumed, VMSpec
+from retinue.hypervisor import (
+    Channel,
+    Event,
+    HandedOverError,
+    Hypervisor,
+    HypervisorError,
+    Machine,
+    OnEvent,
+    Resumed,
+    VMSpec,
+)
 from retinue.protocol.migrations import MigrationRecord
 from retinue.protocol.vms import VMRecord
 
@@ -149,6 +159,37 @@ class TargetEnd:
             self._learn(vm, NotArrived(migration.id, f"{type(error).__name__}: {error}"))
         finally:
             self._transfer.forget(migration.id)
+
+    def receive_the_rest(self, vm: LocalVM, migration: MigrationRecord | None) -> None:
+        """In the background: the VM runs here, and lacks memory that came through the agent before this one.
+        None: of its migration nobody knows any more."""
+        assert vm.machine is not None
+        vm.migration = migration
+        what = "a migration that is over" if migration is None else migration.id
+        work = self._receive_the_rest(vm, vm.machine, migration)
+        vm.transfer = asyncio.create_task(work, name=f"{what}: the rest")
+
+    async def _receive_the_rest(
+        self, vm: LocalVM, machine: LocalMachine, migration: MigrationRecord | None
+    ) -> None:
+        async def again() -> Channel:
+            if migration is None:
+                raise HypervisorError("the controller knows no migration of it any more")
+            return await self._transfer.towards(migration.far).another_arrival(migration.id)
+
+        try:
+            if migration is not None:
+                source = migration.source if migration.far is None else migration.far.server
+                self._transfer.towards(migration.far).expect_again(migration.id, source)
+            await self._hypervisor.receive_the_rest(machine, again)
+            vm.lacks_memory = False
+        except HostError as error:  # That its machine has ended is told as any other's end.
+            log.error("migration.memory_lost", vm=vm.id, migration=vm.migration_id, error=str(error))
+        except Exception:
+            log.exception("migration.memory_lost", vm=vm.id, migration=vm.migration_id)
+        finally:
+            if migration is not None:
+                self._transfer.forget(migration.id)
 
     async def hand_back(self, vm: LocalVM, migration: MigrationRecord) -> None:
         """Give the controller what waited here for a VM that stays at its source, and has no machine here.

@@ -98,6 +98,10 @@ class LocalVM:
     """Identifies the machine whose end is news: one that was replaced, or is being ended by us, is not."""
     migration: MigrationRecord | None = None
     """The last migration that this server took part in."""
+    lacks_memory: bool = False
+    """It runs here, and some of its memory came through the agent before this one."""
+    rest_given_up: bool = False
+    """What its target lacks of its memory does not go over, in the last migration: that was tried."""
     by_hand: bool = False
     """The controller has no part in that migration, and is told nothing of it."""
     transfer: asyncio.Task[None] | None = None

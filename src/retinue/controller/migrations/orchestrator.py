@@ -283,7 +283,9 @@ class MigrationOrchestrator:
     def waits_for(self, id: str) -> str:
         """What a migration waits for, in words; "" for one that has ended."""
         left = self._active[id].figures.get("postcopy_remaining", 0)
-        return fsm.waits_for(self.migrations[id], self._placing.unconfirmed(id), left)
+        migration, agents = self.migrations[id], self._context.agents
+        away = [one for one in (migration.source, migration.target) if agents.is_away(one)]
+        return fsm.waits_for(migration, self._placing.unconfirmed(id), left, away)
 
     # ---- steps and effects ----
 

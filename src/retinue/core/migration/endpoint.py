@@ -23,7 +23,7 @@ order of the controller, or a fact: what came of an effect, or what the hypervis
     OpenTarget            open      open      resumed   resumed    open         again (2)  open
     PrepareSource         reject    reject    prepare   again (2)  reject       reject     reject
     StartCopy             reject    reject    copy (3)  again      -            -          reject
-    FreeSource            freed     free      illegal   illegal    free         free       free
+    FreeSource            freed     free      illegal   illegal    free (7)     free       free
     RollBackAtSource      - (4)     resume    resume    resume     - (5)        resume     resume
     ReturnToSource        lost      resume    resume    resume     resume       resume     resume
     RollBackAtTarget      closed    close     resumed   resumed    closed (6)   close      close
@@ -34,6 +34,7 @@ order of the controller, or a fact: what came of an effect, or what the hypervis
     (4) whether it was handed over before this agent started only the target knows
     (5) the target may run it
     (6) of this migration nothing is here, and the past of another is not this order's to end
+    (7) when all of its memory has gone over: an agent before this one may have begun with that
 
 Each order is answered again when it is given again, since answers and orders may be lost. Before some orders
 are decided a transfer that is under way has to end, or to be called off (`settle_first`): it may be over,
@@ -68,6 +69,7 @@ from retinue.core.migration.endpoint_effects import (
     ResetMachine,
     ResumeAtSource,
     SendMemory,
+    SendRest,
     StartMachine,
     StopMachine,
     Why,
@@ -245,6 +247,9 @@ def _source(
             raise IllegalEventError(f"{migration}: the VM to be freed still runs here")
         case FreeSource(), Absent():
             return presence, (Report(migration, SourceFreed()),)
+        case FreeSource(), HandedOver():
+            cleared = (EndMachine(), RemovePort(), Report(migration, SourceFreed()))
+            return Absent(), (SendRest(migration), *cleared)
         case FreeSource(), _:
             return Absent(), (EndMachine(), RemovePort(), Report(migration, SourceFreed()))
         case RollBackAtSource(), Absent() | HandedOver():

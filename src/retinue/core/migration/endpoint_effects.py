@@ -98,6 +98,14 @@ class ResumeAtSource:
 
 
 @dataclass(frozen=True, slots=True)
+class SendRest:
+    """See that the target, where the VM runs, has all of its memory, if the machine here still has some to
+    give: whoever began with that may have ended. What cannot be sent is logged."""
+
+    migration: str
+
+
+@dataclass(frozen=True, slots=True)
 class CountFrames:
     """Note how many frames have come to the VM's port, which forgets it when its machine ends."""
 
@@ -163,6 +171,7 @@ Effect = (
     | AllowCopy
     | KeepAtSource
     | ResumeAtSource
+    | SendRest
     | CountFrames
     | HandBack
     | EndMachine

@@ -7,11 +7,17 @@ from retinue.core.migration.record import Migration, MigrationState
 S = MigrationState
 
 
-def waits_for(migration: Migration, unconfirmed: Collection[str], postcopy_left: int = 0) -> str:
+def waits_for(
+    migration: Migration,
+    unconfirmed: Collection[str],
+    postcopy_left: int = 0,
+    away: Collection[str] = (),
+) -> str:
     """What has to come next; "" for a migration that has ended.
 
     `unconfirmed`: switches that have yet to confirm what the migration has changed. `postcopy_left`: bytes
-    of memory that the source has yet, of a VM that runs at the target.
+    of memory that the source has yet, of a VM that runs at the target. `away`: servers whose agents do not
+    listen; of others than the migration's two nothing is said.
     """
     parts = [*_parties(migration)]
     if migration.state is S.CONFIRMED and postcopy_left:
@@ -21,7 +27,9 @@ def waits_for(migration: Migration, unconfirmed: Collection[str], postcopy_left:
         ]
     if migration.state in _OF_SWITCHES or (migration.state is S.ROLLING_BACK and not migration.closed):
         parts += [_switches(unconfirmed)]
-    return " and ".join(parts)
+    waits = " and ".join(parts)
+    missing = [end for end in (migration.source, migration.target) if end in away]
+    return "; ".join([waits, *(f"the agent of server {one} is away" for one in missing)]) if waits else ""
 
 
 _OF_SWITCHES = frozenset({S.ADMITTING, S.SWITCHING, S.SWITCHED, S.FREED})

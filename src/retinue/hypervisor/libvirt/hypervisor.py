@@ -55,7 +55,7 @@ from retinue.hypervisor.libvirt.incoming import LibvirtIncoming
 from retinue.hypervisor.libvirt.nics import AFFECT_LIVE, set_nics
 from retinue.hypervisor.libvirt.outgoing import LibvirtOutgoing
 from retinue.hypervisor.libvirt.undoing import check_that_it_may_go, take_back
-from retinue.hypervisor.memory_channel import Channel
+from retinue.hypervisor.memory_channel import Again, Channel
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
 
 START_PAUSED = 1
@@ -313,6 +313,12 @@ class LibvirtHypervisor:
             return await outgoing.run(divert, opened)
         finally:
             del self._outgoing[vm]
+
+    async def send_the_rest(self, source: LibvirtMachine, again: Again, on_event: OnEvent = ignore) -> None:
+        """libvirt has the connection of its QEMU, and ends it with whoever has ended."""
+
+    async def receive_the_rest(self, target: LibvirtMachine, again: Again) -> None:
+        raise HypervisorError(f"what VM {target.spec.id} lacks of its memory is libvirt's to fetch")
 
     async def run_incoming(
         self, target: LibvirtMachine, channel: Channel, on_event: OnEvent = ignore

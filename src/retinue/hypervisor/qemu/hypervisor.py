@@ -34,11 +34,11 @@ from retinue.hypervisor.interface import (
     VMSpec,
     ignore,
 )
-from retinue.hypervisor.memory_channel import Channel
+from retinue.hypervisor.memory_channel import Again, Channel
 from retinue.hypervisor.paths import MachineFiles
-from retinue.hypervisor.qemu import mirrors, nbd_export, notes, overlays
+from retinue.hypervisor.qemu import left_monitor, mirrors, nbd_export, notes, overlays, rest_at_source
 from retinue.hypervisor.qemu.argv import qemu_argv
-from retinue.hypervisor.qemu.incoming import run_incoming
+from retinue.hypervisor.qemu.incoming import receive_the_rest, run_incoming
 from retinue.hypervisor.qemu.machine import QemuMachine, last_words
 from retinue.hypervisor.qemu.notes import Note
 from retinue.hypervisor.qemu.outgoing import run_outgoing
@@ -47,6 +47,9 @@ from retinue.hypervisor.qemu.process import Process, spawn
 START_LIMIT = 30.0
 ANSWER_LIMIT = 30.0
 """Seconds that a QEMU which an earlier agent has left may take to answer."""
+
+HANGS_LIMIT = 1.0
+"""Seconds after which a QEMU that may lack memory is taken to wait for some: it answers nothing then."""
 
 NEGOTIATE_AGAIN = 0.02
 """Seconds between two attempts at a monitor."""
@@ -111,12 +114,18 @@ class QemuHypervisor:
     async def run_incoming(self, target: QemuMachine, channel: Channel, on_event: OnEvent = ignore) -> float:
         return await run_incoming(target, channel, on_event)
 
+    async def send_the_rest(self, source: QemuMachine, again: Again, on_event: OnEvent = ignore) -> None:
+        await rest_at_source.send(source, again, on_event)
+
+    async def receive_the_rest(self, target: QemuMachine, again: Again) -> None:
+        await receive_the_rest(target, again)
+
     async def adopt(self, listener: Callable[[str], OnEvent]) -> Left[QemuMachine]:
         """Take up the machines of this folder that an earlier hypervisor object let go of, or lost.
 
         `listener` makes each machine's listener. A machine is ended, and its files go, when its VM has never
-        run here, or lacks memory, since its source has no connection to it any more; when somebody had begun
-        to end it; when it does not answer; and when there is no note of it.
+        run here; when somebody had begun to end it; when it does not answer; and when there is no note of it.
+        One that lacks memory does not answer where it waits for a page; it has kept a monitor for that.
         """
         left: Left[QemuMachine] = Left()
         found = notes.find_processes(self.folder)
@@ -146,38 +155,43 @@ class QemuHypervisor:
         if note is None or note.ending:
             await self._end_left(files, pids)
             return
-        qmp = QMPClient(note.spec.id)
         try:
             process = Process(pids[0])
-            async with asyncio.timeout(ANSWER_LIMIT):
-                await connect(qmp, str(files.observer))
-        except (QMPError, OSError, EOFError, TimeoutError) as error:
+            qmp, ours = await _monitor_of(note, files, process)
+        except (HostError, QMPError, OSError, EOFError, TimeoutError) as error:
             log.error("qemu.unresponsive_killed", vm=note.spec.id, error=str(error))
             await self._end_left(files, pids)
             return
         note = replace(note, pid=process.pid, born=process.born)
-        machine = QemuMachine(note, files, process, qmp, listener(note.spec.id))
+        machine = QemuMachine(note, files, process, qmp, listener(note.spec.id), ours)
         machine.write_down()
         try:
-            state = await machine.state()
-            lacks_memory = state is RunState.RUNNING and await machine.migration_status() in BY_POSTCOPY
-        except HypervisorError as error:
-            log.error("qemu.unresponsive_killed", vm=note.spec.id, error=str(error))
-            machine.kill()
-            await machine.quit()
-            return
+            state, status = await _look_at(machine, patiently=ours is None or note.incoming)
+        except (HypervisorError, TimeoutError) as error:
+            if ours is not None and not note.incoming and machine.alive:
+                state, status = RunState.RUNNING, BY_POSTCOPY[0]  # It waits for a page, as one that runs may.
+            else:
+                log.error("qemu.unresponsive_killed", vm=note.spec.id, error=str(error))
+                machine.kill()
+                await machine.quit()
+                return
+        lacks_memory = status in BY_POSTCOPY and state is not RunState.MOVED
         if note.off or state is RunState.OFF:
             await machine.cut_power()
             left.ended[note.spec.id] = Ending.OFF
-        elif note.incoming and state is not RunState.RUNNING:
+        elif (note.incoming or lacks_memory) and state is not RunState.RUNNING:
             await machine.quit()
+        elif lacks_memory and ours is not None:
+            left.machines.append(machine)
+            left.lacking.add(note.spec.id)
         elif lacks_memory:
-            # What has yet to follow came through the agent that has ended.
+            # An agent from before has opened it: nothing reaches it while it waits for a page.
             log.error("qemu.memory_lost", vm=note.spec.id)
             machine.kill()
             await machine.quit()
             left.ended[note.spec.id] = Ending.CRASHED
         else:
+            await machine.lacks_nothing()
             await mirrors.clear_left_over(machine)
             left.machines.append(machine)
 
@@ -233,7 +247,7 @@ class QemuHypervisor:
             if isinstance(error, (QMPError, OSError, EOFError, TimeoutError)):
                 raise HypervisorError(f"VM {spec.id}: QEMU did not come up{words}") from error
             raise
-        return QemuMachine(note, files, process, qmp, on_event)
+        return QemuMachine(note, files, process, qmp, on_event, ours)
 
     async def _fit_taps(self, spec: VMSpec) -> None:
         """Taps take what the VM may send, as libvirt sees to it by itself."""
@@ -292,6 +306,30 @@ def _is_news(note: Note) -> bool:
 def _last_number(folder: Path) -> int:
     """The highest number of a machine whose files are in the folder."""
     return max(map(notes.number_of, notes.names_in(folder)), default=0)
+
+
+async def _monitor_of(
+    note: Note, files: MachineFiles, process: Process
+) -> tuple[QMPClient, socket.socket | None]:
+    """A monitor of a QEMU that an earlier agent has left; with our end of it where QEMU has kept that.
+
+    Raises HostError, QMPError, OSError, EOFError, TimeoutError.
+    """
+    if note.monitor:
+        try:
+            return await left_monitor.taken_over(note.spec.id, process.pid, note.monitor)
+        except (HostError, QMPError, OSError, EOFError) as error:
+            log.warning("qemu.monitor_not_kept", vm=note.spec.id, error=str(error))
+    qmp = QMPClient(note.spec.id)
+    async with asyncio.timeout(ANSWER_LIMIT):
+        await connect(qmp, str(files.observer))
+    return qmp, None
+
+
+async def _look_at(machine: QemuMachine, *, patiently: bool) -> tuple[RunState, str]:
+    """What it does, and the state of its last migration. Raises HypervisorError, TimeoutError."""
+    async with asyncio.timeout(ANSWER_LIMIT if patiently else HANGS_LIMIT):
+        return await machine.state(), await machine.migration_status()
 
 
 async def connect(qmp: QMPClient, monitor: str) -> None:

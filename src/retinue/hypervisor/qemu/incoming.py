@@ -15,10 +15,10 @@ from typing import Any
 import structlog
 
 from retinue.host.errors import HostError
-from retinue.hypervisor.aio import close_socket, run_to_completion, unless
+from retinue.hypervisor.aio import cancelled, close_socket, first_of, run_to_completion, unless
 from retinue.hypervisor.errors import HandedOverError, HypervisorError
 from retinue.hypervisor.interface import OnEvent, Resumed, RunState
-from retinue.hypervisor.memory_channel import Channel
+from retinue.hypervisor.memory_channel import Again, Channel, broken_channel
 from retinue.hypervisor.qemu import nbd_export, recovering
 from retinue.hypervisor.qemu.machine import EXITED, EventQueue, QemuMachine, event_time
 from retinue.hypervisor.rest_of_memory import STALL_LIMIT
@@ -45,6 +45,9 @@ async def run_incoming(machine: QemuMachine, channel: Channel, on_event: OnEvent
             incoming.begin_to_answer()
             await incoming.until_it_may_run()
             await nbd_export.close_disks(machine)
+            if incoming.lacks_memory:
+                # An agent that comes after this one need not ask QEMU, which may not answer then.
+                machine.write_down(incoming=False)
             # A VM that has been told to run is not called off.
             at = await run_to_completion(incoming.run())
             machine.write_down(incoming=False)
@@ -63,6 +66,7 @@ async def run_incoming(machine: QemuMachine, channel: Channel, on_event: OnEvent
             raise HandedOverError(f"VM {machine.spec.id} had been told to run: {error}") from error
         raise
     else:
+        await run_to_completion(machine.lacks_nothing())
         return at
     finally:
         for task in tasks:
@@ -70,6 +74,33 @@ async def run_incoming(machine: QemuMachine, channel: Channel, on_event: OnEvent
         await asyncio.gather(*tasks, return_exceptions=True)
         incoming.close()
         await _hang_up(incoming.channel, told)
+
+
+async def receive_the_rest(machine: QemuMachine, again: Again) -> None:
+    """See Hypervisor.receive_the_rest."""
+    incoming = _Incoming(machine, await broken_channel(again))
+    incoming.close()
+    watching = asyncio.create_task(
+        incoming.watch(), name=f"QMP events of {machine.spec.id}, which lacks memory"
+    )
+    try:
+        with machine.events_into(incoming.events):
+            await incoming.go_on_after_another()
+            await run_to_completion(machine.lacks_nothing())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HANG_UP_LIMIT):
+                    await incoming.channel.close()
+    except Exception as error:
+        machine.kill(incoming.why_it_ends(error))
+        await run_to_completion(machine.quit())
+        raise HandedOverError(
+            f"VM {machine.spec.id} ran here, and lacks some of its memory: {error}"
+        ) from error
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        incoming.close()
+        incoming.channel.abort()
 
 
 async def _hang_up(channel: Channel, told: bool) -> None:
@@ -102,7 +133,7 @@ class _Incoming:
         """Why it does not, where it may come by another way."""
         self._told: asyncio.Task[Any] | None = None
         """QEMU, to run the VM."""
-        self.ran = False
+        self.ran = self.lacks_memory = False
 
     async def watch(self) -> None:
         """Sort QEMU's events, for ever."""
@@ -147,6 +178,7 @@ class _Incoming:
         if not await unless(self._failed, self._receive()):
             await unless(self._failed, asyncio.shield(self._loaded))
             return
+        self.lacks_memory = True
         self._rest = asyncio.create_task(self._receive_rest(), name=f"rest of {self._machine.spec.id}")
         while True:  # QEMU tells no event of it.
             if await unless(self._failed, self._machine.state()) is not RunState.INCOMING:
@@ -182,6 +214,25 @@ class _Incoming:
         # The source has to hear of it, and says then that it has nothing more.
         await asyncio.wait({self._rest}, timeout=LAST_WORD_LIMIT)
 
+    async def go_on_after_another(self) -> None:
+        """Another agent's connection has ended with it. Raises HypervisorError: the rest will not come."""
+        self.ran, self.lacks_memory = True, True
+        self._paused.set()  # It need not say so again; and it takes nothing in before it is.
+        looking = asyncio.create_task(self._look(), name=f"how far {self._machine.spec.id} is")
+        going = asyncio.create_task(self._go_on_by_another_way("its agent has ended"))
+        try:
+            await unless(self._failed, first_of(going, self._loaded))
+        finally:
+            await cancelled(looking, going)
+        if not self._loaded.done():
+            await self.until_all_has_come()
+
+    async def _look(self) -> None:
+        """It may have all of its memory by now: of what it told nobody has heard."""
+        with contextlib.suppress(HostError):
+            if await self._machine.migration_status() == "completed" and not self._loaded.done():
+                self._loaded.set_result(None)
+
     async def _go_on_by_another_way(self, why: str) -> None:
         log.warning("migration.way_broken", vm=self._machine.spec.id, reason=why)
         self.close()
@@ -192,7 +243,7 @@ class _Incoming:
         self._rest = asyncio.create_task(self._receive_rest(), name=f"rest of {self._machine.spec.id}")
 
     def why_it_ends(self, error: BaseException) -> str:
-        if self._rest is None or not self.ran:
+        if not (self.lacks_memory and self.ran):
             return ""
         return f"it ran by post-copy, with some of its memory still at the source: {error}"
 

@@ -31,7 +31,7 @@ from retinue.hypervisor.interface import (
 )
 from retinue.hypervisor.memory_channel import Channel
 from retinue.hypervisor.paths import MachineFiles
-from retinue.hypervisor.qemu import nbd_export, notes
+from retinue.hypervisor.qemu import left_monitor, nbd_export, notes
 from retinue.hypervisor.qemu.argv import NIC_ID
 from retinue.hypervisor.qemu.nics import set_nics
 from retinue.hypervisor.qemu.notes import Note
@@ -91,12 +91,20 @@ class QemuMachine:
     """One QEMU process. Made by QemuHypervisor."""
 
     def __init__(
-        self, note: Note, files: MachineFiles, process: Process, qmp: Any, on_event: OnEvent
+        self,
+        note: Note,
+        files: MachineFiles,
+        process: Process,
+        qmp: Any,
+        on_event: OnEvent,
+        ours: socket.socket | None = None,
     ) -> None:
+        """`ours`: our end of the monitor, where it is a socket pair's."""
         self._note = note
         self.files = files
         self.process = process
         self._qmp = qmp
+        self._ours = ours
         self._on_event = on_event
         self._subscribers: list[EventQueue] = []
         self.expects_postcopy = False
@@ -133,7 +141,20 @@ class QemuMachine:
             await self.set_capability("postcopy-ram", True)
         except HostError as error:
             raise HypervisorError(f"{self.spec.id}: {CANNOT_POSTCOPY}: {error}") from error
+        if self._ours is not None:
+            inode = left_monitor.inode_of(self._ours)
+            await self.give(self._ours, left_monitor.NAME)
+            self.write_down(monitor=inode)
         self.expects_postcopy = True
+
+    async def lacks_nothing(self) -> None:
+        """All of its memory is here: its monitor is ours alone, and ends with us."""
+        if not self._note.monitor:
+            return
+        self.write_down(monitor=0)
+        if self._ours is not None:
+            with contextlib.suppress(HostError):
+                await self.execute("closefd", fdname=left_monitor.NAME)
 
     async def set_capability(self, name: str, on: bool) -> None:
         """Switch one of QEMU's migration capabilities on or off."""

@@ -43,6 +43,8 @@ class Note(msgspec.Struct, frozen=True):
     """The server's boot that it was started in."""
     ending: bool = False
     """We have begun to end it: nobody is to take it up."""
+    monitor: int = 0
+    """The inode of our end of its monitor, where it keeps that for us: it may lack memory (left_monitor)."""
     off: bool = False
     """Its VM has been switched off, and this may not have been reported."""
 

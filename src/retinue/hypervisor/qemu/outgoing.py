@@ -45,7 +45,7 @@ from retinue.hypervisor.interface import (
 )
 from retinue.hypervisor.memory_channel import Channel
 from retinue.hypervisor.passes import UNBOUNDED_DOWNTIME, Passes
-from retinue.hypervisor.qemu import postcopy, recovering
+from retinue.hypervisor.qemu import postcopy, rest_at_source
 from retinue.hypervisor.qemu.copier import QemuCopier, downtime_limit
 from retinue.hypervisor.qemu.machine import EXITED, EventQueue, QemuMachine, QMPEvent, event_time
 from retinue.hypervisor.qemu.mirrors import Mirrors
@@ -130,8 +130,6 @@ class _Outgoing:
         self._completed: asyncio.Future[None] = loop.create_future()
         self._failed: asyncio.Future[str] = loop.create_future()
         self._in_postcopy: asyncio.Future[None] = loop.create_future()
-        self._paused = asyncio.Event()
-        """QEMU says that its stream is broken, with some of the memory to come."""
         self._broken: asyncio.Future[str] = loop.create_future()
         """Why no more of it goes this way; or why it has failed."""
         self._options = options
@@ -162,7 +160,7 @@ class _Outgoing:
                 await unless(self._failed, self._switch_over(self._divert))
         else:
             self.throttle.release_qemu_end()
-            passing = asyncio.create_task(self._pass_on())
+            passing = asyncio.create_task(rest_at_source.pass_on(self.throttle, self.channel, LARGEST_STEP))
             try:
                 await unless(self._failed, value(self._stopped))
                 if self._divert is not None:
@@ -217,10 +215,7 @@ class _Outgoing:
             case "MIGRATION", "postcopy-active" if not self._in_postcopy.done():
                 self._in_postcopy.set_result(None)
             case "MIGRATION", "postcopy-paused":
-                self._paused.set()
                 self._break("the way to the target is broken, with some of the memory still to go over")
-            case "MIGRATION", "postcopy-recover":
-                self._paused.clear()
             case "MIGRATION", "failed" | "cancelled" | "cancelling":
                 self._fail("the source gave up")
             case name, _ if name == EXITED:
@@ -295,7 +290,7 @@ class _Outgoing:
         self.throttle.set_window(LARGEST_STEP)
         self.throttle.release_qemu_end()
         # Both at once: when all RAM has gone QEMU answers nobody before the rest has been read.
-        await both(self._let_converge(), self._pass_on())
+        await both(self._let_converge(), rest_at_source.pass_on(self.throttle, self.channel, LARGEST_STEP))
 
     async def _by_postcopy(self, divert: Divert) -> float | None:
         """Since when the VM runs at the target, when all has gone over; None: QEMU had nothing left to send
@@ -305,7 +300,9 @@ class _Outgoing:
         await unless(self._failed, machine.execute("migrate-start-postcopy"))
         self.throttle.set_window(STEP)
         self.throttle.release_qemu_end()
-        passing = asyncio.create_task(self._pass_on(STEP), name=f"memory of {machine.spec.id}")
+        passing = asyncio.create_task(
+            rest_at_source.pass_on(self.throttle, self.channel, STEP), name=f"memory of {machine.spec.id}"
+        )
         try:
             await unless(self._failed, first_of(self._in_postcopy, self._completed, passing))
             if not self._in_postcopy.done():
@@ -323,35 +320,24 @@ class _Outgoing:
 
     async def _send_the_rest(self, passing: "asyncio.Task[None]") -> None:
         """The same, by as many ways as it takes. Raises HypervisorError: it will not go over."""
-        while True:
-            assert self._hearing is not None
-            self._hearing.add_done_callback(self._has_hung_up)  # Also if it has by now.
-            ended = (passing, self._completed, self._broken)
-            try:
-                await send_the_rest(
-                    self._copier, self.throttle, *ended, self._passes.number + 1, self._on_event
-                )
-                break
-            except HostError as error:
-                if self._failed.done() or self._completed.done() or self.channel.again is None:
-                    raise
-                log.warning("migration.way_broken", vm=self._machine.spec.id, reason=str(error))
-            finally:
-                passing.cancel()
-            self.close()
-            again = asyncio.create_task(recovering.at_source(self._machine, self.channel, self._paused))
-            try:
-                await unless(self._failed, first_of(again, self._completed))
-            finally:
-                goes_on = again.done()
-                again.cancel()
-            if not goes_on:  # All of it had gone over, and the target has hung up for that.
-                return
-            self.channel, self.throttle = again.result()
-            self._broken = asyncio.get_running_loop().create_future()
-            self._hear()
-            passing = asyncio.create_task(self._pass_on(STEP), name=f"memory of {self._machine.spec.id}")
-        await self.channel.send_memory(b"")
+        assert self._hearing is not None
+        self._hearing.add_done_callback(self._has_hung_up)  # Also if it has by now.
+        ended, number = (passing, self._completed, self._broken), self._passes.number + 1
+        try:
+            await send_the_rest(self._copier, self.throttle, *ended, number, self._on_event)
+            await self.channel.send_memory(b"")
+            return
+        except HostError as error:
+            if self._failed.done() or self._completed.done() or self.channel.again is None:
+                raise
+            log.warning("migration.way_broken", vm=self._machine.spec.id, reason=str(error))
+        finally:
+            passing.cancel()
+        self.close()
+        self.channel.abort()
+        await rest_at_source.send(
+            self._machine, self.channel.again, self._on_event, compress=self.channel.compress
+        )
 
     def _hear(self) -> None:
         """Take in what comes from the target, from now on."""
@@ -394,8 +380,3 @@ class _Outgoing:
         """An older QEMU is content when nothing remains; a newer one never is with a limit of 0."""
         if self._converges_at:
             await self._copier.set_downtime_limit(UNBOUNDED_DOWNTIME)
-
-    async def _pass_on(self, step: int = LARGEST_STEP) -> None:
-        """Pass on all that is left of the stream."""
-        while chunk := await self.throttle.read(step):
-            await self.channel.send_memory(chunk)

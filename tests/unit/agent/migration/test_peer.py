@@ -123,6 +123,29 @@ async def test_a_move_whose_connection_is_broken_comes_in_once_more_in_place_of_
         await channel.close()
 
 
+async def test_a_move_that_had_come_in_at_the_agent_before_comes_in_once_more_and_from_nobody_else(
+    target: Transfer,
+) -> None:
+    source = Transfer("server1")
+    with pytest.raises(HostError, match="does not let"):  # Nobody has told this agent of it yet.
+        await source.connect_again(target.address, "migration-1", "server2")
+    target.expect_again("migration-1", "server1")
+    for connect, who in ((source.connect, source), (source.connect_again, Transfer("server3"))):
+        brings = connect if who is source else who.connect_again
+        with pytest.raises(HostError, match="does not let"):
+            await brings(target.address, "migration-1", "server2")
+    for word in ("goes on", "and on"):
+        here = await source.connect_again(target.address, "migration-1", "server2")
+        come = await target.another_arrival("migration-1")
+        await here.send_message(word)
+        assert await come.receive_message() == {"type": word}
+    target.forget("migration-1")
+    with pytest.raises(HostError, match="does not let"):
+        await source.connect_again(target.address, "migration-1", "server2")
+    await here.close()
+    await come.close()
+
+
 async def test_a_move_that_is_off_is_not_let_in(target: Transfer) -> None:
     target.expect("migration-1", "server1")
     waiting = asyncio.create_task(target.arrival("migration-1"))

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from retinue.agent.vms.vm_spec import spec
 from retinue.core.migration.copying import Postcopy
 from retinue.core.migration.presence import HandedOver, IncomingFailed, Plugged, Running
 from retinue.core.model import Ending
-from retinue.hypervisor import Channel, HandedOverError, Left
+from retinue.hypervisor import Channel, HandedOverError, Left, RunState
 from retinue.protocol.events import ControllerEvent
 from retinue.protocol.vms import VMRecord, VMState
-from support.agents.world import VM, FakeMachine, TwoServers, bench_up
+from support.agents.world import TABLE, VM, FakeMachine, FakeServer, TwoServers, bench_up
 
 
 @pytest.fixture
@@ -145,3 +146,118 @@ async def test_a_target_that_cannot_is_opened_only_where_it_need_not(
     await step(bench, "roll_back")
     assert "web" not in bench.target.dispatcher.vms or bench.target.dispatcher.vms["web"].machine is None
     assert bench.world.running("web") == ["server1"]
+
+
+# ---- agents that come after one that was killed ----
+
+
+def left_at(server: FakeServer, now: RunState) -> FakeMachine:
+    """A machine of VM, left by an earlier agent in the middle of post-copy."""
+    machine = server.hypervisor._make("left", spec(VM, TABLE), server.dispatcher.listener("web"))
+    machine.now, machine.owes, machine.lacks = now, now is RunState.MOVED, now is RunState.RUNNING
+    return machine
+
+
+async def both_left(bench: TwoServers) -> tuple[FakeMachine, FakeMachine]:
+    """At both servers."""
+    source, target = left_at(bench.source, RunState.MOVED), left_at(bench.target, RunState.RUNNING)
+    await bench.source.dispatcher.adopt_all(Left([source]))
+    await bench.target.dispatcher.adopt_all(Left([target], lacking={"web"}))
+    bench.world.take()
+    return source, target
+
+
+async def at_target(bench: TwoServers, state: str, *, known: bool = True) -> None:
+    """The target's agent hears of the controller."""
+    rest = bench.target.rest
+    rest.known = [replace(VM, server="server2")]
+    rest.under_way = [replace(bench.migration(state), postcopy=Postcopy.REQUIRED)] if known else []
+    await bench.target.dispatcher.catch_up()
+
+
+async def test_agents_that_come_after_go_on_and_nothing_is_freed_before(bench: TwoServers) -> None:
+    source, target = await both_left(bench)
+    assert presence(bench.source) == HandedOver()
+    assert isinstance(presence(bench.target), Running)
+    await at_target(bench, "confirmed")
+    there = replace(VM, server="server2")
+    told = await bench.catch_up("server1", bench.migration("confirmed"), vms=(there,))
+    order = ["server1: sends the rest", "server1: quit", "server1 tells migration-1 source_freed"]
+    assert [line for line in told if line in order] == order
+    assert "server2: has the rest" in told
+    assert any(line.startswith("server1 tells migration-1 copying 3 4096") for line in told), told
+    assert (target.lacks, source.ended, target.ended) == (False, True, False)
+    assert bench.world.running("web") == ["server2"]
+    await at_target(bench, "freed")
+    await bench.settled()
+    assert not bench.target.dispatcher.vms["web"].transferring, "it lacks nothing any more"
+
+
+@pytest.mark.parametrize("state", ["diverted", "rolling back"])
+async def test_that_it_runs_is_told_before_anybody_brings_the_rest(bench: TwoServers, state: str) -> None:
+    """The agent before may not have come to it; and the source brings it when it is to be freed."""
+    await both_left(bench)
+    await at_target(bench, state)
+    await bench.target.dispatcher.vms["web"].steps.join()
+    await bench.target.dispatcher.reports.delivered()
+    assert any(line.startswith("server2 tells migration-1 resumed ") for line in bench.world.take())
+    await bench.source.dispatcher.catch_up()
+    told = await bench.step("free_source")
+    assert told.index("server1: sends the rest") < told.index("server1: quit")
+    assert bench.world.running("web") == ["server2"]
+
+
+async def test_a_vm_of_whose_migration_nobody_knows_lacks_its_memory_for_good(bench: TwoServers) -> None:
+    _, target = await both_left(bench)
+    await at_target(bench, "confirmed", known=False)
+    told = await bench.settled()
+    assert target.ended
+    assert any(line.startswith("server2 tells web stopped") for line in told), told
+    assert bench.world.running("web") == []
+
+
+async def test_a_migration_that_has_ended_brings_nothing(bench: TwoServers) -> None:
+    _, target = await both_left(bench)
+    await at_target(bench, "done")
+    await bench.settled()
+    assert target.ended
+
+
+async def test_a_rest_that_could_not_be_sent_is_not_tried_for_once_more(bench: TwoServers) -> None:
+    """The target has ended the VM by then."""
+    await bench.registered()
+    bench.source.hypervisor.script["rest"] = "fails"
+    await step(bench, "open_target", "start_copy")
+    told = await bench.step("free_source")
+    assert "server1: quit" in told
+    assert "server1: sends the rest" not in told
+    assert bench.source.machine.owes
+
+
+async def test_a_source_that_did_not_know_whether_the_vm_runs_sends_the_rest_when_it_does(
+    bench: TwoServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection broke just between; the target waits for another."""
+
+    async def breaks(target: FakeMachine, channel: Channel) -> None:
+        channel.abort()
+        assert channel.again is not None
+        await bench.target.hypervisor.receive_the_rest(target, channel.again)
+
+    monkeypatch.setattr(bench.target.hypervisor, "_rest", breaks)
+    bench.target.hypervisor.script["tell"] = "fails"
+    await bench.registered()
+    migration = replace(bench.migration(), postcopy=Postcopy.REQUIRED)
+    await step(bench, "open_target")
+    start = ControllerEvent("migration.start_copy", vm=VM, migration=migration)
+    bench.source.dispatcher.on_event(start)
+    await bench.target.hypervisor.reached["tell"].wait()
+    vm = bench.source.dispatcher.vms["web"]
+    await vm.steps.join()
+    assert vm.transfer is not None
+    await asyncio.wait({vm.transfer})
+    assert presence(bench.source) == HandedOver("migration-1")
+    told = await bench.step("free_source")
+    assert told.index("server1: sends the rest") < told.index("server1: quit")
+    assert "server2: has the rest" in told
+    assert bench.world.running("web") == ["server2"]

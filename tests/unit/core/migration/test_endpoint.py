@@ -73,7 +73,10 @@ TABLE: dict[e.Order, tuple[tuple[fx.Effect, ...] | str, ...]] = {
         *(REJECTED, REJECTED, (fx.Report(M, CopyStarted()), fx.SendMemory(M))),
         *(NOTHING, NOTHING, NOTHING, REJECTED),
     ),
-    e.FreeSource(M): ((FREED,), (*END, FREED), ILLEGAL, ILLEGAL, *[(*END, FREED)] * 3),
+    e.FreeSource(M): (
+        *((FREED,), (*END, FREED), ILLEGAL, ILLEGAL),
+        *((fx.SendRest(M), *END, FREED), *[(*END, FREED)] * 2),
+    ),
     e.RollBackAtSource(M): (NOTHING, KEEP, KEEP, KEEP, NOTHING, KEEP, KEEP),
     e.ReturnToSource(M): ((fx.ReportLost(), fx.Report(M, RolledBack())), *[RESUME] * 6),
     e.RollBackAtTarget(M): ((CLOSED,), CLOSE, RESUMED, RESUMED, (CLOSED,), CLOSE, CLOSE),

@@ -60,3 +60,11 @@ def test_memory_that_follows_a_vm_which_runs_at_the_target_is_waited_for_first()
     left = "the rest of the VM's memory, 1.5 MiB, to go over from server server1 (post-copy)"
     assert waits_for(migration(S.CONFIRMED), [], 3 << 19) == left
     assert waits_for(migration(S.SWITCHED), ["edge1"], 3 << 19) == "switches to confirm: edge1"
+
+
+def test_an_agent_that_is_away_is_named_where_it_is_waited_for() -> None:
+    said = waits_for(migration(S.CONFIRMED), [], 3 << 19, ["server1", "server3"])
+    assert said.endswith("to go over from server server1 (post-copy); the agent of server server1 is away")
+    both = waits_for(migration(S.DIVERTED), [], 0, ["server2", "server1"])
+    assert both.endswith("; the agent of server server1 is away; the agent of server server2 is away")
+    assert waits_for(migration(S.DONE), [], 0, ["server1"]) == ""

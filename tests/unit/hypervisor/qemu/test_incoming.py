@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from retinue.hypervisor import Channel, HypervisorError, RunState, VMSpec, ignore
+from retinue.hypervisor import (
+    Channel,
+    HandedOverError,
+    HypervisorError,
+    RunState,
+    VMSpec,
+    another_way,
+    ignore,
+)
 from retinue.hypervisor.memory_channel import channel_pair
 from retinue.hypervisor.qemu import incoming as incoming_module
 from retinue.hypervisor.qemu import recovering
@@ -76,6 +84,8 @@ class Postcopied:
     def __init__(self) -> None:
         self._events: Any = None
         self.killed = ""
+        self.did: list[str] = []
+        self.status = "postcopy-paused"
 
     @contextlib.contextmanager
     def events_into(self, queue: Any) -> Iterator[None]:
@@ -90,6 +100,7 @@ class Postcopied:
 
     async def execute(self, command: str, **_: object) -> Any:
         if command == "cont":
+            self.did.append("cont")
             self.tells("RESUME")
 
     async def state(self) -> RunState:
@@ -99,8 +110,14 @@ class Postcopied:
         stamp = {"seconds": 1000, "microseconds": 0}
         self._events.put_nowait((self, {"event": event, "data": data, "timestamp": stamp}))
 
-    def write_down(self, **_: object) -> None:
-        pass
+    def write_down(self, **changes: object) -> None:
+        self.did.append(f"writes {changes}")
+
+    async def migration_status(self) -> str:
+        return self.status
+
+    async def lacks_nothing(self) -> None:
+        self.did.append("lacks nothing")
 
     def kill(self, why: str) -> None:
         self.killed = why
@@ -133,6 +150,89 @@ async def test_a_connection_by_which_nothing_comes_is_replaced_as_one_that_has_e
     async with asyncio.timeout(60):
         assert await run_incoming(machine, here, ignore) == 1000.0  # type: ignore[arg-type]
     assert not machine.killed
+    written = "writes {'incoming': False}"
+    assert machine.did == [written, "cont", written, "lacks nothing"], "what it may have run is known before"
     qemu.close()
     for channel in (here, there, later, source):
         channel.abort()
+
+
+# ---- after another agent ----
+
+
+async def nobody() -> Channel:
+    raise HypervisorError("nobody brings it")
+
+
+async def test_what_lacks_memory_when_its_agent_has_ended_gets_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By two ways, for the first breaks, too."""
+    machine, ways = Postcopied(), list[Channel]()
+    into = [socket.socketpair() for _ in range(2)]
+    for ours, _ in into:
+        ours.setblocking(False)
+
+    async def at_target(of: object, broken: Channel, paused: asyncio.Event) -> tuple[Channel, socket.socket]:
+        assert broken.again is nobody and paused.is_set()
+        here, there = await channel_pair()
+        here.again = nobody
+        ways.append(there)
+        if len(ways) == 1:
+            there.abort()
+        else:
+            await there.send_memory(b"a page")
+            await there.send_memory(b"")
+            machine.tells("MIGRATION", status="completed")
+        return here, into[len(ways) - 1][0]
+
+    monkeypatch.setattr(recovering, "at_target", at_target)
+    async with asyncio.timeout(60):
+        await incoming_module.receive_the_rest(machine, nobody)  # type: ignore[arg-type]
+    assert (len(ways), machine.killed, machine.did) == (2, "", ["lacks nothing"])
+    assert into[1][1].recv(100) == b"a page"
+    for _, theirs in into:
+        theirs.close()
+
+
+async def test_what_had_all_of_its_memory_by_the_time_it_is_looked_at_waits_for_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Postcopied()
+    machine.status = "completed"
+
+    async def at_target(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(recovering, "at_target", at_target)
+    async with asyncio.timeout(60):
+        await incoming_module.receive_the_rest(machine, nobody)  # type: ignore[arg-type]
+    assert (machine.killed, machine.did) == ("", ["lacks nothing"])
+
+
+async def test_what_nobody_brings_the_rest_to_is_ended_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Postcopied()
+    monkeypatch.setattr(another_way, "AGAIN_LIMIT", 0.05)
+    with pytest.raises(HandedOverError, match=r"lacks some of its memory: .* nobody brings it"):
+        await incoming_module.receive_the_rest(machine, nobody)  # type: ignore[arg-type]
+    assert machine.killed.startswith(
+        "it ran by post-copy, with some of its memory still at the source: no other"
+    )
+    assert "lacks nothing" not in machine.did
+
+
+async def test_an_agent_that_is_told_to_end_leaves_what_lacks_memory_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine, waiting = Postcopied(), asyncio.Event()
+
+    async def at_target(*_: object) -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(recovering, "at_target", at_target)
+    going = asyncio.create_task(incoming_module.receive_the_rest(machine, nobody))  # type: ignore[arg-type]
+    await waiting.wait()
+    going.cancel()
+    await asyncio.wait({going})
+    assert (going.cancelled(), machine.killed, machine.did) == (True, "", [])

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from retinue.core.model import Ending
+from retinue.host import open_files
+from retinue.host.errors import HostError
 from retinue.hypervisor import (
     Event,
     Exited,
@@ -292,6 +294,86 @@ async def test_a_vm_whose_memory_came_through_the_agent_that_ended_has_crashed(
     left = await taken_up(folder)
     assert (left.machines, left.ended) == ([], {"vm1": Ending.CRASHED})
     assert notes.find_processes(folder) == {}
+
+
+async def waiting_for_a_page(agent: QemuHypervisor) -> QemuMachine:
+    """It came by post-copy, and answers nothing in band any more."""
+    machine = await agent.open_target(spec(append="waits"))
+    await machine.expect_postcopy()
+    machine.write_down(incoming=False)
+    await machine.execute("cont")
+    return machine
+
+
+async def recover(machine: QemuMachine) -> None:
+    await machine.command("migrate-recover", {"uri": "unix:/nowhere"}, out_of_band=True)
+
+
+async def test_a_qemu_that_waits_for_a_page_is_spoken_to_by_the_monitor_it_has_kept(
+    folder: Path, agent: QemuHypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one agent after the other, whatever the one before was about to ask or to read."""
+    monkeypatch.setattr("retinue.hypervisor.qemu.hypervisor.HANGS_LIMIT", 0.2)
+    machine = await waiting_for_a_page(agent)
+    for _ in range(3):
+        asked = asyncio.create_task(machine.execute("query-status"))
+        await asyncio.sleep(0)
+        note = notes.read(machine.files.note)
+        assert note is not None and note.monitor
+        await machine.let_go()
+        await asyncio.gather(asked, return_exceptions=True)
+        with open_files.socket_of(machine.process.pid, note.monitor) as end:
+            end.send(b'{"exec-oob": "query-yank", "id": "__qmp#00003"}\n')
+            end.settimeout(60)
+            end.recv(7)  # And has read a part of a line.
+        left = await taken_up(folder)
+        assert (left.lacking, left.ended) == ({"vm1"}, {})
+        (machine,) = left.machines
+    await recover(machine)
+    assert await machine.state() is RunState.RUNNING, "no other question's answer"
+    await machine.lacks_nothing()
+    note = notes.read(machine.files.note)
+    assert note is not None and not note.monitor
+    inode = machine._ours and os.fstat(machine._ours.fileno()).st_ino
+    with pytest.raises(HostError, match="has no socket"):  # An agent's end is the monitor's, as ever.
+        open_files.socket_of(machine.process.pid, inode or 0)
+    await machine.quit()
+
+
+async def test_a_target_that_has_not_run_is_ended_also_where_it_waits_for_a_page(
+    folder: Path, agent: QemuHypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retinue.hypervisor.qemu.hypervisor.ANSWER_LIMIT", 0.2)
+    machine = await waiting_for_a_page(agent)
+    machine.write_down(incoming=True)
+    await machine.let_go()
+    left = await taken_up(folder)
+    assert (left.machines, left.lacking, left.ended) == ([], set(), {})
+    assert notes.find_processes(folder) == {}
+
+
+async def test_a_target_that_was_about_to_run_and_does_not_has_not_crashed(
+    folder: Path, agent: QemuHypervisor
+) -> None:
+    """Its source may run it again."""
+    machine = await agent.open_target(spec(append="lacks"))
+    await machine.expect_postcopy()
+    machine.write_down(incoming=False)
+    await machine.let_go()
+    left = await taken_up(folder)
+    assert (left.machines, left.lacking, left.ended) == ([], set(), {})
+    assert notes.find_processes(folder) == {}
+
+
+async def test_a_monitor_that_cannot_be_had_any_more_is_done_without(
+    folder: Path, agent: QemuHypervisor
+) -> None:
+    machine = await agent.start(spec())
+    machine.write_down(monitor=1)
+    await machine.let_go()
+    (found,) = (await taken_up(folder)).machines
+    assert await found.state() is RunState.RUNNING
+    await found.quit()
 
 
 async def test_a_vm_that_runs_elsewhere_with_memory_still_here_is_no_vm_of_ours(
