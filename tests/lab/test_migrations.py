@@ -5,13 +5,15 @@ import contextlib
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 from qemu.qmp import QMPClient
 
+from retinue.hypervisor.qemu.hypervisor import connect
 from retinue.protocol.errors import RejectedError
 from retinue_lab.network import agents
 from retinue_lab.network.agents import AGENT_PORT
@@ -30,6 +32,7 @@ from support.lab.migrating import (
     reaches,
     start_agent,
 )
+from support.lab.start import running
 from support.lab.tls_wire import TlsRecord, tcp_streams, tls_records
 from support.lab.tools import Json, LabBench, Picks, eventually, long
 from support.lab.watch import Capture, Frame
@@ -215,11 +218,7 @@ async def test_agents_whose_connection_breaks_in_postcopy_make_another_and_the_v
     bench: LabBench,
 ) -> None:
     uptime = float(await bench.guest("vm1", "cut -d' ' -f1 /proc/uptime"))
-    [monitor] = (agents.folder(Path(bench.lab.directory), "server1") / "vms").glob("*.qmp")
-    qmp = QMPClient("vm1")
-    await qmp.connect(str(monitor))
-    await qmp.execute("migrate-set-parameters", {"max-postcopy-bandwidth": SLOWLY})
-    await qmp.disconnect()
+    await sends_slowly(bench, "server1")
     other_end = str(bench.topology.management_addresses["server2"].ip)
     async with written(bench), bench.events() as events:
         migration = str((await bench.post("migrations", {"target_server": "server2", **BY_POSTCOPY}))["id"])
@@ -235,20 +234,6 @@ async def test_agents_whose_connection_breaks_in_postcopy_make_another_and_the_v
         assert (await bench.vm("vm1"))["power"] == "running"
         assert float(await bench.guest("vm1", "cut -d' ' -f1 /proc/uptime")) > uptime
         await nothing_is_wrong(bench)
-
-
-def went_on(bench: LabBench, server: str) -> int:
-    log = (Path(bench.lab.directory) / "logs" / f"{server}-agent.log").read_text()
-    return log.count("migration.goes_on")
-
-
-async def sends_slowly(bench: LabBench, server: str) -> None:
-    """The QEMU that is there takes its time with what follows a VM."""
-    [monitor] = (agents.folder(Path(bench.lab.directory), server) / "vms").glob("*.qmp")
-    qmp = QMPClient("vm1")
-    await qmp.connect(str(monitor))
-    await qmp.execute("migrate-set-parameters", {"max-postcopy-bandwidth": SLOWLY})
-    await qmp.disconnect()
 
 
 @pytest.mark.parametrize("killed", [("server1",), long(("server2",)), long(("server1", "server2"))])
@@ -268,8 +253,9 @@ async def test_an_agent_that_is_killed_in_postcopy_costs_the_vm_nothing(
         before = {server: went_on(bench, server) for server in killed}
         for server in killed:
             bench.kill(f"{server}-agent")
-        for server in ("server1", "server2"):  # Its QEMUs outlive their agents.
+        for server in ("server1", "server2"):  # QEMUs outlive their agents.
             await bench.run("sandbox", "kill", "-0", str(qemu_of(bench, server)))
+        await eventually(partial(says_who_is_away, bench, migration, killed))
         for server in killed:
             await start_agent(bench, server)
         await reaches(events, migration, "done")
@@ -280,6 +266,48 @@ async def test_an_agent_that_is_killed_in_postcopy_costs_the_vm_nothing(
         await nothing_is_wrong(bench)
         figures = await bench.unharmed(traffic, in_order=True)
         assert figures.sent > 200
+
+
+@pytest.mark.long
+async def test_a_source_whose_qemu_has_ended_too_has_nothing_to_give_and_the_vm_has_crashed(
+    bench: LabBench,
+) -> None:
+    await sends_slowly(bench, "server1")
+    async with written(bench), bench.events() as events:
+        migration = str((await bench.post("migrations", {"target_server": "server2", **BY_POSTCOPY}))["id"])
+        await events.until("migration.copying", in_postcopy(migration))
+        bench.kill("server1-agent")
+        await bench.run("sandbox", "kill", "-KILL", str(qemu_of(bench, "server1")))
+        await start_agent(bench, "server1")
+        stopped = await events.until("vm.stopped", lambda event: event["vm"]["id"] == "vm1")
+        assert stopped["reason"].startswith(
+            "it ran by post-copy, with some of its memory still at the source: no other way to the other end"
+        )
+        assert (await bench.vm("vm1"))["state"] == "crashed"
+        await reaches(events, migration, "done")
+        assert await bench.machines("vm1") == []
+        async with bench.events() as later:
+            await bench.cli("vm", "start", "vm1")
+            await running(bench, later, "vm1")
+
+
+async def says_who_is_away(bench: LabBench, migration: str, servers: Sequence[str]) -> bool:
+    waits = (await bench.get(f"migrations/{migration}"))["waits_for"]
+    return all(f"the agent of server {server} is away" in waits for server in servers)
+
+
+def went_on(bench: LabBench, server: str) -> int:
+    log = (Path(bench.lab.directory) / "logs" / f"{server}-agent.log").read_text()
+    return log.count("migration.goes_on")
+
+
+async def sends_slowly(bench: LabBench, server: str) -> None:
+    """The QEMU that is there takes its time with what follows a VM."""
+    [monitor] = (agents.folder(Path(bench.lab.directory), server) / "vms").glob("*.qmp")
+    qmp = QMPClient("vm1")
+    await connect(qmp, str(monitor))
+    await qmp.execute("migrate-set-parameters", {"max-postcopy-bandwidth": SLOWLY})
+    await qmp.disconnect()
 
 
 @contextlib.asynccontextmanager

@@ -8,6 +8,7 @@ killed does not run any more.
 import asyncio
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -69,7 +70,8 @@ def histories() -> st.SearchStrategy[History]:
 @given(histories())
 @example(History(Pace(), ()))
 @example(History(Pace(), (), postcopy=True))
-# The VM runs at the target, and the rest of its memory does not come: it ends, and never runs at the source.
+# The VM runs at the target, and the rest of its memory does not come, or by another way: it never runs at the
+# source.
 @example(History(Pace(), (Trouble("cut", "rest"),), postcopy=True))
 @example(History(Pace(), (Trouble("kill server1", "rest"),), postcopy=True))
 @example(History(Pace(), (Trouble("crash server2", "rest comes"),), postcopy=True))
@@ -85,13 +87,33 @@ def test_a_vm_is_at_one_end_of_its_move_whatever_happens(history: History) -> No
     assert [entry for entry in logs if entry.get("exc_info")] == []
 
 
-async def play(history: History) -> None:
+AT_REST = [("server1", "rest"), ("server2", "rest comes")]
+
+
+@pytest.mark.parametrize("killed", [AT_REST[:1], AT_REST[1:], AT_REST, [*AT_REST, *AT_REST]])
+@pytest.mark.parametrize("after", [0.0, 0.005, 0.011, 0.05])
+def test_agents_that_are_killed_with_memory_to_come_lose_no_vm(
+    killed: list[tuple[str, str]], after: float
+) -> None:
+    """Once or twice, one after the other or both."""
+    crashes = tuple(Trouble(f"crash {server}", moment, after) for server, moment in killed)
+
+    async def check_that_it_runs() -> None:
+        migration = await play(History(Pace(), crashes, postcopy=True))
+        assert migration.state is MigrationState.DONE
+        assert migration.world.running(VM.id) == [TARGET]
+
+    run(check_that_it_runs())
+
+
+async def play(history: History) -> MigrationRun:
     migration = MigrationRun(history.pace, history.postcopy)
     try:
         await migration.begin()
         await asyncio.gather(*(come(migration, trouble) for trouble in history.troubles))
         await migration.ended()
         check(migration)
+        return migration
     except AssertionError as error:
         error.add_note("\n".join(migration.world.log))
         raise

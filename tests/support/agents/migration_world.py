@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,9 +24,11 @@ from retinue.core.migration import Migration, MigrationState, PlacementChange
 from retinue.core.migration.copying import PLAIN, CopyOptions, Postcopy
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.core.model import Ending
+from retinue.host.errors import HostError
 from retinue.hypervisor import (
     Channel,
     ChannelError,
+    HandedOverError,
     HypervisorError,
     Left,
     MigrationResult,
@@ -36,7 +38,10 @@ from retinue.hypervisor import (
     VMSpec,
     ignore,
 )
+from retinue.hypervisor.aio import cancelled
+from retinue.hypervisor.another_way import AGAIN_LIMIT
 from retinue.hypervisor.interface import Divert
+from retinue.hypervisor.memory_channel import Again
 from retinue.protocol.errors import ControllerAwayError, RejectedError
 from retinue.protocol.events import ControllerEvent
 from retinue.protocol.migrations import MigrationRecord, Order
@@ -137,17 +142,22 @@ class TimedMachine(FakeMachine):
         self.die()
 
     def lose(self) -> None:
-        self.lost = True
-        self.die()
+        if not self.frozen:
+            self.lost = True
+            self.die()
 
 
 class TimedHypervisor(FakeHypervisor):
     """Takes its time at each point, and notices there that its machine has ended."""
 
+    again_limit = AGAIN_LIMIT
+
     def __init__(self, world: AgentWorld, server: str, clocked: Clocked) -> None:
         super().__init__(world, server)
         self._clocked = clocked
         self._migrating: FakeMachine | None = None
+        self.died = asyncio.Event()
+        """Its agent has been killed."""
 
     def _make(self, how: str, spec: VMSpec, on_event: OnEvent) -> FakeMachine:
         self.world.note(f"{self.server}: {how} {spec.id}")
@@ -171,6 +181,41 @@ class TimedHypervisor(FakeHypervisor):
     async def run_incoming(self, target: FakeMachine, channel: Channel, on_event: OnEvent = ignore) -> float:
         self._migrating = target
         return await super().run_incoming(target, channel, on_event)
+
+    async def _send_rest(self, source: FakeMachine, channel: Channel, on_event: OnEvent) -> None:
+        await to_its_end(self._send_all_of_it(source, channel, on_event))
+
+    async def _send_all_of_it(self, source: FakeMachine, channel: Channel, on_event: OnEvent) -> None:
+        try:
+            await super()._send_rest(source, channel, on_event)
+        except HostError:
+            if source.ended or self.died.is_set() or channel.again is None:
+                raise
+            await self.send_the_rest(source, channel.again, on_event)
+
+    async def _rest(self, target: FakeMachine, channel: Channel) -> None:
+        target.lacks = True
+        try:
+            await self._reach("rest comes")
+            await self._take_rest(target, channel)
+        except HostError as error:
+            if target.ended or self.died.is_set() or channel.again is None:
+                self._lose(target)
+                raise HandedOverError(f"some of its memory does not come: {error}") from error
+            await self.receive_the_rest(target, channel.again)
+
+    async def _by_another_way(
+        self, machine: FakeMachine, again: Again, do: Callable[[Channel], Awaitable[None]]
+    ) -> None:
+        trying = asyncio.create_task(super()._by_another_way(machine, again, do))
+        dying = asyncio.create_task(self.died.wait())
+        try:
+            await asyncio.wait({trying, dying}, return_when=asyncio.FIRST_COMPLETED)
+            if not trying.done():
+                raise HypervisorError("the agent is gone")
+            trying.result()
+        finally:
+            await cancelled(trying, dying)
 
     def _lose(self, target: FakeMachine) -> None:
         cast(TimedMachine, target).lose()
@@ -199,6 +244,7 @@ class End(Channel):
         self._closed = self.cut_off = False
         self._last = 0.0
         self.before_memory = None
+        self.again: Again | None = None
 
     async def send_message(self, type: str, **more: Any) -> None:
         await self._say({"type": type, **more})
@@ -222,6 +268,11 @@ class End(Channel):
         return word
 
     async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._put(None)
+
+    def abort(self) -> None:
         if not self._closed:
             self._closed = True
             self._put(None)
@@ -266,9 +317,25 @@ class MemoryTransfer(Transfer):
             raise HypervisorError(f"the agent of {target} does not let the migration in")
         ours, theirs = End(self._clocked), End(self._clocked)
         ours.other, theirs.other = theirs, ours
+        waiting.set_result(theirs)
+        there._latest[migration] = theirs
+        return await self._connected(there, ours, theirs)
+
+    async def connect_again(self, address: str, migration: str, target: str) -> Channel:
+        await self._clocked.pass_("channel")
+        there = self._all.get(address)
+        source, waiting = there._expected.get(migration, ("", None)) if there else ("", None)
+        begun = waiting is not None and waiting.done()
+        if there is None or not begun or migration not in there._latest or source != self._server:
+            raise HypervisorError(f"the agent of {target} does not let the migration in")
+        ours, theirs = End(self._clocked), End(self._clocked)
+        ours.other, theirs.other = theirs, ours
+        there._let_in_again(migration, theirs)
+        return await self._connected(there, ours, theirs)
+
+    async def _connected(self, there: "MemoryTransfer", ours: End, theirs: End) -> Channel:
         self.ends.append(ours)
         there.ends.append(theirs)
-        waiting.set_result(theirs)
         await self._clocked.pass_("channel")
         return ours
 
@@ -566,6 +633,7 @@ class Server:
         """As on SIGKILL: nothing more is told, nothing more is done."""
         self.line.dead = True
         self.transfer.cut()
+        self.hypervisor.died.set()
         before = [(machine, machine.now) for machine in self.machines()]
         for machine, _ in before:
             machine.frozen = True
@@ -593,11 +661,10 @@ class Server:
             machine.on_event = self.dispatcher.listener(machine.spec.id)
             if machine.now is RunState.INCOMING:
                 await machine.quit()
-            elif machine.lacks and machine.now is RunState.RUNNING:
-                machine.lose()
-                left.ended[machine.spec.id] = Ending.CRASHED
             else:
                 left.machines.append(machine)
+                if machine.lacks and machine.now is RunState.RUNNING:
+                    left.lacking.add(machine.spec.id)
         await self.dispatcher.adopt_all(left)
         self.ports.plugged = {machine.spec.id for machine in self.dispatcher.machines()}
 

@@ -7,7 +7,16 @@ import asyncio
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -204,6 +213,9 @@ class FakeHypervisor:
     and does there what its script says: "fails" or "hangs".
     """
 
+    again_limit = 0.2
+    """Seconds for another way of what is left of a post-copy."""
+
     def __init__(self, world: AgentWorld, server: str) -> None:
         self.world, self.server = world, server
         self.machines: list[FakeMachine] = []
@@ -290,9 +302,7 @@ class FakeHypervisor:
                 raise HypervisorError(f"the target could not take the VM in: {answer.get('reason')}")
             if postcopy:
                 on_event(RunsElsewhere(source.spec.id, float(answer["at"])))
-                await self._reach("rest")
-                await channel.send_message("rest")
-                source.owes = False
+                await self._send_rest(source, channel, on_event)
             return MigrationResult(100.0, float(answer["at"]), 600.0, 1, 2)
         except BaseException as error:
             if not given:
@@ -343,32 +353,63 @@ class FakeHypervisor:
         target.lacks = True
         try:
             await self._reach("rest comes")
-            await channel.receive_message()
+            await self._take_rest(target, channel)
         except HostError as error:
             self._lose(target)
             raise HandedOverError(f"some of its memory does not come: {error}") from error
+
+    async def _send_rest(self, source: FakeMachine, channel: Channel, on_event: OnEvent) -> None:
+        await self._reach("rest")
+        await self._give_rest(source, channel)
+
+    async def _give_rest(self, source: FakeMachine, channel: Channel) -> None:
+        await channel.send_message("rest")
+        assert (await channel.receive_message())["type"] == "got"
+        source.owes = False
+
+    async def _take_rest(self, target: FakeMachine, channel: Channel) -> None:
+        assert (await channel.receive_message())["type"] == "rest"
         target.lacks = False
+        with contextlib.suppress(HostError):
+            await channel.send_message("got")
 
     async def send_the_rest(self, source: FakeMachine, again: Again, on_event: OnEvent = ignore) -> None:
-        if not source.owes:
-            return
-        channel = await again()
-        self.world.note(f"{self.server}: sends the rest")
-        on_event(Copying(source.spec.id, 101.0, 3, 4096, 0, postcopy=True))
-        await channel.send_message("rest")
-        source.owes = False
-        await channel.close()
+        async def give(channel: Channel) -> None:
+            self.world.note(f"{self.server}: sends the rest")
+            on_event(Copying(source.spec.id, 101.0, 3, 4096, 0, postcopy=True))
+            await self._give_rest(source, channel)
+
+        if source.owes:
+            await self._by_another_way(source, again, give)
 
     async def receive_the_rest(self, target: FakeMachine, again: Again) -> None:
+        async def take(channel: Channel) -> None:
+            await self._take_rest(target, channel)
+            self.world.note(f"{self.server}: has the rest")
+
         try:
-            channel = await again()
-            assert await channel.receive_message() == {"type": "rest"}
+            await self._by_another_way(target, again, take)
         except HostError as error:
-            target.die()
+            self._lose(target)
             raise HandedOverError(f"some of its memory does not come: {error}") from error
-        target.lacks = False
-        self.world.note(f"{self.server}: has the rest")
-        await channel.close()
+
+    async def _by_another_way(
+        self, machine: FakeMachine, again: Again, do: Callable[[Channel], Awaitable[None]]
+    ) -> None:
+        try:
+            async with asyncio.timeout(self.again_limit):
+                while True:
+                    if machine.ended:
+                        raise HandedOverError("its QEMU has ended")
+                    try:
+                        channel = await again()
+                        await do(channel)
+                        await channel.close()
+                        return
+                    except HostError:
+                        await asyncio.sleep(0.01)
+        except TimeoutError as error:
+            raise HypervisorError("there is no other way in time") from error
 
     def _lose(self, target: FakeMachine) -> None:
         target.die()

@@ -12,6 +12,7 @@ from qemu.qmp import QMPClient
 from retinue.host.taps import Run, add_port
 from retinue.hypervisor.passes import HELD_BACK
 from retinue.hypervisor.qemu.hypervisor import connect
+from retinue_lab.guest.image import ensure_late_pages
 from support.lab.health import strip
 from support.lab.tools import Events, Json, LabBench, at, eventually, mac_of
 
@@ -47,7 +48,8 @@ async def begin(bench: LabBench, vm: str = "vm1", to: str = "server2") -> str:
 async def start_agent(bench: LabBench, server: str) -> None:
     config = bench.lab.directory / "agents" / server / "agent.toml"
     argv = [sys.executable, "-m", "retinue.cli.main", "agent", "run", "--config", str(config)]
-    await asyncio.to_thread(bench.lab.spawn, server, argv, log=f"{server}-agent", ready=True)
+    own = {"LD_PRELOAD": str(ensure_late_pages())}  # As the laboratory's own.
+    await asyncio.to_thread(bench.lab.spawn, server, argv, log=f"{server}-agent", env=own, ready=True)
 
 
 def qemu_of(bench: LabBench, server: str) -> int:
