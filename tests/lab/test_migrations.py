@@ -32,9 +32,8 @@ from support.lab.migrating import (
     reaches,
     start_agent,
 )
-from support.lab.start import running
 from support.lab.tls_wire import TlsRecord, tcp_streams, tls_records
-from support.lab.tools import Json, LabBench, Picks, eventually, long
+from support.lab.tools import BOOT_PATIENCE, Json, LabBench, Picks, eventually, long
 from support.lab.watch import Capture, Frame
 
 pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.usefixtures("home")]
@@ -286,9 +285,9 @@ async def test_a_source_whose_qemu_has_ended_too_has_nothing_to_give_and_the_vm_
         assert (await bench.vm("vm1"))["state"] == "crashed"
         await reaches(events, migration, "done")
         assert await bench.machines("vm1") == []
-        async with bench.events() as later:
-            await bench.cli("vm", "start", "vm1")
-            await running(bench, later, "vm1")
+        await bench.cli("vm", "start", "vm1", "--wait")
+        address = await bench.address("vm1")
+        await eventually(partial(bench.ping, "vm2", address), BOOT_PATIENCE)
 
 
 async def says_who_is_away(bench: LabBench, migration: str, servers: Sequence[str]) -> bool:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from retinue.core.migration import MigrationState
+from retinue.hypervisor import RunState
 from support.agents.migration_world import ENDS, SOURCE, TARGET, MigrationRun, Pace
 from support.agents.world import VM
 from support.virtual_time import run
@@ -136,6 +137,7 @@ def check(migration: MigrationRun) -> None:
     assert world.went_back == []
     here, left = (target, source) if migration.state is MigrationState.DONE else (source, target)
     assert world.running(VM.id) == [here.name] or (not world.running(VM.id) and world.ever_killed(here.name))
+    assert not any(machine.lacks for machine in world.machines if machine.now is RunState.RUNNING)
     assert world.alive(left.name) == []
     assert left.ports.plugged == set()
     assert left.dispatcher.vms == {}

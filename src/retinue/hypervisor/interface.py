@@ -301,10 +301,10 @@ class Left(Generic[M]):
     """What an earlier agent has left on a server."""
 
     machines: list[M] = field(default_factory=list)
-    lacking: set[str] = field(default_factory=set)
-    """VMs whose machines run, and lack some of their memory: see Hypervisor.receive_the_rest."""
     ended: dict[str, Ending] = field(default_factory=dict)
     """By VM: how its machine has ended while nobody looked."""
+    lacking: set[str] = field(default_factory=set)
+    """VMs whose machines run, and lack some of their memory: see Hypervisor.receive_the_rest."""
 
 
 class Hypervisor(Protocol[M]):

@@ -380,6 +380,7 @@ class FakeHypervisor:
             await self._give_rest(source, channel)
 
         if source.owes:
+            self.world.note(f"{self.server}: has memory to give")
             await self._by_another_way(source, again, give)
 
     async def receive_the_rest(self, target: FakeMachine, again: Again) -> None:

@@ -169,7 +169,8 @@ class QemuHypervisor:
             state, status = await _look_at(machine, patiently=ours is None or note.incoming)
         except (HypervisorError, TimeoutError) as error:
             if ours is not None and not note.incoming and machine.alive:
-                state, status = RunState.RUNNING, BY_POSTCOPY[0]  # It waits for a page, as one that runs may.
+                log.warning("qemu.waits_for_memory", vm=note.spec.id)
+                state, status = RunState.RUNNING, BY_POSTCOPY[0]
             else:
                 log.error("qemu.unresponsive_killed", vm=note.spec.id, error=str(error))
                 machine.kill()

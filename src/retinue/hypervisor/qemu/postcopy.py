@@ -12,10 +12,10 @@ Until the target is told that the VM is its own QEMU has the VM at the source as
 when the migration is cancelled; but only while its stream is open: with the stream broken it waits for ever
 ("postcopy-paused"). So the stream of a VM that may yet be given back stays open (`QemuMachine.kept`).
 
-After that the VM has two places. Where the way between them, or one of the two QEMUs, fails before all has
-gone over, the target ends the VM, for a guest that waits for memory that never comes cannot be told from one
-that has crashed. QEMU could be given another stream ("migrate-recover"); but its monitor, by which it is
-given, does not answer while a device of the VM waits for a page (seen with 7.2).
+After that the VM has two places. Where the way between them fails before all has gone over, or one of the two
+agents, they go on by another (`recovering`, `rest_at_source`). Where there is none, or one of the two QEMUs
+ends, the target ends the VM, for a guest that waits for memory that never comes cannot be told from one that
+has crashed.
 """
 
 import asyncio

@@ -316,12 +316,12 @@ async def test_a_qemu_that_waits_for_a_page_is_spoken_to_by_the_monitor_it_has_k
     monkeypatch.setattr("retinue.hypervisor.qemu.hypervisor.HANGS_LIMIT", 0.2)
     machine = await waiting_for_a_page(agent)
     for _ in range(3):
-        asked = asyncio.create_task(machine.execute("query-status"))
+        asked = asyncio.gather(*(machine.execute("query-migrate") for _ in range(8)), return_exceptions=True)
         await asyncio.sleep(0)
         note = notes.read(machine.files.note)
         assert note is not None and note.monitor
         await machine.let_go()
-        await asyncio.gather(asked, return_exceptions=True)
+        await asked
         with open_files.socket_of(machine.process.pid, note.monitor) as end:
             end.send(b'{"exec-oob": "query-yank", "id": "__qmp#00003"}\n')
             end.settimeout(60)
