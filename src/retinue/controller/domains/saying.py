@@ -29,6 +29,7 @@ from retinue.core.model import VM, Assignment
 from retinue.core.packets import Ethernet
 from retinue.core.pipeline.gateway import MARK_TYPE
 from retinue.core.text import cut
+from retinue.patience import patience
 from retinue.protocol.domains import LONGEST_REASON, Prepare, Prepared, Said, Word
 from retinue.protocol.errors import ControllerAwayError, ControllerError, ErrorCode, RejectedError
 from retinue.protocol.events import EventType
@@ -152,7 +153,7 @@ class Saying:
             return
         assert migration.far is not None
         try:
-            async with asyncio.timeout(DIVERTING_LIMIT):
+            async with patience(DIVERTING_LIMIT):
                 await self._say_until_diverted(migration, diverted)
         except (TimeoutError, ControllerError) as error:
             unmarked = self._unmarked.get(migration.id)

@@ -1,10 +1,14 @@
 """Words that are lost, and what has ended at one end alone: both ends come to the same."""
 
+import asyncio
+import time
+
 import pytest
 
+from retinue.controller.domains import saying
 from retinue.controller.migrations.requests import MigrationError
 from retinue.core.migration import MigrationState as S
-from retinue.protocol.domains import Said, Word
+from retinue.protocol.domains import Heard, Said, Word
 from retinue.protocol.migrations import Report
 from support.fabric.domains import server_of
 from support.fabric.two_controllers import VM_ID, TwoDomains
@@ -109,3 +113,23 @@ async def test_for_one_that_has_ended_there_no_second_place_is_booked(
     await domains.fakes["b"].settle()
     assert len(b.orchestrator.migrations) == (2 if older else 1)
     assert VM_ID not in b.net.vms and not a.domains.saying._told
+
+
+async def test_while_our_loop_stands_still_the_other_domain_has_as_long_as_ever(
+    domains: TwoDomains, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saying, "DIVERTING_LIMIT", 1.0)
+    door, late = domains.doors["b"], 0
+    say = door.say
+
+    async def say_late(migration: str, word: Word) -> Heard:
+        nonlocal late
+        if word.said is Said.CONVERGED and not late:
+            late += 1
+            asyncio.get_running_loop().call_soon(time.sleep, 1.5)
+        return await say(migration, word)
+
+    monkeypatch.setattr(door, "say", say_late)
+    domains.begin(server=server_of("b", 1))
+    await domains.until("a", S.DONE, S.UNDONE)
+    assert (domains.migration("a").state, late) == (S.DONE, 1), domains.migration("a").reason
