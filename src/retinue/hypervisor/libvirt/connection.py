@@ -131,6 +131,8 @@ class LibvirtHost:
         self._connection: Any = None
         self._making = asyncio.Lock()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"libvirt {name}")
+        self._standing: set[str] = set()
+        """VMs that were stopped here for their migration, which has come to no end yet."""
         self.lost: set[str] = set()
         """VMs that we end because their memory does not come: they have crashed, were not switched off."""
         self.kept: dict[str, Throttle] = {}
@@ -295,10 +297,17 @@ class LibvirtHost:
             known = self._read(domain)
             cards = known.cards if kind in RUNS else UNKNOWN.cards
             for vm in known.ids:
+                meant = kind
+                if kind is EventKind.SUSPENDED:
+                    self._standing.add(vm)
+                elif vm in self._standing:
+                    self._standing.discard(vm)
+                    if kind is EventKind.STARTED:
+                        meant = EventKind.RESUMED  # By a person, say: it was stopped to leave, and has not.
                 lost = kind is EventKind.STOPPED and vm in self.lost
                 if lost:
                     self.lost.discard(vm)  # The next end of that VM is one like any other.
-                put(HypervisorEvent(vm, EventKind.FAILED if lost else kind, at, *cards))
+                put(HypervisorEvent(vm, EventKind.FAILED if lost else meant, at, *cards))
 
         def rebooted(_: Any, domain: Any, __: Any) -> None:
             tell(domain, EventKind.REBOOTED, time.time())

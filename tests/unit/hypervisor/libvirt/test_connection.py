@@ -278,6 +278,30 @@ async def test_vms_of_others_are_noticed_coming_and_going(host: LibvirtHost, lib
     assert not server(library).watched()
 
 
+async def test_a_vm_that_a_person_resumes_is_told_apart_from_one_that_was_started(
+    host: LibvirtHost, library: FakeLibrary
+) -> None:
+    """A migration has stopped it, which came to nothing: so that is told, once."""
+    there = server(library).createXML(domain_xml(spec(), CONSOLES), 0)
+    heard = Heard(host)
+    await heard.next()
+    coming = asyncio.create_task(heard.next())
+    await watched(library)
+    for event, detail in (
+        *((Lifecycle.SUSPENDED, 1), (Lifecycle.RESUMED, 0), (Lifecycle.RESUMED, 0)),
+        *((Lifecycle.SUSPENDED, 1), (Lifecycle.RESUMED, 1), (Lifecycle.RESUMED, 0)),
+        *((Lifecycle.SUSPENDED, 1), (Lifecycle.STOPPED, 3), (Lifecycle.STARTED, 0)),
+    ):
+        server(library).tell(there, event, detail)
+    said = [(await coming).kind, *[(await heard.next()).kind for _ in range(8)]]
+    assert said == [
+        *(EventKind.SUSPENDED, EventKind.RESUMED, EventKind.STARTED),
+        *(EventKind.SUSPENDED, EventKind.RESUMED, EventKind.STARTED),
+        *(EventKind.SUSPENDED, EventKind.DEPARTED, EventKind.STARTED),
+    ]
+    await heard.close()
+
+
 async def test_a_libvirtd_that_comes_back_is_watched_again(
     host: LibvirtHost, library: FakeLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
