@@ -337,6 +337,10 @@ class LibvirtHost:
                     await self.call(connection.domainEventDeregisterAny, handle)
                 await self.call(connection.unregisterCloseCallback)
 
+    def is_ours_to_resume(self, vm: str) -> None:
+        """We are about to do so, and tell what has come of its migration: its event is no sign of that."""
+        self._standing.discard(vm)
+
     async def found(self) -> list[HypervisorEvent]:
         """What runs here now, as if each had just been started. Raises HypervisorError."""
         found = []

@@ -122,6 +122,7 @@ class LibvirtMachine:
         if found in STOPPED_FOR_POSTCOPY:
             await take_back(self._host, self.spec.id)
         elif found[0] != STATE_RUNNING:
+            self._host.is_ours_to_resume(self.spec.id)
             await self._host.call(domain.resume)
 
     async def expect_postcopy(self) -> None:

@@ -202,6 +202,7 @@ class LibvirtOutgoing:
             if self._in_postcopy and (state, reason) in LACKS_MEMORY:
                 return Outcome.UNKNOWN
             if state != STATE_RUNNING:
+                self._host.is_ours_to_resume(self._vm)
                 await self._host.call(self._domain.resume)
             await self._host.call(self._domain.migrateSetMaxDowntime, self._downtime)
         except HostError as error:

@@ -55,6 +55,7 @@ async def take_back(host: LibvirtHost, vm: str) -> None:
 
 async def _run_again(host: LibvirtHost, vm: str) -> None:
     cancelled = False
+    host.is_ours_to_resume(vm)
     while True:
         try:
             domain = await host.domain(vm)

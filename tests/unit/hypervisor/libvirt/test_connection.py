@@ -293,11 +293,15 @@ async def test_a_vm_that_a_person_resumes_is_told_apart_from_one_that_was_starte
         *((Lifecycle.SUSPENDED, 1), (Lifecycle.STOPPED, 3), (Lifecycle.STARTED, 0)),
     ):
         server(library).tell(there, event, detail)
-    said = [(await coming).kind, *[(await heard.next()).kind for _ in range(8)]]
+    server(library).tell(there, Lifecycle.SUSPENDED, 1)
+    host.is_ours_to_resume(VM)  # By the agent, which tells itself what has come of it.
+    server(library).tell(there, Lifecycle.RESUMED, 0)
+    said = [(await coming).kind, *[(await heard.next()).kind for _ in range(10)]]
     assert said == [
         *(EventKind.SUSPENDED, EventKind.RESUMED, EventKind.STARTED),
         *(EventKind.SUSPENDED, EventKind.RESUMED, EventKind.STARTED),
         *(EventKind.SUSPENDED, EventKind.DEPARTED, EventKind.STARTED),
+        *(EventKind.SUSPENDED, EventKind.STARTED),
     ]
     await heard.close()
 
