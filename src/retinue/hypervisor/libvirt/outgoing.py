@@ -330,7 +330,7 @@ class LibvirtOutgoing:
             raise
         passing, failed = ends = self._passing(held)
         try:
-            if self._stopped_at is None:
+            if not self._stopped_at:
                 await self._unless_failed(first_of(self._paused, passing), may_end=True)
                 self._stopped(self._paused.result() if self._paused.done() else time.time())
             resumed_at = await self._unless_failed(value(self._far.runs), may_end=True)

@@ -20,7 +20,7 @@ from retinue.hypervisor import (
     channel_pair,
 )
 from retinue.hypervisor.interface import Copying, Resumed, Stopped
-from retinue.hypervisor.libvirt import incoming, outgoing, postcopy, resuming
+from retinue.hypervisor.libvirt import held_stream, incoming, outgoing, postcopy, resuming
 from retinue.hypervisor.libvirt.far_end import FarEnd
 from retinue.hypervisor.throttle import Throttle
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
@@ -89,6 +89,17 @@ async def test_the_vm_runs_at_the_target_when_what_it_has_sent_is_on_its_way(
         assert RUNS not in bench.target.states()
         gone.set()
         await going
+    assert bytes(bench.target.domain().taken[: len(MEMORY)]) == MEMORY
+    assert (bench.source.states(), bench.target.states()) == ([], [RUNS])
+
+
+async def test_what_cannot_be_held_back_goes_on_and_its_stop_is_told_all_the_same(
+    bench: MigrationEnds,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(held_stream, "MOST_HELD", 1)
+    await asyncio.wait_for(by_postcopy(bench), LIMIT)
+    assert [line.partition(",")[0] for line in bench.said[1:]] == ["Stopped", "RunsElsewhere"]
     assert bytes(bench.target.domain().taken[: len(MEMORY)]) == MEMORY
     assert (bench.source.states(), bench.target.states()) == ([], [RUNS])
 
