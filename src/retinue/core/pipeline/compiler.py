@@ -155,6 +155,8 @@ class Compiler:
     left out, so that there is none when all have gone."""
     _shared: set[Owner] = field(default_factory=set)
     """Anycast addresses: their entries name meters of VMs."""
+    _prefixes: set[Owner] = field(default_factory=set)
+    """Routed prefixes: their entries name groups and meters of switches."""
     _clashed: set[Owner] = field(default_factory=set)
     """Owners whose entries clashed with another's when they were last computed: what is kept is older."""
 
@@ -226,7 +228,10 @@ class Compiler:
 
     def _bound_to(self, fresh: dict[Owner, Contribution]) -> set[Owner]:
         """Others that may bring a meter or group which a fresh contribution names, and nobody has as last
-        computed; and anycast addresses whose entries name a meter that goes with a VM's old entries."""
+        computed; and those shared by many whose entries name what goes with old entries: of VMs, of switches.
+
+        A prefix may be gone from the network, and its entries not yet: whoever took it away comes later.
+        """
         found: set[Owner] = set()
         for owner, contributed in fresh.items():
             for switch, entries in contributed.items():
@@ -234,16 +239,18 @@ class Compiler:
                 others = {key for flow in flows for key in named_by(flow) if key not in entries}
                 if any(key not in self.program(switch) for key in others):
                     found |= bringers(self.net, owner, switch)
-        for switch, gone in self._meters_gone(fresh).items() if self._shared else ():
-            found |= {one for one in self._shared if not gone.isdisjoint(self._named_on(one, switch))}
+        for kind, naming in (("vm", self._shared), ("switch", self._prefixes)):
+            for switch, gone in self._gone(fresh, kind).items() if naming else ():
+                found |= {one for one in naming if not gone.isdisjoint(self._named_on(one, switch))}
         return found - fresh.keys()
 
-    def _meters_gone(self, fresh: dict[Owner, Contribution]) -> dict[str, set[EntryKey]]:
-        """By switch, those that go with VMs' old entries: none nearly always."""
+    def _gone(self, fresh: dict[Owner, Contribution], kind: str) -> dict[str, set[EntryKey]]:
+        """By switch, meters and groups that go with old entries of owners of a kind: none nearly always."""
         found: dict[str, set[EntryKey]] = {}
-        for owner in (owner for owner in fresh if owner.kind == "vm"):
+        for owner in (owner for owner in fresh if owner.kind == kind):
             for switch, had in self._contributions.of(owner).items():
-                gone = {key for key in had if key[0] == "meter"} - fresh[owner].get(switch, {}).keys()
+                named = {key for key in had if key[0] in ("meter", "group")}
+                gone = named - fresh[owner].get(switch, {}).keys()
                 if gone:
                     found.setdefault(switch, set()).update(gone)
         return found
@@ -269,8 +276,9 @@ class Compiler:
         mark = owner_hash(owner)
         others = tuple(other for other in self._owners.get(mark, ()) if other != owner)
         self._owners[mark] = (*others, owner) if exists(self.net, owner) else others
-        if owner.kind == "anycast":
-            (self._shared.add if exists(self.net, owner) else self._shared.discard)(owner)
+        naming = {"anycast": self._shared, "prefix": self._prefixes}.get(owner.kind)
+        if naming is not None:
+            (naming.add if exists(self.net, owner) else naming.discard)(owner)
 
     # ---- questions ----
 
