@@ -13,7 +13,7 @@ from retinue.core.model.network import Touched
 from retinue.core.pipeline.underlay import Near, underlay_of
 from support.examples import examples
 from support.fabric.histories import Move, equals_recomputed, fresh
-from support.fabric.networks import GATEWAY_MAC, add_vm, fabric, vm_ip, vm_mac, vm_port
+from support.fabric.networks import GATEWAY_MAC, OVER, add_vm, fabric, vm_ip, vm_mac, vm_port
 from support.fabric.world import OUTSIDE, FabricWorld, udp_frame
 
 SERVICE = IPv4Address("10.9.9.9")
@@ -87,10 +87,11 @@ class Anycast:
 
 
 @st.composite
-def anycasts(draw: st.DrawFn, over_ip: bool = False) -> Anycast:
+def anycasts(draw: st.DrawFn, over: str = "spines") -> Anycast:
     servers = draw(st.integers(2, 4))
     on = tuple(draw(st.lists(st.integers(1, 3), min_size=servers, max_size=servers)))
-    net = fabric(3, 2, on, draw(st.sampled_from([0, 0, 2])), over_ip=over_ip)
+    cores = draw(st.sampled_from([0, 0, 2]))
+    net = fabric(3, 2, on, cores, over_ip=over == "tunnels", by_mac=over == "macs")
     at = {vm: draw(st.integers(1, servers)) for vm in range(1, 5)}
     for vm, server in at.items():
         add_vm(net, vm, server)
@@ -103,23 +104,23 @@ def anycasts(draw: st.DrawFn, over_ip: bool = False) -> Anycast:
 
 
 @settings(deadline=None, max_examples=examples(6), suppress_health_check=[HealthCheck.too_slow])
-@pytest.mark.parametrize("over_ip", [False, True], ids=["spines", "tunnels"])
+@pytest.mark.parametrize("over", OVER)
 @given(data=st.data())
 def test_each_leaf_sends_to_the_nearest_and_of_those_to_the_least_loaded(
-    over_ip: bool, data: st.DataObject
+    over: str, data: st.DataObject
 ) -> None:
-    made = data.draw(anycasts(over_ip))
+    made = data.draw(anycasts(over))
     made.check(made.best)
 
 
 @settings(deadline=None, max_examples=examples(3), suppress_health_check=[HealthCheck.too_slow])
-@pytest.mark.parametrize("over_ip", [False, True], ids=["spines", "tunnels"])
+@pytest.mark.parametrize("over", OVER)
 @given(data=st.data())
 def test_members_join_leave_and_change_their_load_and_no_packet_is_lost(
-    over_ip: bool, data: st.DataObject
+    over: str, data: st.DataObject
 ) -> None:
     """After every switch: each packet comes to one that was a member before or is one after."""
-    made = data.draw(anycasts(over_ip))
+    made = data.draw(anycasts(over))
     world = made.world
 
     def order(stage: list[str]) -> list[str]:
@@ -153,10 +154,10 @@ def test_members_join_leave_and_change_their_load_and_no_packet_is_lost(
 
 
 @settings(deadline=None, max_examples=examples(3), suppress_health_check=[HealthCheck.too_slow])
-@pytest.mark.parametrize("over_ip", [False, True], ids=["spines", "tunnels"])
+@pytest.mark.parametrize("over", OVER)
 @given(data=st.data())
-def test_a_member_migrates_and_no_packet_is_lost(over_ip: bool, data: st.DataObject) -> None:
-    made = data.draw(anycasts(over_ip))
+def test_a_member_migrates_and_no_packet_is_lost(over: str, data: st.DataObject) -> None:
+    made = data.draw(anycasts(over))
     world, mover = made.world, data.draw(st.sampled_from(sorted(made.loads)), label="mover")
     move = Move(world, data, f"vm{mover}", made.at[mover], made.check)
     move.plug([(world.net.vms[f"vm{mover}"].nic.port_id, mover)])

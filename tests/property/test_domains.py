@@ -209,8 +209,8 @@ def dual(domain: str, number: int) -> NIC:
     return nic(domain, number, dual=True)
 
 
-def world(leaves: int, spines: int) -> Domains:
-    made = Domains(leaves, spines, dual=True)
+def world(leaves: int, spines: int, by_mac: bool = False) -> Domains:
+    made = Domains(leaves, spines, dual=True, by_mac=by_mac)
     made.add("a", "a", 1, server_of("a", 1))
     made.add("a", "a", 2, server_of("a", 2))
     made.add("a", "a", 3, server_of("a", 2))
@@ -226,13 +226,17 @@ def ended(made: Domains) -> None:
         assert {s: p for s, p in compiler.programs.items() if p} == fresh.programs
 
 
-def shapes() -> st.SearchStrategy[tuple[int, int]]:
-    return st.tuples(st.integers(1, 2), st.integers(1, 2))
+Shape = tuple[int, int, bool]
+
+
+def shapes() -> st.SearchStrategy[Shape]:
+    """Leaves, spines, and whether these forward by MAC alone."""
+    return st.tuples(st.integers(1, 2), st.integers(1, 2), st.booleans())
 
 
 @settings(max_examples=examples(4), deadline=None)
 @given(shapes())
-def test_a_vm_moves_to_another_domain_and_back(shape: tuple[int, int]) -> None:
+def test_a_vm_moves_to_another_domain_and_back(shape: Shape) -> None:
     made = world(*shape)
     before = {switch: dict(program) for switch, program in made.installed.items()}
     there = Move(made, "a")
@@ -249,7 +253,7 @@ def test_a_vm_moves_to_another_domain_and_back(shape: tuple[int, int]) -> None:
 
 @settings(max_examples=examples(15), deadline=None)
 @given(shapes(), st.integers(1, LAST_TO_UNDO), st.booleans())
-def test_a_move_is_undone_at_any_step(shape: tuple[int, int], after: int, back: bool) -> None:
+def test_a_move_is_undone_at_any_step(shape: Shape, after: int, back: bool) -> None:
     """The source first: nothing is lost, goes round, or is left behind."""
     made = world(*shape)
     if back:
@@ -280,7 +284,7 @@ def test_what_a_domain_without_others_has_is_what_it_had(_: str) -> None:
 
 @settings(max_examples=examples(2), deadline=None)
 @given(shapes())
-def test_a_guest_moves_inside_the_other_domain(shape: tuple[int, int]) -> None:
+def test_a_guest_moves_inside_the_other_domain(shape: Shape) -> None:
     """Also between two switches of a step it is found, at one of its two servers."""
     made = world(*shape)
     Move(made, "a").steps(FORTH)
@@ -312,7 +316,7 @@ TOLD = st.lists(
 @settings(max_examples=examples(12), deadline=None)
 @given(shapes(), TOLD)
 def test_what_is_kept_up_to_date_is_what_is_computed_anew(
-    shape: tuple[int, int], steps: list[tuple[str, int, int]]
+    shape: Shape, steps: list[tuple[str, int, int]]
 ) -> None:
     """Whatever is told after a restart, and in whichever order: a guest's entries follow its gateway."""
     made = world(*shape)

@@ -19,7 +19,7 @@ from retinue.core.model.network import NOTHING, Touched
 from support.examples import examples
 from support.fabric.flooded import PREFIXES, VNETS, Flooded, Member, add_vm, add_vnets
 from support.fabric.histories import Move, equals_recomputed, fresh
-from support.fabric.networks import add_ipv6, add_uplink, fabric
+from support.fabric.networks import OVER, add_ipv6, add_uplink, fabric
 from support.fabric.world import FabricWorld
 
 
@@ -29,7 +29,8 @@ def flooded(draw: st.DrawFn) -> Flooded:
     leaves, spines = draw(st.integers(1, 3)), draw(st.integers(1, 2))
     servers = draw(st.integers(2, 4))
     servers_on = tuple(draw(st.lists(st.integers(1, leaves), min_size=servers, max_size=servers)))
-    net = fabric(leaves, spines, servers_on, over_ip=draw(st.booleans(), label="over an IP network"))
+    over = draw(st.sampled_from(OVER), label="what joins the leaves")
+    net = fabric(leaves, spines, servers_on, over_ip=over == "tunnels", by_mac=over == "macs")
     if leaves > 1 and not net.over_ip:
         for number in draw(st.sets(st.integers(1, servers)), label="servers with two uplinks"):
             add_uplink(net, number, servers_on[number - 1] % leaves + 1)
@@ -135,9 +136,9 @@ STEPS = st.lists(
 
 
 @settings(deadline=None, max_examples=examples(40))
-@given(steps=STEPS, over_ip=st.booleans())
-def test_incremental_equals_recomputed(steps: list[tuple[str, int, int]], over_ip: bool) -> None:
-    net = fabric(over_ip=over_ip)
+@given(steps=STEPS, over=st.sampled_from(OVER))
+def test_incremental_equals_recomputed(steps: list[tuple[str, int, int]], over: str) -> None:
+    net = fabric(over_ip=over == "tunnels", by_mac=over == "macs")
     add_vnets(net, ipv6=False)
     for leaf in ("leaf1", "leaf2"):
         net.set_ports(leaf, {**net._numbers[leaf], "x1": 301, "x2": 302, "x3": 303})

@@ -23,15 +23,21 @@ AT = {1: 1, 2: 2, 3: 3}
     max_examples=examples(25),
     suppress_health_check=[HealthCheck.too_slow],
 )
-@given(cores=st.sampled_from([0, 2]), leaf=st.booleans(), together=st.booleans(), data=st.data())
+@given(
+    cores=st.sampled_from([0, 2]),
+    by_mac=st.booleans(),
+    leaf=st.booleans(),
+    together=st.booleans(),
+    data=st.data(),
+)
 def test_what_comes_and_goes_link_by_link_costs_no_packet(
-    cores: int, leaf: bool, together: bool, data: st.DataObject
+    cores: int, by_mac: bool, leaf: bool, together: bool, data: st.DataObject
 ) -> None:
     """Links come, are used and go in any order; after each single switch every packet arrives, once.
 
     `together`: all are in place at one time, and used by one change.
     """
-    net = fabric(leaves=3, servers_on=(1, 2, 3), cores=cores)
+    net = fabric(leaves=3, servers_on=(1, 2, 3), cores=cores, by_mac=by_mac)
     for vm, server in AT.items():
         add_vm(net, vm, server)
     world = FabricWorld(net)
@@ -87,9 +93,13 @@ KINDS = st.sampled_from(["switch", "no switch", "given", "link", "use", "leave",
 
 
 @settings(deadline=None, max_examples=examples(20))
-@given(cores=st.sampled_from([0, 2]), steps=st.lists(st.tuples(KINDS, NAMES, NAMES), max_size=25))
-def test_incremental_equals_recomputed(cores: int, steps: list[tuple[str, str, str]]) -> None:
-    net = fabric(leaves=3, servers_on=(1, 2, 1), cores=cores)
+@given(
+    cores=st.sampled_from([0, 2]),
+    by_mac=st.booleans(),
+    steps=st.lists(st.tuples(KINDS, NAMES, NAMES), max_size=25),
+)
+def test_incremental_equals_recomputed(cores: int, by_mac: bool, steps: list[tuple[str, str, str]]) -> None:
+    net = fabric(leaves=3, servers_on=(1, 2, 1), cores=cores, by_mac=by_mac)
     net.detected.pop("server3")  # Every leaf looks for it.
     for vm in (1, 2):
         add_vm(net, vm, vm)

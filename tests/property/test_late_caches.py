@@ -17,7 +17,7 @@ from retinue.core.model import VM, Role, VMPort
 from retinue.core.pipeline.diff import difference
 from retinue.core.pipeline.entry import Program
 from support.examples import examples
-from support.fabric.networks import GATEWAY_MAC, moved, vm_ip, vm_mac, vm_port
+from support.fabric.networks import GATEWAY_MAC, OVER, moved, vm_ip, vm_mac, vm_port
 from support.fabric.world import FabricWorld, udp_frame
 
 Programs = Mapping[str, Program]
@@ -62,7 +62,7 @@ class Late:
 
 
 @settings(deadline=None, max_examples=examples(25), suppress_health_check=[HealthCheck.too_slow])
-@pytest.mark.parametrize("over", ["spines", "tunnels"])
+@pytest.mark.parametrize("over", OVER)
 @pytest.mark.parametrize("undone", [False, True], ids=["", "undone"])
 @given(data=st.data())
 def test_no_packet_is_lost_however_late_each_switch_follows(

@@ -37,6 +37,7 @@ from support.fabric import ipv6, prefixes
 from support.fabric.histories import fresh
 from support.fabric.networks import (
     GATEWAY_MAC,
+    OVER,
     UPLINK,
     add_ipv6,
     add_uplink,
@@ -58,7 +59,7 @@ SHARED, SHARED6, VIRTUAL = IPv4Address("10.1.0.200"), IPv6Address("fd00:1::200")
 """An address of each family that several may take, and a virtual router's MAC."""
 
 
-OVER = ["spines", "tunnels", "routers"]
+WAYS = [*OVER, "routers"]
 """What joins the leaves; in the last case they are not ours."""
 
 
@@ -88,6 +89,8 @@ class Shape:
     """Tunnels over an IP network of others join the leaves, and there are neither spines nor cores."""
     over_routers: bool = False
     """The leaves are routers that are not ours; then there is neither IPv6 nor what else they cannot do."""
+    by_mac: bool = False
+    """Spines and cores forward by MAC alone."""
     twice: tuple[int, ...] = ()
     """Servers with a second uplink, to the next leaf; of those that stand here twice that is in use."""
 
@@ -96,6 +99,7 @@ class Shape:
             *(self.leaves, self.spines, self.servers_on, self.cores),
             over_ip=self.over_ip,
             over_routers=self.over_routers,
+            by_mac=self.by_mac,
         )
         for number in sorted(set(self.twice)):
             add_uplink(net, number, self.servers_on[number - 1] % self.leaves + 1)
@@ -124,7 +128,7 @@ class Shape:
 
 @st.composite
 def shapes(draw: st.DrawFn, vms: int = 4, more_nics: int = 2, over: str | None = None) -> Shape:
-    """`over`: one of OVER; None: whichever."""
+    """`over`: one of WAYS; None: whichever."""
     leaves = draw(st.integers(1, 3))
     spines = draw(st.integers(1, 3))
     servers = draw(st.integers(2, 5))
@@ -136,9 +140,10 @@ def shapes(draw: st.DrawFn, vms: int = 4, more_nics: int = 2, over: str | None =
     shared = draw(st.integers(0, 2), label="has an address that others may take")
     routed, narrow = draw(st.booleans(), label="routed prefixes"), draw(st.booleans(), label="narrow")
     cores = draw(st.sampled_from([0, 0, spines, spines + 1]), label="cores")
-    over = draw(st.sampled_from(OVER), label="what joins the leaves") if over is None else over
+    over = draw(st.sampled_from(WAYS), label="what joins the leaves") if over is None else over
     of_others = over == "routers"
-    several = leaves > 1 and over == "spines" and not cores  # With cores the next leaf is in the other pod.
+    # With cores the next leaf is in the other pod.
+    several = leaves > 1 and over in ("spines", "macs") and not cores
     twice = draw(st.lists(st.integers(1, servers), max_size=servers), label="servers with two uplinks")
     return Shape(
         *(leaves, spines, servers_on, vms_at, ipv6 and not of_others, tuple(more), parts),
@@ -146,6 +151,7 @@ def shapes(draw: st.DrawFn, vms: int = 4, more_nics: int = 2, over: str | None =
         cores,
         over == "tunnels",
         of_others,
+        over == "macs",
         tuple(twice) if several else (),
     )
 
@@ -214,10 +220,11 @@ def are_together(world: FabricWorld, nics: list[int]) -> None:
 
 
 @settings(deadline=None, max_examples=examples(5), suppress_health_check=[HealthCheck.too_slow])
-@pytest.mark.parametrize("over", OVER)
+@pytest.mark.parametrize("over", WAYS)
 @given(data=st.data())
 def test_every_state_of_a_move_is_right(over: str, data: st.DataObject) -> None:
-    """With tunnels between the leaves it is S3.3, and S4.10; with routers that are not ours S3.1."""
+    """With tunnels between the leaves it is S3.3, and S4.10; with routers that are not ours S3.1; with spines
+    that know MACs alone S3.4."""
     shape = data.draw(shapes(vms=3, over=over))
     world = FabricWorld(shape.network())
     net = world.net

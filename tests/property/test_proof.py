@@ -21,6 +21,8 @@ from prove.run import examine
         ("small", "source_closed: stage 1"),
         ("small", "settled: done"),
         ("tiers", "at rest"),
+        ("macs", "at rest"),
+        ("macs", "diverted: stage 3"),
         ("dual", "at rest"),
         ("vnets", "at rest"),
         ("tenants", "at rest"),

@@ -15,7 +15,7 @@ from retinue.core.migration import MigrationState
 from retinue.core.model import PortRef
 from support import virtual_time
 from support.examples import examples
-from support.fabric.networks import GATEWAY_MAC, add_vm, assignment, fabric, vm_ip, vm_port
+from support.fabric.networks import GATEWAY_MAC, OVER, add_vm, assignment, fabric, vm_ip, vm_port
 from support.fabric.restart_world import WHOLE, RestartWorld, nothing_known_is_left, port_of
 from support.fabric.world import OUTSIDE, udp_frame
 from support.fakes.session import FakeNetwork, FakeSession
@@ -37,10 +37,10 @@ def test_a_controller_killed_at_any_state_of_a_migration_costs_nothing(data: st.
     said = data.draw(st.integers(0, len(WHOLE)), label="reports before the kill")
     in_the_middle = data.draw(st.booleans(), label="killed before the switches were told")
     goes_back = data.draw(st.booleans(), label="the migration fails")
-    over_ip = data.draw(st.booleans(), label="tunnels join the leaves")
+    over = data.draw(st.sampled_from(OVER), label="what joins the leaves")
 
     async def story() -> None:
-        world = RestartWorld(servers_on, source, target, over_ip)
+        world = RestartWorld(servers_on, source, target, over == "tunnels", over == "macs")
         await world.begin()
         for report in WHOLE[:said]:
             await asyncio.sleep(SOON)
@@ -84,21 +84,21 @@ CHANGES = st.sampled_from(["address given back", "vm elsewhere", "vm removed", "
 @given(
     became=st.tuples(CHANGES, CHANGES, CHANGES),
     server_moved=st.booleans(),
-    over_ip=st.booleans(),
+    over=st.sampled_from(OVER),
     order=st.permutations([*SWITCHES, *(f"database of {edge}" for edge in EDGES)]),
 )
 def test_what_became_wrong_while_nobody_looked_goes_and_nothing_else(
-    became: tuple[str, ...], server_moved: bool, over_ip: bool, order: list[str]
+    became: tuple[str, ...], server_moved: bool, over: str, order: list[str]
 ) -> None:
     """VM N is at server N. Until all is back a VM of which nothing changed is never cut off."""
 
     async def story() -> None:
         clock = asyncio.get_running_loop().time
-        fake = FakeNetwork(fabric(over_ip=over_ip), clock)
+        fake = FakeNetwork(fabric(over_ip=over == "tunnels", by_mac=over == "macs"), clock)
         vms = {n: add_vm(fake.net, n, at=n) for n in (1, 2, 3)}
         told = {name: dict(ports) for name, ports in fake.net._numbers.items()}
         await fake.start()
-        again = FakeNetwork(fabric(over_ip=over_ip), clock)
+        again = FakeNetwork(fabric(over_ip=over == "tunnels", by_mac=over == "macs"), clock)
         for switch in again.net.switches:
             again.net.set_ports(switch, {})
         again.fabric = fake.fabric
@@ -118,7 +118,7 @@ def test_what_became_wrong_while_nobody_looked_goes_and_nothing_else(
         await again.controller.start()
         same = [n for n, what in enumerate(became, 1) if what == "nothing" and not (n == 3 and server_moved)]
         for what in order:
-            if over_ip and what.startswith("spine"):
+            if over == "tunnels" and what.startswith("spine"):
                 continue
             if what.startswith("database"):
                 number = int(what[-1])

@@ -25,7 +25,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(THINGS), st.integers(1, 3)), max_size
 
 
 @settings(deadline=None, max_examples=examples(12))
-@pytest.mark.parametrize("kind", ["spines", "cores", "tunnels", "one leaf"])
+@pytest.mark.parametrize("kind", ["spines", "macs", "cores", "tunnels", "one leaf"])
 @given(steps=STEPS)
 def test_incremental_equals_recomputed(kind: str, steps: list[tuple[str, int]]) -> None:
     leaves = 1 if kind == "one leaf" else 2
@@ -35,6 +35,7 @@ def test_incremental_equals_recomputed(kind: str, steps: list[tuple[str, int]]) 
         (1, leaves, 1),
         2 * (kind == "cores"),
         over_ip=kind == "tunnels",
+        by_mac=kind == "macs",
     )
     net.put_vnet(Vnet("narrow"))
     add_ipv6(net)

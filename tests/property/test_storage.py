@@ -26,8 +26,8 @@ SERVERS = (1, 2, 1, 2)
 EVERYWHERE = (1, 2, 3, 4)
 
 
-def network(vms_at: list[int], cores: int, *, over_ip: bool) -> Network:
-    net = fabric(2, 2, SERVERS, cores, over_ip=over_ip)
+def network(vms_at: list[int], cores: int, over: str) -> Network:
+    net = fabric(2, 2, SERVERS, cores, over_ip=over == "tunnels", by_mac=over == "macs")
     add_forwarder(net)
     for number, at in enumerate(vms_at, 1):
         add_vm(net, number, at, ports_on=EVERYWHERE)
@@ -68,16 +68,18 @@ class Storage:
                 assert not delivery.arrivals, f"{forged.hex()}: {delivery}"
 
 
-@pytest.mark.parametrize(("cores", "over_ip"), [(0, False), (2, False), (0, True)])
+@pytest.mark.parametrize(
+    ("cores", "over"), [(0, "spines"), (2, "spines"), (0, "macs"), (2, "macs"), (0, "tunnels")]
+)
 @given(data=st.data(), vms_at=st.lists(st.sampled_from(EVERYWHERE), min_size=2, max_size=3))
 @settings(max_examples=examples(20), deadline=None)
 def test_storage_comes_once_and_to_where_the_vm_is(
     cores: int,
-    over_ip: bool,
+    over: str,
     data: st.DataObject,
     vms_at: list[int],
 ) -> None:
-    net = network(vms_at, cores, over_ip=over_ip)
+    net = network(vms_at, cores, over)
     world = FabricWorld(net)
     storage = Storage(world)
     for _ in range(data.draw(st.integers(1, 5), label="steps")):

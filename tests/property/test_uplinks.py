@@ -25,7 +25,7 @@ from support.fabric.world import FabricWorld
 @st.composite
 def redundant(draw: st.DrawFn) -> Shape:
     """At least one server has two uplinks; without cores, as these lead to leaves of one pod."""
-    joined = shapes(vms=3, more_nics=1, over="spines")
+    joined = shapes(vms=3, more_nics=1, over=draw(st.sampled_from(["spines", "macs"])))
     shape = draw(joined.filter(lambda one: one.leaves > 1 and not one.cores))
     return replace(shape, twice=(*shape.twice, draw(st.integers(1, len(shape.servers_on)))))
 

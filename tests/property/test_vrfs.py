@@ -32,7 +32,7 @@ from retinue.core.pipeline.tables import Table
 from support.examples import examples
 from support.fabric.histories import Move, equals_recomputed, fresh
 from support.fabric.ipv6 import vm_ip6
-from support.fabric.networks import add_ipv6, fabric, group, vm_port
+from support.fabric.networks import OVER, add_ipv6, fabric, group, vm_port
 from support.fabric.networks import add_vm as add_default_vm
 from support.fabric.tenants import Held, Tenants, add_tenant, add_tenants, add_vm, address, is_of_a_vrf
 from support.fabric.ways_out import ALL, GREEN_VLAN, RED_VLAN, ROUTER_ADDRESS, add_exits
@@ -57,7 +57,8 @@ def tenants(draw: st.DrawFn) -> Tenants:
     leaves, spines = draw(st.integers(1, 2)), draw(st.integers(1, 2))
     servers = draw(st.integers(2, 3))
     servers_on = tuple(draw(st.lists(st.integers(1, leaves), min_size=servers, max_size=servers)))
-    net = fabric(leaves, spines, servers_on, over_ip=draw(st.booleans(), label="over an IP network"))
+    over = draw(st.sampled_from(OVER), label="what joins the leaves")
+    net = fabric(leaves, spines, servers_on, over_ip=over == "tunnels", by_mac=over == "macs")
     ipv6 = draw(st.booleans(), label="IPv6")
     add_tenants(net, ipv6)
     if draw(st.booleans(), label="gateway groups"):
@@ -177,9 +178,9 @@ STEPS = st.lists(
 
 
 @settings(deadline=None, max_examples=examples(40))
-@given(steps=STEPS, ipv6=st.booleans(), over_ip=st.booleans())
-def test_incremental_equals_recomputed(steps: list[tuple[str, str, int]], ipv6: bool, over_ip: bool) -> None:
-    net = fabric(over_ip=over_ip)
+@given(steps=STEPS, ipv6=st.booleans(), over=st.sampled_from(OVER))
+def test_incremental_equals_recomputed(steps: list[tuple[str, str, int]], ipv6: bool, over: str) -> None:
+    net = fabric(over_ip=over == "tunnels", by_mac=over == "macs")
     add_default_vm(net, 1, 1)
     equals_recomputed(net, steps, lambda step: change(net, *step, ipv6))
 

@@ -40,7 +40,8 @@ def add_router(net: Network, router: Server) -> None:
 def test_what_goes_out_comes_to_one_router_once_in_every_state(data: st.DataObject) -> None:
     leaves = data.draw(st.integers(1, 3), label="leaves")
     cores = data.draw(st.sampled_from([0, 0, 2]), label="cores")
-    net = fabric(leaves, 2, (1, leaves), cores)
+    by_mac = data.draw(st.booleans(), label="spines know MACs alone")
+    net = fabric(leaves, 2, (1, leaves), cores, by_mac=by_mac)
     metrics = st.integers(0, 2)
     net.put_server(replace(net.servers["router"], metric=data.draw(metrics)))
     on = st.integers(1, leaves).map(lambda n: f"leaf{n}")

@@ -24,7 +24,7 @@ from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.entry import Change, EntryKey, Flow, Group, Meter
 from retinue.southbound.openflow.codec.messages import FlowStats
 from support.examples import examples
-from support.fabric.networks import add_vm, fabric, vm_port
+from support.fabric.networks import OVER, add_vm, fabric, vm_port
 from support.fakes.switch import FakeSwitch
 from support.virtual_time import VirtualLoop
 
@@ -80,14 +80,15 @@ STEPS = st.tuples(st.sampled_from([*OWN, *OWN, *OTHERS]), st.integers(1, 2), st.
 @st.composite
 def small(draw: st.DrawFn) -> Shape:
     """Of two servers or three; what joins the leaves is ours."""
-    leaves, over_ip = draw(st.integers(1, 2)), draw(st.booleans(), label="over an IP network")
+    leaves, over = draw(st.integers(1, 2)), draw(st.sampled_from(OVER), label="what joins the leaves")
     servers_on = tuple(draw(st.lists(st.integers(1, leaves), min_size=2, max_size=3)))
     vms_at = tuple(draw(st.lists(st.integers(1, len(servers_on)), min_size=2, max_size=3)))
-    twice = draw(st.sets(st.integers(1, len(servers_on)))) if leaves > 1 and not over_ip else ()
+    twice = draw(st.sets(st.integers(1, len(servers_on)))) if leaves > 1 and over != "tunnels" else ()
     routed, cores = draw(st.booleans(), label="routed"), draw(st.sampled_from([0, 1]), label="cores")
     return Shape(
         *(leaves, 1, servers_on, vms_at),
-        routed=routed, cores=0 if twice else cores, over_ip=over_ip, twice=tuple(twice),
+        routed=routed, cores=0 if twice else cores, over_ip=over == "tunnels", by_mac=over == "macs",
+        twice=tuple(twice),
     )  # fmt: skip
 
 

@@ -60,6 +60,14 @@ def tiers() -> Case:
     return Case(net, "vm1", "server2")
 
 
+def macs() -> Case:
+    """Two leaves and a spine that knows MACs alone; IPv4; a VM moves to under the other leaf."""
+    net = fabric(2, 1, (1, 2), by_mac=True)
+    add_vm(net, 1, 1)
+    add_vm(net, 2, 2)
+    return Case(net, "vm1", "server2")
+
+
 def dual() -> Case:
     """Two leaves and a spine; both families; a VM with two NICs moves to under another leaf."""
     net = fabric(2, 1, (1, 2))
@@ -254,6 +262,7 @@ def _add_flooding(net: Network, *, ipv6: bool) -> None:
 NETWORKS: dict[str, Callable[[], Case]] = {
     "small": small,
     "tiers": tiers,
+    "macs": macs,
     "dual": dual,
     "vnets": vnets,
     "far": far,

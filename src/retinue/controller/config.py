@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from zlib import crc32
 
 import msgspec
@@ -96,6 +96,9 @@ class Config(ConfigTable, frozen=True):
     rewrite: bool = True
     """Edges replace a unicast MAC that they do not know by the gateway's. False is for comparison only: what
     is for a VM that has moved is lost at the leaf then."""
+    spines: Literal["ip", "mac"] = "ip"
+    """By what spines and cores forward: they hold the routes of all hosts, or know servers' MACs alone, and
+    leaves hold the routes."""
     listen: Listen = Listen()
     tls: TlsTable | None = None
     rest: RestTable = RestTable()
@@ -129,6 +132,7 @@ class Config(ConfigTable, frozen=True):
         """A network with what the file says, and nothing else yet. Raises ConfigError."""
         try:
             net = Network(mac(self.gateway_mac), mtu=self.mtu, rewrites=self.rewrite)
+            net.spines_by_mac = self.spines == "mac"
             for switch in self.switch:
                 net.add_switch(_switch(switch))
             for link in self.link:

@@ -51,8 +51,9 @@ def controller_config(
     node = node or topology.controller
     own = topology.management_addresses[node].ip
     rewrite = "" if topology.rewrite else "rewrite = false\n"
+    spines = "" if topology.spines == "ip" else f'spines = "{topology.spines}"\n'
     tables = [
-        f'gateway_mac = "{topology.gateway_mac}"\nmtu = {topology.mtu}\n{rewrite}',
+        f'gateway_mac = "{topology.gateway_mac}"\nmtu = {topology.mtu}\n{rewrite}{spines}',
         _table(
             "[listen]",
             openflow=f"{own}:{OPENFLOW_PORT}",

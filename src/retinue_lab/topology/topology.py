@@ -7,7 +7,7 @@ is derived here once, so that the builder, the controller's configuration and th
 
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from itertools import combinations
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -91,6 +91,8 @@ class Topology(ConfigTable, frozen=True, kw_only=True):
     """Bytes of an IP packet that every cable of the fabric takes; outside it is 1500."""
     rewrite: bool = True
     """False: edges send a MAC that they do not know up as it is, for comparison."""
+    spines: Literal["ip", "mac"] = "ip"
+    """By what spines and cores forward."""
     vnet: tuple[VnetPart, ...] = ()
     subnet: tuple[SubnetPart, ...]
     subnet6: tuple[Subnet6Part, ...] = ()

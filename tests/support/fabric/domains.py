@@ -52,10 +52,12 @@ def gateway_of(domain: str) -> str:
     return f"to-{other(domain)}"
 
 
-def network(domain: str, leaves: int, spines: int, *, dual: bool = False, dhcp: bool = False) -> Network:
+def network(
+    domain: str, leaves: int, spines: int, *, dual: bool = False, dhcp: bool = False, by_mac: bool = False
+) -> Network:
     """Servers 1 and 2 under the first and the last leaf, the gateway under the last. `dual`: of IPv6, too;
     `dhcp`: with a DHCP server in domain a."""
-    net, tag = Network(GATEWAY_MACS[domain]), domain == "b"
+    net, tag = Network(GATEWAY_MACS[domain], spines_by_mac=by_mac), domain == "b"
     net.add_subnet(Subnet("blue", SUBNETS[domain], SUBNETS[domain][254]))
     if dual:
         net.add_subnet(Subnet("blue6", SUBNETS6[domain], SUBNETS6[domain][0xFE]))
@@ -114,6 +116,8 @@ class Domains:
     spines: int
     dual: bool = False
     """With IPv6 beside IPv4."""
+    by_mac: bool = False
+    """Spines forward by MAC alone."""
     nets: dict[str, Network] = field(init=False)
     compilers: dict[str, Compiler] = field(init=False)
     fabric: FakeFabric = field(default_factory=FakeFabric)
@@ -133,7 +137,8 @@ class Domains:
         return ()
 
     def __post_init__(self) -> None:
-        self.nets = {domain: network(domain, self.leaves, self.spines, dual=self.dual) for domain in "ab"}
+        shape = {"dual": self.dual, "by_mac": self.by_mac}
+        self.nets = {domain: network(domain, self.leaves, self.spines, **shape) for domain in "ab"}
         self.compilers = {domain: Compiler(net, recent=1) for domain, net in self.nets.items()}
         for domain, net in self.nets.items():
             for switch in net.switches:

@@ -31,6 +31,10 @@ UPLINK = 1
 """Port number of an edge switch's uplink."""
 
 
+OVER = ["spines", "macs", "tunnels"]
+"""What joins leaves that are ours: spines that route, spines that know MACs alone, tunnels."""
+
+
 def leaf_port(server: int) -> int:
     """Number of the leaf port a server is on; spines are on ports 1, 2, ..."""
     return 100 + server
@@ -53,16 +57,18 @@ def fabric(
     *,
     over_ip: bool = False,
     over_routers: bool = False,
+    by_mac: bool = False,
 ) -> Network:
     """Leaves and spines fully meshed; server N is under leaf `servers_on[N-1]` and runs edge N.
 
     With cores, as many as there are spines at least, there are two pods, each with every second leaf and so
     many spines. `over_ip`: tunnels over an IP network of others join the leaves, and there are no spines.
     `over_routers`: the leaves are routers that are not ours, and the DHCP server is any host.
+    `by_mac`: spines and cores forward by MAC alone.
 
     Under the last leaf there are also the DHCP server (leaf port 90) and the router (leaf port 91).
     """
-    net = Network(GATEWAY_MAC)
+    net = Network(GATEWAY_MAC, spines_by_mac=by_mac)
     net.add_subnet(Subnet("servers", IPv4Network("10.0.0.0/24"), INFRA_GATEWAY))
     net.add_subnet(Subnet("blue", IPv4Network("10.1.0.0/24"), GATEWAY))
     if over_ip or over_routers:

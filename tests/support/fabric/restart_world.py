@@ -52,6 +52,7 @@ class RestartWorld:
     source: int
     target: int
     over_ip: bool = False
+    by_mac: bool = False
     """Tunnels join the leaves, and no spines."""
     fake: FakeNetwork = field(init=False)
     kept: MemoryStore = field(default_factory=MemoryStore)
@@ -101,7 +102,7 @@ class RestartWorld:
         return {1: self.source, 2: self.target, 3: others[-1]}
 
     def _network(self) -> Network:
-        return fabric(max(self.servers_on), 2, self.servers_on, over_ip=self.over_ip)
+        return fabric(max(self.servers_on), 2, self.servers_on, over_ip=self.over_ip, by_mac=self.by_mac)
 
     @staticmethod
     def _clock() -> float:

@@ -46,12 +46,13 @@ def port_of(host: int) -> int:
     return 10 + host
 
 
-def example(*, over_ip: bool = False) -> FabricWorld:
+def example(*, over_ip: bool = False, by_mac: bool = False) -> FabricWorld:
     """Before H1 migrates; on B it has a port already, as a migration makes one before all else.
 
     `over_ip`: VxLAN is what joins the leaves, over an IP network of others, and there are no spines.
+    `by_mac`: the spines know servers' MACs alone.
     """
-    net = Network(GATEWAY_MAC)
+    net = Network(GATEWAY_MAC, spines_by_mac=by_mac)
     net.add_subnet(Subnet("example", SUBNET, GATEWAY))
     spines = () if over_ip else (1, 2)
     for number in spines:

@@ -9,6 +9,7 @@ from retinue.controller.config import load
 from retinue.core.model import Network
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.core.pipeline.underlay.fabric import LeafSpine
+from retinue.core.pipeline.underlay.mac_spines import MacSpines
 from retinue.core.pipeline.underlay.vxlan import VxlanMesh
 
 LEAVES = """
@@ -43,6 +44,13 @@ ONE, OTHER = end("172.16.1.2"), end("172.16.2.2")
 def test_leaves_with_endpoints_are_joined_by_tunnels(tmp_path: Path) -> None:
     assert type(underlay_of(network(tmp_path, ONE, OTHER))) is VxlanMesh
     assert type(underlay_of(network(tmp_path, "", ""))) is LeafSpine
+    assert type(underlay_of(network(tmp_path, "", "", 'spines = "ip"'))) is LeafSpine
+
+
+def test_spines_may_know_macs_alone(tmp_path: Path) -> None:
+    assert type(underlay_of(network(tmp_path, "", "", 'spines = "mac"'))) is MacSpines
+    with pytest.raises(ConfigError, match="what joins the leaves is not ours"):
+        network(tmp_path, ONE, OTHER, 'spines = "mac"')
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ def check_tiers(net: NetworkView) -> None:
     if stub:
         raise ModelError(f"spine {stub} leads to no core: join each spine of a pod to one at least")
     leaves = list(net.with_role(Role.LEAF))
+    if net.spines_by_mac and any(leaf.router or leaf.endpoint for leaf in leaves):
+        raise ModelError('spines = "mac": there are none here, what joins the leaves is not ours')
     several = next((edge.id for edge in net.with_role(Role.EDGE) if edge.standby), "")
     if several and not net.links:
         raise ModelError(f"edge {several}: several uplinks are for leaves of ours that spines join")

@@ -34,6 +34,8 @@ def check_switch(net: NetworkView, switch: Switch) -> None:
         return
     if net.over_routers:
         raise ModelError(f"{what}: beside leaves that are routers of others there are no others of ours")
+    if switch.endpoint is not None and net.spines_by_mac:
+        raise ModelError(f'{what}: spines join the leaves here (spines = "mac"), and it has an endpoint')
     others = [leaf for leaf in net.with_role(Role.LEAF) if leaf.id != switch.id]
     if switch.role is not Role.LEAF and net.over_ip:
         raise ModelError(f"{what}: tunnels join the leaves here, and no {switch.role}")

@@ -72,6 +72,8 @@ class LayoutView:
     """Bytes of an IP packet that each switch and server takes, and that VMs may send."""
     rewrites: bool = True
     """Edges replace a unicast MAC that they do not know by the gateway's; False: as without this software."""
+    spines_by_mac: bool = False
+    """Spines and cores forward by servers' MACs alone, and leaves know all hosts; False: they route."""
     _subnet_at: dict[tuple[str, int, int, int], str] = field(default_factory=dict)
     """By VRF, IP version, length and bits of its prefix: the subnet's id."""
     _prefix_lengths: dict[int, list[int]] = field(default_factory=dict)
@@ -351,6 +353,11 @@ class LayoutView:
         """True where the leaves are routers that are not ours; all are alike in this, too."""
         first = next(self.with_role(Role.LEAF), None)
         return first is not None and first.router
+
+    @property
+    def leaves_know_all(self) -> bool:
+        """True where each leaf holds the hosts that are elsewhere, too."""
+        return self.over_ip or self.over_routers or self.spines_by_mac
 
     def with_role(self, role: Role) -> Iterator[Switch]:
         return (self.switches[id] for id in self._with_role.get(role, ()))

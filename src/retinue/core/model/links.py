@@ -75,6 +75,12 @@ def spines_of_pod(net: NetworkView, leaf: str) -> set[str]:
     return next((above for leaves, above in _pods(spines) if leaf in leaves), set())
 
 
+def leaves_of_pod(net: NetworkView, leaves: Iterable[str]) -> set[str]:
+    """That have a spine in common with one of these."""
+    spines = {link.upper.switch for leaf in leaves for link in links_above(net, leaf)}
+    return {link.lower.switch for spine in spines for link in net.links_at(spine)} - spines
+
+
 def links_above(net: NetworkView, switch: str) -> list[Link]:
     """By which a switch leads up, be they well or not."""
     return [link for link in net.links_at(switch) if link.lower.switch == switch]
@@ -210,6 +216,25 @@ def links_between(net: NetworkView, start: str, end: str) -> list[list[tuple[Lin
     up = [of(lower, upper, upwards=True) for lower, upper in pairwise(rising)]
     down = [of(lower, upper, upwards=False) for lower, upper in pairwise(ending)]
     return [*up, *reversed(down)]
+
+
+def links_to(net: NetworkView, end: str) -> list[list[tuple[Link, bool]]]:
+    """As `links_between`, from every other leaf to this one."""
+    links = _in_use(net)
+    near = {link.upper.switch for link in links if link.lower.switch == end}
+    lower = {link.lower.switch for link in links} - {end}
+    leaves = {switch for switch in lower if net.switches[switch].role is Role.LEAF}
+    far = lower - leaves - near
+    return [
+        level
+        for level in (
+            [(link, True) for link in links if link.lower.switch in leaves],
+            [(link, True) for link in links if link.lower.switch in far],
+            [(link, False) for link in links if link.lower.switch in near and far],
+            [(link, False) for link in links if link.lower.switch == end],
+        )
+        if level
+    ]
 
 
 def links_up(net: NetworkView, start: str) -> list[list[tuple[Link, bool]]]:

@@ -16,6 +16,7 @@ from itertools import permutations
 from retinue.core.model import IP, NIC, VM, Server
 from retinue.core.model.anycast import members_of, serves
 from retinue.core.model.families import in_use
+from retinue.core.model.links import leaves_of_pod
 from retinue.core.model.network import Network, Owner
 from retinue.core.model.uplinks import places
 from retinue.core.pipeline import mirroring, vrfs
@@ -50,17 +51,21 @@ def address_flows(underlay: Underlay, net: Network, ip: IP) -> FlowsBySwitch:
 
 
 def _ways(underlay: Underlay, net: Network, ip: IP, members: Sequence[Member], mark: int) -> FlowsBySwitch:
-    """On each switch the way to the nearest; `members` come in the order in which they are preferred."""
-    far: FlowsBySwitch = {}
+    """On each switch the way to the nearest; `members` come in the order in which they are preferred. Leaves
+    that know all hosts look for one in their pod before the others."""
+    here: FlowsBySwitch = {}
     near: FlowsBySwitch = {}
+    far: FlowsBySwitch = {}
     serving = [vm for vm, nic in members if serves(net, vm, nic)]
     # To one whose server is not found every leaf would ask the controller, instead of sending to the others.
     found = [vm for vm in serving if underlay.is_reachable(vm.server)]
     for vm in found or serving:
-        near_to = {at.switch for at in places(net, vm.server)}
+        at = {place.switch for place in places(net, vm.server)}
+        pod = leaves_of_pod(net, at) if net.leaves_know_all else set()
         for switch, flows in underlay.host_routes(net.servers[vm.server], ip, mark).items():
-            (near if switch in near_to else far).setdefault(switch, flows)
-    return {switch: list(flows) for switch, flows in (far | near).items()}
+            rank = here if switch in at else near if switch in pod else far
+            rank.setdefault(switch, flows)
+    return {switch: list(flows) for switch, flows in (far | near | here).items()}
 
 
 def _sent_on(underlay: Underlay, net: Network, ip: IP, members: Sequence[Member], mark: int) -> FlowsBySwitch:

@@ -82,7 +82,7 @@ class Knowledge:
         match net.switches[switch].role:
             case Role.EDGE:
                 return everywhere, switch in self.edges_read
-            case Role.LEAF if not net.over_ip and not net.over_routers:
+            case Role.LEAF if not net.leaves_know_all:
                 return everywhere, len(net.detected)
             case _:
                 leaves = sum(net.has_told_ports(leaf.id) for leaf in net.with_role(Role.LEAF))

@@ -25,6 +25,9 @@ that no entry names is dropped.
    40 SERVERS    -                              server's MAC: its port;       server's MAC: its leaf
                                                 a copy for another: a spine
 
+Spines may know MACs alone instead (underlay/mac_spines.py): they have no ROUTE, and a leaf's ROUTE has every
+host elsewhere, too: MAC := its server's, which SERVERS sends to a spine.
+
 Where tunnels over an IP network that is not ours join the leaves there are no spines. ROUTE and SERVERS of a
 leaf then know all others' hosts and servers, too, each by its leaf's address on that network; two more tables
 stand on leaves only:

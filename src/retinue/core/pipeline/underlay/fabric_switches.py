@@ -98,10 +98,12 @@ def leaf_flows(net: Network, leaf: Switch) -> Iterator[Flow | Group | Meter]:
     yield from arp.leaf_flows(net, owner)
     yield from nd.leaf_flows(net, owner)
     yield from echo.gateway_flows(net, owner, Table.ROUTE, Route.GATEWAY_ECHO, net.gateway_mac)
-    if not ports_up(net, leaf.id):
+    if net.spines_by_mac or not ports_up(net, leaf.id):
         yield from _subnet_routes(net, (), mark)
-        return
-    yield from _upward(net, leaf.id, (DecTtl(), set_field(Field.ETH_SRC, net.gateway_mac)), mark)
+    else:
+        hop = (DecTtl(), set_field(Field.ETH_SRC, net.gateway_mac))
+        yield from _routed_upward(net, (*hop, ToGroup(UP_GROUP)), mark)
+    yield from _upward(net, leaf.id, mark)
 
 
 def _routed_nowhere(net: Network, owner: Owner) -> Iterator[Flow]:
@@ -155,10 +157,11 @@ def spine_flows(net: Network, spine: Switch) -> Iterator[Flow | Group | Meter]:
     server; from a core only to a server. What is in no pod of its own a spine sends to a core, if it has one.
     """
     mark = cookie(Reason.FORWARD, Owner("switch", spine.id))
-    for table in (Table.ADMIT, Table.ROUTE, Table.SERVERS):
+    routes = not net.spines_by_mac
+    for table in (Table.ADMIT, Table.ROUTE, Table.SERVERS) if routes else (Table.ADMIT, Table.SERVERS):
         yield Flow(table, TABLE_MISS, (), cookie=mark)
     for kind in ip_types(net):
-        for mac in net.gateway_macs:
+        for mac in net.gateway_macs if routes else ():
             to_gateway = match(vlan_vid=NO_TAG, eth_type=kind, eth_dst=mac)
             routed = Flow(Table.ADMIT, SpineAdmit.TO_GATEWAY, to_gateway, goto=Table.ROUTE, cookie=mark)
             yield from _with_and_without_tag(net, routed)
@@ -168,15 +171,16 @@ def spine_flows(net: Network, spine: Switch) -> Iterator[Flow | Group | Meter]:
     for kind in storage_types(net):
         stored = match(vlan_vid=NO_TAG, eth_type=kind)
         yield Flow(Table.ADMIT, SpineAdmit.TO_SERVER, stored, goto=Table.SERVERS, cookie=mark)
-    if net.has_vrfs():
+    if net.has_vrfs() and routes:
         yield from vrfs.in_band([Flow(Table.ROUTE, TABLE_MISS, (), cookie=mark)])
     yield from _from_cores(net, spine.id, mark)
     yield from _probes(net, spine.id, SpineAdmit.PROBE, SpineAdmit.PROBE_FROM_BELOW)
-    if not ports_up(net, spine.id):
+    if routes and not ports_up(net, spine.id):
         yield from _subnet_routes(net, (), mark)  # An address nobody holds ends here.
-        return
-    # As it came: a leaf is the one hop of the fabric.
-    yield from _upward(net, spine.id, (), mark)
+    elif routes:
+        # As it came: a leaf is the one hop of the fabric.
+        yield from _routed_upward(net, (ToGroup(UP_GROUP),), mark)
+    yield from _upward(net, spine.id, mark)
 
 
 def _from_cores(net: Network, spine: str, mark: int) -> Iterator[Flow]:
@@ -208,20 +212,21 @@ def ways_down(net: Network, leaf: str) -> Iterator[tuple[str, int]]:
                 yield switch.id, port
 
 
-def _upward(net: Network, switch: str, first: tuple[Action, ...], mark: int) -> Iterator[Flow | Group]:
-    """What is not here goes up: by hash, so that one flow of packets stays on one path. `first`: what is done
-    to a packet that is routed."""
+def _upward(net: Network, switch: str, mark: int) -> Iterator[Flow | Group]:
+    """What is for a server that is not here goes up: a copy (LeafAdmit.COPY), what an edge forwards, all
+    where spines know MACs alone. By hash, so that one flow of packets stays on one path."""
+    if not ports_up(net, switch):
+        return
     yield Group(UP_GROUP, tuple((Output(port),) for port in upward_ports(net, switch)))
-    up = (*first, ToGroup(UP_GROUP))
-    yield from _subnet_routes(net, up, mark)
+    for kind in (*ip_types(net), *storage_types(net)):
+        yield Flow(Table.SERVERS, Servers.UP, match(eth_type=kind), (ToGroup(UP_GROUP),), cookie=mark)
+
+
+def _routed_upward(net: Network, way: tuple[Action, ...], mark: int) -> Iterator[Flow]:
+    """What goes to an address that is not here."""
+    yield from _subnet_routes(net, way, mark)
     for kind in ip_types(net):
-        any_ip = match(eth_type=kind)
-        yield Flow(Table.ROUTE, Route.DEFAULT, any_ip, up, cookie=mark)
-        # For a server that is not here: a copy (LeafAdmit.COPY), or what an edge forwards.
-        yield Flow(Table.SERVERS, Servers.UP, any_ip, (ToGroup(UP_GROUP),), cookie=mark)
-    for kind in storage_types(net):
-        stored = match(eth_type=kind)
-        yield Flow(Table.SERVERS, Servers.UP, stored, (ToGroup(UP_GROUP),), cookie=mark)
+        yield Flow(Table.ROUTE, Route.DEFAULT, match(eth_type=kind), way, cookie=mark)
 
 
 def _subnet_routes(net: Network, way: tuple[Action, ...], mark: int) -> Iterator[Flow]:
