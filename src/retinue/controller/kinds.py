@@ -159,7 +159,8 @@ CONFIGURED = ("Network.peers", "Saying.doors", "SharedImages.authorities")
 
 DERIVED: Mapping[str, tuple[str, ...]] = {
     "computed anew from the rest": (
-        "Compiler._clashed", "Compiler._owners", "Compiler._shared", "Contributions._free",
+        "Compiler._clashed", "Compiler._owners", "Compiler._prefixes", "Compiler._shared",
+        "Contributions._free",
         "Contributions._index", "Contributions._numbers", "Contributions._owners", "Contributions._packed",
         "Contributions._recent", "Context._after_install", "History._last",
         "History._recent", "Installer.switches", "Network.by_dpid", "Network.routers_to",

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv6Network
 
 import pytest
 
+from retinue.controller.app import Controller
 from retinue.controller.counters import packet_ins
 from retinue.controller.errors import RequestError
 from retinue.controller.inventory.server_locations import ASKED_AT_ONCE, LONGEST_WAIT
@@ -32,6 +33,7 @@ from retinue.southbound.openflow.codec.messages import PortDesc, PortStatus
 from retinue.southbound.openflow.codec.wire import PortReason
 from support.fabric.ipv6 import asks, vm_ip6
 from support.fabric.networks import GATEWAY6, GATEWAY_MAC, INFRA_GATEWAY, fabric, leaf_port
+from support.fakes.memory_store import MemoryStore
 from support.fakes.session import FakeNetwork
 from support.recent_events import recent
 
@@ -489,6 +491,25 @@ async def test_a_server_with_another_nic_is_known_by_its_chassis_id(bench: Locat
     bench.fake.send("leaf2", 77, lldp_of(ONE))
     await bench.decided()
     assert (bench.net.servers["server1"].mac, bench.net.location("server1")) == (ONE, SPARE)
+
+
+async def test_what_lldp_has_taught_of_a_server_of_the_file_outlives_a_restart() -> None:
+    """The file has the old NIC's MAC still, and another server of it may have been given that."""
+    store, net = MemoryStore(), network()
+    net.put_server(replace(net.servers["server1"], chassis=CHASSIS))
+    net.configured |= {"server server1", "server server2"}
+    bench = LocatedServers(FakeNetwork(net, lambda: 1000.0, store))
+    await bench.fake.start()
+    bench.fake.controller.arp.locations.silence = 0.02
+    bench.fake.send("leaf1", leaf_port(1), lldp_of(NEW))
+    await bench.decided()
+    await bench.fake.stop()
+    file = network()
+    file.put_server(replace(file.servers["server1"], chassis=CHASSIS))
+    other = Controller(file)
+    other.restore(store.load())
+    assert file.servers["server1"].mac == NEW
+    assert file.server_of_mac(ONE) is None
 
 
 def to_mac(bench: LocatedServers, switch: str, to: str) -> list[Flow]:
