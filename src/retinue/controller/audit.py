@@ -154,8 +154,8 @@ class Auditor:
 
     def _under_way(self) -> Iterator[Migration]:
         """Without those that cannot end, which would hinder for ever."""
-        since = self._context.clock() - LONGEST_MIGRATION
-        return (m for m in self._orchestrator.migrations.under_way() if m.steps[0][1] > since)
+        now, under_way = self._context.clock(), self._orchestrator.migrations.under_way()
+        return (m for m in under_way if m.steps[0][1] > now - LONGEST_MIGRATION * m.step_factor)
 
     def _record(self, switch: str, found: Audit) -> None:
         counters = self._context.counters

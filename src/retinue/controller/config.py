@@ -77,6 +77,9 @@ class Config(ConfigTable, frozen=True):
     compress: bool = False
     """Whether agents compress the memory that they send each other. Whoever starts a migration may say
     otherwise, of both."""
+    step_factor: Annotated[float, msgspec.Meta(ge=1, le=10)] = 1.0
+    """So many times as long as docs/limits.md says a migration's steps may take, for its switches and its
+    agents: for those that are far."""
     forward_seconds: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.5
     """For how long, from when a VM runs at its new place on, its old server's switch sends on what still
     comes there: a busy switch may follow its own flow tables late."""

@@ -115,6 +115,9 @@ class MigrationRecord(msgspec.Struct, frozen=True):
     """Whether the VM may run at the target before all of its memory is there."""
     compress: bool = False
     """The agents compress the memory that they send each other."""
+    step_factor: float = 1.0
+    """So many times as long as elsewhere an agent waits for the controller, for the order to copy, and for
+    the copy."""
     target_closed: bool = False
     """Rolling back: the target has given the VM back."""
     far: FarRecord | None = None

@@ -598,6 +598,8 @@ class TwoServers:
 
     def __init__(self, world: AgentWorld, agents: dict[str, FakeServer]) -> None:
         self.world, self.agents = world, agents
+        self.step_factor = 1.0
+        """So many times as long the migration's steps may take."""
 
     @property
     def source(self) -> FakeServer:
@@ -609,7 +611,8 @@ class TwoServers:
 
     def migration(self, state: str = "planned", id: str = "migration-1") -> MigrationRecord:
         return MigrationRecord(
-            id, "web", "server1", "server2", MigrationState(state), self.target.transfer.address
+            *(id, "web", "server1", "server2", MigrationState(state), self.target.transfer.address),
+            step_factor=self.step_factor,
         )
 
     async def after(self, *happenings: ControllerEvent) -> list[str]:

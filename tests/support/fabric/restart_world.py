@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from retinue.controller.migrations.orchestrator import MigrationError
 from retinue.core.migration import MigrationState
+from retinue.core.migration.copying import CopyOptions
 from retinue.core.migration.new_addresses import NewAddresses
 from retinue.core.model import VM, Network, PortStatus
 from retinue.core.packets import parse
@@ -65,9 +66,10 @@ class RestartWorld:
     """The VM's traffic may come to both of its places, once to each."""
     after_the_fact: bool = False
     """Hypervisors of others have migrated vm1, and a manager says so."""
+    step_factor: float = 1.0
 
     async def begin(self) -> None:
-        self.fake = FakeNetwork(self._network(), self._clock, self.kept, forward_seconds=1.0)
+        self.fake = self._controlled()
         self.told = {name: dict(ports) for name, ports in self.fake.net._numbers.items()}
         await self.fake.start()
         at = self.vms_at()
@@ -135,13 +137,17 @@ class RestartWorld:
 
     # ---- the restart ----
 
+    def _controlled(self) -> FakeNetwork:
+        options = CopyOptions(step_factor=self.step_factor)
+        return FakeNetwork(self._network(), self._clock, self.kept, forward_seconds=1.0, copy_options=options)
+
     async def kill(self) -> None:
         """Nothing that was under way is finished; a new controller is there, nobody has connected to it."""
         old, stored = self.fake, self.kept.load()
         had_port = "vm1" in old.net.vm_ports and f"edge{self.target}" in old.net.vm_ports["vm1"]
         self.target_has_port = had_port
         await old.controller.stop()
-        self.fake = FakeNetwork(self._network(), self._clock, self.kept, forward_seconds=1.0)
+        self.fake = self._controlled()
         self.fake.fabric = old.fabric
         for switch in self.fake.net.switches:
             self.fake.net.set_ports(switch, {})

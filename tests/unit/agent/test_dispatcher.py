@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from retinue.agent.controller_link.vm_reports import DIVERT_LIMIT
 from retinue.agent.main import follow
 from retinue.core.migration import MigrationState
 from retinue.host.errors import HostError
@@ -783,6 +784,24 @@ async def test_a_vm_that_stands_still_already_waits_for_no_look(bench: TwoServer
     told = await bench.step("start_copy")
     assert reports(told) == ["copy_started", "stopped", "converged"]
     assert "server1: look" not in told
+
+
+async def test_the_answer_is_waited_for_so_many_times_as_long_as_the_migration_says(
+    bench: TwoServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    ask = bench.source.dispatcher.reports.ask
+
+    async def measured(vm: str, path: str, body: dict[str, Any], limit: float) -> dict[str, Any]:
+        asked.append(limit)
+        return await ask(vm, path, body, limit)
+
+    monkeypatch.setattr(bench.source.dispatcher.reports, "ask", measured)
+    bench.step_factor = 3.0
+    await bench.prepared()
+    await bench.step("start_copy")
+    assert 3 * DIVERT_LIMIT in asked
+    assert DIVERT_LIMIT not in asked
 
 
 async def test_a_vm_does_not_move_while_nobody_answers_that_its_traffic_is_diverted(

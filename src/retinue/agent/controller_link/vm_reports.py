@@ -48,20 +48,23 @@ class VMReports:
         body = {"event": report, **more}
         return self._reports.tell(vm, Route.REPORT_MIGRATION.path(migration), body)
 
-    async def until_diverted(self, vm: str, migration: str) -> str:
+    async def until_diverted(self, vm: str, migration: str, step_factor: float = 1.0) -> str:
         """Report that little is left to copy; returns when the VM's traffic goes to the target.
+        `step_factor`: it is waited so many times as long for.
 
         Returns the MAC address that copies for the paused VM will come from, "" where there are none. Raises
         HypervisorError.
         """
         path = Route.REPORT_MIGRATION.path(migration)
         try:
-            answer = await self._reports.ask(vm, path, {"event": Report.CONVERGED}, DIVERT_LIMIT)
+            answer = await self._reports.ask(
+                vm, path, {"event": Report.CONVERGED}, DIVERT_LIMIT * step_factor
+            )
         except ControllerError as error:
             raise HypervisorError(f"its traffic is not diverted: {error}") from error
         return str(answer.get("copies_from", ""))
 
-    async def until_come(self, vm: str, migration: str) -> None:
+    async def until_come(self, vm: str, migration: str, step_factor: float = 1.0) -> None:
         """As `until_diverted`; returns when what had left for this server before has come, as far as any
         queue on its way is concerned. Until `until_diverted` nothing is forwarded from here.
 
@@ -69,7 +72,7 @@ class VMReports:
         """
         path, body = Route.REPORT_MIGRATION.path(migration), {"event": Report.CONVERGED, "watching": True}
         try:
-            await self._reports.ask(vm, path, body, DIVERT_LIMIT)
+            await self._reports.ask(vm, path, body, DIVERT_LIMIT * step_factor)
         except ControllerError as error:
             raise HypervisorError(f"its traffic is not diverted: {error}") from error
 

@@ -123,13 +123,13 @@ class SourceEnd:
             stays = False
             more: dict[str, Any] = {}
             if self._authority.prepares_source:
-                more["opened"] = lambda: _until_copy_is_ordered(vm)
+                more["opened"] = lambda: _until_copy_is_ordered(vm, migration.step_factor)
             # A manager's machine may have been made by an agent before this one: it knows its disks itself.
             if machine.spec.private_disks or self._authority.prepares_source:
                 more["open_disk"] = self._disk_opener(migration)
             divert = None if vm.by_hand else divert_here
             channel.compress = migration.compress
-            options = CopyOptions(migration.postcopy, migration.compress)
+            options = CopyOptions(migration.postcopy, migration.compress, migration.step_factor)
             wanted = migration.wanted_downtime
             result = await self._hypervisor.run_outgoing(
                 machine, channel, hear, divert, wanted, options, **more
@@ -204,11 +204,11 @@ class SourceEnd:
         self, vm: LocalVM, migration: MigrationRecord, taps: Collection[str], *, runs: bool
     ) -> bool:
         if runs:  # Else each look is a longer pause, and copies come for as long as that lasts.
-            await self._until_nothing_comes(vm.id, migration.id, taps)
-        copies_from = await self._reports.until_diverted(vm.id, migration.id)
+            await self._until_nothing_comes(vm.id, migration, taps)
+        copies_from = await self._reports.until_diverted(vm.id, migration.id, migration.step_factor)
         return await self._switch.until_bypassed(taps, copies_from)
 
-    async def _until_nothing_comes(self, vm: str, migration: str, taps: Collection[str]) -> None:
+    async def _until_nothing_comes(self, vm: str, migration: MigrationRecord, taps: Collection[str]) -> None:
         """Return when the VM's traffic is diverted, and nothing comes for it by the old way any more.
 
         What did so later would be forwarded, a longer way than what goes to the target directly, and be
@@ -218,7 +218,7 @@ class SourceEnd:
         until, before = 0.0, await self._switch.given(taps)
         while before is not None:
             looked = time.monotonic()
-            await self._reports.until_come(vm, migration)
+            await self._reports.until_come(vm, migration.id, migration.step_factor)
             until = until or time.monotonic() + OLD_WAY_LIMIT
             await asyncio.sleep(looked + CACHE_LAG - time.monotonic())
             now = await self._switch.given(taps)
@@ -276,9 +276,10 @@ class SourceEnd:
             self._learn(vm, TakenBack(migration.id, time.time()))
 
 
-async def _until_copy_is_ordered(vm: LocalVM) -> None:
+async def _until_copy_is_ordered(vm: LocalVM, step_factor: float) -> None:
+    limit = COPY_ORDER_LIMIT * step_factor
     try:
-        async with asyncio.timeout(COPY_ORDER_LIMIT):
+        async with asyncio.timeout(limit):
             await vm.may_copy.wait()
     except TimeoutError:
-        raise HypervisorError(f"no order to copy within {COPY_ORDER_LIMIT:.0f} s") from None
+        raise HypervisorError(f"no order to copy within {limit:.0f} s") from None

@@ -46,7 +46,7 @@ def build(config: Config, net: Network, protected: TlsConfig, store: Store | Non
         warm_up_seconds=config.warm_up_seconds,
         leases_per_nic=config.leases_per_nic,
         forward_seconds=config.forward_seconds,
-        copy_options=CopyOptions(config.postcopy, config.compress),
+        copy_options=CopyOptions(config.postcopy, config.compress, config.step_factor),
         policy=config.placement.policy(),
         follow_clients=(config.placement.follow_switches, config.placement.follow_seconds),
         spread=(config.placement.spread_percent, config.placement.spread_seconds),

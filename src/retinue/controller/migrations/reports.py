@@ -259,6 +259,7 @@ class MigrationReports:
             return ReportAnswer(migration.state)
         change, limit = AWAITED[report]
         if report is Report.CONVERGED:
+            limit *= migration.step_factor  # Of `stopped` it is not longer: the VM stands still.
             active.progress.watched |= watching
             if watching:
                 change = PlacementChange.DIVERTED

@@ -137,7 +137,7 @@ def copy_options(
         raise MigrationError(
             f"VM {vm} {why_not}: it is migrated by pre-copy, with --no-postcopy", ErrorCode.CONFLICT
         )
-    return CopyOptions(Postcopy.NEVER if why_not else postcopy, compress)
+    return CopyOptions(Postcopy.NEVER if why_not else postcopy, compress, configured.step_factor)
 
 
 def check_nics(left: Collection[LeftPort], vm: str) -> None:

@@ -27,6 +27,9 @@ class CopyOptions:
     postcopy: Postcopy = Postcopy.NEVER
     compress: bool = False
     """What the agents send each other of the memory is compressed."""
+    step_factor: float = 1.0
+    """So many times as long as elsewhere each step may take, and the copy: where switches or servers are
+    far."""
 
 
 PLAIN = CopyOptions()
@@ -65,6 +68,6 @@ SLOWEST_COPY = 10e6
 """Bytes a second: a VM may take as long as four passes over its memory at this rate."""
 
 
-def limit_for(memory: int) -> float:
+def limit_for(memory: int, step_factor: float = 1.0) -> float:
     """Seconds that the migration of a VM with so many bytes of memory may take, once its disks are copied."""
-    return min(MOST_LIMIT, LEAST_LIMIT + 4 * memory / SLOWEST_COPY)
+    return step_factor * min(MOST_LIMIT, LEAST_LIMIT + 4 * memory / SLOWEST_COPY)

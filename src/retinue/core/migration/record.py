@@ -47,7 +47,8 @@ LIMITS: dict[MigrationState, float] = {
     MigrationState.FREED: 10.0,
     MigrationState.ROLLING_BACK: 15.0,
 }
-"""Seconds a state may last. Rolling back is tried again after its time, until it is done."""
+"""Seconds a state may last; so many times as long as a migration's `step_factor` says. Rolling back is tried
+again after its time, until it is done."""
 PAST_UNDOING = (
     MigrationState.SWITCHING,
     MigrationState.SWITCHED,
@@ -89,6 +90,8 @@ class Migration:
     postcopy: Postcopy = Postcopy.NEVER
     compress: bool = False
     """How its memory goes over: `copying`."""
+    step_factor: float = 1.0
+    """So many times as long as LIMITS say each state may last."""
     diverted: bool = False
     """Every switch has confirmed that the VM's traffic goes to the target."""
     closed: bool = False
@@ -127,7 +130,13 @@ class Migration:
 
     def deadline(self, copied_at: float | None = None) -> float | None:
         """`copied_at`: when the source has last told that it copies the VM's disks."""
-        limit, since = LIMITS.get(self.state), self.since()
+        since = self.since()
         if self.state is MigrationState.COPYING:
             since = max(since, copied_at or since)
-        return None if limit is None else since + limit
+        return None if self.limit is None else since + self.limit
+
+    @property
+    def limit(self) -> float | None:
+        """Seconds that the present state may last; None: for ever."""
+        limit = LIMITS.get(self.state)
+        return None if limit is None else limit * self.step_factor

@@ -80,7 +80,7 @@ from retinue.core.migration.events import (
     TimedOut,
 )
 from retinue.core.migration.precopy import WANTED_DOWNTIME
-from retinue.core.migration.record import LIMITS, Migration, MigrationState
+from retinue.core.migration.record import Migration, MigrationState
 
 
 class IllegalEventError(Exception):
@@ -161,7 +161,7 @@ def begin(
     steps = ((S.PLANNED, now),)
     return Migration(
         id, vm, source, target, S.PLANNED, steps, wanted_downtime=wanted_downtime,
-        postcopy=options.postcopy, compress=options.compress,
+        postcopy=options.postcopy, compress=options.compress, step_factor=options.step_factor,
     )  # fmt: skip
 
 
@@ -267,13 +267,11 @@ def _give_up(migration: Migration, reason: str, now: float) -> tuple[Migration, 
 
 def _out_of_time(migration: Migration, waits_for: str, now: float) -> tuple[Migration, tuple[Effect, ...]]:
     if migration.undone_by_time:
-        return _give_up(
-            migration, f"not {_awaited(migration.state)} within {LIMITS[migration.state]:g} s", now
-        )
-    if migration.state not in LIMITS:
+        return _give_up(migration, f"not {_awaited(migration.state)} within {migration.limit:g} s", now)
+    if migration.limit is None:
         return migration, ()
     waiting = f", waits for {waits_for}" if waits_for else ""
-    delay = f"{migration.state} for longer than {LIMITS[migration.state]:g} s, trying again{waiting}"
+    delay = f"{migration.state} for longer than {migration.limit:g} s, trying again{waiting}"
     if migration.state is S.ROLLING_BACK:
         delay = _cause(migration) + (f"{STILL}{delay}" if waits_for else "")
     return again(replace(migration, reason=delay), now)

@@ -309,7 +309,8 @@ class LibvirtHypervisor:
             await self._drain(names, holders if nothing_comes else {})
 
         own = (channel, memory, self._control, on_event, drain_taps, holders, wanted_downtime, how, disks)
-        self._outgoing[vm] = outgoing = LibvirtOutgoing(self.host, domain, vm, names, *own)
+        outgoing = LibvirtOutgoing(self.host, domain, vm, names, *own, options.step_factor)
+        self._outgoing[vm] = outgoing
         try:
             return await outgoing.run(divert, opened)
         finally:

@@ -95,6 +95,7 @@ class LibvirtOutgoing:
         wanted_downtime: float,
         how: Postcopy,
         disks: DiskCopies,
+        step_factor: float = 1.0,
     ) -> None:
         self._host = host
         self._domain = domain
@@ -103,6 +104,7 @@ class LibvirtOutgoing:
         self._taps = taps
         self._holders = holders
         self._wanted = wanted_downtime
+        self._step_factor = step_factor
         self._how = Postcopy.NEVER if disks else how
         self._disks = disks
         self._in_postcopy = self._kept = False
@@ -138,7 +140,7 @@ class LibvirtOutgoing:
         """See Hypervisor.run_outgoing, ManagedHypervisor.run_outgoing."""
         try:
             memory, self._several = await self._copier.memory()
-            self._limit = limit_for(memory)
+            self._limit = limit_for(memory, self._step_factor)
             where = (self._memory, self._own_control, self._how)
             self._control, self._how = await self._far.where_to(*where)
             self._hear()

@@ -73,7 +73,7 @@ async def run_outgoing(
 ) -> MigrationResult:
     """See Hypervisor.run_outgoing."""
     outgoing = _Outgoing(machine, channel, on_event, divert, wanted_downtime, options, open_disk)
-    limit = limit_for(machine.spec.memory_mib << 20) if limit is None else limit
+    limit = limit_for(machine.spec.memory_mib << 20, options.step_factor) if limit is None else limit
     vm = machine.spec.id
     with machine.events_into(outgoing.events):
         watching = asyncio.create_task(outgoing.watch(), name=f"QMP events of the outgoing migration of {vm}")

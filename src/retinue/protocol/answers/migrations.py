@@ -58,6 +58,8 @@ class ShownMigration(msgspec.Struct):
     wanted_downtime: float
     postcopy: Postcopy
     compress: bool
+    step_factor: float
+    """So many times as long as else each step may take."""
     diverted: bool
     closed: bool
     restored: bool

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from retinue.controller.migrations.orchestrator import MigrationError
+from retinue.controller.migrations.reports import DIVERTING_LIMIT
 from retinue.core.migration import MigrationState
 from retinue.core.model.network import Owner
 from retinue.core.pipeline.cookies import Reason, cookie
@@ -250,6 +251,28 @@ def test_for_a_vm_that_is_paused_nobody_is_waited_for() -> None:
         world.say("resumed")
         await asyncio.sleep(0.1)
         world.reachable({2})
+        await world.fake.stop()
+
+    virtual_time.run(story())
+
+
+def test_switches_that_are_far_have_the_time_to_confirm_that_is_configured() -> None:
+    """Also by a controller that has taken the migration up; and the answer is no longer waited for."""
+
+    async def story() -> None:
+        world = RestartWorld((1, 2, 1), 1, 2, step_factor=3.0)
+        await world.begin_copying()
+        await world.kill()
+        for what in world.things_to_come():
+            world.comes(what)
+        await asyncio.sleep(20.0)
+        hangs = world.fake.sessions["edge2"].hold = asyncio.Event()
+        world.say("converged")
+        answer = asyncio.create_task(world.answer("converged"))
+        await asyncio.sleep(2 * DIVERTING_LIMIT)
+        assert not answer.done()
+        hangs.set()
+        assert (await answer).state is MigrationState.DIVERTED
         await world.fake.stop()
 
     virtual_time.run(story())

@@ -33,3 +33,4 @@ def test_postcopy_is_for_a_pause_that_precopy_cannot_make_short(
 )
 def test_a_copy_may_take_as_long_as_four_passes_over_a_slow_network(memory: int, seconds: float) -> None:
     assert limit_for(memory) == seconds
+    assert limit_for(memory, 2.5) == 2.5 * seconds

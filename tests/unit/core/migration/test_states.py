@@ -1,5 +1,7 @@
 """The life of a migration as a dialogue: events in, effects out."""
 
+from dataclasses import replace
+
 import pytest
 
 from retinue.core.migration import (
@@ -38,6 +40,7 @@ from retinue.core.migration import (
     begin,
     step,
 )
+from retinue.core.migration.copying import CopyOptions
 from retinue.core.migration.record import LIMITS
 
 STRAIGHT: list[tuple[Event, MigrationState, tuple[Effect, ...]]] = [
@@ -171,6 +174,16 @@ def test_resume_may_overtake_the_word_that_the_copy_started() -> None:
 def test_each_state_that_waits_has_a_limit() -> None:
     for state in MigrationState:
         assert (state in LIMITS) == (not state.ended)
+
+
+def test_each_state_may_last_so_many_times_as_long_as_the_migration_says() -> None:
+    assert begin("m", "vm1", "a", "b", 0.0, options=CopyOptions(step_factor=3.0)).step_factor == 3.0
+    slow = replace(walk(2), step_factor=3.0)
+    assert slow.deadline() == slow.since() + 3 * LIMITS[slow.state]
+    late, _ = step(slow, TimedOut(), 50.0)
+    assert late.reason.endswith(f"within {3 * LIMITS[slow.state]:g} s")
+    again, _ = step(replace(walk(8), step_factor=3.0), TimedOut(), 50.0)
+    assert f"for longer than {3 * LIMITS[again.state]:g} s" in again.reason
 
 
 def test_an_undo_that_is_not_confirmed_is_asked_for_again() -> None:

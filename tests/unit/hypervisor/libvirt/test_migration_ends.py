@@ -238,8 +238,9 @@ async def test_how_long_a_copy_may_take_goes_by_the_memory_there_is(
 ) -> None:
     asked: list[int] = []
 
-    def limit_for(memory: int) -> float:
+    def limit_for(memory: int, step_factor: float) -> float:
         asked.append(memory)
+        assert step_factor == 1.0
         return 0.2
 
     async def never(taps: Collection[str]) -> bool:
