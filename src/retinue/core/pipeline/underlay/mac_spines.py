@@ -66,6 +66,12 @@ class MacSpines(LeafSpine):
         at = self.net.location(server)
         return at is not None and (at.switch == switch or self.net.has_told_ports(at.switch))
 
+    def lost_with(self, server: str) -> frozenset[str]:
+        """The leaf, when all that is there is shut out: nothing comes in by it, and all others go on."""
+        at = self.net.location(server)
+        is_lost = at is not None and self.net.at_leaf(at.switch) <= self.net.fenced
+        return frozenset({at.switch}) if at is not None and is_lost else frozenset()
+
     # ---- which switches, and in which order ----
 
     def concerned(self, servers: Iterable[str]) -> frozenset[str]:

@@ -138,6 +138,15 @@ def test_what_was_sent_before_may_be_on_its_way_from_every_leaf() -> None:
     ]
 
 
+def test_a_leaf_is_waited_for_until_all_servers_there_are_fenced() -> None:
+    net = fabric(2, 1, (1, 2, 1), by_mac=True)
+    underlay = underlay_of(net)
+    net.fence("server1")
+    assert underlay.lost_with("server1") == frozenset(), "server3 may send by it"
+    net.fence("server3")
+    assert underlay.lost_with("server1") == underlay.lost_with("server3") == {"leaf1"}
+
+
 def test_there_is_none_where_no_spine_is_ours() -> None:
     for joined in ("over_ip", "over_routers"):
         net = fabric(2, 0, (1, 2), **{joined: True})
