@@ -7,6 +7,8 @@ from retinue.security.authority import Authority
 from retinue.security.contexts import client_context, server_context
 from retinue.security.identity import PeerRole
 
+SERVING = (PeerRole.CONTROLLER, PeerRole.MOBILITY, PeerRole.AGENT)
+
 
 class Certificates:
     """Issues on demand; parties are written ROLE/NAME, or ROLE/NAME+NAME for several names."""
@@ -20,7 +22,7 @@ class Certificates:
         if party not in self._made:
             word, _, names = party.partition("/")
             role = PeerRole(word)
-            serving = ["127.0.0.1", "localhost"] if role in (PeerRole.CONTROLLER, PeerRole.AGENT) else []
+            serving = ["127.0.0.1", "localhost"] if role in SERVING else []
             label, *_ = parts = names.split("+")
             issued = self.authority.issue(role, label, names=parts, addresses=serving, again=True)
             self._made[party] = (issued.file, issued.key)

@@ -32,6 +32,8 @@ NOUNS = {
     "name": "retinue.cli.name:app",
     "placement": "retinue.cli.placement:app",
     "domain": "retinue.cli.placement:domain",
+    "mobility": "retinue.cli.managers:mobility",
+    "resource": "retinue.cli.managers:resource",
     "pki": "retinue.cli.pki:app",
     "setup": "retinue.cli.setup:app",
     "events": "retinue.cli.events:events",

@@ -21,7 +21,8 @@ Folder = Annotated[
         metavar="FOLDER", envvar="RETINUE_PKI", show_envvar=False, help="The authority's. Also RETINUE_PKI."
     ),
 ]
-RoleName = Annotated[str, typer.Argument(metavar="ROLE", help="controller, switch, agent, manager, reader.")]
+ROLES = "controller, switch, agent, mobility, manager, reader."
+RoleName = Annotated[str, typer.Argument(metavar="ROLE", help=ROLES)]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Switch id, server id, or a person's name.")]
 Days = Annotated[int | None, typer.Option(metavar="DAYS", min=1, help="How long it is good (397).")]
 DEFAULT = Path("pki")
@@ -92,6 +93,7 @@ def issue(
       retinue pki issue switch edge1
       retinue pki issue switch rack7 --for leaf1 --for spine1
       retinue pki issue agent server1 --address 10.0.0.11
+      retinue pki issue mobility m1 --address 192.0.2.5
       retinue pki issue manager anna
     """
     from retinue.security.authority import DAYS, PkiError

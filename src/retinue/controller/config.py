@@ -21,6 +21,7 @@ from retinue.controller.config_tables import (
     GatewayGroupTable,
     LinkTable,
     Listen,
+    ManagersTable,
     PairTable,
     PlacementTable,
     RestTable,
@@ -117,6 +118,7 @@ class Config(ConfigTable, frozen=True):
     vxlan: VxlanTable = VxlanTable()
     server: list[ServerTable] = []
     domain: list[DomainTable] = []
+    managers: ManagersTable = ManagersTable()
     cluster: ClusterTable | None = None
     pair: list[PairTable] = []
 
@@ -202,6 +204,7 @@ def load(path: Path) -> Config:
         )
     if found.cluster is not None:
         _check_cluster(path, found.cluster)
+    _check_managers(path, found)
     if found.domain and found.tls is None:
         raise ConfigError(f"{path}: domains speak TLS with each other; add the table [tls]")
     for domain in found.domain:
@@ -216,6 +219,21 @@ def load(path: Path) -> Config:
                 f"{path}: domain {domain.id}: url: {quoted(domain.url)} is no https://HOST:PORT"
             )
     return _beside(path.parent, found)
+
+
+def _check_managers(path: Path, config: Config) -> None:
+    given = config.managers
+    if not given.mobility and not given.resources:
+        return
+    for key, url in (("mobility", given.mobility), ("resources", given.resources)):
+        if not url.startswith("https://"):
+            raise ConfigError(
+                f"{path}: managers.{key}: {quoted(url)} is no https://HOST:PORT; both managers are needed"
+            )
+    if config.tls is None:
+        raise ConfigError(f"{path}: managers are spoken to by TLS; add the table [tls]")
+    if unknown := sorted({*given.domains} - {one.id for one in config.domain}):
+        raise ConfigError(f"{path}: managers.domains: there is no [[domain]] {quoted(unknown[0])}")
 
 
 def _check_cluster(path: Path, cluster: ClusterTable) -> None:
@@ -247,6 +265,8 @@ def _beside(folder: Path, config: Config) -> Config:
         change["domain"] = [
             msgspec.structs.replace(domain, ca=str(folder / domain.ca)) for domain in config.domain
         ]
+    if config.managers.ca:
+        change["managers"] = msgspec.structs.replace(config.managers, ca=str(folder / config.managers.ca))
     if config.rest.tokens:
         change["rest"] = RestTable(str(folder / config.rest.tokens))
     return msgspec.structs.replace(config, **change)

@@ -221,6 +221,20 @@ class DomainTable(ConfigTable, frozen=True):
     """Images that are published there may be fetched here, and ours there, by their names."""
 
 
+class ManagersTable(ConfigTable, frozen=True):
+    """[managers]: a mobility manager and a resource manager that are processes of their own."""
+
+    mobility: str = ""
+    """https://HOST:PORT of the mobility manager, which decides; "": the controller does."""
+    resources: str = ""
+    """https://HOST:PORT of the door that the resource manager has for this domain."""
+    ca: str = ""
+    """The authority of their certificates, if it is not that of [tls]."""
+    domains: list[str] = []
+    """Other domains that the resource manager serves: it offers their servers, where `match` of the domain's
+    table says that these are wanted."""
+
+
 class ClusterTable(ConfigTable, frozen=True):
     """[cluster]: this controller is one of several, which share a database; one of them is active."""
 

@@ -4,6 +4,7 @@ zenoh, other domains."""
 import asyncio
 
 from retinue.controller.api.access import Access
+from retinue.controller.api.managers import ManagersLink
 from retinue.controller.api.peers import Peers
 from retinue.controller.api.server import Api, Cluster
 from retinue.controller.app import Controller
@@ -73,6 +74,7 @@ class Doors:
             cluster,
         )
         self._routers = RouterKeeper(controller.net, config.routers(), controller)
+        self.managers = ManagersLink(config.managers, protected.files, controller)
         self._names = _names(config, controller)
         self._zenoh = _zenoh(config, protected, controller)
 
@@ -104,6 +106,7 @@ class Doors:
         if self._zenoh is not None:
             await self._zenoh.start()
         await self.peers.start()
+        self.managers.start()
 
     def addresses(self) -> dict[str, str]:
         """Where it listens, for the log."""
@@ -115,6 +118,7 @@ class Doors:
 
     async def close(self) -> None:
         await self._routers.stop()
+        await self.managers.stop()
         await self.peers.stop()
         if self._zenoh is not None:
             await self._zenoh.stop()

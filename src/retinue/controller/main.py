@@ -96,8 +96,10 @@ async def _alone(
 def _reload(protected: TlsConfig, opened: Sequence[Doors]) -> None:
     """Take renewed certificates and changed tokens (SIGHUP); with a mistake in them, keep those in use."""
     peers = [doors.peers for doors in opened]
+    managers = [doors.managers for doors in opened]
     wrong: list[str] = []
-    for reload in (protected.reload, *(one.reload for one in peers)):
+    reloads = [*(one.reload for one in peers), *(one.reload for one in managers)]
+    for reload in (protected.reload, *reloads):
         try:
             reload()
         except ConfigError as error:

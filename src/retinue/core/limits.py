@@ -128,6 +128,9 @@ MOST_PAIRS = 100_000
 """Pairs of MAC and IP that managers give for VMs to take."""
 MOST_OFFERS = 8
 """Matches of one other domain that are under way here at the same time: all agents are asked in each."""
+MOST_SERVERS_ASKED, MOST_SERVERS_FILLED, MOST_VMS_FILLED = 10_000, 64, 1000
+"""Servers that a decision of a mobility manager goes by; and servers, and VMs and bookings on them, that a
+resource manager is told in one message."""
 MOST_PREPARES = 32
 """Places for VMs of one other domain that are being looked for here at the same time."""
 MOST_IMAGE_HOLDERS = 8

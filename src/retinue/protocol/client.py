@@ -58,16 +58,18 @@ class ControllerClient:
         connector: aiohttp.BaseConnector | None = None,
         agent_of: str = "",
         largest: int | None = None,
+        whom: str = "the controller",
     ) -> None:
         """`base`: one URL, or several with commas between them. `connector`: how connections are made,
         instead of plainly. `agent_of`: the server whose agent this is. `largest`: bytes of an answer, as it
-        comes; of another domain's controller it may be as long as that likes. Raises TlsFilesError.
+        comes; of another domain's controller it may be as long as that likes. `whom`: as errors call it.
+        Raises TlsFilesError.
         """
         self._bases = urls_of(base)
         self._agent_of = agent_of or None
         credentials = Credentials.of_environment() if credentials is None else credentials
         connector = connector or lasting(credentials.ssl_for(self.base))
-        self._largest = largest
+        self._largest, self._whom = largest, whom
         headers = {**credentials.headers, AGENT_HEADER: __version__} if agent_of else credentials.headers
         # A compressed answer would be as large as it likes, too; then it is not read.
         self._session = aiohttp.ClientSession(
@@ -234,7 +236,7 @@ class ControllerClient:
             ValueError,
         ) as error:
             self._ask_another(base)
-            reason = f"the controller at {base} cannot be reached: {str(error) or type(error).__name__}"
+            reason = f"{self._whom} at {base} cannot be reached: {str(error) or type(error).__name__}"
             if isinstance(error, aiohttp.ClientConnectorError):
                 raise NotServedError(reason) from error
             raise ControllerAwayError(reason) from error

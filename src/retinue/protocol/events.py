@@ -156,6 +156,8 @@ class EventType(StrEnum):
     MATCH_SILENT = "mobility.silent"
     MATCH_OFFER = "mobility.offer"
     """Of another domain that was asked: its best server, or why there is none."""
+    MANAGER = "mobility.manager"
+    """How a mobility manager or resource manager is that is a process of its own."""
     PLACEMENT_DECISION = "mobility.decision"
     UNMATCHED = "mobility.unmatched"
     INITIATION = "mobility.initiation"
@@ -281,7 +283,8 @@ _FIELDS: Mapping[EventType | Order, str] = {
     EventType.MATCH_ANSWER: "match server report",
     EventType.MATCH_SILENT: "match server waited_ms",
     EventType.MATCH_OFFER: "match domain server reason",
-    EventType.PLACEMENT_DECISION: "match vm outcome server runner_up decided_by reason",
+    EventType.PLACEMENT_DECISION: "match vm outcome server runner_up decided_by reason by",
+    EventType.MANAGER: "manager state reason",
     EventType.UNMATCHED: "match vm reason",
     EventType.INITIATION: "match vm server profile",
     EventType.BOOKED: "vm server memory_mib cpus until",

@@ -12,7 +12,7 @@ from retinue.protocol.errors import RecordError
 T = TypeVar("T")
 
 
-def record(kind: type[T], value: Any) -> T:
+def record(kind: type[T], value: Any, sender: str = "the controller") -> T:
     """Decoded JSON as a record of this protocol; fields that the record does not have are left out.
 
     Raises RecordError.
@@ -23,7 +23,7 @@ def record(kind: type[T], value: Any) -> T:
         # ValueError: half of a surrogate pair, which JSON has and UTF-8 has not, in a name that must be
         # shown.
         name = getattr(kind, "__name__", str(kind))
-        raise RecordError(f"the controller sent no proper {name}: {cut(printable(str(error)))}") from error
+        raise RecordError(f"{sender} sent no proper {name}: {cut(printable(str(error)))}") from error
 
 
 def _address(kind: type, value: Any) -> Any:

@@ -111,11 +111,12 @@ class Authority:
             check_name(label)
         except (IdentityError, ValueError) as error:
             raise PkiError(str(error)) from error
-        if role is PeerRole.CONTROLLER and not hosts:
+        if role in (PeerRole.CONTROLLER, PeerRole.MOBILITY) and not hosts:
+            whose = "a controller's" if role is PeerRole.CONTROLLER else "a mobility or resource manager's"
             raise PkiError(
-                "a controller's certificate needs the addresses at which it is reached: --address ADDRESS"
+                f"{whose} certificate needs the addresses at which it is reached: --address ADDRESS"
             )
-        if hosts and role not in (PeerRole.CONTROLLER, PeerRole.AGENT):
+        if hosts and role not in (PeerRole.CONTROLLER, PeerRole.MOBILITY, PeerRole.AGENT):
             raise PkiError(f"a {role} serves nobody: its certificate has no addresses")
         path = self._path(role, label)
         if path.exists() and not again:

@@ -5,8 +5,8 @@ Each subject alternative name of type URI (RFC 5280, section 4.2.1.6) of the for
     urn:retinue:ROLE:NAME
 
 is one name. A switch's names are switch ids, several where one vswitchd runs several bridges (Open vSwitch
-has one certificate for all of them). An agent's names are server ids; a manager's, a reader's and a
-controller's are whatever the operator calls them. All names of a certificate have the same role. The common
+has one certificate for all of them). An agent's names are server ids; all others' are whatever the operator
+calls them. All names of a certificate have the same role. The common
 name is for people: nothing is decided by it.
 """
 
@@ -30,6 +30,9 @@ class PeerRole(StrEnum):
     """An Open vSwitch: its OpenFlow and OVSDB connections."""
     AGENT = "agent"
     """Beside a hypervisor: reads everything, reports what happens on its own servers."""
+    MOBILITY = "mobility"
+    """A mobility manager or resource manager that is a process of its own: serves controllers, and each
+    other."""
     MANAGER = "manager"
     """Commands everything."""
     READER = "reader"

@@ -23,7 +23,7 @@ async def controller_with(bench: LabBench, change: Callable[[str], str]) -> Asyn
     bench.kill(CONTROLLER)
     program = [sys.executable, "-m", "retinue.cli.main", "controller", "run", "--config", str(other)]
     database = ["--database", str(bench.lab.directory / "controller.db")]
-    bench.lab.spawn(CONTROLLER, [*program, *database], log=NAME)
+    bench.lab.spawn(bench.topology.controller, [*program, *database], log=NAME)
     try:
         await eventually(lambda: all_connected(bench))
         yield

@@ -8,6 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from retinue.config_file import ConfigError
+from retinue.controller.api.managers import ManagersLink
 from retinue.controller.api.peer_door import Door
 from retinue.controller.api.peers import Peers
 from retinue.controller.authn.tls import TlsConfig
@@ -103,7 +104,8 @@ async def test_doors_for_other_domains_are_reloaded(
 def test_what_was_reloaded_is_said_and_what_was_not() -> None:
     protected = create_autospec(TlsConfig, instance=True, tokens={})
     peers = create_autospec(Peers, instance=True, doors={"b": None})
-    opened = [create_autospec(Doors, instance=True, peers=peers)]
+    managers = create_autospec(ManagersLink, instance=True)
+    opened = [create_autospec(Doors, instance=True, peers=peers, managers=managers)]
     with capture_logs() as said:
         _reload(protected, opened)
     assert [(line["event"], line["domains"]) for line in said] == [("controller.credentials_reloaded", ["b"])]

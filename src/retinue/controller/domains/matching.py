@@ -7,7 +7,7 @@ an offer; the migration books, and is refused then if the place has gone.
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from retinue.controller.context import Context
 from retinue.controller.domains.guests import described
@@ -44,17 +44,18 @@ class Matching:
         self._doors = doors
         self._answering: Counter[str] = Counter()
         """By domain: its matches that are under way here."""
-        mobility.elsewhere = self.offers
+        mobility.deciding.elsewhere = self
 
     # ---- asking ----
 
-    async def offers(self, match: str, need: Need) -> list[ServerState]:
-        """Of each domain that is to be asked, and to which the VM may go, its best server."""
-        wanted = sorted(
-            id for id, peer in self._net.peers.items() if peer.match and self._may_go(need.vm, id)
-        )
+    def wanted(self, vm: str) -> list[str]:
+        """The domains that are to be asked, and to which the VM may go."""
+        return sorted(id for id, peer in self._net.peers.items() if peer.match and self._may_go(vm, id))
+
+    async def offers(self, match: str, need: Need, of: Collection[str]) -> list[ServerState]:
+        """Of each of these domains its best server."""
         vm = self._net.vms[need.vm]
-        found = await asyncio.gather(*(self._ask(domain, match, vm, need) for domain in wanted))
+        found = await asyncio.gather(*(self._ask(domain, match, vm, need) for domain in of))
         return [one for one in found if one is not None]
 
     def _may_go(self, vm: str, domain: str) -> bool:

@@ -16,7 +16,7 @@ VMs cannot be given the same room.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from retinue.controller.errors import RequestError, no_vm
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.controller.migrations.requests import MigrationError, check_request, check_wanted
 from retinue.controller.mobility.changes import PlacementForgotten, PlacementKept
+from retinue.controller.mobility.deciding import CONTROLLER, Deciding, Elsewhere, Matched, NowhereElse
 from retinue.controller.mobility.resources import ResourceManager
 from retinue.controller.state import match_number
 from retinue.core.migration import Migration
@@ -72,11 +73,6 @@ class _Match:
     complete: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-async def nowhere_else(match: str, need: Need) -> list[ServerState]:
-    """Of a domain that knows no other."""
-    return []
-
-
 class MobilityManager:
     """Finds the best server for a VM, and has it migrated there."""
 
@@ -95,8 +91,8 @@ class MobilityManager:
         self._last = 0
         self.before_deciding: Callable[[], None] = lambda: None
         """Ends what does not count any more."""
-        self.elsewhere: Callable[[str, Need], Awaitable[list[ServerState]]] = nowhere_else
-        """The best server of each other domain that is to be asked in a match."""
+        self.deciding = Deciding(context, resources, lambda: self.before_deciding())
+        """By what is decided, and who does."""
 
     # ---- what agents say ----
 
@@ -163,7 +159,7 @@ class MobilityManager:
         id = self._next()
         match = self._matches[id] = _Match(vm, self._listening(), self._resources.profile_shown(vm))
         # One that comes from another domain, or is to be changed on the way, is for this domain alone.
-        elsewhere = nowhere_else if named or far or new_addresses else self.elsewhere
+        elsewhere = NowhereElse() if named or far or new_addresses else self.deciding.elsewhere
         try:
             placement = await self._decide(id, match, wish, by, named, elsewhere)
             target = placement.decision.target
@@ -245,10 +241,9 @@ class MobilityManager:
         finally:
             self._matches.pop(id, None)
         self.before_deciding()
-        presences = {one: self._presence(one, match) for one in self._resources.candidates()}
-        snapshot = self._resources.snapshot_for(need, presences, waited)
+        snapshot = self._resources.snapshot_for(need, self._presences(match), waited)
         decision = decide(snapshot)
-        self._publish(id, need.vm, decision)
+        self._publish(id, need.vm, decision, CONTROLLER)
         return next((one for one in snapshot.servers if one.server == decision.target), None)
 
     async def _decide(
@@ -258,7 +253,7 @@ class MobilityManager:
         wish: Wish,
         by: str,
         named: str,
-        elsewhere: Callable[[str, Need], Awaitable[list[ServerState]]],
+        elsewhere: Elsewhere,
     ) -> Placement:
         """Raises MigrationError with the reason why the VM stays where it is."""
         vm, publish, profile = match.vm, self._context.events.publish, match.profile
@@ -267,23 +262,18 @@ class MobilityManager:
         publish(
             EventType.MIGRATION_REQUEST, match=id, vm=vm, by=by, wish=wish, profile=profile, services=services
         )
-        waited, offers = await self._ask(id, match), list[ServerState]()
-        if vm in self._net.vms:
-            # What it needs is known now: its agent has answered, too.
-            offers = await elsewhere(id, self._resources.need(vm))
-        if vm not in self._net.vms:
-            raise MigrationError(f"VM {vm} was removed meanwhile", ErrorCode.UNKNOWN_VM)
-        self.before_deciding()
-        presences = {one: self._presence(one, match) for one in self._resources.candidates()}
-        here = self._resources.snapshot(vm, wish, presences, named, waited)
-        if all(one.distance is None for one in here.servers):  # It has no clients: far from whom?
-            offers = [replace(one, distance=None) for one in offers]
-        snapshot = replace(here, servers=(*here.servers, *offers))
+        waited = await self._ask(id, match)
+        # What it needs is known now: its agent has answered, too.
+        match_now = Matched(id, vm, wish, named, waited, lambda: self._presences(match))
+        snapshot, decided_by = await self.deciding.snapshot(match_now, elsewhere)
         decision = decide(snapshot)
-        self._publish(id, vm, decision)
+        self._publish(id, vm, decision, decided_by)
         if decision.outcome is not Outcome.CHOSEN:
             raise MigrationError(decision.text, ErrorCode.NO_MATCH)
         return Placement("", id, by, snapshot, decision)
+
+    def _presences(self, match: _Match) -> dict[str, Presence]:
+        return {one: self._presence(one, match) for one in self._resources.candidates()}
 
     async def _ask(self, id: str, match: _Match) -> int:
         """The match message, and the answers to it; the milliseconds that they took."""
@@ -320,10 +310,10 @@ class MobilityManager:
             return seems
         return Presence.ANSWERED if server in match.answered else Presence.SILENT
 
-    def _publish(self, id: str, vm: str, decision: Decision) -> None:
+    def _publish(self, id: str, vm: str, decision: Decision, by: str) -> None:
         self._context.events.publish(
             EventType.PLACEMENT_DECISION, match=id, vm=vm, outcome=decision.outcome, server=decision.target,
-            runner_up=decision.runner_up, decided_by=decision.decided_by, reason=decision.text,
+            runner_up=decision.runner_up, decided_by=decision.decided_by, reason=decision.text, by=by,
         )  # fmt: skip
 
     def _next(self) -> str:

@@ -4,7 +4,7 @@ What managers say is kept (core.placement.Entity). What agents report, every few
 agent reports it again. Where both say something, the manager counts.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
@@ -21,6 +21,7 @@ from retinue.core.model.ways import router_to
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.core.placement import Need, Policy, Presence, Profile, ServerState, Snapshot, Wish
 from retinue.core.placement.bookings import booked_at
+from retinue.core.placement.facts import Hosted, ServerFacts
 from retinue.core.placement.scores import FARTHEST
 from retinue.protocol.mobility import ServerReport, VMSize
 
@@ -207,6 +208,12 @@ class ResourceManager:
             found.get(migration.target, set()).add(migration.vm)
         return found
 
+    def facts(self, presences: Mapping[str, Presence]) -> Iterator[ServerFacts]:
+        """Of each server, as a resource manager of its own is told; presences as in `snapshot`."""
+        hosted = self._hosted()
+        for name in self.candidates():
+            yield self._facts(name, hosted.get(name, set()), presences.get(name))
+
     def _state(
         self,
         name: str,
@@ -215,14 +222,14 @@ class ResourceManager:
         vm: str,
         clients: Collection[str],
     ) -> ServerState:
+        return self._facts(name, hosted, presence).state_for(vm, self._distance(name, clients))
+
+    def _facts(self, name: str, hosted: Collection[str], presence: Presence | None) -> ServerFacts:
         net, said, heard = self._net, self.profile_of(name), self._reports.get(name)
         report = ServerReport() if heard is None else heard.report
         fresh = heard is not None and self._context.clock() - heard.at <= REPORT_FRESH
-        at_source = vm in net.vms and net.vms[vm].server == name
-        others = [one for one in hosted if one != vm]
-        sizes = [self.size_of(one) for one in (hosted if at_source else others)]
-        booked = booked_at(self._context.state.bookings.values(), name, vm)
-        return ServerState(
+        booked = booked_at(self._context.state.bookings.values(), name)
+        return ServerFacts(
             name,
             self.presence(name) if presence is None else presence,
             drained=name in net.drained,
@@ -230,9 +237,6 @@ class ResourceManager:
             attached=underlay_of(net).is_reachable(name),
             cpus=said.cpus or report.cpus,
             memory_mib=said.memory_mib or report.memory_mib,
-            promised_cpus=sum(cpus for _, cpus in (*sizes, *booked)),
-            promised_mib=sum(memory for memory, _ in (*sizes, *booked)),
-            unknown_vms=sum(not memory for memory, _ in sizes),
             free_mib=report.memory_free_mib if fresh else None,
             disk_free_mib=(report.disk_free_mib if fresh else None) if not said.disk_mib else said.disk_mib,
             bandwidth_mbps=said.bandwidth_mbps or report.bandwidth_mbps,
@@ -240,10 +244,13 @@ class ResourceManager:
             cpu_used=report.cpu_used if fresh else None,
             cpu_pressure=(report.cpu_pressure or 0) if fresh else 0,
             memory_pressure=(report.memory_pressure or 0) if fresh else 0,
-            distance=self._distance(name, clients),
-            groups=tuple(sorted({self.profile_of(one).apart for one in others} - {""})),
             images=tuple(self._images_at(name)),
+            hosted=tuple(self._hosted_at(name, vm) for vm in sorted(hosted)),
+            booked=booked,
         )
+
+    def _hosted_at(self, name: str, vm: str) -> Hosted:
+        return Hosted(self.need(vm, {}), vm in self._net.vms and self._net.vms[vm].server == name)
 
     # ---- how far clients are ----
 
@@ -265,13 +272,17 @@ class ResourceManager:
         servers += [router for vrf in vrfs if (router := router_to(net, client, vrf))]
         return servers[0] if servers else ""
 
-    def nearer_by(self, vm: str) -> int:
-        """How many hundredths of switches fewer are between a VM's clients and the nearest other server."""
+    def distances(self, vm: str) -> dict[str, int]:
+        """By server: hundredths of switches to the VM's clients; none where it has none."""
         clients = self._places(vm)
         far = {name: self._distance(name, clients) for name in self.candidates()}
+        return {name: distance for name, distance in far.items() if distance is not None}
+
+    def nearer_by(self, vm: str) -> int:
+        """How many hundredths of switches fewer are between a VM's clients and the nearest other server."""
+        far = self.distances(vm)
         here = far.pop(self._net.vms[vm].server, None)
-        others = [distance for distance in far.values() if distance is not None]
-        return 0 if here is None or not others else here - min(others)
+        return 0 if here is None or not far else here - min(far.values())
 
     def _distance(self, server: str, clients: Collection[str]) -> int | None:
         if not clients:

@@ -51,9 +51,9 @@ def ended(
     return found
 
 
-def booked_at(bookings: Iterable[Booking], server: str, but: str = "") -> list[tuple[int, int]]:
-    """Memory and processors of each booking there, but of that VM's own."""
-    return [(one.memory_mib, one.cpus) for one in bookings if one.server == server and one.vm != but]
+def booked_at(bookings: Iterable[Booking], server: str) -> tuple[tuple[str, int, int], ...]:
+    """VM, memory and processors of each booking there."""
+    return tuple((one.vm, one.memory_mib, one.cpus) for one in bookings if one.server == server)
 
 
 __all__ = ["Booking", "BookingEnd", "booked_at", "ended"]

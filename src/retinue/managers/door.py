@@ -1,0 +1,88 @@
+"""A manager's listener for one domain: who shows a certificate of that domain's authority, of a controller or
+a mobility manager, is let in and speaks of that domain, and nobody else is."""
+
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from retinue.controller.api.http import Handler, answer, body, code_of
+from retinue.controller.api.listener import HttpService, accepted
+from retinue.core.limits import LARGEST_BODY
+from retinue.core.text import cut, printable
+from retinue.protocol.errors import ErrorCode
+from retinue.security.identity import IdentityError, PeerRole, identity_of
+
+log = structlog.get_logger()
+
+Said = tuple[type[msgspec.Struct], Callable[[Any], Awaitable[msgspec.Struct]]]
+"""What is said at a path: the record, and what answers it."""
+
+
+class RefusedError(Exception):
+    """What was asked cannot be answered; the message says why."""
+
+    def __init__(self, message: str, code: ErrorCode = ErrorCode.CONFLICT) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ManagerDoor:
+    def __init__(
+        self, domain: str, said: Mapping[str, Said], roles: frozenset[PeerRole], context: ssl.SSLContext
+    ) -> None:
+        """`said`: by path. `roles`: who may speak here."""
+        self.rejected: Counter[str] = Counter()
+        self._domain, self._roles = domain, roles
+        app = web.Application(middlewares=[self._errors], client_max_size=LARGEST_BODY)
+        for path, (kind, answers) in said.items():
+            app.router.add_post(path, _handler(kind, answers))
+        self._service = HttpService(app, self.rejected, context)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port."""
+        return await self._service.start(host, port)
+
+    async def stop(self) -> None:
+        await self._service.stop()
+
+    @web.middleware
+    async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            self._check(request)
+            accepted(request)
+            return await handler(request)
+        except IdentityError as error:
+            return self._reject(403, ErrorCode.NOT_ALLOWED, str(error))
+        except msgspec.DecodeError as error:
+            return self._reject(400, ErrorCode.MALFORMED_BODY, f"the request's body cannot be used: {error}")
+        except RefusedError as error:
+            return self._reject(409, error.code, str(error))
+        except web.HTTPException as error:
+            return self._reject(error.status, code_of(error), error.reason)
+
+    def _check(self, request: web.Request) -> None:
+        """Raises IdentityError for one who may not speak here."""
+        shown = request.transport.get_extra_info("peercert") if request.transport is not None else None
+        identity = identity_of(shown)
+        if identity is None or identity.role not in self._roles:
+            who = " or ".join(sorted(self._roles))
+            found = identity or "a stranger"
+            raise IdentityError(f"a {who} of domain {self._domain} speaks here, not {found}")
+
+    def _reject(self, status: int, code: ErrorCode, reason: str) -> web.Response:
+        self.rejected[code] += 1
+        reason = cut(printable(reason))
+        log.info("managers.rejected", domain=self._domain, code=str(code), reason=reason)
+        return answer({"error": reason, "code": code}, status=status)
+
+
+def _handler(kind: type[msgspec.Struct], answers: Callable[[Any], Awaitable[msgspec.Struct]]) -> Handler:
+    async def handle(request: web.Request) -> web.Response:
+        return answer(await answers(await body(request, kind)))
+
+    return handle

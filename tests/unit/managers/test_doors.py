@@ -1,0 +1,158 @@
+"""The managers' doors over TLS: who is let in, and of which domain whoever is let in speaks; their files."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from retinue.config_file import ConfigError
+from retinue.controller.config import load
+from retinue.controller.mobility import managers as client_side
+from retinue.controller.mobility.managers import ManagerClients
+from retinue.core.placement import Policy
+from retinue.managers.config import load_mobility, load_resource
+from retinue.managers.door import ManagerDoor
+from retinue.managers.resources import Resources
+from retinue.protocol.errors import ControllerAwayError, RejectedError
+from retinue.protocol.managers import Filling, policy_said
+from retinue.security.contexts import client_context, server_context
+from retinue.security.identity import PeerRole
+from support.pki_files import Certificates
+
+ALL = Filling("run-1", 0, policy_said(Policy()), whole=True)
+SPEAKERS = frozenset({PeerRole.CONTROLLER, PeerRole.MOBILITY})
+
+
+@pytest.fixture(scope="module")
+def authorities(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Certificates]:
+    return {name: Certificates(tmp_path_factory.mktemp(name)) for name in "ab"}
+
+
+@contextlib.asynccontextmanager
+async def doors(authorities: dict[str, Certificates]) -> AsyncIterator[tuple[Resources, dict[str, int]]]:
+    """Of a resource manager with a certificate of domain a, for both domains; and their ports."""
+    resources = Resources({"a": [], "b": []}, asyncio.get_running_loop().time)
+    own = authorities["a"].files("mobility/r1")
+    ports: dict[str, int] = {}
+    async with contextlib.AsyncExitStack() as stack:
+        for domain, authority in authorities.items():
+            context = server_context(authority.authority.ca, *own)
+            door = ManagerDoor(domain, resources.said_by(domain), SPEAKERS, context)
+            ports[domain] = await door.start("127.0.0.1", 0)
+            stack.push_async_callback(door.stop)
+        yield resources, ports
+
+
+async def fill(port: int, believes: Certificates, shows: Certificates, party: str) -> None:
+    url = f"https://127.0.0.1:{port}"
+    client = ManagerClients(url, url, client_context(believes.authority.ca, *shows.files(party)))
+    try:
+        await client.fill(ALL)
+    finally:
+        await client.close()
+
+
+async def test_each_controller_speaks_of_its_own_domain_and_of_no_other(
+    authorities: dict[str, Certificates],
+) -> None:
+    a, b = authorities["a"], authorities["b"]
+    async with doors(authorities) as (resources, ports):
+        await fill(ports["b"], a, b, "controller/c1")
+        assert (resources.holdings["a"].whole, resources.holdings["b"].whole) == (False, True)
+        with pytest.raises(ControllerAwayError):
+            await fill(ports["a"], a, b, "controller/c1")
+        assert not resources.holdings["a"].whole
+
+
+@pytest.mark.parametrize("party", ["agent/server1", "switch/edge1", "manager/anna", "reader/bob"])
+async def test_nobody_else_speaks_there(authorities: dict[str, Certificates], party: str) -> None:
+    async with doors(authorities) as (resources, ports):
+        with pytest.raises(RejectedError, match="a controller or mobility of domain a speaks here, not"):
+            await fill(ports["a"], authorities["a"], authorities["a"], party)
+        assert not resources.holdings["a"].whole
+
+
+async def test_what_is_no_record_is_refused_and_counted(authorities: dict[str, Certificates]) -> None:
+    a = authorities["a"]
+    async with doors(authorities) as (resources, ports):
+        url = f"https://127.0.0.1:{ports['a']}"
+        client = ManagerClients(url, url, client_context(a.authority.ca, *a.files("controller/c1")))
+        for body in ({}, {"instance": "../x", "number": 0}, {"number": -1}, ["x"]):
+            with pytest.raises(RejectedError, match="cannot be used"):
+                await client._resources.request("POST", "/managers/v1/fillings", body)
+        await client.close()
+        assert not resources.holdings["a"].whole
+
+
+async def test_one_that_hangs_costs_the_limit(
+    authorities: dict[str, Certificates], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the connection, and never answers."""
+    monkeypatch.setattr(client_side, "FILL_LIMIT", 0.2)
+    a = authorities["a"]
+    context = server_context(a.authority.ca, *a.files("mobility/r1"))
+    silent = await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0, ssl=context)
+    try:
+        with pytest.raises(ControllerAwayError, match=r"the resource manager at https.* cannot be reached"):
+            await fill(silent.sockets[0].getsockname()[1], a, a, "controller/c1")
+    finally:
+        silent.close()
+
+
+TLS = '[tls]\nca = "ca.pem"\ncertificate = "m.pem"\nkey = "m.key"\n'
+DOOR = '[[domain]]\nid = "a"\nlisten = "127.0.0.1:8091"\nca = "a.pem"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (f"domain = []\n{TLS}", "name the domains that it serves"),
+        (TLS + DOOR + DOOR, "domain 'a' is given twice"),
+        (TLS + DOOR.replace('"a"', '"../a"'), "is no name"),
+        (TLS + DOOR.replace(":8091", ""), "listen"),
+        (TLS + DOOR + 'offers_to = ["c"]\n', "'c' is not served here"),
+        (DOOR, "tls"),
+    ],
+)
+def test_a_mistake_in_the_resource_managers_file_is_said(tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "resources.toml").write_text(text)
+    with pytest.raises(ConfigError, match=why):
+        load_resource(tmp_path / "resources.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (f'listen = "127.0.0.1"\nresources = "https://192.0.2.6:8091"\n{TLS}', "listen"),
+        (f'listen = "127.0.0.1:1"\nresources = "http://192.0.2.6:8091"\n{TLS}', "no https://HOST:PORT"),
+    ],
+)
+def test_a_mistake_in_the_mobility_managers_file_is_said(tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "mobility.toml").write_text(text)
+    with pytest.raises(ConfigError, match=why):
+        load_mobility(tmp_path / "mobility.toml")
+
+
+CONTROLLER = 'gateway_mac = "02:00:00:00:00:fe"\n[tls]\nca = "ca.pem"\ncertificate = "c.pem"\nkey = "c.key"\n'
+BOTH = '[managers]\nmobility = "https://192.0.2.5:8090"\nresources = "https://192.0.2.6:8091"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (CONTROLLER + '[managers]\nmobility = "https://192.0.2.5:8090"\n', "both managers are needed"),
+        (CONTROLLER + BOTH + 'domains = ["b"]\n', "there is no .*domain.* 'b'"),
+        (
+            'gateway_mac = "02:00:00:00:00:fe"\n[listen]\nplaintext = ["openflow", "ovsdb", "rest"]\n' + BOTH,
+            r"add the table \[tls\]",
+        ),
+    ],
+)
+def test_a_mistake_in_the_controllers_table_is_said(tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "controller.toml").write_text(text)
+    with pytest.raises(ConfigError, match=why):
+        load(tmp_path / "controller.toml")
+    (tmp_path / "controller.toml").write_text(CONTROLLER + BOTH + 'ca = "m.pem"\n')
+    assert load(tmp_path / "controller.toml").managers.ca == str(tmp_path / "m.pem")
