@@ -68,6 +68,27 @@ def test_a_short_comparison(
     assert list(labs.iterdir()) == [], "the labs are gone"
 
 
+def test_between_sites_ours_loses_nothing_and_is_shown_beside_stretched_layer_2(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There and back, so that both directions of the link are tried."""
+    monkeypatch.setenv("RETINUE_LAB_DIR", str(tmp_path_factory.mktemp("labs")))
+    chosen = ["retinue-domains", "stretched-layer-2"]
+    report, complete = run.run(run.Plan(chosen, 2, [500], [64]), tmp_path / "compare.json", print)
+    assert complete and report.failures == []
+    ends = [("server1", "server3"), ("server1", "server3"), ("server3", "server1"), ("server3", "server1")]
+    assert [(row.system, row.source, row.target) for row in report.moves] == [
+        (system, *end) for system in chosen for end in ends
+    ]
+    for row in report.moves:
+        assert row.traffic.sent_after_resume > row.traffic.lost_after_resume, "it is reached at its new place"
+        if row.system == "retinue-domains":
+            lost = row.traffic.lost + row.traffic.answers_lost
+            assert (lost, row.traffic.duplicated) == (0, 0), row
+    stretched = [row for row in report.moves if row.system == "stretched-layer-2"]
+    assert sum(row.traffic.lost for row in stretched) > 0, "nobody tells the switches ahead"
+
+
 def test_a_dual_vm_with_two_nics_is_measured_at_each_of_its_addresses(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

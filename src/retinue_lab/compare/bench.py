@@ -32,7 +32,7 @@ DUAL: tuple[tuple[str, str, str], ...] = (
 )
 """The NICs of a VM with two: MAC, and the address of each family."""
 SERVERS = ("server1", "server2")
-"""Between these, each on a leaf of its own, the VM goes to and fro."""
+"""Between these, each on a leaf of its own, the VM goes to and fro; but for systems that have others."""
 BOOT_SECONDS = 60.0
 
 
@@ -67,13 +67,16 @@ SETTLED = "until ! ip -6 address show | grep -q tentative; do usleep 50000; done
 class Bench:
     """The VM of a comparison, and the means to boot it, to migrate it and to run commands around it."""
 
-    def __init__(self, lab: LabHandle, vm: str = VM, *, dual: bool = False) -> None:
+    def __init__(
+        self, lab: LabHandle, vm: str = VM, *, dual: bool = False, servers: tuple[str, str] = SERVERS
+    ) -> None:
         self.lab = lab
+        self.servers = servers
         self.vm = vm
         self.dual = dual
         """It has two NICs, each with an address of each family; else one, with one of IPv4."""
         self.topology = lab.topology
-        self.at = SERVERS[0]
+        self.at = servers[0]
         """Where the VM runs."""
         self.several_passes = False
         """Where the hypervisor moves the VM by itself: with as many passes as it likes, not with one."""
@@ -81,7 +84,11 @@ class Bench:
     @property
     def target(self) -> str:
         """Where it goes next."""
-        return SERVERS[1 - SERVERS.index(self.at)]
+        return self.servers[1 - self.servers.index(self.at)]
+
+    def came_to(self, server: str) -> None:
+        """The VM runs there now."""
+        self.at = server
 
     @property
     def subnet(self) -> SubnetPart:
@@ -134,7 +141,8 @@ async def drops(bench: Bench) -> Drops:
     async def of(node: str) -> Drops:
         return drops_of(node, await run(["ss", "-0nmHO"], node=node))
 
-    nodes = switches.nodes(bench.topology)
+    other = bench.topology.other
+    nodes = [*switches.nodes(bench.topology), *([] if other is None else switches.nodes(other))]
     return {key: n for each in await asyncio.gather(*map(of, nodes)) for key, n in each.items()}
 
 
@@ -154,8 +162,10 @@ def dropped(before: Drops, after: Drops) -> int:
 class ManagedBench(Bench):
     """The VM is registered with the lab's controller, which has it run."""
 
-    def __init__(self, lab: LabHandle, vm: str = VM, *, dual: bool = False) -> None:
-        super().__init__(lab, vm, dual=dual)
+    def __init__(
+        self, lab: LabHandle, vm: str = VM, *, dual: bool = False, servers: tuple[str, str] = SERVERS
+    ) -> None:
+        super().__init__(lab, vm, dual=dual, servers=servers)
         self.manager = Manager(lab.topology.controller_url)
         self.driver = Driver(lab.directory / SOCKET)
 

@@ -39,11 +39,11 @@ SECOND_NIC = port_id_of(VM, 2)
 class PlainBench(Bench):
     """Boots the VM on the first of the servers."""
 
-    def __init__(self, lab: LabHandle, *, dual: bool = False) -> None:
-        super().__init__(lab, dual=dual)
+    def __init__(self, lab: LabHandle, *, dual: bool = False, servers: tuple[str, str] = SERVERS) -> None:
+        super().__init__(lab, dual=dual, servers=servers)
         self._folder = lab.directory / "vms"
         self._hypervisors = {
-            server: QemuHypervisor(self._folder / server, self.launcher(server)) for server in SERVERS
+            server: QemuHypervisor(self._folder / server, self.launcher(server)) for server in servers
         }
         self._machine: QemuMachine | None = None
         self._shell = GuestShell(Path())
@@ -87,7 +87,7 @@ class PlainBench(Bench):
             ram = (await self._running.execute("query-migrate")).get("ram", {})
             await self._running.quit()
             self._lives_in(there)
-            self.at = target
+            self.came_to(target)
             for id, _ in self.nics:
                 await remove_port(_on(source), bridge=EDGE_BRIDGE, tap=tap_name(id))
         except HostError as error:

@@ -10,6 +10,7 @@ from retinue.protocol import json_lines
 from retinue.protocol.client import ControllerClient
 from retinue.protocol.errors import ControllerError
 from retinue.protocol.json_lines import RequestError
+from retinue.security.credentials import Credentials
 from retinue_lab.errors import LabError
 
 T = TypeVar("T")
@@ -21,8 +22,9 @@ class Manager:
     It authenticates by what the environment names: in a lab the certificate of the lab's manager.
     """
 
-    def __init__(self, url: str) -> None:
-        self._client = ControllerClient(url)
+    def __init__(self, url: str, credentials: Credentials | None = None) -> None:
+        """`credentials`: instead of those that the environment names."""
+        self._client = ControllerClient(url, credentials)
 
     async def __aenter__(self) -> Self:
         return self

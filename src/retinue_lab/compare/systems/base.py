@@ -34,6 +34,8 @@ class System:
     """And agents, and they run the VM."""
     vm: ClassVar[str] = VM
     """The VM's id."""
+    servers: ClassVar[tuple[str, str]] = SERVERS
+    """Between which the VM goes to and fro."""
     may_be_dual: ClassVar[bool] = False
     """It can be set up for a VM with two NICs, and addresses of both families."""
 
@@ -65,8 +67,8 @@ class System:
     def bench(self, lab: LabHandle) -> Bench:
         """What runs the VM and migrates it."""
         if self.managed:
-            return ManagedBench(lab, self.vm, dual=self.dual)
-        return PlainBench(lab, dual=self.dual)
+            return ManagedBench(lab, self.vm, dual=self.dual, servers=self.servers)
+        return PlainBench(lab, dual=self.dual, servers=self.servers)
 
     async def before_boot(self, bench: Bench) -> None:
         """What must be so before the VM is started."""

@@ -34,9 +34,12 @@ class Retinue(System):
 
     async def order(self, bench: ManagedBench) -> None:
         """Begin a migration to `bench.target`; it may be over when this returns. Raises LabError."""
-        await bench.manager.post(
-            Route.START_MIGRATION.path(), {"vm": bench.vm, "target_server": bench.target}
-        )
+        order = {"vm": bench.vm, "target_server": self.named(bench.target)}
+        await bench.manager.post(Route.START_MIGRATION.path(), order)
+
+    def named(self, server: str) -> str:
+        """As it is ordered to go there."""
+        return server
 
     async def move(self, bench: Bench) -> Migrated:
         """STOP and RESUME are those of the migration's record."""
@@ -56,8 +59,8 @@ class Retinue(System):
         move = await manager.get(Route.GET_MIGRATION.path(last["id"]))
         if move["state"] != MigrationState.DONE:
             raise LabError(f"{move['id']} of {bench.vm} to {target} was undone: {move['reason']}")
-        bench.at = target
-        bindings = (await manager.get(Route.LIST_BINDINGS.path()))["bindings"]
+        bench.came_to(target)
+        bindings = (await bench.manager.get(Route.LIST_BINDINGS.path()))["bindings"]
         own = [row for row in bindings if row["vm"] == bench.vm]
         return migrated_of(move, source, target, own)
 

@@ -12,6 +12,7 @@ from retinue_lab.compare.systems.neighbour import RetinueNeighbour, RewriteOff
 from retinue_lab.compare.systems.ovn import OvnMultichassisRarp, OvnNaive
 from retinue_lab.compare.systems.own import LibvirtVirsh, Retinue, RetinueLibvirt
 from retinue_lab.compare.systems.renewal import RenewalAlone
+from retinue_lab.compare.systems.sites import RetinueDomains, StretchedLayer2
 from retinue_lab.compare.systems.told import ToldAfterwards, ToldAhead
 from retinue_lab.errors import LabError
 
@@ -35,7 +36,13 @@ MECHANISMS: Sequence[type[System]] = (
     RewriteOff,
     Retinue,
 )
-SYSTEMS: Sequence[type[System]] = (*USUAL, *(system for system in MECHANISMS if system not in USUAL))
+SITES: Sequence[type[System]] = (RetinueDomains, StretchedLayer2)
+"""Between two sites: by another network, so that they are compared with each other alone."""
+SYSTEMS: Sequence[type[System]] = (
+    *USUAL,
+    *(system for system in MECHANISMS if system not in USUAL),
+    *SITES,
+)
 
 
 def by_name(name: str) -> type[System]:

@@ -14,7 +14,7 @@ import pytest
 
 from retinue_lab.compare import bench as compare_bench
 from retinue_lab.compare import tcp
-from retinue_lab.compare.systems import base, ovn, own, registry
+from retinue_lab.compare.systems import base, ovn, own, registry, sites
 from retinue_lab.errors import LabError
 from retinue_lab.network import libvirtd
 from retinue_lab.processes.state import DaemonStatus
@@ -45,6 +45,16 @@ def test_libvirts_lab_is_the_others_but_for_who_runs_the_vms() -> None:
     assert {server.hypervisor for server in ours.server} == {parts.LIBVIRT}
     servers = tuple(msgspec.structs.replace(s, hypervisor=parts.QEMU) for s in ours.server)
     assert msgspec.structs.replace(ours, server=servers) == theirs
+
+
+def test_between_sites_both_have_the_same_network_and_ends() -> None:
+    """So the two can be compared: two domains, and the VM to and fro between a server of each."""
+    ours, theirs = (system() for system in registry.SITES)
+    assert ours.network() == theirs.network() == topology_file.load("domains")
+    assert ours.servers == theirs.servers == ("server1", "server3")
+    assert not set(registry.SITES) & set(registry.USUAL), "no other has such a link"
+    assert isinstance(ours, sites.RetinueDomains)
+    assert [ours.named(server) for server in ours.servers] == ["a/server1", "b/server3"]
 
 
 def test_without_libvirt_it_is_said_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
