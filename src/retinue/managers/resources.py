@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import structlog
 
+from retinue.core.limits import MOST_SERVERS_ASKED
 from retinue.core.placement.facts import Holding, OutOfStepError
 from retinue.managers.door import RefusedError, Said
 from retinue.protocol.errors import ErrorCode
@@ -49,6 +50,9 @@ class Resources:
     def fill(self, domain: str, filling: Filling) -> Filled:
         """Raises RefusedError."""
         holding, before = self.holdings[domain], self.holdings[domain].whole
+        kept = set() if filling.number == 0 else holding.servers.keys()
+        if len({one.server for one in filling.servers} | kept) > MOST_SERVERS_ASKED:
+            raise RefusedError(f"more than {MOST_SERVERS_ASKED} servers of a domain are not kept")
         try:
             holding.fill(
                 filling.instance,

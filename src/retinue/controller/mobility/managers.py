@@ -23,6 +23,7 @@ from retinue.controller.mobility.resources import ResourceManager
 from retinue.core.limits import MOST_SERVERS_FILLED, MOST_VMS_FILLED
 from retinue.core.placement import Need, Presence, ServerState, Snapshot, Wish, checks, decide
 from retinue.core.placement.facts import ServerFacts, needs_match
+from retinue.patience import patience
 from retinue.protocol.client import ControllerClient, lasting
 from retinue.protocol.errors import ControllerAwayError, ControllerError, ErrorCode, RejectedError
 from retinue.protocol.events import EventType
@@ -54,6 +55,10 @@ SLICE = 20
 """Servers that are looked at before others have their turn."""
 MOBILITY, RESOURCES = "mobility", "resources"
 THE_MOBILITY, THE_RESOURCE = "the mobility manager", "the resource manager"
+
+
+class _SilentJustNowError(Exception):
+    """Somebody else has waited for it in vain."""
 
 
 class ManagerDoor(Protocol):
@@ -164,7 +169,13 @@ class Managers:
         counts, and an event has said why."""
         if not self.there:
             return None
-        if not await self._try(RESOURCES, lambda: self._fill(asked.presences)):
+        try:
+            async with patience(FILL_LIMIT):  # However much there is to be told, and whoever tells it.
+                filled = await self._try(RESOURCES, lambda: self._fill(asked.presences))
+        except TimeoutError:
+            self._lost(RESOURCES, f"{THE_RESOURCE} does not take what it is told within {FILL_LIMIT:g} s")
+            return None
+        if not filled or asked.need.vm not in self._context.net.vms:
             return None
         source = self._context.net.vms[asked.need.vm].server
         distances = self._resources.distances(asked.need.vm)
@@ -227,6 +238,8 @@ class Managers:
         """Tell what has changed; all of it, where that does not follow what was told. Raises
         ControllerError."""
         async with self._filling:
+            if presences is not None and not self._found[RESOURCES].there:
+                raise _SilentJustNowError  # While we waited for our turn.
             now = await self._facts(presences or {})
             try:
                 await self._tell_changes(now)
@@ -270,6 +283,8 @@ class Managers:
             return False
         try:
             await ask()
+        except _SilentJustNowError:
+            return False
         except ControllerError as error:
             self._lost(name, str(error))
             return False

@@ -1,6 +1,7 @@
 """Mobility and resource managers that are processes of their own: what is said, and what while they are
 away."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,12 +11,16 @@ import pytest
 
 from retinue.controller.migrations.requests import MigrationError
 from retinue.controller.mobility import manager
+from retinue.controller.mobility import managers as managers_module
 from retinue.controller.mobility.managers import LOOK_SECONDS, Managers
+from retinue.core.limits import MOST_SERVERS_ASKED, MOST_SERVERS_FILLED
 from retinue.core.migration import MigrationState as S
 from retinue.core.migration.record import Far
-from retinue.core.placement import Entity, EntityKind, Outcome, Profile, Wish, decide
-from retinue.core.placement.facts import HELD
-from retinue.protocol.managers import Decided, Filled, Filling
+from retinue.core.placement import Entity, EntityKind, Outcome, Policy, Profile, Wish, decide
+from retinue.core.placement.facts import HELD, ServerFacts
+from retinue.managers.door import RefusedError
+from retinue.protocol.errors import ControllerAwayError
+from retinue.protocol.managers import Decided, Filled, Filling, facts_said, policy_said
 from retinue.protocol.mobility import ServerReport
 from support.fabric.domains import gateway_of, server_of
 from support.fabric.managers import Beside, managers_beside
@@ -281,3 +286,68 @@ async def test_an_agent_that_was_silent_in_the_match_gets_no_vm_there_either(
     with pytest.raises(MigrationError, match="a-server2: its agent has not answered"):
         await domains.controller("a").mobility.migrate(VM_ID, Wish())
     assert told(domains, "mobility.decision")[-1]["by"] == "mobility"
+
+
+async def test_one_that_hangs_is_waited_for_once_however_many_wait(
+    domains: TwoDomains, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A match waits for its turn while the resource manager is told of changes, and that is its turn then."""
+    monkeypatch.setattr(managers_module, "FILL_LIMIT", 0.2)
+    managers, asked = managers_of(domains), 0
+
+    async def hangs(filling: Filling) -> Filled:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0.1)
+        raise ControllerAwayError("it does not answer")
+
+    monkeypatch.setattr(managers._door, "fill", hangs)
+    looking = asyncio.create_task(managers.look())
+    await asyncio.sleep(0)
+    migration = await domains.controller("a").mobility.migrate(VM_ID, Wish())
+    await looking
+    assert (migration.target, asked) == (server_of("a", 2), 1)
+    assert told(domains, "mobility.decision")[-1]["by"] == "controller"
+
+
+async def test_one_that_takes_what_it_is_told_too_slowly_is_not_waited_for(
+    domains: TwoDomains, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(managers_module, "FILL_LIMIT", 0.1)
+
+    async def slow(filling: Filling) -> Filled:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    monkeypatch.setattr(managers_of(domains)._door, "fill", slow)
+    await domains.controller("a").mobility.migrate(VM_ID, Wish())
+    last = told(domains, "mobility.manager")[-1]
+    assert (last["manager"], last["state"]) == ("resources", "away")
+    assert "does not take what it is told within 0.1 s" in last["reason"]
+
+
+async def test_more_servers_than_a_domain_may_have_are_not_kept(beside: Beside) -> None:
+    resources = beside.resources
+    holding = resources.holdings["a"]
+    holding.servers |= {f"s{number}": ServerFacts(f"s{number}") for number in range(MOST_SERVERS_ASKED)}
+    more = [facts_said(ServerFacts(f"more{number}")) for number in range(MOST_SERVERS_FILLED)]
+    filling = Filling(holding.instance, holding.number, policy_said(Policy()), more)
+    with pytest.raises(RefusedError, match="more than 10000 servers of a domain are not kept"):
+        resources.fill("a", filling)
+
+
+@pytest.mark.parametrize("asked", ["fill", "decide"])
+async def test_a_vm_that_is_removed_while_a_manager_is_asked_goes_nowhere(
+    domains: TwoDomains, beside: Beside, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    a, door = domains.controller("a"), managers_of(domains)._door
+    asks = getattr(door, asked)
+
+    async def and_it_goes(said: Any) -> Any:
+        answer = await asks(said)
+        await a.inventory.remove_vm(VM_ID)
+        return answer
+
+    monkeypatch.setattr(door, asked, and_it_goes)
+    with pytest.raises(MigrationError, match="was removed meanwhile"):
+        await a.mobility.migrate(VM_ID, Wish())
