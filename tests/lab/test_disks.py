@@ -13,15 +13,21 @@ from pathlib import Path
 import pytest
 from qemu.qmp import QMPClient
 
+from retinue.core.migration import copying
+from retinue.core.migration.copying import CopyOptions, Postcopy
 from retinue.host.errors import HostError
 from retinue.hypervisor import (
     Channel,
     DiskSpec,
+    Event,
+    HandedOverError,
     HypervisorError,
     MigrationFailed,
     QemuHypervisor,
     QemuMachine,
+    RunsElsewhere,
     RunState,
+    Stopped,
     channel_pair,
 )
 from retinue.hypervisor.qemu import mirrors, outgoing
@@ -140,6 +146,110 @@ async def test_a_disk_goes_there_and_back_while_the_guest_writes_it(bench: QemuB
     assert outside[WRITTEN * MIB :] == base.ljust(SIZE * MIB, b"\0")[WRITTEN * MIB :]
     assert bench.disks[0].base is not None
     assert bench.disks[0].base.read_bytes() == base, "nobody has written the base"
+
+
+REQUIRED = CopyOptions(postcopy=Postcopy.REQUIRED)
+MEMORY_MIB, MEMORY_RATE = 32, 300
+
+
+@pytest.fixture
+def no_pause_is_short_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "LEAST_PAUSE", 0.0)
+
+
+async def scribble_memory(shell: GuestShell) -> None:
+    command = f"scribble {MEMORY_MIB} {MEMORY_RATE} /tmp/scribbled >/dev/null 2>&1 &"
+    assert (await shell.run(command))[0] == 0
+    await shell.run("until [ -f /tmp/scribbled ]; do usleep 20000; done")
+
+
+async def memory_is_right(shell: GuestShell) -> None:
+    """All of it has been written and compared since now."""
+    before = int((await shell.run("cut -d' ' -f4 /tmp/scribbled"))[1])
+    enough = before + 2 * MEMORY_MIB * 256
+    await shell.run(f"until [ $(cut -d' ' -f4 /tmp/scribbled) -gt {enough} ]; do usleep 50000; done", 120)
+    assert (await shell.run("cut -d' ' -f6 /tmp/scribbled"))[1].strip() == "0"
+
+
+@pytest.mark.usefixtures("no_pause_is_short_enough")
+async def test_a_disk_and_memory_go_over_by_postcopy_while_the_guest_writes_both(bench: QemuBench) -> None:
+    base = private(bench)
+    machine, shell = await bench.boot()
+    await scribble(shell)
+    await scribble_memory(shell)
+    for tap in ("tap-b", "tap-a"):
+        bench.events.clear()
+        target = await bench.target(tap)
+        await target.expect_postcopy()
+        before = await written(shell)
+        result = await bench.migration(machine, target, diverted, REQUIRED, 0.0)
+        assert any(isinstance(event, RunsElsewhere) for event in bench.events), "by post-copy"
+        assert await machine.state() is RunState.MOVED
+        print(f"post-copy with a disk: paused {result.downtime_ms:.0f} ms", file=sys.stderr)
+        await machine.quit()
+        machine.spec.disks[0].path.unlink()
+        machine, shell = target, GuestShell(target.files.shell)
+        await until_written(shell, before["blocks"] + 2 * WRITTEN * 16)
+        assert (await written(shell))["wrong"] == 0
+        await memory_is_right(shell)
+    assert (await ended(shell))["wrong"] == 0
+    inside = await digest(shell)
+    await machine.cut_power()
+    assert inside == sha256(content(machine.spec.disks[0].path, base))
+
+
+@pytest.mark.usefixtures("no_pause_is_short_enough")
+@pytest.mark.parametrize("when", [long("at the stop"), "when the disks are handed over"])
+async def test_a_target_that_dies_before_it_ran_by_postcopy_leaves_vm_and_disk_whole(
+    bench: QemuBench, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = private(bench)
+    machine, shell = await bench.boot()
+    await scribble(shell)
+    await scribble_memory(shell)
+    target = await bench.target()
+    await target.expect_postcopy()
+    finish = mirrors.Mirrors.finish
+
+    async def then_it_dies(self: mirrors.Mirrors) -> None:
+        await finish(self)
+        target.kill()
+        await target.process.wait()
+
+    def hear(event: Event) -> None:
+        bench.events.append(event)
+        if isinstance(event, Stopped) and when == "at the stop":
+            target.kill()
+
+    if when != "at the stop":
+        monkeypatch.setattr(mirrors.Mirrors, "finish", then_it_dies)
+    here, there = await channel_pair()
+    copies = Copies(target)
+    arrival = bench.hypervisor.run_incoming(target, there, bench.events.append)
+    going = run_outgoing(machine, here, hear, diverted, 0.0, REQUIRED, copies, limit=60.0)
+    went, came = await asyncio.gather(going, arrival, return_exceptions=True)
+    await asyncio.gather(*copies.tasks, return_exceptions=True)
+    assert isinstance(went, HypervisorError) and not isinstance(went, HandedOverError), went
+    assert isinstance(came, HypervisorError), came
+    [failed] = [event for event in bench.events if isinstance(event, MigrationFailed)]
+    assert failed.source_runs
+    assert await machine.state() is RunState.RUNNING
+    monkeypatch.setattr(mirrors.Mirrors, "finish", finish)
+    before = await written(shell)
+    await until_written(shell, before["blocks"] + 2 * WRITTEN * 16)
+    assert (await written(shell))["wrong"] == 0
+    await memory_is_right(shell)
+    assert await machine.execute("query-jobs") == []
+    again = await bench.target()
+    await again.expect_postcopy()
+    await bench.migration(machine, again, diverted, REQUIRED, 0.0)
+    shell = GuestShell(again.files.shell)
+    assert (await ended(shell))["wrong"] == 0
+    await memory_is_right(shell)
+    inside = await digest(shell)
+    await machine.quit()
+    await again.cut_power()
+    assert inside == sha256(content(again.spec.disks[0].path, base))
 
 
 class Copies:

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from qemu.qmp import QMPClient
 
+from retinue.hypervisor.qemu.hypervisor import connect
 from retinue_lab.network import agents
 from support.lab.disks import (
     BASE,
@@ -99,6 +101,58 @@ async def test_a_disk_goes_there_and_back_under_traffic(bench: LabBench, tmp_pat
     assert "disky" in refused
     await bench.cli("vm", "remove", "disky")
     await nothing_is_left(bench, "server1")
+
+
+BY_POSTCOPY = {"postcopy": "required", "downtime_ms": 0}
+SLOWLY = 1 << 20
+MEMORY_MIB, MEMORY_RATE = 32, 300
+
+
+@pytest.mark.parametrize("killed", [(), long(("server1", "server2"))], ids=["none", "both"])
+async def test_a_disk_goes_by_postcopy_under_traffic(bench: LabBench, killed: tuple[str, ...]) -> None:
+    """And where both agents are killed with memory to come."""
+    vm = f"hurried{len(killed)}"
+    await added(bench, vm, "size=32M")
+    await scribble(bench, vm)
+    await bench.guest(vm, f"scribble {MEMORY_MIB} {MEMORY_RATE} /tmp/scribbled >/dev/null 2>&1 &")
+    await bench.guest(vm, "until [ -f /tmp/scribbled ]; do usleep 20000; done")
+    await sends_slowly(bench, "server1", vm)
+    async with (
+        bench.traffic(await bench.address(vm), pps=200) as traffic,
+        bench.events() as events,
+    ):
+        asked = {"vm": vm, "target_server": "server2", **BY_POSTCOPY}
+        migration = str((await bench.post("migrations", asked))["id"])
+        await events.until(
+            "migration.copying", lambda event: event["migration_id"] == migration and bool(event["postcopy"])
+        )
+        for server in killed:
+            bench.kill(f"{server}-agent", signal.SIGKILL)
+        for server in killed:
+            await start_agent(bench, server)
+        done = await reaches(events, migration, "done")
+        print(f"paused {1000 * (done['resumed_at'] - done['stopped_at']):.0f} ms", file=sys.stderr)
+        await all_verified(bench, vm)
+        await bench.guest(vm, "until [ $(cut -d' ' -f4 /tmp/scribbled) -gt 0 ]; do usleep 20000; done")
+        assert (await bench.guest(vm, "cut -d' ' -f6 /tmp/scribbled")).strip() == "0"
+        await bench.unharmed(traffic, in_order=True)
+    assert [vm in one.name for one in overlays(bench, "server2")].count(True) == 1
+    await bench.guest(vm, "kill $(cat /tmp/pid); while kill -0 $(cat /tmp/pid); do usleep 20000; done")
+    await bench.guest(vm, "killall scribble")
+    inside = (await bench.guest(vm, "sha256sum /dev/vda", timeout=120)).split()[0]
+    await bench.cli("vm", "stop", vm, "--wait")
+    [own] = [one for one in overlays(bench, "server2") if vm in one.name]
+    assert sha256(content(own, b"")) == inside
+    await bench.cli("vm", "remove", vm)
+
+
+async def sends_slowly(bench: LabBench, server: str, vm: str) -> None:
+    """Its QEMU there takes its time with what follows it."""
+    [monitor] = (folder(bench, server) / "vms").glob(f"tap-{vm}-*.qmp")
+    qmp = QMPClient(vm)
+    await connect(qmp, str(monitor))
+    await qmp.execute("migrate-set-parameters", {"max-postcopy-bandwidth": SLOWLY})
+    await qmp.disconnect()
 
 
 async def nothing_is_left(bench: LabBench, server: str) -> None:

@@ -154,6 +154,7 @@ class Controller:
         self.orchestrator.ended = self._migration_ended
         self.fencing = Fencing(self.context, self.orchestrator)
         self.external_migrations = ExternalMigrations(self.context, self.orchestrator, self.inventory)
+        self.orchestrator.is_under_libvirt = self.external_migrations.is_under_libvirt
         self.agent_rejections = AgentRejections(net)
         self.images = Images(self.context)
         images_at = self.images.holders.whole_at

@@ -151,6 +151,10 @@ class ExternalMigrations:
         self._go_on(migration.id)
         return self._orchestrator.migrations[migration.id]
 
+    def is_under_libvirt(self, vm: str) -> bool:
+        """Whether the agent of its server has told of it as what libvirt does there."""
+        return vm in self._net.vms and (self._net.vms[vm].server, vm) in self._under_libvirt
+
     def doubts(self, vm: VM) -> list[str]:
         """What a VM loses, or may lose as it migrates, for how its hypervisor's manager has made it:
         sentences."""

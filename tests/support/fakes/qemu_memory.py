@@ -49,7 +49,9 @@ class FakeQemu:
         self.before_resume: Callable[[], Awaitable[None]] | None = None
         self._events: asyncio.Queue[Any] = asyncio.Queue()
         self._frames = 0
-        self._runs = True
+        self._runs, self._by_hand = True, False
+        self.answers_stopped = False
+        """It was stopped by a command, and has not come to the end of its memory."""
         self._end: socket.socket | None = None
         self._sending: asyncio.Task[None] | None = None
 
@@ -85,7 +87,7 @@ class FakeQemu:
 
     async def execute(self, command: str, **arguments: Any) -> Any:
         self.asked.append(command)
-        if not self._runs and not self.postcopy and self._sending is not None:
+        if not self._runs and not (self.postcopy or self._by_hand) and self._sending is not None:
             await asyncio.shield(self._sending)  # As QEMU, which holds its big lock meanwhile.
         match command:
             case "query-version":
@@ -111,7 +113,7 @@ class FakeQemu:
                 ram = {"remaining": self.remaining, "transferred": 1 + self.sent, "mbps": 100 + self.sent % 7}
                 return {"status": self.status, "ram": {**ram, "dirty-sync-count": self.looks}}
             case "stop":
-                self._runs = False
+                self._runs, self._by_hand = False, self.answers_stopped
                 self._tell("STOP")
             case "migrate-set-parameters":
                 self.limits.append(arguments["downtime_limit"])

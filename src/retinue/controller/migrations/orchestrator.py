@@ -82,6 +82,8 @@ class MigrationOrchestrator:
         self.far_ends: FarEnds = NoFarEnds()
         self.ended: Callable[[str], None] = lambda vm: None
         """Called with the VM of each migration that has ended."""
+        self.is_under_libvirt: Callable[[str], bool] = lambda vm: False
+        """Whether libvirt runs that VM, where it is now, as far as is known."""
         self.look_for_ports: Callable[[str], None] = lambda vm: None
         """Called with a VM that may be on another host: which ports are its is judged anew."""
 
@@ -114,7 +116,9 @@ class MigrationOrchestrator:
         ends = check_request(net, vm, *said, after_the_fact=after_the_fact)
         source, target = ends.source, ends.target
         far = check_domains(net, vm, source, target, far)
-        options = copy_options(net, vm, asked, self.copy_options, far=far is not None)
+        options = copy_options(
+            net, vm, asked, self.copy_options, far=far is not None, libvirt=self.is_under_libvirt(vm)
+        )
         if after_the_fact:
             check_others_migrated(self._context, vm, ends, new_addresses)
         elif not under_way:

@@ -120,17 +120,17 @@ def check_wanted(net: Network, vm: str, target: str) -> None:
 
 
 def copy_options(
-    net: Network, vm: str, asked: AskedCopy, configured: CopyOptions, *, far: bool
+    net: Network, vm: str, asked: AskedCopy, configured: CopyOptions, *, far: bool, libvirt: bool
 ) -> CopyOptions:
-    """How the VM's memory goes over; `far`: from or to another domain.
+    """How the VM's memory goes over; `far`: from or to another domain; `libvirt` runs it.
 
     What is configured is for VMs that can; what is asked for and cannot be raises MigrationError.
     """
     postcopy = configured.postcopy if asked.postcopy is None else asked.postcopy
     compress = configured.compress if asked.compress is None else asked.compress
     why_not = ""
-    if stays_behind(net.vms[vm].disks):
-        why_not = "has private disks, which are all at the target before it runs there"
+    if libvirt and stays_behind(net.vms[vm].disks):
+        why_not = "has private disks, and libvirt runs it, which ends their copies itself"
     elif far:
         why_not = "goes between domains, which do not agree on post-copy"
     if why_not and asked.postcopy is Postcopy.REQUIRED:

@@ -105,6 +105,7 @@ class LibvirtOutgoing:
         self._holders = holders
         self._wanted = wanted_downtime
         self._step_factor = step_factor
+        self._required = how is Postcopy.REQUIRED
         self._how = Postcopy.NEVER if disks else how
         self._disks = disks
         self._in_postcopy = self._kept = False
@@ -141,6 +142,10 @@ class LibvirtOutgoing:
         try:
             memory, self._several = await self._copier.memory()
             self._limit = limit_for(memory, self._step_factor)
+            if self._required and self._disks:
+                raise HypervisorError(
+                    "it has private disks, which libvirt does not copy for post-copy: it moves by pre-copy"
+                )
             where = (self._memory, self._own_control, self._how)
             self._control, self._how = await self._far.where_to(*where)
             self._hear()

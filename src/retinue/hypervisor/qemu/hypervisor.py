@@ -176,7 +176,8 @@ class QemuHypervisor:
                 machine.kill()
                 await machine.quit()
                 return
-        lacks_memory = status in BY_POSTCOPY and state is not RunState.MOVED
+        # One that has kept its monitor is a target, and no source that was stopped, whatever it says.
+        lacks_memory = status in BY_POSTCOPY and (ours is not None or state is RunState.RUNNING)
         if note.off or state is RunState.OFF:
             await machine.cut_power()
             left.ended[note.spec.id] = Ending.OFF

@@ -114,7 +114,9 @@ class Mirrors:
             await asyncio.sleep(4 * LOOK_SECONDS)
 
     async def finish(self) -> None:
-        """The VM is stopped: end the copies as they stand, flushed."""
+        """The VM is stopped: end the copies as they stand, flushed; once, however often it is asked for."""
+        if self._ending:
+            return
         self._ending = True
         for disk in self._disks:
             await self._machine.command("block-job-cancel", {"device": _job(disk)})

@@ -12,8 +12,8 @@
 Where pre-copy does not come to an end that is good enough, and post-copy is allowed, the VM is stopped and
 handed over with what is left: 1 to 3 as above, then `postcopy`.
 
-A VM's private disks are copied before 1, and are the same at both ends from then on (`mirrors`); such a VM is
-not handed over by post-copy.
+A VM's private disks are copied before 1, and are the same at both ends from then on (`mirrors`). They are
+handed over when the VM has stopped; for post-copy that is before it begins.
 
 Without `divert` QEMU goes through to the end by itself, as it would for any hypervisor manager.
 """
@@ -255,7 +255,7 @@ class _Outgoing:
         await machine.set_capability("events", True)
         await machine.set_capability("pause-before-switchover", bool(self.mirrors))
         await machine.set_capability(postcopy.CAPABILITY, False)
-        how = Postcopy.NEVER if self._divert is None or self.mirrors else self._options.postcopy
+        how = Postcopy.NEVER if self._divert is None else self._options.postcopy
         if await postcopy.agree(machine, self.channel, how):
             self._hear()
         else:
@@ -297,6 +297,10 @@ class _Outgoing:
         after the stop, so that all of it goes over as ever."""
         machine = self._machine
         await unless(self._failed, self._drained(divert))
+        if self.mirrors:
+            # From post-copy's own stop on QEMU holds its big lock: a mirror whose target is gone has no end.
+            await unless(self._failed, machine.execute("stop"))
+            await unless(self._failed, self.mirrors.finish())
         await unless(self._failed, machine.execute("migrate-start-postcopy"))
         self.throttle.set_window(STEP)
         self.throttle.release_qemu_end()

@@ -10,6 +10,7 @@ from retinue.controller.migrations.orchestrator import MigrationError
 from retinue.core.migration.copying import AskedCopy, CopyOptions, Postcopy
 from retinue.core.model import VM, Disk, ModelError
 from retinue.protocol.errors import ErrorCode
+from retinue.protocol.hypervisor_events import EventKind
 from retinue.protocol.images import ImagesBody, SignedManifest, StoreUse
 from support.fabric.networks import fabric, vm_mac
 from support.fakes.session import FakeNetwork
@@ -73,9 +74,16 @@ async def test_shared_disks_of_a_dead_server_go_where_the_vm_goes(fake: FakeNetw
     assert register(fake, server="server2").disks == (Disk(shared="/mnt/a"),)
 
 
-async def test_a_vm_with_private_disks_is_not_handed_over_by_postcopy(fake: FakeNetwork) -> None:
-    """They are all at the target before it runs there; memory that is still to come would have to be, too."""
+def runs_under_libvirt(fake: FakeNetwork) -> None:
+    fake.controller.external_migrations.on_report("server1", "vm1", EventKind.STARTED, 1.0)
+
+
+async def test_a_vm_with_private_disks_is_not_handed_over_by_postcopy_through_libvirt(
+    fake: FakeNetwork,
+) -> None:
+    """It ends the copies of disks itself, when QEMU does not answer any more."""
     register(fake, Disk(size_mib=64))
+    runs_under_libvirt(fake)
     required = AskedCopy(Postcopy.REQUIRED)
     with pytest.raises(MigrationError, match="by pre-copy, with --no-postcopy") as raised:
         fake.controller.orchestrator.start("vm1", target_server="server2", asked=required)
@@ -84,15 +92,19 @@ async def test_a_vm_with_private_disks_is_not_handed_over_by_postcopy(fake: Fake
 
 
 @pytest.mark.parametrize("configured", [Postcopy.REQUIRED, Postcopy.IF_NEEDED])
-async def test_postcopy_that_is_configured_is_for_vms_without_private_disks(
-    fake: FakeNetwork, configured: Postcopy
+@pytest.mark.parametrize("libvirt", [True, False])
+async def test_postcopy_that_is_configured_is_for_vms_that_can(
+    fake: FakeNetwork, configured: Postcopy, libvirt: bool
 ) -> None:
     """No server could be drained any more, for what nobody has asked of this VM."""
     orchestrator = fake.controller.orchestrator
     orchestrator.copy_options = CopyOptions(configured, compress=True)
     register(fake, Disk(size_mib=64))
+    if libvirt:
+        runs_under_libvirt(fake)
     migration = orchestrator.start("vm1", target_server="server2")
-    assert (migration.postcopy, migration.compress) == (Postcopy.NEVER, True)
+    assert migration.postcopy is (Postcopy.NEVER if libvirt else configured)
+    assert migration.compress
     orchestrator.cancel(migration.id)
 
 

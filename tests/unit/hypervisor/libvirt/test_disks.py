@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from retinue.core.limits import MOST_DISKS
+from retinue.core.migration.copying import CopyOptions, Postcopy
 from retinue.hypervisor import Channel, DiskSpec, HypervisorError, VMSpec, channel_pair
 from retinue.hypervisor.interface import Copying
 from retinue.hypervisor.libvirt import disk_copies
@@ -197,6 +198,13 @@ async def test_a_disk_that_cannot_be_copied_leaves_the_vm_where_it_is(
     bench.broken = True
     with pytest.raises(HypervisorError, match=r"its disks cannot be copied.*cannot be reached|blockdev-add"):
         await asyncio.wait_for(bench.migration(), LIMIT)
+    await bench.stayed()
+
+
+async def test_a_vm_that_is_to_go_by_postcopy_stays_where_it_is(bench: Bench) -> None:
+    required = CopyOptions(postcopy=Postcopy.REQUIRED)
+    with pytest.raises(HypervisorError, match=r"it has private disks, .*: it moves by pre-copy"):
+        await asyncio.wait_for(bench.migration(divert=bench.divert, options=required), LIMIT)
     await bench.stayed()
 
 

@@ -12,7 +12,7 @@ from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.hypervisor import HandedOverError, HypervisorError, MigrationResult, another_way
 from retinue.hypervisor.interface import Copying, Event, MigrationFailed, RunsElsewhere, Stopped
 from retinue.hypervisor.memory_channel import Channel, channel_pair
-from retinue.hypervisor.qemu import recovering
+from retinue.hypervisor.qemu import outgoing, recovering
 from retinue.hypervisor.qemu.outgoing import run_outgoing
 from retinue.hypervisor.qemu.postcopy import CAPABILITY
 from support.fakes.qemu_memory import FakeQemu
@@ -110,6 +110,49 @@ async def test_a_vm_that_always_writes_runs_at_the_target_before_its_memory_is_t
     assert set(kinds[2:]) == {Copying}
     assert isinstance(told[-1], Copying)
     assert told[-1].remaining == 0
+
+
+class SameDisks:
+    """Disks that are the same at both ends; what is done to them is among what QEMU is asked."""
+
+    def __init__(self, machine: FakeQemu, *_: object) -> None:
+        self._machine = machine
+
+    def __bool__(self) -> bool:
+        return True
+
+    def size(self) -> int:
+        return 0
+
+    async def nothing(self) -> None:
+        pass
+
+    start = until_ready = undo = close = nothing
+
+    async def watch(self) -> None:
+        await asyncio.Event().wait()
+
+    async def finish(self) -> None:
+        self._machine.asked.append("disks handed over")
+
+
+async def test_disks_are_handed_over_while_qemu_answers_and_then_the_vm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From post-copy's own stop on it does not, whatever has become of the target."""
+    monkeypatch.setattr(copying, "LEAST_PAUSE", 0.0)
+    monkeypatch.setattr(outgoing, "Mirrors", SameDisks)
+    qemu = FakeQemu(ODD, list(ALWAYS))
+    qemu.answers_stopped = True
+    target, told, came = await moved(qemu, Postcopy.REQUIRED, wanted=0.0)
+    assert came.downtime_ms > 0
+    order = ["divert", "quiet", "stop", "disks handed over", "migrate-start-postcopy"]
+    assert [word for word in qemu.asked if word in order] == order
+    assert target.heard[-2:] == ["handed over by post-copy", "end"]
+    assert [type(event) for event in told if isinstance(event, Stopped | RunsElsewhere)] == [
+        Stopped,
+        RunsElsewhere,
+    ]
 
 
 async def test_a_vm_that_writes_little_goes_over_as_ever() -> None:
