@@ -40,8 +40,6 @@ class FakeDomain:
         """Its QEMU was told to cancel its migration."""
         self.disks: list[bytes] = []
         """At a target, what has come of disks, by connection."""
-        self.runs_with = 0
-        """Bytes of its stream with which the target can run it before all of its memory is there."""
         self.rest_goes = threading.Event()
         self.rest_goes.set()
         self.asked_for = b""
@@ -153,7 +151,7 @@ class FakeDomain:
         self.sent, self.sent_all, self.looks, self.remaining = 0, -1, 1, len(self.memory)
         if self.rejects or there is None:
             raise libvirtError(self.rejects or f"unable to connect to {uri}")
-        self.postcopy, self.runs_with = False, 0
+        self.postcopy = False
         self.moving = True  # Before anybody can see the target: the real one's job begins before that, too.
         try:
             came = self.came = there.take_in(self, parameters.get("destination_xml", self.xml))
@@ -268,8 +266,9 @@ class FakeDomain:
         if self.dies_before_it_runs:
             self.came.connection.give_up(self.came)
             raise libvirtError("internal error: qemu unexpectedly closed the monitor")
+        self.came.now = (1, 10)
+        self.came.connection.tell(self.came, 4, 3)
         self._send_page(wire)
-        self.runs_with = self.sent
         self.asked_for = wire.recv(100)
         self.rest_goes.wait(60)
 
@@ -408,9 +407,8 @@ class FakeConnection:
                     if not nbytes:
                         break
                     came.taken += nbytes
-                    if 0 < source.runs_with <= len(came.taken) and not came.asks:
-                        came.asks, came.now = True, (1, 10)
-                        self.tell(came, 4, 3)
+                    if source.postcopy and not came.asks:
+                        came.asks = True
                         wire.sendall(b"a page")
                 if len(came.taken) == source.sent_all:
                     wire.sendall(self.answer)

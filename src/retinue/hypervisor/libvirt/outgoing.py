@@ -50,7 +50,6 @@ from retinue.hypervisor.libvirt.copier import LibvirtCopier, qemu_end
 from retinue.hypervisor.libvirt.directory import Memory
 from retinue.hypervisor.libvirt.disk_copies import DiskCopies
 from retinue.hypervisor.libvirt.far_end import FarEnd, say_that_it_failed
-from retinue.hypervisor.libvirt.held_stream import HeldStream
 from retinue.hypervisor.libvirt.order import by_libvirt
 from retinue.hypervisor.libvirt.undoing import Outcome
 from retinue.hypervisor.memory_channel import Channel
@@ -329,38 +328,17 @@ class LibvirtOutgoing:
         await self._host.call(self._domain.migrateStartPostCopy, 0)
         throttle.set_window(STEP)
         throttle.release_qemu_end()
-        held = HeldStream(throttle)
+        passing, failed = ends = self._passing(throttle)
         try:
-            await self._unless_failed(self._until_gone(held), may_end=True)
-        except BaseException:
-            await held.close()
-            raise
-        passing, failed = ends = self._passing(held)
-        try:
-            if not self._stopped_at:
-                await self._unless_failed(first_of(self._paused, passing), may_end=True)
-                self._stopped(self._paused.result() if self._paused.done() else time.time())
+            await self._unless_failed(first_of(self._paused, passing), may_end=True)
+            self._stopped(self._paused.result() if self._paused.done() else time.time())
             resumed_at = await self._unless_failed(value(self._far.runs), may_end=True)
             self._on_event(RunsElsewhere(self._vm, resumed_at))
             await run_to_completion(self._send_the_rest(throttle, passing, failed))
         finally:
             await cancelled(*ends)
 
-    async def _until_gone(self, held: HeldStream) -> None:
-        """Return when the VM has stopped, and what it has sent is on its way; or when it writes so much until
-        then that it cannot be held."""
-        if not await held.until(value(self._paused)) and not held.ended:
-            log.warning("migration.not_held_back", vm=self._vm, reason="too much came before the VM stopped")
-            return
-        self._stopped(self._paused.result() if self._paused.done() else time.time())
-        allowed = asyncio.ensure_future(self._channel.may_hand_over())
-        try:
-            if not await held.until(value(allowed)):
-                await allowed
-        finally:
-            await cancelled(allowed)
-
-    def _passing(self, throttle: Throttle | HeldStream) -> "tuple[asyncio.Task[None], asyncio.Task[str]]":
+    def _passing(self, throttle: Throttle) -> "tuple[asyncio.Task[None], asyncio.Task[str]]":
         assert self._libvirt is not None
         lost = self._far.why_lost(self._libvirt, RECOVERY_LIMIT)
         passing = asyncio.create_task(self._pass_on(throttle, STEP), name=f"memory of {self._vm}")
@@ -397,7 +375,7 @@ class LibvirtOutgoing:
         """Take in what comes from the target, from now on."""
         self._hearing = asyncio.create_task(self._far.hear(), name=f"answers about {self._vm}")
 
-    async def _pass_on(self, throttle: Throttle | HeldStream, step: int = LARGEST_STEP) -> None:
+    async def _pass_on(self, throttle: Throttle, step: int = LARGEST_STEP) -> None:
         while chunk := await throttle.read(step):
             await self._channel.send_memory(chunk)
         await self._channel.send_memory(b"")

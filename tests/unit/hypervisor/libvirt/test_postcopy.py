@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +18,8 @@ from retinue.hypervisor import (
     another_way,
     channel_pair,
 )
-from retinue.hypervisor.interface import Copying, Resumed, Stopped
-from retinue.hypervisor.libvirt import held_stream, incoming, outgoing, postcopy, resuming
+from retinue.hypervisor.interface import Copying, Resumed
+from retinue.hypervisor.libvirt import incoming, outgoing, postcopy, resuming
 from retinue.hypervisor.libvirt.far_end import FarEnd
 from retinue.hypervisor.throttle import Throttle
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
@@ -62,46 +61,6 @@ async def test_the_vm_runs_at_the_target_while_its_memory_follows(
     assert bytes(bench.target.domain().taken[: len(MEMORY)]) == MEMORY
     assert (bench.source.states(), bench.target.states()) == ([], [RUNS])
     assert result.resumed_at == runs.at  # type: ignore[attr-defined]
-
-
-async def test_the_vm_runs_at_the_target_when_what_it_has_sent_is_on_its_way(
-    bench: MigrationEnds,  # noqa: F811
-) -> None:
-    asked, gone = asyncio.Event(), asyncio.Event()
-
-    async def until_gone() -> None:
-        asked.set()
-        await gone.wait()
-
-    divert = bench.divert
-
-    async def diverted(taps: Collection[str]) -> bool:
-        bench.ends[0].before_handover = until_gone
-        return await divert(taps)
-
-    bench.divert = diverted  # type: ignore[method-assign]
-    going = by_postcopy(bench)
-    async with asyncio.timeout(LIMIT):
-        await asked.wait()
-        assert any(isinstance(event, Stopped) for event in bench.events)
-        done, _ = await asyncio.wait({going}, timeout=0.1)
-        assert not done
-        assert RUNS not in bench.target.states()
-        gone.set()
-        await going
-    assert bytes(bench.target.domain().taken[: len(MEMORY)]) == MEMORY
-    assert (bench.source.states(), bench.target.states()) == ([], [RUNS])
-
-
-async def test_what_cannot_be_held_back_goes_on_and_its_stop_is_told_all_the_same(
-    bench: MigrationEnds,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(held_stream, "MOST_HELD", 1)
-    await asyncio.wait_for(by_postcopy(bench), LIMIT)
-    assert [line.partition(",")[0] for line in bench.said[1:]] == ["Stopped", "RunsElsewhere"]
-    assert bytes(bench.target.domain().taken[: len(MEMORY)]) == MEMORY
-    assert (bench.source.states(), bench.target.states()) == ([], [RUNS])
 
 
 async def test_a_target_that_cannot_is_told_apart(bench: MigrationEnds) -> None:  # noqa: F811
