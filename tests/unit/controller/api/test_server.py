@@ -338,6 +338,27 @@ async def test_events_are_streamed_and_a_late_listener_catches_up(api: Served) -
         assert await read_until(stream, "vm.registered")
 
 
+async def test_an_agent_that_was_there_before_its_server_is_known_as_its_agent(api: Served) -> None:
+    """Its stream ends when the server is given; it comes again, and is that server's then."""
+    served, url = api
+    agents = served._controller.context.agents
+    of_new = f"{url}/v1/events?server=new"
+    async with aiohttp.ClientSession() as http:
+        async with http.get(of_new) as stream:
+            await read_until(stream, "hello")
+            assert not agents.listens("new")
+            given = {"id": "new", "mac": "02:00:00:00:00:77", "address": "10.0.0.77"}
+            assert (await call(url, "POST", "/v1/servers", given))[0] == 201
+            async with asyncio.timeout(60):
+                await stream.read()
+        async with http.get(of_new) as stream:
+            await read_until(stream, "hello")
+            assert agents.listens("new")
+            await call(url, "POST", "/v1/servers/new/fence")
+            async with asyncio.timeout(60):
+                assert await read_until(stream, "server.fenced"), "it has not ended once more"
+
+
 async def test_a_listener_that_does_not_read_is_let_go_without_a_gap() -> None:
     bus = EventBus(lambda: 1000.0)
     slow = bus.listen()

@@ -20,6 +20,8 @@ from retinue.protocol.routes import Route
 
 HEARTBEAT = 5.0
 """Seconds between comments on an idle event stream, so that a dead listener is noticed."""
+SOON = 1.0
+"""Seconds after which an agent that was there before its server is known as its agent, at the latest."""
 ENCODED = 1000
 """Events that are kept as they were encoded, for the listeners to come."""
 
@@ -62,8 +64,8 @@ def handlers(controller: Controller) -> Handlers:
         types = _types(request.query.get("types"), of_agent=bool(release))
         bus = controller.events
         hello = views.encode({"id": bus.last_id, "type": HELLO})
-        server = request.query.get("server", "")
-        server = server if server in controller.net.servers else ""
+        named = request.query.get("server", "")
+        server = named if named in controller.net.servers else ""
         stream = bus.listen(since, types, server)
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
@@ -72,19 +74,20 @@ def handlers(controller: Controller) -> Handlers:
             await response.prepare(request)
             await response.write(sse.encode(HELLO, hello))
             with controller.context.agents.listening(server, release):
-                await tell(response, stream, server)
+                await tell(response, stream, server, "" if server else named)
         except (StopAsyncIteration, ConnectionError):
             pass
         finally:
             stream.close()
         return response
 
-    async def tell(response: web.StreamResponse, stream: Listener, agent_of: str) -> None:
-        """Until the stream, or whoever follows it, ends."""
+    async def tell(response: web.StreamResponse, stream: Listener, agent_of: str, unknown: str) -> None:
+        """Until the stream, or whoever follows it, ends. `unknown`: the agent of a server that is not there
+        yet; when that has been given its stream ends, and it comes again as that server's."""
         next_event = asyncio.ensure_future(anext(stream))
         try:
-            while True:
-                done, _ = await asyncio.wait({next_event}, timeout=HEARTBEAT)
+            while unknown not in controller.net.servers:
+                done, _ = await asyncio.wait({next_event}, timeout=SOON if unknown else HEARTBEAT)
                 if not done:
                     await response.write(sse.COMMENT)
                     continue
