@@ -51,6 +51,7 @@ from retinue.core.model import (
     Vrf,
     entity_id,
     mac,
+    mac_to_come,
 )
 from retinue.core.model.constraints import check_tiers
 from retinue.core.model.plain_routers import OTHERS
@@ -305,7 +306,7 @@ def _router(table: SwitchTable) -> Switch:
 def _server(table: ServerTable) -> Server:
     return Server(
         id=table.id,
-        mac=mac(table.mac),
+        mac=mac(table.mac) if table.mac else mac_to_come(table.id),
         address=address(table.address) if table.address else None,
         edge=table.edge,
         services=frozenset(table.services),

@@ -181,7 +181,8 @@ class ServerTable(ConfigTable, frozen=True):
     """
 
     id: str
-    mac: str
+    mac: str = ""
+    """"": it is known by its chassis id, and LLDP tells its MAC."""
     address: str = ""
     edge: str = ""
     services: list[Service] = []

@@ -56,7 +56,8 @@ class ServerBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     """One server of POST /v1/servers."""
 
     id: str
-    mac: str
+    mac: str = ""
+    """"": it stays; of a new one that is known by its chassis id LLDP tells it."""
     address: str = ""
     edge: str = ""
     """The edge switch of a server that runs VMs."""

@@ -10,7 +10,7 @@ from retinue.controller.api import nics
 from retinue.controller.app import Controller
 from retinue.controller.event_ring import Event
 from retinue.core.migration import Migration
-from retinue.core.model import VM, Binding, PortRef
+from retinue.core.model import VM, Binding, PortRef, mac_to_come
 from retinue.core.model.links import all_upward_ports, has_carrier
 from retinue.core.model.network import Owner
 from retinue.core.model.uplinks import all_found, used_uplink
@@ -143,6 +143,7 @@ def servers(controller: Controller) -> list[dict[str, Any]]:
             state = ServerState.MATCHED if detected is not None else ServerState.GIVEN
         row = plain(server)
         row.update(
+            mac="" if server.mac == mac_to_come(server.id) else server.mac,
             given_at=str(server.given_at or ""), detected_at=str(detected or ""), at=str(location or ""),
             state=state, vms=sorted(net.vms_on(server.id)), fenced=server.id in net.fenced,
             drained=server.id in net.drained, agent=_agent(controller, server.id),

@@ -9,7 +9,7 @@ from retinue.controller.inventory.server_locations import ServerLocations
 from retinue.controller.neighbours.leaf_ports import leaf_port, look_for_gateways_mac
 from retinue.controller.neighbours.taking import Taking
 from retinue.core.limits import MOST_UNKNOWN
-from retinue.core.model import ModelError, PortRef, Server
+from retinue.core.model import ModelError, PortRef, Server, mac_to_come
 from retinue.core.packets import ARP, Ethernet, FrameError, arp_reply, parse, parse_arp, tagged
 from retinue.core.pipeline.responders import arp
 from retinue.core.pipeline.responders.announcements import claim_of_arp
@@ -124,7 +124,8 @@ class ArpResponder:
         except ModelError as error:
             self.locations.reject(told.server, here, str(error))
             return
-        data = {"server": told.server, "mac": told.mac, "before": known.mac, "location": str(here)}
+        before = "" if known.mac == mac_to_come(known.id) else known.mac
+        data = {"server": told.server, "mac": told.mac, "before": before, "location": str(here)}
         self._context.events.publish(EventType.SERVER_IDENTIFIED, **data)
         self.locations.seen(told.server, here)
 

@@ -13,6 +13,7 @@ from retinue.core.model.addresses import (
     is_multicast,
     mac,
     mac_from_int,
+    mac_to_come,
     mac_to_int,
 )
 from retinue.core.model.binding import Assignment, Binding, BindingKind, IAKind, Lease6, Origin
@@ -86,6 +87,7 @@ __all__ = [
     "is_multicast",
     "mac",
     "mac_from_int",
+    "mac_to_come",
     "mac_to_int",
     "port_id_of",
 ]

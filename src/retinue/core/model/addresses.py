@@ -6,6 +6,7 @@ A text that comes from several sides, such as a manager and a switch, is one obj
 import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from sys import intern
+from zlib import crc32
 
 from retinue.core.limits import ID, ID_IN_WORDS
 from retinue.core.text import quoted
@@ -48,6 +49,12 @@ def mac_to_int(address: Mac) -> int:
 
 def mac_from_int(number: int) -> Mac:
     return bytes.hex(number.to_bytes(6, "big"), ":")
+
+
+def mac_to_come(server: str) -> Mac:
+    """What stands for the MAC of a server that is known by its chassis id alone, until LLDP tells it: a
+    locally administered one, made of its id."""
+    return mac_from_int(0x0672_0000_0000 | crc32(server.encode()))
 
 
 def is_multicast(address: Mac) -> bool:

@@ -14,7 +14,7 @@ from retinue.core.limits import (
     MOST_SUBNETS,
     MOST_VRFS,
 )
-from retinue.core.model.addresses import Mac, ModelError
+from retinue.core.model.addresses import Mac, ModelError, mac_to_come
 from retinue.core.model.entities import (
     DEFAULT_VNET,
     GatewayGroup,
@@ -290,6 +290,15 @@ def _check_chassis(net: NetworkView, server: Server) -> None:
         raise ModelError(f"server {server.id}: chassis id {server.chassis} is that of server {other.id}")
     if len(server.chassis) > LONGEST_CHASSIS or not server.chassis.isprintable():
         raise ModelError(f"server {server.id}: a chassis id has up to {LONGEST_CHASSIS} printable characters")
+    if server.mac != mac_to_come(server.id):
+        return
+    if not server.chassis:
+        raise ModelError(f"server {server.id}: give its MAC, or the LLDP chassis id by which that is found")
+    at = server.given_at
+    if at is not None and at.switch in net.switches and net.switches[at.switch].given:
+        raise ModelError(
+            f"server {server.id}: give its MAC: at {at.switch}, whose places are given, none is looked for"
+        )
 
 
 def _check_routes(net: NetworkView, server: Server) -> None:

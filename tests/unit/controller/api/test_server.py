@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -336,6 +337,23 @@ async def test_events_are_streamed_and_a_late_listener_catches_up(api: Served) -
         assert (event["vm"]["id"], event["edge"]) == ("vm1", "edge1")
     async with aiohttp.ClientSession() as http, http.get(f"{url}/v1/events?since=0") as stream:
         assert await read_until(stream, "vm.registered")
+
+
+async def test_a_server_may_be_given_by_its_chassis_id_alone(api: Served) -> None:
+    """Its MAC is not shown before it is known; what is known of it stays where it is given anew without."""
+    served, url = api
+    net = served._controller.net
+    new = {"id": "new", "address": "10.0.0.77"}
+    status, refused = await call(url, "POST", "/v1/servers", new)
+    assert status == 409
+    assert "give its MAC, or the LLDP chassis id" in str(refused)
+    assert (await call(url, "POST", "/v1/servers", {**new, "chassis": "rack7"}))[0] == 201
+    rows: Any = (await call(url, "GET", "/v1/servers"))[1]["servers"]
+    assert [row["mac"] for row in rows if row["id"] == "new"] == [""]
+    mac = "02:00:00:00:00:77"
+    net.put_server(replace(net.servers["new"], mac=mac))
+    assert (await call(url, "POST", "/v1/servers", {**new, "metric": 3}))[0] == 201
+    assert (net.servers["new"].mac, net.servers["new"].metric) == (mac, 3)
 
 
 async def test_an_agent_that_was_there_before_its_server_is_known_as_its_agent(api: Served) -> None:

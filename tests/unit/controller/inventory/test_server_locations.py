@@ -5,14 +5,18 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Network
 
+import msgspec
 import pytest
 
+from retinue.config_file import ConfigError
+from retinue.controller.api import views
 from retinue.controller.app import Controller
+from retinue.controller.config import Config
 from retinue.controller.counters import packet_ins
 from retinue.controller.errors import RequestError
 from retinue.controller.inventory.server_locations import ASKED_AT_ONCE, LONGEST_WAIT
 from retinue.core.limits import MOST_TELLINGS, MOST_UNKNOWN
-from retinue.core.model import GatewayGroup, ModelError, Network, PortRef, Server, Subnet
+from retinue.core.model import GatewayGroup, ModelError, Network, PortRef, Server, Subnet, mac_to_come
 from retinue.core.model.link_local import link_local
 from retinue.core.model.network import Owner
 from retinue.core.packets import (
@@ -491,6 +495,45 @@ async def test_a_server_with_another_nic_is_known_by_its_chassis_id(bench: Locat
     bench.fake.send("leaf2", 77, lldp_of(ONE))
     await bench.decided()
     assert (bench.net.servers["server1"].mac, bench.net.location("server1")) == (ONE, SPARE)
+
+
+@pytest.mark.parametrize("at", [None, SPARE], ids=["anywhere", "at its place"])
+async def test_a_server_given_without_a_mac_is_known_by_its_chassis_id_alone(
+    bench: LocatedServers, at: PortRef | None
+) -> None:
+    """Until LLDP tells its MAC nothing is; then it is a server as any other, also for its VMs."""
+    given = Server("new", mac_to_come("new"), IPv4Address("10.0.0.77"), chassis=CHASSIS, given_at=at)
+    await bench.fake.controller.inventory.put_servers([given])
+    (shown,) = (row for row in views.servers(bench.fake.controller) if row["id"] == "new")
+    assert shown["mac"] == ""
+    bench.fake.send("leaf2", 77, lldp_of(NEW))
+    await bench.decided()
+    assert (bench.net.servers["new"].mac, bench.net.location("new")) == (NEW, SPARE)
+    (told,) = bench.events("server.identified")
+    assert (told["mac"], told["before"]) == (NEW, "")
+    (shown,) = (row for row in views.servers(bench.fake.controller) if row["id"] == "new")
+    assert shown["mac"] == NEW
+    assert to_mac(bench, "leaf2", NEW)
+
+
+def test_a_server_of_the_file_may_have_its_chassis_id_alone() -> None:
+    def network_with(**server: str) -> Network:
+        file = {"gateway_mac": GATEWAY_MAC, "server": [{"id": "new", **server}]}
+        return msgspec.convert(file, Config).network()
+
+    assert network_with(chassis=CHASSIS).servers["new"].mac == mac_to_come("new")
+    with pytest.raises(ConfigError, match="give its MAC, or the LLDP chassis id"):
+        network_with()
+
+
+async def test_who_has_neither_mac_nor_chassis_id_is_nobody(bench: LocatedServers) -> None:
+    put = bench.fake.controller.inventory.put_servers
+    with pytest.raises(ModelError, match="give its MAC, or the LLDP chassis id"):
+        await put([Server("new", mac_to_come("new"), IPv4Address("10.0.0.77"))])
+    bench.net.put_switch(replace(bench.net.switches["leaf1"], id="leaf9", dpid=9, given=True))
+    given = Server("new", mac_to_come("new"), chassis=CHASSIS, given_at=PortRef("leaf9", "p1"))
+    with pytest.raises(ModelError, match="at leaf9, whose places are given, none is looked for"):
+        await put([given])
 
 
 async def test_what_lldp_has_taught_of_a_server_of_the_file_outlives_a_restart() -> None:

@@ -13,7 +13,7 @@ from retinue.controller.errors import RequestError, no_server
 from retinue.controller.inventory.vm_reports import Report
 from retinue.controller.parsing import address, network, port_ref, subinterface
 from retinue.controller.words import in_words
-from retinue.core.model import Host, Prefix, Server, Subinterface, entity_id, mac
+from retinue.core.model import Host, Prefix, Server, Subinterface, entity_id, mac, mac_to_come
 from retinue.protocol.hypervisor_events import HypervisorEvent
 from retinue.protocol.rejections import CountersBody
 from retinue.protocol.routes import Route
@@ -127,11 +127,12 @@ def _check_first(controller: Controller, server: Server, by: str) -> None:
 
 
 def _server(given: ServerBody, controller: Controller) -> Server:
-    """Routes, metric, chassis id and subinterfaces that are not given it keeps."""
+    """MAC, routes, metric, chassis id and subinterfaces that are not given it keeps."""
     known = controller.net.servers.get(given.id)
+    former = mac_to_come(given.id) if known is None else known.mac
     return Server(
         id=entity_id(given.id, "a server"),
-        mac=mac(given.mac),
+        mac=mac(given.mac) if given.mac else former,
         address=address(given.address) if given.address else None,
         edge=given.edge,
         services=frozenset(given.services),
