@@ -40,10 +40,9 @@ class MacSpines(LeafSpine):
 
     def _routes(self, server: Server, priority: int, to: Match, mark: int) -> FlowsBySwitch:
         found = LeafSpine._routes(self, server, priority, to, mark)
-        its_own = found.keys()
         routes = {leaf: flows for leaf, flows in found.items() if self._is_leaf(leaf)}
         there = Flow(Table.ROUTE, priority, to, self._rewrite(server), goto=Table.SERVERS, cookie=mark)
-        for leaf in self.net.with_role(Role.LEAF) if its_own else ():
+        for leaf in self.net.with_role(Role.LEAF) if found else ():
             routes.setdefault(leaf.id, [there])
         return routes
 
