@@ -1,13 +1,17 @@
-"""A leaf with a server that comes and goes while traffic runs, on real switches."""
+"""A leaf with a server that comes and goes while traffic runs, and a router that does, on real switches."""
 
+import asyncio
 from collections.abc import Iterator
 
 import msgspec
 import pytest
+from scapy.layers.inet import ICMP
 
 from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology.parts import LeafPart
+from retinue_lab.topology.topology import ROUTER
 from retinue_lab.topology.topology_file import load
+from support.lab import second_router
 from support.lab.health import calm
 from support.lab.other_config import controller_with
 from support.lab.start import boot, lab_of
@@ -65,6 +69,33 @@ async def test_a_leaf_and_its_server_come_and_go_under_traffic_and_nothing_is_lo
             await calm(bench)
             print(await bench.unharmed(traffic))
     await eventually(lambda: all_used(bench, links=3 * len(SPINES)))
+
+
+async def test_a_router_goes_under_traffic_and_comes_again_and_nothing_is_lost(bench: LabBench) -> None:
+    """That of the configuration file, by which all goes out; then it takes the other way."""
+    outside = str(bench.topology.client.address) if bench.topology.client else ""
+    router = next(one for one in (await bench.get("servers"))["servers"] if one["id"] == ROUTER)
+    given = {key: router[key] for key in ("id", "mac", "address", "services", "routes", "metric")}
+    async with second_router.running(bench, metric=10):
+        assert await way_out(bench) == ROUTER
+        echoes = asyncio.create_task(bench.guest("vm1", f"ping -q -i 0.05 -c 400 {outside}", check=False))
+        await bench.cli("server", "remove", ROUTER)
+        assert await way_out(bench) == second_router.NODE
+        async with bench.capture("client", "eth1", "in") as by_the_other:
+            await by_the_other.until(lambda frame: bool(frame.ether.haslayer(ICMP)), times=20)
+        await bench.post("servers", given)
+        await eventually(lambda: is_way_out(bench, ROUTER))
+        assert not echoes.done(), "it has flowed all the time"
+        assert ", 0% packet loss" in await echoes
+
+
+async def way_out(bench: LabBench) -> str:
+    servers = (await bench.get("servers"))["servers"]
+    return next(str(one["id"]) for one in servers if "0.0.0.0/0" in one["ways"])
+
+
+async def is_way_out(bench: LabBench, router: str) -> bool:
+    return await way_out(bench) == router
 
 
 async def all_used(bench: LabBench, links: int) -> bool:
