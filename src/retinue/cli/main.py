@@ -19,6 +19,7 @@ NOUNS = {
     "move": "retinue.cli.move:app",
     "binding": "retinue.cli.binding:app",
     "gateway": "retinue.cli.gateway:app",
+    "client": "retinue.cli.client:app",
     "booking": "retinue.cli.booking:app",
     "pair": "retinue.cli.pair:app",
     "vrf": "retinue.cli.vrf:app",

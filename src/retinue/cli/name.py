@@ -9,7 +9,9 @@ from retinue.cli.connection import Connection, connected
 from retinue.core.placement import EntityKind
 from retinue.protocol.routes import Route
 
-app = options.group("Names of VMs, servers, services and images: what is said of each, and where it is.")
+app = options.group(
+    "Names of VMs, servers, services, images, clients: what is said of each, and where it is."
+)
 
 KINDS = ", ".join(EntityKind)
 
@@ -139,6 +141,8 @@ def where(row: dict[str, Any]) -> str:
             return f"at {locator['at']}" if locator["at"] else ""
         case EntityKind.SERVICE if not locator["vm"]:
             return "served by nobody"
+        case EntityKind.CLIENT if not locator["server"]:
+            return "attached nowhere"
     port = "" if locator["port"] is None else f":{locator['port']}"
     place = f"at {locator['server']}, {locator['switch']}{port}"
     return f"served by {locator['vm']} {place}" if row["kind"] == EntityKind.SERVICE else place

@@ -24,7 +24,7 @@ from retinue.core.model import (
 )
 from retinue.core.model.pairs import AddressPair
 from retinue.core.model.storage import FcLogin
-from retinue.core.placement import Entity, Placement
+from retinue.core.placement import Entity, EntityKind, Placement
 from retinue.core.placement.bookings import Booking
 from retinue.protocol.images import SignedManifest, domain_of
 from retinue.protocol.vms import VMState
@@ -241,7 +241,7 @@ class State:
     images: dict[str, Image] = field(default_factory=dict)
     """By name: what is published."""
     entities: dict[str, Entity] = field(default_factory=dict)
-    """By name: what the manager has said of a VM, server, service or image."""
+    """By name: what the manager has said of a VM, server, service, image or client."""
     placements: dict[str, Placement] = field(default_factory=dict)
     """By migration: how its target was chosen; the oldest first."""
     pairs: dict[str, AddressPair] = field(default_factory=dict)
@@ -254,6 +254,11 @@ class State:
     """What of the configuration file is left out, as `TakenOut.what` has it."""
     vm_states: dict[str, VMState] = field(default_factory=dict)
     """By VM; one that is missing is only registered."""
+
+    def is_client(self, name: str) -> bool:
+        """It roams: nobody places it, and nothing of a server is promised to it."""
+        known = self.entities.get(name)
+        return known is not None and known.kind is EntityKind.CLIENT
 
 
 @dataclass(slots=True)

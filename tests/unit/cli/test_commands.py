@@ -20,13 +20,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from retinue.cli import connection, events, main, nic, output
+from retinue.cli import client, connection, events, main, nic, output
 from retinue.cli.main import app
 from retinue.controller.api.server import Api
 from retinue.controller.app import Controller
 from retinue.controller.config import load
 from retinue.protocol import blocking
 from retinue.protocol.errors import ControllerError
+from retinue.protocol.hypervisor_events import EventKind
 from retinue.protocol.routes import Route
 from retinue_lab.errors import LabError
 from retinue_lab.measure import sniff
@@ -441,6 +442,17 @@ def test_room_is_booked_and_released(real: str) -> None:
     )
     said = good("booking", "release", "web", "--server", "server2", "--json", *at)
     assert json.loads(said)["memory_mib"] == 512
+
+
+def test_what_a_roaming_client_does_is_reported(real: str) -> None:
+    at = ("--url", real)
+    good("vm", "add", "phone1", "--server", "server1", *at)
+    said = good("client", "report", "phone1", "--server", "server1", "--is", "attached", *at)
+    assert said == "phone1 is reported to be attached at server1\n"
+    coming = ("client", "report", "phone1", "--server", "server2", "--is")
+    assert json.loads(good(*coming, "coming", "--json", *at))["migration"] == "migration-1"
+    assert "none of attached, coming" in run(*coming, "elsewhere", *at).output
+    assert set(client.WORDS.values()) <= set(EventKind)
 
 
 def test_json_is_the_interface_s_own_data(real: str) -> None:

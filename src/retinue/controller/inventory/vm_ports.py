@@ -224,7 +224,7 @@ class VMPorts:
     def register_reported(self, vm: VM) -> Touched:
         """A VM that its server reports, and no manager has registered. Raises ModelError."""
         self._check_room(vm.server)
-        self._name_free(vm.id, EntityKind.VM)
+        self._name_free(vm.id, EntityKind.CLIENT)  # Of one that roams the manager may have said so before.
         return self._context.apply(VMReported(vm))
 
     def as_plugged(self, vm: VM) -> VM:

@@ -29,6 +29,7 @@ from retinue.controller.migrations.requests import (
     MigrationError,
     check_domains,
     check_nics,
+    check_no_client,
     check_others_migrated,
     check_parties,
     check_request,
@@ -80,6 +81,8 @@ class MigrationOrchestrator:
         self.old_ways = OldWays(context, token_bytes(16))
         self.reports = MigrationReports(context, self, self.old_ways)
         self.far_ends: FarEnds = NoFarEnds()
+        self.begun: Callable[[Migration], None] = lambda migration: None
+        """Called with each that somebody has asked for, from one server to another."""
         self.ended: Callable[[str], None] = lambda vm: None
         """Called with the VM of each migration that has ended."""
         self.is_under_libvirt: Callable[[str], bool] = lambda vm: False
@@ -122,6 +125,7 @@ class MigrationOrchestrator:
         if after_the_fact:
             check_others_migrated(self._context, vm, ends, new_addresses)
         elif not under_way:
+            check_no_client(self._context.state, vm)
             check_wanted(net, vm, target)
             check_nics(self._context.state.left_ports.values(), vm)
             check_parties(self._context, source, target)
@@ -141,6 +145,8 @@ class MigrationOrchestrator:
         active.figures["bindings_before"] = net.bindings([vm])
         active.progress.packet_ins_before = self._packet_ins()
         self._context.apply(MigrationStepped(migration))
+        if not after_the_fact and source != target:
+            self.begun(migration)
         if source == target:
             self._placing.place(migration, fsm.PlacementChange.SETTLED, ())
         if after_the_fact:

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from retinue.controller.context import Context
-from retinue.controller.state import LeftPort
+from retinue.controller.state import LeftPort, State
 from retinue.core.migration.copying import AskedCopy, CopyOptions, Postcopy
 from retinue.core.migration.new_addresses import NewAddresses
 from retinue.core.migration.record import Far
@@ -101,6 +101,14 @@ def check_memory_address(address: str, peer: str | None) -> None:
     if not may_be_another_host(host) and may_be_another_host(peer or ""):
         raise MigrationError(
             f"memory_at: {quoted(host)} is no address at which another machine is", ErrorCode.CONFLICT
+        )
+
+
+def check_no_client(state: State, vm: str) -> None:
+    """Nobody's word moves a client that roams. Raises MigrationError."""
+    if state.is_client(vm):
+        raise MigrationError(
+            f"{vm} is a client: it is where the attachment point is that reports it", ErrorCode.CONFLICT
         )
 
 

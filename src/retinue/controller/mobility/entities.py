@@ -1,8 +1,9 @@
-"""The table of named entities: VMs, servers, services and images, each with its profile and where it is.
+"""The table of named entities: VMs, servers, services, images and roaming clients, each with its profile and
+where it is.
 
 A name is unique over all kinds, and is its entity's for as long as that is there. VMs and servers are in the
-table because they are registered, an image once it is published; services, and images that are not published
-yet, because the manager says so here. Where an entity is,
+table because they are registered, an image once it is published; services, clients, and images that are not
+published yet, because the manager says so here. Where an entity is,
 its locator, is not written down but asked of the network: it is never old.
 """
 
@@ -37,7 +38,10 @@ class Entities:
         self._resources = resources
 
     def kind_of(self, name: str) -> EntityKind | None:
-        """What has this name; None: nothing."""
+        """What has this name; None: nothing. A roaming client is among the VMs of the network while it is
+        attached somewhere."""
+        if self._context.state.is_client(name):
+            return EntityKind.CLIENT
         if name in self._net.vms:
             return EntityKind.VM
         if name in self._net.servers:
@@ -81,8 +85,8 @@ class Entities:
         self._context.apply(EntityRemoved(known))
 
     def gone(self, name: str) -> None:
-        """The VM or server was removed, and with it what was said of it."""
-        if name in self._of:
+        """The VM or server was removed, and with it what was said of it. A client comes again."""
+        if name in self._of and not self._context.state.is_client(name):
             self._context.apply(EntityRemoved(self._of[name]))
 
     def restored(self) -> None:
@@ -124,7 +128,9 @@ class Entities:
     def _locator(self, name: str, kind: EntityKind) -> dict[str, Any]:
         net = self._net
         match kind:
-            case EntityKind.VM:
+            case EntityKind.CLIENT if name not in net.vms:
+                return {"server": "", "addresses": []}
+            case EntityKind.VM | EntityKind.CLIENT:
                 return locator_of(net, net.vms[name], self._context.state.migrations.of_vm(name))
             case EntityKind.SERVER:
                 address = net.servers[name].address

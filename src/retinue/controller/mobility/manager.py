@@ -23,7 +23,12 @@ from typing import Any
 from retinue.controller.context import Context
 from retinue.controller.errors import RequestError, no_vm
 from retinue.controller.migrations.orchestrator import MigrationOrchestrator
-from retinue.controller.migrations.requests import MigrationError, check_request, check_wanted
+from retinue.controller.migrations.requests import (
+    MigrationError,
+    check_no_client,
+    check_request,
+    check_wanted,
+)
 from retinue.controller.mobility.changes import PlacementForgotten, PlacementKept
 from retinue.controller.mobility.deciding import CONTROLLER, Deciding, Elsewhere, Matched, NowhereElse
 from retinue.controller.mobility.resources import ResourceManager
@@ -206,6 +211,7 @@ class MobilityManager:
         net = self._net
         if vm not in net.vms:
             raise MigrationError(str(no_vm(vm)), ErrorCode.UNKNOWN_VM)
+        check_no_client(self._context.state, vm)
         unfit = {net.vms[vm].server, *net.fenced, *net.drained}
         # Any server stands for the one that will be found; where there is none, the decision says so.
         other = next((one for one in self._resources.candidates() if one not in unfit), "")

@@ -19,7 +19,15 @@ from retinue.core.model import IP
 from retinue.core.model.disks import Disk
 from retinue.core.model.ways import router_to
 from retinue.core.pipeline.underlay import underlay_of
-from retinue.core.placement import Need, Policy, Presence, Profile, ServerState, Snapshot, Wish
+from retinue.core.placement import (
+    Need,
+    Policy,
+    Presence,
+    Profile,
+    ServerState,
+    Snapshot,
+    Wish,
+)
 from retinue.core.placement.bookings import booked_at
 from retinue.core.placement.facts import Hosted, ServerFacts
 from retinue.core.placement.scores import FARTHEST
@@ -189,7 +197,7 @@ class ResourceManager:
         servers = {name: self._state(name, hosted[name], None, "", []) for name in self.candidates()}
         still = {
             vm: value.server for vm, value in sorted(self._net.vms.items())
-            if value.server in servers and vm not in migrating
+            if value.server in servers and vm in hosted[value.server] and vm not in migrating
         }  # fmt: skip
         return servers, still, {vm: self.need(vm, moved_at) for vm in still}
 
@@ -201,9 +209,13 @@ class ResourceManager:
         return Presence.ANSWERED if self._context.agents.listens(server) else Presence.NO_AGENT
 
     def _hosted(self) -> dict[str, set[str]]:
-        """By server: VMs that are there, or on their way there or from there, as soon as it is decided."""
-        found = {name: set(self._net.vms_on(name)) for name in self.candidates()}
+        """By server: VMs that are there, or on their way there or from there, as soon as it is decided. Not
+        clients, to which nothing is promised."""
+        clients = {name for name in self._net.vms if self._context.state.is_client(name)}
+        found = {name: set(self._net.vms_on(name)) - clients for name in self.candidates()}
         for migration in self._orchestrator.migrations.under_way():
+            if migration.vm in clients:
+                continue
             found.get(migration.source, set()).add(migration.vm)
             found.get(migration.target, set()).add(migration.vm)
         return found
@@ -246,7 +258,7 @@ class ResourceManager:
             memory_pressure=(report.memory_pressure or 0) if fresh else 0,
             images=tuple(self._images_at(name)),
             hosted=tuple(self._hosted_at(name, vm) for vm in sorted(hosted)),
-            booked=booked,
+            booked=tuple(one for one in booked if one[0] not in hosted),
         )
 
     def _hosted_at(self, name: str, vm: str) -> Hosted:

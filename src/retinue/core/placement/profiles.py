@@ -1,8 +1,8 @@
 """Named entities of the domain and what is said of each; and a decision as it is kept.
 
-There is one table of entities: VMs, servers, services and images, each with a name that is unique over all
-kinds and never changes, a profile, and a locator, which changes. What the manager says is in the profile;
-what is measured, and where the entity is, is not kept: agents and switches tell it.
+There is one table of entities: VMs, servers, services, images and roaming clients, each with a name that is
+unique over all kinds and never changes, a profile, and a locator, which changes. What the manager says is in
+the profile; what is measured, and where the entity is, is not kept: agents and switches tell it.
 """
 
 from dataclasses import dataclass, field
@@ -19,6 +19,8 @@ class EntityKind(StrEnum):
     SERVICE = "service"
     """What clients know a VM by: "the shop"."""
     IMAGE = "image"
+    CLIENT = "client"
+    """A host that roams: it is where the attachment point is that reports its port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ FIELDS = {
     EntityKind.SERVER: frozenset(["os", "version", "cpus", "memory_mib", "disk_mib", "bandwidth_mbps"]),
     EntityKind.SERVICE: frozenset(["version", "applications", "served_by"]),
     EntityKind.IMAGE: frozenset(["os", "version", "applications", "disk_mib"]),
+    EntityKind.CLIENT: frozenset(["os", "version", "applications", "bandwidth_mbps"]),
 }
 """By kind: the fields of a profile that may be given."""
 

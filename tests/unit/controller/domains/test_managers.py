@@ -12,17 +12,28 @@ import pytest
 from retinue.controller.migrations.requests import MigrationError
 from retinue.controller.mobility import manager
 from retinue.controller.mobility import managers as managers_module
-from retinue.controller.mobility.managers import LOOK_SECONDS, Managers
+from retinue.controller.mobility.managers import LOOK_SECONDS, Asked, Managers
 from retinue.core.limits import MOST_SERVERS_ASKED, MOST_SERVERS_FILLED
 from retinue.core.migration import MigrationState as S
 from retinue.core.migration.record import Far
-from retinue.core.placement import Entity, EntityKind, Outcome, Policy, Profile, Wish, decide
+from retinue.core.model import VM
+from retinue.core.placement import (
+    Entity,
+    EntityKind,
+    Outcome,
+    Policy,
+    Presence,
+    Profile,
+    Reason,
+    Wish,
+    decide,
+)
 from retinue.core.placement.facts import HELD, ServerFacts
 from retinue.managers.door import RefusedError
 from retinue.protocol.errors import ControllerAwayError
 from retinue.protocol.managers import Decided, Filled, Filling, facts_said, policy_said
 from retinue.protocol.mobility import ServerReport
-from support.fabric.domains import gateway_of, server_of
+from support.fabric.domains import gateway_of, nic, server_of
 from support.fabric.managers import Beside, managers_beside
 from support.fabric.two_controllers import VM_ID, TwoDomains
 from support.recent_events import recent
@@ -351,3 +362,25 @@ async def test_a_vm_that_is_removed_while_a_manager_is_asked_goes_nowhere(
     monkeypatch.setattr(door, asked, and_it_goes)
     with pytest.raises(MigrationError, match="was removed meanwhile"):
         await a.mobility.migrate(VM_ID, Wish())
+
+
+async def test_what_they_decide_by_is_what_the_controller_would_decide_by(
+    domains: TwoDomains, beside: Beside
+) -> None:
+    """To the last field, with profiles, clients, bookings, a drained server and one that was silent."""
+    a, own = domains.controller("a"), server_of("a", 2)
+    await rooms(domains, a_server2=9000)
+    client = nic("a", 2)
+    profile = Profile(cpus=2, bandwidth_mbps=100, apart="db", clients=(str(client.addresses[0]),))
+    a.entities.register([Entity(VM_ID, EntityKind.VM, profile)])
+    a.inventory.register_vms([VM("vm-a2", (client,), own, memory_mib=256)])
+    a.entities.register([Entity("vm-a2", EntityKind.VM, Profile(apart="db"))])
+    a.bookings.book("vm9", own, 512, 1, 60)
+    a.bookings.book(VM_ID, own, 64, 1, 60)
+    a.net.drained.add(own)
+    presences = {server_of("a", 1): Presence.ANSWERED, own: Presence.SILENT}
+    need, wish = a.resources.need(VM_ID), Wish(Reason.COMPUTING, 6000, 5000, 60)
+    here = a.resources.snapshot(VM_ID, wish, presences, "", 2000)
+    asked = Asked("match-1", need, wish, "", presences, 2000, (), ())
+    assert await managers_of(domains).snapshot(asked) == here
+    assert [one.promised_mib for one in here.servers] == [128, 768]

@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 
 from retinue.controller.app import Controller
+from retinue.controller.migrations.requests import MigrationError
 from retinue.controller.state import Stored
-from retinue.core.model import VM, ModelError
-from retinue.core.placement import Entity, EntityKind, Profile
+from retinue.core.model import VM, ModelError, PortStatus
+from retinue.core.placement import Entity, EntityKind, Profile, Wish
 from retinue.protocol.images import HeldImage, ImagesBody, ImageState, SignedManifest
+from retinue.southbound.ovsdb import BridgePort
 from support.fabric.networks import add_vm, fabric, server, vm_ip, vm_mac, vm_port
 from support.recent_events import recent
 
@@ -151,3 +153,48 @@ def test_an_image_is_where_agents_say_they_hold_it(controller: Controller) -> No
     assert shown is not None and shown["locator"] == {"servers": ["server1", "server3"]}
     controller.entities.remove("debian")
     assert controller.entities.shown("debian") is None
+
+
+PHONE = Entity("phone1", EntityKind.CLIENT, Profile(os="lineage"))
+
+
+def attached(controller: Controller, at: str) -> None:
+    """The port of the client that an attachment point has made is reported by its switch."""
+    switch = controller.net.switches[controller.net.servers[at].edge]
+    port = BridgePort(switch.dpid, "br0", "tap-phone1", 77, PortStatus.UP, "phone1", vm_mac(77))
+    controller.inventory.ports.changed([], [port])
+
+
+async def test_a_client_is_where_its_attachment_point_reports_its_port(controller: Controller) -> None:
+    """Its name is there before it is, and after it has gone; and it is nobody's VM meanwhile."""
+    controller.entities.register([PHONE])
+    nowhere = {"server": "", "addresses": []}
+    shown = controller.entities.shown("phone1")
+    assert shown is not None and shown["locator"] == nowhere
+    with pytest.raises(ModelError, match="phone1 is the name of a client"):
+        controller.inventory.register_vms([VM.with_one_nic("phone1", vm_mac(7), "server1")])
+    attached(controller, "server2")
+    shown = controller.entities.shown("phone1")
+    assert shown is not None
+    assert (shown["kind"], shown["locator"]["server"], shown["locator"]["port"]) == ("client", "server2", 77)
+    assert controller.entities.names(EntityKind.CLIENT) == ["phone1"]
+    assert "phone1" not in controller.entities.names(EntityKind.VM)
+    await controller.inventory.remove_vm("phone1")
+    shown = controller.entities.shown("phone1")
+    assert shown is not None and shown["locator"] == nowhere
+    controller.entities.restored()
+    assert controller.entities.kind_of("phone1") is EntityKind.CLIENT
+
+
+async def test_nobody_places_a_client_and_nothing_is_promised_to_it(controller: Controller) -> None:
+    controller.entities.register([PHONE])
+    attached(controller, "server2")
+    with pytest.raises(MigrationError, match="phone1 is a client: it is where the attachment point is"):
+        await controller.mobility.migrate("phone1", Wish())
+    with pytest.raises(MigrationError, match="phone1 is a client"):
+        controller.orchestrator.start("phone1", target_server="server1")
+    moved = controller.orchestrator.start("phone1", target_server="server1", under_way=True)
+    assert moved.target == "server1", "but it goes by itself"
+    state = next(one for one in controller.resources.facts({}) if one.server == "server2")
+    assert [one.need.vm for one in state.hosted] == ["vm2"]
+    assert "phone1" not in controller.resources.domain()[1]

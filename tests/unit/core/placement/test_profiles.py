@@ -1,4 +1,4 @@
-"""What the manager may say of VMs, servers, services and images."""
+"""What the manager may say of VMs, servers, services, images and clients."""
 
 import pytest
 
@@ -6,14 +6,15 @@ from retinue.core.model import ModelError
 from retinue.core.placement.profiles import FIELDS, Entity, EntityKind, Profile
 
 VM, SERVER, SERVICE, IMAGE = EntityKind.VM, EntityKind.SERVER, EntityKind.SERVICE, EntityKind.IMAGE
+CLIENT = EntityKind.CLIENT
 SAID: dict[str, tuple[Profile, set[EntityKind]]] = {
-    "os": (Profile(os="debian"), {VM, SERVER, IMAGE}),
-    "version": (Profile(version="12"), {VM, SERVER, SERVICE, IMAGE}),
-    "applications": (Profile(applications=("web",)), {VM, SERVICE, IMAGE}),
+    "os": (Profile(os="debian"), {VM, SERVER, IMAGE, CLIENT}),
+    "version": (Profile(version="12"), {VM, SERVER, SERVICE, IMAGE, CLIENT}),
+    "applications": (Profile(applications=("web",)), {VM, SERVICE, IMAGE, CLIENT}),
     "cpus": (Profile(cpus=2), {VM, SERVER}),
     "memory_mib": (Profile(memory_mib=128), {VM, SERVER}),
     "disk_mib": (Profile(disk_mib=10), {VM, SERVER, IMAGE}),
-    "bandwidth_mbps": (Profile(bandwidth_mbps=5), {VM, SERVER}),
+    "bandwidth_mbps": (Profile(bandwidth_mbps=5), {VM, SERVER, CLIENT}),
     "clients": (Profile(clients=("10.0.0.9",)), {VM}),
     "image": (Profile(image="img"), {VM}),
     "apart": (Profile(apart="db"), {VM}),
