@@ -161,7 +161,8 @@ class Controller:
         self.resources = ResourceManager(self.context, self.orchestrator, policy or Policy(), images_at)
         self.entities = Entities(self.context, self.resources)
         self.mobility = MobilityManager(self.context, self.orchestrator, self.resources)
-        self.bookings = Bookings(self.context)
+        self.bookings = Bookings(self.context, self.resources.size_of)
+        self.orchestrator.begun = self.bookings.migration_begun
         self.mobility.before_deciding = self.bookings.look
         self.client_watch = ClientWatch(self.context, self.resources, self.mobility, *follow_clients)
         self.spread_watch = SpreadWatch(self.context, self.mobility, *spread)
@@ -411,6 +412,7 @@ class Controller:
 
     def _migration_ended(self, vm: str) -> None:
         if self.orchestrator.of_vm(vm) is None:
+            self.bookings.migration_ended(vm)
             self.words.forget("migration of", vm)
 
     def _concerned_by(self, switch: str) -> set[Owner]:

@@ -1,6 +1,7 @@
 """Bookings: room on a server for a VM that is to come (core.placement.bookings)."""
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from retinue.controller.changes import Change
@@ -8,11 +9,15 @@ from retinue.controller.context import Context
 from retinue.controller.errors import RequestError, no_server
 from retinue.controller.state import State, Storable
 from retinue.core.limits import MOST_BOOKINGS, MOST_BOOKINGS_OF_A_SERVER
-from retinue.core.model import entity_id
+from retinue.core.migration import Migration
+from retinue.core.model import ModelError, entity_id
 from retinue.core.model.network import NOTHING, Touched
 from retinue.core.placement.bookings import Booking, BookingEnd, ended
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
+
+MIGRATION_SECONDS = 60.0
+"""For which a migration books: by then its VM has its place at the target, or it is undone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +51,14 @@ class BookingEnded(Change):
 class Bookings:
     """Makes and ends them."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(
+        self, context: Context, size_of: Callable[[str], tuple[int, int]] = lambda vm: (0, 0)
+    ) -> None:
+        """`size_of`: MiB of memory and processors of a VM."""
         self._context = context
+        self._size_of = size_of
+        self._of_migrations: dict[str, Booking] = {}
+        """By VM: what a migration has booked; after a restart it ends by itself."""
         self._net = context.net
         self._of = context.state.bookings
 
@@ -90,6 +101,21 @@ class Bookings:
             EventType.BOOKED, vm=vm, server=server, memory_mib=memory_mib, cpus=cpus, until=booking.until
         )
         return booking
+
+    def migration_begun(self, migration: Migration) -> None:
+        """It books at its target as anybody would; the booking ends when the VM has its place there, or with
+        the migration. Whether there is room was looked at, or is for whoever named the target to know."""
+        vm, target = migration.vm, migration.target
+        memory, cpus = self._size_of(vm)
+        with contextlib.suppress(RequestError, ModelError):  # A gateway to another domain, which books there.
+            self._of_migrations[vm] = self.book(vm, target, memory, cpus, MIGRATION_SECONDS)
+
+    def migration_ended(self, vm: str) -> None:
+        booking = self._of_migrations.pop(vm, None)
+        if booking is not None and self._of.get(vm) == booking:
+            known = self._net.vms.get(vm)
+            has_come = known is not None and known.server == booking.server
+            self._end(booking, BookingEnd.ARRIVED if has_come else BookingEnd.RELEASED)
 
     def release(self, vm: str, server: str) -> Booking:
         """Raises RequestError where nothing is booked there for this VM."""

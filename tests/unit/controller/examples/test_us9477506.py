@@ -72,9 +72,10 @@ async def test_claim_3_the_first_servers_proxy_is_told_to_remove_what_is_there(f
     assert figure.event(Order.FREE_SOURCE)["migration"].source == "server1", "in response to the registration"
     assert "mobility.released" not in figure.told()
     await figure.says(migration, Report.SOURCE_FREED)
-    assert figure.told("mobility.")[-6:] == [
+    assert figure.told("mobility.")[-7:] == [
         "mobility.ready", "mobility.registered", "mobility.profile_updated",
         "mobility.double_delivery_ended", "mobility.deregistered", "mobility.released",
+        "mobility.booking_ended",
     ]  # fmt: skip
 
 

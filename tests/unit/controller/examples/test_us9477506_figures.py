@@ -81,11 +81,11 @@ async def test_figure_9_910_to_980_in_this_order(figure: Figure8) -> None:
         *("mobility.profile_query", "mobility.message"),  # 910
         *("mobility.request", "mobility.match", *["mobility.answer"] * 3),  # 920
         "mobility.decision",  # 930
-        *("mobility.initiation", "migration.open_target"),  # 940
+        *("mobility.initiation", "mobility.booked", "migration.open_target"),  # 940
         "migration.start_copy",  # 950, 960
         *("mobility.ready", "mobility.registered", "mobility.profile_updated"),  # 970, 980
         *("mobility.double_delivery_ended", "mobility.deregistered"),
-        *("migration.free_source", "mobility.released"),
+        *("migration.free_source", "mobility.released", "mobility.booking_ended"),
     ]
 
 

@@ -10,9 +10,11 @@ import pytest
 from retinue.controller.api.access import Access
 from retinue.controller.api.server import Api
 from retinue.controller.mobility import bookings
+from retinue.core.migration import MigrationState
 from retinue.core.model import VM
 from retinue.core.placement import Presence, Wish
-from retinue.protocol.mobility import ServerReport
+from retinue.protocol.migrations import Report
+from retinue.protocol.mobility import ServerReport, VMSize
 from retinue.security.tokens import Tokens
 from support.fabric.networks import add_vm, fabric, vm_mac
 from support.fakes.memory_store import MemoryStore
@@ -204,3 +206,40 @@ async def test_a_server_that_is_booked_up_is_no_target(domain: Domain) -> None:
     domain.now += 61
     domain.controller.mobility.before_deciding()
     assert domain.promised("server2")[0] == 0
+
+
+async def undone(domain: Domain, id: str) -> None:
+    orchestrator = domain.controller.orchestrator
+    orchestrator.cancel(id)
+    for report in (Report.ROLLED_BACK, Report.TARGET_CLOSED):
+        if not orchestrator.migrations[id].state.ended:
+            orchestrator.reports.on_report(id, report, domain.now)
+            await domain.fake.settle()
+    assert orchestrator.migrations[id].state is MigrationState.UNDONE
+
+
+async def test_a_migration_books_as_anybody_does_and_counts_once(domain: Domain) -> None:
+    """Its booking is there until its VM is, and is not counted beside the VM that is on its way."""
+    add_vm(domain.net, 1, at=1)
+    size = ServerReport(cpus=8, memory_mib=8192, vms=[VMSize("vm1", 1024, 2)])
+    domain.controller.mobility.on_report("server1", size)
+    await domain.controller.context.install(domain.net.everything())
+    migration = domain.controller.orchestrator.start("vm1", target_server="server2")
+    assert await domain.booked() == [("vm1", "server2")]
+    event = recent(domain.controller.events, "mobility.booked", 10)[-1].data
+    assert (event["memory_mib"], event["cpus"]) == (1024, 2)
+    assert domain.promised("server2", "vm1") == (0, 0), "to the VM itself nothing stands in the way"
+    add_vm(domain.net, 2, at=1)
+    assert domain.promised("server2", "vm2") == (1024, 2)
+    await undone(domain, migration.id)
+    assert domain.told() == [("booked", "vm1", ""), ("booking_ended", "vm1", "released")]
+    assert domain.promised("server2", "vm2") == (0, 0)
+
+
+async def test_what_is_booked_anew_meanwhile_is_not_the_migrations_to_end(domain: Domain) -> None:
+    add_vm(domain.net, 1, at=1)
+    await domain.controller.context.install(domain.net.everything())
+    migration = domain.controller.orchestrator.start("vm1", target_server="server2")
+    domain.controller.bookings.book("vm1", "server3", 512, 1, 60)
+    await undone(domain, migration.id)
+    assert await domain.booked() == [("vm1", "server3")]
