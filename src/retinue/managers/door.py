@@ -1,5 +1,5 @@
-"""A manager's listener for one domain: who shows a certificate of that domain's authority, of a controller or
-a mobility manager, is let in and speaks of that domain, and nobody else is."""
+"""A manager's listener for one domain: who shows a certificate of that domain's authority is let in and
+speaks of that domain, each role what is its own to say."""
 
 import ssl
 from collections import Counter
@@ -19,8 +19,8 @@ from retinue.security.identity import IdentityError, PeerRole, identity_of
 
 log = structlog.get_logger()
 
-Said = tuple[type[msgspec.Struct], Callable[[Any], Awaitable[msgspec.Struct]]]
-"""What is said at a path: the record, and what answers it."""
+Said = tuple[type[msgspec.Struct], PeerRole, Callable[[Any], Awaitable[msgspec.Struct]]]
+"""What is said at a path: the record, whose it is to say, and what answers it."""
 
 
 class RefusedError(Exception):
@@ -32,15 +32,13 @@ class RefusedError(Exception):
 
 
 class ManagerDoor:
-    def __init__(
-        self, domain: str, said: Mapping[str, Said], roles: frozenset[PeerRole], context: ssl.SSLContext
-    ) -> None:
-        """`said`: by path. `roles`: who may speak here."""
+    def __init__(self, whose: str, said: Mapping[str, Said], context: ssl.SSLContext) -> None:
+        """`whose`: such as "domain a". `said`: by path."""
         self.rejected: Counter[str] = Counter()
-        self._domain, self._roles = domain, roles
+        self._whose = whose
         app = web.Application(middlewares=[self._errors], client_max_size=LARGEST_BODY)
-        for path, (kind, answers) in said.items():
-            app.router.add_post(path, _handler(kind, answers))
+        for path, (kind, role, answers) in said.items():
+            app.router.add_post(path, self._handler(kind, role, answers))
         self._service = HttpService(app, self.rejected, context)
 
     async def start(self, host: str, port: int) -> int:
@@ -53,8 +51,6 @@ class ManagerDoor:
     @web.middleware
     async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            self._check(request)
-            accepted(request)
             return await handler(request)
         except IdentityError as error:
             return self._reject(403, ErrorCode.NOT_ALLOWED, str(error))
@@ -65,24 +61,26 @@ class ManagerDoor:
         except web.HTTPException as error:
             return self._reject(error.status, code_of(error), error.reason)
 
-    def _check(self, request: web.Request) -> None:
-        """Raises IdentityError for one who may not speak here."""
+    def _handler(
+        self, kind: type[msgspec.Struct], role: PeerRole, answers: Callable[[Any], Awaitable[msgspec.Struct]]
+    ) -> Handler:
+        async def handle(request: web.Request) -> web.Response:
+            self._check(request, role)
+            accepted(request)
+            return answer(await answers(await body(request, kind)))
+
+        return handle
+
+    def _check(self, request: web.Request, role: PeerRole) -> None:
+        """Raises IdentityError for one who may not say this."""
         shown = request.transport.get_extra_info("peercert") if request.transport is not None else None
         identity = identity_of(shown)
-        if identity is None or identity.role not in self._roles:
-            who = " or ".join(sorted(self._roles))
+        if identity is None or identity.role is not role:
             found = identity or "a stranger"
-            raise IdentityError(f"a {who} of domain {self._domain} speaks here, not {found}")
+            raise IdentityError(f"a {role} of {self._whose} says this, not {found}")
 
     def _reject(self, status: int, code: ErrorCode, reason: str) -> web.Response:
         self.rejected[code] += 1
         reason = cut(printable(reason))
-        log.info("managers.rejected", domain=self._domain, code=str(code), reason=reason)
+        log.info("managers.rejected", door=self._whose, code=str(code), reason=reason)
         return answer({"error": reason, "code": code}, status=status)
-
-
-def _handler(kind: type[msgspec.Struct], answers: Callable[[Any], Awaitable[msgspec.Struct]]) -> Handler:
-    async def handle(request: web.Request) -> web.Response:
-        return answer(await answers(await body(request, kind)))
-
-    return handle

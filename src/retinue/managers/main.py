@@ -65,13 +65,14 @@ def _run(noun: str, serve: Callable[[], Awaitable[None]]) -> int:
 async def _resource(path: Path) -> None:
     config = load_resource(path)
     resources = Resources({one.id: one.offers_to for one in config.domain}, time.monotonic)
-    roles = frozenset({PeerRole.CONTROLLER, PeerRole.MOBILITY})
     contexts: list[tuple[ssl.SSLContext, Files]] = []
     doors: list[tuple[ManagerDoor, str]] = []
     for one in config.domain:
         files = _files(config.tls, one.ca)
         contexts.append((server_context(*files), files))
-        doors.append((ManagerDoor(one.id, resources.said_by(one.id), roles, contexts[-1][0]), one.listen))
+        doors.append(
+            (ManagerDoor(f"domain {one.id}", resources.said_by(one.id), contexts[-1][0]), one.listen)
+        )
     await _serve(doors, contexts, "resource")
 
 
@@ -88,7 +89,7 @@ async def _mobility(path: Path) -> None:
         return record(Matched, said, THE_RESOURCE)
 
     said = Mobility(ask, time.monotonic).said()
-    door = ManagerDoor("the mobility manager's", said, frozenset({PeerRole.CONTROLLER}), inside)
+    door = ManagerDoor("this domain", said, inside)
     try:
         await _serve([(door, config.listen)], [(inside, own), (outside, theirs)], "mobility")
     finally:

@@ -20,6 +20,7 @@ from retinue.protocol.managers import (
     Matched,
     Request,
 )
+from retinue.security.identity import PeerRole
 
 log = structlog.get_logger()
 
@@ -45,7 +46,11 @@ class Mobility:
         async def present(_: Nothing) -> Nothing:
             return Nothing()
 
-        return {REQUESTS_PATH: (Request, self.decide), PRESENCES_PATH: (Nothing, present)}
+        controller = PeerRole.CONTROLLER
+        return {
+            REQUESTS_PATH: (Request, controller, self.decide),
+            PRESENCES_PATH: (Nothing, controller, present),
+        }
 
     async def decide(self, request: Request) -> Decided:
         """Raises RefusedError."""

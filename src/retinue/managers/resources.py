@@ -24,6 +24,7 @@ from retinue.protocol.managers import (
     policy_said,
     state_said,
 )
+from retinue.security.identity import PeerRole
 
 log = structlog.get_logger()
 
@@ -45,7 +46,10 @@ class Resources:
         async def match(asked: MatchAsked) -> Matched:
             return self.match(domain, asked)
 
-        return {FILLINGS_PATH: (Filling, fill), MATCHES_PATH: (MatchAsked, match)}
+        return {
+            FILLINGS_PATH: (Filling, PeerRole.CONTROLLER, fill),
+            MATCHES_PATH: (MatchAsked, PeerRole.MOBILITY, match),
+        }
 
     def fill(self, domain: str, filling: Filling) -> Filled:
         """Raises RefusedError."""

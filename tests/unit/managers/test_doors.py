@@ -18,11 +18,9 @@ from retinue.managers.resources import Resources
 from retinue.protocol.errors import ControllerAwayError, RejectedError
 from retinue.protocol.managers import Filling, policy_said
 from retinue.security.contexts import client_context, server_context
-from retinue.security.identity import PeerRole
 from support.pki_files import Certificates
 
 ALL = Filling("run-1", 0, policy_said(Policy()), whole=True)
-SPEAKERS = frozenset({PeerRole.CONTROLLER, PeerRole.MOBILITY})
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +37,7 @@ async def doors(authorities: dict[str, Certificates]) -> AsyncIterator[tuple[Res
     async with contextlib.AsyncExitStack() as stack:
         for domain, authority in authorities.items():
             context = server_context(authority.authority.ca, *own)
-            door = ManagerDoor(domain, resources.said_by(domain), SPEAKERS, context)
+            door = ManagerDoor(f"domain {domain}", resources.said_by(domain), context)
             ports[domain] = await door.start("127.0.0.1", 0)
             stack.push_async_callback(door.stop)
         yield resources, ports
@@ -66,10 +64,13 @@ async def test_each_controller_speaks_of_its_own_domain_and_of_no_other(
         assert not resources.holdings["a"].whole
 
 
-@pytest.mark.parametrize("party", ["agent/server1", "switch/edge1", "manager/anna", "reader/bob"])
+OTHERS = ["agent/server1", "switch/edge1", "manager/anna", "reader/bob", "mobility/m1"]
+
+
+@pytest.mark.parametrize("party", OTHERS)
 async def test_nobody_else_speaks_there(authorities: dict[str, Certificates], party: str) -> None:
     async with doors(authorities) as (resources, ports):
-        with pytest.raises(RejectedError, match="a controller or mobility of domain a speaks here, not"):
+        with pytest.raises(RejectedError, match="a controller of domain a says this, not"):
             await fill(ports["a"], authorities["a"], authorities["a"], party)
         assert not resources.holdings["a"].whole
 

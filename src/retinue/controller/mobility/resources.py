@@ -224,7 +224,8 @@ class ResourceManager:
         """Of each server, as a resource manager of its own is told; presences as in `snapshot`."""
         hosted = self._hosted()
         for name in self.candidates():
-            yield self._facts(name, hosted.get(name, set()), presences.get(name))
+            if name in self._net.servers:  # Whoever looks takes his time.
+                yield self._facts(name, hosted.get(name, set()), presences.get(name))
 
     def _state(
         self,

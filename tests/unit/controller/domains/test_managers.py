@@ -384,3 +384,11 @@ async def test_what_they_decide_by_is_what_the_controller_would_decide_by(
     asked = Asked("match-1", need, wish, "", presences, 2000, (), ())
     assert await managers_of(domains).snapshot(asked) == here
     assert [one.promised_mib for one in here.servers] == [128, 768]
+
+
+async def test_what_goes_while_it_is_looked_at_is_left_out(domains: TwoDomains, beside: Beside) -> None:
+    a = domains.controller("a")
+    looked = a.resources.facts({})
+    assert next(looked).server == server_of("a", 1)
+    await a.fabric.remove_server(server_of("a", 2))
+    assert not list(looked)
