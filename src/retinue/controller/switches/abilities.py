@@ -31,7 +31,7 @@ lost in silence."""
 ND = Ability(
     "switch.answers_no_nd",
     lambda flow: any(isinstance(action, SetField) and action.field & ERICSSON for action in flow.actions),
-    ("BAC_BAD_SET_ARGUMENT", "BAC_BAD_SET_TYPE", "BAC_BAD_ARGUMENT", "BMC_BAD_FIELD"),
+    ("BAC_BAD_SET_ARGUMENT", "BAC_BAD_SET_TYPE", "BMC_BAD_FIELD"),
 )
 """To make a neighbour advertisement of a solicitation (Open vSwitch since 2.11, with a datapath in user
 space). Without it the controller is asked, as of all that a switch does not answer."""
