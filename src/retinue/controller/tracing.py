@@ -206,7 +206,7 @@ class Tracer:
         """As they are at this moment: the compiler may change them while they are looked at."""
         programmer = self._context.installer.switches[switch]
         entries = self._context.compiler.program(switch).whole().values()
-        return tuple(entry for entry in entries if programmer.is_given(entry))
+        return tuple(entry for entry in entries if programmer.lacking.is_given(entry))
 
     def _compared(self, expected: Trace, found: Trace, held: Mapping[str, Held]) -> dict[str, Any]:
         packets = {name: switch.packets for name, switch in held.items() if not switch.unread}

@@ -267,7 +267,7 @@ def flows(controller: Controller, switch: str, vm: str | None = None) -> list[di
     program = controller.context.compiler.program(switch)
     its = None if vm is None else contribution(controller.net, Owner("vm", vm)).get(switch, {})
     wanted = program.whole() if its is None else program.taken(its)
-    entries = [e for e in wanted.values() if isinstance(e, Flow) and programmer.is_given(e)]
+    entries = [e for e in wanted.values() if isinstance(e, Flow) and programmer.lacking.is_given(e)]
     entries.sort(key=lambda f: (f.table, -f.priority, f.match))
     return [
         {

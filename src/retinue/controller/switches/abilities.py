@@ -4,10 +4,14 @@ A switch says so by rejecting a change that has such an entry. It is told of no 
 then it may be another program.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+
 from retinue.core.pipeline.entry import ERICSSON, Change, CheckLarger, Entry, Flow, Program, SetField
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +51,29 @@ def missing(change: Change, error: Exception) -> list[Ability]:
     ]
 
 
-def asks_for(entry: Entry | None, lacking: Iterable[Ability]) -> bool:
-    """True for an entry that a switch which lacks these is not given."""
-    return isinstance(entry, Flow) and any(ability.is_asked(entry) for ability in lacking)
+class Lacking:
+    """What one switch has been found to be unable to do."""
 
+    def __init__(self, switch: str) -> None:
+        self._switch = switch
+        self._lacks: list[Ability] = []
 
-def without(program: Program, lacking: Iterable[Ability]) -> Program:
-    """What of these entries a switch is given that lacks this."""
-    return (
-        {key: entry for key, entry in program.items() if not asks_for(entry, lacking)} if lacking else program
-    )
+    def __bool__(self) -> bool:
+        return bool(self._lacks)
+
+    def learn(self, change: Change, error: Exception) -> bool:
+        """The switch has rejected a change. True where it would take what is left without what it lacks."""
+        found = missing(change, error)
+        for ability in found:
+            log.warning(ability.event, switch=self._switch, error=str(error))
+        self._lacks += found
+        return bool(found)
+
+    def is_given(self, entry: Entry | None) -> bool:
+        """False for an entry that asks for what the switch cannot do."""
+        asked = isinstance(entry, Flow) and any(ability.is_asked(entry) for ability in self._lacks)
+        return entry is not None and not asked
+
+    def given(self, program: Program) -> Program:
+        """What of these entries the switch is given."""
+        return {k: e for k, e in program.items() if self.is_given(e)} if self._lacks else program

@@ -12,8 +12,7 @@ from dataclasses import replace
 
 import structlog
 
-from retinue.controller.switches import abilities
-from retinue.controller.switches.abilities import Ability
+from retinue.controller.switches.abilities import Lacking
 from retinue.controller.switches.held import Held
 from retinue.controller.switches.mirror import Mirror, compared
 from retinue.controller.switches.orders import Order, Orders, Sent
@@ -80,8 +79,8 @@ class SwitchProgrammer:
         """Flow entries sent and confirmed so far."""
         self.rejection = ""
         """Why the switch rejected a change; "" once it has taken all that it did."""
-        self._lacks: list[Ability] = []
-        """What it has been found to be unable to do: it gets no entry that asks for it."""
+        self.lacking = Lacking(switch)
+        """What it gets no entries for."""
         self._resend_at: dict[EntryKey, float] = {}
         """Entries whose lease is longer than a switch's longest timeout, and when they must be sent again."""
         self._rejected: set[EntryKey] = set()
@@ -106,7 +105,7 @@ class SwitchProgrammer:
     def connected(self, session: SwitchSession) -> None:
         """The switch has this session from now on; nothing is sent before `read` has returned."""
         self.session, self.is_read, self.was_connected = session, False, True
-        self._lacks = []
+        self.lacking = Lacking(self._switch)
 
     async def read(self, session: SwitchSession) -> Sent:
         """Read what the switch holds and send the difference.
@@ -176,10 +175,6 @@ class SwitchProgrammer:
         self.mirror.set(dict.fromkeys(due))  # So that there is a difference to send.
         await self.send(due)
 
-    def is_given(self, entry: Entry | None) -> bool:
-        """False for an entry that asks for what the switch has been found to be unable to do."""
-        return not abilities.asks_for(entry, self._lacks)
-
     def confirmed(self, key: EntryKey) -> bool:
         """True when the switch is connected and has confirmed this wanted entry."""
         return self.is_read and key not in self.pending and self.mirror.has_all([key])
@@ -189,7 +184,7 @@ class SwitchProgrammer:
         if not self.is_read or not (self.pending or self.mirror.differing):
             return self.is_read
         keys = self._compiler.program(self._switch).of([owner])
-        return self.pending.isdisjoint(keys) and self.mirror.has_all(abilities.without(keys, self._lacks))
+        return self.pending.isdisjoint(keys) and self.mirror.has_all(self.lacking.given(keys))
 
     async def audit(self, still: Callable[[], bool]) -> Audit | None:
         """Read the connected switch again and mend what differs.
@@ -214,7 +209,7 @@ class SwitchProgrammer:
         suspicious = {
             key
             async for key, want in compared(self._compiler.program(self._switch), found)
-            if not agrees(want if self.is_given(want) else None, found.get(key))
+            if not agrees(want if self.lacking.is_given(want) else None, found.get(key))
         }
         async with self._lock:
             if self.session is not session or self._sendings != sendings or not still():
@@ -260,9 +255,8 @@ class SwitchProgrammer:
         while bound := self._bound_to(change) - keys:
             keys |= bound
             change = difference(self._wanted(keys), self.mirror.taken(keys), keys)
-        lacked = len(self._lacks)
         confirmed = change.empty or await self._apply(session, change)
-        if len(self._lacks) > lacked:
+        if confirmed is None:  # It lacks something: without that, at once.
             return await self._send_difference(session, orders)
         if not confirmed and len(orders) > 1 and session.alive:
             # Something in one of them is at fault. It is to hold up none of the others.
@@ -292,7 +286,8 @@ class SwitchProgrammer:
             named |= {flow.key for flow in flows if not gone.isdisjoint(named_by(flow))}
         return named - self.held
 
-    async def _apply(self, session: SwitchSession, change: Change) -> bool:
+    async def _apply(self, session: SwitchSession, change: Change) -> bool | None:
+        """None: the switch was found to lack something, and what is left may be sent."""
         now = self._clock()
         self._sendings += 1
         try:
@@ -306,12 +301,8 @@ class SwitchProgrammer:
             session.close(f"did not confirm a change: {error}")
             return False
         except Exception as error:
-            lacks = abilities.missing(change, error)
-            if lacks:
-                self._lacks += lacks
-                for ability in lacks:
-                    log.warning(ability.event, switch=self._switch, error=str(error))
-                return False
+            if self.lacking.learn(change, error):
+                return None
             self.rejection = str(error)
             log.error("switch.change_rejected", switch=self._switch, error=str(error))
             return False
@@ -379,11 +370,11 @@ class SwitchProgrammer:
     def _wanted(self, keys: Iterable[EntryKey]) -> Program:
         """What it should hold of these keys."""
         wanted = self._compiler.program(self._switch).taken(keys)
-        return abilities.without(wanted, self._lacks)
+        return self.lacking.given(wanted)
 
     def _differing(self, keys: Collection[EntryKey]) -> set[EntryKey]:
         """Of these keys, those in which the switch has not what it should."""
-        if not self._lacks:  # What is not known to differ agrees.
+        if not self.lacking:  # What is not known to differ agrees.
             keys = self.mirror.differing & set(keys)
         wanted, has = self._wanted(keys), self.mirror.taken(keys)
         return {key for key in keys if not agrees(wanted.get(key), has.get(key))}

@@ -1,10 +1,10 @@
 """Entries of an edge switch for IPv6: what a VM may send from where, and the guard of neighbour discovery.
 
 What a VM sends from an address that is bound to it comes to the table ND. There its neighbour discovery ends
-(RFC 4861, 6620): a solicitation that names the NIC's own MAC is answered, or the controller's to answer, as
-is one that names none; an
-advertisement that names an own address and the own MAC says nothing new, and is dropped; anything else is
-reported. A router's messages never come from a VM (RFC 6105). What is no neighbour discovery goes on.
+(RFC 4861, 6620): a solicitation that names the NIC's own MAC comes to the table ANSWER, one that names none
+is the controller's to answer; an advertisement that names an own address and the own MAC says nothing new, and
+is dropped; anything else is reported. A router's messages never come from a VM (RFC 6105). What is no
+neighbour discovery goes on.
 
 The link-local address that follows from a NIC's MAC is bound to it. From there goes nothing but neighbour
 discovery and a ping of the gateway, and nothing to another's: what a link is here ends at the VM's port.
