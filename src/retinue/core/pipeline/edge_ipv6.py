@@ -2,8 +2,8 @@
 
 What a VM sends from an address that is bound to it comes to the table ND. There its neighbour discovery ends
 (RFC 4861, 6620): a solicitation that names the NIC's own MAC comes to the table ANSWER, one that names none
-is the controller's to answer; an advertisement that names an own address and the own MAC says nothing new, and
-is dropped; anything else is reported. A router's messages never come from a VM (RFC 6105). What is no
+is the controller's to answer; an advertisement that names an own address and the own MAC says nothing new,
+and is dropped; anything else is reported. A router's messages never come from a VM (RFC 6105). What is no
 neighbour discovery goes on.
 
 The link-local address that follows from a NIC's MAC is bound to it. From there goes nothing but neighbour
