@@ -169,7 +169,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "VMPorts.rejected", "Knowledge.edges_read", "Network.untold", "Network.vm_ports",
         "ReportedPorts._ports",
         "Held._of", "Held.keys", "ServerLocations._leaves",
-        "SwitchProgrammer.pending", "Mirror._differs",
+        "SwitchProgrammer.pending", "Mirror._differs", "Lacking._lacks",
     ),
     "agents and hypervisors report it again": (
         "AgentRejections._counts", "Agents._streams", "Agents._releases", "ExternalMigrations._pending",
