@@ -137,18 +137,21 @@ async def test_without_a_controller_neighbours_are_found_anew_as_those_of_ipv4(b
         await bench.guest("vm1", forget)
         return [await bench.ping("vm1", to) for to in addresses]
 
+    local = f"{link_local(GATEWAY_MAC)}%eth0"
     async with bench.traffic(OWN4["vm1"]) as over_ipv4, bench.traffic(OWN6["vm1"]) as over_ipv6:
         bench.kill("controller", signal.SIGKILL)
-        for _ in range(5):
-            local = f"{link_local(GATEWAY_MAC)}%eth0"
-            assert await found(GATEWAY, local, OWN6["vm3"], CLIENT) == [True] * 4
-            assert await found(gateway4, OWN4["vm3"]) == [True] * 2
-            await bench.run("router", "ip", "neigh", "flush", "all")
-        known = await bench.guest("vm1", "ip -6 neigh show dev eth0")
+        try:
+            for _ in range(5):
+                assert await found(GATEWAY, local, OWN6["vm3"], CLIENT) == [True] * 4
+                assert await found(gateway4, OWN4["vm3"]) == [True] * 2
+                await bench.run("router", "ip", "neigh", "flush", "all")
+            known = await bench.guest("vm1", "ip -6 neigh show dev eth0")
+            elsewhere = await found(OWN6["vm2"], OWN4["vm2"])
+        finally:
+            await bench.restart_controller()
         flows = [await bench.unharmed(traffic) for traffic in (over_ipv4, over_ipv6)]
     assert all(of.sent > 200 for of in flows), flows
-    assert not any(await found(OWN6["vm2"], OWN4["vm2"])), "on another server the controller alone is asked"
-    await bench.restart_controller()
+    assert not any(elsewhere), "of who is on another server the controller alone is asked"
     assert await found(OWN6["vm2"], OWN4["vm2"]) == [True] * 2
     assert GATEWAY_MAC in known
 
