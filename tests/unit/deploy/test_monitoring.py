@@ -174,6 +174,26 @@ def test_promtool_reads_the_rules(verb: str, file: str) -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+def test_of_each_alert_it_is_tried_what_makes_it_fire_and_what_does_not() -> None:
+    file = yaml.safe_load((PROMETHEUS / "retinue.rules.test.yml").read_text())
+    tried = {
+        (one["alertname"], bool(one["exp_alerts"])) for f in file["tests"] for one in f["alert_rule_test"]
+    }
+    assert tried == {(rule["alert"], fires) for rule in rules() for fires in (True, False)}
+
+
+def test_what_is_counted_is_shown_before_the_first_of_its_kind() -> None:
+    """A series that begins with 1 has not increased, and nobody would be told of the first internal error."""
+    controller = Controller(fabric(), clock=lambda: 1000.0)
+    (events,) = (
+        one
+        for one in text_string_to_metric_families(exposition(controller, {}).decode())
+        if one.name == "retinue_events"
+    )
+    shown = {sample.labels["kind"]: sample.value for sample in events.samples}
+    assert shown == dict.fromkeys(Count, 0)
+
+
 def test_the_dashboard_is_for_any_grafana() -> None:
     """Its data source is a variable, and it has no id of the one that it was made in."""
     dashboard = json.loads(GRAFANA.read_text())

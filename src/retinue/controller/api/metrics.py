@@ -13,6 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYP
 
 from retinue import __version__
 from retinue.controller.app import Controller
+from retinue.controller.counters import Count
 from retinue.core.histogram import QUICK, Histogram, buckets
 from retinue.patience import late
 
@@ -45,7 +46,9 @@ class _Reading:
             yield from self._images()
 
     def _controller_itself(self) -> Iterator[Metric]:
-        counted = {(kind,): count for kind, count in self._controller.context.counters.items()}
+        # From nought on, so that the first of a kind is an increase, which alerts ask for.
+        counters = self._controller.context.counters
+        counted = {(kind,): counters[kind] for kind in {*map(str, Count), *counters}}
         version = {(__version__,): 1}
         yield _gauge("retinue_build_info", "Always 1; the label says which runs", version, ["version"])
         leads = "1 if this controller is the one that programs the switches, 0 if it is a standby"
