@@ -157,8 +157,8 @@ class ImagesBody(msgspec.Struct, forbid_unknown_fields=True):
     """By server: chunks with a wrong digest that came from there, since this agent started."""
     fetched: ChunkTimes = ChunkTimes()
     doors: dict[Name, Annotated[str, msgspec.Meta(max_length=LONGEST_ADDRESS)]] = {}
-    """By domain: where its agents fetch from this one. Left out where there is none: a controller of an older
-    version knows no such field."""
+    """By domain: where its agents fetch from this one; left out where there is none. A controller that does
+    not know it passes over it, as over all that it does not know of an agent's report (protocol.releases)."""
 
 
 def domain_of(place: str) -> str:

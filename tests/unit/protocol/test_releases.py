@@ -28,6 +28,7 @@ from retinue.protocol import (
 )
 from retinue.protocol.client import ControllerClient
 from retinue.protocol.events import controller_event
+from retinue.protocol.images import ChunkTimes, HeldImage, StoreUse, Upkeep
 from retinue.protocol.records import known_part
 from retinue.protocol.releases import AGENT_HEADER, is_newer, shown_release
 from retinue.security.credentials import Credentials
@@ -79,6 +80,34 @@ async def test_of_people_and_their_programs_it_is_refused(door: tuple[Controller
     status, answer = await said(url, path, {**REPORTS[path], **TOMORROW}, None)
     assert (status, answer["code"]) == (400, "malformed_body")
     assert "of_tomorrow" in answer["error"]
+
+
+class ImagesBodyOfBefore(msgspec.Struct, forbid_unknown_fields=True):
+    """What a controller knows of a report of images that knows no images of other domains."""
+
+    address: str
+    images: list[HeldImage] = []
+    store: StoreUse = StoreUse()
+    upkeep: Upkeep = Upkeep()
+    faults: dict[str, int] = {}
+    fetched: ChunkTimes = ChunkTimes()
+
+    @property
+    def doors(self) -> dict[str, str]:
+        return {}
+
+
+async def test_a_controller_that_knows_no_images_of_other_domains_takes_an_agents_report_of_its_own(
+    door: tuple[Controller, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `domain.images` an agent says where other domains' agents fetch from it."""
+    controller, url = door
+    monkeypatch.setattr("retinue.controller.api.routes.images.ImagesBody", ImagesBodyOfBefore)
+    told = msgspec.to_builtins(images.ImagesBody("192.0.2.1:7800", doors={"west": "198.51.100.1:7801"}))
+    assert await said(url, "/v1/servers/server1/images", told, __version__) == (200, {"ok": True})
+    assert controller.images.holders.report("server1") is not None
+    status, _ = await said(url, "/v1/servers/server1/images", told, None)
+    assert status == 400
 
 
 async def test_of_what_only_managers_ask_it_is_refused_whatever_is_said_of_a_release(
