@@ -40,6 +40,32 @@ def run(
 
 
 @app.command()
+def check(
+    config: Annotated[Path, typer.Option(metavar="FILE", help="The agent's configuration (TOML).")],
+) -> None:
+    """Check an agent's configuration, and the certificate that it names, without running anything.
+
+    \b
+    Example:
+      retinue agent check --config /etc/retinue/agent.toml
+    """
+    from retinue.agent.config import load
+    from retinue.agent.migration.peer import secured
+    from retinue.config_file import ConfigError
+    from retinue.security.contexts import TlsFilesError
+    from retinue.security.credentials import Credentials
+
+    try:
+        found = load(config)
+        if (tls := found.tls) is not None:
+            secured(found.server, Credentials(Path(tls.ca), Path(tls.certificate), Path(tls.key)))
+    except (ConfigError, TlsFilesError) as error:
+        raise CliError(str(error)) from error
+    controller = f"controller at {found.controller}" if found.controller else "no controller of ours"
+    output.say(f"{config} is good: server {found.server}, {controller}; it listens at {found.listen}")
+
+
+@app.command()
 def leases(
     config: Annotated[Path, typer.Option(metavar="FILE", help="The agent's configuration (TOML).")],
     as_json: options.Json = False,

@@ -18,6 +18,7 @@ from retinue.protocol import client
 from retinue.protocol.errors import RejectedError
 from retinue.protocol.records import record
 from retinue.protocol.renewals import RenewalOrder
+from support.site import make
 
 ALONE = [
     *("--standalone", "--vm", "vm1", "--mac", "52:54:00:00:00:01", "--ip", "10.1.0.100"),
@@ -159,3 +160,19 @@ def test_with_a_controller_it_orders_and_carries_out(
     done = run("--vm", "vm9", "--url", "http://192.0.2.1:8080")
     assert done.exit_code == 1
     assert "there is no VM vm9" in done.output
+
+
+def test_a_configuration_is_checked_with_its_certificate(tmp_path: Path) -> None:
+    make(tmp_path)
+    config = tmp_path / "machines/server1/agent.toml"
+    done = CliRunner().invoke(app, ["agent", "check", "--config", str(config)])
+    assert done.exit_code == 0
+    assert (
+        "server server1, controller at https://192.0.2.10:8080; it listens at 192.0.2.11:7800" in done.output
+    )
+    (config.parent / "agent.pem").write_text("")
+    done = CliRunner().invoke(app, ["agent", "check", "--config", str(config)])
+    assert done.exit_code != 0 and "agent.pem" in done.output
+    config.write_text("of_yesterday = 1\n")
+    done = CliRunner().invoke(app, ["agent", "check", "--config", str(config)])
+    assert done.exit_code != 0 and "agent.toml" in done.output
