@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from retinue_lab.measure.traffic_process import TrafficProcess
 from support.lab import booted
 from support.lab.booted_packages import newer
 from support.lab.booted_site import (
@@ -26,7 +25,6 @@ from support.lab.booted_site import (
     MACHINES,
     MORE,
     NETWORK,
-    ROUTER,
     SERVERS,
     BootedSite,
     commands,
@@ -36,7 +34,7 @@ from support.lab.booted_site import (
     with_one_more,
     with_qemu,
 )
-from support.lab.losses import lost_spans
+from support.lab.booted_traffic import flowing, nothing_lost
 from support.pages import section
 
 why_not = booted.missing()
@@ -52,7 +50,6 @@ SERVICES = {CONTROLLER: "retinue-controller", **dict.fromkeys(SERVERS, "retinue-
 MOST_EXPOSED = {"retinue-controller": 2.0, "retinue-agent": 5.0}
 VM, VM_ADDRESS = "web", "10.1.0.1"
 HOME, AWAY = "server2", "server3"
-PPS = 200
 WELL = "All is as it should be."
 before: dict[str, frozenset[str]] = {}
 """What lay on each machine's disk before anything of ours."""
@@ -100,6 +97,7 @@ def test_the_site_is_set_up_as_the_page_says(site: BootedSite) -> None:
         found = site.sh(f"ssh root@{name} retinue setup look")
         assert f'id = "{name}"' in found and f'management = "{management}"' in found
         assert f"# interface theirs: {network}.2/24" in found
+        assert f'# routes = ["172.16.0.0/16 via {network}.1", "{network}.0/24"]' in found
     (site.controller.files / "root/site.toml").write_text(with_qemu(page_site()))
     made = site.type(PAGE, "Make")
     assert "copy each to its machine and run `sh setup.sh` there" in made
@@ -152,13 +150,34 @@ def test_a_running_service_may_do_no_more_than_it_needs(site: BootedSite, name: 
     assert float(exposed) < MOST_EXPOSED[service], said
 
 
+def test_open_vswitch_is_told_routes_again_when_it_has_started_anew(site: BootedSite) -> None:
+    """Restarted, killed, and killed where its bridge gets its address later."""
+    server, (_, network) = site.servers[MORE], SERVERS[MORE]
+    told = f"User: 172.16.0.0/16 dev theirs GW {network}.1"
+    shown = ("ovs-appctl", "ovs/route/show")
+    server.eventually(*shown, until=told)
+    assert server.run("systemctl", "is-active", "retinue-routes").strip() == "active"
+    killed = "kill -KILL $(systemctl show --property=MainPID --value ovs-vswitchd)"
+    for end in ("systemctl restart openvswitch-switch", killed):
+        before = main_pid(server, "ovs-vswitchd")
+        server.sh(end)
+        server.eventually(*shown, until=told)
+        assert main_pid(server, "ovs-vswitchd") not in (0, before)
+    server.sh(f"ip address del {network}.2/24 dev theirs; {killed}")
+    server.eventually("systemctl", "is-active", "retinue-routes", until="activating")
+    assert "User:" not in server.run(*shown, check=False)
+    server.sh(f"ip address add {network}.2/24 dev theirs; ip route add 172.16.0.0/16 via {network}.1")
+    server.eventually(*shown, until=told)
+    all_is_well(site, tuple(SERVERS))
+
+
 async def test_a_vm_moves_there_and_back_and_no_packet_is_lost(site: BootedSite) -> None:
     words = ("--server", HOME, "--mac", "52:54:00:00:00:01", "--address", VM_ADDRESS)
     site.retinue("vm", "add", VM, *words)
     site.until("vm", "show", VM, until="running")
     console = "cat /var/lib/retinue/agent/vms/*.console"
     site.servers[HOME].eventually("sh", "-c", console, until="RETINUE READY", limit=180.0)
-    traffic = await flowing(site)
+    traffic = await flowing(site, VM_ADDRESS)
     for target in (AWAY, HOME):
         await asyncio.to_thread(site.retinue, "move", "start", VM, "--to", target, "--wait")
     for name in SERVERS:
@@ -168,27 +187,13 @@ async def test_a_vm_moves_there_and_back_and_no_packet_is_lost(site: BootedSite)
     await nothing_lost(traffic)
 
 
-async def flowing(site: BootedSite) -> TrafficProcess:
-    """Traffic from the router to the VM, and back."""
-    traffic = await TrafficProcess.start(site.popen, ROUTER, VM_ADDRESS, pps=PPS, seconds=600)
-    await traffic.flowing(60)
-    return traffic
-
-
-async def nothing_lost(traffic: TrafficProcess) -> None:
-    figures, record = await traffic.finish(early=True)
-    print(figures)
-    assert (figures.lost, figures.duplicated) == (0, 0), (figures, lost_spans(record))
-    assert figures.tcp_survived, figures.tcp_problem
-
-
 async def test_an_upgrade_under_traffic_loses_nothing_and_vms_outlive_it(
     site: BootedSite, debs: Path, tmp_path: Path
 ) -> None:
     later = newer(debs, tmp_path / "later")
     programs = {name: main_pid(site.machines[name], service) for name, service in SERVICES.items()}
     machine = site.servers[HOME].run("pgrep", "-f", f"guest={VM}")
-    traffic = await flowing(site)
+    traffic = await flowing(site, VM_ADDRESS)
     await asyncio.to_thread(install, site, later)
     for name, service in SERVICES.items():
         version = site.machines[name].run("dpkg-query", "-W", "-f", "${Version}", service)
@@ -220,6 +225,7 @@ def test_taken_back_and_purged_nothing_is_left(site: BootedSite) -> None:
     for name in SERVERS:
         site.type(PAGE, "Take back", name=name)
         assert site.servers[name].run("ovs-vsctl", "list-br").split() == ["theirs"]
+        assert "User:" not in site.servers[name].run("ovs-appctl", "ovs/route/show")
     site.type(PAGE, "Take back", name=CONTROLLER)
     for name, service in SERVICES.items():
         machine = site.machines[name]

@@ -34,6 +34,7 @@ gateway = "10.1.0.254"
 id = "left"
 management = "192.0.2.201"
 endpoint = "172.16.1.2"
+routes = ["172.16.0.0/16 via 172.16.1.1"]
 libvirt = false
 [[server]]
 id = "right"
@@ -173,7 +174,9 @@ def test_servers_that_exist_are_set_up_and_vms_reach_each_other(machines: Machin
     argv += ["controller", "run", "--config", config]
     machines.lab.spawn(SANDBOX, argv, log="own-controller")
     for server in ("left", "right"):
-        assert "6/6 the agent" in machines.script(server, "setup.sh")
+        assert "8/8 the agent" in machines.script(server, "setup.sh")
+    told = machines.run("left", "ovs-appctl", "ovs/route/show")
+    assert "User: 172.16.0.0/16 dev theirs GW 172.16.1.1" in told
     for switch in ("left-edge", "left-leaf", "right-edge", "right-leaf"):
         machines.eventually("switch", "list", "--json", until=f'"id": "{switch}"')
 
@@ -266,7 +269,7 @@ def test_what_fails_in_the_middle_is_told_and_taken_back_all_the_same(
         if not said:
             break
         # Where setup.sh only asks whether there is something, it may go on.
-        told = TOLD in said or (name == "setup.sh" and "6/6 the agent" in said)
+        told = TOLD in said or (name == "setup.sh" and "8/8 the agent" in said)
         assert told or "nothing has been changed by this step" in said, (number, said)
         machines.script("right", "undo.sh")
         assert_nothing_left(machines)
@@ -285,6 +288,8 @@ def assert_nothing_left(machines: Machines) -> None:
 
 
 def test_it_is_taken_back_and_what_was_there_before_is_there(machines: Machines) -> None:
-    assert "4/4 files" in machines.script("right", "undo.sh")
+    assert "5/5 files" in machines.script("right", "undo.sh")
     assert_nothing_left(machines)
     machines.script("right", "undo.sh")
+    machines.script("left", "undo.sh")
+    assert "User:" not in machines.run("left", "ovs-appctl", "ovs/route/show")

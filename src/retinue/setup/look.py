@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retinue.core.text import cut, printable
-from retinue.setup.site import INTERFACE, NAME
+from retinue.setup.site import INTERFACE, NAME, Route
 
 Run = Callable[[Sequence[str]], str]
 """What a program prints; "" where it is not there, or fails."""
@@ -29,6 +29,10 @@ class Found:
     """Its version."""
     bridges: dict[str, list[str]]
     """Of Open vSwitch, each with its ports."""
+    in_user_space: list[str]
+    """Those bridges that forward there: tunnels leave by one of them, and by routes that it is told."""
+    routes: dict[str, list[str]]
+    """By interface: the kernel's, as in the site's file."""
     libvirt: bool
     addresses: dict[str, list[str]]
     """By interface, of IPv4, with the prefix's length."""
@@ -51,9 +55,9 @@ class Found:
     def table(self) -> list[str]:
         """What goes into the site's file, with what was found as comments."""
         lines = [f"# Open vSwitch {self.open_vswitch or 'is not here: apt-get install openvswitch-switch'}"]
-        lines += [
-            f"# bridge {name}: {', '.join(ports) or 'no ports'}" for name, ports in self.bridges.items()
-        ]
+        for name, ports in self.bridges.items():
+            where = " (in user space)" if name in self.in_user_space else ""
+            lines.append(f"# bridge {name}{where}: {', '.join(ports) or 'no ports'}")
         for interface in dict.fromkeys((*self.addresses, *self.neighbours, *self.vlans)):
             its = self.addresses.get(interface) or ["no address"]
             far = f", leads to {self.neighbours[interface]}" if interface in self.neighbours else ""
@@ -66,6 +70,11 @@ class Found:
             f'management = "{self.management}"',
             f'endpoint = "{self.management}"   # better an address of another network: VXLAN goes there',
             f"libvirt = {str(self.libvirt).lower()}",
+            *(
+                f"# routes = {json.dumps(self.routes[bridge])}   # if its endpoint is at {bridge}"
+                for bridge in self.in_user_space
+                if self.routes.get(bridge)
+            ),
         ]
 
 
@@ -74,16 +83,22 @@ def look(run: Run | None = None, libvirt: Path = LIBVIRT_SOCKET) -> Found:
     ask = run or _run
     version = re.search(r"\d+\.\d+\.\d+", ask(["ovs-vsctl", "--version"]))
     bridges = ask(["ovs-vsctl", "list-br"]).split()
-    routes = _json(ask(["ip", "-json", "route", "show", "default"]))
+    routes = _json(ask(["ip", "-json", "-4", "route", "show"]))
     name = socket.gethostname().partition(".")[0].lower()
     lldp = ask(["lldpctl", "-f", "keyvalue"])
     return Found(
         name if NAME.fullmatch(name) else "server1",
         version[0] if version else "",
         {bridge: ask(["ovs-vsctl", "list-ports", bridge]).split() for bridge in bridges},
+        [
+            one
+            for one in bridges
+            if ask(["ovs-vsctl", "get", "bridge", one, "datapath_type"]).strip() == "netdev"
+        ],
+        _routes(routes),
         libvirt.exists(),
         _addresses(_json(ask(["ip", "-json", "-4", "address", "show"]))),
-        next((str(route.get("dev", "")) for route in routes), ""),
+        next((str(route.get("dev", "")) for route in routes if route.get("dst") == "default"), ""),
         _neighbours(lldp),
         _vlans(lldp, _json(ask(["ip", "-json", "-d", "link", "show", "type", "vlan"]))),
     )
@@ -100,6 +115,20 @@ def _addresses(links: list[dict[str, object]]) -> dict[str, list[str]]:
         ]
         if its:
             found[str(link.get("ifname"))] = its
+    return found
+
+
+def _routes(routes: list[dict[str, object]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for route in routes:
+        to = "0.0.0.0/0" if route.get("dst") == "default" else str(route.get("dst"))
+        text = f"{to if '/' in to else f'{to}/32'}" + (
+            f" via {route['gateway']}" if "gateway" in route else ""
+        )
+        try:
+            found.setdefault(str(route.get("dev", "")), []).append(str(Route.parse(text)))
+        except ValueError:
+            continue  # To nowhere, or by several ways: for whoever set it to say.
     return found
 
 

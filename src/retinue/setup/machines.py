@@ -7,24 +7,22 @@ the controller's. Certificates are issued by whoever writes the files down.
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from retinue.core.limits import VXLAN_BYTES
 from retinue.core.model import DEFAULT_VNET
 from retinue.security.identity import PeerRole
+from retinue.setup import routes
+from retinue.setup.scripts import FOLDER, VSCTL, disable, if_systemd, install, remove, script, step
 from retinue.setup.site import CONTROLLER, OutsideTable, ServerTable, Site, dpid_of, mac_of
 
 EDGE, LEAF = "retinue", "retinue-leaf"
 """The two bridges of a server."""
 UPLINK, DOWNLINK, TUNNEL = "retinue-up", "retinue-down", "retinue-vxlan"
 """The patch from the edge to the leaf, the one back, and the end of the leaf's tunnels."""
-FOLDER = "/etc/retinue"
 OPENFLOW, OVSDB, REST, AGENT, VXLAN = 6653, 6640, 8080, 7800, 4789
 PROBE_MS, BACKOFF_MS = 5000, 1000
-OVS_SECONDS = 60
-"""For one command: where ovs-vswitchd does not run ovs-vsctl would wait for it for ever."""
-VSCTL = f"ovs-vsctl --timeout={OVS_SECONDS}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +66,7 @@ def machines(site: Site) -> Iterator[Machine]:
             server.id,
             {
                 "agent.toml": agent_config(site, server),
+                **routes.files(server),
                 "setup.sh": _server_setup(site, server),
                 "undo.sh": _server_undo(site),
             },
@@ -140,20 +139,20 @@ def _outside_table(one: OutsideTable) -> str:
 
 def _controller_setup() -> str:
     files = ("controller.toml", "ca.pem", "controller.pem", "controller.key")
-    return _script(
+    return script(
         "Sets the controller up on this machine. undo.sh takes it back.",
-        _step(f"files to {FOLDER}", *_install(files, owner="retinue")),
-        _step("the configuration is read", f"retinue controller check --config {FOLDER}/controller.toml"),
-        _step("the service", *_if_systemd("systemctl enable --now retinue-controller")),
+        step(f"files to {FOLDER}", *install(files, owner="retinue")),
+        step("the configuration is read", f"retinue controller check --config {FOLDER}/controller.toml"),
+        step("the service", *if_systemd("systemctl enable --now retinue-controller")),
     )
 
 
 def _controller_undo() -> str:
     files = ("controller.toml", "ca.pem", "controller.pem", "controller.key")
-    return _script(
+    return script(
         "Takes back what setup.sh did; what the controller has kept stays in /var/lib/retinue.",
-        _step("the service", *_if_systemd(_disable("retinue-controller"))),
-        _step("files", _remove(files)),
+        step("the service", *if_systemd(disable("retinue-controller"))),
+        step("files", remove(files)),
     )
 
 
@@ -187,17 +186,19 @@ def _server_setup(site: Site, server: ServerTable) -> str:
     cables = [one for one in site.outside if one.server == server.id]
     outside = [one.interface for one in cables]
     openflow = f"ssl:{site.controller}:{OPENFLOW}"
+    in_user_space = site.datapath == "netdev"
     hwaddr = f'other_config:hwaddr="{mac_of(server.id)}"'
-    return _script(
+    return script(
         f"Sets server {server.id} up: bridges {EDGE} and {LEAF}, and the agent.\n"
         "# Bridges, ports and VMs that are there stay as they are. undo.sh takes it back.",
-        _step("what is there", *_checks(server, outside), *_tag_checks(cables)),
-        _step(f"files to {FOLDER}", *_install(SERVER_FILES)),
-        _step(
+        step("what is there", *_checks(server, outside), *routes.checks(site, server), *_tag_checks(cables)),
+        step(f"files to {FOLDER}", *install(SERVER_FILES)),
+        step("the configuration is read", f"retinue agent check --config {FOLDER}/agent.toml"),
+        step(
             "Open vSwitch's certificate",
             f"{VSCTL} set-ssl {FOLDER}/switch.key {FOLDER}/switch.pem {FOLDER}/ca.pem",
         ),
-        _step(
+        step(
             "the edge and the leaf",
             _vsctl(
                 *_bridge(site, EDGE, edge, hwaddr),
@@ -210,8 +211,9 @@ def _server_setup(site: Site, server: ServerTable) -> str:
             *_controlled(EDGE, openflow),
             *_controlled(LEAF, openflow),
         ),
-        _step("its database is shown to the controller", *_manager(f"ssl:{site.controller}:{OVSDB}")),
-        _step("the agent", *_if_systemd("systemctl enable --now retinue-agent")),
+        *((step("the routes to other servers", *routes.told(server)),) if in_user_space else ()),
+        step("its database is shown to the controller", *_manager(f"ssl:{site.controller}:{OVSDB}")),
+        step("the agent", *if_systemd("systemctl enable --now retinue-agent")),
     )  # fmt: skip
 
 
@@ -326,63 +328,20 @@ def _server_undo(site: Site) -> str:
         f"{VSCTL} --bare --columns=_uuid find manager",
         f'target="ssl:{site.controller}:{OVSDB}"',
     )
-    return _script(
+    return script(
         "Takes back what setup.sh did: VMs that are plugged into the edge lose their network with it.",
-        _step("the agent", *_if_systemd(_disable("retinue-agent"))),
-        _step("the bridges", *_bridges_gone()),
-        _step(
+        step("the agent", *if_systemd(disable("retinue-agent"))),
+        *((step("the routes to other servers", *routes.taken_back()),) if site.datapath == "netdev" else ()),
+        step("the bridges", *_bridges_gone()),
+        step(
             "Open vSwitch's certificate and manager",
             f"has=$({VSCTL} get-ssl)",
             f'if echo "$has" | grep -q {key}; then {VSCTL} del-ssl; fi',
             f"rows=$({managers} {shlex.quote(target)})",
             f"for row in $rows; do {VSCTL} remove open_vswitch . manager_options $row; done",
         ),
-        _step("files", _remove(SERVER_FILES)),
+        step("files", remove(SERVER_FILES)),
     )
-
-
-# ---- scripts ----
-
-
-def _script(what: str, *steps: str) -> str:
-    head = (
-        f"#!/bin/sh\n# {what}\n# Run it as root, from anywhere. Each step may be done once more.\n"
-        'set -eu\nhere=$(cd "$(dirname "$0")" && pwd)\n'
-        'stop() { echo "retinue: $1; nothing has been changed by this step" >&2; exit 1; }\n'
-        'test "$(id -u)" = 0 || stop "this needs root"\n'
-        "trap 'test $? = 0 || echo \"retinue: $0 has not come to its end, see above: mend that and run it "
-        "once more, what is done is left so\" >&2' EXIT\n"
-    )
-    return head + "".join(f'\necho "{number}/{len(steps)} {step}' for number, step in enumerate(steps, 1))
-
-
-def _step(title: str, *lines: str) -> str:
-    return f'{title}"\n' + "".join(f"{line}\n" for line in lines)
-
-
-def _install(files: Iterable[str], owner: str = "root") -> Iterator[str]:
-    yield f"install -d -m 0755 {FOLDER}"
-    yield f'owner={owner}; id -u "$owner" > /dev/null 2>&1 || owner=root'
-    for file in files:
-        mode = "0400" if file.endswith(".key") else "0444"
-        yield f'install -m {mode} -o "$owner" "$here/{file}" {FOLDER}/{file}'
-
-
-def _remove(files: Iterable[str]) -> str:
-    return "rm -f " + " ".join(f"{FOLDER}/{file}" for file in files)
-
-
-def _if_systemd(command: str) -> Iterator[str]:
-    yield "if test -d /run/systemd/system; then"
-    yield f"    {command}"
-    yield "else"
-    yield '    echo "    no systemd here: start it yourself"'
-    yield "fi"
-
-
-def _disable(unit: str) -> str:
-    """Where the package is gone already there is no such unit."""
-    return f"if systemctl cat {unit} > /dev/null 2>&1; then systemctl disable --now {unit}; fi"
 
 
 def _table(header: str, **keys: object) -> str:

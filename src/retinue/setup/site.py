@@ -25,9 +25,11 @@ routes = ["0.0.0.0/0"]
 import hashlib
 import re
 from collections import Counter
-from ipaddress import IPv4Address
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from retinue.config_file import ConfigError, ConfigTable, read
 from retinue.core.limits import LEAST_MTU, MOST_MTU, VXLAN_BYTES
@@ -35,6 +37,9 @@ from retinue.core.model import DEFAULT_VNET, DEFAULT_VRF
 from retinue.core.text import quoted
 
 MOST_SERVERS = 1000
+MOST_ROUTES = 64
+"""Of one server."""
+_ROUTE = re.compile(r"(?P<prefix>[0-9.]{7,15}/[0-9]{1,2})(?: via (?P<via>[0-9.]{7,15}))?", re.ASCII)
 CONTROLLER = "controller"
 """The name of the controller's machine, which no server has."""
 INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}", re.ASCII)
@@ -81,8 +86,34 @@ class ServerTable(ConfigTable, frozen=True):
     """Its address on the IP network between the servers, which is another network than the VMs'."""
     libvirt: bool = True
     """Whether libvirt runs its VMs; the agent then follows what it does."""
+    routes: tuple[str, ...] = ()
+    """In user space, those to other servers that Open vSwitch is told: `172.16.0.0/16 via 172.16.1.1`."""
     control: str = ""
     """How other servers' libvirts reach this one's; "": no VM is brought here by `retinue move start`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """On the network between servers. `via`: a router; None where the prefix is that of an own cable."""
+
+    prefix: IPv4Network
+    via: IPv4Address | None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Of `172.16.0.0/16 via 172.16.1.1`, or a prefix alone; raises ValueError."""
+        match = _ROUTE.fullmatch(text)
+        why = ""
+        try:
+            if match is not None:
+                via = IPv4Address(match["via"]) if match["via"] else None
+                return cls(IPv4Network(match["prefix"]), via)
+        except ValueError as error:
+            why = f": {error}"
+        raise ValueError(f"{quoted(text)} is no route such as 172.16.0.0/16 via 172.16.1.1{why}")
+
+    def __str__(self) -> str:
+        return f"{self.prefix} via {self.via}" if self.via else str(self.prefix)
 
 
 class SubinterfaceTable(ConfigTable, frozen=True):
@@ -157,6 +188,7 @@ def _mistakes(site: Site) -> list[str]:
     for what in ("management", "endpoint"):
         taken = Counter(getattr(one, what) for one in site.server)
         found += [f"{what} {address} is of {times} servers" for address, times in taken.items() if times > 1]
+    found += [reason for one in site.server for reason in _wrong_routes(site, one)]
     servers = {one.id for one in site.server}
     for one in site.outside:
         if one.server not in servers:
@@ -168,6 +200,18 @@ def _mistakes(site: Site) -> list[str]:
     if not LEAST_MTU + VXLAN_BYTES <= site.mtu <= MOST_MTU:
         found.append(f"mtu is {LEAST_MTU + VXLAN_BYTES} to {MOST_MTU}, not {site.mtu}")
     return found
+
+
+def _wrong_routes(site: Site, server: ServerTable) -> Iterator[str]:
+    if server.routes and site.datapath != "netdev":
+        yield f'{server.id} has routes, which Open vSwitch is told in user space alone: datapath = "netdev"'
+    if len(server.routes) > MOST_ROUTES:
+        yield f"{server.id} has {len(server.routes)} routes; up to {MOST_ROUTES} are told"
+    for text in server.routes[:MOST_ROUTES]:
+        try:
+            Route.parse(text)
+        except ValueError as error:
+            yield f"{server.id}: {error}"
 
 
 def dpid_of(switch: str) -> int:

@@ -64,10 +64,8 @@ ip link set theirs up
 ip address add NETWORK.2/24 dev theirs
 ip route add 172.16.0.0/16 via NETWORK.1
 ip route add default dev eth0
-ovs-appctl ovs/route/add 172.16.0.0/16 theirs NETWORK.1
 """
-"""Open vSwitch in user space sends tunnels by a bridge of its own: one that was there before. It is told the
-way, as docs/networks.md has it."""
+"""Open vSwitch in user space sends tunnels by a bridge of its own: one that was there before."""
 
 _INTO = """#!/bin/bash
 into() {
@@ -168,7 +166,13 @@ def commands(page: str, heading: str) -> list[str]:
 def page_site() -> str:
     """The site's file of docs/setup.md; switches forward in user space here."""
     (toml,) = re.findall(r"^```toml\n(.*?)^```", section("docs/setup.md", "The site's file"), re.M | re.S)
-    return f'datapath = "netdev"\n{toml}'
+    return in_user_space(toml)
+
+
+def in_user_space(site: str) -> str:
+    """A page's site, with the routes to other servers that Open vSwitch is told there."""
+    routes = r'\1\nroutes = ["172.16.0.0/16 via \2.1"]'
+    return 'datapath = "netdev"\n' + re.sub(r'^(endpoint = "(.*)\.2")$', routes, site, flags=re.MULTILINE)
 
 
 def with_qemu(site: str) -> str:
@@ -180,7 +184,7 @@ def with_one_more(site: str) -> str:
     """The same, with the server that is added."""
     management, network = SERVERS[MORE]
     more = f'id = "{MORE}"\nmanagement = "{management}"\nendpoint = "{network}.2"\nlibvirt = false\n'
-    return f"{site}\n[[server]]\n{more}"
+    return f'{site}\n[[server]]\n{more}routes = ["172.16.0.0/16 via {network}.1"]\n'
 
 
 def give_guest(config: Path) -> None:

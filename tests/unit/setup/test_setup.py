@@ -7,68 +7,20 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from retinue.agent.config import load as load_agent
-from retinue.cli.main import app
 from retinue.config_file import ConfigError
 from retinue.controller.config import load as load_controller
 from retinue.setup import look as look_module
 from retinue.setup.look import look
 from retinue.setup.machines import machines
 from retinue.setup.site import Site, dpid_of, load, mac_of
-
-SITE = """
-controller = "192.0.2.10"
-
-[[subnet]]
-id = "transfer"
-prefix = "10.0.0.0/24"
-gateway = "10.0.0.254"
-
-[[subnet]]
-id = "blue"
-prefix = "10.1.0.0/24"
-gateway = "10.1.0.254"
-
-[[server]]
-id = "server1"
-management = "192.0.2.11"
-endpoint = "172.16.1.2"
-control = "qemu+tls://server1.example/system"
-
-[[server]]
-id = "server2"
-management = "192.0.2.12"
-endpoint = "172.16.2.2"
-
-[[outside]]
-id = "router"
-server = "server1"
-interface = "eth2"
-mac = "02:00:00:00:00:e1"
-address = "10.0.0.1"
-routes = ["0.0.0.0/0"]
-"""
+from support.site import SITE, make, site_file
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    return load(_file(tmp_path, SITE))
-
-
-def _file(folder: Path, text: str) -> Path:
-    path = folder / "site.toml"
-    path.write_text(text)
-    return path
-
-
-def make(tmp_path: Path, text: str = SITE) -> str:
-    argv = ["setup", "make", str(_file(tmp_path, text))]
-    argv += ["--output", str(tmp_path / "machines"), "--pki", str(tmp_path / "pki")]
-    done = CliRunner().invoke(app, argv)
-    assert done.exit_code == 0 or isinstance(done.exception, SystemExit), done.exception
-    return done.output
+    return load(site_file(tmp_path, SITE))
 
 
 def test_each_machine_gets_a_folder_with_all_that_it_needs(tmp_path: Path) -> None:
@@ -110,6 +62,11 @@ def test_made_once_more_certificates_stay_and_a_new_server_changes_no_others(tmp
         ('interface = "eth2"', 'interface = "eth2; reboot"', "is no name of an interface"),
         ('controller = "192.0.2.10"', 'controller = "nobody"', "site.toml"),
         ('controller = "192.0.2.10"', 'controller = "192.0.2.10"\nmtu = 100', "mtu is "),
+        (
+            'endpoint = "172.16.2.2"',
+            'endpoint = "172.16.2.2"\nroutes = ["10.0.0.0/8"]',
+            "in user space alone",
+        ),
         ('gateway = "10.1.0.254"', 'gateway = "10.2.0.254"', "10.2.0.254"),
         ('mac = "02:00:00:00:00:e1"', 'mac = "zz"', "zz"),
     ],
@@ -124,7 +81,7 @@ def test_what_cannot_be_is_said_with_the_file_that_says_it(
 
 def test_without_servers_there_is_no_site(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="1 to 1000 servers"):
-        load(_file(tmp_path, 'controller = "192.0.2.10"\nserver = []\nsubnet = []\n'))
+        load(site_file(tmp_path, 'controller = "192.0.2.10"\nserver = []\nsubnet = []\n'))
 
 
 def test_datapath_ids_and_macs_are_made_of_names(site: Site) -> None:
@@ -178,7 +135,7 @@ def test_a_vlan_device_on_a_routers_cable_is_found_before_anything_is_changed(
     tmp_path: Path, device: str, stops: bool
 ) -> None:
     """It would take the tag's frames before Open vSwitch sees them."""
-    site = load(_file(tmp_path, f"{SITE}{SUBINTERFACE}{WAYS}"))
+    site = load(site_file(tmp_path, f"{SITE}{SUBINTERFACE}{WAYS}"))
     (whole,) = (one.files["setup.sh"] for one in machines(site) if one.name == "server1")
     (check,) = re.findall(r"^if ip .* type vlan .*?^fi\n", whole, re.MULTILINE | re.DOTALL)
     link = f"9: eth2.x@eth2: <BROADCAST> mtu 1500 \\    vlan protocol 802.1Q id {device} <REORDER_HDR> addr"
@@ -195,7 +152,7 @@ def test_in_user_space_a_tunnel_does_without_its_own_address(
     tmp_path: Path, datapath: str, said: bool
 ) -> None:
     """There it would drop packets whenever a tap comes or goes; that of a setup of before is taken back."""
-    site = load(_file(tmp_path, f'datapath = "{datapath}"\n{SITE}'))
+    site = load(site_file(tmp_path, f'datapath = "{datapath}"\n{SITE}'))
     script = next(one for one in machines(site) if one.name == "server1").files["setup.sh"]
     assert ("options:local_ip=172.16.1.2" in script) is said
     assert ("remove interface retinue-vxlan options local_ip" in script) is not said
@@ -232,8 +189,14 @@ def test_a_bridge_of_somebody_elses_of_the_same_name_is_not_taken_back(site: Sit
 SAYS = {
     "ovs-vsctl --version": "ovs-vsctl (Open vSwitch) 3.1.0\nDB Schema 8.3.1\n",
     "ovs-vsctl list-br": "br0\n",
+    "ovs-vsctl get bridge br0 datapath_type": "netdev\n",
     "ovs-vsctl list-ports br0": "eth1\n",
-    "ip -json route show default": '[{"dst": "default", "gateway": "192.0.2.1", "dev": "eth0"}]',
+    "ip -json -4 route show": (
+        '[{"dst": "172.16.0.0/16", "gateway": "172.16.1.1", "dev": "br0"},'
+        '{"dst": "172.16.1.0/24", "dev": "br0", "scope": "link"}, {"dst": "172.16.9.9", "dev": "br0"},'
+        '{"type": "blackhole", "dst": "172.17.0.0/16 via x", "dev": "br0"},'
+        '{"dst": "default", "gateway": "192.0.2.1", "dev": "eth0"}]'
+    ),
     "ip -json -4 address show": (
         '[{"ifname": "lo", "addr_info": [{"local": "127.0.0.1", "prefixlen": 8, "scope": "host"}]},'
         '{"ifname": "eth1", "addr_info": [{"local": "172.16.1.2", "prefixlen": 24, "scope": "global"}]},'
@@ -259,6 +222,9 @@ def test_a_machine_is_looked_at(tmp_path: Path) -> None:
     assert (found.open_vswitch, found.bridges, found.libvirt) == ("3.1.0", {"br0": ["eth1"]}, True)
     assert (found.management, found.neighbours) == ("192.0.2.11", {"eth1": "tor1 swp3", "eth2": "border1"})
     lines = found.table()
+    assert "# bridge br0 (in user space): eth1" in lines
+    told = '["172.16.0.0/16 via 172.16.1.1", "172.16.1.0/24", "172.16.9.9/32"]'
+    assert lines[-1] == f"# routes = {told}   # if its endpoint is at br0"
     assert "# interface eth1: 172.16.1.2/24, leads to tor1 swp3" in lines
     tags = "VLAN 100, 200, 300 (eth2.300, of this machine)"
     assert f"# interface eth2: no address, leads to border1, {tags}" in lines
