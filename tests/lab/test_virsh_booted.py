@@ -5,6 +5,7 @@ What is not the page's: libvirt's VM is emulated, and boots the laboratory's gue
 user space, and is told the way to other servers, as docs/networks.md has it.
 """
 
+import asyncio
 import re
 import time
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ import pytest
 from retinue.hypervisor.libvirt.domain_xml import GUEST_OFFLOADS, HOST_OFFLOADS
 from retinue_lab.guest.image import command_line
 from support.lab import booted
-from support.lab.booted_site import CONTROLLER, FIRST, NETWORK, BootedSite, main_pid
+from support.lab.booted_site import CONTROLLER, FIRST, NETWORK, BootedSite, in_user_space, main_pid
 from support.lab.booted_ssh import trust
+from support.lab.booted_traffic import flowing, nothing_lost
 from support.pages import section
 
 why_not = booted.missing()
@@ -98,9 +100,7 @@ TOOK: dict[str, float] = {}
 def test_from_nothing_to_a_network_that_is_well(site: BootedSite) -> None:
     typed(site, "What is there")
     typed(site, "Install")
-    (site.controller.files / "root/site.toml").write_text(
-        f'datapath = "netdev"\n{written("The file", "toml")}'
-    )
+    (site.controller.files / "root/site.toml").write_text(in_user_space(written("The file", "toml")))
     assert "All is as it should be." in typed(site, "Set up")
     for name in FIRST:
         assert main_pid(site.servers[name], "retinue-agent") != 0
@@ -122,3 +122,13 @@ def test_virsh_moves_it_and_the_network_follows(site: BootedSite) -> None:
     site.until("move", "list", until=" done ")
     assert site.servers["server1"].run("virsh", "list", "--all", "--name").strip() == ""
     assert site.servers["server2"].run("virsh", "list", "--name").strip() == "web"
+
+
+async def test_retinue_moves_it_back_and_what_it_is_sent_arrives(site: BootedSite) -> None:
+    traffic = await flowing(site, ADDRESS)
+    said = await asyncio.to_thread(typed, site, "And lose nothing")
+    assert "web" in said, said
+    assert site.servers["server2"].run("virsh", "list", "--all", "--name").strip() == ""
+    assert site.servers["server1"].run("virsh", "list", "--name").strip() == "web"
+    # Taps come and go beside the tunnel that the traffic takes: see the page, what was measured.
+    await nothing_lost(traffic, but=5)
