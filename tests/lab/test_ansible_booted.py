@@ -44,6 +44,16 @@ class Commander:
 
     def play(self) -> dict[str, dict[str, int]]:
         """Run the playbook; what Ansible counts of each host. It must come to its end."""
+        code, said = self.tried()
+        assert code == 0, said
+        counted = re.findall(r"^(\S+) +: (ok=.*)$", said.partition("PLAY RECAP")[2], re.MULTILINE)
+        return {
+            host: {key: int(number) for key, number in (pair.split("=") for pair in counts.split())}
+            for host, counts in counted
+        }
+
+    def tried(self) -> tuple[int, str]:
+        """Run the playbook; its exit code, and what it said."""
         example = (ROOT / "deploy/ansible/inventory.example.ini").read_text()
         for old, new in (
             ("/root/site/machines", f"{self.folder}/machines-made"),
@@ -65,12 +75,7 @@ class Commander:
             text=True,
             timeout=PATIENCE,
         )
-        assert done.returncode == 0, done.stdout
-        counted = re.findall(r"^(\S+) +: (ok=.*)$", done.stdout.partition("PLAY RECAP")[2], re.MULTILINE)
-        return {
-            host: {key: int(number) for key, number in (pair.split("=") for pair in counts.split())}
-            for host, counts in counted
-        }
+        return done.returncode, done.stdout
 
     def _environment(self) -> list[str]:
         """A home of its own, so that nothing of this machine's user has a say, and nothing is left there."""
@@ -133,6 +138,45 @@ def test_a_second_run_changes_nothing(commander: Commander) -> None:
     counted = commander.play()
     assert {host: counts["changed"] for host, counts in counted.items()} == dict.fromkeys(counted, 0)
     assert pids(commander.site) == before
+
+
+def state(site: BootedSite, name: str) -> tuple[int, str]:
+    """The process of a machine's service, and what dpkg says of its packages."""
+    shown = "${Package} ${Version} ${db:Status-Abbrev}\\n"
+    packages = site.machines[name].run("dpkg-query", "-W", "-f", shown, "retinue", SERVICES[name])
+    return main_pid(site.machines[name], SERVICES[name]), packages
+
+
+@pytest.mark.parametrize("name", [CONTROLLER, "server1"])
+def test_where_the_configuration_is_broken_no_package_is_installed(
+    commander: Commander, tmp_path: Path, name: str
+) -> None:
+    """The service runs on by what it has read; nor does anything happen to the machines after it."""
+    site, short = commander.site, SERVICES[name].removeprefix("retinue-")
+    config = site.machines[name].files / f"etc/retinue/{short}.toml"
+    good, mode = config.read_text(), config.stat().st_mode
+    config.write_text(f"of_yesterday = 1\n{good}")
+    later = Commander(site, commander.folder, newer(commander.packages, tmp_path / "later"))
+    before = {machine: state(site, machine) for machine in (name, "server2")}
+    code, said = later.tried()
+    assert code != 0 and f"/etc/retinue/{short}.toml" in said and "of_yesterday" in said, said
+    (why,) = re.findall(
+        r'^fatal: \[\S+\]: FAILED! => \{"changed": false, "msg": "(.*?)"\}$', said, re.MULTILINE
+    )
+    assert why.startswith("retinue: /etc/retinue/"), said
+    assert {machine: state(site, machine) for machine in before} == before
+    config.write_text(good)
+    config.chmod(mode)
+    well(commander)
+
+
+def test_what_apt_says_is_said_and_the_next_run_begins_anew(commander: Commander, tmp_path: Path) -> None:
+    site, broken = commander.site, tmp_path / "broken"
+    newer(commander.packages, broken, depends="package-of-nobody")
+    before = state(site, CONTROLLER)
+    code, said = Commander(site, commander.folder, broken).tried()
+    assert code != 0 and "package-of-nobody" in said.rpartition('"msg": ')[2], said
+    assert state(site, CONTROLLER) == before
 
 
 def test_an_upgrade_restarts_each_service_once_and_all_is_well(commander: Commander, tmp_path: Path) -> None:

@@ -6,15 +6,18 @@ import subprocess
 from pathlib import Path
 
 
-def newer(debs: Path, folder: Path) -> Path:
-    """The same packages, by a later version's number."""
+def newer(debs: Path, folder: Path, *, depends: str = "") -> Path:
+    """The same packages, by a later version's number; `depends`: on one package more."""
     folder.mkdir()
     for deb in sorted(debs.glob("*.deb")):
         tree = folder / "tree"
         subprocess.run(["dpkg-deb", "-R", deb, tree], check=True)
         control = tree / "DEBIAN/control"
         (version,) = re.findall(r"^Version: (.*)$", control.read_text(), re.MULTILINE)
-        control.write_text(control.read_text().replace(version, f"{version}+1"))
+        text = control.read_text().replace(version, f"{version}+1")
+        control.write_text(
+            re.sub(r"^Depends: ", f"Depends: {depends}, " if depends else "Depends: ", text, flags=re.M)
+        )
         to = folder / deb.name.replace(version, f"{version}+1")
         subprocess.run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "-b", tree, to], check=True)
         shutil.rmtree(tree)
