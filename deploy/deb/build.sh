@@ -59,8 +59,12 @@ find "$site" -name direct_url.json -delete
 
 install -D -m 755 deploy/deb/retinue-command "$out/retinue/usr/bin/retinue"
 "$bin/python" -m retinue.cli.manual "$out/retinue/usr/share/man/man1"
-PYTHONPATH="tests${PYTHONPATH:+:$PYTHONPATH}" "$bin/python" -m docsite --man "$out/retinue/usr/share/man/man5"
-gzip -9n "$out"/retinue/usr/share/man/man1/* "$out"/retinue/usr/share/man/man5/*
+PYTHONPATH="tests${PYTHONPATH:+:$PYTHONPATH}" "$bin/python" -m docsite --man "$out/man"
+install -D -m 644 -t "$out/retinue/usr/share/man/man5" "$out"/man/*.5
+for service in controller agent; do
+    install -D -m 644 -t "$out/retinue-$service/usr/share/man/man8" "$out/man/retinue-$service.8"
+done
+gzip -9n "$out"/retinue*/usr/share/man/man*/*
 completions="$out/retinue/usr/share/bash-completion/completions"
 mkdir -p "$completions"
 SHELL=/bin/bash _RETINUE_COMPLETE=source_bash "$bin/retinue" > "$completions/retinue"

@@ -1,6 +1,6 @@
 """python -m docsite FOLDER: writes the site's source there.
 python -m docsite --look FOLDER: looks through a site that was built, and says what is wrong with it.
-python -m docsite --man FOLDER: writes the manual pages of the configuration files there.
+python -m docsite --man FOLDER: writes the manual pages of the configuration files and of the services there.
 """
 
 import shutil

@@ -1,9 +1,12 @@
-"""Manual pages of the configuration files, section 5: what the site's page of them says."""
+"""Manual pages of the configuration files, section 5: what the site's page of them says; and where they are
+written, with those of the services.
+"""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from docsite import services
 from docsite.configuration import FILES, Table, tables
 from retinue.cli.manual import head, text
 
@@ -47,5 +50,5 @@ def _plain(markdown: str) -> str:
 
 def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, page in pages().items():
+    for name, page in {**pages(), **services.pages()}.items():
         (folder / name).write_text(page, encoding="utf-8")

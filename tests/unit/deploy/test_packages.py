@@ -52,6 +52,8 @@ def test_packages_are_built_and_have_what_they_should(tmp_path: Path) -> None:
         assert f"Package: {package}\n" in said and "postinst" in said
     assert (tmp_path / "retinue-agent/lib/systemd/system/retinue-agent.service").exists()
     assert (tmp_path / "retinue/usr/share/man/man5/retinue-agent.toml.5.gz").exists()
+    for service in ("retinue-controller", "retinue-agent"):
+        assert (tmp_path / f"{service}/usr/share/man/man8/{service}.8.gz").exists()
     site = tmp_path / "retinue/usr/lib/retinue"
     names = {path.name for path in site.iterdir()}
     assert {"retinue", "aiohttp", "msgspec"} <= names and not names & {"pytest", "hypothesis", "retinue_lab"}

@@ -12,7 +12,7 @@ from posixpath import dirname, normpath
 import pytest
 from typer.main import get_command
 
-from docsite import manual
+from docsite import manual, services
 from docsite.configuration import FILES
 from docsite.look import faults
 from docsite.markdown import cell, prose
@@ -134,6 +134,24 @@ def test_groff_has_nothing_to_say_against_them(tmp_path: Path) -> None:
     read = subprocess.run(["groff", "-man", "-Tutf8", "-ww", *files], capture_output=True, text=True)
     assert (read.returncode, read.stderr) == (0, "")
     assert "a router that has been asked and has not answered" in " ".join(read.stdout.split())
+
+
+@pytest.mark.parametrize("service", services.SERVICES)
+def test_a_service_has_a_manual_page_and_it_says_what_its_unit_does(service: str) -> None:
+    page = services.pages()[f"{service}.8"].replace(r"\-", "-")
+    assert f"man:{service}(8)" in services.unit(service)
+    *_, config = re.findall(r"--config (\S+)", services.setting(service, "ExecStart"))
+    says = (
+        config,
+        f"/var/lib/{services.setting(service, 'StateDirectory')}",
+        f"hangs for {services.setting(service, 'WatchdogSec')} seconds",
+        f"after {services.setting(service, 'RestartSec')} second",
+        f"(Type={services.setting(service, 'Type')})",
+        f"user {services.setting(service, 'User')}," if services.setting(service, "User") else "root,",
+        f"(KillMode={mode})" if (mode := services.setting(service, "KillMode")) else "",
+    )
+    assert [words for words in says if words not in page] == []
+    assert ("systemctl reload" in page) is bool(services.setting(service, "ExecReload"))
 
 
 def test_what_is_wrong_with_a_site_is_found(tmp_path: Path) -> None:
