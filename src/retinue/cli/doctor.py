@@ -35,9 +35,11 @@ def doctor(at: Connection) -> None:
         output.say(f"retinue: {error}", err=True)
         raise typer.Exit(UNKNOWN) from error
     except ControllerError as error:
-        # Switches go on, and so do leases; but nothing new is bound, and nothing migrates.
-        words = f"the controller does not answer: {error}"
-        findings = [Finding(Grade.CRITICAL, "controller", words, "retinue controller status")]
+        meanwhile = (
+            "switches forward as before and VMs run on; none is bound, started or migrated until it is back"
+        )
+        words = f"{error} ({meanwhile})"
+        findings = [Finding(Grade.CRITICAL, "controller", words, "systemctl status retinue-controller")]
     worst = max((finding.grade for finding in findings), default=Grade.NOTE)
     if at.as_json:
         rows = [{**asdict(one), "grade": one.grade.name.lower()} for one in findings]

@@ -12,6 +12,10 @@ from retinue.cli.connection import Connection, connected
 
 SINCE = re.compile(r"(?P<number>\d{1,18})(?P<unit>[smhd]?)")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+LONG_TYPE = 24
+"""Characters of most events' types: what they tell stands in a column."""
+BYTES = ("remaining", "written_a_second")
+MIB = 1 << 20
 Event = dict[str, Any]
 
 
@@ -100,10 +104,21 @@ def line(event: dict[str, Any]) -> str:
     at = event["at"]
     timed = isinstance(at, (int, float))  # an event about a place may use the name for that
     known = ("id", "type", "at") if timed else ("id", "type")
-    given = {key: value for key, value in event.items() if key not in known and value not in (None, "", [])}
-    data = " ".join(f"{key}={brief(value)}" for key, value in given.items())
+    told = {key: value for key, value in event.items() if key not in known}
     time = output.clock(at) if timed else ""
-    return f"{event['id']:>5}  {time:<12}  {event['type']:<20} {data}".rstrip()
+    return f"{event['id']:>5}  {time:<12}  {event['type']:<{LONG_TYPE}}  {_data(told)}".rstrip()
+
+
+def _data(told: dict[str, Any]) -> str:
+    """What is empty is left out."""
+    given = {key: value for key, value in told.items() if value not in (None, "", [])}
+    return " ".join(
+        f"{key}={_bytes(value) if key in BYTES else brief(value)}" for key, value in given.items()
+    )
+
+
+def _bytes(value: Any) -> str:
+    return f"{value / MIB:.1f}MiB" if isinstance(value, (int, float)) else brief(value)
 
 
 def brief(value: Any) -> str:
@@ -120,6 +135,10 @@ def brief(value: Any) -> str:
             return f"{ip}@{vm}:{switch}:{port}" + ("" if value.get("active") else "(standby)")
         case {"id": id}:
             return str(id)
+        case dict():
+            return f"({_data(value)})"
+        case bool():
+            return "yes" if value else "no"
         case list():
             return ",".join(map(brief, value))
         case str() if " " in value:

@@ -360,7 +360,10 @@ def _prepared(figures: dict[str, Any]) -> str:
     """What the target did before the source was told; "" where its agent has not said."""
     if "machine_ms" not in figures:
         return ""
-    return f"{figures['machine_ms']} ms, after {figures['image_ms']} ms for what its disks are made over"
+    disks = (
+        f", after {figures['image_ms']} ms for what its disks are made over" if figures["image_ms"] else ""
+    )
+    return f"{figures['machine_ms']} ms{disks}"
 
 
 def _lost(figures: dict[str, Any]) -> str:

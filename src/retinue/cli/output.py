@@ -68,7 +68,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: st
     for row in found:
         table.add_row(*(Text(printable(cell), style=STYLES.get(cell, "")) for cell in row))
     console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
-    console.print(table)
+    with console.capture() as captured:
+        console.print(table)
+    # The last column is filled up, too, which whoever copies a line, or looks for its end, does not want.
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
 def print_fields(fields: Iterable[tuple[str, Any]]) -> None:

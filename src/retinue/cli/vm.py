@@ -206,7 +206,7 @@ def show(
             ("registered by", "its server, no manager" if vm["reported"] else "manager"),
             ("reported", _reported(vm)),
             ("migration", vm["migration"]),
-            ("spoof_attempts", vm["spoof_attempts"] or ""),
+            ("spoofing attempts", _spoofed(vm)),
             *profile_fields(vm.get("profile", {})),
         )
     )
@@ -222,6 +222,10 @@ def show(
     if rows:
         output.say("")
         binding.print_bindings(rows, wide=False)
+
+
+def _spoofed(vm: dict[str, Any]) -> str:
+    return f"{vm['spoof_attempts']}: retinue binding spoofing --vm {vm['id']}" if vm["spoof_attempts"] else ""
 
 
 def _reported(vm: dict[str, Any]) -> str:

@@ -973,8 +973,8 @@ def test_events_ends_with_the_latest(fake: FakeController) -> None:
         fake.happened("vm.registered", vm=VM1, edge=f"edge{n}")
     said = good("events", "--last", "2", "--url", fake.url).splitlines()
     assert [re.sub(r"\d\d:\d\d:\d\d", "T", line) for line in said] == [
-        "    4  T.000  vm.registered        vm=vm1 edge=edge3",
-        "    5  T.000  vm.registered        vm=vm1 edge=edge4",
+        "    4  T.000  vm.registered             vm=vm1 edge=edge3",
+        "    5  T.000  vm.registered             vm=vm1 edge=edge4",
     ]
     assert good("events", "--last", "0", "--url", fake.url) == ""
 
@@ -1056,6 +1056,20 @@ def test_events_since_a_time(fake: FakeController) -> None:
 def test_an_event_about_a_place() -> None:
     said = events.line({"id": 7, "type": "server.detected", "at": "leaf1:p", "server": "s1"})
     assert "at=leaf1:p server=s1" in said
+
+
+def test_what_an_event_tells_is_for_people_and_stands_in_a_column() -> None:
+    told = {"vm": "vm1", "postcopy": False, "copy_pass": 1, "remaining": 133775360, "written_a_second": 0}
+    copying = events.line({"id": 34, "type": "migration.copying", "at": 1.0, **told})
+    assert copying.endswith(
+        "migration.copying         vm=vm1 postcopy=no copy_pass=1 remaining=127.6MiB written_a_second=0.0MiB"
+    )
+    place = {"server": "server2", "port": 2, "addresses": ["10.1.0.100"], "trunk": True}
+    updated = events.line(
+        {"id": 46, "type": "mobility.profile_updated", "at": 1.0, "vm": "vm1", "locator": place}
+    )
+    assert updated.endswith("vm=vm1 locator=(server=server2 port=2 addresses=10.1.0.100 trunk=yes)")
+    assert updated.index("vm=") == copying.index("vm=")
 
 
 @pytest.mark.parametrize(

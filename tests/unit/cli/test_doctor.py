@@ -301,7 +301,9 @@ def test_a_controller_that_does_not_answer_is_critical_and_one_that_refuses_says
 ) -> None:
     code, said = run("--url", "http://127.0.0.1:9")
     assert code == 2
-    assert "CRITICAL  controller: the controller does not answer" in said
+    assert "CRITICAL  controller: no controller answers at" in said
+    assert "VMs run on; none is bound, started or migrated until it is back" in said
+    assert "$ systemctl status retinue-controller" in said
 
     def refused(*_: Any) -> Any:
         raise RejectedError("there is no such thing", "no_such_path", 404)

@@ -44,3 +44,8 @@ def test_nothing_is_printed_but_by_one_module(file: Path) -> None:
         match node:
             case ast.Call(func=ast.Name(id="print")) | ast.Call(func=ast.Attribute(attr="echo" | "secho")):
                 assert file.name == "output.py", f"{file.name}:{node.lineno}: say it by output.say"
+
+
+def test_no_line_of_a_table_ends_with_blanks(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_table(("VM", "STATE"), [("vm1", "matched"), ("vm2", "up")], "none")
+    assert capsys.readouterr().out == "VM   STATE\nvm1  matched\nvm2  up\n"
