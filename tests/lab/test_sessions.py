@@ -41,13 +41,17 @@ PAGES = {
     "trace": UP.format(BOTH) + section("docs/trace.md", "A way") + section("docs/trace.md", "Where it ends"),
     "mobility": UP.format("") + section("docs/mobility.md", "A session"),
     "networks": UP.format(SEVERAL) + "".join(section("docs/networks.md", heading) for heading in NETWORKS),
+    "switches": UP.format("") + section("docs/operators.md", "Switches and links that come and go"),
     "trunks": UP.format("$ retinue vrf add red\n") + section("docs/networks.md", "Trunks"),
 }
 AGAIN = (
+    "retinue link list",
     *("retinue vm list", "retinue vm show", "retinue binding", "retinue server list", "retinue switch list"),
     "retinue lab exec",
 )
 """Typed again until it shows what is to come by itself: a VM boots, and asks by DHCP."""
+FAILS = ("retinue: ", "CRITICAL ")
+"""How a line begins that a command shows which ends with another exit code than 0."""
 PATIENCE = 90.0
 """Seconds for that."""
 SENTINEL = "the end of what the command printed"
@@ -132,7 +136,7 @@ def typed_until_it_shows(step: Step, at: Shell, before: str, known: Mapping[str,
     while True:
         printed = at.types(as_here(step.typed, at, known))
         line = missing(step.printed, before + printed if step.typed == "wait" else printed)
-        if line is None and at.status and not any(shown.startswith("retinue: ") for shown in step.printed):
+        if line is None and at.status and not any(shown.startswith(FAILS) for shown in step.printed):
             line = f"(nothing that failed, and its exit code is {at.status})"
         if line is None:
             return printed, ""

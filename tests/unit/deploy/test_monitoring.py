@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from retinue.cli.main import app
 from retinue.controller.api.metrics import exposition
 from retinue.controller.app import Controller
 from retinue.controller.counters import Count
-from retinue.core.histogram import QUICK, Histogram, buckets
-from retinue.core.pipeline.cookies import Reason
-from retinue.protocol.images import ChunkTimes, ImagesBody, StoreUse
+from retinue.core.histogram import Histogram, buckets
+from retinue.protocol.images import ChunkTimes, ImagesBody
 from support.fabric.networks import fabric
+from support.monitoring import asked, talkative
 from support.pages import ROOT
 
 PROMETHEUS, GRAFANA = ROOT / "deploy/prometheus", ROOT / "deploy/grafana/retinue.json"
@@ -32,17 +31,7 @@ with_promtool = pytest.mark.skipif(promtool is None, reason="no promtool: make i
 
 @pytest.fixture
 def text() -> str:
-    """What is scraped of a controller of which every metric has something to say."""
-    controller = Controller(fabric(), clock=lambda: 1000.0)
-    context = controller.context
-    context.counters[Count.ARP_ANSWERED] += 1
-    context.durations.downtime.observe(0.014)
-    controller.spoof_counts.frames["edge1", Reason.SPOOFED_IP] = 3
-    controller.agent_rejections.on_report("server1", 1.0, {})
-    counts = [0] * len(QUICK) + [2]
-    report = ImagesBody("x:1", store=StoreUse(1, 2), fetched=ChunkTimes(counts, 20.0))
-    controller.images.holders.on_report("server1", report)
-    return exposition(controller, {"rest": {"no_such_path": 1}}).decode()
+    return exposition(talkative(), {"rest": {"no_such_path": 1}}).decode()
 
 
 @pytest.fixture
@@ -100,18 +89,6 @@ def test_times_that_an_agent_tells_by_other_bounds_are_left_out() -> None:
 def rules() -> list[dict[str, Any]]:
     file = yaml.safe_load((PROMETHEUS / "retinue.rules.yml").read_text())
     return [rule for group in file["groups"] for rule in group["rules"]]
-
-
-def asked(node: Any) -> Iterator[str]:
-    """Every expression of a dashboard."""
-    if isinstance(node, dict):
-        if isinstance(node.get("expr"), str):
-            yield node["expr"]
-        for inner in node.values():
-            yield from asked(inner)
-    elif isinstance(node, list):
-        for inner in node:
-            yield from asked(inner)
 
 
 def expressions() -> list[str]:
