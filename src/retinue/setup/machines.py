@@ -23,6 +23,7 @@ UPLINK, DOWNLINK, TUNNEL = "retinue-up", "retinue-down", "retinue-vxlan"
 """The patch from the edge to the leaf, the one back, and the end of the leaf's tunnels."""
 OPENFLOW, OVSDB, REST, AGENT, VXLAN = 6653, 6640, 8080, 7800, 4789
 PROBE_MS, BACKOFF_MS = 5000, 1000
+ENDED = "end it yourself"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ def _controller_undo() -> str:
     files = ("controller.toml", "ca.pem", "controller.pem", "controller.key")
     return script(
         "Takes back what setup.sh did; what the controller has kept stays in /var/lib/retinue.",
-        step("the service", *if_systemd(disable("retinue-controller"))),
+        step("the service", *if_systemd(disable("retinue-controller"), otherwise=ENDED)),
         step("files", remove(files)),
     )
 
@@ -330,7 +331,7 @@ def _server_undo(site: Site) -> str:
     )
     return script(
         "Takes back what setup.sh did: VMs that are plugged into the edge lose their network with it.",
-        step("the agent", *if_systemd(disable("retinue-agent"))),
+        step("the agent", *if_systemd(disable("retinue-agent"), otherwise=ENDED)),
         *((step("the routes to other servers", *routes.taken_back()),) if site.datapath == "netdev" else ()),
         step("the bridges", *_bridges_gone()),
         step(

@@ -207,11 +207,13 @@ def _wrong_routes(site: Site, server: ServerTable) -> Iterator[str]:
         yield f'{server.id} has routes, which Open vSwitch is told in user space alone: datapath = "netdev"'
     if len(server.routes) > MOST_ROUTES:
         yield f"{server.id} has {len(server.routes)} routes; up to {MOST_ROUTES} are told"
+    prefixes: Counter[IPv4Network] = Counter()
     for text in server.routes[:MOST_ROUTES]:
         try:
-            Route.parse(text)
+            prefixes[Route.parse(text).prefix] += 1
         except ValueError as error:
             yield f"{server.id}: {error}"
+    yield from (f"{server.id} has {times} routes to {to}" for to, times in prefixes.items() if times > 1)
 
 
 def dpid_of(switch: str) -> int:
