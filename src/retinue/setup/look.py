@@ -119,17 +119,20 @@ def _addresses(links: list[dict[str, object]]) -> dict[str, list[str]]:
 
 
 def _routes(routes: list[dict[str, object]]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    """Of several to one prefix the kernel takes the first that it lists."""
+    found: dict[str, dict[str, str]] = {}
     for route in routes:
+        if "via" in route or route.get("type", "unicast") != "unicast":
+            continue  # By a router of IPv6, or to be thrown away.
         to = "0.0.0.0/0" if route.get("dst") == "default" else str(route.get("dst"))
         text = f"{to if '/' in to else f'{to}/32'}" + (
             f" via {route['gateway']}" if "gateway" in route else ""
         )
         try:
-            found.setdefault(str(route.get("dev", "")), []).append(str(Route.parse(text)))
+            found.setdefault(str(route.get("dev", "")), {}).setdefault(to, str(Route.parse(text)))
         except ValueError:
             continue  # To nowhere, or by several ways: for whoever set it to say.
-    return found
+    return {interface: list(its.values()) for interface, its in found.items()}
 
 
 def _neighbours(text: str) -> dict[str, str]:

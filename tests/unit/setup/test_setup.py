@@ -1,5 +1,6 @@
 """The site's file, what is made of it for each machine, and what is found on one."""
 
+import json
 import re
 import subprocess
 from collections.abc import Sequence
@@ -229,6 +230,19 @@ def test_a_machine_is_looked_at(tmp_path: Path) -> None:
     tags = "VLAN 100, 200, 300 (eth2.300, of this machine)"
     assert f"# interface eth2: no address, leads to border1, {tags}" in lines
     assert 'management = "192.0.2.11"' in lines and "libvirt = true" in lines
+
+
+def test_the_routes_that_are_printed_are_such_as_a_sites_file_may_have(tmp_path: Path) -> None:
+    """To one prefix one: the kernel's first. By a router of IPv6, or to nowhere, there is none to be told."""
+    routes = [
+        {"dst": "default", "gateway": "172.16.1.1", "dev": "br0", "metric": 100},
+        {"dst": "default", "gateway": "172.16.1.9", "dev": "br0", "metric": 200},
+        {"dst": "10.0.0.0/8", "via": {"family": "inet6", "host": "fe80::1"}, "dev": "br0"},
+        {"type": "unreachable", "dst": "10.9.0.0/16", "dev": "br0"},
+    ]
+    said = {**SAYS, "ip -json -4 route show": json.dumps(routes)}
+    lines = look(lambda argv: said[" ".join(argv)], tmp_path).table()
+    assert lines[-1].startswith('# routes = ["0.0.0.0/0 via 172.16.1.1"]')
 
 
 def test_what_a_neighbour_calls_itself_is_no_command_to_a_terminal(
