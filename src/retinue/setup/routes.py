@@ -7,6 +7,7 @@ tells it after each of its starts.
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import IPv4Network
 
 from retinue.setup.scripts import APPCTL, FOLDER, VSCTL, disable, if_systemd
 from retinue.setup.site import Route, ServerTable, Site
@@ -31,7 +32,7 @@ def checks(site: Site, server: ServerTable) -> Iterator[str]:
     yield f'test "$type" = netdev || stop "interface $at {wrong}"'
     for text in server.routes:
         prefix = Route.parse(text).prefix
-        yield f"if {_is_told(prefix)} && ! test -e {FOLDER}/{SCRIPT}; then"
+        yield f"if {_is_told(prefix)} && ! grep -qsF '{_add(prefix)} ' {FOLDER}/{SCRIPT}; then"
         yield f'    stop "Open vSwitch is told a route to {prefix} already: see ovs-appctl ovs/route/show"'
         yield "fi"
 
@@ -66,7 +67,7 @@ def taken_back() -> Iterator[str]:
 
 def _script(server: ServerTable, routes: Sequence[Route]) -> str:
     """It knows the bridge by the endpoint's address, which the bridge may get some time after it has come."""
-    adds = (f'{APPCTL} ovs/route/add {one.prefix} "$bridge" {one.via or ""}'.rstrip() for one in routes)
+    adds = (f'{APPCTL} {_add(one.prefix)} "$bridge" {one.via or ""}'.rstrip() for one in routes)
     dels = (f"if {_is_told(one.prefix)}; then {APPCTL} ovs/route/del {one.prefix}; fi" for one in routes)
     missing = shlex.quote(f"retinue: no interface has {server.endpoint} yet")
     return "\n".join(
@@ -91,9 +92,13 @@ def _interface(server: ServerTable) -> str:
     return f"ip -o -4 address show to {server.endpoint} | sed -n '1s/^[0-9]*: \\([^ ]*\\) .*/\\1/p'"
 
 
-def _is_told(prefix: object) -> str:
-    """A condition: Open vSwitch has been told a route to it, by whomever."""
-    return f'{APPCTL} ovs/route/show | grep -qF "User: {prefix} "'
+def _add(prefix: IPv4Network) -> str:
+    return f"ovs/route/add {prefix}"
+
+
+def _is_told(prefix: IPv4Network) -> str:
+    """A condition: Open vSwitch has been told a route to it, by whomever; one with a mark is another."""
+    return f'{APPCTL} ovs/route/show | grep -qF "User: {prefix} dev "'
 
 
 _UNIT = f"""\

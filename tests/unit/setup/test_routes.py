@@ -91,8 +91,18 @@ def test_a_route_that_somebody_else_has_told_is_found_before_anything_is_changed
     assert code == 1 and "Open vSwitch is told a route to 172.16.0.0/16 already" in said
     own = tmp_path / "etc/routes.sh"
     own.parent.mkdir()
-    own.touch()
-    assert server.sh(stop + check.replace("/etc/retinue/routes.sh", str(own))) == (0, "")
+    own.write_text(server.files["routes.sh"])
+    check = check.replace("/etc/retinue/routes.sh", str(own))
+    assert server.sh(stop + check) == (0, "")
+    own.write_text(server.files["routes.sh"].replace("172.16.0.0/16", "172.17.0.0/16"))
+    assert server.sh(stop + check)[0] == 1, "that setup.sh told others before makes this one not ours"
+
+
+def test_a_route_for_marked_packets_is_another(tmp_path: Path) -> None:
+    """`ovs/route/del` finds none then, and undo.sh would never come to its end."""
+    server = Server(tmp_path, IN_USER_SPACE.replace('endpoint = "172.16.1.2"', ROUTED))
+    server.told.write_text("User: 172.16.0.0/16 MARK 1 dev theirs GW 172.16.1.1 SRC 172.16.1.2\n")
+    assert server.sh(server.files["routes.sh"], "del") == (0, "") and server.changes() == []
 
 
 def test_of_the_kernels_datapath_there_is_nothing_about_routes(tmp_path: Path) -> None:
