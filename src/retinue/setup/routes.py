@@ -16,6 +16,10 @@ SCRIPT, UNIT = "routes.sh", "retinue-routes.service"
 UNITS = "/etc/systemd/system"
 
 
+_WHY = "is what it leads to, or its router, in a network of $bridge?"
+"""What Open vSwitch itself says is "Error while inserting route.", of whichever."""
+
+
 def files(server: ServerTable) -> Mapping[str, str]:
     """What the server's folder has of them."""
     routes = [Route.parse(text) for text in server.routes]
@@ -67,7 +71,11 @@ def taken_back() -> Iterator[str]:
 
 def _script(server: ServerTable, routes: Sequence[Route]) -> str:
     """It knows the bridge by the endpoint's address, which the bridge may get some time after it has come."""
-    adds = (f'{APPCTL} {_add(one.prefix)} "$bridge" {one.via or ""}'.rstrip() for one in routes)
+    adds = (
+        f'{APPCTL} {_add(one.prefix)} "$bridge"{f" {one.via}" if one.via else ""}'
+        f' > /dev/null || refused "{one}"'
+        for one in routes
+    )
     dels = (f"if {_is_told(one.prefix)}; then {APPCTL} ovs/route/del {one.prefix}; fi" for one in routes)
     missing = shlex.quote(f"retinue: no interface has {server.endpoint} yet")
     return "\n".join(
@@ -75,12 +83,13 @@ def _script(server: ServerTable, routes: Sequence[Route]) -> str:
             "#!/bin/sh",
             "# Tells Open vSwitch in user space the routes to other servers; with `del` takes them back.",
             "set -eu",
+            f'refused() {{ echo "retinue: Open vSwitch takes no route $1: {_WHY}" >&2; exit 1; }}',
             'if test "${1:-add}" = del; then',
             *(f"    {line} > /dev/null" for line in dels),
             "else",
             f"    bridge=$({_interface(server)})",
             f'    test -n "$bridge" || {{ echo {missing} >&2; exit 1; }}',
-            *(f"    {line} > /dev/null" for line in adds),
+            *(f"    {line}" for line in adds),
             "fi",
             "",
         )

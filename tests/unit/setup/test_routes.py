@@ -80,6 +80,15 @@ def test_open_vswitch_in_user_space_is_told_routes_and_they_are_taken_back(tmp_p
     assert server.changes() == ["ovs/route/del 172.16.0.0/16"], "of one that is not told it would fail"
 
 
+def test_a_route_that_open_vswitch_does_not_take_is_named(tmp_path: Path) -> None:
+    server = Server(tmp_path, IN_USER_SPACE.replace('endpoint = "172.16.1.2"', ROUTED))
+    (tmp_path / "bin/ovs-appctl").write_text('#!/bin/sh\ncase "$*" in *add*/16*) exit 2 ;; esac\n')
+    code, said = server.sh(server.files["routes.sh"])
+    assert code == 1
+    assert "takes no route 172.16.0.0/16 via 172.16.1.1: is what it leads to, or its router" in said
+    assert "in a network of theirs?" in said
+
+
 def test_a_route_that_somebody_else_has_told_is_found_before_anything_is_changed(tmp_path: Path) -> None:
     """undo.sh would take it away."""
     server = Server(tmp_path, IN_USER_SPACE.replace('endpoint = "172.16.1.2"', ROUTED))
