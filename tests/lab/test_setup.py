@@ -168,7 +168,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 
 def test_servers_that_exist_are_set_up_and_vms_reach_each_other(machines: Machines) -> None:
     said = machines.script("controller", "setup.sh")
-    assert "2/3 the configuration is read" in said and "4 switches, 2 servers, 1 subnets" in said
+    assert "1/3 the configuration is read" in said and "4 switches, 2 servers, 1 subnets" in said
     config = "/run/retinue/etc-controller/controller.toml"
     argv = ["ip", "netns", "exec", "ctl", sys.executable, "-P", "-m", "retinue.cli.main"]
     argv += ["controller", "run", "--config", config]

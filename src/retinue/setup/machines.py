@@ -142,8 +142,8 @@ def _controller_setup() -> str:
     files = ("controller.toml", "ca.pem", "controller.pem", "controller.key")
     return script(
         "Sets the controller up on this machine. undo.sh takes it back.",
+        step("the configuration is read", 'retinue controller check --config "$here/controller.toml"'),
         step(f"files to {FOLDER}", *install(files, owner="retinue")),
-        step("the configuration is read", f"retinue controller check --config {FOLDER}/controller.toml"),
         step("the service", *if_systemd("systemctl enable --now retinue-controller")),
     )
 
@@ -193,8 +193,8 @@ def _server_setup(site: Site, server: ServerTable) -> str:
         f"Sets server {server.id} up: bridges {EDGE} and {LEAF}, and the agent.\n"
         "# Bridges, ports and VMs that are there stay as they are. undo.sh takes it back.",
         step("what is there", *_checks(server, outside), *routes.checks(site, server), *_tag_checks(cables)),
+        step("the configuration is read", 'retinue agent check --config "$here/agent.toml"'),
         step(f"files to {FOLDER}", *install(SERVER_FILES)),
-        step("the configuration is read", f"retinue agent check --config {FOLDER}/agent.toml"),
         step(
             "Open vSwitch's certificate",
             f"{VSCTL} set-ssl {FOLDER}/switch.key {FOLDER}/switch.pem {FOLDER}/ca.pem",

@@ -215,6 +215,15 @@ SAYS = {
 }
 
 
+def test_a_configuration_is_read_before_it_takes_the_place_of_the_one_there(site: Site) -> None:
+    """With one that cannot be read the service would not come up again, at a boot, say."""
+    for one in machines(site):
+        setup = one.files["setup.sh"]
+        service = "controller" if one.name == "controller" else "agent"
+        reads = f'retinue {service} check --config "$here/{service}.toml"\n'
+        assert setup.index(reads) < setup.index("install -d")
+
+
 def test_a_machine_is_looked_at(tmp_path: Path) -> None:
     def says(argv: Sequence[str]) -> str:
         return SAYS[" ".join(argv)]
