@@ -13,6 +13,7 @@ from retinue.cli.errors import CliError
 from retinue.cli.reported import report
 
 if TYPE_CHECKING:
+    from retinue.agent.config import AgentConfig
     from retinue.core.lease_renewal import Lease
 
 ANSWER_LIMIT = 10.0
@@ -43,26 +44,45 @@ def run(
 def check(
     config: Annotated[Path, typer.Option(metavar="FILE", help="The agent's configuration (TOML).")],
 ) -> None:
-    """Check an agent's configuration, and the certificate that it names, without running anything.
+    """Check an agent's configuration, and the certificates that it names, without running anything.
 
     \b
     Example:
       retinue agent check --config /etc/retinue/agent.toml
     """
     from retinue.agent.config import load
-    from retinue.agent.migration.peer import secured
     from retinue.config_file import ConfigError
+    from retinue.security.authority import PkiError
     from retinue.security.contexts import TlsFilesError
-    from retinue.security.credentials import Credentials
 
     try:
         found = load(config)
-        if (tls := found.tls) is not None:
-            secured(found.server, Credentials(Path(tls.ca), Path(tls.certificate), Path(tls.key)))
-    except (ConfigError, TlsFilesError) as error:
+        _check_certificates(found)
+    except (ConfigError, PkiError, TlsFilesError) as error:
         raise CliError(str(error)) from error
     controller = f"controller at {found.controller}" if found.controller else "no controller of ours"
     output.say(f"{config} is good: server {found.server}, {controller}; it listens at {found.listen}")
+
+
+def _check_certificates(config: "AgentConfig") -> None:
+    """As the agent reads them, and as others would: whose its own is. Raises TlsFilesError, PkiError."""
+    from datetime import UTC, datetime
+
+    from retinue.agent.migration.peer import secured
+    from retinue.security.authority import holder
+    from retinue.security.credentials import Credentials
+    from retinue.security.identity import PeerRole
+
+    if (tls := config.tls) is None:
+        return
+    others = [domain.ca for domain in config.domain] + [config.report.ca]
+    for ca in (tls.ca, *filter(None, others)):
+        secured(config.server, Credentials(Path(ca), Path(tls.certificate), Path(tls.key)))
+    role, ends = holder(Path(tls.certificate))
+    if role not in (None, PeerRole.AGENT):
+        raise CliError(f"{tls.certificate} is a {role}'s certificate; `retinue pki issue agent` makes one")
+    if ends < datetime.now(UTC):
+        raise CliError(f"{tls.certificate} ended on {ends:%Y-%m-%d}: renew it (`retinue pki renew`)")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from retinue.protocol import client
 from retinue.protocol.errors import RejectedError
 from retinue.protocol.records import record
 from retinue.protocol.renewals import RenewalOrder
+from retinue.security.identity import PeerRole
 from support.site import make
 
 ALONE = [
@@ -162,7 +164,9 @@ def test_with_a_controller_it_orders_and_carries_out(
     assert "there is no VM vm9" in done.output
 
 
-def test_a_configuration_is_checked_with_its_certificate(tmp_path: Path) -> None:
+def test_a_configuration_is_checked_with_its_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(tmp_path)
     config = tmp_path / "machines/server1/agent.toml"
     done = CliRunner().invoke(app, ["agent", "check", "--config", str(config)])
@@ -170,6 +174,19 @@ def test_a_configuration_is_checked_with_its_certificate(tmp_path: Path) -> None
     assert (
         "server server1, controller at https://192.0.2.10:8080; it listens at 192.0.2.11:7800" in done.output
     )
+    good = config.read_text()
+    config.write_text(f'{good}\n[[domain]]\nid = "b"\nca = "domain-b.pem"\nlisten = "192.0.2.11:7801"\n')
+    done = CliRunner().invoke(app, ["agent", "check", "--config", str(config)])
+    assert done.exit_code != 0 and "domain-b.pem: there is no such file" in done.output
+    config.write_text(good.replace('"agent.', '"switch.'))
+    done = CliRunner().invoke(app, ["agent", "check", "--config", str(config)])
+    assert done.exit_code != 0 and "switch.pem is a switch's certificate" in done.output
+    config.write_text(good)
+    ends = datetime.now(UTC) - timedelta(days=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("retinue.security.authority.holder", lambda path: (PeerRole.AGENT, ends))
+        done = CliRunner().invoke(app, ["agent", "check", "--config", str(config)])
+    assert done.exit_code != 0 and f"agent.pem ended on {ends:%Y-%m-%d}" in done.output
     (config.parent / "agent.pem").write_text("")
     done = CliRunner().invoke(app, ["agent", "check", "--config", str(config)])
     assert done.exit_code != 0 and "agent.pem" in done.output
