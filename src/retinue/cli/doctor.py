@@ -10,7 +10,7 @@ from retinue.cli import output
 from retinue.cli.connection import Connection, connected
 from retinue.cli.findings import Finding, Grade, Snapshot, examine
 from retinue.protocol.blocking import Client
-from retinue.protocol.errors import ControllerError, RejectedError
+from retinue.protocol.errors import ControllerAwayError, ControllerError
 from retinue.protocol.routes import Route
 
 WORDS = {Grade.CRITICAL: "CRITICAL", Grade.WARNING: "warning", Grade.NOTE: "note"}
@@ -31,15 +31,15 @@ def doctor(at: Connection) -> None:
     try:
         client = at.client()
         findings = examine(snapshot(client, time.time()))
-    except RejectedError as error:
-        output.say(f"retinue: {error}", err=True)
-        raise typer.Exit(UNKNOWN) from error
-    except ControllerError as error:
+    except ControllerAwayError as error:
         meanwhile = (
             "switches forward as before and VMs run on; none is bound, started or migrated until it is back"
         )
         words = f"{error} ({meanwhile})"
         findings = [Finding(Grade.CRITICAL, "controller", words, "systemctl status retinue-controller")]
+    except ControllerError as error:  # Refused, or not even asked: of the controller that says nothing.
+        output.say(f"retinue: {error}", err=True)
+        raise typer.Exit(UNKNOWN) from error
     worst = max((finding.grade for finding in findings), default=Grade.NOTE)
     if at.as_json:
         rows = [{**asdict(one), "grade": one.grade.name.lower()} for one in findings]

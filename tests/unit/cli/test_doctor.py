@@ -321,3 +321,14 @@ def test_what_the_interface_shows_is_what_is_looked_at(url: str, tmp_path: Path)
     assert seen.status.keys() <= real.status.keys()
     for part in ("switches", "servers", "vms", "bindings"):
         assert getattr(seen, part)[0].keys() <= getattr(real, part)[0].keys(), part
+
+
+def test_what_is_wrong_with_the_question_is_not_the_controllers(tmp_path: Path) -> None:
+    """A certificate that is not there, no address: nobody was asked, and the controller may be well."""
+    for argv in (
+        ["--url", "ftp://127.0.0.1"],
+        ["--url", "https://127.0.0.1:1", "--ca", str(tmp_path / "no.pem")],
+    ):
+        result = CliRunner().invoke(app, [*argv[2:], "doctor", *argv[:2]])
+        assert result.exit_code == 3
+        assert result.output.startswith("retinue: ") and "until it is back" not in result.output
