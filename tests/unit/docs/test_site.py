@@ -20,7 +20,7 @@ from docsite.stage import OPENAPI, indented, rewritten, site
 from retinue.cli.main import app
 from retinue.cli.reference import nouns
 from retinue.protocol.openapi import description
-from support.pages import ROOT, anchors_in, row_by_key, table, targets_in
+from support.pages import ROOT, anchors_in, row_by_key, table, targets_in, text
 
 PARTS = ["Tutorial", "How to", "Reference", "Explanation"]
 
@@ -44,6 +44,13 @@ def test_every_page_is_in_the_navigation_once() -> None:
     parts = navigation()
     assert list(parts) == ["", *PARTS] and parts[""] == ["index.md"]
     assert sorted(page for listed in parts.values() for page in listed) == sorted(pages())
+
+
+def test_records_are_listed_in_their_order() -> None:
+    records = sorted(path.name for path in (ROOT / "docs/design").glob("[0-9]*.md"))
+    listed = re.findall(r"^\| \[\d+\]\(([\w.-]+)\)", text("docs/design/README.md"), re.MULTILINE)
+    in_navigation = [page.removeprefix("design/") for listed in navigation().values() for page in listed]
+    assert listed == records == [page for page in in_navigation if page in records]
 
 
 def test_every_link_of_the_site_leads_somewhere() -> None:
