@@ -332,7 +332,8 @@ def _server_undo(site: Site) -> str:
     return script(
         "Takes back what setup.sh did: VMs that are plugged into the edge lose their network with it.",
         step("the agent", *if_systemd(disable("retinue-agent"), otherwise=ENDED)),
-        *((step("the routes to other servers", *routes.taken_back()),) if site.datapath == "netdev" else ()),
+        # Also with the kernel's datapath: it may have been another when setup.sh was run.
+        step("the routes to other servers", *routes.taken_back()),
         step("the bridges", *_bridges_gone()),
         step(
             "Open vSwitch's certificate and manager",

@@ -114,6 +114,8 @@ def test_a_route_for_marked_packets_is_another(tmp_path: Path) -> None:
     assert server.sh(server.files["routes.sh"], "del") == (0, "") and server.changes() == []
 
 
-def test_of_the_kernels_datapath_there_is_nothing_about_routes(tmp_path: Path) -> None:
+def test_with_the_kernels_datapath_none_is_told_and_those_of_before_are_taken_back(tmp_path: Path) -> None:
+    """A site's datapath may change, and undo.sh is made anew then: what was told in user space went on."""
     for one in machines(load(site_file(tmp_path, SITE))):
-        assert "routes.sh" not in one.files and not re.search("routes?[./-]", one.files["undo.sh"])
+        assert "routes.sh" not in one.files and "routes.sh" not in one.files["setup.sh"]
+        assert ("sh /etc/retinue/routes.sh del" in one.files["undo.sh"]) is (one.name != "controller")
