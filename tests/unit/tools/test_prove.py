@@ -19,6 +19,7 @@ from prove.terms import UNKNOWN, Sent
 from prove.wire import build, real
 from retinue.core.forwarding.header import read
 from retinue.core.model import Role, mac_to_int
+from retinue.core.packets.nd_options import TARGET_MAC
 from retinue.core.pipeline.entry import (
     CONTROLLER,
     Change,
@@ -90,6 +91,8 @@ def value(emission: Emission, field: Field, frame: dict[Field, int]) -> int:
 def as_sent(emission: Emission, frame: dict[Field, int]) -> tuple[object, ...]:
     """Where and how it arrives, as the proof has it."""
     fields = {f: found for f in UNKNOWN if (found := value(emission, f, frame))}
+    if fields.get(Field.ND_OPTIONS_TYPE) == TARGET_MAC:
+        fields.pop(Field.IPV6_ND_SLL, None)  # The option that it was in is the other now.
     return emission.switch, emission.port, tuple(sorted(fields.items()))
 
 

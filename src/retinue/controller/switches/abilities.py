@@ -18,7 +18,7 @@ log = structlog.get_logger()
 class Ability:
     """Something that entries ask of a switch."""
 
-    event: str
+    name: str
     """In the log, where a switch has it not."""
     is_asked: Callable[[Flow], bool]
     errors: tuple[str, ...]
@@ -26,14 +26,14 @@ class Ability:
 
 
 SIZES = Ability(
-    "switch.looks_at_no_sizes",
+    "looks at packet sizes",
     lambda flow: any(isinstance(action, CheckLarger) for action in flow.actions),
     ("BAC_BAD_TYPE", "BAC_BAD_EXPERIMENTER", "BAC_BAD_EXP_TYPE"),
 )
 """To look at a packet's size (Open vSwitch since 2.12). Without it what is too large for where it goes is
 lost in silence."""
 ND = Ability(
-    "switch.answers_no_nd",
+    "answers neighbour discovery",
     lambda flow: any(isinstance(action, SetField) and action.field & ERICSSON for action in flow.actions),
     ("BAC_BAD_SET_ARGUMENT", "BAC_BAD_SET_TYPE", "BMC_BAD_FIELD"),
 )
@@ -65,7 +65,7 @@ class Lacking:
         """The switch has rejected a change. True where it would take what is left without what it lacks."""
         found = missing(change, error)
         for ability in found:
-            log.warning(ability.event, switch=self._switch, error=str(error))
+            log.warning("switch.lacks_ability", switch=self._switch, ability=ability.name, error=str(error))
         self._lacks += found
         return bool(found)
 
