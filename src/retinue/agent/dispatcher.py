@@ -361,7 +361,7 @@ class Dispatcher:
             self.vms.pop(spec.id, None)
             self._lifecycle.changes += 1
             return
-        vm.machine, vm.lacks_memory = machine, lacks_memory
+        vm.machine, vm.lacking = machine, machine if lacks_memory else None
         vm.presence = HandedOver() if handed_over else Running(time.time())
         self._lifecycle.note_console(vm)
         log.info("vm.adopted", vm=spec.id, handed_over=handed_over, lacks_memory=lacks_memory)

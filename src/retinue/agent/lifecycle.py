@@ -192,7 +192,7 @@ class VMLifecycle(VMWorkers):
     def receive_the_rest(self, migrations: Sequence[MigrationRecord]) -> None:
         """In the background, for VMs that run here and lack memory: the migrations are those there are."""
         for vm in self.vms.values():
-            if not vm.lacks_memory or vm.transferring or not vm.runs or vm.machine is None:
+            if not vm.lacks_memory or vm.transferring or not vm.runs:
                 continue
             its = [one for one in migrations if one.vm == vm.id and one.target == self.server]
             brings = (one for one in its if not one.state.ended and not one.after_the_fact)

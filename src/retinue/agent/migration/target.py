@@ -182,7 +182,7 @@ class TargetEnd:
                 source = migration.source if migration.far is None else migration.far.server
                 self._transfer.towards(migration.far).expect_again(migration.id, source)
             await self._hypervisor.receive_the_rest(machine, again)
-            vm.lacks_memory = False
+            vm.lacking = None
         except HostError as error:  # That its machine has ended is told as any other's end.
             log.error("migration.memory_lost", vm=vm.id, migration=vm.migration_id, error=str(error))
         except Exception:

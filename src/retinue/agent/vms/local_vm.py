@@ -98,8 +98,8 @@ class LocalVM:
     """Identifies the machine whose end is news: one that was replaced, or is being ended by us, is not."""
     migration: MigrationRecord | None = None
     """The last migration that this server took part in."""
-    lacks_memory: bool = False
-    """It runs here, and some of its memory came through the agent before this one."""
+    lacking: LocalMachine | None = None
+    """The machine of it that runs, and some of whose memory came through the agent before this one."""
     rest_given_up: bool = False
     """What its target lacks of its memory does not go over, in the last migration: that was tried."""
     by_hand: bool = False
@@ -170,6 +170,11 @@ class LocalVM:
         if self.held is not None:
             self.held.let_go()
             self.held = None
+
+    @property
+    def lacks_memory(self) -> bool:
+        """That machine does; one that was started since does not."""
+        return self.machine is not None and self.machine is self.lacking
 
     @property
     def transferring(self) -> bool:

@@ -216,6 +216,21 @@ async def test_a_vm_of_whose_migration_nobody_knows_lacks_its_memory_for_good(be
     assert bench.world.running("web") == []
 
 
+async def test_a_vm_that_was_started_anew_since_lacks_nothing(bench: TwoServers) -> None:
+    """Else it is ended whenever the agent hears of the controller again."""
+    await both_left(bench)
+    await at_target(bench, "confirmed", known=False)
+    await bench.settled()
+    assert bench.world.running("web") == []
+    vm = bench.target.dispatcher.vms["web"]
+    bench.target.dispatcher.on_event(ControllerEvent("vm.ready", vm=replace(VM, server="server2")))
+    await vm.steps.join()
+    assert bench.world.running("web") == ["server2"]
+    await at_target(bench, "done")
+    await bench.settled()
+    assert bench.world.running("web") == ["server2"]
+
+
 async def test_a_migration_that_has_ended_brings_nothing(bench: TwoServers) -> None:
     _, target = await both_left(bench)
     await at_target(bench, "done")
