@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
+from msgspec.structs import replace
 
 from retinue.host.errors import HostError
 from retinue.hypervisor.errors import HypervisorError
@@ -286,8 +287,9 @@ class LibvirtHost:
             at = time.time()
             if event in BEGINS:
                 ids = self.ids(domain, anew=True)
-                if event == Lifecycle.STARTED:
-                    self.lost.difference_update(ids)  # Its end, before, nobody may have told.
+                if event == Lifecycle.STARTED:  # Its end, before, nobody may have told.
+                    self.lost.difference_update(ids)
+                    self._standing.difference_update(ids)
             if (kind := kind_of(event, detail)) is not None:
                 tell(domain, kind, at)
             if event in ENDS:
@@ -328,6 +330,9 @@ class LibvirtHost:
         connected()
         try:
             for happened in await self.found():
+                if happened.vm in self._standing:  # That it was resumed nobody has told.
+                    self._standing.discard(happened.vm)
+                    happened = replace(happened, kind=EventKind.RESUMED)
                 yield happened
             while (next_ := await queue.get()) is not None:
                 yield next_

@@ -306,6 +306,42 @@ async def test_a_vm_that_a_person_resumes_is_told_apart_from_one_that_was_starte
     await heard.close()
 
 
+async def test_a_vm_that_was_resumed_while_nobody_told_is_so_told_once(
+    host: LibvirtHost, library: FakeLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "AGAIN_SECONDS", 0.01)
+    heard, first = Heard(host), server(library)
+    there = first.createXML(domain_xml(spec(), CONSOLES), 0)
+    await heard.next()
+    coming = asyncio.create_task(heard.next())
+    await watched(library)
+    first.tell(there, Lifecycle.SUSPENDED, 1)
+    assert (await coming).kind is EventKind.SUSPENDED
+    library.server = back = FakeConnection()
+    first.die()
+    again = back.createXML(domain_xml(spec(), CONSOLES), 0)
+    assert (await heard.next()).kind is EventKind.RESUMED
+    coming = asyncio.create_task(heard.next())
+    await watched(library)
+    back.tell(again, Lifecycle.RESUMED, 0)  # It was paused by hand since: nothing to a migration.
+    assert (await coming).kind is EventKind.STARTED
+    await heard.close()
+
+
+async def test_a_vm_whose_end_nobody_told_is_started_and_not_resumed(
+    host: LibvirtHost, library: FakeLibrary
+) -> None:
+    there = server(library).createXML(domain_xml(spec(), CONSOLES), 0)
+    heard = Heard(host)
+    await heard.next()
+    coming = asyncio.create_task(heard.next())
+    await watched(library)
+    server(library).tell(there, Lifecycle.SUSPENDED, 1)
+    server(library).tell(there, Lifecycle.STARTED, 0)
+    assert ((await coming).kind, (await heard.next()).kind) == (EventKind.SUSPENDED, EventKind.STARTED)
+    await heard.close()
+
+
 async def test_a_libvirtd_that_comes_back_is_watched_again(
     host: LibvirtHost, library: FakeLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
