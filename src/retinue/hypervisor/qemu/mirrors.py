@@ -114,12 +114,12 @@ class Mirrors:
             await asyncio.sleep(4 * LOOK_SECONDS)
 
     async def finish(self) -> None:
-        """The VM is stopped: end the copies as they stand, flushed; once, however often it is asked for."""
-        if self._ending:
-            return
-        self._ending = True
-        for disk in self._disks:
-            await self._machine.command("block-job-cancel", {"device": _job(disk)})
+        """The VM is stopped: end the copies as they stand, flushed. They are told so once; whoever asks
+        waits until they have ended."""
+        if not self._ending:
+            self._ending = True
+            for disk in self._disks:
+                await self._machine.command("block-job-cancel", {"device": _job(disk)})
         while True:
             if all(job["status"] == "concluded" for job in await self._jobs()):
                 return

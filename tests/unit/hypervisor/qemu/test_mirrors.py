@@ -148,6 +148,22 @@ async def test_private_disks_are_copied_while_the_vm_runs_and_ended_when_it_is_s
     await watching
 
 
+async def test_who_asks_for_the_end_of_the_copies_once_more_waits_for_it_too(bench: Bench) -> None:
+    """QEMU may wait before the switch while they are ended for post-copy: it must not go on before."""
+    await bench.mirrors.start()
+    bench.qemu.all("ready")
+    bench.qemu.jobs["disk3-mirror"]["status"] = "running"
+    first, again = (asyncio.create_task(bench.mirrors.finish()) for _ in range(2))
+    done, _ = await asyncio.wait({first, again}, timeout=0.05)
+    assert not done
+    assert [line for line in bench.qemu.asked if "cancel" in line] == [
+        "block-job-cancel disk1-mirror",
+        "block-job-cancel disk3-mirror",
+    ]
+    bench.qemu.all("concluded")
+    await asyncio.gather(first, again)
+
+
 @pytest.mark.parametrize("when", ["copying", "ready", "stopped"])
 async def test_a_copy_that_fails_is_told_with_its_reason(bench: Bench, when: str) -> None:
     qemu, mirrors = bench.qemu, bench.mirrors
