@@ -308,7 +308,8 @@ class QemuMachine:
 
     async def give(self, end: socket.socket, name: str = "memory") -> str:
         """Give QEMU a socket of ours; returns what it is called in a migration. We may close it then."""
-        self._qmp.send_fd_scm(end.fileno())
+        with contextlib.suppress(QMPError, OSError):  # It has ended: who asks it for anything hears that.
+            self._qmp.send_fd_scm(end.fileno())
         await self.execute("getfd", fdname=name)
         return f"fd:{name}"
 

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -247,6 +248,18 @@ async def test_a_vm_whose_qemu_is_killed_has_crashed(folder: Path, agent: QemuHy
     assert end.how is Ending.CRASHED and "QEMU has ended" in end.reason
     assert ".qmp" not in suffixes(folder) and ".shell" not in suffixes(folder)
     assert (await taken_up(folder)).ended == {"vm1": Ending.CRASHED}
+
+
+async def test_a_qemu_that_has_just_ended_is_given_nothing_and_that_is_said(agent: QemuHypervisor) -> None:
+    """A target is given its monitor to keep: who has it made takes no other error for its answer."""
+    events: list[Event] = []
+    machine = await agent.open_target(spec(), events.append)
+    machine.kill()
+    await ended(events)
+    await machine.quit()
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(HypervisorError, match="getfd: QEMU has ended"):
+        await machine.give(ours)
 
 
 async def test_a_guest_that_is_to_reboot_starts_anew_in_the_same_qemu(agent: QemuHypervisor) -> None:
