@@ -24,6 +24,7 @@ async def test_it_waits_until_nothing_waits_at_the_port(
     """What waits at another is another's."""
     table, index = tmp_path / "packet", socket.if_nametoindex("lo")
     monkeypatch.setattr(packet_sockets, "OPEN", table)
+    monkeypatch.setattr(packet_sockets, "PROCESSES", tmp_path)  # On this machine a switch may run.
     table.write_text(TABLE.format(index, 768))
     waiting = asyncio.create_task(until_taken(["lo"]))
     await asyncio.wait({waiting}, timeout=0.02)
