@@ -86,6 +86,10 @@ async def receive_the_rest(machine: QemuMachine, again: Again) -> None:
     try:
         with machine.events_into(incoming.events):
             await incoming.go_on_after_another()
+            with contextlib.suppress(HostError):  # It lacks nothing, whatever becomes of it.
+                if await machine.state() is RunState.PAUSED:
+                    # It hung when it was looked at, and was taken for one that had been told to run.
+                    await run_to_completion(machine.resume())
             await run_to_completion(machine.lacks_nothing())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HANG_UP_LIMIT):

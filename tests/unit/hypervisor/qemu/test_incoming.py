@@ -86,6 +86,7 @@ class Postcopied:
         self.killed = ""
         self.did: list[str] = []
         self.status = "postcopy-paused"
+        self.now = RunState.PAUSED
 
     @contextlib.contextmanager
     def events_into(self, queue: Any) -> Iterator[None]:
@@ -101,10 +102,14 @@ class Postcopied:
     async def execute(self, command: str, **_: object) -> Any:
         if command == "cont":
             self.did.append("cont")
+            self.now = RunState.RUNNING
             self.tells("RESUME")
 
     async def state(self) -> RunState:
-        return RunState.PAUSED
+        return self.now
+
+    async def resume(self) -> None:
+        await self.execute("cont")
 
     def tells(self, event: str, **data: str) -> None:
         stamp = {"seconds": 1000, "microseconds": 0}
@@ -160,6 +165,12 @@ async def test_a_connection_by_which_nothing_comes_is_replaced_as_one_that_has_e
 # ---- after another agent ----
 
 
+def left() -> Postcopied:
+    machine = Postcopied()
+    machine.now = RunState.RUNNING
+    return machine
+
+
 async def nobody() -> Channel:
     raise HypervisorError("nobody brings it")
 
@@ -168,7 +179,7 @@ async def test_what_lacks_memory_when_its_agent_has_ended_gets_the_rest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By two ways, for the first breaks, too."""
-    machine, ways = Postcopied(), list[Channel]()
+    machine, ways = left(), list[Channel]()
     into = [socket.socketpair() for _ in range(2)]
     for ours, _ in into:
         ours.setblocking(False)
@@ -198,7 +209,7 @@ async def test_what_lacks_memory_when_its_agent_has_ended_gets_the_rest(
 async def test_what_had_all_of_its_memory_by_the_time_it_is_looked_at_waits_for_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    machine = Postcopied()
+    machine = left()
     machine.status = "completed"
 
     async def at_target(*_: object) -> None:
@@ -210,8 +221,17 @@ async def test_what_had_all_of_its_memory_by_the_time_it_is_looked_at_waits_for_
     assert (machine.killed, machine.did) == ("", ["lacks nothing"])
 
 
+async def test_what_was_not_told_to_run_in_time_is_told_when_all_has_come() -> None:
+    """It did not answer, on a busy server say, so it was taken for one that runs: and nobody else runs it."""
+    machine = left()
+    machine.status, machine.now = "completed", RunState.PAUSED
+    async with asyncio.timeout(60):
+        await incoming_module.receive_the_rest(machine, nobody)  # type: ignore[arg-type]
+    assert (machine.killed, machine.did) == ("", ["cont", "lacks nothing"])
+
+
 async def test_what_nobody_brings_the_rest_to_is_ended_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Postcopied()
+    machine = left()
     monkeypatch.setattr(another_way, "AGAIN_LIMIT", 0.05)
     with pytest.raises(HandedOverError, match=r"lacks some of its memory: .* nobody brings it"):
         await incoming_module.receive_the_rest(machine, nobody)  # type: ignore[arg-type]
@@ -224,7 +244,7 @@ async def test_what_nobody_brings_the_rest_to_is_ended_and_says_why(monkeypatch:
 async def test_an_agent_that_is_told_to_end_leaves_what_lacks_memory_to_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    machine, waiting = Postcopied(), asyncio.Event()
+    machine, waiting = left(), asyncio.Event()
 
     async def at_target(*_: object) -> None:
         waiting.set()
