@@ -84,7 +84,7 @@ class Resources:
         need = holding.need_of(asked.vm)
         if need is None:
             raise RefusedError(f"nobody has told of VM {asked.vm} in domain {domain}", ErrorCode.UNKNOWN_VM)
-        may = [one for one in asked.domains if domain in self._offers_to.get(one, ())]
+        may = [one for one in dict.fromkeys(asked.domains) if domain in self._offers_to.get(one, ())]
         offers = [
             offer
             for one in may

@@ -13,25 +13,27 @@ from retinue.controller.migrations.requests import MigrationError
 from retinue.controller.mobility import manager
 from retinue.controller.mobility import managers as managers_module
 from retinue.controller.mobility.managers import LOOK_SECONDS, Asked, Managers
-from retinue.core.limits import MOST_SERVERS_ASKED, MOST_SERVERS_FILLED
+from retinue.core.limits import MOST_FAR, MOST_SERVERS_ASKED, MOST_SERVERS_FILLED
 from retinue.core.migration import MigrationState as S
 from retinue.core.migration.record import Far
 from retinue.core.model import VM
 from retinue.core.placement import (
     Entity,
     EntityKind,
+    Need,
     Outcome,
     Policy,
     Presence,
     Profile,
     Reason,
+    ServerState,
     Wish,
     decide,
 )
-from retinue.core.placement.facts import HELD, ServerFacts
+from retinue.core.placement.facts import HELD, Holding, ServerFacts
 from retinue.managers.door import RefusedError
 from retinue.protocol.errors import ControllerAwayError
-from retinue.protocol.managers import Decided, Filled, Filling, facts_said, policy_said
+from retinue.protocol.managers import Decided, Filled, Filling, MatchAsked, facts_said, policy_said
 from retinue.protocol.mobility import ServerReport
 from support.fabric.domains import gateway_of, nic, server_of
 from support.fabric.managers import Beside, managers_beside
@@ -179,6 +181,23 @@ async def test_only_what_has_changed_is_told_again(domains: TwoDomains, beside: 
     assert sent == [[], [server_of("a", 1)]]
     need = held.need_of(VM_ID)
     assert need is not None and need.cpus == 3
+
+
+async def test_a_domain_that_is_asked_for_twice_is_looked_at_once(
+    domains: TwoDomains, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of thousands of servers that takes a while, in which nobody else is answered."""
+    looked: list[str] = []
+    offer = Holding.offer
+
+    def watched(holding: Holding, domain: str, need: Need) -> ServerState | None:
+        looked.append(domain)
+        return offer(holding, domain, need)
+
+    await rooms(domains)
+    monkeypatch.setattr(Holding, "offer", watched)
+    matched = beside.resources.match("a", MatchAsked(VM_ID, domains=["b"] * MOST_FAR))
+    assert (looked, len(matched.offers)) == (["b"], 1)
 
 
 async def test_a_domain_that_has_not_been_heard_of_lately_is_not_offered(
