@@ -139,7 +139,9 @@ class Managers:
         self._context = context
         self._resources = resources
         self._door = door
-        self._instance = instance
+        self._run = instance
+        self._beginnings = 0
+        """How often all was to be told."""
         self.domains = frozenset(domains)
         self._found = {MOBILITY: _Manager(), RESOURCES: _Manager()}
         self._told: dict[str, ServerFacts] = {}
@@ -265,7 +267,7 @@ class Managers:
             for index, part in enumerate(parts):
                 last = index == len(parts) - 1
                 said = [facts_said(facts) for facts in part]
-                filling = Filling(self._instance, self._number, policy, said, gone if last else [], last)
+                filling = Filling(self._instance(), self._number, policy, said, gone if last else [], last)
                 self._number = (await self._door.fill(filling)).number
         except BaseException:
             self._forget()  # Whether it was heard is not known.
@@ -274,6 +276,12 @@ class Managers:
 
     def _forget(self) -> None:
         self._told, self._number = {}, 0
+        self._beginnings += 1
+
+    def _instance(self) -> str:
+        """Each beginning's own: one that nobody waited for any more, and that comes after all, begins anew
+        there, and what follows another does not follow it."""
+        return f"{self._run}-{self._beginnings}"
 
     # ---- whether they are there ----
 

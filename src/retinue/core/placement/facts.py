@@ -90,7 +90,7 @@ class Holding:
     """What one domain's controller has told of it."""
 
     instance: str = ""
-    """Which run of the controller has told it."""
+    """Which run of the controller has told it, and which time that it began anew."""
     number: int = 0
     """How many fillings it has taken of this instance."""
     whole: bool = False

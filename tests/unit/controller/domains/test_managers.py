@@ -164,6 +164,31 @@ async def test_one_that_comes_back_is_told_everything_anew(domains: TwoDomains, 
     assert [one["state"] for one in told(domains, "mobility.manager")] == ["there", "there"]
 
 
+async def test_a_first_filling_that_comes_late_is_not_taken_for_the_one_after_it(
+    domains: TwoDomains, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waited for it any more, and all was told anew; then it came after all, with what was before."""
+    a, managers, lost = domains.controller("a"), managers_of(domains), list[Filling]()
+    fill = managers._door.fill
+
+    async def on_its_way(filling: Filling) -> Filled:
+        lost.append(filling)
+        raise ControllerAwayError("it does not answer")
+
+    beside.start_resources_again()
+    managers._forget()
+    monkeypatch.setattr(managers._door, "fill", on_its_way)
+    await managers.look()
+    a.entities.register([Entity(VM_ID, EntityKind.VM, Profile(cpus=3))])
+    monkeypatch.setattr(managers._door, "fill", fill)
+    await managers.look()
+    assert [one.number for one in lost] == [0]
+    await fill(lost[0])
+    await managers.look()
+    need = beside.resources.holdings["a"].need_of(VM_ID)
+    assert need is not None and need.cpus == 3
+
+
 async def test_only_what_has_changed_is_told_again(domains: TwoDomains, beside: Beside) -> None:
     a, held = domains.controller("a"), beside.resources.holdings["a"]
     sent: list[list[str]] = []
