@@ -251,15 +251,18 @@ class Managers:
                 await self._tell_changes(now)
 
     async def _facts(self, presences: Mapping[str, Presence]) -> dict[str, ServerFacts]:
+        """What was told already and is so still is kept as it was: of thousands of VMs nothing is left to be
+        collected, nor to be compared in one go."""
         found: dict[str, ServerFacts] = {}
         for number, facts in enumerate(self._resources.facts(presences)):
-            found[facts.server] = facts
+            told = self._told.get(facts.server)
+            found[facts.server] = told if told == facts else facts
             if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
         return found
 
     async def _tell_changes(self, now: dict[str, ServerFacts]) -> None:
-        changed = [facts for name, facts in now.items() if self._told.get(name) != facts]
+        changed = [facts for name, facts in now.items() if self._told.get(name) is not facts]
         gone = sorted(self._told.keys() - now.keys())
         parts = _parts(changed)
         policy = policy_said(self._resources.policy)

@@ -164,6 +164,16 @@ async def test_one_that_comes_back_is_told_everything_anew(domains: TwoDomains, 
     assert [one["state"] for one in told(domains, "mobility.manager")] == ["there", "there"]
 
 
+async def test_what_has_not_changed_is_not_held_anew(domains: TwoDomains, beside: Beside) -> None:
+    """Of thousands of VMs that would be as many objects every two seconds, to be compared in one go."""
+    a, managers, other = domains.controller("a"), managers_of(domains), server_of("a", 2)
+    told = dict(managers._told)
+    a.mobility.on_report(other, ServerReport(cpus=5))
+    await managers.look()
+    assert managers._told[server_of("a", 1)] is told[server_of("a", 1)]
+    assert managers._told[other].cpus == 5 == beside.resources.holdings["a"].servers[other].cpus
+
+
 async def test_a_first_filling_that_comes_late_is_not_taken_for_the_one_after_it(
     domains: TwoDomains, beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
