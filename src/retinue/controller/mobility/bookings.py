@@ -104,8 +104,11 @@ class Bookings:
 
     def migration_begun(self, migration: Migration) -> None:
         """It books at its target as anybody would; the booking ends when the VM has its place there, or with
-        the migration. Whether there is room was looked at, or is for whoever named the target to know."""
+        the migration. Whether there is room was looked at, or is for whoever named the target to know. What
+        somebody has booked for the VM already stays his, who may want it when the migration is undone."""
         vm, target = migration.vm, migration.target
+        if vm in self._of:
+            return
         memory, cpus = self._size_of(vm)
         with contextlib.suppress(RequestError, ModelError):  # A gateway to another domain, which books there.
             self._of_migrations[vm] = self.book(vm, target, memory, cpus, MIGRATION_SECONDS)

@@ -236,6 +236,17 @@ async def test_a_migration_books_as_anybody_does_and_counts_once(domain: Domain)
     assert domain.promised("server2", "vm2") == (0, 0)
 
 
+@pytest.mark.parametrize("server", ["server2", "server3"])
+async def test_what_was_booked_before_is_not_the_migrations_to_end(domain: Domain, server: str) -> None:
+    """At its target or elsewhere: whoever booked it still has it when the migration is undone."""
+    add_vm(domain.net, 1, at=1)
+    await domain.controller.context.install(domain.net.everything())
+    booked = domain.controller.bookings.book("vm1", server, 4096, 4, 600)
+    migration = domain.controller.orchestrator.start("vm1", target_server="server2")
+    await undone(domain, migration.id)
+    assert domain.controller.context.state.bookings == {"vm1": booked}
+
+
 async def test_what_is_booked_anew_meanwhile_is_not_the_migrations_to_end(domain: Domain) -> None:
     add_vm(domain.net, 1, at=1)
     await domain.controller.context.install(domain.net.everything())
