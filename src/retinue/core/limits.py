@@ -131,6 +131,8 @@ MOST_OFFERS = 8
 MOST_SERVERS_ASKED, MOST_SERVERS_FILLED, MOST_VMS_FILLED = 10_000, 64, 1000
 """Servers that a decision of a mobility manager goes by; and servers, and VMs and bookings on them, that a
 resource manager is told in one message."""
+MOST_VMS_HELD = 200_000
+"""VMs and bookings that a resource manager keeps of one domain: about 90 MB."""
 MOST_PREPARES = 32
 """Places for VMs of one other domain that are being looked for here at the same time."""
 MOST_IMAGE_HOLDERS = 8

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import structlog
 
-from retinue.core.limits import MOST_SERVERS_ASKED
-from retinue.core.placement.facts import Holding, OutOfStepError
+from retinue.core.limits import MOST_SERVERS_ASKED, MOST_VMS_HELD
+from retinue.core.placement.facts import Holding, OutOfStepError, ServerFacts
 from retinue.managers.door import RefusedError, Said
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.managers import (
@@ -54,15 +54,15 @@ class Resources:
     def fill(self, domain: str, filling: Filling) -> Filled:
         """Raises RefusedError."""
         holding, before = self.holdings[domain], self.holdings[domain].whole
-        kept = set() if filling.number == 0 else holding.servers.keys()
-        if len({one.server for one in filling.servers} | kept) > MOST_SERVERS_ASKED:
-            raise RefusedError(f"more than {MOST_SERVERS_ASKED} servers of a domain are not kept")
+        kept = {} if filling.number == 0 else holding.servers
+        told = [one.plain() for one in filling.servers]
+        _check_room(kept | {one.server: one for one in told})
         try:
             holding.fill(
                 filling.instance,
                 filling.number,
                 filling.policy.plain(),
-                [one.plain() for one in filling.servers],
+                told,
                 filling.gone,
                 self._clock(),
                 whole=filling.whole,
@@ -99,3 +99,11 @@ class Resources:
             [state_said(one) for one in holding.states_for(asked.vm, asked.distances)],
             [state_said(one) for one in offers],
         )
+
+
+def _check_room(servers: Mapping[str, ServerFacts]) -> None:
+    """Raises RefusedError where a domain has more than is kept."""
+    if len(servers) > MOST_SERVERS_ASKED:
+        raise RefusedError(f"more than {MOST_SERVERS_ASKED} servers of a domain are not kept")
+    if sum(len(one.hosted) + len(one.booked) for one in servers.values()) > MOST_VMS_HELD:
+        raise RefusedError(f"more than {MOST_VMS_HELD} VMs and bookings of a domain are not kept")

@@ -30,7 +30,8 @@ from retinue.core.placement import (
     Wish,
     decide,
 )
-from retinue.core.placement.facts import HELD, Holding, ServerFacts
+from retinue.core.placement.facts import HELD, Holding, Hosted, ServerFacts
+from retinue.managers import resources as resources_module
 from retinue.managers.door import RefusedError
 from retinue.protocol.errors import ControllerAwayError
 from retinue.protocol.managers import Decided, Filled, Filling, MatchAsked, facts_said, policy_said
@@ -399,6 +400,27 @@ async def test_more_servers_than_a_domain_may_have_are_not_kept(beside: Beside) 
     filling = Filling(holding.instance, holding.number, policy_said(Policy()), more)
     with pytest.raises(RefusedError, match="more than 10000 servers of a domain are not kept"):
         resources.fill("a", filling)
+
+
+async def test_more_vms_than_a_domain_may_have_are_not_kept(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On however few servers; what is told anew in the place of what was counts once."""
+    monkeypatch.setattr(resources_module, "MOST_VMS_HELD", 4)
+    resources, holding = beside.resources, beside.resources.holdings["a"]
+    two = tuple(Hosted(Need(f"v{number}"), lives=True) for number in range(2))
+
+    def told(number: int, *servers: ServerFacts) -> Filling:
+        return Filling("run-x", number, policy_said(Policy()), [facts_said(one) for one in servers])
+
+    resources.fill("a", told(0, ServerFacts("s1", hosted=two)))
+    resources.fill("a", told(1, ServerFacts("s2", hosted=two[:1], booked=(("v9", 1, 1),))))
+    resources.fill("a", told(2, ServerFacts("s2", hosted=two)))
+    with pytest.raises(RefusedError, match="more than 4 VMs and bookings of a domain are not kept"):
+        resources.fill("a", told(3, ServerFacts("s3", hosted=two[:1])))
+    assert set(holding.servers) == {"s1", "s2"}
+    resources.fill("a", told(0, ServerFacts("s3", hosted=two)))
+    assert set(holding.servers) == {"s3"}
 
 
 @pytest.mark.parametrize("asked", ["fill", "decide"])
