@@ -108,8 +108,10 @@ class Deciding:
             match.id, need, match.wish, match.named, match.presences(), match.waited_ms, theirs, offers
         )
         snapshot = await self.managers.snapshot(asked)
-        domain = "" if snapshot is None else decide(snapshot).target.partition("/")[0]
-        if snapshot is None or domain not in theirs:
+        if snapshot is None:
+            return None
+        domain, _, server = decide(snapshot).target.partition("/")
+        if not server or domain not in theirs:  # A server of ours may be called as another domain is.
             return snapshot
         confirmed = await self._offers(match, elsewhere, [domain])
         others = [one for one in snapshot.servers if not one.server.startswith(f"{domain}/")]

@@ -112,6 +112,19 @@ async def test_one_resource_manager_serves_both_domains_and_the_other_confirms_i
     assert VM_ID in b.net.vms
 
 
+async def test_a_server_that_is_called_as_another_domain_is_a_server(
+    domains: TwoDomains, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mobility manager's decision for it counts, and nobody else is asked to confirm it."""
+    await rooms(domains, b_server1=FULL, b_server2=FULL)
+    a, deciding = domains.controller("a"), domains.controller("a").mobility.deciding
+    name = server_of("a", 2)
+    monkeypatch.setattr(deciding, "_of_resource_manager", lambda vm, wanted: {"b", name})
+    await a.mobility.migrate(VM_ID, Wish())
+    assert told(domains, "mobility.decision")[-1]["by"] == "mobility"
+    assert not domains.doors["b"].said
+
+
 async def test_an_offer_that_the_other_domain_does_not_confirm_is_none(
     domains: TwoDomains, beside: Beside
 ) -> None:
