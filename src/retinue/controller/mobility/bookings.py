@@ -105,9 +105,10 @@ class Bookings:
     def migration_begun(self, migration: Migration) -> None:
         """It books at its target as anybody would; the booking ends when the VM has its place there, or with
         the migration. Whether there is room was looked at, or is for whoever named the target to know. What
-        somebody has booked for the VM already stays his, who may want it when the migration is undone."""
+        somebody has booked for the VM already stays his, who may want it when the migration is undone; a
+        client that roams needs no room."""
         vm, target = migration.vm, migration.target
-        if vm in self._of:
+        if vm in self._of or self._context.state.is_client(vm):
             return
         memory, cpus = self._size_of(vm)
         with contextlib.suppress(RequestError, ModelError):  # A gateway to another domain, which books there.

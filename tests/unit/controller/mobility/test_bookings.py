@@ -12,7 +12,7 @@ from retinue.controller.api.server import Api
 from retinue.controller.mobility import bookings
 from retinue.core.migration import MigrationState
 from retinue.core.model import VM
-from retinue.core.placement import Presence, Wish
+from retinue.core.placement import Entity, EntityKind, Presence, Wish
 from retinue.protocol.migrations import Report
 from retinue.protocol.mobility import ServerReport, VMSize
 from retinue.security.tokens import Tokens
@@ -245,6 +245,15 @@ async def test_what_was_booked_before_is_not_the_migrations_to_end(domain: Domai
     migration = domain.controller.orchestrator.start("vm1", target_server="server2")
     await undone(domain, migration.id)
     assert domain.controller.context.state.bookings == {"vm1": booked}
+
+
+async def test_for_a_client_that_roams_nothing_is_booked(domain: Domain) -> None:
+    """It takes no room of the attachment point to which it comes."""
+    domain.controller.entities.register([Entity("vm1", EntityKind.CLIENT)])
+    add_vm(domain.net, 1, at=1)
+    await domain.controller.context.install(domain.net.everything())
+    domain.controller.orchestrator.start("vm1", target_server="server2", under_way=True)
+    assert (await domain.booked(), domain.told()) == ([], [])
 
 
 async def test_what_is_booked_anew_meanwhile_is_not_the_migrations_to_end(domain: Domain) -> None:
