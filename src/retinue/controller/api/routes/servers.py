@@ -46,10 +46,11 @@ def handlers(controller: Controller) -> Handlers:
         return answer({"removed": server})
 
     async def drain(request: web.Request) -> web.Response:
-        """Answered with the VMs that are still there: who asks migrates them."""
-        server = request.match_info["id"]
+        """Answered with the VMs that are still there: who asks migrates them. Clients go by themselves."""
+        server, is_client = request.match_info["id"], controller.context.state.is_client
         controller.inventory.drain(server, drained=True)
-        return answer({"server": server, "drained": True, "vms": sorted(controller.net.vms_on(server))})
+        vms = [name for name in sorted(controller.net.vms_on(server)) if not is_client(name)]
+        return answer({"server": server, "drained": True, "vms": vms})
 
     async def undrain(request: web.Request) -> web.Response:
         server = request.match_info["id"]
