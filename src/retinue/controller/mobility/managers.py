@@ -147,6 +147,9 @@ class Managers:
         self._told: dict[str, ServerFacts] = {}
         self._number = 0
         self._filling = asyncio.Lock()
+        self._begun = self._taken = 0
+        """Fillings, by number: the last that was begun, and the last that was taken; 0: none that counts."""
+        self._taken_with: Mapping[str, Presence] = {}
         self._closed = False
 
     @property
@@ -239,9 +242,13 @@ class Managers:
     async def _fill(self, presences: Mapping[str, Presence] | None = None) -> None:
         """Tell what has changed; all of it, where that does not follow what was told. Raises
         ControllerError."""
+        before = self._begun
         async with self._filling:
             if presences is not None and not self._found[RESOURCES].there:
                 raise _SilentJustNowError  # While we waited for our turn.
+            if presences is not None and self._taken > before and self._taken_with == presences:
+                return  # Another that waited has told what we would, of a look that began after we came.
+            self._begun += 1
             now = await self._facts(presences or {})
             try:
                 await self._tell_changes(now)
@@ -249,6 +256,7 @@ class Managers:
                 if error.code != ErrorCode.OUT_OF_STEP:
                     raise
                 await self._tell_changes(now)
+            self._taken, self._taken_with = self._begun, presences or {}
 
     async def _facts(self, presences: Mapping[str, Presence]) -> dict[str, ServerFacts]:
         """What was told already and is so still is kept as it was: of thousands of VMs nothing is left to be
@@ -278,7 +286,7 @@ class Managers:
         self._told = now
 
     def _forget(self) -> None:
-        self._told, self._number = {}, 0
+        self._told, self._number, self._taken = {}, 0, 0
         self._beginnings += 1
 
     def _instance(self) -> str:

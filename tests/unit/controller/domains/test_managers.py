@@ -2,7 +2,7 @@
 away."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from retinue.core.placement import (
     Profile,
     Reason,
     ServerState,
+    Snapshot,
     Wish,
     decide,
 )
@@ -387,6 +388,37 @@ async def test_one_that_hangs_is_waited_for_once_however_many_wait(
     await looking
     assert (migration.target, asked) == (server_of("a", 2), 1)
     assert told(domains, "mobility.decision")[-1]["by"] == "controller"
+
+
+async def test_matches_that_wait_for_their_turn_are_told_of_together(
+    domains: TwoDomains, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of thousands of VMs one look takes a while: were there one for each, the last would wait too long.
+    But each is told of by a look that began after it had asked, and with its own silent agents."""
+    a, managers, other = domains.controller("a"), managers_of(domains), server_of("a", 2)
+    need, looks, facts = a.resources.need(VM_ID), list[bool](), a.resources.facts
+
+    def watched(presences: Mapping[str, Presence]) -> Iterator[ServerFacts]:
+        looks.append(presences[other] is Presence.SILENT)
+        return facts(presences)
+
+    def match(presence: Presence) -> Coroutine[Any, Any, Snapshot | None]:
+        presences = {server_of("a", 1): Presence.ANSWERED, other: presence}
+        return managers.snapshot(Asked("match-1", need, Wish(), "", presences, 0, (), ()))
+
+    async def takes_a_while(filling: Filling) -> Filled:
+        await asyncio.sleep(0)
+        return await fill(filling)
+
+    fill = managers._door.fill
+    monkeypatch.setattr(managers._door, "fill", takes_a_while)
+    monkeypatch.setattr(a.resources, "facts", watched)
+    assert all(await asyncio.gather(*(match(Presence.ANSWERED) for _ in range(5))))
+    assert looks == [False, False], "the first one's, and one for those who asked while it was under way"
+    looks.clear()
+    await asyncio.gather(*map(match, (Presence.ANSWERED, Presence.ANSWERED, Presence.SILENT)))
+    assert looks == [False, False, True]
+    assert managers._told[other].presence is Presence.SILENT
 
 
 async def test_one_that_takes_what_it_is_told_too_slowly_is_not_waited_for(
