@@ -5,9 +5,13 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from retinue.config_file import ConfigError
+from retinue.controller.api.access import Access
+from retinue.controller.api.server import Api
+from retinue.controller.app import Controller
 from retinue.controller.config import load
 from retinue.controller.mobility import managers as client_side
 from retinue.controller.mobility.managers import ManagerClients
@@ -18,6 +22,7 @@ from retinue.managers.resources import Resources
 from retinue.protocol.errors import ControllerAwayError, RejectedError
 from retinue.protocol.managers import Filling, policy_said
 from retinue.security.contexts import client_context, server_context
+from support.fabric.networks import fabric
 from support.pki_files import Certificates
 
 ALL = Filling("run-1", 0, policy_said(Policy()), whole=True)
@@ -73,6 +78,24 @@ async def test_nobody_else_speaks_there(authorities: dict[str, Certificates], pa
         with pytest.raises(RejectedError, match="a controller of domain a says this, not"):
             await fill(ports["a"], authorities["a"], authorities["a"], party)
         assert not resources.holdings["a"].whole
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "vms"), ("POST", "vms"), ("POST", "servers/server1/profile")]
+)
+async def test_a_managers_certificate_says_and_reads_nothing_by_rest(
+    authorities: dict[str, Certificates], method: str, path: str
+) -> None:
+    pki, controller = authorities["a"], Controller(fabric(), clock=lambda: 1000.0)
+    access = Access(controller, open=False)
+    api = Api(controller, dict, access, ssl=pki.server(certificate_needed=False))
+    url = f"https://127.0.0.1:{await api.start('127.0.0.1', 0)}/v1/{path}"
+    try:
+        shows = aiohttp.TCPConnector(ssl=pki.client("mobility/m1"))
+        async with aiohttp.ClientSession(connector=shows) as http, http.request(method, url, json={}) as said:
+            assert (said.status, "mobility m1 may not" in await said.text()) == (403, True)
+    finally:
+        await api.stop()
 
 
 async def test_what_is_no_record_is_refused_and_counted(authorities: dict[str, Certificates]) -> None:

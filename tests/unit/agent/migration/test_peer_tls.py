@@ -193,6 +193,7 @@ async def test_an_agent_that_stops_waits_for_no_handshake(pki: Certificates) -> 
         ("controller/c1", "identity"),
         ("manager/server1", "identity"),
         ("reader/server1", "identity"),
+        ("mobility/server1", "identity"),
         ("agent/server3", "wrong_server"),
         ("agent/server2", "wrong_server"),
         ("agent/rack3+server3+server4", "wrong_server"),

@@ -101,7 +101,7 @@ async def test_the_other_controller_books_a_place(
         await peer.close()
 
 
-@pytest.mark.parametrize("party", ["agent/server1", "manager/anna", "switch/edge1"])
+@pytest.mark.parametrize("party", ["agent/server1", "manager/anna", "switch/edge1", "mobility/m1"])
 async def test_of_the_other_domain_its_controller_alone_speaks(
     domains: TwoDomains, url: str, a: Certificates, b: Certificates, party: str
 ) -> None:

@@ -208,7 +208,9 @@ async def databases(controller: Controller, pki: Certificates) -> AsyncIterator[
     await made.listener.stop()
 
 
-@pytest.mark.parametrize("who", ["reader/grafana", "agent/server1", "manager/boss", "controller/c1"])
+@pytest.mark.parametrize(
+    "who", ["reader/grafana", "agent/server1", "manager/boss", "controller/c1", "mobility/m1"]
+)
 async def test_nothing_is_read_of_who_brings_no_database(
     databases: tuple[Databases, int],
     controller: Controller,
