@@ -28,7 +28,7 @@ from retinue.core.placement import (
     Snapshot,
     Wish,
 )
-from retinue.core.placement.bookings import booked_at
+from retinue.core.placement.bookings import by_server
 from retinue.core.placement.facts import Hosted, ServerFacts
 from retinue.core.placement.scores import FARTHEST
 from retinue.protocol.mobility import ServerReport, VMSize
@@ -184,17 +184,23 @@ class ResourceManager:
         return Snapshot(need, "", self._states(need.vm, presences), Wish(), self.policy, "", waited_ms)
 
     def _states(self, vm: str, presences: Mapping[str, Presence]) -> tuple[ServerState, ...]:
-        hosted = self._hosted()
+        hosted, booked = self._hosted(), self._booked()
         clients = self._places(vm) if vm in self._net.vms else []
         return tuple(
-            self._state(name, hosted[name], presences.get(name), vm, clients) for name in self.candidates()
+            self._facts(name, hosted[name], booked.get(name, ()), presences.get(name)).state_for(
+                vm, self._distance(name, clients)
+            )
+            for name in self.candidates()
         )
 
     def domain(self) -> tuple[dict[str, ServerState], dict[str, str], dict[str, Need]]:
         """All servers as they are, where each VM is that runs and does not migrate, and what it needs."""
-        hosted, moved_at = self._hosted(), self._moved_at()
+        hosted, booked, moved_at = self._hosted(), self._booked(), self._moved_at()
         migrating = {m.vm for m in self._orchestrator.migrations.under_way()}
-        servers = {name: self._state(name, hosted[name], None, "", []) for name in self.candidates()}
+        servers = {
+            name: self._facts(name, hosted[name], booked.get(name, ()), None).state_for("")
+            for name in self.candidates()
+        }
         still = {
             vm: value.server for vm, value in sorted(self._net.vms.items())
             if value.server in servers and vm in hosted[value.server] and vm not in migrating
@@ -222,26 +228,25 @@ class ResourceManager:
 
     def facts(self, presences: Mapping[str, Presence]) -> Iterator[ServerFacts]:
         """Of each server, as a resource manager of its own is told; presences as in `snapshot`."""
-        hosted = self._hosted()
+        hosted, booked = self._hosted(), self._booked()
         for name in self.candidates():
             if name in self._net.servers:  # Whoever looks takes his time.
-                yield self._facts(name, hosted.get(name, set()), presences.get(name))
+                yield self._facts(name, hosted.get(name, set()), booked.get(name, ()), presences.get(name))
 
-    def _state(
+    def _booked(self) -> dict[str, tuple[tuple[str, int, int], ...]]:
+        """By server; of all of them in one look, for there may be thousands."""
+        return by_server(self._context.state.bookings.values())
+
+    def _facts(
         self,
         name: str,
         hosted: Collection[str],
+        booked: Iterable[tuple[str, int, int]],
         presence: Presence | None,
-        vm: str,
-        clients: Collection[str],
-    ) -> ServerState:
-        return self._facts(name, hosted, presence).state_for(vm, self._distance(name, clients))
-
-    def _facts(self, name: str, hosted: Collection[str], presence: Presence | None) -> ServerFacts:
+    ) -> ServerFacts:
         net, said, heard = self._net, self.profile_of(name), self._reports.get(name)
         report = ServerReport() if heard is None else heard.report
         fresh = heard is not None and self._context.clock() - heard.at <= REPORT_FRESH
-        booked = booked_at(self._context.state.bookings.values(), name)
         return ServerFacts(
             name,
             self.presence(name) if presence is None else presence,

@@ -51,9 +51,12 @@ def ended(
     return found
 
 
-def booked_at(bookings: Iterable[Booking], server: str) -> tuple[tuple[str, int, int], ...]:
-    """VM, memory and processors of each booking there."""
-    return tuple((one.vm, one.memory_mib, one.cpus) for one in bookings if one.server == server)
+def by_server(bookings: Iterable[Booking]) -> dict[str, tuple[tuple[str, int, int], ...]]:
+    """VM, memory and processors of each booking, by the server where it is."""
+    found: dict[str, list[tuple[str, int, int]]] = {}
+    for one in bookings:
+        found.setdefault(one.server, []).append((one.vm, one.memory_mib, one.cpus))
+    return {server: tuple(booked) for server, booked in found.items()}
 
 
-__all__ = ["Booking", "BookingEnd", "booked_at", "ended"]
+__all__ = ["Booking", "BookingEnd", "by_server", "ended"]

@@ -13,6 +13,7 @@ from retinue.controller.mobility import bookings
 from retinue.core.migration import MigrationState
 from retinue.core.model import VM
 from retinue.core.placement import Entity, EntityKind, Presence, Wish
+from retinue.core.placement.bookings import Booking
 from retinue.protocol.migrations import Report
 from retinue.protocol.mobility import ServerReport, VMSize
 from retinue.security.tokens import Tokens
@@ -206,6 +207,22 @@ async def test_a_server_that_is_booked_up_is_no_target(domain: Domain) -> None:
     domain.now += 61
     domain.controller.mobility.before_deciding()
     assert domain.promised("server2")[0] == 0
+
+
+async def test_a_decision_looks_at_all_bookings_once(domain: Domain) -> None:
+    """Not once for each server: of thousands of both nobody else would have a turn for long."""
+    looks = 0
+
+    class Watched(dict[str, Booking]):
+        def values(self) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().values()
+
+    booked = domain.controller.bookings.book("web", "server2", 512, 2, 60)
+    domain.controller.context.state.bookings = Watched(web=booked)
+    assert domain.promised("server2") == (512, 2)
+    assert looks == 1
 
 
 async def undone(domain: Domain, id: str) -> None:

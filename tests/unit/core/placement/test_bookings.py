@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from retinue.core.placement.bookings import Booking, BookingEnd, booked_at, ended
+from retinue.core.placement.bookings import Booking, BookingEnd, by_server, ended
 from retinue.core.placement.facts import ServerFacts
 
 WEB = Booking("web", "server2", 512, 2, 300.0)
@@ -20,8 +20,8 @@ def test_it_ends_when_its_vm_is_there_and_else_in_time() -> None:
 
 def test_it_counts_for_everybody_but_the_vm_itself() -> None:
     both = [WEB, DB, replace(WEB, vm="x", server="server3")]
-    assert [(memory, cpus) for _, memory, cpus in booked_at(both, "server2")] == [(512, 2), (1024, 4)]
-    facts = ServerFacts("server2", booked=booked_at(both, "server2"))
+    found = by_server(both)
+    assert found == {"server2": (("web", 512, 2), ("db", 1024, 4)), "server3": (("x", 512, 2),)}
+    facts = ServerFacts("server2", booked=found["server2"])
     assert facts.state_for("").promised_mib == 1536
     assert facts.state_for("web").promised_mib == 1024
-    assert booked_at(both, "server1") == ()
