@@ -57,6 +57,7 @@ def load_resource(path: Path) -> ResourceConfig:
             raise ConfigError(f"{path}: domain {one.id}: offers_to: {quoted(unknown[0])} is not served here")
     folder = path.parent
     tables = [msgspec.structs.replace(one, ca=str(folder / one.ca)) for one in found.domain]
+    _check_authorities(path, tables)
     return ResourceConfig(found.tls.beside(folder), tables)
 
 
@@ -69,6 +70,22 @@ def load_mobility(path: Path) -> MobilityConfig:
     tls = found.tls.beside(path.parent)
     other = str(path.parent / found.resources_ca) if found.resources_ca else tls.ca
     return msgspec.structs.replace(found, tls=tls, resources_ca=other)
+
+
+def _check_authorities(path: Path, tables: list[DoorTable]) -> None:
+    """With one authority for two doors who is of one domain would be let in at the other's, and speak of
+    that."""
+    whose: dict[bytes, str] = {}
+    for one in tables:
+        try:
+            known = Path(one.ca).read_bytes()
+        except OSError:  # Which is told where it is used.
+            known = str(Path(one.ca).resolve()).encode()
+        if (other := whose.setdefault(known, one.id)) != one.id:
+            raise ConfigError(
+                f"{path}: domain {one.id}: ca: it is domain {other}'s, too, so that each could speak of the "
+                "other; a domain has an authority of its own"
+            )
 
 
 def _check_endpoint(path: Path, key: str, text: str) -> None:

@@ -127,6 +127,7 @@ async def test_one_that_hangs_costs_the_limit(
 
 TLS = '[tls]\nca = "ca.pem"\ncertificate = "m.pem"\nkey = "m.key"\n'
 DOOR = '[[domain]]\nid = "a"\nlisten = "127.0.0.1:8091"\nca = "a.pem"\n'
+OF_B = DOOR.replace('"a"', '"b"').replace("8091", "8092").replace("a.pem", "b.pem")
 
 
 @pytest.mark.parametrize(
@@ -135,15 +136,22 @@ DOOR = '[[domain]]\nid = "a"\nlisten = "127.0.0.1:8091"\nca = "a.pem"\n'
         (f"domain = []\n{TLS}", "name the domains that it serves"),
         (TLS + DOOR + DOOR, "domain 'a' is given twice"),
         (TLS + DOOR.replace('"a"', '"../a"'), "is no name"),
+        (TLS + DOOR + DOOR.replace('"a"', '"b"'), "domain b: ca: it is domain a's, too"),
+        (TLS + DOOR + OF_B.replace("b.pem", "copy.pem"), "domain b: ca: it is domain a's, too"),
         (TLS + DOOR.replace(":8091", ""), "listen"),
         (TLS + DOOR + 'offers_to = ["c"]\n', "'c' is not served here"),
         (DOOR, "tls"),
     ],
 )
 def test_a_mistake_in_the_resource_managers_file_is_said(tmp_path: Path, text: str, why: str) -> None:
-    (tmp_path / "resources.toml").write_text(text)
+    for name, authority in {"a": "A", "b": "B", "copy": "A"}.items():
+        (tmp_path / f"{name}.pem").write_text(authority)
+    file = tmp_path / "resources.toml"
+    file.write_text(text)
     with pytest.raises(ConfigError, match=why):
-        load_resource(tmp_path / "resources.toml")
+        load_resource(file)
+    file.write_text(TLS + DOOR + OF_B)
+    assert [one.id for one in load_resource(file).domain] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
