@@ -77,7 +77,7 @@ def check_switch_removal(net: NetworkView, switch: str) -> None:
     server = net.server_of_edge(switch)
     if server is not None:
         users.append(f"server {server.id}")
-    users += [f"server {id}" for id in sorted(_servers_at(net, switch))]
+    users += [f"server {id}" for id in sorted(servers_at(net, switch))]
     if users:
         raise ModelError(f"switch {switch} is in use by {first_few(users)}")
 
@@ -106,7 +106,7 @@ def check_link_idle(net: NetworkView, lower: PortRef) -> None:
     is_last = (
         all(one.lower in net.idle_links for one in others) if lower not in net.idle_links else not others
     )
-    servers = sorted(_servers_at(net, lower.switch)) if is_last else []
+    servers = sorted(servers_at(net, lower.switch)) if is_last else []
     if servers:
         raise ModelError(
             f"{what}: it is the only one of {lower.switch}, where server {first_few(servers)} is"
@@ -145,7 +145,7 @@ def _places(net: NetworkView) -> Iterator[tuple[str, PortRef]]:
 
 def forwards(net: NetworkView, switch: str) -> bool:
     """False for one into which nothing comes: a leaf without servers, a spine to which nobody sends."""
-    if net.switches[switch].role is Role.LEAF and _servers_at(net, switch):
+    if net.switches[switch].role is Role.LEAF and servers_at(net, switch):
         return True
     return any(one.upper.switch == switch and one.lower not in net.idle_links for one in net.links_at(switch))
 
@@ -158,7 +158,8 @@ def is_unused(net: NetworkView, switch: str) -> bool:
     return not forwards(net, switch)
 
 
-def _servers_at(net: NetworkView, switch: str) -> set[str]:
+def servers_at(net: NetworkView, switch: str) -> set[str]:
+    """The servers by whose ports something may come into a leaf, be it the uplink in use or another."""
     edges = (uplink.switch for uplink, _ in net.uplink_places.at_switch(switch))
     owners = (owner for edge in edges if (owner := net.server_of_edge(edge)) is not None)
     return net.at_leaf(switch) | {owner.id for owner in owners if has_several(net, owner.id)}

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from retinue.core.model import Link, Prefix, Role, Server
-from retinue.core.model.fabric_checks import forwards
+from retinue.core.model.fabric_checks import forwards, servers_at
 from retinue.core.model.links import links_to
 from retinue.core.pipeline.entry import Action, Flow, FlowsBySwitch, Match
 from retinue.core.pipeline.tables import Table
@@ -68,7 +68,7 @@ class MacSpines(LeafSpine):
     def lost_with(self, server: str) -> frozenset[str]:
         """The leaf, when all that is there is shut out: nothing comes in by it, and all others go on."""
         at = self.net.location(server)
-        is_lost = at is not None and self.net.at_leaf(at.switch) <= self.net.fenced
+        is_lost = at is not None and servers_at(self.net, at.switch) <= self.net.fenced
         return frozenset({at.switch}) if at is not None and is_lost else frozenset()
 
     # ---- which switches, and in which order ----

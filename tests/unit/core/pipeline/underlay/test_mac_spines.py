@@ -14,7 +14,7 @@ from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.core.pipeline.underlay.mac_spines import MacSpines
 from support.fabric import prefixes
-from support.fabric.networks import GATEWAY_MAC, add_vm, endpoint, fabric, vm_ip, vm_mac
+from support.fabric.networks import GATEWAY_MAC, add_uplink, add_vm, endpoint, fabric, vm_ip, vm_mac
 from support.fabric.us9515930 import B_MAC, example, ip_of, mac_of, migrate_h1, port_of
 from support.fabric.world import FabricWorld, udp_frame
 
@@ -145,6 +145,17 @@ def test_a_leaf_is_waited_for_until_all_servers_there_are_fenced() -> None:
     assert underlay.lost_with("server1") == frozenset(), "server3 may send by it"
     net.fence("server3")
     assert underlay.lost_with("server1") == underlay.lost_with("server3") == {"leaf1"}
+
+
+def test_a_leaf_to_which_another_servers_second_uplink_leads_is_waited_for() -> None:
+    """It may be the one in use in a moment: what server2 sends comes in there then."""
+    net = fabric(2, 1, (1, 2), by_mac=True)
+    add_uplink(net, 2, leaf=1)
+    underlay = underlay_of(net)
+    net.fence("server1")
+    assert underlay.lost_with("server1") == frozenset()
+    net.fence("server2")
+    assert underlay.lost_with("server1") == {"leaf1"}
 
 
 def test_there_is_none_where_no_spine_is_ours() -> None:
