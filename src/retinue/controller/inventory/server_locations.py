@@ -24,7 +24,7 @@ from retinue.controller.changes import ServerLocated
 from retinue.controller.context import Context
 from retinue.controller.counters import Count
 from retinue.controller.switches.readback import SwitchSession
-from retinue.core.model import DEFAULT_VRF, PortRef, Role, Server
+from retinue.core.model import DEFAULT_VRF, PortRef, Role, Server, mac_to_come
 from retinue.core.model.uplinks import has_several, holders, places
 from retinue.core.packets import arp_request
 from retinue.core.pipeline.entry import PortNo
@@ -61,6 +61,8 @@ class ServerLocations:
     def seen(self, server: str, here: PortRef) -> None:
         """A server's ARP came in at this leaf port."""
         net = self._context.net
+        if net.servers[server].mac == mac_to_come(server):
+            return  # No server has this MAC, and whoever knows the name can send by it.
         before = net.detected.get(server)
         several = has_several(net, server)
         if here == before or (several and here in places(net, server)):

@@ -516,6 +516,23 @@ async def test_a_server_given_without_a_mac_is_known_by_its_chassis_id_alone(
     assert to_mac(bench, "leaf2", NEW)
 
 
+async def test_nobody_is_a_server_by_the_mac_that_stands_for_one_to_come(bench: LocatedServers) -> None:
+    """It follows from the server's name, and no server has it: who sends by it is none, and gets no VM's
+    packets; the server itself is known by its chassis id as before."""
+    given = Server("new", mac_to_come("new"), IPv4Address("10.0.0.77"), chassis=CHASSIS)
+    await bench.fake.controller.inventory.put_servers([given])
+    other = PortRef("leaf2", "other")
+    bench.net.set_ports("leaf2", {**bench.net._numbers["leaf2"], other.port: 78})
+    bench.speak("leaf2", 77, mac_to_come("new"), 67)
+    bench.fake.send("leaf2", 77, frame_of(mac_to_come("new"), EtherType.IPV4))
+    bench.fake.send("leaf2", 77, lldp_of(mac_to_come("new")))
+    await bench.decided()
+    assert (bench.net.location("new"), bench.events("server.detected")) == (None, [])
+    bench.fake.send("leaf2", 78, lldp_of(NEW))
+    await bench.decided()
+    assert (bench.net.servers["new"].mac, bench.net.location("new")) == (NEW, other)
+
+
 def test_a_server_of_the_file_may_have_its_chassis_id_alone() -> None:
     def network_with(**server: str) -> Network:
         file = {"gateway_mac": GATEWAY_MAC, "server": [{"id": "new", **server}]}
