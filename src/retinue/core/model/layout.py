@@ -18,6 +18,7 @@ from retinue.core.model.entities import (
     GatewayGroup,
     Peer,
     PortRef,
+    Role,
     Server,
     Service,
     Subnet,
@@ -191,6 +192,7 @@ class NetworkLayout(NetworkFabric):
         if server not in self.servers:
             return NOTHING
         beside, answered = self._beside(server), self._answered_at(self.servers[server].edge)
+        shut_out = self.shut_out()
         was_forwarder = Service.FORWARDER in self.servers[server].services
         had_chassis = bool(self.servers[server].chassis)
         was_router = Service.ROUTER in self.servers[server].services
@@ -204,7 +206,7 @@ class NetworkLayout(NetworkFabric):
         everything |= self._answers_otherwise(answered)
         everything |= self.leaves() if had_chassis else NOTHING
         everything |= self.prefixes() if was_router else NOTHING
-        return self.shut_out() | beside | everything | {Owner("server", server)}
+        return shut_out | beside | everything | {Owner("server", server)}
 
     def fence(self, server: str) -> Touched:
         """Shut a server out until `unfence`."""
@@ -213,13 +215,14 @@ class NetworkLayout(NetworkFabric):
         if server in self.fenced:
             return NOTHING
         self.fenced.add(server)
-        return self._shared_on(server) | self._beside(server) | {Owner("server", server)}
+        return self.shut_out() | self._shared_on(server) | self._beside(server) | {Owner("server", server)}
 
     def unfence(self, server: str) -> Touched:
         if server not in self.fenced:
             return NOTHING
+        shut_out = self.shut_out()
         self.fenced.discard(server)
-        return self._shared_on(server) | self._beside(server) | {Owner("server", server)}
+        return shut_out | self._shared_on(server) | self._beside(server) | {Owner("server", server)}
 
     def ports_are_told(self, edge: str) -> Touched:
         """Which VMs have ports at an edge is known from now on."""
@@ -256,7 +259,9 @@ class NetworkLayout(NetworkFabric):
         return frozenset(Owner("server", other) for other in routers_beside(self, server))
 
     def shut_out(self) -> Touched:
-        """Servers that are fenced: what shuts one out may depend on who else is at its leaf."""
+        """Where servers are fenced: what shuts one out may depend on who else is at its leaf."""
+        if self.fenced and self.spines_by_mac:
+            return frozenset(Owner("switch", spine.id) for spine in self.with_role(Role.SPINE))
         return frozenset(Owner("server", server) for server in self.fenced) if self.over_ip else NOTHING
 
     # ---- what a change touches ----

@@ -168,11 +168,11 @@ class NetworkReports(NetworkLayout):
         self.uplink_places[uplink] = at
         self._follow_uplink(edge.id)
         told = (Owner("switch", switch) for switch in (edge.id, *leaves))
-        return touched.union(told, self.server_and_vms(server.id))
+        return touched.union(told, self.server_and_vms(server.id), self.shut_out())
 
     def _lead_nowhere(self, uplinks: Collection[PortRef]) -> Touched:
         """Others lead where these were known to lead."""
-        touched = NOTHING
+        touched = self.shut_out() if uplinks else NOTHING
         for uplink in uplinks:
             at, server = self.uplink_places.pop(uplink), self.server_of_edge(uplink.switch)
             self.lost_links.pop(uplink, None)  # That was of the way to there.

@@ -115,12 +115,14 @@ class SpineAdmit(IntEnum):
     """ADMIT on a spine or core: all its ports lead to leaves, or from a spine to cores."""
 
     FLOODED_FROM_CORE = 130
+    PROBE = 128
+    """LLDP from a core, or from the controller: whether links lose frames."""
+    PROBE_FROM_BELOW = 127
+    """The same, from a leaf or spine: it is sent back, too."""
+    FENCED = 125
+    """From a leaf that nobody waits for, since the operator says that all servers there are dead: dropped."""
     FLOODED = 120
     """To a group of a vnet that floods."""
-    PROBE = 119
-    """LLDP from a core, or from the controller: whether links lose frames."""
-    PROBE_FROM_BELOW = 118
-    """The same, from a leaf or spine: it is sent back, too."""
     FROM_CORE = 115
     FROM_CORE_OTHER = 110
     """What is no untagged IP never comes from a core."""

@@ -303,6 +303,8 @@ def _fabric(net: Network, hop: Hop, flow: Flow, name: IntEnum | None) -> Why:
             f"the operator has said that {server or 'the server at this port'} is dead: it is shut out",
             (f"when it is well: `retinue server unfence {server or 'SERVER'}`",),
         )
+    if name is SpineAdmit.FENCED:
+        return Why("the operator has said that all servers at the leaf that it comes from are dead")
     if role is Role.LEAF and name is LeafAdmit.FROM_SPINE_OTHER:
         return Why(
             "it came by a tunnel from an address that no leaf of ours has"

@@ -71,6 +71,14 @@ def joined_by_ip() -> Network:
     return net
 
 
+def by_mac() -> Network:
+    """Spines that know MACs alone, and leaves whose servers are all fenced."""
+    net = fabric(by_mac=True)
+    for name in net.servers:
+        net.fence(name)
+    return net
+
+
 def joined_domains() -> tuple[Network, ...]:
     """One with a guest of the other, where that is away."""
     domains = Domains(1, 1, dual=True)
@@ -82,7 +90,8 @@ def joined_domains() -> tuple[Network, ...]:
 def compiled() -> dict[tuple[Role, Table], set[int]]:
     """Priorities in use, those of subnets' and other prefixes without the prefix length."""
     found: dict[tuple[Role, Table], set[int]] = {}
-    for net in (diverted_network(), *joined_domains(), joined_by_ip(), fabric(2, over_routers=True)):
+    over_others = (joined_by_ip(), fabric(2, over_routers=True))
+    for net in (diverted_network(), by_mac(), *joined_domains(), *over_others):
         add_priorities(net, found)
     return found
 

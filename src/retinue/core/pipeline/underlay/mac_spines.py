@@ -7,6 +7,7 @@ switch that can match MACs is enough. The leaves hold all hosts instead, as over
                         the rest of a subnet, and what no router leads to                     dropped
              SERVERS    a server elsewhere: to a spine
     spine    ADMIT      IP, to any MAC                                                        SERVERS
+                        anything from a leaf whose servers are all fenced                     dropped
              SERVERS    a server's MAC: to its leaf; any other: to a core, or dropped
 
 So the sender's leaf alone says to which server a packet goes, and what it has said holds to the end. Hence
@@ -19,11 +20,15 @@ A move changes two edges and all leaves, where spines that route change with the
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
-from retinue.core.model import Link, Prefix, Role, Server
+from retinue.core.model import Link, Prefix, Role, Server, Switch
 from retinue.core.model.fabric_checks import forwards, servers_at
 from retinue.core.model.links import links_to
-from retinue.core.pipeline.entry import Action, Flow, FlowsBySwitch, Match
+from retinue.core.model.network import Owner
+from retinue.core.pipeline.cookies import Reason, cookie
+from retinue.core.pipeline.entry import Action, Flow, FlowsBySwitch, Group, Match, Meter, match
+from retinue.core.pipeline.priorities import SpineAdmit
 from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay.fabric import LeafSpine
 
@@ -33,6 +38,17 @@ class MacSpines(LeafSpine):
     """A fabric of two tiers or three, as an `Underlay` (see there what each method is for)."""
 
     # ---- entries ----
+
+    def switch_flows(self, switch: Switch) -> Iterable[Flow | Group | Meter]:
+        return chain(LeafSpine.switch_flows(self, switch), self._shut_out(switch))
+
+    def _shut_out(self, spine: Switch) -> Iterator[Flow]:
+        """What comes from a leaf that nobody waits for: it may forward by what it had, and heed nobody."""
+        mark = cookie(Reason.QUIET, Owner("switch", spine.id))
+        for link in self.net.links_at(spine.id) if spine.role is Role.SPINE else ():
+            port = self.net.port_number(link.upper)
+            if link.upper.switch == spine.id and port is not None and self._is_lost(link.lower.switch):
+                yield Flow(Table.ADMIT, SpineAdmit.FENCED, match(in_port=port), cookie=mark)
 
     def prefix_flows(self, prefix: Prefix, vrf: str) -> FlowsBySwitch:
         found = LeafSpine.prefix_flows(self, prefix, vrf)
@@ -66,10 +82,13 @@ class MacSpines(LeafSpine):
         return at is not None and (at.switch == switch or self.net.has_told_ports(at.switch))
 
     def lost_with(self, server: str) -> frozenset[str]:
-        """The leaf, when all that is there is shut out: nothing comes in by it, and all others go on."""
+        """The leaf, when all that is there is fenced: spines take nothing from it, and all others go on."""
         at = self.net.location(server)
-        is_lost = at is not None and servers_at(self.net, at.switch) <= self.net.fenced
-        return frozenset({at.switch}) if at is not None and is_lost else frozenset()
+        return frozenset({at.switch}) if at is not None and self._is_lost(at.switch) else frozenset()
+
+    def _is_lost(self, leaf: str) -> bool:
+        servers = servers_at(self.net, leaf) if self.net.fenced else set()
+        return bool(servers) and servers <= self.net.fenced
 
     # ---- which switches, and in which order ----
 

@@ -5,15 +5,17 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from retinue.core.model import ModelError, Role
+from retinue.core.model import ModelError, PortRef, Role
 from retinue.core.model.constraints import check_tiers
 from retinue.core.pipeline.compiler import Compiler
+from retinue.core.pipeline.diff import difference
 from retinue.core.pipeline.entry import Field, Flow
 from retinue.core.pipeline.knowledge import Knowledge
 from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay import underlay_of
 from retinue.core.pipeline.underlay.mac_spines import MacSpines
 from support.fabric import prefixes
+from support.fabric.histories import fresh
 from support.fabric.networks import GATEWAY_MAC, add_uplink, add_vm, endpoint, fabric, vm_ip, vm_mac
 from support.fabric.us9515930 import B_MAC, example, ip_of, mac_of, migrate_h1, port_of
 from support.fabric.world import FabricWorld, udp_frame
@@ -145,6 +147,45 @@ def test_a_leaf_is_waited_for_until_all_servers_there_are_fenced() -> None:
     assert underlay.lost_with("server1") == frozenset(), "server3 may send by it"
     net.fence("server3")
     assert underlay.lost_with("server1") == underlay.lost_with("server3") == {"leaf1"}
+
+
+@pytest.mark.parametrize("cores", [0, 1])
+def test_what_comes_by_a_leaf_whose_servers_are_all_fenced_its_spines_drop(cores: int) -> None:
+    """The leaf may forward by what it had, and heed nobody: whoever waits for it no more must not hear it."""
+    net = fabric(3, 2, (1, 2, 1, 3), cores, by_mac=True)
+    add_vm(net, 1, 1)
+    add_vm(net, 2, 4)
+    world = FabricWorld(net)
+    before = dict(world.installed)
+
+    def arrive() -> int:
+        """Of what vm1 sends by a leaf that is as it was before anybody was fenced."""
+        now = world.installed["leaf1"]
+        deaf = difference(before["leaf1"], now, {*now, *before["leaf1"]})
+        world.fabric["leaf1"].apply(deaf)
+        frame = udp_frame(vm_mac(1), GATEWAY_MAC, vm_ip(1), vm_ip(2))
+        found = [len(one.arrivals) for one in world.send(1, 1, frame)]
+        world.fabric["leaf1"].apply(difference(now, before["leaf1"], {*now, *before["leaf1"]}))
+        assert len(set(found)) == 1
+        return found[0]
+
+    for what, still in ((net.fence, 1), (net.unfence, 1)):
+        world.apply(what("server1"))
+        assert arrive() == still, "server3 may send by it"
+    for server in ("server3", "server1"):
+        world.apply(net.fence(server))
+    assert arrive() == 0
+    assert world.compiler.programs == fresh(net)
+    world.apply(net.unfence("server3"))
+    assert arrive() == 1
+    for touched in (
+        lambda: net.remove_server("server3"),
+        lambda: net.detect("server4", PortRef("leaf1", "p3")),
+        lambda: net.remove_vm("vm1"),
+        lambda: net.remove_server("server1"),
+    ):
+        world.apply(touched())
+        assert world.compiler.programs == fresh(net)
 
 
 def test_a_leaf_to_which_another_servers_second_uplink_leads_is_waited_for() -> None:
