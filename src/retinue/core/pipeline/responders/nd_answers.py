@@ -10,8 +10,9 @@ MAC becomes that with the wanted one. So who names no MAC is answered by the con
 for an option. Nor does a switch answer a duplicate check, which names none by its nature (RFC 4861, 4.3): who
 holds an address, or may make it, the controller decides for the whole network at once.
 
-Each answer is made in the part of Open vSwitch that is slow. So all that a VM asks is metered on its way
-here, by the table ND, as are questions to the controller.
+Each answer is made in the part of Open vSwitch that is slow. All that a VM asks is metered on its way here,
+by the table ND, as are questions to the controller: that bounds the answers; but a frame that the meter drops
+has come to the slow part, too.
 """
 
 from collections.abc import Iterable, Iterator
