@@ -26,6 +26,7 @@ from retinue.core.model import Link, Prefix, Role, Server, Switch
 from retinue.core.model.fabric_checks import forwards, servers_at
 from retinue.core.model.links import links_to
 from retinue.core.model.network import Owner
+from retinue.core.model.uplinks import places
 from retinue.core.pipeline.cookies import Reason, cookie
 from retinue.core.pipeline.entry import Action, Flow, FlowsBySwitch, Group, Match, Meter, match
 from retinue.core.pipeline.priorities import SpineAdmit
@@ -82,9 +83,8 @@ class MacSpines(LeafSpine):
         return at is not None and (at.switch == switch or self.net.has_told_ports(at.switch))
 
     def lost_with(self, server: str) -> frozenset[str]:
-        """The leaf, when all that is there is fenced: spines take nothing from it, and all others go on."""
-        at = self.net.location(server)
-        return frozenset({at.switch}) if at is not None and self._is_lost(at.switch) else frozenset()
+        """Its leaf, or leaves, when all that is there is fenced: spines take nothing from there."""
+        return frozenset(at.switch for at in places(self.net, server) if self._is_lost(at.switch))
 
     def _is_lost(self, leaf: str) -> bool:
         servers = servers_at(self.net, leaf) if self.net.fenced else set()
