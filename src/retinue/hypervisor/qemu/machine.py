@@ -175,7 +175,8 @@ class QemuMachine:
                             await self._end_switch_over()
                         await asyncio.sleep(0.01)
         except TimeoutError as error:
-            raise self._error(f"it is not resumed within {RESUME_LIMIT:.0f} s") from error
+            how = f"QEMU says of its migration: {await self.migration_status()}"
+            raise self._error(f"it is not resumed within {RESUME_LIMIT:.0f} s. {how}") from error
 
     async def _end_switch_over(self) -> None:
         """End a migration that waits for an agent which is no more: see qemu.mirrors."""
