@@ -74,7 +74,7 @@ class Throttle:
         with contextlib.suppress(OSError):
             self._ours.shutdown(socket.SHUT_WR)
 
-    async def read_for_nobody(self) -> None:
+    async def _read_for_nobody(self) -> None:
         """Let QEMU be rid of all it sends, so that it can be told to stop."""
         with contextlib.suppress(OSError):
             while await self.read(LARGEST_STEP):
@@ -82,11 +82,15 @@ class Throttle:
 
     def keep_open(self) -> None:
         """Until it is closed: read on for nobody, for a QEMU that cannot write does not answer."""
-        self._for_nobody = asyncio.create_task(self.read_for_nobody(), name="read for nobody")
+        self._for_nobody = asyncio.create_task(self._read_for_nobody(), name="read for nobody")
 
-    def close(self) -> None:
+    def let_wait(self) -> None:
+        """Read no more of what is kept open: who writes waits."""
         if self._for_nobody is not None:
             self._for_nobody.cancel()
+
+    def close(self) -> None:
+        self.let_wait()
         for end in (self._ours, self.theirs):
             close_socket(end)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.interface import RunState, VMSpec
+from retinue.hypervisor.throttle import Throttle
 
 PAGE = 4096
 THRESHOLD = 25_000
@@ -36,6 +37,8 @@ class FakeQemu:
         self.cannot: set[str] = set()
         """Capabilities that it does not have."""
         self.kept: list[Any] = []
+        self.let_wait: tuple[Throttle, ...] = ()
+        """Streams that were given with the word to cancel."""
         self.postcopy = self.asked_for = False
         """The VM is stopped, for good, with memory left to send; pages were asked for."""
         self.status = "active"
@@ -81,6 +84,10 @@ class FakeQemu:
         if on and name in self.cannot:
             raise HypervisorError(f"{name} is not supported")
         self.capabilities[name] = on
+
+    async def cancel_migration(self, *streams: Throttle) -> None:
+        self.let_wait = streams
+        await self.execute("migrate_cancel")
 
     async def migration_status(self) -> str:
         return str((await self.execute("query-migrate"))["status"])

@@ -61,6 +61,10 @@ async def _run_again(host: LibvirtHost, vm: str) -> None:
             domain = await host.domain(vm)
             if domain is not None:
                 if not cancelled:
+                    # See QemuMachine.cancel_migration: one that answers holds its big lock no longer.
+                    await host.monitor(domain, "query-status")
+                    if (stream := host.kept.get(vm)) is not None:
+                        stream.let_wait()
                     await host.monitor(domain, "migrate_cancel")
                     cancelled = True
                 if (await host.monitor(domain, "query-status"))["running"]:

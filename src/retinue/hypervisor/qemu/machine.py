@@ -50,7 +50,7 @@ EXITED = "RETINUE_EXITED"
 """Name of the one event that is ours, not QEMU's: the process has ended."""
 
 STOPPED_TO_LEAVE = "finish-migrate"
-POSTCOPY = "postcopy"
+POSTCOPY, POSTCOPY_ACTIVE = "postcopy", "postcopy-active"
 """What QEMU calls a source's run state when its migration has stopped it, and how all states of a migration
 begin in which the VM may run at the target."""
 CANNOT_POSTCOPY = (
@@ -161,10 +161,28 @@ class QemuMachine:
         capability = {"capability": name, "state": on}
         await self.execute("migrate-set-capabilities", capabilities=[capability])
 
-    async def resume(self) -> None:
-        if await self.migration_status() == "postcopy-active":
-            # It was given back before it ran at the target; QEMU, told so, has it here as it was.
+    async def cancel_migration(self, *streams: Throttle) -> None:
+        """End the one that is under way. `streams`: what it is sent by, if we have it.
+
+        A QEMU that is told so breaks its stream off first, and then writes down that it is cancelled. In
+        post-copy a thread of it that finds the stream broken before that waits for a better way, for ever
+        ("postcopy-paused"), and the VM never runs again. So meanwhile no thread of its writes, and none takes
+        the place of the one that cancels.
+        """
+        # One that has only begun with it holds its big lock for as long as nobody reads the VM's state.
+        if await self.state() is RunState.MOVED and await self.migration_status() == POSTCOPY_ACTIVE:
+            for stream in streams:
+                stream.let_wait()
+            await self.migration_status()  # Meanwhile the stream has filled.
+            with self.process.uninterrupted():
+                await self.execute("migrate_cancel")
+        else:
             await self.execute("migrate_cancel")
+
+    async def resume(self) -> None:
+        if await self.migration_status() == POSTCOPY_ACTIVE:
+            # It was given back before it ran at the target; QEMU, told so, has it here as it was.
+            await self.cancel_migration(*self.kept)
         try:
             async with asyncio.timeout(RESUME_LIMIT):
                 while await self.state() is not RunState.RUNNING:

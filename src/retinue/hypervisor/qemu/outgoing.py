@@ -92,10 +92,9 @@ async def run_outgoing(
                     ) from error
                 raise
             watching.cancel()
-            nobody = let_qemu_answer(outgoing.throttle, in_postcopy=outgoing.in_postcopy)
+            let_qemu_answer(outgoing.throttle, in_postcopy=outgoing.in_postcopy)
             await run_to_completion(outgoing.beside.end())
-            await run_to_completion(as_before(machine, reason, on_event, outgoing.mirrors))
-            nobody.cancel()
+            await run_to_completion(as_before(machine, reason, on_event, outgoing.mirrors, outgoing.throttle))
             if isinstance(error, (HostError, TimeoutError)):
                 raise HypervisorError(f"VM {vm} was not migrated: {reason}") from error
             raise

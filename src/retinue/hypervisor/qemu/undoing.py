@@ -18,7 +18,9 @@ RECOVERY_LIMIT = 14.0
 log = structlog.get_logger()
 
 
-async def as_before(machine: QemuMachine, reason: str, on_event: OnEvent, mirrors: Mirrors) -> None:
+async def as_before(
+    machine: QemuMachine, reason: str, on_event: OnEvent, mirrors: Mirrors, stream: Throttle
+) -> None:
     """Cancel the migration, where it is still under way, and resume the source."""
     await mirrors.close()
     runs, waited = False, 0
@@ -26,7 +28,7 @@ async def as_before(machine: QemuMachine, reason: str, on_event: OnEvent, mirror
         async with asyncio.timeout(RECOVERY_LIMIT):
             if await machine.migration_status() not in ENDED:
                 with contextlib.suppress(HostError):
-                    await machine.execute("migrate_cancel")
+                    await machine.cancel_migration(stream)
                 while True:
                     if await machine.migration_status() in ENDED:
                         break
@@ -42,10 +44,10 @@ async def as_before(machine: QemuMachine, reason: str, on_event: OnEvent, mirror
     on_event(MigrationFailed(machine.spec.id, time.time(), reason, source_runs=runs, queued_frames=waited))
 
 
-def let_qemu_answer(throttle: Throttle, *, in_postcopy: bool) -> "asyncio.Future[None]":
+def let_qemu_answer(throttle: Throttle, *, in_postcopy: bool) -> None:
     """QEMU may wait for a reader, and answers nobody meanwhile: now it finds that there is none. In post-copy
     it must find one: see `postcopy`."""
     if in_postcopy:
-        return asyncio.ensure_future(throttle.read_for_nobody())
-    throttle.close()
-    return asyncio.get_running_loop().create_future()
+        throttle.keep_open()
+    else:
+        throttle.close()

@@ -256,10 +256,10 @@ async def test_how_long_a_copy_may_take_goes_by_the_memory_there_is(
 async def test_a_vm_that_slips_through_is_diverted_as_soon_as_it_is_seen_to_stand(
     bench: MigrationEnds,
 ) -> None:
-    """QEMU looks, finds nothing written, and stops it."""
+    """QEMU looks, finds nothing written, and stops it; when that is told, libvirt may have ended it, too."""
     bench.domain.written = []
     await bench.migration(divert=bench.divert)
-    assert bench.said[0] == "Stopped, VM stands still"
+    assert bench.said[0] in ("Stopped, VM stands still", "Stopped, VM gone")
     assert bench.said[1].startswith("diverted")
     assert bytes(bench.target.domain().taken) == MEMORY
 

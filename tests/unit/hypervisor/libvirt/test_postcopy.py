@@ -1,6 +1,7 @@
 """Post-copy through libvirt, with a libvirt in memory at each end: the VM runs before its memory is there."""
 
 import asyncio
+import json
 import socket
 from functools import partial
 from pathlib import Path
@@ -184,6 +185,23 @@ async def never_ran_there(bench: MigrationEnds) -> None:  # noqa: F811
     assert bench.arriving is not None
     await asyncio.gather(bench.arriving, return_exceptions=True)
     assert list(bench.here.host.kept) == [ID]
+
+
+async def test_a_qemu_that_is_cancelled_writes_nothing_meanwhile(
+    bench: MigrationEnds,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await never_ran_there(bench)
+    tell, told = bench.source.library.qemuMonitorCommand, list[str]()
+
+    def telling(domain: FakeDomain, text: str, flags: int) -> str:
+        told.append(json.loads(text)["execute"])
+        return tell(domain, text, flags)
+
+    monkeypatch.setattr(bench.source.library, "qemuMonitorCommand", telling)
+    monkeypatch.setattr(Throttle, "let_wait", lambda stream: told.append("nobody reads"))
+    await asyncio.wait_for(bench.machine.resume(), LIMIT)
+    assert told[:3] == ["query-status", "nobody reads", "migrate_cancel"]
 
 
 async def test_a_libvirtd_that_is_away_for_a_moment_costs_no_vm_its_return(

@@ -185,6 +185,7 @@ async def test_what_the_target_says_it_never_ran_is_resumed_here() -> None:
     assert not isinstance(came, HandedOverError)
     assert "no room" in str(came)
     assert "migrate_cancel" in qemu.asked
+    assert len(qemu.let_wait) == 1, "a QEMU that writes meanwhile may never run the VM again"
     assert isinstance(told[-1], MigrationFailed)
     assert told[-1].source_runs
 
