@@ -229,7 +229,7 @@ async def test_a_vm_that_never_ran_at_the_target_is_resumed_at_the_source_as_it_
 
 async def test_a_vm_whose_target_says_nothing_can_still_be_given_back(bench: QemuBench) -> None:
     """The connection breaks between the word that hands it over and the word that it runs."""
-    source = await writing(bench)
+    source = await writing(bench, ALWAYS_WRITES)
     here, there = await channel_pair()
     going = bench.hypervisor.run_outgoing(
         source, here, divert=diverted, wanted_downtime=WANTED, options=REQUIRED
