@@ -133,10 +133,10 @@ KNOWN_BY_UNITS |= {
     "support-dump",
 }
 KNOWN_BY_UNITS |= {"setup look", "setup make"}
-ELSEWHERE = {"lab compare", "agent renew", *PKI, *IMAGES, *NETWORKS, *KNOWN_BY_UNITS}
-"""Commands with tests of their own: of the comparison, renewals, certificates, images, networks."""
+ELSEWHERE = {"lab compare", "agent renew", "client report", *PKI, *IMAGES, *NETWORKS, *KNOWN_BY_UNITS}
+"""Commands with tests of their own: of the comparison, renewals, roaming, certificates, images, networks."""
 WITHOUT_JSON = {
-    *("agent run", "controller run", "controller check"),
+    *("agent run", "agent check", "controller run", "controller check", "mobility run", "resource run"),
     *("lab exec", "lab capture", "lab web", "lab down", "lab demo"),
     *("openapi", "controller schema"),  # They are JSON.
 }

@@ -427,7 +427,9 @@ async def test_alone_it_goes_in_through_open_vswitch_and_the_answer_is_taken_at_
         await events.until("binding.renewed", of_vm("vm1"))
         assert await bench.ping("vm1", DHCP_SERVER)
         await tap.until(lambda f: f.ether.haslayer("ICMP"))
-    assert [str(f) for f in tap.frames if is_dhcp(f)] == [], "the guest must see nothing"
+    # Of what the guest itself has asked, before this test, another answer may come.
+    xids = {f.ether["BOOTP"].xid for f in tap.frames if is_dhcp(f)}
+    assert int(outcome.data["xid"], 16) not in xids, "the guest must see nothing"
     assert events.of("renewal.sent") == []
     (row,) = await bench.bindings("vm1")
     assert row["lease_end"] > before["lease_end"]

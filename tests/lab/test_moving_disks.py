@@ -108,7 +108,8 @@ SLOWLY = 1 << 20
 MEMORY_MIB, MEMORY_RATE = 32, 300
 
 
-@pytest.mark.parametrize("killed", [(), long(("server1", "server2"))], ids=["none", "both"])
+@pytest.mark.long
+@pytest.mark.parametrize("killed", [(), ("server1", "server2")], ids=["none", "both"])
 async def test_a_disk_goes_by_postcopy_under_traffic(bench: LabBench, killed: tuple[str, ...]) -> None:
     """And where both agents are killed with memory to come."""
     vm = f"hurried{len(killed)}"
