@@ -336,7 +336,7 @@ async def test_a_lease_goes_along_and_is_renewed_at_home(bench: LabBench, there:
             order = (await here.until("renewal.acked", lambda e: e["vm"] == "vm3"))["renewal"]
             assert (order["ip"], order["server"]) == (before["ip"], "server1")
             figures = await bench.unharmed(echoes)
-            assert figures.sent > 1000
+            assert figures.sent > 200
             print(f"lease: {figures}")
         assert not here.of("binding.removed") and not events.of("binding.removed")
         await bench.request("DELETE", "vms/vm3")
