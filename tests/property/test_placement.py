@@ -31,11 +31,13 @@ NEEDS = st.builds(
     WORDS, WORDS, st.booleans(), st.none() | st.integers(0, 1000),
 )  # fmt: skip
 SERVERS = st.builds(
-    ServerState, st.just(""), st.sampled_from(Presence), st.booleans(), st.booleans(), st.booleans(),
-    st.integers(0, 4), st.integers(0, 100), st.integers(0, 5), st.integers(0, 120), st.integers(0, 1),
-    st.none() | st.integers(0, 100), st.none() | st.integers(0, 5), st.integers(0, 5), st.integers(0, 5),
-    st.none() | SHARE, SHARE, SHARE, st.none() | st.integers(0, 500),
-    st.lists(WORDS).map(tuple), st.lists(WORDS).map(tuple),
+    ServerState, server=st.just(""), presence=st.sampled_from(Presence), drained=st.booleans(),
+    fenced=st.booleans(), attached=st.booleans(), cpus=st.integers(0, 4), memory_mib=st.integers(0, 100),
+    promised_cpus=st.integers(0, 5), promised_mib=st.integers(0, 120), unknown_vms=st.integers(0, 1),
+    free_mib=st.none() | st.integers(0, 100), disk_free_mib=st.none() | st.integers(0, 5),
+    bandwidth_mbps=st.integers(0, 5), bandwidth_used_mbps=st.integers(0, 5), cpu_used=st.none() | SHARE,
+    cpu_pressure=SHARE, memory_pressure=SHARE, distance=st.none() | st.integers(0, 500),
+    groups=st.lists(WORDS).map(tuple), images=st.lists(WORDS).map(tuple),
 )  # fmt: skip
 POLICIES = st.builds(
     Policy, st.integers(50, 200), st.integers(50, 200),

@@ -29,11 +29,15 @@ async def until_taken(ports: Collection[str]) -> None:
         indices = {str(socket.if_nametoindex(port)) for port in ports}
         if not _waiting(OPEN.read_text(), indices):
             return
-        its = await asyncio.to_thread(_of_the_switch)
-        while waiting := _waiting(OPEN.read_text(), indices):
-            if its and waiting.isdisjoint(its):
-                return
-            await asyncio.sleep(LOOK)
+        # Where there are many processes that takes its time, in which the switch takes what waits.
+        asking = asyncio.create_task(asyncio.to_thread(_of_the_switch))
+        try:
+            while waiting := _waiting(OPEN.read_text(), indices):
+                if asking.done() and (its := asking.result()) and waiting.isdisjoint(its):
+                    return
+                await asyncio.sleep(LOOK)
+        finally:
+            asking.cancel()
     except OSError as error:
         raise HostError(f"what waits at {', '.join(ports)} cannot be seen: {error}") from error
 

@@ -6,21 +6,21 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
 
 from retinue import logs, systemd
 from retinue.config_file import ConfigError, TlsTable
-from retinue.controller.mobility.managers import THE_RESOURCE
 from retinue.managers.config import load_mobility, load_resource
 from retinue.managers.door import ManagerDoor
 from retinue.managers.mobility import MATCH_LIMIT, Mobility
 from retinue.managers.resources import Resources
 from retinue.protocol.client import ControllerClient, lasting
-from retinue.protocol.managers import LARGEST_ANSWER, MATCHES_PATH, MatchAsked, Matched
+from retinue.protocol.managers import LARGEST_ANSWER, MATCHES_PATH, THE_RESOURCE, MatchAsked, Matched
 from retinue.protocol.records import record
 from retinue.security.authority import PkiError, holder
 from retinue.security.contexts import TlsFilesError, client_context, reload_certificate, server_context
@@ -36,23 +36,19 @@ Files = tuple[Path, Path, Path]
 
 def run_resource(config: Path) -> int:
     """Until SIGTERM or SIGINT; the exit code."""
-    return _run("resource", lambda: _resource(config))
+    return _run("resource", _resource(config))
 
 
 def run_mobility(config: Path) -> int:
-    return _run("mobility", lambda: _mobility(config))
+    return _run("mobility", _mobility(config))
 
 
-def _run(noun: str, serve: Callable[[], Awaitable[None]]) -> int:
+def _run(noun: str, serving: Coroutine[Any, Any, None]) -> int:
     logs.to_stderr()
     os.umask(0o077)
     descriptors.raise_limit()
-
-    async def whole() -> None:
-        await serve()
-
     try:
-        asyncio.run(whole())
+        asyncio.run(serving)
     except (ConfigError, TlsFilesError, PkiError) as error:
         print(f"retinue {noun}: {error}", file=sys.stderr)
         return 1

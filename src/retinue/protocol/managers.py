@@ -37,6 +37,8 @@ FILLINGS_PATH = "/managers/v1/fillings"
 REQUESTS_PATH = "/managers/v1/requests"
 MATCHES_PATH = "/managers/v1/matches"
 PRESENCES_PATH = "/managers/v1/presences"
+THE_MOBILITY, THE_RESOURCE = "the mobility manager", "the resource manager"
+"""As errors call the two."""
 LARGEST_ANSWER = 8 << 20
 """Bytes: the states of MOST_SERVERS_ASKED servers."""
 

@@ -32,6 +32,8 @@ from retinue.protocol.managers import (
     LARGEST_ANSWER,
     PRESENCES_PATH,
     REQUESTS_PATH,
+    THE_MOBILITY,
+    THE_RESOURCE,
     Decided,
     Filled,
     Filling,
@@ -54,7 +56,6 @@ LONGEST_REST = 60.0
 SLICE = 20
 """Servers that are looked at before others have their turn."""
 MOBILITY, RESOURCES = "mobility", "resources"
-THE_MOBILITY, THE_RESOURCE = "the mobility manager", "the resource manager"
 
 
 class _SilentJustNowError(Exception):

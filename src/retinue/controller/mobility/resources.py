@@ -217,7 +217,7 @@ class ResourceManager:
     def _hosted(self) -> dict[str, set[str]]:
         """By server: VMs that are there, or on their way there or from there, as soon as it is decided. Not
         clients, to which nothing is promised."""
-        clients = {name for name in self._net.vms if self._context.state.is_client(name)}
+        clients = {name for name in self._context.state.entities if self._context.state.is_client(name)}
         found = {name: set(self._net.vms_on(name)) - clients for name in self.candidates()}
         for migration in self._orchestrator.migrations.under_way():
             if migration.vm in clients:

@@ -8,14 +8,14 @@ that of a message behind extension headers wrong.
 from collections.abc import Mapping
 
 from retinue.core.forwarding.octets import amend_words, put_back
-from retinue.core.packets import checksum
+from retinue.core.packets import NDType, checksum
+from retinue.core.packets.nd_options import SOURCE_MAC, TARGET_MAC
 from retinue.core.pipeline.entry import Field
 
-TYPES = (135, 136)
-"""ICMPv6 types of solicitation and advertisement."""
+TYPES = (NDType.NEIGHBOUR_SOLICITATION, NDType.NEIGHBOUR_ADVERTISEMENT)
 SIZE = 24
 """Bytes before the options."""
-_LINK_LAYER = {1: Field.IPV6_ND_SLL, 2: Field.IPV6_ND_TLL}
+_LINK_LAYER = {SOURCE_MAC: Field.IPV6_ND_SLL, TARGET_MAC: Field.IPV6_ND_TLL}
 
 
 def read(body: bytes, fields: dict[Field, int]) -> None:

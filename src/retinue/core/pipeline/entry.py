@@ -328,6 +328,11 @@ def match(**terms: FieldValue) -> Match:
     return tuple(sorted(found, key=_FIELD_OF))
 
 
+def in_order(*terms: MatchTerm) -> Match:
+    """A match of these terms, each of another field."""
+    return tuple(sorted(terms, key=lambda term: term[0]))
+
+
 def set_field(field: Field, value: int | str | IPv4Address | IPv6Address) -> SetField:
     return SetField(field, _value(value)[0])
 

@@ -43,6 +43,7 @@ from retinue.core.pipeline.entry import (
     PushVlan,
     SetField,
     ToGroup,
+    in_order,
     match,
     set_field,
 )
@@ -147,7 +148,7 @@ def _own_copies(
             ordered = sorted(others, key=len)
             actions = [action for bucket in ordered for action in bucket if not isinstance(action, PopVlan)]
             take: list[Action] = [PopVlan()] if actions else []
-            of_its_own = tuple(sorted([*brought, *match(eth_src=nic.mac)], key=lambda term: term[0]))
+            of_its_own = in_order(*brought, *match(eth_src=nic.mac))
             yield Flow(Table.ADMIT, EdgeAdmit.FLOODED_BY_ITSELF, of_its_own, (*take, *actions), cookie=mark)
 
 

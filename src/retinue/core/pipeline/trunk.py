@@ -18,7 +18,7 @@ from retinue.core.model.network import Network, Owner
 from retinue.core.model.trunks import carried_by
 from retinue.core.packets import ArpOp, EtherType
 from retinue.core.pipeline.cookies import Reason, cookie
-from retinue.core.pipeline.entry import CONTROLLER, Flow, Match, match
+from retinue.core.pipeline.entry import CONTROLLER, Flow, Match, in_order, match
 from retinue.core.pipeline.matches import GROUP_BIT
 from retinue.core.pipeline.meters import VMMeter
 from retinue.core.pipeline.priorities import Answer, Arp, EdgeAdmit, Forward
@@ -36,7 +36,7 @@ def nic_flows(net: Network, vm: VM, nic: NIC, at: Server, port: int) -> Iterator
         yield replace(answer, match=_from(nic, port, answer.match))
     if in_use(net, 6):
         told = nd_answers.advertisement(owner)
-        to_it = tuple(sorted([*told.match, *match(in_port=port, eth_dst=nic.mac)], key=lambda term: term[0]))
+        to_it = in_order(*told.match, *match(in_port=port, eth_dst=nic.mac))
         yield replace(told, priority=Answer.ADVERTISEMENT_IN_TRUNK, match=to_it)
     asked = match(in_port=port, eth_type=EtherType.ARP, eth_src=nic.mac, arp_op=ArpOp.REQUEST)
     yield Flow(
@@ -56,4 +56,4 @@ def disabled_flows(vm: VM, nic: NIC, port: int) -> Iterator[Flow]:
 
 
 def _from(nic: NIC, port: int, terms: Match) -> Match:
-    return tuple(sorted([*terms, *match(in_port=port, eth_src=nic.mac)], key=lambda term: term[0]))
+    return in_order(*terms, *match(in_port=port, eth_src=nic.mac))

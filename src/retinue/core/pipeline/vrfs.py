@@ -31,6 +31,7 @@ from retinue.core.pipeline.entry import (
     PortNo,
     PushVlan,
     SetField,
+    in_order,
 )
 from retinue.core.pipeline.matches import ANY_TAG, NO_TAG
 from retinue.core.pipeline.priorities import VRF_BAND
@@ -102,7 +103,7 @@ def _moved(flow: Flow, value: int, mask: int | None = None) -> Flow:
 
 def _with_vlan(match: Match, value: int, mask: int | None = None) -> Match:
     others = [term for term in match if term[0] is not Field.VLAN_VID]
-    return tuple(sorted([*others, (Field.VLAN_VID, value, mask)], key=lambda term: term[0]))
+    return in_order(*others, (Field.VLAN_VID, value, mask))
 
 
 def _put(tag: int) -> tuple[Action, ...]:

@@ -6,11 +6,11 @@ or follows the one before, and whatever is not known to be whole and fresh is no
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from retinue.core.placement.decision import decide
 from retinue.core.placement.scores import FARTHEST
-from retinue.core.placement.snapshot import Need, Policy, Presence, ServerState, Snapshot
+from retinue.core.placement.snapshot import Need, Policy, Presence, ServerSizes, ServerState, Snapshot
 
 HELD = 10.0
 """Seconds without a filling after which what a domain has told is not gone by."""
@@ -27,24 +27,9 @@ class Hosted:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerFacts:
-    """As ServerState has it, and the VMs and bookings there in the place of what is promised to them."""
+class ServerFacts(ServerSizes):
+    """With the VMs and bookings there, of which comes what is promised."""
 
-    server: str
-    presence: Presence = Presence.ANSWERED
-    drained: bool = False
-    fenced: bool = False
-    attached: bool = True
-    cpus: int = 0
-    memory_mib: int = 0
-    free_mib: int | None = None
-    disk_free_mib: int | None = None
-    bandwidth_mbps: int = 0
-    bandwidth_used_mbps: int = 0
-    cpu_used: int | None = None
-    cpu_pressure: int = 0
-    memory_pressure: int = 0
-    images: tuple[str, ...] = ()
     hosted: tuple[Hosted, ...] = ()
     """Sorted by the VM's name."""
     booked: tuple[tuple[str, int, int], ...] = ()
@@ -58,27 +43,16 @@ class ServerFacts:
         booked = [(memory, cpus) for by, memory, cpus in self.booked if by != vm]
         sizes = [(one.need.memory_mib, one.need.cpus) for one in counted]
         return ServerState(
-            self.server,
-            self.presence,
-            self.drained,
-            self.fenced,
-            self.attached,
-            self.cpus,
-            self.memory_mib,
+            **{name: getattr(self, name) for name in _SIZES},
             promised_cpus=sum(cpus for _, cpus in (*sizes, *booked)),
             promised_mib=sum(memory for memory, _ in (*sizes, *booked)),
             unknown_vms=sum(not memory for memory, _ in sizes),
-            free_mib=self.free_mib,
-            disk_free_mib=self.disk_free_mib,
-            bandwidth_mbps=self.bandwidth_mbps,
-            bandwidth_used_mbps=self.bandwidth_used_mbps,
-            cpu_used=self.cpu_used,
-            cpu_pressure=self.cpu_pressure,
-            memory_pressure=self.memory_pressure,
             distance=distance,
             groups=tuple(sorted({one.need.apart for one in others} - {""})),
-            images=self.images,
         )
+
+
+_SIZES = tuple(one.name for one in fields(ServerSizes))
 
 
 class OutOfStepError(Exception):

@@ -80,8 +80,9 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerState:
-    """One server that runs VMs. 0 where a size is not known, None where a measurement is not."""
+class ServerSizes:
+    """What a server is and has, whichever VM looks for one. 0 where a size is not known, None where a
+    measurement is not."""
 
     server: str
     presence: Presence = Presence.ANSWERED
@@ -91,12 +92,6 @@ class ServerState:
     """The underlay knows the way to it."""
     cpus: int = 0
     memory_mib: int = 0
-    promised_cpus: int = 0
-    promised_mib: int = 0
-    """To VMs that are there or on their way there or from there, and not to the VM in question, unless this
-    is its source."""
-    unknown_vms: int = 0
-    """How many of those VMs' memory nobody knows."""
     free_mib: int | None = None
     """What its kernel says could be used."""
     disk_free_mib: int | None = None
@@ -107,12 +102,24 @@ class ServerState:
     cpu_pressure: int = 0
     memory_pressure: int = 0
     """Share of the last minute in which something waited for a processor, or for memory (PSI, some avg60)."""
+    images: tuple[str, ...] = ()
+    """Names of the images it holds, sorted."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState(ServerSizes):
+    """One server that runs VMs, as one VM finds it that looks for a server."""
+
+    promised_cpus: int = 0
+    promised_mib: int = 0
+    """To VMs that are there or on their way there or from there, and not to the VM in question, unless this
+    is its source."""
+    unknown_vms: int = 0
+    """How many of those VMs' memory nobody knows."""
     distance: int | None = None
     """Hundredths of switches on the way to the VM's clients, on average; None where it has none."""
     groups: tuple[str, ...] = ()
     """The `apart` words of the VMs there, sorted."""
-    images: tuple[str, ...] = ()
-    """Names of the images it holds, sorted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,8 +193,11 @@ class QemuMachine:
                             await self._end_switch_over()
                         await asyncio.sleep(0.01)
         except TimeoutError as error:
-            how = f"QEMU says of its migration: {await self.migration_status()}"
-            raise self._error(f"it is not resumed within {RESUME_LIMIT:.0f} s. {how}") from error
+            status = "not known"
+            with contextlib.suppress(HostError):
+                status = await self.migration_status()
+            late = f"it is not resumed within {RESUME_LIMIT:.0f} s; its migration is {status}"
+            raise self._error(late) from error
 
     async def _end_switch_over(self) -> None:
         """End a migration that waits for an agent which is no more: see qemu.mirrors."""

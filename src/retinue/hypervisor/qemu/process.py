@@ -59,14 +59,17 @@ class Process:
     def uninterrupted(self) -> Iterator[None]:
         """Inside the context its first thread runs on for as long as it has something to do, whatever becomes
         ready meanwhile; where we may not order that (CAP_SYS_NICE), as ever."""
-        first = 1
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(self.pid, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(first))
+        least = os.sched_get_priority_min(os.SCHED_FIFO)
+        self._schedule(os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, least)
         try:
             yield
         finally:
+            self._schedule(os.SCHED_OTHER, 0)
+
+    def _schedule(self, policy: int, priority: int) -> None:
+        if self.alive:
             with contextlib.suppress(OSError):
-                os.sched_setscheduler(self.pid, os.SCHED_OTHER, os.sched_param(0))
+                os.sched_setscheduler(self.pid, policy, os.sched_param(priority))
 
     def _end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)

@@ -37,6 +37,7 @@ from retinue.core.pipeline.entry import (
     RegMove,
     Resubmit,
     SetField,
+    in_order,
     set_field,
 )
 from retinue.core.pipeline.matches import icmpv6_match
@@ -109,13 +110,13 @@ def leaf_flows(net: Network, owner: Owner, gateways: Iterable[IPv6Address], here
     told = cookie(Reason.SERVER_ND_ANSWERED, owner)
     unspecified = icmpv6_match(NDType.NEIGHBOUR_SOLICITATION, ipv6_src=UNSPECIFIED)
     yield Flow(
-        Table.ADMIT, LeafAdmit.ND_UNSPECIFIED, _and(unspecified, here), (CONTROLLER,),
+        Table.ADMIT, LeafAdmit.ND_UNSPECIFIED, in_order(*unspecified, *here), (CONTROLLER,),
         meter=LeafMeter.ARP, cookie=cookie(Reason.SERVER_ND, owner),
     )  # fmt: skip
     for gateway in gateways:
         asked = _asked_for(gateway, ip_ttl=HOP_LIMIT, nd_options_type=SOURCE_MAC)
         yield Flow(
-            Table.ADMIT, LeafAdmit.ND_GATEWAY, _and(asked, here),
+            Table.ADMIT, LeafAdmit.ND_GATEWAY, in_order(*asked, *here),
             (CONTROLLER, *_turned(net.gateway_mac, router=True)), goto=Table.ANSWER,
             meter=LeafMeter.ARP, cookie=told,
         )  # fmt: skip
@@ -140,7 +141,3 @@ def _turned(with_mac: Mac, *, router: bool) -> tuple[Action, ...]:
         SetField(Field.ND_OPTIONS_TYPE, TARGET_MAC),
         SetField(Field.ICMPV6_TYPE, NDType.NEIGHBOUR_ADVERTISEMENT),
     )
-
-
-def _and(terms: Match, more: Match) -> Match:
-    return tuple(sorted([*terms, *more], key=lambda term: term[0]))

@@ -37,6 +37,7 @@ from retinue.core.pipeline.entry import (
     Output,
     PortNo,
     SetField,
+    in_order,
     match,
 )
 from retinue.core.pipeline.matches import ANY_TAG, arp_request_for, icmpv6_match, ip_match, ip_types
@@ -148,4 +149,4 @@ def _tag(vlan: int) -> tuple[Action, ...]:
 
 
 def _and(terms: Match, **more: FieldValue) -> Match:
-    return tuple(sorted([*terms, *match(**more)], key=lambda term: term[0]))
+    return in_order(*terms, *match(**more))
