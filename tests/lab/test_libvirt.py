@@ -232,7 +232,7 @@ async def test_a_move_by_virsh_that_is_called_off_changes_nothing(bench: LabBenc
             await virsh(bench, "server1", "domjobabort", ONE)
         else:
             await bench.post(f"migrations/{step['migration']['id']}/cancel")
-        with pytest.raises(AssertionError, match=r"canceled by client|aborted"):
+        with pytest.raises(AssertionError, match="error: "):  # Of the end that it heard first.
             await moving
         ended = await events.until("migration.step", lambda e: e["migration"]["state"] == "undone")
     assert ("server2" if who == "a person" else "cancelled") in ended["migration"]["reason"]

@@ -37,7 +37,9 @@ MIB = 32
 WRITES, ALWAYS_WRITES = 300, 5000
 """MiB a second: much of its memory is written again in a pass; all that there is time for, so that no pass is
 shorter than the one before, however quick this machine copies."""
-SLOWLY = 8 << 20
+BEHIND_MIB, BEHIND_WRITES = 48, 40
+"""A guest that comes back to what it wrote after more than a second: what follows it is asked for late."""
+SLOWLY = 4 << 20
 """Bytes a second that are sent unasked of what follows a VM: so there is some to come when the way breaks."""
 REQUIRED = CopyOptions(postcopy=Postcopy.REQUIRED)
 WANTED = 0.0
@@ -65,18 +67,18 @@ async def diverted(taps: object) -> bool:
     return True
 
 
-async def writing(bench: QemuBench, rate: int = WRITES) -> QemuMachine:
+async def writing(bench: QemuBench, rate: int = WRITES, mib: int = MIB) -> QemuMachine:
     machine, shell = await bench.boot()
-    assert (await shell.run(f"scribble {MIB} {rate} /tmp/scribbled >/dev/null 2>&1 &"))[0] == 0
+    assert (await shell.run(f"scribble {mib} {rate} /tmp/scribbled >/dev/null 2>&1 &"))[0] == 0
     await shell.run("until [ -f /tmp/scribbled ]; do usleep 20000; done")
     return machine
 
 
-async def all_is_right(machine: QemuMachine) -> None:
+async def all_is_right(machine: QemuMachine, mib: int = MIB) -> None:
     """The guest has written and compared all of its memory since now, twice over."""
     shell = GuestShell(machine.files.shell)
     before = int((await shell.run("cut -d' ' -f4 /tmp/scribbled"))[1])
-    enough = before + 2 * MIB * 256
+    enough = before + 2 * mib * 256
     await shell.run(f"until [ $(cut -d' ' -f4 /tmp/scribbled) -gt {enough} ]; do usleep 50000; done", 120)
     assert (await shell.run("cut -d' ' -f6 /tmp/scribbled"))[1].strip() == "0"
 
@@ -171,7 +173,7 @@ async def test_a_vm_whose_rest_does_not_come_ends_at_the_target_and_never_runs_a
 async def test_a_way_that_breaks_in_the_middle_costs_the_vm_nothing_where_there_is_another(
     bench: QemuBench, breaks: int
 ) -> None:
-    source = await writing(bench)
+    source = await writing(bench, BEHIND_WRITES, BEHIND_MIB)
     target = await bench.target()
     await target.expect_postcopy()
     await source.execute("migrate-set-parameters", max_postcopy_bandwidth=SLOWLY)
@@ -189,7 +191,7 @@ async def test_a_way_that_breaks_in_the_middle_costs_the_vm_nothing_where_there_
     assert len(ways.made) == breaks, "nothing was left to come"
     assert await source.state() is RunState.MOVED
     await source.quit()
-    await all_is_right(target)
+    await all_is_right(target, BEHIND_MIB)
 
 
 @pytest.mark.long
@@ -197,7 +199,7 @@ async def test_a_vm_for_which_there_is_no_other_way_in_time_has_crashed(
     bench: QemuBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(another_way, "AGAIN_LIMIT", 2.0)
-    source = await writing(bench)
+    source = await writing(bench, BEHIND_WRITES, BEHIND_MIB)
     target = await bench.target()
     await target.expect_postcopy()
     await source.execute("migrate-set-parameters", max_postcopy_bandwidth=SLOWLY)
