@@ -77,7 +77,8 @@ class Context:
         """When the controller started to listen to switches."""
         self._store = store
         self.not_installed: set[Owner] = set()
-        """Touched by a change, and their flows not computed since: empty whenever nothing is going on."""
+        """Touched by a change, and their flows not computed since: empty whenever nothing is going on. Of two
+        that are to compute an owner, the first does it for both."""
         self.compiler = Compiler(net)
         self.knowledge = Knowledge(net, self.compiler, self.not_installed)
         self.installer = Installer(self.compiler, self.knowledge, clock)
@@ -94,7 +95,7 @@ class Context:
         """By kind and place: when a frame that could not be read was logged last."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._room = Room(MOST_UNDER_WAY)
-        self._turns = Turns(self._room, BATCH, self.install, self.spawn)
+        self._turns = Turns(self._room, BATCH, self._install, self.spawn)
         self._after_install: list[Callable[[Collection[Owner]], None]] = []
 
     # ---- changes ----
@@ -151,6 +152,7 @@ class Context:
         meters others use; all of it has been sent when this returns. The callbacks are called for each batch.
         """
         owners = sorted(set(touched))
+        self.not_installed.update(owners)
         if len(owners) <= LARGE:
             return await self._install(owners, near, patient)
         found: list[InstallReport | BaseException] = []
@@ -184,7 +186,9 @@ class Context:
 
     def install_in_turn(self, touched: Iterable[Owner], what: str) -> None:
         """As `install`, in the background, of what nobody waits for: while much is under way it waits, and
-        goes together with what else has come by then."""
+        goes together with what else has come by then; who has been computed by then is not again."""
+        touched = frozenset(touched)
+        self.not_installed |= touched
         self._turns.add(touched, what)
 
     async def install_when_there_is_room(self, touched: Collection[Owner], what: str) -> None:
@@ -194,6 +198,7 @@ class Context:
         if len(touched) <= LARGE:
             await self.install(touched)
         else:
+            self.not_installed.update(touched)
             await self._turns.passed(chain(*await self._in_steps(sorted(touched))), what)
 
     async def _install_one(
@@ -203,12 +208,16 @@ class Context:
             return await self._install(batch, near, patient)
 
     async def _install(
-        self, owners: Collection[Owner], near: Near, patient: Callable[[str], bool]
+        self,
+        owners: Collection[Owner],
+        near: Near = (),
+        patient: Callable[[str], bool] = lambda switch: False,
     ) -> InstallReport:
-        self.not_installed.difference_update(owners)  # They are computed before anything is awaited.
+        due = [owner for owner in owners if owner in self.not_installed]
+        self.not_installed.difference_update(due)  # They are computed before anything is awaited.
         began = self.clock()
         try:
-            report = await self.installer.install(owners, near, patient)
+            report = await self.installer.install(due, near, patient)
         except ConflictError:
             self._installed(owners)  # All but those that clash.
             raise
