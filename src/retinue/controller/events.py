@@ -5,7 +5,7 @@ and what follows at most once a second, the last of it for all.
 """
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -31,12 +31,43 @@ Types = Collection[str] | None
 """Of a listener: the types of events it wants; None: all."""
 
 
+class Queue:
+    """Of one listener: events that it has not read yet; None behind them is its end."""
+
+    __slots__ = ("_events", "_news")
+
+    def __init__(self) -> None:
+        self._events: deque[Event | None] = deque()
+        self._news: asyncio.Future[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def put(self, event: Event | None, *, wake: bool = True) -> None:
+        """Without `wake` it is read with whatever comes next, or when the listener is woken."""
+        self._events.append(event)
+        if wake:
+            self.wake()
+
+    def wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    async def get(self) -> Event | None:
+        """The next; one reader waits at a time."""
+        while not self._events:  # It may be woken for what it has read meanwhile.
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+        return self._events.popleft()
+
+    def get_nowait(self) -> Event | None:
+        return self._events.popleft()
+
+
 class Listener:
     """An asynchronous iterator over events; ends when the bus closes, or when its reader is too slow."""
 
-    def __init__(
-        self, past: Iterable[Event], queue: "asyncio.Queue[Event | None]", leave: Callable[[], None]
-    ) -> None:
+    def __init__(self, past: Iterable[Event], queue: Queue, leave: Callable[[], None]) -> None:
         self._past = iter(past)
         self._ended = False
         self._queue = queue
@@ -60,7 +91,7 @@ class Listener:
             if (past := next(self._past, None)) is not None:
                 found.append(past)
                 continue
-            if self._ended or self._queue.empty():
+            if self._ended or not self._queue:
                 break
             event = self._queue.get_nowait()
             if event is None:
@@ -82,14 +113,16 @@ class EventBus:
         self._clock = clock
         self._recipients = recipients
         self._ring = EventRing(RING)
-        self._listeners: dict[asyncio.Queue[Event | None], Types] = {}
-        self._by_type: dict[str, dict[asyncio.Queue[Event | None], None]] = {}
+        self._listeners: dict[Queue, Types] = {}
+        self._by_type: dict[str, dict[Queue, None]] = {}
         """Of these, by type: those that asked for it. What is told of each of a thousand agents, who ask for
         what they act on, must not cost a look at all of them."""
-        self._of_all: dict[asyncio.Queue[Event | None], None] = {}
+        self._of_all: dict[Queue, None] = {}
         """And those that want every type."""
-        self._agents: dict[str, dict[asyncio.Queue[Event | None], None]] = {}
+        self._agents: dict[str, dict[Queue, None]] = {}
         """Of these, by server: those that are its agent's; "": those that are no agent's."""
+        self._unhurried: dict[Queue, None] = {}
+        """Those that have something new, and were not woken for it."""
         self._rare = _Rare()
         self.last_id = 0
         self.left_out = 0
@@ -106,14 +139,25 @@ class EventBus:
         said = {key: cut(value) if isinstance(value, str) else value for key, value in data.items()}
         event = Event(self.last_id, self._clock(), type, said)
         self._ring.append(event)
-        for queue in self._who_listens(type, self._recipients(type, said)):
-            if queue.qsize() >= QUEUE:
-                # A listener that does not read is let go: it comes back with the last id it saw.
-                self._leave(queue)
-                queue.put_nowait(None)
-            else:
-                queue.put_nowait(event)
+        only = self._recipients(type, said)
+        now = self._who_listens(type, only.servers)
+        for queue in now:
+            self._give(queue, event)
+        if only.others_soon:
+            first = dict.fromkeys(now)
+            others = [queue for queue in self._who_listens(type, None) if queue not in first]
+            for queue in others:
+                self._give(queue, event, wake=False)
+            self._unhurried.update(dict.fromkeys(others))
         return event
+
+    def _give(self, queue: Queue, event: Event, *, wake: bool = True) -> None:
+        if len(queue) >= QUEUE:
+            # A listener that does not read is let go: it comes back with the last id it saw.
+            self._leave(queue)
+            queue.put(None)
+        else:
+            queue.put(event, wake=wake)
 
     def tell(
         self, source: tuple[Hashable, ...], type: EventType, *, about: Hashable = None, **data: Any
@@ -130,9 +174,12 @@ class EventBus:
             self.left_out += 1
 
     def flush(self) -> None:
-        """A second is over: publish what was put off. To be called once a second."""
+        """A second is over: publish what was put off, and wake who was not. To be called once a second."""
         for type, data in self._rare.next_second():
             self.publish(type, **data)
+        for queue in self._unhurried:
+            queue.wake()
+        self._unhurried.clear()
 
     def listen(self, since: int | None = None, types: Types = None, agent_of: str = "") -> "Listener":
         """Every event from this call on, or those of these types; with `since`, first those after that id
@@ -145,27 +192,28 @@ class EventBus:
         if since is not None and first > since + 1:
             lost = Event(first - 1, self._clock(), EventType.EVENTS_LOST, {"since": since})
             past = chain([lost], past)
-        queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        queue = Queue()
         self._listeners[queue] = types
         for wanted in self._wanted_by(types):
             wanted[queue] = None
         self._agents.setdefault(agent_of, {})[queue] = None
         return Listener(past, queue, lambda: self._leave(queue))
 
-    def _wanted_by(self, types: Types) -> list[dict["asyncio.Queue[Event | None]", None]]:
+    def _wanted_by(self, types: Types) -> list[dict[Queue, None]]:
         """Where a listener stands that wants these types."""
         return [self._of_all] if types is None else [self._by_type.setdefault(type, {}) for type in types]
 
-    def _who_listens(self, type: str, only: Recipients) -> list["asyncio.Queue[Event | None]"]:
+    def _who_listens(self, type: str, only: Collection[str] | None) -> list[Queue]:
+        """`only`: of the agents those of these servers."""
         wanted = self._by_type.get(type, {})
-        if only is Everybody:
+        if only is None:
             return [*self._of_all, *wanted]
         of_them = (queue for server in ("", *only) for queue in self._agents.get(server, ()))
         return [queue for queue in of_them if queue in wanted or queue in self._of_all]
 
     def _is_for(self, event: Event, agent_of: str) -> bool:
         only = self._recipients(event.type, event.data) if agent_of else Everybody
-        return only is Everybody or agent_of in only
+        return only.servers is None or only.others_soon or agent_of in only.servers
 
     def _since(self, since: int, types: Types, agent_of: str) -> Past:
         past = self._ring.since(since, lambda type: types is None or type in types)
@@ -173,13 +221,14 @@ class EventBus:
 
     def close(self) -> None:
         for queue in list(self._listeners):
-            queue.put_nowait(None)
-        for known in (self._listeners, self._by_type, self._of_all, self._agents):
+            queue.put(None)
+        for known in (self._listeners, self._by_type, self._of_all, self._agents, self._unhurried):
             known.clear()
 
-    def _leave(self, queue: "asyncio.Queue[Event | None]") -> None:
+    def _leave(self, queue: Queue) -> None:
         if queue not in self._listeners:
             return
+        self._unhurried.pop(queue, None)
         for wanted in self._wanted_by(self._listeners.pop(queue)):
             wanted.pop(queue, None)
         for server, queues in self._agents.items():

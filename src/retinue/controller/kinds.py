@@ -206,7 +206,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "SwitchRows._reported", "VMReports._buckets", "VdpPath._joined",
         "SpoofCounts._asking", "SpoofCounts._before", "SpoofCounts._sums", "SpoofCounts._turns",
         "SpoofCounts.frames", "EventBus._agents", "EventBus._by_type",
-        "EventBus._listeners", "EventBus._of_all",
+        "EventBus._listeners", "EventBus._of_all", "EventBus._unhurried",
         "EventRing._names", "EventRing._rows", "FloodCounts._before", "FloodCounts._sums",
         "OwnAddresses._taken",
         "HeldPackets._of", "PowerControl._crashes",

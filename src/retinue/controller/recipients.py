@@ -5,7 +5,7 @@ Agents follow the stream as their servers' (`?server=`), and get only what they 
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from retinue.core.migration import Migration
 from retinue.core.model import VM, Network
@@ -27,25 +27,37 @@ OF_ITS_SERVER = frozenset(
 """Those with a field `server`, for whose agent they are; without one they are for all."""
 ORDERS = frozenset(Order)
 
-Everybody = None
-Recipients = Collection[str] | None
-"""Servers; None: all."""
+
+class Recipients(NamedTuple):
+    """Who may act on an event."""
+
+    servers: Collection[str] | None
+    """Those whose agents are told at once; None: all."""
+    others_soon: bool = False
+    """Whether all other agents are told, too: within a second, with what else there is by then."""
+
+
+Everybody = Recipients(None)
 
 
 def recipients(net: Network, type: str, data: Mapping[str, Any]) -> Recipients:
-    """The servers whose agents may act on an event. A VM's removal is for all: any may have some of it."""
+    """The servers whose agents may act on an event. A VM's removal is for all, since any may have some of it;
+    where the VM is not known to be there is no hurry, and a thousand agents are not woken for each."""
     if type in OF_ITS_SERVER:
         server = data.get("server")
-        return Everybody if server is None else (str(server),)
+        return Everybody if server is None else Recipients((str(server),))
     if type == EventType.MATCH:
-        return tuple(data["servers"])
+        return Recipients(tuple(data["servers"]))
     if type in ORDERS:
         migration: Migration = data["migration"]
-        return migration.source, migration.target
+        return Recipients((migration.source, migration.target))
     if type == EventType.VM_REGISTERED:
-        vm: VM = data["vm"]
-        return {vm.server, *net.fenced}  # One that was called dead lets go of VMs that are elsewhere.
+        vm: VM = data["vm"]  # A server that was called dead lets go of VMs that are elsewhere.
+        return Recipients({vm.server, *net.fenced})
+    if type == EventType.VM_REMOVED:
+        gone: VM = data["vm"]
+        return Recipients({*gone.locations, *net.fenced}, others_soon=True)
     if type == EventType.PORT_REMOVED:
         here = net.server_of_edge(data["switch"])
-        return Everybody if here is None else (here.id,)
+        return Everybody if here is None else Recipients((here.id,))
     return Everybody

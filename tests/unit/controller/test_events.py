@@ -1,8 +1,11 @@
 """The event stream: what strangers cause is told rarely, and what is told costs no more for many
 listeners."""
 
+import asyncio
 import gc
 import tracemalloc
+
+import pytest
 
 from retinue.controller.api.routes.events import Encoder
 from retinue.controller.app import Controller
@@ -148,10 +151,40 @@ async def test_an_event_of_one_server_is_put_into_no_other_agents_queue() -> Non
         events.listen(agent_of="server2")
     mine = events.listen(agent_of="server1")
     events.publish(EventType.VM_READY, vm=vm, server=vm.server)
-    assert sum(queue.qsize() for queue in events._listeners) == 1
+    assert sum(len(queue) for queue in events._listeners) == 1
     mine.close()
     events.publish(EventType.VM_READY, vm=vm, server=vm.server)
-    assert sum(queue.qsize() for queue in events._listeners) == 0
+    assert sum(len(queue) for queue in events._listeners) == 0
+
+
+async def test_a_removal_wakes_whose_it_is_and_the_others_together_once_a_second() -> None:
+    """Any agent may have some of a VM; a thousand that are woken for each are no time for anything else."""
+    controller = Controller(fabric(), clock=lambda: 1.0)
+    events, vm = controller.events, add_vm(controller.net, 1, at=1)
+    own, other, person = (events.listen(agent_of=server) for server in ("server1", "server2", ""))
+    waiting = [asyncio.create_task(anext(one)) for one in (own, other, person)]
+    await asyncio.sleep(0)
+    for _ in range(3):
+        events.publish(EventType.VM_REMOVED, vm=vm)
+        await asyncio.sleep(0)
+    assert [one.done() for one in waiting] == [True, False, True]
+    events.flush()
+    await waiting[1]
+    assert len(other.at_once()) == 2
+    waiting[1] = asyncio.create_task(anext(other))
+    await asyncio.sleep(0)
+    events.publish(EventType.VM_REMOVED, vm=vm)
+    events.publish(EventType.SERVER_FENCED, server="server2")
+    told = [(await waiting[1]).type, *[event.type for event in other.at_once()]]
+    assert told == [EventType.VM_REMOVED, EventType.SERVER_FENCED], "in order, with what is urgent"
+    waiting[1] = asyncio.create_task(anext(other))
+    for _ in range(2):
+        events.flush()
+        await asyncio.sleep(0)
+    assert not waiting[1].done(), "woken for what it has read already"
+    events.close()
+    with pytest.raises(StopAsyncIteration):
+        await waiting[1]
 
 
 async def test_what_no_agent_asked_for_costs_no_look_at_any_agent() -> None:
@@ -186,7 +219,7 @@ async def test_a_match_message_goes_to_those_that_are_asked_and_names_each_itsel
 def test_an_event_is_encoded_once_for_all_who_listen() -> None:
     controller = Controller(fabric(), clock=lambda: 1.0)
     encoder = Encoder(controller)
-    event = controller.events.publish(EventType.VM_REMOVED, vm="a")
+    event = controller.events.publish(EventType.SERVER_FENCED, server="server1")
     assert encoder.encode(event) is encoder.encode(event)
     lost = [controller.events.publish(EventType.EVENTS_LOST, since=since) for since in (1, 2)]
     assert encoder.encode(lost[0]) != encoder.encode(lost[1])

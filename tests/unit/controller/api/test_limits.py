@@ -18,7 +18,7 @@ from retinue.controller.app import Controller
 from retinue.core.limits import LARGEST_BODY, LARGEST_REPORT, LONGEST_REASON
 from retinue.protocol.events import EventType
 from retinue.security.tokens import Tokens
-from support.fabric.networks import fabric, vm_mac
+from support.fabric.networks import add_vm, fabric, vm_mac
 from support.recent_events import recent
 
 PATIENCE = 30.0
@@ -171,7 +171,7 @@ async def test_a_listener_names_types_that_there_are(door: Door) -> None:
     ):
         assert answer.status == 200
         door.controller.events.publish(EventType.PORT_REMOVED, vm="vm1", switch="edge1", port=1)
-        door.controller.events.publish(EventType.VM_REMOVED, vm="vm1")
+        door.controller.events.publish(EventType.VM_REMOVED, vm=add_vm(fabric(), 1, at=1))
         async with asyncio.timeout(PATIENCE):
             lines = [await answer.content.readline() for _ in range(5)]
     assert b"event: hello\n" in lines and b"event: vm.removed\n" in lines
