@@ -124,6 +124,32 @@ async def test_ports_told_while_much_is_under_way_are_computed_when_there_is_roo
     room.leave(MOST_UNDER_WAY)
 
 
+@pytest.mark.parametrize("first", ["a large change", "its turn"])
+async def test_who_is_to_be_computed_twice_is_computed_by_the_first(
+    fake: FakeNetwork, compiled: Counter[Owner], monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """As VMs that are registered in hundreds, and have their ports before it is their registration's turn."""
+    monkeypatch.setattr("retinue.controller.context.LARGE", 0)
+    monkeypatch.setattr("retinue.controller.context.BATCH", VMS)
+    context = fake.controller.context
+    owners = [Owner("vm", vm) for vm in fake.net.vms]
+    await context._room.enter(MOST_UNDER_WAY)
+    for step in ("a large change", "its turn")[:: 1 if first == "a large change" else -1]:
+        if step == "its turn":
+            tell_ports(fake, 300)
+        else:
+            context.spawn(context.install(owners), "registered VMs")
+        await fake.settle()
+    assert not compiled
+    context._room.leave(MOST_UNDER_WAY)
+    await fake.settle()
+    assert compiled == Counter(owners)
+    assert not context.not_installed
+    assert all(context.is_programmed(owner) for owner in owners)
+    await context.install(owners)
+    assert compiled == Counter(owners) + Counter(owners), "what is asked for again is due again"
+
+
 async def test_when_many_switches_come_at_once_nobody_is_computed_for_each_of_them(
     fake: FakeNetwork, compiled: Counter[Owner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
