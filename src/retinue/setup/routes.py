@@ -14,7 +14,9 @@ from retinue.setup.site import Route, ServerTable, Site
 
 SCRIPT, UNIT = "routes.sh", "retinue-routes.service"
 UNITS = "/etc/systemd/system"
-
+LONGEST_PAUSE = 64
+"""Seconds between two trials of the unit: from 1 s on twice as long each time. Of Debian 12 systemd has no
+`RestartSteps` yet."""
 
 _WHY = "is what it leads to, or its router, in a network of $bridge?"
 """What Open vSwitch itself says is "Error while inserting route.", of whichever."""
@@ -54,7 +56,9 @@ def told(server: ServerTable) -> Iterator[str]:
     yield from if_systemd(
         f'install -m 0644 "$here/{UNIT}" {UNITS}/{UNIT}',
         "systemctl daemon-reload",
-        f"systemctl enable --now {UNIT}",
+        f"systemctl enable {UNIT}",
+        # One that waits to be tried again is not started by `start`.
+        f"systemctl restart {UNIT}",
         otherwise=f"run {own} after each start of Open vSwitch",
     )
 
@@ -84,7 +88,17 @@ def _script(server: ServerTable, routes: Sequence[Route]) -> str:
             "# Tells Open vSwitch in user space the routes to other servers; with `del` takes them back.",
             "set -eu",
             f'refused() {{ echo "retinue: Open vSwitch takes no route $1: {_WHY}" >&2; exit 1; }}',
-            'if test "${1:-add}" = del; then',
+            "word=${1:-add}",
+            "# By its unit: as often as it has failed, the longer it waits.",
+            'if test "$word" = patiently; then',
+            f"    tries=$(systemctl show --property=NRestarts --value {UNIT})",
+            "    pause=1",
+            f'    while test "${{tries:-0}}" -gt 1 && test "$pause" -lt {LONGEST_PAUSE}; do',
+            "        pause=$((pause * 2)) tries=$((tries - 1))",
+            "    done",
+            '    if test "${tries:-0}" -gt 0; then sleep "$pause"; fi',
+            "fi",
+            'if test "$word" = del; then',
             *(f"    {line} > /dev/null" for line in dels),
             "else",
             f"    bridge=$({_interface(server)})",
@@ -122,10 +136,38 @@ StartLimitIntervalSec=0
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/bin/sh {FOLDER}/{SCRIPT}
+ExecStart=/bin/sh {FOLDER}/{SCRIPT} patiently
 ExecReload=/bin/sh {FOLDER}/{SCRIPT}
 Restart=on-failure
 RestartSec=1
+
+# It asks the kernel and systemd, and speaks to Open vSwitch's control socket, which may be another user's.
+CapabilityBoundingSet=CAP_DAC_OVERRIDE
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+PrivateDevices=yes
+DevicePolicy=closed
+ProtectHostname=yes
+ProtectClock=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+ProtectProc=invisible
+RestrictAddressFamilies=AF_UNIX AF_NETLINK
+IPAddressDeny=any
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources
+SystemCallErrorNumber=EPERM
+UMask=0077
 
 [Install]
 WantedBy=ovs-vswitchd.service

@@ -105,3 +105,16 @@ def test_whoever_removes_the_agent_is_told_of_vms_that_run_on(tmp_path: Path) ->
     (tmp_path / "etc/agent.toml").unlink()
     done = run(tmp_path, "retinue-agent.prerm", "remove")[0]
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("word", "left"), [("purge", False), ("remove", True)])
+def test_purging_takes_back_the_routes_that_nobody_has_undone(tmp_path: Path, word: str, left: bool) -> None:
+    """`retinue setup` made the script and its unit, outside the package: dpkg does not know of them."""
+    script, told = tmp_path / "etc/routes.sh", tmp_path / "told"
+    script.parent.mkdir()
+    script.write_text(f"echo $1 > {told}\n")
+    done, said = run(tmp_path, "retinue-agent.postrm", word)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert script.exists() is left
+    assert (told.exists() and told.read_text() == "del\n") is not left
+    assert "daemon-reload" in said

@@ -53,8 +53,11 @@ class Server:
         self.told.touch()
         appctl = OVS_APPCTL.replace("SAID", str(self.said)).replace("TOLD", str(self.told))
         for name, program in (("ovs-appctl", appctl), ("ip", IP)):
-            (self._bin / name).write_text(program)
-            (self._bin / name).chmod(0o755)
+            self.program(name, program)
+
+    def program(self, name: str, text: str) -> None:
+        (self._bin / name).write_text(text)
+        (self._bin / name).chmod(0o755)
 
     def sh(self, script: str, *words: str) -> tuple[int, str]:
         path = f"{self._bin}:/usr/bin:/bin"
@@ -78,6 +81,19 @@ def test_open_vswitch_in_user_space_is_told_routes_and_they_are_taken_back(tmp_p
     server.told.write_text("Route Table:\nUser: 172.16.0.0/16 dev theirs GW 172.16.1.1 SRC 172.16.1.2\n")
     assert server.sh(script, "del") == (0, "")
     assert server.changes() == ["ovs/route/del 172.16.0.0/16"], "of one that is not told it would fail"
+
+
+@pytest.mark.parametrize(
+    ("failed", "pause"), [("0", ""), ("1", "1"), ("2", "2"), ("4", "8"), ("7", "64"), ("900", "64"), ("", "")]
+)
+def test_its_unit_tries_again_after_a_longer_pause_each_time(tmp_path: Path, failed: str, pause: str) -> None:
+    server = Server(tmp_path, IN_USER_SPACE.replace('endpoint = "172.16.1.2"', ROUTED))
+    server.program("systemctl", f"#!/bin/sh\necho {failed}\n")
+    server.program("sleep", f"#!/bin/sh\necho $1 > {tmp_path}/slept\n")
+    assert server.sh(server.files["routes.sh"], "patiently") == (0, "")
+    slept = tmp_path / "slept"
+    assert (slept.read_text().strip() if slept.exists() else "") == pause
+    assert len(server.changes()) == 2, "and then they are told"
 
 
 def test_a_route_that_open_vswitch_does_not_take_is_named(tmp_path: Path) -> None:
