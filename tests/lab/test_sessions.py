@@ -4,46 +4,22 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from support.pages import section, text
+from support.page_sessions import SESSIONS, Session
 from support.sessions import Step, missing, steps
 
 pytestmark = [pytest.mark.lab, pytest.mark.long]
 
-UP = "```\n$ retinue lab up\n{}```\n"
-BOTH = """$ retinue vm add vm1 --server server1 --wait
-$ retinue vm add vm2 --server server3 --wait
-$ retinue vm list
-VM  MAC  IP  SERVER  SWITCH  PORT  STATE  MOVE  SPOOFED
-vm1  52:54:00:7b:11:e3  10.1.0.100  server1  edge1  2  running  -  -
-vm2  52:54:00:36:d0:1e  10.1.0.101  server3  edge3  2  running  -  -
-"""
-"""The VMs of the tutorial, with which other pages go on."""
-SEVERAL = "".join(
-    f"$ retinue vm add {vm} --server server2\n" for vm in ("vm1", "dhcp1", "lb1", "lb2", "k8s1")
-)
-"""Those of which docs/networks.md says something."""
-NETWORKS = (
-    *("Vnets and subnets", "VRFs", "Gateway groups", "Ports", "Prefixes", "Addresses that several may take"),
-    *("A guest that changes its MAC", "A pool of pairs"),
-)
-PAGES = {
-    "tutorial": text("docs/tutorial.md"),
-    "README": section("README.md", "A first session"),
-    "trace": UP.format(BOTH) + section("docs/trace.md", "A way") + section("docs/trace.md", "Where it ends"),
-    "mobility": UP.format("") + section("docs/mobility.md", "A session"),
-    "networks": UP.format(SEVERAL) + "".join(section("docs/networks.md", heading) for heading in NETWORKS),
-    "switches": UP.format("") + section("docs/operators.md", "Switches and links that come and go"),
-    "trunks": UP.format("$ retinue vrf add red\n") + section("docs/networks.md", "Trunks"),
-}
 AGAIN = (
     "retinue link list",
     *("retinue vm list", "retinue vm show", "retinue binding", "retinue server list", "retinue switch list"),
@@ -83,13 +59,15 @@ class Shell:
 
 
 @contextmanager
-def shell() -> Iterator[Shell]:
+def shell(folder: Path) -> Iterator[Shell]:
+    """`folder`: where its files are."""
     environment = {
         key: value for key, value in os.environ.items() if key not in ("RETINUE_LAB", "RETINUE_URL")
     }
     environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     process = subprocess.Popen(
         ["bash"],
+        cwd=folder,
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -128,6 +106,14 @@ def as_here(typed: str, at: Shell, known: Mapping[str, str]) -> str:
     return here
 
 
+def in_place(step: Step, session: Session) -> Step:
+    """With what the page's own files and machines are here."""
+    typed = step.typed
+    for pattern, here in session.here:
+        typed = re.sub(pattern, here, typed)
+    return replace(step, typed=typed)
+
+
 def typed_until_it_shows(step: Step, at: Shell, before: str, known: Mapping[str, str]) -> tuple[str, str]:
     """What is printed, and what of it is not as it is shown, if anything. `wait` shows what a job printed
     while the command before it ran.
@@ -144,15 +130,21 @@ def typed_until_it_shows(step: Step, at: Shell, before: str, known: Mapping[str,
             return printed, f"$ {step.typed}\nis to show\n{line}\nand printed\n{printed}"
 
 
-@pytest.mark.parametrize("page", PAGES)
-async def test_a_session_goes_as_it_is_shown(traceless: None, page: str) -> None:
+@pytest.mark.parametrize("page", SESSIONS)
+async def test_a_session_goes_as_it_is_shown(traceless: None, page: str, tmp_path: Path) -> None:
+    session = SESSIONS[page]
+    if lacking := [one for one in session.programs if shutil.which(one) is None]:
+        pytest.skip(f"{', '.join(lacking)} is not installed")
+    folder = tmp_path / "typed"
+    folder.mkdir()
+
     def whole() -> list[str]:
         wrong: list[str] = []
         before = ""
         known: dict[str, str] = {}
-        with shell() as at:
-            for step in steps(PAGES[page]):
-                before, why = typed_until_it_shows(step, at, before, known)
+        with shell(folder) as at:
+            for step in steps(session.typed):
+                before, why = typed_until_it_shows(in_place(step, session), at, before, known)
                 wrong += [why] if why else []
                 known |= {} if why or known else addresses(step, at)
         return wrong

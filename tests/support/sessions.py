@@ -3,8 +3,7 @@
 import re
 import shlex
 from dataclasses import dataclass
-
-from support.pages import fenced
+from textwrap import dedent
 
 REST = "..."
 """On a line of its own: lines that are not shown. At a line's end or inside: words that are not."""
@@ -18,14 +17,50 @@ class Step:
     """The lines that are shown below it."""
 
 
+@dataclass(frozen=True)
+class Block:
+    """Code on a page, fenced or indented."""
+
+    mark: str
+    """Of a comment right above: why nobody types it here; "" without one."""
+    body: str
+
+
+MARK = re.compile(r"\s*<!-- ((?:run by|as in|not run): .+) -->$")
+
+
+def blocks(markdown: str) -> list[Block]:
+    found: list[Block] = []
+    mark, body, fence, before = "", list[str](), False, ""
+    for line in [*markdown.splitlines(), ""]:
+        if line.lstrip().startswith("```"):
+            if fence:
+                found.append(Block(mark, "".join(f"{one}\n" for one in body)))
+                mark, body = "", []
+            fence = not fence
+        elif fence or (line.startswith("    ") and (body or not before.strip())):
+            body.append(line)
+        elif body and not fence:
+            found.append(Block(mark, dedent("".join(f"{one}\n" for one in body))))
+            mark, body = "", []
+        elif (marked := MARK.match(line)) is not None:
+            mark = marked[1]
+        elif line.strip():
+            mark = ""
+        before = line
+    return found
+
+
 def steps(markdown: str) -> list[Step]:
-    """The commands of all blocks in which `$` stands before what is typed, and functions for the shell."""
+    """The commands of all blocks in which `$` stands before what is typed, and functions for the shell; but
+    not of those that say why nobody does.
+    """
     found: list[Step] = []
-    for block in fenced(markdown):
-        if re.match(r"\w+\(\) \{", block):
-            found.append(Step(block.rstrip("\n"), ()))
-        elif block.startswith("$ "):
-            found += _session(block.splitlines())
+    for body in (block.body for block in blocks(markdown) if not block.mark):
+        if re.match(r"\w+\(\) \{", body):
+            found.append(Step(body.rstrip("\n"), ()))
+        elif body.startswith("$ "):
+            found += _session(body.splitlines())
     return found
 
 
