@@ -24,6 +24,8 @@ EDGES = ("edge1", "edge2", "edge3")
 SWITCHES = (*EDGES, "leaf1", "leaf2", "spine1", "spine2")
 SOON = 0.4
 """Seconds of virtual time in which a controller does what it can; less than any limit of a migration."""
+AWAY = (0.0, 90.0, 7200.0, 90_000.0)
+"""A restart; what is longer than any limit of a migration; a night's part, and more than a day."""
 
 
 @settings(deadline=None, max_examples=examples(20), suppress_health_check=[HealthCheck.too_slow])
@@ -38,6 +40,7 @@ def test_a_controller_killed_at_any_state_of_a_migration_costs_nothing(data: st.
     in_the_middle = data.draw(st.booleans(), label="killed before the switches were told")
     goes_back = data.draw(st.booleans(), label="the migration fails")
     over = data.draw(st.sampled_from(OVER), label="what joins the leaves")
+    away = data.draw(st.sampled_from(AWAY), label="seconds until there is a controller again")
 
     async def story() -> None:
         world = RestartWorld(servers_on, source, target, over == "tunnels", over == "macs")
@@ -52,7 +55,7 @@ def test_a_controller_killed_at_any_state_of_a_migration_costs_nothing(data: st.
             await asyncio.sleep(SOON)
         places = {source, target}
         world.reachable(places)
-        await world.kill()
+        await world.kill(away)
         for what in data.draw(st.permutations(world.things_to_come()), label="order"):
             world.comes(what)
             await asyncio.sleep(SOON)

@@ -141,12 +141,15 @@ class RestartWorld:
         options = CopyOptions(step_factor=self.step_factor)
         return FakeNetwork(self._network(), self._clock, self.kept, forward_seconds=1.0, copy_options=options)
 
-    async def kill(self) -> None:
-        """Nothing that was under way is finished; a new controller is there, nobody has connected to it."""
+    async def kill(self, away: float = 0.0) -> None:
+        """Nothing that was under way is finished; a new controller is there after so many seconds, and nobody
+        has connected to it.
+        """
         old, stored = self.fake, self.kept.load()
         had_port = "vm1" in old.net.vm_ports and f"edge{self.target}" in old.net.vm_ports["vm1"]
         self.target_has_port = had_port
         await old.controller.stop()
+        await asyncio.sleep(away)
         self.fake = self._controlled()
         self.fake.fabric = old.fabric
         for switch in self.fake.net.switches:
