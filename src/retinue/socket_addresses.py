@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -17,7 +18,11 @@ LONGEST_PATH = 107
 def endpoint(text: str) -> tuple[str, int]:
     """Read "192.0.2.1:6653" or "[2001:db8::1]:6653"; raises ValueError with a sentence."""
     host, _, port = text.rpartition(":")
-    if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+    if (
+        not re.fullmatch(r"[\w.:%-]+|\[[\w.:%-]+\]", host, re.ASCII)
+        or not (port.isascii() and port.isdecimal())
+        or int(port) > 65535
+    ):
         raise ValueError(f"{text!r} is not HOST:PORT, such as 192.0.2.1:6653")
     return host.strip("[]"), int(port)
 

@@ -2,8 +2,11 @@
 
 import re
 import socket
+from enum import Enum
 from pathlib import Path
+from typing import Annotated, Literal
 
+import msgspec
 import pytest
 
 from retinue import socket_addresses
@@ -12,10 +15,20 @@ from retinue.config_file import ConfigError, ConfigTable, TlsTable, read
 
 class Part(ConfigTable, frozen=True):
     name: str
+    id: str = ""
+
+
+class Kind(Enum):
+    EDGE = "edge"
+    LEAF = "leaf"
 
 
 class Whole(ConfigTable, frozen=True):
     number: int
+    kind: Kind = Kind.EDGE
+    word: Literal["b", "c"] = "b"
+    most: Annotated[int, msgspec.Meta(le=10)] = 5
+    words: list[str] = []
     part: list[Part] = []
     tls: TlsTable | None = None
 
@@ -30,17 +43,29 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_file_becomes_its_tables(file: Path) -> None:
     file.write_text('number = 5\n[[part]]\nname = "one"\n')
-    assert read(file, Whole) == Whole(5, [Part("one")])
+    assert read(file, Whole) == Whole(5, part=[Part("one")])
+    file.write_bytes(b"\xef\xbb\xbfnumber = 5\r\n")
+    assert read(file, Whole) == Whole(5), "as editors of another system write it"
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         (b"number = ", "Invalid value"),
-        (b"", "missing required field `number`"),
-        (b'number = "five"', r"\$\.number"),
-        (b"number = 5\n[[part]]\nnam = 1", r"\$\.part\[0\]"),
-        (b"number = 5\nother = 1", "unknown field `other`"),
+        (b"", "number is missing"),
+        (b'number = "five"', "number: a whole number is expected, not text in quotes"),
+        (b"number = 5\n[[part]]\nnam = 1", r"\[\[part\]\] number 1: there is no key nam; is name meant\?"),
+        (b'number = 5\n[[part]]\nid = "b"\nname = 1', r"\[\[part\]\] b: name: text in quotes is expected"),
+        (b'number = 5\n[part]\nname = "a"', r"part: a list, as in .* is expected, not a table"),
+        (b'number = 5\n[part]\nname = "a"\n[[part]]\n', "is one table, and each .* one of several"),
+        (b'number = 5\n[[part]]\nname = "a"\n[part]\n', r"each of which begins with \[\[part\]\]"),
+        (b"number = 5\n[tls]\n[tls]\n", r"there is one table \[tls\]"),
+        (b"number = five", 'text stands in quotes, as in name = "value"'),
+        (b'number = 5\nkind = "Edge"', "kind: 'Edge' is none of edge, leaf"),
+        (b"number = 5\nword = 5", "word: one of b, c is expected|word: .*b"),
+        (b"number = 5\nmost = 11", "most: it is to be <= 10"),
+        (b"number = 5\nwords = [1]", "words: number 1: text in quotes is expected, not a whole number"),
+        (b"number = 5\nother = 1", "there is no key other$"),
         (b"number = \xff", "no text in UTF-8"),
     ],
 )

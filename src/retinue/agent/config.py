@@ -4,6 +4,7 @@ TOML; every key is checked, and a mistake is answered with the file, the key and
 docs/operators.md has an example, and the keys as operators read of them.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,8 @@ from retinue.host.errors import HostError
 from retinue.hypervisor.libvirt.migration_uri import transport
 from retinue.socket_addresses import endpoint
 
+FILLED_IN = ("hostname", "ipv4", "ipv6")
+"""What stands for something of the VM's in its kernel's command line."""
 KINDS = {"tcg": "qemu", "kvm": "kvm"}
 """By accelerator, what libvirt calls a domain of it."""
 
@@ -166,9 +169,23 @@ def load(path: Path) -> AgentConfig:
     """Raises ConfigError."""
     config = read(path, AgentConfig)
     try:
-        endpoint(config.listen)
+        entity_id(config.server, "a server")
+    except ModelError as error:
+        raise ConfigError(f"{path}: server: {error}") from error
+    try:
+        host, _ = endpoint(config.listen)
     except ValueError as error:
         raise ConfigError(f"{path}: listen: {error}") from error
+    if host in ("0.0.0.0", "::"):
+        raise ConfigError(
+            f"{path}: listen: {config.listen} is told to other agents as where they bring VMs: "
+            "name an address of this server's, of the management network"
+        )
+    for url in config.controller.split(",") if config.controller else ():
+        if not url.strip().startswith(("https://", "http://")):
+            raise ConfigError(
+                f"{path}: controller: {url.strip()!r} is no URL, such as https://192.0.2.1:8080"
+            )
     for key, value in [
         ("disk_folder", config.disk_folder),
         *(("disk_paths", one) for one in config.disk_paths),
@@ -209,6 +226,8 @@ def _contradiction(config: AgentConfig) -> str:
             return f"content.cache: a cache runs no VMs: leave out {', '.join(found)}"
         return ""
     vm, libvirt = config.vm, config.libvirt
+    if vm is not None and (problem := _wrong_vm(vm)):
+        return problem
     if not config.bridge:
         return "bridge: which Open vSwitch bridge are the VMs' ports in?"
     if libvirt is None:
@@ -225,6 +244,18 @@ def _contradiction(config: AgentConfig) -> str:
             transport(libvirt.control)
         except HostError as error:
             return f"libvirt.control: {error}"
+    return ""
+
+
+def _wrong_vm(vm: VMTable) -> str:
+    """What QEMU or the kernel's command line would not take; "" when it is well."""
+    if vm.accelerator.partition(",")[0] not in KINDS:
+        return f"vm.accelerator: {vm.accelerator!r} is neither {' nor '.join(KINDS)}"
+    for key in ("append", "append_with_ipv6", "append_without_ipv6", "append_each_nic"):
+        known = {*FILLED_IN, *(("nic",) if key == "append_each_nic" else ())}
+        if strange := [word for word in re.findall(r"\{(\w+)\}", getattr(vm, key)) if word not in known]:
+            known_words = ", ".join(f"{{{word}}}" for word in sorted(known))
+            return f"vm.{key}: nothing is filled in for {{{strange[0]}}}: it may have {known_words}"
     return ""
 
 

@@ -1,7 +1,8 @@
 """`retinue controller`: the daemon itself, its configuration checked, its state asked."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +12,9 @@ from retinue.cli.errors import CliError
 from retinue.protocol.blocking import Client
 from retinue.protocol.errors import ControllerError
 from retinue.protocol.routes import Route
+
+if TYPE_CHECKING:
+    from retinue.core.model import Network
 
 app = options.group("The controller: run it, check its configuration, ask how it is.")
 
@@ -64,6 +68,8 @@ def check(config: Config) -> None:
         f"{len(found.subnet)} subnets; REST at {found.listen.rest}, OpenFlow at {found.listen.openflow}, "
         f"OVSDB at {found.listen.ovsdb}"
     )
+    for note in notes(net):
+        output.say(f"note: {note}")
     if found.cluster is not None:
         at = ", ".join(found.cluster.database)
         output.say(f"one of several controllers, {found.cluster.name}; their database is at {at}")
@@ -72,6 +78,21 @@ def check(config: Config) -> None:
         output.say(f"plaintext listeners: {', '.join(plain)}")
     if guard.ends is not None:
         output.say(f"the controller's certificate is good until {guard.ends:%Y-%m-%d}")
+
+
+def notes(net: "Network") -> Iterator[str]:
+    """What a file may have and mean, and does more often by mistake."""
+    for server in net.servers.values():
+        at = server.given_at
+        if at is not None and at.switch not in net.switches:
+            yield f"server {server.id}: at: there is no switch {at.switch} in this file"
+        if "router" in {one.value for one in server.services} and not (server.routes or server.subinterfaces):
+            yield f"server {server.id}: it is a router, and leads to nothing: routes"
+        subnets = net.subnets.values()
+        if server.address is not None and not any(server.address in one.prefix for one in subnets):
+            yield f"server {server.id}: {server.address} is in no subnet of this file"
+    if not any(subnet.vnet == "" for subnet in net.subnets.values()) and not net.vnets:
+        yield "there is no subnet: no VM can have an address"
 
 
 @app.command()

@@ -154,6 +154,9 @@ class Config(ConfigTable, frozen=True):
                 ("gateway group", [one.id for one in self.gateway_group]),
                 ("VRF", [one.id for one in self.vrf]),
                 ("vnet", [one.id for one in self.vnet]),
+                ("subnet", [one.id for one in self.subnet]),
+                ("switch", [one.id for one in self.switch]),
+                ("server", [one.id for one in self.server]),
             ):
                 if twice := next((id for id in ids if ids.count(id) > 1), ""):
                     raise ModelError(f"{kind} {twice} is given twice")
@@ -161,7 +164,14 @@ class Config(ConfigTable, frozen=True):
                 net.put_vnet(Vnet(entity_id(vnet.id, "a vnet"), vnet.vlan, vnet.mtu, vnet.vrf, vnet.flood))
             for table in self.subnet:
                 given = subnet(
-                    *(table.id, table.prefix, table.gateway, table.dhcp, table.vnet, table.dhcp_pools),
+                    *(
+                        entity_id(table.id, "a subnet"),
+                        table.prefix,
+                        table.gateway,
+                        table.dhcp,
+                        table.vnet,
+                        table.dhcp_pools,
+                    ),
                     table.slaac,
                     table.dhcp6,
                 )
@@ -188,11 +198,15 @@ class Config(ConfigTable, frozen=True):
 def load(path: Path) -> Config:
     """Raises ConfigError."""
     found = read(path, Config)
+    listeners: dict[tuple[str, int], str] = {}
     for name in LISTENERS:
         try:
-            endpoint(getattr(found.listen, name))
+            at = endpoint(getattr(found.listen, name))
         except ValueError as error:
             raise ConfigError(f"{path}: listen.{name}: {error}") from error
+        if at[1] and at in listeners:
+            raise ConfigError(f"{path}: listen.{name}: listen.{listeners[at]} is there; give it another port")
+        listeners[at] = name
     found.dns.checked()
     found.zenoh.checked(tls=found.tls is not None)
     unsaid = [name for name in LISTENERS if name not in found.listen.plaintext]
@@ -238,7 +252,10 @@ def _check_managers(path: Path, config: Config) -> None:
 
 
 def _check_cluster(path: Path, cluster: ClusterTable) -> None:
-    entity_id(cluster.name, "a controller")
+    try:
+        entity_id(cluster.name, "a controller")
+    except ModelError as error:
+        raise ConfigError(f"{path}: cluster.name: {error}") from error
     if not cluster.database:
         raise ConfigError(f"{path}: cluster.database names no server")
     for one in cluster.database:
@@ -289,7 +306,8 @@ def _switch(table: SwitchTable) -> Switch:
     if isinstance(endpoint, IPv6Address):
         raise ModelError(f"switch {table.id}: endpoint {endpoint} is no address of IPv4")
     return Switch(
-        table.id, table.role, _dpid(table), table.uplink, table.places == "given", table.tunnel, endpoint,
+        entity_id(table.id, "a switch"), table.role, _dpid(table), table.uplink,
+        table.places == "given", table.tunnel, endpoint,
         vdp=table.vdp, gateway_group=table.gateway_group, standby=tuple(table.standby),
     )  # fmt: skip
 
@@ -298,14 +316,14 @@ def _router(table: SwitchTable) -> Switch:
     """A router has no datapath id, and where it is its neighbours know: both are numbers for it alone."""
     if table.dpid or table.uplink or table.tunnel or table.endpoint:
         raise ModelError(f"switch {table.id}: beside `router` there is only `role`, which is leaf")
-    number = crc32(table.id.encode())
+    number = crc32(entity_id(table.id, "a switch").encode())
     at = IPv4Address(0xF000_0000 | number >> 4)
     return Switch(table.id, table.role, 1 << 63 | number, given=True, tunnel=OTHERS, endpoint=at, router=True)
 
 
 def _server(table: ServerTable) -> Server:
     return Server(
-        id=table.id,
+        id=entity_id(table.id, "a server"),
         mac=mac(table.mac) if table.mac else mac_to_come(table.id),
         address=address(table.address) if table.address else None,
         edge=table.edge,

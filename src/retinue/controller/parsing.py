@@ -56,6 +56,8 @@ def subnet(
             )
         servers.append(server)
     inside = network(prefix)
+    if "/" not in prefix:
+        raise ModelError(f"subnet {id}: {quoted(prefix)} has no length, as 10.1.0.0/24 has")
     ranges = tuple(_pool(id, inside, text) for text in pools)
     return Subnet(id, inside, at, dhcp=tuple(servers), dhcp_pools=ranges, vnet=vnet, slaac=slaac, dhcp6=dhcp6)
 

@@ -1220,10 +1220,53 @@ def test_check(tmp_path: Path) -> None:
     whole = file.read_text()
     for key, value in (("migrations_kept", "0"), ("migrations_kept", '"all"'), ("audit_seconds", "-1")):
         file.write_text(f"{key} = {value}\n{whole}")
-        assert f"$.{key}" in bad("controller", "check", "--config", str(file))
+        assert f": {key}: " in bad("controller", "check", "--config", str(file))
     file.write_text(whole + '[[server]]\nid = "s9"\nmac = "x"\n')
     assert f"{file}: " in (said := bad("controller", "check", "--config", str(file))) and "MAC" in said
     assert "cannot be read: No such file" in bad("controller", "check", "--config", str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ('id = "server2"', 'id = "server1"', "server server1 is given twice"),
+        ('id = "server2"', 'id = "server 2"', "'server 2' cannot be a server's id"),
+        ('id = "spine2"', 'id = "spine 2"', "'spine 2' cannot be a switch's id"),
+        ('id = "blue"', 'id = "blü"', "cannot be a subnet's id"),
+        ('id = "blue"', 'id = "servers"', "subnet servers is given twice"),
+        ('"10.1.0.0/24"', '"10.1.0.0"', "subnet blue: '10.1.0.0' has no length"),
+        (
+            '"192.0.2.1:8080"',
+            '"https://192.0.2.1:8080"',
+            "listen.rest: 'https://192.0.2.1:8080' is not HOST:PORT",
+        ),
+        ('"192.0.2.1:6640"', '"192.0.2.1:6653"', "listen.openflow is there; give it another port"),
+        ('role = "leaf"', 'role = "tor"', "[[switch]] leaf1: role: 'tor' is none of edge, leaf, spine, core"),
+    ],
+)
+def test_a_mistake_in_a_configuration_is_said_by_names(
+    tmp_path: Path, right: str, wrong: str, said: str
+) -> None:
+    file = tmp_path / "controller.toml"
+    whole = controller_config(topology_file.load(None))
+    assert right in whole
+    file.write_text(whole.replace(right, wrong))
+    assert said in bad("controller", "check", "--config", str(file))
+
+
+def test_what_is_more_often_a_mistake_than_meant_is_noted(tmp_path: Path) -> None:
+    file = tmp_path / "controller.toml"
+    whole = controller_config(topology_file.load(None))
+    file.write_text(whole)
+    assert "note:" not in good("controller", "check", "--config", str(file))
+    more = (
+        'id = "x"\nmac = "02:00:00:00:00:77"\naddress = "10.9.0.9"\nservices = ["router"]\nat = "leaf9:x"\n'
+    )
+    file.write_text(f"{whole}\n[[server]]\n{more}")
+    said = good("controller", "check", "--config", str(file))
+    assert "note: server x: at: there is no switch leaf9 in this file" in said
+    assert "note: server x: it is a router, and leads to nothing: routes" in said
+    assert "note: server x: 10.9.0.9 is in no subnet of this file" in said
 
 
 # ---- usage ----
