@@ -200,6 +200,57 @@ async def test_a_vm_goes_to_another_domain_and_comes_back(bench: LabBench, there
     assert not (await there.get("vms"))["vms"]
 
 
+async def passed(bench: LabBench) -> tuple[int, int]:
+    """Of vm1, by its gateway, read anew: packets that have arrived for it, and that were dropped."""
+    before = (await bench.get("anchors/vm1"))["read_at"] or 0.0
+    row: Json = {}
+
+    async def read_twice() -> bool:  # The first may have begun before what is to be counted was sent.
+        row.update(await bench.get("anchors/vm1"))
+        return bool((row["read_at"] or 0.0) > before + JUST)
+
+    await eventually(read_twice)
+    before = row["read_at"]
+    await eventually(read_twice)
+    return row["arrived"]["packets"], row["dropped"]["packets"]
+
+
+async def test_home_lets_nothing_through_for_a_vm_that_is_away_and_then_does_again(
+    bench: LabBench, there: LabBench
+) -> None:
+    """The gateways count what passes, packet by packet. When home stands in for the VM no longer, none comes
+    through, and each is counted; taken up again, none is lost. It comes home from there all the same."""
+    pings = 20
+    ping = f"ping -c {pings} -i 0.05 -W 1 {FIRST} || true"
+    async with told_if_it_fails(bench, there):
+        await bench.migration("vm1", target_server="b/server3")
+        await ended(bench, there)
+        before, _ = await passed(bench)
+        async with bench.traffic(FIRST) as traffic:
+            sent = (await bench.unharmed(traffic)).sent
+        arrived, dropped = await passed(bench)
+        assert sent <= arrived - before <= sent + 50, f"{sent} sent"
+        assert dropped == 0
+        assert (await there.get("anchors/vm1"))["arrived"]["packets"] >= sent
+
+        assert "nothing passes gateway1 for VM vm1" in await bench.cli("anchor", "end", "vm1")
+        assert "100% packet loss" in await bench.run("client", "sh", "-c", ping)
+        arrived_then, dropped = await passed(bench)
+        assert arrived_then == arrived
+        assert pings <= dropped <= pings + 50
+        assert "ended: a manager's word" in await bench.cli("anchor", "list")
+        assert await named(bench, "vm1") == {FIRST, SECOND}
+
+        await bench.cli("anchor", "resume", "vm1")
+        async with bench.traffic(FIRST) as traffic:
+            await bench.unharmed(traffic)
+        await bench.put("anchors/vm1", {"ended": True})
+        await come_home(bench, there)
+        async with bench.traffic(FIRST) as traffic:
+            await bench.unharmed(traffic)
+        assert (await bench.get("anchors"))["anchors"] == (await there.get("anchors"))["anchors"] == []
+
+
 async def test_a_vm_runs_in_a_domain_without_a_controller(bench: LabBench, there: LabBench) -> None:
     """It died when its switches had diverted: the VM goes over and runs there all the same, finds its gateway
     anew, and what it is sent comes to it. Nothing is undone: its home waits for the word that it runs there,

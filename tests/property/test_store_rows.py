@@ -55,6 +55,7 @@ from retinue.core.model import (
     Vrf,
     mac_from_int,
 )
+from retinue.core.model.domains import HomeAnchor
 from retinue.core.model.pairs import AddressPair
 from retinue.core.placement import (
     Entity,
@@ -249,6 +250,15 @@ switches = st.one_of(
 
 anything: st.SearchStrategy[Storable] = st.one_of(
     subnets,
+    st.builds(
+        HomeAnchor,
+        names,
+        st.floats(0, 4e9),
+        st.none() | st.floats(0, 4e9),
+        names,
+        st.floats(0, 4e9),
+        st.none() | st.floats(0, 4e9),
+    ),
     st.builds(Booking, names, names, sizes, sizes, st.floats(0, 4e9)),
     st.builds(Word, names, names, st.floats(0, 4e9)),
     st.builds(AddressPair, macs, st.ip_addresses(), st.integers(1, 100_000)),

@@ -33,6 +33,7 @@ NOUNS = {
     "name": "retinue.cli.name:app",
     "placement": "retinue.cli.placement:app",
     "domain": "retinue.cli.placement:domain",
+    "anchor": "retinue.cli.anchor:app",
     "mobility": "retinue.cli.managers:mobility",
     "resource": "retinue.cli.managers:resource",
     "pki": "retinue.cli.pki:app",

@@ -18,7 +18,7 @@ from retinue.controller.changes import SwitchPortsChanged
 from retinue.controller.content.images import Images
 from retinue.controller.context import Context, NoStore, Store
 from retinue.controller.counters import Count, packet_ins
-from retinue.controller.domains import names
+from retinue.controller.domains import anchors, names
 from retinue.controller.domains.domains import Domains
 from retinue.controller.external_migrations import ExternalMigrations
 from retinue.controller.fip import FipPath
@@ -230,6 +230,7 @@ class Controller:
         every(1.0, self.spoof_counts.begin, "spoofed frames")
         every(1.0, self._tell_the_rest, "what is told once a second")
         every(names.LOOK_SECONDS, self.domains.names.look, "names of other domains")
+        every(anchors.LOOK_SECONDS, self.domains.anchors.look, "what gateways pass for VMs that are away")
         every(60.0, self.context.installer.renew_long_leases, "long leases")
         every(1.0, self.bookings.look, "time limits of bookings")
         every(1.0, self.fip.look, "storage logins")
@@ -409,6 +410,7 @@ class Controller:
         for kind in ("vm", "migration of"):
             self.words.forget(kind, vm)
         self.domains.removals.tell()
+        self.domains.anchors.look_at(vm)
 
     def _migration_ended(self, vm: str) -> None:
         if self.orchestrator.of_vm(vm) is None:

@@ -189,7 +189,8 @@ class Config(ConfigTable, frozen=True):
                 prefixes = tuple(network(prefix) for prefix in domain.prefixes)
                 id = entity_id(domain.id, "a domain")
                 peer = Peer(id, domain.gateway, domain.tunnel, prefixes, domain.match, domain.names)
-                net.put_peer(replace(peer, storage=domain.storage, images=domain.images))
+                more = {"storage": domain.storage, "images": domain.images}
+                net.put_peer(replace(peer, **more, anchor_idle=float(domain.anchor_idle_seconds)))
         except ModelError as error:
             raise ConfigError(str(error)) from error
         return net

@@ -6,7 +6,15 @@ import msgspec
 
 from retinue.config_file import ConfigTable, TlsTable
 from retinue.controller.parsing import port_ref
-from retinue.core.limits import HIGHEST_VLAN, LEAST_MTU, MOST_METRIC, MOST_MTU, MOST_STANDBY, VXLAN_BYTES
+from retinue.core.limits import (
+    HIGHEST_VLAN,
+    LEAST_MTU,
+    MOST_ANCHOR_SECONDS,
+    MOST_METRIC,
+    MOST_MTU,
+    MOST_STANDBY,
+    VXLAN_BYTES,
+)
 from retinue.core.model import (
     DEFAULT_VNET,
     DEFAULT_VRF,
@@ -220,6 +228,9 @@ class DomainTable(ConfigTable, frozen=True):
     """Storage frames (FCoE) go by the tunnel, between a VM that is away and its home's forwarder."""
     images: bool = False
     """Images that are published there may be fetched here, and ours there, by their names."""
+    anchor_idle_seconds: Annotated[int, msgspec.Meta(ge=0, le=MOST_ANCHOR_SECONDS)] = 0
+    """Without a packet for a VM of ours that is there, after which our gateway lets none through for it any
+    more; 0: it always does."""
 
 
 class ManagersTable(ConfigTable, frozen=True):

@@ -12,6 +12,7 @@ from retinue.protocol.renewals import OrderState
 
 
 class Count(StrEnum):
+    ANCHORS_NOT_COUNTED = "packets by gateways not counted: no answer"
     ARP_ANSWERED = "ARP answered"
     ARP_UNANSWERED = "ARP not answered: nobody has the address"
     ASKED_HOME_TOO_MUCH = "questions not sent home: a guest of another domain asks too much"

@@ -37,6 +37,7 @@ from retinue.controller.state import (
 )
 from retinue.core.migration import Migration
 from retinue.core.model import VM, Assignment, GatewayGroup, Server, Subnet, Switch, Vnet, Vrf
+from retinue.core.model.domains import HomeAnchor
 from retinue.core.model.pairs import AddressPair
 from retinue.core.model.storage import FcLogin
 from retinue.core.placement import Entity, Placement
@@ -151,6 +152,10 @@ KINDS: tuple[Kind, ...] = (
     Kind(AddressPair, "AddressPair", "mac", lambda v: v.mac, "pairs", "State.pairs", restoring.pairs),
     Kind(Word, "Word", "about", lambda v: v.about, "words", "State.words", restoring.words),
     Kind(Booking, "Booking", "vm", lambda v: v.vm, "bookings", "State.bookings", restoring.bookings),
+    Kind(
+        HomeAnchor, "HomeAnchor", "vm", lambda v: v.vm,
+        "home_anchors", "State.home_anchors", restoring.home_anchors,
+    ),
 )  # fmt: skip
 """In the order in which they are brought back: each needs those before it."""
 
@@ -159,6 +164,7 @@ CONFIGURED = ("Network.peers", "Saying.doors", "SharedImages.authorities")
 
 DERIVED: Mapping[str, tuple[str, ...]] = {
     "computed anew from the rest": (
+        "Network.unanchored",
         "Compiler._clashed", "Compiler._owners", "Compiler._prefixes", "Compiler._shared",
         "Contributions._free",
         "Contributions._index", "Contributions._numbers", "Contributions._owners", "Contributions._packed",
@@ -197,6 +203,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "SwitchProgrammer._rejected", "SwitchProgrammer._resend_at", "Taking._waits",
     ),
     "lost, and learned or counted from nothing": (
+        "Anchors._before", "Anchors._counted", "Anchors._next", "Anchors._reading",
         "ArpResponder._unknown", "Auditor._last", "Auditor._reading", "Auditor._slow",
         "ClientWatch._since", "FipPath._heard",
         "Context._frames_rejected", "Context.counters", "Durations.ended", "Histogram.counts",

@@ -46,6 +46,7 @@ from retinue.core.model import (
     Vnet,
     Vrf,
 )
+from retinue.core.model.domains import HomeAnchor
 from retinue.core.model.network import Touched
 from retinue.core.model.pairs import AddressPair
 from retinue.core.model.storage import FcLogin
@@ -272,6 +273,14 @@ def words(state: State, words: Collection[Word]) -> None:
 
 def bookings(state: State, bookings: Collection[Booking]) -> None:
     state.bookings.update((one.vm, one) for one in bookings if one.server in state.net.servers)
+
+
+def home_anchors(state: State, anchors: Collection[HomeAnchor]) -> None:
+    for one in anchors:
+        if one.vm in state.net.vms:
+            state.home_anchors[one.vm] = one
+            if one.ended is not None:
+                state.net.end_anchor(one.vm)
 
 
 def places_gone(state: State, stored: Stored) -> tuple[Storable, ...]:

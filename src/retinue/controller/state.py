@@ -22,6 +22,7 @@ from retinue.core.model import (
     Vnet,
     Vrf,
 )
+from retinue.core.model.domains import HomeAnchor
 from retinue.core.model.pairs import AddressPair
 from retinue.core.model.storage import FcLogin
 from retinue.core.placement import Entity, EntityKind, Placement
@@ -216,6 +217,7 @@ Storable = (
     | FcLogin
     | Word
     | Booking
+    | HomeAnchor
 )
 
 
@@ -250,6 +252,9 @@ class State:
     """By what it is about: which manager said it first."""
     bookings: dict[str, Booking] = field(default_factory=dict)
     """By VM: room on a server for one that is to come."""
+    home_anchors: dict[str, HomeAnchor] = field(default_factory=dict)
+    """By VM: since when one of ours is in another domain, or a guest here, and for how long home holds on to
+    it."""
     taken_out: set[str] = field(default_factory=set)
     """What of the configuration file is left out, as `TakenOut.what` has it."""
     vm_states: dict[str, VMState] = field(default_factory=dict)
@@ -296,6 +301,7 @@ class Stored:
     fc_logins: list[FcLogin] = field(default_factory=list)
     words: list[Word] = field(default_factory=list)
     bookings: list[Booking] = field(default_factory=list)
+    home_anchors: list[HomeAnchor] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     """Rows that cannot be read, and why; they are left where they are."""
 

@@ -177,6 +177,8 @@ class EventType(StrEnum):
     DOMAIN_SAID = "domain.said"
     """The controller of another domain was told something of a migration."""
     DOMAIN_HEARD = "domain.heard"
+    ANCHOR = "domain.anchor"
+    """A gateway stands in for a VM that is in another domain, or does no longer."""
     ACCESS_REJECTED = "access.rejected"
     CONTROLLER_ERROR = "controller.error"
 
@@ -299,6 +301,7 @@ _FIELDS: Mapping[EventType | Order, str] = {
     EventType.ENTITY_REMOVED: "entity",
     EventType.DOMAIN_SAID: "domain vm migration_id said",
     EventType.DOMAIN_HEARD: "domain vm migration_id said",
+    EventType.ANCHOR: "vm domain state reason",
     EventType.ACCESS_REJECTED: "listener peer reason",
     EventType.CONTROLLER_ERROR: "what error",
     Order.OPEN_TARGET: "migration vm",

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import msgspec
 
-from retinue.core.limits import LARGEST_COUNT, LONGEST_ID, MOST_LISTED
+from retinue.core.limits import LARGEST_COUNT, LONGEST_ID, MOST_ANCHOR_SECONDS, MOST_LISTED
 from retinue.core.placement import Reason
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_COUNT)]
@@ -67,6 +67,17 @@ class ReleaseBody(msgspec.Struct, forbid_unknown_fields=True):
     """POST /v1/servers/{id}/releases: the VM does not come, or not there."""
 
     vm: Name
+
+
+class AnchorValues(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """PUT /v1/anchors/{id}: what is left out stays."""
+
+    ended: bool | None = None
+    """Nothing passes the gateway for the VM any more; false: it does again."""
+    idle_seconds: Annotated[float, msgspec.Meta(ge=0, le=MOST_ANCHOR_SECONDS)] | None = None
+    """Without a packet for the VM, after which that is so by itself; 0: never."""
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=MOST_ANCHOR_SECONDS)] | None = None
+    """From now on, after which it is so in any case; 0: without end."""
 
 
 class MobilityBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):

@@ -213,6 +213,11 @@ OPERATIONS: Mapping[Route, Operation] = {
     Route.RELEASE_BOOKING: Operation("The VM does not come", Booking, mobility.ReleaseBody),
     Route.REPORT_COUNTERS: Operation("What an agent has rejected", common.Done, CountersBody),
     Route.LIST_DOMAINS: Operation("Other domains, VMs that are away, and guests", servers.AllDomains),
+    Route.LIST_ANCHORS: Operation("By which gateways VMs of other domains are reached", servers.AllAnchors),
+    Route.GET_ANCHOR: Operation("What passes the gateway for one VM", servers.ShownAnchor),
+    Route.SET_ANCHOR: Operation(
+        "How long home stands in for a VM that is away", servers.ShownAnchor, mobility.AnchorValues
+    ),
     # ---- images ----
     Route.LIST_IMAGES: Operation("Images, and the servers' stores", shown_images.AllImages),
     Route.PUBLISH_IMAGE: Operation(

@@ -120,6 +120,9 @@ class Route(Enum):
     REPORT_COUNTERS = "POST", "/v1/servers/{id}/counters", Right.REPORT_SERVER
 
     LIST_DOMAINS = "GET", "/v1/domains", Right.READ
+    LIST_ANCHORS = "GET", "/v1/anchors", Right.READ
+    GET_ANCHOR = "GET", "/v1/anchors/{id}", Right.READ
+    SET_ANCHOR = "PUT", "/v1/anchors/{id}", Right.MANAGE
 
     LIST_IMAGES = "GET", "/v1/images", Right.READ
     PUBLISH_IMAGE = "POST", "/v1/images", Right.MANAGE

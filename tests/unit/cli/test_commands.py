@@ -127,7 +127,7 @@ class FakeController:
                 text = f": a comment\n\n{head}event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(text), text))
 
-            do_GET = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer  # noqa: N815
 
             def log_message(self, *args: Any) -> None:
                 pass
@@ -399,6 +399,36 @@ def test_vrfs_are_added_and_removed_and_a_vnet_keeps_its_own(real: str) -> None:
 def test_who_knows_no_other_domain_is_told_so(real: str) -> None:
     assert good("domain", "list", "--url", real) == "No other domain is configured.\n"
     assert json.loads(good("domain", "list", "--json", "--url", real)) == {"domains": [], "vms": []}
+
+
+ANCHOR = {
+    "vm": "web", "home": "", "domain": "b", "gateway": "gw1", "addresses": ["10.1.0.50"],
+    "since": 5.0, "ended": None, "reason": "", "idle_seconds": 0.0, "until": None,
+    "arrived": {"packets": 7, "bytes": 700}, "sent": {"packets": 5, "bytes": 500},
+    "dropped": {"packets": 0, "bytes": 0}, "last_arrived": None, "read_at": 6.0,
+}  # fmt: skip
+
+
+def test_how_long_a_gateway_stands_in_is_shown_and_set(fake: FakeController, real: str) -> None:
+    assert "No VM is in another domain" in good("anchor", "list", "--url", real)
+    assert "there is no VM web" in bad("anchor", "end", "web", "--url", real)
+    fake.routes["GET", "/v1/anchors"] = {"anchors": [ANCHOR, {**ANCHOR, "ended": 9.0, "reason": "late"}]}
+    said = good("anchor", "list", "--url", fake.url)
+    passed = r"7 \(700 B\) +5 \(500 B\) +0 \(0 B\)"
+    assert re.search(rf"^web +here +b +gw1 +\d+ s +{passed} +- +anchored *$", said, re.M)
+    assert "ended: late" in said
+    fake.routes["GET", "/v1/anchors/web"] = ANCHOR
+    assert re.search(r"^state +without end$", good("anchor", "show", "web", "--url", fake.url), re.M)
+    route = "PUT", "/v1/anchors/web"
+    fake.routes[route] = {**ANCHOR, "ended": 9.0}
+    said = good("anchor", "end", "web", "--url", fake.url)
+    assert said == "nothing passes gw1 for VM web, which is in domain b\n"
+    fake.routes[route] = {**ANCHOR, "idle_seconds": 60.0}
+    said = good("anchor", "set", "web", "--idle", "60", "--for", "0", "--url", fake.url)
+    assert said == "gw1 stands in for VM web, until nothing has come for it for 60 s\n"
+    good("anchor", "resume", "web", "--url", fake.url)
+    assert fake.sent(*route) == [{"ended": True}, {"idle_seconds": 60.0, "seconds": 0.0}, {"ended": False}]
+    assert "say what is to be set" in bad("anchor", "set", "web", "--url", fake.url)
 
 
 def test_pairs_are_given_and_a_vm_takes_the_next(real: str) -> None:

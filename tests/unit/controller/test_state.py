@@ -26,6 +26,7 @@ from retinue.controller import (
 from retinue.controller.app import Controller
 from retinue.controller.changes import Change, DerivedChange
 from retinue.controller.context import Context
+from retinue.controller.domains import anchors
 from retinue.controller.kinds import CONFIGURED, DERIVED, KIND_OF, KINDS, restore
 from retinue.controller.mobility import bookings
 from retinue.controller.mobility import changes as mobility
@@ -65,6 +66,7 @@ from retinue.core.model import (
     Vrf,
 )
 from retinue.core.model.at_ports import AtPorts
+from retinue.core.model.domains import HomeAnchor
 from retinue.core.model.network import Owner
 from retinue.core.model.pairs import AddressPair
 from retinue.core.placement import (
@@ -170,7 +172,7 @@ def _restored_at(table: str) -> int:
             "Entity",
             "Placement",
         ),
-        *("AddressPair", "Word", "Booking"),
+        *("AddressPair", "Word", "Booking", "HomeAnchor"),
     ]
     return order.index(table)
 
@@ -335,6 +337,10 @@ STORY: tuple[Change, ...] = (
     bookings.BookingMade(Booking("web", "server1", 512, 2, 300.0)),
     bookings.BookingMade(Booking("db", "server2", 0, 0, 301.5)),
     bookings.BookingEnded(Booking("db", "server2", 0, 0, 301.5)),
+    anchors.AnchorSet(HomeAnchor("vm1", 7.0, idle=60.0, until=99.0), "begun", "b"),
+    anchors.AnchorSet(HomeAnchor("vm5", 7.5), "begun", "b"),
+    anchors.AnchorSet(HomeAnchor("vm1", 7.0, 8.0, "a manager's word", 60.0, 99.0), "ended", "b"),
+    anchors.AnchorGone(HomeAnchor("vm5", 7.5)),
     words.WordKept(Word("vm web", "manager anna", 7.0)),
     words.WordKept(Word("vm db", "manager bert", 8.0)),
     words.WordForgotten(Word("vm db", "manager bert", 8.0)),
@@ -366,6 +372,7 @@ def _kinds_of_change() -> set[type[Change]]:
         words,
         mobility,
         bookings,
+        anchors,
         storage_changes,
     )
     every = [value for module in modules for value in vars(module).values()]

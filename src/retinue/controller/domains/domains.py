@@ -5,6 +5,7 @@ from typing import Any
 
 from retinue.controller.content.images import Images
 from retinue.controller.context import Context
+from retinue.controller.domains.anchors import Anchors
 from retinue.controller.domains.hearing import Hearing
 from retinue.controller.domains.images import SharedImages
 from retinue.controller.domains.matching import Matching
@@ -47,6 +48,7 @@ class Domains:
         self.matching = Matching(context, mobility, self.hearing, self.saying.doors)
         self.names = SharedNames(context, self.saying.doors)
         self.images = SharedImages(context, images, self.saying.doors)
+        self.anchors = Anchors(context, orchestrator)
 
     def start(self) -> None:
         """After a restart: what was to be forgotten, or said, and is not yet."""
@@ -69,6 +71,7 @@ class Domains:
 
     async def _forget(self, vm: str) -> None:
         self.hearing.forget_if_gone(vm)
+        self.anchors.look_at(vm)
 
     def shown(self) -> dict[str, Any]:
         """The peers, and which VMs are away or guests."""

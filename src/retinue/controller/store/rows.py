@@ -57,6 +57,7 @@ from retinue.core.model import (
     Vrf,
     mac,
 )
+from retinue.core.model.domains import HomeAnchor
 from retinue.core.model.pairs import AddressPair
 from retinue.core.model.storage import FcLogin
 from retinue.core.packets import build_options, parse_options
@@ -205,6 +206,15 @@ def _columns(value: Storable) -> dict[str, Value]:
                 "cpus": value.cpus,
                 "until": float(value.until),
             }
+        case HomeAnchor():
+            return {
+                "vm": value.vm,
+                "since": float(value.since),
+                "ended": value.ended,
+                "why": value.why,
+                "idle": float(value.idle),
+                "until": value.until,
+            }
         case Word():
             return {"about": value.about, "by": value.by, "at": float(value.at)}
         case AddressPair():
@@ -350,6 +360,8 @@ def _value(table: str, row: dict[str, Any]) -> Storable:
             return AgentAt(row["server"])
         case "Booking":
             return Booking(row["vm"], row["server"], row["memory_mib"], row["cpus"], row["until"])
+        case "HomeAnchor":
+            return HomeAnchor(row["vm"], row["since"], row["ended"], row["why"], row["idle"], row["until"])
         case "Word":
             return Word(row["about"], row["by"], row["at"])
         case "AddressPair":

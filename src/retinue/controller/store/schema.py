@@ -10,7 +10,7 @@ from retinue.controller.kinds import KINDS
 from retinue.southbound.ovsdb.values import ColumnType
 
 NAME = "Retinue"
-VERSION = "1.17.0"
+VERSION = "1.18.0"
 """Raise it with every change: files of an older version are then converted when they are opened."""
 FIRST_READ = "1.2.0"
 """Files of an older version are not converted: their tables had other names, and would be dropped."""
@@ -131,6 +131,14 @@ TABLES: dict[str, dict[str, Any]] = {
         "memory_mib": "integer",
         "cpus": "integer",
         "until": "real",
+    },
+    "HomeAnchor": {
+        "vm": "string",
+        "since": "real",
+        "ended": _optional("real"),
+        "why": "string",
+        "idle": "real",
+        "until": _optional("real"),
     },
     "Word": {"about": "string", "by": "string", "at": "real"},
     "Placement": {"migration": "string", "document": "string"},

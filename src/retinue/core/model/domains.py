@@ -43,6 +43,24 @@ class Place:
     """Where its traffic is delivered here: a server, or the gateway to `domain`."""
 
 
+@dataclass(frozen=True, slots=True)
+class HomeAnchor:
+    """By its home's gateway a VM is reached that is in another domain, and by it the VM sends: since when,
+    and for how long. The same is kept where the VM is a guest, of the gateway to its home."""
+
+    vm: str
+    since: float
+    """Seconds since the epoch, as all times here."""
+    ended: float | None = None
+    """When its home let go of it: what comes for it there is dropped, and so is what it sends."""
+    why: str = ""
+    """Of one that was ended."""
+    idle: float = 0.0
+    """Seconds without a packet for the VM after which it ends; 0: it does not for that."""
+    until: float | None = None
+    """When it ends in any case."""
+
+
 def check_guest(net: NetworkView, vm: VM, held: Collection[Assignment] = ()) -> None:
     """Whether a VM may be a guest: by its home's grant, and as far as domains go. Raises ModelError.
 

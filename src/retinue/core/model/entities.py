@@ -236,6 +236,8 @@ class Peer:
     """Storage frames of VMs that are away, or guests, go by the tunnel."""
     images: bool = False
     """Images that are published there may be fetched here, and ours there."""
+    anchor_idle: float = 0.0
+    """Seconds without a packet for a VM that is there, after which we are its anchor no more; 0: we stay."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,9 @@ class LayoutView:
     """Servers on which the operator wants no VM: none is put or migrated there."""
     fenced: set[str] = field(default_factory=set)
     """Servers of which the operator says that they are dead: nothing from there passes their leaf."""
+    unanchored: set[str] = field(default_factory=set)
+    """VMs of ours that are in another domain, and whose traffic does not pass our gateway any more: neither
+    what is for them nor what they send."""
     untold: set[str] = field(default_factory=set)
     """Edges of which it has not been told since the start which VMs have ports there."""
     lost_routers: dict[str, str] = field(default_factory=dict)

@@ -104,6 +104,19 @@ class Network(NetworkReports):
         elif vm.id not in self._share_of and (number := free_share(vm.id, self._shares)) is not None:
             self._share_of[vm.id], self._shares[number] = number, vm.id
 
+    def end_anchor(self, vm: str) -> Touched:
+        """Our gateway lets nothing through for a VM that is in another domain, until `take_anchor`."""
+        if vm not in self.vms or vm in self.unanchored:
+            return NOTHING
+        self.unanchored.add(vm)
+        return frozenset({Owner("vm", vm)})
+
+    def take_anchor(self, vm: str) -> Touched:
+        if vm not in self.unanchored:
+            return NOTHING
+        self.unanchored.discard(vm)
+        return frozenset({Owner("vm", vm)}) if vm in self.vms else NOTHING
+
     def remove_vm(self, vm: str) -> Touched:
         """Forget a VM and every address assigned to it. Removing what is not there is no error."""
         old = self.vms.pop(vm, None)
@@ -111,6 +124,7 @@ class Network(NetworkReports):
             return NOTHING
         routed = self._sizes(old)
         self._forget_indexes(old)
+        self.unanchored.discard(vm)
         self._shares.pop(self._share_of.pop(vm, -1), None)
         for held in self._held_by.get(vm, ()):
             self.unassign(held.key)

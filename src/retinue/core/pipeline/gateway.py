@@ -19,6 +19,9 @@ and in the domain where the VM is a guest:
     whomever
     from the fabric, from the guest                      out of the tunnel
 
+Of a VM whose anchor its home has ended (`unanchored`) the first and the third of its home's drop, and count
+what they drop. What it asks by DHCP goes on being answered: its addresses stay its own.
+
 Storage goes by the tunnel, too, where that is wanted (`storage`).
 
 A guest is reached through its home alone, and answers through it alone, whoever it speaks to: one way both
@@ -123,7 +126,8 @@ def nic_flows(
     underlay: Underlay, net: Network, vm: VM, nic: NIC, at: Server, port: int
 ) -> Iterator[Flow | Meter]:
     """A NIC of a VM that is registered at a gateway, alone or in a migration; `port` is the tunnel."""
-    mark = cookie(Reason.FORWARD, Owner("vm", vm.id))
+    anchored = vm.id not in net.unanchored
+    mark = cookie(Reason.FORWARD if anchored else Reason.QUIET, Owner("vm", vm.id))
     delivered = at.id == vm.server
     marked, _, copy = copies(underlay, net, vm, at)
     uplink = net.uplink_number(at.edge)
@@ -132,15 +136,12 @@ def nic_flows(
     for to, until in _addresses(net, vm, nic):
         if not vm.home:
             from_vm = ip_match(src=to, in_port=port, vlan_vid=NO_TAG, eth_src=nic.speaks_as(to))
-            yield Flow(
-                Table.ADMIT, EdgeAdmit.BOUND, from_vm, goto=Table.FORWARD, cookie=mark, expires_at=until
-            )
+            onwards = Table.FORWARD if anchored else None  # Dropped there, and counted.
+            yield Flow(Table.ADMIT, EdgeAdmit.BOUND, from_vm, goto=onwards, cookie=mark, expires_at=until)
         if at.id != vm.forwarded_from:
             to_vm = set_field(Field.ETH_DST, nic.speaks_as(to))
-            yield Flow(
-                Table.DELIVER, Deliver.VM, ip_match(dst=to), (*marked, to_vm, Output(port), *copy),
-                cookie=mark, expires_at=until,
-            )  # fmt: skip
+            there = (*marked, to_vm, Output(port), *copy) if anchored else ()
+            yield Flow(Table.DELIVER, Deliver.VM, ip_match(dst=to), there, cookie=mark, expires_at=until)
         if not delivered and not vm.home and uplink is not None:
             yield _from_tunnel(underlay, net.servers[vm.server], to, port, uplink, mark)
 

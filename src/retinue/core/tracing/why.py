@@ -18,6 +18,7 @@ from retinue.core.pipeline.priorities import (
     PRIORITIES,
     Answer,
     Arp,
+    Deliver,
     EdgeAdmit,
     Forward,
     LeafAdmit,
@@ -161,7 +162,19 @@ def _edge(net: Network, hop: Hop, flow: Flow, name: IntEnum | None) -> Why:
         return _noise(hop)
     if name is Forward.UNROUTABLE or name is Forward.LINK_SCOPE:
         return _unroutable(hop)
+    if (name is Deliver.VM or name is EdgeAdmit.BOUND) and net.unanchored:
+        return _unanchored(net, hop, name is Deliver.VM)
     return Why(f"an entry of {hop.switch} drops it")
+
+
+def _unanchored(net: Network, hop: Hop, arrives: bool) -> Why:
+    ip = destination(hop.frame) if arrives else source(hop.frame)
+    holder = None if ip is None else net.holder(ip)
+    vm = "VM" if holder is None else holder.vm
+    return Why(
+        f"{vm} is in another domain, and its home stands in for it no longer",
+        (f"have it do so again: `retinue anchor resume {vm}`",),
+    )
 
 
 _ENDS_QUIETLY: tuple[tuple[IntEnum, Why], ...] = (

@@ -272,6 +272,39 @@ class AllDomains(msgspec.Struct):
     vms: list[FarVM]
 
 
+class Passed(msgspec.Struct):
+    packets: int
+    bytes: int
+
+
+class ShownAnchor(msgspec.Struct):
+    vm: str
+    home: str
+    """"": this domain."""
+    domain: str
+    """Where the VM is; "": here, as a guest."""
+    gateway: str
+    addresses: list[str]
+    since: float
+    ended: float | None
+    reason: str
+    """Of one that was ended."""
+    idle_seconds: float
+    until: float | None
+    arrived: Passed
+    """For the VM, since this controller was started, as the next two."""
+    sent: Passed
+    dropped: Passed
+    """Since it was ended."""
+    last_arrived: float | None
+    read_at: float | None
+    """When the gateway said so; null: not yet."""
+
+
+class AllAnchors(msgspec.Struct):
+    anchors: list[ShownAnchor]
+
+
 class ActiveController(msgspec.Struct):
     name: str
     url: str

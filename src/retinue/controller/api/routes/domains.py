@@ -1,14 +1,33 @@
-"""Other domains: the gateway to each, and which VMs are away, or guests."""
+"""Other domains: the gateway to each, which VMs are away, or guests, and what passes for them."""
 
 from aiohttp import web
 
-from retinue.controller.api.http import Handlers, answer
+from retinue.controller.api.http import Handlers, answer, body
 from retinue.controller.app import Controller
+from retinue.protocol.mobility import AnchorValues
 from retinue.protocol.routes import Route
 
 
 def handlers(controller: Controller) -> Handlers:
+    anchors = controller.domains.anchors
+
     async def all_domains(_: web.Request) -> web.Response:
         return answer(controller.domains.shown())
 
-    return {Route.LIST_DOMAINS: all_domains}
+    async def all_anchors(_: web.Request) -> web.Response:
+        return answer({"anchors": anchors.shown()})
+
+    async def one_anchor(request: web.Request) -> web.Response:
+        return answer(anchors.shown_of(request.match_info["id"]))
+
+    async def set_anchor(request: web.Request) -> web.Response:
+        given: AnchorValues = await body(request, AnchorValues)
+        id = request.match_info["id"]
+        return answer(await anchors.set(id, given.ended, given.idle_seconds, given.seconds))
+
+    return {
+        Route.LIST_DOMAINS: all_domains,
+        Route.LIST_ANCHORS: all_anchors,
+        Route.GET_ANCHOR: one_anchor,
+        Route.SET_ANCHOR: set_anchor,
+    }

@@ -1,0 +1,284 @@
+"""Home is the anchor of a VM that is in another domain: what passes, for how long, and how that ends."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from retinue.controller.api import views
+from retinue.controller.app import Controller
+from retinue.controller.errors import RequestError
+from retinue.core.migration import MigrationState as S
+from retinue.core.model import VM, Peer
+from retinue.core.pipeline.entry import FlowKey
+from retinue.core.pipeline.priorities import Deliver, EdgeAdmit
+from retinue.core.pipeline.tables import Table
+from retinue.protocol.events import EventType
+from retinue.protocol.traces import TraceBody
+from retinue.southbound.openflow.codec.messages import FlowStats
+from support.fabric.domains import gateway_of, nic, server_of
+from support.fabric.two_controllers import VM_ID, TwoDomains
+from support.fakes.session import FakeSession
+from support.recent_events import recent
+
+TO, FROM = (Table.DELIVER, Deliver.VM), (Table.ADMIT, EdgeAdmit.BOUND)
+LATE, GUEST = (Table.ADMIT, EdgeAdmit.FROM_TUNNEL), (Table.DELIVER, Deliver.GUEST)
+RUNNING = (S.PREPARED, S.COPYING)
+
+
+@dataclass
+class Gateway:
+    """What the switch of a domain's gateway has counted, by table and priority."""
+
+    session: FakeSession
+    packets: dict[tuple[int, int], int] = field(default_factory=dict)
+    reads: int = 0
+
+    async def read_flows(self, cookie: int = 0, cookie_mask: int = 0) -> list[FlowStats]:
+        self.reads += 1
+        found = await type(self.session).read_flows(self.session, cookie, cookie_mask)
+        return [self._counted(stats.flow.key, stats) for stats in found]
+
+    def _counted(self, key: FlowKey, stats: FlowStats) -> FlowStats:
+        packets = self.packets.get((key[0], key[1]), 0)
+        return FlowStats(stats.flow, packets, 100 * packets, 0.0, 0)
+
+
+@pytest.fixture
+def gateways(domains: TwoDomains, monkeypatch: pytest.MonkeyPatch) -> dict[str, Gateway]:
+    made = {}
+    for domain in "ab":
+        session = domains.fakes[domain].sessions[f"{domain}-edge3"]
+        made[domain] = Gateway(session)
+        monkeypatch.setattr(session, "read_flows", made[domain].read_flows)
+    return made
+
+
+async def looked(domains: TwoDomains, domain: str) -> dict[str, object]:
+    """What is shown of the VM when its gateway has been read."""
+    anchors = domains.controller(domain).domains.anchors
+    anchors._next.clear()
+    await anchors.look()
+    await domains.fakes[domain].settle()
+    (row,) = anchors.shown()
+    return row
+
+
+def passes(domains: TwoDomains) -> tuple[bool, bool]:
+    """Whether home's gateway lets something through for the VM: to it, and from it."""
+    flows = domains.fakes["a"].fabric["a-edge3"].flows.values()
+    found = {way: [f for f in flows if (f.table, f.priority) == way] for way in (TO, FROM)}
+    assert len(found[TO]) == len(found[FROM]) == 1
+    return bool(found[TO][0].actions), found[FROM][0].goto is not None
+
+
+def told(controller: Controller) -> list[tuple[str, str]]:
+    return [
+        (event.data["state"], event.data["reason"]) for event in recent(controller.events, EventType.ANCHOR)
+    ]
+
+
+async def test_what_passes_is_counted_at_both_ends(domains: TwoDomains, gateways: dict[str, Gateway]) -> None:
+    await domains.move("a", "b", server_of("b", 1))
+    await domains.fakes["a"].settle()
+    a, b = (domains.controller(domain).domains.anchors for domain in "ab")
+    (at_home,), (there,) = a.shown(), b.shown()
+    assert (at_home["home"], at_home["domain"], at_home["gateway"]) == ("", "b", "to-b")
+    assert (there["home"], there["domain"], there["gateway"]) == ("a", "", "to-a")
+    assert at_home["read_at"] is None and at_home["arrived"] == {"packets": 0, "bytes": 0}
+    gateways["a"].packets = {TO: 7, FROM: 5}
+    gateways["b"].packets = {LATE: 7, GUEST: 5}
+    for domain in "ab":
+        row = await looked(domains, domain)
+        assert row["arrived"] == {"packets": 7, "bytes": 700}
+        assert row["sent"] == {"packets": 5, "bytes": 500}
+        assert row["last_arrived"] is not None and row["read_at"] is not None
+    gateways["a"].packets[TO] = 2  # The entry was made anew.
+    assert (await looked(domains, "a"))["arrived"] == {"packets": 9, "bytes": 900}
+
+
+async def test_nothing_is_read_while_nobody_is_away(
+    domains: TwoDomains, gateways: dict[str, Gateway]
+) -> None:
+    await domains.controller("a").domains.anchors.look()
+    await domains.fakes["a"].settle()
+    assert not gateways["a"].reads
+    await domains.move("a", "b", server_of("b", 1))
+    await looked(domains, "a")
+    assert gateways["a"].reads == 1
+    await domains.controller("a").domains.anchors.look()
+    await domains.fakes["a"].settle()
+    assert gateways["a"].reads == 1, "more entries than so many a second were read"
+
+
+async def test_one_that_is_ended_lets_nothing_through_and_counts_it(
+    domains: TwoDomains, gateways: dict[str, Gateway]
+) -> None:
+    await domains.move("a", "b", server_of("b", 1))
+    anchors = domains.controller("a").domains.anchors
+    assert passes(domains) == (True, True)
+    gateways["a"].packets = {TO: 3}
+    await looked(domains, "a")
+    row = await anchors.set(VM_ID, ended=True)
+    assert row["ended"] is not None and row["reason"] == "a manager's word"
+    assert passes(domains) == (False, False)
+    gateways["a"].packets = {TO: 4, FROM: 2}
+    row = await looked(domains, "a")
+    assert (row["arrived"], row["dropped"]) == (
+        {"packets": 3, "bytes": 300},
+        {"packets": 3, "bytes": 300},
+    )
+    assert (await anchors.set(VM_ID, ended=False))["ended"] is None
+    assert passes(domains) == (True, True)
+    assert [state for state, _ in told(domains.controller("a"))] == ["begun", "ended", "resumed"]
+
+
+async def test_a_trace_tells_that_it_was_ended(domains: TwoDomains) -> None:
+    a = domains.controller("a")
+    sender = VM("vm-a5", (nic("a", 5),), server_of("a", 2))
+    a.inventory.register_vms([sender])
+    domains.plug("a", server_of("a", 2), 5)
+    await domains.move("a", "b", server_of("b", 1))
+    await domains.fakes["a"].settle()
+    (to,) = nic("a", 1).addresses
+    assert (await a.tracer.answer(TraceBody(vm="vm-a5", to=str(to))))["passes"]
+    await a.domains.anchors.set(VM_ID, ended=True)
+    found = await a.tracer.answer(TraceBody(vm="vm-a5", to=str(to)))
+    (end,) = views.plain(found["ends"])
+    assert (found["passes"], end["fate"]) == (False, "dropped")
+    assert "vm-a1 is in another domain, and its home stands in for it no longer" in end["text"]
+    assert end["advice"] == ("have it do so again: `retinue anchor resume vm-a1`",)
+
+
+async def test_it_comes_home_all_the_same_and_what_was_ended_is_forgotten(
+    domains: TwoDomains, gateways: dict[str, Gateway]
+) -> None:
+    await domains.move("a", "b", server_of("b", 1))
+    a = domains.controller("a")
+    await a.domains.anchors.set(VM_ID, ended=True, idle=5)
+    await domains.move("b", "a", server_of("a", 2))
+    await domains.fakes["a"].settle()
+    assert a.net.vms[VM_ID].server == server_of("a", 2)
+    assert not a.net.unanchored and not a.context.state.home_anchors
+    await domains.fakes["b"].settle()
+    assert not domains.controller("b").context.state.home_anchors
+    await domains.move("a", "b", server_of("b", 1))
+    await domains.fakes["a"].settle()
+    assert passes(domains) == (True, True)
+    (row,) = a.domains.anchors.shown()
+    assert (row["ended"], row["idle_seconds"]) == (None, 0.0)
+
+
+async def test_it_ends_by_itself_when_nothing_comes_any_more(
+    domains: TwoDomains, gateways: dict[str, Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = domains.controller("a")
+    peer = a.net.peers["b"]
+    monkeypatch.setitem(a.net.peers, "b", Peer(peer.id, peer.gateway, peer.tunnel, anchor_idle=60.0))
+    later = at_will(a, monkeypatch)
+    await domains.move("a", "b", server_of("b", 1))
+    gateways["a"].packets = {TO: 1}
+    await looked(domains, "a")
+    later(50.0)
+    gateways["a"].packets[TO] += 1
+    assert (await looked(domains, "a"))["ended"] is None
+    later(50.0)
+    assert (await looked(domains, "a"))["ended"] is None
+    later(20.0)
+    gateways["a"].packets[FROM] = 10  # What it sends keeps nothing.
+    row = await looked(domains, "a")
+    assert row["reason"] == "nothing has come for it for 60 s"
+    await domains.fakes["a"].settle()
+    assert passes(domains) == (False, False)
+    await a.domains.anchors.set(VM_ID, ended=False)
+    later(50.0)
+    assert (await looked(domains, "a"))["ended"] is None
+
+
+async def test_a_gateway_that_does_not_answer_ends_nothing(
+    domains: TwoDomains, gateways: dict[str, Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = domains.controller("a")
+    later = at_will(a, monkeypatch)
+    await domains.move("a", "b", server_of("b", 1))
+    await a.domains.anchors.set(VM_ID, idle=1.0)
+
+    async def silent(cookie: int = 0, cookie_mask: int = 0) -> list[FlowStats]:
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(gateways["a"].session, "read_flows", silent)
+    later(100.0)
+    row = await looked(domains, "a")
+    assert (row["ended"], row["read_at"]) == (None, None)
+    assert a.context.counters["packets by gateways not counted: no answer"] == 1
+
+
+async def test_its_time_may_be_set(
+    domains: TwoDomains, gateways: dict[str, Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = domains.controller("a")
+    later = at_will(a, monkeypatch)
+    await domains.move("a", "b", server_of("b", 1))
+    await a.domains.anchors.set(VM_ID, seconds=10)
+    later(9.0)
+    assert (await looked(domains, "a"))["ended"] is None
+    later(2.0)
+    assert (await looked(domains, "a"))["reason"] == "its time is over"
+    row = await a.domains.anchors.set(VM_ID, ended=False)
+    assert (row["ended"], row["until"]) == (None, None)
+    assert (await looked(domains, "a"))["ended"] is None
+
+
+async def test_what_cannot_be_is_refused(domains: TwoDomains) -> None:
+    a, b = (domains.controller(domain) for domain in "ab")
+    with pytest.raises(RequestError, match="VM vm-a1 is at home, and no guest"):
+        await a.domains.anchors.set(VM_ID, ended=True)
+    with pytest.raises(RequestError, match="there is no VM nobody"):
+        await a.domains.anchors.set("nobody", ended=True)
+    await domains.move("a", "b", server_of("b", 1))
+    with pytest.raises(RequestError, match="its anchor is its home's, domain a; ask there"):
+        await b.domains.anchors.set(VM_ID, ended=True)
+    domains.fails = "before it converges"
+    domains.begin("a", server_of("a", 1))
+    await domains.until("a", *RUNNING)
+    with pytest.raises(RequestError, match="is being migrated"):
+        await a.domains.anchors.set(VM_ID, ended=True)
+    assert not a.net.unanchored
+
+
+async def test_a_controller_that_starts_anew_knows_what_was_ended(domains: TwoDomains) -> None:
+    await domains.move("a", "b", server_of("b", 1))
+    (before,) = domains.controller("a").domains.anchors.shown()
+    await domains.controller("a").domains.anchors.set(VM_ID, ended=True, idle=60.0)
+    await domains.kill("a")
+    await domains.start_again("a")
+    a = domains.controller("a")
+    assert a.net.vms[VM_ID].server == gateway_of("a")
+    (row,) = a.domains.anchors.shown()
+    assert (row["since"], row["idle_seconds"]) == (before["since"], 60.0)
+    assert passes(domains) == (False, False)
+    await domains.move("b", "a", server_of("a", 1))
+    await domains.fakes["a"].settle()
+    assert not domains.stores["a"].load().home_anchors
+
+
+async def test_of_one_that_is_removed_nothing_is_kept(domains: TwoDomains) -> None:
+    await domains.move("a", "b", server_of("b", 1))
+    await domains.controller("a").domains.anchors.set(VM_ID, ended=True)
+    await domains.controller("b").inventory.remove_vm(VM_ID)
+    for domain in "ab":
+        await domains.fakes[domain].settle()
+        controller = domains.controller(domain)
+        assert VM_ID not in controller.net.vms
+        assert not controller.context.state.home_anchors and not controller.net.unanchored
+
+
+def at_will(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """The controller's clock goes on by what the answer is called with, too."""
+    clock, ahead = controller.context.clock, [0.0]
+    monkeypatch.setattr(controller.context, "clock", lambda: clock() + ahead[0])
+
+    def later(seconds: float) -> None:
+        ahead[0] += seconds
+
+    return later
