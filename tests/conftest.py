@@ -29,7 +29,7 @@ SMALL_LIMITS = (
     "retinue.agent.renewal.openflow_port.LIMIT",
     "retinue.agent.migration.peer.HANDSHAKE_LIMIT",
     "retinue.agent.migration.peer.HELLO_LIMIT",
-    "retinue.controller.api.listener.HANDSHAKE_SECONDS",
+    "retinue.security.listener.http_service.HANDSHAKE_SECONDS",
     "retinue.southbound.routers.link.ANSWER_SECONDS",
     "retinue.southbound.routers.keeper.FIRST_ANSWER_SECONDS",
     "retinue.hypervisor.libvirt.outgoing.WORD_LIMIT",

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the Debian packages retinue, retinue-controller and retinue-agent in build/deb, of the tree as it is, with what
-# they need from PyPI inside, pinned by hash. For Debian 12 and this machine's architecture.
+# Makes the Debian packages retinue, retinue-controller, retinue-agent and retinue-managers in build/deb, of the tree as
+# it is, with what they need from PyPI inside, pinned by hash. For Debian 12 and this machine's architecture.
 #
 #     deploy/deb/build.sh BIN      BIN: the folder of a Python environment made by `make install`
 set -eu
@@ -36,6 +36,14 @@ control() {
     install -D -m 644 LICENSE "$out/$1/usr/share/doc/$1/copyright"
 }
 
+# package_of SERVICE: controller and agent have one each, the two managers one together.
+package_of() {
+    case $1 in
+        mobility | resource) echo retinue-managers ;;
+        *) echo "retinue-$1" ;;
+    esac
+}
+
 control retinue "python3 (>= 3.11), python3 (<< 3.12)" "man-db" \
     "live migration of VMs whose network moves with them" <<'EOF'
 The command, and the program that controller and agents run. What it needs from PyPI is in it.
@@ -47,6 +55,10 @@ EOF
 control retinue-agent "retinue (= $version), openvswitch-switch, iproute2, systemd" \
     "qemu-system-x86, python3-libvirt" "agent of retinue on a server that runs VMs" <<'EOF'
 The service that runs and migrates this server's VMs through QEMU or libvirt. Its VMs outlive it.
+EOF
+control retinue-managers "retinue (= $version), systemd" "" \
+    "mobility manager and resource manager of retinue, apart" <<'EOF'
+The two services for domains whose controllers do not choose the servers of their VMs by themselves.
 EOF
 
 site="$out/retinue/usr/lib/retinue"
@@ -61,20 +73,21 @@ install -D -m 755 deploy/deb/retinue-command "$out/retinue/usr/bin/retinue"
 "$bin/python" -m retinue.cli.manual "$out/retinue/usr/share/man/man1"
 PYTHONPATH="tests${PYTHONPATH:+:$PYTHONPATH}" "$bin/python" -m docsite --man "$out/man"
 install -D -m 644 -t "$out/retinue/usr/share/man/man5" "$out"/man/*.5
-for service in controller agent; do
-    install -D -m 644 -t "$out/retinue-$service/usr/share/man/man8" "$out/man/retinue-$service.8"
+for service in controller agent mobility resource; do
+    install -D -m 644 -t "$out/$(package_of $service)/usr/share/man/man8" "$out/man/retinue-$service.8"
 done
 gzip -9n "$out"/retinue*/usr/share/man/man*/*
 completions="$out/retinue/usr/share/bash-completion/completions"
 mkdir -p "$completions"
 SHELL=/bin/bash _RETINUE_COMPLETE=source_bash "$bin/retinue" > "$completions/retinue"
-for service in controller agent; do
+for service in controller agent mobility resource; do
     install -D -m 644 "deploy/systemd/retinue-$service.service" \
-        "$out/retinue-$service/lib/systemd/system/retinue-$service.service"
+        "$out/$(package_of $service)/lib/systemd/system/retinue-$service.service"
 done
 install -D -m 644 deploy/systemd/retinue.sysusers "$out/retinue-controller/usr/lib/sysusers.d/retinue.conf"
+install -D -m 644 deploy/systemd/retinue.sysusers "$out/retinue-managers/usr/lib/sysusers.d/retinue-managers.conf"
 
-for package in retinue retinue-controller retinue-agent; do
+for package in retinue retinue-controller retinue-agent retinue-managers; do
     find "$out/$package" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
     dpkg-deb --root-owner-group -Zzstd -z9 --build "$out/$package" "$out/${package}_${version}_$architecture.deb" > /dev/null
     rm -rf "${out:?}/$package"

@@ -12,6 +12,7 @@ from docsite.markdown import code, prose, table
 from docsite.schemas import default, takes
 from retinue.agent.config import AgentConfig
 from retinue.controller.config import Config
+from retinue.managers.config import MobilityConfig, ResourceConfig
 from retinue.protocol.docstrings import said_of
 from retinue.setup.site import Site
 from support.pages import row_by_key
@@ -20,6 +21,8 @@ from support.pages import table as table_of
 FILES = (
     ("Controller", "docs/operators.md", "Configuration file", Config),
     ("Agent", "docs/operators.md", "The agent's configuration file", AgentConfig),
+    ("Mobility", "docs/operators.md", "The mobility manager's configuration file", MobilityConfig),
+    ("Resource", "docs/operators.md", "The resource manager's configuration file", ResourceConfig),
     ("Site", "docs/setup.md", "The site's file", Site),
 )
 """Of each file: its heading here, the page and heading where its keys are explained, and its type."""

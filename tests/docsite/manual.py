@@ -11,8 +11,16 @@ from docsite.configuration import FILES, Table, tables
 from retinue.cli.manual import head, text
 
 SECTION = 5
-SEE_ALSO = {"Controller": "retinue-controller", "Agent": "retinue-agent", "Site": "retinue-setup"}
+SEE_ALSO = {
+    "Controller": "retinue-controller",
+    "Agent": "retinue-agent",
+    "Mobility": "retinue-mobility",
+    "Resource": "retinue-resource",
+    "Site": "retinue-setup",
+}
 """By file, the manual page of the commands that read it."""
+WHOSE = {"Mobility": "mobility manager", "Resource": "resource manager"}
+"""By file, in words, where that is not its title."""
 
 
 def pages() -> dict[str, str]:
@@ -26,7 +34,7 @@ def pages() -> dict[str, str]:
 
 
 def _lines(name: str, title: str, found: list[Table]) -> Iterator[str]:
-    yield from head(name, SECTION, f"the {title.lower()}'s configuration file")
+    yield from head(name, SECTION, f"the {WHOSE.get(title, title.lower())}'s configuration file")
     yield from (
         ".SH DESCRIPTION",
         "TOML. A key that is not known, or a value that does not fit, is an error.",

@@ -8,7 +8,7 @@ from support.pages import ROOT, table
 
 SECTION = 8
 PAGE, HEADING = "docs/operators.md", "As services of systemd"
-SERVICES = ("retinue-controller", "retinue-agent")
+SERVICES = ("retinue-controller", "retinue-agent", "retinue-mobility", "retinue-resource")
 
 
 def pages() -> dict[str, str]:

@@ -153,11 +153,17 @@ def status(at: Connection) -> None:
                 "entries rejected",
                 [f"{switch}: {error}" for switch, error in data["entries_rejected"].items()],
             ),
+            ("managers", [_manager(name, one) for name, one in data.get("managers", {}).items()]),
             ("spoofing attempts", data["spoof_attempts"]),
             ("rejected", _rejections(data["rejected"])),
             ("rejected by agents", _rejections(data["rejected_by_agents"])),
         )
     )
+
+
+def _manager(name: str, one: dict[str, Any]) -> str:
+    since = "" if one["since"] is None else f" for {output.ago(one['since']).removesuffix(' ago')}"
+    return f"{name} {one['state']}{since}" + (f" ({one['reason']})" if one["reason"] else "")
 
 
 def _which(controller: Client) -> dict[str, Any]:

@@ -91,6 +91,18 @@ def _faults(seen: Snapshot) -> Iterator[Finding]:
         yield Finding(Grade.WARNING, "controller", words, "retinue controller status")
 
 
+def _managers(seen: Snapshot) -> Iterator[Finding]:
+    """Those that are processes of their own; without them the controller decides by itself."""
+    for name, one in seen.status.get("managers", {}).items():
+        about = f"{name} manager"
+        if one["state"] == "away":
+            words = f"it is away: {one['reason']}"
+            yield Finding(Grade.WARNING, about, words, "retinue controller status")
+        if one["troubled"] is not None and seen.now - one["troubled"] < RECENTLY:
+            words = f"within the last hour the controller has decided instead of it; {one['trouble']}"
+            yield Finding(Grade.WARNING, about, words, "retinue events --since 0 --type mobility.manager")
+
+
 # ---- switches and servers ----
 
 
@@ -258,6 +270,7 @@ def _images(seen: Snapshot) -> Iterator[Finding]:
 Check = Callable[[Snapshot], Iterable[Finding]]
 CHECKS: tuple[Check, ...] = (
     _faults,
+    _managers,
     _switches,
     _links,
     _servers,

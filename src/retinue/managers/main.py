@@ -43,6 +43,23 @@ def run_mobility(config: Path) -> int:
     return _run("mobility", _mobility(config))
 
 
+def check_resource(path: Path) -> str:
+    """What its configuration says, where it is good. Raises ConfigError, TlsFilesError, PkiError."""
+    config = load_resource(path)
+    for one in config.domain:
+        server_context(*_files(config.tls, one.ca))
+    listening = ", ".join(f"{one.id} at {one.listen}" for one in config.domain)
+    return f"{path} is good: domains {listening}"
+
+
+def check_mobility(path: Path) -> str:
+    """As of the resource manager."""
+    config = load_mobility(path)
+    server_context(*_files(config.tls, config.tls.ca))
+    client_context(*_files(config.tls, config.resources_ca))
+    return f"{path} is good: it listens at {config.listen}, the resource manager is at {config.resources}"
+
+
 def _run(noun: str, serving: Coroutine[Any, Any, None]) -> int:
     logs.to_stderr()
     os.umask(0o077)
@@ -75,7 +92,7 @@ async def _resource(path: Path) -> None:
 async def _mobility(path: Path) -> None:
     config = load_mobility(path)
     own, theirs = _files(config.tls, config.tls.ca), _files(config.tls, config.resources_ca)
-    inside, outside = server_context(*own), client_context(*theirs)
+    inside, outside = server_context(*own), client_context(*theirs, PeerRole.MOBILITY)
     client = ControllerClient(
         config.resources, Credentials(), lasting(outside), largest=LARGEST_ANSWER, whom=THE_RESOURCE
     )

@@ -3,6 +3,8 @@
 import ssl
 from pathlib import Path
 
+from retinue.security.identity import IdentityError, PeerRole, identity_of
+
 
 class TlsFilesError(Exception):
     """A certificate, key or authority that cannot be used; the message names the file and the reason."""
@@ -23,15 +25,37 @@ def server_context(
 
 
 def client_context(
-    ca: Path | None = None, certificate: Path | None = None, key: Path | None = None
+    ca: Path | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    role: PeerRole | None = None,
 ) -> ssl.SSLContext:
     """For a client, which checks the server's host name too. Without `ca` the system's authorities are
-    trusted, without `certificate` none is shown. Raises TlsFilesError.
+    trusted, without `certificate` none is shown. `role`: what the server must be by its certificate; whoever
+    else has one for that host, such as an agent there, is told nothing. Raises TlsFilesError.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if role is not None:
+        context.sslobject_class = _of(role)
     if ca is None:
         context.load_default_certs()
     return _loaded(context, ca, certificate, key)
+
+
+def _of(role: PeerRole) -> type[ssl.SSLObject]:
+    """A connection whose handshake fails unless the peer is of this role: nothing has been sent by then."""
+
+    class Checked(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            try:
+                found = identity_of(self.getpeercert())
+            except IdentityError as error:
+                raise ssl.SSLCertVerificationError(f"who answers is no {role}: {error}") from error
+            if found is None or found.role is not role:
+                raise ssl.SSLCertVerificationError(f"who answers is {found or 'nobody known'}, no {role}")
+
+    return Checked
 
 
 def reload_certificate(context: ssl.SSLContext, ca: Path, certificate: Path, key: Path) -> None:

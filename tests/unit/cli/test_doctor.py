@@ -96,6 +96,11 @@ def renewed(*states: str) -> Snapshot:
     return replace(sound(), renewals=rows)
 
 
+def with_manager(name: str, **how: Any) -> Snapshot:
+    sound = {"state": "there", "reason": "", "since": NOW, "trouble": "", "troubled": None}
+    return with_status(managers={name: {**sound, **how}})
+
+
 CRITICAL, WARNING, NOTE = Grade.CRITICAL, Grade.WARNING, Grade.NOTE
 WRONG: list[tuple[Snapshot, Grade, str, str]] = [
     (with_status(counters={"internal errors": 2}), CRITICAL, "controller", "2 internal errors"),
@@ -104,6 +109,14 @@ WRONG: list[tuple[Snapshot, Grade, str, str]] = [
         NOTE,
         "link leaf1:s2 - spine2:l1",
         "stands in the configuration file still",
+    ),
+    (
+        with_manager("resources", state="away", reason="it hangs"),
+        *(WARNING, "resources manager", "it is away: it hangs"),
+    ),
+    (
+        with_manager("mobility", trouble="not believed: it names server9", troubled=NOW - 60),
+        *(WARNING, "mobility manager", "has decided instead of it; not believed: it names server9"),
     ),
     (with_status(entries_rejected=1), CRITICAL, "controller", "have refused 1 entries"),
     (

@@ -17,6 +17,13 @@ case $1 in
     restart) exit RESTARTED ;;
 esac
 """
+SERVICES = [
+    ("retinue-agent", "retinue-agent"),
+    ("retinue-controller", "retinue-controller"),
+    ("retinue-managers", "retinue-mobility"),
+    ("retinue-managers", "retinue-resource"),
+]
+"""By package: whose services it looks after."""
 LIKE_A_VM = "import time; print(flush=True); time.sleep(600)"
 
 
@@ -41,7 +48,7 @@ def run(
     return done, said.read_text().splitlines()
 
 
-@pytest.mark.parametrize("service", ["retinue-agent", "retinue-controller"])
+@pytest.mark.parametrize(("package", "service"), SERVICES)
 @pytest.mark.parametrize(
     ("before", "state", "restarts"),
     [
@@ -53,31 +60,33 @@ def run(
     ],
 )
 def test_an_upgrade_starts_anew_what_runs_or_has_failed_and_not_what_was_stopped(
-    tmp_path: Path, service: str, before: str, state: str, restarts: bool
+    tmp_path: Path, package: str, service: str, before: str, state: str, restarts: bool
 ) -> None:
-    done, said = run(tmp_path, f"{service}.postinst", "configure", before, state=state)
+    done, said = run(tmp_path, f"{package}.postinst", "configure", before, state=state)
     assert (done.returncode, done.stderr) == (0, "")
     assert (f"restart {service}.service" in said) is restarts
     assert said[0] == "daemon-reload"
 
 
-@pytest.mark.parametrize("service", ["retinue-agent", "retinue-controller"])
-def test_one_that_failed_before_anybody_set_it_up_fails_no_upgrade(tmp_path: Path, service: str) -> None:
+@pytest.mark.parametrize(("package", "service"), SERVICES)
+def test_one_that_failed_before_anybody_set_it_up_fails_no_upgrade(
+    tmp_path: Path, package: str, service: str
+) -> None:
     """Somebody has tried `systemctl start` before there was a configuration; or it was disabled since."""
     words = ("configure", "0.1")
-    done, said = run(tmp_path, f"{service}.postinst", *words, state="failed", restarted=1, enabled=1)
+    done, said = run(tmp_path, f"{package}.postinst", *words, state="failed", restarted=1, enabled=1)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"restart {service}.service" not in said
 
 
-@pytest.mark.parametrize("service", ["retinue-agent", "retinue-controller"])
+@pytest.mark.parametrize(("package", "service"), SERVICES)
 def test_a_service_that_does_not_come_up_is_told_and_tried_at_the_next_configuring(
-    tmp_path: Path, service: str
+    tmp_path: Path, package: str, service: str
 ) -> None:
-    done, _ = run(tmp_path, f"{service}.postinst", "configure", "0.1", restarted=1)
+    done, _ = run(tmp_path, f"{package}.postinst", "configure", "0.1", restarted=1)
     assert done.returncode == 1
-    assert f"journalctl --unit={service}" in done.stderr and f"dpkg --configure {service}" in done.stderr
-    done, said = run(tmp_path, f"{service}.postinst", "configure", "0.1", state="failed")
+    assert f"journalctl --unit={service}" in done.stderr and f"dpkg --configure {package}" in done.stderr
+    done, said = run(tmp_path, f"{package}.postinst", "configure", "0.1", state="failed")
     assert done.returncode == 0 and f"restart {service}.service" in said
 
 

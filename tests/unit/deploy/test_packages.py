@@ -10,7 +10,7 @@ import pytest
 from support.pages import ROOT
 
 DEB = ROOT / "deploy/deb"
-PACKAGES = ("retinue", "retinue-controller", "retinue-agent")
+PACKAGES = ("retinue", "retinue-controller", "retinue-agent", "retinue-managers")
 SCRIPTS = sorted(path for path in DEB.iterdir() if path.suffix in (".sh", ".postinst", ".prerm", ".postrm"))
 
 
@@ -54,6 +54,11 @@ def test_packages_are_built_and_have_what_they_should(tmp_path: Path) -> None:
     assert (tmp_path / "retinue/usr/share/man/man5/retinue-agent.toml.5.gz").exists()
     for service in ("retinue-controller", "retinue-agent"):
         assert (tmp_path / f"{service}/usr/share/man/man8/{service}.8.gz").exists()
+    for service in ("retinue-mobility", "retinue-resource"):
+        managers = tmp_path / "retinue-managers"
+        assert (managers / f"usr/share/man/man8/{service}.8.gz").exists()
+        assert (managers / f"lib/systemd/system/{service}.service").exists()
+        assert (tmp_path / f"retinue/usr/share/man/man5/{service}.toml.5.gz").exists()
     site = tmp_path / "retinue/usr/lib/retinue"
     names = {path.name for path in site.iterdir()}
     assert {"retinue", "aiohttp", "msgspec"} <= names and not names & {"pytest", "hypothesis", "retinue_lab"}

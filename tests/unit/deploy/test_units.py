@@ -14,7 +14,13 @@ from retinue.setup.site import ServerTable
 from support.pages import ROOT
 
 UNITS = ROOT / "deploy/systemd"
-MOST_EXPOSED = {"retinue-controller.service": 2.0, "retinue-agent.service": 5.0, routes.UNIT: 2.0}
+MOST_EXPOSED = {
+    "retinue-controller.service": 2.0,
+    "retinue-agent.service": 5.0,
+    "retinue-mobility.service": 2.0,
+    "retinue-resource.service": 2.0,
+    routes.UNIT: 2.0,
+}
 """By `systemd-analyze security`: 0 is a service that may do nothing, 10 one that may do all."""
 analyze = shutil.which("systemd-analyze")
 pytestmark = pytest.mark.skipif(analyze is None, reason="no systemd-analyze")

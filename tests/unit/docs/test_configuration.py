@@ -12,6 +12,7 @@ import pytest
 
 from retinue.agent import config as agent_config
 from retinue.controller import config as controller_config
+from retinue.managers.config import MobilityConfig, ResourceConfig
 from retinue.setup.site import Site
 from retinue_lab.topology.topology import Topology
 from support.pages import PAGES, fenced, row_by_key, section, table, text, ticked
@@ -46,6 +47,8 @@ NEEDED_SOMETIMES = ("switch.uplink", "switch.dpid", "alone.qmp")
     [
         (OPERATORS, "Configuration file", controller_config.Config, set()),
         (OPERATORS, "The agent's configuration file", agent_config.AgentConfig, {"vm"}),
+        (OPERATORS, "The mobility manager's configuration file", MobilityConfig, set()),
+        (OPERATORS, "The resource manager's configuration file", ResourceConfig, set()),
         ("docs/setup.md", "The site's file", Site, set()),
     ],
 )

@@ -9,7 +9,7 @@ from support.pages import PAGES, ROOT, anchors, fenced, links, section, text, ti
 
 FILE = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.(?:py|md|toml|txt|c|in)")
 MADE_BY_USERS = re.compile(
-    r"(controller|agent|mobility|resources|tokens|site|small|topology|ca|demo|outside|pki/.*|requirements-?\w*)\.(toml|txt)$"
+    r"(controller|agent|mobility|resource|tokens|site|small|topology|ca|demo|outside|pki/.*|requirements-?\w*)\.(toml|txt)$"
 )
 
 

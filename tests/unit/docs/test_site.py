@@ -124,11 +124,12 @@ def test_every_key_of_a_configuration_file_is_on_its_page() -> None:
                 assert row["meaning"][:9] in section, f"{title}: {key}"
 
 
+FILE_NAMES = ("controller", "agent", "mobility", "resource", "site")
+
+
 def test_configuration_files_have_manual_pages() -> None:
     made = manual.pages()
-    assert set(made) == {f"retinue-{name}.toml.5" for name in ("controller", "agent", "site")}, (
-        "and docs/operators.md names them"
-    )
+    assert set(made) == {f"retinue-{name}.toml.5" for name in FILE_NAMES}, "and docs/operators.md names them"
     controller = made["retinue-controller.toml.5"]
     assert r"\fBmandate_seconds\fR" in controller
     assert "](" not in controller and r"\_" not in controller
@@ -150,7 +151,7 @@ def test_a_service_has_a_manual_page_and_it_says_what_its_unit_does(service: str
     *_, config = re.findall(r"--config (\S+)", services.setting(service, "ExecStart"))
     says = (
         config,
-        f"/var/lib/{services.setting(service, 'StateDirectory')}",
+        f"/var/lib/{state}" if (state := services.setting(service, "StateDirectory")) else "nothing",
         f"hangs for {services.setting(service, 'WatchdogSec')} seconds",
         f"after {services.setting(service, 'RestartSec')} second",
         f"(Type={services.setting(service, 'Type')})",

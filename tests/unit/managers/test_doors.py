@@ -6,8 +6,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from retinue.cli.main import app
 from retinue.config_file import ConfigError
 from retinue.controller.api.access import Access
 from retinue.controller.api.server import Api
@@ -22,6 +25,7 @@ from retinue.managers.resources import Resources
 from retinue.protocol.errors import ControllerAwayError, RejectedError
 from retinue.protocol.managers import Filling, policy_said
 from retinue.security.contexts import client_context, server_context
+from retinue.security.identity import PeerRole
 from support.fabric.networks import fabric
 from support.pki_files import Certificates
 
@@ -188,3 +192,84 @@ def test_a_mistake_in_the_controllers_table_is_said(tmp_path: Path, text: str, w
         load(tmp_path / "controller.toml")
     (tmp_path / "controller.toml").write_text(CONTROLLER + BOTH + 'ca = "m.pem"\n')
     assert load(tmp_path / "controller.toml").managers.ca == str(tmp_path / "m.pem")
+
+
+async def test_who_has_a_certificate_for_that_host_and_is_no_manager_is_told_nothing(
+    authorities: dict[str, Certificates],
+) -> None:
+    """Such as an agent beside it, which listens where the manager did."""
+    a, heard = authorities["a"], bytearray()
+
+    async def listens(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            heard.extend(await reader.read(1))
+        writer.close()
+
+    for party, told in (("agent/server1", False), ("controller/c1", False), ("mobility/r1", True)):
+        heard.clear()
+        context = server_context(a.authority.ca, *a.files(party))
+        server = await asyncio.start_server(listens, "127.0.0.1", 0, ssl=context)
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        expects = client_context(a.authority.ca, *a.files("controller/c1"), PeerRole.MOBILITY)
+        client = ManagerClients(url, url, expects)
+        why = "cannot be reached" if told else f"who answers is {party.replace('/', ' ')}, no mobility"
+        with pytest.raises(ControllerAwayError, match=why):
+            await client.fill(ALL)
+        await client.close()
+        server.close()
+        await server.wait_closed()
+        assert bool(heard) is told, party
+
+
+async def test_what_a_newer_controller_says_besides_is_left_out(
+    authorities: dict[str, Certificates],
+) -> None:
+    """In any record of it, however deep; what an older one must have is asked for all the same."""
+    a = authorities["a"]
+    async with doors(authorities) as (resources, ports):
+        url = f"https://127.0.0.1:{ports['a']}"
+        client = ManagerClients(url, url, client_context(a.authority.ca, *a.files("controller/c1")))
+        body = msgspec.to_builtins(ALL)
+        hosted = [{"need": {"vm": "vm1", "memory_mib": 64, "colour": "blue"}, "lives": True, "x": [1]}]
+        body |= {"servers": [{"server": "server1", "cpus": 4, "sockets": 2, "hosted": hosted}], "new": {}}
+        body["policy"] |= {"greener": True}
+        await client._resources.request("POST", "/managers/v1/fillings", body)
+        assert resources.holdings["a"].servers["server1"].cpus == 4
+        with pytest.raises(RejectedError, match="cannot be used"):
+            await client._resources.request("POST", "/managers/v1/fillings", {**body, "number": "one"})
+        await client.close()
+
+
+def test_a_managers_files_are_checked_without_running_it(
+    authorities: dict[str, Certificates], tmp_path: Path
+) -> None:
+    a, b = authorities["a"], authorities["b"]
+    certificate, key = a.files("mobility/r1")
+    tls = f'[tls]\nca = "{a.authority.ca}"\ncertificate = "{certificate}"\nkey = "{key}"\n'
+    at = 'listen = "127.0.0.1:8090"\nresources = "https://127.0.0.1:8091"\n'
+    doors = DOOR.replace("a.pem", str(a.authority.ca)) + OF_B.replace("b.pem", str(b.authority.ca))
+    file = tmp_path / "file.toml"
+
+    def check(noun: str, text: str) -> tuple[int, str]:
+        file.write_text(text)
+        done = CliRunner().invoke(app, [noun, "check", "--config", str(file)])
+        return done.exit_code, done.output
+
+    assert check("mobility", at + tls) == (
+        0,
+        f"{file} is good: it listens at 127.0.0.1:8090, the resource manager is at https://127.0.0.1:8091\n",
+    )
+    assert check("resource", tls + doors) == (
+        0,
+        f"{file} is good: domains a at 127.0.0.1:8091, b at 127.0.0.1:8092\n",
+    )
+    agents = tls.replace(str(certificate), str(a.files("agent/server1")[0]))
+    for noun, text, why in (
+        ("mobility", at + agents, "is a certificate of role agent"),
+        ("resource", agents + doors, "is a certificate of role agent"),
+        ("mobility", at + tls.replace(str(key), "none.key"), "there is no such file"),
+        ("resource", tls + doors.replace(str(b.authority.ca), str(key)), "no certificate authority"),
+        ("mobility", tls, "listen"),
+    ):
+        code, said = check(noun, text)
+        assert code == 1 and why in said, said

@@ -10,6 +10,7 @@ from retinue.controller.by_the_clock import repeat
 from retinue.controller.config_tables import ManagersTable
 from retinue.controller.mobility.managers import LOOK_SECONDS, ManagerClients, Managers
 from retinue.security.contexts import TlsFilesError, client_context, reload_certificate
+from retinue.security.identity import PeerRole
 
 
 class ManagersLink:
@@ -27,7 +28,7 @@ class ManagersLink:
         assert files is not None
         shown = (Path(table.ca) if table.ca else files[0], *files[1:])
         try:
-            context = client_context(*shown)
+            context = client_context(*shown, PeerRole.MOBILITY)
         except TlsFilesError as error:
             raise ConfigError(f"managers: {error}") from error
         self._context = context, shown

@@ -66,6 +66,10 @@ class _Reading:
         yield _gauge("retinue_links_lost", "Links between switches that lose frames", len(net.lost_links))
         yield _gauge("retinue_servers", "Servers registered", len(net.servers))
         yield _gauge("retinue_agents_away", "Servers whose agents have listened and do so no longer", away)
+        managers = self._controller.mobility.deciding.managers
+        silent = 0 if managers is None else sum(one["state"] == "away" for one in managers.shown().values())
+        text = "Mobility and resource managers that are processes of their own, and away"
+        yield _gauge("retinue_managers_away", text, silent)
         yield _gauge("retinue_vms", "VMs registered", len(net.vms))
         yield _gauge("retinue_addresses_held", "Addresses with a binding", len(net.assignments))
         waiting = sum(context.installer.pending().values())

@@ -11,7 +11,6 @@ import structlog
 from aiohttp import web
 
 from retinue.controller.api.http import Handler, answer, body, code_of
-from retinue.controller.api.listener import HttpService, accepted
 from retinue.controller.domains.domains import Domains
 from retinue.controller.errors import RequestError
 from retinue.controller.migrations.requests import MigrationError
@@ -34,6 +33,7 @@ from retinue.protocol.domains import (
 )
 from retinue.protocol.errors import ErrorCode
 from retinue.security.identity import IdentityError, PeerRole, identity_of
+from retinue.security.listener.http_service import HttpService, accepted
 
 log = structlog.get_logger()
 

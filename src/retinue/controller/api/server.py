@@ -15,7 +15,6 @@ from aiohttp import web
 from retinue.controller.api import metrics, routes, views
 from retinue.controller.api.access import Access, NotAllowedError, NotAuthenticatedError, shown_to_page
 from retinue.controller.api.http import Handler, Handlers, NotFoundError, QueryError, answer, code_of
-from retinue.controller.api.listener import HttpService, accepted
 from retinue.controller.app import Controller
 from retinue.controller.migrations.orchestrator import MigrationError
 from retinue.controller.migrations.words import NotTheirsError
@@ -26,6 +25,7 @@ from retinue.core.text import cut, printable
 from retinue.protocol.errors import ErrorCode
 from retinue.protocol.events import EventType
 from retinue.protocol.routes import OF_ITSELF, Route
+from retinue.security.listener.http_service import HttpService, accepted
 
 log = structlog.get_logger()
 

@@ -32,12 +32,9 @@ def plain(value: Any) -> Any:
     return msgspec.to_builtins(value, enc_hook=str)
 
 
-def encode(value: Any) -> bytes:
-    return msgspec.json.encode(value, enc_hook=str)
-
-
 def status(controller: Controller, rejected: dict[str, dict[str, int]]) -> dict[str, Any]:
     net, context = controller.net, controller.context
+    managers = controller.mobility.deciding.managers
     return {
         "version": __version__,
         "switches": {"known": len(net.switches), "connected": len(context.sessions())},
@@ -56,6 +53,7 @@ def status(controller: Controller, rejected: dict[str, dict[str, int]]) -> dict[
         "rejected": rejected,
         "rejected_by_agents": controller.agent_rejections.totals(),
         "left_out": sorted(context.state.taken_out),
+        "managers": {} if managers is None else managers.shown(),
         "last_event": controller.events.last_id,
     }
 
@@ -327,7 +325,6 @@ def _shown(item: Any, controller: Controller) -> Any:
 
 __all__ = [
     "bindings",
-    "encode",
     "event",
     "flows",
     "mac_table",

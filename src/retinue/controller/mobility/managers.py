@@ -107,6 +107,13 @@ class _Manager:
     failures: int = 0
     """Since it last did what it is for."""
     not_before: float = 0.0
+    state: str = "not looked for yet"
+    reason: str = ""
+    """Of one that is away."""
+    since: float | None = None
+    trouble: str = ""
+    """Why its last answer that could not be gone by was none, and `troubled`: when."""
+    troubled: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +164,11 @@ class Managers:
     def there(self) -> bool:
         """Both are, as far as is known."""
         return not self._closed and all(one.there for one in self._found.values())
+
+    def shown(self) -> dict[str, dict[str, Any]]:
+        """How the two are, by name."""
+        shown = ("state", "reason", "since", "trouble", "troubled")
+        return {name: {key: getattr(one, key) for key in shown} for name, one in self._found.items()}
 
     def close(self) -> None:
         """Nobody is spoken to any more."""
@@ -325,6 +337,11 @@ class Managers:
             self._tell(name, "away", f"{reason}; the controller decides by itself")
 
     def _tell(self, name: str, state: str, reason: str) -> None:
+        one, now = self._found[name], self._context.clock()
+        if state in ("there", "away"):
+            one.state, one.reason, one.since = state, reason, now
+        else:
+            one.trouble, one.troubled = f"{state}: {reason}", now
         self._context.events.publish(EventType.MANAGER, manager=name, state=state, reason=reason)
 
 

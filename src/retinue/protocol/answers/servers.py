@@ -339,6 +339,16 @@ class KnownServers(msgspec.Struct):
     placed: int
 
 
+class ShownManager(msgspec.Struct):
+    state: str
+    """there, away, or not looked for yet."""
+    reason: str
+    since: float | None
+    trouble: str
+    """What was wrong with an answer of its, and when."""
+    troubled: float | None
+
+
 class ShownStatus(msgspec.Struct):
     version: str
     switches: KnownSwitches
@@ -356,4 +366,6 @@ class ShownStatus(msgspec.Struct):
     rejected_by_agents: Reasons
     left_out: list[str]
     """What stands in the configuration file and was removed by request: "link leaf1:s2 - spine2:l1"."""
+    managers: dict[str, ShownManager]
+    """Of those that are processes of their own: mobility and resources, or none."""
     last_event: int

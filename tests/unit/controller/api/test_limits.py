@@ -11,12 +11,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from retinue.controller.api import http, listener
 from retinue.controller.api.access import Access
 from retinue.controller.api.server import Api
 from retinue.controller.app import Controller
 from retinue.core.limits import LARGEST_BODY, LARGEST_REPORT, LONGEST_REASON
+from retinue.protocol import serving
 from retinue.protocol.events import EventType
+from retinue.security.listener import http_service
 from retinue.security.tokens import Tokens
 from support.fabric.networks import add_vm, fabric, vm_mac
 from support.recent_events import recent
@@ -88,7 +89,7 @@ async def test_a_body_is_no_larger_than_its_sender_needs(
 async def test_a_body_that_does_not_come_is_not_waited_for(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "BODY_LIMIT", 0.02)
+    monkeypatch.setattr(serving, "BODY_LIMIT", 0.02)
     head = f"POST /v1/vms HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {BOSS}\r\nContent-Length: 50\r\n\r\n{{"
     reader, writer = await door.dial(head.encode())
     async with asyncio.timeout(PATIENCE):
@@ -187,7 +188,7 @@ async def test_a_connection_that_shows_nobody_is_cut_off(
     door: Door, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
     """Silent, half a request, or one that is answered 401."""
-    monkeypatch.setattr(listener, "FIRST_REQUEST_LIMIT", 0.02)
+    monkeypatch.setattr(http_service, "FIRST_REQUEST_LIMIT", 0.02)
     reader, writer = await door.dial(said)
     async with asyncio.timeout(PATIENCE):
         with contextlib.suppress(ConnectionError):
@@ -200,7 +201,7 @@ async def test_a_connection_that_shows_nobody_is_cut_off(
 async def test_a_connection_whose_request_was_accepted_may_stay(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "FIRST_REQUEST_LIMIT", 0.05)
+    monkeypatch.setattr(http_service, "FIRST_REQUEST_LIMIT", 0.05)
     question = f"GET /v1/status HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {AGENT}\r\n\r\n".encode()
     reader, writer = await door.dial(question)
     async with asyncio.timeout(PATIENCE):

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from retinue.controller.api import http
 from retinue.controller.api.peer_door import Door
 from retinue.controller.api.peers import Peers
 from retinue.controller.config_tables import DomainTable
 from retinue.controller.domains.peer_client import PeerClient
 from retinue.core.limits import LARGEST_REPORT
 from retinue.core.migration import MigrationState as S
+from retinue.protocol import serving
 from retinue.protocol.domains import (
     PREPARE_PATH,
     Guest,
@@ -174,7 +174,7 @@ async def test_a_body_has_a_size_and_a_time(
     status: bytes,
 ) -> None:  # fmt: skip
     """Also that of a controller that is let in: the other domain is not ours."""
-    monkeypatch.setattr(http, "BODY_LIMIT", 0.2)
+    monkeypatch.setattr(serving, "BODY_LIMIT", 0.2)
     host, _, port = url.removeprefix("https://").partition(":")
     context = client_context(b.authority.ca, *a.files("controller/c1"))
     async with asyncio.timeout(PATIENCE):

@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from retinue.controller.api import views
+from retinue.controller.api.metrics import exposition
 from retinue.controller.migrations.requests import MigrationError
 from retinue.controller.mobility import manager
 from retinue.controller.mobility import managers as managers_module
@@ -160,6 +162,9 @@ async def test_a_silent_manager_costs_its_limit_once_and_the_controller_decides(
     assert (last["manager"], last["state"]) == (manager, "away")
     assert last["reason"] == f"the {manager} manager is away; the controller decides by itself"
     assert domains.doors["b"].said == ["match"], "the other domain was asked as without managers"
+    shown = views.status(a, {})["managers"][manager]
+    assert (shown["state"], shown["reason"]) == ("away", last["reason"])
+    assert "retinue_managers_away 1.0" in exposition(a, {}).decode()
     await domains.until("a", S.DONE)
     beside.said.clear()
     await a.mobility.migrate(VM_ID, Wish())
@@ -305,6 +310,9 @@ async def test_an_answer_that_does_not_hold_is_not_gone_by(
     last = told(domains, "mobility.manager")[-1]
     assert (last["manager"], last["state"]) == ("mobility", "not believed")
     assert reason in last["reason"]
+    shown = views.status(a, {})["managers"]["mobility"]
+    assert shown["state"] == "there"
+    assert shown["trouble"].startswith("not believed: ") and reason in shown["trouble"]
     assert told(domains, "mobility.decision")[-1]["by"] == "controller"
 
 

@@ -17,6 +17,7 @@ from retinue.protocol import sse
 from retinue.protocol.events import FIELDS, HELLO, EventType
 from retinue.protocol.releases import AGENT_HEADER, shown_release
 from retinue.protocol.routes import Route
+from retinue.protocol.serving import encode
 
 HEARTBEAT = 5.0
 """Seconds between comments on an idle event stream, so that a dead listener is noticed."""
@@ -38,11 +39,11 @@ class Encoder:
         no agent need read the others' names, nor be looked for among them: it gets no other's."""
         if agent_of and event.type == EventType.MATCH:
             own = replace(event, data={**event.data, "servers": [agent_of]})
-            return sse.encode(event.type, views.encode(views.event(own, self._controller)), event.id)
+            return sse.encode(event.type, encode(views.event(own, self._controller)), event.id)
         found = self._encoded.get(event.id)
         # An event that only one listener gets has the id of another one (events.lost).
         if found is None or event.type == EventType.EVENTS_LOST:
-            found = sse.encode(event.type, views.encode(views.event(event, self._controller)), event.id)
+            found = sse.encode(event.type, encode(views.event(event, self._controller)), event.id)
             if event.type != EventType.EVENTS_LOST:
                 self._encoded[event.id] = found
             if len(self._encoded) > ENCODED:
@@ -63,7 +64,7 @@ def handlers(controller: Controller) -> Handlers:
         release = shown_release(request.headers.get(AGENT_HEADER))
         types = _types(request.query.get("types"), of_agent=bool(release))
         bus = controller.events
-        hello = views.encode({"id": bus.last_id, "type": HELLO})
+        hello = encode({"id": bus.last_id, "type": HELLO})
         named = request.query.get("server", "")
         server = named if named in controller.net.servers else ""
         stream = bus.listen(since, types, server)
