@@ -21,6 +21,9 @@ MACS = ["52:54:00:00:01:01", "52:54:00:00:01:02"]
 VMS: list[Json] = [{"id": "vm1", "server": "server1", "nics": [{"mac": mac} for mac in MACS]}]
 
 
+VLAN_50, IPV4 = bytes.fromhex("81000032"), bytes.fromhex("0800")
+
+
 async def addresses(bench: LabBench, nics: int, vm: str = "vm1") -> list[str]:
     """What each NIC holds, when so many NICs hold an address that the guest has set."""
 
@@ -108,38 +111,101 @@ async def test_a_tenant_with_the_same_addresses_is_apart_and_migrates_without_lo
         await bench.unharmed(to_twin)
         await bench.unharmed(to_vm1)
     assert await bench.ping("peer", first), "on one server, too"
-    await goes_out(bench)
+    await goes_out(bench, "red", 100, "peer")
     for vm in ("twin", "peer"):
         await bench.cli("vm", "remove", vm)
     for command in (("subnet", "remove", "red1"), ("vnet", "remove", "reds"), ("vrf", "remove", "red")):
         await bench.cli(*command)
 
 
-async def goes_out(bench: LabBench) -> None:
-    """The VRF is given a way out by a VLAN of the router; `peer` pings outside by it while it migrates."""
+async def goes_out(bench: LabBench, vrf: str, vlan: int, vm: str) -> None:
+    """The VRF is given a way out by a VLAN of the router; its VM pings outside by it while it migrates."""
     router = ("--router", "router")
     own = ("--address", "10.1.0.253")
-    await bench.cli("vrf", "add-router", "red", *router, "--vlan", "100", "--route", "0.0.0.0/0", *own)
-    program = (sys.executable, "-I", "-S", vlan_router.__file__, "eth0", "100")
+    await bench.cli("vrf", "add-router", vrf, *router, "--vlan", str(vlan), "--route", "0.0.0.0/0", *own)
+    program = (sys.executable, "-I", "-S", vlan_router.__file__, "eth0", str(vlan))
     answers = await popen_in(bench.lab)("router", program)
     assert answers.stdout is not None and answers.stdin is not None
     assert await answers.stdout.readline() == b"listens\n"
-    assert await bench.ping("peer", "203.0.113.9")
+    assert await bench.ping(vm, "203.0.113.9")
     # Its own shell ends when it migrates.
-    await bench.guest("peer", "ping -i 0.02 203.0.113.9 >/tmp/pinged 2>&1 & echo $! >/tmp/pinged.pid")
+    await bench.guest(vm, "ping -i 0.02 203.0.113.9 >/tmp/pinged 2>&1 & echo $! >/tmp/pinged.pid")
     for target in ("server1", "server3"):
-        await bench.migration("peer", target_server=target)
-    await bench.guest("peer", "kill -INT $(cat /tmp/pinged.pid)")
+        await bench.migration(vm, target_server=target)
+    await bench.guest(vm, "kill -INT $(cat /tmp/pinged.pid)")
     said = await bench.guest(
-        "peer", "until grep -q 'packets received' /tmp/pinged; do usleep 20000; done; cat /tmp/pinged"
+        vm, "until grep -q 'packets received' /tmp/pinged; do usleep 20000; done; cat /tmp/pinged"
     )
     numbers = [int(number) for number in re.findall(r"seq=(\d+)", said)]
     assert len(numbers) > 50 and numbers == list(range(len(numbers))), said
     answers.stdin.close()
     assert int(await answers.stdout.readline()) >= len(numbers), "they came with the tag"
     assert await answers.wait() == 0
-    await bench.cli("vrf", "remove-router", "red", *router)
-    assert not await bench.ping("peer", "203.0.113.9"), "without a router a VRF has no way out"
+    await bench.cli("vrf", "remove-router", vrf, *router)
+    assert not await bench.ping(vm, "203.0.113.9"), "without a router a VRF has no way out"
+
+
+BANK = ("52:54:00:00:05:01", "52:54:00:00:05:02")
+TILL, TILL_IP = "52:54:00:00:05:03", "10.3.0.9"
+
+
+async def test_an_isolated_vnet_has_its_vlan_between_switches_and_nothing_passes_to_another(
+    bench: LabBench,
+) -> None:
+    """bank, VLAN 50, has the addresses of vm1's NICs once more; till is another, VLAN 60, with others."""
+    first, second = await addresses(bench, 2)
+    for command in (
+        ("vnet", "add", "bank", "--vlan", "50", "--isolated"),
+        ("vnet", "add", "tills", "--vlan", "60", "--isolated"),
+        ("subnet", "add", "bank1", "--prefix", "10.1.0.0/24", "--gateway", GATEWAY, "--vnet", "bank"),
+        ("subnet", "add", "till1", "--prefix", "10.3.0.0/24", "--gateway", "10.3.0.254", "--vnet", "tills"),
+    ):
+        await bench.cli(*command)
+    async with bench.events() as events:
+        for vm, server, mac, vnet, ip in (
+            ("clerk", "server2", BANK[0], "bank", first),
+            ("teller", "server1", BANK[1], "bank", second),
+            ("till", "server2", TILL, "tills", TILL_IP),
+        ):
+            nic = f"mac={mac},vnet={vnet},address={ip}"
+            await bench.cli("vm", "add", vm, "--server", server, "--nic", nic)
+        for vm in ("clerk", "teller", "till"):
+            await running(bench, events, vm)
+    rows = {(row["vlan"], row["ip"], row["mac"]) for row in await bench.bindings()}
+    assert rows >= {(0, first, MACS[0]), (50, first, BANK[0]), (50, second, BANK[1]), (60, TILL_IP, TILL)}
+
+    places = ("server2", "up0", "inout"), ("server2", "tap-clerk", "inout")
+    async with bench.captures(*places) as (uplink, tap):
+        assert await bench.ping("teller", first)
+    pair = {IPv4Address(first).packed, IPv4Address(second).packed}
+    echoes = [frame.data for frame in uplink.frames if pair <= {frame.data[30:34], frame.data[34:38]}]
+    assert len(echoes) >= 2 and {data[12:18] for data in echoes} == {VLAN_50 + IPV4}, "both ways"
+    at_vm = [frame.data for frame in tap.frames if pair <= {frame.data[26:30], frame.data[30:34]}]
+    assert len(at_vm) >= 2 and {data[12:14] for data in at_vm} == {IPV4}, "none at the VM's port"
+    assert not any(frame.data[12:14] == VLAN_50[:2] for frame in tap.frames)
+    assert await bench.ping("till", "10.3.0.254"), "its own gateway answers"
+    for there in (first, second, GATEWAY, "203.0.113.9"):
+        assert not await bench.ping("till", f"-W 1 {there}"), "nothing is routed to another vnet"
+
+    async with bench.events() as events:
+        forged = udp_frame(TILL, FABRIC_MAC, IPv4Address(TILL_IP), IPv4Address(first))
+        await bench.send("till", tagged(forged, 50).hex())
+        told = await events.until("spoofing", lambda e: e["spoofing"]["vm"] == "till")
+        assert (told["spoofing"]["kind"], told["spoofing"]["switch"]) == ("ip", "edge2")
+    async with bench.traffic(first, pps=200) as to_vm1:
+        moved = asyncio.Event()
+        pinged = asyncio.create_task(echoes_until(moved, bench, "teller", first))
+        for target in ("server3", "server1"):
+            await bench.migration("clerk", target_server=target)
+        moved.set()
+        assert all(", 0% packet loss" in said and "dup" not in said for said in await pinged), pinged.result()
+        await bench.unharmed(to_vm1)
+    await goes_out(bench, "bank", 50, "clerk")
+    for what in ("vms/clerk", "vms/teller", "vms/till", "subnets/bank1", "subnets/till1"):
+        await bench.request("DELETE", what)
+    for vnet in ("bank", "tills"):
+        await bench.cli("vnet", "remove", vnet)
+    assert [row["id"] for row in (await bench.get("vrfs"))["vrfs"]] == ["default"]
 
 
 TRUNK = ("52:54:00:00:03:01", "52:54:00:00:03:02", "52:54:00:00:03:03")

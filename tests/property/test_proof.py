@@ -32,6 +32,7 @@ from prove.run import examine
         ("vxlan", "at rest"),
         ("ways_out", "copied: done"),
         ("flooded", "diverted: stage 1"),
+        ("isolated", "at rest"),
     ],
 )
 def test_every_frame_has_the_fate_it_should_have(network: str, name: str) -> None:

@@ -231,10 +231,25 @@ def flooded_over_ip() -> Case:
     return Case(net, "vm1", "server2")
 
 
+def isolated() -> Case:
+    """Two vnets with the same addresses, each isolated, and each floods: its VLAN is the tag of its VRF."""
+    net = fabric(2, 1, (1, 2))
+    for vnet in (Vnet("shop", 42, flood=Flood.CONTROLLED), Vnet("reds", 43, flood=Flood.CONTROLLED)):
+        vrf, alone = vnet.isolated()
+        net.put_vrf(vrf)
+        net.put_vnet(alone)
+    _add_vms_of_both(net, ipv6=False)
+    return Case(net, "vm1", "server2")
+
+
 def _add_flooding(net: Network, *, ipv6: bool) -> None:
     net.put_vrf(Vrf("red", 42))
     net.put_vnet(Vnet("shop", 42, flood=Flood.CONTROLLED))
     net.put_vnet(Vnet("reds", 43, vrf="red", flood=Flood.CONTROLLED))
+    _add_vms_of_both(net, ipv6=ipv6)
+
+
+def _add_vms_of_both(net: Network, *, ipv6: bool) -> None:
     prefix = IPv4Network("10.2.0.0/24")
     for id in ("shop", "reds"):
         net.add_subnet(Subnet(id, prefix, prefix[254], vnet=id))
@@ -276,4 +291,5 @@ NETWORKS: dict[str, Callable[[], Case]] = {
     "ways_out": ways_out,
     "flooded": flooded,
     "flooded_over_ip": flooded_over_ip,
+    "isolated": isolated,
 }

@@ -18,6 +18,13 @@ Vlan = Annotated[int | None, typer.Option(metavar="VLAN", help="Its VLAN, 1 to 4
 Vrf = Annotated[
     str | None, typer.Option(metavar="VRF", help="The routing domain it is in. Left out: default.")
 ]
+Isolated = Annotated[
+    bool | None,
+    typer.Option(
+        "--isolated/--routed",
+        help="Alone in a VRF: nothing is routed to another vnet, and frames have its VLAN between switches.",
+    ),
+]
 Mtu = Annotated[
     int | None,
     typer.Option(metavar="BYTES", help="Bytes of an IP packet, for the NICs in it; 0: as switches."),
@@ -32,16 +39,23 @@ Flooding = Annotated[
 @app.command()
 @connected
 def add(
-    at: Connection, id: str, vlan: Vlan = None, mtu: Mtu = None, vrf: Vrf = None, flood: Flooding = None
+    at: Connection,
+    id: str,
+    vlan: Vlan = None,
+    mtu: Mtu = None,
+    vrf: Vrf = None,
+    flood: Flooding = None,
+    isolated: Isolated = None,
 ) -> None:
     """Add a vnet.
 
     \b
     Example:
       retinue vnet add shop --vlan 42
+      retinue vnet add bank --vlan 50 --isolated
       retinue vnet add cluster --vlan 43 --flood controlled
     """
-    said = left_in(vlan=vlan, mtu=mtu, vrf=vrf, flood=flood)
+    said = left_in(vlan=vlan, mtu=mtu, vrf=vrf, flood=flood, isolated=isolated)
     added = at.client().ask(Route.ADD_VNETS, body={"id": id, **said})
     show(at, added, f"vnet {id} is there; `retinue subnet add ID --vnet {id}` gives it a subnet")
 
@@ -49,7 +63,13 @@ def add(
 @app.command("set")
 @connected
 def set_(
-    at: Connection, id: str, vlan: Vlan = None, mtu: Mtu = None, vrf: Vrf = None, flood: Flooding = None
+    at: Connection,
+    id: str,
+    vlan: Vlan = None,
+    mtu: Mtu = None,
+    vrf: Vrf = None,
+    flood: Flooding = None,
+    isolated: Isolated = None,
 ) -> None:
     """Change what is said of a vnet; what is left out stays.
 
@@ -61,7 +81,10 @@ def set_(
     controller = at.client()
     known = row_of(controller, Route.LIST_VNETS, "vnet", id)
     kept = {name: known[name] for name in ("vlan", "mtu", "vrf", "flood")}
-    said = left_in(vlan=vlan, mtu=mtu, vrf=vrf, flood=flood)
+    said = left_in(vlan=vlan, mtu=mtu, vrf=vrf, flood=flood, isolated=isolated)
+    if known.get("isolated"):
+        del kept["vrf"]  # Its own.
+        kept["isolated"] = True
     changed = controller.ask(Route.SET_VNET, id, body={**kept, **said})
     show(at, changed, f"vnet {id} is changed")
 

@@ -161,7 +161,13 @@ class Config(ConfigTable, frozen=True):
                 if twice := next((id for id in ids if ids.count(id) > 1), ""):
                     raise ModelError(f"{kind} {twice} is given twice")
             for vnet in self.vnet:
-                net.put_vnet(Vnet(entity_id(vnet.id, "a vnet"), vnet.vlan, vnet.mtu, vnet.vrf, vnet.flood))
+                made = Vnet(entity_id(vnet.id, "a vnet"), vnet.vlan, vnet.mtu, vnet.vrf, vnet.flood)
+                if vnet.isolated:
+                    own, made = made.isolated()
+                    net.put_vrf(own)
+                net.put_vnet(made)
+            if shared := next((v.id for v in self.vnet if v.isolated and not net.is_isolated(v.id)), ""):
+                raise ModelError(f"vnet {shared} is isolated, and another vnet is in VRF {shared}, too")
             for table in self.subnet:
                 given = subnet(
                     *(

@@ -61,6 +61,7 @@ class VnetTable(ConfigTable, frozen=True):
     vlan: int = 0
     mtu: int = 0
     vrf: str = DEFAULT_VRF
+    isolated: bool = False
     flood: Flood = Flood.DROPPED
 
 

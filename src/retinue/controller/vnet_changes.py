@@ -75,6 +75,9 @@ class VrfRemoved(Change):
     def apply(self, state: State) -> Touched:
         return state.net.remove_vrf(self.vrf.id)
 
+    def undo(self, state: State) -> Undo:
+        return lambda: state.net.put_vrf(self.vrf)
+
     def dropped(self) -> tuple[Storable, ...]:
         return (self.vrf,)
 
@@ -110,6 +113,9 @@ class VnetRemoved(Change):
 
     def apply(self, state: State) -> Touched:
         return state.net.remove_vnet(self.vnet.id)
+
+    def undo(self, state: State) -> Undo:
+        return lambda: state.net.put_vnet(self.vnet)
 
     def dropped(self) -> tuple[Storable, ...]:
         return (self.vnet,)

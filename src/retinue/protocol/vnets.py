@@ -24,6 +24,8 @@ class VnetValues(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
     mtu: Annotated[int, msgspec.Meta(ge=0, le=MOST_MTU)] = 0
     """0: nobody has said."""
     vrf: str = DEFAULT_VRF
+    isolated: bool = False
+    """It gets a VRF of its own, whose tag is its VLAN."""
     flood: Flood = Flood.DROPPED
     """What becomes of broadcast and multicast in it."""
 

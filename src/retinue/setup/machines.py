@@ -96,7 +96,12 @@ def controller_config(site: Site) -> str:
             _table("[tls]", ca="ca.pem", certificate="controller.pem", key="controller.key"),
             _table("[vxlan]", mtu=site.vm_mtu + VXLAN_BYTES),
             *(_table("[[vrf]]", id=one.id, tag=one.tag) for one in site.vrf),
-            *(_table("[[vnet]]", id=one.id, vrf=one.vrf, vlan=one.vlan or None) for one in site.vnet),
+            *(
+                _table(
+                    "[[vnet]]", id=one.id, vrf=one.vrf, vlan=one.vlan or None, isolated=one.isolated or None
+                )
+                for one in site.vnet
+            ),
             *(
                 _table(
                     "[[subnet]]", id=one.id, prefix=one.prefix, gateway=one.gateway,

@@ -61,6 +61,7 @@ class VnetTable(ConfigTable, frozen=True):
     id: str
     vrf: str = DEFAULT_VRF
     vlan: int = 0
+    isolated: bool = False
 
 
 class SubnetTable(ConfigTable, frozen=True):

@@ -396,6 +396,20 @@ def test_vrfs_are_added_and_removed_and_a_vnet_keeps_its_own(real: str) -> None:
     assert json.loads(good("vrf", "remove", "red", "--json", *at)) == {"removed": "red"}
 
 
+def test_an_isolated_vnet_has_a_vrf_of_its_own_until_it_is_routed_again(real: str) -> None:
+    at = ("--url", real)
+    good("vnet", "add", "bank", "--vlan", "50", "--isolated", *at)
+    assert re.search(r"^bank +bank +50 ", good("vnet", "list", *at), re.M)
+    assert re.search(r"^bank +50 +bank +- +0 *$", good("vrf", "list", *at), re.M)
+    good("vnet", "set", "bank", "--mtu", "1400", *at)
+    assert re.search(r"^bank +bank +50 +1400 ", good("vnet", "list", *at), re.M)
+    good("vnet", "set", "bank", "--routed", *at)
+    assert re.search(r"^bank +default +50 +1400 ", good("vnet", "list", *at), re.M)
+    good("vnet", "set", "bank", "--isolated", *at)
+    good("vnet", "remove", "bank", *at)
+    assert "bank" not in good("vrf", "list", *at)
+
+
 def test_who_knows_no_other_domain_is_told_so(real: str) -> None:
     assert good("domain", "list", "--url", real) == "No other domain is configured.\n"
     assert json.loads(good("domain", "list", "--json", "--url", real)) == {"domains": [], "vms": []}

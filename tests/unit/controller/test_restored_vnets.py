@@ -93,3 +93,9 @@ async def test_a_vnet_that_says_more_than_switches_take_is_told_and_may_be_chang
         await fake.controller.vnets.set_vnet(Vnet("shop", mtu=8999))
     await fake.controller.vnets.set_vnet(Vnet("shop", mtu=1400))
     await fake.stop()
+
+
+def test_an_isolated_vnet_is_isolated_after_a_restart() -> None:
+    net = fabric()
+    restore(State(net), Stored(vrfs=[Vrf("bank", 50)], vnets=[Vnet("bank", 50, vrf="bank")]))
+    assert net.is_isolated("bank")

@@ -131,6 +131,14 @@ def test_a_routers_subinterfaces_are_ways_out_of_vrfs(tmp_path: Path) -> None:
     assert "there is no VRF red" in said
 
 
+def test_a_sites_vnet_is_isolated(tmp_path: Path) -> None:
+    make(tmp_path, f'{SITE}[[vnet]]\nid = "bank"\nvlan = 50\nisolated = true\n')
+    net = load_controller(tmp_path / "machines" / "controller" / "controller.toml").network()
+    assert (net.is_isolated("bank"), net.vrfs["bank"].tag) == (True, 50)
+    shared = '[[vnet]]\nid = "bank"\nvlan = 50\nisolated = true\n[[vnet]]\nid = "till"\nvrf = "bank"\n'
+    assert "vnet bank is isolated, and another vnet is in VRF bank" in make(tmp_path, f"{SITE}{shared}")
+
+
 @pytest.mark.parametrize(("device", "stops"), [("100", True), ("101", False), ("10", False)])
 def test_a_vlan_device_on_a_routers_cable_is_found_before_anything_is_changed(
     tmp_path: Path, device: str, stops: bool

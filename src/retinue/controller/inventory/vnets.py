@@ -4,9 +4,10 @@ A change adds or takes entries of its subnet alone, and what is in use is not re
 touched by it.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import replace
 
+from retinue.controller.changes import Change
 from retinue.controller.context import Context
 from retinue.controller.errors import RequestError, are_new, is_there
 from retinue.controller.vnet_changes import (
@@ -98,28 +99,56 @@ class VnetInventory:
         is_there("VRF", id, id in self._net.vrfs, ErrorCode.UNKNOWN_VRF)
         await self._context.commit(VrfRemoved(self._net.vrfs[id]))
 
-    async def add_vnets(self, vnets: Collection[Vnet]) -> None:
-        """Raises ModelError."""
+    async def add_vnets(self, vnets: Collection[Vnet], isolated: Container[str] = ()) -> None:
+        """`isolated`: ids of those that get a VRF of their own. Raises ModelError."""
         are_new("vnet", [vnet.id for vnet in vnets], self._net.vnets)
+        changes: list[Change] = []
         for vnet in vnets:
-            self._is_taken_by_switches(vnet)
-        committed = self._context.commit(*(VnetRegistered(vnet) for vnet in vnets))
+            if vnet.vrf != vnet.id and vnet.vrf in isolated:
+                raise _alone(vnet)
+            changes += self._registered(vnet, vnet.id in isolated)
+        committed = self._context.commit(*changes)
         for vnet in vnets:
             self._changed(vnet.id)
         await committed
 
-    async def set_vnet(self, vnet: Vnet) -> None:
+    async def set_vnet(self, vnet: Vnet, isolated: bool = False) -> None:
         """Returns when the switches that are there have confirmed it. Raises ModelError."""
         is_there("vnet", vnet.id, vnet.id in self._net.vnets, ErrorCode.UNKNOWN_VNET)
-        self._is_taken_by_switches(vnet)
-        committed = self._context.commit(VnetRegistered(vnet))
+        was_isolated, known = self._net.is_isolated(vnet.id), self._net.vnets[vnet.id]
+        if was_isolated and isolated and vnet.vlan != known.vlan:
+            raise RequestError(
+                f"vnet {vnet.id} is isolated, and its frames have VLAN {known.vlan} between switches; "
+                "to give it another, remove it and add it"
+            )
+        changes = self._registered(vnet, isolated)
+        if was_isolated and not isolated and vnet.vrf != known.vrf:
+            changes.append(VrfRemoved(self._net.vrfs[known.vrf]))
+        committed = self._context.commit(*changes)
         self._changed(vnet.id)
         await committed
 
     async def remove_vnet(self, id: str) -> None:
-        """Raises ModelError while it has subnets."""
+        """The VRF of one that is isolated goes with it. Raises ModelError while it has subnets."""
         is_there("vnet", id, id in self._net.vnets, ErrorCode.UNKNOWN_VNET)
-        await self._context.commit(VnetRemoved(self._net.vnets[id]))
+        changes: list[Change] = [VnetRemoved(self._net.vnets[id])]
+        if self._net.is_isolated(id):
+            changes.append(VrfRemoved(self._net.vrfs[id]))
+        await self._context.commit(*changes)
+
+    def _registered(self, vnet: Vnet, isolated: bool) -> list[Change]:
+        """What makes a vnet, and before it the VRF of one that is isolated. Raises ModelError."""
+        self._is_taken_by_switches(vnet)
+        if not isolated:
+            if vnet.vrf != vnet.id and self._net.is_isolated(vnet.vrf):
+                raise _alone(vnet)
+            return [VnetRegistered(vnet)]
+        vrf, alone = vnet.isolated()
+        others = sorted(one.id for one in self._net.vnets.values() if one.vrf == vrf.id and one.id != vnet.id)
+        if others:
+            raise RequestError(f"vnet {vnet.id} is not isolated: vnet {others[0]} is in VRF {vrf.id}, too")
+        made: list[Change] = [] if self._net.vrfs.get(vrf.id) == vrf else [VrfRegistered(vrf)]
+        return [*made, VnetRegistered(alone)]
 
     def _is_taken_by_switches(self, vnet: Vnet) -> None:
         known = self._net.vnets.get(vnet.id)
@@ -143,6 +172,13 @@ class VnetInventory:
         """Raises ModelError while an address of it is used."""
         is_there("subnet", id, id in self._net.subnets, ErrorCode.UNKNOWN_SUBNET)
         await self._context.commit(SubnetRemoved(self._net.subnets[id]))
+
+
+def _alone(vnet: Vnet) -> RequestError:
+    return RequestError(
+        f"vnet {vnet.id}: VRF {vnet.vrf} is that of vnet {vnet.vrf} alone, which is isolated; "
+        "`retinue vrf add` makes one for several"
+    )
 
 
 def check_gateway(context: Context, server: Server) -> None:

@@ -1,6 +1,6 @@
 """The parts of a data-centre network, each a frozen value."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
@@ -9,7 +9,7 @@ from retinue.core.model.addresses import IP, Mac, ModelError, Prefix
 from retinue.core.model.disks import Disk
 from retinue.core.model.nic import NIC
 from retinue.core.model.run_state import Power, Restart
-from retinue.core.model.vrfs import DEFAULT_VRF, Subinterface
+from retinue.core.model.vrfs import DEFAULT_VRF, Subinterface, Vrf
 
 
 class Role(StrEnum):
@@ -256,6 +256,20 @@ class Vnet:
     @property
     def floods(self) -> bool:
         return self.flood is Flood.CONTROLLED
+
+    def isolated(self) -> tuple[Vrf, "Vnet"]:
+        """A VRF that it shares with no other, whose tag is its VLAN, and itself there. Raises ModelError."""
+        if self.id == DEFAULT_VRF:
+            raise ModelError(f"vnet {self.id} is not isolated: servers and routers are in its VRF")
+        if self.vrf not in (DEFAULT_VRF, self.id):
+            raise ModelError(
+                f"vnet {self.id}: one that is isolated has a VRF of its own, and cannot be in {self.vrf}"
+            )
+        if not self.vlan:
+            raise ModelError(
+                f"vnet {self.id}: to be isolated it needs a VLAN, which its frames have between switches"
+            )
+        return Vrf(self.id, self.vlan), replace(self, vrf=self.id)
 
     def __post_init__(self) -> None:
         if self.floods and not self.vlan:

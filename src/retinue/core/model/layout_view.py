@@ -266,6 +266,17 @@ class LayoutView:
         """The VRF of a vnet; of "", which is that of the fabric's subnets, the default one."""
         return self.vnets[vnet].vrf if vnet in self.vnets else DEFAULT_VRF
 
+    def is_isolated(self, vnet: str) -> bool:
+        """True for a vnet that is alone in the VRF of its name, whose tag is its VLAN: nothing is routed to
+        another, and between switches its frames have its VLAN."""
+        known = self.vnets.get(vnet)
+        return (
+            known is not None
+            and known.vrf == known.id
+            and known.vlan == self.vrfs[known.vrf].tag != 0
+            and not any(other.vrf == known.vrf and other.id != known.id for other in self.vnets.values())
+        )
+
     def vrf_of(self, nic: NIC | None) -> str:
         """The VRF in which a NIC's addresses are meant."""
         return self.vrf_of_vnet("" if nic is None else nic.vnet)

@@ -45,6 +45,8 @@ class ShownVnet(msgspec.Struct):
     vlan: int
     mtu: int
     vrf: str
+    isolated: bool
+    """Alone in a VRF, whose tag is its VLAN."""
     flood: Flood
     flooded: FloodedFrames
     subnets: list[str]

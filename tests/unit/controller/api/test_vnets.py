@@ -8,13 +8,13 @@ import pytest
 
 from retinue.controller.app import Controller
 from retinue.controller.errors import RequestError
-from retinue.core.model import Vnet
+from retinue.core.model import VMPort, Vnet
 from retinue.core.packets import ArpOp, EtherType
 from retinue.core.pipeline.entry import match
 from retinue.core.pipeline.priorities import Arp
 from retinue.core.pipeline.tables import Table
 from retinue.protocol.errors import ErrorCode
-from support.fabric.networks import add_vm, fabric, vm_ip, vm_mac
+from support.fabric.networks import add_vm, fabric, vm_ip, vm_mac, vm_port
 from support.fakes.memory_store import MemoryStore
 from support.recent_events import recent
 from support.rest import call
@@ -31,6 +31,7 @@ async def controller() -> AsyncIterator[Controller]:
 
 
 GREEN = {"id": "green", "prefix": "10.2.0.0/24", "gateway": "10.2.0.254", "vnet": "shop"}
+BANK = {"id": "bank", "vlan": 50, "isolated": True}
 
 
 async def test_they_are_added_changed_and_removed_while_all_runs(controller: Controller, url: str) -> None:
@@ -43,6 +44,7 @@ async def test_they_are_added_changed_and_removed_while_all_runs(controller: Con
                 "vlan": 42,
                 "mtu": 0,
                 "vrf": "default",
+                "isolated": False,
                 "flood": "dropped",
                 "flooded": {"frames": 0, "dropped": 0},
                 "subnets": [],
@@ -94,6 +96,18 @@ async def test_they_are_added_changed_and_removed_while_all_runs(controller: Con
         ("POST", "/v1/vnets", {"id": "default"}, 409, "is there already"),
         ("POST", "/v1/vnets", [{"id": "x"}, {"id": "x"}], 409, "vnet x is given twice"),
         ("POST", "/v1/vnets", [{"id": "x", "vlan": 7}, {"id": "y", "vlan": 7}], 409, "VLAN 7 is vnet x's"),
+        ("POST", "/v1/vnets", {"id": "shop", "isolated": True}, 409, "to be isolated it needs a VLAN"),
+        ("POST", "/v1/vnets", {"id": "shop", "vlan": 7, "isolated": "yes"}, 400, "isolated"),
+        ("POST", "/v1/vnets", {**BANK, "id": "shop", "vrf": "red"}, 409, "VRF of its own"),
+        ("PUT", "/v1/vnets/default", {"vlan": 7, "isolated": True}, 409, "default is not isolated"),
+        (
+            "POST", "/v1/vnets", [{"id": "x", "vlan": 7, "isolated": True}, {"id": "y", "vrf": "x"}],
+            409, "VRF x is that of vnet x alone",
+        ),
+        (
+            "POST", "/v1/vnets", [{"id": "x", "vlan": 7, "isolated": True}, {"id": "y", "vlan": 7}],
+            409, "VLAN 7 is vnet x's",
+        ),
         ("PUT", "/v1/vnets/shop", {}, 404, "there is no vnet shop"),
         ("DELETE", "/v1/vnets/shop", None, 404, "there is no vnet shop"),
         ("DELETE", "/v1/vnets/default", None, 409, "vnet default stays"),
@@ -160,6 +174,64 @@ async def test_vrfs_have_tags_of_their_own_and_the_same_addresses(controller: Co
     assert (await call(url, "DELETE", "/v1/vrfs/green"))[1] == {"removed": "green"}
     told = [event.type for event in recent(controller.events) if event.type.startswith("vrf")]
     assert told == ["vrf.registered", "vrf.registered", "vrf.removed"]
+
+
+async def test_an_isolated_vnet_is_alone_in_a_vrf_whose_tag_is_its_vlan(
+    controller: Controller, url: str
+) -> None:
+    """It has the addresses of the default VRF once more; where they are set and taken off is VLAN 50."""
+    status, answer = await call(url, "POST", "/v1/vnets", BANK)
+    [shown] = answer["vnets"]  # type: ignore[misc]
+    assert (status, shown["vrf"], shown["isolated"]) == (201, "bank", True)  # type: ignore[call-overload]
+    assert controller.net.vrfs["bank"].tag == 50
+    blue = {"prefix": "10.1.0.0/24", "gateway": "10.1.0.254"}
+    assert (await call(url, "POST", "/v1/subnets", {"id": "bank1", "vnet": "bank", **blue}))[0] == 201
+    nic = {"mac": vm_mac(7), "vnet": "bank", "addresses": ["10.1.0.101"]}
+    assert (await call(url, "POST", "/v1/vms", {"id": "twin", "server": "server1", "nics": [nic]}))[0] == 201
+    controller.net.set_vm_port("twin", "edge1", VMPort(vm_port(7), "tap7"))
+    status, answer = await call(url, "GET", "/v1/bindings")
+    rows = {(row["vlan"], row["vm"]) for row in answer["bindings"] if row["ip"] == "10.1.0.101"}  # type: ignore[attr-defined]
+    assert rows == {(0, "vm1"), (50, "twin")}
+    for method, path, body, said in (
+        ("POST", "/v1/vnets", {"id": "till", "vrf": "bank"}, "VRF bank is that of vnet bank alone"),
+        ("PUT", "/v1/vnets/bank", {"vlan": 51, "isolated": True}, "its frames have VLAN 50"),
+        ("PUT", "/v1/vnets/bank", {"vlan": 50}, "vnet bank cannot leave VRF bank: it is in use"),
+        ("POST", "/v1/vrfs", {"id": "red", "tag": 50}, "tag 50 is VRF bank's"),
+        ("DELETE", "/v1/vrfs/bank", None, "VRF bank is in use by vnet bank"),
+        ("DELETE", "/v1/vnets/bank", None, "vnet bank is in use by subnet bank1"),
+    ):
+        status, answer = await call(url, method, path, body)
+        assert (status, said in str(answer["error"])) == (409, True), answer
+    assert controller.net.is_isolated("bank")
+    for path in ("vms/twin", "subnets/bank1", "vnets/bank"):
+        assert (await call(url, "DELETE", f"/v1/{path}"))[0] == 200
+    assert list(controller.net.vrfs) == ["default"]
+
+
+async def test_a_vnet_becomes_isolated_and_routed_again_while_nobody_uses_it(
+    controller: Controller, url: str
+) -> None:
+    await call(url, "POST", "/v1/vnets", {"id": "bank", "vlan": 50})
+    assert (await call(url, "PUT", "/v1/vnets/bank", {"vlan": 50, "isolated": True}))[1]["vrf"] == "bank"
+    assert (await call(url, "PUT", "/v1/vnets/bank", {"vlan": 50, "mtu": 1400, "isolated": True}))[0] == 200
+    assert (await call(url, "PUT", "/v1/vnets/bank", {"vlan": 50}))[1]["vrf"] == "default"
+    assert list(controller.net.vrfs) == ["default"]
+    await call(url, "POST", "/v1/vrfs", {"id": "red", "tag": 50})
+    status, answer = await call(url, "PUT", "/v1/vnets/bank", {"vlan": 50, "isolated": True})
+    assert (status, "VRF bank: tag 50 is VRF red's" in str(answer["error"])) == (409, True)
+    assert (list(controller.net.vrfs), controller.net.vnets["bank"].vrf) == (["default", "red"], "default")
+
+
+async def test_a_vrf_of_several_vnets_is_nobodys_alone(controller: Controller, url: str) -> None:
+    """One that a manager has made stays as it was, though a vnet in it has its name and tag."""
+    await call(url, "POST", "/v1/vrfs", {"id": "red", "tag": 7})
+    both = [{"id": "red", "vlan": 7, "vrf": "red"}, {"id": "blues", "vrf": "red"}]
+    status, answer = await call(url, "POST", "/v1/vnets", both)
+    assert (status, [row["isolated"] for row in answer["vnets"]]) == (201, [False, False])  # type: ignore[attr-defined]
+    status, answer = await call(url, "PUT", "/v1/vnets/red", {"vlan": 7, "vrf": "red", "isolated": True})
+    assert (status, "vnet blues is in VRF red, too" in str(answer["error"])) == (409, True)
+    assert (await call(url, "DELETE", "/v1/vnets/red"))[0] == 200
+    assert "red" in controller.net.vrfs
 
 
 async def test_what_the_file_has_is_removed_there(controller: Controller, url: str) -> None:

@@ -69,13 +69,13 @@ def handlers(controller: Controller) -> Handlers:
         bodies: list[VnetBody] = many(await body(request, VnetBody | list[VnetBody]))
         given = [Vnet(entity_id(one.id, "a vnet"), one.vlan, one.mtu, one.vrf, one.flood) for one in bodies]
         with said(controller, request, "vnet", [one.id for one in given]):
-            await vnets.add_vnets(given)
-        return answer({"vnets": [_vnet(net, counts, vnet) for vnet in given]}, status=201)
+            await vnets.add_vnets(given, {one.id for one in bodies if one.isolated})
+        return answer({"vnets": [_vnet(net, counts, net.vnets[one.id]) for one in given]}, status=201)
 
     async def set_vnet(request: web.Request) -> web.Response:
         given: VnetValues = await body(request, VnetValues)
         id = _known(request, "vnet", net.vnets, ErrorCode.UNKNOWN_VNET)
-        await vnets.set_vnet(Vnet(id, given.vlan, given.mtu, given.vrf, given.flood))
+        await vnets.set_vnet(Vnet(id, given.vlan, given.mtu, given.vrf, given.flood), given.isolated)
         return answer(_vnet(net, counts, net.vnets[id]))
 
     async def remove_vnet(request: web.Request) -> web.Response:
@@ -168,6 +168,7 @@ def _vrf(net: Network, vrf: Vrf) -> dict[str, object]:
 def _vnet(net: Network, counts: FloodCounts, vnet: Vnet) -> dict[str, object]:
     return {
         **views.plain(vnet),
+        "isolated": net.is_isolated(vnet.id),
         "flooded": views.plain(counts.of(vnet.id)),
         "subnets": sorted(s.id for s in net.subnets.values() if s.vnet == vnet.id),
         "configured": f"vnet {vnet.id}" in net.configured,
