@@ -4,19 +4,18 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
 
-from retinue.host import taps
 from retinue.protocol.client import ControllerClient
 from retinue.protocol.errors import ErrorCode, RejectedError
 from retinue.security.authority import Authority
 from retinue.security.identity import PeerRole
 from retinue_lab.network import credentials
 from support.lab.agent_command import agent, as_agent
-from support.lab.foreign_vm import ForeignVM
+from support.lab.foreign_vm import ForeignVM, plug, without_agents
 from support.lab.frames import ARP, dhcp_type
 from support.lab.health import strip
 from support.lab.migrating import reaches
@@ -686,31 +685,6 @@ async def test_a_vm_of_others_goes_to_another_port_of_its_switch_and_then_to_ano
         assert not [flow for flow in await bench.flows("edge2") if f"={address} " in flow]
         assert await is_reached(bench, address)
         await bench.request("DELETE", f"vms/{vm.name}")
-
-
-async def without_agents(bench: LabBench, *servers: str) -> None:
-    """Their agents end, and the operator says that they have none: until then no manager reroutes a VM."""
-    running_now = {daemon.name for daemon in bench.lab.status().daemons if daemon.running}
-    for server in servers:
-        if f"{server}-agent" in running_now:
-            bench.kill(f"{server}-agent")
-
-        async def is_forgotten(server: str = server) -> bool:
-            said = await bench.cli("server", "forget-agent", server, fails=None)
-            return f"{server} has no agent" in said
-
-        await eventually(is_forgotten)
-
-
-async def plug(bench: LabBench, vm: ForeignVM, server: str, tap: str, host: str) -> None:
-    """A tap for the VM at the server's switch, with the ids by which the controller knows it."""
-
-    async def run(argv: Sequence[str]) -> str:
-        return await bench.run(server, *argv)
-
-    await taps.add_port(run, bridge="br0", tap=tap, vm=vm.name, mac=vm.mac)
-    if host:
-        await run(["ovs-vsctl", "set", "interface", tap, f"external_ids:host={host}"])
 
 
 async def rerouted(bench: LabBench, vm: ForeignVM, server_mac: str) -> Json:

@@ -2,7 +2,7 @@
 
 kea        Kea. Hears and answers by raw sockets, so it addresses frames to the client's MAC itself.
 kea-udp    Kea with UDP sockets: its kernel addresses what is sent. They are bound to its own address, so it
-           hears no broadcast: it must be in another subnet than the VMs, so that they are relayed to it.
+           hears no broadcast: VMs are relayed to it, those of its own subnet, too.
 dnsmasq    the small one of routers and of libvirt; the kernel, too
 isc-dhcpd  ISC's older server; raw sockets to a client without address, the kernel to one that renews
 """

@@ -309,9 +309,12 @@ class Topology(ConfigTable, frozen=True, kw_only=True):
         return [*(subnet.prefix for subnet in self.subnet), *(subnet.prefix for subnet in self.subnet6)]
 
     def relays_to(self, subnet: SubnetPart) -> list[str] | None:
-        """DHCP servers of other subnets to which messages of this one's VMs are relayed, None for no such."""
+        """DHCP servers to which messages of this subnet's VMs are relayed, None for no such: those of other
+        subnets, and one of its own that hears no broadcast."""
         dhcp = self.dhcp
-        if dhcp is None or self.leased.id != subnet.id or dhcp.address in subnet.prefix:
+        if dhcp is None or self.leased.id != subnet.id:
+            return None
+        if dhcp.address in subnet.prefix and dhcp.program != "kea-udp":
             return None
         return [str(dhcp.address)]
 

@@ -205,11 +205,6 @@ def _check_services(topology: Topology) -> None:
                 raise LabError(f"dhcp: {address} is not inside {prefix}, the subnet of {dhcp.pool[0]}")
         if dhcp.pool[0] > dhcp.pool[1]:
             raise LabError(f"dhcp: the pool ends at {dhcp.pool[1]}, before it starts at {dhcp.pool[0]}")
-        if dhcp.program == "kea-udp" and topology.relays_to(topology.leased) is None:
-            raise LabError(
-                f"dhcp: Kea with UDP sockets hears no broadcast; give it an address outside {prefix}, "
-                f"then messages are relayed to it"
-            )
     if topology.forwarder is not None:
         if topology.mtu < STORAGE_MTU:
             raise LabError(f"forwarder: storage frames need an mtu of {STORAGE_MTU}, it is {topology.mtu}")

@@ -3,18 +3,22 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qemu.qmp import QMPClient
 
+from retinue.host import taps
 from retinue.hypervisor.qemu.argv import OFFLOADS_OFF
 from retinue_lab.guest.image import command_line, ensure_guest
 from retinue_lab.guest.shell import GuestShell
 from support.lab.programs import Commands, popen_in
-from support.lab.tools import BOOT_PATIENCE, PATIENCE, Json, eventually
+from support.lab.tools import BOOT_PATIENCE, PATIENCE, Json, LabBench, eventually
+
+PXE_ROM = Path("/usr/lib/ipxe/qemu/pxe-virtio.rom")
+"""Of Debian's ipxe-qemu, on which its QEMU depends."""
 
 
 class Said:
@@ -123,6 +127,10 @@ class ForeignVM:
     """As the guest's command line has it."""
 
     @property
+    def command_line(self) -> str:
+        return command_line(self.address, hostname=self.name)
+
+    @property
     def memory(self) -> Path:
         """Where a QEMU that waits takes the memory."""
         return self.folder / "memory"
@@ -135,19 +143,22 @@ class ForeignVM:
         stack: contextlib.AsyncExitStack,
         *,
         incoming: bool = False,
+        by_network: bool = False,
         called: str = "",
     ) -> Machine:
         """A QEMU with the VM, or one that waits for it, until the stack is closed; its files are called so
-        (without a word as the node is)."""
+        (without a word as the node is). One that starts `by_network` has nothing but its card's own ROM."""
         guest = await asyncio.to_thread(ensure_guest)
         paths = {
             kind: self.folder / f"{called or node}.{kind}" for kind in ("qmp", "control", "console", "shell")
         }
         argv = ["nice", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"]
-        argv += ["-accel", "tcg", "-M", "pc-q35-7.2", "-m", "96", "-kernel", str(guest.kernel)]
-        argv += ["-initrd", str(guest.initrd), "-append", command_line(self.address, hostname=self.name)]
+        argv += ["-accel", "tcg", "-M", "pc-q35-7.2", "-m", "192" if by_network else "96"]
+        if not by_network:
+            argv += ["-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", self.command_line]
+        rom = f"{PXE_ROM},bootindex=1" if by_network else ""
         argv += ["-netdev", f"tap,id=net0,ifname={tap},script=no,downscript=no"]
-        argv += ["-device", f"virtio-net-pci,netdev=net0,mac={self.mac},romfile=,{OFFLOADS_OFF}"]
+        argv += ["-device", f"virtio-net-pci,netdev=net0,mac={self.mac},romfile={rom},{OFFLOADS_OFF}"]
         argv += ["-serial", f"file:{paths['console']}"]
         argv += ["-serial", f"unix:{paths['shell']},server=on,wait=off"]
         argv += ["-qmp", f"unix:{paths['control']},server=on,wait=off"]
@@ -159,3 +170,28 @@ class ForeignVM:
         await monitor.connect(str(paths["control"]))
         stack.push_async_callback(monitor.disconnect)
         return Machine(node, said, paths["qmp"], paths["console"], paths["shell"], monitor)
+
+
+async def without_agents(bench: LabBench, *servers: str) -> None:
+    """Their agents end, and the operator says that they have none: until then no manager reroutes a VM."""
+    running_now = {daemon.name for daemon in bench.lab.status().daemons if daemon.running}
+    for server in servers:
+        if f"{server}-agent" in running_now:
+            bench.kill(f"{server}-agent")
+
+        async def is_forgotten(server: str = server) -> bool:
+            said = await bench.cli("server", "forget-agent", server, fails=None)
+            return f"{server} has no agent" in said
+
+        await eventually(is_forgotten)
+
+
+async def plug(bench: LabBench, vm: ForeignVM, server: str, tap: str, host: str = "") -> None:
+    """A tap for the VM at the server's switch, with the ids by which the controller knows it."""
+
+    async def run(argv: Sequence[str]) -> str:
+        return await bench.run(server, *argv)
+
+    await taps.add_port(run, bridge="br0", tap=tap, vm=vm.name, mac=vm.mac)
+    if host:
+        await run(["ovs-vsctl", "set", "interface", tap, f"external_ids:host={host}"])

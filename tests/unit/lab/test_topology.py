@@ -177,12 +177,19 @@ def test_other_dhcp_servers_are_told_the_same(tmp_path: Path) -> None:
     )
     assert "hardware ethernet 52:54:00:00:00:01; fixed-address 10.1.0.50;" in said
     for name, daemon in DAEMONS.items():
-        text = text.replace('10.1.0.2"', '10.0.0.2"')  # Elsewhere, any of them can serve.
         other = load(write(tmp_path, text.replace("[dhcp]", f'[dhcp]\nprogram = "{name}"')))
         program = program_of(other, tmp_path)
         assert program.argv[0] == daemon
         sockets = {"kea": b'"raw"', "kea-udp": b'"udp"'}.get(name, b"")
         assert sockets in program.configuration
+
+
+def test_one_that_hears_no_broadcast_is_relayed_to_in_its_own_subnet(tmp_path: Path) -> None:
+    text = topology_file.DEFAULT_FILE.read_text().replace("[dhcp]", '[dhcp]\nprogram = "kea-udp"')
+    told = read(controller_config(load(write(tmp_path, text)))).network
+    dhcp = told.servers["dhcp"].address
+    assert dhcp in told.subnets["blue"].prefix
+    assert {s.id: s.dhcp for s in told.subnets.values()} == {"servers": (), "blue": (dhcp,)}
 
 
 def test_a_dhcp_server_of_another_subnet_is_relayed_to() -> None:
@@ -210,7 +217,6 @@ def write(folder: Path, text: str) -> Path:
     [
         ("lease_seconds = 600", 'lease_seconds = "long"', "dhcp: lease_seconds"),
         ("lease_seconds = 600", "lease_seconds = 0", "dhcp: lease_seconds"),
-        ("lease_seconds = 600", 'lease_seconds = 600\nprogram = "kea-udp"', "hears no broadcast"),
         ("lease_seconds = 600", "lease_secs = 600", "lease_secs"),
         ('mac = "02:00:00:00:00:02"', 'mac = "02-00"', "[[server]] server2: mac"),
         ('address = "10.0.0.12"', 'address = "10.0.0.512"', "[[server]] server2: address"),

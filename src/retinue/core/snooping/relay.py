@@ -1,4 +1,4 @@
-"""The relay between a VM and a DHCP server of another subnet (RFC 1542 section 4, RFC 3046).
+"""The relay between a VM and a DHCP server that its subnet names (RFC 1542 section 4, RFC 3046).
 
 To which servers a VM's message goes, straight or relayed, and what a relay changes in a message. The relay
 is the subnet's gateway: `giaddr` is the gateway's address, by which the server picks the subnet, and to which
@@ -114,16 +114,16 @@ def _serves(net: Network, server: Server, vm: str, dhcp: DHCP) -> bool:
 
 
 def _ways_to(net: Network, server: Server, home: Subnet | None, vnet: str, vrf: str) -> list[Way]:
-    """The ways from the VRF. From another than its own a server is reached by the relay alone."""
+    """The ways from the VRF. From another than its own a server is reached by the relay alone; one of the
+    VMs' own subnet, too, where that names it: so it hears of which VM a message is, and needs to hear no
+    broadcast."""
     address = server.address
     is_elsewhere = vrf != net.vrf_of_server(server)
     relayed = [
-        s
-        for s in net.subnets_in(vrf)
-        if is_leased(s.gateway)
-        if address in s.dhcp and address is not None and (is_elsewhere or address not in s.prefix)
+        s for s in net.subnets_in(vrf) if is_leased(s.gateway) and address is not None and address in s.dhcp
     ]
-    if not is_elsewhere and (not relayed or (home is not None and address in home.prefix)):
+    beside = home is not None and address in home.prefix and home not in relayed
+    if not is_elsewhere and (not relayed or beside):
         return [Way(server)]
     # A VM without an address may be given one of any subnet that is relayed (of its NIC's vnet, where the NIC
     # has one): the server decides.

@@ -72,14 +72,24 @@ def test_a_vm_of_a_subnet_that_is_not_relayed_is_not_relayed(net: Network) -> No
     assert ways(net, "vm1", inside_servers, None, {}) == []
 
 
-def test_a_server_in_the_subnet_itself_is_asked_straight_though_it_is_listed() -> None:
-    """Who lists all DHCP servers for every subnet has the one inside it among them."""
+def test_a_server_in_the_subnet_itself_is_relayed_to_where_it_is_listed() -> None:
+    """So it hears by option 82 of which VM a message is, and by its own address, without a broadcast."""
     net = networks.fabric()
     net.subnets["blue"] = replace(net.subnets["blue"], dhcp=(NEAR,))
     networks.add_vm(net, 1, at=1, bound=False)
-    straight = [Way(net.servers["dhcp"])]
-    assert ways(net, "vm1", discover(MAC, 7), None, {}) == straight
-    assert ways(net, "vm1", request(MAC, 7, IPv4Address("10.0.0.77"), None), None, {}) == straight
+    relayed = [Way(net.servers["dhcp"], networks.GATEWAY)]
+    for said in (discover(MAC, 7), request(MAC, 7, IP, NEAR)):
+        assert ways(net, "vm1", said, None, {}) == relayed
+    assert ways(net, "vm1", renewal(IP, MAC, 8), NEAR, {}) == relayed
+    inside_servers = request(MAC, 7, IPv4Address("10.0.0.77"), None)
+    assert ways(net, "vm1", inside_servers, None, {}) == []
+
+
+def test_a_server_in_the_subnet_itself_that_another_lists_is_asked_straight() -> None:
+    net = networks.fabric()
+    net.subnets["servers"] = replace(net.subnets["servers"], dhcp=(NEAR,))
+    networks.add_vm(net, 1, at=1)
+    assert ways(net, "vm1", renewal(IP, MAC, 8), NEAR, {}) == [Way(net.servers["dhcp"])]
 
 
 @pytest.mark.parametrize("first", ["IPv4", "IPv6"])
