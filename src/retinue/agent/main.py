@@ -28,6 +28,7 @@ from retinue.agent.config import AgentConfig, load
 from retinue.agent.content.service import ContentService
 from retinue.agent.content.store import Store, StoreError
 from retinue.agent.controller_link.made_here import MadeHere
+from retinue.agent.controller_link.own_mac import OwnMac
 from retinue.agent.controller_link.rejections import Rejections
 from retinue.agent.controller_link.reports import Rest
 from retinue.agent.dispatcher import Dispatcher
@@ -110,7 +111,9 @@ async def _serve(config: AgentConfig) -> None:
         await _serve_cache(config, rest, transfer, content)
         return
     manager = _manager(config, rest, credentials)
-    made = MadeHere(config.server, manager, config.report.interface or config.bridge)
+    own_interface = config.report.interface or config.bridge
+    made = MadeHere(config.server, manager, own_interface)
+    own_mac = OwnMac(config.server, rest, own_interface)
     runs = runner(config, folder / "vms", made)
     disk_folder = Path(config.disk_folder) if config.disk_folder else folder / "disks"
     disks = LocalDisks(disk_folder, content, [Path(one) for one in config.disk_paths])
@@ -142,6 +145,7 @@ async def _serve(config: AgentConfig) -> None:
                 rejections.again()
                 content.reports.again()
                 made.again()
+                own_mac.again()
 
             def others(event: ControllerEvent) -> None:
                 if event.type == EventType.VM_REMOVED:
@@ -173,6 +177,7 @@ async def _serve(config: AgentConfig) -> None:
         await runs.end()
         await transfer.close()
         await made.close()
+        await own_mac.close()
         if manager is not rest:
             await manager.close()
         await rest.close()

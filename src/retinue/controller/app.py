@@ -26,6 +26,7 @@ from retinue.controller.flood_counts import FloodCounts
 from retinue.controller.inventory.fabric import FabricInventory
 from retinue.controller.inventory.fencing import Fencing
 from retinue.controller.inventory.nic_settings import NICSettings
+from retinue.controller.inventory.own_macs import OwnMacs
 from retinue.controller.inventory.pairs import Pairs
 from retinue.controller.inventory.switch_rows import SwitchRows
 from retinue.controller.inventory.vms import Inventory
@@ -146,6 +147,7 @@ class Controller:
         self.inventory = Inventory(self.context, self.orchestrator, self._by_dpid, self._give_back)
         self.arp.put_servers = self.inventory.put_servers
         self.vdp = VdpPath(self.context, self.inventory.put_servers)
+        self.own_macs = OwnMacs(self.context, self.arp.locations, self.inventory.put_servers)
         self.nics = NICSettings(self.context, self.inventory.nics.ours)
         self.vnets = VnetInventory(self.context, self.inventory.ports.look_at_vnet, lambda: self.arp.unknown)
         self.pairs = Pairs(self.context)

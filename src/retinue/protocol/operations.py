@@ -21,7 +21,7 @@ from retinue.protocol.pairs import PairBody
 from retinue.protocol.rejections import CountersBody
 from retinue.protocol.renewals import LONGEST_WAIT, RenewalReportBody, RenewBody
 from retinue.protocol.routes import Route
-from retinue.protocol.servers import GatewayGroupBody, GatewayGroupValues, ServerBody
+from retinue.protocol.servers import GatewayGroupBody, GatewayGroupValues, ServerBody, ServerMacBody
 from retinue.protocol.snooping_rows import RowsBody
 from retinue.protocol.traces import TraceBody
 
@@ -204,6 +204,9 @@ OPERATIONS: Mapping[Route, Operation] = {
     ),
     Route.REPORT_MADE_VM: Operation(
         "A VM that was made at the server", vm_reports.ReportedAddresses, vm_reports.ReportedVMBody
+    ),
+    Route.REPORT_SERVER_MAC: Operation(
+        "The server's own MAC, by who its agent is", servers.KnownMac, ServerMacBody
     ),
     Route.REPORT_PROFILE: Operation("What a server has left", common.Done, mobility.ServerReport),
     Route.LIST_BOOKINGS: Operation("Room that is booked", migrations.AllBookings),

@@ -113,6 +113,7 @@ class Route(Enum):
     FORGET_AGENT = "DELETE", "/v1/servers/{id}/agent", Right.MANAGE
     REPORT_HYPERVISOR_EVENT = "POST", "/v1/servers/{id}/hypervisor-events", Right.REPORT_SERVER
     REPORT_MADE_VM = "POST", "/v1/servers/{id}/vm-reports", Right.REPORT_SERVER
+    REPORT_SERVER_MAC = "POST", "/v1/servers/{id}/mac", Right.REPORT_SERVER
     REPORT_PROFILE = "POST", "/v1/servers/{id}/profile", Right.REPORT_SERVER
     LIST_BOOKINGS = "GET", "/v1/bookings", Right.READ
     BOOK_SERVER = "POST", "/v1/servers/{id}/bookings", Right.REPORT_SERVER

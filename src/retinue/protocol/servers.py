@@ -90,3 +90,9 @@ class GatewayGroupBody(msgspec.Struct, forbid_unknown_fields=True):
 
     id: str
     mac: str
+
+
+class ServerMacBody(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /v1/servers/{id}/mac: what the server's MAC is, says its agent."""
+
+    mac: str

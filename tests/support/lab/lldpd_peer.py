@@ -1,8 +1,9 @@
 """lldpd at the other end of a cable, in namespaces of its own: what it writes, and what it reads of ours.
 
-Run as `unshare --net --mount python lldpd_peer.py MAC FRAME`: lldpd says this gateway MAC in the TLV of ours
-and gets the frame (hexadecimal). Printed is JSON: the frame that it wrote, and its neighbours as lldpcli has
-them. It gives up root, which it cannot do in the laboratory's user namespace: so it is not in there.
+Run as `unshare --net --mount python lldpd_peer.py MAC FRAME [CHASSIS ADDRESS]`: lldpd says this gateway MAC
+in the TLV of ours and gets the frame (hexadecimal); its chassis has this id, and its NIC this address.
+Printed is JSON: the frame that it wrote, and its neighbours as lldpcli has them. It gives up root, which it cannot do
+in the laboratory's user namespace: so it is not in there.
 """
 
 import json
@@ -46,10 +47,12 @@ def neighbours() -> list[Any]:
     ]
 
 
-def main(mac: str, frame: str) -> dict[str, Any]:
+def main(mac: str, frame: str, chassis: str = "", address: str = "") -> dict[str, Any]:
     command("mount", "-t", "tmpfs", "none", "/run")
     command("mkdir", "/run/lldpd")
     command("ip", "link", "add", "name", "its", "type", "veth", "peer", "name", "ours")
+    if address:
+        command("ip", "link", "set", "its", "address", address)
     for name in ("lo", "its", "ours"):
         command("ip", "link", "set", name, "up")
     end = time.monotonic() + LIMIT
@@ -58,6 +61,8 @@ def main(mac: str, frame: str) -> dict[str, Any]:
         try:
             while not answers() and time.monotonic() < end:
                 time.sleep(0.05)
+            if chassis:
+                cli("configure", "system", "chassisid", chassis)
             tlv = ("oui", "52,54,4e", "subtype", "1", "oui-info", mac.replace(":", ","))
             cli("configure", "lldp", "custom-tlv", *tlv)
             cli("configure", "lldp", "tx-interval", "1")

@@ -292,8 +292,11 @@ def _check_chassis(net: NetworkView, server: Server) -> None:
         raise ModelError(f"server {server.id}: a chassis id has up to {LONGEST_CHASSIS} printable characters")
     if server.mac != mac_to_come(server.id):
         return
-    if not server.chassis:
-        raise ModelError(f"server {server.id}: give its MAC, or the LLDP chassis id by which that is found")
+    if not server.chassis and not server.edge:
+        raise ModelError(
+            f"server {server.id}: give its MAC, or the LLDP chassis id by which that is found; that of one "
+            "with an edge switch its agent says"
+        )
     at = server.given_at
     if at is not None and at.switch in net.switches and net.switches[at.switch].given:
         raise ModelError(

@@ -369,3 +369,13 @@ class ShownStatus(msgspec.Struct):
     managers: dict[str, ShownManager]
     """Of those that are processes of their own: mobility and resources, or none."""
     last_event: int
+
+
+class KnownMac(msgspec.Struct):
+    """What is answered to a server's word of its own MAC."""
+
+    server: str
+    known: bool
+    """The server is known by it, from now on."""
+    reason: str
+    """Why it is not."""

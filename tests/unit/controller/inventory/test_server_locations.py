@@ -553,6 +553,50 @@ async def test_who_has_neither_mac_nor_chassis_id_is_nobody(bench: LocatedServer
         await put([given])
 
 
+async def test_a_server_with_another_nic_is_known_by_the_name_in_its_agents_certificate(
+    bench: LocatedServers,
+) -> None:
+    """Its agent says the MAC that it has now; nothing of it is heard by the one that it had."""
+    told = bench.fake.controller.own_macs.told
+    assert await told("server1", ONE) == ""
+    assert await told("server1", NEW) == ""
+    assert (bench.net.servers["server1"].mac, bench.net.location("server1")) == (NEW, HOME)
+    (said,) = bench.events("server.identified")
+    assert (said["server"], said["mac"], said["before"], said["location"]) == ("server1", NEW, ONE, str(HOME))
+    assert to_mac(bench, "leaf1", NEW)
+    assert not to_mac(bench, "leaf1", ONE)
+
+
+async def test_a_server_given_without_a_mac_has_the_one_that_its_agent_says(bench: LocatedServers) -> None:
+    """One with an edge switch has an agent; it is then found by its ARP, as any other."""
+    await bench.fake.controller.fabric.add_switches(
+        [replace(bench.net.switches["edge1"], id="edge9", dpid=9)]
+    )
+    given = Server("new", mac_to_come("new"), IPv4Address("10.0.0.77"), edge="edge9")
+    await bench.fake.controller.inventory.put_servers([given])
+    assert await bench.fake.controller.own_macs.told("new", NEW) == ""
+    bench.speak("leaf2", 77, NEW, 67)
+    await bench.decided()
+    assert (bench.net.servers["new"].mac, bench.net.location("new")) == (NEW, SPARE)
+    assert to_mac(bench, "leaf2", NEW)
+
+
+async def test_an_agents_word_is_not_taken_where_it_cannot_be_so(bench: LocatedServers) -> None:
+    told = bench.fake.controller.own_macs.told
+    bench.answers(1, ONE)
+    assert await told("server1", NEW) == f"server server1 answers by {ONE}, the MAC that it has"
+    with pytest.raises(RequestError, match="there is no server nobody"):
+        await told("nobody", NEW)
+    with pytest.raises(ModelError, match=f"MAC {ONE} already belongs to server server1"):
+        await told("server2", ONE)
+    bench.net.put_server(replace(bench.net.servers["server2"], address=None))
+    assert "nobody can ask whether it still has it" in await told("server2", NEW)
+    bench.net.fenced.add("server2")
+    assert await told("server2", NEW) == "server server2 is fenced"
+    assert [bench.net.servers[name].mac for name in ("server1", "server2")] == [ONE, TWO]
+    assert bench.events("server.identified") == []
+
+
 async def test_what_lldp_has_taught_of_a_server_of_the_file_outlives_a_restart() -> None:
     """The file has the old NIC's MAC still, and another server of it may have been given that."""
     store, net = MemoryStore(), network()

@@ -17,7 +17,7 @@ from retinue.core.model import Host, Prefix, Server, Subinterface, entity_id, ma
 from retinue.protocol.hypervisor_events import HypervisorEvent
 from retinue.protocol.rejections import CountersBody
 from retinue.protocol.routes import Route
-from retinue.protocol.servers import AgentState, ServerBody
+from retinue.protocol.servers import AgentState, ServerBody, ServerMacBody
 from retinue.protocol.vm_reports import ReportedVMBody
 
 
@@ -101,6 +101,13 @@ def handlers(controller: Controller) -> Handlers:
         waiting = await controller.inventory.reports.on_report(request.match_info["id"], report)
         return answer({"vm": report.vm, "waiting": [str(ip) for ip in waiting]})
 
+    async def report_mac(request: web.Request) -> web.Response:
+        """Answered with why the server is not known by it, if it is not."""
+        given: ServerMacBody = await body(request, ServerMacBody)
+        server = request.match_info["id"]
+        reason = await controller.own_macs.told(server, mac(given.mac))
+        return answer({"server": server, "known": not reason, "reason": reason})
+
     return {
         Route.LIST_SERVERS: all_servers,
         Route.REGISTER_SERVERS: register,
@@ -113,6 +120,7 @@ def handlers(controller: Controller) -> Handlers:
         Route.REPORT_HYPERVISOR_EVENT: report_event,
         Route.REPORT_COUNTERS: report_counters,
         Route.REPORT_MADE_VM: report_vm,
+        Route.REPORT_SERVER_MAC: report_mac,
     }
 
 
