@@ -15,7 +15,8 @@ import pytest
 from retinue.core.packets.lldp import NEAREST_BRIDGE
 from retinue_lab.measure import arp as arp_program
 from retinue_lab.measure.capture import SilentPorts, WatchedPort
-from retinue_lab.topology.topology import node_of
+from retinue_lab.network.nodes import OFFLOADS
+from retinue_lab.topology.topology import FABRIC, SANDBOX, node_of
 from support.lab import second_router
 from support.lab.frames import ARP, BROADCAST, ICMP, IP, TCP, UDP, Ether, arp, carries, hexed
 from support.lab.health import calm
@@ -426,6 +427,51 @@ async def test_a_service_is_found_at_the_nearest_and_no_packet_is_lost_as_member
     await bench.cli("vm", "nic", "set", "vm1", "--anycast", "none", "--load", "0")
     for vm, home in (("vm2", "server1"), ("vm3", "server2")):
         await bench.migration(vm, target_server=home)
+
+
+BOX, BOX_MAC, BOX_ADDRESS = "box", "02:00:00:00:00:b1", "10.0.0.40"
+BOX_CABLE = f"""
+    ip netns add {BOX}
+    ip link add leaf1-{BOX} netns {FABRIC} type veth peer name eth0 netns {BOX} address {BOX_MAC}
+    ip netns exec {BOX} ethtool -K eth0 {OFFLOADS} > /dev/null
+    ip netns exec {FABRIC} ethtool -K leaf1-{BOX} {OFFLOADS} > /dev/null
+    ip -n {FABRIC} link set leaf1-{BOX} up
+    ip -n {BOX} link set lo up
+    ip -n {BOX} link set eth0 up
+    ip -n {BOX} address add {BOX_ADDRESS}/24 dev eth0
+    ip -n {BOX} address add {SERVICE}/32 dev lo
+    ip -n {BOX} route add default via 10.0.0.254
+"""
+
+
+async def test_a_machine_that_runs_no_vms_is_a_member_beside_a_vm_and_no_packet_is_lost(
+    bench: LabBench,
+) -> None:
+    """vm3 is a member under the other leaf; the machine joins under the asker's own, is asked, and leaves."""
+
+    async def heard_by_box() -> int:
+        said = await bench.run(SANDBOX, "ip", "netns", "exec", BOX, "cat", "/proc/net/snmp")
+        names, counts = re.findall(r"^Icmp: (.+)$", said, re.M)
+        return int(dict(zip(names.split(), counts.split(), strict=True))["InEchos"])
+
+    await bench.run(SANDBOX, "sh", "-ec", BOX_CABLE)
+    await bench.run(FABRIC, "ovs-vsctl", "add-port", "leaf1", f"leaf1-{BOX}")
+    box = {"id": BOX, "mac": BOX_MAC, "address": BOX_ADDRESS, "at": f"leaf1:leaf1-{BOX}"}
+    await bench.post("servers", box)
+    await bench.guest("vm3", f"ip address add {SERVICE}/32 dev lo", check=False)  # A test before may have.
+    await bench.cli("vm", "nic", "set", "vm3", "--anycast", SERVICE)
+    async with flowing(bench, "vm1", SERVICE):
+        alone = await heard_by_box()
+        await bench.post("servers", {**box, "anycast": [SERVICE]})
+        await bench.guest("vm1", f"ping -c 5 -W 5 {SERVICE}")
+        joined = await heard_by_box()
+        assert (alone, joined >= 5) == (0, True), "the one under its own leaf"
+        await bench.post("servers", {**box, "anycast": []})
+        left = await heard_by_box()
+        await bench.guest("vm1", f"ping -c 5 -W 5 {SERVICE}")
+        assert await heard_by_box() - left <= 1, "but what was on its way"
+    await bench.cli("vm", "nic", "set", "vm3", "--anycast", "none")
+    await bench.request("DELETE", f"servers/{BOX}")
 
 
 async def reached(bench: LabBench, vm: str) -> str:

@@ -57,7 +57,7 @@ async def test_a_lease_is_keyed_by_the_vms_id(bench: LabBench, kea: Json) -> Non
     await bench.kea("config-set", wanted)
     for mac in ("52:54:00:00:07:01", "52:54:00:00:07:02"):
         async with bench.events() as events:
-            await bench.post("vms", [{**at("kept", "server1"), "mac": mac}])
+            await bench.post("vms", {"id": "kept", "mac": mac, "server": "server1"})
             await running(bench, events, "kept")
         (row,) = await bench.bindings("kept")
         assert (row["mac"], row["ip"]) == (mac, KEPT)

@@ -53,7 +53,13 @@ async def test_a_vm_starts_by_the_network(
         await events.until("vm.ready", lambda e: e["vm"]["id"] == vm.name)
         tap = await stack.enter_async_context(bench.capture("server1", "theirs"))
         first = await vm.start(bench.lab, "server1", "theirs", stack, by_network=True)
-        address = await first.booted()
+        try:
+            address = await first.booted()
+        except AssertionError:
+            print("CONSOLE", first.console.read_text(errors="replace")[-3000:])
+            print("TFTP", served.seen[-10:])
+            print(len(tap.frames), [str(f) for f in tap.frames[:15]], [str(f) for f in tap.frames[-10:]])
+            raise
         acks = tap.those(lambda f: dhcp_type(f.ether) == "ack")
         assert len(acks) >= 2, "the ROM's, and the system's that it has started"
         assert option(acks[0], "boot-file-name") == SCRIPT.encode()

@@ -149,6 +149,7 @@ BANK = ("52:54:00:00:05:01", "52:54:00:00:05:02")
 TILL, TILL_IP = "52:54:00:00:05:03", "10.3.0.9"
 
 
+@pytest.mark.long
 async def test_an_isolated_vnet_has_its_vlan_between_switches_and_nothing_passes_to_another(
     bench: LabBench,
 ) -> None:

@@ -2,9 +2,10 @@
 
 import sys
 from ipaddress import IPv4Interface
+from typing import Any
 
 import pytest
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.layers.vxlan import VXLAN
 
@@ -21,9 +22,10 @@ from lab.test_migrations import (
     test_what_comes_while_the_vm_stands_still_is_kept_for_the_source,
 )
 from retinue_lab.topology.topology import TRANSIT
-from support.lab.frames import carries
+from support.lab.frames import arp, carries
 from support.lab.migrating import START
-from support.lab.tools import LabBench, eventually
+from support.lab.tools import LabBench, eventually, mac_of
+from support.lab.watch import Frame
 
 __all__ = [
     "test_a_move_can_be_cancelled",
@@ -41,6 +43,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.long, pytest.mark.
 
 TOPOLOGY = "vxlan"
 VMS = START
+ECHOES = (0, 8)
+"""ICMP's: replies and requests."""
 PPS, VNI, FORGED = 500, 4096, 20
 """Packets a second; the VNI of the default VRF; forged packets."""
 SEND = """
@@ -117,6 +121,43 @@ async def test_vms_are_offered_what_the_tunnels_leave_and_it_passes(bench: LabBe
     assert "1 packets received" in await bench.guest(
         "vm1", f"ping -c 1 -W 5 -s {largest} {await bench.address('vm2')}"
     )
+
+
+async def test_nothing_crosses_but_routed_packets_from_leaf_to_leaf(bench: LabBench) -> None:
+    """What tests of a fabric see at its links, at the wires of the network that is not ours: whatever a VM
+    asks and whatever it sends to everybody, only packets cross, each with the gateway's MAC, its server's,
+    and one hop less."""
+    one, other = await bench.address("vm1"), await bench.address("vm2")
+    own, gateway = mac_of("vm1"), bench.topology.gateway_mac
+    nobody, unknown = "10.1.0.222", "52:54:00:99:99:99"
+
+    def sent(dst: str, to: str, text: str) -> str:
+        frame = Ether(src=own, dst=dst) / IP(src=one, dst=to) / UDP(sport=9999, dport=9999) / text
+        return bytes(frame).hex()
+
+    everybody = [sent("ff:ff:ff:ff:ff:ff", to, "group") for to in ("255.255.255.255", "10.1.0.255", other)]
+    everybody += [sent("01:00:5e:00:00:fb", "224.0.0.251", "group"), arp("who-has", own, one, nobody)]
+    everybody += [arp("who-has", own, one, other), arp("is-at", own, one, one)]
+    async with bench.captures(*((TRANSIT, server, "in") for server in ("server1", "server2"))) as wires:
+        await bench.guest("vm1", f"ip neigh flush dev eth0; ping -c 3 -i 0.2 -W 5 {other}")
+        await bench.send("vm1", *everybody, sent(unknown, nobody, "nobody"), times=3)
+        await bench.send("vm1", sent(unknown, other, "last"))
+        await wires[0].until(lambda f: b"last" in f.data)
+        await bench.guest("vm2", f"ip neigh flush dev eth0; ping -c 1 -W 5 {one}")
+    inside = [_inside(frame) for wire in wires for frame in wire.frames]
+    crossed = [frame for frame in inside if frame is not None]
+    macs = {(await bench.server(server))["mac"] for server in ("server1", "server2")}
+    between = [f for f in crossed if f.haslayer(IP) and {f[IP].src, f[IP].dst} == {one, other}]
+    assert sum(f.haslayer(ICMP) and f[ICMP].type in ECHOES for f in between) == 3 + 3 + 1 + 1
+    assert sum(carries(f, "last") and f.haslayer(UDP) for f in between) >= 1, "by whatever MAC it was sent"
+    assert {(f.src, f.dst in macs, f[IP].ttl) for f in between} == {(gateway, True, 63)}
+    assert [f.summary() for f in crossed if f not in between] == []
+
+
+def _inside(frame: Frame) -> Any:
+    """What a frame at the wire has in a tunnel; None for what is none."""
+    ether = frame.ether
+    return ether[VXLAN].payload if ether.haslayer(VXLAN) else None
 
 
 def endpoint(bench: LabBench, leaf: str) -> IPv4Interface:

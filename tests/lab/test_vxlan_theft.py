@@ -7,6 +7,8 @@ import pytest
 
 from lab.test_anycast_gateway import (
     ips,
+    test_a_physical_host_and_a_vm_of_its_subnet_talk_on_through_a_migration,
+    test_a_service_is_found_at_the_nearest_and_no_packet_is_lost_as_members_come_and_go,
     test_a_subnet_comes_and_goes_and_nobody_elses_packet_with_it,
     test_all_leaves_share_one_gateway_and_answer_servers_too,
     test_arp_is_answered_with_the_gateways_mac_for_remote_hosts_and_the_own_for_local_ones,
@@ -19,6 +21,8 @@ from support.lab.tools import LabBench
 __all__ = [
     "VMS",
     "ips",
+    "test_a_physical_host_and_a_vm_of_its_subnet_talk_on_through_a_migration",
+    "test_a_service_is_found_at_the_nearest_and_no_packet_is_lost_as_members_come_and_go",
     "test_a_subnet_comes_and_goes_and_nobody_elses_packet_with_it",
     "test_all_leaves_share_one_gateway_and_answer_servers_too",
     "test_arp_is_answered_with_the_gateways_mac_for_remote_hosts_and_the_own_for_local_ones",

@@ -338,6 +338,8 @@ def _server(table: ServerTable) -> Server:
         routes=tuple(network(route) for route in table.routes),
         metric=table.metric,
         chassis=table.chassis,
+        anycast=tuple(map(address, table.anycast)),
+        load=table.load,
         given_at=port_ref(table.at) if table.at else None,
         gateway_group=table.gateway_group,
         subinterfaces=tuple(

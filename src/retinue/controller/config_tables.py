@@ -10,6 +10,7 @@ from retinue.core.limits import (
     HIGHEST_VLAN,
     LEAST_MTU,
     MOST_ANCHOR_SECONDS,
+    MOST_LOAD,
     MOST_METRIC,
     MOST_MTU,
     MOST_STANDBY,
@@ -200,6 +201,9 @@ class ServerTable(ConfigTable, frozen=True):
     """Of several routers to one prefix that are there, the one with the least is the way."""
     chassis: str = ""
     """Its LLDP chassis id, by which it is known when its MAC is another."""
+    anycast: list[str] = []
+    """Addresses of services that it has itself, with others."""
+    load: Annotated[int, msgspec.Meta(ge=0, le=MOST_LOAD)] = 0
     at: str = ""
     gateway_group: str = ""
     subinterface: list[SubinterfaceTable] = []

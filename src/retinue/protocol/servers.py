@@ -5,7 +5,7 @@ from typing import Annotated
 
 import msgspec
 
-from retinue.core.limits import HIGHEST_VLAN, MOST_HOSTS, MOST_METRIC, MOST_PREFIXES, MOST_VRFS
+from retinue.core.limits import HIGHEST_VLAN, MOST_HOSTS, MOST_LOAD, MOST_METRIC, MOST_PREFIXES, MOST_VRFS
 from retinue.core.model import Service
 
 
@@ -72,6 +72,10 @@ class ServerBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     """Of several routers to one prefix that are there, the one with the least is the way; null: it stays."""
     chassis: str | None = None
     """Its LLDP chassis id, by which it is known when its MAC is another; null: it stays."""
+    anycast: Annotated[list[str], msgspec.Meta(max_length=MOST_PREFIXES)] | None = None
+    """Addresses of services that it has itself, with others; null: it stays."""
+    load: Annotated[int, msgspec.Meta(ge=0, le=MOST_LOAD)] | None = None
+    """Of those of a service that are equally near the one with the least is sent to; null: it stays."""
     subinterfaces: Annotated[list[SubinterfaceBody], msgspec.Meta(max_length=MOST_VRFS)] | None = None
     """Of a router: its ways out of other VRFs than the default one; null: those it has."""
     hosts: Annotated[list[HostBody], msgspec.Meta(max_length=MOST_HOSTS)] = []

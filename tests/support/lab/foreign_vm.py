@@ -153,7 +153,9 @@ class ForeignVM:
             kind: self.folder / f"{called or node}.{kind}" for kind in ("qmp", "control", "console", "shell")
         }
         argv = ["nice", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"]
-        argv += ["-accel", "tcg", "-M", "pc-q35-7.2", "-m", "192" if by_network else "96"]
+        # What the ROM and the BIOS say comes by the serial line, too.
+        machine = ("pc-q35-7.2,graphics=off", "256") if by_network else ("pc-q35-7.2", "96")
+        argv += ["-accel", "tcg", "-M", machine[0], "-m", machine[1]]
         if not by_network:
             argv += ["-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", self.command_line]
         rom = f"{PXE_ROM},bootindex=1" if by_network else ""

@@ -2,8 +2,8 @@
 
 Run as `unshare --net --mount python lldpd_peer.py MAC FRAME [CHASSIS ADDRESS]`: lldpd says this gateway MAC
 in the TLV of ours and gets the frame (hexadecimal); its chassis has this id, and its NIC this address.
-Printed is JSON: the frame that it wrote, and its neighbours as lldpcli has them. It gives up root, which it cannot do
-in the laboratory's user namespace: so it is not in there.
+Printed is JSON: the frame that it wrote, and its neighbours as lldpcli has them. It gives up root, which it
+cannot do in the laboratory's user namespace: so it is not in there.
 """
 
 import json

@@ -284,6 +284,7 @@ class ResourceManager:
         net = self._net
         held = [a.vm for vrf in vrfs if (a := net.holder(client, vrf)) is not None]
         held += [routed[1] for vrf in vrfs if (routed := net.routed_to(client, vrf)) is not None]
+        held = [vm for vm in held if vm]
         if held:
             return net.vms[held[0]].server
         servers = [s.id for vrf in vrfs if (s := net.server_of_address(client, vrf)) is not None]

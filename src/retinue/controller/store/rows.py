@@ -144,6 +144,8 @@ def _columns(value: Storable) -> dict[str, Value]:
                 "hosts": {host.id: host.mac for host in value.hosts},
                 "metric": value.metric,
                 "chassis": value.chassis,
+                "anycast": _listed(value.anycast),
+                "load": value.load,
                 "subinterfaces": _listed(tuple(map(subinterface_documents.to_document, value.subinterfaces))),
             }
         case VM():
@@ -313,6 +315,8 @@ def _value(table: str, row: dict[str, Any]) -> Storable:
                 hosts=tuple(Host(id, mac(address)) for id, address in sorted(row["hosts"].items())),
                 metric=row["metric"],
                 chassis=row["chassis"],
+                anycast=tuple(map(ip_address, _in_order(row["anycast"]))),
+                load=row["load"],
                 subinterfaces=tuple(
                     map(subinterface_documents.from_document, _in_order(row["subinterfaces"]))
                 ),

@@ -82,6 +82,8 @@ TABLES: dict[str, dict[str, Any]] = {
         "hosts": {"key": "string", "value": "string", "min": 0, "max": "unlimited"},
         "metric": "integer",
         "chassis": "string",
+        "anycast": _LIST,
+        "load": "integer",
         "subinterfaces": _LIST,
     },
     "VM": {

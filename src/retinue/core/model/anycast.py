@@ -1,4 +1,4 @@
-"""Anycast: an address of a service that several NICs have at once, and each of them answers.
+"""Anycast: an address of a service that several NICs and servers have at once, and each of them answers.
 
 It is in no subnet, so everybody reaches it by the gateway, and nobody asks for it by ARP. "Selection of a
 destination server that will receive an Anycast addressed packet is based on a variety of criteria and may
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 
 from retinue.core.model.addresses import IP, ModelError, Prefix
-from retinue.core.model.entities import VM
+from retinue.core.model.entities import VM, Server
 from retinue.core.model.nic import NIC
 from retinue.core.model.ownership import can_be_a_hosts
 from retinue.core.model.view import NetworkView
@@ -46,22 +46,46 @@ def check_anycast(net: NetworkView, vm: VM) -> None:
     for nic in vm.nics:
         for ip in nic.anycast:
             what = f"VM {vm.id}: {ip} cannot be an anycast address"
-            can_be_a_hosts(what, ip)
-            if net.over_routers:
-                raise ModelError(f"{what}: routers that are not ours are told one place of each address")
+            _can_be(net, what, ip)
             if net.vrf_of(nic) != DEFAULT_VRF:
                 raise ModelError(f"{what} of a NIC of VRF {net.vrf_of(nic)}, only of those of {DEFAULT_VRF}")
-            for reason in _taken(net, vm, nic, ip):
+            if nic.anycast.count(ip) > 1 or any(ip in other.anycast for other in vm.nics if other != nic):
+                raise ModelError(f"{what}: it is given twice")
+            own = [prefix for other in vm.nics for prefix in other.prefixes]
+            held = [one for one in net.held_by(vm.id) if one.vrf == DEFAULT_VRF]
+            own += [one.prefix for one in held if one.prefix is not None]
+            if any(ip in prefix for prefix in own):
+                raise ModelError(f"{what}: it is of a prefix that is routed to it already")
+            for reason in _taken(net, ip, vm.id):
                 raise ModelError(f"{what}: {reason}")
 
 
-def _taken(net: NetworkView, vm: VM, nic: NIC, ip: IP) -> Iterator[str]:
-    if nic.anycast.count(ip) > 1 or any(ip in other.anycast for other in vm.nics if other != nic):
-        yield "it is given twice"
-    own = [prefix for other in vm.nics for prefix in other.prefixes]
-    own += [held.prefix for held in net.held_by(vm.id) if held.prefix is not None and held.vrf == DEFAULT_VRF]
-    if any(ip in prefix for prefix in own):
-        yield "it is of a prefix that is routed to it already"
+def check_anycast_of_server(net: NetworkView, server: Server) -> None:
+    """Raises ModelError for an address that cannot be an anycast one of a server itself."""
+    for ip in server.anycast:
+        what = f"server {server.id}: {ip} cannot be an anycast address"
+        _can_be(net, what, ip)
+        if server.edge:
+            raise ModelError(f"{what}: it has an edge switch; give it to a VM there")
+        if server.services:
+            what_it_is = ", ".join(sorted(server.services))
+            raise ModelError(f"{what}: it is {what_it_is}, and sends as itself alone; take another machine")
+        if server.anycast.count(ip) > 1:
+            raise ModelError(f"{what}: it is given twice")
+        if (DEFAULT_VRF, ip) in server.addresses:
+            raise ModelError(f"{what}: it is its own address")
+        for reason in _taken(net, ip, ""):
+            raise ModelError(f"{what}: {reason}")
+
+
+def _can_be(net: NetworkView, what: str, ip: IP) -> None:
+    can_be_a_hosts(what, ip)
+    if net.over_routers:
+        raise ModelError(f"{what}: routers that are not ours are told one place of each address")
+
+
+def _taken(net: NetworkView, ip: IP, vm: str) -> Iterator[str]:
+    """Why it is another's; `vm`: who is to have it, "" for a server."""
     subnet = net.subnet_of(ip)
     if subnet is not None:
         yield f"it is of subnet {subnet.id}, {subnet.prefix}, where neighbours ask for it by ARP"
@@ -69,7 +93,7 @@ def _taken(net: NetworkView, vm: VM, nic: NIC, ip: IP) -> Iterator[str]:
     if server is not None:
         yield f"it is the address of server {server.id}"
     routed = net.routed_to(ip)
-    if routed is not None and not any(net.anycast_at(ip)) and routed[1] != vm.id:
+    if routed is not None and not net.is_anycast(ip) and routed[1] != vm:
         yield f"{routed[0]} is routed to VM {routed[1]}"
     held = net.holder(ip)
     if held is not None:

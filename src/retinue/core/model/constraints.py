@@ -15,6 +15,7 @@ from retinue.core.limits import (
     MOST_VRFS,
 )
 from retinue.core.model.addresses import Mac, ModelError, mac_to_come
+from retinue.core.model.anycast import check_anycast_of_server
 from retinue.core.model.entities import (
     DEFAULT_VNET,
     GatewayGroup,
@@ -202,6 +203,7 @@ def check_server(net: NetworkView, server: Server) -> None:
         not_a_gateways(net, what, ip, vrf)
         not_a_servers(net, what, ip, vrf, but=server.id)
     check_server_beside(net, server)
+    check_anycast_of_server(net, server)
     _check_edge(net, server)
     _check_routes(net, server)
     _check_chassis(net, server)

@@ -184,6 +184,10 @@ class Server:
     """
     subinterfaces: tuple[Subinterface, ...] = ()
     """Of a router: its interfaces in other VRFs than the default one, each with a tag of its own."""
+    anycast: tuple[IP, ...] = ()
+    """Addresses of services that it has with others (see `anycast`)."""
+    load: int = 0
+    """Of those that are equally near the one with the least is sent to."""
 
     def interface_in(self, vrf: str) -> Subinterface | None:
         """Its subinterface in another VRF than the default one."""

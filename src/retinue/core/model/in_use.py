@@ -54,6 +54,8 @@ def check_server_removal(net: NetworkView, server: str) -> None:
     """Nothing runs there, and nobody is reached by it; a router's prefixes are reached by others, or not."""
     users = sorted(f"VM {vm}" for vm in net.vms_on(server))
     users += sorted(f"domain {one.id}" for one in net.peers.values() if one.gateway == server)
+    known = net.servers.get(server)
+    users += [f"who asks at {ip}, its anycast address" for ip in (known.anycast if known else ())]
     users += sorted(f"VM {one.vm}" for one in net.fc_logins.values() if one.forwarder == server)
     if users:
         raise ModelError(f"server {server} is in use by {first_few(users)}")

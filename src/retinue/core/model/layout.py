@@ -3,9 +3,11 @@
 The lower half of `Network`; what its changes touch is told as there.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from retinue.core.model.addresses import Mac, ModelError, Prefix
+from retinue.core.model.addresses import IP, Mac, ModelError, Prefix
+from retinue.core.model.anycast import host_prefix
 from retinue.core.model.constraints import (
     check_gateway_group,
     check_peer,
@@ -34,8 +36,9 @@ from retinue.core.model.in_use import (
 from retinue.core.model.owners import NOTHING, Owner, Touched
 from retinue.core.model.packet_sizes import is_narrow_somewhere
 from retinue.core.model.plain_routers import check_beside_routers
+from retinue.core.model.prefix_index import PrefixIndex
 from retinue.core.model.uplinks import has_several
-from retinue.core.model.vrfs import Vrf
+from retinue.core.model.vrfs import DEFAULT_VRF, Vrf
 from retinue.core.model.ways import routers_beside
 
 
@@ -171,10 +174,11 @@ class NetworkLayout(NetworkFabric):
         old, beside = self.servers.get(server.id), self._beside(server.id)
         answered = self._answered_at(old.edge if old else "", server.edge)
         self._forget_server(server.id)
+        self._serve(server.id, () if old is None else old.anycast, server.anycast)
         self.servers[server.id] = server
         self._index_server(server)
         self._follow_uplink(server.edge)
-        touched = self.server_and_vms(server.id) | beside
+        touched = self.server_and_vms(server.id) | beside | _led_to(old) | _led_to(server)
         if bool(server.chassis) != bool(old is not None and old.chassis):
             touched |= self.leaves()  # They hand up LLDP where there is one that is known by it.
         touched |= self._answers_otherwise(answered)
@@ -184,6 +188,19 @@ class NetworkLayout(NetworkFabric):
         if is_forwarder or (old is not None and Service.FORWARDER in old.services):
             touched |= self.everything()  # Of one at least every switch has entries, and every NIC.
         return touched | self.shut_out()
+
+    def _serve(self, server: str, before: Iterable[IP], now: Iterable[IP]) -> None:
+        """Which anycast addresses the server has itself; the index has one as nobody's where no VM has it."""
+        for ip in set(before) - set(now):
+            del self._serving[ip][server]
+            if not self._serving[ip]:
+                del self._serving[ip]
+                if ip not in self._anycast:
+                    self._routed[DEFAULT_VRF].discard(host_prefix(ip))
+        for ip in now:
+            self._serving.setdefault(ip, {})[server] = None
+            if ip not in self._anycast:
+                self._routed.setdefault(DEFAULT_VRF, PrefixIndex()).put(host_prefix(ip), "")
 
     def remove_server(self, server: str) -> Touched:
         """Forget a server that runs no VMs. Removing what is not there is no error."""
@@ -215,14 +232,21 @@ class NetworkLayout(NetworkFabric):
         if server in self.fenced:
             return NOTHING
         self.fenced.add(server)
-        return self.shut_out() | self._shared_on(server) | self._beside(server) | {Owner("server", server)}
+        touched = self._shared_on(server) | self._served_by(server)
+        return self.shut_out() | touched | self._beside(server) | {Owner("server", server)}
 
     def unfence(self, server: str) -> Touched:
         if server not in self.fenced:
             return NOTHING
         shut_out = self.shut_out()
         self.fenced.discard(server)
-        return shut_out | self._shared_on(server) | self._beside(server) | {Owner("server", server)}
+        touched = self._shared_on(server) | self._served_by(server)
+        return shut_out | touched | self._beside(server) | {Owner("server", server)}
+
+    def _served_by(self, server: str) -> Touched:
+        """The anycast addresses that it has itself."""
+        known = self.servers.get(server)
+        return frozenset(Owner("anycast", str(ip)) for ip in (() if known is None else known.anycast))
 
     def ports_are_told(self, edge: str) -> Touched:
         """Which VMs have ports at an edge is known from now on."""
@@ -272,7 +296,7 @@ class NetworkLayout(NetworkFabric):
         guests = () if peer is None else (vm.id for vm in self.vms.values() if vm.home == peer.id)
         vms = {*self._vms_on.get(server, ()), *guests}
         shared = self.shared_of(*(self.vms[vm] for vm in vms))
-        itself = self._beside(server) | {Owner("server", server)}
+        itself = self._beside(server) | {Owner("server", server)} | self._served_by(server)
         if server in self.servers and Service.ROUTER in self.servers[server].services:
             itself |= self.prefixes()  # At its port nobody may send from them.
         return shared.union(itself, (Owner("vm", v) for v in vms))
@@ -291,3 +315,10 @@ class NetworkLayout(NetworkFabric):
 def prefix_key(prefix: Prefix) -> tuple[int, int, int]:
     length, bits = prefix.prefixlen, prefix.max_prefixlen
     return prefix.version, length, int(prefix.network_address) >> (bits - length)
+
+
+def _led_to(server: Server | None) -> Touched:
+    """The anycast addresses that lead to it, and that they lead anywhere."""
+    found = () if server is None else server.anycast
+    ways = (Owner.of_prefix(host_prefix(ip), DEFAULT_VRF) for ip in found)
+    return frozenset([*ways, *(Owner("anycast", str(ip)) for ip in found)])

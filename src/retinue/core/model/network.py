@@ -321,8 +321,11 @@ class Network(NetworkReports):
         del others[port_id]
         if others:
             self._routed[DEFAULT_VRF].put(host_prefix(ip), next(iter(others.values())))
+            return
+        del self._anycast[ip]
+        if ip in self._serving:
+            self._routed[DEFAULT_VRF].put(host_prefix(ip), "")
         else:
-            del self._anycast[ip]
             self._routed[DEFAULT_VRF].discard(host_prefix(ip))
 
     def _sizes(self, vm: VM) -> set[tuple[Prefix, str, tuple[IP, ...]]]:

@@ -46,5 +46,5 @@ def _mtu_behind(net: NetworkView, prefix: Prefix, vm: str, vrf: str) -> int:
     """Of an anycast address, which the index has as one's: what all that have it take."""
     if vrf == DEFAULT_VRF and (members := members_of(net, prefix.network_address)):
         return min(net.mtu_of(nic) for _, nic in members)
-    nic = net.nic_of_prefix(prefix, vm, vrf)
+    nic = net.nic_of_prefix(prefix, vm, vrf) if vm else None
     return net.mtu if nic is None else net.mtu_of(nic)

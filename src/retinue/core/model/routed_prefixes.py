@@ -64,7 +64,7 @@ def check_prefix(
     """`own`: others that are routed to the VM. `replaced`: what takes the place of what has its key."""
     what = f"VM {vm}: {prefix} cannot be routed to it"
     others: list[tuple[Prefix, str]] = [
-        (other, f"VM {id}")
+        (other, in_words(id))
         for other, whose in net.routed_beside(prefix, vrf)
         for id in _all_of(net, other, whose, vrf)
         if id != vm
@@ -96,6 +96,11 @@ def _all_of(net: NetworkView, prefix: Prefix, whose: str, vrf: str) -> Iterable[
     return [vm for _, vm in net.anycast_at(prefix.network_address)] or [whose]
 
 
+def in_words(vm: str) -> str:
+    """Of whom the index of prefixes has as one's."""
+    return f"VM {vm}" if vm else "servers, as an anycast address"
+
+
 def _routed_to(vm: VM) -> list[tuple[str, tuple[Prefix, ...]]]:
     return [(nic.vnet, nic.prefixes) for nic in vm.nics]
 
@@ -103,12 +108,12 @@ def _routed_to(vm: VM) -> list[tuple[str, tuple[Prefix, ...]]]:
 def check_not_routed(net: NetworkView, what: str, ip: IP, vrf: str = DEFAULT_VRF) -> None:
     found = net.routed_to(ip, vrf)
     if found is not None:
-        raise ModelError(f"{what}: {ip} is in {found[0]}, which is routed to VM {found[1]}")
+        raise ModelError(f"{what}: {ip} is in {found[0]}, which is routed to {in_words(found[1])}")
 
 
 def check_subnet_beside(net: NetworkView, subnet: Subnet) -> None:
     for prefix, vm in net.routed_beside(subnet.prefix, net.vrf_of_vnet(subnet.vnet)):
-        raise ModelError(f"subnet {subnet.id}: {prefix} is routed to VM {vm}")
+        raise ModelError(f"subnet {subnet.id}: {prefix} is routed to {in_words(vm)}")
 
 
 def check_server_beside(net: NetworkView, server: Server) -> None:
@@ -117,7 +122,7 @@ def check_server_beside(net: NetworkView, server: Server) -> None:
     for vrf, route in server.ways:
         found = net.routed_to(route.network_address, vrf)
         if found is not None and is_part(route, found[0]):
-            raise ModelError(f"server {server.id}: {found[0]} is routed to VM {found[1]}")
+            raise ModelError(f"server {server.id}: {found[0]} is routed to {in_words(found[1])}")
 
 
 def overlap(one: Prefix, other: Prefix) -> bool:

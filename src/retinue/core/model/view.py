@@ -47,6 +47,8 @@ class NetworkView(LayoutView):
     """By VRF: the prefixes that are routed to NICs, and the NIC's VM of each."""
     _anycast: dict[IP, dict[str, str]] = field(default_factory=dict)
     """By anycast address: the port ids of the NICs that have it, their VMs. All are in the default VRF."""
+    _serving: dict[IP, dict[str, None]] = field(default_factory=dict)
+    """By anycast address: the servers that have it themselves."""
     _trusted: dict[str, str] = field(default_factory=dict)
     """By the port id of a trusted NIC: its VM."""
     _in_vnet: dict[str, set[str]] = field(default_factory=dict)
@@ -191,11 +193,11 @@ class NetworkView(LayoutView):
         return frozenset(self._allowed.get(in_vrf(vrf, ip), ()))
 
     def routed(self, vrf: str = DEFAULT_VRF) -> Iterable[tuple[Prefix, str]]:
-        """The prefixes of a VRF that are routed to NICs, each with its VM."""
+        """The prefixes of a VRF that are routed to NICs, each with its VM; "": servers alone have it."""
         return self._routed.get(vrf, NO_PREFIXES)
 
     def routed_to(self, ip: IP, vrf: str = DEFAULT_VRF) -> tuple[Prefix, str] | None:
-        """The prefix with this address that is routed to a NIC, and the NIC's VM."""
+        """The prefix with this address that is routed to a NIC, and the NIC's VM; "": servers have it."""
         return self._routed.get(vrf, NO_PREFIXES).at(ip)
 
     def nic_of_prefix(self, prefix: Prefix, vm: str, vrf: str) -> NIC | None:
@@ -214,8 +216,15 @@ class NetworkView(LayoutView):
         return self._routed.get(vrf, NO_PREFIXES).overlapping(prefix)
 
     def anycast(self) -> Iterable[IP]:
-        """The anycast addresses that some NIC has."""
-        return self._anycast.keys()
+        """The anycast addresses that some NIC or server has."""
+        return [*self._anycast, *(ip for ip in self._serving if ip not in self._anycast)]
+
+    def is_anycast(self, ip: IP) -> bool:
+        return ip in self._anycast or ip in self._serving
+
+    def serving(self, ip: IP) -> Iterable[str]:
+        """The servers that have an anycast address themselves."""
+        return self._serving.get(ip, {})
 
     def anycast_at(self, ip: IP) -> Iterable[tuple[str, str]]:
         """The port ids of the NICs that have an anycast address, each with its VM."""

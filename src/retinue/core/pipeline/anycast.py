@@ -51,21 +51,30 @@ def address_flows(underlay: Underlay, net: Network, ip: IP) -> FlowsBySwitch:
 
 
 def _ways(underlay: Underlay, net: Network, ip: IP, members: Sequence[Member], mark: int) -> FlowsBySwitch:
-    """On each switch the way to the nearest; `members` come in the order in which they are preferred. Leaves
-    that know all hosts look for one in their pod before the others."""
+    """On each switch the way to the nearest. Leaves that know all hosts look for one in their pod before the
+    others."""
     here: FlowsBySwitch = {}
     near: FlowsBySwitch = {}
     far: FlowsBySwitch = {}
-    serving = [vm for vm, nic in members if serves(net, vm, nic)]
+    serving = _serving(net, ip, members)
     # To one whose server is not found every leaf would ask the controller, instead of sending to the others.
-    found = [vm for vm in serving if underlay.is_reachable(vm.server)]
-    for vm in found or serving:
-        at = {place.switch for place in places(net, vm.server)}
+    found = [server for server in serving if underlay.is_reachable(server)]
+    for server in found or serving:
+        at = {place.switch for place in places(net, server)}
         pod = leaves_of_pod(net, at) if net.leaves_know_all else set()
-        for switch, flows in underlay.host_routes(net.servers[vm.server], ip, mark).items():
+        for switch, flows in underlay.host_routes(net.servers[server], ip, mark).items():
             rank = here if switch in at else near if switch in pod else far
             rank.setdefault(switch, flows)
     return {switch: list(flows) for switch, flows in (far | near | here).items()}
+
+
+def _serving(net: Network, ip: IP, members: Sequence[Member]) -> list[str]:
+    """Where there is one, the preferred first; on a server with an edge switch it is a VM, else itself."""
+    found = [(nic.load, vm.id, vm.server) for vm, nic in members if serves(net, vm, nic)]
+    for id in net.serving(ip):
+        if id not in net.fenced:
+            found.append((net.servers[id].load, id, id))
+    return [server for _, _, server in sorted(found)]
 
 
 def _sent_on(underlay: Underlay, net: Network, ip: IP, members: Sequence[Member], mark: int) -> FlowsBySwitch:

@@ -63,7 +63,7 @@ def exists(net: Network, owner: Owner) -> bool:
             routed = net.routed_to(prefix.network_address, vrf)
             return routed is not None and routed[0] == prefix
         case "anycast":
-            return any(net.anycast_at(ip_address(owner.id)))
+            return net.is_anycast(ip_address(owner.id))
         case _:
             return owner.id in net.vms
 

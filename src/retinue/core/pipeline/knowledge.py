@@ -153,9 +153,10 @@ class Knowledge:
         if self.net.switches[switch].role is Role.EDGE:
             return switch in self.edges_read
         servers = {server for vm, _ in members_of(self.net, ip) for server in vm.locations} - self.net.fenced
+        themselves = set(self.net.serving(ip)) - self.net.fenced
         edges, reached = (self.net.servers[server].edge for server in servers), underlay_of(self.net)
         known = self._no_vm_is_missing() and all(edge in self.edges_read for edge in edges)
-        return known and all(reached.knows(server, switch) for server in servers)
+        return known and all(reached.knows(server, switch) for server in servers | themselves)
 
     def _knows_gateway(self, gateway: str, switch: str) -> bool:
         """Its uplink and its tunnel, if it has one, and its place."""

@@ -102,6 +102,8 @@ def where_it_is(net: Network, ip: IP, vrf: str) -> Why:
             ("put both in vnets of one VRF: `retinue vm nic set VM --vnet VNET`",),
         )
     routed = net.routed_to(ip, vrf)
+    if routed is not None and not routed[1]:
+        return Why(f"it is an anycast address, which {', '.join(sorted(net.serving(ip)))} can be asked at")
     if routed is not None:
         return Why(f"it is of the prefix {routed[0]}, which is routed to {routed[1]}")
     subnet = net.subnet_of(ip, vrf)

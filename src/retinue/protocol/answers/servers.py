@@ -39,6 +39,8 @@ class ShownServer(msgspec.Struct):
     routes: list[str] = []
     metric: int = 0
     chassis: str = ""
+    anycast: list[str] = []
+    load: int = 0
     ways: list[str] = []
     """Of `routes` those to which it is the way now."""
     subinterfaces: list[ShownSubinterface] = []

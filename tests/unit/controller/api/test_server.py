@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
 import aiohttp
@@ -337,6 +338,31 @@ async def test_events_are_streamed_and_a_late_listener_catches_up(api: Served) -
         assert (event["vm"]["id"], event["edge"]) == ("vm1", "edge1")
     async with aiohttp.ClientSession() as http, http.get(f"{url}/v1/events?since=0") as stream:
         assert await read_until(stream, "vm.registered")
+
+
+async def test_a_server_is_a_member_of_a_service_until_it_is_registered_without(api: Served) -> None:
+    """What is left out stays; what cannot be is refused with a sentence, and nothing is changed."""
+    served, url = api
+    net = served._controller.net
+    box = {"id": "box", "mac": "02:00:00:00:02:01", "address": "10.0.0.201", "at": "leaf1:spare"}
+    service = {"anycast": ["10.9.9.9"], "load": 3}
+    assert (await call(url, "POST", "/v1/servers", {**box, **service}))[0] == 201
+    assert (await call(url, "POST", "/v1/servers", {**box, "mac": "02:00:00:00:02:02"}))[0] == 201
+    rows: Any = (await call(url, "GET", "/v1/servers"))[1]["servers"]
+    assert [(row["anycast"], row["load"]) for row in rows if row["id"] == "box"] == [(["10.9.9.9"], 3)]
+    for wrong, status, said in (
+        ({"anycast": ["10.1.0.77"]}, 409, "it is of subnet blue"),
+        ({"anycast": ["ten"]}, 409, "not an IP address"),
+        ({"load": -1}, 400, "load"),
+    ):
+        got, answer = await call(url, "POST", "/v1/servers", {**box, **wrong})
+        assert (got, said in str(answer["error"])) == (status, True), answer
+    got, answer = await call(url, "DELETE", "/v1/servers/box")
+    assert (got, "its anycast address" in str(answer["error"])) == (409, True)
+    assert list(net.serving(ip_address("10.9.9.9"))) == ["box"]
+    assert (await call(url, "POST", "/v1/servers", {**box, "anycast": []}))[0] == 201
+    assert (await call(url, "DELETE", "/v1/servers/box"))[0] == 200
+    assert not net.is_anycast(ip_address("10.9.9.9"))
 
 
 async def test_a_server_may_be_given_by_its_chassis_id_alone(api: Served) -> None:

@@ -7,9 +7,12 @@ from ipaddress import IPv4Address, IPv6Network, ip_address, ip_network
 
 import pytest
 
-from retinue.core.model import Assignment, ModelError, Network, Subnet
+from retinue.core.model import Assignment, ModelError, Network, PortRef, Server, Service, Subnet
 from retinue.core.model.anycast import members_of, serves
+from retinue.core.model.in_use import check_server_removal
 from retinue.core.model.network import Owner, Touched
+from retinue.core.model.packet_sizes import mtu_to
+from retinue.core.pipeline.responders.router import speaker
 from support.fabric.networks import add_vm, assignment, fabric, server
 
 SERVICE = IPv4Address("10.9.9.9")
@@ -154,3 +157,104 @@ def test_routers_of_others_are_told_one_place_of_an_address() -> None:
     add_vm(net, 1, 1)
     with pytest.raises(ModelError, match="routers that are not ours are told one place of each address"):
         share(net, 1, "10.9.9.9")
+
+
+# ---- servers that have one themselves ----
+
+
+def serve(net: Network, *addresses: str, load: int = 0, **others: object) -> Touched:
+    """A machine that runs no VMs has these."""
+    box = Server(
+        "box",
+        "02:00:00:00:02:01",
+        IPv4Address("10.0.0.201"),
+        anycast=tuple(map(ip_address, addresses)),
+        load=load,
+    )
+    return net.put_server(replace(box, **others))  # type: ignore[arg-type]
+
+
+def test_a_server_that_joins_leaves_or_is_found_touches_the_address(net: Network) -> None:
+    assert ITSELF in serve(net, "10.9.9.9")
+    assert list(net.serving(SERVICE)) == ["box"]
+    assert ITSELF in net.detect("box", PortRef("leaf1", "spare"))
+    assert ITSELF in net.fence("box")
+    assert ITSELF in net.unfence("box")
+    with pytest.raises(ModelError, match=r"server box is in use by who asks at 10\.9\.9\.9, its anycast"):
+        check_server_removal(net, "box")
+    assert ITSELF in serve(net)
+    assert list(net.serving(SERVICE)) == []
+
+
+def test_it_is_led_to_as_long_as_a_vm_or_a_server_has_it(net: Network) -> None:
+    serve(net, "10.9.9.9")
+    for number in (1, 2):
+        share(net, number)
+    assert net.routed_to(SERVICE) == (ip_network("10.9.9.9/32"), "")
+    assert Owner.of_prefix(ip_network("10.9.9.9/32"), "default") in share(net, 3, "10.9.9.9")
+    assert net.routed_to(SERVICE) == (ip_network("10.9.9.9/32"), "vm3")
+    serve(net)
+    assert net.routed_to(SERVICE) == (ip_network("10.9.9.9/32"), "vm3")
+    share(net, 3)
+    assert (net.routed_to(SERVICE), net.is_anycast(SERVICE)) == (None, False)
+
+
+SERVES_NOT: dict[str, tuple[Callable[[Network], object], str]] = {
+    "of a subnet": (lambda net: serve(net, "10.1.0.77"), "it is of subnet blue, 10.1.0.0/24"),
+    "twice": (lambda net: serve(net, "10.9.9.8", "10.9.9.8"), "it is given twice"),
+    "no host's": (lambda net: serve(net, "224.0.0.5"), "224.0.0.5"),
+    "its own": (
+        lambda net: serve(net, "10.77.0.9", address=IPv4Address("10.77.0.9")),
+        "it is its own address",
+    ),
+    "another server's": (lambda net: serve(net, "10.0.0.11"), "10.0.0.11"),
+    "one with VMs": (
+        lambda net: net.put_server(replace(server(3), anycast=(SERVICE,))),
+        "it has an edge switch; give it to a VM there",
+    ),
+    "a DHCP server": (
+        lambda net: serve(net, "10.9.9.9", services=frozenset({Service.DHCP})),
+        "it is dhcp, and sends as itself alone",
+    ),
+    "a prefix that is routed over it": (
+        lambda net: [
+            serve(net, "10.8.0.1"),
+            net.change_nic(
+                "vm3", nic := net.vms["vm3"].nic, replace(nic, prefixes=(ip_network("10.8.0.0/28"),))
+            ),
+        ],
+        "10.8.0.1/32 is routed to servers, as an anycast address",
+    ),
+    "a subnet over it": (
+        lambda net: [
+            serve(net, "10.8.0.1"),
+            net.add_subnet(Subnet("x", ip_network("10.8.0.0/24"), IPv4Address("10.8.0.254"))),
+        ],
+        "subnet x: 10.8.0.1/32 is routed to servers",
+    ),
+    "another server's own later": (
+        lambda net: [
+            serve(net, "10.8.0.1"),
+            net.put_server(replace(server(2), address=IPv4Address("10.8.0.1"))),
+        ],
+        "10.8.0.1 is in 10.8.0.1/32, which is routed to servers",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SERVES_NOT)
+def test_what_no_server_can_have(net: Network, name: str) -> None:
+    refused, message = SERVES_NOT[name]
+    with pytest.raises(ModelError, match=message.replace(".", r"\.")):
+        refused(net)
+
+
+def test_beside_routers_of_others_servers_have_none_either() -> None:
+    with pytest.raises(ModelError, match="routers that are not ours are told one place of each address"):
+        serve(fabric(over_routers=True), "10.9.9.9")
+
+
+def test_a_packet_from_it_is_answered_by_nobody_and_its_size_is_the_switches(net: Network) -> None:
+    serve(net, "10.8.0.1")
+    assert speaker(net, ip_address("10.8.0.1"), ip_address("10.1.0.101")) is None
+    assert mtu_to(net, ip_address("10.8.0.1")) == net.mtu

@@ -13,7 +13,7 @@ from retinue.controller.errors import RequestError, no_server
 from retinue.controller.inventory.vm_reports import Report
 from retinue.controller.parsing import address, network, port_ref, subinterface
 from retinue.controller.words import in_words
-from retinue.core.model import Host, Prefix, Server, Subinterface, entity_id, mac, mac_to_come
+from retinue.core.model import IP, Host, Prefix, Server, Subinterface, entity_id, mac, mac_to_come
 from retinue.protocol.hypervisor_events import HypervisorEvent
 from retinue.protocol.rejections import CountersBody
 from retinue.protocol.routes import Route
@@ -136,7 +136,7 @@ def _check_first(controller: Controller, server: Server, by: str) -> None:
 
 
 def _server(given: ServerBody, controller: Controller) -> Server:
-    """MAC, routes, metric, chassis id and subinterfaces that are not given it keeps."""
+    """MAC, routes, metric, chassis id, anycast addresses, load and subinterfaces not given it keeps."""
     known = controller.net.servers.get(given.id)
     former = mac_to_come(given.id) if known is None else known.mac
     return Server(
@@ -148,6 +148,8 @@ def _server(given: ServerBody, controller: Controller) -> Server:
         routes=_routes(given, known),
         metric=given.metric if given.metric is not None else known.metric if known is not None else 0,
         chassis=given.chassis if given.chassis is not None else known.chassis if known is not None else "",
+        anycast=_anycast(given, known),
+        load=given.load if given.load is not None else known.load if known is not None else 0,
         subinterfaces=_subinterfaces(given, known),
         given_at=port_ref(given.at) if given.at else None,
         gateway_group=given.gateway_group,
@@ -160,6 +162,13 @@ def _routes(given: ServerBody, known: Server | None) -> tuple[Prefix, ...]:
     if given.routes is None:
         return () if known is None else known.routes
     return tuple(map(network, given.routes))
+
+
+def _anycast(given: ServerBody, known: Server | None) -> tuple[IP, ...]:
+    """Raises ModelError."""
+    if given.anycast is None:
+        return () if known is None else known.anycast
+    return tuple(map(address, given.anycast))
 
 
 def _subinterfaces(given: ServerBody, known: Server | None) -> tuple[Subinterface, ...]:

@@ -1,5 +1,5 @@
-"""A server whose network card was replaced is known again, on real parts: by its agent's certificate, and by
-the chassis id that lldpd says."""
+"""Servers are found, on real parts: one whose network card was replaced by its agent's certificate, and by
+the chassis id that lldpd says; and one that is found late, while packets to its VM wait."""
 
 import json
 import shutil
@@ -16,9 +16,11 @@ from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology.topology import DHCP
 from retinue_lab.topology.topology_file import load
 from support.lab import lldpd_peer
+from support.lab.foreign_vm import without_agents
 from support.lab.migrating import start_agent
 from support.lab.start import lab_of
 from support.lab.tools import LabBench, eventually
+from support.lab.watch import Capture
 
 pytestmark = [pytest.mark.lab, pytest.mark.no_vms]
 
@@ -52,7 +54,19 @@ async def has_another_card(bench: LabBench, server: str, mac: str) -> None:
 async def is_reached(bench: LabBench, server: str) -> None:
     """By its address, from another leaf."""
     address = (await bench.server(server))["address"]
-    await bench.run(DHCP, "ping", "-c", "1", "-w", "30", address)
+    try:
+        await bench.run(DHCP, "ping", "-c", "1", "-w", "10", address)
+    except AssertionError:
+        for argv in (("ip", "addr"), ("ip", "route"), ("ip", "neigh")):
+            print(server, await bench.run(server, *argv))
+        edge = "edge" + server[-1]
+        for switch in (edge, "leaf1", "leaf2"):
+            print(switch, *await bench.flows(switch, "n_packets"), sep="\n")
+        async with bench.captures((server, "br0", "inout"), (server, "up0", "inout")) as seen:
+            await bench.run(DHCP, "sh", "-c", f"ping -c 3 -w 4 {address} || true")
+        for one in seen:
+            print([str(f) + " " + f.src + ">" + f.dst for f in one.frames])
+        raise
 
 
 async def test_by_the_name_in_its_agents_certificate(bench: LabBench) -> None:
@@ -90,3 +104,50 @@ def _said_by_lldpd() -> bytes:
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return bytes.fromhex(json.loads(done.stdout)["frame"])
+
+
+LATE, LATE_MAC, INFRA_GATEWAY = "10.1.0.77", "52:54:00:00:08:01", "10.0.0.254"
+DATAGRAMS = """import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+    for number in range(3):
+        out.sendto(b"number %d" % number, (sys.argv[1], 9999))
+"""
+
+
+async def test_what_is_for_a_vm_of_a_server_that_is_found_late_waits_for_it(bench: LabBench) -> None:
+    """Nobody has heard of the server when the packets are sent; when it is heard, they come, in order, once.
+
+    Runs last: its server has no agent any more.
+    """
+    await without_agents(bench, "server3")
+    known = await bench.server("server3")
+    await bench.run("server3", "ip", "link", "set", "br0", "down")
+    await bench.request("DELETE", "servers/server3")
+    body = {key: known[key] for key in ("id", "mac", "address", "edge")}
+    await bench.post("servers", body)
+    await bench.post("vms", {"id": "late", "mac": LATE_MAC, "server": "server3", "addresses": [LATE]})
+    await bench.run(
+        "server3", "ovs-vsctl", "add-port", "br0", "late", "--", "set", "interface", "late", "type=internal",
+        f'mac="{LATE_MAC}"', "external_ids:iface-id=late", f'external_ids:attached-mac="{LATE_MAC}"',
+    )  # fmt: skip
+    await bench.run("server3", "ip", "link", "set", "late", "up")
+
+    async def is_handed_up() -> bool:
+        at_edge = await bench.flows("edge3", f"nw_dst={LATE} ")
+        return bool(at_edge) and bool(await bench.flows("leaf2", f"nw_dst={LATE} ", "CONTROLLER"))
+
+    await eventually(is_handed_up)
+    assert (await bench.server("server3"))["state"] == "missing"
+    async with bench.capture("server3", "late", "in") as at_vm:
+        await bench.run(DHCP, sys.executable, "-I", "-S", "-c", DATAGRAMS, LATE)
+        await bench.run("server3", "ip", "link", "set", "br0", "up")
+        await bench.run("server3", "ping", "-c", "1", "-w", "30", INFRA_GATEWAY)  # It asks for that by ARP.
+        await at_vm.until(lambda f: f.data.endswith(b"number 2"))
+        await bench.run(DHCP, sys.executable, "-I", "-S", "-c", DATAGRAMS, LATE)
+        await at_vm.until(lambda f: len(_numbers(at_vm)) == 6)
+    assert _numbers(at_vm) == [0, 1, 2, 0, 1, 2], "those that waited, and those that find their way"
+    assert await bench.flows("leaf2", f"nw_dst={LATE} ", "CONTROLLER") == []
+
+
+def _numbers(capture: Capture) -> list[int]:
+    return [int(frame.data[-1:]) for frame in capture.frames if b"number " in frame.data]
