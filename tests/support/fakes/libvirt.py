@@ -42,6 +42,9 @@ class FakeDomain:
         """At a target, what has come of disks, by connection."""
         self.rest_goes = threading.Event()
         self.rest_goes.set()
+        self.may_end = threading.Event()
+        """Its libvirt may end it where it was, now that it is at its target."""
+        self.may_end.set()
         self.asked_for = b""
         """What the target's QEMU has asked for since the VM runs there."""
         self.cannot_go_on = self.went_on = 0
@@ -216,6 +219,7 @@ class FakeDomain:
         self._has_gone(there, came)
 
     def _has_gone(self, there: "FakeConnection", came: "FakeDomain") -> None:
+        self.may_end.wait(60)
         came.now = (1, 2)
         there.tell(came, 4, 1)
         self.connection.domains_.remove(self)
