@@ -41,7 +41,7 @@ async def make_plain(lab: LabHandle, bound: Iterable[Bound]) -> None:
 
 
 def _end_controller(lab: LabHandle) -> None:
-    for daemon in lab.status().daemons:
+    for daemon in lab.daemons():
         if daemon.name == CONTROLLER and daemon.running:
             lab.kill(daemon.pid)
             lab.request(do="wait", pid=daemon.pid)

@@ -39,7 +39,7 @@ class Ground:
 
     def daemon(self, name: str) -> DaemonStatus | None:
         """A program that the lab started; None: it does not run."""
-        found = (one for one in self.bench.lab.status().daemons if one.name == name and one.running)
+        found = (one for one in self.bench.lab.daemons() if one.name == name and one.running)
         return next(found, None)
 
 
@@ -122,7 +122,7 @@ async def _kill(ground: Ground, daemon: DaemonStatus) -> Heal:
 
 
 async def _kill_dhcp_server(ground: Ground) -> Heal | None:
-    running = (one for one in ground.bench.lab.status().daemons if one.node == DHCP and one.running)
+    running = (one for one in ground.bench.lab.daemons() if one.node == DHCP and one.running)
     daemon = next(running, None)
     return None if daemon is None else await _kill(ground, daemon)
 

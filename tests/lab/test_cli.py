@@ -364,7 +364,7 @@ async def test_the_vm_of_a_dead_server_goes_on_elsewhere_and_its_return_does_no_
         await bench.cli("vm", "add", "vm3", "--server", "server3", "--address", address)
         await events.until("vm.started", lambda e: e["vm"]["id"] == "vm3")
         await eventually(answers)
-        running = {one.name: one.host_pid or 0 for one in bench.lab.status().daemons if one.running}
+        running = {one.name: one.host_pid or 0 for one in bench.lab.daemons() if one.running}
         frozen = [running[f"server3-{part}"] for part in ("agent", "vswitchd", "ovsdb")]
         for pid in frozen:
             os.kill(pid, signal.SIGSTOP)

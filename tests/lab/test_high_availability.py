@@ -45,7 +45,7 @@ async def both(bench: LabBench) -> AsyncIterator[Controllers]:
     """At the end both run again, and one is a standby."""
     async with controllers_of(bench) as found:
         yield found
-        running = {daemon.name for daemon in bench.lab.status().daemons if daemon.running}
+        running = {daemon.name for daemon in bench.lab.daemons() if daemon.running}
         for name in bench.topology.controller_nodes:
             if name not in running:
                 bench.lab.start_controller(name)

@@ -442,7 +442,7 @@ async def test_the_vm_of_a_dead_server_goes_on_at_another(bench: LabBench) -> No
         await bench.post("vms", vm)
         await events.until("vm.started", lambda e: (e["vm"]["id"], e["server"]) == (id, "server3"))
         await eventually(answers)
-        running = {one.name: one.host_pid or 0 for one in bench.lab.status().daemons if one.running}
+        running = {one.name: one.host_pid or 0 for one in bench.lab.daemons() if one.running}
         hanging = [pid for name, pid in running.items() if name.startswith("server3-")]
         assert {"server3-agent", "server3-vswitchd", "server3-libvirtd"} <= running.keys()
         for pid in hanging:

@@ -11,17 +11,16 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from qemu.qmp import QMPClient
 
-from retinue.hypervisor.qemu.hypervisor import connect
 from retinue.protocol.errors import RejectedError
-from retinue_lab.network import agents
 from retinue_lab.network.agents import AGENT_PORT
 from retinue_lab.network.nodes import MANAGEMENT_NIC
 from retinue_lab.topology.topology import FABRIC
 from support.lab.losses import lost_spans
 from support.lab.migrating import (
+    AT_ONCE,
     ON_ITS_WAY,
+    SLOWLY,
     START,
     as_before,
     begin,
@@ -30,6 +29,7 @@ from support.lab.migrating import (
     network,
     qemu_of,
     reaches,
+    sends,
     start_agent,
 )
 from support.lab.tls_wire import TlsRecord, tcp_streams, tls_records
@@ -208,16 +208,12 @@ def in_postcopy(migration: str) -> Picks:
     return lambda event: bool(event["postcopy"]) and event["migration_id"] == migration
 
 
-SLOWLY = 1 << 20
-"""Bytes a second that QEMU sends unasked of what follows a VM: so there is some for a while."""
-
-
 @pytest.mark.long
 async def test_agents_whose_connection_breaks_in_postcopy_make_another_and_the_vm_lacks_nothing(
     bench: LabBench,
 ) -> None:
     uptime = float(await bench.guest("vm1", "cut -d' ' -f1 /proc/uptime"))
-    await sends_slowly(bench, "server1")
+    await sends(bench, "server1", SLOWLY)
     other_end = str(bench.topology.management_addresses["server2"].ip)
     async with written(bench), bench.events() as events:
         migration = str((await bench.post("migrations", {"target_server": "server2", **BY_POSTCOPY}))["id"])
@@ -241,7 +237,7 @@ async def test_an_agent_that_is_killed_in_postcopy_costs_the_vm_nothing(
 ) -> None:
     """The next one finds a QEMU that has memory to give, or lacks some, and goes on."""
     uptime = float(await bench.guest("vm1", "cut -d' ' -f1 /proc/uptime"))
-    await sends_slowly(bench, "server1")
+    await sends(bench, "server1", SLOWLY)
     async with (
         written(bench),
         bench.traffic(await bench.address("vm1"), pps=200) as traffic,
@@ -255,6 +251,7 @@ async def test_an_agent_that_is_killed_in_postcopy_costs_the_vm_nothing(
         for server in ("server1", "server2"):  # QEMUs outlive their agents.
             await bench.run("sandbox", "kill", "-0", str(qemu_of(bench, server)))
         await eventually(partial(says_who_is_away, bench, migration, killed))
+        await sends(bench, "server1", AT_ONCE)  # What is tried has happened.
         for server in killed:
             await start_agent(bench, server)
         await reaches(events, migration, "done")
@@ -271,7 +268,7 @@ async def test_an_agent_that_is_killed_in_postcopy_costs_the_vm_nothing(
 async def test_a_source_whose_qemu_has_ended_too_has_nothing_to_give_and_the_vm_has_crashed(
     bench: LabBench,
 ) -> None:
-    await sends_slowly(bench, "server1")
+    await sends(bench, "server1", SLOWLY)
     async with written(bench), bench.events() as events:
         migration = str((await bench.post("migrations", {"target_server": "server2", **BY_POSTCOPY}))["id"])
         await events.until("migration.copying", in_postcopy(migration))
@@ -298,15 +295,6 @@ async def says_who_is_away(bench: LabBench, migration: str, servers: Sequence[st
 def went_on(bench: LabBench, server: str) -> int:
     log = (Path(bench.lab.directory) / "logs" / f"{server}-agent.log").read_text()
     return log.count("migration.goes_on")
-
-
-async def sends_slowly(bench: LabBench, server: str) -> None:
-    """The QEMU that is there takes its time with what follows a VM."""
-    [monitor] = (agents.folder(Path(bench.lab.directory), server) / "vms").glob("*.qmp")
-    qmp = QMPClient("vm1")
-    await connect(qmp, str(monitor))
-    await qmp.execute("migrate-set-parameters", {"max-postcopy-bandwidth": SLOWLY})
-    await qmp.disconnect()
 
 
 @contextlib.asynccontextmanager

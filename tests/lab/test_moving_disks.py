@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from qemu.qmp import QMPClient
 
-from retinue.hypervisor.qemu.hypervisor import connect
 from retinue_lab.network import agents
 from support.lab.disks import (
     BASE,
@@ -26,7 +24,7 @@ from support.lab.disks import (
     written,
 )
 from support.lab.losses import lost_spans
-from support.lab.migrating import begin, reaches, start_agent
+from support.lab.migrating import SLOWLY, begin, reaches, sends, start_agent
 from support.lab.tools import LabBench, eventually, long
 from support.oracles.qcow2 import content
 
@@ -104,7 +102,6 @@ async def test_a_disk_goes_there_and_back_under_traffic(bench: LabBench, tmp_pat
 
 
 BY_POSTCOPY = {"postcopy": "required", "downtime_ms": 0}
-SLOWLY = 1 << 20
 MEMORY_MIB, MEMORY_RATE = 32, 300
 
 
@@ -117,7 +114,7 @@ async def test_a_disk_goes_by_postcopy_under_traffic(bench: LabBench, killed: tu
     await scribble(bench, vm)
     await bench.guest(vm, f"scribble {MEMORY_MIB} {MEMORY_RATE} /tmp/scribbled >/dev/null 2>&1 &")
     await bench.guest(vm, "until [ -f /tmp/scribbled ]; do usleep 20000; done")
-    await sends_slowly(bench, "server1", vm)
+    await sends(bench, "server1", SLOWLY, vm)
     async with (
         bench.traffic(await bench.address(vm), pps=200) as traffic,
         bench.events() as events,
@@ -145,15 +142,6 @@ async def test_a_disk_goes_by_postcopy_under_traffic(bench: LabBench, killed: tu
     [own] = [one for one in overlays(bench, "server2") if vm in one.name]
     assert sha256(content(own, b"")) == inside
     await bench.cli("vm", "remove", vm)
-
-
-async def sends_slowly(bench: LabBench, server: str, vm: str) -> None:
-    """Its QEMU there takes its time with what follows it."""
-    [monitor] = (folder(bench, server) / "vms").glob(f"tap-{vm}-*.qmp")
-    qmp = QMPClient(vm)
-    await connect(qmp, str(monitor))
-    await qmp.execute("migrate-set-parameters", {"max-postcopy-bandwidth": SLOWLY})
-    await qmp.disconnect()
 
 
 async def nothing_is_left(bench: LabBench, server: str) -> None:

@@ -26,6 +26,7 @@ from retinue.hypervisor import (
     another_way,
     channel_pair,
 )
+from retinue.hypervisor.aio import cancelled
 from retinue_lab.guest.image import Guest, ensure_guest
 from retinue_lab.guest.shell import GuestShell
 from support.lab.qemu_bench import QemuBench, qemu_bench
@@ -113,6 +114,7 @@ class OtherWays:
     def __init__(self, most: int) -> None:
         self._left = most
         self._ends: asyncio.Queue[Channel] = asyncio.Queue()
+        self.all_made = asyncio.Event()
         self.made: list[Channel] = []
 
     async def at_source(self) -> Channel:
@@ -121,6 +123,8 @@ class OtherWays:
         self._left -= 1
         here, there = await channel_pair()
         self.made.append(here)
+        if not self._left:
+            self.all_made.set()
         self._ends.put_nowait(there)
         return here
 
@@ -185,8 +189,15 @@ async def test_a_way_that_breaks_in_the_middle_costs_the_vm_nothing_where_there_
             left += 1
             ways.made[-1].abort()
 
+    async def hurried() -> None:
+        """What is tried has happened."""
+        await ways.all_made.wait()
+        await source.execute("migrate-set-parameters", max_postcopy_bandwidth=0)
+
     at = {RunsElsewhere: Channel.abort, Copying: broken}
+    hurrying = asyncio.create_task(hurried())
     went, came = await moving(bench, source, target, at, ways)
+    await cancelled(hurrying)
     assert (isinstance(came, float), isinstance(went, MigrationResult)) == (True, True), (came, went)
     assert len(ways.made) == breaks, "nothing was left to come"
     assert await source.state() is RunState.MOVED

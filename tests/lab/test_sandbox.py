@@ -223,6 +223,7 @@ def test_servers_that_announce_themselves_are_told_who_was_answered(lab: LabHand
 
 def test_status_tells_what_stands(lab: LabHandle) -> None:
     status = lab.status()
+    assert lab.daemons() == status.daemons
     assert status.name == "whole"
     assert status.init_pid == lab.init_pid
     assert status.directory == str(lab.directory)

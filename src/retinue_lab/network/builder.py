@@ -28,7 +28,7 @@ from retinue_lab.network import (
 from retinue_lab.network.controller_config import controller_config
 from retinue_lab.processes import state
 from retinue_lab.processes.processes import Daemon, Supervisor, first_host_pid, last_words, run
-from retinue_lab.processes.state import Directory, LabStatus, NodeStatus, Settings, SwitchStatus
+from retinue_lab.processes.state import DaemonStatus, Directory, LabStatus, NodeStatus, Settings, SwitchStatus
 from retinue_lab.topology.parts import LIBVIRT
 from retinue_lab.topology.topology import CONTROLLER, DHCP, FORWARDER, SANDBOX, Topology
 
@@ -288,11 +288,15 @@ class Lab:
                 b.id: SwitchStatus(b.node, b.bridge, b.dpid, b.role, ports_of[b.node].get(b.bridge, {}))
                 for b in self.topology.switches
             },
-            daemons=[daemon.status for daemon in self.supervisor.daemons],
+            daemons=self.daemons,
             controller_url=self.topology.controller_url if self.controlled else None,
             topology=self.topology,
             directory=str(self.where.path),
         )
+
+    @property
+    def daemons(self) -> list[DaemonStatus]:
+        return [daemon.status for daemon in self.supervisor.daemons]
 
     async def _ports(self, node: str) -> dict[str, dict[str, int]]:
         """Nothing when the node's database does not answer: a lab with a dead switch still has a status."""

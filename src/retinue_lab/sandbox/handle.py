@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 import retinue
 from retinue.protocol import json_lines
 from retinue.protocol.json_lines import RequestError
@@ -28,7 +30,7 @@ from retinue_lab.guest import image
 from retinue_lab.network import agents, credentials, libvirtd, switches
 from retinue_lab.processes import host, state
 from retinue_lab.processes.processes import last_words
-from retinue_lab.processes.state import Directory, LabStatus, Settings
+from retinue_lab.processes.state import DaemonStatus, Directory, LabStatus, Settings
 from retinue_lab.sandbox.init import DESCRIPTORS
 from retinue_lab.topology import topology_file
 from retinue_lab.topology.topology import SANDBOX, Topology
@@ -108,6 +110,10 @@ class LabHandle:
     def status(self) -> LabStatus:
         """The lab as it is right now."""
         return state.status_of(self.request(do="status")["status"])
+
+    def daemons(self) -> list[DaemonStatus]:
+        """Those of the status; the whole of it costs some dozen programs, and this none."""
+        return msgspec.convert(self.request(do="daemons")["daemons"], list[DaemonStatus])
 
     def spawn(
         self,

@@ -2,6 +2,7 @@
 second domain has one of its own, in its folder.
 
     {"do": "status"}                                    {"status": {...}}
+    {"do": "daemons"}                                   {"daemons": [...]}: of the status, and at once
     {"do": "spawn", "node": "server1", "argv": [...],   {"name": ..., "pid": ..., "host_pid": ..., "log": ...}
      "log": "sender", "env": {}, "ready": false}
     {"do": "kill", "pid": 17, "signal": 15}             {}
@@ -44,6 +45,10 @@ class AskStatus(_Request, frozen=True, tag="status"):
     pass
 
 
+class AskDaemons(_Request, frozen=True, tag="daemons"):
+    pass
+
+
 class Spawn(_Request, frozen=True, tag="spawn"):
     node: str
     argv: list[str]
@@ -79,7 +84,7 @@ class Stop(_Request, frozen=True, tag="stop"):
     pass
 
 
-Request = AskStatus | Spawn | Kill | Wait | StartController | StartDatabase | Announce | Stop
+Request = AskStatus | AskDaemons | Spawn | Kill | Wait | StartController | StartDatabase | Announce | Stop
 
 
 class Service:
@@ -106,6 +111,8 @@ class Service:
         match request:
             case AskStatus():
                 return {"status": await self.lab.status()}
+            case AskDaemons():
+                return {"daemons": self.lab.daemons}
             case Spawn():
                 return await self._spawn(request)
             case Kill():

@@ -176,7 +176,7 @@ class ForeignVM:
 
 async def without_agents(bench: LabBench, *servers: str) -> None:
     """Their agents end, and the operator says that they have none: until then no manager reroutes a VM."""
-    running_now = {daemon.name for daemon in bench.lab.status().daemons if daemon.running}
+    running_now = {daemon.name for daemon in bench.lab.daemons() if daemon.running}
     for server in servers:
         if f"{server}-agent" in running_now:
             bench.kill(f"{server}-agent")

@@ -98,6 +98,19 @@ async def takes_memory(bench: LabBench, server: str) -> None:
         await qmp.disconnect()
 
 
+SLOWLY, AT_ONCE = 1 << 20, 0
+"""Bytes a second: so there is something to come for a while; and without a limit."""
+
+
+async def sends(bench: LabBench, server: str, bytes_a_second: int, vm: str = "*") -> None:
+    """So quickly the QEMU that is there sends, unasked, what follows a VM by post-copy."""
+    [monitor] = (bench.lab.directory / "agents" / server / "vms").glob(f"tap-{vm}-*.qmp")
+    qmp = QMPClient("observer")
+    await connect(qmp, str(monitor))
+    await qmp.execute("migrate-set-parameters", {"max-postcopy-bandwidth": bytes_a_second})
+    await qmp.disconnect()
+
+
 # ---- held where it is ----
 
 
@@ -168,7 +181,7 @@ def at_target(bench: LabBench) -> Run:
 
 async def go_on(bench: LabBench) -> None:
     """Whatever was stopped runs on; what a test has killed meanwhile does not."""
-    running = {daemon.name for daemon in bench.lab.status().daemons if daemon.running}
+    running = {daemon.name for daemon in bench.lab.daemons() if daemon.running}
     for stopped in {"server2-vswitchd", "server1-agent"} & running:
         bench.kill(stopped, signal.SIGCONT)
     for pid in qemus_of(bench, "server2"):

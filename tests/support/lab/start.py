@@ -12,6 +12,9 @@ from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology.topology import Topology
 from support.lab.tools import BOOT_PATIENCE, Doorman, Events, Json, LabBench, eventually
 
+BOOT_LOOK = 0.2
+"""Seconds between two looks at whether a guest has booted."""
+
 
 @contextlib.contextmanager
 def lab_of(
@@ -43,13 +46,14 @@ async def _boot(lab: LabHandle, vms: Sequence[Json]) -> None:
 async def running(bench: LabBench, events: Events, vm: str) -> None:
     """Return when the guest of a VM that has been registered holds its address and answers echoes."""
     await events.until("vm.started", lambda e: e["vm"]["id"] == vm, timeout=BOOT_PATIENCE)
+    if not (await bench.vm(vm))["addresses"]:
+        await events.until("binding.added", lambda e: e["bindings"][0]["vm"] == vm, timeout=BOOT_PATIENCE)
 
     async def booted() -> bool:
         return "RETINUE READY" in await bench.console(vm)
 
-    await eventually(booted, BOOT_PATIENCE)
-    if not (await bench.vm(vm))["addresses"]:
-        await events.until("binding.added", lambda e: e["bindings"][0]["vm"] == vm, timeout=BOOT_PATIENCE)
+    # Each look costs all agents some work, of which the guest's boot has the less.
+    await eventually(booted, BOOT_PATIENCE, every=BOOT_LOOK)
     await addressed(bench, vm)
 
 

@@ -248,6 +248,12 @@ class LabBench:
         said = await self.guest(vm, f"ping -c 1 -W 5 {to}", check=False)
         return " 1 packets received" in said
 
+    async def answering(self, vm: str, *to: str) -> list[str]:
+        """From which of these an echo comes back; all are asked at once, for none is waited for alone."""
+        one = "(ping -c 1 -W 5 {0} | grep -q ' 1 packets received' && echo {0}) &"
+        said = await self.guest(vm, " ".join(one.format(address) for address in to) + " wait")
+        return sorted(said.split())
+
     async def console(self, vm: str) -> str:
         """What a guest has written on its console."""
         return str((await self._driver(do="serial", vm=vm)).get("text", ""))
@@ -339,7 +345,7 @@ class LabBench:
         """These Open vSwitches go on by the flows they have cached, whatever their tables say."""
         async with contextlib.AsyncExitStack() as still:
             for name in daemons:
-                found = next(d for d in self.lab.status().daemons if d.name == name and d.running)
+                found = next(d for d in self.lab.daemons() if d.name == name and d.running)
                 argv = [sys.executable, "-I", "-S", still_threads.__file__, str(found.pid), "revalidator"]
                 lines = await still.enter_async_context(self.lines(SANDBOX, *argv))
                 await lines.until("still")
@@ -394,7 +400,7 @@ class LabBench:
     # ---- daemons ----
 
     def kill(self, daemon: str, number: int = signal.SIGKILL) -> None:
-        found = next(d for d in self.lab.status().daemons if d.name == daemon and d.running)
+        found = next(d for d in self.lab.daemons() if d.name == daemon and d.running)
         self.lab.kill(found.pid, number)
         if number == signal.SIGKILL:
             self.lab.request(do="wait", pid=found.pid)
@@ -467,9 +473,11 @@ def at(vm: str, server: str, *addresses: str) -> Json:
     return {"id": vm, "mac": mac_of(vm), "server": server, "addresses": list(addresses)}
 
 
-async def eventually(what: Callable[[], Coroutine[Any, Any, bool]], timeout: float = PATIENCE) -> None:
+async def eventually(
+    what: Callable[[], Coroutine[Any, Any, bool]], timeout: float = PATIENCE, *, every: float = 0.05
+) -> None:
     """Ask again until it is so; for what no event tells of."""
     end = time.monotonic() + timeout
     while not await what():
         assert time.monotonic() < end, f"not within {timeout:g} s"
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(every)
