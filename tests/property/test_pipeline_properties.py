@@ -448,9 +448,10 @@ STEPS = st.tuples(
 
 
 @settings(deadline=None, max_examples=examples(75))
-@given(shape=shapes(), steps=st.lists(STEPS, max_size=25))
-def test_incremental_equals_recomputed(shape: Shape, steps: list[Step]) -> None:
+@given(shape=shapes(), steps=st.lists(STEPS, max_size=25), channel=st.sampled_from((0, 100_000)))
+def test_incremental_equals_recomputed(shape: Shape, steps: list[Step], channel: int) -> None:
     net = shape.network()
+    net.channel_kbps = channel
     compiler = Compiler(net, recent=1)
     compiler.update(net.everything())
     installed = compiler.programs

@@ -36,7 +36,7 @@ from retinue.controller.dns.zone import DnsTable
 from retinue.controller.migrations.history import MIGRATIONS_KEPT
 from retinue.controller.parsing import address, network, port_ref, subinterface, subnet
 from retinue.controller.zenoh_names import ZenohTable
-from retinue.core.limits import LEAST_MTU, MOST_LEASES, MOST_MTU, VXLAN_BYTES
+from retinue.core.limits import LEAST_MTU, MOST_CHANNEL_MBPS, MOST_LEASES, MOST_MTU, VXLAN_BYTES
 from retinue.core.migration.copying import Postcopy
 from retinue.core.model import (
     IP,
@@ -82,6 +82,9 @@ class Config(ConfigTable, frozen=True):
     step_factor: Annotated[float, msgspec.Meta(ge=1, le=10)] = 1.0
     """So many times as long as docs/limits.md says a migration's steps may take, for its switches and its
     agents: for those that are far."""
+    channel_mbps: Annotated[int, msgspec.Meta(ge=0, le=MOST_CHANNEL_MBPS)] = 0
+    """Megabits a second that one server may send to others with which it exchanges VMs, where that goes by
+    our switches; 0: as many as go."""
     forward_seconds: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.5
     """For how long, from when a VM runs at its new place on, its old server's switch sends on what still
     comes there: a busy switch may follow its own flow tables late."""
@@ -138,6 +141,7 @@ class Config(ConfigTable, frozen=True):
         """A network with what the file says, and nothing else yet. Raises ConfigError."""
         try:
             net = Network(mac(self.gateway_mac), mtu=self.mtu, rewrites=self.rewrite)
+            net.channel_kbps = self.channel_mbps * 1000
             net.spines_by_mac = self.spines == "mac"
             for switch in self.switch:
                 net.add_switch(_switch(switch))

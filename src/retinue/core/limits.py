@@ -135,6 +135,8 @@ MOST_VMS_HELD = 200_000
 """VMs and bookings that a resource manager keeps of one domain: about 90 MB."""
 MOST_PREPARES = 32
 """Places for VMs of one other domain that are being looked for here at the same time."""
+MOST_CHANNEL_MBPS = 400_000
+"""That one server may send of VMs on their way, megabits a second: 400 Gbit/s."""
 MOST_ANCHOR_SECONDS = 31_536_000
 """For which a VM's anchor may be kept, or may be idle: a year."""
 MOST_IMAGE_HOLDERS = 8

@@ -299,6 +299,8 @@ class NetworkLayout(NetworkFabric):
         itself = self._beside(server) | {Owner("server", server)} | self._served_by(server)
         if server in self.servers and Service.ROUTER in self.servers[server].services:
             itself |= self.prefixes()  # At its port nobody may send from them.
+        if self.channel_kbps:  # What the others send it has its address.
+            itself |= {Owner("server", at) for v in vms for at in self.vms[v].locations}
         return shared.union(itself, (Owner("vm", v) for v in vms))
 
     def _follow_uplink(self, edge: str) -> None:

@@ -73,6 +73,8 @@ class LayoutView:
     """By VRF and prefix: the servers through which it is reached."""
     mtu: int = 1500
     """Bytes of an IP packet that each switch and server takes, and that VMs may send."""
+    channel_kbps: int = 0
+    """Kilobits a second that one server may send to others with which it exchanges VMs; 0: as many as go."""
     rewrites: bool = True
     """Edges replace a unicast MAC that they do not know by the gateway's; False: as without this software."""
     spines_by_mac: bool = False

@@ -94,8 +94,14 @@ class Network(NetworkReports):
             self._vms_on.setdefault(location, set()).add(vm.id)
         self._share(vm)
         routed = self._sizes(vm) ^ (set() if old is None else self._sizes(old))
-        touched = self.shared_of(old, vm) | {Owner("vm", vm.id)}
+        touched = self.shared_of(old, vm) | {Owner("vm", vm.id)} | self._channels(old) | self._channels(vm)
         return touched | self._prefixes_of(routed)
+
+    def _channels(self, vm: VM | None) -> Touched:
+        """Servers between which a VM goes, where what they say to each other meanwhile is metered."""
+        if vm is None or not self.channel_kbps or len(vm.locations) == 1:
+            return NOTHING
+        return frozenset(Owner("server", location) for location in vm.locations)
 
     def _share(self, vm: VM) -> None:
         """It keeps its number while it has to do with another domain."""
@@ -130,7 +136,7 @@ class Network(NetworkReports):
             self.unassign(held.key)
         for nic in old.nics:
             self._log_all_out(nic.mac)
-        touched = self.shared_of(old) | {Owner("vm", vm)}
+        touched = self.shared_of(old) | {Owner("vm", vm)} | self._channels(old)
         return touched | self._prefixes_of(routed)
 
     def assign(self, assignment: Assignment) -> Touched:

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 
 from retinue.core.packets.errors import FrameError
 
-UDP = 17
+TCP, UDP = 6, 17
 """The protocol number."""
 LONGEST = 0xFFFF
 """Bytes of an IPv4 packet."""

@@ -14,7 +14,7 @@ from retinue.core.model import VM, Role, Server, Switch
 from retinue.core.model.anycast import members_of
 from retinue.core.model.families import led_to
 from retinue.core.model.network import Network, Owner
-from retinue.core.pipeline import anycast, edge, flooding, gateway, storage, trunk, uplinks, vrfs
+from retinue.core.pipeline import anycast, channels, edge, flooding, gateway, storage, trunk, uplinks, vrfs
 from retinue.core.pipeline.contributions import RECENT, Contribution, Contributions, SwitchProgram
 from retinue.core.pipeline.cookies import Reason, cookie, owner_hash, owner_hash_of
 from retinue.core.pipeline.entry import Entry, EntryKey, Flow, FlowsBySwitch, Program, key_of, named_by
@@ -89,6 +89,7 @@ def _server(underlay: Underlay, net: Network, server: Server, found: dict[str, l
         flows = edge.server_flows(underlay, net, server, net.switches[server.edge])
         found.setdefault(server.edge, []).extend(flows)
         found[server.edge].extend(gateway.tunnel_flows(net, server))
+        found[server.edge].extend(channels.server_flows(net, server))
 
 
 def _vm(underlay: Underlay, net: Network, vm: VM, found: dict[str, list[Entry]]) -> None:

@@ -90,6 +90,8 @@ marks of migrations, which look the same. Its number is beyond those of LeafMete
 
 EDGE_PROBES = Meter(2, 400, 400)
 """What an edge with several uplinks may send of them; its number is below those of VMs' ports, too."""
+CHANNEL = 3
+"""The number of an edge's meter for the memory and disks of VMs that leave its server, or come to it."""
 UPLINK_METERS = 1 << 16
 """Meters of a leaf for probes of servers' uplinks are numbered from here, by port."""
 
@@ -105,6 +107,11 @@ LEAF_RATE = 500
 STRANGERS = Meter(9, LEAF_RATE, LEAF_RATE)
 """Of the same from ports where no uplink is known to lead. What a server sends of these takes nothing away
 from others' ARP, by which servers with one uplink are found."""
+
+
+def channel_meter(kbps: int) -> Meter:
+    """Of one server to all others together."""
+    return Meter(CHANNEL, kbps, max(kbps // 5, SHORTEST_BURST), kilobits=True)
 
 
 def vm_meters(port: int) -> list[Meter]:

@@ -48,6 +48,8 @@ class EdgeAdmit(IntEnum):
     """LLDP by which uplinks are probed, where an edge has several."""
     VDP = 110
     """LLDP: from the leaf, where that tells the gateway's MAC; from a VM, to be refused."""
+    CHANNEL = 107
+    """On the LOCAL port: to a server with which this one exchanges a VM, where that is metered."""
     SPOOFED_ND = 106
     """Neighbour discovery from an address that is not assigned to the NIC."""
     UNSPECIFIED = 105

@@ -32,6 +32,7 @@ def diverted_network() -> Network:
     """Every kind of entry: a fenced server, one not found, a VM that serves DHCP, one with a trunk, one
     diverted, copied and forwarded, a vnet that takes less than switches; three tiers."""
     net = fabric(4, cores=2)
+    net.channel_kbps = 1000
     net.put_vnet(replace(DEFAULT_VNET, mtu=1400))
     net.switches["edge1"] = replace(net.switches["edge1"], vdp=True)
     add_uplink(net, 2, 4)
