@@ -1,6 +1,5 @@
 """What holds for all tests."""
 
-import os
 from collections.abc import Iterator
 from unittest.mock import patch
 
@@ -10,7 +9,7 @@ from xdist.remote import Producer
 
 from retinue.controller.context import Context
 from support import examples, turns
-from support.turns import Turns
+from support.turns import Kind, Turns
 
 # How long an example takes depends on the machine, and on what else it does. `make test` looks at the same
 # ones each time, so that a change is judged by what it changes; `make test-long` at others, and at more.
@@ -21,9 +20,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("any machine")
-
-COMPUTING = 10
-"""How nice a test without a laboratory is to those with one."""
 
 SMALL_LIMITS = (
     "retinue.agent.renewal.openflow_port.LIMIT",
@@ -71,19 +67,23 @@ def worker(config: pytest.Config) -> str:
 @pytest.fixture(autouse=True, scope="module")
 def turn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """With `pytest -n`: see support.turns."""
-    alone, lab, no_vms = map(request.node.get_closest_marker, ("alone", "lab", "no_vms"))
-    if not worker(request.config) or not lab or no_vms:
+    if not worker(request.config):
         yield
         return
-    with turns.turn(tmp_path_factory.getbasetemp().parent, alone=alone is not None):
+    with turns.turn(tmp_path_factory.getbasetemp().parent, kind_of(request.node)):
         yield
+
+
+def kind_of(node: pytest.Item) -> Kind:
+    return turns.kind_of(
+        {mark: node.get_closest_marker(mark) for mark in ("lab", "alone", "no_vms", "patient")}
+    )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """With `pytest -n`: what only computes lets laboratories' traffic and its counting go first."""
-    if worker(item.config) and os.geteuid() == 0:
-        lab = item.get_closest_marker("lab") is not None
-        os.setpriority(os.PRIO_PROCESS, 0, 0 if lab else COMPUTING)
+    """With `pytest -n`: see support.turns."""
+    if worker(item.config):
+        turns.rank(kind_of(item))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -92,11 +92,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Turns |
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules marked `alone` come first, then the other laboratories, the slow ones before the others: so
-    `pytest -n` ends sooner.
+    """Modules marked `alone` come first, then other laboratories, those that count packets before `patient`
+    ones, and the slow ones before the others: so `pytest -n` ends sooner.
     """
+    first = [Kind.ALONE, Kind.COUNTS, Kind.PATIENT, Kind.NO_VMS, Kind.COMPUTES]
 
-    def place(item: pytest.Item) -> list[bool]:
-        return [item.get_closest_marker(mark) is None for mark in ("alone", "lab", "slow")]
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        return first.index(kind_of(item)), item.get_closest_marker("slow") is None
 
     items.sort(key=place)

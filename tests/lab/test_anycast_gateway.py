@@ -481,7 +481,7 @@ async def reached(bench: LabBench, vm: str) -> str:
         return {member: (await icmp(bench, member))["InEchos"] for member in ("vm1", "vm3")}
 
     before = await heard()
-    await bench.guest(vm, f"ping -c 5 -W 5 {SERVICE}")
+    await bench.guest(vm, f"ping -c 5 -i 0.2 -W 5 {SERVICE}")
     after = await heard()
     grown = [member for member in before if after[member] > before[member]]
     assert len(grown) == 1, (before, after)

@@ -27,7 +27,7 @@ from support.lab.health import strip
 from support.lab.migrating import takes_memory
 from support.lab.tools import Events, Json, LabBench, at, eventually, mac_of
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.patient]
 
 VMS = [at("vm1", "server1"), at("vm2", "server1"), at("vm3", "server2"), at("vm4", "server3")]
 VICTIM = mac_of("vm1")

@@ -11,7 +11,7 @@ from retinue_lab.demo import run
 from retinue_lab.errors import LabError
 from support.lab.tools import long
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.patient]
 
 COMMAND = [sys.executable, "-m", "retinue.cli.main", "lab", "demo"]
 

@@ -26,7 +26,7 @@ from support.lab.start import lab_of
 from support.lab.tools import Events, Json, LabBench, Picks, eventually
 from support.lab.watch import Frame, Lines, Wanted
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.patient]
 
 SERVER = "10.1.0.2"
 LEASE, RENEW, REBIND = 60, 4, 8

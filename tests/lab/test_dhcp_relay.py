@@ -16,7 +16,7 @@ from support.lab.tools import Doorman, LabBench, at, mac_of
 from support.lab.watch import Lines
 from support.oracles.dhcp import RENEWAL, asked_of_kea, kea_log, kea_tells_all, tshark
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.patient]
 
 ONE = mac_of("vm1")
 GATEWAY_IP = "10.1.0.254"

@@ -41,6 +41,7 @@ from support.oracles.qcow2 import content
 
 pytestmark = [
     pytest.mark.lab,
+    pytest.mark.patient,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a network namespace"),
 ]
 

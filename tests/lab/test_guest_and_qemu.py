@@ -34,6 +34,7 @@ from support.lab.tools import long
 
 pytestmark = [
     pytest.mark.lab,
+    pytest.mark.patient,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a network namespace"),
 ]
 

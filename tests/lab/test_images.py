@@ -20,7 +20,7 @@ from retinue_lab.topology.parts import CachePart
 from support.lab.start import lab_of
 from support.lab.tools import LabBench, eventually
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.patient]
 
 CACHE = CachePart(id="cache1", leaf="leaf1", mac="02:00:00:00:00:c1", address=IPv4Address("10.0.0.201"))
 """At the leaf of server1 and server3."""

@@ -18,7 +18,7 @@ from support.lab.frames import ARP, arp, damaged_arp, damaged_dhcp, from_client
 from support.lab.health import undisturbed
 from support.lab.tools import LabBench, at, eventually, mac_of
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.patient]
 
 VMS = [at("vm1", "server1"), at("vm2", "server2")]
 TWO = mac_of("vm2")

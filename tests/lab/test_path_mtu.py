@@ -18,7 +18,7 @@ from support.lab.start import boot, lab_of
 from support.lab.tools import Doorman, LabBench, at, eventually, mac_of
 from support.lab.watch import Frame
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.patient]
 
 NARROW = 1400
 SUBNETS = (("n4", "10.7.0.0/24", "10.7.0.254"), ("n6", "fd00:7::/64", "fd00:7::fe"))

@@ -32,7 +32,7 @@ from retinue_lab.guest.shell import GuestShell
 from support.lab.qemu_bench import QemuBench, qemu_bench
 from support.lab.tools import long
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.patient]
 
 MIB = 32
 WRITES, ALWAYS_WRITES = 300, 5000

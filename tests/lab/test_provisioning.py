@@ -24,7 +24,7 @@ from support.lab.start import running
 from support.lab.tools import Json, LabBench, at, eventually, mac_of
 from support.lab.watch import Frame, Wanted
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.patient]
 
 VMS = [at("vm1", "server1")]
 GATEWAY = "00:00:de:ad:be:ef"

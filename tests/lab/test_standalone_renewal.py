@@ -29,7 +29,7 @@ from support.lab.snooping_network import (
 from support.lab.tools import PATIENCE, Json
 from support.oracles.dhcp import RENEWAL, asked_of_kea, tshark
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.patient]
 
 RELAYED = DEFAULT_FILE.with_name("relayed.toml")
 """The smallest network there is; of it only the sandbox is used."""

@@ -10,7 +10,7 @@ from retinue.core.pipeline.entry import PortNo
 from support.lab.frames import BROADCAST, ICMP, IP, TCP, UDP, Ether, arp, from_client, from_server, hexed
 from support.lab.tools import LabBench, at, eventually, mac_of
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.patient]
 
 VMS = [at("vm1", "server1"), at("vm2", "server1"), at("vm3", "server2")]
 ONE, TWO, THREE = (mac_of(vm["id"]) for vm in VMS)

@@ -23,7 +23,7 @@ from support.lab.start import boot, lab_of
 from support.lab.tools import LabBench
 from support.lab.watch import Capture, Frame
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.patient]
 
 GATEWAY_MAC, GATEWAY = "00:00:de:ad:be:ef", "1.1.1.254"
 A_MAC, B_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"

@@ -9,7 +9,7 @@ from retinue.core.model import Ending
 from support.lab.guest_dhcp import of_vm
 from support.lab.tools import BOOT_PATIENCE, Events, LabBench, at, eventually, long
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.patient]
 
 VMS = [at("vm1", "server1"), {**at("vm2", "server2", "10.1.0.50"), "restart": "on-crash"}]
 

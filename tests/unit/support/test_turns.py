@@ -1,7 +1,9 @@
 """Which process of `pytest -n` gets which module."""
 
+import os
 import queue
 import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,21 +11,27 @@ from typing import Any, cast
 import pytest
 from xdist.workermanage import WorkerController
 
-from support.turns import Turns, turn
+from support import turns
+from support.turns import Kind, Turns, may_prefer, rank, turn
 
 ALONE = "import pytest\n\npytestmark = [pytest.mark.lab, pytest.mark.alone]\n"
+PATIENT = "pytestmark = [pytest.mark.lab, pytest.mark.patient]\n"
 MODULES = {
     "tests/lab/test_counted.py": ALONE,
     "tests/lab/test_measured.py": ALONE,
     "tests/lab/test_one.py": "",
     "tests/lab/test_two.py": "",
     "tests/lab/test_five.py": "",
+    "tests/lab/test_calm.py": PATIENT,
+    "tests/lab/test_idle.py": PATIENT,
     "tests/lab/test_plain.py": "pytestmark = [pytest.mark.lab, pytest.mark.no_vms]\n",
     "tests/unit/test_three.py": "",
     "tests/unit/test_four.py": "",
 }
 TESTS = 4
 """In each module; a process is given its next module while it still has two."""
+AT_REST = 0.1
+"""Seconds in which one more module would have begun."""
 
 
 class Process:
@@ -72,31 +80,102 @@ class Run:
             self.done[process] += 1
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return Run(tmp_path)
+@pytest.fixture(params=[True, False], ids=["preferred", "equal"])
+def prefers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether a process may be put before others."""
+    monkeypatch.setattr(turns, "may_prefer", lambda: request.param)
+    return bool(request.param)
 
 
-def test_one_process_has_all_modules_that_are_alone_and_no_vms_run_beside_them(run: Run) -> None:
+ranked = pytest.mark.parametrize("prefers", [True], indirect=True)
+equal = pytest.mark.parametrize("prefers", [False], indirect=True)
+
+
+# ---- where a process may be put before others ----
+
+
+@ranked
+def test_beside_what_goes_first_are_one_lab_that_counts_and_one_that_does_not(
+    tmp_path: Path, prefers: bool
+) -> None:
+    run = Run(tmp_path, 4)
+    assert [run.modules(one) for one in range(4)] == [["counted", "measured"], ["one"], ["calm"], ["plain"]]
+    run.complete(3, TESTS)
+    assert run.modules(3) == ["plain", "three"]
+    run.complete(1, TESTS)
+    assert run.modules(1) == ["one", "two"]
+    run.complete(2, TESTS)
+    assert run.modules(2) == ["calm", "idle"]
+    run.complete(0, 2 * TESTS)
+    assert run.modules(0) == ["counted", "measured", "five"]
+
+
+@ranked
+def test_who_is_patient_takes_any_place_that_is_left(tmp_path: Path, prefers: bool) -> None:
+    run = Run(tmp_path, 4)
+    run.complete(1, TESTS)
+    run.complete(0, 2 * TESTS)
+    assert (run.modules(0)[-1], run.modules(1)[-1]) == ("five", "two")
+    run.complete(0, TESTS)
+    run.complete(1, TESTS)
+    assert [run.modules(one)[-1] for one in range(3)] == ["idle", "three", "calm"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "most"),
+    [
+        ([Kind.COUNTS] * 3, 2),
+        ([Kind.ALONE, Kind.COUNTS, Kind.COUNTS], 2),
+        ([Kind.COUNTS, Kind.PATIENT, Kind.PATIENT, Kind.PATIENT], 3),
+        ([Kind.ALONE, Kind.COUNTS, Kind.PATIENT, Kind.PATIENT], 3),
+    ],
+)
+@ranked
+def test_no_more_labs_run_at_once_than_there_are_places(
+    tmp_path: Path, kinds: list[Kind], most: int, prefers: bool
+) -> None:
+    at_once(tmp_path, kinds, most)
+
+
+@ranked
+def test_who_counts_packets_is_less_nice_than_who_does_not(
+    monkeypatch: pytest.MonkeyPatch, prefers: bool
+) -> None:
+    assert asked_for(monkeypatch, Kind) == [-15, 0, 5, 1, 19]
+
+
+# ---- where not ----
+
+
+@equal
+def test_one_process_has_all_modules_that_are_alone_and_no_vms_run_beside_them(
+    tmp_path: Path, prefers: bool
+) -> None:
+    run = Run(tmp_path)
     assert run.modules(0) == ["counted", "measured"]
     assert run.modules(1) == ["plain"]
     run.complete(1, 2 * TESTS)
     assert run.modules(1) == ["plain", "three", "four"]
 
 
-def test_labs_are_taken_up_when_all_that_is_alone_is_done(run: Run) -> None:
+@equal
+def test_labs_are_taken_up_when_all_that_is_alone_is_done(tmp_path: Path, prefers: bool) -> None:
+    run = Run(tmp_path)
     run.complete(0, 2 * TESTS)
     assert run.modules(0) == ["counted", "measured", "one"]
     run.complete(1, TESTS)
     assert run.modules(1) == ["plain", "two"]
 
 
-def test_a_process_that_has_nothing_else_to_do_waits_with_a_lab(run: Run) -> None:
+@equal
+def test_a_process_that_has_nothing_else_to_do_waits_with_a_lab(tmp_path: Path, prefers: bool) -> None:
+    run = Run(tmp_path)
     run.complete(1, 3 * TESTS)
     assert run.modules(1) == ["plain", "three", "four", "one"]
 
 
-def test_of_the_others_two_run_at_once(tmp_path: Path) -> None:
+@equal
+def test_of_the_others_two_run_at_once(tmp_path: Path, prefers: bool) -> None:
     run = Run(tmp_path, 3)
     run.complete(0, 2 * TESTS)
     run.complete(1, TESTS)
@@ -108,30 +187,85 @@ def test_of_the_others_two_run_at_once(tmp_path: Path) -> None:
     assert run.modules(0) == ["counted", "measured", "one", "five"]
 
 
-def test_a_third_lab_begins_when_one_of_two_has_ended(tmp_path: Path) -> None:
-    began, ended = queue.SimpleQueue[str](), [threading.Event() for _ in range(3)]
-
-    def lab(number: int) -> None:
-        with turn(tmp_path, alone=False):
-            began.put(str(number))
-            ended[number].wait()
-
-    threads = [threading.Thread(target=lab, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    first = {began.get(), began.get()}
-    assert began.empty()
-    for number in first:
-        ended[int(number)].set()
-    third = began.get()
-    assert {*first, third} == {"0", "1", "2"}
-    ended[int(third)].set()
-    for thread in threads:
-        thread.join()
+@pytest.mark.parametrize(
+    ("kinds", "most"),
+    [([Kind.COUNTS, Kind.COUNTS, Kind.PATIENT], 2), ([Kind.PATIENT] * 3, 2), ([Kind.ALONE, Kind.PATIENT], 1)],
+)
+@equal
+def test_then_two_labs_run_at_once_or_one_alone(
+    tmp_path: Path, kinds: list[Kind], most: int, prefers: bool
+) -> None:
+    at_once(tmp_path, kinds, most)
 
 
-def test_each_test_is_given_once(run: Run) -> None:
+@equal
+def test_then_no_lab_is_less_nice_than_another(monkeypatch: pytest.MonkeyPatch, prefers: bool) -> None:
+    assert asked_for(monkeypatch, Kind) == [0, 0, 0, 0, 19]
+
+
+def test_whether_somebody_may_be_preferred_is_tried_and_nothing_is_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    asked: list[int] = []
+    monkeypatch.setattr(os, "setpriority", lambda which, who, nice: asked.append(nice))
+    assert may_prefer.__wrapped__()
+    assert asked == [-15, before]
+
+    def refused(which: int, who: int, nice: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", refused)
+    assert not may_prefer.__wrapped__()
+
+
+# ---- always ----
+
+
+def test_each_test_is_given_once(tmp_path: Path, prefers: bool) -> None:
+    run = Run(tmp_path, 3)
     while run.scheduler.has_pending:
         for process, one in enumerate(run.processes):
             run.complete(process, min(1, len(one.given) - run.done[process]))
-    assert sorted([*run.processes[0].given, *run.processes[1].given]) == list(range(len(run.tests)))
+    assert sorted(index for one in run.processes for index in one.given) == list(range(len(run.tests)))
+
+
+@pytest.mark.parametrize("kind", [Kind.NO_VMS, Kind.COMPUTES])
+def test_who_has_no_vms_waits_for_nobody(tmp_path: Path, kind: Kind, prefers: bool) -> None:
+    at_once(tmp_path, [Kind.ALONE, *[kind] * 4], 5)
+
+
+def at_once(folder: Path, kinds: Sequence[Kind], most: int) -> None:
+    """So many of such modules run at the same time, and no more; when one ends, another begins."""
+    began, ended = queue.SimpleQueue[int](), [threading.Event() for _ in kinds]
+
+    def module(number: int) -> None:
+        with turn(folder, kinds[number]):
+            began.put(number)
+            ended[number].wait()
+
+    threads = [threading.Thread(target=module, args=(number,)) for number in range(len(kinds))]
+    for thread in threads:
+        thread.start()
+    running = [began.get() for _ in range(most)]
+    try:
+        while len(running) < len(kinds):
+            with pytest.raises(queue.Empty):
+                began.get(timeout=AT_REST)
+            ended[running[-most]].set()
+            running.append(began.get())
+    finally:
+        for event in ended:
+            event.set()
+        for thread in threads:
+            thread.join()
+
+
+def asked_for(monkeypatch: pytest.MonkeyPatch, kinds: Iterable[Kind]) -> list[int]:
+    """How nice this process were, were it root and of these kinds in turn."""
+    asked: list[int] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "setpriority", lambda which, who, nice: asked.append(nice))
+    for kind in kinds:
+        rank(kind)
+    return asked
