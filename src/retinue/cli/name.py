@@ -10,7 +10,7 @@ from retinue.core.placement import EntityKind
 from retinue.protocol.routes import Route
 
 app = options.group(
-    "Names of VMs, servers, services, images, clients: what is said of each, and where it is."
+    "Names of VMs, servers, services, images, clients, disks: what is said of each, and where it is."
 )
 
 KINDS = ", ".join(EntityKind)
@@ -135,7 +135,9 @@ def where(row: dict[str, Any]) -> str:
     """ "at server1, edge1:3", "served by vm1 at server1, edge1:3", "held by server1, server2"."""
     locator = row["locator"]
     match row["kind"]:
-        case EntityKind.IMAGE:
+        case EntityKind.DISK:
+            return f"of {locator['vm']}, {locator['path'] or 'at ' + locator['server']}"
+        case EntityKind.IMAGE | EntityKind.SEGMENT:
             return f"held by {', '.join(locator['servers'])}" if locator["servers"] else "held by nobody"
         case EntityKind.SERVER:
             return f"at {locator['at']}" if locator["at"] else ""
@@ -168,7 +170,8 @@ _MEASURED = (
     ("bandwidth there", "bandwidth_mbps", " Mbit/s"), ("bandwidth in use", "bandwidth_used_mbps", " Mbit/s"),
     ("processors in use", "cpu_used", "%"), ("wait for processors", "cpu_pressure", "%"),
     ("wait for memory", "memory_pressure", "%"), ("wait for disks", "io_pressure", "%"),
-    ("images", "images", ""),
+    ("images", "images", ""), ("size", "size_mib", " MiB"), ("made of", "made_of", ""),
+    ("bytes", "bytes", ""), ("chunks", "chunks", ""),
 )  # fmt: skip
 
 

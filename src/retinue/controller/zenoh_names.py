@@ -26,7 +26,7 @@ import structlog
 from retinue.config_file import ConfigError, ConfigTable
 from retinue.controller.counters import Count
 from retinue.controller.mobility.entities import Entities
-from retinue.core.limits import ID, MOST_QUESTIONS
+from retinue.core.limits import ID, MOST_QUESTIONS, NAME
 from retinue.core.text import quoted
 from retinue.core.token_bucket import TokenBucket
 from retinue.socket_addresses import endpoint
@@ -211,7 +211,7 @@ class ZenohNames:
             return None
         self._counters[Count.ZENOH_ASKED] += 1
         name = key.removeprefix(f"{self.prefix}/")
-        if ID.fullmatch(name):
+        if NAME.fullmatch(name):
             row = self._row(name)
             return [] if row is None else [(name, msgspec.json.encode(row))]
         import zenoh

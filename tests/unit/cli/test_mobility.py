@@ -10,10 +10,12 @@ from typer.testing import CliRunner
 from retinue.cli.main import app
 from retinue.controller.api.server import Api
 from retinue.controller.app import Controller
+from retinue.protocol.blocking import Client
 from retinue.protocol.images import HeldImage, ImagesBody, ImageState
 from retinue.protocol.mobility import ServerReport, VMSize
+from retinue.protocol.routes import Route
 from support.api_thread import serving
-from support.fabric.networks import add_vm, fabric, vm_ip
+from support.fabric.networks import add_vm, fabric, vm_ip, vm_mac
 
 
 def controller() -> Controller:
@@ -58,6 +60,20 @@ def test_a_service_is_named_found_and_taken_back(url: str) -> None:
     assert "one of vm, server, service, image" in said("name", "list", "--kind", "ship", *at, code=1)
     assert said("name", "remove", "shop", *at) == "nothing is said of shop any more\n"
     assert "nothing has the name shop" in said("name", "resolve", "shop", *at, code=1)
+
+
+def test_a_disk_and_a_segment_are_found_by_their_names(url: str) -> None:
+    at = ("--url", url)
+    vm = {"id": "vm8", "mac": vm_mac(8), "server": "server1", "addresses": [str(vm_ip(8))]}
+    disks = [{"size_mib": 64}, {"shared": "/srv/vm8.raw"}]
+    Client(url).ask(Route.REGISTER_VMS, body={**vm, "disks": disks})
+    found = said("name", "resolve", "vm8:disk1", *at)
+    for field in ("kind +disk", "where +of vm8, at server1", "size +64 MiB"):
+        assert re.search(field, found), found
+    listed = said("name", "list", "--kind", "disk", *at)
+    assert re.search(r"^vm8:disk2 +disk +of vm8, /srv/vm8.raw", listed, re.M), listed
+    assert "nothing has the name vm8:disk3" in said("name", "resolve", "vm8:disk3", *at, code=1)
+    assert "nothing has the name debian:9" in said("name", "resolve", "debian:9", *at, code=1)
 
 
 def test_what_is_said_and_measured_of_vms_servers_and_images_is_shown(url: str) -> None:

@@ -5,7 +5,7 @@ import json
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from retinue.controller.app import Controller
 from retinue.controller.counters import Count
 from retinue.controller.zenoh_names import ZenohNames, ZenohTable
 from retinue.core.model import VM
+from retinue.core.model.disks import Disk
 from retinue.core.placement import Entity, EntityKind, Profile
 from support.fabric.networks import add_vm, fabric, vm_ip, vm_mac
 from support.pki_files import Certificates
@@ -142,7 +143,12 @@ async def test_all_names_are_answered_and_what_is_none_is_not(make: Make) -> Non
     assert sorted(await peer.get("retinue/dc1/names/*")) == ROWS
     assert sorted(await peer.get("retinue/dc1/names/server$*")) == ["server1", "server2", "server3"]
     more = ("retinue/dc2/names/vm1", "retinue/dc1/names/vm1/more", "retinue/**", "else")
-    for nothing in ("retinue/dc1/names/vm9", *more):
+    vm1 = world.controller.net.vms["vm1"]
+    world.controller.net.put_vm(replace(vm1, disks=(Disk(size_mib=8),)))
+    disk = "retinue/dc1/names/vm1:disk1"
+    assert (await peer.get(disk))["vm1:disk1"]["locator"]["vm"] == "vm1"
+    assert sorted(await peer.get("retinue/dc1/names/*")) == sorted([*ROWS, "vm1:disk1"])
+    for nothing in ("retinue/dc1/names/vm9", "retinue/dc1/names/vm1:disk2", *more):
         assert await peer.get(nothing) == {}
 
 

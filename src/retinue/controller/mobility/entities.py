@@ -4,7 +4,8 @@ where it is.
 A name is unique over all kinds, and is its entity's for as long as that is there. VMs and servers are in the
 table because they are registered, an image once it is published; services, clients, and images that are not
 published yet, because the manager says so here. Where an entity is,
-its locator, is not written down but asked of the network: it is never old.
+its locator, is not written down but asked of the network: it is never old. Disks and segments of images
+are found by their names, too (parts.py).
 """
 
 from collections.abc import Collection
@@ -16,15 +17,22 @@ from retinue.controller.context import Context
 from retinue.controller.errors import RequestError
 from retinue.controller.migrations.attachment import locator_of
 from retinue.controller.mobility.changes import EntityRegistered, EntityRemoved
+from retinue.controller.mobility.parts import Parts
 from retinue.controller.mobility.resources import ResourceManager
 from retinue.core.limits import MOST_ENTITIES
 from retinue.core.model import DEFAULT_VRF, IP, entity_id
 from retinue.core.placement import Entity, EntityKind, Profile
 from retinue.protocol.errors import ErrorCode
 
-BY_THEMSELVES = {EntityKind.VM: "`retinue vm add`", EntityKind.SERVER: "its registration as a server"}
+BY_THEMSELVES = {
+    EntityKind.VM: "`retinue vm add`",
+    EntityKind.SERVER: "its registration as a server",
+    EntityKind.DISK: "its VM's registration",
+    EntityKind.SEGMENT: "its image's publication",
+}
 """Kinds that are in the table because they are registered elsewhere, and how."""
 
+_UNKNOWN = {EntityKind.VM: ErrorCode.UNKNOWN_VM, EntityKind.SERVER: ErrorCode.UNKNOWN_SERVER}
 _A = {kind: f"an {kind}" if kind is EntityKind.IMAGE else f"a {kind}" for kind in EntityKind}
 
 
@@ -36,6 +44,7 @@ class Entities:
         self._context = context
         self._of = context.state.entities
         self._resources = resources
+        self.parts = Parts(context, resources)
 
     def kind_of(self, name: str) -> EntityKind | None:
         """What has this name; None: nothing. A roaming client is among the VMs of the network while it is
@@ -69,7 +78,7 @@ class Entities:
             entity_id(one.name, _A[one.kind])
             self.check_free(one.name, one.kind)
             if one.kind in BY_THEMSELVES and self.kind_of(one.name) is None:
-                code = ErrorCode.UNKNOWN_VM if one.kind is EntityKind.VM else ErrorCode.UNKNOWN_SERVER
+                code = _UNKNOWN.get(one.kind, ErrorCode.UNKNOWN_ENTITY)
                 raise RequestError(
                     f"there is no {one.kind} {one.name}; it comes by {BY_THEMSELVES[one.kind]}", code
                 )
@@ -100,10 +109,15 @@ class Entities:
     def names(self, kind: EntityKind | None = None) -> list[str]:
         every = {*self._net.vms, *self._net.servers, *self._context.state.images, *self._of}
         found = {name: self.kind_of(name) for name in every}
+        found |= dict.fromkeys(self.parts.disks(), EntityKind.DISK)
         return sorted(name for name, its in found.items() if its is not None and kind in (None, its))
 
     def shown(self, name: str) -> dict[str, Any] | None:
         """The whole row, as plain values: name, kind, profile, what is measured, locator; None: no such."""
+        if (part := self.parts.found(name)) is not None:
+            profile = msgspec.to_builtins(Profile())
+            row = {"name": name, "kind": part[0], "profile": profile}
+            return {**row, "measured": part[1], "locator": part[2]}
         kind = self.kind_of(name)
         if kind is None:
             return None
@@ -142,7 +156,7 @@ class Entities:
                 vms = self._serving(name)
                 where = self._locator(vms[0], EntityKind.VM) if vms else {"addresses": []}
                 return {"vm": vms[0] if vms else "", "vms": vms, **where}
-            case EntityKind.IMAGE:
+            case EntityKind.IMAGE | EntityKind.DISK | EntityKind.SEGMENT:
                 return {"servers": self._resources.holders(name)}
 
     # ---- for who sends to a name ----

@@ -21,6 +21,10 @@ class EntityKind(StrEnum):
     IMAGE = "image"
     CLIENT = "client"
     """A host that roams: it is where the attachment point is that reports its port."""
+    DISK = "disk"
+    """Of a VM, and called after it."""
+    SEGMENT = "segment"
+    """Of an image: some of its chunks, one after the other; it is called after the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ FIELDS = {
     EntityKind.SERVICE: frozenset(["version", "applications", "served_by"]),
     EntityKind.IMAGE: frozenset(["os", "version", "applications", "disk_mib"]),
     EntityKind.CLIENT: frozenset(["os", "version", "applications", "bandwidth_mbps"]),
+    EntityKind.DISK: frozenset(),
+    EntityKind.SEGMENT: frozenset(),
 }
 """By kind: the fields of a profile that may be given."""
 

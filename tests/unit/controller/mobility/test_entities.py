@@ -1,17 +1,25 @@
 """Names: unique over all kinds, for as long as what has them is there, and led to where it is."""
 
+import asyncio
 from dataclasses import replace
+from ipaddress import IPv4Address
 
 import pytest
 
 from retinue.controller.app import Controller
 from retinue.controller.migrations.requests import MigrationError
 from retinue.controller.state import Stored
-from retinue.core.model import VM, ModelError, PortStatus
+from retinue.core.content import CHUNK_BYTES
+from retinue.core.model import VM, ModelError, PortStatus, VMPort
+from retinue.core.model.disks import Disk
+from retinue.core.pipeline.entry import Field, Output
+from retinue.core.pipeline.priorities import Deliver
+from retinue.core.pipeline.tables import Table
 from retinue.core.placement import Entity, EntityKind, Profile, Wish
 from retinue.protocol.images import HeldImage, ImagesBody, ImageState, SignedManifest
 from retinue.southbound.ovsdb import BridgePort
 from support.fabric.networks import add_vm, fabric, server, vm_ip, vm_mac, vm_port
+from support.fakes.session import FakeNetwork
 from support.recent_events import recent
 
 
@@ -77,9 +85,9 @@ def test_a_name_is_given_once(controller: Controller) -> None:
     assert controller.entities.names(EntityKind.SERVICE) == ["shop"]
 
 
-def publish(controller: Controller, name: str) -> None:
+def publish(controller: Controller, name: str, size: int = 1) -> None:
     controller.images.holders.on_report("server1", ImagesBody("192.0.2.1:7800"))
-    controller.images.publish(SignedManifest(name, 1, "ab" * 32, 1000), "server1")
+    controller.images.publish(SignedManifest(name, size, "ab" * 32, 1000), "server1")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("vm1", "vm"), ("server1", "server"), ("shop", "service")])
@@ -198,3 +206,123 @@ async def test_nobody_places_a_client_and_nothing_is_promised_to_it(controller: 
     state = next(one for one in controller.resources.facts({}) if one.server == "server2")
     assert [one.need.vm for one in state.hosted] == ["vm2"]
     assert "phone1" not in controller.resources.domain()[1]
+
+
+BASE_SIZE = 3 * CHUNK_BYTES + 5
+DISKS = (Disk(image="debian"), Disk(size_mib=64), Disk(shared="/srv/vm1.raw"))
+
+
+async def with_parts(controller: Controller) -> None:
+    publish(controller, "debian", BASE_SIZE)
+    whole = HeldImage("debian", "ab" * 32, ImageState.HELD, BASE_SIZE)
+    with controller.context.agents.listening("server2"):
+        controller.images.holders.on_report("server2", ImagesBody("192.0.2.2:7800", [whole]))
+    vm = controller.net.vms["vm1"]
+    controller.net.put_vm(replace(vm, disks=DISKS))
+
+
+async def test_a_disk_is_called_after_its_vm_and_goes_where_that_goes(controller: Controller) -> None:
+    await with_parts(controller)
+    assert controller.entities.names(EntityKind.DISK) == ["vm1:disk1", "vm1:disk2", "vm1:disk3"]
+    rows = [controller.entities.shown(name) for name in controller.entities.names(EntityKind.DISK)]
+    assert [row and row["kind"] for row in rows] == ["disk"] * 3
+    assert [row and row["measured"] for row in rows] == [
+        {"size_mib": 0, "made_of": "debian"},
+        {"size_mib": 64, "made_of": ""},
+        {"size_mib": 0, "made_of": ""},
+    ]
+    private = {"vm": "vm1", "server": "server1", "path": ""}
+    shared = {"vm": "vm1", "server": "", "path": "/srv/vm1.raw"}
+    assert [row and row["locator"] for row in rows] == [private, private, shared]
+    controller.net.put_vm(replace(controller.net.vms["vm1"], server="server3"))
+    moved = controller.entities.shown("vm1:disk2")
+    assert moved is not None and moved["locator"] == {**private, "server": "server3"}
+    controller.net.remove_vm("vm1")
+    assert controller.entities.shown("vm1:disk1") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "bytes", "chunks"),
+    [
+        ("debian:0", CHUNK_BYTES, 1),
+        ("debian:3", 5, 1),
+        ("debian:1-2", 2 * CHUNK_BYTES, 2),
+        ("debian:0-3", BASE_SIZE, 4),
+    ],
+)
+async def test_a_segment_is_found_by_its_images_name_and_where_that_is(
+    controller: Controller, name: str, bytes: int, chunks: int
+) -> None:
+    await with_parts(controller)
+    row = controller.entities.shown(name)
+    assert row is not None
+    assert (row["kind"], row["measured"]) == ("segment", {"bytes": bytes, "chunks": chunks})
+    assert row["locator"] == {"image": "debian", "servers": ["server2"]}
+    assert name not in controller.entities.names(), "any first and last chunk make one"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vm1:disk0", "vm1:disk4", "vm1:disk01", "vm9:disk1", "vm1:", "vm1:1", "debian:disk1", "debian:4"),
+        *("debian:2-1", "debian:0-4", "debian:-1", "debian:1-", "debian:0-1-2", "none:0", ":0", "a b:0"),
+        *("debian:0\n", "debian:\u0661", "debian:" + "9" * 400),
+    ],
+)
+async def test_what_is_no_part_has_no_name(controller: Controller, name: str) -> None:
+    await with_parts(controller)
+    assert controller.entities.shown(name) is None
+
+
+async def test_nobody_gives_a_part_a_name(controller: Controller) -> None:
+    """Nor something else one that looks like it."""
+    await with_parts(controller)
+    for kind in EntityKind:
+        served = Profile(served_by=("vm1",)) if kind is EntityKind.SERVICE else Profile()
+        with pytest.raises(ModelError, match="vm1:disk1"):
+            controller.entities.register([Entity("vm1:disk1", kind, served)])
+    for kind in (EntityKind.DISK, EntityKind.SEGMENT):
+        with pytest.raises(ModelError, match=f"there is no {kind} x; it comes by its"):
+            controller.entities.register([Entity("x", kind)])
+    assert not controller.context.state.entities
+
+
+async def test_flows_lead_where_the_table_says() -> None:
+    """Each row's place and addresses, and the entries that switches hold, are of the same VM: one is changed
+    by nothing that does not change the other."""
+    fake = FakeNetwork(fabric(), asyncio.get_running_loop().time)
+    for number, at in ((1, 1), (2, 2), (3, 1)):
+        add_vm(fake.net, number, at)
+    await fake.start()
+    controller = fake.controller
+    controller.entities.register([SHOP])
+
+    def leads() -> None:
+        every = {}
+        for edge in ("edge1", "edge2", "edge3"):
+            for flow in fake.fabric[edge].flows.values():
+                if (flow.table, flow.priority) == (Table.DELIVER, Deliver.VM):
+                    (ip,) = (value for name, value, _ in flow.match if name is Field.IPV4_DST)
+                    (port,) = (one.port for one in flow.actions if isinstance(one, Output))
+                    every[str(IPv4Address(ip))] = edge, port
+        rows = [controller.entities.shown(name) for name in controller.entities.names()]
+        said = {}
+        for kind, locator in ((row["kind"], row["locator"]) for row in rows if row):
+            if kind in ("vm", "service"):
+                said.update(dict.fromkeys(locator["addresses"], (locator["switch"], locator["port"])))
+        assert said == every
+
+    leads()
+    shop = controller.entities.shown("shop")
+    assert shop is not None and shop["locator"]["vm"] == "vm1"
+    fake.net.set_vm_port("vm1", "edge3", VMPort(vm_port(1), "tap1"))
+    await controller.context.install(fake.net.put_vm(replace(fake.net.vms["vm1"], server="server3")))
+    leads()
+    moved = controller.entities.shown("shop")
+    assert moved is not None and moved["locator"]["switch"] == "edge3" != shop["locator"]["switch"]
+    await controller.inventory.remove_vm("vm1")
+    await fake.settle()
+    leads()
+    left = controller.entities.shown("shop")
+    assert left is not None and left["locator"]["vm"] == "vm2"
+    await controller.stop()
