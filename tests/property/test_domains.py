@@ -25,6 +25,9 @@ from retinue.core.packets import (
     nd_frame,
 )
 from retinue.core.pipeline.compiler import Compiler
+from retinue.core.pipeline.entry import Output
+from retinue.core.pipeline.priorities import Deliver
+from retinue.core.pipeline.tables import Table
 from retinue.core.pipeline.underlay import underlay_of
 from support.examples import examples
 from support.fabric.domains import (
@@ -111,6 +114,22 @@ class Move:
         self.world.install(domain, net.put_vm(vm), self.world.near(domain, migration, change), self.check)
         if change is C.DIVERTED:
             self.halves[half] = replace(migration, diverted=True)
+
+    def come_out(self) -> set[tuple[str, ...]]:
+        """The edges where a client's packet for the VM comes out, for each way there."""
+        its, client = nics_of("a", 1, dual=True)[0], dual("a", 2)
+        found = self.world.arrivals(("a-edge2", port(client)), client, its)
+        return {tuple(sorted(switch for switch, _ in came)) for came in found}
+
+    def copiers(self) -> set[str]:
+        """Switches that send one packet for the VM to two places."""
+        return {
+            switch
+            for switch in self.world.fabric.switches
+            for flow in self.world.fabric[switch].flows.values()
+            if (flow.table, flow.priority) == (Table.DELIVER, Deliver.VM)
+            if sum(isinstance(action, Output) for action in flow.actions) > 1
+        }
 
     # ---- what holds ----
 
@@ -347,3 +366,38 @@ def test_what_is_kept_up_to_date_is_what_is_computed_anew(
             anew = Compiler(net)
             anew.update(net.everything())
             assert {s: p for s, p in compiler.programs.items() if p} == anew.programs, (domain, what, switch)
+
+
+def test_between_domains_the_gateway_makes_the_copies_and_only_while_the_vm_is_paused() -> None:
+    """Who has a client's packet, step by step: where the VM runs, or will run; while it runs nowhere, both,
+    each held back in the tap there. The copies are made by home's gateway, and by nobody else."""
+    world = Domains(2, 1, dual=True)
+    world.add("a", "a", 1, server_of("a", 1))
+    world.add("a", "a", 2, server_of("a", 2))
+    move, source, target = Move(world, "a"), ("a-edge1",), ("b-edge1",)
+    wanted = dict.fromkeys(FORTH, target)
+    before_diverting = FORTH[: FORTH.index(("source", C.DIVERTED))]
+    copied = FORTH[FORTH.index(("source", C.COPIED)) : FORTH.index(("source", C.SOURCE_CLOSED))]
+    wanted |= dict.fromkeys(before_diverting, source) | dict.fromkeys(copied, source + target)
+    for step in FORTH:
+        move.steps((step,))
+        assert move.come_out() == {wanted[step]}, step
+        assert move.copiers() == ({"a-edge3"} if step in copied else set()), step
+    paused = FORTH[FORTH.index(("source", "stopped")) : FORTH.index(("target", "resumed"))]
+    begins, ends = (FORTH.index(one) for one in (("source", C.COPIED), ("source", C.SOURCE_CLOSED)))
+    assert FORTH[begins] in paused and FORTH[ends] not in paused, (
+        "begun while it is paused, ended when it runs"
+    )
+
+
+def test_on_its_way_home_nothing_is_copied_into_the_tunnel() -> None:
+    """There what still comes to the gateway by which it leaves is copied, which is late; at home nothing."""
+    world = Domains(2, 1, dual=True)
+    world.add("a", "a", 1, gateway_of("a"))
+    world.add("a", "a", 2, server_of("a", 2))
+    world.add("b", "a", 1, server_of("b", 1))
+    move, diverted = Move(world, "b"), FORTH.index(("target", C.DIVERTED))
+    for number, step in enumerate(FORTH):
+        move.steps((step,))
+        assert move.come_out() == {("a-edge1",) if number >= diverted else ("b-edge1",)}, step
+        assert move.copiers() <= {"b-edge3"}
