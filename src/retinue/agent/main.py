@@ -44,6 +44,7 @@ from retinue.host.errors import HostError
 from retinue.host.flow_cache import FlowCache
 from retinue.host.load import LoadMeter
 from retinue.host.taps import tap_name
+from retinue.hypervisor import VMSpec
 from retinue.hypervisor.libvirt import connection
 from retinue.protocol.client import ControllerClient
 from retinue.protocol.errors import ControllerError
@@ -134,8 +135,9 @@ async def _serve(config: AgentConfig) -> None:
     ready = asyncio.Event()
     meter = LoadMeter(folder, config.mobility.uplink, time.monotonic)
     mobility = MobilityAgent(
-        config.server, rest, meter.measure, lambda: sizes(dispatcher), config.mobility.rule()
-    )
+        config.server, rest, meter.measure, lambda: sizes(dispatcher), config.mobility.rule(),
+        others=lambda: sizes_of_others(dispatcher),
+    )  # fmt: skip
     rejections = Rejections(config.server, transfer.rejected, rest, time.time())
     try:
         async with admin_socket.serving(folder / admin_socket.SOCKET, dispatcher, leases, made):
@@ -261,9 +263,21 @@ def _content(
 
 
 def sizes(dispatcher: Dispatcher) -> list[VMSize]:
-    """What the hypervisor gives to each VM that runs here; of those others made nothing is known."""
-    specs = [vm.machine.spec for vm in dispatcher.vms.values() if vm.runs and vm.machine is not None]
-    return [VMSize(spec.id, spec.memory_mib) for spec in specs if spec.kernel != Path()]
+    """What the hypervisor gives to each VM that runs here, and that we have made."""
+    return [VMSize(spec.id, spec.memory_mib) for spec in _running(dispatcher) if spec.kernel != Path()]
+
+
+def sizes_of_others(dispatcher: Dispatcher) -> list[VMSize]:
+    """The memory of those that somebody else has made, as far as their hypervisor says it; nobody asks for
+    us that they should go elsewhere."""
+    specs = _running(dispatcher)
+    return [
+        VMSize(spec.id, spec.memory_mib, 0) for spec in specs if spec.kernel == Path() and spec.memory_mib
+    ]
+
+
+def _running(dispatcher: Dispatcher) -> list[VMSpec]:
+    return [vm.machine.spec for vm in dispatcher.vms.values() if vm.runs and vm.machine is not None]
 
 
 class ManagedTaps:

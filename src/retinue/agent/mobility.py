@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from retinue.agent.controller_link.reports import Rest
+from retinue.core.limits import MOST_LISTED
 from retinue.core.placement import Measured, Pressure, PressureRule, Wish, pressed
 from retinue.core.placement.snapshot import share
 from retinue.host.load import Load
@@ -37,11 +38,14 @@ class MobilityAgent:
         vms: Callable[[], Collection[VMSize]],
         rule: PressureRule | None = None,
         clock: Callable[[], float] = time.monotonic,
+        others: Callable[[], Collection[VMSize]] = tuple,
     ) -> None:
-        """`vms`: those that run here, with what the hypervisor gives them."""
+        """`vms`: those that run here, with what the hypervisor gives them. `others`: those that somebody else
+        has made, of which it is told, and not asked that they should go."""
         self.server = server
         self._rest = rest
         self._measure, self._vms, self._clock = measure, vms, clock
+        self._others = others
         self._rule = rule or PressureRule()
         self._pressure = Pressure()
         self._answers: set[asyncio.Task[None]] = set()
@@ -109,7 +113,8 @@ class MobilityAgent:
         return ServerReport(
             load.cpus, load.memory_mib, load.memory_free_mib, load.disk_free_mib,
             load.bandwidth_mbps, load.bandwidth_used_mbps, load.cpu_used,
-            load.cpu_pressure, load.memory_pressure, load.io_pressure, list(self._vms()),
+            load.cpu_pressure, load.memory_pressure, load.io_pressure,
+            [*self._vms(), *self._others()][:MOST_LISTED],
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from msgspec.structs import replace
 
+from retinue.agent.main import sizes, sizes_of_others
 from retinue.agent.vms import libvirt as agent_libvirt
 from retinue.core.migration import MigrationState
 from retinue.core.migration.presence import HandedOver
@@ -15,6 +16,7 @@ from retinue.core.model import Power
 from retinue.hypervisor import Channel, HandedOverError, OnEvent, Resumed
 from retinue.protocol.events import ControllerEvent, EventType
 from retinue.protocol.migrations import MigrationRecord
+from retinue.protocol.mobility import VMSize
 from retinue.protocol.vms import VMRecord, VMState
 from support.agents.libvirt_world import (
     ID,
@@ -60,6 +62,8 @@ async def test_a_vm_of_somebody_elses_is_not_made_and_not_ended(bench: LibvirtSe
         await bench.take(ControllerEvent(kind, vm=REPORTED))
     assert bench.source.location.states() == []
     theirs = await made_by_others(bench)
+    assert sizes(bench.source.dispatcher) == []
+    assert sizes_of_others(bench.source.dispatcher) == [VMSize(ID, 128, 0)], "as its libvirt describes it"
     await bench.take(ControllerEvent("vm.ready", vm=REPORTED), ControllerEvent("vm.removed", vm=REPORTED))
     assert bench.source.location.connection.domains_ == [theirs]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from retinue.agent.main import sizes
+from retinue.agent.main import sizes, sizes_of_others
 from retinue.agent.mobility import MobilityAgent
 from retinue.controller.api.access import Access
 from retinue.controller.api.server import Api
@@ -187,5 +187,25 @@ async def test_an_agent_tells_the_sizes_of_vms_that_run_there_and_were_made_by_i
         given = [VMSize(VM.id, TABLE.memory_mib)]
         assert sizes(servers.source.dispatcher) == given and sizes(servers.target.dispatcher) == []
         made = servers.source.machine
-        made.spec = replace(made.spec, kernel=Path())
+        made.spec = replace(made.spec, kernel=Path(), memory_mib=384)
         assert sizes(servers.source.dispatcher) == [], "somebody else made it"
+        assert sizes_of_others(servers.source.dispatcher) == [VMSize(VM.id, 384, 0)]
+        made.spec = replace(made.spec, memory_mib=0)
+        assert sizes_of_others(servers.source.dispatcher) == [], "nobody knows"
+
+
+async def test_what_others_made_is_told_and_nobody_asks_that_it_should_go(site: Site) -> None:
+    """However hard its server is pressed."""
+    add_vm(site.fake.net, 7, at=1)
+    theirs = MobilityAgent(
+        "server1", site.clients["server1"], lambda: site.loads["server1"], list,
+        PressureRule(cpu=5000, seconds=60), lambda: site.now, others=lambda: [VMSize("vm7", 96, 0)],
+    )  # fmt: skip
+    site.loads["server1"] = replace(site.loads["server1"], cpu_pressure=9000)
+    for _ in range(3):
+        await theirs.round()
+        site.now += 61
+    resources = site.fake.controller.resources
+    assert resources.size_of("vm7") == (96, 0) and resources.runs_with("vm7") == 96
+    assert not site.fake.controller.orchestrator.migrations
+    await theirs.close()

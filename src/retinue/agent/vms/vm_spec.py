@@ -21,7 +21,8 @@ def spec(vm: VMRecord, table: VMTable | None, disks: tuple[DiskSpec, ...] = ()) 
         NICSpec(nic.id, nic.hardware_mac, tap_name(nic.id), nic.slot, nic.mtu or vm.mtu) for nic in others
     )
     if table is None:
-        return VMSpec(vm.id, first.hardware_mac, tap_name(vm.id), Path(), Path(), more_nics=more)
+        tap = tap_name(vm.id)
+        return VMSpec(vm.id, first.hardware_mac, tap, Path(), Path(), memory_mib=0, more_nics=more)
     return VMSpec(
         id=vm.id,
         mac=first.hardware_mac,

@@ -318,6 +318,14 @@ def hardware(xml: str) -> tuple[str, int]:
     return ("tcg" if domain.get("type") == EMULATED else "kvm"), size
 
 
+def memory_of(xml: str) -> int:
+    """MiB of memory of a running domain, as libvirt describes it; 0: it says nothing that we know."""
+    try:
+        return hardware(xml)[1] >> 20
+    except HypervisorError:
+        return 0
+
+
 def taps_of(xml: str, vm: str) -> tuple[str, ...]:
     """Names of the taps of a running domain that are a VM's, which the domain is, or is among others."""
     ids, vms = interface_ids(xml), vm_ids(xml)

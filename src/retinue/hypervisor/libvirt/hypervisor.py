@@ -49,7 +49,7 @@ from retinue.hypervisor.libvirt.connection import (
 )
 from retinue.hypervisor.libvirt.directory import Folder
 from retinue.hypervisor.libvirt.disk_copies import DiskCopies, take_disk
-from retinue.hypervisor.libvirt.domain_xml import domain_xml, interfaces_with_link, taps
+from retinue.hypervisor.libvirt.domain_xml import domain_xml, interfaces_with_link, memory_of, taps
 from retinue.hypervisor.libvirt.far_end import say_that_it_failed
 from retinue.hypervisor.libvirt.incoming import LibvirtIncoming
 from retinue.hypervisor.libvirt.nics import AFFECT_LIVE, set_nics
@@ -259,7 +259,10 @@ class LibvirtHypervisor:
 
     async def find(self, vm: str) -> LibvirtMachine | None:
         domain = await self.host.domain(vm)
-        return None if domain is None else self._machine(_unknown(vm, await self._taps(domain)))
+        if domain is None:
+            return None
+        xml = await self.host.call(domain.XMLDesc, 0)
+        return self._machine(_unknown(vm, taps(xml), memory_of(xml)))
 
     async def adopt(self, listener: Callable[[str], OnEvent]) -> Left[LibvirtMachine]:
         """All VMs that run here; libvirt's own events tell of their ends, so nobody needs to listen."""
@@ -389,13 +392,10 @@ class LibvirtHypervisor:
     def _machine(self, spec: VMSpec) -> LibvirtMachine:
         return LibvirtMachine(self.host, spec, self._folder, postcopy=self._postcopy)
 
-    async def _taps(self, domain: Any) -> tuple[str, ...]:
-        return taps(await self.host.call(domain.XMLDesc, 0))
 
-
-def _unknown(vm: str, names: Sequence[str]) -> VMSpec:
+def _unknown(vm: str, names: Sequence[str], memory_mib: int) -> VMSpec:
     """A VM that somebody made."""
-    return VMSpec(vm, "", next(iter(names), ""), Path(), Path())
+    return VMSpec(vm, "", next(iter(names), ""), Path(), Path(), memory_mib=memory_mib)
 
 
 async def _runs(machine: LibvirtMachine) -> bool:
