@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +32,8 @@ FAILS = ("retinue: ", "CRITICAL ")
 """How a line begins that a command shows which ends with another exit code than 0."""
 PATIENCE = 90.0
 """Seconds for that."""
+LONGEST = 240.0
+"""Seconds, after which a command is one that never ends."""
 SENTINEL = "the end of what the command printed"
 
 
@@ -49,13 +53,18 @@ class Shell:
         self._process.stdin.write(f'{command}\necho "{SENTINEL}: $?"\n')
         self._process.stdin.flush()
         printed = ""
-        for line in self._process.stdout:
-            before, end, status = line.partition(f"{SENTINEL}: ")
-            printed += before
-            if end:
-                self.status = int(status)
-                return printed
-        raise AssertionError(f"the shell has ended: {printed}")
+        too_long = threading.Timer(LONGEST, os.killpg, (self._process.pid, signal.SIGKILL))
+        too_long.start()
+        try:
+            for line in self._process.stdout:
+                before, end, status = line.partition(f"{SENTINEL}: ")
+                printed += before
+                if end:
+                    self.status = int(status)
+                    return printed
+        finally:
+            too_long.cancel()
+        raise AssertionError(f"the shell has ended in {command}: {printed}")
 
 
 @contextmanager
@@ -73,6 +82,7 @@ def shell(folder: Path) -> Iterator[Shell]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
     try:
         yield Shell(process)

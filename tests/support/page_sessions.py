@@ -121,10 +121,14 @@ SESSIONS |= {
     "ipv6": Session("```\n$ retinue lab up --topology dual-stack\n```\n" + of("ipv6", "How to say it")),
     "certificates": Session(
         UP.format("$ mkdir tokens\n$ cp /tmp/retinue-labs/default/controller.toml .\n")
-        + of("operators", "The controller", "Certificates"),
+        + of("operators", "The controller").split("\n### ")[0]
+        + of("operators", "Certificates"),
         here=(
             ("/root/pki", "own-pki"),
             ("/etc/retinue/", "tokens/"),
+            ("--(ca|cert|key) ", "--\\1 /tmp/retinue-labs/default/pki/"),
+            ("manager-anna", "manager-lab"),
+            (" --url https://192.0.2.1:8080$", ""),
         ),
     ),
     "on call": Session(

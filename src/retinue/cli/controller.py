@@ -154,6 +154,7 @@ def status(at: Connection) -> None:
                 [f"{switch}: {error}" for switch, error in data["entries_rejected"].items()],
             ),
             ("managers", [_manager(name, one) for name, one in data.get("managers", {}).items()]),
+            *([("not kept", data["not_kept"])] if data.get("not_kept") else []),
             ("spoofing attempts", data["spoof_attempts"]),
             ("rejected", _rejections(data["rejected"])),
             ("rejected by agents", _rejections(data["rejected_by_agents"])),

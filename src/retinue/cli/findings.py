@@ -77,9 +77,12 @@ def _faults(seen: Snapshot) -> Iterator[Finding]:
     for left_out in seen.status.get("left_out", ()):
         words = "was removed by request, and stands in the configuration file still: remove it there, too"
         yield Finding(Grade.NOTE, left_out, words, "retinue controller status")
-    if refused := seen.status["entries_rejected"]:
-        words = f"switches have refused {refused} entries: what these were for does not work there"
-        yield Finding(Grade.CRITICAL, "controller", words, "retinue switch list")
+    if why := seen.status.get("not_kept", ""):
+        words = f"its database takes nothing, what is changed now is lost with it (is its disk full?): {why}"
+        yield Finding(Grade.CRITICAL, "controller", words, "retinue controller status")
+    for switch, said in seen.status["entries_rejected"].items():
+        words = f"it has refused entries, what these are for does not work there: {said}"
+        yield Finding(Grade.CRITICAL, f"switch {switch}", words, f"retinue switch audit {switch}")
     turned_away = {
         f"{kind} at {listener}": count
         for listener, kinds in seen.status["rejected"].items()

@@ -52,12 +52,18 @@ PLACES_REMEMBERED = 1000
 class Store(Protocol):
     """Where the controller keeps what must outlive it; writes are queued, never awaited here."""
 
+    @property
+    def trouble(self) -> str:
+        """Why nothing is kept at the moment; "" while it is."""
+
     def put(self, value: Storable) -> None: ...
     def remove(self, value: Storable) -> None: ...
 
 
 class NoStore:
     """Stores nothing: for tests, and for a controller that may lose its state."""
+
+    trouble = ""
 
     def put(self, value: Storable) -> None:
         pass
@@ -99,6 +105,11 @@ class Context:
         self._after_install: list[Callable[[Collection[Owner]], None]] = []
 
     # ---- changes ----
+
+    @property
+    def store_trouble(self) -> str:
+        """Why what is changed now would not outlive the controller; "" while it would."""
+        return self._store.trouble
 
     def apply(self, *changes: Change, first: Callable[[], None] | None = None) -> Touched:
         """Make these changes, all of them or (ModelError) none: in the state, in the database, in the events.

@@ -7,6 +7,8 @@ from retinue.controller.store.rows import key_of, sort_in
 class MemoryStore:
     """What is in the database when the controller ends."""
 
+    trouble = ""
+
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], Storable] = {}
 

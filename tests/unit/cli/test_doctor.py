@@ -43,7 +43,7 @@ def sound() -> Snapshot:
     server["agent_release"] = "0.2.0"
     vm = {"state": "running", "missing": [], "warnings": [], "power_reason": ""}
     return Snapshot(
-        status={"version": "0.2.0", "left_out": [], "counters": {}, "entries_rejected": 0, "rejected": {}},
+        status={"version": "0.2.0", "left_out": [], "counters": {}, "entries_rejected": {}, "rejected": {}},
         switches=[{"id": "edge1", "server": "server1", **switch}, {"id": "leaf1", "server": "", **switch}],
         links=[{"lower": "leaf1:s1", "upper": "spine1:l1", "state": "well", "reason": "", "carries": True}],
         servers=[
@@ -118,7 +118,14 @@ WRONG: list[tuple[Snapshot, Grade, str, str]] = [
         with_manager("mobility", trouble="not believed: it names server9", troubled=NOW - 60),
         *(WARNING, "mobility manager", "has decided instead of it; not believed: it names server9"),
     ),
-    (with_status(entries_rejected=1), CRITICAL, "controller", "have refused 1 entries"),
+        with_status(entries_rejected={"edge1": "it is full"}),
+        *(
+            CRITICAL,
+            "switch edge1",
+            "it has refused entries, what these are for does not work there: it is full",
+        ),
+    ),
+    (with_status(not_kept="No space left"), CRITICAL, "controller", "its database takes nothing, "),
     (
         with_status(rejected={"rest": {"tls": 3, "not_found": 9}, "openflow": {"identity": 1}}),
         *(WARNING, "controller", "since its start: 1 identity at openflow, 3 tls at rest"),
@@ -232,7 +239,7 @@ def test_a_fenced_servers_switch_is_expected_to_be_away() -> None:
 
 
 def test_the_worst_comes_first() -> None:
-    seen = replace(with_status(entries_rejected=1), removed=["vm8"])
+    seen = replace(with_status(entries_rejected={"edge1": "it is full"}), removed=["vm8"])
     first, *others = seen.servers
     found = examine(replace(seen, servers=[{**first, "drained": True}, *others]))
     assert [finding.grade for finding in found] == [CRITICAL, WARNING, NOTE]

@@ -54,6 +54,7 @@ def status(controller: Controller, rejected: dict[str, dict[str, int]]) -> dict[
         "rejected_by_agents": controller.agent_rejections.totals(),
         "left_out": sorted(context.state.taken_out),
         "managers": {} if managers is None else managers.shown(),
+        "not_kept": context.store_trouble,
         "last_event": controller.events.last_id,
     }
 
@@ -189,6 +190,7 @@ def vm(controller: Controller, value: VM) -> dict[str, Any]:
             *controller.inventory.settings.doubts(value),
             *controller.external_migrations.doubts(value),
             *(words for lease in held if (words := told_otherwise(lease))),
+            *filter(None, [controller.dhcp.unanswered.doubt(value.id, controller.context.clock())]),
         ],
         "subnets": nics.subnets(net, value.nic),
         "nics": nics.with_state(net, value),

@@ -9,6 +9,7 @@ from retinue.controller.context import Context
 from retinue.controller.counters import Count
 from retinue.controller.leases import binder, rejections
 from retinue.controller.leases.renewals import Renewals
+from retinue.controller.leases.unanswered import Unanswered
 from retinue.core.migration import runs_at as where_runs
 from retinue.core.model import NIC, VM, Assignment, BindingKind, Mac, Role, Server, Service
 from retinue.core.model.families import is_leased
@@ -86,6 +87,7 @@ class DhcpPath:
         self._snooper = Snooper(context.net, leases_per_nic)
         self.snooper6 = Snooper6(context.net)
         self.renewals = Renewals(context, self._snooper, self.snooper6, warm_up=warm_up)
+        self.unanswered = Unanswered()
         self._shares = relay.Shares()
         self._of_guests = relay.Shares(relay.HOME_RATE, relay.HOME_BURST)
 
@@ -97,6 +99,8 @@ class DhcpPath:
         if message is None:
             return
         seen = message.as_client(runs_here=self.runs_at(switch, port, message.ethernet.src))
+        if (vm := self._context.net.vm_at(switch, port, message.ethernet.src)) is not None:
+            self.unanswered.asked(vm.id, message.dhcp.message_type, self._context.clock())
         self._act(self._snooper.client(seen, self._context.clock()), message, f"{switch} port {port}")
 
     def runs_at(self, switch: str, port: int, mac: Mac = "") -> bool:
@@ -231,6 +235,7 @@ class DhcpPath:
 
     def _to_vm(self, vm: str, message: InFlightMessage) -> None:
         net = self._context.net
+        self.unanswered.answered(vm)
         registered = net.vms.get(vm)
         nic = None if registered is None else registered.nic_with(message.dhcp.chaddr)
         if registered is None or nic is None:

@@ -97,6 +97,11 @@ class Database:
         if self._connection is not None:
             self._connection.close(reason)
 
+    @property
+    def trouble(self) -> str:
+        """What the server said last of writes that wait; "" when none had to be tried again."""
+        return self._writer.trouble
+
     def put(self, value: Storable) -> None:
         """Keep the value, in place of the one of the same key. Returns at once; see `flush`."""
         self._writer.write(key_of(value), value)

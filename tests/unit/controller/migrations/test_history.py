@@ -57,6 +57,7 @@ class Kept:
     """A store that shows what is in it."""
 
     migrations: dict[str, Migration] = field(default_factory=dict)
+    trouble: str = ""
 
     def put(self, value: Any) -> None:
         if isinstance(value, Migration):
