@@ -109,14 +109,8 @@ SESSIONS |= {
         + of("images", "A session")
     ),
     "disks": Session(
-        UP.format(
-            "$ head -c 1M /dev/urandom > debian.raw; truncate -s 8M debian.raw\n"
-            "$ mkdir -p /tmp/retinue-labs/default/shared\n"
-            "$ qemu-img create -q -f qcow2 /tmp/retinue-labs/default/shared/db.qcow2 1G\n"
-            "$ truncate -s 1G /tmp/retinue-labs/default/shared/nfs1.raw\n"
-        )
+        UP.format("$ head -c 1M /dev/urandom > debian.raw; truncate -s 8M debian.raw\n")
         + of("disks", "Add a VM with disks"),
-        here=(("/srv/images/|/mnt/nfs/", "/tmp/retinue-labs/default/shared/"),),
     ),
     "ipv6": Session("```\n$ retinue lab up --topology dual-stack\n```\n" + of("ipv6", "How to say it")),
     "certificates": Session(

@@ -6,6 +6,7 @@ grade says whether that can wait.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any
 
@@ -83,6 +84,14 @@ def _faults(seen: Snapshot) -> Iterator[Finding]:
     for switch, said in seen.status["entries_rejected"].items():
         words = f"it has refused entries, what these are for does not work there: {said}"
         yield Finding(Grade.CRITICAL, f"switch {switch}", words, f"retinue switch audit {switch}")
+    for who, ends in seen.status.get("certificates", {}).items():
+        day = f"{datetime.fromtimestamp(ends, UTC):%Y-%m-%d}"
+        if ends < seen.now:
+            words = f"its certificate ended on {day}: what breaks off, or starts anew, is not let in any more"
+            yield Finding(Grade.CRITICAL, who, words, "retinue pki renew")
+        else:
+            words = f"its certificate ends on {day}: renew it, and bring it there"
+            yield Finding(Grade.WARNING, who, words, "retinue pki renew")
     turned_away = {
         f"{kind} at {listener}": count
         for listener, kinds in seen.status["rejected"].items()

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from retinue.controller.certificate_ends import CertificateEnds
 from retinue.controller.changes import Change, Undo
 from retinue.controller.counters import Count, bad_frames
 from retinue.controller.durations import Durations
@@ -94,6 +95,7 @@ class Context:
             lambda server: self.apply(AgentHeard(server)),
             self.may_all_be_back,
         )
+        self.certificates = CertificateEnds(net)
         self.spoof_attempts = SpoofingLog()
         self.counters: Counter[str] = Counter()
         self.durations = Durations()

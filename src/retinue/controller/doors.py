@@ -16,6 +16,7 @@ from retinue.controller.dns.server import DnsServer
 from retinue.controller.dns.zone import Zone
 from retinue.controller.switches.port_watcher import PortWatch
 from retinue.controller.zenoh_names import ZenohNames
+from retinue.security.authority import holder
 from retinue.socket_addresses import endpoint
 from retinue.southbound.openflow.connection import Mandate
 from retinue.southbound.openflow.server import OpenFlowServer, SwitchHandler
@@ -42,7 +43,9 @@ class Doors:
         self._config = config
         self._protected = protected
         openflow, ovsdb, rest = (protected.contexts.get(name) for name in LISTENERS)
-        admission = SwitchAuthorization(controller.net, controller.events)
+        self._certificates = controller.context.certificates
+        self._certificates.own(protected.ends and protected.ends.timestamp())
+        admission = SwitchAuthorization(controller.net, controller.events, self._certificates.saw)
         known, found = controller.net.switches.__len__, controller.inventory.ports
         self._switches = OpenFlowServer(
             handler or controller,
@@ -77,6 +80,11 @@ class Doors:
         self.managers = ManagersLink(config.managers, protected.files, controller)
         self._names = _names(config, controller)
         self._zenoh = _zenoh(config, protected, controller)
+
+    def certificate_renewed(self) -> None:
+        """The file has another one by now."""
+        if self._protected.files is not None:
+            self._certificates.own(holder(self._protected.files[1])[1].timestamp())
 
     async def _follow(self, connection: Connection) -> None:
         await self.active.wait()

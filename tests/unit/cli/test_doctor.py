@@ -118,12 +118,21 @@ WRONG: list[tuple[Snapshot, Grade, str, str]] = [
         with_manager("mobility", trouble="not believed: it names server9", troubled=NOW - 60),
         *(WARNING, "mobility manager", "has decided instead of it; not believed: it names server9"),
     ),
+    (
         with_status(entries_rejected={"edge1": "it is full"}),
         *(
             CRITICAL,
             "switch edge1",
             "it has refused entries, what these are for does not work there: it is full",
         ),
+    ),
+    (
+        with_status(certificates={"agent server2": NOW + 86400}),
+        *(WARNING, "agent server2", "its certificate ends on "),
+    ),
+    (
+        with_status(certificates={"agent server2": NOW - 86400}),
+        *(CRITICAL, "agent server2", "its certificate ended on "),
     ),
     (with_status(not_kept="No space left"), CRITICAL, "controller", "its database takes nothing, "),
     (

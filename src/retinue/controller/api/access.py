@@ -81,6 +81,8 @@ class Access:
             identity = identity_of(certificate)
         except IdentityError as error:
             raise NotAuthenticatedError(str(error)) from error
+        if identity is not None:
+            self._controller.context.certificates.saw(identity, certificate)
         if identity is None and not self._open:
             raise NotAuthenticatedError(
                 "who asks? Show a certificate of the controller's authority, "

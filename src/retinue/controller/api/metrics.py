@@ -53,6 +53,9 @@ class _Reading:
         yield _gauge("retinue_build_info", "Always 1; the label says which runs", version, ["version"])
         leads = "1 if this controller is the one that programs the switches, 0 if it is a standby"
         yield _gauge("retinue_leader", leads, int(self._leads))
+        ending = self._controller.context.certificates.soon(self._controller.context.clock())
+        text = "Certificates, of the controller and of its peers, that end within 30 days or have ended"
+        yield _gauge("retinue_certificates_ending", text, len(ending))
         yield _counter("retinue_events", "What was counted, by kind", counted, ["kind"])
         yield _counter("retinue_late_seconds", "By how much the controller was late with all it does", late())
 

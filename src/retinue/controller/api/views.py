@@ -55,6 +55,7 @@ def status(controller: Controller, rejected: dict[str, dict[str, int]]) -> dict[
         "left_out": sorted(context.state.taken_out),
         "managers": {} if managers is None else managers.shown(),
         "not_kept": context.store_trouble,
+        "certificates": context.certificates.soon(context.clock()),
         "last_event": controller.events.last_id,
     }
 

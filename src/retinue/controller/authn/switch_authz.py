@@ -5,7 +5,7 @@ its OpenFlow session, and its database may report those and no other of our swit
 switch of ours, on the same host, are nobody's business.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from retinue.controller.events import EventBus
@@ -17,9 +17,13 @@ from retinue.security.identity import Identity, IdentityError, PeerRole, identit
 class SwitchAuthorization:
     """Judges connections over TLS. What it rejects it publishes as an event "access.rejected"."""
 
-    def __init__(self, net: Network, events: EventBus) -> None:
+    def __init__(
+        self, net: Network, events: EventBus, saw: Callable[[Identity, Mapping[str, Any]], None] | None = None
+    ) -> None:
+        """`saw` is told of each certificate that is accepted."""
         self._ids = net.by_dpid
         self._events = events
+        self._saw = saw or (lambda identity, certificate: None)
 
     def switch(self, certificate: Mapping[str, Any] | None, dpid: int, peer: str) -> str:
         """Why the holder may not be the switch with this datapath id; "" when it may."""
@@ -29,6 +33,7 @@ class SwitchAuthorization:
             return self._reject("openflow", peer, str(error))
         id = self._ids.get(dpid)
         if id is not None and id in identity.names:
+            self._saw(identity, certificate or {})
             return ""
         if id is None and any(name not in self._ids.values() for name in identity.names):
             return ""  # A switch the configuration does not have yet: published as unknown, not as rejected.
@@ -43,6 +48,7 @@ class SwitchAuthorization:
             identity = _switch(certificate)
         except IdentityError as error:
             return self._reject("ovsdb", peer, str(error))
+        self._saw(identity, certificate or {})
         others = {self._ids[dpid] for dpid in dpids if dpid in self._ids} - identity.names
         if not others:
             return ""

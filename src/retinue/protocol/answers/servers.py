@@ -370,6 +370,8 @@ class ShownStatus(msgspec.Struct):
     """What stands in the configuration file and was removed by request: "link leaf1:s2 - spine2:l1"."""
     managers: dict[str, ShownManager]
     """Of those that are processes of their own: mobility and resources, or none."""
+    certificates: dict[str, float]
+    """By holder: when one that ends within 30 days does, or did; the own, and of who has connected."""
     not_kept: str
     """Why what is changed now would not outlive the controller; "" while the database takes it."""
     last_event: int

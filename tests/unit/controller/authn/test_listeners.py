@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -408,6 +409,16 @@ async def test_a_manager_does_everything(
     assert (await rest.ask("POST", "/v1/vms/vm1/events", how, STARTED, token))[0] == 200
     assert (await rest.ask("DELETE", "/v1/vms/vm1", how, token=token))[0] == 200
     assert not rest.api.rejected
+
+
+async def test_when_a_certificate_that_was_shown_ends_is_known(
+    rest: Rest, pki: Certificates, controller: Controller
+) -> None:
+    assert (await rest.ask("GET", "/v1/status", pki.client("agent/server1")))[0] == 200
+    assert (await rest.ask("GET", "/v1/status", pki.client(None), token="ops"))[0] == 200
+    assert list(controller.context.certificates.soon(time.time())) == [], "it is good for long"
+    in_ten_years = time.time() + 10 * 365 * 86400
+    assert list(controller.context.certificates.soon(in_ten_years)) == ["agent server1"]
 
 
 @pytest.mark.parametrize(("who", "token"), [("reader/grafana", None), (None, "graphs")])

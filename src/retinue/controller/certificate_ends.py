@@ -1,0 +1,53 @@
+"""When certificates end: the controller's own, and those that peers have shown.
+
+One that ends is noticed by nobody until a connection breaks, which may be weeks later and is then for good.
+"""
+
+import ssl
+from collections.abc import Mapping
+from typing import Any
+
+from retinue.core.model import Network
+from retinue.security.identity import Identity, PeerRole
+
+SOON = 30 * 86400.0
+"""Seconds before its end from which on one is told of."""
+MOST = 4096
+"""Holders whose certificates are remembered; those shown first go first."""
+OWN = "controller"
+
+
+class CertificateEnds:
+    """By holder, as its certificate names it; the one shown last counts."""
+
+    def __init__(self, net: Network) -> None:
+        self._net = net
+        self._own: float | None = None
+        self._shown: dict[Identity, str] = {}
+
+    def own(self, ends: float | None) -> None:
+        """Seconds since the epoch; None: there is none."""
+        self._own = ends
+
+    def saw(self, identity: Identity, certificate: Mapping[str, Any]) -> None:
+        """A verified one (ssl.SSLSocket.getpeercert), of who has just connected or asked."""
+        ends = certificate.get("notAfter", "")
+        if self._shown.get(identity) == ends or not isinstance(ends, str):
+            return
+        self._shown.pop(identity, None)
+        self._shown[identity] = ends
+        if len(self._shown) > MOST:
+            del self._shown[next(iter(self._shown))]
+
+    def soon(self, now: float) -> dict[str, float]:
+        """By holder: the end, in seconds since the epoch, of those that end soon or have ended."""
+        found = {} if self._own is None else {OWN: self._own}
+        for identity, ends in self._shown.items():
+            if self._is_known(identity):
+                found[str(identity)] = float(ssl.cert_time_to_seconds(ends))
+        return {who: ends for who, ends in sorted(found.items()) if ends - now < SOON}
+
+    def _is_known(self, identity: Identity) -> bool:
+        """Servers and switches that are no more need none."""
+        ids = {PeerRole.AGENT: self._net.servers, PeerRole.SWITCH: self._net.switches}.get(identity.role)
+        return ids is None or any(name in ids for name in identity.names)
