@@ -56,6 +56,12 @@ def check_request(
         raise MigrationError(
             f"there is no VM {vm}; `retinue vm list` shows those there are", ErrorCode.UNKNOWN_VM
         )
+    away = net.peer_at(registered.server)
+    if away is not None and target_server and target_server not in net.servers:
+        raise MigrationError(
+            f"VM {vm} is in domain {away.id}; migrate it from there, by that domain's controller (--url)",
+            ErrorCode.NOT_A_TARGET,
+        )
     target, host = _target(net, target_server, target_switch, after_the_fact=after_the_fact)
     if source_server and source_server not in (registered.server, registered.host):
         raise MigrationError(

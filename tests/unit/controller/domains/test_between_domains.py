@@ -162,6 +162,9 @@ async def test_who_is_away_is_not_moved_from_home(domains: TwoDomains) -> None:
     await domains.move("a", "b", server_of("b", 2))
     with pytest.raises(MigrationError, match="VM vm-a1 is in domain b; migrate it from there"):
         domains.controller("a").orchestrator.start(VM_ID, target_server=server_of("a", 2))
+    for domain in ("a", "b", "b/server1"):
+        with pytest.raises(MigrationError, match="is in domain b; .* by that domain's controller"):
+            domains.controller("a").orchestrator.start(VM_ID, target_server=domain)
 
 
 async def test_a_gateway_is_no_server_for_vms(domains: TwoDomains) -> None:
