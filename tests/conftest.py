@@ -1,6 +1,7 @@
 """What holds for all tests."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 
 from retinue.controller.context import Context
-from support import examples, turns
+from support import cpu_group, examples, turns
 from support.turns import Kind, Turns
 
 # How long an example takes depends on the machine, and on what else it does. `make test` looks at the same
@@ -84,6 +85,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """With `pytest -n`: see support.turns."""
     if worker(item.config):
         turns.rank(kind_of(item))
+
+
+OWN_GROUP = pytest.StashKey[Path | None]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With `pytest -n`: before its processes are started, which are in the group then."""
+    if getattr(config.option, "numprocesses", None) and not worker(config):
+        config.stash[OWN_GROUP] = cpu_group.enter()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if (group := config.stash.get(OWN_GROUP, None)) is not None:
+        cpu_group.leave(group)
 
 
 @pytest.hookimpl(optionalhook=True)

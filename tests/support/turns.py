@@ -26,6 +26,8 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
+from support import cpu_group
+
 
 class Kind(Enum):
     """Of a module, and how nice that is, where it may be. Agents add 5 to what their laboratory has, guests
@@ -68,7 +70,7 @@ def may_prefer() -> bool:
         os.setpriority(os.PRIO_PROCESS, 0, before)
     except PermissionError:
         return False
-    return True
+    return cpu_group.nice_counts()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from xdist.workermanage import WorkerController
 
-from support import turns
+from support import cpu_group, turns
 from support.turns import Kind, Turns, may_prefer, rank, turn
 
 ALONE = "import pytest\n\npytestmark = [pytest.mark.lab, pytest.mark.alone]\n"
@@ -208,9 +208,14 @@ def test_whether_somebody_may_be_preferred_is_tried_and_nothing_is_changed(
 ) -> None:
     before = os.getpriority(os.PRIO_PROCESS, 0)
     asked: list[int] = []
+    counts = True
+    monkeypatch.setattr(cpu_group, "nice_counts", lambda: counts)
     monkeypatch.setattr(os, "setpriority", lambda which, who, nice: asked.append(nice))
     assert may_prefer.__wrapped__()
     assert asked == [-15, before]
+    counts = False
+    assert not may_prefer.__wrapped__()
+    counts = True
 
     def refused(which: int, who: int, nice: int) -> None:
         raise PermissionError
