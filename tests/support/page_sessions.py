@@ -141,7 +141,11 @@ SESSIONS |= {
     "servers": Session(
         UP.format(BOTH)
         + of("operators", "NICs", "VMs that write faster than they are copied")
-        + of("operators", "A server without VMs", "A server that is dead")
+        + of("operators", "A server without VMs")
+    ),
+    "dead": Session(
+        UP.format("$ retinue vm add vm1 --mac 52:54:00:00:00:01 --server server2 --wait\n")
+        + of("operators", "A server that is dead")
     ),
     "links": Session(
         UP.format("$ retinue lab exec fabric -- tc qdisc add dev leaf1-spine1 root netem loss 100%\n")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -200,6 +201,19 @@ async def test_a_forgery_is_shown_and_why_it_was_dropped(served: Served, page: B
     await page.press("Why was it dropped?")
     await page.sees("b", "dropped: ")
     assert page.said() == []
+
+
+async def test_an_event_is_told_in_words_and_a_server_by_its_state(served: Served, page: Browser) -> None:
+    forged = udp_frame(vm_mac(1), GATEWAY_MAC, IPv4Address("10.1.0.77"), OUTSIDE)
+    served.fake.send("edge1", vm_port(1), forged)
+    await served.fake.settle()
+    await page.run("location.hash = '#/events'")
+    await page.sees("td", "claimed_ip: 10.1.0.77")
+    shown = await page.run("return document.querySelector('main').innerText")
+    assert "{" not in shown and not re.search(r"\b1\d{9}\b", shown), shown
+    await page.run("location.hash = '#/servers'")
+    await page.sees("td", "given, dhcp")
+    assert "matched" in await page.run("return document.querySelector('tbody tr:nth-child(3)').innerText")
 
 
 async def test_an_image_is_shown_with_where_it_is(served: Served, page: Browser) -> None:

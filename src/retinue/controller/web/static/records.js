@@ -110,6 +110,8 @@ export function forgeryView(model, [id], { say }) {
 
 const SHOWN = 400;
 const LONGEST = 400;
+/** Fields that are times, in seconds since the epoch. */
+const WHEN = /^(first|last|since|until)$|_(at|end)$/;
 
 export function eventsView(model) {
   const wanted = el("input", {
@@ -150,15 +152,17 @@ export function eventsView(model) {
 
 /** The fields of an event in a line; of a whole thing its name. */
 function inWords({ id, at, type, ...data }) {
-  const value = (item) => {
-    if (Array.isArray(item)) return item.map(value).join(", ");
+  const value = (item, name) => {
+    if (Array.isArray(item)) return item.map((one) => value(one, name)).join(", ");
     if (item !== null && typeof item === "object")
-      return item.id ? `${item.id}${item.state ? ` (${item.state})` : ""}` : JSON.stringify(item);
-    return String(item);
+      return item.id ? `${item.id}${item.state ? ` (${item.state})` : ""}` : pairs(item, ", ");
+    return typeof item === "number" && WHEN.test(name) ? day(item) : String(item);
   };
-  const words = Object.entries(data)
-    .map(([name, item]) => `${name}: ${value(item)}`)
-    .join("  ");
+  const pairs = (fields, between) =>
+    Object.entries(fields)
+      .map(([name, item]) => `${name}: ${value(item, name)}`)
+      .join(between);
+  const words = pairs(data, "  ");
   return words.length > LONGEST ? `${words.slice(0, LONGEST)}…` : words;
 }
 

@@ -161,6 +161,11 @@ export function targets(model) {
   );
 }
 
+function stateOf(server) {
+  const words = serverWords(server);
+  return [String(server.address), "up"].includes(words) ? server.state : `${server.state}, ${words}`;
+}
+
 export function serversView(model) {
   return listView("Servers", ["servers", "vms"], () => {
     const vms = model.vmsByServer();
@@ -169,7 +174,7 @@ export function serversView(model) {
       ["Server", "State", "At", "Address", "Edge", "Agent", "VMs"],
       sorted(model.servers.values()).map((server) => [
         server.id ? serverLink(server.id) : server.mac,
-        serverWords(server),
+        stateOf(server),
         server.at || server.detected_at,
         server.address || "",
         switchLink(server.edge),
@@ -194,7 +199,7 @@ export function serverView(model, [id], tools) {
     fill(
       facts,
       fields([
-        ["state", `${server.state}${server.drained ? ", drained" : ""}${server.fenced ? ", fenced" : ""}`],
+        ["state", stateOf(server)],
         ["at", server.at],
         ["detected at", server.detected_at === server.at ? "" : server.detected_at],
         ["address", server.address],
