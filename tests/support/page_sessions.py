@@ -148,7 +148,7 @@ SESSIONS |= {
         + of("operators", "A server that is dead")
     ),
     "links": Session(
-        UP.format("$ retinue lab exec fabric -- tc qdisc add dev leaf1-spine1 root netem loss 100%\n")
+        UP.format("$ retinue lab exec fabric -- tc qdisc add dev leaf1-spine1 root tbf rate 8bit burst 1 limit 1\n")
         + of("operators", "Links that lose frames")
     ),
     "leases": Session(

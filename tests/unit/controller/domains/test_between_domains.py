@@ -163,7 +163,7 @@ async def test_who_is_away_is_not_moved_from_home(domains: TwoDomains) -> None:
     with pytest.raises(MigrationError, match="VM vm-a1 is in domain b; migrate it from there"):
         domains.controller("a").orchestrator.start(VM_ID, target_server=server_of("a", 2))
     for domain in ("a", "b", "b/server1"):
-        with pytest.raises(MigrationError, match="is in domain b; .* by that domain's controller"):
+        with pytest.raises(MigrationError, match=r"is in domain b; .* by that domain's controller"):
             domains.controller("a").orchestrator.start(VM_ID, target_server=domain)
 
 
