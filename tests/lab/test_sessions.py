@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.long]
 AGAIN = (
     "retinue link list",
     *("retinue vm list", "retinue vm show", "retinue binding", "retinue server list", "retinue switch list"),
-    *("retinue lab exec", "retinue server unfence"),
+    *("retinue lab exec", "retinue server unfence", "retinue doctor"),
 )
 """Typed again until it shows what is to come by itself: a VM boots, and asks by DHCP."""
 FAILS = ("retinue: ", "CRITICAL ")

@@ -70,9 +70,8 @@ FORGES = (
     """ "ip address add 10.1.0.77/32 dev eth0; ping -c 3 -W 1 -I 10.1.0.77 10.1.0.254"}'\n"""
 )
 """vm1 sends what is not its own, which is dropped."""
-END_ONE = """retinue lab status --json | python3 -c 'import json, os, sys
-for one in json.load(sys.stdin)["daemons"]:
-    if one["name"] == sys.argv[1]: os.kill(one["pid"], 15)' {}
+END_ONE = """retinue lab exec sandbox -- kill $(retinue lab status --json | python3 -c 'import json, sys
+print(*(one["pid"] for one in json.load(sys.stdin)["daemons"] if one["name"] == sys.argv[1]))' {})
 """
 """Ends a program of the laboratory."""
 LIBVIRT = ("libvirtd", "virsh")
@@ -148,7 +147,9 @@ SESSIONS |= {
         + of("operators", "A server that is dead")
     ),
     "links": Session(
-        UP.format("$ retinue lab exec fabric -- tc qdisc add dev leaf1-spine1 root tbf rate 8bit burst 1 limit 1\n")
+        UP.format(
+            "$ retinue lab exec fabric -- tc qdisc add dev leaf1-spine1 root tbf rate 8bit burst 1 limit 1\n"
+        )
         + of("operators", "Links that lose frames")
     ),
     "leases": Session(

@@ -84,14 +84,24 @@ def _faults(seen: Snapshot) -> Iterator[Finding]:
     for switch, said in seen.status["entries_rejected"].items():
         words = f"it has refused entries, what these are for does not work there: {said}"
         yield Finding(Grade.CRITICAL, f"switch {switch}", words, f"retinue switch audit {switch}")
-    for who, ends in seen.status.get("certificates", {}).items():
-        day = f"{datetime.fromtimestamp(ends, UTC):%Y-%m-%d}"
-        if ends < seen.now:
-            words = f"its certificate ended on {day}: what breaks off, or starts anew, is not let in any more"
-            yield Finding(Grade.CRITICAL, who, words, "retinue pki renew")
-        else:
-            words = f"its certificate ends on {day}: renew it, and bring it there"
-            yield Finding(Grade.WARNING, who, words, "retinue pki renew")
+    ends: Mapping[str, float] = seen.status.get("certificates", {})
+    for grade, those, words in (
+        (
+            Grade.CRITICAL,
+            {w for w in ends if ends[w] < seen.now},
+            "ended, what breaks off is not let in again",
+        ),
+        (
+            Grade.WARNING,
+            {w for w in ends if ends[w] >= seen.now},
+            "end soon: renew them, and bring them there",
+        ),
+    ):
+        if those:
+            first = min(those, key=lambda who: (ends[who], who))
+            day = f"{datetime.fromtimestamp(ends[first], UTC):%Y-%m-%d}"
+            whose = f"of {_listed(sorted(those))} {words}; the first on {day}"
+            yield Finding(grade, "certificates", whose, "retinue pki renew")
     turned_away = {
         f"{kind} at {listener}": count
         for listener, kinds in seen.status["rejected"].items()

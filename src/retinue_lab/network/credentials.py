@@ -16,8 +16,8 @@ from retinue.security.identity import PeerRole
 from retinue_lab.errors import LabError
 from retinue_lab.topology.topology import CONTROLLER, Topology
 
-DAYS = 30
-"""A lab lives for hours."""
+DAYS = 90
+"""A lab lives for hours; but of certificates that end within 30 days a controller warns."""
 MANAGER = "lab"
 
 

@@ -128,11 +128,11 @@ WRONG: list[tuple[Snapshot, Grade, str, str]] = [
     ),
     (
         with_status(certificates={"agent server2": NOW + 86400}),
-        *(WARNING, "agent server2", "its certificate ends on "),
+        *(WARNING, "certificates", "of agent server2 end soon: renew them"),
     ),
     (
         with_status(certificates={"agent server2": NOW - 86400}),
-        *(CRITICAL, "agent server2", "its certificate ended on "),
+        *(CRITICAL, "certificates", "of agent server2 ended, what breaks off"),
     ),
     (with_status(not_kept="No space left"), CRITICAL, "controller", "its database takes nothing, "),
     (
