@@ -4,7 +4,7 @@ One that ends is noticed by nobody until a connection breaks, which may be weeks
 """
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from retinue.core.model import Network
@@ -49,5 +49,9 @@ class CertificateEnds:
 
     def _is_known(self, identity: Identity) -> bool:
         """Servers and switches that are no more need none."""
-        ids = {PeerRole.AGENT: self._net.servers, PeerRole.SWITCH: self._net.switches}.get(identity.role)
+        known: dict[PeerRole, Container[str]] = {
+            PeerRole.AGENT: self._net.servers,
+            PeerRole.SWITCH: self._net.switches,
+        }
+        ids = known.get(identity.role)
         return ids is None or any(name in ids for name in identity.names)
