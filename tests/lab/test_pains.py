@@ -11,8 +11,7 @@ import signal
 import pytest
 
 from support.lab.migrating import START, reaches
-from support.lab.start import BOOT_PATIENCE
-from support.lab.tools import LabBench, at, eventually
+from support.lab.tools import BOOT_PATIENCE, LabBench, at, eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.alone, pytest.mark.long, pytest.mark.usefixtures("home")]
 

@@ -44,7 +44,7 @@ class Doors:
         self._protected = protected
         openflow, ovsdb, rest = (protected.contexts.get(name) for name in LISTENERS)
         self._certificates = controller.context.certificates
-        self._certificates.own(protected.ends and protected.ends.timestamp())
+        self._certificates.own(None if protected.ends is None else protected.ends.timestamp())
         admission = SwitchAuthorization(controller.net, controller.events, self._certificates.saw)
         known, found = controller.net.switches.__len__, controller.inventory.ports
         self._switches = OpenFlowServer(

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,10 @@ def unit_text(name: str) -> str:
     if name != routes.UNIT:
         return (UNITS / name).read_text()
     server = ServerTable(
-        id="server1", management="192.0.2.11", endpoint="172.16.1.2", routes=("172.16.0.0/16",)
+        id="server1",
+        management=IPv4Address("192.0.2.11"),
+        endpoint=IPv4Address("172.16.1.2"),
+        routes=("172.16.0.0/16",),
     )
     return routes.files(server)[name]
 
