@@ -176,7 +176,7 @@ def load(path: Path) -> AgentConfig:
         host, _ = endpoint(config.listen)
     except ValueError as error:
         raise ConfigError(f"{path}: listen: {error}") from error
-    if host in ("0.0.0.0", "::"):
+    if host in ("0.0.0.0", "::") and config.alone is None:
         raise ConfigError(
             f"{path}: listen: {config.listen} is told to other agents as where they bring VMs: "
             "name an address of this server's, of the management network"
