@@ -23,6 +23,11 @@ SEVERAL = "".join(
     f"$ retinue vm add {vm} --server server2\n" for vm in ("vm1", "dhcp1", "lb1", "lb2", "k8s1")
 )
 """Those of which docs/networks.md says something."""
+TAKEN_OUT = """```
+$ retinue lab exec server3 -- ovs-ofctl -O OpenFlow14 del-flows br0 table=30,ip,nw_dst=10.1.0.101
+```
+"""
+"""Somebody changes a switch."""
 NETWORKS = (
     *("Vnets and subnets", "VRFs", "Gateway groups", "Broadcast and multicast", "Ports", "Prefixes"),
     *("Anycast", "Addresses that several may take", "A guest that changes its MAC", "A pool of pairs"),
@@ -48,7 +53,12 @@ def of(page: str, *headings: str) -> str:
 SESSIONS: dict[str, Session] = {
     "tutorial": Session(text("docs/tutorial.md")),
     "README": Session(section("README.md", "A first session")),
-    "trace": Session(UP.format(BOTH) + of("trace", "A way", "Where it ends", "By what switches hold")),
+    "trace": Session(
+        UP.format(BOTH)
+        + of("trace", "A way", "Where it ends")
+        + TAKEN_OUT
+        + of("trace", "By what switches hold")
+    ),
     "mobility": Session(UP.format("") + of("mobility", "A session")),
     "networks": Session(UP.format(SEVERAL) + of("networks", *NETWORKS)),
     "switches": Session(UP.format("") + of("operators", "Switches and links that come and go")),
