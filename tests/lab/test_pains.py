@@ -88,11 +88,11 @@ async def test_what_has_nothing_to_do_with_a_migration_does_it_no_harm(bench: La
     """Elsewhere a port that was deleted took the settings of a migration under way with it."""
     address = await bench.address("vm1")
     async with bench.traffic(address, pps=500) as traffic, bench.events() as events:
-        await bench.post("vms", [at("other", "server2", "10.1.0.61"), at("third", "server1", "10.1.0.62")])
+        await bench.post("vms", [at("vm8", "server2", "10.1.0.61"), at("vm9", "server1", "10.1.0.62")])
         id = (await bench.post("migrations", {"vm": "vm1", "target_server": "server2"}))["id"]
         await reaches(events, id, "copying")
-        await bench.cli("vm", "remove", "other")
-        await bench.cli("vm", "remove", "third")
+        await bench.cli("vm", "remove", "vm8")
+        await bench.cli("vm", "remove", "vm9")
         await bench.cli("subnet", "add", "green", "--prefix", "10.2.0.0/24", "--gateway", "10.2.0.254")
         await bench.cli("subnet", "remove", "green")
         await eventually(lambda: has_ended(bench, id))
