@@ -177,6 +177,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "Held._of", "Held.keys", "ServerLocations._leaves",
         "SwitchProgrammer.pending", "Mirror._differs", "Lacking._lacks",
     ),
+    "peers show or say it again": ("CertificateEnds._shown", "Unanswered._asked"),
     "agents and hypervisors report it again": (
         "AgentRejections._counts", "Agents._streams", "Agents._releases", "ExternalMigrations._pending",
         "ExternalMigrations._under_libvirt", "ExternalMigrations._vlan_filters",
