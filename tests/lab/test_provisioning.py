@@ -656,6 +656,17 @@ async def test_a_vm_of_others_goes_to_another_port_of_its_switch_and_then_to_ano
         assert await bench.flows("edge1", f"in_port={ports['theirs1']},") == []
         assert await is_reached(bench, address)
 
+        # Whoever migrates it asks which server would be best; nothing is begun by that.
+        known = {"memory_mib": 2048, "cpus": 4}
+        rows = [{"name": one, "kind": "server", "profile": known} for one in THREE]
+        rows.append({"name": vm.name, "kind": "vm", "profile": {"memory_mib": 128, "cpus": 1}})
+        rows.append({"name": "shop9", "kind": "service", "profile": {"served_by": [vm.name]}})
+        await bench.post("entities", rows)
+        assert (await bench.get("entities/shop9"))["locator"]["server"] == source
+        begun = (await bench.get("migrations"))["migrations"]
+        chosen = (await bench.post(f"vms/{vm.name}/matches", {"server": target}))["decision"]
+        assert (chosen["outcome"], chosen["target"]) == ("chosen", target)
+        assert (await bench.get("migrations"))["migrations"] == begun
         third = await vm.start(bench.lab, target, "theirs", stack, incoming=True, called="3")
         # S201, S202: only that field; when it is answered, the switches have confirmed.
         mac = (await bench.server(target))["mac"]
@@ -670,6 +681,7 @@ async def test_a_vm_of_others_goes_to_another_port_of_its_switch_and_then_to_ano
         # S203.
         await second.migrate(vm.memory)
         assert await is_reached(bench, address)
+        assert (await bench.get("entities/shop9"))["locator"]["server"] == target
         # S204, S205.
         asked = await packet_ins(bench)
         words = await third.guest(f"ip neigh flush dev eth0; arping -c 1 -w 5 -I eth0 {neighbour}")

@@ -40,6 +40,39 @@ def explain(at: Connection, id: Annotated[str, typer.Argument(metavar="MOVE")]) 
         raise CliError(f"made once more, the decision is another: {found['recomputed']['text']}")
 
 
+@app.command()
+@connected
+def find(
+    at: Connection,
+    vm: Annotated[str, typer.Argument(metavar="VM")],
+    to: Annotated[str, typer.Option(metavar="SERVER", help="Whether this one would do.")] = "",
+) -> None:
+    """Show which server would be best for a VM now, for whoever brings it there himself; nothing is moved.
+
+    The exit code is 1 where no server is better than the one it is at.
+
+    \b
+    Example:
+      retinue placement find web
+    """
+    found = at.client().ask(Route.CHOOSE_SERVER, vm, body={"server": to} if to else {})
+    decision, need = found["decision"], found["snapshot"]["need"]
+    if at.as_json:
+        output.print_json(found)
+    else:
+        output.print_fields(
+            (
+                ("needs", f"{need['memory_mib']} MiB, {need['cpus']} processors"),
+                ("best", decision["target"]),
+                ("runner-up", decision["runner_up"]),
+                ("decided by", decision["decided_by"]),
+            )
+        )
+        _draw_verdicts(decision)
+    if not decision["target"]:
+        raise CliError(decision["text"])
+
+
 def _draw(found: dict[str, Any]) -> None:
     decision, snapshot = found["decision"], found["snapshot"]
     wish, need = snapshot["wish"], snapshot["need"]
@@ -59,6 +92,10 @@ def _draw(found: dict[str, Any]) -> None:
             ("why", decision["text"]),
         )
     )
+    _draw_verdicts(decision)
+
+
+def _draw_verdicts(decision: dict[str, Any]) -> None:
     rows = []
     for verdict in (*decision["ranked"], *decision["refused"]):
         shown = " ".join(f"{one['measure']} {one['points'] / 100:.2f}" for one in verdict["scores"])

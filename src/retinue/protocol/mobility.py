@@ -80,6 +80,12 @@ class AnchorValues(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tru
     """From now on, after which it is so in any case; 0: without end."""
 
 
+class ChooseBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """POST /v1/vms/{id}/matches: the best server, or whether this one would do."""
+
+    server: Name = ""
+
+
 class MobilityBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """POST /v1/vms/{id}/migration-requests: the VM should go, wherever is best."""
 

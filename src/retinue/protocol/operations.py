@@ -104,6 +104,12 @@ OPERATIONS: Mapping[Route, Operation] = {
         "What was reported of a VM is true", shown_vms.ShownVM, vm_reports.ConfirmBody
     ),
     Route.QUERY_PROFILE: Operation("A VM's profile, for its agent", shown_vms.ProfileAnswer),
+    Route.CHOOSE_SERVER: Operation(
+        "Which server would be best for a VM",
+        migrations.ChosenServer,
+        mobility.ChooseBody,
+        body_may_be_empty=True,
+    ),
     Route.ASK_TO_MIGRATE: Operation(
         "An agent asks that a VM go", migrations.ShownMigration, mobility.MobilityBody, status=201
     ),

@@ -55,6 +55,7 @@ class Route(Enum):
     REMOVE_NIC = "POST", "/v1/vms/{id}/nics/remove", Right.MANAGE
     CONFIRM_VM = "POST", "/v1/vms/{id}/confirm", Right.MANAGE
     QUERY_PROFILE = "POST", "/v1/vms/{id}/profile-queries", Right.ASK_TO_MIGRATE
+    CHOOSE_SERVER = "POST", "/v1/vms/{id}/matches", Right.MANAGE
     ASK_TO_MIGRATE = "POST", "/v1/vms/{id}/migration-requests", Right.ASK_TO_MIGRATE
 
     LIST_ENTITIES = "GET", "/v1/entities", Right.READ

@@ -90,6 +90,19 @@ def test_what_is_said_and_measured_of_vms_servers_and_images_is_shown(url: str) 
     assert "held by server1, server2, server3" in said("name", "resolve", "debian", *at)
 
 
+def test_the_best_server_is_found_and_nothing_is_moved(url: str) -> None:
+    at = ("--url", url)
+    found = said("placement", "find", "vm1", *at)
+    assert re.search(r"^best +server2$", found, re.M) and re.search(r"^server1 .*already there", found, re.M)
+    assert re.search(r"^best +server3$", said("placement", "find", "vm1", "--to", "server3", *at), re.M)
+    whole = json.loads(said("placement", "find", "vm1", "--json", *at))
+    assert (whole["decision"]["target"], whole["snapshot"]["source"]) == ("server2", "server1")
+    assert "there is no server server9" in said("placement", "find", "vm1", "--to", "server9", *at, code=1)
+    assert "there is no VM vm99" in said("placement", "find", "vm99", *at, code=1)
+    assert "already there" in said("placement", "find", "vm1", "--to", "server1", *at, code=1)
+    assert json.loads(said("move", "list", "--json", *at))["migrations"] == []
+
+
 def test_without_a_target_the_best_server_is_chosen_and_it_is_explained(url: str) -> None:
     at = ("--url", url)
     said("name", "add", "vm1", "--kind", "vm", "--client", str(vm_ip(3)), *at)

@@ -188,6 +188,25 @@ class MobilityManager:
         self._keep(placement, migration.id)
         return migration
 
+    async def choose(self, vm: str, by: str = MANAGER, named: str = "") -> Placement:
+        """The best server for a VM as it is now, for whoever brings it there himself: nothing is begun,
+        booked or kept. Raises MigrationError: it is looked for already, or the VM is not one to be moved."""
+        if vm not in self._net.vms:
+            raise MigrationError(str(no_vm(vm)), ErrorCode.UNKNOWN_VM)
+        check_no_client(self._context.state, vm)
+        self._check_no_other(vm)
+        id, elsewhere = self._next(), NowhereElse() if named else self.deciding.elsewhere
+        match = self._matches[id] = _Match(vm, self._listening(), self._resources.profile_shown(vm))
+        try:
+            waited = await self._ask(id, match)
+            found = Matched(id, vm, Wish(), named, waited, lambda: self._presences(match))
+            snapshot, decided_by = await self.deciding.snapshot(found, elsewhere)
+        finally:
+            self._matches.pop(id, None)
+        decision = decide(snapshot)
+        self._publish(id, vm, decision, decided_by)
+        return Placement("", id, by, snapshot, decision)
+
     async def memory_of(self, vm: str) -> int:
         """MiB of memory that a VM runs with: as it was registered, or as the agent of its server says, which
         is asked if it has not reported it; else as a manager has said. 0: nobody has.
@@ -218,6 +237,9 @@ class MobilityManager:
         if other:
             check_request(net, vm, other, "", source_server, mac, ip)
             check_wanted(net, vm, other)
+        self._check_no_other(vm)
+
+    def _check_no_other(self, vm: str) -> None:
         migration = self._orchestrator.of_vm(vm)
         if migration is not None:
             raise MigrationError(

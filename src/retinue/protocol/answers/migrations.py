@@ -94,6 +94,12 @@ class ExplainedPlacement(msgspec.Struct):
     """The same snapshot leads to the same decision today."""
 
 
+class ChosenServer(msgspec.Struct):
+    match: str
+    snapshot: Snapshot
+    decision: Decision
+
+
 class ShownPlan(msgspec.Struct):
     metric: Metric
     steps: list[Step]

@@ -129,6 +129,34 @@ def test_the_messages_come_in_this_order_and_the_best_server_is_chosen() -> None
     run(story())
 
 
+def test_who_migrates_it_himself_is_told_where_it_would_be_best() -> None:
+    """The agents are asked, and the decision is told; nothing is begun, booked or kept."""
+
+    async def story() -> None:
+        async with domain(*ALL) as d:
+            found = await d.mobility.choose("vm1")
+            assert (found.decision.outcome, found.decision.target) == (Outcome.CHOSEN, "server2")
+            assert decide(found.snapshot) == found.decision
+            answers = ["answer server1", "answer server2", "answer server3"]
+            assert d.told() == ["match", *answers, "decision server2"]
+            assert (await d.mobility.choose("vm1", named="server3")).decision.target == "server3"
+            assert (await d.mobility.choose("vm1", named="server1")).decision.target == ""
+            state = d.controller.context.state
+            assert not (state.placements or state.bookings or d.controller.orchestrator.migrations)
+            looking = asyncio.create_task(d.mobility.choose("vm1"))
+            await asyncio.sleep(0)
+            with pytest.raises(MigrationError, match="a server is being looked for already for VM vm1"):
+                await d.mobility.migrate("vm1", Wish())
+            await looking
+            assert (await d.mobility.migrate("vm1", Wish())).target == "server2"
+            with pytest.raises(MigrationError, match="VM vm1 is being migrated already"):
+                await d.mobility.choose("vm1")
+            with pytest.raises(MigrationError, match="there is no VM vm9"):
+                await d.mobility.choose("vm9")
+
+    run(story())
+
+
 def test_the_order_in_which_agents_answer_does_not_matter() -> None:
     async def story(backwards: bool) -> Placement:
         async with domain(*ALL) as d:

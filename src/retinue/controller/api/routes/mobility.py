@@ -9,14 +9,21 @@ from retinue.controller.api import views
 from retinue.controller.api.access import speaks_for
 from retinue.controller.api.http import Handlers, NotFoundError, QueryError, answer, body, many
 from retinue.controller.app import Controller
-from retinue.controller.errors import RequestError
+from retinue.controller.errors import RequestError, no_server
 from retinue.controller.mobility.manager import MANAGER
 from retinue.controller.parsing import address
 from retinue.core.placement import Entity, EntityKind, Metric, Placement, Profile, Reason, Wish
 from retinue.core.text import quoted
 from retinue.protocol.entities import EntityBody
 from retinue.protocol.errors import ErrorCode
-from retinue.protocol.mobility import AnswerBody, BookBody, MobilityBody, ReleaseBody, ServerReport
+from retinue.protocol.mobility import (
+    AnswerBody,
+    BookBody,
+    ChooseBody,
+    MobilityBody,
+    ReleaseBody,
+    ServerReport,
+)
 from retinue.protocol.routes import Route
 
 AGENTS_REASONS = frozenset({Reason.COMPUTING, Reason.MEMORY, Reason.BANDWIDTH, Reason.CLIENTS})
@@ -67,6 +74,14 @@ def handlers(controller: Controller) -> Handlers:
         migration = await mobility.migrate(request.match_info["id"], wish, by)
         return answer(views.migration(controller, migration), status=201)
 
+    async def choose(request: web.Request) -> web.Response:
+        wanted: ChooseBody = await body(request, ChooseBody, empty=b"{}")
+        if wanted.server and wanted.server not in controller.net.servers:
+            raise no_server(wanted.server)
+        found = await mobility.choose(request.match_info["id"], named=wanted.server)
+        plain: dict[str, Any] = msgspec.to_builtins(found)
+        return answer({key: plain[key] for key in ("match", "snapshot", "decision")})
+
     async def answer_match(request: web.Request) -> web.Response:
         given: AnswerBody = await body(request, AnswerBody)
         speaks_for(request, given.server)
@@ -114,6 +129,7 @@ def handlers(controller: Controller) -> Handlers:
         Route.BOOK_SERVER: book,
         Route.RELEASE_BOOKING: release,
         Route.QUERY_PROFILE: query,
+        Route.CHOOSE_SERVER: choose,
         Route.ASK_TO_MIGRATE: ask,
         Route.ANSWER_MATCH: answer_match,
         Route.EXPLAIN_PLACEMENT: explain,
