@@ -1,7 +1,9 @@
 """Home is the anchor of a VM that is in another domain: what passes, for how long, and how that ends."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 
 import pytest
 
@@ -10,7 +12,7 @@ from retinue.controller.app import Controller
 from retinue.controller.errors import RequestError
 from retinue.core.migration import MigrationState as S
 from retinue.core.model import VM, Peer
-from retinue.core.pipeline.entry import FlowKey
+from retinue.core.pipeline.entry import Flow, FlowKey, match
 from retinue.core.pipeline.priorities import Deliver, EdgeAdmit
 from retinue.core.pipeline.tables import Table
 from retinue.protocol.events import EventType
@@ -282,3 +284,56 @@ def at_will(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> Callable
         ahead[0] += seconds
 
     return later
+
+
+async def test_one_that_was_ended_stays_so_when_the_way_home_comes_to_nothing(domains: TwoDomains) -> None:
+    await domains.move("a", "b", server_of("b", 1))
+    a = domains.controller("a")
+    await a.domains.anchors.set(VM_ID, ended=True)
+    domains.fails = "after diverting"
+    domains.begin("a", server_of("a", 2))
+    await domains.until("a", S.UNDONE)
+    await domains.until("b", S.UNDONE)
+    await domains.fakes["a"].settle()
+    assert a.net.vms[VM_ID].server == gateway_of("a")
+    (row,) = a.domains.anchors.shown()
+    assert row["ended"] is not None
+    assert passes(domains) == (False, False)
+    await a.domains.anchors.set(VM_ID, ended=False)
+    assert passes(domains) == (True, True)
+
+
+async def test_the_controller_may_die_when_it_has_said_that_it_is_ended(domains: TwoDomains) -> None:
+    """Before a switch has heard it: what is stored counts."""
+    await domains.move("a", "b", server_of("b", 1))
+    ended = asyncio.ensure_future(domains.controller("a").domains.anchors.set(VM_ID, ended=True))
+    await asyncio.sleep(0)
+    await domains.kill("a")
+    ended.cancel()
+    await domains.start_again("a")
+    assert passes(domains) == (False, False)
+    await domains.move("b", "a", server_of("a", 1))
+    await domains.fakes["a"].settle()
+    assert not domains.controller("a").net.unanchored
+
+
+async def test_what_a_gateway_says_that_is_no_ours_counts_for_nobody(
+    domains: TwoDomains, gateways: dict[str, Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A switch is whatever its server's administrator has made of it: tables that there are not, entries of
+    addresses that no VM there has, counts that go down."""
+    await domains.move("a", "b", server_of("b", 1))
+    gateways["a"].packets = {TO: 5}
+    await looked(domains, "a")
+    real = gateways["a"].read_flows
+
+    async def lies(cookie: int = 0, cookie_mask: int = 0) -> list[FlowStats]:
+        strange = Flow(99, 200, match(eth_type=0x800, ipv4_dst=IPv4Address("10.1.0.101")))
+        stranger = Flow(Table.DELIVER, Deliver.VM, match(eth_type=0x800, ipv4_dst=IPv4Address("10.9.9.9")))
+        bare = Flow(Table.DELIVER, Deliver.VM, match(eth_type=0x800))
+        more = [FlowStats(flow, 1 << 60, 1 << 60, 0.0, 0) for flow in (strange, stranger, bare)]
+        return [*more, *await real(cookie, cookie_mask)]
+
+    gateways["a"].packets = {TO: 3}
+    monkeypatch.setattr(gateways["a"].session, "read_flows", lies)
+    assert (await looked(domains, "a"))["arrived"] == {"packets": 8, "bytes": 800}
