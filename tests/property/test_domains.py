@@ -374,7 +374,9 @@ def test_between_domains_the_gateway_makes_the_copies_and_only_while_the_vm_is_p
     world = Domains(2, 1, dual=True)
     world.add("a", "a", 1, server_of("a", 1))
     world.add("a", "a", 2, server_of("a", 2))
-    move, source, target = Move(world, "a"), ("a-edge1",), ("b-edge1",)
+    move = Move(world, "a")
+    source: tuple[str, ...] = ("a-edge1",)
+    target: tuple[str, ...] = ("b-edge1",)
     wanted = dict.fromkeys(FORTH, target)
     before_diverting = FORTH[: FORTH.index(("source", C.DIVERTED))]
     copied = FORTH[FORTH.index(("source", C.COPIED)) : FORTH.index(("source", C.SOURCE_CLOSED))]

@@ -199,8 +199,9 @@ class Config(ConfigTable, frozen=True):
                 prefixes = tuple(network(prefix) for prefix in domain.prefixes)
                 id = entity_id(domain.id, "a domain")
                 peer = Peer(id, domain.gateway, domain.tunnel, prefixes, domain.match, domain.names)
-                more = {"storage": domain.storage, "images": domain.images}
-                net.put_peer(replace(peer, **more, anchor_idle=float(domain.anchor_idle_seconds)))
+                idle = float(domain.anchor_idle_seconds)
+                peer = replace(peer, storage=domain.storage, images=domain.images, anchor_idle=idle)
+                net.put_peer(peer)
         except ModelError as error:
             raise ConfigError(str(error)) from error
         return net

@@ -24,6 +24,7 @@ from retinue.protocol.errors import ControllerAwayError, RejectedError
 from retinue.protocol.events import ACTED_ON, HELLO, ControllerEvent, controller_event
 from retinue.protocol.migrations import MigrationRecord
 from retinue.protocol.records import record
+from retinue.protocol.serving import encode
 from retinue.protocol.vms import VMReport, VMsRecord
 from retinue.southbound.ovsdb import BridgePort
 from support.agents.migration_world import Clocked, MemoryTransfer, Pace
@@ -103,7 +104,7 @@ class Line:
         controller = await self._up()
         shown = [views.vm(controller, vm) for vm in controller.net.vms.values()]
         answer = {"vms": shown, "removed": controller.inventory.ports.removed_vms()}
-        return record(VMsRecord, msgspec.json.decode(views.encode(answer)))
+        return record(VMsRecord, msgspec.json.decode(encode(answer)))
 
     async def migrations(self) -> list[MigrationRecord]:
         await self._up()
@@ -130,7 +131,7 @@ class Line:
                 if self.cut or self._lives.controller is not controller:
                     return
                 if event.type in ACTED_ON:
-                    yield controller_event(event.type, views.encode(views.event(event, controller)))
+                    yield controller_event(event.type, encode(views.event(event, controller)))
 
 
 class Agent:
