@@ -163,8 +163,8 @@ def status(at: Connection) -> None:
 
 
 def _manager(name: str, one: dict[str, Any]) -> str:
-    since = "" if one["since"] is None else f" for {output.ago(one['since']).removesuffix(' ago')}"
-    return f"{name} {one['state']}{since}" + (f" ({one['reason']})" if one["reason"] else "")
+    found = "" if one["since"] is None else f", found so {output.ago(one['since'])}"
+    return f"{name} {one['state']}{found}" + (f": {one['reason']}" if one["reason"] else "")
 
 
 def _which(controller: Client) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from retinue.cli import client, connection, events, main, nic, output
+from retinue.cli.controller import _manager
 from retinue.cli.main import app
 from retinue.controller.api.server import Api
 from retinue.controller.app import Controller
@@ -413,6 +414,13 @@ def test_an_isolated_vnet_has_a_vrf_of_its_own_until_it_is_routed_again(real: st
 def test_who_knows_no_other_domain_is_told_so(real: str) -> None:
     assert good("domain", "list", "--url", real) == "No other domain is configured.\n"
     assert json.loads(good("domain", "list", "--json", "--url", real)) == {"domains": [], "vms": []}
+
+
+def test_how_managers_are_is_in_the_status() -> None:
+    away = {"state": "away", "reason": "it hangs", "since": time.time() - 90, "trouble": "", "troubled": None}
+    assert re.fullmatch(r"mobility away, found so \d.* ago: it hangs", _manager("mobility", away))
+    unknown = {**away, "state": "not looked for yet", "reason": "", "since": None}
+    assert _manager("resources", unknown) == "resources not looked for yet"
 
 
 ANCHOR = {

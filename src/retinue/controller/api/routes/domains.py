@@ -3,6 +3,7 @@
 from aiohttp import web
 
 from retinue.controller.api.http import Handlers, answer, body
+from retinue.controller.api.routes.vms import find
 from retinue.controller.app import Controller
 from retinue.protocol.mobility import AnchorValues
 from retinue.protocol.routes import Route
@@ -18,11 +19,11 @@ def handlers(controller: Controller) -> Handlers:
         return answer({"anchors": anchors.shown()})
 
     async def one_anchor(request: web.Request) -> web.Response:
-        return answer(anchors.shown_of(request.match_info["id"]))
+        return answer(anchors.shown_of(find(controller, request.match_info["id"]).id))
 
     async def set_anchor(request: web.Request) -> web.Response:
         given: AnchorValues = await body(request, AnchorValues)
-        id = request.match_info["id"]
+        id = find(controller, request.match_info["id"]).id
         return answer(await anchors.set(id, given.ended, given.idle_seconds, given.seconds))
 
     return {

@@ -8,6 +8,7 @@ from aiohttp import web
 from retinue.controller.api import views
 from retinue.controller.api.access import speaks_for
 from retinue.controller.api.http import Handlers, NotFoundError, QueryError, answer, body, many
+from retinue.controller.api.routes.vms import find
 from retinue.controller.app import Controller
 from retinue.controller.errors import RequestError, no_server
 from retinue.controller.mobility.manager import MANAGER
@@ -76,9 +77,10 @@ def handlers(controller: Controller) -> Handlers:
 
     async def choose(request: web.Request) -> web.Response:
         wanted: ChooseBody = await body(request, ChooseBody, empty=b"{}")
+        vm = find(controller, request.match_info["id"]).id
         if wanted.server and wanted.server not in controller.net.servers:
             raise no_server(wanted.server)
-        found = await mobility.choose(request.match_info["id"], named=wanted.server)
+        found = await mobility.choose(vm, named=wanted.server)
         plain: dict[str, Any] = msgspec.to_builtins(found)
         return answer({key: plain[key] for key in ("match", "snapshot", "decision")})
 
