@@ -92,7 +92,7 @@ async def _resource(path: Path) -> None:
 async def _mobility(path: Path) -> None:
     config = load_mobility(path)
     own, theirs = _files(config.tls, config.tls.ca), _files(config.tls, config.resources_ca)
-    inside, outside = server_context(*own), client_context(*theirs, PeerRole.MOBILITY)
+    inside, outside = server_context(*own), client_context(*theirs, role=PeerRole.MOBILITY)
     client = ControllerClient(
         config.resources, Credentials(), lasting(outside), largest=LARGEST_ANSWER, whom=THE_RESOURCE
     )

@@ -28,6 +28,7 @@ def client_context(
     ca: Path | None = None,
     certificate: Path | None = None,
     key: Path | None = None,
+    *,
     role: PeerRole | None = None,
 ) -> ssl.SSLContext:
     """For a client, which checks the server's host name too. Without `ca` the system's authorities are

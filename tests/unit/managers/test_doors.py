@@ -210,7 +210,7 @@ async def test_who_has_a_certificate_for_that_host_and_is_no_manager_is_told_not
         context = server_context(a.authority.ca, *a.files(party))
         server = await asyncio.start_server(listens, "127.0.0.1", 0, ssl=context)
         url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        expects = client_context(a.authority.ca, *a.files("controller/c1"), PeerRole.MOBILITY)
+        expects = client_context(a.authority.ca, *a.files("controller/c1"), role=PeerRole.MOBILITY)
         client = ManagerClients(url, url, expects)
         why = "cannot be reached" if told else f"who answers is {party.replace('/', ' ')}, no mobility"
         with pytest.raises(ControllerAwayError, match=why):

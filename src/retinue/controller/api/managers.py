@@ -28,7 +28,7 @@ class ManagersLink:
         assert files is not None
         shown = (Path(table.ca) if table.ca else files[0], *files[1:])
         try:
-            context = client_context(*shown, PeerRole.MOBILITY)
+            context = client_context(*shown, role=PeerRole.MOBILITY)
         except TlsFilesError as error:
             raise ConfigError(f"managers: {error}") from error
         self._context = context, shown
