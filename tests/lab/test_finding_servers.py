@@ -24,6 +24,7 @@ from support.lab.watch import Capture
 
 pytestmark = [pytest.mark.lab, pytest.mark.no_vms]
 
+INFRA_GATEWAY = "10.0.0.254"
 NEW, NEWER = "02:00:00:00:77:01", "02:00:00:00:77:02"
 CHASSIS = "4c4c4544-0042-3510-8052-b4c04f4d3332"
 """A system's UUID."""
@@ -49,24 +50,14 @@ async def has_another_card(bench: LabBench, server: str, mac: str) -> None:
         return mac in await bench.run(server, "ip", "link", "show", "dev", "br0")
 
     await eventually(has_it)
+    # Open vSwitch takes the port down for a moment.
+    await bench.run(server, "ip", "route", "replace", "default", "via", INFRA_GATEWAY, "dev", "br0")
 
 
 async def is_reached(bench: LabBench, server: str) -> None:
     """By its address, from another leaf."""
     address = (await bench.server(server))["address"]
-    try:
-        await bench.run(DHCP, "ping", "-c", "1", "-w", "10", address)
-    except AssertionError:
-        for argv in (("ip", "addr"), ("ip", "route"), ("ip", "neigh")):
-            print(server, await bench.run(server, *argv))
-        edge = "edge" + server[-1]
-        for switch in (edge, "leaf1", "leaf2"):
-            print(switch, *await bench.flows(switch, "n_packets"), sep="\n")
-        async with bench.captures((server, "br0", "inout"), (server, "up0", "inout")) as seen:
-            await bench.run(DHCP, "sh", "-c", f"ping -c 3 -w 4 {address} || true")
-        for one in seen:
-            print([str(f) + " " + f.src + ">" + f.dst for f in one.frames])
-        raise
+    await bench.run(DHCP, "ping", "-c", "1", "-w", "30", address)
 
 
 async def test_by_the_name_in_its_agents_certificate(bench: LabBench) -> None:
@@ -106,7 +97,7 @@ def _said_by_lldpd() -> bytes:
     return bytes.fromhex(json.loads(done.stdout)["frame"])
 
 
-LATE, LATE_MAC, INFRA_GATEWAY = "10.1.0.77", "52:54:00:00:08:01", "10.0.0.254"
+LATE, LATE_MAC = "10.1.0.77", "52:54:00:00:08:01"
 DATAGRAMS = """import socket, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
     for number in range(3):

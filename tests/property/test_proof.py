@@ -33,6 +33,8 @@ from prove.run import examine
         ("ways_out", "copied: done"),
         ("flooded", "diverted: stage 1"),
         ("isolated", "at rest"),
+        ("service", "at rest"),
+        ("service", "diverted: stage 1"),
     ],
 )
 def test_every_frame_has_the_fate_it_should_have(network: str, name: str) -> None:

@@ -11,6 +11,7 @@ import z3
 from prove.terms import SIZE, TAGGED, UNKNOWN, Bits, condition, full
 from retinue.core.limits import LEAST_MTU
 from retinue.core.model import DEFAULT_VRF, IP, NIC, VM, Mac, Network, Prefix, Server, mac_to_int
+from retinue.core.model.anycast import host_prefix
 from retinue.core.model.families import forwarded_assignments, forwarded_prefixes, in_use
 from retinue.core.model.link_local import is_link_local, link_local
 from retinue.core.packets import EtherType
@@ -191,7 +192,8 @@ def may_leave(net: Network, vm: VM, nic: NIC) -> list[tuple[Bits, ...]]:
         for held in net.assignments_of(vm, nic)
         if not is_link_local(held.ip)
     ]
-    prefixes = [(prefix, nic.mac) for prefix in forwarded_prefixes(net, nic.prefixes)]
+    led = (*nic.prefixes, *map(host_prefix, nic.anycast))
+    prefixes = [(prefix, nic.mac) for prefix in forwarded_prefixes(net, led)]
     return [(of_vlan_0, *sent_as(ip, mac)[1:]) for ip, mac in (*addresses, *prefixes)]
 
 
@@ -227,8 +229,8 @@ def to_its_vnet(net: Network, nic: NIC, version: int) -> z3.BoolRef:
 
 def may_leave_service(net: Network, server: Server) -> list[z3.BoolRef]:
     """What the fabric takes from a machine at a leaf: its own address; of a router, any from outside; in a
-    VRF what has its tag there."""
-    found: list[z3.BoolRef] = []
+    VRF what has its tag there. One without services, a host beside the VMs, is believed whatever it says."""
+    found: list[z3.BoolRef] = [] if server.services else [z3.BoolVal(True)]
     vrfs = [(DEFAULT_VRF, z3.BoolVal(True))]
     if server.subinterfaces:
         all_of_it = [DEFAULT_VRF, *(one.vrf for one in server.subinterfaces)]

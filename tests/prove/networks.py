@@ -16,6 +16,8 @@ from retinue.core.model import (
     Flood,
     Network,
     Origin,
+    PortRef,
+    Server,
     Subnet,
     VMPort,
     Vnet,
@@ -42,6 +44,7 @@ from support.fabric.ways_out import RED_VLAN, add_exits
 
 SHARED, VIRTUAL = IPv4Address("10.1.0.200"), "00:00:5e:00:01:07"
 """An address that several may take, and a virtual router's MAC."""
+SERVICE = IPv4Address("10.9.9.9")
 
 
 def small() -> Case:
@@ -242,6 +245,19 @@ def isolated() -> Case:
     return Case(net, "vm1", "server2")
 
 
+def service() -> Case:
+    """An anycast address of a VM that moves to under the other leaf, and of a machine there without VMs."""
+    net = fabric(2, 1, (1, 2))
+    for number, at in ((1, 1), (2, 2), (3, 1)):
+        add_vm(net, number, at)
+    nic = net.vms["vm1"].nic
+    net.change_nic("vm1", nic, replace(nic, anycast=(SERVICE,)))
+    net.set_ports("leaf2", {**net._numbers["leaf2"], "box": 80})
+    box = Server("box", "02:00:00:00:02:01", IPv4Address("10.0.0.201"), anycast=(SERVICE,), load=1)
+    net.put_server(replace(box, given_at=PortRef("leaf2", "box")))
+    return Case(net, "vm1", "server2")
+
+
 def _add_flooding(net: Network, *, ipv6: bool) -> None:
     net.put_vrf(Vrf("red", 42))
     net.put_vnet(Vnet("shop", 42, flood=Flood.CONTROLLED))
@@ -292,4 +308,5 @@ NETWORKS: dict[str, Callable[[], Case]] = {
     "flooded": flooded,
     "flooded_over_ip": flooded_over_ip,
     "isolated": isolated,
+    "service": service,
 }

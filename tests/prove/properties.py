@@ -4,7 +4,8 @@
         the NIC is not any more; the controller gets copies, metered
     (b) each honest frame arrives once, at the right port; while a migration changes where that is, at one of
         the right ports; while it is copied, at each of them. So does what the fabric has brought to a server
-        where the VM is, or from where it is sent on; and what is for outside, at the router of its VRF
+        where the VM is, or from where it is sent on; what is for outside, at the router of its VRF; and what
+        is for an anycast address, at one of those that have it
     (c) no frame goes round
     (d) from one subnet to another, and so from one vnet to another, a frame comes only by being routed: with
         its time to live less one, from the gateway's MAC, or from its server's where a copy of it is made.
@@ -28,7 +29,8 @@ from prove.moments import Moment
 from prove.reach import ON_A_CABLE, ROUND, Emission, End, Explorer, Fate
 from prove.terms import SIZE, TAGGED, UNKNOWN, Bits, Fields, Sent, Value, all_of, undecided
 from retinue.core.limits import LEAST_MTU
-from retinue.core.model import DEFAULT_VRF, NIC, VM, Network, Role, Server, mac_to_int
+from retinue.core.model import DEFAULT_VRF, IP, NIC, VM, Network, Role, Server, mac_to_int
+from retinue.core.model.anycast import members_of
 from retinue.core.pipeline.entry import Field, Output, PortNo
 from retinue.core.pipeline.underlay.vxlan import VNI_OF_FLOODING, VNI_OF_VRF
 
@@ -140,13 +142,14 @@ def check(explorer: Explorer, moment: Moment, door: Door, tally: Tally) -> Itera
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """Frames that somebody sends to a NIC, or to a VRF's outside: conditions on what is known, and on all
-    else."""
+    """Frames that somebody sends to a NIC, to a VRF's outside, or to a service: conditions on what is known,
+    and on all else."""
 
     to: honest.Holding | None
     vrf: str
     bits: tuple[Bits, ...]
     rest: z3.BoolRef
+    service: IP | None = None
 
 
 class _Asked:
@@ -195,6 +198,11 @@ class _Asked:
                     others = tuple(mac for mac in macs if mac != to.nic.mac)
                     at = honest.inside(honest.DST[version], to.ip)
                     yield _Way(to, vrf, (*sent, at), z3.And(*always, honest.to_one(others)))
+            for ip in self.net.anycast() if self.door.brought_to is None and vrf == DEFAULT_VRF else ():
+                if ip.version == version:
+                    at = honest.inside(honest.DST[version], ip)
+                    unlike = honest.to_one(tuple(macs))
+                    yield _Way(None, vrf, (*sent, at), z3.And(*always, unlike), ip)
             router = honest.router_of(self.net, vrf) if self.door.nic is not None else None
             if router is not None and any(prefix.version == version for prefix in router.routes_in(vrf)):
                 away = honest.outside(self.net, version, vrf)
@@ -242,7 +250,10 @@ class _Asked:
                 continue
             self.tally.honest += 1
             whom = "outside" if way.to is None else f"NIC {way.to.nic.port_id}"
-            self.tally.pairs.add((self.door.who, whom))
+            self.tally.pairs.add((self.door.who, whom if way.service is None else str(way.service)))
+            if way.service is not None:
+                yield from self._reaches_service(fate, way.service, conditions)
+                continue
             if way.to is None:
                 yield from self._reaches_outside(fate, way.vrf, conditions)
                 continue
@@ -307,6 +318,27 @@ class _Asked:
             yield from self.wrong(B, why, fate, *conditions)
         elif fate.arrived[0].fields[Field.ETH_DST] != mac_to_int(router.mac):
             yield from self.wrong(B, "it comes to a MAC that is not the router's", fate, *conditions)
+
+    def _reaches_service(
+        self, fate: Fate, ip: IP, conditions: tuple[z3.BoolRef, ...]
+    ) -> Iterator[Counterexample]:
+        """It comes to one of those that have the address, whichever is the nearest."""
+        doors: dict[tuple[str, int], int] = {}
+        for _, nic in members_of(self.net, ip):
+            doors |= dict.fromkeys(self._ports_of(nic, self.moment.places[nic.port_id]), mac_to_int(nic.mac))
+        for server in self.net.serving(ip):
+            at = self.net.location(server)
+            number = None if at is None else self.net.port_number(at)
+            if at is not None and number is not None:
+                doors[at.switch, number] = mac_to_int(self.net.servers[server].mac)
+        came = [(sent.switch, sent.port) for sent in fate.arrived]
+        if len(came) != 1 or came[0] not in doors or fate.told:
+            why = f"{self.door.who} to {ip}: it comes to {_ports(fate.arrived) or 'nowhere'}"
+            yield from self.wrong(B, why, fate, *conditions)
+        elif fate.arrived[0].fields[Field.ETH_DST] != doors[came[0]]:
+            yield from self.wrong(
+                B, f"to {ip}: it comes to a MAC that is not its receiver's", fate, *conditions
+            )
 
     # ---- (f) ----
 

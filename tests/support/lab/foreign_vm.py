@@ -17,8 +17,8 @@ from retinue_lab.guest.shell import GuestShell
 from support.lab.programs import Commands, popen_in
 from support.lab.tools import BOOT_PATIENCE, PATIENCE, Json, LabBench, eventually
 
-PXE_ROM = Path("/usr/lib/ipxe/qemu/pxe-virtio.rom")
-"""Of Debian's ipxe-qemu, on which its QEMU depends."""
+PXE_ROM = Path("/usr/lib/ipxe/qemu/efi-virtio.rom")
+"""Of Debian's ipxe-qemu, which its QEMU recommends: what cards have where nobody says otherwise."""
 
 
 class Said:
@@ -158,9 +158,9 @@ class ForeignVM:
         argv += ["-accel", "tcg", "-M", machine[0], "-m", machine[1]]
         if not by_network:
             argv += ["-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", self.command_line]
-        rom = f"{PXE_ROM},bootindex=1" if by_network else ""
+        rom = "bootindex=1" if by_network else "romfile="  # Its own: QEMU gives that the card's ids.
         argv += ["-netdev", f"tap,id=net0,ifname={tap},script=no,downscript=no"]
-        argv += ["-device", f"virtio-net-pci,netdev=net0,mac={self.mac},romfile={rom},{OFFLOADS_OFF}"]
+        argv += ["-device", f"virtio-net-pci,netdev=net0,mac={self.mac},{rom},{OFFLOADS_OFF}"]
         argv += ["-serial", f"file:{paths['console']}"]
         argv += ["-serial", f"unix:{paths['shell']},server=on,wait=off"]
         argv += ["-qmp", f"unix:{paths['control']},server=on,wait=off"]
