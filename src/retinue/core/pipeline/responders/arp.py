@@ -134,15 +134,17 @@ def guest_flow(ip: IP, mac: Mac, port: int, gateway_mac: Mac, mark: int) -> Flow
 def answers_vm(net: Network, switch: str, arp: ARP, vrf: str = DEFAULT_VRF) -> bool:
     """True when the controller answers a VM at this edge switch, a NIC in this VRF, with the gateway's MAC.
 
-    Of a VM on the asker's own switch it answers a probe only: all else the switch answers with that VM's MAC,
-    or nobody does.
+    Of a VM on the asker's own switch it answers a probe, and who asks from an address that is led to it: all
+    else the switch answers with that VM's MAC, or nobody does.
     """
     assignment = net.holder(arp.tpa, vrf)
     asker = net.vm_of_mac(arp.sha)
     if asker is not None and asker.home:
         return False  # Its switch has answered, and of what it is to have nobody else is asked here.
     local = assignment is not None and net.servers[net.vms[assignment.vm].server].edge == switch
-    if arp.op != ArpOp.REQUEST or (local and arp.spa != NOBODY):
+    subnet = net.subnet_of(arp.tpa, vrf)
+    by_switch = local and arp.spa != NOBODY and (subnet is None or arp.spa in subnet.prefix)
+    if arp.op != ArpOp.REQUEST or by_switch:
         return False
     return _asks_for_neighbour(net, arp, vrf)
 
@@ -183,4 +185,17 @@ def _asks_for_neighbour(net: Network, arp: ARP, vrf: str) -> bool:
     asker = net.vm_of_mac(arp.sha)
     if asker is not None and holder is not None and holder.vm == asker.id:
         return False
-    return arp.spa == NOBODY or arp.spa in subnet.prefix
+    return arp.spa == NOBODY or arp.spa in subnet.prefix or _is_led_to_neighbour(net, arp, subnet)
+
+
+def _is_led_to_neighbour(net: Network, arp: ARP, subnet: Subnet) -> bool:
+    """Who answers a neighbour from an anycast address, or one of a prefix that is routed to it, asks for the
+    neighbour from there (Linux does, where that is an address of its own, as on the loopback)."""
+    vm, server = net.vm_of_mac(arp.sha), net.server_of_mac(arp.sha)
+    nic = None if vm is None else vm.nic_with(arp.sha)
+    if vm is not None and nic is not None:
+        led = any(arp.spa in prefix for prefix in net.prefixes_of(vm, nic))
+        return led and any(held.ip in subnet.prefix for held in net.assignments_of(vm, nic))
+    if server is None or server.address is None:
+        return False
+    return arp.spa in server.anycast and server.address in subnet.prefix

@@ -1,11 +1,11 @@
 """Which ARP requests the controller answers: for neighbours of the asker that no switch answers for."""
 
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from retinue.core.model import Network
+from retinue.core.model import Network, Server
 from retinue.core.packets import ARP, ZERO_MAC, ArpOp
 from retinue.core.pipeline.responders import arp
 from support.fabric.networks import GATEWAY, INFRA_GATEWAY, add_vm, fabric, server, vm_ip, vm_mac
@@ -81,3 +81,33 @@ def test_a_server_is_answered_for_neighbours_that_its_leaf_does_not_answer_for(
 ) -> None:
     message, answered = SERVER_ASKS[name]
     assert arp.answers_server(net, message) is answered
+
+
+SERVICE, ROUTED = IPv4Address("10.9.9.9"), IPv4Address("10.8.0.3")
+
+
+@pytest.mark.parametrize("spa", [SERVICE, ROUTED])
+def test_a_vm_that_answers_a_neighbour_from_what_is_led_to_it_is_told_the_gateways_mac(
+    net: Network, spa: IPv4Address
+) -> None:
+    """It has that address on its loopback; also of a neighbour on its own switch, which cannot tell it."""
+    asks = request(vm_ip(2), spa), request(vm_ip(4), spa)
+    assert not any(arp.answers_vm(net, "edge1", asked) for asked in asks), "it is nothing to it"
+    nic = net.vms["vm1"].nic
+    net.change_nic("vm1", nic, replace(nic, anycast=(SERVICE,), prefixes=(IPv4Network("10.8.0.0/28"),)))
+    assert all(arp.answers_vm(net, "edge1", asked) for asked in asks)
+    assert not arp.answers_vm(net, "edge1", request(UNKNOWN, spa))
+    assert not arp.answers_vm(net, "edge1", request(SERVER2, spa)), "it has no address there"
+    assert not arp.answers_vm(net, "edge2", request(vm_ip(1), spa, vm_mac(2))), "another's"
+
+
+def test_a_server_that_answers_one_from_an_anycast_address_is_told_it(net: Network) -> None:
+    asked = request(SERVER2, SERVICE, "02:00:00:00:02:01")
+    box = Server("box", "02:00:00:00:02:01", IPv4Address("10.0.0.201"))
+    net.put_server(box)
+    assert not arp.answers_server(net, asked)
+    net.put_server(replace(box, anycast=(SERVICE,)))
+    assert arp.answers_server(net, asked)
+    assert not arp.answers_server(net, request(vm_ip(1), SERVICE, box.mac)), "it has no address there"
+    net.put_server(replace(box, anycast=(SERVICE,), address=None))
+    assert not arp.answers_server(net, asked)
