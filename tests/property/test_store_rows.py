@@ -28,7 +28,7 @@ from retinue.controller.state import (
 )
 from retinue.controller.store.rows import key_of, read_row, sort_in, to_row
 from retinue.controller.store.schema import KEYS, TABLES
-from retinue.core.limits import LARGEST_COUNT, MOST_DISK_MIB, MOST_MEMORY_MIB
+from retinue.core.limits import LARGEST_COUNT, MOST_DISK_MIB, MOST_LOAD, MOST_MEMORY_MIB
 from retinue.core.migration import Migration, MigrationState
 from retinue.core.model import (
     DEFAULT_VRF,
@@ -93,6 +93,8 @@ servers = st.builds(
     services=st.frozensets(st.sampled_from(Service)),
     routes=st.lists(prefixes.map(ip_network), max_size=3).map(tuple),
     chassis=st.sampled_from(["", "rack7", "02:00:00:00:00:01"]),
+    anycast=st.lists(st.ip_addresses(), max_size=3).map(tuple),
+    load=st.integers(0, MOST_LOAD),
     given_at=st.none() | refs,
     gateway_group=names,
     hosts=st.lists(st.builds(Host, names, macs), max_size=3, unique_by=lambda host: host.id).map(

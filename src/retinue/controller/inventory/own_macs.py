@@ -52,7 +52,7 @@ class OwnMacs:
                     "a manager may register it with another (POST /v1/servers)"
                 )
             if not await self._locations.is_silent(server, here):
-                return f"server {server} answers by {before}, the MAC that it has"
+                return f"server {server} answers by MAC {before}, or was asked a moment ago"
             if self._known(server) != known:
                 return f"server {server} was changed meanwhile"
         await self._put_servers([replace(known, mac=mac)])

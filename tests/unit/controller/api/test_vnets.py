@@ -223,6 +223,23 @@ async def test_a_vnet_becomes_isolated_and_routed_again_while_nobody_uses_it(
     assert (list(controller.net.vrfs), controller.net.vnets["bank"].vrf) == (["default", "red"], "default")
 
 
+async def test_an_isolated_vnet_that_has_a_way_out_stays_whole_until_that_is_gone(
+    controller: Controller, url: str
+) -> None:
+    await call(url, "POST", "/v1/vnets", BANK)
+    router = {"id": "border", "mac": "02:00:00:00:09:01", "services": ["router"], "at": "leaf1:border"}
+    way = {"vrf": "bank", "vlan": 50, "routes": ["0.0.0.0/0"]}
+    assert (await call(url, "POST", "/v1/servers", {**router, "subinterfaces": [way]}))[0] == 201
+    last = controller.events.last_id
+    for method, body in (("DELETE", None), ("PUT", {"vlan": 50})):
+        status, answer = await call(url, method, "/v1/vnets/bank", body)
+        assert (status, "VRF bank is in use by router border" in str(answer["error"])) == (409, True), answer
+    assert (controller.net.is_isolated("bank"), controller.events.last_id) == (True, last)
+    assert (await call(url, "POST", "/v1/servers", {**router, "subinterfaces": []}))[0] == 201
+    assert (await call(url, "DELETE", "/v1/vnets/bank"))[0] == 200
+    assert list(controller.net.vrfs) == ["default"]
+
+
 async def test_a_vrf_of_several_vnets_is_nobodys_alone(controller: Controller, url: str) -> None:
     """One that a manager has made stays as it was, though a vnet in it has its name and tag."""
     await call(url, "POST", "/v1/vrfs", {"id": "red", "tag": 7})

@@ -584,11 +584,14 @@ async def test_a_server_given_without_a_mac_has_the_one_that_its_agent_says(benc
 async def test_an_agents_word_is_not_taken_where_it_cannot_be_so(bench: LocatedServers) -> None:
     told = bench.fake.controller.own_macs.told
     bench.answers(1, ONE)
-    assert await told("server1", NEW) == f"server server1 answers by {ONE}, the MAC that it has"
+    assert await told("server1", NEW) == f"server server1 answers by MAC {ONE}, or was asked a moment ago"
     with pytest.raises(RequestError, match="there is no server nobody"):
         await told("nobody", NEW)
     with pytest.raises(ModelError, match=f"MAC {ONE} already belongs to server server1"):
         await told("server2", ONE)
+    bench.now += 2.0
+    with pytest.raises(ModelError, match="gateway"):
+        await told("server2", GATEWAY_MAC)
     bench.net.put_server(replace(bench.net.servers["server2"], address=None))
     assert "nobody can ask whether it still has it" in await told("server2", NEW)
     bench.net.fenced.add("server2")
