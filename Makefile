@@ -101,7 +101,7 @@ test: install
 	@$(MAKE) --no-print-directory install-prove || echo "Going on without a solver: its tests are skipped" >&2
 	@$(MAKE) --no-print-directory install-openapi || echo "Going on without a judge of OpenAPI: its tests are skipped" >&2
 	@$(MAKE) --no-print-directory install-prometheus || echo "Going on without promtool: its tests are skipped" >&2
-	@$(BIN)/pytest -m "not long" -n 4 --dist loadfile --no-loadscope-reorder --durations 40
+	@$(BIN)/pytest -m "not long" -n 3 --dist loadfile --no-loadscope-reorder --durations 40
 
 test-long: install
 	@$(MAKE) --no-print-directory install-browser || echo "Going on without a browser: its tests are skipped" >&2

@@ -1,7 +1,6 @@
 """What holds for all tests."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 
 from retinue.controller.context import Context
-from support import cpu_group, examples, turns
+from support import examples, turns
 from support.turns import Kind, Turns
 
 # How long an example takes depends on the machine, and on what else it does. `make test` looks at the same
@@ -76,29 +75,13 @@ def turn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def kind_of(node: pytest.Item) -> Kind:
-    return turns.kind_of(
-        {mark: node.get_closest_marker(mark) for mark in ("lab", "alone", "no_vms", "patient")}
-    )
+    return turns.kind_of({mark: node.get_closest_marker(mark) for mark in turns.MARKS})
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """With `pytest -n`: see support.turns."""
     if worker(item.config):
         turns.rank(kind_of(item))
-
-
-OWN_GROUP = pytest.StashKey[Path | None]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """With `pytest -n`: before its processes are started, which are in the group then."""
-    if getattr(config.option, "numprocesses", None) and not worker(config):
-        config.stash[OWN_GROUP] = cpu_group.enter()
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if (group := config.stash.get(OWN_GROUP, None)) is not None:
-        cpu_group.leave(group)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -110,9 +93,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Modules marked `alone` come first, then other laboratories, those that count packets before `patient`
     ones, and the slow ones before the others: so `pytest -n` ends sooner.
     """
-    first = [Kind.ALONE, Kind.COUNTS, Kind.PATIENT, Kind.NO_VMS, Kind.COMPUTES]
+    order = list(Kind)
 
     def place(item: pytest.Item) -> tuple[int, bool]:
-        return first.index(kind_of(item)), item.get_closest_marker("slow") is None
+        return order.index(kind_of(item)), item.get_closest_marker("slow") is None
 
     items.sort(key=place)

@@ -1,14 +1,11 @@
-"""Which process of `pytest -n` runs which test module, and which goes first.
+"""Which process of `pytest -n` runs which test module.
 
-A module marked `alone` counts packets, and its laboratory goes before all else: root makes its processes less
-nice than those of other laboratories. One marked `patient` counts none, and what it waits for may take some
-seconds: its laboratory comes after the others, and what only computes comes last. All modules marked `alone`
-are one unit of work, so that one process runs them in turn.
+A module marked `alone` counts packets closely, and no VMs run beside it but its own and those of one module
+marked `patient`, which counts none, and whose tests may wait for seconds. All that are `alone` are one unit
+of work, so that one process runs them in turn; the others do meanwhile what is patient or needs no VMs.
 
-At any time three laboratories run: two at the most that count packets, of which one may be `alone`. Three of
-equal rank, on two processors, make switches and guests stand still for seconds. Where nobody may be preferred
-(no root, or a container without that right) two run at the most, and beside a module that is `alone` no VMs;
-the others do meanwhile what needs none.
+At any time two modules with VMs run: with three of them, on two processors, switches and guests stand still
+for seconds.
 """
 
 import contextlib
@@ -26,73 +23,59 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
-from support import cpu_group
-
-
-class Kind(Enum):
-    """Of a module, and how nice that is, where it may be. Agents add 5 to what their laboratory has, guests
-    10 (retinue_lab.network.agents): all of one that is `alone` goes before all of the others."""
-
-    ALONE = -15
-    COUNTS = 0
-    PATIENT = 5
-    NO_VMS = 1
-    COMPUTES = 19
-
-
 LABS = "tests/lab/"
-MOST_LABS, MOST_COUNTING = 3, 2
-"""Modules with VMs that run at once; those of them that count packets, and are `alone` or not."""
+MOST_LABS = 2
+"""Modules with VMs that run at once."""
+COMPUTING = 10
+"""How nice a test without a laboratory is to those with one."""
 TRY_AGAIN = 0.1
 
 
+class Kind(Enum):
+    """Of a module, in the order in which they begin."""
+
+    ALONE = "alone"
+    COUNTS = ""
+    PATIENT = "patient"
+    NO_VMS = "no_vms"
+    COMPUTES = "no laboratory"
+
+    @property
+    def vms(self) -> bool:
+        return self not in (Kind.NO_VMS, Kind.COMPUTES)
+
+
+MARKS = ("lab", Kind.ALONE.value, Kind.PATIENT.value, Kind.NO_VMS.value)
+
+
 def kind_of(marks: Mapping[str, Any]) -> Kind:
-    """That of a module with these marks, as far as each stands for something."""
+    """That of a module, by what it has of MARKS."""
     if not marks.get("lab"):
         return Kind.COMPUTES
-    of = {"alone": Kind.ALONE, "no_vms": Kind.NO_VMS, "patient": Kind.PATIENT}
-    return next((kind for mark, kind in of.items() if marks.get(mark)), Kind.COUNTS)
+    return next((kind for kind in Kind if marks.get(kind.value)), Kind.COUNTS)
 
 
 def rank(kind: Kind) -> None:
-    """How nice this process is from now on, and what it starts."""
+    """What only computes lets laboratories' traffic and its counting go first."""
     if os.geteuid() == 0:
-        only_last = kind if kind is Kind.COMPUTES else Kind.COUNTS
-        os.setpriority(os.PRIO_PROCESS, 0, (kind if may_prefer() else only_last).value)
-
-
-@functools.cache
-def may_prefer() -> bool:
-    """Whether this process may put another before others."""
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    try:
-        os.setpriority(os.PRIO_PROCESS, 0, Kind.ALONE.value)
-        os.setpriority(os.PRIO_PROCESS, 0, before)
-    except PermissionError:
-        return False
-    return cpu_group.nice_counts()
+        os.setpriority(os.PRIO_PROCESS, 0, COMPUTING if kind is Kind.COMPUTES else 0)
 
 
 @contextlib.contextmanager
 def turn(folder: Path, kind: Kind) -> Iterator[None]:
     """That of a module, among those of all processes that have this folder in common."""
-    if kind in (Kind.NO_VMS, Kind.COMPUTES):
-        yield
-        return
     with contextlib.ExitStack() as stack:
-        prefers = may_prefer()
 
-        def take(name: str, places: int) -> None:
-            _take_place([stack.enter_context((folder / f"{name}{n}").open("w")) for n in range(places)])
+        def opened(name: str) -> IO[str]:
+            return stack.enter_context((folder / name).open("w"))
 
-        if prefers or kind is not Kind.ALONE:
-            if not prefers or kind is not Kind.PATIENT:
-                take("counting", MOST_COUNTING)
-            take("lab", MOST_LABS)
-        queue, vms = (stack.enter_context((folder / name).open("w")) for name in ("queue", "vms"))
-        fcntl.flock(queue, fcntl.LOCK_EX)  # Who waits for the others' end is not overtaken.
-        fcntl.flock(vms, fcntl.LOCK_EX if kind is Kind.ALONE and not prefers else fcntl.LOCK_SH)
-        fcntl.flock(queue, fcntl.LOCK_UN)
+        if kind in (Kind.ALONE, Kind.COUNTS):
+            queue, counting = opened("queue"), opened("counting")
+            fcntl.flock(queue, fcntl.LOCK_EX)  # Who waits for the others' end is not overtaken.
+            fcntl.flock(counting, fcntl.LOCK_EX if kind is Kind.ALONE else fcntl.LOCK_SH)
+            fcntl.flock(queue, fcntl.LOCK_UN)
+        if kind.vms:
+            _take_place([opened(f"lab{number}") for number in range(MOST_LABS)])
         yield
 
 
@@ -128,13 +111,9 @@ class Turns(LoadFileScheduling):  # type: ignore[misc]
 
     def _may_begin(self, kind: Kind, others: list[set[Kind]]) -> bool:
         """`others`: what the other processes have before them."""
-        counting = sum(not kinds.isdisjoint((Kind.ALONE, Kind.COUNTS)) for kinds in others)
-        labs = sum(not kinds.isdisjoint((Kind.ALONE, Kind.COUNTS, Kind.PATIENT)) for kinds in others)
-        if kind in (Kind.NO_VMS, Kind.COMPUTES):
-            return True
-        if not may_prefer():
-            return kind is Kind.ALONE or not (labs >= MOST_COUNTING or any(Kind.ALONE in of for of in others))
-        return labs < MOST_LABS and (kind is Kind.PATIENT or counting < MOST_COUNTING)
+        labs = sum(any(one.vms for one in kinds) for kinds in others)
+        alone = any(Kind.ALONE in kinds for kinds in others)
+        return not kind.vms or (labs < MOST_LABS and not (alone and kind is Kind.COUNTS))
 
     def _under_way(self, work: Mapping[str, Any]) -> set[Kind]:
         return {self._kind(unit) for unit, tests in work.items() if self._pending_of({unit: tests})}
@@ -142,5 +121,5 @@ class Turns(LoadFileScheduling):  # type: ignore[misc]
     def _kind(self, unit: str) -> Kind:
         if unit == Kind.ALONE.name:
             return Kind.ALONE
-        marks = {mark: f"pytest.mark.{mark}" in self._text(unit) for mark in ("alone", "no_vms", "patient")}
+        marks = {mark: f"pytest.mark.{mark}" in self._text(unit) for mark in MARKS}
         return kind_of({**marks, "lab": unit.startswith(LABS)})

@@ -3,7 +3,7 @@
 import os
 import queue
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,8 +11,7 @@ from typing import Any, cast
 import pytest
 from xdist.workermanage import WorkerController
 
-from support import cpu_group, turns
-from support.turns import Kind, Turns, may_prefer, rank, turn
+from support.turns import Kind, Turns, rank, turn
 
 ALONE = "import pytest\n\npytestmark = [pytest.mark.lab, pytest.mark.alone]\n"
 PATIENT = "pytestmark = [pytest.mark.lab, pytest.mark.patient]\n"
@@ -80,164 +79,78 @@ class Run:
             self.done[process] += 1
 
 
-@pytest.fixture(params=[True, False], ids=["preferred", "equal"])
-def prefers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether a process may be put before others."""
-    monkeypatch.setattr(turns, "may_prefer", lambda: request.param)
-    return bool(request.param)
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path, 3)
 
 
-ranked = pytest.mark.parametrize("prefers", [True], indirect=True)
-equal = pytest.mark.parametrize("prefers", [False], indirect=True)
-
-
-# ---- where a process may be put before others ----
-
-
-@ranked
-def test_beside_what_goes_first_are_one_lab_that_counts_and_one_that_does_not(
-    tmp_path: Path, prefers: bool
-) -> None:
-    run = Run(tmp_path, 4)
-    assert [run.modules(one) for one in range(4)] == [["counted", "measured"], ["one"], ["calm"], ["plain"]]
-    run.complete(3, TESTS)
-    assert run.modules(3) == ["plain", "three"]
-    run.complete(1, TESTS)
-    assert run.modules(1) == ["one", "two"]
+def test_beside_what_is_alone_runs_what_is_patient_and_what_needs_no_vms(run: Run) -> None:
+    assert [run.modules(one) for one in range(3)] == [["counted", "measured"], ["calm"], ["plain"]]
     run.complete(2, TESTS)
-    assert run.modules(2) == ["calm", "idle"]
-    run.complete(0, 2 * TESTS)
-    assert run.modules(0) == ["counted", "measured", "five"]
-
-
-@ranked
-def test_who_is_patient_takes_any_place_that_is_left(tmp_path: Path, prefers: bool) -> None:
-    run = Run(tmp_path, 4)
+    assert run.modules(2) == ["plain", "three"]
     run.complete(1, TESTS)
-    run.complete(0, 2 * TESTS)
-    assert (run.modules(0)[-1], run.modules(1)[-1]) == ("five", "two")
-    run.complete(0, TESTS)
+    assert run.modules(1) == ["calm", "idle"]
     run.complete(1, TESTS)
-    assert [run.modules(one)[-1] for one in range(3)] == ["idle", "three", "calm"]
+    assert run.modules(1) == ["calm", "idle", "four"], "what counts packets waits"
 
 
-@pytest.mark.parametrize(
-    ("kinds", "most"),
-    [
-        ([Kind.COUNTS] * 3, 2),
-        ([Kind.ALONE, Kind.COUNTS, Kind.COUNTS], 2),
-        ([Kind.COUNTS, Kind.PATIENT, Kind.PATIENT, Kind.PATIENT], 3),
-        ([Kind.ALONE, Kind.COUNTS, Kind.PATIENT, Kind.PATIENT], 3),
-    ],
-)
-@ranked
-def test_no_more_labs_run_at_once_than_there_are_places(
-    tmp_path: Path, kinds: list[Kind], most: int, prefers: bool
-) -> None:
-    at_once(tmp_path, kinds, most)
-
-
-@ranked
-def test_who_counts_packets_is_less_nice_than_who_does_not(
-    monkeypatch: pytest.MonkeyPatch, prefers: bool
-) -> None:
-    assert asked_for(monkeypatch, Kind) == [-15, 0, 5, 1, 19]
-
-
-# ---- where not ----
-
-
-@equal
-def test_one_process_has_all_modules_that_are_alone_and_no_vms_run_beside_them(
-    tmp_path: Path, prefers: bool
-) -> None:
-    run = Run(tmp_path)
-    assert run.modules(0) == ["counted", "measured"]
-    assert run.modules(1) == ["plain"]
-    run.complete(1, 2 * TESTS)
-    assert run.modules(1) == ["plain", "three", "four"]
-
-
-@equal
-def test_labs_are_taken_up_when_all_that_is_alone_is_done(tmp_path: Path, prefers: bool) -> None:
-    run = Run(tmp_path)
+def test_labs_that_count_are_taken_up_when_all_that_is_alone_is_done(run: Run) -> None:
     run.complete(0, 2 * TESTS)
     assert run.modules(0) == ["counted", "measured", "one"]
     run.complete(1, TESTS)
-    assert run.modules(1) == ["plain", "two"]
+    assert run.modules(1) == ["calm", "two"]
 
 
-@equal
-def test_a_process_that_has_nothing_else_to_do_waits_with_a_lab(tmp_path: Path, prefers: bool) -> None:
+def test_a_process_that_has_nothing_else_to_do_waits_with_a_lab(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.complete(1, 3 * TESTS)
-    assert run.modules(1) == ["plain", "three", "four", "one"]
+    assert run.modules(1) == ["calm"]
+    run.complete(1, 5 * TESTS)
+    assert run.modules(1) == ["calm", "idle", "plain", "three", "four", "one"]
 
 
-@equal
-def test_of_the_others_two_run_at_once(tmp_path: Path, prefers: bool) -> None:
-    run = Run(tmp_path, 3)
+def test_two_labs_run_at_once(run: Run) -> None:
     run.complete(0, 2 * TESTS)
     run.complete(1, TESTS)
     run.complete(2, TESTS)
     assert run.modules(0) == ["counted", "measured", "one"]
-    assert run.modules(1) == ["plain", "two"]
-    assert run.modules(2) == ["three", "four"]
+    assert run.modules(1) == ["calm", "two"]
+    assert run.modules(2) == ["plain", "three"]
     run.complete(0, TESTS)
     assert run.modules(0) == ["counted", "measured", "one", "five"]
 
 
 @pytest.mark.parametrize(
     ("kinds", "most"),
-    [([Kind.COUNTS, Kind.COUNTS, Kind.PATIENT], 2), ([Kind.PATIENT] * 3, 2), ([Kind.ALONE, Kind.PATIENT], 1)],
+    [
+        ([Kind.COUNTS] * 3, 2),
+        ([Kind.COUNTS, Kind.PATIENT, Kind.PATIENT], 2),
+        ([Kind.ALONE, Kind.COUNTS], 1),
+        ([Kind.ALONE, Kind.PATIENT, Kind.PATIENT], 2),
+    ],
 )
-@equal
-def test_then_two_labs_run_at_once_or_one_alone(
-    tmp_path: Path, kinds: list[Kind], most: int, prefers: bool
-) -> None:
+def test_no_more_labs_run_at_once_than_may(tmp_path: Path, kinds: list[Kind], most: int) -> None:
     at_once(tmp_path, kinds, most)
 
 
-@equal
-def test_then_no_lab_is_less_nice_than_another(monkeypatch: pytest.MonkeyPatch, prefers: bool) -> None:
-    assert asked_for(monkeypatch, Kind) == [0, 0, 0, 0, 19]
+@pytest.mark.parametrize("kind", [Kind.NO_VMS, Kind.COMPUTES])
+def test_who_has_no_vms_waits_for_nobody(tmp_path: Path, kind: Kind) -> None:
+    at_once(tmp_path, [Kind.ALONE, *[kind] * 4], 5)
 
 
-def test_whether_somebody_may_be_preferred_is_tried_and_nothing_is_changed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    before = os.getpriority(os.PRIO_PROCESS, 0)
+def test_what_only_computes_is_nice(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    counts = True
-    monkeypatch.setattr(cpu_group, "nice_counts", lambda: counts)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(os, "setpriority", lambda which, who, nice: asked.append(nice))
-    assert may_prefer.__wrapped__()
-    assert asked == [-15, before]
-    counts = False
-    assert not may_prefer.__wrapped__()
-    counts = True
-
-    def refused(which: int, who: int, nice: int) -> None:
-        raise PermissionError
-
-    monkeypatch.setattr(os, "setpriority", refused)
-    assert not may_prefer.__wrapped__()
+    for kind in Kind:
+        rank(kind)
+    assert asked == [0, 0, 0, 0, 10]
 
 
-# ---- always ----
-
-
-def test_each_test_is_given_once(tmp_path: Path, prefers: bool) -> None:
-    run = Run(tmp_path, 3)
+def test_each_test_is_given_once(run: Run) -> None:
     while run.scheduler.has_pending:
         for process, one in enumerate(run.processes):
             run.complete(process, min(1, len(one.given) - run.done[process]))
     assert sorted(index for one in run.processes for index in one.given) == list(range(len(run.tests)))
-
-
-@pytest.mark.parametrize("kind", [Kind.NO_VMS, Kind.COMPUTES])
-def test_who_has_no_vms_waits_for_nobody(tmp_path: Path, kind: Kind, prefers: bool) -> None:
-    at_once(tmp_path, [Kind.ALONE, *[kind] * 4], 5)
 
 
 def at_once(folder: Path, kinds: Sequence[Kind], most: int) -> None:
@@ -264,13 +177,3 @@ def at_once(folder: Path, kinds: Sequence[Kind], most: int) -> None:
             event.set()
         for thread in threads:
             thread.join()
-
-
-def asked_for(monkeypatch: pytest.MonkeyPatch, kinds: Iterable[Kind]) -> list[int]:
-    """How nice this process were, were it root and of these kinds in turn."""
-    asked: list[int] = []
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(os, "setpriority", lambda which, who, nice: asked.append(nice))
-    for kind in kinds:
-        rank(kind)
-    return asked
