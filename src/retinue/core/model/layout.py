@@ -213,7 +213,9 @@ class NetworkLayout(NetworkFabric):
         was_forwarder = Service.FORWARDER in self.servers[server].services
         had_chassis = bool(self.servers[server].chassis)
         was_router = Service.ROUTER in self.servers[server].services
+        led = _led_to(self.servers[server])
         self._forget_server(server)
+        self._serve(server, self.servers[server].anycast, ())
         del self.servers[server]
         self.detected.pop(server, None)
         self.fenced.discard(server)
@@ -223,7 +225,7 @@ class NetworkLayout(NetworkFabric):
         everything |= self._answers_otherwise(answered)
         everything |= self.leaves() if had_chassis else NOTHING
         everything |= self.prefixes() if was_router else NOTHING
-        return shut_out | beside | everything | {Owner("server", server)}
+        return shut_out | beside | everything | led | {Owner("server", server)}
 
     def fence(self, server: str) -> Touched:
         """Shut a server out until `unfence`."""

@@ -357,6 +357,10 @@ async def test_a_server_is_a_member_of_a_service_until_it_is_registered_without(
     ):
         got, answer = await call(url, "POST", "/v1/servers", {**box, **wrong})
         assert (got, said in str(answer["error"])) == (status, True), answer
+    other = {**box, "id": "other", "mac": "02:00:00:00:02:03", "address": "10.0.0.202", "at": "leaf1:spare2"}
+    both = [{**other, "anycast": ["10.9.9.8"]}, {**box, "anycast": ["10.1.0.77"]}]
+    assert (await call(url, "POST", "/v1/servers", both))[0] == 409
+    assert not net.is_anycast(ip_address("10.9.9.8"))
     got, answer = await call(url, "DELETE", "/v1/servers/box")
     assert (got, "its anycast address" in str(answer["error"])) == (409, True)
     assert list(net.serving(ip_address("10.9.9.9"))) == ["box"]

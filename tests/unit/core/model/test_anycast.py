@@ -12,6 +12,7 @@ from retinue.core.model.anycast import members_of, serves
 from retinue.core.model.in_use import check_server_removal
 from retinue.core.model.network import Owner, Touched
 from retinue.core.model.packet_sizes import mtu_to
+from retinue.core.pipeline.compiler import Compiler
 from retinue.core.pipeline.responders.router import speaker
 from support.fabric.networks import add_vm, assignment, fabric, server
 
@@ -197,6 +198,26 @@ def test_it_is_led_to_as_long_as_a_vm_or_a_server_has_it(net: Network) -> None:
     assert net.routed_to(SERVICE) == (ip_network("10.9.9.9/32"), "vm3")
     share(net, 3)
     assert (net.routed_to(SERVICE), net.is_anycast(SERVICE)) == (None, False)
+
+
+def test_a_server_that_is_taken_out_takes_its_address_along(net: Network) -> None:
+    """As when a list of servers is not taken for another one's sake, or the database has it otherwise."""
+    compiler = Compiler(net)
+    serve(net, "10.8.0.1", "10.9.9.9")
+    compiler.update(net.everything())
+    touched = net.remove_server("box")
+    alone = ip_address("10.8.0.1")
+    assert {
+        ITSELF,
+        Owner("anycast", "10.8.0.1"),
+        Owner.of_prefix(ip_network("10.8.0.1/32"), "default"),
+    } <= touched
+    assert (net.is_anycast(alone), net.routed_to(alone)) == (False, None)
+    assert (list(net.serving(SERVICE)), net.is_anycast(SERVICE)) == ([], True)
+    compiler.update(touched)
+    fresh = Compiler(net)
+    fresh.update(net.everything())
+    assert compiler.programs == fresh.programs
 
 
 SERVES_NOT: dict[str, tuple[Callable[[Network], object], str]] = {
