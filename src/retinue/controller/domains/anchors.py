@@ -213,7 +213,7 @@ class Anchors:
             self._next[switch] = self._context.clock() + len(found) / ENTRIES_A_SECOND
             rows = [row for row in self._table().values() if self._gateway(row) == switch]
             vms = {ip: row.vm for row in rows for ip in row.addresses}
-            before = self._before.get(switch, {})
+            before = self._before.get(switch)
             now: dict[FlowKey, tuple[int, int]] = {}
             async for part in in_parts(found):
                 now |= self._count(part, vms, before)
@@ -229,8 +229,11 @@ class Anchors:
         self._end_what_is_idle(set(vms.values()))
 
     def _count(
-        self, found: Iterable[FlowStats], vms: dict[IP, str], before: dict[FlowKey, tuple[int, int]]
+        self, found: Iterable[FlowStats], vms: dict[IP, str], before: dict[FlowKey, tuple[int, int]] | None
     ) -> dict[FlowKey, tuple[int, int]]:
+        """`before`: what was read last, None: nothing since the start. Entries outlive a controller, and what
+        they had counted for one that was away by then has come earlier."""
+        began = self._context.began or 0.0
         read: dict[FlowKey, tuple[int, int]] = {}
         for stats in found:
             way = _passes(stats.flow)
@@ -238,7 +241,8 @@ class Anchors:
             if way is None or vm is None or vm not in self._of:
                 continue
             key = stats.flow.key
-            last = before.get(key, (0, 0))
+            earlier = before is None and self._of[vm].since < began
+            last = (stats.packets, stats.bytes) if earlier else (before or {}).get(key, (0, 0))
             if stats.packets < last[0]:
                 last = (0, 0)  # It was made anew.
             read[key] = stats.packets, stats.bytes

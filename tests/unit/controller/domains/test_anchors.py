@@ -265,6 +265,26 @@ async def test_a_controller_that_starts_anew_knows_what_was_ended(domains: TwoDo
     assert not domains.stores["a"].load().home_anchors
 
 
+async def test_what_came_before_a_start_is_not_counted_anew(
+    domains: TwoDomains, gateways: dict[str, Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway's entries are there still, with all that they have counted."""
+    await domains.move("a", "b", server_of("b", 1))
+    gateways["a"].packets = {TO: 7, FROM: 5}
+    assert (await looked(domains, "a"))["arrived"] == {"packets": 7, "bytes": 700}
+    await domains.kill("a")
+    await domains.start_again("a")
+    session = domains.fakes["a"].sessions["a-edge3"]
+    gateway = Gateway(session, gateways["a"].packets)
+    monkeypatch.setattr(session, "read_flows", gateway.read_flows)
+    row = await looked(domains, "a")
+    assert (row["arrived"]["packets"], row["sent"]["packets"], row["last_arrived"]) == (0, 0, None)
+    assert row["read_at"] is not None
+    gateway.packets[TO] += 2
+    row = await looked(domains, "a")
+    assert row["arrived"] == {"packets": 2, "bytes": 200} and row["last_arrived"] is not None
+
+
 async def test_of_one_that_is_removed_nothing_is_kept(domains: TwoDomains) -> None:
     await domains.move("a", "b", server_of("b", 1))
     await domains.controller("a").domains.anchors.set(VM_ID, ended=True)
