@@ -123,7 +123,7 @@ class VnetInventory:
             )
         changes = self._registered(vnet, isolated)
         if was_isolated and not isolated and vnet.vrf != known.vrf:
-            changes.append(VrfRemoved(self._net.vrfs[known.vrf]))
+            changes += self._own_vrf_removed(known)
         committed = self._context.commit(*changes)
         self._changed(vnet.id)
         await committed
@@ -133,8 +133,13 @@ class VnetInventory:
         is_there("vnet", id, id in self._net.vnets, ErrorCode.UNKNOWN_VNET)
         changes: list[Change] = [VnetRemoved(self._net.vnets[id])]
         if self._net.is_isolated(id):
-            changes.append(VrfRemoved(self._net.vrfs[id]))
+            changes += self._own_vrf_removed(self._net.vnets[id])
         await self._context.commit(*changes)
+
+    def _own_vrf_removed(self, vnet: Vnet) -> list[Change]:
+        """One that stands in the configuration file is there without vnets, too."""
+        is_configured = f"vrf {vnet.vrf}" in self._net.configured
+        return [] if is_configured else [VrfRemoved(self._net.vrfs[vnet.vrf])]
 
     def _registered(self, vnet: Vnet, isolated: bool) -> list[Change]:
         """What makes a vnet, and before it the VRF of one that is isolated. Raises ModelError."""

@@ -252,6 +252,17 @@ async def test_a_vrf_of_several_vnets_is_nobodys_alone(controller: Controller, u
     assert "red" in controller.net.vrfs
 
 
+async def test_a_vrf_that_the_file_has_stays_when_its_vnet_goes(controller: Controller, url: str) -> None:
+    """A vnet of its name and tag was added to it while all ran, and nothing of the file's is taken out."""
+    await call(url, "POST", "/v1/vrfs", {"id": "bank", "tag": 50})
+    controller.net.configured = frozenset({"vrf bank"})
+    assert (await call(url, "POST", "/v1/vnets", {"id": "bank", "vlan": 50, "vrf": "bank"}))[0] == 201
+    assert (await call(url, "PUT", "/v1/vnets/bank", {"vlan": 50}))[0] == 200
+    assert (await call(url, "PUT", "/v1/vnets/bank", {"vlan": 50, "isolated": True}))[0] == 200
+    assert (await call(url, "DELETE", "/v1/vnets/bank"))[0] == 200
+    assert (list(controller.net.vrfs), "bank" in controller.net.vnets) == (["default", "bank"], False)
+
+
 async def test_what_the_file_has_is_removed_there(controller: Controller, url: str) -> None:
     controller.net.configured = frozenset({"subnet blue"})
     status, answer = await call(url, "DELETE", "/v1/subnets/blue")
