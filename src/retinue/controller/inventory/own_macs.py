@@ -8,6 +8,7 @@ shown.
     is another           and it answers by it    not taken: the agent means another interface
     is another           and it is silent        taken: its network card was replaced
     is another           and it has no address   not taken: nobody can ask whether it still has it
+   is another           and its leaf is away    not taken yet: nobody can ask now
 
 A server whose MAC nobody has given yet has one to come (`mac_to_come`), as one that is known by its LLDP
 chassis id. Whether the MAC may be a server's at all the network judges, as for a manager.
@@ -51,8 +52,15 @@ class OwnMacs:
                     f"server {server} has MAC {before}, and nobody can ask whether it still has it; "
                     "a manager may register it with another (POST /v1/servers)"
                 )
-            if not await self._locations.is_silent(server, here):
+            # After a start agents are often back before the leaves: who was not asked is not silent.
+            could_be_asked = self._locations.can_be_asked(here)
+            if could_be_asked and not await self._locations.is_silent(server, here):
                 return f"server {server} answers by MAC {before}, or was asked a moment ago"
+            if not could_be_asked or not self._locations.can_be_asked(here):
+                return (
+                    f"server {server} has MAC {before}, and is not asked whether it still has it: {here} is "
+                    "down"
+                )
             if self._known(server) != known:
                 return f"server {server} was changed meanwhile"
         await self._put_servers([replace(known, mac=mac)])

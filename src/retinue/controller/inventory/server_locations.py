@@ -164,6 +164,11 @@ class ServerLocations:
         # One that was missing has been found by its answer.
         return not answered.is_set() and net.detected.get(server) == before
 
+    def can_be_asked(self, here: PortRef) -> bool:
+        """Whether a question gets out of this leaf port: its leaf is there, and its link has a carrier."""
+        session = self._context.session(here.switch)
+        return session is not None and here.port in session.ports and here.port not in session.down
+
     def _port(self, at: PortRef) -> int | None:
         """The number of a leaf's port that could be asked now; None if the port, or its leaf, is away."""
         session = self._context.session(at.switch)

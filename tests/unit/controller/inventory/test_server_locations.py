@@ -600,6 +600,30 @@ async def test_an_agents_word_is_not_taken_where_it_cannot_be_so(bench: LocatedS
     assert bench.events("server.identified") == []
 
 
+async def test_a_server_that_cannot_be_asked_is_not_silent(
+    bench: LocatedServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the controller has started: its agent is back before its leaf; or while its link is down."""
+    controller = bench.fake.controller
+    leaf = bench.fake.sessions["leaf1"]
+    monkeypatch.setattr(leaf, "down", frozenset([HOME.port]))
+    assert "is not asked whether it still has it" in await controller.own_macs.told("server1", NEW)
+    monkeypatch.undo()
+    at_leaf, asked = controller.context.session, controller.arp.locations.is_silent
+
+    async def leaves_meanwhile(server: str, here: PortRef) -> bool:
+        monkeypatch.setattr(
+            controller.context, "session", lambda switch: None if switch == "leaf1" else at_leaf(switch)
+        )
+        return await asked(server, here)
+
+    monkeypatch.setattr(controller.arp.locations, "is_silent", leaves_meanwhile)
+    for _ in range(2):  # Now it leaves while it is asked, then it is away.
+        assert "leaf1:p1 is down" in await controller.own_macs.told("server1", NEW)
+    assert bench.net.servers["server1"].mac == ONE
+    assert bench.events("server.identified") == []
+
+
 async def test_what_lldp_has_taught_of_a_server_of_the_file_outlives_a_restart() -> None:
     """The file has the old NIC's MAC still, and another server of it may have been given that."""
     store, net = MemoryStore(), network()
