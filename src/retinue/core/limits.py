@@ -15,8 +15,10 @@ ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{LONGEST_ID - 1}}}")
 """An id is a name on command lines, in paths, files and certificates, and an `iface-id`: it means nothing to
 any of them. UUIDs are ids."""
 ID_IN_WORDS = f"up to {LONGEST_ID} letters, digits, and . _ @ -, a letter or digit first"
-PART = "disk[1-9][0-9]?|[0-9]{1,9}(?:-[0-9]{1,9})?"
-"""What follows an id and ":" in the name of a part of a thing: a VM's disk, chunks of an image."""
+_CHUNK = "(?:0|[1-9][0-9]{0,8})"
+PART = f"disk[1-9][0-9]?|{_CHUNK}(?:-{_CHUNK})?"
+"""What follows an id and ":" in the name of a part of a thing: a VM's disk, chunks of an image. A number is
+written in one way alone."""
 NAME = re.compile(rf"{ID.pattern}(?::(?:{PART}))?")
 """An id, or the name of a part."""
 PORT_NAME = re.compile(rf"[!-~]{{1,{LONGEST_ID}}}")

@@ -266,7 +266,7 @@ async def test_a_segment_is_found_by_its_images_name_and_where_that_is(
     [
         *("vm1:disk0", "vm1:disk4", "vm1:disk01", "vm9:disk1", "vm1:", "vm1:1", "debian:disk1", "debian:4"),
         *("debian:2-1", "debian:0-4", "debian:-1", "debian:1-", "debian:0-1-2", "none:0", ":0", "a b:0"),
-        *("debian:0\n", "debian:\u0661", "debian:" + "9" * 400),
+        *("debian:00", "debian:01", "debian:0-03", "debian:0\n", "debian:\u0661", "debian:" + "9" * 400),
     ],
 )
 async def test_what_is_no_part_has_no_name(controller: Controller, name: str) -> None:
