@@ -13,12 +13,14 @@ from retinue.agent.controller_link.made_here import mac_of
 from retinue.agent.controller_link.reports import Rest
 from retinue.agent.vms.local_vm import ended
 from retinue.host.errors import HostError
-from retinue.protocol.errors import ControllerAwayError, RejectedError
+from retinue.protocol.errors import ControllerAwayError, ErrorCode, RejectedError
 from retinue.protocol.routes import Route
 
 AGAIN_SECONDS = 5.0
 """Until a server that nobody has registered yet is told again, and one that was not believed; later more."""
 LONGEST_PAUSE = 60.0
+NOT_HEARD = (ErrorCode.NO_SUCH_PATH, ErrorCode.NOT_ALLOWED)
+"""To an agent a path that is none is one that it may not use (`controller.api.access`)."""
 
 log = structlog.get_logger()
 
@@ -57,7 +59,11 @@ class OwnMac:
                 reason = str(answer.get("reason", ""))
             except ControllerAwayError:
                 return  # Its next hello does it.
-            except (RejectedError, HostError) as error:
+            except RejectedError as error:
+                if error.code in NOT_HEARD:
+                    return  # By a controller of an older release; each try would be a rejected access there.
+                reason = str(error)
+            except HostError as error:
                 reason = str(error)
             if reason != said:
                 log.warning("own_mac.not_taken", reason=reason)

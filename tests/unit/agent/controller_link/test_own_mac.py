@@ -8,7 +8,7 @@ import pytest
 
 from retinue.agent.controller_link.own_mac import OwnMac
 from retinue.host.errors import HostError
-from retinue.protocol.errors import ControllerAwayError, RejectedError
+from retinue.protocol.errors import ControllerAwayError, ErrorCode, RejectedError
 from retinue.protocol.events import ControllerEvent
 from retinue.protocol.migrations import MigrationRecord
 from retinue.protocol.vms import VMsRecord
@@ -76,6 +76,20 @@ async def test_a_controller_that_is_away_is_told_when_it_is_back() -> None:
     await mac._telling
     assert len(controller.heard) == 1
     mac.again()
+    await mac._telling
+    assert len(controller.heard) == 2
+    await mac.close()
+
+
+@pytest.mark.parametrize("code", [ErrorCode.NOT_ALLOWED, ErrorCode.NO_SUCH_PATH])
+async def test_a_controller_of_an_older_release_is_not_asked_again_and_again(code: ErrorCode) -> None:
+    controller = Controller(RejectedError("that is a manager's", code, status=403), TAKEN)
+    mac = telling(controller)
+    mac.again()
+    assert mac._telling is not None
+    await mac._telling
+    assert len(controller.heard) == 1
+    mac.again()  # It may have been upgraded meanwhile.
     await mac._telling
     assert len(controller.heard) == 2
     await mac.close()
