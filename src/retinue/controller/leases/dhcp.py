@@ -267,7 +267,8 @@ class DhcpPath:
         To be called while the VM still holds it: RELEASE comes from the address that it is about.
         """
         net = self._context.net
-        self.unanswered.answered(vm.id)
+        if nic is None:
+            self.unanswered.gone(vm.id)
         for held in net.held_by(vm.id) if nic is None else net.assignments_of(vm, nic):
             if held.kind is BindingKind.DYNAMIC and held.server is not None and is_leased(held.ip):
                 said = release(held.ip, held.mac, secrets.randbits(32), held.server, held.client_id or None)

@@ -24,23 +24,29 @@ class _Asked:
 
 
 class Unanswered:
-    """By VM; of those alone that have asked since they were last answered."""
+    """By VM; of those alone that have asked since they were last answered, and not long ago."""
 
     def __init__(self) -> None:
         self._asked: dict[str, _Asked] = {}
+        """Who has asked last comes last."""
 
     def asked(self, vm: str, kind: MessageType | None, now: float) -> None:
         if kind not in ASKS:
             return
-        before = self._asked.get(vm)
+        before = self._asked.pop(vm, None)
         if before is None or now - before.last > STILL:
-            self._asked[vm] = _Asked(now, now, 1)
-        else:
-            before.last, before.times = now, before.times + 1
+            before = _Asked(now, now, 0)
+        before.last, before.times = now, before.times + 1
+        self._asked[vm] = before
+        while now - self._asked[oldest := next(iter(self._asked))].last > STILL:
+            del self._asked[oldest]
 
     def answered(self, vm: str) -> None:
         """By whichever server, whatever it said. Also for a VM that is no more."""
         self._asked.pop(vm, None)
+
+    gone = answered
+    """The VM is removed: another of its name has asked nothing."""
 
     def doubt(self, vm: str, now: float) -> str:
         """A sentence for people; "" where there is nothing to say."""

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from retinue.controller.api import views
-from retinue.core.packets import discover
+from retinue.controller.leases.unanswered import STILL, Unanswered
+from retinue.core.packets import MessageType, discover
 from support.fabric.dhcp_lab import DhcpLab, dhcp_lab
 from support.fabric.networks import vm_mac
 
@@ -66,3 +67,22 @@ async def test_a_guest_in_a_hurry_is_not_told_of_at_once(lab: DhcpLab) -> None:
     lab.says = lambda _: None
     await asks(lab, 5, every=0.1)
     assert warnings(lab) == []
+
+
+async def test_vms_that_are_removed_are_not_remembered(lab: DhcpLab) -> None:
+    await lab.add(1)
+    lab.says = lambda _: None
+    await asks(lab, 4)
+    await lab.controller.inventory.remove_vm("vm1")
+    await lab.add(1)
+    assert warnings(lab) == [], "another of its name"
+
+
+def test_only_who_has_asked_lately_is_remembered() -> None:
+    """Many VMs that come, ask in vain and go: a controller runs for years."""
+    unanswered = Unanswered()
+    for second in range(2000):
+        unanswered.asked(f"vm{second}", MessageType.DISCOVER, float(second))
+        unanswered.asked("always", MessageType.DISCOVER, float(second))
+    assert len(unanswered._asked) == STILL + 2
+    assert unanswered.doubt("always", 2000.0)
