@@ -12,6 +12,9 @@ from retinue.security.identity import Identity, PeerRole
 
 SOON = 30 * 86400.0
 """Seconds before its end from which on one is told of."""
+LONG_AGO = SOON
+"""Seconds since its end, after which nobody is told any more of one that belongs to no server or switch: of a
+colleague who has gone, who needs none."""
 MOST = 4096
 """Holders whose certificates are remembered; those shown first go first."""
 OWN = "controller"
@@ -42,16 +45,17 @@ class CertificateEnds:
     def soon(self, now: float) -> dict[str, float]:
         """By holder: the end, in seconds since the epoch, of those that end soon or have ended."""
         found = {} if self._own is None else {OWN: self._own}
-        for identity, ends in self._shown.items():
-            if self._is_known(identity):
-                found[str(identity)] = float(ssl.cert_time_to_seconds(ends))
+        for identity, said in self._shown.items():
+            ends = float(ssl.cert_time_to_seconds(said))
+            if self._is_needed(identity, now - ends):
+                found[str(identity)] = ends
         return {who: ends for who, ends in sorted(found.items()) if ends - now < SOON}
 
-    def _is_known(self, identity: Identity) -> bool:
-        """Servers and switches that are no more need none."""
+    def _is_needed(self, identity: Identity, ended: float) -> bool:
+        """Servers and switches that are no more need none. `ended`: so many seconds ago, 0 or less: not yet."""
         known: dict[PeerRole, Container[str]] = {
             PeerRole.AGENT: self._net.servers,
             PeerRole.SWITCH: self._net.switches,
         }
         ids = known.get(identity.role)
-        return ids is None or any(name in ids for name in identity.names)
+        return ended < LONG_AGO if ids is None else any(name in ids for name in identity.names)

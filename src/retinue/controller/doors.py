@@ -16,7 +16,6 @@ from retinue.controller.dns.server import DnsServer
 from retinue.controller.dns.zone import Zone
 from retinue.controller.switches.port_watcher import PortWatch
 from retinue.controller.zenoh_names import ZenohNames
-from retinue.security.authority import holder
 from retinue.socket_addresses import endpoint
 from retinue.southbound.openflow.connection import Mandate
 from retinue.southbound.openflow.server import OpenFlowServer, SwitchHandler
@@ -44,7 +43,7 @@ class Doors:
         self._protected = protected
         openflow, ovsdb, rest = (protected.contexts.get(name) for name in LISTENERS)
         self._certificates = controller.context.certificates
-        self._certificates.own(None if protected.ends is None else protected.ends.timestamp())
+        self.certificate_read()
         admission = SwitchAuthorization(controller.net, controller.events, self._certificates.saw)
         known, found = controller.net.switches.__len__, controller.inventory.ports
         self._switches = OpenFlowServer(
@@ -81,10 +80,10 @@ class Doors:
         self._names = _names(config, controller)
         self._zenoh = _zenoh(config, protected, controller)
 
-    def certificate_renewed(self) -> None:
-        """The file has another one by now."""
-        if self._protected.files is not None:
-            self._certificates.own(holder(self._protected.files[1])[1].timestamp())
+    def certificate_read(self) -> None:
+        """The controller may show another one from now on."""
+        ends = self._protected.ends
+        self._certificates.own(None if ends is None else ends.timestamp())
 
     async def _follow(self, connection: Connection) -> None:
         await self.active.wait()

@@ -104,10 +104,10 @@ def _reload(protected: TlsConfig, opened: Sequence[Doors]) -> None:
             reload()
         except ConfigError as error:
             wrong.append(str(error))
+    for doors in opened:
+        doors.certificate_read()
     if wrong:
         log.error("controller.credentials_not_reloaded", reason="; ".join(wrong))
         return
-    for doors in opened:
-        doors.certificate_renewed()
     domains = sorted(domain for one in peers for domain in one.doors)
     log.info("controller.credentials_reloaded", tokens=len(protected.tokens), domains=domains)

@@ -45,6 +45,15 @@ def test_nobody_is_told_of_servers_and_switches_that_are_no_more() -> None:
     assert list(ends.soon(NOW)) == ["switch leaf1, leaf9"]
 
 
+def test_a_colleague_who_has_gone_is_not_told_of_for_ever() -> None:
+    """Nobody can renew that certificate, or would: the alert is to end by itself."""
+    ends = CertificateEnds(fabric())
+    for identity in (agent(), Identity(PeerRole.MANAGER, frozenset({"ann"}))):
+        ends.saw(identity, SOON_OVER)
+    assert list(ends.soon(NOW + 37 * 86400)) == ["agent server1", "manager ann"]
+    assert list(ends.soon(NOW + 39 * 86400)) == ["agent server1"], "a server needs one"
+
+
 def test_no_more_are_remembered_than_there_is_room_for() -> None:
     ends = CertificateEnds(fabric())
     for number in range(MOST + 5):

@@ -109,6 +109,7 @@ def test_what_was_reloaded_is_said_and_what_was_not() -> None:
     with capture_logs() as said:
         _reload(protected, opened)
     assert [(line["event"], line["domains"]) for line in said] == [("controller.credentials_reloaded", ["b"])]
+    opened[0].certificate_read.assert_called_once()
     protected.reload.side_effect = ConfigError("token.toml: no")
     peers.reload.side_effect = ConfigError("domain b: no")
     with capture_logs() as said:
@@ -116,3 +117,4 @@ def test_what_was_reloaded_is_said_and_what_was_not() -> None:
     assert [(line["event"], line["reason"]) for line in said] == [
         ("controller.credentials_not_reloaded", "token.toml: no; domain b: no")
     ]
+    assert opened[0].certificate_read.call_count == 2, "what was wrong may be a domain's alone"

@@ -14,7 +14,7 @@ from retinue.security.identity import PeerRole
 from retinue.security.tokens import TokenError, Tokens
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TlsConfig:
     contexts: dict[str, ssl.SSLContext]
     """By listener; one without speaks plain text."""
@@ -22,7 +22,7 @@ class TlsConfig:
     """Authority, certificate and key."""
     tokens: Tokens
     ends: datetime | None
-    """When the controller's certificate ends."""
+    """When the certificate ends that the controller shows."""
 
     @property
     def rest_is_open(self) -> bool:
@@ -36,10 +36,12 @@ class TlsConfig:
         """
         try:
             self.tokens.reload()
-            for context in self.contexts.values() if self.files else ():
-                assert self.files is not None
+            if self.files is None:
+                return
+            for context in self.contexts.values():
                 reload_certificate(context, *self.files)
-        except (TokenError, TlsFilesError) as error:
+            _, self.ends = holder(self.files[1])
+        except (TokenError, TlsFilesError, PkiError) as error:
             raise ConfigError(str(error)) from error
 
 

@@ -748,8 +748,10 @@ async def test_a_renewed_certificate_is_shown_after_a_reload(controller: Control
         return shown
 
     before = await serial()
-    pki.authority.renew(pki.authority.get(PeerRole.CONTROLLER, "c1"))
+    pki.authority.renew(pki.authority.get(PeerRole.CONTROLLER, "c1"), days=900)
     assert await serial() == before
+    first = guard.ends
     guard.reload()
     assert await serial() != before
+    assert first is not None and guard.ends is not None and guard.ends > first, "said of it, too"
     await api.stop()
