@@ -149,6 +149,11 @@ class Writer:
                 log.error("database.not_writing", error=str(e))
             self.trouble = str(e)
             await asyncio.sleep(RETRY_AFTER)
+        else:
+            # Also where nothing was left to write: no write waits any more for want of something.
+            if self.trouble:
+                log.info("database.writing_again")
+                self.trouble = ""
         finally:
             if self._under_way:
                 self._flushes = flushes + self._flushes
@@ -182,9 +187,6 @@ class Writer:
                 self.fail(key, e)
         else:
             self.transactions += bool(operations)
-            if self.trouble and operations:
-                log.info("database.writing_again")
-                self.trouble = ""
             again = self._learn(batch, keys, results)
         for key in batch:
             if key not in again:

@@ -196,6 +196,20 @@ async def test_a_full_disk_drops_nothing(stage: Stage, monkeypatch: pytest.Monke
     assert stage.rejected == []
 
 
+async def test_what_a_full_disk_did_not_take_may_need_no_writing_any_more(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a VM that is removed again meanwhile: operators are told of a trouble that is over as of one."""
+    monkeypatch.setattr(writer_module, "RETRY_AFTER", 0.0)
+    await stage.connect()
+    put(stage, "a", 1)
+    request = await stage.take()
+    stage.writer.write(vm("a"), None)
+    stage.answer(request, [{}, {"error": "I/O error", "details": "no space left"}])
+    assert await stage.flush() == []
+    assert (stage.writer.backlog, stage.writer.trouble) == (0, "")
+
+
 async def test_what_was_under_way_when_the_connection_ended_is_written_again(stage: Stage) -> None:
     await stage.connect()
     put(stage, "a", 1)
