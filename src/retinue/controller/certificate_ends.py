@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Container, Mapping
 from typing import Any
 
+from retinue.core.limits import MOST_SWITCHES
 from retinue.core.model import Network
 from retinue.security.identity import Identity, PeerRole
 
@@ -15,8 +16,9 @@ SOON = 30 * 86400.0
 LONG_AGO = SOON
 """Seconds since its end, after which nobody is told any more of one that belongs to no server or switch: of a
 colleague who has gone, who needs none."""
-MOST = 4096
-"""Holders whose certificates are remembered; those shown first go first."""
+MOST = 3 * MOST_SWITCHES
+"""Holders whose certificates are remembered, more than there are servers and switches; who has shown one last
+goes last."""
 OWN = "controller"
 
 
@@ -26,7 +28,8 @@ class CertificateEnds:
     def __init__(self, net: Network) -> None:
         self._net = net
         self._own: float | None = None
-        self._shown: dict[Identity, str] = {}
+        self._shown: dict[Identity, tuple[str, float]] = {}
+        """The end as a certificate has it, and in seconds since the epoch: read once, of thousands."""
 
     def own(self, ends: float | None) -> None:
         """Seconds since the epoch; None: there is none."""
@@ -34,25 +37,26 @@ class CertificateEnds:
 
     def saw(self, identity: Identity, certificate: Mapping[str, Any]) -> None:
         """A verified one (ssl.SSLSocket.getpeercert), of who has just connected or asked."""
-        ends = certificate.get("notAfter", "")
-        if self._shown.get(identity) == ends or not isinstance(ends, str):
+        said = certificate.get("notAfter")
+        if not isinstance(said, str):
             return
-        self._shown.pop(identity, None)
-        self._shown[identity] = ends
+        before = self._shown.pop(identity, None)
+        if before is None or before[0] != said:
+            before = said, float(ssl.cert_time_to_seconds(said))
+        self._shown[identity] = before
         if len(self._shown) > MOST:
             del self._shown[next(iter(self._shown))]
 
     def soon(self, now: float) -> dict[str, float]:
         """By holder: the end, in seconds since the epoch, of those that end soon or have ended."""
         found = {} if self._own is None else {OWN: self._own}
-        for identity, said in self._shown.items():
-            ends = float(ssl.cert_time_to_seconds(said))
-            if self._is_needed(identity, now - ends):
+        for identity, (_, ends) in self._shown.items():
+            if ends - now < SOON and self._is_needed(identity, now - ends):
                 found[str(identity)] = ends
         return {who: ends for who, ends in sorted(found.items()) if ends - now < SOON}
 
     def _is_needed(self, identity: Identity, ended: float) -> bool:
-        """Servers and switches that are no more need none. `ended`: so many seconds ago, 0 or less: not yet."""
+        """Servers and switches that are no more need none. `ended`: so many seconds ago, or it has not yet."""
         known: dict[PeerRole, Container[str]] = {
             PeerRole.AGENT: self._net.servers,
             PeerRole.SWITCH: self._net.switches,

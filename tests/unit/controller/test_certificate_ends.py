@@ -2,7 +2,11 @@
 
 import ssl
 
+import pytest
+
+from retinue.controller import certificate_ends
 from retinue.controller.certificate_ends import MOST, SOON, CertificateEnds
+from retinue.core.limits import MOST_SWITCHES
 from retinue.security.identity import Identity, PeerRole
 from support.fabric.networks import fabric
 
@@ -54,8 +58,14 @@ def test_a_colleague_who_has_gone_is_not_told_of_for_ever() -> None:
     assert list(ends.soon(NOW + 39 * 86400)) == ["agent server1"], "a server needs one"
 
 
-def test_no_more_are_remembered_than_there_is_room_for() -> None:
+def test_no_more_are_remembered_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MOST > 2 * MOST_SWITCHES, "each switch at a server has an agent beside it"
+    monkeypatch.setattr(certificate_ends, "MOST", 20)
     ends = CertificateEnds(fabric())
-    for number in range(MOST + 5):
+    for number in range(25):
+        if number < 15:
+            ends.saw(agent(), SOON_OVER)
         ends.saw(Identity(PeerRole.MANAGER, frozenset({f"m{number}"})), SOON_OVER)
-    assert len(ends.soon(NOW)) == MOST
+    found = ends.soon(NOW)
+    assert len(found) == 20
+    assert "agent server1" in found, "it was here first, and for long"
