@@ -1,6 +1,7 @@
 """What the packages' scripts do to services at an upgrade, and what they say of VMs that run on."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -24,6 +25,7 @@ SERVICES = [
     ("retinue-managers", "retinue-resource"),
 ]
 """By package: whose services it looks after."""
+PLACES = {"/etc/retinue": "etc", "/etc/systemd/system": "units", "/var/lib/retinue": "var"}
 LIKE_A_VM = "import time; print(flush=True); time.sleep(600)"
 
 
@@ -42,7 +44,11 @@ def run(
         (programs / name).chmod(0o755)
     text = (DEB / script).read_text().replace("/run/systemd/system", str(booted))
     own = tmp_path / script
-    own.write_text(text.replace("/etc/retinue", str(tmp_path / "etc")))
+    # As root, and on a machine that may be a server: nothing of it is to be touched.
+    for place, instead in PLACES.items():
+        text = text.replace(place, str(tmp_path / instead))
+    assert not re.findall(r"(?<!\w)/(?:etc|var|root|home)/.*", text.replace(str(tmp_path), "T"))
+    own.write_text(text)
     path = f"{programs}:/usr/bin:/bin"
     done = subprocess.run(["sh", own, *words], env={"PATH": path}, capture_output=True, text=True)
     return done, said.read_text().splitlines()
@@ -122,8 +128,13 @@ def test_purging_takes_back_the_routes_that_nobody_has_undone(tmp_path: Path, wo
     script, told = tmp_path / "etc/routes.sh", tmp_path / "told"
     script.parent.mkdir()
     script.write_text(f"echo $1 > {told}\n")
+    unit, state = tmp_path / "units/retinue-routes.service", tmp_path / "var/agent"
+    unit.parent.mkdir()
+    unit.touch()
+    state.mkdir(parents=True)
     done, said = run(tmp_path, "retinue-agent.postrm", word)
     assert (done.returncode, done.stderr) == (0, "")
-    assert script.exists() is left
+    assert [path.exists() for path in (script, unit, state)] == [left] * 3
+    assert ("disable --now retinue-routes.service" in said) is not left
     assert (told.exists() and told.read_text() == "del\n") is not left
     assert "daemon-reload" in said
