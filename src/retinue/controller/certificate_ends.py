@@ -56,7 +56,7 @@ class CertificateEnds:
         return {who: ends for who, ends in sorted(found.items()) if ends - now < SOON}
 
     def _is_needed(self, identity: Identity, ended: float) -> bool:
-        """Servers and switches that are no more need none. `ended`: so many seconds ago, or it has not yet."""
+        """Servers and switches that are no more need none. `ended`: seconds ago; less than 0: not yet."""
         known: dict[PeerRole, Container[str]] = {
             PeerRole.AGENT: self._net.servers,
             PeerRole.SWITCH: self._net.switches,
