@@ -447,7 +447,8 @@ BOX_CABLE = f"""
 async def test_a_machine_that_runs_no_vms_is_a_member_beside_a_vm_and_no_packet_is_lost(
     bench: LabBench,
 ) -> None:
-    """vm3 is a member under the other leaf; the machine joins under the asker's own, is asked, and leaves."""
+    """vm3 is a member under the other leaf; the machine joins under the asker's own, is asked, and leaves. The
+    asker is one that has never been a member itself."""
 
     async def heard_by_box() -> int:
         said = await bench.run(SANDBOX, "ip", "netns", "exec", BOX, "cat", "/proc/net/snmp")
@@ -460,15 +461,15 @@ async def test_a_machine_that_runs_no_vms_is_a_member_beside_a_vm_and_no_packet_
     await bench.post("servers", box)
     await bench.guest("vm3", f"ip address add {SERVICE}/32 dev lo", check=False)  # A test before may have.
     await bench.cli("vm", "nic", "set", "vm3", "--anycast", SERVICE)
-    async with flowing(bench, "vm1", SERVICE):
+    async with flowing(bench, "vm2", SERVICE):
         alone = await heard_by_box()
         await bench.post("servers", {**box, "anycast": [SERVICE]})
-        await bench.guest("vm1", f"ping -c 5 -W 5 {SERVICE}")
+        await bench.guest("vm2", f"ping -c 5 -W 5 {SERVICE}")
         joined = await heard_by_box()
         assert (alone, joined >= 5) == (0, True), "the one under its own leaf"
         await bench.post("servers", {**box, "anycast": []})
         left = await heard_by_box()
-        await bench.guest("vm1", f"ping -c 5 -W 5 {SERVICE}")
+        await bench.guest("vm2", f"ping -c 5 -W 5 {SERVICE}")
         assert await heard_by_box() - left <= 1, "but what was on its way"
     await bench.cli("vm", "nic", "set", "vm3", "--anycast", "none")
     await bench.request("DELETE", f"servers/{BOX}")
