@@ -447,8 +447,8 @@ BOX_CABLE = f"""
 async def test_a_machine_that_runs_no_vms_is_a_member_beside_a_vm_and_no_packet_is_lost(
     bench: LabBench,
 ) -> None:
-    """vm3 is a member under the other leaf; the machine joins under the asker's own, is asked, and leaves. The
-    asker is one that has never been a member itself."""
+    """vm3 is a member under the other leaf; the machine joins under the asker's own, is asked, and leaves.
+    The asker is one that has never been a member itself."""
 
     async def heard_by_box() -> int:
         said = await bench.run(SANDBOX, "ip", "netns", "exec", BOX, "cat", "/proc/net/snmp")
