@@ -264,20 +264,21 @@ def _content(
 
 def sizes(dispatcher: Dispatcher) -> list[VMSize]:
     """What the hypervisor gives to each VM that runs here, and that we have made."""
-    return [VMSize(spec.id, spec.memory_mib) for spec in _running(dispatcher) if spec.kernel != Path()]
+    return [VMSize(spec.id, spec.memory_mib) for spec in _running(dispatcher, by_us=True)]
 
 
 def sizes_of_others(dispatcher: Dispatcher) -> list[VMSize]:
     """The memory of those that somebody else has made, as far as their hypervisor says it; nobody asks for
     us that they should go elsewhere."""
-    specs = _running(dispatcher)
-    return [
-        VMSize(spec.id, spec.memory_mib, 0) for spec in specs if spec.kernel == Path() and spec.memory_mib
-    ]
+    specs = _running(dispatcher, by_us=False)
+    return [VMSize(spec.id, spec.memory_mib, 0) for spec in specs if spec.memory_mib]
 
 
-def _running(dispatcher: Dispatcher) -> list[VMSpec]:
-    return [vm.machine.spec for vm in dispatcher.vms.values() if vm.runs and vm.machine is not None]
+def _running(dispatcher: Dispatcher, *, by_us: bool) -> list[VMSpec]:
+    """One that others have made, and we have taken in from another server, has a kernel in its words, too."""
+    made = [(vm, vm.machine.spec) for vm in dispatcher.vms.values() if vm.runs and vm.machine is not None]
+    ours = ((not vm.record.reported and spec.kernel != Path(), spec) for vm, spec in made)
+    return [spec for is_ours, spec in ours if is_ours is by_us]
 
 
 class ManagedTaps:

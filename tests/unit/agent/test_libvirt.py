@@ -207,7 +207,8 @@ async def test_it_comes_back_the_same_way(bench: LibvirtServers) -> None:
 
 
 async def test_a_vm_of_somebody_elses_can_be_moved_by_us_too(bench: LibvirtServers) -> None:
-    await made_by_others(bench)
+    theirs = await made_by_others(bench)
+    theirs.xml = theirs.xml.replace("131080K", f"{256 * 1024}K")
     bench.order("open_target", vm=REPORTED)
     await bench.told("target_opened")
     bench.order("prepare_source", vm=REPORTED)
@@ -218,6 +219,8 @@ async def test_a_vm_of_somebody_elses_can_be_moved_by_us_too(bench: LibvirtServe
     bench.order("free_source")
     await bench.told("source_freed")
     assert bench.target.location.states() == [RUNS]
+    assert sizes(bench.target.dispatcher) == []
+    assert sizes_of_others(bench.target.dispatcher) == [VMSize(ID, 256, 0)], "as libvirt says there, too"
 
 
 async def test_a_rejected_diversion_ends_the_move_with_the_vm_where_it_was(bench: LibvirtServers) -> None:

@@ -17,7 +17,7 @@ from retinue.host.load import Load
 from retinue.protocol.client import ControllerClient
 from retinue.protocol.errors import RejectedError
 from retinue.protocol.events import ControllerEvent
-from retinue.protocol.mobility import VMSize
+from retinue.protocol.mobility import ServerReport, VMSize
 from retinue.protocol.routes import Route
 from retinue.security.credentials import Credentials
 from retinue.security.tokens import Tokens
@@ -207,5 +207,8 @@ async def test_what_others_made_is_told_and_nobody_asks_that_it_should_go(site: 
         site.now += 61
     resources = site.fake.controller.resources
     assert resources.size_of("vm7") == (96, 0) and resources.runs_with("vm7") == 96
+    for said, kept in ((VMSize("vm7", 96, 2), (96, 2)), (VMSize("vm7", 128, 0), (128, 2))):
+        resources.on_report("server1", ServerReport(vms=[said]))
+        assert resources.size_of("vm7") == kept, "its processors are known from before its agent's restart"
     assert not site.fake.controller.orchestrator.migrations
     await theirs.close()

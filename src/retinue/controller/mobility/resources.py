@@ -81,7 +81,9 @@ class ResourceManager:
         for size in report.vms:
             vm = self._net.vms.get(size.vm)
             if vm is not None and server in vm.locations:
-                self._sizes[size.vm] = size
+                # Of one that an agent has found running it says no processors, and others may have known.
+                before = self._sizes.get(size.vm, size)
+                self._sizes[size.vm] = size if size.cpus else VMSize(size.vm, size.memory_mib, before.cpus)
 
     def on_size(self, vm: str, memory_mib: int) -> None:
         """How much memory a VM has, by word of the domain from which it comes."""

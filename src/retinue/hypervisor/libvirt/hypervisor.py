@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,6 +101,12 @@ class LibvirtMachine:
         if domain is None:
             raise HypervisorError(f"server {self._host.name}: libvirt has no VM {self.spec.id}")
         return domain
+
+    async def look_at_memory(self) -> None:
+        """What libvirt says of one that has come here just now: others may have made it, with any."""
+        with contextlib.suppress(HypervisorError):  # It may have ended by now; nothing hangs on it.
+            xml = await self._host.call((await self.domain()).XMLDesc, 0)
+            self._spec = replace(self._spec, memory_mib=memory_of(xml))
 
     async def state(self) -> RunState:
         state, reason = await self._host.call((await self.domain()).state)
@@ -337,7 +344,9 @@ class LibvirtHypervisor:
                 postcopy=target.expects_postcopy,
                 disks=target.spec.disks,
             )
-            return await incoming.run(on_event)
+            runs_since = await incoming.run(on_event)
+            await target.look_at_memory()
+            return runs_since
         finally:
             del self._incoming[vm]
 
