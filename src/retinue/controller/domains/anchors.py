@@ -20,7 +20,7 @@ from retinue.controller.migrations.orchestrator import MigrationOrchestrator
 from retinue.controller.state import State, Storable
 from retinue.controller.switches.readback import SwitchSession, in_parts
 from retinue.core.model import IP
-from retinue.core.model.domains import HomeAnchor, Place, places
+from retinue.core.model.domains import HomeAnchor, Place, place_of, places
 from retinue.core.model.network import NOTHING, Touched
 from retinue.core.pipeline.cookies import COOKIE_MARK
 from retinue.core.pipeline.entry import Field, Flow, FlowKey
@@ -138,9 +138,14 @@ class Anchors:
     def _table(self) -> dict[str, Place]:
         return {row.vm: row for row in places(self._net)} if self._net.peers else {}
 
+    def _row_of(self, vm: str) -> Place | None:
+        """Of many that are removed at once not one has the whole table made."""
+        known = self._net.vms.get(vm)
+        return None if known is None or not self._net.peers else place_of(self._net, known)
+
     def look_at(self, vm: str) -> None:
         """Its migration has ended, or it is no more."""
-        row = self._table().get(vm)
+        row = self._row_of(vm)
         if row is None:
             self._gone(vm)
         elif vm not in self._of:
@@ -284,7 +289,7 @@ class Anchors:
                 self._end(vm, f"nothing has come for it for {one.idle:g} s")
 
     def _end(self, vm: str, why: str) -> None:
-        one, row = self._of[vm], self._table().get(vm)
+        one, row = self._of[vm], self._row_of(vm)
         if row is None or row.home or one.ended is not None or self._orchestrator.of_vm(vm) is not None:
             return  # One that comes home meanwhile is looked at when it has, or has not.
         self._do(AnchorSet(replace(one, ended=self._context.clock(), why=why), "ended", row.domain))
@@ -304,7 +309,7 @@ class Anchors:
         if vm not in self._net.vms:
             raise no_vm(vm)
         self.follow()
-        row = self._table().get(vm)
+        row = self._row_of(vm)
         if row is None:
             raise RequestError(
                 f"VM {vm} is at home, and no guest: no gateway stands in for it; `retinue anchor list` shows "

@@ -212,8 +212,14 @@ def free_share(vm: str, taken: Collection[int]) -> int | None:
 
 def places(net: NetworkView) -> Iterator[Place]:
     """The gateway's table, by VM: those away and those that are guests; all others are at home."""
-    for vm in (net.vms[id] for id in sorted(net.vms)):
-        peer = net.peer_at(vm.server)
-        if vm.home or peer is not None:
-            addresses = tuple(held.ip for held in net.held_by(vm.id))
-            yield Place(vm.id, addresses, vm.home, "" if peer is None else peer.id, vm.server)
+    found = (place_of(net, net.vms[id]) for id in sorted(net.vms))
+    return (place for place in found if place is not None)
+
+
+def place_of(net: NetworkView, vm: VM) -> Place | None:
+    """A VM's row of that table; None: it is at home."""
+    peer = net.peer_at(vm.server)
+    if not vm.home and peer is None:
+        return None
+    addresses = tuple(held.ip for held in net.held_by(vm.id))
+    return Place(vm.id, addresses, vm.home, "" if peer is None else peer.id, vm.server)

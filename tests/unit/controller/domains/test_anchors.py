@@ -1,7 +1,7 @@
 """Home is the anchor of a VM that is in another domain: what passes, for how long, and how that ends."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
@@ -11,7 +11,8 @@ from retinue.controller.api import views
 from retinue.controller.app import Controller
 from retinue.controller.errors import RequestError
 from retinue.core.migration import MigrationState as S
-from retinue.core.model import VM, Peer
+from retinue.core.model import VM, Network, Peer
+from retinue.core.model.domains import Place, places
 from retinue.core.pipeline.entry import Flow, FlowKey, match
 from retinue.core.pipeline.priorities import Deliver, EdgeAdmit
 from retinue.core.pipeline.tables import Table
@@ -283,6 +284,29 @@ async def test_what_came_before_a_start_is_not_counted_anew(
     gateway.packets[TO] += 2
     row = await looked(domains, "a")
     assert row["arrived"] == {"packets": 2, "bytes": 200} and row["last_arrived"] is not None
+
+
+async def test_of_a_vm_that_goes_no_other_is_looked_at(
+    domains: TwoDomains, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or thousands that are removed would each cost as much as all of them."""
+    await domains.move("a", "b", server_of("b", 1))
+    a = domains.controller("a")
+    (before,) = a.domains.anchors.shown()
+    asked: list[Network] = []
+
+    def whole_table(net: Network) -> Iterator[Place]:
+        asked.append(net)
+        return places(net)
+
+    monkeypatch.setattr("retinue.controller.domains.anchors.places", whole_table)
+    for number in (5, 6):
+        vm = VM(f"vm-a{number}", (nic("a", number),), server_of("a", 2))
+        a.inventory.register_vms([vm])
+        await a.inventory.remove_vm(vm.id)
+    a.domains.anchors.look_at(VM_ID)
+    assert not asked
+    assert a.domains.anchors.shown() == [before] and asked
 
 
 async def test_of_one_that_is_removed_nothing_is_kept(domains: TwoDomains) -> None:
