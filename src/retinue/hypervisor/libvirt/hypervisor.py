@@ -104,7 +104,8 @@ class LibvirtMachine:
 
     async def look_at_memory(self) -> None:
         """What libvirt says of one that has come here just now: others may have made it, with any."""
-        with contextlib.suppress(HypervisorError):  # It may have ended by now; nothing hangs on it.
+        # It may have ended by now, or who waits is called off too late; nothing hangs on this.
+        with contextlib.suppress(HypervisorError, asyncio.CancelledError):
             xml = await self._host.call((await self.domain()).XMLDesc, 0)
             self._spec = replace(self._spec, memory_mib=memory_of(xml))
 
