@@ -234,7 +234,7 @@ class NetworkLayout(NetworkFabric):
         if server in self.fenced:
             return NOTHING
         self.fenced.add(server)
-        touched = self._shared_on(server) | self._services_of(server)
+        touched = self._shared_on(server) | self._anycast_served(server)
         return self.shut_out() | touched | self._beside(server) | {Owner("server", server)}
 
     def unfence(self, server: str) -> Touched:
@@ -242,10 +242,10 @@ class NetworkLayout(NetworkFabric):
             return NOTHING
         shut_out = self.shut_out()
         self.fenced.discard(server)
-        touched = self._shared_on(server) | self._services_of(server)
+        touched = self._shared_on(server) | self._anycast_served(server)
         return shut_out | touched | self._beside(server) | {Owner("server", server)}
 
-    def _services_of(self, server: str) -> Touched:
+    def _anycast_served(self, server: str) -> Touched:
         """The anycast addresses that it has itself."""
         known = self.servers.get(server)
         return frozenset(Owner("anycast", str(ip)) for ip in (() if known is None else known.anycast))
@@ -298,7 +298,7 @@ class NetworkLayout(NetworkFabric):
         guests = () if peer is None else (vm.id for vm in self.vms.values() if vm.home == peer.id)
         vms = {*self._vms_on.get(server, ()), *guests}
         shared = self.shared_of(*(self.vms[vm] for vm in vms))
-        itself = self._beside(server) | {Owner("server", server)} | self._services_of(server)
+        itself = self._beside(server) | {Owner("server", server)} | self._anycast_served(server)
         if server in self.servers and Service.ROUTER in self.servers[server].services:
             itself |= self.prefixes()  # At its port nobody may send from them.
         if self.channel_kbps:  # What the others send it has its address.
