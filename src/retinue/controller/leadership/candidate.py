@@ -195,8 +195,8 @@ def database_context(cluster: ClusterTable) -> ssl.SSLContext | None:
     """What is shown to the database's servers; None: they are not asked over TLS. Raises ConfigError."""
     if cluster.tls is None:
         return None
-    files = (cluster.tls.ca, cluster.tls.certificate, cluster.tls.key)
+    ca, certificate, key = map(Path, (cluster.tls.ca, cluster.tls.certificate, cluster.tls.key))
     try:
-        return client_context(*map(Path, files))
+        return client_context(ca, certificate, key)
     except TlsFilesError as error:
         raise ConfigError(str(error)) from error
