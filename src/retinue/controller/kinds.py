@@ -179,8 +179,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
     ),
     "peers show or say it again": ("CertificateEnds._shown", "Unanswered._asked"),
     "agents and hypervisors report it again": (
-        "AgentRejections._counts", "Agents._streams", "Agents._releases", "CertificateEnds._shown",
-        "ExternalMigrations._pending",
+        "AgentRejections._counts", "Agents._streams", "Agents._releases", "ExternalMigrations._pending",
         "ExternalMigrations._under_libvirt", "ExternalMigrations._vlan_filters",
         "ExternalMigrations._without_checksums",
         "ImageHolders._faults", "ImageHolders._held", "ImageHolders._reports",
@@ -212,7 +211,7 @@ DERIVED: Mapping[str, tuple[str, ...]] = {
         "ImageHolders._scrubbed", "LinkProbes._answered", "LinkProbes._echoes", "LinkProbes._links",
         "LinkProbes._probes", "MacChanges._changed", "RouterWatch._routers", "SharedImages._heard",
         "Uplinks._choices", "Uplinks._sent",
-        "SwitchRows._reported", "Unanswered._asked", "VMReports._buckets", "VdpPath._joined",
+        "SwitchRows._reported", "VMReports._buckets", "VdpPath._joined",
         "SpoofCounts._asking", "SpoofCounts._before", "SpoofCounts._sums", "SpoofCounts._turns",
         "SpoofCounts.frames", "EventBus._agents", "EventBus._by_type",
         "EventBus._listeners", "EventBus._of_all", "EventBus._unhurried",

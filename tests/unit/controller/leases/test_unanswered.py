@@ -53,15 +53,6 @@ async def test_one_that_has_given_up_is_not_told_of_for_ever(lab: DhcpLab) -> No
     assert warnings(lab) == [], "it begins anew"
 
 
-async def test_of_one_that_is_removed_nothing_is_kept(lab: DhcpLab) -> None:
-    await lab.add(1)
-    lab.says = lambda _: None
-    await asks(lab, 4)
-    await lab.controller.inventory.remove_vm("vm1")
-    await lab.fake.settle()
-    assert lab.controller.dhcp.unanswered.doubt("vm1", lab.now) == ""
-
-
 async def test_a_guest_in_a_hurry_is_not_told_of_at_once(lab: DhcpLab) -> None:
     await lab.add(1)
     lab.says = lambda _: None
