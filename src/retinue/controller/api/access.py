@@ -82,7 +82,7 @@ class Access:
         except IdentityError as error:
             raise NotAuthenticatedError(str(error)) from error
         if identity is not None:
-            self._controller.context.certificates.saw(identity, certificate)
+            self._controller.context.certificates.saw(identity, certificate or {})
         if identity is None and not self._open:
             raise NotAuthenticatedError(
                 "who asks? Show a certificate of the controller's authority, "
