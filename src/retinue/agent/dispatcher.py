@@ -124,6 +124,8 @@ class Dispatcher:
                 self._change_nics(vm)
             case EventType.PORT_REMOVED if event.vm_id in self.vms:
                 self._look_at_port(self.vms[event.vm_id])
+            case EventType.VM_REMOVED if vm and self._is_anothers(vm):
+                log.info("vm.another_of_its_name", vm=vm.id, removed_from=vm.server)
             case EventType.VM_REMOVED if vm:
                 if vm.id in self.vms or not self._authority.exclusive or self._disks.has(vm.id):
                     self._order(self._lifecycle.local_vm(vm), e.Remove())
@@ -184,6 +186,14 @@ class Dispatcher:
 
     def _look_at_port(self, vm: LocalVM) -> None:
         self._lifecycle.later(vm, self._lifecycle.restore_port)
+
+    def _is_anothers(self, gone: VMRecord) -> bool:
+        """What runs here by that name was made here by others, and the one that is removed elsewhere by a
+        manager: one may have been started while that was told, which those whom it concerns least hear last.
+        """
+        here = self.vms.get(gone.id)
+        known_elsewhere = not gone.reported and gone.server != self.server and not self._fenced
+        return known_elsewhere and here is not None and here.runs and here.record.reported
 
     def _is_ours(self, vm: VMRecord) -> bool:
         """The VM is registered here, or is known here where only this agent makes VMs.

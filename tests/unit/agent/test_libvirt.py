@@ -68,6 +68,20 @@ async def test_a_vm_of_somebody_elses_is_not_made_and_not_ended(bench: LibvirtSe
     assert bench.source.location.connection.domains_ == [theirs]
 
 
+async def test_a_vm_that_others_start_here_outlives_the_removal_of_its_name_elsewhere(
+    bench: LibvirtServers,
+) -> None:
+    """Its removal from server2 is told here last; by then somebody has it running here."""
+    theirs = await made_by_others(bench)
+    elsewhere = VMRecord(ID, VM.mac, "server2")
+    await bench.take(ControllerEvent("vm.removed", vm=elsewhere))
+    assert bench.source.location.connection.domains_ == [theirs]
+    assert bench.source.dispatcher.vms[ID].runs
+    await bench.take(ControllerEvent("server.fenced", server="server1"))
+    await bench.take(ControllerEvent("vm.removed", vm=elsewhere))
+    assert bench.source.location.connection.domains_ == [], "what was called dead keeps nothing"
+
+
 async def made_by_others(bench: LibvirtServers) -> FakeDomain:
     """A VM made by somebody's virsh, at server1."""
     await bench.runs()
