@@ -30,8 +30,8 @@ from retinue.hypervisor import (
     Stopped,
     channel_pair,
 )
+from retinue.hypervisor.monitor import connect
 from retinue.hypervisor.qemu import mirrors, outgoing
-from retinue.hypervisor.qemu.hypervisor import connect
 from retinue.hypervisor.qemu.outgoing import run_outgoing
 from retinue_lab.guest.image import Guest, ensure_guest
 from retinue_lab.guest.shell import GuestShell

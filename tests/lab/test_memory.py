@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from retinue.hypervisor import MigrationResult, QemuMachine, RunState, Stopped
-from retinue.hypervisor.qemu import machine
+from retinue.hypervisor import monitor
 from retinue_lab.guest.image import Guest
 from retinue_lab.guest.shell import GuestShell, console_line
 from support.lab.qemu_bench import QemuBench, qemu_bench
@@ -63,7 +63,7 @@ async def test_a_vm_that_writes_nothing_moves_though_qemu_stops_it_by_itself(
 ) -> None:
     """QEMU finds nothing written since its look, stops the VM before it was diverted, and answers nobody till
     its stream is read: a guest that has halted could not be moved, nor could one that was as idle."""
-    monkeypatch.setattr(machine, "COMMAND_LIMIT", LONG)
+    monkeypatch.setattr(monitor, "COMMAND_LIMIT", LONG)
     source, shell = await bench.boot()
     await shell.run("(usleep 200000; halt -f) >/dev/null 2>&1 &")
     await console_line(source.files.serial_log, "System halted")

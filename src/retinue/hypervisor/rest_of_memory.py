@@ -8,6 +8,7 @@ from typing import Any
 from retinue.host.errors import HostError
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.interface import Copying, OnEvent
+from retinue.hypervisor.memory_channel import Channel
 from retinue.hypervisor.passes import Copier
 from retinue.hypervisor.throttle import Throttle
 
@@ -51,3 +52,32 @@ async def send_the_rest(
             left = 0 if over else (await copier.progress()).remaining
             on_event(Copying(copier.vm, time.time(), copy_pass, left, 0, postcopy=True))
     await passing
+
+
+class Answers:
+    """What comes from the target meanwhile: its QEMU's answers, for ours, and its agent's messages."""
+
+    def __init__(self, channel: Channel, throttle: Throttle) -> None:
+        self._channel = channel
+        self._throttle = throttle
+        self._messages: asyncio.Queue[dict[str, Any] | HostError] = asyncio.Queue()
+
+    async def hear(self) -> None:
+        """Until the other end hangs up."""
+        try:
+            while True:
+                received = await self._channel.receive()
+                if isinstance(received, dict):
+                    self._messages.put_nowait(received)
+                elif received:
+                    await self._throttle.write(received)
+        except HostError as error:
+            self._messages.put_nowait(error)
+
+    async def message(self) -> dict[str, Any]:
+        """The next one. Raises ChannelError."""
+        message = await self._messages.get()
+        if isinstance(message, HostError):
+            self._messages.put_nowait(message)
+            raise message
+        return message

@@ -18,8 +18,9 @@ from retinue.host.errors import HostError
 from retinue.host.taps import add_port, remove_port, tap_name
 from retinue.hypervisor import HypervisorError, VMSpec
 from retinue.hypervisor.interface import NICSpec
+from retinue.hypervisor.monitor import EXITED, EventQueue, event_time
 from retinue.hypervisor.qemu.hypervisor import QemuHypervisor
-from retinue.hypervisor.qemu.machine import EXITED, EventQueue, QemuMachine, event_time
+from retinue.hypervisor.qemu.machine import QemuMachine
 from retinue_lab.compare.bench import ADDRESS, DUAL, MAC, SERVERS, VM, Bench, Migrated
 from retinue_lab.errors import LabError
 from retinue_lab.guest.image import command_line, ensure_guest

@@ -24,6 +24,7 @@ class FakeQemu:
 
     def __init__(self, ram: int = 4 << 20, written: list[int] | None = None) -> None:
         self.spec = VMSpec("vm1", "52:54:00:00:00:01", "tap-vm1", Path("kernel"), Path("initrd"))
+        self.vm = self.spec.id
         self.major = 7
         self.kvm = False
         """Emulated: then its memory decides, before 9.0, whether there are several passes."""

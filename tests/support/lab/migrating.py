@@ -10,8 +10,8 @@ from typing import Any
 from qemu.qmp import QMPClient
 
 from retinue.host.taps import Run, add_port
+from retinue.hypervisor.monitor import connect
 from retinue.hypervisor.passes import HELD_BACK
-from retinue.hypervisor.qemu.hypervisor import connect
 from retinue_lab.guest.image import ensure_late_pages
 from support.lab.health import strip
 from support.lab.tools import Events, Json, LabBench, at, eventually, mac_of

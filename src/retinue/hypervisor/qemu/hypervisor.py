@@ -14,14 +14,15 @@ from pathlib import Path
 
 import structlog
 from msgspec.structs import replace
-from qemu.qmp import ConnectError, QMPClient, QMPError
-from qemu.qmp.qmp_client import NegotiationError
+from qemu.qmp import QMPClient, QMPError
 
 from retinue.core.migration.copying import PLAIN, CopyOptions
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.core.model import Ending
 from retinue.host.commands import run
 from retinue.host.errors import HostError
+from retinue.host.open_files import socket_of
+from retinue.hypervisor import left_monitor, rest_at_source
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.interface import (
     Divert,
@@ -35,8 +36,9 @@ from retinue.hypervisor.interface import (
     ignore,
 )
 from retinue.hypervisor.memory_channel import Again, Channel
+from retinue.hypervisor.monitor import connect
 from retinue.hypervisor.paths import MachineFiles
-from retinue.hypervisor.qemu import left_monitor, mirrors, nbd_export, notes, overlays, rest_at_source
+from retinue.hypervisor.qemu import mirrors, nbd_export, notes, overlays
 from retinue.hypervisor.qemu.argv import qemu_argv
 from retinue.hypervisor.qemu.incoming import receive_the_rest, run_incoming
 from retinue.hypervisor.qemu.machine import QemuMachine, last_words
@@ -50,9 +52,6 @@ ANSWER_LIMIT = 30.0
 
 HANGS_LIMIT = 1.0
 """Seconds after which a QEMU that may lack memory is taken to wait for some: it answers nothing then."""
-
-NEGOTIATE_AGAIN = 0.02
-"""Seconds between two attempts at a monitor."""
 
 BY_POSTCOPY = ("postcopy-active", "postcopy-paused", "postcopy-recover")
 """States of a migration in which a VM may run at its target with memory still to come."""
@@ -319,7 +318,8 @@ async def _monitor_of(
     """
     if note.monitor:
         try:
-            return await left_monitor.taken_over(note.spec.id, process.pid, note.monitor)
+            end = socket_of(process.pid, note.monitor)
+            return await left_monitor.taken_over(note.spec.id, end), end
         except (HostError, QMPError, OSError, EOFError) as error:
             log.warning("qemu.monitor_not_kept", vm=note.spec.id, error=str(error))
     qmp = QMPClient(note.spec.id)
@@ -332,18 +332,3 @@ async def _look_at(machine: QemuMachine, *, patiently: bool) -> tuple[RunState, 
     """What it does, and the state of its last migration. Raises HypervisorError, TimeoutError."""
     async with asyncio.timeout(ANSWER_LIMIT if patiently else HANGS_LIMIT):
         return await machine.state(), await machine.migration_status()
-
-
-async def connect(qmp: QMPClient, monitor: str) -> None:
-    """Connect to the monitor of a QEMU that runs; again where it told an event just then, which the library
-    takes for the answer to its first question. Raises QMPError, OSError, EOFError.
-    """
-    while True:
-        try:
-            await qmp.connect(monitor)
-            return
-        except ConnectError as error:
-            asked = error.__cause__
-            if not isinstance(asked, NegotiationError) or not isinstance(asked.__cause__, AssertionError):
-                raise
-        await asyncio.sleep(NEGOTIATE_AGAIN)

@@ -15,12 +15,14 @@ from typing import Any
 import structlog
 
 from retinue.host.errors import HostError
+from retinue.hypervisor import recovering
 from retinue.hypervisor.aio import cancelled, close_socket, first_of, run_to_completion, unless
 from retinue.hypervisor.errors import HandedOverError, HypervisorError
 from retinue.hypervisor.interface import OnEvent, Resumed, RunState
 from retinue.hypervisor.memory_channel import Again, Channel, broken_channel
-from retinue.hypervisor.qemu import nbd_export, recovering
-from retinue.hypervisor.qemu.machine import EXITED, EventQueue, QemuMachine, event_time
+from retinue.hypervisor.monitor import EXITED, EventQueue, event_time
+from retinue.hypervisor.qemu import nbd_export
+from retinue.hypervisor.qemu.machine import QemuMachine
 from retinue.hypervisor.rest_of_memory import STALL_LIMIT
 
 READ_BYTES = 1 << 16

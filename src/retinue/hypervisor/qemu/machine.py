@@ -2,16 +2,14 @@
 
 import asyncio
 import contextlib
-import logging
 import socket
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import structlog
 from msgspec.structs import replace
-from qemu.qmp import ExecuteError, QMPError
 
 from retinue.core.model import Ending
 from retinue.host.commands import run
@@ -19,6 +17,7 @@ from retinue.host.drain import drain, frames_given
 from retinue.host.errors import HostError
 from retinue.host.tap_queue import HeldTaps
 from retinue.host.taps import QUEUE_FRAMES, queue_for, rx_frames
+from retinue.hypervisor import left_monitor
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.interface import (
     LINK_DOWN_SECONDS,
@@ -30,24 +29,18 @@ from retinue.hypervisor.interface import (
     VMSpec,
 )
 from retinue.hypervisor.memory_channel import Channel
+from retinue.hypervisor.monitor import EXITED, Monitor, disconnect, event_time
 from retinue.hypervisor.paths import MachineFiles
-from retinue.hypervisor.qemu import left_monitor, nbd_export, notes
+from retinue.hypervisor.qemu import nbd_export, notes
 from retinue.hypervisor.qemu.argv import NIC_ID
 from retinue.hypervisor.qemu.nics import set_nics
 from retinue.hypervisor.qemu.notes import Note
 from retinue.hypervisor.qemu.process import Process
 from retinue.hypervisor.throttle import Throttle
 
-COMMAND_LIMIT = 30.0
-"""Seconds without an answer after which a QEMU is taken for hung: one that is slow, on a busy server, is not
-to lose its migration, let alone its VM, for that."""
 QUIT_LIMIT = 10.0
 """Seconds to take the order to quit, and as many to end."""
-DISCONNECT_LIMIT = 2.0
 RESUME_LIMIT = 12.0
-
-EXITED = "RETINUE_EXITED"
-"""Name of the one event that is ours, not QEMU's: the process has ended."""
 
 STOPPED_TO_LEAVE = "finish-migrate"
 POSTCOPY, POSTCOPY_ACTIVE = "postcopy", "postcopy-active"
@@ -64,12 +57,6 @@ and leaves QEMU running."""
 
 log = structlog.get_logger()
 
-# The library logs the end of every connection as an error; we report each failure ourselves.
-logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
-
-QMPEvent = dict[str, Any]
-EventQueue = asyncio.Queue[tuple["QemuMachine", QMPEvent]]
-
 _STATES = {
     "running": RunState.RUNNING,
     "inmigrate": RunState.INCOMING,
@@ -81,13 +68,7 @@ _STATES = {
 }
 
 
-def event_time(event: QMPEvent) -> float:
-    """Seconds since the epoch, by QEMU's own clock (QMP specification, "timestamp")."""
-    stamp = event["timestamp"]
-    return float(stamp["seconds"]) + float(stamp["microseconds"]) / 1e6
-
-
-class QemuMachine:
+class QemuMachine(Monitor):
     """One QEMU process. Made by QemuHypervisor."""
 
     def __init__(
@@ -100,17 +81,14 @@ class QemuMachine:
         ours: socket.socket | None = None,
     ) -> None:
         """`ours`: our end of the monitor, where it is a socket pair's."""
+        super().__init__(note.spec.id, qmp, files.rest)
         self._note = note
         self.files = files
         self.process = process
-        self._qmp = qmp
         self._ours = ours
         self._on_event = on_event
-        self._subscribers: list[EventQueue] = []
         self.expects_postcopy = False
         """It may run before all of its memory has come; of a target that waits."""
-        self.kept: list[Throttle] = []
-        """Streams that must stay open while it lives: see `postcopy`."""
         self._why_killed = ""
         self._comes_back = False
         """It was asked to shut down to be started anew."""
@@ -132,10 +110,6 @@ class QemuMachine:
             return RunState.MOVED
         return _STATES.get(status, RunState.PAUSED)
 
-    async def migration_status(self) -> str:
-        """The state of its last migration; "none" before the first."""
-        return str((await self.execute("query-migrate")).get("status", "none"))
-
     async def expect_postcopy(self) -> None:
         try:
             await self.set_capability("postcopy-ram", True)
@@ -155,11 +129,6 @@ class QemuMachine:
         if self._ours is not None:
             with contextlib.suppress(HostError):
                 await self.execute("closefd", fdname=left_monitor.NAME)
-
-    async def set_capability(self, name: str, on: bool) -> None:
-        """Switch one of QEMU's migration capabilities on or off."""
-        capability = {"capability": name, "state": on}
-        await self.execute("migrate-set-capabilities", capabilities=[capability])
 
     async def cancel_migration(self, *streams: Throttle) -> None:
         """End the one that is under way. `streams`: what it is sent by, if we have it.
@@ -197,7 +166,7 @@ class QemuMachine:
             with contextlib.suppress(HostError):
                 status = await self.migration_status()
             late = f"it is not resumed within {RESUME_LIMIT:.0f} s; its migration is {status}"
-            raise self._error(late) from error
+            raise self.error(late) from error
 
     async def _end_switch_over(self) -> None:
         """End a migration that waits for an agent which is no more: see qemu.mirrors."""
@@ -259,28 +228,6 @@ class QemuMachine:
         self._why_killed = why
         self.process.kill()
 
-    async def execute(self, command: str, **arguments: Any) -> Any:
-        """Run one QMP command; "_" in the arguments' names stand for "-". Raises HypervisorError."""
-        return await self.command(
-            command, {name.replace("_", "-"): value for name, value in arguments.items()}
-        )
-
-    async def command(self, command: str, arguments: dict[str, Any], *, out_of_band: bool = False) -> Any:
-        """The same, with arguments whose names are QEMU's. `out_of_band`: it answers even where nothing else
-        is answered."""
-        how = {"oob": True} if out_of_band else {}
-        try:
-            async with asyncio.timeout(COMMAND_LIMIT):
-                return await self._qmp.execute(command, arguments or None, **how)
-        except TimeoutError as error:
-            raise self._error(f"no answer to {command} within {COMMAND_LIMIT:.0f} s") from error
-        except ExecuteError as error:
-            raise self._error(f"{command} was rejected: {error}") from error
-        except (QMPError, OSError, EOFError) as error:
-            if not self.alive:
-                raise self._error(f"{command}: QEMU has ended{last_words(self.files.log)}") from error
-            raise self._error(f"{command}: {error}") from error
-
     async def set_nics(self, nics: Sequence[NICSpec], gone: Collection[str]) -> None:
         await set_nics(self, nics)
 
@@ -328,34 +275,13 @@ class QemuMachine:
         ports, pid = self.spec.ports, self.process.pid
         await drain(ports, dict.fromkeys(ports, pid) if nothing_comes else {}, network=pid)
 
-    async def give(self, end: socket.socket, name: str = "memory") -> str:
-        """Give QEMU a socket of ours; returns what it is called in a migration. We may close it then."""
-        with contextlib.suppress(QMPError, OSError):  # It has ended: who asks it for anything hears that.
-            self._qmp.send_fd_scm(end.fileno())
-        await self.execute("getfd", fdname=name)
-        return f"fd:{name}"
-
-    @contextlib.contextmanager
-    def events_into(self, queue: EventQueue) -> Iterator[None]:
-        """Put the machine's events into the queue from now on; earlier ones are left out.
-
-        That matters to a VM that was migrated here: among its earlier events is a completed migration.
-        """
-        self._subscribers.append(queue)
-        try:
-            if not self.alive:
-                queue.put_nowait((self, {"event": EXITED}))
-            yield
-        finally:
-            self._subscribers.remove(queue)
-
     async def _on_its_server(self, argv: Sequence[str]) -> str:
         return await run(["nsenter", "--target", str(self.process.pid), "--net", *argv])
 
     async def _hand_on_events(self) -> None:
         with self._qmp.listener() as events:
             async for event in events:
-                self._publish(event)
+                self.publish(event)
                 if event["event"] == "RESET":
                     self._on_event(StartedAnew(self.spec.id, event_time(event)))
                 if event["event"] == "SHUTDOWN" and event["data"]["reason"] == SWITCHED_OFF:
@@ -379,7 +305,7 @@ class QemuMachine:
     async def _wait_for_end(self) -> None:
         await self.process.wait()
         notes.remove_sockets(self.files)
-        self._publish({"event": EXITED})
+        self.publish({"event": EXITED})
         how = Ending.OFF if self._note.off else Ending.CRASHED
         reason = (
             "" if self._note.off else self._why_killed or f"its QEMU has ended{last_words(self.files.log)}"
@@ -391,26 +317,11 @@ class QemuMachine:
         await asyncio.gather(self._pump, return_exceptions=True)
         await disconnect(self._qmp)
 
-    def _publish(self, event: QMPEvent) -> None:
-        for queue in self._subscribers:
-            queue.put_nowait((self, event))
-
-    def _error(self, what: str) -> HypervisorError:
+    def error(self, what: str) -> HypervisorError:
         return HypervisorError(f"VM {self.spec.id}, QEMU process {self.process.pid}: {what}")
 
-
-async def disconnect(qmp: Any) -> None:
-    """Close the connection. At the end of a QEMU the library reports its closing as an error; it is none.
-
-    Nor is there a reason to wait for a library that does not end it.
-    """
-    closing = asyncio.ensure_future(qmp.disconnect())
-    await asyncio.wait({closing}, timeout=DISCONNECT_LIMIT)
-    if not closing.done():
-        closing.cancel()
-        return
-    with contextlib.suppress(QMPError, OSError, EOFError):
-        closing.result()
+    def last_words(self) -> str:
+        return last_words(self.files.log)
 
 
 def last_words(path: Path) -> str:

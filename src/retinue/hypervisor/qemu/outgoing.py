@@ -33,6 +33,7 @@ from retinue.core.migration.copying import (
 )
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.host.errors import HostError
+from retinue.hypervisor import rest_at_source
 from retinue.hypervisor.aio import Beside, both, first_of, run_to_completion, unless, value
 from retinue.hypervisor.errors import HandedOverError, HypervisorError, reason_of
 from retinue.hypervisor.interface import (
@@ -44,13 +45,14 @@ from retinue.hypervisor.interface import (
     Stopped,
 )
 from retinue.hypervisor.memory_channel import Channel
+from retinue.hypervisor.monitor import EXITED, EventQueue, QMPEvent, event_time
 from retinue.hypervisor.passes import UNBOUNDED_DOWNTIME, Passes
-from retinue.hypervisor.qemu import postcopy, rest_at_source
-from retinue.hypervisor.qemu.copier import QemuCopier, downtime_limit
-from retinue.hypervisor.qemu.machine import EXITED, EventQueue, QemuMachine, QMPEvent, event_time
+from retinue.hypervisor.qemu import postcopy
+from retinue.hypervisor.qemu.machine import QemuMachine
 from retinue.hypervisor.qemu.mirrors import Mirrors
 from retinue.hypervisor.qemu.undoing import as_before, let_qemu_answer
-from retinue.hypervisor.rest_of_memory import STEP, send_the_rest
+from retinue.hypervisor.qmp_copier import QmpCopier, downtime_limit
+from retinue.hypervisor.rest_of_memory import STEP, Answers, send_the_rest
 from retinue.hypervisor.throttle import LARGEST_STEP, SMALLEST_STEP, Throttle
 
 LEAST_SECONDS = 0.05
@@ -132,11 +134,11 @@ class _Outgoing:
         self._broken: asyncio.Future[str] = loop.create_future()
         """Why no more of it goes this way; or why it has failed."""
         self._options = options
-        self._answers: postcopy.Answers | None = None
+        self._answers: Answers | None = None
         self._hearing: asyncio.Task[None] | None = None
         self._runs_there = self._kept = False
         self._frames_before = self._converges_at = 0
-        self._copier = QemuCopier(machine)
+        self._copier = QmpCopier(machine)
         self._passes = Passes(
             self._copier, self.throttle, channel, self._stopped, wanted_downtime, on_event, options.postcopy
         )
@@ -344,7 +346,7 @@ class _Outgoing:
 
     def _hear(self) -> None:
         """Take in what comes from the target, from now on."""
-        self._answers = postcopy.Answers(self.channel, self.throttle)
+        self._answers = Answers(self.channel, self.throttle)
         self._hearing = asyncio.create_task(self._answers.hear(), name="answers of the target")
 
     def _has_hung_up(self, _: object) -> None:

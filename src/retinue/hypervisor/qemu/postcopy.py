@@ -18,9 +18,6 @@ ends, the target ends the VM, for a guest that waits for memory that never comes
 has crashed.
 """
 
-import asyncio
-from typing import Any
-
 import structlog
 
 from retinue.core.migration.copying import Postcopy
@@ -28,7 +25,6 @@ from retinue.host.errors import HostError
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.memory_channel import Channel
 from retinue.hypervisor.qemu.machine import CANNOT_POSTCOPY, QemuMachine
-from retinue.hypervisor.throttle import Throttle
 
 CAPABILITY = "postcopy-ram"
 
@@ -54,32 +50,3 @@ async def agree(machine: QemuMachine, channel: Channel, how: Postcopy) -> bool:
         raise HypervisorError(f"post-copy was asked for, and {why}")
     log.warning("migration.by_precopy_alone", vm=machine.spec.id, reason=why)
     return False
-
-
-class Answers:
-    """What comes from the target meanwhile: its QEMU's answers, for ours, and its agent's messages."""
-
-    def __init__(self, channel: Channel, throttle: Throttle) -> None:
-        self._channel = channel
-        self._throttle = throttle
-        self._messages: asyncio.Queue[dict[str, Any] | HostError] = asyncio.Queue()
-
-    async def hear(self) -> None:
-        """Until the other end hangs up."""
-        try:
-            while True:
-                received = await self._channel.receive()
-                if isinstance(received, dict):
-                    self._messages.put_nowait(received)
-                elif received:
-                    await self._throttle.write(received)
-        except HostError as error:
-            self._messages.put_nowait(error)
-
-    async def message(self) -> dict[str, Any]:
-        """The next one. Raises ChannelError."""
-        message = await self._messages.get()
-        if isinstance(message, HostError):
-            self._messages.put_nowait(message)
-            raise message
-        return message

@@ -8,9 +8,9 @@ import structlog
 
 from retinue.host.errors import HostError
 from retinue.hypervisor.interface import MigrationFailed, OnEvent, RunState
-from retinue.hypervisor.qemu.copier import ENDED
 from retinue.hypervisor.qemu.machine import QemuMachine
 from retinue.hypervisor.qemu.mirrors import Mirrors
+from retinue.hypervisor.qmp_copier import ENDED
 from retinue.hypervisor.throttle import Throttle
 
 RECOVERY_LIMIT = 14.0

@@ -21,7 +21,7 @@ from retinue.host.taps import add_port, remove_port, tap_name
 from retinue.hypervisor import Channel, ChannelError, NICSpec, VMSpec, channel_pair
 from retinue.hypervisor.paths import MachineFiles
 from retinue.hypervisor.qemu.argv import qemu_argv
-from retinue.hypervisor.qemu.copier import downtime_limit
+from retinue.hypervisor.qmp_copier import downtime_limit
 from retinue.hypervisor.throttle import EMPTY_PAGE, LARGEST_STEP, SMALLEST_STEP, Throttle, step_for
 
 SPEC = VMSpec(

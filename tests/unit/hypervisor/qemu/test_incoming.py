@@ -17,10 +17,10 @@ from retinue.hypervisor import (
     VMSpec,
     another_way,
     ignore,
+    recovering,
 )
 from retinue.hypervisor.memory_channel import channel_pair
 from retinue.hypervisor.qemu import incoming as incoming_module
-from retinue.hypervisor.qemu import recovering
 from retinue.hypervisor.qemu.incoming import run_incoming
 
 
@@ -80,6 +80,7 @@ class Postcopied:
     """A QEMU that runs a VM of whose memory some is to come."""
 
     spec = Unwilling.spec
+    vm = spec.id
 
     def __init__(self) -> None:
         self._events: Any = None

@@ -168,7 +168,7 @@ async def test_a_qemu_that_does_not_answer_is_ended(
 async def test_a_qemu_that_greets_and_then_answers_nothing_is_ended(
     folder: Path, agent: QemuHypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retinue.hypervisor.qemu.machine.COMMAND_LIMIT", 0.2)
+    monkeypatch.setattr("retinue.hypervisor.monitor.COMMAND_LIMIT", 0.2)
     machine = await agent.start(spec(append="idle"))
     await machine.let_go()
     left = await taken_up(folder)

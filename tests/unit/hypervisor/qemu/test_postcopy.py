@@ -9,10 +9,10 @@ import pytest
 from retinue.core.migration import copying
 from retinue.core.migration.copying import CopyOptions, Postcopy
 from retinue.core.migration.precopy import WANTED_DOWNTIME
-from retinue.hypervisor import HandedOverError, HypervisorError, MigrationResult, another_way
+from retinue.hypervisor import HandedOverError, HypervisorError, MigrationResult, another_way, recovering
 from retinue.hypervisor.interface import Copying, Event, MigrationFailed, RunsElsewhere, Stopped
 from retinue.hypervisor.memory_channel import Channel, channel_pair
-from retinue.hypervisor.qemu import outgoing, recovering
+from retinue.hypervisor.qemu import outgoing
 from retinue.hypervisor.qemu.outgoing import run_outgoing
 from retinue.hypervisor.qemu.postcopy import CAPABILITY
 from support.fakes.qemu_memory import FakeQemu

@@ -16,7 +16,7 @@ from retinue.agent.renewal.openflow_port import OvsPort, port_number
 from retinue.agent.renewal.renewing import InjectionError, Port, renew
 from retinue.agent.renewal.standalone.tap_port import TapPort
 from retinue.core.lease_renewal import Lease, Renewal
-from retinue.hypervisor.qemu.machine import disconnect
+from retinue.hypervisor.monitor import disconnect
 from retinue.socket_addresses import short_path
 
 NOT_HERE_YET = frozenset({"inmigrate", "prelaunch"})

@@ -24,7 +24,7 @@ from qemu.qmp import QMPClient, QMPError
 from retinue.agent.renewal.standalone.at_tap import GREETING_LIMIT, NOT_HERE_YET
 from retinue.core.model import Mac, ModelError
 from retinue.core.model import mac as checked_mac
-from retinue.hypervisor.qemu.machine import disconnect
+from retinue.hypervisor.monitor import disconnect
 from retinue.socket_addresses import short_path
 
 LOOK_SECONDS = 1.0

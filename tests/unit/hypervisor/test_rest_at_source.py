@@ -5,9 +5,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from retinue.hypervisor import Channel, Copying, Event, HypervisorError, another_way, channel_pair
+from retinue.hypervisor import (
+    Channel,
+    Copying,
+    Event,
+    HypervisorError,
+    another_way,
+    channel_pair,
+    rest_at_source,
+)
 from retinue.hypervisor.interface import ignore
-from retinue.hypervisor.qemu import rest_at_source
 from retinue.hypervisor.throttle import Throttle
 from support.fakes.qemu_memory import FakeQemu
 

@@ -6,19 +6,17 @@ from typing import Any
 
 import pytest
 
-from retinue.hypervisor import HypervisorError, VMSpec, another_way
+from retinue.hypervisor import HypervisorError, another_way, recovering
 from retinue.hypervisor.memory_channel import Channel, channel_pair
-from retinue.hypervisor.paths import MachineFiles
-from retinue.hypervisor.qemu import recovering
 
 
 class PausedQemu:
     """Listens where it is told to, but for the first times."""
 
-    spec = VMSpec("vm1", "52:54:00:00:00:01", "tap-vm1", Path("kernel"), Path("initrd"))
+    vm = "vm1"
 
     def __init__(self, folder: Path, deaf: int) -> None:
-        self.files = MachineFiles.named(folder, "vm1")
+        self.rest = self.rest_seen = folder / "vm1.rest"
         self.deaf = deaf
         self.came: asyncio.Queue[asyncio.StreamReader] = asyncio.Queue()
         self._listening: list[asyncio.Server] = []

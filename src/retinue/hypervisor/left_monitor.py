@@ -19,7 +19,6 @@ import time
 
 from qemu.qmp import QMPClient
 
-from retinue.host.open_files import socket_of
 from retinue.hypervisor.errors import HypervisorError
 
 NAME = "left-monitor"
@@ -35,9 +34,11 @@ def inode_of(end: socket.socket) -> int:
     return os.fstat(end.fileno()).st_ino
 
 
-async def taken_over(vm: str, pid: int, inode: int) -> tuple[QMPClient, socket.socket]:
-    """The monitor that this process keeps for us. Raises HostError, QMPError, OSError, EOFError."""
-    end = socket_of(pid, inode)
+async def taken_over(vm: str, end: socket.socket) -> QMPClient:
+    """The monitor whose QEMU has kept this end of it, of which we have a copy; closed where it is of no use.
+
+    Raises HostError, QMPError, OSError, EOFError.
+    """
     try:
         await asyncio.to_thread(_read_past, end)
         end.setblocking(False)
@@ -48,7 +49,7 @@ async def taken_over(vm: str, pid: int, inode: int) -> tuple[QMPClient, socket.s
     except BaseException:
         end.close()
         raise
-    return qmp, end
+    return qmp
 
 
 def _read_past(end: socket.socket) -> None:

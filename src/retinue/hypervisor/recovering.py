@@ -20,14 +20,14 @@ from retinue.hypervisor.aio import close_socket
 from retinue.hypervisor.another_way import another_way
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.memory_channel import Channel
-from retinue.hypervisor.qemu.machine import QemuMachine
+from retinue.hypervisor.monitor import Monitor
 from retinue.hypervisor.throttle import Throttle
 
 PAUSE_LIMIT = 20.0
 """Seconds for a QEMU to find that its stream has ended."""
 
 
-async def at_source(machine: QemuMachine, broken: Channel, paused: asyncio.Event) -> tuple[Channel, Throttle]:
+async def at_source(machine: Monitor, broken: Channel, paused: asyncio.Event) -> tuple[Channel, Throttle]:
     """QEMU here sends on, through the throttle, to who is at the other end of the channel.
 
     `paused` is set while QEMU says that its stream is broken. Raises HypervisorError.
@@ -47,11 +47,11 @@ async def at_source(machine: QemuMachine, broken: Channel, paused: asyncio.Event
         throttle.release_qemu_end()
         return throttle
 
-    return await another_way(machine.spec.id, broken, _is_set(paused), attempt)
+    return await another_way(machine.vm, broken, _is_set(paused), attempt)
 
 
 async def at_target(
-    machine: QemuMachine, broken: Channel, paused: asyncio.Event
+    machine: Monitor, broken: Channel, paused: asyncio.Event
 ) -> tuple[Channel, socket.socket]:
     """QEMU here takes in what comes by the socket, from who is at the other end of the channel.
 
@@ -62,9 +62,9 @@ async def at_target(
         into = socket.socket(socket.AF_UNIX)
         into.setblocking(False)
         try:
-            machine.files.rest.unlink(missing_ok=True)
-            await machine.command("migrate-recover", {"uri": f"unix:{machine.files.rest}"}, out_of_band=True)
-            await asyncio.get_running_loop().sock_connect(into, str(machine.files.rest))
+            machine.rest.unlink(missing_ok=True)
+            await machine.command("migrate-recover", {"uri": f"unix:{machine.rest_seen}"}, out_of_band=True)
+            await asyncio.get_running_loop().sock_connect(into, str(machine.rest))
             await channel.send_message("again")
         except BaseException as error:
             close_socket(into)
@@ -72,10 +72,10 @@ async def at_target(
                 raise HypervisorError(f"QEMU does not take the rest of the memory in: {error}") from error
             raise
         finally:
-            machine.files.rest.unlink(missing_ok=True)
+            machine.rest.unlink(missing_ok=True)
         return into
 
-    return await another_way(machine.spec.id, broken, _is_set(paused), attempt)
+    return await another_way(machine.vm, broken, _is_set(paused), attempt)
 
 
 def _is_set(paused: asyncio.Event) -> Callable[[], Awaitable[object]]:

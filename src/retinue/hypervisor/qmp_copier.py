@@ -1,12 +1,12 @@
-"""A QEMU of ours as what copies its memory in passes (`hypervisor.passes`), asked by QMP."""
+"""A QEMU whose monitor is ours as what copies its memory in passes (`hypervisor.passes`), asked by QMP."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from retinue.core.migration.precopy import may_look_again
 from retinue.host.errors import HostError
+from retinue.hypervisor.monitor import Monitor
 from retinue.hypervisor.passes import UNBOUNDED_DOWNTIME, Progress
-from retinue.hypervisor.qemu.machine import QemuMachine
 
 ENDED = ("none", "completed", "failed", "cancelled")
 
@@ -25,15 +25,15 @@ def downtime_limit(version: Sequence[int]) -> int:
     return UNBOUNDED_DOWNTIME if version[0] < 9 else 300
 
 
-class QemuCopier:
+class QmpCopier:
     """See Copier. Methods raise HypervisorError."""
 
-    def __init__(self, machine: QemuMachine) -> None:
+    def __init__(self, machine: Monitor) -> None:
         self._machine = machine
 
     @property
     def vm(self) -> str:
-        return self._machine.spec.id
+        return self._machine.vm
 
     async def version(self) -> tuple[int, int, int]:
         """Of QEMU: major, minor, micro."""

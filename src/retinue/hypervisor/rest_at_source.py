@@ -9,28 +9,30 @@ import asyncio
 import structlog
 
 from retinue.host.errors import HostError
+from retinue.hypervisor import recovering
 from retinue.hypervisor.aio import cancelled, first_of, unless
 from retinue.hypervisor.interface import OnEvent
 from retinue.hypervisor.memory_channel import Again, Channel, broken_channel
-from retinue.hypervisor.qemu import postcopy, recovering
-from retinue.hypervisor.qemu.copier import QemuCopier
-from retinue.hypervisor.qemu.machine import EXITED, POSTCOPY, EventQueue, QemuMachine
-from retinue.hypervisor.rest_of_memory import STEP, send_the_rest
+from retinue.hypervisor.monitor import EXITED, EventQueue, Monitor
+from retinue.hypervisor.qmp_copier import QmpCopier
+from retinue.hypervisor.rest_of_memory import STEP, Answers, send_the_rest
 from retinue.hypervisor.throttle import Throttle
 
+POSTCOPY = "postcopy"
+"""How all states of a migration begin in which the VM may run at the target."""
 PAUSED = ("postcopy-paused", "postcopy-recover")
 
 log = structlog.get_logger()
 
 
-async def send(machine: QemuMachine, again: Again, on_event: OnEvent, *, compress: bool = False) -> None:
+async def send(machine: Monitor, again: Again, on_event: OnEvent, *, compress: bool = False) -> None:
     """Return when the target has all of the VM's memory. Raises HypervisorError: it will not get it.
 
     `again` makes a connection to the target's agent. Nothing may give the VM back any more.
     """
     rest = _Rest(machine, on_event)
     with machine.events_into(rest.events):
-        watching = asyncio.create_task(rest.watch(), name=f"QMP events of the rest of {machine.spec.id}")
+        watching = asyncio.create_task(rest.watch(), name=f"QMP events of the rest of {machine.vm}")
         try:
             if await rest.is_wanted():
                 await rest.send(again, compress)
@@ -39,7 +41,7 @@ async def send(machine: QemuMachine, again: Again, on_event: OnEvent, *, compres
 
 
 class _Rest:
-    def __init__(self, machine: QemuMachine, on_event: OnEvent) -> None:
+    def __init__(self, machine: Monitor, on_event: OnEvent) -> None:
         self._machine, self._on_event = machine, on_event
         self.events: EventQueue = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -78,7 +80,7 @@ class _Rest:
 
     async def send(self, again: Again, compress: bool) -> None:
         channel = await broken_channel(again, compress=compress)
-        copier = QemuCopier(self._machine)
+        copier = QmpCopier(self._machine)
         number = (await copier.progress()).number
         while True:
             going = asyncio.create_task(recovering.at_source(self._machine, channel, self._paused))
@@ -90,11 +92,11 @@ class _Rest:
                 going.cancel()
             channel, throttle = going.result()
             self._broken = asyncio.get_running_loop().create_future()
-            answers = postcopy.Answers(channel, throttle)
+            answers = Answers(channel, throttle)
             hearing = asyncio.create_task(answers.hear(), name="answers of the target")
             hearing.add_done_callback(lambda _: self._break("the target has hung up"))
             passing = asyncio.create_task(
-                pass_on(throttle, channel, STEP), name=f"memory of {self._machine.spec.id}"
+                pass_on(throttle, channel, STEP), name=f"memory of {self._machine.vm}"
             )
             try:
                 ended = (passing, self._completed, self._broken)
@@ -107,7 +109,7 @@ class _Rest:
                     raise
                 if self._completed.done():
                     return
-                log.warning("migration.way_broken", vm=self._machine.spec.id, reason=str(error))
+                log.warning("migration.way_broken", vm=self._machine.vm, reason=str(error))
             finally:
                 await cancelled(hearing, passing)
                 throttle.close()
