@@ -11,9 +11,11 @@ import socket
 
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.memory_channel import LONGEST_MEMORY, Channel
+from retinue.hypervisor.nbd_questions import NbdQuestions
 
 STALL_LIMIT = 20.0
-"""Seconds that a question may go without any answer; a VM that writes to the disk waits as long."""
+"""Seconds that a question may go without any answer, or an answer without its rest; a VM that writes to the
+disk waits as long."""
 LOOK_SECONDS = 0.5
 
 
@@ -46,13 +48,17 @@ async def relay(channel: Channel, end: socket.socket, stall_limit: float | None 
 class _Relay:
     def __init__(self, channel: Channel, end: socket.socket) -> None:
         self._channel, self._end = channel, end
-        self._asked: float | None = None
-        """Since when what was said to the far side has no answer at all."""
+        self._questions = NbdQuestions()
+        self._waits: float | None = None
+        """Since when nothing has come of what the far side owes: an answer, or the rest of one. Where the two
+        do not speak as we know it, any answer is taken for a whole one."""
 
     async def out(self) -> None:
         loop = asyncio.get_running_loop()
         while chunk := await loop.sock_recv(self._end, LONGEST_MEMORY):
-            self._asked = self._asked or loop.time()
+            self._questions.asked(chunk)
+            if self._waits is None and (self._questions.is_owed or not self._questions.followed):
+                self._waits = loop.time()
             await self._channel.send_memory(chunk)
         with contextlib.suppress(HypervisorError):
             await self._channel.send_memory(b"")
@@ -62,12 +68,14 @@ class _Relay:
         while chunk := await self._channel.receive():
             if not isinstance(chunk, bytes):
                 raise HypervisorError("the other end sends no content of a disk where it was due")
-            self._asked = None
+            self._questions.answered(chunk)
+            is_owed = self._questions.followed and self._questions.is_owed
+            self._waits = loop.time() if is_owed else None
             await loop.sock_sendall(self._end, chunk)
 
     async def watch(self, limit: float) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(LOOK_SECONDS, limit / 4))
-            if self._asked is not None and loop.time() - self._asked > limit:
+            if self._waits is not None and loop.time() - self._waits > limit:
                 raise HypervisorError(f"the other end has not answered for {limit:.0f} s")

@@ -8,6 +8,19 @@ import pytest
 from retinue.hypervisor import HypervisorError, channel_pair
 from retinue.hypervisor.disk_channel import relay
 
+WRITE = 1
+FLAGS = bytes(4)
+
+
+def request(kind: int, cookie: bytes, length: int) -> bytes:
+    """As NBD's protocol has it."""
+    magic = (0x25609513).to_bytes(4, "big")
+    return magic + bytes(2) + kind.to_bytes(2, "big") + cookie + bytes(8) + length.to_bytes(4, "big")
+
+
+def simple(cookie: bytes, data: bytes = b"") -> bytes:
+    return (0x67446698).to_bytes(4, "big") + bytes(4) + cookie + data
+
 
 def pair() -> tuple[socket.socket, socket.socket]:
     ours, theirs = socket.socketpair()
@@ -52,6 +65,26 @@ async def test_who_asks_and_is_not_answered_is_told_and_let_go() -> None:
     with pytest.raises(HypervisorError, match="has not answered for"):
         await asking
     assert await loop.sock_recv(client, 100) == b"", "its QEMU does not wait either"
+    client.close()
+    far.abort()
+
+
+async def test_an_answer_that_stalls_in_the_middle_is_one_that_does_not_come() -> None:
+    loop = asyncio.get_running_loop()
+    near, far = await channel_pair()
+    left, client = pair()
+    asking = asyncio.create_task(relay(near, left, 0.3))
+    await loop.sock_sendall(client, FLAGS + request(WRITE, b"cookie 1", 4) + b"data")
+    assert await far.receive() == FLAGS + request(WRITE, b"cookie 1", 4) + b"data"
+    whole = simple(b"cookie 1")
+    await far.send_memory(whole)
+    assert await loop.sock_recv(client, 100) == whole
+    await asyncio.sleep(0.6)
+    assert not asking.done(), "nothing is owed"
+    await loop.sock_sendall(client, request(WRITE, b"cookie 2", 0))
+    await far.send_memory(whole[:7])
+    with pytest.raises(HypervisorError, match="has not answered for"):
+        await asking
     client.close()
     far.abort()
 
