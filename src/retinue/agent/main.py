@@ -10,11 +10,12 @@ VMs keep running when the agent ends, and the next agent adopts them. They are Q
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,6 +59,8 @@ from retinue.socket_addresses import endpoint
 AGAIN_SECONDS = 0.2
 """Between two attempts to reach the controller."""
 READY_FD = "RETINUE_READY_FD"
+LOCK = "agent.lock"
+"""File in the agent's folder that it has locked for as long as it runs."""
 OURS_ALONE = 0o077
 """Whatever the agent makes, and its QEMUs: sockets, notes, logs and what guests write are nobody else's."""
 
@@ -92,6 +95,23 @@ async def _serve(config: AgentConfig) -> None:
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)  # Also one that was made before: what guests write is in it.
+    with only_one(folder):
+        await _serve_in(folder, config)
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Raises HostError where another agent runs with this folder: each would take what the other has opened
+    for something that is left over, and end it. The kernel lets a lock go with whoever has it."""
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise HostError(f"{folder} is another agent's, which runs: end that first") from error
+        yield
+
+
+async def _serve_in(folder: Path, config: AgentConfig) -> None:
     credentials = Credentials()
     transfer = Transfer(config.server)
     if config.tls is not None:
