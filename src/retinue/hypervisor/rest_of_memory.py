@@ -16,6 +16,8 @@ STEP = 1 << 17
 """Bytes read at a stroke of the stream: a page that the VM waits for comes after what is on its way."""
 LOOK_SECONDS = 0.25
 """Between two looks at what is left."""
+MOST_UNHEARD = 16
+"""Messages of the target's agent that nobody has asked for: it has one to say."""
 STALL_LIMIT = 120.0
 """Seconds without a byte of the rest after which it will not come: the VM has ended."""
 
@@ -34,7 +36,7 @@ async def send_the_rest(
     `passing` passes QEMU's stream on to its end; `completed` and `failed` are what the source tells of it.
     Raises HypervisorError: it will not come.
     """
-    moved_at, seen = time.monotonic(), throttle.read_bytes
+    moved_at, seen, left = time.monotonic(), throttle.read_bytes, -1
     watched: set[asyncio.Future[Any]] = {completed, failed, passing}
     while not completed.done():
         await asyncio.wait(watched, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -52,6 +54,8 @@ async def send_the_rest(
             left = 0 if over else (await copier.progress()).remaining
             on_event(Copying(copier.vm, time.time(), copy_pass, left, 0, postcopy=True))
     await passing
+    if left:  # All of it may have gone over before anybody looked.
+        on_event(Copying(copier.vm, time.time(), copy_pass, 0, 0, postcopy=True))
 
 
 class Answers:
@@ -68,6 +72,8 @@ class Answers:
             while True:
                 received = await self._channel.receive()
                 if isinstance(received, dict):
+                    if self._messages.qsize() >= MOST_UNHEARD:
+                        raise HypervisorError("the target says more than is asked for")
                     self._messages.put_nowait(received)
                 elif received:
                     await self._throttle.write(received)

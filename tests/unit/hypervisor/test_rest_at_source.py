@@ -15,6 +15,8 @@ from retinue.hypervisor import (
     rest_at_source,
 )
 from retinue.hypervisor.interface import ignore
+from retinue.hypervisor.qmp_copier import QmpCopier
+from retinue.hypervisor.rest_of_memory import MOST_UNHEARD, Answers, send_the_rest
 from retinue.hypervisor.throttle import Throttle
 from support.fakes.qemu_memory import FakeQemu
 
@@ -117,3 +119,31 @@ async def test_a_source_that_reaches_nobody_says_so(monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(HypervisorError, match="within 0 s: the agent of server2 cannot be reached"):
         await rest_at_source.send(left("postcopy-paused"), again, ignore)  # type: ignore[arg-type]
+
+
+async def test_a_rest_that_has_gone_over_before_anybody_looked_is_told_to_be_none() -> None:
+    """As on a quick machine: QEMU had sent all of it when the target said that the VM runs."""
+    loop = asyncio.get_running_loop()
+    completed, failed = loop.create_future(), loop.create_future()
+    completed.set_result(None)
+    passing = asyncio.create_task(asyncio.sleep(0))
+    told = list[Event]()
+    throttle = Throttle()
+    copier = QmpCopier(left("completed"))  # type: ignore[arg-type]
+    await send_the_rest(copier, throttle, passing, completed, failed, 3, told.append)
+    throttle.close()
+    (last,) = told
+    assert isinstance(last, Copying) and (last.postcopy, last.remaining, last.copy_pass) == (True, 0, 3)
+
+
+async def test_a_target_that_talks_without_end_is_not_listened_to() -> None:
+    here, there = await channel_pair()
+    throttle = Throttle()
+    hearing = asyncio.create_task(Answers(here, throttle).hear())
+    async with asyncio.timeout(60):
+        for _ in range(2 * MOST_UNHEARD):
+            await there.send_message("running", at=1.0)
+        await hearing
+    throttle.close()
+    for channel in (here, there):
+        channel.abort()

@@ -272,8 +272,13 @@ class _Incoming:
 
     async def _receive(self) -> bool:
         """Receive memory until the VM is handed over; True: with some of its memory still to come."""
+        said: set[str] = set()
         while True:
             received = await self.channel.receive()
+            if isinstance(received, dict):
+                if received["type"] in said:
+                    raise HypervisorError(f"the source says {received['type']!r} for the second time")
+                said.add(received["type"])
             match received:
                 case bytes():
                     await self._take(received)

@@ -76,6 +76,40 @@ async def test_a_migration_that_has_failed_waits_for_no_source_that_is_dead(
     assert channel.aborted
 
 
+class Willing(Unwilling):
+    """Takes in what comes, and has been asked so often to make room."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    async def set_capability(self, name: str, on: bool) -> None:
+        pass
+
+    async def give(self, end: socket.socket) -> str:
+        return "fd:memory"
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        return {}
+
+    async def make_room(self, frames_a_second: float) -> None:
+        self.asked += 1
+
+
+async def test_a_source_that_says_one_thing_again_and_again_is_not_obeyed_each_time() -> None:
+    """Each makes a program run, or an answer."""
+    machine = Willing()
+    here, there = await channel_pair()
+    coming = asyncio.create_task(run_incoming(machine, here, ignore))  # type: ignore[arg-type]
+    for _ in range(3):
+        await there.send_message("expect", frames_a_second=1000.0)
+    async with asyncio.timeout(60):
+        with pytest.raises(HypervisorError, match="'expect' for the second time"):
+            await coming
+    assert machine.asked == 1
+    there.abort()
+
+
 class Postcopied:
     """A QEMU that runs a VM of whose memory some is to come."""
 
