@@ -156,6 +156,7 @@ class QemuHypervisor:
             return
         try:
             process = Process(pids[0])
+            process.as_ever()
             qmp, ours = await _monitor_of(note, files, process)
         except (HostError, QMPError, OSError, EOFError, TimeoutError) as error:
             log.error("qemu.unresponsive_killed", vm=note.spec.id, error=str(error))

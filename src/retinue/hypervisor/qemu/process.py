@@ -66,6 +66,12 @@ class Process:
         finally:
             self._schedule(os.SCHED_OTHER, 0)
 
+    def as_ever(self) -> None:
+        """What an agent that has ended inside that context has left is put back."""
+        with contextlib.suppress(OSError):
+            if self.alive and os.sched_getscheduler(self.pid) == os.SCHED_FIFO | os.SCHED_RESET_ON_FORK:
+                self._schedule(os.SCHED_OTHER, 0)
+
     def _schedule(self, policy: int, priority: int) -> None:
         if self.alive:
             with contextlib.suppress(OSError):

@@ -144,6 +144,26 @@ async def test_whenever_an_agent_is_killed_the_next_one_adopts_or_clears(
         await machine.quit()
 
 
+async def test_a_qemu_that_was_about_to_be_cancelled_is_scheduled_as_ever(
+    folder: Path, agent: QemuHypervisor
+) -> None:
+    """The agent before has ended just then (QemuMachine.cancel_migration)."""
+    machine = await agent.start(spec())
+    pid = machine.process.pid
+    with machine.process.uninterrupted():
+        if os.sched_getscheduler(pid) == os.SCHED_OTHER:
+            pytest.skip("this user may not order that")
+        await machine.let_go()
+        (found,) = (await taken_up(folder)).machines
+        assert os.sched_getscheduler(pid) == os.SCHED_OTHER
+    # What an operator has ordered is the operator's.
+    os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(1))
+    await found.let_go()
+    (found,) = (await taken_up(folder)).machines
+    assert os.sched_getscheduler(pid) == os.SCHED_RR
+    await found.quit()
+
+
 async def test_a_qemu_without_a_readable_note_is_ended(folder: Path, agent: QemuHypervisor) -> None:
     for damage in (Path.unlink, lambda note: note.write_text('{"spec":')):
         machine = await agent.start(spec())
