@@ -6,8 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from retinue.hypervisor import MigrationResult, QemuMachine, RunState, Stopped
-from retinue.hypervisor import monitor
+from retinue.hypervisor import MigrationResult, QemuMachine, RunState, Stopped, monitor
 from retinue_lab.guest.image import Guest
 from retinue_lab.guest.shell import GuestShell, console_line
 from support.lab.qemu_bench import QemuBench, qemu_bench
