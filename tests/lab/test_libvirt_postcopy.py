@@ -13,7 +13,7 @@ from retinue_lab.errors import LabError
 from retinue_lab.network import libvirtd
 from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology.topology_file import load
-from support.lab.migrating import reaches
+from support.lab.migrating import reaches, start_agent
 from support.lab.start import boot, lab_of, running
 from support.lab.tools import Events, Json, LabBench, eventually
 
@@ -233,3 +233,22 @@ async def test_a_libvirtd_that_dies_with_memory_to_come_takes_no_vm_with_it(benc
         await start_libvirtd(bench, "server2")
         await reaches(events, migration, "done")
     await runs_there_whole(bench)
+
+
+@pytest.mark.parametrize("killed", [("server1",), ("server2",), ("server1", "server2")])
+async def test_an_agent_that_is_killed_with_memory_to_come_costs_no_vm(
+    bench: LabBench, killed: tuple[str, ...]
+) -> None:
+    """The next one finds a QEMU of libvirt's that has memory to give, or lacks some, and goes on."""
+    uptime = float(await bench.guest(VM, "cut -d' ' -f1 /proc/uptime"))
+    async with bench.events() as events:
+        migration = await runs_there(bench, events)
+        bench.kill("server1-agent", signal.SIGCONT)
+        for server in killed:
+            bench.kill(f"{server}-agent")
+        assert (await state(bench, "server2")).startswith("running (post-copy"), "nothing was to come"
+        for server in killed:
+            await start_agent(bench, server)
+        await reaches(events, migration, "done")
+    await runs_there_whole(bench)
+    assert float(await bench.guest(VM, "cut -d' ' -f1 /proc/uptime")) > uptime, "it was never off"

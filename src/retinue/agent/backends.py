@@ -94,11 +94,12 @@ class LibvirtBackend:
         self._watching: asyncio.Task[None] | None = None
         self._catching_up: asyncio.Task[None] | None = None
         self._left: LeftInTaps | None = None
+        self._adopted = False
 
     async def begin(self, dispatcher: Dispatcher) -> None:
         """Adopt what runs, and follow what happens to it; a libvirtd that is away is waited for."""
         try:
-            await dispatcher.adopt_all(await self.hypervisor.adopt(dispatcher.listener))
+            await self._adopt(dispatcher)
         except LibvirtMissingError:
             raise
         except HostError as error:
@@ -118,7 +119,21 @@ class LibvirtBackend:
 
     def _is_back(self, dispatcher: Dispatcher) -> None:
         """What could not be done while libvirtd was away is done now."""
-        self._catching_up = asyncio.create_task(_catch_up(dispatcher), name="catching up with libvirt")
+        self._catching_up = asyncio.create_task(self._catch_up(dispatcher), name="catching up with libvirt")
+
+    async def _adopt(self, dispatcher: Dispatcher) -> None:
+        await dispatcher.adopt_all(await self.hypervisor.adopt(dispatcher.listener))
+        self._adopted = True
+
+    async def _catch_up(self, dispatcher: Dispatcher) -> None:
+        try:
+            if not self._adopted:  # Else nobody would know which of them lack memory.
+                await self._adopt(dispatcher)
+            await dispatcher.catch_up()
+        except HostError as error:
+            log.warning("libvirt.vms_unknown", error=str(error))  # It is away again.
+        except ControllerError as error:
+            log.warning("libvirt.back_without_controller", error=str(error))  # Its next hello does it.
 
     async def end(self) -> None:
         for task in (self._watching, self._catching_up):
@@ -128,13 +143,6 @@ class LibvirtBackend:
         if self._left is not None:
             await self._left.close()
         await self._host.close()
-
-
-async def _catch_up(dispatcher: Dispatcher) -> None:
-    try:
-        await dispatcher.catch_up()
-    except ControllerError as error:
-        log.warning("libvirt.back_without_controller", error=str(error))  # Its next hello does it.
 
 
 def runner(config: AgentConfig, folder: Path, made: MadeHere) -> QemuBackend | LibvirtBackend:

@@ -108,6 +108,8 @@ class VMLifecycle(VMWorkers):
                 await self._call_off(vm)
             case Settle.WAIT if vm.transfer is not None:
                 await asyncio.wait({vm.transfer})
+        if migration is not None and isinstance(order, e.FreeSource):
+            await self._give_memory(vm, migration)
         ruling = await self.authority.consult(vm, order, migration)
         for fact in ruling.facts:
             self.learn(vm, fact)
@@ -115,6 +117,10 @@ class VMLifecycle(VMWorkers):
             return
         for effect in self._decide(vm, ruling.order):
             await self._carry_out(vm, effect, migration)
+
+    async def _give_memory(self, vm: LocalVM, migration: MigrationRecord) -> None:
+        if await self.authority.has_memory_to_give(vm, migration):
+            await self._source.send_the_rest(vm, migration)
 
     async def _call_off(self, vm: LocalVM) -> None:
         await ended(vm.transfer)

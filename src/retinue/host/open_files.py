@@ -12,6 +12,8 @@ from pathlib import Path
 
 from retinue.host.errors import HostError
 
+CONNECTED = "03"
+"""As /proc/net/unix has the state of a socket."""
 PIDFD_GETFD = 438
 """The system call's number, on every architecture; Python has no name for it."""
 
@@ -37,6 +39,15 @@ def socket_towards(pid: int, path: Path) -> socket.socket:
 def socket_of(pid: int, inode: int) -> socket.socket:
     """A copy of the socket with this inode, which a process has open. Raises HostError."""
     return _socket(pid, lambda found: os.fstat(found.fileno()).st_ino == inode, f"has no socket {inode} open")
+
+
+def is_connected(path: Path) -> bool:
+    """Somebody is connected to who listens, or has listened, at `path`, in this network: see proc(5)."""
+    try:
+        lines = Path("/proc/net/unix").read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    return any(line.endswith(f" {path}") and line.split()[5] == CONNECTED for line in lines[1:])
 
 
 def _socket(pid: int, is_it: Callable[[socket.socket], bool], else_: str) -> socket.socket:

@@ -44,6 +44,9 @@ class Channel:
         HypervisorError: there is none, or not yet."""
         self.before_memory: Callable[[], Awaitable[None]] | None = None
         """Done before the first of the memory is received; what it raises `receive` does."""
+        self.step_factor = 1.0
+        """So many times as long as elsewhere the other end may take for a step, but while the VM stands
+        still."""
         self.before_handover: Callable[[], Awaitable[None]] | None = None
         """Done before the other end may run the VM, which stands still meanwhile. Raises nothing."""
 

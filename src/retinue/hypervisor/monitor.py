@@ -120,18 +120,24 @@ class Monitor:
         return ""
 
 
-async def connect(qmp: QMPClient, monitor: str) -> None:
+async def connect(qmp: QMPClient, monitor: str) -> socket.socket:
     """Connect to the monitor of a QEMU that runs; again where it told an event just then, which the library
-    takes for the answer to its first question. Raises QMPError, OSError, EOFError.
+    takes for the answer to its first question. Returns our end. Raises QMPError, OSError, EOFError.
     """
     while True:
+        ours = socket.socket(socket.AF_UNIX)
+        ours.setblocking(False)
         try:
-            await qmp.connect(monitor)
-            return
+            await asyncio.get_running_loop().sock_connect(ours, monitor)
+            await qmp.connect(ours)
+            return ours
         except ConnectError as error:
             asked = error.__cause__
             if not isinstance(asked, NegotiationError) or not isinstance(asked.__cause__, AssertionError):
                 raise
+        except OSError:
+            ours.close()
+            raise
         await asyncio.sleep(NEGOTIATE_AGAIN)
 
 

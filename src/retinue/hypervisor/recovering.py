@@ -80,7 +80,10 @@ async def at_target(
 
 def _is_set(paused: asyncio.Event) -> Callable[[], Awaitable[object]]:
     async def until_paused() -> None:
-        async with asyncio.timeout(PAUSE_LIMIT):
-            await paused.wait()
+        try:
+            async with asyncio.timeout(PAUSE_LIMIT):
+                await paused.wait()
+        except TimeoutError:
+            raise HypervisorError("its QEMU does not find that its stream has ended") from None
 
     return until_paused

@@ -191,16 +191,24 @@ class FakeDomain:
         if self.cannot_go_on:
             self.cannot_go_on -= 1
             raise libvirtError("Timed out during operation: cannot acquire state change lock")
+        there.listen_for(came, self)
+        with socket.socket(socket.AF_UNIX) as wire:
+            wire.connect(str(path))
+            self.go_on_by(wire)
+
+    def go_on_by(self, wire: socket.socket) -> None:
+        """Its QEMU does, whoever tells it to; libvirt looks on."""
+        came = self.came
+        assert came is not None
+        there = came.connection
         came.settled.clear()
         self.rest_goes.clear()
         self.went_on += 1
         self.remaining += self.sent - len(came.taken)
         self.sent = len(came.taken)
-        there.listen_for(came, self)
         self.now, came.now, self.moving = (3, 12), (1, 10), True
         try:
-            with socket.socket(socket.AF_UNIX) as wire:
-                wire.connect(str(path))
+            with wire:
                 self._send_page(wire)
                 self.rest_goes.wait(60)
                 while self.remaining:

@@ -82,6 +82,7 @@ class Monitor:
             self.given += given
         if not received:
             self.streams.remove(stream)
+            stream.close()
             return
         for request in requests_in(received.decode()):
             if "idle" in self.append and request["execute"] != "qmp_capabilities":

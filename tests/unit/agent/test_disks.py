@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from retinue.agent.migration import target
 from retinue.agent.vms.disks import ImageAwayError, LocalDisks
 from retinue.agent.vms.vm_spec import spec
 from retinue.core.migration import endpoint_events as e
@@ -121,11 +122,13 @@ class FakeDisks:
         self.there = asyncio.Event()
         self.there.set()
         self.here = False
+        self.waited: list[float] = []
         self.removed: list[str] = []
         dispatcher: Any = (bench.target if target else bench.source).dispatcher
         dispatcher._disks = dispatcher._lifecycle.disks = dispatcher._lifecycle._target._disks = self
 
     async def ready(self, vm: VMRecord, seconds: float) -> None:
+        self.waited.append(seconds)
         await self.there.wait()
         if self.away:
             self.away -= 1
@@ -166,6 +169,15 @@ async def test_a_target_is_prepared_before_its_source_hears_of_it_and_says_how_l
         assert bench.target.rest.prepared["image_ms"] >= 40
         assert bench.target.rest.prepared["machine_ms"] >= 0
         assert bench.world.running("web") == ["server1"]
+
+
+async def test_an_image_is_waited_for_so_many_times_as_long_as_the_migration_says() -> None:
+    async with bench_up() as bench:
+        await bench.registered()
+        disks = FakeDisks(bench, target=True)
+        bench.step_factor = 3.0
+        await bench.step("open_target")
+        assert disks.waited == [3 * target.IMAGE_SECONDS]
 
 
 async def test_an_image_that_does_not_come_ends_the_migration_and_the_source_was_never_told() -> None:

@@ -14,6 +14,7 @@ from retinue.core.migration import MigrationState
 from retinue.core.migration.presence import HandedOver
 from retinue.core.model import Power
 from retinue.hypervisor import Channel, HandedOverError, OnEvent, Resumed
+from retinue.hypervisor.libvirt.machine import LibvirtMachine
 from retinue.protocol.events import ControllerEvent, EventType
 from retinue.protocol.migrations import MigrationRecord
 from retinue.protocol.mobility import VMSize
@@ -550,6 +551,23 @@ async def test_a_vm_of_libvirts_whose_qemu_ends_has_crashed(bench: LibvirtServer
     (await bench.runs()).crash()
     await bench.until(lambda: bench.source.dispatcher.vms == {})
     assert bench.source.rest.kinds[-1] == "failed"
+
+
+async def test_a_source_with_memory_to_give_gives_it_before_it_is_freed(bench: LibvirtServers) -> None:
+    """Whoever sent it has ended: the agent that comes after knows nothing of the migration, and looks."""
+    domain = await bench.runs()
+    domain.now = (3, 13)
+    bench.source.dispatcher.vms.clear()
+    given: list[str] = []
+
+    async def send_the_rest(machine: LibvirtMachine, again: object, hear: object) -> None:
+        given.append(machine.spec.id)
+        bench.source.location.connection.domains_.remove(domain)  # libvirt ends it then.
+
+    bench.source.hypervisor.send_the_rest = send_the_rest  # type: ignore[method-assign, assignment]
+    bench.order("free_source")
+    await bench.told("source_freed")
+    assert given == [ID]
 
 
 async def test_a_source_that_libvirt_ends_late_is_freed_late(

@@ -90,7 +90,7 @@ class TargetEnd:
                 await self._authority.make_target_port(vm)
                 plugged = True
             began = clock()
-            await self._disks.ready(vm.record, IMAGE_SECONDS)
+            await self._disks.ready(vm.record, IMAGE_SECONDS * migration.step_factor)
             had_images = clock()
             vm.machine = await self._hypervisor.open_target(self._spec(vm.record), self._listener(vm))
             vm.held = vm.machine.hold_frames()
@@ -125,6 +125,7 @@ class TargetEnd:
             transfer = self._transfer.towards(migration.far)
             channel = await transfer.arrival(migration.id)
             channel.again = partial(transfer.another_arrival, migration.id)
+            channel.step_factor = migration.step_factor
             # It comes when every switch has confirmed the VM's entries. This server's may have frames for it
             # dropped by its cache all the same, as long as that does not follow.
             channel.before_memory = self._switch.until_followed
@@ -185,6 +186,8 @@ class TargetEnd:
             vm.lacking = None
         except HostError as error:  # That its machine has ended is told as any other's end.
             log.error("migration.memory_lost", vm=vm.id, migration=vm.migration_id, error=str(error))
+            if not self._authority.exclusive:
+                self._learn(vm, Exited(Ending.CRASHED, str(error)))
         except Exception:
             log.exception("migration.memory_lost", vm=vm.id, migration=vm.migration_id)
         finally:

@@ -40,6 +40,9 @@ class Authority(Protocol):
     async def consult(self, vm: LocalVM, order: Order, migration: MigrationRecord | None) -> Ruling:
         """Look at what the hypervisor has, before an order is decided."""
 
+    async def has_memory_to_give(self, vm: LocalVM, migration: MigrationRecord) -> bool:
+        """The VM is here, and some of its memory is to go over before it is looked for any more."""
+
     async def make_port(self, vm: LocalVM) -> None:
         """Give a VM that is registered here its port."""
 
@@ -71,6 +74,9 @@ class SoleAuthority:
 
     async def consult(self, vm: LocalVM, order: Order, migration: MigrationRecord | None) -> Ruling:
         return Ruling(order)
+
+    async def has_memory_to_give(self, vm: LocalVM, migration: MigrationRecord) -> bool:
+        return False  # What is handed over gives it as it is freed.
 
     async def make_port(self, vm: LocalVM) -> None:
         await nic_ports.add(self._ports, vm.record)

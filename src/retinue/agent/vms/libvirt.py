@@ -61,9 +61,7 @@ class LibvirtAuthority:
                 ours = bool(migration.memory_at) or (vm.migration_id == id and vm.transferring)
                 return Ruling(e.StartCopy(id, prepared=True) if ours else None)
             case e.FreeSource():
-                ours = migration is not None and (
-                    bool(migration.memory_at) or vm.migration_id == migration.id
-                )
+                ours = migration is not None and _is_ours(vm, migration)
                 return await self._free_source(vm, order, ours)
             case e.RollBackAtSource() | e.ReturnToSource():
                 vm.machine = await self._hypervisor.find(vm.id)
@@ -122,7 +120,7 @@ class LibvirtAuthority:
     async def _roll_back_at_target(
         self, vm: LocalVM, order: e.RollBackAtTarget, migration: MigrationRecord
     ) -> Ruling:
-        ours = bool(migration.memory_at) or vm.migration_id == migration.id
+        ours = _is_ours(vm, migration)
         machine = await self._hypervisor.find(vm.id)
         if machine is None:
             if not vm.runs or not ours:
@@ -140,6 +138,15 @@ class LibvirtAuthority:
         vm.machine = None
         await nic_ports.remove(self._ports, vm.record)
         return Ruling(order)
+
+    async def has_memory_to_give(self, vm: LocalVM, migration: MigrationRecord) -> bool:
+        if not _is_ours(vm, migration):
+            return False
+        machine = await self._hypervisor.find(vm.id)
+        if machine is None or not await machine.has_memory_to_give():
+            return False
+        vm.machine = machine
+        return True
 
     async def make_port(self, vm: LocalVM) -> None:
         """Make the VM, and with it its port."""
@@ -168,3 +175,7 @@ class LibvirtAuthority:
             vm.record = record
         elif record.server != self._server:
             await nic_ports.remove(self._ports, record)  # That it has left is known.
+
+
+def _is_ours(vm: LocalVM, migration: MigrationRecord) -> bool:
+    return bool(migration.memory_at) or vm.migration_id == migration.id

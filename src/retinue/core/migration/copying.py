@@ -71,3 +71,8 @@ SLOWEST_COPY = 10e6
 def limit_for(memory: int, step_factor: float = 1.0) -> float:
     """Seconds that the migration of a VM with so many bytes of memory may take, once its disks are copied."""
     return step_factor * min(MOST_LIMIT, LEAST_LIMIT + 4 * memory / SLOWEST_COPY)
+
+
+def limit_for_disks(nbytes: int, step_factor: float = 1.0) -> float:
+    """Seconds that the copy of so many bytes of its disks may take, before."""
+    return step_factor * (LEAST_LIMIT + nbytes / SLOWEST_COPY)

@@ -110,7 +110,7 @@ class Folder:
 
     def consoles(self, vm: str) -> Consoles:
         """As libvirt sees them."""
-        return Consoles(self.inside / f"{vm}.console", self.inside / f"{vm}.shell")
+        return Consoles(*(self.inside / f"{vm}{kind}" for kind in (".console", ".shell", ".qmp")))
 
     def files(self, vm: str) -> MachineFiles:
         """As we see them."""

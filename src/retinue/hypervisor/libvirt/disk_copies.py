@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import structlog
 
 from retinue.core.limits import MOST_DISKS
-from retinue.core.migration.copying import LEAST_LIMIT, SLOWEST_COPY
+from retinue.core.migration.copying import limit_for_disks
 from retinue.host.errors import HostError
 from retinue.hypervisor.aio import value
 from retinue.hypervisor.disk_channel import STALL_LIMIT, relay
@@ -80,10 +80,12 @@ class DiskCopies:
         uri = f"unix://{self.meeting.inside}"
         return {DISKS_URI: uri, DISKS: self.devices, DEST_XML: with_files(xml, files)}
 
-    async def copied(self, copier: LibvirtCopier, sent: "asyncio.Future[T]", on_event: OnEvent) -> T:
+    async def copied(
+        self, copier: LibvirtCopier, sent: "asyncio.Future[T]", on_event: OnEvent, step_factor: float = 1.0
+    ) -> T:
         """What `sent` brings: libvirt sends the memory when the disks are the same, and they stay so. Raises
         HypervisorError."""
-        limit = LEAST_LIMIT + self.size() / SLOWEST_COPY
+        limit = limit_for_disks(self.size(), step_factor)
         until = time.monotonic() + limit
         while time.monotonic() < until:
             with contextlib.suppress(TimeoutError):

@@ -25,6 +25,8 @@ UNITS = {"b": 1, "bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 UNEVEN_KIB = 8
 """An emulated VM gets so much more memory than it was promised, so that it can be copied in several passes:
 see `may_look_again`. libvirt's own sizes are whole MiB."""
+MONITOR = "retinue-monitor"
+"""What QEMU calls the one that is ours."""
 EMULATED = "qemu"
 """The type of a domain without hardware support; else it is "kvm"."""
 SPARE_PLACES = 3
@@ -42,6 +44,8 @@ class Consoles:
     """What the guest writes to its console."""
     shell: Path
     """Socket of the second serial port."""
+    monitor: Path = Path()
+    """And that of a monitor of ours (`own_monitor`), where it has one."""
 
 
 def interface_id(vm: str) -> str:
@@ -64,11 +68,12 @@ def domain_xml(
     *,
     bridge: str = "br0",
     kind: str = "qemu",
+    monitor: bool = False,
     emulator: str = "/usr/bin/qemu-system-x86_64",
 ) -> str:
     """A domain with its disks, interfaces and two serial ports, booted from its kernel.
 
-    `kind`: "qemu", or "kvm".
+    `kind`: "qemu", or "kvm". `monitor`: with one of ours beside libvirt's.
     libvirt makes each tap, named as its NIC says, and its port in the bridge. Raises HypervisorError.
     """
     id = interface_id(spec.id)
@@ -106,8 +111,15 @@ def domain_xml(
     _add(devices, "controller", type="usb", model="none")
     _add(devices, "memballoon", model="none")
     _add_no_vlan_filter(domain, spec.nics)
+    words: tuple[str, ...] = ()
     if kind == EMULATED:
-        _add_uneven_memory(domain, spec.memory_mib * 1024 + UNEVEN_KIB)
+        words += _uneven_memory(spec.memory_mib * 1024 + UNEVEN_KIB)
+    if monitor:
+        words += _monitor(consoles.monitor)
+    if words:
+        line = _add(domain, f"{{{QEMU_NAMESPACE}}}commandline")
+        for word in words:
+            _add(line, f"{{{QEMU_NAMESPACE}}}arg", value=word)
     return ElementTree.tostring(domain, encoding="unicode")
 
 
@@ -126,13 +138,16 @@ def _add_no_vlan_filter(domain: ElementTree.Element, nics: Sequence[NICSpec]) ->
         _add(frontend, f"{{{QEMU_NAMESPACE}}}property", name="ctrl_vlan", type="bool", value="false")
 
 
-def _add_uneven_memory(domain: ElementTree.Element, kib: int) -> None:
+def _uneven_memory(kib: int) -> tuple[str, ...]:
     """QEMU takes the last it is told for the machine's memory."""
     memory = f"memory-backend-ram,id=uneven.ram,size={kib}K"
-    words = ("-object", memory, "-machine", "memory-backend=uneven.ram", "-m", f"{kib}K")
-    line = _add(domain, f"{{{QEMU_NAMESPACE}}}commandline")
-    for word in words:
-        _add(line, f"{{{QEMU_NAMESPACE}}}arg", value=word)
+    return ("-object", memory, "-machine", "memory-backend=uneven.ram", "-m", f"{kib}K")
+
+
+def _monitor(path: Path) -> tuple[str, ...]:
+    file = str(path).replace(",", ",,")
+    where = f"socket,id={MONITOR},path={file},server=on,wait=off"
+    return ("-chardev", where, "-mon", f"chardev={MONITOR},mode=control")
 
 
 def interface_element(nic: NICSpec, bridge: str) -> ElementTree.Element:

@@ -44,6 +44,8 @@ class FarEnd:
         """By number, where the VM's private disks are there."""
         self.shared: dict[int, str] = {}
         """By number, its shared disks that are the same files there, as the target's agent has seen."""
+        self.own_monitor = False
+        """Its agent has a monitor of its own, and goes on past libvirt where the connection breaks."""
         self.asks_on = False
         """QEMU there has questions even when the VM runs: post-copy."""
         self.throttle: Throttle | None = None
@@ -55,7 +57,7 @@ class FarEnd:
         """The same by another connection, in post-copy, while the VM runs there."""
         other = FarEnd(channel, self._vm)
         other.runs, other.files, other.shared = self.runs, self.files, self.shared
-        other.asks_on, other.throttle = True, throttle
+        other.asks_on, other.throttle, other.own_monitor = True, throttle, self.own_monitor
         return other
 
     async def why_lost(self, migration: "asyncio.Task[None]", limit: float) -> str:
@@ -97,7 +99,8 @@ class FarEnd:
                 match await self._channel.receive():
                     case bytes() as nbytes:
                         await self._answer(nbytes)
-                    case {"type": "running", "at": float() | int() as at} if not self.runs.done():
+                    case {"type": "running", "at": float() | int() as at} as said if not self.runs.done():
+                        self.own_monitor = said.get("own_monitor") is True
                         self.runs.set_result(float(at))
                         if self._end_is_due and self.throttle is not None:
                             self.throttle.no_more_answers()

@@ -8,10 +8,9 @@ VMs are known by their interface's id (`domain_xml`), and libvirt is asked for t
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,19 +18,16 @@ import structlog
 
 from retinue.core.migration.copying import PLAIN, CopyOptions, Postcopy
 from retinue.core.migration.precopy import WANTED_DOWNTIME
-from retinue.host.commands import run
-from retinue.host.drain import drain, frames_given
+from retinue.host.drain import drain
 from retinue.host.errors import HostError
 from retinue.host.tap_queue import Holders, holders_of
-from retinue.host.taps import rx_frames
+from retinue.hypervisor import rest_at_source
 from retinue.hypervisor.errors import HypervisorError
 from retinue.hypervisor.interface import (
-    LINK_DOWN_SECONDS,
     Divert,
     Left,
     MigrationFailed,
     MigrationResult,
-    NICSpec,
     OnEvent,
     OpenDisk,
     Opened,
@@ -40,31 +36,26 @@ from retinue.hypervisor.interface import (
     VMSpec,
     ignore,
 )
-from retinue.hypervisor.libvirt import postcopy
+from retinue.hypervisor.libvirt import own_monitor
 from retinue.hypervisor.libvirt.connection import (
     LACKS_MEMORY,
     STATE_PAUSED,
-    STATE_RUNNING,
-    STOPPED_FOR_POSTCOPY,
     LibvirtHost,
 )
 from retinue.hypervisor.libvirt.directory import Folder
-from retinue.hypervisor.libvirt.disk_copies import DiskCopies, take_disk
-from retinue.hypervisor.libvirt.domain_xml import domain_xml, interfaces_with_link, memory_of, taps
+from retinue.hypervisor.libvirt.disk_copies import DiskCopies
+from retinue.hypervisor.libvirt.domain_xml import domain_xml, memory_of, taps
 from retinue.hypervisor.libvirt.far_end import say_that_it_failed
 from retinue.hypervisor.libvirt.incoming import LibvirtIncoming
-from retinue.hypervisor.libvirt.nics import AFFECT_LIVE, set_nics
+from retinue.hypervisor.libvirt.machine import PAUSED_MIGRATION, LibvirtMachine
 from retinue.hypervisor.libvirt.outgoing import LibvirtOutgoing
-from retinue.hypervisor.libvirt.undoing import check_that_it_may_go, take_back
-from retinue.hypervisor.memory_channel import Again, Channel
+from retinue.hypervisor.libvirt.own_monitor import OwnMonitor
+from retinue.hypervisor.libvirt.undoing import check_that_it_may_go
+from retinue.hypervisor.memory_channel import Again, Channel, broken_channel
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
 
 START_PAUSED = 1
 """VIR_DOMAIN_START_PAUSED."""
-PAUSED_MIGRATION = 2
-"""virDomainPausedReason: on a source, stopped by a migration; on a target, not there yet."""
-POSTCOPY_FAILED = (STATE_PAUSED, 13)
-"""The same with its state: on a source, when the VM runs elsewhere, or nowhere any more."""
 MIGRATION_OUT = 5
 """virDomainJobOperation."""
 LOOK_SECONDS = 0.05
@@ -78,123 +69,6 @@ class PrepareDisks(Protocol):
     empty over their bases. Raises HypervisorError."""
 
     async def __call__(self, spec: VMSpec, *, anew: bool) -> None: ...
-
-
-class LibvirtMachine:
-    """A VM on one server, or one that is incoming there."""
-
-    def __init__(self, host: LibvirtHost, spec: VMSpec, folder: Folder, *, postcopy: bool = False) -> None:
-        self._host = host
-        self._offers_postcopy = postcopy
-        self._spec = spec
-        self._folder = folder
-        self.files = folder.files(spec.id)
-        self.expects_postcopy = False
-
-    @property
-    def spec(self) -> VMSpec:
-        return self._spec
-
-    async def domain(self) -> Any:
-        """Raises HypervisorError when libvirt has none here."""
-        domain = await self._host.domain(self.spec.id)
-        if domain is None:
-            raise HypervisorError(f"server {self._host.name}: libvirt has no VM {self.spec.id}")
-        return domain
-
-    async def look_at_memory(self) -> None:
-        """What libvirt says of one that has come here just now: others may have made it, with any."""
-        # It may have ended by now, or who waits is called off too late; nothing hangs on this.
-        with contextlib.suppress(HypervisorError, asyncio.CancelledError):
-            xml = await self._host.call((await self.domain()).XMLDesc, 0)
-            self._spec = replace(self._spec, memory_mib=memory_of(xml))
-
-    async def state(self) -> RunState:
-        state, reason = await self._host.call((await self.domain()).state)
-        if state == STATE_RUNNING:
-            return RunState.RUNNING
-        if state == STATE_PAUSED:
-            leaves = reason == PAUSED_MIGRATION or (state, reason) in LACKS_MEMORY
-            return RunState.MOVED if leaves else RunState.PAUSED
-        return RunState.BROKEN
-
-    async def is_left_over(self) -> bool:
-        """The VM was handed over by post-copy, which has failed: it never runs here again."""
-        found = tuple(await self._host.call((await self.domain()).state))
-        # Where its stream is kept open libvirt does not find that it has failed.
-        return found == POSTCOPY_FAILED or (found in STOPPED_FOR_POSTCOPY and self.spec.id in self._host.kept)
-
-    async def resume(self) -> None:
-        domain = await self.domain()
-        found = tuple(await self._host.call(domain.state))
-        if found in STOPPED_FOR_POSTCOPY:
-            await take_back(self._host, self.spec.id)
-        elif found[0] != STATE_RUNNING:
-            self._host.is_ours_to_resume(self.spec.id)
-            await self._host.call(domain.resume)
-
-    async def expect_postcopy(self) -> None:
-        if not self._offers_postcopy:
-            raise HypervisorError(
-                f"server {self._host.name} takes no VM by post-copy: its agent's configuration has no "
-                "`postcopy = true` in [libvirt]"
-            )
-        await postcopy.check(postcopy.probe(self._folder.user))
-        self.expects_postcopy = True
-
-    def hold_frames(self) -> None:
-        """Its process is libvirt's, and there is none before the source opens it."""
-
-    async def take_disk(self, number: int, channel: Channel) -> None:
-        if number not in (disk.number for disk in self.spec.private_disks):
-            raise HypervisorError(f"VM {self.spec.id} has no private disk {number}")
-        await take_disk(self._folder.disks(self.spec.id), channel)
-
-    async def waiting(self) -> int:
-        waiting = 0
-        with contextlib.suppress(HostError):  # its taps are not in our network, or it has none
-            for tap in taps(await self._host.call((await self.domain()).XMLDesc, 0)):
-                waiting += max(0, await rx_frames(run, tap) - frames_given(os.getpid(), tap))
-        return waiting
-
-    async def set_nics(self, nics: Sequence[NICSpec], gone: Collection[str]) -> None:
-        await set_nics(self._host, await self.domain(), self.spec.id, nics, gone)
-
-    async def press_power(self) -> None:
-        await self._host.call((await self.domain()).shutdown)
-
-    async def reboot(self) -> None:
-        await self._host.call((await self.domain()).reboot)
-
-    async def reset(self) -> None:
-        await self._host.call((await self.domain()).reset)
-
-    async def flap_link(self) -> None:
-        domain = await self.domain()
-        xml = await self._host.call(domain.XMLDesc, 0)
-        try:
-            for interface in interfaces_with_link(xml, "down"):
-                await self._host.call(domain.updateDeviceFlags, interface, AFFECT_LIVE)
-            await asyncio.sleep(LINK_DOWN_SECONDS)
-        finally:
-            for interface in interfaces_with_link(xml, "up"):
-                await self._host.call(domain.updateDeviceFlags, interface, AFFECT_LIVE)
-
-    async def cut_power(self) -> None:
-        await self.quit()
-
-    async def quit(self) -> None:
-        domain = await self._host.domain(self.spec.id)
-        if domain is not None:
-            try:
-                await self._host.call(domain.destroy)
-            except HostError:
-                if await self._host.domain(self.spec.id) is not None:  # else it has ended by itself
-                    raise
-        self._host.let_go(self.spec.id)
-
-    async def let_go(self) -> None:
-        """libvirt keeps it."""
 
 
 class LibvirtHypervisor:
@@ -230,6 +104,8 @@ class LibvirtHypervisor:
         self._incoming: dict[str, asyncio.Queue[HypervisorEvent]] = {}
         """By VM, the events of libvirt about those that are incoming here."""
         self._outgoing: dict[str, LibvirtOutgoing] = {}
+        self._left: dict[str, OwnMonitor] = {}
+        """By VM, of those that lack memory, and that an agent before us has taken in."""
 
     # ---- a VM ----
 
@@ -241,7 +117,9 @@ class LibvirtHypervisor:
                     "nobody else has made it"
                 )
             await self._disks_of(spec, anew=False)
-            xml = domain_xml(spec, self._folder.consoles(spec.id), bridge=self._bridge, kind=self._kind)
+            consoles = self._folder.consoles(spec.id)
+            with_monitor = self._postcopy
+            xml = domain_xml(spec, consoles, bridge=self._bridge, kind=self._kind, monitor=with_monitor)
             connection = await self.host.connection()
             await self.host.call(connection.createXML, xml, START_PAUSED)
         return self._machine(spec)
@@ -258,7 +136,7 @@ class LibvirtHypervisor:
 
     def forget(self, spec: VMSpec) -> None:
         files = self._folder.files(spec.id)
-        for path in (files.serial_log, files.shell):
+        for path in (files.serial_log, files.shell, files.observer):
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -274,8 +152,32 @@ class LibvirtHypervisor:
 
     async def adopt(self, listener: Callable[[str], OnEvent]) -> Left[LibvirtMachine]:
         """All VMs that run here; libvirt's own events tell of their ends, so nobody needs to listen."""
-        machines = [await self.find(vm) for _, ids in await self.host.domains() for vm in ids]
-        return Left([machine for machine in machines if machine is not None and await _runs(machine)])
+        left: Left[LibvirtMachine] = Left()
+        for vm in [vm for _, ids in await self.host.domains() for vm in ids]:
+            machine = await self.find(vm)
+            if machine is None or not await _runs(machine):
+                continue
+            left.machines.append(machine)
+            if await self._keeps_a_monitor(machine):
+                left.lacking.add(vm)
+        return left
+
+    async def _keeps_a_monitor(self, machine: LibvirtMachine) -> bool:
+        """An agent before us took it in by post-copy, and it lacks memory: its monitor is ours now."""
+        vm = machine.spec.id
+        if not own_monitor.may_be_left(self._folder, vm):
+            return False
+        domain = await machine.domain()
+        names = taps(await self.host.call(domain.XMLDesc, 0))
+        holders = await asyncio.to_thread(self._holders, names)
+        monitor = await own_monitor.left(self._folder, vm, holders)
+        if monitor is None:
+            return False
+        if tuple(await self.host.call(domain.state)) not in LACKS_MEMORY:
+            await monitor.close()
+            return False
+        self._left[vm] = monitor
+        return True
 
     # ---- a migration ----
 
@@ -320,7 +222,8 @@ class LibvirtHypervisor:
             await self._drain(names, holders if nothing_comes else {})
 
         own = (channel, memory, self._control, on_event, drain_taps, holders, wanted_downtime, how, disks)
-        outgoing = LibvirtOutgoing(self.host, domain, vm, names, *own, options.step_factor)
+        monitor = partial(own_monitor.opened, self._folder, vm)
+        outgoing = LibvirtOutgoing(self.host, domain, vm, names, *own, options.step_factor, monitor)
         self._outgoing[vm] = outgoing
         try:
             return await outgoing.run(divert, opened)
@@ -328,10 +231,42 @@ class LibvirtHypervisor:
             del self._outgoing[vm]
 
     async def send_the_rest(self, source: LibvirtMachine, again: Again, on_event: OnEvent = ignore) -> None:
-        """libvirt has the connection of its QEMU, and ends it with whoever has ended."""
+        try:
+            if await source.has_memory_to_give():
+                await self._send_the_rest(source.spec.id, again, on_event)
+        except HostError:
+            # libvirt ends it as soon as it has nothing to give any more.
+            if await self.host.domain(source.spec.id) is not None:
+                raise
+
+    async def _send_the_rest(self, vm: str, again: Again, on_event: OnEvent) -> None:
+        monitor = await own_monitor.opened(self._folder, vm)
+        if monitor is None:
+            raise HypervisorError(f"VM {vm} has no monitor of ours, without which libvirt does not go on")
+        self.host.let_go(vm)  # Nobody gives it back any more.
+        try:
+            await rest_at_source.send(monitor, again, on_event)
+        finally:
+            await monitor.close()
 
     async def receive_the_rest(self, target: LibvirtMachine, again: Again) -> None:
-        raise HypervisorError(f"what VM {target.spec.id} lacks of its memory is libvirt's to fetch")
+        vm = target.spec.id
+        if (monitor := self._left.pop(vm, None)) is None:
+            raise HypervisorError(f"what VM {vm} lacks of its memory is libvirt's to fetch")
+
+        async def is_left() -> OwnMonitor | None:
+            return monitor
+
+        events = self._incoming[vm] = asyncio.Queue()
+        try:
+            incoming = LibvirtIncoming(
+                *(self.host, vm, await broken_channel(again), self._folder.memory(vm), self._control, events),
+                postcopy=True,
+                monitor=is_left,
+            )
+            await incoming.go_on_after_another()
+        finally:
+            del self._incoming[vm]
 
     async def run_incoming(
         self, target: LibvirtMachine, channel: Channel, on_event: OnEvent = ignore
@@ -344,6 +279,7 @@ class LibvirtHypervisor:
                 *(self.host, vm, channel, memory, self._control, events),
                 postcopy=target.expects_postcopy,
                 disks=target.spec.disks,
+                monitor=partial(own_monitor.opened, self._folder, vm),
             )
             runs_since = await incoming.run(on_event)
             await target.look_at_memory()

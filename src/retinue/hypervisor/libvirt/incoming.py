@@ -25,14 +25,17 @@ import structlog
 
 from retinue.core.text import cut, printable
 from retinue.host.errors import HostError
-from retinue.hypervisor.aio import close_socket, first_of, run_to_completion, unless, value
+from retinue.hypervisor import recovering
+from retinue.hypervisor.aio import cancelled, close_socket, first_of, run_to_completion, unless, value
 from retinue.hypervisor.errors import HandedOverError, HypervisorError
 from retinue.hypervisor.interface import DiskSpec, OnEvent, Resumed
 from retinue.hypervisor.libvirt import resuming
 from retinue.hypervisor.libvirt.connection import LACKS_MEMORY, STATE_RUNNING, LibvirtHost
 from retinue.hypervisor.libvirt.directory import Memory
 from retinue.hypervisor.libvirt.disks_xml import files_of
+from retinue.hypervisor.libvirt.own_monitor import OwnMonitor, no_monitor
 from retinue.hypervisor.memory_channel import Channel
+from retinue.hypervisor.monitor import EventQueue
 from retinue.hypervisor.rest_of_memory import STALL_LIMIT
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
 
@@ -71,8 +74,9 @@ class LibvirtIncoming:
         *,
         postcopy: bool = False,
         disks: Sequence[DiskSpec] = (),
+        monitor: Callable[[], Awaitable[OwnMonitor | None]] = no_monitor,
     ) -> None:
-        """`disks`: the VM's, of which the shared ones are known to be the source's."""
+        """`disks`: the VM's, of which the shared ones are known to be the source's. `monitor` opens ours."""
         self._host = host
         self._vm = vm
         self._channel = channel
@@ -82,6 +86,10 @@ class LibvirtIncoming:
         self._disks = disks
         self._postcopy = postcopy
         """This server can run a VM before all of its memory is there."""
+        self._open_monitor = monitor
+        self._monitor: OwnMonitor | None = None
+        self._paused = asyncio.Event()
+        """As that tells, the rest does not come by the way it has."""
         self._ran = False
         self._tasks: list[asyncio.Task[Any]] = []
         self._stream: socket.socket | None = None
@@ -98,11 +106,31 @@ class LibvirtIncoming:
         finally:
             await self._channel.close()
 
+    async def go_on_after_another(self) -> None:
+        """See Hypervisor.receive_the_rest: the connection of an agent before us has ended with it."""
+        self._ran = True
+        self._in_postcopy.set_result(None)
+        self._tasks.append(asyncio.create_task(self._listen(), name=f"libvirt's events about {self._vm}"))
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ended.set_exception(HypervisorError("its agent has ended"))
+        is_left = True
+        try:
+            await self._take_monitor()
+            self._paused.set()  # It need not say so again; and it takes nothing in before it is.
+            await self._until_whole(asyncio.ensure_future(ended))
+            is_left = False
+        except Exception as error:
+            is_left = False
+            raise HandedOverError(f"VM {self._vm} ran here, and lacks some of its memory: {error}") from error
+        finally:
+            await self._end(is_left=is_left)
+            self._channel.abort()
+
     async def _runs(self, at: float, on_event: OnEvent) -> None:
         self._ran = True
         on_event(Resumed(self._vm, at))
         try:
-            await self._channel.send_message("running", at=at)
+            await self._channel.send_message("running", at=at, own_monitor=self._monitor is not None)
         except HostError as error:
             log.warning("migration.source_not_informed", vm=self._vm, error=str(error))
 
@@ -129,27 +157,62 @@ class LibvirtIncoming:
             await self._runs(at, on_event)
             return at
         finally:
-            self._hang_up()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._end()
+
+    async def _end(self, *, is_left: bool = False) -> None:
+        self._hang_up()
+        await cancelled(*self._tasks)
+        if self._monitor is not None:
+            await run_to_completion(self._monitor.close(is_left=is_left))
+
+    async def _take_monitor(self) -> None:
+        """Have a monitor of ours, and QEMU keep it, while it answers."""
+        self._monitor = await self._open_monitor()
+        if self._monitor is not None:
+            work = self._hear_qemu(self._monitor)
+            self._tasks.append(asyncio.create_task(work, name=f"QMP events of {self._vm}, which comes"))
+
+    async def _have_it_kept(self) -> None:
+        try:
+            if self._monitor is not None:
+                await self._monitor.keep()
+        except HostError as error:
+            log.warning("libvirt.monitor_not_kept", vm=self._vm, error=str(error))
+            monitor, self._monitor = self._monitor, None
+            if monitor is not None:
+                await monitor.close()
+
+    async def _hear_qemu(self, monitor: OwnMonitor) -> None:
+        events: EventQueue = asyncio.Queue()
+        with monitor.events_into(events):
+            while True:
+                _, event = await events.get()
+                match event["event"], event.get("data", {}).get("status"):
+                    case "MIGRATION", "postcopy-paused":
+                        self._paused.set()
+                    case "MIGRATION", "postcopy-recover" | "postcopy-active":
+                        self._paused.clear()
 
     async def _run(self, receiving: "asyncio.Task[None]", on_event: OnEvent) -> float:
         """Returns since when the VM runs here, when it has all of its memory."""
         at = await unless(self._ended, self._running())
         await self._runs(at, on_event)
         if self._in_postcopy.done():
-            try:
-                await unless(self._ended, self._rest(receiving))
-                await unless(self._ended, self._whole())
-            except _AwayError as error:  # It runs, for all that is known, and may have it all.
-                log.warning("migration.end_not_seen", vm=self._vm, error=str(error))
-            except BaseException:
-                await self._patiently(self._end_what_lacks_memory)
-                raise
+            await self._until_whole(receiving)
         return at
 
-    async def _rest(self, receiving: "asyncio.Task[None]") -> None:
+    async def _until_whole(self, receiving: "asyncio.Future[None]") -> None:
+        """Until the VM, which runs here, has all of its memory; one that does not get it is ended."""
+        try:
+            await unless(self._ended, self._rest(receiving))
+            await unless(self._ended, self._whole())
+        except _AwayError as error:  # It runs, for all that is known, and may have it all.
+            log.warning("migration.end_not_seen", vm=self._vm, error=str(error))
+        except Exception:
+            await self._patiently(self._end_what_lacks_memory)
+            raise
+
+    async def _rest(self, receiving: "asyncio.Future[None]") -> None:
         """Until it has come, by as many ways as it takes. Raises HypervisorError: it will not come."""
         while True:
             try:
@@ -159,7 +222,7 @@ class LibvirtIncoming:
                     raise
                 log.warning("migration.way_broken", vm=self._vm, reason=str(error))
             self._hang_up()
-            other = asyncio.create_task(resuming.at_target(self._vm, self._channel, self._memory))
+            other = asyncio.create_task(self._another_way())
             self._tasks.append(other)
             while not other.done():
                 await asyncio.wait({other}, timeout=LOOK_SECONDS)
@@ -169,6 +232,13 @@ class LibvirtIncoming:
             receiving = asyncio.create_task(self._receive_memory(), name=f"rest of {self._vm}")
             answering = asyncio.create_task(self._answer(), name=f"answers of {self._vm}")
             self._tasks += (receiving, answering)
+
+    async def _another_way(self) -> tuple[Channel, socket.socket]:
+        """libvirt's QEMU takes in what comes by it. Where we have a monitor, whether it waits for a page or
+        not; else by what libvirt can."""
+        if self._monitor is not None:
+            return await recovering.at_target(self._monitor, self._channel, self._paused)
+        return await resuming.at_target(self._vm, self._channel, self._memory)
 
     # ---- the way in ----
 
@@ -182,16 +252,20 @@ class LibvirtIncoming:
             disks=files_of([disk for disk in self._disks if disk.private]),
             shared=files_of([disk for disk in self._disks if not disk.private]),
         )
+        limit = OPEN_LIMIT * self._channel.step_factor
         try:
-            async with asyncio.timeout(OPEN_LIMIT):
+            async with asyncio.timeout(limit):
                 message = await self._channel.receive_message()
         except TimeoutError:
             raise HypervisorError(
-                f"the source's libvirt has not opened the target within {OPEN_LIMIT:.0f} s"
+                f"the source's libvirt has not opened the target within {limit:.0f} s"
             ) from None
         if message["type"] != "opened":
             raise _said(message, "not that libvirt has begun")
         self._stream = await self._memory.connect()
+        if self._postcopy:
+            await self._take_monitor()
+            await self._have_it_kept()
 
     async def _receive_memory(self) -> None:
         assert self._stream is not None

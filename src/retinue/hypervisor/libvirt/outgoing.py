@@ -33,6 +33,7 @@ import structlog
 from retinue.core.migration.copying import LEAST_LIMIT, Postcopy, limit_for
 from retinue.host.errors import HostError
 from retinue.host.tap_queue import Holders
+from retinue.hypervisor import rest_at_source
 from retinue.hypervisor.aio import both, cancelled, first_of, run_to_completion, unless, value
 from retinue.hypervisor.errors import HandedOverError, HypervisorError, reason_of
 from retinue.hypervisor.interface import (
@@ -51,8 +52,9 @@ from retinue.hypervisor.libvirt.directory import Memory
 from retinue.hypervisor.libvirt.disk_copies import DiskCopies
 from retinue.hypervisor.libvirt.far_end import FarEnd, say_that_it_failed
 from retinue.hypervisor.libvirt.order import by_libvirt
+from retinue.hypervisor.libvirt.own_monitor import OwnMonitor, no_monitor
 from retinue.hypervisor.libvirt.undoing import Outcome
-from retinue.hypervisor.memory_channel import Channel
+from retinue.hypervisor.memory_channel import Again, Channel
 from retinue.hypervisor.passes import HELD_BACK, Passes
 from retinue.hypervisor.rest_of_memory import STEP, send_the_rest
 from retinue.hypervisor.throttle import LARGEST_STEP, SMALLEST_STEP, Throttle, nobodys_end
@@ -95,7 +97,9 @@ class LibvirtOutgoing:
         how: Postcopy,
         disks: DiskCopies,
         step_factor: float = 1.0,
+        monitor: Callable[[], Awaitable[OwnMonitor | None]] = no_monitor,
     ) -> None:
+        self._open_monitor = monitor
         self._host = host
         self._domain = domain
         self._copier = LibvirtCopier(host, domain, vm)
@@ -257,7 +261,7 @@ class LibvirtOutgoing:
                 if opened is not None:
                     await self._unless_failed(opened())
                 stream, _ = await self._unless_failed(
-                    self._disks.copied(self._copier, accepting, self._on_event)
+                    self._disks.copied(self._copier, accepting, self._on_event, self._step_factor)
                 )
             finally:
                 accepting.cancel()
@@ -266,11 +270,12 @@ class LibvirtOutgoing:
         self._throttle = self._far.throttle = Throttle((stream, nobodys_end()))
 
     async def _is_open(self, sign: "asyncio.Future[Any]") -> None:
+        limit = OPEN_LIMIT * self._step_factor
         try:
-            async with asyncio.timeout(OPEN_LIMIT):
+            async with asyncio.timeout(limit):
                 await self._unless_failed(value(sign))
         except TimeoutError:
-            raise HypervisorError(f"libvirt did not open the target within {OPEN_LIMIT:.0f} s") from None
+            raise HypervisorError(f"libvirt did not open the target within {limit:.0f} s") from None
 
     async def _by_libvirt(self, *, goes_on: bool = False) -> None:
         about = (self._host, self._domain, self._control, self._memory, self._far, self._disks)
@@ -362,6 +367,8 @@ class LibvirtOutgoing:
             finally:
                 await cancelled(passing, failed)
             self._hang_up()
+            if self._far.own_monitor and await self._past_libvirt(self._channel.again):
+                return
             known = (self._vm, self._channel, self._memory, self._libvirt)
             found = await resuming.at_source(*known, lambda: self._by_libvirt(goes_on=True))
             if found is None:
@@ -370,6 +377,23 @@ class LibvirtOutgoing:
             self._throttle, self._far = throttle, self._far.by_another_way(self._channel, throttle)
             self._hear()
             passing, failed = self._passing(throttle)
+
+    async def _past_libvirt(self, again: Again) -> bool:
+        """QEMU here is told to go on by a monitor of ours, as the target's is; libvirt ends what it has of
+        the migration when they have come to its end. False where there is none."""
+        monitor = await self._open_monitor()
+        if monitor is None:
+            return False
+        self._channel.abort()
+        try:
+            await rest_at_source.send(monitor, again, self._on_event, compress=self._channel.compress)
+        finally:
+            await monitor.close()
+        if self._libvirt is not None:
+            await asyncio.wait({self._libvirt}, timeout=RECOVERY_LIMIT)
+            if self._libvirt.done():
+                self._libvirt.exception()  # It may have failed before we went on.
+        return True
 
     def _hear(self) -> None:
         """Take in what comes from the target, from now on."""

@@ -24,12 +24,11 @@ import time
 import structlog
 
 from retinue.core.migration.copying import (
-    LEAST_LIMIT,
     PLAIN,
-    SLOWEST_COPY,
     CopyOptions,
     Postcopy,
     limit_for,
+    limit_for_disks,
 )
 from retinue.core.migration.precopy import WANTED_DOWNTIME
 from retinue.host.errors import HostError
@@ -226,7 +225,7 @@ class _Outgoing:
         """Have them the same at both ends, and so until they are handed over."""
         if not self.mirrors:
             return
-        limit = LEAST_LIMIT + self.mirrors.size() / SLOWEST_COPY
+        limit = limit_for_disks(self.mirrors.size(), self._options.step_factor)
         try:
             async with asyncio.timeout(limit):
                 await unless(self._failed, self.mirrors.start())

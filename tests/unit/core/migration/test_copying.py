@@ -2,7 +2,7 @@
 
 import pytest
 
-from retinue.core.migration.copying import LEAST_PAUSE, Postcopy, is_postcopy, limit_for
+from retinue.core.migration.copying import LEAST_PAUSE, Postcopy, is_postcopy, limit_for, limit_for_disks
 
 NEVER, IF_NEEDED, REQUIRED = Postcopy.NEVER, Postcopy.IF_NEEDED, Postcopy.REQUIRED
 
@@ -34,3 +34,4 @@ def test_postcopy_is_for_a_pause_that_precopy_cannot_make_short(
 def test_a_copy_may_take_as_long_as_four_passes_over_a_slow_network(memory: int, seconds: float) -> None:
     assert limit_for(memory) == seconds
     assert limit_for(memory, 2.5) == 2.5 * seconds
+    assert limit_for_disks(memory, 2.5) == 2.5 * (60.0 + memory / 10e6)

@@ -14,6 +14,7 @@ import pytest
 
 from retinue.core.limits import LONGEST_REASON
 from retinue.core.migration import precopy
+from retinue.core.migration.copying import CopyOptions
 from retinue.host.errors import HostError
 from retinue.hypervisor import (
     Channel,
@@ -32,7 +33,8 @@ from retinue.hypervisor.libvirt import hypervisor as libvirt_hypervisor
 from retinue.hypervisor.libvirt import incoming, order, outgoing
 from retinue.hypervisor.libvirt.directory import Folder
 from retinue.hypervisor.libvirt.domain_xml import QEMU_NAMESPACE, UNEVEN_KIB
-from retinue.hypervisor.libvirt.hypervisor import LibvirtHypervisor, LibvirtMachine
+from retinue.hypervisor.libvirt.hypervisor import LibvirtHypervisor
+from retinue.hypervisor.libvirt.machine import LibvirtMachine
 from retinue.hypervisor.libvirt.migration_uri import accepted
 from retinue.hypervisor.passes import UNBOUNDED_DOWNTIME
 from retinue.hypervisor.throttle import Throttle
@@ -624,3 +626,30 @@ async def test_a_machine_that_is_not_there_has_no_state(bench: MigrationEnds) ->
         await bench.machine.state()
     with contextlib.suppress(HostError):
         await bench.machine.resume()
+
+
+@pytest.mark.parametrize("who", ["source", "target"])
+async def test_libvirt_has_so_many_times_as_long_to_open_the_target_as_the_migration_says(
+    bench: MigrationEnds, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    async def hangs(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(outgoing, "by_libvirt", hangs)
+    for module, limit in ((outgoing, 0.25), (incoming, 60.0)) if who == "source" else ((incoming, 0.25),):
+        monkeypatch.setattr(module, "OPEN_LIMIT", limit)
+    monkeypatch.setattr(outgoing, "RECOVERY_LIMIT", 0.1)
+    here, there = await channel_pair()
+    there.step_factor = 4.0
+    waiting = await bench.there.open_target(made_spec())
+    coming = asyncio.create_task(bench.there.run_incoming(waiting, there))
+    options = CopyOptions(step_factor=4.0)
+    going = asyncio.create_task(
+        bench.here.run_outgoing(bench.machine, here, divert=bench.divert, options=options)
+    )
+    said = {"source": "libvirt did not open the target within 1 s"}.get(
+        who, "the source's libvirt has not opened the target within 1 s"
+    )
+    with pytest.raises(HypervisorError, match=said):
+        await (going if who == "source" else coming)
+    await asyncio.gather(going, coming, return_exceptions=True)

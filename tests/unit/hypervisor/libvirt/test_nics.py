@@ -12,7 +12,8 @@ from retinue.hypervisor.libvirt import nics
 from retinue.hypervisor.libvirt.connection import LibvirtHost
 from retinue.hypervisor.libvirt.directory import Folder
 from retinue.hypervisor.libvirt.domain_xml import Consoles, domain_xml, interface_ids, taps, vm_ids
-from retinue.hypervisor.libvirt.hypervisor import LibvirtHypervisor, LibvirtMachine
+from retinue.hypervisor.libvirt.hypervisor import LibvirtHypervisor
+from retinue.hypervisor.libvirt.machine import LibvirtMachine
 from support.fakes.libvirt import FakeConnection, FakeLibrary
 
 VM = "00000000-0000-4000-8000-000000000001"

@@ -5,6 +5,7 @@ import json
 import socket
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,9 +20,12 @@ from retinue.hypervisor import (
     another_way,
     channel_pair,
 )
-from retinue.hypervisor.interface import Copying, Resumed
-from retinue.hypervisor.libvirt import incoming, outgoing, postcopy, resuming
+from retinue.hypervisor.interface import Copying, Event, Resumed, ignore
+from retinue.hypervisor.libvirt import incoming, outgoing, own_monitor, postcopy, resuming
+from retinue.hypervisor.libvirt.directory import Folder
 from retinue.hypervisor.libvirt.far_end import FarEnd
+from retinue.hypervisor.libvirt.own_monitor import OwnMonitor
+from retinue.hypervisor.monitor import Monitor
 from retinue.hypervisor.throttle import Throttle
 from retinue.protocol.hypervisor_events import EventKind, HypervisorEvent
 from support.agents.libvirt_world import ID, LIMIT, MEMORY, RUNS
@@ -151,6 +155,202 @@ async def test_post_copy_whose_connection_breaks_twice_goes_on(
     assert bytes(bench.target.domain().taken[: len(MEMORY)]) == MEMORY
     assert (bench.source.states(), bench.target.states()) == ([], [RUNS])
     assert source.flags & resuming.FLAG and source.flags & postcopy.FLAG
+
+
+class QemusMonitor(OwnMonitor):
+    """Of the QEMU of a domain in memory, which breaks no page and needs no band."""
+
+    def __init__(self, folder: Folder, domain: FakeDomain, source: FakeDomain) -> None:
+        Monitor.__init__(self, ID, None, folder.memory(ID).outside, folder.memory(ID).inside)
+        self.domain, self.source = domain, source
+        self.asked: list[str] = []
+        self.is_there = True
+        self._end: socket.socket | None = None
+        self._sending: asyncio.Task[None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.is_there
+
+    async def keep(self) -> None:
+        while not self._subscribers:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        self.publish({"event": "MIGRATION", "data": {"status": "postcopy-paused"}})
+
+    async def close(self, *, is_left: bool = False) -> None:
+        self.asked.append("left" if is_left else "close")
+
+    async def give(self, end: socket.socket, name: str = "memory") -> str:
+        self._end = end.dup()
+        self._end.setblocking(True)
+        return f"fd:{name}"
+
+    async def command(self, command: str, arguments: dict[str, Any], *, out_of_band: bool = False) -> Any:
+        self.asked.append(command)
+        match command:
+            case "query-migrate":
+                return {"status": "postcopy-paused"}
+            case "migrate-recover":
+                assert out_of_band, "its main loop may wait for a page"
+                self.domain.connection.listen_for(self.domain, self.source)
+            case "migrate":
+                assert arguments["resume"] and self._end is not None
+                self._sending = asyncio.create_task(self._send(self._end))
+        return {}
+
+    async def _send(self, end: socket.socket) -> None:
+        self.publish({"event": "MIGRATION", "data": {"status": "postcopy-recover"}})
+        try:
+            await asyncio.to_thread(self.domain.go_on_by, end)
+            status = "completed"
+        except libvirtError:
+            status = "postcopy-paused"
+        self.publish({"event": "MIGRATION", "data": {"status": status}})
+
+
+class Monitors:
+    """Those of both QEMUs, in the order in which they are opened."""
+
+    def __init__(self, bench: MigrationEnds, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+        self._bench = bench
+        self.made: list[QemusMonitor] = []
+        monkeypatch.setattr(own_monitor, "opened", self._opened)
+
+    async def _opened(self, folder: Folder, vm: str) -> QemusMonitor:
+        source = self._bench.domain
+        here = folder.outside == self._bench.source.folder
+        self.made.append(QemusMonitor(folder, source if here else self._bench.target.domain(), source))
+        return self.made[-1]
+
+
+async def runs_there(bench: MigrationEnds) -> None:  # noqa: F811
+    while not any(isinstance(event, RunsElsewhere) for event in bench.events):  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
+async def test_where_both_qemus_have_a_monitor_of_ours_they_go_on_past_libvirt(
+    bench: MigrationEnds,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """libvirt would ask the target's, in band, which may wait for a page; twice, and the memory is whole."""
+    monkeypatch.setattr(outgoing, "RECOVERY_LIMIT", 0.1)
+    monkeypatch.setattr(another_way, "AGAIN_SECONDS", 0.001)
+    monitors = Monitors(bench, monkeypatch)
+    source = bench.domain
+    source.rest_goes.clear()
+    source.cannot_go_on = 1000
+    going = by_postcopy(bench)
+    async with asyncio.timeout(LIMIT):
+        await runs_there(bench)
+        ways = OtherWays(*bench.ends)
+        bench.ends[0].abort()
+        for time in (1, 2):
+            source.rest_goes.set()
+            while source.went_on < time:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            if time == 1:
+                ways.made[-1][1].abort()
+        source.rest_goes.set()
+        await going
+        assert bench.arriving is not None
+        await bench.arriving
+    assert bytes(bench.target.domain().taken[: len(MEMORY)]) == MEMORY
+    assert (bench.source.states(), bench.target.states()) == ([], [RUNS])
+    assert not source.flags & resuming.FLAG
+    there, here = monitors.made
+    assert there.asked.count("migrate-recover") >= 2 and there.asked[-1] == "close"
+    assert here.asked.count("migrate") == 2 and here.asked[-1] == "close"
+
+
+def left_in_postcopy(bench: MigrationEnds) -> FakeDomain:  # noqa: F811
+    """The VM runs at its target, and both agents have ended; returns it as it is there."""
+    source = bench.domain
+    source.postcopy, source.memory = True, MEMORY
+    came = source.came = bench.target.connection.take_in(source, source.xml)
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.connect(str(bench.target.folder / f"{ID}.memory"))
+        stream.sendall(MEMORY[: 64 * 4096])
+    assert came.settled.wait(LIMIT)
+    source.sent, source.remaining = 64 * 4096, len(MEMORY) - 64 * 4096
+    source.now, came.now = (3, 13), (1, 11)
+    return came
+
+
+async def test_agents_that_come_after_go_on_at_both_ends(
+    bench: MigrationEnds,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The target's by the monitor that QEMU has kept there; the source's as it frees the VM."""
+    monkeypatch.setattr(another_way, "AGAIN_SECONDS", 0.001)
+    source, came = bench.domain, left_in_postcopy(bench)
+    Monitors(bench, monkeypatch)
+    kept = QemusMonitor(bench.there._folder, came, source)
+    monkeypatch.setattr(own_monitor, "may_be_left", lambda folder, vm: folder.outside == bench.target.folder)
+
+    async def left(folder: Folder, vm: str, holders: object) -> QemusMonitor:
+        return kept
+
+    monkeypatch.setattr(own_monitor, "left", left)
+    assert (await bench.here.adopt(lambda vm: ignore)).lacking == set()
+    found = await bench.there.adopt(lambda vm: ignore)
+    assert found.lacking == {ID}
+    ways = OtherWays()
+    events: list[Event] = []
+    async with asyncio.timeout(LIMIT):
+        assert await bench.machine.has_memory_to_give()
+        coming = asyncio.create_task(bench.there.receive_the_rest(found.machines[0], partial(ways._next, 1)))
+        going = asyncio.create_task(
+            bench.here.send_the_rest(bench.machine, partial(ways._next, 0), events.append)
+        )
+        while not source.went_on:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        source.rest_goes.set()
+        await asyncio.gather(coming, going)
+        assert not await bench.machine.has_memory_to_give()
+    assert bytes(came.taken) == MEMORY
+    assert (bench.source.states(), bench.target.states()) == ([], [RUNS])
+    assert isinstance(events[-1], Copying) and events[-1].postcopy and events[-1].remaining == 0
+    assert kept.asked[-1] == "close"
+
+
+async def test_an_agent_that_ends_as_it_takes_in_the_rest_leaves_it_to_the_next(
+    bench: MigrationEnds,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    came = left_in_postcopy(bench)
+    kept = QemusMonitor(bench.there._folder, came, bench.domain)
+    bench.there._left[ID] = kept
+    machine = await bench.there.find(ID)
+    assert machine is not None
+    ways = OtherWays()
+    coming = asyncio.create_task(bench.there.receive_the_rest(machine, partial(ways._next, 1)))
+    async with asyncio.timeout(LIMIT):
+        while not ways.made:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    coming.cancel()
+    await asyncio.gather(coming, return_exceptions=True)
+    assert (kept.asked[-1], bench.target.states()) == ("left", [RUNS])
+
+
+async def test_a_vm_whose_rest_nobody_brings_to_the_agent_that_comes_after_has_crashed(
+    bench: MigrationEnds,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(another_way, "AGAIN_LIMIT", 0.1)
+    came = left_in_postcopy(bench)
+    bench.there._left[ID] = QemusMonitor(bench.there._folder, came, bench.domain)
+    machine = await bench.there.find(ID)
+    assert machine is not None
+
+    async def nobody() -> Channel:
+        raise HypervisorError("nobody brings it")
+
+    async with asyncio.timeout(LIMIT):
+        with pytest.raises(HandedOverError, match=r"lacks some of its memory: .* nobody brings it"):
+            await bench.there.receive_the_rest(machine, nobody)
+    assert bench.target.states() == []
+    with pytest.raises(HypervisorError, match="is libvirt's to fetch"):
+        await bench.there.receive_the_rest(machine, nobody)
 
 
 async def test_a_vm_that_never_ran_at_its_target_is_taken_back(bench: MigrationEnds) -> None:  # noqa: F811
