@@ -1,6 +1,6 @@
 """What a client of NBD has asked and has no whole answer to: pure, told the bytes of both directions.
 
-Only the frames are read, as NBD's protocol has them (proto.md: option haggling, then requests with simple or
+Only the frames are read, as NBD's protocol has them (option haggling, then requests with simple or
 structured replies). Who speaks otherwise is not followed any more, and `followed` is False from there on.
 """
 
