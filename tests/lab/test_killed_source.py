@@ -52,9 +52,7 @@ async def diverted(taps: object) -> bool:
     return True
 
 
-async def killed_at(
-    bench: QemuBench, source: QemuMachine, moment: str, how: Postcopy, disks: int
-) -> BaseException | float:
+async def killed_at(bench: QemuBench, source: QemuMachine, moment: str, how: Postcopy, disks: int) -> object:
     """An agent takes the machine up, migrates it, and is killed at that moment; what comes of the target."""
     await source.let_go()
     bench.machines.remove(source)
@@ -72,8 +70,10 @@ async def killed_at(
     )
     assert agent.stdin is not None and agent.stdout is not None
 
+    said = agent.stdout
+
     async def says(word: bytes) -> None:
-        while (line := await agent.stdout.readline()) != word + b"\n":
+        while (line := await said.readline()) != word + b"\n":
             assert line, f"the agent has ended before it was {word.decode()}"
 
     try:

@@ -31,7 +31,8 @@ EXITED = "RETINUE_EXITED"
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
 QMPEvent = dict[str, Any]
-EventQueue = asyncio.Queue[tuple["Monitor", QMPEvent]]
+EventQueue = asyncio.Queue[tuple[Any, QMPEvent]]
+"""With each event the Monitor, of whatever kind, that told it."""
 
 
 def event_time(event: QMPEvent) -> float:

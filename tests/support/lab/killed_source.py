@@ -69,7 +69,7 @@ async def main(folder: str, moment: str, postcopy: str, memory: str, *disks: str
         return True
 
     brings.before_handover = all_is_sent
-    Mirrors.finish = around("before the disks", "after the disks", moment)  # type: ignore[method-assign]
+    Mirrors.finish = around("before the disks", "after the disks", moment)  # type: ignore[method-assign, assignment]
     copying.LEAST_PAUSE = 0.0
     options = CopyOptions(postcopy=Postcopy(postcopy))
     await QemuHypervisor(Path(folder)).run_outgoing(source, brings, hear, divert, 0.0, options, open_disk)

@@ -112,8 +112,8 @@ def test_a_vm_that_may_move_by_post_copy_is_made_with_one(tmp_path: Path) -> Non
     folder = Folder(tmp_path / "a,b", tmp_path)
     spec = VMSpec(VM, "52:54:00:00:00:01", "tap", Path("/k"), Path("/i"))
 
-    def words(**how: bool) -> list[str]:
-        domain = ElementTree.fromstring(domain_xml(spec, folder.consoles(VM), kind="kvm", **how))
+    def words(*, monitor: bool = False) -> list[str]:
+        domain = ElementTree.fromstring(domain_xml(spec, folder.consoles(VM), kind="kvm", monitor=monitor))
         return [arg.get("value", "") for arg in domain.iter(f"{{{QEMU_NAMESPACE}}}arg")]
 
     assert words() == []
