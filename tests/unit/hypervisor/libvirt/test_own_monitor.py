@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -26,10 +27,11 @@ Starts = Callable[..., int]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    made = Folder(tmp_path, tmp_path)
-    made.make()
-    return made
+def folder() -> Iterator[Folder]:
+    with tempfile.TemporaryDirectory(prefix="retinue-") as short:  # A socket's path has a limit.
+        made = Folder(Path(short), Path(short))
+        made.make()
+        yield made
 
 
 @pytest.fixture
