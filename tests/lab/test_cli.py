@@ -132,11 +132,16 @@ KNOWN_BY_UNITS |= {
     "server forget-agent",
     "support-dump",
 }
-KNOWN_BY_UNITS |= {"setup look", "setup make"}
+KNOWN_BY_UNITS |= {"setup look", "setup make", "placement find"}
+KNOWN_BY_UNITS |= {f"anchor {verb}" for verb in ("list", "show", "set", "end", "resume")}
 ELSEWHERE = {"lab compare", "agent renew", "client report", *PKI, *IMAGES, *NETWORKS, *KNOWN_BY_UNITS}
 """Commands with tests of their own: of the comparison, renewals, roaming, certificates, images, networks."""
 WITHOUT_JSON = {
-    *("agent run", "agent check", "controller run", "controller check", "mobility run", "resource run"),
+    *(
+        f"{daemon} {verb}"
+        for daemon in ("agent", "controller", "mobility", "resource")
+        for verb in ("run", "check")
+    ),
     *("lab exec", "lab capture", "lab web", "lab down", "lab demo"),
     *("openapi", "controller schema"),  # They are JSON.
 }
