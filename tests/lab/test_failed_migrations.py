@@ -14,6 +14,7 @@ from support.lab.migrating import (
     as_before,
     begin,
     go_on,
+    has_ended,
     held_in,
     network,
     qemu_of,
@@ -186,11 +187,7 @@ async def test_the_controller_dies_and_comes_back(bench: LabBench, state: str) -
         await go_on(bench)
     await bench.restart_controller()
     async with bench.events(since=0) as events:
-
-        async def ended() -> bool:
-            return (await bench.get(f"migrations/{migration}"))["state"] in ("done", "undone")
-
-        await eventually(ended)
+        await eventually(lambda: has_ended(bench, migration))
     location = {"done": "server2", "undone": "server1"}[(await bench.get(f"migrations/{migration}"))["state"]]
     assert await bench.machines("vm1") == [location]
     assert (await bench.vm("vm1"))["server"] == location

@@ -13,7 +13,7 @@ import pytest
 from retinue_lab.sandbox.handle import LabHandle
 from retinue_lab.topology.topology_file import load
 from support.lab.guest_dhcp import of_vm
-from support.lab.migrating import reaches
+from support.lab.migrating import has_ended, reaches
 from support.lab.start import boot, lab_of
 from support.lab.tools import LabBench, at, eventually
 
@@ -41,10 +41,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHandle]:
     with lab_of(tmp_path_factory.mktemp("labs"), network) as handle:
         boot(handle, VMS)
         yield handle
-
-
-async def has_ended(bench: LabBench, migration: str) -> bool:
-    return str((await bench.get(f"migrations/{migration}"))["state"]) in ("done", "undone")
 
 
 async def test_what_ends_meanwhile_ends_what_stands_goes_on_and_all_is_well_when_it_is_back(

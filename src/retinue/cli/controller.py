@@ -86,12 +86,12 @@ def notes(net: "Network") -> Iterator[str]:
         at = server.given_at
         if at is not None and at.switch not in net.switches:
             yield f"server {server.id}: at: there is no switch {at.switch} in this file"
-        if "router" in {one.value for one in server.services} and not (server.routes or server.subinterfaces):
+        if "router" in server.services and not (server.routes or server.subinterfaces):
             yield f"server {server.id}: it is a router, and leads to nothing: routes"
         subnets = net.subnets.values()
         if server.address is not None and not any(server.address in one.prefix for one in subnets):
             yield f"server {server.id}: {server.address} is in no subnet of this file"
-    if not any(subnet.vnet == "" for subnet in net.subnets.values()) and not net.vnets:
+    if not net.subnets:
         yield "there is no subnet: no VM can have an address"
 
 

@@ -51,7 +51,7 @@ class CertificateEnds:
         """By holder: the end, in seconds since the epoch, of those that end soon or have ended."""
         found = {} if self._own is None else {OWN: self._own}
         for identity, (_, ends) in self._shown.items():
-            if ends - now < SOON and self._is_needed(identity, now - ends):
+            if self._is_needed(identity, now - ends):
                 found[str(identity)] = ends
         return {who: ends for who, ends in sorted(found.items()) if ends - now < SOON}
 

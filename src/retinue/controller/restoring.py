@@ -286,7 +286,7 @@ def home_anchors(state: State, anchors: Collection[HomeAnchor]) -> None:
 def places_gone(state: State, stored: Stored) -> tuple[Storable, ...]:
     """Stored places, and what was known of them, that are not there any more: of servers, edges, uplinks and
     links which the configuration has no longer. They are found again if they come back. And what was to be
-    left out of it, and is in it no longer."""
+    left out of it, and is in it no longer; and anchors of VMs that are no more."""
     net = state.net
     return (
         *(one for one in stored.locations if one.server not in net.servers),
@@ -295,6 +295,7 @@ def places_gone(state: State, stored: Stored) -> tuple[Storable, ...]:
         *(one for one in stored.uplinks_in_use if net.in_use.get(one.edge) != one.uplink),
         *(one for one in stored.lost_links if one.lower not in net.lost_links),
         *(one for one in stored.taken_out if one.what not in net.configured),
+        *(one for one in stored.home_anchors if one.vm not in net.vms),
     )
 
 

@@ -41,6 +41,10 @@ async def reaches(events: Events, migration: str, state: str) -> Json:
     return dict(step["migration"])
 
 
+async def has_ended(bench: LabBench, migration: str) -> bool:
+    return str((await bench.get(f"migrations/{migration}"))["state"]) in ("done", "undone")
+
+
 async def begin(bench: LabBench, vm: str = "vm1", to: str = "server2") -> str:
     return str((await bench.post("migrations", {"vm": vm, "target_server": to}))["id"])
 

@@ -1319,6 +1319,11 @@ def test_what_is_more_often_a_mistake_than_meant_is_noted(tmp_path: Path) -> Non
     assert "note: server x: at: there is no switch leaf9 in this file" in said
     assert "note: server x: it is a router, and leads to nothing: routes" in said
     assert "note: server x: 10.9.0.9 is in no subnet of this file" in said
+    file.write_text(
+        'gateway_mac = "00:00:de:ad:be:ef"\n[listen]\nplaintext = ["openflow", "ovsdb", "rest"]\n'
+    )
+    said = good("controller", "check", "--config", str(file))
+    assert "note: there is no subnet: no VM can have an address" in said
 
 
 # ---- usage ----

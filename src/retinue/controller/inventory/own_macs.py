@@ -8,7 +8,7 @@ shown.
     is another           and it answers by it    not taken: the agent means another interface
     is another           and it is silent        taken: its network card was replaced
     is another           and it has no address   not taken: nobody can ask whether it still has it
-   is another           and its leaf is away    not taken yet: nobody can ask now
+    is another           and its leaf is away    not taken yet: nobody can ask now
 
 A server whose MAC nobody has given yet has one to come (`mac_to_come`), as one that is known by its LLDP
 chassis id. Whether the MAC may be a server's at all the network judges, as for a manager.

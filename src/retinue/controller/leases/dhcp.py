@@ -268,7 +268,7 @@ class DhcpPath:
         """
         net = self._context.net
         if nic is None:
-            self.unanswered.gone(vm.id)
+            self.unanswered.answered(vm.id)
         for held in net.held_by(vm.id) if nic is None else net.assignments_of(vm, nic):
             if held.kind is BindingKind.DYNAMIC and held.server is not None and is_leased(held.ip):
                 said = release(held.ip, held.mac, secrets.randbits(32), held.server, held.client_id or None)

@@ -42,11 +42,9 @@ class Unanswered:
             del self._asked[oldest]
 
     def answered(self, vm: str) -> None:
-        """By whichever server, whatever it said. Also for a VM that is no more."""
+        """By whichever server, whatever it said; or the VM is removed, and another of its name has asked
+        nothing."""
         self._asked.pop(vm, None)
-
-    gone = answered
-    """The VM is removed: another of its name has asked nothing."""
 
     def doubt(self, vm: str, now: float) -> str:
         """A sentence for people; "" where there is nothing to say."""

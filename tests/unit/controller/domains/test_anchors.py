@@ -12,7 +12,7 @@ from retinue.controller.app import Controller
 from retinue.controller.errors import RequestError
 from retinue.core.migration import MigrationState as S
 from retinue.core.model import VM, Network, Peer
-from retinue.core.model.domains import Place, places
+from retinue.core.model.domains import HomeAnchor, Place, places
 from retinue.core.pipeline.entry import Flow, FlowKey, match
 from retinue.core.pipeline.priorities import Deliver, EdgeAdmit
 from retinue.core.pipeline.tables import Table
@@ -262,6 +262,15 @@ async def test_a_controller_that_starts_anew_knows_what_was_ended(domains: TwoDo
     assert (row["since"], row["idle_seconds"]) == (before["since"], 60.0)
     assert passes(domains) == (False, False)
     await domains.move("b", "a", server_of("a", 1))
+    await domains.fakes["a"].settle()
+    assert not domains.stores["a"].load().home_anchors
+
+
+async def test_of_a_vm_that_is_no_more_nothing_is_left_after_a_start(domains: TwoDomains) -> None:
+    """As where a crash came between the two that the database was to forget."""
+    await domains.kill("a")
+    domains.stores["a"].put(HomeAnchor("gone", 1.0))
+    await domains.start_again("a")
     await domains.fakes["a"].settle()
     assert not domains.stores["a"].load().home_anchors
 
